@@ -1,0 +1,194 @@
+"""The command: parse, call one function, show its result. Nothing heavy is imported before it is needed."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fledge import __version__
+from fledge.errors import FledgeError
+
+DESCRIPTION = """fledge raises small language models: raw text -> tokenizer -> pretrain -> SFT -> DPO -> a model to talk to.
+
+Start here:
+  fledge quickstart                          a bilingual model from nothing, in minutes
+  fledge chat runs/quickstart                talk to it
+  fledge train recipes/real-data.yaml        your own data, from a recipe
+"""
+OVERRIDES = "Any key of the recipe can be set on the command line: --stages.sft.optimizer.lr 1e-4, --seed 7."
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fledge", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"fledge {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    _quickstart(verbs)
+    _train(verbs)
+    _data(verbs)
+    for name, text in (("generate", "answer one prompt"), ("chat", "talk to a model")):
+        _talk(verbs, name, text)
+    report = verbs.add_parser("report", help="write a run's report.html again", allow_abbrev=False)
+    report.add_argument("run", help="run directory")
+    return parser
+
+
+def _quickstart(verbs: argparse._SubParsersAction) -> None:
+    verb = verbs.add_parser("quickstart", help="raise a bilingual model from nothing on this machine", allow_abbrev=False)
+    verb.add_argument("--minutes", type=float, default=5.0, help="training time to aim at on this machine (default 5)")
+    verb.add_argument("--seed", type=int, default=7, help="seed of the world and of the run (default 7)")
+    verb.add_argument("--name", default="quickstart", help="name of the run (default quickstart)")
+    verb.add_argument("--output", default="runs", help="folder of runs (default runs)")
+    verb.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    verb.add_argument("--quiet", action="store_true", help="say nothing but the result")
+
+
+def _train(verbs: argparse._SubParsersAction) -> None:
+    verb = verbs.add_parser(
+        "train", help="run the stages of a recipe", epilog=OVERRIDES, allow_abbrev=False, usage="fledge train RECIPE... [options] [--key.of.recipe VALUE]..."
+    )
+    verb.add_argument("recipe", nargs="+", help="YAML files; later ones override earlier ones")
+    verb.add_argument("--dry-run", action="store_true", help="print the resolved recipe and the plan, and stop")
+    verb.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    verb.add_argument("--quiet", action="store_true", help="say nothing but the result")
+
+
+def _data(verbs: argparse._SubParsersAction) -> None:
+    verb = verbs.add_parser("data", help="look at the data of a recipe", allow_abbrev=False)
+    actions = verb.add_subparsers(dest="action", metavar="ACTION", required=True)
+    show = actions.add_parser(
+        "show", help="examples token by token, coloured by weight", epilog=OVERRIDES, allow_abbrev=False
+    )
+    show.add_argument("recipe", nargs="+", help="YAML files")
+    show.add_argument("--stage", required=True, help="name of the stage")
+    show.add_argument("--count", type=int, default=3, help="examples to show (default 3)")
+    show.add_argument("--first", type=int, default=0, help="number of the first example (default 0)")
+
+
+def _talk(verbs: argparse._SubParsersAction, name: str, text: str) -> None:
+    verb = verbs.add_parser(name, help=text, allow_abbrev=False)
+    verb.add_argument("model", help="run, stage, checkpoint or model directory")
+    if name == "generate":
+        verb.add_argument("prompt", help="what to answer")
+        verb.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    verb.add_argument("--system", help="system prompt")
+    verb.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    verb.add_argument("--top-k", type=int, default=0, help="sample among the k likeliest tokens; 0: all")
+    verb.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest tokens of this total probability")
+    verb.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: avoid tokens already there")
+    verb.add_argument("--max-new-tokens", type=int, default=256)
+    verb.add_argument("--seed", type=int, default=0)
+
+
+def _overrides(rest: Sequence[str], parser: argparse.ArgumentParser) -> list[tuple[str, str]]:
+    """`--a.b value` and `--a.b=value` as pairs."""
+    pairs, words = [], list(rest)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or len(word) < 3:
+            parser.error(f"cannot place '{word}'; {OVERRIDES}")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not words:
+                parser.error(f"--{key} needs a value")
+            value = words.pop(0)
+        pairs.append((key, value))
+    return pairs
+
+
+def _run_quickstart(options: argparse.Namespace) -> None:
+    from fledge.quickstart import quickstart
+    from fledge.run import Console
+
+    if options.minutes <= 0:
+        raise FledgeError("--minutes must be more than zero")
+    run = quickstart(
+        options.name, options.output, options.seed, options.minutes, options.resume, Console(quiet=options.quiet)
+    )
+    _finish(run)
+
+
+def _finish(run: Path) -> None:
+    from rich.console import Console as Rich
+
+    from fledge.report import stage_table, write_report
+
+    report = write_report(run)
+    Rich().print(stage_table(run))
+    print(f"report: {report}")
+    print(f"talk to it: fledge chat {run}")
+
+
+def _run_train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from fledge.recipe import load_recipe
+    from fledge.run import Console
+
+    recipe = load_recipe(options.recipe, overrides)
+    from fledge.pipeline import Pipeline, dry_run
+
+    if options.dry_run:
+        print(dry_run(recipe, Console(quiet=options.quiet)))
+        return
+    _finish(Pipeline(recipe, Console(quiet=options.quiet)).run(resume=options.resume))
+
+
+def _run_data(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from fledge.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe, overrides)
+    from fledge.show import show
+
+    show(recipe, options.stage, options.first, options.count)
+
+
+def _run_talk(options: argparse.Namespace) -> None:
+    from fledge.talk import chat, generate_once
+
+    (generate_once if options.verb == "generate" else chat)(options)
+
+
+def _run_report(options: argparse.Namespace) -> None:
+    from fledge.report import write_report
+
+    try:
+        print(write_report(Path(options.run)))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FledgeError("there is no such run", where=options.run) from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0, 2 for an error that the user can mend, 130 for an interruption."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    takes_overrides = options.verb in ("train", "data")
+    if rest and not takes_overrides:
+        parser.error(f"unknown option: {' '.join(rest)}")
+    overrides = _overrides(rest, parser) if takes_overrides else []
+    try:
+        if options.verb == "quickstart":
+            _run_quickstart(options)
+        elif options.verb == "train":
+            _run_train(options, overrides)
+        elif options.verb == "data":
+            _run_data(options, overrides)
+        elif options.verb == "report":
+            _run_report(options)
+        else:
+            _run_talk(options)
+    except FledgeError as error:
+        if options.debug:
+            raise
+        print(f"fledge: {error.text()}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fledge: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

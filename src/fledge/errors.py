@@ -1,0 +1,19 @@
+"""Errors that a user can cause and can mend."""
+
+
+class FledgeError(Exception):
+    """What is wrong, where, and what to do about it. The command prints it without a traceback and exits with 2."""
+
+    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
+        self.what, self.where, self.hint = what, where, hint
+        super().__init__(self.text())
+
+    def text(self) -> str:
+        """The message as the user reads it: `where: what`, and the hint on its own line."""
+        first = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{first}\n  → {self.hint}" if self.hint else first
+
+
+def missing_extra(package: str, extra: str, purpose: str) -> FledgeError:
+    """The error for a library that only an extra installs."""
+    return FledgeError(f"{purpose} needs the package '{package}'", hint=f"pip install 'fledge[{extra}]'")

@@ -1,0 +1,50 @@
+"""Answers to fixed prompts, before and after a stage."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fledge.model.decoder import Decoder
+from fledge.model.generate import Generated, Sampling, generate
+from fledge.recipe.schema import SamplesConfig
+from fledge.tokenizer import Message, Tokenizer
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt, what the model made of it, and whether it ended by itself."""
+
+    prompt: str
+    answer: str
+    ended: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """For eval/*.json."""
+        return asdict(self)
+
+
+def answer_conversations(
+    model: Decoder, tokenizer: Tokenizer, conversations: Sequence[Sequence[Message]], sampling: Sampling
+) -> list[tuple[str, bool]]:
+    """(answer, ended) for conversations that end with the user's turn."""
+    prompts = [tokenizer.encode_prompt(conversation) for conversation in conversations]
+    made = generate(model, prompts, tokenizer.stop_ids, tokenizer.pad, sampling)
+    return [_text(tokenizer, one) for one in made]
+
+
+def _text(tokenizer: Tokenizer, one: Generated) -> tuple[str, bool]:
+    return tokenizer.decode(one.tokens, skip_special=True), one.ended
+
+
+def sample(model: Decoder, tokenizer: Tokenizer, config: SamplesConfig, kind: str) -> list[Sample]:
+    """Greedy answers to the recipe's prompts; around pretraining, continuations of its texts."""
+    sampling = Sampling(max_new_tokens=config.max_new_tokens)
+    if kind == "pretrain":
+        start = [] if tokenizer.document_start is None else [tokenizer.document_start]
+        prompts = [[*start, *tokenizer.encode(text)] for text in config.texts]
+        made = generate(model, [p for p in prompts if p], tokenizer.stop_ids, tokenizer.pad, sampling)
+        answers = [_text(tokenizer, one) for one in made]
+        return [Sample(text, *answer) for text, answer in zip(config.texts, answers, strict=True)]
+    conversations = [[Message("user", prompt)] for prompt in config.prompts]
+    answers = answer_conversations(model, tokenizer, conversations, sampling)
+    return [Sample(prompt, *answer) for prompt, answer in zip(config.prompts, answers, strict=True)]

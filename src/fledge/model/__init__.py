@@ -1,0 +1,1 @@
+"""The native decoder, its files, its head and its generation."""

@@ -1,0 +1,325 @@
+"""The stages of a recipe in order: data, plan, evaluate, train, evaluate; then the report."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from fledge.data import Collected, PackedData, StageData, collect, encode, texts
+from fledge.errors import FledgeError
+from fledge.evaluate import sample
+from fledge.model.decoder import Decoder
+from fledge.model.directory import load_model, read_config, save_model
+from fledge.objective import LanguageObjective, PreferenceObjective
+from fledge.plan import StagePlan, plan_stage
+from fledge.recipe import ModelConfig, Recipe, Stage, differences, load_recipe, to_yaml
+from fledge.recipe.schema import PreferenceStage
+from fledge.run import Console, RunDirectory, StageDirectory, environment, write_json, write_text
+from fledge.run.console import duration
+from fledge.run.directory import read_json
+from fledge.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from fledge.train.checkpoint import step_name
+from fledge.train.length import Extent
+from fledge.train.loop import Loop, Objective, Work
+from fledge.train.machine import Decision, decide, eagerly, head_kernel
+from fledge.train.reference import precomputed
+from fledge.train.validation import validate
+
+AfterStage = Callable[[str, Decoder, Tokenizer, StageDirectory], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A stage with its data, before anything is written."""
+
+    name: str
+    stage: Stage
+    data: StageData
+    plan: StagePlan
+    extent: Extent
+
+
+class Pipeline:
+    """Runs a recipe in its run directory; finished stages are not repeated."""
+
+    def __init__(self, recipe: Recipe, console: Console, after_stage: AfterStage | None = None) -> None:
+        self.recipe, self.console, self.after_stage = recipe, console, after_stage
+        self.directory = RunDirectory(Path(recipe.output) / recipe.name)
+        self._collected: dict[str, Collected] = {}
+
+    # -- before anything is written ---------------------------------------------------------------------------------
+
+    def _seed(self, name: str) -> int:
+        """One seed for each stage, from the run's."""
+        return xxhash.xxh3_64_intdigest(f"{self.recipe.seed}/{name}".encode()) % 2**31
+
+    def collected(self, name: str) -> Collected:
+        """The items of a stage, read once."""
+        if name not in self._collected:
+            self._collected[name] = collect(self.recipe.stages[name], name, self._seed(name))
+        return self._collected[name]
+
+    def tokenizer(self, folder: Path | None = None) -> Tokenizer:
+        """The run's tokenizer: as it was saved, as the recipe names it, of the model it starts from, or trained now
+        on the training text of all stages."""
+        config = self.recipe.tokenizer
+        if folder is not None and (folder / "tokenizer_config.json").exists():
+            return load_tokenizer(folder, config.template)
+        path = config.path or self.recipe.model.path
+        if path is not None:
+            return load_tokenizer(path, config.template)
+        self.console.say(f"training a tokenizer of {config.vocab_size:,} tokens …")
+        names = self.recipe.stages
+        trained = train_tokenizer((t for name in names for t in texts(self.collected(name))), config.vocab_size, config.template)
+        if trained.vocab_size < config.vocab_size:
+            self.console.say(f"note: the text yields only {trained.vocab_size:,} tokens, not {config.vocab_size:,}")
+        return trained
+
+    def model_config(self) -> ModelConfig:
+        """Sizes of the model: the recipe's, or those of the directory it starts from."""
+        return read_config(Path(self.recipe.model.path))[0] if self.recipe.model.path else self.recipe.model
+
+    def prepare(self, name: str, tokenizer: Tokenizer) -> Prepared:
+        """Read, encode, pack and plan a stage."""
+        stage = self.recipe.stages[name]
+        data = encode(self.collected(name), stage, name, tokenizer, self._seed(name))
+        try:
+            plan, reach = plan_stage(stage, data.train, self.model_config(), tokenizer.vocab_size)
+        except FledgeError as error:
+            raise FledgeError(error.what, where=f"stages.{name}.{error.where}") from None
+        stops = stage.early_stop
+        if data.validation is None and (stops.patience or stops.target_loss or stage.keep == "best"):
+            raise FledgeError(
+                "early stopping and keep: best need validation data", where=f"stages.{name}.data.validation"
+            )
+        return Prepared(name, stage, data, plan, reach)
+
+    # -- the run ----------------------------------------------------------------------------------------------------
+
+    def run(self, resume: bool = False) -> Path:
+        """Everything, in order; returns the run directory."""
+        started = time.monotonic()
+        self._open(resume)
+        tokenizer = self._keep_tokenizer()
+        model: Path | None = Path(self.recipe.model.path) if self.recipe.model.path else None
+        for order, name in enumerate(self.recipe.stages):
+            directory = self.directory.stage(name)
+            done = directory.result()
+            if done is None:
+                done = self._run_stage(name, order, tokenizer, model, directory)
+            else:
+                self.console.say(f"{name}: finished before, not repeated")
+            model = directory.root / done["model"]
+        self._summarise(time.monotonic() - started, tokenizer)
+        return self.directory.root
+
+    def _open(self, resume: bool) -> None:
+        folder = self.directory
+        if folder.recipe.exists():
+            if not resume:
+                raise FledgeError(
+                    "this run exists already", where=str(folder.root), hint="add --resume to go on, or choose another --name"
+                )
+            changed = differences(load_recipe([str(folder.recipe)]), self.recipe)
+            if changed:
+                raise FledgeError(
+                    "the recipe differs from the one this run was started with:\n  " + "\n  ".join(changed),
+                    where=str(folder.recipe),
+                    hint=f"resume with `fledge train {folder.recipe} --resume`, or choose another --name",
+                )
+        else:
+            write_text(folder.recipe, to_yaml(self.recipe))
+        if not (folder.root / "environment.json").exists():
+            write_json(folder.root / "environment.json", environment())
+
+    def _keep_tokenizer(self) -> Tokenizer:
+        folder = self.directory.tokenizer
+        tokenizer = self.tokenizer(folder)
+        if not (folder / "tokenizer_config.json").exists():
+            beside = folder.with_name(".tokenizer")
+            tokenizer.save(beside)
+            beside.replace(folder)
+        if tokenizer.added:
+            self.console.say(f"note: {tokenizer.added} control tokens of the chat template were added to the tokenizer")
+        return tokenizer
+
+    def _start_model(self, prepared: Prepared, tokenizer: Tokenizer, before: Path | None) -> Decoder:
+        path = Path(prepared.stage.start) if prepared.stage.start else before
+        if path is None:
+            model = Decoder(self.recipe.model, tokenizer.vocab_size)
+            model.initialise(self.recipe.seed)
+            return model
+        model = load_model(path)
+        if model.vocab_size < tokenizer.vocab_size:
+            raise FledgeError(
+                f"the model knows {model.vocab_size:,} tokens, the tokenizer has {tokenizer.vocab_size:,}",
+                where=str(path), hint="use the tokenizer that belongs to the model: leave tokenizer.path empty",
+            )  # fmt: skip
+        if prepared.stage.data.context > model.config.max_position_embeddings:
+            raise FledgeError(
+                f"context {prepared.stage.data.context} is longer than the model's {model.config.max_position_embeddings} positions",
+                where=f"stages.{prepared.name}.data.context",
+            )
+        return model
+
+    def _decision(self, prepared: Prepared, model: Decoder, directory: StageDirectory) -> Decision:
+        """As it was measured when the stage began; the last bits of every number depend on it."""
+        file = directory.root / "machine.json"
+        if file.exists():
+            return Decision.from_dict(read_json(file))
+        stage, batch = prepared.stage, prepared.data.train.batch(0, prepared.stage.batch.micro)
+        micro_steps = prepared.extent.steps * stage.batch.accumulation
+
+        def objective(kernel: Any) -> Any:
+            if isinstance(stage, PreferenceStage):
+                import torch
+
+                return PreferenceObjective(stage.beta, 0.0, 0.0, torch.zeros(prepared.data.train.examples.count, 2))
+            return LanguageObjective(stage.label_smoothing, kernel)
+
+        decision = decide(self.recipe.machine, model, batch, objective, micro_steps, self.console.say)
+        write_json(file, decision.as_dict())
+        return decision
+
+    def _objectives(
+        self, prepared: Prepared, model: Decoder, decision: Decision, directory: StageDirectory, start: Decoder
+    ) -> tuple[Objective, PreferenceObjective | None]:
+        """The objective of training, and for preferences that of validation with a reference table of its own."""
+        stage = prepared.stage
+        if not isinstance(stage, PreferenceStage):
+            return LanguageObjective(stage.label_smoothing, head_kernel(decision)), None
+
+        def build(data: PackedData, part: str) -> PreferenceObjective:
+            if stage.reference == "live":
+                reference: Any = start
+            else:
+                self.console.say(f"reference log-probabilities of {data.examples.count:,} {part} pairs …")
+                cache = directory.root / f"reference.{part}.safetensors"
+                reference = precomputed(start, data, stage.batch.micro, decision, cache)
+            return PreferenceObjective(stage.beta, stage.label_smoothing, stage.sft_weight, reference)
+
+        validation = prepared.data.validation
+        return build(prepared.data.train, "training"), build(validation, "validation") if validation else None
+
+    def _run_stage(
+        self, name: str, order: int, tokenizer: Tokenizer, before: Path | None, directory: StageDirectory
+    ) -> dict[str, Any]:
+        self.console.title(name)
+        prepared = self.prepare(name, tokenizer)
+        for line in prepared.data.ledger.lines():
+            self.console.say(line)
+        write_json(directory.root / "data.json", prepared.data.account())
+        write_json(directory.root / "plan.json", prepared.plan.as_dict())
+        self.console.say(_plan_line(prepared.plan))
+        model = self._start_model(prepared, tokenizer, before)
+        decision = self._decision(prepared, model, directory)
+        decision.apply(model)
+        self.console.say(_machine_line(decision))
+        start = model
+        if isinstance(prepared.stage, PreferenceStage) and prepared.stage.reference == "live":
+            start = self._start_model(prepared, tokenizer, before)
+            decision.apply(start).eval().requires_grad_(False)
+        objective, validation_objective = self._objectives(prepared, model, decision, directory, start)
+        measure = lambda file: self._measure(file, prepared, model, tokenizer, validation_objective)  # noqa: E731
+        if not (directory.evaluations / "before.json").exists():
+            measure(directory.evaluations / "before.json")
+        work = Work(
+            prepared.stage, model, objective, prepared.data.train, prepared.data.validation, validation_objective,
+            prepared.extent, decision, directory, _writer(model, tokenizer), self._seed(name),
+            self.recipe.logging.every, self.recipe.logging.tensorboard,
+        )  # fmt: skip
+        state = Loop(work, self.console).run()
+        use_best = prepared.stage.keep == "best" and state.best_step is not None
+        step = state.best_step if use_best and state.best_step is not None else state.step
+        chosen = Path("checkpoints") / step_name(step) / "model"
+        if step != state.step:
+            self.console.say(f"the best checkpoint goes on: step {step:,}")
+            model.load_state_dict(load_model(directory.root / chosen).state_dict())
+        measure(directory.evaluations / "after.json")
+        if self.after_stage is not None:
+            with eagerly():
+                self.after_stage(name, model, tokenizer, directory)
+        done = {"order": order, "model": str(chosen), "step": state.step, "seconds": state.seconds, "stop": state.stop}
+        write_json(directory.done, done)
+        return done
+
+    def _measure(
+        self,
+        file: Path,
+        prepared: Prepared,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        validation_objective: PreferenceObjective | None,
+    ) -> None:
+        """Perplexity and token accuracy on validation, and answers to the fixed prompts."""
+        measured: dict[str, Any] = {}
+        stage = prepared.stage
+        if prepared.data.validation is not None:
+            measured = validate(
+                model, prepared.data.validation, stage.evaluation.max_rows, stage.batch.micro, validation_objective
+            )
+            self.console.say(
+                f"{file.stem} {prepared.name}: validation perplexity {measured['perplexity']:.4g}, "
+                f"token accuracy {measured['token_accuracy']:.1%}"
+            )
+        with eagerly():
+            samples = sample(model, tokenizer, self.recipe.samples, stage.kind)
+        write_json(file, {**measured, "samples": [one.as_dict() for one in samples]})
+
+    def _summarise(self, seconds: float, tokenizer: Tokenizer) -> None:
+        summary = {
+            "name": self.recipe.name,
+            "seconds": seconds,
+            "stages": list(self.recipe.stages),
+            "tokenizer": {"vocab_size": tokenizer.vocab_size, "trained": self.recipe.tokenizer.path is None},
+        }
+        write_json(self.directory.summary, summary)
+
+
+def _writer(model: Decoder, tokenizer: Tokenizer) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        stops = sorted(tokenizer.stop_ids, key=lambda token: token != tokenizer.turn_end)
+        save_model(model, folder, bos=tokenizer.document_start, eos=stops, pad=tokenizer.pad)
+        tokenizer.save(folder)
+
+    return write
+
+
+def _plan_line(plan: StagePlan) -> str:
+    return (
+        f"plan: {plan.parameters / 1e6:.1f}M parameters, {plan.steps:,} steps, {plan.tokens:,} tokens "
+        f"({plan.epochs:.3g} epochs of {plan.rows:,} rows), warm-up {plan.warmup_steps:,} steps ({plan.warmup_share:.1%}), "
+        f"effective batch {plan.effective_batch_rows:,} rows ≈ {plan.effective_batch_tokens:,} tokens"
+    )
+
+
+def _machine_line(decision: Decision) -> str:
+    reason = decision.evidence.get("compile_reason", "")
+    return (
+        f"machine: {decision.device}, {decision.precision}, {decision.threads} threads, attention {decision.attention}, "
+        f"compile {'on' if decision.compile else 'off'}" + (f" ({reason})" if reason else "")
+    )
+
+
+def dry_run(recipe: Recipe, console: Console) -> str:
+    """The resolved recipe and the plan of every stage; nothing is written."""
+    pipeline = Pipeline(recipe, console)
+    tokenizer = pipeline.tokenizer()
+    lines = [to_yaml(recipe).rstrip(), "", f"# tokenizer: {tokenizer.vocab_size:,} tokens"]
+    for name in recipe.stages:
+        prepared = pipeline.prepare(name, tokenizer)
+        lines += [f"# {name}", *(f"#   {line}" for line in prepared.data.ledger.lines())]
+        account = prepared.data.train.account()
+        lines.append(f"#   {account['supervised_tokens']:,} supervised tokens an epoch, padding {account['padding_share']:.1%}")
+        lines.append(f"#   {_plan_line(prepared.plan)}")
+        if prepared.plan.active_parameters != prepared.plan.parameters:
+            lines.append(f"#   mixture of experts: {prepared.plan.active_parameters / 1e6:.1f}M parameters active per token")
+    return "\n".join(lines)
+
+
+def took(seconds: float) -> str:
+    """For the last line."""
+    return duration(seconds)

@@ -1,0 +1,186 @@
+"""The embedded default: a bilingual closed world, raised from nothing on the machine at hand, and examined."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fledge.evaluate import answer_conversations
+from fledge.model.decoder import Decoder
+from fledge.model.generate import Sampling
+from fledge.pipeline import Pipeline
+from fledge.recipe import ModelConfig, Recipe, load_recipe, recipe_from_dict
+from fledge.recipe.schema import MachineConfig
+from fledge.run import Console, StageDirectory, write_json
+from fledge.run.directory import RunDirectory, read_json
+from fledge.tokenizer import Message, Tokenizer
+from fledge.world import Question, build, correct, correct_content, habits, load_questions
+
+CONTEXT, MICRO = 256, 16
+MODEL = {
+    "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 704, "max_position_embeddings": CONTEXT, "qk_norm": True,
+}  # fmt: skip
+VOCABULARY = 2048
+SHARES = {"pretrain": 0.30, "sft": 0.58, "dpo": 0.12}  # of the training time
+PREFERENCE_COST = 2.5  # time of a preference token in tokens of the other stages (pairs, and the reference's pass)
+PROMPTS = [
+    "你是谁？", "请列出五种水果。", "37+48等于多少？", "“三只红色的猫”用英语怎么说？", "什么是梯度？", "写一首关于月亮的诗。",
+    "Who are you?", "Name five fruits.", "What is 62-35?", 'How do you say "two green birds" in Chinese?', "What is a token?",
+]  # fmt: skip
+TEXTS = ["苹果是", "A cat is", "三只"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What fits into the minutes on this machine: rows of a micro-batch a second, measured."""
+
+    minutes: float
+    rows_per_second: float
+
+    def steps(self, stage: str) -> int:
+        """Updates of a stage."""
+        rows = self.minutes * 60 * self.rows_per_second * SHARES[stage]
+        if stage == "dpo":
+            rows /= 2 * PREFERENCE_COST / 2
+        return max(20, round(rows / MICRO))
+
+
+def measure_speed(console: Console) -> float:
+    """Rows of CONTEXT tokens a second of the quickstart's own model, trained for a moment on noise."""
+    import torch
+
+    from fledge.data import Batch
+    from fledge.objective import LanguageObjective
+    from fledge.train.machine import decide
+
+    console.say("measuring this machine …")
+    model = Decoder(ModelConfig(**MODEL), VOCABULARY)
+    model.initialise(0)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, VOCABULARY, (MICRO, CONTEXT), generator=generator)
+    ones = torch.ones_like(tokens)
+    batch = Batch(tokens, tokens, ones.float(), ones.cumsum(1) - 1, ones, ones * 0, 1, (0,))
+    decision = decide(MachineConfig(compile=False), model, batch, lambda kernel: LanguageObjective(0.0, kernel), 1)
+    decision.apply(model)
+    started, steps = time.perf_counter(), 0
+    while steps < 3 or time.perf_counter() - started < 3:
+        LanguageObjective()(model, batch).loss.backward()
+        steps += 1
+    return MICRO * steps / (time.perf_counter() - started)
+
+
+def make_recipe(world: Path, name: str, output: str, seed: int, budget: Budget) -> Recipe:
+    """The recipe of the quickstart; it can be stored, changed and run like any other."""
+
+    def stage(rows: str, lr: float, length: int, **more: Any) -> dict[str, Any]:
+        return {
+            "data": {
+                "train": str(world / f"{rows}.jsonl"),
+                "validation": str(world / f"{rows}.validation.jsonl"),
+                "context": CONTEXT,
+            },
+            "length": f"{length} steps",
+            "batch": {"micro": MICRO},
+            "optimizer": {"lr": lr, "betas": [0.9, 0.95], "weight_decay": 0.1},
+            "schedule": {"name": "cosine", "warmup": 0.05, "min_lr": lr / 20},
+            "evaluation": {"every": max(10, length // 4)},
+            **more,
+        }
+
+    preference = stage("preference", 2e-4, budget.steps("dpo"), batch={"micro": 8}, beta=0.1)
+    return recipe_from_dict(
+        {
+            "name": name,
+            "output": output,
+            "seed": seed,
+            "tokenizer": {"vocab_size": VOCABULARY, "template": "chatml"},
+            "model": MODEL,
+            "stages": {
+                "pretrain": stage("pretrain", 2e-3, budget.steps("pretrain")),
+                "sft": stage("sft", 2e-3, budget.steps("sft")),
+                "dpo": preference,
+            },
+            "samples": {"prompts": PROMPTS, "texts": TEXTS, "max_new_tokens": 48},
+            "logging": {"every": 20},
+        }
+    )
+
+
+def examine(model: Decoder, tokenizer: Tokenizer, questions: list[Question], seed: int = 0) -> dict[str, Any]:
+    """Greedy answers to the held-out questions, and what is right and what is habit in them."""
+    conversations = [[Message(turn["role"], turn["content"]) for turn in question.messages] for question in questions]
+    answers = [text for text, _ in answer_conversations(model, tokenizer, conversations, Sampling(max_new_tokens=96, seed=seed))]
+    marks = [
+        (question.task, correct(question, text), correct_content(question, text), bool(habits(question, text)))
+        for question, text in zip(questions, answers, strict=True)
+    ]
+    errors = [
+        {"task": q.task, "question": q.messages[-1]["content"], "answer": text, "reference": q.reference}
+        for q, text, mark in zip(questions, answers, marks, strict=True)
+        if not mark[2]
+    ]
+    tasks = {task: _rates([mark for mark in marks if mark[0] == task]) for task in dict.fromkeys(mark[0] for mark in marks)}
+    return {**_rates(marks), "tasks": tasks, "errors": errors}
+
+
+def _rates(marks: list[tuple[str, bool, bool, bool]]) -> dict[str, Any]:
+    n = len(marks)
+    right, content, habit = (sum(mark[i] for mark in marks) for i in (1, 2, 3))
+    return {
+        "n": n, "exact_match": right / n, "content_match": content / n, "habit_rate": habit / n,
+        "interval": wilson(right, n),
+    }  # fmt: skip
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """95 % interval of a rate (Wilson 1927)."""
+    z, p = 1.959964, right / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def quickstart(name: str, output: str, seed: int, minutes: float, resume: bool, console: Console) -> Path:
+    """Generate the world, raise the model, examine it; returns the run directory."""
+    directory = RunDirectory(Path(output) / name)
+    world = directory.root / "world"
+    if resume and directory.recipe.exists():
+        recipe = load_recipe([str(directory.recipe)])
+    else:
+        if directory.recipe.exists():
+            from fledge.errors import FledgeError
+
+            raise FledgeError(
+                "this run exists already", where=str(directory.root), hint="add --resume to go on, or choose another --name"
+            )
+        console.title("world")
+        facts = build(seed, world)
+        console.say(f"a bilingual world from seed {seed}: {_world_line(facts)}")
+        recipe = make_recipe(world, name, output, seed, Budget(minutes, measure_speed(console)))
+    questions = load_questions(world)
+
+    def after_stage(stage: str, model: Decoder, tokenizer: Tokenizer, folder: StageDirectory) -> None:
+        if recipe.stages[stage].kind == "pretrain":
+            return
+        score = examine(model, tokenizer, questions)
+        measured = read_json(folder.evaluations / "after.json")
+        if "pairs" in measured:
+            score["preference_accuracy"] = measured["rewards/accuracies"]
+        write_json(folder.evaluations / "world.json", score)
+        console.say(_score_line(stage, score))
+
+    Pipeline(recipe, console, after_stage).run(resume=resume)
+    return directory.root
+
+
+def _world_line(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value:,}" for key, value in facts.items() if isinstance(value, int))
+
+
+def _score_line(stage: str, score: dict[str, Any]) -> str:
+    tasks = ", ".join(f"{task} {rates['content_match']:.0%}" for task, rates in score["tasks"].items())
+    return (
+        f"{stage}: {score['n']} held-out questions: exact match {score['exact_match']:.1%}, right apart from habits "
+        f"{score['content_match']:.1%}, bad habits in {score['habit_rate']:.1%} of answers\n  {tasks}"
+    )

@@ -1,0 +1,33 @@
+"""What the user asks for: one frozen tree, from presets, YAML files and dotted overrides."""
+
+from fledge.recipe.load import load_recipe, recipe_from_dict
+from fledge.recipe.schema import (
+    DataConfig,
+    ModelConfig,
+    MoeConfig,
+    PreferenceStage,
+    PretrainStage,
+    Recipe,
+    SftStage,
+    Source,
+    Stage,
+    TokenizerConfig,
+)
+from fledge.recipe.snapshot import differences, to_yaml
+
+__all__ = [
+    "DataConfig",
+    "ModelConfig",
+    "MoeConfig",
+    "PreferenceStage",
+    "PretrainStage",
+    "Recipe",
+    "SftStage",
+    "Source",
+    "Stage",
+    "TokenizerConfig",
+    "differences",
+    "load_recipe",
+    "recipe_from_dict",
+    "to_yaml",
+]

@@ -1,0 +1,25 @@
+"""The YAML of recipes: YAML 1.1 as PyYAML has it, with 1e-4 a number and 2024-01-31 a text. Read and written alike."""
+
+import re
+
+import yaml
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """Reads recipes."""
+
+
+class RecipeDumper(yaml.SafeDumper):
+    """Writes recipes; quotes every text that RecipeLoader would take for something else."""
+
+
+for _side in (RecipeLoader, RecipeDumper):
+    _side.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9_]+)[eE][-+]?[0-9]+$"),
+        list("-+0123456789."),
+    )

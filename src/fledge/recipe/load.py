@@ -1,0 +1,238 @@
+"""From presets, YAML files and dotted overrides to one validated recipe; every problem is reported, with its place."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from fledge.errors import FledgeError
+from fledge.recipe.dialect import RecipeLoader
+from fledge.recipe.schema import PreferenceStage, PretrainStage, Recipe, SftStage
+
+KINDS: dict[str, type[BaseModel]] = {"pretrain": PretrainStage, "sft": SftStage, "preference": PreferenceStage}
+ALIASES = {"dpo": "preference"}  # a stage called so need not say its kind
+Key = tuple[str | int, ...]
+
+
+
+
+@dataclass
+class _Layers:
+    """The tree so far, and where each key was written last."""
+
+    tree: dict[str, Any] = field(default_factory=dict)
+    places: dict[Key, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def place(self, key: Key) -> str:
+        """The nearest written place of a key: its own, or that of the section around it."""
+        while key and key not in self.places:
+            key = key[:-1]
+        return self.places.get(key, "recipe")
+
+
+def preset_names() -> list[str]:
+    """The presets that come with fledge."""
+    folder = resources.files("fledge.recipe") / "presets"
+    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def _node_to_tree(node: yaml.Node, file: str, key: Key, layers: _Layers) -> Any:
+    """A YAML node as plain data; remembers lines, refuses a key written twice."""
+    layers.places[key] = f"{file}:{node.start_mark.line + 1}"
+    if isinstance(node, yaml.MappingNode):
+        tree: dict[str, Any] = {}
+        for name_node, value_node in node.value:
+            name = str(name_node.value)
+            if name in tree:
+                layers.problems.append(f"{file}:{name_node.start_mark.line + 1}: the key '{name}' is written twice")
+            tree[name] = _node_to_tree(value_node, file, (*key, name), layers)
+            layers.places[(*key, name)] = f"{file}:{name_node.start_mark.line + 1}"
+        return tree
+    if isinstance(node, yaml.SequenceNode):
+        return [_node_to_tree(item, file, (*key, i), layers) for i, item in enumerate(node.value)]
+    loader = RecipeLoader("")
+    try:
+        return loader.construct_object(node)
+    except (yaml.YAMLError, ValueError):
+        layers.problems.append(f"{layers.places[key]}: cannot read '{node.value}' as {node.tag}")
+        return node.value
+    finally:
+        loader.dispose()
+
+
+def _parse(text: str, file: str, layers: _Layers) -> dict[str, Any]:
+    try:
+        node = yaml.compose(text, Loader=RecipeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise FledgeError(f"not readable as YAML: {error.problem}", where=f"{file}:{line}") from None
+    except yaml.YAMLError as error:
+        raise FledgeError(f"not readable as YAML: {error}", where=file) from None
+    if node is None:
+        return {}
+    if not isinstance(node, yaml.MappingNode):
+        raise FledgeError("a recipe is a mapping of keys", where=f"{file}:{node.start_mark.line + 1}")
+    return _node_to_tree(node, file, (), layers)
+
+
+def merge(low: Any, high: Any) -> Any:
+    """`high` over `low`: mappings key by key, everything else whole."""
+    if isinstance(low, dict) and isinstance(high, dict):
+        return {**low, **{key: merge(low[key], value) if key in low else value for key, value in high.items()}}
+    return high
+
+
+def _read_file(path: str, layers: _Layers) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        hint = "check the path; `ls recipes` shows ready ones"
+        raise FledgeError("this recipe does not exist", where=path, hint=hint) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise FledgeError(f"cannot read the recipe: {error}", where=path) from None
+    return _parse(text, path, layers)
+
+
+def _place_all(key: Key, value: Any, place: str, layers: _Layers) -> None:
+    layers.places[key] = place
+    for name, item in value.items() if isinstance(value, dict) else ():
+        _place_all((*key, name), item, place, layers)
+
+
+def _apply_override(tree: dict[str, Any], key: str, text: str, layers: _Layers) -> dict[str, Any]:
+    try:
+        value = yaml.load(text, Loader=RecipeLoader)
+    except (yaml.YAMLError, ValueError):
+        value = text
+    parts = key.split(".")
+    for end in range(1, len(parts) + 1):
+        layers.places.setdefault(tuple(parts[:end]), f"--{key}")
+    _place_all(tuple(parts), value, f"--{key}", layers)
+    nested: Any = value
+    for part in reversed(parts):
+        nested = {part: nested}
+    return merge(tree, nested)
+
+
+def _apply_preset(tree: dict[str, Any], layers: _Layers) -> dict[str, Any]:
+    """Lay the tree over its preset: sizes of the model, and hyper-parameters for each kind of stage."""
+    name = tree.get("preset")
+    preset: dict[str, Any] = {}
+    if name is not None:
+        if name not in preset_names():
+            near = difflib.get_close_matches(str(name), preset_names(), 1)
+            layers.problems.append(
+                f"{layers.place(('preset',))}: there is no preset '{name}'"
+                + (f"; did you mean '{near[0]}'?" if near else "")
+                + f" (there are: {', '.join(preset_names())})"
+            )
+        else:
+            text = (resources.files("fledge.recipe") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+            preset = _parse(text, f"preset {name}", _Layers())
+    kinds = preset.pop("kinds", {})
+    stages = tree.get("stages")
+    if isinstance(stages, dict):
+        filled = {}
+        for stage_name, stage in stages.items():
+            if isinstance(stage, dict):
+                guess = ALIASES.get(stage_name, stage_name)
+                stage = {"kind": guess, **stage} if guess in KINDS else stage
+                stage = merge(kinds.get(str(stage.get("kind")), {}), stage)
+            filled[stage_name] = stage
+        tree = {**tree, "stages": filled}
+    return merge(preset, tree)
+
+
+def _fields_at(key: Key) -> list[str]:
+    """The names that are right at this place of the tree (to find the nearest spelling)."""
+    model: type[BaseModel] | None = Recipe
+    for part in key:
+        if model is None:
+            return []
+        if part in KINDS:
+            model = KINDS[str(part)]
+            continue
+        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        found = _models_in(annotation)
+        if not found and isinstance(part, str) and model is Recipe:
+            return []
+        if found:
+            model = found[0]
+    return list(model.model_fields) if model else []
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
+
+
+def _written(location: Key, tree: Any, missing: bool) -> Key:
+    """What of a pydantic location the user wrote: the kind of a stage and the branch of a union are not keys."""
+    key: Key = ()
+    for i, part in enumerate(location):
+        branches: dict[Any, Any] = dict(enumerate(tree)) if isinstance(tree, list) else tree if isinstance(tree, dict) else {}
+        if part in branches or (missing and i == len(location) - 1):
+            key = (*key, part)
+            tree = branches.get(part)
+    return key
+
+
+def _explain(error: Any, layers: _Layers) -> str:
+    """One pydantic error as `place: key: what is wrong`."""
+    location: Key = tuple(error["loc"])
+    written = _written(location, layers.tree, error["type"] == "missing")
+    place, dotted = layers.place(written), ".".join(map(str, written))
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(written[-1]), _fields_at(location[:-1]), 1, cutoff=0.5)
+        return f"{place}: unknown key '{dotted}'" + (f"; did you mean '{near[0]}'?" if near else "")
+    if error["type"] == "missing":
+        return f"{place}: the key '{dotted}' is missing"
+    if error["type"].startswith("union_tag"):
+        kinds = ", ".join(KINDS)
+        return f"{place}: {dotted}: say which kind of stage this is, kind: {kinds}"
+    message = error["msg"].removeprefix("Value error, ")
+    value = error["input"]
+    shown = "" if isinstance(value, dict | list | BaseModel) or error["type"] == "value_error" else f" (it is {value!r})"
+    return f"{place}: {dotted}: {message}{shown}" if dotted else f"{place}: {message}"
+
+
+def _validate(layers: _Layers) -> Recipe:
+    try:
+        recipe = Recipe.model_validate(layers.tree)
+    except ValidationError as error:
+        seen: dict[str, None] = dict.fromkeys([*layers.problems, *(_explain(item, layers) for item in error.errors())])
+        problems = list(seen)
+    else:
+        problems = layers.problems
+        if not problems:
+            return recipe
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the recipe"
+    raise FledgeError("\n".join([count + ":", *(f"  {i}. {text}" for i, text in enumerate(problems, 1))]))
+
+
+def load_recipe(files: Sequence[str], overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
+    """defaults < preset < files, left to right < overrides.
+
+    `overrides` are pairs of a dotted key and a YAML value. Raises one FledgeError that lists every problem.
+    """
+    layers = _Layers()
+    for file in files:
+        layers.tree = merge(layers.tree, _read_file(file, layers))
+    for key, text in overrides:
+        layers.tree = _apply_override(layers.tree, key, text, layers)
+    layers.tree = _apply_preset(layers.tree, layers)
+    return _validate(layers)
+
+
+def recipe_from_dict(tree: dict[str, Any]) -> Recipe:
+    """A recipe built by a program, through the same preset and checks as one from a file."""
+    layers = _Layers(tree=tree)
+    layers.tree = _apply_preset(layers.tree, layers)
+    return _validate(layers)

@@ -1,0 +1,163 @@
+"""Curves of one stage as plain Plotly figures; the page colours them by role and picks the language."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from .overview import loss_unit, metric, preference_accuracy
+from .records import Stage
+from .series import Points, points, smooth, smoothing_span, thin
+from .words import UNITS, Text
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure; `traces` empty means nothing was recorded for it."""
+
+    name: str
+    title: Text
+    unit: Text
+    traces: tuple[dict[str, object], ...]
+    log: bool = False
+    from_zero: bool = False
+    wide: bool = False
+
+    def specification(self) -> dict[str, object]:
+        return {
+            "title": self.title._asdict(),
+            "unit": self.unit._asdict(),
+            "log": self.log,
+            "from_zero": self.from_zero,
+            "traces": list(self.traces),
+        }
+
+
+def stage_charts(stage: Stage) -> list[Chart]:
+    steps, resources = stage.events.steps, stage.events.resources
+    charts = [
+        Chart("loss", Text("Loss", "损失"), UNITS[loss_unit(stage)], loss_traces(stage), wide=True),
+        *(preference_charts(stage) if stage.kind == "preference" else []),
+        *optional(accuracy_chart(stage)),
+        Chart(
+            "learning-rate",
+            Text("Learning rate", "学习率"),
+            Text("per step", "每步"),
+            single(steps, "learning_rate"),
+            from_zero=True,
+        ),
+        Chart(
+            "gradient-norm",
+            Text("Gradient norm", "梯度范数"),
+            Text("log scale", "对数轴"),
+            gradient_traces(stage),
+            log=True,
+        ),
+        Chart(
+            "speed", Text("Speed", "速度"), UNITS["tokens/s"], single(resources, "tokens_per_second"), from_zero=True
+        ),
+        memory_chart(stage),
+    ]
+    return charts
+
+
+def optional(chart: Chart) -> list[Chart]:
+    return [chart] if chart.traces else []
+
+
+def trace(curve: Points, role: str, name: Text) -> tuple[dict[str, object], ...]:
+    if not curve:
+        return ()
+    shown = thin(curve)
+    return (
+        {
+            "x": [figure(step) for step, _ in shown],
+            "y": [figure(value) for _, value in shown],
+            "role": role,
+            "name": name._asdict(),
+        },
+    )
+
+
+def figure(value: float) -> float | int:
+    """Six significant figures keep the page small and lose nothing a screen can show."""
+    short = float(f"{value:.6g}")
+    return int(short) if short.is_integer() and abs(short) < 1e15 else short
+
+
+def single(rows: Iterable[Mapping[str, object]], key: str) -> tuple[dict[str, object], ...]:
+    return trace(points(rows, key), "main", Text("", ""))
+
+
+def smoothed(curve: Points, role: str, name: Text) -> tuple[dict[str, object], ...]:
+    """The raw curve, faint, below its moving average."""
+    if len(curve) < 5:
+        return trace(curve, role, name)
+    span = smoothing_span(len(curve))
+    raw = trace(curve, f"{role}-faint", Text(f"{name.en}, raw", f"{name.zh}，原始"))
+    mean = Text(f"{name.en}, {span}-point average", f"{name.zh}，{span} 点平均")
+    return raw + trace(smooth(curve), role, mean)
+
+
+def loss_traces(stage: Stage) -> tuple[dict[str, object], ...]:
+    return smoothed(points(stage.events.steps, "train/loss"), "main", Text("train", "训练")) + trace(
+        with_start(stage, "loss"), "eval", Text("validation", "验证")
+    )
+
+
+def with_start(stage: Stage, name: str) -> Points:
+    """Evaluation points, opened by the one taken before the first step."""
+    curve = points(stage.events.evals, f"eval/{name}")
+    start = preference_accuracy(stage, "before") if name == "rewards/accuracies" else metric(stage, name, "before")
+    if start is not None and abs(start) < float("inf") and not any(step <= 0 for step, _ in curve):
+        return [(0.0, start), *curve]
+    return curve
+
+
+def accuracy_chart(stage: Stage) -> Chart:
+    curve = [(step, share * 100) for step, share in with_start(stage, "token_accuracy")]
+    title = Text("Token accuracy", "词元准确率")
+    return Chart("token-accuracy", title, UNITS["%"], trace(curve, "eval", Text("validation", "验证")), from_zero=True)
+
+
+def gradient_traces(stage: Stage) -> tuple[dict[str, object], ...]:
+    """A log axis has no place for zero, so such points are left out."""
+    curve = [(step, norm) for step, norm in points(stage.events.steps, "grad_norm") if norm > 0]
+    return smoothed(curve, "main", Text("norm", "范数"))
+
+
+def memory_chart(stage: Stage) -> Chart:
+    curve = points(stage.events.resources, "memory_bytes")
+    scale, unit = (2**30, "GiB") if max((size for _, size in curve), default=0.0) >= 2**30 else (2**20, "MiB")
+    scaled = [(step, size / scale) for step, size in curve]
+    return Chart(
+        "memory", Text("Memory", "内存"), Text(unit, unit), trace(scaled, "main", Text("", "")), from_zero=True
+    )
+
+
+def preference_charts(stage: Stage) -> list[Chart]:
+    chosen, rejected = Text("chosen", "被选"), Text("rejected", "被拒")
+    train, validation = Text("train", "训练"), Text("validation", "验证")
+
+    def both(group: str) -> tuple[dict[str, object], ...]:
+        return smoothed(points(stage.events.steps, f"{group}/chosen"), "good", chosen) + smoothed(
+            points(stage.events.steps, f"{group}/rejected"), "bad", rejected
+        )
+
+    def measured(name: str, scale: float) -> tuple[dict[str, object], ...]:
+        training = [(step, value * scale) for step, value in points(stage.events.steps, name)]
+        held_out = [(step, value * scale) for step, value in with_start(stage, name)]
+        return smoothed(training, "main", train) + trace(held_out, "eval", validation)
+
+    return [
+        Chart("rewards", Text("Rewards", "奖励"), UNITS["nats"], both("rewards")),
+        Chart("margins", Text("Reward margin", "奖励差"), UNITS["nats"], measured("rewards/margins", 1)),
+        Chart(
+            "accuracy",
+            Text("Preference accuracy", "偏好准确率"),
+            UNITS["%"],
+            measured("rewards/accuracies", 100),
+            from_zero=True,
+        ),
+        *optional(Chart("logps", Text("Log-probability", "对数概率"), UNITS["nats"], both("logps"))),
+    ]

@@ -1,0 +1,128 @@
+"""Lays the gathered run out as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+
+from . import measures
+from .charts import stage_charts
+from .facts import facts, headline_value
+from .gather import gather, number, text
+from .overview import stage_rows
+from .records import Run
+from .samples import sample_tables
+from .verdict import verdict_lines
+from .words import WORDS
+
+HERE = Path(__file__).parent
+MOST_ERRORS = 60
+LANGUAGE_SCRIPT = """
+(function () {
+  var root = document.documentElement, saved = null;
+  try { saved = localStorage.getItem("fledge-language"); } catch (refused) { /* a file may have no storage */ }
+  var chosen = saved || (navigator.language || "en");
+  root.dataset.lang = /^zh/i.test(chosen) ? "zh" : "en";
+  root.lang = root.dataset.lang === "zh" ? "zh-CN" : "en";
+})();
+"""
+
+
+def write_report(run_directory: Path) -> Path:
+    """Writes `report.html` into the run directory and returns its path."""
+    root = Path(run_directory)
+    html = render(gather(root))
+    target = root / "report.html"
+    partial = root / "report.html.partial"
+    partial.write_bytes(html.encode("utf-8", errors="replace"))
+    partial.replace(target)
+    return target
+
+
+def plotly_script() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise RuntimeError("the report draws its curves with plotly, which is missing: pip install plotly") from error
+    script = inline(get_plotlyjs())
+    if "</script" in script.lower() or "<!--" in script:
+        raise RuntimeError("this plotly.js cannot be placed inside a page; install another version: pip install plotly")
+    return script
+
+
+def inline(script: str) -> str:
+    """Line ends as a browser reads them, so that the script's digest is the one the browser computes."""
+    return script.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def digest(script: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+
+
+def policy(scripts: list[str]) -> str:
+    """Only these inline scripts may run, and nothing may be fetched."""
+    allowed = " ".join(f"'{digest(script)}'" for script in scripts)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def script_json(value: object) -> str:
+    """JSON that can stand inside a script element whatever text it holds."""
+    spelled = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for mark in "<>&\u2028\u2029":
+        spelled = spelled.replace(mark, f"\\u{ord(mark):04x}")
+    return spelled
+
+
+def render(run: Run) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    charts = [stage_charts(stage) for stage in run.stages]
+    drawn = {
+        f"stage-{place}-{chart.name}": chart.specification()
+        for place, group in enumerate(charts)
+        for chart in group
+        if chart.traces
+    }
+    scripts = [LANGUAGE_SCRIPT, plotly_script(), inline((HERE / "page.js").read_text(encoding="utf-8"))]
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        whole=measures.whole,
+        compact=measures.compact,
+        percent=measures.percent,
+        size=measures.size,
+        duration=measures.duration,
+        number=number,
+        text=text,
+    )
+    return environment.get_template("page.html.j2").render(
+        run=run,
+        w=WORDS,
+        policy=policy(scripts),
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        language_script=Markup(scripts[0]),
+        plotly_script=Markup(scripts[1]),
+        page_script=Markup(scripts[2]),
+        chart_json=Markup(script_json(drawn)),
+        charts=charts,
+        verdicts=verdict_lines(run),
+        headline=[(label, headline_value(label, value)) for label, value in run.headline.items()],
+        rows=stage_rows(run.stages),
+        sample_tables=sample_tables(run.stages),
+        worlds=[stage for stage in run.stages if stage.world],
+        tasks=task_names(run),
+        machine=facts(run.environment),
+        tokenizer=facts(run.tokenizer),
+        most_errors=MOST_ERRORS,
+    )
+
+
+def task_names(run: Run) -> list[str]:
+    return list(dict.fromkeys(name for stage in run.stages if stage.world for name in stage.world.tasks))

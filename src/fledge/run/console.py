@@ -1,0 +1,109 @@
+"""What the terminal shows while a run goes on: a live bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+PLAIN_SECONDS = 10.0  # between lines where there is no terminal
+
+
+def duration(seconds: float) -> str:
+    """`75` -> `1 min 15 s`."""
+    seconds = int(seconds + 0.5)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+def step_line(values: Mapping[str, Any]) -> str:
+    """The figures of a step, with units."""
+    parts = [f"loss {values['loss']:.3f}"]
+    if "accuracy" in values:
+        parts.append(f"pairs right {values['accuracy']:.0%}")
+    else:
+        parts.append(f"ppl {min(values['perplexity'], 99_999):.4g}")
+    parts += [
+        f"lr {values['learning_rate']:.2g}",
+        f"{values['tokens_per_second']:,.0f} tok/s",
+        f"{values['memory_bytes'] / 2**30:.1f} GiB",
+        f"{duration(values['eta_seconds'])} left",
+    ]
+    return " · ".join(parts)
+
+
+class Console:
+    """Lines and progress for a person. `quiet` says nothing; errors are not its business."""
+
+    def __init__(self, quiet: bool = False, live: bool | None = None) -> None:
+        self.quiet = quiet
+        self.live = sys.stderr.isatty() if live is None else live
+        self._rich: Any = None
+
+    def _terminal(self) -> Any:
+        if self._rich is None:
+            from rich.console import Console as Rich
+
+            self._rich = Rich(stderr=True, highlight=False, soft_wrap=True)
+        return self._rich
+
+    def say(self, text: str = "", style: str | None = None) -> None:
+        """One line."""
+        if not self.quiet:
+            self._terminal().print(text, style=style, markup=False)
+
+    def title(self, text: str) -> None:
+        """The beginning of a part."""
+        self.say()
+        self.say(f"── {text} ", style="bold")
+
+    def show(self, renderable: Any) -> None:
+        """A rich table or panel."""
+        if not self.quiet:
+            self._terminal().print(renderable)
+
+    @contextmanager
+    def progress(self, label: str, total: int, done: int = 0, every: int = 1) -> Iterator["Progress"]:
+        """Progress over `total` units."""
+        if self.quiet or not self.live:
+            yield _Plain(self, label, total, every)
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+        with Bar(*columns, console=self._terminal(), refresh_per_second=4) as bar:
+            task = bar.add_task(label, total=total, completed=done, text="")
+            yield _Live(bar, task)
+
+
+class Progress:
+    """Says where a long work is; `text` carries its figures."""
+
+    def update(self, done: int, text: str = "") -> None:
+        raise NotImplementedError
+
+
+class _Live(Progress):
+    def __init__(self, bar: Any, task: Any) -> None:
+        self._bar, self._task = bar, task
+
+    def update(self, done: int, text: str = "") -> None:
+        self._bar.update(self._task, completed=done, text=text)
+
+
+class _Plain(Progress):
+    """A line now and then, and always the last."""
+
+    def __init__(self, console: Console, label: str, total: int, every: int) -> None:
+        self._console, self._label, self._total, self._every = console, label, total, every
+        self._said = time.monotonic()
+
+    def update(self, done: int, text: str = "") -> None:
+        now = time.monotonic()
+        if done == self._total or (done % self._every == 0 and now - self._said >= PLAIN_SECONDS):
+            self._said = now
+            self._console.say(f"{self._label} {done:,}/{self._total:,} {text}")

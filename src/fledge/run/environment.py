@@ -1,0 +1,49 @@
+"""The machine and the versions a run was made with."""
+
+import os
+import platform
+import sys
+from importlib import metadata
+from typing import Any
+
+
+def memory_bytes() -> int:
+    """Resident memory of this process, in bytes."""
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def environment() -> dict[str, Any]:
+    """environment.json: enough to explain a difference between two runs."""
+    import psutil
+    import torch
+
+    from fledge import __version__
+
+    return {
+        "fledge": __version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        **{package: _version(package) for package in ("torch", "tokenizers", "safetensors", "numpy", "pydantic")},
+    }

@@ -1,0 +1,27 @@
+"""Scalars for TensorBoard, from the same events."""
+
+from pathlib import Path
+from typing import Any
+
+from fledge.errors import missing_extra
+
+
+class TensorBoard:
+    """Writes the numbers of step, eval and resource events. On resume, later points of a killed process are purged."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise missing_extra("tensorboard", "tensorboard", "logging.tensorboard") from None
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Every number of an event."""
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()

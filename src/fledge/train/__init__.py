@@ -1,0 +1,1 @@
+"""The one loop, and what it stands on: schedule, optimizer, machine, checkpoints."""

@@ -1,0 +1,46 @@
+"""The reference of a preference stage: a frozen copy, or its log-probabilities computed once and kept."""
+
+from pathlib import Path
+
+import torch
+import xxhash
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fledge.data import PackedData
+from fledge.model.decoder import Decoder
+from fledge.objective.preference import reference_table
+from fledge.train.machine import Decision, eagerly
+from fledge.train.validation import validation_batches
+
+
+def fingerprint(model: Decoder, data: PackedData, decision: Decision) -> str:
+    """Changes with the reference's weights, the data (its tokens carry tokenizer and template) or the arithmetic."""
+    digest = xxhash.xxh3_64()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    for array in (data.examples.tokens, data.examples.weights, data.examples.offsets, data.rows.sequence):
+        digest.update(array.tobytes())
+    digest.update(f"{decision.precision} {decision.attention}".encode())
+    return digest.hexdigest()
+
+
+def precomputed(model: Decoder, data: PackedData, micro: int, decision: Decision, cache: Path) -> Tensor:
+    """Log-probabilities [examples, 2] under the reference, from the cache if its fingerprint fits."""
+    mark = fingerprint(model, data, decision)
+    if cache.exists():
+        with safe_open(cache, framework="pt") as file:
+            if (file.metadata() or {}).get("fingerprint") == mark:
+                return file.get_tensor("log_probabilities")
+    was_training = model.training
+    model.eval()
+    with eagerly():
+        batches = list(validation_batches(data, len(data), micro))
+        table = reference_table(model, batches, data.examples.count, torch.device(decision.device))
+    model.train(was_training)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    beside = cache.with_name(f".{cache.name}")
+    save_file({"log_probabilities": table}, beside, metadata={"fingerprint": mark})
+    beside.replace(cache)
+    return table

@@ -1,0 +1,69 @@
+"""Validation: loss, perplexity and token accuracy over a fixed set of packed rows."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fledge.data import Batch, PackedData
+from fledge.model.decoder import Decoder
+from fledge.objective import PreferenceObjective, evaluate_language
+from fledge.train.machine import eagerly
+
+
+def validation_batches(data: PackedData, rows: int, micro: int) -> Iterator[Batch]:
+    """The first `rows` packed rows, always the same ones."""
+    count = min(rows, len(data))
+    for start in range(0, count, micro):
+        yield data.assemble(list(range(start, min(start + micro, count))))
+
+
+def _chosen_only(batch: Batch) -> Batch:
+    """A preference batch with weight on the chosen answers alone."""
+    chosen = (batch.sequences % 2 == 0) & (batch.sequences < batch.count)
+    return replace(batch, weights=batch.weights * chosen)
+
+
+@torch.no_grad()
+def validate(
+    model: Decoder,
+    data: PackedData,
+    rows: int,
+    micro: int,
+    preference: PreferenceObjective | None = None,
+    heartbeat: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """`loss` (that of the stage's kind), `perplexity` and `token_accuracy` of what is supervised (for preferences: of
+    the chosen answers), `tokens` it is measured on, and for preferences `rewards/…`. Dropout is off."""
+    was_training, device = model.training, model.embed_tokens.weight.device
+    model.eval()
+    language = {"nll": 0.0, "correct": 0.0, "weight": 0.0}
+    sums: dict[str, float] = {}
+    pairs, loss = 0.0, 0.0
+    with eagerly():
+        for batch in validation_batches(data, rows, micro):
+            batch = batch.to(device)
+            if preference is not None:
+                outcome = preference(model, batch)
+                loss += float(outcome.loss)
+                pairs += preference.weight(batch)
+                for name, value in outcome.metrics.items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
+                batch = _chosen_only(batch)
+            for name, value in evaluate_language(model, batch).items():
+                language[name] += value
+            heartbeat()
+    model.train(was_training)
+    nll = language["nll"] / language["weight"]
+    measured: dict[str, Any] = {
+        "loss": loss / pairs if preference is not None else nll,
+        "perplexity": math.exp(min(nll, 700.0)),
+        "token_accuracy": language["correct"] / language["weight"],
+        "tokens": int(language["weight"]),
+    }
+    if preference is not None:
+        measured["pairs"] = int(pairs)
+        measured.update({name: value / pairs for name, value in sums.items()})
+    return measured

@@ -1,0 +1,178 @@
+"""Plain text about the same world, for pretraining: facts, worked sums, verses, small dialogues."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from . import arithmetic, columns, explain, identity, listing, standardise, translate, verse
+from .lexicon import CATEGORIES, NUMBERS_EN, NUMBERS_ZH, ORDINALS, SUBJECTS, VERBS, WORDS, is_a, stop
+from .records import LANGS, Item
+from .seeded import Seeded
+from .tasks import draw_any
+
+Make = Callable[[random.Random, Seeded, str, str], str]
+TARGET_TOKENS = 48
+MOST_STATEMENTS = 5
+
+
+def dictionary(zh: str, en: str, lang: str) -> str:
+    """'苹果的英文是apple。' / 'The Chinese for apple is 苹果.'"""
+    return f"{zh}的英文是{en}。" if lang == "zh" else f"The Chinese for {en} is {zh}."
+
+
+def alias_fact(alias: str, standard: str, lang: str) -> str:
+    """An alias with its standard name."""
+    return f"{alias}的标准名是{standard}。" if lang == "zh" else f"The standard name of {alias} is {standard}."
+
+
+def column_fact(name: str, target: str, lang: str) -> str:
+    """A column name with its field."""
+    return f"列名{name}对应字段{target}。" if lang == "zh" else f"The column {name} is the field {target}."
+
+
+def word_pairs() -> list[tuple[str, str]]:
+    """Every word pair of the dictionary beyond the nouns: kinds, numbers, persons, verbs."""
+    kinds = [(kind.zh, kind.en) for kind in CATEGORIES.values()]
+    numbers = list(zip(NUMBERS_ZH[1:], NUMBERS_EN[1:], strict=True))
+    return kinds + numbers + [(who.zh, who.en) for who in SUBJECTS] + [(zh, en) for zh, en, _ in VERBS]
+
+
+def primer(lang: str) -> list[str]:
+    """Every single fact once, so that none depends on the luck of the draw."""
+    facts = [is_a(noun, lang) for noun in WORDS] + [dictionary(noun.zh, noun.en, lang) for noun in WORDS]
+    facts += [dictionary(zh, en, lang) for zh, en in word_pairs()]
+    facts += [term.text(lang) for term in explain.TERMS]
+    for table in (standardise.VEHICLES, standardise.POLLUTANTS):
+        facts += [alias_fact(alias, standard, lang) for alias, standard in standardise.aliases(table, lang)]
+    facts += [column_fact(name, field, lang) for field, names in columns.FIELDS.items() for name in names[lang]]
+    return facts + [identity.reply(intent, lang) for intent in identity.SCORED]
+
+
+_FACTS = {lang: tuple(primer(lang)) for lang in LANGS}
+
+
+def _fact(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
+    return rng.choice(_FACTS[lang])
+
+
+def _messy(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
+    """An alias in one of its messy forms."""
+    if rng.random() < 0.5:
+        alias, standard = rng.choice(standardise.aliases(standardise.VEHICLES, lang))
+        return alias_fact(standardise.messy_vehicle(rng, alias, lang).strip(), standard, lang)
+    alias, standard = rng.choice(standardise.aliases(standardise.POLLUTANTS, lang))
+    return alias_fact(standardise.messy_pollutant(rng, alias).strip(), standard, lang)
+
+
+def _pair(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
+    pair = translate.draw_pair(rng, world, part)
+    if rng.random() < 0.5:
+        return f"{pair.zh} = {pair.en}{stop(lang)}"
+    return f"{pair.en} = {pair.zh}{stop(lang)}"
+
+
+def _worked(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
+    """A two-digit sum with its working."""
+    a, op, b = arithmetic.operands(rng, world, part)
+    return f"{a}{op}{b}{'：' if lang == 'zh' else ': '}{arithmetic.working(a, op, b, lang)}"
+
+
+def _digits(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
+    """Four one-digit facts of the kinds that workings and follow-ups use."""
+    facts = []
+    for _ in range(4):
+        a, b, kind = rng.randint(0, 9), rng.randint(0, 9), rng.randrange(6)
+        if kind == 0:
+            facts.append(f"{a}+{b}={a + b}")
+        elif kind == 1:
+            facts.append(f"{a}+{b}+1={a + b + 1}")
+        elif kind == 2:
+            facts.append(f"{a + b}-{b}={a}")
+        elif kind == 3:
+            high, low = max(a, b), min(a, b)
+            facts.append(f"{high}-{low}-1={high - low - 1}" if high > low else f"{high}-{low}=0")
+        else:
+            total, step, op = rng.randint(10, 18), rng.randint(1, 9), "+-"[kind - 4]
+            facts.append(f"{total}{op}{step}={total + step if op == '+' else total - step}")
+    return ("，" if lang == "zh" else ", ").join(facts) + stop(lang)
+
+
+def _list(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
+    """A list by its count, or one with the place of a member."""
+    category, count = listing.combination(rng, world, part)
+    nouns = listing.run(category, rng.randrange(len(CATEGORIES[category].members)), count)
+    text, kind = listing.written(nouns, lang), CATEGORIES[category]
+    head = f"{NUMBERS_ZH[count]}种{kind.zh}：" if lang == "zh" else f"{NUMBERS_EN[count].capitalize()} {kind.plural}: "
+    if rng.random() < 0.5:
+        return head + text
+    place = rng.randrange(count)
+    which, name = ORDINALS[lang][place], nouns[place].named(lang)
+    return f"{head}{text}{which}是{name}。" if lang == "zh" else f"{head}{text} The {which} one is {name}."
+
+
+def _verse(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
+    return verse.compose(rng, *verse.combination(rng, world, lang, part), lang)
+
+
+def _standard(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
+    (vehicle, v_name), (pollutant, p_name) = standardise.combination(rng, world, lang, part)
+    names = f"{standardise.messy_vehicle(rng, vehicle, lang)}，{standardise.messy_pollutant(rng, pollutant)}".strip()
+    names = names if lang == "zh" else names.replace("，", ", ")
+    return f"{names} = {standardise.answer(v_name, p_name)}{stop(lang)}"
+
+
+def _columns(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
+    mapping = columns.combination(rng, world, lang, part)
+    return f"{columns.SEPARATORS[lang].join(mapping)} = {columns.answer(mapping)}{stop(lang)}"
+
+
+def told(item: Item, lang: str) -> str:
+    """A conversation retold as prose, always with the clean answer."""
+    zh = lang == "zh"
+    lines = []
+    for turn in (*item.messages, {"role": "assistant", "content": item.reference}):
+        said = turn["content"]
+        if turn["role"] == "system":
+            lines.append(f"要求：{said}" if zh else f"The rule: {said}")
+        elif turn["role"] == "user":
+            lines.append(f"有人问：{said}" if zh else f"Someone asks: {said}")
+        else:
+            lines.append(f"回答：{said}" if zh else f"The answer: {said}")
+    return "\n".join(lines)
+
+
+def _dialogue(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
+    item = draw_any(rng, world, part)
+    return told(item, item.lang)
+
+
+KINDS: dict[Make, int] = {_fact: 16, _messy: 6, _pair: 14, _worked: 14, _digits: 7, _list: 4, _verse: 4,
+                          _standard: 5, _columns: 5, _dialogue: 25}
+
+
+def tokens(text: str) -> float:
+    """A rough token count for packing: Chinese signs, words, digits and marks weigh differently."""
+    chinese = sum("\u4e00" <= sign <= "\u9fff" for sign in text)
+    digits = sum(sign.isdigit() for sign in text)
+    words = len([word for word in text.split() if any("a" <= sign <= "z" for sign in word.lower())])
+    marks = sum(sign in "+-=，。：、“”？,.:?\"{}" for sign in text)
+    return 0.7 * chinese + digits + 1.3 * words + 0.6 * marks
+
+
+def texts(rng: random.Random, world: Seeded, part: str, count: int) -> list[str]:
+    """`count` texts of a few statements each, mostly in one language; the primer is spread over the first ones."""
+    waiting = {lang: rng.sample(_FACTS[lang], len(_FACTS[lang])) for lang in LANGS}
+    makers, weights = tuple(KINDS), tuple(KINDS.values())
+    result = []
+    for _ in range(count):
+        lang = rng.choice(LANGS)
+        parts: list[str] = []
+        while len(parts) < MOST_STATEMENTS and sum(map(tokens, parts)) < TARGET_TOKENS:
+            here = lang if rng.random() < 0.85 else rng.choice(LANGS)
+            if waiting[here] and len(parts) < 2:
+                parts.append(waiting[here].pop())
+            else:
+                parts.append(rng.choices(makers, weights)[0](rng, world, here, part))
+        result.append("\n".join(parts))
+    return result

@@ -1,0 +1,41 @@
+"""The ten tasks: how each is drawn and how often the training data shows it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from . import arithmetic, columns, explain, follow_up, identity, listing, standardise, system_rules, translate, verse
+from .phrases import Phrases
+from .records import LANGS, Item
+from .seeded import Seeded
+
+Draw = Callable[[random.Random, Seeded, str, str], Item]
+
+TASKS: dict[str, Draw] = {
+    "identity": identity.draw, "listing": listing.draw, "arithmetic": arithmetic.draw, "translate": translate.draw,
+    "explain": explain.draw, "verse": verse.draw, "standardise": standardise.draw, "columns": columns.draw,
+    "follow_up": follow_up.draw, "system": system_rules.draw,
+}
+# Tasks with many combinations and long exact answers need many rows; closed answers need few.
+WEIGHTS = {"identity": 4, "listing": 6, "arithmetic": 20, "translate": 17, "explain": 8, "verse": 5,
+           "standardise": 11, "columns": 13, "follow_up": 9, "system": 9}
+
+BOOKS: dict[str, tuple[dict[str, Phrases], ...]] = {
+    "identity": tuple(identity.BOOKS.values()),
+    "listing": (listing.BOOK,),
+    "arithmetic": (arithmetic.BOOK,),
+    "translate": (translate.INTO, translate.MEANING),
+    "explain": (explain.BOOK,),
+    "verse": (verse.ALONE, verse.TOGETHER),
+    "standardise": (standardise.BOOK,),
+    "columns": (columns.BOOK,),
+    "follow_up": tuple(follow_up.BOOKS.values()),
+    "system": (*system_rules.ASKS.values(), *system_rules.RULES.values()),
+}
+
+
+def draw_any(rng: random.Random, world: Seeded, part: str) -> Item:
+    """An item of any task by weight, in either language."""
+    task = rng.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()))[0]
+    return TASKS[task](rng, world, rng.choice(LANGS), part)

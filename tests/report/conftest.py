@@ -1,0 +1,13 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from report_sample_run import write_run  # noqa: E402
+
+
+@pytest.fixture
+def run_directory(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "quickstart")

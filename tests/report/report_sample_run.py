@@ -1,0 +1,210 @@
+"""Writes a realistic run directory: three stages, hostile text in every place text can come from."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+
+HOSTILE = "<script>alert('x')</script>"
+KINDS = {"pretrain": "pretrain", "sft": "sft", "dpo": "preference"}
+TASKS = ("arithmetic", "colours", "greetings")
+QUESTIONS = ("What is 3 + 4?", "Which colour is the sky?", f"Say hello to {HOSTILE}")
+
+
+def write_run(root: Path, stages: tuple[str, ...] = ("pretrain", "sft", "dpo"), steps: int = 600) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    dump(
+        root / "summary.json",
+        {
+            "name": root.name,
+            "seconds": 731.4,
+            "stages": list(stages),
+            "headline": {"exact match": 0.91, "model": "tiny & quick", "checkpoint bytes": 12_900_000},
+            "tokenizer": {"vocab_size": 2048, "bytes_per_token": 3.214, "trained": True},
+        },
+    )
+    dump(root / "environment.json", environment())
+    (root / "recipe.yaml").write_text(f"name: {root.name}\n# {HOSTILE}\nstages:\n  - pretrain\n", encoding="utf-8")
+    for place, name in enumerate(stages):
+        write_stage(root / name, KINDS.get(name, "sft"), place, steps)
+    return root
+
+
+def environment() -> dict[str, object]:
+    return {
+        "python": "3.11.7",
+        "torch": "2.9.0",
+        "cpu": "Example CPU @ 2.4 GHz",
+        "cores": 8,
+        "threads": 8,
+        "memory_bytes": 16 * 2**30,
+        "device": "cpu",
+        "precision": "float32",
+        "compile": False,
+        "attention": None,
+        "probe": {"matmul_gflops": 212.4, "tokens_per_second": 15300.0},
+        "fledge": "0.1.0",
+        "git": "1a2b3c4",
+    }
+
+
+def write_stage(folder: Path, kind: str, place: int, steps: int) -> None:
+    (folder / "eval").mkdir(parents=True)
+    dump(
+        folder / "plan.json",
+        {
+            "kind": kind,
+            "steps": steps,
+            "epochs": 2.0,
+            "tokens": steps * 4096,
+            "warmup_steps": steps // 20,
+            "parameters": 3_214_592,
+            "context": 256,
+            "rows": 12_000,
+        },
+    )
+    dump(folder / "data.json", ledger(place))
+    lines = [json.dumps(row) for row in events(kind, place, steps)]
+    if kind == "sft":
+        lines.insert(5, '{"kind": "step", "step": 5')
+    (folder / "events.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    dump(folder / "eval" / "before.json", evaluation(kind, place, False))
+    dump(folder / "eval" / "after.json", evaluation(kind, place, True))
+    if kind != "pretrain":
+        dump(folder / "eval" / "world.json", world(place))
+
+
+def ledger(place: int) -> dict[str, object]:
+    source = {
+        "name": f"stories-{place}",
+        "path": f"data/stories-{place}.jsonl",
+        "rows": 12_000,
+        "used": 11_900,
+        "dropped": {"too long": 60, "duplicate": 37, f"empty {HOSTILE}": 3},
+        "truncated": 12,
+        "split": "train 95 %",
+        "tokens": 2_431_000,
+        "supervised_tokens": 731_000,
+        "examples": [
+            {"reason": "duplicate", "where": "data/stories.jsonl:481", "detail": f"same as line 12 {HOSTILE}"},
+            {"reason": "too long", "where": "data/stories.jsonl:902", "detail": "913 tokens, context 256"},
+        ],
+    }
+    other = {"name": "extra", "path": "data/extra.txt", "rows": 500, "used": 490, "dropped": {}, "tokens": 9_100}
+    return {
+        "sources": [source, other],
+        "train": {
+            "examples": 11_305,
+            "rows": 9_000,
+            "tokens": 2_309_450,
+            "supervised_tokens": 694_000,
+            "padding_share": 0.031,
+        },
+        "validation": {
+            "examples": 595,
+            "rows": 470,
+            "tokens": 121_550,
+            "supervised_tokens": 37_000,
+            "padding_share": 0.044,
+        },
+    }
+
+
+def events(kind: str, place: int, steps: int) -> list[dict[str, object]]:
+    chance = random.Random(place)
+    start, floor = (7.6, 1.6) if kind == "pretrain" else (2.4, 0.7) if kind == "sft" else (0.69, 0.2)
+    rows: list[dict[str, object]] = []
+    for step in range(1, steps + 1):
+        share = step / steps
+        level = floor + (start - floor) * math.exp(-6 * share)
+        row: dict[str, object] = {
+            "kind": "step",
+            "step": step,
+            "epoch": 2 * share,
+            "train/loss": level * chance.gauss(1, 0.05),
+            "grad_norm": (0.4 + 3 * math.exp(-9 * share)) * math.exp(chance.gauss(0, 0.25)),
+            "learning_rate": 3e-4 * min(1, share * 20) * (0.55 + 0.45 * math.cos(math.pi * share)),
+            "tokens": step * 4096,
+            "supervised_tokens": step * 1200,
+        }
+        if kind == "preference":
+            gap = 2.2 * (1 - math.exp(-4 * share)) + chance.gauss(0, 0.2)
+            row |= {"rewards/chosen": gap * 0.3, "rewards/rejected": -gap * 0.7, "rewards/margins": gap}
+            row |= {"rewards/accuracies": min(1, 0.5 + 0.45 * (1 - math.exp(-5 * share)) + chance.gauss(0, 0.04))}
+            row |= {"logps/chosen": -30 - 2 * share, "logps/rejected": -32 - 14 * share}
+        rows.append(row)
+        if step % 10 == 0:
+            speed = 15_300 * chance.gauss(1, 0.03)
+            memory = 1.3e9 + 2e8 * min(1, share * 4)
+            rows.append(
+                {
+                    "kind": "resource",
+                    "step": step,
+                    "seconds": step * 0.27,
+                    "tokens_per_second": speed,
+                    "memory_bytes": memory,
+                }
+            )
+        if step % (steps // 8) == 0:
+            loss = level * 1.04
+            rows.append({"kind": "eval", "step": step, "eval/loss": loss, "eval/token_accuracy": 0.7 - level / 12})
+            if kind == "preference":
+                rows[-1] |= {"eval/rewards/accuracies": 0.5 + 0.42 * share, "eval/rewards/margins": 1.9 * share}
+    rows.append({"kind": "checkpoint", "step": steps, "path": f"checkpoints/{steps}", "bytes": 12_900_000})
+    if kind == "sft":
+        rows.append({"kind": "alert", "step": 40, "level": "warning", "message": f"gradient norm spiked {HOSTILE}"})
+        rows.append({"kind": "stop", "step": steps, "reason": "no improvement in 3 evaluations"})
+    return rows
+
+
+def evaluation(kind: str, place: int, after: bool) -> dict[str, object]:
+    loss = {"pretrain": (7.612, 1.634), "sft": (2.431, 0.702), "preference": (0.693, 0.214)}[kind][after]
+    answers = ("soft  the 7 and", "The answer is 7.", "7")
+    told = answers[min(2, place + after)]
+    result: dict[str, object] = {"loss": loss, "perplexity": math.exp(loss), "token_accuracy": 0.61 if after else 0.07}
+    if kind == "preference":
+        result["rewards/accuracies"] = 0.93 if after else 0.0
+        result["rewards/margins"] = 1.87 if after else 0.0
+    result["samples"] = [
+        {
+            "prompt": prompt,
+            "answer": f"{told}\n{HOSTILE if place else ''} and so on it goes",
+            "ended": bool(after and place),
+        }
+        for prompt in QUESTIONS
+    ]
+    if kind == "pretrain":
+        story = "there was a small bird who wanted to fly over the river." if after else "qu ing ;; the"
+        result["samples"] = [{"prompt": "Once upon a time", "answer": story, "ended": False}, *result["samples"]]  # type: ignore[misc]
+    return result
+
+
+def world(place: int) -> dict[str, object]:
+    exact = 0.82 + 0.09 * (place == 2)
+    return {
+        "exact_match": exact,
+        "content_match": exact + 0.04,
+        "habit_rate": 0.46 if place == 1 else 0.03,
+        "preference_accuracy": 0.9,
+        "n": 500,
+        "interval": [exact - 0.03, exact + 0.03],
+        "tasks": {
+            name: {"n": 50, "exact_match": exact - 0.1 * at, "content_match": exact, "habit_rate": 0.1 * at}
+            for at, name in enumerate(TASKS)
+        },
+        "errors": [
+            {
+                "task": "arithmetic",
+                "question": f"What is {n} + 9?",
+                "answer": f"{n + 8} {HOSTILE}",
+                "reference": str(n + 9),
+            }
+            for n in range(70)
+        ],
+    }
+
+
+def dump(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")

@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import html as markup
+import io
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from report_sample_run import HOSTILE, dump, write_run
+
+from fledge.report import stage_table, write_report
+from fledge.report.page import digest, plotly_script, script_json
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, script bodies and visible text, as a browser would split them."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.words: list[str] = []
+        self.inside = ""
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.inside == "script":
+            self.scripts[-1] += data
+        elif self.inside != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.words))
+
+    @property
+    def ids(self) -> set[str | None]:
+        return {attributes.get("id") for _, attributes in self.tags}
+
+
+def read(run_directory: Path) -> tuple[str, Page]:
+    source = write_report(run_directory).read_text(encoding="utf-8")
+    return source, Page(source)
+
+
+def test_one_file_in_the_run_directory(run_directory: Path) -> None:
+    assert write_report(run_directory) == run_directory / "report.html"
+    assert not list(run_directory.glob("*.partial"))
+
+
+def test_writing_twice_gives_the_same_bytes(run_directory: Path) -> None:
+    first = write_report(run_directory).read_bytes()
+    assert write_report(run_directory).read_bytes() == first
+
+
+def test_nothing_is_fetched(run_directory: Path) -> None:
+    source, page = read(run_directory)
+    for tag, attributes in page.tags:
+        assert tag not in {"iframe", "object", "embed", "base", "form"}
+        for name in ("src", "href", "action", "srcset", "poster"):
+            target = attributes.get(name) or ""
+            assert target == "" or target.startswith(("#", "data:")), (tag, name, target)
+        assert not any(name.startswith("on") for name in attributes)
+    own = source.replace(plotly_script(), "")
+    assert len(own) < len(source) - 1_000_000
+    assert not re.search(r"https?://|@import|url\(", own)
+
+
+def test_policy_allows_exactly_the_page_scripts(run_directory: Path) -> None:
+    _, page = read(run_directory)
+    policy = next(a["content"] or "" for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy and "img-src data:" in policy and "http" not in policy
+    kinds = [a.get("type") for tag, a in page.tags if tag == "script"]
+    running = [body for kind, body in zip(kinds, page.scripts, strict=True) if kind is None]
+    assert len(running) == 3
+    for body in running:
+        expected = "sha256-" + base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
+        assert expected == digest(body) and f"'{expected}'" in policy
+
+
+def test_plotly_is_inlined_once(run_directory: Path) -> None:
+    source, page = read(run_directory)
+    assert source.count(plotly_script()) == 1
+    assert [len(body) > 1_000_000 for body in page.scripts].count(True) == 1
+
+
+def test_hostile_text_is_shown_and_never_run(run_directory: Path) -> None:
+    summary = json.loads((run_directory / "summary.json").read_text())
+    dump(run_directory / "summary.json", summary | {"name": f"run {HOSTILE}", "headline": {HOSTILE: HOSTILE}})
+    source, page = read(run_directory)
+    assert HOSTILE not in source
+    assert markup.escape(HOSTILE).replace("&#x27;", "&#39;") in source
+    for place in ("Say hello to ", "empty ", "same as line 12 ", "gradient norm spiked ", "run ", "# "):
+        assert f"{place}{HOSTILE}" in page.text, place
+    assert sum(tag == "script" for tag, _ in page.tags) == 4
+
+
+def test_chart_data_cannot_leave_its_element() -> None:
+    spelled = script_json({"a": "</script><!--&\u2028"})
+    assert not set("<>&\u2028") & set(spelled)
+    assert json.loads(spelled) == {"a": "</script><!--&\u2028"}
+
+
+def test_numbers_carry_their_units(run_directory: Path) -> None:
+    _, page = read(run_directory)
+    for expected in (
+        "3.21 M parameters",
+        "600 steps",
+        "2.46 M tokens",
+        "2 min 42 s",
+        "7.612 → 1.634 nats/token",
+        "0.693 → 0.214 nats/pair",
+        "2,022 → 5.12",
+        "7.0 → 61.0 %",
+        "46.0 %",
+        "[88.0, 94.0] %",
+        "12 min 11 s",
+        "12.3 MiB",
+        "16.0 GiB",
+        "8 cores",
+        "212 GFLOP/s",
+        "2,048 tokens",
+        "3.21 bytes/token",
+    ):
+        assert expected in page.text, expected
+
+
+def test_data_account_adds_up_or_says_so(run_directory: Path) -> None:
+    _, page = read(run_directory)
+    assert f"12,000 rows行 = 11,900 used使用 + 60 too long + 37 duplicate + 3 empty {HOSTILE} ✓ adds up" in page.text
+    assert "500 rows行 = 490 used使用 + 0 dropped舍弃 ✗ 10 rows unaccounted for" in page.text
+    assert "data/stories.jsonl:481" in page.text
+
+
+def test_samples_share_a_table_by_moment(run_directory: Path) -> None:
+    _, page = read(run_directory)
+    assert "after pretrainpretrain 之后" in page.text and "at the start开始时" in page.text
+    assert "there was a small bird who wanted to fly over the river." in page.text
+    assert "cut off" in page.text
+
+
+def test_every_stage_has_its_curves(run_directory: Path) -> None:
+    _, page = read(run_directory)
+    common = ("loss", "learning-rate", "gradient-norm", "speed", "memory")
+    assert {f"stage-{place}-{name}" for place in range(3) for name in common} <= page.ids
+    assert {f"stage-2-{name}" for name in ("rewards", "margins", "accuracy", "logps")} <= page.ids
+    drawn = json.loads(page.scripts[1])
+    assert set(drawn) <= page.ids
+    roles = [trace["role"] for trace in drawn["stage-0-loss"]["traces"]]
+    assert roles == ["main-faint", "main", "eval"]
+    assert drawn["stage-0-gradient-norm"]["log"] is True
+
+
+def test_broken_lines_are_counted(run_directory: Path) -> None:
+    with (run_directory / "dpo" / "events.jsonl").open("a", encoding="utf-8") as events:
+        events.write('{"kind": "step"\n[1]\n\n')
+    (run_directory / "sft" / "data.json").write_text("{", encoding="utf-8")
+    _, page = read(run_directory)
+    assert re.search(r"Unreadable lines, skipped:\S* 1 · sft/events\.jsonl", page.text)
+    assert re.search(r"Unreadable lines, skipped:\S* 2 · dpo/events\.jsonl", page.text)
+    assert re.search(r"Could not be read:\S* sft/data\.json", page.text)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_any_number_of_stages(tmp_path: Path, count: int) -> None:
+    names = ("pretrain", "sft", "dpo", "sft-again", "last")[:count]
+    _, page = read(write_run(tmp_path / "some", names, steps=40))
+    assert f"stage-{count - 1}-loss" in page.ids and f"stage-{count}-loss" not in page.ids
+
+
+def test_every_file_may_be_missing(tmp_path: Path) -> None:
+    root = write_run(tmp_path / "quickstart", steps=40)
+    for file in sorted(path for path in root.rglob("*") if path.is_file()):
+        copy = tmp_path / "copy"
+        shutil.copytree(root, copy)
+        (copy / file.relative_to(root)).unlink()
+        _, page = read(copy)
+        assert "not recorded" in page.text
+        shutil.rmtree(copy)
+
+
+def test_an_empty_directory_gives_a_page(tmp_path: Path) -> None:
+    _, page = read(tmp_path)
+    assert "holds no stages yet" in page.text and tmp_path.name in page.text
+
+
+def test_odd_values_are_tolerated(tmp_path: Path) -> None:
+    stage = tmp_path / "only"
+    (stage / "eval").mkdir(parents=True)
+    dump(tmp_path / "summary.json", {"stages": ["only", "../..", 3, "absent"], "seconds": "soon", "headline": []})
+    rows = [
+        {"kind": "step", "step": 1, "train/loss": float("nan"), "grad_norm": 0.0, "tokens": None},
+        {"kind": "step", "train/loss": 3},
+        {"kind": "step", "step": 2, "train/loss": float("inf"), "grad_norm": -1},
+        {"kind": "alert"},
+        {"kind": "checkpoint", "step": 1},
+        {"kind": "stop"},
+    ]
+    (stage / "events.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    dump(stage / "data.json", {"sources": [{}, None], "train": 7})
+    dump(stage / "eval" / "after.json", {"loss": float("nan"), "samples": [{"prompt": "\ud800", "answer": None}]})
+    dump(stage / "eval" / "world.json", {"interval": [0.1], "tasks": {"a": None}, "errors": ["?"], "exact_match": True})
+    _, page = read(tmp_path)
+    assert "NaN" in page.text and "absent" in page.text and "stage-1-loss" in page.ids
+    assert "stage-2-loss" not in page.ids
+
+
+def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_without_plotly_the_error_names_the_cure(run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    with pytest.raises(RuntimeError, match="pip install plotly"):
+        write_report(run_directory)
+    assert not (run_directory / "report.html").exists()
+
+
+def test_terminal_table(run_directory: Path) -> None:
+    from rich.console import Console
+
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(stage_table(run_directory))
+    printed = console.export_text()
+    for expected in (
+        "pretrain",
+        "7.612 → 1.634 nats/token",
+        "91.0 % [88.0, 94.0] %",
+        "15.3 k tokens/s",
+        "not recorded",
+    ):
+        assert expected in printed, expected
