@@ -1,5 +1,8 @@
 """Tiny decoders whose weights are large enough for every part of the model to show in the logits."""
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -7,6 +10,15 @@ from fledge.model.decoder import Decoder
 from fledge.recipe import ModelConfig
 
 VOCAB = 97
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """Tiny products gain nothing from threads, and lose much where other processes want the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def make_config(**changes: object) -> ModelConfig:

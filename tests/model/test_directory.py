@@ -47,7 +47,7 @@ def _written_by_transformers(folder: Path, qwen: bool, tied: bool, dtype: torch.
     model = Qwen3ForCausalLM(Qwen3Config(**sizes)) if qwen else LlamaForCausalLM(LlamaConfig(**sizes))
     scatter_norms(model)
     model.to(dtype).save_pretrained(folder, max_shard_size=shard)
-    return model.float().eval()
+    return model.eval()
 
 
 @pytest.mark.parametrize("changes", SHAPES)
@@ -102,7 +102,8 @@ def test_fledge_reads_what_transformers_writes(tmp_path: Path, qwen: bool, tied:
 
 @pytest.mark.parametrize("qwen", [False, True], ids=["llama", "qwen3"])
 def test_bfloat16_weights_load_as_the_same_numbers_in_float32(tmp_path: Path, qwen: bool) -> None:
-    theirs = _written_by_transformers(tmp_path, qwen, True, torch.bfloat16)
+    _written_by_transformers(tmp_path, qwen, True, torch.bfloat16)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     stored = load_file(tmp_path / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
     model = load_model(tmp_path)
@@ -158,7 +159,7 @@ REFUSED = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors: the weights are missing"),
     "missing tensor": (_weights(lambda t: t.pop(QUERY)), rf"missing \['{QUERY}'\]"),
     "surplus tensor": (_weights(lambda t: t.update({"model.extra": torch.ones(2)})), r"unknown \['model\.extra'\]"),
-    "wrong shape": (_weights(lambda t: t.update({QUERY: torch.ones(32, 16)})), r"q_proj\.weight is \[32, 16\], expected \[32, 32\]"),
+    "wrong shape": (_weights(lambda t: t.update({QUERY: torch.ones(32, 16)})), r"q_proj\.weight is \[32, 16\], expected"),
     "untied without head": (_config(tie_word_embeddings=False), r"missing \['lm_head\.weight'\]"),
     "other architecture": (_config(architectures=["GPT2LMHeadModel"]), r"does not cover GPT2LMHeadModel .*LlamaForCausalLM"),
     "no architecture": (_config(architectures=None), "does not cover"),

@@ -65,9 +65,10 @@ def test_neither_company_nor_padding_changes_a_greedy_answer(
     assert generate(model, prompts, NEVER, pad, sampling, batch=batch) == alone
 
 
-def test_an_answer_ends_before_its_first_stop_token_and_leaves_the_others_alone() -> None:
-    model = make_decoder()
-    free = _tokens(generate(model, PROMPTS, NEVER, 0, Sampling(max_new_tokens=20)))
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+def test_an_answer_ends_before_its_first_stop_token_and_leaves_the_others_alone(penalty: float) -> None:
+    model, sampling = make_decoder(), Sampling(max_new_tokens=20, repetition_penalty=penalty)
+    free = _tokens(generate(model, PROMPTS, NEVER, 0, sampling))
     stop = frozenset({free[0][4], free[2][9]})
     expected = []
     for tokens in free:
@@ -75,7 +76,7 @@ def test_an_answer_ends_before_its_first_stop_token_and_leaves_the_others_alone(
         expected.append(Generated(tokens[:end], end is not None))
     assert {answer.ended for answer in expected} == {True, False}
     assert len({len(answer.tokens) for answer in expected}) > 2  # rows leave the batch at different steps
-    assert generate(model, PROMPTS, stop, 0, Sampling(max_new_tokens=20)) == expected
+    assert generate(model, PROMPTS, stop, 0, sampling) == expected
 
 
 def test_a_stop_token_at_the_last_place_counts_as_ended() -> None:
@@ -144,7 +145,7 @@ def test_logits_are_shaped_as_the_settings_say(sampling: Sampling, seen: list[in
     seed=st.integers(0, 999),
     temperature=st.floats(0.2, 3),
     top_k=st.integers(0, 40),
-    top_p=st.floats(0.05, 1),
+    top_p=st.integers(5, 100).map(lambda percent: percent / 100),  # not where rounding decides
     penalty=st.floats(0.7, 2),
 )
 def test_logits_are_shaped_as_transformers_shapes_them(

@@ -65,17 +65,23 @@ class Ledger:
         self.sources.append(account)
         return account
 
+    def refuse_unusable(self, key: str) -> None:
+        """FledgeError for a source of which no row is left."""
+        for account in self.sources:
+            if not account.rows or sum(account.dropped.values()) < account.rows:
+                continue
+            reasons = ", ".join(f"{count} {reason}" for reason, count in account.dropped.most_common())
+            place = next(item for items in account.noted.values() for item in items)
+            first = f"first at {place['where']}: {place['detail'] or place['reason']}"
+            raise FledgeError(
+                f"none of the {account.rows} rows of '{account.path}' can be used ({reasons})", where=key, hint=first
+            )
+
     def close(self, key: str) -> None:
         """Check the sums, and refuse a source of which nothing is left."""
         for account in self.sources:
             account.check()
-            if account.rows and not account.used:
-                reasons = ", ".join(f"{count} {reason}" for reason, count in account.dropped.most_common())
-                place = next((item for items in account.noted.values() for item in items), {})
-                first = f"first at {place.get('where')}: {place.get('detail') or place.get('reason')}"
-                raise FledgeError(
-                    f"none of the {account.rows} rows of '{account.path}' can be used ({reasons})", where=key, hint=first
-                )
+        self.refuse_unusable(key)
 
     def as_dict(self) -> dict[str, Any]:
         """For data.json."""

@@ -86,6 +86,7 @@ def collect(stage: AnyStage, name: str, seed: int) -> Collected:
         train = placed
         sources = enumerate(stage.data.validation)
         validation = [p for i, s in sources for p in _read_source(s, stage, ledger, f"{key}.validation.{i}")]
+    ledger.refuse_unusable(key)
     return Collected(train, validation, ledger)
 
 

@@ -84,8 +84,8 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
         raise FledgeError(f"the key {error} is missing", where=str(path)) from None
     except ValidationError as error:
         problem = error.errors()[0]
-        key = ".".join(map(str, problem["loc"]))
-        raise FledgeError(f"{key}{': ' if key else ''}{problem['msg'].removeprefix('Value error, ')}", where=str(path)) from None
+        place = "".join(f"{key}: " for key in problem["loc"])
+        raise FledgeError(place + problem["msg"].removeprefix("Value error, "), where=str(path)) from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

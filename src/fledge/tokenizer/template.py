@@ -155,14 +155,13 @@ def _generation_tag() -> type:
     from jinja2.ext import Extension
 
     class Generation(Extension):
-        tags = {"generation"}  # noqa: RUF012 - the name and form that Jinja asks for
-
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             before, after = (nodes.Output([nodes.Name("generation_mark", "load")], lineno=line) for _ in range(2))
             return [before, *body, after]
 
+    Generation.tags = {"generation"}
     return Generation
 
 

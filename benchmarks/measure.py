@@ -1,0 +1,34 @@
+"""What the benchmarks share: options, interleaved timing, and the one line of JSON at the end."""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+
+
+def options(description: str) -> argparse.ArgumentParser:
+    """A parser that knows --quick."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="a smaller run of at most 50 s on two cores")
+    return parser
+
+
+def interleave(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contender, taken in turns, so that a busy moment of the machine meets all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds):
+        for name, run in contenders.items():
+            seconds[name].append(run())
+            print(f"round {number + 1}/{rounds} {name}: {seconds[name][-1]:.3f} s", flush=True)
+    return seconds
+
+
+def ratios(slow: list[float], fast: list[float]) -> dict[str, float]:
+    """How many times faster, round by round: median and range."""
+    each = [a / b for a, b in zip(slow, fast, strict=True)]
+    return {"median": round(statistics.median(each), 3), "low": round(min(each), 3), "high": round(max(each), 3)}
+
+
+def report(values: dict) -> None:
+    """The last line."""
+    print(json.dumps(values))

@@ -1,0 +1,174 @@
+"""Pretraining speed of the 26M preset (rows of 512 tokens, 16 of them) against transformers.Trainer.
+
+The opponent trains the same Llama configuration on the same packed rows with the same optimizer: once as it ships
+(fp32), once at its best (bf16 and torch.compile). fledge runs its own loop's step as its probe decides. All take turns
+in one process. Real text is read from $FLEDGE_DATA or ../shared/data; without it, from the quickstart's world.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from measure import interleave, options, ratios, report
+from torch import Tensor
+
+from fledge.data import Batch, PackedData, collect, encode, texts
+from fledge.model.cost import parameters, training_flops_per_token
+from fledge.model.decoder import Decoder
+from fledge.objective import LanguageObjective
+from fledge.recipe import Recipe, recipe_from_dict
+from fledge.tokenizer import train_tokenizer
+from fledge.train.machine import decide, head_kernel
+from fledge.train.optimizer import build_optimizer
+
+
+def data_folder() -> Path:
+    """Where real data lies, if it does."""
+    return Path(os.environ.get("FLEDGE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+def make_recipe(rows: int, context: int, layers: int, folder: Path) -> Recipe:
+    """The 26M preset on real text."""
+    real = data_folder() / "llamafactory"
+    if real.exists():
+        train = [str(real / "wiki_demo.txt"), str(real / "c4_demo.jsonl")]
+    else:
+        from fledge.world import build
+
+        build(7, folder)
+        train = [str(folder / "pretrain.jsonl")]
+    stage = {"data": {"train": train, "validation": 0.0, "context": context}, "batch": {"micro": rows}, "length": "100 steps"}
+    model = {"num_hidden_layers": layers}
+    return recipe_from_dict({"preset": "26m", "model": model, "stages": {"pretrain": {**stage, "schedule": {"warmup": 5}}}})
+
+
+class Fledge:
+    """fledge's step, as the loop makes it."""
+
+    def __init__(self, recipe: Recipe, data: PackedData, vocab: int) -> None:
+        stage = recipe.stages["pretrain"]
+        self.data, self.micro = data, stage.batch.micro
+        self.model = Decoder(recipe.model, vocab)
+        self.model.initialise(0)
+        make = lambda kernel: LanguageObjective(0.0, kernel)  # noqa: E731
+        self.decision = decide(recipe.machine, self.model, data.batch(0, self.micro), make, 10_000, print)
+        self.decision.apply(self.model)
+        self.objective = LanguageObjective(0.0, head_kernel(self.decision))
+        self.optimizer = build_optimizer(self.model, stage.optimizer)
+        self.clip = stage.optimizer.clip or 1.0
+        self.step = 0
+
+    def __call__(self) -> float:
+        started = time.perf_counter()
+        batch = self.data.batch(self.step * self.micro, self.micro)
+        (self.objective(self.model, batch).loss / batch.weight).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return time.perf_counter() - started
+
+
+class Opponent:
+    """transformers.Trainer on the same rows; seconds of the fastest of its steps after the first in each call."""
+
+    def __init__(self, recipe: Recipe, rows: list[Tensor], vocab: int, best: bool) -> None:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        sizes = recipe.model
+        self.rows, self.best, self.micro = rows, best, recipe.stages["pretrain"].batch.micro
+        self.model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=vocab, hidden_size=sizes.hidden_size, intermediate_size=sizes.intermediate_size,
+                num_hidden_layers=sizes.num_hidden_layers, num_attention_heads=sizes.num_attention_heads,
+                num_key_value_heads=sizes.num_key_value_heads, max_position_embeddings=sizes.max_position_embeddings,
+                tie_word_embeddings=True, use_cache=False,
+            )
+        )  # fmt: skip
+
+    def __call__(self) -> float:
+        from transformers import Trainer, TrainerCallback, TrainingArguments
+
+        marks: list[float] = []
+
+        class Clock(TrainerCallback):
+            def on_step_begin(self, *positional: object, **named: object) -> None:
+                marks.append(time.perf_counter())
+
+            def on_step_end(self, *positional: object, **named: object) -> None:
+                marks[-1] = time.perf_counter() - marks[-1]
+
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(
+                folder, per_device_train_batch_size=self.micro, max_steps=2, learning_rate=5e-4, weight_decay=0.1,
+                report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True,
+                bf16=self.best, torch_compile=self.best,
+            )  # fmt: skip
+            dataset = [{"input_ids": row, "labels": row} for row in self.rows]
+            Trainer(self.model, arguments, train_dataset=dataset, callbacks=[Clock()]).train()  # type: ignore[arg-type]
+        return min(marks[1:])
+
+
+def matmul_peak(dtype: torch.dtype) -> float:
+    """FLOP/s of the best of a few products of the model's own shapes."""
+    best = 0.0
+    for m, k, n in ((8192, 512, 1408), (8192, 1408, 512), (4096, 1024, 1024)):
+        a, b = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
+        for _ in range(4):
+            started = time.perf_counter()
+            torch.nn.functional.linear(a, b)
+            best = max(best, 2 * m * k * n / (time.perf_counter() - started))
+    return best
+
+
+def main() -> None:
+    parser = options(__doc__ or "")
+    parser.add_argument("--rounds", type=int, help="rounds (default 5, with --quick 2)")
+    chosen = parser.parse_args()
+    rows, context, layers = (4, 256, 2) if chosen.quick else (16, 512, 8)
+    with tempfile.TemporaryDirectory() as name:
+        recipe = make_recipe(rows, context, layers, Path(name))
+        stage = recipe.stages["pretrain"]
+        collected = collect(stage, "pretrain", 0)
+        tokenizer = train_tokenizer(texts(collected), 6400)
+        data = encode(collected, stage, "pretrain", tokenizer, 0).train
+    full: list[Tensor] = []
+    for start in range(0, min(len(data), 64), rows):
+        batch: Batch = data.batch(start, rows)
+        full += list(batch.tokens)
+    fledge = Fledge(recipe, data, tokenizer.vocab_size)
+    contenders = {
+        "fledge": fledge,
+        "as_shipped": Opponent(recipe, full, tokenizer.vocab_size, best=False),
+        "best": Opponent(recipe, full, tokenizer.vocab_size, best=True),
+    }
+    for run in contenders.values():
+        run()
+    seconds = interleave(contenders, chosen.rounds or (2 if chosen.quick else 5))
+    tokens = rows * context
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    peak = matmul_peak(fledge.model.compute_dtype)
+    flops = training_flops_per_token(recipe.model, tokenizer.vocab_size, context) * tokens
+    shipped, best = ratios(seconds["as_shipped"], seconds["fledge"]), ratios(seconds["best"], seconds["fledge"])
+    report(
+        {
+            "tokens_per_second": round(tokens / median["fledge"]),
+            "mfu": round(flops / median["fledge"] / peak, 3),
+            "ratio_as_shipped": shipped["median"],
+            "ratio_best": best["median"],
+            "ranges": {"as_shipped": shipped, "best": best},
+            "opponent_tokens_per_second": {name: round(tokens / median[name]) for name in ("as_shipped", "best")},
+            "matmul_peak_gflops": round(peak / 1e9),
+            "parameters": parameters(recipe.model, tokenizer.vocab_size).total,
+            "batch": [rows, context],
+            "decision": fledge.decision.as_dict(),
+            "quick": chosen.quick,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

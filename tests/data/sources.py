@@ -1,0 +1,42 @@
+"""Small real files, and the stages that read them."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fledge.data import Collected, StageData, collect, encode
+from fledge.data.items import Item
+from fledge.recipe import PreferenceStage, PretrainStage, SftStage, recipe_from_dict
+from fledge.tokenizer import Tokenizer
+
+
+def jsonl(path: Path, rows: Iterable[Any]) -> Path:
+    """Rows as lines; a row of bytes is written as it is."""
+    lines = [row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode() for row in rows]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def stage_of(kind: str, train: Any, **data: Any) -> PretrainStage | SftStage | PreferenceStage:
+    """A stage that reads `train` (a path, or sources as a recipe has them), without validation unless asked for."""
+    train = str(train) if isinstance(train, Path) else train
+    data = {"train": train, "validation": 0, "context": 64, **data}
+    tree = {"model": {"max_position_embeddings": 65536}, "stages": {"x": {"kind": kind, "data": data}}}
+    return recipe_from_dict(tree).stages["x"]
+
+
+def read(kind: str, train: Any, **data: Any) -> Collected:
+    """The items of a stage."""
+    return collect(stage_of(kind, train, **data), "x", 1)
+
+
+def items(kind: str, train: Any, **data: Any) -> list[Item]:
+    """Its training items alone."""
+    return [place.item for place in read(kind, train, **data).train]
+
+
+def prepare(kind: str, train: Any, tokenizer: Tokenizer, seed: int = 1, **data: Any) -> StageData:
+    """A stage's packed data."""
+    stage = stage_of(kind, train, **data)
+    return encode(collect(stage, "x", seed), stage, "x", tokenizer, seed)

@@ -1,0 +1,22 @@
+"""One finished tiny run, shared by the tests that only read it."""
+
+from pathlib import Path
+
+import pytest
+from tests.e2e import tiny
+
+from fledge.pipeline import Pipeline
+from fledge.run import Console
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "world"
+    tiny.tree(folder, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a whole run: pretrain, sft, dpo."""
+    return Pipeline(tiny.recipe(world, tmp_path_factory.mktemp("runs")), Console(quiet=True)).run()

@@ -1,0 +1,160 @@
+"""The command as a person types it: results, and what wrong input is told."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.e2e import tiny
+
+COMMAND = [sys.executable, "-m", "fledge.cli"]
+
+
+def fledge(*words: object, text: str = "", limit: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command; `limit` is the largest file it may write, in bytes, as on a full disk."""
+
+    def restrict() -> None:
+        import resource
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit or 0, limit or 0))
+
+    return subprocess.run(
+        [*COMMAND, *map(str, words)], input=text, capture_output=True, text=True, check=False,
+        preexec_fn=restrict if limit else None, env={**os.environ, "COLUMNS": "100"},
+    )  # fmt: skip
+
+
+def refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """Exit code 2, no traceback, and each part of the explanation."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    for part in parts:
+        assert part in result.stderr, result.stderr
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    script = "import sys, fledge.cli\ntry: fledge.cli.main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - started)
+    assert made.stdout.endswith("False\n") and "quickstart" in made.stdout
+    assert min(seconds) < 0.3
+
+
+def test_generate_and_chat_answer_from_a_run(finished: Path) -> None:
+    one = fledge("generate", finished, "你是谁？", "--max-new-tokens", 5)
+    assert one.returncode == 0 and one.stdout.endswith("\n")
+    again = fledge("generate", finished / "dpo", "你是谁？", "--max-new-tokens", 5)
+    assert again.stdout == one.stdout
+    talk = fledge("chat", finished, "--max-new-tokens", 4, text="你是谁？\n/new\nhello\n/quit\n")
+    assert talk.returncode == 0 and talk.stdout.count("› ") == 4
+    refused(fledge("generate", finished, "x", "--top-p", "0"), "--top-p must be above 0")
+    refused(fledge("chat", finished / "nothing"), "there is no such run or model")
+
+
+def test_data_show_paints_what_is_trained(world: Path, tmp_path: Path) -> None:
+    file = tiny.write(tmp_path / "r.yaml", tiny.tree(world, tmp_path))
+    shown = fledge("data", "show", file, "--stage", "dpo", "--count", 1)
+    assert shown.returncode == 0, shown.stderr
+    assert "chosen" in shown.stdout and "rejected" in shown.stdout and "<|im_end|>" in shown.stdout
+    refused(fledge("data", "show", file, "--stage", "sftt"), "no stage 'sftt'", "it has pretrain, sft, dpo")
+
+
+def test_five_mistakes_are_told_together_with_their_lines(world: Path, tmp_path: Path) -> None:
+    text = """\
+name: bad
+sed: 3
+model: {hidden_sise: 64}
+stages:
+  pretrain:
+    data: {train: a.txt}
+    length: three epochs
+    optimizer: {lr: -1}
+    schedule: {nam: wsd}
+"""
+    (tmp_path / "bad.yaml").write_text(text)
+    result = fledge("train", tmp_path / "bad.yaml")
+    refused(
+        result, "5 problems", "bad.yaml:2: unknown key 'sed'; did you mean 'seed'?",
+        "bad.yaml:3: unknown key 'model.hidden_sise'; did you mean 'hidden_size'?",
+        "bad.yaml:7: stages.pretrain.length", "bad.yaml:8: stages.pretrain.optimizer.lr",
+        "bad.yaml:9: unknown key 'stages.pretrain.schedule.nam'; did you mean 'name'?",
+    )  # fmt: skip
+
+
+def test_broken_rows_are_counted_and_named_and_the_rest_is_trained(world: Path, tmp_path: Path) -> None:
+    good = (world / "sft.jsonl").read_text(encoding="utf-8").splitlines()[:30]
+    bad = ['{"messages": [', "[1, 2]", '{"messages": 5}', '{"messages": [{"role": "user", "content": "hi"}]}',
+           json.dumps({"prompt": "a", "response": "  "})]  # fmt: skip
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes("\n".join([*good[:10], *bad, *good[10:]]).encode() + b'\n{"prompt": "\xff\xfe", "response": "x"}\n')
+    tree = tiny.tree(world, tmp_path)
+    tree["stages"] = {"sft": {**tree["stages"]["sft"], "length": "2 steps"}}
+    tree["stages"]["sft"]["data"] = {"train": str(rows), "context": 64, "validation": 0.1}
+    result = fledge("train", tiny.write(tmp_path / "r.yaml", tree))
+    assert result.returncode == 0, result.stderr
+    assert "36 rows, 30 used" in result.stderr and "6 dropped" in result.stderr
+    for reason in ("invalid JSON", "not an object", "wrong type", "no answer", "empty answer", "not UTF-8"):
+        assert f"1 × {reason}, first at {rows}:" in result.stderr, reason
+    account = json.loads((tmp_path / "tiny" / "sft" / "data.json").read_text())["sources"][0]
+    assert account["rows"] == 36 == account["used"] + sum(account["dropped"].values())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("missing.jsonl", None, ("stages.sft.data.train.0", "there is no file")),
+        ("empty.jsonl", "", ("stages.sft.data.train.0", "holds no rows: the file is empty")),
+        ("all.jsonl", '{"prompt": "a", "response": ""}\n' * 3, ("none of the 3 rows", "3 empty answer", "all.jsonl:1")),
+        ("array.json", "[{]", ("array.json:1", "not valid JSON")),
+        ("what.xyz", "hello", ("cannot read", "ending is not one of")),
+    ],
+)
+def test_unusable_files_are_refused(world: Path, tmp_path: Path, name: str, content: str | None, parts: tuple) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    tree = tiny.tree(world, tmp_path)
+    tree["stages"] = {"sft": tree["stages"]["sft"]}
+    tree["stages"]["sft"]["data"] = {"train": str(tmp_path / name), "context": 64}
+    refused(fledge("train", tiny.write(tmp_path / "r.yaml", tree)), *parts)
+
+
+def test_a_full_disk_stops_the_run_and_resume_goes_on(world: Path, tmp_path: Path) -> None:
+    tree = tiny.tree(world, tmp_path)
+    tree["stages"] = {"pretrain": tree["stages"]["pretrain"]}
+    file = tiny.write(tmp_path / "r.yaml", tree)
+    refused(fledge("train", file, limit=60_000), "cannot write the checkpoint of step 3", "--resume goes on from the beginning")
+    result = fledge("train", file, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "tiny" / "pretrain" / "done.json").exists()
+
+
+def test_unknown_words_and_missing_values_are_refused(world: Path, tmp_path: Path) -> None:
+    file = tiny.write(tmp_path / "r.yaml", tiny.tree(world, tmp_path))
+    refused(fledge("train", file, "--seed"), "--seed needs a value")
+    refused(fledge("train", file, "--stages.sft.optimizer.lrr", "1"), "--stages.sft.optimizer.lrr", "did you mean 'lr'?")
+    refused(fledge("train", tmp_path / "none.yaml"), "this recipe does not exist")
+    refused(fledge("report", tmp_path / "none"), "there is no such run")
+
+
+def test_a_mixture_of_experts_is_planned_but_refused_for_training(world: Path, tmp_path: Path) -> None:
+    tree = tiny.tree(world, tmp_path)
+    del tree["model"]
+    file = tiny.write(tmp_path / "r.yaml", {**tree, "preset": "145m", "tokenizer": {"vocab_size": 6400}})
+    words = ["--model.max_position_embeddings", "512"]
+    planned = fledge("train", file, *words, "--dry-run", "--stages.pretrain.schedule.warmup", "0")
+    assert planned.returncode == 2 or "active per token" in planned.stdout
+    refused(fledge("train", file, *words, "--stages.pretrain.schedule.warmup", "0"), "model.moe")
+
+
+def test_the_floors_of_the_house_hold() -> None:
+    made = subprocess.run(["lint-imports", "--no-logo"], capture_output=True, text=True, check=False,
+                          cwd=Path(__file__).parents[2], env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"})  # fmt: skip
+    assert "1 kept, 0 broken" in made.stdout, made.stdout

@@ -1,0 +1,185 @@
+"""A whole run: what it writes, and that what it says is so."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tests.e2e import tiny
+
+from fledge.errors import FledgeError
+from fledge.model.directory import load_model
+from fledge.pipeline import Pipeline, dry_run
+from fledge.recipe import load_recipe, recipe_from_dict
+from fledge.report import write_report
+from fledge.run import Console, read_events
+from fledge.tokenizer import load_tokenizer
+
+QUIET = Console(quiet=True)
+STAGES = ("pretrain", "sft", "dpo")
+
+
+def events(run: Path, stage: str, kind: str) -> list[dict]:
+    return [event for event in read_events(run / stage / "events.jsonl") if event["kind"] == kind]
+
+
+def test_every_stage_leaves_what_the_run_directory_promises(finished: Path) -> None:
+    for name in ("recipe.yaml", "environment.json", "summary.json", "tokenizer/tokenizer.json"):
+        assert (finished / name).exists(), name
+    for stage in STAGES:
+        for name in ("plan.json", "data.json", "machine.json", "done.json", "eval/before.json", "eval/after.json"):
+            assert (finished / stage / name).exists(), f"{stage}/{name}"
+        assert (finished / stage / "checkpoints" / "last").is_symlink()
+        assert (finished / stage / "checkpoints" / "best").is_symlink()
+
+
+def test_steps_and_tokens_are_as_planned(finished: Path) -> None:
+    for stage in STAGES:
+        plan = json.loads((finished / stage / "plan.json").read_text())
+        steps = events(finished, stage, "step")
+        assert [event["step"] for event in steps] == list(range(1, plan["steps"] + 1))
+        assert steps[-1]["tokens"] == pytest.approx(plan["tokens"], rel=0.1)
+        assert steps[-1]["learning_rate"] == 0.0
+
+
+def test_training_lowers_the_loss_and_what_is_measured_after_is_the_last_evaluation(finished: Path) -> None:
+    for stage in ("pretrain", "sft"):
+        before, after = (json.loads((finished / stage / "eval" / f"{when}.json").read_text()) for when in ("before", "after"))
+        assert after["perplexity"] < before["perplexity"]
+        assert after["loss"] == events(finished, stage, "eval")[-1]["eval/loss"]
+        assert math.exp(after["loss"]) == pytest.approx(after["perplexity"])
+
+
+def test_the_first_preference_step_has_loss_ln_2_and_no_margin(finished: Path) -> None:
+    first = events(finished, "dpo", "step")[0]
+    # Dropout is on in the policy and off in the reference, so the first margin is near zero, not zero.
+    assert first["train/loss"] == pytest.approx(math.log(2), abs=0.02)
+    before = json.loads((finished / "dpo" / "eval" / "before.json").read_text())
+    assert before["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert before["rewards/accuracies"] == 0.0 and before["rewards/margins"] == 0.0
+
+
+def test_live_and_precomputed_reference_train_the_same(world: Path, tmp_path: Path) -> None:
+    losses = []
+    for kind in ("live", "precomputed"):
+        tree = tiny.tree(world, tmp_path, name=kind, model={**tiny.MODEL, "dropout": 0.0})
+        tree["stages"] = {"dpo": {**tree["stages"]["dpo"], "reference": kind}}
+        run = Pipeline(recipe_from_dict(tree), QUIET).run()
+        losses.append([event["train/loss"] for event in events(run, "dpo", "step")])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert losses[0][0] == pytest.approx(math.log(2), abs=1e-6)
+    assert losses[0][-1] < math.log(2)
+
+
+def test_accumulation_changes_nothing_but_the_memory(world: Path, tmp_path: Path) -> None:
+    """8 × 1, 1 × 8 and 2 × 4 rows make the same losses, step after step."""
+    made = []
+    for micro, accumulation in ((8, 1), (1, 8), (2, 4)):
+        tree = tiny.tree(world, tmp_path, name=f"a{micro}", model={**tiny.MODEL, "dropout": 0.0})
+        sft = {**tree["stages"]["sft"], "batch": {"micro": micro, "accumulation": accumulation}, "length": "5 steps"}
+        tree["stages"] = {"sft": sft}
+        run = Pipeline(recipe_from_dict(tree), QUIET).run()
+        made.append([(event["train/loss"], event["grad_norm"]) for event in events(run, "sft", "step")])
+    for other in made[1:]:
+        for (loss, norm), (loss0, norm0) in zip(other, made[0], strict=True):
+            assert loss == pytest.approx(loss0, abs=2e-5) and norm == pytest.approx(norm0, rel=1e-3)
+
+
+def test_every_row_is_accounted_for(finished: Path) -> None:
+    for stage, rows in (("pretrain", 120), ("sft", 150), ("dpo", 60)):
+        sources = json.loads((finished / stage / "data.json").read_text())["sources"]
+        assert sources[0]["rows"] == rows
+        assert all(source["rows"] == source["used"] + sum(source["dropped"].values()) for source in sources)
+
+
+def test_the_result_loads_in_transformers_with_equal_logits(finished: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = finished / "dpo" / "checkpoints" / "last" / "model"
+    ours = load_model(folder).eval()
+    tokenizer = load_tokenizer(folder)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ids = their_tokenizer.apply_chat_template(
+        [{"role": "user", "content": "你是谁？"}], add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
+    from fledge.tokenizer import Message
+
+    assert ids[0].tolist() == tokenizer.encode_prompt([Message("user", "你是谁？")])
+    with torch.no_grad():
+        assert torch.allclose(ours.logits(ours(ids)), theirs(ids).logits, atol=1e-4)
+
+
+def test_the_stored_recipe_runs_again_to_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    again = load_recipe([str(finished / "recipe.yaml")], [("output", str(tmp_path))])
+    run = Pipeline(again, QUIET).run()
+    for stage in STAGES:
+        weights = "checkpoints/last/model/model.safetensors"
+        assert (run / stage / weights).read_bytes() == (finished / stage / weights).read_bytes()
+
+
+def test_dry_run_writes_nothing_and_tells_steps_warmup_and_batch(world: Path, tmp_path: Path) -> None:
+    text = dry_run(tiny.recipe(world, tmp_path), QUIET)
+    assert not list(tmp_path.iterdir())
+    assert "8 steps" in text and "effective batch 4 rows" in text and "warm-up" in text and "hidden_size: 32" in text
+
+
+def test_target_loss_and_patience_stop_the_stage(world: Path, tmp_path: Path) -> None:
+    tree = tiny.tree(world, tmp_path)
+    tree["stages"] = {"pretrain": {**tree["stages"]["pretrain"], "length": "40 steps", "early_stop": {"target_loss": 5.9}}}
+    run = Pipeline(recipe_from_dict(tree), QUIET).run()
+    (stop,) = events(run, "pretrain", "stop")
+    assert "reached the target 5.9" in stop["reason"] and stop["step"] < 40
+    assert events(run, "pretrain", "eval")[-1]["eval/loss"] <= 5.9
+
+    tree["name"] = "patient"
+    tree["stages"]["pretrain"].update(early_stop={"patience": 2, "threshold": 10.0}, evaluation={"every": 2})
+    run = Pipeline(recipe_from_dict(tree), QUIET).run()
+    (stop,) = events(run, "pretrain", "stop")
+    assert stop["step"] == 6 and "2 evaluations" in stop["reason"]
+
+
+def test_keep_best_hands_on_the_best_checkpoint(world: Path, tmp_path: Path) -> None:
+    tree = tiny.tree(world, tmp_path)
+    sft = {**tree["stages"]["sft"], "optimizer": {"lr": 1.0}, "schedule": {"name": "constant", "warmup": 11}, "keep": "best",
+           "length": "12 steps", "evaluation": {"every": 1, "max_rows": 4}}  # fmt: skip
+    tree["stages"] = {"pretrain": tree["stages"]["pretrain"], "sft": sft}
+    run = Pipeline(recipe_from_dict(tree), QUIET).run()
+    losses = {event["step"]: event["eval/loss"] for event in events(run, "sft", "eval")}
+    best = min(losses, key=lambda step: losses[step])
+    assert best < 12, "the learning rate should have been high enough to diverge"
+    assert json.loads((run / "sft" / "done.json").read_text())["model"] == f"checkpoints/step-{best:08d}/model"
+
+
+def test_divergence_stops_with_the_last_good_state_named(world: Path, tmp_path: Path) -> None:
+    tree = tiny.tree(world, tmp_path)
+    wild = {**tree["stages"]["pretrain"], "optimizer": {"lr": 1e30, "clip": None}, "length": "30 steps"}
+    tree["stages"] = {"pretrain": wild}
+    with pytest.raises(FledgeError, match="training diverged"):
+        Pipeline(recipe_from_dict(tree), QUIET).run()
+
+
+def test_tensorboard_has_every_step(world: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tree = tiny.tree(world, tmp_path, logging={"tensorboard": True})
+    tree["stages"] = {"pretrain": tree["stages"]["pretrain"]}
+    run = Pipeline(recipe_from_dict(tree), QUIET).run()
+    board = EventAccumulator(str(run / "pretrain" / "tensorboard"), size_guidance={"scalars": 0})
+    board.Reload()
+    made = {point.step: point.value for point in board.Scalars("train/loss")}
+    assert made == pytest.approx({e["step"]: e["train/loss"] for e in events(run, "pretrain", "step")}, rel=1e-6)
+
+
+def test_watchers_change_nothing(world: Path, finished: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    tree = tiny.tree(world, tmp_path, logging={"tensorboard": True, "every": 1}, samples={})
+    run = Pipeline(recipe_from_dict(tree), Console(quiet=False, live=False)).run()
+    weights = "dpo/checkpoints/last/model/model.safetensors"
+    assert (run / weights).read_bytes() == (finished / weights).read_bytes()
+
+
+def test_the_report_is_written_from_the_run_directory(finished: Path) -> None:
+    page = write_report(finished).read_text(encoding="utf-8")
+    assert "你是谁？" in page and "pretrain" in page

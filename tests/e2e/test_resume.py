@@ -1,0 +1,115 @@
+"""A run stopped anywhere and resumed ends with the bytes of one that was never stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.e2e import tiny
+
+from fledge.errors import FledgeError
+from fledge.pipeline import Pipeline
+from fledge.run import Console
+from fledge.train.loop import Interrupted, Loop
+
+QUIET = Console(quiet=True)
+
+
+def finals(run: Path) -> dict[str, bytes]:
+    """Everything that must be equal: weights, optimizer state, step and eval events of every stage."""
+    found = {}
+    for stage in ("pretrain", "sft", "dpo"):
+        last = run / stage / "checkpoints" / "last"
+        found[f"{stage} weights"] = (last / "model" / "model.safetensors").read_bytes()
+        found[f"{stage} optimizer"] = (last / "state" / "optimizer.safetensors").read_bytes()
+        lines = (run / stage / "events.jsonl").read_bytes().splitlines()
+        found[f"{stage} events"] = b"\n".join(x for x in lines if json.loads(x)["kind"] in ("step", "eval", "stop"))
+        state = json.loads((last / "state" / "trainer.json").read_text())
+        found[f"{stage} best"] = repr((state["best_loss"], state["best_step"], state["evaluations_without_gain"])).encode()
+    return found
+
+
+@pytest.mark.parametrize("at", [1, 4, 7, 11, 17, 20])
+def test_killed_run_resumes_bit_for_bit(
+    at: int, world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies (no handler runs) inside its at-th update of 22, after the gradients, before the step."""
+
+    class Killed(BaseException):
+        pass
+
+    count, update = 0, Loop._update
+
+    def dying(loop: Loop) -> float:
+        nonlocal count
+        count += 1
+        if count == at:
+            raise Killed
+        return update(loop)
+
+    recipe = tiny.recipe(world, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Loop, "_update", dying)
+        Pipeline(recipe, QUIET).run()
+    assert finals(Pipeline(recipe, QUIET).run(resume=True)) == finals(finished)
+
+
+def test_a_polite_signal_saves_and_the_run_goes_on(
+    world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = Loop._update
+
+    def signalled(loop: Loop) -> float:
+        if loop.state.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(loop)
+
+    recipe = tiny.recipe(world, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 5 of 8"):
+        patch.setattr(Loop, "_update", signalled)
+        Pipeline(recipe, QUIET).run()
+    assert (tmp_path / "tiny" / "pretrain" / "checkpoints" / "step-00000005" / "manifest.json").exists()
+    assert finals(Pipeline(recipe, QUIET).run(resume=True)) == finals(finished)
+
+
+def test_resume_falls_back_from_a_truncated_checkpoint(world: Path, finished: Path, tmp_path: Path) -> None:
+    recipe = tiny.recipe(world, tmp_path)
+    run = Pipeline(recipe, QUIET).run()
+    (run / "dpo" / "done.json").unlink()
+    newest = sorted((run / "dpo" / "checkpoints").glob("step-*"))[-1]
+    weights = newest / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert finals(Pipeline(recipe, QUIET).run(resume=True)) == finals(finished)
+
+
+def test_resume_with_another_recipe_is_refused_key_by_key(world: Path, finished: Path) -> None:
+    changed = tiny.tree(world, finished.parent, seed=4)
+    changed["stages"]["sft"]["optimizer"]["lr"] = 0.5
+    from fledge.recipe import recipe_from_dict
+
+    with pytest.raises(FledgeError, match=r"seed: 3 -> 4(.|\n)*stages.sft.optimizer.lr: 0.001 -> 0.5"):
+        Pipeline(recipe_from_dict(changed), QUIET).run(resume=True)
+
+
+def test_a_finished_run_is_not_written_over(world: Path, finished: Path) -> None:
+    with pytest.raises(FledgeError, match="exists already"):
+        Pipeline(tiny.recipe(world, finished.parent), QUIET).run()
+
+
+@pytest.mark.slow
+def test_sigkill_from_outside_at_three_moments(world: Path, finished: Path, tmp_path: Path) -> None:
+    file = tiny.write(tmp_path / "r.yaml", tiny.tree(world, tmp_path))
+    command = [sys.executable, "-m", "fledge.cli", "train", str(file), "--quiet"]
+    for delay in (2.5, 3.5, 5.0):
+        resume = ["--resume"] if (tmp_path / "tiny" / "recipe.yaml").exists() else []
+        process = subprocess.Popen([*command, *resume])
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+    subprocess.run([*command, "--resume"], check=True)
+    assert finals(tmp_path / "tiny") == finals(finished)

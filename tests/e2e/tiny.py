@@ -1,0 +1,54 @@
+"""A recipe small enough to train in a test: three stages, dropout, accumulation, several checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fledge.recipe import Recipe, recipe_from_dict
+from fledge.world import Sizes, build
+
+MODEL = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 64, "max_position_embeddings": 96, "dropout": 0.1,
+}  # fmt: skip
+
+
+def tree(world: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    """The recipe as plain data; `world` is built if it is not there."""
+    if not world.exists():
+        build(5, world, Sizes(pretrain=120, sft=150, preference=60, validation=24, questions=20))
+
+    def stage(rows: str, length: str, **more: Any) -> dict[str, Any]:
+        data = {"train": str(world / f"{rows}.jsonl"), "validation": str(world / f"{rows}.validation.jsonl"), "context": 64}
+        return {
+            "data": data, "batch": {"micro": 2, "accumulation": 2}, "optimizer": {"lr": 1e-3}, "length": length,
+            "evaluation": {"every": 4, "max_rows": 4}, "checkpoint": {"every": 3}, **more,
+        }  # fmt: skip
+
+    return {
+        "name": "tiny",
+        "output": str(output),
+        "seed": 3,
+        "tokenizer": {"vocab_size": 400},
+        "model": MODEL,
+        "machine": {"threads": 1, "compile": False, "precision": "fp32"},
+        "stages": {
+            "pretrain": stage("pretrain", "8 steps"),
+            "sft": stage("sft", "8 steps"),
+            "dpo": stage("preference", "6 steps"),
+        },
+        "samples": {"prompts": ["你是谁？"], "texts": ["A cat"], "max_new_tokens": 6},
+        **changes,
+    }
+
+
+def recipe(world: Path, output: Path, **changes: Any) -> Recipe:
+    """The recipe."""
+    return recipe_from_dict(tree(world, output, **changes))
+
+
+def write(path: Path, values: dict[str, Any]) -> Path:
+    """A recipe file."""
+    path.write_text(yaml.safe_dump(values, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    return path

@@ -1,0 +1,140 @@
+"""Next-token prediction: sums inside, one division outside, so the micro-batch is nobody's business."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fledge.data.batches import Batch, PackedData
+from fledge.model.decoder import Decoder
+from fledge.model.head import CHUNK, _loss_chunk
+from fledge.objective import LanguageObjective, evaluate_language
+
+from ..model.conftest import assert_same_gradients, gradients, make_decoder
+from .conftest import Sequence, pack, random_sequences
+
+LENGTHS = [32, 9, 20, 33, 5, 17, 30, 28, 25, 31, 12, 39]
+
+
+def _eight_rows() -> tuple[list[Sequence], PackedData]:
+    sequences = random_sequences(LENGTHS)
+    data = pack(sequences, row_length=40)
+    assert len(data) == 8
+    filled = {data.batch(row, 1).filled for row in range(8)}
+    assert len(filled) > 3 and min(filled) < 40  # unequal lengths, and padding
+    return sequences, data
+
+
+def _window(model: Decoder, objective: LanguageObjective, batches: list[Batch]) -> dict[str, torch.Tensor]:
+    """Gradients of the accumulation window, divided once."""
+    for batch in batches:
+        objective(model, batch).loss.backward()
+    total = sum(objective.weight(batch) for batch in batches)
+    return {name: gradient / total for name, gradient in gradients(model).items()}
+
+
+def _plain_window(model: Decoder, sequences: list[Sequence], smoothing: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss and gradients of the same sequences, one at a time and unpacked, by the textbook."""
+    loss, total = torch.zeros(()), torch.zeros(())
+    for sequence in sequences:
+        logits = model.logits(model(sequence.tokens[None, :-1]))[0]
+        each = F.cross_entropy(logits, sequence.tokens[1:], reduction="none", label_smoothing=smoothing)
+        loss, total = loss + (each * sequence.weights[1:]).sum(), total + sequence.weights[1:].sum()
+    (loss / total).backward()
+    return (loss / total).detach(), gradients(model)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("kernel", [None, _loss_chunk], ids=["own", "passed"])
+def test_every_split_into_micro_batches_gives_the_gradient_of_the_whole_window(smoothing: float, kernel: object) -> None:
+    sequences, data = _eight_rows()
+    model, objective = make_decoder(), LanguageObjective(smoothing, kernel)  # type: ignore[arg-type]
+    expected = _plain_window(model, sequences, smoothing)[1]
+    for micro in (8, 1, 2):
+        batches = [data.batch(row, micro) for row in range(0, 8, micro)]
+        assert_same_gradients(_window(model, objective, batches), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_the_mean_of_micro_batch_means_would_be_something_else() -> None:
+    _, data = _eight_rows()
+    model, objective = make_decoder(), LanguageObjective()
+    whole = _window(model, objective, [data.batch(0, 8)])
+    for row in range(8):
+        batch = data.batch(row, 1)
+        (objective(model, batch).loss / objective.weight(batch) / 8).backward()
+    means = gradients(model)
+    assert max(float((whole[name] - means[name]).abs().max()) for name in whole) > 1e-4
+
+
+def test_a_partial_last_window_divides_by_what_is_in_it() -> None:
+    sequences, data = _eight_rows()
+    model, objective = make_decoder(), LanguageObjective()
+    batches = [data.batch(row, 3, stop=8) for row in (0, 3, 6)]  # the last row of the last batch is empty
+    assert_same_gradients(_window(model, objective, batches), _plain_window(model, sequences, 0.0)[1], atol=1e-6, rtol=1e-5)
+
+
+def test_an_empty_micro_batch_adds_zero_and_can_be_differentiated() -> None:
+    _, data = _eight_rows()
+    model, empty = make_decoder(), data.batch(8, 2, stop=8)
+    outcome = LanguageObjective()(model, empty)
+    outcome.loss.backward()
+    assert outcome.loss.item() == 0 and LanguageObjective().weight(empty) == 0
+    assert all(not gradient.any() for gradient in gradients(model).values())
+
+
+def test_the_loss_is_a_sum_and_equals_the_plain_one() -> None:
+    sequences, data = _eight_rows()
+    model = make_decoder()
+    for smoothing in (0.0, 0.3):
+        objective, batch = LanguageObjective(smoothing), data.batch(0, 8)
+        mean = objective(model, batch).loss / objective.weight(batch)
+        torch.testing.assert_close(mean, _plain_window(model, sequences, smoothing)[0], atol=1e-5, rtol=1e-5)
+    assert batch.weight == pytest.approx(sum(float(s.weights[1:].sum()) for s in sequences), rel=1e-6)
+
+
+def test_evaluation_equals_the_plain_computation() -> None:
+    sequences = random_sequences([90] * 30)
+    data = pack(sequences, row_length=200)
+    model = make_decoder(max_position_embeddings=200)
+    batch = data.batch(0, len(data))
+    assert batch.supervised > 2 * CHUNK
+    nll, correct, total = 0.0, 0.0, 0.0
+    with torch.no_grad():
+        for sequence in sequences:
+            logits, weights = model.logits(model(sequence.tokens[None, :-1]))[0].double(), sequence.weights[1:].double()
+            nll += float((F.cross_entropy(logits, sequence.tokens[1:], reduction="none") * weights).sum())
+            correct += float(((logits.argmax(-1) == sequence.tokens[1:]) * weights).sum())
+            total += float(weights.sum())
+    sums = evaluate_language(model, batch)
+    assert sums == pytest.approx({"nll": nll, "correct": correct, "weight": total}, rel=1e-5)
+    assert 0 < correct < total
+
+
+def test_evaluation_switches_dropout_off_and_training_on_again() -> None:
+    _, data = _eight_rows()
+    batch = data.batch(0, 8)
+    model = make_decoder(dropout=0.5).train()
+    assert evaluate_language(model, batch) == evaluate_language(make_decoder(), batch)
+    assert model.training and not any(p.grad is not None for p in model.parameters())
+
+
+def test_evaluation_of_an_empty_batch_is_zero() -> None:
+    _, data = _eight_rows()
+    assert evaluate_language(make_decoder(), data.batch(8, 1, stop=8)) == {"nll": 0.0, "correct": 0.0, "weight": 0.0}
+
+
+def test_a_few_steps_learn_the_next_token_and_not_the_same_or_the_one_after() -> None:
+    model = make_decoder(vocab=10, initializer_range=0.05).train()
+    cycle = torch.arange(61) * 3 % 10  # the next token is always three more
+    data = pack([Sequence(cycle[i : i + 31], torch.ones(31)) for i in range(10)], row_length=60)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(30):
+        batch = data.batch(0, len(data))
+        (LanguageObjective()(model, batch).loss / batch.weight).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    sums = evaluate_language(model, batch)
+    assert sums["correct"] / sums["weight"] > 0.95
+    with torch.no_grad():
+        logits = model.eval().logits(model(cycle[None]))[0]
+    losses = [float(F.cross_entropy(logits[: 61 - offset], cycle[offset:])) for offset in (0, 1, 2)]
+    assert losses[1] < 0.3 < min(losses[0], losses[2])

@@ -1,0 +1,219 @@
+"""DPO on packed pairs is DPO on padded pairs, by the formula."""
+
+import math
+from copy import deepcopy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fledge.data.batches import Batch
+from fledge.model.decoder import Decoder
+from fledge.objective import preference_loss, sequence_log_probabilities
+from fledge.objective.preference import reference_table
+
+from ..model.conftest import assert_same_gradients, gradients, make_decoder
+from .conftest import Pair, dpo, pack, pack_pairs, random_pairs, random_sequences
+
+CPU = torch.device("cpu")
+PAIRS = random_pairs(7)
+
+
+def _whole(pairs: list[Pair]) -> Batch:
+    data = pack_pairs(pairs)
+    batch = data.batch(0, len(data))
+    assert 1 < len(data) < len(pairs) and int(batch.documents.max()) > 2  # several rows, several pairs in a row
+    assert sorted(batch.examples) == list(range(len(pairs))) and list(batch.examples) != list(range(len(pairs)))
+    return batch
+
+
+def _padded_log_probabilities(model: Decoder, prompts: list[list[int]], answers: list[list[int]]) -> Tensor:
+    """Sum of the completion's log-probabilities, one row each and padded on the right: as TRL computes it."""
+    longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+    tokens, mask = torch.zeros(len(prompts), longest, dtype=torch.long), torch.zeros(len(prompts), longest)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        tokens[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+        mask[row, len(prompt) : len(prompt) + len(answer)] = 1
+    logps = (model(tokens) @ model.head_weight.t()).log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
+    return (logps * mask[:, 1:]).sum(-1)
+
+
+def _plain(policy: Decoder, reference: Decoder, pairs: list[Pair]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """pc, pr, rc, rr: the four summed log-probabilities of each pair."""
+    prompts, chosen, rejected = ([getattr(p, name) for p in pairs] for name in ("prompt", "chosen", "rejected"))
+    with torch.no_grad():
+        rc, rr = (_padded_log_probabilities(reference, prompts, answers) for answers in (chosen, rejected))
+    pc, pr = (_padded_log_probabilities(policy, prompts, answers) for answers in (chosen, rejected))
+    return pc, pr, rc, rr
+
+
+def test_at_step_0_the_loss_is_ln_2_and_nothing_is_preferred() -> None:
+    model = make_decoder()
+    outcome = dpo(deepcopy(model))(model, _whole(PAIRS))
+    assert outcome.loss.item() / 7 == pytest.approx(0.693147, abs=1e-6)
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"):
+        assert outcome.metrics[name].item() == 0.0, name
+
+
+def test_a_precomputed_reference_gives_the_identical_loss_and_gradient() -> None:
+    policy, reference = make_decoder(1), make_decoder(0, dropout=0.5).train()
+    data = pack_pairs(PAIRS)
+    batches = [data.batch(row, 1) for row in range(len(data))]
+    table = reference_table(reference, batches, len(PAIRS), CPU)
+    for batch in reversed(batches):
+        live, precomputed = dpo(reference)(policy, batch), dpo(table)(policy, batch)
+        assert torch.equal(live.loss, precomputed.loss)
+        assert live.metrics.keys() == precomputed.metrics.keys()
+        assert all(torch.equal(value, precomputed.metrics[name]) for name, value in live.metrics.items())
+        live.loss.backward()
+        by_live = gradients(policy)
+        precomputed.loss.backward()
+        assert_same_gradients(by_live, gradients(policy), atol=0)
+    assert reference.training and not any(p.grad is not None for p in reference.parameters())
+
+
+def test_the_table_is_in_the_order_of_the_examples_whatever_the_batches() -> None:
+    reference = make_decoder(0)
+    data = pack_pairs(PAIRS)
+    table = reference_table(reference, [data.batch(0, 2), data.batch(2, len(data) - 2)], len(PAIRS), CPU)
+    _, _, rc, rr = _plain(reference, reference, PAIRS)
+    torch.testing.assert_close(table, torch.stack((rc, rr), -1), atol=1e-4, rtol=1e-5)
+
+
+def test_a_pair_that_no_batch_brought_is_an_error() -> None:
+    data = pack_pairs(PAIRS)
+    with pytest.raises(AssertionError, match="not scored"):
+        reference_table(make_decoder(), [data.batch(0, 1)], len(PAIRS), CPU)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5])
+def test_loss_and_gradient_equal_the_formula_on_padded_pairs(beta: float) -> None:
+    policy, reference = make_decoder(1), make_decoder(0)
+    outcome, objective = dpo(reference, beta)(policy, _whole(PAIRS)), dpo(reference, beta)
+    assert objective.weight(_whole(PAIRS)) == 7
+    (outcome.loss / 7).backward()
+    got = gradients(policy)
+    pc, pr, rc, rr = _plain(policy, reference, PAIRS)
+    expected = -F.logsigmoid(beta * ((pc - rc) - (pr - rr))).mean()
+    expected.backward()
+    torch.testing.assert_close(outcome.loss / 7, expected, atol=1e-5, rtol=1e-5)
+    assert_same_gradients(got, gradients(policy), atol=1e-5, rtol=1e-4)
+
+
+def test_micro_batches_of_pairs_give_the_gradient_of_the_whole() -> None:
+    policy, objective = make_decoder(1), dpo(make_decoder(0), sft_weight=0.3)
+    data = pack_pairs(PAIRS)
+    objective(policy, data.batch(0, len(data))).loss.backward()
+    whole = gradients(policy)
+    for row in range(len(data) + 1):  # the last one is empty
+        objective(policy, data.batch(row, 1, stop=len(data))).loss.backward()
+    assert_same_gradients(whole, gradients(policy), atol=1e-5, rtol=1e-4)
+
+
+def test_metrics_are_sums_of_what_their_names_say() -> None:
+    policy, reference = make_decoder(1), make_decoder(0)
+    metrics = dpo(reference, 0.2)(policy, _whole(PAIRS)).metrics
+    pc, pr, rc, rr = (t.detach() for t in _plain(policy, reference, PAIRS))
+    expected = {
+        "rewards/chosen": 0.2 * (pc - rc).sum(),
+        "rewards/rejected": 0.2 * (pr - rr).sum(),
+        "rewards/margins": 0.2 * ((pc - rc) - (pr - rr)).sum(),
+        "rewards/accuracies": ((pc - rc) > (pr - rr)).float().sum(),
+        "logps/chosen": pc.sum(),
+        "logps/rejected": pr.sum(),
+    }
+    assert metrics.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(metrics[name], value, atol=1e-4, rtol=1e-5)
+        assert not metrics[name].requires_grad
+    assert 0 < metrics["rewards/accuracies"] < 7
+
+
+def test_swapping_chosen_and_rejected_flips_every_sign() -> None:
+    policy, reference = make_decoder(1), make_decoder(0)
+    there = dpo(reference)(policy, _whole(PAIRS))
+    back = dpo(reference)(policy, _whole([pair.swapped() for pair in PAIRS]))
+    torch.testing.assert_close(back.metrics["rewards/margins"], -there.metrics["rewards/margins"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(back.metrics["rewards/chosen"], there.metrics["rewards/rejected"], atol=1e-4, rtol=1e-4)
+    assert back.metrics["rewards/accuracies"] == 7 - there.metrics["rewards/accuracies"]
+    pc, pr, rc, rr = _plain(policy, reference, PAIRS)
+    torch.testing.assert_close(back.loss, F.softplus(0.1 * ((pc - rc) - (pr - rr))).sum(), atol=1e-4, rtol=1e-5)
+
+
+def test_label_smoothing_is_cdpo() -> None:
+    policy, reference = make_decoder(1), make_decoder(0)
+    outcome = dpo(reference, 0.1, label_smoothing=0.2)(policy, _whole(PAIRS))
+    pc, pr, rc, rr = _plain(policy, reference, PAIRS)
+    delta = 0.1 * ((pc - rc) - (pr - rr))
+    expected = (0.8 * -F.logsigmoid(delta) + 0.2 * -F.logsigmoid(-delta)).sum()
+    torch.testing.assert_close(outcome.loss, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_sft_weight_adds_the_mean_loss_of_the_chosen_answers_tokens() -> None:
+    policy, reference = make_decoder(1), make_decoder(0)
+    plain, more = (dpo(reference, sft_weight=weight)(policy, _whole(PAIRS)).loss for weight in (0.0, 0.7))
+    pc, *_ = _plain(policy, reference, PAIRS)
+    lengths = torch.tensor([len(pair.chosen) for pair in PAIRS])
+    torch.testing.assert_close(more - plain, 0.7 * -(pc / lengths).sum(), atol=1e-4, rtol=1e-5)
+    more.backward()
+    got = gradients(policy)
+    pc, pr, rc, rr = _plain(policy, reference, PAIRS)
+    (-F.logsigmoid(0.1 * ((pc - rc) - (pr - rr))) - 0.7 * pc / lengths).sum().backward()
+    assert_same_gradients(got, gradients(policy), atol=1e-4, rtol=1e-4)
+
+
+def test_log_probabilities_are_summed_over_each_completion_alone() -> None:
+    model, batch = make_decoder(), _whole(PAIRS)
+    sums, counts = sequence_log_probabilities(model, batch)
+    assert sums.shape == counts.shape == (14,)
+    for place, example in enumerate(batch.examples):
+        pair = PAIRS[example]
+        for part, answer in enumerate((pair.chosen, pair.rejected)):
+            alone = _padded_log_probabilities(model, [pair.prompt], [answer])[0]
+            torch.testing.assert_close(sums[2 * place + part], alone, atol=1e-5, rtol=1e-5)
+            assert counts[2 * place + part] == len(answer)
+
+
+def test_a_weight_counts_as_often_as_it_says() -> None:
+    model, sequences = make_decoder(), random_sequences([9, 14, 20, 5, 11, 30])
+    data = pack(sequences, row_length=40)
+    batch = data.batch(0, len(data))
+    sums, counts = sequence_log_probabilities(model, batch)
+    for place, example in enumerate(batch.examples):
+        tokens, weights = sequences[example].tokens, sequences[example].weights[1:]
+        logps = -F.cross_entropy(model.logits(model(tokens[None, :-1]))[0], tokens[1:], reduction="none")
+        torch.testing.assert_close(sums[place], (logps * weights).sum(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(counts[place], weights.sum())
+
+
+@settings(deadline=None, max_examples=50)
+@given(delta=st.floats(-200, 200), beta=st.floats(0.01, 2), smoothing=st.floats(0, 0.49))
+def test_the_loss_is_its_formula_everywhere_and_falls_towards_its_optimum(
+    delta: float, beta: float, smoothing: float
+) -> None:
+    x = torch.tensor([delta], dtype=torch.float64, requires_grad=True)
+    loss = preference_loss(x, beta, smoothing)
+    softplus = [max(z, 0) + math.log1p(math.exp(-abs(z))) for z in (-beta * delta, beta * delta)]
+    assert loss.item() == pytest.approx((1 - smoothing) * softplus[0] + smoothing * softplus[1], rel=1e-9, abs=1e-12)
+    (slope,) = torch.autograd.grad(loss, x)
+    sigmoid = math.exp(-softplus[0])
+    assert slope.item() == pytest.approx(beta * (sigmoid - (1 - smoothing)), rel=1e-6, abs=1e-9)
+
+
+def test_a_few_steps_make_every_chosen_answer_preferred() -> None:
+    policy = make_decoder().train()
+    objective, batch = dpo(deepcopy(policy)), _whole(PAIRS)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(15):
+        loss = objective(policy, batch).loss / objective.weight(batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    outcome = objective(policy, batch)
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6) and outcome.loss.item() / 7 < 0.5
+    assert outcome.metrics["rewards/accuracies"] == 7

@@ -1,0 +1,174 @@
+"""Every mistake is named, with its place and what was probably meant."""
+
+from pathlib import Path
+
+import pytest
+
+from fledge.errors import FledgeError
+from fledge.recipe import Recipe, load_recipe, recipe_from_dict
+
+GOOD = """\
+preset: 26m
+stages:
+  sft:
+    data: {train: chat.jsonl}
+"""
+
+
+def refusal(*files: Path, overrides: tuple[tuple[str, str], ...] = ()) -> str:
+    with pytest.raises(FledgeError) as caught:
+        load_recipe([str(file) for file in files], overrides)
+    return str(caught.value)
+
+
+def write(folder: Path, text: str, name: str = "recipe.yaml") -> Path:
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+def test_all_mistakes_are_reported_together_with_line_and_nearest_spelling(tmp_path: Path) -> None:
+    file = write(
+        tmp_path,
+        """\
+preset: 27m
+model:
+  hiden_size: 64
+  num_hidden_layers: -1
+stages:
+  sft:
+    data:
+      train: [{pth: chat.jsonl}]
+      validation: 100
+    optimizer: {learning: 1e-4, clip: zero}
+    length: 3 parsecs
+  tune:
+    data: {train: x.jsonl}
+sed: 3
+seed: 1
+seed: 2
+""",
+    )
+    text = refusal(file)
+    for line, *words in [
+        (1, "there is no preset '27m'", "did you mean '26m'"),
+        (3, "unknown key 'model.hiden_size'", "did you mean 'hidden_size'?"),
+        (4, "model.num_hidden_layers", "greater than 0", "-1"),
+        (8, "unknown key 'stages.sft.data.train.0.pth'", "did you mean 'path'?"),
+        (8, "the key 'stages.sft.data.train.0.path' is missing"),
+        (9, "stages.sft.data.validation: Input should be less than 1 (it is 100)"),
+        (10, "stages.sft.optimizer.clip", "valid number", "zero"),
+        (10, "unknown key 'stages.sft.optimizer.learning'"),
+        (11, "stages.sft.length", "3 parsecs", "write '3 epochs'"),
+        (12, "stages.tune: say which kind of stage this is"),
+        (14, "unknown key 'sed'", "did you mean 'seed'?"),
+        (16, "the key 'seed' is written twice"),
+    ]:
+        found = [row for row in text.splitlines() if f"{file}:{line}: " in row and all(word in row for word in words)]
+        assert len(found) == 1, (line, words, text)
+    assert text.startswith("12 problems in the recipe:")
+
+
+def test_a_mistake_in_a_list_of_validation_sources_is_said_once(tmp_path: Path) -> None:
+    file = write(tmp_path, "stages:\n  sft:\n    data:\n      train: a.jsonl\n      validation: [{path: 3}]\n")
+    assert "1 problem in the recipe" in refusal(file)
+    assert f"{file}:5: stages.sft.data.validation.0.path: Input should be a valid string (it is 3)" in refusal(file)
+
+
+def test_a_stage_of_any_name_gets_the_spellings_of_its_own_kind(tmp_path: Path) -> None:
+    file = write(tmp_path, "stages:\n  data:\n    kind: preference\n    data: {train: a.jsonl}\n    betta: 0.1\n")
+    assert f"{file}:5: unknown key 'stages.data.betta'; did you mean 'beta'?" in refusal(file)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("{hidden_size: 100, num_attention_heads: 8}", "hidden_size 100 is not a multiple of num_attention_heads 8"),
+        ("{hidden_size: 24, num_attention_heads: 8}", "must be even"),
+        ("{num_attention_heads: 8, num_key_value_heads: 3}", "not a multiple of num_key_value_heads 3"),
+        ("{max_position_embeddings: 16}", "data.context 512 is longer than model.max_position_embeddings 16"),
+        ("{moe: {experts: 2, top_k: 3}}", "top_k 3 is more than the 2 experts"),
+    ],
+)
+def test_sizes_that_cannot_go_together_are_refused(tmp_path: Path, model: str, said: str) -> None:
+    assert said in refusal(write(tmp_path, f"{GOOD}model: {model}\n"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        ("schedule: {min_lr: 1}", "schedule.min_lr 1.0 is above optimizer.lr"),
+        ("schedule: {warmup: 1.5}", "neither a whole number of steps nor a share below 1"),
+        ("schedule: {warmup: 100%}", "must be below 100%"),
+        ("schedule: {warmup: many%}", "cannot read the share"),
+        ("optimizer: {lr: .inf}", "finite"),
+        ("length: 1.1.1 epochs", "write '3 epochs'"),
+        ("kind: [sft]", "say which kind of stage"),
+        ("kind: rl", "say which kind of stage"),
+        ("data: {train: []}", "at least 1"),
+    ],
+)
+def test_a_wrong_value_in_a_stage_is_a_message_not_a_crash(tmp_path: Path, stage: str, said: str) -> None:
+    assert said in refusal(write(tmp_path, GOOD), write(tmp_path, f"stages:\n  sft:\n    {stage}\n", "over.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("model: {a: [1\nb: 2", 2, "not readable as YAML"),
+        ("- a\n- b\n", 1, "a recipe is a mapping"),
+        ("name: !thing x\n" + GOOD, 1, "cannot read 'x' as !thing"),
+        ("seed: !!int ten\n" + GOOD, 1, "cannot read 'ten'"),
+        ("a: 1\n---\nb: 2\n", 2, "not readable as YAML"),
+    ],
+)
+def test_bad_yaml_is_named_with_its_line(tmp_path: Path, text: str, line: int, said: str) -> None:
+    file = write(tmp_path, text)
+    assert f"{file}:{line}: " in refusal(file)
+    assert said in refusal(file)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_bytes(b"name: \xff\xfe\n")
+    assert "cannot read the recipe" in refusal(tmp_path / "bad.yaml")
+    (tmp_path / "nul.yaml").write_bytes(b"name: a\0b\n")
+    assert "not readable as YAML" in refusal(tmp_path / "nul.yaml")
+    assert "cannot read the recipe" in refusal(tmp_path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "nowhere.yaml").startswith(f"{tmp_path / 'nowhere.yaml'}: this recipe does not exist")
+
+
+def test_an_empty_recipe_asks_for_stages(tmp_path: Path) -> None:
+    assert "the key 'stages' is missing" in refusal(write(tmp_path, ""))
+    assert "at least one stage" in refusal(write(tmp_path, "stages: {}\n"))
+    assert "a stage cannot be called 'tokenizer'" in refusal(
+        write(tmp_path, "stages: {tokenizer: {kind: sft, data: {train: a}}}")
+    )
+
+
+def test_a_mistake_in_a_flag_is_placed_at_the_flag(tmp_path: Path) -> None:
+    file = write(tmp_path, GOOD + "    optimizer: {lr: 1e-4}\n")
+    text = refusal(
+        file,
+        overrides=(("stages.sft.optimizer.lr", "fast"), ("stages.sft.batch", "{micro: 0}"), ("model.hiden", "3")),
+    )
+    assert "--stages.sft.optimizer.lr: stages.sft.optimizer.lr: Input should be a valid number" in text
+    assert "--stages.sft.batch: stages.sft.batch.micro: Input should be greater than 0 (it is 0)" in text
+    assert "--model.hiden: unknown key 'model.hiden'" in text
+
+
+def test_a_mistake_inside_a_flag_that_is_a_mapping_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, GOOD + "    optimizer: {lr: 1e-4}\n")
+    text = refusal(file, overrides=(("stages.sft.optimizer", "{lr: fast}"),))
+    assert "--stages.sft.optimizer: stages.sft.optimizer.lr" in text
+    assert str(file) not in text
+
+
+def test_a_recipe_is_frozen() -> None:
+    recipe = recipe_from_dict({"stages": {"sft": {"data": {"train": "a.jsonl"}}}})
+    stage = recipe.stages["sft"]
+    for part, key in ((recipe, "seed"), (recipe.model, "hidden_size"), (stage, "length"), (stage.optimizer, "lr")):
+        with pytest.raises(ValueError, match="frozen"):
+            setattr(part, key, 1)
+    assert isinstance(recipe, Recipe)

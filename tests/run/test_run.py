@@ -1,0 +1,56 @@
+"""The run directory: events, files, and finding a model in it."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fledge.errors import FledgeError
+from fledge.run import EventLog, find_model, read_events, write_json
+from fledge.run.console import duration
+
+
+def test_events_after_the_resumed_step_are_cut_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path, 0)
+    for step in range(1, 6):
+        log.write("step", step, value=step * 0.1)
+    log.close()
+    with path.open("a") as file:
+        file.write('{"kind": "step", "st')
+    EventLog(path, 3).write("step", 4, value="again")
+    assert [(event["step"], event["value"]) for event in read_events(path)] == [
+        (1, 0.1), (2, 0.2), (3, pytest.approx(0.3)), (4, "again"),
+    ]  # fmt: skip
+
+
+def test_a_fresh_start_begins_an_empty_log(tmp_path: Path) -> None:
+    EventLog(tmp_path / "e", 0).write("step", 1)
+    EventLog(tmp_path / "e", 0).write("start", 0)
+    assert [event["kind"] for event in read_events(tmp_path / "e")] == ["start"]
+
+
+def test_find_model_takes_the_last_finished_stage(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("")
+    for order, stage in enumerate(("zebra", "ant")):
+        model = tmp_path / stage / "checkpoints" / "step-1" / "model"
+        model.mkdir(parents=True)
+        (model / "config.json").write_text("{}")
+        write_json(tmp_path / stage / "done.json", {"order": order, "model": "checkpoints/step-1/model"})
+    assert find_model(str(tmp_path)).parts[-4] == "ant"
+    assert find_model(str(tmp_path / "zebra")).parts[-4] == "zebra"
+    assert find_model(str(tmp_path / "zebra" / "checkpoints" / "step-1")).name == "model"
+
+
+def test_find_model_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(FledgeError, match="no such run"):
+        find_model(str(tmp_path / "nothing"))
+    with pytest.raises(FledgeError, match="no model here yet"):
+        find_model(str(tmp_path))
+
+
+@given(st.floats(0, 1e6))
+@settings(deadline=None)
+def test_durations_have_units(seconds: float) -> None:
+    assert duration(seconds).endswith((" s", " min"))

@@ -1,0 +1,296 @@
+"""Conversations: text, tokens and supervision from the same few lines, equal to what others render."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from fledge.tokenizer import Message, TemplateError, Tokenizer, load_tokenizer
+
+ORDINARY = st.text(st.sampled_from("ab 好，.12\nZ"), min_size=1, max_size=12).map(str.strip).filter(bool)
+CONTROL = ("<|im_end|>", "<|im_start|>", "<|endoftext|>", "</s>", "<s>", "[/INST]", "<<SYS>>")
+ANYTHING = st.one_of(
+    st.text(st.characters(codec="utf-8"), min_size=1, max_size=30),
+    st.lists(st.sampled_from([*CONTROL, "\n", " ", "好", "x"]), min_size=1).map("".join),
+)
+
+
+def conversations(text: st.SearchStrategy[str]) -> st.SearchStrategy[list[Message]]:
+    """System turn or none, then one to three rounds."""
+    rounds = st.lists(st.tuples(text, text), min_size=1, max_size=3)
+    return st.tuples(st.none() | text, rounds).map(
+        lambda made: [
+            *([Message("system", made[0])] if made[0] is not None else []),
+            *(Message(role, part) for pair in made[1] for role, part in zip(("user", "assistant"), pair, strict=True)),
+        ]
+    )
+
+
+def turns(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def answers(messages: Sequence[Message], end: str) -> str:
+    return "".join(message.content + end for message in messages if message.role == "assistant")
+
+
+def supervised(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
+    tokens, weights = tokenizer.encode_conversation(messages)
+    return tokenizer.decode([token for token, weight in zip(tokens, weights, strict=True) if weight])
+
+
+def with_template(tokenizer: Tokenizer, folder: Path, jinja: str, **config: Any) -> Tokenizer:
+    tokenizer.core.save(str(folder / "tokenizer.json"))
+    config = {"eos_token": "<|im_end|>", "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": jinja, **config}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="session", params=["chatml", "inst"])
+def native(request: pytest.FixtureRequest) -> Tokenizer:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def exported(native: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The native tokenizer as transformers sees it."""
+    folder = tmp_path_factory.mktemp(native.template.name)
+    native.save(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@given(conversations(ANYTHING))
+def test_native_text_equals_the_exported_template_in_transformers(
+    native: Tokenizer, exported: Any, messages: list[Message]
+) -> None:
+    text = "".join(piece.text for piece in native.template.render(messages))
+    assert text == exported.apply_chat_template(turns(messages), tokenize=False)
+    prompt = "".join(piece.text for piece in native.template.prompt(messages[:-1]))
+    assert prompt == exported.apply_chat_template(turns(messages[:-1]), tokenize=False, add_generation_prompt=True)
+
+
+@given(conversations(ORDINARY))
+def test_ordinary_prompts_have_the_tokens_that_transformers_gives_them(
+    native: Tokenizer, exported: Any, messages: list[Message]
+) -> None:
+    first = messages[: 2 if messages[0].role == "system" else 1]
+    theirs = exported.apply_chat_template(turns(first), add_generation_prompt=True, return_dict=False)
+    assert native.encode_prompt(first) == theirs
+    if native.template.name == "chatml":  # [INST] text joins ` answer` to one token, a prompt cannot
+        assert native.encode_conversation(messages)[0] == exported.apply_chat_template(turns(messages), return_dict=False)
+
+
+@given(st.text(st.sampled_from("\n a好1"), min_size=1, max_size=8), st.none() | ORDINARY)
+def test_a_question_has_the_tokens_of_transformers_whatever_its_white_space(
+    native: Tokenizer, exported: Any, question: str, system: str | None
+) -> None:
+    messages = [*([Message("system", system)] if system else []), Message("user", question)]
+    theirs = exported.apply_chat_template(turns(messages), add_generation_prompt=True, return_dict=False)
+    assert native.encode_prompt(messages) == theirs
+
+
+@given(conversations(ANYTHING))
+def test_a_prompt_is_always_the_beginning_of_its_training_row(native: Tokenizer, messages: list[Message]) -> None:
+    tokens, weights = native.encode_conversation(messages)
+    assert len(tokens) == len(weights)
+    for i, message in enumerate(messages):
+        if message.role == "assistant":
+            prompt = native.encode_prompt(messages[:i])
+            assert tokens[: len(prompt)] == prompt
+            assert weights[len(prompt)] == 1.0
+            assert weights[len(prompt) - 1] == 0.0
+
+
+@given(conversations(ANYTHING))
+def test_answers_and_end_tokens_are_exactly_what_is_trained(native: Tokenizer, messages: list[Message]) -> None:
+    end = native.decode([native.turn_end])
+    assert supervised(native, messages) == answers(messages, end)
+
+
+@given(conversations(ANYTHING))
+def test_no_message_can_end_or_begin_a_turn(native: Tokenizer, messages: list[Message]) -> None:
+    tokens, weights = native.encode_conversation(messages)
+    ordinary = native.encode_conversation([Message(message.role, "x") for message in messages])[0]
+    for special in native.template.specials:
+        token = native.core.get_vocab()[special]
+        assert tokens.count(token) == ordinary.count(token)
+    trained = [token for token, weight in zip(tokens, weights, strict=True) if weight]
+    assert trained.count(native.turn_end) == sum(message.role == "assistant" for message in messages)
+
+
+def test_the_inst_template_says_which_role_it_has_no_place_for(inst: Tokenizer) -> None:
+    with pytest.raises(TemplateError, match="role 'tool' in turn 2"):
+        inst.encode_conversation([Message("user", "a"), Message("tool", "b")])
+
+
+def test_the_inst_template_writes_what_it_is_known_for(inst: Tokenizer) -> None:
+    messages = [Message("system", "S"), Message("user", "Q"), Message("assistant", "A"), Message("user", "R")]
+    text = "".join(piece.text for piece in inst.template.prompt(messages))
+    assert text == "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nQ [/INST] A</s>\n<s>[INST] R [/INST] "
+
+
+# Templates that come with a tokenizer
+
+
+@pytest.fixture(scope="session")
+def minimind(shared_data: Path) -> Tokenizer:
+    return load_tokenizer(shared_data / "tokenizers" / "minimind")
+
+
+@pytest.fixture(scope="session")
+def minimind_theirs(shared_data: Path) -> Any:
+    return AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "minimind")
+
+
+@given(messages=conversations(ORDINARY))
+def test_the_real_minimind_template_equals_transformers_in_text_and_tokens(
+    minimind: Tokenizer, minimind_theirs: Any, messages: list[Message]
+) -> None:
+    assert minimind.template.name == "tokenizer"
+    text = "".join(piece.text for piece in minimind.template.render(messages))
+    assert text == minimind_theirs.apply_chat_template(turns(messages), tokenize=False)
+    assert minimind.encode_conversation(messages)[0] == minimind_theirs.apply_chat_template(turns(messages), return_dict=False)
+    theirs = minimind_theirs.apply_chat_template(turns(messages[:-1]), add_generation_prompt=True, return_dict=False)
+    assert minimind.encode_prompt(messages[:-1]) == theirs
+
+
+@given(messages=conversations(ORDINARY))
+def test_the_real_minimind_template_trains_the_answers_only(minimind: Tokenizer, messages: list[Message]) -> None:
+    assert supervised(minimind, messages) == answers(messages, "<|im_end|>")
+    prompt = minimind.encode_prompt(messages[:-1])
+    assert minimind.encode_conversation(messages)[0][: len(prompt)] == prompt
+
+
+def test_the_real_minimind_tokenizer_survives_saving(minimind: Tokenizer, tmp_path: Path) -> None:
+    minimind.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    messages = [Message("user", "你好"), Message("assistant", "早上好")]
+    assert again.encode_conversation(messages) == minimind.encode_conversation(messages)
+    assert again.fingerprint() == minimind.fingerprint()
+    assert again.stop_ids == minimind.stop_ids == {2}
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.apply_chat_template(turns(messages), return_dict=False) == again.encode_conversation(messages)[0]
+
+
+PLAIN = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n\n\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n\n\n{% endif %}"
+)
+MARKED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{%- if m.role == 'assistant' %}:{%- generation -%}{{ m.content }}<|im_end|>{% endgeneration %}"
+    "{% else %}:{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
+)
+
+
+@pytest.mark.parametrize("jinja", [PLAIN, MARKED])
+@given(messages=conversations(ORDINARY))
+def test_any_template_trains_the_answers_and_keeps_prompts_as_prefixes(
+    chatml: Tokenizer, tmp_path_factory: pytest.TempPathFactory, jinja: str, messages: list[Message]
+) -> None:
+    tokenizer = with_template(chatml, tmp_path_factory.getbasetemp(), jinja)
+    assert supervised(tokenizer, messages) == answers(messages, "<|im_end|>")
+    tokens, _ = tokenizer.encode_conversation(messages)
+    for i, message in enumerate(messages):
+        if message.role == "assistant":
+            prompt = tokenizer.encode_prompt(messages[:i])
+            assert tokens[: len(prompt)] == prompt
+
+
+@pytest.mark.parametrize("jinja", [PLAIN.replace("\n\n\n", ": "), MARKED.replace("-", "").replace("\n", "").replace(":", ": ")])
+def test_answers_that_would_melt_into_the_text_before_them_stay_apart_in_later_prompts(
+    chatml: Tokenizer, tmp_path: Path, jinja: str
+) -> None:
+    """` the` is one token; behind a generation prompt that ends in a space it must stay two, in history too."""
+    assert len(chatml.encode(" the")) < len(chatml.encode(" ")) + len(chatml.encode("the"))
+    tokenizer = with_template(chatml, tmp_path, jinja)
+    messages = [Message(role, "the fox") for role in ("user", "assistant") * 2]
+    tokens, _ = tokenizer.encode_conversation(messages)
+    prompt = tokenizer.encode_prompt(messages[:3])
+    assert tokens[: len(prompt)] == prompt
+    assert supervised(tokenizer, messages) == answers(messages, "<|im_end|>")
+
+
+def test_the_fingerprint_changes_with_the_text_of_the_template(chatml: Tokenizer, tmp_path: Path) -> None:
+    assert with_template(chatml, tmp_path, PLAIN).fingerprint() != with_template(chatml, tmp_path, MARKED).fingerprint()
+
+
+@given(messages=conversations(ORDINARY))
+def test_generation_marks_leave_the_text_as_transformers_renders_it(
+    chatml: Tokenizer, tmp_path_factory: pytest.TempPathFactory, messages: list[Message]
+) -> None:
+    assume(messages[0].role != "system")
+    folder = tmp_path_factory.getbasetemp()
+    tokenizer = with_template(chatml, folder, MARKED)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    text = "".join(piece.text for piece in tokenizer.template.render(messages))
+    assert text == theirs.apply_chat_template(turns(messages), tokenize=False)
+
+
+def test_a_template_that_rewrites_history_is_refused(chatml: Tokenizer, tmp_path: Path) -> None:
+    jinja = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}:"
+        "{% if m.role == 'assistant' and not loop.last %}…{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
+    )
+    tokenizer = with_template(chatml, tmp_path, jinja)
+    one = [Message("user", "a"), Message("assistant", "long thoughts")]
+    assert supervised(tokenizer, one) == "long thoughts<|im_end|>"
+    two = [*one, Message("user", "b"), Message("assistant", "c")]
+    with pytest.raises(TemplateError, match="rewrites earlier turns when turn 2"):
+        tokenizer.encode_conversation(two)
+    assert "…" in tokenizer.decode(tokenizer.encode_prompt(two[:-1]))  # it may still be talked to
+
+
+@pytest.mark.parametrize(
+    "jinja",
+    [
+        PLAIN.replace("<|im_end|>", "."),
+        MARKED.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>"),
+    ],
+)
+def test_a_template_whose_answers_do_not_end_is_refused(chatml: Tokenizer, tmp_path: Path, jinja: str) -> None:
+    tokenizer = with_template(chatml, tmp_path, jinja)
+    with pytest.raises(TemplateError, match="without a special token"):
+        tokenizer.encode_conversation([Message("user", "a"), Message("assistant", "b")])
+
+
+def test_what_a_template_refuses_is_a_template_error(chatml: Tokenizer, tmp_path: Path) -> None:
+    tokenizer = with_template(chatml, tmp_path, "{{ raise_exception('no such talk') }}")
+    with pytest.raises(TemplateError, match="no such talk"):
+        tokenizer.encode_conversation([Message("user", "a"), Message("assistant", "b")])
+    tokenizer = with_template(chatml, tmp_path, "{{ messages[0].content + 3 }}")
+    with pytest.raises(TemplateError, match="refuses"):
+        tokenizer.encode_conversation([Message("user", "a"), Message("assistant", "b")])
+
+
+def test_a_template_sees_the_token_names_of_its_own_tokenizer(chatml: Tokenizer, tmp_path: Path) -> None:
+    """No bos_token, or the same token as bos and eos, must not shift one name to another token."""
+    jinja = (
+        "{{ bos_token if bos_token is defined else '-' }}{% if tools is not none %}tools{% endif %}"
+        "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    )
+    messages = [Message("user", "a"), Message("assistant", "b")]
+    for config in ({}, {"bos_token": "<|im_end|>"}, {"bos_token": "<|endoftext|>"}):
+        ours = with_template(chatml, tmp_path, jinja, **config)
+        theirs = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(turns(messages), tokenize=False)
+        if not config:
+            assert theirs == "-a<|im_end|>b<|im_end|>"
+        assert "".join(piece.text for piece in ours.template.render(messages)) == theirs
+
+
+def test_generation_stops_at_the_token_that_really_ends_a_turn(chatml: Tokenizer, tmp_path: Path) -> None:
+    """As in Qwen's base models: eos_token ends a document, the template ends turns with another token."""
+    tokenizer = with_template(chatml, tmp_path, PLAIN, eos_token="<|endoftext|>")
+    assert tokenizer.decode([tokenizer.turn_end]) == "<|im_end|>"
+    assert tokenizer.decode([tokenizer.document_end]) == "<|endoftext|>"
+    assert tokenizer.stop_ids == {tokenizer.turn_end, tokenizer.document_end}
+    tokenizer.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert (again.turn_end, again.document_end) == (tokenizer.turn_end, tokenizer.document_end)
