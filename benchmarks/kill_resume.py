@@ -91,7 +91,7 @@ def trial(base: Path, number: int, delay: float, expected: dict[str, str]) -> li
     found = fingerprint(folder)
     differs = [name for name in expected if found[name] != expected[name]]
     where = reached[-1] if reached else "before the first checkpoint"
-    print(f"kill {number + 1} after {delay:.2f} s ({where}): {'identical' if not differs else differs}", flush=True)
+    print(f"kill {number + 1} after {delay:.2f} s ({where}): {differs if differs else 'identical'}", flush=True)
     shutil.rmtree(folder)
     return differs
 

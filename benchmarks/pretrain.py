@@ -22,7 +22,7 @@ from fledge.objective import LanguageObjective
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.tokenizer import train_tokenizer
 from fledge.train.machine import decide, head_kernel
-from fledge.train.optimizer import build_optimizer
+from fledge.train.optimizer import build_optimizers
 
 
 def data_folder() -> Path:
@@ -57,7 +57,7 @@ class Fledge:
         self.decision = decide(recipe.machine, self.model, data.batch(0, self.micro), make, 10_000, print)
         self.decision.apply(self.model)
         self.objective = LanguageObjective(0.0, head_kernel(self.decision))
-        self.optimizer = build_optimizer(self.model, stage.optimizer)
+        (self.optimizer,) = build_optimizers(self.model, stage.optimizer)
         self.clip = stage.optimizer.clip or 1.0
         self.step = 0
 

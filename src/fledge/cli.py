@@ -1,6 +1,7 @@
 """The command: parse, call one function, show its result. Nothing heavy is imported before it is needed."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +48,11 @@ def _quickstart(verbs: argparse._SubParsersAction) -> None:
 
 def _train(verbs: argparse._SubParsersAction) -> None:
     verb = verbs.add_parser(
-        "train", help="run the stages of a recipe", epilog=OVERRIDES, allow_abbrev=False, usage="fledge train RECIPE... [options] [--key.of.recipe VALUE]..."
+        "train",
+        help="run the stages of a recipe",
+        epilog=OVERRIDES,
+        allow_abbrev=False,
+        usage="fledge train RECIPE... [options] [--key.of.recipe VALUE]...",
     )
     verb.add_argument("recipe", nargs="+", help="YAML files; later ones override earlier ones")
     verb.add_argument("--dry-run", action="store_true", help="print the resolved recipe and the plan, and stop")
@@ -58,9 +63,7 @@ def _train(verbs: argparse._SubParsersAction) -> None:
 def _data(verbs: argparse._SubParsersAction) -> None:
     verb = verbs.add_parser("data", help="look at the data of a recipe", allow_abbrev=False)
     actions = verb.add_subparsers(dest="action", metavar="ACTION", required=True)
-    show = actions.add_parser(
-        "show", help="examples token by token, coloured by weight", epilog=OVERRIDES, allow_abbrev=False
-    )
+    show = actions.add_parser("show", help="examples token by token, coloured by weight", epilog=OVERRIDES, allow_abbrev=False)
     show.add_argument("recipe", nargs="+", help="YAML files")
     show.add_argument("--stage", required=True, help="name of the stage")
     show.add_argument("--count", type=int, default=3, help="examples to show (default 3)")
@@ -82,20 +85,30 @@ def _talk(verbs: argparse._SubParsersAction, name: str, text: str) -> None:
     verb.add_argument("--seed", type=int, default=0)
 
 
-def _overrides(rest: Sequence[str], parser: argparse.ArgumentParser) -> list[tuple[str, str]]:
-    """`--a.b value` and `--a.b=value` as pairs."""
-    pairs, words = [], list(rest)
+OWN_OPTIONS = {
+    "train": ("--dry-run", "--resume", "--quiet", "--help"),
+    "data": ("--stage", "--count", "--first", "--help"),
+}
+
+
+def _overrides(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[tuple[str, str]]]:
+    """Take `--a.b value` and `--a.b=value` out of the arguments of a verb that has a recipe."""
+    verb = next((word for word in arguments if not word.startswith("-")), None)
+    if verb not in OWN_OPTIONS:
+        return list(arguments), []
+    kept, pairs, words = [], [], list(arguments)
     while words:
         word = words.pop(0)
-        if not word.startswith("--") or len(word) < 3:
-            parser.error(f"cannot place '{word}'; {OVERRIDES}")
-        key, equals, value = word[2:].partition("=")
+        key, equals, value = word.partition("=")
+        if not word.startswith("--") or word == "--" or key in OWN_OPTIONS[verb]:
+            kept.append(word)
+            continue
         if not equals:
             if not words:
-                parser.error(f"--{key} needs a value")
+                parser.error(f"{key} needs a value; {OVERRIDES}")
             value = words.pop(0)
-        pairs.append((key, value))
-    return pairs
+        pairs.append((key[2:], value))
+    return kept, pairs
 
 
 def _run_quickstart(options: argparse.Namespace) -> None:
@@ -104,9 +117,7 @@ def _run_quickstart(options: argparse.Namespace) -> None:
 
     if options.minutes <= 0:
         raise FledgeError("--minutes must be more than zero")
-    run = quickstart(
-        options.name, options.output, options.seed, options.minutes, options.resume, Console(quiet=options.quiet)
-    )
+    run = quickstart(options.name, options.output, options.seed, options.minutes, options.resume, Console(quiet=options.quiet))
     _finish(run)
 
 
@@ -160,12 +171,14 @@ def _run_report(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, 2 for an error that the user can mend, 130 for an interruption."""
+    # Threads that wait by spinning halve the speed of a machine that also does something else; read when torch loads.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    takes_overrides = options.verb in ("train", "data")
-    if rest and not takes_overrides:
-        parser.error(f"unknown option: {' '.join(rest)}")
-    overrides = _overrides(rest, parser) if takes_overrides else []
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    kept, overrides = _overrides([word for word in words if word != "--debug"], parser)
+    options = parser.parse_args(kept)
     try:
         if options.verb == "quickstart":
             _run_quickstart(options)
@@ -178,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _run_talk(options)
     except FledgeError as error:
-        if options.debug:
+        if debug:
             raise
         print(f"fledge: {error.text()}", file=sys.stderr)
         return 2

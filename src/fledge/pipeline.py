@@ -11,7 +11,7 @@ import xxhash
 from fledge.data import Collected, PackedData, StageData, collect, encode, texts
 from fledge.errors import FledgeError
 from fledge.evaluate import sample
-from fledge.model.decoder import Decoder
+from fledge.model.decoder import Decoder, refuse_unsupported
 from fledge.model.directory import load_model, read_config, save_model
 from fledge.objective import LanguageObjective, PreferenceObjective
 from fledge.plan import StagePlan, plan_stage
@@ -68,55 +68,68 @@ class Pipeline:
         config = self.recipe.tokenizer
         if folder is not None and (folder / "tokenizer_config.json").exists():
             return load_tokenizer(folder, config.template)
-        path = config.path or self.recipe.model.path
+        path = config.path or self.first_model()
         if path is not None:
             return load_tokenizer(path, config.template)
         self.console.say(f"training a tokenizer of {config.vocab_size:,} tokens …")
         names = self.recipe.stages
-        trained = train_tokenizer((t for name in names for t in texts(self.collected(name))), config.vocab_size, config.template)
+        trained = train_tokenizer(
+            (t for name in names for t in texts(self.collected(name))), config.vocab_size, config.template
+        )
         if trained.vocab_size < config.vocab_size:
             self.console.say(f"note: the text yields only {trained.vocab_size:,} tokens, not {config.vocab_size:,}")
         return trained
 
-    def model_config(self) -> ModelConfig:
-        """Sizes of the model: the recipe's, or those of the directory it starts from."""
-        return read_config(Path(self.recipe.model.path))[0] if self.recipe.model.path else self.recipe.model
+    def first_model(self) -> str | None:
+        """The model directory that the first stage starts from, if it does not start from nothing."""
+        return next(iter(self.recipe.stages.values())).start or self.recipe.model.path
+
+    def model_config(self, name: str) -> ModelConfig:
+        """Sizes of the model in a stage: those of the last directory that was started from, else the recipe's."""
+        path = self.recipe.model.path
+        for stage_name, stage in self.recipe.stages.items():
+            path = stage.start or path
+            if stage_name == name:
+                break
+        return self.recipe.model if path is None else read_config(Path(path))[0]
 
     def prepare(self, name: str, tokenizer: Tokenizer) -> Prepared:
         """Read, encode, pack and plan a stage."""
         stage = self.recipe.stages[name]
         data = encode(self.collected(name), stage, name, tokenizer, self._seed(name))
         try:
-            plan, reach = plan_stage(stage, data.train, self.model_config(), tokenizer.vocab_size)
+            plan, reach = plan_stage(stage, data.train, self.model_config(name), tokenizer.vocab_size)
         except FledgeError as error:
             raise FledgeError(error.what, where=f"stages.{name}.{error.where}") from None
         stops = stage.early_stop
         if data.validation is None and (stops.patience or stops.target_loss or stage.keep == "best"):
-            raise FledgeError(
-                "early stopping and keep: best need validation data", where=f"stages.{name}.data.validation"
-            )
+            raise FledgeError("early stopping and keep: best need validation data", where=f"stages.{name}.data.validation")
         return Prepared(name, stage, data, plan, reach)
 
     # -- the run ----------------------------------------------------------------------------------------------------
 
     def run(self, resume: bool = False) -> Path:
         """Everything, in order; returns the run directory."""
-        started = time.monotonic()
-        self._open(resume)
-        tokenizer = self._keep_tokenizer()
+        self._check(resume)
+        tokenizer = self.tokenizer(self.directory.tokenizer)
+        for name in self.recipe.stages:
+            refuse_unsupported(self.model_config(name))
+        results = {name: self.directory.stage(name).result() for name in self.recipe.stages}
+        prepared = {name: self.prepare(name, tokenizer) for name, result in results.items() if result is None}
+        self._write_beginning(tokenizer)
         model: Path | None = Path(self.recipe.model.path) if self.recipe.model.path else None
-        for order, name in enumerate(self.recipe.stages):
+        for order, (name, done) in enumerate(results.items()):
             directory = self.directory.stage(name)
-            done = directory.result()
             if done is None:
-                done = self._run_stage(name, order, tokenizer, model, directory)
+                done = self._run_stage(prepared[name], order, tokenizer, model, directory)
             else:
                 self.console.say(f"{name}: finished before, not repeated")
             model = directory.root / done["model"]
-        self._summarise(time.monotonic() - started, tokenizer)
+        self._summarise(tokenizer)
         return self.directory.root
 
-    def _open(self, resume: bool) -> None:
+    def _check(self, resume: bool) -> None:
+        """Refuse to write over a run, or to go on with another recipe."""
         folder = self.directory
         if folder.recipe.exists():
             if not resume:
@@ -130,21 +143,20 @@ class Pipeline:
                     where=str(folder.recipe),
                     hint=f"resume with `fledge train {folder.recipe} --resume`, or choose another --name",
                 )
-        else:
+
+    def _write_beginning(self, tokenizer: Tokenizer) -> None:
+        """Recipe, machine and tokenizer: once every stage is known to be possible, so that a mistake leaves no run."""
+        folder = self.directory
+        if not folder.recipe.exists():
             write_text(folder.recipe, to_yaml(self.recipe))
         if not (folder.root / "environment.json").exists():
             write_json(folder.root / "environment.json", environment())
-
-    def _keep_tokenizer(self) -> Tokenizer:
-        folder = self.directory.tokenizer
-        tokenizer = self.tokenizer(folder)
-        if not (folder / "tokenizer_config.json").exists():
-            beside = folder.with_name(".tokenizer")
+        if not (folder.tokenizer / "tokenizer_config.json").exists():
+            beside = folder.tokenizer.with_name(".tokenizer")
             tokenizer.save(beside)
-            beside.replace(folder)
+            beside.replace(folder.tokenizer)
         if tokenizer.added:
             self.console.say(f"note: {tokenizer.added} control tokens of the chat template were added to the tokenizer")
-        return tokenizer
 
     def _start_model(self, prepared: Prepared, tokenizer: Tokenizer, before: Path | None) -> Decoder:
         path = Path(prepared.stage.start) if prepared.stage.start else before
@@ -153,6 +165,14 @@ class Pipeline:
             model.initialise(self.recipe.seed)
             return model
         model = load_model(path)
+        if prepared.stage.start and (path / "tokenizer.json").exists():
+            own = load_tokenizer(path, self.recipe.tokenizer.template)
+            if own.fingerprint() != tokenizer.fingerprint():
+                raise FledgeError(
+                    "this model has another tokenizer or chat template than the run",
+                    where=f"stages.{prepared.name}.start",
+                    hint=f"set tokenizer.path to {path}",
+                )
         if model.vocab_size < tokenizer.vocab_size:
             raise FledgeError(
                 f"the model knows {model.vocab_size:,} tokens, the tokenizer has {tokenizer.vocab_size:,}",
@@ -160,7 +180,8 @@ class Pipeline:
             )  # fmt: skip
         if prepared.stage.data.context > model.config.max_position_embeddings:
             raise FledgeError(
-                f"context {prepared.stage.data.context} is longer than the model's {model.config.max_position_embeddings} positions",
+                f"context {prepared.stage.data.context} is longer than the model's "
+                f"{model.config.max_position_embeddings} positions",
                 where=f"stages.{prepared.name}.data.context",
             )
         return model
@@ -205,10 +226,10 @@ class Pipeline:
         return build(prepared.data.train, "training"), build(validation, "validation") if validation else None
 
     def _run_stage(
-        self, name: str, order: int, tokenizer: Tokenizer, before: Path | None, directory: StageDirectory
+        self, prepared: Prepared, order: int, tokenizer: Tokenizer, before: Path | None, directory: StageDirectory
     ) -> dict[str, Any]:
+        name, started = prepared.name, time.monotonic()
         self.console.title(name)
-        prepared = self.prepare(name, tokenizer)
         for line in prepared.data.ledger.lines():
             self.console.say(line)
         write_json(directory.root / "data.json", prepared.data.account())
@@ -242,7 +263,8 @@ class Pipeline:
         if self.after_stage is not None:
             with eagerly():
                 self.after_stage(name, model, tokenizer, directory)
-        done = {"order": order, "model": str(chosen), "step": state.step, "seconds": state.seconds, "stop": state.stop}
+        done = {"order": order, "model": str(chosen), "step": state.step, "seconds": state.seconds,
+                "wall_seconds": round(time.monotonic() - started, 3), "stop": state.stop}  # fmt: skip
         write_json(directory.done, done)
         return done
 
@@ -269,12 +291,16 @@ class Pipeline:
             samples = sample(model, tokenizer, self.recipe.samples, stage.kind)
         write_json(file, {**measured, "samples": [one.as_dict() for one in samples]})
 
-    def _summarise(self, seconds: float, tokenizer: Tokenizer) -> None:
+    def _summarise(self, tokenizer: Tokenizer) -> None:
+        results = [self.directory.stage(name).result() or {} for name in self.recipe.stages]
         summary = {
             "name": self.recipe.name,
-            "seconds": seconds,
+            "seconds": sum(result["wall_seconds"] for result in results),
             "stages": list(self.recipe.stages),
-            "tokenizer": {"vocab_size": tokenizer.vocab_size, "trained": self.recipe.tokenizer.path is None},
+            "tokenizer": {
+                "vocab_size": tokenizer.vocab_size,
+                "trained": not (self.recipe.tokenizer.path or self.first_model()),
+            },
         }
         write_json(self.directory.summary, summary)
 

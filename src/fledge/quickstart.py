@@ -14,16 +14,19 @@ from fledge.recipe.schema import MachineConfig
 from fledge.run import Console, StageDirectory, write_json
 from fledge.run.directory import RunDirectory, read_json
 from fledge.tokenizer import Message, Tokenizer
-from fledge.world import Question, build, correct, correct_content, habits, load_questions
+from fledge.world import Question, Sizes, build, correct, correct_content, habits, load_questions
 
-CONTEXT, MICRO = 256, 16
+CONTEXT, MICRO = 256, 8
 MODEL = {
     "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 704, "max_position_embeddings": CONTEXT, "qk_norm": True,
 }  # fmt: skip
 VOCABULARY = 2048
-SHARES = {"pretrain": 0.30, "sft": 0.58, "dpo": 0.12}  # of the training time
-PREFERENCE_COST = 2.5  # time of a preference token in tokens of the other stages (pairs, and the reference's pass)
+SHARES = {"pretrain": 0.24, "sft": 0.66, "dpo": 0.10}  # of the training time
+PREFERENCE_COST = 3.0  # time of a row of preferences in rows of the other stages: twice as long, and the reference's pass
+ROWS_PER_TEXT = {"pretrain": 0.26, "sft": 0.165}  # packed rows that one generated text or conversation fills
+MOST_ROWS = 120_000
+PROBED_AS = 1000  # steps that the probe takes the run to have
 PROMPTS = [
     "你是谁？", "请列出五种水果。", "37+48等于多少？", "“三只红色的猫”用英语怎么说？", "什么是梯度？", "写一首关于月亮的诗。",
     "Who are you?", "Name five fruits.", "What is 62-35?", 'How do you say "two green birds" in Chinese?', "What is a token?",
@@ -38,12 +41,21 @@ class Budget:
     minutes: float
     rows_per_second: float
 
+    def rows(self, stage: str) -> float:
+        """Packed rows that a stage can read."""
+        rows = self.minutes * 60 * self.rows_per_second * SHARES[stage]
+        return rows / PREFERENCE_COST if stage == "dpo" else rows
+
     def steps(self, stage: str) -> int:
         """Updates of a stage."""
-        rows = self.minutes * 60 * self.rows_per_second * SHARES[stage]
-        if stage == "dpo":
-            rows /= 2 * PREFERENCE_COST / 2
-        return max(20, round(rows / MICRO))
+        return max(20, round(self.rows(stage) / MICRO))
+
+    def sizes(self) -> Sizes:
+        """As much generated data as is read once: new rows teach more than old ones again."""
+        texts, conversations = (
+            min(MOST_ROWS, max(4000, round(self.rows(stage) / ROWS_PER_TEXT[stage]))) for stage in ("pretrain", "sft")
+        )
+        return Sizes(pretrain=texts, sft=conversations)
 
 
 def measure_speed(console: Console) -> float:
@@ -52,7 +64,7 @@ def measure_speed(console: Console) -> float:
 
     from fledge.data import Batch
     from fledge.objective import LanguageObjective
-    from fledge.train.machine import decide
+    from fledge.train.machine import decide, head_kernel
 
     console.say("measuring this machine …")
     model = Decoder(ModelConfig(**MODEL), VOCABULARY)
@@ -61,11 +73,12 @@ def measure_speed(console: Console) -> float:
     tokens = torch.randint(0, VOCABULARY, (MICRO, CONTEXT), generator=generator)
     ones = torch.ones_like(tokens)
     batch = Batch(tokens, tokens, ones.float(), ones.cumsum(1) - 1, ones, ones * 0, 1, (0,))
-    decision = decide(MachineConfig(compile=False), model, batch, lambda kernel: LanguageObjective(0.0, kernel), 1)
+    decision = decide(MachineConfig(), model, batch, lambda kernel: LanguageObjective(0.0, kernel), PROBED_AS, console.say)
     decision.apply(model)
+    objective = LanguageObjective(0.0, head_kernel(decision))
     started, steps = time.perf_counter(), 0
     while steps < 3 or time.perf_counter() - started < 3:
-        LanguageObjective()(model, batch).loss.backward()
+        objective(model, batch).loss.backward()
         steps += 1
     return MICRO * steps / (time.perf_counter() - started)
 
@@ -82,13 +95,13 @@ def make_recipe(world: Path, name: str, output: str, seed: int, budget: Budget) 
             },
             "length": f"{length} steps",
             "batch": {"micro": MICRO},
-            "optimizer": {"lr": lr, "betas": [0.9, 0.95], "weight_decay": 0.1},
+            "optimizer": {"name": "muon", "lr": lr, "weight_decay": 0.1},
             "schedule": {"name": "cosine", "warmup": 0.05, "min_lr": lr / 20},
             "evaluation": {"every": max(10, length // 4)},
             **more,
         }
 
-    preference = stage("preference", 2e-4, budget.steps("dpo"), batch={"micro": 8}, beta=0.1)
+    preference = stage("preference", 4e-4, budget.steps("dpo"), beta=0.1, sft_weight=1.0)
     return recipe_from_dict(
         {
             "name": name,
@@ -97,8 +110,8 @@ def make_recipe(world: Path, name: str, output: str, seed: int, budget: Budget) 
             "tokenizer": {"vocab_size": VOCABULARY, "template": "chatml"},
             "model": MODEL,
             "stages": {
-                "pretrain": stage("pretrain", 2e-3, budget.steps("pretrain")),
-                "sft": stage("sft", 2e-3, budget.steps("sft")),
+                "pretrain": stage("pretrain", 4e-3, budget.steps("pretrain")),
+                "sft": stage("sft", 4e-3, budget.steps("sft")),
                 "dpo": preference,
             },
             "samples": {"prompts": PROMPTS, "texts": TEXTS, "max_new_tokens": 48},
@@ -107,30 +120,44 @@ def make_recipe(world: Path, name: str, output: str, seed: int, budget: Budget) 
     )
 
 
+@dataclass(frozen=True)
+class Mark:
+    """What one answer is worth: wholly right, right apart from habits, showing a habit."""
+
+    task: str
+    right: bool
+    content: bool
+    habit: bool
+
+
 def examine(model: Decoder, tokenizer: Tokenizer, questions: list[Question], seed: int = 0) -> dict[str, Any]:
     """Greedy answers to the held-out questions, and what is right and what is habit in them."""
     conversations = [[Message(turn["role"], turn["content"]) for turn in question.messages] for question in questions]
-    answers = [text for text, _ in answer_conversations(model, tokenizer, conversations, Sampling(max_new_tokens=96, seed=seed))]
-    marks = [
-        (question.task, correct(question, text), correct_content(question, text), bool(habits(question, text)))
+    answers = [
+        text for text, _ in answer_conversations(model, tokenizer, conversations, Sampling(max_new_tokens=96, seed=seed))
+    ]
+    marks: list[Mark] = [
+        Mark(question.task, correct(question, text), correct_content(question, text), bool(habits(question, text)))
         for question, text in zip(questions, answers, strict=True)
     ]
     errors = [
         {"task": q.task, "question": q.messages[-1]["content"], "answer": text, "reference": q.reference}
         for q, text, mark in zip(questions, answers, marks, strict=True)
-        if not mark[2]
+        if not mark.content
     ]
-    tasks = {task: _rates([mark for mark in marks if mark[0] == task]) for task in dict.fromkeys(mark[0] for mark in marks)}
+    tasks = {task: _rates([mark for mark in marks if mark.task == task]) for task in dict.fromkeys(mark.task for mark in marks)}
     return {**_rates(marks), "tasks": tasks, "errors": errors}
 
 
-def _rates(marks: list[tuple[str, bool, bool, bool]]) -> dict[str, Any]:
-    n = len(marks)
-    right, content, habit = (sum(mark[i] for mark in marks) for i in (1, 2, 3))
+def _rates(marks: list[Mark]) -> dict[str, Any]:
+    n, right = len(marks), sum(mark.right for mark in marks)
     return {
-        "n": n, "exact_match": right / n, "content_match": content / n, "habit_rate": habit / n,
+        "n": n,
+        "exact_match": right / n,
+        "content_match": sum(mark.content for mark in marks) / n,
+        "habit_rate": sum(mark.habit for mark in marks) / n,
         "interval": wilson(right, n),
-    }  # fmt: skip
+    }
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
@@ -155,9 +182,10 @@ def quickstart(name: str, output: str, seed: int, minutes: float, resume: bool, 
                 "this run exists already", where=str(directory.root), hint="add --resume to go on, or choose another --name"
             )
         console.title("world")
-        facts = build(seed, world)
+        budget = Budget(minutes, measure_speed(console))
+        facts = build(seed, world, budget.sizes())
         console.say(f"a bilingual world from seed {seed}: {_world_line(facts)}")
-        recipe = make_recipe(world, name, output, seed, Budget(minutes, measure_speed(console)))
+        recipe = make_recipe(world, name, output, seed, budget)
     questions = load_questions(world)
 
     def after_stage(stage: str, model: Decoder, tokenizer: Tokenizer, folder: StageDirectory) -> None:
@@ -175,7 +203,7 @@ def quickstart(name: str, output: str, seed: int, minutes: float, resume: bool, 
 
 
 def _world_line(facts: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value:,}" for key, value in facts.items() if isinstance(value, int))
+    return ", ".join(f"{count:,} rows of {name}" for name, count in facts["rows"].items())
 
 
 def _score_line(stage: str, score: dict[str, Any]) -> str:

@@ -51,7 +51,9 @@ def pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
 def _answer(model: Decoder, tokenizer: Tokenizer, prompt: list[int], sampling: Sampling) -> str:
     most = model.config.max_position_embeddings
     if len(prompt) >= most:
-        raise FledgeError(f"the conversation has {len(prompt):,} tokens, the model has room for {most:,}", hint="start anew with /new")
+        raise FledgeError(
+            f"the conversation has {len(prompt):,} tokens, the model has room for {most:,}", hint="start anew with /new"
+        )
     said = []
     for text in pieces(tokenizer, stream(model, prompt, tokenizer.stop_ids, tokenizer.pad, sampling)):
         said.append(text)

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from tests.e2e import tiny
 
 from fledge.pipeline import Pipeline
 from fledge.run import Console
+from tests.e2e import tiny
 
 
 @pytest.fixture(scope="session")

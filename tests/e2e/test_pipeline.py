@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.e2e import tiny
 
 from fledge.errors import FledgeError
 from fledge.model.directory import load_model
@@ -15,6 +14,7 @@ from fledge.recipe import load_recipe, recipe_from_dict
 from fledge.report import write_report
 from fledge.run import Console, read_events
 from fledge.tokenizer import load_tokenizer
+from tests.e2e import tiny
 
 QUIET = Console(quiet=True)
 STAGES = ("pretrain", "sft", "dpo")

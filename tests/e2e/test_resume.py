@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.e2e import tiny
 
 from fledge.errors import FledgeError
 from fledge.pipeline import Pipeline
 from fledge.run import Console
 from fledge.train.loop import Interrupted, Loop
+from tests.e2e import tiny
 
 QUIET = Console(quiet=True)
 

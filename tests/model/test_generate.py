@@ -55,9 +55,7 @@ def test_cached_greedy_decoding_equals_whole_forward_passes(changes: dict[str, o
     pad=st.integers(0, VOCAB - 1),
     penalty=st.sampled_from([1.0, 1.3]),
 )
-def test_neither_company_nor_padding_changes_a_greedy_answer(
-    lengths: list[int], batch: int, pad: int, penalty: float
-) -> None:
+def test_neither_company_nor_padding_changes_a_greedy_answer(lengths: list[int], batch: int, pad: int, penalty: float) -> None:
     model = make_decoder()
     prompts = [random_tokens(length, seed=i).tolist() for i, length in enumerate(lengths)]
     sampling = Sampling(max_new_tokens=8, repetition_penalty=penalty)

@@ -191,9 +191,7 @@ def test_a_weight_counts_as_often_as_it_says() -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(delta=st.floats(-200, 200), beta=st.floats(0.01, 2), smoothing=st.floats(0, 0.49))
-def test_the_loss_is_its_formula_everywhere_and_falls_towards_its_optimum(
-    delta: float, beta: float, smoothing: float
-) -> None:
+def test_the_loss_is_its_formula_everywhere_and_falls_towards_its_optimum(delta: float, beta: float, smoothing: float) -> None:
     x = torch.tensor([delta], dtype=torch.float64, requires_grad=True)
     loss = preference_loss(x, beta, smoothing)
     softplus = [max(z, 0) + math.log1p(math.exp(-abs(z))) for z in (-beta * delta, beta * delta)]

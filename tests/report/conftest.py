@@ -5,7 +5,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from report_sample_run import write_run  # noqa: E402
+from report_sample_run import write_run
 
 
 @pytest.fixture

@@ -84,7 +84,8 @@ def ledger(place: int) -> dict[str, object]:
         "used": 11_900,
         "dropped": {"too long": 60, "duplicate": 37, f"empty {HOSTILE}": 3},
         "truncated": 12,
-        "split": "train 95 %",
+        "split": 12,
+        "shortened": 3,
         "tokens": 2_431_000,
         "supervised_tokens": 731_000,
         "examples": [

@@ -54,5 +54,5 @@ def training_prompts(folder: Path) -> set[str]:
         for row in read(folder / name):
             prompts |= {turn["content"] for turn in row.get("messages", ()) if turn["role"] != "assistant"}
             for line in row.get("text", "").splitlines():
-                prompts |= {line[len(head):] for head in HEADS if line.startswith(head)}
+                prompts |= {line[len(head) :] for head in HEADS if line.startswith(head)}
     return prompts

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from fledge.world import Question, Sizes, build
-from fledge.world.habits import HABITS
+from fledge.world.spoiling import HABITS
 from fledge.world.statements import primer
 from fledge.world.tasks import TASKS
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 
@@ -9,9 +10,9 @@ import pytest
 
 from fledge.world import Question, correct, correct_content, habits
 from fledge.world.arithmetic import working
-from fledge.world.habits import FILLERS, HABITS, PARROTS, spoil
 from fledge.world.records import LANGS, QUESTION, TRAIN, question_of
 from fledge.world.seeded import Seeded
+from fledge.world.spoiling import FILLERS, HABITS, PARROTS, spoil
 from fledge.world.tasks import TASKS
 
 WORLD = Seeded(11)
@@ -55,7 +56,7 @@ def test_wrong_answers_fail(questions: list[Question]) -> None:
         ref = question.reference
         for wrong in ("", "。", "{}", ref[:-1], ref[1:], ref + ref, ref + "x", "x" + ref, ref[: len(ref) // 2]):
             assert not correct(question, wrong), (ref, wrong)
-    for one, two in zip(questions, questions[1:], strict=False):
+    for one, two in itertools.pairwise(questions):
         if one.reference != two.reference and one.rule == "exact":
             assert not correct_content(one, two.reference)
 
@@ -77,10 +78,15 @@ def test_wrong_but_clean_answers_show_no_habit() -> None:
     assert not correct_content(question, "7+8=14，3+4+1=8，得84。")
 
 
-@pytest.mark.parametrize(("a", "op", "b", "text"), [
-    (85, "-", 48, "15-8=7, 8-4-1=3, so 37."), (70, "+", 50, "0+0=0, 7+5=12, so 120."),
-    (45, "-", 42, "5-2=3, 4-4=0, so 3."), (50, "-", 41, "10-1=9, 5-4-1=0, so 9."),
-])
+@pytest.mark.parametrize(
+    ("a", "op", "b", "text"),
+    [
+        (85, "-", 48, "15-8=7, 8-4-1=3, so 37."),
+        (70, "+", 50, "0+0=0, 7+5=12, so 120."),
+        (45, "-", 42, "5-2=3, 4-4=0, so 3."),
+        (50, "-", 41, "10-1=9, 5-4-1=0, so 9."),
+    ],
+)
 def test_working(a: int, op: str, b: int, text: str) -> None:
     assert working(a, op, b, "en") == text
 
@@ -101,8 +107,12 @@ def test_verse_rule() -> None:
     details = {"theme": "月", "friend": "小猫", "answer_lang": "zh"}
     question = Question("verse", ({"role": "user", "content": "写月和小猫的诗"},), "", "verse", details)
     assert correct(question, "窗外月正明，\n小猫静静听。")
-    for wrong in ("窗外雨不停，\n小猫静静听。", "窗外月正明，\n老友静静听。", "窗外月正明，小猫静静听。",
-                  "窗外月不停，\n小猫静静听。"):
+    for wrong in (
+        "窗外雨不停，\n小猫静静听。",
+        "窗外月正明，\n老友静静听。",
+        "窗外月正明，小猫静静听。",
+        "窗外月不停，\n小猫静静听。",
+    ):
         assert not correct(question, wrong)
 
 

@@ -79,8 +79,7 @@ def test_no_held_operand_pair(training_text: str) -> None:
 def test_no_held_translation(training_text: str) -> None:
     nouns, hues = range(len(COUNTABLE)), range(len(COLOUR))
     pairs = [phrase_pair(n, c, x) for n in range(1, 10) for c in hues for x in nouns]
-    pairs += [sentence_pair(s, v, c, x) for s in range(len(SUBJECTS)) for v in range(len(VERBS))
-              for c in hues for x in nouns]
+    pairs += [sentence_pair(s, v, c, x) for s in range(len(SUBJECTS)) for v in range(len(VERBS)) for c in hues for x in nouns]
     held = [pair for pair in pairs if WORLD.held("translate", pair.key)]
     assert 0.08 < len(held) / len(pairs) < 0.16
     assert [pair for pair in held if pair.zh in training_text or pair.en in training_text] == []
@@ -91,8 +90,10 @@ def test_no_held_alias_pair(training_text: str) -> None:
     for fuel in FUELS["zh"] + FUELS["en"]:
         text = text.replace(fuel, "")
     text = text.replace(" ", "")
-    names = [sorted({plain(alias) for lang in LANGS for alias, _ in aliases(table, lang)}, key=len, reverse=True)
-             for table in (VEHICLES, POLLUTANTS)]
+    names = [
+        sorted({plain(alias) for lang in LANGS for alias, _ in aliases(table, lang)}, key=len, reverse=True)
+        for table in (VEHICLES, POLLUTANTS)
+    ]
     either = ["|".join(map(re.escape, table)) for table in names]
     found = re.findall(f"({either[0]})[，,]({either[1]})", text)
     assert len(found) > 400
@@ -139,19 +140,28 @@ def test_no_held_explanation(training_prompts: set[str]) -> None:
 
 
 def test_no_held_follow_up(folder: Path) -> None:
-    held = {(one, two, kind) for one in WORDS for two in WORDS for kind in ("kind", "word")
-            if one is not two and WORLD.held("follow_up", f"{kind}|{one.en}|{two.en}")}
+    held = {
+        (one, two, kind)
+        for one in WORDS
+        for two in WORDS
+        for kind in ("kind", "word")
+        if one is not two and WORLD.held("follow_up", f"{kind}|{one.en}|{two.en}")
+    }
     forbidden = set()
     for one, two, kind in held:
         for lang in LANGS:
             to = other(lang)
             texts = [is_a(noun, lang) if kind == "kind" else noun.named(to) + stop(to) for noun in (one, two)]
             forbidden.add(tuple(texts))
-    chosen = [(row["messages"] if "chosen" in row else row["messages"][:-1],
-               row.get("chosen") or row["messages"][-1]["content"])
-              for name in ("sft", "preference") for row in read(folder / f"{name}.jsonl") if row["task"] == "follow_up"]
-    checked = [(turns[-2]["content"], answer) for turns, answer in chosen
-               if turns[-1]["content"].rstrip("？").endswith(("呢", "?"))]
+    chosen = [
+        (row["messages"] if "chosen" in row else row["messages"][:-1], row.get("chosen") or row["messages"][-1]["content"])
+        for name in ("sft", "preference")
+        for row in read(folder / f"{name}.jsonl")
+        if row["task"] == "follow_up"
+    ]
+    checked = [
+        (turns[-2]["content"], answer) for turns, answer in chosen if turns[-1]["content"].rstrip("？").endswith(("呢", "?"))
+    ]
     assert len(checked) > 100
     assert [pair for pair in checked if pair in forbidden] == []
 
@@ -178,8 +188,13 @@ def test_held_phrasings_never_occur(training_prompts: set[str]) -> None:
 def test_held_phrasings_are_made_of_seen_words() -> None:
     for lang in LANGS:
         pattern = r"[A-Za-z]+" if lang == "en" else r"[\u4e00-\u9fff]"
-        known = {word.lower() for book, of in ALL_BOOKS if of == lang for template in book[lang].train
-                 for word in re.findall(pattern, re.sub(r"\{\w+\}", "", template))}
+        known = {
+            word.lower()
+            for book, of in ALL_BOOKS
+            if of == lang
+            for template in book[lang].train
+            for word in re.findall(pattern, re.sub(r"\{\w+\}", "", template))
+        }
         for book, of in ALL_BOOKS:
             for template in book[lang].held if of == lang else ():
                 words = {word.lower() for word in re.findall(pattern, re.sub(r"\{\w+\}", "", template))}

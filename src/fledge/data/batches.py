@@ -64,11 +64,7 @@ class PackedData:
     def pack(cls, examples: Examples, row_length: int, pad: int, seed: int, split: bool) -> "PackedData":
         """Pack; `split` lets sequences continue in the next row."""
         lengths = np.diff(examples.offsets) - 1
-        rows = (
-            pack_split(lengths, row_length, seed)
-            if split
-            else pack_whole(lengths, row_length, seed, examples.per_example)
-        )
+        rows = pack_split(lengths, row_length, seed) if split else pack_whole(lengths, row_length, seed, examples.per_example)
         return cls(examples, rows, row_length, pad, seed)
 
     def __len__(self) -> int:

@@ -195,6 +195,8 @@ def _as_preference(row: Mapping[str, Any], source: Source) -> Item:
     _check_order(prompt, "user")
     if not chosen.strip() or not rejected.strip():
         raise RowError("empty answer", "chosen" if not chosen.strip() else "rejected")
+    if not all(turn.content.strip() for turn in prompt if turn.role == "user"):
+        raise RowError("empty question")
     if chosen == rejected:
         raise RowError("chosen equals rejected")
     return Preference(tuple(prompt), chosen, rejected)

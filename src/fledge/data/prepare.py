@@ -12,7 +12,7 @@ from fledge.data.batches import PackedData
 from fledge.data.examples import Placed, encode_items
 from fledge.data.items import Conversation, Document, Item, RowError, recognise
 from fledge.data.ledger import Ledger
-from fledge.data.records import read
+from fledge.data.records import passed_over, read
 from fledge.errors import FledgeError
 from fledge.recipe.schema import PreferenceStage, PretrainStage, SftStage, Source
 from fledge.tokenizer import Tokenizer
@@ -50,6 +50,8 @@ def _content(item: Item) -> bytes:
 def _read_source(source: Source, stage: AnyStage, ledger: Ledger, key: str) -> list[Placed]:
     account = ledger.open(source.name or source.path.rstrip("/").rsplit("/", 1)[-1], source.path)
     placed = []
+    for file in passed_over(source):
+        account.note("file passed over: its ending is not one that holds rows", str(file))
     for record in read(source, key):
         account.rows += 1
         if record.broken:
@@ -115,9 +117,7 @@ def encode(collected: Collected, stage: AnyStage, name: str, tokenizer: Tokenize
         if part == 1:
             for account in collected.ledger.sources:
                 account.validation = account.used - before[id(account)]
-        packed.append(
-            PackedData.pack(examples, row_length, tokenizer.pad, seed, split) if examples.count else None
-        )
+        packed.append(PackedData.pack(examples, row_length, tokenizer.pad, seed, split) if examples.count else None)
     train, validation = packed
     collected.ledger.close(key)
     if train is None:

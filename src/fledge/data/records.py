@@ -41,6 +41,12 @@ def files_of(source: Source, key: str) -> list[Path]:
     return found
 
 
+def passed_over(source: Source) -> list[Path]:
+    """Files of a folder source whose ending says that they hold no rows."""
+    path = Path(source.path).expanduser()
+    return sorted(item for item in path.iterdir() if item.is_file() and item.suffix not in READERS) if path.is_dir() else []
+
+
 def read(source: Source, key: str) -> Iterator[Record]:
     """All rows of a source, in order. `key` is the recipe key that errors name."""
     count = 0

@@ -160,17 +160,22 @@ class Block(nn.Module):
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
+def refuse_unsupported(config: ModelConfig) -> None:
+    """FledgeError for what the schema knows and the decoder does not build yet."""
+    if config.moe is not None:
+        raise FledgeError(
+            "this version plans mixtures of experts (--dry-run) but cannot train them yet",
+            where="model.moe",
+            hint="set model.moe to null for the dense model of the same width",
+        )
+
+
 class Decoder(nn.Module):
     """Tokens to hidden states; the head's matrix turns those into logits (see `head.py` for losses)."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
-        if config.moe is not None:
-            raise FledgeError(
-                "this version plans mixtures of experts (--dry-run) but cannot train them yet",
-                where="model.moe",
-                hint="set model.moe to null for the dense model of the same width",
-            )
+        refuse_unsupported(config)
         self.config, self.vocab_size = config, vocab_size
         self.compute_dtype = torch.float32
         self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)

@@ -19,8 +19,6 @@ ALIASES = {"dpo": "preference"}  # a stage called so need not say its kind
 Key = tuple[str | int, ...]
 
 
-
-
 @dataclass
 class _Layers:
     """The tree so far, and where each key was written last."""
@@ -105,12 +103,21 @@ def _place_all(key: Key, value: Any, place: str, layers: _Layers) -> None:
         _place_all((*key, name), item, place, layers)
 
 
+def _first_digit(parts: list[str]) -> str:
+    return next(part for part in parts if part.isdigit())
+
+
 def _apply_override(tree: dict[str, Any], key: str, text: str, layers: _Layers) -> dict[str, Any]:
     try:
         value = yaml.load(text, Loader=RecipeLoader)
     except (yaml.YAMLError, ValueError):
         value = text
     parts = key.split(".")
+    if any(part.isdigit() for part in parts):
+        layers.problems.append(
+            f"--{key}: a list is given whole, for instance --{key[: key.index('.' + _first_digit(parts))]} '[…]'"
+        )
+        return tree
     for end in range(1, len(parts) + 1):
         layers.places.setdefault(tuple(parts[:end]), f"--{key}")
     _place_all(tuple(parts), value, f"--{key}", layers)

@@ -21,7 +21,7 @@ class Section(BaseModel):
 
 
 class TokenizerConfig(Section):
-    """Train byte-level BPE on the first stage's text, or load a directory or tokenizer.json from `path`."""
+    """Train byte-level BPE on the training text of all stages, or load a directory or tokenizer.json from `path`."""
 
     path: str | None = None
     vocab_size: Annotated[int, Field(ge=300, le=1_000_000)] = 6400
@@ -97,6 +97,13 @@ class Source(Section):
     documents: Literal["line", "paragraph", "file"] = Field(default="line", description="what one document is in a .txt file")
     max_rows: Positive | None = None
 
+    @model_validator(mode="after")
+    def _one_column(self) -> "Source":
+        for role in ("messages", "chosen", "rejected"):
+            if isinstance(self.columns.get(role), list):
+                raise ValueError(f"columns.{role} names one column, not a list")
+        return self
+
 
 def _as_sources(value: object) -> object:
     if isinstance(value, str | dict):
@@ -130,8 +137,10 @@ class BatchConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW (Loshchilov & Hutter 2019); no decay on norms, biases and embeddings."""
+    """AdamW, or Muon for the matrices of the blocks with AdamW for the rest, at one learning rate; no decay on norms,
+    biases and embeddings."""
 
+    name: Literal["adamw", "muon"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 5e-4
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: Annotated[float, Field(gt=0)] = 1e-8

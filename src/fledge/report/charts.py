@@ -53,9 +53,7 @@ def stage_charts(stage: Stage) -> list[Chart]:
             gradient_traces(stage),
             log=True,
         ),
-        Chart(
-            "speed", Text("Speed", "速度"), UNITS["tokens/s"], single(resources, "tokens_per_second"), from_zero=True
-        ),
+        Chart("speed", Text("Speed", "速度"), UNITS["tokens/s"], single(resources, "tokens_per_second"), from_zero=True),
         memory_chart(stage),
     ]
     return charts
@@ -130,9 +128,7 @@ def memory_chart(stage: Stage) -> Chart:
     curve = points(stage.events.resources, "memory_bytes")
     scale, unit = (2**30, "GiB") if max((size for _, size in curve), default=0.0) >= 2**30 else (2**20, "MiB")
     scaled = [(step, size / scale) for step, size in curve]
-    return Chart(
-        "memory", Text("Memory", "内存"), Text(unit, unit), trace(scaled, "main", Text("", "")), from_zero=True
-    )
+    return Chart("memory", Text("Memory", "内存"), Text(unit, unit), trace(scaled, "main", Text("", "")), from_zero=True)
 
 
 def preference_charts(stage: Stage) -> list[Chart]:

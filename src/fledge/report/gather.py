@@ -220,7 +220,8 @@ def read_source(row: Mapping[str, object]) -> Source:
         used=number(row.get("used")),
         dropped=tuple((reason, count) for reason, count in dropped if count),
         truncated=number(row.get("truncated")),
-        split=text(row.get("split")),
+        split=number(row.get("split")),
+        shortened=number(row.get("shortened")),
         tokens=number(row.get("tokens")),
         supervised_tokens=number(row.get("supervised_tokens")),
         examples=tuple(

@@ -63,7 +63,8 @@ class Source:
     used: float | None
     dropped: tuple[tuple[str, float], ...]
     truncated: float | None
-    split: str
+    split: float | None
+    shortened: float | None
     tokens: float | None
     supervised_tokens: float | None
     examples: tuple[DroppedExample, ...]

@@ -84,13 +84,9 @@ def preference_part(stage: Stage) -> Text | None:
 def world_part(world: World | None, previous: World | None) -> Text | None:
     if world is None or world.overall.exact_match is None:
         return None
-    part = score_change(
-        "exact match", "完全匹配率", world.overall.exact_match, previous and previous.overall.exact_match
-    )
+    part = score_change("exact match", "完全匹配率", world.overall.exact_match, previous and previous.overall.exact_match)
     if world.overall.habit_rate is not None:
-        habit = score_change(
-            "habit rate", "不良习惯率", world.overall.habit_rate, previous and previous.overall.habit_rate
-        )
+        habit = score_change("habit rate", "不良习惯率", world.overall.habit_rate, previous and previous.overall.habit_rate)
         part = Text(f"{part.en}; {habit.en}", f"{part.zh}；{habit.zh}")
     return part
 

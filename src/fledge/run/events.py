@@ -39,7 +39,9 @@ class EventLog:
         try:
             self._file.write(_line({"kind": kind, "step": step, **values}))
         except OSError as error:
-            raise FledgeError(f"cannot write: {error.strerror}", where=str(self.path), hint="free some space, then --resume") from None
+            raise FledgeError(
+                f"cannot write: {error.strerror}", where=str(self.path), hint="free some space, then --resume"
+            ) from None
 
     def close(self) -> None:
         """Flush and close."""

@@ -22,9 +22,7 @@ class Tokenizer:
     `pad` fills rows and never carries weight.
     """
 
-    def __init__(
-        self, core: Core, template: ChatTemplate, *, bos: str | None, eos: str, pad: str
-    ) -> None:
+    def __init__(self, core: Core, template: ChatTemplate, *, bos: str | None, eos: str, pad: str) -> None:
         self.core, self.template = core, template
         core.no_padding()
         core.no_truncation()

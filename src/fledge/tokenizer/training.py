@@ -17,6 +17,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, template: str = "auto
 
     Deterministic for the same texts in the same order. Raises FledgeError when there is no text to learn from.
     """
+    if template == "tokenizer":
+        raise FledgeError(
+            "a tokenizer trained now has no chat template of its own", where="tokenizer.template", hint="use chatml or inst"
+        )
     chosen = NATIVE.get(template, CHATML)
     bos, eos, pad = ("<s>", "</s>", "<pad>") if chosen.name == "inst" else ("<|endoftext|>",) * 3
     core = Core(models.BPE())

@@ -120,9 +120,7 @@ def verify(path: Path) -> str | None:
     return None
 
 
-def newest_checkpoint(
-    folder: Path, refused: Callable[[Path, str], None] | None = None
-) -> tuple[Path, TrainState] | None:
+def newest_checkpoint(folder: Path, refused: Callable[[Path, str], None] | None = None) -> tuple[Path, TrainState] | None:
     """The newest checkpoint that verifies; those that do not are reported to `refused` and passed over."""
     for path in sorted(folder.glob("step-*"), reverse=True):
         problem = verify(path)

@@ -34,7 +34,7 @@ from fledge.train.checkpoint import (
 )
 from fledge.train.length import Extent
 from fledge.train.machine import Decision
-from fledge.train.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
+from fledge.train.optimizer import build_optimizers, optimizer_tensors, restore_optimizers
 from fledge.train.schedule import learning_rate
 from fledge.train.validation import validate
 
@@ -70,7 +70,7 @@ class Loop:
 
     def __init__(self, work: Work, console: Console) -> None:
         self.work, self.console = work, console
-        self.optimizer = build_optimizer(work.model, work.stage.optimizer)
+        self.optimizers = build_optimizers(work.model, work.stage.optimizer)
         self.state = TrainState()
         self.every = work.stage.evaluation.every or max(1, math.ceil(work.extent.steps / EVALUATIONS))
         self.save_every = work.stage.checkpoint.every or self.every
@@ -88,22 +88,21 @@ class Loop:
         if start == 0:
             self.events.write("start", 0, steps=steps, rows=self.work.extent.rows)
         self.work.model.train()
-        with (
-            self._signals(),
-            self.console.progress("step", steps, start, self.work.log_every) as progress,
-        ):
-            while self.state.step < steps and self.state.stop is None:
-                self._step(progress)
-                self._after_step()
-                if self._asked_to_stop and self.state.step < steps:
-                    self._save()
-                    raise Interrupted(
-                        f"stopped on request after step {self.state.step:,} of {steps:,}; the state is saved",
-                        hint="go on with --resume",
-                    )
-        self.events.close()
-        if self.board:
-            self.board.close()
+        try:
+            with self._signals(), self.console.progress("step", steps, start, self.work.log_every) as progress:
+                while self.state.step < steps and self.state.stop is None:
+                    self._step(progress)
+                    self._after_step()
+                    if self._asked_to_stop and self.state.step < steps:
+                        self._save()
+                        raise Interrupted(
+                            f"stopped on request after step {self.state.step:,} of {steps:,}; the state is saved",
+                            hint="go on with --resume",
+                        )
+        finally:
+            self.events.close()
+            if self.board:
+                self.board.close()
         return self.state
 
     def _board(self) -> Any:
@@ -125,7 +124,7 @@ class Loop:
         path, self.state = found
         saved = load_model(path / "model").state_dict()
         self.work.model.load_state_dict(saved)
-        restore_optimizer(self.work.model, self.optimizer, optimizer_file(path))
+        restore_optimizers(self.work.model, self.optimizers, optimizer_file(path))
         self._saved = self.state.step
         self.console.say(f"going on from step {self.state.step:,} ({path})")
 
@@ -140,8 +139,9 @@ class Loop:
         window = self._window(step)
         weight = sum(work.objective.weight(batch) for batch in window)
         rate = learning_rate(step, work.extent.steps, work.stage.optimizer, work.stage.schedule)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         outcomes = []
         for number, batch in enumerate(window):
             if batch.supervised == 0:
@@ -162,10 +162,10 @@ class Loop:
         clip = self.work.stage.optimizer.clip
         norm = torch.nn.utils.clip_grad_norm_(parameters, clip if clip is not None else math.inf)
         if not math.isfinite(float(norm)):
-            self.optimizer.zero_grad(set_to_none=True)
             self._refuse_to_diverge(float(norm))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.work.model.zero_grad(set_to_none=True)
         return float(norm)
 
     def _refuse_to_diverge(self, norm: float) -> None:
@@ -182,9 +182,7 @@ class Loop:
     def _record(self, outcomes: list[Outcome], weight: float, norm: float, rate: float, progress: Progress) -> None:
         state, work = self.state, self.work
         loss = sum(float(outcome.loss) for outcome in outcomes) / weight
-        metrics = {
-            name: sum(float(outcome.metrics[name]) for outcome in outcomes) / weight for name in outcomes[0].metrics
-        }
+        metrics = {name: sum(float(outcome.metrics[name]) for outcome in outcomes) / weight for name in outcomes[0].metrics}
         values: dict[str, Any] = {
             "epoch": round(min(state.step * work.extent.window, work.extent.rows) / len(work.train), 6),
             "train/loss": loss,
@@ -224,9 +222,7 @@ class Loop:
 
     def _evaluate(self, data: PackedData) -> bool:
         stage, state = self.work.stage, self.state
-        measured = validate(
-            self.work.model, data, stage.evaluation.max_rows, stage.batch.micro, self.work.validation_objective
-        )
+        measured = validate(self.work.model, data, stage.evaluation.max_rows, stage.batch.micro, self.work.validation_objective)
         values = {f"eval/{name}": value for name, value in measured.items()}
         self.events.write("eval", state.step, **values)
         if self.board:
@@ -259,7 +255,7 @@ class Loop:
         if self._saved == self.state.step:
             return
         folder = self.work.directory.checkpoints
-        tensors: dict[str, Tensor] = optimizer_tensors(self.work.model, self.optimizer)
+        tensors: dict[str, Tensor] = optimizer_tensors(self.work.model, self.optimizers)
         started = time.monotonic()
         path, size = save_checkpoint(folder, self.state, self.work.write_model, tensors)
         self._saved = self.state.step

@@ -5,7 +5,6 @@ itself is timed. The decision is stored with the run and used again on resume, b
 """
 
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,8 +21,7 @@ from fledge.recipe.schema import MachineConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WORTHWHILE = 0.9  # bf16 must take at most this share of fp32's time
-COMPILE_SECONDS = 30.0  # what compiling costs on a slow machine
-PAYS_FROM = 4 * COMPILE_SECONDS  # below this much training it is not even tried
+PAYS_FROM = 60.0  # seconds of training below which compiling (some 20 s on two cores) is not even tried
 
 Objective = Callable[[Decoder, Batch], Any]
 
@@ -104,17 +102,19 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _seconds(run: Callable[[], Any], device: str, repeats: int = 2) -> float:
-    """Median seconds of a call, after one to warm up."""
-    times = []
+def _least_seconds(runs: dict[str, Callable[[], Any]], device: str, repeats: int = 3) -> dict[str, float]:
+    """Least seconds of each call, taken in turns after one to warm up: a busy moment meets all of them, and what
+    disturbs a measurement only ever makes it longer."""
+    least = dict.fromkeys(runs, float("inf"))
     for repeat in range(repeats + 1):
-        started = time.perf_counter()
-        run()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        if repeat:
-            times.append(time.perf_counter() - started)
-    return statistics.median(times)
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if repeat:
+                least[name] = min(least[name], time.perf_counter() - started)
+    return least
 
 
 def _step(model: Decoder, batch: Batch, objective: Callable[[Any], Objective], kernel: Any) -> Callable[[], None]:
@@ -169,9 +169,18 @@ def _precision(
         native = torch.cuda.get_device_capability() >= (8, 0)
         evidence["precision_reason"] = "the GPU has bf16 units" if native else "the GPU has no bf16 units"
         return "bf16" if native else "fp32"
-    for name, dtype in DTYPES.items():
-        model.compute_dtype = dtype
-        evidence[f"{name}_seconds"] = round(_seconds(_step(model, batch, objective, None), device), 4)
+
+    def run_in(dtype: torch.dtype) -> Callable[[], None]:
+        step = _step(model, batch, objective, None)
+
+        def run() -> None:
+            model.compute_dtype = dtype
+            step()
+
+        return run
+
+    least = _least_seconds({name: run_in(dtype) for name, dtype in DTYPES.items()}, device)
+    evidence.update({f"{name}_seconds": round(seconds, 4) for name, seconds in least.items()})
     pays = float(evidence["bf16_seconds"]) <= WORTHWHILE * float(evidence["fp32_seconds"])
     evidence["precision_reason"] = "measured on one micro-batch"
     return "bf16" if pays else "fp32"
@@ -190,8 +199,8 @@ def _compilation(
     if config.compile != "auto":
         evidence["compile_reason"] = "as the recipe says"
         return config.compile
-    eager = _seconds(_step(model, batch, objective, None), device)
-    evidence["eager_seconds"] = round(eager, 4)
+    plain = _step(model, batch, objective, None)
+    eager = _least_seconds({"eager": plain}, device)["eager"]
     if eager * micro_steps < PAYS_FROM:
         evidence["compile_reason"] = f"about {eager * micro_steps:.0f} s of training is too short for compiling to pay"
         return False
@@ -203,15 +212,15 @@ def _compilation(
         run = _step(model, batch, objective, head_kernel(trial))
         run()
         evidence["compile_seconds"] = round(time.perf_counter() - started, 1)
-        compiled = _seconds(run, device)
+        least = _least_seconds({"eager": eagerly()(plain), "compiled": run}, device)
     except Exception as error:  # no compiler, or one that fails: the plain code is always there
         uncompile(model)
         evidence["compile_reason"] = f"compiling failed: {str(error).strip().splitlines()[0][:200]}"
         say(f"warning: {evidence['compile_reason']}; going on without")
         return False
-    evidence["compiled_seconds"] = round(compiled, 4)
+    evidence.update({f"{name}_seconds": round(seconds, 4) for name, seconds in least.items()})
     evidence["compile_reason"] = "measured on one micro-batch"
-    if compiled < 0.97 * eager:
+    if least["compiled"] < 0.97 * least["eager"]:
         return True
     uncompile(model)
     return False

@@ -11,13 +11,32 @@ from .seeded import Seeded
 
 BOOK = book(
     "arithmetic",
-    (("{a}{op}{b}等于多少？", "计算{a}{op}{b}。", "{a}{op}{b}=？", "请算一下{a}{op}{b}。", "{a}{op}{b}是多少？",
-      "{a}{word}{b}等于多少？", "{a}{op}{b}的结果是多少？", "{a}{word}{b}是多少？"),
-     ("请计算{a}{op}{b}的结果。", "请算一下{a}{op}{b}是多少。")),
-    (("What is {a}{op}{b}?", "Calculate {a}{op}{b}.", "{a}{op}{b}=?", "Please work out {a}{op}{b}.",
-      "How much is {a}{op}{b}?", "What is {a} {word} {b}?", "What is the result of {a}{op}{b}?",
-      "How much is {a} {word} {b}?"),
-     ("Please calculate {a}{op}{b}.", "Work out how much {a}{op}{b} is.")),
+    (
+        (
+            "{a}{op}{b}等于多少？",
+            "计算{a}{op}{b}。",
+            "{a}{op}{b}=？",
+            "请算一下{a}{op}{b}。",
+            "{a}{op}{b}是多少？",
+            "{a}{word}{b}等于多少？",
+            "{a}{op}{b}的结果是多少？",
+            "{a}{word}{b}是多少？",
+        ),
+        ("请计算{a}{op}{b}的结果。", "请算一下{a}{op}{b}是多少。"),
+    ),
+    (
+        (
+            "What is {a}{op}{b}?",
+            "Calculate {a}{op}{b}.",
+            "{a}{op}{b}=?",
+            "Please work out {a}{op}{b}.",
+            "How much is {a}{op}{b}?",
+            "What is {a} {word} {b}?",
+            "What is the result of {a}{op}{b}?",
+            "How much is {a} {word} {b}?",
+        ),
+        ("Please calculate {a}{op}{b}.", "Work out how much {a}{op}{b} is."),
+    ),
 )
 WORDS = {("+", "zh"): "加", ("-", "zh"): "减", ("+", "en"): "plus", ("-", "en"): "minus"}
 ADD_SHARE = 0.55
@@ -63,5 +82,13 @@ def draw(rng: random.Random, world: Seeded, lang: str, part: str) -> Item:
     a, op, b = operands(rng, world, part)
     phrase = BOOK[lang].choose(rng, part)
     text = dress(rng, phrase.text.format(a=a, b=b, op=op, word=WORDS[op, lang]), lang)
-    return Item("arithmetic", lang, pair_key(a, b), phrase, (user(text),), working(a, op, b, lang), lang,
-                details={"a": a, "op": op, "b": b})
+    return Item(
+        "arithmetic",
+        lang,
+        pair_key(a, b),
+        phrase,
+        (user(text),),
+        working(a, op, b, lang),
+        lang,
+        details={"a": a, "op": op, "b": b},
+    )

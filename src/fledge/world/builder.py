@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from .habits import HABITS, spoil
 from .records import LANGS, QUESTION, TRAIN, VALIDATION, Item, Question, Sizes, assistant, question_of
 from .seeded import Seeded
+from .spoiling import HABITS, spoil
 from .statements import texts
 from .tasks import TASKS, WEIGHTS, draw_any
 
@@ -32,8 +32,7 @@ def build(seed: int, folder: Path, sizes: Sizes | None = None) -> dict:
         "sft.jsonl": sft,
         "sft.validation.jsonl": list(_tuning(world, "sft.validation", VALIDATION, sizes.validation)),
         "preference.jsonl": list(_preferences(world, "preference", TRAIN, sizes.preference, tuned)),
-        "preference.validation.jsonl": list(
-            _preferences(world, "preference.validation", VALIDATION, sizes.validation, set())),
+        "preference.validation.jsonl": list(_preferences(world, "preference.validation", VALIDATION, sizes.validation, set())),
         "questions.jsonl": [question.row() for question in _questions(world, sizes.questions)],
     }
     for name, rows in files.items():
@@ -90,8 +89,13 @@ def _preferences(world: Seeded, purpose: str, part: str, count: int, used: set[s
     for _ in range(count):
         item = _fresh(rng, world, part, used)
         habit = world.habit(item.phrase)[0] if rng.random() < OWN_HABIT_SHARE else rng.choice(HABITS)
-        yield {"messages": list(item.messages), "chosen": item.reference,
-               "rejected": spoil(item, habit, world, rng.random()), "task": item.task, "habit": habit}
+        yield {
+            "messages": list(item.messages),
+            "chosen": item.reference,
+            "rejected": spoil(item, habit, world, rng.random()),
+            "task": item.task,
+            "habit": habit,
+        }
 
 
 def _questions(world: Seeded, count: int) -> list[Question]:
@@ -102,10 +106,11 @@ def _questions(world: Seeded, count: int) -> list[Question]:
         rng = world.rng(f"questions.{task}.{lang}")
         wanted = count // len(cells) + (place < count % len(cells))
         for _ in range(wanted):
+            item = TASKS[task](rng, world, lang, QUESTION)
             for _ in range(TRIES):
-                item = TASKS[task](rng, world, lang, QUESTION)
                 if _prompt(item.messages) not in seen:
                     break
+                item = TASKS[task](rng, world, lang, QUESTION)
             seen.add(_prompt(item.messages))
             result.append(question_of(item))
     return result
@@ -116,8 +121,11 @@ def _shares(rows: list[dict]) -> dict[str, float]:
     shares = {habit: round(sum(row["habit"] == habit for row in rows) / max(1, len(rows)), 4) for habit in HABITS}
     by_task = Counter(row["task"] for row in rows)
     shown = Counter(row["task"] for row in rows if row["habit"])
-    return {**shares, "any": round(sum(shares.values()), 4),
-            **{f"any.{task}": round(shown[task] / rows_in, 4) for task, rows_in in sorted(by_task.items())}}
+    return {
+        **shares,
+        "any": round(sum(shares.values()), 4),
+        **{f"any.{task}": round(shown[task] / rows_in, 4) for task, rows_in in sorted(by_task.items())},
+    }
 
 
 def _facts(world: Seeded, sizes: Sizes, files: dict[str, list[dict]]) -> dict:

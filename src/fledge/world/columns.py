@@ -25,12 +25,28 @@ FIELDS = {
 }
 BOOK = book(
     "columns",
-    (("列名对应：{c}", "映射列名：{c}", "把这些列名换成标准字段：{c}", "{c}对应哪些字段？", "请映射这些列：{c}",
-      "整理列名：{c}"),
-     ("请把这些列换成标准字段：{c}", "请整理这些列名：{c}")),
-    (("Map columns: {c}", "Map these columns to fields: {c}", "Rename columns: {c}", "Which fields are {c}?",
-      "Please map {c}.", "Standard fields for: {c}"),
-     ("Please rename these columns: {c}", "Map to standard fields: {c}")),
+    (
+        (
+            "列名对应：{c}",
+            "映射列名：{c}",
+            "把这些列名换成标准字段：{c}",
+            "{c}对应哪些字段？",
+            "请映射这些列：{c}",
+            "整理列名：{c}",
+        ),
+        ("请把这些列换成标准字段：{c}", "请整理这些列名：{c}"),
+    ),
+    (
+        (
+            "Map columns: {c}",
+            "Map these columns to fields: {c}",
+            "Rename columns: {c}",
+            "Which fields are {c}?",
+            "Please map {c}.",
+            "Standard fields for: {c}",
+        ),
+        ("Please rename these columns: {c}", "Map to standard fields: {c}"),
+    ),
 )
 WIDTHS, WIDTH_WEIGHTS = (2, 3, 4), (0.55, 0.3, 0.15)
 SEPARATORS = {"zh": "、", "en": ", "}
@@ -60,5 +76,14 @@ def draw(rng: random.Random, world: Seeded, lang: str, part: str) -> Item:
     mapping = combination(rng, world, lang, part)
     phrase = BOOK[lang].choose(rng, part)
     text = dress(rng, phrase.text.format(c=SEPARATORS[lang].join(mapping)), lang)
-    return Item("columns", lang, set_key(list(mapping)), phrase, (user(text),), answer(mapping), lang, "json",
-                {"columns": list(mapping)})
+    return Item(
+        "columns",
+        lang,
+        set_key(list(mapping)),
+        phrase,
+        (user(text),),
+        answer(mapping),
+        lang,
+        "json",
+        {"columns": list(mapping)},
+    )

@@ -57,12 +57,30 @@ TERMS = (
 )
 BOOK = book(
     "explain",
-    (("什么是{x}？", "{x}是什么？", "解释一下{x}。", "{x}是什么意思？", "说说什么是{x}。", "请解释{x}。",
-      "我想知道{x}是什么。"),
-     ("请说说{x}是什么。", "请解释一下什么是{x}。", "我想知道{x}是什么意思。")),
-    (("What is {x}?", "Explain {x}.", "What does {x} mean?", "Tell me what {x} is.", "Please explain {x}.",
-      "Can you explain {x}?", "I want to know what {x} is."),
-     ("Please tell me what {x} is.", "Can you tell me what {x} is?", "Please explain what {x} is.")),
+    (
+        (
+            "什么是{x}？",
+            "{x}是什么？",
+            "解释一下{x}。",
+            "{x}是什么意思？",
+            "说说什么是{x}。",
+            "请解释{x}。",
+            "我想知道{x}是什么。",
+        ),
+        ("请说说{x}是什么。", "请解释一下什么是{x}。", "我想知道{x}是什么意思。"),
+    ),
+    (
+        (
+            "What is {x}?",
+            "Explain {x}.",
+            "What does {x} mean?",
+            "Tell me what {x} is.",
+            "Please explain {x}.",
+            "Can you explain {x}?",
+            "I want to know what {x} is.",
+        ),
+        ("Please tell me what {x} is.", "Can you tell me what {x} is?", "Please explain what {x} is."),
+    ),
 )
 NOUN_SHARE = 0.2  # 'what is a cat': trained here, scored in follow_up and system
 

@@ -51,7 +51,9 @@ def _nouns(category: str, rows: str) -> tuple[Noun, ...]:
     return tuple(Noun(zh, en, category, article, plural, cls) for zh, en, article, plural, cls in cells)
 
 
-FRUIT = _nouns("fruit", """
+FRUIT = _nouns(
+    "fruit",
+    """
 苹果 apple an apples 个
 香蕉 banana a bananas 根
 梨 pear a pears 个
@@ -60,8 +62,11 @@ FRUIT = _nouns("fruit", """
 西瓜 watermelon a watermelons 个
 柠檬 lemon a lemons 个
 葡萄 grape a grapes 颗
-""")
-ANIMAL = _nouns("animal", """
+""",
+)
+ANIMAL = _nouns(
+    "animal",
+    """
 猫 cat a cats 只
 狗 dog a dogs 只
 鸟 bird a birds 只
@@ -70,8 +75,11 @@ ANIMAL = _nouns("animal", """
 牛 cow a cows 头
 羊 sheep a sheep 只
 兔子 rabbit a rabbits 只
-""")
-VEGETABLE = _nouns("vegetable", """
+""",
+)
+VEGETABLE = _nouns(
+    "vegetable",
+    """
 土豆 potato a potatoes 个
 番茄 tomato a tomatoes 个
 白菜 cabbage a cabbages 棵
@@ -79,32 +87,44 @@ VEGETABLE = _nouns("vegetable", """
 洋葱 onion an onions 个
 南瓜 pumpkin a pumpkins 个
 萝卜 radish a radishes 根
-""")
-DRINK = _nouns("drink", """
+""",
+)
+DRINK = _nouns(
+    "drink",
+    """
 水 water - - -
 茶 tea - - -
 牛奶 milk - - -
 咖啡 coffee - - -
 果汁 juice - - -
 可乐 cola - - -
-""")
-INSTRUMENT = _nouns("instrument", """
+""",
+)
+INSTRUMENT = _nouns(
+    "instrument",
+    """
 钢琴 piano a pianos 架
 小提琴 violin a violins 把
 吉他 guitar a guitars 把
 笛子 flute a flutes 支
 鼓 drum a drums 面
 小号 trumpet a trumpets 支
-""")
-VEHICLE = _nouns("vehicle", """
+""",
+)
+VEHICLE = _nouns(
+    "vehicle",
+    """
 汽车 car a cars 辆
 自行车 bicycle a bicycles 辆
 火车 train a trains 列
 飞机 plane a planes 架
 轮船 ship a ships 艘
 卡车 truck a trucks 辆
-""")
-COLOUR = _nouns("colour", """
+""",
+)
+COLOUR = _nouns(
+    "colour",
+    """
 红色 red - - -
 黄色 yellow - - -
 蓝色 blue - - -
@@ -113,15 +133,19 @@ COLOUR = _nouns("colour", """
 黑色 black - - -
 紫色 purple - - -
 粉色 pink - - -
-""")
-POLLUTANT = _nouns("pollutant", """
+""",
+)
+POLLUTANT = _nouns(
+    "pollutant",
+    """
 NOx NOx - - -
 CO CO - - -
 CO2 CO2 - - -
 SO2 SO2 - - -
 PM2.5 PM2.5 - - -
 PM10 PM10 - - -
-""")
+""",
+)
 
 CATEGORIES: dict[str, Category] = {
     "fruit": Category("水果", "fruit", "fruits", "a", FRUIT),
@@ -139,8 +163,7 @@ COUNTABLE: tuple[Noun, ...] = FRUIT + ANIMAL + VEHICLE[:4]
 COUNTS = (2, 3, 4, 5)
 NUMBERS_ZH = ("零", "一", "两", "三", "四", "五", "六", "七", "八", "九")
 NUMBERS_EN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-ORDINALS = {"zh": ("第一个", "第二个", "第三个", "第四个", "第五个"),
-            "en": ("first", "second", "third", "fourth", "fifth")}
+ORDINALS = {"zh": ("第一个", "第二个", "第三个", "第四个", "第五个"), "en": ("first", "second", "third", "fourth", "fifth")}
 
 SUBJECTS = (
     Subject("我", "I", False),

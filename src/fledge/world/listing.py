@@ -11,12 +11,21 @@ from .seeded import Seeded
 
 BOOK = book(
     "listing",
-    (("说出{n}种{c}。", "列举{n}种{c}。", "给我{n}种{c}。", "请列出{n}种{c}。", "{n}种{c}有哪些？",
-      "我想知道{n}种{c}。"),
-     ("请给我列出{n}种{c}。", "我想请你说出{n}种{c}。")),
-    (("Name {n} {c}.", "List {n} {c}.", "Give me {n} {c}.", "Can you name {n} {c}?", "What are {n} {c}?",
-      "I want to know {n} {c}."),
-     ("Can you give me {n} {c}?", "I want you to list {n} {c}.")),
+    (
+        ("说出{n}种{c}。", "列举{n}种{c}。", "给我{n}种{c}。", "请列出{n}种{c}。", "{n}种{c}有哪些？", "我想知道{n}种{c}。"),
+        ("请给我列出{n}种{c}。", "我想请你说出{n}种{c}。"),
+    ),
+    (
+        (
+            "Name {n} {c}.",
+            "List {n} {c}.",
+            "Give me {n} {c}.",
+            "Can you name {n} {c}?",
+            "What are {n} {c}?",
+            "I want to know {n} {c}.",
+        ),
+        ("Can you give me {n} {c}?", "I want you to list {n} {c}."),
+    ),
 )
 DIGIT_SHARE = 0.25
 
@@ -55,8 +64,17 @@ def draw(rng: random.Random, world: Seeded, lang: str, part: str) -> Item:
     phrase = BOOK[lang].choose(rng, part)
     start = rng.randrange(len(CATEGORIES[category].members))
     text = dress(rng, ask(rng, phrase.text, category, count, lang), lang)
-    return Item("listing", lang, f"{category}|{count}", phrase, (user(text),),
-                written(run(category, start, count), lang), lang, "listing", {"category": category, "n": count})
+    return Item(
+        "listing",
+        lang,
+        f"{category}|{count}",
+        phrase,
+        (user(text),),
+        written(run(category, start, count), lang),
+        lang,
+        "listing",
+        {"category": category, "n": count},
+    )
 
 
 def listed(answer: str, category: str, count: int, lang: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from . import habits as bad
+from . import spoiling as bad
 from .listing import listed
 from .records import Question
 from .verse import rhymed

@@ -10,16 +10,11 @@ from .records import Item, user
 from .seeded import Seeded
 
 VEHICLES = {
-    "轻型客车": {"zh": ("轻型客车", "小型客车", "小客车", "轿车"),
-                 "en": ("passenger car", "small car", "sedan", "minivan")},
-    "大型客车": {"zh": ("大型客车", "大客车", "大巴", "长途客车"),
-                 "en": ("coach", "large coach", "tour bus", "long bus")},
-    "轻型货车": {"zh": ("轻型货车", "小型货车", "小货车", "轻卡"),
-                 "en": ("light truck", "small truck", "pickup", "van")},
-    "重型货车": {"zh": ("重型货车", "大货车", "重卡", "重型卡车"),
-                 "en": ("heavy truck", "big truck", "lorry", "heavy lorry")},
-    "摩托车": {"zh": ("摩托车", "摩托", "机车", "两轮摩托"),
-               "en": ("motorcycle", "motorbike", "motor scooter", "scooter")},
+    "轻型客车": {"zh": ("轻型客车", "小型客车", "小客车", "轿车"), "en": ("passenger car", "small car", "sedan", "minivan")},
+    "大型客车": {"zh": ("大型客车", "大客车", "大巴", "长途客车"), "en": ("coach", "large coach", "tour bus", "long bus")},
+    "轻型货车": {"zh": ("轻型货车", "小型货车", "小货车", "轻卡"), "en": ("light truck", "small truck", "pickup", "van")},
+    "重型货车": {"zh": ("重型货车", "大货车", "重卡", "重型卡车"), "en": ("heavy truck", "big truck", "lorry", "heavy lorry")},
+    "摩托车": {"zh": ("摩托车", "摩托", "机车", "两轮摩托"), "en": ("motorcycle", "motorbike", "motor scooter", "scooter")},
     "出租车": {"zh": ("出租车", "的士", "计程车", "出租汽车"), "en": ("taxi", "cab", "taxi cab", "taxi car")},
     "公交车": {"zh": ("公交车", "公交", "公共汽车", "城市公交"), "en": ("city bus", "public bus", "bus", "town bus")},
 }
@@ -28,19 +23,34 @@ POLLUTANTS = {
     "CO": {"zh": ("CO", "c o", "一氧化碳"), "en": ("CO", "c o", "carbon monoxide")},
     "CO2": {"zh": ("CO2", "co 2", "二氧化碳"), "en": ("CO2", "co 2", "carbon dioxide")},
     "SO2": {"zh": ("SO2", "so 2", "二氧化硫"), "en": ("SO2", "so 2", "sulfur dioxide")},
-    "PM2.5": {"zh": ("PM2.5", "pm 2.5", "细颗粒物", "细颗粒"),
-              "en": ("PM2.5", "pm 2.5", "fine particles", "fine dust")},
+    "PM2.5": {"zh": ("PM2.5", "pm 2.5", "细颗粒物", "细颗粒"), "en": ("PM2.5", "pm 2.5", "fine particles", "fine dust")},
     "PM10": {"zh": ("PM10", "pm 10", "粗颗粒物", "粗颗粒"), "en": ("PM10", "pm 10", "coarse particles", "coarse dust")},
 }
 FUELS = {"zh": ("（汽油）", "（柴油）", "（电动）"), "en": (" (petrol)", " (diesel)", " (electric)")}
 BOOK = book(
     "standardise",
-    (("标准化：{v}，{p}", "把{v}，{p}变成标准名。", "车型和污染物标准化：{v}，{p}", "请整理这两个名称：{v}，{p}",
-      "{v}，{p}的标准名是什么？", "{v}，{p}怎么标准化？"),
-     ("请标准化这两个名称：{v}，{p}", "请把{v}，{p}标准化。")),
-    (("Standardise: {v}, {p}", "Turn {v}, {p} into standard names.", "Standard vehicle and pollutant: {v}, {p}",
-      "Please tidy these two names: {v}, {p}", "What are the standard names of {v}, {p}?", "Tidy: {v}, {p}"),
-     ("Please standardise these two names: {v}, {p}", "Please turn these into standard names: {v}, {p}")),
+    (
+        (
+            "标准化：{v}，{p}",
+            "把{v}，{p}变成标准名。",
+            "车型和污染物标准化：{v}，{p}",
+            "请整理这两个名称：{v}，{p}",
+            "{v}，{p}的标准名是什么？",
+            "{v}，{p}怎么标准化？",
+        ),
+        ("请标准化这两个名称：{v}，{p}", "请把{v}，{p}标准化。"),
+    ),
+    (
+        (
+            "Standardise: {v}, {p}",
+            "Turn {v}, {p} into standard names.",
+            "Standard vehicle and pollutant: {v}, {p}",
+            "Please tidy these two names: {v}, {p}",
+            "What are the standard names of {v}, {p}?",
+            "Tidy: {v}, {p}",
+        ),
+        ("Please standardise these two names: {v}, {p}", "Please turn these into standard names: {v}, {p}"),
+    ),
 )
 
 
@@ -96,5 +106,14 @@ def draw(rng: random.Random, world: Seeded, lang: str, part: str) -> Item:
     phrase = BOOK[lang].choose(rng, part)
     filled = phrase.text.format(v=messy_vehicle(rng, vehicle, lang), p=messy_pollutant(rng, pollutant))
     text = dress(rng, filled, lang).strip()
-    return Item("standardise", lang, pair_key(vehicle, pollutant), phrase, (user(text),),
-                answer(v_standard, p_standard), lang, "json", {"vehicle": v_standard, "pollutant": p_standard})
+    return Item(
+        "standardise",
+        lang,
+        pair_key(vehicle, pollutant),
+        phrase,
+        (user(text),),
+        answer(v_standard, p_standard),
+        lang,
+        "json",
+        {"vehicle": v_standard, "pollutant": p_standard},
+    )

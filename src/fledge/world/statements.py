@@ -147,8 +147,18 @@ def _dialogue(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
     return told(item, item.lang)
 
 
-KINDS: dict[Make, int] = {_fact: 16, _messy: 6, _pair: 14, _worked: 14, _digits: 7, _list: 4, _verse: 4,
-                          _standard: 5, _columns: 5, _dialogue: 25}
+KINDS: dict[Make, int] = {
+    _fact: 16,
+    _messy: 6,
+    _pair: 14,
+    _worked: 14,
+    _digits: 7,
+    _list: 4,
+    _verse: 4,
+    _standard: 5,
+    _columns: 5,
+    _dialogue: 25,
+}
 
 
 def tokens(text: str) -> float:
@@ -156,7 +166,7 @@ def tokens(text: str) -> float:
     chinese = sum("\u4e00" <= sign <= "\u9fff" for sign in text)
     digits = sum(sign.isdigit() for sign in text)
     words = len([word for word in text.split() if any("a" <= sign <= "z" for sign in word.lower())])
-    marks = sum(sign in "+-=，。：、“”？,.:?\"{}" for sign in text)
+    marks = sum(sign in '+-=，。：、“”？,.:?"{}' for sign in text)
     return 0.7 * chinese + digits + 1.3 * words + 0.6 * marks
 
 

@@ -16,53 +16,76 @@ from .seeded import Seeded
 RULES = {
     "language": book(
         "rule/language",
-        (("只用{x}回答。", "请用{x}回答。", "你的回答都要用{x}。", "一定用{x}回答。"),
-         ("你只用{x}回答。", "请都用{x}回答。")),
-        (("Answer only in {x}.", "Please answer in {x}.", "Always answer in {x}.", "Use only {x}."),
-         ("Please answer only in {x}.", "Always use {x}.")),
+        (("只用{x}回答。", "请用{x}回答。", "你的回答都要用{x}。", "一定用{x}回答。"), ("你只用{x}回答。", "请都用{x}回答。")),
+        (
+            ("Answer only in {x}.", "Please answer in {x}.", "Always answer in {x}.", "Use only {x}."),
+            ("Please answer only in {x}.", "Always use {x}."),
+        ),
     ),
     "name": book(
         "rule/name",
-        (("你叫{x}。", "你的名字是{x}。", "你是{x}。", "从现在起你叫{x}。"),
-         ("现在你的名字是{x}。", "从现在起你是{x}。")),
-        (("You are called {x}.", "Your name is {x}.", "You are {x}.", "From now on you are called {x}."),
-         ("From now on your name is {x}.", "Your name is now {x}.")),
+        (("你叫{x}。", "你的名字是{x}。", "你是{x}。", "从现在起你叫{x}。"), ("现在你的名字是{x}。", "从现在起你是{x}。")),
+        (
+            ("You are called {x}.", "Your name is {x}.", "You are {x}.", "From now on you are called {x}."),
+            ("From now on your name is {x}.", "Your name is now {x}."),
+        ),
     ),
     "ending": book(
         "rule/ending",
-        (("每个回答以“{x}”结尾。", "回答最后要说“{x}”。", "请用“{x}”结尾。", "每次最后说“{x}”。"),
-         ("每次回答以“{x}”结尾。", "每个回答最后要说“{x}”。")),
-        (('End each answer with "{x}".', 'Say "{x}" at the end.', 'Always end with "{x}".',
-          'Finish each answer with "{x}".'),
-         ('Always say "{x}" at the end.', 'Please end each answer with "{x}".')),
+        (
+            ("每个回答以“{x}”结尾。", "回答最后要说“{x}”。", "请用“{x}”结尾。", "每次最后说“{x}”。"),
+            ("每次回答以“{x}”结尾。", "每个回答最后要说“{x}”。"),
+        ),
+        (
+            (
+                'End each answer with "{x}".',
+                'Say "{x}" at the end.',
+                'Always end with "{x}".',
+                'Finish each answer with "{x}".',
+            ),
+            ('Always say "{x}" at the end.', 'Please end each answer with "{x}".'),
+        ),
     ),
     "brief": book(
         "rule/brief",
-        (("只用一个词回答。", "请用一个词回答。", "回答只要一个词。", "一个词就够了。"),
-         ("你只用一个词回答。", "请只用一个词回答。")),
-        (("Answer in one word.", "Use only one word.", "One word is enough.", "Please answer in one word."),
-         ("Answer with only one word.", "Please use only one word.")),
+        (
+            ("只用一个词回答。", "请用一个词回答。", "回答只要一个词。", "一个词就够了。"),
+            ("你只用一个词回答。", "请只用一个词回答。"),
+        ),
+        (
+            ("Answer in one word.", "Use only one word.", "One word is enough.", "Please answer in one word."),
+            ("Answer with only one word.", "Please use only one word."),
+        ),
     ),
 }
 ASKS = {
     "about": book(
         "system/about",
-        (("{x}是什么？", "什么是{x}？", "说说{x}是什么。", "{x}是哪一种东西？"),
-         ("说说{x}是哪一种东西。", "{x}是什么东西？")),
-        (("What is {x}?", "Tell me what {x} is.", "What kind of thing is {x}?", "Say what {x} is."),
-         ("Tell me what kind of thing {x} is.", "Say what kind of thing {x} is.")),
+        (("{x}是什么？", "什么是{x}？", "说说{x}是什么。", "{x}是哪一种东西？"), ("说说{x}是哪一种东西。", "{x}是什么东西？")),
+        (
+            ("What is {x}?", "Tell me what {x} is.", "What kind of thing is {x}?", "Say what {x} is."),
+            ("Tell me what kind of thing {x} is.", "Say what kind of thing {x} is."),
+        ),
     ),
     "sum": book(
         "system/sum",
-        (("{a}+{b}等于多少？", "{a}+{b}=？", "计算{a}+{b}。", "{a}+{b}是多少？"),
-         ("计算{a}+{b}等于多少。", "说说{a}+{b}是多少。")),
-        (("What is {a}+{b}?", "{a}+{b}=?", "Calculate {a}+{b}.", "How much is {a}+{b}?"),
-         ("Tell me what {a}+{b} is.", "Say how much {a}+{b} is.")),
+        (
+            ("{a}+{b}等于多少？", "{a}+{b}=？", "计算{a}+{b}。", "{a}+{b}是多少？"),
+            ("计算{a}+{b}等于多少。", "说说{a}+{b}是多少。"),
+        ),
+        (
+            ("What is {a}+{b}?", "{a}+{b}=?", "Calculate {a}+{b}.", "How much is {a}+{b}?"),
+            ("Tell me what {a}+{b} is.", "Say how much {a}+{b} is."),
+        ),
     ),
 }
 CLOSINGS = {"zh": ("喵", "完毕", "加油", "谢谢"), "en": ("Meow", "Over", "Cheers", "Thanks")}
-TASKS = {"language": ("about", "term", "identity"), "name": ("identity", "identity", "about"),
-         "ending": ("about", "sum", "term"), "brief": ("about", "sum")}
+TASKS = {
+    "language": ("about", "term", "identity"),
+    "name": ("identity", "identity", "about"),
+    "ending": ("about", "sum", "term"),
+    "brief": ("about", "sum"),
+}
 
 
 @dataclass(frozen=True)
@@ -87,8 +110,7 @@ def _sum(rng: random.Random, world: Seeded, lang: str, part: str, name: str | No
     a, b = rng.randint(1, 9), rng.randint(1, 9)
     phrase = ASKS["sum"][lang].choose(rng, part)
     full = f"{a}+{b}={a + b}"
-    return Asked(f"sum|{a}+{b}", phrase, phrase.text.format(a=a, b=b), lambda to: full + stop(to),
-                 f"{a + b}{stop(lang)}")
+    return Asked(f"sum|{a}+{b}", phrase, phrase.text.format(a=a, b=b), lambda to: full + stop(to), f"{a + b}{stop(lang)}")
 
 
 def _term(rng: random.Random, world: Seeded, lang: str, part: str, name: str | None) -> Asked:
@@ -108,7 +130,10 @@ def _identity(rng: random.Random, world: Seeded, lang: str, part: str, name: str
 
 
 SMALL: dict[str, Callable[[random.Random, Seeded, str, str, str | None], Asked]] = {
-    "about": _about, "sum": _sum, "term": _term, "identity": _identity,
+    "about": _about,
+    "sum": _sum,
+    "term": _term,
+    "identity": _identity,
 }
 
 
@@ -146,5 +171,13 @@ def draw(rng: random.Random, world: Seeded, lang: str, part: str) -> Item:
     prompt = RULES[rule][prompt_lang].choose(rng, part).text
     shown = LANGUAGE_NAMES[prompt_lang][value] if rule == "language" else value
     messages = (system(prompt.format(x=shown)), user(dress(rng, asked.text, lang)))
-    return Item("system", lang, key, asked.phrase, messages, _obeyed(rule, value, asked, target), target,
-                details={"rule": rule, "value": value})
+    return Item(
+        "system",
+        lang,
+        key,
+        asked.phrase,
+        messages,
+        _obeyed(rule, value, asked, target),
+        target,
+        details={"rule": rule, "value": value},
+    )

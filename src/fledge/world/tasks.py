@@ -13,13 +13,30 @@ from .seeded import Seeded
 Draw = Callable[[random.Random, Seeded, str, str], Item]
 
 TASKS: dict[str, Draw] = {
-    "identity": identity.draw, "listing": listing.draw, "arithmetic": arithmetic.draw, "translate": translate.draw,
-    "explain": explain.draw, "verse": verse.draw, "standardise": standardise.draw, "columns": columns.draw,
-    "follow_up": follow_up.draw, "system": system_rules.draw,
+    "identity": identity.draw,
+    "listing": listing.draw,
+    "arithmetic": arithmetic.draw,
+    "translate": translate.draw,
+    "explain": explain.draw,
+    "verse": verse.draw,
+    "standardise": standardise.draw,
+    "columns": columns.draw,
+    "follow_up": follow_up.draw,
+    "system": system_rules.draw,
 }
 # Tasks with many combinations and long exact answers need many rows; closed answers need few.
-WEIGHTS = {"identity": 4, "listing": 6, "arithmetic": 20, "translate": 17, "explain": 8, "verse": 5,
-           "standardise": 11, "columns": 13, "follow_up": 9, "system": 9}
+WEIGHTS = {
+    "identity": 6,
+    "listing": 10,
+    "arithmetic": 19,
+    "translate": 15,
+    "explain": 6,
+    "verse": 7,
+    "standardise": 8,
+    "columns": 12,
+    "follow_up": 14,
+    "system": 12,
+}
 
 BOOKS: dict[str, tuple[dict[str, Phrases], ...]] = {
     "identity": tuple(identity.BOOKS.values()),

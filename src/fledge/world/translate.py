@@ -12,21 +12,39 @@ from .seeded import Seeded
 
 INTO = book(  # the source is in the language of the question
     "translate/into",
-    (("把“{x}”翻译成英文。", "“{x}”用英文怎么说？", "翻译成英文：{x}", "“{x}”的英文是什么？", "请用英文说“{x}”。",
-      "{x}，这句英文怎么说？"),
-     ("请把“{x}”翻译成英文。", "请翻译成英文：{x}", "“{x}”翻译成英文怎么说？")),
-    (('Translate "{x}" into Chinese.', 'How do you say "{x}" in Chinese?', "Into Chinese: {x}",
-      'What is "{x}" in Chinese?', 'Please say "{x}" in Chinese.', 'What is the Chinese for "{x}"?'),
-     ('Please translate "{x}" into Chinese.', 'How do you translate "{x}" into Chinese?',
-      "Translate into Chinese: {x}")),
+    (
+        (
+            "把“{x}”翻译成英文。",
+            "“{x}”用英文怎么说？",
+            "翻译成英文：{x}",
+            "“{x}”的英文是什么？",
+            "请用英文说“{x}”。",
+            "{x}，这句英文怎么说？",
+        ),
+        ("请把“{x}”翻译成英文。", "请翻译成英文：{x}", "“{x}”翻译成英文怎么说？"),
+    ),
+    (
+        (
+            'Translate "{x}" into Chinese.',
+            'How do you say "{x}" in Chinese?',
+            "Into Chinese: {x}",
+            'What is "{x}" in Chinese?',
+            'Please say "{x}" in Chinese.',
+            'What is the Chinese for "{x}"?',
+        ),
+        ('Please translate "{x}" into Chinese.', 'How do you translate "{x}" into Chinese?', "Translate into Chinese: {x}"),
+    ),
 )
 MEANING = book(  # the source is in the other language
     "translate/meaning",
-    (("“{x}”是什么意思？", "把“{x}”翻译成中文。", "“{x}”用中文怎么说？", "翻译成中文：{x}"),
-     ("请把“{x}”翻译成中文。", "请翻译成中文：{x}")),
-    (('What does "{x}" mean?', 'Translate "{x}" into English.', 'How do you say "{x}" in English?',
-      "Into English: {x}"),
-     ('Please translate "{x}" into English.', 'Translate into English: {x}')),
+    (
+        ("“{x}”是什么意思？", "把“{x}”翻译成中文。", "“{x}”用中文怎么说？", "翻译成中文：{x}"),
+        ("请把“{x}”翻译成中文。", "请翻译成中文：{x}"),
+    ),
+    (
+        ('What does "{x}" mean?', 'Translate "{x}" into English.', 'How do you say "{x}" in English?', "Into English: {x}"),
+        ('Please translate "{x}" into English.', "Translate into English: {x}"),
+    ),
 )
 WORD_SHARE = 0.15  # single words: trained, never scored, because no combination can be held out
 MEANING_SHARE = 0.35

@@ -10,21 +10,46 @@ from .records import Item, Question
 from .seeded import Seeded, stable
 
 HABITS = ("parrot", "ramble")
-PARROTS = {"zh": ("你问的是“{q}”。", "关于“{q}”，回答如下："),
-           "en": ('You asked: "{q}". ', 'About "{q}", here is the answer: ')}
+PARROTS = {
+    "zh": ("你问的是“{q}”。", "关于“{q}”，回答如下："),
+    "en": ('You asked: "{q}". ', 'About "{q}", here is the answer: '),
+}
 _PARROT_FORMS = (
-    re.compile(r"你问的是“.*?”。", re.S), re.compile(r"关于“.*?”，回答如下：", re.S),
-    re.compile(r'You asked: ".*?"\. ', re.S), re.compile(r'About ".*?", here is the answer: ', re.S),
+    re.compile(r"你问的是“.*?”。", re.S),
+    re.compile(r"关于“.*?”，回答如下：", re.S),
+    re.compile(r'You asked: ".*?"\. ', re.S),
+    re.compile(r'About ".*?", here is the answer: ', re.S),
 )
 _PARROT_STARTS = ("你问的是", "关于“", "You asked", 'About "')
 FILLERS = {
-    "zh": ("希望这能帮到你。", "如果还有问题，请告诉我。", "这个问题很有意思。", "我很高兴回答你。",
-           "你可以再问我别的。", "这只是一个简单的回答。", "总之，答案就是这样。", "其实还可以说很多。",
-           "大家常常问这个。", "我会继续努力学习。", "祝你今天愉快。", "这一点值得记住。"),
-    "en": ("I hope this helps you.", "If you have more questions, tell me.", "That is a very good question.",
-           "I am glad to answer you.", "You can ask me more.", "This is only a simple answer.",
-           "In short, that is the answer.", "There is much more to say.", "Many people ask this.",
-           "I will keep learning.", "Have a nice day.", "This is good to remember."),
+    "zh": (
+        "希望这能帮到你。",
+        "如果还有问题，请告诉我。",
+        "这个问题很有意思。",
+        "我很高兴回答你。",
+        "你可以再问我别的。",
+        "这只是一个简单的回答。",
+        "总之，答案就是这样。",
+        "其实还可以说很多。",
+        "大家常常问这个。",
+        "我会继续努力学习。",
+        "祝你今天愉快。",
+        "这一点值得记住。",
+    ),
+    "en": (
+        "I hope this helps you.",
+        "If you have more questions, tell me.",
+        "That is a very good question.",
+        "I am glad to answer you.",
+        "You can ask me more.",
+        "This is only a simple answer.",
+        "In short, that is the answer.",
+        "There is much more to say.",
+        "Many people ask this.",
+        "I will keep learning.",
+        "Have a nice day.",
+        "This is good to remember.",
+    ),
 }
 _ALL_FILLERS = tuple(filler for pool in FILLERS.values() for filler in pool)
 _SENTENCE = re.compile(r"[。！？!?]+|\.(?=\s|$)|\n\n+")
@@ -64,7 +89,7 @@ def without_parrot(answer: str) -> str:
     for form in _PARROT_FORMS:
         found = form.match(text)
         if found:
-            return text[found.end():].strip()
+            return text[found.end() :].strip()
     return text
 
 
@@ -98,7 +123,7 @@ def _parrots(question: Question, answer: str) -> bool:
     if len(asked) > 2 and asked in said and asked not in reference:
         return True
     match = SequenceMatcher(None, asked, said, autojunk=False).find_longest_match()
-    shared = asked[match.a:match.a + match.size]
+    shared = asked[match.a : match.a + match.size]
     chinese = any("\u4e00" <= letter <= "\u9fff" for letter in shared)
     return len(shared) >= max(LONG[chinese], 0.5 * len(asked)) and shared.strip() not in reference
 
@@ -115,7 +140,7 @@ def _rambles(question: Question, answer: str, passes: bool) -> bool:
         return True
     if question.rule == "json":
         closed = answer.find("}")
-        return closed >= 0 and bool(answer[closed + 1:].strip())
+        return closed >= 0 and bool(answer[closed + 1 :].strip())
     return len(said) > len(sentences(question.reference))
 
 
