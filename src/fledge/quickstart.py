@@ -10,7 +10,7 @@ from fledge.model.decoder import Decoder
 from fledge.model.generate import Sampling
 from fledge.pipeline import Pipeline
 from fledge.recipe import ModelConfig, Recipe, load_recipe, recipe_from_dict
-from fledge.recipe.schema import MachineConfig
+from fledge.recipe.schema import MachineConfig, OptimizerConfig
 from fledge.run import Console, StageDirectory, write_json
 from fledge.run.directory import RunDirectory, read_json
 from fledge.tokenizer import Message, Tokenizer
@@ -26,6 +26,7 @@ SHARES = {"pretrain": 0.24, "sft": 0.66, "dpo": 0.10}  # of the training time
 PREFERENCE_COST = 3.0  # time of a row of preferences in rows of the other stages: twice as long, and the reference's pass
 ROWS_PER_TEXT = {"pretrain": 0.26, "sft": 0.165}  # packed rows that one generated text or conversation fills
 MOST_ROWS = 120_000
+TRAINING_SHARE = 0.95  # the rest goes to evaluations and checkpoints
 PROBED_AS = 1000  # steps that the probe takes the run to have
 PROMPTS = [
     "你是谁？", "请列出五种水果。", "37+48等于多少？", "“三只红色的猫”用英语怎么说？", "什么是梯度？", "写一首关于月亮的诗。",
@@ -65,6 +66,7 @@ def measure_speed(console: Console) -> float:
     from fledge.data import Batch
     from fledge.objective import LanguageObjective
     from fledge.train.machine import decide, head_kernel
+    from fledge.train.optimizer import build_optimizers
 
     console.say("measuring this machine …")
     model = Decoder(ModelConfig(**MODEL), VOCABULARY)
@@ -76,11 +78,20 @@ def measure_speed(console: Console) -> float:
     decision = decide(MachineConfig(), model, batch, lambda kernel: LanguageObjective(0.0, kernel), PROBED_AS, console.say)
     decision.apply(model)
     objective = LanguageObjective(0.0, head_kernel(decision))
+    optimizers = build_optimizers(model, OptimizerConfig(name="muon", lr=1e-4))
+
+    def step() -> None:
+        (objective(model, batch).loss / batch.weight).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
+
+    step()
     started, steps = time.perf_counter(), 0
-    while steps < 3 or time.perf_counter() - started < 3:
-        objective(model, batch).loss.backward()
+    while steps < 5 or time.perf_counter() - started < 4:
+        step()
         steps += 1
-    return MICRO * steps / (time.perf_counter() - started)
+    return TRAINING_SHARE * MICRO * steps / (time.perf_counter() - started)
 
 
 def make_recipe(world: Path, name: str, output: str, seed: int, budget: Budget) -> Recipe:
