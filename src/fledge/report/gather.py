@@ -116,11 +116,17 @@ def gather(run_directory: Path) -> Run:
         seconds=number(summary.get("seconds")),
         headline=mapping(summary.get("headline")),
         recipe=reader.whole("recipe.yaml"),
-        environment=reader.json_object("environment.json") or {},
+        environment={**(reader.json_object("environment.json") or {}), **decisions(reader, names)},
         tokenizer=mapping(summary.get("tokenizer")),
         stages=stages,
         problems=tuple(reader.problems),
     )
+
+
+def decisions(reader: Reader, names: list[str]) -> dict[str, object]:
+    """How each stage computed, where that was recorded."""
+    made = {name: reader.json_object(f"{name}/machine.json") for name in names}
+    return {name: decision for name, decision in made.items() if decision}
 
 
 def stage_names(root: Path, listed: object) -> list[str]:
