@@ -101,7 +101,7 @@ def test_plotly_is_inlined_once(run_directory: Path) -> None:
 
 def test_hostile_text_is_shown_and_never_run(run_directory: Path) -> None:
     summary = json.loads((run_directory / "summary.json").read_text())
-    dump(run_directory / "summary.json", summary | {"name": f"run {HOSTILE}", "headline": {HOSTILE: HOSTILE}})
+    dump(run_directory / "summary.json", summary | {"name": f"run {HOSTILE}"})
     source, page = read(run_directory)
     assert HOSTILE not in source
     assert markup.escape(HOSTILE).replace("&#x27;", "&#39;") in source
@@ -202,7 +202,7 @@ def test_an_empty_directory_gives_a_page(tmp_path: Path) -> None:
 def test_odd_values_are_tolerated(tmp_path: Path) -> None:
     stage = tmp_path / "only"
     (stage / "eval").mkdir(parents=True)
-    dump(tmp_path / "summary.json", {"stages": ["only", "../..", 3, "absent"], "seconds": "soon", "headline": []})
+    dump(tmp_path / "summary.json", {"stages": ["only", "../..", 3, "absent"], "seconds": "soon"})
     rows = [
         {"kind": "step", "step": 1, "train/loss": float("nan"), "grad_norm": 0.0, "tokens": None},
         {"kind": "step", "train/loss": 3},

@@ -71,7 +71,3 @@ def with_unit(key: str, amount: float) -> str:
         if name.endswith(unit):
             return f"{measures.three(amount)} {spelled}"
     return measures.whole(amount) if amount == amount and float(amount).is_integer() else measures.three(amount)
-
-
-def headline_value(label: str, value: object) -> str | None:
-    return fact(label.replace(" ", "_"), value)

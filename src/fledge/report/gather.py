@@ -106,15 +106,10 @@ def gather(run_directory: Path) -> Run:
     reader = Reader(root)
     summary = reader.json_object("summary.json") or {}
     names = stage_names(root, summary.get("stages"))
-    worlds = mapping(summary.get("world"))
-    stages = tuple(read_stage(reader, name, worlds.get(name)) for name in names)
-    if stages and "exact_match" in worlds and not any(stage.world for stage in stages):
-        last = stages[-1]
-        stages = (*stages[:-1], Stage(**{**vars(last), "world": read_world(worlds)}))
+    stages = tuple(read_stage(reader, name) for name in names)
     return Run(
         name=text(summary.get("name")) or root.resolve().name,
         seconds=number(summary.get("seconds")),
-        headline=mapping(summary.get("headline")),
         recipe=reader.whole("recipe.yaml"),
         environment={**(reader.json_object("environment.json") or {}), **decisions(reader, names)},
         tokenizer=mapping(summary.get("tokenizer")),
@@ -154,9 +149,9 @@ def has_stage_mark(folder: Path) -> bool:
     return any((folder / mark).exists() for mark in STAGE_MARKS)
 
 
-def read_stage(reader: Reader, name: str, summary_world: object) -> Stage:
+def read_stage(reader: Reader, name: str) -> Stage:
     ledger = reader.json_object(f"{name}/data.json")
-    world = reader.json_object(f"{name}/eval/world.json") or mapping(summary_world)
+    world = reader.json_object(f"{name}/eval/world.json")
     return Stage(
         name=name,
         plan=reader.json_object(f"{name}/plan.json") or {},

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import measures
 from .charts import stage_charts
-from .facts import facts, headline_value
+from .facts import facts
 from .gather import gather, number, text
 from .overview import stage_rows
 from .records import Run
@@ -113,7 +113,6 @@ def render(run: Run) -> str:
         chart_json=Markup(script_json(drawn)),
         charts=charts,
         verdicts=verdict_lines(run),
-        headline=[(label, headline_value(label, value)) for label, value in run.headline.items()],
         rows=stage_rows(run.stages),
         sample_tables=sample_tables(run.stages),
         worlds=[stage for stage in run.stages if stage.world],

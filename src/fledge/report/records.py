@@ -134,7 +134,6 @@ class Problem:
 class Run:
     name: str
     seconds: float | None
-    headline: Mapping[str, object]
     recipe: str | None
     environment: Mapping[str, object]
     tokenizer: Mapping[str, object]
