@@ -66,7 +66,7 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in range(1, 7):
         save(tmp_path / "c", step)
     (tmp_path / "c" / ".writing-step-00000009").mkdir()
-    prune(tmp_path / "c", keep=2, best_step=3)
+    prune(tmp_path / "c", keep=2, best_step=3, step=6)
     assert sorted(path.name[-1] for path in (tmp_path / "c").iterdir()) == ["3", "5", "6"]
 
 
@@ -76,3 +76,11 @@ def test_pointers_move_and_stay_relative(tmp_path: Path) -> None:
     point(tmp_path / "c", "last", second)
     moved = (tmp_path / "c").rename(tmp_path / "moved")
     assert json.loads((moved / "last" / "manifest.json").read_text())["step"] == 2
+
+
+def test_pruning_never_prefers_a_damaged_checkpoint_of_a_later_step(tmp_path: Path) -> None:
+    for step in (1, 2, 9):
+        save(tmp_path / "c", step)
+    (tmp_path / "c" / "step-00000009" / "model" / "weights").unlink()
+    prune(tmp_path / "c", keep=1, best_step=None, step=2)
+    assert [path.name[-1] for path in (tmp_path / "c").iterdir()] == ["2"]

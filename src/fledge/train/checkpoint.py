@@ -137,10 +137,15 @@ def optimizer_file(path: Path) -> dict[str, Tensor]:
     return load_file(path / "state" / "optimizer.safetensors")
 
 
-def prune(folder: Path, keep: int, best_step: int | None) -> None:
-    """Remove all but the newest `keep` and the best one, and what a killed process left half written."""
+def prune(folder: Path, keep: int, best_step: int | None, step: int) -> None:
+    """Remove all but the newest `keep` up to `step` and the best one, and what a killed process left half written.
+
+    A checkpoint beyond `step` is one that did not verify when the run was resumed: it must not crowd out good ones.
+    """
     paths = sorted(folder.glob("step-*"))
-    kept = {path.name for path in paths[-keep:]} | ({step_name(best_step)} if best_step is not None else set())
+    kept = {path.name for path in [path for path in paths if path.name <= step_name(step)][-keep:]} | (
+        {step_name(best_step)} if best_step is not None else set()
+    )
     for path in paths:
         if path.name not in kept:
             shutil.rmtree(path)

@@ -262,7 +262,7 @@ class Loop:
         point(folder, "last", path)
         if self.state.best_step is not None and (folder / step_name(self.state.best_step)).exists():
             point(folder, "best", folder / step_name(self.state.best_step))
-        prune(folder, self.work.stage.checkpoint.keep, self.state.best_step)
+        prune(folder, self.work.stage.checkpoint.keep, self.state.best_step, self.state.step)
         spent = round(time.monotonic() - started, 3)
         self.events.write("checkpoint", self.state.step, path=path.name, bytes=size, seconds=spent)
 
