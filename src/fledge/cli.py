@@ -16,6 +16,7 @@ Start here:
   fledge chat runs/quickstart                talk to it
   fledge train recipes/real-data.yaml        your own data, from a recipe
 """
+MINUTES, SEED = 5.0, 7  # of the quickstart
 OVERRIDES = "Any key of the recipe can be set on the command line: --stages.sft.optimizer.lr 1e-4, --seed 7."
 
 
@@ -38,8 +39,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _quickstart(verbs: argparse._SubParsersAction) -> None:
     verb = verbs.add_parser("quickstart", help="raise a bilingual model from nothing on this machine", allow_abbrev=False)
-    verb.add_argument("--minutes", type=float, default=5.0, help="training time to aim at on this machine (default 5)")
-    verb.add_argument("--seed", type=int, default=7, help="seed of the world and of the run (default 7)")
+    verb.add_argument("--minutes", type=float, help=f"training time to aim at on this machine (default {MINUTES:g})")
+    verb.add_argument("--seed", type=int, help=f"seed of the world and of the run (default {SEED})")
     verb.add_argument("--name", default="quickstart", help="name of the run (default quickstart)")
     verb.add_argument("--output", default="runs", help="folder of runs (default runs)")
     verb.add_argument("--resume", action="store_true", help="go on with an interrupted run")
@@ -115,9 +116,15 @@ def _run_quickstart(options: argparse.Namespace) -> None:
     from fledge.quickstart import quickstart
     from fledge.run import Console
 
-    if options.minutes <= 0:
-        raise FledgeError("--minutes must be more than zero")
-    run = quickstart(options.name, options.output, options.seed, options.minutes, options.resume, Console(quiet=options.quiet))
+    if options.resume and (options.minutes is not None or options.seed is not None):
+        raise FledgeError("--resume goes on with the stored recipe", hint="leave --minutes and --seed out")
+    minutes = MINUTES if options.minutes is None else options.minutes
+    if not 0 < minutes < float("inf"):
+        raise FledgeError("--minutes must be a number above zero")
+    if not 0 < len(options.name) == len(Path(options.name).name):
+        raise FledgeError(f"--name is one folder's name, not '{options.name}'")
+    seed = SEED if options.seed is None else options.seed
+    run = quickstart(options.name, options.output, seed, minutes, options.resume, Console(quiet=options.quiet))
     _finish(run)
 
 
@@ -200,6 +207,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        if debug:
+            raise
+        print(f"fledge: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import xxhash
 
 from fledge.data import Collected, PackedData, StageData, collect, encode, texts
@@ -18,7 +19,6 @@ from fledge.plan import StagePlan, plan_stage
 from fledge.recipe import ModelConfig, Recipe, Stage, differences, load_recipe, to_yaml
 from fledge.recipe.schema import PreferenceStage
 from fledge.run import Console, RunDirectory, StageDirectory, environment, write_json, write_text
-from fledge.run.console import duration
 from fledge.run.directory import read_json
 from fledge.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from fledge.train.checkpoint import step_name
@@ -84,21 +84,52 @@ class Pipeline:
         """The model directory that the first stage starts from, if it does not start from nothing."""
         return next(iter(self.recipe.stages.values())).start or self.recipe.model.path
 
-    def model_config(self, name: str) -> ModelConfig:
-        """Sizes of the model in a stage: those of the last directory that was started from, else the recipe's."""
+    def origin(self, name: str) -> Path | None:
+        """The model directory whose sizes a stage's model has: the last one that was started from; None: the recipe's."""
         path = self.recipe.model.path
         for stage_name, stage in self.recipe.stages.items():
             path = stage.start or path
             if stage_name == name:
                 break
-        return self.recipe.model if path is None else read_config(Path(path))[0]
+        return None if path is None else Path(path)
+
+    def model_config(self, name: str, tokenizer: Tokenizer) -> ModelConfig:
+        """Sizes of a stage's model; FledgeError where the stage or the tokenizer does not fit them."""
+        path, wanted = self.origin(name), self.recipe.model
+        if path is None:
+            refuse_unsupported(wanted)
+            return wanted
+        config, vocab_size = read_config(path)
+        changed = [key for key in sorted(wanted.model_fields_set - {"path"}) if getattr(wanted, key) != getattr(config, key)]
+        defaults = type(wanted)()
+        changed = [key for key in changed if getattr(wanted, key) != getattr(defaults, key)]
+        if changed:
+            raise FledgeError(f"{path} has its own sizes; the recipe also sets {', '.join(changed)}", where="model",
+                              hint="leave them out, or leave model.path out")  # fmt: skip
+        context = self.recipe.stages[name].data.context
+        if context > config.max_position_embeddings:
+            raise FledgeError(f"context {context} is longer than the {config.max_position_embeddings} positions of {path}",
+                              where=f"stages.{name}.data.context")  # fmt: skip
+        if vocab_size < tokenizer.vocab_size:
+            raise FledgeError(
+                f"the model knows {vocab_size:,} tokens, the tokenizer has {tokenizer.vocab_size:,}",
+                where=str(path),
+                hint="use the tokenizer and chat template that belong to the model",
+            )
+        if (path / "tokenizer.json").exists():
+            own = load_tokenizer(path, self.recipe.tokenizer.template)
+            if own.fingerprint() != tokenizer.fingerprint():
+                raise FledgeError("this model has another tokenizer or chat template than the run", where=str(path),
+                                  hint=f"set tokenizer.path to {path}")  # fmt: skip
+        return config
 
     def prepare(self, name: str, tokenizer: Tokenizer) -> Prepared:
         """Read, encode, pack and plan a stage."""
         stage = self.recipe.stages[name]
+        config = self.model_config(name, tokenizer)
         data = encode(self.collected(name), stage, name, tokenizer, self._seed(name))
         try:
-            plan, reach = plan_stage(stage, data.train, self.model_config(name), tokenizer.vocab_size)
+            plan, reach = plan_stage(stage, data.train, config, tokenizer.vocab_size)
         except FledgeError as error:
             raise FledgeError(error.what, where=f"stages.{name}.{error.where}") from None
         stops = stage.early_stop
@@ -112,8 +143,6 @@ class Pipeline:
         """Everything, in order; returns the run directory."""
         self._check(resume)
         tokenizer = self.tokenizer(self.directory.tokenizer)
-        for name in self.recipe.stages:
-            refuse_unsupported(self.model_config(name))
         results = {name: self.directory.stage(name).result() for name in self.recipe.stages}
         prepared = {name: self.prepare(name, tokenizer) for name, result in results.items() if result is None}
         self._write_beginning(tokenizer)
@@ -164,40 +193,21 @@ class Pipeline:
             model = Decoder(self.recipe.model, tokenizer.vocab_size)
             model.initialise(self.recipe.seed)
             return model
-        model = load_model(path)
-        if prepared.stage.start and (path / "tokenizer.json").exists():
-            own = load_tokenizer(path, self.recipe.tokenizer.template)
-            if own.fingerprint() != tokenizer.fingerprint():
-                raise FledgeError(
-                    "this model has another tokenizer or chat template than the run",
-                    where=f"stages.{prepared.name}.start",
-                    hint=f"set tokenizer.path to {path}",
-                )
-        if model.vocab_size < tokenizer.vocab_size:
-            raise FledgeError(
-                f"the model knows {model.vocab_size:,} tokens, the tokenizer has {tokenizer.vocab_size:,}",
-                where=str(path), hint="use the tokenizer that belongs to the model: leave tokenizer.path empty",
-            )  # fmt: skip
-        if prepared.stage.data.context > model.config.max_position_embeddings:
-            raise FledgeError(
-                f"context {prepared.stage.data.context} is longer than the model's "
-                f"{model.config.max_position_embeddings} positions",
-                where=f"stages.{prepared.name}.data.context",
-            )
-        return model
+        return load_model(path)
 
     def _decision(self, prepared: Prepared, model: Decoder, directory: StageDirectory) -> Decision:
         """As it was measured when the stage began; the last bits of every number depend on it."""
         file = directory.root / "machine.json"
         if file.exists():
-            return Decision.from_dict(read_json(file))
+            decision = Decision.from_dict(read_json(file))
+            if decision.device == "cuda" and not torch.cuda.is_available():
+                raise FledgeError("this stage was begun on a CUDA device; none is at hand", where=str(file))
+            return decision
         stage, batch = prepared.stage, prepared.data.train.batch(0, prepared.stage.batch.micro)
         micro_steps = prepared.extent.steps * stage.batch.accumulation
 
         def objective(kernel: Any) -> Any:
             if isinstance(stage, PreferenceStage):
-                import torch
-
                 return PreferenceObjective(stage.beta, 0.0, 0.0, torch.zeros(prepared.data.train.examples.count, 2))
             return LanguageObjective(stage.label_smoothing, kernel)
 
@@ -225,6 +235,19 @@ class Pipeline:
         validation = prepared.data.validation
         return build(prepared.data.train, "training"), build(validation, "validation") if validation else None
 
+    def _keep_account(self, prepared: Prepared, directory: StageDirectory) -> None:
+        """Write data.json; FledgeError where a stage that has begun would go on with other data."""
+        file, account = directory.root / "data.json", prepared.data.account()
+        if directory.events.exists() and file.exists():
+            before = read_json(file)["train"]["fingerprint"]
+            if before != account["train"]["fingerprint"]:
+                raise FledgeError(
+                    f"the data of stage {prepared.name} changed since it began: it cannot be resumed exactly",
+                    where=str(file),
+                    hint="put the files back as they were, or start under another --name",
+                )
+        write_json(file, account)
+
     def _run_stage(
         self, prepared: Prepared, order: int, tokenizer: Tokenizer, before: Path | None, directory: StageDirectory
     ) -> dict[str, Any]:
@@ -232,7 +255,7 @@ class Pipeline:
         self.console.title(name)
         for line in prepared.data.ledger.lines():
             self.console.say(line)
-        write_json(directory.root / "data.json", prepared.data.account())
+        self._keep_account(prepared, directory)
         write_json(directory.root / "plan.json", prepared.plan.as_dict())
         self.console.say(_plan_line(prepared.plan))
         model = self._start_model(prepared, tokenizer, before)
@@ -344,8 +367,3 @@ def dry_run(recipe: Recipe, console: Console) -> str:
         if prepared.plan.active_parameters != prepared.plan.parameters:
             lines.append(f"#   mixture of experts: {prepared.plan.active_parameters / 1e6:.1f}M parameters active per token")
     return "\n".join(lines)
-
-
-def took(seconds: float) -> str:
-    """For the last line."""
-    return duration(seconds)

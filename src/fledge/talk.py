@@ -14,9 +14,15 @@ from fledge.tokenizer import Message, Tokenizer, load_tokenizer
 
 def _load(place: str) -> tuple[Decoder, Tokenizer]:
     folder = find_model(place)
-    model = load_model(folder)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    if tokenizer.vocab_size > model.vocab_size:
+        raise FledgeError(
+            f"the chat template needs control tokens that this model has never seen: it knows {model.vocab_size:,} tokens, "
+            f"the tokenizer with them has {tokenizer.vocab_size:,}",
+            where=str(folder),
+        )
     model.eval()
-    return model, load_tokenizer(folder)
+    return model, tokenizer
 
 
 def _sampling(options: argparse.Namespace) -> Sampling:
@@ -37,18 +43,21 @@ def _sampling(options: argparse.Namespace) -> Sampling:
 
 def pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
     """Text as soon as it is whole: a character of several tokens appears with its last one."""
-    pending: list[int] = []
+    ids: list[int] = []
+    said = text = ""
     for token in tokens:
-        pending.append(token)
-        text = tokenizer.decode(pending, skip_special=True)
+        ids.append(token)
+        text = tokenizer.decode(ids, skip_special=True)
         if not text.endswith("\ufffd"):
-            yield text
-            pending = []
-    if pending:
-        yield tokenizer.decode(pending, skip_special=True)
+            yield text[len(said) :]
+            said = text
+    if len(text) > len(said):
+        yield text[len(said) :]
 
 
 def _answer(model: Decoder, tokenizer: Tokenizer, prompt: list[int], sampling: Sampling) -> str:
+    if not prompt:
+        raise FledgeError("the prompt is empty")
     most = model.config.max_position_embeddings
     if len(prompt) >= most:
         raise FledgeError(

@@ -5,6 +5,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from fledge.data.examples import Examples
@@ -75,7 +76,7 @@ class PackedData:
         """Filled positions of all rows."""
         return int(self.rows.length.sum())
 
-    def account(self) -> dict[str, float | int]:
+    def account(self) -> dict[str, float | int | str]:
         """What training will see, for data.json."""
         size = len(self) * self.row_length
         return {
@@ -85,7 +86,15 @@ class PackedData:
             "tokens": self.positions,
             "supervised_tokens": self.supervised,
             "padding_share": 1 - self.positions / size if size else 0.0,
+            "fingerprint": self.fingerprint(),
         }
+
+    def fingerprint(self) -> str:
+        """Changes with any token, weight, length or place in a row."""
+        digest = xxhash.xxh3_64()
+        for array in (self.examples.tokens, self.examples.weights, self.examples.offsets, self.rows.sequence):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     @cached_property
     def supervised(self) -> int:

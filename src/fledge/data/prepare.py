@@ -51,7 +51,7 @@ def _read_source(source: Source, stage: AnyStage, ledger: Ledger, key: str) -> l
     account = ledger.open(source.name or source.path.rstrip("/").rsplit("/", 1)[-1], source.path)
     placed = []
     for file in passed_over(source):
-        account.note("file passed over: its ending is not one that holds rows", str(file))
+        account.note("passed over in the folder: not a file of rows", str(file))
     for record in read(source, key):
         account.rows += 1
         if record.broken:
@@ -122,6 +122,8 @@ def encode(collected: Collected, stage: AnyStage, name: str, tokenizer: Tokenize
     collected.ledger.close(key)
     if train is None:
         raise FledgeError("no training example is left", where=key, hint="lower data.validation or add rows")
+    if validation is None and collected.validation:
+        raise FledgeError("no validation example is left: none of its rows fits", where=f"{key}.validation")
     if split:
         _count_split(train, collected.train)
     return StageData(train, validation, collected.ledger)

@@ -42,9 +42,9 @@ def files_of(source: Source, key: str) -> list[Path]:
 
 
 def passed_over(source: Source) -> list[Path]:
-    """Files of a folder source whose ending says that they hold no rows."""
+    """What lies in a folder source and is not read: sub-folders, and files whose ending says that they hold no rows."""
     path = Path(source.path).expanduser()
-    return sorted(item for item in path.iterdir() if item.is_file() and item.suffix not in READERS) if path.is_dir() else []
+    return sorted(item for item in path.iterdir() if item.suffix not in READERS) if path.is_dir() else []
 
 
 def read(source: Source, key: str) -> Iterator[Record]:

@@ -41,10 +41,10 @@ def sample(model: Decoder, tokenizer: Tokenizer, config: SamplesConfig, kind: st
     sampling = Sampling(max_new_tokens=config.max_new_tokens)
     if kind == "pretrain":
         start = [] if tokenizer.document_start is None else [tokenizer.document_start]
-        prompts = [[*start, *tokenizer.encode(text)] for text in config.texts]
-        made = generate(model, [p for p in prompts if p], tokenizer.stop_ids, tokenizer.pad, sampling)
-        answers = [_text(tokenizer, one) for one in made]
-        return [Sample(text, *answer) for text, answer in zip(config.texts, answers, strict=True)]
+        pairs = [(text, [*start, *tokenizer.encode(text)]) for text in config.texts]
+        pairs = [(text, prompt) for text, prompt in pairs if prompt]
+        made = generate(model, [prompt for _, prompt in pairs], tokenizer.stop_ids, tokenizer.pad, sampling)
+        return [Sample(text, *_text(tokenizer, one)) for (text, _), one in zip(pairs, made, strict=True)]
     conversations = [[Message("user", prompt)] for prompt in config.prompts]
     answers = answer_conversations(model, tokenizer, conversations, sampling)
     return [Sample(prompt, *answer) for prompt, answer in zip(config.prompts, answers, strict=True)]

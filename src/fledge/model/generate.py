@@ -64,6 +64,7 @@ class _Running:
 
     def __init__(self, model: Decoder, prompts: Sequence[Sequence[int]], pad: int, room: int) -> None:
         longest = max(map(len, prompts))
+        room = max(1, min(room, model.config.max_position_embeddings - min(map(len, prompts))))
         device = model.embed_tokens.weight.device
         tokens = torch.full((len(prompts), longest), pad)
         real = torch.zeros(len(prompts), longest, dtype=torch.bool)

@@ -299,6 +299,8 @@ class Recipe(Section):
     def _context(self) -> "Recipe":
         if self.model.path is None:
             for name, stage in self.stages.items():
+                if stage.start is not None:
+                    break
                 if stage.data.context > self.model.max_position_embeddings:
                     raise ValueError(
                         f"stages.{name}.data.context {stage.data.context} is longer than "

@@ -37,7 +37,7 @@ class Piece:
     literal: bool
 
 
-class TemplateError(ValueError):
+class TemplateError(FledgeError):
     """A conversation that this template cannot render; the row is accounted for, not the run stopped."""
 
 
@@ -110,7 +110,9 @@ class ChatTemplate:
                 messages=turns, tools=None, documents=None,
                 add_generation_prompt=add_generation_prompt, generation_mark=mark, **dict(self.variables),
             )  # fmt: skip
-        except (JinjaError, TypeError) as error:
+        except TemplateError:
+            raise
+        except (JinjaError, TypeError, ArithmeticError, ValueError, LookupError, AttributeError) as error:
             raise TemplateError(f"the chat template refuses this conversation: {error}") from None
 
     def _render_jinja(self, messages: Sequence[Message]) -> list[Piece]:

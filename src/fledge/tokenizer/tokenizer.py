@@ -122,13 +122,17 @@ def _read_config(folder: Path) -> dict:
     path = folder / "tokenizer_config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        jinja = folder / "chat_template.jinja"
+        template = jinja.read_text(encoding="utf-8") if jinja.exists() else None
     except (OSError, ValueError) as error:
         raise FledgeError(f"cannot be read: {error}", where=str(path)) from None
     if not isinstance(config, dict):
         raise FledgeError("expected a JSON object", where=str(path))
-    jinja = folder / "chat_template.jinja"
-    if jinja.exists():
-        config["chat_template"] = jinja.read_text(encoding="utf-8")
+    own = template if template is not None else config.get("chat_template")
+    if isinstance(own, list):  # several named ones, as older transformers write them
+        named = {entry.get("name"): entry.get("template") for entry in own if isinstance(entry, dict)}
+        own = named.get("default")
+    config["chat_template"] = own
     return config
 
 

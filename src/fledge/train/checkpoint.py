@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import xxhash
@@ -32,7 +32,6 @@ class TrainState:
     best_step: int | None = None
     evaluations_without_gain: int = 0
     stop: str | None = None
-    extra: dict[str, float] = field(default_factory=dict)
 
 
 def step_name(step: int) -> str:

@@ -93,7 +93,7 @@ class Loop:
                 while self.state.step < steps and self.state.stop is None:
                     self._step(progress)
                     self._after_step()
-                    if self._asked_to_stop and self.state.step < steps:
+                    if self._asked_to_stop:
                         self._save()
                         raise Interrupted(
                             f"stopped on request after step {self.state.step:,} of {steps:,}; the state is saved",
@@ -126,6 +126,7 @@ class Loop:
         self.work.model.load_state_dict(saved)
         restore_optimizers(self.work.model, self.optimizers, optimizer_file(path))
         self._saved = self.state.step
+        self._settle(path)
         self.console.say(f"going on from step {self.state.step:,} ({path})")
 
     def _window(self, step: int) -> list[Batch]:
@@ -259,12 +260,17 @@ class Loop:
         started = time.monotonic()
         path, size = save_checkpoint(folder, self.state, self.work.write_model, tensors)
         self._saved = self.state.step
+        self._settle(path)
+        spent = round(time.monotonic() - started, 3)
+        self.events.write("checkpoint", self.state.step, path=path.name, bytes=size, seconds=spent)
+
+    def _settle(self, path: Path) -> None:
+        """Point to the newest and the best checkpoint and remove the rest; also after a kill in between."""
+        folder = self.work.directory.checkpoints
         point(folder, "last", path)
         if self.state.best_step is not None and (folder / step_name(self.state.best_step)).exists():
             point(folder, "best", folder / step_name(self.state.best_step))
         prune(folder, self.work.stage.checkpoint.keep, self.state.best_step, self.state.step)
-        spent = round(time.monotonic() - started, 3)
-        self.events.write("checkpoint", self.state.step, path=path.name, bytes=size, seconds=spent)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

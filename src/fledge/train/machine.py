@@ -186,6 +186,15 @@ def _precision(
     return "bf16" if pays else "fp32"
 
 
+def _must_compile(model: Decoder, batch: Batch, objective: Callable[[Any], Objective], device: str) -> None:
+    try:
+        compile_blocks(model)
+        _step(model, batch, objective, head_kernel(Decision(device, "fp32", "sdpa", True, 1)))()
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise FledgeError(f"compiling failed: {reason}", where="machine.compile", hint="set it to auto or false") from error
+
+
 def _compilation(
     config: MachineConfig,
     device: str,
@@ -198,6 +207,8 @@ def _compilation(
 ) -> bool:
     if config.compile != "auto":
         evidence["compile_reason"] = "as the recipe says"
+        if config.compile:
+            _must_compile(model, batch, objective, device)
         return config.compile
     plain = _step(model, batch, objective, None)
     eager = _least_seconds({"eager": plain}, device)["eager"]

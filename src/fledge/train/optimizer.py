@@ -52,6 +52,5 @@ def restore_optimizers(model: nn.Module, optimizers: list[torch.optim.Optimizer]
     owners = {parameter: o for o in optimizers for group in o.param_groups for parameter in group["params"]}
     for name, parameter in model.named_parameters():
         owners[parameter].state[parameter] = {
-            key: tensor.clone() if key == "step" else tensor.to(parameter.device, copy=True)
-            for key, tensor in saved[name].items()
+            key: tensor.to(parameter.device, copy=True) for key, tensor in saved[name].items()
         }

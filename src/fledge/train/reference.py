@@ -20,9 +20,7 @@ def fingerprint(model: Decoder, data: PackedData, decision: Decision) -> str:
     digest = xxhash.xxh3_64()
     for tensor in model.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    for array in (data.examples.tokens, data.examples.weights, data.examples.offsets, data.rows.sequence):
-        digest.update(array.tobytes())
-    digest.update(f"{decision.precision} {decision.attention}".encode())
+    digest.update(f"{data.fingerprint()} {decision.precision} {decision.attention}".encode())
     return digest.hexdigest()
 
 

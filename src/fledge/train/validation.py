@@ -1,7 +1,7 @@
 """Validation: loss, perplexity and token accuracy over a fixed set of packed rows."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,6 @@ def validate(
     rows: int,
     micro: int,
     preference: PreferenceObjective | None = None,
-    heartbeat: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """`loss` (that of the stage's kind), `perplexity` and `token_accuracy` of what is supervised (for preferences: of
     the chosen answers), `tokens` it is measured on, and for preferences `rewards/…`. Dropout is off."""
@@ -54,7 +53,6 @@ def validate(
                 batch = _chosen_only(batch)
             for name, value in evaluate_language(model, batch).items():
                 language[name] += value
-            heartbeat()
     model.train(was_training)
     nll = language["nll"] / language["weight"]
     measured: dict[str, Any] = {

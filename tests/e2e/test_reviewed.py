@@ -1,0 +1,90 @@
+"""Mistakes that once ended badly: each is told, and nothing is lost."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.e2e import tiny
+from tests.e2e.test_command import fledge, refused
+
+from fledge.errors import FledgeError
+from fledge.pipeline import Pipeline
+from fledge.recipe import recipe_from_dict
+from fledge.run import Console
+
+QUIET = Console(quiet=True)
+
+
+def test_a_mistake_in_a_later_stage_is_told_before_anything_is_written(world: Path, tmp_path: Path) -> None:
+    tree = tiny.tree(world, tmp_path)
+    tree["stages"]["dpo"]["schedule"] = {"warmup": 1000}
+    with pytest.raises(FledgeError, match=r"stages.dpo.schedule.warmup: warm-up takes 1,000 steps"):
+        Pipeline(recipe_from_dict(tree), QUIET).run()
+    assert not (tmp_path / "tiny").exists()
+    tree["stages"]["dpo"]["schedule"] = {}
+    assert Pipeline(recipe_from_dict(tree), QUIET).run().exists()
+
+
+def test_changed_data_is_noticed_on_resume(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world, tmp_path / "world")
+    tree = tiny.tree(tmp_path / "world", tmp_path)
+    tree["stages"] = {"pretrain": tree["stages"]["pretrain"]}
+    run = Pipeline(recipe_from_dict(tree), QUIET).run()
+    (run / "pretrain" / "done.json").unlink()
+    with (tmp_path / "world" / "pretrain.jsonl").open("a") as file:
+        file.write('{"text": "one more row"}\n')
+    with pytest.raises(FledgeError, match="changed since it began"):
+        Pipeline(recipe_from_dict(tree), QUIET).run(resume=True)
+
+
+def test_a_stage_starts_from_a_model_directory_with_its_tokenizer_and_sizes(
+    world: Path, finished: Path, tmp_path: Path
+) -> None:
+    tree = tiny.tree(world, tmp_path)
+    start = str(finished / "pretrain" / "checkpoints" / "last" / "model")
+    tree["stages"] = {"sft": {**tree["stages"]["sft"], "start": start, "length": "2 steps"}}
+    del tree["model"]
+    run = Pipeline(recipe_from_dict(tree), QUIET).run()
+    assert json.loads((run / "sft" / "plan.json").read_text())["parameters"] < 100_000
+    before = json.loads((run / "sft" / "eval" / "before.json").read_text())
+    assert before["perplexity"] == json.loads((finished / "sft" / "eval" / "before.json").read_text())["perplexity"]
+
+    with pytest.raises(FledgeError, match="has its own sizes; the recipe also sets hidden_size"):
+        tree["model"] = {"path": start, "hidden_size": 64}
+        Pipeline(recipe_from_dict({**tree, "name": "other"}), QUIET).run()
+
+
+def test_another_tokenizer_than_the_models_is_refused(world: Path, finished: Path, tmp_path: Path) -> None:
+    tree = tiny.tree(world, tmp_path)
+    start = str(finished / "pretrain" / "checkpoints" / "last" / "model")
+    tree["stages"]["sft"]["start"] = start
+    tree["tokenizer"] = {"vocab_size": 390}
+    with pytest.raises(FledgeError, match="another tokenizer or chat template"):
+        Pipeline(recipe_from_dict(tree), QUIET).run()
+
+
+def test_an_unwritable_output_and_odd_options_are_told(world: Path, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    tree = tiny.tree(world, tmp_path / "file")
+    refused(fledge("train", tiny.write(tmp_path / "r.yaml", tree)), "Not a directory")
+    refused(fledge("quickstart", "--minutes", "nan"), "--minutes must be a number above zero")
+    refused(fledge("quickstart", "--name", "../x"), "--name is one folder's name")
+    refused(fledge("quickstart", "--resume", "--seed", "3"), "--resume goes on with the stored recipe")
+    refused(fledge("generate", finished, "x", "--raw", "--max-new-tokens", 0), "--max-new-tokens must be 1 or more")
+    long = fledge("generate", finished, "x", "--max-new-tokens", 10**9)
+    assert long.returncode == 0, long.stderr
+    refused(fledge("generate", finished, "word " * 200), "the model has room for 96")
+
+
+def test_pointers_are_mended_when_a_kill_fell_between_save_and_pointing(world: Path, tmp_path: Path) -> None:
+    tree = tiny.tree(world, tmp_path)
+    tree["stages"] = {"pretrain": tree["stages"]["pretrain"]}
+    run = Pipeline(recipe_from_dict(tree), QUIET).run()
+    folder = run / "pretrain" / "checkpoints"
+    (run / "pretrain" / "done.json").unlink()
+    (folder / "last").unlink()
+    (folder / ".writing-step-00000007").mkdir()
+    Pipeline(recipe_from_dict(tree), QUIET).run(resume=True)
+    assert (folder / "last").resolve().name == "step-00000008"
+    assert not list(folder.glob(".writing-*"))
