@@ -43,7 +43,8 @@ def test_every_row_is_used_or_dropped_whatever_the_rows(
     try:
         data = prepare(kind, file, chatml, validation=share)
     except FledgeError as error:
-        assert "no training example is left" in str(error)  # all that can be used fell to validation
+        # All that can be used fell to validation, or all that fell to validation cannot be used.
+        assert "no training example is left" in str(error) or "no validation example is left" in str(error)
         return
     account = data.account()["sources"][0]
     assert account["rows"] == 1 + sum(row != b"" for row in rows)
@@ -55,6 +56,17 @@ def test_every_row_is_used_or_dropped_whatever_the_rows(
     assert account["supervised_tokens"] == sum(part.supervised for part in packed)
     places = [line for place in account["examples"] for line in [place["where"]]]
     assert all(place.startswith(f"{file}:") for place in places)
+
+
+def test_validation_of_which_nothing_fits_is_refused_not_forgotten(chatml: Tokenizer, tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "rows.jsonl", [GOOD, {"prompt": "word " * 400, "response": "answer"}])
+    told = []
+    for seed in range(20):  # some seeds put exactly the row that does not fit on the side of validation
+        try:
+            prepare("sft", file, chatml, seed=seed, validation=0.5)
+        except FledgeError as error:
+            told.append(str(error))
+    assert any("data.validation: no validation example is left: none of its 1 rows fits" in text for text in told)
 
 
 def test_an_account_that_does_not_add_up_is_a_fault_of_ours() -> None:

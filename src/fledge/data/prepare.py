@@ -123,7 +123,11 @@ def encode(collected: Collected, stage: AnyStage, name: str, tokenizer: Tokenize
     if train is None:
         raise FledgeError("no training example is left", where=key, hint="lower data.validation or add rows")
     if validation is None and collected.validation:
-        raise FledgeError("no validation example is left: none of its rows fits", where=f"{key}.validation")
+        raise FledgeError(
+            f"no validation example is left: none of its {len(collected.validation)} rows fits the context",
+            where=f"{key}.validation",
+            hint="take more rows for validation, lengthen data.context, or set validation to 0",
+        )
     if split:
         _count_split(train, collected.train)
     return StageData(train, validation, collected.ledger)
