@@ -30,11 +30,11 @@ def data_folder() -> Path:
     return Path(os.environ.get("FLEDGE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
-def make_recipe(rows: int, context: int, layers: int, folder: Path) -> Recipe:
+def make_recipe(rows: int, context: int, layers: int, quick: bool, folder: Path) -> Recipe:
     """The 26M preset on real text."""
     real = data_folder() / "llamafactory"
     if real.exists():
-        train = [str(real / "wiki_demo.txt"), str(real / "c4_demo.jsonl")]
+        train = [str(real / "c4_demo.jsonl")] if quick else [str(real / "wiki_demo.txt"), str(real / "c4_demo.jsonl")]
     else:
         from fledge.world import build
 
@@ -130,7 +130,7 @@ def main() -> None:
     chosen = parser.parse_args()
     rows, context, layers = (4, 256, 2) if chosen.quick else (16, 512, 8)
     with tempfile.TemporaryDirectory() as name:
-        recipe = make_recipe(rows, context, layers, Path(name))
+        recipe = make_recipe(rows, context, layers, chosen.quick, Path(name))
         stage = recipe.stages["pretrain"]
         collected = collect(stage, "pretrain", 0)
         tokenizer = train_tokenizer(texts(collected), 6400)

@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.e2e import tiny
-from tests.e2e.test_command import fledge, refused
 
 from fledge.errors import FledgeError
 from fledge.pipeline import Pipeline
 from fledge.recipe import recipe_from_dict
 from fledge.run import Console
+from tests.e2e import tiny
+from tests.e2e.test_command import fledge, refused
 
 QUIET = Console(quiet=True)
 
