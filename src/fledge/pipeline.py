@@ -160,11 +160,9 @@ class Pipeline:
     def _check(self, resume: bool) -> None:
         """Refuse to write over a run, or to go on with another recipe."""
         folder = self.directory
-        if folder.recipe.exists():
-            if not resume:
-                raise FledgeError(
-                    "this run exists already", where=str(folder.root), hint="add --resume to go on, or choose another --name"
-                )
+        if not resume:
+            refuse_existing(folder)
+        elif folder.recipe.exists():
             changed = differences(load_recipe([str(folder.recipe)]), self.recipe)
             if changed:
                 raise FledgeError(
@@ -326,6 +324,14 @@ class Pipeline:
             },
         }
         write_json(self.directory.summary, summary)
+
+
+def refuse_existing(directory: RunDirectory) -> None:
+    """FledgeError where a run has begun: it is never written over."""
+    if directory.recipe.exists():
+        raise FledgeError(
+            "this run exists already", where=str(directory.root), hint="add --resume to go on, or choose another --name"
+        )
 
 
 def _writer(model: Decoder, tokenizer: Tokenizer) -> Callable[[Path], None]:

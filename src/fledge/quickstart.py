@@ -8,7 +8,7 @@ from typing import Any
 from fledge.evaluate import answer_conversations
 from fledge.model.decoder import Decoder
 from fledge.model.generate import Sampling
-from fledge.pipeline import Pipeline
+from fledge.pipeline import Pipeline, refuse_existing
 from fledge.recipe import ModelConfig, Recipe, load_recipe, recipe_from_dict
 from fledge.recipe.schema import MachineConfig, OptimizerConfig
 from fledge.run import Console, StageDirectory, write_json
@@ -141,12 +141,10 @@ class Mark:
     habit: bool
 
 
-def examine(model: Decoder, tokenizer: Tokenizer, questions: list[Question], seed: int = 0) -> dict[str, Any]:
+def examine(model: Decoder, tokenizer: Tokenizer, questions: list[Question]) -> dict[str, Any]:
     """Greedy answers to the held-out questions, and what is right and what is habit in them."""
     conversations = [[Message(turn["role"], turn["content"]) for turn in question.messages] for question in questions]
-    answers = [
-        text for text, _ in answer_conversations(model, tokenizer, conversations, Sampling(max_new_tokens=96, seed=seed))
-    ]
+    answers = [text for text, _ in answer_conversations(model, tokenizer, conversations, Sampling(max_new_tokens=96))]
     marks: list[Mark] = [
         Mark(question.task, correct(question, text), correct_content(question, text), bool(habits(question, text)))
         for question, text in zip(questions, answers, strict=True)
@@ -186,12 +184,7 @@ def quickstart(name: str, output: str, seed: int, minutes: float, resume: bool, 
     if resume and directory.recipe.exists():
         recipe = load_recipe([str(directory.recipe)])
     else:
-        if directory.recipe.exists():
-            from fledge.errors import FledgeError
-
-            raise FledgeError(
-                "this run exists already", where=str(directory.root), hint="add --resume to go on, or choose another --name"
-            )
+        refuse_existing(directory)
         console.title("world")
         budget = Budget(minutes, measure_speed(console))
         facts = build(seed, world, budget.sizes())

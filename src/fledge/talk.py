@@ -76,8 +76,7 @@ def generate_once(options: argparse.Namespace) -> None:
     sampling = _sampling(options)
     model, tokenizer = _load(options.model)
     if options.raw:
-        start = [] if tokenizer.document_start is None else [tokenizer.document_start]
-        prompt = [*start, *tokenizer.encode(options.prompt)]
+        prompt = tokenizer.encode_beginning(options.prompt)
     else:
         system = [Message("system", options.system)] if options.system else []
         prompt = tokenizer.encode_prompt([*system, Message("user", options.prompt)])

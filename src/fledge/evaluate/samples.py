@@ -40,8 +40,7 @@ def sample(model: Decoder, tokenizer: Tokenizer, config: SamplesConfig, kind: st
     """Greedy answers to the recipe's prompts; around pretraining, continuations of its texts."""
     sampling = Sampling(max_new_tokens=config.max_new_tokens)
     if kind == "pretrain":
-        start = [] if tokenizer.document_start is None else [tokenizer.document_start]
-        pairs = [(text, [*start, *tokenizer.encode(text)]) for text in config.texts]
+        pairs = [(text, tokenizer.encode_beginning(text)) for text in config.texts]
         pairs = [(text, prompt) for text, prompt in pairs if prompt]
         made = generate(model, [prompt for _, prompt in pairs], tokenizer.stop_ids, tokenizer.pad, sampling)
         return [Sample(text, *_text(tokenizer, one)) for (text, _), one in zip(pairs, made, strict=True)]

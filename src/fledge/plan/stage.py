@@ -40,7 +40,7 @@ def plan_stage(
     reach = extent(stage.length, stage.batch, len(train), train.row_length)
     warm = warmup_steps(stage.schedule, reach.steps)
     count = parameters(config, vocab_size)
-    share = reach.rows / len(train)
+    share = reach.epochs(len(train))
     tokens = round(train.positions * share)
     return StagePlan(
         kind=stage.kind,

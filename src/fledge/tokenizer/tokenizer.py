@@ -51,16 +51,22 @@ class Tokenizer:
         """Ordinary text: strings that look like control tokens stay text."""
         return self._literal.encode(text, add_special_tokens=False).ids
 
+    @property
+    def _start(self) -> list[int]:
+        return [] if self.document_start is None else [self.document_start]
+
+    def encode_beginning(self, text: str) -> list[int]:
+        """A plain text that is to be continued: after its start token (if the tokenizer has one), without its end."""
+        return [*self._start, *self.encode(text)]
+
     def encode_document(self, text: str) -> list[int]:
         """A plain text between its start (if the tokenizer has one) and end tokens."""
-        start = [] if self.document_start is None else [self.document_start]
-        return [*start, *self.encode(text), self.document_end]
+        return [*self.encode_beginning(text), self.document_end]
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Many plain texts at once, on all cores."""
-        start = [] if self.document_start is None else [self.document_start]
         encodings = self._literal.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [[*start, *encoding.ids, self.document_end] for encoding in encodings]
+        return [[*self._start, *encoding.ids, self.document_end] for encoding in encodings]
 
     def encode_pieces(self, pieces: Sequence[Piece]) -> tuple[list[int], list[float]]:
         """Tokens and their weights, piece by piece, so that a prompt's tokens are always a prefix of its training row."""

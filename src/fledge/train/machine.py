@@ -73,13 +73,16 @@ def uncompile(model: Decoder) -> None:
 _compiled_kernel: list[Any] = []
 
 
-def head_kernel(decision: Decision) -> Any:
-    """The head's chunk, compiled where compiling was decided; None for the plain one."""
-    if not decision.compile:
-        return None
+def compiled_kernel() -> Any:
+    """The head's chunk, compiled; one for the whole process."""
     if not _compiled_kernel:
         _compiled_kernel.append(torch.compile(_loss_chunk, dynamic=False))
     return _compiled_kernel[0]
+
+
+def head_kernel(decision: Decision) -> Any:
+    """The head's chunk, compiled where compiling was decided; None for the plain one."""
+    return compiled_kernel() if decision.compile else None
 
 
 @contextmanager
@@ -186,13 +189,23 @@ def _precision(
     return "bf16" if pays else "fp32"
 
 
-def _must_compile(model: Decoder, batch: Batch, objective: Callable[[Any], Objective], device: str) -> None:
+def _compiled_step(model: Decoder, batch: Batch, objective: Callable[[Any], Objective]) -> Callable[[], None]:
+    """A step in compiled code, run once so that it is compiled."""
+    compile_blocks(model)
+    run = _step(model, batch, objective, compiled_kernel())
+    run()
+    return run
+
+
+def _failure(error: Exception) -> str:
+    return f"compiling failed: {str(error).strip().splitlines()[0][:200]}"
+
+
+def _must_compile(model: Decoder, batch: Batch, objective: Callable[[Any], Objective]) -> None:
     try:
-        compile_blocks(model)
-        _step(model, batch, objective, head_kernel(Decision(device, "fp32", "sdpa", True, 1)))()
+        _compiled_step(model, batch, objective)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise FledgeError(f"compiling failed: {reason}", where="machine.compile", hint="set it to auto or false") from error
+        raise FledgeError(_failure(error), where="machine.compile", hint="set it to auto or false") from error
 
 
 def _compilation(
@@ -208,7 +221,7 @@ def _compilation(
     if config.compile != "auto":
         evidence["compile_reason"] = "as the recipe says"
         if config.compile:
-            _must_compile(model, batch, objective, device)
+            _must_compile(model, batch, objective)
         return config.compile
     plain = _step(model, batch, objective, None)
     eager = _least_seconds({"eager": plain}, device)["eager"]
@@ -216,17 +229,14 @@ def _compilation(
         evidence["compile_reason"] = f"about {eager * micro_steps:.0f} s of training is too short for compiling to pay"
         return False
     say("compiling the model's block to see whether it pays …")
-    trial = Decision(device, "fp32", "sdpa", True, 1)
     started = time.perf_counter()
     try:
-        compile_blocks(model)
-        run = _step(model, batch, objective, head_kernel(trial))
-        run()
+        run = _compiled_step(model, batch, objective)
         evidence["compile_seconds"] = round(time.perf_counter() - started, 1)
         least = _least_seconds({"eager": eagerly()(plain), "compiled": run}, device)
     except Exception as error:  # no compiler, or one that fails: the plain code is always there
         uncompile(model)
-        evidence["compile_reason"] = f"compiling failed: {str(error).strip().splitlines()[0][:200]}"
+        evidence["compile_reason"] = _failure(error)
         say(f"warning: {evidence['compile_reason']}; going on without")
         return False
     evidence.update({f"{name}_seconds": round(seconds, 4) for name, seconds in least.items()})
