@@ -98,7 +98,28 @@ def test_building_a_recipe_leaves_the_dictionary_alone() -> None:
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True)
 TEXT = st.one_of(
     st.none(),
-    st.sampled_from(["1e5", "2024-01-31", "null", "yes", "0x1f", "1_000", "~", "", " ", "a: b", "#", "12:30:00", "<<", "="]),
+    st.sampled_from(
+        [
+            "1e5",
+            "2024-01-31",
+            "null",
+            "yes",
+            "0x1f",
+            "1_000",
+            "~",
+            "",
+            " ",
+            "a: b",
+            "#",
+            "12:30:00",
+            "<<",
+            "=",
+            "\x85",
+            "a\u2028b",
+            "\u2029 ",
+            "\r\n",
+        ]
+    ),
     st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=20),
 )
 
