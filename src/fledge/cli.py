@@ -62,13 +62,39 @@ def _train(verbs: argparse._SubParsersAction) -> None:
 
 
 def _data(verbs: argparse._SubParsersAction) -> None:
-    verb = verbs.add_parser("data", help="look at the data of a recipe", allow_abbrev=False)
+    verb = verbs.add_parser("data", help="look at data before training on it", allow_abbrev=False)
     actions = verb.add_subparsers(dest="action", metavar="ACTION", required=True)
-    show = actions.add_parser("show", help="examples token by token, coloured by weight", epilog=OVERRIDES, allow_abbrev=False)
-    show.add_argument("recipe", nargs="+", help="YAML files")
-    show.add_argument("--stage", required=True, help="name of the stage")
+    stats = _data_action(actions, "stats", "lengths, languages, duplicates, mixture and answers of each source")
+    stats.add_argument("--kind", choices=("pretrain", "sft", "preference"), help="what files of rows are (default: guessed)")
+    stats.add_argument("--tokenizer", metavar="DIR", help="tokenizer to count with (default: the recipe's, or trained now)")
+    stats.add_argument("--page", metavar="FILE", help="also write one HTML page with plots")
+    check = _data_action(actions, "check", "whether training could mean anything; exit code 2 if not")
+    account = _data_action(actions, "account", "what became of every row, and why")
+    account.add_argument("--source", help="only sources with this in their name or path")
+    account.add_argument("--reason", help="rows with this in their reason")
+    account.add_argument("--state", help="rows that were dropped, truncated, shortened, split, changed or noticed")
+    account.add_argument("--limit", type=int, default=20, help="most rows to print for each stage (default 20)")
+    show = _data_action(actions, "show", "examples token by token, coloured by weight")
     show.add_argument("--count", type=int, default=3, help="examples to show (default 3)")
     show.add_argument("--first", type=int, default=0, help="number of the first example (default 0)")
+    for action in (stats, check, account):
+        action.add_argument("--json", action="store_true", help="print JSON")
+    for action in (account, show):
+        action.add_argument("--row", metavar="FILE:LINE", help="one row, by its place")
+
+
+def _data_action(actions: argparse._SubParsersAction, name: str, text: str) -> argparse.ArgumentParser:
+    """An action of `fledge data` on targets, with a stage and overrides of the recipe."""
+    action = actions.add_parser(
+        name,
+        help=text,
+        epilog=OVERRIDES,
+        allow_abbrev=False,
+        usage=f"fledge data {name} TARGET... [options] [--key.of.recipe VALUE]...",
+    )
+    action.add_argument("target", nargs="+", metavar="TARGET", help=TARGETS[name])
+    action.add_argument("--stage", help="name of the stage (default: all of them)")
+    return action
 
 
 def _talk(verbs: argparse._SubParsersAction, name: str, text: str) -> None:
@@ -88,7 +114,16 @@ def _talk(verbs: argparse._SubParsersAction, name: str, text: str) -> None:
 
 OWN_OPTIONS = {
     "train": ("--dry-run", "--resume", "--quiet", "--help"),
-    "data": ("--stage", "--count", "--first", "--help"),
+    "data": (
+        "--stage", "--json", "--kind", "--tokenizer", "--page", "--source", "--reason", "--state", "--limit", "--row",
+        "--count", "--first", "--help",
+    ),
+}  # fmt: skip
+TARGETS = {
+    "stats": "recipe (YAML), or files and folders of rows",
+    "check": "recipe (YAML; later files override earlier ones)",
+    "account": "run directory, built directory, or recipe",
+    "show": "recipe, run directory or built directory",
 }
 
 
@@ -153,12 +188,26 @@ def _run_train(options: argparse.Namespace, overrides: list[tuple[str, str]]) ->
 
 
 def _run_data(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
-    from fledge.recipe import load_recipe
+    from fledge.run import Console
 
-    recipe = load_recipe(options.recipe, overrides)
-    from fledge.show import show
+    say = Console().say
+    if options.action == "stats":
+        from fledge.look.stats import stats
 
-    show(recipe, options.stage, options.first, options.count)
+        stats(options.target, overrides, options.stage, options.kind, options.tokenizer, options.json, options.page, say)
+    elif options.action == "check":
+        from fledge.look.check import check
+
+        check(options.target, overrides, options.stage, options.json, say)
+    elif options.action == "account":
+        from fledge.look.account import Filter, account
+
+        wanted = Filter(options.source, options.reason, options.state)
+        account(options.target, overrides, options.stage, wanted, options.row, options.limit, options.json, say)
+    else:
+        from fledge.look.show import show
+
+        show(options.target, overrides, options.stage, options.first, options.count, options.row, say)
 
 
 def _run_talk(options: argparse.Namespace) -> None:

@@ -1,5 +1,7 @@
 """Errors that a user can cause and can mend."""
 
+import json
+
 
 class FledgeError(Exception):
     """What is wrong, where, and what to do about it. The command prints it without a traceback and exits with 2."""
@@ -12,6 +14,16 @@ class FledgeError(Exception):
         """The message as the user reads it: `where: what`, and the hint on its own line."""
         first = f"{self.where}: {self.what}" if self.where else self.what
         return f"{first}\n  → {self.hint}" if self.hint else first
+
+    def as_json(self) -> str:
+        """On one line, for another process."""
+        return json.dumps([self.what, self.where, self.hint])
+
+    @classmethod
+    def from_json(cls, text: str) -> "FledgeError":
+        """The error that another process met."""
+        what, where, hint = json.loads(text)
+        return cls(what, where=where, hint=hint)
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> FledgeError:

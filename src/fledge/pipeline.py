@@ -1,28 +1,28 @@
 """The stages of a recipe in order: data, plan, evaluate, train, evaluate; then the report."""
 
+import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 
-from fledge.data import Collected, PackedData, StageData, collect, encode, texts
+from fledge.data import PackedData
 from fledge.errors import FledgeError
 from fledge.evaluate import sample
-from fledge.model.decoder import Decoder, refuse_unsupported
-from fledge.model.directory import load_model, read_config, save_model
+from fledge.model.decoder import Decoder
+from fledge.model.directory import load_model, save_model
 from fledge.objective import LanguageObjective, PreferenceObjective
-from fledge.plan import StagePlan, plan_stage
-from fledge.recipe import ModelConfig, Recipe, Stage, differences, load_recipe, to_yaml
+from fledge.plan import StagePlan
+from fledge.preparation import Preparation, Prepared
+from fledge.recipe import Recipe, differences, load_recipe, to_yaml
 from fledge.recipe.schema import PreferenceStage
 from fledge.run import Console, RunDirectory, StageDirectory, environment, write_json, write_text
 from fledge.run.directory import read_json
-from fledge.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from fledge.tokenizer import Tokenizer
 from fledge.train.checkpoint import step_name
-from fledge.train.length import Extent
 from fledge.train.loop import Loop, Objective, Work
 from fledge.train.machine import Decision, decide, eagerly, head_kernel
 from fledge.train.reference import precomputed
@@ -31,120 +31,28 @@ from fledge.train.validation import validate
 AfterStage = Callable[[str, Decoder, Tokenizer, StageDirectory], None]
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A stage with its data, before anything is written."""
-
-    name: str
-    stage: Stage
-    data: StageData
-    plan: StagePlan
-    extent: Extent
-
-
 class Pipeline:
     """Runs a recipe in its run directory; finished stages are not repeated."""
 
     def __init__(self, recipe: Recipe, console: Console, after_stage: AfterStage | None = None) -> None:
         self.recipe, self.console, self.after_stage = recipe, console, after_stage
         self.directory = RunDirectory(Path(recipe.output) / recipe.name)
-        self._collected: dict[str, Collected] = {}
-
-    # -- before anything is written ---------------------------------------------------------------------------------
-
-    def _seed(self, name: str) -> int:
-        """One seed for each stage, from the run's."""
-        return xxhash.xxh3_64_intdigest(f"{self.recipe.seed}/{name}".encode()) % 2**31
-
-    def collected(self, name: str) -> Collected:
-        """The items of a stage, read once."""
-        if name not in self._collected:
-            self._collected[name] = collect(self.recipe.stages[name], name, self._seed(name))
-        return self._collected[name]
-
-    def tokenizer(self, folder: Path | None = None) -> Tokenizer:
-        """The run's tokenizer: as it was saved, as the recipe names it, of the model it starts from, or trained now
-        on the training text of all stages."""
-        config = self.recipe.tokenizer
-        if folder is not None and (folder / "tokenizer_config.json").exists():
-            return load_tokenizer(folder, config.template)
-        path = config.path or self.first_model()
-        if path is not None:
-            return load_tokenizer(path, config.template)
-        self.console.say(f"training a tokenizer of {config.vocab_size:,} tokens …")
-        names = self.recipe.stages
-        trained = train_tokenizer(
-            (t for name in names for t in texts(self.collected(name))), config.vocab_size, config.template
-        )
-        if trained.vocab_size < config.vocab_size:
-            self.console.say(f"note: the text yields only {trained.vocab_size:,} tokens, not {config.vocab_size:,}")
-        return trained
-
-    def first_model(self) -> str | None:
-        """The model directory that the first stage starts from, if it does not start from nothing."""
-        return next(iter(self.recipe.stages.values())).start or self.recipe.model.path
-
-    def origin(self, name: str) -> Path | None:
-        """The model directory whose sizes a stage's model has: the last one that was started from; None: the recipe's."""
-        path = self.recipe.model.path
-        for stage_name, stage in self.recipe.stages.items():
-            path = stage.start or path
-            if stage_name == name:
-                break
-        return None if path is None else Path(path)
-
-    def model_config(self, name: str, tokenizer: Tokenizer) -> ModelConfig:
-        """Sizes of a stage's model; FledgeError where the stage or the tokenizer does not fit them."""
-        path, wanted = self.origin(name), self.recipe.model
-        if path is None:
-            refuse_unsupported(wanted)
-            return wanted
-        config, vocab_size = read_config(path)
-        changed = [key for key in sorted(wanted.model_fields_set - {"path"}) if getattr(wanted, key) != getattr(config, key)]
-        defaults = type(wanted)()
-        changed = [key for key in changed if getattr(wanted, key) != getattr(defaults, key)]
-        if changed:
-            raise FledgeError(f"{path} has its own sizes; the recipe also sets {', '.join(changed)}", where="model",
-                              hint="leave them out, or leave model.path out")  # fmt: skip
-        context = self.recipe.stages[name].data.context
-        if context > config.max_position_embeddings:
-            raise FledgeError(f"context {context} is longer than the {config.max_position_embeddings} positions of {path}",
-                              where=f"stages.{name}.data.context")  # fmt: skip
-        if vocab_size < tokenizer.vocab_size:
-            raise FledgeError(
-                f"the model knows {vocab_size:,} tokens, the tokenizer has {tokenizer.vocab_size:,}",
-                where=str(path),
-                hint="use the tokenizer and chat template that belong to the model",
-            )
-        if (path / "tokenizer.json").exists():
-            own = load_tokenizer(path, self.recipe.tokenizer.template)
-            if own.fingerprint() != tokenizer.fingerprint():
-                raise FledgeError("this model has another tokenizer or chat template than the run", where=str(path),
-                                  hint=f"set tokenizer.path to {path}")  # fmt: skip
-        return config
-
-    def prepare(self, name: str, tokenizer: Tokenizer) -> Prepared:
-        """Read, encode, pack and plan a stage."""
-        stage = self.recipe.stages[name]
-        config = self.model_config(name, tokenizer)
-        data = encode(self.collected(name), stage, name, tokenizer, self._seed(name))
-        try:
-            plan, reach = plan_stage(stage, data.train, config, tokenizer.vocab_size)
-        except FledgeError as error:
-            raise FledgeError(error.what, where=f"stages.{name}.{error.where}") from None
-        stops = stage.early_stop
-        if data.validation is None and (stops.patience or stops.target_loss or stage.keep == "best"):
-            raise FledgeError("early stopping and keep: best need validation data", where=f"stages.{name}.data.validation")
-        return Prepared(name, stage, data, plan, reach)
+        begun = self.directory.recipe.exists()
+        self.preparation = Preparation(recipe, console.say, lambda name: self.directory.stage(name).data, begun)
 
     # -- the run ----------------------------------------------------------------------------------------------------
 
     def run(self, resume: bool = False) -> Path:
         """Everything, in order; returns the run directory."""
         self._check(resume)
-        tokenizer = self.tokenizer(self.directory.tokenizer)
         results = {name: self.directory.stage(name).result() for name in self.recipe.stages}
-        prepared = {name: self.prepare(name, tokenizer) for name, result in results.items() if result is None}
+        try:
+            tokenizer = self.preparation.tokenizer(self.directory.tokenizer)
+            prepared = {name: self.preparation.prepare(name, tokenizer) for name, result in results.items() if result is None}
+        except FledgeError:
+            if not self.directory.recipe.exists():
+                self._leave_nothing()
+            raise
         self._write_beginning(tokenizer)
         model: Path | None = Path(self.recipe.model.path) if self.recipe.model.path else None
         for order, (name, done) in enumerate(results.items()):
@@ -156,6 +64,14 @@ class Pipeline:
             model = directory.root / done["model"]
         self._summarise(tokenizer)
         return self.directory.root
+
+    def _leave_nothing(self) -> None:
+        """Take away what was prepared for a run that cannot begin."""
+        for name in self.recipe.stages:
+            shutil.rmtree(self.directory.stage(name).data, ignore_errors=True)
+        for folder in (*(self.directory.stage(name).root for name in self.recipe.stages), self.directory.root):
+            with suppress(OSError):
+                folder.rmdir()
 
     def _check(self, resume: bool) -> None:
         """Refuse to write over a run, or to go on with another recipe."""
@@ -270,7 +186,7 @@ class Pipeline:
             measure(directory.evaluations / "before.json")
         work = Work(
             prepared.stage, model, objective, prepared.data.train, prepared.data.validation, validation_objective,
-            prepared.extent, decision, directory, _writer(model, tokenizer), self._seed(name),
+            prepared.extent, decision, directory, _writer(model, tokenizer), self.preparation.seed(name),
             self.recipe.logging.every, self.recipe.logging.tensorboard,
         )  # fmt: skip
         state = Loop(work, self.console).run()
@@ -320,7 +236,7 @@ class Pipeline:
             "stages": list(self.recipe.stages),
             "tokenizer": {
                 "vocab_size": tokenizer.vocab_size,
-                "trained": not (self.recipe.tokenizer.path or self.first_model()),
+                "trained": not (self.recipe.tokenizer.path or self.preparation.first_model()),
             },
         }
         write_json(self.directory.summary, summary)
@@ -361,11 +277,11 @@ def _machine_line(decision: Decision) -> str:
 
 def dry_run(recipe: Recipe, console: Console) -> str:
     """The resolved recipe and the plan of every stage; nothing is written."""
-    pipeline = Pipeline(recipe, console)
-    tokenizer = pipeline.tokenizer()
+    preparation = Preparation(recipe, console.say)
+    tokenizer = preparation.tokenizer()
     lines = [to_yaml(recipe).rstrip(), "", f"# tokenizer: {tokenizer.vocab_size:,} tokens"]
     for name in recipe.stages:
-        prepared = pipeline.prepare(name, tokenizer)
+        prepared = preparation.prepare(name, tokenizer)
         lines += [f"# {name}", *(f"#   {line}" for line in prepared.data.ledger.lines())]
         account = prepared.data.train.account()
         lines.append(f"#   {account['supervised_tokens']:,} supervised tokens an epoch, padding {account['padding_share']:.1%}")

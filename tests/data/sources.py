@@ -11,6 +11,17 @@ from fledge.recipe import PreferenceStage, PretrainStage, SftStage, recipe_from_
 from fledge.tokenizer import Tokenizer
 
 
+UNCLEANED = {
+    "exact_duplicates": False,
+    "min_tokens": 0,
+    "unicode": False,
+    "whitespace": False,
+    "mojibake": False,
+    "html": False,
+    "contamination": False,
+}
+
+
 def jsonl(path: Path, rows: Iterable[Any]) -> Path:
     """Rows as lines; a row of bytes is written as it is."""
     lines = [row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode() for row in rows]
@@ -19,9 +30,9 @@ def jsonl(path: Path, rows: Iterable[Any]) -> Path:
 
 
 def stage_of(kind: str, train: Any, **data: Any) -> PretrainStage | SftStage | PreferenceStage:
-    """A stage that reads `train` (a path, or sources as a recipe has them), without validation unless asked for."""
+    """A stage that reads `train` (a path, or sources as a recipe has them) as it is: no validation, no cleaning unless asked."""
     train = str(train) if isinstance(train, Path) else train
-    data = {"train": train, "validation": 0, "context": 64, **data}
+    data = {"train": train, "validation": 0, "context": 64, "clean": UNCLEANED, **data}
     tree = {"model": {"max_position_embeddings": 65536}, "stages": {"x": {"kind": kind, "data": data}}}
     return recipe_from_dict(tree).stages["x"]
 
@@ -33,7 +44,7 @@ def read(kind: str, train: Any, **data: Any) -> Collected:
 
 def items(kind: str, train: Any, **data: Any) -> list[Item]:
     """Its training items alone."""
-    return [place.item for place in read(kind, train, **data).train]
+    return list(read(kind, train, **data).items())
 
 
 def prepare(kind: str, train: Any, tokenizer: Tokenizer, seed: int = 1, **data: Any) -> StageData:

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fledge.data import Ledger
+from fledge.data import Collected, Ledger
+from fledge.data.ledger import SourceAccount
+from fledge.data.items import Document
+from fledge.data.work import TRAIN, VALIDATION
 from fledge.errors import FledgeError
 from fledge.tokenizer import Tokenizer, load_tokenizer
 from tests.data.sources import jsonl, prepare, read
@@ -70,20 +73,19 @@ def test_validation_of_which_nothing_fits_is_refused_not_forgotten(chatml: Token
 
 
 def test_an_account_that_does_not_add_up_is_a_fault_of_ours() -> None:
-    ledger = Ledger()
-    ledger.open("a", "a").rows = 1
+    ledger = Ledger([SourceAccount("a", "a", rows=1)])
     with pytest.raises(AssertionError, match="1 rows != 0 used"):
         ledger.close("key")
 
 
 def test_a_source_of_which_nothing_is_left_stops_the_run_with_its_reasons(tmp_path: Path, chatml: Tokenizer) -> None:
     good = jsonl(tmp_path / "good.jsonl", [GOOD])
-    bad = jsonl(tmp_path / "bad.jsonl", [{"promt": "q"}, b"{", b"{"])
+    bad = jsonl(tmp_path / "bad.jsonl", [b"{", {"promt": "q"}, {"promt": "q"}])
     with pytest.raises(FledgeError) as caught:
         prepare("sft", [str(good), str(bad)], chatml)
     text = str(caught.value)
-    assert f"none of the 3 rows of '{bad}' can be used (2 invalid JSON, 1 no known column)" in text
-    assert f"first at {bad}:1: " in text
+    assert f"none of the 3 rows of '{bad}' can be used (2 no known column, 1 invalid JSON)" in text
+    assert f"first at {bad}:2: " in text
     assert "the row has promt" in text
 
 
@@ -112,8 +114,8 @@ def rows_of(count: int) -> list[dict]:
     return [{"text": f"document {i}"} for i in range(count)]
 
 
-def texts(places: list) -> list[str]:
-    return [place.item.text for place in places]
+def texts(collected: Collected, part: int) -> list[str]:
+    return [item.text for item in collected.items(part) if isinstance(item, Document)]
 
 
 def test_validation_is_disjoint_complete_and_stable_under_reordering(tmp_path: Path) -> None:
@@ -121,25 +123,25 @@ def test_validation_is_disjoint_complete_and_stable_under_reordering(tmp_path: P
     first = read("pretrain", jsonl(tmp_path / "a.jsonl", rows), validation=0.1)
     shuffled = random.Random(1).sample(rows, len(rows))
     second = read("pretrain", jsonl(tmp_path / "b.jsonl", shuffled), validation=0.1)
-    train, validation = set(texts(first.train)), set(texts(first.validation))
+    train, validation = set(texts(first, TRAIN)), set(texts(first, VALIDATION))
     assert not train & validation
     assert len(train | validation) == 400
     assert 20 < len(validation) < 70
-    assert validation == set(texts(second.validation))
+    assert validation == set(texts(second, VALIDATION))
     more = read("pretrain", jsonl(tmp_path / "c.jsonl", rows_of(800)), validation=0.1)
-    assert validation <= set(texts(more.validation))
+    assert validation <= set(texts(more, VALIDATION))
 
 
 def test_duplicates_fall_on_the_same_side(tmp_path: Path) -> None:
     found = read("pretrain", jsonl(tmp_path / "a.jsonl", rows_of(100) * 3), validation=0.2)
-    assert not set(texts(found.train)) & set(texts(found.validation))
-    assert all(texts(found.validation).count(text) == 3 for text in texts(found.validation))
+    assert not set(texts(found, TRAIN)) & set(texts(found, VALIDATION))
+    assert all(texts(found, VALIDATION).count(text) == 3 for text in texts(found, VALIDATION))
 
 
 def test_validation_has_at_least_one_row_unless_none_is_wanted(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "a.jsonl", rows_of(5))
-    assert len(read("pretrain", file, validation=1e-9).validation) == 1
-    assert read("pretrain", file, validation=0).validation == []
+    assert len(texts(read("pretrain", file, validation=1e-9), VALIDATION)) == 1
+    assert texts(read("pretrain", file, validation=0), VALIDATION) == []
 
 
 def test_no_row_left_to_train_on_is_said(tmp_path: Path, chatml: Tokenizer) -> None:
@@ -168,13 +170,13 @@ def test_a_long_conversation_keeps_its_system_turn_and_the_newest_whole_rounds(t
     size = len(whole.train.examples.tokens) - 1
     exact = prepare("sft", file, chatml, context=size)
     assert exact.ledger.sources[0].shortened == 0
-    account = (data := prepare("sft", file, chatml, context=size - 1)).ledger.sources[0]
+    account = (data := prepare("sft", file, chatml, context=size - 2)).ledger.sources[0]
     assert (account.shortened, account.truncated, account.used) == (1, 0, 1)
     assert account.noted["oldest turns left out"][0]["detail"] == "1 of 9 rounds"
     text, trained = written(data, chatml)
     assert text.startswith("<|im_start|>system\nsys<|im_end|>\n<|im_start|>user\nask 1<|im_end|>")
     assert trained == "".join(f"tell {i}<|im_end|>" for i in range(1, 9))
-    assert len(data.train.examples.tokens) <= size
+    assert len(data.train.examples.tokens) <= size - 1
 
 
 def test_an_answer_that_does_not_fit_alone_is_cut_and_counted(tmp_path: Path, chatml: Tokenizer) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.data.batches import Batch, PackedData
-from fledge.data.examples import Examples
+from fledge.data.storage import Examples
 from fledge.data.packing import Rows, pack_split, pack_whole, permutation
 
 PAD = 10**6

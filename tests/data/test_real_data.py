@@ -22,7 +22,7 @@ def tokenizer(request: pytest.FixtureRequest, shared_data: Path) -> Tokenizer:
 
 
 def first_thirty(path: Path) -> dict:
-    return {"path": str(path), "max_rows": 30}
+    return {"path": str(path), "first_rows": 30}
 
 
 def supervised(data: StageData, tokenizer: Tokenizer) -> list[str]:

@@ -102,7 +102,7 @@ def test_broken_rows_are_counted_and_named_and_the_rest_is_trained(world: Path, 
     result = fledge("train", tiny.write(tmp_path / "r.yaml", tree))
     assert result.returncode == 0, result.stderr
     assert "36 rows, 30 used" in result.stderr and "6 dropped" in result.stderr
-    for reason in ("invalid JSON", "not an object", "wrong type", "no answer", "empty answer", "not UTF-8"):
+    for reason in ("invalid JSON", "not an object", "wrong type", "no answer", "empty answer", "undecodable"):
         assert f"1 × {reason}, first at {rows}:" in result.stderr, reason
     account = json.loads((tmp_path / "tiny" / "sft" / "data.json").read_text())["sources"][0]
     assert account["rows"] == 36 == account["used"] + sum(account["dropped"].values())
@@ -114,7 +114,7 @@ def test_broken_rows_are_counted_and_named_and_the_rest_is_trained(world: Path, 
         ("missing.jsonl", None, ("stages.sft.data.train.0", "there is no file")),
         ("empty.jsonl", "", ("stages.sft.data.train.0", "holds no rows: the file is empty")),
         ("all.jsonl", '{"prompt": "a", "response": ""}\n' * 3, ("none of the 3 rows", "3 empty answer", "all.jsonl:1")),
-        ("array.json", "[{]", ("array.json:1", "not valid JSON")),
+        ("array.json", "[{]", ("array.json:1", "the array does not end")),
         ("what.xyz", "hello", ("cannot read", "ending is not one of")),
     ],
 )

@@ -26,14 +26,19 @@ def test_a_mistake_in_a_later_stage_is_told_before_anything_is_written(world: Pa
     assert Pipeline(recipe_from_dict(tree), QUIET).run().exists()
 
 
-def test_changed_data_is_noticed_on_resume(world: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_the_data_it_began_with(world: Path, tmp_path: Path) -> None:
     shutil.copytree(world, tmp_path / "world")
     tree = tiny.tree(tmp_path / "world", tmp_path)
     tree["stages"] = {"pretrain": tree["stages"]["pretrain"]}
     run = Pipeline(recipe_from_dict(tree), QUIET).run()
+    account = (run / "pretrain" / "data.json").read_bytes()
     (run / "pretrain" / "done.json").unlink()
     with (tmp_path / "world" / "pretrain.jsonl").open("a") as file:
-        file.write('{"text": "one more row"}\n')
+        file.write('{"text": "one more row that was not there when the run began, long enough to stay"}\n')
+    Pipeline(recipe_from_dict(tree), QUIET).run(resume=True)
+    assert (run / "pretrain" / "data.json").read_bytes() == account
+    (run / "pretrain" / "done.json").unlink()
+    shutil.rmtree(run / "pretrain" / "data")  # then it must be built again, and it is another
     with pytest.raises(FledgeError, match="changed since it began"):
         Pipeline(recipe_from_dict(tree), QUIET).run(resume=True)
 

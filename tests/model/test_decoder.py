@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fledge.data.batches import PackedData
-from fledge.data.examples import Examples
+from fledge.data.storage import Examples
 from fledge.errors import FledgeError
 from fledge.model.attention import BACKENDS
 from fledge.model.decoder import Decoder, RMSNorm, evaluating, rotate

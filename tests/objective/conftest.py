@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from fledge.data.batches import PackedData
-from fledge.data.examples import Examples
+from fledge.data.storage import Examples
 from fledge.objective import PreferenceObjective
 
 from ..model.conftest import VOCAB, one_thread

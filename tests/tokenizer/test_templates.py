@@ -113,6 +113,16 @@ def test_answers_and_end_tokens_are_exactly_what_is_trained(native: Tokenizer, m
 
 
 @given(conversations(ANYTHING))
+def test_what_is_trained_names_its_turn(native: Tokenizer, messages: list[Message]) -> None:
+    end = native.decode([native.turn_end])
+    pieces = native.template.render(messages)
+    for i, message in enumerate(messages):
+        own = "".join(piece.text for piece in pieces if piece.turn == i)
+        assert own == (message.content + end if message.role == "assistant" else "")
+    assert all((piece.weight > 0) == (piece.turn is not None) for piece in pieces)
+
+
+@given(conversations(ANYTHING))
 def test_no_message_can_end_or_begin_a_turn(native: Tokenizer, messages: list[Message]) -> None:
     tokens, weights = native.encode_conversation(messages)
     ordinary = native.encode_conversation([Message(message.role, "x") for message in messages])[0]
@@ -197,7 +207,10 @@ def test_any_template_trains_the_answers_and_keeps_prompts_as_prefixes(
     tokenizer = with_template(chatml, tmp_path_factory.getbasetemp(), jinja)
     assert supervised(tokenizer, messages) == answers(messages, "<|im_end|>")
     tokens, _ = tokenizer.encode_conversation(messages)
+    pieces = tokenizer.template.render(messages)
     for i, message in enumerate(messages):
+        own = "".join(piece.text for piece in pieces if piece.turn == i)
+        assert own == (message.content + "<|im_end|>" if message.role == "assistant" else "")
         if message.role == "assistant":
             prompt = tokenizer.encode_prompt(messages[:i])
             assert tokens[: len(prompt)] == prompt

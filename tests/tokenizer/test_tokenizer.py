@@ -1,20 +1,41 @@
 """Encoding, training, saving and loading."""
 
 import json
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Core
-from tokenizers import models
 from transformers import AutoTokenizer
 
 from fledge.errors import FledgeError
-from fledge.tokenizer import Message, Tokenizer, load_tokenizer, train_tokenizer
+from fledge.tokenizer import Message, Piece, Tokenizer, load_tokenizer, train_tokenizer
+from fledge.tokenizer.template import CHATML
+from fledge.tokenizer.tokenizer import BatchCoder
 from tests.conftest import TEXTS
 
 UNICODE = st.text(st.characters(codec="utf-8"), max_size=60)
+CONTROL = (
+    "<|im_end|>",
+    "<|im_start|>",
+    "<|endoftext|>",
+    "</s>",
+    "<s>",
+    "[/INST]",
+    "<<SYS>>",
+    "<think>",
+    " ",
+    "\n",
+    "x",
+    "好",
+    "é",
+)
+TRICKY = st.one_of(UNICODE, st.lists(st.sampled_from(CONTROL), max_size=8).map("".join))
 TALK = [Message("user", "你好 12"), Message("assistant", "hello 34")]
 
 
@@ -34,9 +55,131 @@ def test_digits_stay_single_however_often_a_number_is_seen() -> None:
     assert len(tokenizer.encode(" again")) == 1
 
 
-@given(st.lists(UNICODE, max_size=5))
-def test_a_batch_of_documents_encodes_like_each_alone(chatml: Tokenizer, texts: list[str]) -> None:
-    assert chatml.encode_documents(texts) == [chatml.encode_document(text) for text in texts]
+@pytest.fixture(scope="session")
+def thinking() -> Tokenizer:
+    """A tokenizer with an added token that is not special, and one that takes the spaces around it."""
+    tokenizer = train_tokenizer(TEXTS, 420, "chatml")
+    core = tokenizer.core
+    core.add_tokens([AddedToken("<think>", special=False), AddedToken("[/INST]", special=True, lstrip=True, rstrip=True)])
+    return Tokenizer(core, CHATML, bos="<|endoftext|>", eos="<|endoftext|>", pad="<|endoftext|>")
+
+
+@pytest.fixture(scope="session", params=["chatml", "inst", "thinking"])
+def any_tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    return request.getfixturevalue(request.param)
+
+
+def lists(arrays: Sequence[np.ndarray]) -> list[list[int]]:
+    assert all(array.dtype == np.int32 for array in arrays)
+    return [array.tolist() for array in arrays]
+
+
+@settings(max_examples=150)
+@given(st.lists(TRICKY, max_size=5))
+def test_a_batch_encodes_like_each_alone(any_tokenizer: Tokenizer, texts: list[str]) -> None:
+    assert any_tokenizer.coder == "fastokens"
+    assert lists(any_tokenizer.encode_batch(texts)) == [any_tokenizer.encode(text) for text in texts]
+    assert lists(any_tokenizer.encode_documents(texts)) == [any_tokenizer.encode_document(text) for text in texts]
+
+
+PIECES = st.builds(
+    Piece, TRICKY, st.sampled_from([0.0, 0.5, 1.0]), st.booleans(), st.none() | st.integers(0, 5)
+)  # fmt: skip
+
+
+@settings(max_examples=150)
+@given(batch=st.lists(st.lists(PIECES, max_size=5), max_size=4))
+def test_many_renderings_encode_like_each_alone(any_tokenizer: Tokenizer, batch: list[list[Piece]]) -> None:
+    found = any_tokenizer.encode_many(batch)
+    assert [(e.tokens.tolist(), e.weights.tolist()) for e in found] == [any_tokenizer.encode_pieces(p) for p in batch]
+    for encoding, pieces in zip(found, batch, strict=True):
+        sizes = [len(any_tokenizer.encode_pieces([piece])[0]) for piece in pieces]
+        turns = [-1 if piece.turn is None else piece.turn for piece in pieces]
+        assert encoding.turns.tolist() == np.repeat(np.array(turns, np.int32), sizes).tolist()
+        assert (encoding.tokens.dtype, encoding.weights.dtype, encoding.turns.dtype) == (np.int32, np.float32, np.int32)
+
+
+def test_text_without_a_utf8_form_is_refused_by_batches(any_tokenizer: Tokenizer) -> None:
+    for _ in range(2):  # at first use and later
+        with pytest.raises(UnicodeEncodeError):
+            any_tokenizer.encode_batch(["fine", "half \ud800"])
+        assert any_tokenizer.coder == "fastokens"
+
+
+def test_a_text_that_the_fast_encoder_gives_up_on_is_encoded_all_the_same(chatml: Tokenizer) -> None:
+    """A million spaces are more than its regular expression can take."""
+    texts = ["before", " " * 1_000_000, "after"]
+    assert lists(chatml.encode_batch(texts)) == [chatml.encode(text) for text in texts]
+    assert chatml.coder == "fastokens"
+
+
+def built(core: Core) -> Tokenizer:
+    core.add_special_tokens(["<end>"])
+    return Tokenizer(core, CHATML, bos=None, eos="<end>", pad="<end>")
+
+
+def letters() -> list[str]:
+    return ["<unk>", *"abcdefghijklmnopqrstuvwxyz", *(f"##{letter}" for letter in "abc")]
+
+
+def wordpiece() -> Core:
+    core = Core(models.WordPiece({text: i for i, text in enumerate(letters())}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    return core
+
+
+def unigram() -> Core:
+    core = Core(models.Unigram([(text, -1.0 - i) for i, text in enumerate(letters())], 0, byte_fallback=False))
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    return core
+
+
+def stripped() -> Core:
+    core = Core.from_str(train_tokenizer(TEXTS, 420).core.to_str())
+    core.normalizer = normalizers.Sequence([normalizers.StripAccents(), normalizers.Lowercase()])
+    return core
+
+
+def spelled() -> Core:
+    core = Core(models.BPE({text: i for i, text in enumerate([*letters(), "ab", "▁"])}, [("a", "b")], unk_token="<unk>"))
+    core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(" ", "▁")])
+    core.decoder = decoders.Replace("▁", " ")
+    return core
+
+
+@pytest.mark.parametrize("core", [wordpiece, unigram, stripped, spelled])
+def test_any_other_kind_of_tokenizer_gives_its_own_ids(core: Callable[[], Core]) -> None:
+    """Whichever library is taken: the fast one where it agrees, else the other, with the reason."""
+    tokenizer = built(core())
+    texts = ["abc cab", "Zwölf Boxkämpfer, 12 + 30", "ａｂ ﬁ", "<end>a<end>", *TEXTS]
+    assert lists(tokenizer.encode_batch(texts)) == [tokenizer.encode(text) for text in texts]
+    assert (tokenizer.coder == "fastokens") == (tokenizer.coder_reason == "")
+    if core in (wordpiece, unigram):
+        assert tokenizer.coder == "tokenizers"
+        assert "fastokens cannot load it" in tokenizer.coder_reason
+
+
+def test_a_fast_encoder_that_disagrees_is_not_used(chatml: Tokenizer) -> None:
+    """Its own tokenizer, but compared with another one: every check must notice."""
+    other = train_tokenizer(["".join(random.Random(1).choices("abc 好", k=300))], 420)
+    hard = BatchCoder(chatml.core, other.core)
+    assert (hard.name, hard.reason) == ("tokenizers", "fastokens gives other ids than tokenizers")
+    texts = ["caba abcc", "好"]
+    assert hard.encode(texts, True)[0].tolist() == [i for text in texts for i in other.encode(text)]
+
+
+@pytest.mark.slow
+def test_the_fast_encoder_agrees_on_random_text(any_tokenizer: Tokenizer) -> None:
+    draw = random.Random(5)
+    ranges = [(0, 0x7F), (0x80, 0x2FF), (0x300, 0x36F), (0x600, 0xFFF), (0x2000, 0x2FFF), (0x3000, 0x9FFF), (0xAC00, 0xD7A3),
+              (0xFF00, 0xFFEF), (0x1F300, 0x1FAFF), (0xE000, 0x10FFFF)]  # fmt: skip
+    for _ in range(40):
+        texts = []
+        for _ in range(50):
+            chosen = draw.sample(ranges, draw.randint(1, 4))
+            text = "".join(chr(draw.randint(*draw.choice(chosen))) for _ in range(draw.randint(0, 400)))
+            texts.append(draw.choice(CONTROL).join([text, " " * draw.randint(0, 40), text[::-1], "\n" * draw.randint(0, 9)]))
+        assert lists(any_tokenizer.encode_batch(texts)) == [any_tokenizer.encode(text) for text in texts]
 
 
 def test_a_document_lies_between_its_start_and_end_tokens(inst: Tokenizer, chatml: Tokenizer) -> None:

@@ -1,20 +1,23 @@
-"""From files to batches: row -> document, conversation or preference -> example -> packed row -> batch, with a ledger."""
+"""From files to batches: row -> item -> example -> packed row -> batch, with a ledger of every row."""
 
 from fledge.data.batches import Batch, PackedData
-from fledge.data.items import Conversation, Document, Preference
+from fledge.data.build import Collected, StageData, collect, encode, is_complete, open_built, texts
+from fledge.data.items import Conversation, Document, Labelled, Preference
 from fledge.data.ledger import Ledger
-from fledge.data.prepare import Collected, StageData, collect, encode, texts
 
 __all__ = [
     "Batch",
     "Collected",
     "Conversation",
     "Document",
+    "Labelled",
     "Ledger",
     "PackedData",
     "Preference",
     "StageData",
     "collect",
     "encode",
+    "is_complete",
+    "open_built",
     "texts",
 ]

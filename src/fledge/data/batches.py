@@ -1,15 +1,20 @@
 """Batches: a pure function of (seed, position in the run), so that a resumed run reads the same rows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 import xxhash
-from torch import Tensor
 
-from fledge.data.examples import Examples
+from fledge.data.mixing import Mixture
 from fledge.data.packing import Rows, pack_split, pack_whole, permutation
+from fledge.data.storage import Examples
+
+if TYPE_CHECKING:  # torch is imported where a batch is made: workers that only read and encode start without it
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -21,16 +26,16 @@ class Batch:
     `sequences` number the sequences of the batch from 0, padding is `count`.
     """
 
-    tokens: Tensor
-    targets: Tensor
-    weights: Tensor
-    positions: Tensor
-    documents: Tensor
-    sequences: Tensor
+    tokens: "Tensor"
+    targets: "Tensor"
+    weights: "Tensor"
+    positions: "Tensor"
+    documents: "Tensor"
+    sequences: "Tensor"
     count: int
     examples: tuple[int, ...]  # index of each example, in the order of its sequences
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: "torch.device") -> "Batch":
         """The batch on a device."""
         tensors = (self.tokens, self.targets, self.weights, self.positions, self.documents, self.sequences)
         return Batch(*(tensor.to(device) for tensor in tensors), count=self.count, examples=self.examples)
@@ -38,6 +43,8 @@ class Batch:
     @cached_property
     def weight(self) -> float:
         """Sum of the weights."""
+        import torch
+
         return float(self.weights.sum(dtype=torch.float64))
 
     @cached_property
@@ -51,33 +58,113 @@ class Batch:
         return int((self.documents > 0).sum())
 
 
-@dataclass(frozen=True)
 class PackedData:
-    """Examples packed into rows of `row_length`, and their order in each epoch."""
+    """Examples packed into rows of `row_length`, and the rows of each epoch in order.
 
-    examples: Examples
-    rows: Rows
-    row_length: int
-    pad: int
-    seed: int
+    Without a mixture every epoch has the same rows in another order; with one, each epoch's examples are drawn and packed
+    afresh.
+    """
+
+    def __init__(
+        self, examples: Examples, row_length: int, pad: int, seed: int, split: bool, mixture: Mixture | None = None
+    ) -> None:
+        self.examples, self.row_length, self.pad, self.seed, self.split = examples, row_length, pad, seed, split
+        self.mixture = mixture
+        self._epochs: dict[int, tuple[Rows, np.ndarray]] = {}
+        self._counts: list[int] = []
 
     @classmethod
     def pack(cls, examples: Examples, row_length: int, pad: int, seed: int, split: bool) -> "PackedData":
         """Pack; `split` lets sequences continue in the next row."""
-        lengths = np.diff(examples.offsets) - 1
-        rows = pack_split(lengths, row_length, seed) if split else pack_whole(lengths, row_length, seed, examples.per_example)
-        return cls(examples, rows, row_length, pad, seed)
+        return cls(examples, row_length, pad, seed, split)
+
+    # -- epochs -----------------------------------------------------------------------------------------------------
+
+    def _pack(self, chosen: np.ndarray | None, seed: int) -> Rows:
+        """Rows of these examples (None: of all)."""
+        lengths, per = np.diff(self.examples.offsets) - 1, self.examples.per_example
+        members = None
+        if chosen is not None:
+            members = (chosen[:, None] * per + np.arange(per)).ravel()
+            lengths = lengths[members]
+        rows = pack_split(lengths, self.row_length, seed) if self.split else pack_whole(lengths, self.row_length, seed, per)
+        return rows if members is None else Rows(rows.offsets, members[rows.sequence], rows.start, rows.length)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """All examples once, packed: what an epoch has without a mixture, and what validation reads."""
+        return self._pack(None, self.seed)
+
+    def epoch(self, epoch: int) -> tuple[Rows, np.ndarray]:
+        """The packed rows of an epoch, and the order in which they are read."""
+        if epoch not in self._epochs:
+            if len(self._epochs) > 1:
+                self._epochs.pop(min(self._epochs))
+            mixed = self.mixture is not None
+            rows = self._pack(self.mixture.draw(epoch), self._epoch_seed(epoch)) if mixed else self.rows  # type: ignore[union-attr]
+            self._epochs[epoch] = rows, permutation(len(rows), self.seed, epoch + 1)
+        return self._epochs[epoch]
+
+    def _epoch_seed(self, epoch: int) -> int:
+        return xxhash.xxh3_64_intdigest(f"{self.seed}/{epoch}".encode()) % 2**32
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """Row numbers in the order of an epoch."""
+        return self.epoch(epoch)[1]
+
+    def epoch_rows(self, epoch: int) -> int:
+        """Number of packed rows of an epoch."""
+        if self.mixture is None:
+            return len(self.rows)
+        while len(self._counts) <= epoch:
+            self._counts.append(len(self.epoch(len(self._counts))[0]))
+        return self._counts[epoch]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.epoch_rows(0)
+
+    def rows_in(self, epochs: float) -> float:
+        """Rows of so many epochs; not rounded."""
+        whole = int(epochs)
+        if self.mixture is None:
+            return epochs * len(self.rows)
+        rows = sum(self.epoch_rows(epoch) for epoch in range(whole))
+        return rows + ((epochs - whole) * self.epoch_rows(whole) if epochs > whole else 0)
+
+    def _locate(self, place: int) -> tuple[int, int]:
+        """Epoch and place in it of a row of the endless stream."""
+        if self.mixture is None:
+            return divmod(place, len(self.rows))
+        epoch = 0
+        while place >= self.epoch_rows(epoch):
+            place -= self.epoch_rows(epoch)
+            epoch += 1
+        return epoch, place
+
+    def epochs_at(self, rows: int) -> float:
+        """How many epochs have passed after so many rows."""
+        if self.mixture is None:
+            return rows / len(self.rows)
+        epoch, place = self._locate(rows)
+        return epoch + place / self.epoch_rows(epoch)
+
+    # -- what an epoch holds ----------------------------------------------------------------------------------------
 
     @cached_property
     def positions(self) -> int:
-        """Filled positions of all rows."""
-        return int(self.rows.length.sum())
+        """Filled positions of the first epoch's rows."""
+        return int(self.epoch(0)[0].length.sum())
+
+    @cached_property
+    def supervised(self) -> int:
+        """Targets with weight in the first epoch; the first token of a sequence is nobody's target."""
+        counts = self.examples.supervised
+        if self.mixture is None:
+            return int(counts.sum())
+        return int(counts.reshape(-1, self.examples.per_example).sum(axis=1)[self.mixture.draw(0)].sum())
 
     def account(self) -> dict[str, float | int | str]:
-        """What training will see, for data.json."""
+        """What training will see in its first epoch, for data.json."""
         size = len(self) * self.row_length
         return {
             "examples": self.examples.count,
@@ -90,54 +177,51 @@ class PackedData:
         }
 
     def fingerprint(self) -> str:
-        """Changes with any token, weight, length or place in a row."""
-        digest = xxhash.xxh3_64()
-        for array in (self.examples.tokens, self.examples.weights, self.examples.offsets, self.rows.sequence):
-            digest.update(np.ascontiguousarray(array).tobytes())
+        """Changes with any token, weight or length, with the packing and with the mixture."""
+        digest = xxhash.xxh3_64(self.examples.fingerprint().encode())
+        digest.update(f"{self.row_length} {self.pad} {self.seed} {self.split} {self.examples.per_example}".encode())
+        if self.mixture is not None:
+            digest.update(repr(self.mixture.quotas).encode())
         return digest.hexdigest()
 
-    @cached_property
-    def supervised(self) -> int:
-        """Targets with weight; the first token of a sequence is nobody's target."""
-        first = self.examples.offsets[:-1]
-        return int((self.examples.weights > 0).sum() - (self.examples.weights[first] > 0).sum())
-
-    def epoch_order(self, epoch: int) -> np.ndarray:
-        """Row numbers in the order of an epoch."""
-        cached = self.__dict__.get("_order")
-        if cached is None or cached[0] != epoch:
-            cached = (epoch, permutation(len(self), self.seed, epoch + 1))
-            self.__dict__["_order"] = cached
-        return cached[1]
+    # -- batches ----------------------------------------------------------------------------------------------------
 
     def batch(self, first: int, count: int, stop: int | None = None) -> Batch:
         """Rows `first … first+count` of the endless stream of epochs; rows from `stop` on stay empty (weight 0)."""
-        chosen = []
+        chosen: list[tuple[Rows, int] | None] = []
         for place in range(first, first + count):
             if stop is not None and place >= stop:
                 chosen.append(None)
             else:
-                epoch, index = divmod(place, len(self))
-                chosen.append(int(self.epoch_order(epoch)[index]))
-        return self.assemble(chosen)
+                epoch, index = self._locate(place)
+                rows, order = self.epoch(epoch)
+                chosen.append((rows, int(order[index])))
+        return self._assemble(chosen)
 
-    def assemble(self, chosen: list[int | None]) -> Batch:
-        """The batch of these rows; None is an empty row."""
+    def assemble(self, chosen: Sequence[int | None]) -> Batch:
+        """The batch of these rows of `rows`; None is an empty row."""
+        return self._assemble([None if row is None else (self.rows, row) for row in chosen])
+
+    def _assemble(self, chosen: Sequence[tuple[Rows, int] | None]) -> Batch:
+        import torch
+
         shape = (len(chosen), self.row_length)
         tokens, targets = np.full(shape, self.pad, np.int64), np.full(shape, self.pad, np.int64)
         weights, positions = np.zeros(shape, np.float32), np.zeros(shape, np.int64)
         documents, sequences = np.zeros(shape, np.int64), np.full(shape, -1, np.int64)
         members: list[int] = []
-        data, rows = self.examples, self.rows
-        for b, row in enumerate(chosen):
-            if row is None:
+        data = self.examples
+        for b, place in enumerate(chosen):
+            if place is None:
                 continue
+            rows, row = place
             t = 0
             for number, slot in enumerate(range(rows.offsets[row], rows.offsets[row + 1]), 1):
                 n = int(rows.length[slot])
                 at = int(data.offsets[rows.sequence[slot]] + rows.start[slot])
-                tokens[b, t : t + n] = data.tokens[at : at + n]
-                targets[b, t : t + n] = data.tokens[at + 1 : at + n + 1]
+                piece = data.tokens[at : at + n + 1]
+                tokens[b, t : t + n] = piece[:-1]
+                targets[b, t : t + n] = piece[1:]
                 weights[b, t : t + n] = data.weights[at + 1 : at + n + 1]
                 positions[b, t : t + n] = np.arange(n)
                 documents[b, t : t + n] = number

@@ -1,165 +1,386 @@
-"""From items to tokens and weights that fit the context, with every cut counted."""
+"""From items to tokens and weights that fit the context. What is cut, left out or dropped is told in remarks."""
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from fledge.data.items import Conversation, Document, Item, Preference
-from fledge.data.ledger import SourceAccount
-from fledge.tokenizer import Message, TemplateError, Tokenizer
+from fledge.data.augment import Round, vary
+from fledge.data.items import Conversation, Document, Item, Preference, RowError
+from fledge.recipe.schema import AugmentConfig, PreferenceStage, PretrainStage, SftStage
+from fledge.tokenizer import Message, Piece, TemplateError, Tokenizer
+from fledge.tokenizer.tokenizer import Encoding
 
-Sequenced = tuple[list[int], list[float]]
+Sequenced = tuple[np.ndarray, np.ndarray]  # tokens int32 [n], weights float32 [n]
+Example = tuple[Sequenced, ...]  # one sequence, or two for a preference: chosen, rejected
 
-
-@dataclass(frozen=True)
-class Placed:
-    """An item with its place in the data and the account it belongs to."""
-
-    item: Item
-    where: str
-    account: SourceAccount
-
-    def left_out(self, rounds: int, of: int) -> None:
-        """Account for oldest turns that did not fit."""
-        if rounds:
-            self.account.shortened += 1
-            self.account.note("oldest turns left out", self.where, f"{rounds} of {of} rounds")
-
-    def answer_cut(self, detail: str) -> None:
-        """Account for an answer that did not fit."""
-        self.account.truncated += 1
-        self.account.note("answer cut to the context", self.where, detail)
+BATCH_ITEMS, BATCH_CHARACTERS = 1000, 4_000_000
+SHORTEST_DOCUMENT = 10  # tokens, where the recipe names no other
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Token sequences, end to end. A weight belongs to the token at its place *as a target*.
+class Remark:
+    """What happened to an item. `amount`: tokens lost (truncated), rounds left out (shortened), examples made (split),
+    rounds or letters (changed)."""
 
-    tokens int32 [N], weights float32 [N], offsets int64 [S + 1]. `per_example` sequences make one example: 1, or 2
-    for a preference (chosen, rejected).
-    """
+    state: Literal["dropped", "truncated", "shortened", "split", "changed", "noticed"]
+    reason: str
+    detail: str = ""
+    amount: int = 0
 
-    tokens: np.ndarray
-    weights: np.ndarray
-    offsets: np.ndarray
-    per_example: int
+
+@dataclass(frozen=True)
+class Encoded:
+    """The examples of one item; where there is none, a remark "dropped" says why."""
+
+    examples: tuple[Example, ...]
+    remarks: tuple[Remark, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How items become examples. A sequence of n tokens gives n − 1 positions, so n ≤ `context` + 1."""
+
+    kind: str
+    context: int
+    long_conversations: Literal["recent", "truncate", "split"]
+    train_on: Literal["all", "last"]
+    min_tokens: int
+    augment: AugmentConfig
+    seed: int
+
+    @classmethod
+    def of(cls, stage: PretrainStage | SftStage | PreferenceStage, seed: int) -> "Rules":
+        """The rules of a stage."""
+        data, least = stage.data, stage.data.clean.min_tokens
+        if least is None:
+            least = SHORTEST_DOCUMENT if stage.kind == "pretrain" else 0
+        return cls(stage.kind, data.context, data.long_conversations, data.train_on, least, data.augment, seed)
+
+
+@dataclass(frozen=True)
+class _Talk:
+    """A conversation in rounds, and how it may end: as it is, or with one of the answers to a prompt."""
+
+    head: Round
+    rounds: tuple[Round, ...]
+    endings: tuple[Round, ...]
+    tools: str | None
 
     @property
-    def count(self) -> int:
-        """Number of examples."""
-        return (len(self.offsets) - 1) // self.per_example
+    def completes(self) -> bool:
+        """Whether only the ending is trained."""
+        return self.endings != ((),)
 
-    def sequence(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and weights of one sequence."""
-        start, stop = self.offsets[index], self.offsets[index + 1]
-        return self.tokens[start:stop], self.weights[start:stop]
-
-
-def _columns(sequences: Iterable[Sequenced], per_example: int) -> Examples:
-    tokens, weights, lengths = [], [], []
-    for ids, weight in sequences:
-        tokens.append(np.asarray(ids, dtype=np.int32))
-        weights.append(np.asarray(weight, dtype=np.float32))
-        lengths.append(len(ids))
-    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    join = np.concatenate
-    return Examples(
-        join(tokens) if tokens else np.zeros(0, np.int32), join(weights) if weights else np.zeros(0, np.float32),
-        offsets, per_example,
-    )  # fmt: skip
+    def messages(self, first: int, stop: int) -> list[Message]:
+        """The system turn and rounds first … stop."""
+        return [*self.head, *(message for turns in self.rounds[first:stop] for message in turns)]
 
 
-def _rounds(messages: Sequence[Message]) -> tuple[tuple[Message, ...], list[tuple[Message, ...]]]:
-    """The system turn, and the rounds of (user, assistant) or a last (user,)."""
-    head = tuple(messages[:1]) if messages[0].role == "system" else ()
-    body = messages[len(head) :]
-    return head, [tuple(body[i : i + 2]) for i in range(0, len(body), 2)]
+@dataclass(frozen=True)
+class _Part:
+    """Some rounds as sequences, one for each ending, before any cut. `ends` is where the last trained text of each ends:
+    what a template writes behind it is no loss."""
+
+    sequences: list[Sequenced]
+    turns: list[np.ndarray]
+    ends: list[int]
+
+    def lost(self, limit: int) -> int:
+        """Tokens that do not fit."""
+        return sum(max(0, end - limit) for end in self.ends)
 
 
-def _conversation(item: Conversation, tokenizer: Tokenizer, limit: int, placed: Placed) -> Sequenced | None:
-    """The most recent whole rounds that fit; an answer that does not fit alone is cut on the right, and counted."""
-    head, rounds = _rounds(item.messages)
-    tokens, weights, first = [], [], 0
-    for first in range(len(rounds)):
-        tokens, weights = tokenizer.encode_conversation([*head, *(m for r in rounds[first:] for m in r)])
-        if len(tokens) <= limit:
-            break
-    size = f"{len(tokens):,} tokens, context {limit - 1:,}"
-    if not any(weights[1:limit]):
-        placed.account.drop("prompt longer than the context", placed.where, size)
-        return None
-    placed.left_out(first, len(rounds))
-    if len(tokens) > limit:
-        placed.answer_cut(size)
-    return tokens[:limit], weights[:limit]
+def split_rounds(messages: Sequence[Message]) -> tuple[Round, list[Round]]:
+    """The system turn at the beginning, and the rounds: from a user's turn to the last answer before the next one, tool
+    calls and their results included."""
+    head = tuple(messages[:1]) if messages and messages[0].role == "system" else ()
+    rounds: list[list[Message]] = []
+    answered = True
+    for message in messages[len(head) :]:
+        if answered and (not rounds or message.role not in ("assistant", "tool")):
+            rounds.append([])
+        rounds[-1].append(message)
+        answered = message.role == "assistant"
+    return head, [tuple(turns) for turns in rounds]
 
 
-def _preference(item: Preference, tokenizer: Tokenizer, limit: int, placed: Placed) -> list[Sequenced] | None:
-    head, rounds = _rounds(item.prompt)
-    pair: list[Sequenced] = []
-    longest = first = 0
-    for first in range(len(rounds)):
-        prompt = [*head, *(m for r in rounds[first:] for m in r)]
-        pair = [_last_turn_only(tokenizer, prompt, answer) for answer in (item.chosen, item.rejected)]
-        longest = max(len(tokens) for tokens, _ in pair)
-        if longest <= limit:
-            break
-    size = f"{longest:,} tokens, context {limit - 1:,}"
-    cut = [(tokens[:limit], weights[:limit]) for tokens, weights in pair]
-    if not all(any(weights[1:]) for _, weights in cut):
-        placed.account.drop("prompt longer than the context", placed.where, size)
-        return None
-    if cut[0][0] == cut[1][0]:
-        placed.account.drop("answers equal after the cut", placed.where, size)
-        return None
-    placed.left_out(first, len(rounds))
-    if longest > limit:
-        placed.answer_cut(size)
-    return cut
+def _talk(item: Item) -> _Talk:
+    if isinstance(item, Document):
+        raise TypeError("a document is no conversation")
+    if isinstance(item, Conversation):
+        messages, endings = item.messages, ((),)
+    else:
+        answers = (item.chosen, item.rejected) if isinstance(item, Preference) else (item.answer,)
+        messages, endings = item.prompt, tuple((Message("assistant", answer),) for answer in answers)
+    head, rounds = split_rounds(messages)
+    return _Talk(head, tuple(rounds), endings, item.tools)
 
 
-def _last_turn_only(tokenizer: Tokenizer, prompt: list[Message], answer: str) -> Sequenced:
-    """A completion after its prompt: earlier assistant turns are part of the prompt and carry no weight."""
-    tokens, weights = tokenizer.encode_conversation([*prompt, Message("assistant", answer)])
-    before = tokenizer.encode_prompt(prompt)
-    if tokens[: len(before)] != before:
+def _varied(talk: _Talk, rules: Rules) -> tuple[_Talk, tuple[Remark, ...]]:
+    if not rules.augment.tail_truncation and not rules.augment.noise:
+        return talk, ()
+    rounds, ended, changed = vary(talk.rounds, rules.augment, rules.seed, may_end=not talk.completes)
+    remarks = []
+    if ended:
+        remarks.append(Remark("changed", "ended after an earlier round", f"{ended} of {len(talk.rounds)} rounds", ended))
+    if changed:
+        remarks.append(Remark("changed", "typing errors in questions", f"{changed:,} letters", changed))
+    return _Talk(talk.head, tuple(rounds), talk.endings, talk.tools), tuple(remarks)
+
+
+def _renderings(talk: _Talk, first: int, stop: int, tokenizer: Tokenizer) -> list[list[Piece]]:
+    """Each ending behind rounds first … stop, and where only the ending is trained, the prompt alone."""
+    messages, template = talk.messages(first, stop), tokenizer.template
+    renderings = [template.render([*messages, *ending], talk.tools) for ending in talk.endings]
+    if talk.completes:
+        renderings.append(template.prompt(messages, talk.tools))
+    return renderings
+
+
+def _part(talk: _Talk, first: int, stop: int, encodings: Sequence[Encoding], train_on: str) -> _Part:
+    """The part whose renderings were encoded, with the weights that the rules give."""
+    sequences, turns, ends = [], [], []
+    for encoding, _ in zip(encodings, talk.endings, strict=False):
+        tokens, weights = encoding.tokens, encoding.weights
+        trained = weights.nonzero()[0]
+        ends.append(int(trained[-1]) + 1 if len(trained) else len(tokens))
+        if talk.completes:
+            weights = _behind(encodings[-1].tokens, tokens, weights)
+        else:
+            weights = _weighted(encoding, talk.messages(first, stop), train_on)
+        sequences.append((tokens, weights))
+        turns.append(encoding.turns)
+    return _Part(sequences, turns, ends)
+
+
+def _behind(prompt: np.ndarray, tokens: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The weights of a completion: earlier answers are part of the prompt and carry none."""
+    if not np.array_equal(tokens[: len(prompt)], prompt):
         raise TemplateError("the chat template writes an answer behind something else than its generation prompt")
-    return tokens, [0.0] * len(before) + weights[len(before) :]
+    return np.concatenate((np.zeros(len(prompt), np.float32), weights[len(prompt) :]))
 
 
-def _count(account: SourceAccount, sequences: Sequence[Sequenced]) -> None:
-    account.used += 1
-    account.tokens += sum(len(tokens) for tokens, _ in sequences)
-    account.supervised_tokens += int(sum(sum(w > 0 for w in weights[1:]) for _, weights in sequences))
+def _weighted(encoding: Encoding, messages: Sequence[Message], train_on: str) -> np.ndarray:
+    """The template's weights times those of each turn; where only the last answer is trained, the others' are 0."""
+    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    factors = np.ones(len(messages) + 1, np.float32)  # the last is for tokens of no turn
+    for index in answers:
+        weight = messages[index].weight
+        factors[index] = 0.0 if train_on == "last" and index != answers[-1] else 1.0 if weight is None else weight
+    kinds = {float(factors[index]) for index in answers}
+    if kinds <= {1.0}:
+        return encoding.weights
+    if len(kinds) == 1:
+        return encoding.weights * np.float32(kinds.pop())
+    if (encoding.turns[encoding.weights > 0] < 0).any():
+        raise RowError("template does not tell turns apart", "it cannot give its turns different weights")
+    return encoding.weights * factors[encoding.turns]
 
 
-def encode_items(placed: Sequence[Placed], tokenizer: Tokenizer, context: int, kind: str) -> Examples:
-    """Examples of all items that fit. A sequence of n tokens gives n − 1 positions, so n ≤ context + 1."""
-    if kind == "pretrain":
-        return _encode_documents(placed, tokenizer, context)
-    sequences: list[Sequenced] = []
-    for place in placed:
-        try:
-            if isinstance(place.item, Conversation):
-                one = _conversation(place.item, tokenizer, context + 1, place)
-                made = None if one is None else [one]
+class _Fitting:
+    """Makes one conversation fit the context."""
+
+    def __init__(self, talk: _Talk, whole: _Part, tokenizer: Tokenizer, rules: Rules) -> None:
+        self.talk, self.tokenizer, self.rules = talk, tokenizer, rules
+        self.limit, self.rounds = rules.context + 1, len(talk.rounds)
+        self._parts = {(0, self.rounds): whole}
+
+    def part(self, first: int, stop: int) -> _Part:
+        """Rounds first … stop as they render on their own."""
+        if (first, stop) not in self._parts:
+            encodings = self.tokenizer.encode_many(_renderings(self.talk, first, stop, self.tokenizer))
+            self._parts[first, stop] = _part(self.talk, first, stop, encodings, self.rules.train_on)
+        return self._parts[first, stop]
+
+    def fits(self, first: int, stop: int) -> bool:
+        return not self.part(first, stop).lost(self.limit)
+
+    def cut(self, part: _Part) -> tuple[Example, list[Remark]]:
+        """The part without what does not fit; RowError where no target is left, or no difference."""
+        if not all(weights[1:].any() for _, weights in part.sequences):
+            raise RowError("nothing to train", "every turn that could be trained has weight 0")
+        size = f"{max(part.ends):,} tokens, context {self.rules.context:,}"
+        example = tuple((tokens[: self.limit], weights[: self.limit]) for tokens, weights in part.sequences)
+        if not all(weights[1:].any() for _, weights in example):
+            raise RowError("prompt longer than the context", size)
+        if len(example) == 2 and np.array_equal(example[0][0], example[1][0]):
+            raise RowError("answers equal after the cut", size)
+        lost = part.lost(self.limit)
+        if not lost:
+            return example, []
+        return example, [Remark("truncated", "answer cut to the context", self._answers_hit(part) + size, lost)]
+
+    def _answers_hit(self, part: _Part) -> str:
+        """How many answers of a conversation are cut or lost, where the template tells and it has several."""
+        if self.talk.completes:
+            return ""
+        (_, weights), turns = part.sequences[0], part.turns[0]
+        trained, hit = set(turns[weights > 0].tolist()), set(turns[self.limit :][weights[self.limit :] > 0].tolist())
+        return "" if len(trained) == 1 else f"{len(hit)} of {len(trained)} answers cut or lost, "
+
+    def truncate(self) -> Encoded:
+        """Keep the beginning."""
+        example, remarks = self.cut(self.part(0, self.rounds))
+        return Encoded((example,), tuple(remarks))
+
+    def recent(self) -> Encoded:
+        """Keep the newest whole rounds; the last one's answer is cut where it does not fit alone.
+
+        Searched by bisection: fewer rounds are taken to be shorter, and what is chosen is rendered and measured.
+        """
+        first = 0
+        if not self.fits(0, self.rounds):
+            candidates = range(1, self.rounds - 1)
+            first = min(1 + bisect_left(candidates, True, key=lambda start: self.fits(start, self.rounds)), self.rounds - 1)
+        example, remarks = self.cut(self.part(first, self.rounds))
+        if first:
+            left_out = Remark("shortened", "oldest turns left out", f"{first} of {self.rounds} rounds", first)
+            remarks = [left_out, *remarks]
+        return Encoded((example,), tuple(remarks))
+
+    def split(self) -> Encoded:
+        """Several examples of whole rounds, each round in one of them."""
+        examples, remarks, left_out = [], [], Counter[str]()
+        first = 0
+        while first < self.rounds:
+            stop = self._longest(first)
+            try:
+                example, said = self.cut(self.part(first, stop))
+            except RowError as error:
+                left_out[error.reason] += stop - first
             else:
-                assert isinstance(place.item, Preference)
-                made = _preference(place.item, tokenizer, context + 1, place)
+                examples.append(example)
+                remarks += said
+            first = stop
+        if not examples:
+            raise RowError(next(iter(left_out)), f"in each of {self.rounds} rounds")
+        for reason, rounds in left_out.items():
+            remarks.append(Remark("shortened", f"rounds left out: {reason}", f"{rounds} of {self.rounds} rounds", rounds))
+        if len(examples) > 1:
+            made = Remark("split", "conversation made several examples", f"{len(examples)} examples", len(examples))
+            remarks.insert(0, made)
+        return Encoded(tuple(examples), tuple(remarks))
+
+    def _longest(self, first: int) -> int:
+        """Where the longest run of rounds from `first` ends that fits; at least one round."""
+        count, most = 1, self.rounds - first
+        while 2 * count <= most and self.fits(first, first + 2 * count):
+            count *= 2
+        more = range(count + 1, min(2 * count, most + 1))
+        return first + count + bisect_left(more, True, key=lambda rounds: not self.fits(first, first + rounds))
+
+
+def _fit(talk: _Talk, encodings: Sequence[Encoding], tokenizer: Tokenizer, rules: Rules) -> Encoded:
+    """The examples of one conversation; RowError or TemplateError where it has none."""
+    whole = _part(talk, 0, len(talk.rounds), encodings, rules.train_on)
+    longest = max(len(tokens) for tokens, _ in whole.sequences)
+    if longest < rules.min_tokens:
+        raise RowError("too short", f"{longest} tokens, at least {rules.min_tokens} wanted")
+    if not all(weights[1:].any() for _, weights in whole.sequences):
+        raise RowError("nothing to train", "every turn that could be trained has weight 0")
+    fitting = _Fitting(talk, whole, tokenizer, rules)
+    if rules.long_conversations == "truncate":
+        return fitting.truncate()
+    if rules.long_conversations == "split" and rules.train_on == "all" and not talk.completes:
+        return fitting.split()
+    return fitting.recent()
+
+
+def _dropped(reason: str, detail: str) -> Encoded:
+    return Encoded((), (Remark("dropped", reason, detail.encode(errors="replace").decode()),))
+
+
+NOT_UNICODE = _dropped("not valid Unicode", "a lone surrogate has no UTF-8 form")
+
+
+def _encode_all(tokenizer: Tokenizer, batch: Sequence[list[list[Piece]]]) -> list[list[Encoding] | None]:
+    """The encodings of each item's renderings; None where its text has no UTF-8 form."""
+    try:
+        encodings = iter(tokenizer.encode_many([rendering for renderings in batch for rendering in renderings]))
+    except UnicodeEncodeError:
+        if len(batch) == 1:
+            return [None]
+        return [found for renderings in batch for found in _encode_all(tokenizer, [renderings])]
+    return [[next(encodings) for _ in renderings] for renderings in batch]
+
+
+def _encode_conversations(items: Sequence[Item], tokenizer: Tokenizer, rules: Rules) -> Iterator[Encoded]:
+    """Render all, encode all at once, and make each fit."""
+    talks = [_varied(_talk(item), rules) for item in items]
+    rendered: list[list[list[Piece]]] = []
+    refused: dict[int, str] = {}
+    for index, (talk, _) in enumerate(talks):
+        try:
+            rendered.append(_renderings(talk, 0, len(talk.rounds), tokenizer))
         except TemplateError as error:
-            place.account.drop("the chat template refuses it", place.where, str(error))
+            refused[index] = str(error)
+            rendered.append([])
+    for index, encodings in enumerate(_encode_all(tokenizer, rendered)):
+        talk, changes = talks[index]
+        if encodings is None:
+            yield NOT_UNICODE
             continue
-        if made is not None:
-            _count(place.account, made)
-            sequences += made
-    return _columns(sequences, 2 if kind == "preference" else 1)
+        try:
+            if index in refused:
+                raise TemplateError(refused[index])
+            encoded = _fit(talk, encodings, tokenizer, rules)
+        except TemplateError as error:
+            yield _dropped("the chat template refuses it", str(error))
+        except RowError as error:
+            yield _dropped(error.reason, error.detail)
+        else:
+            yield Encoded(encoded.examples, (*changes, *encoded.remarks)) if changes else encoded
 
 
-def _encode_documents(placed: Sequence[Placed], tokenizer: Tokenizer, context: int) -> Examples:
-    documents = [place.item.text for place in placed if isinstance(place.item, Document)]
-    encoded = tokenizer.encode_documents(documents)
-    for place, tokens in zip(placed, encoded, strict=True):
-        _count(place.account, [(tokens, [1.0] * len(tokens))])
-    return _columns(((tokens, [1.0] * len(tokens)) for tokens in encoded), 1)
+def _encode_documents(items: Sequence[Item], tokenizer: Tokenizer, rules: Rules) -> Iterator[Encoded]:
+    """Documents are never cut: packing lets them go on in the next row."""
+    try:
+        documents = tokenizer.encode_documents([item.text for item in items if isinstance(item, Document)])
+    except UnicodeEncodeError:
+        if len(items) == 1:
+            yield NOT_UNICODE
+        else:
+            for item in items:
+                yield from _encode_documents([item], tokenizer, rules)
+        return
+    least, enclosing = max(rules.min_tokens, 1), 1 + (tokenizer.document_start is not None)
+    for tokens in documents:
+        size = len(tokens) - enclosing
+        if size < least:
+            yield _dropped("too short", f"{size} tokens, at least {least} wanted")
+        else:
+            yield Encoded((((tokens, np.ones(len(tokens), np.float32)),),))
+
+
+def _characters(item: Item) -> int:
+    if isinstance(item, Document):
+        return len(item.text)
+    return sum(len(message.content) for message in (item.messages if isinstance(item, Conversation) else item.prompt))
+
+
+def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Items in order, no more at once than memory should hold."""
+    batch: list[Item] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += _characters(item)
+        if len(batch) == BATCH_ITEMS or size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def encode_items(items: Iterable[Item], tokenizer: Tokenizer, rules: Rules) -> Iterator[Encoded]:
+    """What becomes of each item, in order. Items are encoded many at once, in constant memory.
+
+    A weight belongs to the token at its place *as a target*, so the first token's never counts.
+    """
+    encode = _encode_documents if rules.kind == "pretrain" else _encode_conversations
+    for batch in _batches(items):
+        yield from encode(batch, tokenizer, rules)

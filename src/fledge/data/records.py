@@ -1,155 +1,204 @@
-"""Reading files: every row of a source with its place, and every row that cannot be read with the reason."""
+"""Reading files: which files a source names, parts of them that can be read on their own, and every row with its number."""
 
 import glob
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import orjson
-
+from fledge.data.arrays import json_array, shape_of
+from fledge.data.blocks import BLOCK, UNPACK, Damaged
+from fledge.data.encodings import checked, encoding_of, utf8_blocks
+from fledge.data.formats import Record, json_lines, text_lines, text_paragraphs, text_whole
+from fledge.data.tables import csv_rows, parquet_file, parquet_rows
 from fledge.errors import FledgeError
 from fledge.recipe.schema import Source
 
+__all__ = ["Record", "Span", "files_of", "passed_over", "place", "read", "remarks", "spans_of"]
+
+FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
+BY_LINE = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
+DIVISIBLE = ("utf-8", "ascii", "gb18030", "gbk", "gb2312", "big5", "cp950", "cp1252", "iso8859-1")  # a byte 10 ends a line
+SHAPES = {"lines": ["one object a line: read like .jsonl"], "object": ["rows taken from the list inside an object"]}
+
 
 @dataclass(frozen=True)
-class Record:
-    """One row: its value, or the reason why it has none. `where` is file:line, or file#index inside an array."""
+class Span:
+    """A part of a file that can be read on its own.
 
-    where: str
-    value: Any = None
-    broken: str | None = None
-    detail: str = ""
+    `start` and `stop` are bytes, or row groups of a .parquet file; None is the end. `first` is the number of the first row.
+    """
+
+    file: str
+    start: int
+    stop: int | None
+    first: int
+
+
+def format_of(file: Path) -> str | None:
+    """The ending that says how a file is read, in lower case and without that of a compression; None if it is none of ours."""
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    if suffixes and suffixes[-1] in UNPACK:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
+
+
+def place(file: str, number: int) -> str:
+    """Where a row stands: a.jsonl:12 for the line of a file, counted from 1; a.json#3 for an index, counted from 0.
+
+    The number 0 of a file of lines is the whole file.
+    """
+    if format_of(Path(file)) in BY_LINE:
+        return f"{file}:{number}" if number else file
+    return f"{file}#{number}"
 
 
 def files_of(source: Source, key: str) -> list[Path]:
-    """The files a source names: itself, the readable files of a folder, or what a glob matches, sorted."""
-    path = Path(source.path).expanduser()
-    if path.is_dir():
-        found = sorted(item for item in path.iterdir() if item.suffix in READERS)
-    elif path.exists():
-        found = [path]
-    else:
-        found = sorted(Path(item) for item in glob.glob(str(path), recursive=True) if Path(item).is_file())
+    """The files that `source.path` names: itself, the readable files of a folder, or what a glob matches, sorted.
+
+    FledgeError names the recipe key where there are none, one is of no known format, or the source's encoding is unknown.
+    """
+    if source.encoding.lower() != "auto":
+        checked(source.encoding, f"{key}.encoding")
+    try:
+        path = Path(source.path or "").expanduser()
+        if path.is_dir():
+            found = [item for item in path.iterdir() if _is_read(item)]
+        elif path.exists():
+            found = [path]
+        else:
+            found = [file for name in glob.glob(str(path), recursive=True) if (file := Path(name)).is_file()]
+    except (OSError, ValueError, RuntimeError) as error:  # no rights, a null character, an unknown home directory
+        raise FledgeError(f"cannot look for '{source.path}': {error}", where=key) from None
     if not found:
         raise FledgeError(f"there is no file '{source.path}'", where=key, hint=f"looked in {Path.cwd()}")
     for file in found:
-        if file.suffix not in READERS:
-            raise FledgeError(
-                f"cannot read '{file}': its ending is not one of {', '.join(READERS)}", where=key, hint="convert or rename it"
-            )
-    return found
+        _check(file, key)
+    return sorted(found)
+
+
+def _is_read(item: Path) -> bool:
+    """Whether a file in a folder is one of rows; hidden ones, such as macOS writes beside each file, are not."""
+    return format_of(item) is not None and item.is_file() and not item.name.startswith(".")
+
+
+def _check(file: Path, key: str) -> None:
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        raise FledgeError(f"the name {str(file)!a} is not UTF-8", where=key, hint="rename the file") from None
+    if format_of(file) is None:
+        endings = f"{', '.join(FORMATS)}, also with {' or '.join(UNPACK)} behind it"
+        raise FledgeError(f"cannot read '{file}': its ending is not one of {endings}", where=key, hint="convert or rename it")
+    if not file.is_file():
+        raise FledgeError(f"'{file}' is not a regular file", where=key)
 
 
 def passed_over(source: Source) -> list[Path]:
-    """What lies in a folder source and is not read: sub-folders, and files whose ending says that they hold no rows."""
-    path = Path(source.path).expanduser()
-    return sorted(item for item in path.iterdir() if item.suffix not in READERS) if path.is_dir() else []
-
-
-def read(source: Source, key: str) -> Iterator[Record]:
-    """All rows of a source, in order. `key` is the recipe key that errors name."""
-    count = 0
-    for file in files_of(source, key):
-        try:
-            for record in READERS[file.suffix](file, source):
-                yield record
-                count += 1
-                if source.max_rows is not None and count >= source.max_rows:
-                    return
-        except OSError as error:
-            raise FledgeError(f"cannot read '{file}': {error.strerror or error}", where=key) from None
-    if count == 0:
-        raise FledgeError(f"'{source.path}' holds no rows: the file is empty", where=key)
-
-
-def _jsonl(file: Path, source: Source) -> Iterator[Record]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{file}:{number}"
-            try:
-                yield Record(where, orjson.loads(line))
-            except orjson.JSONDecodeError as error:
-                yield Record(where, broken=_why_broken(line), detail=str(error)[:120])
-
-
-def _why_broken(line: bytes) -> str:
+    """What lies in a folder source and is not read: sub-folders, hidden files, and those whose ending says no rows."""
     try:
-        line.decode("utf-8")
-    except UnicodeDecodeError:
-        return "not UTF-8"
-    return "invalid JSON"
+        path = Path(source.path or "").expanduser()
+        return sorted(item for item in path.iterdir() if not _is_read(item)) if path.is_dir() else []
+    except (OSError, ValueError, RuntimeError):
+        return []  # files_of says why
 
 
-def _json(file: Path, source: Source) -> Iterator[Record]:
-    content = file.read_bytes()
-    if not content.strip():
-        return
+def remarks(file: Path, source: Source) -> list[str]:
+    """What the user should be told about how a file is read: an encoding that was recognised, a .json that is no array."""
+    ending = format_of(file)
+    if ending == ".parquet":
+        return []
+    encoding = encoding_of(file, source)
+    said = [f"read as {encoding}"] if encoding != "utf-8" and source.encoding.lower() == "auto" else []
+    shape = shape_of(file, encoding) if ending == ".json" else "array"
+    return said + SHAPES.get(shape, [])
+
+
+def spans_of(files: Sequence[Path], source: Source, target_bytes: int) -> list[Span]:
+    """All files in parts of about `target_bytes`, in order; together the parts hold each row once. Empty files have none.
+
+    Divided are plain .jsonl and .txt of one document a line, at line ends, and .parquet between row groups. Only line ends are
+    read for that.
+    """
+    return [span for file in files for span in _spans(file, source, target_bytes)]
+
+
+def _spans(file: Path, source: Source, target_bytes: int) -> list[Span]:
+    ending, compressed = format_of(file), file.suffix.lower() in UNPACK
     try:
-        rows = orjson.loads(content)
-    except orjson.JSONDecodeError as error:
-        hint = "one object a line? then name the file .jsonl" if content.lstrip()[:1] == b"{" else None
-        raise FledgeError(f"not valid JSON: {error}", where=f"{file}:{error.lineno}", hint=hint) from None
-    if not isinstance(rows, list):
-        raise FledgeError("expected a JSON array of rows", where=str(file), hint="one object a line belongs into .jsonl")
-    for index, row in enumerate(rows):
-        yield Record(f"{file}#{index}", row)
+        size = file.stat().st_size
+        if size == 0:
+            return []
+        if ending == ".parquet" and not compressed:
+            return _row_group_spans(file, target_bytes)
+        lines = ending in (".jsonl", ".ndjson") or (ending == ".txt" and source.documents == "line")
+        if lines and not compressed and size > target_bytes and encoding_of(file, source) in DIVISIBLE:
+            return list(_line_spans(file, size, target_bytes))
+    except OSError as error:
+        raise FledgeError(f"cannot read it: {error.strerror or error}", where=str(file)) from None
+    by_index = ending in (".json", ".parquet") or (ending == ".txt" and source.documents == "file")
+    return [Span(str(file), 0, None, 0 if by_index else 1)]
 
 
-def _txt(file: Path, source: Source) -> Iterator[Record]:
-    def text(raw: bytes, where: str) -> Record:
-        try:
-            return Record(where, {"text": raw.decode("utf-8").strip("\r\n")})
-        except UnicodeDecodeError as error:
-            return Record(where, broken="not UTF-8", detail=f"byte {error.start}: {error.reason}")
-
-    if source.documents == "file":
-        raw = file.read_bytes()
-        if raw.strip():
-            yield text(raw, str(file))
-        return
-    with file.open("rb") as lines:
-        paragraph, first = b"", 1
-        for number, line in enumerate(lines, 1):
-            if source.documents == "line":
-                if line.strip():
-                    yield text(line, f"{file}:{number}")
-            elif line.strip():
-                first = first if paragraph else number
-                paragraph += line
-            elif paragraph:
-                yield text(paragraph, f"{file}:{first}")
-                paragraph = b""
-        if paragraph:
-            yield text(paragraph, f"{file}:{first}")
+def _row_group_spans(file: Path, target_bytes: int) -> list[Span]:
+    spans, start, size, first, row = [], 0, 0, 0, 0
+    with parquet_file(file) as table:
+        for group in range(table.num_row_groups):
+            size += table.metadata.row_group(group).total_byte_size
+            row += table.metadata.row_group(group).num_rows
+            if size >= target_bytes or group == table.num_row_groups - 1:
+                spans.append(Span(str(file), start, group + 1, first))
+                start, size, first = group + 1, 0, row
+    return spans
 
 
-def _parquet(file: Path, source: Source) -> Iterator[Record]:
+def _line_spans(file: Path, size: int, target_bytes: int) -> Iterator[Span]:
+    start, number = 0, 1
+    with file.open("rb") as handle:
+        while start < size:
+            first, left = number, target_bytes
+            while left > 0 and (block := handle.read(min(BLOCK, left))):
+                number, left = number + block.count(b"\n"), left - len(block)
+            while (rest := handle.readline(BLOCK)) and not rest.endswith(b"\n"):
+                pass
+            number += rest.endswith(b"\n")
+            stop = min(handle.tell(), size)
+            yield Span(str(file), start, stop, first)
+            start = stop
+
+
+def read(span: Span, source: Source) -> Iterator[Record]:
+    """The rows of a part of a file, in order and in constant memory. Blank rows are skipped, and no others.
+
+    Where compressed data are damaged, the rows before are read and one broken record stands for the rest. FledgeError names the
+    file, and the line where there is one, if it cannot be opened or is not what its name says.
+    """
+    number = span.first
     try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError:
-        from fledge.errors import missing_extra
-
-        raise missing_extra("pyarrow", "parquet", f"reading {file}") from None
-    if file.stat().st_size == 0:
-        return
-    try:
-        table = parquet.ParquetFile(file)
-        index = 0
-        for batch in table.iter_batches(batch_size=4096):
-            for row in batch.to_pylist():
-                yield Record(f"{file}#{index}", row)
-                index += 1
-    except pyarrow.ArrowException as error:
-        raise FledgeError(f"not a readable Parquet file: {error}", where=str(file)) from None
+        for record in _rows(span, source):
+            yield record
+            number = record.number + 1
+    except Damaged as damage:
+        yield Record(number, broken="damaged file", detail=f"{damage}; what follows is lost")
 
 
-READERS: dict[str, Callable[[Path, Source], Iterator[Record]]] = {
-    ".jsonl": _jsonl,
-    ".json": _json,
-    ".txt": _txt,
-    ".parquet": _parquet,
+def _rows(span: Span, source: Source) -> Iterator[Record]:
+    file = Path(span.file)
+    ending = format_of(file)
+    if ending == ".parquet":
+        return parquet_rows(file, span.start, span.stop, span.first)
+    encoding = encoding_of(file, source)
+    blocks = utf8_blocks(file, encoding, span.start, span.stop)
+    if ending == ".json" and (shape := shape_of(file, encoding)) != "lines":
+        return json_array(blocks, file, shape, encoding)
+    if ending in (".csv", ".tsv"):
+        return csv_rows(blocks, file, encoding, "\t" if ending == ".tsv" else None)
+    if ending == ".txt":
+        return DOCUMENTS[source.documents](blocks, span.first, encoding)
+    return json_lines(blocks, span.first, encoding)
+
+
+DOCUMENTS: dict[str, Callable[..., Iterator[Record]]] = {
+    "line": text_lines,
+    "paragraph": text_paragraphs,
+    "file": text_whole,
 }

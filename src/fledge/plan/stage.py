@@ -37,10 +37,10 @@ def plan_stage(
     stage: PretrainStage | SftStage | PreferenceStage, train: PackedData, config: ModelConfig, vocab_size: int
 ) -> tuple[StagePlan, Extent]:
     """What the loop will do. FledgeError where the warm-up is longer than the stage."""
-    reach = extent(stage.length, stage.batch, len(train), train.row_length)
+    reach = extent(stage.length, stage.batch, train.rows_in, train.row_length)
     warm = warmup_steps(stage.schedule, reach.steps)
     count = parameters(config, vocab_size)
-    share = reach.epochs(len(train))
+    share = train.epochs_at(reach.rows)
     tokens = round(train.positions * share)
     return StagePlan(
         kind=stage.kind,

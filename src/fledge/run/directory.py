@@ -56,6 +56,11 @@ class StageDirectory:
         return self.root / "checkpoints"
 
     @property
+    def data(self) -> Path:
+        """The stage's data as it was built for this run."""
+        return self.root / "data"
+
+    @property
     def done(self) -> Path:
         """Written last: the stage's result, and which model goes on."""
         return self.root / "done.json"

@@ -2,8 +2,12 @@
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
+from itertools import chain, islice, pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import xxhash
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Core
@@ -13,6 +17,121 @@ from fledge.tokenizer.template import CHATML, NATIVE, ChatTemplate, Message, Pie
 
 PAD_CANDIDATES = ("<pad>", "<|pad|>", "<|endoftext|>", "</s>")
 END_CANDIDATES = ("<|endoftext|>", "</s>", "<|im_end|>", "<eos>")
+
+HARD = (
+    "", " ", "\n", "\r\n\t\v\f\x00\x1b\x7f\x85\u200b\u2028\ufeff",
+    "The quick brown fox, isn't it? WE'LL see; they've 1,234.50!",
+    "e\u0301 n\u0303 a\u0308\u0323 \u1100\u1161\u11a8 가 ﬁ Ⅷ ½ ²", "１２３ ＡＢＣ ａｂｃ　全角，。！？",
+    "\u0661\u0662\u0663 \u096a\u096b\u096c \u0639\u0631\u0628\u064a \u0939\u093f\u0928\u094d\u0926\u0940 \u0e44\u0e17\u0e22",
+    "春眠不觉晓，处处闻啼鸟。夜來風雨聲 花落知多少 𠀀𪜶 かなカナ",
+    "\U0001f600\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1e8\U0001f1f3\U0001f44d\U0001f3fd \u2764\ufe0f \u260e\ufe0e",
+    "def f(x):\n\tif x >= 0x1F:  # why?\n        return {'a': [1, 2.5e-3]}\n\n\n",
+    "https://a.b/c?d=e&f=%20 <p>x</p> a_b-c/d\\e",
+    "a" * 300, "哈" * 100, "ab1 " * 60, " " * 200 + "x", "\n" * 50 + " \t" * 40, "0123456789" * 20, "=" * 80,
+    ("\u3000" * 8 + "x") * 3, "".join(map(chr, range(0x100))), "".join(map(chr, range(0x100, 0xD800, 0x3F))),
+    "".join(map(chr, range(0xE000, 0x110000, 0xFFF))),
+)  # fmt: skip
+"""Texts on which a fast encoder would differ if it did: every byte that UTF-8 has, and what regular expressions, added
+tokens and merges treat apart."""
+CHECKED_TOKENS = 100  # added tokens that are tried in text
+CHECKED_CHARACTERS = 20_000  # of the first texts encoded
+
+Flat = tuple[np.ndarray, np.ndarray]
+
+
+class Encoding(NamedTuple):
+    """A rendered conversation: tokens int32 [n], weights float32 [n], turns int32 [n].
+
+    A turn is the index of the message whose trained text the token belongs to, -1 for none.
+    """
+
+    tokens: np.ndarray
+    weights: np.ndarray
+    turns: np.ndarray
+
+
+def _encode_exactly(core: Core, texts: Sequence[str]) -> Flat:
+    """Ids int32 of all texts end to end, and where each text begins and ends, int64 [texts + 1]."""
+    for text in texts:
+        text.encode()  # a lone surrogate is a UnicodeEncodeError here, a TypeError of other meaning in the library
+    rows = [encoding.ids for encoding in core.encode_batch_fast(list(texts), add_special_tokens=False)]
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    return np.fromiter(chain.from_iterable(rows), np.int32, count=int(offsets[-1])), offsets
+
+
+class BatchCoder:
+    """Many texts at once: by `fastokens`, a faster encoder, where it gives the ids that `tokenizers` gives, else by
+    `tokenizers` itself. `name` tells which of them it is, `reason` why it is not the fast one.
+
+    Checked are hard texts and each added token on the way in, and the first texts of either kind that are encoded.
+    """
+
+    def __init__(self, core: Core, literal: Core) -> None:
+        self._cores = {False: core, True: literal}
+        self._checked: set[bool] = set()
+        self._fast: Any = None
+        self.reason = ""
+        try:
+            from fastokens import Tokenizer as Fast
+
+            self._fast = Fast.from_json_str(core.to_str())
+        except (ImportError, ValueError) as error:
+            self._fall_back(f"fastokens cannot load it: {error}")
+            return
+        added = islice((token.content for token in core.get_added_tokens_decoder().values()), CHECKED_TOKENS)
+        tokens = [text for token in added for text in (token, f"a{token}{token} {token} \n{token}\nb.{token[:-1]}")]
+        for literal_text in (False, True):
+            self._check([*HARD, *tokens], literal_text)
+
+    @property
+    def name(self) -> str:
+        """fastokens or tokenizers."""
+        return "tokenizers" if self._fast is None else "fastokens"
+
+    def _fall_back(self, reason: str) -> None:
+        self._fast, self.reason = None, reason
+
+    def _check(self, texts: Sequence[str], literal: bool) -> None:
+        if self._fast is None:
+            return
+        ours = _encode_exactly(self._cores[literal], texts)
+        try:
+            theirs = self._encode_fast(texts, literal)
+        except ValueError as error:
+            self._fall_back(f"fastokens refuses a text: {error}")
+            return
+        if not all(map(np.array_equal, ours, theirs)):
+            self._fall_back("fastokens gives other ids than tokenizers")
+
+    def _check_first(self, texts: Sequence[str], literal: bool) -> None:
+        """Compare on the beginning of what is encoded first."""
+        left, some = CHECKED_CHARACTERS, []
+        for text in texts:
+            some.append(text[:left])
+            left -= len(some[-1])
+            if left <= 0:
+                break
+        self._check(some, literal)
+        self._checked.add(literal)
+
+    def _encode_fast(self, texts: Sequence[str], literal: bool) -> Flat:
+        ids, offsets = self._fast.encode_batch_flat(list(texts), False, literal)
+        return np.frombuffer(ids, "<u4").astype(np.int32), np.frombuffer(offsets, "<u8").astype(np.int64)
+
+    def encode(self, texts: Sequence[str], literal: bool) -> Flat:
+        """Ids int32 of all texts end to end, and offsets int64 [texts + 1]; in `literal` texts special tokens are text.
+
+        Raises UnicodeEncodeError for a text with lone surrogates.
+        """
+        if literal not in self._checked and texts:
+            self._check_first(texts, literal)
+        if self._fast is not None:
+            try:
+                return self._encode_fast(texts, literal)
+            except ValueError:  # its regular expressions give up on some texts, such as a million spaces
+                pass
+        return _encode_exactly(self._cores[literal], texts)
 
 
 class Tokenizer:
@@ -63,10 +182,29 @@ class Tokenizer:
         """A plain text between its start (if the tokenizer has one) and end tokens."""
         return [*self.encode_beginning(text), self.document_end]
 
-    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
-        """Many plain texts at once, on all cores."""
-        encodings = self._literal.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [[*self._start, *encoding.ids, self.document_end] for encoding in encodings]
+    @cached_property
+    def _batches(self) -> BatchCoder:
+        return BatchCoder(self.core, self._literal)
+
+    @property
+    def coder(self) -> str:
+        """Which library encodes batches: fastokens or tokenizers."""
+        return self._batches.name
+
+    @property
+    def coder_reason(self) -> str:
+        """Why it is not fastokens; empty where it is."""
+        return self._batches.reason
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ordinary texts, many at once: the ids of `encode` as int32 arrays."""
+        ids, offsets = self._batches.encode(texts, literal=True)
+        return [ids[start:stop] for start, stop in pairwise(offsets.tolist())]
+
+    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Plain texts, many at once: the ids of `encode_document` as int32 arrays."""
+        start, end = (np.array(ids, np.int32) for ids in (self._start, [self.document_end]))
+        return [np.concatenate((start, ids, end)) for ids in self.encode_batch(texts)]
 
     def encode_pieces(self, pieces: Sequence[Piece]) -> tuple[list[int], list[float]]:
         """Tokens and their weights, piece by piece, so that a prompt's tokens are always a prefix of its training row."""
@@ -79,13 +217,37 @@ class Tokenizer:
             weights += [piece.weight] * len(ids)
         return tokens, weights
 
-    def encode_conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[float]]:
-        """A whole conversation as (tokens, weights); raises TemplateError where the template refuses it."""
-        return self.encode_pieces(self.template.render(messages))
+    def encode_many(self, batch: Sequence[Sequence[Piece]]) -> list[Encoding]:
+        """What `encode_pieces` gives for each of many renderings, with the turns. Equal texts are encoded once.
 
-    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+        Raises UnicodeEncodeError for a text with lone surrogates.
+        """
+        pieces = [piece for rendering in batch for piece in rendering]
+        numbers: tuple[dict[str, int], dict[str, int]] = {}, {}  # control, literal: each text's number
+        which = np.empty(len(pieces), np.int64)
+        for i, piece in enumerate(pieces):
+            known = numbers[piece.literal]
+            which[i] = known.setdefault(piece.text, len(known))
+        control, literal = (self._batches.encode(list(known), bool(kind)) for kind, known in enumerate(numbers))
+        which[[piece.literal for piece in pieces]] += len(numbers[0])
+
+        pool = np.concatenate((control[0], literal[0]))
+        starts = np.concatenate((control[1][:-1], literal[1][:-1] + len(control[0])))
+        sizes = np.concatenate((np.diff(control[1]), np.diff(literal[1])))[which]
+        ends = np.concatenate(([0], np.cumsum(sizes)))
+        tokens = pool[np.repeat(starts[which] - ends[:-1], sizes) + np.arange(ends[-1])]
+        weights = np.repeat(np.array([piece.weight for piece in pieces], np.float32), sizes)
+        turns = np.repeat(np.array([-1 if piece.turn is None else piece.turn for piece in pieces], np.int32), sizes)
+        borders = ends[np.cumsum([0, *(len(rendering) for rendering in batch)])].tolist()
+        return [Encoding(tokens[a:b], weights[a:b], turns[a:b]) for a, b in pairwise(borders)]
+
+    def encode_conversation(self, messages: Sequence[Message], tools: str | None = None) -> tuple[list[int], list[float]]:
+        """A whole conversation as (tokens, weights); raises TemplateError where the template refuses it."""
+        return self.encode_pieces(self.template.render(messages, tools))
+
+    def encode_prompt(self, messages: Sequence[Message], tools: str | None = None) -> list[int]:
         """The tokens that generation starts from."""
-        return self.encode_pieces(self.template.prompt(messages))[0]
+        return self.encode_pieces(self.template.prompt(messages, tools))[0]
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
         """Text of the ids, special tokens written out unless skipped."""

@@ -1,6 +1,7 @@
 """How many steps a stage has."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fledge.recipe.schema import BatchConfig
@@ -16,18 +17,16 @@ class Extent:
     rows: int
     window: int
 
-    def epochs(self, rows_per_epoch: int) -> float:
-        """How often each row is read."""
-        return self.rows / rows_per_epoch
 
+def extent(length: str, batch: BatchConfig, rows_in: Callable[[float], float], row_length: int) -> Extent:
+    """Steps and rows of a length such as `3 epochs`, `500 steps` or `20M tokens` (tokens are positions of rows).
 
-def extent(length: str, batch: BatchConfig, rows_per_epoch: int, row_length: int) -> Extent:
-    """Steps and rows of a length such as `3 epochs`, `500 steps` or `20M tokens` (tokens are positions of rows)."""
+    `rows_in(epochs)` says how many rows so many epochs have."""
     wanted = Length.parse(length)
     window = batch.micro * batch.accumulation
     if wanted.unit == "steps":
         steps = int(wanted.amount)
         return Extent(steps, steps * window, window)
-    rows = wanted.amount * rows_per_epoch if wanted.unit == "epochs" else wanted.amount / row_length
+    rows = rows_in(wanted.amount) if wanted.unit == "epochs" else wanted.amount / row_length
     rows = max(1, math.ceil(rows))
     return Extent(math.ceil(rows / window), rows, window)

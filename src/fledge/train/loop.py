@@ -185,7 +185,7 @@ class Loop:
         loss = sum(float(outcome.loss) for outcome in outcomes) / weight
         metrics = {name: sum(float(outcome.metrics[name]) for outcome in outcomes) / weight for name in outcomes[0].metrics}
         values: dict[str, Any] = {
-            "epoch": round(min(state.step * work.extent.window, work.extent.rows) / len(work.train), 6),
+            "epoch": round(work.train.epochs_at(min(state.step * work.extent.window, work.extent.rows)), 6),
             "train/loss": loss,
             "learning_rate": rate,
             "grad_norm": norm,

@@ -48,7 +48,7 @@ def learning_rate(step: int, steps: int, optimizer: OptimizerConfig, schedule: S
         return base * (step + 1) / warm
     start, last = max(warm - 1, 0), steps - 1
     if schedule.name == "wsd":
-        start = max(start, last - round(schedule.decay * steps))
+        start = max(start, last - max(1, round(schedule.decay * steps)))
     if step <= start or schedule.name == "constant":
         return base
     if step == last:

@@ -15,7 +15,7 @@ from fledge.train.machine import eagerly
 
 def validation_batches(data: PackedData, rows: int, micro: int) -> Iterator[Batch]:
     """The first `rows` packed rows, always the same ones."""
-    count = min(rows, len(data))
+    count = min(rows, len(data.rows))
     for start in range(0, count, micro):
         yield data.assemble(list(range(start, min(start + micro, count))))
 

@@ -1,0 +1,64 @@
+"""Variation of conversations: earlier ends and typing errors. A pure function of the seed and the content."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import xxhash
+
+from fledge.recipe.schema import AugmentConfig
+from fledge.tokenizer import Message
+
+Round = tuple[Message, ...]
+
+
+def _draws(rounds: Sequence[Round], seed: int) -> Iterator[Callable[[], float]]:
+    """Streams of uniform numbers below 1, each of its own, decided by the conversation's text and the seed."""
+    text = "\0".join(part for turns in rounds for message in turns for part in (message.role, message.content))
+    digest = xxhash.xxh3_64_intdigest(text.encode(errors="surrogatepass"), seed)
+    for stream in range(2):
+        yield random.Random(2 * digest + stream).random
+
+
+def _mistype(text: str, rate: float, draw: Callable[[], float]) -> tuple[str, int]:
+    """The text with about `rate` of its letters swapped with the next, dropped or doubled, and how many were.
+
+    Digits and punctuation stay, so that what is asked for stays; a text of which nothing would be left stays as it is.
+    """
+    typed, changed, i = [], 0, 0
+    while i < len(text):
+        letter, following = text[i], text[i + 1 : i + 2]
+        step, written = 1, letter
+        if letter.isalpha() and draw() < rate:
+            kind = int(3 * draw())
+            if kind == 0 and following.isalpha() and following != letter:
+                step, written = 2, following + letter
+            else:
+                written = "" if kind == 1 else 2 * letter
+            changed += 1
+        typed.append(written)
+        i += step
+    result = "".join(typed)
+    return (result, changed) if result.strip() else (text, 0)
+
+
+def vary(rounds: Sequence[Round], config: AugmentConfig, seed: int, may_end: bool = True) -> tuple[list[Round], int, int]:
+    """Rounds as they are trained, the number of rounds left out at the end, and of letters changed in the user's turns.
+
+    At least one round stays; `may_end` is false where an answer belongs to the last round.
+    """
+    tail, noise = _draws(rounds, seed)
+    kept = list(rounds)
+    if may_end and len(kept) > 1 and tail() < config.tail_truncation:
+        kept = kept[: 1 + int(tail() * (len(kept) - 1))]
+    changed = 0
+    if noise() < config.noise:
+        for number, turns in enumerate(kept):
+            typed = []
+            for message in turns:
+                if message.role == "user":
+                    text, count = _mistype(message.content, config.noise_rate, noise)
+                    message, changed = replace(message, content=text), changed + count
+                typed.append(message)
+            kept[number] = tuple(typed)
+    return kept, len(rounds) - len(kept), changed

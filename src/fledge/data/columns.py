@@ -1,0 +1,68 @@
+"""What stands in the columns of a row: in those that the recipe names for a role, else in those with a usual name."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fledge.recipe.schema import Source
+
+DETAIL_LENGTH = 300
+
+
+class RowError(ValueError):
+    """A row that cannot be used: a short reason to count by, and the detail of this row."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        self.reason = reason
+        self.detail = detail[:DETAIL_LENGTH].encode("utf-8", "replace").decode("utf-8")
+        super().__init__(reason)
+
+
+def present(row: Mapping[str, Any], source: Source, role: str, usual: Sequence[str]) -> Any:
+    """What stands in the column of a role: the one that the recipe names ('' says that there is none), else the first usual
+    one with a value. None where it is missing or null."""
+    given = source.columns.get(role)  # type: ignore[call-overload]
+    for name in usual if given is None else (given,) if isinstance(given, str) else given:
+        value = row.get(name) if name else None
+        if value is not None:
+            return value
+    return None
+
+
+def named(row: Mapping[str, Any], source: Source, role: str) -> list[str] | None:
+    """The column(s) that the recipe names for a role, all of which must be there; None where it names none."""
+    given = source.columns.get(role)  # type: ignore[call-overload]
+    if given is None:
+        return None
+    names = [name for name in ([given] if isinstance(given, str) else given) if name]
+    for name in names:
+        if name not in row:
+            raise RowError("column missing", f"'{name}' is named in the recipe; {columns_of(row)}")
+    return names
+
+
+def value_of(row: Mapping[str, Any], source: Source, role: str, usual: Sequence[str]) -> Any:
+    """As `present`, but what the recipe names must be there."""
+    named(row, source, role)
+    return present(row, source, role, usual)
+
+
+def text_of(row: Mapping[str, Any], source: Source, role: str, usual: Sequence[str]) -> str | None:
+    """The text of a role's column(s), joined by line breaks; None where there is none."""
+    names = named(row, source, role)
+    if names is None:
+        names = [name for name in usual if row.get(name) is not None][:1]
+    texts = [_string(row[name], name) for name in names if row[name] is not None]
+    return "\n".join(text for text in texts if text) if texts else None
+
+
+def _string(value: Any, column: str) -> str:
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return "\n".join(value)
+    if not isinstance(value, str):
+        raise RowError("wrong type", f"'{column}' is {type(value).__name__}, not text")
+    return value
+
+
+def columns_of(row: Mapping[str, Any]) -> str:
+    """What to tell of a row in which a column was looked for in vain."""
+    return f"the row has {', '.join(map(str, row))}"

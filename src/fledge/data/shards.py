@@ -1,0 +1,174 @@
+"""The plan of a build: which files are read for which source, divided into shards that can be worked on alone."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import orjson
+import xxhash
+
+from fledge.data.records import Span, files_of, passed_over, spans_of
+from fledge.data.registry import resolve
+from fledge.errors import FledgeError
+from fledge.recipe.schema import PreferenceStage, PretrainStage, SftStage, Source
+
+AnyStage = PretrainStage | SftStage | PreferenceStage
+
+SHARD_BYTES = 16 * 2**20
+VERSION = 1
+PARTS = ("train", "validation", "evaluation")
+
+
+@dataclass(frozen=True)
+class PlannedSource:
+    """A source with its place in the recipe. `part` is train, validation or evaluation."""
+
+    source: Source
+    part: str
+    key: str
+    name: str
+    path: str
+    passed_over: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A piece of one source: its spans are read in order. A hub's dataset is one shard without spans."""
+
+    number: int
+    source: int
+    spans: tuple[Span, ...]
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder."""
+        return f"{self.number:05d}"
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """All that a worker has to know; plan.json. `stamps` are size and time of each file, to tell when one changed."""
+
+    stage: AnyStage
+    name: str
+    seed: int
+    sources: tuple[PlannedSource, ...]
+    shards: tuple[Shard, ...]
+    size: int
+    stamps: tuple[tuple[str, int, int], ...]
+
+    def of_part(self, *parts: str) -> list[Shard]:
+        """The shards of these parts, in order."""
+        return [shard for shard in self.shards if self.sources[shard.source].part in parts]
+
+    @cached_property
+    def asked(self) -> dict[str, Any]:
+        """What the recipe asks of the data, without where the files are now."""
+        data = self.stage.data.model_dump(mode="json")
+        return {"version": VERSION, "kind": self.stage.kind, "data": data, "seed": self.seed}
+
+    def as_dict(self) -> dict[str, Any]:
+        """plan.json."""
+        return {
+            "asked": self.asked,
+            "name": self.name,
+            "stage": self.stage.model_dump(mode="json"),
+            "sources": [{**asdict(item), "source": item.source.model_dump(mode="json")} for item in self.sources],
+            "shards": [asdict(shard) for shard in self.shards],
+            "size": self.size,
+            "stamps": [list(stamp) for stamp in self.stamps],
+        }
+
+    def encoded(self) -> bytes:
+        """plan.json as bytes."""
+        return orjson.dumps(self.as_dict(), option=orjson.OPT_INDENT_2)
+
+    def key(self) -> str:
+        """Changes with anything that was asked, and with the files."""
+        return xxhash.xxh3_64_hexdigest(self.encoded())
+
+    @classmethod
+    def read(cls, file: Path) -> "BuildPlan":
+        """The plan of a build directory."""
+        try:
+            saved = orjson.loads(file.read_bytes())
+        except FileNotFoundError:
+            raise FledgeError("this is not a directory of built data: it has no plan.json", where=str(file.parent)) from None
+        except ValueError as error:
+            raise FledgeError(f"damaged: {error}", where=str(file)) from None
+        if saved["asked"]["version"] != VERSION:
+            raise FledgeError(f"written by another version of fledge ({saved['asked']['version']})", where=str(file),
+                              hint="build the data again")  # fmt: skip
+        kinds = {"pretrain": PretrainStage, "sft": SftStage, "preference": PreferenceStage}
+        stage = kinds[saved["asked"]["kind"]].model_validate(saved["stage"])
+        return cls(
+            stage,
+            saved["name"],
+            saved["asked"]["seed"],
+            tuple(_planned(item) for item in saved["sources"]),
+            tuple(Shard(s["number"], s["source"], tuple(Span(**span) for span in s["spans"])) for s in saved["shards"]),
+            saved["size"],
+            tuple((path, size, time) for path, size, time in saved["stamps"]),
+        )
+
+
+def _planned(saved: Mapping[str, Any]) -> PlannedSource:
+    source = Source.model_validate(saved["source"])
+    return PlannedSource(source, saved["part"], saved["key"], saved["name"], saved["path"], tuple(saved["passed_over"]))
+
+
+def _sources(stage: AnyStage, name: str) -> list[PlannedSource]:
+    """Every source of the stage, registry entries resolved, with the recipe key that names it."""
+    key = f"stages.{name}.data"
+    data = stage.data
+    validation = [] if isinstance(data.validation, int | float) else data.validation
+    named = [("train", f"{key}.train", data.train), ("validation", f"{key}.validation", validation)]
+    named.append(("evaluation", f"{key}.clean.evaluation", data.clean.evaluation))
+    found = []
+    for part, where, sources in named:
+        for index, source in enumerate(sources):
+            for concrete in resolve(source, f"{where}.{index}"):
+                path = concrete.path or f"hub:{concrete.hub}"
+                label = concrete.name or path.rstrip("/").rsplit("/", 1)[-1]
+                found.append(PlannedSource(concrete, part, f"{where}.{index}", label, path))
+    return found
+
+
+def plan_build(stage: AnyStage, name: str, seed: int) -> BuildPlan:
+    """Find all files and divide them. FledgeError names the key of a missing file."""
+    planned, shards, stamps, total = [], [], {}, 0
+    for index, item in enumerate(_sources(stage, name)):
+        if item.source.hub:
+            planned.append(item)
+            shards.append(Shard(len(shards), index, ()))
+            continue
+        files = files_of(item.source, item.key)
+        over = tuple(str(path) for path in passed_over(item.source))
+        planned.append(PlannedSource(item.source, item.part, item.key, item.name, item.path, over))
+        for file in files:
+            state = file.stat()
+            stamps[str(file)] = (str(file), state.st_size, state.st_mtime_ns)
+            total += state.st_size
+        for spans in _grouped(spans_of(files, item.source, SHARD_BYTES), item.source):
+            shards.append(Shard(len(shards), index, spans))
+    return BuildPlan(stage, name, seed, tuple(planned), tuple(shards), total, tuple(stamps.values()))
+
+
+def _grouped(spans: list[Span], source: Source) -> list[tuple[Span, ...]]:
+    """Small files together; a source of which only the first rows are read is one shard."""
+    if source.first_rows is not None:
+        return [tuple(spans)]
+    parts = Counter(span.file for span in spans)
+    groups: list[list[Span]] = []
+    room = 0.0
+    for span in spans:
+        size = Path(span.file).stat().st_size / parts[span.file]
+        if not groups or room < size:
+            groups.append([])
+            room = SHARD_BYTES
+        groups[-1].append(span)
+        room -= size
+    return [tuple(group) for group in groups]

@@ -1,0 +1,150 @@
+"""Which rows stay, seen over all shards: exact and near duplicates go, and the validation share is divided off.
+
+Works on hashes and signatures; only the texts of suspected near duplicates are read again. The result is one array a shard:
+0 left out, 1 training, 2 validation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import orjson
+from safetensors.numpy import load_file, save_file
+
+from fledge.data.duplicates import first_occurrences, jaccard, near_duplicates, shingles
+from fledge.data.facts import texts_of
+from fledge.data.items import from_bytes
+from fledge.data.ledger import Notes
+from fledge.data.records import place
+from fledge.data.shards import BuildPlan, Shard
+from fledge.data.work import TRAIN, VALIDATION
+
+SETS_KEPT = 20_000  # shingle sets of suspected rows that stay in memory
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is known of the rows of one shard."""
+
+    shard: Shard
+    folder: Path
+    arrays: dict[str, np.ndarray]
+    files: list[str]
+
+    def __len__(self) -> int:
+        return len(self.arrays["row"])
+
+    def where(self, index: int) -> str:
+        """file:line of an item."""
+        return place(self.files[int(self.arrays["file"][index])], int(self.arrays["number"][index]))
+
+    def text(self, index: int) -> str:
+        """The text of an item, read from disk."""
+        start, stop = (int(value) for value in self.arrays["start"][index : index + 2])
+        with (self.folder / "items.jsonl").open("rb") as file:
+            file.seek(start)
+            return "\n".join(texts_of(from_bytes(file.read(stop - start))))
+
+
+def _load(folder: Path, shard: Shard) -> _Rows:
+    rows = folder / "rows" / shard.folder
+    files = orjson.loads((rows / "done.json").read_bytes())["files"]
+    return _Rows(shard, rows, load_file(rows / "rows.safetensors"), files)
+
+
+class _Part:
+    """The rows of several shards as one sequence."""
+
+    def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
+        self.rows = [_load(folder, shard) for shard in shards]
+        self.starts = np.concatenate(([0], np.cumsum([len(rows) for rows in self.rows]))).astype(np.int64)
+        self.keep = np.full(int(self.starts[-1]), TRAIN, np.uint8)
+        self.reasons: dict[int, tuple[str, str]] = {}  # index -> (reason, detail) of those left out
+
+    def column(self, name: str) -> np.ndarray:
+        """One array over all shards."""
+        return np.concatenate([rows.arrays[name] for rows in self.rows]) if self.rows else np.zeros(0)
+
+    def locate(self, index: int) -> tuple[_Rows, int]:
+        """The shard of an item, and its number there."""
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.rows[number], index - int(self.starts[number])
+
+    def where(self, index: int) -> str:
+        """file:line of an item."""
+        rows, inside = self.locate(index)
+        return rows.where(inside)
+
+    def leave_out(self, index: int, reason: str, detail: str) -> None:
+        """Account for an item that is not used."""
+        self.keep[index] = 0
+        self.reasons[index] = (reason, detail)
+
+    def exact_duplicates(self) -> None:
+        """Leave out items equal to an earlier one."""
+        if not len(self.keep):
+            return
+        first = first_occurrences(self.column("hash"))
+        for index in np.flatnonzero(first != np.arange(len(first))).tolist():
+            self.leave_out(index, "exact duplicate", f"of {self.where(int(first[index]))}")
+
+    def near_duplicates(self, threshold: float) -> None:
+        """Leave out items that share most n-grams with an earlier one (true Jaccard, not its estimate)."""
+        left = np.flatnonzero(self.keep)
+        files = [rows.folder / "signatures.safetensors" for rows in self.rows]
+        if not len(left):
+            return
+        signatures = np.concatenate([load_file(file)["signatures"] for file in files if file.exists()])[left]
+
+        @lru_cache(maxsize=SETS_KEPT)
+        def shingle_set(index: int) -> np.ndarray:
+            rows, inside = self.locate(int(left[index]))
+            return np.unique(shingles([rows.text(inside)])[0])
+
+        found = near_duplicates(signatures, threshold, lambda a, b: jaccard(shingle_set(a), shingle_set(b)))
+        for index in np.flatnonzero(found != np.arange(len(found))).tolist():
+            first = int(found[index])
+            share = jaccard(shingle_set(index), shingle_set(first))
+            self.leave_out(int(left[index]), "near duplicate", f"of {self.where(int(left[first]))}, Jaccard {share:.2f}")
+
+    def divide(self, share: float) -> None:
+        """Validation by a hash of the content: the same row always falls on the same side. At least one row."""
+        left = np.flatnonzero(self.keep)
+        if not share or not len(left):
+            return
+        draws = self.column("draw")[left]
+        border = max(int(share * 2**64), int(draws.min()))
+        self.keep[left[draws <= np.uint64(border)]] = VALIDATION
+
+    def write(self, folder: Path) -> None:
+        """One array and one file of notes a shard."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for rows, start, stop in zip(self.rows, self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True):
+            name = rows.shard.folder
+            with (folder / f"{name}.notes.jsonl").open("wb") as file:
+                notes = Notes(file)
+                for index in (start + np.flatnonzero(self.keep[start:stop] == 0)).tolist():
+                    if index in self.reasons:
+                        row = int(rows.arrays["row"][index - start])
+                        notes.add(row, rows.where(index - start), "dropped", *self.reasons[index])
+            (folder / f"{name}.json").write_bytes(orjson.dumps(notes.as_dict()))
+            save_file({"keep": self.keep[start:stop]}, folder / f"{name}.safetensors")
+
+
+def sift(folder: Path, plan: BuildPlan) -> None:
+    """Decide over all shards, and write `keep/`."""
+    config, validation = plan.stage.data.clean, plan.stage.data.validation
+    train = _Part(folder, plan.of_part("train"))
+    held_out = _Part(folder, plan.of_part("validation"))
+    if config.exact_duplicates:
+        train.exact_duplicates()
+        held_out.exact_duplicates()
+    if config.near_duplicates is not None:
+        train.near_duplicates(config.near_duplicates)
+    if isinstance(validation, int | float):
+        train.divide(validation)
+    held_out.keep[held_out.keep == TRAIN] = VALIDATION
+    for part in (train, held_out):
+        part.write(folder / "keep")

@@ -1,0 +1,28 @@
+"""A worker process: `python -m fledge.data.worker FOLDER PHASE`, shard numbers on its input, one answer a line."""
+
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from fledge.data.executors import perform
+from fledge.errors import FledgeError
+
+
+def main(folder: str, phase: str) -> None:
+    """Perform shards until the input ends. An empty answer is success, else the text of a FledgeError."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted command stops its workers itself
+    for line in sys.stdin:
+        try:
+            perform(Path(folder), phase, int(line))
+            answer = ""
+        except FledgeError as error:
+            answer = error.as_json()
+        except Exception:
+            traceback.print_exc()
+            sys.exit(1)
+        print(answer, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

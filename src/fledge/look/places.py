@@ -1,0 +1,76 @@
+"""Finding one row by its place, FILE:LINE or FILE#INDEX, in the builds of stages."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import numpy as np
+import orjson
+from safetensors.numpy import load_file
+
+from fledge.data.ledger import read_notes
+from fledge.data.records import place
+from fledge.data.shards import PlannedSource, Shard
+from fledge.errors import FledgeError
+from fledge.look.target import Opened
+
+_PLACE = re.compile(r"(?P<file>.+?)(?:[:#](?P<number>[0-9]+))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file (its name, or the end of its path) and the number of a row in it; 0 alone is a file that is one row."""
+
+    file: str
+    number: int
+
+    def is_in(self, file: str) -> bool:
+        """Whether this may be a place in a file."""
+        wanted, there = PurePath(self.file).parts, PurePath(file).parts
+        return file == self.file or there[-len(wanted) :] == wanted or Path(file).absolute() == Path(self.file).absolute()
+
+
+@dataclass(frozen=True)
+class FoundRow:
+    """A row of a build: its shard, the number of the row and of its file in the shard; `item` is its number among the
+    rows that were recognised, None where it was not."""
+
+    source: PlannedSource
+    shard: Shard
+    row: int
+    file: int
+    number: int
+    where: str
+    item: int | None
+
+
+def parse_place(text: str) -> Place:
+    """`file:line` or `file#index`."""
+    found = _PLACE.fullmatch(text)
+    if found is None:
+        raise FledgeError(f"'{text}' is no place of a row", where="--row", hint="say FILE:LINE, or FILE#INDEX")
+    return Place(found["file"], int(found["number"] or 0))
+
+
+def find_rows(opened: Opened, wanted: Place) -> Iterator[FoundRow]:
+    """The rows of a stage at a place: none, one, or one for each source that reads the file."""
+    for shard in opened.plan.shards:
+        folder = opened.folder / "rows" / shard.folder
+        files = orjson.loads((folder / "done.json").read_bytes())["files"]
+        for index, file in enumerate(files):
+            if wanted.is_in(file):
+                found = _in_shard(opened, shard, index, place(file, wanted.number), wanted.number)
+                if found is not None:
+                    yield found
+                    break
+
+
+def _in_shard(opened: Opened, shard: Shard, file: int, where: str, number: int) -> FoundRow | None:
+    folder, source = opened.folder / "rows" / shard.folder, opened.plan.sources[shard.source]
+    known = load_file(folder / "rows.safetensors")
+    items = np.flatnonzero((known["file"] == file) & (known["number"] == number)).tolist()
+    if items:
+        return FoundRow(source, shard, int(known["row"][items[0]]), file, number, where, items[0])
+    dropped = (note for note in read_notes(folder / "notes.jsonl") if note["state"] == "dropped" and note["where"] == where)
+    return next((FoundRow(source, shard, note["row"], file, number, where, None) for note in dropped), None)

@@ -1,0 +1,185 @@
+"""What a run needs before it begins: the data of its stages, the tokenizer, the sizes of its model, the plan."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from fledge.data import Collected, StageData, collect, encode, is_complete, open_built, texts
+from fledge.data.executors import Executor, Processes
+from fledge.errors import FledgeError
+from fledge.plan import StagePlan, plan_stage
+from fledge.recipe import ModelConfig, Recipe, Stage, differences, load_recipe, to_yaml
+from fledge.run import write_text
+from fledge.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from fledge.train.length import Extent
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A stage with its data, before anything is written."""
+
+    name: str
+    stage: Stage
+    data: StageData
+    plan: StagePlan
+    extent: Extent
+
+
+class Preparation:
+    """Prepares the stages of a recipe. `folder_of` says where a stage's data is built; None: in temporary folders.
+
+    `begun` says that the run exists: then its data is what it began with. `replace` lets a build for other data in the
+    same folder go."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        say: Callable[[str], None],
+        folder_of: Callable[[str], Path] | None = None,
+        begun: bool = False,
+        executor: Executor | None = None,
+        replace: bool = True,
+    ) -> None:
+        self.recipe, self.say, self.folder_of, self.begun, self.replace = recipe, say, folder_of, begun, replace
+        workers = recipe.machine.workers
+        self.executor = executor or (None if workers is None else Processes(workers))
+        self._collected: dict[str, Collected] = {}
+
+    def folder(self, name: str) -> Path | None:
+        """Where a stage's data is built."""
+        return None if self.folder_of is None else self.folder_of(name)
+
+    def seed(self, name: str) -> int:
+        """One seed for each stage, from the run's."""
+        return xxhash.xxh3_64_intdigest(f"{self.recipe.seed}/{name}".encode()) % 2**31
+
+    def collected(self, name: str) -> Collected:
+        """The items of a stage, read once."""
+        if name not in self._collected:
+            folder = self.folder(name)
+            stage, seed = self.recipe.stages[name], self.seed(name)
+            self._collected[name] = collect(stage, name, seed, folder, self.executor, self.say, self.replace)
+        return self._collected[name]
+
+    def stage_data(self, name: str, tokenizer: Tokenizer) -> StageData:
+        """The packed data of a stage: as it was built, as the run has it already, or built now."""
+        stage, seed = self.recipe.stages[name], self.seed(name)
+        if self.recipe.built is not None:
+            return open_built(Path(self.recipe.built) / name, stage, name, tokenizer, seed)
+        folder = self.folder(name)
+        if self.begun and folder is not None and is_complete(folder):
+            return open_built(folder, stage, name, tokenizer, seed)
+        return encode(self.collected(name), stage, name, tokenizer, seed, self.executor, self.say)
+
+    def tokenizer(self, folder: Path | None = None) -> Tokenizer:
+        """The run's tokenizer: as it was saved, as the recipe names it, of the model it starts from, or trained now
+        on the training text of all stages."""
+        config = self.recipe.tokenizer
+        if folder is not None and (folder / "tokenizer_config.json").exists():
+            return load_tokenizer(folder, config.template)
+        if self.recipe.built is not None:
+            return load_tokenizer(Path(self.recipe.built) / "tokenizer")
+        path = config.path or self.first_model()
+        if path is not None:
+            return load_tokenizer(path, config.template)
+        self.say(f"training a tokenizer of {config.vocab_size:,} tokens …")
+        names = self.recipe.stages
+        trained = train_tokenizer(
+            (t for name in names for t in texts(self.collected(name))), config.vocab_size, config.template
+        )
+        if trained.vocab_size < config.vocab_size:
+            self.say(f"note: the text yields only {trained.vocab_size:,} tokens, not {config.vocab_size:,}")
+        return trained
+
+    def first_model(self) -> str | None:
+        """The model directory that the first stage starts from, if it does not start from nothing."""
+        return next(iter(self.recipe.stages.values())).start or self.recipe.model.path
+
+    def origin(self, name: str) -> Path | None:
+        """The model directory whose sizes a stage's model has: the last one that was started from; None: the recipe's."""
+        path = self.recipe.model.path
+        for stage_name, stage in self.recipe.stages.items():
+            path = stage.start or path
+            if stage_name == name:
+                break
+        return None if path is None else Path(path)
+
+    def model_config(self, name: str, tokenizer: Tokenizer) -> ModelConfig:
+        """Sizes of a stage's model; FledgeError where the stage or the tokenizer does not fit them."""
+        from fledge.model.decoder import refuse_unsupported  # they load torch, which data alone does not need
+        from fledge.model.directory import read_config
+
+        path, wanted = self.origin(name), self.recipe.model
+        if path is None:
+            refuse_unsupported(wanted)
+            return wanted
+        config, vocab_size = read_config(path)
+        changed = [key for key in sorted(wanted.model_fields_set - {"path"}) if getattr(wanted, key) != getattr(config, key)]
+        defaults = type(wanted)()
+        changed = [key for key in changed if getattr(wanted, key) != getattr(defaults, key)]
+        if changed:
+            raise FledgeError(f"{path} has its own sizes; the recipe also sets {', '.join(changed)}", where="model",
+                              hint="leave them out, or leave model.path out")  # fmt: skip
+        context = self.recipe.stages[name].data.context
+        if context > config.max_position_embeddings:
+            raise FledgeError(f"context {context} is longer than the {config.max_position_embeddings} positions of {path}",
+                              where=f"stages.{name}.data.context")  # fmt: skip
+        if vocab_size < tokenizer.vocab_size:
+            raise FledgeError(
+                f"the model knows {vocab_size:,} tokens, the tokenizer has {tokenizer.vocab_size:,}",
+                where=str(path),
+                hint="use the tokenizer and chat template that belong to the model",
+            )
+        if (path / "tokenizer.json").exists():
+            own = load_tokenizer(path, self.recipe.tokenizer.template)
+            if own.fingerprint() != tokenizer.fingerprint():
+                raise FledgeError("this model has another tokenizer or chat template than the run", where=str(path),
+                                  hint=f"set tokenizer.path to {path}")  # fmt: skip
+        return config
+
+    def prepare(self, name: str, tokenizer: Tokenizer) -> Prepared:
+        """Read, encode, pack and plan a stage."""
+        stage = self.recipe.stages[name]
+        config = self.model_config(name, tokenizer)
+        data = self.stage_data(name, tokenizer)
+        try:
+            plan, reach = plan_stage(stage, data.train, config, tokenizer.vocab_size)
+        except FledgeError as error:
+            raise FledgeError(error.what, where=f"stages.{name}.{error.where}") from None
+        stops = stage.early_stop
+        if data.validation is None and (stops.patience or stops.target_loss or stage.keep == "best"):
+            raise FledgeError("early stopping and keep: best need validation data", where=f"stages.{name}.data.validation")
+        return Prepared(name, stage, data, plan, reach)
+
+
+def build(recipe: Recipe, out: Path, executor: Executor | None, say: Callable[[str], None]) -> dict[str, StageData]:
+    """Build the data of all stages into `out`, to train from with `built: out`; an interrupted build goes on.
+
+    FledgeError where `out` holds the data of another recipe, or where its files changed since it was begun."""
+    _refuse_other(recipe, out)
+    write_text(out / "recipe.yaml", to_yaml(recipe))
+    preparation = Preparation(recipe, say, lambda name: out / name, begun=True, executor=executor, replace=False)
+    tokenizer = preparation.tokenizer(out / "tokenizer")
+    if not (out / "tokenizer" / "tokenizer_config.json").exists():
+        tokenizer.save(out / ".tokenizer")
+        (out / ".tokenizer").replace(out / "tokenizer")
+    return {name: preparation.stage_data(name, tokenizer) for name in recipe.stages}
+
+
+def _refuse_other(recipe: Recipe, out: Path) -> None:
+    """A directory is for one recipe; only what does not touch the data may differ."""
+    if not (out / "recipe.yaml").exists():
+        if out.exists() and any(out.iterdir()):
+            raise FledgeError("this folder is not empty", where=str(out), hint="choose another --out")
+        return
+    matters = re.compile(r"seed|tokenizer\b.*|stages\.[^.]+\.(data\b.*|kind)")
+    changed = [line for line in differences(load_recipe([str(out / "recipe.yaml")]), recipe) if matters.match(line)]
+    if changed:
+        raise FledgeError(
+            "this directory holds the data of another recipe:\n  " + "\n  ".join(changed),
+            where=str(out),
+            hint="choose another --out, or remove it",
+        )

@@ -1,0 +1,275 @@
+"""Building data: whoever works on the shards, however often it is interrupted, the bytes are the same."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fledge.data import StageData, build, shards
+from fledge.data.build import collect, encode, open_built
+from fledge.data.executors import Executor, Here, Processes, Ray, Slurm
+from fledge.errors import FledgeError
+from fledge.preparation import build as build_recipe
+from fledge.recipe import PreferenceStage, PretrainStage, SftStage, recipe_from_dict
+from fledge.tokenizer import Tokenizer, train_tokenizer
+from tests.data import sources
+from tests.data.sources import jsonl
+
+WORDS = "the quick brown fox jumps over a lazy dog while 春眠 不觉晓 处处 闻啼鸟 rain falls and 3 + 4 = 7".split()
+
+
+def stage_of(kind: str, train: Any, **data: Any) -> PretrainStage | SftStage | PreferenceStage:
+    """A stage that cleans as a recipe does that says nothing about it."""
+    return sources.stage_of(kind, train, **{"clean": {}, **data})
+
+
+def prepare(kind: str, train: Any, tokenizer: Tokenizer, **data: Any) -> StageData:
+    """Its packed data."""
+    return sources.prepare(kind, train, tokenizer, **{"clean": {}, **data})
+
+
+def documents(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Documents of some twenty words, a few of them equal."""
+    rng = np.random.default_rng(seed)
+    made = [{"text": " ".join(rng.choice(WORDS, 24))} for _ in range(count)]
+    return [*made, *made[:3]]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """One for all tests here."""
+    return train_tokenizer((row["text"] for row in documents(50)), 320)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """All files of a build, with their bytes."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def built(folder: Path, file: Path, tokenizer: Tokenizer, executor: Executor, **data: object) -> dict[str, bytes]:
+    """Build one stage and give its bytes."""
+    stage = stage_of("pretrain", file, validation=0.1, **data)
+    encode(collect(stage, "x", 1, folder, executor), stage, "x", tokenizer, 1, executor)
+    return tree(folder)
+
+
+@pytest.fixture()
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several shards from little data."""
+    monkeypatch.setattr(shards, "SHARD_BYTES", 6000)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_processes_give_the_bytes_of_one_process(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    file = jsonl(tmp_path / "a.jsonl", [*documents(400), b"{broken", {"text": "short"}])
+    near = {"clean": {"near_duplicates": 0.7}}
+    here = built(tmp_path / "here", file, tokenizer, Here(), **near)
+    assert sum(name.startswith("tokens/") and name.endswith("done.json") for name in here) > 3
+    assert built(tmp_path / "two", file, tokenizer, Processes(2), **near) == here
+
+
+class _Dying(Here):
+    """Does some shards and dies in the middle of one."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def run(self, folder: Path, phase: str, numbers: Sequence[int], done) -> None:  # type: ignore[no-untyped-def]
+        for number in numbers:
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            super().run(folder, phase, [number], done)
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("after", [0, 1, 3, 5, 7, 9])
+def test_an_interrupted_build_goes_on_to_the_same_bytes(tmp_path: Path, tokenizer: Tokenizer, after: int) -> None:
+    file = jsonl(tmp_path / "a.jsonl", documents(300))
+    whole = built(tmp_path / "whole", file, tokenizer, Here())
+    with pytest.raises(KeyboardInterrupt):
+        built(tmp_path / "cut", file, tokenizer, _Dying(after))
+    assert built(tmp_path / "cut", file, tokenizer, Here()) == whole
+
+
+BUILD = """
+from pathlib import Path
+from tests.data.test_build import stage_of
+from fledge.data import shards
+from fledge.data.build import collect
+from fledge.data.executors import Processes
+shards.SHARD_BYTES = 6000
+collect(stage_of("pretrain", Path({file!r}), validation=0.1), "x", 1, Path({folder!r}), Processes(2))
+"""
+
+
+def _children(pid: int) -> list[int]:
+    import psutil
+
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["worker", "all"])
+def test_a_killed_worker_costs_nothing_but_time(
+    tmp_path: Path, tokenizer: Tokenizer, victim: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, folder = jsonl(tmp_path / "a.jsonl", documents(3000)), tmp_path / "cut"
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUILD.format(file=str(file), folder=str(folder))],
+        cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not list(folder.glob("rows/0*")) and process.poll() is None:
+        time.sleep(0.02)
+    children = _children(process.pid)
+    os.kill(children[0] if victim == "worker" else process.pid, signal.SIGKILL)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert victim == "all" or "was killed by signal 9" in told
+    deadline = time.monotonic() + 20
+    while any(_alive(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(_alive(child) for child in children)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 6000)
+    assert 0 < len(list(folder.glob("rows/0*"))) < len(collect(stage_of("pretrain", file), "x", 1).plan.shards)
+    assert built(folder, file, tokenizer, Processes(2)) == built(tmp_path / "whole", file, tokenizer, Here())
+
+
+def _alive(pid: int) -> bool:
+    import psutil
+
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("kind", ["ray", "slurm"])
+def test_clusters_give_the_bytes_of_one_process(tmp_path: Path, tokenizer: Tokenizer, kind: str) -> None:
+    pytest.importorskip("ray" if kind == "ray" else "submitit")
+    file = jsonl(tmp_path / "a.jsonl", documents(300))
+    executor: Executor = Ray(2) if kind == "ray" else Slurm(2, cluster="local")
+    made = built(tmp_path / "cluster", file, tokenizer, executor)
+    kept = {name: content for name, content in made.items() if not name.startswith("jobs/")}
+    assert kept == built(tmp_path / "here", file, tokenizer, Here())
+
+
+def test_a_built_directory_gives_the_batches_of_a_build_on_the_fly(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "a.jsonl", documents(60))
+    recipe = recipe_from_dict(
+        {"tokenizer": {"vocab_size": 320}, "stages": {"x": {"kind": "pretrain", "data": {"train": str(file), "context": 64}}}}
+    )
+    made = build_recipe(recipe, tmp_path / "out", None, lambda line: None)["x"]
+    again = build_recipe(recipe, tmp_path / "out", None, lambda line: None)["x"]
+    from fledge.preparation import Preparation
+
+    fly = Preparation(recipe, lambda line: None)
+    fresh = fly.stage_data("x", fly.tokenizer())
+    for data in (made, again):
+        assert data.train.fingerprint() == fresh.train.fingerprint()
+        assert data.account() == fresh.account()
+        assert (data.train.batch(0, 4).tokens == fresh.train.batch(0, 4).tokens).all()
+
+
+def test_a_built_directory_for_something_else_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    file = jsonl(tmp_path / "a.jsonl", documents(40))
+    stage = stage_of("pretrain", file)
+    encode(collect(stage, "x", 1, tmp_path / "b"), stage, "x", tokenizer, 1)
+    with pytest.raises(FledgeError, match=r"data.context: built with 64, asked for 32"):
+        open_built(tmp_path / "b", stage_of("pretrain", file, context=32), "x", tokenizer, 1)
+    with pytest.raises(FledgeError, match="seed: built with 1, asked for 2"):
+        open_built(tmp_path / "b", stage, "x", tokenizer, 2)
+    other = train_tokenizer(["other text"], 300)
+    with pytest.raises(FledgeError, match="another tokenizer"):
+        open_built(tmp_path / "b", stage, "x", other, 1)
+    (tmp_path / "b" / "manifest.json").unlink()
+    with pytest.raises(FledgeError, match="not complete"):
+        open_built(tmp_path / "b", stage, "x", tokenizer, 1)
+
+
+def test_files_that_changed_under_a_begun_build_are_told(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "a.jsonl", documents(40))
+    stage = stage_of("pretrain", file)
+    collect(stage, "x", 1, tmp_path / "b", replace=False)
+    jsonl(file, documents(41))
+    with pytest.raises(FledgeError, match=r"begun with other data:\n.*a\.jsonl"):
+        collect(stage, "x", 1, tmp_path / "b", replace=False)
+    assert collect(stage, "x", 1, tmp_path / "b").ledger.sources[0].rows == 44
+
+
+def test_duplicates_are_left_out_and_told_with_both_places(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    file = jsonl(tmp_path / "a.jsonl", documents(40))
+    account = prepare("pretrain", file, tokenizer).ledger.sources[0]
+    assert (account.rows, account.used, dict(account.dropped)) == (43, 40, {"exact duplicate": 3})
+    assert account.noted["exact duplicate"][0]["where"].endswith("a.jsonl:41")
+    assert account.noted["exact duplicate"][0]["detail"].endswith("a.jsonl:1")
+    kept = prepare("pretrain", file, tokenizer, clean={"exact_duplicates": False}).ledger.sources[0]
+    assert kept.used == 43
+
+
+def test_training_rows_that_hold_a_question_of_the_validation_file_are_left_out(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    question = "How many legs do three spiders and two birds have when they stand together on one long branch?"
+    rows = [{"prompt": f"{question}", "response": f"answer {n}"} for n in range(2)]
+    rows += [{"prompt": f"What is {n} and {n}?", "response": str(2 * n)} for n in range(20)]
+    held_out = jsonl(tmp_path / "v.jsonl", [{"prompt": question, "response": "28"}])
+    file = jsonl(tmp_path / "a.jsonl", rows)
+    train, validation = prepare("sft", file, tokenizer, context=256, validation=str(held_out)).ledger.sources
+    assert dict(train.dropped) == {"contaminated by the evaluation set": 2}
+    assert (validation.part, validation.used, validation.validation) == ("validation", 1, 1)
+
+
+def test_more_dropped_than_allowed_stops_with_the_reasons(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    file = jsonl(tmp_path / "a.jsonl", [*documents(40), b"{broken"])
+    with pytest.raises(FledgeError) as caught:
+        prepare("pretrain", file, tokenizer, max_dropped="1%")
+    assert "4 of the 44 rows" in caught.value.text() and "3 exact duplicate, 1 invalid JSON" in caught.value.text()
+    prepare("pretrain", file, tokenizer, max_dropped="10%")
+
+
+def test_a_worker_s_error_is_the_user_s_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "ALONE_BYTES", 0)
+    good, bad = jsonl(tmp_path / "a.jsonl", documents(10)), tmp_path / "b.json"
+    bad.write_text('[{"text": "x"}, {')
+    with pytest.raises(FledgeError, match="b.json"):
+        collect(stage_of("pretrain", [str(good), str(bad)]), "x", 1, tmp_path / "d")
+
+
+row_values = st.one_of(
+    st.fixed_dictionaries({"text": st.text(max_size=40)}),
+    st.fixed_dictionaries({"text": st.sampled_from(["twice " * 12, "thrice " * 14])}),
+    st.just(None), st.integers(), st.fixed_dictionaries({"other": st.text(max_size=3)}),
+)  # fmt: skip
+
+
+@given(st.lists(row_values, min_size=1, max_size=25), st.booleans(), st.sampled_from([0, 0.3]))
+@settings(max_examples=40, deadline=None)
+def test_totals_add_up_whatever_the_rows_are(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[object], exact: bool, share: float
+) -> None:
+    folder = tmp_path_factory.mktemp("rows")
+    file = folder / "a.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"text": WORDS[0] + " is a document that stays " * 4}]))
+    tokenizer = train_tokenizer(["a b c"], 300)
+    try:
+        data = prepare("pretrain", file, tokenizer, validation=share, clean={"exact_duplicates": exact})
+    except FledgeError as error:
+        assert "no training example is left" in error.text() or "none of" in error.text()
+        return
+    (account,) = data.ledger.sources
+    assert account.rows == len(rows) + 1 == account.used + sum(account.dropped.values())
+    held_out = data.validation.examples.count if data.validation else 0
+    assert data.train.examples.count + held_out == account.used
+    assert account.validation == held_out
+    assert data.train.batch(0, len(data.train)).supervised == data.train.supervised

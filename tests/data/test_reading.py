@@ -1,0 +1,405 @@
+"""Every format, compression and encoding gives the same rows with their places, whole or in parts, in constant memory."""
+
+import csv
+import gzip
+import io
+import json
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Iterable, Iterator
+from decimal import Decimal
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+import zstandard
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fledge.data.arrays import json_array
+from fledge.data.blocks import blocks_of
+from fledge.data.encodings import detected, encoding_of
+from fledge.data.formats import Record, line_batches
+from fledge.data.hub import read_hub
+from fledge.data.records import Span, files_of, passed_over, place, read, remarks, spans_of
+from fledge.data.tables import csv_rows
+from fledge.errors import FledgeError
+from fledge.recipe.schema import Source
+
+ROWS = [{"prompt": f'第{i}个问题, "so"?\n', "response": f"答案 {i}; yes\tno 🙂"} for i in range(7)]
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+CHINESE = "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。\n我们的国家是一个很大的国家。\n"
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def written(ending: str, rows: list[dict]) -> bytes:
+    """The rows as a file of this ending."""
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    if ending in (".jsonl", ".ndjson"):
+        return "\n".join(lines).encode()
+    if ending == ".json":
+        return json.dumps(rows, ensure_ascii=False, indent=2).encode()
+    if ending == ".parquet":
+        buffer = io.BytesIO()
+        parquet.write_table(pa.Table.from_pylist(rows), buffer)
+        return buffer.getvalue()
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]), delimiter="\t" if ending == ".tsv" else ",")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue().encode()
+
+
+def records(file: Path, target: int = 1 << 30, **source: Any) -> list[Record]:
+    """All records of a file, through its spans."""
+    asked = Source(path=str(file), **source)
+    return [record for span in spans_of([file], asked, target) for record in read(span, asked)]
+
+
+def values(file: Path, target: int = 1 << 30, **source: Any) -> list[Any]:
+    """The values of a file without a broken row."""
+    found = records(file, target, **source)
+    assert not [record for record in found if record.broken]
+    return [record.value for record in found]
+
+
+def pieces(content: bytes, cuts: Iterable[int]) -> Iterator[bytes]:
+    """The content cut at these places."""
+    places = sorted({0, len(content), *(cut % (len(content) + 1) for cut in cuts)})
+    return (content[a:b] for a, b in pairwise(places))
+
+
+CUTS = st.lists(st.integers(0, 10_000), max_size=12)
+
+
+@pytest.mark.parametrize("compression", COMPRESS)
+@pytest.mark.parametrize("ending", [".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"])
+def test_the_same_rows_come_out_of_every_format_and_compression(tmp_path: Path, ending: str, compression: str) -> None:
+    content = COMPRESS[compression](written(ending, ROWS))
+    for name in (f"a.b{ending}{compression}", f"A{ending}{compression}".upper()):
+        (tmp_path / name).write_bytes(content)
+        assert values(tmp_path / name) == ROWS
+    assert len(files_of(Source(path=str(tmp_path)), "key")) == 2
+
+
+def test_rows_stand_at_lines_and_indices(tmp_path: Path) -> None:
+    for ending, first in ((".jsonl", ":1"), (".json", "#0"), (".parquet", "#0"), (".csv", ":2"), (".tsv", ":2")):
+        file = tmp_path / f"a{ending}"
+        file.write_bytes(written(ending, ROWS))
+        assert place(str(file), records(file)[0].number) == f"{file}{first}"
+    (tmp_path / "a.jsonl").write_bytes(b"\n\r\n" + written(".jsonl", ROWS[:1]) + b"\n \n" + written(".jsonl", ROWS[:1]))
+    assert [record.number for record in records(tmp_path / "a.jsonl")] == [3, 5]
+    assert [record.number for record in records(tmp_path / "a.csv")] == [2, 4, 6, 8, 10, 12, 14]
+    assert place("a.JSONL.gz", 12) == "a.JSONL.gz:12"
+    assert place("a.json.zst", 3) == "a.json.zst#3"
+    assert place("a.txt", 0) == "a.txt"
+    assert place("owner/dataset", 3) == "owner/dataset#3"
+
+
+def test_what_a_document_is_in_a_text_file_is_said_by_the_source(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"\xef\xbb\xbfone\r\ntwo \n\n \nthree")
+    expected = {
+        "line": [(1, "one"), (2, "two "), (5, "three")],
+        "paragraph": [(1, "one\r\ntwo "), (5, "three")],
+        "file": [(0, "one\r\ntwo \n\n \nthree")],
+    }
+    for documents, found in expected.items():
+        assert [(record.number, record.value["text"]) for record in records(file, documents=documents)] == found
+
+
+@given(
+    lines=st.lists(
+        st.sampled_from([b'{"a": 1}', b"[2]", b"", b" ", b"{broken", b'"\xff"', "春眠".encode(), b"\r"]), max_size=30
+    ),
+    end=st.sampled_from([b"", b"\n", b"\r\n"]),
+    target=st.integers(1, 200),
+    ending=st.sampled_from([".jsonl", ".txt"]),
+)
+def test_the_parts_of_a_file_of_lines_hold_what_the_whole_holds(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], end: bytes, target: int, ending: str
+) -> None:
+    file = tmp_path_factory.getbasetemp() / f"parts{ending}"
+    file.write_bytes(b"\n".join(lines) + end)
+    spans = spans_of([file], Source(path=str(file)), target)
+    assert records(file, target) == records(file)
+    if len(spans) > 1:
+        assert [span.start for span in spans] == [0, *(span.stop for span in spans[:-1])]
+        assert spans[-1].stop == file.stat().st_size
+        assert all(json.loads(json.dumps(vars(span))) == vars(span) for span in spans)
+
+
+def test_a_parquet_file_is_divided_between_row_groups(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"text": [f"row {i}" for i in range(1000)]}), file, row_group_size=90)
+    spans = spans_of([file], Source(path=str(file)), 1)
+    assert [span.first for span in spans] == list(range(0, 1000, 90))
+    assert len(spans_of([file], Source(path=str(file)), 1 << 30)) == 1
+    assert [(record.number, record.value["text"]) for record in records(file, 1)] == [(i, f"row {i}") for i in range(1000)]
+    assert [record.number for record in read(spans[3], Source(path=str(file)))] == list(range(270, 360))
+
+
+def test_what_cannot_be_divided_is_one_part_and_an_empty_file_none(tmp_path: Path) -> None:
+    for ending, compression in ((".jsonl", ".gz"), (".json", ""), (".csv", ""), (".parquet", ".zst")):
+        name = f"a{ending}{compression}"
+        (tmp_path / name).write_bytes(COMPRESS[compression](written(ending, ROWS)))
+        assert len(spans_of([tmp_path / name], Source(path=name), 1)) == 1
+    (tmp_path / "u.jsonl").write_bytes(written(".jsonl", ROWS).decode().encode("utf-16"))
+    assert len(spans_of([tmp_path / "u.jsonl"], Source(path="u"), 1)) == 1
+    (tmp_path / "e.jsonl").write_bytes(b"")
+    assert spans_of([tmp_path / "e.jsonl"], Source(path="e"), 1) == []
+
+
+@given(content=st.lists(st.sampled_from([b"a", b"bc", b"\n", b"\r\n", b"\n\n"]), max_size=30).map(b"".join), cuts=CUTS)
+def test_lines_do_not_depend_on_where_blocks_end(content: bytes, cuts: list[int]) -> None:
+    found = [line for _, batch in line_batches(pieces(content, cuts)) for line in batch]
+    assert found == (content.removesuffix(b"\n").split(b"\n") if content else [])
+    firsts = [(first, len(batch)) for first, batch in line_batches(pieces(content, cuts))]
+    assert all(first + count == after for (first, count), (after, _) in pairwise(firsts))
+
+
+@given(rows=st.lists(ANY_JSON, max_size=6), indent=st.sampled_from([None, 0, 3]), ascii_only=st.booleans(), cuts=CUTS)
+@example(rows=['"', "\\", '\\"', "]", "}", ",", "[{", "\\\\"], indent=None, ascii_only=False, cuts=list(range(60)))
+@example(rows=[{"]": "}"}, [], {}, ""], indent=0, ascii_only=True, cuts=list(range(60)))
+def test_an_array_is_cut_into_its_elements_wherever_blocks_end(
+    rows: list[Any], indent: int | None, ascii_only: bool, cuts: list[int]
+) -> None:
+    content = json.dumps(rows, indent=indent, ensure_ascii=ascii_only).encode()
+    found = list(json_array(pieces(content, cuts), Path("a.json"), "array", "utf-8"))
+    assert found == [Record(index, value) for index, value in enumerate(rows)]
+
+
+@given(rows=st.lists(st.dictionaries(st.text(), ANY_JSON, max_size=3), min_size=1, max_size=4), cuts=CUTS, other=ANY_JSON)
+def test_the_one_list_of_objects_in_an_object_is_the_array(rows: list[dict], cuts: list[int], other: Any) -> None:
+    content = json.dumps(
+        {"version": 1, "tags": ["a", "[{", {"no": "row"}], "meta": {"n": [{}, {}], "o": other}, "data": rows, "end": []}
+    ).encode()
+    found = list(json_array(pieces(content, cuts), Path("a.json"), "object", "utf-8"))
+    assert [record.value for record in found] == rows
+
+
+def test_a_json_file_that_is_no_array_is_read_where_it_is_clear_and_that_is_told(tmp_path: Path) -> None:
+    lines, wrapped, array = (tmp_path / f"{name}.json" for name in ("lines", "wrapped", "array"))
+    lines.write_bytes(written(".jsonl", ROWS))
+    wrapped.write_text(json.dumps({"version": "1.0", "data": ROWS}, indent=1), encoding="utf-8")
+    array.write_bytes(written(".json", ROWS))
+    assert values(lines) == values(wrapped) == values(array) == ROWS
+    told = [remarks(file, Source(path="x")) for file in (lines, wrapped, array)]
+    assert told == [["one object a line: read like .jsonl"], ["rows taken from the list inside an object"], []]
+    assert [record.number for record in records(lines)] == [record.number for record in records(array)]
+
+
+def test_a_broken_element_is_told_with_its_line(tmp_path: Path) -> None:
+    rows = [json.dumps({"text": "x", "n": [1, 2]}, indent=2) for _ in range(5)]
+    rows[3] = '\n\n{"text":\n}'
+    (tmp_path / "a.json").write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
+    (broken,) = [record for record in records(tmp_path / "a.json") if record.broken]
+    assert (broken.number, broken.detail.split(":")[0]) == (3, "line 25")
+
+
+FIELDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=8)
+
+
+@given(
+    rows=st.lists(st.tuples(FIELDS, FIELDS, FIELDS), max_size=6),
+    delimiter=st.sampled_from(",;\t"),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    end=st.sampled_from(["\n", "\r\n"]),
+    cuts=CUTS,
+)
+def test_a_table_is_read_as_it_was_written(rows: list, delimiter: str, quoting: Any, end: str, cuts: list[int]) -> None:
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter, quoting=quoting, lineterminator=end).writerows([("a", "b", "c"), *rows])
+    found = list(csv_rows(pieces(text.getvalue().encode(), cuts), Path("a.csv"), "utf-8"))
+    assert [record.value for record in found] == [dict(zip("abc", row, strict=True)) for row in rows]
+    numbers = [2 + sum(field.count("\n") for row in rows[:i] for field in row) + i for i in range(len(rows))]
+    assert [record.number for record in found] == numbers
+
+
+def test_a_column_without_a_name_is_named_by_its_place(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf,text\r\n0,x\r\n1,y\r\n")
+    assert values(tmp_path / "a.csv") == [{"column 1": "0", "text": "x"}, {"column 1": "1", "text": "y"}]
+    (tmp_path / "b.csv").write_bytes(b"text\n\nx\n")
+    assert values(tmp_path / "b.csv") == [{"text": "x"}]
+
+
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "gb18030", "gbk", "big5"]
+FOUND_AS = {"utf-8-sig": "utf-8", "utf-16": "utf-16-le", "utf-32": "utf-32-le", "gbk": "gb18030", "big5": "cp950"}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".txt"])
+def test_encodings_that_prove_themselves_are_recognised_and_told(tmp_path: Path, encoding: str, ending: str) -> None:
+    lines = (CHINESE if encoding != "big5" else "春眠不覺曉，處處聞啼鳥。我們說這個國家的人來了。\n") * 20
+    rows = [{"text": line} for line in lines.splitlines()]
+    content = lines.encode() if ending == ".txt" else written(ending, rows)
+    name = FOUND_AS.get(encoding, encoding)
+    for compression, compress in COMPRESS.items():
+        file = tmp_path / f"a{ending}{compression}"
+        file.write_bytes(compress(content.decode().encode(encoding)))
+        assert values(file, target=100) == rows
+        assert encoding_of(file, Source(path="x")) == name
+        assert remarks(file, Source(path="x")) == ([f"read as {name}"] if name != "utf-8" else [])
+        assert values(file, encoding=encoding) == rows
+        assert remarks(file, Source(path="x", encoding=encoding)) == []
+        if encoding.startswith("utf-16"):
+            assert values(file, encoding="utf-16") == rows
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1252", "Les élèves français étudient à l'école. “Déjà l'été”, naïve garçon.\n"),
+        ("cp1251", "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему.\n"),
+        ("koi8-r", "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему.\n"),
+        ("cp949", "한국어는 한국과 북한의 공용어이다. 세계 여러 지역에 한민족 인구가 거주하게 되면서 사용되고 있다.\n"),
+        ("euc-jp", "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。\n"),
+        ("euc-jp", "吾輩は猫である。名前はまだ無い。\n"),
+        ("shift_jis", "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。\n"),
+        ("cp874", "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ\n"),
+    ],
+)  # fmt: skip
+def test_an_encoding_that_cannot_be_told_is_never_guessed_but_read_when_named(tmp_path: Path, encoding: str, text: str) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(text.encode(encoding) * 30 + b"plain\n")
+    found = records(file)
+    assert [record.broken for record in found] == ["undecodable"] * 30 + [None]
+    assert "is not UTF-8" in found[0].detail
+    assert [value["text"] for value in values(file, target=50, encoding=encoding)] == [text.rstrip("\n")] * 30 + ["plain"]
+
+
+@given(st.text(max_size=60), st.integers(0, 60))
+def test_utf8_is_always_recognised_even_cut_within_a_character(text: str, cut: int) -> None:
+    sample = text.replace("\0", "").encode()
+    assert detected(sample[: len(sample) - min(cut, 3)]) == "utf-8"
+
+
+def test_one_bad_line_does_not_change_the_encoding_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(CHINESE.encode() * 20 + CHINESE.encode("gb18030") + CHINESE.encode())
+    assert [record.number for record in records(file) if record.broken] == [41, 42]
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 3 << 20])
+@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress])
+def test_several_members_padding_and_any_size_are_unpacked_whole(tmp_path: Path, size: int, compress: Any) -> None:
+    content = bytes(range(10, 250)) * (size // 240 + 1)
+    file = tmp_path / ("a.jsonl.gz" if compress is gzip.compress else "a.jsonl.zst")
+    padding = bytes(70_000) if compress is gzip.compress else b"\x50\x2a\x4d\x18\x03\0\0\0abc"
+    file.write_bytes(compress(content) + compress(b"") + compress(content) + padding)
+    assert b"".join(blocks_of(file)) == content * 2
+
+
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+def test_what_stands_before_a_damage_is_read_wherever_it_lies(tmp_path: Path, ending: str) -> None:
+    lines = [b'{"text": "%d"}' % (i * 7919**5) for i in range(3000)]
+    parts = [COMPRESS["." + ending](b"\n".join(lines[i : i + 100]) + b"\n") for i in range(0, 3000, 100)]
+    whole = b"".join(parts)
+    file = tmp_path / f"a.jsonl.{ending}"
+    for cut in range(0, len(whole), len(whole) // 37):
+        file.write_bytes(whole[:cut])
+        found = records(file)
+        ends = [sum(map(len, parts[:i])) for i in range(31)]
+        kept = [record for record in found if not record.broken]
+        assert len(kept) >= 100 * (sum(end <= cut for end in ends) - 1)
+        assert [record.value for record in kept] == [json.loads(line) for line in lines[: len(kept)]]
+        assert [record.broken for record in found[len(kept) :]] == ([] if cut in ends else ["damaged file"])
+        assert cut in ends or (found[-1].number, "lost" in found[-1].detail) == (len(kept) + 1, True)
+
+
+def test_parquet_values_are_python_values(tmp_path: Path) -> None:
+    rows = [
+        {
+            "messages": [{"role": "user", "content": "q"}],
+            "n": 1,
+            "x": 0.5,
+            "when": None,
+            "tags": ["a", None],
+            "d": Decimal("1.5"),
+        },
+        {"messages": [], "n": None, "x": None, "when": None, "tags": None, "d": None},
+    ]
+    table = pa.Table.from_pylist(rows)
+    table = table.append_column("kind", pa.array(["a", "b"]).dictionary_encode())
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert values(tmp_path / "a.parquet") == [{**row, "kind": kind} for row, kind in zip(rows, "ab", strict=True)]
+
+
+def test_a_folder_and_a_glob_are_read_in_the_order_of_names(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.jsonl.gz", "C.TXT", "notes.md", ".hidden.jsonl", "._a.jsonl", "d.gz"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "z.json").write_bytes(b"")
+    folder = Source(path=str(tmp_path))
+    assert [file.name for file in files_of(folder, "key")] == ["C.TXT", "a.jsonl.gz", "b.jsonl"]
+    assert [file.name for file in passed_over(folder)] == ["._a.jsonl", ".hidden.jsonl", "d.gz", "inner", "notes.md"]
+    assert [file.name for file in files_of(Source(path=f"{tmp_path}/**/*.json*"), "key")] == ["a.jsonl.gz", "b.jsonl", "z.json"]
+    assert passed_over(Source(path=f"{tmp_path}/*.jsonl")) == []
+    (tmp_path / "odd[1].jsonl").write_bytes(b"")
+    assert [file.name for file in files_of(Source(path=f"{tmp_path}/odd[1].jsonl"), "key")] == ["odd[1].jsonl"]
+    with pytest.raises(FledgeError, match="its ending is not one of"):
+        files_of(Source(path=f"{tmp_path}/*"), "key")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.json.gz", "a.csv.zst", "a.txt", "a.parquet"])
+def test_a_large_file_is_read_in_constant_memory(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    ending, compression = (*file.suffixes, "")[:2]
+    rows = [{"text": f"{i} " + "text " * 200} for i in range(8_000)]
+    content = written(ending, rows) if ending != ".txt" else b"\n".join(row["text"].encode() for row in rows)
+    file.write_bytes(COMPRESS[compression](content))
+    source = Source(path=str(file))
+    del rows, content
+    (span,) = spans_of([file], source, 1 << 30)
+    tracemalloc.start()
+    count = sum(1 for _ in read(span, source))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 8_000
+    assert peak < 6 << 20
+
+
+def test_reading_stops_where_the_caller_stops(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'{"text": "x"}\n' * 10 + b"\xff\n" * 1000)
+    source = Source(path=str(file))
+    assert [record.number for record in islice(read(Span(str(file), 0, None, 1), source), 3)] == [1, 2, 3]
+
+
+def test_a_hub_dataset_is_streamed_and_what_the_library_refuses_is_one_error(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "train.jsonl").write_bytes(written(".jsonl", ROWS))
+    (tmp_path / "test.jsonl").write_bytes(written(".jsonl", ROWS[:2]))
+    assert [(record.number, record.value) for record in read_hub(Source(hub=str(tmp_path)), "key")] == list(enumerate(ROWS))
+    assert [record.value for record in read_hub(Source(hub=str(tmp_path), split="test"), "key")] == ROWS[:2]
+    for source in (Source(hub=str(tmp_path), split="nothing"), Source(hub="nobody/nothing-at-all"), Source(hub="")):
+        with pytest.raises(FledgeError, match=r"stages\.x: cannot read the dataset"):
+            list(read_hub(source, "stages.x"))
+
+
+def test_real_files_are_read_as_json_reads_them(shared_data: Path) -> None:
+    files = [
+        *shared_data.glob("llamafactory/*_demo.json*"),
+        *shared_data.glob("*/*.jsonl"),
+        *shared_data.glob("poetry/*7000.json"),
+    ]
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        expected = json.loads(text) if file.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
+        assert values(file, target=1 << 17) == expected
+        assert remarks(file, Source(path="x")) == []
+    assert len(files) > 20
+
+
+def test_reading_imports_optional_libraries_only_when_they_are_needed() -> None:
+    code = "import sys, fledge.data.records; print([n for n in ('pyarrow', 'datasets') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
