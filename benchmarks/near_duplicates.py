@@ -11,16 +11,17 @@ import json
 import os
 import random
 import re
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from measure import options, report
+from measure import interleave, options, report
 
-from fledge.data.duplicates import backend, jaccard, near_duplicates, shingles, signatures
+from fledge.data.duplicates import backend, jaccard, near_duplicates, shingle_set, shingles, signatures
 
 THRESHOLD = 0.8
 CHUNK = 1000
@@ -122,7 +123,7 @@ def found(texts: list[str], signs: np.ndarray, threshold: float) -> np.ndarray:
 
     @lru_cache(maxsize=4096)
     def grams(row: int) -> np.ndarray:
-        return np.unique(shingles([texts[row]])[0])
+        return shingle_set(texts[row])
 
     return near_duplicates(signs, threshold, lambda a, b: jaccard(grams(a), grams(b)))
 
@@ -145,26 +146,34 @@ def unrelated(folder: Path, count: int) -> dict[str, list[str]]:
     }
 
 
+def seconds_of(work: Callable[[], object]) -> Callable[[], float]:
+    """The work as something that returns how long it took."""
+
+    def timed() -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    return timed
+
+
 def main() -> None:
     chosen = options(__doc__ or "").parse_args()
     folder = Path(os.environ.get("FLEDGE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     texts, copies = planted(10_000 if chosen.quick else 100_000, folder)
     chunks = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
-    signatures_of(chunks[0])
-    seconds = {}
-    started = time.perf_counter()
-    alone = np.concatenate([signatures_of(chunk) for chunk in chunks])
-    seconds["signatures_one_core"] = time.perf_counter() - started
     with get_context("spawn").Pool(2) as pool:
         pool.map(signatures_of, chunks[:2], chunksize=1)
-        started = time.perf_counter()
-        signs = np.concatenate(pool.map(signatures_of, chunks))
-        seconds["signatures_two_cores"] = time.perf_counter() - started
-    assert np.array_equal(signs, alone)
-    started = time.perf_counter()
-    kept = found(texts, signs, THRESHOLD)
-    seconds["candidates_and_verification"] = time.perf_counter() - started
-    true = {row: jaccard(*(np.unique(shingles([texts[n]])[0]) for n in (row, original))) for row, original in copies.items()}
+        made = [np.concatenate(list(way(signatures_of, chunks))) for way in (map, pool.map)]
+        assert np.array_equal(*made)
+        stages = {
+            "signatures_one_core": seconds_of(lambda: list(map(signatures_of, chunks))),
+            "signatures_two_cores": seconds_of(lambda: pool.map(signatures_of, chunks)),
+            "candidates_and_verification": seconds_of(lambda: found(texts, made[0], THRESHOLD)),
+        }
+        seconds = {name: statistics.median(times) for name, times in interleave(stages, 3).items()}
+    kept = found(texts, made[0], THRESHOLD)
+    true = {row: jaccard(shingle_set(texts[row]), shingle_set(texts[first])) for row, first in copies.items()}
     near = [row for row in copies if true[row] >= THRESHOLD]
     wrong = {name: false_positives(part) for name, part in unrelated(folder, 1000).items()}
     rest = seconds["candidates_and_verification"]

@@ -77,6 +77,11 @@ def _data(verbs: argparse._SubParsersAction) -> None:
     show = _data_action(actions, "show", "examples token by token, coloured by weight")
     show.add_argument("--count", type=int, default=3, help="examples to show (default 3)")
     show.add_argument("--first", type=int, default=0, help="number of the first example (default 0)")
+    build = _data_action(actions, "build", "read, clean, tokenise and pack once, to train from with built: DIR")
+    build.add_argument("--out", metavar="DIR", required=True, help="directory to build into; an interrupted build goes on")
+    build.add_argument("--executor", choices=("processes", "ray", "slurm"), default="processes", help="who works on shards")
+    build.add_argument("--workers", type=int, help="processes, or most Slurm jobs at a time (default: one a core; 64 jobs)")
+    build.add_argument("--slurm", metavar="KEY=VALUE", action="append", default=[], help="of the jobs, e.g. partition=cpu")
     for action in (stats, check, account):
         action.add_argument("--json", action="store_true", help="print JSON")
     for action in (account, show):
@@ -116,7 +121,7 @@ OWN_OPTIONS = {
     "train": ("--dry-run", "--resume", "--quiet", "--help"),
     "data": (
         "--stage", "--json", "--kind", "--tokenizer", "--page", "--source", "--reason", "--state", "--limit", "--row",
-        "--count", "--first", "--help",
+        "--count", "--first", "--out", "--executor", "--workers", "--slurm", "--help",
     ),
 }  # fmt: skip
 TARGETS = {
@@ -124,6 +129,7 @@ TARGETS = {
     "check": "recipe (YAML; later files override earlier ones)",
     "account": "run directory, built directory, or recipe",
     "show": "recipe, run directory or built directory",
+    "build": "recipe (YAML; later files override earlier ones)",
 }
 
 
@@ -191,7 +197,9 @@ def _run_data(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> 
     from fledge.run import Console
 
     say = Console().say
-    if options.action == "stats":
+    if options.action == "build":
+        _run_build(options, overrides)
+    elif options.action == "stats":
         from fledge.look.stats import stats
 
         stats(options.target, overrides, options.stage, options.kind, options.tokenizer, options.json, options.page, say)
@@ -208,6 +216,25 @@ def _run_data(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> 
         from fledge.look.show import show
 
         show(options.target, overrides, options.stage, options.first, options.count, options.row, say)
+
+
+def _run_build(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from fledge.data.executors import chosen_executor
+    from fledge.recipe import load_recipe
+    from fledge.run import Console
+
+    if options.stage is not None:
+        raise FledgeError("all stages are built together: they share a tokenizer", where="--stage", hint="leave it out")
+    recipe = load_recipe(options.target, overrides)
+    executor = chosen_executor(options.executor, options.workers, options.slurm)
+    from fledge.preparation import build
+
+    for name, data in build(recipe, Path(options.out), executor, Console().say).items():
+        held_out = data.validation.positions if data.validation else 0
+        print(f"{name}: {data.train.positions:,} tokens in {len(data.train):,} rows an epoch, {held_out:,} for validation")
+        for line in data.ledger.lines():
+            print(f"  {line}")
+    print(f"train from it: fledge train {' '.join(options.target)} --built {options.out}")
 
 
 def _run_talk(options: argparse.Namespace) -> None:

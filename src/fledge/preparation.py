@@ -159,6 +159,7 @@ def build(recipe: Recipe, out: Path, executor: Executor | None, say: Callable[[s
     """Build the data of all stages into `out`, to train from with `built: out`; an interrupted build goes on.
 
     FledgeError where `out` holds the data of another recipe, or where its files changed since it was begun."""
+    recipe = recipe.model_copy(update={"built": None})
     _refuse_other(recipe, out)
     write_text(out / "recipe.yaml", to_yaml(recipe))
     preparation = Preparation(recipe, say, lambda name: out / name, begun=True, executor=executor, replace=False)

@@ -28,6 +28,7 @@ ROWS_PER_TEXT = {"pretrain": 0.26, "sft": 0.165}  # packed rows that one generat
 MOST_ROWS = 120_000
 TRAINING_SHARE = 0.95  # the rest goes to evaluations and checkpoints
 PROBED_AS = 1000  # steps that the probe takes the run to have
+AS_MADE = {"exact_duplicates": False, "contamination": False, "min_tokens": 0}  # the world keeps held-out questions apart
 PROMPTS = [
     "你是谁？", "请列出五种水果。", "37+48等于多少？", "“三只红色的猫”用英语怎么说？", "什么是梯度？", "写一首关于月亮的诗。",
     "Who are you?", "Name five fruits.", "What is 62-35?", 'How do you say "two green birds" in Chinese?', "What is a token?",
@@ -103,6 +104,7 @@ def make_recipe(world: Path, name: str, output: str, seed: int, budget: Budget) 
                 "train": str(world / f"{rows}.jsonl"),
                 "validation": str(world / f"{rows}.validation.jsonl"),
                 "context": CONTEXT,
+                "clean": AS_MADE,
             },
             "length": f"{length} steps",
             "batch": {"micro": MICRO},

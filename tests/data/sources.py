@@ -10,7 +10,6 @@ from fledge.data.items import Item
 from fledge.recipe import PreferenceStage, PretrainStage, SftStage, recipe_from_dict
 from fledge.tokenizer import Tokenizer
 
-
 UNCLEANED = {
     "exact_duplicates": False,
     "min_tokens": 0,
@@ -30,7 +29,7 @@ def jsonl(path: Path, rows: Iterable[Any]) -> Path:
 
 
 def stage_of(kind: str, train: Any, **data: Any) -> PretrainStage | SftStage | PreferenceStage:
-    """A stage that reads `train` (a path, or sources as a recipe has them) as it is: no validation, no cleaning unless asked."""
+    """A stage that reads `train` (a path, or sources as a recipe has them) as it is; no validation unless asked."""
     train = str(train) if isinstance(train, Path) else train
     data = {"train": train, "validation": 0, "context": 64, "clean": UNCLEANED, **data}
     tree = {"model": {"max_position_embeddings": 65536}, "stages": {"x": {"kind": kind, "data": data}}}

@@ -421,6 +421,12 @@ PARQUET = [
     Case("parquet: text", "a.parquet", LINE, error="not a readable Parquet file"),
     Case("parquet: the end is missing", "a.parquet", GROUPS[:-20], error="not a readable Parquet file"),
     Case("parquet: the beginning alone", "a.parquet", GROUPS[:4], error="not a readable Parquet file"),
+    Case(
+        "parquet: a column name that is not UTF-8",
+        "a.parquet",
+        as_parquet([{"name": "x"}]).replace(b"name", b"n\x90me"),
+        error="not a readable Parquet file",
+    ),
     Case("parquet: empty", "a.parquet", b"", good=0),
     Case("parquet: no rows", "a.parquet", as_parquet(pa.table({"text": pa.array([], pa.string())})), good=0),
     Case(

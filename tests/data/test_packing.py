@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.data.batches import Batch, PackedData
-from fledge.data.storage import Examples
 from fledge.data.packing import Rows, pack_split, pack_whole, permutation
+from fledge.data.storage import Examples
 
 PAD = 10**6
 SEED = st.integers(0, 2**32 - 1)

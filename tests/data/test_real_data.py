@@ -82,3 +82,45 @@ def test_every_real_file_is_read_without_a_dropped_row(shared_data: Path) -> Non
     poetry = {"path": str(shared_data / "poetry" / "poet.tang.0.json"), "columns": {"text": ["title", "paragraphs"]}}
     assert len(items("pretrain", poetry)) == 1000
     assert all(isinstance(item, Conversation) for item in items("sft", folder / "alpaca_zh_demo.json"))
+
+
+ACCOUNTS = [  # kind, source, rows, dropped
+    ("sft", {"path": "llamafactory/alpaca_en_demo.json"}, 999, {"exact duplicate": 14}),
+    ("sft", {"path": "llamafactory/alpaca_zh_demo.json"}, 1000, {"exact duplicate": 8}),
+    ("sft", {"path": "llamafactory/identity.json"}, 91, {}),
+    ("pretrain", {"path": "llamafactory/c4_demo.jsonl"}, 300, {}),
+    ("pretrain", {"path": "llamafactory/wiki_demo.txt"}, 30, {}),
+    ("preference", {"path": "llamafactory/dpo_en_demo.json"}, 300, {"exact duplicate": 5}),
+    ("preference", {"registry": "llamafactory/dataset_info.json", "name": "dpo_zh_demo"}, 300, {"exact duplicate": 11}),
+    ("sft", {"path": "llamafactory/kto_en_demo.json"}, 300, {"labelled undesirable": 150}),
+    ("sft", {"path": "llamafactory/glaive_toolcall_en_demo.json"}, 300, {"exact duplicate": 35}),
+    ("sft", {"path": "llamafactory/glaive_toolcall_zh_demo.json"}, 300, {"exact duplicate": 43}),
+    ("sft", {"path": "chatlm/*.parquet"}, 6000, {}),
+    ("pretrain", {"path": "poetry/poet.tang.5*.json", "columns": {"text": "paragraphs"}}, None, None),
+    ("pretrain", {"path": "shakespeare/input.txt", "documents": "paragraph"}, 7222, {"exact duplicate": 74, "too short": 74}),
+    ("sft", {"path": "gsm8k/*.jsonl"}, 8792, {}),
+    ("pretrain", {"path": "blimp", "columns": {"text": "sentence_good"}}, 6000, {"too short": 481}),
+]
+
+
+@pytest.mark.parametrize(("kind", "source", "rows", "dropped"), ACCOUNTS)
+def test_every_real_file_has_an_account_that_adds_up(
+    shared_data: Path, kind: str, source: dict, rows: int | None, dropped: dict | None
+) -> None:
+    key = "registry" if "registry" in source else "path"
+    source = {**source, key: str(shared_data / source[key])}
+    minimind = load_tokenizer(shared_data / "tokenizers" / "minimind")
+    data = prepare(kind, source, minimind, context=4096, clean={})
+    (account,) = data.ledger.sources
+    assert account.rows == account.used + sum(account.dropped.values())
+    assert account.used == data.train.examples.count
+    if rows is not None:
+        assert (account.rows, dict(account.dropped)) == (rows, dropped)
+
+
+def test_unfilled_placeholders_are_noticed(shared_data: Path) -> None:
+    minimind = load_tokenizer(shared_data / "tokenizers" / "minimind")
+    found = prepare("sft", shared_data / "llamafactory" / "identity.json", minimind)
+    (account,) = found.ledger.sources
+    assert account.noticed["unfilled placeholder"] == 85
+    assert "{{name}}" in account.noted["unfilled placeholder"][0]["detail"]

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.data import StageData, collect, encode
+from fledge.data.checks import Inspected, findings
 from fledge.data.measure import Measured, measure, measure_near
+from fledge.data.shards import BuildPlan
 from fledge.data.statistics import PERCENTILES, Lengths, SourceStatistics, StageStatistics, stage_statistics
 from fledge.tokenizer import Tokenizer
 from tests.data.sources import jsonl, stage_of
@@ -77,10 +79,10 @@ def test_duplicates_are_counted_where_they_are_not_left_out(tmp_path: Path, chat
 
 
 def test_near_duplicates_are_measured_and_stay_in(tmp_path: Path, chatml: Tokenizer) -> None:
-    text = "the quick brown fox jumps over the lazy dog and then it sleeps in the green garden until the evening comes " * 2
+    text = "the quick brown fox jumps over the lazy dog and then it sleeps in the green garden until evening comes " * 2
     rows = [
         {"text": text + "again"},
-        {"text": "something else that has nothing to do with it at all"},
+        {"text": "something else that has nothing to do with it"},
         {"text": text + "twice"},
     ]
     file = jsonl(tmp_path / "a.jsonl", rows)
@@ -94,7 +96,7 @@ def test_near_duplicates_are_measured_and_stay_in(tmp_path: Path, chatml: Tokeni
 
 
 def test_a_higher_threshold_finds_no_more_near_duplicates(tmp_path: Path) -> None:
-    words = "one two three four five six seven eight nine ten eleven twelve thirteen".split()
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen"]
     rows = [{"text": " ".join([*words[:n], "end", *words[n:]])} for n in range(len(words))]
     collected = collect(stage_of("pretrain", jsonl(tmp_path / "a.jsonl", rows)), "x", SEED)
     counts = [sum(near.count for near in measure_near(collected, threshold).values()) for threshold in (0.3, 0.6, 0.9)]
@@ -134,6 +136,20 @@ def test_an_epoch_has_its_steps_and_shares(tmp_path: Path, chatml: Tokenizer) ->
     assert sum(entry.token_share for entry in made.mixture) == pytest.approx(1)
     assert epoch.identity_share == 0.5
     assert made.sources[1].answers is not None and made.sources[1].answers.identity == 4
+
+
+def test_shards_make_no_difference(tmp_path: Path, chatml: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row(f"question {n % 17}", f"answer {n % 17} " * (1 + n % 40)) for n in range(60)]
+    files = [str(jsonl(tmp_path / "a.jsonl", rows)), str(jsonl(tmp_path / "b.jsonl", rows[:9]))]
+    settings = {"clean": {"exact_duplicates": True}, "validation": 0.1}
+    one, data, _ = statistics("sft", files, chatml, **settings)
+    monkeypatch.setattr("fledge.data.shards.SHARD_BYTES", 700)
+    many, pieces, _ = statistics("sft", files, chatml, **settings)
+    shards = [BuildPlan.read(made.folder / "plan.json").shards for made in (data, pieces)]
+    assert len(shards[0]) == 2 and len(shards[1]) > 8
+    assert many == one
+    both = [findings(Inspected(made, found, chatml)) for made, found in ((data, one), (pieces, many))]
+    assert both[0] == both[1] and any(both[0].values())
 
 
 def test_measuring_changes_nothing_that_training_sees(tmp_path: Path, chatml: Tokenizer) -> None:

@@ -14,6 +14,7 @@ manifest.json              written last: fingerprint, sizes
 
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from safetensors.numpy import load_file
 
 from fledge.data.batches import PackedData
 from fledge.data.contamination import Contamination
-from fledge.data.executors import Executor, Here, Processes
+from fledge.data.executors import Executor, Here, Processes, cores
 from fledge.data.facts import texts_of
 from fledge.data.items import Item
 from fledge.data.ledger import Ledger, SourceAccount, read_notes
@@ -41,6 +42,8 @@ from fledge.errors import FledgeError
 from fledge.tokenizer import Tokenizer
 
 ALONE_BYTES = 24 * 2**20  # below this, workers cost more time than they save
+TELL_SECONDS = 5.0
+DOING = {"rows": "read and cleaned", "tokens": "encoded"}
 Progress = Callable[[str], None]
 
 
@@ -85,25 +88,20 @@ class StageData:
 def _executor(plan: BuildPlan, chosen: Executor | None) -> Executor:
     if chosen is not None:
         return chosen
-    return Here() if plan.size < ALONE_BYTES else Processes(_cores())
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Here() if plan.size < ALONE_BYTES else Processes(cores())
 
 
 def _run(plan: BuildPlan, folder: Path, phase: str, shards: Sequence[Shard], executor: Executor, progress: Progress) -> None:
     """A phase on the shards that lack it."""
     missing = [shard.number for shard in shards if not complete(folder / phase / shard.folder)]
-    finished = len(shards) - len(missing)
+    finished, told = len(shards) - len(missing), time.monotonic()
 
     def done(_number: int) -> None:
-        nonlocal finished
+        nonlocal finished, told
         finished += 1
-        if len(shards) > 1:
-            progress(f"{phase}: {finished} of {len(shards)} shards")
+        if time.monotonic() - told > TELL_SECONDS:
+            told = time.monotonic()
+            progress(f"{plan.name}: {finished} of {len(shards)} shards {DOING[phase]}")
 
     if missing:
         executor.run(folder, phase, missing, done)
@@ -293,9 +291,10 @@ def _examples(folder: Path, plan: BuildPlan, part: str, kind: np.dtype) -> Examp
         index = load_file(at / "index.safetensors")
         if not len(index[f"{part}.lengths"]):
             continue
-        tokens.append(mapped(at / f"{part}.tokens", kind))
+        count = int(index[f"{part}.lengths"].sum())
+        tokens.append(_mapped(at / f"{part}.tokens", kind, count))
         if weighted:
-            weights.append(mapped(at / f"{part}.weights", np.dtype(np.float32)))
+            weights.append(_mapped(at / f"{part}.weights", np.dtype(np.float32), count))
         lengths.append(index[f"{part}.lengths"])
         supervised.append(index[f"{part}.supervised"])
         rows.append(index[f"{part}.row"])
@@ -309,6 +308,13 @@ def _examples(folder: Path, plan: BuildPlan, part: str, kind: np.dtype) -> Examp
         joined, Joined(tuple(weights)) if weighted else Ones(len(joined)), offsets, per, digest.hexdigest(),
         join(source, np.int32), join(shards, np.int32), join(rows, np.int64), join(supervised, np.int64),
     )  # fmt: skip
+
+
+def _mapped(file: Path, kind: np.dtype, count: int) -> np.ndarray:
+    """A memory-mapped file of so many numbers; FledgeError where it has another size."""
+    if not file.exists() or file.stat().st_size != count * kind.itemsize:
+        raise FledgeError("damaged: this file has not the size it was written with", where=str(file), hint="build it again")
+    return mapped(file, kind)
 
 
 def _open(folder: Path, plan: BuildPlan, ledger: Ledger, tokenizer: Tokenizer, temporary: Any = None) -> StageData:
@@ -400,7 +406,7 @@ def _account(saved: dict[str, Any]) -> SourceAccount:
     for key in ("rows", "used", "validation", "truncated", "shortened", "split", "tokens", "supervised_tokens", "tokens_lost"):
         setattr(account, key, saved[key])
     account.examples = saved["training_examples"]
-    for state in ("dropped", "changed", "noticed"):
+    for state in ("dropped", "changed", "noticed", "cut"):
         setattr(account, state, Counter(saved[state]))
     account.keep(saved["examples"])
     return account

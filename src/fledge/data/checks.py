@@ -11,14 +11,16 @@ from safetensors.numpy import load_file
 from fledge.data.build import StageData
 from fledge.data.ledger import SourceAccount
 from fledge.data.measure import where_of
+from fledge.data.recorded import Part, Places, training_part
 from fledge.data.shards import BuildPlan
-from fledge.data.statistics import SHORT_ANSWER, Part, Places, SourceStatistics, StageStatistics, training_part
+from fledge.data.statistics import SHORT_ANSWER, SourceStatistics, StageStatistics
 from fledge.data.storage import Joined
 from fledge.data.work import TRAIN, VALIDATION
 from fledge.tokenizer import Message, TemplateError, Tokenizer
 
 ALIKE, ALIKE_LEAST = 0.95, 20  # share of equal answers, of at least so many
 UNKNOWN = 0.01  # share of unknown tokens
+DROPPED = 0.1  # share of a source's rows, beside duplicates, where the recipe sets no limit
 DUPLICATES = 0.01
 DOMINANT, SWAMPING, FEW_OPENINGS = 0.8, 0.5, 0.1  # shares of an epoch's tokens; distinct openings of its answers
 PASSES = 10  # through a source in one epoch
@@ -145,13 +147,18 @@ def _of(count: int, whole: int) -> str:
 
 def _dropped(stage: Inspected) -> Iterator[Finding]:
     for account in stage.accounts:
-        dropped = sum(account.dropped.values())
-        if stage.max_dropped is not None and dropped > stage.max_dropped * account.rows:
-            reason = account.dropped.most_common(1)[0][0]
-            yield Finding(
-                "dropped", "error", f"{_of(dropped, account.rows)} are dropped: {account.reasons()}", account.name,
-                _noted(account, reason)[0], f"mend the rows, or raise data.max_dropped ({stage.max_dropped:.3g})",
-            )  # fmt: skip
+        dropped, limit = sum(account.dropped.values()), stage.max_dropped
+        if not dropped:
+            continue
+        where = _noted(account, account.dropped.most_common(1)[0][0])[0]
+        message = f"{_of(dropped, account.rows)} are dropped: {account.reasons()}"
+        others = dropped - account.dropped["exact duplicate"] - account.dropped["near duplicate"]
+        if limit is not None and dropped > limit * account.rows:
+            hint = f"mend the rows, or raise data.max_dropped ({limit:.3g})"
+            yield Finding("dropped", "error", message, account.name, where, hint)
+        elif limit is None and others > DROPPED * account.rows:
+            hint = "`fledge data account` shows each of them; data.max_dropped sets a limit"
+            yield Finding("dropped", "warning", message, account.name, where, hint)
 
 
 def _supervision(stage: Inspected) -> Iterator[Finding]:
@@ -176,22 +183,30 @@ def _end_token(stage: Inspected) -> Iterator[Finding]:
 
 def _start_token(stage: Inspected) -> Iterator[Finding]:
     """Two equal control tokens at the beginning: a template and something else both wrote one."""
+    examples, doubled = stage.data.train.examples, _doubled(stage)
+    for source, _, part in stage.trained:
+        sequences = (part.examples[:, None] * examples.per_example + np.arange(examples.per_example)).ravel()
+        mine = sequences[doubled[sequences]]
+        if len(mine):
+            token = stage.tokenizer.decode(examples.sequence(int(mine[0]))[0][:1].tolist())
+            yield Finding(
+                "start token", "error", f"{len(mine):,} sequences begin with {token} twice", source.name,
+                stage.sequence_place(int(mine[0])), "take it out of the chat template, or out of the rows' texts",
+            )  # fmt: skip
+
+
+def _doubled(stage: Inspected) -> np.ndarray:
+    """Which sequences begin with the same control token twice: bool [S]."""
     examples = stage.data.train.examples
-    assert isinstance(examples.tokens, Joined) and examples.source is not None
+    assert isinstance(examples.tokens, Joined)
     special = [number for number, token in stage.tokenizer.core.get_added_tokens_decoder().items() if token.special]
+    doubled = np.diff(examples.offsets) > 1
     for array, start in zip(examples.tokens.arrays, examples.tokens.starts[:-1], strict=True):
         first, last = np.searchsorted(examples.offsets[:-1], [start, start + len(array)])
-        begins = (examples.offsets[first:last] - start)[np.diff(examples.offsets[first : last + 1]) > 1]
-        doubled = (array[begins] == array[begins + 1]) & np.isin(array[begins], special)
-        if doubled.any():
-            at = int(begins[np.argmax(doubled)])
-            sequence = stage.sequence_at(int(start) + at)
-            token = stage.tokenizer.decode([int(array[at])])
-            yield Finding(
-                "start token", "error", f"{int(doubled.sum()):,} sequences begin with {token} twice",
-                stage.statistics.sources[int(examples.source[sequence // examples.per_example])].name,
-                stage.sequence_place(sequence), "take it out of the chat template, or out of the rows' texts",
-            )  # fmt: skip
+        mine = first + np.flatnonzero(doubled[first:last])
+        begins = examples.offsets[mine] - start
+        doubled[mine] = (array[begins] == array[begins + 1]) & np.isin(array[begins], special)
+    return doubled
 
 
 def _template(stage: Inspected) -> Iterator[Finding]:
@@ -334,7 +349,7 @@ def _identity(stage: Inspected) -> Iterator[Finding]:
         most = max(stage.trained, key=lambda known: known[0].answers.identity if known[0].answers else 0)
         yield Finding(
             "identity", "warning", f"{share:.0%} of an epoch's answers say who the assistant is", most[0].name,
-            stage.first(most[2]), "give the source a smaller share: about one in a hundred is enough",
+            stage.first(most[2]), "lower its share, ratio or repeat",
         )  # fmt: skip
 
 
@@ -369,7 +384,7 @@ class Check:
 
 
 CHECKS = (
-    Check("dropped", "no source drops more rows than allowed", _dropped),
+    Check("dropped", "few rows are dropped", _dropped),
     Check("supervision", "every source has supervised tokens", _supervision),
     Check("end token", "the end token is supervised", _end_token),
     Check("start token", "no sequence begins with two start tokens", _start_token),

@@ -81,7 +81,11 @@ def clean_item(item: Item, steps: Steps) -> tuple[Item, tuple[Change, ...]]:
         if isinstance(value, str):
             after: Any = mended(value)
         elif isinstance(value, tuple):
-            after = tuple(replace(message, content=mended(message.content)) for message in value)
+            contents = [mended(message.content) for message in value]
+            after = tuple(
+                message if message.content == content else replace(message, content=content)
+                for message, content in zip(value, contents, strict=True)
+            )
         else:
             continue
         if after != value:
@@ -369,7 +373,7 @@ def _html_parser() -> Callable[..., Any] | None:
 # -- Unicode and white space --------------------------------------------------------------------------------------------
 
 _BLANKS = " \t\xa0\u3000"
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\u2028\u2029]")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff]")  # and halves of UTF-16 pairs
 _LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 _TRAILING = re.compile(f"(?<![{_BLANKS}])[{_BLANKS}]++(?=\n)")
 _TRAILING_FOUND = re.compile(f"\n(?<=[{_BLANKS}]\n)")  # from the line feed backwards: few places to look at

@@ -89,7 +89,8 @@ def units(texts: Sequence[str]) -> Units:
         if size >= _PIECE or index == len(pieces) - 1:
             chunk = pieces[first : index + 1]
             *columns, per_piece = _units_of([text for _, _, text in chunk])
-            columns[1] += np.repeat(np.asarray([start for _, start, _ in chunk]), per_piece)
+            if any(start for _, start, _ in chunk):
+                columns[1] += np.repeat(np.asarray([start for _, start, _ in chunk]), per_piece)
             found.append(tuple(columns))
             np.add.at(counts, [number for number, _, _ in chunk], per_piece)
             first, size = index + 1, 0
@@ -118,7 +119,8 @@ def _units_of(texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
     hashes *= inverses[starts]
     lengths = np.fromiter(map(len, texts), np.int64, len(texts)) + 1
     ends = np.cumsum(lengths)
-    counts = np.diff(np.searchsorted(starts, ends), prepend=0)
+    counts = np.searchsorted(starts, ends)
+    counts[1:] -= counts[:-1].copy()
     return _mixed(hashes), starts - np.repeat(ends - lengths, counts), kind[starts] == _SINGLE, counts
 
 
@@ -210,9 +212,15 @@ def shingles(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
             np.copyto(flat[: len(hashes)], hashes, where=places)
             for back in range(1, size):
                 used[ends[mine] - back] = False
-    flat[begins[short]] = spans(sums, begins[short], ends[short])
-    used[begins[short]] = True
+    if short.any():
+        flat[begins[short]] = spans(sums, begins[short], ends[short])
+        used[begins[short]] = True
     return _with_raw(flat[used], np.where(short, 1, np.maximum(found.counts - n + 1, 0)), texts)
+
+
+def shingle_set(text: str) -> np.ndarray:
+    """The n-grams of one text, sorted and each once: what `jaccard` compares. uint64."""
+    return _distinct(shingles([text])[0])
 
 
 def _with_raw(flat: np.ndarray, counts: np.ndarray, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

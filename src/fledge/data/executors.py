@@ -139,7 +139,8 @@ class Ray:
         if started:
             address = os.environ.get("RAY_ADDRESS")
             options: dict[str, Any] = {} if address else {"num_cpus": self.count, "include_dashboard": False}
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            options.update(log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": ONE_THREAD})
+            ray.init(address=address, **options)
         try:
             task = ray.remote(max_retries=2)(_perform_or_tell)
             pending = {task.remote(str(folder), phase, number): number for number in numbers}
@@ -196,8 +197,27 @@ class Slurm:
             done(number)
 
 
-EXECUTORS: dict[str, Callable[[int | None], Executor]] = {
-    "processes": lambda count: Processes(count or os.cpu_count() or 1),
-    "ray": Ray,
-    "slurm": Slurm,
-}
+def chosen_executor(name: str, workers: int | None, parameters: Sequence[str] = ()) -> Executor:
+    """The executor of a name: processes, ray or slurm. `parameters` are Slurm's, as key=value."""
+    if workers is not None and workers < 1:
+        raise FledgeError(f"{workers} workers cannot work", where="--workers")
+    if parameters and name != "slurm":
+        raise FledgeError("these are parameters of Slurm jobs", where="--slurm", hint="add --executor slurm")
+    if name == "ray":
+        return Ray(workers)
+    if name == "slurm":
+        return Slurm(workers, options=dict(_parameter(text) for text in parameters))
+    return Processes(workers or cores())
+
+
+def _parameter(text: str) -> tuple[str, int | str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise FledgeError(f"cannot read '{text}'", where="--slurm", hint="write key=value, such as partition=cpu")
+    name = key if key in ("mem_gb", "timeout_min", "cpus_per_task", "nodes") or key.startswith("slurm_") else f"slurm_{key}"
+    return name, int(value) if value.isdigit() else value
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

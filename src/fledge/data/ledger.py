@@ -51,7 +51,8 @@ class Notes:
 @dataclass
 class SourceAccount:
     """One source: rows = used + dropped. Used rows may be truncated (an answer or text was cut), shortened (oldest turns
-    left out), split (made several examples, or continued in another packed row) or changed (mended)."""
+    left out), split (made several examples, or continued in another packed row) or changed (mended). `cut` counts the first
+    three by reason."""
 
     name: str
     path: str
@@ -69,6 +70,7 @@ class SourceAccount:
     dropped: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)
     noticed: Counter[str] = field(default_factory=Counter)
+    cut: Counter[str] = field(default_factory=Counter)
     noted: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
     def merge(self, counted: Mapping[str, Any]) -> None:
@@ -76,6 +78,8 @@ class SourceAccount:
         counts, marked = counted["counts"], counted["marked"]
         for state in ("dropped", "changed", "noticed"):
             getattr(self, state).update(counts.get(state, {}))
+        for state in ("truncated", "shortened", "split"):
+            self.cut.update(counts.get(state, {}))
         self.truncated += marked.get("truncated", 0)
         self.shortened += marked.get("shortened", 0)
         self.split += marked.get("split", 0)
@@ -104,7 +108,8 @@ class SourceAccount:
             "name": self.name, "path": self.path, "part": self.part, "rows": self.rows, "used": self.used,
             "validation": self.validation, "dropped": dict(self.dropped.most_common()), "truncated": self.truncated,
             "shortened": self.shortened, "split": self.split, "changed": dict(self.changed.most_common()),
-            "noticed": dict(self.noticed.most_common()), "training_examples": self.examples, "tokens": self.tokens,
+            "noticed": dict(self.noticed.most_common()), "cut": dict(self.cut.most_common()),
+            "training_examples": self.examples, "tokens": self.tokens,
             "supervised_tokens": self.supervised_tokens, "tokens_lost": self.tokens_lost,
             "examples": [place for places in self.noted.values() for place in places],
         }  # fmt: skip
@@ -171,7 +176,7 @@ def account_lines(account: Mapping[str, Any]) -> list[str]:
     for place in account["examples"]:
         first.setdefault(place["reason"], place)
     for reason, place in first.items():
-        counts = (account[state].get(reason) for state in ("dropped", "changed", "noticed"))
+        counts = (account[state].get(reason) for state in ("dropped", "changed", "noticed", "cut"))
         count = next((number for number in counts if number), None)
         label = f"{count:,} × {reason}" if count else reason
         detail = f" ({place['detail']})" if place["detail"] else ""

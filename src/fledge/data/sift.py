@@ -13,13 +13,14 @@ import numpy as np
 import orjson
 from safetensors.numpy import load_file, save_file
 
-from fledge.data.duplicates import first_occurrences, jaccard, near_duplicates, shingles
+from fledge.data.duplicates import first_occurrences, jaccard, near_duplicates, shingle_set
 from fledge.data.facts import texts_of
 from fledge.data.items import from_bytes
 from fledge.data.ledger import Notes
 from fledge.data.records import place
 from fledge.data.shards import BuildPlan, Shard
 from fledge.data.work import TRAIN, VALIDATION
+from fledge.errors import FledgeError
 
 SETS_KEPT = 20_000  # shingle sets of suspected rows that stay in memory
 
@@ -32,6 +33,7 @@ class _Rows:
     folder: Path
     arrays: dict[str, np.ndarray]
     files: list[str]
+    signatures: str | None
 
     def __len__(self) -> int:
         return len(self.arrays["row"])
@@ -50,8 +52,8 @@ class _Rows:
 
 def _load(folder: Path, shard: Shard) -> _Rows:
     rows = folder / "rows" / shard.folder
-    files = orjson.loads((rows / "done.json").read_bytes())["files"]
-    return _Rows(shard, rows, load_file(rows / "rows.safetensors"), files)
+    done = orjson.loads((rows / "done.json").read_bytes())
+    return _Rows(shard, rows, load_file(rows / "rows.safetensors"), done["files"], done["signatures"])
 
 
 class _Part:
@@ -96,17 +98,24 @@ class _Part:
         files = [rows.folder / "signatures.safetensors" for rows in self.rows]
         if not len(left):
             return
+        made_by = {rows.signatures for rows in self.rows}
+        if len(made_by) > 1:
+            raise FledgeError(
+                f"the shards were made with different signatures: {', '.join(sorted(map(str, made_by)))}",
+                where="clean.near_duplicates",
+                hint="install the extra `data` on every machine, remove the build directory, and build again",
+            )
         signatures = np.concatenate([load_file(file)["signatures"] for file in files if file.exists()])[left]
 
         @lru_cache(maxsize=SETS_KEPT)
-        def shingle_set(index: int) -> np.ndarray:
+        def shingles_of(index: int) -> np.ndarray:
             rows, inside = self.locate(int(left[index]))
-            return np.unique(shingles([rows.text(inside)])[0])
+            return shingle_set(rows.text(inside))
 
-        found = near_duplicates(signatures, threshold, lambda a, b: jaccard(shingle_set(a), shingle_set(b)))
+        found = near_duplicates(signatures, threshold, lambda a, b: jaccard(shingles_of(a), shingles_of(b)))
         for index in np.flatnonzero(found != np.arange(len(found))).tolist():
             first = int(found[index])
-            share = jaccard(shingle_set(index), shingle_set(first))
+            share = jaccard(shingles_of(index), shingles_of(first))
             self.leave_out(int(left[index]), "near duplicate", f"of {self.where(int(left[first]))}, Jaccard {share:.2f}")
 
     def divide(self, share: float) -> None:

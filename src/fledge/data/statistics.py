@@ -1,25 +1,24 @@
 """What the data of a stage is like, in numbers: rows, lengths, languages, answers, mixture. Nothing here prints.
 
-It is a sum over what the build wrote down, and of what `measure` found in the items.
+They come from what the build recorded, and from what `measure` found in the items.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from functools import cached_property, lru_cache
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import orjson
 from safetensors.numpy import load_file
 
 from fledge.data.build import StageData
 from fledge.data.duplicates import first_occurrences
 from fledge.data.languages import LANGUAGES
 from fledge.data.ledger import SourceAccount
-from fledge.data.measure import Measured, Near, where_of
+from fledge.data.measure import Measured, Near
 from fledge.data.mixing import Mixture, Quota
+from fledge.data.recorded import Facts, Part, training_part
 from fledge.data.shards import BuildPlan, Shard
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -58,91 +57,6 @@ def _histogram(values: np.ndarray) -> Iterator[tuple[int, int, int]]:
     filled = np.flatnonzero(counts)
     for number in range(int(filled[0]), int(filled[-1]) + 1):
         yield int(edges[number]), int(edges[number + 1]), int(counts[number])
-
-
-# -- what the build wrote down ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Sums of what the workers noted of the rows of one source."""
-
-    schemas: Counter[str] = field(default_factory=Counter)
-    columns: Counter[str] = field(default_factory=Counter)
-    nulls: Counter[str] = field(default_factory=Counter)
-    empty: Counter[str] = field(default_factory=Counter)
-    openings: Counter[str] = field(default_factory=Counter)
-    equal: Counter[str] = field(default_factory=Counter)
-    numbers: Counter[str] = field(default_factory=Counter)  # sums over the shards
-
-    @classmethod
-    def of(cls, folder: Path, shards: Iterable[Shard]) -> "Facts":
-        """The facts of these shards."""
-        made = cls()
-        for shard in shards:
-            noted = orjson.loads((folder / "rows" / shard.folder / "done.json").read_bytes())["facts"]
-            for name in ("schemas", "columns", "nulls", "empty", "openings", "equal"):
-                getattr(made, name).update(noted[name])
-            made.numbers.update({name: noted[name] for name in ("answers", "identity", "distinct_openings")})
-            made.numbers["noted_openings"] += len(noted["openings"])
-        return made
-
-    @property
-    def distinct_openings(self) -> int:
-        """How many ways answers begin; where a shard had more than it noted, at most so many."""
-        all_noted = self.numbers["noted_openings"] == self.numbers["distinct_openings"]
-        return len(self.openings) if all_noted else self.numbers["distinct_openings"]
-
-
-@dataclass(frozen=True)
-class Part:
-    """The training sequences of one source."""
-
-    examples: np.ndarray  # numbers of its examples in the stage's training data
-    lengths: np.ndarray  # tokens of each sequence, int64
-    supervised: np.ndarray  # of them targets with weight, int64
-    ended: int  # sequences whose end token is a target with weight
-
-    @property
-    def tokens(self) -> int:
-        """All its tokens, the first of each sequence included."""
-        return int(self.lengths.sum())
-
-
-def training_part(data: StageData, plan: BuildPlan, source: int) -> Part:
-    """What training sees of a source."""
-    examples = data.train.examples
-    assert examples.source is not None
-    mine = np.flatnonzero(examples.source == source)
-    sequences = (mine[:, None] * examples.per_example + np.arange(examples.per_example)).ravel()
-    ended = 0
-    for shard in plan.of_part("train"):
-        if shard.source == source:
-            done = orjson.loads((data.folder / "tokens" / shard.folder / "done.json").read_bytes())
-            ended += done["parts"]["train"]["ended"]
-    return Part(mine, np.diff(examples.offsets)[sequences], examples.supervised[sequences], ended)
-
-
-class Places:
-    """file:line of the training examples."""
-
-    def __init__(self, data: StageData, plan: BuildPlan) -> None:
-        self.folder, self.plan, self.examples = data.folder, plan, data.train.examples
-
-    @lru_cache(maxsize=64)  # noqa: B019  lives as long as the data
-    def _known(self, shard: int) -> dict[str, np.ndarray]:
-        return load_file(self.folder / "rows" / self.plan.shards[shard].folder / "rows.safetensors")
-
-    def example(self, number: int) -> str:
-        """Where the row of an example stands."""
-        assert self.examples.shard is not None and self.examples.row is not None
-        shard = self.plan.shards[int(self.examples.shard[number])]
-        known = self._known(shard.number)
-        inside = int(np.searchsorted(known["row"], int(self.examples.row[number])))
-        return where_of(self.folder, shard, known, inside)
-
-
-# -- together -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,6 @@ DELIMITERS = ",;\t"
 SNIFFED = 50  # lines from which the delimiter is judged
 SNIFFED_SIZE = 1 << 20  # characters
 BATCH = 256  # rows of a Parquet file made Python values at once
-# What pyarrow raises for damaged data and for values without an equal in Python; its own classes derive from these.
-PARQUET_ERRORS = (OSError, ValueError, ArithmeticError, LookupError, RuntimeError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -165,11 +163,17 @@ def _delimiter(lines: _Lines) -> str:
     return max(DELIMITERS, key=fit)
 
 
+def _parquet_errors() -> tuple[type[Exception], ...]:
+    """What pyarrow raises for damaged data, and for values that have no equal in Python."""
+    from pyarrow import ArrowException
+
+    return ArrowException, OSError, ValueError, ArithmeticError, LookupError, RuntimeError, TypeError, MemoryError
+
+
 @contextmanager
 def parquet_file(file: Path) -> Iterator["ParquetFile"]:
     """The opened table; a compressed file is unpacked to a temporary one first. FledgeError if it cannot be read."""
     try:
-        import pyarrow
         import pyarrow.parquet as parquet
     except ImportError:
         raise missing_extra("pyarrow", "parquet", f"reading {file}") from None
@@ -179,7 +183,7 @@ def parquet_file(file: Path) -> Iterator["ParquetFile"]:
                 unpacked.writelines(blocks_of(file))
                 unpacked.seek(0)
             table = parquet.ParquetFile(unpacked if file.suffix.lower() in UNPACK else file, buffer_size=BLOCK)
-        except (pyarrow.ArrowException, OSError, Damaged) as error:
+        except (*_parquet_errors(), Damaged) as error:
             raise FledgeError(f"not a readable Parquet file: {error}", where=str(file)) from None
         with table:
             groups = sum(table.metadata.row_group(group).num_rows for group in range(table.num_row_groups))
@@ -200,7 +204,7 @@ def parquet_rows(file: Path, start: int, stop: int | None, first: int) -> Iterat
                 for batch in table.iter_batches(batch_size=BATCH, row_groups=[group], use_threads=False):
                     yield from _batch_rows(batch, first)
                     first += batch.num_rows
-            except PARQUET_ERRORS as error:
+            except _parquet_errors() as error:
                 detail = str(error)
             for number in range(first, end):
                 yield Record(number, broken="damaged file", detail=f"row group {group}: {detail}")
@@ -212,7 +216,7 @@ def _batch_rows(batch: "RecordBatch", first: int) -> Iterator[Record]:
     try:
         for number, row in enumerate(batch.to_pylist(), first):
             yield Record(number, row)
-    except PARQUET_ERRORS as error:
+    except _parquet_errors() as error:
         if batch.num_rows == 1:
             reason = "undecodable" if isinstance(error, UnicodeDecodeError) else "unreadable value"
             yield Record(first, broken=reason, detail=str(error))

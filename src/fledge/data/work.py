@@ -7,7 +7,7 @@ when it is complete, so that a worker can die at any moment and another one gets
 import os
 import shutil
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from fledge.data.cleaning import Steps, clean_item
 from fledge.data.contamination import Contamination
-from fledge.data.duplicates import content_hash, shingles, signatures
+from fledge.data.duplicates import backend, content_hash, shingles, signatures
 from fledge.data.examples import Rules, encode_items
 from fledge.data.facts import Facts, question_and_answer, texts_of
 from fledge.data.hub import read_hub
@@ -130,7 +130,15 @@ class RowsOfShard:
             joined = np.concatenate(self.signatures) if self.signatures else np.zeros((0, 1), np.uint32)
             save_file({"signatures": joined}, self.folder / "signatures.safetensors")
         files = [span.file for span in self.shard.spans] or [self.planned.path]
-        return {"rows": total, "items": len(self.columns["row"]), "files": files, "notes": self.notes.as_dict(), "facts": self.facts.as_dict()}
+        made_by = backend() if self.near else None
+        return {
+            "rows": total,
+            "items": len(self.columns["row"]),
+            "files": files,
+            "signatures": made_by,
+            "notes": self.notes.as_dict(),
+            "facts": self.facts.as_dict(),
+        }
 
     def where(self, file: int, number: int) -> str:
         """file:line of a row."""
@@ -164,22 +172,22 @@ class RowsOfShard:
         texts = [texts_of(item) for item in chunk.items]
         joined = ["\n".join(parts) for parts in texts]
         languages = [language_of(text) for text in joined]
-        kept = [index for index in range(len(chunk.items)) if self._wanted(chunk, index, texts[index], languages[index])]
+        found = self.contamination.check_rows(texts) if self.contamination is not None else [None] * len(texts)
+        kept = [index for index in range(len(chunk.items)) if self._wanted(chunk, index, languages[index], found[index])]
         for index in kept:
             self._keep(chunk, index, joined[index], languages[index])
         if self.near:
             self.signatures.append(signatures(*shingles([joined[index] for index in kept])))
 
-    def _wanted(self, chunk: _Chunk, index: int, texts: Sequence[str], language: str) -> bool:
+    def _wanted(self, chunk: _Chunk, index: int, language: str, contaminated: str | None) -> bool:
+        """Whether a row stays; if not, it is accounted for."""
         place_ = (chunk.rows[index], chunk.files[index], chunk.numbers[index])
         if self.config.languages is not None and language not in self.config.languages:
             self._drop(*place_, "other language", language)
             return False
-        if self.contamination is not None:
-            found = self.contamination.check(texts)
-            if found is not None:
-                self._drop(*place_, "contaminated by the evaluation set", found)
-                return False
+        if contaminated is not None:
+            self._drop(*place_, "contaminated by the evaluation set", contaminated)
+            return False
         return True
 
     def _keep(self, chunk: _Chunk, index: int, text: str, language: str) -> None:

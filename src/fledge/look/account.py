@@ -16,6 +16,7 @@ from fledge.data.shards import BuildPlan
 from fledge.errors import FledgeError
 from fledge.look.target import Overrides, Say, builds_of
 from fledge.look.trail import follow
+from fledge.run.directory import read_json
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Filter:
 def totals(folder: Path) -> list[dict[str, Any]]:
     """The accounts of a build's sources, as in data.json; of an incomplete one, what is counted up to now."""
     if is_complete(folder):
-        return orjson.loads((folder / "account.json").read_bytes())["sources"]
+        return read_json(folder / "account.json")["sources"]
     plan = BuildPlan.read(folder / "plan.json")
     accounts = [SourceAccount(item.name, item.path, item.part) for item in plan.sources]
     for shard in plan.shards:
@@ -57,7 +58,7 @@ def totals(folder: Path) -> list[dict[str, Any]]:
             done = folder / name / (f"{shard.folder}.json" if name == "keep" else f"{shard.folder}/done.json")
             if not done.exists():
                 continue
-            result = orjson.loads(done.read_bytes())
+            result = read_json(done)
             account.rows += result.get("rows", 0)
             account.merge(result if name == "keep" else result["notes"])
         for notes in notes_of(folder, shard.folder):

@@ -6,15 +6,17 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from fledge.data.statistics import Places
+from fledge.data.recorded import Places
 from fledge.data.storage import Examples
 from fledge.errors import FledgeError
 from fledge.look.places import find_rows, parse_place
+from fledge.look.tables import PICTURES
 from fledge.look.target import Opened, Overrides, Say, builds_of, open_build
 from fledge.tokenizer import Tokenizer
 
 TRAINED, REJECTED, CONTEXT = "black on green", "black on red", "dim"
 OPEN, CLOSE = "⟦", "⟧"  # where there are no colours
+VISIBLE = {**PICTURES, ord("\ufffd"): "·", ord("\n"): "⏎\n", ord("\t"): "\t"}
 LEGEND = "⏎ is a line break, · an unfinished character; [0.5] is the weight of what follows, where it is not 1"
 
 
@@ -42,7 +44,7 @@ def paint(
             text.append(OPEN if brackets and weight and not before else "")
             text.append(f"[{weight:g}]" if weight not in (0.0, 1.0) else "", style="yellow")
             before = weight
-        shown = tokenizer.decode([token]).replace("\ufffd", "·").replace("\n", "⏎\n")
+        shown = tokenizer.decode([token]).translate(VISIBLE)
         style = trained if weight else CONTEXT
         text.append(shown, style=f"{style} underline" if number % 2 and not brackets else style)
     return text.append(CLOSE if brackets and before else "")
@@ -91,7 +93,7 @@ def _show_some(terminal: Console, opened: Opened, first: int, count: int) -> Non
     for example in range(first, min(first + count, examples.count)):
         print_example(terminal, opened.tokenizer, examples, example, places.example(example))
     for line in opened.data.ledger.lines():
-        terminal.print(Text(line, style="dim"))
+        terminal.print(Text(line, style="dim"), soft_wrap=True)
 
 
 def print_row(terminal: Console, opened: Opened, shard: int, row: int) -> int:

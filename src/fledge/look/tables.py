@@ -11,6 +11,8 @@ from fledge.data.checks import Finding
 from fledge.data.statistics import PERCENTILES, Fit, Lengths, Opening, SourceStatistics, StageStatistics, Training
 
 NAME_WIDTH = 28  # characters of a source's name
+PICTURES = {**{number: 0x2400 + number for number in range(0x20)}, 0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), "·")}
+"""Control characters as pictures: a text may not steer the terminal."""
 MARKS = {"passed": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}
 
 
@@ -158,7 +160,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 def _openings_table(openings: Sequence[Opening]) -> Table:
     table = _table(("opening", "answers", "share"))
     for opening in openings:
-        table.add_row(Text(opening.text.replace("\n", "⏎")), _count(opening.count), percent(opening.share))
+        table.add_row(Text(opening.text.translate(PICTURES)), _count(opening.count), percent(opening.share))
     return table
 
 
