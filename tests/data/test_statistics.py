@@ -140,7 +140,7 @@ def test_an_epoch_has_its_steps_and_shares(tmp_path: Path, chatml: Tokenizer) ->
 
 def test_shards_make_no_difference(tmp_path: Path, chatml: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [row(f"question {n % 17}", f"answer {n % 17} " * (1 + n % 40)) for n in range(60)]
-    files = [str(jsonl(tmp_path / "a.jsonl", rows)), str(jsonl(tmp_path / "b.jsonl", rows[:9]))]
+    files = [str(jsonl(tmp_path / "a.jsonl", rows)), str(jsonl(tmp_path / "b.jsonl", [*rows[:9], row("x", "y")]))]
     settings = {"clean": {"exact_duplicates": True}, "validation": 0.1}
     one, data, _ = statistics("sft", files, chatml, **settings)
     monkeypatch.setattr("fledge.data.shards.SHARD_BYTES", 700)
