@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import orjson
 import xxhash
-from safetensors.numpy import load_file
 
 from fledge.data.batches import PackedData
 from fledge.data.contamination import Contamination
@@ -36,7 +35,7 @@ from fledge.data.mixing import Mixture, Quota
 from fledge.data.records import remarks
 from fledge.data.shards import AnyStage, BuildPlan, Shard, plan_build
 from fledge.data.sift import sift
-from fledge.data.storage import Examples, Joined, Ones, mapped, token_type
+from fledge.data.storage import Examples, Joined, Ones, arrays_of, mapped, token_type
 from fledge.data.work import CONTAMINATION, TRAIN, VALIDATION, complete, evaluation_texts, items_of
 from fledge.errors import FledgeError
 from fledge.tokenizer import Tokenizer
@@ -63,7 +62,7 @@ class Collected:
     def items(self, part: int = TRAIN) -> Iterator[Item]:
         """The items of training or validation, in order."""
         for shard in self.plan.of_part("train", "validation"):
-            keep = load_file(self.folder / "keep" / f"{shard.folder}.safetensors")["keep"]
+            keep = arrays_of(self.folder / "keep" / f"{shard.folder}.safetensors")["keep"]
             yield from items_of(self.folder / "rows" / shard.folder, keep == part)
 
 
@@ -205,7 +204,7 @@ def _collect_ledger(plan: BuildPlan, folder: Path) -> Ledger:
         if keep.exists():
             account.merge(orjson.loads(keep.read_bytes()))
             account.keep(read_notes(keep.with_name(f"{shard.folder}.notes.jsonl")))
-            account.used += int(np.count_nonzero(load_file(keep.with_suffix(".safetensors"))["keep"]))
+            account.used += int(np.count_nonzero(arrays_of(keep.with_suffix(".safetensors"))["keep"]))
         else:
             account.used += result["items"]
     for account, planned in zip(ledger.sources, plan.sources, strict=True):
@@ -288,7 +287,7 @@ def _examples(folder: Path, plan: BuildPlan, part: str, kind: np.dtype) -> Examp
     digest = xxhash.xxh3_64()
     for shard in plan.of_part("train", "validation"):
         at = folder / "tokens" / shard.folder
-        index = load_file(at / "index.safetensors")
+        index = arrays_of(at / "index.safetensors")
         if not len(index[f"{part}.lengths"]):
             continue
         count = int(index[f"{part}.lengths"].sum())
@@ -340,7 +339,7 @@ def _open(folder: Path, plan: BuildPlan, ledger: Ledger, tokenizer: Tokenizer, t
 def _divided(folder: Path, plan: BuildPlan) -> int:
     """How many rows were meant for validation."""
     keeps = (folder / "keep" / f"{shard.folder}.safetensors" for shard in plan.of_part("train", "validation"))
-    return sum(int((load_file(keep)["keep"] == VALIDATION).sum()) for keep in keeps)
+    return sum(int((arrays_of(keep)["keep"] == VALIDATION).sum()) for keep in keeps)
 
 
 def _mixture(plan: BuildPlan, train: Examples) -> Mixture | None:

@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from fledge.data.build import StageData
 from fledge.data.ledger import SourceAccount
@@ -14,7 +13,7 @@ from fledge.data.measure import where_of
 from fledge.data.recorded import Part, Places, training_part
 from fledge.data.shards import BuildPlan
 from fledge.data.statistics import SHORT_ANSWER, SourceStatistics, StageStatistics
-from fledge.data.storage import Joined
+from fledge.data.storage import Joined, arrays_of
 from fledge.data.work import TRAIN, VALIDATION
 from fledge.tokenizer import Message, TemplateError, Tokenizer
 
@@ -237,9 +236,9 @@ def _kept_hashes(stage: Inspected, side: int) -> tuple[np.ndarray, np.ndarray, n
     """Content hashes of the rows on one side [N, 2], and of each its shard and its number there."""
     hashes, shards, inside = [np.zeros((0, 2), np.uint64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for shard in stage.plan.of_part("train", "validation"):
-        keep = load_file(stage.data.folder / "keep" / f"{shard.folder}.safetensors")["keep"]
+        keep = arrays_of(stage.data.folder / "keep" / f"{shard.folder}.safetensors")["keep"]
         chosen = np.flatnonzero(keep == side)
-        hashes.append(load_file(stage.data.folder / "rows" / shard.folder / "rows.safetensors")["hash"][chosen])
+        hashes.append(arrays_of(stage.data.folder / "rows" / shard.folder / "rows.safetensors")["hash"][chosen])
         shards.append(np.full(len(chosen), shard.number))
         inside.append(chosen)
     return np.concatenate(hashes), np.concatenate(shards), np.concatenate(inside)
@@ -253,7 +252,7 @@ def _validation(stage: Inspected) -> Iterator[Finding]:
     shared = [index for index in suspects.tolist() if tuple(train[index].tolist()) in known]
     if shared:
         shard = stage.plan.shards[int(shards[shared[0]])]
-        rows = load_file(stage.data.folder / "rows" / shard.folder / "rows.safetensors")
+        rows = arrays_of(stage.data.folder / "rows" / shard.folder / "rows.safetensors")
         where = where_of(stage.data.folder, shard, rows, int(inside[shared[0]]))
         yield Finding(
             "validation", "error", f"{len(shared):,} rows are trained on and validated on",

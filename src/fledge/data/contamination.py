@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fledge.data.duplicates import Units, grams, prefix_sums, spans, units
+from fledge.data.storage import arrays_of
 from fledge.errors import FledgeError
 
 WORDS, CHARACTERS = 13, 26  # units of the n-grams of an evaluation text with spaces between words, and of one without
@@ -71,10 +72,9 @@ class Contamination:
     def load(cls, path: Path) -> "Contamination":
         """Read what `save` wrote. FledgeError for a file that is not that."""
         from safetensors import SafetensorError
-        from safetensors.numpy import load_file
 
         try:
-            arrays = load_file(path)
+            arrays = arrays_of(path)
         except (OSError, SafetensorError) as error:
             raise FledgeError(f"cannot read the hashes of evaluation texts: {error}", where=str(path)) from None
         if arrays.pop("version", np.zeros(0)).tolist() != [VERSION]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import orjson
-from safetensors.numpy import load_file
 
 from fledge.data.build import Collected
 from fledge.data.duplicates import jaccard, near_duplicates, shingles, signatures
@@ -19,6 +18,7 @@ from fledge.data.facts import texts_of
 from fledge.data.items import from_bytes
 from fledge.data.records import place
 from fledge.data.shards import Shard
+from fledge.data.storage import arrays_of
 from fledge.data.work import items_of
 from fledge.tokenizer import Tokenizer
 
@@ -52,8 +52,8 @@ class _Kept:
 
     def __init__(self, collected: Collected) -> None:
         self.folder, self.shards = collected.folder, collected.plan.of_part("train")
-        self.known = [load_file(self.folder / "rows" / shard.folder / "rows.safetensors") for shard in self.shards]
-        self.keeps = [load_file(self.folder / "keep" / f"{shard.folder}.safetensors")["keep"] > 0 for shard in self.shards]
+        self.known = [arrays_of(self.folder / "rows" / shard.folder / "rows.safetensors") for shard in self.shards]
+        self.keeps = [arrays_of(self.folder / "keep" / f"{shard.folder}.safetensors")["keep"] > 0 for shard in self.shards]
         self.inside = [np.flatnonzero(keep) for keep in self.keeps]
         self.starts = np.concatenate(([0], np.cumsum([len(kept) for kept in self.inside]))).astype(np.int64)
 
@@ -136,7 +136,7 @@ def measure_tokens(collected: Collected, tokenizer: Tokenizer) -> dict[int, np.n
     rules = replace(Rules.of(plan.stage, plan.seed), context=ANY_LENGTH, long_conversations="recent")
     found: defaultdict[int, list[int]] = defaultdict(list)
     for shard in plan.of_part("train"):
-        keep = load_file(collected.folder / "keep" / f"{shard.folder}.safetensors")["keep"]
+        keep = arrays_of(collected.folder / "keep" / f"{shard.folder}.safetensors")["keep"]
         for encoded in encode_items(items_of(collected.folder / "rows" / shard.folder, keep > 0), tokenizer, rules):
             for example in encoded.examples:
                 found[shard.source].append(max(len(tokens) for tokens, _ in example))

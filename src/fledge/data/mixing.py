@@ -106,9 +106,9 @@ class Mixture:
                 "source": quota.name,
                 "examples": int(rows[number]),
                 "tokens": int(tokens[number]),
-                "row_share": rows[number] / max(1, rows.sum()),
-                "token_share": tokens[number] / max(1.0, tokens.sum()),
-                "passes": rows[number] / max(1, len(self._members[number])),
+                "row_share": float(rows[number] / max(1, rows.sum())),
+                "token_share": float(tokens[number] / max(1.0, tokens.sum())),
+                "passes": float(rows[number] / max(1, len(self._members[number]))),
             }
             for number, quota in enumerate(self.quotas)
         ]

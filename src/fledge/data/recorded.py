@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import orjson
-from safetensors.numpy import load_file
 
 from fledge.data.build import StageData
 from fledge.data.measure import where_of
 from fledge.data.shards import BuildPlan, Shard
+from fledge.data.storage import arrays_of
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Places:
 
     @lru_cache(maxsize=64)  # noqa: B019  lives as long as the data
     def _known(self, shard: int) -> dict[str, np.ndarray]:
-        return load_file(self.folder / "rows" / self.plan.shards[shard].folder / "rows.safetensors")
+        return arrays_of(self.folder / "rows" / self.plan.shards[shard].folder / "rows.safetensors")
 
     def example(self, number: int) -> str:
         """Where the row of an example stands."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import orjson
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from fledge.data.duplicates import first_occurrences, jaccard, near_duplicates, shingle_set
 from fledge.data.facts import texts_of
@@ -19,6 +19,7 @@ from fledge.data.items import from_bytes
 from fledge.data.ledger import Notes
 from fledge.data.records import place
 from fledge.data.shards import BuildPlan, Shard
+from fledge.data.storage import arrays_of
 from fledge.data.work import TRAIN, VALIDATION
 from fledge.errors import FledgeError
 
@@ -53,7 +54,7 @@ class _Rows:
 def _load(folder: Path, shard: Shard) -> _Rows:
     rows = folder / "rows" / shard.folder
     done = orjson.loads((rows / "done.json").read_bytes())
-    return _Rows(shard, rows, load_file(rows / "rows.safetensors"), done["files"], done["signatures"])
+    return _Rows(shard, rows, arrays_of(rows / "rows.safetensors"), done["files"], done["signatures"])
 
 
 class _Part:
@@ -105,7 +106,7 @@ class _Part:
                 where="clean.near_duplicates",
                 hint="install the extra `data` on every machine, remove the build directory, and build again",
             )
-        signatures = np.concatenate([load_file(file)["signatures"] for file in files if file.exists()])[left]
+        signatures = np.concatenate([arrays_of(file)["signatures"] for file in files if file.exists()])[left]
 
         @lru_cache(maxsize=SETS_KEPT)
         def shingles_of(index: int) -> np.ndarray:

@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from fledge.data.build import StageData
 from fledge.data.duplicates import first_occurrences
@@ -20,6 +19,7 @@ from fledge.data.measure import Measured, Near
 from fledge.data.mixing import Mixture, Quota
 from fledge.data.recorded import Facts, Part, training_part
 from fledge.data.shards import BuildPlan, Shard
+from fledge.data.storage import arrays_of
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 OPENINGS_SHOWN = 10
@@ -221,7 +221,7 @@ class _Stage:
             shards = self.plan.of_part(part)
             if not shards:
                 continue
-            hashes = [load_file(self.folder / "rows" / shard.folder / "rows.safetensors")["hash"] for shard in shards]
+            hashes = [arrays_of(self.folder / "rows" / shard.folder / "rows.safetensors")["hash"] for shard in shards]
             owner = np.repeat([shard.source for shard in shards], [len(found) for found in hashes])
             first = first_occurrences(np.concatenate(hashes))
             for source, count in Counter(owner[first != np.arange(len(first))].tolist()).items():
@@ -232,9 +232,9 @@ class _Stage:
         """A column of rows.safetensors over the rows of a source that stay."""
         found = []
         for shard in self.shards(source):
-            values = load_file(self.folder / "rows" / shard.folder / "rows.safetensors")[name]
+            values = arrays_of(self.folder / "rows" / shard.folder / "rows.safetensors")[name]
             keep = self.folder / "keep" / f"{shard.folder}.safetensors"
-            found.append(values[load_file(keep)["keep"] > 0] if keep.exists() else values)
+            found.append(values[arrays_of(keep)["keep"] > 0] if keep.exists() else values)
         return np.concatenate(found) if found else np.zeros(0, np.int64)
 
     def source(self, number: int, account: SourceAccount) -> SourceStatistics:

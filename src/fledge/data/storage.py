@@ -7,6 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from fledge.errors import FledgeError
 
 WIDEST_SHORT = 2**16  # ids below this fit two bytes
 
@@ -99,6 +103,16 @@ class Examples:
 def token_type(vocab_size: int) -> np.dtype:
     """The narrowest type that holds every id."""
     return np.dtype(np.uint16 if vocab_size <= WIDEST_SHORT else np.int32)
+
+
+def arrays_of(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .safetensors file; FledgeError where it is missing or damaged."""
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        raise FledgeError("this file is missing", where=str(file), hint="build the data again") from None
+    except SafetensorError as error:
+        raise FledgeError(f"damaged: {error}", where=str(file), hint="build the data again") from None
 
 
 def mapped(file: Path, kind: np.dtype) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import orjson
 import xxhash
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from fledge.data.cleaning import Steps, clean_item
 from fledge.data.contamination import Contamination
@@ -29,7 +29,7 @@ from fledge.data.languages import LANGUAGES, language_of
 from fledge.data.ledger import Notes
 from fledge.data.records import Record, place, read
 from fledge.data.shards import BuildPlan, Shard
-from fledge.data.storage import SequenceWriter, token_type
+from fledge.data.storage import SequenceWriter, arrays_of, token_type
 from fledge.recipe.schema import AugmentConfig
 from fledge.tokenizer import Tokenizer, load_tokenizer
 
@@ -243,7 +243,7 @@ def do_tokens(folder: Path, number: int) -> None:
 def _encode_shard(plan: BuildPlan, shard: Shard, folder: Path, beside: Path) -> dict[str, Any]:
     """Write the training and the validation sequences of one shard, with the row of each example."""
     tokenizer = tokenizer_of(folder)
-    keep = load_file(folder / "keep" / f"{shard.folder}.safetensors")["keep"]
+    keep = arrays_of(folder / "keep" / f"{shard.folder}.safetensors")["keep"]
     rules = Rules.of(plan.stage, plan.seed)
     unvaried = replace(rules, augment=AugmentConfig())
     arrays: dict[str, np.ndarray] = {}
@@ -263,7 +263,7 @@ class _EncodingOfShard:
     def __init__(self, plan: BuildPlan, rows: Path, beside: Path, tokenizer: Tokenizer, notes: Notes) -> None:
         self.rows, self.beside, self.tokenizer, self.notes = rows, beside, tokenizer, notes
         self.weighted = plan.stage.kind != "pretrain"
-        self.known = load_file(rows / "rows.safetensors")
+        self.known = arrays_of(rows / "rows.safetensors")
         self.files = orjson.loads((rows / "done.json").read_bytes())["files"]
 
     def part(self, name: str, chosen: np.ndarray, rules: Rules) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -7,11 +7,11 @@ from pathlib import Path, PurePath
 
 import numpy as np
 import orjson
-from safetensors.numpy import load_file
 
 from fledge.data.ledger import read_notes
 from fledge.data.records import place
 from fledge.data.shards import PlannedSource, Shard
+from fledge.data.storage import arrays_of
 from fledge.errors import FledgeError
 from fledge.look.target import Opened
 
@@ -68,7 +68,7 @@ def find_rows(opened: Opened, wanted: Place) -> Iterator[FoundRow]:
 
 def _in_shard(opened: Opened, shard: Shard, file: int, where: str, number: int) -> FoundRow | None:
     folder, source = opened.folder / "rows" / shard.folder, opened.plan.sources[shard.source]
-    known = load_file(folder / "rows.safetensors")
+    known = arrays_of(folder / "rows.safetensors")
     items = np.flatnonzero((known["file"] == file) & (known["number"] == number)).tolist()
     if items:
         return FoundRow(source, shard, int(known["row"][items[0]]), file, number, where, items[0])

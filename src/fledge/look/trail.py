@@ -9,13 +9,13 @@ import numpy as np
 import orjson
 from rich.console import Console
 from rich.text import Text
-from safetensors.numpy import load_file
 
 from fledge.data.batches import PackedData
 from fledge.data.cleaning import Steps, clean_item
 from fledge.data.items import Conversation, Document, Item, RowError, describe, recognise
 from fledge.data.ledger import read_notes
 from fledge.data.records import Record, read
+from fledge.data.storage import arrays_of
 from fledge.data.work import TRAIN
 from fledge.errors import FledgeError
 from fledge.look.places import FoundRow, find_rows, parse_place
@@ -157,7 +157,7 @@ def _shape(item: Item) -> str:
 def _side(opened: Opened, found: FoundRow) -> str:
     if found.source.part == "evaluation":
         return "evaluation"
-    keep = load_file(opened.folder / "keep" / f"{found.shard.folder}.safetensors")["keep"]
+    keep = arrays_of(opened.folder / "keep" / f"{found.shard.folder}.safetensors")["keep"]
     return "training" if found.item is not None and keep[found.item] == TRAIN else "validation"
 
 

@@ -382,7 +382,7 @@ class Recipe(Section):
     output: str = "runs"
     preset: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    built: str | None = Field(default=None, description="directory of `fledge data build` to train from; null: built for the run")
+    built: str | None = Field(default=None, description="directory of `fledge data build` to train from; null: builds its own")
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
     machine: MachineConfig = MachineConfig()
