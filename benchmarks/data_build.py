@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 from measure import interleave, options, ratios, report
 
-from fledge.data.cleaning import Steps, clean_text
+from fledge.data.cleaning.cleaning import Steps, clean_text
 from fledge.recipe.schema import CleanConfig
 from fledge.tokenizer import train_tokenizer
 
@@ -81,7 +81,7 @@ def make_corpus(file: Path, megabytes: float, seed: int = 3) -> None:
 def with_fledge(corpus: Path, tokenizer: Path, out: Path) -> int:
     """Build with fledge; the number of tokens."""
     from fledge.data import collect, encode
-    from fledge.data.executors import Processes
+    from fledge.data.building.executors import Processes
     from fledge.recipe import recipe_from_dict
     from fledge.tokenizer import load_tokenizer
 

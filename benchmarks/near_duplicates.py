@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from measure import interleave, options, report
 
-from fledge.data.duplicates import backend, jaccard, near_duplicates, shingle_set, shingles, signatures
+from fledge.data.cleaning.duplicates import backend, jaccard, near_duplicates, shingle_set, shingles, signatures
 
 THRESHOLD = 0.8
 CHUNK = 1000

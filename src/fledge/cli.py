@@ -219,7 +219,7 @@ def _run_data(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> 
 
 
 def _run_build(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
-    from fledge.data.executors import chosen_executor
+    from fledge.data.building.executors import chosen_executor
     from fledge.recipe import load_recipe
     from fledge.run import Console
 

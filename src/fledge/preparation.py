@@ -8,7 +8,7 @@ from pathlib import Path
 import xxhash
 
 from fledge.data import Collected, StageData, collect, encode, is_complete, open_built, texts
-from fledge.data.executors import Executor, Processes
+from fledge.data.building.executors import Executor, Processes
 from fledge.errors import FledgeError
 from fledge.plan import StagePlan, plan_stage
 from fledge.recipe import ModelConfig, Recipe, Stage, differences, load_recipe, to_yaml

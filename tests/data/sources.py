@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fledge.data import Collected, StageData, collect, encode
-from fledge.data.items import Item
+from fledge.data.rows.items import Item
 from fledge.recipe import PreferenceStage, PretrainStage, SftStage, recipe_from_dict
 from fledge.tokenizer import Tokenizer
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fledge.data import Collected, Ledger
-from fledge.data.items import Document
+from fledge.data.building.work import TRAIN, VALIDATION
 from fledge.data.ledger import SourceAccount
-from fledge.data.work import TRAIN, VALIDATION
+from fledge.data.rows.items import Document
 from fledge.errors import FledgeError
 from fledge.tokenizer import Tokenizer, load_tokenizer
 from tests.data.sources import jsonl, prepare, read

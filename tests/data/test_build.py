@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fledge.data import StageData, build, shards
-from fledge.data.build import collect, encode, open_built
-from fledge.data.executors import Executor, Here, Processes, Ray, Slurm
+from fledge.data import StageData
+from fledge.data.building import build, shards
+from fledge.data.building.build import collect, encode, open_built
+from fledge.data.building.executors import Executor, Here, Processes, Ray, Slurm
 from fledge.errors import FledgeError
 from fledge.preparation import build as build_recipe
 from fledge.recipe import PreferenceStage, PretrainStage, SftStage, recipe_from_dict
@@ -128,9 +129,9 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(tmp_path: Path, tokenize
 BUILD = """
 from pathlib import Path
 from tests.data.test_build import stage_of
-from fledge.data import shards
-from fledge.data.build import collect
-from fledge.data.executors import Processes
+from fledge.data.building import shards
+from fledge.data.building.build import collect
+from fledge.data.building.executors import Processes
 shards.SHARD_BYTES = 6000
 collect(stage_of("pretrain", Path({file!r}), validation=0.1), "x", 1, Path({folder!r}), Processes(2))
 """

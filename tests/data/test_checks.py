@@ -9,8 +9,8 @@ from tokenizers import Tokenizer as Core
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from fledge.data.checks import CHECKS, Finding, Inspected, findings
-from fledge.data.statistics import stage_statistics
+from fledge.data.survey.checks import CHECKS, Finding, Inspected, findings
+from fledge.data.survey.statistics import stage_statistics
 from fledge.tokenizer import Tokenizer, load_tokenizer
 from tests.data.sources import UNCLEANED, jsonl, prepare
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fledge.data import cleaning
-from fledge.data.cleaning import SUSPECTED_HTML, SUSPECTED_MOJIBAKE, Steps, clean_item, clean_text
-from fledge.data.items import Conversation, Document, Labelled, Preference, RowError
-from fledge.data.languages import LANGUAGES, language_of
+from fledge.data.cleaning import cleaning
+from fledge.data.cleaning.cleaning import SUSPECTED_HTML, SUSPECTED_MOJIBAKE, Steps, clean_item, clean_text
+from fledge.data.cleaning.languages import LANGUAGES, language_of
+from fledge.data.rows.items import Conversation, Document, Labelled, Preference, RowError
 from fledge.errors import FledgeError
 from fledge.recipe.schema import CleanConfig
 from fledge.tokenizer import Message
@@ -290,7 +290,7 @@ def test_languages_of_real_texts(shared_data: Path) -> None:
 
 def test_results_do_not_depend_on_hash_randomisation() -> None:
     code = (
-        "from fledge.data.cleaning import *; from fledge.data.languages import language_of\n"
+        "from fledge.data.cleaning.cleaning import *; from fledge.data.cleaning.languages import language_of\n"
         "text = '<div><p>caf\\u00c3\\u00a9 &amp; the <b>rest</b></p><ul><li>x</li></ul></div> \\r\\n'\n"
         "print(clean_text(text, Steps()), language_of('the cat and le chat et the dog'))"
     )

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledge.data.contamination import CHARACTERS, LEAST_CHARACTERS, LEAST_WORDS, WORDS, Contamination
+from fledge.data.cleaning.contamination import CHARACTERS, LEAST_CHARACTERS, LEAST_WORDS, WORDS, Contamination
 from fledge.errors import FledgeError
 
 QUESTION = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. How many?"

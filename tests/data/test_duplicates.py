@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledge.data import duplicates
-from fledge.data.duplicates import (
+from fledge.data.cleaning import duplicates
+from fledge.data.cleaning.duplicates import (
     backend,
     bands_of,
     candidates,
@@ -178,7 +178,7 @@ def test_no_texts_no_signatures() -> None:
 
 def test_results_do_not_depend_on_hash_randomisation() -> None:
     code = (
-        "from fledge.data.duplicates import *\nimport hashlib\n"
+        "from fledge.data.cleaning.duplicates import *\nimport hashlib\n"
         "texts = ['春眠不覺曉，處處聞啼鳥' * i + ' the quick brown fox' * (9 - i) for i in range(9)]\n"
         "flat, offsets = shingles(texts)\nprint(hashlib.sha256(signatures(flat, offsets).tobytes()).hexdigest())"
     )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fledge.data.augment import vary
 from fledge.data.examples import Encoded, Remark, Rules, encode_items, split_rounds
-from fledge.data.items import Conversation, Document, Item, Labelled, Preference
+from fledge.data.rows.items import Conversation, Document, Item, Labelled, Preference
 from fledge.recipe.schema import AugmentConfig, PreferenceStage, PretrainStage, SftStage
 from fledge.tokenizer import Message, TemplateError, Tokenizer, load_tokenizer
 from fledge.tokenizer.template import ToolCall

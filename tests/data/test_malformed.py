@@ -19,9 +19,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledge.data.formats import NESTING, ROW_LIMIT
-from fledge.data.items import RowError, recognise
-from fledge.data.records import files_of, place, read, spans_of
+from fledge.data.reading.formats import NESTING, ROW_LIMIT
+from fledge.data.reading.records import files_of, place, read, spans_of
+from fledge.data.rows.items import RowError, recognise
 from fledge.errors import FledgeError
 from fledge.recipe.schema import Source
 

@@ -20,13 +20,13 @@ import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fledge.data.arrays import json_array
-from fledge.data.blocks import blocks_of
-from fledge.data.encodings import detected, encoding_of
-from fledge.data.formats import Record, line_batches
-from fledge.data.hub import read_hub
-from fledge.data.records import Span, files_of, passed_over, place, read, remarks, spans_of
-from fledge.data.tables import csv_rows
+from fledge.data.reading.arrays import json_array
+from fledge.data.reading.blocks import blocks_of
+from fledge.data.reading.encodings import detected, encoding_of
+from fledge.data.reading.formats import Record, line_batches
+from fledge.data.reading.hub import read_hub
+from fledge.data.reading.records import Span, files_of, passed_over, place, read, remarks, spans_of
+from fledge.data.reading.tables import csv_rows
 from fledge.errors import FledgeError
 from fledge.recipe.schema import Source
 
@@ -400,6 +400,6 @@ def test_real_files_are_read_as_json_reads_them(shared_data: Path) -> None:
 
 
 def test_reading_imports_optional_libraries_only_when_they_are_needed() -> None:
-    code = "import sys, fledge.data.records; print([n for n in ('pyarrow', 'datasets') if n in sys.modules])"
+    code = "import sys, fledge.data.reading.records; print([n for n in ('pyarrow', 'datasets') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -7,7 +7,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from fledge.data import StageData
-from fledge.data.items import Conversation, Preference
+from fledge.data.rows.items import Conversation, Preference
 from fledge.tokenizer import Tokenizer, load_tokenizer
 from tests.data.sources import items, prepare
 

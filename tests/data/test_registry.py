@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledge.data.items import Conversation, Document, Labelled, Preference, RowError, recognise
-from fledge.data.registry import resolve
+from fledge.data.rows.items import Conversation, Document, Labelled, Preference, RowError, recognise
+from fledge.data.rows.registry import resolve
 from fledge.errors import FledgeError
 from fledge.recipe.schema import Source
 from fledge.tokenizer import Message

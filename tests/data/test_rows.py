@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fledge.data.items import (
+from fledge.data.rows.items import (
     Conversation,
     Document,
     Item,
@@ -25,7 +25,7 @@ from fledge.data.items import (
     recognise,
     to_bytes,
 )
-from fledge.data.turns import ROLES
+from fledge.data.rows.turns import ROLES
 from fledge.recipe.schema import Source
 from fledge.tokenizer import Message
 from fledge.tokenizer.template import ToolCall

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.data import StageData, collect, encode
-from fledge.data.checks import Inspected, findings
-from fledge.data.measure import Measured, measure, measure_near
-from fledge.data.shards import BuildPlan
-from fledge.data.statistics import PERCENTILES, Lengths, SourceStatistics, StageStatistics, stage_statistics
+from fledge.data.building.shards import BuildPlan
+from fledge.data.survey.checks import Inspected, findings
+from fledge.data.survey.measure import Measured, measure, measure_near
+from fledge.data.survey.statistics import PERCENTILES, Lengths, SourceStatistics, StageStatistics, stage_statistics
 from fledge.tokenizer import Tokenizer
 from tests.data.sources import jsonl, stage_of
 
@@ -143,7 +143,7 @@ def test_shards_make_no_difference(tmp_path: Path, chatml: Tokenizer, monkeypatc
     files = [str(jsonl(tmp_path / "a.jsonl", rows)), str(jsonl(tmp_path / "b.jsonl", [*rows[:9], row("x", "y")]))]
     settings = {"clean": {"exact_duplicates": True}, "validation": 0.1}
     one, data, _ = statistics("sft", files, chatml, **settings)
-    monkeypatch.setattr("fledge.data.shards.SHARD_BYTES", 700)
+    monkeypatch.setattr("fledge.data.building.shards.SHARD_BYTES", 700)
     many, pieces, _ = statistics("sft", files, chatml, **settings)
     shards = [BuildPlan.read(made.folder / "plan.json").shards for made in (data, pieces)]
     assert len(shards[0]) == 2 and len(shards[1]) > 8

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from fledge.data.examples import Encoded, Rules, encode_items
-from fledge.data.items import Conversation, Item, recognise
+from fledge.data.rows.items import Conversation, Item, recognise
 from fledge.recipe.schema import AugmentConfig, Source
 from fledge.tokenizer import Tokenizer, load_tokenizer
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fledge.data.records import place
+from fledge.data.reading.records import place
 from fledge.look.account import Filter, notes_of, totals
 from fledge.look.places import parse_place
 from tests.data.sources import jsonl

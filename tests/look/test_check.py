@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fledge.data.checks import CHECKS
+from fledge.data.survey.checks import CHECKS
 from tests.data.sources import jsonl
 from tests.look.conftest import Fledge, write
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from fledge.data.augment import Round, vary
-from fledge.data.items import Conversation, Document, Item, Preference, RowError
+from fledge.data.rows.items import Conversation, Document, Item, Preference, RowError
 from fledge.recipe.schema import AugmentConfig, PreferenceStage, PretrainStage, SftStage
 from fledge.tokenizer import Message, Piece, TemplateError, Tokenizer
 from fledge.tokenizer.tokenizer import Encoding

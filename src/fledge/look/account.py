@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from fledge.data import is_complete
+from fledge.data.building.shards import BuildPlan
 from fledge.data.ledger import STATES, SourceAccount, account_lines, read_notes
-from fledge.data.shards import BuildPlan
 from fledge.errors import FledgeError
 from fledge.look.target import Overrides, Say, builds_of
 from fledge.look.trail import follow

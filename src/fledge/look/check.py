@@ -8,8 +8,8 @@ import orjson
 from rich.console import Console
 from rich.text import Text
 
-from fledge.data.checks import CHECKS, Finding, Inspected, findings
-from fledge.data.statistics import stage_statistics
+from fledge.data.survey.checks import CHECKS, Finding, Inspected, findings
+from fledge.data.survey.statistics import stage_statistics
 from fledge.errors import FledgeError
 from fledge.look.tables import MARKS, finding_text
 from fledge.look.target import Overrides, Say, recipe_of, stages_of, tokenizer_folder, without_limits

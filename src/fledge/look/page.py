@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fledge.data.statistics import Lengths, SourceStatistics, StageStatistics
+from fledge.data.survey.statistics import Lengths, SourceStatistics, StageStatistics
 from fledge.look.stats import Looked
 from fledge.look.tables import MARKS, percent
 from fledge.report.page import HERE as REPORT

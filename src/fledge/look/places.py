@@ -8,9 +8,9 @@ from pathlib import Path, PurePath
 import numpy as np
 import orjson
 
+from fledge.data.building.shards import PlannedSource, Shard
 from fledge.data.ledger import read_notes
-from fledge.data.records import place
-from fledge.data.shards import PlannedSource, Shard
+from fledge.data.reading.records import place
 from fledge.data.storage import arrays_of
 from fledge.errors import FledgeError
 from fledge.look.target import Opened

@@ -6,8 +6,8 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from fledge.data.recorded import Places
 from fledge.data.storage import Examples
+from fledge.data.survey.recorded import Places
 from fledge.errors import FledgeError
 from fledge.look.places import find_rows, parse_place
 from fledge.look.tables import PICTURES

@@ -9,9 +9,9 @@ import orjson
 from rich.console import Console
 from rich.text import Text
 
-from fledge.data.checks import Finding, Inspected, findings
-from fledge.data.measure import measure
-from fledge.data.statistics import StageStatistics, stage_statistics
+from fledge.data.survey.checks import Finding, Inspected, findings
+from fledge.data.survey.measure import measure
+from fledge.data.survey.statistics import StageStatistics, stage_statistics
 from fledge.look.tables import tables
 from fledge.look.target import Overrides, Say, recipe_of, stages_of, tokenizer_folder, without_limits
 from fledge.preparation import Preparation

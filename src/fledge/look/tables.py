@@ -7,8 +7,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from fledge.data.checks import Finding
-from fledge.data.statistics import PERCENTILES, Fit, Lengths, Opening, SourceStatistics, StageStatistics, Training
+from fledge.data.survey.checks import Finding
+from fledge.data.survey.statistics import PERCENTILES, Fit, Lengths, Opening, SourceStatistics, StageStatistics, Training
 
 NAME_WIDTH = 28  # characters of a source's name
 PICTURES = {**{number: 0x2400 + number for number in range(0x20)}, 0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), "·")}

@@ -10,9 +10,9 @@ from itertools import islice
 from pathlib import Path
 
 from fledge.data import StageData, is_complete, open_built
-from fledge.data.items import RowError, detect
-from fledge.data.records import files_of, read, spans_of
-from fledge.data.shards import SHARD_BYTES, BuildPlan
+from fledge.data.building.shards import SHARD_BYTES, BuildPlan
+from fledge.data.reading.records import files_of, read, spans_of
+from fledge.data.rows.items import RowError, detect
 from fledge.errors import FledgeError
 from fledge.preparation import Preparation
 from fledge.recipe import Recipe, Source, load_recipe

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.text import Text
 
 from fledge.data.batches import PackedData
-from fledge.data.cleaning import Steps, clean_item
-from fledge.data.items import Conversation, Document, Item, RowError, describe, recognise
+from fledge.data.building.work import TRAIN
+from fledge.data.cleaning.cleaning import Steps, clean_item
 from fledge.data.ledger import read_notes
-from fledge.data.records import Record, read
+from fledge.data.reading.records import Record, read
+from fledge.data.rows.items import Conversation, Document, Item, RowError, describe, recognise
 from fledge.data.storage import arrays_of
-from fledge.data.work import TRAIN
 from fledge.errors import FledgeError
 from fledge.look.places import FoundRow, find_rows, parse_place
 from fledge.look.show import examples_of, legend, print_row

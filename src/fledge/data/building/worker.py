@@ -1,11 +1,11 @@
-"""A worker process: `python -m fledge.data.worker FOLDER PHASE`, shard numbers on its input, one answer a line."""
+"""A worker process: `python -m fledge.data.building.worker FOLDER PHASE`, shard numbers on its input, one answer a line."""
 
 import signal
 import sys
 import traceback
 from pathlib import Path
 
-from fledge.data.executors import perform
+from fledge.data.building.executors import perform
 from fledge.errors import FledgeError
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from fledge.data.formats import Record
+from fledge.data.reading.formats import Record
 from fledge.errors import FledgeError, missing_extra
 from fledge.recipe.schema import Source
 

@@ -13,14 +13,14 @@ import numpy as np
 import orjson
 from safetensors.numpy import save_file
 
-from fledge.data.duplicates import first_occurrences, jaccard, near_duplicates, shingle_set
-from fledge.data.facts import texts_of
-from fledge.data.items import from_bytes
+from fledge.data.building.shards import BuildPlan, Shard
+from fledge.data.building.work import TRAIN, VALIDATION
+from fledge.data.cleaning.duplicates import first_occurrences, jaccard, near_duplicates, shingle_set
 from fledge.data.ledger import Notes
-from fledge.data.records import place
-from fledge.data.shards import BuildPlan, Shard
+from fledge.data.reading.records import place
+from fledge.data.rows.facts import texts_of
+from fledge.data.rows.items import from_bytes
 from fledge.data.storage import arrays_of
-from fledge.data.work import TRAIN, VALIDATION
 from fledge.errors import FledgeError
 
 SETS_KEPT = 20_000  # shingle sets of suspected rows that stay in memory

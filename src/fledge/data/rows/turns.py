@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fledge.data.columns import RowError
+from fledge.data.rows.columns import RowError
 from fledge.recipe.schema import Source
 from fledge.tokenizer.template import Message, ToolCall
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from fledge.data.build import StageData
-from fledge.data.duplicates import first_occurrences
-from fledge.data.languages import LANGUAGES
+from fledge.data.building.build import StageData
+from fledge.data.building.shards import BuildPlan, Shard
+from fledge.data.cleaning.duplicates import first_occurrences
+from fledge.data.cleaning.languages import LANGUAGES
 from fledge.data.ledger import SourceAccount
-from fledge.data.measure import Measured, Near
 from fledge.data.mixing import Mixture, Quota
-from fledge.data.recorded import Facts, Part, training_part
-from fledge.data.shards import BuildPlan, Shard
 from fledge.data.storage import arrays_of
+from fledge.data.survey.measure import Measured, Near
+from fledge.data.survey.recorded import Facts, Part, training_part
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 OPENINGS_SHOWN = 10

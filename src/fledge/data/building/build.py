@@ -26,17 +26,17 @@ import orjson
 import xxhash
 
 from fledge.data.batches import PackedData
-from fledge.data.contamination import Contamination
-from fledge.data.executors import Executor, Here, Processes, cores
-from fledge.data.facts import texts_of
-from fledge.data.items import Item
+from fledge.data.building.executors import Executor, Here, Processes, cores
+from fledge.data.building.shards import AnyStage, BuildPlan, Shard, plan_build
+from fledge.data.building.sift import sift
+from fledge.data.building.work import CONTAMINATION, TRAIN, VALIDATION, complete, evaluation_texts, items_of
+from fledge.data.cleaning.contamination import Contamination
 from fledge.data.ledger import Ledger, SourceAccount, read_notes
 from fledge.data.mixing import Mixture, Quota
-from fledge.data.records import remarks
-from fledge.data.shards import AnyStage, BuildPlan, Shard, plan_build
-from fledge.data.sift import sift
+from fledge.data.reading.records import remarks
+from fledge.data.rows.facts import texts_of
+from fledge.data.rows.items import Item
 from fledge.data.storage import Examples, Joined, Ones, arrays_of, mapped, token_type
-from fledge.data.work import CONTAMINATION, TRAIN, VALIDATION, complete, evaluation_texts, items_of
 from fledge.errors import FledgeError
 from fledge.tokenizer import Tokenizer
 

@@ -10,8 +10,8 @@ from typing import Any
 import orjson
 import xxhash
 
-from fledge.data.records import Span, files_of, passed_over, spans_of
-from fledge.data.registry import resolve
+from fledge.data.reading.records import Span, files_of, passed_over, spans_of
+from fledge.data.rows.registry import resolve
 from fledge.errors import FledgeError
 from fledge.recipe.schema import PreferenceStage, PretrainStage, SftStage, Source
 

@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fledge.data.build import StageData
+from fledge.data.building.build import StageData
+from fledge.data.building.shards import BuildPlan
+from fledge.data.building.work import TRAIN, VALIDATION
 from fledge.data.ledger import SourceAccount
-from fledge.data.measure import where_of
-from fledge.data.recorded import Part, Places, training_part
-from fledge.data.shards import BuildPlan
-from fledge.data.statistics import SHORT_ANSWER, SourceStatistics, StageStatistics
 from fledge.data.storage import Joined, arrays_of
-from fledge.data.work import TRAIN, VALIDATION
+from fledge.data.survey.measure import where_of
+from fledge.data.survey.recorded import Part, Places, training_part
+from fledge.data.survey.statistics import SHORT_ANSWER, SourceStatistics, StageStatistics
 from fledge.tokenizer import Message, TemplateError, Tokenizer
 
 ALIKE, ALIKE_LEAST = 0.95, 20  # share of equal answers, of at least so many

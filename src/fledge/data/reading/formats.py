@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from fledge.data.encodings import why_undecodable
+from fledge.data.reading.encodings import why_undecodable
 
 ROW_LIMIT = 64 << 20  # bytes of one row
 TOO_LARGE = f"row larger than {ROW_LIMIT >> 20} MiB"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from fledge.data.blocks import blocks_of, head_of, refuse_foreign
+from fledge.data.reading.blocks import blocks_of, head_of, refuse_foreign
 from fledge.errors import FledgeError
 from fledge.recipe.schema import Source
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import orjson
 
-from fledge.data.columns import RowError, columns_of, present, text_of, value_of
-from fledge.data.turns import calls_tools, has_parts, json_text, keys_of, read_turns
+from fledge.data.rows.columns import RowError, columns_of, present, text_of, value_of
+from fledge.data.rows.turns import calls_tools, has_parts, json_text, keys_of, read_turns
 from fledge.recipe.schema import Source
 from fledge.tokenizer.template import Message, ToolCall
 

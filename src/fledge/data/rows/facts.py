@@ -7,7 +7,7 @@ from typing import Any
 
 import xxhash
 
-from fledge.data.items import Conversation, Document, Item, Labelled, describe, placeholders
+from fledge.data.rows.items import Conversation, Document, Item, Labelled, describe, placeholders
 from fledge.recipe.schema import Source
 
 OPENINGS_KEPT = 2000  # of each shard; the most frequent ones

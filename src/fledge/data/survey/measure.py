@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import orjson
 
-from fledge.data.build import Collected
-from fledge.data.duplicates import jaccard, near_duplicates, shingles, signatures
+from fledge.data.building.build import Collected
+from fledge.data.building.shards import Shard
+from fledge.data.building.work import items_of
+from fledge.data.cleaning.duplicates import jaccard, near_duplicates, shingles, signatures
 from fledge.data.examples import Rules, encode_items
-from fledge.data.facts import texts_of
-from fledge.data.items import from_bytes
-from fledge.data.records import place
-from fledge.data.shards import Shard
+from fledge.data.reading.records import place
+from fledge.data.rows.facts import texts_of
+from fledge.data.rows.items import from_bytes
 from fledge.data.storage import arrays_of
-from fledge.data.work import items_of
 from fledge.tokenizer import Tokenizer
 
 NEAR = 0.8  # Jaccard overlap from which rows count as near duplicates, where the recipe names no other

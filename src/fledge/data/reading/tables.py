@@ -10,9 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fledge.data.blocks import BLOCK, UNPACK, Damaged, blocks_of
-from fledge.data.encodings import why_undecodable
-from fledge.data.formats import ROW_LIMIT, TOO_LARGE, Blocks, Record, lines_of
+from fledge.data.reading.blocks import BLOCK, UNPACK, Damaged, blocks_of
+from fledge.data.reading.encodings import why_undecodable
+from fledge.data.reading.formats import ROW_LIMIT, TOO_LARGE, Blocks, Record, lines_of
 from fledge.errors import FledgeError, missing_extra
 
 if TYPE_CHECKING:

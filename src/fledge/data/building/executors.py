@@ -32,7 +32,7 @@ class Executor(Protocol):
 
 def perform(folder: str | Path, phase: str, number: int) -> None:
     """One shard; what every executor calls in the end."""
-    from fledge.data.work import PHASES
+    from fledge.data.building.work import PHASES
 
     PHASES[phase](Path(folder), number)
 
@@ -80,7 +80,7 @@ class _Worker(threading.Thread):
     ) -> None:
         super().__init__(daemon=True)
         self.waiting, self.finished = waiting, finished
-        command = [sys.executable, "-m", "fledge.data.worker", str(folder), phase]
+        command = [sys.executable, "-m", "fledge.data.building.worker", str(folder), phase]
         environment = {**os.environ, **ONE_THREAD}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment

@@ -14,9 +14,9 @@ from typing import Literal
 
 import orjson
 
-from fledge.data.blocks import Damaged
-from fledge.data.encodings import utf8_blocks
-from fledge.data.formats import ROW_LIMIT, TOO_LARGE, Blocks, Record, json_record, lines_of
+from fledge.data.reading.blocks import Damaged
+from fledge.data.reading.encodings import utf8_blocks
+from fledge.data.reading.formats import ROW_LIMIT, TOO_LARGE, Blocks, Record, json_record, lines_of
 from fledge.errors import FledgeError
 
 Shape = Literal["array", "object", "lines"]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from fledge.data.languages import SCRIPTS
+from fledge.data.cleaning.languages import SCRIPTS
 
 WORDS, CHARACTERS = 3, 5  # units in one n-gram of a text with spaces between words, and of one without
 PERMUTATIONS = 128

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from fledge.data.build import StageData
-from fledge.data.measure import where_of
-from fledge.data.shards import BuildPlan, Shard
+from fledge.data.building.build import StageData
+from fledge.data.building.shards import BuildPlan, Shard
 from fledge.data.storage import arrays_of
+from fledge.data.survey.measure import where_of
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fledge.data.duplicates import Units, grams, prefix_sums, spans, units
+from fledge.data.cleaning.duplicates import Units, grams, prefix_sums, spans, units
 from fledge.data.storage import arrays_of
 from fledge.errors import FledgeError
 

@@ -12,8 +12,8 @@ from functools import cache, partial
 from html import unescape
 from typing import Any
 
-from fledge.data.items import Item, RowError
-from fledge.data.languages import language_of
+from fledge.data.cleaning.languages import language_of
+from fledge.data.rows.items import Item, RowError
 from fledge.errors import missing_extra
 from fledge.recipe.schema import CleanConfig
 

@@ -18,17 +18,17 @@ import orjson
 import xxhash
 from safetensors.numpy import save_file
 
-from fledge.data.cleaning import Steps, clean_item
-from fledge.data.contamination import Contamination
-from fledge.data.duplicates import backend, content_hash, shingles, signatures
+from fledge.data.building.shards import BuildPlan, Shard
+from fledge.data.cleaning.cleaning import Steps, clean_item
+from fledge.data.cleaning.contamination import Contamination
+from fledge.data.cleaning.duplicates import backend, content_hash, shingles, signatures
+from fledge.data.cleaning.languages import LANGUAGES, language_of
 from fledge.data.examples import Rules, encode_items
-from fledge.data.facts import Facts, question_and_answer, texts_of
-from fledge.data.hub import read_hub
-from fledge.data.items import Item, RowError, from_bytes, recognise, to_bytes
-from fledge.data.languages import LANGUAGES, language_of
 from fledge.data.ledger import Notes
-from fledge.data.records import Record, place, read
-from fledge.data.shards import BuildPlan, Shard
+from fledge.data.reading.hub import read_hub
+from fledge.data.reading.records import Record, place, read
+from fledge.data.rows.facts import Facts, question_and_answer, texts_of
+from fledge.data.rows.items import Item, RowError, from_bytes, recognise, to_bytes
 from fledge.data.storage import SequenceWriter, arrays_of, token_type
 from fledge.recipe.schema import AugmentConfig
 from fledge.tokenizer import Tokenizer, load_tokenizer

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fledge.data.arrays import json_array, shape_of
-from fledge.data.blocks import BLOCK, UNPACK, Damaged
-from fledge.data.encodings import checked, encoding_of, utf8_blocks
-from fledge.data.formats import Record, json_lines, text_lines, text_paragraphs, text_whole
-from fledge.data.tables import csv_rows, parquet_file, parquet_rows
+from fledge.data.reading.arrays import json_array, shape_of
+from fledge.data.reading.blocks import BLOCK, UNPACK, Damaged
+from fledge.data.reading.encodings import checked, encoding_of, utf8_blocks
+from fledge.data.reading.formats import Record, json_lines, text_lines, text_paragraphs, text_whole
+from fledge.data.reading.tables import csv_rows, parquet_file, parquet_rows
 from fledge.errors import FledgeError
 from fledge.recipe.schema import Source
 

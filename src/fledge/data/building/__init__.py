@@ -1,0 +1,1 @@
+"""From sources to tokens in a build directory: shards, phases, executors."""

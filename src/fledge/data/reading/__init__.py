@@ -1,0 +1,1 @@
+"""Files of many formats, encodings and compressions as rows with their place."""

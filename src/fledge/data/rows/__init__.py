@@ -1,0 +1,1 @@
+"""What a row means: its schema, its turns, its item."""
