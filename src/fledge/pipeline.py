@@ -1,6 +1,5 @@
 """The stages of a recipe in order: data, plan, evaluate, train, evaluate; then the report."""
 
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from fledge.data import PackedData
+from fledge.data.building.build import drop_items, remove_build
 from fledge.errors import FledgeError
 from fledge.evaluate import sample
 from fledge.model.decoder import Decoder
@@ -19,12 +19,12 @@ from fledge.plan import StagePlan
 from fledge.preparation import Preparation, Prepared
 from fledge.recipe import Recipe, differences, load_recipe, to_yaml
 from fledge.recipe.schema import PreferenceStage
-from fledge.run import Console, RunDirectory, StageDirectory, environment, write_json, write_text
+from fledge.run import Console, RunDirectory, StageDirectory, environment, only_one, write_json, write_text
 from fledge.run.directory import read_json
 from fledge.tokenizer import Tokenizer
 from fledge.train.checkpoint import step_name
 from fledge.train.loop import Loop, Objective, Work
-from fledge.train.machine import Decision, decide, eagerly, head_kernel
+from fledge.train.machine import Decision, decide, eagerly, head_kernel, refuse_device
 from fledge.train.reference import precomputed
 from fledge.train.validation import validate
 
@@ -44,7 +44,12 @@ class Pipeline:
 
     def run(self, resume: bool = False) -> Path:
         """Everything, in order; returns the run directory."""
+        with only_one(self.directory.root.with_name(f".{self.directory.root.name}.lock"), self.directory.root):
+            return self._run(resume)
+
+    def _run(self, resume: bool) -> Path:
         self._check(resume)
+        refuse_device(self.recipe.machine)
         results = {name: self.directory.stage(name).result() for name in self.recipe.stages}
         try:
             tokenizer = self.preparation.tokenizer(self.directory.tokenizer)
@@ -54,6 +59,8 @@ class Pipeline:
                 self._leave_nothing()
             raise
         self._write_beginning(tokenizer)
+        for name in self.recipe.stages:
+            drop_items(self.directory.stage(name).data)
         model: Path | None = Path(self.recipe.model.path) if self.recipe.model.path else None
         for order, (name, done) in enumerate(results.items()):
             directory = self.directory.stage(name)
@@ -68,7 +75,7 @@ class Pipeline:
     def _leave_nothing(self) -> None:
         """Take away what was prepared for a run that cannot begin."""
         for name in self.recipe.stages:
-            shutil.rmtree(self.directory.stage(name).data, ignore_errors=True)
+            remove_build(self.directory.stage(name).data)
         for folder in (*(self.directory.stage(name).root for name in self.recipe.stages), self.directory.root):
             with suppress(OSError):
                 folder.rmdir()
@@ -90,14 +97,14 @@ class Pipeline:
     def _write_beginning(self, tokenizer: Tokenizer) -> None:
         """Recipe, machine and tokenizer: once every stage is known to be possible, so that a mistake leaves no run."""
         folder = self.directory
-        if not folder.recipe.exists():
-            write_text(folder.recipe, to_yaml(self.recipe))
-        if not (folder.root / "environment.json").exists():
-            write_json(folder.root / "environment.json", environment())
         if not (folder.tokenizer / "tokenizer_config.json").exists():
             beside = folder.tokenizer.with_name(".tokenizer")
             tokenizer.save(beside)
             beside.replace(folder.tokenizer)
+        if not (folder.root / "environment.json").exists():
+            write_json(folder.root / "environment.json", environment())
+        if not folder.recipe.exists():  # last: with it, the run has begun
+            write_text(folder.recipe, to_yaml(self.recipe))
         if tokenizer.added:
             self.console.say(f"note: {tokenizer.added} control tokens of the chat template were added to the tokenizer")
 
@@ -153,8 +160,9 @@ class Pipeline:
         """Write data.json; FledgeError where a stage that has begun would go on with other data."""
         file, account = directory.root / "data.json", prepared.data.account()
         if directory.events.exists() and file.exists():
-            before = read_json(file)["train"]["fingerprint"]
-            if before != account["train"]["fingerprint"]:
+            before = read_json(file)
+            prints = [[part and part["fingerprint"] for part in (one["train"], one["validation"])] for one in (before, account)]
+            if prints[0] != prints[1]:
                 raise FledgeError(
                     f"the data of stage {prepared.name} changed since it began: it cannot be resumed exactly",
                     where=str(file),

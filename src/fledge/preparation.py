@@ -1,6 +1,7 @@
 """What a run needs before it begins: the data of its stages, the tokenizer, the sizes of its model, the plan."""
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,13 @@ from pathlib import Path
 import xxhash
 
 from fledge.data import Collected, StageData, collect, encode, is_complete, open_built, texts
+from fledge.data.building.build import drop_items, refuse_changed
 from fledge.data.building.executors import Executor, Processes
+from fledge.data.building.shards import plan_build
 from fledge.errors import FledgeError
 from fledge.plan import StagePlan, plan_stage
 from fledge.recipe import ModelConfig, Recipe, Stage, differences, load_recipe, to_yaml
-from fledge.run import write_text
+from fledge.run import only_one, write_text
 from fledge.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from fledge.train.length import Extent
 
@@ -31,8 +34,7 @@ class Prepared:
 class Preparation:
     """Prepares the stages of a recipe. `folder_of` says where a stage's data is built; None: in temporary folders.
 
-    `begun` says that the run exists: then its data is what it began with. `replace` lets a build for other data in the
-    same folder go."""
+    `begun` says that what is complete there is what the run has begun with."""
 
     def __init__(
         self,
@@ -41,9 +43,8 @@ class Preparation:
         folder_of: Callable[[str], Path] | None = None,
         begun: bool = False,
         executor: Executor | None = None,
-        replace: bool = True,
     ) -> None:
-        self.recipe, self.say, self.folder_of, self.begun, self.replace = recipe, say, folder_of, begun, replace
+        self.recipe, self.say, self.folder_of, self.begun = recipe, say, folder_of, begun
         workers = recipe.machine.workers
         self.executor = executor or (None if workers is None else Processes(workers))
         self._collected: dict[str, Collected] = {}
@@ -61,7 +62,7 @@ class Preparation:
         if name not in self._collected:
             folder = self.folder(name)
             stage, seed = self.recipe.stages[name], self.seed(name)
-            self._collected[name] = collect(stage, name, seed, folder, self.executor, self.say, self.replace)
+            self._collected[name] = collect(stage, name, seed, folder, self.executor, self.say)
         return self._collected[name]
 
     def stage_data(self, name: str, tokenizer: Tokenizer) -> StageData:
@@ -81,7 +82,7 @@ class Preparation:
         if folder is not None and (folder / "tokenizer_config.json").exists():
             return load_tokenizer(folder, config.template)
         if self.recipe.built is not None:
-            return load_tokenizer(Path(self.recipe.built) / "tokenizer")
+            return self._built_tokenizer(Path(self.recipe.built))
         path = config.path or self.first_model()
         if path is not None:
             return load_tokenizer(path, config.template)
@@ -93,6 +94,20 @@ class Preparation:
         if trained.vocab_size < config.vocab_size:
             self.say(f"note: the text yields only {trained.vocab_size:,} tokens, not {config.vocab_size:,}")
         return trained
+
+    def _built_tokenizer(self, built: Path) -> Tokenizer:
+        """The tokenizer of a built directory; FledgeError where the recipe asks for another one."""
+        if not (built / "recipe.yaml").exists():
+            raise FledgeError("this is not a directory of `fledge data build`", where=str(built), hint="check built")
+        before = load_recipe([str(built / "recipe.yaml")])
+        changed = [line for line in differences(before, self.recipe) if line.startswith("tokenizer.")]
+        if changed:
+            raise FledgeError(
+                "this directory was built with another tokenizer:\n  " + "\n  ".join(changed),
+                where=str(built),
+                hint="build it again, or leave built out",
+            )
+        return load_tokenizer(built / "tokenizer", self.recipe.tokenizer.template)
 
     def first_model(self) -> str | None:
         """The model directory that the first stage starts from, if it does not start from nothing."""
@@ -158,25 +173,47 @@ class Preparation:
 def build(recipe: Recipe, out: Path, executor: Executor | None, say: Callable[[str], None]) -> dict[str, StageData]:
     """Build the data of all stages into `out`, to train from with `built: out`; an interrupted build goes on.
 
-    FledgeError where `out` holds the data of another recipe, or where its files changed since it was begun."""
+    FledgeError where `out` holds complete data of another recipe or of files that have changed since."""
     recipe = recipe.model_copy(update={"built": None})
-    _refuse_other(recipe, out)
-    write_text(out / "recipe.yaml", to_yaml(recipe))
-    preparation = Preparation(recipe, say, lambda name: out / name, begun=True, executor=executor, replace=False)
-    tokenizer = preparation.tokenizer(out / "tokenizer")
-    if not (out / "tokenizer" / "tokenizer_config.json").exists():
-        tokenizer.save(out / ".tokenizer")
-        (out / ".tokenizer").replace(out / "tokenizer")
-    return {name: preparation.stage_data(name, tokenizer) for name in recipe.stages}
+    _refuse_foreign(out)
+    with only_one(out.with_name(f".{out.name}.lock"), out):
+        preparation = Preparation(recipe, say, lambda name: out / name, begun=True, executor=executor)
+        complete = [name for name in recipe.stages if is_complete(out / name)]
+        plans = {name: plan_build(stage, name, preparation.seed(name)) for name, stage in recipe.stages.items()}
+        if complete:
+            _refuse_other(recipe, out)
+        else:
+            shutil.rmtree(out / "tokenizer", ignore_errors=True)
+        for name in complete:
+            refuse_changed(out / name, plans[name])
+        write_text(out / "recipe.yaml", to_yaml(recipe))
+        tokenizer = preparation.tokenizer(out / "tokenizer")
+        prepared = {}
+        for name in recipe.stages:
+            prepared[name] = preparation.stage_data(name, tokenizer)
+            _keep_tokenizer(tokenizer, out / "tokenizer")
+        for name in recipe.stages:
+            drop_items(out / name)
+        return prepared
+
+
+def _keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Save it in one piece, unless it is there."""
+    if not (folder / "tokenizer_config.json").exists():
+        beside = folder.with_name(f".{folder.name}")
+        tokenizer.save(beside)
+        beside.replace(folder)
+
+
+def _refuse_foreign(out: Path) -> None:
+    """FledgeError for a folder with anything but a build in it."""
+    if out.exists() and not (out / "recipe.yaml").exists() and any(out.iterdir()):
+        raise FledgeError("this folder is not empty", where=str(out), hint="choose another --out")
 
 
 def _refuse_other(recipe: Recipe, out: Path) -> None:
-    """A directory is for one recipe; only what does not touch the data may differ."""
-    if not (out / "recipe.yaml").exists():
-        if out.exists() and any(out.iterdir()):
-            raise FledgeError("this folder is not empty", where=str(out), hint="choose another --out")
-        return
-    matters = re.compile(r"seed|tokenizer\b.*|stages\.[^.]+\.(data\b.*|kind)")
+    """FledgeError where what matters for the data differs from the recipe that was built."""
+    matters = re.compile(r"seed|tokenizer\b.*|model\.path|stages\.[^.]+\.(data\b.*|kind|start)")
     changed = [line for line in differences(load_recipe([str(out / "recipe.yaml")]), recipe) if matters.match(line)]
     if changed:
         raise FledgeError(

@@ -21,7 +21,8 @@ from fledge.data.building.build import collect, encode, open_built
 from fledge.data.building.executors import Executor, Here, Processes, Ray, Slurm
 from fledge.errors import FledgeError
 from fledge.preparation import build as build_recipe
-from fledge.recipe import PreferenceStage, PretrainStage, SftStage, recipe_from_dict
+from fledge.recipe import PreferenceStage, PretrainStage, Recipe, SftStage, recipe_from_dict
+from fledge.run import only_one
 from fledge.tokenizer import Tokenizer, train_tokenizer
 from tests.data import sources
 from tests.data.sources import jsonl
@@ -195,11 +196,11 @@ def test_a_built_directory_gives_the_batches_of_a_build_on_the_fly(tmp_path: Pat
     recipe = recipe_from_dict(
         {"tokenizer": {"vocab_size": 320}, "stages": {"x": {"kind": "pretrain", "data": {"train": str(file), "context": 64}}}}
     )
-    made = build_recipe(recipe, tmp_path / "out", None, lambda line: None)["x"]
-    again = build_recipe(recipe, tmp_path / "out", None, lambda line: None)["x"]
+    made = build_recipe(recipe, tmp_path / "out", None, _quietly)["x"]
+    again = build_recipe(recipe, tmp_path / "out", None, _quietly)["x"]
     from fledge.preparation import Preparation
 
-    fly = Preparation(recipe, lambda line: None)
+    fly = Preparation(recipe, _quietly)
     fresh = fly.stage_data("x", fly.tokenizer())
     for data in (made, again):
         assert data.train.fingerprint() == fresh.train.fingerprint()
@@ -229,14 +230,129 @@ def test_a_built_directory_for_something_else_is_refused(tmp_path: Path, tokeniz
         open_built(tmp_path / "b", stage, "x", tokenizer, 1)
 
 
-def test_files_that_changed_under_a_begun_build_are_told(tmp_path: Path) -> None:
+def _recipe(file: Path, **more: Any) -> Recipe:
+    data = {"train": str(file), "context": 64, "validation": 0.1}
+    return recipe_from_dict(
+        {"tokenizer": {"vocab_size": 320}, "stages": {"x": {"kind": "pretrain", "data": {**data, **more}, "length": "2 steps"}}}
+    )
+
+
+def _quietly(line: str) -> None:
+    pass
+
+
+def test_files_that_changed_under_a_complete_build_are_told(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "a.jsonl", documents(40))
-    stage = stage_of("pretrain", file)
-    collect(stage, "x", 1, tmp_path / "b", replace=False)
+    build_recipe(_recipe(file), tmp_path / "out", None, _quietly)
     jsonl(file, documents(41))
-    with pytest.raises(FledgeError, match=r"begun with other data:\n.*a\.jsonl"):
-        collect(stage, "x", 1, tmp_path / "b", replace=False)
-    assert collect(stage, "x", 1, tmp_path / "b").ledger.sources[0].rows == 44
+    with pytest.raises(FledgeError, match=r"built from other data:\n.*a\.jsonl: changed since"):
+        build_recipe(_recipe(file), tmp_path / "out", None, _quietly)
+    with pytest.raises(FledgeError, match=r"another recipe:\n.*stages\.x\.data\.context"):
+        build_recipe(_recipe(file, context=32), tmp_path / "out", None, _quietly)
+
+
+def test_a_mistake_in_a_recipe_leaves_no_build_that_refuses_the_mended_one(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "a.jsonl", documents(40))
+    with pytest.raises(FledgeError, match="there is no file"):
+        build_recipe(_recipe(tmp_path / "b.jsonl"), tmp_path / "out", None, _quietly)
+    with pytest.raises(FledgeError, match="are dropped"):
+        build_recipe(_recipe(file, max_dropped=0.01), tmp_path / "out", None, _quietly)
+    assert build_recipe(_recipe(file), tmp_path / "out", None, _quietly)["x"].train.examples.count > 20
+
+
+def test_a_build_goes_on_when_only_the_training_changes(tmp_path: Path) -> None:
+    file, out = jsonl(tmp_path / "a.jsonl", documents(40)), tmp_path / "out"
+    before = build_recipe(_recipe(file), out, None, _quietly)["x"].train.fingerprint()
+    recipe = _recipe(file)
+    longer = recipe.stages["x"].model_copy(update={"length": "9 steps"})
+    after = build_recipe(recipe.model_copy(update={"stages": {"x": longer}}), out, None, _quietly)["x"].train.fingerprint()
+    assert before == after
+
+
+def test_only_one_process_writes_a_build(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "a.jsonl", documents(40))
+    with (
+        only_one(tmp_path / ".out.lock", tmp_path / "out"),
+        pytest.raises(FledgeError, match="another process is writing here"),
+    ):
+        build_recipe(_recipe(file), tmp_path / "out", None, _quietly)
+    build_recipe(_recipe(file), tmp_path / "out", None, _quietly)
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    file, folder = jsonl(tmp_path / "a.jsonl", documents(40)), tmp_path / "x" / "data"
+    folder.mkdir(parents=True)
+    (folder / "mine.txt").write_text("mine")
+    with pytest.raises(FledgeError, match="this folder holds something else"):
+        collect(stage_of("pretrain", file), "x", 1, folder)
+    build.remove_build(folder)
+    assert (folder / "mine.txt").read_text() == "mine"
+
+
+def test_flipped_bits_in_built_tokens_are_noticed(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    stage = stage_of("pretrain", jsonl(tmp_path / "a.jsonl", documents(40)))
+    encode(collect(stage, "x", 1, tmp_path / "b"), stage, "x", tokenizer, 1)
+    tokens = next((tmp_path / "b").glob("tokens/*/train.tokens"))
+    content = bytearray(tokens.read_bytes())
+    content[40] ^= 1
+    tokens.write_bytes(bytes(content))
+    with pytest.raises(FledgeError, match="not those that were written"):
+        open_built(tmp_path / "b", stage, "x", tokenizer, 1)
+
+
+def test_an_interrupted_run_with_a_tokenizer_to_train_can_be_started_again(tmp_path: Path) -> None:
+    from fledge.preparation import Preparation
+
+    file = jsonl(tmp_path / "a.jsonl", documents(40))
+    recipe = _recipe(file)
+    recipe = recipe.model_copy(update={"stages": {**recipe.stages, "y": recipe.stages["x"]}})
+    first = Preparation(recipe, _quietly, lambda name: tmp_path / name)
+    made = first.stage_data("x", first.tokenizer()).train.fingerprint()  # here it ends; the tokenizer was not saved
+    again = Preparation(recipe, _quietly, lambda name: tmp_path / name)
+    assert again.stage_data("x", again.tokenizer()).train.fingerprint() == made
+
+
+def test_the_recipe_s_system_prompt_does_not_make_rows_alike(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    pytest.importorskip("rensa")
+    rows = [{"prompt": f"{word} {word}?", "response": f"{word} it is, the {word}"} for word in WORDS[:6]]
+    clean = {"near_duplicates": 0.8, "languages": ["zh"]}
+    file = jsonl(
+        tmp_path / "a.jsonl",
+        [{"prompt": f"问题{row['prompt']}是什么意思呢", "response": "不知道" * n} for n, row in enumerate(rows, 1)],
+    )
+    account = prepare(
+        "sft", file, tokenizer, context=4000, system="You are a patient assistant. " * 30, clean=clean
+    ).ledger.sources[0]
+    assert account.used == 6, account.dropped
+
+
+def test_evaluation_rows_of_any_kind_and_language_are_kept_out_of_training(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    text = "春天来了花园里的花都开了小鸟在枝头唱歌孩子们在草地上奔跑老人们坐在长椅上晒太阳"
+    english = "a long and plain english sentence that quotes nothing of it "
+    file = jsonl(tmp_path / "a.jsonl", [{"text": f"{english * 4} {text} {english * 4}"}, {"text": english * 5}])
+    questions = jsonl(tmp_path / "q.jsonl", [{"question": text}])
+    clean = {"languages": ["en"], "evaluation": str(questions)}
+    account = prepare("pretrain", file, tokenizer, clean=clean).ledger.sources[0]
+    assert dict(account.dropped) == {"contaminated by the evaluation set": 1}
+
+
+def test_a_row_that_makes_several_examples_is_drawn_as_one(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    turns = [{"role": role, "content": f"{role} {n} says a few words"} for n in range(6) for role in ("user", "assistant")]
+    rows = [{"messages": [{"role": "system", "content": f"row {n}"}, *turns]} for n in range(9)]
+    source = {"path": str(jsonl(tmp_path / "a.jsonl", rows)), "max_rows": 4}
+    data = prepare("sft", [source], tokenizer, context=128, long_conversations="split")
+    (taken,) = data.account()["mixture"]
+    assert taken["rows"] == 4 and taken["examples"] > 4
+    whole = np.bincount(data.train.examples.row_numbers())
+    assert taken["examples"] == 4 * whole[0]
+
+
+def test_a_validation_source_has_no_quota_but_a_number_of_rows(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    file, other = jsonl(tmp_path / "a.jsonl", documents(40)), jsonl(tmp_path / "b.jsonl", documents(40, seed=5))
+    found = prepare("pretrain", file, tokenizer, validation=[{"path": str(other), "max_rows": 3}])
+    assert found.ledger.sources[1].rows == 3
+    with pytest.raises(FledgeError, match=r"validation\.0: share, ratio, max_tokens and repeat"):
+        prepare("pretrain", file, tokenizer, validation=[{"path": str(other), "repeat": 3}])
 
 
 def test_duplicates_are_left_out_and_told_with_both_places(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -189,15 +189,6 @@ def test_too_much_about_identity(tmp_path: Path, chatml: Tokenizer) -> None:
     assert "identity" not in {finding.check for finding in few}
 
 
-def test_a_source_that_an_epoch_leaves_out(tmp_path: Path, chatml: Tokenizer) -> None:
-    files = [
-        jsonl(tmp_path / name, rows(9, answer)) for name, answer in (("a.jsonl", "{} it is, I think"), ("b.jsonl", "{} or so"))
-    ]
-    sources = [{"path": str(files[0])}, {"path": str(files[1]), "max_rows": 1, "repeat": 0.2}]
-    messages = {finding.source: finding.message for finding in found("sft", sources, chatml) if finding.check == "mixture"}
-    assert messages["b.jsonl"] == "an epoch takes none of its rows"
-
-
 def test_answers_of_a_token_or_two(tmp_path: Path, chatml: Tokenizer) -> None:
     finding = the("short answers", found("sft", jsonl(tmp_path / "a.jsonl", [row(f"{n}?", f"{n}") for n in range(9)]), chatml))
     assert finding.level == "warning" and finding.message.startswith("100% of the answers have fewer than 3 tokens")

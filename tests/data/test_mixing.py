@@ -87,6 +87,10 @@ def test_an_epoch_holds_exactly_what_was_drawn(split: bool, epoch: int) -> None:
     assert (filled == counts(mix, epoch) * mix.tokens).all()
 
 
+def test_a_small_repeat_of_a_small_source_takes_at_least_one_row() -> None:
+    assert mixture([1], [Quota("one", repeat=0.4)]).draw(0).tolist() == [0]
+
+
 def test_larger_than_there_is_repeats_whole_passes_before_any_row_twice_more() -> None:
     mix = mixture([10, 1000], [Quota("few", share=0.5), Quota("many", share=0.5)], tokens=10)
     taken = counts(mix, 0)[:10]

@@ -158,4 +158,4 @@ def test_a_mixture_of_experts_is_planned_but_refused_for_training(world: Path, t
 def test_the_floors_of_the_house_hold() -> None:
     script = Path(sys.executable).with_name("lint-imports")
     made = subprocess.run([script, "--no-logo"], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-    assert "1 kept, 0 broken" in made.stdout, made.stdout
+    assert " 0 broken" in made.stdout, made.stdout

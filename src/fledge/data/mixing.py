@@ -30,19 +30,42 @@ class Quota:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Examples by source, and the quotas. `source` and `tokens` are [E]: of each example its source and its length."""
+    """Examples by source, and the quotas. `source`, `tokens` and `row` are [E]: of each example its source, its length, and the
+    number of the row that it comes from (None: each is a row). A row is drawn as a whole."""
 
     source: np.ndarray
     tokens: np.ndarray
     quotas: tuple[Quota, ...]
     seed: int
+    row: np.ndarray | None = None
+
+    @cached_property
+    def _first(self) -> np.ndarray:
+        """The first example of each row, and the end: int64 [R + 1]."""
+        if self.row is None:
+            return np.arange(len(self.source) + 1)
+        return np.concatenate((np.flatnonzero(np.diff(self.row, prepend=-1)), [len(self.row)]))
+
+    @cached_property
+    def _sizes(self) -> np.ndarray:
+        """Tokens of each row."""
+        ends = np.concatenate(([0], np.cumsum(self.tokens)))
+        return ends[self._first[1:]] - ends[self._first[:-1]]
 
     @cached_property
     def _members(self) -> list[np.ndarray]:
-        return [np.flatnonzero(self.source == number) for number in range(len(self.quotas))]
+        """The rows of each source."""
+        source = self.source[self._first[:-1]]
+        return [np.flatnonzero(source == number) for number in range(len(self.quotas))]
 
     def draw(self, epoch: int) -> np.ndarray:
         """The examples of an epoch, int64; one that is taken k times stands there k times."""
+        rows = self._draw_rows(epoch)
+        counts = self._first[rows + 1] - self._first[rows]
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.repeat(self._first[rows], counts) + within
+
+    def _draw_rows(self, epoch: int) -> np.ndarray:
         natural = [self._by_rules(number, epoch) for number in range(len(self.quotas))]
         total = self._epoch_tokens(natural)
         taken = [
@@ -69,15 +92,16 @@ class Mixture:
         if count < len(members) or quota.max_tokens is not None:
             chosen = self._shuffled(number, epoch)[:count]
         if quota.max_tokens is not None:
-            fits = int(np.searchsorted(np.cumsum(self.tokens[chosen]), quota.max_tokens, side="right"))
+            fits = int(np.searchsorted(np.cumsum(self._sizes[chosen]), quota.max_tokens, side="right"))
             chosen = chosen[: max(1, fits)]
         whole, part = divmod(quota.repeat, 1)
-        again = chosen[permutation(len(chosen), self.seed, number, epoch, 1)[: round(part * len(chosen))]]
+        more = max(round(part * len(chosen)), 0 if whole else 1)
+        again = chosen[permutation(len(chosen), self.seed, number, epoch, 1)[:more]]
         return np.concatenate([np.tile(chosen, int(whole)), again])
 
     def _epoch_tokens(self, natural: Sequence[np.ndarray]) -> float:
         """Tokens of an epoch: what the sources without a share give decides; where all have one, what there is."""
-        given = [int(self.tokens[chosen].sum()) for chosen in natural]
+        given = [int(self._sizes[chosen].sum()) for chosen in natural]
         shares = sum(quota.share or 0.0 for quota in self.quotas)
         free = sum(tokens for tokens, quota in zip(given, self.quotas, strict=True) if quota.share is None)
         return free / (1 - shares) if any(quota.share is None for quota in self.quotas) else float(sum(given))
@@ -85,12 +109,12 @@ class Mixture:
     def _by_share(self, number: int, epoch: int, target: float) -> np.ndarray:
         """So many examples that their tokens come nearest to the target; whole passes first, then a part of one."""
         members = self._members[number]
-        size = int(self.tokens[members].sum())
+        size = int(self._sizes[members].sum())
         if not size:
             return members
         whole = int(target // size)
         last = self._shuffled(number, epoch, 2)
-        ends = np.concatenate(([0], np.cumsum(self.tokens[last])))
+        ends = np.concatenate(([0], np.cumsum(self._sizes[last])))
         count = int(np.abs(ends - (target - whole * size)).argmin())
         if whole + count == 0:
             count = 1
@@ -99,12 +123,15 @@ class Mixture:
     def account(self, epoch: int) -> list[dict[str, Any]]:
         """What an epoch takes of each source: rows, tokens, their shares, and how often a row is taken on average."""
         drawn = self.draw(epoch)
-        rows = np.bincount(self.source[drawn], minlength=len(self.quotas))
+        taken = self._draw_rows(epoch)
+        rows = np.bincount(self.source[self._first[taken]], minlength=len(self.quotas))
+        examples = np.bincount(self.source[drawn], minlength=len(self.quotas))
         tokens = np.bincount(self.source[drawn], weights=self.tokens[drawn], minlength=len(self.quotas))
         return [
             {
                 "source": quota.name,
-                "examples": int(rows[number]),
+                "rows": int(rows[number]),
+                "examples": int(examples[number]),
                 "tokens": int(tokens[number]),
                 "row_share": float(rows[number] / max(1, rows.sum())),
                 "token_share": float(tokens[number] / max(1.0, tokens.sum())),

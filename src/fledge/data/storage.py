@@ -95,6 +95,14 @@ class Examples:
             digest.update(np.asarray(self.weights[0 : len(self.weights)], dtype=np.float32).tobytes())
         return digest.hexdigest()
 
+    def row_numbers(self) -> np.ndarray:
+        """Numbers the rows that the examples come from, in order, int64 [E]: several examples of one row share it."""
+        assert self.shard is not None and self.row is not None
+        if not self.count:
+            return np.zeros(0, np.int64)
+        begins = (np.diff(self.row) != 0) | (np.diff(self.shard) != 0)
+        return np.concatenate(([0], np.cumsum(begins))).astype(np.int64)
+
     def tokens_per_example(self) -> np.ndarray:
         """Positions of each example, int64 [E]."""
         return (np.diff(self.offsets) - 1).reshape(-1, self.per_example).sum(axis=1)
@@ -126,7 +134,7 @@ class SequenceWriter:
     """Appends sequences to `<part>.tokens` and, where weights differ, `<part>.weights`; keeps a digest of both."""
 
     def __init__(self, folder: Path, part: str, kind: np.dtype, weighted: bool) -> None:
-        self._kind, self._digest = kind, xxhash.xxh3_64()
+        self._kind, self._digests = kind, (xxhash.xxh3_64(), xxhash.xxh3_64())
         self._tokens = (folder / f"{part}.tokens").open("wb")
         self._weights = (folder / f"{part}.weights").open("wb") if weighted else None
         self.lengths: list[int] = []
@@ -136,7 +144,7 @@ class SequenceWriter:
         """One sequence."""
         content = np.asarray(tokens, dtype=self._kind).tobytes()
         self._tokens.write(content)
-        self._digest.update(content)
+        self._digests[0].update(content)
         self.lengths.append(len(weights))
         if self._weights is None:
             self.supervised.append(max(0, len(weights) - 1))
@@ -144,7 +152,7 @@ class SequenceWriter:
         values = np.asarray(weights, dtype=np.float32)
         content = values.tobytes()
         self._weights.write(content)
-        self._digest.update(content)
+        self._digests[1].update(content)
         self.supervised.append(int(np.count_nonzero(values[1:] > 0)))
 
     def close(self) -> str:
@@ -152,4 +160,17 @@ class SequenceWriter:
         self._tokens.close()
         if self._weights is not None:
             self._weights.close()
-        return self._digest.hexdigest()
+        return "".join(digest.hexdigest() for digest in self._digests)
+
+
+def digest_of(folder: Path, part: str) -> str:
+    """The digest of a part's files as they are now (`SequenceWriter.close`)."""
+    found = ""
+    for kind in ("tokens", "weights"):
+        digest, file = xxhash.xxh3_64(), folder / f"{part}.{kind}"
+        if file.exists():
+            with file.open("rb") as content:
+                while block := content.read(2**20):
+                    digest.update(block)
+        found += digest.hexdigest()
+    return found

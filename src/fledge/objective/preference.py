@@ -1,6 +1,6 @@
 """Direct preference optimisation (Rafailov et al. 2023) on packed pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -74,7 +74,7 @@ class PreferenceObjective:
 
 
 @torch.no_grad()
-def reference_table(model: Decoder, batches: Sequence[Batch], examples: int, device: torch.device) -> Tensor:
+def reference_table(model: Decoder, batches: Iterable[Batch], examples: int, device: torch.device) -> Tensor:
     """Log-probabilities [examples, 2] of all pairs under the reference, computed once."""
     table = torch.full((examples, 2), float("nan"))
     for batch in batches:

@@ -4,6 +4,7 @@ from fledge.run.console import Console
 from fledge.run.directory import RunDirectory, StageDirectory, find_model, write_json, write_text
 from fledge.run.environment import environment, memory_bytes
 from fledge.run.events import EventLog, read_events
+from fledge.run.lock import only_one
 
 __all__ = [
     "Console",
@@ -13,6 +14,7 @@ __all__ = [
     "environment",
     "find_model",
     "memory_bytes",
+    "only_one",
     "read_events",
     "write_json",
     "write_text",

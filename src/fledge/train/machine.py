@@ -92,9 +92,14 @@ def eagerly() -> Iterator[None]:
         yield
 
 
-def _device(config: MachineConfig) -> str:
+def refuse_device(config: MachineConfig) -> None:
+    """FledgeError for a device that this machine does not have."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise FledgeError("no CUDA device is at hand", where="machine.device", hint="set machine.device to auto or cpu")
+
+
+def _device(config: MachineConfig) -> str:
+    refuse_device(config)
     if config.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return config.device

@@ -34,7 +34,7 @@ def precomputed(model: Decoder, data: PackedData, micro: int, decision: Decision
     was_training = model.training
     model.eval()
     with eagerly():
-        batches = list(validation_batches(data, len(data.rows), micro))
+        batches = validation_batches(data, len(data.rows), micro)
         table = reference_table(model, batches, data.examples.count, torch.device(decision.device))
     model.train(was_training)
     cache.parent.mkdir(parents=True, exist_ok=True)

@@ -12,11 +12,13 @@ manifest.json              written last: fingerprint, sizes
 ```
 """
 
+import os
 import shutil
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ from fledge.data.mixing import Mixture, Quota
 from fledge.data.reading.records import remarks
 from fledge.data.rows.facts import texts_of
 from fledge.data.rows.items import Item
-from fledge.data.storage import Examples, Joined, Ones, arrays_of, mapped, token_type
+from fledge.data.storage import Examples, Joined, Ones, arrays_of, digest_of, mapped, token_type
 from fledge.errors import FledgeError
 from fledge.tokenizer import Tokenizer
 
@@ -116,23 +118,22 @@ def collect(
     folder: Path | None = None,
     executor: Executor | None = None,
     progress: Progress = silent,
-    replace: bool = True,
 ) -> Collected:
     """Read, clean, deduplicate and divide every row of a stage, into `folder` (None: a temporary one).
 
-    FledgeError names the recipe key of a source that is missing or wholly unusable. `replace`: another build in `folder`
-    gives way, instead of stopping this one."""
+    Another build in `folder` gives way. FledgeError names the recipe key of a source that is missing or wholly unusable."""
     plan = plan_build(stage, name, seed)
     temporary = None
     if folder is None:
         temporary = tempfile.TemporaryDirectory(prefix="fledge-", ignore_cleanup_errors=True)
         folder = Path(temporary.name)
-    _begin(folder, plan, replace)
+    _begin(folder, plan)
     chosen = _executor(plan, executor)
     if not (folder / "keep" / "done").exists():
         _run(plan, folder, "rows", plan.of_part("validation", "evaluation"), chosen, progress)
         _forbid_evaluation(plan, folder)
         _run(plan, folder, "rows", plan.of_part("train"), chosen, progress)
+        _refuse_rewritten(plan)
         sift(folder, plan)
         (folder / "keep" / "done").touch()
     ledger = _collect_ledger(plan, folder)
@@ -140,23 +141,13 @@ def collect(
     return Collected(folder, plan, ledger, temporary)
 
 
-def _begin(folder: Path, plan: BuildPlan, replace: bool) -> None:
-    """A new build, or the same one again; another one's leavings go, if they may be replaced."""
+def _begin(folder: Path, plan: BuildPlan) -> None:
+    """A new build, or the same one again; another one's leavings go. FledgeError where the folder holds something else."""
     file = folder / "plan.json"
-    if file.exists() and file.read_bytes() != plan.encoded():
-        if not replace:
-            before = BuildPlan.read(file)
-            changed = [*_differences(before.asked, plan.asked), *(path for path, *_ in set(before.stamps) ^ set(plan.stamps))]
-            raise FledgeError(
-                "this build was begun with other data:\n  " + "\n  ".join(dict.fromkeys(changed)),
-                where=str(folder),
-                hint="put the files back, or build into another folder",
-            )
-        for leaving in ("rows", "keep", "tokens", "tokenizer"):
-            shutil.rmtree(folder / leaving, ignore_errors=True)
-        for leaving in (CONTAMINATION, "account.json", "manifest.json"):
-            (folder / leaving).unlink(missing_ok=True)
-        file.unlink()
+    if not file.exists() and folder.exists() and any(folder.iterdir()):
+        raise FledgeError("this folder holds something else", where=str(folder), hint="move it away, or choose another folder")
+    if file.exists() and (file.read_bytes() != plan.encoded() or not _has_items(folder, plan)):
+        remove_build(folder)
     for half in (*folder.glob("rows/.*"), *folder.glob("tokens/.*")):
         shutil.rmtree(half, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -164,9 +155,48 @@ def _begin(folder: Path, plan: BuildPlan, replace: bool) -> None:
         _write(file, plan.encoded())
 
 
+def _has_items(folder: Path, plan: BuildPlan) -> bool:
+    """Whether the rows that were read are still there to be encoded."""
+    read = [folder / "rows" / shard.folder for shard in plan.shards if complete(folder / "rows" / shard.folder)]
+    return all((rows / "items.jsonl").exists() for rows in read)
+
+
+def remove_build(folder: Path) -> None:
+    """Remove what a build wrote into a folder, and the folder if nothing else is in it."""
+    if not (folder / "plan.json").exists():
+        return
+    for name in ("rows", "keep", "tokens", "tokenizer", "jobs"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (CONTAMINATION, "account.json", "manifest.json", "plan.json"):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def drop_items(folder: Path) -> None:
+    """Remove what only serves to go on with an interrupted build, once all stages of a run are complete."""
+    for name in ("items.jsonl", "signatures.safetensors"):
+        for file in folder.glob(f"rows/*/{name}"):
+            file.unlink()
+
+
+def refuse_changed(folder: Path, plan: BuildPlan) -> None:
+    """FledgeError where a complete build was made from other files or with another recipe."""
+    before = BuildPlan.read(folder / "plan.json")
+    if before.encoded() == plan.encoded():
+        return
+    files = sorted({path for path, *_ in set(before.stamps) ^ set(plan.stamps)})
+    changed = [*_differences(before.asked, plan.asked), *(f"{path}: changed since" for path in files)]
+    raise FledgeError(
+        "this directory was built from other data:\n  " + "\n  ".join(changed or ["sources or installed extras differ"]),
+        where=str(folder),
+        hint="build into another folder, or remove this one",
+    )
+
+
 def _write(file: Path, content: bytes) -> None:
     """In one piece: beside, then renamed."""
-    beside = file.with_name(f".{file.name}")
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
     beside.write_bytes(content)
     beside.replace(file)
 
@@ -176,9 +206,18 @@ def _forbid_evaluation(plan: BuildPlan, folder: Path) -> None:
     file = folder / CONTAMINATION
     if not plan.stage.data.clean.contamination or file.exists():
         return
-    texts = list(evaluation_texts(plan, folder))
-    if texts:
-        Contamination.of(texts).save(file)
+    if plan.of_part("validation", "evaluation"):
+        beside = file.with_name(f".{file.name}.{os.getpid()}")
+        Contamination.of(evaluation_texts(plan, folder)).save(beside)
+        beside.replace(file)
+
+
+def _refuse_rewritten(plan: BuildPlan) -> None:
+    """FledgeError for a file that changed while it was read."""
+    for path, size, changed in plan.stamps:
+        state = Path(path).stat() if Path(path).exists() else None
+        if state is None or (state.st_size, state.st_mtime_ns) != (size, changed):
+            raise FledgeError("this file changed while it was read", where=path, hint="start again when it is written")
 
 
 def _collect_ledger(plan: BuildPlan, folder: Path) -> Ledger:
@@ -244,9 +283,6 @@ def encode(
         _count_split(data.train, ledger, plan)
     _write(folder / "account.json", orjson.dumps(ledger.as_dict(), option=orjson.OPT_INDENT_2))
     _write(folder / "manifest.json", orjson.dumps(_manifest(plan, data, tokenizer), option=orjson.OPT_INDENT_2))
-    for shard in plan.shards:
-        for leaving in ("items.jsonl", "signatures.safetensors"):
-            (folder / "rows" / shard.folder / leaving).unlink(missing_ok=True)
     return data
 
 
@@ -349,7 +385,7 @@ def _mixture(plan: BuildPlan, train: Examples) -> Mixture | None:
         return None
     assert train.source is not None
     quotas = tuple(Quota.of(item.source, item.name) for item in planned)
-    return Mixture(train.source, train.tokens_per_example(), quotas, plan.seed)
+    return Mixture(train.source, train.tokens_per_example(), quotas, plan.seed, train.row_numbers())
 
 
 def _count_split(train: PackedData, ledger: Ledger, plan: BuildPlan) -> None:
@@ -383,7 +419,7 @@ def open_built(folder: Path, stage: AnyStage, name: str, tokenizer: Tokenizer, s
     """The data of a complete build; FledgeError where it was built for something else or is damaged."""
     plan = BuildPlan.read(folder / "plan.json")
     manifest = _read_json(folder / "manifest.json")
-    wanted = BuildPlan(stage, name, seed, (), (), 0, ()).asked
+    wanted = BuildPlan(stage, name, seed, (), (), 0, (), {}).asked
     changed = list(_differences(plan.asked, wanted))
     if changed:
         raise FledgeError(
@@ -395,9 +431,21 @@ def open_built(folder: Path, stage: AnyStage, name: str, tokenizer: Tokenizer, s
         raise FledgeError("this directory was built with another tokenizer", where=str(folder), hint="build it again")
     ledger = Ledger([_account(saved) for saved in _read_json(folder / "account.json")["sources"]])
     data = _open(folder, plan, ledger, tokenizer)
-    if data.train.fingerprint() != manifest["train"]["fingerprint"]:
-        raise FledgeError("the tokens are not those that were built", where=str(folder), hint="build it again")
+    for part, packed in (("train", data.train), ("validation", data.validation)):
+        if packed is not None and packed.fingerprint() != manifest[part]["fingerprint"]:
+            raise FledgeError(f"the {part} tokens are not those that were built", where=str(folder), hint="build it again")
+    _verify(folder, plan)
     return data
+
+
+def _verify(folder: Path, plan: BuildPlan) -> None:
+    """FledgeError where a file's content is not what was written."""
+    for shard in plan.of_part("train", "validation"):
+        at = folder / "tokens" / shard.folder
+        for part, counted in _read_json(at / "done.json")["parts"].items():
+            if digest_of(at, part) != counted["digest"]:
+                raise FledgeError(f"damaged: the {part} tokens are not those that were written", where=str(at),
+                                  hint="build it again")  # fmt: skip
 
 
 def _account(saved: dict[str, Any]) -> SourceAccount:

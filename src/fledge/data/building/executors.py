@@ -143,7 +143,7 @@ class Ray:
             ray.init(address=address, **options)
         try:
             task = ray.remote(max_retries=2)(_perform_or_tell)
-            pending = {task.remote(str(folder), phase, number): number for number in numbers}
+            pending = {task.remote(str(folder), phase, number, os.getcwd()): number for number in numbers}
             while pending:
                 ready, _ = ray.wait(list(pending), num_returns=1)
                 number = pending.pop(ready[0])
@@ -159,9 +159,10 @@ class Ray:
                 ray.shutdown()
 
 
-def _perform_or_tell(folder: str, phase: str, number: int) -> str | None:
-    """`perform`, with an error of the user's as text, which crosses process borders."""
+def _perform_or_tell(folder: str, phase: str, number: int, where: str) -> str | None:
+    """`perform` in the folder that paths are relative to, with an error of the user's as text, which crosses borders."""
     try:
+        os.chdir(where)
         perform(folder, phase, number)
     except FledgeError as error:
         return error.as_json()
@@ -186,7 +187,7 @@ class Slurm:
             raise FledgeError(f"cannot submit to Slurm: {error}", where="--executor slurm") from None
         executor.update_parameters(**{"timeout_min": 24 * 60, "slurm_array_parallelism": self.count or 64, **self.options})
         with executor.batch():
-            jobs = [executor.submit(_perform_or_tell, str(folder), phase, number) for number in numbers]
+            jobs = [executor.submit(_perform_or_tell, str(folder), phase, number, os.getcwd()) for number in numbers]
         for job, number in zip(jobs, numbers, strict=True):
             try:
                 error = job.result()

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class BuildPlan:
     shards: tuple[Shard, ...]
     size: int
     stamps: tuple[tuple[str, int, int], ...]
+    libraries: dict[str, str | None]
 
     def of_part(self, *parts: str) -> list[Shard]:
         """The shards of these parts, in order."""
@@ -75,7 +77,7 @@ class BuildPlan:
         return {
             "asked": self.asked,
             "name": self.name,
-            "stage": self.stage.model_dump(mode="json"),
+            "libraries": self.libraries,
             "sources": [{**asdict(item), "source": item.source.model_dump(mode="json")} for item in self.sources],
             "shards": [asdict(shard) for shard in self.shards],
             "size": self.size,
@@ -103,7 +105,8 @@ class BuildPlan:
             raise FledgeError(f"written by another version of fledge ({saved['asked']['version']})", where=str(file),
                               hint="build the data again")  # fmt: skip
         kinds = {"pretrain": PretrainStage, "sft": SftStage, "preference": PreferenceStage}
-        stage = kinds[saved["asked"]["kind"]].model_validate(saved["stage"])
+        asked = saved["asked"]
+        stage = kinds[asked["kind"]].model_validate({"kind": asked["kind"], "data": asked["data"]})
         return cls(
             stage,
             saved["name"],
@@ -112,6 +115,7 @@ class BuildPlan:
             tuple(Shard(s["number"], s["source"], tuple(Span(**span) for span in s["spans"])) for s in saved["shards"]),
             saved["size"],
             tuple((path, size, time) for path, size, time in saved["stamps"]),
+            saved["libraries"],
         )
 
 
@@ -133,8 +137,19 @@ def _sources(stage: AnyStage, name: str) -> list[PlannedSource]:
             for concrete in resolve(source, f"{where}.{index}"):
                 path = concrete.path or f"hub:{concrete.hub}"
                 label = concrete.name or path.rstrip("/").rsplit("/", 1)[-1]
-                found.append(PlannedSource(concrete, part, f"{where}.{index}", label, path))
+                found.append(PlannedSource(_of_part(concrete, part, f"{where}.{index}"), part, f"{where}.{index}", label, path))
     return found
+
+
+def _of_part(source: Source, part: str, key: str) -> Source:
+    """Only training draws epochs; of other sources, max_rows are the first ones. FledgeError for another quota."""
+    if part == "train" or not source.mixed:
+        return source
+    if source.share or source.ratio or source.max_tokens or source.repeat != 1:
+        raise FledgeError("share, ratio, max_tokens and repeat say what an epoch of training takes", where=key,
+                          hint="use first_rows or max_rows here")  # fmt: skip
+    rows = min(source.max_rows or source.first_rows or 0, source.first_rows or source.max_rows or 0)
+    return source.model_copy(update={"max_rows": None, "first_rows": rows})
 
 
 def plan_build(stage: AnyStage, name: str, seed: int) -> BuildPlan:
@@ -154,7 +169,27 @@ def plan_build(stage: AnyStage, name: str, seed: int) -> BuildPlan:
             total += state.st_size
         for spans in _grouped(spans_of(files, item.source, SHARD_BYTES), item.source):
             shards.append(Shard(len(shards), index, spans))
-    return BuildPlan(stage, name, seed, tuple(planned), tuple(shards), total, tuple(stamps.values()))
+    return BuildPlan(
+        type(stage).model_validate({"kind": stage.kind, "data": stage.data}),
+        name,
+        seed,
+        tuple(planned),
+        tuple(shards),
+        total,
+        tuple(stamps.values()),
+        _libraries(),
+    )
+
+
+def _libraries() -> dict[str, str | None]:
+    """Versions of what cleaning may use: another one may clean otherwise, so it must not go on with the same build."""
+    found: dict[str, str | None] = {}
+    for name in ("ftfy", "selectolax", "rensa"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def _grouped(spans: list[Span], source: Source) -> list[tuple[Span, ...]]:

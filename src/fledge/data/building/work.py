@@ -27,8 +27,8 @@ from fledge.data.examples import Rules, encode_items
 from fledge.data.ledger import Notes
 from fledge.data.reading.hub import read_hub
 from fledge.data.reading.records import Record, place, read
-from fledge.data.rows.facts import Facts, question_and_answer, texts_of
-from fledge.data.rows.items import Item, RowError, from_bytes, recognise, to_bytes
+from fledge.data.rows.facts import Facts, own_texts_of, question_and_answer, texts_of
+from fledge.data.rows.items import Item, RowError, evaluated, from_bytes, recognise, to_bytes
 from fledge.data.storage import SequenceWriter, arrays_of, token_type
 from fledge.recipe.schema import AugmentConfig
 from fledge.tokenizer import Tokenizer, load_tokenizer
@@ -154,7 +154,7 @@ class RowsOfShard:
             return
         self.facts.row(record.value, self.source)
         try:
-            item = recognise(record.value, self.source, self.kind, self.system)
+            item = self._item(record.value)
             item, changes = clean_item(item, self.steps)
         except RowError as error:
             self._drop(row, file, record.number, error.reason, error.detail)
@@ -167,22 +167,33 @@ class RowsOfShard:
         chunk.files.append(file)
         chunk.numbers.append(record.number)
 
+    def _item(self, value: Any) -> Item:
+        """What a row means to the stage; a row that must not be trained on may be of any kind, or a question alone."""
+        try:
+            return recognise(value, self.source, self.kind, self.system)
+        except RowError:
+            if self.planned.part != "evaluation":
+                raise
+            return evaluated(value, self.source)
+
     def _finish(self, chunk: _Chunk) -> None:
         """Hash, languages, contamination and signatures of many rows at once."""
         texts = [texts_of(item) for item in chunk.items]
         joined = ["\n".join(parts) for parts in texts]
-        languages = [language_of(text) for text in joined]
+        own = ["\n".join(own_texts_of(item)) for item in chunk.items]
+        languages = [language_of(text) for text in own]
         found = self.contamination.check_rows(texts) if self.contamination is not None else [None] * len(texts)
         kept = [index for index in range(len(chunk.items)) if self._wanted(chunk, index, languages[index], found[index])]
         for index in kept:
             self._keep(chunk, index, joined[index], languages[index])
         if self.near:
-            self.signatures.append(signatures(*shingles([joined[index] for index in kept])))
+            self.signatures.append(signatures(*shingles([own[index] for index in kept])))
 
     def _wanted(self, chunk: _Chunk, index: int, language: str, contaminated: str | None) -> bool:
         """Whether a row stays; if not, it is accounted for."""
         place_ = (chunk.rows[index], chunk.files[index], chunk.numbers[index])
-        if self.config.languages is not None and language not in self.config.languages:
+        wanted = self.config.languages if self.planned.part == "train" else None
+        if wanted is not None and language not in wanted:
             self._drop(*place_, "other language", language)
             return False
         if contaminated is not None:

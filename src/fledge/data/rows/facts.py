@@ -33,6 +33,16 @@ def texts_of(item: Item) -> list[str]:
     return [*prompt, item.answer] if isinstance(item, Labelled) else [*prompt, item.chosen, item.rejected]
 
 
+def own_texts_of(item: Item) -> list[str]:
+    """The texts of an item without its system turn, which many rows may share and the recipe may have added."""
+    if isinstance(item, Document):
+        return [item.text]
+    if isinstance(item, Conversation):
+        return [message.content for message in item.messages if message.role != "system"]
+    prompt = [message.content for message in item.prompt if message.role != "system"]
+    return [*prompt, item.answer] if isinstance(item, Labelled) else [*prompt, item.chosen, item.rejected]
+
+
 def question_and_answer(item: Item) -> tuple[str, str]:
     """The first question and the last answer (of a preference: the chosen one); a document is a question alone."""
     if isinstance(item, Document):

@@ -413,3 +413,16 @@ def _unpack(turns: Sequence[list]) -> tuple[Message, ...]:
         Message(*turn) if len(turn) == 2 else Message(turn[0], turn[1], tuple(ToolCall(*call) for call in turn[2]), turn[3])
         for turn in turns
     )
+
+
+def evaluated(row: Any, source: Source) -> Item:
+    """A row of an evaluation file: whatever kind it is of, or the question alone. RowError where there is neither."""
+    for kind in RECOGNISE:
+        try:
+            return recognise(row, source, kind)
+        except RowError:
+            continue
+    question = text_of(row, source, "prompt", PROMPTS) if isinstance(row, Mapping) else None
+    if not question:
+        raise RowError("no known column", f"no question or text; the row has {columns_of(row)}" if row else "")
+    return Document(question)

@@ -18,6 +18,7 @@ ROLES = {
     **dict.fromkeys(("function_call", "tool_call", "函数调用", "工具调用"), "call"),
 }  # fmt: skip
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
+LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6
 WEIGHT_KEYS, TRAIN_KEYS = ("weight", "loss_weight"), ("train", "trainable")
 
 
@@ -163,7 +164,7 @@ def _weight(turn: Mapping[str, Any], role: str, number: int) -> float | None:
         raise RowError("wrong type", f"the weight of turn {number} is {type(value).__name__}, not a number")
     if value is None:
         return None
-    if not 0 <= value < 2**64:  # NaN too
+    if value and not LEAST_WEIGHT <= value <= MOST_WEIGHT:  # NaN too; others would be lost in 32 bits
         raise RowError("wrong weight", f"the weight of turn {number} is {str(value)[:40]}")
     if role != "assistant" and value:
         raise RowError("wrong weight", f"turn {number} is {role} and has weight {value}, but only answers are trained")

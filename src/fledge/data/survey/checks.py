@@ -331,10 +331,6 @@ def _mixture(stage: Inspected) -> Iterator[Finding]:
                 "mixture", "warning", f"it gives {share:.0%} of an epoch's tokens{alike}", source.name,
                 hint="set share, ratio or max_rows of the source, or repeat the others",
             )  # fmt: skip
-        if not entry.examples and source.training and source.training.examples:
-            yield Finding(
-                "mixture", "warning", "an epoch takes none of its rows", source.name, hint="raise its share or repeat"
-            )
         if entry.passes > PASSES:
             yield Finding(
                 "mixture", "warning", f"an epoch takes each of its rows {entry.passes:.1f} times", source.name,

@@ -1,0 +1,28 @@
+"""One process at a time: a lock that the operating system lets go when its holder ends, however it ends."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fledge.errors import FledgeError
+
+
+@contextmanager
+def only_one(file: Path, folder: Path) -> Iterator[None]:
+    """Hold the lock `file` while writing into `folder`; FledgeError where another process holds it."""
+    lock = FileLock(file, timeout=0)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise FledgeError(
+            "another process is writing here", where=str(folder), hint="wait until it has finished, or choose another folder"
+        ) from None
+    except OSError as error:
+        raise FledgeError(f"cannot write: {error.strerror}", where=str(folder), hint="choose another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
