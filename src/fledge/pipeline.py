@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fledge.data import PackedData
-from fledge.data.building.build import drop_items, remove_build
+from fledge.data.building.folder import drop_items, remove_build
 from fledge.errors import FledgeError
 from fledge.evaluate import sample
 from fledge.model.decoder import Decoder

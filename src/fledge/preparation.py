@@ -9,8 +9,8 @@ from pathlib import Path
 import xxhash
 
 from fledge.data import Collected, StageData, collect, encode, is_complete, open_built, texts
-from fledge.data.building.build import drop_items, refuse_changed
 from fledge.data.building.executors import Executor, Processes
+from fledge.data.building.folder import drop_items, refuse_changed
 from fledge.data.building.shards import plan_build
 from fledge.errors import FledgeError
 from fledge.plan import StagePlan, plan_stage

@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 from fledge.data import StageData
 from fledge.data.building import build, shards
-from fledge.data.building.build import collect, encode, open_built
+from fledge.data.building.build import collect, encode
 from fledge.data.building.executors import Executor, Here, Processes, Ray, Slurm
+from fledge.data.building.folder import remove_build
+from fledge.data.building.opening import open_built
 from fledge.errors import FledgeError
 from fledge.preparation import build as build_recipe
 from fledge.recipe import PreferenceStage, PretrainStage, Recipe, SftStage, recipe_from_dict
@@ -285,7 +287,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path, tokeni
     (folder / "mine.txt").write_text("mine")
     with pytest.raises(FledgeError, match="this folder holds something else"):
         collect(stage_of("pretrain", file), "x", 1, folder)
-    build.remove_build(folder)
+    remove_build(folder)
     assert (folder / "mine.txt").read_text() == "mine"
 
 

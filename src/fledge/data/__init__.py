@@ -1,7 +1,9 @@
 """From files to batches: row -> item -> example -> packed row -> batch, with a ledger of every row."""
 
 from fledge.data.batches import Batch, PackedData
-from fledge.data.building.build import Collected, StageData, collect, encode, is_complete, open_built, texts
+from fledge.data.building.build import Collected, collect, encode, texts
+from fledge.data.building.folder import is_complete
+from fledge.data.building.opening import StageData, open_built
 from fledge.data.ledger import Ledger
 from fledge.data.rows.items import Conversation, Document, Labelled, Preference
 

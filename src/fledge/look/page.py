@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fledge.data.survey.statistics import Lengths, SourceStatistics, StageStatistics
-from fledge.look.stats import Looked
+from fledge.look.looked import Looked
 from fledge.look.tables import MARKS, percent
 from fledge.report.page import HERE as REPORT
 from fledge.report.page import inline, plotly_script, policy, script_json

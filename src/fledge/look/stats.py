@@ -1,7 +1,6 @@
 """`fledge data stats`: what the data of a recipe, or of files of rows, is like."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,10 @@ import orjson
 from rich.console import Console
 from rich.text import Text
 
-from fledge.data.survey.checks import Finding, Inspected, findings
+from fledge.data.survey.checks import Inspected, findings
 from fledge.data.survey.measure import measure
-from fledge.data.survey.statistics import StageStatistics, stage_statistics
+from fledge.data.survey.statistics import stage_statistics
+from fledge.look.looked import Looked
 from fledge.look.tables import tables
 from fledge.look.target import Overrides, Say, recipe_of, stages_of, tokenizer_folder, without_limits
 from fledge.preparation import Preparation
@@ -20,18 +20,6 @@ from fledge.run import write_text
 from fledge.tokenizer import Tokenizer
 
 VERSION = 1  # of the JSON
-
-
-@dataclass(frozen=True)
-class Looked:
-    """One stage with its numbers and what was found in them."""
-
-    statistics: StageStatistics
-    findings: tuple[Finding, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return {**self.statistics.as_dict(), "findings": [finding.as_dict() for finding in self.findings]}
 
 
 def look(recipe: Recipe, stage: str | None, say: Say) -> tuple[list[Looked], Tokenizer]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fledge.data.building.build import StageData
+from fledge.data.building.opening import StageData
 from fledge.data.building.shards import BuildPlan
 from fledge.data.building.work import TRAIN, VALIDATION
 from fledge.data.ledger import SourceAccount

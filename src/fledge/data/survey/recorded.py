@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from fledge.data.building.build import StageData
+from fledge.data.building.opening import StageData
 from fledge.data.building.shards import BuildPlan, Shard
 from fledge.data.storage import arrays_of
 from fledge.data.survey.measure import where_of

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fledge.data.building.build import StageData
+from fledge.data.building.opening import StageData
 from fledge.data.building.shards import BuildPlan, Shard
 from fledge.data.cleaning.duplicates import first_occurrences
 from fledge.data.cleaning.languages import LANGUAGES

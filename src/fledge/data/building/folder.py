@@ -1,0 +1,97 @@
+"""The folder of a build: begun, continued, replaced, told apart from others, cleared."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from fledge.data.building.shards import BuildPlan
+from fledge.data.building.work import CONTAMINATION, complete
+from fledge.errors import FledgeError
+
+
+def begin(folder: Path, plan: BuildPlan) -> None:
+    """A new build, or the same one again; another one's leavings go. FledgeError where the folder holds something else."""
+    file = folder / "plan.json"
+    if not file.exists() and folder.exists() and any(folder.iterdir()):
+        raise FledgeError("this folder holds something else", where=str(folder), hint="move it away, or choose another folder")
+    if file.exists() and (file.read_bytes() != plan.encoded() or not _has_items(folder, plan)):
+        remove_build(folder)
+    for half in (*folder.glob("rows/.*"), *folder.glob("tokens/.*")):
+        shutil.rmtree(half, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        write(file, plan.encoded())
+
+
+def _has_items(folder: Path, plan: BuildPlan) -> bool:
+    """Whether the rows that were read are still there to be encoded."""
+    read = [folder / "rows" / shard.folder for shard in plan.shards if complete(folder / "rows" / shard.folder)]
+    return all((rows / "items.jsonl").exists() for rows in read)
+
+
+def remove_build(folder: Path) -> None:
+    """Remove what a build wrote into a folder, and the folder if nothing else is in it."""
+    if not (folder / "plan.json").exists():
+        return
+    for name in ("rows", "keep", "tokens", "tokenizer", "jobs"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (CONTAMINATION, "account.json", "manifest.json", "plan.json"):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def drop_items(folder: Path) -> None:
+    """Remove what only serves to go on with an interrupted build, once all stages of a run are complete."""
+    for name in ("items.jsonl", "signatures.safetensors"):
+        for file in folder.glob(f"rows/*/{name}"):
+            file.unlink()
+
+
+def refuse_changed(folder: Path, plan: BuildPlan) -> None:
+    """FledgeError where a complete build was made from other files or with another recipe."""
+    before = BuildPlan.read(folder / "plan.json")
+    if before.encoded() == plan.encoded():
+        return
+    files = sorted({path for path, *_ in set(before.stamps) ^ set(plan.stamps)})
+    changed = [*differences(before.asked, plan.asked), *(f"{path}: changed since" for path in files)]
+    raise FledgeError(
+        "this directory was built from other data:\n  " + "\n  ".join(changed or ["sources or installed extras differ"]),
+        where=str(folder),
+        hint="build into another folder, or remove this one",
+    )
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a build directory holds all its tokens."""
+    return (folder / "manifest.json").exists()
+
+
+def write(file: Path, content: bytes) -> None:
+    """In one piece: beside, then renamed."""
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    beside.write_bytes(content)
+    beside.replace(file)
+
+
+def read_json(file: Path) -> Any:
+    try:
+        return orjson.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise FledgeError("this build is not complete", where=str(file), hint="run `fledge data build` again") from None
+    except ValueError as error:
+        raise FledgeError(f"damaged: {error}", where=str(file)) from None
+
+
+def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    """One line for each value that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in {**old, **new}:
+            yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif old != new:
+        yield f"{key}: built with {old!r}, asked for {new!r}"
