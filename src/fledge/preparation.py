@@ -207,6 +207,8 @@ def _keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 def _refuse_foreign(out: Path) -> None:
     """FledgeError for a folder with anything but a build in it."""
+    if (out / "environment.json").exists():
+        raise FledgeError("this is the directory of a run", where=str(out), hint="choose another --out")
     if out.exists() and not (out / "recipe.yaml").exists() and any(out.iterdir()):
         raise FledgeError("this folder is not empty", where=str(out), hint="choose another --out")
 

@@ -137,6 +137,15 @@ def test_every_conversation_becomes_valid_examples_or_says_why_not(
         assert [trained(tokenizer, example[0]) for example in encoded.examples] == expected
 
 
+def fitting(tokenizer: Tokenizer, messages: list[Message], tools: str | None, context: int) -> tuple[list[int], list[float]]:
+    """Tokens and weights of what fits: the beginning; half a tool call has no weight."""
+    ((tokens, weights, turns),) = tokenizer.encode_many([tokenizer.template.render(messages, tools)])
+    limit, kept = context + 1, weights.copy()
+    if len(turns) > limit and turns[limit] == turns[limit - 1] >= 0 and messages[turns[limit]].tool_calls:
+        kept[turns == turns[limit]] = 0
+    return tokens[:limit].tolist(), kept[:limit].tolist()
+
+
 @settings(max_examples=60)
 @given(item=conversations(), kind=st.sampled_from(KINDS), context=st.integers(8, 160))
 def test_recent_keeps_as_many_of_the_newest_rounds_as_fit(
@@ -159,12 +168,13 @@ def test_recent_keeps_as_many_of_the_newest_rounds_as_fit(
         if np.flatnonzero(weights)[-1] < context + 1:
             break
     lost = int(np.flatnonzero(weights)[-1]) - context
-    if not any(weights[1 : context + 1]):
+    tokens, weights = fitting(tokenizer, [*head, *(m for r in rounds[kept:] for m in r)], item.tools, context)
+    if not any(weights[1:]):
         assert reasons(encoded, "dropped") == ["prompt longer than the context"]
         return
     (((found, marks),),) = encoded.examples
-    assert found.tolist() == tokens[: context + 1]
-    assert marks.tolist() == weights[: context + 1]
+    assert found.tolist() == tokens
+    assert marks.tolist() == weights
     assert amount(encoded, "shortened") == kept
     assert amount(encoded, "truncated") == max(0, lost)
 
@@ -207,9 +217,10 @@ def test_split_fills_each_example_with_as_many_rounds_as_fit(
         stop = first + 1
         while stop < len(rounds) and np.flatnonzero(whole(first, stop + 1)[1])[-1] <= context:
             stop += 1
-        tokens, weights = whole(first, stop)
-        if any(weights[1 : context + 1]):
-            expected.append((tokens[: context + 1], weights[: context + 1]))
+        messages = [*head, *(m for turns in rounds[first:stop] for m in turns)]
+        tokens, weights = fitting(tokenizer, messages, item.tools, context)
+        if any(weights[1:]):
+            expected.append((tokens, weights))
         first = stop
     assert [(t.tolist(), w.tolist()) for ((t, w),) in encoded.examples] == expected
 

@@ -316,7 +316,7 @@ BROKEN = [
     ("sft", {"messages": [{"role": "user", "content": {}}, TURNS[1]]}, "wrong type", "the content of turn 1 is dict"),
     ("sft", {"messages": [{"role": "wizard", "content": "q"}, TURNS[1]]}, "unknown role", "turn 1: 'wizard'"),
     ("sft", {"messages": [{"role": ["user"], "content": "q"}, TURNS[1]]}, "unknown role", "turn 1"),
-    ("sft", {"messages": [{"content": "q"}, TURNS[1]]}, "unknown role", "turn 1: 'None'"),
+    ("sft", {"messages": [{"content": "q"}, TURNS[1]]}, "unknown role", "turn 1 has no role or from"),
     ("sft", {"messages": [{"role": "\udfff", "content": "q"}, TURNS[1]]}, "unknown role", "turn 1: '?'"),
     ("sft", {"messages": [TURNS[1], TURNS[0]]}, "roles out of order", "turn 1 is assistant, expected user"),
     ("sft", {"messages": [TURNS[0], TURNS[0], TURNS[1]]}, "roles out of order", "turn 2 is user, expected assistant"),

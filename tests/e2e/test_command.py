@@ -112,7 +112,7 @@ def test_broken_rows_are_counted_and_named_and_the_rest_is_trained(world: Path, 
     ("name", "content", "parts"),
     [
         ("missing.jsonl", None, ("stages.sft.data.train.0", "there is no file")),
-        ("empty.jsonl", "", ("stages.sft.data.train.0", "holds no rows: the file is empty")),
+        ("empty.jsonl", "", ("stages.sft.data.train.0", "holds no rows")),
         ("all.jsonl", '{"prompt": "a", "response": ""}\n' * 3, ("none of the 3 rows", "3 empty answer", "all.jsonl:1")),
         ("array.json", "[{]", ("array.json:1", "the array does not end")),
         ("what.xyz", "hello", ("cannot read", "ending is not one of")),

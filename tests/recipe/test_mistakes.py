@@ -128,7 +128,7 @@ def test_bad_yaml_is_named_with_its_line(tmp_path: Path, text: str, line: int, s
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_bytes(b"name: \xff\xfe\n")
-    assert "cannot read the recipe" in refusal(tmp_path / "bad.yaml")
+    assert "this recipe is not UTF-8" in refusal(tmp_path / "bad.yaml")
     (tmp_path / "nul.yaml").write_bytes(b"name: a\0b\n")
     assert "not readable as YAML" in refusal(tmp_path / "nul.yaml")
     assert "cannot read the recipe" in refusal(tmp_path)

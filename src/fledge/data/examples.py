@@ -88,6 +88,7 @@ class _Part:
     sequences: list[Sequenced]
     turns: list[np.ndarray]
     ends: list[int]
+    calls: frozenset[int]  # turns that call a tool
 
     def lost(self, limit: int) -> int:
         """Tokens that do not fit."""
@@ -154,7 +155,8 @@ def _part(talk: _Talk, first: int, stop: int, encodings: Sequence[Encoding], tra
             weights = _weighted(encoding, talk.messages(first, stop), train_on)
         sequences.append((tokens, weights))
         turns.append(encoding.turns)
-    return _Part(sequences, turns, ends)
+    messages = enumerate(talk.messages(first, stop))
+    return _Part(sequences, turns, ends, frozenset(index for index, message in messages if message.tool_calls))
 
 
 def _behind(prompt: np.ndarray, tokens: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -204,7 +206,10 @@ class _Fitting:
         if not all(weights[1:].any() for _, weights in part.sequences):
             raise RowError("nothing to train", "every turn that could be trained has weight 0")
         size = f"{max(part.ends):,} tokens, context {self.rules.context:,}"
-        example = tuple((tokens[: self.limit], weights[: self.limit]) for tokens, weights in part.sequences)
+        example = tuple(
+            (tokens[: self.limit], self._kept(weights, turns, part.calls))
+            for (tokens, weights), turns in zip(part.sequences, part.turns, strict=True)
+        )
         if not all(weights[1:].any() for _, weights in example):
             raise RowError("prompt longer than the context", size)
         if len(example) == 2 and np.array_equal(example[0][0], example[1][0]):
@@ -213,6 +218,13 @@ class _Fitting:
         if not lost:
             return example, []
         return example, [Remark("truncated", "answer cut to the context", self._answers_hit(part) + size, lost)]
+
+    def _kept(self, weights: np.ndarray, turns: np.ndarray, calls: frozenset[int]) -> np.ndarray:
+        """The weights of what fits. A tool call that is cut is no JSON any more, so none of it is trained."""
+        kept = weights[: self.limit]
+        if len(turns) > self.limit and turns[self.limit] == turns[self.limit - 1] and int(turns[self.limit]) in calls:
+            kept = np.where(turns[: self.limit] == turns[self.limit], np.float32(0), kept)
+        return kept
 
     def _answers_hit(self, part: _Part) -> str:
         """How many answers of a conversation are cut or lost, where the template tells and it has several."""

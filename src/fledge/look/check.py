@@ -1,5 +1,6 @@
 """`fledge data check`: whether training on the data of a recipe could mean anything."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from rich.text import Text
 from fledge.data.survey.checks import CHECKS, Finding, Inspected, findings
 from fledge.data.survey.statistics import stage_statistics
 from fledge.errors import FledgeError
-from fledge.look.tables import MARKS, finding_text
+from fledge.look.tables import MARKS, PIPED_WIDTH, finding_text
 from fledge.look.target import Overrides, Say, recipe_of, stages_of, tokenizer_folder, without_limits
 from fledge.preparation import Preparation
 from fledge.recipe import Recipe
@@ -90,7 +91,7 @@ PASSED: Mapping[str, str] = {
 
 
 def _print(found: Mapping[str, Found]) -> None:
-    terminal = Console(highlight=False)
+    terminal = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
     for name, checks in found.items():
         terminal.print(Text(name, style="bold"))
         for check, items in checks.items():

@@ -15,7 +15,7 @@ from fledge.data.storage import arrays_of
 from fledge.errors import FledgeError
 from fledge.look.target import Opened
 
-_PLACE = re.compile(r"(?P<file>.+?)(?:[:#](?P<number>[0-9]+))?", re.DOTALL)
+_PLACE = re.compile(r"(?P<file>.+?)(?:(?P<sign>[:#])(?P<number>[0-9]+))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Place:
 
     file: str
     number: int
+    sign: str | None = None  # ":" or "#", as it was written
 
     def is_in(self, file: str) -> bool:
         """Whether this may be a place in a file."""
@@ -50,7 +51,7 @@ def parse_place(text: str) -> Place:
     found = _PLACE.fullmatch(text)
     if found is None:
         raise FledgeError(f"'{text}' is no place of a row", where="--row", hint="say FILE:LINE, or FILE#INDEX")
-    return Place(found["file"], int(found["number"] or 0))
+    return Place(found["file"], int(found["number"] or 0), found["sign"])
 
 
 def find_rows(opened: Opened, wanted: Place) -> Iterator[FoundRow]:
@@ -59,11 +60,21 @@ def find_rows(opened: Opened, wanted: Place) -> Iterator[FoundRow]:
         folder = opened.folder / "rows" / shard.folder
         files = orjson.loads((folder / "done.json").read_bytes())["files"]
         for index, file in enumerate(files):
-            if wanted.is_in(file):
+            if wanted.is_in(file) and _written_right(wanted, file):
                 found = _in_shard(opened, shard, index, place(file, wanted.number), wanted.number)
                 if found is not None:
                     yield found
                     break
+
+
+def _written_right(wanted: Place, file: str) -> bool:
+    """FledgeError for the line of a file of indices, an index of a file of lines, or no number at all."""
+    right = place(file, wanted.number)
+    sign = right[len(file) :][:1] or None
+    if wanted.sign != sign:
+        form = "FILE:LINE, counted from 1" if place(file, 1)[len(file)] == ":" else "FILE#INDEX, counted from 0"
+        raise FledgeError(f"rows of '{file}' are named {form}", where="--row")
+    return True
 
 
 def _in_shard(opened: Opened, shard: Shard, file: int, where: str, number: int) -> FoundRow | None:

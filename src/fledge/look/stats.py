@@ -1,5 +1,6 @@
 """`fledge data stats`: what the data of a recipe, or of files of rows, is like."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from fledge.data.survey.checks import Inspected, findings
 from fledge.data.survey.measure import measure
 from fledge.data.survey.statistics import stage_statistics
 from fledge.look.looked import Looked
-from fledge.look.tables import tables
+from fledge.look.tables import PIPED_WIDTH, tables
 from fledge.look.target import Overrides, Say, recipe_of, stages_of, tokenizer_folder, without_limits
 from fledge.preparation import Preparation
 from fledge.recipe import Recipe
@@ -59,7 +60,7 @@ def stats(
     if as_json:
         print(orjson.dumps(as_json_value(looked, tokenizer), option=orjson.OPT_INDENT_2).decode())
         return
-    terminal = Console(highlight=False)
+    terminal = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
     for one in looked:
         for renderable in tables(one.statistics, one.findings):
             terminal.print(renderable, soft_wrap=isinstance(renderable, Text))

@@ -11,6 +11,7 @@ from fledge.data.survey.checks import Finding
 from fledge.data.survey.statistics import PERCENTILES, Fit, Lengths, Opening, SourceStatistics, StageStatistics, Training
 
 NAME_WIDTH = 28  # characters of a source's name
+PIPED_WIDTH = 200  # columns where nobody says how wide the terminal is
 PICTURES = {**{number: 0x2400 + number for number in range(0x20)}, 0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), "·")}
 """Control characters as pictures: a text may not steer the terminal."""
 MARKS = {"passed": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}

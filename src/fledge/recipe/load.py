@@ -92,7 +92,9 @@ def _read_file(path: str, layers: _Layers) -> dict[str, Any]:
     except FileNotFoundError:
         hint = "check the path; `ls recipes` shows ready ones"
         raise FledgeError("this recipe does not exist", where=path, hint=hint) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise FledgeError(f"this recipe is not UTF-8 (byte {error.start})", where=path, hint="save it as UTF-8") from None
+    except OSError as error:
         raise FledgeError(f"cannot read the recipe: {error}", where=path) from None
     return _parse(text, path, layers)
 

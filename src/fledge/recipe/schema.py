@@ -12,6 +12,7 @@ from fledge.recipe.units import Length, steps_or_share
 from fledge.recipe.units import share as as_share
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Percent = Annotated[Share, BeforeValidator(as_share)]
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -165,6 +166,10 @@ ShareOrSources = Annotated[
 ]
 
 
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
 class CleanConfig(Section):
     """What is mended in each row's text, and which rows are left out. Every change and every row is accounted for."""
 
@@ -175,7 +180,9 @@ class CleanConfig(Section):
     min_tokens: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="leave out shorter documents; null: 10 for pretraining, 0 else"
     )
-    languages: list[str] | None = Field(default=None, description="leave out rows in other languages than these, e.g. [zh, en]")
+    languages: Annotated[list[str], BeforeValidator(_as_list)] | None = Field(
+        default=None, description="leave out rows in other languages than these, e.g. [zh, en]"
+    )
     exact_duplicates: bool = Field(default=True, description="leave out rows equal to an earlier one")
     near_duplicates: Annotated[float, BeforeValidator(as_share), Field(gt=0, le=1)] | None = Field(
         default=None, description="leave out rows whose n-grams overlap an earlier row's at least so much (Jaccard), e.g. 0.8"
@@ -189,9 +196,11 @@ class CleanConfig(Section):
 class AugmentConfig(Section):
     """Variation of conversations; all off by default."""
 
-    tail_truncation: Share = Field(default=0.0, description="share of conversations that end after an earlier round")
-    noise: Share = Field(default=0.0, description="share of conversations whose questions get typing errors")
-    noise_rate: Annotated[float, Field(gt=0, le=0.5)] = Field(default=0.03, description="share of characters changed there")
+    tail_truncation: Percent = Field(default=0.0, description="share of conversations that end after an earlier round")
+    noise: Percent = Field(default=0.0, description="share of conversations whose questions get typing errors")
+    noise_rate: Annotated[float, BeforeValidator(as_share), Field(gt=0, le=0.5)] = Field(
+        default=0.03, description="share of characters changed there"
+    )
 
 
 def _shorthand(value: object) -> object:
@@ -229,7 +238,9 @@ class DataConfig(Section):
         if total > 1 + 1e-9 or (total and rest and total > 1 - 1e-9):
             raise ValueError(f"the shares of the training sources add up to {total:.4g}: nothing is left for the others")
         if total and not rest and abs(total - 1) > 1e-6:
-            raise ValueError(f"the shares of the training sources add up to {total:.4g}, not to 1")
+            raise ValueError(
+                f"all training sources have a share, and these add up to {total:.1%}, not to 100%: leave one without a share"
+            )
         return self
 
 

@@ -170,7 +170,7 @@ def _collect_ledger(plan: BuildPlan, folder: Path) -> Ledger:
     for account, planned in zip(ledger.sources, plan.sources, strict=True):
         account.check()
         if account.rows == 0:
-            raise FledgeError(f"'{account.path}' holds no rows: the file is empty", where=planned.key)
+            raise FledgeError(f"'{account.path}' holds no rows: nothing but blank lines, or a header", where=planned.key)
     return ledger
 
 

@@ -6,6 +6,7 @@ and a build that one of them began, another one can finish.
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -181,6 +182,8 @@ class Slurm:
             import submitit
         except ImportError:
             raise missing_extra("submitit", "cluster", "building with Slurm") from None
+        if self.cluster is None and shutil.which("sbatch") is None:
+            raise FledgeError("there is no Slurm here: sbatch was not found", where="--executor slurm", hint="use processes")
         try:
             executor = submitit.AutoExecutor(folder=folder / "jobs", cluster=self.cluster)
         except RuntimeError as error:

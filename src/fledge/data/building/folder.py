@@ -19,13 +19,21 @@ def begin(folder: Path, plan: BuildPlan) -> None:
     file = folder / "plan.json"
     if not file.exists() and folder.exists() and any(folder.iterdir()):
         raise FledgeError("this folder holds something else", where=str(folder), hint="move it away, or choose another folder")
-    if file.exists() and (file.read_bytes() != plan.encoded() or not _has_items(folder, plan)):
+    if file.exists() and not (_same(file, plan) and _has_items(folder, plan)):
         remove_build(folder)
     for half in (*folder.glob("rows/.*"), *folder.glob("tokens/.*")):
         shutil.rmtree(half, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    if not file.exists():
+    if not file.exists() or file.read_bytes() != plan.encoded():
         write(file, plan.encoded())
+
+
+def _same(file: Path, plan: BuildPlan) -> bool:
+    """Whether a build was begun for the same data. One that cannot be read was not."""
+    try:
+        return BuildPlan.read(file).compared() == plan.compared()
+    except FledgeError:
+        return False
 
 
 def _has_items(folder: Path, plan: BuildPlan) -> bool:
@@ -56,7 +64,7 @@ def drop_items(folder: Path) -> None:
 def refuse_changed(folder: Path, plan: BuildPlan) -> None:
     """FledgeError where a complete build was made from other files or with another recipe."""
     before = BuildPlan.read(folder / "plan.json")
-    if before.encoded() == plan.encoded():
+    if before.compared() == plan.compared():
         return
     files = sorted({path for path, *_ in set(before.stamps) ^ set(plan.stamps)})
     changed = [*differences(before.asked, plan.asked), *(f"{path}: changed since" for path in files)]
@@ -69,7 +77,7 @@ def refuse_changed(folder: Path, plan: BuildPlan) -> None:
 
 def is_complete(folder: Path) -> bool:
     """Whether a build directory holds all its tokens."""
-    return (folder / "manifest.json").exists()
+    return (folder / "manifest.json").exists() and (folder / "account.json").exists()
 
 
 def write(file: Path, content: bytes) -> None:

@@ -1,5 +1,6 @@
 """The plan of a build: which files are read for which source, divided into shards that can be worked on alone."""
 
+import difflib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,10 +12,11 @@ from typing import Any
 import orjson
 import xxhash
 
+from fledge.data.cleaning.languages import LANGUAGES
 from fledge.data.reading.records import Span, files_of, passed_over, spans_of
 from fledge.data.rows.registry import resolve
 from fledge.errors import FledgeError
-from fledge.recipe.schema import PreferenceStage, PretrainStage, SftStage, Source
+from fledge.recipe.schema import DataConfig, PreferenceStage, PretrainStage, SftStage, Source
 
 AnyStage = PretrainStage | SftStage | PreferenceStage
 
@@ -78,6 +80,7 @@ class BuildPlan:
             "asked": self.asked,
             "name": self.name,
             "libraries": self.libraries,
+            "batch": self.stage.batch.model_dump(mode="json"),
             "sources": [{**asdict(item), "source": item.source.model_dump(mode="json")} for item in self.sources],
             "shards": [asdict(shard) for shard in self.shards],
             "size": self.size,
@@ -88,9 +91,13 @@ class BuildPlan:
         """plan.json as bytes."""
         return orjson.dumps(self.as_dict(), option=orjson.OPT_INDENT_2)
 
+    def compared(self) -> dict[str, Any]:
+        """What makes two plans plans for the same data; the batch is only kept to tell how many steps an epoch has."""
+        return {name: value for name, value in self.as_dict().items() if name != "batch"}
+
     def key(self) -> str:
         """Changes with anything that was asked, and with the files."""
-        return xxhash.xxh3_64_hexdigest(self.encoded())
+        return xxhash.xxh3_64_hexdigest(orjson.dumps(self.compared()))
 
     @classmethod
     def read(cls, file: Path) -> "BuildPlan":
@@ -100,23 +107,31 @@ class BuildPlan:
         except FileNotFoundError:
             raise FledgeError("this is not a directory of built data: it has no plan.json", where=str(file.parent)) from None
         except ValueError as error:
-            raise FledgeError(f"damaged: {error}", where=str(file)) from None
-        if saved["asked"]["version"] != VERSION:
-            raise FledgeError(f"written by another version of fledge ({saved['asked']['version']})", where=str(file),
-                              hint="build the data again")  # fmt: skip
-        kinds = {"pretrain": PretrainStage, "sft": SftStage, "preference": PreferenceStage}
-        asked = saved["asked"]
-        stage = kinds[asked["kind"]].model_validate({"kind": asked["kind"], "data": asked["data"]})
-        return cls(
-            stage,
-            saved["name"],
-            saved["asked"]["seed"],
-            tuple(_planned(item) for item in saved["sources"]),
-            tuple(Shard(s["number"], s["source"], tuple(Span(**span) for span in s["spans"])) for s in saved["shards"]),
-            saved["size"],
-            tuple((path, size, time) for path, size, time in saved["stamps"]),
-            saved["libraries"],
-        )
+            raise FledgeError(f"damaged: {error}", where=str(file), hint="build the data again") from None
+        try:
+            return _read_plan(saved)
+        except (KeyError, TypeError, ValueError):  # pydantic's ValidationError is a ValueError
+            raise FledgeError(
+                "written by another version of fledge, or damaged", where=str(file), hint="remove the directory and build again"
+            ) from None
+
+
+def _read_plan(saved: dict[str, Any]) -> BuildPlan:
+    asked = saved["asked"]
+    if asked["version"] != VERSION:
+        raise ValueError(asked["version"])
+    kinds = {"pretrain": PretrainStage, "sft": SftStage, "preference": PreferenceStage}
+    stage = kinds[asked["kind"]].model_validate({"kind": asked["kind"], "data": asked["data"], "batch": saved["batch"]})
+    return BuildPlan(
+        stage,
+        saved["name"],
+        asked["seed"],
+        tuple(_planned(item) for item in saved["sources"]),
+        tuple(Shard(s["number"], s["source"], tuple(Span(**span) for span in s["spans"])) for s in saved["shards"]),
+        saved["size"],
+        tuple((path, size, time) for path, size, time in saved["stamps"]),
+        saved["libraries"],
+    )
 
 
 def _planned(saved: Mapping[str, Any]) -> PlannedSource:
@@ -154,6 +169,7 @@ def _of_part(source: Source, part: str, key: str) -> Source:
 
 def plan_build(stage: AnyStage, name: str, seed: int) -> BuildPlan:
     """Find all files and divide them. FledgeError names the key of a missing file."""
+    _refuse_languages(stage.data, f"stages.{name}.data")
     planned, shards, stamps, total = [], [], {}, 0
     for index, item in enumerate(_sources(stage, name)):
         if item.source.hub:
@@ -170,7 +186,7 @@ def plan_build(stage: AnyStage, name: str, seed: int) -> BuildPlan:
         for spans in _grouped(spans_of(files, item.source, SHARD_BYTES), item.source):
             shards.append(Shard(len(shards), index, spans))
     return BuildPlan(
-        type(stage).model_validate({"kind": stage.kind, "data": stage.data}),
+        type(stage).model_validate({"kind": stage.kind, "data": stage.data, "batch": stage.batch}),
         name,
         seed,
         tuple(planned),
@@ -179,6 +195,18 @@ def plan_build(stage: AnyStage, name: str, seed: int) -> BuildPlan:
         tuple(stamps.values()),
         _libraries(),
     )
+
+
+def _refuse_languages(data: DataConfig, key: str) -> None:
+    """FledgeError for a language that is not told apart."""
+    for language in data.clean.languages or ():
+        if language not in LANGUAGES:
+            near = difflib.get_close_matches(language, LANGUAGES, 1, 0.3)
+            raise FledgeError(
+                f"'{language}' is no language that is told apart; they are {', '.join(LANGUAGES)}",
+                where=f"{key}.clean.languages",
+                hint=f"did you mean '{near[0]}'?" if near else None,
+            )
 
 
 def _libraries() -> dict[str, str | None]:

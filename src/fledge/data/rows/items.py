@@ -14,6 +14,7 @@ from fledge.tokenizer.template import Message, ToolCall
 
 INSTRUCTION, INPUT = "instruction", "input"  # alpaca's
 TEXTS = ("text", "content")
+NAME_THEM = "; name the column in the source's columns"
 PROMPTS = ("prompt", INSTRUCTION, "question", "query")
 RESPONSES = ("response", "output", "answer", "completion")
 CONVERSATIONS = ("messages", "conversations", "conversation")
@@ -157,7 +158,7 @@ def _dialogue(row: Mapping[str, Any], source: Source) -> list[Message]:
     """All turns of a row, its answer last."""
     turns = _turns(row, source)
     if turns is None:
-        raise RowError("no known column", f"no conversation, prompt or instruction; {columns_of(row)}")
+        raise RowError("no known column", f"no conversation, prompt or instruction; {columns_of(row)}{NAME_THEM}")
     if turns and turns[-1].role in ("user", "tool"):
         turns += _response(row, source)
     _check_order(turns, ends_with_answer=True)
@@ -182,7 +183,7 @@ def _response(row: Mapping[str, Any], source: Source) -> list[Message]:
 def _as_document(row: Mapping[str, Any], source: Source) -> Item:
     text = text_of(row, source, "text", TEXTS)
     if text is None and not source.columns.get("text"):
-        raise RowError("no known column", f"expected one of {', '.join(TEXTS)}; {columns_of(row)}")
+        raise RowError("no known column", f"expected one of {', '.join(TEXTS)}; {columns_of(row)}{NAME_THEM}")
     if text is None or not text.strip():
         raise RowError("empty text")
     return Document(text)
@@ -203,7 +204,7 @@ def _label(row: Mapping[str, Any], source: Source, required: bool) -> bool | Non
     if isinstance(value, bool) or (not required and (value is None or "label" not in source.columns)):
         return value if isinstance(value, bool) else None
     if value is None:
-        raise RowError("no known column", f"no label; {columns_of(row)}")
+        raise RowError("no known column", f"no label; {columns_of(row)}{NAME_THEM}")
     raise RowError("wrong type", f"the label is {type(value).__name__}, not true or false")
 
 
@@ -221,7 +222,7 @@ def _as_preference(row: Mapping[str, Any], source: Source) -> Item:
         raise RowError("prompts differ", "chosen and rejected do not share their first turns")
     prompt = _with_system(before_chosen, row, source) if before_chosen else _turns(row, source)
     if prompt is None:
-        raise RowError("no known column", f"no prompt; {columns_of(row)}")
+        raise RowError("no known column", f"no prompt; {columns_of(row)}{NAME_THEM}")
     _check_order(prompt, ends_with_answer=False)
     if not chosen.strip() or not rejected.strip():
         raise RowError("empty answer", "chosen" if not chosen.strip() else "rejected")
@@ -243,7 +244,7 @@ def _pair(row: Mapping[str, Any], source: Source) -> list[tuple[str, Any]]:
     pair = [(side, value_of(row, source, side, (side,))) for side in PAIR]
     for side, value in pair:
         if value is None:
-            raise RowError("no known column", f"no '{side}'; {columns_of(row)}")
+            raise RowError("no known column", f"no '{side}'; {columns_of(row)}{NAME_THEM}")
     return pair
 
 
@@ -424,5 +425,5 @@ def evaluated(row: Any, source: Source) -> Item:
             continue
     question = text_of(row, source, "prompt", PROMPTS) if isinstance(row, Mapping) else None
     if not question:
-        raise RowError("no known column", f"no question or text; the row has {columns_of(row)}" if row else "")
+        raise RowError("no known column", f"no question or text; the row has {columns_of(row)}{NAME_THEM}" if row else "")
     return Document(question)

@@ -82,8 +82,11 @@ def _turn(turn: Any, number: int, source: Source) -> Message:
     if content is None and not calls:
         expected = " or ".join(_keys(source, "content", CONTENT_KEYS))
         raise RowError("wrong type", f"turn {number} has no {expected}; it has {', '.join(map(str, turn))}")
+    if named is None:
+        expected = " or ".join(_keys(source, "role", ROLE_KEYS))
+        raise RowError("unknown role", f"turn {number} has no {expected}; it has {', '.join(map(str, turn))}")
     if role is None:
-        raise RowError("unknown role", f"turn {number}: '{named}'")
+        raise RowError("unknown role", f"turn {number}: '{named}'; name it in the source's roles, such as {{{named}: user}}")
     if role == "call":
         role, content, calls = "assistant", "", _calls(content, number)
     if calls and role != "assistant":
