@@ -234,10 +234,11 @@ def test_truncate_keeps_the_beginning_and_tells_what_is_lost(
     encoded = encode(item, tokenizer, replace(RULES, context=context, long_conversations="truncate"))
     if reasons(encoded, "dropped") == ["the chat template refuses it"]:
         return
-    tokens, weights = tokenizer.encode_conversation(item.messages, item.tools)
+    _, weights = tokenizer.encode_conversation(item.messages, item.tools)
+    tokens, kept = fitting(tokenizer, list(item.messages), item.tools, context)
     for ((found, marks),) in encoded.examples:
-        assert found.tolist() == tokens[: context + 1]
-        assert marks.tolist() == weights[: context + 1]
+        assert found.tolist() == tokens
+        assert marks.tolist() == kept
         assert amount(encoded, "truncated") == max(0, int(np.flatnonzero(weights)[-1]) - context)
 
 
