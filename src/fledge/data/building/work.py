@@ -127,7 +127,7 @@ class RowsOfShard:
         arrays["hash"] = np.asarray(self.hashes, dtype=np.uint64).reshape(-1, 2)
         save_file(arrays, self.folder / "rows.safetensors")
         if self.near:
-            joined = np.concatenate(self.signatures) if self.signatures else np.zeros((0, 1), np.uint32)
+            joined = np.concatenate(self.signatures)
             save_file({"signatures": joined}, self.folder / "signatures.safetensors")
         files = [span.file for span in self.shard.spans] or [self.planned.path]
         made_by = backend() if self.near else None

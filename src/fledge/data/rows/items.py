@@ -161,6 +161,8 @@ def _dialogue(row: Mapping[str, Any], source: Source) -> list[Message]:
         raise RowError("no known column", f"no conversation, prompt or instruction; {columns_of(row)}{NAME_THEM}")
     if turns and turns[-1].role in ("user", "tool"):
         turns += _response(row, source)
+    if turns and turns[-1].role == "user" and "chosen" in row and "rejected" in row:
+        raise RowError("no answer", "the row has chosen and rejected: it is for a preference stage")
     _check_order(turns, ends_with_answer=True)
     _check_texts(turns)
     return turns
