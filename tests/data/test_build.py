@@ -190,6 +190,7 @@ def test_clusters_give_the_bytes_of_one_process(tmp_path: Path, tokenizer: Token
     executor: Executor = Ray(2) if kind == "ray" else Slurm(2, cluster="local")
     made = built(tmp_path / "cluster", file, tokenizer, executor)
     kept = {name: content for name, content in made.items() if not name.startswith("jobs/")}
+    assert not any(name.endswith(".pkl") for name in made)
     assert kept == built(tmp_path / "here", file, tokenizer, Here())
 
 

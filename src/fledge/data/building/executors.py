@@ -199,6 +199,8 @@ class Slurm:
             if error is not None:
                 raise FledgeError.from_json(error)
             done(number)
+        for pickled in (folder / "jobs").glob("*.pkl"):  # submitit's own; the logs stay
+            pickled.unlink()
 
 
 def chosen_executor(name: str, workers: int | None, parameters: Sequence[str] = ()) -> Executor:
