@@ -16,7 +16,7 @@ from fledge.model.decoder import Decoder
 from fledge.model.directory import load_model, save_model
 from fledge.objective import LanguageObjective, PreferenceObjective
 from fledge.plan import StagePlan
-from fledge.preparation import Preparation, Prepared
+from fledge.preparation import Preparation, Prepared, keep_tokenizer
 from fledge.recipe import Recipe, differences, load_recipe, to_yaml
 from fledge.recipe.schema import PreferenceStage
 from fledge.run import Console, RunDirectory, StageDirectory, environment, only_one, write_json, write_text
@@ -97,10 +97,7 @@ class Pipeline:
     def _write_beginning(self, tokenizer: Tokenizer) -> None:
         """Recipe, machine and tokenizer: once every stage is known to be possible, so that a mistake leaves no run."""
         folder = self.directory
-        if not (folder.tokenizer / "tokenizer_config.json").exists():
-            beside = folder.tokenizer.with_name(".tokenizer")
-            tokenizer.save(beside)
-            beside.replace(folder.tokenizer)
+        keep_tokenizer(tokenizer, folder.tokenizer)
         if not (folder.root / "environment.json").exists():
             write_json(folder.root / "environment.json", environment())
         if not folder.recipe.exists():  # last: with it, the run has begun

@@ -191,13 +191,13 @@ def build(recipe: Recipe, out: Path, executor: Executor | None, say: Callable[[s
         prepared = {}
         for name in recipe.stages:
             prepared[name] = preparation.stage_data(name, tokenizer)
-            _keep_tokenizer(tokenizer, out / "tokenizer")
+            keep_tokenizer(tokenizer, out / "tokenizer")
         for name in recipe.stages:
             drop_items(out / name)
         return prepared
 
 
-def _keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+def keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Save it in one piece, unless it is there."""
     if not (folder / "tokenizer_config.json").exists():
         beside = folder.with_name(f".{folder.name}")

@@ -12,8 +12,9 @@ from rich.text import Text
 
 from fledge.data import is_complete
 from fledge.data.building.shards import BuildPlan
-from fledge.data.ledger import STATES, SourceAccount, account_lines, read_notes
+from fledge.data.ledger import STATES, SourceAccount, account_lines
 from fledge.errors import FledgeError
+from fledge.look.places import notes_of
 from fledge.look.target import Overrides, Say, builds_of
 from fledge.look.trail import follow
 from fledge.run.directory import read_json
@@ -66,14 +67,6 @@ def totals(folder: Path) -> list[dict[str, Any]]:
     for account in accounts:
         account.used = account.rows - sum(account.dropped.values())
     return [account.as_dict() for account in accounts]
-
-
-def notes_of(folder: Path, shard: str) -> list[dict[str, Any]]:
-    """All remarks on the rows of a shard, in the order of the rows and, for each, of the phases."""
-    files = (folder / "rows" / shard / "notes.jsonl", folder / "keep" / f"{shard}.notes.jsonl",
-             folder / "tokens" / shard / "notes.jsonl")  # fmt: skip
-    notes = [note for file in files for note in read_notes(file)]
-    return sorted(notes, key=lambda note: note["row"])
 
 
 def remarks(folder: Path, wanted: Filter) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 import orjson
@@ -85,3 +86,11 @@ def _in_shard(opened: Opened, shard: Shard, file: int, where: str, number: int) 
         return FoundRow(source, shard, int(known["row"][items[0]]), file, number, where, items[0])
     dropped = (note for note in read_notes(folder / "notes.jsonl") if note["state"] == "dropped" and note["where"] == where)
     return next((FoundRow(source, shard, note["row"], file, number, where, None) for note in dropped), None)
+
+
+def notes_of(folder: Path, shard: str) -> list[dict[str, Any]]:
+    """All remarks on the rows of a shard, in the order of the rows and, for each, of the phases."""
+    files = (folder / "rows" / shard / "notes.jsonl", folder / "keep" / f"{shard}.notes.jsonl",
+             folder / "tokens" / shard / "notes.jsonl")  # fmt: skip
+    notes = [note for file in files for note in read_notes(file)]
+    return sorted(notes, key=lambda note: note["row"])

@@ -13,12 +13,11 @@ from rich.text import Text
 from fledge.data.batches import PackedData
 from fledge.data.building.work import TRAIN
 from fledge.data.cleaning.cleaning import Steps, clean_item
-from fledge.data.ledger import read_notes
 from fledge.data.reading.records import Record, read
 from fledge.data.rows.items import Conversation, Document, Item, RowError, describe, recognise
 from fledge.data.storage import arrays_of
 from fledge.errors import FledgeError
-from fledge.look.places import FoundRow, find_rows, parse_place
+from fledge.look.places import FoundRow, find_rows, notes_of, parse_place
 from fledge.look.show import examples_of, legend, print_row
 from fledge.look.target import Builds, Opened, open_build
 
@@ -77,12 +76,7 @@ def follow(builds: Builds, row: str, as_json: bool) -> None:
 def trail(opened: Opened, found: FoundRow) -> Trail:
     """What became of a row. The file is read again if it is still as it was."""
     record, note = _read_again(opened, found)
-    notes = [
-        *read_notes(opened.folder / "rows" / found.shard.folder / "notes.jsonl"),
-        *read_notes(opened.folder / "keep" / f"{found.shard.folder}.notes.jsonl"),
-        *read_notes(opened.folder / "tokens" / found.shard.folder / "notes.jsonl"),
-    ]
-    mine = [remark for remark in notes if remark["row"] == found.row]
+    mine = [remark for remark in notes_of(opened.folder, found.shard.folder) if remark["row"] == found.row]
     said = {state: [_said(remark) for remark in mine if remark["state"] == state] for state in ("dropped", "changed")}
     side = "" if said["dropped"] else _side(opened, found)
     data = {"training": opened.data.train, "validation": opened.data.validation}.get(side)

@@ -4,7 +4,6 @@ Brochures and tables lie about the machine at hand (bf16 can be five times faste
 itself is timed. The decision is stored with the run and used again on resume, because it decides the last bits.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
 from fledge.model.head import _loss_chunk
 from fledge.recipe.schema import MachineConfig
+from fledge.run.environment import cores
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WORTHWHILE = 0.9  # bf16 must take at most this share of fp32's time
@@ -105,11 +105,6 @@ def _device(config: MachineConfig) -> str:
     return config.device
 
 
-def default_threads() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _least_seconds(runs: dict[str, Callable[[], Any]], device: str, repeats: int = 3) -> dict[str, float]:
     """Least seconds of each call, taken in turns after one to warm up: a busy moment meets all of them, and what
     disturbs a measurement only ever makes it longer."""
@@ -146,7 +141,7 @@ def decide(
     `objective(kernel)` makes the loss with a head kernel; `micro_steps` is how many micro-batches the stage has.
     """
     device = _device(config)
-    threads = config.threads or default_threads()
+    threads = config.threads or cores()
     torch.set_num_threads(threads)
     evidence: dict[str, float | str] = {}
     attention = config.attention

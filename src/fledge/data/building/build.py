@@ -26,7 +26,7 @@ import numpy as np
 import orjson
 
 from fledge.data.batches import PackedData
-from fledge.data.building.executors import Executor, Here, Processes, cores
+from fledge.data.building.executors import Executor, Here, Processes
 from fledge.data.building.folder import begin, write
 from fledge.data.building.opening import StageData, open_tokens
 from fledge.data.building.shards import AnyStage, BuildPlan, Shard, plan_build
@@ -39,6 +39,7 @@ from fledge.data.rows.facts import texts_of
 from fledge.data.rows.items import Item
 from fledge.data.storage import arrays_of
 from fledge.errors import FledgeError
+from fledge.run.environment import cores
 from fledge.tokenizer import Tokenizer
 
 ALONE_BYTES = 24 * 2**20  # below this, workers cost more time than they save
@@ -203,7 +204,7 @@ def encode(
     if stage.kind == "pretrain":
         _count_split(data.train, ledger, plan)
     write(folder / "account.json", orjson.dumps(ledger.as_dict(), option=orjson.OPT_INDENT_2))
-    write(folder / "manifest.json", orjson.dumps(_manifest(plan, data, tokenizer), option=orjson.OPT_INDENT_2))
+    write(folder / "manifest.json", orjson.dumps(_manifest(data, tokenizer), option=orjson.OPT_INDENT_2))
     return data
 
 
@@ -246,10 +247,8 @@ def _count_split(train: PackedData, ledger: Ledger, plan: BuildPlan) -> None:
         ledger.sources[number].split += count
 
 
-def _manifest(plan: BuildPlan, data: StageData, tokenizer: Tokenizer) -> dict[str, Any]:
+def _manifest(data: StageData, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
-        "asked": plan.asked,
-        "key": plan.key(),
         "tokenizer": tokenizer.fingerprint(),
         "train": data.train.account(),
         "validation": data.validation.account() if data.validation else None,

@@ -17,6 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from fledge.errors import FledgeError, missing_extra
+from fledge.run.environment import cores
 
 Done = Callable[[int], None]
 ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "FASTOKENS_BPE_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -222,8 +223,3 @@ def _parameter(text: str) -> tuple[str, int | str]:
         raise FledgeError(f"cannot read '{text}'", where="--slurm", hint="write key=value, such as partition=cpu")
     name = key if key in ("mem_gb", "timeout_min", "cpus_per_task", "nodes") or key.startswith("slurm_") else f"slurm_{key}"
     return name, int(value) if value.isdigit() else value
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

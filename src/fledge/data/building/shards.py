@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import xxhash
 
 from fledge.data.cleaning.languages import LANGUAGES
 from fledge.data.reading.records import Span, files_of, passed_over, spans_of
@@ -94,10 +93,6 @@ class BuildPlan:
     def compared(self) -> dict[str, Any]:
         """What makes two plans plans for the same data; the batch is only kept to tell how many steps an epoch has."""
         return {name: value for name, value in self.as_dict().items() if name != "batch"}
-
-    def key(self) -> str:
-        """Changes with anything that was asked, and with the files."""
-        return xxhash.xxh3_64_hexdigest(orjson.dumps(self.compared()))
 
     @classmethod
     def read(cls, file: Path) -> "BuildPlan":

@@ -18,7 +18,7 @@ from fledge.data.building.work import TRAIN, VALIDATION
 from fledge.data.cleaning.duplicates import first_occurrences, jaccard, near_duplicates, shingle_set
 from fledge.data.ledger import Notes
 from fledge.data.reading.records import place
-from fledge.data.rows.facts import own_texts_of
+from fledge.data.rows.facts import own_text
 from fledge.data.rows.items import from_bytes
 from fledge.data.storage import arrays_of
 from fledge.errors import FledgeError
@@ -48,7 +48,7 @@ class _Rows:
         start, stop = (int(value) for value in self.arrays["start"][index : index + 2])
         with (self.folder / "items.jsonl").open("rb") as file:
             file.seek(start)
-            return "\n".join(own_texts_of(from_bytes(file.read(stop - start))))
+            return own_text(from_bytes(file.read(stop - start)))
 
 
 def _load(folder: Path, shard: Shard) -> _Rows:

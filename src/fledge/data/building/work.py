@@ -27,7 +27,7 @@ from fledge.data.examples import Rules, encode_items
 from fledge.data.ledger import Notes
 from fledge.data.reading.hub import read_hub
 from fledge.data.reading.records import Record, place, read
-from fledge.data.rows.facts import Facts, own_texts_of, question_and_answer, texts_of
+from fledge.data.rows.facts import Facts, own_text, question_and_answer, texts_of
 from fledge.data.rows.items import Item, RowError, evaluated, from_bytes, recognise, to_bytes
 from fledge.data.storage import SequenceWriter, arrays_of, token_type
 from fledge.recipe.schema import AugmentConfig
@@ -180,7 +180,7 @@ class RowsOfShard:
         """Hash, languages, contamination and signatures of many rows at once."""
         texts = [texts_of(item) for item in chunk.items]
         joined = ["\n".join(parts) for parts in texts]
-        own = ["\n".join(own_texts_of(item)) for item in chunk.items]
+        own = [own_text(item) for item in chunk.items]
         languages = [language_of(text) for text in own]
         found = self.contamination.check_rows(texts) if self.contamination is not None else [None] * len(texts)
         kept = [index for index in range(len(chunk.items)) if self._wanted(chunk, index, languages[index], found[index])]

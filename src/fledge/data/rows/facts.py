@@ -23,24 +23,21 @@ _IDENTITY = re.compile(
 )
 
 
-def texts_of(item: Item) -> list[str]:
-    """All texts of an item, in order; a preference's answers last."""
+def texts_of(item: Item, system: bool = True) -> list[str]:
+    """All texts of an item, in order; a preference's answers last. `system`: with the system turn, which many rows may
+    share and the recipe may have added."""
     if isinstance(item, Document):
         return [item.text]
+    turns = item.messages if isinstance(item, Conversation) else item.prompt
+    texts = [turn.content for turn in turns if system or turn.role != "system"]
     if isinstance(item, Conversation):
-        return [message.content for message in item.messages]
-    prompt = [message.content for message in item.prompt]
-    return [*prompt, item.answer] if isinstance(item, Labelled) else [*prompt, item.chosen, item.rejected]
+        return texts
+    return [*texts, item.answer] if isinstance(item, Labelled) else [*texts, item.chosen, item.rejected]
 
 
-def own_texts_of(item: Item) -> list[str]:
-    """The texts of an item without its system turn, which many rows may share and the recipe may have added."""
-    if isinstance(item, Document):
-        return [item.text]
-    if isinstance(item, Conversation):
-        return [message.content for message in item.messages if message.role != "system"]
-    prompt = [message.content for message in item.prompt if message.role != "system"]
-    return [*prompt, item.answer] if isinstance(item, Labelled) else [*prompt, item.chosen, item.rejected]
+def own_text(item: Item) -> str:
+    """What an item says itself, without its system turn: what languages and near duplicates are judged by."""
+    return "\n".join(texts_of(item, system=False))
 
 
 def question_and_answer(item: Item) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from fledge.data.building.work import items_of
 from fledge.data.cleaning.duplicates import jaccard, near_duplicates, shingles, signatures
 from fledge.data.examples import Rules, encode_items
 from fledge.data.reading.records import place
-from fledge.data.rows.facts import own_texts_of
+from fledge.data.rows.facts import own_text
 from fledge.data.rows.items import from_bytes
 from fledge.data.storage import arrays_of
 from fledge.tokenizer import Tokenizer
@@ -79,13 +79,13 @@ class _Kept:
         start, stop = (int(value) for value in self.known[shard]["start"][inside : inside + 2])
         with (self.folder / "rows" / self.shards[shard].folder / "items.jsonl").open("rb") as file:
             file.seek(start)
-            return "\n".join(own_texts_of(from_bytes(file.read(stop - start))))
+            return own_text(from_bytes(file.read(stop - start)))
 
     def texts(self) -> Iterator[str]:
         """The text of every row, in order."""
         for shard, keep in zip(self.shards, self.keeps, strict=True):
             for item in items_of(self.folder / "rows" / shard.folder, keep):
-                yield "\n".join(own_texts_of(item))
+                yield own_text(item)
 
 
 def where_of(folder: Path, shard: Shard, known: Mapping[str, np.ndarray], inside: int) -> str:

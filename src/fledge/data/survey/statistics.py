@@ -208,7 +208,7 @@ class _Stage:
         return [
             Mixed(
                 entry["source"], entry["examples"], entry["tokens"],
-                float(entry["row_share"]), float(entry["token_share"]), float(entry["passes"]),
+                entry["row_share"], entry["token_share"], entry["passes"],
             )
             for entry in entries
         ]  # fmt: skip
