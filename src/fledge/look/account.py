@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.text import Text
 
 from fledge.data import is_complete
+from fledge.data.building.accounts import account_rows
 from fledge.data.building.shards import BuildPlan
-from fledge.data.ledger import STATES, SourceAccount, account_lines
+from fledge.data.ledger import STATES, account_lines
 from fledge.errors import FledgeError
 from fledge.look.places import notes_of
 from fledge.look.target import Overrides, Say, builds_of
@@ -51,22 +52,7 @@ def totals(folder: Path) -> list[dict[str, Any]]:
     """The accounts of a build's sources, as in data.json; of an incomplete one, what is counted up to now."""
     if is_complete(folder):
         return read_json(folder / "account.json")["sources"]
-    plan = BuildPlan.read(folder / "plan.json")
-    accounts = [SourceAccount(item.name, item.path, item.part) for item in plan.sources]
-    for shard in plan.shards:
-        account = accounts[shard.source]
-        for name in ("rows", "keep", "tokens"):
-            done = folder / name / (f"{shard.folder}.json" if name == "keep" else f"{shard.folder}/done.json")
-            if not done.exists():
-                continue
-            result = read_json(done)
-            account.rows += result.get("rows", 0)
-            account.merge(result if name == "keep" else result["notes"])
-        for notes in notes_of(folder, shard.folder):
-            account.keep([notes])
-    for account in accounts:
-        account.used = account.rows - sum(account.dropped.values())
-    return [account.as_dict() for account in accounts]
+    return account_rows(folder, BuildPlan.read(folder / "plan.json"), encoded=True).as_dict()["sources"]
 
 
 def remarks(folder: Path, wanted: Filter) -> Iterator[dict[str, Any]]:

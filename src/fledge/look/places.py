@@ -7,9 +7,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-import orjson
 
 from fledge.data.building.shards import PlannedSource, Shard
+from fledge.data.building.work import result_of
 from fledge.data.ledger import read_notes
 from fledge.data.reading.records import place
 from fledge.data.storage import arrays_of
@@ -59,7 +59,7 @@ def find_rows(opened: Opened, wanted: Place) -> Iterator[FoundRow]:
     """The rows of a stage at a place: none, one, or one for each source that reads the file."""
     for shard in opened.plan.shards:
         folder = opened.folder / "rows" / shard.folder
-        files = orjson.loads((folder / "done.json").read_bytes())["files"]
+        files = result_of(folder)["files"]
         for index, file in enumerate(files):
             if wanted.is_in(file) and _written_right(wanted, file):
                 found = _in_shard(opened, shard, index, place(file, wanted.number), wanted.number)

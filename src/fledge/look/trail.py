@@ -11,11 +11,10 @@ from rich.console import Console
 from rich.text import Text
 
 from fledge.data.batches import PackedData
-from fledge.data.building.work import TRAIN
+from fledge.data.building.work import TRAIN, keep_of
 from fledge.data.cleaning.cleaning import Steps, clean_item
 from fledge.data.reading.records import Record, read
 from fledge.data.rows.items import Conversation, Document, Item, RowError, describe, recognise
-from fledge.data.storage import arrays_of
 from fledge.errors import FledgeError
 from fledge.look.places import FoundRow, find_rows, notes_of, parse_place
 from fledge.look.show import examples_of, legend, print_row
@@ -151,7 +150,7 @@ def _shape(item: Item) -> str:
 def _side(opened: Opened, found: FoundRow) -> str:
     if found.source.part == "evaluation":
         return "evaluation"
-    keep = arrays_of(opened.folder / "keep" / f"{found.shard.folder}.safetensors")["keep"]
+    keep = keep_of(opened.folder, found.shard)
     return "training" if found.item is not None and keep[found.item] == TRAIN else "validation"
 
 

@@ -26,18 +26,17 @@ import numpy as np
 import orjson
 
 from fledge.data.batches import PackedData
+from fledge.data.building.accounts import account_rows
 from fledge.data.building.executors import Executor, Here, Processes
 from fledge.data.building.folder import begin, write
 from fledge.data.building.opening import StageData, open_tokens
 from fledge.data.building.shards import AnyStage, BuildPlan, Shard, plan_build
 from fledge.data.building.sift import sift
-from fledge.data.building.work import CONTAMINATION, TRAIN, complete, evaluation_texts, items_of
+from fledge.data.building.work import CONTAMINATION, TRAIN, complete, evaluation_texts, items_of, keep_of
 from fledge.data.cleaning.contamination import Contamination
-from fledge.data.ledger import Ledger, SourceAccount, read_notes
-from fledge.data.reading.records import remarks
+from fledge.data.ledger import Ledger
 from fledge.data.rows.facts import texts_of
 from fledge.data.rows.items import Item
-from fledge.data.storage import arrays_of
 from fledge.errors import FledgeError
 from fledge.run.environment import cores
 from fledge.tokenizer import Tokenizer
@@ -64,8 +63,7 @@ class Collected:
     def items(self, part: int = TRAIN) -> Iterator[Item]:
         """The items of training or validation, in order."""
         for shard in self.plan.of_part("train", "validation"):
-            keep = arrays_of(self.folder / "keep" / f"{shard.folder}.safetensors")["keep"]
-            yield from items_of(self.folder / "rows" / shard.folder, keep == part)
+            yield from items_of(self.folder / "rows" / shard.folder, keep_of(self.folder, shard) == part)
 
 
 def _executor(plan: BuildPlan, chosen: Executor | None) -> Executor:
@@ -118,8 +116,9 @@ def collect(
         _refuse_rewritten(plan)
         sift(folder, plan)
         (folder / "keep" / "done").touch()
-    ledger = _collect_ledger(plan, folder)
-    ledger.refuse_unusable(f"stages.{name}.data", stage.data.max_dropped)
+    ledger = account_rows(folder, plan)
+    _refuse_empty(plan, ledger)
+    ledger.close(f"stages.{name}.data", stage.data.max_dropped)
     return Collected(folder, plan, ledger, temporary)
 
 
@@ -134,45 +133,19 @@ def _forbid_evaluation(plan: BuildPlan, folder: Path) -> None:
         beside.replace(file)
 
 
+def _refuse_empty(plan: BuildPlan, ledger: Ledger) -> None:
+    """FledgeError for a source without a row."""
+    for account, planned in zip(ledger.sources, plan.sources, strict=True):
+        if account.rows == 0:
+            raise FledgeError(f"'{account.path}' holds no rows: nothing but blank lines, or a header", where=planned.key)
+
+
 def _refuse_rewritten(plan: BuildPlan) -> None:
     """FledgeError for a file that changed while it was read."""
     for path, size, changed in plan.stamps:
         state = Path(path).stat() if Path(path).exists() else None
         if state is None or (state.st_size, state.st_mtime_ns) != (size, changed):
             raise FledgeError("this file changed while it was read", where=path, hint="start again when it is written")
-
-
-def _collect_ledger(plan: BuildPlan, folder: Path) -> Ledger:
-    """The accounts after collecting: what is not dropped counts as used."""
-    ledger = Ledger([SourceAccount(item.name, item.path, item.part) for item in plan.sources])
-    for account, item in zip(ledger.sources, plan.sources, strict=True):
-        for path in item.passed_over:
-            account.notice("passed over in the folder: not a file of rows", path)
-    told: set[str] = set()
-    for shard in plan.shards:
-        account = ledger.sources[shard.source]
-        rows = folder / "rows" / shard.folder
-        result = orjson.loads((rows / "done.json").read_bytes())
-        for span in shard.spans:
-            if span.file not in told:
-                told.add(span.file)
-                for said in remarks(Path(span.file), plan.sources[shard.source].source):
-                    account.notice(said, span.file)
-        account.rows += result["rows"]
-        account.merge(result["notes"])
-        account.keep(read_notes(rows / "notes.jsonl"))
-        keep = folder / "keep" / f"{shard.folder}.json"
-        if keep.exists():
-            account.merge(orjson.loads(keep.read_bytes()))
-            account.keep(read_notes(keep.with_name(f"{shard.folder}.notes.jsonl")))
-            account.used += int(np.count_nonzero(arrays_of(keep.with_suffix(".safetensors"))["keep"]))
-        else:
-            account.used += result["items"]
-    for account, planned in zip(ledger.sources, plan.sources, strict=True):
-        account.check()
-        if account.rows == 0:
-            raise FledgeError(f"'{account.path}' holds no rows: nothing but blank lines, or a header", where=planned.key)
-    return ledger
 
 
 def texts(collected: Collected) -> Iterator[str]:
@@ -198,7 +171,7 @@ def encode(
     _use_tokenizer(folder, tokenizer)
     shards = plan.of_part("train", "validation")
     _run(plan, folder, "tokens", shards, _executor(plan, executor), progress)
-    ledger = _encode_ledger(plan, folder, collected.ledger)
+    ledger = account_rows(folder, plan, encoded=True)
     ledger.close(key, stage.data.max_dropped)
     data = open_tokens(folder, plan, ledger, tokenizer, collected._temporary)
     if stage.kind == "pretrain":
@@ -217,25 +190,6 @@ def _use_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     shutil.rmtree(folder / "tokenizer", ignore_errors=True)
     tokenizer.save(folder / "tokenizer")
     mark.write_text(tokenizer.fingerprint())
-
-
-def _encode_ledger(plan: BuildPlan, folder: Path, ledger: Ledger) -> Ledger:
-    """Add to the accounts what encoding counted, and count anew what is used."""
-    for account in ledger.sources:
-        account.used = 0 if account.part != "evaluation" else account.used
-    for shard in plan.of_part("train", "validation"):
-        account = ledger.sources[shard.source]
-        tokens = folder / "tokens" / shard.folder
-        result = orjson.loads((tokens / "done.json").read_bytes())
-        account.merge(result["notes"])
-        account.keep(read_notes(tokens / "notes.jsonl"))
-        for part, counted in result["parts"].items():
-            account.used += counted["used"]
-            account.tokens += counted["tokens"]
-            account.supervised_tokens += counted["supervised"]
-            account.examples += counted["sequences"] // (2 if plan.stage.kind == "preference" else 1)
-            account.validation += counted["used"] if part == "validation" else 0
-    return ledger
 
 
 def _count_split(train: PackedData, ledger: Ledger, plan: BuildPlan) -> None:

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import xxhash
 
 from fledge.data.batches import PackedData
 from fledge.data.building.folder import differences, read_json
 from fledge.data.building.shards import AnyStage, BuildPlan
-from fledge.data.building.work import VALIDATION
+from fledge.data.building.work import VALIDATION, keep_of, result_of
 from fledge.data.ledger import Ledger, SourceAccount
 from fledge.data.mixing import Mixture, Quota
 from fledge.data.storage import Examples, Joined, Ones, arrays_of, digest_of, mapped, token_type
@@ -57,7 +56,7 @@ def _examples(folder: Path, plan: BuildPlan, part: str, kind: np.dtype) -> Examp
         rows.append(index[f"{part}.row"])
         source.append(np.full(len(index[f"{part}.row"]), shard.source, np.int32))
         shards.append(np.full(len(index[f"{part}.row"]), shard.number, np.int32))
-        digest.update(orjson.loads((at / "done.json").read_bytes())["parts"][part]["digest"].encode())
+        digest.update(result_of(at)["parts"][part]["digest"].encode())
     join = lambda arrays, type_: np.concatenate(arrays) if arrays else np.zeros(0, type_)  # noqa: E731
     offsets = np.concatenate(([0], np.cumsum(join(lengths, np.int64)))).astype(np.int64)
     joined = Joined(tuple(tokens))
@@ -96,8 +95,7 @@ def open_tokens(folder: Path, plan: BuildPlan, ledger: Ledger, tokenizer: Tokeni
 
 def _divided(folder: Path, plan: BuildPlan) -> int:
     """How many rows were meant for validation."""
-    keeps = (folder / "keep" / f"{shard.folder}.safetensors" for shard in plan.of_part("train", "validation"))
-    return sum(int((arrays_of(keep)["keep"] == VALIDATION).sum()) for keep in keeps)
+    return sum(int((keep_of(folder, shard) == VALIDATION).sum()) for shard in plan.of_part("train", "validation"))
 
 
 def _mixture(plan: BuildPlan, train: Examples) -> Mixture | None:

@@ -14,7 +14,7 @@ import orjson
 from safetensors.numpy import save_file
 
 from fledge.data.building.shards import BuildPlan, Shard
-from fledge.data.building.work import TRAIN, VALIDATION
+from fledge.data.building.work import TRAIN, VALIDATION, result_of
 from fledge.data.cleaning.duplicates import first_occurrences, jaccard, near_duplicates, shingle_set
 from fledge.data.ledger import Notes
 from fledge.data.reading.records import place
@@ -53,7 +53,7 @@ class _Rows:
 
 def _load(folder: Path, shard: Shard) -> _Rows:
     rows = folder / "rows" / shard.folder
-    done = orjson.loads((rows / "done.json").read_bytes())
+    done = result_of(rows)
     return _Rows(shard, rows, arrays_of(rows / "rows.safetensors"), done["files"], done["signatures"])
 
 

@@ -54,6 +54,16 @@ def complete(folder: Path) -> bool:
     return (folder / "done.json").exists()
 
 
+def result_of(shard: Path) -> dict[str, Any]:
+    """What a phase counted of a shard, from the shard's folder."""
+    return orjson.loads((shard / "done.json").read_bytes())
+
+
+def keep_of(folder: Path, shard: Shard) -> np.ndarray:
+    """Of each item of a shard whether it is left out (0), for training or for validation."""
+    return arrays_of(folder / "keep" / f"{shard.folder}.safetensors")["keep"]
+
+
 def _write_shard(target: Path, fill: Callable[[Path], dict[str, Any]]) -> None:
     """Fill a folder beside the target and rename it; a half-filled one of a killed worker is replaced."""
     if complete(target):
@@ -254,7 +264,7 @@ def do_tokens(folder: Path, number: int) -> None:
 def _encode_shard(plan: BuildPlan, shard: Shard, folder: Path, beside: Path) -> dict[str, Any]:
     """Write the training and the validation sequences of one shard, with the row of each example."""
     tokenizer = tokenizer_of(folder)
-    keep = arrays_of(folder / "keep" / f"{shard.folder}.safetensors")["keep"]
+    keep = keep_of(folder, shard)
     rules = Rules.of(plan.stage, plan.seed)
     unvaried = replace(rules, augment=AugmentConfig())
     arrays: dict[str, np.ndarray] = {}
@@ -275,7 +285,7 @@ class _EncodingOfShard:
         self.rows, self.beside, self.tokenizer, self.notes = rows, beside, tokenizer, notes
         self.weighted = plan.stage.kind != "pretrain"
         self.known = arrays_of(rows / "rows.safetensors")
-        self.files = orjson.loads((rows / "done.json").read_bytes())["files"]
+        self.files = result_of(rows)["files"]
 
     def part(self, name: str, chosen: np.ndarray, rules: Rules) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Counts of a part, and what is known of each of its sequences and examples."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from fledge.data.building.opening import StageData
 from fledge.data.building.shards import BuildPlan
-from fledge.data.building.work import TRAIN, VALIDATION
+from fledge.data.building.work import TRAIN, VALIDATION, keep_of
 from fledge.data.ledger import SourceAccount
 from fledge.data.storage import Joined, arrays_of
 from fledge.data.survey.measure import where_of
@@ -236,7 +236,7 @@ def _kept_hashes(stage: Inspected, side: int) -> tuple[np.ndarray, np.ndarray, n
     """Content hashes of the rows on one side [N, 2], and of each its shard and its number there."""
     hashes, shards, inside = [np.zeros((0, 2), np.uint64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for shard in stage.plan.of_part("train", "validation"):
-        keep = arrays_of(stage.data.folder / "keep" / f"{shard.folder}.safetensors")["keep"]
+        keep = keep_of(stage.data.folder, shard)
         chosen = np.flatnonzero(keep == side)
         hashes.append(arrays_of(stage.data.folder / "rows" / shard.folder / "rows.safetensors")["hash"][chosen])
         shards.append(np.full(len(chosen), shard.number))

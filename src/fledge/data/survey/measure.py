@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 
 from fledge.data.building.build import Collected
 from fledge.data.building.shards import Shard
-from fledge.data.building.work import items_of
+from fledge.data.building.work import items_of, keep_of, result_of
 from fledge.data.cleaning.duplicates import jaccard, near_duplicates, shingles, signatures
 from fledge.data.examples import Rules, encode_items
 from fledge.data.reading.records import place
@@ -53,7 +52,7 @@ class _Kept:
     def __init__(self, collected: Collected) -> None:
         self.folder, self.shards = collected.folder, collected.plan.of_part("train")
         self.known = [arrays_of(self.folder / "rows" / shard.folder / "rows.safetensors") for shard in self.shards]
-        self.keeps = [arrays_of(self.folder / "keep" / f"{shard.folder}.safetensors")["keep"] > 0 for shard in self.shards]
+        self.keeps = [keep_of(self.folder, shard) > 0 for shard in self.shards]
         self.inside = [np.flatnonzero(keep) for keep in self.keeps]
         self.starts = np.concatenate(([0], np.cumsum([len(kept) for kept in self.inside]))).astype(np.int64)
 
@@ -90,7 +89,7 @@ class _Kept:
 
 def where_of(folder: Path, shard: Shard, known: Mapping[str, np.ndarray], inside: int) -> str:
     """file:line of an item of a shard, whose rows.safetensors is `known`."""
-    files = orjson.loads((folder / "rows" / shard.folder / "done.json").read_bytes())["files"]
+    files = result_of(folder / "rows" / shard.folder)["files"]
     return place(files[int(known["file"][inside])], int(known["number"][inside]))
 
 
@@ -136,7 +135,7 @@ def measure_tokens(collected: Collected, tokenizer: Tokenizer) -> dict[int, np.n
     rules = replace(Rules.of(plan.stage, plan.seed), context=ANY_LENGTH, long_conversations="recent")
     found: defaultdict[int, list[int]] = defaultdict(list)
     for shard in plan.of_part("train"):
-        keep = arrays_of(collected.folder / "keep" / f"{shard.folder}.safetensors")["keep"]
+        keep = keep_of(collected.folder, shard)
         for encoded in encode_items(items_of(collected.folder / "rows" / shard.folder, keep > 0), tokenizer, rules):
             for example in encoded.examples:
                 found[shard.source].append(max(len(tokens) for tokens, _ in example))

@@ -7,10 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import orjson
 
 from fledge.data.building.opening import StageData
 from fledge.data.building.shards import BuildPlan, Shard
+from fledge.data.building.work import result_of
 from fledge.data.storage import arrays_of
 from fledge.data.survey.measure import where_of
 
@@ -32,7 +32,7 @@ class Facts:
         """The facts of these shards."""
         made = cls()
         for shard in shards:
-            noted = orjson.loads((folder / "rows" / shard.folder / "done.json").read_bytes())["facts"]
+            noted = result_of(folder / "rows" / shard.folder)["facts"]
             for name in ("schemas", "columns", "nulls", "empty", "openings", "equal"):
                 getattr(made, name).update(noted[name])
             made.numbers.update({name: noted[name] for name in ("answers", "identity", "distinct_openings")})
@@ -70,8 +70,7 @@ def training_part(data: StageData, plan: BuildPlan, source: int) -> Part:
     ended = 0
     for shard in plan.of_part("train"):
         if shard.source == source:
-            done = orjson.loads((data.folder / "tokens" / shard.folder / "done.json").read_bytes())
-            ended += done["parts"]["train"]["ended"]
+            ended += result_of(data.folder / "tokens" / shard.folder)["parts"]["train"]["ended"]
     return Part(mine, np.diff(examples.offsets)[sequences], examples.supervised[sequences], ended)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from fledge.data.building.opening import StageData
 from fledge.data.building.shards import BuildPlan, Shard
+from fledge.data.building.work import keep_of
 from fledge.data.cleaning.duplicates import first_occurrences
 from fledge.data.cleaning.languages import LANGUAGES
 from fledge.data.ledger import SourceAccount
@@ -233,8 +234,8 @@ class _Stage:
         found = []
         for shard in self.shards(source):
             values = arrays_of(self.folder / "rows" / shard.folder / "rows.safetensors")[name]
-            keep = self.folder / "keep" / f"{shard.folder}.safetensors"
-            found.append(values[arrays_of(keep)["keep"] > 0] if keep.exists() else values)
+            sifted = self.plan.sources[source].part != "evaluation"
+            found.append(values[keep_of(self.folder, shard) > 0] if sifted else values)
         return np.concatenate(found) if found else np.zeros(0, np.int64)
 
     def source(self, number: int, account: SourceAccount) -> SourceStatistics:
