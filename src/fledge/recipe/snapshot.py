@@ -22,13 +22,17 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def differences(old: Recipe, new: Recipe) -> list[str]:
-    """One line a key that differs: `key: old -> new`."""
-    before = dict(_leaves(old.model_dump(mode="json")))
-    after = dict(_leaves(new.model_dump(mode="json")))
-    absent = object()
+def changed_leaves(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) of each value that differs; '(absent)' where there is none."""
+    before, after, absent = dict(_leaves(old)), dict(_leaves(new)), object()
     return [
-        f"{key}: {before.get(key, '(absent)')!r} -> {after.get(key, '(absent)')!r}"
+        (key, before.get(key, "(absent)"), after.get(key, "(absent)"))
         for key in {**before, **after}
         if before.get(key, absent) != after.get(key, absent)
     ]
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """One line a key that differs: `key: old -> new`."""
+    changed = changed_leaves(old.model_dump(mode="json"), new.model_dump(mode="json"))
+    return [f"{key}: {before!r} -> {after!r}" for key, before, after in changed]

@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 
 from fledge.data.batches import PackedData
 from fledge.data.building.accounts import account_rows
 from fledge.data.building.executors import Executor, Here, Processes
-from fledge.data.building.folder import begin, write
+from fledge.data.building.folder import begin
 from fledge.data.building.opening import StageData, open_tokens
 from fledge.data.building.shards import AnyStage, BuildPlan, Shard, plan_build
 from fledge.data.building.sift import sift
@@ -38,6 +37,7 @@ from fledge.data.ledger import Ledger
 from fledge.data.rows.facts import texts_of
 from fledge.data.rows.items import Item
 from fledge.errors import FledgeError
+from fledge.run.directory import write_json
 from fledge.run.environment import cores
 from fledge.tokenizer import Tokenizer
 
@@ -176,8 +176,8 @@ def encode(
     data = open_tokens(folder, plan, ledger, tokenizer, collected._temporary)
     if stage.kind == "pretrain":
         _count_split(data.train, ledger, plan)
-    write(folder / "account.json", orjson.dumps(ledger.as_dict(), option=orjson.OPT_INDENT_2))
-    write(folder / "manifest.json", orjson.dumps(_manifest(data, tokenizer), option=orjson.OPT_INDENT_2))
+    write_json(folder / "account.json", ledger.as_dict())
+    write_json(folder / "manifest.json", _manifest(data, tokenizer))
     return data
 
 

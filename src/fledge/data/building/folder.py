@@ -1,17 +1,14 @@
 """The folder of a build: begun, continued, replaced, told apart from others, cleared."""
 
-import os
 import shutil
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import orjson
 
 from fledge.data.building.shards import BuildPlan
 from fledge.data.building.work import CONTAMINATION, complete
 from fledge.errors import FledgeError
+from fledge.recipe.snapshot import changed_leaves
+from fledge.run.directory import write_text
 
 
 def begin(folder: Path, plan: BuildPlan) -> None:
@@ -25,7 +22,7 @@ def begin(folder: Path, plan: BuildPlan) -> None:
         shutil.rmtree(half, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     if not file.exists() or file.read_bytes() != plan.encoded():
-        write(file, plan.encoded())
+        write_text(file, plan.encoded().decode())
 
 
 def _same(file: Path, plan: BuildPlan) -> bool:
@@ -67,7 +64,7 @@ def refuse_changed(folder: Path, plan: BuildPlan) -> None:
     if before.compared() == plan.compared():
         return
     files = sorted({path for path, *_ in set(before.stamps) ^ set(plan.stamps)})
-    changed = [*differences(before.asked, plan.asked), *(f"{path}: changed since" for path in files)]
+    changed = [*differences(before, plan), *(f"{path}: changed since" for path in files)]
     raise FledgeError(
         "this directory was built from other data:\n  " + "\n  ".join(changed or ["sources or installed extras differ"]),
         where=str(folder),
@@ -80,26 +77,7 @@ def is_complete(folder: Path) -> bool:
     return (folder / "manifest.json").exists() and (folder / "account.json").exists()
 
 
-def write(file: Path, content: bytes) -> None:
-    """In one piece: beside, then renamed."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    beside.replace(file)
-
-
-def read_json(file: Path) -> Any:
-    try:
-        return orjson.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise FledgeError("this build is not complete", where=str(file), hint="run `fledge data build` again") from None
-    except ValueError as error:
-        raise FledgeError(f"damaged: {error}", where=str(file)) from None
-
-
-def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
-    """One line for each value that differs."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in {**old, **new}:
-            yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-    elif old != new:
-        yield f"{key}: built with {old!r}, asked for {new!r}"
+def differences(built: BuildPlan, asked: BuildPlan) -> list[str]:
+    """One line for each thing that a build was asked for otherwise."""
+    changed = changed_leaves(built.asked, asked.asked)
+    return [f"{key}: built with {before!r}, asked for {after!r}" for key, before, after in changed]

@@ -9,13 +9,14 @@ import numpy as np
 import xxhash
 
 from fledge.data.batches import PackedData
-from fledge.data.building.folder import differences, read_json
+from fledge.data.building.folder import differences, is_complete
 from fledge.data.building.shards import AnyStage, BuildPlan
 from fledge.data.building.work import VALIDATION, keep_of, result_of
 from fledge.data.ledger import Ledger, SourceAccount
 from fledge.data.mixing import Mixture, Quota
 from fledge.data.storage import Examples, Joined, Ones, arrays_of, digest_of, mapped, token_type
 from fledge.errors import FledgeError
+from fledge.run.directory import read_json
 from fledge.tokenizer import Tokenizer
 
 
@@ -111,9 +112,10 @@ def _mixture(plan: BuildPlan, train: Examples) -> Mixture | None:
 def open_built(folder: Path, stage: AnyStage, name: str, tokenizer: Tokenizer, seed: int) -> StageData:
     """The data of a complete build; FledgeError where it was built for something else or is damaged."""
     plan = BuildPlan.read(folder / "plan.json")
+    if not is_complete(folder):
+        raise FledgeError("this build is not complete", where=str(folder), hint="run `fledge data build` again")
     manifest = read_json(folder / "manifest.json")
-    wanted = BuildPlan(stage, name, seed, (), (), 0, (), {}).asked
-    changed = list(differences(plan.asked, wanted))
+    changed = differences(plan, BuildPlan(stage, name, seed, (), (), 0, (), {}))
     if changed:
         raise FledgeError(
             "this directory was built for something else:\n  " + "\n  ".join(changed),
@@ -135,7 +137,7 @@ def _verify(folder: Path, plan: BuildPlan) -> None:
     """FledgeError where a file's content is not what was written."""
     for shard in plan.of_part("train", "validation"):
         at = folder / "tokens" / shard.folder
-        for part, counted in read_json(at / "done.json")["parts"].items():
+        for part, counted in result_of(at)["parts"].items():
             if digest_of(at, part) != counted["digest"]:
                 raise FledgeError(f"damaged: the {part} tokens are not those that were written", where=str(at),
                                   hint="build it again")  # fmt: skip
