@@ -5,63 +5,26 @@ Works on hashes and signatures; only the texts of suspected near duplicates are 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import orjson
 from safetensors.numpy import save_file
 
+from fledge.data.building.shard_rows import ShardRows
 from fledge.data.building.shards import BuildPlan, Shard
-from fledge.data.building.work import TRAIN, VALIDATION, result_of
-from fledge.data.cleaning.duplicates import first_occurrences, jaccard, near_duplicates, shingle_set
+from fledge.data.building.work import TRAIN, VALIDATION
+from fledge.data.cleaning.duplicates import first_occurrences, overlapping
 from fledge.data.ledger import Notes
-from fledge.data.reading.records import place
-from fledge.data.rows.facts import own_text
-from fledge.data.rows.items import from_bytes
 from fledge.data.storage import arrays_of
 from fledge.errors import FledgeError
-
-SETS_KEPT = 20_000  # shingle sets of suspected rows that stay in memory
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """What is known of the rows of one shard."""
-
-    shard: Shard
-    folder: Path
-    arrays: dict[str, np.ndarray]
-    files: list[str]
-    signatures: str | None
-
-    def __len__(self) -> int:
-        return len(self.arrays["row"])
-
-    def where(self, index: int) -> str:
-        """file:line of an item."""
-        return place(self.files[int(self.arrays["file"][index])], int(self.arrays["number"][index]))
-
-    def text(self, index: int) -> str:
-        """The text of an item, read from disk."""
-        start, stop = (int(value) for value in self.arrays["start"][index : index + 2])
-        with (self.folder / "items.jsonl").open("rb") as file:
-            file.seek(start)
-            return own_text(from_bytes(file.read(stop - start)))
-
-
-def _load(folder: Path, shard: Shard) -> _Rows:
-    rows = folder / "rows" / shard.folder
-    done = result_of(rows)
-    return _Rows(shard, rows, arrays_of(rows / "rows.safetensors"), done["files"], done["signatures"])
 
 
 class _Part:
     """The rows of several shards as one sequence."""
 
     def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
-        self.rows = [_load(folder, shard) for shard in shards]
+        self.rows = [ShardRows.of(folder, shard) for shard in shards]
         self.starts = np.concatenate(([0], np.cumsum([len(rows) for rows in self.rows]))).astype(np.int64)
         self.keep = np.full(int(self.starts[-1]), TRAIN, np.uint8)
         self.reasons: dict[int, tuple[str, str]] = {}  # index -> (reason, detail) of those left out
@@ -70,7 +33,7 @@ class _Part:
         """One array over all shards."""
         return np.concatenate([rows.arrays[name] for rows in self.rows]) if self.rows else np.zeros(0)
 
-    def locate(self, index: int) -> tuple[_Rows, int]:
+    def locate(self, index: int) -> tuple[ShardRows, int]:
         """The shard of an item, and its number there."""
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
         return self.rows[number], index - int(self.starts[number])
@@ -108,15 +71,11 @@ class _Part:
             )
         signatures = np.concatenate([arrays_of(file)["signatures"] for file in files if file.exists()])[left]
 
-        @lru_cache(maxsize=SETS_KEPT)
-        def shingles_of(index: int) -> np.ndarray:
+        def text(index: int) -> str:
             rows, inside = self.locate(int(left[index]))
-            return shingle_set(rows.text(inside))
+            return rows.text(inside)
 
-        found = near_duplicates(signatures, threshold, lambda a, b: jaccard(shingles_of(a), shingles_of(b)))
-        for index in np.flatnonzero(found != np.arange(len(found))).tolist():
-            first = int(found[index])
-            share = jaccard(shingles_of(index), shingles_of(first))
+        for index, first, share in overlapping(signatures, threshold, text):
             self.leave_out(int(left[index]), "near duplicate", f"of {self.where(int(left[first]))}, Jaccard {share:.2f}")
 
     def divide(self, share: float) -> None:

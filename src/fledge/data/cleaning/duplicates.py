@@ -23,6 +23,7 @@ PERMUTATIONS = 128
 SIGNATURE = "minhash-128-1"  # names the units, n-grams and hashes here; another number when their results change
 RECALL = 0.995  # least chance that a pair at the threshold shares a band
 SPREAD = 3.0  # standard deviations that an estimate may lie below the threshold
+SETS_KEPT = 20_000  # sets of n-grams of suspected rows that stay in memory
 NEIGHBOURS = 8  # rows of a bucket that each row is compared with, beside the first
 
 _BASE = 0x9E3779B97F4A7C15  # odd, so that its powers have inverses modulo 2^64; and 5 modulo 8, so that they differ most
@@ -372,3 +373,18 @@ def near_duplicates(signatures: np.ndarray, threshold: float, jaccard: Callable[
                 kept[row] = representative
                 break
     return kept
+
+
+def overlapping(signatures: np.ndarray, threshold: float, text: Callable[[int], str]) -> list[tuple[int, int, float]]:
+    """(row, earlier row, true Jaccard) of each near duplicate, in order. `text(row)` is asked for suspected rows only."""
+
+    @lru_cache(maxsize=SETS_KEPT)
+    def shingles_of(row: int) -> np.ndarray:
+        return shingle_set(text(row))
+
+    def overlap(row: int, other: int) -> float:
+        return jaccard(shingles_of(row), shingles_of(other))
+
+    first = near_duplicates(signatures, threshold, overlap)
+    rows = np.flatnonzero(first != np.arange(len(first))).tolist()
+    return [(row, int(first[row]), overlap(row, int(first[row]))) for row in rows]

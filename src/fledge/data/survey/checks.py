@@ -8,11 +8,11 @@ from typing import Any, Literal
 import numpy as np
 
 from fledge.data.building.opening import StageData
+from fledge.data.building.shard_rows import ShardRows
 from fledge.data.building.shards import BuildPlan
 from fledge.data.building.work import TRAIN, VALIDATION, keep_of
 from fledge.data.ledger import SourceAccount
 from fledge.data.storage import Joined, arrays_of
-from fledge.data.survey.measure import where_of
 from fledge.data.survey.recorded import Part, Places, training_part
 from fledge.data.survey.statistics import SHORT_ANSWER, SourceStatistics, StageStatistics
 from fledge.tokenizer import Message, TemplateError, Tokenizer
@@ -252,8 +252,7 @@ def _validation(stage: Inspected) -> Iterator[Finding]:
     shared = [index for index in suspects.tolist() if tuple(train[index].tolist()) in known]
     if shared:
         shard = stage.plan.shards[int(shards[shared[0]])]
-        rows = arrays_of(stage.data.folder / "rows" / shard.folder / "rows.safetensors")
-        where = where_of(stage.data.folder, shard, rows, int(inside[shared[0]]))
+        where = ShardRows.of(stage.data.folder, shard).where(int(inside[shared[0]]))
         yield Finding(
             "validation", "error", f"{len(shared):,} rows are trained on and validated on",
             stage.plan.sources[shard.source].name, where, "set data.clean.contamination to true, or take them out of one side",

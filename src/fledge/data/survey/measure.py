@@ -2,30 +2,24 @@
 lengths before anything is cut. Nothing is changed by it."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fledge.data.building.build import Collected
-from fledge.data.building.shards import Shard
-from fledge.data.building.work import items_of, keep_of, result_of
-from fledge.data.cleaning.duplicates import jaccard, near_duplicates, shingles, signatures
+from fledge.data.building.shard_rows import ShardRows
+from fledge.data.building.work import items_of, keep_of
+from fledge.data.cleaning.duplicates import overlapping, shingles, signatures
 from fledge.data.examples import Rules, encode_items
-from fledge.data.reading.records import place
 from fledge.data.rows.facts import own_text
-from fledge.data.rows.items import from_bytes
-from fledge.data.storage import arrays_of
 from fledge.tokenizer import Tokenizer
 
 NEAR = 0.8  # Jaccard overlap from which rows count as near duplicates, where the recipe names no other
 EXAMPLES_KEPT = 3
 ANY_LENGTH = 2**40  # a context that nothing is longer than
 CHUNK = 1000  # texts hashed together
-SETS_KEPT = 20_000  # shingle sets of suspected rows that stay in memory
 Progress = Callable[[str], None]
 
 
@@ -50,47 +44,38 @@ class _Kept:
     """The rows that stay, as one sequence over all shards of the training sources."""
 
     def __init__(self, collected: Collected) -> None:
-        self.folder, self.shards = collected.folder, collected.plan.of_part("train")
-        self.known = [arrays_of(self.folder / "rows" / shard.folder / "rows.safetensors") for shard in self.shards]
-        self.keeps = [keep_of(self.folder, shard) > 0 for shard in self.shards]
+        self.folder = collected.folder
+        self.rows = [ShardRows.of(self.folder, shard) for shard in collected.plan.of_part("train")]
+        self.keeps = [keep_of(self.folder, rows.shard) > 0 for rows in self.rows]
         self.inside = [np.flatnonzero(keep) for keep in self.keeps]
         self.starts = np.concatenate(([0], np.cumsum([len(kept) for kept in self.inside]))).astype(np.int64)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def _locate(self, index: int) -> tuple[int, int]:
-        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return shard, int(self.inside[shard][index - int(self.starts[shard])])
+    def _locate(self, index: int) -> tuple[ShardRows, int]:
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.rows[number], int(self.inside[number][index - int(self.starts[number])])
 
     def source(self, index: int) -> int:
         """Number of the source of a row."""
-        return self.shards[self._locate(index)[0]].source
+        return self._locate(index)[0].shard.source
 
     def where(self, index: int) -> str:
         """file:line of a row."""
-        shard, inside = self._locate(index)
-        return where_of(self.folder, self.shards[shard], self.known[shard], inside)
+        rows, inside = self._locate(index)
+        return rows.where(inside)
 
     def text(self, index: int) -> str:
         """All text of a row, read from disk."""
-        shard, inside = self._locate(index)
-        start, stop = (int(value) for value in self.known[shard]["start"][inside : inside + 2])
-        with (self.folder / "rows" / self.shards[shard].folder / "items.jsonl").open("rb") as file:
-            file.seek(start)
-            return own_text(from_bytes(file.read(stop - start)))
+        rows, inside = self._locate(index)
+        return rows.text(inside)
 
     def texts(self) -> Iterator[str]:
         """The text of every row, in order."""
-        for shard, keep in zip(self.shards, self.keeps, strict=True):
-            for item in items_of(self.folder / "rows" / shard.folder, keep):
+        for rows, keep in zip(self.rows, self.keeps, strict=True):
+            for item in items_of(rows.folder, keep):
                 yield own_text(item)
-
-
-def where_of(folder: Path, shard: Shard, known: Mapping[str, np.ndarray], inside: int) -> str:
-    """file:line of an item of a shard, whose rows.safetensors is `known`."""
-    files = result_of(folder / "rows" / shard.folder)["files"]
-    return place(files[int(known["file"][inside])], int(known["number"][inside]))
 
 
 def _chunks(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -111,22 +96,11 @@ def measure_near(collected: Collected, threshold: float) -> dict[int, Near]:
         return {}
     signed = np.concatenate([signatures(*shingles(texts)) for texts in _chunks(kept.texts(), CHUNK)])
 
-    @lru_cache(maxsize=SETS_KEPT)
-    def shingle_set(index: int) -> np.ndarray:
-        return np.unique(shingles([kept.text(index)])[0])
-
-    overlap = lambda a, b: jaccard(shingle_set(a), shingle_set(b))  # noqa: E731
-    first = near_duplicates(signed, threshold, overlap)
-    found: defaultdict[int, list[int]] = defaultdict(list)
-    for index in np.flatnonzero(first != np.arange(len(first))).tolist():
-        found[kept.source(index)].append(index)
-    return {
-        source: Near(
-            len(indices),
-            tuple((kept.where(i), kept.where(int(first[i])), overlap(i, int(first[i]))) for i in indices[:EXAMPLES_KEPT]),
-        )
-        for source, indices in found.items()
-    }
+    found: defaultdict[int, list[tuple[int, int, float]]] = defaultdict(list)
+    for row, first, overlap in overlapping(signed, threshold, kept.text):
+        found[kept.source(row)].append((row, first, overlap))
+    named = lambda row, first, overlap: (kept.where(row), kept.where(first), overlap)  # noqa: E731
+    return {source: Near(len(near), tuple(named(*one) for one in near[:EXAMPLES_KEPT])) for source, near in found.items()}
 
 
 def measure_tokens(collected: Collected, tokenizer: Tokenizer) -> dict[int, np.ndarray]:

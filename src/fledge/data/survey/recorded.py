@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from fledge.data.building.opening import StageData
+from fledge.data.building.shard_rows import ShardRows
 from fledge.data.building.shards import BuildPlan, Shard
 from fledge.data.building.work import result_of
-from fledge.data.storage import arrays_of
-from fledge.data.survey.measure import where_of
 
 
 @dataclass(frozen=True)
@@ -81,13 +80,11 @@ class Places:
         self.folder, self.plan, self.examples = data.folder, plan, data.train.examples
 
     @lru_cache(maxsize=64)  # noqa: B019  lives as long as the data
-    def _known(self, shard: int) -> dict[str, np.ndarray]:
-        return arrays_of(self.folder / "rows" / self.plan.shards[shard].folder / "rows.safetensors")
+    def _rows(self, shard: int) -> ShardRows:
+        return ShardRows.of(self.folder, self.plan.shards[shard])
 
     def example(self, number: int) -> str:
         """Where the row of an example stands."""
         assert self.examples.shard is not None and self.examples.row is not None
-        shard = self.plan.shards[int(self.examples.shard[number])]
-        known = self._known(shard.number)
-        inside = int(np.searchsorted(known["row"], int(self.examples.row[number])))
-        return where_of(self.folder, shard, known, inside)
+        rows = self._rows(int(self.examples.shard[number]))
+        return rows.where(int(np.searchsorted(rows.arrays["row"], int(self.examples.row[number]))))

@@ -1,0 +1,45 @@
+"""The items of one shard as the phase `rows` left them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fledge.data.building.shards import Shard
+from fledge.data.building.work import result_of
+from fledge.data.reading.records import place
+from fledge.data.rows.facts import own_text
+from fledge.data.rows.items import from_bytes
+from fledge.data.storage import arrays_of
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """What is known of the items of one shard: their arrays (rows.safetensors), and the files they come from."""
+
+    shard: Shard
+    folder: Path
+    arrays: dict[str, np.ndarray]
+    files: list[str]
+    signatures: str | None
+
+    @classmethod
+    def of(cls, folder: Path, shard: Shard) -> "ShardRows":
+        """Those of a shard of a build directory."""
+        rows = folder / "rows" / shard.folder
+        done = result_of(rows)
+        return cls(shard, rows, arrays_of(rows / "rows.safetensors"), done["files"], done["signatures"])
+
+    def __len__(self) -> int:
+        return len(self.arrays["row"])
+
+    def where(self, index: int) -> str:
+        """file:line of an item."""
+        return place(self.files[int(self.arrays["file"][index])], int(self.arrays["number"][index]))
+
+    def text(self, index: int) -> str:
+        """The text of an item, read from disk."""
+        start, stop = (int(value) for value in self.arrays["start"][index : index + 2])
+        with (self.folder / "items.jsonl").open("rb") as file:
+            file.seek(start)
+            return own_text(from_bytes(file.read(stop - start)))
