@@ -41,7 +41,7 @@ def recipe(world: Path) -> dict:
             "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
             "intermediate_size": 96, "max_position_embeddings": 96, "dropout": 0.1,
         },
-        "machine": {"threads": 1, "compile": False, "precision": "fp32"},
+        "machine": {"threads": 1, "compile": False, "precision": "fp32", "attention": "blocked"},
         "stages": {
             "pretrain": stage("pretrain", length="80 steps"),
             "sft": stage("sft", length="80 steps", early_stop={"patience": 8}, keep="best"),

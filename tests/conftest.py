@@ -1,6 +1,9 @@
 """What the tests of several rooms share: real data, tiny real tokenizers, calm hypothesis settings."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,8 @@ from hypothesis import HealthCheck, settings
 from fledge.tokenizer import Tokenizer, train_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["FLEDGE_CACHE"] = tempfile.mkdtemp(prefix="fledge-cache-")  # never the user's own
+atexit.register(shutil.rmtree, os.environ["FLEDGE_CACHE"], ignore_errors=True)
 settings.register_profile("fledge", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fledge")
 

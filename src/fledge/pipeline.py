@@ -1,8 +1,8 @@
 """The stages of a recipe in order: data, plan, evaluate, train, evaluate; then the report."""
 
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from fledge.plan import StagePlan
 from fledge.preparation import Preparation, Prepared, keep_tokenizer
 from fledge.recipe import Recipe, differences, load_recipe, to_yaml
 from fledge.recipe.schema import PreferenceStage
-from fledge.run import Console, RunDirectory, StageDirectory, environment, only_one, write_json, write_text
+from fledge.run import Console, RunDirectory, StageDirectory, environment, only_one, process_seconds, write_json, write_text
 from fledge.run.directory import read_json
 from fledge.tokenizer import Tokenizer
 from fledge.train.checkpoint import step_name
@@ -39,6 +39,7 @@ class Pipeline:
         self.directory = RunDirectory(Path(recipe.output) / recipe.name)
         begun = self.directory.recipe.exists()
         self.preparation = Preparation(recipe, console.say, lambda name: self.directory.stage(name).data, begun)
+        self._spent = {"starting": process_seconds()}  # seconds before the first step, by what they were spent on
 
     # -- the run ----------------------------------------------------------------------------------------------------
 
@@ -52,8 +53,10 @@ class Pipeline:
         refuse_device(self.recipe.machine)
         results = {name: self.directory.stage(name).result() for name in self.recipe.stages}
         try:
-            tokenizer = self.preparation.tokenizer(self.directory.tokenizer)
-            prepared = {name: self.preparation.prepare(name, tokenizer) for name, result in results.items() if result is None}
+            with self._timed("data"):
+                tokenizer = self.preparation.tokenizer(self.directory.tokenizer)
+                open_stages = [name for name, result in results.items() if result is None]
+                prepared = {name: self.preparation.prepare(name, tokenizer) for name in open_stages}
         except FledgeError:
             if not self.directory.recipe.exists():
                 self._leave_nothing()
@@ -71,6 +74,17 @@ class Pipeline:
             model = directory.root / done["model"]
         self._summarise(tokenizer)
         return self.directory.root
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self._spent[name] = self._spent.get(name, 0.0) + time.monotonic() - started
+
+    def _ready(self) -> dict[str, float]:
+        """What was spent before a stage's first step; the next stage counts anew."""
+        spent, self._spent = self._spent, {}
+        return spent
 
     def _leave_nothing(self) -> None:
         """Take away what was prepared for a run that cannot begin."""
@@ -121,8 +135,8 @@ class Pipeline:
             if decision.device == "cuda" and not torch.cuda.is_available():
                 raise FledgeError("this stage was begun on a CUDA device; none is at hand", where=str(file))
             return decision
-        stage, batch = prepared.stage, prepared.data.train.batch(0, prepared.stage.batch.micro)
-        micro_steps = prepared.extent.steps * stage.batch.accumulation
+        stage, batch = prepared.stage, prepared.data.train.batch(0, prepared.stage.batch.rows)
+        micro_steps = prepared.extent.micro_batches(prepared.extent.steps)
 
         def objective(kernel: Any) -> Any:
             if isinstance(stage, PreferenceStage):
@@ -147,7 +161,7 @@ class Pipeline:
             else:
                 self.console.say(f"reference log-probabilities of {data.examples.count:,} {part} pairs …")
                 cache = directory.root / f"reference.{part}.safetensors"
-                reference = precomputed(start, data, stage.batch.micro, decision, cache)
+                reference = precomputed(start, data, stage.batch.rows, decision, cache)
             return PreferenceObjective(stage.beta, stage.label_smoothing, stage.sft_weight, reference)
 
         validation = prepared.data.validation
@@ -177,9 +191,13 @@ class Pipeline:
         self._keep_account(prepared, directory)
         write_json(directory.root / "plan.json", prepared.plan.as_dict())
         self.console.say(_plan_line(prepared.plan))
+        for note in prepared.plan.notes:
+            self.console.say(f"  {note}")
         model = self._start_model(prepared, tokenizer, before)
-        decision = self._decision(prepared, model, directory)
-        decision.apply(model)
+        with self._timed("machine"):
+            decision = self._decision(prepared, model, directory)
+            decision.apply(model)
+        model.recompute_every = self.recipe.machine.recomputed
         self.console.say(_machine_line(decision))
         start = model
         if isinstance(prepared.stage, PreferenceStage) and prepared.stage.reference == "live":
@@ -188,18 +206,21 @@ class Pipeline:
         objective, validation_objective = self._objectives(prepared, model, decision, directory, start)
         measure = lambda file: self._measure(file, prepared, model, tokenizer, validation_objective)  # noqa: E731
         if not (directory.evaluations / "before.json").exists():
-            measure(directory.evaluations / "before.json")
+            with self._timed("evaluation"):
+                measure(directory.evaluations / "before.json")
         work = Work(
             prepared.stage, model, objective, prepared.data.train, prepared.data.validation, validation_objective,
             prepared.extent, decision, directory, _writer(model, tokenizer), self.preparation.seed(name),
-            self.recipe.logging.every, self.recipe.logging.tensorboard,
+            self.recipe.logging.every, self.recipe.logging.tensorboard, _token_bytes(tokenizer), self._ready,
         )  # fmt: skip
         state = Loop(work, self.console).run()
         use_best = prepared.stage.keep == "best" and state.best_step is not None
         step = state.best_step if use_best and state.best_step is not None else state.step
-        chosen = Path("checkpoints") / step_name(step) / "model"
+        averaged = prepared.stage.averaging.decay is not None
+        chosen = Path("checkpoints") / step_name(step) / ("averaged" if averaged else "model")
         if step != state.step:
             self.console.say(f"the best checkpoint goes on: step {step:,}")
+        if step != state.step or averaged:
             model.load_state_dict(load_model(directory.root / chosen).state_dict())
         measure(directory.evaluations / "after.json")
         if self.after_stage is not None:
@@ -223,7 +244,7 @@ class Pipeline:
         stage = prepared.stage
         if prepared.data.validation is not None:
             measured = validate(
-                model, prepared.data.validation, stage.evaluation.max_rows, stage.batch.micro, validation_objective
+                model, prepared.data.validation, stage.evaluation.max_rows, stage.batch.rows, validation_objective, _token_bytes(tokenizer)
             )
             self.console.say(
                 f"{file.stem} {prepared.name}: validation perplexity {measured['perplexity']:.4g}, "
@@ -253,6 +274,12 @@ def refuse_existing(directory: RunDirectory) -> None:
         raise FledgeError(
             "this run exists already", where=str(directory.root), hint="add --resume to go on, or choose another --name"
         )
+
+
+def _token_bytes(tokenizer: Tokenizer) -> torch.Tensor | None:
+    """Bytes of each token's text, where they are fixed."""
+    sizes = tokenizer.token_bytes()
+    return None if sizes is None else torch.tensor(sizes, dtype=torch.float32)
 
 
 def _writer(model: Decoder, tokenizer: Tokenizer) -> Callable[[Path], None]:
@@ -290,7 +317,7 @@ def dry_run(recipe: Recipe, console: Console) -> str:
         lines += [f"# {name}", *(f"#   {line}" for line in prepared.data.ledger.lines())]
         account = prepared.data.train.account()
         lines.append(f"#   {account['supervised_tokens']:,} supervised tokens an epoch, padding {account['padding_share']:.1%}")
-        lines.append(f"#   {_plan_line(prepared.plan)}")
+        lines += [f"#   {_plan_line(prepared.plan)}", *(f"#   {note}" for note in prepared.plan.notes)]
         if prepared.plan.active_parameters != prepared.plan.parameters:
             lines.append(f"#   mixture of experts: {prepared.plan.active_parameters / 1e6:.1f}M parameters active per token")
     return "\n".join(lines)

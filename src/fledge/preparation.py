@@ -15,14 +15,16 @@ from fledge.data.building.shards import plan_build
 from fledge.errors import FledgeError
 from fledge.plan import StagePlan, plan_stage
 from fledge.recipe import ModelConfig, Recipe, Stage, differences, load_recipe, to_yaml
+from fledge.recipe.schema import BatchConfig
 from fledge.run import only_one, write_text
+from fledge.run.directory import read_json
 from fledge.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from fledge.train.length import Extent
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A stage with its data, before anything is written."""
+    """A stage with its data, before anything is written; `stage` has numbers where the recipe says `auto`."""
 
     name: str
     stage: Stage
@@ -124,12 +126,10 @@ class Preparation:
 
     def model_config(self, name: str, tokenizer: Tokenizer) -> ModelConfig:
         """Sizes of a stage's model; FledgeError where the stage or the tokenizer does not fit them."""
-        from fledge.model.decoder import refuse_unsupported  # they load torch, which data alone does not need
-        from fledge.model.directory import read_config
+        from fledge.model.directory import read_config  # it loads torch, which data alone does not need
 
         path, wanted = self.origin(name), self.recipe.model
         if path is None:
-            refuse_unsupported(wanted)
             return wanted
         config, vocab_size = read_config(path)
         changed = [key for key in sorted(wanted.model_fields_set - {"path"}) if getattr(wanted, key) != getattr(config, key)]
@@ -161,13 +161,32 @@ class Preparation:
         config = self.model_config(name, tokenizer)
         data = self.stage_data(name, tokenizer)
         try:
-            plan, reach = plan_stage(stage, data.train, config, tokenizer.vocab_size)
+            batch, chosen = self._batch(name, config, tokenizer, data)
+            stage = stage.model_copy(update={"batch": batch})
+            plan, reach, stage = plan_stage(stage, data.train, config, tokenizer.vocab_size, chosen)
         except FledgeError as error:
             raise FledgeError(error.what, where=f"stages.{name}.{error.where}") from None
         stops = stage.early_stop
         if data.validation is None and (stops.patience or stops.target_loss or stage.keep == "best"):
             raise FledgeError("early stopping and keep: best need validation data", where=f"stages.{name}.data.validation")
         return Prepared(name, stage, data, plan, reach)
+
+
+    def _batch(
+        self, name: str, config: ModelConfig, tokenizer: Tokenizer, data: StageData
+    ) -> tuple[BatchConfig, list[str]]:
+        """The stage's batch with plain numbers: as it was begun, or as memory allows now."""
+        from fledge.train.decision import chosen_device  # they load torch
+        from fledge.train.memory import Need, fit_batch
+
+        stage, folder = self.recipe.stages[name], self.folder(name)
+        if self.begun and folder is not None and (folder.parent / "plan.json").exists():
+            before = read_json(folder.parent / "plan.json")
+            micro, rows = before["micro_rows"], before["effective_batch_rows"]
+            return stage.batch.model_copy(update={"micro": micro, "accumulation": rows // micro, "tokens": None}), []
+        device = chosen_device(self.recipe.machine)
+        need = Need(config, tokenizer.vocab_size, data.train.row_length, stage.optimizer, device)
+        return fit_batch(stage.batch, need, self.recipe.machine)
 
 
 def build(recipe: Recipe, out: Path, executor: Executor | None, say: Callable[[str], None]) -> dict[str, StageData]:

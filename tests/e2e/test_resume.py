@@ -7,22 +7,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fledge.errors import FledgeError
 from fledge.pipeline import Pipeline
+from fledge.recipe import recipe_from_dict
 from fledge.run import Console
-from fledge.train.loop import Interrupted, Loop
+from fledge.train.loop import Interrupted
+from fledge.train.update import Updater
 from tests.e2e import tiny
 
 QUIET = Console(quiet=True)
 
 
-def finals(run: Path) -> dict[str, bytes]:
+def finals(run: Path, stages: tuple[str, ...] = ("pretrain", "sft", "dpo")) -> dict[str, bytes]:
     """Everything that must be equal: weights, optimizer state, step and eval events of every stage."""
     found = {}
-    for stage in ("pretrain", "sft", "dpo"):
+    for stage in stages:
         last = run / stage / "checkpoints" / "last"
         found[f"{stage} weights"] = (last / "model" / "model.safetensors").read_bytes()
         found[f"{stage} optimizer"] = (last / "state" / "optimizer.safetensors").read_bytes()
@@ -42,36 +45,79 @@ def test_killed_run_resumes_bit_for_bit(
     class Killed(BaseException):
         pass
 
-    count, update = 0, Loop._update
+    count, step = 0, Updater._step
 
-    def dying(loop: Loop) -> float:
+    def dying(updater: Updater, rate: float) -> Any:
         nonlocal count
         count += 1
         if count == at:
             raise Killed
-        return update(loop)
+        return step(updater, rate)
 
     recipe = tiny.recipe(world, tmp_path)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Loop, "_update", dying)
+        patch.setattr(Updater, "_step", dying)
         Pipeline(recipe, QUIET).run()
     assert finals(Pipeline(recipe, QUIET).run(resume=True)) == finals(finished)
+
+
+QWEN_MOE = {"qk_norm": True, "moe": {"experts": 3, "top_k": 2, "balance": "bias", "bias_rate": 0.01}}
+ENGINES = {
+    "everything of pretraining": {
+        "optimizer": {"name": "muon"}, "schedule": {"name": "wsd", "min_lr": "10%"}, "averaging": {"decay": 0.9},
+        "batch": {"micro": 2, "accumulation": 3, "warmup": {"start": 1, "over": 4}}, "machine": {"checkpointing": 2},
+    },
+    "8 bits and one cycle": {"optimizer": {"name": "adamw8bit", "lr": 1e-3}, "schedule": {"name": "onecycle", "warmup": "30%"}},
+    "experts with biases": {"model": QWEN_MOE, "batch": {"micro": "auto", "tokens": 384}},
+    "fp16": {"machine": {"precision": "fp16"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_part_of_the_engine_resumes_bit_for_bit(
+    engine: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed inside the 5th update; the newest checkpoint is of step 3 or 4."""
+    changes = dict(ENGINES[engine])
+    model, machine = changes.pop("model", {}), changes.pop("machine", {})
+    recipes = []
+    for name in ("whole", "killed"):
+        tree = tiny.tree(world, tmp_path / name)
+        stage = {**tree["stages"]["pretrain"], **changes}
+        tree |= {"stages": {"pretrain": stage}, "model": {**tree["model"], **model}, "machine": {**tree["machine"], **machine}}
+        recipes.append(recipe_from_dict(tree))
+    count, step = 0, Updater._step
+
+    def dying(updater: Updater, rate: float) -> Any:
+        nonlocal count
+        count += 1
+        if count == 5:
+            raise KeyboardInterrupt
+        return step(updater, rate)
+
+    whole = finals(Pipeline(recipes[0], QUIET).run(), ("pretrain",))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Updater, "_step", dying)
+        Pipeline(recipes[1], QUIET).run()
+    assert finals(Pipeline(recipes[1], QUIET).run(resume=True), ("pretrain",)) == whole
 
 
 def test_a_polite_signal_saves_and_the_run_goes_on(
     world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    update = Loop._update
+    count, step = 0, Updater._step
 
-    def signalled(loop: Loop) -> float:
-        if loop.state.step == 4:
+    def signalled(updater: Updater, rate: float) -> Any:
+        nonlocal count
+        count += 1
+        if count == 5:
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
-        return update(loop)
+        return step(updater, rate)
 
     recipe = tiny.recipe(world, tmp_path)
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 5 of 8"):
-        patch.setattr(Loop, "_update", signalled)
+        patch.setattr(Updater, "_step", signalled)
         Pipeline(recipe, QUIET).run()
     assert (tmp_path / "tiny" / "pretrain" / "checkpoints" / "step-00000005" / "manifest.json").exists()
     assert finals(Pipeline(recipe, QUIET).run(resume=True)) == finals(finished)

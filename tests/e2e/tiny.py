@@ -32,7 +32,7 @@ def tree(world: Path, output: Path, **changes: Any) -> dict[str, Any]:
         "seed": 3,
         "tokenizer": {"vocab_size": 400},
         "model": MODEL,
-        "machine": {"threads": 1, "compile": False, "precision": "fp32"},
+        "machine": {"threads": 1, "compile": False, "precision": "fp32", "attention": "blocked"},
         "stages": {
             "pretrain": stage("pretrain", "8 steps"),
             "sft": stage("sft", "8 steps"),

@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fledge.model.attention import BACKENDS, QUERY_BLOCK, visible, written_out
+from fledge.model.cuda_attention import FLEX_BLOCK, ON_CUDA, backend, flex_pieces, pieces, prepared, unavailable
+
+from .conftest import assert_same_gradients, gradients, make_decoder, random_tokens
 
 FAST = sorted(set(BACKENDS) - {"written_out"})
 
@@ -82,3 +85,133 @@ def test_visible_marks_the_square_of_a_block_of_queries() -> None:
     expected = [[False, False, True, False], [False, False, True, True]]
     assert visible(documents, 2, 4, torch.device("cpu"))[0, 0].tolist() == expected
     assert visible(None, 1, 3, torch.device("cpu")).tolist() == [[True, True, False], [True, True, True]]
+
+
+# -- what exists on CUDA only: its preparation is tested everywhere, its kernels where there is a device ---------------
+
+CPU = torch.device("cpu")
+on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    length=st.integers(1, 3 * FLEX_BLOCK + 5),
+    cuts=st.lists(st.integers(1, 3 * FLEX_BLOCK), max_size=6),
+    padding=st.integers(0, 200),
+)
+def test_the_block_mask_lists_every_block_that_holds_a_visible_pair_and_few_others(
+    length: int, cuts: list[int], padding: int
+) -> None:
+    places = torch.arange(length)
+    documents = torch.as_tensor(1 + sum((places >= cut).long() for cut in cuts)).repeat(2, length if not cuts else 1)
+    documents[1, length - min(length, padding) :] = 0
+    mask = flex_pieces(documents, 2, length, CPU).mask
+    n = -(-length // FLEX_BLOCK)
+    pairs = torch.zeros(2, n * FLEX_BLOCK, n * FLEX_BLOCK, dtype=torch.bool)
+    pairs[:, :length, :length] = visible(documents, 0, length, CPU)[:, 0]
+    by_block = pairs.view(2, n, FLEX_BLOCK, n, FLEX_BLOCK)
+    needed, whole = by_block.any(4).any(2), by_block.all(4).all(2)
+    listed = mask.to_dense()[:, 0].bool()
+    assert torch.equal(listed, needed)
+    assert not (_whole_blocks(mask, n) & ~whole)[:, : length // FLEX_BLOCK].any()
+
+
+def _whole_blocks(mask: object, n: int) -> Tensor:
+    """The blocks that the kernel computes without looking at the mask."""
+    counts, places = mask.full_kv_num_blocks[:, 0], mask.full_kv_indices[:, 0]  # type: ignore[attr-defined]
+    chosen = torch.zeros(2, n, n, dtype=torch.bool)
+    for b in range(2):
+        for row in range(n):
+            chosen[b, row, places[b, row, : counts[b, row]].long()] = True
+    return chosen
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
+def test_flex_attention_under_the_block_mask_is_the_written_out_definition(packed: bool) -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    q, k, v = (t.detach() for t in _inputs(300, 4, 2))
+    documents = _documents(300) if packed else None
+    mask = flex_pieces(documents, 2, 300, CPU).mask
+    torch.testing.assert_close(
+        flex_attention(q, k, v, block_mask=mask, enable_gqa=True), written_out(q, k, v, documents), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("length", [1, 7, 129, 300])
+def test_pieces_attended_to_one_by_one_give_the_written_out_definition(length: int) -> None:
+    q, k, v = (t.detach() for t in _inputs(length, 4, 2))
+    for documents in (_documents(length), None):
+        starts, longest = pieces(documents, 2, length, CPU)
+        assert starts.dtype == torch.int32 and longest == length and starts[-1] == 2 * length
+        flat = [x.transpose(1, 2).reshape(2 * length, -1, 8) for x in (q, k, v)]
+        parts = []
+        for start, stop in zip(starts.tolist(), starts.tolist()[1:], strict=False):
+            if stop > start:
+                one = (x[start:stop].transpose(0, 1)[None] for x in flat)
+                parts.append(written_out(*one, None)[0].transpose(0, 1))
+        got = torch.cat(parts).view(2, length, 4, 8).transpose(1, 2)
+        torch.testing.assert_close(got, written_out(q, k, v, documents), atol=1e-5, rtol=1e-5)
+
+
+def test_room_for_pieces_has_few_sizes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = set()
+    for cuts in range(0, 100, 7):
+        begins = torch.zeros(4, 512, dtype=torch.long)
+        begins[:, torch.randperm(511, generator=generator)[:cuts] + 1] = 1
+        sizes.add(len(pieces(1 + begins.cumsum(1), 4, 512, CPU).starts) - 1)
+    assert sizes <= {64, 128, 256, 512}
+
+
+def test_a_plain_pass_under_flex_is_the_fused_kernel_with_the_same_documents() -> None:
+    model, tokens = make_decoder(), random_tokens(2, 40)
+    documents = (1 + (torch.arange(40) >= 23).long()).expand(2, 40)
+    expected = model(tokens, None, documents)
+    model.use_attention("flex")
+    torch.testing.assert_close(model(tokens, None, documents), expected)
+
+
+def test_what_cannot_train_is_named() -> None:
+    assert all("CUDA only" in str(unavailable(name, "cpu", torch.bfloat16, True)) for name in ON_CUDA)
+    assert "16" in str(unavailable("varlen", "cuda", torch.float32, True))
+    assert "compile" in str(unavailable("flex", "cuda", torch.bfloat16, False))
+    assert all(unavailable(name, "cuda", torch.bfloat16, True) is None for name in (*ON_CUDA, *BACKENDS))
+
+
+@on_cuda
+@pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
+@pytest.mark.parametrize("length", [129, 512])
+@pytest.mark.parametrize(("name", "dtype"), [("flex", "bfloat16"), ("flex", "float32"), ("varlen", "bfloat16")])
+def test_cuda_backend_equals_the_written_out_definition(name: str, dtype: str, length: int, packed: bool) -> None:
+    """The bound of bf16 is 2 % of the norm: its own rounding of three significant digits, summed over keys."""
+    wide = getattr(torch, dtype)
+    documents = _documents(length).cuda() if packed else None
+    torch.manual_seed(0)
+    tensors = [torch.randn(2, heads, length, 64, device="cuda", dtype=wide).requires_grad_() for heads in (4, 2, 2)]
+    function = torch.compile(backend(name), dynamic=False) if name == "flex" else backend(name)
+    seen = prepared(name, documents, 2, length, torch.device("cuda"))
+    made, expected = function(*tensors, seen), written_out(*tensors, documents)
+    upstream = torch.randn_like(made)
+    bound = 2e-2 if wide == torch.bfloat16 else 2e-3
+    got = [made.detach(), *torch.autograd.grad(made, tensors, upstream)]
+    for left, right in zip(got, [expected.detach(), *torch.autograd.grad(expected, tensors, upstream)], strict=True):
+        assert (left - right).float().norm() <= bound * right.float().norm()
+
+
+@on_cuda
+@pytest.mark.slow
+def test_a_compiled_decoder_trains_alike_with_every_cuda_backend() -> None:
+    documents = (1 + (torch.arange(60) >= 23).long()).expand(2, 60).cuda()
+    found = {}
+    for name in ("sdpa", *ON_CUDA):
+        model = make_decoder().cuda()
+        model.use_attention(name)
+        model.compute_dtype = torch.bfloat16
+        for block in model.blocks():
+            block.compile(dynamic=False)
+        model(random_tokens(2, 60).cuda(), None, documents).float().pow(2).mean().backward()
+        found[name] = gradients(model)
+    for name in ON_CUDA:
+        assert_same_gradients(found[name], found["sdpa"], atol=2e-2, rtol=5e-2)

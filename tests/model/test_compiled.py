@@ -29,3 +29,62 @@ def test_compiled_head_and_blocks_equal_the_eager_ones() -> None:
     compiled = backward(torch.compile(_loss_chunk, dynamic=False))
     torch.testing.assert_close(losses[1], losses[0], atol=1e-4, rtol=1e-4)
     assert_same_gradients(compiled, eager, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_one_graph_serves_all_layers_partial_batches_checkpointing_and_pairs() -> None:
+    import torch._dynamo
+    from torch._dynamo.utils import counters
+
+    from fledge.objective import LanguageObjective
+    from fledge.recipe.schema import MachineConfig
+    from fledge.train.machine import decide, eagerly, head_kernel, warm_up
+    from tests.objective.conftest import dpo, pack, pack_pairs, random_pairs, random_sequences
+
+    data, pairs = pack(random_sequences([20] * 40), 48), pack_pairs(random_pairs(12))
+    model = make_decoder().train()
+    torch._dynamo.reset()
+    counters.clear()
+    config = MachineConfig(device="cpu", threads=1, compile=True, attention="blocked", precision="fp32")
+    make = lambda kernel: LanguageObjective(0.0, kernel)  # noqa: E731
+    decision = decide(config, model, data.batch(0, 3), make, 1)
+    assert float(decision.evidence["compile_seconds"]) > 0
+    decision.apply(model)
+    objective = LanguageObjective(0.0, head_kernel(decision))
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs == 2  # the block and the head's chunk
+    for batch in (data.batch(0, 3), data.batch(0, 3, 1), data.batch(3, 3)):  # the second has empty rows
+        objective(model, batch).loss.backward()
+    model.zero_grad()
+    with eagerly(), torch.no_grad():
+        model(data.batch(0, 2).tokens)  # a shape of validation
+    dpo(torch.zeros(12, 2))(model, pairs.batch(0, 3)).loss.backward()
+    model.zero_grad()
+    objective(model, data.batch(0, 3)).loss.backward()
+    kept = gradients(model)
+    model.recompute_every = 1
+    objective(model, data.batch(0, 3)).loss.backward()
+    assert_same_gradients(gradients(model), kept, atol=1e-6)
+    assert warm_up(decision, model, data.batch(0, 3), make) < float(decision.evidence["compile_seconds"])
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
+@pytest.mark.slow
+def test_flex_attention_compiled_for_a_cpu_meets_new_documents_without_compiling_again() -> None:
+    """Forward only: it has no backward pass on a CPU."""
+    from torch._dynamo.utils import counters
+
+    from fledge.model.attention import written_out
+    from fledge.model.cuda_attention import flex, flex_pieces
+
+    compiled = torch.compile(flex, dynamic=False)
+    counters.clear()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for cut in (40, 129, 200):
+            q, k, v = (torch.randn(2, heads, 300, 16, generator=generator) for heads in (4, 2, 2))
+            documents = (1 + (torch.arange(300) >= cut).long()).repeat(2, 1)
+            documents[1, 250:] = 0
+            got = compiled(q, k, v, flex_pieces(documents, 2, 300, q.device))
+            torch.testing.assert_close(got, written_out(q, k, v, documents), atol=1e-5, rtol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1

@@ -46,15 +46,29 @@ def test_mixture_presets_have_their_published_size() -> None:
     assert round(parameters(config, vocab).total / 1e6, 1) == 145.0
     config, vocab = _preset("45m-moe")
     assert round(parameters(config, vocab).total / 1e6, 1) == 44.7
+    assert round(parameters(config, vocab).active / 1e6, 1) == 26.6
 
 
 def test_a_mixture_counts_its_experts_its_router_and_those_active() -> None:
     dense = parameters(make_config(), 97)
     mixture = parameters(make_config(moe={"experts": 8, "top_k": 2, "shared_experts": 1}), 97)
-    expert, router, layers = 3 * 32 * 48, 32 * 8, 2
+    expert, router, layers = 3 * 32 * 48, 32 * 8 + 32, 2  # the router, and the sigmoid of the shared expert
     assert mixture.total - dense.total == layers * (8 * expert + router)
     assert mixture.active - dense.active == layers * (2 * expert + router)
     assert mixture.multiplying - dense.multiplying == layers * (2 * expert + router)
+
+
+@pytest.mark.parametrize("shared", [0, 1, 3])
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+def test_counts_of_a_mixture_equal_those_of_the_built_model(shared: int, top_k: int) -> None:
+    moe = {"experts": 4, "top_k": top_k, "shared_experts": shared, "normalise_top_k": top_k > 1, "balance": "bias"}
+    config = make_config(moe=moe, qk_norm=not shared)
+    model, counted = _built(config, 203), parameters(config, 203)
+    assert counted.total == sum(p.numel() for p in model.parameters())
+    idle = sum(p[top_k:].numel() for name, p in model.named_parameters() if ".experts." in name)
+    assert counted.active == counted.total - idle
+    matrices = sum(p.numel() for p in model.parameters() if p.dim() >= 2)
+    assert counted.multiplying == matrices - idle
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from fledge.data.batches import PackedData
 from fledge.data.storage import Examples
-from fledge.errors import FledgeError
 from fledge.model.attention import BACKENDS
 from fledge.model.decoder import Decoder, RMSNorm, evaluating, rotate
 
@@ -184,9 +183,3 @@ def test_tied_head_is_the_embedding_and_an_untied_one_is_not() -> None:
     assert untied.lm_head is not None and untied.head_weight is untied.lm_head.weight
     hidden = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(untied.logits(hidden), hidden @ untied.lm_head.weight.t())
-
-
-def test_a_mixture_of_experts_is_refused_with_what_to_do() -> None:
-    with pytest.raises(FledgeError, match=r"model\.moe: .*mixtures of experts") as caught:
-        Decoder(make_config(moe={"experts": 4, "top_k": 2}), VOCAB)
-    assert caught.value.hint is not None and "model.moe" in caught.value.hint

@@ -9,21 +9,49 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
 from fledge.model.directory import load_model, read_config, save_model
 from fledge.model.generate import Sampling, generate
+from fledge.recipe.schema import MoeConfig
 
 from .conftest import make_decoder, random_tokens, scatter_norms
 
+MIXTURE = {"experts": 5, "top_k": 2}
 SHAPES = [
     pytest.param({"tie_word_embeddings": True}, id="llama tied"),
     pytest.param({"tie_word_embeddings": False}, id="llama untied"),
     pytest.param({"qk_norm": True, "tie_word_embeddings": True}, id="qwen3 tied"),
     pytest.param({"qk_norm": True, "tie_word_embeddings": False}, id="qwen3 untied"),
+    pytest.param({"qk_norm": True, "moe": MIXTURE}, id="qwen3-moe"),
+    pytest.param(
+        {"qk_norm": True, "moe": {**MIXTURE, "normalise_top_k": False, "z_weight": 0.5}}, id="qwen3-moe plain weights"
+    ),
+    pytest.param({"moe": {**MIXTURE, "shared_experts": 2, "balance_weight": 0.25}}, id="qwen2-moe"),
 ]
+KINDS = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "qwen3-moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
+    "qwen2-moe": (Qwen2MoeConfig, Qwen2MoeForCausalLM),
+}
+ROUTED = {"moe_intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 3, "router_aux_loss_coef": 0.125}
+EXTRA: dict[str, dict[str, Any]] = {
+    "qwen3-moe": {**ROUTED, "norm_topk_prob": True},
+    "qwen2-moe": {**ROUTED, "shared_expert_intermediate_size": 48, "qkv_bias": False},
+}
 
 
 def _save(model: Decoder, folder: Path, eos: list[int]) -> Path:
@@ -36,15 +64,16 @@ def _logits(model: Decoder, tokens: Tensor) -> Tensor:
         return model.logits(model(tokens))
 
 
-def _written_by_transformers(folder: Path, qwen: bool, tied: bool, dtype: torch.dtype, shard: str = "1GB") -> Any:
+def _written_by_transformers(folder: Path, kind: str, tied: bool, dtype: torch.dtype, shard: str = "1GB", **more: Any) -> Any:
     sizes: dict[str, Any] = {
         "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
         "intermediate_size": 48, "max_position_embeddings": 64, "initializer_range": 0.2, "head_dim": 8,
         "rms_norm_eps": 1e-5, "tie_word_embeddings": tied,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 333_000.0},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 333_000.0}, **EXTRA.get(kind, {}), **more,
     }  # fmt: skip
     torch.manual_seed(0)
-    model = Qwen3ForCausalLM(Qwen3Config(**sizes)) if qwen else LlamaForCausalLM(LlamaConfig(**sizes))
+    config, architecture = KINDS[kind]
+    model = architecture(config(**sizes))
     scatter_norms(model)
     model.to(dtype).save_pretrained(folder, max_shard_size=shard)
     return model.eval()
@@ -87,22 +116,31 @@ def test_config_json_says_rope_in_the_old_and_the_new_place(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("qwen", [False, True], ids=["llama", "qwen3"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shard", ["1GB", "20KB"], ids=["one file", "sharded"])
-def test_fledge_reads_what_transformers_writes(tmp_path: Path, qwen: bool, tied: bool, shard: str) -> None:
-    theirs = _written_by_transformers(tmp_path, qwen, tied, torch.float32, shard)
+def test_fledge_reads_what_transformers_writes(tmp_path: Path, kind: str, tied: bool, shard: str) -> None:
+    theirs = _written_by_transformers(tmp_path, kind, tied, torch.float32, shard)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 2) == (shard == "20KB")
     model = load_model(tmp_path)
-    assert model.config.rope_theta == 333_000.0 and model.config.qk_norm == qwen
+    assert model.config.rope_theta == 333_000.0 and model.config.qk_norm == kind.startswith("qwen3")
     assert (model.lm_head is None) == tied
     tokens = random_tokens(2, 50)
     with torch.no_grad():
         torch.testing.assert_close(_logits(model, tokens), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("qwen", [False, True], ids=["llama", "qwen3"])
-def test_bfloat16_weights_load_as_the_same_numbers_in_float32(tmp_path: Path, qwen: bool) -> None:
-    _written_by_transformers(tmp_path, qwen, True, torch.bfloat16)
+def test_a_mixture_written_by_transformers_keeps_its_settings(tmp_path: Path) -> None:
+    _written_by_transformers(tmp_path / "3", "qwen3-moe", True, torch.float32)
+    _written_by_transformers(tmp_path / "2", "qwen2-moe", True, torch.float32)
+    three, two = (read_config(tmp_path / name)[0] for name in ("3", "2"))
+    assert three.moe == MoeConfig(experts=6, top_k=3, normalise_top_k=True, balance_weight=0.125)
+    assert two.moe == MoeConfig(experts=6, top_k=3, normalise_top_k=False, balance_weight=0.125, shared_experts=2)
+    assert three.intermediate_size == two.intermediate_size == 24
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_weights_load_as_the_same_numbers_in_float32(tmp_path: Path, kind: str) -> None:
+    _written_by_transformers(tmp_path, kind, True, torch.bfloat16)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     stored = load_file(tmp_path / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
@@ -197,8 +235,52 @@ def test_what_cannot_be_loaded_is_refused_with_its_reason(tmp_path: Path, case: 
     assert caught.value.where is not None and str(tmp_path) in caught.value.where
 
 
+MIXTURE_REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "some layers dense": ("qwen3-moe", {"mlp_only_layers": [1]}, r"mlp_only_layers = \[1\]"),
+    "every other layer": ("qwen3-moe", {"decoder_sparse_step": 2}, "decoder_sparse_step = 2"),
+    "biases": ("qwen2-moe", {"qkv_bias": True}, "qkv_bias = true"),
+    "biases by default": ("qwen2-moe", {"qkv_bias": None}, "qkv_bias = true"),
+    "shared size": ("qwen2-moe", {"shared_expert_intermediate_size": 47}, "47, which is not a multiple of .* 24"),
+    "sliding layers": ("qwen2-moe", {"layer_types": ["sliding_attention"] * 3}, "layer_types: sliding_attention"),
+    "more active than there are": ("qwen3-moe", {"num_experts_per_tok": 7}, "top_k 7 is more than the 6 experts"),
+    "no size": ("qwen3-moe", {"moe_intermediate_size": None}, "the key 'moe_intermediate_size' is missing"),
+}
+
+
+@pytest.mark.parametrize("case", MIXTURE_REFUSED)
+def test_a_mixture_that_the_decoder_does_not_cover_is_refused(tmp_path: Path, case: str) -> None:
+    kind, changes, message = MIXTURE_REFUSED[case]
+    _written_by_transformers(tmp_path, kind, True, torch.float32)
+    load_model(tmp_path)
+    _edit(tmp_path, **changes)
+    with pytest.raises(FledgeError, match=message):
+        load_model(tmp_path)
+
+
+def test_a_missing_expert_is_named(tmp_path: Path) -> None:
+    _save(make_decoder(qk_norm=True, moe=MIXTURE), tmp_path, [2])
+    name = "model.layers.1.mlp.experts.3.down_proj.weight"
+    _weights(lambda tensors: tensors.pop(name))(tmp_path)
+    with pytest.raises(FledgeError, match=rf"missing \['{name}'\]"):
+        load_model(tmp_path)
+
+
+def test_biases_of_the_choice_are_kept_and_transformers_says_that_it_does_not_know_them(tmp_path: Path) -> None:
+    model = make_decoder(qk_norm=True, moe={**MIXTURE, "balance": "bias", "bias_rate": 0.25})
+    biases = [buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")]
+    for layer, bias in enumerate(biases):
+        bias.copy_(torch.linspace(-0.1, 0.1, 5) + layer)
+    again = load_model(_save(model, tmp_path, [2]))
+    assert again.config == model.config and len(biases) == 2
+    left, right = model.state_dict(), again.state_dict()
+    assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    _, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(report["unexpected_keys"]) == {f"model.layers.{n}.mlp.gate.e_score_correction_bias" for n in range(2)}
+    assert not report["missing_keys"]
+
+
 def test_an_index_is_read_from_the_directory_and_every_shard_of_it(tmp_path: Path) -> None:
-    _written_by_transformers(tmp_path, False, False, torch.float32, "20KB")
+    _written_by_transformers(tmp_path, "llama", False, torch.float32, "20KB")
     shards = sorted(tmp_path.glob("*.safetensors"))
     shards[1].unlink()
     with pytest.raises(FledgeError, match=shards[1].name):

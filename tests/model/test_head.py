@@ -1,13 +1,18 @@
 """The head in chunks is the plain cross-entropy, in value and in every gradient."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from fledge.model.head import CHUNK, _loss_chunk, cross_entropy, log_probabilities, log_probabilities_chunk
+from fledge.model import head
+from fledge.model.head import CHUNK, _loss_chunk, chunk_rows, cross_entropy, log_probabilities, scores
 
 from .conftest import assert_same_gradients, gradients, make_decoder, random_tokens
 
@@ -77,25 +82,132 @@ def test_all_weights_zero_give_zero_and_zero_gradients() -> None:
 def test_a_passed_kernel_sees_whole_chunks_only() -> None:
     shapes = []
 
-    def watched(*args: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        shapes.append(tuple(args[0].shape))
-        return _loss_chunk(*args)  # type: ignore[arg-type]
+    def watched(logits: Tensor, weights: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+        shapes.append((*logits.shape, *weights.shape))
+        return _loss_chunk(logits, weights, smoothing)
 
     for rows in (5, CHUNK, 2 * CHUNK + 9):
         hidden, weight, targets, weights = _inputs(rows)
-        cross_entropy(hidden, weight, targets, weights, 0.0, watched)  # type: ignore[arg-type]
-    assert set(shapes) == {(CHUNK, WIDTH)}
+        cross_entropy(hidden, weight, targets, weights, 0.0, watched)
+    assert set(shapes) == {(CHUNK, VOCAB, CHUNK)}
 
 
-def test_bfloat16_hidden_states_give_nearly_the_same() -> None:
-    hidden, weight, targets, weights = _inputs(700)
-    exact = cross_entropy(hidden, weight, targets, weights)
-    rounded = cross_entropy(hidden.bfloat16(), weight, targets, weights)
-    assert rounded.dtype == torch.float32
-    torch.testing.assert_close(rounded, exact, atol=0, rtol=0.01)
-    for a, b in zip(*(torch.autograd.grad(loss, (hidden, weight)) for loss in (rounded, exact)), strict=True):
-        assert a.dtype == torch.float32
-        assert torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b) < 0.02
+@pytest.mark.parametrize("kernel", [None, _loss_chunk], ids=["own", "passed"])
+@pytest.mark.parametrize("width, vocabulary", [(WIDTH, VOCAB), (512, 9000)], ids=["small", "several tiles"])
+def test_bfloat16_keeps_loss_and_gradients_to_one_percent(width: int, vocabulary: int, kernel: object) -> None:
+    """Against the plain head in float32 on the same hidden states: the loss to 0.1 %, gradients to 1 % of their norm."""
+    generator = torch.Generator().manual_seed(0)
+    rounded = torch.randn(700, width, generator=generator).bfloat16().requires_grad_()
+    weight = (torch.randn(vocabulary, width, generator=generator) * 2 / width**0.5).requires_grad_()
+    targets, weights = torch.randint(vocabulary, (700,), generator=generator), torch.rand(700, generator=generator)
+    weights[::5] = 0
+    exact = rounded.detach().float().requires_grad_()
+    plain = _plain(exact, weight, targets, weights, 0.1)
+    got = cross_entropy(rounded, weight, targets, weights, 0.1, kernel)  # type: ignore[arg-type]
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, plain, atol=0, rtol=1e-3)
+    by_hidden, by_weight = torch.autograd.grad(got, (rounded, weight))
+    assert by_hidden.dtype == torch.bfloat16 and by_weight.dtype == torch.float32
+    for a, b in zip((by_hidden, by_weight), torch.autograd.grad(plain, (exact, weight)), strict=True):
+        assert torch.linalg.vector_norm(a.float() - b) / torch.linalg.vector_norm(b) < 0.01
+
+
+def test_a_row_that_is_nearly_certain_keeps_its_small_gradient_in_bfloat16() -> None:
+    """p(target) = 0.999 rounds to 1 in bfloat16; its gradient p − 1 must not round to 0."""
+    weight = torch.eye(4, requires_grad=True)
+    hidden = torch.tensor([[8.0, 0, 0, 0]]).bfloat16()
+    cross_entropy(hidden, weight, torch.tensor([0]), torch.ones(1)).backward()
+    assert weight.grad is not None
+    p = hidden.float().softmax(-1)[0, 0]
+    assert weight.grad[0, 0].item() == pytest.approx(8 * (p - 1).item(), rel=0.01) and p > 0.998
+
+
+class _Largest(TorchDispatchMode):
+    """Remembers the most entries that any tensor had, and any tensor in float32 that has a vocabulary's columns."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary, self.entries, self.wide = vocabulary, 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self.entries = max(self.entries, tensor.numel())
+                if tensor.dtype == torch.float32 and tensor.shape[-1:] == (self.vocabulary,):
+                    self.wide = max(self.wide, tensor.numel())
+        return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("work", ["loss", "log probabilities", "scores"])
+def test_no_tensor_grows_with_tokens_times_vocabulary(work: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "_LOGITS_BYTES", 2**22)  # small, so that a few rows are many chunks
+    vocabulary, rows = 65_536, 100
+    limit = chunk_rows(vocabulary, dtype, torch.device("cpu"))
+    assert 3 * limit <= rows and limit * vocabulary * dtype.itemsize <= 2**22
+    hidden = torch.randn(rows, 8).to(dtype).requires_grad_()
+    weight = torch.randn(vocabulary, 8).requires_grad_()
+    targets = torch.randint(vocabulary, (rows,))
+    with _Largest(vocabulary) as seen:
+        if work == "loss":
+            cross_entropy(hidden, weight, targets, torch.ones(rows)).backward()
+        elif work == "log probabilities":
+            log_probabilities(hidden, weight, targets).sum().backward()
+        else:
+            scores(hidden, weight, targets)
+    assert seen.entries <= limit * vocabulary
+    assert seen.wide <= (2**20 if dtype == torch.bfloat16 else limit * vocabulary)  # in bfloat16 not even a whole chunk
+
+
+@pytest.mark.parametrize("vocabulary", [6_400, 65_536, 151_936, 2_000_000])
+def test_a_chunk_is_bounded_in_bytes_and_keeps_products_efficient(vocabulary: int) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        rows = chunk_rows(vocabulary, dtype, torch.device("cpu"))
+        assert rows == 16 or rows * vocabulary * dtype.itemsize <= 2**27
+        assert rows >= 192 or vocabulary > 200_000
+        assert rows <= CHUNK
+
+
+@pytest.mark.parametrize("rows", [8, CHUNK + 40])
+def test_the_gradient_of_the_head_is_scaled_where_it_is_and_handed_over(rows: int) -> None:
+    """One gradient [V, D] from the forward pass to .grad: no copy."""
+    hidden, weight, targets, weights = _inputs(rows)
+    loss = cross_entropy(hidden, weight, targets, weights)
+    held = loss.grad_fn.saved_tensors[1]  # type: ignore[union-attr]
+    place = held.data_ptr()
+    del held
+    (loss / 3).backward()
+    assert weight.grad is not None and weight.grad.data_ptr() == place
+
+
+def test_a_second_backward_pass_is_refused_and_not_wrong() -> None:
+    hidden, weight, targets, weights = _inputs(20)
+    loss = cross_entropy(hidden, weight, targets, weights)
+    (loss / 3).backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_what_is_frozen_gets_no_gradient_and_changes_no_other(frozen: str) -> None:
+    hidden, weight, targets, weights = _inputs(90)
+    moving = weight if frozen == "hidden" else hidden
+    (hidden if frozen == "hidden" else weight).requires_grad_(False)
+    loss = cross_entropy(hidden, weight, targets, weights, 0.1)
+    assert sum(made is not None for made in loss.grad_fn.saved_tensors) == 1  # type: ignore[union-attr]
+    _assert_equal(loss, _plain(hidden, weight, targets, weights, 0.1), (moving,))
+    logps = log_probabilities(hidden, weight, targets).sum()
+    plain = (hidden @ weight.t()).log_softmax(-1).gather(-1, targets[:, None]).sum()
+    _assert_equal(logps, plain, (moving,))
+
+
+def test_micro_batches_add_up_in_the_gradient() -> None:
+    hidden, weight, targets, weights = _inputs(300)
+    for part in (slice(0, 100), slice(100, 300)):
+        (cross_entropy(hidden[part], weight, targets[part], weights[part]) / 7).backward()
+    expected = torch.autograd.grad(_plain(hidden, weight, targets, weights, 0.0) / 7, (hidden, weight))
+    torch.testing.assert_close((hidden.grad, weight.grad), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -129,10 +241,36 @@ def test_log_probabilities_equal_the_plain_ones_under_any_upstream_gradient(rows
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-def test_log_probabilities_of_a_chunk_say_where_the_target_is_the_likeliest_token() -> None:
+def test_log_probabilities_and_scores_of_chosen_rows_are_those_of_the_rows() -> None:
+    hidden, weight, targets, _ = _inputs(CHUNK + 90)
+    rows = torch.randperm(len(hidden), generator=torch.Generator().manual_seed(1))[: CHUNK + 20]
+    got, expected = log_probabilities(hidden, weight, targets[rows], rows), log_probabilities(hidden, weight, targets)[rows]
+    _assert_equal(got.sum(), expected.sum(), (hidden, weight))
+    torch.testing.assert_close(got, expected)
+    logps, correct = scores(hidden, weight, targets[rows], rows)
+    assert torch.equal(logps, got.detach()) and torch.equal(correct, scores(hidden, weight, targets)[1][rows])
+
+
+def test_scores_say_where_the_target_is_the_likeliest_token() -> None:
     hidden, weight, targets, _ = _inputs(64)
     logits = (hidden @ weight.t()).detach()
     targets[:10] = logits[:10].argmax(-1)
-    logps, correct = log_probabilities_chunk(hidden.detach(), weight.detach(), targets)
+    logps, correct = scores(hidden, weight, targets)
+    assert not logps.requires_grad
     torch.testing.assert_close(logps, logits.log_softmax(-1)[torch.arange(64), targets])
     assert torch.equal(correct, logits.argmax(-1) == targets) and correct[:10].all() and not correct.all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_gpu_computes_what_the_cpu_computes(dtype: torch.dtype) -> None:
+    results = []
+    for device in ("cpu", "cuda"):
+        hidden, weight, targets, weights = (t.detach().to(device) for t in _inputs(900))
+        hidden, weight = hidden.to(dtype).requires_grad_(), weight.requires_grad_()
+        loss = cross_entropy(hidden, weight, targets, weights, 0.1)
+        logps = log_probabilities(hidden, weight, targets)
+        grads = torch.autograd.grad(loss, (hidden, weight)) + torch.autograd.grad(logps.sum(), (hidden, weight))
+        results.append([t.detach().float().cpu() for t in (loss, logps, scores(hidden, weight, targets)[0], *grads)])
+    for a, b in zip(*results, strict=True):
+        assert torch.linalg.vector_norm(a - b) <= (1e-5 if dtype == torch.float32 else 0.01) * torch.linalg.vector_norm(a)

@@ -69,10 +69,11 @@ def test_numbers_are_numbers_however_they_are_written(tmp_path: Path, text: str)
 def test_naming_one_key_of_the_optimizer_keeps_the_defaults_of_its_kind() -> None:
     stages = {name: {**DATA, "optimizer": {"clip": 0.5}} for name in STAGES}
     recipe = recipe_from_dict({"stages": stages})
-    assert [stage.optimizer.lr for stage in recipe.stages.values()] == [5e-4, 2e-5, 5e-6]
-    assert [stage.optimizer.weight_decay for stage in recipe.stages.values()] == [0.1, 0.01, 0.01]
+    assert [stage.optimizer.name for stage in recipe.stages.values()] == ["muon", "adamw", "adamw"]
+    assert [stage.optimizer.lr for stage in recipe.stages.values()] == ["auto", 2e-5, 5e-6]
+    assert [stage.optimizer.weight_decay for stage in recipe.stages.values()] == ["auto", 0.01, 0.01]
     plain = recipe_from_dict({"stages": STAGES})
-    assert [stage.optimizer.lr for stage in plain.stages.values()] == [5e-4, 2e-5, 5e-6]
+    assert [stage.optimizer.lr for stage in plain.stages.values()] == ["auto", 2e-5, 5e-6]
 
 
 def test_a_source_may_be_a_path_a_mapping_or_a_list() -> None:

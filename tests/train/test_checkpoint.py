@@ -12,8 +12,8 @@ from fledge.train.checkpoint import TrainState, newest_checkpoint, point, prune,
 
 def save(folder: Path, step: int) -> Path:
     def model(path: Path) -> None:
-        path.mkdir()
-        (path / "weights").write_bytes(bytes(range(256)) * 40)
+        (path / "model").mkdir()
+        (path / "model" / "weights").write_bytes(bytes(range(256)) * 40)
 
     folder.mkdir(exist_ok=True)
     return save_checkpoint(folder, TrainState(step=step), model, {"p.step": torch.tensor(float(step))})[0]
@@ -52,7 +52,6 @@ def test_a_save_that_fails_leaves_the_one_before_untouched(tmp_path: Path) -> No
     good = save(tmp_path / "c", 1)
 
     def full_disk(path: Path) -> None:
-        path.mkdir()
         (path / "half").write_bytes(b"x")
         raise OSError(28, "No space left on device")
 

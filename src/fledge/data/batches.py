@@ -1,6 +1,6 @@
 """Batches: a pure function of (seed, position in the run), so that a resumed run reads the same rows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -23,7 +23,8 @@ class Batch:
 
     `targets[b, t]` is the token after `tokens[b, t]` in the same sequence and `weights` its weight in the loss;
     `positions` restart at 0 with each piece; `documents` number the pieces of a row from 1, padding is 0;
-    `sequences` number the sequences of the batch from 0, padding is `count`.
+    `sequences` number the sequences of the batch from 0, padding is `count`. `by_source` counts the tokens of each source,
+    where sources are known.
     """
 
     tokens: "Tensor"
@@ -34,11 +35,21 @@ class Batch:
     sequences: "Tensor"
     count: int
     examples: tuple[int, ...]  # index of each example, in the order of its sequences
+    by_source: tuple[int, ...] = ()
+
+    def _with(self, change: "Callable[[Tensor], Tensor]") -> "Batch":
+        tensors = (self.tokens, self.targets, self.weights, self.positions, self.documents, self.sequences)
+        return Batch(*map(change, tensors), count=self.count, examples=self.examples, by_source=self.by_source)
 
     def to(self, device: "torch.device") -> "Batch":
-        """The batch on a device."""
-        tensors = (self.tokens, self.targets, self.weights, self.positions, self.documents, self.sequences)
-        return Batch(*(tensor.to(device) for tensor in tensors), count=self.count, examples=self.examples)
+        """The batch on a device; pinned tensors travel while the host goes on."""
+        if self.tokens.device.type == device.type:
+            return self
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        """The batch in page-locked memory, from which copies to a GPU need no waiting."""
+        return self._with(lambda tensor: tensor.pin_memory())
 
     @cached_property
     def weight(self) -> float:
@@ -66,10 +77,17 @@ class PackedData:
     """
 
     def __init__(
-        self, examples: Examples, row_length: int, pad: int, seed: int, split: bool, mixture: Mixture | None = None
+        self,
+        examples: Examples,
+        row_length: int,
+        pad: int,
+        seed: int,
+        split: bool,
+        mixture: Mixture | None = None,
+        sources: tuple[str, ...] = (),
     ) -> None:
         self.examples, self.row_length, self.pad, self.seed, self.split = examples, row_length, pad, seed, split
-        self.mixture = mixture
+        self.mixture, self.sources = mixture, sources
         self._epochs: dict[int, tuple[Rows, np.ndarray]] = {}
         self._counts: list[int] = []
 
@@ -210,7 +228,7 @@ class PackedData:
         weights, positions = np.zeros(shape, np.float32), np.zeros(shape, np.int64)
         documents, sequences = np.zeros(shape, np.int64), np.full(shape, -1, np.int64)
         members: list[int] = []
-        data = self.examples
+        data, by_source = self.examples, np.zeros(len(self.sources), np.int64)
         for b, place in enumerate(chosen):
             if place is None:
                 continue
@@ -227,8 +245,10 @@ class PackedData:
                 documents[b, t : t + n] = number
                 sequences[b, t : t + n] = len(members)
                 members.append(int(rows.sequence[slot]))
+                if self.sources and data.source is not None:
+                    by_source[data.source[members[-1] // data.per_example]] += n
                 t += n
         sequences[sequences < 0] = len(members)
         made = (torch.from_numpy(a) for a in (tokens, targets, weights, positions, documents, sequences))
-        per = data.per_example
-        return Batch(*made, count=len(members), examples=tuple(m // per for m in members[::per]))
+        per, counts = data.per_example, tuple(int(count) for count in by_source)
+        return Batch(*made, count=len(members), examples=tuple(m // per for m in members[::per]), by_source=counts)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
 from fledge.model.generate import Generated, Sampling, generate
 from fledge.recipe.schema import SamplesConfig
@@ -42,8 +43,21 @@ def sample(model: Decoder, tokenizer: Tokenizer, config: SamplesConfig, kind: st
     if kind == "pretrain":
         pairs = [(text, tokenizer.encode_beginning(text)) for text in config.texts]
         pairs = [(text, prompt) for text, prompt in pairs if prompt]
+        _refuse_long([prompt for _, prompt in pairs], model, "samples.texts")
         made = generate(model, [prompt for _, prompt in pairs], tokenizer.stop_ids, tokenizer.pad, sampling)
         return [Sample(text, *_text(tokenizer, one)) for (text, _), one in zip(pairs, made, strict=True)]
     conversations = [[Message("user", prompt)] for prompt in config.prompts]
+    _refuse_long([tokenizer.encode_prompt(one) for one in conversations], model, "samples.prompts")
     answers = answer_conversations(model, tokenizer, conversations, sampling)
     return [Sample(prompt, *answer) for prompt, answer in zip(config.prompts, answers, strict=True)]
+
+
+def _refuse_long(prompts: Sequence[Sequence[int]], model: Decoder, where: str) -> None:
+    room = model.config.max_position_embeddings
+    for number, prompt in enumerate(prompts, 1):
+        if len(prompt) >= room:
+            raise FledgeError(
+                f"number {number} has {len(prompt):,} tokens, the model has {room:,} positions: no room for an answer",
+                where=where,
+                hint="shorten it or take it out",
+            )

@@ -1,5 +1,6 @@
 """The way of one row: read, recognised, cleaned, kept or dropped, cut, made tokens, packed."""
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from fledge.errors import FledgeError
 from fledge.look.places import FoundRow, find_rows, notes_of, parse_place
 from fledge.look.show import examples_of, legend, print_row
 from fledge.look.target import Builds, Opened, open_build
+from fledge.train.length import extent
 
 SHOWN = 200  # characters of what a row holds
 
@@ -154,8 +156,16 @@ def _side(opened: Opened, found: FoundRow) -> str:
     return "training" if found.item is not None and keep[found.item] == TRAIN else "validation"
 
 
+def _step_of(opened: Opened, place: int) -> int:
+    """The update, counted from 1, that reads a place of the stream of rows."""
+    stage, train = opened.plan.stage, opened.data.train
+    if stage.batch.warmup is None:
+        return place // stage.batch.window(train.row_length) + 1
+    reach = extent(stage.length, stage.batch, train.rows_in, train.row_length)
+    return bisect_right(range(reach.steps), place, key=reach.first_row)
+
+
 def _packed(opened: Opened, found: FoundRow, data: PackedData) -> tuple[Packing, ...]:
-    batch = opened.plan.stage.batch
     rows, order = data.epoch(0)
     places = np.arange(len(order))
     if data is opened.data.train:  # validation is read in the order of its rows
@@ -167,7 +177,7 @@ def _packed(opened: Opened, found: FoundRow, data: PackedData) -> tuple[Packing,
         within = np.unique(places[np.searchsorted(rows.offsets, slots, side="right") - 1]).tolist()
         size = int(np.diff(data.examples.offsets)[sequences].sum())
         supervised = int(data.examples.supervised[sequences].sum())
-        steps = sorted({place // (batch.micro * batch.accumulation) + 1 for place in within})
+        steps = sorted({_step_of(opened, place) for place in within})
         made.append(Packing(example, size, supervised, tuple(within), tuple(steps)))
     return tuple(made)
 

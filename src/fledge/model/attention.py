@@ -5,12 +5,14 @@ positions before it *in its own document*. They differ in speed only; the tests 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 QUERY_BLOCK = 128  # rows of queries scored at a time: half the causal square is never computed
+MOST_BLOCKS = 8  # of a row: longer rows have longer blocks, or compiling them would take minutes
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
@@ -26,28 +28,74 @@ def visible(documents: Tensor | None, start: int, stop: int, device: torch.devic
     return (causal & same)[:, None]
 
 
+class _Blocked(torch.autograd.Function):
+    """Attention over blocks of queries whose backward pass makes the scores again (Dao 2023, algorithms 1 and 2) instead of
+    keeping them: what is kept grows with T, not with T²."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
+        outputs, norms = [], []
+        for start, stop in _blocks(q.shape[2]):
+            scores = _scores(_grouped(q, k, start, stop), k, documents, start, stop)
+            norm = scores.logsumexp(-1, keepdim=True)
+            weights = (scores - norm).exp().to(v.dtype)
+            outputs.append((weights.flatten(2, 3) @ v[:, :, :stop]).view_as(q[:, :, start:stop]))
+            norms.append(norm.view(*q.shape[:2], stop - start))
+        out = torch.cat(outputs, dim=2)
+        ctx.save_for_backward(q, k, v, documents, out, torch.cat(norms, dim=2))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, documents, out, norms = ctx.saved_tensors
+        (upstream,) = gradients
+        scale = q.shape[-1] ** -0.5
+        shared = (upstream.float() * out.float()).sum(-1)  # Σ_j p_ij · dp_ij of each query
+        by_q, by_k, by_v = [], torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
+        for start, stop in _blocks(q.shape[2]):
+            queries, arriving = _grouped(q, k, start, stop), _grouped(upstream, k, start, stop)
+            # Keys × queries: a compiler that found the scores of the forward pass here would keep them.
+            turned = (*k.shape[:2], stop, q.shape[1] // k.shape[1], stop - start)
+            scores = (k[:, :, :stop] @ queries.transpose(-1, -2)).view(turned).float() * scale
+            mask = visible(documents, start, stop, k.device).transpose(-1, -2).unsqueeze(-2)
+            scores = scores.masked_fill(~mask, float("-inf"))
+            columns = (*turned[:2], 1, *turned[3:])
+            weights = (scores - norms[:, :, start:stop].reshape(columns)).exp()
+            by_weights = (v[:, :, :stop] @ arriving.transpose(-1, -2)).view(turned).float()
+            by_scores = weights * (by_weights - shared[:, :, start:stop].reshape(columns)) * scale
+            by_scores, weights = by_scores.to(q.dtype).flatten(-2), weights.to(v.dtype).flatten(-2)
+            by_q.append((by_scores.transpose(-1, -2) @ k[:, :, :stop]).view_as(q[:, :, start:stop]))
+            by_k[:, :, :stop] += by_scores @ queries
+            by_v[:, :, :stop] += weights @ arriving
+        return torch.cat(by_q, dim=2), by_k.to(k.dtype), by_v.to(v.dtype), None
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    """The queries of a row, a block at a time: (start, stop)."""
+    size = max(QUERY_BLOCK, -(-length // MOST_BLOCKS // QUERY_BLOCK) * QUERY_BLOCK)
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _grouped(x: Tensor, k: Tensor, start: int, stop: int) -> Tensor:
+    """Rows [start, stop) of x [B, H, T, d] with the heads that share a key side by side: [B, K, group·rows, d]."""
+    return x[:, :, start:stop].reshape(x.shape[0], k.shape[1], -1, x.shape[-1])
+
+
+def _scores(queries: Tensor, k: Tensor, documents: Tensor | None, start: int, stop: int) -> Tensor:
+    """Scaled scores [B, K, group, rows, stop] in float32, −∞ where a query may not see a key."""
+    shape = (*k.shape[:2], queries.shape[2] // (stop - start), stop - start, stop)
+    scores = (queries @ k[:, :, :stop].transpose(-1, -2)).view(shape).float() * queries.shape[-1] ** -0.5
+    mask = visible(documents, start, stop, k.device)
+    return scores.masked_fill(~(mask if mask.dim() == 2 else mask[:, :, None]), float("-inf"))
+
+
 def blocked(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
     """Plain matrix products over blocks of queries; grouped heads share one product instead of copied keys.
 
     q [B, H, T, d], k and v [B, K, T, d], documents [B, T] or None -> [B, H, T, d].
     On a CPU the backward pass of these products is faster than that of the fused kernel.
     """
-    B, H, T, d = q.shape
-    K = k.shape[1]
-    group = H // K
-    scale = d**-0.5
-    out = []
-    for start in range(0, T, QUERY_BLOCK):
-        stop = min(start + QUERY_BLOCK, T)
-        rows = stop - start
-        queries = q[:, :, start:stop].reshape(B, K, group * rows, d)
-        scores = (queries @ k[:, :, :stop].transpose(-1, -2)).view(B, K, group, rows, stop)
-        mask = visible(documents, start, stop, q.device)
-        mask = mask if mask.dim() == 2 else mask[:, :, None]
-        scores = (scores.float() * scale).masked_fill(~mask, float("-inf"))
-        weights = scores.softmax(dim=-1).to(v.dtype).view(B, K, group * rows, stop)
-        out.append((weights @ v[:, :, :stop]).view(B, H, rows, d))
-    return torch.cat(out, dim=2)
+    return _Blocked.apply(q, k, v, documents)  # type: ignore[return-value]
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:

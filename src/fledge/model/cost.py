@@ -24,7 +24,7 @@ def parameters(config: ModelConfig, vocab_size: int) -> Parameters:
     if config.moe is None:
         all_experts = active_experts = expert
     else:
-        router = width * config.moe.experts
+        router = width * (config.moe.experts + (1 if config.moe.shared_experts else 0))  # and the shared experts' sigmoid
         all_experts = router + expert * (config.moe.experts + config.moe.shared_experts)
         active_experts = router + expert * (config.moe.top_k + config.moe.shared_experts)
     embedding = vocab_size * width
@@ -38,8 +38,120 @@ def parameters(config: ModelConfig, vocab_size: int) -> Parameters:
     )
 
 
+STATE_BYTES = {"adamw": 8.0, "muon": 4.0, "adamw8bit": 2.03}  # of optimizer state for a parameter that it holds
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a decoder of these sizes costs: in parameters, in floating-point operations, in memory.
+
+    A multiply-add is two operations. Only matrix products are counted: everything else is less than a hundredth of them.
+    """
+
+    config: ModelConfig
+    vocab_size: int
+
+    def parameters(self) -> Parameters:
+        """Counts by what they are for."""
+        return parameters(self.config, self.vocab_size)
+
+    def scaling_parameters(self) -> int:
+        """The N of scaling laws: active parameters without embedding and head (Kaplan et al. 2020, §2.1)."""
+        tables = self.vocab_size * self.config.hidden_size * (1 if self.config.tie_word_embeddings else 2)
+        return self.parameters().active - tables
+
+    # -- operations -------------------------------------------------------------------------------------------------
+
+    def head_flops(self) -> float:
+        """Of one token's logits: 2·width·vocabulary."""
+        return 2.0 * self.config.hidden_size * self.vocab_size
+
+    def body_flops(self, context: int) -> float:
+        """Of one token's way through the blocks: 2 for each parameter that multiplies, and for attention 4·width for each of
+        the positions it sees, on average half the context (Chowdhery et al. 2022, appendix B)."""
+        config = self.config
+        matrices = self.parameters().multiplying - config.hidden_size * self.vocab_size
+        return 2.0 * matrices + 4.0 * config.num_hidden_layers * config.hidden_size * context / 2
+
+    def forward_flops(self, context: int) -> float:
+        """Of one token's forward pass."""
+        return self.body_flops(context) + self.head_flops()
+
+    def training_body_flops(self, context: int, recomputed: float = 0.0) -> float:
+        """Forward once, backward twice as much (gradients of inputs and of weights), and again the share of blocks that
+        checkpointing computes a second time: 3 to 4 times the forward pass."""
+        return (3 + recomputed) * self.body_flops(context)
+
+    def training_head_flops(self) -> float:
+        """The head of one supervised token: logits, and gradients of hidden states and of the matrix."""
+        return 3 * self.head_flops()
+
+    def training_flops(self, context: int, recomputed: float = 0.0) -> float:
+        """Of one token that is supervised: 6·N and attention, without recomputation."""
+        return self.training_body_flops(context, recomputed) + self.training_head_flops()
+
+    # -- memory -----------------------------------------------------------------------------------------------------
+
+    def kv_bytes(self, tokens: int, size: int = 2) -> int:
+        """Of the keys and values of so many tokens, at `size` bytes a number."""
+        config = self.config
+        head = config.hidden_size // config.num_attention_heads
+        return 2 * config.num_hidden_layers * config.num_key_value_heads * head * size * tokens
+
+    def state_bytes(self, optimizer: str) -> float:
+        """What stays: float32 weights, their gradients, and the optimizer's state (Muon: momentum for the matrices of the
+        blocks, AdamW's two moments for the rest)."""
+        total = self.parameters().total
+        if optimizer != "muon":
+            return (8 + STATE_BYTES[optimizer]) * total
+        tables = self.vocab_size * self.config.hidden_size * (1 if self.config.tie_word_embeddings else 2)
+        return 8 * total + STATE_BYTES["muon"] * (total - tables) + STATE_BYTES["adamw"] * tables
+
+    def block_bytes(self, size: int, compiled: bool) -> float:
+        """What one token leaves in one block for the backward pass, at `size` bytes a number.
+
+        Compiled: the inputs of the seven products and of the two norms, q, k, v and the output of attention, gate, up and
+        their product. Plain code also keeps float32 copies inside the norms, and silu(gate).
+        """
+        config, moe = self.config, self.config.moe
+        width, head = config.hidden_size, config.hidden_size // config.num_attention_heads
+        keys = config.num_key_value_heads * head
+        inner = (3 if compiled else 4) * config.intermediate_size
+        if moe is not None:
+            inner = moe.top_k * (inner + 2 * width) + moe.shared_experts * inner
+        streams = 4 if compiled else 3
+        kept = size * (streams * width + 2 * width + 2 * keys + inner)
+        norms = 0 if compiled else 16 * width
+        if config.qk_norm:
+            norms += (size if compiled else 8) * (width + keys)
+        router = 0 if moe is None else 16 * moe.experts
+        return kept + norms + router + 4 * (2 + config.num_attention_heads)
+
+    def activation_bytes(self, tokens: int, size: int, compiled: bool, every: int = 0) -> float:
+        """What a micro-batch of so many tokens keeps between forward and backward pass. With `every` n, each n-th block
+        keeps its input alone, and one such block at a time is computed again."""
+        config = self.config
+        layers = config.num_hidden_layers
+        again = len(checkpointed(layers, every))
+        cast = 0.0
+        if size < 4:  # the weights in the dtype of the products
+            cast = size * (self.parameters().total / layers - self.vocab_size * config.hidden_size / layers)
+        block = tokens * self.block_bytes(size, compiled) + cast
+        inputs = tokens * config.hidden_size * size
+        head = tokens * config.hidden_size * size * 2
+        return (layers - again) * block + again * inputs + (block if again else 0) + head
+
+    def peak_bytes(self, tokens: int, size: int, compiled: bool, optimizer: str, every: int = 0) -> float:
+        """State and activations of a training step, without the program itself."""
+        head_gradient = 4 * self.vocab_size * self.config.hidden_size
+        return self.state_bytes(optimizer) + self.activation_bytes(tokens, size, compiled, every) + head_gradient
+
+
+def checkpointed(layers: int, every: int) -> list[int]:
+    """Blocks that are computed again in the backward pass: every n-th; 0 is none, 1 all."""
+    return [] if every == 0 else list(range(every - 1, layers, every))
+
+
 def training_flops_per_token(config: ModelConfig, vocab_size: int, context: int) -> float:
-    """6·N for the matrices (forward 2, backward 4) plus causal attention's 12·layers·width·context·½
-    (Kaplan et al. 2020, §2.1; Chowdhery et al. 2022, appendix B)."""
-    attention = 12 * config.num_hidden_layers * config.hidden_size * context / 2
-    return 6 * parameters(config, vocab_size).multiplying + attention
+    """`Cost.training_flops` of these sizes: 6·N for the matrices plus causal attention's 12·layers·width·context·½."""
+    return Cost(config, vocab_size).training_flops(context)

@@ -8,34 +8,18 @@ Parameters are float32; `compute_dtype` is what activations and matrix products 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from fledge.errors import FledgeError
 from fledge.model.attention import BACKENDS
+from fledge.model.cost import checkpointed
+from fledge.model.cuda_attention import backend as attention_backend
+from fledge.model.cuda_attention import prepared
+from fledge.model.experts import Experts, Routing
 from fledge.recipe.schema import ModelConfig
-
-
-@dataclass
-class Cache:
-    """Keys and values of tokens already read: per layer [B, K, capacity, d]; `length` positions are filled.
-
-    `valid` [B, capacity] says which of them a row may see (padding on the left is not).
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    valid: Tensor
-    length: int = 0
-
-    def keep(self, rows: Tensor) -> None:
-        """Only these rows go on."""
-        self.keys = [k[rows] for k in self.keys]
-        self.values = [v[rows] for v in self.values]
-        self.valid = self.valid[rows]
 
 
 @contextmanager
@@ -106,34 +90,27 @@ class Attention(nn.Module):
         mixed = self.backend(q, k, v, documents)
         return linear(mixed.transpose(1, 2).reshape(B, T, width), self.o_proj.weight)
 
-    def extend(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, layer: int) -> Tensor:
-        """Attend from new tokens to the cache and to themselves, writing their keys and values into it."""
-        B, T, width = x.shape
-        q, k, v = self.project(x, cos, sin)
-        start, stop = cache.length, cache.length + T
-        keys, values = cache.keys[layer], cache.values[layer]
-        keys[:, :, start:stop], values[:, :, start:stop] = k, v
-        causal = torch.ones(T, stop, dtype=torch.bool, device=x.device).tril(start)
-        mask = causal & cache.valid[:, None, None, :stop]
-        mask = mask | torch.eye(T, stop, dtype=torch.bool, device=x.device).roll(start, 1)  # padding sees itself: no NaN
-        mixed = F.scaled_dot_product_attention(
-            q, keys[:, :, :stop], values[:, :, :stop], attn_mask=mask, enable_gqa=self.heads != self.kv_heads
-        )
-        return linear(mixed.transpose(1, 2).reshape(B, T, width), self.o_proj.weight)
-
 
 class FeedForward(nn.Module):
     """SwiGLU: down(silu(gate(x)) · up(x))."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, width: int, size: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(width, size, bias=False)
+        self.up_proj = nn.Linear(width, size, bias=False)
+        self.down_proj = nn.Linear(size, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         gated = F.silu(linear(x, self.gate_proj.weight)) * linear(x, self.up_proj.weight)
         return linear(gated, self.down_proj.weight)
+
+
+def feed_forward(config: ModelConfig) -> FeedForward | Experts:
+    """A block's feed-forward part: one network, or a mixture of them."""
+    width, size, moe = config.hidden_size, config.intermediate_size, config.moe
+    if moe is None:
+        return FeedForward(width, size)
+    return Experts(config, moe, FeedForward(width, moe.shared_experts * size) if moe.shared_experts else None)
 
 
 class Block(nn.Module):
@@ -144,30 +121,22 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = FeedForward(config)
+        self.mlp = feed_forward(config)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, documents: Tensor | None, real: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Hidden states [B, T, D], and of a mixture how it routed the tokens that are `real` [B, T] (`Experts.mix`)."""
         x = x + self._drop(self.self_attn(self.input_layernorm(x), cos, sin, documents))
-        return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
-
-    def extend(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, layer: int) -> Tensor:
-        """The same with a cache; generation never drops."""
-        x = x + self.self_attn.extend(self.input_layernorm(x), cos, sin, cache, layer)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        wide = self.post_attention_layernorm(x)
+        if not isinstance(self.mlp, Experts):
+            return x + self._drop(self.mlp(wide)), None
+        mixed, statistics = self.mlp.mix(wide, real)
+        return x + self._drop(mixed), statistics
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
-
-
-def refuse_unsupported(config: ModelConfig) -> None:
-    """FledgeError for what the schema knows and the decoder does not build yet."""
-    if config.moe is not None:
-        raise FledgeError(
-            "this version plans mixtures of experts (--dry-run) but cannot train them yet",
-            where="model.moe",
-            hint="set model.moe to null for the dense model of the same width",
-        )
 
 
 class Decoder(nn.Module):
@@ -175,9 +144,10 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
-        refuse_unsupported(config)
         self.config, self.vocab_size = config, vocab_size
         self.compute_dtype = torch.float32
+        self.attention = "sdpa"
+        self.recompute_every = 0  # each n-th block is computed again in the backward pass instead of kept (Chen et al. 2016)
         self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -194,7 +164,7 @@ class Decoder(nn.Module):
         residual = std / math.sqrt(2 * self.config.num_hidden_layers)
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
-                writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+                writes = name.removesuffix(".weight").endswith(("o_proj", "down_proj"))
                 nn.init.normal_(parameter, 0.0, residual if writes else std, generator=generator)
 
     @property
@@ -203,9 +173,10 @@ class Decoder(nn.Module):
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
     def use_attention(self, backend: str) -> None:
-        """Choose the attention backend of every layer (a key of `attention.BACKENDS`)."""
+        """Choose the attention backend of every layer (a key of `attention.BACKENDS` or `cuda_attention.ON_CUDA`)."""
+        self.attention = backend
         for block in self.blocks():
-            block.self_attn.backend = BACKENDS[backend]
+            block.self_attn.backend = attention_backend(backend)
 
     def blocks(self) -> list[Block]:
         """The layers, typed."""
@@ -220,33 +191,34 @@ class Decoder(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
         """Hidden states [B, T, D] of tokens [B, T]. Without positions they count from 0; without documents a row is
         one document."""
+        return self.states(tokens, positions, documents)[0]
+
+    def states(
+        self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None
+    ) -> tuple[Tensor, Routing | None]:
+        """Hidden states as `forward` gives them, and how a mixture of experts routed; documents of 0 are padding."""
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         cos, sin = self.angles(positions)
+        seen = prepared(self.attention, documents, *tokens.shape, tokens.device)
         x = self.embed_tokens(tokens).to(self.compute_dtype)
-        for block in self.layers:
-            x = block(x, cos, sin, documents)
-        return self.norm(x)
+        real = None if documents is None or self.config.moe is None else documents > 0
+        statistics, again = [], self._recomputed()
+        for number, block in enumerate(self.layers):
+            if number in again:
+                x, routed = checkpoint(block.__call__, x, cos, sin, seen, real, use_reentrant=False)
+            else:
+                x, routed = block(x, cos, sin, seen, real)
+            if routed is not None:
+                statistics.append(routed)
+        return self.norm(x), Routing.of_layers(statistics) if statistics else None
+
+    def _recomputed(self) -> frozenset[int]:
+        """Blocks to compute again in the backward pass: none where there is none."""
+        if not (self.training and torch.is_grad_enabled()):
+            return frozenset()
+        return frozenset(checkpointed(len(self.layers), self.recompute_every))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] in float32."""
         return linear(hidden, self.head_weight).float()
-
-    def empty_cache(self, rows: int, capacity: int) -> Cache:
-        """Room for `capacity` tokens in each of `rows` sequences."""
-        attention = self.blocks()[0].self_attn
-        shape = (rows, attention.kv_heads, capacity, attention.head_size)
-        device = self.embed_tokens.weight.device
-        fresh = [torch.zeros(shape, dtype=self.compute_dtype, device=device) for _ in range(2 * len(self.layers))]
-        valid = torch.zeros(rows, capacity, dtype=torch.bool, device=device)
-        return Cache(fresh[: len(self.layers)], fresh[len(self.layers) :], valid)
-
-    def extend(self, tokens: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-        """Hidden states [B, T, D] of new tokens [B, T] after those in the cache. `cache.valid` must already say
-        which of the new places are real."""
-        cos, sin = self.angles(positions)
-        x = self.embed_tokens(tokens).to(self.compute_dtype)
-        for layer, block in enumerate(self.blocks()):
-            x = block.extend(x, cos, sin, cache, layer)
-        cache.length += tokens.shape[1]
-        return self.norm(x)

@@ -1,6 +1,12 @@
-"""Model directories in the Hugging Face layout: what fledge writes loads in transformers, and the reverse."""
+"""Model directories in the Hugging Face layout: what fledge writes loads in transformers, and the reverse.
+
+A mixture of experts without shared ones is a Qwen3-MoE, with shared ones a Qwen2-MoE: of the architectures that
+transformers has, these compute what `experts.py` does. In the files each expert has its own three matrices.
+"""
 
 import json
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +14,40 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
-from fledge.recipe.schema import ModelConfig
+from fledge.recipe.schema import ModelConfig, MoeConfig
 
-ARCHITECTURES = {"LlamaForCausalLM": False, "Qwen3ForCausalLM": True}  # name -> has QK-norm
+
+@dataclass(frozen=True)
+class Architecture:
+    """What an architecture of transformers has beyond a plain decoder."""
+
+    model_type: str
+    qk_norm: bool = False
+    experts: bool = False
+    shared: bool = False
+
+
+ARCHITECTURES = {
+    "LlamaForCausalLM": Architecture("llama"),
+    "Qwen3ForCausalLM": Architecture("qwen3", qk_norm=True),
+    "Qwen3MoeForCausalLM": Architecture("qwen3_moe", qk_norm=True, experts=True),
+    "Qwen2MoeForCausalLM": Architecture("qwen2_moe", experts=True, shared=True),
+}
+STACKED = re.compile(r"(.*\.mlp\.experts)\.(gate_proj|up_proj|down_proj)")
 
 
 def hf_config(model: Decoder, bos: int | None, eos: list[int], pad: int) -> dict[str, Any]:
-    """config.json: a Llama, or a Qwen3 where there is QK-norm. RoPE is written in the old and the new place, because
+    """config.json of the architecture that has the model's parts. RoPE is written in the old and the new place, because
     older readers take a default where they find only the new one."""
     config = model.config
-    qwen = config.qk_norm
+    name, architecture = _architecture(config)
     return {
-        "architectures": ["Qwen3ForCausalLM" if qwen else "LlamaForCausalLM"],
-        "model_type": "qwen3" if qwen else "llama",
+        "architectures": [name],
+        "model_type": architecture.model_type,
         "vocab_size": model.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -45,8 +69,43 @@ def hf_config(model: Decoder, bos: int | None, eos: list[int], pad: int) -> dict
         "pad_token_id": pad,
         "torch_dtype": "float32",
         "dtype": "float32",
-        "fledge": {"dropout": config.dropout},
+        **({} if config.moe is None else _mixture_keys(config, config.moe)),
+        "fledge": _own_keys(config),
     }
+
+
+def _architecture(config: ModelConfig) -> tuple[str, Architecture]:
+    shared = config.moe is not None and config.moe.shared_experts > 0
+    wanted = (config.qk_norm, config.moe is not None, shared)
+    for name, architecture in ARCHITECTURES.items():
+        if (architecture.qk_norm, architecture.experts, architecture.shared) == wanted:
+            return name, architecture
+    raise AssertionError(f"the schema lets no such model pass: {config}")
+
+
+def _mixture_keys(config: ModelConfig, moe: MoeConfig) -> dict[str, Any]:
+    keys: dict[str, Any] = {
+        "num_experts": moe.experts,
+        "num_experts_per_tok": moe.top_k,
+        "moe_intermediate_size": config.intermediate_size,
+        "norm_topk_prob": moe.normalise_top_k,
+        "router_aux_loss_coef": moe.balance_weight,
+        "output_router_logits": False,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "use_sliding_window": False,
+    }
+    if moe.shared_experts:
+        keys |= {"shared_expert_intermediate_size": moe.shared_experts * config.intermediate_size, "qkv_bias": False}
+    return keys
+
+
+def _own_keys(config: ModelConfig) -> dict[str, Any]:
+    """What training needs and the architectures have no name for."""
+    own: dict[str, Any] = {"dropout": config.dropout}
+    if config.moe is not None:
+        own["moe"] = config.moe.model_dump(include={"balance", "z_weight", "bias_rate"})
+    return own
 
 
 def save_model(model: Decoder, folder: Path, *, bos: int | None, eos: list[int], pad: int) -> None:
@@ -56,12 +115,21 @@ def save_model(model: Decoder, folder: Path, *, bos: int | None, eos: list[int],
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     generation = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=1), encoding="utf-8")
-    tensors = {_file_name(name): tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.contiguous() for name, tensor in _as_files(model).items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _file_name(name: str) -> str:
-    return name if name.startswith("lm_head.") else f"model.{name}"
+def _as_files(model: Decoder) -> dict[str, Tensor]:
+    """The model's tensors under the names of the files; matrices of experts are slices of their stack."""
+    named: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        full = name if name.startswith("lm_head.") else f"model.{name}"
+        if stack := STACKED.fullmatch(full):
+            for expert, matrix in enumerate(tensor):
+                named[f"{stack[1]}.{expert}.{stack[2]}.weight"] = matrix
+        else:
+            named[full] = tensor
+    return named
 
 
 def read_config(folder: Path) -> tuple[ModelConfig, int]:
@@ -76,10 +144,11 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
         raise FledgeError(f"the native decoder does not cover {architecture} (it covers {known})", where=str(path))
     rope = {**(raw.get("rope_parameters") or {}), **(raw.get("rope_scaling") or {})}  # new place, old place
     try:
-        odd = _not_covered(raw, rope)
+        kind = ARCHITECTURES[architecture]
+        odd = _not_covered(raw, rope, kind)
         if odd:
             raise FledgeError(f"the native decoder does not cover {', '.join(odd)}", where=str(path))
-        return _sizes(raw, rope, qk_norm=ARCHITECTURES[architecture]), raw["vocab_size"]
+        return _sizes(raw, rope, kind), raw["vocab_size"]
     except KeyError as error:
         raise FledgeError(f"the key {error} is missing", where=str(path)) from None
     except ValidationError as error:
@@ -98,13 +167,24 @@ def _read_json(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _not_covered(raw: dict[str, Any], rope: dict[str, Any]) -> list[str]:
-    """What this configuration asks for and the native decoder does not compute."""
-    odd = [
-        f"{key} = {raw[key]}"
-        for key, plain in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu"))
-        if raw.get(key, plain) != plain
-    ]
+def _not_covered(raw: dict[str, Any], rope: dict[str, Any], kind: Architecture) -> list[str]:
+    """What this configuration asks for and the native decoder does not compute. What it leaves out has the default of
+    transformers."""
+    plain: dict[str, Any] = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
+    if kind.experts:
+        plain |= {"decoder_sparse_step": 1}
+    odd = [f"{key} = {raw[key]}" for key, value in plain.items() if raw.get(key, value) != value]
+    if kind.experts and raw.get("mlp_only_layers"):
+        odd.append(f"mlp_only_layers = {raw['mlp_only_layers']}")
+    if kind.shared and raw.get("qkv_bias", True):
+        odd.append("qkv_bias = true")
+    if kind.shared and raw["shared_expert_intermediate_size"] % raw["moe_intermediate_size"]:
+        odd.append(
+            f"shared_expert_intermediate_size = {raw['shared_expert_intermediate_size']}, which is not a multiple of "
+            f"moe_intermediate_size = {raw['moe_intermediate_size']}"
+        )
+    layers = set(raw.get("layer_types") or []) - {"full_attention"}
+    odd += [f"layer_types: {name}" for name in sorted(layers)]
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         odd.append(f"rope_type = {rope.get('rope_type', rope.get('type'))}")
     if raw.get("head_dim") not in (None, raw["hidden_size"] // raw["num_attention_heads"]):
@@ -114,20 +194,33 @@ def _not_covered(raw: dict[str, Any], rope: dict[str, Any]) -> list[str]:
     return odd
 
 
-def _sizes(raw: dict[str, Any], rope: dict[str, Any], qk_norm: bool) -> ModelConfig:
+def _mixture(raw: dict[str, Any], kind: Architecture) -> MoeConfig:
+    size, own = raw["moe_intermediate_size"], raw.get("fledge", {}).get("moe", {})
+    weights = {} if own.get("balance") == "bias" else {"balance_weight": raw.get("router_aux_loss_coef", 0.001)}
+    return MoeConfig(
+        experts=raw["num_experts"] if "num_experts" in raw else raw["num_local_experts"],
+        top_k=raw["num_experts_per_tok"],
+        shared_experts=raw["shared_expert_intermediate_size"] // size if kind.shared else 0,
+        normalise_top_k=raw.get("norm_topk_prob", False),
+        **{**weights, **own},
+    )
+
+
+def _sizes(raw: dict[str, Any], rope: dict[str, Any], kind: Architecture) -> ModelConfig:
     return ModelConfig(
         hidden_size=raw["hidden_size"],
         num_hidden_layers=raw["num_hidden_layers"],
         num_attention_heads=raw["num_attention_heads"],
         num_key_value_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
-        intermediate_size=raw["intermediate_size"],
+        intermediate_size=raw["moe_intermediate_size" if kind.experts else "intermediate_size"],
         max_position_embeddings=raw["max_position_embeddings"],
         rope_theta=rope.get("rope_theta", raw.get("rope_theta", 10_000.0)),
         rms_norm_eps=raw["rms_norm_eps"],
-        qk_norm=qk_norm,
+        qk_norm=kind.qk_norm,
         tie_word_embeddings=raw.get("tie_word_embeddings", False),
         dropout=raw.get("fledge", {}).get("dropout", 0.0),
         initializer_range=raw.get("initializer_range", 0.02),
+        moe=_mixture(raw, kind) if kind.experts else None,
     )
 
 
@@ -153,7 +246,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Decode
     folder = Path(folder)
     config, vocab_size = read_config(folder)
     model = Decoder(config, vocab_size)
-    wanted = {_file_name(name): tensor for name, tensor in model.state_dict().items()}
+    wanted = _as_files(model)
     surplus = []
     for shard in _shards(folder):
         if not shard.exists():

@@ -1,27 +1,27 @@
-"""Generation with a key-value cache: batched, sampled or greedy, finished sequences leave the batch."""
+"""Generation: answers to many prompts at once; where one ends, the next prompt takes its slot at once.
 
+Greedy answers equal those of a whole forward pass for each token, and no answer depends on the others in its batch (up
+to the rounding of sums whose order depends on the batch's size). It computes in the model's `compute_dtype`: float32 for
+a model that was loaded, what the machine's probe chose for one in training.
+
+Memory: the cache (`cache.cache_bytes`: 2 · layers · slots · key-value heads · head size · places · bytes of a number,
+where places is the length of the longest sequence under way, at most half more), the fused weights, and one pass.
+"""
+
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
+from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder, evaluating
+from fledge.model.inference import InferenceForm
+from fledge.model.sampling import Sampling, choose, shape_logits
 
+__all__ = ["Generated", "Generation", "Sampling", "generate", "shape_logits", "stream"]
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 are off.
-
-    `repetition_penalty` divides positive and multiplies negative logits of tokens already seen (Keskar et al. 2019).
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    max_new_tokens: int = 128
-    seed: int = 0
+PASS_TOKENS = 2048  # of new prompts, padding counted, in one pass: bounds its memory. A longer prompt goes alone.
 
 
 @dataclass(frozen=True)
@@ -32,69 +32,123 @@ class Generated:
     ended: bool
 
 
-def shape_logits(logits: Tensor, sampling: Sampling, seen: Tensor) -> Tensor:
-    """Logits [B, V] after repetition penalty, temperature, top-k and top-p. `seen` [B, V] marks tokens already there."""
-    if sampling.repetition_penalty != 1.0:
-        penalised = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
-        logits = torch.where(seen, penalised, logits)
-    if sampling.temperature > 0:
-        logits = logits / sampling.temperature
-    if 0 < sampling.top_k < logits.shape[-1]:
-        lowest = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < lowest, float("-inf"))
-    if sampling.top_p < 1.0:
-        ordered, index = logits.sort(dim=-1, descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-        cut = before >= sampling.top_p
-        cut[:, 0] = False  # the likeliest token always stays
-        ordered = ordered.masked_fill(cut, float("-inf"))
-        logits = torch.empty_like(logits).scatter_(-1, index, ordered)
-    return logits
+@dataclass
+class Answer:
+    """An answer on its way: which prompt, how many tokens it may have, those made so far."""
+
+    index: int
+    prompt: Sequence[int]
+    most: int
+    tokens: list[int] = field(default_factory=list)
+    ended: bool = False
+
+    @property
+    def stored(self) -> int:
+        """Tokens whose keys and values are in the cache: all but the newest, which the next pass reads."""
+        return len(self.prompt) + len(self.tokens) - 1
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing follows."""
+        return self.ended or len(self.tokens) >= self.most
 
 
-def _choose(logits: Tensor, sampling: Sampling, seen: Tensor, generator: torch.Generator) -> Tensor:
-    shaped = shape_logits(logits, sampling, seen)
-    if sampling.temperature <= 0:
-        return shaped.argmax(-1)
-    return torch.multinomial(shaped.softmax(-1), 1, generator=generator)[:, 0]
+class Generation:
+    """Prompts waiting, and the answers under way: always in the first slots, one each.
+
+    The longest prompts go first, and neighbours are of similar length: the cache has its size early, and prompts that
+    begin together need little padding.
+    """
+
+    def __init__(
+        self, model: Decoder, prompts: Sequence[Sequence[int]], stop: frozenset[int], sampling: Sampling, batch: int
+    ) -> None:
+        room = model.config.max_position_embeddings
+        _check(prompts, room, batch)
+        self.stop, self.sampling, self.slots = stop, sampling, min(batch, len(prompts))
+        self.answers = [
+            Answer(index, prompt, min(sampling.max_new_tokens, room - len(prompt))) for index, prompt in enumerate(prompts)
+        ]
+        open_ones = [answer for answer in self.answers if not answer.finished]
+        self.waiting = deque(sorted(open_ones, key=lambda answer: -len(answer.prompt)))
+        self.going: list[Answer] = []
+        self.form = InferenceForm(model)
+        longest = max((len(answer.prompt) + answer.most for answer in open_ones), default=0)
+        self.cache = self.form.empty_cache(self.slots, longest)
+        wide = model.vocab_size if sampling.remembers else 0
+        self.seen = torch.zeros(self.slots, wide, dtype=torch.bool, device=self.form.device)
+
+    def __bool__(self) -> bool:
+        """Whether anything is left to do."""
+        return bool(self.waiting or self.going)
+
+    def step(self) -> list[Answer]:
+        """One token more for every answer under way, new ones included; returns the answers that it finished."""
+        tokens, lengths = [one.tokens[-1] for one in self.going], [one.stored for one in self.going]
+        new = self._next_prompts()
+        logits = self.form.read(self.cache, tokens, lengths, [one.prompt for one in new])
+        self.going += new
+        if self.sampling.remembers:
+            self._remember(tokens, new)
+        owners = torch.tensor([[one.index, len(one.tokens)] for one in self.going]).to(self.form.device)
+        seen = self.seen[: len(self.going)]
+        chosen = choose(logits, self.sampling, seen, owners[:, 0], owners[:, 1]).tolist()
+        for one, token in zip(self.going, chosen, strict=True):
+            if token in self.stop:
+                one.ended = True
+            else:
+                one.tokens.append(token)
+        done = [one for one in self.going if one.finished]
+        if done:
+            self._close_ranks()
+        return done
+
+    def _next_prompts(self) -> list[Answer]:
+        """Those that begin in this pass: as many as there are free slots, but not more than a pass may hold."""
+        new: list[Answer] = []
+        while self.waiting and len(self.going) + len(new) < self.slots:
+            longest = len((new or self.waiting)[0].prompt)
+            if new and longest * (len(new) + 1) > PASS_TOKENS:
+                break
+            new.append(self.waiting.popleft())
+        return new
+
+    def _remember(self, tokens: list[int], new: list[Answer]) -> None:
+        """Mark what the last pass read as seen."""
+        going = len(tokens)
+        self.seen[going : going + len(new)] = False
+        slots, ids = list(range(going)), list(tokens)
+        for slot, one in enumerate(new, going):
+            slots += [slot] * len(one.prompt)
+            ids += one.prompt
+        where, which = torch.tensor([slots, ids]).to(self.form.device)
+        self.seen[where, which] = True
+
+    def _close_ranks(self) -> None:
+        """Finished answers leave; the last ones move into their slots."""
+        kept = [slot for slot, one in enumerate(self.going) if not one.finished]
+        movers = [slot for slot in kept if slot >= len(kept)]
+        holes = [slot for slot in range(len(kept)) if self.going[slot].finished]
+        if movers:
+            self.cache.move(movers, holes, max(self.going[slot].stored for slot in movers))
+            self.seen[holes] = self.seen[movers]
+            for mover, hole in zip(movers, holes, strict=True):
+                self.going[hole] = self.going[mover]
+        del self.going[len(kept) :]
 
 
-class _Running:
-    """A batch of prompts on their way: the cache, and which row belongs to which prompt."""
-
-    def __init__(self, model: Decoder, prompts: Sequence[Sequence[int]], pad: int, room: int) -> None:
-        longest = max(map(len, prompts))
-        room = max(1, min(room, model.config.max_position_embeddings - min(map(len, prompts))))
-        device = model.embed_tokens.weight.device
-        tokens = torch.full((len(prompts), longest), pad)
-        real = torch.zeros(len(prompts), longest, dtype=torch.bool)
-        for row, prompt in enumerate(prompts):
-            tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
-            real[row, longest - len(prompt) :] = True
-        self.model, self.owners = model, list(range(len(prompts)))
-        self.cache = model.empty_cache(len(prompts), longest + room)
-        self.cache.valid[:, :longest] = real.to(device)
-        self.seen = torch.zeros(len(prompts), model.vocab_size, dtype=torch.bool)
-        self.seen.scatter_(1, tokens, real)
-        positions = (real.cumsum(1) - 1).clamp(min=0)
-        self.next_position = positions[:, -1] + 1
-        hidden = model.extend(tokens.to(device), positions.to(device), self.cache)
-        self.logits = model.logits(hidden[:, -1]).cpu()
-
-    def feed(self, tokens: Tensor) -> None:
-        """One more token for every row."""
-        device = self.cache.valid.device
-        self.seen.scatter_(1, tokens[:, None], torch.ones_like(tokens[:, None], dtype=torch.bool))
-        self.cache.valid[:, self.cache.length] = True
-        hidden = self.model.extend(tokens[:, None].to(device), self.next_position[:, None].to(device), self.cache)
-        self.logits = self.model.logits(hidden[:, -1]).cpu()
-        self.next_position = self.next_position + 1
-
-    def keep(self, rows: Tensor) -> None:
-        """Only these rows go on."""
-        self.cache.keep(rows.to(self.cache.valid.device))
-        self.seen, self.next_position = self.seen[rows], self.next_position[rows]
-        self.owners = [self.owners[row] for row in rows.tolist()]
+def _check(prompts: Sequence[Sequence[int]], room: int, batch: int) -> None:
+    if batch < 1:
+        raise FledgeError(f"a batch of {batch} sequences cannot be", where="batch", hint="take 1 or more")
+    for number, prompt in enumerate(prompts, 1):
+        if not prompt:
+            raise FledgeError("it is empty: there is nothing to go on from", where=f"prompt {number}")
+        if len(prompt) > room:
+            raise FledgeError(
+                f"it has {len(prompt):,} tokens, the model has room for {room:,}",
+                where=f"prompt {number}",
+                hint="shorten it, or train with a larger model.max_position_embeddings",
+            )
 
 
 @torch.no_grad()
@@ -107,68 +161,31 @@ def generate(
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> list[Generated]:
-    """Answers to tokenised prompts, in their order; prompts of similar length share a batch.
+    """Answers to tokenised prompts, in their order; at most `batch` are under way at a time.
 
-    Ends at a stop token, after `max_new_tokens`, or where the model's positions end. Dropout is off meanwhile.
+    Each ends at a stop token, after `max_new_tokens`, or where the model's positions end; a prompt that fills them all
+    gets an empty answer. `progress` is told how many answers were finished, whenever some were. Dropout is off meanwhile.
+    Raises FledgeError for a prompt that is empty or longer than the model's positions.
     """
-    generator = torch.Generator().manual_seed(sampling.seed)  # one for all batches: equal prompts get different draws
-    answers: list[Generated] = [Generated([], False)] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     with evaluating(model):
-        for start in range(0, len(order), batch):
-            group = order[start : start + batch]
-            made = _generate_batch(model, [prompts[index] for index in group], stop, pad, sampling, generator)
-            for index, answer in zip(group, made, strict=True):
-                answers[index] = answer
-            if progress:
-                progress(len(group))
-    return answers
-
-
-def _generate_batch(
-    model: Decoder,
-    prompts: list[Sequence[int]],
-    stop: frozenset[int],
-    pad: int,
-    sampling: Sampling,
-    generator: torch.Generator,
-) -> list[Generated]:
-    most = model.config.max_position_embeddings
-    running = _Running(model, prompts, pad, sampling.max_new_tokens)
-    tokens: list[list[int]] = [[] for _ in prompts]
-    ended = [False] * len(prompts)
-    for made in range(1, sampling.max_new_tokens + 1):
-        chosen = _choose(running.logits, sampling, running.seen, generator)
-        going = []
-        for row, (owner, token) in enumerate(zip(running.owners, chosen.tolist(), strict=True)):
-            if token in stop:
-                ended[owner] = True
-                continue
-            tokens[owner].append(token)
-            if len(prompts[owner]) + len(tokens[owner]) < most:
-                going.append(row)
-        if not going or made == sampling.max_new_tokens:
-            break
-        if len(going) < len(running.owners):
-            rows = torch.tensor(going)
-            chosen = chosen[rows]
-            running.keep(rows)
-        running.feed(chosen)
-    return [Generated(ids, end) for ids, end in zip(tokens, ended, strict=True)]
+        generation = Generation(model, prompts, stop, sampling, batch)
+        full = sum(answer.finished for answer in generation.answers)
+        if progress and full:
+            progress(full)
+        while generation:
+            finished = len(generation.step())
+            if progress and finished:
+                progress(finished)
+    return [Generated(answer.tokens, answer.ended) for answer in generation.answers]
 
 
 @torch.no_grad()
 def stream(model: Decoder, prompt: Sequence[int], stop: frozenset[int], pad: int, sampling: Sampling) -> Iterator[int]:
     """The tokens of one answer as they are made; the same as `generate` gives for this prompt alone."""
-    generator = torch.Generator().manual_seed(sampling.seed)
     with evaluating(model):
-        running = _Running(model, [prompt], pad, sampling.max_new_tokens)
-        for made in range(1, sampling.max_new_tokens + 1):
-            chosen = _choose(running.logits, sampling, running.seen, generator)
-            token = int(chosen[0])
-            if token in stop:
-                return
-            yield token
-            if made == sampling.max_new_tokens or len(prompt) + made >= model.config.max_position_embeddings:
-                return
-            running.feed(chosen)
+        generation = Generation(model, [prompt], stop, sampling, 1)
+        (answer,) = generation.answers
+        while generation:
+            generation.step()
+            if not answer.ended:
+                yield answer.tokens[-1]

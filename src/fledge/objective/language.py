@@ -1,21 +1,40 @@
 """Next-token prediction: pretraining and supervised fine-tuning differ only in the weights of their batches."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from fledge.data import Batch
 from fledge.model.decoder import Decoder, evaluating
-from fledge.model.head import CHUNK, Kernel, cross_entropy, log_probabilities_chunk
+from fledge.model.experts import Routing
+from fledge.model.head import Kernel, cross_entropy, scores
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Loss as a sum, and metrics as sums, over the `weight` of the batch."""
+    """Loss as a sum, and metrics as sums, over the `weight` of the batch.
+
+    `auxiliary` is a sum as well: it is trained with the loss but not reported in it (the balance of a mixture of experts, whose
+    state `routing` describes).
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    auxiliary: Tensor | None = None
+    routing: Routing | None = None
+
+    def detached(self) -> "Outcome":
+        """The same without the graph: what is left when the gradients are made."""
+        routing = None if self.routing is None else self.routing.detach()
+        return Outcome(self.loss.detach(), self.metrics, None, routing)
+
+    def routed(self, model: Decoder, routing: Routing | None, weight: float) -> "Outcome":
+        """With what the routing of a batch of this weight adds; as it is where the model is dense."""
+        moe = model.config.moe
+        if moe is None or routing is None:
+            return self
+        return replace(self, auxiliary=weight * routing.penalty(moe), routing=routing)
 
 
 @dataclass(frozen=True)
@@ -30,11 +49,12 @@ class LanguageObjective:
         return batch.weight
 
     def __call__(self, model: Decoder, batch: Batch) -> Outcome:
-        hidden = model(batch.tokens, batch.positions, batch.documents).flatten(0, 1)
+        states, routing = model.states(batch.tokens, batch.positions, batch.documents)
+        hidden = states.flatten(0, 1)
         loss = cross_entropy(
             hidden, model.head_weight, batch.targets.flatten(), batch.weights.flatten(), self.label_smoothing, self.kernel
         )
-        return Outcome(loss)
+        return Outcome(loss).routed(model, routing, self.weight(batch))
 
 
 @torch.no_grad()
@@ -44,10 +64,6 @@ def evaluate_language(model: Decoder, batch: Batch) -> dict[str, float]:
         hidden = model(batch.tokens, batch.positions, batch.documents).flatten(0, 1)
     weights, targets = batch.weights.flatten(), batch.targets.flatten()
     keep = weights.nonzero(as_tuple=True)[0]
-    sums = {"nll": 0.0, "correct": 0.0, "weight": float(weights.sum(dtype=torch.float64))}
-    for start in range(0, len(keep), CHUNK):
-        rows = keep[start : start + CHUNK]
-        logps, correct = log_probabilities_chunk(hidden[rows], model.head_weight, targets[rows])
-        sums["nll"] -= float((logps.double() * weights[rows]).sum())
-        sums["correct"] += float((correct * weights[rows]).sum(dtype=torch.float64))
-    return sums
+    logps, correct = scores(hidden, model.head_weight, targets[keep], keep)
+    weights = weights[keep].double()
+    return {"nll": -float((logps * weights).sum()), "correct": float((correct * weights).sum()), "weight": float(weights.sum())}

@@ -9,20 +9,27 @@ from torch import Tensor
 
 from fledge.data import Batch
 from fledge.model.decoder import Decoder, evaluating
+from fledge.model.experts import Routing
 from fledge.model.head import log_probabilities
 from fledge.objective.language import Outcome
 
 
 def sequence_log_probabilities(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:
     """Summed log-probabilities [S] of the weighted targets of every sequence in a batch, and how many there are [S]."""
-    hidden = model(batch.tokens, batch.positions, batch.documents).flatten(0, 1)
+    return _scored(model, batch)[:2]
+
+
+def _scored(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Routing | None]:
+    """The same, and how a mixture of experts routed the batch."""
+    states, routing = model.states(batch.tokens, batch.positions, batch.documents)
+    hidden = states.flatten(0, 1)
     weights = batch.weights.flatten()
     keep = weights.nonzero(as_tuple=True)[0]
-    logps = log_probabilities(hidden[keep], model.head_weight, batch.targets.flatten()[keep])
+    logps = log_probabilities(hidden, model.head_weight, batch.targets.flatten()[keep], keep)
     owner = batch.sequences.flatten()[keep]
     sums = torch.zeros(batch.count, dtype=torch.float32, device=logps.device).index_add(0, owner, logps * weights[keep])
     counts = torch.zeros(batch.count, device=logps.device).index_add(0, owner, weights[keep])
-    return sums, counts
+    return sums, counts, routing
 
 
 def preference_loss(logits: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
@@ -54,7 +61,7 @@ class PreferenceObjective:
             return sequence_log_probabilities(self.reference, batch)[0].view(-1, 2)
 
     def __call__(self, model: Decoder, batch: Batch) -> Outcome:
-        sums, counts = sequence_log_probabilities(model, batch)
+        sums, counts, routing = _scored(model, batch)
         policy, reference = sums.view(-1, 2), self.reference_log_probabilities(batch)
         rewards = self.beta * (policy - reference)  # [pairs, 2], the implicit rewards of chosen and rejected
         logits = (rewards[:, 0] - rewards[:, 1]) / self.beta
@@ -70,7 +77,7 @@ class PreferenceObjective:
             "logps/chosen": policy.detach()[:, 0].sum(),
             "logps/rejected": policy.detach()[:, 1].sum(),
         }
-        return Outcome(loss, metrics)
+        return Outcome(loss, metrics).routed(model, routing, self.weight(batch))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Quantities as a person writes them: `3 epochs`, `500 steps`, `5%`."""
+"""Quantities as a person writes them: `3 epochs`, `500 steps`, `5%`, `6 GiB`."""
 
 import re
 from dataclasses import dataclass
@@ -33,6 +33,20 @@ class Length:
     def __str__(self) -> str:
         """A text that parses back to the same value."""
         return f"{int(self.amount) if self.amount == int(self.amount) else self.amount} {self.unit}"
+
+
+_SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([kKmMgG]i?)?B?\s*$")
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def memory_size(value: object) -> object:
+    """`6 GiB` -> 6442450944, `500 MB` -> 500000000; everything else stays as it is."""
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.match(value)
+    if not match:
+        raise ValueError(f"cannot read the size '{value}': write '6 GiB' or '500 MB'")
+    return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
 
 
 def share(value: object) -> object:

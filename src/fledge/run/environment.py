@@ -3,15 +3,43 @@
 import os
 import platform
 import sys
+import time
 from importlib import metadata
 from typing import Any
 
 
-def memory_bytes() -> int:
-    """Resident memory of this process, in bytes."""
+def memory_bytes(device: str = "cpu") -> int:
+    """Memory that this process holds now, in bytes: resident main memory, or what is allocated on the GPU."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.memory_allocated()
     import psutil
 
     return psutil.Process().memory_info().rss
+
+
+def peak_memory_bytes(device: str = "cpu") -> int:
+    """The most memory that this process has held so far, in bytes."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    import psutil
+
+    try:
+        import resource
+    except ImportError:  # Windows keeps the peak elsewhere
+        return psutil.Process().memory_info().peak_wset  # type: ignore[attr-defined]
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def process_seconds() -> float:
+    """Seconds since this process was started, importing included."""
+    import psutil
+
+    return time.time() - psutil.Process().create_time()
 
 
 def cores() -> int:

@@ -253,6 +253,22 @@ class Tokenizer:
         """Text of the ids, special tokens written out unless skipped."""
         return self.core.decode(list(ids), skip_special_tokens=skip_special)
 
+    def token_bytes(self) -> list[int] | None:
+        """Bytes of text that each id stands for, control tokens none; None where that is not fixed (the tokenizer is not
+        byte-level: what a token stands for depends on its neighbours)."""
+        decoder = json.loads(self.core.to_str()).get("decoder") or {}
+        parts = [decoder, *decoder.get("decoders", [])]
+        if not any(part.get("type") == "ByteLevel" for part in parts):
+            return None
+        added = self.core.get_added_tokens_decoder()
+        sizes = [0] * self.vocab_size
+        for text, number in self.core.get_vocab(with_added_tokens=True).items():
+            if number not in added:
+                sizes[number] = len(text)  # each character of such a token stands for one byte
+            elif not added[number].special:
+                sizes[number] = len(text.encode())
+        return sizes
+
     def fingerprint(self) -> str:
         """Changes when any token or the template changes."""
         return xxhash.xxh3_64_hexdigest((self.core.to_str() + self.template.jinja).encode())

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import xxhash
@@ -22,11 +22,18 @@ FORMAT = 1
 
 @dataclass
 class TrainState:
-    """Where training is. Everything random is a function of (seed, step), so there is no generator to save."""
+    """Where training is. Everything random is a function of (seed, step), so there is no generator to save.
+
+    `micro` is set where memory ran out and micro-batches became smaller; `scale` is the loss scale of fp16.
+    """
 
     step: int = 0
     tokens: int = 0
     supervised_tokens: int = 0
+    by_source: list[int] = field(default_factory=list)
+    clipped: int = 0
+    micro: int | None = None
+    scale: dict[str, float] | None = None
     seconds: float = 0.0
     best_loss: float | None = None
     best_step: int | None = None
@@ -56,14 +63,15 @@ def _sync(path: Path) -> None:
 
 
 def save_checkpoint(
-    folder: Path, state: TrainState, write_model: Callable[[Path], None], tensors: dict[str, Tensor]
+    folder: Path, state: TrainState, write_models: Callable[[Path], None], tensors: dict[str, Tensor]
 ) -> tuple[Path, int]:
-    """Write one checkpoint; returns its path and size in bytes. FledgeError if the disk refuses, with nothing lost."""
+    """Write one checkpoint; returns its path and size in bytes. `write_models` writes `model/` (and what else is to be used)
+    into a folder. FledgeError if the disk refuses, with nothing lost."""
     target, beside = folder / step_name(state.step), folder / f".writing-{step_name(state.step)}"
     try:
         shutil.rmtree(beside, ignore_errors=True)
         (beside / "state").mkdir(parents=True)
-        write_model(beside / "model")
+        write_models(beside)
         save_file(tensors, beside / "state" / "optimizer.safetensors")
         (beside / "state" / "trainer.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
         files = sorted(path for path in beside.rglob("*") if path.is_file())

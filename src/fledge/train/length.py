@@ -1,4 +1,4 @@
-"""How many steps a stage has."""
+"""How many steps a stage has, and how many rows each of them reads."""
 
 import math
 from collections.abc import Callable
@@ -6,27 +6,76 @@ from dataclasses import dataclass
 
 from fledge.recipe.schema import BatchConfig
 from fledge.recipe.units import Length
+from fledge.train.schedule import whole_steps
 
 
 @dataclass(frozen=True)
 class Extent:
-    """`rows` packed rows of the endless stream of epochs are read, `window` in each of `steps` updates; where the
-    last window is not full, the rest of it is empty rows of weight 0."""
+    """`rows` packed rows of the endless stream of epochs are read in `steps` updates, `micro` of them at a time; where the
+    last window is not full, the rest of it is empty rows of weight 0.
+
+    A window has `accumulation` micro-batches. With a batch warm-up the first has `start`, and the others join one by one,
+    in equal parts of the first `over` steps: the k-th of d = accumulation − start at step ⌈k · over / d⌉.
+    """
 
     steps: int
     rows: int
-    window: int
+    micro: int
+    accumulation: int
+    start: int
+    over: int = 0
+
+    @property
+    def window(self) -> int:
+        """Rows of a full window."""
+        return self.micro * self.accumulation
+
+    def window_at(self, step: int) -> int:
+        """Micro-batches of the window of a step."""
+        return self.accumulation if step >= self.over else self.start + step * (self.accumulation - self.start) // self.over
+
+    def first_row(self, step: int) -> int:
+        """The row of the stream at which a step begins; after the last step, all rows."""
+        return min(self.rows, self.micro * self.micro_batches(step))
+
+    def micro_batches(self, steps: int) -> int:
+        """Micro-batches of the first `steps` windows."""
+        joining = self.accumulation - self.start
+        joined = [-(-k * self.over // joining) for k in range(1, joining + 1)]
+        return self.start * steps + sum(max(0, steps - step) for step in joined)
+
+
+def warmup_of_batch(batch: BatchConfig, steps: int) -> int:
+    """Steps that the batch warm-up takes; FledgeError where it would take the whole run."""
+    return 0 if batch.warmup is None else whole_steps(batch.warmup.over, steps, "batch warm-up", "batch.warmup.over")
 
 
 def extent(length: str, batch: BatchConfig, rows_in: Callable[[float], float], row_length: int) -> Extent:
     """Steps and rows of a length such as `3 epochs`, `500 steps` or `20M tokens` (tokens are positions of rows).
 
-    `rows_in(epochs)` says how many rows so many epochs have."""
+    `rows_in(epochs)` says how many rows so many epochs have. FledgeError where a batch warm-up takes the whole stage."""
     wanted = Length.parse(length)
-    window = batch.micro * batch.accumulation
+    start = batch.accumulation if batch.warmup is None else batch.warmup.start
+
+    def of(steps: int, rows: int, over: int) -> Extent:
+        return Extent(steps, rows, batch.rows, batch.accumulation, start, over)
+
     if wanted.unit == "steps":
         steps = int(wanted.amount)
-        return Extent(steps, steps * window, window)
+        over = warmup_of_batch(batch, steps)
+        return of(steps, batch.rows * of(steps, 0, over).micro_batches(steps), over)
     rows = rows_in(wanted.amount) if wanted.unit == "epochs" else wanted.amount / row_length
     rows = max(1, math.ceil(rows))
-    return Extent(math.ceil(rows / window), rows, window)
+    micro_batches = math.ceil(rows / batch.rows)
+    low, high = math.ceil(micro_batches / batch.accumulation), math.ceil(micro_batches / start)
+    while low < high:  # the fewest steps that read them all; a step more always reads more, although `over` may be a share
+        steps = (low + high) // 2
+        enough = of(steps, rows, _over(batch, steps)).micro_batches(steps) >= micro_batches
+        low, high = (low, steps) if enough else (steps + 1, high)
+    return of(low, rows, warmup_of_batch(batch, low))
+
+
+def _over(batch: BatchConfig, steps: int) -> int:
+    """As `warmup_of_batch`, for a number of steps that is only tried."""
+    over = 0.0 if batch.warmup is None else batch.warmup.over
+    return int(over) if over >= 1 else round(over * steps)

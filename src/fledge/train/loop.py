@@ -8,7 +8,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fledge.data import Batch, PackedData
+from fledge.data import PackedData
 from fledge.errors import FledgeError
+from fledge.model.cost import Cost
 from fledge.model.decoder import Decoder
-from fledge.objective import LanguageObjective, Outcome, PreferenceObjective
+from fledge.model.experts import update_biases
+from fledge.objective import LanguageObjective, PreferenceObjective
 from fledge.recipe.schema import PreferenceStage, PretrainStage, SftStage
-from fledge.run import Console, EventLog, StageDirectory, memory_bytes
+from fledge.run import Console, EventLog, StageDirectory
 from fledge.run.console import Progress, duration, step_line
+from fledge.train.averaging import COUNT, PREFIX, Average
 from fledge.train.checkpoint import (
     TrainState,
     newest_checkpoint,
@@ -32,13 +35,18 @@ from fledge.train.checkpoint import (
     save_checkpoint,
     step_name,
 )
+from fledge.train.evidence import resource_values, step_values
+from fledge.train.feed import Feed
 from fledge.train.length import Extent
 from fledge.train.machine import Decision
 from fledge.train.optimizer import build_optimizers, optimizer_tensors, restore_optimizers
+from fledge.train.scaling import LossScale
 from fledge.train.schedule import learning_rate
+from fledge.train.update import OutOfMemory, Update, Updater
 from fledge.train.validation import validate
 
 EVALUATIONS = 10  # of a stage, where the recipe does not say
+SMALLEST_SCALE = 2.0**-10  # of fp16's loss: below, it is not overflow but divergence
 Objective = LanguageObjective | PreferenceObjective
 
 
@@ -59,6 +67,8 @@ class Work:
     seed: int
     log_every: int
     tensorboard: bool
+    token_bytes: Tensor | None = None  # [V], for bits per byte
+    ready: Callable[[], dict[str, float]] = dict  # seconds from the start to the first step, by what they were spent on
 
 
 class Interrupted(FledgeError):
@@ -71,25 +81,35 @@ class Loop:
     def __init__(self, work: Work, console: Console) -> None:
         self.work, self.console = work, console
         self.optimizers = build_optimizers(work.model, work.stage.optimizer)
-        self.state = TrainState()
+        self.average = Average(work.model, work.stage.averaging, work.extent.steps) if work.stage.averaging.decay else None
+        self.cost = Cost(work.model.config, work.model.vocab_size)
+        self.device = torch.device(work.decision.device)
+        self.state = TrainState(by_source=[0] * len(work.train.sources))
         self.every = work.stage.evaluation.every or max(1, math.ceil(work.extent.steps / EVALUATIONS))
         self.save_every = work.stage.checkpoint.every or self.every
         self._saved: int | None = None
+        self._pending: tuple[Update, Progress] | None = None
+        self._spent: dict[str, float] = {}
         self._asked_to_stop = False
         self._started = time.monotonic()
 
     def run(self) -> TrainState:
         """Train to the end of the stage; returns its last state. Raises Interrupted after a polite signal."""
         self._restore()
-        steps, start = self.work.extent.steps, self.state.step
+        work, steps, start = self.work, self.work.extent.steps, self.state.step
         self._started = time.monotonic() - self.state.seconds
-        self.events = EventLog(self.work.directory.events, start)
+        self.updater = Updater(
+            work.model, work.objective, self.optimizers, work.stage.optimizer.clip, work.seed, self._loss_scale()
+        )
+        micro = self.state.micro or work.stage.batch.rows
+        self.feed = Feed(work.train, work.extent, micro, work.objective.weight, self.device)
+        self.events = EventLog(work.directory.events, start)
         self.board = self._board()
         if start == 0:
-            self.events.write("start", 0, steps=steps, rows=self.work.extent.rows)
-        self.work.model.train()
+            self.events.write("start", 0, steps=steps, rows=work.extent.rows)
+        work.model.train()
         try:
-            with self._signals(), self.console.progress("step", steps, start, self.work.log_every) as progress:
+            with self._signals(), self.console.progress("step", steps, start, work.log_every) as progress:
                 while self.state.step < steps and self.state.stop is None:
                     self._step(progress)
                     self._after_step()
@@ -100,10 +120,25 @@ class Loop:
                             hint="go on with --resume",
                         )
         finally:
+            self.feed.close()
             self.events.close()
             if self.board:
                 self.board.close()
         return self.state
+
+    def _loss_scale(self) -> LossScale | None:
+        if self.work.decision.precision != "fp16":
+            return None
+        saved = self.state.scale
+        if saved is None:
+            return LossScale(self.device)
+        return LossScale(self.device, saved["scale"], int(saved["good"]), int(saved["skipped"]))
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The model with its averaged weights, where they are averaged."""
+        with self.average.applied(self.work.model) if self.average is not None else nullcontext():
+            yield
 
     def _board(self) -> Any:
         if not self.work.tensorboard:
@@ -124,53 +159,68 @@ class Loop:
         path, self.state = found
         saved = load_model(path / "model").state_dict()
         self.work.model.load_state_dict(saved)
-        restore_optimizers(self.work.model, self.optimizers, optimizer_file(path))
+        tensors = optimizer_file(path)
+        if self.average is not None:
+            saved = [name for name in tensors if name.startswith((PREFIX, COUNT))]
+            self.average.restore({name: tensors.pop(name) for name in saved}, self.device)
+        restore_optimizers(self.work.model, self.optimizers, tensors)
         self._saved = self.state.step
         self._settle(path)
         self.console.say(f"going on from step {self.state.step:,} ({path})")
 
-    def _window(self, step: int) -> list[Batch]:
-        micro, accumulation = self.work.stage.batch.micro, self.work.stage.batch.accumulation
-        first, stop = step * self.work.extent.window, self.work.extent.rows
-        return [self.work.train.batch(first + i * micro, micro, stop) for i in range(accumulation)]
-
     def _step(self, progress: Progress) -> None:
-        """One update: all micro-batches of the window, one division by the window's weight, one step."""
+        """One update, counted; its events are written when its numbers are at hand."""
         work, step = self.work, self.state.step
-        window = self._window(step)
-        weight = sum(work.objective.weight(batch) for batch in window)
         rate = learning_rate(step, work.extent.steps, work.stage.optimizer, work.stage.schedule)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-        outcomes = []
-        for number, batch in enumerate(window):
-            if batch.supervised == 0:
-                continue
-            if work.model.config.dropout:
-                torch.manual_seed(_mix(work.seed, step, number))
-            outcome = work.objective(work.model, batch.to(torch.device(work.decision.device)))
-            (outcome.loss / weight).backward()
-            outcomes.append(Outcome(outcome.loss.detach(), outcome.metrics))
-        norm = self._update()
-        self.state.step += 1
-        self.state.tokens += sum(batch.filled for batch in window)
-        self.state.supervised_tokens += sum(batch.supervised for batch in window)
-        self._record(outcomes, weight, norm, rate, progress)
+        watch = step % work.log_every == 0
+        while True:
+            window, waited = self.feed.window(step)
+            try:
+                update = self.updater(window, rate, waited, watch)
+                break
+            except OutOfMemory as error:
+                self._halve(error)
+        if self.average is not None:
+            self.average.update(work.model, step)
+        if update.routing is not None:
+            update_biases(work.model, update.routing)
+        self._flush()
+        state = self.state
+        state.step += 1
+        state.tokens += window.tokens
+        state.supervised_tokens += window.supervised
+        state.by_source = [a + b for a, b in zip(state.by_source, window.by_source, strict=True)]
+        self._pending = (update, progress)
+        if self.device.type == "cpu":  # nothing is on its way there
+            self._flush()
 
-    def _update(self) -> float:
-        parameters = list(self.work.model.parameters())
+    def _halve(self, error: OutOfMemory) -> None:
+        """Go on with half the micro-batch: the window, and with it what is learned, stays the same."""
+        micro = self.feed.micro
+        if micro == 1:
+            raise FledgeError(
+                f"one row of {self.work.train.row_length:,} tokens does not fit into memory ({error})",
+                where="batch.micro",
+                hint="set machine.checkpointing to full, a shorter data.context, or a smaller model",
+            )
+        self.feed.micro = self.state.micro = micro // 2
+        message = f"out of memory with micro-batches of {micro} rows: going on with {micro // 2}, the batch stays as it was"
+        self.events.write("alert", self.state.step, level="warning", message=message, micro=micro // 2, error=str(error))
+        self.console.say(f"warning: {message}", style="yellow")
+
+    def _flush(self) -> None:
+        """Write the events of the last update. On a GPU that is one step later, so that nothing waits for the device."""
+        if self._pending is None:
+            return
+        (update, progress), self._pending, state = self._pending, None, self.state
+        norm = float(update.norm)
+        if not math.isfinite(norm) and (update.scale is None or float(update.scale) < SMALLEST_SCALE):
+            self._refuse_to_diverge(norm, update.window.step)
         clip = self.work.stage.optimizer.clip
-        norm = torch.nn.utils.clip_grad_norm_(parameters, clip if clip is not None else math.inf)
-        if not math.isfinite(float(norm)):
-            self._refuse_to_diverge(float(norm))
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self.work.model.zero_grad(set_to_none=True)
-        return float(norm)
+        state.clipped += clip is not None and math.isfinite(norm) and norm > clip
+        self._record(update, progress)
 
-    def _refuse_to_diverge(self, norm: float) -> None:
-        step = self.state.step
+    def _refuse_to_diverge(self, norm: float, step: int) -> None:
         self.events.write("alert", step, level="error", message=f"gradient norm is {norm} in step {step}")
         kept = newest_checkpoint(self.work.directory.checkpoints)
         raise FledgeError(
@@ -180,50 +230,45 @@ class Loop:
             f"{'step ' + str(kept[1].step) if kept else 'the beginning'}",
         )
 
-    def _record(self, outcomes: list[Outcome], weight: float, norm: float, rate: float, progress: Progress) -> None:
-        state, work = self.state, self.work
-        loss = sum(float(outcome.loss) for outcome in outcomes) / weight
-        metrics = {name: sum(float(outcome.metrics[name]) for outcome in outcomes) / weight for name in outcomes[0].metrics}
-        values: dict[str, Any] = {
-            "epoch": round(work.train.epochs_at(min(state.step * work.extent.window, work.extent.rows)), 6),
-            "train/loss": loss,
-            "learning_rate": rate,
-            "grad_norm": norm,
-            "tokens": state.tokens,
-            "supervised_tokens": state.supervised_tokens,
-            **metrics,
-        }
-        if work.stage.kind != "preference":
-            values["train/perplexity"] = math.exp(min(loss, 700.0))
-        self.events.write("step", state.step, **values)
+    def _record(self, update: Update, progress: Progress) -> None:
+        state, work, step = self.state, self.work, self.state.step
+        values = step_values(update, state, work.train.sources, work.stage.kind != "preference")
+        self.events.write("step", step, **values)
         before, state.seconds = state.seconds, time.monotonic() - self._started
-        resources = {
-            "seconds": round(state.seconds, 3),
-            "tokens_per_second": state.tokens / state.seconds,
-            "memory_bytes": _memory(work.decision.device),
-            "eta_seconds": state.seconds / state.step * (work.extent.steps - state.step),
-            "step_seconds": round(state.seconds - before, 4),
-        }
-        self.events.write("resource", state.step, **resources)
+        peak = work.decision.matmul_peak or 0.0
+        resources = resource_values(
+            update, state, work.extent.steps, before, self._spent, self.cost, work.train.row_length, peak
+        )
+        self._spent = {}
+        if step == 1:
+            self._say_ready(state.seconds)
+        self.events.write("resource", step, **resources)
         if self.board:
-            self.board.write(state.step, {**values, **resources})
-        shown = {"loss": loss, "perplexity": values.get("train/perplexity", 0.0), "learning_rate": rate, **resources}
-        if metrics:
-            shown["accuracy"] = metrics["rewards/accuracies"]
-        progress.update(state.step, step_line(shown))
+            self.board.write(step, {**values, **resources})
+        shown = {"loss": values["train/loss"], "perplexity": values.get("train/perplexity") or 0.0, **values, **resources}
+        if "rewards/accuracies" in values:
+            shown["accuracy"] = values["rewards/accuracies"]
+        progress.update(step, step_line(shown))
 
     def _after_step(self) -> None:
         """Evaluate and save where it is time, and decide whether to stop early."""
-        last = self.state.step == self.work.extent.steps
-        improved = False
-        if self.work.validation is not None and (last or self.state.step % self.every == 0):
+        step, improved = self.state.step, False
+        last = step == self.work.extent.steps
+        if last or self._asked_to_stop or step % self.every == 0 or step % self.save_every == 0:
+            self._flush()
+        if self.work.validation is not None and (last or step % self.every == 0):
             improved = self._evaluate(self.work.validation)
-        if last or improved or self.state.stop or self.state.step % self.save_every == 0:
+        if last or improved or self.state.stop or step % self.save_every == 0:
             self._save()
 
     def _evaluate(self, data: PackedData) -> bool:
-        stage, state = self.work.stage, self.state
-        measured = validate(self.work.model, data, stage.evaluation.max_rows, stage.batch.micro, self.work.validation_objective)
+        work, stage, state = self.work, self.work.stage, self.state
+        started = time.monotonic()
+        with self._averaged():
+            measured = validate(
+                work.model, data, stage.evaluation.max_rows, self.feed.micro, work.validation_objective, work.token_bytes
+            )
+        self._spend("evaluate", time.monotonic() - started)
         values = {f"eval/{name}": value for name, value in measured.items()}
         self.events.write("eval", state.step, **values)
         if self.board:
@@ -242,6 +287,10 @@ class Loop:
         )
         return improved
 
+    def _spend(self, phase: str, seconds: float) -> None:
+        """Time between two steps, for the next `resource` event."""
+        self._spent[phase] = self._spent.get(phase, 0.0) + seconds
+
     def _early_stop(self, loss: float) -> None:
         rule, state = self.work.stage.early_stop, self.state
         if rule.target_loss is not None and loss <= rule.target_loss:
@@ -255,14 +304,33 @@ class Loop:
     def _save(self) -> None:
         if self._saved == self.state.step:
             return
-        folder = self.work.directory.checkpoints
+        self._flush()
+        started, folder = time.monotonic(), self.work.directory.checkpoints
         tensors: dict[str, Tensor] = optimizer_tensors(self.work.model, self.optimizers)
-        started = time.monotonic()
-        path, size = save_checkpoint(folder, self.state, self.work.write_model, tensors)
+        if self.average is not None:
+            tensors |= self.average.tensors()
+        if self.updater.scale is not None:
+            self.state.scale = self.updater.scale.state()
+        path, size = save_checkpoint(folder, self.state, self._write_models, tensors)
         self._saved = self.state.step
         self._settle(path)
-        spent = round(time.monotonic() - started, 3)
-        self.events.write("checkpoint", self.state.step, path=path.name, bytes=size, seconds=spent)
+        spent = time.monotonic() - started
+        self._spend("save", spent)
+        self.events.write("checkpoint", self.state.step, path=path.name, bytes=size, seconds=round(spent, 3))
+
+    def _write_models(self, folder: Path) -> None:
+        """The model as it is, to go on from; and with averaged weights, where they are averaged, to use."""
+        self.work.write_model(folder / "model")
+        if self.average is not None:
+            with self._averaged():
+                self.work.write_model(folder / "averaged")
+
+    def _say_ready(self, seconds: float) -> None:
+        """What went before the first step, and how long that took itself."""
+        parts = {**self.work.ready(), "first step": seconds}
+        self.events.write("ready", 1, seconds={name: round(spent, 3) for name, spent in parts.items()})
+        shown = ", ".join(f"{name} {spent:.1f} s" for name, spent in parts.items())
+        self.console.say(f"first step after {sum(parts.values()):.1f} s ({shown})")
 
     def _settle(self, path: Path) -> None:
         """Point to the newest and the best checkpoint and remove the rest; also after a kill in between."""
@@ -291,12 +359,3 @@ class Loop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _mix(seed: int, step: int, number: int) -> int:
-    """One seed for each micro-batch (splitmix64's odd constants keep neighbours apart)."""
-    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + number * 0x94D049BB133111EB) % 2**63
-
-
-def _memory(device: str) -> int:
-    return torch.cuda.max_memory_allocated() if device == "cuda" else memory_bytes()

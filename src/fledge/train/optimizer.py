@@ -1,36 +1,61 @@
-"""AdamW, or Muon for the matrices with AdamW for the rest; decay on matrices only."""
+"""The optimizers of a model: AdamW, AdamW in 8 bits, or Muon for the matrices with AdamW for the rest."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fledge.errors import FledgeError
 from fledge.recipe.schema import OptimizerConfig
+from fledge.train.eight_bit import SMALLEST, AdamW8bit
+from fledge.train.muon import Muon
+
+ROUTER = "mlp.gate.weight"  # chooses experts: a table of one vector for each, not a map between hidden states
 
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
-    """The optimizers of a model; every parameter belongs to exactly one.
+    """The optimizers of a model; every trained parameter belongs to exactly one. All read `grad_scale` and `found_inf`
+    as torch's fused AdamW does.
 
-    AdamW (Loshchilov & Hutter 2019): matrices decay; norms, biases and the embedding (a table of vectors, not a map)
-    do not. Muon (Jordan et al. 2024) orthogonalises the momentum of each matrix inside the blocks; its updates are
-    scaled to the size of AdamW's (Liu et al. 2025, eq. 4), so both share one learning rate. The head is not a map
-    between hidden states and stays with AdamW.
+    AdamW (Loshchilov & Hutter 2019): matrices decay; norms, biases and the embedding (a table of vectors, not a map) do
+    not, unless `decay` is `everything`. Muon (Jordan et al. 2024) makes the momentum of each matrix inside the blocks
+    orthogonal; its updates are scaled to the size of AdamW's (Liu et al. 2025, eq. 4), so both share one learning rate.
+    Embedding, head and routers stay with AdamW. `adamw8bit` (Dettmers et al. 2022) keeps tensors of fewer than 4,096
+    numbers in float32. ValueError where the config still says `auto`.
     """
-    matrices, plain, tables = [], [], []
+    lr, betas, decay = config.numbers()
+    plain, tables, matrices = _kinds(model)
+    by_adam = [
+        {"params": plain, "weight_decay": decay if config.decay == "everything" else 0.0},
+        {"params": tables if config.name == "muon" else tables + matrices, "weight_decay": decay},
+    ]
+    large: list[dict[str, Any]] = []
+    if config.name == "adamw8bit":
+        large = [{**group, "params": [p for p in group["params"] if p.numel() >= SMALLEST]} for group in by_adam]
+        by_adam = [{**group, "params": [p for p in group["params"] if p.numel() < SMALLEST]} for group in by_adam]
+    optimizers: list[torch.optim.Optimizer] = []
+    if groups := [group for group in by_adam if group["params"]]:
+        optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=betas, eps=config.eps, fused=True))
+    if groups := [group for group in large if group["params"]]:
+        optimizers.append(AdamW8bit(groups, lr=lr, betas=betas, eps=config.eps))
+    if config.name == "muon" and matrices:
+        optimizers.append(Muon(matrices, lr=lr, weight_decay=decay))
+    return optimizers
+
+
+def _kinds(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """What does not decay, the tables that do, and the matrices inside the blocks."""
+    plain, tables, matrices = [], [], []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if parameter.dim() < 2 or "embed_tokens" in name:
             plain.append(parameter)
+        elif "lm_head" in name or name.endswith(ROUTER) or min(parameter.shape[-2:]) == 1:
+            tables.append(parameter)
         else:
-            (tables if "lm_head" in name else matrices).append(parameter)
-    decay = config.weight_decay
-    by_adam = [{"params": plain, "weight_decay": 0.0}, {"params": tables, "weight_decay": decay}]
-    if config.name == "adamw":
-        by_adam.append({"params": matrices, "weight_decay": decay})
-    groups = [group for group in by_adam if group["params"]]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
-    ]
-    if config.name == "muon":
-        optimizers.append(torch.optim.Muon(matrices, lr=config.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
-    return optimizers
+            matrices.append(parameter)
+    return plain, tables, matrices
 
 
 def optimizer_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
@@ -44,13 +69,18 @@ def optimizer_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer])
 
 
 def restore_optimizers(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Put a saved state back."""
+    """Put a saved state back; what had none has none. FledgeError for a state that belongs to no parameter."""
     saved: dict[str, dict[str, Tensor]] = {}
     for full, tensor in tensors.items():
         name, key = full.rsplit("/", 1)
         saved.setdefault(name, {})[key] = tensor
     owners = {parameter: o for o in optimizers for group in o.param_groups for parameter in group["params"]}
+    for optimizer in optimizers:
+        optimizer.state.clear()
     for name, parameter in model.named_parameters():
-        owners[parameter].state[parameter] = {
-            key: tensor.to(parameter.device, copy=True) for key, tensor in saved[name].items()
-        }
+        if parameter in owners and name in saved:
+            state = {key: tensor.to(parameter.device, copy=True) for key, tensor in saved.pop(name).items()}
+            owners[parameter].state[parameter] = state
+    if saved:
+        names = ", ".join(sorted(saved)[:3])
+        raise FledgeError(f"the saved optimizer state has {len(saved)} tensors' worth that this model does not train: {names}")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fledge.data import Batch, PackedData
 from fledge.model.decoder import Decoder
@@ -33,14 +34,18 @@ def validate(
     rows: int,
     micro: int,
     preference: PreferenceObjective | None = None,
+    token_bytes: Tensor | None = None,
 ) -> dict[str, Any]:
     """`loss` (that of the stage's kind), `perplexity` and `token_accuracy` of what is supervised (for preferences: of
-    the chosen answers), `tokens` it is measured on, and for preferences `rewards/…`. Dropout is off."""
+    the chosen answers), `tokens` it is measured on, and for preferences `rewards/…`. Dropout is off.
+
+    With `token_bytes` [V], the length of each token's text in UTF-8, also `bits_per_byte`, which models with different
+    tokenizers can be compared by: Σ nll / (ln 2 · Σ bytes)."""
     was_training, device = model.training, model.embed_tokens.weight.device
     model.eval()
     language = {"nll": 0.0, "correct": 0.0, "weight": 0.0}
     sums: dict[str, float] = {}
-    pairs, loss = 0.0, 0.0
+    pairs, loss, size = 0.0, 0.0, 0.0
     with eagerly():
         for batch in validation_batches(data, rows, micro):
             batch = batch.to(device)
@@ -53,6 +58,8 @@ def validate(
                 batch = _chosen_only(batch)
             for name, value in evaluate_language(model, batch).items():
                 language[name] += value
+            if token_bytes is not None:
+                size += float((token_bytes.to(device)[batch.targets] * batch.weights).sum(dtype=torch.float64))
     model.train(was_training)
     nll = language["nll"] / language["weight"]
     measured: dict[str, Any] = {
@@ -61,6 +68,8 @@ def validate(
         "token_accuracy": language["correct"] / language["weight"],
         "tokens": int(language["weight"]),
     }
+    if size:
+        measured["bits_per_byte"] = language["nll"] / math.log(2) / size
     if preference is not None:
         measured["pairs"] = int(pairs)
         measured.update({name: value / pairs for name, value in sums.items()})

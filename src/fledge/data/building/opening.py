@@ -89,8 +89,9 @@ def open_tokens(folder: Path, plan: BuildPlan, ledger: Ledger, tokenizer: Tokeni
             where=f"{key}.validation",
             hint="take more rows for validation, lengthen data.context, or set validation to 0",
         )
-    packed = PackedData(train, length, tokenizer.pad, plan.seed, split, _mixture(plan, train))
-    held_out = PackedData(validation, length, tokenizer.pad, plan.seed, split) if validation.count else None
+    names = tuple(item.name for item in plan.sources)
+    packed = PackedData(train, length, tokenizer.pad, plan.seed, split, _mixture(plan, train), names)
+    held_out = PackedData(validation, length, tokenizer.pad, plan.seed, split, sources=names) if validation.count else None
     return StageData(folder, packed, held_out, ledger, temporary)
 
 

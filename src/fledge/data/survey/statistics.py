@@ -288,7 +288,7 @@ class _Stage:
     def epoch(self) -> Epoch:
         """The first epoch, as it is packed."""
         train, batch = self.data.train, self.plan.stage.batch
-        window, account = batch.micro * batch.accumulation, self.data.train.account()
+        window, account = batch.window(train.row_length), self.data.train.account()
         rows, positions = len(train), train.positions
         return Epoch(
             examples=len(self.mixture.draw(0)),

@@ -1,0 +1,291 @@
+"""SFT speed on real chats of all lengths: fledge against TRL's SFTTrainer, in useful tokens a second.
+
+Both train the same weights (the 26M preset, written by fledge and read by transformers) on the same sequences: fledge reads,
+renders and encodes the conversations, and the opponent is given those tokens, with labels on the same answers (TRL keeps
+labels that a data set brings), so template, tokenizer and assistant-only loss are the same by construction. 16 rows of at most
+512 tokens make a step. TRL runs as it ships (its own defaults for precision, checkpointing and padding), and at its best: the
+fastest of several ways to pack, with bf16, without gradient checkpointing, and with torch.compile, each tried first.
+
+Useful tokens are those that are not padding; supervised ones have a weight in the loss. Seconds are those of whole steps; the
+first of each call is left out. Real chats are read from $FLEDGE_DATA or ../shared/data; without them, from the quickstart's
+world.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measure import options, report
+
+from fledge.data import Batch, PackedData, collect, encode, texts
+from fledge.data.storage import Examples
+from fledge.model.decoder import Decoder
+from fledge.model.directory import save_model
+from fledge.objective import LanguageObjective
+from fledge.recipe import Recipe, recipe_from_dict
+from fledge.tokenizer import Tokenizer, train_tokenizer
+from fledge.train.machine import decide, head_kernel
+from fledge.train.optimizer import build_optimizers
+
+FILES = ("alpaca_zh_demo.json", "alpaca_en_demo.json", "glaive_toolcall_en_demo.json")
+
+
+@dataclass(frozen=True)
+class Work:
+    """Some steps: what they held and how long they took."""
+
+    seconds: float
+    useful: int
+    supervised: int
+    computed: int  # positions, padding included
+
+    @property
+    def speed(self) -> float:
+        """Useful tokens a second."""
+        return self.useful / self.seconds
+
+
+def data_folder() -> Path:
+    """Where real data lies, if it does."""
+    return Path(os.environ.get("FLEDGE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+def make_recipe(rows: int, context: int, layers: int, folder: Path) -> Recipe:
+    """The 26M preset on chats."""
+    real = data_folder() / "llamafactory"
+    if real.exists():
+        train = [str(real / name) for name in FILES]
+    else:
+        from fledge.world import build
+
+        build(7, folder)
+        train = [str(folder / "sft.jsonl")]
+    stage = {"data": {"train": train, "validation": 0.0, "context": context}, "batch": {"micro": rows}, "length": "100 steps"}
+    model = {"num_hidden_layers": layers}
+    return recipe_from_dict({"preset": "26m", "model": model, "stages": {"sft": {**stage, "schedule": {"warmup": 5}}}})
+
+
+class Fledge:
+    """fledge's step, as the loop makes it."""
+
+    def __init__(self, recipe: Recipe, data: PackedData, model: Decoder, steps: int) -> None:
+        stage = recipe.stages["sft"]
+        self.data, self.micro, self.steps, self.model = data, stage.batch.micro, steps, model
+        make = lambda kernel: LanguageObjective(0.0, kernel)  # noqa: E731
+        self.decision = decide(recipe.machine, model, data.batch(0, self.micro), make, 10_000, print)
+        self.decision.apply(model)
+        self.objective = LanguageObjective(0.0, head_kernel(self.decision))
+        self.optimizers = build_optimizers(model, stage.optimizer)
+        self.clip = stage.optimizer.clip or 1.0
+        self.step = 0
+        self._learn()
+
+    def _learn(self) -> Batch:
+        batch = self.data.batch(self.step * self.micro, self.micro)
+        (self.objective(self.model, batch).loss / batch.weight).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+        self.step += 1
+        return batch
+
+    def __call__(self) -> Work:
+        started = time.perf_counter()
+        batches = [self._learn() for _ in range(self.steps)]
+        seconds = time.perf_counter() - started
+        counts = [(batch.filled, batch.supervised, batch.tokens.numel()) for batch in batches]
+        return Work(seconds, *(sum(column) for column in zip(*counts, strict=True)))
+
+
+def as_rows(examples: Examples) -> list[dict[str, list[int]]]:
+    """Every sequence with its labels, as TRL wants them: −100 where nothing is to be learned. (The model shifts them.)"""
+    rows = []
+    for start, stop in zip(examples.offsets[:-1], examples.offsets[1:], strict=True):
+        place = slice(int(start), int(stop))
+        tokens, weights = np.asarray(examples.tokens[place], np.int64), np.asarray(examples.weights[place])
+        rows.append({"input_ids": tokens.tolist(), "labels": np.where(weights > 0, tokens, -100).tolist()})
+    return rows
+
+
+class Counting:
+    """A collator that remembers what it gave out."""
+
+    def __init__(self, collate: Callable[[list], dict[str, Any]]) -> None:
+        self.collate, self.given = collate, []
+
+    def __call__(self, rows: list) -> dict[str, Any]:
+        batch = self.collate(rows)
+        mask = batch.get("attention_mask")
+        useful = batch["input_ids"].numel() if mask is None else int(mask.sum())
+        self.given.append((useful, int((batch["labels"] != -100).sum()), batch["input_ids"].numel()))
+        return batch
+
+
+class Opponent:
+    """TRL's SFTTrainer. `accumulation` divides the rows of a step into as many micro-batches."""
+
+    def __init__(self, folder: Path, rows: list, context: int, micro: int, steps: int, accumulation: int, **how: Any) -> None:
+        from datasets import Dataset
+        from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+        from trl import SFTConfig, SFTTrainer
+
+        self.accumulation, self.seconds, self.calls = accumulation, [], 0
+        seconds = self.seconds
+
+        class Clock(TrainerCallback):
+            def on_step_begin(self, *positional: object, **named: object) -> None:
+                seconds.append(-time.perf_counter())
+
+            def on_step_end(self, *positional: object, **named: object) -> None:
+                seconds[-1] += time.perf_counter()
+
+        self.output = tempfile.TemporaryDirectory()
+        arguments = SFTConfig(
+            self.output.name, per_device_train_batch_size=micro // accumulation, gradient_accumulation_steps=accumulation,
+            max_steps=steps + 1, max_length=context, use_cpu=True, report_to=[], save_strategy="no",
+            logging_strategy="no", disable_tqdm=True, **how,
+        )  # fmt: skip
+        self.trainer = SFTTrainer(
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), arguments,
+            train_dataset=Dataset.from_list(rows), processing_class=AutoTokenizer.from_pretrained(folder), callbacks=[Clock()],
+        )  # fmt: skip
+        self.counting = Counting(self.trainer.data_collator)
+        self.trainer.data_collator = self.counting
+
+    def how(self) -> dict[str, Any]:
+        """The arguments that decide speed, as the trainer has them."""
+        names = ("bf16", "packing", "padding_free", "gradient_checkpointing", "torch_compile")
+        values = {name: getattr(self.trainer.args, name) for name in names}
+        strategy = self.trainer.args.packing_strategy if values["packing"] else None
+        return {
+            **values,
+            "packing_strategy": strategy,
+            "accumulation": self.accumulation,
+            "optim": str(self.trainer.args.optim),
+        }
+
+    def __call__(self) -> Work:
+        self.seconds.clear()
+        self.counting.given.clear()
+        self.calls += 1  # other rows in each call: by itself the trainer would begin with the same ones
+        self.trainer.train_dataset = self.trainer.train_dataset.shuffle(seed=self.calls)
+        self.trainer.train()
+        counts = self.counting.given[self.accumulation : len(self.seconds) * self.accumulation]
+        return Work(sum(self.seconds[1:]), *(sum(column) for column in zip(*counts, strict=True)))
+
+
+PACKED = {"packing": True, "bf16": True, "gradient_checkpointing": False}
+WAYS: dict[str, tuple[bool, dict[str, Any]]] = {  # whether rows go one by one, and the arguments
+    "padded": (False, {"bf16": True, "gradient_checkpointing": False}),
+    "packed": (False, PACKED),
+    "packed, row by row": (True, PACKED),
+    "packed, row by row, compiled": (True, {**PACKED, "torch_compile": True}),
+    "cut and joined, compiled": (False, {**PACKED, "packing_strategy": "wrapped", "torch_compile": True}),
+}
+
+
+def best_way(make: Callable[..., Opponent], micro: int) -> tuple[str, Opponent, dict[str, float | str]]:
+    """The fastest way that works here, and what each of them reached in a trial."""
+    tried: dict[str, float | str] = {}
+    best: tuple[float, str, Opponent] | None = None
+    for name, (one_by_one, arguments) in WAYS.items():
+        try:
+            opponent = make(micro if one_by_one else 1, **arguments)
+            opponent()
+            speed = opponent().speed
+        except Exception as error:  # what torch.compile or the library cannot do here is said, and is not its best
+            tried[name] = f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
+        else:
+            tried[name] = round(speed)
+            if best is None or speed > best[0]:
+                best = (speed, name, opponent)
+        print(f"TRL, {name}: {tried[name]}", flush=True)
+    if best is None:
+        raise RuntimeError(f"TRL trains in none of these ways here: {tried}")
+    return best[1], best[2], tried
+
+
+def summary(works: list[Work]) -> dict[str, Any]:
+    """What the speed is made of."""
+    speeds = [work.speed for work in works]
+    return {
+        "useful_tokens_per_second": round(statistics.median(speeds)),
+        "range": [round(min(speeds)), round(max(speeds))],
+        "supervised_tokens_per_second": round(statistics.median(work.supervised / work.seconds for work in works)),
+        "useful_share": round(sum(work.useful for work in works) / sum(work.computed for work in works), 3),
+        "useful_tokens": sum(work.useful for work in works),
+    }
+
+
+def compared(fast: list[Work], slow: list[Work]) -> dict[str, float]:
+    """How many times more useful tokens a second, round by round: median and range."""
+    each = [a.speed / b.speed for a, b in zip(fast, slow, strict=True)]
+    return {"median": round(statistics.median(each), 3), "low": round(min(each), 3), "high": round(max(each), 3)}
+
+
+def prepare(rows: int, context: int, layers: int, folder: Path) -> tuple[Recipe, PackedData, Tokenizer, Decoder]:
+    """Data, tokenizer and model, the last two also as files in `folder`."""
+    recipe = make_recipe(rows, context, layers, folder / "world")
+    stage = recipe.stages["sft"]
+    collected = collect(stage, "sft", 0)
+    tokenizer = train_tokenizer(texts(collected), 6400)
+    data = encode(collected, stage, "sft", tokenizer, 0).train
+    model = Decoder(recipe.model, tokenizer.vocab_size)
+    model.initialise(0)
+    save_model(model, folder, bos=None, eos=sorted(tokenizer.stop_ids), pad=tokenizer.pad)
+    tokenizer.save(folder)
+    return recipe, data, tokenizer, model
+
+
+def main() -> None:
+    parser = options(__doc__ or "")
+    parser.add_argument("--rounds", type=int, help="rounds (default 5, with --quick 2)")
+    parser.add_argument("--steps", type=int, help="steps in each (default 3, with --quick 2)")
+    chosen = parser.parse_args()
+    rows, context, layers = (4, 256, 2) if chosen.quick else (16, 512, 8)
+    steps, rounds = chosen.steps or (2 if chosen.quick else 3), chosen.rounds or (2 if chosen.quick else 5)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        recipe, data, _, model = prepare(rows, context, layers, folder)
+        fledge, sequences = Fledge(recipe, data, model, steps), as_rows(data.examples)
+
+        def make(accumulation: int, **arguments: Any) -> Opponent:
+            return Opponent(folder, sequences, context, rows, steps, accumulation, **arguments)
+
+        shipped = make(1)
+        shipped()
+        way, best, tried = best_way(make, rows)
+        contenders: dict[str, Callable[[], Work]] = {"fledge": fledge, "as_shipped": shipped, "best": best}
+        works: dict[str, list[Work]] = {name: [] for name in contenders}
+        for number in range(rounds):
+            for name, run in contenders.items():
+                works[name].append(run())
+                print(f"round {number + 1}/{rounds} {name}: {works[name][-1].speed:.0f} useful tokens/s", flush=True)
+    against = {name: compared(works["fledge"], works[name]) for name in ("as_shipped", "best")}
+    report(
+        {
+            "ratio_as_shipped": against["as_shipped"]["median"],
+            "ratio_best": against["best"]["median"],
+            "ranges": against,
+            "fledge": {**summary(works["fledge"]), "decision": fledge.decision.as_dict()},
+            "as_shipped": {**summary(works["as_shipped"]), "how": shipped.how()},
+            "best": {**summary(works["best"]), "is": way, "how": best.how(), "tried_useful_tokens_per_second": tried},
+            "batch": [rows, context],
+            "sequences": len(sequences),
+            "steps_per_round": steps,
+            "rounds": rounds,
+            "quick": chosen.quick,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

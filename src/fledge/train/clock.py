@@ -1,0 +1,40 @@
+"""Where the time of a step goes: on the CPU by the wall clock, on a GPU by its own events, read when they are done."""
+
+import time
+from typing import Any
+
+import torch
+
+
+class Clock:
+    """Times the phases of one step. `mark(name)` ends a phase that began at the mark before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self._marks: list[tuple[str, Any]] = [("", self._now())]
+        self._added: dict[str, float] = {}
+
+    def _now(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def mark(self, name: str) -> None:
+        """The phase that ends here."""
+        self._marks.append((name, self._now()))
+
+    def add(self, name: str, seconds: float) -> None:
+        """Seconds of a phase that was timed elsewhere."""
+        self._added[name] = self._added.get(name, 0.0) + seconds
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each phase. On a GPU this waits for the step to be done."""
+        phases = dict(self._added)
+        if self.cuda:
+            self._marks[-1][1].synchronize()
+        for (_, before), (name, after) in zip(self._marks, self._marks[1:], strict=False):
+            spent = before.elapsed_time(after) / 1000 if self.cuda else after - before
+            phases[name] = phases.get(name, 0.0) + spent
+        return phases

@@ -1,0 +1,88 @@
+"""torch.compile, as training uses it: one block for all layers, the head's chunk, and a cache that lasts."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fledge.model.decoder import Decoder
+from fledge.model.head import _loss_chunk
+from fledge.run.cache import cache_folder
+
+_compiled_kernel: list[Any] = []
+
+
+def keep_compiled_code() -> str:
+    """Let the compiler keep what it makes in fledge's cache folder, unless the user chose a folder; returns the folder.
+
+    A second run then reads its code instead of making it. Must be called before anything is compiled.
+    """
+    return os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_own_folder()))
+
+
+def _own_folder() -> Path:
+    return cache_folder() / "inductor"
+
+
+def compiled_afresh_if_damaged(step: Callable[[], None], say: Callable[[str], None] = lambda text: None) -> None:
+    """Run a step that compiles. Where it fails on code kept from before, that is thrown away and made once more.
+
+    A process killed while compiling can leave half a library behind, which the compiler would trip over for ever. A
+    folder that the user chose is left alone. The second failure is raised.
+    """
+    try:
+        step()
+    except Exception as error:
+        folder = _own_folder()
+        if keep_compiled_code() != str(folder) or not folder.is_dir():
+            raise
+        say(f"note: compiling failed ({type(error).__name__}); {folder} is emptied and the code made again")
+        aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+        folder.replace(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+        torch._dynamo.reset()
+        step()
+
+
+def compile_blocks(model: Decoder) -> None:
+    """Compile the block once; all layers share its code. (The stack as a whole would take layers times as long.)"""
+    keep_compiled_code()
+    for block in model.blocks():
+        if block._compiled_call_impl is None:
+            block.compile(dynamic=False)
+
+
+def uncompile(model: Decoder) -> None:
+    """Back to plain calls."""
+    for block in model.blocks():
+        block._compiled_call_impl = None
+
+
+def compiled_kernel() -> Any:
+    """The head's chunk, compiled; one for the whole process."""
+    if not _compiled_kernel:
+        keep_compiled_code()
+        _compiled_kernel.append(torch.compile(_loss_chunk, dynamic=False))
+    return _compiled_kernel[0]
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Without compiled code: evaluation is too short to pay for compiling its own shapes."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def only_first_layer(model: Decoder) -> Iterator[None]:
+    """The model with one layer only: the same code on the same shapes, for a fraction of the time."""
+    layers = model.layers
+    model.layers = layers[:1]
+    try:
+        yield
+    finally:
+        model.layers = layers

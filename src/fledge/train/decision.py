@@ -1,0 +1,81 @@
+"""How a stage computes: the decision that is stored with it, and what it does to a model."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from fledge.errors import FledgeError
+from fledge.model.decoder import Decoder
+from fledge.recipe.schema import MachineConfig
+from fledge.train import precision as rules
+from fledge.train.compiling import compile_blocks, compiled_kernel
+from fledge.train.precision import DTYPES
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How a stage computes, and the measurements that decided it."""
+
+    device: str
+    precision: str
+    attention: str
+    compile: bool
+    threads: int
+    evidence: dict[str, float | str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machine.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Decision":
+        """From machine.json."""
+        return cls(**values)
+
+    @property
+    def matmul_peak(self) -> float | None:
+        """FLOP/s of matrix products in this precision on this machine, as measured; what MFU is a share of."""
+        peak = self.evidence.get("matmul_peak_flops")
+        return None if peak is None else float(peak)
+
+    def apply(self, model: Decoder) -> Decoder:
+        """Make the model compute so."""
+        torch.set_num_threads(self.threads)
+        use_float32(self.precision)
+        model.compute_dtype = DTYPES[self.precision]
+        model.use_attention(self.attention)
+        model.to(self.device)
+        if self.compile:
+            compile_blocks(model)
+        return model
+
+
+def use_float32(precision: str) -> None:
+    """Products of float32 are true float32, unless TF32 was asked for."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+
+def head_kernel(decision: Decision) -> Any:
+    """The head's chunk, compiled where compiling was decided; None for the plain one."""
+    return compiled_kernel() if decision.compile else None
+
+
+def capability(device: str) -> tuple[int, int] | None:
+    """CUDA compute capability of the device, e.g. (8, 0); None on a CPU."""
+    return torch.cuda.get_device_capability() if device == "cuda" else None
+
+
+def refuse_device(config: MachineConfig) -> None:
+    """FledgeError for a device that this machine does not have, or what the device cannot do."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise FledgeError("no CUDA device is at hand", where="machine.device", hint="set machine.device to auto or cpu")
+    device = chosen_device(config)
+    rules.refuse(config, device, capability(device))
+
+
+def chosen_device(config: MachineConfig) -> str:
+    """cpu or cuda."""
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.device

@@ -1,0 +1,82 @@
+"""How many rows at a time fit into memory, by the cost model; what is learned does not depend on it."""
+
+from dataclasses import dataclass
+
+import torch
+
+from fledge.errors import FledgeError
+from fledge.model.cost import Cost
+from fledge.recipe.schema import BatchConfig, MachineConfig, ModelConfig, OptimizerConfig
+
+PROGRAM = 500 * 2**20  # interpreter, libraries, compiled code and temporary results
+MOST_TOKENS = {"cpu": 16_384, "cuda": 131_072}  # at a time: more is no faster
+
+
+@dataclass(frozen=True)
+class Need:
+    """What decides how much memory a training step takes, beside its rows."""
+
+    model: ModelConfig
+    vocab_size: int
+    row_length: int
+    optimizer: OptimizerConfig
+    device: str
+
+
+def budget(machine: MachineConfig, device: str) -> int:
+    """Bytes that training may take: as the recipe says, or nine tenths of what is free now."""
+    if machine.memory is not None:
+        return machine.memory
+    if device == "cuda":
+        return int(0.9 * torch.cuda.mem_get_info()[0])
+    import psutil
+
+    return int(0.9 * psutil.virtual_memory().available)
+
+
+def estimate(need: Need, machine: MachineConfig, rows: int) -> float:
+    """Bytes of a step with so many rows at a time. Where precision and compilation are still to be measured, the larger."""
+    half = machine.precision in ("bf16", "fp16") or (machine.precision == "auto" and need.device == "cuda")
+    compiled = machine.compile is True
+    tokens = rows * need.row_length
+    cost = Cost(need.model, need.vocab_size)
+    return PROGRAM + cost.peak_bytes(tokens, 2 if half else 4, compiled, need.optimizer.name, machine.recomputed)
+
+
+def fit_batch(batch: BatchConfig, need: Need, machine: MachineConfig) -> tuple[BatchConfig, list[str]]:
+    """The batch with plain numbers, and a sentence where something was chosen. The rows of an update stay those of `tokens`.
+
+    FledgeError where `tokens` are not whole rows, or where not even one row fits."""
+    if batch.tokens is None:
+        return batch, []
+    rows, rest = divmod(batch.tokens, need.row_length)
+    if rest or not rows:
+        below, above = max(1, rows) * need.row_length, (rows + 1) * need.row_length
+        raise FledgeError(
+            f"{batch.tokens:,} tokens are no whole number of rows of {need.row_length:,}",
+            where="batch.tokens",
+            hint=f"write {below:,} or {above:,}",
+        )
+    if batch.micro != "auto":
+        if rows % batch.micro:
+            raise FledgeError(
+                f"{rows:,} rows of an update are no multiple of {batch.micro:,}", where="batch.micro", hint="or write auto"
+            )
+        return batch.model_copy(update={"accumulation": rows // batch.micro, "tokens": None}), []
+    limit = budget(machine, need.device)
+    parts = [part for part in range(1, rows + 1) if rows % part == 0]
+    fitting = [part for part in parts if estimate(need, machine, part) <= limit]
+    if not fitting:
+        raise FledgeError(
+            f"not even one row of {need.row_length:,} tokens fits: a step takes about "
+            f"{estimate(need, machine, 1) / 2**30:.2f} GiB, {limit / 2**30:.2f} GiB are to be had",
+            where="batch.micro",
+            hint="machine.checkpointing: full, optimizer adamw8bit, a shorter context or a smaller model",
+        )
+    useful = [part for part in fitting if part * need.row_length <= MOST_TOKENS[need.device]]
+    micro = max(useful or [fitting[0]])
+    note = (
+        f"micro-batches of {micro} rows, {rows // micro} for each update: a step takes about "
+        f"{estimate(need, machine, micro) / 2**30:.2f} of {limit / 2**30:.2f} GiB"
+    )
+    return batch.model_copy(update={"micro": micro, "accumulation": rows // micro, "tokens": None}), [note]

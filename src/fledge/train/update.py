@@ -1,0 +1,198 @@
+"""One update: forward and backward over the micro-batches of a window, one division, clipping, one optimizer step.
+
+On a GPU nothing here waits for the device: what a step measured stays in tensors until somebody reads it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fledge.data import Batch
+from fledge.errors import FledgeError
+from fledge.model.decoder import Decoder
+from fledge.model.experts import Routing
+from fledge.objective import LanguageObjective, Outcome, PreferenceObjective
+from fledge.train.clock import Clock
+from fledge.train.feed import Window
+from fledge.train.group_watch import GroupWatch
+from fledge.train.scaling import LossScale
+
+Objective = LanguageObjective | PreferenceObjective
+aten: Any = torch.ops.aten  # its `_foreach` operations: one launch for many tensors
+
+
+class OutOfMemory(Exception):
+    """A micro-batch did not fit. The model is as it was before the step."""
+
+
+@dataclass(frozen=True)
+class Half:
+    """The first half of a window by itself: how gradients of fewer tokens differ tells how noisy they are
+    (McCandlish et al. 2018, appendix A.1). Losses are means of each half; `norm` is of the first half's mean gradient."""
+
+    losses: tuple[Tensor, Tensor]
+    norm: Tensor
+    weights: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update measured. Tensors are scalars, perhaps still on their way."""
+
+    window: Window
+    rate: float
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    norm: Tensor
+    overflow: Tensor
+    scale: Tensor | None
+    skipped: Tensor | None
+    half: Half | None
+    groups: dict[str, Tensor]
+    routing: Routing | None
+    clock: Clock
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or in main memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+
+
+def mix(seed: int, step: int, number: int) -> int:
+    """One seed for each micro-batch (splitmix64's odd constants keep neighbours apart)."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + number * 0x94D049BB133111EB) % 2**63
+
+
+class Updater:
+    """Makes updates. `scale` is for fp16 only."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        objective: Objective,
+        optimizers: Sequence[torch.optim.Optimizer],
+        clip: float | None,
+        seed: int,
+        scale: LossScale | None = None,
+    ) -> None:
+        self.model, self.objective, self.optimizers = model, objective, optimizers
+        self.clip, self.seed, self.scale = clip, seed, scale
+        self.device = model.embed_tokens.weight.device
+        self.groups = GroupWatch(model)
+
+    def __call__(self, window: Window, rate: float, waited: float = 0.0, watch: bool = False) -> Update:
+        """Learn from a window. `watch`: also measure what costs something. Raises OutOfMemory before anything changed."""
+        clock = Clock(self.device)
+        clock.add("data", waited)
+        try:
+            outcomes, half = self._gradients(window, clock, watch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.model.zero_grad(set_to_none=True)
+            raise OutOfMemory(str(error).splitlines()[0]) from None
+        if watch:
+            self.groups.before()
+        norm, overflow, scale = self._step(rate)
+        groups = self.groups.after() if watch else {}
+        clock.mark("optimizer")
+        loss = torch.stack([outcome.loss for outcome in outcomes]).sum() / window.weight
+        metrics = {
+            name: torch.stack([outcome.metrics[name].float() for outcome in outcomes]).sum() / window.weight
+            for name in outcomes[0].metrics
+        }
+        routed = [outcome.routing for outcome in outcomes if outcome.routing is not None]
+        routing = Routing.merged(routed) if routed else None
+        skipped = None if self.scale is None else self.scale.skipped
+        return Update(window, rate, loss, metrics, norm, overflow, scale, skipped, half, groups, routing, clock)
+
+    def _gradients(self, window: Window, clock: Clock, watch: bool) -> tuple[list[Outcome], Half | None]:
+        """Forward and backward of every micro-batch; the gradients are those of the window's mean."""
+        outcomes: list[Outcome] = []
+        middle, first_norm = len(window.batches) // 2, None
+        for number, batch in enumerate(window.batches):
+            if watch and middle and number == middle:
+                first_norm = self._norm()
+            outcomes.append(self._one(window, number, batch, clock))
+        if first_norm is None:
+            return outcomes, None
+        weights = [self.objective.weight(batch) for batch in window.batches]
+        first, second = sum(weights[:middle]), sum(weights[middle:])
+        means = [
+            torch.stack([outcome.loss for outcome in part]).sum() / weight
+            for part, weight in ((outcomes[:middle], first), (outcomes[middle:], second))
+        ]
+        return outcomes, Half((means[0], means[1]), first_norm * (window.weight / first), (first, second))
+
+    def _one(self, window: Window, number: int, batch: Batch, clock: Clock) -> Outcome:
+        if self.model.config.dropout:
+            torch.manual_seed(mix(self.seed, window.step, number))
+        outcome = self.objective(self.model, batch.to(self.device))
+        clock.mark("forward")
+        trained = outcome.loss if outcome.auxiliary is None else outcome.loss + outcome.auxiliary
+        trained = trained / window.weight
+        (trained if self.scale is None else trained * self.scale.scale).backward()
+        clock.mark("backward")
+        return outcome.detached()
+
+    def _norm(self) -> Tensor:
+        """Norm of the gradients so far, without the loss scale."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        return norm if self.scale is None else norm / self.scale.scale
+
+    def _step(self, rate: float) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Clip and step, unless the gradients are not finite; returns their norm, whether they were not, and the loss scale."""
+        norm = self._norm()
+        overflow = ~norm.isfinite()
+        scale = None if self.scale is None else self.scale.scale
+        factor = torch.ones_like(norm) if scale is None else 1 / scale
+        if self.clip is not None:
+            factor = factor * (self.clip / (norm + 1e-6)).clamp(max=1.0)
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        aten._foreach_mul_.Tensor(gradients, factor)
+        self._step_optimizers(rate, overflow)
+        self.model.zero_grad(set_to_none=True)
+        if self.scale is not None:
+            self.scale.after(overflow)
+        return norm, overflow, scale
+
+    def _step_optimizers(self, rate: float, overflow: Tensor) -> None:
+        """On the CPU a step with gradients that are not finite is left out; on a GPU the optimizers skip it themselves."""
+        waiting = overflow.device.type != "cpu"
+        if not waiting and bool(overflow):
+            return
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.found_inf = overflow.float() if waiting else None  # type: ignore[attr-defined]
+            try:
+                optimizer.step()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise FledgeError(
+                    "there is no memory left for the optimizer's state",
+                    where="optimizer.name",
+                    hint="a smaller model, or optimizer adamw8bit, whose state is four times smaller",
+                ) from None
+
+
+def noise_scale(half: Half, norm: float) -> float | None:
+    """Tokens at which the gradient's noise is as large as the gradient itself: B_simple = tr(Σ)/|G|² from the norms at two
+    batch sizes (McCandlish et al. 2018, eq. A.1–A.2). One step's value is very noisy: average many. None where it is not
+    positive."""
+    small, large = half.weights[0], sum(half.weights)
+    squared, squared_small = norm**2, float(half.norm) ** 2
+    signal = (large * squared - small * squared_small) / (large - small)
+    noise = (squared_small - squared) / (1 / small - 1 / large)
+    if signal <= 0 or noise <= 0 or not math.isfinite(noise):
+        return None
+    return noise / signal

@@ -1,0 +1,89 @@
+"""A mixture of experts through the whole pipeline: trained, watched, stopped, resumed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fledge.model.directory import load_model
+from fledge.model.experts import Router
+from fledge.pipeline import Pipeline
+from fledge.recipe import Recipe
+from fledge.run import Console
+from fledge.train import loop
+from tests.e2e import tiny
+
+QUIET = Console(quiet=True)
+
+
+def _recipe(world: Path, output: Path, balance: str) -> Recipe:
+    """Pretraining and preferences."""
+    tree = tiny.tree(world, output)
+    moe = {"experts": 4, "top_k": 2, "balance": balance}
+    stages = {name: tree["stages"][name] for name in ("pretrain", "dpo")}
+    return tiny.recipe(world, output, model={**tiny.MODEL, "qk_norm": True, "moe": moe}, stages=stages)
+
+
+def _steps(run: Path, stage: str) -> list[dict[str, Any]]:
+    lines = (run / stage / "events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["kind"] == "step"]
+
+
+def _finals(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for stage in ("pretrain", "dpo"):
+        last = run / stage / "checkpoints" / "last"
+        found[f"{stage} weights"] = (last / "model" / "model.safetensors").read_bytes()
+        found[f"{stage} optimizer"] = (last / "state" / "optimizer.safetensors").read_bytes()
+        found[f"{stage} steps"] = _steps(run, stage)
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    return Pipeline(_recipe(world, tmp_path_factory.mktemp("whole"), "bias"), QUIET).run()
+
+
+@pytest.mark.parametrize("at", [2, 12])
+def test_a_mixture_killed_before_its_biases_move_resumes_bit_for_bit(
+    at: int, world: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    count, update = 0, loop.update_biases
+
+    def dying(*what: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == at:
+            raise Killed
+        update(*what)
+
+    recipe = _recipe(world, tmp_path, "bias")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "update_biases", dying)
+        Pipeline(recipe, QUIET).run()
+    assert _finals(Pipeline(recipe, QUIET).run(resume=True)) == _finals(whole)
+    model = load_model(whole / "dpo" / "checkpoints" / "last" / "model")
+    biases = torch.stack([m.e_score_correction_bias for m in model.modules() if isinstance(m, Router)])  # type: ignore[misc]
+    moves = (biases / 0.001).round()
+    torch.testing.assert_close(biases, moves * 0.001)  # whole steps of bias_rate
+    assert 0 < moves.abs().max() <= 14
+
+
+def test_every_step_of_a_mixture_says_how_it_was_routed(world: Path, tmp_path: Path) -> None:
+    run = Pipeline(_recipe(world, tmp_path, "loss"), QUIET).run()
+    for stage in ("pretrain", "dpo"):
+        for event in _steps(run, stage):
+            load = torch.tensor(event["moe/load"])
+            assert load.shape == (2, 4)
+            torch.testing.assert_close(load.mean(1), torch.ones(2), atol=1e-3, rtol=0.0)
+            assert event["moe/load_max"] == pytest.approx(float(load.max()), abs=1e-4)
+            assert event["moe/load_min"] == pytest.approx(float(load.min()), abs=1e-4)
+            assert 0 < event["moe/entropy"] <= 1.3863 and event["train/balance_loss"] >= 1.9 and event["train/z_loss"] > 0
+    first = _steps(run, "dpo")[0]
+    assert first["train/loss"] == pytest.approx(0.6931, abs=0.02)  # without the penalty, which is about 0.02 · top_k

@@ -1,0 +1,43 @@
+"""Samples: greedy answers to the recipe's prompts, and a clear word where one does not fit."""
+
+import pytest
+
+from fledge.errors import FledgeError
+from fledge.evaluate.samples import sample
+from fledge.model.decoder import Decoder
+from fledge.model.generate import Sampling, generate
+from fledge.recipe import ModelConfig
+from fledge.recipe.schema import SamplesConfig
+from fledge.tokenizer import Message, Tokenizer, train_tokenizer
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 48}
+CONFIG = SamplesConfig(prompts=["What is a cat?", "A dog?"], texts=["A cat is", "Dogs"], max_new_tokens=5)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(["A cat is an animal. What is a dog? Dogs are animals."] * 20, 300)
+
+
+def _model(tokenizer: Tokenizer, room: int) -> Decoder:
+    model = Decoder(ModelConfig.model_validate({**SIZES, "max_position_embeddings": room}), tokenizer.vocab_size)
+    model.initialise(0)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "sft"])
+def test_samples_are_the_greedy_answers_in_the_order_of_the_recipe(tokenizer: Tokenizer, kind: str) -> None:
+    model = _model(tokenizer, 100)
+    asked = CONFIG.texts if kind == "pretrain" else CONFIG.prompts
+    samples = sample(model, tokenizer, CONFIG, kind)
+    assert [one.prompt for one in samples] == asked
+    for text, one in zip(asked, samples, strict=True):
+        begun = tokenizer.encode_beginning(text) if kind == "pretrain" else tokenizer.encode_prompt([Message("user", text)])
+        (alone,) = generate(model, [begun], tokenizer.stop_ids, tokenizer.pad, Sampling(max_new_tokens=5))
+        assert (one.answer, one.ended) == (tokenizer.decode(alone.tokens, skip_special=True), alone.ended)
+
+
+@pytest.mark.parametrize(("kind", "where"), [("pretrain", "samples.texts: number 1"), ("sft", "samples.prompts: number 1")])
+def test_a_prompt_without_room_for_an_answer_is_named(tokenizer: Tokenizer, kind: str, where: str) -> None:
+    with pytest.raises(FledgeError, match=f"{where} has .* tokens, the model has 2 positions"):
+        sample(_model(tokenizer, 2), tokenizer, CONFIG, kind)

@@ -1,0 +1,77 @@
+"""What a mixture of experts adds to a batch: a penalty beside the loss, which neither loss nor perplexity contains."""
+
+import pytest
+import torch
+
+from fledge.model.decoder import Decoder
+from fledge.objective import LanguageObjective, Outcome, evaluate_language
+
+from ..model.conftest import assert_same_gradients, gradients, make_decoder
+from .conftest import dpo, pack, pack_pairs, random_pairs, random_sequences
+
+MOE = {"experts": 4, "top_k": 2, "balance_weight": 0.5, "z_weight": 0.25}
+OFF = {"experts": 4, "top_k": 2, "balance_weight": 0.0, "z_weight": 0.0}
+
+
+def _model(moe: dict[str, object] | None = None) -> Decoder:
+    return make_decoder(qk_norm=True, moe=moe or MOE)
+
+
+def _trained(outcome: Outcome) -> torch.Tensor:
+    assert outcome.auxiliary is not None
+    return outcome.loss + outcome.auxiliary
+
+
+def test_the_loss_is_the_cross_entropy_alone_and_the_penalty_stands_beside_it() -> None:
+    batch = pack(random_sequences([32, 9, 20, 33]), row_length=40).batch(0, 3)
+    model = _model()
+    outcome = LanguageObjective()(model, batch)
+    hidden, routing = model.states(batch.tokens, batch.positions, batch.documents)
+    assert routing is not None and outcome.auxiliary is not None and outcome.routing is not None
+    logps = model.logits(hidden).log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
+    torch.testing.assert_close(outcome.loss, -(logps * batch.weights).sum())
+    torch.testing.assert_close(outcome.auxiliary, batch.weight * (0.5 * routing.balance + 0.25 * routing.z))
+    assert float(outcome.routing.tokens) == batch.filled < batch.tokens.numel()
+    assert torch.equal(outcome.routing.counts.sum(1), torch.full((2,), 2.0 * batch.filled))
+    measured = evaluate_language(model, batch)
+    assert measured["nll"] == pytest.approx(float(outcome.loss.detach()), rel=1e-5)
+
+
+def test_without_weights_the_penalty_is_nothing_and_with_them_the_router_learns_from_it() -> None:
+    batch = pack(random_sequences([32, 9, 20, 33]), row_length=40).batch(0, 3)
+    on, off = _model(), _model(OFF)
+    LanguageObjective()(on, batch).loss.backward()
+    without = gradients(on)
+    _trained(LanguageObjective()(off, batch)).backward()
+    assert_same_gradients(gradients(off), without, atol=0.0)
+    _trained(LanguageObjective()(on, batch)).backward()
+    name = "layers.0.mlp.gate.weight"
+    assert not torch.allclose(gradients(on)[name], without[name], rtol=0.1)
+
+
+def test_a_preference_is_penalised_for_each_pair() -> None:
+    data = pack_pairs(random_pairs(6))
+    batch = data.batch(0, len(data))
+    model, reference = _model(), _model().requires_grad_(False)
+    outcome = dpo(reference)(model, batch)
+    routing = model.states(batch.tokens, batch.positions, batch.documents)[1]
+    assert routing is not None and outcome.auxiliary is not None
+    torch.testing.assert_close(outcome.loss.detach(), 6 * torch.tensor(2.0).log(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(outcome.auxiliary, 6 * (0.5 * routing.balance + 0.25 * routing.z))
+
+
+def test_a_detached_outcome_holds_no_graph_and_the_same_numbers() -> None:
+    batch = pack(random_sequences([32, 9]), row_length=40).batch(0, 1)
+    outcome = LanguageObjective()(_model(), batch)
+    kept = outcome.detached()
+    assert kept.routing is not None and outcome.routing is not None
+    assert not any(t.requires_grad for t in (kept.loss, *vars(kept.routing).values()))
+    assert torch.equal(kept.routing.balance, outcome.routing.balance) and torch.equal(
+        kept.routing.counts, outcome.routing.counts
+    )
+
+
+def test_a_dense_model_adds_nothing() -> None:
+    batch = pack(random_sequences([32, 9]), row_length=40).batch(0, 1)
+    outcome = LanguageObjective()(make_decoder(), batch)
+    assert outcome.auxiliary is None and outcome.routing is None

@@ -1,0 +1,120 @@
+"""What is kept between runs is found again, and is never believed when it is damaged or of another machine."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fledge.run.cache import Measurements, cache_folder
+from fledge.run.startup import Startup
+
+KEY = {"machine": {"cpu": "one", "cores": 2}, "torch": "2.13"}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FLEDGE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def _never() -> float:
+    raise AssertionError("measured again")
+
+
+def _stored(key: object = KEY, **values: object) -> Path:
+    measured = Measurements(key)  # type: ignore[arg-type]
+    for name, value in values.items():
+        measured.of(name, lambda value=value: value)
+    measured.keep()
+    return measured.file
+
+
+def test_the_folder_is_the_users_choice_then_the_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("FLEDGE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "fledge"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "fledge"
+
+
+def test_a_figure_is_measured_once_and_then_recalled_with_its_date() -> None:
+    first = Measurements(KEY)
+    assert first.of("a", lambda: 1.5) == 1.5 and first.of("a", _never) == 1.5
+    first.keep()
+    second = Measurements(KEY)
+    assert second.of("a", _never) == 1.5
+    assert (second.recalled, second.new, second.when) == (["a"], [], first.when)
+
+
+def test_another_key_or_asking_again_measures_anew() -> None:
+    _stored(a=1.0)
+    assert Measurements({**KEY, "torch": "2.14"}).of("a", lambda: 2.0) == 2.0
+    assert Measurements(KEY, again=True).of("a", lambda: 3.0) == 3.0
+
+
+def test_new_figures_are_added_to_the_old_ones() -> None:
+    _stored(a=1.0)
+    _stored(b=2.0)
+    both = Measurements(KEY)
+    assert (both.of("a", _never), both.of("b", _never)) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"format": 1}', b'{"format": 9, "key": {}, "values": {}, "when": ""}'],
+)
+def test_a_damaged_file_is_said_and_measured_again(content: bytes) -> None:
+    file, notes = _stored(a=1.0), list[str]()
+    file.write_bytes(content)
+    measured = Measurements(KEY, notes.append)
+    assert measured.of("a", lambda: 2.0) == 2.0
+    assert len(notes) == 1 and str(file) in notes[0]
+    measured.keep()
+    assert Measurements(KEY, notes.append).of("a", _never) == 2.0 and len(notes) == 1
+
+
+def test_a_file_of_another_machine_under_the_same_name_is_not_believed() -> None:
+    file, notes = _stored(a=1.0), list[str]()
+    stored = json.loads(file.read_text())
+    stored["key"]["machine"]["cpu"] = "two"
+    file.write_text(json.dumps(stored))
+    assert Measurements(KEY, notes.append).of("a", lambda: 2.0) == 2.0
+    assert "another machine" in notes[0]
+
+
+def test_a_folder_that_cannot_be_written_costs_a_note_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("FLEDGE_CACHE", str(tmp_path / "file"))
+    notes: list[str] = []
+    measured = Measurements(KEY, notes.append)
+    assert measured.of("a", lambda: 1.0) == 1.0
+    measured.keep()
+    assert any("not kept" in note for note in notes)
+
+
+@given(st.dictionaries(st.text(max_size=8), st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8), max_size=4))
+def test_every_figure_comes_back_as_it_was(values: dict[str, object]) -> None:
+    key = {**KEY, "names": sorted(values)}
+    first = Measurements(key, again=True)
+    for name, value in values.items():
+        first.of(name, lambda value=value: value)
+    first.keep()
+    second = Measurements(key)
+    assert {name: second.of(name, _never) for name in values} == values
+
+
+def test_the_line_before_the_first_step_accounts_for_each_part_once() -> None:
+    startup = Startup()
+    with startup.part("data"), startup.part("probe"):
+        pass
+    startup.take("compile", 2.0, out_of="probe")
+    assert set(startup.parts) == {"imports", "data", "probe", "compile"}
+    assert startup.parts["compile"] == 2.0 and startup.parts["probe"] == pytest.approx(-2.0, abs=0.5)
+    assert startup.parts["data"] >= 0
+    written = startup.as_dict()
+    assert written["ready_seconds"] > 0 and written["compile_seconds"] == 2.0
+    assert startup.line().startswith("ready after ") and "compile 2.0 s" in startup.line()
