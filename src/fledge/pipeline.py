@@ -1,8 +1,8 @@
 """The stages of a recipe in order: data, plan, evaluate, train, evaluate; then the report."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from fledge.plan import StagePlan
 from fledge.preparation import Preparation, Prepared, keep_tokenizer
 from fledge.recipe import Recipe, differences, load_recipe, to_yaml
 from fledge.recipe.schema import PreferenceStage
-from fledge.run import Console, RunDirectory, StageDirectory, environment, only_one, process_seconds, write_json, write_text
+from fledge.run import Console, RunDirectory, StageDirectory, environment, only_one, write_json, write_text
 from fledge.run.directory import read_json
+from fledge.run.startup import Startup
 from fledge.tokenizer import Tokenizer
 from fledge.train.checkpoint import step_name
 from fledge.train.loop import Loop, Objective, Work
-from fledge.train.machine import Decision, decide, eagerly, head_kernel, refuse_device
+from fledge.train.machine import Decision, decide, eagerly, head_kernel, refuse_device, warm_up
 from fledge.train.reference import precomputed
 from fledge.train.validation import validate
 
@@ -39,7 +40,7 @@ class Pipeline:
         self.directory = RunDirectory(Path(recipe.output) / recipe.name)
         begun = self.directory.recipe.exists()
         self.preparation = Preparation(recipe, console.say, lambda name: self.directory.stage(name).data, begun)
-        self._spent = {"starting": process_seconds()}  # seconds before the first step, by what they were spent on
+        self._startup: Startup | None = Startup()
 
     # -- the run ----------------------------------------------------------------------------------------------------
 
@@ -75,16 +76,14 @@ class Pipeline:
         self._summarise(tokenizer)
         return self.directory.root
 
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        self._spent[name] = self._spent.get(name, 0.0) + time.monotonic() - started
+    def _timed(self, name: str) -> AbstractContextManager[None]:
+        """Time that belongs to a part of the start."""
+        return nullcontext() if self._startup is None else self._startup.part(name)
 
-    def _ready(self) -> dict[str, float]:
-        """What was spent before a stage's first step; the next stage counts anew."""
-        spent, self._spent = self._spent, {}
-        return spent
+    def _ready(self) -> Startup | None:
+        """Where the time before the first step of all went; told once."""
+        startup, self._startup = self._startup, None
+        return startup
 
     def _leave_nothing(self) -> None:
         """Take away what was prepared for a run that cannot begin."""
@@ -128,23 +127,29 @@ class Pipeline:
         return load_model(path)
 
     def _decision(self, prepared: Prepared, model: Decoder, directory: StageDirectory) -> Decision:
-        """As it was measured when the stage began; the last bits of every number depend on it."""
+        """As it was measured when the stage began, and applied; the last bits of every number depend on it."""
         file = directory.root / "machine.json"
-        if file.exists():
-            decision = Decision.from_dict(read_json(file))
-            if decision.device == "cuda" and not torch.cuda.is_available():
-                raise FledgeError("this stage was begun on a CUDA device; none is at hand", where=str(file))
-            return decision
         stage, batch = prepared.stage, prepared.data.train.batch(0, prepared.stage.batch.rows)
-        micro_steps = prepared.extent.micro_batches(prepared.extent.steps)
 
         def objective(kernel: Any) -> Any:
             if isinstance(stage, PreferenceStage):
                 return PreferenceObjective(stage.beta, 0.0, 0.0, torch.zeros(prepared.data.train.examples.count, 2))
             return LanguageObjective(stage.label_smoothing, kernel)
 
-        decision = decide(self.recipe.machine, model, batch, objective, micro_steps, self.console.say)
-        write_json(file, decision.as_dict())
+        if file.exists():
+            decision = Decision.from_dict(read_json(file))
+            if decision.device == "cuda" and not torch.cuda.is_available():
+                raise FledgeError("this stage was begun on a CUDA device; none is at hand", where=str(file))
+            decision.apply(model)
+            compiling = warm_up(decision, model, batch, objective, self.console.say)
+        else:
+            micro_steps = prepared.extent.micro_batches(prepared.extent.steps)
+            decision = decide(self.recipe.machine, model, batch, objective, micro_steps, self.console.say)
+            decision.apply(model)
+            write_json(file, decision.as_dict())
+            compiling = float(decision.evidence.get("compile_seconds", 0.0))
+        if self._startup is not None:
+            self._startup.take("compile", compiling, out_of="probe")
         return decision
 
     def _objectives(
@@ -194,10 +199,9 @@ class Pipeline:
         for note in prepared.plan.notes:
             self.console.say(f"  {note}")
         model = self._start_model(prepared, tokenizer, before)
-        with self._timed("machine"):
-            decision = self._decision(prepared, model, directory)
-            decision.apply(model)
         model.recompute_every = self.recipe.machine.recomputed
+        with self._timed("probe"):
+            decision = self._decision(prepared, model, directory)
         self.console.say(_machine_line(decision))
         start = model
         if isinstance(prepared.stage, PreferenceStage) and prepared.stage.reference == "live":
@@ -244,7 +248,12 @@ class Pipeline:
         stage = prepared.stage
         if prepared.data.validation is not None:
             measured = validate(
-                model, prepared.data.validation, stage.evaluation.max_rows, stage.batch.rows, validation_objective, _token_bytes(tokenizer)
+                model,
+                prepared.data.validation,
+                stage.evaluation.max_rows,
+                stage.batch.rows,
+                validation_objective,
+                _token_bytes(tokenizer),
             )
             self.console.say(
                 f"{file.stem} {prepared.name}: validation perplexity {measured['perplexity']:.4g}, "
@@ -296,6 +305,7 @@ def _plan_line(plan: StagePlan) -> str:
         f"plan: {plan.parameters / 1e6:.1f}M parameters, {plan.steps:,} steps, {plan.tokens:,} tokens "
         f"({plan.epochs:.3g} epochs of {plan.rows:,} rows), warm-up {plan.warmup_steps:,} steps ({plan.warmup_share:.1%}), "
         f"effective batch {plan.effective_batch_rows:,} rows ≈ {plan.effective_batch_tokens:,} tokens"
+        + (f", from {plan.first_batch_rows:,} rows over {plan.batch_warmup_steps:,} steps" if plan.batch_warmup_steps else "")
     )
 
 

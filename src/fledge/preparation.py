@@ -171,10 +171,7 @@ class Preparation:
             raise FledgeError("early stopping and keep: best need validation data", where=f"stages.{name}.data.validation")
         return Prepared(name, stage, data, plan, reach)
 
-
-    def _batch(
-        self, name: str, config: ModelConfig, tokenizer: Tokenizer, data: StageData
-    ) -> tuple[BatchConfig, list[str]]:
+    def _batch(self, name: str, config: ModelConfig, tokenizer: Tokenizer, data: StageData) -> tuple[BatchConfig, list[str]]:
         """The stage's batch with plain numbers: as it was begun, or as memory allows now."""
         from fledge.train.decision import chosen_device  # they load torch
         from fledge.train.memory import Need, fit_batch

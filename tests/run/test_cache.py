@@ -117,4 +117,4 @@ def test_the_line_before_the_first_step_accounts_for_each_part_once() -> None:
     assert startup.parts["data"] >= 0
     written = startup.as_dict()
     assert written["ready_seconds"] > 0 and written["compile_seconds"] == 2.0
-    assert startup.line().startswith("ready after ") and "compile 2.0 s" in startup.line()
+    assert startup.line().startswith("first step done after ") and "compile 2.0 s" in startup.line()

@@ -197,16 +197,17 @@ class Decoder(nn.Module):
         self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None
     ) -> tuple[Tensor, Routing | None]:
         """Hidden states as `forward` gives them, and how a mixture of experts routed; documents of 0 are padding."""
+        B, T = tokens.shape
         if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+            positions = torch.arange(T, device=tokens.device).expand_as(tokens)
         cos, sin = self.angles(positions)
-        seen = prepared(self.attention, documents, *tokens.shape, tokens.device)
+        seen = prepared(self.attention, documents, B, T, tokens.device)
         x = self.embed_tokens(tokens).to(self.compute_dtype)
         real = None if documents is None or self.config.moe is None else documents > 0
         statistics, again = [], self._recomputed()
         for number, block in enumerate(self.layers):
             if number in again:
-                x, routed = checkpoint(block.__call__, x, cos, sin, seen, real, use_reentrant=False)
+                x, routed = checkpoint(block, x, cos, sin, seen, real, use_reentrant=False)
             else:
                 x, routed = block(x, cos, sin, seen, real)
             if routed is not None:

@@ -2,7 +2,7 @@
 
 from fledge.run.console import Console
 from fledge.run.directory import RunDirectory, StageDirectory, find_model, write_json, write_text
-from fledge.run.environment import environment, memory_bytes, peak_memory_bytes, process_seconds
+from fledge.run.environment import environment, memory_bytes, peak_memory_bytes
 from fledge.run.events import EventLog, read_events
 from fledge.run.lock import only_one
 
@@ -16,7 +16,6 @@ __all__ = [
     "memory_bytes",
     "only_one",
     "peak_memory_bytes",
-    "process_seconds",
     "read_events",
     "write_json",
     "write_text",

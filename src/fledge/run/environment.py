@@ -3,7 +3,6 @@
 import os
 import platform
 import sys
-import time
 from importlib import metadata
 from typing import Any
 
@@ -33,13 +32,6 @@ def peak_memory_bytes(device: str = "cpu") -> int:
         return psutil.Process().memory_info().peak_wset  # type: ignore[attr-defined]
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def process_seconds() -> float:
-    """Seconds since this process was started, importing included."""
-    import psutil
-
-    return time.time() - psutil.Process().create_time()
 
 
 def cores() -> int:

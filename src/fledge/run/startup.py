@@ -33,9 +33,9 @@ class Startup:
         return {"ready_seconds": round(total, 3), **{f"{name}_seconds": round(spent, 3) for name, spent in self.parts.items()}}
 
     def line(self) -> str:
-        """`ready after 12.3 s (imports 2.1 s, data 6.0 s, probe 0.1 s, compile 4.1 s)`."""
+        """`first step done after 12.3 s (imports 2.1 s, data 6.0 s, probe 0.1 s, compile 4.1 s)`."""
         parts = ", ".join(f"{name} {spent:.1f} s" for name, spent in self.parts.items())
-        return f"ready after {time.time() - self._born:.1f} s ({parts})"
+        return f"first step done after {time.time() - self._born:.1f} s ({parts})"
 
     def take(self, name: str, seconds: float, out_of: str) -> None:
         """These seconds of the part `out_of` belong to a part of their own."""

@@ -25,6 +25,7 @@ from fledge.objective import LanguageObjective, PreferenceObjective
 from fledge.recipe.schema import PreferenceStage, PretrainStage, SftStage
 from fledge.run import Console, EventLog, StageDirectory
 from fledge.run.console import Progress, duration, step_line
+from fledge.run.startup import Startup
 from fledge.train.averaging import COUNT, PREFIX, Average
 from fledge.train.checkpoint import (
     TrainState,
@@ -68,7 +69,7 @@ class Work:
     log_every: int
     tensorboard: bool
     token_bytes: Tensor | None = None  # [V], for bits per byte
-    ready: Callable[[], dict[str, float]] = dict  # seconds from the start to the first step, by what they were spent on
+    ready: Callable[[], Startup | None] = lambda: None  # where the time before the first step went, if it is to be told
 
 
 class Interrupted(FledgeError):
@@ -240,8 +241,7 @@ class Loop:
             update, state, work.extent.steps, before, self._spent, self.cost, work.train.row_length, peak
         )
         self._spent = {}
-        if step == 1:
-            self._say_ready(state.seconds)
+        self._say_ready(state.seconds - before)
         self.events.write("resource", step, **resources)
         if self.board:
             self.board.write(step, {**values, **resources})
@@ -326,11 +326,13 @@ class Loop:
                 self.work.write_model(folder / "averaged")
 
     def _say_ready(self, seconds: float) -> None:
-        """What went before the first step, and how long that took itself."""
-        parts = {**self.work.ready(), "first step": seconds}
-        self.events.write("ready", 1, seconds={name: round(spent, 3) for name, spent in parts.items()})
-        shown = ", ".join(f"{name} {spent:.1f} s" for name, spent in parts.items())
-        self.console.say(f"first step after {sum(parts.values()):.1f} s ({shown})")
+        """What went before the first step, and how long that took itself; once a process."""
+        startup = self.work.ready()
+        if startup is None:
+            return
+        startup.parts["first step"] = seconds
+        self.events.write("ready", self.state.step, **startup.as_dict())
+        self.console.say(startup.line())
 
     def _settle(self, path: Path) -> None:
         """Point to the newest and the best checkpoint and remove the rest; also after a kill in between."""
