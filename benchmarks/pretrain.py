@@ -21,8 +21,13 @@ from fledge.model.decoder import Decoder
 from fledge.objective import LanguageObjective
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.tokenizer import train_tokenizer
+from fledge.train.feed import Feed
+from fledge.train.length import extent
 from fledge.train.machine import decide, head_kernel
 from fledge.train.optimizer import build_optimizers
+from fledge.train.probe import matmul_peak, product_sizes
+from fledge.train.schedule import learning_rate
+from fledge.train.update import Updater
 
 
 def data_folder() -> Path:
@@ -30,8 +35,8 @@ def data_folder() -> Path:
     return Path(os.environ.get("FLEDGE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
-def make_recipe(rows: int, context: int, layers: int, quick: bool, folder: Path) -> Recipe:
-    """The 26M preset on real text."""
+def make_recipe(rows: int, context: int, layers: int, quick: bool, folder: Path, accumulation: int = 1) -> Recipe:
+    """The 26M preset on real text, `rows` at a time."""
     real = data_folder() / "llamafactory"
     if real.exists():
         train = [str(real / "c4_demo.jsonl")] if quick else [str(real / "wiki_demo.txt"), str(real / "c4_demo.jsonl")]
@@ -40,34 +45,37 @@ def make_recipe(rows: int, context: int, layers: int, quick: bool, folder: Path)
 
         build(7, folder)
         train = [str(folder / "pretrain.jsonl")]
-    stage = {"data": {"train": train, "validation": 0.0, "context": context}, "batch": {"micro": rows}, "length": "100 steps"}
-    model = {"num_hidden_layers": layers}
-    return recipe_from_dict({"preset": "26m", "model": model, "stages": {"pretrain": {**stage, "schedule": {"warmup": 5}}}})
+    stage = {
+        "data": {"train": train, "validation": 0.0, "context": context},
+        "batch": {"micro": rows, "accumulation": accumulation},
+        "length": "10000 steps",
+        "schedule": {"warmup": 5},
+    }
+    return recipe_from_dict({"preset": "26m", "model": {"num_hidden_layers": layers}, "stages": {"pretrain": stage}})
 
 
 class Fledge:
-    """fledge's step, as the loop makes it."""
+    """fledge's step, as the loop makes it: a window of the feed, and one update."""
 
     def __init__(self, recipe: Recipe, data: PackedData, vocab: int) -> None:
-        stage = recipe.stages["pretrain"]
-        self.data, self.micro = data, stage.batch.micro
+        self.stage = recipe.stages["pretrain"]
+        micro = self.stage.batch.rows
+        self.extent = extent(self.stage.length, self.stage.batch, data.rows_in, data.row_length)
         self.model = Decoder(recipe.model, vocab)
         self.model.initialise(0)
         make = lambda kernel: LanguageObjective(0.0, kernel)  # noqa: E731
-        self.decision = decide(recipe.machine, self.model, data.batch(0, self.micro), make, 10_000, print)
+        self.decision = decide(recipe.machine, self.model, data.batch(0, micro), make, 10_000, print)
         self.decision.apply(self.model)
-        self.objective = LanguageObjective(0.0, head_kernel(self.decision))
-        (self.optimizer,) = build_optimizers(self.model, stage.optimizer)
-        self.clip = stage.optimizer.clip or 1.0
+        objective = LanguageObjective(0.0, head_kernel(self.decision))
+        optimizers = build_optimizers(self.model, self.stage.optimizer)
+        self.feed = Feed(data, self.extent, micro, objective.weight, torch.device(self.decision.device))
+        self.update = Updater(self.model, objective, optimizers, self.stage.optimizer.clip, 0)
         self.step = 0
 
     def __call__(self) -> float:
         started = time.perf_counter()
-        batch = self.data.batch(self.step * self.micro, self.micro)
-        (self.objective(self.model, batch).loss / batch.weight).backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        window, waited = self.feed.window(self.step)
+        self.update(window, learning_rate(self.step, self.extent.steps, self.stage.optimizer, self.stage.schedule), waited)
         self.step += 1
         return time.perf_counter() - started
 
@@ -79,7 +87,7 @@ class Opponent:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         sizes = recipe.model
-        self.rows, self.best, self.micro = rows, best, recipe.stages["pretrain"].batch.micro
+        self.rows, self.best, self.micro = rows, best, recipe.stages["pretrain"].batch.rows
         self.model = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=vocab, hidden_size=sizes.hidden_size, intermediate_size=sizes.intermediate_size,
@@ -112,18 +120,6 @@ class Opponent:
         return min(marks[1:])
 
 
-def matmul_peak(dtype: torch.dtype) -> float:
-    """FLOP/s of the best of a few products of the model's own shapes."""
-    best = 0.0
-    for m, k, n in ((8192, 512, 1408), (8192, 1408, 512), (4096, 1024, 1024)):
-        a, b = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
-        for _ in range(4):
-            started = time.perf_counter()
-            torch.nn.functional.linear(a, b)
-            best = max(best, 2 * m * k * n / (time.perf_counter() - started))
-    return best
-
-
 def main() -> None:
     parser = options(__doc__ or "")
     parser.add_argument("--rounds", type=int, help="rounds (default 5, with --quick 2)")
@@ -148,9 +144,11 @@ def main() -> None:
     for run in contenders.values():
         run()
     seconds = interleave(contenders, chosen.rounds or (2 if chosen.quick else 5))
+    fledge.feed.close()
     tokens = rows * context
     median = {name: statistics.median(times) for name, times in seconds.items()}
-    peak = matmul_peak(fledge.model.compute_dtype)
+    device = fledge.decision.device
+    peak = matmul_peak(device, fledge.model.compute_dtype, product_sizes(recipe.model, device))
     flops = training_flops_per_token(recipe.model, tokenizer.vocab_size, context) * tokens
     shipped, best = ratios(seconds["as_shipped"], seconds["fledge"]), ratios(seconds["best"], seconds["fledge"])
     report(

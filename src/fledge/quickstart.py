@@ -108,7 +108,7 @@ def make_recipe(world: Path, name: str, output: str, seed: int, budget: Budget) 
             },
             "length": f"{length} steps",
             "batch": {"micro": MICRO},
-            "optimizer": {"name": "muon", "lr": lr, "weight_decay": 0.1},
+            "optimizer": {"name": "muon", "lr": lr, "betas": [0.9, 0.95], "weight_decay": 0.1},
             "schedule": {"name": "cosine", "warmup": 0.05, "min_lr": lr / 20},
             "evaluation": {"every": max(10, length // 4)},
             **more,

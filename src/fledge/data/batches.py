@@ -24,7 +24,8 @@ class Batch:
     `targets[b, t]` is the token after `tokens[b, t]` in the same sequence and `weights` its weight in the loss;
     `positions` restart at 0 with each piece; `documents` number the pieces of a row from 1, padding is 0;
     `sequences` number the sequences of the batch from 0, padding is `count`. `by_source` counts the tokens of each source,
-    where sources are known.
+    where sources are known. `trained` [n] are the places (b · T + t) of targets with weight: found on the host, where that
+    costs no waiting for a device.
     """
 
     tokens: "Tensor"
@@ -36,10 +37,18 @@ class Batch:
     count: int
     examples: tuple[int, ...]  # index of each example, in the order of its sequences
     by_source: tuple[int, ...] = ()
+    trained: "Tensor | None" = None
 
     def _with(self, change: "Callable[[Tensor], Tensor]") -> "Batch":
         tensors = (self.tokens, self.targets, self.weights, self.positions, self.documents, self.sequences)
-        return Batch(*map(change, tensors), count=self.count, examples=self.examples, by_source=self.by_source)
+        trained = None if self.trained is None else change(self.trained)
+        made = map(change, tensors)
+        return Batch(*made, count=self.count, examples=self.examples, by_source=self.by_source, trained=trained)
+
+    @property
+    def places(self) -> "Tensor":
+        """Places of the targets with weight, in order [n]."""
+        return self.weights.flatten().nonzero(as_tuple=True)[0] if self.trained is None else self.trained
 
     def to(self, device: "torch.device") -> "Batch":
         """The batch on a device; pinned tensors travel while the host goes on."""
@@ -251,4 +260,6 @@ class PackedData:
         sequences[sequences < 0] = len(members)
         made = (torch.from_numpy(a) for a in (tokens, targets, weights, positions, documents, sequences))
         per, counts = data.per_example, tuple(int(count) for count in by_source)
-        return Batch(*made, count=len(members), examples=tuple(m // per for m in members[::per]), by_source=counts)
+        trained = torch.from_numpy(np.flatnonzero(weights))
+        examples = tuple(m // per for m in members[::per])
+        return Batch(*made, count=len(members), examples=examples, by_source=counts, trained=trained)

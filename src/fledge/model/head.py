@@ -183,14 +183,21 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, smoothing: float = 0.0, kernel: Kernel | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    smoothing: float = 0.0,
+    kernel: Kernel | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """Σ w·[(1−ε)·nll + ε·mean over the vocabulary of −log p], a float32 scalar; can be differentiated once.
 
-    hidden [N, D], weight [V, D], targets [N], weights [N]. Rows of weight 0 are left out before any product. `kernel` is
-    `_loss_chunk`, compiled: it always sees logits of `chunk_rows` rows.
+    hidden [N, D], weight [V, D], targets [N], weights [N]. Rows of weight 0 are left out before any product: `rows` [n] are
+    the others, where they are known (finding them on a GPU would wait for it). `kernel` is `_loss_chunk`, compiled: it
+    always sees logits of `chunk_rows` rows.
     """
-    rows = weights.nonzero(as_tuple=True)[0]
+    rows = weights.nonzero(as_tuple=True)[0] if rows is None else rows
     if len(rows) == len(weights):
         return _CrossEntropy.apply(hidden, weight, targets, weights, None, smoothing, kernel)  # type: ignore[return-value]
     return _CrossEntropy.apply(hidden, weight, targets[rows], weights[rows], rows, smoothing, kernel)  # type: ignore[return-value]

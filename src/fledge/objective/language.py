@@ -51,9 +51,8 @@ class LanguageObjective:
     def __call__(self, model: Decoder, batch: Batch) -> Outcome:
         states, routing = model.states(batch.tokens, batch.positions, batch.documents)
         hidden = states.flatten(0, 1)
-        loss = cross_entropy(
-            hidden, model.head_weight, batch.targets.flatten(), batch.weights.flatten(), self.label_smoothing, self.kernel
-        )
+        targets, weights = batch.targets.flatten(), batch.weights.flatten()
+        loss = cross_entropy(hidden, model.head_weight, targets, weights, self.label_smoothing, self.kernel, batch.places)
         return Outcome(loss).routed(model, routing, self.weight(batch))
 
 
@@ -63,7 +62,7 @@ def evaluate_language(model: Decoder, batch: Batch) -> dict[str, float]:
     with evaluating(model):
         hidden = model(batch.tokens, batch.positions, batch.documents).flatten(0, 1)
     weights, targets = batch.weights.flatten(), batch.targets.flatten()
-    keep = weights.nonzero(as_tuple=True)[0]
+    keep = batch.places
     logps, correct = scores(hidden, model.head_weight, targets[keep], keep)
     weights = weights[keep].double()
     return {"nll": -float((logps * weights).sum()), "correct": float((correct * weights).sum()), "weight": float(weights.sum())}

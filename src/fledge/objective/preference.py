@@ -24,7 +24,7 @@ def _scored(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Routing | Non
     states, routing = model.states(batch.tokens, batch.positions, batch.documents)
     hidden = states.flatten(0, 1)
     weights = batch.weights.flatten()
-    keep = weights.nonzero(as_tuple=True)[0]
+    keep = batch.places
     logps = log_probabilities(hidden, model.head_weight, batch.targets.flatten()[keep], keep)
     owner = batch.sequences.flatten()[keep]
     sums = torch.zeros(batch.count, dtype=torch.float32, device=logps.device).index_add(0, owner, logps * weights[keep])

@@ -17,9 +17,11 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Every number of an event."""
+        """Every number of an event; those of a mapping under its name."""
         for name, value in values.items():
-            if isinstance(value, int | float):
+            if isinstance(value, dict):
+                self.write(step, {f"{name}/{key}": inner for key, inner in value.items()})
+            elif isinstance(value, int | float):
                 self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:

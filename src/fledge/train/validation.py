@@ -24,7 +24,7 @@ def validation_batches(data: PackedData, rows: int, micro: int) -> Iterator[Batc
 def _chosen_only(batch: Batch) -> Batch:
     """A preference batch with weight on the chosen answers alone."""
     chosen = (batch.sequences % 2 == 0) & (batch.sequences < batch.count)
-    return replace(batch, weights=batch.weights * chosen)
+    return replace(batch, weights=batch.weights * chosen, trained=None)
 
 
 @torch.no_grad()
