@@ -55,8 +55,58 @@ def stage_charts(stage: Stage) -> list[Chart]:
         ),
         Chart("speed", Text("Speed", "速度"), UNITS["tokens/s"], single(resources, "tokens_per_second"), from_zero=True),
         memory_chart(stage),
+        *engine_charts(stage),
     ]
     return charts
+
+
+def engine_charts(stage: Stage) -> list[Chart]:
+    """How well the machine is used and how far an update moves the weights; of a mixture, how its experts are loaded."""
+    steps, resources = stage.events.steps, stage.events.resources
+    used = [(step, share * 100) for step, share in points(resources, "mfu")]
+    moved = [
+        (Text("attention", "注意力"), "main", "update_rms/attention"),
+        (Text("feed-forward", "前馈网络"), "eval", "update_rms/mlp"),
+    ]
+    loads = [(Text("busiest", "最忙"), "bad", "moe/load_max"), (Text("idlest", "最闲"), "good", "moe/load_min")]
+
+    def several(curves: list[tuple[Text, str, str]]) -> tuple[dict[str, object], ...]:
+        return tuple(one for name, role, key in curves for one in trace(points(steps, key), role, name))
+
+    return [
+        *optional(
+            Chart(
+                "mfu",
+                Text("Share of the measured matrix-product peak (MFU)", "占实测矩阵乘峰值的比例（MFU）"),
+                UNITS["%"],
+                trace(used, "main", Text("", "")),
+                from_zero=True,
+            )
+        ),
+        *optional(
+            Chart(
+                "update",
+                Text("Update ÷ weights (RMS)", "更新量 ÷ 权重（均方根）"),
+                Text("log scale", "对数轴"),
+                several(moved),
+                log=True,
+            )
+        ),
+        *optional(
+            Chart(
+                "experts", Text("Load of an expert", "专家负载"), Text("1 = even", "1 = 均衡"), several(loads), from_zero=True
+            )
+        ),
+        *optional(
+            Chart(
+                "loss-scale",
+                Text("Loss scale (fp16)", "损失缩放（fp16）"),
+                Text("log scale", "对数轴"),
+                single(steps, "loss_scale"),
+                log=True,
+            )
+        ),
+    ]
 
 
 def optional(chart: Chart) -> list[Chart]:

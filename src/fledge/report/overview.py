@@ -71,8 +71,15 @@ def stage_speed(stage: Stage) -> float | None:
     return tokens / seconds if seconds and tokens else None
 
 
+def stage_use(stage: Stage) -> float | None:
+    """Median share of the machine's measured peak."""
+    shares = [number(row.get("mfu")) for row in stage.events.resources]
+    known = [share for share in shares if share is not None and math.isfinite(share)]
+    return statistics.median(known) if known else None
+
+
 def stage_memory(stage: Stage) -> float | None:
-    sizes = [number(row.get("memory_bytes")) for row in stage.events.resources]
+    sizes = [number(row.get("peak_memory_bytes", row.get("memory_bytes"))) for row in stage.events.resources]
     return max((size for size in sizes if size is not None), default=None)
 
 
@@ -171,6 +178,8 @@ def stage_rows(stages: Sequence[Stage]) -> list[Row]:
         row("Token accuracy", "词元准确率", changed("token_accuracy", "%", measures.percent, False)),
     ]
     optional = [
+        row("Bits per byte", "每字节比特数", changed("bits_per_byte", "bits", measures.loss, True)),
+        row("Share of the peak (MFU)", "占峰值比例（MFU）", lambda s: plain_cell(stage_use(s), "%", measures.percent)),
         row(
             "Preference accuracy",
             "偏好准确率",

@@ -27,6 +27,7 @@ UNITS = {
     "nats/token": Text("nats/token", "奈特/词元"),
     "nats/pair": Text("nats/pair", "奈特/对"),
     "nats": Text("nats", "奈特"),
+    "bits": Text("bits", "比特"),
     "choices": Text("choices", "个选择"),
     "%": same("%"),
 }

@@ -84,7 +84,8 @@ def few_rows(batch: Batch, tokens: int) -> Batch:
     names = ("tokens", "targets", "weights", "positions", "documents")
     cut = {name: getattr(batch, name)[:rows] for name in names}
     sequences = torch.where(sequences < batch.count, sequences, count)
-    return replace(batch, **cut, sequences=sequences, count=count, examples=batch.examples[: count // max(1, per)])
+    examples = batch.examples[: count // max(1, per)]
+    return replace(batch, **cut, sequences=sequences, count=count, examples=examples, by_source=(), trained=None)
 
 
 @dataclass(frozen=True)
