@@ -318,7 +318,8 @@ def _machine_line(decision: Decision) -> str:
 
 
 def dry_run(recipe: Recipe, console: Console) -> str:
-    """The resolved recipe and the plan of every stage; nothing is written."""
+    """The resolved recipe and the plan of every stage; nothing is written. FledgeError for what this machine cannot do."""
+    refuse_device(recipe.machine)
     preparation = Preparation(recipe, console.say)
     tokenizer = preparation.tokenizer()
     lines = [to_yaml(recipe).rstrip(), "", f"# tokenizer: {tokenizer.vocab_size:,} tokens"]

@@ -165,7 +165,7 @@ class Preparation:
             stage = stage.model_copy(update={"batch": batch})
             plan, reach, stage = plan_stage(stage, data.train, config, tokenizer.vocab_size, chosen)
         except FledgeError as error:
-            raise FledgeError(error.what, where=f"stages.{name}.{error.where}") from None
+            raise FledgeError(error.what, where=f"stages.{name}.{error.where}", hint=error.hint) from None
         stops = stage.early_stop
         if data.validation is None and (stops.patience or stops.target_loss or stage.keep == "best"):
             raise FledgeError("early stopping and keep: best need validation data", where=f"stages.{name}.data.validation")

@@ -1,12 +1,19 @@
 """What a decoder costs, held to the decoder that is built and to the products it does."""
 
+import weakref
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fledge.model.cost import parameters, training_flops_per_token
+from fledge.model.cost import Cost, checkpointed, parameters, training_flops_per_token
 from fledge.model.decoder import Decoder
+from fledge.model.head import cross_entropy
 from fledge.recipe import ModelConfig, recipe_from_dict
+from fledge.recipe.schema import OptimizerConfig
+from fledge.train.optimizer import build_optimizers, optimizer_tensors
 
 from .conftest import make_config, make_decoder, random_tokens
 
@@ -80,3 +87,129 @@ def test_training_flops_are_three_times_the_products_of_a_causal_forward_pass(ti
     upper_half = 4 * 3 * 32 * context / 2  # per token: the written-out square also computes what nobody may see
     per_token = counter.get_total_flops() / context - upper_half
     assert training_flops_per_token(model.config, model.vocab_size, context) == pytest.approx(3 * per_token, rel=1e-9)
+
+
+@pytest.mark.parametrize("every", [0, 1, 2, 3])
+def test_training_flops_are_those_of_the_products_forward_backward_and_again(every: int) -> None:
+    layers, width, inner, context = 4, 32, 48, 40
+    model, tokens = make_decoder(num_hidden_layers=layers).train(), random_tokens(1, context)
+    model.use_attention("written_out")
+    model.recompute_every = every
+    again = len(checkpointed(layers, every)) / layers
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(model.logits(model(tokens))[0], tokens[0]).backward()
+    cost = Cost(model.config, model.vocab_size)
+    unseen = 4 * layers * width * context / 2  # the written-out square also computes what nobody may see
+    last = 2 * layers * width * inner  # nothing needs the output of a block's last product, so it is not made again
+    expected = cost.training_body_flops(context, again) + (3 + again) * unseen - again * last + cost.training_head_flops()
+    assert counter.get_total_flops() / context == pytest.approx(expected, rel=1e-9)
+    assert cost.training_flops(context, again) - cost.training_flops(context) == pytest.approx(again * cost.body_flops(context))
+
+
+def test_keys_and_values_take_what_the_cache_of_generation_takes() -> None:
+    model, shared = make_decoder(num_key_value_heads=2), make_decoder(num_key_value_heads=1)
+    for one in (model, shared):
+        cos, sin = one.angles(torch.arange(24)[None])
+        x = one.embed_tokens(random_tokens(1, 24))
+        made = [tensor for block in one.blocks() for tensor in block.self_attn.project(x, cos, sin)[1:]]
+        assert Cost(one.config, 97).kv_bytes(24, size=4) == sum(tensor.numel() * tensor.itemsize for tensor in made)
+    assert Cost(model.config, 97).kv_bytes(24) == 2 * Cost(shared.config, 97).kv_bytes(24)
+
+
+def test_state_bytes_are_those_of_weights_gradients_and_each_optimizers_state() -> None:
+    config = make_config(hidden_size=128, intermediate_size=256)
+    for name in ("adamw", "muon", "adamw8bit"):
+        model = Decoder(config, 512)
+        optimizers = build_optimizers(model, OptimizerConfig(name=name, lr=0.01))  # type: ignore[arg-type]
+        model(random_tokens(1, 8)).square().sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        state = sum(tensor.nbytes for tensor in optimizer_tensors(model, optimizers).values())
+        real = state + sum(2 * p.nbytes for p in model.parameters())
+        assert Cost(config, 512).state_bytes(name) == pytest.approx(real, rel=0.01)
+
+
+# -- what is kept for the backward pass --------------------------------------------------------------------------------
+
+
+class _Kept:
+    """A tensor that autograd keeps, for as long as it does."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def _saved_bytes(model: Decoder, tokens: Tensor) -> int:
+    """Bytes of all storages that one micro-batch leaves for its backward pass, but for the model's own and the batch's,
+    and the gradient of the head, which is made on the way forward."""
+    mine = [*model.parameters(), *model.buffers(), tokens]
+    own = {tensor.untyped_storage().data_ptr() for tensor in mine}
+    references: list[weakref.ref[_Kept]] = []
+
+    def pack(tensor: Tensor) -> _Kept:
+        kept = _Kept(tensor)
+        references.append(weakref.ref(kept))
+        return kept
+
+    documents = torch.ones_like(tokens)
+    own.add(documents.untyped_storage().data_ptr())
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+        hidden = model(tokens, None, documents).flatten(0, 1)
+        loss = cross_entropy(hidden, model.head_weight, tokens.flatten(), torch.ones(tokens.numel()))
+    alive = [kept.tensor.untyped_storage() for kept in (reference() for reference in references) if kept is not None]
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in alive if storage.data_ptr() not in own}
+    assert loss.requires_grad
+    return sum(sizes.values()) - model.head_weight.numel() * 4
+
+
+KINDS = {
+    "dense": {},
+    "dense, every head its own key": {"num_key_value_heads": 8},
+    "dense, norms of queries and keys": {"qk_norm": True},
+    "dense, a head of its own": {"tie_word_embeddings": False},
+    "mixture": {"qk_norm": True, "moe": {"experts": 8, "top_k": 2}},
+    "mixture with a shared network": {"moe": {"experts": 4, "top_k": 2, "shared_experts": 2}},
+}
+DTYPES = [pytest.param(torch.float32, id="fp32"), pytest.param(torch.bfloat16, id="bf16")]
+
+
+def _measurable(dtype: torch.dtype, **changes: object) -> Decoder:
+    sizes = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 352}
+    model = make_decoder(vocab=300, **{**sizes, "max_position_embeddings": 1024, **changes}).train()
+    model.use_attention("blocked")
+    model.compute_dtype = dtype
+    return model
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_kept_bytes_are_those_that_autograd_keeps(kind: str, dtype: torch.dtype) -> None:
+    model, tokens = _measurable(dtype, **KINDS[kind]), random_tokens(2, 192)
+    bound = 0.02 if "mixture" in kind else 0.001
+    for every in (0, 1, 2, 3):
+        model.recompute_every = every
+        expected = Cost(model.config, 300).kept_bytes(tokens.numel(), dtype.itemsize, False, every)
+        assert expected == pytest.approx(_saved_bytes(model, tokens), rel=bound), f"every {every}"
+
+
+def test_a_block_that_is_computed_again_is_there_as_a_whole() -> None:
+    cost = Cost(make_config(num_hidden_layers=4), 97)
+    block = 100 * cost.block_bytes(4, False)
+    kept = [cost.kept_bytes(100, 4, False, every) for every in range(5)]
+    assert kept[0] - kept[1] == pytest.approx(4 * (block - 100 * 32 * 4))
+    held = [cost.activation_bytes(100, 4, False, every) for every in range(5)]
+    assert held[1] == kept[1] + block and held[2] == kept[2] + block and held[4] == kept[4] + block
+    assert held[3] == kept[3]  # when the third is computed again, the fourth is done with
+    assert held[0] == kept[0] > held[2] > held[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["dense", "dense, norms of queries and keys", "mixture"])
+def test_kept_bytes_of_compiled_code_are_those_that_autograd_keeps(kind: str, dtype: torch.dtype) -> None:
+    torch._dynamo.reset()
+    model, tokens = _measurable(dtype, **{**KINDS[kind], "num_hidden_layers": 2}), random_tokens(2, 256)
+    for block in model.blocks():
+        block.compile(dynamic=False)
+    expected = Cost(model.config, 300).kept_bytes(tokens.numel(), dtype.itemsize, True)
+    assert expected == pytest.approx(_saved_bytes(model, tokens), rel=0.2 if "mixture" in kind else 0.08)

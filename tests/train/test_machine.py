@@ -15,7 +15,7 @@ from fledge.objective import LanguageObjective, PreferenceObjective
 from fledge.recipe.schema import MachineConfig
 from fledge.train import choosing, precision
 from fledge.train.choosing import fastest, too_busy
-from fledge.train.compiling import compiled_afresh_if_damaged, keep_compiled_code, only_first_layer
+from fledge.train.compiling import compiled_afresh_if_damaged, keep_compiled_code, model_code, only_first_layer
 from fledge.train.decision import Decision, use_float32
 from fledge.train.machine import decide
 from fledge.train.probe import Work, few_rows, least_seconds, matmul_peak, physical_cores, product_sizes, time_attention
@@ -264,7 +264,7 @@ def test_fp16_on_a_cpu_is_done_with_a_warning() -> None:
 
 def test_a_compiler_that_fails_is_said_and_done_without_unless_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "PAYS_FROM", 0.0)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path(os.environ["FLEDGE_CACHE"]) / "inductor"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path(os.environ["FLEDGE_CACHE"]) / "inductor" / model_code()))
 
     def broken(*anything: Any, **named: Any) -> Any:
         raise RuntimeError("no C++ compiler")
@@ -280,7 +280,7 @@ def test_a_compiler_that_fails_is_said_and_done_without_unless_it_was_asked_for(
 
 def test_compiled_code_is_kept_with_the_other_measurements_unless_the_user_chose(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    assert keep_compiled_code() == str(Path(os.environ["FLEDGE_CACHE"]) / "inductor")
+    assert keep_compiled_code() == str(Path(os.environ["FLEDGE_CACHE"]) / "inductor" / model_code())
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
     assert keep_compiled_code() == "/elsewhere"
 

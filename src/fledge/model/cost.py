@@ -39,6 +39,7 @@ def parameters(config: ModelConfig, vocab_size: int) -> Parameters:
 
 
 STATE_BYTES = {"adamw": 8.0, "muon": 4.0, "adamw8bit": 2.03}  # of optimizer state for a parameter that it holds
+SEEN_KEYS = 128  # bytes for each key: whether the queries of a block saw it
 
 
 @dataclass(frozen=True)
@@ -108,38 +109,64 @@ class Cost:
         return 8 * total + STATE_BYTES["muon"] * (total - tables) + STATE_BYTES["adamw"] * tables
 
     def block_bytes(self, size: int, compiled: bool) -> float:
-        """What one token leaves in one block for the backward pass, at `size` bytes a number.
+        """What one token leaves in one block for the backward pass, at `size` bytes a number; attention as on a CPU, `blocked`.
 
-        Compiled: the inputs of the seven products and of the two norms, q, k, v and the output of attention, gate, up and
-        their product. Plain code also keeps float32 copies inside the norms, and silu(gate).
+        Both kinds of code keep the outputs of the two norms, q, k, v, what attention gave, in its own order and in that of its
+        last product, gate, up and their product. Plain code also keeps silu(gate), and inside each norm two float32 copies;
+        compiled code the inputs of the norms, and which keys the last block of queries saw (rows of two blocks: k and v half
+        as much again). A mixture's rows are there once for each of a token's experts; its plain code keeps the product of gate
+        and up before it is weighed, too.
         """
         config, moe = self.config, self.config.moe
-        width, head = config.hidden_size, config.hidden_size // config.num_attention_heads
-        keys = config.num_key_value_heads * head
-        inner = (3 if compiled else 4) * config.intermediate_size
-        if moe is not None:
-            inner = moe.top_k * (inner + 2 * width) + moe.shared_experts * inner
-        streams = 4 if compiled else 3
-        kept = size * (streams * width + 2 * width + 2 * keys + inner)
-        norms = 0 if compiled else 16 * width
+        width, heads, groups = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+        keys, inner = width // heads * groups, config.intermediate_size
+        kept = (7 if compiled else 5) * width + 2 * keys
+        wide = SEEN_KEYS if compiled else 16 * width
+        statistics = 4 * (2 + heads)  # of the norms and of the softmax
         if config.qk_norm:
-            norms += (size if compiled else 8) * (width + keys)
-        router = 0 if moe is None else 16 * moe.experts
-        return kept + norms + router + 4 * (2 + config.num_attention_heads)
+            kept += width + keys if compiled else 0
+            wide += 0 if compiled else 8 * (width + keys)
+            statistics += 4 * (heads + groups)
+        feed = 3 if compiled else 4
+        if moe is None:
+            return size * (kept + feed * inner) + wide + statistics
+        kept += moe.top_k * ((feed if compiled else feed + 1) * inner + width)
+        kept += feed * moe.shared_experts * inner + (width if moe.shared_experts else 0)
+        wide += 4 * width if size < 4 else 0  # the router reads float32
+        statistics += (4 if compiled else 12) * moe.experts + 40 * moe.top_k + 8
+        return size * kept + wide + statistics
+
+    def weight_copies(self, size: int) -> float:
+        """Bytes of the copies of one block's weights that its products read: all matrices where `size` is not that of the
+        weights; and always gate and up of routed experts, which are put side by side."""
+        config, moe = self.config, self.config.moe
+        if size < 4:
+            router = 0 if moe is None else moe.experts * config.hidden_size
+            tables = config.hidden_size * self.vocab_size
+            return size * ((self._all_multiplying() - tables) / config.num_hidden_layers - router)
+        return 0.0 if moe is None else size * 2 * moe.experts * config.intermediate_size * config.hidden_size
+
+    def _all_multiplying(self) -> int:
+        """Parameters that enter a matrix product, those of experts at rest among them."""
+        counts = self.parameters()
+        return counts.multiplying + counts.total - counts.active
+
+    def kept_bytes(self, tokens: int, size: int, compiled: bool, every: int = 0) -> float:
+        """What a micro-batch of so many tokens keeps from the forward to the backward pass. With `every` n, each n-th block
+        keeps its input alone. Beside the blocks: rotary angles, the last norm (never compiled) and the gradient of its output."""
+        config = self.config
+        again = len(checkpointed(config.num_hidden_layers, every))
+        block = tokens * self.block_bytes(size, compiled) + self.weight_copies(size)
+        angles = 2 * size * config.hidden_size // config.num_attention_heads
+        rest = angles + (8 + size) * config.hidden_size + 4
+        return (config.num_hidden_layers - again) * block + tokens * (again * size * config.hidden_size + rest)
 
     def activation_bytes(self, tokens: int, size: int, compiled: bool, every: int = 0) -> float:
-        """What a micro-batch of so many tokens keeps between forward and backward pass. With `every` n, each n-th block
-        keeps its input alone, and one such block at a time is computed again."""
-        config = self.config
-        layers = config.num_hidden_layers
-        again = len(checkpointed(layers, every))
-        cast = 0.0
-        if size < 4:  # the weights in the dtype of the products
-            cast = size * (self.parameters().total / layers - self.vocab_size * config.hidden_size / layers)
-        block = tokens * self.block_bytes(size, compiled) + cast
-        inputs = tokens * config.hidden_size * size
-        head = tokens * config.hidden_size * size * 2
-        return (layers - again) * block + again * inputs + (block if again else 0) + head
+        """The most that a micro-batch keeps at a time: one block that is computed again is there as a whole."""
+        block = tokens * self.block_bytes(size, compiled) + self.weight_copies(size)
+        again = checkpointed(self.config.num_hidden_layers, every)
+        later = self.config.num_hidden_layers - 1 - again[-1] if again else 0  # done with when the last one is computed again
+        return self.kept_bytes(tokens, size, compiled, every) + (block if again and not later else 0)
 
     def peak_bytes(self, tokens: int, size: int, compiled: bool, optimizer: str, every: int = 0) -> float:
         """State and activations of a training step, without the program itself."""

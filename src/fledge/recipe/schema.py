@@ -125,6 +125,16 @@ class ModelConfig(Section):
         return self
 
 
+def _word_or_number(value: object) -> str:
+    return "word" if isinstance(value, str) and not value.isdigit() else "number"
+
+
+Blocks = Annotated[
+    Annotated[Literal["none", "full"], Tag("word")] | Annotated[Positive, Tag("number")], Discriminator(_word_or_number)
+]
+Rows = Annotated[Annotated[Literal["auto"], Tag("word")] | Annotated[Positive, Tag("number")], Discriminator(_word_or_number)]
+
+
 class MachineConfig(Section):
     """Where and how to compute. `auto` is decided by a probe on this machine and recorded with the run."""
 
@@ -134,7 +144,7 @@ class MachineConfig(Section):
     )
     compile: Literal["auto"] | bool = "auto"
     attention: Literal["auto", "blocked", "sdpa", "flex", "varlen"] = "auto"
-    checkpointing: Annotated[Literal["none", "full"] | Positive, Field(union_mode="left_to_right")] = Field(
+    checkpointing: Blocks = Field(
         default="none",
         description="activation checkpointing: blocks that are computed again in the backward pass instead of kept; "
         "n: every n-th, full: all",
@@ -334,7 +344,7 @@ class BatchConfig(Section):
     """Rows of `context` tokens (of a preference: twice as many): `micro` at a time on the device, `accumulation` times before
     each update. Or `tokens` for each update, which `micro` divides; `micro: auto` is as large as memory allows."""
 
-    micro: Annotated[Literal["auto"] | Positive, Field(union_mode="left_to_right")] = 16
+    micro: Rows = 16
     accumulation: Positive = 1
     tokens: Positive | None = Field(
         default=None, description="positions of one update, in place of accumulation: a whole number of rows"

@@ -4,28 +4,48 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 
+import fledge
 from fledge.model.decoder import Decoder
 from fledge.model.head import _loss_chunk
 from fledge.run.cache import cache_folder
 
+functorch: Any = import_module("torch._functorch.config")
 _compiled_kernel: list[Any] = []
 
 
 def keep_compiled_code() -> str:
     """Let the compiler keep what it makes in fledge's cache folder, unless the user chose a folder; returns the folder.
 
-    A second run then reads its code instead of making it. Must be called before anything is compiled.
+    A second run then reads its code instead of making it. Must be called before anything is compiled. In its own folder,
+    which is that of this version of the model's code alone, fledge also lets it keep what it found out about attention's
+    own backward pass: the compiler by itself would not notice that such code has changed.
     """
-    return os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_own_folder()))
+    chosen = os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_own_folder()))
+    if chosen == str(_own_folder()) and hasattr(functorch, "autograd_cache_allow_custom_autograd_functions"):
+        functorch.autograd_cache_allow_custom_autograd_functions = True
+    return chosen
 
 
 def _own_folder() -> Path:
-    return cache_folder() / "inductor"
+    return cache_folder() / "inductor" / model_code()
+
+
+@cache
+def model_code() -> str:
+    """Changes with the code of the model and of the objectives."""
+    digest = xxhash.xxh3_64()
+    rooms = Path(fledge.__file__).parent
+    for file in (*sorted(rooms.glob("model/*.py")), *sorted(rooms.glob("objective/*.py"))):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def compiled_afresh_if_damaged(step: Callable[[], None], say: Callable[[str], None] = lambda text: None) -> None:

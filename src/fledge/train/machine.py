@@ -20,7 +20,7 @@ from fledge.run.cache import Measurements
 from fledge.run.environment import environment
 from fledge.train import probe
 from fledge.train.choosing import Probe
-from fledge.train.compiling import compile_blocks, compiled_afresh_if_damaged, compiled_kernel, eagerly, uncompile
+from fledge.train.compiling import compile_blocks, compiled_afresh_if_damaged, compiled_kernel, eagerly, model_code, uncompile
 from fledge.train.decision import Decision, chosen_device, head_kernel, refuse_device
 from fledge.train.precision import DTYPES
 from fledge.train.probe import MakeObjective, Say, Work
@@ -39,15 +39,6 @@ __all__ = [
 ]
 
 
-def _code() -> str:
-    """Changes with the code that is measured."""
-    digest = xxhash.xxh3_64()
-    rooms = Path(fledge.__file__).parent
-    for file in (*sorted(rooms.glob("model/*.py")), *sorted(rooms.glob("objective/*.py")), Path(probe.__file__)):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
 def measurements_key(work: Work, config: MachineConfig) -> dict[str, Any]:
     """Everything that measurements depend on, but for the choices that their names say."""
     machine = environment()
@@ -55,7 +46,7 @@ def measurements_key(work: Work, config: MachineConfig) -> dict[str, Any]:
         "machine": {name: machine[name] for name in ("cpu", "cpu_capability", "cores", "platform")},
         "gpu": torch.cuda.get_device_name() if work.device == "cuda" else None,
         "torch": torch.__version__,
-        "fledge": [fledge.__version__, _code()],
+        "fledge": [fledge.__version__, model_code(), xxhash.xxh3_64_hexdigest(Path(probe.__file__).read_bytes())],
         "model": {**work.model.config.model_dump(mode="json", exclude={"path"}), "vocab_size": work.model.vocab_size},
         "objective": type(work.objective(None)).__name__,
         "batch": list(work.batch.tokens.shape),
