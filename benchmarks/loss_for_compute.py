@@ -68,8 +68,8 @@ def recipe(name: str, seed: int, out: Path, quick: bool, length: str, evaluation
     model = {**MODEL, "num_hidden_layers": 2} if quick else MODEL
     base = {"name": name, "output": str(out), "seed": seed, "model": model, "stages": {"pretrain": stage}}
     for section, values in changes.items():
-        if section == "model":
-            base["model"] = {**base["model"], **values}
+        if section in ("model", "machine"):
+            base[section] = {**base.get(section, {}), **values}
         else:
             stage[section] = {**stage.get(section, {}), **values}
     return base

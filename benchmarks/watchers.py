@@ -8,7 +8,8 @@ sides. The 26M preset, rows of 512 tokens, 2 micro-batches of 8 (so that halves 
 Short segments take turns in one process; who begins changes from round to round. `ratio` is the median time of a
 watched segment ÷ that of a bare one; `ratio_cpu` the same in processor time, which other programs disturb less.
 `parts` are seconds of a step, each timed by itself; `ratio_of_parts` is what they come to, `ratio_shipped` the same at
-`logging.every: 10`, the default. Real text is read from $FLEDGE_DATA or ../shared/data; without it, from the quickstart's world.
+`logging.every: 10`, the default. Real text is read from $FLEDGE_DATA or ../shared/data; without it, from the
+quickstart's world.
 """
 
 import statistics

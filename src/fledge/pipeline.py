@@ -24,6 +24,7 @@ from fledge.run.directory import read_json
 from fledge.run.startup import Startup
 from fledge.tokenizer import Tokenizer
 from fledge.train.checkpoint import step_name
+from fledge.train.compiling import forget_compiled
 from fledge.train.loop import Loop, Objective, Work
 from fledge.train.machine import Decision, decide, eagerly, head_kernel, refuse_device, warm_up
 from fledge.train.reference import precomputed
@@ -166,7 +167,7 @@ class Pipeline:
             else:
                 self.console.say(f"reference log-probabilities of {data.examples.count:,} {part} pairs …")
                 cache = directory.root / f"reference.{part}.safetensors"
-                reference = precomputed(start, data, stage.batch.rows, decision, cache)
+                reference = precomputed(start, data, stage.batch.rows, decision, cache).to(decision.device)
             return PreferenceObjective(stage.beta, stage.label_smoothing, stage.sft_weight, reference)
 
         validation = prepared.data.validation
@@ -194,12 +195,14 @@ class Pipeline:
         for line in prepared.data.ledger.lines():
             self.console.say(line)
         self._keep_account(prepared, directory)
-        write_json(directory.root / "plan.json", prepared.plan.as_dict())
+        if not (directory.root / "plan.json").exists():  # as it was planned when it began
+            write_json(directory.root / "plan.json", prepared.plan.as_dict())
         self.console.say(_plan_line(prepared.plan))
         for note in prepared.plan.notes:
             self.console.say(f"  {note}")
         model = self._start_model(prepared, tokenizer, before)
         model.recompute_every = self.recipe.machine.recomputed
+        forget_compiled()
         with self._timed("probe"):
             decision = self._decision(prepared, model, directory)
         self.console.say(_machine_line(decision))

@@ -3,8 +3,9 @@
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -13,9 +14,9 @@ from fledge.data.building.executors import Executor, Processes
 from fledge.data.building.folder import drop_items, refuse_changed
 from fledge.data.building.shards import plan_build
 from fledge.errors import FledgeError
-from fledge.plan import StagePlan, plan_stage
+from fledge.plan import StagePlan, as_begun, plan_stage, refuse_without_effect
 from fledge.recipe import ModelConfig, Recipe, Stage, differences, load_recipe, to_yaml
-from fledge.recipe.schema import BatchConfig
+from fledge.recipe.schema import BatchConfig, PreferenceStage
 from fledge.run import only_one, write_text
 from fledge.run.directory import read_json
 from fledge.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -161,9 +162,17 @@ class Preparation:
         config = self.model_config(name, tokenizer)
         data = self.stage_data(name, tokenizer)
         try:
-            batch, chosen = self._batch(name, config, tokenizer, data)
-            stage = stage.model_copy(update={"batch": batch})
+            before = self._begun_plan(name)
+            chosen: list[str] = []
+            if before is None:
+                batch, chosen = self._batch(name, config, tokenizer, data)
+                stage = stage.model_copy(update={"batch": batch})
+            else:
+                stage = as_begun(stage, before)
             plan, reach, stage = plan_stage(stage, data.train, config, tokenizer.vocab_size, chosen)
+            if before is not None:
+                plan = replace(plan, notes=before["notes"])
+            refuse_without_effect(stage, reach.steps, config, self.recipe.machine)
         except FledgeError as error:
             raise FledgeError(error.what, where=f"stages.{name}.{error.where}", hint=error.hint) from None
         stops = stage.early_stop
@@ -172,18 +181,24 @@ class Preparation:
         return Prepared(name, stage, data, plan, reach)
 
     def _batch(self, name: str, config: ModelConfig, tokenizer: Tokenizer, data: StageData) -> tuple[BatchConfig, list[str]]:
-        """The stage's batch with plain numbers: as it was begun, or as memory allows now."""
+        """The stage's batch with plain numbers, as memory allows now."""
         from fledge.train.decision import chosen_device  # they load torch
         from fledge.train.memory import Need, fit_batch
 
-        stage, folder = self.recipe.stages[name], self.folder(name)
-        if self.begun and folder is not None and (folder.parent / "plan.json").exists():
-            before = read_json(folder.parent / "plan.json")
-            micro, rows = before["micro_rows"], before["effective_batch_rows"]
-            return stage.batch.model_copy(update={"micro": micro, "accumulation": rows // micro, "tokens": None}), []
+        stage = self.recipe.stages[name]
+        live = isinstance(stage, PreferenceStage) and stage.reference == "live"
+        copies = 1 + (2 if stage.averaging.decay is not None else 0) + (1 if live else 0)
         device = chosen_device(self.recipe.machine)
-        need = Need(config, tokenizer.vocab_size, data.train.row_length, stage.optimizer, device)
+        need = Need(config, tokenizer.vocab_size, data.train.row_length, stage.optimizer, device, copies)
         return fit_batch(stage.batch, need, self.recipe.machine)
+
+    def _begun_plan(self, name: str) -> dict[str, Any] | None:
+        """The plan of a stage that was begun before: what was chosen then stays, whatever memory or rules are now."""
+        folder = self.folder(name)
+        if not self.begun or folder is None or not (folder.parent / "plan.json").exists():
+            return None
+        plan = read_json(folder.parent / "plan.json")
+        return plan if "micro_rows" in plan else None
 
 
 def build(recipe: Recipe, out: Path, executor: Executor | None, say: Callable[[str], None]) -> dict[str, StageData]:

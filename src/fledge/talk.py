@@ -64,7 +64,7 @@ def _answer(model: Decoder, tokenizer: Tokenizer, prompt: list[int], sampling: S
             f"the conversation has {len(prompt):,} tokens, the model has room for {most:,}", hint="start anew with /new"
         )
     said = []
-    for text in pieces(tokenizer, stream(model, prompt, tokenizer.stop_ids, tokenizer.pad, sampling)):
+    for text in pieces(tokenizer, stream(model, prompt, tokenizer.stop_ids, sampling)):
         said.append(text)
         print(text, end="", flush=True)
     print()

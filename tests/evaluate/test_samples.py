@@ -33,7 +33,7 @@ def test_samples_are_the_greedy_answers_in_the_order_of_the_recipe(tokenizer: To
     assert [one.prompt for one in samples] == asked
     for text, one in zip(asked, samples, strict=True):
         begun = tokenizer.encode_beginning(text) if kind == "pretrain" else tokenizer.encode_prompt([Message("user", text)])
-        (alone,) = generate(model, [begun], tokenizer.stop_ids, tokenizer.pad, Sampling(max_new_tokens=5))
+        (alone,) = generate(model, [begun], tokenizer.stop_ids, Sampling(max_new_tokens=5))
         assert (one.answer, one.ended) == (tokenizer.decode(alone.tokens, skip_special=True), alone.ended)
 
 

@@ -204,8 +204,11 @@ def test_a_block_that_is_computed_again_is_there_as_a_whole() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["dense", "dense, norms of queries and keys", "mixture"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("dense", torch.bfloat16), ("dense, norms of queries and keys", torch.float32), ("mixture", torch.bfloat16)],
+    ids=str,
+)
 def test_kept_bytes_of_compiled_code_are_those_that_autograd_keeps(kind: str, dtype: torch.dtype) -> None:
     torch._dynamo.reset()
     model, tokens = _measurable(dtype, **{**KINDS[kind], "num_hidden_layers": 2}), random_tokens(2, 256)

@@ -83,7 +83,7 @@ def _written_by_transformers(folder: Path, kind: str, tied: bool, dtype: torch.d
 def test_transformers_reads_what_fledge_writes(tmp_path: Path, changes: dict[str, object]) -> None:
     model = make_decoder(rope_theta=250_000.0, rms_norm_eps=1e-4, num_hidden_layers=3, **changes)
     prompts = [random_tokens(length, seed=length).tolist() for length in (1, 6, 11)]
-    free = generate(model, prompts, frozenset(), 0, Sampling(max_new_tokens=20))
+    free = generate(model, prompts, frozenset(), Sampling(max_new_tokens=20))
     eos = sorted({answer.tokens[5] for answer in free})
     theirs, report = AutoModelForCausalLM.from_pretrained(
         _save(model, tmp_path, eos), dtype=torch.float32, output_loading_info=True
@@ -92,7 +92,7 @@ def test_transformers_reads_what_fledge_writes(tmp_path: Path, changes: dict[str
     tokens = random_tokens(3, 40)
     with torch.no_grad():
         torch.testing.assert_close(_logits(model, tokens), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
-    ours = generate(model, prompts, frozenset(eos), 0, Sampling(max_new_tokens=20))
+    ours = generate(model, prompts, frozenset(eos), Sampling(max_new_tokens=20))
     for prompt, answer in zip(prompts, ours, strict=True):
         whole = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20)[0, len(prompt) :].tolist()
         assert answer.ended and whole[:-1] == answer.tokens and whole[-1] in eos

@@ -43,7 +43,7 @@ def _tokens(answers: list[Generated]) -> list[list[int]]:
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
 def test_cached_greedy_decoding_equals_whole_forward_passes(changes: dict[str, object], penalty: float) -> None:
     model = make_decoder(num_hidden_layers=3, **changes)
-    answers = generate(model, PROMPTS, NEVER, 0, Sampling(max_new_tokens=25, repetition_penalty=penalty))
+    answers = generate(model, PROMPTS, NEVER, Sampling(max_new_tokens=25, repetition_penalty=penalty))
     assert _tokens(answers) == [_naive(model, prompt, 25, penalty) for prompt in PROMPTS]
     assert not any(answer.ended for answer in answers)
     assert len({token for answer in answers for token in answer.tokens}) > 15  # not one token for ever
@@ -53,21 +53,20 @@ def test_cached_greedy_decoding_equals_whole_forward_passes(changes: dict[str, o
 @given(
     lengths=st.lists(st.integers(1, 20), min_size=1, max_size=6),
     batch=st.integers(1, 6),
-    pad=st.integers(0, VOCAB - 1),
     penalty=st.sampled_from([1.0, 1.3]),
 )
-def test_neither_company_nor_padding_changes_a_greedy_answer(lengths: list[int], batch: int, pad: int, penalty: float) -> None:
+def test_company_does_not_change_a_greedy_answer(lengths: list[int], batch: int, penalty: float) -> None:
     model = make_decoder()
     prompts = [random_tokens(length, seed=i).tolist() for i, length in enumerate(lengths)]
     sampling = Sampling(max_new_tokens=8, repetition_penalty=penalty)
-    alone = [generate(model, [prompt], NEVER, 0, sampling)[0] for prompt in prompts]
-    assert generate(model, prompts, NEVER, pad, sampling, batch=batch) == alone
+    alone = [generate(model, [prompt], NEVER, sampling)[0] for prompt in prompts]
+    assert generate(model, prompts, NEVER, sampling, batch=batch) == alone
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
 def test_an_answer_ends_before_its_first_stop_token_and_leaves_the_others_alone(penalty: float) -> None:
     model, sampling = make_decoder(), Sampling(max_new_tokens=20, repetition_penalty=penalty)
-    free = _tokens(generate(model, PROMPTS, NEVER, 0, sampling))
+    free = _tokens(generate(model, PROMPTS, NEVER, sampling))
     stop = frozenset({free[0][4], free[2][9]})
     expected = []
     for tokens in free:
@@ -75,54 +74,54 @@ def test_an_answer_ends_before_its_first_stop_token_and_leaves_the_others_alone(
         expected.append(Generated(tokens[:end], end is not None))
     assert {answer.ended for answer in expected} == {True, False}
     assert len({len(answer.tokens) for answer in expected}) > 2  # rows leave the batch at different steps
-    assert generate(model, PROMPTS, stop, 0, sampling) == expected
+    assert generate(model, PROMPTS, stop, sampling) == expected
 
 
 def test_a_stop_token_at_the_last_place_counts_as_ended() -> None:
     model = make_decoder()
-    tokens = generate(model, PROMPTS[:1], NEVER, 0, Sampling(max_new_tokens=3))[0].tokens
+    tokens = generate(model, PROMPTS[:1], NEVER, Sampling(max_new_tokens=3))[0].tokens
     assert tokens[2] not in tokens[:2]
-    answer = generate(model, PROMPTS[:1], frozenset({tokens[2]}), 0, Sampling(max_new_tokens=3))[0]
+    answer = generate(model, PROMPTS[:1], frozenset({tokens[2]}), Sampling(max_new_tokens=3))[0]
     assert answer == Generated(tokens[:2], True)
 
 
 @pytest.mark.parametrize("most", [0, 1, 7])
 def test_no_answer_is_longer_than_max_new_tokens(most: int) -> None:
-    answers = generate(make_decoder(), PROMPTS, NEVER, 0, Sampling(max_new_tokens=most))
+    answers = generate(make_decoder(), PROMPTS, NEVER, Sampling(max_new_tokens=most))
     assert [len(answer.tokens) for answer in answers] == [most] * len(PROMPTS)
 
 
 def test_an_answer_ends_where_the_positions_of_the_model_end() -> None:
     model, longer = make_decoder(max_position_embeddings=13), make_decoder(max_position_embeddings=64)
-    answers = generate(model, PROMPTS, NEVER, 0, Sampling(max_new_tokens=50))
+    answers = generate(model, PROMPTS, NEVER, Sampling(max_new_tokens=50))
     assert [len(answer.tokens) for answer in answers] == [13 - len(prompt) for prompt in PROMPTS]
     assert not any(answer.ended for answer in answers)
-    full = generate(longer, PROMPTS, NEVER, 0, Sampling(max_new_tokens=50))
+    full = generate(longer, PROMPTS, NEVER, Sampling(max_new_tokens=50))
     assert all(short.tokens == long.tokens[: len(short.tokens)] for short, long in zip(answers, full, strict=True))
-    assert list(stream(model, PROMPTS[0], NEVER, 0, Sampling(max_new_tokens=50))) == answers[0].tokens
+    assert list(stream(model, PROMPTS[0], NEVER, Sampling(max_new_tokens=50))) == answers[0].tokens
 
 
 def test_generation_reports_every_prompt_and_takes_none() -> None:
     done: list[int] = []
-    generate(make_decoder(), PROMPTS, NEVER, 0, Sampling(max_new_tokens=1), batch=4, progress=done.append)
+    generate(make_decoder(), PROMPTS, NEVER, Sampling(max_new_tokens=1), batch=4, progress=done.append)
     assert done == [4, 2]
-    assert generate(make_decoder(), [], NEVER, 0, Sampling()) == []
+    assert generate(make_decoder(), [], NEVER, Sampling()) == []
 
 
 def test_a_prompt_that_fills_the_positions_gets_an_empty_answer_and_a_longer_one_is_refused() -> None:
     model = make_decoder(max_position_embeddings=12)
     done: list[int] = []
-    answers = generate(model, PROMPTS, NEVER, 0, Sampling(), progress=done.append)
+    answers = generate(model, PROMPTS, NEVER, Sampling(), progress=done.append)
     assert [len(answer.tokens) for answer in answers] == [7, 11, 0, 9, 0, 4]
     assert sum(done) == len(PROMPTS)
-    assert generate(model, [PROMPTS[2]], NEVER, 0, Sampling()) == [Generated([], False)]
-    assert list(stream(model, PROMPTS[2], NEVER, 0, Sampling())) == []
+    assert generate(model, [PROMPTS[2]], NEVER, Sampling()) == [Generated([], False)]
+    assert list(stream(model, PROMPTS[2], NEVER, Sampling())) == []
     with pytest.raises(FledgeError, match="prompt 2: it has 13 tokens, the model has room for 12"):
-        generate(model, [PROMPTS[0], [*PROMPTS[2], 1]], NEVER, 0, Sampling())
+        generate(model, [PROMPTS[0], [*PROMPTS[2], 1]], NEVER, Sampling())
     with pytest.raises(FledgeError, match="prompt 3: it is empty"):
-        generate(model, [*PROMPTS[:2], []], NEVER, 0, Sampling())
+        generate(model, [*PROMPTS[:2], []], NEVER, Sampling())
     with pytest.raises(FledgeError, match="a batch of 0"):
-        generate(model, PROMPTS, NEVER, 0, Sampling(), batch=0)
+        generate(model, PROMPTS, NEVER, Sampling(), batch=0)
 
 
 def _expected(model: Decoder, prompt: list[int], stop: frozenset[int], sampling: Sampling) -> Generated:
@@ -151,7 +150,7 @@ def test_refilled_slots_give_what_naive_decoding_gives(
     sampling = Sampling(max_new_tokens=most, repetition_penalty=penalty)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fledge.model.generate.PASS_TOKENS", pass_tokens)
-        answers = generate(model, prompts, stop, 0, sampling, batch=batch)
+        answers = generate(model, prompts, stop, sampling, batch=batch)
     assert answers == [_expected(model, prompt, stop, sampling) for prompt in prompts]
 
 
@@ -231,7 +230,7 @@ def test_logits_are_shaped_as_transformers_shapes_them(
 def test_draws_follow_the_shaped_distribution() -> None:
     model = make_decoder(initializer_range=0.1)
     sampling = Sampling(temperature=0.8, top_k=4, max_new_tokens=1, seed=3)
-    drawn = [answer.tokens[0] for answer in generate(model, [PROMPTS[0]] * 4000, NEVER, 0, sampling, batch=1000)]
+    drawn = [answer.tokens[0] for answer in generate(model, [PROMPTS[0]] * 4000, NEVER, sampling, batch=1000)]
     with torch.no_grad():
         logits = model.logits(model(torch.tensor([PROMPTS[0]])))[:, -1]
     expected = shape_logits(logits, sampling, torch.zeros(1, VOCAB, dtype=torch.bool)).softmax(-1)[0]
@@ -246,14 +245,14 @@ WARM = Sampling(temperature=1.0, top_p=0.95, max_new_tokens=15, seed=11)
 def test_sampling_follows_its_seed_and_nothing_else() -> None:
     model = make_decoder()
     torch.manual_seed(0)
-    first = generate(model, PROMPTS, NEVER, 0, WARM, batch=4)
+    first = generate(model, PROMPTS, NEVER, WARM, batch=4)
     torch.manual_seed(1)
-    assert generate(model, PROMPTS, NEVER, 0, WARM, batch=4) == first
-    assert generate(model, PROMPTS, NEVER, 0, Sampling(temperature=1.0, max_new_tokens=15, seed=12), batch=4) != first
+    assert generate(model, PROMPTS, NEVER, WARM, batch=4) == first
+    assert generate(model, PROMPTS, NEVER, Sampling(temperature=1.0, max_new_tokens=15, seed=12), batch=4) != first
 
 
 def test_equal_prompts_in_different_batches_get_different_draws() -> None:
-    answers = _tokens(generate(make_decoder(), [PROMPTS[0]] * 6, NEVER, 0, WARM, batch=2))
+    answers = _tokens(generate(make_decoder(), [PROMPTS[0]] * 6, NEVER, WARM, batch=2))
     assert len({tuple(tokens) for tokens in answers}) == 6
 
 
@@ -264,22 +263,22 @@ HOT = Sampling(temperature=1.2, top_k=30, top_p=0.9, repetition_penalty=1.2, max
 def test_a_sampled_answer_does_not_depend_on_the_batch_it_is_made_in(sampling: Sampling) -> None:
     model = make_decoder(initializer_range=0.1)
     stop = frozenset(random_tokens(VOCAB // 10, seed=3).tolist())
-    expected = generate(model, PROMPTS, stop, 0, sampling, batch=1)
+    expected = generate(model, PROMPTS, stop, sampling, batch=1)
     assert len({len(answer.tokens) for answer in expected}) > 2
     for batch in (2, 3, 4, 64):
-        assert generate(model, PROMPTS, stop, 0, sampling, batch=batch) == expected
-    assert generate(model, PROMPTS[:3], stop, 0, sampling) == expected[:3]
-    assert list(stream(model, PROMPTS[0], stop, 0, sampling)) == expected[0].tokens
+        assert generate(model, PROMPTS, stop, sampling, batch=batch) == expected
+    assert generate(model, PROMPTS[:3], stop, sampling) == expected[:3]
+    assert list(stream(model, PROMPTS[0], stop, sampling)) == expected[0].tokens
 
 
 @pytest.mark.parametrize("sampling", [Sampling(max_new_tokens=15), WARM], ids=["greedy", "sampled"])
 def test_stream_gives_what_generate_gives(sampling: Sampling) -> None:
     model = make_decoder()
     for prompt in PROMPTS:
-        free = generate(model, [prompt], NEVER, 0, sampling)[0].tokens
-        assert list(stream(model, prompt, NEVER, 0, sampling)) == free
+        free = generate(model, [prompt], NEVER, sampling)[0].tokens
+        assert list(stream(model, prompt, NEVER, sampling)) == free
         stop = frozenset({free[6]})
-        assert list(stream(model, prompt, stop, 0, sampling)) == generate(model, [prompt], stop, 0, sampling)[0].tokens
+        assert list(stream(model, prompt, stop, sampling)) == generate(model, [prompt], stop, sampling)[0].tokens
 
 
 def _never_mind(done: int) -> None:
@@ -288,24 +287,24 @@ def _never_mind(done: int) -> None:
 
 def test_dropout_is_off_while_generating_and_the_mode_is_restored() -> None:
     calm, model = make_decoder(), make_decoder(dropout=0.5).train()
-    expected = generate(calm, PROMPTS, NEVER, 0, Sampling(max_new_tokens=10))
-    assert generate(model, PROMPTS, NEVER, 0, Sampling(max_new_tokens=10)) == expected
-    assert list(stream(model, PROMPTS[0], NEVER, 0, Sampling(max_new_tokens=10))) == expected[0].tokens
+    expected = generate(calm, PROMPTS, NEVER, Sampling(max_new_tokens=10))
+    assert generate(model, PROMPTS, NEVER, Sampling(max_new_tokens=10)) == expected
+    assert list(stream(model, PROMPTS[0], NEVER, Sampling(max_new_tokens=10))) == expected[0].tokens
     with pytest.raises(KeyboardInterrupt):
-        generate(model, PROMPTS, NEVER, 0, Sampling(max_new_tokens=1), progress=_never_mind)
-    abandoned = stream(model, PROMPTS[0], NEVER, 0, Sampling(max_new_tokens=10))
+        generate(model, PROMPTS, NEVER, Sampling(max_new_tokens=1), progress=_never_mind)
+    abandoned = stream(model, PROMPTS[0], NEVER, Sampling(max_new_tokens=10))
     next(abandoned)
     abandoned.close()  # type: ignore[attr-defined]
     assert model.training and all(block.training for block in model.blocks())
-    generate(calm, PROMPTS, NEVER, 0, Sampling(max_new_tokens=1))
+    generate(calm, PROMPTS, NEVER, Sampling(max_new_tokens=1))
     assert not calm.training
 
 
 def test_generation_keeps_no_graph_and_works_in_bfloat16() -> None:
     model = make_decoder()
-    exact = generate(model, PROMPTS, NEVER, 0, Sampling(max_new_tokens=1))
+    exact = generate(model, PROMPTS, NEVER, Sampling(max_new_tokens=1))
     model.compute_dtype = torch.bfloat16
-    rounded = generate(model, PROMPTS, NEVER, 0, Sampling(max_new_tokens=6))
+    rounded = generate(model, PROMPTS, NEVER, Sampling(max_new_tokens=6))
     same = [a.tokens[0] == b.tokens[0] for a, b in zip(rounded, exact, strict=True)]
     assert sum(same) >= len(PROMPTS) - 1
     assert all(len(answer.tokens) == 6 for answer in rounded)

@@ -153,13 +153,13 @@ def test_an_error_in_the_thread_reaches_the_caller_when_the_window_is_due(feeds:
 
 def test_closing_leaves_no_thread_and_waits_for_no_more_than_one_window() -> None:
     before = threading.active_count()
-    feed = Feed(_watched(seconds=0.05), EXTENT, 2, lambda batch: batch.weight, CPU)
+    data = _watched(seconds=0.05)
+    feed = Feed(data, EXTENT, 2, lambda batch: batch.weight, CPU)
     feed.window(0)
     assert threading.active_count() == before + 1
     feed.close()
     assert threading.active_count() == before
-    with pytest.raises(RuntimeError):
-        feed.window(1)
+    assert len(data.asked) <= 4
 
 
 def test_nothing_is_made_after_the_last_window(feeds: Any) -> None:

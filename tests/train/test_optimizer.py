@@ -74,9 +74,10 @@ def test_each_parameter_has_one_owner_and_only_matrices_decay(name: str) -> None
     muon = {id(p) for o in optimizers if isinstance(o, Muon) for g in o.param_groups for p in g["params"]}
     blocks = {id(p) for full, p in decoder.named_parameters() if full.startswith("layers") and p.dim() == 2}
     assert muon == (blocks if name == "muon" else set())
+    matrices = {full for full, p in decoder.named_parameters() if full.startswith("layers") and p.dim() == 2}
     small = {id(p) for o in optimizers if not isinstance(o, AdamW8bit) for g in o.param_groups for p in g["params"]}
     if name == "adamw8bit":
-        assert small == {id(p) for p in decoder.parameters() if p.numel() < 4096}
+        assert small == {id(p) for name, p in decoder.named_parameters() if p.numel() < 4096 or name not in matrices}
         assert any(p.numel() >= 4096 for p in decoder.parameters())
 
 
@@ -308,3 +309,39 @@ def test_a_step_on_cuda_is_that_of_the_cpu(name: str) -> None:
         optimizer.step()
     for (full, one), two in zip(here.named_parameters(), there.parameters(), strict=True):
         assert (one - two.cpu()).norm() < 0.05 * (one - before[full]).norm() + 1e-7, full
+
+
+@pytest.mark.parametrize("beta2", [0.95, 0.999])
+def test_eight_bit_moments_die_away_where_there_is_no_gradient(beta2: float) -> None:
+    """Half of a block gets gradients, the other half only once: it must stop moving, as in float32."""
+    weights = {name: nn.Parameter(torch.zeros(64, 320)) for name in ("8 bits", "float32")}
+    eight = AdamW8bit([{"params": [weights["8 bits"]], "weight_decay": 0.0}], lr=1e-3, betas=(0.9, beta2), eps=1e-8)
+    full = torch.optim.AdamW([weights["float32"]], lr=1e-3, betas=(0.9, beta2), eps=1e-8, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(0)
+    moved = {}
+    for step in range(160):
+        grad = torch.randn(64, 320, generator=generator)
+        if step:
+            grad[1::2] = 0
+        for parameter in weights.values():
+            parameter.grad = grad.clone()
+        for optimizer in (eight, full):
+            optimizer.step()
+        if step == 60:
+            moved = {name: parameter.detach().clone() for name, parameter in weights.items()}
+    drift = {name: (parameter - moved[name])[1::2].abs().max() for name, parameter in weights.items()}
+    assert drift["8 bits"] < 1e-4 and drift["float32"] < 1e-4
+
+
+def test_an_expert_without_tokens_is_not_moved_by_what_is_left_of_its_momentum() -> None:
+    stack = nn.Parameter(torch.zeros(2, 16, 8))
+    optimizer = Muon([stack], lr=0.01, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(3):
+        stack.grad = torch.randn(2, 16, 8, generator=generator)
+        if step:
+            stack.grad[1] = 0
+        before = stack.detach().clone()
+        optimizer.step()
+        change = (stack - before).flatten(1).norm(dim=1)
+        assert change[0] > 0 and (change[1] > 0) == (step == 0)

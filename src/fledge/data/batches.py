@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # torch is imported where a batch is made: workers that only 
     from torch import Tensor
 
 
+COUNTED = ("weight", "supervised", "filled")
+
+
 @dataclass(frozen=True)
 class Batch:
     """Packed rows. Every tensor is [B, T].
@@ -42,8 +45,9 @@ class Batch:
     def _with(self, change: "Callable[[Tensor], Tensor]") -> "Batch":
         tensors = (self.tokens, self.targets, self.weights, self.positions, self.documents, self.sequences)
         trained = None if self.trained is None else change(self.trained)
-        made = map(change, tensors)
-        return Batch(*made, count=self.count, examples=self.examples, by_source=self.by_source, trained=trained)
+        made = Batch(*map(change, tensors), count=self.count, examples=self.examples, by_source=self.by_source, trained=trained)
+        made.__dict__.update({name: self.__dict__[name] for name in COUNTED if name in self.__dict__})  # not counted again
+        return made
 
     @property
     def places(self) -> "Tensor":

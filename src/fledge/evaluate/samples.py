@@ -29,7 +29,7 @@ def answer_conversations(
 ) -> list[tuple[str, bool]]:
     """(answer, ended) for conversations that end with the user's turn."""
     prompts = [tokenizer.encode_prompt(conversation) for conversation in conversations]
-    made = generate(model, prompts, tokenizer.stop_ids, tokenizer.pad, sampling)
+    made = generate(model, prompts, tokenizer.stop_ids, sampling)
     return [_text(tokenizer, one) for one in made]
 
 
@@ -44,7 +44,7 @@ def sample(model: Decoder, tokenizer: Tokenizer, config: SamplesConfig, kind: st
         pairs = [(text, tokenizer.encode_beginning(text)) for text in config.texts]
         pairs = [(text, prompt) for text, prompt in pairs if prompt]
         _refuse_long([prompt for _, prompt in pairs], model, "samples.texts")
-        made = generate(model, [prompt for _, prompt in pairs], tokenizer.stop_ids, tokenizer.pad, sampling)
+        made = generate(model, [prompt for _, prompt in pairs], tokenizer.stop_ids, sampling)
         return [Sample(text, *_text(tokenizer, one)) for (text, _), one in zip(pairs, made, strict=True)]
     conversations = [[Message("user", prompt)] for prompt in config.prompts]
     _refuse_long([tokenizer.encode_prompt(one) for one in conversations], model, "samples.prompts")

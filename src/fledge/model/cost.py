@@ -100,13 +100,11 @@ class Cost:
         return 2 * config.num_hidden_layers * config.num_key_value_heads * head * size * tokens
 
     def state_bytes(self, optimizer: str) -> float:
-        """What stays: float32 weights, their gradients, and the optimizer's state (Muon: momentum for the matrices of the
-        blocks, AdamW's two moments for the rest)."""
+        """What stays: float32 weights, their gradients, and the optimizer's state. Muon's momentum and 8-bit moments are for
+        the matrices of the blocks; embedding and head have AdamW's two moments in float32."""
         total = self.parameters().total
-        if optimizer != "muon":
-            return (8 + STATE_BYTES[optimizer]) * total
         tables = self.vocab_size * self.config.hidden_size * (1 if self.config.tie_word_embeddings else 2)
-        return 8 * total + STATE_BYTES["muon"] * (total - tables) + STATE_BYTES["adamw"] * tables
+        return 8 * total + STATE_BYTES[optimizer] * (total - tables) + STATE_BYTES["adamw"] * tables
 
     def block_bytes(self, size: int, compiled: bool) -> float:
         """What one token leaves in one block for the backward pass, at `size` bytes a number; attention as on a CPU, `blocked`.
@@ -153,7 +151,7 @@ class Cost:
 
     def kept_bytes(self, tokens: int, size: int, compiled: bool, every: int = 0) -> float:
         """What a micro-batch of so many tokens keeps from the forward to the backward pass. With `every` n, each n-th block
-        keeps its input alone. Beside the blocks: rotary angles, the last norm (never compiled) and the gradient of its output."""
+        keeps its input alone. Beside blocks: rotary angles, the last norm (never compiled) and the gradient of its output."""
         config = self.config
         again = len(checkpointed(config.num_hidden_layers, every))
         block = tokens * self.block_bytes(size, compiled) + self.weight_copies(size)

@@ -187,8 +187,9 @@ def _statistics(logits: Tensor, probabilities: Tensor, chosen: Tensor, real: Ten
 
 
 @torch.no_grad()
-def update_biases(model: nn.Module, routing: Routing) -> None:
-    """After an update, raise the biases of experts with less than the mean load and lower those with more.
+def update_biases(model: nn.Module, routing: Routing, learned: Tensor | None = None) -> None:
+    """After an update, raise the biases of experts with less than the mean load and lower those with more. `learned` is a
+    bool scalar: false where the update was skipped, which changes nothing here either.
 
     `routing` is that of the whole update (`Routing.merged`), over all ranks. Does nothing where the recipe balances by
     a loss. The bias is part of the model's state, so a resumed run goes on with it exactly.
@@ -200,4 +201,5 @@ def update_biases(model: nn.Module, routing: Routing) -> None:
     routers = [module for module in model.modules() if isinstance(module, Router)]
     for router, error in zip(routers, missing, strict=True):
         assert router.e_score_correction_bias is not None
-        router.e_score_correction_bias += config.moe.bias_rate * error.sign()
+        change = config.moe.bias_rate * error.sign()
+        router.e_score_correction_bias += change if learned is None else change * learned

@@ -156,7 +156,6 @@ def generate(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
     stop: frozenset[int],
-    pad: int,
     sampling: Sampling,
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
@@ -167,6 +166,8 @@ def generate(
     gets an empty answer. `progress` is told how many answers were finished, whenever some were. Dropout is off meanwhile.
     Raises FledgeError for a prompt that is empty or longer than the model's positions.
     """
+    if not prompts:
+        return []
     with evaluating(model):
         generation = Generation(model, prompts, stop, sampling, batch)
         full = sum(answer.finished for answer in generation.answers)
@@ -180,7 +181,7 @@ def generate(
 
 
 @torch.no_grad()
-def stream(model: Decoder, prompt: Sequence[int], stop: frozenset[int], pad: int, sampling: Sampling) -> Iterator[int]:
+def stream(model: Decoder, prompt: Sequence[int], stop: frozenset[int], sampling: Sampling) -> Iterator[int]:
     """The tokens of one answer as they are made; the same as `generate` gives for this prompt alone."""
     with evaluating(model):
         generation = Generation(model, [prompt], stop, sampling, 1)

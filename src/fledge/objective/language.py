@@ -53,7 +53,7 @@ class LanguageObjective:
         hidden = states.flatten(0, 1)
         targets, weights = batch.targets.flatten(), batch.weights.flatten()
         loss = cross_entropy(hidden, model.head_weight, targets, weights, self.label_smoothing, self.kernel, batch.places)
-        return Outcome(loss).routed(model, routing, self.weight(batch))
+        return Outcome(loss) if routing is None else Outcome(loss).routed(model, routing, self.weight(batch))
 
 
 @torch.no_grad()

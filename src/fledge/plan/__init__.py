@@ -1,5 +1,5 @@
 """From a recipe and its data to what will happen, before it happens."""
 
-from fledge.plan.stage import StagePlan, plan_stage
+from fledge.plan.stage import StagePlan, as_begun, plan_stage, refuse_without_effect
 
-__all__ = ["StagePlan", "plan_stage"]
+__all__ = ["StagePlan", "as_begun", "plan_stage", "refuse_without_effect"]

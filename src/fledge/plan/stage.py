@@ -4,8 +4,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fledge.data import PackedData
+from fledge.errors import FledgeError
 from fledge.model.cost import parameters
-from fledge.recipe.schema import ModelConfig, PreferenceStage, PretrainStage, SftStage
+from fledge.recipe.schema import MachineConfig, ModelConfig, PreferenceStage, PretrainStage, SftStage
 from fledge.train.length import Extent, extent
 from fledge.train.schedule import lowest_rate, warmup_steps
 from fledge.train.tuning import Run, resolve_stage
@@ -86,3 +87,28 @@ def plan_stage(
         notes=(chosen or []) + notes,
     )
     return plan, reach, plain
+
+
+AnyStage = PretrainStage | SftStage | PreferenceStage
+
+
+def as_begun(stage: AnyStage, before: dict[str, Any]) -> AnyStage:
+    """A stage with the numbers that were chosen for it when it began, from its plan.json."""
+    micro, rows, optimizer = before["micro_rows"], before["effective_batch_rows"], stage.optimizer
+    chosen = {"lr": before["learning_rate"], "betas": tuple(before["betas"]), "weight_decay": before["weight_decay"]}
+    batch = stage.batch.model_copy(update={"micro": micro, "accumulation": rows // micro, "tokens": None})
+    optimizer = optimizer.model_copy(update={key: chosen[key] for key in optimizer.automatic})
+    return stage.model_copy(update={"batch": batch, "optimizer": optimizer})
+
+
+def refuse_without_effect(stage: AnyStage, steps: int, config: ModelConfig, machine: MachineConfig) -> None:
+    """FledgeError for what the recipe asks for and this model or length leaves no room for."""
+    layers = config.num_hidden_layers
+    if machine.recomputed > layers:
+        raise FledgeError(
+            f"every {machine.recomputed}th block is to be computed again, but the model has only {layers}",
+            where="machine.checkpointing",
+            hint=f"write a number up to {layers}, or full",
+        )
+    if stage.averaging.decay is not None and round(stage.averaging.start * steps) >= steps:
+        raise FledgeError(f"averaging begins after all {steps:,} steps", where="averaging.start", hint="write a smaller share")

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from fledge.errors import FledgeError
 from fledge.recipe.units import Length, memory_size, steps_or_share
 from fledge.recipe.units import share as as_share
 
@@ -359,8 +360,18 @@ class BatchConfig(Section):
         return self.micro
 
     def window(self, row_length: int) -> int:
-        """Rows of one full update, whatever fits at a time."""
-        return self.rows * self.accumulation if self.tokens is None else self.tokens // row_length
+        """Rows of one full update, whatever fits at a time. FledgeError where `tokens` are no whole number of rows."""
+        if self.tokens is None:
+            return self.rows * self.accumulation
+        rows, rest = divmod(self.tokens, row_length)
+        if rest or not rows:
+            nearest = [f"{count * row_length:,}" for count in (rows, rows + 1) if count]
+            raise FledgeError(
+                f"{self.tokens:,} tokens are no whole number of rows of {row_length:,}",
+                where="batch.tokens",
+                hint=f"write {' or '.join(nearest)}",
+            )
+        return rows
 
     @model_validator(mode="after")
     def _one_way(self) -> "BatchConfig":

@@ -96,6 +96,11 @@ class RunDirectory:
         return StageDirectory(self.root / name)
 
 
+def _of_checkpoint(path: Path) -> Path:
+    """The model to use of a checkpoint: with averaged weights, where the stage averages them."""
+    return path / "averaged" if (path / "averaged" / "config.json").exists() else path / "model"
+
+
 def find_model(place: str) -> Path:
     """The model directory that a person means by a run, a stage, a checkpoint or a model directory.
 
@@ -107,7 +112,7 @@ def find_model(place: str) -> Path:
     if (path / "config.json").exists():
         return path
     if (path / "model" / "config.json").exists():
-        return path / "model"
+        return _of_checkpoint(path)
     if (path / "done.json").exists():
         return path / read_json(path / "done.json")["model"]
     if (path / "recipe.yaml").exists():
@@ -117,5 +122,5 @@ def find_model(place: str) -> Path:
             return newest.parent / read_json(newest)["model"]
     for last in [path / "checkpoints" / "last", *sorted(path.glob("*/checkpoints/last"))][::-1]:
         if (last / "model" / "config.json").exists():
-            return last / "model"
+            return _of_checkpoint(last)
     raise FledgeError("there is no model here yet", where=place, hint="let its training reach a checkpoint")

@@ -1,6 +1,7 @@
 """events.jsonl: one JSON object a line, the only thing that watchers read."""
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,4 +50,15 @@ class EventLog:
 
 
 def _line(event: dict[str, Any]) -> str:
-    return json.dumps(event, ensure_ascii=False) + "\n"
+    return json.dumps(_finite(event), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for what is no finite number: JSON has no other word for it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value

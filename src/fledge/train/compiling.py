@@ -13,9 +13,11 @@ import torch
 import xxhash
 
 import fledge
+from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
 from fledge.model.head import _loss_chunk
 from fledge.run.cache import cache_folder
+from fledge.train.memory import is_out_of_memory
 
 functorch: Any = import_module("torch._functorch.config")
 _compiled_kernel: list[Any] = []
@@ -57,6 +59,8 @@ def compiled_afresh_if_damaged(step: Callable[[], None], say: Callable[[str], No
     try:
         step()
     except Exception as error:
+        if isinstance(error, FledgeError) or is_out_of_memory(error):
+            raise
         folder = _own_folder()
         if keep_compiled_code() != str(folder) or not folder.is_dir():
             raise
@@ -74,6 +78,14 @@ def compile_blocks(model: Decoder) -> None:
     for block in model.blocks():
         if block._compiled_call_impl is None:
             block.compile(dynamic=False)
+
+
+def forget_compiled() -> None:
+    """Begin a stage without the compiled code of those before. The compiler keeps a bounded number of variants of one piece
+    of code and would run what comes after them uncompiled; here it raises instead of doing that unsaid."""
+    _compiled_kernel.clear()
+    torch._dynamo.reset()
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # type: ignore[attr-defined]
 
 
 def uncompile(model: Decoder) -> None:

@@ -141,10 +141,19 @@ class AdamW8bit(torch.optim.Optimizer):
         second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         for name, moment in (("first", first), ("second", second)):
             codes, scales = quantise(moment, name == "first")
+            if name == "first":
+                codes = _towards_zero(codes, scales, first, grad == 0)
             _assign(blocks[f"{name}_codes"], codes, skip)
             _assign(blocks[f"{name}_scales"], scales, skip)
         update = (first / corrections[0]) / (second.div_(corrections[1]).sqrt_() + group["eps"])
         return (values * (1 - group["lr"] * group["weight_decay"])).sub_(update.view(-1)[:count], alpha=group["lr"])
+
+
+def _towards_zero(codes: Tensor, scales: Tensor, values: Tensor, where: Tensor) -> Tensor:
+    """The codes, one nearer to zero where rounding made a value larger. Without a gradient 0.9 of a small value would be
+    rounded back to the whole of it, for ever, and move its weight for ever."""
+    grown = where & (dequantise(codes, scales, True).abs() > values.abs())
+    return codes - (grown * values.sign()).to(torch.int8).to(torch.uint8)
 
 
 def _assign(old: Tensor, new: Tensor, skip: Tensor | None) -> None:

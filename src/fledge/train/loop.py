@@ -48,6 +48,7 @@ from fledge.train.validation import validate
 
 EVALUATIONS = 10  # of a stage, where the recipe does not say
 SMALLEST_SCALE = 2.0**-10  # of fp16's loss: below, it is not overflow but divergence
+MANY_OVERFLOWS = 10
 Objective = LanguageObjective | PreferenceObjective
 
 
@@ -91,6 +92,7 @@ class Loop:
         self._saved: int | None = None
         self._pending: tuple[Update, Progress] | None = None
         self._spent: dict[str, float] = {}
+        self._overflows = 0
         self._asked_to_stop = False
         self._started = time.monotonic()
 
@@ -184,7 +186,7 @@ class Loop:
         if self.average is not None:
             self.average.update(work.model, step)
         if update.routing is not None:
-            update_biases(work.model, update.routing)
+            update_biases(work.model, update.routing, ~update.overflow)
         self._flush()
         state = self.state
         state.step += 1
@@ -217,9 +219,20 @@ class Loop:
         norm = float(update.norm)
         if not math.isfinite(norm) and (update.scale is None or float(update.scale) < SMALLEST_SCALE):
             self._refuse_to_diverge(norm, update.window.step)
+        self._count_overflows(math.isfinite(norm), update)
         clip = self.work.stage.optimizer.clip
         state.clipped += clip is not None and math.isfinite(norm) and norm > clip
         self._record(update, progress)
+
+    def _count_overflows(self, finite: bool, update: Update) -> None:
+        """Say where fp16 overflows again and again: such steps learn nothing."""
+        self._overflows = 0 if finite else self._overflows + 1
+        if self._overflows == MANY_OVERFLOWS and update.scale is not None:
+            message = (
+                f"fp16 overflowed in {MANY_OVERFLOWS} steps in a row, which learned nothing; loss scale {float(update.scale):g}"
+            )
+            self.events.write("alert", self.state.step, level="warning", message=message)
+            self.console.say(f"warning: {message}", style="yellow")
 
     def _refuse_to_diverge(self, norm: float, step: int) -> None:
         self.events.write("alert", step, level="error", message=f"gradient norm is {norm} in step {step}")
@@ -245,7 +258,7 @@ class Loop:
         self.events.write("resource", step, **resources)
         if self.board:
             self.board.write(step, {**values, **resources})
-        shown = {"loss": values["train/loss"], "perplexity": values.get("train/perplexity") or 0.0, **values, **resources}
+        shown = {"loss": float(update.loss), "perplexity": values.get("train/perplexity") or 0.0, **values, **resources}
         if "rewards/accuracies" in values:
             shown["accuracy"] = values["rewards/accuracies"]
         progress.update(step, step_line(shown))

@@ -21,6 +21,15 @@ class Need:
     row_length: int
     optimizer: OptimizerConfig
     device: str
+    copies: int = 0  # of the weights, beside those that are trained: an average, a reference, what an update is compared with
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or in main memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
 
 
 def budget(machine: MachineConfig, device: str) -> int:
@@ -40,7 +49,8 @@ def estimate(need: Need, machine: MachineConfig, rows: int) -> float:
     compiled = machine.compile is True
     tokens = rows * need.row_length
     cost = Cost(need.model, need.vocab_size)
-    return PROGRAM + cost.peak_bytes(tokens, 2 if half else 4, compiled, need.optimizer.name, machine.recomputed)
+    copies = 4 * need.copies * cost.parameters().total
+    return PROGRAM + copies + cost.peak_bytes(tokens, 2 if half else 4, compiled, need.optimizer.name, machine.recomputed)
 
 
 def fit_batch(batch: BatchConfig, need: Need, machine: MachineConfig) -> tuple[BatchConfig, list[str]]:
@@ -49,14 +59,7 @@ def fit_batch(batch: BatchConfig, need: Need, machine: MachineConfig) -> tuple[B
     FledgeError where `tokens` are not whole rows, or where not even one row fits."""
     if batch.tokens is None:
         return batch, []
-    rows, rest = divmod(batch.tokens, need.row_length)
-    if rest or not rows:
-        below, above = max(1, rows) * need.row_length, (rows + 1) * need.row_length
-        raise FledgeError(
-            f"{batch.tokens:,} tokens are no whole number of rows of {need.row_length:,}",
-            where="batch.tokens",
-            hint=f"write {below:,} or {above:,}",
-        )
+    rows = batch.window(need.row_length)
     if batch.micro != "auto":
         if rows % batch.micro:
             raise FledgeError(

@@ -98,7 +98,7 @@ class Muon(torch.optim.Optimizer):
             part.copy_(update)  # [out, in] or [E, out, in] into [E, out, in]
         del blended
         parts = orthogonalise(stack).split(counts)
-        updates = [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
+        updates = [_learned(part.view_as(parameter), parameter) for part, parameter in zip(parts, parameters, strict=True)]
         keep, scale = 1 - group["lr"] * group["weight_decay"], -group["lr"] * RMS_OF_ADAMW * math.sqrt(max(rows, columns))
         if self.found_inf is None:
             aten._foreach_mul_.Scalar(parameters, keep)
@@ -125,6 +125,14 @@ class Muon(torch.optim.Optimizer):
         for buffer, new in zip(buffers, moved, strict=True):
             buffer.copy_(torch.where(skip, buffer, new))
         return aten._foreach_lerp.Scalar(grads, moved, momentum)
+
+
+def _learned(update: Tensor, parameter: nn.Parameter) -> Tensor:
+    """The updates of a stack, 0 for a matrix without any gradient: an expert that saw no token has nothing to learn, but what
+    is left of its momentum would be made as large as the others'."""
+    if parameter.dim() == 2 or parameter.grad is None:
+        return update
+    return update * parameter.grad.ne(0).any(-1, keepdim=True).any(-2, keepdim=True)
 
 
 def _stacks(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

@@ -1,7 +1,5 @@
 """The optimizers of a model: AdamW, AdamW in 8 bits, or Muon for the matrices with AdamW for the rest."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -20,24 +18,25 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
     AdamW (Loshchilov & Hutter 2019): matrices decay; norms, biases and the embedding (a table of vectors, not a map) do
     not, unless `decay` is `everything`. Muon (Jordan et al. 2024) makes the momentum of each matrix inside the blocks
     orthogonal; its updates are scaled to the size of AdamW's (Liu et al. 2025, eq. 4), so both share one learning rate.
-    Embedding, head and routers stay with AdamW. `adamw8bit` (Dettmers et al. 2022) keeps tensors of fewer than 4,096
-    numbers in float32. ValueError where the config still says `auto`.
+    Embedding, head and routers stay with AdamW. `adamw8bit` (Dettmers et al. 2022) is for the matrices inside the blocks:
+    the embedding and the head, whose rows are seen seldom and unevenly, stay in float32 (ibid., §2.3), and so do tensors of
+    fewer than 4,096 numbers. ValueError where the config still says `auto`.
     """
     lr, betas, decay = config.numbers()
     plain, tables, matrices = _kinds(model)
     by_adam = [
         {"params": plain, "weight_decay": decay if config.decay == "everything" else 0.0},
-        {"params": tables if config.name == "muon" else tables + matrices, "weight_decay": decay},
+        {"params": tables, "weight_decay": decay},
     ]
-    large: list[dict[str, Any]] = []
-    if config.name == "adamw8bit":
-        large = [{**group, "params": [p for p in group["params"] if p.numel() >= SMALLEST]} for group in by_adam]
-        by_adam = [{**group, "params": [p for p in group["params"] if p.numel() < SMALLEST]} for group in by_adam]
+    large = [p for p in matrices if config.name == "adamw8bit" and p.numel() >= SMALLEST]
+    if config.name != "muon":
+        kept = {id(p) for p in large}
+        by_adam.append({"params": [p for p in matrices if id(p) not in kept], "weight_decay": decay})
     optimizers: list[torch.optim.Optimizer] = []
     if groups := [group for group in by_adam if group["params"]]:
         optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=betas, eps=config.eps, fused=True))
-    if groups := [group for group in large if group["params"]]:
-        optimizers.append(AdamW8bit(groups, lr=lr, betas=betas, eps=config.eps))
+    if large:
+        optimizers.append(AdamW8bit([{"params": large, "weight_decay": decay}], lr=lr, betas=betas, eps=config.eps))
     if config.name == "muon" and matrices:
         optimizers.append(Muon(matrices, lr=lr, weight_decay=decay))
     return optimizers

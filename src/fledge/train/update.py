@@ -19,6 +19,7 @@ from fledge.objective import LanguageObjective, Outcome, PreferenceObjective
 from fledge.train.clock import Clock
 from fledge.train.feed import Window
 from fledge.train.group_watch import GroupWatch
+from fledge.train.memory import is_out_of_memory
 from fledge.train.scaling import LossScale
 
 Objective = LanguageObjective | PreferenceObjective
@@ -57,14 +58,6 @@ class Update:
     clock: Clock
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or in main memory."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
-
-
 def mix(seed: int, step: int, number: int) -> int:
     """One seed for each micro-batch (splitmix64's odd constants keep neighbours apart)."""
     return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + number * 0x94D049BB133111EB) % 2**63
@@ -93,13 +86,13 @@ class Updater:
         clock.add("data", waited)
         try:
             outcomes, half = self._gradients(window, clock, watch)
+            if watch:
+                self.groups.before()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             self.model.zero_grad(set_to_none=True)
             raise OutOfMemory(str(error).splitlines()[0]) from None
-        if watch:
-            self.groups.before()
         norm, overflow, scale = self._step(rate)
         groups = self.groups.after() if watch else {}
         clock.mark("optimizer")
@@ -156,8 +149,9 @@ class Updater:
         factor = torch.ones_like(norm) if scale is None else 1 / scale
         if self.clip is not None:
             factor = factor * (self.clip / (norm + 1e-6)).clamp(max=1.0)
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        aten._foreach_mul_.Tensor(gradients, factor)
+        if factor.device.type != "cpu" or float(factor) != 1.0:  # on the CPU it is known, and a pass over all gradients saved
+            gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+            aten._foreach_mul_.Tensor(gradients, factor)
         self._step_optimizers(rate, overflow)
         self.model.zero_grad(set_to_none=True)
         if self.scale is not None:
