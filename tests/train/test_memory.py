@@ -67,11 +67,11 @@ def test_the_estimate_is_the_cost_model_and_the_program() -> None:
 
 
 def test_checkpointing_and_small_optimizer_states_leave_room_for_more_rows() -> None:
-    limit = int(estimate(_need(), _machine(), 4))
+    limit = int(estimate(_need(name="adamw8bit"), _machine(), 5)) + 1
     plain = fit_batch(_auto(60 * 256), _need(), _machine(limit))[0].rows
     again = fit_batch(_auto(60 * 256), _need(), _machine(limit, checkpointing="full"))[0].rows
     small = fit_batch(_auto(60 * 256), _need(name="adamw8bit"), _machine(limit))[0].rows
-    assert plain == 4 and again > plain and small > plain
+    assert small == 5 and plain < small and again > plain
 
 
 @pytest.mark.parametrize(
@@ -112,5 +112,5 @@ def test_the_budget_is_the_recipes_or_nine_tenths_of_what_is_free() -> None:
 
     assert budget(MachineConfig(memory=12345), "cpu") == 12345
     free = psutil.virtual_memory().available
-    assert 0.5 * free < budget(MachineConfig(), "cpu") < 0.95 * psutil.virtual_memory().total
+    assert budget(MachineConfig(), "cpu") == pytest.approx(0.9 * free, rel=0.1)
     assert MachineConfig.model_validate({"memory": "6 GiB"}).memory == 6 * 2**30

@@ -130,7 +130,9 @@ class Cost:
             return size * (kept + feed * inner) + wide + statistics
         kept += moe.top_k * ((feed if compiled else feed + 1) * inner + width)
         kept += feed * moe.shared_experts * inner + (width if moe.shared_experts else 0)
-        wide += 4 * width if size < 4 else 0  # the router reads float32
+        if size < 4:  # the router reads float32, and experts rows of their own: the norm's output is for the shared network
+            wide += 4 * width
+            kept -= 0 if compiled or moe.shared_experts else width
         statistics += (4 if compiled else 12) * moe.experts + 40 * moe.top_k + 8
         return size * kept + wide + statistics
 

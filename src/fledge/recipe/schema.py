@@ -352,6 +352,12 @@ class BatchConfig(Section):
     )
     warmup: BatchWarmupConfig | None = Field(default=None, description="smaller batches at the beginning; null: none")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_large_as_fits(cls, value: object) -> object:
+        """`tokens` alone says how much an update reads, and leaves to memory how much of it at a time."""
+        return {"micro": "auto", **value} if isinstance(value, dict) and value.get("tokens") is not None else value
+
     @property
     def rows(self) -> int:
         """Rows of one micro-batch. ValueError while it is `auto`."""
@@ -605,7 +611,10 @@ class SamplesConfig(Section):
 class LoggingConfig(Section):
     """What is written while training. events.jsonl is always written."""
 
-    every: Positive = Field(default=10, description="steps between lines on the console")
+    every: Positive = Field(
+        default=10,
+        description="steps between lines on the console, and between measurements of update sizes and gradient noise",
+    )
     tensorboard: bool = False
 
 

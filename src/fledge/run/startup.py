@@ -34,7 +34,7 @@ class Startup:
 
     def line(self) -> str:
         """`first step done after 12.3 s (imports 2.1 s, data 6.0 s, probe 0.1 s, compile 4.1 s)`."""
-        parts = ", ".join(f"{name} {spent:.1f} s" for name, spent in self.parts.items())
+        parts = ", ".join(f"{name.replace('_', ' ')} {spent:.1f} s" for name, spent in self.parts.items())
         return f"first step done after {time.time() - self._born:.1f} s ({parts})"
 
     def take(self, name: str, seconds: float, out_of: str) -> None:

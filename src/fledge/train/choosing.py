@@ -34,7 +34,7 @@ THE_RECIPE = "as the recipe says"
 
 def too_busy(load: float, available: int) -> bool:
     """Whether so much else runs that what is measured now would mislead later runs."""
-    return load > 2 * available + 1
+    return load > 1.5 * available
 
 
 def fastest(found: dict[str, float | str]) -> str:

@@ -94,8 +94,8 @@ def resource_values(
         "phases": {name: round(seconds, 4) for name, seconds in {**phases, **spent}.items()},
         "tokens_per_second": state.tokens / state.seconds,
         "step_tokens_per_second": round(window.tokens / busy, 1) if busy else None,
-        "memory_bytes": memory_bytes(device),
-        "peak_memory_bytes": peak_memory_bytes(device),
+        "memory_bytes": (held := memory_bytes(device)),
+        "peak_memory_bytes": max(held, peak_memory_bytes(device)),
         "eta_seconds": state.seconds / state.step * (steps - state.step),
     }
     if peak and busy:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from fledge.data import Batch, PackedData
+from fledge.errors import FledgeError
 from fledge.train.length import Extent
 
 
@@ -52,6 +53,8 @@ class Feed:
         first, stop = self.extent.first_row(step), min(self.extent.first_row(step + 1), self.extent.rows)
         made = [self.data.batch(place, micro, stop) for place in range(first, stop, micro)]
         batches = tuple(batch for batch in made if batch.supervised)
+        if not batches:
+            raise FledgeError(f"the {len(made)} micro-batches of step {step:,} hold nothing to learn from", where="batch")
         by_source = [sum(counts) for counts in zip(*(batch.by_source for batch in made), strict=True)]
         if self.device.type == "cuda":
             batches = tuple(batch.pinned() for batch in batches)

@@ -343,7 +343,7 @@ class Loop:
         startup = self.work.ready()
         if startup is None:
             return
-        startup.parts["first step"] = seconds
+        startup.parts["first_step"] = seconds
         self.events.write("ready", self.state.step, **startup.as_dict())
         self.console.say(startup.line())
 

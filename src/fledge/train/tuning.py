@@ -69,9 +69,11 @@ def derived_betas(run: Run) -> tuple[tuple[float, float], str]:
     low, high = SECOND_BETAS
     second = min(high, max(low, 0.5 ** (run.batch_tokens / half_life)))
     kept = run.batch_tokens * log(0.5) / log(second)
+    aim = f"{HALF_LIFE:,}" if half_life == HALF_LIFE else f"{half_life:,.0f}, {HALF_LIFE_SHARE:.0%} of the run"
+    held = "" if low < second < high else f"; β₂ is held within {low:g} … {high:g}, which makes that {kept:,.0f}"
     return (FIRST_BETA, second), (
-        f"betas {FIRST_BETA:g}, {second:.4g}: the second moment halves in {kept:,.0f} tokens, whatever the batch (Marek et "
-        f"al. 2025); at most {HALF_LIFE:,} and {HALF_LIFE_SHARE:.0%} of the run, β₂ within {low:g} … {high:g} (chosen here)"
+        f"betas {FIRST_BETA:g}, {second:.4g}: the second moment is to halve in {aim} tokens, whatever the batch (Marek et al. "
+        f"2025){held}"
     )
 
 

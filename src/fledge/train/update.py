@@ -175,14 +175,14 @@ class Updater:
                 raise FledgeError(
                     "there is no memory left for the optimizer's state",
                     where="optimizer.name",
-                    hint="a smaller model, or optimizer adamw8bit, whose state is four times smaller",
+                    hint="a smaller model, or optimizer adamw8bit, whose state of the blocks is a quarter",
                 ) from None
 
 
 def noise_scale(half: Half, norm: float) -> float | None:
-    """Tokens at which the gradient's noise is as large as the gradient itself: B_simple = tr(Σ)/|G|² from the norms at two
-    batch sizes (McCandlish et al. 2018, eq. A.1–A.2). One step's value is very noisy: average many. None where it is not
-    positive."""
+    """Weight (tokens, or pairs) at which the gradient's noise is as large as the gradient itself: B_simple = tr(Σ)/|G|²
+    from the norms at two batch sizes (McCandlish et al. 2018, eq. A.1–A.2). One step's value is very noisy: average many.
+    None where it is not positive."""
     small, large = half.weights[0], sum(half.weights)
     squared, squared_small = norm**2, float(half.norm) ** 2
     signal = (large * squared - small * squared_small) / (large - small)
