@@ -57,7 +57,8 @@ def test_packing_changes_no_gradient(lengths: list[int], backend: str) -> None:
     packed = gradients(model)
     for sequence in sequences:
         model(torch.from_numpy(sequence[None, :-1]).long()).square().sum().backward()
-    assert_same_gradients(packed, gradients(model), atol=1e-4, rtol=1e-4)
+    largest = max(float(gradient.abs().max()) for gradient in packed.values())
+    assert_same_gradients(packed, gradients(model), atol=1e-6 * largest, rtol=1e-4)
 
 
 @settings(deadline=None, max_examples=12)
