@@ -1,0 +1,1 @@
+"""The parts of a recipe, by what they are about."""

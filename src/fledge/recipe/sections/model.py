@@ -1,0 +1,100 @@
+"""The tokenizer and the sizes of the model."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fledge.recipe.sections.base import Positive, Section, Share
+
+
+class TokenizerConfig(Section):
+    """Train byte-level BPE on the training text of all stages, or load a directory or tokenizer.json from `path`."""
+
+    path: str | None = None
+    vocab_size: Annotated[int, Field(ge=300, le=1_000_000)] = 6400
+    template: Literal["auto", "chatml", "inst", "tokenizer"] = Field(
+        default="auto", description="chat template: the tokenizer's own if it has one, else ChatML"
+    )
+
+
+class MoeConfig(Section):
+    """Mixture of experts: each block's feed-forward network becomes `experts` of them, `top_k` active per token.
+
+    Shared experts are active for every token and form one network of `shared_experts` × `intermediate_size`.
+    """
+
+    experts: Positive
+    top_k: Positive
+    shared_experts: Annotated[int, Field(ge=0)] = 0
+    normalise_top_k: bool = Field(default=True, description="make the weights of a token's experts sum to 1")
+    balance: Literal["loss", "bias"] = Field(
+        default="loss", description="keep the load even by a loss, or by a bias on the choice of experts and no loss"
+    )
+    balance_weight: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.01, description="weight of the load-balancing loss (Fedus et al. 2022); read with balance: loss"
+    )
+    z_weight: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.001, description="weight of the squared log-sum-exp of the router's logits (Zoph et al. 2022)"
+    )
+    bias_rate: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.001, description="change of a bias after each update (Wang et al. 2024); read with balance: bias"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "MoeConfig":
+        if self.top_k > self.experts:
+            raise ValueError(f"top_k {self.top_k} is more than the {self.experts} experts")
+        if self.top_k == 1 and self.experts > 1 and self.normalise_top_k:
+            raise ValueError("top_k 1 needs normalise_top_k: false; else every weight is 1 and the router learns nothing")
+        unread = "bias_rate" if self.balance == "loss" else "balance_weight"
+        if getattr(self, unread) != type(self).model_fields[unread].default:
+            raise ValueError(f"{unread} is not read with balance: {self.balance}; leave it out")
+        return self
+
+
+class ModelConfig(Section):
+    """The native decoder, or a model directory to start from (`path`), whose own sizes then hold."""
+
+    path: str | None = None
+    hidden_size: Positive = 512
+    num_hidden_layers: Positive = 8
+    num_attention_heads: Positive = 8
+    num_key_value_heads: Positive = 2
+    intermediate_size: Positive = 1408
+    max_position_embeddings: Positive = 512
+    rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
+    rms_norm_eps: Annotated[float, Field(gt=0)] = 1e-6
+    qk_norm: bool = False
+    tie_word_embeddings: bool = True
+    dropout: Share = 0.0
+    initializer_range: Annotated[float, Field(gt=0)] = 0.02
+    moe: MoeConfig | None = None
+
+    @model_validator(mode="after")
+    def _heads(self) -> "ModelConfig":
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        if (self.hidden_size // self.num_attention_heads) % 2:
+            raise ValueError("hidden_size / num_attention_heads must be even: RoPE rotates pairs of dimensions")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_layout(self) -> "ModelConfig":
+        """A mixture is saved as one of the two architectures of transformers that have its parts."""
+        if self.moe is not None and self.moe.shared_experts == 0 and not self.qk_norm:
+            raise ValueError(
+                "a mixture without shared experts is saved as Qwen3-MoE, which normalises queries and keys: set qk_norm: true"
+            )
+        if self.moe is not None and self.moe.shared_experts and self.qk_norm:
+            raise ValueError(
+                "a mixture with shared experts is saved as Qwen2-MoE, which does not normalise queries and keys: "
+                "set qk_norm: false"
+            )
+        return self
