@@ -18,18 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-from measure import interleave, options, ratios, report
+from measure import data_folder, interleave, options, ratios, report
 
 from fledge.data.cleaning.cleaning import Steps, clean_text
 from fledge.recipe.schema import CleanConfig
 from fledge.tokenizer import train_tokenizer
 
 ROW, CONTEXT, VOCABULARY = 512, 512, 6400
-
-
-def data_folder() -> Path:
-    """Where real data lies, if it does."""
-    return Path(os.environ.get("FLEDGE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
 def sentences() -> tuple[list[str], list[str]]:

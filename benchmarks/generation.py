@@ -18,8 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from measure import interleave, options, ratios, report
-from pretrain import data_folder
+from measure import data_folder, interleave, options, ratios, report
 
 from fledge.model.decoder import Decoder
 from fledge.model.directory import save_model

@@ -9,18 +9,15 @@ not repeated, so an interrupted benchmark goes on.
 
 import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import yaml
 from measure import options, report
+from runs import fledge, real_text, trained
 
 from fledge.preparation import Preparation
 from fledge.recipe import load_recipe
-from fledge.run.events import read_events
 
 CONTEXT, ROWS = 256, 32
 MODEL = {
@@ -33,34 +30,11 @@ SEED_RECIPE = {
 }
 
 
-def data_folder() -> Path:
-    """Where real data lies."""
-    folder = Path(os.environ.get("FLEDGE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-    if not (folder / "poetry").exists():
-        raise SystemExit(f"this benchmark needs real text, and there is none in {folder}: set FLEDGE_DATA")
-    return folder
-
-
-def sources(quick: bool) -> list[dict]:
-    """Poems and the rest."""
-    data = data_folder()
-    poems = {"path": str(data / "poetry"), "name": "poems", "columns": {"text": ["title", "author", "paragraphs"]}}
-    if quick:
-        return [{**poems, "first_rows": 4000}]
-    return [
-        poems,
-        {"path": str(data / "llamafactory" / "wiki_demo.txt")},
-        {"path": str(data / "llamafactory" / "c4_demo.jsonl")},
-        {"path": str(data / "shakespeare"), "documents": "paragraph"},
-        {"path": str(data / "gsm8k"), "columns": {"text": ["question", "answer"]}},
-    ]
-
-
 def recipe(name: str, seed: int, out: Path, quick: bool, length: str, evaluations: int, changes: dict) -> dict:
     """One run; the runs of one seed share tokenizer and data."""
     steps = int(length.split()[0])
     stage = {
-        "data": {"train": sources(quick), "validation": "1%", "context": CONTEXT},
+        "data": {"train": real_text(quick), "validation": "1%", "context": CONTEXT},
         "batch": {"micro": ROWS}, "length": length,
         "evaluation": {"every": max(1, steps // evaluations), "max_rows": 320},
         "checkpoint": {"every": max(1, steps // 4), "keep": 1},
@@ -73,11 +47,6 @@ def recipe(name: str, seed: int, out: Path, quick: bool, length: str, evaluation
         else:
             stage[section] = {**stage.get(section, {}), **values}
     return base
-
-
-def fledge(*words: str) -> None:
-    """A command of fledge, in a process of its own."""
-    subprocess.run([sys.executable, "-m", "fledge.cli", *words], check=True)
 
 
 def build_data(out: Path, seed: int, quick: bool) -> tuple[Path, int, float]:
@@ -98,14 +67,10 @@ def build_data(out: Path, seed: int, quick: bool) -> tuple[Path, int, float]:
 
 def run(name: str, seed: int, out: Path, built: Path, quick: bool, steps: int, evaluations: int, changes: dict) -> list:
     """Train, or read what was trained before: (tokens, validation loss) of each evaluation."""
-    folder = out / name
-    file = out / f"{name}.yaml"
+    folder, file = out / name, out / f"{name}.yaml"
     file.write_text(yaml.safe_dump(recipe(name, seed, out, quick, f"{steps} steps", evaluations, changes)))
-    if not (folder / "summary.json").exists():
-        resume = ["--resume"] if (folder / "recipe.yaml").exists() else []
-        fledge("train", str(file), "--built", str(built), *resume)
     tokens, curve = 0, []
-    for event in read_events(folder / "pretrain" / "events.jsonl"):
+    for event in trained(file, folder, built):
         if event["kind"] == "step":
             tokens = event["tokens"]
         elif event["kind"] == "eval":

@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import os
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 
 
 def options(description: str) -> argparse.ArgumentParser:
@@ -11,6 +13,11 @@ def options(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a smaller run of at most 50 s on two cores")
     return parser
+
+
+def data_folder() -> Path:
+    """Where real data lies, if it does."""
+    return Path(os.environ.get("FLEDGE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
 def interleave(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

@@ -1,23 +1,18 @@
 """A mixture of experts against a dense model of equal active parameters.
 
-Speed: one training step (forward, backward, clipping, AdamW) of the 45m-moe preset, 4 experts of 736 of which 2 are
+Speed: one training step (forward, backward, clipping, optimizers) of the 45m-moe preset, 4 experts of 736 of which 2 are
 active, against the same decoder with one feed-forward network of 1,472; rows of 512 tokens, 16 of them. Both compute as
 the probe decides for the dense model. `ratio` is mixture ÷ dense, round by round.
 
-`--quality`: both kinds trained by `fledge train` on the same real text (Tang poems, Wikipedia, web pages, plays), the
+`--quality`: both kinds trained by `fledge train` on the same real text (poems, Wikipedia, web pages, plays, word problems), the
 same tokens in the same order, at some 3.5M active parameters, for several seeds. `difference` is the mixture's bits
 per byte less the dense model's, a mean with its range; the load of the experts is that of the second half of training.
 Finished runs in `--out` are not repeated.
 """
 
 import json
-import math
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,17 +20,14 @@ from typing import Any
 import torch
 import yaml
 from measure import interleave, options, ratios, report
+from runs import fledge, real_text, trained
+from training import Training, packed, web_text
 
-from fledge.data import PackedData, collect, encode, texts
+from fledge.data import PackedData
 from fledge.model.cost import parameters
 from fledge.model.decoder import Decoder
-from fledge.model.experts import Routing
-from fledge.objective import LanguageObjective
 from fledge.recipe import Recipe, load_recipe, recipe_from_dict
-from fledge.run.events import read_events
-from fledge.tokenizer import train_tokenizer
-from fledge.train.machine import Decision, decide, head_kernel
-from fledge.train.optimizer import build_optimizers
+from fledge.train.machine import Decision
 
 DENSE = {"moe": None, "intermediate_size": 2 * 736}
 CONTEXT, ROWS = 256, 16  # of the runs for quality
@@ -49,60 +41,22 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def data_folder() -> Path:
-    """Where real data lies, if it does."""
-    return Path(os.environ.get("FLEDGE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-
-
 # -- speed ----------------------------------------------------------------------------------------------------------
 
 
 def speed_recipe(rows: int, context: int, layers: int, quick: bool, folder: Path, **model: object) -> Recipe:
     """The 45m-moe preset on real text, or on the quickstart's world where there is none."""
-    real = data_folder() / "llamafactory"
-    if real.exists():
-        train = [str(real / "c4_demo.jsonl")] if quick else [str(real / "wiki_demo.txt"), str(real / "c4_demo.jsonl")]
-    else:
-        from fledge.world import build
-
-        build(7, folder)
-        train = [str(folder / "pretrain.jsonl")]
-    stage = {"data": {"train": train, "validation": 0.0, "context": context}, "batch": {"micro": rows, "accumulation": 1},
-             "length": "100 steps", "schedule": {"warmup": 5}}  # fmt: skip
+    stage = {"data": {"train": web_text(quick, folder), "validation": 0.0, "context": context}, "length": "100 steps",
+             "batch": {"micro": rows, "accumulation": 1}, "schedule": {"warmup": 5}}  # fmt: skip
     sizes = {"num_hidden_layers": layers, **model}
     return recipe_from_dict({"preset": "45m-moe", "model": sizes, "stages": {"pretrain": stage}})
 
 
-class Contender:
-    """A model and its training step."""
-
-    def __init__(self, recipe: Recipe, data: PackedData, vocab: int, decision: Decision | None = None) -> None:
-        stage = recipe.stages["pretrain"]
-        self.data, self.micro, self.step = data, stage.batch.micro, 0
-        self.model = Decoder(recipe.model, vocab)
-        self.model.initialise(0)
-        make = lambda kernel: LanguageObjective(0.0, kernel)  # noqa: E731
-        self.decision = decision or decide(recipe.machine, self.model, data.batch(0, self.micro), make, 10_000, print)
-        self.decision.apply(self.model)
-        self.model.train()
-        self.objective = LanguageObjective(0.0, head_kernel(self.decision))
-        self.optimizers = build_optimizers(self.model, stage.optimizer)
-        self.clip = stage.optimizer.clip or math.inf
-        self.routing: Routing | None = None
-
-    def __call__(self) -> float:
-        started = time.perf_counter()
-        batch = self.data.batch(self.step * self.micro, self.micro)
-        outcome = self.objective(self.model, batch)
-        total = outcome.loss if outcome.auxiliary is None else outcome.loss + outcome.auxiliary
-        (total / batch.weight).backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self.model.zero_grad(set_to_none=True)
-        self.routing = outcome.detached().routing
-        self.step += 1
-        return time.perf_counter() - started
+def contender(recipe: Recipe, data: PackedData, vocab: int, decision: Decision | None = None) -> Training:
+    """A model with fresh weights, and its training."""
+    model = Decoder(recipe.model, vocab)
+    model.initialise(0)
+    return Training(recipe, "pretrain", data, model, decision)
 
 
 def speed(quick: bool, rounds: int) -> dict[str, Any]:
@@ -111,19 +65,19 @@ def speed(quick: bool, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         recipe = speed_recipe(rows, context, layers, quick, Path(name))
         dense = speed_recipe(rows, context, layers, quick, Path(name), **DENSE)
-        stage = recipe.stages["pretrain"]
-        collected = collect(stage, "pretrain", 0)
-        tokenizer = train_tokenizer(texts(collected), 6400)
-        data = encode(collected, stage, "pretrain", tokenizer, 0).train
+        data, tokenizer = packed(recipe, "pretrain")
     vocab = tokenizer.vocab_size
-    one = Contender(dense, data, vocab)
-    contenders = {"moe": Contender(recipe, data, vocab, one.decision), "dense": one}
+    one = contender(dense, data, vocab)
+    contenders = {"moe": contender(recipe, data, vocab, one.decision), "dense": one}
     for run in contenders.values():
         run()
     seconds = interleave(contenders, rounds)
     ratio = ratios(seconds["moe"], seconds["dense"])
-    routing = contenders["moe"].routing
-    assert routing is not None
+    for run in contenders.values():
+        run.feed.close()
+    last = contenders["moe"].last
+    assert last is not None and last.routing is not None
+    routing = last.routing
     relative = routing.load * routing.load.shape[1]
     counts = {name: parameters(run.model.config, vocab) for name, run in contenders.items()}
     return {
@@ -142,22 +96,6 @@ def speed(quick: bool, rounds: int) -> dict[str, Any]:
 # -- quality --------------------------------------------------------------------------------------------------------
 
 
-def sources(quick: bool) -> list[dict[str, Any]]:
-    """Real text."""
-    data = data_folder()
-    if not (data / "poetry").exists():
-        raise SystemExit(f"--quality needs real text, and there is none in {data}: set FLEDGE_DATA")
-    poems = {"path": str(data / "poetry"), "name": "poems", "columns": {"text": ["title", "author", "paragraphs"]}}
-    if quick:
-        return [{**poems, "first_rows": 3000}]
-    return [
-        poems,
-        {"path": str(data / "llamafactory" / "wiki_demo.txt")},
-        {"path": str(data / "llamafactory" / "c4_demo.jsonl")},
-        {"path": str(data / "shakespeare"), "documents": "paragraph"},
-    ]
-
-
 def quality_recipe(kind: str, seed: int, steps: int, quick: bool, balance: str, out: Path) -> tuple[str, Path]:
     """Name and file of one run."""
     sizes = {**SMALL, **KINDS[kind], **({"num_hidden_layers": 2} if quick else {})}
@@ -166,7 +104,7 @@ def quality_recipe(kind: str, seed: int, steps: int, quick: bool, balance: str, 
         sizes["moe"] = {**sizes["moe"], "balance": balance}
         name = f"moe-{balance}-{seed}"
     stage = {
-        "data": {"train": sources(quick), "validation": "1%", "context": CONTEXT},
+        "data": {"train": real_text(quick), "validation": "1%", "context": CONTEXT},
         "batch": {"micro": ROWS, "accumulation": 1}, "length": f"{steps} steps",
         "optimizer": {"name": "adamw", "lr": 2e-3, "betas": [0.9, 0.95], "weight_decay": 0.1},
         "schedule": {"name": "cosine", "warmup": "4%", "min_lr": 1e-4},
@@ -176,19 +114,6 @@ def quality_recipe(kind: str, seed: int, steps: int, quick: bool, balance: str, 
     file = out / f"{name}-{steps}.yaml"
     file.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
     return tree["name"], file
-
-
-def fledge(*words: str) -> None:
-    """A command of fledge, in a process of its own."""
-    subprocess.run([sys.executable, "-m", "fledge.cli", *words], check=True)
-
-
-def trained(name: str, file: Path, built: Path, out: Path) -> list[dict[str, Any]]:
-    """The events of a run, trained now or before."""
-    if not (out / name / "summary.json").exists():
-        resume = ["--resume"] if (out / name / "recipe.yaml").exists() else []
-        fledge("train", str(file), "--built", str(built), "--quiet", *resume)
-    return list(read_events(out / name / "pretrain" / "events.jsonl"))
 
 
 def load_of_second_half(events: list[dict[str, Any]], steps: int) -> dict[str, float]:
@@ -208,7 +133,7 @@ def pairs(seeds: int, steps: int, quick: bool, balance: str, out: Path) -> Itera
         fledge("data", "build", str(runs["dense"][1]), "--out", str(built))
         made: dict[str, Any] = {"seed": seed}
         for kind, (name, file) in runs.items():
-            events = trained(name, file, built, out)
+            events = trained(file, out / name, built)
             last = [event for event in events if event["kind"] == "eval"][-1]
             made[f"{kind}_loss"] = round(last["eval/loss"], 5)
             made[f"{kind}_bits_per_byte"] = round(last["eval/bits_per_byte"], 5)
@@ -246,13 +171,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="rounds (default 7, with --quick 5)")
     parser.add_argument("--quality", action="store_true", help="losses at equal tokens instead of the time of a step")
     parser.add_argument("--seeds", type=int, help="for --quality: how many (default 3, with --quick 1)")
-    parser.add_argument("--steps", type=int, help="for --quality: steps of 4,096 tokens (default 800, with --quick 20)")
+    parser.add_argument("--steps", type=int, help="for --quality: steps of 4,096 tokens (default 400, with --quick 20)")
     parser.add_argument("--balance", choices=["loss", "bias"], default="loss", help="for --quality")
     parser.add_argument("--out", type=Path, default=Path("runs/moe-quality"), help="for --quality: where runs are kept")
     chosen = parser.parse_args()
     if chosen.quality:
         out = chosen.out / ("quick" if chosen.quick else "full")
-        seeds, steps = chosen.seeds or (1 if chosen.quick else 3), chosen.steps or (20 if chosen.quick else 800)
+        seeds, steps = chosen.seeds or (1 if chosen.quick else 3), chosen.steps or (20 if chosen.quick else 400)
         report(quality(chosen.quick, seeds, steps, chosen.balance, out))
     else:
         report(speed(chosen.quick, chosen.rounds or (5 if chosen.quick else 7)))

@@ -5,79 +5,31 @@ The opponent trains the same Llama configuration on the same packed rows with th
 in one process. Real text is read from $FLEDGE_DATA or ../shared/data; without it, from the quickstart's world.
 """
 
-import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
-import torch
 from measure import interleave, options, ratios, report
 from torch import Tensor
+from training import Training, packed, web_text
 
-from fledge.data import Batch, PackedData, collect, encode, texts
+from fledge.data import Batch
 from fledge.model.cost import parameters, training_flops_per_token
 from fledge.model.decoder import Decoder
-from fledge.objective import LanguageObjective
 from fledge.recipe import Recipe, recipe_from_dict
-from fledge.tokenizer import train_tokenizer
-from fledge.train.feed import Feed
-from fledge.train.length import extent
-from fledge.train.machine import decide, head_kernel
-from fledge.train.optimizer import build_optimizers
 from fledge.train.probe import matmul_peak, product_sizes
-from fledge.train.schedule import learning_rate
-from fledge.train.update import Updater
-
-
-def data_folder() -> Path:
-    """Where real data lies, if it does."""
-    return Path(os.environ.get("FLEDGE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
 def make_recipe(rows: int, context: int, layers: int, quick: bool, folder: Path, accumulation: int = 1) -> Recipe:
     """The 26M preset on real text, `rows` at a time."""
-    real = data_folder() / "llamafactory"
-    if real.exists():
-        train = [str(real / "c4_demo.jsonl")] if quick else [str(real / "wiki_demo.txt"), str(real / "c4_demo.jsonl")]
-    else:
-        from fledge.world import build
-
-        build(7, folder)
-        train = [str(folder / "pretrain.jsonl")]
     stage = {
-        "data": {"train": train, "validation": 0.0, "context": context},
+        "data": {"train": web_text(quick, folder), "validation": 0.0, "context": context},
         "batch": {"micro": rows, "accumulation": accumulation},
         "length": "10000 steps",
         "schedule": {"warmup": 5},
     }
     return recipe_from_dict({"preset": "26m", "model": {"num_hidden_layers": layers}, "stages": {"pretrain": stage}})
-
-
-class Fledge:
-    """fledge's step, as the loop makes it: a window of the feed, and one update."""
-
-    def __init__(self, recipe: Recipe, data: PackedData, vocab: int) -> None:
-        self.stage = recipe.stages["pretrain"]
-        micro = self.stage.batch.rows
-        self.extent = extent(self.stage.length, self.stage.batch, data.rows_in, data.row_length)
-        self.model = Decoder(recipe.model, vocab)
-        self.model.initialise(0)
-        make = lambda kernel: LanguageObjective(0.0, kernel)  # noqa: E731
-        self.decision = decide(recipe.machine, self.model, data.batch(0, micro), make, 10_000, print)
-        self.decision.apply(self.model)
-        objective = LanguageObjective(0.0, head_kernel(self.decision))
-        optimizers = build_optimizers(self.model, self.stage.optimizer)
-        self.feed = Feed(data, self.extent, micro, objective.weight, torch.device(self.decision.device))
-        self.update = Updater(self.model, objective, optimizers, self.stage.optimizer.clip, 0)
-        self.step = 0
-
-    def __call__(self) -> float:
-        started = time.perf_counter()
-        window, waited = self.feed.window(self.step)
-        self.update(window, learning_rate(self.step, self.extent.steps, self.stage.optimizer, self.stage.schedule), waited)
-        self.step += 1
-        return time.perf_counter() - started
 
 
 class Opponent:
@@ -127,15 +79,14 @@ def main() -> None:
     rows, context, layers = (4, 256, 2) if chosen.quick else (16, 512, 8)
     with tempfile.TemporaryDirectory() as name:
         recipe = make_recipe(rows, context, layers, chosen.quick, Path(name))
-        stage = recipe.stages["pretrain"]
-        collected = collect(stage, "pretrain", 0)
-        tokenizer = train_tokenizer(texts(collected), 6400)
-        data = encode(collected, stage, "pretrain", tokenizer, 0).train
+        data, tokenizer = packed(recipe, "pretrain")
     full: list[Tensor] = []
     for start in range(0, min(len(data), 64), rows):
         batch: Batch = data.batch(start, rows)
         full += list(batch.tokens)
-    fledge = Fledge(recipe, data, tokenizer.vocab_size)
+    model = Decoder(recipe.model, tokenizer.vocab_size)
+    model.initialise(0)
+    fledge = Training(recipe, "pretrain", data, model)
     contenders = {
         "fledge": fledge,
         "as_shipped": Opponent(recipe, full, tokenizer.vocab_size, best=False),

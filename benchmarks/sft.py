@@ -11,7 +11,6 @@ first of each call is left out. Real chats are read from $FLEDGE_DATA or ../shar
 world.
 """
 
-import os
 import statistics
 import tempfile
 import time
@@ -22,17 +21,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import options, report
+from measure import data_folder, options, report
+from training import Training, packed, world_file
 
-from fledge.data import Batch, PackedData, collect, encode, texts
+from fledge.data import PackedData
 from fledge.data.storage import Examples
 from fledge.model.decoder import Decoder
 from fledge.model.directory import save_model
-from fledge.objective import LanguageObjective
 from fledge.recipe import Recipe, recipe_from_dict
-from fledge.tokenizer import Tokenizer, train_tokenizer
-from fledge.train.machine import decide, head_kernel
-from fledge.train.optimizer import build_optimizers
+from fledge.tokenizer import Tokenizer
 
 FILES = ("alpaca_zh_demo.json", "alpaca_en_demo.json", "glaive_toolcall_en_demo.json")
 
@@ -52,57 +49,22 @@ class Work:
         return self.useful / self.seconds
 
 
-def data_folder() -> Path:
-    """Where real data lies, if it does."""
-    return Path(os.environ.get("FLEDGE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-
-
 def make_recipe(rows: int, context: int, layers: int, folder: Path) -> Recipe:
     """The 26M preset on chats."""
     real = data_folder() / "llamafactory"
-    if real.exists():
-        train = [str(real / name) for name in FILES]
-    else:
-        from fledge.world import build
-
-        build(7, folder)
-        train = [str(folder / "sft.jsonl")]
+    train = [str(real / name) for name in FILES] if real.exists() else [world_file("sft", folder)]
     stage = {"data": {"train": train, "validation": 0.0, "context": context}, "batch": {"micro": rows}, "length": "100 steps"}
     model = {"num_hidden_layers": layers}
     return recipe_from_dict({"preset": "26m", "model": model, "stages": {"sft": {**stage, "schedule": {"warmup": 5}}}})
 
 
-class Fledge:
-    """fledge's step, as the loop makes it."""
-
-    def __init__(self, recipe: Recipe, data: PackedData, model: Decoder, steps: int) -> None:
-        stage = recipe.stages["sft"]
-        self.data, self.micro, self.steps, self.model = data, stage.batch.micro, steps, model
-        make = lambda kernel: LanguageObjective(0.0, kernel)  # noqa: E731
-        self.decision = decide(recipe.machine, model, data.batch(0, self.micro), make, 10_000, print)
-        self.decision.apply(model)
-        self.objective = LanguageObjective(0.0, head_kernel(self.decision))
-        self.optimizers = build_optimizers(model, stage.optimizer)
-        self.clip = stage.optimizer.clip or 1.0
-        self.step = 0
-        self._learn()
-
-    def _learn(self) -> Batch:
-        batch = self.data.batch(self.step * self.micro, self.micro)
-        (self.objective(self.model, batch).loss / batch.weight).backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self.model.zero_grad(set_to_none=True)
-        self.step += 1
-        return batch
-
-    def __call__(self) -> Work:
-        started = time.perf_counter()
-        batches = [self._learn() for _ in range(self.steps)]
-        seconds = time.perf_counter() - started
-        counts = [(batch.filled, batch.supervised, batch.tokens.numel()) for batch in batches]
-        return Work(seconds, *(sum(column) for column in zip(*counts, strict=True)))
+def fledge_works(training: Training, steps: int) -> Work:
+    """Some of fledge's steps."""
+    started = time.perf_counter()
+    windows = [training.learn() for _ in range(steps)]
+    seconds = time.perf_counter() - started
+    computed = sum(batch.tokens.numel() for window in windows for batch in window.batches)
+    return Work(seconds, sum(window.tokens for window in windows), sum(window.supervised for window in windows), computed)
 
 
 def as_rows(examples: Examples) -> list[dict[str, list[int]]]:
@@ -234,10 +196,7 @@ def compared(fast: list[Work], slow: list[Work]) -> dict[str, float]:
 def prepare(rows: int, context: int, layers: int, folder: Path) -> tuple[Recipe, PackedData, Tokenizer, Decoder]:
     """Data, tokenizer and model, the last two also as files in `folder`."""
     recipe = make_recipe(rows, context, layers, folder / "world")
-    stage = recipe.stages["sft"]
-    collected = collect(stage, "sft", 0)
-    tokenizer = train_tokenizer(texts(collected), 6400)
-    data = encode(collected, stage, "sft", tokenizer, 0).train
+    data, tokenizer = packed(recipe, "sft")
     model = Decoder(recipe.model, tokenizer.vocab_size)
     model.initialise(0)
     save_model(model, folder, bos=None, eos=sorted(tokenizer.stop_ids), pad=tokenizer.pad)
@@ -255,7 +214,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         recipe, data, _, model = prepare(rows, context, layers, folder)
-        fledge, sequences = Fledge(recipe, data, model, steps), as_rows(data.examples)
+        fledge, sequences = Training(recipe, "sft", data, model), as_rows(data.examples)
 
         def make(accumulation: int, **arguments: Any) -> Opponent:
             return Opponent(folder, sequences, context, rows, steps, accumulation, **arguments)
@@ -263,12 +222,16 @@ def main() -> None:
         shipped = make(1)
         shipped()
         way, best, tried = best_way(make, rows)
-        contenders: dict[str, Callable[[], Work]] = {"fledge": fledge, "as_shipped": shipped, "best": best}
+        fledge_works(fledge, steps)
+        contenders: dict[str, Callable[[], Work]] = {
+            "fledge": lambda: fledge_works(fledge, steps), "as_shipped": shipped, "best": best
+        }  # fmt: skip
         works: dict[str, list[Work]] = {name: [] for name in contenders}
         for number in range(rounds):
             for name, run in contenders.items():
                 works[name].append(run())
                 print(f"round {number + 1}/{rounds} {name}: {works[name][-1].speed:.0f} useful tokens/s", flush=True)
+    fledge.feed.close()
     against = {name: compared(works["fledge"], works[name]) for name in ("as_shipped", "best")}
     report(
         {

@@ -23,15 +23,15 @@ from typing import Any
 import torch
 from measure import options, ratios, report
 from pretrain import make_recipe
+from training import packed
 
-from fledge.data import PackedData, collect, encode, texts
+from fledge.data import PackedData
 from fledge.model.decoder import Decoder
 from fledge.objective import LanguageObjective
 from fledge.plan import plan_stage
 from fledge.recipe import Recipe
 from fledge.recipe.schema import LoggingConfig
 from fledge.run import Console, EventLog, StageDirectory
-from fledge.tokenizer import train_tokenizer
 from fledge.train.evidence import resource_values, step_values
 from fledge.train.feed import Feed
 from fledge.train.loop import Loop, Work
@@ -182,10 +182,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         recipe = make_recipe(rows, context, layers, chosen.quick, folder / "world", accumulation=2)
-        stage = recipe.stages["pretrain"]
-        collected = collect(stage, "pretrain", 0)
-        tokenizer = train_tokenizer(texts(collected), 6400)
-        data = encode(collected, stage, "pretrain", tokenizer, 0).train
+        data, tokenizer = packed(recipe, "pretrain")
         bench = Bench(recipe, data, tokenizer.vocab_size, folder / "pretrain")
         with bench.open:
             for warm in (bench.watched, bench.plain):
@@ -207,7 +204,7 @@ def main() -> None:
             "least_step_seconds": {name: round(min(times) / chosen.steps, 4) for name, times in wall.items()},
             "parts_seconds": {part: round(seconds, 6) for part, seconds in parts.items()},
             "parts_share": {part: round(seconds / step, 5) for part, seconds in parts.items()},
-            "batch": [rows, context, stage.batch.accumulation],
+            "batch": [rows, context, recipe.stages["pretrain"].batch.accumulation],
             "rounds": rounds,
             "steps": chosen.steps,
             "decision": bench.decision.as_dict(),

@@ -42,6 +42,7 @@ class Pipeline:
         begun = self.directory.recipe.exists()
         self.preparation = Preparation(recipe, console.say, lambda name: self.directory.stage(name).data, begun)
         self._startup: Startup | None = Startup()
+        self._token_bytes: torch.Tensor | None = None
 
     # -- the run ----------------------------------------------------------------------------------------------------
 
@@ -64,6 +65,7 @@ class Pipeline:
                 self._leave_nothing()
             raise
         self._write_beginning(tokenizer)
+        self._token_bytes = _token_bytes(tokenizer)
         for name in self.recipe.stages:
             drop_items(self.directory.stage(name).data)
         model: Path | None = Path(self.recipe.model.path) if self.recipe.model.path else None
@@ -211,14 +213,16 @@ class Pipeline:
             start = self._start_model(prepared, tokenizer, before)
             decision.apply(start).eval().requires_grad_(False)
         objective, validation_objective = self._objectives(prepared, model, decision, directory, start)
-        measure = lambda file: self._measure(file, prepared, model, tokenizer, validation_objective)  # noqa: E731
+        measure = lambda name, micro: self._measure(  # noqa: E731
+            directory.evaluations / f"{name}.json", prepared, model, tokenizer, validation_objective, micro
+        )
         if not (directory.evaluations / "before.json").exists():
             with self._timed("evaluation"):
-                measure(directory.evaluations / "before.json")
+                measure("before", prepared.stage.batch.rows)
         work = Work(
             prepared.stage, model, objective, prepared.data.train, prepared.data.validation, validation_objective,
             prepared.extent, decision, directory, _writer(model, tokenizer), self.preparation.seed(name),
-            self.recipe.logging.every, self.recipe.logging.tensorboard, _token_bytes(tokenizer), self._ready,
+            self.recipe.logging.every, self.recipe.logging.tensorboard, self._token_bytes, self._ready,
         )  # fmt: skip
         state = Loop(work, self.console).run()
         use_best = prepared.stage.keep == "best" and state.best_step is not None
@@ -229,7 +233,7 @@ class Pipeline:
             self.console.say(f"the best checkpoint goes on: step {step:,}")
         if step != state.step or averaged:
             model.load_state_dict(load_model(directory.root / chosen).state_dict())
-        measure(directory.evaluations / "after.json")
+        measure("after", state.micro or prepared.stage.batch.rows)
         if self.after_stage is not None:
             with eagerly():
                 self.after_stage(name, model, tokenizer, directory)
@@ -245,8 +249,9 @@ class Pipeline:
         model: Decoder,
         tokenizer: Tokenizer,
         validation_objective: PreferenceObjective | None,
+        micro: int,
     ) -> None:
-        """Perplexity and token accuracy on validation, and answers to the fixed prompts."""
+        """Perplexity and token accuracy on validation, `micro` rows at a time, and answers to the fixed prompts."""
         measured: dict[str, Any] = {}
         stage = prepared.stage
         if prepared.data.validation is not None:
@@ -254,9 +259,9 @@ class Pipeline:
                 model,
                 prepared.data.validation,
                 stage.evaluation.max_rows,
-                stage.batch.rows,
+                micro,
                 validation_objective,
-                _token_bytes(tokenizer),
+                self._token_bytes,
             )
             self.console.say(
                 f"{file.stem} {prepared.name}: validation perplexity {measured['perplexity']:.4g}, "

@@ -5,26 +5,10 @@ import torch
 from torch import nn
 
 from fledge.errors import FledgeError
-from fledge.model.decoder import Decoder
-from fledge.recipe.schema import AveragingConfig, ModelConfig
+from fledge.recipe.schema import AveragingConfig
 from fledge.train.averaging import Average
 from fledge.train.group_watch import GroupWatch, group_of
-
-SIZES = ModelConfig(
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    intermediate_size=32,
-    qk_norm=True,
-    tie_word_embeddings=False,
-)
-
-
-def model() -> Decoder:
-    made = Decoder(SIZES, 40)
-    made.initialise(0)
-    return made
+from tests.train.small import model
 
 
 def move(decoder: nn.Module, seed: int) -> None:

@@ -15,6 +15,11 @@ class Parameters:
     multiplying: int
 
 
+def table_parameters(config: ModelConfig, vocab_size: int) -> int:
+    """Of the embedding, and of the head where it has a matrix of its own."""
+    return vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+
+
 def parameters(config: ModelConfig, vocab_size: int) -> Parameters:
     """Parameters of the decoder, dense or mixture of experts."""
     width, head = config.hidden_size, config.hidden_size // config.num_attention_heads
@@ -27,8 +32,7 @@ def parameters(config: ModelConfig, vocab_size: int) -> Parameters:
         router = width * (config.moe.experts + (1 if config.moe.shared_experts else 0))  # and the shared experts' sigmoid
         all_experts = router + expert * (config.moe.experts + config.moe.shared_experts)
         active_experts = router + expert * (config.moe.top_k + config.moe.shared_experts)
-    embedding = vocab_size * width
-    tables = embedding * (1 if config.tie_word_embeddings else 2)
+    embedding, tables = vocab_size * width, table_parameters(config, vocab_size)
     layers = config.num_hidden_layers
     rest = tables + width + layers * (attention + norms)
     return Parameters(
@@ -58,8 +62,7 @@ class Cost:
 
     def scaling_parameters(self) -> int:
         """The N of scaling laws: active parameters without embedding and head (Kaplan et al. 2020, §2.1)."""
-        tables = self.vocab_size * self.config.hidden_size * (1 if self.config.tie_word_embeddings else 2)
-        return self.parameters().active - tables
+        return self.parameters().active - table_parameters(self.config, self.vocab_size)
 
     # -- operations -------------------------------------------------------------------------------------------------
 
@@ -102,8 +105,7 @@ class Cost:
     def state_bytes(self, optimizer: str) -> float:
         """What stays: float32 weights, their gradients, and the optimizer's state. Muon's momentum and 8-bit moments are for
         the matrices of the blocks; embedding and head have AdamW's two moments in float32."""
-        total = self.parameters().total
-        tables = self.vocab_size * self.config.hidden_size * (1 if self.config.tie_word_embeddings else 2)
+        total, tables = self.parameters().total, table_parameters(self.config, self.vocab_size)
         return 8 * total + STATE_BYTES[optimizer] * (total - tables) + STATE_BYTES["adamw"] * tables
 
     def block_bytes(self, size: int, compiled: bool) -> float:

@@ -3,7 +3,7 @@
 from fledge.run.console import Console
 from fledge.run.directory import RunDirectory, StageDirectory, find_model, write_json, write_text
 from fledge.run.environment import environment, memory_bytes, peak_memory_bytes
-from fledge.run.events import EventLog, read_events
+from fledge.run.events import EventLog, finite, read_events
 from fledge.run.lock import only_one
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "StageDirectory",
     "environment",
     "find_model",
+    "finite",
     "memory_bytes",
     "only_one",
     "peak_memory_bytes",

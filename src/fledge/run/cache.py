@@ -59,9 +59,9 @@ class Measurements:
         except (OSError, ValueError, KeyError, TypeError) as error:
             self._say(f"note: {self.file} is not used ({type(error).__name__}: {error}); measuring again")
 
-    def of(self, name: str, measure: Callable[[], Any], fits: Callable[[Any], bool] = lambda value: True) -> Any:
-        """The figure of this name: the stored one if it `fits`, else what `measure` finds (anything that JSON holds)."""
-        if name in self._values and (name in self.new or fits(self._values[name])):
+    def of(self, name: str, measure: Callable[[], Any]) -> Any:
+        """The figure of this name: the stored one, else what `measure` finds (anything that JSON holds)."""
+        if name in self._values:
             if name not in self.new and name not in self.recalled:
                 self.recalled.append(name)
             return self._values[name]

@@ -50,15 +50,15 @@ class EventLog:
 
 
 def _line(event: dict[str, Any]) -> str:
-    return json.dumps(_finite(event), ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(finite(event), ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same with null for what is no finite number: JSON has no other word for it."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return value

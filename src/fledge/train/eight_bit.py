@@ -5,12 +5,14 @@ block of 256 numbers shares one float32 scale: 2·(1 + 4/256) = 2.03 bytes a par
 """
 
 import functools
-from collections.abc import Callable, Iterable
-from typing import Any, overload
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fledge.train.skipping import SkippingOptimizer, assign
 
 BLOCK = 256
 SMALLEST = 4096  # tensors with fewer numbers are left to float32 (chosen here)
@@ -62,38 +64,20 @@ def dequantise(codes: Tensor, scales: Tensor, signed: bool) -> Tensor:
     return values.view_as(codes).mul_(scales[:, None])
 
 
-class AdamW8bit(torch.optim.Optimizer):
+class AdamW8bit(SkippingOptimizer):
     """AdamW (Loshchilov & Hutter 2019) with both moments in blocks of 8 bits. Decay is decoupled; the update uses the
-    moments before they are rounded.
-
-    As torch's fused optimizers do: `grad_scale` (a tensor) divides the gradients; where `found_inf` (a tensor) is 1, a
-    step changes nothing. Neither is read by the host.
-    """
-
-    grad_scale: Tensor | None = None
-    found_inf: Tensor | None = None
+    moments before they are rounded."""
 
     def __init__(
         self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0
     ) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update of every parameter that has a gradient."""
-        if closure is not None:
-            raise ValueError("AdamW8bit takes no closure")
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-        return None
+    def update_group(self, group: dict[str, Any]) -> None:
+        """Parameter after parameter."""
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                self._update(parameter, parameter.grad, group)
 
     def _begin(self, parameter: Tensor) -> dict[str, Tensor]:
         blocks, device = -(-parameter.numel() // BLOCK), parameter.device
@@ -111,7 +95,7 @@ class AdamW8bit(torch.optim.Optimizer):
         state = self.state[parameter]
         if not state:
             state.update(self._begin(parameter))
-        skip = None if self.found_inf is None else self.found_inf.to(parameter.device, non_blocking=True) > 0
+        skip = self.skipped_on(parameter.device)
         step = state["step"] + 1
         corrections = tuple(1 - beta**step for beta in group["betas"])
         flat, slopes = parameter.view(-1), grad.reshape(-1)
@@ -119,8 +103,8 @@ class AdamW8bit(torch.optim.Optimizer):
         for start in range(0, len(state["first_scales"]), size):
             span, part = slice(start, start + size), slice(start * BLOCK, (start + size) * BLOCK)
             blocks = {key: value[span] for key, value in state.items() if key != "step"}
-            _assign(flat[part], self._moved(flat[part], slopes[part], blocks, corrections, group, skip), skip)
-        _assign(state["step"], step, skip)
+            assign(flat[part], self._moved(flat[part], slopes[part], blocks, corrections, group, skip), skip)
+        assign(state["step"], step, skip)
 
     def _moved(
         self,
@@ -132,8 +116,6 @@ class AdamW8bit(torch.optim.Optimizer):
         skip: Tensor | None,
     ) -> Tensor:
         """The parameters [n] after the step; their moments, `blocks` of 256, are changed in place."""
-        if self.grad_scale is not None:
-            grad = grad / self.grad_scale.to(grad.device, non_blocking=True)
         count, (beta1, beta2) = grad.numel(), group["betas"]
         grad = F.pad(grad, (0, -count % BLOCK)).view(-1, BLOCK)
         first = dequantise(blocks["first_codes"], blocks["first_scales"], True).lerp_(grad, 1 - beta1)
@@ -143,8 +125,8 @@ class AdamW8bit(torch.optim.Optimizer):
             codes, scales = quantise(moment, name == "first")
             if name == "first":
                 codes = _towards_zero(codes, scales, first, grad == 0)
-            _assign(blocks[f"{name}_codes"], codes, skip)
-            _assign(blocks[f"{name}_scales"], scales, skip)
+            assign(blocks[f"{name}_codes"], codes, skip)
+            assign(blocks[f"{name}_scales"], scales, skip)
         update = (first / corrections[0]) / (second.div_(corrections[1]).sqrt_() + group["eps"])
         return (values * (1 - group["lr"] * group["weight_decay"])).sub_(update.view(-1)[:count], alpha=group["lr"])
 
@@ -154,8 +136,3 @@ def _towards_zero(codes: Tensor, scales: Tensor, values: Tensor, where: Tensor) 
     rounded back to the whole of it, for ever, and move its weight for ever."""
     grown = where & (dequantise(codes, scales, True).abs() > values.abs())
     return codes - (grown * values.sign()).to(torch.int8).to(torch.uint8)
-
-
-def _assign(old: Tensor, new: Tensor, skip: Tensor | None) -> None:
-    """`old` becomes `new`, except where the step is skipped."""
-    old.copy_(new if skip is None else torch.where(skip, old, new))

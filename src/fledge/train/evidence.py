@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from fledge.model.cost import Cost
-from fledge.run import memory_bytes, peak_memory_bytes
+from fledge.run import finite, memory_bytes, peak_memory_bytes
 from fledge.train.checkpoint import TrainState
 from fledge.train.update import Half, Update, noise_scale
 
@@ -19,14 +19,14 @@ def step_values(update: Update, state: TrainState, names: tuple[str, ...], perpl
     window = update.window
     values: dict[str, Any] = {
         "epoch": round(window.epoch, 6),
-        "train/loss": _finite(loss),
+        "train/loss": finite(loss),
         "learning_rate": update.rate,
-        "grad_norm": _finite(norm),
+        "grad_norm": finite(norm),
         "clip_share": round(state.clipped / state.step, 6),
         "tokens": state.tokens,
         "supervised_tokens": state.supervised_tokens,
         "supervised_share": round(window.supervised / max(1, window.tokens), 6),
-        **{name: _finite(float(value)) for name, value in update.metrics.items()},
+        **{name: finite(float(value)) for name, value in update.metrics.items()},
     }
     if perplexity:
         values["train/perplexity"] = math.exp(min(loss, 700.0)) if math.isfinite(loss) else None
@@ -42,14 +42,9 @@ def step_values(update: Update, state: TrainState, names: tuple[str, ...], perpl
     return values
 
 
-def _finite(value: float) -> float | None:
-    """None for what JSON has no number for: a step of fp16 that overflowed."""
-    return value if math.isfinite(value) else None
-
-
 def _digits(value: float) -> float | None:
     """Six of them: enough to plot."""
-    return _finite(float(f"{value:.6g}"))
+    return finite(float(f"{value:.6g}"))
 
 
 def _halves(half: Half, norm: float) -> dict[str, Any]:

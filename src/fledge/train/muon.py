@@ -5,11 +5,13 @@ after another. A tensor [E, out, in] is a stack of E matrices, each with its own
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, overload
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fledge.train.skipping import SkippingOptimizer, assign
 
 aten: Any = torch.ops.aten  # its `_foreach` operations: one launch for many tensors
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0, within about 0.7 … 1.2 after five steps
@@ -45,16 +47,9 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     return x
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(SkippingOptimizer):
     """Muon with Nesterov momentum and decoupled decay; an update is scaled by 0.2·√max(out, in), to the RMS of AdamW's
-    (Liu et al. 2025, eq. 4).
-
-    As torch's fused optimizers do: `grad_scale` (a tensor) divides the gradients; where `found_inf` (a tensor) is 1, a
-    step changes nothing. Neither is read by the host.
-    """
-
-    grad_scale: Tensor | None = None
-    found_inf: Tensor | None = None
+    (Liu et al. 2025, eq. 4)."""
 
     def __init__(
         self,
@@ -72,21 +67,10 @@ class Muon(torch.optim.Optimizer):
                 if parameter.dim() not in (2, 3):
                     raise ValueError(f"Muon trains matrices and stacks of them, not {list(parameter.shape)}")
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update of every matrix that has a gradient."""
-        if closure is not None:
-            raise ValueError("Muon takes no closure")
-        for group in self.param_groups:
-            for together in _stacks(group["params"]):
-                self._update(together, group)
-        return None
+    def update_group(self, group: dict[str, Any]) -> None:
+        """Matrices of one shape together."""
+        for together in _stacks(group["params"]):
+            self._update(together, group)
 
     def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         """Matrices of one shape: momentum, one stack made orthogonal, decay and update."""
@@ -100,13 +84,13 @@ class Muon(torch.optim.Optimizer):
         parts = orthogonalise(stack).split(counts)
         updates = [_learned(part.view_as(parameter), parameter) for part, parameter in zip(parts, parameters, strict=True)]
         keep, scale = 1 - group["lr"] * group["weight_decay"], -group["lr"] * RMS_OF_ADAMW * math.sqrt(max(rows, columns))
-        if self.found_inf is None:
+        skip = self.skipped_on(device)
+        if skip is None:
             aten._foreach_mul_.Scalar(parameters, keep)
             aten._foreach_add_.List(parameters, updates, alpha=scale)
             return
-        skip = self.found_inf.to(device, non_blocking=True) > 0
         for parameter, update in zip(parameters, updates, strict=True):
-            parameter.copy_(torch.where(skip, parameter, (parameter * keep).add_(update, alpha=scale)))
+            assign(parameter, (parameter * keep).add_(update, alpha=scale), skip)
 
     def _momentum(self, parameters: list[nn.Parameter], momentum: float) -> Iterable[Tensor]:
         """Take the gradients into the momentum; returns Nesterov's blend of both."""
@@ -115,15 +99,13 @@ class Muon(torch.optim.Optimizer):
             if not self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-        if self.grad_scale is not None:
-            grads = aten._foreach_div.Tensor(grads, self.grad_scale.to(grads[0].device, non_blocking=True))
-        if self.found_inf is None:
+        skip = self.skipped_on(grads[0].device)
+        if skip is None:
             aten._foreach_lerp_.Scalar(buffers, grads, 1 - momentum)
             return aten._foreach_lerp.Scalar(grads, buffers, momentum)
-        skip = self.found_inf.to(grads[0].device, non_blocking=True) > 0
         moved = aten._foreach_lerp.Scalar(buffers, grads, 1 - momentum)
         for buffer, new in zip(buffers, moved, strict=True):
-            buffer.copy_(torch.where(skip, buffer, new))
+            assign(buffer, new, skip)
         return aten._foreach_lerp.Scalar(grads, moved, momentum)
 
 

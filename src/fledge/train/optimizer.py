@@ -12,8 +12,8 @@ ROUTER = "mlp.gate.weight"  # chooses experts: a table of one vector for each, n
 
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
-    """The optimizers of a model; every trained parameter belongs to exactly one. All read `grad_scale` and `found_inf`
-    as torch's fused AdamW does.
+    """The optimizers of a model; every trained parameter belongs to exactly one. All read `found_inf` as torch's
+    fused AdamW does.
 
     AdamW (Loshchilov & Hutter 2019): matrices decay; norms, biases and the embedding (a table of vectors, not a map) do
     not, unless `decay` is `everything`. Muon (Jordan et al. 2024) makes the momentum of each matrix inside the blocks

@@ -46,6 +46,7 @@ def validate(
     language = {"nll": 0.0, "correct": 0.0, "weight": 0.0}
     sums: dict[str, float] = {}
     pairs, loss, size = 0.0, 0.0, 0.0
+    sizes = None if token_bytes is None else token_bytes.to(device)
     with eagerly():
         for batch in validation_batches(data, rows, micro):
             batch = batch.to(device)
@@ -58,8 +59,8 @@ def validate(
                 batch = _chosen_only(batch)
             for name, value in evaluate_language(model, batch).items():
                 language[name] += value
-            if token_bytes is not None:
-                size += float((token_bytes.to(device)[batch.targets] * batch.weights).sum(dtype=torch.float64))
+            if sizes is not None:
+                size += float((sizes[batch.targets] * batch.weights).sum(dtype=torch.float64))
     model.train(was_training)
     nll = language["nll"] / language["weight"]
     measured: dict[str, Any] = {

@@ -1,0 +1,77 @@
+"""What the benchmarks of training share: text, packed data, and fledge's own step."""
+
+import time
+from pathlib import Path
+
+import torch
+from measure import data_folder
+
+from fledge.data import PackedData, collect, encode, texts
+from fledge.model.decoder import Decoder
+from fledge.objective import LanguageObjective
+from fledge.recipe import Recipe
+from fledge.tokenizer import Tokenizer, train_tokenizer
+from fledge.train.feed import Feed, Window
+from fledge.train.length import extent
+from fledge.train.machine import Decision, decide, head_kernel
+from fledge.train.optimizer import build_optimizers
+from fledge.train.schedule import learning_rate
+from fledge.train.update import Update, Updater
+
+
+def web_text(quick: bool, folder: Path) -> list[str]:
+    """Wikipedia and web pages; the quickstart's world, made in `folder`, where there is no real data."""
+    real = data_folder() / "llamafactory"
+    if real.exists():
+        return [str(real / name) for name in (("c4_demo.jsonl",) if quick else ("wiki_demo.txt", "c4_demo.jsonl"))]
+    return [world_file("pretrain", folder)]
+
+
+def world_file(name: str, folder: Path) -> str:
+    """A file of the quickstart's world, made in `folder`."""
+    from fledge.world import build
+
+    build(7, folder)
+    return str(folder / f"{name}.jsonl")
+
+
+def packed(recipe: Recipe, name: str) -> tuple[PackedData, Tokenizer]:
+    """The training rows of a stage, and a tokenizer of 6,400 tokens trained on them."""
+    stage = recipe.stages[name]
+    collected = collect(stage, name, 0)
+    tokenizer = train_tokenizer(texts(collected), 6400)
+    return encode(collected, stage, name, tokenizer, 0).train, tokenizer
+
+
+class Training:
+    """A model and its training as the loop has them: a window of the feed, made one step ahead, and one update. It computes as
+    `decision` says, else as the probe decides. A call takes one step and returns its seconds."""
+
+    def __init__(self, recipe: Recipe, name: str, data: PackedData, model: Decoder, decision: Decision | None = None) -> None:
+        self.stage = recipe.stages[name]
+        rows = self.stage.batch.rows
+        self.extent = extent(self.stage.length, self.stage.batch, data.rows_in, data.row_length)
+        self.model = model
+        make = lambda kernel: LanguageObjective(0.0, kernel)  # noqa: E731
+        self.decision = decision or decide(recipe.machine, model, data.batch(0, rows), make, 10_000, print)
+        self.decision.apply(model)
+        model.train()
+        objective = LanguageObjective(0.0, head_kernel(self.decision))
+        optimizers = build_optimizers(model, self.stage.optimizer)
+        self.feed = Feed(data, self.extent, rows, objective.weight, torch.device(self.decision.device))
+        self.updater = Updater(model, objective, optimizers, self.stage.optimizer.clip, 0)
+        self.step = 0
+        self.last: Update | None = None
+
+    def learn(self) -> Window:
+        """One step."""
+        window, waited = self.feed.window(self.step)
+        rate = learning_rate(self.step, self.extent.steps, self.stage.optimizer, self.stage.schedule)
+        self.last = self.updater(window, rate, waited)
+        self.step += 1
+        return window
+
+    def __call__(self) -> float:
+        started = time.perf_counter()
+        self.learn()
+        return time.perf_counter() - started

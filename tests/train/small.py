@@ -1,0 +1,20 @@
+"""A small decoder for what trains one."""
+
+from fledge.model.decoder import Decoder
+from fledge.recipe.schema import ModelConfig
+
+SIZES = ModelConfig(
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    intermediate_size=32,
+    qk_norm=True,
+    tie_word_embeddings=False,
+)
+
+
+def model(vocabulary: int = 300) -> Decoder:
+    made = Decoder(SIZES, vocabulary)
+    made.initialise(0)
+    return made
