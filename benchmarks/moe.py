@@ -5,9 +5,9 @@ active, against the same decoder with one feed-forward network of 1,472; rows of
 the probe decides for the dense model. `ratio` is mixture ÷ dense, round by round.
 
 `--quality`: both kinds trained by `fledge train` on the same real text (poems, Wikipedia, web pages, plays, word problems), the
-same tokens in the same order, at some 3.5M active parameters, for several seeds. `difference` is the mixture's bits
-per byte less the dense model's, a mean with its range; the load of the experts is that of the second half of training.
-Finished runs in `--out` are not repeated.
+same tokens in the same order, at some 3.5M active parameters, for several seeds, with the optimizer and schedule that are the
+default. `difference` is the mixture's bits per byte less the dense model's, a mean with its range; the load of the experts is
+that of the second half of training. Finished runs in `--out` are not repeated.
 """
 
 import json
@@ -106,8 +106,6 @@ def quality_recipe(kind: str, seed: int, steps: int, quick: bool, balance: str, 
     stage = {
         "data": {"train": real_text(quick), "validation": "1%", "context": CONTEXT},
         "batch": {"micro": ROWS, "accumulation": 1}, "length": f"{steps} steps",
-        "optimizer": {"name": "adamw", "lr": 2e-3, "betas": [0.9, 0.95], "weight_decay": 0.1},
-        "schedule": {"name": "cosine", "warmup": "4%", "min_lr": 1e-4},
         "evaluation": {"every": max(1, steps // 4), "max_rows": 320}, "checkpoint": {"every": steps, "keep": 1},
     }  # fmt: skip
     tree = {"name": f"{name}-{steps}", "output": str(out), "seed": seed, "model": sizes, "stages": {"pretrain": stage}}
@@ -171,13 +169,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="rounds (default 7, with --quick 5)")
     parser.add_argument("--quality", action="store_true", help="losses at equal tokens instead of the time of a step")
     parser.add_argument("--seeds", type=int, help="for --quality: how many (default 3, with --quick 1)")
-    parser.add_argument("--steps", type=int, help="for --quality: steps of 4,096 tokens (default 400, with --quick 20)")
+    parser.add_argument("--steps", type=int, help="for --quality: steps of 4,096 tokens (default 600, with --quick 20)")
     parser.add_argument("--balance", choices=["loss", "bias"], default="loss", help="for --quality")
     parser.add_argument("--out", type=Path, default=Path("runs/moe-quality"), help="for --quality: where runs are kept")
     chosen = parser.parse_args()
     if chosen.quality:
         out = chosen.out / ("quick" if chosen.quick else "full")
-        seeds, steps = chosen.seeds or (1 if chosen.quick else 3), chosen.steps or (20 if chosen.quick else 400)
+        seeds, steps = chosen.seeds or (1 if chosen.quick else 3), chosen.steps or (20 if chosen.quick else 600)
         report(quality(chosen.quick, seeds, steps, chosen.balance, out))
     else:
         report(speed(chosen.quick, chosen.rounds or (5 if chosen.quick else 7)))

@@ -18,13 +18,13 @@ def rates(steps: int, lr: float = 1.0, **schedule: object) -> list[float]:
 
 
 def test_cosine_is_tabulated_as_its_formula_says() -> None:
-    made = rates(11, lr=5e-4, warmup=0, min_lr=1e-5)
+    made = rates(11, lr=5e-4, name="cosine", warmup=0, min_lr=1e-5)
     expected = [1e-5 + 0.5 * (5e-4 - 1e-5) * (1 + math.cos(math.pi * step / 10)) for step in range(11)]
     assert made == pytest.approx(expected, rel=1e-12)
 
 
 def test_warmup_rises_in_equal_parts_to_exactly_the_base_rate() -> None:
-    made = rates(20, lr=0.8, warmup=4)
+    made = rates(20, lr=0.8, name="cosine", warmup=4)
     assert made[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert made[3] == 0.8 and made[4] < 0.8
 
@@ -73,7 +73,7 @@ def test_the_lowest_rate_may_be_a_share_of_the_base_rate() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"decay_shape": "sqrt"}, "decay_shape belongs to the schedule wsd; this one is cosine"),
+        ({"decay_shape": "sqrt"}, "decay_shape belongs to the schedule wsd; this one is linear"),
         ({"name": "linear", "decay": 0.5}, "decay belongs to the schedule wsd"),
         ({"name": "wsd", "div_factor": 10}, "div_factor belongs to the schedule onecycle"),
         ({"name": "onecycle", "final_div_factor": 10, "min_lr": 1e-5}, "both name the last rate"),

@@ -98,7 +98,7 @@ def test_a_stored_recipe_keeps_auto_and_shares(tmp_path) -> None:  # type: ignor
 
 def test_a_lowest_rate_above_the_derived_rate_is_refused() -> None:
     stage = recipe({}, {"min_lr": 0.5}).stages["one"]
-    with pytest.raises(FledgeError, match=r"min_lr 0.5 is above optimizer.lr, which auto makes 0.003"):
+    with pytest.raises(FledgeError, match=r"min_lr 0.5 is above optimizer.lr, which auto makes 0.006"):
         resolve_stage(stage, REFERENCE)
 
 

@@ -14,7 +14,7 @@ from fledge.train.schedule import lowest_rate
 REFERENCE_WIDTH = 320
 REFERENCE_BATCH = 8192  # tokens
 REFERENCE_TOKENS = 4_000_000
-RATES = {"adamw": 2e-3, "adamw8bit": 2e-3, "muon": 3e-3}  # of the reference run
+RATES = {"adamw": 4e-3, "adamw8bit": 4e-3, "muon": 6e-3}  # of the reference run
 WIDTH_POWERS = {"adamw": 1.0, "adamw8bit": 1.0, "muon": 0.5}
 HORIZON_POWER = 0.32
 HIGHEST_RATE = 0.02  # chosen here

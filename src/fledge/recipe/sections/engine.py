@@ -200,7 +200,7 @@ LowestRate = Annotated[
 class ScheduleConfig(Section):
     """Learning rate over the steps: warm-up, then the named shape down to `min_lr`."""
 
-    name: Literal["cosine", "wsd", "linear", "constant", "onecycle"] = "cosine"
+    name: Literal["cosine", "wsd", "linear", "constant", "onecycle"] = "linear"
     warmup: Annotated[float, BeforeValidator(steps_or_share), Field(ge=0)] = Field(
         default=0.02, description="whole number: steps; below 1 or with %: share of all steps"
     )
