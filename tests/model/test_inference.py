@@ -110,11 +110,13 @@ def test_float32_weights_are_packed_on_a_cpu_and_float16_ones_are_not() -> None:
     assert not can_pack(torch.zeros(2, 2, device="meta"))
 
 
+@pytest.mark.parametrize("changes", SIZES)
 @torch.no_grad()
-def test_the_form_without_packing_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_decoder(qk_norm=True)
+def test_the_form_without_packing_computes_the_same(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_decoder(**changes)
     packed = InferenceForm(model)
-    monkeypatch.setattr("fledge.model.products.can_pack", lambda weight: False)
+    for module in ("products", "feeds"):
+        monkeypatch.setattr(f"fledge.model.{module}.can_pack", lambda weight: False)
     plain = InferenceForm(model)
     logits = [form.read(form.empty_cache(3, 20), [], [], PROMPTS) for form in (packed, plain)]
     torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-4)

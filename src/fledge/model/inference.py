@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fledge.model.cache import SlotCache, round_up
-from fledge.model.decoder import Block, Decoder, FeedForward
-from fledge.model.products import gated_feed, module_feed, product
+from fledge.model.decoder import Block, Decoder
+from fledge.model.feeds import feed_of
+from fledge.model.products import product
 
 READ_GRAIN = 16  # attention reads a multiple of this many places: an odd number makes its products slower
 
@@ -51,11 +52,7 @@ class InferenceLayer:
         self.qkv, self.out = product(torch.cat(weights), dtype), product(attention.o_proj.weight, dtype)
         self.before_attention, self.before_feed = block.input_layernorm, block.post_attention_layernorm
         self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
-        mlp = block.mlp
-        if type(mlp) is FeedForward:
-            self.feed = gated_feed(mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight, dtype)
-        else:
-            self.feed = module_feed(mlp)
+        self.feed = feed_of(block.mlp, dtype)
 
     def __call__(self, x: Tensor, now: Pass, cache: SlotCache, number: int) -> Tensor:
         """x [N, D] -> [N, D]; the keys and values of its tokens are added to the cache."""
