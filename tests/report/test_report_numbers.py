@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from fledge.report import measures
+from fledge.report.facts import facts
 from fledge.report.gather import gather
 from fledge.report.series import smooth, thin
 
@@ -51,3 +52,11 @@ def test_stages_are_found_without_a_summary(run_directory) -> None:
     run = gather(run_directory)
     assert [stage.name for stage in run.stages] == ["pretrain", "sft", "dpo"]
     assert run.name == "quickstart"
+
+
+def test_facts_say_their_units() -> None:
+    told = {"matmul_peak_flops": 211_840_075_847.0, "compile_seconds": 5.4, "memory_bytes": 2**30, "cores": 2}
+    spelled = dict(facts(told, "pretrain"))
+    assert spelled["pretrain · matmul peak flops"] == "212 GFLOP/s"
+    assert spelled["pretrain · compile"] == "5.4 s" and spelled["pretrain · memory"] == "1.00 GiB"
+    assert spelled["pretrain · cores"] == "2 cores"

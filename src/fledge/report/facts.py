@@ -67,6 +67,8 @@ def with_unit(key: str, amount: float) -> str:
         return f"{measures.compact(amount)} {name.removesuffix('_per_second').rpartition('_')[2]}/s"
     if name.endswith(("_share", "_rate", "accuracy", "_match")):
         return f"{measures.percent(amount)} %"
+    if name.endswith("_flops"):
+        return f"{measures.three(amount / 1e9)} GFLOP/s"
     for unit, spelled in (("tflops", "TFLOP/s"), ("gflops", "GFLOP/s"), ("gib", "GiB"), ("gb", "GB"), ("mb", "MB")):
         if name.endswith(unit):
             return f"{measures.three(amount)} {spelled}"

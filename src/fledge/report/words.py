@@ -101,7 +101,7 @@ WORDS = {
     "padding": Text("padding", "填充占比"),
     "train": Text("train", "训练"),
     "validation": Text("validation", "验证"),
-    "where_dropped": Text("Where rows were dropped", "被舍弃的行在哪里"),
+    "where_dropped": Text("Where rows were dropped or changed", "哪些行被舍弃或改动过"),
     "reason": Text("Reason", "原因"),
     "where": Text("Where", "位置"),
     "detail": Text("Detail", "详情"),
