@@ -21,13 +21,10 @@ import torch
 import yaml
 from measure import interleave, options, ratios, report
 from runs import fledge, real_text, trained
-from training import Training, packed, web_text
+from training import Training, fresh, packed, web_text
 
-from fledge.data import PackedData
 from fledge.model.cost import parameters
-from fledge.model.decoder import Decoder
 from fledge.recipe import Recipe, load_recipe, recipe_from_dict
-from fledge.train.machine import Decision
 
 DENSE = {"moe": None, "intermediate_size": 2 * 736}
 CONTEXT, ROWS = 256, 16  # of the runs for quality
@@ -52,13 +49,6 @@ def speed_recipe(rows: int, context: int, layers: int, quick: bool, folder: Path
     return recipe_from_dict({"preset": "45m-moe", "model": sizes, "stages": {"pretrain": stage}})
 
 
-def contender(recipe: Recipe, data: PackedData, vocab: int, decision: Decision | None = None) -> Training:
-    """A model with fresh weights, and its training."""
-    model = Decoder(recipe.model, vocab)
-    model.initialise(0)
-    return Training(recipe, "pretrain", data, model, decision)
-
-
 def speed(quick: bool, rounds: int) -> dict[str, Any]:
     """The step of both, in turns."""
     rows, context, layers = (8, 512, 2) if quick else (16, 512, 8)
@@ -67,8 +57,8 @@ def speed(quick: bool, rounds: int) -> dict[str, Any]:
         dense = speed_recipe(rows, context, layers, quick, Path(name), **DENSE)
         data, tokenizer = packed(recipe, "pretrain")
     vocab = tokenizer.vocab_size
-    one = contender(dense, data, vocab)
-    contenders = {"moe": contender(recipe, data, vocab, one.decision), "dense": one}
+    one = Training(dense, "pretrain", data, fresh(dense, vocab))
+    contenders = {"moe": Training(recipe, "pretrain", data, fresh(recipe, vocab), one.decision), "dense": one}
     for run in contenders.values():
         run()
     seconds = interleave(contenders, rounds)

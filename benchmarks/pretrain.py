@@ -12,11 +12,10 @@ from pathlib import Path
 
 from measure import interleave, options, ratios, report
 from torch import Tensor
-from training import Training, packed, web_text
+from training import Training, fresh, packed, web_text
 
 from fledge.data import Batch
 from fledge.model.cost import parameters, training_flops_per_token
-from fledge.model.decoder import Decoder
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.train.probe import matmul_peak, product_sizes
 
@@ -84,9 +83,7 @@ def main() -> None:
     for start in range(0, min(len(data), 64), rows):
         batch: Batch = data.batch(start, rows)
         full += list(batch.tokens)
-    model = Decoder(recipe.model, tokenizer.vocab_size)
-    model.initialise(0)
-    fledge = Training(recipe, "pretrain", data, model)
+    fledge = Training(recipe, "pretrain", data, fresh(recipe, tokenizer.vocab_size))
     contenders = {
         "fledge": fledge,
         "as_shipped": Opponent(recipe, full, tokenizer.vocab_size, best=False),

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import data_folder, options, report
-from training import Training, packed, world_file
+from measure import data_folder, options, ratios, report
+from training import Training, fresh, packed, world_file
 
 from fledge.data import PackedData
 from fledge.data.storage import Examples
@@ -187,18 +187,11 @@ def summary(works: list[Work]) -> dict[str, Any]:
     }
 
 
-def compared(fast: list[Work], slow: list[Work]) -> dict[str, float]:
-    """How many times more useful tokens a second, round by round: median and range."""
-    each = [a.speed / b.speed for a, b in zip(fast, slow, strict=True)]
-    return {"median": round(statistics.median(each), 3), "low": round(min(each), 3), "high": round(max(each), 3)}
-
-
 def prepare(rows: int, context: int, layers: int, folder: Path) -> tuple[Recipe, PackedData, Tokenizer, Decoder]:
     """Data, tokenizer and model, the last two also as files in `folder`."""
     recipe = make_recipe(rows, context, layers, folder / "world")
     data, tokenizer = packed(recipe, "sft")
-    model = Decoder(recipe.model, tokenizer.vocab_size)
-    model.initialise(0)
+    model = fresh(recipe, tokenizer.vocab_size)
     save_model(model, folder, bos=None, eos=sorted(tokenizer.stop_ids), pad=tokenizer.pad)
     tokenizer.save(folder)
     return recipe, data, tokenizer, model
@@ -232,7 +225,8 @@ def main() -> None:
                 works[name].append(run())
                 print(f"round {number + 1}/{rounds} {name}: {works[name][-1].speed:.0f} useful tokens/s", flush=True)
     fledge.feed.close()
-    against = {name: compared(works["fledge"], works[name]) for name in ("as_shipped", "best")}
+    speeds = {name: [work.speed for work in those] for name, those in works.items()}
+    against = {name: ratios(speeds["fledge"], speeds[name]) for name in ("as_shipped", "best")}
     report(
         {
             "ratio_as_shipped": against["as_shipped"]["median"],

@@ -43,6 +43,13 @@ def packed(recipe: Recipe, name: str) -> tuple[PackedData, Tokenizer]:
     return encode(collected, stage, name, tokenizer, 0).train, tokenizer
 
 
+def fresh(recipe: Recipe, vocab: int) -> Decoder:
+    """The recipe's model with its first weights."""
+    model = Decoder(recipe.model, vocab)
+    model.initialise(0)
+    return model
+
+
 class Training:
     """A model and its training as the loop has them: a window of the feed, made one step ahead, and one update. It computes as
     `decision` says, else as the probe decides. A call takes one step and returns its seconds."""

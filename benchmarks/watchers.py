@@ -23,10 +23,9 @@ from typing import Any
 import torch
 from measure import options, ratios, report
 from pretrain import make_recipe
-from training import packed
+from training import fresh, packed
 
 from fledge.data import PackedData
-from fledge.model.decoder import Decoder
 from fledge.objective import LanguageObjective
 from fledge.plan import plan_stage
 from fledge.recipe import Recipe
@@ -49,8 +48,7 @@ class Bench:
     def __init__(self, recipe: Recipe, data: PackedData, vocab: int, folder: Path) -> None:
         stage = recipe.stages["pretrain"]
         _, self.extent, self.stage = plan_stage(stage, data, recipe.model, vocab)
-        self.model = Decoder(recipe.model, vocab)
-        self.model.initialise(0)
+        self.model = fresh(recipe, vocab)
         batch = data.batch(0, self.stage.batch.rows)
         make = lambda kernel: LanguageObjective(0.0, kernel)  # noqa: E731
         self.decision = decide(recipe.machine, self.model, batch, make, 10_000, print)
