@@ -105,12 +105,15 @@ def quality_recipe(kind: str, seed: int, steps: int, quick: bool, balance: str, 
 
 
 def load_of_second_half(events: list[dict[str, Any]], steps: int) -> dict[str, float]:
-    """Load relative to an even one: extremes over layers, experts and steps, and extremes of the means over steps."""
+    """Load relative to an even one: extremes over layers, experts and steps, extremes of the means over steps, and the share
+    of single values (one step, one expert) outside 0.5 … 2."""
     tables = [event["moe/load"] for event in events if event["kind"] == "step" and event["step"] > steps / 2]
     loads = torch.tensor(tables)  # [steps, L, E]
     means = loads.mean(0)
-    values = {"least": loads.min(), "most": loads.max(), "least_on_average": means.min(), "most_on_average": means.max()}
-    return {name: round(float(value), 3) for name, value in values.items()}
+    outside = ((loads < 0.5) | (loads > 2)).float().mean()
+    values = {"least": loads.min(), "most": loads.max(), "least_on_average": means.min(), "most_on_average": means.max(),
+              "outside": outside}  # fmt: skip
+    return {name: round(float(value), 5) for name, value in values.items()}
 
 
 def pairs(seeds: int, steps: int, quick: bool, balance: str, out: Path) -> Iterator[dict[str, Any]]:
@@ -147,6 +150,7 @@ def quality(quick: bool, seeds: int, steps: int, balance: str, out: Path) -> dic
         "range": [min(differences), max(differences)],
         "least_load": min(run["load"]["least"] for run in runs),
         "most_load": max(run["load"]["most"] for run in runs),
+        "load_outside": round(statistics.mean(run["load"]["outside"] for run in runs), 5),
         "balance": balance,
         "parameters": counts,
         "runs": runs,

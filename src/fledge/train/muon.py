@@ -1,7 +1,7 @@
 """Muon: momentum, made orthogonal, as the update of a matrix (Jordan et al. 2024).
 
-Matrices of one shape are made orthogonal together, by batched products: on a CPU that takes a third of the time of one
-after another. A tensor [E, out, in] is a stack of E matrices, each with its own update.
+Matrices of one shape are made orthogonal together, by batched products: fewer and larger operations. A tensor [E, out, in]
+is a stack of E matrices, each with its own update.
 """
 
 import math
