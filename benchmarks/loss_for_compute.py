@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 from measure import options, report
-from runs import fledge, real_text, trained
+from real_runs import fledge, real_text, trained
 
 from fledge.preparation import Preparation
 from fledge.recipe import load_recipe

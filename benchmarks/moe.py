@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import yaml
 from measure import interleave, options, ratios, report
-from runs import fledge, real_text, trained
+from real_runs import fledge, real_text, trained
 from training import Training, fresh, packed, web_text
 
 from fledge.model.cost import parameters
