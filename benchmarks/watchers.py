@@ -30,9 +30,11 @@ from fledge.objective import LanguageObjective
 from fledge.plan import plan_stage
 from fledge.recipe import Recipe
 from fledge.recipe.schema import LoggingConfig
-from fledge.run import Console, EventLog, StageDirectory
+from fledge.run import Console, StageDirectory
+from fledge.run.stopping import Stopping
 from fledge.train.evidence import resource_values, step_values
 from fledge.train.feed import Feed
+from fledge.train.journal import Journal
 from fledge.train.loop import Loop, Work
 from fledge.train.machine import decide, head_kernel
 from fledge.train.probe import wait_for
@@ -58,28 +60,27 @@ class Bench:
         console = Console(live=False)
         work = Work(
             self.stage, self.model, objective, data, None, None, self.extent, self.decision,
-            StageDirectory(folder), self._no_model, 0, 1, True,
+            StageDirectory(folder), self._no_model, Stopping(print, ""), 0, 1, True, str,
         )  # fmt: skip
         self.loop = Loop(work, console)
         self.loop.updater = self._updater(objective)
         self.loop.feed = self._feed(data, objective)
-        self.loop.events = EventLog(work.directory.events, 0)
-        self.loop.board = self.loop._board()
+        self.loop.journal = Journal(work.directory, 0, self.stage.guards, console, tensorboard=True)
         self.bare, self.bare_feed, self.bare_step = self._updater(objective), self._feed(data, objective), 0
         self.open = ExitStack()
         self.progress = self.open.enter_context(console.progress("step", self.extent.steps, 0, 1))
-        for one in (self.loop.feed, self.bare_feed, self.loop.events, self.loop.board):
+        for one in (self.loop.feed, self.bare_feed, self.loop.journal):
             self.open.callback(one.close)
         self.model.train()
 
     def _updater(self, objective: LanguageObjective) -> Updater:
-        return Updater(self.model, objective, self.loop.optimizers, self.stage.optimizer.clip, 0)
+        return Updater(self.model, objective, self.loop.learner.optimizers, self.stage.optimizer.clip, 0)
 
     def _feed(self, data: PackedData, objective: LanguageObjective) -> Feed:
         return Feed(data, self.extent, self.stage.batch.rows, objective.weight, self.device)
 
     @staticmethod
-    def _no_model(folder: Path) -> None:
+    def _no_model(folder: Path, weights: object) -> None:
         raise AssertionError("no checkpoint is written here")
 
     def watched(self, steps: int) -> None:
@@ -142,14 +143,16 @@ class Bench:
     def _resources(self, update: Update) -> dict:
         loop, work = self.loop, self.loop.work
         peak = self.decision.matmul_peak or 0.0
-        return resource_values(update, loop.state, self.extent.steps, 0.0, {}, loop.cost, work.train.row_length, peak)
+        return resource_values(
+            update, loop.state, self.extent.steps, 0.0, {}, loop.cost, work.train.row_length, peak, work.directory.root
+        )
 
     def _write(self, values: dict, resources: dict) -> None:
-        self.loop.events.write("step", self.loop.state.step, **values)
-        self.loop.events.write("resource", self.loop.state.step, **resources)
+        self.loop.journal.write("step", self.loop.state.step, **values)
+        self.loop.journal.write("resource", self.loop.state.step, **resources)
 
     def _draw(self, values: dict, resources: dict) -> None:
-        self.loop.board.write(self.loop.state.step, {**values, **resources})
+        self.loop.journal.draw(self.loop.state.step, {**values, **resources})
 
 
 Seconds = dict[str, list[float]]

@@ -57,7 +57,8 @@ def _train(verbs: argparse._SubParsersAction) -> None:
     )
     verb.add_argument("recipe", nargs="+", help="YAML files; later ones override earlier ones")
     verb.add_argument("--dry-run", action="store_true", help="print the resolved recipe and the plan, and stop")
-    verb.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    verb.add_argument("--resume", action="store_true", help="go on with an interrupted run (what happens by itself, too)")
+    verb.add_argument("--allow", metavar="KEY", action="append", default=[], help="go on although this key is another now")
     verb.add_argument("--quiet", action="store_true", help="say nothing but the result")
 
 
@@ -118,7 +119,7 @@ def _talk(verbs: argparse._SubParsersAction, name: str, text: str) -> None:
 
 
 OWN_OPTIONS = {
-    "train": ("--dry-run", "--resume", "--quiet", "--help"),
+    "train": ("--dry-run", "--resume", "--allow", "--quiet", "--help"),
     "data": (
         "--stage", "--json", "--kind", "--tokenizer", "--page", "--source", "--reason", "--state", "--limit", "--row",
         "--count", "--first", "--out", "--executor", "--workers", "--slurm", "--help",
@@ -190,7 +191,8 @@ def _run_train(options: argparse.Namespace, overrides: list[tuple[str, str]]) ->
     if options.dry_run:
         print(dry_run(recipe, Console(quiet=options.quiet)))
         return
-    _finish(Pipeline(recipe, Console(quiet=options.quiet)).run(resume=options.resume))
+    run = Pipeline(recipe, Console(quiet=options.quiet), allow=options.allow).run(resume=options.resume)
+    _finish(run)
 
 
 def _run_data(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
@@ -252,8 +254,33 @@ def _run_report(options: argparse.Namespace) -> None:
         raise FledgeError("there is no such run", where=options.run) from error
 
 
+def _stop_politely() -> None:
+    """SIGTERM ends the command as SIGINT does, also before a run begins and after it."""
+    import signal
+    import threading
+
+    from fledge.run.stopping import Interrupted
+
+    def stop(number: int, frame: object) -> None:
+        raise Interrupted(number, "stopped on request")
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+
+
+def _ignore_signals() -> None:
+    """A second signal changes nothing while the process ends."""
+    import signal
+    import threading
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 2 for an error that the user can mend, 130 for an interruption."""
+    """The command; returns its exit code: 0, 2 for an error that the user can mend, 128 + the number of
+    the signal (130, 143) for an interruption."""
     # Threads that wait by spinning halve the speed of a machine that also does something else; read when torch loads.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -263,6 +290,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kept, overrides = _overrides([word for word in words if word != "--debug"], parser)
     options = parser.parse_args(kept)
     try:
+        if options.verb in ("quickstart", "train"):
+            _stop_politely()
         if options.verb == "quickstart":
             _run_quickstart(options)
         elif options.verb == "train":
@@ -278,9 +307,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"fledge: {error.text()}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("fledge: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:  # from a run: in good order
+        _ignore_signals()
+        print(f"fledge: {getattr(stop, 'text', 'interrupted')}", file=sys.stderr)
+        return 128 + getattr(stop, "number", 2)
     except BrokenPipeError:
         return 0
     except OSError as error:

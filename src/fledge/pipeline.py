@@ -1,29 +1,37 @@
 """The stages of a recipe in order: data, plan, evaluate, train, evaluate; then the report."""
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fledge.data import PackedData
+from fledge.data import PackedData, StageData
 from fledge.data.building.folder import drop_items, remove_build
+from fledge.data.building.shards import BuildPlan
+from fledge.data.survey.recorded import Places
 from fledge.errors import FledgeError
 from fledge.evaluate import sample
+from fledge.evaluate.regression import Case, check, failing_before, load_cases, summary, write_failing
 from fledge.model.decoder import Decoder
 from fledge.model.directory import load_model, save_model
+from fledge.model.generate import Sampling
 from fledge.objective import LanguageObjective, PreferenceObjective
 from fledge.plan import StagePlan
 from fledge.preparation import Preparation, Prepared, keep_tokenizer
-from fledge.recipe import Recipe, differences, load_recipe, to_yaml
+from fledge.recipe import Recipe, load_recipe, to_yaml
+from fledge.recipe.changes import Change, Changes, judge
 from fledge.recipe.schema import PreferenceStage
 from fledge.run import Console, RunDirectory, StageDirectory, environment, only_one, write_json, write_text
+from fledge.run.alerts import Alerts, Webhook
 from fledge.run.directory import read_json
 from fledge.run.startup import Startup
+from fledge.run.stopping import Stopping
 from fledge.tokenizer import Tokenizer
-from fledge.train.checkpoint import step_name
+from fledge.train.checkpoint import Weights, WriteModel, step_name
 from fledge.train.compiling import forget_compiled
 from fledge.train.loop import Loop, Objective, Work
 from fledge.train.machine import Decision, decide, eagerly, head_kernel, refuse_device, warm_up
@@ -36,8 +44,12 @@ AfterStage = Callable[[str, Decoder, Tokenizer, StageDirectory], None]
 class Pipeline:
     """Runs a recipe in its run directory; finished stages are not repeated."""
 
-    def __init__(self, recipe: Recipe, console: Console, after_stage: AfterStage | None = None) -> None:
-        self.recipe, self.console, self.after_stage = recipe, console, after_stage
+    def __init__(
+        self, recipe: Recipe, console: Console, after_stage: AfterStage | None = None, allow: Sequence[str] = ()
+    ) -> None:
+        """`allow`: keys that a run which was begun may go on with although what is learned depends on them."""
+        self.recipe, self.console, self.after_stage, self.allow = recipe, console, after_stage, allow
+        self.changed: list[Change] = []
         self.directory = RunDirectory(Path(recipe.output) / recipe.name)
         begun = self.directory.recipe.exists()
         self.preparation = Preparation(recipe, console.say, lambda name: self.directory.stage(name).data, begun)
@@ -48,12 +60,24 @@ class Pipeline:
 
     def run(self, resume: bool = False) -> Path:
         """Everything, in order; returns the run directory."""
-        with only_one(self.directory.root.with_name(f".{self.directory.root.name}.lock"), self.directory.root):
+        with (
+            only_one(self.directory.root.with_name(f".{self.directory.root.name}.lock"), self.directory.root),
+            Stopping(self.console.say, "stopped on request; what is finished is kept") as self.stopping,
+            closing(self._alerts()) as self.alerts,
+        ):
             return self._run(resume)
+
+    def _alerts(self) -> Alerts:
+        """Who is told, as the recipe says. FledgeError where the environment lacks a secret."""
+        config, say = self.recipe.alerts, self.console.say
+        hook = config.webhook
+        webhook = None if hook is None else Webhook(hook.url, hook.headers, hook.format, say)
+        return Alerts(self.recipe.name, config.level, Path(config.file) if config.file else None, webhook, say)
 
     def _run(self, resume: bool) -> Path:
         self._check(resume)
         refuse_device(self.recipe.machine)
+        self.cases = regression_cases(self.recipe)
         results = {name: self.directory.stage(name).result() for name in self.recipe.stages}
         try:
             with self._timed("data"):
@@ -97,18 +121,36 @@ class Pipeline:
                 folder.rmdir()
 
     def _check(self, resume: bool) -> None:
-        """Refuse to write over a run, or to go on with another recipe."""
+        """Go on with a run that was begun, with what of the recipe may be another than then; FledgeError for the rest."""
         folder = self.directory
+        if not folder.recipe.exists():
+            return
+        before = load_recipe([str(folder.recipe)])
+        begun = [name for name in before.stages if folder.stage(name).events.exists()]
+        changes = judge(before, self.recipe, begun, self.allow)
+        refused = [*changes.impossible, *changes.on_request]
+        if refused:
+            raise FledgeError(
+                "the recipe differs from the one this run was begun with:" + "".join(f"\n  {change}" for change in refused),
+                where=str(folder.recipe),
+                hint=_way_on(folder.recipe, changes),
+            )
         if not resume:
-            refuse_existing(folder)
-        elif folder.recipe.exists():
-            changed = differences(load_recipe([str(folder.recipe)]), self.recipe)
-            if changed:
-                raise FledgeError(
-                    "the recipe differs from the one this run was started with:\n  " + "\n  ".join(changed),
-                    where=str(folder.recipe),
-                    hint=f"resume with `fledge train {folder.recipe} --resume`, or choose another --name",
-                )
+            self.console.say(f"this run was begun before: going on ({folder.root})")
+        for change in changes.taken:
+            self.console.say(f"changed: {change}", style="yellow")
+        self.changed = changes.taken
+
+    def _take(self) -> None:
+        """Make the changed recipe that of the run; the one before is kept beside it."""
+        folder, changed = self.directory, [change.key for change in self.changed]
+        number = len(list(folder.root.glob("recipe.*.yaml"))) + 1
+        write_text(folder.root / f"recipe.{number}.yaml", folder.recipe.read_text(encoding="utf-8"))
+        if any(key.startswith("machine.") and not key.startswith(("machine.probe", "machine.memory")) for key in changed):
+            for name in self.recipe.stages:
+                if folder.stage(name).result() is None:
+                    (folder.stage(name).root / "machine.json").unlink(missing_ok=True)
+        write_text(folder.recipe, to_yaml(self.recipe))
 
     def _write_beginning(self, tokenizer: Tokenizer) -> None:
         """Recipe, machine and tokenizer: once every stage is known to be possible, so that a mistake leaves no run."""
@@ -118,6 +160,8 @@ class Pipeline:
             write_json(folder.root / "environment.json", environment())
         if not folder.recipe.exists():  # last: with it, the run has begun
             write_text(folder.recipe, to_yaml(self.recipe))
+        elif self.changed:
+            self._take()
         if tokenizer.added:
             self.console.say(f"note: {tokenizer.added} control tokens of the chat template were added to the tokenizer")
 
@@ -197,7 +241,9 @@ class Pipeline:
         for line in prepared.data.ledger.lines():
             self.console.say(line)
         self._keep_account(prepared, directory)
-        if not (directory.root / "plan.json").exists():  # as it was planned when it began
+        changed = {change.key: [change.before, change.after] for change in self.changed}
+        of_stage = any(key.startswith(f"stages.{name}.") for key in changed)
+        if of_stage or not (directory.root / "plan.json").exists():  # as it was planned when it began
             write_json(directory.root / "plan.json", prepared.plan.as_dict())
         self.console.say(_plan_line(prepared.plan))
         for note in prepared.plan.notes:
@@ -221,8 +267,10 @@ class Pipeline:
                 measure("before", prepared.stage.batch.rows)
         work = Work(
             prepared.stage, model, objective, prepared.data.train, prepared.data.validation, validation_objective,
-            prepared.extent, decision, directory, _writer(model, tokenizer), self.preparation.seed(name),
-            self.recipe.logging.every, self.recipe.logging.tensorboard, self._token_bytes, self._ready,
+            prepared.extent, decision, directory, _writer(model, tokenizer), self.stopping,
+            self.preparation.seed(name), self.recipe.logging.every, self.recipe.logging.tensorboard,
+            _places(prepared.data), self.alerts, self._examiner(prepared, model, tokenizer, directory), self._token_bytes,
+            self._ready, changed,
         )  # fmt: skip
         state = Loop(work, self.console).run()
         use_best = prepared.stage.keep == "best" and state.best_step is not None
@@ -271,6 +319,24 @@ class Pipeline:
             samples = sample(model, tokenizer, self.recipe.samples, stage.kind)
         write_json(file, {**measured, "samples": [one.as_dict() for one in samples]})
 
+    def _examiner(
+        self, prepared: Prepared, model: Decoder, tokenizer: Tokenizer, directory: StageDirectory
+    ) -> Callable[[int], dict[str, Any]] | None:
+        """Asks the stage's regression prompts; failing cases are kept in `regression/step-….jsonl`."""
+        config = prepared.stage.regression
+        if config is None:
+            return None
+        cases, sampling = self.cases[prepared.name], Sampling(max_new_tokens=config.max_new_tokens)
+
+        def examine(step: int) -> dict[str, Any]:
+            with eagerly():
+                checked = check(model, tokenizer, cases, sampling)
+            before = failing_before(directory.regression, step)
+            write_failing(checked, directory.regression / f"{step_name(step)}.jsonl")
+            return summary(checked, before)
+
+        return examine
+
     def _summarise(self, tokenizer: Tokenizer) -> None:
         results = [self.directory.stage(name).result() or {} for name in self.recipe.stages]
         summary = {
@@ -293,16 +359,44 @@ def refuse_existing(directory: RunDirectory) -> None:
         )
 
 
+def _way_on(recipe: Path, changes: Changes) -> str:
+    """What to do about a recipe that differs."""
+    if changes.impossible:
+        keys = ", ".join(change.key for change in changes.impossible[:3])
+        return f"{keys} cannot change in a run that has begun: choose another --name, or go on with `fledge train {recipe}`"
+    allow = " ".join(f"--allow {change.key}" for change in changes.on_request)
+    return f"go on with them: {allow}; or without them: `fledge train {recipe}`; or choose another --name"
+
+
 def _token_bytes(tokenizer: Tokenizer) -> torch.Tensor | None:
     """Bytes of each token's text, where they are fixed."""
     sizes = tokenizer.token_bytes()
     return None if sizes is None else torch.tensor(sizes, dtype=torch.float32)
 
 
-def _writer(model: Decoder, tokenizer: Tokenizer) -> Callable[[Path], None]:
-    def write(folder: Path) -> None:
+def regression_cases(recipe: Recipe) -> dict[str, list[Case]]:
+    """The regression prompts of the stages that have some. FledgeError for a file that is missing or wrong."""
+    return {
+        name: load_cases(Path(stage.regression.prompts))
+        for name, stage in recipe.stages.items()
+        if stage.regression is not None
+    }
+
+
+def _places(data: StageData) -> Callable[[int], str]:
+    """Where the row of a training example stands; what that takes is read when it is first asked."""
+
+    @cache
+    def places() -> Places:
+        return Places(data, BuildPlan.read(data.folder / "plan.json"))
+
+    return lambda example: places().example(example)
+
+
+def _writer(model: Decoder, tokenizer: Tokenizer) -> WriteModel:
+    def write(folder: Path, weights: Weights) -> None:
         stops = sorted(tokenizer.stop_ids, key=lambda token: token != tokenizer.turn_end)
-        save_model(model, folder, bos=tokenizer.document_start, eos=stops, pad=tokenizer.pad)
+        save_model(model, folder, bos=tokenizer.document_start, eos=stops, pad=tokenizer.pad, weights=weights)
         tokenizer.save(folder)
 
     return write
@@ -328,6 +422,7 @@ def _machine_line(decision: Decision) -> str:
 def dry_run(recipe: Recipe, console: Console) -> str:
     """The resolved recipe and the plan of every stage; nothing is written. FledgeError for what this machine cannot do."""
     refuse_device(recipe.machine)
+    regression_cases(recipe)
     preparation = Preparation(recipe, console.say)
     tokenizer = preparation.tokenizer()
     lines = [to_yaml(recipe).rstrip(), "", f"# tokenizer: {tokenizer.vocab_size:,} tokens"]

@@ -98,6 +98,8 @@ def measure_speed(console: Console) -> float:
 def make_recipe(world: Path, name: str, output: str, seed: int, budget: Budget) -> Recipe:
     """The recipe of the quickstart; it can be stored, changed and run like any other."""
 
+    asked = {"prompts": str(world / "prompts.yaml"), "max_new_tokens": 48}
+
     def stage(rows: str, lr: float, length: int, **more: Any) -> dict[str, Any]:
         return {
             "data": {
@@ -111,6 +113,7 @@ def make_recipe(world: Path, name: str, output: str, seed: int, budget: Budget) 
             "optimizer": {"name": "muon", "lr": lr, "betas": [0.9, 0.95], "weight_decay": 0.1},
             "schedule": {"name": "cosine", "warmup": 0.05, "min_lr": lr / 20},
             "evaluation": {"every": max(10, length // 4)},
+            **({} if rows == "pretrain" else {"regression": {**asked, "every": max(10, length // 4)}}),
             **more,
         }
 

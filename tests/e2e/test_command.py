@@ -131,7 +131,7 @@ def test_a_full_disk_stops_the_run_and_resume_goes_on(world: Path, tmp_path: Pat
     tree = tiny.tree(world, tmp_path)
     tree["stages"] = {"pretrain": tree["stages"]["pretrain"]}
     file = tiny.write(tmp_path / "r.yaml", tree)
-    refused(fledge("train", file, limit=60_000), "cannot write the checkpoint of step 3", "--resume goes on from the beginning")
+    refused(fledge("train", file, limit=60_000), "cannot write the checkpoint of step 0", "what is saved is nothing yet")
     result = fledge("train", file, "--resume")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "tiny" / "pretrain" / "done.json").exists()

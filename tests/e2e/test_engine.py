@@ -26,7 +26,7 @@ from fledge.recipe import Recipe, recipe_from_dict
 from fledge.run import Console
 from fledge.run.events import read_events
 from fledge.tokenizer import load_tokenizer
-from fledge.train.loop import Loop
+from fledge.train import learner
 from fledge.train.scaling import LossScale
 from fledge.train.update import Updater
 from tests.e2e import tiny
@@ -132,11 +132,11 @@ def test_a_run_that_halved_resumes_with_the_half(world: Path, tmp_path: Path, mo
     recipe, seen = _recipe(world, tmp_path), []
     step = Updater._step
 
-    def stop(updater: Updater, rate: float) -> Any:
+    def stop(updater: Updater, *given: Any) -> Any:
         if len(seen) == 4:
             raise KeyboardInterrupt
-        seen.append(rate)
-        return step(updater, rate)
+        seen.append(given[0])
+        return step(updater, *given)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Updater, "_step", stop)
@@ -154,9 +154,9 @@ def test_a_run_that_halved_resumes_with_the_half(world: Path, tmp_path: Path, mo
     micros: list[int] = []
     make = PackedData.batch
 
-    def noted(data: PackedData, first: int, count: int, stop: int | None = None) -> Any:
+    def noted(data: PackedData, first: int, count: int, *more: Any) -> Any:
         micros.append(count)
-        return make(data, first, count, stop)
+        return make(data, first, count, *more)
 
     monkeypatch.setattr(PackedData, "batch", noted)
     Pipeline(recipe, QUIET).run(resume=True)
@@ -216,7 +216,7 @@ def test_an_overflow_of_fp16_is_skipped_counted_and_survived(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A scale so high that the first gradients overflow, until it has come down."""
-    monkeypatch.setattr(Loop, "_loss_scale", lambda loop: LossScale(loop.device, 2.0**22))
+    monkeypatch.setattr(learner, "LossScale", lambda device: LossScale(device, 2.0**22))
     run = Pipeline(_recipe(world, tmp_path, {"precision": "fp16"}, length="14 steps"), QUIET).run()
     steps = _events(run, "step")
     skipped = [event["skipped_steps"] for event in steps]

@@ -142,7 +142,7 @@ def test_target_loss_and_patience_stop_the_stage(world: Path, tmp_path: Path) ->
 def test_keep_best_hands_on_the_best_checkpoint(world: Path, tmp_path: Path) -> None:
     tree = tiny.tree(world, tmp_path)
     sft = {**tree["stages"]["sft"], "optimizer": {"lr": 1.0}, "schedule": {"name": "constant", "warmup": 11}, "keep": "best",
-           "length": "12 steps", "evaluation": {"every": 1, "max_rows": 4}}  # fmt: skip
+           "length": "12 steps", "evaluation": {"every": 1, "max_rows": 4}, "guards": {"divergence": "ignore"}}  # fmt: skip
     tree["stages"] = {"pretrain": tree["stages"]["pretrain"], "sft": sft}
     run = Pipeline(recipe_from_dict(tree), QUIET).run()
     losses = {event["step"]: event["eval/loss"] for event in events(run, "sft", "eval")}
@@ -155,7 +155,7 @@ def test_divergence_stops_with_the_last_good_state_named(world: Path, tmp_path: 
     tree = tiny.tree(world, tmp_path)
     wild = {**tree["stages"]["pretrain"], "optimizer": {"lr": 1e30, "clip": None}, "length": "30 steps"}
     tree["stages"] = {"pretrain": wild}
-    with pytest.raises(FledgeError, match="training diverged"):
+    with pytest.raises(FledgeError, match="the gradient is not finite in 3 updates in a row; 3 roll-backs did not help"):
         Pipeline(recipe_from_dict(tree), QUIET).run()
 
 

@@ -15,7 +15,7 @@ from fledge.errors import FledgeError
 from fledge.pipeline import Pipeline
 from fledge.recipe import recipe_from_dict
 from fledge.run import Console
-from fledge.train.loop import Interrupted
+from fledge.run.stopping import Interrupted
 from fledge.train.update import Updater
 from tests.e2e import tiny
 
@@ -47,12 +47,12 @@ def test_killed_run_resumes_bit_for_bit(
 
     count, step = 0, Updater._step
 
-    def dying(updater: Updater, rate: float) -> Any:
+    def dying(updater: Updater, *given: Any) -> Any:
         nonlocal count
         count += 1
         if count == at:
             raise Killed
-        return step(updater, rate)
+        return step(updater, *given)
 
     recipe = tiny.recipe(world, tmp_path)
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -88,12 +88,12 @@ def test_every_part_of_the_engine_resumes_bit_for_bit(
         recipes.append(recipe_from_dict(tree))
     count, step = 0, Updater._step
 
-    def dying(updater: Updater, rate: float) -> Any:
+    def dying(updater: Updater, *given: Any) -> Any:
         nonlocal count
         count += 1
         if count == 5:
             raise KeyboardInterrupt
-        return step(updater, rate)
+        return step(updater, *given)
 
     whole = finals(Pipeline(recipes[0], QUIET).run(), ("pretrain",))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -107,13 +107,13 @@ def test_a_polite_signal_saves_and_the_run_goes_on(
 ) -> None:
     count, step = 0, Updater._step
 
-    def signalled(updater: Updater, rate: float) -> Any:
+    def signalled(updater: Updater, *given: Any) -> Any:
         nonlocal count
         count += 1
         if count == 5:
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(updater, rate)
+        return step(updater, *given)
 
     recipe = tiny.recipe(world, tmp_path)
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 5 of 8"):
@@ -136,15 +136,72 @@ def test_resume_falls_back_from_a_truncated_checkpoint(world: Path, finished: Pa
 def test_resume_with_another_recipe_is_refused_key_by_key(world: Path, finished: Path) -> None:
     changed = tiny.tree(world, finished.parent, seed=4)
     changed["stages"]["sft"]["optimizer"]["lr"] = 0.5
-    from fledge.recipe import recipe_from_dict
-
-    with pytest.raises(FledgeError, match=r"seed: 3 -> 4(.|\n)*stages.sft.optimizer.lr: 0.001 -> 0.5"):
+    with pytest.raises(FledgeError, match=r"seed: 3 -> 4(.|\n)*stages.sft.optimizer.lr: 0.001 -> 0.5") as caught:
         Pipeline(recipe_from_dict(changed), QUIET).run(resume=True)
+    assert (caught.value.hint or "").startswith("seed cannot change in a run that has begun")
 
 
-def test_a_finished_run_is_not_written_over(world: Path, finished: Path) -> None:
-    with pytest.raises(FledgeError, match="exists already"):
-        Pipeline(tiny.recipe(world, finished.parent), QUIET).run()
+def test_a_finished_run_is_not_repeated(world: Path, finished: Path) -> None:
+    before = finals(finished)
+    assert Pipeline(tiny.recipe(world, finished.parent), QUIET).run() == finished
+    assert finals(finished) == before
+
+
+def test_a_run_goes_on_with_what_was_allowed_and_says_so(
+    world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in SFT; then a lower rate there, another length of DPO, and more logging."""
+    step, count = Updater._step, 0
+
+    def stopping(updater: Updater, *given: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 8 + 5:
+            raise KeyboardInterrupt
+        return step(updater, *given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Updater, "_step", stopping)
+        Pipeline(tiny.recipe(world, tmp_path), QUIET).run()
+    changed = tiny.tree(world, tmp_path, logging={"every": 2})
+    changed["stages"]["sft"]["optimizer"]["lr"] = 1e-5
+    changed["stages"]["dpo"]["length"] = "3 steps"
+    key = "stages.sft.optimizer.lr"
+    with pytest.raises(FledgeError, match=r"stages.sft.optimizer.lr: 0.001 -> 1e-05") as caught:
+        Pipeline(recipe_from_dict(changed), QUIET).run()
+    assert f"--allow {key}" in (caught.value.hint or "")
+    run = Pipeline(recipe_from_dict(changed), QUIET, allow=[key]).run()
+    events = [json.loads(line) for line in (run / "sft" / "events.jsonl").read_text().splitlines()]
+    told = [event for event in events if event["kind"] == "changed"]
+    assert [event["keys"][key] for event in told] == [[0.001, 1e-05]]
+    rates = {event["step"]: event["learning_rate"] for event in events if event["kind"] == "step"}
+    assert all((rate <= 1e-5) == (number > told[0]["step"]) for number, rate in rates.items())
+    assert json.loads((run / "dpo" / "done.json").read_text())["step"] == 3
+    assert (run / "recipe.1.yaml").exists() and "lr: 1.0e-05" in (run / "recipe.yaml").read_text()
+    assert finals(run, ("pretrain",)) == finals(finished, ("pretrain",))
+
+
+def test_an_evaluation_that_is_interrupted_is_made_again(
+    world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes after step 4, within the evaluation: its figures, and the best step, are those of a whole run."""
+    from fledge.train import validation
+
+    batches, count = validation.validation_batches, 0
+
+    def signalled(*given: Any) -> Any:
+        nonlocal count
+        count += 1
+        for number, batch in enumerate(batches(*given)):
+            if count == 2 and number == 1:  # the first one is before the stage
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    recipe = tiny.recipe(world, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 4 of 8"):
+        patch.setattr(validation, "validation_batches", signalled)
+        Pipeline(recipe, QUIET).run()
+    assert finals(Pipeline(recipe, QUIET).run()) == finals(finished)
 
 
 @pytest.mark.slow

@@ -6,17 +6,33 @@ from pathlib import Path
 import pytest
 import torch
 
-from fledge.errors import FledgeError
-from fledge.train.checkpoint import TrainState, newest_checkpoint, point, prune, save_checkpoint, verify
+from fledge.train.checkpoint import (
+    CannotSave,
+    Snapshot,
+    TrainState,
+    Weights,
+    newest_checkpoint,
+    point,
+    prune,
+    save_checkpoint,
+    verify,
+)
+
+
+def snapshot(step: int) -> Snapshot:
+    return Snapshot(
+        TrainState(step=step), {"model": {"w": torch.full([4], float(step))}}, {"p.step": torch.tensor(float(step))}
+    )
+
+
+def write_model(path: Path, weights: Weights) -> None:
+    path.mkdir()
+    (path / "weights").write_bytes(bytes(range(256)) * 40)
 
 
 def save(folder: Path, step: int) -> Path:
-    def model(path: Path) -> None:
-        (path / "model").mkdir()
-        (path / "model" / "weights").write_bytes(bytes(range(256)) * 40)
-
     folder.mkdir(exist_ok=True)
-    return save_checkpoint(folder, TrainState(step=step), model, {"p.step": torch.tensor(float(step))})[0]
+    return save_checkpoint(folder, snapshot(step), write_model)[0]
 
 
 def test_what_was_saved_verifies_and_carries_its_state(tmp_path: Path) -> None:
@@ -51,12 +67,13 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, damage: s
 def test_a_save_that_fails_leaves_the_one_before_untouched(tmp_path: Path) -> None:
     good = save(tmp_path / "c", 1)
 
-    def full_disk(path: Path) -> None:
+    def full_disk(path: Path, weights: Weights) -> None:
+        path.mkdir()
         (path / "half").write_bytes(b"x")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(FledgeError, match=r"No space left on device(.|\n)*goes on from step 1"):
-        save_checkpoint(tmp_path / "c", TrainState(step=2), full_disk, {})
+    with pytest.raises(CannotSave, match=r"No space left on device(.|\n)*what is saved is step 1"):
+        save_checkpoint(tmp_path / "c", snapshot(2), full_disk)
     assert [path.name for path in (tmp_path / "c").iterdir()] == [good.name]
     assert verify(good) is None
 

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -185,7 +186,7 @@ def test_resources_are_time_by_phase_throughput_memory_and_the_share_of_the_peak
     update = replace(update, clock=clock)
     cost, window = Cost(model.config, model.vocab_size), update.window
     state = _state(update, step=10, seconds=20.0, tokens=1000)
-    values = resource_values(update, state, 40, 14.0, {"save": 1.5}, cost, 40, 1e6)
+    values = resource_values(update, state, 40, 14.0, {"save": 1.5}, cost, 40, 1e6, Path("."))
     phases = {"data": 0.5, "forward": 1.0, "backward": 2.0, "optimizer": 0.5, "save": 1.5}
     assert values["phases"] == phases and values["seconds"] == 20 and values["step_seconds"] == 6
     assert values["tokens_per_second"] == 50 and values["eta_seconds"] == 60
@@ -194,7 +195,7 @@ def test_resources_are_time_by_phase_throughput_memory_and_the_share_of_the_peak
     body, head = 6 * matrices + 3 * 4 * 2 * 32 * 40 / 2, 6 * model.head_weight.numel()
     flops = window.tokens * body + window.supervised * head
     assert values["mfu"] == pytest.approx(flops / 4 / 1e6, abs=1e-4)
-    assert "mfu" not in resource_values(update, state, 40, 14.0, {}, cost, 40, 0.0)
+    assert "mfu" not in resource_values(update, state, 40, 14.0, {}, cost, 40, 0.0, Path("."))
     json.dumps(values, allow_nan=False)
 
 
@@ -202,7 +203,7 @@ def test_memory_is_what_the_process_holds_and_the_peak_is_not_below_it() -> None
     update, _, model = _update()
     ballast = np.ones(30 << 20, np.uint8)
     held = memory_bytes()
-    values = resource_values(update, _state(update), 2, 0.0, {}, Cost(model.config, 97), 40, 0.0)
+    values = resource_values(update, _state(update), 2, 0.0, {}, Cost(model.config, 97), 40, 0.0, Path("."))
     assert values["memory_bytes"] == pytest.approx(held, rel=0.05)
     assert values["memory_bytes"] >= ballast.nbytes
     assert values["peak_memory_bytes"] >= 0.98 * values["memory_bytes"]

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledge.data import Batch, PackedData
+from fledge.data import Batch, PackedData, Skipped
 from fledge.data.mixing import Mixture, Quota
 from fledge.train.feed import Feed, Window
 from fledge.train.length import Extent
@@ -32,12 +32,12 @@ class Watched(PackedData):
     fails_at: int | None = None
     seconds = 0.0
 
-    def batch(self, first: int, count: int, stop: int | None = None) -> Batch:
+    def batch(self, first: int, count: int, stop: int | None = None, skipped: Skipped = ()) -> Batch:
         self.asked.append((threading.current_thread().name, first))
         time.sleep(self.seconds)
         if self.fails_at is not None and first >= self.fails_at:
             raise OSError("the file is gone")
-        return super().batch(first, count, stop)
+        return super().batch(first, count, stop, skipped)
 
 
 def _data() -> PackedData:

@@ -1,6 +1,6 @@
 """From files to batches: row -> item -> example -> packed row -> batch, with a ledger of every row."""
 
-from fledge.data.batches import Batch, PackedData
+from fledge.data.batches import Batch, PackedData, Skipped, passed_over
 from fledge.data.building.build import Collected, collect, encode, texts
 from fledge.data.building.folder import is_complete
 from fledge.data.building.opening import StageData, open_built
@@ -16,10 +16,12 @@ __all__ = [
     "Ledger",
     "PackedData",
     "Preference",
+    "Skipped",
     "StageData",
     "collect",
     "encode",
     "is_complete",
     "open_built",
+    "passed_over",
     "texts",
 ]

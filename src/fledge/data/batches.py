@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # torch is imported where a batch is made: workers that only 
     from torch import Tensor
 
 
+Skipped = Sequence[Sequence[int]]
 COUNTED = ("weight", "supervised", "filled")
 
 
@@ -80,6 +81,15 @@ class Batch:
     def filled(self) -> int:
         """Positions that are not padding."""
         return int((self.documents > 0).sum())
+
+
+def passed_over(place: int, skipped: Skipped) -> int:
+    """The place in the whole stream of the row that is number `place` of what is left when (first, count) of each of
+    `skipped` are left out."""
+    for first, count in sorted(map(tuple, skipped)):
+        if first <= place:
+            place += count
+    return place
 
 
 class PackedData:
@@ -217,14 +227,15 @@ class PackedData:
 
     # -- batches ----------------------------------------------------------------------------------------------------
 
-    def batch(self, first: int, count: int, stop: int | None = None) -> Batch:
-        """Rows `first … first+count` of the endless stream of epochs; rows from `stop` on stay empty (weight 0)."""
+    def batch(self, first: int, count: int, stop: int | None = None, skipped: Skipped = ()) -> Batch:
+        """Rows `first … first+count` of the endless stream of epochs without what is `skipped` of it; rows from `stop` on stay
+        empty (weight 0)."""
         chosen: list[tuple[Rows, int] | None] = []
         for place in range(first, first + count):
             if stop is not None and place >= stop:
                 chosen.append(None)
             else:
-                epoch, index = self._locate(place)
+                epoch, index = self._locate(passed_over(place, skipped))
                 rows, order = self.epoch(epoch)
                 chosen.append((rows, int(order[index])))
         return self._assemble(chosen)

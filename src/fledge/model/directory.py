@@ -6,6 +6,7 @@ transformers has, these compute what `experts.py` does. In the files each expert
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
 from fledge.recipe.schema import ModelConfig, MoeConfig
+from fledge.run.directory import write_checked
 
 
 @dataclass(frozen=True)
@@ -108,21 +110,41 @@ def _own_keys(config: ModelConfig) -> dict[str, Any]:
     return own
 
 
-def save_model(model: Decoder, folder: Path, *, bos: int | None, eos: list[int], pad: int) -> None:
-    """Write config.json, generation_config.json and model.safetensors (float32)."""
+def save_model(
+    model: Decoder, folder: Path, *, bos: int | None, eos: list[int], pad: int, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write config.json, generation_config.json and model.safetensors (float32): the model's own weights, or those of
+    another state_dict of it."""
     folder.mkdir(parents=True, exist_ok=True)
     config = hf_config(model, bos, eos, pad)
-    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    write_checked(folder / "config.json", json.dumps(config, indent=1))
     generation = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=1), encoding="utf-8")
-    tensors = {name: tensor.contiguous() for name, tensor in _as_files(model).items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_checked(folder / "generation_config.json", json.dumps(generation, indent=1))
+    tensors = _as_files(model.state_dict() if weights is None else weights)
+    write_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
 
 
-def _as_files(model: Decoder) -> dict[str, Tensor]:
-    """The model's tensors under the names of the files; matrices of experts are slices of their stack."""
+def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write a safetensors file, and read it back: OSError where the disk has not kept what was written."""
+    save_file(tensors, file, metadata={"format": "pt"})
+    try:
+        with safe_open(file, framework="pt") as written:
+            same = all(torch.equal(_bytes(written.get_tensor(name)), _bytes(tensor)) for name, tensor in tensors.items())
+    except SafetensorError as error:
+        raise OSError(f"{file.name} cannot be read back: {error}") from error
+    if not same:
+        raise OSError(f"{file.name} reads back otherwise than it was written")
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """As they are stored: NaN is not equal to itself, its bytes are."""
+    return tensor.cpu().reshape(-1).view(torch.uint8)
+
+
+def _as_files(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a state_dict under the names of the files; matrices of experts are slices of their stack."""
     named: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in weights.items():
         full = name if name.startswith("lm_head.") else f"model.{name}"
         if stack := STACKED.fullmatch(full):
             for expert, matrix in enumerate(tensor):
@@ -246,7 +268,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Decode
     folder = Path(folder)
     config, vocab_size = read_config(folder)
     model = Decoder(config, vocab_size)
-    wanted = _as_files(model)
+    wanted = _as_files(model.state_dict())
     surplus = []
     for shard in _shards(folder):
         if not shard.exists():

@@ -94,7 +94,8 @@ AnyStage = PretrainStage | SftStage | PreferenceStage
 
 def as_begun(stage: AnyStage, before: dict[str, Any]) -> AnyStage:
     """A stage with the numbers that were chosen for it when it began, from its plan.json."""
-    micro, rows, optimizer = before["micro_rows"], before["effective_batch_rows"], stage.optimizer
+    rows, optimizer = before["effective_batch_rows"], stage.optimizer
+    micro = before["micro_rows"] if stage.batch.micro == "auto" else stage.batch.micro
     chosen = {"lr": before["learning_rate"], "betas": tuple(before["betas"]), "weight_decay": before["weight_decay"]}
     batch = stage.batch.model_copy(update={"micro": micro, "accumulation": rows // micro, "tokens": None})
     optimizer = optimizer.model_copy(update={key: chosen[key] for key in optimizer.automatic})

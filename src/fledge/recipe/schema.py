@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from fledge.recipe.sections.alerts import AlertsConfig, WebhookConfig
 from fledge.recipe.sections.base import Positive, Section, Share
 from fledge.recipe.sections.data import AugmentConfig, CleanConfig, Column, DataConfig, Role, Source, Sources, one_source
 from fledge.recipe.sections.engine import (
@@ -23,10 +24,12 @@ from fledge.recipe.sections.engine import (
     ScheduleConfig,
     SftOptimizer,
 )
+from fledge.recipe.sections.guards import GuardsConfig
 from fledge.recipe.sections.model import ModelConfig, MoeConfig, TokenizerConfig
 from fledge.recipe.units import Length
 
 __all__ = [
+    "AlertsConfig",
     "AugmentConfig",
     "AveragingConfig",
     "BatchConfig",
@@ -37,6 +40,7 @@ __all__ = [
     "DataConfig",
     "EarlyStopConfig",
     "EvaluationConfig",
+    "GuardsConfig",
     "LoggingConfig",
     "MachineConfig",
     "ModelConfig",
@@ -47,6 +51,7 @@ __all__ = [
     "PretrainOptimizer",
     "PretrainStage",
     "Recipe",
+    "RegressionConfig",
     "Role",
     "SamplesConfig",
     "ScheduleConfig",
@@ -58,6 +63,7 @@ __all__ = [
     "Stage",
     "StageBase",
     "TokenizerConfig",
+    "WebhookConfig",
 ]
 
 
@@ -83,6 +89,14 @@ class EarlyStopConfig(Section):
     target_loss: Annotated[float, Field(gt=0)] | None = None
 
 
+class RegressionConfig(Section):
+    """Fixed prompts with rules for their answers, asked while a stage trains; see docs/evaluation.md."""
+
+    prompts: str = Field(description="YAML file of cases")
+    every: Positive | None = Field(default=None, description="steps between examinations; null: only when the stage ends")
+    max_new_tokens: Positive = 128
+
+
 class StageBase(Section):
     """What every stage has."""
 
@@ -96,6 +110,8 @@ class StageBase(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     early_stop: EarlyStopConfig = EarlyStopConfig()
+    guards: GuardsConfig = GuardsConfig()
+    regression: RegressionConfig | None = None
     keep: Literal["last", "best"] = Field(default="last", description="which checkpoint the next stage starts from")
 
     @field_validator("length")
@@ -175,6 +191,7 @@ class Recipe(Section):
     stages: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Stage]
     samples: SamplesConfig = SamplesConfig()
     logging: LoggingConfig = LoggingConfig()
+    alerts: AlertsConfig = AlertsConfig()
 
     @field_validator("stages")
     @classmethod

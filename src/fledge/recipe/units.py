@@ -49,6 +49,20 @@ def memory_size(value: object) -> object:
     return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
 
 
+_TIME = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*(s|min|h|d)\s*$")
+_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+
+
+def time_span(value: object) -> object:
+    """`90 min` -> 5400.0 seconds, `8 h` -> 28800.0; everything else stays as it is."""
+    if not isinstance(value, str):
+        return value
+    match = _TIME.match(value)
+    if not match:
+        raise ValueError(f"cannot read the time '{value}': write '90 min', '8 h' or '2 d'")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
 def share(value: object) -> object:
     """`5%` -> 0.05; everything else stays as it is."""
     if isinstance(value, str) and value.strip().endswith("%"):

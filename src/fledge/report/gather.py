@@ -164,10 +164,10 @@ def read_stage(reader: Reader, name: str) -> Stage:
 
 
 def read_events(rows: list[dict[str, object]]) -> Events:
-    def of(kind: str) -> tuple[Mapping[str, object], ...]:
-        return tuple(row for row in rows if row.get("kind") == kind)
+    def of(*kinds: str) -> tuple[Mapping[str, object], ...]:
+        return tuple(row for row in rows if row.get("kind") in kinds)
 
-    return Events(of("step"), of("resource"), of("eval"), of("checkpoint"), of("alert"), of("stop"))
+    return Events(of("step"), of("resource"), of("eval"), of("checkpoint"), of("alert", "guard"), of("stop"))
 
 
 def read_evaluation(row: Mapping[str, object] | None) -> Evaluation | None:

@@ -26,6 +26,17 @@ def write_text(path: Path, text: str) -> None:
         raise FledgeError(f"cannot write: {error.strerror}", where=str(path), hint="free some space or set output") from None
 
 
+def write_checked(path: Path, text: str) -> None:
+    """Write a file of something that is made whole elsewhere, and read it back: OSError where the disk has not kept it."""
+    path.write_text(text, encoding="utf-8")
+    try:
+        kept = path.read_bytes() == text.encode("utf-8")
+    except FileNotFoundError:
+        kept = False
+    if not kept:
+        raise OSError(f"{path.name} reads back otherwise than it was written")
+
+
 def write_json(path: Path, value: Any) -> None:
     """JSON, readable, in one piece."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=True) + "\n")
@@ -68,6 +79,11 @@ class StageDirectory:
     @property
     def evaluations(self) -> Path:
         return self.root / "eval"
+
+    @property
+    def regression(self) -> Path:
+        """Failing regression prompts, a file for each examination."""
+        return self.root / "regression"
 
     def result(self) -> dict[str, Any] | None:
         """The stage's result, or None while it is not finished."""

@@ -27,22 +27,38 @@ class EventLog:
     """Appends events. Opened at a step, it first cuts away what a killed process wrote after that step."""
 
     def __init__(self, path: Path, step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [event for event in read_events(path) if event.get("step", 0) <= step] if step else []
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_text("".join(_line(event) for event in kept), encoding="utf-8")
-        beside.replace(path)
         self.path = path
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.kept, _ = self._cut(step)
 
-    def write(self, kind: str, step: int, **values: Any) -> None:
-        """One event."""
+    def _cut(self, step: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Leave what was written up to a step, and open the rest of the file; returns both parts."""
+        kept, gone = [], []
+        for event in read_events(self.path):
+            (kept if step and event.get("step", 0) <= step else gone).append(event)
+        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        beside.write_text("".join(_line(event) for event in kept), encoding="utf-8")
+        beside.replace(self.path)
+        self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        return kept, gone
+
+    def rewind(self, step: int, aside: Path) -> list[dict[str, Any]]:
+        """Go back to a step: what was written after it is moved into a file of its own. Returns what is left."""
+        self._file.close()
+        kept, gone = self._cut(step)
+        aside.write_text("".join(_line(event) for event in gone), encoding="utf-8")
+        return kept
+
+    def write(self, kind: str, step: int, **values: Any) -> dict[str, Any]:
+        """One event; returns it as it will be read."""
+        event = finite({"kind": kind, "step": step, **values})
         try:
-            self._file.write(_line({"kind": kind, "step": step, **values}))
+            self._file.write(_line(event))
         except OSError as error:
             raise FledgeError(
                 f"cannot write: {error.strerror}", where=str(self.path), hint="free some space, then --resume"
             ) from None
+        return event
 
     def close(self) -> None:
         """Flush and close."""
@@ -50,7 +66,7 @@ class EventLog:
 
 
 def _line(event: dict[str, Any]) -> str:
-    return json.dumps(finite(event), ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def finite(value: Any) -> Any:

@@ -13,6 +13,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Core
 
 from fledge.errors import FledgeError
+from fledge.run.directory import write_checked
 from fledge.tokenizer.template import CHATML, NATIVE, ChatTemplate, Message, Piece
 
 PAD_CANDIDATES = ("<pad>", "<|pad|>", "<|endoftext|>", "</s>")
@@ -290,9 +291,9 @@ class Tokenizer:
                 "document_end": self.eos,
             },
         }
-        (folder / "tokenizer.json").write_text(self.core.to_str(pretty=False), encoding="utf-8")
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, ensure_ascii=False, indent=1), encoding="utf-8")
-        (folder / "chat_template.jinja").write_text(self.template.jinja, encoding="utf-8")
+        write_checked(folder / "tokenizer.json", self.core.to_str(pretty=False))
+        write_checked(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=1))
+        write_checked(folder / "chat_template.jinja", self.template.jinja)
 
 
 def _text_of(token: object) -> str | None:

@@ -7,24 +7,32 @@ and renamed, so a kill or a full disk at any moment leaves the one before it unt
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import xxhash
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fledge.errors import FledgeError
+from fledge.model.directory import write_tensors
+from fledge.run.directory import write_checked
 
 FORMAT = 1
+SPARE = 2**22  # bytes on the disk beside the tensors
+WRITING, REPLACED = ".writing-", ".replaced-"  # what is not whole yet, what is about to go
+Weights = dict[str, Tensor]
+WriteModel = Callable[[Path, Weights], None]
 
 
 @dataclass
 class TrainState:
     """Where training is. Everything random is a function of (seed, step), so there is no generator to save.
 
-    `micro` is set where memory ran out and micro-batches became smaller; `scale` is the loss scale of fp16.
+    `evaluated` and `examined` are the steps of the last evaluation and of the last regression prompts. `micro` is set where
+    memory ran out and micro-batches became smaller; `scale` is the loss scale of fp16. After roll-backs, `skipped_rows` are
+    [first, count] of the stream of rows that are passed over, and `lr_factor` multiplies the learning rate.
     """
 
     step: int = 0
@@ -35,10 +43,15 @@ class TrainState:
     micro: int | None = None
     scale: dict[str, float] | None = None
     seconds: float = 0.0
+    evaluated: int = 0
+    examined: int = 0
     best_loss: float | None = None
     best_step: int | None = None
     evaluations_without_gain: int = 0
     stop: str | None = None
+    skipped_rows: list[list[int]] = field(default_factory=list)
+    lr_factor: float = 1.0
+    rollbacks: int = 0
 
 
 def step_name(step: int) -> str:
@@ -62,42 +75,75 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def save_checkpoint(
-    folder: Path, state: TrainState, write_models: Callable[[Path], None], tensors: dict[str, Tensor]
-) -> tuple[Path, int]:
-    """Write one checkpoint; returns its path and size in bytes. `write_models` writes `model/` (and what else is to be used)
-    into a folder. FledgeError if the disk refuses, with nothing lost."""
-    target, beside = folder / step_name(state.step), folder / f".writing-{step_name(state.step)}"
+@dataclass(frozen=True)
+class Snapshot:
+    """A moment of training, copied, so that training may go on while it is written. `models` are weights by the name of
+    their folder: `model`, to go on from, and `averaged`, to use, where weights are averaged."""
+
+    state: TrainState
+    models: dict[str, Weights]
+    tensors: Weights
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors."""
+        return sum(tensor.nbytes for weights in (*self.models.values(), self.tensors) for tensor in weights.values())
+
+
+class CannotSave(FledgeError):
+    """A checkpoint could not be written; those before it are untouched."""
+
+
+def copied(tensors: Mapping[str, Tensor]) -> Weights:
+    """In main memory, apart from the originals."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+def save_checkpoint(folder: Path, snapshot: Snapshot, write_model: WriteModel) -> tuple[Path, int]:
+    """Write one checkpoint and read its tensors back; returns its path and size in bytes. `write_model` writes a model
+    directory. CannotSave where the disk refuses, or has not kept what was written, with nothing lost."""
+    step = snapshot.state.step
+    target, beside = folder / step_name(step), folder / f"{WRITING}{step_name(step)}"
     try:
         shutil.rmtree(beside, ignore_errors=True)
         (beside / "state").mkdir(parents=True)
-        write_models(beside)
-        save_file(tensors, beside / "state" / "optimizer.safetensors")
-        (beside / "state" / "trainer.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+        _refuse_small_disk(folder, snapshot.bytes)
+        for name, weights in snapshot.models.items():
+            write_model(beside / name, weights)
+        write_tensors(snapshot.tensors, beside / "state" / "optimizer.safetensors")
+        write_checked(beside / "state" / "trainer.json", json.dumps(asdict(snapshot.state), indent=1))
         files = sorted(path for path in beside.rglob("*") if path.is_file())
-        entries = {str(path.relative_to(beside)): {"bytes": path.stat().st_size, "xxh3": _hash(path)} for path in files}
         for path in files:
             _sync(path)
+        entries = {str(path.relative_to(beside)): {"bytes": path.stat().st_size, "xxh3": _hash(path)} for path in files}
         manifest = beside / "manifest.json"
-        manifest.write_text(json.dumps({"format": FORMAT, "step": state.step, "files": entries}, indent=1), encoding="utf-8")
-        _sync(manifest)
-        _sync(beside)
+        write_checked(manifest, json.dumps({"format": FORMAT, "step": step, "files": entries}, indent=1))
+        for place in (manifest, *{path.parent for path in files}, beside):
+            _sync(place)
         if target.exists():
-            shutil.rmtree(target)
+            target.replace(folder / f"{REPLACED}{step_name(step)}")
         beside.replace(target)
         _sync(folder)
     except Exception as error:  # safetensors wraps the system's error in its own
         shutil.rmtree(beside, ignore_errors=True)
-        if isinstance(error, FledgeError):
-            raise
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = error.what if isinstance(error, FledgeError) else getattr(error, "strerror", None) or str(error)
         kept = newest_checkpoint(folder)
-        raise FledgeError(
-            f"cannot write the checkpoint of step {state.step:,}: {reason}",
+        raise CannotSave(
+            f"cannot write the checkpoint of step {step:,}: {reason}",
             where=str(folder),
-            hint=f"free some space, then --resume goes on from {'step ' + str(kept[1].step) if kept else 'the beginning'}",
+            hint=f"free some space, then go on with the same command; what is saved is {_named(kept)}",
         ) from error
     return target, sum(entry["bytes"] for entry in entries.values())
+
+
+def _named(kept: tuple[Path, TrainState] | None) -> str:
+    return "nothing yet" if kept is None else f"step {kept[1].step:,}"
+
+
+def _refuse_small_disk(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE:
+        raise FledgeError(f"it takes {needed / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are free")
 
 
 def point(folder: Path, name: str, target: Path) -> None:
@@ -127,9 +173,14 @@ def verify(path: Path) -> str | None:
     return None
 
 
-def newest_checkpoint(folder: Path, refused: Callable[[Path, str], None] | None = None) -> tuple[Path, TrainState] | None:
-    """The newest checkpoint that verifies; those that do not are reported to `refused` and passed over."""
+def newest_checkpoint(
+    folder: Path, refused: Callable[[Path, str], None] | None = None, before: int | None = None
+) -> tuple[Path, TrainState] | None:
+    """The newest checkpoint (of a step below `before`) that verifies; those that do not are reported to `refused` and
+    passed over."""
     for path in sorted(folder.glob("step-*"), reverse=True):
+        if before is not None and path.name >= step_name(before):
+            continue
         problem = verify(path)
         if problem is None:
             state = json.loads((path / "state" / "trainer.json").read_text(encoding="utf-8"))
@@ -137,6 +188,16 @@ def newest_checkpoint(folder: Path, refused: Callable[[Path, str], None] | None 
         if refused:
             refused(path, problem)
     return None
+
+
+def last_good(folder: Path, since: int) -> tuple[Path, TrainState] | None:
+    """The newest whole checkpoint from before update number `since`; where all of those are gone, the oldest one."""
+    found = newest_checkpoint(folder, before=since)
+    for path in sorted(folder.glob("step-*")) if found is None else ():
+        found = newest_checkpoint(folder, before=int(path.name.removeprefix("step-")) + 1)
+        if found is not None:
+            break
+    return found
 
 
 def optimizer_file(path: Path) -> dict[str, Tensor]:
@@ -156,5 +217,6 @@ def prune(folder: Path, keep: int, best_step: int | None, step: int) -> None:
     for path in paths:
         if path.name not in kept:
             shutil.rmtree(path)
-    for path in folder.glob(".writing-*"):
-        shutil.rmtree(path, ignore_errors=True)
+    for mark in (WRITING, REPLACED):
+        for path in folder.glob(f"{mark}*"):
+            shutil.rmtree(path, ignore_errors=True)

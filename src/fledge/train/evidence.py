@@ -5,6 +5,8 @@ run to run.
 """
 
 import math
+import shutil
+from pathlib import Path
 from typing import Any
 
 from fledge.model.cost import Cost
@@ -72,12 +74,21 @@ def _routing(update: Update) -> dict[str, Any]:
 
 
 def resource_values(
-    update: Update, state: TrainState, steps: int, before: float, spent: dict[str, float], cost: Cost, context: int, peak: float
+    update: Update,
+    state: TrainState,
+    steps: int,
+    before: float,
+    spent: dict[str, float],
+    cost: Cost,
+    context: int,
+    peak: float,
+    folder: Path,
 ) -> dict[str, Any]:
     """The `resource` event: time by phase, throughput, memory, and the share of the device's measured matmul peak (MFU).
 
     `before` is the stage's clock at the record before, `spent` what evaluating and saving took since; `peak` in FLOP/s, 0
-    where it was not measured. MFU counts what the update had to compute: the head only where something is supervised.
+    where it was not measured; `folder` is where the run is kept. MFU counts what the update had to compute: the head only
+    where something is supervised.
     """
     device = update.norm.device.type
     phases = update.clock.seconds()
@@ -91,6 +102,7 @@ def resource_values(
         "step_tokens_per_second": round(window.tokens / busy, 1) if busy else None,
         "memory_bytes": (held := memory_bytes(device)),
         "peak_memory_bytes": max(held, peak_memory_bytes(device)),
+        "disk_free_bytes": shutil.disk_usage(folder).free,
         "eta_seconds": state.seconds / state.step * (steps - state.step),
     }
     if peak and busy:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fledge.data import Batch, PackedData
+from fledge.data import Batch, PackedData, Skipped, passed_over
 from fledge.errors import FledgeError
 from fledge.train.length import Extent
 
@@ -32,11 +32,17 @@ class Feed:
     """The windows of a stage in order. `micro` rows make one batch; the window's rows do not depend on it."""
 
     def __init__(
-        self, data: PackedData, extent: Extent, micro: int, weigh: Callable[[Batch], float], device: torch.device
+        self,
+        data: PackedData,
+        extent: Extent,
+        micro: int,
+        weigh: Callable[[Batch], float],
+        device: torch.device,
     ) -> None:
         self.data, self.extent, self.micro, self.weigh, self.device = data, extent, micro, weigh, device
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fledge-data")
         self._ahead: tuple[int, int, Future[Window]] | None = None
+        self.skipped: Skipped = ()
 
     def window(self, step: int) -> tuple[Window, float]:
         """The window of a step, and the seconds that were spent waiting for it."""
@@ -49,9 +55,22 @@ class Feed:
             self._ahead = (step + 1, self.micro, self._thread.submit(self._make, step + 1, self.micro))
         return window, time.perf_counter() - started
 
+    def skip(self, skipped: Skipped) -> None:
+        """From now on pass over these rows, (first, count) each, of the stream; what is made already is dropped."""
+        self.skipped, self._ahead = [list(part) for part in skipped], None
+
+    def rows(self, step: int) -> list[int]:
+        """Places in the stream of the rows of a window."""
+        first, stop = self.extent.first_row(step), min(self.extent.first_row(step + 1), self.extent.rows)
+        return [passed_over(place, self.skipped) for place in range(first, stop)]
+
+    def window_again(self, step: int) -> Window:
+        """The window of a step that was made before, or is still to come; what is made ahead stays."""
+        return self._thread.submit(self._make, step, self.micro).result()
+
     def _make(self, step: int, micro: int) -> Window:
         first, stop = self.extent.first_row(step), min(self.extent.first_row(step + 1), self.extent.rows)
-        made = [self.data.batch(place, micro, stop) for place in range(first, stop, micro)]
+        made = [self.data.batch(place, micro, stop, self.skipped) for place in range(first, stop, micro)]
         batches = tuple(batch for batch in made if batch.supervised)
         if not batches:
             raise FledgeError(f"the {len(made)} micro-batches of step {step:,} hold nothing to learn from", where="batch")
@@ -65,7 +84,7 @@ class Feed:
             sum(batch.filled for batch in made),
             sum(batch.supervised for batch in made),
             tuple(by_source),
-            self.data.epochs_at(stop),
+            self.data.epochs_at(passed_over(stop - 1, self.skipped) + 1),
         )
 
     def close(self) -> None:

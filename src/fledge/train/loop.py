@@ -5,11 +5,9 @@ run resumed from any checkpoint goes on exactly as the one that was never interr
 """
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +21,27 @@ from fledge.model.decoder import Decoder
 from fledge.model.experts import update_biases
 from fledge.objective import LanguageObjective, PreferenceObjective
 from fledge.recipe.schema import PreferenceStage, PretrainStage, SftStage
-from fledge.run import Console, EventLog, StageDirectory
-from fledge.run.console import Progress, duration, step_line
+from fledge.run import Console, StageDirectory
+from fledge.run.alerts import Alerts
+from fledge.run.console import Progress, step_line
 from fledge.run.startup import Startup
-from fledge.train.averaging import COUNT, PREFIX, Average
-from fledge.train.checkpoint import (
-    TrainState,
-    newest_checkpoint,
-    optimizer_file,
-    point,
-    prune,
-    save_checkpoint,
-    step_name,
-)
+from fledge.run.stopping import Interrupted, Stopping
+from fledge.train.checkpoint import TrainState, WriteModel, last_good, newest_checkpoint
 from fledge.train.evidence import resource_values, step_values
 from fledge.train.feed import Feed
+from fledge.train.guards import Verdict
+from fledge.train.journal import Journal
+from fledge.train.learner import Learner
 from fledge.train.length import Extent
 from fledge.train.machine import Decision
-from fledge.train.optimizer import build_optimizers, optimizer_tensors, restore_optimizers
-from fledge.train.scaling import LossScale
+from fledge.train.saving import Saved, Saver
 from fledge.train.schedule import learning_rate
-from fledge.train.update import OutOfMemory, Update, Updater
+from fledge.train.suspects import suspects
+from fledge.train.update import Abandoned, OutOfMemory, Update, Updater
 from fledge.train.validation import validate
 
+BY_ROWS = ("non_finite", "grad_spike", "loss_spike")  # rules whose cause may lie in the rows of one update
 EVALUATIONS = 10  # of a stage, where the recipe does not say
-SMALLEST_SCALE = 2.0**-10  # of fp16's loss: below, it is not overflow but divergence
-MANY_OVERFLOWS = 10
 Objective = LanguageObjective | PreferenceObjective
 
 
@@ -65,16 +58,17 @@ class Work:
     extent: Extent
     decision: Decision
     directory: StageDirectory
-    write_model: Callable[[Path], None]
+    write_model: WriteModel
+    stopping: Stopping
     seed: int
     log_every: int
     tensorboard: bool
+    where: Callable[[int], str]  # FILE:LINE of a training example
+    alerts: Alerts | None = None
+    examine: Callable[[int], dict[str, Any]] | None = None  # regression prompts after so many steps, see `evaluate.regression`
     token_bytes: Tensor | None = None  # [V], for bits per byte
     ready: Callable[[], Startup | None] = lambda: None  # where the time before the first step went, if it is to be told
-
-
-class Interrupted(FledgeError):
-    """Somebody asked the run to stop; its state is saved."""
+    changed: dict[str, list[Any]] = field(default_factory=dict)  # keys of the recipe: what a resumed run had and has
 
 
 class Loop:
@@ -82,73 +76,74 @@ class Loop:
 
     def __init__(self, work: Work, console: Console) -> None:
         self.work, self.console = work, console
-        self.optimizers = build_optimizers(work.model, work.stage.optimizer)
-        self.average = Average(work.model, work.stage.averaging, work.extent.steps) if work.stage.averaging.decay else None
-        self.cost = Cost(work.model.config, work.model.vocab_size)
         self.device = torch.device(work.decision.device)
+        self.cost = Cost(work.model.config, work.model.vocab_size)
+        self.learner = Learner(work.model, work.stage, work.extent.steps, self.device, work.decision.precision)
+        self.saver = Saver(work.directory.checkpoints, work.stage.checkpoint.keep, work.write_model)
         self.state = TrainState(by_source=[0] * len(work.train.sources))
         self.every = work.stage.evaluation.every or max(1, math.ceil(work.extent.steps / EVALUATIONS))
         self.save_every = work.stage.checkpoint.every or self.every
-        self._saved: int | None = None
+        self._kept: tuple[int, int, int] | None = None  # step, evaluated and examined step of the newest checkpoint
         self._pending: tuple[Update, Progress] | None = None
         self._spent: dict[str, float] = {}
-        self._overflows = 0
-        self._asked_to_stop = False
         self._started = time.monotonic()
 
     def run(self) -> TrainState:
         """Train to the end of the stage; returns its last state. Raises Interrupted after a polite signal."""
-        self._restore()
-        work, steps, start = self.work, self.work.extent.steps, self.state.step
-        self._started = time.monotonic() - self.state.seconds
-        self.updater = Updater(
-            work.model, work.objective, self.optimizers, work.stage.optimizer.clip, work.seed, self._loss_scale()
-        )
-        micro = self.state.micro or work.stage.batch.rows
-        self.feed = Feed(work.train, work.extent, micro, work.objective.weight, self.device)
-        self.events = EventLog(work.directory.events, start)
-        self.board = self._board()
-        if start == 0:
-            self.events.write("start", 0, steps=steps, rows=work.extent.rows)
-        work.model.train()
-        try:
-            with self._signals(), self.console.progress("step", steps, start, work.log_every) as progress:
-                while self.state.step < steps and self.state.stop is None:
-                    self._step(progress)
-                    self._after_step()
-                    if self._asked_to_stop:
-                        self._save()
-                        raise Interrupted(
-                            f"stopped on request after step {self.state.step:,} of {steps:,}; the state is saved",
-                            hint="go on with --resume",
-                        )
-        finally:
-            self.feed.close()
-            self.events.close()
-            if self.board:
-                self.board.close()
+        work = self.work
+        with work.stopping.held():
+            self._restore()
+            steps, start = work.extent.steps, self.state.step
+            self._started = time.monotonic() - self.state.seconds
+            self.updater = Updater(
+                work.model, work.objective, self.learner.optimizers, work.stage.optimizer.clip, work.seed, self.learner.scale,
+                self._asked_to_stop,
+            )  # fmt: skip
+            micro = self.state.micro or work.stage.batch.rows
+            self.feed = Feed(work.train, work.extent, micro, work.objective.weight, self.device)
+            self.feed.skip(self.state.skipped_rows)
+            self.journal = Journal(
+                work.directory, start, work.stage.guards, self.console, work.tensorboard, work.alerts
+            )  # fmt: skip
+            if start == 0:
+                self.journal.write("start", 0, steps=steps, rows=work.extent.rows)
+            if work.changed:
+                self.journal.write("changed", start, keys=work.changed)
+            work.model.train()
+            try:
+                with self.console.progress("step", steps, start, work.log_every) as progress:
+                    self._go(progress)
+            finally:
+                self.saver.close()
+                self.feed.close()
+                self.journal.close()
         return self.state
 
-    def _loss_scale(self) -> LossScale | None:
-        if self.work.decision.precision != "fp16":
-            return None
-        saved = self.state.scale
-        if saved is None:
-            return LossScale(self.device)
-        return LossScale(self.device, saved["scale"], int(saved["good"]), int(saved["skipped"]))
+    def _go(self, progress: Progress) -> None:
+        """Between two steps: evaluate and save where it is time, stop where it is asked; then the next step."""
+        while True:
+            self._look_back()
+            if self.state.step == self.work.extent.steps or self.state.stop is not None:
+                break
+            if self._asked_to_stop():
+                self._stop_on_request()
+            try:
+                self._step(progress)
+            except Abandoned:  # the update under way is made again on resume
+                self._stop_on_request()
+        self._flush()
+        self._save()
+        self._told(self.saver.wait(), must=True)
 
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The model with its averaged weights, where they are averaged."""
-        with self.average.applied(self.work.model) if self.average is not None else nullcontext():
-            yield
+    def _asked_to_stop(self) -> bool:
+        return self.work.stopping.asked is not None
 
-    def _board(self) -> Any:
-        if not self.work.tensorboard:
-            return None
-        from fledge.run.tensorboard import TensorBoard
-
-        return TensorBoard(self.work.directory.root / "tensorboard", self.state.step)
+    def _stop_on_request(self) -> None:
+        """Save what is there, and end."""
+        self._save()
+        self._told(self.saver.wait(), must=True)
+        number, step = self.work.stopping.asked or 0, self.state.step
+        raise Interrupted(number, f"stopped on request after step {step:,} of {self.work.extent.steps:,}; the state is saved")
 
     def _restore(self) -> None:
         def refused(path: Path, problem: str) -> None:
@@ -157,34 +152,26 @@ class Loop:
         found = newest_checkpoint(self.work.directory.checkpoints, refused)
         if found is None:
             return
-        from fledge.model.directory import load_model
-
         path, self.state = found
-        saved = load_model(path / "model").state_dict()
-        self.work.model.load_state_dict(saved)
-        tensors = optimizer_file(path)
-        if self.average is not None:
-            saved = [name for name in tensors if name.startswith((PREFIX, COUNT))]
-            self.average.restore({name: tensors.pop(name) for name in saved}, self.device)
-        restore_optimizers(self.work.model, self.optimizers, tensors)
-        self._saved = self.state.step
-        self._settle(path)
+        self.learner.restore(path, self.state)
+        self._kept = (self.state.step, self.state.evaluated, self.state.examined)
+        if remark := self.saver.settle(path, self.state.step, self.state.best_step):
+            self.console.say(f"warning: {remark}", style="yellow")
         self.console.say(f"going on from step {self.state.step:,} ({path})")
 
     def _step(self, progress: Progress) -> None:
         """One update, counted; its events are written when its numbers are at hand."""
         work, step = self.work, self.state.step
-        rate = learning_rate(step, work.extent.steps, work.stage.optimizer, work.stage.schedule)
-        watch = step % work.log_every == 0
+        rate = learning_rate(step, work.extent.steps, work.stage.optimizer, work.stage.schedule) * self.state.lr_factor
+        watch, largest = step % work.log_every == 0, self.journal.guards.largest_norm(step + 1)
         while True:
             window, waited = self.feed.window(step)
             try:
-                update = self.updater(window, rate, waited, watch)
+                update = self.updater(window, rate, waited, watch, largest)
                 break
             except OutOfMemory as error:
                 self._halve(error)
-        if self.average is not None:
-            self.average.update(work.model, step)
+        self.learner.after_update(step)
         if update.routing is not None:
             update_biases(work.model, update.routing, ~update.overflow)
         self._flush()
@@ -208,8 +195,7 @@ class Loop:
             )
         self.feed.micro = self.state.micro = micro // 2
         message = f"out of memory with micro-batches of {micro} rows: going on with {micro // 2}, the batch stays as it was"
-        self.events.write("alert", self.state.step, level="warning", message=message, micro=micro // 2, error=str(error))
-        self.console.say(f"warning: {message}", style="yellow")
+        self.journal.alert("warning", message, self.state.step, micro=micro // 2, error=str(error))
 
     def _flush(self) -> None:
         """Write the events of the last update. On a GPU that is one step later, so that nothing waits for the device."""
@@ -217,76 +203,138 @@ class Loop:
             return
         (update, progress), self._pending, state = self._pending, None, self.state
         norm = float(update.norm)
-        if not math.isfinite(norm) and (update.scale is None or float(update.scale) < SMALLEST_SCALE):
-            self._refuse_to_diverge(norm, update.window.step)
-        self._count_overflows(math.isfinite(norm), update)
         clip = self.work.stage.optimizer.clip
         state.clipped += clip is not None and math.isfinite(norm) and norm > clip
         self._record(update, progress)
 
-    def _count_overflows(self, finite: bool, update: Update) -> None:
-        """Say where fp16 overflows again and again: such steps learn nothing."""
-        self._overflows = 0 if finite else self._overflows + 1
-        if self._overflows == MANY_OVERFLOWS and update.scale is not None:
-            message = (
-                f"fp16 overflowed in {MANY_OVERFLOWS} steps in a row, which learned nothing; loss scale {float(update.scale):g}"
-            )
-            self.events.write("alert", self.state.step, level="warning", message=message)
-            self.console.say(f"warning: {message}", style="yellow")
-
-    def _refuse_to_diverge(self, norm: float, step: int) -> None:
-        self.events.write("alert", step, level="error", message=f"gradient norm is {norm} in step {step}")
-        kept = newest_checkpoint(self.work.directory.checkpoints)
-        raise FledgeError(
-            f"the gradient is {norm} in step {step:,}: training diverged",
-            where=str(self.work.directory.root),
-            hint=f"lower optimizer.lr or lengthen schedule.warmup; the last good state is "
-            f"{'step ' + str(kept[1].step) if kept else 'the beginning'}",
-        )
-
     def _record(self, update: Update, progress: Progress) -> None:
         state, work, step = self.state, self.work, self.state.step
         values = step_values(update, state, work.train.sources, work.stage.kind != "preference")
-        self.events.write("step", step, **values)
+        self.journal.write("step", step, **values)
         before, state.seconds = state.seconds, time.monotonic() - self._started
         peak = work.decision.matmul_peak or 0.0
         resources = resource_values(
-            update, state, work.extent.steps, before, self._spent, self.cost, work.train.row_length, peak
-        )
+            update, state, work.extent.steps, before, self._spent, self.cost, work.train.row_length, peak,
+            work.directory.root,
+        )  # fmt: skip
         self._spent = {}
         self._say_ready(state.seconds - before)
-        self.events.write("resource", step, **resources)
-        if self.board:
-            self.board.write(step, {**values, **resources})
+        self.journal.write("resource", step, **resources)
+        self.journal.draw(step, {**values, **resources})
         shown = {"loss": float(update.loss), "perplexity": values.get("train/perplexity") or 0.0, **values, **resources}
         if "rewards/accuracies" in values:
             shown["accuracy"] = values["rewards/accuracies"]
         progress.update(step, step_line(shown))
 
-    def _after_step(self) -> None:
-        """Evaluate and save where it is time, and decide whether to stop early."""
-        step, improved = self.state.step, False
-        last = step == self.work.extent.steps
-        if last or self._asked_to_stop or step % self.every == 0 or step % self.save_every == 0:
+    def _look_back(self) -> None:
+        """After a step, and before the first: do what the guards say, evaluate and save where it is time, and decide whether
+        to stop early."""
+        if self._obey():
+            return
+        state, improved = self.state, False
+        last = state.step == self.work.extent.steps
+        evaluates = state.step > 0 and (last or state.step % self.every == 0) and state.evaluated < state.step
+        saves = last or state.step % self.save_every == 0
+        if evaluates or saves:
             self._flush()
-        if self.work.validation is not None and (last or step % self.every == 0):
-            improved = self._evaluate(self.work.validation)
-        if last or improved or self.state.stop or step % self.save_every == 0:
+        if self.work.validation is not None and evaluates:
+            try:
+                improved = self._evaluate(self.work.validation)
+            except Abandoned:
+                return
+        if self.work.examine is not None and self._examines(last):
+            self._flush()
+            self._examine(self.work.examine)
+        if self._obey():
+            return
+        if saves or improved or state.stop:
             self._save()
+        nothing_trained = state.step == 0  # a run that cannot be saved ends here, before it has cost anything
+        self._told(self.saver.wait() if nothing_trained else self.saver.finished(), must=nothing_trained)
+
+    def _obey(self) -> bool:
+        """Do what the guards found reason for; whether training went back to an earlier step."""
+        for verdict in self.journal.found():
+            evidence = {**verdict.evidence, "rule": verdict.rule, "action": verdict.action, "since": verdict.since}
+            if verdict.rule in BY_ROWS:
+                evidence["rows"] = self._suspects(verdict)
+            named = f" (worst: {evidence['rows'][0]['where']})" if evidence.get("rows") else ""
+            level = "warning" if verdict.action in ("warn", "skip") else "error"
+            self.journal.alert(level, verdict.cause + named, verdict.step, "guard", **evidence)
+            if verdict.action == "rollback":
+                self._roll_back(verdict)
+                return True
+            if verdict.action == "stop" and verdict.ends == "run":
+                if verdict.sound:
+                    self._save()
+                    self._told(self.saver.wait(), must=True)
+                raise FledgeError(verdict.cause + named, where=str(self.work.directory.root), hint=self._way_out(verdict))
+            if verdict.action == "stop":
+                self._stop_early(verdict.cause)
+        return False
+
+    def _suspects(self, verdict: Verdict) -> list[dict[str, Any]]:
+        """The rows that the update in question read."""
+        window = self.feed.window_again(verdict.since - 1)
+        return suspects(self.work.model, window.batches, self.work.where, self.device)
+
+    def _way_out(self, verdict: Verdict) -> str:
+        """What to do about a run that a guard ended."""
+        if verdict.sound:
+            return "the state is saved: make room, then go on with the same command"
+        kept = newest_checkpoint(self.work.directory.checkpoints, before=verdict.since)
+        good = f"step {kept[1].step:,}" if kept else "the beginning"
+        return f"the last good state is {good}; lower optimizer.lr, lengthen schedule.warmup, or mend the rows that are named"
+
+    def _roll_back(self, verdict: Verdict) -> None:
+        """Go back to the last good checkpoint, and on from there without the rows in question or with a lower rate."""
+        self._told(self.saver.wait())
+        found = last_good(self.work.directory.checkpoints, verdict.since)
+        rules, number = self.work.stage.guards.rollback, self.state.rollbacks + 1
+        if found is None or number > rules.retries:
+            why = "there is no whole checkpoint" if found is None else f"{rules.retries} roll-backs did not help"
+            raise FledgeError(
+                f"{verdict.cause}; {why}", where=str(self.work.directory.root), hint=self._way_out(verdict)
+            )  # fmt: skip
+        reached, before, skipped = self.state.step, self.state, [list(part) for part in self.state.skipped_rows]
+        factor = before.lr_factor
+        if verdict.then == "lower_lr":
+            factor *= rules.lr_factor
+        else:
+            skipped = self._without(verdict, skipped)
+        path, state = found
+        self.learner.restore(path, state)
+        self.state = replace(state, skipped_rows=skipped, lr_factor=factor, rollbacks=number, seconds=before.seconds)
+        self.feed.skip(skipped)
+        self._pending, self._spent = None, {}
+        self.journal.rewind(state.step, number)
+        how = f"with {factor:g} of the learning rate" if verdict.then == "lower_lr" else "without the rows it went wrong with"
+        self.journal.alert(
+            "error", f"{verdict.cause}: back from step {reached:,} to step {state.step:,}, and on {how}", state.step, "guard",
+            rule=verdict.rule, action="rollback", since=verdict.since, reached=reached, number=number, skipped_rows=skipped,
+            lr_factor=factor,
+        )  # fmt: skip
+        self._save(again=True)
+        self._told(self.saver.wait())
+
+    def _without(self, verdict: Verdict, skipped: list[list[int]]) -> list[list[int]]:
+        """What is skipped so far, and the rows of the updates from the first bad one to the verdict."""
+        rows = [row for step in range(verdict.since - 1, verdict.step) for row in self.feed.rows(step)]
+        return sorted([*skipped, [rows[0], len(rows)]])
 
     def _evaluate(self, data: PackedData) -> bool:
         work, stage, state = self.work, self.work.stage, self.state
         started = time.monotonic()
-        with self._averaged():
+        with self.learner.averaged():
             measured = validate(
-                work.model, data, stage.evaluation.max_rows, self.feed.micro, work.validation_objective, work.token_bytes
-            )
+                work.model, data, stage.evaluation.max_rows, self.feed.micro, work.validation_objective, work.token_bytes,
+                self._asked_to_stop,
+            )  # fmt: skip
         self._spend("evaluate", time.monotonic() - started)
         values = {f"eval/{name}": value for name, value in measured.items()}
-        self.events.write("eval", state.step, **values)
-        if self.board:
-            self.board.write(state.step, values)
-        loss = measured["loss"]
+        self.journal.write("eval", state.step, **values)
+        self.journal.draw(state.step, values)
+        loss, state.evaluated = measured["loss"], state.step
         improved = state.best_loss is None or loss < state.best_loss - stage.early_stop.threshold
         if improved:
             state.best_loss, state.best_step, state.evaluations_without_gain = loss, state.step, 0
@@ -300,6 +348,26 @@ class Loop:
         )
         return improved
 
+    def _examines(self, last: bool) -> bool:
+        """Whether the regression prompts are due."""
+        config, step = self.work.stage.regression, self.state.step
+        due = last or (config is not None and config.every is not None and step % config.every == 0)
+        return due and step > 0 and self.state.examined < step
+
+    def _examine(self, examine: Callable[[int], dict[str, Any]]) -> None:
+        """Ask the regression prompts of the model as it would be used."""
+        started, step = time.monotonic(), self.state.step
+        with self.learner.averaged():
+            measured = examine(step)
+        self.state.examined = step
+        self._spend("evaluate", time.monotonic() - started)
+        self.journal.write("regression", step, **{f"regression/{name}": value for name, value in measured.items()})
+        self.journal.draw(step, {f"regression/{name}": measured[name] for name in ("pass_rate", "repetition")})
+        self.console.say(
+            f"step {step:,}: {measured['passed']} of {measured['cases']} regression prompts pass"
+            + "".join(f", {name}: {', '.join(measured[name])}" for name in ("broken", "mended") if measured.get(name))
+        )
+
     def _spend(self, phase: str, seconds: float) -> None:
         """Time between two steps, for the next `resource` event."""
         self._spent[phase] = self._spent.get(phase, 0.0) + seconds
@@ -310,33 +378,41 @@ class Loop:
             state.stop = f"validation loss {loss:.4f} reached the target {rule.target_loss}"
         elif rule.patience is not None and state.evaluations_without_gain >= rule.patience:
             state.stop = f"validation loss has not improved for {rule.patience} evaluations"
-        if state.stop and state.step < self.work.extent.steps:
-            self.events.write("stop", state.step, reason=state.stop)
-            self.console.say(f"stopping early at step {state.step:,}: {state.stop}", style="yellow")
+        if state.stop:
+            self._stop_early(state.stop)
 
-    def _save(self) -> None:
-        if self._saved == self.state.step:
+    def _stop_early(self, reason: str) -> None:
+        """End the stage here."""
+        state = self.state
+        state.stop = reason
+        if state.step < self.work.extent.steps:
+            self.journal.write("stop", state.step, reason=reason)
+            self.console.say(f"stopping early at step {state.step:,}: {reason}", style="yellow")
+
+    def _save(self, again: bool = False) -> None:
+        """Begin to write a checkpoint, unless the newest one is of this moment."""
+        moment = (self.state.step, self.state.evaluated, self.state.examined)
+        if self._kept == moment and not again:
             return
         self._flush()
-        started, folder = time.monotonic(), self.work.directory.checkpoints
-        tensors: dict[str, Tensor] = optimizer_tensors(self.work.model, self.optimizers)
-        if self.average is not None:
-            tensors |= self.average.tensors()
-        if self.updater.scale is not None:
-            self.state.scale = self.updater.scale.state()
-        path, size = save_checkpoint(folder, self.state, self._write_models, tensors)
-        self._saved = self.state.step
-        self._settle(path)
-        spent = time.monotonic() - started
-        self._spend("save", spent)
-        self.events.write("checkpoint", self.state.step, path=path.name, bytes=size, seconds=round(spent, 3))
+        started = time.monotonic()
+        self._told(self.saver.begin(self.learner.snapshot(self.state)))
+        self._kept = moment
+        self._spend("save", time.monotonic() - started)
 
-    def _write_models(self, folder: Path) -> None:
-        """The model as it is, to go on from; and with averaged weights, where they are averaged, to use."""
-        self.work.write_model(folder / "model")
-        if self.average is not None:
-            with self._averaged():
-                self.work.write_model(folder / "averaged")
+    def _told(self, saves: list[Saved], must: bool = False) -> None:
+        """Say what became of saves. One that failed is tried again at the next; where it `must` succeed, CannotSave."""
+        for saved in saves:
+            if saved.problem is None:
+                values = {"path": saved.path.name, "bytes": saved.bytes, "seconds": round(saved.seconds, 3)}
+                self.journal.write("checkpoint", saved.step, **values)
+                if saved.remark is not None:
+                    self.journal.alert("warning", saved.remark, saved.step)
+                continue
+            self._kept = None
+            self.journal.alert("error", saved.problem.what, saved.step)
+            if must:
+                raise saved.problem
 
     def _say_ready(self, seconds: float) -> None:
         """What went before the first step, and how long that took itself; once a process."""
@@ -344,33 +420,5 @@ class Loop:
         if startup is None:
             return
         startup.parts["first_step"] = seconds
-        self.events.write("ready", self.state.step, **startup.as_dict())
+        self.journal.write("ready", self.state.step, **startup.as_dict())
         self.console.say(startup.line())
-
-    def _settle(self, path: Path) -> None:
-        """Point to the newest and the best checkpoint and remove the rest; also after a kill in between."""
-        folder = self.work.directory.checkpoints
-        point(folder, "last", path)
-        if self.state.best_step is not None and (folder / step_name(self.state.best_step)).exists():
-            point(folder, "best", folder / step_name(self.state.best_step))
-        prune(folder, self.work.stage.checkpoint.keep, self.state.best_step, self.state.step)
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the run at the next whole step, with its state saved; a second one changes nothing."""
-
-        def ask(number: int, frame: Any) -> None:
-            if not self._asked_to_stop:
-                waited = duration(self.state.seconds / max(1, self.state.step))
-                self.console.say(f"stopping after this step (about {waited}); the state will be saved", style="yellow")
-            self._asked_to_stop = True
-
-        try:
-            before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: signals are somebody else's
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

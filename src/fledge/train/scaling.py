@@ -26,6 +26,13 @@ class LossScale:
         self.good = torch.where(grows, 0, self.good)
         self.skipped = self.skipped + overflow
 
+    def restore(self, saved: dict[str, float] | None) -> None:
+        """Put back what `state` gave; None is the beginning."""
+        made = LossScale(self.scale.device) if saved is None else LossScale(
+            self.scale.device, saved["scale"], int(saved["good"]), int(saved["skipped"])
+        )  # fmt: skip
+        self.scale, self.good, self.skipped = made.scale, made.good, made.skipped
+
     def state(self) -> dict[str, float | int]:
         """For the checkpoint."""
         return {"scale": float(self.scale), "good": int(self.good), "skipped": int(self.skipped)}

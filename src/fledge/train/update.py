@@ -4,7 +4,7 @@ On a GPU nothing here waits for the device: what a step measured stays in tensor
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,10 @@ aten: Any = torch.ops.aten  # its `_foreach` operations: one launch for many ten
 
 class OutOfMemory(Exception):
     """A micro-batch did not fit. The model is as it was before the step."""
+
+
+class Abandoned(Exception):
+    """Somebody asked to stop in the middle of work that changes nothing until its end; nothing has changed."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +78,18 @@ class Updater:
         clip: float | None,
         seed: int,
         scale: LossScale | None = None,
+        asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.model, self.objective, self.optimizers = model, objective, optimizers
-        self.clip, self.seed, self.scale = clip, seed, scale
+        self.clip, self.seed, self.scale, self.asked_to_stop = clip, seed, scale, asked_to_stop
         self.device = model.embed_tokens.weight.device
         self.groups = GroupWatch(model)
 
-    def __call__(self, window: Window, rate: float, waited: float = 0.0, watch: bool = False) -> Update:
-        """Learn from a window. `watch`: also measure what costs something. Raises OutOfMemory before anything changed."""
+    def __call__(
+        self, window: Window, rate: float, waited: float = 0.0, watch: bool = False, largest_norm: float | None = None
+    ) -> Update:
+        """Learn from a window. `watch`: also measure what costs something. Raises OutOfMemory, or Abandoned where somebody
+        asks to stop between two micro-batches, before anything changed."""
         clock = Clock(self.device)
         clock.add("data", waited)
         try:
@@ -93,7 +101,7 @@ class Updater:
                 raise
             self.model.zero_grad(set_to_none=True)
             raise OutOfMemory(str(error).splitlines()[0]) from None
-        norm, overflow, scale = self._step(rate)
+        norm, overflow, scale = self._step(rate, largest_norm)
         groups = self.groups.after() if watch else {}
         clock.mark("optimizer")
         loss = torch.stack([outcome.loss for outcome in outcomes]).sum() / window.weight
@@ -111,6 +119,9 @@ class Updater:
         outcomes: list[Outcome] = []
         middle, first_norm = len(window.batches) // 2, None
         for number, batch in enumerate(window.batches):
+            if number and self.asked_to_stop():
+                self.model.zero_grad(set_to_none=True)
+                raise Abandoned
             if watch and middle and number == middle:
                 first_norm = self._norm()
             outcomes.append(self._one(window, number, batch, clock))
@@ -141,10 +152,12 @@ class Updater:
         norm = torch.nn.utils.get_total_norm(gradients)
         return norm if self.scale is None else norm / self.scale.scale
 
-    def _step(self, rate: float) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Clip and step, unless the gradients are not finite; returns their norm, whether they were not, and the loss scale."""
+    def _step(self, rate: float, largest_norm: float | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Clip and step, unless the gradients are not finite or too large; returns their norm, whether the step was left out,
+        and the loss scale."""
         norm = self._norm()
         overflow = ~norm.isfinite()
+        left_out = overflow if largest_norm is None else overflow | (norm > largest_norm)
         scale = None if self.scale is None else self.scale.scale
         factor = torch.ones_like(norm) if scale is None else 1 / scale
         if self.clip is not None:
@@ -152,11 +165,11 @@ class Updater:
         if factor.device.type != "cpu" or float(factor) != 1.0:  # on the CPU it is known, and a pass over all gradients saved
             gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
             aten._foreach_mul_.Tensor(gradients, factor)
-        self._step_optimizers(rate, overflow)
+        self._step_optimizers(rate, left_out)
         self.model.zero_grad(set_to_none=True)
         if self.scale is not None:
             self.scale.after(overflow)
-        return norm, overflow, scale
+        return norm, left_out, scale
 
     def _step_optimizers(self, rate: float, overflow: Tensor) -> None:
         """On the CPU a step with gradients that are not finite is left out; on a GPU the optimizers skip it themselves."""

@@ -1,7 +1,7 @@
 """Validation: loss, perplexity and token accuracy over a fixed set of packed rows."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from fledge.data import Batch, PackedData
 from fledge.model.decoder import Decoder
 from fledge.objective import PreferenceObjective, evaluate_language
 from fledge.train.machine import eagerly
+from fledge.train.update import Abandoned
 
 
 def validation_batches(data: PackedData, rows: int, micro: int) -> Iterator[Batch]:
@@ -35,12 +36,13 @@ def validate(
     micro: int,
     preference: PreferenceObjective | None = None,
     token_bytes: Tensor | None = None,
+    asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """`loss` (that of the stage's kind), `perplexity` and `token_accuracy` of what is supervised (for preferences: of
     the chosen answers), `tokens` it is measured on, and for preferences `rewards/…`. Dropout is off.
 
     With `token_bytes` [V], the length of each token's text in UTF-8, also `bits_per_byte`, which models with different
-    tokenizers can be compared by: Σ nll / (ln 2 · Σ bytes)."""
+    tokenizers can be compared by: Σ nll / (ln 2 · Σ bytes). Raises Abandoned where somebody asks to stop."""
     was_training, device = model.training, model.embed_tokens.weight.device
     model.eval()
     language = {"nll": 0.0, "correct": 0.0, "weight": 0.0}
@@ -49,6 +51,9 @@ def validate(
     sizes = None if token_bytes is None else token_bytes.to(device)
     with eagerly():
         for batch in validation_batches(data, rows, micro):
+            if asked_to_stop():
+                model.train(was_training)
+                raise Abandoned
             batch = batch.to(device)
             if preference is not None:
                 outcome = preference(model, batch)

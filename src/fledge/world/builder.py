@@ -6,6 +6,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable
+from importlib import resources
 from pathlib import Path
 
 from .records import LANGS, QUESTION, TRAIN, VALIDATION, Item, Question, Sizes, assistant, question_of
@@ -37,6 +38,8 @@ def build(seed: int, folder: Path, sizes: Sizes | None = None) -> dict:
     }
     for name, rows in files.items():
         _write(folder / name, rows)
+    prompts = resources.files("fledge.world") / "prompts.yaml"
+    (folder / "prompts.yaml").write_text(prompts.read_text(encoding="utf-8"), encoding="utf-8")
     facts = _facts(world, sizes, files)
     (folder / "world.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return facts

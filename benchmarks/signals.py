@@ -1,0 +1,140 @@
+"""SIGTERM at random moments: a valid checkpoint soon after, no process left, and the run goes on as if nothing had been.
+
+A small pretrain + SFT + DPO run, compiled, with a cache of its own for each trial, so that the moments fall into reading
+data, compiling, training, evaluating, generating samples and saving. Every second trial sends a second SIGTERM shortly after
+the first. A trial counts as saved if the process ends by itself within the grace period with exit code 143, and the newest
+checkpoint of the stage it was in verifies and is of the last update that its events tell of (before a stage's first update
+there is nothing to save but what the stage begins from). Orphans are processes that it started and that are still there. Some
+of the trials are resumed to the end and compared, byte by byte.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from kill_resume import STAGES, START_UP, fingerprint, recipe
+from measure import options, report
+
+from fledge.train.checkpoint import newest_checkpoint
+from fledge.world import Sizes, build
+
+GRACE = 10.0  # seconds
+
+
+def start(folder: Path, cache: Path) -> subprocess.Popen:
+    """Train in a process of its own."""
+    command = [sys.executable, "-m", "fledge.cli", "train", str(folder / "recipe.yaml"), "--output", str(folder), "--quiet"]
+    environment = {**os.environ, "FLEDGE_CACHE": str(cache)}
+    with (folder / "log.txt").open("a") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+
+def finish(folder: Path, cache: Path) -> float:
+    """Train to the end; the seconds."""
+    started = time.monotonic()
+    if start(folder, cache).wait() != 0:
+        raise SystemExit(f"training failed:\n{(folder / 'log.txt').read_text()}")
+    return time.monotonic() - started
+
+
+def where(folder: Path) -> tuple[str, bool]:
+    """The stage that is under way and its last update, and whether that is saved."""
+    for stage in reversed(STAGES):
+        file = folder / "run" / stage / "events.jsonl"
+        if not file.exists():
+            continue
+        steps = [event["step"] for line in file.read_text().splitlines() if (event := json.loads(line))["kind"] == "step"]
+        reached = max(steps, default=0)
+        found = newest_checkpoint(folder / "run" / stage / "checkpoints")
+        return f"{stage}, update {reached}", found is not None and found[1].step == reached
+    return "before the first stage", True
+
+
+def trial(base: Path, number: int, delay: float, twice: bool) -> dict[str, Any]:
+    """One run, signalled."""
+    folder = base / f"trial-{number}"
+    folder.mkdir()
+    shutil.copy(base / "recipe.yaml", folder)
+    process = start(folder, folder / "cache")
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(delay)
+    children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    if twice:
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+    try:
+        code = process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        code = None
+    seconds = time.monotonic() - sent
+    time.sleep(0.3)
+    orphans = [child.pid for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    place, kept = where(folder)
+    return {"seconds": round(seconds, 2), "code": code, "where": place, "kept": kept, "orphans": len(orphans)}
+
+
+def main() -> None:
+    parser = options(__doc__ or "")
+    parser.add_argument("--times", type=int, help="how often (default 30, with --quick 4)")
+    parser.add_argument("--resumed", type=int, help="how many of them are resumed and compared (default 6, with --quick 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    chosen = parser.parse_args()
+    times, resumed = chosen.times or (4 if chosen.quick else 30), chosen.resumed or (1 if chosen.quick else 6)
+    moments = random.Random(chosen.seed)
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name)
+        build(5, base / "world", Sizes(pretrain=600, sft=800, preference=200, validation=60, questions=20))
+        tree = recipe(base / "world")
+        if not chosen.quick:
+            tree["machine"]["compile"] = True
+        (base / "recipe.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True, sort_keys=False))
+        whole = base / "whole"
+        whole.mkdir()
+        shutil.copy(base / "recipe.yaml", whole)
+        length = finish(whole, whole / "cache")
+        expected = fingerprint(whole)
+        print(f"undisturbed: {length:.1f} s", flush=True)
+        results, different = [], 0
+        for number in range(times):
+            result = trial(base, number, moments.uniform(START_UP, length), twice=number % 2 == 1)
+            results.append(result)
+            folder = base / f"trial-{number}"
+            if number < resumed:
+                finish(folder, folder / "cache")
+                result["identical"] = fingerprint(folder) == expected
+                different += not result["identical"]
+            print(f"signal {number + 1}: {result}", flush=True)
+            shutil.rmtree(folder)
+    saved = [one for one in results if one["code"] == 128 + signal.SIGTERM and one["kept"]]
+    report(
+        {
+            "signals": times,
+            "saved": len(saved),
+            "orphans": sum(one["orphans"] for one in results),
+            "slowest_seconds": max(one["seconds"] for one in results),
+            "resumed": min(resumed, times),
+            "different": different,
+            "seconds_undisturbed": round(length, 1),
+        }
+    )
+    if len(saved) != times or different or any(one["orphans"] for one in results):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

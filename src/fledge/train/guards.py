@@ -1,0 +1,321 @@
+"""Guards: small rules that read the events of a run, and nothing else.
+
+What a rule knows is a function of the events so far. So a resumed run, which reads its events again, is guarded as one
+that was never interrupted; and rules that find nothing change nothing.
+"""
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fledge.recipe.sections.guards import (
+    DiskGuard,
+    DivergenceGuard,
+    GradSpikeGuard,
+    GuardsConfig,
+    LossSpikeGuard,
+    NonFiniteGuard,
+    PassRateGuard,
+    RepetitionGuard,
+    ThroughputGuard,
+    TimeGuard,
+    ValidationRiseGuard,
+)
+from fledge.run.console import duration
+
+FEWEST = 32  # values that a deviation is taken from
+SMALLEST_SCALE = 2.0**-10  # of fp16's loss: below, it is not overflow but divergence
+MANY_OVERFLOWS = 10
+RECENT, BEFORE = 20, 200  # steps whose speeds are compared
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a rule found at `step`, the number of updates done, and what is to be done. It went wrong with update number
+    `since` (from 1)."""
+
+    rule: str
+    action: str
+    cause: str
+    step: int
+    since: int
+    evidence: dict[str, Any] = field(default_factory=dict)
+    then: str | None = None  # what is different after a roll-back
+    ends: str = "run"  # what `stop` ends: the run, or only the stage
+    sound: bool = False  # whether the state is still worth saving
+
+
+class Rule:
+    """Sees every event in order."""
+
+    def see(self, event: Event) -> Verdict | None:
+        """What this event gives reason for."""
+        raise NotImplementedError
+
+
+class NonFinite(Rule):
+    """Updates in a row without a finite gradient. With fp16 that is overflow, until the scale is tiny."""
+
+    def __init__(self, config: NonFiniteGuard) -> None:
+        self.config, self.row = config, 0
+
+    def see(self, event: Event) -> Verdict | None:
+        if event["kind"] != "step":
+            return None
+        bad = event["grad_norm"] is None or event["train/loss"] is None
+        if not bad or event.get("loss_scale", 0.0) >= SMALLEST_SCALE:
+            self.row = 0
+            return None
+        self.row += 1
+        step, found = event["step"], {"grad_norm": event["grad_norm"], "loss": event["train/loss"], "in_a_row": self.row}
+        if self.row < self.config.in_a_row:
+            cause = "the gradient is not finite: this update is left out"
+            return Verdict("non_finite", "skip", cause, step, step, found)
+        cause = f"the gradient is not finite in {self.row} updates in a row"
+        return Verdict("non_finite", self.config.action, cause, step, step - self.row + 1, found, self.config.then)
+
+
+class Overflow(Rule):
+    """fp16 that overflows again and again learns nothing."""
+
+    def __init__(self) -> None:
+        self.row = 0
+
+    def see(self, event: Event) -> Verdict | None:
+        if event["kind"] != "step" or "loss_scale" not in event:
+            return None
+        self.row = self.row + 1 if event["grad_norm"] is None else 0
+        if self.row != MANY_OVERFLOWS:
+            return None
+        cause = f"fp16 overflowed in {MANY_OVERFLOWS} steps in a row, which learned nothing"
+        step = event["step"]
+        return Verdict("overflow", "warn", cause, step, step - self.row + 1, {"loss_scale": event["loss_scale"]})
+
+
+class Spike(Rule):
+    """A value far above those before: by `sigma` standard deviations and by a factor. An update must know its limit while
+    the figures of the one before it are still on their way, so step n is held against steps up to n − 2. Between two
+    alarms lie as many steps as it compares with."""
+
+    def __init__(self, name: str, key: str, config: GradSpikeGuard | LossSpikeGuard, logarithmic: bool) -> None:
+        self.name, self.key, self.config, self.logarithmic = name, key, config, logarithmic
+        self.values: deque[float] = deque(maxlen=config.window)
+        self.limits: dict[int, float] = {}  # by the step they follow, the last few
+        self._quiet_until = 0
+
+    def limit(self, step: int) -> float:
+        """The value above which that of step `step` is a spike; infinite while there are too few to tell."""
+        return self.limits.get(step - 2, math.inf)
+
+    def _limit(self) -> float:
+        if len(self.values) < FEWEST:
+            return math.inf
+        mean = sum(self.values) / len(self.values)
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in self.values) / len(self.values))
+        above = mean + self.config.sigma * deviation
+        if self.logarithmic:
+            return math.exp(min(max(above, mean + math.log(self.config.times)), 700.0))
+        return max(above, mean * self.config.times)
+
+    def see(self, event: Event) -> Verdict | None:
+        value = event.get(self.key) if event["kind"] == "step" else None
+        if event["kind"] != "step":
+            return None
+        step, verdict = event["step"], None
+        limit = self.limit(step)
+        if value is not None and value > limit:
+            if step > self._quiet_until or self.config.action == "skip":
+                cause = (
+                    f"{self.name.replace('_', ' ')}: {value:.4g}, where the {len(self.values)} steps before allow {limit:.4g}"
+                )
+                evidence = {"value": value, "limit": limit}
+                verdict = Verdict(self.name, self.config.action, cause, step, step, evidence, self.config.then)
+            self._quiet_until = step + self.config.window
+        if value is not None and value > 0:  # what is above counts as what is just allowed, so that a new level is learned
+            self.values.append(math.log(min(value, limit)) if self.logarithmic else min(value, limit))
+        self.limits = {step - 1: self.limits.get(step - 1, math.inf), step: self._limit()}
+        return verdict
+
+
+class Divergence(Rule):
+    """The smoothed training loss is far above its lowest: an exponential average with its start corrected (as in Adam)."""
+
+    def __init__(self, config: DivergenceGuard) -> None:
+        self.config, self.keep = config, 1 - 1 / config.window
+        self.sum, self.weight = 0.0, 0.0
+        self.lowest, self.at, self.told = math.inf, 0, False
+
+    def see(self, event: Event) -> Verdict | None:
+        loss = event.get("train/loss") if event["kind"] == "step" else None
+        if loss is None:
+            return None
+        self.sum, self.weight = self.keep * self.sum + loss, self.keep * self.weight + 1
+        smooth = self.sum / self.weight
+        if smooth <= self.lowest:
+            self.lowest, self.at, self.told = smooth, event["step"], False
+        if smooth <= self.lowest + self.config.rise or self.told:
+            return None
+        self.told = True
+        cause = f"training diverged: the smoothed loss is {smooth:.4g}, it was {self.lowest:.4g} after step {self.at:,}"
+        evidence = {"smoothed": smooth, "lowest": self.lowest, "lowest_step": self.at}
+        return Verdict("divergence", self.config.action, cause, event["step"], self.at + 1, evidence, self.config.then)
+
+
+class FreeSpace(Rule):
+    """The disk of the run fills up."""
+
+    def __init__(self, config: DiskGuard) -> None:
+        self.config, self.told = config, False
+
+    def see(self, event: Event) -> Verdict | None:
+        free = event.get("disk_free_bytes") if event["kind"] == "resource" else None
+        if free is None or self.config.free is None:
+            return None
+        low, told, self.told = free < self.config.free, self.told, free < self.config.free
+        if not low or told:
+            return None
+        cause = f"{free / 2**30:.2f} GiB are free on the disk of the run, {self.config.free / 2**30:.2f} are to stay free"
+        return Verdict("disk", self.config.action, cause, event["step"], event["step"], {"free": free}, sound=True)
+
+
+class ValidationRise(Rule):
+    """Evaluations in a row, each with a higher validation loss than the one before."""
+
+    def __init__(self, config: ValidationRiseGuard) -> None:
+        self.config = config
+        self.losses: list[tuple[int, float]] = []
+        self.told = False
+
+    def see(self, event: Event) -> Verdict | None:
+        loss = event.get("eval/loss") if event["kind"] == "eval" else None
+        if loss is None:
+            return None
+        if self.losses and loss <= self.losses[-1][1]:
+            self.losses = []
+            self.told = False
+        self.losses.append((event["step"], loss))
+        (since, lowest), step, times = self.losses[0], event["step"], len(self.losses) - 1
+        if self.told or times < self.config.times or loss < lowest * (1 + self.config.rise):
+            return None
+        self.told = True
+        cause = f"the validation loss rose {times} times in a row, from {lowest:.4f} (step {since:,}) to {loss:.4f}"
+        evidence = {"losses": [value for _, value in self.losses]}
+        return Verdict("validation_rise", self.config.action, cause, step, since + 1, evidence, ends="stage")
+
+
+class PassRate(Rule):
+    """Too few regression prompts pass; told again only after it was better."""
+
+    def __init__(self, config: PassRateGuard) -> None:
+        self.config, self.told = config, False
+
+    def see(self, event: Event) -> Verdict | None:
+        rate = event.get("regression/pass_rate") if event["kind"] == "regression" else None
+        if rate is None:
+            return None
+        low, told, self.told = rate < self.config.below, self.told, rate < self.config.below
+        if not low or told:
+            return None
+        passed, cases = event["regression/passed"], event["regression/cases"]
+        cause = f"{passed} of {cases} regression prompts pass, less than {self.config.below:.0%}"
+        step, evidence = event["step"], {"pass_rate": rate, "broken": event.get("regression/broken", [])}
+        return Verdict("pass_rate", self.config.action, cause, step, step, evidence, ends="stage")
+
+
+class Parrot(Rule):
+    """Answers repeat themselves; told again only after it was better."""
+
+    def __init__(self, config: RepetitionGuard) -> None:
+        self.config, self.told = config, False
+
+    def see(self, event: Event) -> Verdict | None:
+        share = event.get("regression/repetition") if event["kind"] == "regression" else None
+        if share is None:
+            return None
+        high, told, self.told = share > self.config.above, self.told, share > self.config.above
+        if not high or told:
+            return None
+        step, cause = event["step"], f"answers repeat themselves: {share:.0%} of their pieces were there before"
+        return Verdict("repetition", self.config.action, cause, step, step, {"repetition": share}, ends="stage")
+
+
+class Throughput(Rule):
+    """The speed of steps fell."""
+
+    def __init__(self, config: ThroughputGuard) -> None:
+        self.config = config
+        self.speeds: deque[float] = deque(maxlen=RECENT + BEFORE)
+        self._quiet_until = 0
+
+    def see(self, event: Event) -> Verdict | None:
+        speed = event.get("step_tokens_per_second") if event["kind"] == "resource" else None
+        if speed is None:
+            return None
+        self.speeds.append(speed)
+        step, speeds = event["step"], list(self.speeds)
+        if len(speeds) < 4 * RECENT or step <= self._quiet_until:
+            return None
+        now, before = statistics.median(speeds[-RECENT:]), statistics.median(speeds[:-RECENT])
+        if now >= self.config.below * before:
+            return None
+        self._quiet_until = step + BEFORE
+        cause = f"training became slow: {now:,.0f} tokens/s over the last {RECENT} steps, {before:,.0f} before"
+        return Verdict("throughput", self.config.action, cause, step, step - RECENT + 1, {"now": now, "before": before})
+
+
+class TimeSpent(Rule):
+    """The stage has trained long enough."""
+
+    def __init__(self, config: TimeGuard) -> None:
+        self.config, self.told = config, False
+
+    def see(self, event: Event) -> Verdict | None:
+        if event["kind"] != "resource" or self.told or self.config.after is None or event["seconds"] < self.config.after:
+            return None
+        self.told = True
+        cause = f"the stage has trained for {duration(event['seconds'])}, its time is {duration(self.config.after)}"
+        return Verdict("time", self.config.action, cause, event["step"], event["step"], {}, ends="stage")
+
+
+class Guards:
+    """All rules of a stage, fed with its events."""
+
+    def __init__(self, config: GuardsConfig) -> None:
+        self.config = config
+        self._begin()
+
+    def _begin(self) -> None:
+        config = self.config
+        self.grad_spike = Spike("grad_spike", "grad_norm", config.grad_spike, logarithmic=True)
+        rules: list[tuple[str, Rule]] = [
+            (config.non_finite.action, NonFinite(config.non_finite)),
+            ("warn", Overflow()),
+            (config.grad_spike.action, self.grad_spike),
+            (config.loss_spike.action, Spike("loss_spike", "train/loss", config.loss_spike, logarithmic=False)),
+            (config.divergence.action, Divergence(config.divergence)),
+            (config.validation_rise.action, ValidationRise(config.validation_rise)),
+            (config.pass_rate.action, PassRate(config.pass_rate)),
+            (config.repetition.action, Parrot(config.repetition)),
+            (config.throughput.action, Throughput(config.throughput)),
+            (config.disk.action, FreeSpace(config.disk)),
+            (config.time.action, TimeSpent(config.time)),
+        ]
+        self.rules = [rule for action, rule in rules if action != "ignore"]
+
+    def largest_norm(self, step: int) -> float | None:
+        """The gradient norm above which the update with which `step` are done is to be left out; None: any is taken."""
+        return self.grad_spike.limit(step) if self.config.grad_spike.action == "skip" else None
+
+    def see(self, event: Event) -> list[Verdict]:
+        """What the rules find in the next event."""
+        return [verdict for rule in self.rules if (verdict := rule.see(event)) is not None]
+
+    def replay(self, events: Iterable[Event]) -> None:
+        """Begin again and know what these events tell; what was found then is done with."""
+        self._begin()
+        for event in events:
+            self.see(event)

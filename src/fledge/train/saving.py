@@ -1,0 +1,72 @@
+"""Checkpoints written while training goes on: what is saved is copied first, the rest happens in a thread of its own."""
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from fledge.train.checkpoint import CannotSave, Snapshot, WriteModel, point, prune, save_checkpoint, step_name
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What became of a save. `seconds` is how long writing took; `problem` is None where it is whole; `remark` is what could
+    not be done afterwards, to the links and to old checkpoints."""
+
+    step: int
+    path: Path
+    bytes: int
+    seconds: float
+    problem: CannotSave | None = None
+    remark: str | None = None
+
+
+class Saver:
+    """Writes one checkpoint at a time, points to the newest and the best one and removes what is not kept."""
+
+    def __init__(self, folder: Path, keep: int, write_model: WriteModel) -> None:
+        self.folder, self.keep, self.write_model = folder, keep, write_model
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="fledge-save")
+        self._writing: Future[Saved] | None = None
+
+    def begin(self, snapshot: Snapshot) -> list[Saved]:
+        """Start to write; returns what became of the save before, which is waited for."""
+        before = self.wait()
+        self._writing = self._thread.submit(self._write, snapshot)
+        return before
+
+    def finished(self) -> list[Saved]:
+        """The save that has ended since it was last asked, if there is one; never waits."""
+        return self.wait() if self._writing is not None and self._writing.done() else []
+
+    def wait(self) -> list[Saved]:
+        """The same, once the one under way has ended."""
+        if self._writing is None:
+            return []
+        writing, self._writing = self._writing, None
+        return [writing.result()]
+
+    def _write(self, snapshot: Snapshot) -> Saved:
+        started, state = time.monotonic(), snapshot.state
+        try:
+            path, size = save_checkpoint(self.folder, snapshot, self.write_model)
+        except CannotSave as problem:
+            return Saved(state.step, self.folder / step_name(state.step), 0, time.monotonic() - started, problem)
+        remark = self.settle(path, state.step, state.best_step)
+        return Saved(state.step, path, size, time.monotonic() - started, remark=remark)
+
+    def settle(self, path: Path, step: int, best_step: int | None) -> str | None:
+        """Point to the newest and the best checkpoint and remove the rest; also after a kill in between. Returns what could
+        not be done: the checkpoint is whole all the same."""
+        try:
+            point(self.folder, "last", path)
+            if best_step is not None and (self.folder / step_name(best_step)).exists():
+                point(self.folder, "best", self.folder / step_name(best_step))
+            prune(self.folder, self.keep, best_step, step)
+        except OSError as error:
+            return f"the checkpoint of step {step:,} is whole, but links or old ones could not be put in order: {error}"
+        return None
+
+    def close(self) -> None:
+        """Let what is under way finish, and end the thread."""
+        self._thread.shutdown(wait=True)
