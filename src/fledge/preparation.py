@@ -187,8 +187,10 @@ class Preparation:
 
         stage = self.recipe.stages[name]
         live = isinstance(stage, PreferenceStage) and stage.reference == "live"
-        copies = 1 + (2 if stage.averaging.decay is not None else 0) + (1 if live else 0)
-        device = chosen_device(self.recipe.machine)
+        device, averaged = chosen_device(self.recipe.machine), stage.averaging.decay is not None
+        copies = 1 + (2 if averaged else 0) + (1 if live else 0)
+        if device == "cpu":  # what is being saved is a copy in the same memory: weights, optimizer state, averages
+            copies += 3 + (2 if averaged else 0)
         need = Need(config, tokenizer.vocab_size, data.train.row_length, stage.optimizer, device, copies)
         return fit_batch(stage.batch, need, self.recipe.machine)
 

@@ -49,9 +49,12 @@ class Stopping:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Inside, a signal only sets `asked`: whoever holds looks at it and stops in good order."""
+        """Inside, a signal only sets `asked`: whoever holds looks at it and stops in good order. Where nobody did, leaving
+        raises Interrupted."""
         self._held += 1
         try:
             yield
         finally:
             self._held -= 1
+        if self.asked is not None and not self._held:
+            raise Interrupted(self.asked, self.text)

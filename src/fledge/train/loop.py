@@ -229,21 +229,20 @@ class Loop:
     def _look_back(self) -> None:
         """After a step, and before the first: do what the guards say, evaluate and save where it is time, and decide whether
         to stop early."""
-        if self._obey():
-            return
         state, improved = self.state, False
         last = state.step == self.work.extent.steps
         evaluates = state.step > 0 and (last or state.step % self.every == 0) and state.evaluated < state.step
-        saves = last or state.step % self.save_every == 0
-        if evaluates or saves:
+        examines, saves = self._examines(last), last or state.step % self.save_every == 0
+        if evaluates or examines or saves:
             self._flush()
+        if self._obey():
+            return
         if self.work.validation is not None and evaluates:
             try:
                 improved = self._evaluate(self.work.validation)
             except Abandoned:
                 return
-        if self.work.examine is not None and self._examines(last):
-            self._flush()
+        if self.work.examine is not None and examines:
             self._examine(self.work.examine)
         if self._obey():
             return
