@@ -62,7 +62,7 @@ def where(folder: Path) -> tuple[str, bool]:
 
 
 def trial(base: Path, number: int, delay: float, twice: bool) -> dict[str, Any] | None:
-    """One run, signalled; None where it ended before that."""
+    """One run, signalled; None where it had finished before that."""
     folder = base / f"trial-{number}"
     folder.mkdir()
     shutil.copy(base / "recipe.yaml", folder)
@@ -86,6 +86,8 @@ def trial(base: Path, number: int, delay: float, twice: bool) -> dict[str, Any] 
     seconds = time.monotonic() - sent
     time.sleep(0.3)
     orphans = [child.pid for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    if code == 0:  # all was done, and the process was about to end
+        return None
     place, kept = where(folder)
     return {"seconds": round(seconds, 2), "code": code, "where": place, "kept": kept, "orphans": len(orphans)}
 

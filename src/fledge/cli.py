@@ -269,7 +269,7 @@ def _stop_politely() -> None:
 
 
 def _ignore_signals() -> None:
-    """A second signal changes nothing while the process ends."""
+    """A signal changes nothing any more while the process ends."""
     import signal
     import threading
 
@@ -308,7 +308,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fledge: {error.text()}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:  # from a run: in good order
-        _ignore_signals()
+        if arguments is None:
+            _ignore_signals()
         print(f"fledge: {getattr(stop, 'text', 'interrupted')}", file=sys.stderr)
         return 128 + getattr(stop, "number", 2)
     except BrokenPipeError:
@@ -318,6 +319,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"fledge: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 2
+    if arguments is None:
+        _ignore_signals()
     return 0
 
 
