@@ -6,6 +6,7 @@ evaluation and saves included), resumes it, and compares final weights, optimize
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -51,17 +52,20 @@ def recipe(world: Path) -> dict:
     }  # fmt: skip
 
 
-def start(folder: Path, resume: bool) -> subprocess.Popen:
-    """Train in a process of its own."""
+def start(folder: Path, resume: bool = False, cache: Path | None = None) -> subprocess.Popen:
+    """Train in a process of its own; with a cache of its own, if it is given."""
     command = [sys.executable, "-m", "fledge.cli", "train", str(folder / "recipe.yaml"), "--output", str(folder), "--quiet"]
-    log = (folder / "log.txt").open("a")
-    return subprocess.Popen([*command, "--resume"] if resume else command, stdout=log, stderr=log)
+    environment = os.environ if cache is None else {**os.environ, "FLEDGE_CACHE": str(cache)}
+    with (folder / "log.txt").open("a") as log:
+        return subprocess.Popen([*command, "--resume"] if resume else command, stdout=log, stderr=log, env=environment)
 
 
-def finish(folder: Path, resume: bool) -> None:
-    """Train to the end."""
-    if start(folder, resume).wait() != 0:
+def finish(folder: Path, resume: bool = False, cache: Path | None = None) -> float:
+    """Train to the end; the seconds that took."""
+    started = time.monotonic()
+    if start(folder, resume, cache).wait() != 0:
         raise SystemExit(f"training failed:\n{(folder / 'log.txt').read_text()}")
+    return time.monotonic() - started
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
@@ -111,9 +115,7 @@ def main() -> None:
         whole = base / "whole"
         whole.mkdir()
         shutil.copy(base / "recipe.yaml", whole)
-        started = time.monotonic()
-        finish(whole, resume=False)
-        seconds = time.monotonic() - started
+        seconds = finish(whole)
         expected = fingerprint(whole)
         print(f"uninterrupted: {seconds:.1f} s", flush=True)
         bad = [differs for i in range(kills) if (differs := trial(base, i, moments.uniform(START_UP, seconds), expected))]

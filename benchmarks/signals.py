@@ -9,12 +9,10 @@ of the trials are resumed to the end and compared, byte by byte.
 """
 
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -23,29 +21,13 @@ from typing import Any
 
 import psutil
 import yaml
-from kill_resume import STAGES, START_UP, fingerprint, recipe
+from kill_resume import STAGES, START_UP, fingerprint, finish, recipe, start
 from measure import options, report
 
 from fledge.train.checkpoint import newest_checkpoint
 from fledge.world import Sizes, build
 
 GRACE = 10.0  # seconds
-
-
-def start(folder: Path, cache: Path) -> subprocess.Popen:
-    """Train in a process of its own."""
-    command = [sys.executable, "-m", "fledge.cli", "train", str(folder / "recipe.yaml"), "--output", str(folder), "--quiet"]
-    environment = {**os.environ, "FLEDGE_CACHE": str(cache)}
-    with (folder / "log.txt").open("a") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-
-
-def finish(folder: Path, cache: Path) -> float:
-    """Train to the end; the seconds."""
-    started = time.monotonic()
-    if start(folder, cache).wait() != 0:
-        raise SystemExit(f"training failed:\n{(folder / 'log.txt').read_text()}")
-    return time.monotonic() - started
 
 
 def where(folder: Path) -> tuple[str, bool]:
@@ -66,7 +48,7 @@ def trial(base: Path, number: int, delay: float, twice: bool) -> dict[str, Any] 
     folder = base / f"trial-{number}"
     folder.mkdir()
     shutil.copy(base / "recipe.yaml", folder)
-    process = start(folder, folder / "cache")
+    process = start(folder, cache=folder / "cache")
     with suppress(subprocess.TimeoutExpired):
         process.wait(delay)
     if process.poll() is not None:
@@ -110,10 +92,10 @@ def main() -> None:
         whole = base / "whole"
         whole.mkdir()
         shutil.copy(base / "recipe.yaml", whole)
-        finish(whole, whole / "cache")  # the compiler keeps something of the first run beside the cache
+        finish(whole, cache=whole / "cache")  # the compiler keeps something of the first run beside the cache
         expected = fingerprint(whole)
         shutil.rmtree(whole / "run")
-        length = finish(whole, whole / "cache again")
+        length = finish(whole, cache=whole / "cache again")
         print(f"undisturbed: {length:.1f} s", flush=True)
         results, different = [], 0
         while len(results) < times:
@@ -125,7 +107,7 @@ def main() -> None:
                 continue
             results.append(result)
             if number < resumed:
-                finish(folder, folder / "cache")
+                finish(folder, cache=folder / "cache")
                 result["identical"] = fingerprint(folder) == expected
                 different += not result["identical"]
             print(f"signal {number + 1}: {result}", flush=True)

@@ -254,28 +254,23 @@ def _run_report(options: argparse.Namespace) -> None:
         raise FledgeError("there is no such run", where=options.run) from error
 
 
-def _stop_politely() -> None:
-    """SIGTERM ends the command as SIGINT does, also before a run begins and after it."""
-    import signal
-    import threading
+def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    """A run: SIGTERM ends it as SIGINT does, also before its data is looked at and after its end."""
+    from fledge.run.stopping import Stopping
 
-    from fledge.run.stopping import Interrupted
-
-    def stop(number: int, frame: object) -> None:
-        raise Interrupted(number, "stopped on request")
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
+    with Stopping(lambda text: None, "stopped on request"):
+        if options.verb == "quickstart":
+            _run_quickstart(options)
+        else:
+            _run_train(options, overrides)
 
 
 def _ignore_signals() -> None:
     """A signal changes nothing any more while the process ends."""
     import signal
-    import threading
 
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -291,11 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(kept)
     try:
         if options.verb in ("quickstart", "train"):
-            _stop_politely()
-        if options.verb == "quickstart":
-            _run_quickstart(options)
-        elif options.verb == "train":
-            _run_train(options, overrides)
+            _run(options, overrides)
         elif options.verb == "data":
             _run_data(options, overrides)
         elif options.verb == "report":

@@ -351,14 +351,6 @@ class Pipeline:
         write_json(self.directory.summary, summary)
 
 
-def refuse_existing(directory: RunDirectory) -> None:
-    """FledgeError where a run has begun: it is never written over."""
-    if directory.recipe.exists():
-        raise FledgeError(
-            "this run exists already", where=str(directory.root), hint="add --resume to go on, or choose another --name"
-        )
-
-
 def _way_on(recipe: Path, changes: Changes) -> str:
     """What to do about a recipe that differs."""
     if changes.impossible:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fledge.errors import FledgeError
 from fledge.evaluate import answer_conversations
 from fledge.model.decoder import Decoder
 from fledge.model.generate import Sampling
-from fledge.pipeline import Pipeline, refuse_existing
+from fledge.pipeline import Pipeline
 from fledge.recipe import ModelConfig, Recipe, load_recipe, recipe_from_dict
 from fledge.recipe.schema import MachineConfig, OptimizerConfig
 from fledge.run import Console, StageDirectory, write_json
@@ -189,7 +190,7 @@ def quickstart(name: str, output: str, seed: int, minutes: float, resume: bool, 
     if resume and directory.recipe.exists():
         recipe = load_recipe([str(directory.recipe)])
     else:
-        refuse_existing(directory)
+        _refuse_existing(directory)
         console.title("world")
         budget = Budget(minutes, measure_speed(console))
         facts = build(seed, world, budget.sizes())
@@ -209,6 +210,14 @@ def quickstart(name: str, output: str, seed: int, minutes: float, resume: bool, 
 
     Pipeline(recipe, console, after_stage).run(resume=resume)
     return directory.root
+
+
+def _refuse_existing(directory: RunDirectory) -> None:
+    """FledgeError where a run has begun: it is never written over."""
+    if directory.recipe.exists():
+        raise FledgeError(
+            "this run exists already", where=str(directory.root), hint="add --resume to go on, or choose another --name"
+        )
 
 
 def _world_line(facts: dict[str, Any]) -> str:

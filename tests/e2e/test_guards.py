@@ -17,6 +17,7 @@ from fledge.recipe import Recipe, recipe_from_dict
 from fledge.run import Console, read_events
 from fledge.train.update import Updater
 from tests.e2e import tiny
+from tests.e2e.killing import run_until_killed
 from tests.e2e.test_resume import finals
 
 QUIET = Console(quiet=True)
@@ -87,22 +88,7 @@ def test_a_run_that_went_back_resumes_bit_for_bit(
     """Killed inside its at-th update: before the fault, after it, on the second way."""
     rules = {"non_finite": {"in_a_row": 1}}
     whole = finals(Pipeline(recipe(world, tmp_path / "whole", **rules), QUIET).run(), PRETRAIN)
-
-    class Killed(BaseException):
-        pass
-
-    count, step = 0, Updater._step
-
-    def dying(updater: Updater, *given: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == at:
-            raise Killed
-        return step(updater, *given)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Updater, "_step", dying)
-        Pipeline(recipe(world, tmp_path / "killed", **rules), QUIET).run()
+    run_until_killed(recipe(world, tmp_path / "killed", **rules), at, monkeypatch)
     assert finals(Pipeline(recipe(world, tmp_path / "killed", **rules), QUIET).run(resume=True), PRETRAIN) == whole
 
 

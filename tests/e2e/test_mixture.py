@@ -14,6 +14,7 @@ from fledge.recipe import Recipe
 from fledge.run import Console
 from fledge.train import loop
 from tests.e2e import tiny
+from tests.e2e.killing import run_until_killed
 
 QUIET = Console(quiet=True)
 
@@ -51,22 +52,8 @@ def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_mixture_killed_before_its_biases_move_resumes_bit_for_bit(
     at: int, world: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Killed(BaseException):
-        pass
-
-    count, update = 0, loop.update_biases
-
-    def dying(*what: Any) -> None:
-        nonlocal count
-        count += 1
-        if count == at:
-            raise Killed
-        update(*what)
-
     recipe = _recipe(world, tmp_path, "bias")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop, "update_biases", dying)
-        Pipeline(recipe, QUIET).run()
+    run_until_killed(recipe, at, monkeypatch, loop, "update_biases")
     assert _finals(Pipeline(recipe, QUIET).run(resume=True)) == _finals(whole)
     model = load_model(whole / "dpo" / "checkpoints" / "last" / "model")
     biases = torch.stack([m.e_score_correction_bias for m in model.modules() if isinstance(m, Router)])  # type: ignore[misc]

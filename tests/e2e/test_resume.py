@@ -18,6 +18,7 @@ from fledge.run import Console
 from fledge.run.stopping import Interrupted
 from fledge.train.update import Updater
 from tests.e2e import tiny
+from tests.e2e.killing import run_until_killed
 
 QUIET = Console(quiet=True)
 
@@ -41,23 +42,8 @@ def test_killed_run_resumes_bit_for_bit(
     at: int, world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process dies (no handler runs) inside its at-th update of 22, after the gradients, before the step."""
-
-    class Killed(BaseException):
-        pass
-
-    count, step = 0, Updater._step
-
-    def dying(updater: Updater, *given: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == at:
-            raise Killed
-        return step(updater, *given)
-
     recipe = tiny.recipe(world, tmp_path)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Updater, "_step", dying)
-        Pipeline(recipe, QUIET).run()
+    run_until_killed(recipe, at, monkeypatch)
     assert finals(Pipeline(recipe, QUIET).run(resume=True)) == finals(finished)
 
 
@@ -86,19 +72,8 @@ def test_every_part_of_the_engine_resumes_bit_for_bit(
         stage = {**tree["stages"]["pretrain"], **changes}
         tree |= {"stages": {"pretrain": stage}, "model": {**tree["model"], **model}, "machine": {**tree["machine"], **machine}}
         recipes.append(recipe_from_dict(tree))
-    count, step = 0, Updater._step
-
-    def dying(updater: Updater, *given: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == 5:
-            raise KeyboardInterrupt
-        return step(updater, *given)
-
     whole = finals(Pipeline(recipes[0], QUIET).run(), ("pretrain",))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Updater, "_step", dying)
-        Pipeline(recipes[1], QUIET).run()
+    run_until_killed(recipes[1], 5, monkeypatch)
     assert finals(Pipeline(recipes[1], QUIET).run(resume=True), ("pretrain",)) == whole
 
 
@@ -151,18 +126,7 @@ def test_a_run_goes_on_with_what_was_allowed_and_says_so(
     world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in SFT; then a lower rate there, another length of DPO, and more logging."""
-    step, count = Updater._step, 0
-
-    def stopping(updater: Updater, *given: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == 8 + 5:
-            raise KeyboardInterrupt
-        return step(updater, *given)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Updater, "_step", stopping)
-        Pipeline(tiny.recipe(world, tmp_path), QUIET).run()
+    run_until_killed(tiny.recipe(world, tmp_path), 8 + 5, monkeypatch)
     changed = tiny.tree(world, tmp_path, logging={"every": 2})
     changed["stages"]["sft"]["optimizer"]["lr"] = 1e-5
     changed["stages"]["dpo"]["length"] = "3 steps"

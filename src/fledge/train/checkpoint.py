@@ -121,7 +121,9 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, write_model: WriteModel) -
         for place in (manifest, *{path.parent for path in files}, beside):
             _sync(place)
         if target.exists():
-            target.replace(folder / f"{REPLACED}{step_name(step)}")
+            replaced = folder / f"{REPLACED}{step_name(step)}"
+            shutil.rmtree(replaced, ignore_errors=True)
+            target.replace(replaced)
         beside.replace(target)
         _sync(folder)
     except Exception as error:  # safetensors wraps the system's error in its own
@@ -178,9 +180,12 @@ def newest_checkpoint(
 ) -> tuple[Path, TrainState] | None:
     """The newest checkpoint (of a step below `before`) that verifies; those that do not are reported to `refused` and
     passed over."""
-    for path in sorted(folder.glob("step-*"), reverse=True):
-        if before is not None and path.name >= step_name(before):
-            continue
+    paths = sorted(folder.glob("step-*"), reverse=True)
+    return _first_whole([path for path in paths if before is None or path.name < step_name(before)], refused)
+
+
+def _first_whole(paths: list[Path], refused: Callable[[Path, str], None] | None = None) -> tuple[Path, TrainState] | None:
+    for path in paths:
         problem = verify(path)
         if problem is None:
             state = json.loads((path / "state" / "trainer.json").read_text(encoding="utf-8"))
@@ -192,12 +197,7 @@ def newest_checkpoint(
 
 def last_good(folder: Path, since: int) -> tuple[Path, TrainState] | None:
     """The newest whole checkpoint from before update number `since`; where all of those are gone, the oldest one."""
-    found = newest_checkpoint(folder, before=since)
-    for path in sorted(folder.glob("step-*")) if found is None else ():
-        found = newest_checkpoint(folder, before=int(path.name.removeprefix("step-")) + 1)
-        if found is not None:
-            break
-    return found
+    return newest_checkpoint(folder, before=since) or _first_whole(sorted(folder.glob("step-*")))
 
 
 def optimizer_file(path: Path) -> dict[str, Tensor]:

@@ -32,12 +32,7 @@ class Feed:
     """The windows of a stage in order. `micro` rows make one batch; the window's rows do not depend on it."""
 
     def __init__(
-        self,
-        data: PackedData,
-        extent: Extent,
-        micro: int,
-        weigh: Callable[[Batch], float],
-        device: torch.device,
+        self, data: PackedData, extent: Extent, micro: int, weigh: Callable[[Batch], float], device: torch.device
     ) -> None:
         self.data, self.extent, self.micro, self.weigh, self.device = data, extent, micro, weigh, device
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fledge-data")
@@ -61,15 +56,19 @@ class Feed:
 
     def rows(self, step: int) -> list[int]:
         """Places in the stream of the rows of a window."""
-        first, stop = self.extent.first_row(step), min(self.extent.first_row(step + 1), self.extent.rows)
+        first, stop = self._bounds(step)
         return [passed_over(place, self.skipped) for place in range(first, stop)]
 
     def window_again(self, step: int) -> Window:
         """The window of a step that was made before, or is still to come; what is made ahead stays."""
         return self._thread.submit(self._make, step, self.micro).result()
 
+    def _bounds(self, step: int) -> tuple[int, int]:
+        """First row of a window, and the one after its last, of the rows that are not passed over."""
+        return self.extent.first_row(step), min(self.extent.first_row(step + 1), self.extent.rows)
+
     def _make(self, step: int, micro: int) -> Window:
-        first, stop = self.extent.first_row(step), min(self.extent.first_row(step + 1), self.extent.rows)
+        first, stop = self._bounds(step)
         made = [self.data.batch(place, micro, stop, self.skipped) for place in range(first, stop, micro)]
         batches = tuple(batch for batch in made if batch.supervised)
         if not batches:

@@ -165,21 +165,99 @@ class Divergence(Rule):
         return Verdict("divergence", self.config.action, cause, event["step"], self.at + 1, evidence, self.config.then)
 
 
-class FreeSpace(Rule):
-    """The disk of the run fills up."""
+class Threshold(Rule):
+    """A figure is on the wrong side of its bound: told when it gets there, and again only after it was back."""
 
-    def __init__(self, config: DiskGuard) -> None:
-        self.config, self.told = config, False
+    kind: str
+    key: str
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def crossed(self, value: float) -> bool:
+        """Whether the figure is on the wrong side."""
+        raise NotImplementedError
+
+    def verdict(self, value: float, event: Event) -> Verdict:
+        """What to say of it."""
+        raise NotImplementedError
 
     def see(self, event: Event) -> Verdict | None:
-        free = event.get("disk_free_bytes") if event["kind"] == "resource" else None
-        if free is None or self.config.free is None:
+        value = event.get(self.key) if event["kind"] == self.kind else None
+        if value is None:
             return None
-        low, told, self.told = free < self.config.free, self.told, free < self.config.free
-        if not low or told:
-            return None
-        cause = f"{free / 2**30:.2f} GiB are free on the disk of the run, {self.config.free / 2**30:.2f} are to stay free"
-        return Verdict("disk", self.config.action, cause, event["step"], event["step"], {"free": free}, sound=True)
+        told, self._told = self._told, self.crossed(value)
+        return self.verdict(value, event) if self._told and not told else None
+
+
+class FreeSpace(Threshold):
+    """The disk of the run fills up."""
+
+    kind, key = "resource", "disk_free_bytes"
+
+    def __init__(self, config: DiskGuard) -> None:
+        super().__init__()
+        self.action, self.free = config.action, config.free or 0
+
+    def crossed(self, value: float) -> bool:
+        return value < self.free
+
+    def verdict(self, value: float, event: Event) -> Verdict:
+        cause = f"{value / 2**30:.2f} GiB are free on the disk of the run, {self.free / 2**30:.2f} are to stay free"
+        return Verdict("disk", self.action, cause, event["step"], event["step"], {"free": value}, sound=True)
+
+
+class TimeSpent(Threshold):
+    """The stage has trained long enough."""
+
+    kind, key = "resource", "seconds"
+
+    def __init__(self, config: TimeGuard) -> None:
+        super().__init__()
+        self.action, self.after = config.action, math.inf if config.after is None else config.after
+
+    def crossed(self, value: float) -> bool:
+        return value >= self.after
+
+    def verdict(self, value: float, event: Event) -> Verdict:
+        cause = f"the stage has trained for {duration(value)}, its time is {duration(self.after)}"
+        return Verdict("time", self.action, cause, event["step"], event["step"], {}, ends="stage")
+
+
+class PassRate(Threshold):
+    """Too few regression prompts pass."""
+
+    kind, key = "regression", "regression/pass_rate"
+
+    def __init__(self, config: PassRateGuard) -> None:
+        super().__init__()
+        self.config = config
+
+    def crossed(self, value: float) -> bool:
+        return value < self.config.below
+
+    def verdict(self, value: float, event: Event) -> Verdict:
+        passed, cases = event["regression/passed"], event["regression/cases"]
+        cause = f"{passed} of {cases} regression prompts pass, less than {self.config.below:.0%}"
+        step, evidence = event["step"], {"pass_rate": value, "broken": event.get("regression/broken", [])}
+        return Verdict("pass_rate", self.config.action, cause, step, step, evidence, ends="stage")
+
+
+class Parrot(Threshold):
+    """Answers repeat themselves."""
+
+    kind, key = "regression", "regression/repetition"
+
+    def __init__(self, config: RepetitionGuard) -> None:
+        super().__init__()
+        self.config = config
+
+    def crossed(self, value: float) -> bool:
+        return value > self.config.above
+
+    def verdict(self, value: float, event: Event) -> Verdict:
+        step, cause = event["step"], f"answers repeat themselves: {value:.0%} of their pieces were there before"
+        return Verdict("repetition", self.config.action, cause, step, step, {"repetition": value}, ends="stage")
 
 
 class ValidationRise(Rule):
@@ -207,42 +285,6 @@ class ValidationRise(Rule):
         return Verdict("validation_rise", self.config.action, cause, step, since + 1, evidence, ends="stage")
 
 
-class PassRate(Rule):
-    """Too few regression prompts pass; told again only after it was better."""
-
-    def __init__(self, config: PassRateGuard) -> None:
-        self.config, self.told = config, False
-
-    def see(self, event: Event) -> Verdict | None:
-        rate = event.get("regression/pass_rate") if event["kind"] == "regression" else None
-        if rate is None:
-            return None
-        low, told, self.told = rate < self.config.below, self.told, rate < self.config.below
-        if not low or told:
-            return None
-        passed, cases = event["regression/passed"], event["regression/cases"]
-        cause = f"{passed} of {cases} regression prompts pass, less than {self.config.below:.0%}"
-        step, evidence = event["step"], {"pass_rate": rate, "broken": event.get("regression/broken", [])}
-        return Verdict("pass_rate", self.config.action, cause, step, step, evidence, ends="stage")
-
-
-class Parrot(Rule):
-    """Answers repeat themselves; told again only after it was better."""
-
-    def __init__(self, config: RepetitionGuard) -> None:
-        self.config, self.told = config, False
-
-    def see(self, event: Event) -> Verdict | None:
-        share = event.get("regression/repetition") if event["kind"] == "regression" else None
-        if share is None:
-            return None
-        high, told, self.told = share > self.config.above, self.told, share > self.config.above
-        if not high or told:
-            return None
-        step, cause = event["step"], f"answers repeat themselves: {share:.0%} of their pieces were there before"
-        return Verdict("repetition", self.config.action, cause, step, step, {"repetition": share}, ends="stage")
-
-
 class Throughput(Rule):
     """The speed of steps fell."""
 
@@ -265,20 +307,6 @@ class Throughput(Rule):
         self._quiet_until = step + BEFORE
         cause = f"training became slow: {now:,.0f} tokens/s over the last {RECENT} steps, {before:,.0f} before"
         return Verdict("throughput", self.config.action, cause, step, step - RECENT + 1, {"now": now, "before": before})
-
-
-class TimeSpent(Rule):
-    """The stage has trained long enough."""
-
-    def __init__(self, config: TimeGuard) -> None:
-        self.config, self.told = config, False
-
-    def see(self, event: Event) -> Verdict | None:
-        if event["kind"] != "resource" or self.told or self.config.after is None or event["seconds"] < self.config.after:
-            return None
-        self.told = True
-        cause = f"the stage has trained for {duration(event['seconds'])}, its time is {duration(self.config.after)}"
-        return Verdict("time", self.config.action, cause, event["step"], event["step"], {}, ends="stage")
 
 
 class Guards:

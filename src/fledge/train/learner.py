@@ -46,7 +46,7 @@ class Learner:
                 models["averaged"] = copied(self.model.state_dict())
         if self.scale is not None:
             state.scale = self.scale.state()
-        return Snapshot(replace(state, by_source=list(state.by_source)), models, copied(tensors))
+        return Snapshot(replace(state), models, copied(tensors))
 
     def restore(self, path: Path, state: TrainState) -> None:
         """Put back what a checkpoint holds. FledgeError where it is of another model."""
