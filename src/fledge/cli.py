@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fledge import __version__
 from fledge.errors import FledgeError
+from fledge.training import Training, exit_code, finish
 
 DESCRIPTION = """fledge raises small language models: raw text -> tokenizer -> pretrain -> SFT -> DPO -> a model to talk to.
 
@@ -59,6 +60,11 @@ def _train(verbs: argparse._SubParsersAction) -> None:
     verb.add_argument("--dry-run", action="store_true", help="print the resolved recipe and the plan, and stop")
     verb.add_argument("--resume", action="store_true", help="go on with an interrupted run (what happens by itself, too)")
     verb.add_argument("--allow", metavar="KEY", action="append", default=[], help="go on although this key is another now")
+    verb.add_argument("--processes", type=int, help="train in so many processes of this machine, or of each node (default 1)")
+    verb.add_argument("--restarts", type=int, default=3, help="start all again so often when one is lost (default 3)")
+    verb.add_argument("--cluster", choices=("slurm", "ray"), help="run on a Slurm or Ray cluster instead of here")
+    verb.add_argument("--nodes", type=int, help="machines of the cluster (default 1)")
+    verb.add_argument("--slurm", metavar="KEY=VALUE", action="append", default=[], help="of the Slurm job, e.g. partition=gpu")
     verb.add_argument("--quiet", action="store_true", help="say nothing but the result")
 
 
@@ -118,8 +124,9 @@ def _talk(verbs: argparse._SubParsersAction, name: str, text: str) -> None:
     verb.add_argument("--seed", type=int, default=0)
 
 
+PLACES = ("--processes", "--restarts", "--cluster", "--nodes", "--slurm")  # options that say where a run is run
 OWN_OPTIONS = {
-    "train": ("--dry-run", "--resume", "--allow", "--quiet", "--help"),
+    "train": ("--dry-run", "--resume", "--allow", "--quiet", "--help", *PLACES),
     "data": (
         "--stage", "--json", "--kind", "--tokenizer", "--page", "--source", "--reason", "--state", "--limit", "--row",
         "--count", "--first", "--out", "--executor", "--workers", "--slurm", "--help",
@@ -167,32 +174,55 @@ def _run_quickstart(options: argparse.Namespace) -> None:
         raise FledgeError(f"--name is one folder's name, not '{options.name}'")
     seed = SEED if options.seed is None else options.seed
     run = quickstart(options.name, options.output, seed, minutes, options.resume, Console(quiet=options.quiet))
-    _finish(run)
+    finish(run)
 
 
-def _finish(run: Path) -> None:
-    from rich.console import Console as Rich
-
-    from fledge.report import stage_table, write_report
-
-    report = write_report(run)
-    Rich().print(stage_table(run))
-    print(f"report: {report}")
-    print(f"talk to it: fledge chat {run}")
-
-
-def _run_train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+def _run_train(options: argparse.Namespace, overrides: list[tuple[str, str]], words: list[str]) -> int | None:
+    from fledge.launch import end_with_starter, is_process, launch
     from fledge.recipe import load_recipe
     from fledge.run import Console
 
-    recipe = load_recipe(options.recipe, overrides)
-    from fledge.pipeline import Pipeline, dry_run
-
+    _refuse_processes(options)
+    training = Training(tuple(options.recipe), tuple(overrides), tuple(options.allow), options.resume, options.quiet)
+    if is_process():
+        end_with_starter()
+        return training.run()
+    recipe = load_recipe(options.recipe, overrides)  # what is wrong with it is said once, not by every process
     if options.dry_run:
+        from fledge.pipeline import dry_run
+
         print(dry_run(recipe, Console(quiet=options.quiet)))
-        return
-    run = Pipeline(recipe, Console(quiet=options.quiet), allow=options.allow).run(resume=options.resume)
-    _finish(run)
+        return 0
+    if options.cluster is not None:
+        return _on_cluster(options, training, Path(recipe.output) / recipe.name / "jobs")
+    if options.processes is not None and options.processes > 1:
+        return launch(words, options.processes, options.restarts)
+    return training.run()
+
+
+def _refuse_processes(options: argparse.Namespace) -> None:
+    """FledgeError for options that do not go together."""
+    for name in ("processes", "nodes"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise FledgeError("it must be at least 1", where=f"--{name}")
+    if options.restarts < 0:
+        raise FledgeError("it cannot be negative", where="--restarts")
+    if options.cluster != "slurm" and (options.slurm or options.nodes is not None):
+        name = "--slurm" if options.slurm else "--nodes"
+        raise FledgeError("this is for Slurm jobs", where=name, hint="add --cluster slurm")
+
+
+def _on_cluster(options: argparse.Namespace, training: Training, folder: Path) -> int:
+    """Submit the run, or run it on Ray's workers."""
+    from fledge.cluster import on_ray, submit
+
+    processes, nodes = options.processes or 1, options.nodes or 1
+    if options.cluster == "ray":
+        return on_ray(training, processes, options.restarts)
+    job = submit(training, folder, nodes, processes, options.slurm)
+    print(f"submitted as Slurm job {job.job_id}: {nodes * processes} processes")
+    print(f"its logs: {job.paths.stdout}, {job.paths.stderr}")
+    return 0
 
 
 def _run_data(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
@@ -254,15 +284,15 @@ def _run_report(options: argparse.Namespace) -> None:
         raise FledgeError("there is no such run", where=options.run) from error
 
 
-def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
-    """A run: SIGTERM ends it as SIGINT does, also before its data is looked at and after its end."""
+def _run(options: argparse.Namespace, overrides: list[tuple[str, str]], words: list[str]) -> int | None:
+    """A run: SIGTERM ends it as SIGINT does, also before its data is looked at and after its end. `words` are the arguments."""
     from fledge.run.stopping import Stopping
 
     with Stopping(lambda text: None, "stopped on request"):
         if options.verb == "quickstart":
             _run_quickstart(options)
-        else:
-            _run_train(options, overrides)
+            return 0
+        return _run_train(options, overrides, words)
 
 
 def _ignore_signals() -> None:
@@ -275,7 +305,7 @@ def _ignore_signals() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, 2 for an error that the user can mend, 128 + the number of
-    the signal (130, 143) for an interruption."""
+    the signal (130, 143) for an interruption, 3 where another process of the run has ended."""
     # Threads that wait by spinning halve the speed of a machine that also does something else; read when torch loads.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -284,35 +314,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     kept, overrides = _overrides([word for word in words if word != "--debug"], parser)
     options = parser.parse_args(kept)
-    try:
-        if options.verb in ("quickstart", "train"):
-            _run(options, overrides)
-        elif options.verb == "data":
-            _run_data(options, overrides)
-        elif options.verb == "report":
-            _run_report(options)
-        else:
-            _run_talk(options)
-    except FledgeError as error:
-        if debug:
-            raise
-        print(f"fledge: {error.text()}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:  # from a run: in good order
-        if arguments is None:
-            _ignore_signals()
-        print(f"fledge: {getattr(stop, 'text', 'interrupted')}", file=sys.stderr)
-        return 128 + getattr(stop, "number", 2)
-    except BrokenPipeError:
-        return 0
-    except OSError as error:
-        if debug:
-            raise
-        print(f"fledge: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    if arguments is None:
-        _ignore_signals()
-    return 0
+    at_end = _ignore_signals if arguments is None else lambda: None  # the end of the process, and not only of this function
+
+    def work() -> int:
+        code = exit_code(lambda: _do(options, overrides, words), debug, at_end)
+        at_end()
+        return code
+
+    if options.verb != "train" or arguments is not None:
+        return work()
+    from fledge.launch import end_process, is_process
+
+    return end_process(work) if is_process() else work()
+
+
+def _do(options: argparse.Namespace, overrides: list[tuple[str, str]], words: list[str]) -> int | None:
+    """What the arguments, `words`, say; perhaps an exit code."""
+    if options.verb in ("quickstart", "train"):
+        return _run(options, overrides, words)
+    if options.verb == "data":
+        _run_data(options, overrides)
+    elif options.verb == "report":
+        _run_report(options)
+    else:
+        _run_talk(options)
+    return None
 
 
 if __name__ == "__main__":

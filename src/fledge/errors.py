@@ -2,6 +2,8 @@
 
 import json
 
+GONE = 3  # exit code of a process that ends because another one of its run has
+
 
 class FledgeError(Exception):
     """What is wrong, where, and what to do about it. The command prints it without a traceback and exits with 2."""
@@ -24,6 +26,13 @@ class FledgeError(Exception):
         """The error that another process met."""
         what, where, hint = json.loads(text)
         return cls(what, where=where, hint=hint)
+
+
+class Gone(FledgeError):
+    """Another process of the run has ended, so that this one cannot go on. The command exits with GONE."""
+
+    def __init__(self) -> None:
+        super().__init__("another process of this run has ended, so this one ends too")
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> FledgeError:

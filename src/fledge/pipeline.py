@@ -31,10 +31,12 @@ from fledge.run.directory import read_json
 from fledge.run.startup import Startup
 from fledge.run.stopping import Stopping
 from fledge.tokenizer import Tokenizer
-from fledge.train.checkpoint import Weights, WriteModel, step_name
+from fledge.train.checkpoint import TrainState, Weights, WriteModel, step_name
 from fledge.train.compiling import forget_compiled
+from fledge.train.feed import refuse_small_window
 from fledge.train.loop import Loop, Objective, Work
 from fledge.train.machine import Decision, decide, eagerly, head_kernel, refuse_device, warm_up
+from fledge.train.ranks import Ranks
 from fledge.train.reference import precomputed
 from fledge.train.validation import validate
 
@@ -42,16 +44,24 @@ AfterStage = Callable[[str, Decoder, Tokenizer, StageDirectory], None]
 
 
 class Pipeline:
-    """Runs a recipe in its run directory; finished stages are not repeated."""
+    """Runs a recipe in its run directory; finished stages are not repeated.
+
+    Of several ranks the first one prepares, decides and writes; the others read what it has written. All compute."""
 
     def __init__(
-        self, recipe: Recipe, console: Console, after_stage: AfterStage | None = None, allow: Sequence[str] = ()
+        self,
+        recipe: Recipe,
+        console: Console,
+        after_stage: AfterStage | None = None,
+        allow: Sequence[str] = (),
+        ranks: Ranks | None = None,
     ) -> None:
         """`allow`: keys that a run which was begun may go on with although what is learned depends on them."""
         self.recipe, self.console, self.after_stage, self.allow = recipe, console, after_stage, allow
+        self.ranks = ranks or Ranks()
         self.changed: list[Change] = []
         self.directory = RunDirectory(Path(recipe.output) / recipe.name)
-        begun = self.directory.recipe.exists()
+        begun = self.directory.recipe.exists() or not self.ranks.first
         self.preparation = Preparation(recipe, console.say, lambda name: self.directory.stage(name).data, begun)
         self._startup: Startup | None = Startup()
         self._token_bytes: torch.Tensor | None = None
@@ -61,37 +71,37 @@ class Pipeline:
     def run(self, resume: bool = False) -> Path:
         """Everything, in order; returns the run directory."""
         with (
-            only_one(self.directory.root.with_name(f".{self.directory.root.name}.lock"), self.directory.root),
+            self._only_one(),
             Stopping(self.console.say, "stopped on request; what is finished is kept") as self.stopping,
             closing(self._alerts()) as self.alerts,
         ):
             return self._run(resume)
 
+    def _only_one(self) -> AbstractContextManager[None]:
+        """The first rank locks the run for all."""
+        root = self.directory.root
+        return only_one(root.with_name(f".{root.name}.lock"), root) if self.ranks.first else nullcontext()
+
     def _alerts(self) -> Alerts:
         """Who is told, as the recipe says. FledgeError where the environment lacks a secret."""
         config, say = self.recipe.alerts, self.console.say
+        if not self.ranks.first:
+            return Alerts(self.recipe.name, config.level, None, None, say)
         hook = config.webhook
         webhook = None if hook is None else Webhook(hook.url, hook.headers, hook.format, say)
         return Alerts(self.recipe.name, config.level, Path(config.file) if config.file else None, webhook, say)
 
     def _run(self, resume: bool) -> Path:
-        self._check(resume)
         refuse_device(self.recipe.machine)
+        self._refuse_parallel()
         self.cases = regression_cases(self.recipe)
+        tokenizer, prepared = self._begin(resume) if self.ranks.first else self._join()
+        if self.ranks.first:
+            self.ranks.told({name: stage.plan.as_dict() for name, stage in prepared.items()})
+            for name in self.recipe.stages:
+                drop_items(self.directory.stage(name).data)
         results = {name: self.directory.stage(name).result() for name in self.recipe.stages}
-        try:
-            with self._timed("data"):
-                tokenizer = self.preparation.tokenizer(self.directory.tokenizer)
-                open_stages = [name for name, result in results.items() if result is None]
-                prepared = {name: self.preparation.prepare(name, tokenizer) for name in open_stages}
-        except FledgeError:
-            if not self.directory.recipe.exists():
-                self._leave_nothing()
-            raise
-        self._write_beginning(tokenizer)
         self._token_bytes = _token_bytes(tokenizer)
-        for name in self.recipe.stages:
-            drop_items(self.directory.stage(name).data)
         model: Path | None = Path(self.recipe.model.path) if self.recipe.model.path else None
         for order, (name, done) in enumerate(results.items()):
             directory = self.directory.stage(name)
@@ -100,8 +110,55 @@ class Pipeline:
             else:
                 self.console.say(f"{name}: finished before, not repeated")
             model = directory.root / done["model"]
-        self._summarise(tokenizer)
+        if self.ranks.first:
+            self._summarise(tokenizer)
         return self.directory.root
+
+    def _begin(self, resume: bool) -> tuple[Tokenizer, dict[str, Prepared]]:
+        """Prepare the open stages, and write the beginning of the run. FledgeError, with nothing left behind, for a run that
+        cannot be."""
+        self._check(resume)
+        try:
+            with self._timed("data"):
+                tokenizer = self.preparation.tokenizer(self.directory.tokenizer)
+                prepared = {name: self._prepare(name, tokenizer) for name in self._open_stages()}
+        except FledgeError:
+            if not self.directory.recipe.exists():
+                self._leave_nothing()
+            raise
+        self._write_beginning(tokenizer)
+        return tokenizer, prepared
+
+    def _join(self) -> tuple[Tokenizer, dict[str, Prepared]]:
+        """The same, as the first rank has prepared it."""
+        self.preparation.plans = self.ranks.told(None)
+        tokenizer = self.preparation.tokenizer(self.directory.tokenizer)
+        return tokenizer, {name: self.preparation.prepare(name, tokenizer) for name in self.preparation.plans}
+
+    def _prepare(self, name: str, tokenizer: Tokenizer) -> Prepared:
+        prepared = self.preparation.prepare(name, tokenizer)
+        try:
+            refuse_small_window(prepared.extent, self.ranks)
+        except FledgeError as error:
+            raise FledgeError(error.what, where=f"stages.{name}.{error.where}", hint=error.hint) from None
+        return prepared
+
+    def _refuse_parallel(self) -> None:
+        """FledgeError for what cannot be divided among ranks."""
+        if self.recipe.machine.parallel != "fsdp":
+            return
+        if self.ranks.alone:
+            self.console.say("note: machine.parallel fsdp has no effect: one process has nothing to divide", style="yellow")
+        for name, stage in self.recipe.stages.items():
+            if stage.optimizer.name == "adamw8bit":
+                raise FledgeError(
+                    "the blocks of 8-bit AdamW cannot be divided among processes",
+                    where=f"stages.{name}.optimizer.name",
+                    hint="set adamw or muon, whose state is divided, or machine.parallel to ddp",
+                )
+
+    def _open_stages(self) -> list[str]:
+        return [name for name in self.recipe.stages if self.directory.stage(name).result() is None]
 
     def _timed(self, name: str) -> AbstractContextManager[None]:
         """Time that belongs to a part of the start."""
@@ -240,55 +297,69 @@ class Pipeline:
         self.console.title(name)
         for line in prepared.data.ledger.lines():
             self.console.say(line)
-        self._keep_account(prepared, directory)
-        changed = {change.key: [change.before, change.after] for change in self.changed}
-        of_stage = any(key.startswith(f"stages.{name}.") for key in changed)
-        if of_stage or not (directory.root / "plan.json").exists():  # as it was planned when it began
-            write_json(directory.root / "plan.json", prepared.plan.as_dict())
+        changed = {change.key: [change.before, change.after] for change in self.changed if change.concerns(name)}
+        if self.ranks.first:
+            self._keep_account(prepared, directory)
+            of_stage = any(key.startswith(f"stages.{name}.") for key in changed)
+            if of_stage or not (directory.root / "plan.json").exists():  # as it was planned when it began
+                write_json(directory.root / "plan.json", prepared.plan.as_dict())
         self.console.say(_plan_line(prepared.plan))
         for note in prepared.plan.notes:
             self.console.say(f"  {note}")
         model = self._start_model(prepared, tokenizer, before)
         model.recompute_every = self.recipe.machine.recomputed
         forget_compiled()
-        with self._timed("probe"):
+        with self._timed("probe"), self.ranks.first_first():
             decision = self._decision(prepared, model, directory)
         self.console.say(_machine_line(decision))
         start = model
         if isinstance(prepared.stage, PreferenceStage) and prepared.stage.reference == "live":
             start = self._start_model(prepared, tokenizer, before)
             decision.apply(start).eval().requires_grad_(False)
-        objective, validation_objective = self._objectives(prepared, model, decision, directory, start)
-        measure = lambda name, micro: self._measure(  # noqa: E731
-            directory.evaluations / f"{name}.json", prepared, model, tokenizer, validation_objective, micro
-        )
-        if not (directory.evaluations / "before.json").exists():
+        with self.ranks.first_first():
+            objective, validation_objective = self._objectives(prepared, model, decision, directory, start)
+        before_file = directory.evaluations / "before.json"
+        if self.ranks.told(not before_file.exists()):
             with self._timed("evaluation"):
-                measure("before", prepared.stage.batch.rows)
+                self._measure(before_file, prepared, model, tokenizer, validation_objective, prepared.stage.batch.rows)
+        divided = self.recipe.machine.parallel == "fsdp" and not self.ranks.alone
         work = Work(
             prepared.stage, model, objective, prepared.data.train, prepared.data.validation, validation_objective,
             prepared.extent, decision, directory, _writer(model, tokenizer), self.stopping,
             self.preparation.seed(name), self.recipe.logging.every, self.recipe.logging.tensorboard,
-            _places(prepared.data), self.alerts, self._examiner(prepared, model, tokenizer, directory), self._token_bytes,
-            self._ready, changed,
+            _places(prepared.data), self.alerts, self._examiner(prepared, tokenizer, directory), self._token_bytes,
+            self._ready, changed, self.ranks, divided,
         )  # fmt: skip
         state = Loop(work, self.console).run()
-        use_best = prepared.stage.keep == "best" and state.best_step is not None
-        step = state.best_step if use_best and state.best_step is not None else state.step
+        self.ranks.wait()  # until the last checkpoint is there
+        step = self._chosen_step(prepared, state, directory)
         averaged = prepared.stage.averaging.decay is not None
         chosen = Path("checkpoints") / step_name(step) / ("averaged" if averaged else "model")
-        if step != state.step:
-            self.console.say(f"the best checkpoint goes on: step {step:,}")
-        if step != state.step or averaged:
+        if divided:
+            model = decision.apply(load_model(directory.root / chosen))
+        elif step != state.step or averaged:
             model.load_state_dict(load_model(directory.root / chosen).state_dict())
-        measure("after", state.micro or prepared.stage.batch.rows)
-        if self.after_stage is not None:
+        rows = state.micro or prepared.stage.batch.rows
+        self._measure(directory.evaluations / "after.json", prepared, model, tokenizer, validation_objective, rows)
+        if self.after_stage is not None and self.ranks.first:
             with eagerly():
                 self.after_stage(name, model, tokenizer, directory)
         done = {"order": order, "model": str(chosen), "step": state.step, "seconds": state.seconds,
                 "wall_seconds": round(time.monotonic() - started, 3), "stop": state.stop}  # fmt: skip
-        write_json(directory.done, done)
+        if self.ranks.first:
+            write_json(directory.done, done)
         return done
+
+    def _chosen_step(self, prepared: Prepared, state: TrainState, directory: StageDirectory) -> int:
+        """The step whose checkpoint goes on."""
+        best = state.best_step
+        if prepared.stage.keep != "best" or best is None or best == state.step:
+            return state.step
+        if not (directory.checkpoints / step_name(best)).exists():
+            self.console.say(f"warning: the best checkpoint, of step {best:,}, was not saved: the last one goes on", "yellow")
+            return state.step
+        self.console.say(f"the best checkpoint goes on: step {best:,}")
+        return best
 
     def _measure(
         self,
@@ -299,7 +370,8 @@ class Pipeline:
         validation_objective: PreferenceObjective | None,
         micro: int,
     ) -> None:
-        """Perplexity and token accuracy on validation, `micro` rows at a time, and answers to the fixed prompts."""
+        """Perplexity and token accuracy on validation, `micro` rows at a time; and answers to the fixed prompts, by the first
+        rank."""
         measured: dict[str, Any] = {}
         stage = prepared.stage
         if prepared.data.validation is not None:
@@ -310,25 +382,28 @@ class Pipeline:
                 micro,
                 validation_objective,
                 self._token_bytes,
+                ranks=self.ranks,
             )
             self.console.say(
                 f"{file.stem} {prepared.name}: validation perplexity {measured['perplexity']:.4g}, "
                 f"token accuracy {measured['token_accuracy']:.1%}"
             )
+        if not self.ranks.first:
+            return
         with eagerly():
             samples = sample(model, tokenizer, self.recipe.samples, stage.kind)
         write_json(file, {**measured, "samples": [one.as_dict() for one in samples]})
 
     def _examiner(
-        self, prepared: Prepared, model: Decoder, tokenizer: Tokenizer, directory: StageDirectory
-    ) -> Callable[[int], dict[str, Any]] | None:
+        self, prepared: Prepared, tokenizer: Tokenizer, directory: StageDirectory
+    ) -> Callable[[Decoder, int], dict[str, Any]] | None:
         """Asks the stage's regression prompts; failing cases are kept in `regression/step-….jsonl`."""
         config = prepared.stage.regression
         if config is None:
             return None
         cases, sampling = self.cases[prepared.name], Sampling(max_new_tokens=config.max_new_tokens)
 
-        def examine(step: int) -> dict[str, Any]:
+        def examine(model: Decoder, step: int) -> dict[str, Any]:
             with eagerly():
                 checked = check(model, tokenizer, cases, sampling)
             before = failing_before(directory.regression, step)

@@ -51,6 +51,7 @@ class Preparation:
         workers = recipe.machine.workers
         self.executor = executor or (None if workers is None else Processes(workers))
         self._collected: dict[str, Collected] = {}
+        self.plans: dict[str, dict[str, Any]] = {}  # of stages, as another process has made them
 
     def folder(self, name: str) -> Path | None:
         """Where a stage's data is built."""
@@ -196,6 +197,8 @@ class Preparation:
 
     def _begun_plan(self, name: str) -> dict[str, Any] | None:
         """The plan of a stage that was begun before: what was chosen then stays, whatever memory or rules are now."""
+        if name in self.plans:
+            return self.plans[name]
         folder = self.folder(name)
         if not self.begun or folder is None or not (folder.parent / "plan.json").exists():
             return None

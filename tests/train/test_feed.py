@@ -76,7 +76,8 @@ def _here(data: PackedData, extent: Extent, step: int, micro: int) -> Window:
     tokens, supervised = (sum(int((getattr(b, name) > 0).sum()) for b in every) for name in ("documents", "weights"))
     weight = sum(float(batch.weights.double().sum()) for batch in some)
     sources = tuple(int(n) for n in np.sum([batch.by_source for batch in every], axis=0))
-    return Window(step, some, weight, tokens, supervised, sources, data.epochs_at(stop))
+    rows = (first, stop)
+    return Window(step, rows, rows, some, len(every), None, weight, tokens, supervised, sources, data.epochs_at(stop))
 
 
 def _assert_same(got: Window, expected: Window) -> None:
@@ -113,7 +114,7 @@ def test_a_halved_micro_batch_reads_the_same_rows_in_the_same_order(feeds: Any) 
     halved.micro = 1  # after the next window was begun
     for step in range(EXTENT.steps):
         one, two = whole.window(step)[0], halved.window(step)[0]
-        assert replace(one, batches=(), weight=0) == replace(two, batches=(), weight=0)
+        assert replace(one, batches=(), rounds=0, weight=0) == replace(two, batches=(), rounds=0, weight=0)
         assert one.weight == pytest.approx(two.weight)
         assert all(len(batch.tokens) == 1 for batch in two.batches)
         for name in ("tokens", "targets", "weights", "documents"):

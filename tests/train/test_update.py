@@ -212,7 +212,7 @@ def test_the_first_half_is_measured_as_if_it_were_the_window(micro: int) -> None
     parts = (window.batches[:middle], window.batches[middle:])
     for part, loss, weight in zip(parts, half.losses, half.weights, strict=True):
         total = sum(batch.weight for batch in part)
-        alone = _updater(make_decoder().train())(Window(0, part, total, 0, 0, (), 0.0), 0.01)
+        alone = _updater(make_decoder().train())(Window(0, (0, 1), (0, 1), part, len(part), None, total, 0, 0, (), 0.0), 0.01)
         assert weight == pytest.approx(total) and float(loss) == pytest.approx(float(alone.loss), rel=1e-5)
         if part is parts[0]:
             assert float(half.norm) == pytest.approx(float(alone.norm), rel=1e-5)

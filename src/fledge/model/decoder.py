@@ -191,12 +191,15 @@ class Decoder(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
         """Hidden states [B, T, D] of tokens [B, T]. Without positions they count from 0; without documents a row is
         one document."""
-        return self.states(tokens, positions, documents)[0]
+        return self._states(tokens, positions, documents)[0]
 
     def states(
         self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None
     ) -> tuple[Tensor, Routing | None]:
         """Hidden states as `forward` gives them, and how a mixture of experts routed; documents of 0 are padding."""
+        return self._states(tokens, positions, documents)
+
+    def _states(self, tokens: Tensor, positions: Tensor | None, documents: Tensor | None) -> tuple[Tensor, Routing | None]:
         B, T = tokens.shape
         if positions is None:
             positions = torch.arange(T, device=tokens.device).expand_as(tokens)

@@ -13,7 +13,7 @@ A router left to itself favours few experts. Two remedies:
   without it, so a model that is to leave fledge is better balanced by `loss`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +72,18 @@ class Routing:
     def detach(self) -> "Routing":
         """The numbers without their graph."""
         return Routing(self.counts, self.tokens, self.entropy, self.balance.detach(), self.z.detach())
+
+    def added_up(self, add_up: Callable[[list[Tensor]], None]) -> "Routing":
+        """That of this batch and of those of others, over whom `add_up` adds tensors in place."""
+        parts = [self.counts.clone(), self.tokens.clone()]
+        parts += [value * self.tokens for value in (self.entropy, self.balance, self.z)]
+        add_up(parts)
+        counts, tokens, *sums = parts
+        return Routing(counts, tokens, *(value / tokens.clamp(min=1) for value in sums))
+
+    def nothing(self) -> "Routing":
+        """That of a batch without tokens."""
+        return Routing(*map(torch.zeros_like, (self.counts, self.tokens, self.entropy, self.balance, self.z)))
 
     def penalty(self, config: MoeConfig) -> Tensor:
         """What is added to the mean loss of a batch: balance_weight · balance + z_weight · z."""

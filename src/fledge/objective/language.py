@@ -29,6 +29,11 @@ class Outcome:
         routing = None if self.routing is None else self.routing.detach()
         return Outcome(self.loss.detach(), self.metrics, None, routing)
 
+    def nothing(self) -> "Outcome":
+        """That of a batch of no weight, with the same names."""
+        metrics = {name: torch.zeros_like(value) for name, value in self.metrics.items()}
+        return Outcome(torch.zeros_like(self.loss), metrics, None, self.routing and self.routing.nothing())
+
     def routed(self, model: Decoder, routing: Routing | None, weight: float) -> "Outcome":
         """With what the routing of a batch of this weight adds; as it is where the model is dense."""
         moe = model.config.moe

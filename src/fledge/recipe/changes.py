@@ -25,6 +25,10 @@ class Change:
     before: Any
     after: Any
 
+    def concerns(self, stage: str) -> bool:
+        """Whether it is one of this stage, or of all."""
+        return _of_stage(self.key) in (stage, None)
+
     def __str__(self) -> str:
         return f"{self.key}: {self.before!r} -> {self.after!r}"
 

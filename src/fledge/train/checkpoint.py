@@ -9,17 +9,22 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import xxhash
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fledge.errors import FledgeError
+from fledge.errors import FledgeError, Gone
 from fledge.model.directory import write_tensors
 from fledge.run.directory import write_checked
+from fledge.train.ranks import Ranks
+from fledge.train.sharding import read_parts, read_whole, write_parts
 
 FORMAT = 1
+PARTS = "optimizer"  # folder of what several ranks have written
 SPARE = 2**22  # bytes on the disk beside the tensors
 WRITING, REPLACED = ".writing-", ".replaced-"  # what is not whole yet, what is about to go
 Weights = dict[str, Tensor]
@@ -78,11 +83,13 @@ def _sync(path: Path) -> None:
 @dataclass(frozen=True)
 class Snapshot:
     """A moment of training, copied, so that training may go on while it is written. `models` are weights by the name of
-    their folder: `model`, to go on from, and `averaged`, to use, where weights are averaged."""
+    their folder: `model`, to go on from, and `averaged`, to use, where weights are averaged. `divided`: `tensors` are this
+    rank's part, and `models` are there on the first rank only."""
 
     state: TrainState
     models: dict[str, Weights]
     tensors: Weights
+    divided: bool = False
 
     @property
     def bytes(self) -> int:
@@ -99,43 +106,90 @@ def copied(tensors: Mapping[str, Tensor]) -> Weights:
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
-def save_checkpoint(folder: Path, snapshot: Snapshot, write_model: WriteModel) -> tuple[Path, int]:
+def save_checkpoint(folder: Path, snapshot: Snapshot, write_model: WriteModel, ranks: Ranks | None = None) -> tuple[Path, int]:
     """Write one checkpoint and read its tensors back; returns its path and size in bytes. `write_model` writes a model
-    directory. CannotSave where the disk refuses, or has not kept what was written, with nothing lost."""
-    step = snapshot.state.step
+    directory. CannotSave where the disk refuses, or has not kept what was written, with nothing lost.
+
+    `ranks`: those that a divided snapshot is of. All of them write; the first one makes it whole. Size 0 for the others."""
+    step, ranks = snapshot.state.step, ranks or Ranks()
     target, beside = folder / step_name(step), folder / f"{WRITING}{step_name(step)}"
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        (beside / "state").mkdir(parents=True)
-        _refuse_small_disk(folder, snapshot.bytes)
-        for name, weights in snapshot.models.items():
-            write_model(beside / name, weights)
-        write_tensors(snapshot.tensors, beside / "state" / "optimizer.safetensors")
-        write_checked(beside / "state" / "trainer.json", json.dumps(asdict(snapshot.state), indent=1))
-        files = sorted(path for path in beside.rglob("*") if path.is_file())
-        for path in files:
-            _sync(path)
-        entries = {str(path.relative_to(beside)): {"bytes": path.stat().st_size, "xxh3": _hash(path)} for path in files}
-        manifest = beside / "manifest.json"
-        write_checked(manifest, json.dumps({"format": FORMAT, "step": step, "files": entries}, indent=1))
-        for place in (manifest, *{path.parent for path in files}, beside):
-            _sync(place)
-        if target.exists():
-            replaced = folder / f"{REPLACED}{step_name(step)}"
-            shutil.rmtree(replaced, ignore_errors=True)
-            target.replace(replaced)
-        beside.replace(target)
-        _sync(folder)
+        _together(ranks, ranks.first and partial(_begin, folder, beside, snapshot))
+        if snapshot.divided:
+            _together(ranks, partial(write_parts, snapshot.tensors, beside / "state" / PARTS, ranks))
+        size = _together(ranks, ranks.first and partial(_complete, beside, target, snapshot, write_model)) or 0
+    except Gone:
+        raise
     except Exception as error:  # safetensors wraps the system's error in its own
         shutil.rmtree(beside, ignore_errors=True)
-        reason = error.what if isinstance(error, FledgeError) else getattr(error, "strerror", None) or str(error)
         kept = newest_checkpoint(folder)
         raise CannotSave(
-            f"cannot write the checkpoint of step {step:,}: {reason}",
+            f"cannot write the checkpoint of step {step:,}: {_reason(error)}",
             where=str(folder),
             hint=f"free some space, then go on with the same command; what is saved is {_named(kept)}",
         ) from error
-    return target, sum(entry["bytes"] for entry in entries.values())
+    return target, size
+
+
+def _together(ranks: Ranks, act: Callable[[], Any] | bool) -> Any:
+    """Do something on the ranks that have something to do, and return what comes of it; OSError on all of them where it
+    fails on one."""
+    result, reason, cause = None, None, None
+    try:
+        if callable(act):
+            result = act()
+    except Gone:
+        raise
+    except Exception as error:
+        if ranks.alone:
+            raise
+        reason, cause = _reason(error), error
+    reasons = [found for found in ranks.gather(reason) if found is not None]
+    if reasons:
+        raise OSError(reasons[0]) from cause
+    return result
+
+
+def _begin(folder: Path, beside: Path, snapshot: Snapshot) -> None:
+    """An empty place to write to."""
+    shutil.rmtree(beside, ignore_errors=True)
+    (beside / "state").mkdir(parents=True)
+    if snapshot.divided:
+        (beside / "state" / PARTS).mkdir()
+    _refuse_small_disk(folder, snapshot.bytes)
+
+
+def _complete(beside: Path, target: Path, snapshot: Snapshot, write_model: WriteModel) -> int:
+    """Write what is not written yet, the manifest last, and put all where it belongs; returns the size."""
+    for name, weights in snapshot.models.items():
+        write_model(beside / name, weights)
+    if not snapshot.divided:
+        write_tensors(snapshot.tensors, beside / "state" / "optimizer.safetensors")
+    write_checked(beside / "state" / "trainer.json", json.dumps(asdict(snapshot.state), indent=1))
+    files = sorted(path for path in beside.rglob("*") if path.is_file())
+    for path in files:
+        _sync(path)
+    entries = {str(path.relative_to(beside)): {"bytes": path.stat().st_size, "xxh3": _hash(path)} for path in files}
+    manifest = beside / "manifest.json"
+    write_checked(manifest, json.dumps({"format": FORMAT, "step": snapshot.state.step, "files": entries}, indent=1))
+    for place in (manifest, *{path.parent for path in files}, beside):
+        _sync(place)
+    _put(beside, target)
+    return sum(entry["bytes"] for entry in entries.values())
+
+
+def _put(beside: Path, target: Path) -> None:
+    """Rename, and keep it so on the disk."""
+    if target.exists():
+        replaced = target.with_name(f"{REPLACED}{target.name}")
+        shutil.rmtree(replaced, ignore_errors=True)
+        target.replace(replaced)
+    beside.replace(target)
+    _sync(target.parent)
+
+
+def _reason(error: Exception) -> str:
+    return error.what if isinstance(error, FledgeError) else getattr(error, "strerror", None) or str(error)
 
 
 def _named(kept: tuple[Path, TrainState] | None) -> str:
@@ -200,9 +254,13 @@ def last_good(folder: Path, since: int) -> tuple[Path, TrainState] | None:
     return newest_checkpoint(folder, before=since) or _first_whole(sorted(folder.glob("step-*")))
 
 
-def optimizer_file(path: Path) -> dict[str, Tensor]:
-    """The optimizer's tensors of a checkpoint."""
-    return load_file(path / "state" / "optimizer.safetensors")
+def saved_tensors(path: Path, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The tensors of a checkpoint beside its weights, by however many ranks they were written: whole, or this rank's parts of
+    them, divided as the parameters are that they belong to."""
+    file, parts = path / "state" / "optimizer.safetensors", path / "state" / PARTS
+    if like is not None:
+        return read_parts(file.parent if file.exists() else parts, like)
+    return load_file(file) if file.exists() else read_whole(parts)
 
 
 def prune(folder: Path, keep: int, best_step: int | None, step: int) -> None:

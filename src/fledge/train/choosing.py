@@ -9,7 +9,7 @@ import torch
 from fledge.errors import FledgeError
 from fledge.recipe.schema import MachineConfig
 from fledge.run.cache import Measurements
-from fledge.run.environment import cores
+from fledge.run.environment import cores, shared_by
 from fledge.train import precision as rules
 from fledge.train.compiling import compile_blocks, compiled_afresh_if_damaged, compiled_kernel, uncompile
 from fledge.train.decision import Decision, capability, use_float32
@@ -92,6 +92,9 @@ class Probe:
     def _threads(self) -> int:
         """All cores; where cores come in pairs that share one (hyperthreads), all or half of them, as measured."""
         logical, physical = cores(), physical_cores()
+        if shared_by() > 1 and not self.config.threads:
+            self.evidence["threads_reason"] = f"its share of {logical} cores: {shared_by()} processes train on this machine"
+            return max(1, logical // shared_by())
         if self.config.threads:
             self.evidence["threads_reason"] = THE_RECIPE
             return self.config.threads

@@ -8,6 +8,7 @@ import torch
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
 from fledge.recipe.schema import MachineConfig
+from fledge.run.environment import cores, shared_by
 from fledge.train import precision as rules
 from fledge.train.compiling import compile_blocks, compiled_kernel
 from fledge.train.precision import DTYPES
@@ -40,8 +41,8 @@ class Decision:
         return None if peak is None else float(peak)
 
     def apply(self, model: Decoder) -> Decoder:
-        """Make the model compute so."""
-        torch.set_num_threads(self.threads)
+        """Make the model compute so. Where several processes share the machine, with no more threads than its share."""
+        torch.set_num_threads(self.threads if shared_by() == 1 else min(self.threads, max(1, cores() // shared_by())))
         use_float32(self.precision)
         model.compute_dtype = DTYPES[self.precision]
         model.use_attention(self.attention)

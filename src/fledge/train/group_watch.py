@@ -5,6 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fledge.train.ranks import Ranks
+from fledge.train.sharding import is_divided, own
+
 aten: Any = torch.ops.aten  # its `_foreach` operations: one launch for many tensors
 GROUPS = ("embed", "attention", "mlp", "norm", "head")
 
@@ -18,8 +21,11 @@ def group_of(name: str) -> str:
 class GroupWatch:
     """Weights before and after one update: `before()`, the update, `after()`. Costs a copy of the weights in between."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.parameters = [(group_of(name), p.detach()) for name, p in model.named_parameters() if p.requires_grad]
+    def __init__(self, model: nn.Module, ranks: Ranks | None = None) -> None:
+        """`ranks`: among which the model is divided, if it is."""
+        trained = [(group_of(name), p) for name, p in model.named_parameters() if p.requires_grad]
+        self.ranks = ranks if ranks is not None and any(is_divided(p) for _, p in trained) else None
+        self.parameters = [(group, own(p.detach())) for group, p in trained]
         self._copies: list[Tensor] = []
 
     @torch.no_grad()
@@ -38,6 +44,10 @@ class GroupWatch:
         aten._foreach_sub_.List(self._copies, now)
         changes = torch.stack(aten._foreach_norm.Scalar(self._copies, 2))
         self._copies = []
+        if self.ranks is not None:
+            squares = [weights.square_(), changes.square_()]
+            self.ranks.add_up(squares)
+            weights, changes = (part.sqrt_() for part in squares)
         found = {}
         for group in dict.fromkeys(kind for kind, _ in self.parameters):
             members = torch.tensor([kind == group for kind, _ in self.parameters], device=weights.device)

@@ -5,13 +5,17 @@ from typing import Any
 from fledge.recipe.sections.guards import GuardsConfig
 from fledge.run import Console, EventLog, StageDirectory
 from fledge.run.alerts import Alerts
-from fledge.train.guards import Guards, Verdict
+from fledge.train.guards import Event, Guards, Verdict
+from fledge.train.ranks import Ranks
 
 STYLES = {"error": "red", "warning": "yellow"}
 
 
 class Journal:
-    """Every event of a stage goes through here. Opened at a step, it knows what the events up to it tell."""
+    """Every event of a stage goes through here. Opened at a step, it knows what the events up to it tell.
+
+    Of several ranks the first one keeps the journal. The others are told what is in it when they ask what was `found`, so
+    that the guards of all see the same and find the same."""
 
     def __init__(
         self,
@@ -21,16 +25,19 @@ class Journal:
         console: Console,
         tensorboard: bool = False,
         alerts: Alerts | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.directory, self.console, self.alerts = directory, console, alerts
-        self.events, self.guards = EventLog(directory.events, step), Guards(config)
-        self.guards.replay(self.events.kept)
-        self.board = _board(directory, step) if tensorboard else None
-        self._found: list[Verdict] = []
+        self.ranks, self.guards = ranks or Ranks(), Guards(config)
+        self.events = EventLog(directory.events, step) if self.ranks.first else None
+        self.guards.replay(self.ranks.told(self.events and self.events.kept))
+        self.board = _board(directory, step) if tensorboard and self.ranks.first else None
+        self._untold: list[Event] = []
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """One event."""
-        self._found += self.guards.see(self.events.write(kind, step, **values))
+        if self.events is not None:
+            self._untold.append(self.events.write(kind, step, **values))
 
     def draw(self, step: int, values: dict[str, Any]) -> None:
         """Figures for TensorBoard, where it is asked for."""
@@ -38,25 +45,27 @@ class Journal:
             self.board.write(step, values)
 
     def found(self) -> list[Verdict]:
-        """What the guards have found since this was asked last."""
-        found, self._found = self._found, []
-        return found
+        """What the guards find in the events since this was asked last. All ranks must ask together."""
+        events, self._untold = self.ranks.told(self._untold), []
+        return [verdict for event in events for verdict in self.guards.see(event)]
 
     def alert(self, level: str, message: str, step: int, kind: str = "alert", **evidence: Any) -> None:
         """Something is wrong: in the events, on the console, and to whoever else wants to know."""
         self.write(kind, step, level=level, message=message, **evidence)
         self.console.say(f"{level}: {message}", style=STYLES[level])
-        if self.alerts is not None:
+        if self.alerts is not None and self.ranks.first:
             self.alerts.send(level, message, self.directory.root.name, step, evidence)
 
     def rewind(self, step: int, number: int) -> None:
         """Go back to a step: later events are moved to `rolled-back-<number>.jsonl`, and the guards forget them."""
-        self.guards.replay(self.events.rewind(step, self.directory.root / f"rolled-back-{number}.jsonl"))
-        self._found = []
+        aside = self.directory.root / f"rolled-back-{number}.jsonl"
+        self.guards.replay(self.ranks.told(self.events and self.events.rewind(step, aside)))
+        self._untold = []
 
     def close(self) -> None:
         """Close the files."""
-        self.events.close()
+        if self.events is not None:
+            self.events.close()
         if self.board is not None:
             self.board.close()
 

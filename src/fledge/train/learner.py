@@ -6,21 +6,37 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fledge.model.decoder import Decoder
 from fledge.model.directory import load_model
 from fledge.recipe.schema import StageBase
 from fledge.train.averaging import COUNT, PREFIX, Average
-from fledge.train.checkpoint import Snapshot, TrainState, copied, optimizer_file
+from fledge.train.checkpoint import Snapshot, TrainState, copied, saved_tensors
 from fledge.train.optimizer import build_optimizers, optimizer_tensors, restore_optimizers
+from fledge.train.ranks import Ranks
 from fledge.train.scaling import LossScale
+from fledge.train.sharding import gathered_weights, load_weights, shard, staged
 
 
 class Learner:
-    """Weights, the state of their optimizers, their average, and the loss scale of fp16."""
+    """Weights, the state of their optimizers, their average, and the loss scale of fp16; on every rank the same, or, where
+    the model is `divided`, each rank's part of it."""
 
-    def __init__(self, model: Decoder, stage: StageBase, steps: int, device: torch.device, precision: str) -> None:
-        self.model, self.device = model, device
+    def __init__(
+        self,
+        model: Decoder,
+        stage: StageBase,
+        steps: int,
+        device: torch.device,
+        precision: str,
+        ranks: Ranks | None = None,
+        divided: bool = False,
+    ) -> None:
+        self.model, self.device, self.divided = model, device, divided
+        self.ranks = ranks or Ranks()
+        if divided:
+            shard(model, self.ranks)
         self.optimizers = build_optimizers(model, stage.optimizer)
         self.average = Average(model, stage.averaging, steps) if stage.averaging.decay else None
         self.scale = LossScale(device) if precision == "fp16" else None
@@ -36,22 +52,43 @@ class Learner:
         with self.average.applied(self.model) if self.average is not None else nullcontext():
             yield
 
+    def whole(self) -> Decoder | None:
+        """The model as one rank by itself can ask it; None on ranks that do not get it. Where the model is divided, all must
+        call this, and the first rank gets a copy with the weights of now."""
+        if not self.divided:
+            return self.model
+        weights = gathered_weights(self.model, keep=self.ranks.first)
+        if not self.ranks.first:
+            return None
+        copy = Decoder(self.model.config, self.model.vocab_size).to(self.device)
+        copy.load_state_dict(weights)
+        copy.compute_dtype = self.model.compute_dtype
+        copy.use_attention(self.model.attention)
+        return copy
+
     def snapshot(self, state: TrainState) -> Snapshot:
-        """A copy of everything in main memory."""
-        models = {"model": copied(self.model.state_dict())}
+        """A copy of everything in main memory: of weights on the first rank, of the rest there or, divided, on each."""
+        if self.scale is not None:
+            state.scale = self.scale.state()
+        first = self.ranks.first
+        if not (first or self.divided):
+            return Snapshot(replace(state), {}, {})
+        models = {"model": self._weights()}
         tensors = optimizer_tensors(self.model, self.optimizers)
         if self.average is not None:
             tensors |= self.average.tensors()
             with self.averaged():
-                models["averaged"] = copied(self.model.state_dict())
-        if self.scale is not None:
-            state.scale = self.scale.state()
-        return Snapshot(replace(state), models, copied(tensors))
+                models["averaged"] = self._weights()
+        return Snapshot(replace(state), models, staged(tensors) if self.divided else copied(tensors), self.divided)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return gathered_weights(self.model, keep=self.ranks.first) if self.divided else copied(self.model.state_dict())
 
     def restore(self, path: Path, state: TrainState) -> None:
-        """Put back what a checkpoint holds. FledgeError where it is of another model."""
-        self.model.load_state_dict(load_model(path / "model").state_dict())
-        tensors = optimizer_file(path)
+        """Put back what a checkpoint holds, by however many ranks it was saved. FledgeError where it is of another model."""
+        load_weights(self.model, load_model(path / "model").state_dict())
+        like = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        tensors = saved_tensors(path, like if self.divided else None)
         if self.average is not None:
             saved = [name for name in tensors if name.startswith((PREFIX, COUNT))]
             self.average.restore({name: tensors.pop(name) for name in saved}, self.device)

@@ -7,7 +7,7 @@ run resumed from any checkpoint goes on exactly as the one that was never interr
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from fledge.train.journal import Journal
 from fledge.train.learner import Learner
 from fledge.train.length import Extent
 from fledge.train.machine import Decision
+from fledge.train.proof import Proof
+from fledge.train.ranks import Ranks
 from fledge.train.saving import Saved, Saver
 from fledge.train.schedule import learning_rate
 from fledge.train.suspects import suspects
@@ -65,21 +67,30 @@ class Work:
     tensorboard: bool
     where: Callable[[int], str]  # FILE:LINE of a training example
     alerts: Alerts | None = None
-    examine: Callable[[int], dict[str, Any]] | None = None  # regression prompts after so many steps, see `evaluate.regression`
+    examine: Callable[[Decoder, int], dict[str, Any]] | None = None  # asks regression prompts after so many steps
     token_bytes: Tensor | None = None  # [V], for bits per byte
     ready: Callable[[], Startup | None] = lambda: None  # where the time before the first step went, if it is to be told
     changed: dict[str, list[Any]] = field(default_factory=dict)  # keys of the recipe: what a resumed run had and has
+    ranks: Ranks = field(default_factory=Ranks)
+    divided: bool = False  # the model among the ranks
 
 
 class Loop:
-    """Trains one stage, from the newest checkpoint if there is one."""
+    """Trains one stage, from the newest checkpoint if there is one.
+
+    Every rank runs it. What it does next follows from its state, from the events, which the first rank tells, and from what
+    the ranks have agreed on, so all do the same.
+    """
 
     def __init__(self, work: Work, console: Console) -> None:
         self.work, self.console = work, console
         self.device = torch.device(work.decision.device)
         self.cost = Cost(work.model.config, work.model.vocab_size)
-        self.learner = Learner(work.model, work.stage, work.extent.steps, self.device, work.decision.precision)
-        self.saver = Saver(work.directory.checkpoints, work.stage.checkpoint.keep, work.write_model)
+        precision, ranks, divided = work.decision.precision, work.ranks, work.divided
+        self.learner = Learner(work.model, work.stage, work.extent.steps, self.device, precision, ranks, divided)
+        self.saver = Saver(work.directory.checkpoints, work.stage.checkpoint.keep, work.write_model, ranks, divided)
+        self.proof = Proof(ranks, work.model)
+        self._asked: int | None = None  # the signal that all ranks know of
         self.state = TrainState(by_source=[0] * len(work.train.sources))
         self.every = work.stage.evaluation.every or max(1, math.ceil(work.extent.steps / EVALUATIONS))
         self.save_every = work.stage.checkpoint.every or self.every
@@ -97,16 +108,18 @@ class Loop:
             self._started = time.monotonic() - self.state.seconds
             self.updater = Updater(
                 work.model, work.objective, self.learner.optimizers, work.stage.optimizer.clip, work.seed, self.learner.scale,
-                self._asked_to_stop,
+                self._asked_to_stop, work.ranks,
             )  # fmt: skip
             micro = self.state.micro or work.stage.batch.rows
-            self.feed = Feed(work.train, work.extent, micro, work.objective.weight, self.device)
+            self.feed = Feed(work.train, work.extent, micro, work.objective.weight, self.device, work.ranks)
             self.feed.skip(self.state.skipped_rows)
             self.journal = Journal(
-                work.directory, start, work.stage.guards, self.console, work.tensorboard, work.alerts
+                work.directory, start, work.stage.guards, self.console, work.tensorboard, work.alerts, work.ranks
             )  # fmt: skip
             if start == 0:
                 self.journal.write("start", 0, steps=steps, rows=work.extent.rows)
+            if not work.ranks.alone:
+                self.journal.write("ranks", start, processes=work.ranks.size, parallel="fsdp" if work.divided else "ddp")
             if work.changed:
                 self.journal.write("changed", start, keys=work.changed)
             work.model.train()
@@ -121,6 +134,7 @@ class Loop:
 
     def _go(self, progress: Progress) -> None:
         """Between two steps: evaluate and save where it is time, stop where it is asked; then the next step."""
+        self.proof.begin(self.state.step)
         while True:
             self._look_back()
             if self.state.step == self.work.extent.steps or self.state.stop is not None:
@@ -136,28 +150,38 @@ class Loop:
         self._told(self.saver.wait(), must=True)
 
     def _asked_to_stop(self) -> bool:
-        return self.work.stopping.asked is not None
+        """Whether somebody has asked any rank to stop. All ranks must ask together."""
+        if self._asked is None:
+            self._asked = int(self.work.ranks.largest([self.work.stopping.asked or 0])[0]) or None
+        return self._asked is not None
 
     def _stop_on_request(self) -> None:
         """Save what is there, and end."""
         self._save()
         self._told(self.saver.wait(), must=True)
-        number, step = self.work.stopping.asked or 0, self.state.step
+        number, step = self._asked or 0, self.state.step
         raise Interrupted(number, f"stopped on request after step {step:,} of {self.work.extent.steps:,}; the state is saved")
 
     def _restore(self) -> None:
         def refused(path: Path, problem: str) -> None:
             self.console.say(f"warning: {path} is not used: {problem}", style="yellow")
 
-        found = newest_checkpoint(self.work.directory.checkpoints, refused)
+        found = self._agreed(lambda: newest_checkpoint(self.work.directory.checkpoints, refused))
         if found is None:
             return
         path, self.state = found
         self.learner.restore(path, self.state)
+        self.work.ranks.wait()  # before old checkpoints are removed
         self._kept = (self.state.step, self.state.evaluated, self.state.examined)
         if remark := self.saver.settle(path, self.state.step, self.state.best_step):
             self.console.say(f"warning: {remark}", style="yellow")
         self.console.say(f"going on from step {self.state.step:,} ({path})")
+
+    def _agreed(self, find: Callable[[], tuple[Path, TrainState] | None]) -> tuple[Path, TrainState] | None:
+        """A checkpoint that the first rank finds, for all of them."""
+        found = find() if self.work.ranks.first else None
+        told = self.work.ranks.told(found and [str(found[0]), asdict(found[1])])
+        return told and (Path(told[0]), TrainState(**told[1]))
 
     def _step(self, progress: Progress) -> None:
         """One update, counted; its events are written when its numbers are at hand."""
@@ -180,6 +204,7 @@ class Loop:
         state.tokens += window.tokens
         state.supervised_tokens += window.supervised
         state.by_source = [a + b for a, b in zip(state.by_source, window.by_source, strict=True)]
+        self.proof.after(window, state.step)
         self._pending = (update, progress)
         if self.device.type == "cpu":  # nothing is on its way there
             self._flush()
@@ -187,11 +212,12 @@ class Loop:
     def _halve(self, error: OutOfMemory) -> None:
         """Go on with half the micro-batch: the window, and with it what is learned, stays the same."""
         micro = self.feed.micro
-        if micro == 1:
+        if micro == 1 or not self.work.ranks.alone:
+            rows = "one row" if micro == 1 else f"one batch of {micro} rows"
             raise FledgeError(
-                f"one row of {self.work.train.row_length:,} tokens does not fit into memory ({error})",
+                f"{rows} of {self.work.train.row_length:,} tokens does not fit into memory ({error})",
                 where="batch.micro",
-                hint="set machine.checkpointing to full, a shorter data.context, or a smaller model",
+                hint="set a smaller batch.micro, machine.checkpointing to full, a shorter data.context, or a smaller model",
             )
         self.feed.micro = self.state.micro = micro // 2
         message = f"out of memory with micro-batches of {micro} rows: going on with {micro // 2}, the batch stays as it was"
@@ -237,6 +263,7 @@ class Loop:
             self._flush()
         if self._obey():
             return
+        looked = evaluates or examines
         if self.work.validation is not None and evaluates:
             try:
                 improved = self._evaluate(self.work.validation)
@@ -244,7 +271,7 @@ class Loop:
                 return
         if self.work.examine is not None and examines:
             self._examine(self.work.examine)
-        if self._obey():
+        if looked and self._obey():
             return
         if saves or improved or state.stop:
             self._save()
@@ -275,7 +302,7 @@ class Loop:
     def _suspects(self, verdict: Verdict) -> list[dict[str, Any]]:
         """The rows that the update in question read."""
         window = self.feed.window_again(verdict.since - 1)
-        return suspects(self.work.model, window.batches, self.work.where, self.device)
+        return suspects(self.work.model, window, self.work.where, self.device, self.work.ranks)
 
     def _way_out(self, verdict: Verdict) -> str:
         """What to do about a run that a guard ended."""
@@ -288,7 +315,7 @@ class Loop:
     def _roll_back(self, verdict: Verdict) -> None:
         """Go back to the last good checkpoint, and on from there without the rows in question or with a lower rate."""
         self._told(self.saver.wait())
-        found = last_good(self.work.directory.checkpoints, verdict.since)
+        found = self._agreed(lambda: last_good(self.work.directory.checkpoints, verdict.since))
         rules, number = self.work.stage.guards.rollback, self.state.rollbacks + 1
         if found is None or number > rules.retries:
             why = "there is no whole checkpoint" if found is None else f"{rules.retries} roll-backs did not help"
@@ -327,7 +354,7 @@ class Loop:
         with self.learner.averaged():
             measured = validate(
                 work.model, data, stage.evaluation.max_rows, self.feed.micro, work.validation_objective, work.token_bytes,
-                self._asked_to_stop,
+                self._asked_to_stop, work.ranks,
             )  # fmt: skip
         self._spend("evaluate", time.monotonic() - started)
         values = {f"eval/{name}": value for name, value in measured.items()}
@@ -353,12 +380,16 @@ class Loop:
         due = last or (config is not None and config.every is not None and step % config.every == 0)
         return due and step > 0 and self.state.examined < step
 
-    def _examine(self, examine: Callable[[int], dict[str, Any]]) -> None:
-        """Ask the regression prompts of the model as it would be used."""
+    def _examine(self, examine: Callable[[Decoder, int], dict[str, Any]]) -> None:
+        """Ask the regression prompts of the model as it would be used. That is up to the first rank."""
         started, step = time.monotonic(), self.state.step
-        with self.learner.averaged():
-            measured = examine(step)
         self.state.examined = step
+        with self.learner.averaged():
+            model = self.learner.whole()
+            measured = examine(model, step) if model is not None and self.work.ranks.first else None
+            self.work.ranks.wait()
+        if measured is None:
+            return
         self._spend("evaluate", time.monotonic() - started)
         self.journal.write("regression", step, **{f"regression/{name}": value for name, value in measured.items()})
         self.journal.draw(step, {f"regression/{name}": measured[name] for name in ("pass_rate", "repetition")})

@@ -1,7 +1,8 @@
 """Muon: momentum, made orthogonal, as the update of a matrix (Jordan et al. 2024).
 
 Matrices of one shape are made orthogonal together, by batched products: fewer and larger operations. A tensor [E, out, in]
-is a stack of E matrices, each with its own update.
+is a stack of E matrices, each with its own update. Of a model that is divided among ranks every rank gathers the matrices and
+makes all of them orthogonal.
 """
 
 import math
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fledge.train.sharding import gathered, own, part_of
 from fledge.train.skipping import SkippingOptimizer, assign
 
 aten: Any = torch.ops.aten  # its `_foreach` operations: one launch for many tensors
@@ -78,27 +80,28 @@ class Muon(SkippingOptimizer):
         counts = [parameter.numel() // (rows * columns) for parameter in parameters]
         stack = torch.empty(sum(counts), rows, columns, device=device, dtype=self.dtype or orthogonal_dtype(device))
         blended = self._momentum(parameters, group["momentum"])
-        for part, update in zip(stack.split(counts), blended, strict=True):
-            part.copy_(update)  # [out, in] or [E, out, in] into [E, out, in]
+        for part, update, parameter in zip(stack.split(counts), blended, parameters, strict=True):
+            part.copy_(gathered(update, parameter))  # [out, in] or [E, out, in] into [E, out, in]
         del blended
-        parts = orthogonalise(stack).split(counts)
-        updates = [_learned(part.view_as(parameter), parameter) for part, parameter in zip(parts, parameters, strict=True)]
+        parts = zip(orthogonalise(stack).split(counts), parameters, strict=True)
+        updates = [_learned(part_of(part.view(parameter.shape), parameter), parameter) for part, parameter in parts]
+        weights = [own(parameter) for parameter in parameters]
         keep, scale = 1 - group["lr"] * group["weight_decay"], -group["lr"] * RMS_OF_ADAMW * math.sqrt(max(rows, columns))
         skip = self.skipped_on(device)
         if skip is None:
-            aten._foreach_mul_.Scalar(parameters, keep)
-            aten._foreach_add_.List(parameters, updates, alpha=scale)
+            aten._foreach_mul_.Scalar(weights, keep)
+            aten._foreach_add_.List(weights, updates, alpha=scale)
             return
-        for parameter, update in zip(parameters, updates, strict=True):
-            assign(parameter, (parameter * keep).add_(update, alpha=scale), skip)
+        for weight, update in zip(weights, updates, strict=True):
+            assign(weight, (weight * keep).add_(update, alpha=scale), skip)
 
     def _momentum(self, parameters: list[nn.Parameter], momentum: float) -> Iterable[Tensor]:
-        """Take the gradients into the momentum; returns Nesterov's blend of both."""
-        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        """Take the gradients into the momentum; returns Nesterov's blend of both, of what this rank has of them."""
+        grads = [own(parameter.grad) for parameter in parameters if parameter.grad is not None]
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        buffers = [own(self.state[parameter]["momentum_buffer"]) for parameter in parameters]
         skip = self.skipped_on(grads[0].device)
         if skip is None:
             aten._foreach_lerp_.Scalar(buffers, grads, 1 - momentum)
@@ -114,7 +117,7 @@ def _learned(update: Tensor, parameter: nn.Parameter) -> Tensor:
     is left of its momentum would be made as large as the others'."""
     if parameter.dim() == 2 or parameter.grad is None:
         return update
-    return update * parameter.grad.ne(0).any(-1, keepdim=True).any(-2, keepdim=True)
+    return update * own(parameter.grad).ne(0).any(-1, keepdim=True).any(-2, keepdim=True)
 
 
 def _stacks(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

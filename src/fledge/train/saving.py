@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fledge.train.checkpoint import CannotSave, Snapshot, WriteModel, point, prune, save_checkpoint, step_name
+from fledge.train.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -22,22 +23,31 @@ class Saved:
 
 
 class Saver:
-    """Writes one checkpoint at a time, points to the newest and the best one and removes what is not kept."""
+    """Writes one checkpoint at a time, points to the newest and the best one and removes what is not kept.
 
-    def __init__(self, folder: Path, keep: int, write_model: WriteModel) -> None:
-        self.folder, self.keep, self.write_model = folder, keep, write_model
+    Of several ranks the first one writes, or, where the model is `divided`, all of them do."""
+
+    def __init__(
+        self, folder: Path, keep: int, write_model: WriteModel, ranks: Ranks | None = None, divided: bool = False
+    ) -> None:
+        self.folder, self.keep, self.write_model, self.divided = folder, keep, write_model, divided
+        self.ranks = ranks or Ranks()
+        self._ranks = self.ranks.apart() if divided else Ranks()  # those that the thread writes with
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fledge-save")
         self._writing: Future[Saved] | None = None
 
     def begin(self, snapshot: Snapshot) -> list[Saved]:
         """Start to write; returns what became of the save before, which is waited for."""
         before = self.wait()
+        if not (self.ranks.first or self.divided):
+            return before
         self._writing = self._thread.submit(self._write, snapshot)
         return before
 
     def finished(self) -> list[Saved]:
-        """The save that has ended since it was last asked, if there is one; never waits."""
-        return self.wait() if self._writing is not None and self._writing.done() else []
+        """The save that has ended since it was last asked, if there is one; never waits. Nothing where all ranks write: they
+        would not agree on the moment."""
+        return self.wait() if self._writing is not None and not self.divided and self._writing.done() else []
 
     def wait(self) -> list[Saved]:
         """The same, once the one under way has ended."""
@@ -49,7 +59,7 @@ class Saver:
     def _write(self, snapshot: Snapshot) -> Saved:
         started, state = time.monotonic(), snapshot.state
         try:
-            path, size = save_checkpoint(self.folder, snapshot, self.write_model)
+            path, size = save_checkpoint(self.folder, snapshot, self.write_model, self._ranks)
         except CannotSave as problem:
             return Saved(state.step, self.folder / step_name(state.step), 0, time.monotonic() - started, problem)
         remark = self.settle(path, state.step, state.best_step)
@@ -57,7 +67,9 @@ class Saver:
 
     def settle(self, path: Path, step: int, best_step: int | None) -> str | None:
         """Point to the newest and the best checkpoint and remove the rest; also after a kill in between. Returns what could
-        not be done: the checkpoint is whole all the same."""
+        not be done: the checkpoint is whole all the same. That is up to the first rank."""
+        if not self.ranks.first:
+            return None
         try:
             point(self.folder, "last", path)
             if best_step is not None and (self.folder / step_name(best_step)).exists():

@@ -20,9 +20,12 @@ from fledge.train.clock import Clock
 from fledge.train.feed import Window
 from fledge.train.group_watch import GroupWatch
 from fledge.train.memory import is_out_of_memory
+from fledge.train.ranks import Ranks
 from fledge.train.scaling import LossScale
+from fledge.train.sharding import is_divided, own, whole
 
 Objective = LanguageObjective | PreferenceObjective
+MOST_BATCHES = 2**20  # of a window: keeps the seeds of ranks apart
 aten: Any = torch.ops.aten  # its `_foreach` operations: one launch for many tensors
 
 
@@ -68,7 +71,10 @@ def mix(seed: int, step: int, number: int) -> int:
 
 
 class Updater:
-    """Makes updates. `scale` is for fp16 only."""
+    """Makes updates, together with other ranks that have the rest of each window. `scale` is for fp16 only.
+
+    Gradients are added up over the ranks after the last micro-batch, or, where the model is divided among them, by FSDP in
+    each; what is divided by is the weight of the whole window."""
 
     def __init__(
         self,
@@ -79,11 +85,14 @@ class Updater:
         seed: int,
         scale: LossScale | None = None,
         asked_to_stop: Callable[[], bool] = lambda: False,
+        ranks: Ranks | None = None,
     ) -> None:
+        """`asked_to_stop` is asked before every micro-batch but the first, and must say the same on all ranks."""
         self.model, self.objective, self.optimizers = model, objective, optimizers
         self.clip, self.seed, self.scale, self.asked_to_stop = clip, seed, scale, asked_to_stop
+        self.ranks, self.divided = ranks or Ranks(), is_divided(model.embed_tokens.weight)
         self.device = model.embed_tokens.weight.device
-        self.groups = GroupWatch(model)
+        self.groups = GroupWatch(model, self.ranks)
 
     def __call__(
         self, window: Window, rate: float, waited: float = 0.0, watch: bool = False, largest_norm: float | None = None
@@ -104,27 +113,40 @@ class Updater:
         norm, overflow, scale = self._step(rate, largest_norm)
         groups = self.groups.after() if watch else {}
         clock.mark("optimizer")
-        loss = torch.stack([outcome.loss for outcome in outcomes]).sum() / window.weight
-        metrics = {
-            name: torch.stack([outcome.metrics[name].float() for outcome in outcomes]).sum() / window.weight
-            for name in outcomes[0].metrics
-        }
-        routed = [outcome.routing for outcome in outcomes if outcome.routing is not None]
-        routing = Routing.merged(routed) if routed else None
+        loss, metrics, routing = self._measured(window, outcomes)
         skipped = None if self.scale is None else self.scale.skipped
         return Update(window, rate, loss, metrics, norm, overflow, scale, skipped, half, groups, routing, clock)
+
+    def _measured(self, window: Window, outcomes: list[Outcome]) -> tuple[Tensor, dict[str, Tensor], Routing | None]:
+        """Loss, metrics and routing of the whole window, over all ranks."""
+        names = list(outcomes[0].metrics)
+        sums = [torch.stack([outcome.loss for outcome in outcomes]).sum()]
+        sums += [torch.stack([outcome.metrics[name].float() for outcome in outcomes]).sum() for name in names]
+        self.ranks.add_up(sums)
+        loss, *metrics = (value / window.weight for value in sums)
+        routed = [outcome.routing for outcome in outcomes if outcome.routing is not None]
+        routing = Routing.merged(routed) if routed else None
+        if routing is not None and not self.ranks.alone:
+            routing = routing.added_up(self.ranks.add_up)
+        return loss, dict(zip(names, metrics, strict=True)), routing
 
     def _gradients(self, window: Window, clock: Clock, watch: bool) -> tuple[list[Outcome], Half | None]:
         """Forward and backward of every micro-batch; the gradients are those of the window's mean."""
         outcomes: list[Outcome] = []
         middle, first_norm = len(window.batches) // 2, None
-        for number, batch in enumerate(window.batches):
+        for number in range(window.rounds):
             if number and self.asked_to_stop():
                 self.model.zero_grad(set_to_none=True)
                 raise Abandoned
-            if watch and middle and number == middle:
+            if watch and middle and number == middle and self.ranks.alone:
                 first_norm = self._norm()
-            outcomes.append(self._one(window, number, batch, clock))
+            if number < len(window.batches):
+                outcomes.append(self._one(window, number, window.batches[number], clock))
+            elif window.idle is not None and (self.divided or not outcomes):
+                outcomes.append(self._one(window, number, window.idle, clock, learn=False))
+        if not self.divided and not self.ranks.alone:
+            self.ranks.add_up(self._gradients_of_all())
+            clock.mark("exchange")
         if first_norm is None:
             return outcomes, None
         weights = [self.objective.weight(batch) for batch in window.batches]
@@ -135,21 +157,31 @@ class Updater:
         ]
         return outcomes, Half((means[0], means[1]), first_norm * (window.weight / first), (first, second))
 
-    def _one(self, window: Window, number: int, batch: Batch, clock: Clock) -> Outcome:
+    def _gradients_of_all(self) -> list[Tensor]:
+        """Of every trained parameter in order; zeros where this rank has none, so that the ranks have the same ones."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [parameter.grad for parameter in trained if parameter.grad is not None]
+
+    def _one(self, window: Window, number: int, batch: Batch, clock: Clock, learn: bool = True) -> Outcome:
         if self.model.config.dropout:
-            torch.manual_seed(mix(self.seed, window.step, number))
+            torch.manual_seed(mix(self.seed, window.step, number + self.ranks.rank * MOST_BATCHES))
         outcome = self.objective(self.model, batch.to(self.device))
         clock.mark("forward")
         trained = outcome.loss if outcome.auxiliary is None else outcome.loss + outcome.auxiliary
-        trained = trained / window.weight
+        trained = trained / window.weight if learn else 0.0 * trained
+        if self.divided:  # means over the ranks are made of what is to be summed
+            trained = trained * self.ranks.size
         (trained if self.scale is None else trained * self.scale.scale).backward()
         clock.mark("backward")
-        return outcome.detached()
+        return outcome.detached() if learn else outcome.nothing()
 
     def _norm(self) -> Tensor:
         """Norm of the gradients so far, without the loss scale."""
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
         return norm if self.scale is None else norm / self.scale.scale
 
     def _step(self, rate: float, largest_norm: float | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -163,7 +195,7 @@ class Updater:
         if self.clip is not None:
             factor = factor * (self.clip / (norm + 1e-6)).clamp(max=1.0)
         if factor.device.type != "cpu" or float(factor) != 1.0:  # on the CPU it is known, and a pass over all gradients saved
-            gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+            gradients = [own(parameter.grad) for parameter in self.model.parameters() if parameter.grad is not None]
             aten._foreach_mul_.Tensor(gradients, factor)
         self._step_optimizers(rate, left_out)
         self.model.zero_grad(set_to_none=True)
@@ -172,8 +204,9 @@ class Updater:
         return norm, left_out, scale
 
     def _step_optimizers(self, rate: float, overflow: Tensor) -> None:
-        """On the CPU a step with gradients that are not finite is left out; on a GPU the optimizers skip it themselves."""
-        waiting = overflow.device.type != "cpu"
+        """On the CPU a step with gradients that are not finite is left out; on a GPU the optimizers skip it themselves, but
+        for those of a model that is divided: for it the host waits."""
+        waiting = overflow.device.type != "cpu" and not self.divided
         if not waiting and bool(overflow):
             return
         for optimizer in self.optimizers:

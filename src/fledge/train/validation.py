@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 from fledge.data import Batch, PackedData
-from fledge.model.decoder import Decoder
+from fledge.model.decoder import Decoder, evaluating
 from fledge.objective import PreferenceObjective, evaluate_language
 from fledge.train.machine import eagerly
+from fledge.train.ranks import Ranks
+from fledge.train.sharding import at_rest
 from fledge.train.update import Abandoned
+
+FIGURES: tuple[str, ...] = ("nll", "correct", "weight", "pairs", "loss", "bytes")
 
 
 def validation_batches(data: PackedData, rows: int, micro: int) -> Iterator[Batch]:
@@ -20,6 +24,15 @@ def validation_batches(data: PackedData, rows: int, micro: int) -> Iterator[Batc
     count = min(rows, len(data.rows))
     for start in range(0, count, micro):
         yield data.assemble(list(range(start, min(start + micro, count))))
+
+
+def shared_batches(data: PackedData, rows: int, micro: int, ranks: Ranks) -> Iterator[tuple[Batch, bool]]:
+    """This rank's share of them: each `ranks.size`-th. All ranks get equally many; with each comes whether it counts."""
+    batches = list(range(0, min(rows, len(data.rows)), micro))
+    for first in range(0, len(batches), ranks.size):
+        number = first + ranks.rank
+        start = batches[min(number, len(batches) - 1)]
+        yield data.assemble(list(range(start, min(start + micro, rows, len(data.rows))))), number < len(batches)
 
 
 def _chosen_only(batch: Batch) -> Batch:
@@ -37,46 +50,49 @@ def validate(
     preference: PreferenceObjective | None = None,
     token_bytes: Tensor | None = None,
     asked_to_stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """`loss` (that of the stage's kind), `perplexity` and `token_accuracy` of what is supervised (for preferences: of
     the chosen answers), `tokens` it is measured on, and for preferences `rewards/…`. Dropout is off.
 
     With `token_bytes` [V], the length of each token's text in UTF-8, also `bits_per_byte`, which models with different
-    tokenizers can be compared by: Σ nll / (ln 2 · Σ bytes). Raises Abandoned where somebody asks to stop."""
-    was_training, device = model.training, model.embed_tokens.weight.device
-    model.eval()
-    language = {"nll": 0.0, "correct": 0.0, "weight": 0.0}
-    sums: dict[str, float] = {}
-    pairs, loss, size = 0.0, 0.0, 0.0
+    tokenizers can be compared by: Σ nll / (ln 2 · Σ bytes). Several ranks take batches in turn and give the same figures.
+    Raises Abandoned where somebody asks to stop."""
+    device, ranks = model.embed_tokens.weight.device, ranks or Ranks()
+    sums = dict.fromkeys(FIGURES, 0.0)
     sizes = None if token_bytes is None else token_bytes.to(device)
-    with eagerly():
-        for batch in validation_batches(data, rows, micro):
+    with eagerly(), evaluating(model), at_rest(model):
+        for batch, counts in shared_batches(data, rows, micro, ranks):
             if asked_to_stop():
-                model.train(was_training)
                 raise Abandoned
-            batch = batch.to(device)
-            if preference is not None:
-                outcome = preference(model, batch)
-                loss += float(outcome.loss)
-                pairs += preference.weight(batch)
-                for name, value in outcome.metrics.items():
-                    sums[name] = sums.get(name, 0.0) + float(value)
-                batch = _chosen_only(batch)
-            for name, value in evaluate_language(model, batch).items():
-                language[name] += value
-            if sizes is not None:
-                size += float((sizes[batch.targets] * batch.weights).sum(dtype=torch.float64))
-    model.train(was_training)
-    nll = language["nll"] / language["weight"]
+            found = _measure(model, batch.to(device), preference, sizes)
+            for name, value in found.items():
+                sums[name] = sums.get(name, 0.0) + (value if counts else 0.0)
+    sums = dict(zip(sums, ranks.total(list(sums.values())), strict=True))
+    nll, pairs = sums["nll"] / sums["weight"], sums["pairs"]
     measured: dict[str, Any] = {
-        "loss": loss / pairs if preference is not None else nll,
+        "loss": sums["loss"] / pairs if preference is not None else nll,
         "perplexity": math.exp(min(nll, 700.0)),
-        "token_accuracy": language["correct"] / language["weight"],
-        "tokens": int(language["weight"]),
+        "token_accuracy": sums["correct"] / sums["weight"],
+        "tokens": int(sums["weight"]),
     }
-    if size:
-        measured["bits_per_byte"] = language["nll"] / math.log(2) / size
+    if sums["bytes"]:
+        measured["bits_per_byte"] = sums["nll"] / math.log(2) / sums["bytes"]
     if preference is not None:
         measured["pairs"] = int(pairs)
-        measured.update({name: value / pairs for name, value in sums.items()})
+        measured.update({name: value / pairs for name, value in sums.items() if name not in FIGURES})
     return measured
+
+
+def _measure(model: Decoder, batch: Batch, preference: PreferenceObjective | None, sizes: Tensor | None) -> dict[str, float]:
+    """Sums over a batch."""
+    sums = dict.fromkeys(FIGURES, 0.0)
+    if preference is not None:
+        outcome = preference(model, batch)
+        sums |= {"loss": float(outcome.loss), "pairs": preference.weight(batch)}
+        sums |= {name: float(value) for name, value in outcome.metrics.items()}
+        batch = _chosen_only(batch)
+    sums |= evaluate_language(model, batch)
+    if sizes is not None:
+        sums["bytes"] = float((sizes[batch.targets] * batch.weights).sum(dtype=torch.float64))
+    return sums

@@ -213,8 +213,13 @@ def chosen_executor(name: str, workers: int | None, parameters: Sequence[str] = 
     if name == "ray":
         return Ray(workers)
     if name == "slurm":
-        return Slurm(workers, options=dict(_parameter(text) for text in parameters))
+        return Slurm(workers, options=slurm_parameters(parameters))
     return Processes(workers or cores())
+
+
+def slurm_parameters(texts: Sequence[str]) -> dict[str, int | str]:
+    """Parameters of submitit, from key=value with Slurm's own names. FledgeError for other texts."""
+    return dict(_parameter(text) for text in texts)
 
 
 def _parameter(text: str) -> tuple[str, int | str]:

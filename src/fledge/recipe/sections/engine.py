@@ -34,6 +34,11 @@ class MachineConfig(Section):
         default=None, description="what training may take, e.g. 6 GiB, for batch.micro: auto; null: nine tenths of what is free"
     )
     threads: Positive | None = None
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp",
+        description="how several processes share a model: each has all of it (ddp), or each a part of weights, gradients and "
+        "optimizer state, for models too large for one device (fsdp)",
+    )
     probe: Literal["auto", "again"] = Field(
         default="auto", description="auto: what was measured before on this machine is not measured again"
     )
