@@ -2,6 +2,9 @@
 
 Each trial starts a run of its own, kills the process with SIGKILL at a moment drawn uniformly over the run (data,
 evaluation and saves included), resumes it, and compares final weights, optimizer state and step and eval events.
+
+With `--processes N` the run is trained by N processes. One of them, drawn as well, is killed, and nobody resumes the run: all
+must start again by themselves and end with what N processes that were never killed end with.
 """
 
 import hashlib
@@ -15,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import yaml
 from measure import options, report
 
@@ -22,6 +26,7 @@ from fledge.world import Sizes, build
 
 STAGES = ("pretrain", "sft", "dpo")
 START_UP = 1.5  # seconds of importing, in which there is nothing to lose
+WORKERS_UP = 4.0  # the same with several processes, which one more starts
 
 
 def recipe(world: Path) -> dict:
@@ -52,18 +57,19 @@ def recipe(world: Path) -> dict:
     }  # fmt: skip
 
 
-def start(folder: Path, resume: bool = False, cache: Path | None = None) -> subprocess.Popen:
-    """Train in a process of its own; with a cache of its own, if it is given."""
+def start(folder: Path, resume: bool = False, cache: Path | None = None, processes: int = 1) -> subprocess.Popen:
+    """Train in a process of its own, or several; with a cache of its own, if it is given."""
     command = [sys.executable, "-m", "fledge.cli", "train", str(folder / "recipe.yaml"), "--output", str(folder), "--quiet"]
+    command += ["--processes", str(processes)]
     environment = os.environ if cache is None else {**os.environ, "FLEDGE_CACHE": str(cache)}
     with (folder / "log.txt").open("a") as log:
         return subprocess.Popen([*command, "--resume"] if resume else command, stdout=log, stderr=log, env=environment)
 
 
-def finish(folder: Path, resume: bool = False, cache: Path | None = None) -> float:
+def finish(folder: Path, resume: bool = False, cache: Path | None = None, processes: int = 1) -> float:
     """Train to the end; the seconds that took."""
     started = time.monotonic()
-    if start(folder, resume, cache).wait() != 0:
+    if start(folder, resume, cache, processes).wait() != 0:
         raise SystemExit(f"training failed:\n{(folder / 'log.txt').read_text()}")
     return time.monotonic() - started
 
@@ -91,12 +97,41 @@ def trial(base: Path, number: int, delay: float, expected: dict[str, str]) -> li
     time.sleep(delay)
     process.kill()
     process.wait()
-    reached = sorted(str(path.relative_to(folder / "run")) for path in folder.glob("run/*/checkpoints/step-*"))
+    where = reached(folder)
     finish(folder, resume=(folder / "run" / "recipe.yaml").exists())
+    return compared(folder, number, f"after {delay:.2f} s ({where})", expected)
+
+
+def trial_of_one(base: Path, number: int, delay: float, victim: int, processes: int, expected: dict[str, str]) -> list[str]:
+    """One of several processes is killed; returns what differs once the others have helped themselves."""
+    folder = base / f"trial-{number}"
+    folder.mkdir()
+    shutil.copy(base / "recipe.yaml", folder)
+    starter = start(folder, processes=processes)
+    time.sleep(delay)
+    workers = sorted(psutil.Process(starter.pid).children(), key=lambda process: process.pid)
+    where = reached(folder)
+    if len(workers) == processes:
+        workers[victim].kill()
+    else:
+        where = "none to kill"
+    code = starter.wait()
+    if code != 0:
+        return [f"exit code {code}: {(folder / 'log.txt').read_text()[-500:]}"]
+    return compared(folder, number, f"of process {victim} after {delay:.2f} s ({where})", expected)
+
+
+def reached(folder: Path) -> str:
+    """The newest checkpoint."""
+    found = sorted(str(path.relative_to(folder / "run")) for path in folder.glob("run/*/checkpoints/step-*"))
+    return found[-1] if found else "before the first checkpoint"
+
+
+def compared(folder: Path, number: int, what: str, expected: dict[str, str]) -> list[str]:
+    """What differs; the folder goes."""
     found = fingerprint(folder)
     differs = [name for name in expected if found[name] != expected[name]]
-    where = reached[-1] if reached else "before the first checkpoint"
-    print(f"kill {number + 1} after {delay:.2f} s ({where}): {differs if differs else 'identical'}", flush=True)
+    print(f"kill {number + 1} {what}: {differs if differs else 'identical'}", flush=True)
     shutil.rmtree(folder)
     return differs
 
@@ -105,6 +140,7 @@ def main() -> None:
     parser = options(__doc__ or "")
     parser.add_argument("--kills", type=int, help="how often (default 10, with --quick 2)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--processes", type=int, default=1, help="that train; above 1, one of them is killed")
     chosen = parser.parse_args()
     kills = chosen.kills or (2 if chosen.quick else 10)
     moments = random.Random(chosen.seed)
@@ -115,11 +151,19 @@ def main() -> None:
         whole = base / "whole"
         whole.mkdir()
         shutil.copy(base / "recipe.yaml", whole)
-        seconds = finish(whole)
+        seconds = finish(whole, processes=chosen.processes)
         expected = fingerprint(whole)
         print(f"uninterrupted: {seconds:.1f} s", flush=True)
-        bad = [differs for i in range(kills) if (differs := trial(base, i, moments.uniform(START_UP, seconds), expected))]
-    report({"kills": kills, "identical": kills - len(bad), "seconds_uninterrupted": round(seconds, 1), "different": bad})
+        bad = []
+        for i in range(kills):
+            delay = moments.uniform(START_UP if chosen.processes == 1 else WORKERS_UP, seconds - 1)
+            if chosen.processes == 1:
+                bad.append(trial(base, i, delay, expected))
+            else:
+                bad.append(trial_of_one(base, i, delay, moments.randrange(chosen.processes), chosen.processes, expected))
+    bad = [differs for differs in bad if differs]
+    values = {"kills": kills, "identical": kills - len(bad), "seconds_uninterrupted": round(seconds, 1), "different": bad}
+    report({"processes": chosen.processes, **values})
     if bad:
         raise SystemExit(1)
 

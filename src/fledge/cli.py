@@ -3,12 +3,13 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fledge import __version__
 from fledge.errors import FledgeError
-from fledge.training import Training, exit_code, finish
+from fledge.run.stopping import Stopping
+from fledge.training import Training, exit_code, finish, to_stderr
 
 DESCRIPTION = """fledge raises small language models: raw text -> tokenizer -> pretrain -> SFT -> DPO -> a model to talk to.
 
@@ -18,6 +19,7 @@ Start here:
   fledge train recipes/real-data.yaml        your own data, from a recipe
 """
 MINUTES, SEED = 5.0, 7  # of the quickstart
+Overrides = list[tuple[str, str]]
 OVERRIDES = "Any key of the recipe can be set on the command line: --stages.sft.optimizer.lr 1e-4, --seed 7."
 
 
@@ -141,7 +143,7 @@ TARGETS = {
 }
 
 
-def _overrides(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[tuple[str, str]]]:
+def _overrides(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], Overrides]:
     """Take `--a.b value` and `--a.b=value` out of the arguments of a verb that has a recipe."""
     verb = next((word for word in arguments if not word.startswith("-")), None)
     if verb not in OWN_OPTIONS:
@@ -177,16 +179,16 @@ def _run_quickstart(options: argparse.Namespace) -> None:
     finish(run)
 
 
-def _run_train(options: argparse.Namespace, overrides: list[tuple[str, str]], words: list[str]) -> int | None:
-    from fledge.launch import end_with_starter, is_process, launch
+def _run_train(options: argparse.Namespace, overrides: Overrides, words: list[str], stopping: Stopping) -> int | None:
+    from fledge.launch import is_process, launch, watch_over
     from fledge.recipe import load_recipe
     from fledge.run import Console
 
     _refuse_processes(options)
     training = Training(tuple(options.recipe), tuple(overrides), tuple(options.allow), options.resume, options.quiet)
     if is_process():
-        end_with_starter()
-        return training.run()
+        watch_over()
+        return training.run(stopping)
     recipe = load_recipe(options.recipe, overrides)  # what is wrong with it is said once, not by every process
     if options.dry_run:
         from fledge.pipeline import dry_run
@@ -196,8 +198,8 @@ def _run_train(options: argparse.Namespace, overrides: list[tuple[str, str]], wo
     if options.cluster is not None:
         return _on_cluster(options, training, Path(recipe.output) / recipe.name / "jobs")
     if options.processes is not None and options.processes > 1:
-        return launch(words, options.processes, options.restarts)
-    return training.run()
+        return launch(words, options.processes, options.restarts, stopping)
+    return training.run(stopping)
 
 
 def _refuse_processes(options: argparse.Namespace) -> None:
@@ -225,7 +227,7 @@ def _on_cluster(options: argparse.Namespace, training: Training, folder: Path) -
     return 0
 
 
-def _run_data(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+def _run_data(options: argparse.Namespace, overrides: Overrides) -> None:
     from fledge.run import Console
 
     say = Console().say
@@ -250,7 +252,7 @@ def _run_data(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> 
         show(options.target, overrides, options.stage, options.first, options.count, options.row, say)
 
 
-def _run_build(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+def _run_build(options: argparse.Namespace, overrides: Overrides) -> None:
     from fledge.data.building.executors import chosen_executor
     from fledge.recipe import load_recipe
     from fledge.run import Console
@@ -284,15 +286,13 @@ def _run_report(options: argparse.Namespace) -> None:
         raise FledgeError("there is no such run", where=options.run) from error
 
 
-def _run(options: argparse.Namespace, overrides: list[tuple[str, str]], words: list[str]) -> int | None:
+def _run(options: argparse.Namespace, overrides: Overrides, words: list[str]) -> int | None:
     """A run: SIGTERM ends it as SIGINT does, also before its data is looked at and after its end. `words` are the arguments."""
-    from fledge.run.stopping import Stopping
-
-    with Stopping(lambda text: None, "stopped on request"):
+    with Stopping(lambda text: None, "stopped on request") as stopping:
         if options.verb == "quickstart":
             _run_quickstart(options)
             return 0
-        return _run_train(options, overrides, words)
+        return _run_train(options, overrides, words, stopping)
 
 
 def _ignore_signals() -> None:
@@ -316,8 +316,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(kept)
     at_end = _ignore_signals if arguments is None else lambda: None  # the end of the process, and not only of this function
 
-    def work() -> int:
-        code = exit_code(lambda: _do(options, overrides, words), debug, at_end)
+    def work(say: Callable[[str], None] = to_stderr) -> int:
+        code = exit_code(lambda: _do(options, overrides, words), debug, at_end, say)
         at_end()
         return code
 
@@ -328,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return end_process(work) if is_process() else work()
 
 
-def _do(options: argparse.Namespace, overrides: list[tuple[str, str]], words: list[str]) -> int | None:
+def _do(options: argparse.Namespace, overrides: Overrides, words: list[str]) -> int | None:
     """What the arguments, `words`, say; perhaps an exit code."""
     if options.verb in ("quickstart", "train"):
         return _run(options, overrides, words)

@@ -23,17 +23,16 @@ DAY = 24 * 60  # minutes that a Slurm job gets where the recipe's user does not 
 
 @dataclass(frozen=True)
 class Task:
-    """What every task of a Slurm job calls: a training, in the folder that paths are relative to."""
+    """A training in the folder that paths are relative to: what every process of a cluster does."""
 
     training: Training
     where: str
 
     def __call__(self) -> int:
-        """Train; returns the exit code. A warning that Slurm's time is up, or that another job is preferred, becomes a polite
-        stop; then the job is queued again, and goes on by itself."""
+        """Train as a task of a Slurm job; returns the exit code. A warning that the time is up, or that another job goes first,
+        becomes a polite stop; then the job is queued again, and goes on by itself."""
         from submitit.helpers import TorchDistributedEnvironment
 
-        os.chdir(self.where)
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
         warned, queue_again = False, signal.getsignal(signal.SIGUSR2)
 
@@ -43,14 +42,16 @@ class Task:
             os.kill(os.getpid(), signal.SIGTERM)
 
         signal.signal(signal.SIGUSR2, warn)
-        code = exit_code(self._train)
+        code = exit_code(self.train)
         if warned and callable(queue_again):
             queue_again(signal.SIGUSR2, None)
         return code
 
-    def _train(self) -> None:
-        with Stopping(lambda text: None, "stopped on request"):
-            self.training.run()
+    def train(self) -> None:
+        """Train, in the folder."""
+        os.chdir(self.where)
+        with Stopping(lambda text: None, "stopped on request") as stopping:
+            self.training.run(stopping)
 
     def checkpoint(self) -> Any:
         """What submitit queues again."""
@@ -113,5 +114,4 @@ def _on_worker(config: dict[str, Any]) -> None:
     """One worker: it belongs to the process group that Ray Train has begun."""
     from ray import train
 
-    os.chdir(config["where"])
-    train.report({"code": exit_code(config["training"].run)})
+    train.report({"code": exit_code(Task(config["training"], config["where"]).train)})

@@ -4,6 +4,7 @@ Underneath is torchrun's elastic agent. It takes every exit code but 0 for a rea
 in good order, also with an error of the user's or after a signal, leaves its exit code in a file and ends with 0.
 """
 
+import json
 import logging
 import os
 import signal
@@ -14,23 +15,27 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from fledge.errors import GONE, FledgeError
+from fledge.run.stopping import Interrupted, Stopping, heard
+from fledge.training import to_stderr
 
 ENDINGS = "FLEDGE_ENDINGS"  # the folder for exit codes: set for the processes that are started here
-GRACE = 30  # seconds that processes get to end after the one that started them is gone
+GRACE = 20  # seconds that a signal may take until this program's own code hears of it
+AGAIN = 1.0  # seconds between two signals to them
 WATCH = 0.5  # seconds between two looks at it
 
 
-def launch(arguments: Sequence[str], count: int, restarts: int) -> int:
+def launch(arguments: Sequence[str], count: int, restarts: int, stopping: Stopping) -> int:
     """Run the command with these arguments in `count` processes; returns its exit code. Signals are passed on to them.
 
-    FledgeError where they were lost more often than they may be started again."""
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    `stopping` listens until they are started. FledgeError where they were lost more often than they may be started again."""
+    with stopping.held():
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="fledge-") as folder, _passing_on() as asked:
@@ -52,8 +57,19 @@ def launch(arguments: Sequence[str], count: int, restarts: int) -> int:
             ) from None
         finally:
             del os.environ[ENDINGS]
-        codes = [int(file.read_text()) for file in sorted(Path(folder).iterdir())]
-    return codes[0] if codes else 0
+        return _code(Path(folder))
+
+
+def _code(folder: Path) -> int:
+    """Say what the processes of the last attempt have said, each thing once; returns the exit code of the first one that has
+    one of its own."""
+    files = sorted(folder.iterdir())
+    last = [file for file in files if file.name.partition("-")[0] == files[-1].name.partition("-")[0]]
+    ends = [json.loads(file.read_text(encoding="utf-8")) for file in last]
+    own = [(code, said) for code, said in ends if code not in (0, GONE)] or ends
+    for text in dict.fromkeys(text for _, said in own for text in said):
+        to_stderr(text)
+    return own[0][0] if own else 0
 
 
 def _threads(count: int) -> int:
@@ -64,26 +80,32 @@ def _threads(count: int) -> int:
 
 @contextmanager
 def _passing_on() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM go to the processes that this one has started; gives those that came."""
+    """SIGINT and SIGTERM go to the processes that this one has started, again and again: one that has just been started does
+    not listen yet, dies of it, and is started again. Gives the signals that came."""
     import psutil
 
     asked: list[int] = []
+    ended = threading.Event()
 
-    def pass_on(number: int, frame: Any) -> None:
+    def pass_on() -> None:
+        while not ended.is_set():
+            for child in psutil.Process().children():
+                with suppress(psutil.NoSuchProcess):
+                    child.send_signal(asked[0])
+            ended.wait(AGAIN)
+
+    def hear(number: int, frame: Any) -> None:
         asked.append(number)
-        children = psutil.Process().children()
-        if not children:
-            raise KeyboardInterrupt
-        for child in children:
-            try:
-                child.send_signal(number)
-            except psutil.NoSuchProcess:
-                continue
+        if len(asked) == 1:
+            threading.Thread(target=pass_on, name="fledge-signals", daemon=True).start()
+            if not psutil.Process().children():
+                raise Interrupted(number, "stopped on request")
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked
     finally:
+        ended.set()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -93,16 +115,20 @@ def is_process() -> bool:
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def end_process(work: Callable[[], int]) -> NoReturn:
-    """The last thing that one of several processes does: `work`, which gives its exit code. Where `launch` has started it the
-    process ends with 0, and leaves its code for `launch`; with 1 after an error that nobody expected.
+def end_process(work: Callable[[Callable[[str], None]], int]) -> NoReturn:
+    """The last thing that one of several processes does: `work`, which may say something, and gives its exit code. Where
+    `launch` has started it the process ends with 0, and leaves both for `launch`; with 1 after an error that nobody expected.
 
     It ends without waiting for threads: those that talk to a process that is gone would wait for it."""
+    folder, said = os.environ.get(ENDINGS), []
     try:
-        code, folder = work(), os.environ.get(ENDINGS)
-        if folder is not None:
-            if code not in (0, GONE) and Path(folder).exists():
-                (Path(folder) / os.environ["RANK"].zfill(6)).write_text(str(code))
+        if folder is None:
+            code = work(to_stderr)
+        else:
+            end = work(said.append)
+            if Path(folder).exists():
+                attempt, rank = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ["RANK"]
+                (Path(folder) / f"{attempt.zfill(6)}-{rank.zfill(6)}").write_text(json.dumps([end, said]), encoding="utf-8")
             code = 0
     except SystemExit:
         raise
@@ -114,17 +140,27 @@ def end_process(work: Callable[[], int]) -> NoReturn:
     os._exit(code)
 
 
-def end_with_starter() -> None:
-    """From now on this process asks itself to stop when the one that started it is gone, and a while later it ends."""
+def watch_over() -> None:
+    """From now on two threads see to it that this process does not stay behind: it asks itself to stop when the one that
+    started it is gone, and ends where a signal does not get through, because a library waits for a process that has ended."""
     if ENDINGS not in os.environ:
         return
     starter = os.getppid()
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
 
-    def watch() -> None:
+    def watch_starter() -> None:
         while os.getppid() == starter:
             time.sleep(WATCH)
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(GRACE)
-        os._exit(1)
 
-    threading.Thread(target=watch, name="fledge-starter", daemon=True).start()
+    def watch_signals() -> None:
+        while os.read(read, 1)[0] not in (signal.SIGINT, signal.SIGTERM):
+            continue
+        time.sleep(GRACE)
+        if not heard():
+            os._exit(0)
+
+    for watch in (watch_starter, watch_signals):
+        threading.Thread(target=watch, name="fledge-watch", daemon=True).start()

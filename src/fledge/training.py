@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fledge.errors import GONE, FledgeError, Gone
+from fledge.run.stopping import Stopping
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,16 @@ class Training:
     resume: bool = False
     quiet: bool = False
 
-    def run(self) -> None:
-        """Train as one of the ranks that the environment tells of, or alone; the first one writes the report."""
-        from fledge.pipeline import Pipeline
+    def run(self, stopping: Stopping) -> None:
+        """Train as one of the ranks that the environment tells of, or alone; the first one writes the report.
+
+        `stopping` listens for signals. They wait while libraries are loaded, some of which swallow whatever is raised."""
         from fledge.recipe import load_recipe
         from fledge.run import Console
-        from fledge.train.ranks import Ranks
+
+        with stopping.held():
+            from fledge.pipeline import Pipeline
+            from fledge.train.ranks import Ranks
 
         recipe = load_recipe(list(self.recipes), list(self.overrides))
         ranks = Ranks.join()
@@ -46,28 +51,38 @@ def finish(run: Path) -> None:
     print(f"talk to it: fledge chat {run}")
 
 
-def exit_code(act: Callable[[], int | None], debug: bool = False, at_end: Callable[[], None] = lambda: None) -> int:
-    """Do something and say on stderr what went wrong; returns 0 or what `act` gives, 2 for an error that the user can mend,
+def to_stderr(text: str) -> None:
+    """For a person at a terminal."""
+    print(f"fledge: {text}", file=sys.stderr)
+
+
+def exit_code(
+    act: Callable[[], int | None],
+    debug: bool = False,
+    at_end: Callable[[], None] = lambda: None,
+    say: Callable[[str], None] = to_stderr,
+) -> int:
+    """Do something and say what went wrong; returns 0 or what `act` gives, 2 for an error that the user can mend,
     128 + the number of the signal (130, 143) for an interruption, 3 where another process of the run has ended.
 
     `debug` lets errors pass; `at_end` is called first after an interruption."""
     try:
         return act() or 0
     except Gone as error:
-        print(f"fledge: {error.text()}", file=sys.stderr)
+        say(error.text())
         return GONE
     except FledgeError as error:
         if debug:
             raise
-        print(f"fledge: {error.text()}", file=sys.stderr)
+        say(error.text())
     except KeyboardInterrupt as stop:  # from a run: in good order
         at_end()
-        print(f"fledge: {getattr(stop, 'text', 'interrupted')}", file=sys.stderr)
+        say(getattr(stop, "text", "interrupted"))
         return 128 + getattr(stop, "number", 2)
     except BrokenPipeError:
         return 0
     except OSError as error:
         if debug:
             raise
-        print(f"fledge: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        say(f"{error.filename or 'a file'}: {error.strerror or error}")
     return 2

@@ -15,6 +15,14 @@ class Interrupted(KeyboardInterrupt):
         self.number, self.text = number, text
 
 
+_heard: list[int] = []
+
+
+def heard() -> bool:
+    """Whether a signal has reached this program's own handler: it does not while a library works or waits outside Python."""
+    return bool(_heard)
+
+
 class Stopping:
     """Listens to both signals while it is entered. The first one raises Interrupted where it comes, or, within `held`,
     sets `asked`; later ones change nothing. In a thread that is not the main one, signals are somebody else's."""
@@ -40,6 +48,7 @@ class Stopping:
         self._before = {}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        _heard.append(number)
         first, self.asked = self.asked is None, self.asked or number
         if not first:
             return

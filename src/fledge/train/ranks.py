@@ -6,6 +6,7 @@ main memory, so that nothing waits for a GPU, and as JSON or float64, never pick
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,6 +19,7 @@ from torch import Tensor
 from fledge.errors import Gone
 
 PATIENCE = timedelta(hours=12)  # the others wait so long for the first rank, which reads and builds the data
+LOOK = 0.02  # seconds between two looks for the others
 BUCKET = 2**23  # numbers that are summed over the ranks at a time
 
 P = ParamSpec("P")
@@ -62,8 +64,9 @@ class Ranks:
             return cls()
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group(backends(), timeout=PATIENCE)
-        return cls(dist.get_rank(), dist.get_world_size(), joined=True)
+        rank = int(os.environ["RANK"])
+        dist.init_process_group(backends(), store=_meeting_place(rank, size), rank=rank, world_size=size, timeout=PATIENCE)
+        return cls(rank, size, joined=True)
 
     @property
     def first(self) -> bool:
@@ -168,6 +171,22 @@ class Ranks:
             import torch.distributed as dist
 
             dist.destroy_process_group()
+
+
+def _meeting_place(rank: int, size: int) -> Any:
+    """Where the ranks tell each other how to be reached. torchrun keeps one store for all attempts: without a name for each,
+    a rank would find the address of one that is dead."""
+    import torch.distributed
+
+    dist: Any = torch.distributed
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by the agent, and not by rank 0
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, size, is_master=rank == 0 and not kept, timeout=timedelta(minutes=15))
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store.add("here", 1)
+    while store.add("here", 0) < size:  # here and not in the library, which would not hear a signal
+        time.sleep(LOOK)
+    return store
 
 
 def backends() -> str:
