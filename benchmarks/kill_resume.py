@@ -102,8 +102,11 @@ def trial(base: Path, number: int, delay: float, expected: dict[str, str]) -> li
     return compared(folder, number, f"after {delay:.2f} s ({where})", expected)
 
 
-def trial_of_one(base: Path, number: int, delay: float, victim: int, processes: int, expected: dict[str, str]) -> list[str]:
-    """One of several processes is killed; returns what differs once the others have helped themselves."""
+def trial_of_one(
+    base: Path, number: int, delay: float, victim: int, processes: int, expected: dict[str, str]
+) -> list[str] | None:
+    """One of several processes is killed; returns what differs once the others have helped themselves, or None where there was
+    none to kill at that moment."""
     folder = base / f"trial-{number}"
     folder.mkdir()
     shutil.copy(base / "recipe.yaml", folder)
@@ -113,9 +116,10 @@ def trial_of_one(base: Path, number: int, delay: float, victim: int, processes: 
     where = reached(folder)
     if len(workers) == processes:
         workers[victim].kill()
-    else:
-        where = "none to kill"
     code = starter.wait()
+    if len(workers) != processes:
+        shutil.rmtree(folder)
+        return None
     if code != 0:
         return [f"exit code {code}: {(folder / 'log.txt').read_text()[-500:]}"]
     return compared(folder, number, f"of process {victim} after {delay:.2f} s ({where})", expected)
@@ -154,14 +158,16 @@ def main() -> None:
         seconds = finish(whole, processes=chosen.processes)
         expected = fingerprint(whole)
         print(f"uninterrupted: {seconds:.1f} s", flush=True)
-        bad = []
-        for i in range(kills):
-            delay = moments.uniform(START_UP if chosen.processes == 1 else WORKERS_UP, seconds - 1)
+        found: list[list[str]] = []
+        while len(found) < kills:
             if chosen.processes == 1:
-                bad.append(trial(base, i, delay, expected))
-            else:
-                bad.append(trial_of_one(base, i, delay, moments.randrange(chosen.processes), chosen.processes, expected))
-    bad = [differs for differs in bad if differs]
+                found.append(trial(base, len(found), moments.uniform(START_UP, seconds), expected))
+                continue
+            delay, victim = moments.uniform(WORKERS_UP, seconds), moments.randrange(chosen.processes)
+            differs = trial_of_one(base, len(found), delay, victim, chosen.processes, expected)
+            if differs is not None:
+                found.append(differs)
+    bad = [differs for differs in found if differs]
     values = {"kills": kills, "identical": kills - len(bad), "seconds_uninterrupted": round(seconds, 1), "different": bad}
     report({"processes": chosen.processes, **values})
     if bad:
