@@ -37,6 +37,10 @@ def events(run: Path, *kinds: str) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    poisoned(monkeypatch)
+
+
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the loss NaN for every batch that holds the first row of window 7 (of update 8)."""
     call, update, victim = LanguageObjective.__call__, Updater.__call__, []
 

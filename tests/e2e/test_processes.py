@@ -1,0 +1,245 @@
+"""Runs of several processes: started, lost, stopped and resumed as one is, and learning what one learns."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from fledge.cluster import submit
+from fledge.pipeline import Pipeline
+from fledge.recipe import recipe_from_dict
+from fledge.run import Console, read_events
+from fledge.train.checkpoint import verify
+from fledge.train.ranks import Ranks
+from fledge.training import Training
+from tests.e2e import tiny
+from tests.e2e.test_guards import poisoned
+from tests.e2e.test_resume import finals
+from tests.train.ranked import run_ranks
+
+BATCH = {"micro": 3, "accumulation": 2}
+
+
+def tree(world: Path, folder: Path, stages: tuple[str, ...] = ("pretrain", "sft", "dpo"), steps: int = 8) -> dict[str, Any]:
+    """The small recipe without dropout, which ranks draw for themselves; updates of six rows."""
+    values = tiny.tree(world, folder, model={**tiny.MODEL, "dropout": 0.0})
+    chosen = {name: {**values["stages"][name], "batch": BATCH, "length": f"{steps} steps"} for name in stages}
+    for stage in chosen.values():
+        stage["optimizer"] = {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.95], "weight_decay": 0.1}
+    return {**values, "stages": chosen}
+
+
+def command(folder: Path, values: dict[str, Any], *more: str) -> list[str]:
+    folder.mkdir(exist_ok=True)
+    return [sys.executable, "-m", "fledge.cli", "train", str(tiny.write(folder / "recipe.yaml", values)), "--quiet", *more]
+
+
+def train(folder: Path, values: dict[str, Any], *more: str, code: int = 0) -> str:
+    """Run the command; what it says on stderr."""
+    done = subprocess.run(command(folder, values, *more), capture_output=True, text=True, timeout=280)
+    assert done.returncode == code, done.stderr
+    return done.stderr
+
+
+def losses(run: Path, stage: str) -> dict[tuple[str, int], float]:
+    events = [event for event in read_events(run / stage / "events.jsonl") if event["kind"] in ("step", "eval")]
+    return {(event["kind"], event["step"]): event.get("train/loss", event.get("eval/loss")) for event in events}
+
+
+def assert_same_losses(one: Path, two: Path, stages: tuple[str, ...]) -> None:
+    for stage in stages:
+        expected, found = losses(one, stage), losses(two, stage)
+        assert expected and set(found) == set(expected)
+        assert max(abs(found[key] - loss) for key, loss in expected.items()) < 1e-5
+
+
+def test_two_processes_train_what_one_trains(world: Path, tmp_path: Path) -> None:
+    stages = ("pretrain",)
+    Pipeline(recipe_from_dict(tree(world, tmp_path / "one", stages)), Console(quiet=True)).run()
+    train(tmp_path, tree(world, tmp_path / "two", stages), "--processes", "2")
+    assert_same_losses(tmp_path / "one" / "tiny", tmp_path / "two" / "tiny", stages)
+    run = tmp_path / "two" / "tiny"
+    told = [event for event in read_events(run / "pretrain" / "events.jsonl") if event["kind"] == "ranks"]
+    assert told == [{"kind": "ranks", "step": 0, "processes": 2, "parallel": "ddp"}]
+    assert (run / "report.html").exists() and (run / "summary.json").exists()
+
+
+def test_what_is_wrong_is_said_once(world: Path, tmp_path: Path) -> None:
+    values = tree(world, tmp_path / "runs", ("pretrain",))
+    values["stages"]["pretrain"]["batch"] = {"micro": 1, "accumulation": 1}
+    said = train(tmp_path, values, "--processes", "2", code=2)
+    assert said.count("stages.pretrain.batch: 2 processes cannot share the 1 rows of an update") == 1
+    assert "Traceback" not in said and "another process" not in said and not (tmp_path / "runs" / "tiny").exists()
+
+
+WRONG = [
+    (["--processes", "0"], "--processes: it must be at least 1"),
+    (["--nodes", "2"], "--nodes: this is for Slurm jobs"),
+    (["--slurm", "partition=gpu", "--cluster", "ray"], "--slurm: this is for Slurm jobs"),
+    (["--restarts", "-1"], "--restarts: it cannot be negative"),
+    (["--cluster", "slurm"], "sbatch was not found"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), WRONG)
+def test_options_that_do_not_go_together(world: Path, tmp_path: Path, options: list[str], said: str) -> None:
+    assert said in train(tmp_path, tree(world, tmp_path / "runs"), *options, code=2)
+
+
+def test_eight_bit_state_is_not_divided(world: Path, tmp_path: Path) -> None:
+    values = tree(world, tmp_path, ("pretrain",))
+    values["stages"]["pretrain"]["optimizer"]["name"] = "adamw8bit"
+    values["machine"] = {**values["machine"], "parallel": "fsdp"}
+    assert "stages.pretrain.optimizer.name: the blocks of 8-bit AdamW" in train(tmp_path, values, code=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "parallel"), [("4", "ddp"), ("2", "fsdp"), ("4", "fsdp")])
+def test_fifty_steps_of_ranks_are_those_of_one_process(processes: str, parallel: str, world: Path, tmp_path: Path) -> None:
+    stages = ("sft", "dpo")
+    train(tmp_path, tree(world, tmp_path / "one", stages, 50))
+    values = tree(world, tmp_path / "more", stages, 50)
+    train(tmp_path, {**values, "machine": {**values["machine"], "parallel": parallel}}, "--processes", processes)
+    assert_same_losses(tmp_path / "one" / "tiny", tmp_path / "more" / "tiny", stages)
+
+
+def started(folder: Path, values: dict[str, Any], processes: int, when: Callable[[], bool]) -> tuple[subprocess.Popen, list]:
+    """A run of several processes, as soon as something is so; and these processes."""
+    log = (folder / "log.txt").open("w")
+    process = subprocess.Popen(command(folder, values, "--processes", str(processes)), stdout=log, stderr=log)
+    until = time.monotonic() + 120
+    while not when():
+        assert time.monotonic() < until and process.poll() is None, (folder / "log.txt").read_text()
+        time.sleep(0.01)
+    return process, psutil.Process(process.pid).children()
+
+
+@pytest.mark.slow
+def test_a_run_of_four_goes_on_with_two_and_with_one(world: Path, tmp_path: Path) -> None:
+    """SIGTERM, twice, to a run of four whose model is divided; then two, SIGTERM again; then one: losses as of one alone."""
+    stages, steps = ("pretrain",), 60
+    train(tmp_path, tree(world, tmp_path / "one", stages, steps))
+    values = tree(world, tmp_path / "more", stages, steps)
+    divided = {**values, "machine": {**values["machine"], "parallel": "fsdp"}}
+    checkpoints = tmp_path / "more" / "tiny" / "pretrain" / "checkpoints"
+    for processes, saved in ((4, 9), (2, 30)):
+        process, workers = started(tmp_path, divided, processes, lambda saved=saved: reached(checkpoints) >= saved)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 143
+        assert not any(worker.is_running() for worker in workers)
+        assert "the state is saved" in (tmp_path / "log.txt").read_text()
+        assert verify((checkpoints / "last").resolve()) is None
+    assert 30 <= reached(checkpoints) < steps
+    train(tmp_path, divided)
+    assert_same_losses(tmp_path / "one" / "tiny", tmp_path / "more" / "tiny", stages)
+
+
+def reached(checkpoints: Path) -> int:
+    """The step of the newest checkpoint."""
+    return max((int(path.name.removeprefix("step-")) for path in checkpoints.glob("step-*")), default=-1)
+
+
+@pytest.mark.slow
+def test_one_of_two_that_is_killed_comes_back(world: Path, tmp_path: Path) -> None:
+    """Nobody resumes the run: it ends by itself, with the bytes of one in which nobody was killed."""
+    stages, steps = ("pretrain",), 40
+    train(tmp_path, tree(world, tmp_path / "whole", stages, steps), "--processes", "2")
+    checkpoints = tmp_path / "hurt" / "tiny" / "pretrain" / "checkpoints"
+    process, workers = started(tmp_path, tree(world, tmp_path / "hurt", stages, steps), 2, lambda: reached(checkpoints) >= 9)
+    workers[1].kill()
+    assert process.wait(timeout=120) == 0
+    assert finals(tmp_path / "hurt" / "tiny", stages) == finals(tmp_path / "whole" / "tiny", stages)
+
+
+@pytest.mark.slow
+def test_processes_do_not_outlive_the_one_that_started_them(world: Path, tmp_path: Path) -> None:
+    checkpoints = tmp_path / "runs" / "tiny" / "pretrain" / "checkpoints"
+    process, workers = started(
+        tmp_path, tree(world, tmp_path / "runs", ("pretrain",), 4000), 2, lambda: reached(checkpoints) >= 9
+    )
+    before = reached(checkpoints)
+    process.kill()
+    psutil.wait_procs(workers, timeout=20)
+    assert not any(worker.is_running() for worker in workers)
+    assert verify((checkpoints / "last").resolve()) is None and before <= reached(checkpoints) < 4000
+
+
+def goes_wrong(ranks: Ranks, world: str, folder: str, parallel: str) -> str:
+    """A run whose first process reads a poisoned row in update 8."""
+    if ranks.first:
+        poisoned(pytest.MonkeyPatch())
+    values = tree(Path(world), Path(folder), ("pretrain",), 20)
+    values["stages"]["pretrain"]["guards"] = {"non_finite": {"in_a_row": 1}}
+    recipe = recipe_from_dict({**values, "machine": {**values["machine"], "parallel": parallel}})
+    return str(Pipeline(recipe, Console(quiet=True), ranks=ranks).run())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_all_ranks_go_back_when_one_reads_a_bad_row(parallel: str, world: Path, tmp_path: Path) -> None:
+    run, _ = map(Path, run_ranks(2, goes_wrong, str(world), str(tmp_path), parallel))
+    events = list(read_events(run / "pretrain" / "events.jsonl"))
+    steps = [event for event in events if event["kind"] == "step"]
+    guards = [event for event in events if event["kind"] == "guard"]
+    assert [event["step"] for event in steps] == list(range(1, 21)) and all(event["grad_norm"] for event in steps)
+    assert [(one["action"], one["step"], one["reached"]) for one in guards] == [("rollback", 6, 8)]
+    assert guards[0]["skipped_rows"] == [[42, 6]]
+    gone = [json.loads(line) for line in (run / "pretrain" / "rolled-back-1.jsonl").read_text().splitlines()]
+    assert all("pretrain.jsonl:" in row["where"] for event in gone if event["kind"] == "guard" for row in event["rows"])
+
+
+def everything(ranks: Ranks, world: str, folder: str, parallel: str) -> str:
+    """Averaging, regression prompts, the best checkpoint, Muon."""
+    values = tree(Path(world), Path(folder), ("pretrain", "sft"))
+    stage = values["stages"]["sft"]
+    stage["optimizer"]["name"] = "muon"
+    stage |= {"averaging": {"decay": 0.9}, "keep": "best"}
+    stage["regression"] = {"prompts": str(Path(world) / "prompts.yaml"), "every": 4, "max_new_tokens": 4}
+    recipe = recipe_from_dict({**values, "machine": {**values["machine"], "parallel": parallel}})
+    return str(Pipeline(recipe, Console(quiet=True), ranks=ranks).run())
+
+
+@pytest.mark.slow
+def test_what_needs_a_whole_model_gets_one(world: Path, tmp_path: Path) -> None:
+    """A divided model is put together for prompts, for its average, and for the next stage."""
+    one = Path(everything(Ranks(), str(world), str(tmp_path / "one"), "ddp"))
+    two, _ = map(Path, run_ranks(2, everything, str(world), str(tmp_path / "two"), "fsdp"))
+    assert json.loads((one / "sft" / "done.json").read_text())["model"].endswith("averaged")
+    for run in (one, two):
+        assert json.loads((run / "sft" / "done.json").read_text())["step"] == 8
+    asked = [[e for e in read_events(run / "sft" / "events.jsonl") if e["kind"] == "regression"] for run in (one, two)]
+    assert [e["step"] for e in asked[0]] == [4, 8] and asked[0] == asked[1]
+    after = [json.loads((run / "sft" / "eval" / "after.json").read_text()) for run in (one, two)]
+    assert after[0]["samples"] == after[1]["samples"] and after[0]["loss"] == pytest.approx(after[1]["loss"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_slurm_job_trains_in_its_tasks(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """submitit's local executor: the same script, processes and environment, without a queue."""
+    stages = ("pretrain",)
+    train(tmp_path, tree(world, tmp_path / "one", stages))
+    recipe = tiny.write(tmp_path / "two.yaml", tree(world, tmp_path / "two", stages))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    job = submit(Training((str(recipe),), quiet=True), tmp_path / "two" / "tiny" / "jobs", 1, 2, ["time=10"], cluster="local")
+    assert job.results() == [0, 0], job.stderr()
+    assert_same_losses(tmp_path / "one" / "tiny", tmp_path / "two" / "tiny", stages)
+
+
+@pytest.mark.slow
+def test_ray_workers_train_together(world: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    stages = ("pretrain",)
+    train(tmp_path, tree(world, tmp_path / "one", stages))
+    train(tmp_path, tree(world, tmp_path / "two", stages), "--cluster", "ray", "--processes", "2")
+    assert_same_losses(tmp_path / "one" / "tiny", tmp_path / "two" / "tiny", stages)
+    told = [event for event in read_events(tmp_path / "two" / "tiny" / "pretrain" / "events.jsonl") if event["kind"] == "ranks"]
+    assert told[0]["processes"] == 2
