@@ -1,0 +1,125 @@
+"""What guards and checkpoints cost a run that is healthy.
+
+Guards: one small model on real text is trained twice for 2,000 steps, with the guards as they are and with all of them off
+that can be. They must find nothing, and not change a byte of weights, optimizer state and step and eval events.
+
+Checkpoints: a 26M model is trained with one checkpoint every 20 steps, and with none between the first step and the last, in
+turns. What is compared is the time from the end of the first update to the end of the last but one, by the run's own clock.
+"""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from measure import interleave, options, ratios, report
+from real_runs import fledge, real_text
+
+from fledge.run.events import read_events
+
+SMALL = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 160,
+    "max_position_embeddings": 128, "dropout": 0.1,
+}  # fmt: skip
+OFF = ("grad_spike", "loss_spike", "divergence", "validation_rise", "pass_rate", "repetition", "throughput")
+
+
+def healthy(folder: Path, sources: list[dict[str, Any]], steps: int, guards: dict[str, Any]) -> Path:
+    """A run directory, once the run is over."""
+    stage = {
+        "data": {"train": sources, "validation": "1%", "context": 128}, "batch": {"micro": 8}, "length": f"{steps} steps",
+        "optimizer": {"name": "adamw", "lr": 3e-3}, "schedule": {"warmup": 0.02}, "guards": guards,
+        "evaluation": {"every": 250, "max_rows": 64}, "checkpoint": {"every": 250},
+    }  # fmt: skip
+    recipe = {
+        "name": "run", "output": str(folder), "seed": 5, "tokenizer": {"vocab_size": 2048}, "model": SMALL,
+        "stages": {"pretrain": stage}, "machine": {"threads": 2, "compile": False, "precision": "fp32", "attention": "blocked"},
+    }  # fmt: skip
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    fledge("train", str(folder / "recipe.yaml"), "--quiet")
+    return folder / "run" / "pretrain"
+
+
+def fingerprint(stage: Path) -> dict[str, str]:
+    """Hashes of all that guards must not change."""
+    last = stage / "checkpoints" / "last"
+    files = (last / "model" / "model.safetensors", last / "state" / "optimizer.safetensors")
+    marks = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    lines = [event for event in read_events(stage / "events.jsonl") if event["kind"] in ("step", "eval")]
+    return {**marks, "events": hashlib.sha256(json.dumps(lines).encode()).hexdigest()}
+
+
+def guards(base: Path, quick: bool) -> dict[str, Any]:
+    """With them and without."""
+    steps, sources = 200 if quick else 2000, real_text(quick)
+    with_them = healthy(base / "with", sources, steps, {})
+    without = healthy(base / "without", sources, steps, {name: {"action": "ignore"} for name in OFF})
+    found = [event for event in read_events(with_them / "events.jsonl") if event["kind"] in ("guard", "alert")]
+    steps_seen = sum(event["kind"] == "step" for event in read_events(with_them / "events.jsonl"))
+    return {
+        "steps": steps_seen,
+        "alarms": len(found),
+        "identical": fingerprint(with_them) == fingerprint(without),
+        "said": found,
+    }
+
+
+def saving(base: Path, quick: bool) -> dict[str, Any]:
+    """Every 20 steps, and never between."""
+    steps, every = (8, 4) if quick else (42, 20)
+    context = 128 if quick else 512
+    stage = {
+        "data": {"train": real_text(quick), "context": context}, "batch": {"micro": 4 if quick else 16},
+        "length": f"{steps} steps", "optimizer": {"name": "adamw", "lr": 1e-3}, "evaluation": {"every": 1000},
+        "schedule": {"warmup": 2},
+    }  # fmt: skip
+    recipe = {
+        "name": "run", "seed": 5, "preset": "26m", "tokenizer": {"vocab_size": 6400}, "stages": {"pretrain": stage},
+        "logging": {"every": 1000},
+    }  # fmt: skip
+    file = base / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    fledge("data", "build", str(file), "--out", str(base / "built"))
+    written: list[float] = []
+
+    def run(interval: int) -> float:
+        output = base / "runs"
+        shutil.rmtree(output, ignore_errors=True)
+        command = ["train", str(file), "--built", str(base / "built"), "--output", str(output), "--quiet"]
+        command += ["--stages.pretrain.checkpoint.every", str(interval)]
+        subprocess.run([sys.executable, "-m", "fledge.cli", *command], check=True, stdout=subprocess.DEVNULL)
+        events = list(read_events(output / "run" / "pretrain" / "events.jsonl"))
+        clock = {event["step"]: event["seconds"] for event in events if event["kind"] == "resource"}
+        written.extend(event["seconds"] for event in events if event["kind"] == "checkpoint" and 0 < event["step"] < steps)
+        return clock[steps - 1] - clock[1]
+
+    seconds = interleave({"saving": lambda: run(every), "not saving": lambda: run(10 * steps)}, 1 if quick else 3)
+    return {
+        "every": every,
+        "ratio": ratios(seconds["saving"], seconds["not saving"]),
+        "seconds_of_a_save": [round(s, 2) for s in written],
+    }
+
+
+def main() -> None:
+    parser = options(__doc__ or "")
+    parser.add_argument("--only", choices=("guards", "saving"), help="one of both")
+    chosen = parser.parse_args()
+    values: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        for part in (guards, saving):
+            if chosen.only in (None, part.__name__):
+                (Path(name) / part.__name__).mkdir()
+                values[part.__name__] = part(Path(name) / part.__name__, chosen.quick)
+                print(json.dumps(values), flush=True)
+    report(values)
+
+
+if __name__ == "__main__":
+    main()
