@@ -55,9 +55,8 @@ class EventLog:
         try:
             self._file.write(_line(event))
         except OSError as error:
-            raise FledgeError(
-                f"cannot write: {error.strerror}", where=str(self.path), hint="free some space, then --resume"
-            ) from None
+            hint = "free some space, then go on with the same command"
+            raise FledgeError(f"cannot write: {error.strerror}", where=str(self.path), hint=hint) from None
         return event
 
     def close(self) -> None:

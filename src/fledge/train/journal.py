@@ -30,7 +30,9 @@ class Journal:
         self.directory, self.console, self.alerts = directory, console, alerts
         self.ranks, self.guards = ranks or Ranks(), Guards(config)
         self.events = EventLog(directory.events, step) if self.ranks.first else None
-        self.guards.replay(self.ranks.told(self.events and self.events.kept))
+        kept = self.ranks.told(self.events and self.events.kept)
+        self.guards.replay(kept)
+        self.processes = _processes(kept)
         self.board = _board(directory, step) if tensorboard and self.ranks.first else None
         self._untold: list[Event] = []
 
@@ -68,6 +70,12 @@ class Journal:
             self.events.close()
         if self.board is not None:
             self.board.close()
+
+
+def _processes(events: list[Event]) -> int | None:
+    """How many have written these events, as far as they go; None where there are none."""
+    counts = [event["processes"] for event in events if event["kind"] == "ranks"]
+    return counts[-1] if counts else 1 if events else None
 
 
 def _board(directory: StageDirectory, step: int) -> Any:

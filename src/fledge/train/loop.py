@@ -118,8 +118,7 @@ class Loop:
             )  # fmt: skip
             if start == 0:
                 self.journal.write("start", 0, steps=steps, rows=work.extent.rows)
-            if not work.ranks.alone:
-                self.journal.write("ranks", start, processes=work.ranks.size, parallel="fsdp" if work.divided else "ddp")
+            self._tell_ranks(self.journal.processes)
             if work.changed:
                 self.journal.write("changed", start, keys=work.changed)
             work.model.train()
@@ -131,6 +130,14 @@ class Loop:
                 self.feed.close()
                 self.journal.close()
         return self.state
+
+    def _tell_ranks(self, before: int | None) -> None:
+        """How many processes train, and that it is another number than before."""
+        size, step = self.work.ranks.size, self.state.step
+        if size > 1 or before not in (None, 1):
+            self.journal.write("ranks", step, processes=size, parallel="fsdp" if self.work.divided else "ddp")
+        if before not in (None, size):
+            self.console.say(f"note: from step {step:,} on with {size} processes instead of {before}: equal but for rounding")
 
     def _go(self, progress: Progress) -> None:
         """Between two steps: evaluate and save where it is time, stop where it is asked; then the next step."""
