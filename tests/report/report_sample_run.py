@@ -150,6 +150,9 @@ def events(kind: str, place: int, steps: int) -> list[dict[str, object]]:
         if step % (steps // 8) == 0:
             loss = level * 1.04
             rows.append({"kind": "eval", "step": step, "eval/loss": loss, "eval/token_accuracy": 0.7 - level / 12})
+            if kind == "sft":
+                asked = {"regression/pass_rate": 0.2 + 0.7 * share, "regression/repetition": 0.3 * (1 - share)}
+                rows.append({"kind": "regression", "step": step, **asked})
             if kind == "preference":
                 rows[-1] |= {"eval/rewards/accuracies": 0.5 + 0.42 * share, "eval/rewards/margins": 1.9 * share}
     rows.append({"kind": "checkpoint", "step": steps, "path": f"checkpoints/{steps}", "bytes": 12_900_000})

@@ -128,6 +128,7 @@ def test_numbers_carry_their_units(run_directory: Path) -> None:
         "2,022 → 5.12",
         "7.0 → 61.0 %",
         "46.0 %",
+        "28.7 → 90.0 %",
         "[88.0, 94.0] %",
         "12 min 11 s",
         "12.3 MiB",
@@ -158,6 +159,7 @@ def test_every_stage_has_its_curves(run_directory: Path) -> None:
     _, page = read(run_directory)
     common = ("loss", "learning-rate", "gradient-norm", "speed", "memory")
     assert {f"stage-{place}-{name}" for place in range(3) for name in common} <= page.ids
+    assert "stage-1-prompts" in page.ids and "stage-0-prompts" not in page.ids
     assert {f"stage-2-{name}" for name in ("rewards", "margins", "accuracy", "logps")} <= page.ids
     drawn = json.loads(page.scripts[1])
     assert set(drawn) <= page.ids

@@ -39,6 +39,7 @@ def stage_charts(stage: Stage) -> list[Chart]:
         Chart("loss", Text("Loss", "损失"), UNITS[loss_unit(stage)], loss_traces(stage), wide=True),
         *(preference_charts(stage) if stage.kind == "preference" else []),
         *optional(accuracy_chart(stage)),
+        *optional(prompts_chart(stage)),
         Chart(
             "learning-rate",
             Text("Learning rate", "学习率"),
@@ -166,6 +167,20 @@ def accuracy_chart(stage: Stage) -> Chart:
     curve = [(step, share * 100) for step, share in with_start(stage, "token_accuracy")]
     title = Text("Token accuracy", "词元准确率")
     return Chart("token-accuracy", title, UNITS["%"], trace(curve, "eval", Text("validation", "验证")), from_zero=True)
+
+
+def prompts_chart(stage: Stage) -> Chart:
+    """How many regression prompts pass, and how much their answers repeat themselves."""
+    curves = [
+        (Text("passed", "通过"), "good", "regression/pass_rate"),
+        (Text("repetition", "重复"), "bad", "regression/repetition"),
+    ]
+    traces = tuple(
+        one
+        for name, role, key in curves
+        for one in trace([(step, share * 100) for step, share in points(stage.events.regressions, key)], role, name)
+    )
+    return Chart("prompts", Text("Regression prompts", "回归提示"), UNITS["%"], traces, from_zero=True)
 
 
 def gradient_traces(stage: Stage) -> tuple[dict[str, object], ...]:

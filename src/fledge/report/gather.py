@@ -167,7 +167,8 @@ def read_events(rows: list[dict[str, object]]) -> Events:
     def of(*kinds: str) -> tuple[Mapping[str, object], ...]:
         return tuple(row for row in rows if row.get("kind") in kinds)
 
-    return Events(of("step"), of("resource"), of("eval"), of("checkpoint"), of("alert", "guard"), of("stop"))
+    alarms = of("alert", "guard")
+    return Events(of("step"), of("resource"), of("eval"), of("checkpoint"), alarms, of("stop"), of("regression"))
 
 
 def read_evaluation(row: Mapping[str, object] | None) -> Evaluation | None:

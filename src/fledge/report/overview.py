@@ -142,6 +142,14 @@ def score_cell(stage: Stage, pick: Callable[[Scores], float | None], interval: b
     return Cell(same(measures.percent(value)), UNITS["%"], note=note)
 
 
+def prompts_cell(stage: Stage) -> Cell | None:
+    """The first and the last time that the regression prompts were asked."""
+    rates = [rate for row in stage.events.regressions if (rate := number(row.get("regression/pass_rate"))) is not None]
+    if not rates:
+        return None
+    return change_cell(rates[0] if len(rates) > 1 else None, rates[-1], "%", measures.percent, False)
+
+
 def stop_cell(stage: Stage) -> Cell | None:
     if stage.events.stops:
         return Cell(same(text(stage.events.stops[-1].get("reason")) or "?"))
@@ -190,6 +198,7 @@ def stage_rows(stages: Sequence[Stage]) -> list[Row]:
         row("Reward margin", "奖励差", changed("rewards/margins", "nats", measures.loss, False)),
         row("Exact match", "完全匹配率", lambda s: score_cell(s, lambda scores: scores.exact_match, True)),
         row("Habit rate", "不良习惯率", lambda s: score_cell(s, lambda scores: scores.habit_rate, False)),
+        row("Regression prompts passed", "回归提示通过率", prompts_cell),
         row("Ended because", "结束原因", stop_cell),
     ]
     return always + [one for one in optional if any(one.cells)]

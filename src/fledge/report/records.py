@@ -105,6 +105,7 @@ class Events:
     checkpoints: tuple[Mapping[str, object], ...] = ()
     alerts: tuple[Mapping[str, object], ...] = ()
     stops: tuple[Mapping[str, object], ...] = ()
+    regressions: tuple[Mapping[str, object], ...] = ()
 
 
 @dataclass(frozen=True)
