@@ -19,6 +19,7 @@ Start here:
   fledge train recipes/real-data.yaml        your own data, from a recipe
 """
 MINUTES, SEED = 5.0, 7  # of the quickstart
+RESTARTS = 3  # of the processes of a run
 Overrides = list[tuple[str, str]]
 OVERRIDES = "Any key of the recipe can be set on the command line: --stages.sft.optimizer.lr 1e-4, --seed 7."
 
@@ -63,7 +64,7 @@ def _train(verbs: argparse._SubParsersAction) -> None:
     verb.add_argument("--resume", action="store_true", help="go on with an interrupted run (what happens by itself, too)")
     verb.add_argument("--allow", metavar="KEY", action="append", default=[], help="go on although this key is another now")
     verb.add_argument("--processes", type=int, help="train in so many processes of this machine, or of each node (default 1)")
-    verb.add_argument("--restarts", type=int, default=3, help="start all again so often when one is lost (default 3)")
+    verb.add_argument("--restarts", type=int, help=f"start all again so often when one is lost (default {RESTARTS})")
     verb.add_argument("--cluster", choices=("slurm", "ray"), help="run on a Slurm or Ray cluster instead of here")
     verb.add_argument("--nodes", type=int, help="machines of the cluster (default 1)")
     verb.add_argument("--slurm", metavar="KEY=VALUE", action="append", default=[], help="of the Slurm job, e.g. partition=gpu")
@@ -198,7 +199,7 @@ def _run_train(options: argparse.Namespace, overrides: Overrides, words: list[st
     if options.cluster is not None:
         return _on_cluster(options, training, Path(recipe.output) / recipe.name / "jobs")
     if options.processes is not None and options.processes > 1:
-        return launch(words, options.processes, options.restarts, stopping)
+        return launch(words, options.processes, RESTARTS if options.restarts is None else options.restarts, stopping)
     return training.run(stopping)
 
 
@@ -207,8 +208,12 @@ def _refuse_processes(options: argparse.Namespace) -> None:
     for name in ("processes", "nodes"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise FledgeError("it must be at least 1", where=f"--{name}")
-    if options.restarts < 0:
+    if options.restarts is not None and options.restarts < 0:
         raise FledgeError("it cannot be negative", where="--restarts")
+    several = options.processes is not None and options.processes > 1
+    if options.restarts is not None and (options.cluster == "slurm" or not (several or options.cluster)):
+        hint = "Slurm queues a job again by itself" if options.cluster else "add --processes"
+        raise FledgeError("this is for several processes that are started here, or by Ray", where="--restarts", hint=hint)
     if options.cluster != "slurm" and (options.slurm or options.nodes is not None):
         name = "--slurm" if options.slurm else "--nodes"
         raise FledgeError("this is for Slurm jobs", where=name, hint="add --cluster slurm")
@@ -220,7 +225,7 @@ def _on_cluster(options: argparse.Namespace, training: Training, folder: Path) -
 
     processes, nodes = options.processes or 1, options.nodes or 1
     if options.cluster == "ray":
-        return on_ray(training, processes, options.restarts)
+        return on_ray(training, folder, processes, RESTARTS if options.restarts is None else options.restarts)
     job = submit(training, folder, nodes, processes, options.slurm)
     print(f"submitted as Slurm job {job.job_id}: {nodes * processes} processes")
     print(f"its logs: {job.paths.stdout}, {job.paths.stderr}")

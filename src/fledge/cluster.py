@@ -8,13 +8,14 @@ import logging
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fledge.data.building.executors import slurm_parameters
-from fledge.errors import FledgeError, missing_extra
+from fledge.errors import GONE, FledgeError, missing_extra
 from fledge.run.stopping import Stopping
 from fledge.training import Training, exit_code
 
@@ -43,6 +44,9 @@ class Task:
 
         signal.signal(signal.SIGUSR2, warn)
         code = exit_code(self.train)
+        if code == GONE:  # at once, so that Slurm ends the others, and without threads that wait for them
+            sys.stderr.flush()
+            os._exit(code)
         if warned and callable(queue_again):
             queue_again(signal.SIGUSR2, None)
         return code
@@ -77,9 +81,9 @@ def submit(
     return executor.submit(Task(training, os.getcwd()))
 
 
-def on_ray(training: Training, workers: int, restarts: int) -> int:
-    """Train in workers of the Ray cluster at RAY_ADDRESS, else of one that is started here; returns its exit code.
-    FledgeError where workers were lost too often."""
+def on_ray(training: Training, folder: Path, workers: int, restarts: int) -> int:
+    """Train in workers of the Ray cluster at RAY_ADDRESS, else of one that is started here; returns its exit code. What Ray
+    itself keeps is in `folder`. FledgeError where workers were lost too often."""
     try:
         import ray
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -97,7 +101,9 @@ def on_ray(training: Training, workers: int, restarts: int) -> int:
             train_loop_config={"training": training, "where": os.getcwd()},
             torch_config=TorchConfig(backend=backends()),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=torch.cuda.is_available()),
-            run_config=RunConfig(failure_config=FailureConfig(max_failures=restarts)),
+            run_config=RunConfig(
+                name="ray", storage_path=str(folder.resolve()), failure_config=FailureConfig(max_failures=restarts)
+            ),
         )
         try:
             metrics = trainer.fit().metrics or {}

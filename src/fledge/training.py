@@ -1,6 +1,7 @@
 """`fledge train`, as the command and the workers of a cluster do it: load, join the other processes, run, report."""
 
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +29,17 @@ class Training:
 
         with stopping.held():
             from fledge.pipeline import Pipeline
-            from fledge.train.ranks import Ranks
+            from fledge.train.ranks import Ranks, is_lost
 
         recipe = load_recipe(list(self.recipes), list(self.overrides))
         ranks = Ranks.join()
         console = Console(quiet=self.quiet or not ranks.first)
-        run = Pipeline(recipe, console, allow=self.allow, ranks=ranks).run(resume=self.resume)
+        try:
+            run = Pipeline(recipe, console, allow=self.allow, ranks=ranks).run(resume=self.resume)
+        except RuntimeError as error:  # from within a divided model
+            if ranks.alone or not is_lost(error):
+                raise
+            raise Gone from error
         if ranks.first:
             finish(run)
         ranks.leave()
@@ -65,7 +71,7 @@ def exit_code(
     """Do something and say what went wrong; returns 0 or what `act` gives, 2 for an error that the user can mend,
     128 + the number of the signal (130, 143) for an interruption, 3 where another process of the run has ended.
 
-    `debug` lets errors pass; `at_end` is called first after an interruption."""
+    `debug` shows the traceback of errors; `at_end` is called first after an interruption."""
     try:
         return act() or 0
     except Gone as error:
@@ -73,7 +79,7 @@ def exit_code(
         return GONE
     except FledgeError as error:
         if debug:
-            raise
+            traceback.print_exc()
         say(error.text())
     except KeyboardInterrupt as stop:  # from a run: in good order
         at_end()
@@ -83,6 +89,6 @@ def exit_code(
         return 0
     except OSError as error:
         if debug:
-            raise
+            traceback.print_exc()
         say(f"{error.filename or 'a file'}: {error.strerror or error}")
     return 2

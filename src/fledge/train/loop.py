@@ -7,7 +7,7 @@ run resumed from any checkpoint goes on exactly as the one that was never interr
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from fledge.run.stopping import Interrupted, Stopping
 from fledge.train.checkpoint import TrainState, WriteModel, last_good, newest_checkpoint
 from fledge.train.evidence import resource_values, step_values
 from fledge.train.feed import Feed
+from fledge.train.going_back import allowed, gone_back, told, way_out
 from fledge.train.guards import Verdict
 from fledge.train.journal import Journal
 from fledge.train.learner import Learner
@@ -301,7 +302,11 @@ class Loop:
                 if verdict.sound:
                     self._save()
                     self._told(self.saver.wait(), must=True)
-                raise FledgeError(verdict.cause + named, where=str(self.work.directory.root), hint=self._way_out(verdict))
+                raise FledgeError(
+                    verdict.cause + named,
+                    where=str(self.work.directory.root),
+                    hint=way_out(self.work.directory.checkpoints, verdict),
+                )
             if verdict.action == "stop":
                 self._stop_early(verdict.cause)
         return False
@@ -311,49 +316,21 @@ class Loop:
         window = self.feed.window_again(verdict.since - 1)
         return suspects(self.work.model, window, self.work.where, self.device, self.work.ranks)
 
-    def _way_out(self, verdict: Verdict) -> str:
-        """What to do about a run that a guard ended."""
-        if verdict.sound:
-            return "the state is saved: make room, then go on with the same command"
-        kept = newest_checkpoint(self.work.directory.checkpoints, before=verdict.since)
-        good = f"step {kept[1].step:,}" if kept else "the beginning"
-        return f"the last good state is {good}; lower optimizer.lr, lengthen schedule.warmup, or mend the rows that are named"
-
     def _roll_back(self, verdict: Verdict) -> None:
         """Go back to the last good checkpoint, and on from there without the rows in question or with a lower rate."""
         self._told(self.saver.wait())
-        found = self._agreed(lambda: last_good(self.work.directory.checkpoints, verdict.since))
-        rules, number = self.work.stage.guards.rollback, self.state.rollbacks + 1
-        if found is None or number > rules.retries:
-            why = "there is no whole checkpoint" if found is None else f"{rules.retries} roll-backs did not help"
-            raise FledgeError(
-                f"{verdict.cause}; {why}", where=str(self.work.directory.root), hint=self._way_out(verdict)
-            )  # fmt: skip
-        reached, before, skipped = self.state.step, self.state, [list(part) for part in self.state.skipped_rows]
-        factor = before.lr_factor
-        if verdict.then == "lower_lr":
-            factor *= rules.lr_factor
-        else:
-            skipped = self._without(verdict, skipped)
-        path, state = found
-        self.learner.restore(path, state)
-        self.state = replace(state, skipped_rows=skipped, lr_factor=factor, rollbacks=number, seconds=before.seconds)
-        self.feed.skip(skipped)
+        rules, checkpoints = self.work.stage.guards.rollback, self.work.directory.checkpoints
+        found = self._agreed(lambda: last_good(checkpoints, verdict.since))
+        path, kept = allowed(found, self.state, verdict, rules, checkpoints)
+        reached, self.state = self.state.step, gone_back(self.state, kept, verdict, rules, self.feed)
+        self.learner.restore(path, kept)
+        self.feed.skip(self.state.skipped_rows)
         self._pending, self._spent = None, {}
-        self.journal.rewind(state.step, number)
-        how = f"with {factor:g} of the learning rate" if verdict.then == "lower_lr" else "without the rows it went wrong with"
-        self.journal.alert(
-            "error", f"{verdict.cause}: back from step {reached:,} to step {state.step:,}, and on {how}", state.step, "guard",
-            rule=verdict.rule, action="rollback", since=verdict.since, reached=reached, number=number, skipped_rows=skipped,
-            lr_factor=factor,
-        )  # fmt: skip
+        self.journal.rewind(self.state.step, self.state.rollbacks)
+        message, figures = told(reached, self.state, verdict)
+        self.journal.alert("error", message, self.state.step, "guard", **figures)
         self._save(again=True)
         self._told(self.saver.wait())
-
-    def _without(self, verdict: Verdict, skipped: list[list[int]]) -> list[list[int]]:
-        """What is skipped so far, and the rows of the updates from the first bad one to the verdict."""
-        rows = [row for step in range(verdict.since - 1, verdict.step) for row in self.feed.rows(step)]
-        return sorted([*skipped, [rows[0], len(rows)]])
 
     def _evaluate(self, data: PackedData) -> bool:
         work, stage, state = self.work, self.work.stage, self.state

@@ -34,11 +34,17 @@ def _or_gone(exchange: Callable[P, R]) -> Callable[P, R]:
         try:
             return exchange(*given, **named)
         except RuntimeError as error:
-            if any(word in str(error).lower() for word in ("connection", "gloo", "nccl", "timed out")):
+            if is_lost(error):
                 raise Gone from error
             raise
 
     return guarded
+
+
+def is_lost(error: RuntimeError) -> bool:
+    """Whether this is how gloo or NCCL say that another process is not there any more."""
+    said = str(error).lower()
+    return any(words in said for words in ("connection", "timed out", "timeout", "broken pipe", "nccl"))
 
 
 class Ranks:
