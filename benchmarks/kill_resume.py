@@ -88,17 +88,18 @@ def fingerprint(folder: Path) -> dict[str, str]:
     return marks
 
 
-def trial(base: Path, number: int, delay: float, expected: dict[str, str]) -> list[str]:
+def trial(base: Path, number: int, delay: float, expected: dict[str, str], compiled: bool) -> list[str]:
     """One kill; returns what differs."""
     folder = base / f"trial-{number}"
     folder.mkdir()
     shutil.copy(base / "recipe.yaml", folder)
-    process = start(folder, resume=False)
+    cache = folder / "cache" if compiled else None
+    process = start(folder, cache=cache)
     time.sleep(delay)
     process.kill()
     process.wait()
     where = reached(folder)
-    finish(folder, resume=(folder / "run" / "recipe.yaml").exists())
+    finish(folder, resume=(folder / "run" / "recipe.yaml").exists(), cache=cache)
     return compared(folder, number, f"after {delay:.2f} s ({where})", expected)
 
 
@@ -144,6 +145,7 @@ def main() -> None:
     parser = options(__doc__ or "")
     parser.add_argument("--kills", type=int, help="how often (default 10, with --quick 2)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--compiled", action="store_true", help="compile, in each trial anew, so that kills come in between")
     parser.add_argument("--processes", type=int, default=1, help="that train; above 1, one of them is killed")
     chosen = parser.parse_args()
     kills = chosen.kills or (2 if chosen.quick else 10)
@@ -151,17 +153,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
         build(5, base / "world", Sizes(pretrain=600, sft=800, preference=200, validation=60, questions=20))
-        (base / "recipe.yaml").write_text(yaml.safe_dump(recipe(base / "world"), allow_unicode=True, sort_keys=False))
+        tree = recipe(base / "world")
+        tree["machine"]["compile"] = chosen.compiled
+        (base / "recipe.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True, sort_keys=False))
         whole = base / "whole"
         whole.mkdir()
         shutil.copy(base / "recipe.yaml", whole)
-        seconds = finish(whole, processes=chosen.processes)
+        seconds = finish(whole, cache=whole / "cache" if chosen.compiled else None, processes=chosen.processes)
         expected = fingerprint(whole)
         print(f"uninterrupted: {seconds:.1f} s", flush=True)
         found: list[list[str]] = []
         while len(found) < kills:
             if chosen.processes == 1:
-                found.append(trial(base, len(found), moments.uniform(START_UP, seconds), expected))
+                found.append(trial(base, len(found), moments.uniform(START_UP, seconds), expected, chosen.compiled))
                 continue
             delay, victim = moments.uniform(WORKERS_UP, seconds), moments.randrange(chosen.processes)
             differs = trial_of_one(base, len(found), delay, victim, chosen.processes, expected)
@@ -169,7 +173,7 @@ def main() -> None:
                 found.append(differs)
     bad = [differs for differs in found if differs]
     values = {"kills": kills, "identical": kills - len(bad), "seconds_uninterrupted": round(seconds, 1), "different": bad}
-    report({"processes": chosen.processes, **values})
+    report({"processes": chosen.processes, "compiled": chosen.compiled, **values})
     if bad:
         raise SystemExit(1)
 
