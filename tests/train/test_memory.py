@@ -114,3 +114,8 @@ def test_the_budget_is_the_recipes_or_nine_tenths_of_what_is_free() -> None:
     free = psutil.virtual_memory().available
     assert budget(MachineConfig(), "cpu") == pytest.approx(0.9 * free, rel=0.1)
     assert MachineConfig.model_validate({"memory": "6 GiB"}).memory == 6 * 2**30
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert budget(MachineConfig(memory=12000), "cpu") == 3000 and budget(MachineConfig(memory=12000), "cuda") == 12000

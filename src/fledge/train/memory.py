@@ -7,6 +7,7 @@ import torch
 from fledge.errors import FledgeError
 from fledge.model.cost import Cost
 from fledge.recipe.schema import BatchConfig, MachineConfig, ModelConfig, OptimizerConfig
+from fledge.run.environment import shared_by
 
 PROGRAM = 500 * 2**20  # interpreter, libraries, compiled code and temporary results
 MOST_TOKENS = {"cpu": 16_384, "cuda": 131_072}  # at a time: more is no faster
@@ -33,14 +34,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def budget(machine: MachineConfig, device: str) -> int:
-    """Bytes that training may take: as the recipe says, or nine tenths of what is free now."""
-    if machine.memory is not None:
-        return machine.memory
+    """Bytes that training may take: as the recipe says, or nine tenths of what is free now. Processes that train together
+    share main memory; a GPU is each one's own."""
     if device == "cuda":
-        return int(0.9 * torch.cuda.mem_get_info()[0])
+        return machine.memory or int(0.9 * torch.cuda.mem_get_info()[0])
     import psutil
 
-    return int(0.9 * psutil.virtual_memory().available)
+    return (machine.memory or int(0.9 * psutil.virtual_memory().available)) // shared_by()
 
 
 def estimate(need: Need, machine: MachineConfig, rows: int) -> float:
