@@ -128,9 +128,9 @@ def run(recipe: Recipe, disk: Disk, console: Console) -> bool:
 
     begin = checkpoint.save_checkpoint
 
-    def saving(folder: Path, snapshot: Any, write_model: Any) -> Any:
+    def saving(folder: Path, snapshot: Any, *given: Any) -> Any:
         disk.active = snapshot.state.step == AT
-        return begin(folder, snapshot, write_model)
+        return begin(folder, snapshot, *given)
 
     import fledge.train.saving as saver
 
