@@ -101,7 +101,9 @@ class Feed:
         begin, end = self.ranks.share(first, stop)
         made = [self.data.batch(place, micro, end, self.skipped) for place in range(begin, end, micro)]
         batches = tuple(batch for batch in made if batch.supervised)
-        idle = None if self.ranks.alone else self.data.batch(first, micro, stop, self.skipped)
+        rounds = math.ceil(math.ceil((stop - first) / self.ranks.size) / micro)
+        keeps_up = self.ranks.alone or len(batches) == rounds
+        idle = None if keeps_up else self.data.batch(first, micro, stop, self.skipped)
         if self.device.type == "cuda":
             batches = tuple(batch.pinned() for batch in batches)
         return Window(
@@ -109,7 +111,7 @@ class Feed:
             (first, stop),
             (begin, end),
             batches,
-            math.ceil(math.ceil((stop - first) / self.ranks.size) / micro),
+            rounds,
             idle,
             sum(self.weigh(batch) for batch in batches),
             sum(batch.filled for batch in made),
