@@ -105,6 +105,8 @@ class StageRun:
         with self.shared.timed("probe"), self.ranks.first_first():
             decision = self._decision(model)
         self.console.say(_machine_line(decision))
+        if not self.ranks.alone:
+            self.console.say(f"{self.ranks.size} processes share each update ({self.recipe.machine.parallel})")
         start = model
         if isinstance(stage, PreferenceStage) and stage.reference == "live":
             start = self._start_model()

@@ -246,7 +246,7 @@ class Loop:
         values = step_values(update, state, work.train.sources, work.stage.kind != "preference")
         self.journal.write("step", step, **values)
         before, state.seconds = state.seconds, time.monotonic() - self._started
-        peak = work.decision.matmul_peak or 0.0
+        peak = (work.decision.matmul_peak or 0.0) * work.ranks.size
         resources = resource_values(
             update, state, work.extent.steps, before, self._spent, self.cost, work.train.row_length, peak,
             work.directory.root,
