@@ -42,7 +42,8 @@ def launch(arguments: Sequence[str], count: int, restarts: int, stopping: Stoppi
         os.environ |= {ENDINGS: folder, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_threads(count)))}
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0", max_restarts=restarts, monitor_interval=0.1, signals_to_handle="",
+            rdzv_endpoint="localhost:0", local_addr="localhost", max_restarts=restarts, monitor_interval=0.1,
+            signals_to_handle="",
         )  # fmt: skip
         try:
             elastic_launch(config, sys.executable)("-m", "fledge.cli", *arguments)
