@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 from measure import data_folder, interleave, options, ratios, report
 
-from fledge.data.cleaning.cleaning import Steps, clean_text
+from fledge.data.cleaning.cleaning import CleaningSteps, clean_text
 from fledge.recipe.schema import CleanConfig
 from fledge.tokenizer import train_tokenizer
 
@@ -76,13 +76,13 @@ def make_corpus(file: Path, megabytes: float, seed: int = 3) -> None:
 def with_fledge(corpus: Path, tokenizer: Path, out: Path) -> int:
     """Build with fledge; the number of tokens."""
     from fledge.data import collect, encode
-    from fledge.data.building.executors import Processes
+    from fledge.data.building.executors import ProcessPoolExecutor
     from fledge.recipe import recipe_from_dict
     from fledge.tokenizer import load_tokenizer
 
-    data = {"train": str(corpus), "validation": 0, "context": CONTEXT, "clean": {"min_tokens": 0}}
+    data = {"train": str(corpus), "validation": 0, "max_seq_len": CONTEXT, "clean": {"min_tokens": 0}}
     stage = recipe_from_dict({"stages": {"a": {"kind": "pretrain", "data": data}}}).stages["a"]
-    executor = Processes(2)
+    executor = ProcessPoolExecutor(2)
     made = encode(collect(stage, "a", 1, out, executor), stage, "a", load_tokenizer(tokenizer), 1, executor)
     return made.train.positions
 
@@ -97,7 +97,7 @@ def with_datasets(corpus: Path, tokenizer: Path, out: Path) -> int:
     datasets.disable_progress_bars()
     coder = PreTrainedTokenizerFast.from_pretrained(tokenizer)
     start, end = coder.convert_tokens_to_ids("<|endoftext|>"), coder.convert_tokens_to_ids("<|endoftext|>")
-    steps = Steps.of(CleanConfig(), "pretrain")
+    steps = CleaningSteps.of(CleanConfig(), "pretrain")
     seen: set[bytes] = set()
 
     def clean(batch: dict) -> dict:

@@ -21,8 +21,8 @@ import torch
 from measure import data_folder, interleave, options, ratios, report
 
 from fledge.model.decoder import Decoder
-from fledge.model.directory import save_model
-from fledge.model.generate import Generation, Sampling
+from fledge.model.directory import save_pretrained
+from fledge.model.generate import BatchGenerator, SamplingParams
 from fledge.recipe import ModelConfig
 from fledge.tokenizer import Message, Tokenizer, train_tokenizer
 
@@ -90,7 +90,7 @@ class Fledge:
     @torch.no_grad()
     def __call__(self, prompts: list[list[int]], stop: frozenset[int], most: int) -> list[list[int]]:
         self.model.compute_dtype = self.dtype
-        generation = Generation(self.model, prompts, stop, Sampling(max_new_tokens=most), BATCH)
+        generation = BatchGenerator(self.model, prompts, stop, SamplingParams(max_new_tokens=most), BATCH)
         while generation:
             generation.step()
         self.cache_bytes = max(self.cache_bytes, generation.cache.nbytes)
@@ -169,7 +169,7 @@ def main() -> None:
         tokenizer = train_tokenizer(asked, 6400)
         prompts = make_prompts(tokenizer, asked, count, longest)
         model = make_model(tokenizer.vocab_size, longest + most)
-        save_model(model, Path(name) / "model", bos=None, eos=[tokenizer.pad], pad=tokenizer.pad)
+        save_pretrained(model, Path(name) / "model", bos=None, eos=[tokenizer.pad], pad=tokenizer.pad)
         theirs = {key: Contender(Opponent(Path(name) / "model", key, tokenizer.pad)) for key in DTYPES}
     stop = frozenset(random.Random(1).sample(range(tokenizer.vocab_size), tokenizer.vocab_size // 48))
     forms = {key: Fledge(model, key) for key in DTYPES}

@@ -59,7 +59,7 @@ def step(head: str, vocabulary: int, rows: int, precision: str) -> dict:
     )  # fmt: skip
     model = Decoder(config, vocabulary)
     model.initialise(0)
-    model.use_attention("blocked")
+    model.set_attention_backend("blocked")
     model.compute_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     tokens = torch.randint(vocabulary, (rows, CONTEXT + 1), generator=torch.Generator().manual_seed(0))
     targets, weights = tokens[:, 1:].flatten(), torch.ones(rows * CONTEXT)
@@ -68,9 +68,9 @@ def step(head: str, vocabulary: int, rows: int, precision: str) -> dict:
         started = time.perf_counter()
         hidden = model(tokens[:, :-1]).flatten(0, 1)
         if head == "fledge":
-            loss = cross_entropy(hidden, model.head_weight, targets, weights) / weights.sum()
+            loss = cross_entropy(hidden, model.lm_head_weight, targets, weights) / weights.sum()
         else:
-            loss = F.cross_entropy(F.linear(hidden, model.head_weight.to(hidden.dtype)).float(), targets)
+            loss = F.cross_entropy(F.linear(hidden, model.lm_head_weight.to(hidden.dtype)).float(), targets)
         loss.backward()
         spent = time.perf_counter() - started
         model.zero_grad(set_to_none=True)

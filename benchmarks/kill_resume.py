@@ -33,10 +33,10 @@ def recipe(world: Path) -> dict:
     """Small, with dropout, accumulation, several checkpoints and evaluations."""
 
     def stage(rows: str, **more: object) -> dict:
-        data = {"train": str(world / f"{rows}.jsonl"), "validation": str(world / f"{rows}.validation.jsonl"), "context": 64}
+        data = {"train": str(world / f"{rows}.jsonl"), "validation": str(world / f"{rows}.validation.jsonl"), "max_seq_len": 64}
         return {
-            "data": data, "batch": {"micro": 4, "accumulation": 2}, "optimizer": {"lr": 1e-3},
-            "evaluation": {"every": 5, "max_rows": 8}, "checkpoint": {"every": 3}, **more,
+            "data": data, "batch": {"micro_batch_size": 4, "gradient_accumulation_steps": 2}, "optimizer": {"learning_rate": 1e-3},
+            "evaluation": {"every_steps": 5, "max_packed_rows": 8}, "checkpoint": {"every_steps": 3}, **more,
         }  # fmt: skip
 
     return {
@@ -47,13 +47,13 @@ def recipe(world: Path) -> dict:
             "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
             "intermediate_size": 96, "max_position_embeddings": 96, "dropout": 0.1,
         },
-        "machine": {"threads": 1, "compile": False, "precision": "fp32", "attention": "blocked"},
+        "runtime": {"threads": 1, "compile": False, "precision": "fp32", "attention": "blocked"},
         "stages": {
-            "pretrain": stage("pretrain", length="80 steps"),
-            "sft": stage("sft", length="80 steps", early_stop={"patience": 8}, keep="best"),
-            "dpo": stage("preference", length="40 steps", kind="preference"),
+            "pretrain": stage("pretrain", duration="80 steps"),
+            "sft": stage("sft", duration="80 steps", early_stopping={"patience": 8}, select_checkpoint="best"),
+            "dpo": stage("preference", duration="40 steps", kind="preference"),
         },
-        "samples": {"prompts": ["你是谁？"], "texts": ["A cat"], "max_new_tokens": 8},
+        "generation_samples": {"prompts": ["你是谁？"], "texts": ["A cat"], "max_new_tokens": 8},
     }  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def main() -> None:
         base = Path(name)
         build(5, base / "world", Sizes(pretrain=600, sft=800, preference=200, validation=60, questions=20))
         tree = recipe(base / "world")
-        tree["machine"]["compile"] = chosen.compiled
+        tree["runtime"]["compile"] = chosen.compiled
         (base / "recipe.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True, sort_keys=False))
         whole = base / "whole"
         whole.mkdir()

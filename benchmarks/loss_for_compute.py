@@ -25,7 +25,7 @@ MODEL = {
     "intermediate_size": 768, "max_position_embeddings": CONTEXT,
 }  # fmt: skip
 SEED_RECIPE = {
-    "optimizer": {"name": "adamw", "lr": 5e-4, "weight_decay": 0.1, "decay": "everything"},
+    "optimizer": {"name": "adamw", "learning_rate": 5e-4, "weight_decay": 0.1, "weight_decay_on": "everything"},
     "schedule": {"name": "cosine", "warmup": "4%"},
 }
 
@@ -34,10 +34,10 @@ def recipe(name: str, seed: int, out: Path, quick: bool, length: str, evaluation
     """One run; the runs of one seed share tokenizer and data."""
     steps = int(length.split()[0])
     stage = {
-        "data": {"train": real_text(quick), "validation": "1%", "context": CONTEXT},
-        "batch": {"micro": ROWS}, "length": length,
-        "evaluation": {"every": max(1, steps // evaluations), "max_rows": 320},
-        "checkpoint": {"every": max(1, steps // 4), "keep": 1},
+        "data": {"train": real_text(quick), "validation": "1%", "max_seq_len": CONTEXT},
+        "batch": {"micro_batch_size": ROWS}, "duration": length,
+        "evaluation": {"every_steps": max(1, steps // evaluations), "max_packed_rows": 320},
+        "checkpoint": {"every_steps": max(1, steps // 4), "keep_last": 1},
     }  # fmt: skip
     model = {**MODEL, "num_hidden_layers": 2} if quick else MODEL
     base = {"name": name, "output": str(out), "seed": seed, "model": model, "stages": {"pretrain": stage}}
@@ -72,7 +72,7 @@ def run(name: str, seed: int, out: Path, built: Path, quick: bool, steps: int, e
     tokens, curve = 0, []
     for event in trained(file, folder, built):
         if event["kind"] == "step":
-            tokens = event["tokens"]
+            tokens = event["train/tokens"]
         elif event["kind"] == "eval":
             curve.append((tokens, event["eval/loss"]))
     return curve

@@ -43,8 +43,8 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def speed_recipe(rows: int, context: int, layers: int, quick: bool, folder: Path, **model: object) -> Recipe:
     """The 45m-moe preset on real text, or on the quickstart's world where there is none."""
-    stage = {"data": {"train": web_text(quick, folder), "validation": 0.0, "context": context}, "length": "100 steps",
-             "batch": {"micro": rows, "accumulation": 1}, "schedule": {"warmup": 5}}  # fmt: skip
+    stage = {"data": {"train": web_text(quick, folder), "validation": 0.0, "max_seq_len": context}, "duration": "100 steps",
+             "batch": {"micro_batch_size": rows, "gradient_accumulation_steps": 1}, "schedule": {"warmup": 5}}  # fmt: skip
     sizes = {"num_hidden_layers": layers, **model}
     return recipe_from_dict({"preset": "45m-moe", "model": sizes, "stages": {"pretrain": stage}})
 
@@ -91,12 +91,12 @@ def quality_recipe(kind: str, seed: int, steps: int, quick: bool, balance: str, 
     sizes = {**SMALL, **KINDS[kind], **({"num_hidden_layers": 2} if quick else {})}
     name = f"{kind}-{seed}"
     if kind == "moe":
-        sizes["moe"] = {**sizes["moe"], "balance": balance}
+        sizes["moe"] = {**sizes["moe"], "load_balancing": balance}
         name = f"moe-{balance}-{seed}"
     stage = {
-        "data": {"train": real_text(quick), "validation": "1%", "context": CONTEXT},
-        "batch": {"micro": ROWS, "accumulation": 1}, "length": f"{steps} steps",
-        "evaluation": {"every": max(1, steps // 4), "max_rows": 320}, "checkpoint": {"every": steps, "keep": 1},
+        "data": {"train": real_text(quick), "validation": "1%", "max_seq_len": CONTEXT},
+        "batch": {"micro_batch_size": ROWS, "gradient_accumulation_steps": 1}, "duration": f"{steps} steps",
+        "evaluation": {"every_steps": max(1, steps // 4), "max_packed_rows": 320}, "checkpoint": {"every_steps": steps, "keep_last": 1},
     }  # fmt: skip
     tree = {"name": f"{name}-{steps}", "output": str(out), "seed": seed, "model": sizes, "stages": {"pretrain": stage}}
     file = out / f"{name}-{steps}.yaml"
@@ -107,7 +107,7 @@ def quality_recipe(kind: str, seed: int, steps: int, quick: bool, balance: str, 
 def load_of_second_half(events: list[dict[str, Any]], steps: int) -> dict[str, float]:
     """Load relative to an even one: extremes over layers, experts and steps, extremes of the means over steps, and the share
     of single values (one step, one expert) outside 0.5 … 2."""
-    tables = [event["moe/load"] for event in events if event["kind"] == "step" and event["step"] > steps / 2]
+    tables = [event["router/load"] for event in events if event["kind"] == "step" and event["step"] > steps / 2]
     loads = torch.tensor(tables)  # [steps, L, E]
     means = loads.mean(0)
     outside = ((loads < 0.5) | (loads > 2)).float().mean()
@@ -128,7 +128,7 @@ def pairs(seeds: int, steps: int, quick: bool, balance: str, out: Path) -> Itera
             last = [event for event in events if event["kind"] == "eval"][-1]
             made[f"{kind}_loss"] = round(last["eval/loss"], 5)
             made[f"{kind}_bits_per_byte"] = round(last["eval/bits_per_byte"], 5)
-            made["tokens"] = [event["tokens"] for event in events if event["kind"] == "step"][-1]
+            made["tokens"] = [event["train/tokens"] for event in events if event["kind"] == "step"][-1]
             if kind == "moe":
                 made["load"] = load_of_second_half(events, steps)
         made["difference"] = round(made["moe_bits_per_byte"] - made["dense_bits_per_byte"], 5)

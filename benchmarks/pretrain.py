@@ -23,9 +23,9 @@ from fledge.train.probe import matmul_peak, product_sizes
 def make_recipe(rows: int, context: int, layers: int, quick: bool, folder: Path, accumulation: int = 1) -> Recipe:
     """The 26M preset on real text, `rows` at a time."""
     stage = {
-        "data": {"train": web_text(quick, folder), "validation": 0.0, "context": context},
-        "batch": {"micro": rows, "accumulation": accumulation},
-        "length": "10000 steps",
+        "data": {"train": web_text(quick, folder), "validation": 0.0, "max_seq_len": context},
+        "batch": {"micro_batch_size": rows, "gradient_accumulation_steps": accumulation},
+        "duration": "10000 steps",
         "schedule": {"warmup": 5},
     }
     return recipe_from_dict({"preset": "26m", "model": {"num_hidden_layers": layers}, "stages": {"pretrain": stage}})
@@ -38,7 +38,7 @@ class Opponent:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         sizes = recipe.model
-        self.rows, self.best, self.micro = rows, best, recipe.stages["pretrain"].batch.rows
+        self.rows, self.best, self.micro = rows, best, recipe.stages["pretrain"].batch.micro_batch_rows
         self.model = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=vocab, hidden_size=sizes.hidden_size, intermediate_size=sizes.intermediate_size,
@@ -82,7 +82,7 @@ def main() -> None:
     full: list[Tensor] = []
     for start in range(0, min(len(data), 64), rows):
         batch: Batch = data.batch(start, rows)
-        full += list(batch.tokens)
+        full += list(batch.input_ids)
     fledge = Training(recipe, "pretrain", data, fresh(recipe, tokenizer.vocab_size))
     contenders = {
         "fledge": fledge,

@@ -26,7 +26,7 @@ import fledge.train.checkpoint as checkpoint
 from fledge.pipeline import Pipeline
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.run import Console
-from fledge.train.update import Updater
+from fledge.train.update import TrainStep
 from fledge.world import Sizes, build
 
 STEPS, EVERY, AT = 15, 3, 9
@@ -113,15 +113,15 @@ class Said(Console):
 def make_recipe(world: Path, output: Path) -> Recipe:
     """Pretraining of `kill_resume`, shorter."""
     tree = three_stages(world)
-    stage = {**tree["stages"]["pretrain"], "length": f"{STEPS} steps", "checkpoint": {"every": EVERY}}
+    stage = {**tree["stages"]["pretrain"], "length": f"{STEPS} steps", "checkpoint": {"every_steps": EVERY}}
     return recipe_from_dict({**tree, "output": str(output), "stages": {"pretrain": stage}})
 
 
 def run(recipe: Recipe, disk: Disk, console: Console) -> bool:
     """Train, with the fault in the save of step AT; whether the run came to its end."""
-    step = Updater._step
+    step = TrainStep._step
 
-    def watching(updater: Updater, *given: Any) -> Any:
+    def watching(updater: TrainStep, *given: Any) -> Any:
         if disk.spoilt:
             raise Killed
         return step(updater, *given)
@@ -134,14 +134,14 @@ def run(recipe: Recipe, disk: Disk, console: Console) -> bool:
 
     import fledge.train.saving as saver
 
-    Updater._step, saver.save_checkpoint = watching, saving  # type: ignore[method-assign]
+    TrainStep._step, saver.save_checkpoint = watching, saving  # type: ignore[method-assign]
     try:
         with watched(disk):
             Pipeline(recipe, console).run()
     except Killed:
         return False
     finally:
-        Updater._step, saver.save_checkpoint = step, begin  # type: ignore[method-assign]
+        TrainStep._step, saver.save_checkpoint = step, begin  # type: ignore[method-assign]
     return True
 
 

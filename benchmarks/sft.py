@@ -24,10 +24,10 @@ import torch
 from measure import data_folder, options, ratios, report
 from training import Training, fresh, packed, world_file
 
-from fledge.data import PackedData
+from fledge.data import PackedDataset
 from fledge.data.storage import Examples
 from fledge.model.decoder import Decoder
-from fledge.model.directory import save_model
+from fledge.model.directory import save_pretrained
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.tokenizer import Tokenizer
 
@@ -53,7 +53,11 @@ def make_recipe(rows: int, context: int, layers: int, folder: Path) -> Recipe:
     """The 26M preset on chats."""
     real = data_folder() / "llamafactory"
     train = [str(real / name) for name in FILES] if real.exists() else [world_file("sft", folder)]
-    stage = {"data": {"train": train, "validation": 0.0, "context": context}, "batch": {"micro": rows}, "length": "100 steps"}
+    stage = {
+        "data": {"train": train, "validation": 0.0, "max_seq_len": context},
+        "batch": {"micro_batch_size": rows},
+        "duration": "100 steps",
+    }
     model = {"num_hidden_layers": layers}
     return recipe_from_dict({"preset": "26m", "model": model, "stages": {"sft": {**stage, "schedule": {"warmup": 5}}}})
 
@@ -63,7 +67,7 @@ def fledge_works(training: Training, steps: int) -> Work:
     started = time.perf_counter()
     windows = [training.learn() for _ in range(steps)]
     seconds = time.perf_counter() - started
-    computed = sum(batch.tokens.numel() for window in windows for batch in window.batches)
+    computed = sum(batch.input_ids.numel() for window in windows for batch in window.batches)
     return Work(seconds, sum(window.tokens for window in windows), sum(window.supervised for window in windows), computed)
 
 
@@ -130,7 +134,7 @@ class Opponent:
         return {
             **values,
             "packing_strategy": strategy,
-            "accumulation": self.accumulation,
+            "gradient_accumulation_steps": self.accumulation,
             "optim": str(self.trainer.args.optim),
         }
 
@@ -187,12 +191,12 @@ def summary(works: list[Work]) -> dict[str, Any]:
     }
 
 
-def prepare(rows: int, context: int, layers: int, folder: Path) -> tuple[Recipe, PackedData, Tokenizer, Decoder]:
+def prepare(rows: int, context: int, layers: int, folder: Path) -> tuple[Recipe, PackedDataset, Tokenizer, Decoder]:
     """Data, tokenizer and model, the last two also as files in `folder`."""
     recipe = make_recipe(rows, context, layers, folder / "world")
     data, tokenizer = packed(recipe, "sft")
     model = fresh(recipe, tokenizer.vocab_size)
-    save_model(model, folder, bos=None, eos=sorted(tokenizer.stop_ids), pad=tokenizer.pad)
+    save_pretrained(model, folder, bos=None, eos=sorted(tokenizer.stop_ids), pad=tokenizer.pad)
     tokenizer.save(folder)
     return recipe, data, tokenizer, model
 

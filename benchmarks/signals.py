@@ -24,7 +24,7 @@ import yaml
 from kill_resume import STAGES, START_UP, fingerprint, finish, recipe, start
 from measure import options, report
 
-from fledge.train.checkpoint import newest_checkpoint
+from fledge.train.checkpoint import latest_checkpoint
 from fledge.world import Sizes, build
 
 GRACE = 10.0  # seconds
@@ -38,7 +38,7 @@ def where(folder: Path) -> tuple[str, bool]:
             continue
         steps = [event["step"] for line in file.read_text().splitlines() if (event := json.loads(line))["kind"] == "step"]
         reached = max(steps, default=0)
-        found = newest_checkpoint(folder / "run" / stage / "checkpoints")
+        found = latest_checkpoint(folder / "run" / stage / "checkpoints")
         return f"{stage}, update {reached}", found is not None and found[1].step == reached
     return "before the first stage", True
 
@@ -87,7 +87,7 @@ def main() -> None:
         build(5, base / "world", Sizes(pretrain=600, sft=800, preference=200, validation=60, questions=20))
         tree = recipe(base / "world")
         if not chosen.quick:
-            tree["machine"]["compile"] = True
+            tree["runtime"]["compile"] = True
         (base / "recipe.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True, sort_keys=False))
         whole = base / "whole"
         whole.mkdir()

@@ -6,17 +6,17 @@ from pathlib import Path
 import torch
 from measure import data_folder
 
-from fledge.data import PackedData, collect, encode, texts
+from fledge.data import PackedDataset, collect, encode, texts
 from fledge.model.decoder import Decoder
-from fledge.objective import LanguageObjective
+from fledge.objective import CausalLMObjective
 from fledge.recipe import Recipe
 from fledge.tokenizer import Tokenizer, train_tokenizer
-from fledge.train.feed import Feed, Window
-from fledge.train.length import extent
-from fledge.train.machine import Decision, decide, head_kernel
+from fledge.train.feed import BatchLoader, StepBatch
+from fledge.train.length import compute_steps
+from fledge.train.machine import ComputeConfig, autotune, head_kernel
 from fledge.train.optimizer import build_optimizers
 from fledge.train.schedule import learning_rate
-from fledge.train.update import Update, Updater
+from fledge.train.update import StepOutput, TrainStep
 
 
 def web_text(quick: bool, folder: Path) -> list[str]:
@@ -35,7 +35,7 @@ def world_file(name: str, folder: Path) -> str:
     return str(folder / f"{name}.jsonl")
 
 
-def packed(recipe: Recipe, name: str) -> tuple[PackedData, Tokenizer]:
+def packed(recipe: Recipe, name: str) -> tuple[PackedDataset, Tokenizer]:
     """The training rows of a stage, and a tokenizer of 6,400 tokens trained on them."""
     stage = recipe.stages[name]
     collected = collect(stage, name, 0)
@@ -54,23 +54,25 @@ class Training:
     """A model and its training as the loop has them: a window of the feed, made one step ahead, and one update. It computes as
     `decision` says, else as the probe decides. A call takes one step and returns its seconds."""
 
-    def __init__(self, recipe: Recipe, name: str, data: PackedData, model: Decoder, decision: Decision | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, name: str, data: PackedDataset, model: Decoder, decision: ComputeConfig | None = None
+    ) -> None:
         self.stage = recipe.stages[name]
-        rows = self.stage.batch.rows
-        self.extent = extent(self.stage.length, self.stage.batch, data.rows_in, data.row_length)
+        rows = self.stage.batch.micro_batch_rows
+        self.extent = compute_steps(self.stage.duration, self.stage.batch, data.rows_in, data.row_length)
         self.model = model
-        make = lambda kernel: LanguageObjective(0.0, kernel)  # noqa: E731
-        self.decision = decision or decide(recipe.machine, model, data.batch(0, rows), make, 10_000, print)
+        make = lambda kernel: CausalLMObjective(0.0, kernel)  # noqa: E731
+        self.decision = decision or autotune(recipe.runtime, model, data.batch(0, rows), make, 10_000, print)
         self.decision.apply(model)
         model.train()
-        objective = LanguageObjective(0.0, head_kernel(self.decision))
+        objective = CausalLMObjective(0.0, head_kernel(self.decision))
         optimizers = build_optimizers(model, self.stage.optimizer)
-        self.feed = Feed(data, self.extent, rows, objective.weight, torch.device(self.decision.device))
-        self.updater = Updater(model, objective, optimizers, self.stage.optimizer.clip, 0)
+        self.feed = BatchLoader(data, self.extent, rows, objective.normalizer, torch.device(self.decision.device))
+        self.updater = TrainStep(model, objective, optimizers, self.stage.optimizer.max_grad_norm, 0)
         self.step = 0
-        self.last: Update | None = None
+        self.last: StepOutput | None = None
 
-    def learn(self) -> Window:
+    def learn(self) -> StepBatch:
         """One step."""
         window, waited = self.feed.window(self.step)
         rate = learning_rate(self.step, self.extent.steps, self.stage.optimizer, self.stage.schedule)

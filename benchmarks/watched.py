@@ -26,19 +26,19 @@ SMALL = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 160,
     "max_position_embeddings": 128, "dropout": 0.1,
 }  # fmt: skip
-OFF = ("grad_spike", "loss_spike", "divergence", "validation_rise", "pass_rate", "repetition", "throughput")
+OFF = ("grad_spike", "loss_spike", "divergence", "validation_increase", "pass_rate", "repetition", "throughput")
 
 
 def healthy(folder: Path, sources: list[dict[str, Any]], steps: int, guards: dict[str, Any]) -> Path:
     """A run directory, once the run is over."""
     stage = {
-        "data": {"train": sources, "validation": "1%", "context": 128}, "batch": {"micro": 8}, "length": f"{steps} steps",
-        "optimizer": {"name": "adamw", "lr": 3e-3}, "schedule": {"warmup": 0.02}, "guards": guards,
-        "evaluation": {"every": 250, "max_rows": 64}, "checkpoint": {"every": 250},
+        "data": {"train": sources, "validation": "1%", "max_seq_len": 128}, "batch": {"micro_batch_size": 8}, "duration": f"{steps} steps",
+        "optimizer": {"name": "adamw", "learning_rate": 3e-3}, "schedule": {"warmup": 0.02}, "guards": guards,
+        "evaluation": {"every_steps": 250, "max_packed_rows": 64}, "checkpoint": {"every_steps": 250},
     }  # fmt: skip
     recipe = {
         "name": "run", "output": str(folder), "seed": 5, "tokenizer": {"vocab_size": 2048}, "model": SMALL,
-        "stages": {"pretrain": stage}, "machine": {"threads": 2, "compile": False, "precision": "fp32", "attention": "blocked"},
+        "stages": {"pretrain": stage}, "runtime": {"threads": 2, "compile": False, "precision": "fp32", "attention": "blocked"},
     }  # fmt: skip
     folder.mkdir()
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
@@ -75,13 +75,13 @@ def saving(base: Path, quick: bool) -> dict[str, Any]:
     steps, every = (8, 4) if quick else (42, 20)
     context = 128 if quick else 512
     stage = {
-        "data": {"train": real_text(quick), "context": context}, "batch": {"micro": 4 if quick else 16},
-        "length": f"{steps} steps", "optimizer": {"name": "adamw", "lr": 1e-3}, "evaluation": {"every": 1000},
+        "data": {"train": real_text(quick), "max_seq_len": context}, "batch": {"micro_batch_size": 4 if quick else 16},
+        "duration": f"{steps} steps", "optimizer": {"name": "adamw", "learning_rate": 1e-3}, "evaluation": {"every_steps": 1000},
         "schedule": {"warmup": 2},
     }  # fmt: skip
     recipe = {
         "name": "run", "seed": 5, "preset": "26m", "tokenizer": {"vocab_size": 6400}, "stages": {"pretrain": stage},
-        "logging": {"every": 1000},
+        "logging": {"every_steps": 1000},
     }  # fmt: skip
     file = base / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
@@ -92,10 +92,10 @@ def saving(base: Path, quick: bool) -> dict[str, Any]:
         output = base / "runs"
         shutil.rmtree(output, ignore_errors=True)
         command = ["train", str(file), "--built", str(base / "built"), "--output", str(output), "--quiet"]
-        command += ["--stages.pretrain.checkpoint.every", str(interval)]
+        command += ["--stages.pretrain.checkpoint.every_steps", str(interval)]
         subprocess.run([sys.executable, "-m", "fledge.cli", *command], check=True, stdout=subprocess.DEVNULL)
         events = list(read_events(output / "run" / "pretrain" / "events.jsonl"))
-        clock = {event["step"]: event["seconds"] for event in events if event["kind"] == "resource"}
+        clock = {event["step"]: event["system/seconds"] for event in events if event["kind"] == "system"}
         written.extend(event["seconds"] for event in events if event["kind"] == "checkpoint" and 0 < event["step"] < steps)
         return clock[steps - 1] - clock[1]
 

@@ -1,6 +1,6 @@
 """What watching costs: the loop's step with everything that watches against bare updates.
 
-Watched: `Loop` as `fledge train` runs it, with the step's evidence and update sizes at every step (`logging.every: 1`),
+Watched: `Loop` as `fledge train` runs it, with the step's evidence and update sizes at every step (`logging.every_steps: 1`),
 `step` and `resource` events, TensorBoard and the console's figures. Bare: the same model, optimizers and windows, by
 `Feed` and `Updater` alone, with nothing read and nothing written. Evaluation, samples and checkpoints are off on both
 sides. The 26M preset, rows of 512 tokens, 2 micro-batches of 8 (so that halves of a window are compared as well).
@@ -8,7 +8,7 @@ sides. The 26M preset, rows of 512 tokens, 2 micro-batches of 8 (so that halves 
 Short segments take turns in one process; who begins changes from round to round. `ratio` is the median time of a
 watched segment ÷ that of a bare one; `ratio_cpu` the same in processor time, which other programs disturb less.
 `parts` are seconds of a step, each timed by itself; `ratio_of_parts` is what they come to, `ratio_shipped` the same at
-`logging.every: 10`, the default. Real text is read from $FLEDGE_DATA or ../shared/data; without it, from the
+`logging.every_steps: 10`, the default. Real text is read from $FLEDGE_DATA or ../shared/data; without it, from the
 quickstart's world.
 """
 
@@ -25,47 +25,47 @@ from measure import options, ratios, report
 from pretrain import make_recipe
 from training import fresh, packed
 
-from fledge.data import PackedData
-from fledge.objective import LanguageObjective
+from fledge.data import PackedDataset
+from fledge.objective import CausalLMObjective
 from fledge.plan import plan_stage
 from fledge.recipe import Recipe
 from fledge.recipe.schema import LoggingConfig
 from fledge.run import Console, StageDirectory
-from fledge.run.stopping import Stopping
-from fledge.train.evidence import resource_values, step_values
-from fledge.train.feed import Feed
-from fledge.train.journal import Journal
-from fledge.train.loop import Loop, Work
-from fledge.train.machine import decide, head_kernel
+from fledge.run.stopping import SignalHandler
+from fledge.train.evidence import step_metrics, system_metrics
+from fledge.train.feed import BatchLoader
+from fledge.train.journal import RunLogger
+from fledge.train.loop import TrainContext, Trainer
+from fledge.train.machine import autotune, head_kernel
 from fledge.train.probe import wait_for
 from fledge.train.schedule import learning_rate
-from fledge.train.update import Update, Updater
+from fledge.train.update import StepOutput, TrainStep
 
-SHIPPED_EVERY = LoggingConfig().every
+SHIPPED_EVERY = LoggingConfig().every_steps
 
 
 class Bench:
     """One model, trained by the loop and by bare updates in turns, both from window 0 on."""
 
-    def __init__(self, recipe: Recipe, data: PackedData, vocab: int, folder: Path) -> None:
+    def __init__(self, recipe: Recipe, data: PackedDataset, vocab: int, folder: Path) -> None:
         stage = recipe.stages["pretrain"]
         _, self.extent, self.stage = plan_stage(stage, data, recipe.model, vocab)
         self.model = fresh(recipe, vocab)
-        batch = data.batch(0, self.stage.batch.rows)
-        make = lambda kernel: LanguageObjective(0.0, kernel)  # noqa: E731
-        self.decision = decide(recipe.machine, self.model, batch, make, 10_000, print)
+        batch = data.batch(0, self.stage.batch.micro_batch_rows)
+        make = lambda kernel: CausalLMObjective(0.0, kernel)  # noqa: E731
+        self.decision = autotune(recipe.runtime, self.model, batch, make, 10_000, print)
         self.decision.apply(self.model)
         self.device = torch.device(self.decision.device)
-        objective = LanguageObjective(0.0, head_kernel(self.decision))
+        objective = CausalLMObjective(0.0, head_kernel(self.decision))
         console = Console(live=False)
-        work = Work(
+        work = TrainContext(
             self.stage, self.model, objective, data, None, None, self.extent, self.decision,
-            StageDirectory(folder), self._no_model, Stopping(print, ""), 0, 1, True, str,
+            StageDirectory(folder), self._no_model, SignalHandler(print, ""), 0, 1, True, str,
         )  # fmt: skip
-        self.loop = Loop(work, console)
+        self.loop = Trainer(work, console)
         self.loop.updater = self._updater(objective)
         self.loop.feed = self._feed(data, objective)
-        self.loop.journal = Journal(work.directory, 0, self.stage.guards, console, tensorboard=True)
+        self.loop.journal = RunLogger(work.directory, 0, self.stage.guards, console, tensorboard=True)
         self.bare, self.bare_feed, self.bare_step = self._updater(objective), self._feed(data, objective), 0
         self.open = ExitStack()
         self.progress = self.open.enter_context(console.progress("step", self.extent.steps, 0, 1))
@@ -73,11 +73,11 @@ class Bench:
             self.open.callback(one.close)
         self.model.train()
 
-    def _updater(self, objective: LanguageObjective) -> Updater:
-        return Updater(self.model, objective, self.loop.learner.optimizers, self.stage.optimizer.clip, 0)
+    def _updater(self, objective: CausalLMObjective) -> TrainStep:
+        return TrainStep(self.model, objective, self.loop.learner.optimizers, self.stage.optimizer.max_grad_norm, 0)
 
-    def _feed(self, data: PackedData, objective: LanguageObjective) -> Feed:
-        return Feed(data, self.extent, self.stage.batch.rows, objective.weight, self.device)
+    def _feed(self, data: PackedDataset, objective: CausalLMObjective) -> BatchLoader:
+        return BatchLoader(data, self.extent, self.stage.batch.micro_batch_rows, objective.normalizer, self.device)
 
     @staticmethod
     def _no_model(folder: Path, weights: object) -> None:
@@ -121,16 +121,16 @@ class Bench:
                 timed("half_norm", self.bare._norm)
                 self.model.zero_grad(set_to_none=True)
             names = loop.work.train.sources
-            values = timed("evidence", lambda u=update, n=names: step_values(u, loop.state, n, True))
+            values = timed("evidence", lambda u=update, n=names: step_metrics(u, loop.state, n, True))
             resources = timed("resources", lambda u=update: self._resources(u))
             timed("events", lambda v=values, r=resources: self._write(v, r))
             timed("tensorboard", lambda v=values, r=resources: self._draw(v, r))
         return {name: statistics.median(seconds) for name, seconds in found.items()}
 
-    def _watched_update(self) -> Update:
+    def _watched_update(self) -> StepOutput:
         window, waited = self.bare_feed.window(self.bare_step)
         self.bare_step += 1
-        return self.bare(window, self._rate(), waited, watch=True)
+        return self.bare(window, self._rate(), waited, log_details=True)
 
     def _copy_and_compare(self) -> None:
         self.bare.groups.before()
@@ -140,19 +140,19 @@ class Bench:
         for parameter in self.model.parameters():
             parameter.grad = torch.full_like(parameter, 1e-3)
 
-    def _resources(self, update: Update) -> dict:
+    def _resources(self, update: StepOutput) -> dict:
         loop, work = self.loop, self.loop.work
         peak = self.decision.matmul_peak or 0.0
-        return resource_values(
+        return system_metrics(
             update, loop.state, self.extent.steps, 0.0, {}, loop.cost, work.train.row_length, peak, work.directory.root
         )
 
     def _write(self, values: dict, resources: dict) -> None:
         self.loop.journal.write("step", self.loop.state.step, **values)
-        self.loop.journal.write("resource", self.loop.state.step, **resources)
+        self.loop.journal.write("system", self.loop.state.step, **resources)
 
     def _draw(self, values: dict, resources: dict) -> None:
-        self.loop.journal.draw(self.loop.state.step, {**values, **resources})
+        self.loop.journal.log_scalars(self.loop.state.step, {**values, **resources})
 
 
 Seconds = dict[str, list[float]]
@@ -192,7 +192,7 @@ def main() -> None:
             wall, processor = take_turns(runs, rounds)
             parts = bench.parts(5)
     step = statistics.median(wall["bare"]) / chosen.steps
-    rare = parts["update_sizes"] + parts.get("half_norm", 0.0)  # only at every `logging.every`-th step
+    rare = parts["update_sizes"] + parts.get("half_norm", 0.0)  # only at every `logging.every_steps`-th step
     always = sum(parts.values()) - rare
     report(
         {
@@ -205,7 +205,7 @@ def main() -> None:
             "least_step_seconds": {name: round(min(times) / chosen.steps, 4) for name, times in wall.items()},
             "parts_seconds": {part: round(seconds, 6) for part, seconds in parts.items()},
             "parts_share": {part: round(seconds / step, 5) for part, seconds in parts.items()},
-            "batch": [rows, context, recipe.stages["pretrain"].batch.accumulation],
+            "batch": [rows, context, recipe.stages["pretrain"].batch.gradient_accumulation_steps],
             "rounds": rounds,
             "steps": chosen.steps,
             "decision": bench.decision.as_dict(),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fledge import __version__
 from fledge.errors import FledgeError
-from fledge.run.stopping import Stopping
-from fledge.training import Training, exit_code, finish, to_stderr
+from fledge.run.stopping import SignalHandler
+from fledge.training import TrainCommand, exit_code, to_stderr, write_report_and_summarise
 
 DESCRIPTION = """fledge raises small language models: raw text -> tokenizer -> pretrain -> SFT -> DPO -> a model to talk to.
 
@@ -21,7 +21,7 @@ Start here:
 MINUTES, SEED = 5.0, 7  # of the quickstart
 RESTARTS = 3  # of the processes of a run
 Overrides = list[tuple[str, str]]
-OVERRIDES = "Any key of the recipe can be set on the command line: --stages.sft.optimizer.lr 1e-4, --seed 7."
+OVERRIDES = "Any key of the recipe can be set on the command line: --stages.sft.optimizer.learning_rate 1e-4, --seed 7."
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -177,18 +177,18 @@ def _run_quickstart(options: argparse.Namespace) -> None:
         raise FledgeError(f"--name is one folder's name, not '{options.name}'")
     seed = SEED if options.seed is None else options.seed
     run = quickstart(options.name, options.output, seed, minutes, options.resume, Console(quiet=options.quiet))
-    finish(run)
+    write_report_and_summarise(run)
 
 
-def _run_train(options: argparse.Namespace, overrides: Overrides, words: list[str], stopping: Stopping) -> int | None:
-    from fledge.launch import is_process, launch, watch_over
+def _run_train(options: argparse.Namespace, overrides: Overrides, words: list[str], stopping: SignalHandler) -> int | None:
+    from fledge.launch import is_worker_process, launch, start_watchdog
     from fledge.recipe import load_recipe
     from fledge.run import Console
 
-    _refuse_processes(options)
-    training = Training(tuple(options.recipe), tuple(overrides), tuple(options.allow), options.resume, options.quiet)
-    if is_process():
-        watch_over()
+    _check_process_options(options)
+    training = TrainCommand(tuple(options.recipe), tuple(overrides), tuple(options.allow), options.resume, options.quiet)
+    if is_worker_process():
+        start_watchdog()
         return training.run(stopping)
     recipe = load_recipe(options.recipe, overrides)  # what is wrong with it is said once, not by every process
     if options.dry_run:
@@ -203,7 +203,7 @@ def _run_train(options: argparse.Namespace, overrides: Overrides, words: list[st
     return training.run(stopping)
 
 
-def _refuse_processes(options: argparse.Namespace) -> None:
+def _check_process_options(options: argparse.Namespace) -> None:
     """FledgeError for options that do not go together."""
     for name in ("processes", "nodes"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
@@ -219,13 +219,13 @@ def _refuse_processes(options: argparse.Namespace) -> None:
         raise FledgeError("this is for Slurm jobs", where=name, hint="add --cluster slurm")
 
 
-def _on_cluster(options: argparse.Namespace, training: Training, folder: Path) -> int:
+def _on_cluster(options: argparse.Namespace, training: TrainCommand, folder: Path) -> int:
     """Submit the run, or run it on Ray's workers."""
-    from fledge.cluster import on_ray, submit
+    from fledge.cluster import run_on_ray, submit
 
     processes, nodes = options.processes or 1, options.nodes or 1
     if options.cluster == "ray":
-        return on_ray(training, folder, processes, RESTARTS if options.restarts is None else options.restarts)
+        return run_on_ray(training, folder, processes, RESTARTS if options.restarts is None else options.restarts)
     job = submit(training, folder, nodes, processes, options.slurm)
     print(f"submitted as Slurm job {job.job_id}: {nodes * processes} processes")
     print(f"its logs: {job.paths.stdout}, {job.paths.stderr}")
@@ -235,7 +235,7 @@ def _on_cluster(options: argparse.Namespace, training: Training, folder: Path) -
 def _run_data(options: argparse.Namespace, overrides: Overrides) -> None:
     from fledge.run import Console
 
-    say = Console().say
+    say = Console().log
     if options.action == "build":
         _run_build(options, overrides)
     elif options.action == "stats":
@@ -268,7 +268,7 @@ def _run_build(options: argparse.Namespace, overrides: Overrides) -> None:
     executor = chosen_executor(options.executor, options.workers, options.slurm)
     from fledge.preparation import build
 
-    for name, data in build(recipe, Path(options.out), executor, Console().say).items():
+    for name, data in build(recipe, Path(options.out), executor, Console().log).items():
         held_out = data.validation.positions if data.validation else 0
         print(f"{name}: {data.train.positions:,} tokens in {len(data.train):,} rows an epoch, {held_out:,} for validation")
         for line in data.ledger.lines():
@@ -293,7 +293,7 @@ def _run_report(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace, overrides: Overrides, words: list[str]) -> int | None:
     """A run: SIGTERM ends it as SIGINT does, also before its data is looked at and after its end. `words` are the arguments."""
-    with Stopping(lambda text: None, "stopped on request") as stopping:
+    with SignalHandler(lambda text: None, "stopped on request") as stopping:
         if options.verb == "quickstart":
             _run_quickstart(options)
             return 0
@@ -328,9 +328,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if options.verb != "train" or arguments is not None:
         return work()
-    from fledge.launch import end_process, is_process
+    from fledge.launch import is_worker_process, run_worker_and_exit
 
-    return end_process(work) if is_process() else work()
+    return run_worker_and_exit(work) if is_worker_process() else work()
 
 
 def _do(options: argparse.Namespace, overrides: Overrides, words: list[str]) -> int | None:

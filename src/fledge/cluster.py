@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from fledge.data.building.executors import slurm_parameters
-from fledge.errors import GONE, FledgeError, missing_extra
-from fledge.run.stopping import Stopping
-from fledge.training import Training, exit_code
+from fledge.errors import EXIT_PEER_LOST, FledgeError, missing_extra
+from fledge.run.stopping import SignalHandler
+from fledge.training import TrainCommand, exit_code
 
 DAY = 24 * 60  # minutes that a Slurm job gets where the recipe's user does not say
 
 
 @dataclass(frozen=True)
-class Task:
+class ClusterJob:
     """A training in the folder that paths are relative to: what every process of a cluster does."""
 
-    training: Training
+    training: TrainCommand
     where: str
 
     def __call__(self) -> int:
@@ -44,7 +44,7 @@ class Task:
 
         signal.signal(signal.SIGUSR2, warn)
         code = exit_code(self.train)
-        if code == GONE:  # at once, so that Slurm ends the others, and without threads that wait for them
+        if code == EXIT_PEER_LOST:  # at once, so that Slurm ends the others, and without threads that wait for them
             sys.stderr.flush()
             os._exit(code)
         if warned and callable(queue_again):
@@ -54,7 +54,7 @@ class Task:
     def train(self) -> None:
         """Train, in the folder."""
         os.chdir(self.where)
-        with Stopping(lambda text: None, "stopped on request") as stopping:
+        with SignalHandler(lambda text: None, "stopped on request") as stopping:
             self.training.run(stopping)
 
     def checkpoint(self) -> Any:
@@ -65,7 +65,7 @@ class Task:
 
 
 def submit(
-    training: Training, folder: Path, nodes: int, processes: int, parameters: Sequence[str], cluster: str | None = None
+    training: TrainCommand, folder: Path, nodes: int, processes: int, parameters: Sequence[str], cluster: str | None = None
 ) -> Any:
     """Submit a Slurm job of `processes` tasks on each of `nodes`; returns submitit's job. Its script and its logs are in
     `folder`. `cluster="local"` runs the same job on this machine."""
@@ -78,10 +78,10 @@ def submit(
     executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
     asked = slurm_parameters(parameters)
     executor.update_parameters(**{"timeout_min": DAY, "nodes": nodes, "tasks_per_node": processes, "name": "fledge", **asked})
-    return executor.submit(Task(training, os.getcwd()))
+    return executor.submit(ClusterJob(training, os.getcwd()))
 
 
-def on_ray(training: Training, folder: Path, workers: int, restarts: int) -> int:
+def run_on_ray(training: TrainCommand, folder: Path, workers: int, restarts: int) -> int:
     """Train in workers of the Ray cluster at RAY_ADDRESS, else of one that is started here; returns its exit code. What Ray
     itself keeps is in `folder`. FledgeError where workers were lost too often."""
     try:
@@ -120,4 +120,4 @@ def _on_worker(config: dict[str, Any]) -> None:
     """One worker: it belongs to the process group that Ray Train has begun."""
     from ray import train
 
-    train.report({"code": exit_code(Task(config["training"], config["where"]).train)})
+    train.report({"code": exit_code(ClusterJob(config["training"], config["where"]).train)})

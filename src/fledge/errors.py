@@ -2,7 +2,7 @@
 
 import json
 
-GONE = 3  # exit code of a process that ends because another one of its run has
+EXIT_PEER_LOST = 3  # exit code of a process that ends because another one of its run has
 
 
 class FledgeError(Exception):
@@ -28,7 +28,7 @@ class FledgeError(Exception):
         return cls(what, where=where, hint=hint)
 
 
-class Gone(FledgeError):
+class PeerLostError(FledgeError):
     """Another process of the run has ended, so that this one cannot go on. The command exits with GONE."""
 
     def __init__(self) -> None:

@@ -19,27 +19,27 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fledge.errors import GONE, FledgeError
-from fledge.run.stopping import Interrupted, Stopping, heard
+from fledge.errors import EXIT_PEER_LOST, FledgeError
+from fledge.run.stopping import Interrupted, SignalHandler, signal_received
 from fledge.training import to_stderr
 
-ENDINGS = "FLEDGE_ENDINGS"  # the folder for exit codes: set for the processes that are started here
+EXIT_CODE_DIR_ENV = "FLEDGE_ENDINGS"  # the folder for exit codes: set for the processes that are started here
 GRACE = 20  # seconds that a signal may take until this program's own code hears of it
-AGAIN = 1.0  # seconds between two signals to them
-WATCH = 0.5  # seconds between two looks at it
+SIGNAL_REPEAT_SECONDS = 1.0  # seconds between two signals to them
+WATCH_INTERVAL = 0.5  # seconds between two looks at it
 
 
-def launch(arguments: Sequence[str], count: int, restarts: int, stopping: Stopping) -> int:
+def launch(arguments: Sequence[str], count: int, restarts: int, stopping: SignalHandler) -> int:
     """Run the command with these arguments in `count` processes; returns its exit code. Signals are passed on to them.
 
     `stopping` listens until they are started. FledgeError where they were lost more often than they may be started again."""
-    with stopping.held():
+    with stopping.deferred():
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory(prefix="fledge-") as folder, _passing_on() as asked:
-        os.environ |= {ENDINGS: folder, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_threads(count)))}
+    with tempfile.TemporaryDirectory(prefix="fledge-") as folder, forward_signals() as asked:
+        os.environ |= {EXIT_CODE_DIR_ENV: folder, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_threads(count)))}
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
             rdzv_endpoint="localhost:0", local_addr="localhost", max_restarts=restarts, monitor_interval=0.1,
@@ -57,7 +57,7 @@ def launch(arguments: Sequence[str], count: int, restarts: int, stopping: Stoppi
                 hint="look at what it said before; the same command goes on from the last checkpoint",
             ) from None
         finally:
-            del os.environ[ENDINGS]
+            del os.environ[EXIT_CODE_DIR_ENV]
         return _code(Path(folder))
 
 
@@ -67,7 +67,7 @@ def _code(folder: Path) -> int:
     files = sorted(folder.iterdir())
     last = [file for file in files if file.name.partition("-")[0] == files[-1].name.partition("-")[0]]
     ends = [json.loads(file.read_text(encoding="utf-8")) for file in last]
-    own = [(code, said) for code, said in ends if code not in (0, GONE)] or ends
+    own = [(code, said) for code, said in ends if code not in (0, EXIT_PEER_LOST)] or ends
     for text in dict.fromkeys(text for _, said in own for text in said):
         to_stderr(text)
     return own[0][0] if own else 0
@@ -80,7 +80,7 @@ def _threads(count: int) -> int:
 
 
 @contextmanager
-def _passing_on() -> Iterator[list[int]]:
+def forward_signals() -> Iterator[list[int]]:
     """SIGINT and SIGTERM go to the processes that this one has started, again and again: one that has just been started does
     not listen yet, dies of it, and is started again. Gives the signals that came."""
     import psutil
@@ -93,7 +93,7 @@ def _passing_on() -> Iterator[list[int]]:
             for child in psutil.Process().children():
                 with suppress(psutil.NoSuchProcess):
                     child.send_signal(asked[0])
-            ended.wait(AGAIN)
+            ended.wait(SIGNAL_REPEAT_SECONDS)
 
     def hear(number: int, frame: Any) -> None:
         asked.append(number)
@@ -111,17 +111,17 @@ def _passing_on() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def is_process() -> bool:
+def is_worker_process() -> bool:
     """Whether this process is one of several that were started together, here or by torchrun."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def end_process(work: Callable[[Callable[[str], None]], int]) -> NoReturn:
+def run_worker_and_exit(work: Callable[[Callable[[str], None]], int]) -> NoReturn:
     """The last thing that one of several processes does: `work`, which may say something, and gives its exit code. Where
     `launch` has started it the process ends with 0, and leaves both for `launch`; with 1 after an error that nobody expected.
 
     It ends without waiting for threads: those that talk to a process that is gone would wait for it."""
-    folder, said = os.environ.get(ENDINGS), []
+    folder, said = os.environ.get(EXIT_CODE_DIR_ENV), []
     try:
         if folder is None:
             code = work(to_stderr)
@@ -141,10 +141,10 @@ def end_process(work: Callable[[Callable[[str], None]], int]) -> NoReturn:
     os._exit(code)
 
 
-def watch_over() -> None:
+def start_watchdog() -> None:
     """From now on two threads see to it that this process does not stay behind: it asks itself to stop when the one that
     started it is gone, and ends where a signal does not get through, because a library waits for a process that has ended."""
-    if ENDINGS not in os.environ:
+    if EXIT_CODE_DIR_ENV not in os.environ:
         return
     starter = os.getppid()
     read, write = os.pipe()
@@ -153,14 +153,14 @@ def watch_over() -> None:
 
     def watch_starter() -> None:
         while os.getppid() == starter:
-            time.sleep(WATCH)
+            time.sleep(WATCH_INTERVAL)
         os.kill(os.getpid(), signal.SIGTERM)
 
     def watch_signals() -> None:
         while os.read(read, 1)[0] not in (signal.SIGINT, signal.SIGTERM):
             continue
         time.sleep(GRACE)
-        if not heard():
+        if not signal_received():
             os._exit(0)
 
     for watch in (watch_starter, watch_signals):

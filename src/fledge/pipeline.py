@@ -9,18 +9,18 @@ import torch
 from fledge.data.building.folder import drop_items, remove_build
 from fledge.errors import FledgeError
 from fledge.evaluate.regression import Case, load_cases
-from fledge.preparation import Preparation, Prepared, keep_tokenizer
+from fledge.preparation import Preparation, PreparedStage, save_tokenizer_once
 from fledge.recipe import Recipe, load_recipe, to_yaml
-from fledge.recipe.changes import Change, Changes, judge
-from fledge.run import Console, RunDirectory, environment, only_one, write_json, write_text
+from fledge.recipe.changes import Change, Changes, compare_recipes
+from fledge.run import Console, RunDirectory, environment, exclusive_lock, write_json, write_text
 from fledge.run.alerts import Alerts, Webhook
-from fledge.run.startup import Startup
-from fledge.run.stopping import Stopping
-from fledge.stage import AfterStage, StageRun, Surroundings, plan_line
+from fledge.run.startup import StartupTimer
+from fledge.run.stopping import SignalHandler
+from fledge.stage import AfterStage, RunContext, StageRunner, plan_line
 from fledge.tokenizer import Tokenizer
-from fledge.train.feed import refuse_small_window
-from fledge.train.machine import refuse_device
-from fledge.train.ranks import Ranks
+from fledge.train.feed import check_enough_rows
+from fledge.train.machine import check_device
+from fledge.train.ranks import DistributedContext
 
 
 class Pipeline:
@@ -34,16 +34,16 @@ class Pipeline:
         console: Console,
         after_stage: AfterStage | None = None,
         allow: Sequence[str] = (),
-        ranks: Ranks | None = None,
+        ranks: DistributedContext | None = None,
     ) -> None:
         """`allow`: keys that a run which was begun may go on with although what is learned depends on them."""
         self.recipe, self.console, self.after_stage, self.allow = recipe, console, after_stage, allow
-        self.ranks = ranks or Ranks()
+        self.ranks = ranks or DistributedContext()
         self.changed: list[Change] = []
         self.directory = RunDirectory(Path(recipe.output) / recipe.name)
-        begun = self.directory.recipe.exists() or not self.ranks.first
-        self.preparation = Preparation(recipe, console.say, lambda name: self.directory.stage(name).data, begun)
-        self._startup = Startup()
+        begun = self.directory.recipe.exists() or not self.ranks.is_main_process
+        self.preparation = Preparation(recipe, console.log, lambda name: self.directory.stage(name).data, begun)
+        self._startup = StartupTimer()
 
     # -- the run ----------------------------------------------------------------------------------------------------
 
@@ -51,7 +51,7 @@ class Pipeline:
         """Everything, in order; returns the run directory."""
         with (
             self._only_one(),
-            Stopping(self.console.say, "stopped on request; what is finished is kept") as self.stopping,
+            SignalHandler(self.console.log, "stopped on request; what is finished is kept") as self.stopping,
             closing(self._alerts()) as self.alerts,
         ):
             return self._run(resume)
@@ -59,28 +59,28 @@ class Pipeline:
     def _only_one(self) -> AbstractContextManager[None]:
         """The first rank locks the run for all."""
         root = self.directory.root
-        return only_one(root.with_name(f".{root.name}.lock"), root) if self.ranks.first else nullcontext()
+        return exclusive_lock(root.with_name(f".{root.name}.lock"), root) if self.ranks.is_main_process else nullcontext()
 
     def _alerts(self) -> Alerts:
         """Who is told, as the recipe says. FledgeError where the environment lacks a secret."""
-        config, say = self.recipe.alerts, self.console.say
-        if not self.ranks.first:
+        config, say = self.recipe.alerts, self.console.log
+        if not self.ranks.is_main_process:
             return Alerts(self.recipe.name, config.level, None, None, say)
         hook = config.webhook
         webhook = None if hook is None else Webhook(hook.url, hook.headers, hook.format, say)
         return Alerts(self.recipe.name, config.level, Path(config.file) if config.file else None, webhook, say)
 
     def _run(self, resume: bool) -> Path:
-        refuse_device(self.recipe.machine)
-        self._refuse_parallel()
+        check_device(self.recipe.runtime)
+        self._check_parallelism()
         cases = regression_cases(self.recipe)
-        tokenizer, prepared = self._begin(resume) if self.ranks.first else self._join()
-        if self.ranks.first:
-            self.ranks.told({name: stage.plan.as_dict() for name, stage in prepared.items()})
+        tokenizer, prepared = self._begin(resume) if self.ranks.is_main_process else self._load_prepared()
+        if self.ranks.is_main_process:
+            self.ranks.broadcast_object({name: stage.plan.as_dict() for name, stage in prepared.items()})
             for name in self.recipe.stages:
                 drop_items(self.directory.stage(name).data)
         results = {name: self.directory.stage(name).result() for name in self.recipe.stages}
-        shared = Surroundings(
+        shared = RunContext(
             self.recipe, self.console, tokenizer, self.stopping, self.alerts, cases, self.ranks, self._startup,
             self.after_stage, self.changed, _token_bytes(tokenizer),
         )  # fmt: skip
@@ -89,15 +89,15 @@ class Pipeline:
             directory = self.directory.stage(name)
             if done is None:
                 seed = self.preparation.seed(name)
-                done = StageRun(shared, prepared[name], order, seed, model, directory).run()
+                done = StageRunner(shared, prepared[name], order, seed, model, directory).run()
             else:
-                self.console.say(f"{name}: finished before, not repeated")
+                self.console.log(f"{name}: finished before, not repeated")
             model = directory.root / done["model"]
-        if self.ranks.first:
+        if self.ranks.is_main_process:
             self._summarise(tokenizer)
         return self.directory.root
 
-    def _begin(self, resume: bool) -> tuple[Tokenizer, dict[str, Prepared]]:
+    def _begin(self, resume: bool) -> tuple[Tokenizer, dict[str, PreparedStage]]:
         """Prepare the open stages, and write the beginning of the run. FledgeError, with nothing left behind, for a run that
         cannot be."""
         self._check(resume)
@@ -107,43 +107,43 @@ class Pipeline:
                 prepared = {name: self._prepare(name, tokenizer) for name in self._open_stages()}
         except FledgeError:
             if not self.directory.recipe.exists():
-                self._leave_nothing()
+                self._remove_partial_run()
             raise
         self._write_beginning(tokenizer)
         return tokenizer, prepared
 
-    def _join(self) -> tuple[Tokenizer, dict[str, Prepared]]:
+    def _load_prepared(self) -> tuple[Tokenizer, dict[str, PreparedStage]]:
         """The same, as the first rank has prepared it."""
-        self.preparation.plans = self.ranks.told(None)
+        self.preparation.plans = self.ranks.broadcast_object(None)
         tokenizer = self.preparation.tokenizer(self.directory.tokenizer)
         return tokenizer, {name: self.preparation.prepare(name, tokenizer) for name in self.preparation.plans}
 
-    def _prepare(self, name: str, tokenizer: Tokenizer) -> Prepared:
+    def _prepare(self, name: str, tokenizer: Tokenizer) -> PreparedStage:
         prepared = self.preparation.prepare(name, tokenizer)
         try:
-            refuse_small_window(prepared.extent, self.ranks)
+            check_enough_rows(prepared.extent, self.ranks)
         except FledgeError as error:
             raise FledgeError(error.what, where=f"stages.{name}.{error.where}", hint=error.hint) from None
         return prepared
 
-    def _refuse_parallel(self) -> None:
+    def _check_parallelism(self) -> None:
         """FledgeError for what cannot be divided among ranks."""
-        if self.recipe.machine.parallel != "fsdp":
+        if self.recipe.runtime.parallelism != "fsdp":
             return
         if self.ranks.alone:
-            self.console.say("note: machine.parallel fsdp has no effect: one process has nothing to divide", style="yellow")
+            self.console.log("note: runtime.parallelism fsdp has no effect: one process has nothing to divide", style="yellow")
         for name, stage in self.recipe.stages.items():
             if stage.optimizer.name == "adamw8bit":
                 raise FledgeError(
                     "the blocks of 8-bit AdamW cannot be divided among processes",
                     where=f"stages.{name}.optimizer.name",
-                    hint="set adamw or muon, whose state is divided, or machine.parallel to ddp",
+                    hint="set adamw or muon, whose state is divided, or runtime.parallelism to ddp",
                 )
 
     def _open_stages(self) -> list[str]:
         return [name for name in self.recipe.stages if self.directory.stage(name).result() is None]
 
-    def _leave_nothing(self) -> None:
+    def _remove_partial_run(self) -> None:
         """Take away what was prepared for a run that cannot begin."""
         for name in self.recipe.stages:
             remove_build(self.directory.stage(name).data)
@@ -158,43 +158,45 @@ class Pipeline:
             return
         before = load_recipe([str(folder.recipe)])
         begun = [name for name in before.stages if folder.stage(name).events.exists()]
-        changes = judge(before, self.recipe, begun, self.allow)
-        refused = [*changes.impossible, *changes.on_request]
+        changes = compare_recipes(before, self.recipe, begun, self.allow)
+        refused = [*changes.rejected, *changes.needs_allow]
         if refused:
             raise FledgeError(
                 "the recipe differs from the one this run was begun with:" + "".join(f"\n  {change}" for change in refused),
                 where=str(folder.recipe),
-                hint=_way_on(folder.recipe, changes),
+                hint=_resume_hint(folder.recipe, changes),
             )
         if not resume:
-            self.console.say(f"this run was begun before: going on ({folder.root})")
-        for change in changes.taken:
-            self.console.say(f"changed: {change}", style="yellow")
-        self.changed = changes.taken
+            self.console.log(f"this run was begun before: going on ({folder.root})")
+        for change in changes.applied:
+            self.console.log(f"changed: {change}", style="yellow")
+        self.changed = changes.applied
 
-    def _take(self) -> None:
+    def _adopt_changed_recipe(self) -> None:
         """Make the changed recipe that of the run; the one before is kept beside it."""
         folder, changed = self.directory, [change.key for change in self.changed]
         number = len(list(folder.root.glob("recipe.*.yaml"))) + 1
         write_text(folder.root / f"recipe.{number}.yaml", folder.recipe.read_text(encoding="utf-8"))
-        if any(key.startswith("machine.") and not key.startswith(("machine.probe", "machine.memory")) for key in changed):
+        if any(
+            key.startswith("machine.") and not key.startswith(("runtime.autotune", "runtime.memory_budget")) for key in changed
+        ):
             for name in self.recipe.stages:
                 if folder.stage(name).result() is None:
-                    (folder.stage(name).root / "machine.json").unlink(missing_ok=True)
+                    (folder.stage(name).root / "compute.json").unlink(missing_ok=True)
         write_text(folder.recipe, to_yaml(self.recipe))
 
     def _write_beginning(self, tokenizer: Tokenizer) -> None:
         """Recipe, machine and tokenizer: once every stage is known to be possible, so that a mistake leaves no run."""
         folder = self.directory
-        keep_tokenizer(tokenizer, folder.tokenizer)
+        save_tokenizer_once(tokenizer, folder.tokenizer)
         if not (folder.root / "environment.json").exists():
             write_json(folder.root / "environment.json", environment())
         if not folder.recipe.exists():  # last: with it, the run has begun
             write_text(folder.recipe, to_yaml(self.recipe))
         elif self.changed:
-            self._take()
+            self._adopt_changed_recipe()
         if tokenizer.added:
-            self.console.say(f"note: {tokenizer.added} control tokens of the chat template were added to the tokenizer")
+            self.console.log(f"note: {tokenizer.added} control tokens of the chat template were added to the tokenizer")
 
     def _summarise(self, tokenizer: Tokenizer) -> None:
         results = [self.directory.stage(name).result() or {} for name in self.recipe.stages]
@@ -204,18 +206,18 @@ class Pipeline:
             "stages": list(self.recipe.stages),
             "tokenizer": {
                 "vocab_size": tokenizer.vocab_size,
-                "trained": not (self.recipe.tokenizer.path or self.preparation.first_model()),
+                "trained": not (self.recipe.tokenizer.path or self.preparation.initial_checkpoint()),
             },
         }
         write_json(self.directory.summary, summary)
 
 
-def _way_on(recipe: Path, changes: Changes) -> str:
+def _resume_hint(recipe: Path, changes: Changes) -> str:
     """What to do about a recipe that differs."""
-    if changes.impossible:
-        keys = ", ".join(change.key for change in changes.impossible[:3])
+    if changes.rejected:
+        keys = ", ".join(change.key for change in changes.rejected[:3])
         return f"{keys} cannot change in a run that has begun: choose another --name, or go on with `fledge train {recipe}`"
-    allow = " ".join(f"--allow {change.key}" for change in changes.on_request)
+    allow = " ".join(f"--allow {change.key}" for change in changes.needs_allow)
     return f"go on with them: {allow}; or without them: `fledge train {recipe}`; or choose another --name"
 
 
@@ -228,24 +230,24 @@ def _token_bytes(tokenizer: Tokenizer) -> torch.Tensor | None:
 def regression_cases(recipe: Recipe) -> dict[str, list[Case]]:
     """The regression prompts of the stages that have some. FledgeError for a file that is missing or wrong."""
     return {
-        name: load_cases(Path(stage.regression.prompts))
+        name: load_cases(Path(stage.prompt_tests.prompts))
         for name, stage in recipe.stages.items()
-        if stage.regression is not None
+        if stage.prompt_tests is not None
     }
 
 
 def dry_run(recipe: Recipe, console: Console) -> str:
     """The resolved recipe and the plan of every stage; nothing is written. FledgeError for what this machine cannot do."""
-    refuse_device(recipe.machine)
+    check_device(recipe.runtime)
     regression_cases(recipe)
-    preparation = Preparation(recipe, console.say)
+    preparation = Preparation(recipe, console.log)
     tokenizer = preparation.tokenizer()
     lines = [to_yaml(recipe).rstrip(), "", f"# tokenizer: {tokenizer.vocab_size:,} tokens"]
     for name in recipe.stages:
         prepared = preparation.prepare(name, tokenizer)
         lines += [f"# {name}", *(f"#   {line}" for line in prepared.data.ledger.lines())]
         account = prepared.data.train.account()
-        lines.append(f"#   {account['supervised_tokens']:,} supervised tokens an epoch, padding {account['padding_share']:.1%}")
+        lines.append(f"#   {account['target_tokens']:,} supervised tokens an epoch, padding {account['padding_share']:.1%}")
         lines += [f"#   {plan_line(prepared.plan)}", *(f"#   {note}" for note in prepared.plan.notes)]
         if prepared.plan.active_parameters != prepared.plan.parameters:
             lines.append(f"#   mixture of experts: {prepared.plan.active_parameters / 1e6:.1f}M parameters active per token")

@@ -9,29 +9,29 @@ from typing import Any
 
 import xxhash
 
-from fledge.data import Collected, StageData, collect, encode, is_complete, open_built, texts
-from fledge.data.building.executors import Executor, Processes
-from fledge.data.building.folder import drop_items, refuse_changed
+from fledge.data import CollectedRows, StageDataset, collect, encode, is_complete, load_built_dataset, texts
+from fledge.data.building.executors import Executor, ProcessPoolExecutor
+from fledge.data.building.folder import check_unchanged, drop_items
 from fledge.data.building.shards import plan_build
 from fledge.errors import FledgeError
-from fledge.plan import StagePlan, as_begun, plan_stage, refuse_without_effect
+from fledge.plan import StagePlan, check_settings_have_effect, plan_stage, with_recorded_settings
 from fledge.recipe import ModelConfig, Recipe, Stage, differences, load_recipe, to_yaml
 from fledge.recipe.schema import BatchConfig, PreferenceStage
-from fledge.run import only_one, write_text
+from fledge.run import exclusive_lock, write_text
 from fledge.run.directory import read_json
 from fledge.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from fledge.train.length import Extent
+from fledge.train.length import TrainingHorizon
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedStage:
     """A stage with its data, before anything is written; `stage` has numbers where the recipe says `auto`."""
 
     name: str
     stage: Stage
-    data: StageData
+    data: StageDataset
     plan: StagePlan
-    extent: Extent
+    extent: TrainingHorizon
 
 
 class Preparation:
@@ -48,9 +48,9 @@ class Preparation:
         executor: Executor | None = None,
     ) -> None:
         self.recipe, self.say, self.folder_of, self.begun = recipe, say, folder_of, begun
-        workers = recipe.machine.workers
-        self.executor = executor or (None if workers is None else Processes(workers))
-        self._collected: dict[str, Collected] = {}
+        workers = recipe.runtime.data_workers
+        self.executor = executor or (None if workers is None else ProcessPoolExecutor(workers))
+        self._collected: dict[str, CollectedRows] = {}
         self.plans: dict[str, dict[str, Any]] = {}  # of stages, as another process has made them
 
     def folder(self, name: str) -> Path | None:
@@ -61,7 +61,7 @@ class Preparation:
         """One seed for each stage, from the run's."""
         return xxhash.xxh3_64_intdigest(f"{self.recipe.seed}/{name}".encode()) % 2**31
 
-    def collected(self, name: str) -> Collected:
+    def collected(self, name: str) -> CollectedRows:
         """The items of a stage, read once."""
         if name not in self._collected:
             folder = self.folder(name)
@@ -69,14 +69,14 @@ class Preparation:
             self._collected[name] = collect(stage, name, seed, folder, self.executor, self.say)
         return self._collected[name]
 
-    def stage_data(self, name: str, tokenizer: Tokenizer) -> StageData:
+    def stage_data(self, name: str, tokenizer: Tokenizer) -> StageDataset:
         """The packed data of a stage: as it was built, as the run has it already, or built now."""
         stage, seed = self.recipe.stages[name], self.seed(name)
-        if self.recipe.built is not None:
-            return open_built(Path(self.recipe.built) / name, stage, name, tokenizer, seed)
+        if self.recipe.built_dataset is not None:
+            return load_built_dataset(Path(self.recipe.built_dataset) / name, stage, name, tokenizer, seed)
         folder = self.folder(name)
         if self.begun and folder is not None and is_complete(folder):
-            return open_built(folder, stage, name, tokenizer, seed)
+            return load_built_dataset(folder, stage, name, tokenizer, seed)
         return encode(self.collected(name), stage, name, tokenizer, seed, self.executor, self.say)
 
     def tokenizer(self, folder: Path | None = None) -> Tokenizer:
@@ -85,9 +85,9 @@ class Preparation:
         config = self.recipe.tokenizer
         if folder is not None and (folder / "tokenizer_config.json").exists():
             return load_tokenizer(folder, config.template)
-        if self.recipe.built is not None:
-            return self._built_tokenizer(Path(self.recipe.built))
-        path = config.path or self.first_model()
+        if self.recipe.built_dataset is not None:
+            return self._built_tokenizer(Path(self.recipe.built_dataset))
+        path = config.path or self.initial_checkpoint()
         if path is not None:
             return load_tokenizer(path, config.template)
         self.say(f"training a tokenizer of {config.vocab_size:,} tokens …")
@@ -113,15 +113,15 @@ class Preparation:
             )
         return load_tokenizer(built / "tokenizer", self.recipe.tokenizer.template)
 
-    def first_model(self) -> str | None:
+    def initial_checkpoint(self) -> str | None:
         """The model directory that the first stage starts from, if it does not start from nothing."""
-        return next(iter(self.recipe.stages.values())).start or self.recipe.model.path
+        return next(iter(self.recipe.stages.values())).init_from or self.recipe.model.path
 
-    def origin(self, name: str) -> Path | None:
+    def init_checkpoint_for(self, name: str) -> Path | None:
         """The model directory whose sizes a stage's model has: the last one that was started from; None: the recipe's."""
         path = self.recipe.model.path
         for stage_name, stage in self.recipe.stages.items():
-            path = stage.start or path
+            path = stage.init_from or path
             if stage_name == name:
                 break
         return None if path is None else Path(path)
@@ -130,7 +130,7 @@ class Preparation:
         """Sizes of a stage's model; FledgeError where the stage or the tokenizer does not fit them."""
         from fledge.model.directory import read_config  # it loads torch, which data alone does not need
 
-        path, wanted = self.origin(name), self.recipe.model
+        path, wanted = self.init_checkpoint_for(name), self.recipe.model
         if path is None:
             return wanted
         config, vocab_size = read_config(path)
@@ -140,10 +140,10 @@ class Preparation:
         if changed:
             raise FledgeError(f"{path} has its own sizes; the recipe also sets {', '.join(changed)}", where="model",
                               hint="leave them out, or leave model.path out")  # fmt: skip
-        context = self.recipe.stages[name].data.context
+        context = self.recipe.stages[name].data.max_seq_len
         if context > config.max_position_embeddings:
             raise FledgeError(f"context {context} is longer than the {config.max_position_embeddings} positions of {path}",
-                              where=f"stages.{name}.data.context")  # fmt: skip
+                              where=f"stages.{name}.data.max_seq_len")  # fmt: skip
         if vocab_size < tokenizer.vocab_size:
             raise FledgeError(
                 f"the model knows {vocab_size:,} tokens, the tokenizer has {tokenizer.vocab_size:,}",
@@ -157,45 +157,45 @@ class Preparation:
                                   hint=f"set tokenizer.path to {path}")  # fmt: skip
         return config
 
-    def prepare(self, name: str, tokenizer: Tokenizer) -> Prepared:
+    def prepare(self, name: str, tokenizer: Tokenizer) -> PreparedStage:
         """Read, encode, pack and plan a stage."""
         stage = self.recipe.stages[name]
         config = self.model_config(name, tokenizer)
         data = self.stage_data(name, tokenizer)
         try:
-            before = self._begun_plan(name)
+            before = self._recorded_plan(name)
             chosen: list[str] = []
             if before is None:
                 batch, chosen = self._batch(name, config, tokenizer, data)
                 stage = stage.model_copy(update={"batch": batch})
             else:
-                stage = as_begun(stage, before)
+                stage = with_recorded_settings(stage, before)
             plan, reach, stage = plan_stage(stage, data.train, config, tokenizer.vocab_size, chosen)
             if before is not None:
                 plan = replace(plan, notes=before["notes"])
-            refuse_without_effect(stage, reach.steps, config, self.recipe.machine)
+            check_settings_have_effect(stage, reach.steps, config, self.recipe.runtime)
         except FledgeError as error:
             raise FledgeError(error.what, where=f"stages.{name}.{error.where}", hint=error.hint) from None
-        stops = stage.early_stop
-        if data.validation is None and (stops.patience or stops.target_loss or stage.keep == "best"):
+        stops = stage.early_stopping
+        if data.validation is None and (stops.patience or stops.target_loss or stage.select_checkpoint == "best"):
             raise FledgeError("early stopping and keep: best need validation data", where=f"stages.{name}.data.validation")
-        return Prepared(name, stage, data, plan, reach)
+        return PreparedStage(name, stage, data, plan, reach)
 
-    def _batch(self, name: str, config: ModelConfig, tokenizer: Tokenizer, data: StageData) -> tuple[BatchConfig, list[str]]:
+    def _batch(self, name: str, config: ModelConfig, tokenizer: Tokenizer, data: StageDataset) -> tuple[BatchConfig, list[str]]:
         """The stage's batch with plain numbers, as memory allows now."""
         from fledge.train.decision import chosen_device  # they load torch
-        from fledge.train.memory import Need, fit_batch
+        from fledge.train.memory import MemoryInputs, auto_micro_batch
 
         stage = self.recipe.stages[name]
-        live = isinstance(stage, PreferenceStage) and stage.reference == "live"
-        device, averaged = chosen_device(self.recipe.machine), stage.averaging.decay is not None
+        live = isinstance(stage, PreferenceStage) and not stage.precompute_ref_log_probs
+        device, averaged = chosen_device(self.recipe.runtime), stage.ema.decay is not None
         copies = 1 + (2 if averaged else 0) + (1 if live else 0)
         if device == "cpu":  # what is being saved is a copy in the same memory: weights, optimizer state, averages
             copies += 3 + (2 if averaged else 0)
-        need = Need(config, tokenizer.vocab_size, data.train.row_length, stage.optimizer, device, copies)
-        return fit_batch(stage.batch, need, self.recipe.machine)
+        need = MemoryInputs(config, tokenizer.vocab_size, data.train.row_length, stage.optimizer, device, copies)
+        return auto_micro_batch(stage.batch, need, self.recipe.runtime)
 
-    def _begun_plan(self, name: str) -> dict[str, Any] | None:
+    def _recorded_plan(self, name: str) -> dict[str, Any] | None:
         """The plan of a stage that was begun before: what was chosen then stays, whatever memory or rules are now."""
         if name in self.plans:
             return self.plans[name]
@@ -206,34 +206,34 @@ class Preparation:
         return plan if "micro_rows" in plan else None
 
 
-def build(recipe: Recipe, out: Path, executor: Executor | None, say: Callable[[str], None]) -> dict[str, StageData]:
+def build(recipe: Recipe, out: Path, executor: Executor | None, say: Callable[[str], None]) -> dict[str, StageDataset]:
     """Build the data of all stages into `out`, to train from with `built: out`; an interrupted build goes on.
 
     FledgeError where `out` holds complete data of another recipe or of files that have changed since."""
-    recipe = recipe.model_copy(update={"built": None})
-    _refuse_foreign(out)
-    with only_one(out.with_name(f".{out.name}.lock"), out):
+    recipe = recipe.model_copy(update={"built_dataset": None})
+    _check_tokenizer_fits(out)
+    with exclusive_lock(out.with_name(f".{out.name}.lock"), out):
         preparation = Preparation(recipe, say, lambda name: out / name, begun=True, executor=executor)
         complete = [name for name in recipe.stages if is_complete(out / name)]
         plans = {name: plan_build(stage, name, preparation.seed(name)) for name, stage in recipe.stages.items()}
         if complete:
-            _refuse_other(recipe, out)
+            _check_same_tokenizer(recipe, out)
         else:
             shutil.rmtree(out / "tokenizer", ignore_errors=True)
         for name in complete:
-            refuse_changed(out / name, plans[name])
+            check_unchanged(out / name, plans[name])
         write_text(out / "recipe.yaml", to_yaml(recipe))
         tokenizer = preparation.tokenizer(out / "tokenizer")
         prepared = {}
         for name in recipe.stages:
             prepared[name] = preparation.stage_data(name, tokenizer)
-            keep_tokenizer(tokenizer, out / "tokenizer")
+            save_tokenizer_once(tokenizer, out / "tokenizer")
         for name in recipe.stages:
             drop_items(out / name)
         return prepared
 
 
-def keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+def save_tokenizer_once(tokenizer: Tokenizer, folder: Path) -> None:
     """Save it in one piece, unless it is there."""
     if not (folder / "tokenizer_config.json").exists():
         beside = folder.with_name(f".{folder.name}")
@@ -241,7 +241,7 @@ def keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         beside.replace(folder)
 
 
-def _refuse_foreign(out: Path) -> None:
+def _check_tokenizer_fits(out: Path) -> None:
     """FledgeError for a folder with anything but a build in it."""
     if (out / "environment.json").exists():
         raise FledgeError("this is the directory of a run", where=str(out), hint="choose another --out")
@@ -249,7 +249,7 @@ def _refuse_foreign(out: Path) -> None:
         raise FledgeError("this folder is not empty", where=str(out), hint="choose another --out")
 
 
-def _refuse_other(recipe: Recipe, out: Path) -> None:
+def _check_same_tokenizer(recipe: Recipe, out: Path) -> None:
     """FledgeError where what matters for the data differs from the recipe that was built."""
     matters = re.compile(r"seed|tokenizer\b.*|model\.path|stages\.[^.]+\.(data\b.*|kind|start)")
     changed = [line for line in differences(load_recipe([str(out / "recipe.yaml")]), recipe) if matters.match(line)]

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from fledge.errors import FledgeError
-from fledge.evaluate import answer_conversations
+from fledge.evaluate import chat_batch
 from fledge.model.decoder import Decoder
-from fledge.model.generate import Sampling
+from fledge.model.generate import SamplingParams
 from fledge.pipeline import Pipeline
 from fledge.recipe import ModelConfig, Recipe, load_recipe, recipe_from_dict
-from fledge.recipe.schema import MachineConfig, OptimizerConfig
+from fledge.recipe.schema import OptimizerConfig, RuntimeConfig
 from fledge.run import Console, StageDirectory, write_json
 from fledge.run.directory import RunDirectory, read_json
 from fledge.tokenizer import Message, Tokenizer
@@ -28,8 +28,8 @@ PREFERENCE_COST = 3.0  # time of a row of preferences in rows of the other stage
 ROWS_PER_TEXT = {"pretrain": 0.26, "sft": 0.165}  # packed rows that one generated text or conversation fills
 MOST_ROWS = 120_000
 TRAINING_SHARE = 0.95  # the rest goes to evaluations and checkpoints
-PROBED_AS = 1000  # steps that the probe takes the run to have
-AS_MADE = {"exact_duplicates": False, "contamination": False, "min_tokens": 0}  # the world keeps held-out questions apart
+ASSUMED_STEPS = 1000  # steps that the probe takes the run to have
+NO_CLEANING = {"exact_duplicates": False, "decontaminate": False, "min_tokens": 0}  # the world keeps held-out questions apart
 PROMPTS = [
     "你是谁？", "请列出五种水果。", "37+48等于多少？", "“三只红色的猫”用英语怎么说？", "什么是梯度？", "写一首关于月亮的诗。",
     "Who are you?", "Name five fruits.", "What is 62-35?", 'How do you say "two green birds" in Chinese?', "What is a token?",
@@ -66,21 +66,23 @@ def measure_speed(console: Console) -> float:
     import torch
 
     from fledge.data import Batch
-    from fledge.objective import LanguageObjective
-    from fledge.train.machine import decide, head_kernel
+    from fledge.objective import CausalLMObjective
+    from fledge.train.machine import autotune, head_kernel
     from fledge.train.optimizer import build_optimizers
 
-    console.say("measuring this machine …")
+    console.log("measuring this machine …")
     model = Decoder(ModelConfig(**MODEL), VOCABULARY)
     model.initialise(0)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, VOCABULARY, (MICRO, CONTEXT), generator=generator)
     ones = torch.ones_like(tokens)
     batch = Batch(tokens, tokens, ones.float(), ones.cumsum(1) - 1, ones, ones * 0, 1, (0,))
-    decision = decide(MachineConfig(), model, batch, lambda kernel: LanguageObjective(0.0, kernel), PROBED_AS, console.say)
+    decision = autotune(
+        RuntimeConfig(), model, batch, lambda kernel: CausalLMObjective(0.0, kernel), ASSUMED_STEPS, console.log
+    )
     decision.apply(model)
-    objective = LanguageObjective(0.0, head_kernel(decision))
-    optimizers = build_optimizers(model, OptimizerConfig(name="muon", lr=1e-4))
+    objective = CausalLMObjective(0.0, head_kernel(decision))
+    optimizers = build_optimizers(model, OptimizerConfig(name="muon", learning_rate=1e-4))
 
     def step() -> None:
         (objective(model, batch).loss / batch.weight).backward()
@@ -106,19 +108,19 @@ def make_recipe(world: Path, name: str, output: str, seed: int, budget: Budget) 
             "data": {
                 "train": str(world / f"{rows}.jsonl"),
                 "validation": str(world / f"{rows}.validation.jsonl"),
-                "context": CONTEXT,
-                "clean": AS_MADE,
+                "max_seq_len": CONTEXT,
+                "clean": NO_CLEANING,
             },
-            "length": f"{length} steps",
-            "batch": {"micro": MICRO},
-            "optimizer": {"name": "muon", "lr": lr, "betas": [0.9, 0.95], "weight_decay": 0.1},
+            "duration": f"{length} steps",
+            "batch": {"micro_batch_size": MICRO},
+            "optimizer": {"name": "muon", "learning_rate": lr, "betas": [0.9, 0.95], "weight_decay": 0.1},
             "schedule": {"name": "cosine", "warmup": 0.05, "min_lr": lr / 20},
-            "evaluation": {"every": max(10, length // 4)},
-            **({} if rows == "pretrain" else {"regression": {**asked, "every": max(10, length // 4)}}),
+            "evaluation": {"every_steps": max(10, length // 4)},
+            **({} if rows == "pretrain" else {"prompt_tests": {**asked, "every_steps": max(10, length // 4)}}),
             **more,
         }
 
-    preference = stage("preference", 4e-4, budget.steps("dpo"), beta=0.1, sft_weight=1.0)
+    preference = stage("preference", 4e-4, budget.steps("dpo"), beta=0.1, sft_loss_weight=1.0)
     return recipe_from_dict(
         {
             "name": name,
@@ -131,14 +133,14 @@ def make_recipe(world: Path, name: str, output: str, seed: int, budget: Budget) 
                 "sft": stage("sft", 4e-3, budget.steps("sft")),
                 "dpo": preference,
             },
-            "samples": {"prompts": PROMPTS, "texts": TEXTS, "max_new_tokens": 48},
-            "logging": {"every": 20},
+            "generation_samples": {"prompts": PROMPTS, "texts": TEXTS, "max_new_tokens": 48},
+            "logging": {"every_steps": 20},
         }
     )
 
 
 @dataclass(frozen=True)
-class Mark:
+class AnswerScore:
     """What one answer is worth: wholly right, right apart from habits, showing a habit."""
 
     task: str
@@ -147,12 +149,12 @@ class Mark:
     habit: bool
 
 
-def examine(model: Decoder, tokenizer: Tokenizer, questions: list[Question]) -> dict[str, Any]:
+def score_answers(model: Decoder, tokenizer: Tokenizer, questions: list[Question]) -> dict[str, Any]:
     """Greedy answers to the held-out questions, and what is right and what is habit in them."""
     conversations = [[Message(turn["role"], turn["content"]) for turn in question.messages] for question in questions]
-    answers = [text for text, _ in answer_conversations(model, tokenizer, conversations, Sampling(max_new_tokens=96))]
-    marks: list[Mark] = [
-        Mark(question.task, correct(question, text), correct_content(question, text), bool(habits(question, text)))
+    answers = [text for text, _ in chat_batch(model, tokenizer, conversations, SamplingParams(max_new_tokens=96))]
+    marks: list[AnswerScore] = [
+        AnswerScore(question.task, correct(question, text), correct_content(question, text), bool(habits(question, text)))
         for question, text in zip(questions, answers, strict=True)
     ]
     errors = [
@@ -164,7 +166,7 @@ def examine(model: Decoder, tokenizer: Tokenizer, questions: list[Question]) -> 
     return {**_rates(marks), "tasks": tasks, "errors": errors}
 
 
-def _rates(marks: list[Mark]) -> dict[str, Any]:
+def _rates(marks: list[AnswerScore]) -> dict[str, Any]:
     n, right = len(marks), sum(mark.right for mark in marks)
     return {
         "n": n,
@@ -190,29 +192,29 @@ def quickstart(name: str, output: str, seed: int, minutes: float, resume: bool, 
     if resume and directory.recipe.exists():
         recipe = load_recipe([str(directory.recipe)])
     else:
-        _refuse_existing(directory)
+        _check_not_begun(directory)
         console.title("world")
         budget = Budget(minutes, measure_speed(console))
         facts = build(seed, world, budget.sizes())
-        console.say(f"a bilingual world from seed {seed}: {_world_line(facts)}")
+        console.log(f"a bilingual world from seed {seed}: {_world_line(facts)}")
         recipe = make_recipe(world, name, output, seed, budget)
     questions = load_questions(world)
 
     def after_stage(stage: str, model: Decoder, tokenizer: Tokenizer, folder: StageDirectory) -> None:
         if recipe.stages[stage].kind == "pretrain":
             return
-        score = examine(model, tokenizer, questions)
+        score = score_answers(model, tokenizer, questions)
         measured = read_json(folder.evaluations / "after.json")
         if "pairs" in measured:
             score["preference_accuracy"] = measured["rewards/accuracies"]
         write_json(folder.evaluations / "world.json", score)
-        console.say(_score_line(stage, score))
+        console.log(_score_line(stage, score))
 
     Pipeline(recipe, console, after_stage).run(resume=resume)
     return directory.root
 
 
-def _refuse_existing(directory: RunDirectory) -> None:
+def _check_not_begun(directory: RunDirectory) -> None:
     """FledgeError where a run has begun: it is never written over."""
     if directory.recipe.exists():
         raise FledgeError(

@@ -10,50 +10,50 @@ from typing import Any
 
 import torch
 
-from fledge.data import PackedData, StageData
+from fledge.data import PackedDataset, StageDataset
 from fledge.data.building.shards import BuildPlan
-from fledge.data.survey.recorded import Places
+from fledge.data.survey.recorded import RowLocator
 from fledge.errors import FledgeError
 from fledge.evaluate import sample
-from fledge.evaluate.regression import Case, check, failing_before, summary, write_failing
+from fledge.evaluate.regression import Case, previous_failures, run_cases, summary, write_failing
 from fledge.model.decoder import Decoder
-from fledge.model.directory import load_model, save_model
-from fledge.model.generate import Sampling
-from fledge.objective import LanguageObjective, PreferenceObjective
+from fledge.model.directory import from_pretrained, save_pretrained
+from fledge.model.generate import SamplingParams
+from fledge.objective import CausalLMObjective, DPOObjective
 from fledge.plan import StagePlan
-from fledge.preparation import Prepared
+from fledge.preparation import PreparedStage
 from fledge.recipe import Recipe
 from fledge.recipe.changes import Change
 from fledge.recipe.schema import PreferenceStage
 from fledge.run import Console, StageDirectory, write_json
 from fledge.run.alerts import Alerts
 from fledge.run.directory import read_json
-from fledge.run.startup import Startup
-from fledge.run.stopping import Stopping
+from fledge.run.startup import StartupTimer
+from fledge.run.stopping import SignalHandler
 from fledge.tokenizer import Tokenizer
 from fledge.train.checkpoint import TrainState, Weights, WriteModel, step_name
-from fledge.train.compiling import forget_compiled
-from fledge.train.loop import Loop, Objective, Work
-from fledge.train.machine import Decision, decide, eagerly, head_kernel, warm_up
-from fledge.train.ranks import Ranks
-from fledge.train.reference import precomputed
+from fledge.train.compiling import reset_compiler
+from fledge.train.loop import Objective, TrainContext, Trainer
+from fledge.train.machine import ComputeConfig, autotune, force_eager, head_kernel, warm_up
+from fledge.train.ranks import DistributedContext
+from fledge.train.reference import precompute_ref_log_probs
 from fledge.train.validation import validate
 
 AfterStage = Callable[[str, Decoder, Tokenizer, StageDirectory], None]
 
 
 @dataclass
-class Surroundings:
+class RunContext:
     """What the stages of a run have in common."""
 
     recipe: Recipe
     console: Console
     tokenizer: Tokenizer
-    stopping: Stopping
+    stopping: SignalHandler
     alerts: Alerts
     cases: dict[str, list[Case]]  # regression prompts, by stage
-    ranks: Ranks
-    startup: Startup | None
+    ranks: DistributedContext
+    startup: StartupTimer | None
     after_stage: AfterStage | None = None
     changed: list[Change] = field(default_factory=list)
     token_bytes: torch.Tensor | None = None
@@ -62,19 +62,19 @@ class Surroundings:
         """Time that belongs to a part of the start."""
         return nullcontext() if self.startup is None else self.startup.part(name)
 
-    def ready(self) -> Startup | None:
+    def take_startup_report(self) -> StartupTimer | None:
         """Where the time before the first step of all went; told once."""
         startup, self.startup = self.startup, None
         return startup
 
 
-class StageRun:
+class StageRunner:
     """Runs one stage in its directory, from the model directory of the stage `before`, if there is one."""
 
     def __init__(
         self,
-        shared: Surroundings,
-        prepared: Prepared,
+        shared: RunContext,
+        prepared: PreparedStage,
         order: int,
         seed: int,
         before: Path | None,
@@ -85,53 +85,53 @@ class StageRun:
         self.recipe, self.console, self.ranks, self.tokenizer = shared.recipe, shared.console, shared.ranks, shared.tokenizer
 
     def run(self) -> dict[str, Any]:
-        """All of it; returns what done.json says."""
+        """All of it; returns what result.json says."""
         name, stage, started = self.prepared.name, self.prepared.stage, time.monotonic()
         self.console.title(name)
         for line in self.prepared.data.ledger.lines():
-            self.console.say(line)
+            self.console.log(line)
         changed = {change.key: [change.before, change.after] for change in self.shared.changed if change.concerns(name)}
-        if self.ranks.first:
-            self._keep_account()
+        if self.ranks.is_main_process:
+            self._write_data_report()
             of_stage = any(key.startswith(f"stages.{name}.") for key in changed)
             if of_stage or not (self.directory.root / "plan.json").exists():  # as it was planned when it began
                 write_json(self.directory.root / "plan.json", self.prepared.plan.as_dict())
-        self.console.say(plan_line(self.prepared.plan))
+        self.console.log(plan_line(self.prepared.plan))
         for note in self.prepared.plan.notes:
-            self.console.say(f"  {note}")
+            self.console.log(f"  {note}")
         model = self._start_model()
-        model.recompute_every = self.recipe.machine.recomputed
-        forget_compiled()
-        with self.shared.timed("probe"), self.ranks.first_first():
+        model.activation_checkpoint_every = self.recipe.runtime.activation_checkpoint_every
+        reset_compiler()
+        with self.shared.timed("probe"), self.ranks.main_process_first():
             decision = self._decision(model)
-        self.console.say(_machine_line(decision))
+        self.console.log(_machine_line(decision))
         if not self.ranks.alone:
-            self.console.say(f"{self.ranks.size} processes share each update ({self.recipe.machine.parallel})")
+            self.console.log(f"{self.ranks.world_size} processes share each update ({self.recipe.runtime.parallelism})")
         start = model
-        if isinstance(stage, PreferenceStage) and stage.reference == "live":
+        if isinstance(stage, PreferenceStage) and not stage.precompute_ref_log_probs:
             start = self._start_model()
             decision.apply(start).eval().requires_grad_(False)
-        with self.ranks.first_first():
+        with self.ranks.main_process_first():
             objective, validation_objective = self._objectives(model, decision, start)
         before_file = self.directory.evaluations / "before.json"
-        if self.ranks.told(not before_file.exists()):
+        if self.ranks.broadcast_object(not before_file.exists()):
             with self.shared.timed("evaluation"):
-                self._measure(before_file, model, validation_objective, stage.batch.rows)
-        divided = self.recipe.machine.parallel == "fsdp" and not self.ranks.alone
+                self._evaluate(before_file, model, validation_objective, stage.batch.micro_batch_rows)
+        divided = self.recipe.runtime.parallelism == "fsdp" and not self.ranks.alone
         state = self._train(model, objective, validation_objective, decision, changed, divided)
-        chosen = self._chosen(state)
+        chosen = self._select_checkpoint(state)
         if divided:
-            model = decision.apply(load_model(self.directory.root / chosen))
+            model = decision.apply(from_pretrained(self.directory.root / chosen))
         elif chosen != self._checkpoint(state.step, averaged=False):
-            model.load_state_dict(load_model(self.directory.root / chosen).state_dict())
-        rows = state.micro or stage.batch.rows
-        self._measure(self.directory.evaluations / "after.json", model, validation_objective, rows)
-        if self.shared.after_stage is not None and self.ranks.first:
-            with eagerly():
+            model.load_state_dict(from_pretrained(self.directory.root / chosen).state_dict())
+        rows = state.micro_batch_size or stage.batch.micro_batch_rows
+        self._evaluate(self.directory.evaluations / "after.json", model, validation_objective, rows)
+        if self.shared.after_stage is not None and self.ranks.is_main_process:
+            with force_eager():
                 self.shared.after_stage(name, model, self.tokenizer, self.directory)
         done = {"order": self.order, "model": str(chosen), "step": state.step, "seconds": state.seconds,
-                "wall_seconds": round(time.monotonic() - started, 3), "stop": state.stop}  # fmt: skip
-        if self.ranks.first:
+                "wall_seconds": round(time.monotonic() - started, 3), "stop": state.stop_reason}  # fmt: skip
+        if self.ranks.is_main_process:
             write_json(self.directory.done, done)
         return done
 
@@ -139,78 +139,80 @@ class StageRun:
         self,
         model: Decoder,
         objective: Objective,
-        validation_objective: PreferenceObjective | None,
-        decision: Decision,
+        validation_objective: DPOObjective | None,
+        decision: ComputeConfig,
         changed: dict[str, list[Any]],
         divided: bool,
     ) -> TrainState:
         """The loop, until the last checkpoint is there for all ranks."""
         data, shared, logging = self.prepared.data, self.shared, self.recipe.logging
-        work = Work(
+        work = TrainContext(
             self.prepared.stage, model, objective, data.train, data.validation, validation_objective, self.prepared.extent,
-            decision, self.directory, _writer(model, self.tokenizer), shared.stopping, self.seed, logging.every,
-            logging.tensorboard, _places(data), shared.alerts, self._examiner(), shared.token_bytes, shared.ready, changed,
+            decision, self.directory, _writer(model, self.tokenizer), shared.stopping, self.seed, logging.every_steps,
+            logging.tensorboard, _places(data), shared.alerts, self._prompt_test_callback(), shared.token_bytes, shared.take_startup_report, changed,
             self.ranks, divided,
         )  # fmt: skip
-        state = Loop(work, self.console).run()
-        self.ranks.wait()
+        state = Trainer(work, self.console).run()
+        self.ranks.barrier()
         return state
 
     def _start_model(self) -> Decoder:
-        path = Path(self.prepared.stage.start) if self.prepared.stage.start else self.before
+        path = Path(self.prepared.stage.init_from) if self.prepared.stage.init_from else self.before
         if path is None:
             model = Decoder(self.recipe.model, self.tokenizer.vocab_size)
             model.initialise(self.recipe.seed)
             return model
-        return load_model(path)
+        return from_pretrained(path)
 
-    def _decision(self, model: Decoder) -> Decision:
+    def _decision(self, model: Decoder) -> ComputeConfig:
         """As it was measured when the stage began, and applied; the last bits of every number depend on it."""
-        file = self.directory.root / "machine.json"
-        stage, batch = self.prepared.stage, self.prepared.data.train.batch(0, self.prepared.stage.batch.rows)
+        file = self.directory.root / "compute.json"
+        stage, batch = self.prepared.stage, self.prepared.data.train.batch(0, self.prepared.stage.batch.micro_batch_rows)
 
         def objective(kernel: Any) -> Any:
             if isinstance(stage, PreferenceStage):
-                return PreferenceObjective(stage.beta, 0.0, 0.0, torch.zeros(self.prepared.data.train.examples.count, 2))
-            return LanguageObjective(stage.label_smoothing, kernel)
+                return DPOObjective(stage.beta, 0.0, 0.0, torch.zeros(self.prepared.data.train.examples.count, 2))
+            return CausalLMObjective(stage.label_smoothing, kernel)
 
         if file.exists():
-            decision = Decision.from_dict(read_json(file))
+            decision = ComputeConfig.from_dict(read_json(file))
             if decision.device == "cuda" and not torch.cuda.is_available():
                 raise FledgeError("this stage was begun on a CUDA device; none is at hand", where=str(file))
             decision.apply(model)
-            compiling = warm_up(decision, model, batch, objective, self.console.say)
+            compiling = warm_up(decision, model, batch, objective, self.console.log)
         else:
             micro_steps = self.prepared.extent.micro_batches(self.prepared.extent.steps)
-            decision = decide(self.recipe.machine, model, batch, objective, micro_steps, self.console.say)
+            decision = autotune(self.recipe.runtime, model, batch, objective, micro_steps, self.console.log)
             decision.apply(model)
             write_json(file, decision.as_dict())
-            compiling = float(decision.evidence.get("compile_seconds", 0.0))
+            compiling = float(decision.measurements.get("compile_seconds", 0.0))
         if self.shared.startup is not None:
-            self.shared.startup.take("compile", compiling, out_of="probe")
+            self.shared.startup.reassign("compile", compiling, out_of="probe")
         return decision
 
-    def _objectives(self, model: Decoder, decision: Decision, start: Decoder) -> tuple[Objective, PreferenceObjective | None]:
+    def _objectives(self, model: Decoder, decision: ComputeConfig, start: Decoder) -> tuple[Objective, DPOObjective | None]:
         """The objective of training, and for preferences that of validation with a reference table of its own."""
         stage = self.prepared.stage
         if not isinstance(stage, PreferenceStage):
-            return LanguageObjective(stage.label_smoothing, head_kernel(decision)), None
+            return CausalLMObjective(stage.label_smoothing, head_kernel(decision)), None
 
-        def build(data: PackedData, part: str) -> PreferenceObjective:
-            if stage.reference == "live":
+        def build(data: PackedDataset, part: str) -> DPOObjective:
+            if not stage.precompute_ref_log_probs:
                 reference: Any = start
             else:
-                self.console.say(f"reference log-probabilities of {data.examples.count:,} {part} pairs …")
+                self.console.log(f"reference log-probabilities of {data.examples.count:,} {part} pairs …")
                 cache = self.directory.root / f"reference.{part}.safetensors"
-                reference = precomputed(start, data, stage.batch.rows, decision, cache).to(decision.device)
-            return PreferenceObjective(stage.beta, stage.label_smoothing, stage.sft_weight, reference)
+                reference = precompute_ref_log_probs(start, data, stage.batch.micro_batch_rows, decision, cache).to(
+                    decision.device
+                )
+            return DPOObjective(stage.beta, stage.label_smoothing, stage.sft_loss_weight, reference)
 
         validation = self.prepared.data.validation
         return build(self.prepared.data.train, "training"), build(validation, "validation") if validation else None
 
-    def _keep_account(self) -> None:
-        """Write data.json; FledgeError where a stage that has begun would go on with other data."""
-        file, account = self.directory.root / "data.json", self.prepared.data.account()
+    def _write_data_report(self) -> None:
+        """Write data_report.json; FledgeError where a stage that has begun would go on with other data."""
+        file, account = self.directory.root / "data_report.json", self.prepared.data.account()
         if self.directory.events.exists() and file.exists():
             before = read_json(file)
             prints = [[part and part["fingerprint"] for part in (one["train"], one["validation"])] for one in (before, account)]
@@ -222,22 +224,22 @@ class StageRun:
                 )
         write_json(file, account)
 
-    def _chosen(self, state: TrainState) -> Path:
+    def _select_checkpoint(self, state: TrainState) -> Path:
         """The model directory that goes on, within the stage's."""
-        best, averaged = state.best_step, self.prepared.stage.averaging.decay is not None
+        best, averaged = state.best_step, self.prepared.stage.ema.decay is not None
         last = self._checkpoint(state.step, averaged)
-        if self.prepared.stage.keep != "best" or best is None or best == state.step:
+        if self.prepared.stage.select_checkpoint != "best" or best is None or best == state.step:
             return last
         if not (self.directory.checkpoints / step_name(best)).exists():
-            self.console.say(f"warning: the best checkpoint, of step {best:,}, was not saved: the last one goes on", "yellow")
+            self.console.log(f"warning: the best checkpoint, of step {best:,}, was not saved: the last one goes on", "yellow")
             return last
-        self.console.say(f"the best checkpoint goes on: step {best:,}")
+        self.console.log(f"the best checkpoint goes on: step {best:,}")
         return self._checkpoint(best, averaged)
 
     def _checkpoint(self, step: int, averaged: bool) -> Path:
         return Path("checkpoints") / step_name(step) / ("averaged" if averaged else "model")
 
-    def _measure(self, file: Path, model: Decoder, validation_objective: PreferenceObjective | None, micro: int) -> None:
+    def _evaluate(self, file: Path, model: Decoder, validation_objective: DPOObjective | None, micro: int) -> None:
         """Perplexity and token accuracy on validation, `micro` rows at a time; and answers to the fixed prompts, by the first
         rank."""
         measured: dict[str, Any] = {}
@@ -246,53 +248,53 @@ class StageRun:
             measured = validate(
                 model,
                 self.prepared.data.validation,
-                stage.evaluation.max_rows,
+                stage.evaluation.max_packed_rows,
                 micro,
                 validation_objective,
                 self.shared.token_bytes,
                 ranks=self.ranks,
             )
-            self.console.say(
+            self.console.log(
                 f"{file.stem} {self.prepared.name}: validation perplexity {measured['perplexity']:.4g}, "
                 f"token accuracy {measured['token_accuracy']:.1%}"
             )
-        if not self.ranks.first:
+        if not self.ranks.is_main_process:
             return
-        with eagerly():
-            samples = sample(model, self.tokenizer, self.recipe.samples, stage.kind)
+        with force_eager():
+            samples = sample(model, self.tokenizer, self.recipe.generation_samples, stage.kind)
         write_json(file, {**measured, "samples": [one.as_dict() for one in samples]})
 
-    def _examiner(self) -> Callable[[Decoder, int], dict[str, Any]] | None:
+    def _prompt_test_callback(self) -> Callable[[Decoder, int], dict[str, Any]] | None:
         """Asks the stage's regression prompts; failing cases are kept in `regression/step-….jsonl`."""
-        config = self.prepared.stage.regression
+        config = self.prepared.stage.prompt_tests
         if config is None:
             return None
-        cases, sampling = self.shared.cases[self.prepared.name], Sampling(max_new_tokens=config.max_new_tokens)
+        cases, sampling = self.shared.cases[self.prepared.name], SamplingParams(max_new_tokens=config.max_new_tokens)
 
         def examine(model: Decoder, step: int) -> dict[str, Any]:
-            with eagerly():
-                checked = check(model, self.tokenizer, cases, sampling)
-            before = failing_before(self.directory.regression, step)
+            with force_eager():
+                checked = run_cases(model, self.tokenizer, cases, sampling)
+            before = previous_failures(self.directory.regression, step)
             write_failing(checked, self.directory.regression / f"{step_name(step)}.jsonl")
             return summary(checked, before)
 
         return examine
 
 
-def _places(data: StageData) -> Callable[[int], str]:
+def _places(data: StageDataset) -> Callable[[int], str]:
     """Where the row of a training example stands; what that takes is read when it is first asked."""
 
     @cache
-    def places() -> Places:
-        return Places(data, BuildPlan.read(data.folder / "plan.json"))
+    def places() -> RowLocator:
+        return RowLocator(data, BuildPlan.read(data.folder / "build_plan.json"))
 
     return lambda example: places().example(example)
 
 
 def _writer(model: Decoder, tokenizer: Tokenizer) -> WriteModel:
     def write(folder: Path, weights: Weights) -> None:
-        stops = sorted(tokenizer.stop_ids, key=lambda token: token != tokenizer.turn_end)
-        save_model(model, folder, bos=tokenizer.document_start, eos=stops, pad=tokenizer.pad, weights=weights)
+        stops = sorted(tokenizer.stop_ids, key=lambda token: token != tokenizer.eot_id)
+        save_pretrained(model, folder, bos=tokenizer.bos_id, eos=stops, pad=tokenizer.pad, weights=weights)
         tokenizer.save(folder)
 
     return write
@@ -307,8 +309,8 @@ def plan_line(plan: StagePlan) -> str:
     )
 
 
-def _machine_line(decision: Decision) -> str:
-    reason = decision.evidence.get("compile_reason", "")
+def _machine_line(decision: ComputeConfig) -> str:
+    reason = decision.measurements.get("compile_reason", "")
     return (
         f"machine: {decision.device}, {decision.precision}, {decision.threads} threads, attention {decision.attention}, "
         f"compile {'on' if decision.compile else 'off'}" + (f" ({reason})" if reason else "")

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Iterator
 
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
-from fledge.model.directory import load_model
-from fledge.model.generate import Sampling, stream
-from fledge.run import find_model
+from fledge.model.directory import from_pretrained
+from fledge.model.generate import SamplingParams, stream
+from fledge.run import resolve_model_path
 from fledge.tokenizer import Message, Tokenizer, load_tokenizer
 
 
 def _load(place: str) -> tuple[Decoder, Tokenizer]:
-    folder = find_model(place)
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    folder = resolve_model_path(place)
+    model, tokenizer = from_pretrained(folder), load_tokenizer(folder)
     if tokenizer.vocab_size > model.vocab_size:
         raise FledgeError(
             f"the chat template needs control tokens that this model has never seen: it knows {model.vocab_size:,} tokens, "
@@ -25,7 +25,7 @@ def _load(place: str) -> tuple[Decoder, Tokenizer]:
     return model, tokenizer
 
 
-def _sampling(options: argparse.Namespace) -> Sampling:
+def _sampling(options: argparse.Namespace) -> SamplingParams:
     bounds = (
         ("--temperature", options.temperature >= 0, "0 or more"),
         ("--top-k", options.top_k >= 0, "0 or more"),
@@ -36,7 +36,7 @@ def _sampling(options: argparse.Namespace) -> Sampling:
     for name, good, expected in bounds:
         if not good:
             raise FledgeError(f"{name} must be {expected}")
-    return Sampling(
+    return SamplingParams(
         options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.max_new_tokens, options.seed
     )
 
@@ -55,7 +55,7 @@ def pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
         yield text[len(said) :]
 
 
-def _answer(model: Decoder, tokenizer: Tokenizer, prompt: list[int], sampling: Sampling) -> str:
+def _answer(model: Decoder, tokenizer: Tokenizer, prompt: list[int], sampling: SamplingParams) -> str:
     if not prompt:
         raise FledgeError("the prompt is empty")
     most = model.config.max_position_embeddings
@@ -76,7 +76,7 @@ def generate_once(options: argparse.Namespace) -> None:
     sampling = _sampling(options)
     model, tokenizer = _load(options.model)
     if options.raw:
-        prompt = tokenizer.encode_beginning(options.prompt)
+        prompt = tokenizer.encode_prefix(options.prompt)
     else:
         system = [Message("system", options.system)] if options.system else []
         prompt = tokenizer.encode_prompt([*system, Message("user", options.prompt)])

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fledge.errors import GONE, FledgeError, Gone
-from fledge.run.stopping import Stopping
+from fledge.errors import EXIT_PEER_LOST, FledgeError, PeerLostError
+from fledge.run.stopping import SignalHandler
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainCommand:
     """What the command line says about a run: recipes, keys that override theirs, and how to go on."""
 
     recipes: tuple[str, ...]
@@ -20,32 +20,32 @@ class Training:
     resume: bool = False
     quiet: bool = False
 
-    def run(self, stopping: Stopping) -> None:
+    def run(self, stopping: SignalHandler) -> None:
         """Train as one of the ranks that the environment tells of, or alone; the first one writes the report.
 
         `stopping` listens for signals. They wait while libraries are loaded, some of which swallow whatever is raised."""
         from fledge.recipe import load_recipe
         from fledge.run import Console
 
-        with stopping.held():
+        with stopping.deferred():
             from fledge.pipeline import Pipeline
-            from fledge.train.ranks import Ranks, is_lost
+            from fledge.train.ranks import DistributedContext, is_peer_lost_error
 
         recipe = load_recipe(list(self.recipes), list(self.overrides))
-        ranks = Ranks.join()
-        console = Console(quiet=self.quiet or not ranks.first)
+        ranks = DistributedContext.init_distributed()
+        console = Console(quiet=self.quiet or not ranks.is_main_process)
         try:
             run = Pipeline(recipe, console, allow=self.allow, ranks=ranks).run(resume=self.resume)
         except RuntimeError as error:  # from within a divided model
-            if ranks.alone or not is_lost(error):
+            if ranks.alone or not is_peer_lost_error(error):
                 raise
-            raise Gone from error
-        if ranks.first:
-            finish(run)
-        ranks.leave()
+            raise PeerLostError from error
+        if ranks.is_main_process:
+            write_report_and_summarise(run)
+        ranks.destroy()
 
 
-def finish(run: Path) -> None:
+def write_report_and_summarise(run: Path) -> None:
     """Write the report of a run, and say what came of it."""
     from rich.console import Console as Rich
 
@@ -74,9 +74,9 @@ def exit_code(
     `debug` shows the traceback of errors; `at_end` is called first after an interruption."""
     try:
         return act() or 0
-    except Gone as error:
+    except PeerLostError as error:
         say(error.text())
-        return GONE
+        return EXIT_PEER_LOST
     except FledgeError as error:
         if debug:
             traceback.print_exc()

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fledge.data import Collected, StageData, collect, encode
+from fledge.data import CollectedRows, StageDataset, collect, encode
 from fledge.data.rows.items import Item
 from fledge.recipe import PreferenceStage, PretrainStage, SftStage, recipe_from_dict
 from fledge.tokenizer import Tokenizer
@@ -17,7 +17,7 @@ UNCLEANED = {
     "whitespace": False,
     "mojibake": False,
     "html": False,
-    "contamination": False,
+    "decontaminate": False,
 }
 
 
@@ -31,12 +31,12 @@ def jsonl(path: Path, rows: Iterable[Any]) -> Path:
 def stage_of(kind: str, train: Any, **data: Any) -> PretrainStage | SftStage | PreferenceStage:
     """A stage that reads `train` (a path, or sources as a recipe has them) as it is; no validation unless asked."""
     train = str(train) if isinstance(train, Path) else train
-    data = {"train": train, "validation": 0, "context": 64, "clean": UNCLEANED, **data}
+    data = {"train": train, "validation": 0, "max_seq_len": 64, "clean": UNCLEANED, **data}
     tree = {"model": {"max_position_embeddings": 65536}, "stages": {"x": {"kind": kind, "data": data}}}
     return recipe_from_dict(tree).stages["x"]
 
 
-def read(kind: str, train: Any, **data: Any) -> Collected:
+def read(kind: str, train: Any, **data: Any) -> CollectedRows:
     """The items of a stage."""
     return collect(stage_of(kind, train, **data), "x", 1)
 
@@ -46,7 +46,7 @@ def items(kind: str, train: Any, **data: Any) -> list[Item]:
     return list(read(kind, train, **data).items())
 
 
-def prepare(kind: str, train: Any, tokenizer: Tokenizer, seed: int = 1, **data: Any) -> StageData:
+def prepare(kind: str, train: Any, tokenizer: Tokenizer, seed: int = 1, **data: Any) -> StageDataset:
     """A stage's packed data."""
     stage = stage_of(kind, train, **data)
     return encode(collect(stage, "x", seed), stage, "x", tokenizer, seed)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fledge.data import Collected, Ledger
+from fledge.data import CollectedRows, DataReport
 from fledge.data.building.work import TRAIN, VALIDATION
-from fledge.data.ledger import SourceAccount
+from fledge.data.ledger import SourceReport
 from fledge.data.rows.items import Document
 from fledge.errors import FledgeError
 from fledge.tokenizer import Tokenizer, load_tokenizer
@@ -56,7 +56,7 @@ def test_every_row_is_used_or_dropped_whatever_the_rows(
     assert account["used"] == sum(part.examples.count for part in packed)
     assert account["validation"] == (data.validation.examples.count if data.validation else 0)
     assert account["tokens"] == sum(len(part.examples.tokens) for part in packed)
-    assert account["supervised_tokens"] == sum(part.supervised for part in packed)
+    assert account["target_tokens"] == sum(part.supervised for part in packed)
     places = [line for place in account["examples"] for line in [place["where"]]]
     assert all(place.startswith(f"{file}:") for place in places)
 
@@ -73,7 +73,7 @@ def test_validation_of_which_nothing_fits_is_refused_not_forgotten(chatml: Token
 
 
 def test_an_account_that_does_not_add_up_is_a_fault_of_ours() -> None:
-    ledger = Ledger([SourceAccount("a", "a", rows=1)])
+    ledger = DataReport([SourceReport("a", "a", rows=1)])
     with pytest.raises(AssertionError, match="1 rows != 0 used"):
         ledger.close("key")
 
@@ -114,7 +114,7 @@ def rows_of(count: int) -> list[dict]:
     return [{"text": f"document {i}"} for i in range(count)]
 
 
-def texts(collected: Collected, part: int) -> list[str]:
+def texts(collected: CollectedRows, part: int) -> list[str]:
     return [item.text for item in collected.items(part) if isinstance(item, Document)]
 
 
@@ -166,13 +166,13 @@ def written(data: Any, tokenizer: Tokenizer, index: int = 0) -> tuple[str, str]:
 def test_a_long_conversation_keeps_its_system_turn_and_the_newest_whole_rounds(tmp_path: Path, chatml: Tokenizer) -> None:
     turns = talk(*(part for i in range(9) for part in (f"ask {i}", f"tell {i}")))
     file = jsonl(tmp_path / "a.jsonl", [{"messages": [{"role": "system", "content": "sys"}, *turns]}])
-    whole = prepare("sft", file, chatml, context=2000)
+    whole = prepare("sft", file, chatml, max_seq_len=2000)
     size = len(whole.train.examples.tokens) - 1
-    exact = prepare("sft", file, chatml, context=size)
+    exact = prepare("sft", file, chatml, max_seq_len=size)
     assert exact.ledger.sources[0].shortened == 0
-    account = (data := prepare("sft", file, chatml, context=size - 2)).ledger.sources[0]
+    account = (data := prepare("sft", file, chatml, max_seq_len=size - 2)).ledger.sources[0]
     assert (account.shortened, account.truncated, account.used) == (1, 0, 1)
-    assert account.noted["oldest turns left out"][0]["detail"] == "1 of 9 rounds"
+    assert account.examples_by_reason["oldest turns left out"][0]["detail"] == "1 of 9 rounds"
     text, trained = written(data, chatml)
     assert text.startswith("<|im_start|>system\nsys<|im_end|>\n<|im_start|>user\nask 1<|im_end|>")
     assert trained == "".join(f"tell {i}<|im_end|>" for i in range(1, 9))
@@ -182,7 +182,7 @@ def test_a_long_conversation_keeps_its_system_turn_and_the_newest_whole_rounds(t
 def test_an_answer_that_does_not_fit_alone_is_cut_and_counted(tmp_path: Path, chatml: Tokenizer) -> None:
     answer = " ".join(map(str, range(100)))
     file = jsonl(tmp_path / "a.jsonl", [{"messages": talk("old", "older", "new", answer)}])
-    data = prepare("sft", file, chatml, context=64)
+    data = prepare("sft", file, chatml, max_seq_len=64)
     account = data.ledger.sources[0]
     assert (account.truncated, account.shortened, account.used) == (1, 1, 1)
     assert len(data.train.examples.tokens) == 65
@@ -222,7 +222,7 @@ def test_preferences_that_do_not_fit_are_cut_or_dropped_and_counted(
 def test_a_preference_with_a_long_history_keeps_the_newest_rounds_in_both_answers(tmp_path: Path, chatml: Tokenizer) -> None:
     turns = talk(*(part for i in range(9) for part in (f"ask {i}", f"tell {i}")), "last")
     file = jsonl(tmp_path / "a.jsonl", [{"prompt": turns, "chosen": "yes", "rejected": "no"}])
-    data = prepare("preference", file, chatml, context=64)
+    data = prepare("preference", file, chatml, max_seq_len=64)
     account = data.ledger.sources[0]
     assert (account.shortened, account.truncated, account.used) == (1, 0, 1)
     (chosen, trained), (rejected, other) = (written(data, chatml, i) for i in (0, 1))
@@ -232,7 +232,7 @@ def test_a_preference_with_a_long_history_keeps_the_newest_rounds_in_both_answer
 
 def test_documents_that_go_on_in_another_row_are_counted_as_split(tmp_path: Path, chatml: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", [{"text": "1 2 3 4 5 " * 30}, {"text": "a"}])
-    data = prepare("pretrain", file, chatml, context=32)
+    data = prepare("pretrain", file, chatml, max_seq_len=32)
     account = data.ledger.sources[0]
     assert (account.split, account.truncated, account.used) == (1, 0, 2)
     assert data.train.positions == len(data.train.examples.tokens) - 2
@@ -251,7 +251,7 @@ def test_what_the_template_refuses_is_dropped_with_its_reason(tmp_path: Path, ch
     for kind in ("sft", "preference"):
         account = prepare(kind, file, load_tokenizer(tmp_path)).ledger.sources[0]
         assert (account.used, dict(account.dropped)) == (1, {"the chat template refuses it": 1})
-        assert account.noted["the chat template refuses it"][0]["detail"] == "not this"
+        assert account.examples_by_reason["the chat template refuses it"][0]["detail"] == "not this"
 
 
 def test_a_template_whose_prompt_does_not_begin_the_answer_is_refused_for_preferences(

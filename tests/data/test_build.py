@@ -15,16 +15,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fledge.data import StageData
+from fledge.data import StageDataset
 from fledge.data.building import build, shards
 from fledge.data.building.build import collect, encode
-from fledge.data.building.executors import Executor, Here, Processes, Ray, Slurm
+from fledge.data.building.executors import Executor, InProcessExecutor, ProcessPoolExecutor, Ray, Slurm
 from fledge.data.building.folder import remove_build
-from fledge.data.building.opening import open_built
+from fledge.data.building.opening import load_built_dataset
 from fledge.errors import FledgeError
 from fledge.preparation import build as build_recipe
 from fledge.recipe import PreferenceStage, PretrainStage, Recipe, SftStage, recipe_from_dict
-from fledge.run import only_one
+from fledge.run import exclusive_lock
 from fledge.tokenizer import Tokenizer, train_tokenizer
 from tests.data import sources
 from tests.data.sources import jsonl
@@ -60,7 +60,7 @@ def stage_of(kind: str, train: Any, **data: Any) -> PretrainStage | SftStage | P
     return sources.stage_of(kind, train, **{"clean": {}, **data})
 
 
-def prepare(kind: str, train: Any, tokenizer: Tokenizer, **data: Any) -> StageData:
+def prepare(kind: str, train: Any, tokenizer: Tokenizer, **data: Any) -> StageDataset:
     """Its packed data."""
     return sources.prepare(kind, train, tokenizer, **{"clean": {}, **data})
 
@@ -100,12 +100,12 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_processes_give_the_bytes_of_one_process(tmp_path: Path, tokenizer: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", [*documents(400), b"{broken", {"text": "short"}])
     near = {"clean": {"near_duplicates": 0.7}}
-    here = built(tmp_path / "here", file, tokenizer, Here(), **near)
-    assert sum(name.startswith("tokens/") and name.endswith("done.json") for name in here) > 3
-    assert built(tmp_path / "two", file, tokenizer, Processes(2), **near) == here
+    here = built(tmp_path / "here", file, tokenizer, InProcessExecutor(), **near)
+    assert sum(name.startswith("tokens/") and name.endswith("result.json") for name in here) > 3
+    assert built(tmp_path / "two", file, tokenizer, ProcessPoolExecutor(2), **near) == here
 
 
-class _Dying(Here):
+class _Dying(InProcessExecutor):
     """Does some shards and dies in the middle of one."""
 
     def __init__(self, after: int) -> None:
@@ -123,10 +123,10 @@ class _Dying(Here):
 @pytest.mark.parametrize("after", [0, 1, 3, 5, 7, 9])
 def test_an_interrupted_build_goes_on_to_the_same_bytes(tmp_path: Path, tokenizer: Tokenizer, after: int) -> None:
     file = jsonl(tmp_path / "a.jsonl", documents(300))
-    whole = built(tmp_path / "whole", file, tokenizer, Here())
+    whole = built(tmp_path / "whole", file, tokenizer, InProcessExecutor())
     with pytest.raises(KeyboardInterrupt):
         built(tmp_path / "cut", file, tokenizer, _Dying(after))
-    assert built(tmp_path / "cut", file, tokenizer, Here()) == whole
+    assert built(tmp_path / "cut", file, tokenizer, InProcessExecutor()) == whole
 
 
 BUILD = """
@@ -172,7 +172,9 @@ def test_a_killed_worker_costs_nothing_but_time(
     assert not any(_alive(child) for child in children)
     monkeypatch.setattr(shards, "SHARD_BYTES", 6000)
     assert 0 < len(list(folder.glob("rows/0*"))) < len(collect(stage_of("pretrain", file), "x", 1).plan.shards)
-    assert built(folder, file, tokenizer, Processes(2)) == built(tmp_path / "whole", file, tokenizer, Here())
+    assert built(folder, file, tokenizer, ProcessPoolExecutor(2)) == built(
+        tmp_path / "whole", file, tokenizer, InProcessExecutor()
+    )
 
 
 def _alive(pid: int) -> bool:
@@ -191,13 +193,16 @@ def test_clusters_give_the_bytes_of_one_process(tmp_path: Path, tokenizer: Token
     made = built(tmp_path / "cluster", file, tokenizer, executor)
     kept = {name: content for name, content in made.items() if not name.startswith("jobs/")}
     assert not any(name.endswith(".pkl") for name in made)
-    assert kept == built(tmp_path / "here", file, tokenizer, Here())
+    assert kept == built(tmp_path / "here", file, tokenizer, InProcessExecutor())
 
 
 def test_a_built_directory_gives_the_batches_of_a_build_on_the_fly(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "a.jsonl", documents(60))
     recipe = recipe_from_dict(
-        {"tokenizer": {"vocab_size": 320}, "stages": {"x": {"kind": "pretrain", "data": {"train": str(file), "context": 64}}}}
+        {
+            "tokenizer": {"vocab_size": 320},
+            "stages": {"x": {"kind": "pretrain", "data": {"train": str(file), "max_seq_len": 64}}},
+        }
     )
     made = build_recipe(recipe, tmp_path / "out", None, _quietly)["x"]
     again = build_recipe(recipe, tmp_path / "out", None, _quietly)["x"]
@@ -208,35 +213,38 @@ def test_a_built_directory_gives_the_batches_of_a_build_on_the_fly(tmp_path: Pat
     for data in (made, again):
         assert data.train.fingerprint() == fresh.train.fingerprint()
         assert data.account() == fresh.account()
-        assert (data.train.batch(0, 4).tokens == fresh.train.batch(0, 4).tokens).all()
+        assert (data.train.batch(0, 4).input_ids == fresh.train.batch(0, 4).input_ids).all()
 
 
 def test_a_built_directory_for_something_else_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", documents(40))
     stage = stage_of("pretrain", file)
     encode(collect(stage, "x", 1, tmp_path / "b"), stage, "x", tokenizer, 1)
-    with pytest.raises(FledgeError, match=r"data.context: built with 64, asked for 32"):
-        open_built(tmp_path / "b", stage_of("pretrain", file, context=32), "x", tokenizer, 1)
+    with pytest.raises(FledgeError, match=r"data.max_seq_len: built with 64, asked for 32"):
+        load_built_dataset(tmp_path / "b", stage_of("pretrain", file, max_seq_len=32), "x", tokenizer, 1)
     with pytest.raises(FledgeError, match="seed: built with 1, asked for 2"):
-        open_built(tmp_path / "b", stage, "x", tokenizer, 2)
+        load_built_dataset(tmp_path / "b", stage, "x", tokenizer, 2)
     other = train_tokenizer(["other text"], 300)
     with pytest.raises(FledgeError, match="another tokenizer"):
-        open_built(tmp_path / "b", stage, "x", other, 1)
+        load_built_dataset(tmp_path / "b", stage, "x", other, 1)
     tokens = next((tmp_path / "b").glob("tokens/*/train.tokens"))
     content = tokens.read_bytes()
     tokens.write_bytes(content[:-2])
     with pytest.raises(FledgeError, match="damaged: this file has not the size"):
-        open_built(tmp_path / "b", stage, "x", tokenizer, 1)
+        load_built_dataset(tmp_path / "b", stage, "x", tokenizer, 1)
     tokens.write_bytes(content)
     (tmp_path / "b" / "manifest.json").unlink()
     with pytest.raises(FledgeError, match="not complete"):
-        open_built(tmp_path / "b", stage, "x", tokenizer, 1)
+        load_built_dataset(tmp_path / "b", stage, "x", tokenizer, 1)
 
 
 def _recipe(file: Path, **more: Any) -> Recipe:
-    data = {"train": str(file), "context": 64, "validation": 0.1}
+    data = {"train": str(file), "max_seq_len": 64, "validation": 0.1}
     return recipe_from_dict(
-        {"tokenizer": {"vocab_size": 320}, "stages": {"x": {"kind": "pretrain", "data": {**data, **more}, "length": "2 steps"}}}
+        {
+            "tokenizer": {"vocab_size": 320},
+            "stages": {"x": {"kind": "pretrain", "data": {**data, **more}, "duration": "2 steps"}},
+        }
     )
 
 
@@ -250,8 +258,8 @@ def test_files_that_changed_under_a_complete_build_are_told(tmp_path: Path) -> N
     jsonl(file, documents(41))
     with pytest.raises(FledgeError, match=r"built from other data:\n.*a\.jsonl: changed since"):
         build_recipe(_recipe(file), tmp_path / "out", None, _quietly)
-    with pytest.raises(FledgeError, match=r"another recipe:\n.*stages\.x\.data\.context"):
-        build_recipe(_recipe(file, context=32), tmp_path / "out", None, _quietly)
+    with pytest.raises(FledgeError, match=r"another recipe:\n.*stages\.x\.data\.max_seq_len"):
+        build_recipe(_recipe(file, max_seq_len=32), tmp_path / "out", None, _quietly)
 
 
 def test_a_mistake_in_a_recipe_leaves_no_build_that_refuses_the_mended_one(tmp_path: Path) -> None:
@@ -259,7 +267,7 @@ def test_a_mistake_in_a_recipe_leaves_no_build_that_refuses_the_mended_one(tmp_p
     with pytest.raises(FledgeError, match="there is no file"):
         build_recipe(_recipe(tmp_path / "b.jsonl"), tmp_path / "out", None, _quietly)
     with pytest.raises(FledgeError, match="are dropped"):
-        build_recipe(_recipe(file, max_dropped=0.01), tmp_path / "out", None, _quietly)
+        build_recipe(_recipe(file, max_drop_fraction=0.01), tmp_path / "out", None, _quietly)
     assert build_recipe(_recipe(file), tmp_path / "out", None, _quietly)["x"].train.examples.count > 20
 
 
@@ -275,7 +283,7 @@ def test_a_build_goes_on_when_only_the_training_changes(tmp_path: Path) -> None:
 def test_only_one_process_writes_a_build(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "a.jsonl", documents(40))
     with (
-        only_one(tmp_path / ".out.lock", tmp_path / "out"),
+        exclusive_lock(tmp_path / ".out.lock", tmp_path / "out"),
         pytest.raises(FledgeError, match="another process is writing here"),
     ):
         build_recipe(_recipe(file), tmp_path / "out", None, _quietly)
@@ -300,7 +308,7 @@ def test_flipped_bits_in_built_tokens_are_noticed(tmp_path: Path, tokenizer: Tok
     content[40] ^= 1
     tokens.write_bytes(bytes(content))
     with pytest.raises(FledgeError, match="not those that were written"):
-        open_built(tmp_path / "b", stage, "x", tokenizer, 1)
+        load_built_dataset(tmp_path / "b", stage, "x", tokenizer, 1)
 
 
 def test_an_interrupted_run_with_a_tokenizer_to_train_can_be_started_again(tmp_path: Path) -> None:
@@ -324,7 +332,7 @@ def test_the_recipe_s_system_prompt_does_not_make_rows_alike(tmp_path: Path, tok
         [{"prompt": f"问题{row['prompt']}是什么意思呢", "response": "不知道" * n} for n, row in enumerate(rows, 1)],
     )
     account = prepare(
-        "sft", file, tokenizer, context=4000, system="You are a patient assistant. " * 30, clean=clean
+        "sft", file, tokenizer, max_seq_len=4000, system="You are a patient assistant. " * 30, clean=clean
     ).ledger.sources[0]
     assert account.used == 6, account.dropped
 
@@ -334,7 +342,7 @@ def test_evaluation_rows_of_any_kind_and_language_are_kept_out_of_training(tmp_p
     english = "a long and plain english sentence that quotes nothing of it "
     file = jsonl(tmp_path / "a.jsonl", [{"text": f"{english * 4} {text} {english * 4}"}, {"text": english * 5}])
     questions = jsonl(tmp_path / "q.jsonl", [{"question": text}])
-    clean = {"languages": ["en"], "evaluation": str(questions)}
+    clean = {"languages": ["en"], "decontaminate_against": str(questions)}
     account = prepare("pretrain", file, tokenizer, clean=clean).ledger.sources[0]
     assert dict(account.dropped) == {"contaminated by the evaluation set": 1}
 
@@ -343,7 +351,7 @@ def test_a_row_that_makes_several_examples_is_drawn_as_one(tmp_path: Path, token
     turns = [{"role": role, "content": f"{role} {n} says a few words"} for n in range(6) for role in ("user", "assistant")]
     rows = [{"messages": [{"role": "system", "content": f"row {n}"}, *turns]} for n in range(9)]
     source = {"path": str(jsonl(tmp_path / "a.jsonl", rows)), "max_rows": 4}
-    data = prepare("sft", [source], tokenizer, context=128, long_conversations="split")
+    data = prepare("sft", [source], tokenizer, max_seq_len=128, truncation="split")
     (taken,) = data.account()["mixture"]
     assert taken["rows"] == 4 and taken["examples"] > 4
     whole = np.bincount(data.train.examples.row_numbers())
@@ -362,8 +370,8 @@ def test_duplicates_are_left_out_and_told_with_both_places(tmp_path: Path, token
     file = jsonl(tmp_path / "a.jsonl", documents(40))
     account = prepare("pretrain", file, tokenizer).ledger.sources[0]
     assert (account.rows, account.used, dict(account.dropped)) == (43, 40, {"exact duplicate": 3})
-    assert account.noted["exact duplicate"][0]["where"].endswith("a.jsonl:41")
-    assert account.noted["exact duplicate"][0]["detail"].endswith("a.jsonl:1")
+    assert account.examples_by_reason["exact duplicate"][0]["where"].endswith("a.jsonl:41")
+    assert account.examples_by_reason["exact duplicate"][0]["detail"].endswith("a.jsonl:1")
     kept = prepare("pretrain", file, tokenizer, clean={"exact_duplicates": False}).ledger.sources[0]
     assert kept.used == 43
 
@@ -374,7 +382,7 @@ def test_training_rows_that_hold_a_question_of_the_validation_file_are_left_out(
     rows += [{"prompt": f"What is {n} and {n}?", "response": str(2 * n)} for n in range(20)]
     held_out = jsonl(tmp_path / "v.jsonl", [{"prompt": question, "response": "28"}])
     file = jsonl(tmp_path / "a.jsonl", rows)
-    train, validation = prepare("sft", file, tokenizer, context=256, validation=str(held_out)).ledger.sources
+    train, validation = prepare("sft", file, tokenizer, max_seq_len=256, validation=str(held_out)).ledger.sources
     assert dict(train.dropped) == {"contaminated by the evaluation set": 2}
     assert (validation.part, validation.used, validation.validation) == ("validation", 1, 1)
 
@@ -382,13 +390,13 @@ def test_training_rows_that_hold_a_question_of_the_validation_file_are_left_out(
 def test_more_dropped_than_allowed_stops_with_the_reasons(tmp_path: Path, tokenizer: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", [*documents(40), b"{broken"])
     with pytest.raises(FledgeError) as caught:
-        prepare("pretrain", file, tokenizer, max_dropped="1%")
+        prepare("pretrain", file, tokenizer, max_drop_fraction="1%")
     assert "4 of the 44 rows" in caught.value.text() and "3 exact duplicate, 1 invalid JSON" in caught.value.text()
-    prepare("pretrain", file, tokenizer, max_dropped="10%")
+    prepare("pretrain", file, tokenizer, max_drop_fraction="10%")
 
 
 def test_a_worker_s_error_is_the_user_s_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "ALONE_BYTES", 0)
+    monkeypatch.setattr(build, "MIN_BYTES_FOR_WORKERS", 0)
     good, bad = jsonl(tmp_path / "a.jsonl", documents(10)), tmp_path / "b.json"
     bad.write_text('[{"text": "x"}, {')
     with pytest.raises(FledgeError, match=r"b\.json"):
@@ -421,4 +429,4 @@ def test_totals_add_up_whatever_the_rows_are(
     held_out = data.validation.examples.count if data.validation else 0
     assert data.train.examples.count + held_out == account.used
     assert account.validation == held_out
-    assert data.train.batch(0, len(data.train)).supervised == data.train.supervised
+    assert data.train.batch(0, len(data.train)).num_target_tokens == data.train.supervised

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as Core
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from fledge.data.survey.checks import CHECKS, Finding, Inspected, findings
+from fledge.data.survey.checks import CHECKS, CheckContext, Finding, findings
 from fledge.data.survey.statistics import stage_statistics
 from fledge.tokenizer import Tokenizer, load_tokenizer
 from tests.data.sources import UNCLEANED, jsonl, prepare
@@ -21,7 +21,7 @@ PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 def found(kind: str, train: Any, tokenizer: Tokenizer, limits: dict[str, Any] | None = None, **data: Any) -> list[Finding]:
     """Everything that the checks find in a stage."""
     made = prepare(kind, train, tokenizer, **data)
-    inspected = Inspected(made, stage_statistics(made), tokenizer, **(limits or {}))
+    inspected = CheckContext(made, stage_statistics(made), tokenizer, **(limits or {}))
     return [finding for group in findings(inspected).values() for finding in group]
 
 
@@ -77,7 +77,7 @@ def test_a_source_that_went_to_validation_whole(tmp_path: Path, chatml: Tokenize
 
 def test_answers_that_never_end(tmp_path: Path, chatml: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", [row(f"{n}", f"{n} word" * 100) for n in range(3)])
-    made = found("sft", file, chatml, context=32)
+    made = found("sft", file, chatml, max_seq_len=32)
     assert the("end token", made).level == "error" and the("end token", made).where == f"{file}:1"
     assert the("cut answers", made).level == "warning" and "3 of 3 rows (100.0%)" in the("cut answers", made).message
 
@@ -114,7 +114,7 @@ def test_rows_that_are_trained_and_validated(tmp_path: Path, chatml: Tokenizer) 
     train, held_out = jsonl(tmp_path / "a.jsonl", rows(6)), jsonl(tmp_path / "v.jsonl", rows(6)[4:])
     finding = the("validation", found("sft", train, chatml, validation=str(held_out)))
     assert finding.level == "error" and finding.message.startswith("2 rows") and finding.where == f"{train}:5"
-    clean = {**UNCLEANED, "contamination": True}
+    clean = {**UNCLEANED, "decontaminate": True}
     left_out = found("sft", train, chatml, validation=str(held_out), clean=clean)
     assert "validation" not in {finding.check for finding in left_out}
 

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fledge.data.cleaning import cleaning
-from fledge.data.cleaning.cleaning import SUSPECTED_HTML, SUSPECTED_MOJIBAKE, Steps, clean_item, clean_text
-from fledge.data.cleaning.languages import LANGUAGES, language_of
-from fledge.data.rows.items import Conversation, Document, Labelled, Preference, RowError
+from fledge.data.cleaning.cleaning import SUSPECTED_HTML, SUSPECTED_MOJIBAKE, CleaningSteps, clean_item, clean_text
+from fledge.data.cleaning.languages import LANGUAGES, detect_language
+from fledge.data.rows.items import BinaryFeedback, Conversation, Document, PreferencePair, RowError
 from fledge.errors import FledgeError
 from fledge.recipe.schema import CleanConfig
 from fledge.tokenizer import Message
 
-ALL = Steps()
+ALL = CleaningSteps()
 
 FRAGMENTS = [
     "<p>", "</p>", "<b>", "</b>", '<div class="a">', "</div>", "<pre>", "</pre>", "<code>", "</code>", "<br>", "<li>", "<td>",
@@ -156,20 +156,24 @@ def test_markup_without_text_is_refused(text: str) -> None:
 
 
 def test_markup_is_stripped_from_documents_and_not_from_conversations_unless_told() -> None:
-    assert Steps.of(CleanConfig(), "pretrain").html and not Steps.of(CleanConfig(), "sft").html
-    assert Steps.of(CleanConfig(html=True), "sft").html and not Steps.of(CleanConfig(html=False), "pretrain").html
-    assert Steps.of(CleanConfig(unicode=False, whitespace=False, mojibake=False), "sft") == Steps(False, False, False, False)
+    assert CleaningSteps.of(CleanConfig(), "pretrain").html and not CleaningSteps.of(CleanConfig(), "sft").html
+    assert (
+        CleaningSteps.of(CleanConfig(html=True), "sft").html and not CleaningSteps.of(CleanConfig(html=False), "pretrain").html
+    )
+    assert CleaningSteps.of(CleanConfig(unicode=False, whitespace=False, mojibake=False), "sft") == CleaningSteps(
+        False, False, False, False
+    )
     answer = "<p>A page:</p>\n<b>x</b>"
-    assert clean_text(answer, Steps.of(CleanConfig(), "sft")) == (answer, ())
+    assert clean_text(answer, CleaningSteps.of(CleanConfig(), "sft")) == (answer, ())
 
 
 def test_without_selectolax_markup_is_noticed_or_where_it_was_asked_for_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "selectolax.lexbor", None)
     cleaning._html_parser.cache_clear()
     try:
-        assert clean_text("<p>x</p>", Steps.of(CleanConfig(), "pretrain")) == ("<p>x</p>", (SUSPECTED_HTML,))
+        assert clean_text("<p>x</p>", CleaningSteps.of(CleanConfig(), "pretrain")) == ("<p>x</p>", (SUSPECTED_HTML,))
         with pytest.raises(FledgeError, match="selectolax"):
-            Steps.of(CleanConfig(html=True), "pretrain")
+            CleaningSteps.of(CleanConfig(html=True), "pretrain")
     finally:
         cleaning._html_parser.cache_clear()
 
@@ -192,7 +196,7 @@ def test_white_space_is_mended_and_indentation_kept(before: str, after: str) -> 
 
 def test_unicode_is_composed() -> None:
     assert clean_text("e\u0301 \u212b \uac00", ALL) == ("é Å 가", ("unicode",))
-    assert clean_text("e\u0301", Steps(unicode=False)) == ("e\u0301", ())
+    assert clean_text("e\u0301", CleaningSteps(unicode=False)) == ("e\u0301", ())
 
 
 def test_each_kind_of_item_is_mended_in_all_its_texts() -> None:
@@ -202,8 +206,8 @@ def test_each_kind_of_item_is_mended_in_all_its_texts() -> None:
     tools = '[{"name":  "f"} ]\n '
     assert clean_item(Document(before), ALL)[0] == Document(after)
     assert clean_item(Conversation(turns, tools), ALL)[0] == Conversation(mended, tools)
-    assert clean_item(Preference(turns, before, "z", tools), ALL)[0] == Preference(mended, after, "z", tools)
-    assert clean_item(Labelled(turns, before, True), ALL)[0] == Labelled(mended, after, True)
+    assert clean_item(PreferencePair(turns, before, "z", tools), ALL)[0] == PreferencePair(mended, after, "z", tools)
+    assert clean_item(BinaryFeedback(turns, before, True), ALL)[0] == BinaryFeedback(mended, after, True)
     untouched = Conversation(mended, tools)
     assert clean_item(untouched, ALL) == (untouched, ())
 
@@ -221,7 +225,7 @@ def test_items_of_which_nothing_is_left_are_refused() -> None:
             clean_item(item, ALL)
         assert caught.value.reason == "empty after cleaning"
     with pytest.raises(RowError) as caught:
-        clean_item(Preference((Message("user", "q"),), "same", "same \r\n"), ALL)
+        clean_item(PreferencePair((Message("user", "q"),), "same", "same \r\n"), ALL)
     assert caught.value.reason == "chosen equals rejected"
 
 
@@ -266,33 +270,33 @@ def test_real_texts_are_changed_only_where_they_are_broken(shared_data: Path) ->
         ("👍🎉", "other"),
     ],
 )
-def test_language_of_a_text(text: str, language: str) -> None:
-    assert language_of(text) == language
+def test_detect_language_a_text(text: str, language: str) -> None:
+    assert detect_language(text) == language
 
 
 @given(st.text())
 def test_every_text_has_a_language_with_a_code(text: str) -> None:
-    assert LANGUAGES.index(language_of(text)) < 256
+    assert LANGUAGES.index(detect_language(text)) < 256
 
 
 def test_languages_of_real_texts(shared_data: Path) -> None:
     poems = [
         poem for file in sorted((shared_data / "poetry").glob("*.json"))[:3] for poem in json.loads(file.read_text("utf-8"))
     ]
-    assert {language_of("\n".join(poem["paragraphs"])) for poem in poems if poem["paragraphs"]} == {"zh"}
+    assert {detect_language("\n".join(poem["paragraphs"])) for poem in poems if poem["paragraphs"]} == {"zh"}
     sentences = [json.loads(line)["sentence_good"] for line in (shared_data / "blimp" / "wh_island.jsonl").open()]
-    assert sum(language_of(text) == "en" for text in sentences) >= 0.99 * len(sentences)
+    assert sum(detect_language(text) == "en" for text in sentences) >= 0.99 * len(sentences)
     english = json.loads((shared_data / "llamafactory" / "alpaca_en_demo.json").read_text("utf-8"))
-    assert sum(language_of(row["instruction"]) == "en" for row in english) >= 0.99 * len(english)
+    assert sum(detect_language(row["instruction"]) == "en" for row in english) >= 0.99 * len(english)
     chinese = json.loads((shared_data / "llamafactory" / "alpaca_zh_demo.json").read_text("utf-8"))
-    assert sum(language_of(row["instruction"]) == "zh" for row in chinese) >= 0.99 * len(chinese)
+    assert sum(detect_language(row["instruction"]) == "zh" for row in chinese) >= 0.99 * len(chinese)
 
 
 def test_results_do_not_depend_on_hash_randomisation() -> None:
     code = (
-        "from fledge.data.cleaning.cleaning import *; from fledge.data.cleaning.languages import language_of\n"
+        "from fledge.data.cleaning.cleaning import *; from fledge.data.cleaning.languages import detect_language\n"
         "text = '<div><p>caf\\u00c3\\u00a9 &amp; the <b>rest</b></p><ul><li>x</li></ul></div> \\r\\n'\n"
-        "print(clean_text(text, Steps()), language_of('the cat and le chat et the dog'))"
+        "print(clean_text(text, CleaningSteps()), detect_language('the cat and le chat et the dog'))"
     )
     outputs = {
         subprocess.run(

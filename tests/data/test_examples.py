@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fledge.data.augment import vary
-from fledge.data.examples import Encoded, Remark, Rules, encode_items, split_rounds
-from fledge.data.rows.items import Conversation, Document, Item, Labelled, Preference
+from fledge.data.augment import augment
+from fledge.data.examples import Encoded, EncodingConfig, RowEvent, encode_items, split_rounds
+from fledge.data.rows.items import BinaryFeedback, Conversation, Document, Item, PreferencePair
 from fledge.recipe.schema import AugmentConfig, PreferenceStage, PretrainStage, SftStage
 from fledge.tokenizer import Message, TemplateError, Tokenizer, load_tokenizer
 from fledge.tokenizer.template import ToolCall
@@ -33,7 +33,7 @@ MARKED = (
     "{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
 )
-RULES = Rules("sft", 64, "recent", "all", 0, AugmentConfig(), 7)
+RULES = EncodingConfig("sft", 64, "keep_recent", "all", 0, AugmentConfig(), 7)
 TOOLS = '[{"name": "add", "parameters": {"a": "number"}}]'
 KINDS = ("chatml", "inst", "unmarked", "marked")
 
@@ -80,7 +80,7 @@ def _answer(draw: st.DrawFn, before: Sequence[Message], weights: bool, calls: tu
     return Message("assistant", f"{draw(TEXT)}#{number}.", calls, draw(WEIGHTS) if weights else None)
 
 
-def encode(item: Item, tokenizer: Tokenizer, rules: Rules) -> Encoded:
+def encode(item: Item, tokenizer: Tokenizer, rules: EncodingConfig) -> Encoded:
     (encoded,) = encode_items([item], tokenizer, rules)
     return encoded
 
@@ -111,13 +111,13 @@ def amount(encoded: Encoded, state: str) -> int:
 @settings(max_examples=100)
 @given(
     item=conversations(), kind=st.sampled_from(KINDS), context=st.integers(8, 160),
-    policy=st.sampled_from(["recent", "truncate", "split"]), train_on=st.sampled_from(["all", "last"]),
+    policy=st.sampled_from(["keep_recent", "keep_start", "split"]), train_on_turns=st.sampled_from(["all", "last"]),
 )  # fmt: skip
 def test_every_conversation_becomes_valid_examples_or_says_why_not(
-    tokenizers: dict[str, Tokenizer], item: Conversation, kind: str, context: int, policy: str, train_on: str
+    tokenizers: dict[str, Tokenizer], item: Conversation, kind: str, context: int, policy: str, train_on_turns: str
 ) -> None:
     tokenizer = tokenizers[kind]
-    rules = replace(RULES, context=context, long_conversations=policy, train_on=train_on)
+    rules = replace(RULES, max_seq_len=context, truncation=policy, train_on_turns=train_on_turns)
     encoded = encode(item, tokenizer, rules)
     assert bool(encoded.examples) != bool(reasons(encoded, "dropped"))
     allowed = {1.0 if message.weight is None else message.weight for message in item.messages} | {0.0, 1.0}
@@ -131,15 +131,15 @@ def test_every_conversation_becomes_valid_examples_or_says_why_not(
         texts = answer_texts(tokenizer, item.messages, item.tools)
         weighted = [m.weight != 0 for m in item.messages if m.role == "assistant"]
         wanted = [text for text, is_trained in zip(texts, weighted, strict=True) if is_trained]
-        assert written in "".join(wanted if train_on == "all" else texts[-1:])
-    if train_on == "last" and not reasons(encoded, "truncated"):
+        assert written in "".join(wanted if train_on_turns == "all" else texts[-1:])
+    if train_on_turns == "last" and not reasons(encoded, "truncated"):
         expected = answer_texts(tokenizer, item.messages, item.tools)[-1:] if encoded.examples else []
         assert [trained(tokenizer, example[0]) for example in encoded.examples] == expected
 
 
 def fitting(tokenizer: Tokenizer, messages: list[Message], tools: str | None, context: int) -> tuple[list[int], list[float]]:
     """Tokens and weights of what fits: the beginning; half a tool call has no weight."""
-    ((tokens, weights, turns),) = tokenizer.encode_many([tokenizer.template.render(messages, tools)])
+    ((tokens, weights, turns),) = tokenizer.encode_segments([tokenizer.template.render(messages, tools)])
     limit, kept = context + 1, weights.copy()
     if len(turns) > limit and turns[limit] == turns[limit - 1] >= 0 and messages[turns[limit]].tool_calls:
         kept[turns == turns[limit]] = 0
@@ -154,7 +154,7 @@ def test_recent_keeps_as_many_of_the_newest_rounds_as_fit(
     """Against the plain way: leave out one more round until what is left fits."""
     tokenizer = tokenizers[kind]
     item = Conversation(tuple(replace(message, weight=None) for message in item.messages), item.tools)
-    encoded = encode(item, tokenizer, replace(RULES, context=context))
+    encoded = encode(item, tokenizer, replace(RULES, max_seq_len=context))
     head, rounds = split_rounds(item.messages)
     assert [*head, *(message for turns in rounds for message in turns)] == list(item.messages)
     kept, tokens, weights = 0, [], []
@@ -185,7 +185,7 @@ def test_split_trains_every_answer_exactly_once(
     tokenizers: dict[str, Tokenizer], item: Conversation, kind: str, context: int
 ) -> None:
     tokenizer = tokenizers[kind]
-    encoded = encode(item, tokenizer, replace(RULES, context=context, long_conversations="split"))
+    encoded = encode(item, tokenizer, replace(RULES, max_seq_len=context, truncation="split"))
     found = [trained(tokenizer, example[0]) for example in encoded.examples]
     if not encoded.remarks or not {"dropped", "truncated", "shortened"} & {remark.state for remark in encoded.remarks}:
         assert "".join(found) == "".join(answer_texts(tokenizer, item.messages, item.tools))
@@ -204,7 +204,7 @@ def test_split_fills_each_example_with_as_many_rounds_as_fit(
 ) -> None:
     """Against the plain way: add one more round until it does not fit."""
     tokenizer = tokenizers[kind]
-    encoded = encode(item, tokenizer, replace(RULES, context=context, long_conversations="split"))
+    encoded = encode(item, tokenizer, replace(RULES, max_seq_len=context, truncation="split"))
     if reasons(encoded, "dropped") == ["the chat template refuses it"]:
         return
     head, rounds = split_rounds(item.messages)
@@ -231,7 +231,7 @@ def test_truncate_keeps_the_beginning_and_tells_what_is_lost(
     tokenizers: dict[str, Tokenizer], item: Conversation, kind: str, context: int
 ) -> None:
     tokenizer = tokenizers[kind]
-    encoded = encode(item, tokenizer, replace(RULES, context=context, long_conversations="truncate"))
+    encoded = encode(item, tokenizer, replace(RULES, max_seq_len=context, truncation="keep_start"))
     if reasons(encoded, "dropped") == ["the chat template refuses it"]:
         return
     _, weights = tokenizer.encode_conversation(item.messages, item.tools)
@@ -246,10 +246,10 @@ def test_truncate_counts_the_answers_that_are_cut_or_lost(chatml: Tokenizer) -> 
     item = talk("one", "two", "three", "four")
     tokens, _ = chatml.encode_conversation(item.messages)
     second = len(chatml.encode_conversation(item.messages[:4])[0])
-    rules = replace(RULES, context=second - 4, long_conversations="truncate")
+    rules = replace(RULES, max_seq_len=second - 4, truncation="keep_start")
     (remark,) = encode(item, chatml, rules).remarks
     assert remark.detail.startswith("3 of 4 answers cut or lost")
-    assert remark.amount == len(tokens) - 1 - (rules.context + 1)  # the line break after the last end token is no loss
+    assert remark.amount == len(tokens) - 1 - (rules.max_seq_len + 1)  # the line break after the last end token is no loss
 
 
 def talk(*answers: str, weights: Sequence[float | None] = ()) -> Conversation:
@@ -264,22 +264,22 @@ def test_a_round_that_is_too_long_alone_is_cut_on_the_right(chatml: Tokenizer) -
     item = talk("short", "long " * 50)
     encoded = encode(item, chatml, RULES)
     (remark, cut) = encoded.remarks
-    assert remark == Remark("shortened", "oldest turns left out", "1 of 2 rounds", 1)
+    assert remark == RowEvent("shortened", "oldest turns left out", "1 of 2 rounds", 1)
     assert (cut.state, cut.reason) == ("truncated", "answer cut to the context")
     ((tokens, weights),) = encoded.examples[0]
-    assert len(tokens) == RULES.context + 1
+    assert len(tokens) == RULES.max_seq_len + 1
     assert weights[-1] == 1
-    assert chatml.turn_end not in tokens[weights > 0]
+    assert chatml.eot_id not in tokens[weights > 0]
 
 
 def test_split_cuts_or_leaves_out_a_round_that_is_too_long_and_keeps_the_others(chatml: Tokenizer) -> None:
     question = Message("user", "why " * 100)
     item = Conversation((*talk("a").messages, question, Message("assistant", "b"), *talk("c", "d " * 80).messages))
-    encoded = encode(item, chatml, replace(RULES, long_conversations="split"))
+    encoded = encode(item, chatml, replace(RULES, truncation="split"))
     texts = [trained(chatml, example[0]) for example in encoded.examples]
     assert texts[:2] == ["a<|im_end|>", "c<|im_end|>"]
     assert ("d " * 80).startswith(texts[2])
-    left_out = Remark("shortened", "rounds left out: prompt longer than the context", "1 of 4 rounds", 1)
+    left_out = RowEvent("shortened", "rounds left out: prompt longer than the context", "1 of 4 rounds", 1)
     assert left_out in encoded.remarks
     assert reasons(encoded, "truncated") == ["answer cut to the context"]
     assert amount(encoded, "split") == 3
@@ -289,15 +289,15 @@ def test_a_conversation_that_fits_but_for_the_line_break_behind_its_end_loses_no
     item = talk("one", "two", "three")
     tokens, weights = chatml.encode_conversation(item.messages)
     assert weights[-1] == 0
-    encoded = encode(item, chatml, replace(RULES, context=len(tokens) - 2))
+    encoded = encode(item, chatml, replace(RULES, max_seq_len=len(tokens) - 2))
     assert encoded.remarks == ()
     assert len(encoded.examples[0][0][0]) == len(tokens) - 1
 
 
 def test_a_prompt_that_leaves_no_room_is_dropped(chatml: Tokenizer) -> None:
     item = Conversation((Message("user", "why " * 100), Message("assistant", "because")))
-    for policy in ("recent", "truncate", "split"):
-        encoded = encode(item, chatml, replace(RULES, long_conversations=policy))
+    for policy in ("keep_recent", "keep_start", "split"):
+        encoded = encode(item, chatml, replace(RULES, truncation=policy))
         assert reasons(encoded, "dropped") == ["prompt longer than the context"]
 
 
@@ -305,7 +305,7 @@ def test_a_prompt_that_leaves_no_room_is_dropped(chatml: Tokenizer) -> None:
 def test_weights_of_turns_multiply_and_zero_is_not_trained(tokenizers: dict[str, Tokenizer], kind: str) -> None:
     tokenizer = tokenizers[kind]
     item = talk("one", "two", "three", weights=(0.0, 0.5, None))
-    ((tokens, weights),) = encode(item, tokenizer, replace(RULES, context=500)).examples[0]
+    ((tokens, weights),) = encode(item, tokenizer, replace(RULES, max_seq_len=500)).examples[0]
     by_weight = {w: tokenizer.decode(tokens[weights == w].tolist()) for w in (0.5, 1.0)}
     texts = answer_texts(tokenizer, item.messages, None)
     assert by_weight == {0.5: texts[1], 1.0: texts[2]}
@@ -313,13 +313,13 @@ def test_weights_of_turns_multiply_and_zero_is_not_trained(tokenizers: dict[str,
     assert reasons(encode(nothing, tokenizer, RULES), "dropped") == ["nothing to train"]
 
 
-@pytest.mark.parametrize("policy", ["recent", "truncate", "split"])
+@pytest.mark.parametrize("policy", ["keep_recent", "keep_start", "split"])
 def test_only_the_last_answer_is_trained_where_that_is_asked_for(tokenizers: dict[str, Tokenizer], policy: str) -> None:
     for kind in KINDS:
         item = talk(*(f"answer {number}" for number in range(8)))
-        rules = replace(RULES, context=80, train_on="last", long_conversations=policy)
+        rules = replace(RULES, max_seq_len=80, train_on_turns="last", truncation=policy)
         encoded = encode(item, tokenizers[kind], rules)
-        if policy == "truncate":
+        if policy == "keep_start":
             assert reasons(encoded, "dropped") == ["prompt longer than the context"]
             continue
         texts = [trained(tokenizers[kind], example[0]) for example in encoded.examples]
@@ -334,9 +334,9 @@ def test_weights_need_a_template_that_tells_turns_apart(chatml: Tokenizer, tmp_p
     )
     tokenizer = with_template(chatml, tmp_path, jinja)
     assert encode(talk("a", "b"), tokenizer, RULES).examples
-    for item, rules in ((talk("a", "b", weights=(0.0, 1.0)), RULES), (talk("a", "b"), replace(RULES, train_on="last"))):
+    for item, rules in ((talk("a", "b", weights=(0.0, 1.0)), RULES), (talk("a", "b"), replace(RULES, train_on_turns="last"))):
         assert reasons(encode(item, tokenizer, rules), "dropped") == ["template does not tell turns apart"]
-    one = encode(talk("a", weights=(0.5,)), tokenizer, replace(RULES, train_on="last"))
+    one = encode(talk("a", weights=(0.5,)), tokenizer, replace(RULES, train_on_turns="last"))
     assert set(one.examples[0][0][1].tolist()) == {0.5}
 
 
@@ -368,15 +368,15 @@ PROMPTS = st.lists(st.tuples(TEXT, TEXT), max_size=4).map(
 @settings(max_examples=60)
 @given(
     history=PROMPTS, question=TEXT, answers=st.tuples(TEXT, TEXT).map(lambda two: (f"{two[0]}#1", f"{two[1]}#2")),
-    kind=st.sampled_from(KINDS), context=st.integers(8, 100), policy=st.sampled_from(["recent", "truncate", "split"]),
+    kind=st.sampled_from(KINDS), context=st.integers(8, 100), policy=st.sampled_from(["keep_recent", "keep_start", "split"]),
 )  # fmt: skip
 def test_only_the_completion_of_a_preference_is_trained_behind_one_prompt(
     tokenizers: dict[str, Tokenizer], history: list[Message], question: str, answers: tuple[str, str], kind: str,
     context: int, policy: str,
 ) -> None:  # fmt: skip
     tokenizer = tokenizers[kind]
-    item = Preference((*history, Message("user", question)), *answers)
-    rules = replace(RULES, kind="preference", context=context, long_conversations=policy)
+    item = PreferencePair((*history, Message("user", question)), *answers)
+    rules = replace(RULES, kind="preference", max_seq_len=context, truncation=policy)
     encoded = encode(item, tokenizer, rules)
     assert bool(encoded.examples) != bool(reasons(encoded, "dropped"))
     for example in encoded.examples:
@@ -395,20 +395,20 @@ def test_only_the_completion_of_a_preference_is_trained_behind_one_prompt(
 
 def test_a_pair_whose_difference_lies_beyond_the_context_is_dropped(chatml: Tokenizer) -> None:
     same = "very " * 100
-    item = Preference((Message("user", "why?"),), same + "good", same + "bad")
+    item = PreferencePair((Message("user", "why?"),), same + "good", same + "bad")
     assert reasons(encode(item, chatml, RULES), "dropped") == ["answers equal after the cut"]
 
 
 def test_a_labelled_answer_is_one_sequence_with_its_completion_trained(chatml: Tokenizer) -> None:
     prompt = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
-    encoded = encode(Labelled(prompt, "d", True), chatml, replace(RULES, kind="preference"))
+    encoded = encode(BinaryFeedback(prompt, "d", True), chatml, replace(RULES, kind="preference"))
     assert [trained(chatml, sequence) for sequence in encoded.examples[0]] == ["d<|im_end|>"]
 
 
 def test_a_template_that_answers_behind_another_prompt_is_refused_for_preferences(chatml: Tokenizer, tmp_path: Path) -> None:
     jinja = MARKED.replace("{% if add_generation_prompt %}<|im_start|>assistant:", "{% if add_generation_prompt %}<|im_end|>")
     tokenizer = with_template(chatml, tmp_path, jinja)
-    encoded = encode(Preference((Message("user", "a"),), "b", "c"), tokenizer, RULES)
+    encoded = encode(PreferencePair((Message("user", "a"),), "b", "c"), tokenizer, RULES)
     assert reasons(encoded, "dropped") == ["the chat template refuses it"]
 
 
@@ -421,7 +421,7 @@ def test_what_a_template_refuses_is_dropped_with_its_message(inst: Tokenizer) ->
 
 @given(texts=st.lists(TEXT, max_size=8), least=st.integers(0, 12))
 def test_documents_are_kept_whole_or_dropped_as_too_short(inst: Tokenizer, texts: list[str], least: int) -> None:
-    rules = replace(RULES, kind="pretrain", min_tokens=least, context=8)
+    rules = replace(RULES, kind="pretrain", min_tokens=least, max_seq_len=8)
     for text, encoded in zip(texts, encode_items(map(Document, texts), inst, rules), strict=True):
         if len(inst.encode(text)) < max(1, least):
             assert reasons(encoded, "dropped") == ["too short"]
@@ -450,7 +450,7 @@ def test_text_without_a_utf8_form_is_dropped_and_its_neighbours_are_kept(chatml:
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_items_encode_as_each_alone_whatever_stands_beside_them(tokenizers: dict[str, Tokenizer], kind: str) -> None:
     items = [talk(*(f"{number} {part}" for part in range(number % 4 + 1))) for number in range(40)]
-    rules = replace(RULES, context=40, long_conversations="split")
+    rules = replace(RULES, max_seq_len=40, truncation="split")
     together = list(encode_items(items, tokenizers[kind], rules))
     for item, encoded in zip(items, together, strict=True):
         alone = encode(item, tokenizers[kind], rules)
@@ -476,22 +476,22 @@ def test_an_endless_source_is_encoded_as_it_is_read(chatml: Tokenizer) -> None:
 
 
 def test_rules_come_from_the_stage() -> None:
-    data = {"train": "x.jsonl", "context": 99, "train_on": "last", "long_conversations": "split"}
+    data = {"train": "x.jsonl", "max_seq_len": 99, "train_on_turns": "last", "truncation": "split"}
     stages = {kind: made(kind=kind, data=data) for kind, made in
               (("pretrain", PretrainStage), ("sft", SftStage), ("preference", PreferenceStage))}  # fmt: skip
-    assert [Rules.of(stage, 3).min_tokens for stage in stages.values()] == [10, 0, 0]
-    assert Rules.of(stages["sft"], 3) == Rules("sft", 99, "split", "last", 0, AugmentConfig(), 3)
+    assert [EncodingConfig.of(stage, 3).min_tokens for stage in stages.values()] == [10, 0, 0]
+    assert EncodingConfig.of(stages["sft"], 3) == EncodingConfig("sft", 99, "split", "last", 0, AugmentConfig(), 3)
     named = SftStage(kind="sft", data={**data, "clean": {"min_tokens": 5}, "augment": {"noise": 0.5}})
-    assert Rules.of(named, 3).min_tokens == 5
-    assert Rules.of(named, 3).augment == AugmentConfig(noise=0.5)
+    assert EncodingConfig.of(named, 3).min_tokens == 5
+    assert EncodingConfig.of(named, 3).augment == AugmentConfig(noise=0.5)
 
 
 @given(item=conversations(), seed=st.integers(0, 2**32 - 1), share=st.sampled_from([0.0, 0.5, 0.99]))
 def test_variation_is_decided_by_seed_and_content_and_leaves_answers_alone(item: Conversation, seed: int, share: float) -> None:
-    config = AugmentConfig(tail_truncation=share, noise=share, noise_rate=0.5)
+    config = AugmentConfig(drop_last_turns=share, noise=share, noise_rate=0.5)
     _, rounds = split_rounds(item.messages)
-    kept, ended, letters = vary(rounds, config, seed)
-    assert vary(rounds, config, seed) == (kept, ended, letters)
+    kept, ended, letters = augment(rounds, config, seed)
+    assert augment(rounds, config, seed) == (kept, ended, letters)
     assert 1 <= len(kept) == len(rounds) - ended
     changed = 0
     for before, after in zip(rounds, kept, strict=False):
@@ -511,7 +511,7 @@ def test_variation_is_decided_by_seed_and_content_and_leaves_answers_alone(item:
 
 def test_variation_concerns_about_the_share_that_is_asked_for(chatml: Tokenizer) -> None:
     items = [talk(f"answer {number}", "more", "end") for number in range(1000)]
-    rules = replace(RULES, context=500, augment=AugmentConfig(tail_truncation=0.3, noise=0.2, noise_rate=0.3))
+    rules = replace(RULES, max_seq_len=500, augment=AugmentConfig(drop_last_turns=0.3, noise=0.2, noise_rate=0.3))
     encoded = list(encode_items(items, chatml, rules))
     ended = sum("ended after an earlier round" in reasons(e, "changed") for e in encoded)
     typed = sum("typing errors in questions" in reasons(e, "changed") for e in encoded)
@@ -529,9 +529,9 @@ def test_variation_concerns_about_the_share_that_is_asked_for(chatml: Tokenizer)
 def test_a_preference_keeps_all_its_rounds_when_ends_are_varied(chatml: Tokenizer) -> None:
     prompt = (*talk("a", "b", "c").messages, Message("user", "please tell me more about that"))
     rules = replace(
-        RULES, kind="preference", context=500, augment=AugmentConfig(tail_truncation=0.99, noise=0.99, noise_rate=0.5)
+        RULES, kind="preference", max_seq_len=500, augment=AugmentConfig(drop_last_turns=0.99, noise=0.99, noise_rate=0.5)
     )
-    encoded = encode(Preference(prompt, "good", "bad"), chatml, rules)
+    encoded = encode(PreferencePair(prompt, "good", "bad"), chatml, rules)
     assert reasons(encoded, "changed") == ["typing errors in questions"]
     texts = [chatml.decode(tokens.tolist()) for tokens, _ in encoded.examples[0]]
     assert [text.count("<|im_start|>assistant") for text in texts] == [4, 4]

@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.data.reading.formats import NESTING, ROW_LIMIT
-from fledge.data.reading.records import files_of, place, read, spans_of
-from fledge.data.rows.items import RowError, recognise
+from fledge.data.reading.records import files_of, read, row_location, spans_of
+from fledge.data.rows.items import RowError, parse_row
 from fledge.errors import FledgeError
 from fledge.recipe.schema import Source
 
@@ -49,14 +49,14 @@ def outcome(file: Path, source: Source, kind: str) -> tuple[int, dict[str, str]]
     good, bad = 0, {}
     for span in spans_of(files_of(source, KEY), source, 64):
         for record in read(span, source):
-            where = place(span.file, record.number).removeprefix(str(file))
+            where = row_location(span.file, record.number).removeprefix(str(file))
             assert where not in bad or source.documents == "file"
             if record.broken:
                 assert len(record.broken) < 40
                 bad[where] = record.broken
                 continue
             try:
-                recognise(record.value, source, kind)
+                parse_row(record.value, source, kind)
                 good += 1
             except RowError as error:
                 bad[where] = error.reason

@@ -25,7 +25,7 @@ from fledge.data.reading.blocks import blocks_of
 from fledge.data.reading.encodings import detected, encoding_of
 from fledge.data.reading.formats import Record, line_batches
 from fledge.data.reading.hub import read_hub
-from fledge.data.reading.records import Span, files_of, passed_over, place, read, remarks, spans_of
+from fledge.data.reading.records import FileRange, file_notices, files_of, ignored_files, read, row_location, spans_of
 from fledge.data.reading.tables import csv_rows
 from fledge.errors import FledgeError
 from fledge.recipe.schema import Source
@@ -94,14 +94,14 @@ def test_rows_stand_at_lines_and_indices(tmp_path: Path) -> None:
     for ending, first in ((".jsonl", ":1"), (".json", "#0"), (".parquet", "#0"), (".csv", ":2"), (".tsv", ":2")):
         file = tmp_path / f"a{ending}"
         file.write_bytes(written(ending, ROWS))
-        assert place(str(file), records(file)[0].number) == f"{file}{first}"
+        assert row_location(str(file), records(file)[0].number) == f"{file}{first}"
     (tmp_path / "a.jsonl").write_bytes(b"\n\r\n" + written(".jsonl", ROWS[:1]) + b"\n \n" + written(".jsonl", ROWS[:1]))
     assert [record.number for record in records(tmp_path / "a.jsonl")] == [3, 5]
     assert [record.number for record in records(tmp_path / "a.csv")] == [2, 4, 6, 8, 10, 12, 14]
-    assert place("a.JSONL.gz", 12) == "a.JSONL.gz:12"
-    assert place("a.json.zst", 3) == "a.json.zst#3"
-    assert place("a.txt", 0) == "a.txt"
-    assert place("owner/dataset", 3) == "owner/dataset#3"
+    assert row_location("a.JSONL.gz", 12) == "a.JSONL.gz:12"
+    assert row_location("a.json.zst", 3) == "a.json.zst#3"
+    assert row_location("a.txt", 0) == "a.txt"
+    assert row_location("owner/dataset", 3) == "owner/dataset#3"
 
 
 def test_what_a_document_is_in_a_text_file_is_said_by_the_source(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_json_file_that_is_no_array_is_read_where_it_is_clear_and_that_is_told
     wrapped.write_text(json.dumps({"version": "1.0", "data": ROWS}, indent=1), encoding="utf-8")
     array.write_bytes(written(".json", ROWS))
     assert values(lines) == values(wrapped) == values(array) == ROWS
-    told = [remarks(file, Source(path="x")) for file in (lines, wrapped, array)]
+    told = [file_notices(file, Source(path="x")) for file in (lines, wrapped, array)]
     assert told == [["one object a line: read like .jsonl"], ["rows taken from the list inside an object"], []]
     assert [record.number for record in records(lines)] == [record.number for record in records(array)]
 
@@ -247,9 +247,9 @@ def test_encodings_that_prove_themselves_are_recognised_and_told(tmp_path: Path,
         file.write_bytes(compress(content.decode().encode(encoding)))
         assert values(file, target=100) == rows
         assert encoding_of(file, Source(path="x")) == name
-        assert remarks(file, Source(path="x")) == ([f"read as {name}"] if name != "utf-8" else [])
+        assert file_notices(file, Source(path="x")) == ([f"read as {name}"] if name != "utf-8" else [])
         assert values(file, encoding=encoding) == rows
-        assert remarks(file, Source(path="x", encoding=encoding)) == []
+        assert file_notices(file, Source(path="x", encoding=encoding)) == []
         if encoding.startswith("utf-16"):
             assert values(file, encoding="utf-16") == rows
 
@@ -340,9 +340,9 @@ def test_a_folder_and_a_glob_are_read_in_the_order_of_names(tmp_path: Path) -> N
     (tmp_path / "inner" / "z.json").write_bytes(b"")
     folder = Source(path=str(tmp_path))
     assert [file.name for file in files_of(folder, "key")] == ["C.TXT", "a.jsonl.gz", "b.jsonl"]
-    assert [file.name for file in passed_over(folder)] == ["._a.jsonl", ".hidden.jsonl", "d.gz", "inner", "notes.md"]
+    assert [file.name for file in ignored_files(folder)] == ["._a.jsonl", ".hidden.jsonl", "d.gz", "inner", "notes.md"]
     assert [file.name for file in files_of(Source(path=f"{tmp_path}/**/*.json*"), "key")] == ["a.jsonl.gz", "b.jsonl", "z.json"]
-    assert passed_over(Source(path=f"{tmp_path}/*.jsonl")) == []
+    assert ignored_files(Source(path=f"{tmp_path}/*.jsonl")) == []
     (tmp_path / "odd[1].jsonl").write_bytes(b"")
     assert [file.name for file in files_of(Source(path=f"{tmp_path}/odd[1].jsonl"), "key")] == ["odd[1].jsonl"]
     with pytest.raises(FledgeError, match="its ending is not one of"):
@@ -371,7 +371,7 @@ def test_reading_stops_where_the_caller_stops(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'{"text": "x"}\n' * 10 + b"\xff\n" * 1000)
     source = Source(path=str(file))
-    assert [record.number for record in islice(read(Span(str(file), 0, None, 1), source), 3)] == [1, 2, 3]
+    assert [record.number for record in islice(read(FileRange(str(file), 0, None, 1), source), 3)] == [1, 2, 3]
 
 
 def test_a_hub_dataset_is_streamed_and_what_the_library_refuses_is_one_error(tmp_path: Path) -> None:
@@ -395,7 +395,7 @@ def test_real_files_are_read_as_json_reads_them(shared_data: Path) -> None:
         text = file.read_text(encoding="utf-8")
         expected = json.loads(text) if file.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
         assert values(file, target=1 << 17) == expected
-        assert remarks(file, Source(path="x")) == []
+        assert file_notices(file, Source(path="x")) == []
     assert len(files) > 20
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 import pytest
 
-from fledge.data import StageData
-from fledge.data.rows.items import Conversation, Preference
+from fledge.data import StageDataset
+from fledge.data.rows.items import Conversation, PreferencePair
 from fledge.tokenizer import Tokenizer, load_tokenizer
 from tests.data.sources import items, prepare
 
@@ -22,28 +22,28 @@ def tokenizer(request: pytest.FixtureRequest, shared_data: Path) -> Tokenizer:
 
 
 def first_thirty(path: Path) -> dict:
-    return {"path": str(path), "first_rows": 30}
+    return {"path": str(path), "max_samples": 30}
 
 
-def supervised(data: StageData, tokenizer: Tokenizer) -> list[str]:
+def supervised(data: StageDataset, tokenizer: Tokenizer) -> list[str]:
     """The text that the packed batch trains, sequence by sequence, in the order of the data."""
     batch = data.train.assemble(list(range(len(data.train))))
     found = {}
-    for s in range(batch.count):
-        mine = (batch.sequences == s) & (batch.weights > 0)
+    for s in range(batch.num_sequences):
+        mine = (batch.sequence_ids == s) & (batch.loss_weights > 0)
         found[int(s)] = tokenizer.decode(batch.targets[mine].tolist())
     per = data.train.examples.per_example
-    order = sorted(range(batch.count), key=lambda s: batch.examples[s // per] * per + s % per)
+    order = sorted(range(batch.num_sequences), key=lambda s: batch.examples[s // per] * per + s % per)
     return [found[s] for s in order]
 
 
 def end_of(tokenizer: Tokenizer) -> str:
-    return tokenizer.decode([tokenizer.turn_end])
+    return tokenizer.decode([tokenizer.eot_id])
 
 
 def test_alpaca_trains_exactly_the_answers(shared_data: Path, tokenizer: Tokenizer) -> None:
     file = shared_data / "llamafactory" / "alpaca_zh_demo.json"
-    data = prepare("sft", first_thirty(file), tokenizer, context=CONTEXT)
+    data = prepare("sft", first_thirty(file), tokenizer, max_seq_len=CONTEXT)
     rows = json.loads(file.read_text(encoding="utf-8"))[:30]
     assert supervised(data, tokenizer) == [row["output"] + end_of(tokenizer) for row in rows]
     assert data.ledger.sources[0].truncated == 0
@@ -52,7 +52,7 @@ def test_alpaca_trains_exactly_the_answers(shared_data: Path, tokenizer: Tokeniz
 @pytest.mark.parametrize("name", ["my_train_dataset_3k", "my_valid_dataset_1k", "my_test_dataset_2k"])
 def test_chatlm_parquet_trains_exactly_the_answers(shared_data: Path, tokenizer: Tokenizer, name: str) -> None:
     file = shared_data / "chatlm" / f"{name}.parquet"
-    data = prepare("sft", first_thirty(file), tokenizer, context=CONTEXT)
+    data = prepare("sft", first_thirty(file), tokenizer, max_seq_len=CONTEXT)
     rows = parquet.read_table(file).slice(0, 30).to_pylist()
     answers = [row["response"] for row in rows]
     if tokenizer.template.name == "tokenizer":  # minimind's template takes newlines off the beginning of an answer
@@ -62,7 +62,7 @@ def test_chatlm_parquet_trains_exactly_the_answers(shared_data: Path, tokenizer:
 
 def test_real_preferences_train_exactly_both_answers(shared_data: Path, tokenizer: Tokenizer) -> None:
     file = shared_data / "llamafactory" / "dpo_zh_demo.json"
-    data = prepare("preference", first_thirty(file), tokenizer, context=4 * CONTEXT)
+    data = prepare("preference", first_thirty(file), tokenizer, max_seq_len=4 * CONTEXT)
     rows = json.loads(file.read_text(encoding="utf-8"))[:30]
     expected = [row[side]["value"] + end_of(tokenizer) for row in rows for side in ("chosen", "rejected")]
     assert data.ledger.sources[0].truncated == 0
@@ -78,7 +78,7 @@ def test_every_real_file_is_read_without_a_dropped_row(shared_data: Path) -> Non
     assert len(items("sft", shared_data / "gsm8k" / "test.jsonl")) == 1319
     assert len(items("sft", str(shared_data / "chatlm" / "*.parquet"))) == 6000
     pairs = items("preference", folder / "dpo_en_demo.json")
-    assert all(isinstance(pair, Preference) for pair in pairs)
+    assert all(isinstance(pair, PreferencePair) for pair in pairs)
     poetry = {"path": str(shared_data / "poetry" / "poet.tang.0.json"), "columns": {"text": ["title", "paragraphs"]}}
     assert len(items("pretrain", poetry)) == 1000
     assert all(isinstance(item, Conversation) for item in items("sft", folder / "alpaca_zh_demo.json"))
@@ -110,7 +110,7 @@ def test_every_real_file_has_an_account_that_adds_up(
     key = "registry" if "registry" in source else "path"
     source = {**source, key: str(shared_data / source[key])}
     minimind = load_tokenizer(shared_data / "tokenizers" / "minimind")
-    data = prepare(kind, source, minimind, context=4096, clean={})
+    data = prepare(kind, source, minimind, max_seq_len=4096, clean={})
     (account,) = data.ledger.sources
     assert account.rows == account.used + sum(account.dropped.values())
     assert account.used == data.train.examples.count
@@ -123,4 +123,4 @@ def test_unfilled_placeholders_are_noticed(shared_data: Path) -> None:
     found = prepare("sft", shared_data / "llamafactory" / "identity.json", minimind)
     (account,) = found.ledger.sources
     assert account.noticed["unfilled placeholder"] == 85
-    assert "{{name}}" in account.noted["unfilled placeholder"][0]["detail"]
+    assert "{{name}}" in account.examples_by_reason["unfilled placeholder"][0]["detail"]

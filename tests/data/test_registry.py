@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledge.data.rows.items import Conversation, Document, Labelled, Preference, RowError, recognise
+from fledge.data.rows.items import BinaryFeedback, Conversation, Document, PreferencePair, RowError, parse_row
 from fledge.data.rows.registry import resolve
 from fledge.errors import FledgeError
 from fledge.recipe.schema import Source
@@ -130,7 +130,7 @@ def test_a_registry_that_cannot_be_read_is_one_clear_error(tmp_path: Path, conte
 
 
 def sft(source: Source, row: dict) -> tuple:
-    item = recognise(row, source, "sft")
+    item = parse_row(row, source, "sft")
     assert isinstance(item, Conversation)
     return item.messages
 
@@ -148,7 +148,7 @@ def test_alpaca_without_columns_has_its_three_and_no_others(tmp_path: Path) -> N
     }
     assert sft(source, row) == (Message("user", "q\nx"), A)
     assert sft(source, {"instruction": "q", "output": "a"}) == (Q, A)
-    assert recognise(row, source, "pretrain") == Document("q\nx")
+    assert parse_row(row, source, "pretrain") == Document("q\nx")
 
 
 def test_alpaca_with_columns_has_those_and_no_others(tmp_path: Path) -> None:
@@ -159,28 +159,28 @@ def test_alpaca_with_columns_has_those_and_no_others(tmp_path: Path) -> None:
     columns = {"prompt": "q", "query": "x", "response": "output", "system": "system", "tools": "tools"}
     source = one(tmp_path, {"file_name": "a.json", "columns": columns})
     row = {"q": "q", "x": "x", "output": "a", "system": "s", "tools": [{"name": "f"}]}
-    item = recognise(row, source, "sft")
+    item = parse_row(row, source, "sft")
     assert item == Conversation((Message("system", "s"), Message("user", "q\nx"), A), '[{"name": "f"}]')
     assert sft(source, {"q": "q", "x": "", "output": "a"}) == (Q, A)
 
 
 def test_a_document_is_the_prompt(tmp_path: Path) -> None:
     source = one(tmp_path, {"file_name": "a.txt", "columns": {"prompt": "body"}})
-    assert recognise({"body": "b", "text": "no"}, source, "pretrain") == Document("b")
+    assert parse_row({"body": "b", "text": "no"}, source, "pretrain") == Document("b")
     with pytest.raises(RowError, match="no answer"):
-        recognise({"body": "b", "output": "no"}, source, "sft")
+        parse_row({"body": "b", "output": "no"}, source, "sft")
 
 
 def test_a_ranking_has_two_columns_or_one_list_of_both(tmp_path: Path) -> None:
     columns = {"prompt": "q", "chosen": "good", "rejected": "bad"}
     source = one(tmp_path, {"file_name": "a.json", "ranking": True, "columns": columns})
     row = {"q": "q", "good": "a", "bad": "b", "chosen": "no", "rejected": "no"}
-    assert recognise(row, source, "preference") == Preference((Q,), "a", "b")
+    assert parse_row(row, source, "preference") == PreferencePair((Q,), "a", "b")
     source = one(tmp_path, {"file_name": "a.json", "ranking": True})
     row = {"instruction": "q", "input": "", "output": ["a", "b"]}
-    assert recognise(row, source, "preference") == Preference((Q,), "a", "b")
+    assert parse_row(row, source, "preference") == PreferencePair((Q,), "a", "b")
     with pytest.raises(RowError, match="no answer"):
-        recognise(row, source, "sft")
+        parse_row(row, source, "sft")
 
 
 def test_sharegpt_has_its_own_names_unless_tags_say_otherwise(tmp_path: Path) -> None:
@@ -194,8 +194,8 @@ def test_sharegpt_has_its_own_names_unless_tags_say_otherwise(tmp_path: Path) ->
     source = one(tmp_path, {"file_name": "a.json", "formatting": "sharegpt", "columns": columns, "tags": tags})
     talk = [{"who": "rule", "said": "r"}, {"who": "me", "said": "q"}, {"who": "do", "said": '{"name": "f"}'},
             {"who": "see", "said": "2"}, {"who": "you", "said": "a"}]  # fmt: skip
-    item = recognise({"talk": talk, "sys": "no", "good": False}, source, "label")
-    assert isinstance(item, Labelled)
+    item = parse_row({"talk": talk, "sys": "no", "good": False}, source, "label")
+    assert isinstance(item, BinaryFeedback)
     assert [turn.role for turn in item.prompt] == ["system", "user", "assistant", "tool"]
     assert (item.answer, item.desirable) == ("a", False)
 
@@ -215,7 +215,7 @@ def test_openai_is_read_by_tags_or_by_its_usual_names(tmp_path: Path) -> None:
 
 def test_what_the_recipe_says_of_the_source_is_laid_over_each_entry(tmp_path: Path) -> None:
     entries = {"a": {"file_name": "a.json"}, "b": {"file_name": "b.json", "formatting": "sharegpt", "num_samples": 5}}
-    keys = {"repeat": 2.0, "first_rows": 9, "encoding": "gb18030", "documents": "paragraph"}
+    keys = {"repeat": 2.0, "max_samples": 9, "encoding": "gb18030", "documents": "paragraph"}
     asked = Source(registry=registry(tmp_path, **entries), name="a, b", columns={"system": "s"}, roles={"gpt": "user"}, **keys)
     first, second = resolve(asked, KEY)
     for found in (first, second):
@@ -229,15 +229,15 @@ def test_how_much_is_taken_is_the_recipes_word_before_the_entrys(tmp_path: Path)
     entry = {"file_name": "a.json", "num_samples": 5}
     assert one(tmp_path, entry).max_rows == 5
     assert one(tmp_path, entry, max_rows=7).max_rows == 7
-    for keys in ({"share": 0.5}, {"ratio": 0.5}, {"max_tokens": 10}):
+    for keys in ({"token_fraction": 0.5}, {"ratio": 0.5}, {"max_tokens": 10}):
         assert one(tmp_path, entry, **keys).max_rows is None
 
 
 def test_one_share_cannot_be_given_to_several_entries(tmp_path: Path) -> None:
     file = registry(tmp_path, **{"a": {"file_name": "a"}, "b": {"file_name": "b"}, "a,b": {"file_name": "c"}})
     with pytest.raises(FledgeError, match=r"train\.0: share 0\.5 is given to 2 data sets together"):
-        resolve(Source(registry=file, name="a ,b", share=0.5), KEY)
-    assert [found.name for found in resolve(Source(registry=file, name="a,b", share=0.5), KEY)] == ["a,b"]
+        resolve(Source(registry=file, name="a ,b", token_fraction=0.5), KEY)
+    assert [found.name for found in resolve(Source(registry=file, name="a,b", token_fraction=0.5), KEY)] == ["a,b"]
 
 
 JSON = st.recursive(
@@ -305,4 +305,4 @@ def test_real_files_are_read_by_their_entries_as_they_are_without(shared_data: P
         rows = [json.loads(line) for line in text.splitlines()] if source.path.endswith(".jsonl") else json.loads(text)
         assert len(rows) == count
         plain = Source(path="x")
-        assert [recognise(row, source, kind) for row in rows] == [recognise(row, plain, kind) for row in rows]
+        assert [parse_row(row, source, kind) for row in rows] == [parse_row(row, plain, kind) for row in rows]

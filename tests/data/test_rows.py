@@ -12,18 +12,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fledge.data.rows.items import (
+    BinaryFeedback,
     Conversation,
     Document,
     Item,
-    Labelled,
-    Preference,
+    PreferencePair,
     RowError,
-    describe,
-    detect,
+    detect_format,
+    format_name,
     from_bytes,
+    parse_row,
     placeholders,
-    recognise,
-    to_bytes,
+    serialize,
 )
 from fledge.data.rows.turns import ROLES
 from fledge.recipe.schema import Source
@@ -50,7 +50,7 @@ def call(name: str = "add", arguments: Any = '{"x": 1}', **more: Any) -> dict:
 
 def reason(row: Any, kind: str, **keys: Any) -> tuple[str, str]:
     with pytest.raises(RowError) as caught:
-        recognise(row, source(**keys), kind)
+        parse_row(row, source(**keys), kind)
     return caught.value.reason, caught.value.detail
 
 
@@ -90,8 +90,8 @@ CONVERSATIONS = [
 
 @pytest.mark.parametrize(("name", "row", "turns"), CONVERSATIONS)
 def test_every_schema_of_conversations_is_recognised(name: str, row: dict, turns: tuple) -> None:
-    assert recognise(row, source(), "sft") == Conversation(turns)
-    assert (describe(row, source()), detect(row, source())) == (name, "sft")
+    assert parse_row(row, source(), "sft") == Conversation(turns)
+    assert (format_name(row, source()), detect_format(row, source())) == (name, "sft")
 
 
 @pytest.mark.parametrize(
@@ -109,18 +109,18 @@ def test_every_schema_of_conversations_is_recognised(name: str, row: dict, turns
     ],
 )  # fmt: skip
 def test_named_columns_turns_and_roles_win(keys: dict, row: dict) -> None:
-    assert recognise(row, source(**keys), "sft") == Conversation((Q, A))
+    assert parse_row(row, source(**keys), "sft") == Conversation((Q, A))
 
 
 def test_roles_of_the_recipe_come_before_the_usual_meaning() -> None:
     row = {"messages": [{"role": "model", "content": "q"}, {"role": "Bot", "content": "a"}]}
-    assert recognise(row, source(roles={"model": "user"}), "sft") == Conversation((Q, A))
+    assert parse_row(row, source(roles={"model": "user"}), "sft") == Conversation((Q, A))
 
 
 def test_columns_of_text_are_joined_and_what_is_named_must_be_there() -> None:
     row = {"t": "title", "b": ["x", "y"], "text": "no", "n": None}
-    assert recognise(row, source(columns={"text": ["t", "b", "n"]}), "pretrain") == Document("title\nx\ny")
-    assert recognise(row, source(), "pretrain") == Document("no")
+    assert parse_row(row, source(columns={"text": ["t", "b", "n"]}), "pretrain") == Document("title\nx\ny")
+    assert parse_row(row, source(), "pretrain") == Document("no")
     assert reason({"text": "has no t"}, "pretrain", columns={"text": ["t", "b"]}) == (
         "column missing",
         "'t' is named in the recipe; the row has text",
@@ -131,12 +131,12 @@ def test_columns_of_text_are_joined_and_what_is_named_must_be_there() -> None:
 
 def test_the_stage_gives_a_system_prompt_to_those_that_bring_none() -> None:
     row, own = {"prompt": "q", "response": "a"}, Message("system", "own")
-    assert recognise(row, source(), "sft", "s") == Conversation((S, Q, A))
-    assert recognise({**row, "system": "own"}, source(), "sft", "s") == Conversation((own, Q, A))
+    assert parse_row(row, source(), "sft", "s") == Conversation((S, Q, A))
+    assert parse_row({**row, "system": "own"}, source(), "sft", "s") == Conversation((own, Q, A))
     pair = {"prompt": "q", "chosen": "good", "rejected": "bad"}
-    assert recognise(pair, source(), "preference", "s") == Preference((S, Q), "good", "bad")
-    assert recognise({**row, "label": True}, source(), "label", "s") == Labelled((S, Q), "a", True)
-    assert recognise({"text": "t"}, source(), "pretrain", "s") == Document("t")
+    assert parse_row(pair, source(), "preference", "s") == PreferencePair((S, Q), "good", "bad")
+    assert parse_row({**row, "label": True}, source(), "label", "s") == BinaryFeedback((S, Q), "a", True)
+    assert parse_row({"text": "t"}, source(), "pretrain", "s") == Document("t")
 
 
 # -- tools --------------------------------------------------------------------------------------------------------------
@@ -162,23 +162,23 @@ CALLING = (Q, Message("assistant", "", (ToolCall("add", '{"x": 1}'),)), Message(
 @pytest.mark.parametrize("tools", [DESCRIBED, json.dumps(DESCRIBED), None, [], "[]", " "])
 def test_tool_calls_and_results_are_the_same_in_every_form(turns: list, tools: Any) -> None:
     row = {"conversations": turns, "tools": tools}
-    item = recognise(row, source(), "sft")
+    item = parse_row(row, source(), "sft")
     assert isinstance(item, Conversation)
     assert item.messages == CALLING
     assert (orjson.loads(item.tools) if item.tools else None) == (DESCRIBED if tools not in (None, [], "[]", " ") else None)
-    assert (describe(row, source()), detect(row, source())) == ("tool calls", "sft")
+    assert (format_name(row, source()), detect_format(row, source())) == ("tool calls", "sft")
 
 
 def test_tools_may_stand_in_the_system_turn() -> None:
     system = {"role": "system", "content": "s", "tools": json.dumps(DESCRIBED)}
-    item = recognise({"conversations": [system, *TURNS]}, source(), "sft")
+    item = parse_row({"conversations": [system, *TURNS]}, source(), "sft")
     assert item == Conversation((S, Q, A), json.dumps(DESCRIBED))
-    assert recognise({"conversations": [system, *TURNS]}, source(columns={"tools": ""}), "sft") == Conversation((S, Q, A))
+    assert parse_row({"conversations": [system, *TURNS]}, source(columns={"tools": ""}), "sft") == Conversation((S, Q, A))
 
 
 def test_arguments_are_kept_as_the_data_write_them() -> None:
     calls = [call(arguments='{"城": "北京",  "n":1.0}'), call("b", "")]
-    item = recognise({"messages": [TURNS[0], {"role": "assistant", "tool_calls": calls}]}, source(), "sft")
+    item = parse_row({"messages": [TURNS[0], {"role": "assistant", "tool_calls": calls}]}, source(), "sft")
     assert isinstance(item, Conversation)
     assert item.messages[-1].tool_calls == (ToolCall("add", '{"城": "北京",  "n":1.0}'), ToolCall("b", "{}"))
 
@@ -186,15 +186,15 @@ def test_arguments_are_kept_as_the_data_write_them() -> None:
 def test_several_results_follow_one_turn_and_a_conversation_may_end_with_a_call() -> None:
     result = {"role": "tool", "content": ""}
     calling = {"role": "assistant", "content": "wait", "tool_calls": [call(), call()]}
-    item = recognise({"messages": [TURNS[0], calling, result, result, TURNS[1]]}, source(), "sft")
+    item = parse_row({"messages": [TURNS[0], calling, result, result, TURNS[1]]}, source(), "sft")
     assert isinstance(item, Conversation)
     assert [turn.role for turn in item.messages] == ["user", "assistant", "tool", "tool", "assistant"]
-    item = recognise({"messages": [*TURNS, TURNS[0], calling]}, source(), "sft")
+    item = parse_row({"messages": [*TURNS, TURNS[0], calling]}, source(), "sft")
     assert isinstance(item, Conversation)
     assert [len(turn.tool_calls) for turn in item.messages] == [0, 0, 0, 2]
     row = {"prompt": [TURNS[0], calling, result], "chosen": "c", "rejected": "r", "tools": DESCRIBED}
-    found = recognise(row, source(), "preference")
-    assert isinstance(found, Preference)
+    found = parse_row(row, source(), "preference")
+    assert isinstance(found, PreferencePair)
     assert (found.prompt[-1].role, json.loads(found.tools or "")) == ("tool", DESCRIBED)
 
 
@@ -213,13 +213,13 @@ def test_a_turn_brings_its_own_weight(keys: dict, weight: float | None) -> None:
     silent = [{**TURNS[0], "weight": 0, "train": False}, {**TURNS[1], "train": False}]
     row = {"messages": [TURNS[0], {**TURNS[1], **keys}, *silent]}
     expected = (Q, Message("assistant", "a", (), weight), Q, Message("assistant", "a", (), 0.0))
-    assert recognise(row, source(), "sft") == Conversation(expected)
+    assert parse_row(row, source(), "sft") == Conversation(expected)
 
 
 def test_preferences_train_their_answers_whatever_the_weights_of_their_turns() -> None:
     before = [*({**turn, "train": False} for turn in TURNS), MORE[-1]]
     pair = {"chosen": [*before, {**GOOD, "weight": 0.5}], "rejected": [*before, BAD]}
-    assert recognise(pair, source(), "preference") == Preference((Q, A, Message("user", "more")), "good", "bad")
+    assert parse_row(pair, source(), "preference") == PreferencePair((Q, A, Message("user", "more")), "good", "bad")
 
 
 # -- preferences and labels ---------------------------------------------------------------------------------------------
@@ -239,23 +239,23 @@ def test_preferences_train_their_answers_whatever_the_weights_of_their_turns() -
     ],
 )  # fmt: skip
 def test_every_schema_of_preferences_is_recognised(name: str, row: dict, prompt: tuple) -> None:
-    assert recognise(row, source(), "preference") == Preference(prompt, "good", "bad")
-    assert (describe(row, source()), detect(row, source())) == (name, "preference")
+    assert parse_row(row, source(), "preference") == PreferencePair(prompt, "good", "bad")
+    assert (format_name(row, source()), detect_format(row, source())) == (name, "preference")
 
 
 @pytest.mark.parametrize("answers", [["good", "bad"], [GOOD, BAD], [[GOOD], [BAD]]])
 def test_a_list_of_two_is_ranked_where_the_recipe_names_it(answers: list) -> None:
     ranked = source(columns={"ranked": "answers"})
     row = {"prompt": "q", "answers": answers}
-    assert recognise(row, ranked, "preference") == Preference((Q,), "good", "bad")
-    assert (describe(row, ranked), detect(row, ranked)) == ("ranked list", "preference")
+    assert parse_row(row, ranked, "preference") == PreferencePair((Q,), "good", "bad")
+    assert (format_name(row, ranked), detect_format(row, ranked)) == ("ranked list", "preference")
 
 
 @pytest.mark.parametrize(("extra", "head"), [({}, ()), ({"prompt": "q"}, ()), ({"system": "s"}, (S,))])
 def test_whole_conversations_bring_their_own_prompt_whatever_else_the_row_says(extra: dict, head: tuple) -> None:
     pair = {name: [*MORE, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
-    found = recognise({**extra, **pair}, source(), "preference")
-    assert found == Preference((*head, Q, A, Message("user", "more")), "chosen", "rejected")
+    found = parse_row({**extra, **pair}, source(), "preference")
+    assert found == PreferencePair((*head, Q, A, Message("user", "more")), "chosen", "rejected")
 
 
 @pytest.mark.parametrize(
@@ -269,18 +269,18 @@ def test_whole_conversations_bring_their_own_prompt_whatever_else_the_row_says(e
     ],
 )
 def test_labelled_answers_are_recognised_and_only_wanted_ones_are_fine_tuned_on(row: dict) -> None:
-    assert recognise(row, source(), "label") == Labelled((Q,), "a", True)
-    assert (describe(row, source()), detect(row, source())) == ("kto", "label")
-    assert recognise(row, source(), "sft") == Conversation((Q, A))
+    assert parse_row(row, source(), "label") == BinaryFeedback((Q,), "a", True)
+    assert (format_name(row, source()), detect_format(row, source())) == ("kto", "label")
+    assert parse_row(row, source(), "sft") == Conversation((Q, A))
     unwanted = {name: False if value is True else value for name, value in row.items()}
-    assert recognise(unwanted, source(), "label") == Labelled((Q,), "a", False)
+    assert parse_row(unwanted, source(), "label") == BinaryFeedback((Q,), "a", False)
     assert reason(unwanted, "sft")[0] == "labelled undesirable"
 
 
 def test_a_label_that_is_no_yes_or_no_is_no_label_unless_it_is_named() -> None:
     row = {"prompt": "q", "response": "a", "label": 0}
-    assert recognise(row, source(), "sft") == Conversation((Q, A))
-    assert detect(row, source()) == "sft"
+    assert parse_row(row, source(), "sft") == Conversation((Q, A))
+    assert detect_format(row, source()) == "sft"
     assert reason(row, "label")[0] == "wrong type"
     assert reason(row, "sft", columns={"label": "label"})[0] == "wrong type"
 
@@ -426,14 +426,14 @@ SOURCES = st.sampled_from(
 @given(ROWS, SOURCES, st.sampled_from(KINDS))
 def test_no_row_whatever_breaks_more_than_itself(row: Any, read_as: Source, kind: str) -> None:
     """Every row is an item that can be written, or has a reason; a description is always found."""
-    assert isinstance(describe(row, read_as), str)
+    assert isinstance(format_name(row, read_as), str)
     try:
-        item = recognise(row, read_as, kind)
+        item = parse_row(row, read_as, kind)
     except RowError as error:
         orjson.dumps([error.reason, error.detail])
         assert error.reason
     else:
-        assert from_bytes(to_bytes(item)) == item
+        assert from_bytes(serialize(item)) == item
 
 
 # -- writing, placeholders, real files ----------------------------------------------------------------------------------
@@ -447,8 +447,8 @@ MESSAGES = st.lists(
 ).map(tuple)  # fmt: skip
 TOOLS = st.none() | TEXT
 ITEMS = st.one_of(
-    st.builds(Document, TEXT), st.builds(Conversation, MESSAGES, TOOLS), st.builds(Preference, MESSAGES, TEXT, TEXT, TOOLS),
-    st.builds(Labelled, MESSAGES, TEXT, st.booleans(), TOOLS),
+    st.builds(Document, TEXT), st.builds(Conversation, MESSAGES, TOOLS), st.builds(PreferencePair, MESSAGES, TEXT, TEXT, TOOLS),
+    st.builds(BinaryFeedback, MESSAGES, TEXT, st.booleans(), TOOLS),
 )  # fmt: skip
 
 
@@ -457,7 +457,7 @@ ITEMS = st.one_of(
 @example(Conversation((Message("assistant", "", (), 0.1), Message("assistant", "", (ToolCall("", ""),)))))
 @example(Conversation((Message("assistant", "", (), 0.0),)))
 def test_an_item_survives_being_written_on_one_line(item: Item) -> None:
-    line = to_bytes(item)
+    line = serialize(item)
     assert b"\n" not in line
     assert from_bytes(line + b"\n") == item
 
@@ -475,9 +475,9 @@ def test_an_item_survives_being_written_on_one_line(item: Item) -> None:
 def test_placeholders_are_found_and_formulas_are_not(text: str, found: list[str]) -> None:
     assert placeholders(Document(text)) == found
     assert placeholders(Conversation((Q, Message("assistant", text)))) == found
-    assert placeholders(Preference((Message("user", text),), "c", "r")) == found
-    assert placeholders(Preference((Q,), "c", text)) == found
-    assert placeholders(Labelled((Q,), text, True)) == found
+    assert placeholders(PreferencePair((Message("user", text),), "c", "r")) == found
+    assert placeholders(PreferencePair((Q,), "c", text)) == found
+    assert placeholders(BinaryFeedback((Q,), text, True)) == found
 
 
 REAL = [
@@ -520,10 +520,10 @@ def test_every_row_of_every_real_file_is_recognised(
 ) -> None:
     read_as, schemas, kinds = source(columns=columns), Counter(), Counter()
     for row in rows_of(shared_data / name):
-        item = recognise(row, read_as, kind)
-        assert from_bytes(to_bytes(item)) == item
-        schemas[describe(row, read_as)] += 1
-        kinds[detect(row, read_as)] += 1
+        item = parse_row(row, read_as, kind)
+        assert from_bytes(serialize(item)) == item
+        schemas[format_name(row, read_as)] += 1
+        kinds[detect_format(row, read_as)] += 1
     assert schemas == ({schema: count} if isinstance(schema, str) else schema)
     assert kinds == {kind: count}
 
@@ -533,19 +533,19 @@ def test_real_labels_tool_calls_and_placeholders(shared_data: Path) -> None:
     reasons = Counter()
     for row in rows_of(folder / "kto_en_demo.json"):
         try:
-            recognise(row, source(), "sft")
+            parse_row(row, source(), "sft")
         except RowError as error:
             reasons[error.reason] += 1
     assert reasons == {"labelled undesirable": 150}
 
     rows = list(rows_of(folder / "glaive_toolcall_zh_demo.json"))
-    items = [recognise(row, source(), "sft") for row in rows]
+    items = [parse_row(row, source(), "sft") for row in rows]
     calls = [call for item in items if isinstance(item, Conversation) for turn in item.messages for call in turn.tool_calls]
     written = [turn["value"] for row in rows for turn in row["conversations"] if turn["from"] == "function_call"]
     assert len(calls) == 216
     assert [{"name": c.name, "arguments": json.loads(c.arguments)} for c in calls] == [json.loads(text) for text in written]
 
-    found = Counter(name for row in rows_of(folder / "identity.json") for name in placeholders(recognise(row, source(), "sft")))
+    found = Counter(name for row in rows_of(folder / "identity.json") for name in placeholders(parse_row(row, source(), "sft")))
     assert found == {"{{name}}": 77, "{{author}}": 60}
     for name in ("gsm8k/train.jsonl", "llamafactory/alpaca_en_demo.json"):
-        assert not any(placeholders(recognise(row, source(), "sft")) for row in rows_of(shared_data / name))
+        assert not any(placeholders(parse_row(row, source(), "sft")) for row in rows_of(shared_data / name))

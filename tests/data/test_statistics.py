@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledge.data import StageData, collect, encode
+from fledge.data import StageDataset, collect, encode
 from fledge.data.building.shards import BuildPlan
-from fledge.data.survey.checks import Inspected, findings
+from fledge.data.survey.checks import CheckContext, findings
 from fledge.data.survey.measure import Measured, measure, measure_near
 from fledge.data.survey.statistics import PERCENTILES, Lengths, SourceStatistics, StageStatistics, stage_statistics
 from fledge.tokenizer import Tokenizer
@@ -19,7 +19,9 @@ from tests.data.sources import jsonl, stage_of
 SEED = 1
 
 
-def statistics(kind: str, train: object, tokenizer: Tokenizer, **data: object) -> tuple[StageStatistics, StageData, Measured]:
+def statistics(
+    kind: str, train: object, tokenizer: Tokenizer, **data: object
+) -> tuple[StageStatistics, StageDataset, Measured]:
     """A stage's numbers, the data they are about, and what was measured."""
     stage = stage_of(kind, train, **data)
     collected = collect(stage, "x", SEED)
@@ -105,7 +107,7 @@ def test_a_higher_threshold_finds_no_more_near_duplicates(tmp_path: Path) -> Non
 
 def test_lengths_are_of_whole_conversations_and_say_what_fits(tmp_path: Path, chatml: Tokenizer) -> None:
     rows = [row("hi", "x " * n) for n in (1, 5, 100, 200)]
-    made, data, _ = statistics("sft", jsonl(tmp_path / "a.jsonl", rows), chatml, context=64)
+    made, data, _ = statistics("sft", jsonl(tmp_path / "a.jsonl", rows), chatml, max_seq_len=64)
     source = only(made)
     assert source.tokens is not None and source.fit is not None and source.training is not None
     expected = [len(tokens) for tokens, _ in (data.train.examples.sequence(n) for n in range(2))]
@@ -114,7 +116,7 @@ def test_lengths_are_of_whole_conversations_and_say_what_fits(tmp_path: Path, ch
     assert source.fit.share == 0.5 and source.fit.truncated == 2 and source.fit.tokens_lost > 0
     assert source.training.ended_share == 0.5
     assert source.training.tokens == int(np.diff(data.train.examples.offsets).sum())
-    assert source.training.supervised_tokens == data.train.supervised
+    assert source.training.target_tokens == data.train.supervised
 
 
 def test_documents_are_never_cut(tmp_path: Path, chatml: Tokenizer) -> None:
@@ -145,10 +147,10 @@ def test_shards_make_no_difference(tmp_path: Path, chatml: Tokenizer, monkeypatc
     one, data, _ = statistics("sft", files, chatml, **settings)
     monkeypatch.setattr("fledge.data.building.shards.SHARD_BYTES", 700)
     many, pieces, _ = statistics("sft", files, chatml, **settings)
-    shards = [BuildPlan.read(made.folder / "plan.json").shards for made in (data, pieces)]
+    shards = [BuildPlan.read(made.folder / "build_plan.json").shards for made in (data, pieces)]
     assert len(shards[0]) == 2 and len(shards[1]) > 8
     assert many == one
-    both = [findings(Inspected(made, found, chatml)) for made, found in ((data, one), (pieces, many))]
+    both = [findings(CheckContext(made, found, chatml)) for made, found in ((data, one), (pieces, many))]
     assert both[0] == both[1] and any(both[0].values())
 
 

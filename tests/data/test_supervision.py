@@ -11,13 +11,13 @@ import pyarrow.parquet as parquet
 import pytest
 from transformers import AutoTokenizer
 
-from fledge.data.examples import Encoded, Rules, encode_items
-from fledge.data.rows.items import Conversation, Item, recognise
+from fledge.data.examples import Encoded, EncodingConfig, encode_items
+from fledge.data.rows.items import Conversation, Item, parse_row
 from fledge.recipe.schema import AugmentConfig, Source
 from fledge.tokenizer import Tokenizer, load_tokenizer
 
 ROWS = 50
-RULES = Rules("sft", 100_000, "recent", "all", 0, AugmentConfig(), 1)
+RULES = EncodingConfig("sft", 100_000, "keep_recent", "all", 0, AugmentConfig(), 1)
 Row = dict[str, Any]
 
 
@@ -60,7 +60,7 @@ def raw_rows(file: Path) -> list[Row]:
 
 
 def items_of(rows: list[Row], kind: str) -> list[Item]:
-    return [recognise(row, Source(path="real"), kind) for row in rows]
+    return [parse_row(row, Source(path="real"), kind) for row in rows]
 
 
 def trained(encoded: Encoded, tokenizer: Tokenizer) -> list[str]:
@@ -87,7 +87,7 @@ def test_exactly_the_answers_and_their_end_tokens_are_trained(
     rows = raw_rows(shared_data / file)
     assert len(rows) == ROWS
     found = list(encode_items(items_of(rows, kind), tokenizer, replace(RULES, kind=kind)))
-    end = tokenizer.decode([tokenizer.turn_end])
+    end = tokenizer.decode([tokenizer.eot_id])
     for row, encoded in zip(rows, found, strict=True):
         if template == "inst" and file in WITH_TOOLS and json.loads(row["tools"]):
             assert [remark.reason for remark in encoded.remarks] == ["the chat template refuses it"]
@@ -135,7 +135,7 @@ def test_every_real_pair_and_conversation_is_used_or_dropped_at_any_length(
     for file, kind in (("dpo_en_demo", "preference"), ("glaive_toolcall_zh_demo", "sft")):
         items = items_of(raw_rows(shared_data / "llamafactory" / f"{file}.json"), kind)
         for context in (64, 256, 1024):
-            rules = replace(RULES, kind=kind, context=context, long_conversations=policy)
+            rules = replace(RULES, kind=kind, max_seq_len=context, truncation=policy)
             found = list(encode_items(items, minimind, rules))
             assert len(found) == ROWS
             for encoded in found:

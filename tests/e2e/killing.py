@@ -7,7 +7,7 @@ import pytest
 from fledge.pipeline import Pipeline
 from fledge.recipe import Recipe
 from fledge.run import Console
-from fledge.train.update import Updater
+from fledge.train.update import TrainStep
 
 
 class Killed(BaseException):
@@ -15,7 +15,7 @@ class Killed(BaseException):
 
 
 def run_until_killed(
-    recipe: Recipe, at: int, monkeypatch: pytest.MonkeyPatch, owner: Any = Updater, name: str = "_step"
+    recipe: Recipe, at: int, monkeypatch: pytest.MonkeyPatch, owner: Any = TrainStep, name: str = "_step"
 ) -> None:
     """Run a recipe until it dies just before the at-th call of a function: by default that of the updates, which comes after
     the gradients and before the optimizers, counted over all stages."""

@@ -76,8 +76,8 @@ model: {hidden_sise: 64}
 stages:
   pretrain:
     data: {train: a.txt}
-    length: three epochs
-    optimizer: {lr: -1}
+    duration: three epochs
+    optimizer: {learning_rate: -1}
     schedule: {nam: wsd}
 """
     (tmp_path / "bad.yaml").write_text(text)
@@ -85,7 +85,7 @@ stages:
     refused(
         result, "5 problems", "bad.yaml:2: unknown key 'sed'; did you mean 'seed'?",
         "bad.yaml:3: unknown key 'model.hidden_sise'; did you mean 'hidden_size'?",
-        "bad.yaml:7: stages.pretrain.length", "bad.yaml:8: stages.pretrain.optimizer.lr",
+        "bad.yaml:7: stages.pretrain.duration", "bad.yaml:8: stages.pretrain.optimizer.learning_rate",
         "bad.yaml:9: unknown key 'stages.pretrain.schedule.nam'; did you mean 'name'?",
     )  # fmt: skip
 
@@ -97,14 +97,14 @@ def test_broken_rows_are_counted_and_named_and_the_rest_is_trained(world: Path, 
     rows = tmp_path / "rows.jsonl"
     rows.write_bytes("\n".join([*good[:10], *bad, *good[10:]]).encode() + b'\n{"prompt": "\xff\xfe", "response": "x"}\n')
     tree = tiny.tree(world, tmp_path)
-    tree["stages"] = {"sft": {**tree["stages"]["sft"], "length": "2 steps"}}
-    tree["stages"]["sft"]["data"] = {"train": str(rows), "context": 64, "validation": 0.1}
+    tree["stages"] = {"sft": {**tree["stages"]["sft"], "duration": "2 steps"}}
+    tree["stages"]["sft"]["data"] = {"train": str(rows), "max_seq_len": 64, "validation": 0.1}
     result = fledge("train", tiny.write(tmp_path / "r.yaml", tree))
     assert result.returncode == 0, result.stderr
     assert "36 rows, 30 used" in result.stderr and "6 dropped" in result.stderr
     for reason in ("invalid JSON", "not an object", "wrong type", "no answer", "empty answer", "undecodable"):
         assert f"1 × {reason}, first at {rows}:" in result.stderr, reason
-    account = json.loads((tmp_path / "tiny" / "sft" / "data.json").read_text())["sources"][0]
+    account = json.loads((tmp_path / "tiny" / "sft" / "data_report.json").read_text())["sources"][0]
     assert account["rows"] == 36 == account["used"] + sum(account["dropped"].values())
 
 
@@ -123,7 +123,7 @@ def test_unusable_files_are_refused(world: Path, tmp_path: Path, name: str, cont
         (tmp_path / name).write_text(content)
     tree = tiny.tree(world, tmp_path)
     tree["stages"] = {"sft": tree["stages"]["sft"]}
-    tree["stages"]["sft"]["data"] = {"train": str(tmp_path / name), "context": 64}
+    tree["stages"]["sft"]["data"] = {"train": str(tmp_path / name), "max_seq_len": 64}
     refused(fledge("train", tiny.write(tmp_path / "r.yaml", tree)), *parts)
 
 
@@ -134,19 +134,23 @@ def test_a_full_disk_stops_the_run_and_resume_goes_on(world: Path, tmp_path: Pat
     refused(fledge("train", file, limit=60_000), "cannot write the checkpoint of step 0", "what is saved is nothing yet")
     result = fledge("train", file, "--resume")
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "tiny" / "pretrain" / "done.json").exists()
+    assert (tmp_path / "tiny" / "pretrain" / "result.json").exists()
 
 
 def test_unknown_words_and_missing_values_are_refused(world: Path, tmp_path: Path) -> None:
     file = tiny.write(tmp_path / "r.yaml", tiny.tree(world, tmp_path))
     refused(fledge("train", file, "--seed"), "--seed needs a value")
-    refused(fledge("train", file, "--stages.sft.optimizer.lrr", "1"), "--stages.sft.optimizer.lrr", "did you mean 'lr'?")
+    refused(
+        fledge("train", file, "--stages.sft.optimizer.learning_rat", "1"),
+        "--stages.sft.optimizer.learning_rat",
+        "did you mean 'learning_rate'?",
+    )
     refused(fledge("train", tmp_path / "none.yaml"), "this recipe does not exist")
     refused(fledge("report", tmp_path / "none"), "there is no such run")
 
 
 def test_a_mixture_of_experts_is_planned_with_its_active_parameters(world: Path, tmp_path: Path) -> None:
-    model = {**tiny.MODEL, "moe": {"experts": 4, "top_k": 2, "shared_experts": 1}}
+    model = {**tiny.MODEL, "moe": {"num_experts": 4, "num_experts_per_tok": 2, "num_shared_experts": 1}}
     file = tiny.write(tmp_path / "r.yaml", tiny.tree(world, tmp_path, model=model))
     planned = fledge("train", file, "--dry-run")
     assert planned.returncode == 0 and "active per token" in planned.stdout

@@ -16,10 +16,10 @@ import torch
 import xxhash
 from safetensors.torch import load_file
 
-from fledge.data import PackedData
+from fledge.data import PackedDataset
 from fledge.errors import FledgeError
-from fledge.model.cost import Cost
-from fledge.model.directory import load_model
+from fledge.model.cost import ModelCost
+from fledge.model.directory import from_pretrained
 from fledge.pipeline import Pipeline, dry_run
 from fledge.preparation import Preparation
 from fledge.recipe import Recipe, recipe_from_dict
@@ -27,8 +27,8 @@ from fledge.run import Console
 from fledge.run.events import read_events
 from fledge.tokenizer import load_tokenizer
 from fledge.train import learner
-from fledge.train.scaling import LossScale
-from fledge.train.update import Updater
+from fledge.train.scaling import GradScaler
+from fledge.train.update import TrainStep
 from tests.e2e import tiny
 
 QUIET = Console(quiet=True)
@@ -39,7 +39,7 @@ def _tree(world: Path, output: Path, model: dict[str, Any], machine: dict[str, A
     """Pretraining alone, changed."""
     tree = tiny.tree(world, output)
     tree["stages"] = {"pretrain": {**tree["stages"]["pretrain"], **stage}}
-    return tree | {"model": {**tree["model"], **model}, "machine": {**tree["machine"], **machine}}
+    return tree | {"model": {**tree["model"], **model}, "runtime": {**tree["runtime"], **machine}}
 
 
 def _recipe(world: Path, output: Path, machine: dict[str, Any] | None = None, **stage: Any) -> Recipe:
@@ -60,7 +60,7 @@ LIMITED = """
 import resource, sys
 from fledge.run import Console
 
-say = Console.say
+say = Console.log
 
 def say_and_limit(self, text="", style=None):
     say(self, text, style)
@@ -68,7 +68,7 @@ def say_and_limit(self, text="", style=None):
         size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + int(sys.argv[1]), resource.RLIM_INFINITY))
 
-Console.say = say_and_limit
+Console.log = say_and_limit
 from fledge.cli import main
 sys.exit(main(sys.argv[2:]))
 """
@@ -85,11 +85,11 @@ def _train_limited(recipe: Path, free: int) -> subprocess.CompletedProcess[str]:
 def _large_rows(world: Path, output: Path, context: int, micro: int, accumulation: int) -> dict[str, Any]:
     """Rows whose activations are most of what a step needs: 16 KiB a token in each of nine tensors."""
     tree = _tree(
-        world, output, BIG, {}, batch={"micro": micro, "accumulation": accumulation}, length="3 steps",
-        optimizer={"lr": 1e-4, "weight_decay": 0.0}, evaluation={"every": 3, "max_rows": 1},
+        world, output, BIG, {}, batch={"micro_batch_size": micro, "gradient_accumulation_steps": accumulation}, duration="3 steps",
+        optimizer={"learning_rate": 1e-4, "weight_decay": 0.0}, evaluation={"every_steps": 3, "max_packed_rows": 1},
     )  # fmt: skip
-    tree["stages"]["pretrain"]["data"]["context"] = context
-    return tree | {"samples": {"prompts": [], "texts": []}}
+    tree["stages"]["pretrain"]["data"]["max_seq_len"] = context
+    return tree | {"generation_samples": {"prompts": [], "texts": []}}
 
 
 @LINUX
@@ -102,15 +102,15 @@ def test_a_run_whose_micro_batch_does_not_fit_goes_on_with_half_of_it(world: Pat
     assert f"warning: {said}" in done.stderr
     run = tmp_path / "limited" / "tiny"
     (alert,) = _events(run, "alert")
-    assert (alert["step"], alert["level"], alert["micro"], alert["message"]) == (0, "warning", 4, said)
+    assert (alert["step"], alert["level"], alert["micro_batch_size"], alert["message"]) == (0, "warning", 4, said)
     assert "allocate" in alert["error"]
     state = json.loads((run / "pretrain" / "checkpoints" / "last" / "state" / "trainer.json").read_text())
-    assert state["micro"] == 4 and state["step"] == 3
+    assert state["micro_batch_size"] == 4 and state["step"] == 3
 
     smaller = Pipeline(recipe_from_dict(_large_rows(world, tmp_path / "smaller", 128, 4, 2)), QUIET).run()
     steps, expected = _events(run, "step"), _events(smaller, "step")
     assert len(steps) == len(expected) == 3
-    for name in ("tokens", "supervised_tokens", "epoch", "learning_rate"):
+    for name in ("train/tokens", "train/target_tokens", "train/epoch", "train/lr"):
         assert [event[name] for event in steps] == [event[name] for event in expected]
     assert [e["train/loss"] for e in steps] == pytest.approx([e["train/loss"] for e in expected], abs=1e-5)
     for name, tensor in _weights(smaller).items():
@@ -123,42 +123,42 @@ def test_a_row_that_does_not_fit_ends_the_run_with_what_would_help(world: Path, 
     done = _train_limited(recipe, 120 << 20)
     assert done.returncode == 2, done.stderr[-3000:]
     assert "going on with 1" in done.stderr
-    assert "one row of 2,048 tokens does not fit into memory" in done.stderr and "batch.micro" in done.stderr
-    assert "machine.checkpointing" in done.stderr and "Traceback" not in done.stderr
+    assert "one row of 2,048 tokens does not fit into memory" in done.stderr and "batch.micro_batch_size" in done.stderr
+    assert "runtime.activation_checkpointing" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_run_that_halved_resumes_with_the_half(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A micro-batch that became smaller stays so: the newest checkpoint says it."""
     recipe, seen = _recipe(world, tmp_path), []
-    step = Updater._step
+    step = TrainStep._step
 
-    def stop(updater: Updater, *given: Any) -> Any:
+    def stop(updater: TrainStep, *given: Any) -> Any:
         if len(seen) == 4:
             raise KeyboardInterrupt
         seen.append(given[0])
         return step(updater, *given)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Updater, "_step", stop)
+        patch.setattr(TrainStep, "_step", stop)
         Pipeline(recipe, QUIET).run()
     (newest,) = sorted((tmp_path / "tiny" / "pretrain" / "checkpoints").glob("step-*"))[-1:]
     file, manifest = newest / "state" / "trainer.json", newest / "manifest.json"
     state = json.loads(file.read_text())
-    assert state["micro"] is None
-    file.write_text(json.dumps({**state, "micro": 1}))
+    assert state["micro_batch_size"] is None
+    file.write_text(json.dumps({**state, "micro_batch_size": 1}))
     listed = json.loads(manifest.read_text())
     (name,) = [name for name in listed["files"] if name.endswith("trainer.json")]
     digest = xxhash.xxh3_64_hexdigest(file.read_bytes())
     listed["files"][name] = {**listed["files"][name], "bytes": file.stat().st_size, "xxh3": digest}
     manifest.write_text(json.dumps(listed))
     micros: list[int] = []
-    make = PackedData.batch
+    make = PackedDataset.batch
 
-    def noted(data: PackedData, first: int, count: int, *more: Any) -> Any:
+    def noted(data: PackedDataset, first: int, count: int, *more: Any) -> Any:
         micros.append(count)
         return make(data, first, count, *more)
 
-    monkeypatch.setattr(PackedData, "batch", noted)
+    monkeypatch.setattr(PackedDataset, "batch", noted)
     Pipeline(recipe, QUIET).run(resume=True)
     assert set(micros[1:]) == {1}  # the first batch is what is computed before the loop
 
@@ -169,14 +169,14 @@ def test_a_run_that_halved_resumes_with_the_half(world: Path, tmp_path: Path, mo
 def test_micro_auto_is_told_stored_and_kept_on_resume_though_memory_changed(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch = {"micro": "auto", "tokens": 12 * 64}
-    recipe = _recipe(world, tmp_path, batch=batch, length="4 steps", checkpoint={"every": 1})
+    batch = {"micro_batch_size": "auto", "tokens_per_step": 12 * 64}
+    recipe = _recipe(world, tmp_path, batch=batch, duration="4 steps", checkpoint={"every_steps": 1})
 
     def stopped(*what: Any) -> Any:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Updater, "_step", stopped)
+        patch.setattr(TrainStep, "_step", stopped)
         Pipeline(recipe, QUIET).run()
     plan = json.loads((tmp_path / "tiny" / "pretrain" / "plan.json").read_text())
     assert (plan["micro_rows"], plan["effective_batch_rows"]) == (12, 12)
@@ -184,18 +184,18 @@ def test_micro_auto_is_told_stored_and_kept_on_resume_though_memory_changed(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20, total=2**30))
     with pytest.raises(FledgeError, match="not even one row") as caught:
         Pipeline(_recipe(world, tmp_path / "other", batch=batch), QUIET).run()
-    assert caught.value.where == "stages.pretrain.batch.micro"
+    assert caught.value.where == "stages.pretrain.batch.micro_batch_size"
     run = Pipeline(recipe, QUIET).run(resume=True)
     assert json.loads((run / "pretrain" / "plan.json").read_text())["micro_rows"] == 12
     assert len(_events(run, "step")) == 4
 
 
 def test_tokens_that_are_no_whole_rows_are_refused_before_anything_is_written(world: Path, tmp_path: Path) -> None:
-    recipe = _recipe(world, tmp_path, batch={"micro": "auto", "tokens": 1000})
+    recipe = _recipe(world, tmp_path, batch={"micro_batch_size": "auto", "tokens_per_step": 1000})
     for attempt in (lambda: Pipeline(recipe, QUIET).run(), lambda: dry_run(recipe, QUIET)):
         with pytest.raises(FledgeError, match="1,000 tokens are no whole number of rows of 64") as caught:
             attempt()
-        assert caught.value.where == "stages.pretrain.batch.tokens" and caught.value.hint == "write 960 or 1,024"
+        assert caught.value.where == "stages.pretrain.batch.tokens_per_step" and caught.value.hint == "write 960 or 1,024"
     assert not (tmp_path / "tiny").exists()
 
 
@@ -205,29 +205,31 @@ def test_tokens_that_are_no_whole_rows_are_refused_before_anything_is_written(wo
 def test_fp16_trains_and_says_its_scale(world: Path, tmp_path: Path) -> None:
     run = Pipeline(_recipe(world, tmp_path, {"precision": "fp16"}), QUIET).run()
     steps = _events(run, "step")
-    assert [event["loss_scale"] for event in steps] == [65536.0] * 8 and {event["skipped_steps"] for event in steps} == {0}
+    assert [event["train/loss_scale"] for event in steps] == [65536.0] * 8 and {
+        event["train/skipped_steps"] for event in steps
+    } == {0}
     assert steps[-1]["train/loss"] < steps[0]["train/loss"]
     exact = _events(Pipeline(_recipe(world, tmp_path / "exact"), QUIET).run(), "step")
     assert [e["train/loss"] for e in steps] == pytest.approx([e["train/loss"] for e in exact], rel=0.01)
-    assert [e["grad_norm"] for e in steps] == pytest.approx([e["grad_norm"] for e in exact], rel=0.05)
+    assert [e["train/grad_norm"] for e in steps] == pytest.approx([e["train/grad_norm"] for e in exact], rel=0.05)
 
 
 def test_an_overflow_of_fp16_is_skipped_counted_and_survived(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A scale so high that the first gradients overflow, until it has come down."""
-    monkeypatch.setattr(learner, "LossScale", lambda device: LossScale(device, 2.0**22))
-    run = Pipeline(_recipe(world, tmp_path, {"precision": "fp16"}, length="14 steps"), QUIET).run()
+    monkeypatch.setattr(learner, "GradScaler", lambda device: GradScaler(device, 2.0**22))
+    run = Pipeline(_recipe(world, tmp_path, {"precision": "fp16"}, duration="14 steps"), QUIET).run()
     steps = _events(run, "step")
-    skipped = [event["skipped_steps"] for event in steps]
-    assert skipped[0] == 1 and steps[0]["grad_norm"] is None
-    assert 0 < skipped[-1] < 10 and skipped[-1] == skipped[-2] == sum(event["grad_norm"] is None for event in steps)
+    skipped = [event["train/skipped_steps"] for event in steps]
+    assert skipped[0] == 1 and steps[0]["train/grad_norm"] is None
+    assert 0 < skipped[-1] < 10 and skipped[-1] == skipped[-2] == sum(event["train/grad_norm"] is None for event in steps)
     for before, after in pairwise(steps):
-        assert after["loss_scale"] == before["loss_scale"] / (2 if before["grad_norm"] is None else 1)
+        assert after["train/loss_scale"] == before["train/loss_scale"] / (2 if before["train/grad_norm"] is None else 1)
     assert all(math.isfinite(event["train/loss"]) for event in steps) and len(steps) == 14
     state = json.loads((run / "pretrain" / "checkpoints" / "last" / "state" / "trainer.json").read_text())
-    assert state["scale"]["skipped"] == skipped[-1]
-    assert state["clipped"] <= 14 - skipped[-1]
+    assert state["grad_scaler"]["skipped"] == skipped[-1]
+    assert state["clipped_steps"] <= 14 - skipped[-1]
 
 
 # -- evidence ----------------------------------------------------------------------------------------------------------
@@ -238,7 +240,7 @@ def _refuse(text: str) -> float:
 
 
 def test_events_add_up_and_are_json(world: Path, tmp_path: Path) -> None:
-    tree = _tree(world, tmp_path, {}, {}, optimizer={"lr": 1e-3, "clip": 0.61})
+    tree = _tree(world, tmp_path, {}, {}, optimizer={"learning_rate": 1e-3, "max_grad_norm": 0.61})
     lines = (world / "pretrain.jsonl").read_text(encoding="utf-8").splitlines()
     for name, part in (("old", lines[:80]), ("new", lines[80:])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(part) + "\n", encoding="utf-8")
@@ -246,51 +248,51 @@ def test_events_add_up_and_are_json(world: Path, tmp_path: Path) -> None:
     run = Pipeline(recipe_from_dict(tree), QUIET).run()
     for line in (run / "pretrain" / "events.jsonl").read_text(encoding="utf-8").splitlines():
         json.loads(line, parse_constant=_refuse)
-    steps, resources = _events(run, "step"), _events(run, "resource")
+    steps, resources = _events(run, "step"), _events(run, "system")
     assert len(steps) == len(resources) == 8
     clipped = 0
     for number, event in enumerate(steps, 1):
-        clipped += event["grad_norm"] > 0.61
-        assert event["clip_share"] == round(clipped / number, 6)
-        assert sum(event["tokens_by_source"].values()) == event["tokens"]
+        clipped += event["train/grad_norm"] > 0.61
+        assert event["train/clip_fraction"] == round(clipped / number, 6)
+        assert sum(event["train/tokens_by_source"].values()) == event["train/tokens"]
         assert not [name for name in event if "second" in name or "memory" in name or name in ("phases", "mfu")]
-    assert 0 < clipped < 8, [event["grad_norm"] for event in steps]
-    added = [b["supervised_tokens"] - a["supervised_tokens"] for a, b in pairwise(steps)]
-    sizes = [b["tokens"] - a["tokens"] for a, b in pairwise(steps)]
-    assert [e["supervised_share"] for e in steps[1:]] == pytest.approx(
+    assert 0 < clipped < 8, [event["train/grad_norm"] for event in steps]
+    added = [b["train/target_tokens"] - a["train/target_tokens"] for a, b in pairwise(steps)]
+    sizes = [b["train/tokens"] - a["train/tokens"] for a, b in pairwise(steps)]
+    assert [e["train/target_token_fraction"] for e in steps[1:]] == pytest.approx(
         [a / b for a, b in zip(added, sizes, strict=True)], abs=1e-6
     )
-    peak = json.loads((run / "pretrain" / "machine.json").read_text())["evidence"].get("matmul_peak_flops")
+    peak = json.loads((run / "pretrain" / "compute.json").read_text())["measurements"].get("matmul_peak_flops")
     config = recipe_from_dict(tree).model
     vocab = json.loads((run / "summary.json").read_text())["tokenizer"]["vocab_size"]
-    cost = Cost(config, vocab)
+    cost = ModelCost(config, vocab)
     for event, size, supervised in zip(resources[1:], sizes, added, strict=True):
-        assert event["peak_memory_bytes"] >= 0.95 * event["memory_bytes"] > 50 << 20
-        busy = sum(event["phases"][name] for name in ("data", "forward", "backward", "optimizer"))
-        assert event["step_tokens_per_second"] == pytest.approx(size / busy, rel=0.05)
+        assert event["system/peak_memory_bytes"] >= 0.95 * event["system/memory_bytes"] > 50 << 20
+        busy = sum(event["system/phases"][name] for name in ("data", "forward", "backward", "optimizer"))
+        assert event["system/step_tokens_per_second"] == pytest.approx(size / busy, rel=0.05)
         if peak:
             flops = size * cost.training_body_flops(64) + supervised * cost.training_head_flops()
-            assert event["mfu"] == pytest.approx(flops / busy / peak, rel=0.05, abs=1e-4)
+            assert event["system/mfu"] == pytest.approx(flops / busy / peak, rel=0.05, abs=1e-4)
 
 
 def test_bits_per_byte_is_the_loss_in_bits_over_the_bytes_of_what_was_predicted(finished: Path, world: Path) -> None:
     last = _events(finished, "eval")[-1]
-    model = load_model(finished / "pretrain" / "checkpoints" / "last" / "model").eval()
+    model = from_pretrained(finished / "pretrain" / "checkpoints" / "last" / "model").eval()
     tokenizer = load_tokenizer(finished / "tokenizer")
     preparation = Preparation(tiny.recipe(world, finished.parent), lambda text: None)
     data = preparation.stage_data("pretrain", tokenizer).validation
     assert data is not None
     batch = data.assemble(list(range(4)))
     with torch.no_grad():
-        logs = model.logits(model(batch.tokens, batch.positions, batch.documents)).log_softmax(-1)
+        logs = model.logits(model(batch.input_ids, batch.position_ids, batch.documents)).log_softmax(-1)
     nll, size = 0.0, 0
-    for b, t in batch.weights.nonzero().tolist():
+    for b, t in batch.loss_weights.nonzero().tolist():
         target = int(batch.targets[b, t])
         nll -= float(logs[b, t, target])
-        special = target in {tokenizer.document_end, tokenizer.pad, tokenizer.turn_end}
+        special = target in {tokenizer.eos_id, tokenizer.pad, tokenizer.eot_id}
         size += (
             0 if special else len(tokenizer.core.id_to_token(target) or "")
         )  # a byte-level token has a character for each byte
     assert size > 100
     assert last["eval/bits_per_byte"] == pytest.approx(nll / math.log(2) / size, rel=1e-4)
-    assert last["eval/loss"] == pytest.approx(nll / float(batch.weights.sum()), rel=1e-4)
+    assert last["eval/loss"] == pytest.approx(nll / float(batch.loss_weights.sum()), rel=1e-4)

@@ -10,12 +10,12 @@ import torch
 from fledge.data import Batch
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
-from fledge.objective import LanguageObjective
-from fledge.objective.language import Outcome
+from fledge.objective import CausalLMObjective
+from fledge.objective.language import LossOutput
 from fledge.pipeline import Pipeline
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.run import Console, read_events
-from fledge.train.update import Updater
+from fledge.train.update import TrainStep
 from tests.e2e import tiny
 from tests.e2e.killing import run_until_killed
 from tests.e2e.test_resume import finals
@@ -27,7 +27,7 @@ PRETRAIN = ("pretrain",)
 def recipe(world: Path, folder: Path, **guards: Any) -> Recipe:
     """Only pretraining, 20 steps of 4 rows, a checkpoint every 3."""
     tree = tiny.tree(world, folder)
-    stage = {**tree["stages"]["pretrain"], "length": "20 steps", "guards": guards}
+    stage = {**tree["stages"]["pretrain"], "duration": "20 steps", "guards": guards}
     return recipe_from_dict({**tree, "stages": {"pretrain": stage}})
 
 
@@ -42,20 +42,20 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the loss NaN for every batch that holds the first row of window 7 (of update 8)."""
-    call, update, victim = LanguageObjective.__call__, Updater.__call__, []
+    call, update, victim = CausalLMObjective.__call__, TrainStep.__call__, []
 
-    def noting(updater: Updater, window: Any, *given: Any) -> Any:
+    def noting(updater: TrainStep, window: Any, *given: Any) -> Any:
         if window.step == 7 and not victim:
-            victim.append(window.batches[0].tokens[0].clone())
+            victim.append(window.batches[0].input_ids[0].clone())
         return update(updater, window, *given)
 
-    def bad(objective: LanguageObjective, model: Decoder, batch: Batch) -> Outcome:
+    def bad(objective: CausalLMObjective, model: Decoder, batch: Batch) -> LossOutput:
         outcome = call(objective, model, batch)
-        hit = bool(victim) and any(torch.equal(row, victim[0]) for row in batch.tokens)
-        return Outcome(outcome.loss * float("nan")) if hit else outcome
+        hit = bool(victim) and any(torch.equal(row, victim[0]) for row in batch.input_ids)
+        return LossOutput(outcome.loss * float("nan")) if hit else outcome
 
-    monkeypatch.setattr(Updater, "__call__", noting)
-    monkeypatch.setattr(LanguageObjective, "__call__", bad)
+    monkeypatch.setattr(TrainStep, "__call__", noting)
+    monkeypatch.setattr(CausalLMObjective, "__call__", bad)
 
 
 @pytest.mark.usefixtures("poison")
@@ -63,20 +63,20 @@ def test_one_bad_update_is_left_out_and_its_rows_are_named(world: Path, tmp_path
     run = Pipeline(recipe(world, tmp_path), QUIET).run()
     steps, guards = events(run, "step"), events(run, "guard")
     assert [event["step"] for event in steps] == list(range(1, 21))
-    assert [event["step"] for event in steps if event["grad_norm"] is None] == [8]
+    assert [event["step"] for event in steps if event["train/grad_norm"] is None] == [8]
     assert [(one["rule"], one["action"], one["step"]) for one in guards] == [("non_finite", "skip", 8)]
     assert guards[0]["rows"] and all("pretrain.jsonl:" in row["where"] for row in guards[0]["rows"])
 
 
 @pytest.mark.usefixtures("poison")
 def test_a_bad_row_is_passed_over_after_going_back(world: Path, tmp_path: Path) -> None:
-    asked = recipe(world, tmp_path / "whole", non_finite={"in_a_row": 1})
+    asked = recipe(world, tmp_path / "whole", non_finite={"consecutive": 1})
     run = Pipeline(asked, QUIET).run()
     steps, guards = events(run, "step"), events(run, "guard")
-    assert [event["step"] for event in steps] == list(range(1, 21)) and all(event["grad_norm"] for event in steps)
+    assert [event["step"] for event in steps] == list(range(1, 21)) and all(event["train/grad_norm"] for event in steps)
     assert [(one["action"], one["step"]) for one in guards] == [("rollback", 6)]
     assert guards[0]["reached"] == 8 and guards[0]["skipped_rows"] == [[28, 4]]
-    gone = [json.loads(line) for line in (run / "pretrain" / "rolled-back-1.jsonl").read_text().splitlines()]
+    gone = [json.loads(line) for line in (run / "pretrain" / "events.rolled_back.1.jsonl").read_text().splitlines()]
     found = [event for event in gone if event["kind"] == "guard"]
     assert found[0]["step"] == 8 and len(found[0]["rows"]) > 0
     assert {event["step"] for event in gone if event["kind"] == "step"} == {7, 8}
@@ -90,7 +90,7 @@ def test_a_run_that_went_back_resumes_bit_for_bit(
     at: int, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed inside its at-th update: before the fault, after it, on the second way."""
-    rules = {"non_finite": {"in_a_row": 1}}
+    rules = {"non_finite": {"consecutive": 1}}
     whole = finals(Pipeline(recipe(world, tmp_path / "whole", **rules), QUIET).run(), PRETRAIN)
     run_until_killed(recipe(world, tmp_path / "killed", **rules), at, monkeypatch)
     assert finals(Pipeline(recipe(world, tmp_path / "killed", **rules), QUIET).run(resume=True), PRETRAIN) == whole
@@ -100,9 +100,9 @@ def test_weights_that_are_no_numbers_any_more_are_those_of_the_last_good_checkpo
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flipped bit, once: every update after it is bad, until training goes back."""
-    step, count = Updater._step, 0
+    step, count = TrainStep._step, 0
 
-    def flipped(updater: Updater, *given: Any) -> Any:
+    def flipped(updater: TrainStep, *given: Any) -> Any:
         nonlocal count
         made = step(updater, *given)
         count += 1
@@ -111,51 +111,54 @@ def test_weights_that_are_no_numbers_any_more_are_those_of_the_last_good_checkpo
                 updater.model.layers[0].mlp.down_proj.weight[0, 0] = float("inf")
         return made
 
-    monkeypatch.setattr(Updater, "_step", flipped)
-    rules = {"non_finite": {"then": "lower_lr"}, "rollback": {"lr_factor": 0.25}}
+    monkeypatch.setattr(TrainStep, "_step", flipped)
+    rules = {"non_finite": {"on_rollback": "lower_lr"}, "rollback": {"lr_factor": 0.25}}
     run = Pipeline(recipe(world, tmp_path, **rules), QUIET).run()
     guards, steps = events(run, "guard"), events(run, "step")
     assert [(one["action"], one["reached"], one["since"]) for one in guards] == [("rollback", 11, 9)]
     assert guards[0]["step"] == 8 or guards[0]["step"] == 6
-    rates = {event["step"]: event["learning_rate"] for event in steps}
+    rates = {event["step"]: event["train/lr"] for event in steps}
     plain = events(Pipeline(recipe(world, tmp_path / "plain"), QUIET).run(), "step")
     back = guards[0]["step"]
     for event in plain:
-        assert rates[event["step"]] == pytest.approx(event["learning_rate"] * (0.25 if event["step"] > back else 1))
-    assert all(event["grad_norm"] is not None for event in steps)
+        assert rates[event["step"]] == pytest.approx(event["train/lr"] * (0.25 if event["step"] > back else 1))
+    assert all(event["train/grad_norm"] is not None for event in steps)
 
 
 def test_a_fault_that_stays_ends_the_run_after_some_attempts(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = LanguageObjective.__call__
+    call = CausalLMObjective.__call__
 
-    def bad(objective: LanguageObjective, model: Decoder, batch: Batch) -> Outcome:
-        return Outcome(call(objective, model, batch).loss * float("nan"))
+    def bad(objective: CausalLMObjective, model: Decoder, batch: Batch) -> LossOutput:
+        return LossOutput(call(objective, model, batch).loss * float("nan"))
 
-    monkeypatch.setattr(LanguageObjective, "__call__", bad)
+    monkeypatch.setattr(CausalLMObjective, "__call__", bad)
     with pytest.raises(FledgeError, match="2 roll-backs did not help") as caught:
         Pipeline(recipe(world, tmp_path, rollback={"retries": 2}), QUIET).run()
     assert "the last good state is step 0" in (caught.value.hint or "")
     folder = tmp_path / "tiny" / "pretrain"
-    assert (folder / "rolled-back-2.jsonl").exists() and not (folder / "rolled-back-3.jsonl").exists()
+    assert (folder / "events.rolled_back.2.jsonl").exists() and not (folder / "events.rolled_back.3.jsonl").exists()
 
 
 def test_an_update_above_the_limit_is_left_out_where_that_is_asked_for(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = Updater._gradients
+    call = TrainStep._gradients
 
-    def large(updater: Updater, window: Any, *given: Any) -> Any:
+    def large(updater: TrainStep, window: Any, *given: Any) -> Any:
         made = call(updater, window, *given)
         if window.step == 37:
             for parameter in updater.model.parameters():
                 parameter.grad.mul_(1000)
         return made
 
-    monkeypatch.setattr(Updater, "_gradients", large)
+    monkeypatch.setattr(TrainStep, "_gradients", large)
     tree = recipe(world, tmp_path, grad_spike="skip").model_dump(mode="json")
-    tree["stages"]["pretrain"] |= {"length": "40 steps", "optimizer": {"name": "adamw", "lr": 1e-3, "clip": None}}
+    tree["stages"]["pretrain"] |= {
+        "duration": "40 steps",
+        "optimizer": {"name": "adamw", "learning_rate": 1e-3, "max_grad_norm": None},
+    }
     run = Pipeline(recipe_from_dict(tree), QUIET).run()
     guards = events(run, "guard")
     assert [(one["rule"], one["action"], one["step"]) for one in guards] == [("grad_spike", "skip", 38)]
@@ -164,7 +167,7 @@ def test_an_update_above_the_limit_is_left_out_where_that_is_asked_for(
 
 
 def test_guards_of_a_healthy_run_change_nothing(world: Path, tmp_path: Path) -> None:
-    ignored = dict.fromkeys(("grad_spike", "loss_spike", "divergence", "validation_rise", "throughput"), "ignore")
+    ignored = dict.fromkeys(("grad_spike", "loss_spike", "divergence", "validation_increase", "throughput"), "ignore")
     with_guards = Pipeline(recipe(world, tmp_path / "on"), QUIET).run()
     without = Pipeline(recipe(world, tmp_path / "off", **ignored), QUIET).run()
     assert finals(with_guards, PRETRAIN) == finals(without, PRETRAIN)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fledge.model.directory import load_model
+from fledge.model.directory import from_pretrained
 from fledge.model.experts import Router
 from fledge.pipeline import Pipeline
 from fledge.recipe import Recipe
@@ -22,7 +22,7 @@ QUIET = Console(quiet=True)
 def _recipe(world: Path, output: Path, balance: str) -> Recipe:
     """Pretraining and preferences."""
     tree = tiny.tree(world, output)
-    moe = {"experts": 4, "top_k": 2, "balance": balance}
+    moe = {"num_experts": 4, "num_experts_per_tok": 2, "load_balancing": balance}
     stages = {name: tree["stages"][name] for name in ("pretrain", "dpo")}
     return tiny.recipe(world, output, model={**tiny.MODEL, "qk_norm": True, "moe": moe}, stages=stages)
 
@@ -55,7 +55,7 @@ def test_a_mixture_killed_before_its_biases_move_resumes_bit_for_bit(
     recipe = _recipe(world, tmp_path, "bias")
     run_until_killed(recipe, at, monkeypatch, loop, "update_biases")
     assert _finals(Pipeline(recipe, QUIET).run(resume=True)) == _finals(whole)
-    model = load_model(whole / "dpo" / "checkpoints" / "last" / "model")
+    model = from_pretrained(whole / "dpo" / "checkpoints" / "last" / "model")
     biases = torch.stack([m.e_score_correction_bias for m in model.modules() if isinstance(m, Router)])  # type: ignore[misc]
     moves = (biases / 0.001).round()
     torch.testing.assert_close(biases, moves * 0.001)  # whole steps of bias_rate
@@ -63,14 +63,18 @@ def test_a_mixture_killed_before_its_biases_move_resumes_bit_for_bit(
 
 
 def test_every_step_of_a_mixture_says_how_it_was_routed(world: Path, tmp_path: Path) -> None:
-    run = Pipeline(_recipe(world, tmp_path, "loss"), QUIET).run()
+    run = Pipeline(_recipe(world, tmp_path, "aux_loss"), QUIET).run()
     for stage in ("pretrain", "dpo"):
         for event in _steps(run, stage):
-            load = torch.tensor(event["moe/load"])
+            load = torch.tensor(event["router/load"])
             assert load.shape == (2, 4)
             torch.testing.assert_close(load.mean(1), torch.ones(2), atol=1e-3, rtol=0.0)
-            assert event["moe/load_max"] == pytest.approx(float(load.max()), abs=1e-4)
-            assert event["moe/load_min"] == pytest.approx(float(load.min()), abs=1e-4)
-            assert 0 < event["moe/entropy"] <= 1.3863 and event["train/balance_loss"] >= 1.9 and event["train/z_loss"] > 0
+            assert event["router/max_load"] == pytest.approx(float(load.max()), abs=1e-4)
+            assert event["router/min_load"] == pytest.approx(float(load.min()), abs=1e-4)
+            assert (
+                0 < event["router/entropy"] <= 1.3863
+                and event["train/router_aux_loss"] >= 1.9
+                and event["train/router_z_loss"] > 0
+            )
     first = _steps(run, "dpo")[0]
     assert first["train/loss"] == pytest.approx(0.6931, abs=0.02)  # without the penalty, which is about 0.02 · top_k

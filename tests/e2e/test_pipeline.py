@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fledge.errors import FledgeError
-from fledge.model.directory import load_model
+from fledge.model.directory import from_pretrained
 from fledge.pipeline import Pipeline, dry_run
 from fledge.recipe import load_recipe, recipe_from_dict
 from fledge.report import write_report
@@ -28,7 +28,7 @@ def test_every_stage_leaves_what_the_run_directory_promises(finished: Path) -> N
     for name in ("recipe.yaml", "environment.json", "summary.json", "tokenizer/tokenizer.json"):
         assert (finished / name).exists(), name
     for stage in STAGES:
-        for name in ("plan.json", "data.json", "machine.json", "done.json", "eval/before.json", "eval/after.json"):
+        for name in ("plan.json", "data_report.json", "compute.json", "result.json", "eval/before.json", "eval/after.json"):
             assert (finished / stage / name).exists(), f"{stage}/{name}"
         assert (finished / stage / "checkpoints" / "last").is_symlink()
         assert (finished / stage / "checkpoints" / "best").is_symlink()
@@ -39,8 +39,8 @@ def test_steps_and_tokens_are_as_planned(finished: Path) -> None:
         plan = json.loads((finished / stage / "plan.json").read_text())
         steps = events(finished, stage, "step")
         assert [event["step"] for event in steps] == list(range(1, plan["steps"] + 1))
-        assert steps[-1]["tokens"] == pytest.approx(plan["tokens"], rel=0.1)
-        assert steps[-1]["learning_rate"] == 0.0
+        assert steps[-1]["train/tokens"] == pytest.approx(plan["tokens"], rel=0.1)
+        assert steps[-1]["train/lr"] == 0.0
 
 
 def test_training_lowers_the_loss_and_what_is_measured_after_is_the_last_evaluation(finished: Path) -> None:
@@ -62,9 +62,9 @@ def test_the_first_preference_step_has_loss_ln_2_and_no_margin(finished: Path) -
 
 def test_live_and_precomputed_reference_train_the_same(world: Path, tmp_path: Path) -> None:
     losses = []
-    for kind in ("live", "precomputed"):
-        tree = tiny.tree(world, tmp_path, name=kind, model={**tiny.MODEL, "dropout": 0.0})
-        tree["stages"] = {"dpo": {**tree["stages"]["dpo"], "reference": kind}}
+    for kind in (False, True):
+        tree = tiny.tree(world, tmp_path, name=f"precomputed-{kind}", model={**tiny.MODEL, "dropout": 0.0})
+        tree["stages"] = {"dpo": {**tree["stages"]["dpo"], "precompute_ref_log_probs": kind}}
         run = Pipeline(recipe_from_dict(tree), QUIET).run()
         losses.append([event["train/loss"] for event in events(run, "dpo", "step")])
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
@@ -77,10 +77,14 @@ def test_accumulation_changes_nothing_but_the_memory(world: Path, tmp_path: Path
     made = []
     for micro, accumulation in ((8, 1), (1, 8), (2, 4)):
         tree = tiny.tree(world, tmp_path, name=f"a{micro}", model={**tiny.MODEL, "dropout": 0.0})
-        sft = {**tree["stages"]["sft"], "batch": {"micro": micro, "accumulation": accumulation}, "length": "5 steps"}
+        sft = {
+            **tree["stages"]["sft"],
+            "batch": {"micro_batch_size": micro, "gradient_accumulation_steps": accumulation},
+            "duration": "5 steps",
+        }
         tree["stages"] = {"sft": sft}
         run = Pipeline(recipe_from_dict(tree), QUIET).run()
-        made.append([(event["train/loss"], event["grad_norm"]) for event in events(run, "sft", "step")])
+        made.append([(event["train/loss"], event["train/grad_norm"]) for event in events(run, "sft", "step")])
     for other in made[1:]:
         for (loss, norm), (loss0, norm0) in zip(other, made[0], strict=True):
             assert loss == pytest.approx(loss0, abs=2e-5) and norm == pytest.approx(norm0, rel=1e-3)
@@ -88,7 +92,7 @@ def test_accumulation_changes_nothing_but_the_memory(world: Path, tmp_path: Path
 
 def test_every_row_is_accounted_for(finished: Path) -> None:
     for stage, rows in (("pretrain", 120), ("sft", 150), ("dpo", 60)):
-        sources = json.loads((finished / stage / "data.json").read_text())["sources"]
+        sources = json.loads((finished / stage / "data_report.json").read_text())["sources"]
         assert sources[0]["rows"] == rows
         assert all(source["rows"] == source["used"] + sum(source["dropped"].values()) for source in sources)
 
@@ -96,7 +100,7 @@ def test_every_row_is_accounted_for(finished: Path) -> None:
 def test_the_result_loads_in_transformers_with_equal_logits(finished: Path) -> None:
     transformers = pytest.importorskip("transformers")
     folder = finished / "dpo" / "checkpoints" / "last" / "model"
-    ours = load_model(folder).eval()
+    ours = from_pretrained(folder).eval()
     tokenizer = load_tokenizer(folder)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -126,14 +130,16 @@ def test_dry_run_writes_nothing_and_tells_steps_warmup_and_batch(world: Path, tm
 
 def test_target_loss_and_patience_stop_the_stage(world: Path, tmp_path: Path) -> None:
     tree = tiny.tree(world, tmp_path)
-    tree["stages"] = {"pretrain": {**tree["stages"]["pretrain"], "length": "40 steps", "early_stop": {"target_loss": 5.9}}}
+    tree["stages"] = {
+        "pretrain": {**tree["stages"]["pretrain"], "duration": "40 steps", "early_stopping": {"target_loss": 5.9}}
+    }
     run = Pipeline(recipe_from_dict(tree), QUIET).run()
     (stop,) = events(run, "pretrain", "stop")
     assert "reached the target 5.9" in stop["reason"] and stop["step"] < 40
     assert events(run, "pretrain", "eval")[-1]["eval/loss"] <= 5.9
 
     tree["name"] = "patient"
-    tree["stages"]["pretrain"].update(early_stop={"patience": 2, "threshold": 10.0}, evaluation={"every": 2})
+    tree["stages"]["pretrain"].update(early_stopping={"patience": 2, "threshold": 10.0}, evaluation={"every_steps": 2})
     run = Pipeline(recipe_from_dict(tree), QUIET).run()
     (stop,) = events(run, "pretrain", "stop")
     assert stop["step"] == 6 and "2 evaluations" in stop["reason"]
@@ -141,19 +147,19 @@ def test_target_loss_and_patience_stop_the_stage(world: Path, tmp_path: Path) ->
 
 def test_keep_best_hands_on_the_best_checkpoint(world: Path, tmp_path: Path) -> None:
     tree = tiny.tree(world, tmp_path)
-    sft = {**tree["stages"]["sft"], "optimizer": {"lr": 1.0}, "schedule": {"name": "constant", "warmup": 11}, "keep": "best",
-           "length": "12 steps", "evaluation": {"every": 1, "max_rows": 4}, "guards": {"divergence": "ignore"}}  # fmt: skip
+    sft = {**tree["stages"]["sft"], "optimizer": {"learning_rate": 1.0}, "schedule": {"name": "constant", "warmup": 11}, "select_checkpoint": "best",
+           "duration": "12 steps", "evaluation": {"every_steps": 1, "max_packed_rows": 4}, "guards": {"divergence": "ignore"}}  # fmt: skip
     tree["stages"] = {"pretrain": tree["stages"]["pretrain"], "sft": sft}
     run = Pipeline(recipe_from_dict(tree), QUIET).run()
     losses = {event["step"]: event["eval/loss"] for event in events(run, "sft", "eval")}
     best = min(losses, key=lambda step: losses[step])
     assert best < 12, "the learning rate should have been high enough to diverge"
-    assert json.loads((run / "sft" / "done.json").read_text())["model"] == f"checkpoints/step-{best:08d}/model"
+    assert json.loads((run / "sft" / "result.json").read_text())["model"] == f"checkpoints/step-{best:08d}/model"
 
 
 def test_divergence_stops_with_the_last_good_state_named(world: Path, tmp_path: Path) -> None:
     tree = tiny.tree(world, tmp_path)
-    wild = {**tree["stages"]["pretrain"], "optimizer": {"lr": 1e30, "clip": None}, "length": "30 steps"}
+    wild = {**tree["stages"]["pretrain"], "optimizer": {"learning_rate": 1e30, "max_grad_norm": None}, "duration": "30 steps"}
     tree["stages"] = {"pretrain": wild}
     with pytest.raises(FledgeError, match="the gradient is not finite in 3 updates in a row; 3 roll-backs did not help"):
         Pipeline(recipe_from_dict(tree), QUIET).run()
@@ -174,7 +180,7 @@ def test_tensorboard_has_every_step(world: Path, tmp_path: Path) -> None:
 
 def test_watchers_change_nothing(world: Path, finished: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    tree = tiny.tree(world, tmp_path, logging={"tensorboard": True, "every": 1}, samples={})
+    tree = tiny.tree(world, tmp_path, logging={"tensorboard": True, "every_steps": 1}, generation_samples={})
     run = Pipeline(recipe_from_dict(tree), Console(quiet=False, live=False)).run()
     weights = "dpo/checkpoints/last/model/model.safetensors"
     assert (run / weights).read_bytes() == (finished / weights).read_bytes()

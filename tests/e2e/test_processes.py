@@ -17,22 +17,22 @@ from fledge.pipeline import Pipeline
 from fledge.recipe import recipe_from_dict
 from fledge.run import Console, read_events
 from fledge.train.checkpoint import verify
-from fledge.train.ranks import Ranks
-from fledge.training import Training
+from fledge.train.ranks import DistributedContext
+from fledge.training import TrainCommand
 from tests.e2e import tiny
 from tests.e2e.test_guards import poisoned
 from tests.e2e.test_resume import finals
 from tests.train.ranked import run_ranks
 
-BATCH = {"micro": 3, "accumulation": 2}
+BATCH = {"micro_batch_size": 3, "gradient_accumulation_steps": 2}
 
 
 def tree(world: Path, folder: Path, stages: tuple[str, ...] = ("pretrain", "sft", "dpo"), steps: int = 8) -> dict[str, Any]:
     """The small recipe without dropout, which ranks draw for themselves; updates of six rows."""
     values = tiny.tree(world, folder, model={**tiny.MODEL, "dropout": 0.0})
-    chosen = {name: {**values["stages"][name], "batch": BATCH, "length": f"{steps} steps"} for name in stages}
+    chosen = {name: {**values["stages"][name], "batch": BATCH, "duration": f"{steps} steps"} for name in stages}
     for stage in chosen.values():
-        stage["optimizer"] = {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.95], "weight_decay": 0.1}
+        stage["optimizer"] = {"name": "adamw", "learning_rate": 1e-3, "betas": [0.9, 0.95], "weight_decay": 0.1}
     return {**values, "stages": chosen}
 
 
@@ -66,14 +66,14 @@ def test_two_processes_train_what_one_trains(world: Path, tmp_path: Path) -> Non
     train(tmp_path, tree(world, tmp_path / "two", stages), "--processes", "2")
     assert_same_losses(tmp_path / "one" / "tiny", tmp_path / "two" / "tiny", stages)
     run = tmp_path / "two" / "tiny"
-    told = [event for event in read_events(run / "pretrain" / "events.jsonl") if event["kind"] == "ranks"]
-    assert told == [{"kind": "ranks", "step": 0, "processes": 2, "parallel": "ddp"}]
+    told = [event for event in read_events(run / "pretrain" / "events.jsonl") if event["kind"] == "world_size"]
+    assert told == [{"kind": "world_size", "step": 0, "world_size": 2, "parallelism": "ddp"}]
     assert (run / "report.html").exists() and (run / "summary.json").exists()
 
 
 def test_what_is_wrong_is_said_once(world: Path, tmp_path: Path) -> None:
     values = tree(world, tmp_path / "runs", ("pretrain",))
-    values["stages"]["pretrain"]["batch"] = {"micro": 1, "accumulation": 1}
+    values["stages"]["pretrain"]["batch"] = {"micro_batch_size": 1, "gradient_accumulation_steps": 1}
     said = train(tmp_path, values, "--processes", "2", code=2)
     assert said.count("stages.pretrain.batch: 2 processes cannot share the 1 rows of an update") == 1
     assert "Traceback" not in said and "another process" not in said and not (tmp_path / "runs" / "tiny").exists()
@@ -96,7 +96,7 @@ def test_options_that_do_not_go_together(world: Path, tmp_path: Path, options: l
 def test_eight_bit_state_is_not_divided(world: Path, tmp_path: Path) -> None:
     values = tree(world, tmp_path, ("pretrain",))
     values["stages"]["pretrain"]["optimizer"]["name"] = "adamw8bit"
-    values["machine"] = {**values["machine"], "parallel": "fsdp"}
+    values["runtime"] = {**values["runtime"], "parallelism": "fsdp"}
     assert "stages.pretrain.optimizer.name: the blocks of 8-bit AdamW" in train(tmp_path, values, code=2)
 
 
@@ -106,7 +106,7 @@ def test_fifty_steps_of_ranks_are_those_of_one_process(processes: str, parallel:
     stages = ("sft", "dpo")
     train(tmp_path, tree(world, tmp_path / "one", stages, 50))
     values = tree(world, tmp_path / "more", stages, 50)
-    train(tmp_path, {**values, "machine": {**values["machine"], "parallel": parallel}}, "--processes", processes)
+    train(tmp_path, {**values, "runtime": {**values["runtime"], "parallelism": parallel}}, "--processes", processes)
     assert_same_losses(tmp_path / "one" / "tiny", tmp_path / "more" / "tiny", stages)
 
 
@@ -127,7 +127,7 @@ def test_a_run_of_four_goes_on_with_two_and_with_one(world: Path, tmp_path: Path
     stages, steps = ("pretrain",), 60
     train(tmp_path, tree(world, tmp_path / "one", stages, steps))
     values = tree(world, tmp_path / "more", stages, steps)
-    divided = {**values, "machine": {**values["machine"], "parallel": "fsdp"}}
+    divided = {**values, "runtime": {**values["runtime"], "parallelism": "fsdp"}}
     checkpoints = tmp_path / "more" / "tiny" / "pretrain" / "checkpoints"
     for processes, saved in ((4, 9), (2, 30)):
         process, workers = started(tmp_path, divided, processes, lambda saved=saved: reached(checkpoints) >= saved)
@@ -173,13 +173,13 @@ def test_processes_do_not_outlive_the_one_that_started_them(world: Path, tmp_pat
     assert verify((checkpoints / "last").resolve()) is None and before <= reached(checkpoints) < 4000
 
 
-def goes_wrong(ranks: Ranks, world: str, folder: str, parallel: str) -> str:
+def goes_wrong(ranks: DistributedContext, world: str, folder: str, parallel: str) -> str:
     """A run whose first process reads a poisoned row in update 8."""
-    if ranks.first:
+    if ranks.is_main_process:
         poisoned(pytest.MonkeyPatch())
     values = tree(Path(world), Path(folder), ("pretrain",), 20)
-    values["stages"]["pretrain"]["guards"] = {"non_finite": {"in_a_row": 1}}
-    recipe = recipe_from_dict({**values, "machine": {**values["machine"], "parallel": parallel}})
+    values["stages"]["pretrain"]["guards"] = {"non_finite": {"consecutive": 1}}
+    recipe = recipe_from_dict({**values, "runtime": {**values["runtime"], "parallelism": parallel}})
     return str(Pipeline(recipe, Console(quiet=True), ranks=ranks).run())
 
 
@@ -190,33 +190,33 @@ def test_all_ranks_go_back_when_one_reads_a_bad_row(parallel: str, world: Path, 
     events = list(read_events(run / "pretrain" / "events.jsonl"))
     steps = [event for event in events if event["kind"] == "step"]
     guards = [event for event in events if event["kind"] == "guard"]
-    assert [event["step"] for event in steps] == list(range(1, 21)) and all(event["grad_norm"] for event in steps)
+    assert [event["step"] for event in steps] == list(range(1, 21)) and all(event["train/grad_norm"] for event in steps)
     assert [(one["action"], one["step"], one["reached"]) for one in guards] == [("rollback", 6, 8)]
     assert guards[0]["skipped_rows"] == [[42, 6]]
-    gone = [json.loads(line) for line in (run / "pretrain" / "rolled-back-1.jsonl").read_text().splitlines()]
+    gone = [json.loads(line) for line in (run / "pretrain" / "events.rolled_back.1.jsonl").read_text().splitlines()]
     assert all("pretrain.jsonl:" in row["where"] for event in gone if event["kind"] == "guard" for row in event["rows"])
 
 
-def everything(ranks: Ranks, world: str, folder: str, parallel: str) -> str:
+def everything(ranks: DistributedContext, world: str, folder: str, parallel: str) -> str:
     """Averaging, regression prompts, the best checkpoint, Muon."""
     values = tree(Path(world), Path(folder), ("pretrain", "sft"))
     stage = values["stages"]["sft"]
     stage["optimizer"]["name"] = "muon"
-    stage |= {"averaging": {"decay": 0.9}, "keep": "best"}
-    stage["regression"] = {"prompts": str(Path(world) / "prompts.yaml"), "every": 4, "max_new_tokens": 4}
-    recipe = recipe_from_dict({**values, "machine": {**values["machine"], "parallel": parallel}})
+    stage |= {"ema": {"decay": 0.9}, "select_checkpoint": "best"}
+    stage["prompt_tests"] = {"prompts": str(Path(world) / "prompts.yaml"), "every_steps": 4, "max_new_tokens": 4}
+    recipe = recipe_from_dict({**values, "runtime": {**values["runtime"], "parallelism": parallel}})
     return str(Pipeline(recipe, Console(quiet=True), ranks=ranks).run())
 
 
 @pytest.mark.slow
 def test_what_needs_a_whole_model_gets_one(world: Path, tmp_path: Path) -> None:
     """A divided model is put together for prompts, for its average, and for the next stage."""
-    one = Path(everything(Ranks(), str(world), str(tmp_path / "one"), "ddp"))
+    one = Path(everything(DistributedContext(), str(world), str(tmp_path / "one"), "ddp"))
     two, _ = map(Path, run_ranks(2, everything, str(world), str(tmp_path / "two"), "fsdp"))
-    assert json.loads((one / "sft" / "done.json").read_text())["model"].endswith("averaged")
+    assert json.loads((one / "sft" / "result.json").read_text())["model"].endswith("averaged")
     for run in (one, two):
-        assert json.loads((run / "sft" / "done.json").read_text())["step"] == 8
-    asked = [[e for e in read_events(run / "sft" / "events.jsonl") if e["kind"] == "regression"] for run in (one, two)]
+        assert json.loads((run / "sft" / "result.json").read_text())["step"] == 8
+    asked = [[e for e in read_events(run / "sft" / "events.jsonl") if e["kind"] == "prompt_tests"] for run in (one, two)]
     assert [e["step"] for e in asked[0]] == [4, 8] and asked[0] == asked[1]
     after = [json.loads((run / "sft" / "eval" / "after.json").read_text()) for run in (one, two)]
     assert after[0]["samples"] == after[1]["samples"] and after[0]["loss"] == pytest.approx(after[1]["loss"], abs=1e-4)
@@ -229,7 +229,9 @@ def test_a_slurm_job_trains_in_its_tasks(world: Path, tmp_path: Path, monkeypatc
     train(tmp_path, tree(world, tmp_path / "one", stages))
     recipe = tiny.write(tmp_path / "two.yaml", tree(world, tmp_path / "two", stages))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    job = submit(Training((str(recipe),), quiet=True), tmp_path / "two" / "tiny" / "jobs", 1, 2, ["time=10"], cluster="local")
+    job = submit(
+        TrainCommand((str(recipe),), quiet=True), tmp_path / "two" / "tiny" / "jobs", 1, 2, ["time=10"], cluster="local"
+    )
     assert job.results() == [0, 0], job.stderr()
     assert_same_losses(tmp_path / "one" / "tiny", tmp_path / "two" / "tiny", stages)
 
@@ -241,5 +243,7 @@ def test_ray_workers_train_together(world: Path, tmp_path: Path) -> None:
     train(tmp_path, tree(world, tmp_path / "one", stages))
     train(tmp_path, tree(world, tmp_path / "two", stages), "--cluster", "ray", "--processes", "2")
     assert_same_losses(tmp_path / "one" / "tiny", tmp_path / "two" / "tiny", stages)
-    told = [event for event in read_events(tmp_path / "two" / "tiny" / "pretrain" / "events.jsonl") if event["kind"] == "ranks"]
+    told = [
+        event for event in read_events(tmp_path / "two" / "tiny" / "pretrain" / "events.jsonl") if event["kind"] == "world_size"
+    ]
     assert told[0]["processes"] == 2

@@ -16,7 +16,7 @@ from fledge.pipeline import Pipeline
 from fledge.recipe import recipe_from_dict
 from fledge.run import Console
 from fledge.run.stopping import Interrupted
-from fledge.train.update import Updater
+from fledge.train.update import TrainStep
 from tests.e2e import tiny
 from tests.e2e.killing import run_until_killed
 
@@ -33,7 +33,7 @@ def finals(run: Path, stages: tuple[str, ...] = ("pretrain", "sft", "dpo")) -> d
         lines = (run / stage / "events.jsonl").read_bytes().splitlines()
         found[f"{stage} events"] = b"\n".join(x for x in lines if json.loads(x)["kind"] in ("step", "eval", "stop"))
         state = json.loads((last / "state" / "trainer.json").read_text())
-        found[f"{stage} best"] = repr((state["best_loss"], state["best_step"], state["evaluations_without_gain"])).encode()
+        found[f"{stage} best"] = repr((state["best_loss"], state["best_step"], state["evals_since_best"])).encode()
     return found
 
 
@@ -47,15 +47,18 @@ def test_killed_run_resumes_bit_for_bit(
     assert finals(Pipeline(recipe, QUIET).run(resume=True)) == finals(finished)
 
 
-QWEN_MOE = {"qk_norm": True, "moe": {"experts": 3, "top_k": 2, "balance": "bias", "bias_rate": 0.01}}
+QWEN_MOE = {
+    "qk_norm": True,
+    "moe": {"num_experts": 3, "num_experts_per_tok": 2, "load_balancing": "bias", "bias_update_rate": 0.01},
+}
 ENGINES = {
     "everything of pretraining": {
-        "optimizer": {"name": "muon"}, "schedule": {"name": "wsd", "min_lr": "10%"}, "averaging": {"decay": 0.9},
-        "batch": {"micro": 2, "accumulation": 3, "warmup": {"start": 1, "over": 4}}, "machine": {"checkpointing": 2},
+        "optimizer": {"name": "muon"}, "schedule": {"name": "wsd", "min_lr": "10%"}, "ema": {"decay": 0.9},
+        "batch": {"micro_batch_size": 2, "gradient_accumulation_steps": 3, "warmup": {"initial_accumulation_steps": 1, "ramp_steps": 4}}, "runtime": {"activation_checkpointing": 2},
     },
-    "8 bits and one cycle": {"optimizer": {"name": "adamw8bit", "lr": 1e-3}, "schedule": {"name": "onecycle", "warmup": "30%"}},
-    "experts with biases": {"model": QWEN_MOE, "batch": {"micro": "auto", "tokens": 384}},
-    "fp16": {"machine": {"precision": "fp16"}},
+    "8 bits and one cycle": {"optimizer": {"name": "adamw8bit", "learning_rate": 1e-3}, "schedule": {"name": "onecycle", "warmup": "30%"}},
+    "experts with biases": {"model": QWEN_MOE, "batch": {"micro_batch_size": "auto", "tokens_per_step": 384}},
+    "fp16": {"runtime": {"precision": "fp16"}},
 }  # fmt: skip
 
 
@@ -65,12 +68,12 @@ def test_every_part_of_the_engine_resumes_bit_for_bit(
 ) -> None:
     """Killed inside the 5th update; the newest checkpoint is of step 3 or 4."""
     changes = dict(ENGINES[engine])
-    model, machine = changes.pop("model", {}), changes.pop("machine", {})
+    model, machine = changes.pop("model", {}), changes.pop("runtime", {})
     recipes = []
     for name in ("whole", "killed"):
         tree = tiny.tree(world, tmp_path / name)
         stage = {**tree["stages"]["pretrain"], **changes}
-        tree |= {"stages": {"pretrain": stage}, "model": {**tree["model"], **model}, "machine": {**tree["machine"], **machine}}
+        tree |= {"stages": {"pretrain": stage}, "model": {**tree["model"], **model}, "runtime": {**tree["runtime"], **machine}}
         recipes.append(recipe_from_dict(tree))
     whole = finals(Pipeline(recipes[0], QUIET).run(), ("pretrain",))
     run_until_killed(recipes[1], 5, monkeypatch)
@@ -80,9 +83,9 @@ def test_every_part_of_the_engine_resumes_bit_for_bit(
 def test_a_polite_signal_saves_and_the_run_goes_on(
     world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count, step = 0, Updater._step
+    count, step = 0, TrainStep._step
 
-    def signalled(updater: Updater, *given: Any) -> Any:
+    def signalled(updater: TrainStep, *given: Any) -> Any:
         nonlocal count
         count += 1
         if count == 5:
@@ -92,7 +95,7 @@ def test_a_polite_signal_saves_and_the_run_goes_on(
 
     recipe = tiny.recipe(world, tmp_path)
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 5 of 8"):
-        patch.setattr(Updater, "_step", signalled)
+        patch.setattr(TrainStep, "_step", signalled)
         Pipeline(recipe, QUIET).run()
     assert (tmp_path / "tiny" / "pretrain" / "checkpoints" / "step-00000005" / "manifest.json").exists()
     assert finals(Pipeline(recipe, QUIET).run(resume=True)) == finals(finished)
@@ -101,7 +104,7 @@ def test_a_polite_signal_saves_and_the_run_goes_on(
 def test_resume_falls_back_from_a_truncated_checkpoint(world: Path, finished: Path, tmp_path: Path) -> None:
     recipe = tiny.recipe(world, tmp_path)
     run = Pipeline(recipe, QUIET).run()
-    (run / "dpo" / "done.json").unlink()
+    (run / "dpo" / "result.json").unlink()
     newest = sorted((run / "dpo" / "checkpoints").glob("step-*"))[-1]
     weights = newest / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -110,8 +113,8 @@ def test_resume_falls_back_from_a_truncated_checkpoint(world: Path, finished: Pa
 
 def test_resume_with_another_recipe_is_refused_key_by_key(world: Path, finished: Path) -> None:
     changed = tiny.tree(world, finished.parent, seed=4)
-    changed["stages"]["sft"]["optimizer"]["lr"] = 0.5
-    with pytest.raises(FledgeError, match=r"seed: 3 -> 4(.|\n)*stages.sft.optimizer.lr: 0.001 -> 0.5") as caught:
+    changed["stages"]["sft"]["optimizer"]["learning_rate"] = 0.5
+    with pytest.raises(FledgeError, match=r"seed: 3 -> 4(.|\n)*stages.sft.optimizer.learning_rate: 0.001 -> 0.5") as caught:
         Pipeline(recipe_from_dict(changed), QUIET).run(resume=True)
     assert (caught.value.hint or "").startswith("seed cannot change in a run that has begun")
 
@@ -127,21 +130,21 @@ def test_a_run_goes_on_with_what_was_allowed_and_says_so(
 ) -> None:
     """Stopped in SFT; then a lower rate there, another length of DPO, and more logging."""
     run_until_killed(tiny.recipe(world, tmp_path), 8 + 5, monkeypatch)
-    changed = tiny.tree(world, tmp_path, logging={"every": 2})
-    changed["stages"]["sft"]["optimizer"]["lr"] = 1e-5
-    changed["stages"]["dpo"]["length"] = "3 steps"
-    key = "stages.sft.optimizer.lr"
-    with pytest.raises(FledgeError, match=r"stages.sft.optimizer.lr: 0.001 -> 1e-05") as caught:
+    changed = tiny.tree(world, tmp_path, logging={"every_steps": 2})
+    changed["stages"]["sft"]["optimizer"]["learning_rate"] = 1e-5
+    changed["stages"]["dpo"]["duration"] = "3 steps"
+    key = "stages.sft.optimizer.learning_rate"
+    with pytest.raises(FledgeError, match=r"stages.sft.optimizer.learning_rate: 0.001 -> 1e-05") as caught:
         Pipeline(recipe_from_dict(changed), QUIET).run()
     assert f"--allow {key}" in (caught.value.hint or "")
     run = Pipeline(recipe_from_dict(changed), QUIET, allow=[key]).run()
     events = [json.loads(line) for line in (run / "sft" / "events.jsonl").read_text().splitlines()]
-    told = [event for event in events if event["kind"] == "changed"]
+    told = [event for event in events if event["kind"] == "recipe_changed"]
     assert [event["keys"][key] for event in told] == [[0.001, 1e-05]]
-    rates = {event["step"]: event["learning_rate"] for event in events if event["kind"] == "step"}
+    rates = {event["step"]: event["train/lr"] for event in events if event["kind"] == "step"}
     assert all((rate <= 1e-5) == (number > told[0]["step"]) for number, rate in rates.items())
-    assert json.loads((run / "dpo" / "done.json").read_text())["step"] == 3
-    assert (run / "recipe.1.yaml").exists() and "lr: 1.0e-05" in (run / "recipe.yaml").read_text()
+    assert json.loads((run / "dpo" / "result.json").read_text())["step"] == 3
+    assert (run / "recipe.1.yaml").exists() and "learning_rate: 1.0e-05" in (run / "recipe.yaml").read_text()
     assert finals(run, ("pretrain",)) == finals(finished, ("pretrain",))
 
 

@@ -31,13 +31,13 @@ def test_a_run_goes_on_with_the_data_it_began_with(world: Path, tmp_path: Path) 
     tree = tiny.tree(tmp_path / "world", tmp_path)
     tree["stages"] = {"pretrain": tree["stages"]["pretrain"]}
     run = Pipeline(recipe_from_dict(tree), QUIET).run()
-    account = (run / "pretrain" / "data.json").read_bytes()
-    (run / "pretrain" / "done.json").unlink()
+    account = (run / "pretrain" / "data_report.json").read_bytes()
+    (run / "pretrain" / "result.json").unlink()
     with (tmp_path / "world" / "pretrain.jsonl").open("a") as file:
         file.write('{"text": "one more row that was not there when the run began, long enough to stay"}\n')
     Pipeline(recipe_from_dict(tree), QUIET).run(resume=True)
-    assert (run / "pretrain" / "data.json").read_bytes() == account
-    (run / "pretrain" / "done.json").unlink()
+    assert (run / "pretrain" / "data_report.json").read_bytes() == account
+    (run / "pretrain" / "result.json").unlink()
     shutil.rmtree(run / "pretrain" / "data")  # then it must be built again, and it is another
     with pytest.raises(FledgeError, match="changed since it began"):
         Pipeline(recipe_from_dict(tree), QUIET).run(resume=True)
@@ -48,7 +48,7 @@ def test_a_stage_starts_from_a_model_directory_with_its_tokenizer_and_sizes(
 ) -> None:
     tree = tiny.tree(world, tmp_path)
     start = str(finished / "pretrain" / "checkpoints" / "last" / "model")
-    tree["stages"] = {"sft": {**tree["stages"]["sft"], "start": start, "length": "2 steps"}}
+    tree["stages"] = {"sft": {**tree["stages"]["sft"], "init_from": start, "duration": "2 steps"}}
     del tree["model"]
     run = Pipeline(recipe_from_dict(tree), QUIET).run()
     assert json.loads((run / "sft" / "plan.json").read_text())["parameters"] < 100_000
@@ -63,7 +63,7 @@ def test_a_stage_starts_from_a_model_directory_with_its_tokenizer_and_sizes(
 def test_another_tokenizer_than_the_models_is_refused(world: Path, finished: Path, tmp_path: Path) -> None:
     tree = tiny.tree(world, tmp_path)
     start = str(finished / "pretrain" / "checkpoints" / "last" / "model")
-    tree["stages"]["sft"]["start"] = start
+    tree["stages"]["sft"]["init_from"] = start
     tree["tokenizer"] = {"vocab_size": 390}
     with pytest.raises(FledgeError, match="another tokenizer or chat template"):
         Pipeline(recipe_from_dict(tree), QUIET).run()
@@ -87,7 +87,7 @@ def test_pointers_are_mended_when_a_kill_fell_between_save_and_pointing(world: P
     tree["stages"] = {"pretrain": tree["stages"]["pretrain"]}
     run = Pipeline(recipe_from_dict(tree), QUIET).run()
     folder = run / "pretrain" / "checkpoints"
-    (run / "pretrain" / "done.json").unlink()
+    (run / "pretrain" / "result.json").unlink()
     (folder / "last").unlink()
     (folder / ".writing-step-00000007").mkdir()
     Pipeline(recipe_from_dict(tree), QUIET).run(resume=True)

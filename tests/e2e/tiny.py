@@ -20,10 +20,10 @@ def tree(world: Path, output: Path, **changes: Any) -> dict[str, Any]:
         build(5, world, Sizes(pretrain=120, sft=150, preference=60, validation=24, questions=20))
 
     def stage(rows: str, length: str, **more: Any) -> dict[str, Any]:
-        data = {"train": str(world / f"{rows}.jsonl"), "validation": str(world / f"{rows}.validation.jsonl"), "context": 64}
+        data = {"train": str(world / f"{rows}.jsonl"), "validation": str(world / f"{rows}.validation.jsonl"), "max_seq_len": 64}
         return {
-            "data": data, "batch": {"micro": 2, "accumulation": 2}, "optimizer": {"lr": 1e-3}, "length": length,
-            "evaluation": {"every": 4, "max_rows": 4}, "checkpoint": {"every": 3}, **more,
+            "data": data, "batch": {"micro_batch_size": 2, "gradient_accumulation_steps": 2}, "optimizer": {"learning_rate": 1e-3}, "duration": length,
+            "evaluation": {"every_steps": 4, "max_packed_rows": 4}, "checkpoint": {"every_steps": 3}, **more,
         }  # fmt: skip
 
     return {
@@ -32,13 +32,13 @@ def tree(world: Path, output: Path, **changes: Any) -> dict[str, Any]:
         "seed": 3,
         "tokenizer": {"vocab_size": 400},
         "model": MODEL,
-        "machine": {"threads": 1, "compile": False, "precision": "fp32", "attention": "blocked"},
+        "runtime": {"threads": 1, "compile": False, "precision": "fp32", "attention": "blocked"},
         "stages": {
             "pretrain": stage("pretrain", "8 steps"),
             "sft": stage("sft", "8 steps"),
             "dpo": stage("preference", "6 steps"),
         },
-        "samples": {"prompts": ["你是谁？"], "texts": ["A cat"], "max_new_tokens": 6},
+        "generation_samples": {"prompts": ["你是谁？"], "texts": ["A cat"], "max_new_tokens": 6},
         **changes,
     }
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fledge.errors import FledgeError
-from fledge.evaluate.regression import Checked, failing_before, load_cases, summary, write_failing
+from fledge.evaluate.regression import CaseResult, load_cases, previous_failures, summary, write_failing
 from fledge.evaluate.rules import Rules, repetition, resemblance
 
 GOOD: list[tuple[dict[str, Any], str]] = [
@@ -112,15 +112,15 @@ def test_a_mistake_is_named_with_its_line(tmp_path: Path, text: str, line: int |
     assert caught.value.where == (f"{tmp_path / 'prompts.yaml'}:{line}" if line else str(tmp_path / "prompts.yaml"))
 
 
-def _checked(*failing: str) -> list[Checked]:
-    return [Checked(name, name, "x", True, 0.2, ("lacks",) if name in failing else ()) for name in ("a", "b", "c", "d")]
+def _checked(*failing: str) -> list[CaseResult]:
+    return [CaseResult(name, name, "x", True, 0.2, ("lacks",) if name in failing else ()) for name in ("a", "b", "c", "d")]
 
 
 def test_the_difference_to_the_last_time(tmp_path: Path) -> None:
     assert summary(_checked("a"), None) == {"pass_rate": 0.75, "repetition": 0.2, "passed": 3, "cases": 4}
     write_failing(_checked("a", "b"), tmp_path / "step-00000010.jsonl")
     write_failing(_checked(), tmp_path / "step-00000030.jsonl")
-    assert failing_before(tmp_path, 10) is None and failing_before(tmp_path, 20) == {"a", "b"}
-    assert failing_before(tmp_path, 40) == set()
-    told = summary(_checked("b", "c"), failing_before(tmp_path, 20))
+    assert previous_failures(tmp_path, 10) is None and previous_failures(tmp_path, 20) == {"a", "b"}
+    assert previous_failures(tmp_path, 40) == set()
+    told = summary(_checked("b", "c"), previous_failures(tmp_path, 20))
     assert (told["broken"], told["mended"]) == (["c"], ["a"])

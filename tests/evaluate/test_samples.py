@@ -5,13 +5,13 @@ import pytest
 from fledge.errors import FledgeError
 from fledge.evaluate.samples import sample
 from fledge.model.decoder import Decoder
-from fledge.model.generate import Sampling, generate
+from fledge.model.generate import SamplingParams, generate
 from fledge.recipe import ModelConfig
-from fledge.recipe.schema import SamplesConfig
+from fledge.recipe.schema import GenerationSamplesConfig
 from fledge.tokenizer import Message, Tokenizer, train_tokenizer
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 48}
-CONFIG = SamplesConfig(prompts=["What is a cat?", "A dog?"], texts=["A cat is", "Dogs"], max_new_tokens=5)
+CONFIG = GenerationSamplesConfig(prompts=["What is a cat?", "A dog?"], texts=["A cat is", "Dogs"], max_new_tokens=5)
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +32,14 @@ def test_samples_are_the_greedy_answers_in_the_order_of_the_recipe(tokenizer: To
     samples = sample(model, tokenizer, CONFIG, kind)
     assert [one.prompt for one in samples] == asked
     for text, one in zip(asked, samples, strict=True):
-        begun = tokenizer.encode_beginning(text) if kind == "pretrain" else tokenizer.encode_prompt([Message("user", text)])
-        (alone,) = generate(model, [begun], tokenizer.stop_ids, Sampling(max_new_tokens=5))
-        assert (one.answer, one.ended) == (tokenizer.decode(alone.tokens, skip_special=True), alone.ended)
+        begun = tokenizer.encode_prefix(text) if kind == "pretrain" else tokenizer.encode_prompt([Message("user", text)])
+        (alone,) = generate(model, [begun], tokenizer.stop_ids, SamplingParams(max_new_tokens=5))
+        assert (one.answer, one.ended) == (tokenizer.decode(alone.tokens, skip_special=True), alone.finish_reason)
 
 
-@pytest.mark.parametrize(("kind", "where"), [("pretrain", "samples.texts: number 1"), ("sft", "samples.prompts: number 1")])
+@pytest.mark.parametrize(
+    ("kind", "where"), [("pretrain", "generation_samples.texts: number 1"), ("sft", "generation_samples.prompts: number 1")]
+)
 def test_a_prompt_without_room_for_an_answer_is_named(tokenizer: Tokenizer, kind: str, where: str) -> None:
     with pytest.raises(FledgeError, match=f"{where} has .* tokens, the model has 2 positions"):
         sample(_model(tokenizer, 2), tokenizer, CONFIG, kind)

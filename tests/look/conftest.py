@@ -52,7 +52,7 @@ def tree(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     jsonl(folder / "pairs.jsonl", pairs)
 
     def stage(name: str, **data: Any) -> dict[str, Any]:
-        return {"data": {"train": str(folder / f"{name}.jsonl"), "validation": 0, "context": 96, **data}}
+        return {"data": {"train": str(folder / f"{name}.jsonl"), "validation": 0, "max_seq_len": 96, **data}}
 
     return {
         "name": "looked",

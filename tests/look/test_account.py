@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fledge.data.reading.records import place
+from fledge.data.reading.records import row_location
 from fledge.look.account import Filter, notes_of, totals
 from fledge.look.places import parse_place
 from tests.data.sources import jsonl
@@ -78,7 +78,7 @@ def test_an_incomplete_build_is_accounted_for_up_to_now(built: Path) -> None:
 
 def test_a_build_that_fails_shows_its_rows_before_it_says_why(fledge: Fledge, tree: dict[str, Any], tmp_path: Path) -> None:
     bad = jsonl(tmp_path / "bad.jsonl", [{"prompt": "x", "response": ""}] * 3)
-    recipe = write(tmp_path / "r.yaml", {**tree, "stages": {"sft": {"data": {"train": str(bad), "context": 96}}}})
+    recipe = write(tmp_path / "r.yaml", {**tree, "stages": {"sft": {"data": {"train": str(bad), "max_seq_len": 96}}}})
     code, said, told = fledge("account", recipe, "--state", "dropped")
     assert code == 2 and "none of the 3 rows" in told
     assert "bad.jsonl: 3 rows = 0 used + 3 dropped" in said and f"{bad}:2  dropped: empty answer" in said
@@ -138,7 +138,7 @@ def test_a_changed_file_is_not_read_again(fledge: Fledge, tree: dict[str, Any], 
     from fledge.recipe import load_recipe
 
     file = jsonl(tmp_path / "a.jsonl", [{"text": f"a document of some length, number {n}, with words"} for n in range(4)])
-    stages = {"pretrain": {"data": {"train": str(file), "validation": 0, "context": 96}}}
+    stages = {"pretrain": {"data": {"train": str(file), "validation": 0, "max_seq_len": 96}}}
     build(load_recipe([str(write(tmp_path / "r.yaml", {**tree, "stages": stages}))]), tmp_path / "out", None, lambda _: None)
     jsonl(file, [{"text": "other"}] * 4)
     said = fledge("account", tmp_path / "out", "--row", f"{file}:2")[1]
@@ -156,7 +156,7 @@ def test_places_are_read_as_they_are_written(text: str, file: str, number: int) 
     assert (found.file, found.number) == (file, number)
     assert found.is_in(f"/some/where/{file}") and not found.is_in(f"/some/where/x{file}")
     if "#" in text or ":" in text:
-        assert place(file, number) == text
+        assert row_location(file, number) == text
 
 
 def test_an_empty_filter_takes_every_remark(built: Path) -> None:

@@ -22,7 +22,7 @@ def test_every_check_has_its_line_and_warnings_do_not_fail(fledge: Fledge, recip
 
 def test_an_error_fails_and_says_where_and_what_to_do(fledge: Fledge, tree: dict[str, Any], tmp_path: Path) -> None:
     file = jsonl(tmp_path / "same.jsonl", [{"prompt": f"{n}?", "response": "the very same answer"} for n in range(25)])
-    stage = {"data": {"train": str(file), "validation": 0, "context": 96}}
+    stage = {"data": {"train": str(file), "validation": 0, "max_seq_len": 96}}
     recipe = write(tmp_path / "r.yaml", {**tree, "stages": {"sft": stage}})
     code, said, told = fledge("check", recipe)
     assert code == 2 and "1 finding that would make training meaningless" in told and "Traceback" not in told
@@ -34,7 +34,7 @@ def test_an_error_fails_and_says_where_and_what_to_do(fledge: Fledge, tree: dict
 
 def test_a_stage_that_cannot_be_built_does_not_hide_the_others(fledge: Fledge, tree: dict[str, Any], tmp_path: Path) -> None:
     bad = jsonl(tmp_path / "bad.jsonl", [{"prompt": "x", "response": ""}] * 3)
-    stages = {**tree["stages"], "sft": {"data": {"train": str(bad), "context": 96}}}
+    stages = {**tree["stages"], "sft": {"data": {"train": str(bad), "max_seq_len": 96}}}
     code, said, told = fledge("check", write(tmp_path / "r.yaml", {**tree, "stages": stages}), "--json")
     levels = {stage["stage"]: {one["check"]: one["level"] for one in stage["checks"]} for stage in json.loads(said)["stages"]}
     assert code == 2 and "1 finding" in told
@@ -57,7 +57,7 @@ def test_a_model_that_does_not_fit_is_found(fledge: Fledge, tree: dict[str, Any]
 
 
 def test_overrides_reach_the_recipe(fledge: Fledge, recipe: Path) -> None:
-    code, said, told = fledge("check", recipe, "--stage", "sft", "--stages.sft.data.max_dropped", "5%")
+    code, said, told = fledge("check", recipe, "--stage", "sft", "--stages.sft.data.max_drop_fraction", "5%")
     assert code == 2 and "✗ dropped: talks.jsonl: 3 of 24 rows (12.5%) are dropped" in said and "1 finding" in told
-    code, _, told = fledge("check", recipe, "--stages.sft.data.contxt", "5")
-    assert code == 2 and "did you mean 'context'?" in told
+    code, _, told = fledge("check", recipe, "--stages.sft.data.max_seq_le", "5")
+    assert code == 2 and "did you mean 'max_seq_len'?" in told

@@ -65,7 +65,7 @@ def test_one_row_by_its_place_needs_no_stage(fledge: Fledge, recipe: Path) -> No
 def test_turns_with_a_weight_of_their_own(fledge: Fledge, tree: dict[str, Any], tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "bcd", "weight": 0.5}]
     file = jsonl(tmp_path / "a.jsonl", [{"messages": turns}])
-    stages = {"sft": {"data": {"train": str(file), "validation": 0, "context": 96}}}
+    stages = {"sft": {"data": {"train": str(file), "validation": 0, "max_seq_len": 96}}}
     code, said, _ = fledge("show", write(tmp_path / "r.yaml", {**tree, "stages": stages}))
     assert code == 0 and "⟦[0.5]bcd<|im_end|>⟧" in said
 

@@ -34,14 +34,14 @@ def test_json_is_stable_and_agrees_with_the_files(fledge: Fledge, recipe: Path) 
     assert (talks["rows"], talks["used"], talks["exact_duplicates"]) == (24, 21, 1)
     assert talks["dropped"] == {"exact duplicate": 1, "empty answer": 1, "invalid JSON": 1}
     assert talks["fit"]["truncated"] == 1 and talks["tokens"]["percentiles"]["max"] > 200
-    assert made["stages"][0]["epoch"]["supervised_share"] == 1
+    assert made["stages"][0]["epoch"]["target_token_fraction"] == 1
     assert made["stages"][2]["epoch"]["row_length"] == 192
     assert fledge("stats", recipe, "--json")[1] == said
 
 
 def test_files_of_rows_are_recognised_and_grouped_by_kind(fledge: Fledge, folder: Path, tokenizer_folder: Path) -> None:
     files = [folder / f"{name}.jsonl" for name in ("talks", "pairs", "poems")]
-    code, said, _ = fledge("stats", *files, "--tokenizer", tokenizer_folder, "--json", "--stages.sft.data.context", "128")
+    code, said, _ = fledge("stats", *files, "--tokenizer", tokenizer_folder, "--json", "--stages.sft.data.max_seq_len", "128")
     stages = json.loads(said)["stages"]
     assert code == 0 and [stage["stage"] for stage in stages] == ["pretrain", "sft", "preference"]
     assert [stage["context"] for stage in stages] == [512, 128, 512]
@@ -75,7 +75,7 @@ def test_what_cannot_be_looked_at_is_refused(fledge: Fledge, recipe: Path, folde
 
 
 def test_a_limit_on_dropped_rows_stops_no_look(fledge: Fledge, recipe: Path) -> None:
-    code, said, _ = fledge("stats", recipe, "--stage", "sft", "--stages.sft.data.max_dropped", "0")
+    code, said, _ = fledge("stats", recipe, "--stage", "sft", "--stages.sft.data.max_drop_fraction", "0")
     assert code == 0 and "✗ dropped: talks.jsonl: 3 of 24 rows (12.5%) are dropped" in said
 
 
@@ -96,7 +96,7 @@ def test_the_page_is_whole_in_itself(fledge: Fledge, tree: dict[str, Any], tmp_p
     rows = [{"prompt": f"{n}?", "response": f"<script>alert({n})</script> & so on"} for n in range(6)]
     jsonl(tmp_path / "<b>&.jsonl", rows)
     data = {"train": [str(tmp_path / "<b>&.jsonl"), str(folder / "talks.jsonl")], "validation": 0, "clean": {"html": False}}
-    file = write(tmp_path / "r.yaml", {**tree, "stages": {"sft": {"data": {**data, "context": 96}}}})
+    file = write(tmp_path / "r.yaml", {**tree, "stages": {"sft": {"data": {**data, "max_seq_len": 96}}}})
     code, _, told = fledge("stats", file, "--page", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert code == 0 and "page.html" in told

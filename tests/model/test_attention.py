@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fledge.model.attention import BACKENDS, QUERY_BLOCK, visible, written_out
-from fledge.model.cuda_attention import FLEX_BLOCK, ON_CUDA, backend, flex_pieces, pieces, prepared, unavailable
+from fledge.model.attention import BACKENDS, QUERY_BLOCK, causal_document_mask, reference_attention
+from fledge.model.cuda_attention import FLEX_BLOCK, ON_CUDA, attention_metadata, backend, flex_pieces, pieces, unavailable
 
 from .conftest import assert_same_gradients, gradients, make_decoder, random_tokens
 
@@ -54,7 +54,7 @@ def test_backend_equals_the_written_out_definition(backend: str, length: int, pa
 
 def test_written_out_is_the_published_formula_of_one_query() -> None:
     q, k, v = (t.detach() for t in _inputs(5, 4, 2))
-    out = written_out(q, k, v, None)
+    out = reference_attention(q, k, v, None)
     for head in range(4):
         for t in range(5):
             scores = [float(q[0, head, t] @ k[0, head // 2, s]) / math.sqrt(8) for s in range(t + 1)]
@@ -83,8 +83,8 @@ def test_no_backend_looks_ahead_or_into_another_document(data: st.DataObject, le
 def test_visible_marks_the_square_of_a_block_of_queries() -> None:
     documents = torch.tensor([[1, 1, 2, 2]])
     expected = [[False, False, True, False], [False, False, True, True]]
-    assert visible(documents, 2, 4, torch.device("cpu"))[0, 0].tolist() == expected
-    assert visible(None, 1, 3, torch.device("cpu")).tolist() == [[True, True, False], [True, True, True]]
+    assert causal_document_mask(documents, 2, 4, torch.device("cpu"))[0, 0].tolist() == expected
+    assert causal_document_mask(None, 1, 3, torch.device("cpu")).tolist() == [[True, True, False], [True, True, True]]
 
 
 # -- what exists on CUDA only: its preparation is tested everywhere, its kernels where there is a device ---------------
@@ -108,7 +108,7 @@ def test_the_block_mask_lists_every_block_that_holds_a_visible_pair_and_few_othe
     mask = flex_pieces(documents, 2, length, CPU).mask
     n = -(-length // FLEX_BLOCK)
     pairs = torch.zeros(2, n * FLEX_BLOCK, n * FLEX_BLOCK, dtype=torch.bool)
-    pairs[:, :length, :length] = visible(documents, 0, length, CPU)[:, 0]
+    pairs[:, :length, :length] = causal_document_mask(documents, 0, length, CPU)[:, 0]
     by_block = pairs.view(2, n, FLEX_BLOCK, n, FLEX_BLOCK)
     needed, whole = by_block.any(4).any(2), by_block.all(4).all(2)
     listed = mask.to_dense()[:, 0].bool()
@@ -135,7 +135,7 @@ def test_flex_attention_under_the_block_mask_is_the_written_out_definition(packe
     documents = _documents(300) if packed else None
     mask = flex_pieces(documents, 2, 300, CPU).mask
     torch.testing.assert_close(
-        flex_attention(q, k, v, block_mask=mask, enable_gqa=True), written_out(q, k, v, documents), atol=1e-5, rtol=1e-5
+        flex_attention(q, k, v, block_mask=mask, enable_gqa=True), reference_attention(q, k, v, documents), atol=1e-5, rtol=1e-5
     )
 
 
@@ -150,9 +150,9 @@ def test_pieces_attended_to_one_by_one_give_the_written_out_definition(length: i
         for start, stop in zip(starts.tolist(), starts.tolist()[1:], strict=False):
             if stop > start:
                 one = (x[start:stop].transpose(0, 1)[None] for x in flat)
-                parts.append(written_out(*one, None)[0].transpose(0, 1))
+                parts.append(reference_attention(*one, None)[0].transpose(0, 1))
         got = torch.cat(parts).view(2, length, 4, 8).transpose(1, 2)
-        torch.testing.assert_close(got, written_out(q, k, v, documents), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(got, reference_attention(q, k, v, documents), atol=1e-5, rtol=1e-5)
 
 
 def test_room_for_pieces_has_few_sizes() -> None:
@@ -169,7 +169,7 @@ def test_a_plain_pass_under_flex_is_the_fused_kernel_with_the_same_documents() -
     model, tokens = make_decoder(), random_tokens(2, 40)
     documents = (1 + (torch.arange(40) >= 23).long()).expand(2, 40)
     expected = model(tokens, None, documents)
-    model.use_attention("flex")
+    model.set_attention_backend("flex")
     torch.testing.assert_close(model(tokens, None, documents), expected)
 
 
@@ -191,8 +191,8 @@ def test_cuda_backend_equals_the_written_out_definition(name: str, dtype: str, l
     torch.manual_seed(0)
     tensors = [torch.randn(2, heads, length, 64, device="cuda", dtype=wide).requires_grad_() for heads in (4, 2, 2)]
     function = torch.compile(backend(name), dynamic=False) if name == "flex" else backend(name)
-    seen = prepared(name, documents, 2, length, torch.device("cuda"))
-    made, expected = function(*tensors, seen), written_out(*tensors, documents)
+    seen = attention_metadata(name, documents, 2, length, torch.device("cuda"))
+    made, expected = function(*tensors, seen), reference_attention(*tensors, documents)
     upstream = torch.randn_like(made)
     bound = 2e-2 if wide == torch.bfloat16 else 2e-3
     got = [made.detach(), *torch.autograd.grad(made, tensors, upstream)]
@@ -207,7 +207,7 @@ def test_a_compiled_decoder_trains_alike_with_every_cuda_backend() -> None:
     found = {}
     for name in ("sdpa", *ON_CUDA):
         model = make_decoder().cuda()
-        model.use_attention(name)
+        model.set_attention_backend(name)
         model.compute_dtype = torch.bfloat16
         for block in model.blocks():
             block.compile(dynamic=False)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fledge.model.head import _loss_chunk, cross_entropy
+from fledge.model.head import _softmax_grad_chunk, cross_entropy
 
 from .conftest import assert_same_gradients, gradients, make_decoder, random_tokens
 
@@ -11,14 +11,14 @@ from .conftest import assert_same_gradients, gradients, make_decoder, random_tok
 @pytest.mark.slow
 def test_compiled_head_and_blocks_equal_the_eager_ones() -> None:
     model, tokens = make_decoder(qk_norm=True), random_tokens(2, 40)
-    model.use_attention("blocked")
+    model.set_attention_backend("blocked")
     documents = (1 + (torch.arange(40) >= 23).long()).expand(2, 40)
     targets, weights = random_tokens(80, seed=1), torch.linspace(0, 1, 80)
     losses = []
 
     def backward(kernel: object) -> dict[str, torch.Tensor]:
         hidden = model(tokens, None, documents).flatten(0, 1)
-        loss = cross_entropy(hidden, model.head_weight, targets, weights, 0.1, kernel)  # type: ignore[arg-type]
+        loss = cross_entropy(hidden, model.lm_head_weight, targets, weights, 0.1, kernel)  # type: ignore[arg-type]
         loss.backward()
         losses.append(loss.detach())
         return gradients(model)
@@ -26,7 +26,7 @@ def test_compiled_head_and_blocks_equal_the_eager_ones() -> None:
     eager = backward(None)
     for block in model.blocks():
         block.compile(dynamic=False)
-    compiled = backward(torch.compile(_loss_chunk, dynamic=False))
+    compiled = backward(torch.compile(_softmax_grad_chunk, dynamic=False))
     torch.testing.assert_close(losses[1], losses[0], atol=1e-4, rtol=1e-4)
     assert_same_gradients(compiled, eager, atol=1e-4, rtol=1e-4)
 
@@ -36,36 +36,36 @@ def test_one_graph_serves_all_layers_partial_batches_checkpointing_and_pairs() -
     import torch._dynamo
     from torch._dynamo.utils import counters
 
-    from fledge.objective import LanguageObjective
-    from fledge.recipe.schema import MachineConfig
-    from fledge.train.machine import decide, eagerly, head_kernel, warm_up
+    from fledge.objective import CausalLMObjective
+    from fledge.recipe.schema import RuntimeConfig
+    from fledge.train.machine import autotune, force_eager, head_kernel, warm_up
     from tests.objective.conftest import dpo, pack, pack_pairs, random_pairs, random_sequences
 
     data, pairs = pack(random_sequences([20] * 40), 48), pack_pairs(random_pairs(12))
     model = make_decoder().train()
     torch._dynamo.reset()
     counters.clear()
-    config = MachineConfig(device="cpu", threads=1, compile=True, attention="blocked", precision="fp32")
-    make = lambda kernel: LanguageObjective(0.0, kernel)  # noqa: E731
-    decision = decide(config, model, data.batch(0, 3), make, 1)
-    assert float(decision.evidence["compile_seconds"]) > 0
+    config = RuntimeConfig(device="cpu", threads=1, compile=True, attention="blocked", precision="fp32")
+    make = lambda kernel: CausalLMObjective(0.0, kernel)  # noqa: E731
+    decision = autotune(config, model, data.batch(0, 3), make, 1)
+    assert float(decision.measurements["compile_seconds"]) > 0
     decision.apply(model)
-    objective = LanguageObjective(0.0, head_kernel(decision))
+    objective = CausalLMObjective(0.0, head_kernel(decision))
     graphs = counters["stats"]["unique_graphs"]
     assert graphs == 2  # the block and the head's chunk
     for batch in (data.batch(0, 3), data.batch(0, 3, 1), data.batch(3, 3)):  # the second has empty rows
         objective(model, batch).loss.backward()
     model.zero_grad()
-    with eagerly(), torch.no_grad():
-        model(data.batch(0, 2).tokens)  # a shape of validation
+    with force_eager(), torch.no_grad():
+        model(data.batch(0, 2).input_ids)  # a shape of validation
     dpo(torch.zeros(12, 2))(model, pairs.batch(0, 3)).loss.backward()
     model.zero_grad()
     objective(model, data.batch(0, 3)).loss.backward()
     kept = gradients(model)
-    model.recompute_every = 1
+    model.activation_checkpoint_every = 1
     objective(model, data.batch(0, 3)).loss.backward()
     assert_same_gradients(gradients(model), kept, atol=1e-6)
-    assert warm_up(decision, model, data.batch(0, 3), make) < float(decision.evidence["compile_seconds"])
+    assert warm_up(decision, model, data.batch(0, 3), make) < float(decision.measurements["compile_seconds"])
     assert counters["stats"]["unique_graphs"] == graphs
 
 
@@ -74,7 +74,7 @@ def test_flex_attention_compiled_for_a_cpu_meets_new_documents_without_compiling
     """Forward only: it has no backward pass on a CPU."""
     from torch._dynamo.utils import counters
 
-    from fledge.model.attention import written_out
+    from fledge.model.attention import reference_attention
     from fledge.model.cuda_attention import flex, flex_pieces
 
     compiled = torch.compile(flex, dynamic=False)
@@ -86,5 +86,5 @@ def test_flex_attention_compiled_for_a_cpu_meets_new_documents_without_compiling
             documents = (1 + (torch.arange(300) >= cut).long()).repeat(2, 1)
             documents[1, 250:] = 0
             got = compiled(q, k, v, flex_pieces(documents, 2, 300, q.device))
-            torch.testing.assert_close(got, written_out(q, k, v, documents), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(got, reference_attention(q, k, v, documents), atol=1e-5, rtol=1e-5)
     assert counters["stats"]["unique_graphs"] == 1

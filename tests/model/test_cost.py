@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fledge.model.cost import Cost, checkpointed, parameters, training_flops_per_token
+from fledge.model.cost import ModelCost, checkpointed_layers, parameters, training_flops_per_token
 from fledge.model.decoder import Decoder
 from fledge.model.head import cross_entropy
 from fledge.recipe import ModelConfig, recipe_from_dict
@@ -37,7 +37,7 @@ def test_counts_equal_those_of_the_built_model(tied: bool, qk_norm: bool, kv_hea
     model, counted = _built(config, 203), parameters(config, 203)
     assert counted.total == counted.active == sum(p.numel() for p in model.parameters())
     matrices = [p.numel() for name, p in model.named_parameters() if p.dim() == 2 and (tied or "embed" not in name)]
-    assert counted.multiplying == sum(matrices)
+    assert counted.matmul == sum(matrices)
 
 
 @pytest.mark.parametrize(("name", "millions"), [("26m", 25.8), ("104m", 104.0)])
@@ -58,30 +58,36 @@ def test_mixture_presets_have_their_published_size() -> None:
 
 def test_a_mixture_counts_its_experts_its_router_and_those_active() -> None:
     dense = parameters(make_config(), 97)
-    mixture = parameters(make_config(moe={"experts": 8, "top_k": 2, "shared_experts": 1}), 97)
+    mixture = parameters(make_config(moe={"num_experts": 8, "num_experts_per_tok": 2, "num_shared_experts": 1}), 97)
     expert, router, layers = 3 * 32 * 48, 32 * 8 + 32, 2  # the router, and the sigmoid of the shared expert
     assert mixture.total - dense.total == layers * (8 * expert + router)
     assert mixture.active - dense.active == layers * (2 * expert + router)
-    assert mixture.multiplying - dense.multiplying == layers * (2 * expert + router)
+    assert mixture.matmul - dense.matmul == layers * (2 * expert + router)
 
 
 @pytest.mark.parametrize("shared", [0, 1, 3])
 @pytest.mark.parametrize("top_k", [1, 2, 4])
 def test_counts_of_a_mixture_equal_those_of_the_built_model(shared: int, top_k: int) -> None:
-    moe = {"experts": 4, "top_k": top_k, "shared_experts": shared, "normalise_top_k": top_k > 1, "balance": "bias"}
+    moe = {
+        "num_experts": 4,
+        "num_experts_per_tok": top_k,
+        "num_shared_experts": shared,
+        "norm_topk_prob": top_k > 1,
+        "load_balancing": "bias",
+    }
     config = make_config(moe=moe, qk_norm=not shared)
     model, counted = _built(config, 203), parameters(config, 203)
     assert counted.total == sum(p.numel() for p in model.parameters())
     idle = sum(p[top_k:].numel() for name, p in model.named_parameters() if ".experts." in name)
     assert counted.active == counted.total - idle
     matrices = sum(p.numel() for p in model.parameters() if p.dim() >= 2)
-    assert counted.multiplying == matrices - idle
+    assert counted.matmul == matrices - idle
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_training_flops_are_three_times_the_products_of_a_causal_forward_pass(tied: bool) -> None:
     model, context = make_decoder(tie_word_embeddings=tied, num_hidden_layers=3), 40
-    model.use_attention("written_out")
+    model.set_attention_backend("written_out")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.logits(model(random_tokens(1, context)))
     upper_half = 4 * 3 * 32 * context / 2  # per token: the written-out square also computes what nobody may see
@@ -93,12 +99,12 @@ def test_training_flops_are_three_times_the_products_of_a_causal_forward_pass(ti
 def test_training_flops_are_those_of_the_products_forward_backward_and_again(every: int) -> None:
     layers, width, inner, context = 4, 32, 48, 40
     model, tokens = make_decoder(num_hidden_layers=layers).train(), random_tokens(1, context)
-    model.use_attention("written_out")
-    model.recompute_every = every
-    again = len(checkpointed(layers, every)) / layers
+    model.set_attention_backend("written_out")
+    model.activation_checkpoint_every = every
+    again = len(checkpointed_layers(layers, every)) / layers
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(model.logits(model(tokens))[0], tokens[0]).backward()
-    cost = Cost(model.config, model.vocab_size)
+    cost = ModelCost(model.config, model.vocab_size)
     unseen = 4 * layers * width * context / 2  # the written-out square also computes what nobody may see
     last = 2 * layers * width * inner  # nothing needs the output of a block's last product, so it is not made again
     expected = cost.training_body_flops(context, again) + (3 + again) * unseen - again * last + cost.training_head_flops()
@@ -109,24 +115,24 @@ def test_training_flops_are_those_of_the_products_forward_backward_and_again(eve
 def test_keys_and_values_take_what_the_cache_of_generation_takes() -> None:
     model, shared = make_decoder(num_key_value_heads=2), make_decoder(num_key_value_heads=1)
     for one in (model, shared):
-        cos, sin = one.angles(torch.arange(24)[None])
+        cos, sin = one.rope_cos_sin(torch.arange(24)[None])
         x = one.embed_tokens(random_tokens(1, 24))
         made = [tensor for block in one.blocks() for tensor in block.self_attn.project(x, cos, sin)[1:]]
-        assert Cost(one.config, 97).kv_bytes(24, size=4) == sum(tensor.numel() * tensor.itemsize for tensor in made)
-    assert Cost(model.config, 97).kv_bytes(24) == 2 * Cost(shared.config, 97).kv_bytes(24)
+        assert ModelCost(one.config, 97).kv_bytes(24, size=4) == sum(tensor.numel() * tensor.itemsize for tensor in made)
+    assert ModelCost(model.config, 97).kv_bytes(24) == 2 * ModelCost(shared.config, 97).kv_bytes(24)
 
 
 def test_state_bytes_are_those_of_weights_gradients_and_each_optimizers_state() -> None:
     config = make_config(hidden_size=128, intermediate_size=256)
     for name in ("adamw", "muon", "adamw8bit"):
         model = Decoder(config, 512)
-        optimizers = build_optimizers(model, OptimizerConfig(name=name, lr=0.01))  # type: ignore[arg-type]
+        optimizers = build_optimizers(model, OptimizerConfig(name=name, learning_rate=0.01))  # type: ignore[arg-type]
         model(random_tokens(1, 8)).square().sum().backward()
         for optimizer in optimizers:
             optimizer.step()
         state = sum(tensor.nbytes for tensor in optimizer_tensors(model, optimizers).values())
         real = state + sum(2 * p.nbytes for p in model.parameters())
-        assert Cost(config, 512).state_bytes(name) == pytest.approx(real, rel=0.01)
+        assert ModelCost(config, 512).state_bytes(name) == pytest.approx(real, rel=0.01)
 
 
 # -- what is kept for the backward pass --------------------------------------------------------------------------------
@@ -155,11 +161,11 @@ def _saved_bytes(model: Decoder, tokens: Tensor) -> int:
     own.add(documents.untyped_storage().data_ptr())
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
         hidden = model(tokens, None, documents).flatten(0, 1)
-        loss = cross_entropy(hidden, model.head_weight, tokens.flatten(), torch.ones(tokens.numel()))
+        loss = cross_entropy(hidden, model.lm_head_weight, tokens.flatten(), torch.ones(tokens.numel()))
     alive = [kept.tensor.untyped_storage() for kept in (reference() for reference in references) if kept is not None]
     sizes = {storage.data_ptr(): storage.nbytes() for storage in alive if storage.data_ptr() not in own}
     assert loss.requires_grad
-    return sum(sizes.values()) - model.head_weight.numel() * 4
+    return sum(sizes.values()) - model.lm_head_weight.numel() * 4
 
 
 KINDS = {
@@ -167,8 +173,8 @@ KINDS = {
     "dense, every head its own key": {"num_key_value_heads": 8},
     "dense, norms of queries and keys": {"qk_norm": True},
     "dense, a head of its own": {"tie_word_embeddings": False},
-    "mixture": {"qk_norm": True, "moe": {"experts": 8, "top_k": 2}},
-    "mixture with a shared network": {"moe": {"experts": 4, "top_k": 2, "shared_experts": 2}},
+    "mixture": {"qk_norm": True, "moe": {"num_experts": 8, "num_experts_per_tok": 2}},
+    "mixture with a shared network": {"moe": {"num_experts": 4, "num_experts_per_tok": 2, "num_shared_experts": 2}},
 }
 DTYPES = [pytest.param(torch.float32, id="fp32"), pytest.param(torch.bfloat16, id="bf16")]
 
@@ -176,7 +182,7 @@ DTYPES = [pytest.param(torch.float32, id="fp32"), pytest.param(torch.bfloat16, i
 def _measurable(dtype: torch.dtype, **changes: object) -> Decoder:
     sizes = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 352}
     model = make_decoder(vocab=300, **{**sizes, "max_position_embeddings": 1024, **changes}).train()
-    model.use_attention("blocked")
+    model.set_attention_backend("blocked")
     model.compute_dtype = dtype
     return model
 
@@ -186,13 +192,13 @@ def _measurable(dtype: torch.dtype, **changes: object) -> Decoder:
 def test_kept_bytes_are_those_that_autograd_keeps(kind: str, dtype: torch.dtype) -> None:
     model, tokens = _measurable(dtype, **KINDS[kind]), random_tokens(2, 192)
     for every in (0, 1, 2, 3):
-        model.recompute_every = every
-        expected = Cost(model.config, 300).kept_bytes(tokens.numel(), dtype.itemsize, False, every)
+        model.activation_checkpoint_every = every
+        expected = ModelCost(model.config, 300).kept_bytes(tokens.numel(), dtype.itemsize, False, every)
         assert expected == pytest.approx(_saved_bytes(model, tokens), rel=0.001), f"every {every}"
 
 
 def test_a_block_that_is_computed_again_is_there_as_a_whole() -> None:
-    cost = Cost(make_config(num_hidden_layers=4), 97)
+    cost = ModelCost(make_config(num_hidden_layers=4), 97)
     block = 100 * cost.block_bytes(4, False)
     kept = [cost.kept_bytes(100, 4, False, every) for every in range(5)]
     assert kept[0] - kept[1] == pytest.approx(4 * (block - 100 * 32 * 4))
@@ -213,5 +219,5 @@ def test_kept_bytes_of_compiled_code_are_those_that_autograd_keeps(kind: str, dt
     model, tokens = _measurable(dtype, **{**KINDS[kind], "num_hidden_layers": 2}), random_tokens(2, 256)
     for block in model.blocks():
         block.compile(dynamic=False)
-    expected = Cost(model.config, 300).kept_bytes(tokens.numel(), dtype.itemsize, True)
+    expected = ModelCost(model.config, 300).kept_bytes(tokens.numel(), dtype.itemsize, True)
     assert expected == pytest.approx(_saved_bytes(model, tokens), rel=0.2 if "mixture" in kind else 0.08)

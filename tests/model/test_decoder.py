@@ -8,33 +8,33 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fledge.data.batches import PackedData
+from fledge.data.batches import PackedDataset
 from fledge.data.storage import Examples
 from fledge.model.attention import BACKENDS
-from fledge.model.decoder import Decoder, RMSNorm, evaluating, rotate
+from fledge.model.decoder import Decoder, RMSNorm, eval_mode, rotate
 
 from .conftest import VOCAB, assert_same_gradients, gradients, make_config, make_decoder, random_tokens
 
 
-def _packed(lengths: list[int], row_length: int, split: bool = False) -> tuple[PackedData, list[np.ndarray]]:
+def _packed(lengths: list[int], row_length: int, split: bool = False) -> tuple[PackedDataset, list[np.ndarray]]:
     """Sequences of lengths + 1 random tokens (that many positions), packed."""
     sequences = [random_tokens(n + 1, seed=i).numpy().astype(np.int32) for i, n in enumerate(lengths)]
     offsets = np.concatenate(([0], np.cumsum([len(s) for s in sequences]))).astype(np.int64)
     tokens = np.concatenate(sequences)
     examples = Examples(tokens, np.ones(len(tokens), np.float32), offsets, 1)
-    return PackedData.pack(examples, row_length, pad=0, seed=3, split=split), sequences
+    return PackedDataset.pack(examples, row_length, pad=0, seed=3, split=split), sequences
 
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_logits_of_a_packed_document_equal_those_of_the_document_alone(backend: str, qk_norm: bool) -> None:
     model = make_decoder(qk_norm=qk_norm, max_position_embeddings=256)
-    model.use_attention(backend)
+    model.set_attention_backend(backend)
     data, sequences = _packed([5, 1, 130, 20, 40, 129, 3, 7], row_length=200)
     batch = data.batch(0, len(data))
     seen = set()
     with torch.no_grad():
-        packed = model.logits(model(batch.tokens, batch.positions, batch.documents))
+        packed = model.logits(model(batch.input_ids, batch.position_ids, batch.documents))
         for row, slots in enumerate(data.epoch_order(0)):
             for number, slot in enumerate(range(data.rows.offsets[slots], data.rows.offsets[slots + 1]), 1):
                 sequence = int(data.rows.sequence[slot])
@@ -49,10 +49,10 @@ def test_logits_of_a_packed_document_equal_those_of_the_document_alone(backend: 
 @given(lengths=st.lists(st.integers(1, 30), min_size=2, max_size=6), backend=st.sampled_from(sorted(BACKENDS)))
 def test_packing_changes_no_gradient(lengths: list[int], backend: str) -> None:
     model = make_decoder()
-    model.use_attention(backend)
+    model.set_attention_backend(backend)
     data, sequences = _packed(lengths, row_length=32)
     batch = data.batch(0, len(data))
-    hidden = model(batch.tokens, batch.positions, batch.documents)
+    hidden = model(batch.input_ids, batch.position_ids, batch.documents)
     hidden[batch.documents > 0].square().sum().backward()
     packed = gradients(model)
     for sequence in sequences:
@@ -65,7 +65,7 @@ def test_packing_changes_no_gradient(lengths: list[int], backend: str) -> None:
 @given(place=st.integers(0, 149), backend=st.sampled_from(sorted(BACKENDS)))
 def test_a_changed_token_changes_nothing_before_it(place: int, backend: str) -> None:
     model = make_decoder(max_position_embeddings=256)
-    model.use_attention(backend)
+    model.set_attention_backend(backend)
     tokens = random_tokens(1, 150)
     other = tokens.clone()
     other[0, place] = (other[0, place] + 1) % VOCAB
@@ -79,7 +79,7 @@ def test_rotation_turns_each_pair_by_position_times_frequency() -> None:
     model = make_decoder(rope_theta=500.0)
     x = torch.randn(1, 1, 3, 8, generator=torch.Generator().manual_seed(1))
     positions = torch.tensor([[0, 1, 17]])
-    turned = rotate(x, *model.angles(positions))[0, 0]
+    turned = rotate(x, *model.rope_cos_sin(positions))[0, 0]
     for t, position in enumerate([0, 1, 17]):
         for i in range(4):
             angle = position * 500.0 ** (-2 * i / 8)
@@ -130,14 +130,14 @@ def test_dropout_acts_in_training_only_and_follows_the_seed() -> None:
     model.train()
     assert torch.equal(forward(1), forward(1))
     assert not torch.equal(forward(1), forward(2))
-    with evaluating(model):
+    with eval_mode(model):
         assert torch.equal(forward(1), plain(tokens))
     assert model.training and all(block.training for block in model.blocks())
 
 
 def test_the_mode_is_restored_after_an_error() -> None:
     model = make_decoder().train()
-    with pytest.raises(RuntimeError), evaluating(model):
+    with pytest.raises(RuntimeError), eval_mode(model):
         raise RuntimeError
     assert model.training
 
@@ -163,7 +163,7 @@ def test_initialisation_follows_the_seed_and_its_scales() -> None:
 def test_bfloat16_stays_close_to_float32_and_gradients_stay_float32() -> None:
     model, tokens = make_decoder(qk_norm=True), random_tokens(4, 50)
     for backend in BACKENDS:
-        model.use_attention(backend)
+        model.set_attention_backend(backend)
         model.compute_dtype = torch.float32
         exact = model(tokens)
         exact.square().sum().backward()
@@ -180,7 +180,7 @@ def test_bfloat16_stays_close_to_float32_and_gradients_stay_float32() -> None:
 
 def test_tied_head_is_the_embedding_and_an_untied_one_is_not() -> None:
     tied, untied = make_decoder(tie_word_embeddings=True), make_decoder(tie_word_embeddings=False)
-    assert tied.head_weight is tied.embed_tokens.weight
-    assert untied.lm_head is not None and untied.head_weight is untied.lm_head.weight
+    assert tied.lm_head_weight is tied.embed_tokens.weight
+    assert untied.lm_head is not None and untied.lm_head_weight is untied.lm_head.weight
     hidden = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(untied.logits(hidden), hidden @ untied.lm_head.weight.t())

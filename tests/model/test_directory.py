@@ -23,13 +23,13 @@ from transformers import (
 
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
-from fledge.model.directory import load_model, read_config, save_model
-from fledge.model.generate import Sampling, generate
+from fledge.model.directory import from_pretrained, read_config, save_pretrained
+from fledge.model.generate import SamplingParams, generate
 from fledge.recipe.schema import MoeConfig
 
 from .conftest import make_decoder, random_tokens, scatter_norms
 
-MIXTURE = {"experts": 5, "top_k": 2}
+MIXTURE = {"num_experts": 5, "num_experts_per_tok": 2}
 SHAPES = [
     pytest.param({"tie_word_embeddings": True}, id="llama tied"),
     pytest.param({"tie_word_embeddings": False}, id="llama untied"),
@@ -37,9 +37,9 @@ SHAPES = [
     pytest.param({"qk_norm": True, "tie_word_embeddings": False}, id="qwen3 untied"),
     pytest.param({"qk_norm": True, "moe": MIXTURE}, id="qwen3-moe"),
     pytest.param(
-        {"qk_norm": True, "moe": {**MIXTURE, "normalise_top_k": False, "z_weight": 0.5}}, id="qwen3-moe plain weights"
+        {"qk_norm": True, "moe": {**MIXTURE, "norm_topk_prob": False, "router_z_loss_coef": 0.5}}, id="qwen3-moe plain weights"
     ),
-    pytest.param({"moe": {**MIXTURE, "shared_experts": 2, "balance_weight": 0.25}}, id="qwen2-moe"),
+    pytest.param({"moe": {**MIXTURE, "num_shared_experts": 2, "router_aux_loss_coef": 0.25}}, id="qwen2-moe"),
 ]
 KINDS = {
     "llama": (LlamaConfig, LlamaForCausalLM),
@@ -55,7 +55,7 @@ EXTRA: dict[str, dict[str, Any]] = {
 
 
 def _save(model: Decoder, folder: Path, eos: list[int]) -> Path:
-    save_model(model, folder, bos=1, eos=eos, pad=0)
+    save_pretrained(model, folder, bos=1, eos=eos, pad=0)
     return folder
 
 
@@ -83,7 +83,7 @@ def _written_by_transformers(folder: Path, kind: str, tied: bool, dtype: torch.d
 def test_transformers_reads_what_fledge_writes(tmp_path: Path, changes: dict[str, object]) -> None:
     model = make_decoder(rope_theta=250_000.0, rms_norm_eps=1e-4, num_hidden_layers=3, **changes)
     prompts = [random_tokens(length, seed=length).tolist() for length in (1, 6, 11)]
-    free = generate(model, prompts, frozenset(), Sampling(max_new_tokens=20))
+    free = generate(model, prompts, frozenset(), SamplingParams(max_new_tokens=20))
     eos = sorted({answer.tokens[5] for answer in free})
     theirs, report = AutoModelForCausalLM.from_pretrained(
         _save(model, tmp_path, eos), dtype=torch.float32, output_loading_info=True
@@ -92,16 +92,16 @@ def test_transformers_reads_what_fledge_writes(tmp_path: Path, changes: dict[str
     tokens = random_tokens(3, 40)
     with torch.no_grad():
         torch.testing.assert_close(_logits(model, tokens), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
-    ours = generate(model, prompts, frozenset(eos), Sampling(max_new_tokens=20))
+    ours = generate(model, prompts, frozenset(eos), SamplingParams(max_new_tokens=20))
     for prompt, answer in zip(prompts, ours, strict=True):
         whole = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20)[0, len(prompt) :].tolist()
-        assert answer.ended and whole[:-1] == answer.tokens and whole[-1] in eos
+        assert answer.finish_reason and whole[:-1] == answer.tokens and whole[-1] in eos
 
 
 @pytest.mark.parametrize("changes", SHAPES)
 def test_a_saved_model_loads_with_the_same_weights_and_configuration(tmp_path: Path, changes: dict[str, object]) -> None:
     model = make_decoder(rope_theta=123.0, dropout=0.25, **changes)
-    again = load_model(_save(model, tmp_path, [2]))
+    again = from_pretrained(_save(model, tmp_path, [2]))
     assert again.config == model.config and again.vocab_size == model.vocab_size
     left, right = model.state_dict(), again.state_dict()
     assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
@@ -121,7 +121,7 @@ def test_config_json_says_rope_in_the_old_and_the_new_place(tmp_path: Path) -> N
 def test_fledge_reads_what_transformers_writes(tmp_path: Path, kind: str, tied: bool, shard: str) -> None:
     theirs = _written_by_transformers(tmp_path, kind, tied, torch.float32, shard)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 2) == (shard == "20KB")
-    model = load_model(tmp_path)
+    model = from_pretrained(tmp_path)
     assert model.config.rope_theta == 333_000.0 and model.config.qk_norm == kind.startswith("qwen3")
     assert (model.lm_head is None) == tied
     tokens = random_tokens(2, 50)
@@ -133,8 +133,10 @@ def test_a_mixture_written_by_transformers_keeps_its_settings(tmp_path: Path) ->
     _written_by_transformers(tmp_path / "3", "qwen3-moe", True, torch.float32)
     _written_by_transformers(tmp_path / "2", "qwen2-moe", True, torch.float32)
     three, two = (read_config(tmp_path / name)[0] for name in ("3", "2"))
-    assert three.moe == MoeConfig(experts=6, top_k=3, normalise_top_k=True, balance_weight=0.125)
-    assert two.moe == MoeConfig(experts=6, top_k=3, normalise_top_k=False, balance_weight=0.125, shared_experts=2)
+    assert three.moe == MoeConfig(num_experts=6, num_experts_per_tok=3, norm_topk_prob=True, router_aux_loss_coef=0.125)
+    assert two.moe == MoeConfig(
+        num_experts=6, num_experts_per_tok=3, norm_topk_prob=False, router_aux_loss_coef=0.125, num_shared_experts=2
+    )
     assert three.intermediate_size == two.intermediate_size == 24
 
 
@@ -144,7 +146,7 @@ def test_bfloat16_weights_load_as_the_same_numbers_in_float32(tmp_path: Path, ki
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     stored = load_file(tmp_path / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
-    model = load_model(tmp_path)
+    model = from_pretrained(tmp_path)
     assert all(p.dtype == torch.float32 for p in model.parameters())
     tokens = random_tokens(2, 50)
     with torch.no_grad():
@@ -228,10 +230,10 @@ REFUSED = {
 def test_what_cannot_be_loaded_is_refused_with_its_reason(tmp_path: Path, case: str) -> None:
     spoil, message = REFUSED[case]
     _save(make_decoder(), tmp_path, [2])
-    load_model(tmp_path)
+    from_pretrained(tmp_path)
     spoil(tmp_path)
     with pytest.raises(FledgeError, match=message) as caught:
-        load_model(tmp_path)
+        from_pretrained(tmp_path)
     assert caught.value.where is not None and str(tmp_path) in caught.value.where
 
 
@@ -242,7 +244,7 @@ MIXTURE_REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "biases by default": ("qwen2-moe", {"qkv_bias": None}, "qkv_bias = true"),
     "shared size": ("qwen2-moe", {"shared_expert_intermediate_size": 47}, "47, which is not a multiple of .* 24"),
     "sliding layers": ("qwen2-moe", {"layer_types": ["sliding_attention"] * 3}, "layer_types: sliding_attention"),
-    "more active than there are": ("qwen3-moe", {"num_experts_per_tok": 7}, "top_k 7 is more than the 6 experts"),
+    "more active than there are": ("qwen3-moe", {"num_experts_per_tok": 7}, "num_experts_per_tok 7 is more than the 6 experts"),
     "no size": ("qwen3-moe", {"moe_intermediate_size": None}, "the key 'moe_intermediate_size' is missing"),
 }
 
@@ -251,10 +253,10 @@ MIXTURE_REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_a_mixture_that_the_decoder_does_not_cover_is_refused(tmp_path: Path, case: str) -> None:
     kind, changes, message = MIXTURE_REFUSED[case]
     _written_by_transformers(tmp_path, kind, True, torch.float32)
-    load_model(tmp_path)
+    from_pretrained(tmp_path)
     _edit(tmp_path, **changes)
     with pytest.raises(FledgeError, match=message):
-        load_model(tmp_path)
+        from_pretrained(tmp_path)
 
 
 def test_a_missing_expert_is_named(tmp_path: Path) -> None:
@@ -262,15 +264,15 @@ def test_a_missing_expert_is_named(tmp_path: Path) -> None:
     name = "model.layers.1.mlp.experts.3.down_proj.weight"
     _weights(lambda tensors: tensors.pop(name))(tmp_path)
     with pytest.raises(FledgeError, match=rf"missing \['{name}'\]"):
-        load_model(tmp_path)
+        from_pretrained(tmp_path)
 
 
 def test_biases_of_the_choice_are_kept_and_transformers_says_that_it_does_not_know_them(tmp_path: Path) -> None:
-    model = make_decoder(qk_norm=True, moe={**MIXTURE, "balance": "bias", "bias_rate": 0.25})
+    model = make_decoder(qk_norm=True, moe={**MIXTURE, "load_balancing": "bias", "bias_update_rate": 0.25})
     biases = [buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")]
     for layer, bias in enumerate(biases):
         bias.copy_(torch.linspace(-0.1, 0.1, 5) + layer)
-    again = load_model(_save(model, tmp_path, [2]))
+    again = from_pretrained(_save(model, tmp_path, [2]))
     assert again.config == model.config and len(biases) == 2
     left, right = model.state_dict(), again.state_dict()
     assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
@@ -284,11 +286,11 @@ def test_an_index_is_read_from_the_directory_and_every_shard_of_it(tmp_path: Pat
     shards = sorted(tmp_path.glob("*.safetensors"))
     shards[1].unlink()
     with pytest.raises(FledgeError, match=shards[1].name):
-        load_model(tmp_path)
+        from_pretrained(tmp_path)
 
 
 def test_a_loaded_model_trains(tmp_path: Path) -> None:
-    model = load_model(_save(make_decoder(), tmp_path, [2]))
+    model = from_pretrained(_save(make_decoder(), tmp_path, [2]))
     assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in model.parameters())
     model(random_tokens(1, 5)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())

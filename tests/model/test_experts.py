@@ -14,21 +14,21 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from fledge.model.decoder import Decoder, FeedForward
-from fledge.model.directory import load_model, save_model
-from fledge.model.experts import Experts, Router, Routing, update_biases
-from fledge.model.grouped import gather, grouped_outer, grouped_product, spread
+from fledge.model.directory import from_pretrained, save_pretrained
+from fledge.model.experts import MoELayer, Router, RouterStats, update_biases
+from fledge.model.grouped import grouped_mm, grouped_outer, permute, unpermute
 from fledge.recipe.schema import MoeConfig
 
 from .conftest import assert_same_gradients, gradients, make_config, make_decoder, random_tokens
 
 WIDTH, SIZE = 32, 48
 SHAPES = [
-    pytest.param({"experts": 4, "top_k": 2}, id="top 2 of 4"),
-    pytest.param({"experts": 5, "top_k": 3, "normalise_top_k": False}, id="plain weights"),
-    pytest.param({"experts": 3, "top_k": 1, "normalise_top_k": False}, id="top 1"),
-    pytest.param({"experts": 2, "top_k": 2}, id="all active"),
-    pytest.param({"experts": 4, "top_k": 2, "shared_experts": 2}, id="shared"),
-    pytest.param({"experts": 4, "top_k": 2, "balance": "bias"}, id="biased choice"),
+    pytest.param({"num_experts": 4, "num_experts_per_tok": 2}, id="top 2 of 4"),
+    pytest.param({"num_experts": 5, "num_experts_per_tok": 3, "norm_topk_prob": False}, id="plain weights"),
+    pytest.param({"num_experts": 3, "num_experts_per_tok": 1, "norm_topk_prob": False}, id="top 1"),
+    pytest.param({"num_experts": 2, "num_experts_per_tok": 2}, id="all active"),
+    pytest.param({"num_experts": 4, "num_experts_per_tok": 2, "num_shared_experts": 2}, id="shared"),
+    pytest.param({"num_experts": 4, "num_experts_per_tok": 2, "load_balancing": "bias"}, id="biased choice"),
 ]
 
 
@@ -36,12 +36,12 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _experts(seed: int = 0, **moe: object) -> Experts:
+def _experts(seed: int = 0, **moe: object) -> MoELayer:
     """A mixture of width 32 whose weights are large enough to matter; biases that change the choice, where there are."""
-    shared = int(moe.get("shared_experts", 0))  # type: ignore[call-overload]
+    shared = int(moe.get("num_shared_experts", 0))  # type: ignore[call-overload]
     config = make_config(moe=moe, qk_norm=not shared, hidden_size=WIDTH, intermediate_size=SIZE)
     assert config.moe is not None
-    experts = Experts(config, config.moe, FeedForward(WIDTH, shared * SIZE) if shared else None)
+    experts = MoELayer(config, config.moe, FeedForward(WIDTH, shared * SIZE) if shared else None)
     with torch.no_grad():
         for number, parameter in enumerate(experts.parameters()):
             parameter.copy_(0.2 * _random(*parameter.shape, seed=100 * seed + number))
@@ -50,7 +50,7 @@ def _experts(seed: int = 0, **moe: object) -> Experts:
     return experts
 
 
-def _one_by_one(experts: Experts, x: Tensor) -> Tensor:
+def _one_by_one(experts: MoELayer, x: Tensor) -> Tensor:
     """The definition: each token [D] through each of its experts, as plain formulas."""
     router, stacked = experts.gate, experts.experts
     out = []
@@ -85,12 +85,12 @@ def test_values_and_all_gradients_equal_a_loop_over_tokens(moe: dict[str, object
 
 
 def test_no_token_is_dropped_however_uneven_the_load() -> None:
-    experts = _experts(experts=4, top_k=1, normalise_top_k=False)
+    experts = _experts(num_experts=4, num_experts_per_tok=1, norm_topk_prob=False)
     with torch.no_grad():
         experts.gate.weight.zero_()
         experts.gate.weight[2] = 1.0
     x = _random(1, 60, WIDTH).abs()  # all to expert 2
-    out, statistics = experts.mix(x, None)
+    out, statistics = experts.forward_with_stats(x, None)
     assert statistics[:4].tolist() == [0, 0, 60, 0]
     torch.testing.assert_close(out, _one_by_one(experts, x), atol=1e-5, rtol=1e-5)
     out.sum().backward()
@@ -108,7 +108,7 @@ def test_grouped_products_and_their_gradients_are_those_of_each_group(lengths: l
     wanted = torch.cat([part @ matrix for part, matrix in zip(parts, matrices, strict=True)])
     by_rows, by_matrices = torch.autograd.grad(wanted, (rows, matrices), upstream)
     for form, transpose in ((matrices, False), (turned, True)):
-        made = grouped_product(rows, form, ends, transpose)
+        made = grouped_mm(rows, form, ends, transpose)
         torch.testing.assert_close(made, wanted, atol=1e-5, rtol=1e-5)
         mine, theirs = torch.autograd.grad(made, (rows, form), upstream)
         torch.testing.assert_close(mine, by_rows, atol=1e-5, rtol=1e-5)
@@ -117,15 +117,15 @@ def test_grouped_products_and_their_gradients_are_those_of_each_group(lengths: l
 
 def test_a_gradient_that_one_number_stands_for_is_taken_too() -> None:
     rows, matrices, ends = _random(6, 4).requires_grad_(), _random(2, 4, 3).requires_grad_(), torch.tensor([2, 6])
-    grouped_product(rows, matrices, ends, False).sum().backward()  # its gradient has strides of 0
+    grouped_mm(rows, matrices, ends, False).sum().backward()  # its gradient has strides of 0
     assert rows.grad is not None
     torch.testing.assert_close(rows.grad, matrices.sum(2).repeat_interleave(torch.tensor([2, 4]), 0))
 
 
 def test_the_operators_keep_the_rules_of_pytorch() -> None:
     rows, matrices, ends = _random(6, 4).requires_grad_(), _random(2, 4, 3).requires_grad_(), torch.tensor([2, 6])
-    torch.library.opcheck(grouped_product, (rows, matrices, ends, False))
-    torch.library.opcheck(grouped_product, (rows, _random(2, 3, 4).requires_grad_(), ends, True))
+    torch.library.opcheck(grouped_mm, (rows, matrices, ends, False))
+    torch.library.opcheck(grouped_mm, (rows, _random(2, 3, 4).requires_grad_(), ends, True))
     torch.library.opcheck(grouped_outer, (rows.detach(), _random(6, 3), ends))
 
 
@@ -133,11 +133,11 @@ def test_spreading_and_gathering_are_the_transposes_of_each_other() -> None:
     source = torch.tensor([0, 2, 1, 0, 1, 2])
     places = torch.tensor([[0, 3], [2, 4], [1, 5]])
     x, y = _random(3, 5).double().requires_grad_(), _random(6, 5, seed=1).double().requires_grad_()
-    left, right = spread(x, source, places), gather(y, source, places)
+    left, right = permute(x, source, places), unpermute(y, source, places)
     assert torch.equal(left, x[source]) and torch.equal(right, y[places].sum(1))
     torch.testing.assert_close((left * y).sum(), (x * right).sum())
-    assert torch.autograd.gradcheck(lambda a: spread(a, source, places), x)
-    assert torch.autograd.gradcheck(lambda a: gather(a, source, places), y)
+    assert torch.autograd.gradcheck(lambda a: permute(a, source, places), x)
+    assert torch.autograd.gradcheck(lambda a: unpermute(a, source, places), y)
 
 
 def _logits(router: Router, x: Tensor) -> Tensor:
@@ -147,13 +147,13 @@ def _logits(router: Router, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("top_k", [1, 2, 3])
 def test_balance_and_z_follow_their_formulas(top_k: int, padded: bool) -> None:
-    experts = _experts(experts=4, top_k=top_k, normalise_top_k=top_k > 1)
+    experts = _experts(num_experts=4, num_experts_per_tok=top_k, norm_topk_prob=top_k > 1)
     x = 2 * _random(2, 30, WIDTH, seed=3)
     real = torch.ones(2, 30, dtype=torch.bool)
     if padded:
         real[0, 11:] = False
-    _, statistics = experts.mix(x, real if padded else None)
-    routing = Routing.of_layers([statistics])
+    _, statistics = experts.forward_with_stats(x, real if padded else None)
+    routing = RouterStats.of_layers([statistics])
     logits = _logits(experts.gate, x)
     theirs = load_balancing_loss_func((logits,), 4, top_k, real.long() if padded else None)
     assert isinstance(theirs, Tensor)
@@ -171,29 +171,29 @@ def test_balance_and_z_follow_their_formulas(top_k: int, padded: bool) -> None:
 
 
 def test_an_even_load_has_the_least_balance_loss_top_k_and_full_entropy() -> None:
-    experts = _experts(experts=8, top_k=2)
+    experts = _experts(num_experts=8, num_experts_per_tok=2)
     with torch.no_grad():
         experts.gate.weight.zero_()
         experts.gate.weight[:, :8] = 1e-4 * torch.eye(8)
     x = torch.eye(8).roll(1, 0) + torch.eye(8)  # token i likes the experts i and i - 1
-    routing = Routing.of_layers([experts.mix(F.pad(x, (0, WIDTH - 8))[None], None)[1]]).detach()
+    routing = RouterStats.of_layers([experts.forward_with_stats(F.pad(x, (0, WIDTH - 8))[None], None)[1]]).detach()
     assert torch.equal(routing.load, torch.full((1, 8), 1 / 8))
     assert float(routing.balance) == pytest.approx(2.0, rel=1e-6)
     assert float(routing.entropy) == pytest.approx(math.log(8), rel=1e-6)
 
 
 def test_padding_changes_neither_statistics_nor_their_gradients() -> None:
-    model = make_decoder(qk_norm=True, moe={"experts": 4, "top_k": 2})
+    model = make_decoder(qk_norm=True, moe={"num_experts": 4, "num_experts_per_tok": 2})
     tokens, documents = random_tokens(2, 24), torch.ones(2, 24, dtype=torch.long)
     documents[:, 15:] = 0
     made = []
     for filling in (0, 1):
         tokens[:, 15:] = random_tokens(2, 9, seed=filling)
-        hidden, routing = model.states(tokens, None, documents)
+        hidden, routing = model.forward_with_router_stats(tokens, None, documents)
         assert routing is not None
         (routing.balance + routing.z).backward()
         made.append((hidden[:, :15].detach(), routing.detach(), gradients(model)))
-    alone = model.states(tokens[:, :15])[1]
+    alone = model.forward_with_router_stats(tokens[:, :15])[1]
     assert alone is not None
     for left, right in ((made[0], made[1]), (made[0], (made[0][0], alone.detach(), made[0][2]))):
         torch.testing.assert_close(left[0], right[0])
@@ -204,20 +204,20 @@ def test_padding_changes_neither_statistics_nor_their_gradients() -> None:
 
 
 def test_a_batch_of_nothing_but_padding_has_finite_statistics() -> None:
-    experts = _experts(experts=4, top_k=2)
-    _, statistics = experts.mix(_random(1, 5, WIDTH), torch.zeros(1, 5, dtype=torch.bool))
-    routing = Routing.of_layers([statistics])
+    experts = _experts(num_experts=4, num_experts_per_tok=2)
+    _, statistics = experts.forward_with_stats(_random(1, 5, WIDTH), torch.zeros(1, 5, dtype=torch.bool))
+    routing = RouterStats.of_layers([statistics])
     assert torch.equal(statistics, torch.zeros(8)) and torch.equal(routing.load, torch.zeros(1, 4))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_same_step_gives_the_same_bits(dtype: torch.dtype) -> None:
-    experts = _experts(experts=4, top_k=2, shared_experts=1)
+    experts = _experts(num_experts=4, num_experts_per_tok=2, num_shared_experts=1)
 
     def step() -> dict[str, Tensor]:
         x = _random(4, 128, WIDTH).to(dtype).requires_grad_()
-        out, statistics = experts.mix(x, None)
-        (out.float().square().sum() + Routing.of_layers([statistics]).balance).backward()
+        out, statistics = experts.forward_with_stats(x, None)
+        (out.float().square().sum() + RouterStats.of_layers([statistics]).balance).backward()
         assert x.grad is not None
         return {**gradients(experts), "x": x.grad}
 
@@ -228,12 +228,12 @@ def test_the_same_step_gives_the_same_bits(dtype: torch.dtype) -> None:
 
 
 def test_the_router_is_float32_under_bfloat16() -> None:
-    experts = _experts(experts=4, top_k=2)
+    experts = _experts(num_experts=4, num_experts_per_tok=2)
     x = _random(1, 50, WIDTH).bfloat16()
     logits, probabilities, _, weights = experts.gate(x[0])
     assert {t.dtype for t in (logits, probabilities, weights)} == {torch.float32}
     assert torch.equal(logits, x[0].float() @ experts.gate.weight.t())
-    out, statistics = experts.mix(x, None)
+    out, statistics = experts.forward_with_stats(x, None)
     assert out.dtype == torch.bfloat16 and statistics.dtype == torch.float32
     torch.testing.assert_close(out.float(), _one_by_one(experts, x.float()), atol=0.05, rtol=0.05)
     out.float().sum().backward()
@@ -241,13 +241,13 @@ def test_the_router_is_float32_under_bfloat16() -> None:
 
 
 def test_routing_of_two_batches_is_that_of_both_together() -> None:
-    model = make_decoder(qk_norm=True, moe={"experts": 4, "top_k": 2})
+    model = make_decoder(qk_norm=True, moe={"num_experts": 4, "num_experts_per_tok": 2})
     tokens, documents = random_tokens(3, 20), torch.ones(3, 20, dtype=torch.long)
     documents[0, 4:] = 0
-    whole = model.states(tokens, None, documents)[1]
-    parts = [model.states(tokens[rows], None, documents[rows])[1] for rows in (slice(0, 1), slice(1, 3))]
+    whole = model.forward_with_router_stats(tokens, None, documents)[1]
+    parts = [model.forward_with_router_stats(tokens[rows], None, documents[rows])[1] for rows in (slice(0, 1), slice(1, 3))]
     assert whole is not None and parts[0] is not None and parts[1] is not None
-    merged = Routing.merged([part for part in parts if part is not None])
+    merged = RouterStats.merged([part for part in parts if part is not None])
     assert torch.equal(merged.counts, whole.counts) and merged.tokens == whole.tokens == 44
     torch.testing.assert_close(merged.entropy, whole.entropy)
     torch.testing.assert_close(merged.z, whole.z)
@@ -256,35 +256,43 @@ def test_routing_of_two_batches_is_that_of_both_together() -> None:
 
 def test_penalty_is_weighted_and_a_bias_has_no_balance_loss() -> None:
     one = torch.tensor(1.0)
-    routing = Routing(torch.ones(1, 2), one, torch.ones(1), balance=3 * one, z=5 * one)
-    assert float(routing.penalty(MoeConfig(experts=2, top_k=2, balance_weight=0.5, z_weight=0.25))) == 2.75
-    assert float(routing.penalty(MoeConfig(experts=2, top_k=2, balance="bias", z_weight=0.25))) == 1.25
+    routing = RouterStats(torch.ones(1, 2), one, torch.ones(1), balance=3 * one, z=5 * one)
+    assert (
+        float(
+            routing.penalty(MoeConfig(num_experts=2, num_experts_per_tok=2, router_aux_loss_coef=0.5, router_z_loss_coef=0.25))
+        )
+        == 2.75
+    )
+    assert (
+        float(routing.penalty(MoeConfig(num_experts=2, num_experts_per_tok=2, load_balancing="bias", router_z_loss_coef=0.25)))
+        == 1.25
+    )
 
 
 def test_a_dense_model_has_no_routing() -> None:
     model, tokens = make_decoder(), random_tokens(1, 5)
-    hidden, routing = model.states(tokens)
+    hidden, routing = model.forward_with_router_stats(tokens)
     assert routing is None and torch.equal(hidden, model(tokens))
 
 
 def test_routing_and_gradients_survive_activation_checkpointing() -> None:
-    model = make_decoder(qk_norm=True, moe={"experts": 4, "top_k": 2})
+    model = make_decoder(qk_norm=True, moe={"num_experts": 4, "num_experts_per_tok": 2})
     block, experts = model.blocks()[0], model.blocks()[0].mlp
-    assert isinstance(experts, Experts)
-    cos, sin = model.angles(torch.arange(12)[None])
+    assert isinstance(experts, MoELayer)
+    cos, sin = model.rope_cos_sin(torch.arange(12)[None])
     made = []
     for kept in (True, False):
         x = _random(1, 12, WIDTH).requires_grad_()
         call = (x, cos, sin, None, None)
         out, statistics = block(*call) if kept else checkpoint(block, *call, use_reentrant=False)
-        (out.square().sum() + 3 * Routing.of_layers([statistics]).balance).backward()
+        (out.square().sum() + 3 * RouterStats.of_layers([statistics]).balance).backward()
         assert x.grad is not None
         made.append({**gradients(block), "x": x.grad})
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
 
 
 def test_fresh_weights_have_the_recipes_spread() -> None:
-    model = Decoder(make_config(qk_norm=True, moe={"experts": 8, "top_k": 2}, intermediate_size=200), 97)
+    model = Decoder(make_config(qk_norm=True, moe={"num_experts": 8, "num_experts_per_tok": 2}, intermediate_size=200), 97)
     model.initialise(3)
     for name, parameter in model.named_parameters():
         if ".mlp." in name:
@@ -298,25 +306,32 @@ def _biases(model: Decoder) -> Tensor:
 
 def test_a_bias_rises_where_the_load_is_small_and_falls_where_it_is_large() -> None:
     model = make_decoder(
-        qk_norm=True, moe={"experts": 3, "top_k": 1, "normalise_top_k": False, "balance": "bias", "bias_rate": 0.5}
+        qk_norm=True,
+        moe={
+            "num_experts": 3,
+            "num_experts_per_tok": 1,
+            "norm_topk_prob": False,
+            "load_balancing": "bias",
+            "bias_update_rate": 0.5,
+        },
     )
     one = torch.tensor(1.0)
-    routing = Routing(torch.tensor([[5.0, 0, 1], [2, 2, 2]]), one, torch.ones(2), one, one)
+    routing = RouterStats(torch.tensor([[5.0, 0, 1], [2, 2, 2]]), one, torch.ones(2), one, one)
     for _ in range(2):
         update_biases(model, routing)
     assert torch.equal(_biases(model), torch.tensor([[-1.0, 1, 1], [0, 0, 0]]))
-    plain = make_decoder(qk_norm=True, moe={"experts": 3, "top_k": 2})
+    plain = make_decoder(qk_norm=True, moe={"num_experts": 3, "num_experts_per_tok": 2})
     before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
     update_biases(plain, routing)
     update_biases(make_decoder(), routing)
     assert all(torch.equal(before[name], tensor) for name, tensor in plain.state_dict().items())
 
 
-def _train(model: Decoder, first: int, last: int) -> Routing:
+def _train(model: Decoder, first: int, last: int) -> RouterStats:
     """Plain gradient descent, biases after each update."""
     routing = None
     for step in range(first, last):
-        hidden, routing = model.states(random_tokens(2, 40, seed=step))
+        hidden, routing = model.forward_with_router_stats(random_tokens(2, 40, seed=step))
         assert routing is not None
         hidden.square().mean().backward()
         with torch.no_grad():
@@ -330,16 +345,18 @@ def _train(model: Decoder, first: int, last: int) -> Routing:
 
 
 def test_biases_even_a_lopsided_load_out() -> None:
-    model = make_decoder(qk_norm=True, moe={"experts": 4, "top_k": 2, "balance": "bias", "bias_rate": 0.01})
+    model = make_decoder(
+        qk_norm=True, moe={"num_experts": 4, "num_experts_per_tok": 2, "load_balancing": "bias", "bias_update_rate": 0.01}
+    )
     first = model.blocks()[0].mlp
-    assert isinstance(first, Experts)
+    assert isinstance(first, MoELayer)
     with torch.no_grad():
         first.gate.weight[:3] = 2 * first.gate.weight[3] + 0.3 * first.gate.weight[:3]  # the fourth is first or last
         first.gate.weight[0] -= 2 * first.gate.weight[3]
     tokens, off = random_tokens(4, 60), []
     with torch.no_grad():
         for _ in range(60):
-            routing = model.states(tokens)[1]
+            routing = model.forward_with_router_stats(tokens)[1]
             assert routing is not None
             off.append(float((4 * routing.load - 1).abs().max()))
             update_biases(model, routing)
@@ -347,11 +364,11 @@ def test_biases_even_a_lopsided_load_out() -> None:
 
 
 def test_biases_go_on_exactly_from_a_saved_model(tmp_path: Path) -> None:
-    model = make_decoder(qk_norm=True, moe={"experts": 4, "top_k": 2, "balance": "bias"})
+    model = make_decoder(qk_norm=True, moe={"num_experts": 4, "num_experts_per_tok": 2, "load_balancing": "bias"})
     _train(model, 0, 5)
     assert _biases(model).abs().max() > 0
-    save_model(model, tmp_path, bos=1, eos=[2], pad=0)
-    again = load_model(tmp_path)
+    save_pretrained(model, tmp_path, bos=1, eos=[2], pad=0)
+    again = from_pretrained(tmp_path)
     _train(model, 5, 9)
     _train(again, 5, 9)
     left, right = model.state_dict(), again.state_dict()
@@ -361,17 +378,25 @@ def test_biases_go_on_exactly_from_a_saved_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("moe", "qk_norm", "said"),
     [
-        ({"experts": 4, "top_k": 2}, False, "Qwen3-MoE, which normalises queries and keys: set qk_norm: true"),
-        ({"experts": 4, "top_k": 2, "shared_experts": 1}, True, "Qwen2-MoE, .* set qk_norm: false"),
-        ({"experts": 4, "top_k": 5}, True, "top_k 5 is more than the 4 experts"),
-        ({"experts": 4, "top_k": 1}, True, "top_k 1 needs normalise_top_k: false"),
         (
-            {"experts": 4, "top_k": 2, "balance": "bias", "balance_weight": 0.1},
-            True,
-            "balance_weight is not read with balance: bias",
+            {"num_experts": 4, "num_experts_per_tok": 2},
+            False,
+            "Qwen3-MoE, which normalises queries and keys: set qk_norm: true",
         ),
-        ({"experts": 4, "top_k": 2, "bias_rate": 0.1}, True, "bias_rate is not read with balance: loss"),
-        ({"experts": 4, "top_k": 2, "z_weight": -1}, True, "z_weight"),
+        ({"num_experts": 4, "num_experts_per_tok": 2, "num_shared_experts": 1}, True, "Qwen2-MoE, .* set qk_norm: false"),
+        ({"num_experts": 4, "num_experts_per_tok": 5}, True, "num_experts_per_tok 5 is more than the 4 experts"),
+        ({"num_experts": 4, "num_experts_per_tok": 1}, True, "num_experts_per_tok 1 needs norm_topk_prob: false"),
+        (
+            {"num_experts": 4, "num_experts_per_tok": 2, "load_balancing": "bias", "router_aux_loss_coef": 0.1},
+            True,
+            "router_aux_loss_coef is not read with load_balancing: bias",
+        ),
+        (
+            {"num_experts": 4, "num_experts_per_tok": 2, "bias_update_rate": 0.1},
+            True,
+            "bias_update_rate is not read with load_balancing: aux_loss",
+        ),
+        ({"num_experts": 4, "num_experts_per_tok": 2, "router_z_loss_coef": -1}, True, "router_z_loss_coef"),
     ],
 )
 def test_mixtures_that_cannot_be_trained_or_saved_are_refused(moe: dict[str, object], qk_norm: bool, said: str) -> None:
@@ -381,13 +406,15 @@ def test_mixtures_that_cannot_be_trained_or_saved_are_refused(moe: dict[str, obj
 
 @pytest.mark.slow
 def test_a_compiled_block_equals_the_plain_one_and_is_compiled_once_for_all_loads() -> None:
-    model = make_decoder(qk_norm=True, moe={"experts": 4, "top_k": 2, "balance": "bias"}, num_hidden_layers=1)
-    model.use_attention("blocked")
+    model = make_decoder(
+        qk_norm=True, moe={"num_experts": 4, "num_experts_per_tok": 2, "load_balancing": "bias"}, num_hidden_layers=1
+    )
+    model.set_attention_backend("blocked")
     documents = torch.ones(2, 40, dtype=torch.long)
     documents[1, 30:] = 0
 
-    def backward(seed: int) -> tuple[dict[str, Tensor], Routing]:
-        hidden, routing = model.states(random_tokens(2, 40, seed=seed), None, documents)
+    def backward(seed: int) -> tuple[dict[str, Tensor], RouterStats]:
+        hidden, routing = model.forward_with_router_stats(random_tokens(2, 40, seed=seed), None, documents)
         assert routing is not None
         (hidden.square().sum() + routing.balance + routing.z).backward()
         return gradients(model), routing.detach()
@@ -415,7 +442,7 @@ def test_the_grouped_kernel_of_the_gpu_gives_what_the_loop_gives(lengths: list[i
     made = []
     for device, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
         a, b = (t.to(device, dtype).requires_grad_() for t in (rows, matrices))
-        out = grouped_product(a, b, ends.to(device), True)
+        out = grouped_mm(a, b, ends.to(device), True)
         out.backward(upstream.to(device, dtype))
         made.append([t.detach().float().cpu() for t in (out, a.grad, b.grad) if t is not None])
     for left, right in zip(*made, strict=True):

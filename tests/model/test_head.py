@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fledge.model import head
-from fledge.model.head import CHUNK, _loss_chunk, chunk_rows, cross_entropy, log_probabilities, scores
+from fledge.model.head import CHUNK, _softmax_grad_chunk, chunk_rows, cross_entropy, log_probabilities, token_logps_and_correct
 
 from .conftest import assert_same_gradients, gradients, make_decoder, random_tokens
 
@@ -39,7 +39,7 @@ def _assert_equal(left: Tensor, right: Tensor, wrt: tuple[Tensor, ...], upstream
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kernel", [None, _loss_chunk], ids=["own", "passed"])
+@pytest.mark.parametrize("kernel", [None, _softmax_grad_chunk], ids=["own", "passed"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("rows", [0, 1, 7, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 300])
 def test_cross_entropy_equals_the_plain_one(rows: int, smoothing: float, kernel: object) -> None:
@@ -53,11 +53,11 @@ def test_cross_entropy_equals_the_plain_one(rows: int, smoothing: float, kernel:
 @given(rows=st.integers(0, CHUNK + 40), seed=st.integers(0, 99), smoothing=st.floats(0, 0.9), passed=st.booleans())
 def test_cross_entropy_equals_the_plain_one_everywhere(rows: int, seed: int, smoothing: float, passed: bool) -> None:
     hidden, weight, targets, weights = _inputs(rows, seed)
-    got = cross_entropy(hidden, weight, targets, weights, smoothing, _loss_chunk if passed else None)
+    got = cross_entropy(hidden, weight, targets, weights, smoothing, _softmax_grad_chunk if passed else None)
     _assert_equal(got, _plain(hidden, weight, targets, weights, smoothing), (hidden, weight))
 
 
-@pytest.mark.parametrize("kernel", [None, _loss_chunk], ids=["own", "passed"])
+@pytest.mark.parametrize("kernel", [None, _softmax_grad_chunk], ids=["own", "passed"])
 def test_rows_of_weight_zero_are_never_looked_at(kernel: object) -> None:
     hidden, weight, targets, weights = _inputs(40)
     weights[0] = 1.0  # the row that fills up the last chunk
@@ -84,7 +84,7 @@ def test_a_passed_kernel_sees_whole_chunks_only() -> None:
 
     def watched(logits: Tensor, weights: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
         shapes.append((*logits.shape, *weights.shape))
-        return _loss_chunk(logits, weights, smoothing)
+        return _softmax_grad_chunk(logits, weights, smoothing)
 
     for rows in (5, CHUNK, 2 * CHUNK + 9):
         hidden, weight, targets, weights = _inputs(rows)
@@ -92,7 +92,7 @@ def test_a_passed_kernel_sees_whole_chunks_only() -> None:
     assert set(shapes) == {(CHUNK, VOCAB, CHUNK)}
 
 
-@pytest.mark.parametrize("kernel", [None, _loss_chunk], ids=["own", "passed"])
+@pytest.mark.parametrize("kernel", [None, _softmax_grad_chunk], ids=["own", "passed"])
 @pytest.mark.parametrize("width, vocabulary", [(WIDTH, VOCAB), (512, 9000)], ids=["small", "several tiles"])
 def test_bfloat16_keeps_loss_and_gradients_to_one_percent(width: int, vocabulary: int, kernel: object) -> None:
     """Against the plain head in float32 on the same hidden states: the loss to 0.1 %, gradients to 1 % of their norm."""
@@ -155,7 +155,7 @@ def test_no_tensor_grows_with_tokens_times_vocabulary(work: str, dtype: torch.dt
         elif work == "log probabilities":
             log_probabilities(hidden, weight, targets).sum().backward()
         else:
-            scores(hidden, weight, targets)
+            token_logps_and_correct(hidden, weight, targets)
     assert seen.entries <= limit * vocabulary
     assert seen.wide <= (2**20 if dtype == torch.bfloat16 else limit * vocabulary)  # in bfloat16 not even a whole chunk
 
@@ -215,9 +215,9 @@ def test_micro_batches_add_up_in_the_gradient() -> None:
 def test_gradients_of_a_whole_model_equal_those_of_plain_logits(tied: bool, smoothing: float) -> None:
     model, tokens = make_decoder(tie_word_embeddings=tied), random_tokens(3, 30)
     targets, weights = random_tokens(3, 30, seed=1).flatten(), torch.rand(90) * (torch.rand(90) > 0.3)
-    cross_entropy(model(tokens).flatten(0, 1), model.head_weight, targets, weights, smoothing).backward()
+    cross_entropy(model(tokens).flatten(0, 1), model.lm_head_weight, targets, weights, smoothing).backward()
     got = gradients(model)
-    embedding, head = model.embed_tokens.weight, model.head_weight
+    embedding, head = model.embed_tokens.weight, model.lm_head_weight
     _plain(model(tokens).flatten(0, 1), head, targets, weights, smoothing).backward()
     expected = gradients(model)
     assert_same_gradients(got, expected, atol=1e-5, rtol=1e-4)
@@ -247,15 +247,15 @@ def test_log_probabilities_and_scores_of_chosen_rows_are_those_of_the_rows() -> 
     got, expected = log_probabilities(hidden, weight, targets[rows], rows), log_probabilities(hidden, weight, targets)[rows]
     _assert_equal(got.sum(), expected.sum(), (hidden, weight))
     torch.testing.assert_close(got, expected)
-    logps, correct = scores(hidden, weight, targets[rows], rows)
-    assert torch.equal(logps, got.detach()) and torch.equal(correct, scores(hidden, weight, targets)[1][rows])
+    logps, correct = token_logps_and_correct(hidden, weight, targets[rows], rows)
+    assert torch.equal(logps, got.detach()) and torch.equal(correct, token_logps_and_correct(hidden, weight, targets)[1][rows])
 
 
 def test_scores_say_where_the_target_is_the_likeliest_token() -> None:
     hidden, weight, targets, _ = _inputs(64)
     logits = (hidden @ weight.t()).detach()
     targets[:10] = logits[:10].argmax(-1)
-    logps, correct = scores(hidden, weight, targets)
+    logps, correct = token_logps_and_correct(hidden, weight, targets)
     assert not logps.requires_grad
     torch.testing.assert_close(logps, logits.log_softmax(-1)[torch.arange(64), targets])
     assert torch.equal(correct, logits.argmax(-1) == targets) and correct[:10].all() and not correct.all()
@@ -271,6 +271,8 @@ def test_a_gpu_computes_what_the_cpu_computes(dtype: torch.dtype) -> None:
         loss = cross_entropy(hidden, weight, targets, weights, 0.1)
         logps = log_probabilities(hidden, weight, targets)
         grads = torch.autograd.grad(loss, (hidden, weight)) + torch.autograd.grad(logps.sum(), (hidden, weight))
-        results.append([t.detach().float().cpu() for t in (loss, logps, scores(hidden, weight, targets)[0], *grads)])
+        results.append(
+            [t.detach().float().cpu() for t in (loss, logps, token_logps_and_correct(hidden, weight, targets)[0], *grads)]
+        )
     for a, b in zip(*results, strict=True):
         assert torch.linalg.vector_norm(a - b) <= (1e-5 if dtype == torch.float32 else 0.01) * torch.linalg.vector_norm(a)

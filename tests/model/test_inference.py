@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fledge.model.cache import GRAIN, SlotCache, cache_bytes
+from fledge.model.cache import GRAIN, KVCache, cache_bytes
 from fledge.model.decoder import Decoder
-from fledge.model.inference import InferenceForm
-from fledge.model.products import PackedProduct, PlainProduct, can_pack
+from fledge.model.inference import InferenceModel
+from fledge.model.products import PackedLinear, PlainProduct, can_pack
 
 from .conftest import make_decoder, random_tokens
 
@@ -16,7 +16,7 @@ SIZES: list[dict[str, object]] = [
     {"qk_norm": True, "tie_word_embeddings": False},
     {"num_key_value_heads": 4},
     {"num_key_value_heads": 1},
-    {"moe": {"experts": 4, "top_k": 2, "shared_experts": 1}},
+    {"moe": {"num_experts": 4, "num_experts_per_tok": 2, "num_shared_experts": 1}},
 ]
 PROMPTS = [random_tokens(length, seed=length).tolist() for length in (9, 4, 17)]
 NEXT = random_tokens(3, 30, seed=5).tolist()
@@ -31,7 +31,7 @@ def _whole(model: Decoder, tokens: list[int]) -> Tensor:
 @torch.no_grad()
 def test_logits_of_portions_equal_those_of_whole_passes(changes: dict[str, object]) -> None:
     model = make_decoder(num_hidden_layers=3, **changes)
-    form = InferenceForm(model)
+    form = InferenceModel(model)
     cache = form.empty_cache(3, 60)
     sequences = [list(prompt) for prompt in PROMPTS]
 
@@ -39,7 +39,7 @@ def test_logits_of_portions_equal_those_of_whole_passes(changes: dict[str, objec
         expected = torch.stack([_whole(model, tokens) for tokens in sequences[:count]])
         torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-4)
 
-    check(form.read(cache, [], [], PROMPTS[:2]), 2)
+    check(form.forward(cache, [], [], PROMPTS[:2]), 2)
     for step in range(30):  # the third joins at the third step
         going = 2 if step < 3 else 3
         lengths = [len(tokens) for tokens in sequences[:going]]
@@ -47,23 +47,23 @@ def test_logits_of_portions_equal_those_of_whole_passes(changes: dict[str, objec
         for tokens, token in zip(sequences, new, strict=False):
             tokens.append(token)
         joining = PROMPTS[2:] if step == 2 else []
-        check(form.read(cache, new, lengths, joining), going + len(joining))
+        check(form.forward(cache, new, lengths, joining), going + len(joining))
 
 
 @torch.no_grad()
 def test_a_moved_slot_goes_on_as_before() -> None:
     model = make_decoder()
-    form = InferenceForm(model)
+    form = InferenceModel(model)
     cache = form.empty_cache(3, 40)
-    form.read(cache, [], [], PROMPTS)
+    form.forward(cache, [], [], PROMPTS)
     cache.move([2], [0], len(PROMPTS[2]))
-    logits = form.read(cache, [5, 6], [len(PROMPTS[2]), len(PROMPTS[1])], [])
+    logits = form.forward(cache, [5, 6], [len(PROMPTS[2]), len(PROMPTS[1])], [])
     expected = torch.stack([_whole(model, [*PROMPTS[2], 5]), _whole(model, [*PROMPTS[1], 6])])
     torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-4)
 
 
 def test_a_cache_grows_with_its_sequences_and_keeps_what_it_holds() -> None:
-    cache = SlotCache(2, 3, 2, 4, 1000, torch.float32, torch.device("cpu"))
+    cache = KVCache(2, 3, 2, 4, 1000, torch.float32, torch.device("cpu"))
     assert cache.nbytes == 0
     cache.reserve(10)
     where = torch.tensor([0, 2]), torch.tensor([9, 3])
@@ -87,7 +87,7 @@ def test_packed_products_equal_plain_ones(dtype: torch.dtype) -> None:
     weight = (torch.randn(24, 40, generator=torch.Generator().manual_seed(0)) / 5).to(dtype)
     if not can_pack(weight):
         pytest.skip("this machine packs no weights of this kind")
-    plain, packed = PlainProduct(weight), PackedProduct(weight)
+    plain, packed = PlainProduct(weight), PackedLinear(weight)
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 4e-2}[dtype]
     for rows in (1, 7, 64, 130):
         x = torch.randn(rows, 40, generator=torch.Generator().manual_seed(rows)).to(dtype)
@@ -114,11 +114,11 @@ def test_float32_weights_are_packed_on_a_cpu_and_float16_ones_are_not() -> None:
 @torch.no_grad()
 def test_the_form_without_packing_computes_the_same(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_decoder(**changes)
-    packed = InferenceForm(model)
+    packed = InferenceModel(model)
     for module in ("products", "feeds"):
         monkeypatch.setattr(f"fledge.model.{module}.can_pack", lambda weight: False)
-    plain = InferenceForm(model)
-    logits = [form.read(form.empty_cache(3, 20), [], [], PROMPTS) for form in (packed, plain)]
+    plain = InferenceModel(model)
+    logits = [form.forward(form.empty_cache(3, 20), [], [], PROMPTS) for form in (packed, plain)]
     torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-4)
 
 
@@ -128,6 +128,6 @@ def test_the_form_without_packing_computes_the_same(changes: dict[str, object], 
 def test_a_gpu_computes_the_same(changes: dict[str, object]) -> None:
     model = make_decoder(**changes)
     expected = torch.stack([_whole(model, tokens) for tokens in PROMPTS])
-    form = InferenceForm(model.to("cuda"))
+    form = InferenceModel(model.to("cuda"))
     cache = form.empty_cache(3, 20)
-    torch.testing.assert_close(form.read(cache, [], [], PROMPTS).cpu(), expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(form.forward(cache, [], [], PROMPTS).cpu(), expected, atol=1e-3, rtol=1e-3)

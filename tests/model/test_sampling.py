@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fledge.model.sampling import CANDIDATES, Sampling, choose, draws, shape_logits
+from fledge.model.sampling import CANDIDATES, SamplingParams, process_logits, sample_next_token, uniform_draws
 
 BITS = 2**64 - 1
 
@@ -30,7 +30,7 @@ def test_draws_are_those_of_splitmix_in_whole_numbers(seed: int, pairs: list[tup
             state = _mixed((state + (number + 1) * 0x9E3779B97F4A7C15) & BITS)
         expected.append((state >> 32) / 2**32)
     prompts, places = torch.tensor(pairs).unbind(1)
-    assert draws(seed, prompts, places).tolist() == expected
+    assert uniform_draws(seed, prompts, places).tolist() == expected
 
 
 def test_mixing_gives_the_published_numbers() -> None:
@@ -41,28 +41,30 @@ def test_mixing_gives_the_published_numbers() -> None:
 
 def test_draws_are_uniform_and_independent_along_prompts_and_places() -> None:
     prompts, places = (grid.flatten() for grid in torch.meshgrid(torch.arange(200), torch.arange(200), indexing="ij"))
-    table = draws(7, prompts, places).view(200, 200)
+    table = uniform_draws(7, prompts, places).view(200, 200)
     assert table.min() >= 0 and table.max() < 1
     shares = torch.histc(table.float(), 20, 0, 1) / table.numel()
     assert (shares - 0.05).abs().max() < 0.005
     centred = table - 0.5
-    for other in (centred.roll(1, 0), centred.roll(1, 1), draws(8, prompts, places).view(200, 200) - 0.5):
+    for other in (centred.roll(1, 0), centred.roll(1, 1), uniform_draws(8, prompts, places).view(200, 200) - 0.5):
         assert (centred * other).mean().abs() < 12 * 0.0005 / 6  # five standard errors of 1/12/200
 
 
 def test_a_choice_does_not_depend_on_the_other_rows() -> None:
     logits = 3 * torch.randn(9, 50, generator=torch.Generator().manual_seed(0))
-    sampling = Sampling(temperature=1.0, top_k=20, top_p=0.9, seed=5)
+    sampling = SamplingParams(temperature=1.0, top_k=20, top_p=0.9, seed=5)
     prompts, places = torch.arange(9) * 3, torch.arange(9) % 4
-    together = choose(logits, sampling, None, prompts, places)
+    together = sample_next_token(logits, sampling, None, prompts, places)
     for row in range(9):
         one = slice(row, row + 1)
-        assert choose(logits[one], sampling, None, prompts[one], places[one]) == together[row]
+        assert sample_next_token(logits[one], sampling, None, prompts[one], places[one]) == together[row]
 
 
 def test_ruled_out_tokens_are_never_chosen() -> None:
     logits = torch.tensor([[float("-inf"), 0.0, float("-inf"), 1.0, float("-inf")]]).expand(3000, 5)
-    chosen = choose(logits, Sampling(temperature=1.0), None, torch.arange(3000), torch.zeros(3000, dtype=torch.long))
+    chosen = sample_next_token(
+        logits, SamplingParams(temperature=1.0), None, torch.arange(3000), torch.zeros(3000, dtype=torch.long)
+    )
     assert set(chosen.tolist()) == {1, 3}
     assert abs((chosen == 3).float().mean() - 0.7311) < 0.03  # e / (1 + e)
 
@@ -71,7 +73,7 @@ def test_ruled_out_tokens_are_never_chosen() -> None:
 @pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
 def test_top_p_of_a_large_vocabulary_keeps_the_same_tokens_as_sorting_all(spread: float, top_p: float) -> None:
     logits = spread * torch.randn(5, 3 * CANDIDATES, generator=torch.Generator().manual_seed(1))
-    shaped = shape_logits(logits, Sampling(temperature=1.0, top_p=top_p))
+    shaped = process_logits(logits, SamplingParams(temperature=1.0, top_p=top_p))
     for row, kept in zip(logits.double(), shaped, strict=True):
         ordered, index = row.softmax(-1).sort(descending=True)
         before = ordered.cumsum(-1) - ordered

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fledge.data.batches import PackedData
+from fledge.data.batches import PackedDataset
 from fledge.data.storage import Examples
-from fledge.objective import PreferenceObjective
+from fledge.objective import DPOObjective
 
 from ..model.conftest import VOCAB, one_thread
 
@@ -22,12 +22,12 @@ class Sequence:
     weights: torch.Tensor
 
 
-def pack(sequences: list[Sequence], row_length: int, per_example: int = 1, seed: int = 1) -> PackedData:
+def pack(sequences: list[Sequence], row_length: int, per_example: int = 1, seed: int = 1) -> PackedDataset:
     """The sequences as packed data."""
     offsets = np.concatenate(([0], np.cumsum([len(s.tokens) for s in sequences]))).astype(np.int64)
     tokens = torch.cat([s.tokens for s in sequences]).numpy().astype(np.int32)
     weights = torch.cat([s.weights for s in sequences]).numpy().astype(np.float32)
-    return PackedData.pack(Examples(tokens, weights, offsets, per_example), row_length, pad=0, seed=seed, split=False)
+    return PackedDataset.pack(Examples(tokens, weights, offsets, per_example), row_length, pad=0, seed=seed, split=False)
 
 
 def random_sequences(lengths: list[int], seed: int = 0) -> list[Sequence]:
@@ -60,7 +60,7 @@ def random_pairs(count: int, seed: int = 0) -> list[Pair]:
     return [Pair(*(torch.randint(VOCAB, (size,), generator=generator).tolist() for size in row)) for row in sizes]
 
 
-def pack_pairs(pairs: list[Pair], row_length: int = 48) -> PackedData:
+def pack_pairs(pairs: list[Pair], row_length: int = 48) -> PackedDataset:
     """Pairs as packed data: weight 1 on completions, 0 on prompts."""
     sequences = []
     for pair in pairs:
@@ -70,6 +70,6 @@ def pack_pairs(pairs: list[Pair], row_length: int = 48) -> PackedData:
     return pack(sequences, row_length, per_example=2)
 
 
-def dpo(reference: object, beta: float = 0.1, label_smoothing: float = 0.0, sft_weight: float = 0.0) -> PreferenceObjective:
+def dpo(reference: object, beta: float = 0.1, label_smoothing: float = 0.0, sft_loss_weight: float = 0.0) -> DPOObjective:
     """The objective, with only what a test is about spelt out."""
-    return PreferenceObjective(beta, label_smoothing, sft_weight, reference)  # type: ignore[arg-type]
+    return DPOObjective(beta, label_smoothing, sft_loss_weight, reference)  # type: ignore[arg-type]

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fledge.data.batches import Batch, PackedData
+from fledge.data.batches import Batch, PackedDataset
 from fledge.model.decoder import Decoder
-from fledge.model.head import CHUNK, _loss_chunk
-from fledge.objective import LanguageObjective, evaluate_language
+from fledge.model.head import CHUNK, _softmax_grad_chunk
+from fledge.objective import CausalLMObjective, evaluate_language
 
 from ..model.conftest import assert_same_gradients, gradients, make_decoder
 from .conftest import Sequence, pack, random_sequences
@@ -15,20 +15,20 @@ from .conftest import Sequence, pack, random_sequences
 LENGTHS = [32, 9, 20, 33, 5, 17, 30, 28, 25, 31, 12, 39]
 
 
-def _eight_rows() -> tuple[list[Sequence], PackedData]:
+def _eight_rows() -> tuple[list[Sequence], PackedDataset]:
     sequences = random_sequences(LENGTHS)
     data = pack(sequences, row_length=40)
     assert len(data) == 8
-    filled = {data.batch(row, 1).filled for row in range(8)}
+    filled = {data.batch(row, 1).num_tokens for row in range(8)}
     assert len(filled) > 3 and min(filled) < 40  # unequal lengths, and padding
     return sequences, data
 
 
-def _window(model: Decoder, objective: LanguageObjective, batches: list[Batch]) -> dict[str, torch.Tensor]:
+def _window(model: Decoder, objective: CausalLMObjective, batches: list[Batch]) -> dict[str, torch.Tensor]:
     """Gradients of the accumulation window, divided once."""
     for batch in batches:
         objective(model, batch).loss.backward()
-    total = sum(objective.weight(batch) for batch in batches)
+    total = sum(objective.normalizer(batch) for batch in batches)
     return {name: gradient / total for name, gradient in gradients(model).items()}
 
 
@@ -44,10 +44,10 @@ def _plain_window(model: Decoder, sequences: list[Sequence], smoothing: float) -
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("kernel", [None, _loss_chunk], ids=["own", "passed"])
+@pytest.mark.parametrize("kernel", [None, _softmax_grad_chunk], ids=["own", "passed"])
 def test_every_split_into_micro_batches_gives_the_gradient_of_the_whole_window(smoothing: float, kernel: object) -> None:
     sequences, data = _eight_rows()
-    model, objective = make_decoder(), LanguageObjective(smoothing, kernel)  # type: ignore[arg-type]
+    model, objective = make_decoder(), CausalLMObjective(smoothing, kernel)  # type: ignore[arg-type]
     expected = _plain_window(model, sequences, smoothing)[1]
     for micro in (8, 1, 2):
         batches = [data.batch(row, micro) for row in range(0, 8, micro)]
@@ -56,18 +56,18 @@ def test_every_split_into_micro_batches_gives_the_gradient_of_the_whole_window(s
 
 def test_the_mean_of_micro_batch_means_would_be_something_else() -> None:
     _, data = _eight_rows()
-    model, objective = make_decoder(), LanguageObjective()
+    model, objective = make_decoder(), CausalLMObjective()
     whole = _window(model, objective, [data.batch(0, 8)])
     for row in range(8):
         batch = data.batch(row, 1)
-        (objective(model, batch).loss / objective.weight(batch) / 8).backward()
+        (objective(model, batch).loss / objective.normalizer(batch) / 8).backward()
     means = gradients(model)
     assert max(float((whole[name] - means[name]).abs().max()) for name in whole) > 1e-4
 
 
 def test_a_partial_last_window_divides_by_what_is_in_it() -> None:
     sequences, data = _eight_rows()
-    model, objective = make_decoder(), LanguageObjective()
+    model, objective = make_decoder(), CausalLMObjective()
     batches = [data.batch(row, 3, stop=8) for row in (0, 3, 6)]  # the last row of the last batch is empty
     assert_same_gradients(_window(model, objective, batches), _plain_window(model, sequences, 0.0)[1], atol=1e-6, rtol=1e-5)
 
@@ -75,9 +75,9 @@ def test_a_partial_last_window_divides_by_what_is_in_it() -> None:
 def test_an_empty_micro_batch_adds_zero_and_can_be_differentiated() -> None:
     _, data = _eight_rows()
     model, empty = make_decoder(), data.batch(8, 2, stop=8)
-    outcome = LanguageObjective()(model, empty)
+    outcome = CausalLMObjective()(model, empty)
     outcome.loss.backward()
-    assert outcome.loss.item() == 0 and LanguageObjective().weight(empty) == 0
+    assert outcome.loss.item() == 0 and CausalLMObjective().normalizer(empty) == 0
     assert all(not gradient.any() for gradient in gradients(model).values())
 
 
@@ -85,8 +85,8 @@ def test_the_loss_is_a_sum_and_equals_the_plain_one() -> None:
     sequences, data = _eight_rows()
     model = make_decoder()
     for smoothing in (0.0, 0.3):
-        objective, batch = LanguageObjective(smoothing), data.batch(0, 8)
-        mean = objective(model, batch).loss / objective.weight(batch)
+        objective, batch = CausalLMObjective(smoothing), data.batch(0, 8)
+        mean = objective(model, batch).loss / objective.normalizer(batch)
         torch.testing.assert_close(mean, _plain_window(model, sequences, smoothing)[0], atol=1e-5, rtol=1e-5)
     assert batch.weight == pytest.approx(sum(float(s.weights[1:].sum()) for s in sequences), rel=1e-6)
 
@@ -96,7 +96,7 @@ def test_evaluation_equals_the_plain_computation() -> None:
     data = pack(sequences, row_length=200)
     model = make_decoder(max_position_embeddings=200)
     batch = data.batch(0, len(data))
-    assert batch.supervised > 2 * CHUNK
+    assert batch.num_target_tokens > 2 * CHUNK
     nll, correct, total = 0.0, 0.0, 0.0
     with torch.no_grad():
         for sequence in sequences:
@@ -129,7 +129,7 @@ def test_a_few_steps_learn_the_next_token_and_not_the_same_or_the_one_after() ->
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(30):
         batch = data.batch(0, len(data))
-        (LanguageObjective()(model, batch).loss / batch.weight).backward()
+        (CausalLMObjective()(model, batch).loss / batch.weight).backward()
         optimizer.step()
         optimizer.zero_grad()
     sums = evaluate_language(model, batch)

@@ -4,35 +4,35 @@ import pytest
 import torch
 
 from fledge.model.decoder import Decoder
-from fledge.objective import LanguageObjective, Outcome, evaluate_language
+from fledge.objective import CausalLMObjective, LossOutput, evaluate_language
 
 from ..model.conftest import assert_same_gradients, gradients, make_decoder
 from .conftest import dpo, pack, pack_pairs, random_pairs, random_sequences
 
-MOE = {"experts": 4, "top_k": 2, "balance_weight": 0.5, "z_weight": 0.25}
-OFF = {"experts": 4, "top_k": 2, "balance_weight": 0.0, "z_weight": 0.0}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.5, "router_z_loss_coef": 0.25}
+OFF = {"num_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.0}
 
 
 def _model(moe: dict[str, object] | None = None) -> Decoder:
     return make_decoder(qk_norm=True, moe=moe or MOE)
 
 
-def _trained(outcome: Outcome) -> torch.Tensor:
-    assert outcome.auxiliary is not None
-    return outcome.loss + outcome.auxiliary
+def _trained(outcome: LossOutput) -> torch.Tensor:
+    assert outcome.aux_loss is not None
+    return outcome.loss + outcome.aux_loss
 
 
 def test_the_loss_is_the_cross_entropy_alone_and_the_penalty_stands_beside_it() -> None:
     batch = pack(random_sequences([32, 9, 20, 33]), row_length=40).batch(0, 3)
     model = _model()
-    outcome = LanguageObjective()(model, batch)
-    hidden, routing = model.states(batch.tokens, batch.positions, batch.documents)
-    assert routing is not None and outcome.auxiliary is not None and outcome.routing is not None
+    outcome = CausalLMObjective()(model, batch)
+    hidden, routing = model.forward_with_router_stats(batch.input_ids, batch.position_ids, batch.documents)
+    assert routing is not None and outcome.aux_loss is not None and outcome.routing is not None
     logps = model.logits(hidden).log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
-    torch.testing.assert_close(outcome.loss, -(logps * batch.weights).sum())
-    torch.testing.assert_close(outcome.auxiliary, batch.weight * (0.5 * routing.balance + 0.25 * routing.z))
-    assert float(outcome.routing.tokens) == batch.filled < batch.tokens.numel()
-    assert torch.equal(outcome.routing.counts.sum(1), torch.full((2,), 2.0 * batch.filled))
+    torch.testing.assert_close(outcome.loss, -(logps * batch.loss_weights).sum())
+    torch.testing.assert_close(outcome.aux_loss, batch.weight * (0.5 * routing.balance + 0.25 * routing.z))
+    assert float(outcome.routing.tokens) == batch.num_tokens < batch.input_ids.numel()
+    assert torch.equal(outcome.routing.counts.sum(1), torch.full((2,), 2.0 * batch.num_tokens))
     measured = evaluate_language(model, batch)
     assert measured["nll"] == pytest.approx(float(outcome.loss.detach()), rel=1e-5)
 
@@ -40,11 +40,11 @@ def test_the_loss_is_the_cross_entropy_alone_and_the_penalty_stands_beside_it() 
 def test_without_weights_the_penalty_is_nothing_and_with_them_the_router_learns_from_it() -> None:
     batch = pack(random_sequences([32, 9, 20, 33]), row_length=40).batch(0, 3)
     on, off = _model(), _model(OFF)
-    LanguageObjective()(on, batch).loss.backward()
+    CausalLMObjective()(on, batch).loss.backward()
     without = gradients(on)
-    _trained(LanguageObjective()(off, batch)).backward()
+    _trained(CausalLMObjective()(off, batch)).backward()
     assert_same_gradients(gradients(off), without, atol=0.0)
-    _trained(LanguageObjective()(on, batch)).backward()
+    _trained(CausalLMObjective()(on, batch)).backward()
     name = "layers.0.mlp.gate.weight"
     assert not torch.allclose(gradients(on)[name], without[name], rtol=0.1)
 
@@ -54,15 +54,15 @@ def test_a_preference_is_penalised_for_each_pair() -> None:
     batch = data.batch(0, len(data))
     model, reference = _model(), _model().requires_grad_(False)
     outcome = dpo(reference)(model, batch)
-    routing = model.states(batch.tokens, batch.positions, batch.documents)[1]
-    assert routing is not None and outcome.auxiliary is not None
+    routing = model.forward_with_router_stats(batch.input_ids, batch.position_ids, batch.documents)[1]
+    assert routing is not None and outcome.aux_loss is not None
     torch.testing.assert_close(outcome.loss.detach(), 6 * torch.tensor(2.0).log(), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(outcome.auxiliary, 6 * (0.5 * routing.balance + 0.25 * routing.z))
+    torch.testing.assert_close(outcome.aux_loss, 6 * (0.5 * routing.balance + 0.25 * routing.z))
 
 
 def test_a_detached_outcome_holds_no_graph_and_the_same_numbers() -> None:
     batch = pack(random_sequences([32, 9]), row_length=40).batch(0, 1)
-    outcome = LanguageObjective()(_model(), batch)
+    outcome = CausalLMObjective()(_model(), batch)
     kept = outcome.detached()
     assert kept.routing is not None and outcome.routing is not None
     assert not any(t.requires_grad for t in (kept.loss, *vars(kept.routing).values()))
@@ -73,5 +73,5 @@ def test_a_detached_outcome_holds_no_graph_and_the_same_numbers() -> None:
 
 def test_a_dense_model_adds_nothing() -> None:
     batch = pack(random_sequences([32, 9]), row_length=40).batch(0, 1)
-    outcome = LanguageObjective()(make_decoder(), batch)
-    assert outcome.auxiliary is None and outcome.routing is None
+    outcome = CausalLMObjective()(make_decoder(), batch)
+    assert outcome.aux_loss is None and outcome.routing is None

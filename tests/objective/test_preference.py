@@ -13,7 +13,7 @@ from torch import Tensor
 from fledge.data.batches import Batch
 from fledge.model.decoder import Decoder
 from fledge.objective import preference_loss, sequence_log_probabilities
-from fledge.objective.preference import reference_table
+from fledge.objective.preference import compute_ref_log_probs
 
 from ..model.conftest import assert_same_gradients, gradients, make_decoder
 from .conftest import Pair, dpo, pack, pack_pairs, random_pairs, random_sequences
@@ -37,7 +37,7 @@ def _padded_log_probabilities(model: Decoder, prompts: list[list[int]], answers:
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         tokens[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
         mask[row, len(prompt) : len(prompt) + len(answer)] = 1
-    logps = (model(tokens) @ model.head_weight.t()).log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
+    logps = (model(tokens) @ model.lm_head_weight.t()).log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
     return (logps * mask[:, 1:]).sum(-1)
 
 
@@ -62,7 +62,7 @@ def test_a_precomputed_reference_gives_the_identical_loss_and_gradient() -> None
     policy, reference = make_decoder(1), make_decoder(0, dropout=0.5).train()
     data = pack_pairs(PAIRS)
     batches = [data.batch(row, 1) for row in range(len(data))]
-    table = reference_table(reference, batches, len(PAIRS), CPU)
+    table = compute_ref_log_probs(reference, batches, len(PAIRS), CPU)
     for batch in reversed(batches):
         live, precomputed = dpo(reference)(policy, batch), dpo(table)(policy, batch)
         assert torch.equal(live.loss, precomputed.loss)
@@ -78,7 +78,7 @@ def test_a_precomputed_reference_gives_the_identical_loss_and_gradient() -> None
 def test_the_table_is_in_the_order_of_the_examples_whatever_the_batches() -> None:
     reference = make_decoder(0)
     data = pack_pairs(PAIRS)
-    table = reference_table(reference, [data.batch(0, 2), data.batch(2, len(data) - 2)], len(PAIRS), CPU)
+    table = compute_ref_log_probs(reference, [data.batch(0, 2), data.batch(2, len(data) - 2)], len(PAIRS), CPU)
     _, _, rc, rr = _plain(reference, reference, PAIRS)
     torch.testing.assert_close(table, torch.stack((rc, rr), -1), atol=1e-4, rtol=1e-5)
 
@@ -86,14 +86,14 @@ def test_the_table_is_in_the_order_of_the_examples_whatever_the_batches() -> Non
 def test_a_pair_that_no_batch_brought_is_an_error() -> None:
     data = pack_pairs(PAIRS)
     with pytest.raises(AssertionError, match="not scored"):
-        reference_table(make_decoder(), [data.batch(0, 1)], len(PAIRS), CPU)
+        compute_ref_log_probs(make_decoder(), [data.batch(0, 1)], len(PAIRS), CPU)
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.5])
 def test_loss_and_gradient_equal_the_formula_on_padded_pairs(beta: float) -> None:
     policy, reference = make_decoder(1), make_decoder(0)
     outcome, objective = dpo(reference, beta)(policy, _whole(PAIRS)), dpo(reference, beta)
-    assert objective.weight(_whole(PAIRS)) == 7
+    assert objective.normalizer(_whole(PAIRS)) == 7
     (outcome.loss / 7).backward()
     got = gradients(policy)
     pc, pr, rc, rr = _plain(policy, reference, PAIRS)
@@ -104,7 +104,7 @@ def test_loss_and_gradient_equal_the_formula_on_padded_pairs(beta: float) -> Non
 
 
 def test_micro_batches_of_pairs_give_the_gradient_of_the_whole() -> None:
-    policy, objective = make_decoder(1), dpo(make_decoder(0), sft_weight=0.3)
+    policy, objective = make_decoder(1), dpo(make_decoder(0), sft_loss_weight=0.3)
     data = pack_pairs(PAIRS)
     objective(policy, data.batch(0, len(data))).loss.backward()
     whole = gradients(policy)
@@ -152,9 +152,9 @@ def test_label_smoothing_is_cdpo() -> None:
     torch.testing.assert_close(outcome.loss, expected, atol=1e-4, rtol=1e-5)
 
 
-def test_sft_weight_adds_the_mean_loss_of_the_chosen_answers_tokens() -> None:
+def test_sft_loss_weight_adds_the_mean_loss_of_the_chosen_answers_tokens() -> None:
     policy, reference = make_decoder(1), make_decoder(0)
-    plain, more = (dpo(reference, sft_weight=weight)(policy, _whole(PAIRS)).loss for weight in (0.0, 0.7))
+    plain, more = (dpo(reference, sft_loss_weight=weight)(policy, _whole(PAIRS)).loss for weight in (0.0, 0.7))
     pc, *_ = _plain(policy, reference, PAIRS)
     lengths = torch.tensor([len(pair.chosen) for pair in PAIRS])
     torch.testing.assert_close(more - plain, 0.7 * -(pc / lengths).sum(), atol=1e-4, rtol=1e-5)
@@ -207,7 +207,7 @@ def test_a_few_steps_make_every_chosen_answer_preferred() -> None:
     optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
     losses = []
     for _ in range(15):
-        loss = objective(policy, batch).loss / objective.weight(batch)
+        loss = objective(policy, batch).loss / objective.normalizer(batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

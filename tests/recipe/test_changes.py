@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from fledge.recipe import Recipe, recipe_from_dict
-from fledge.recipe.changes import judge
+from fledge.recipe.changes import compare_recipes
 from fledge.recipe.load import merge
 
-DATA = {"data": {"train": "rows.jsonl"}, "batch": {"micro": 8, "accumulation": 2}}
+DATA = {"data": {"train": "rows.jsonl"}, "batch": {"micro_batch_size": 8, "gradient_accumulation_steps": 2}}
 TREE = {"stages": {"pretrain": DATA, "sft": DATA, "dpo": DATA}}
 
 
@@ -21,56 +21,62 @@ def stage(name: str, **changes: Any) -> dict[str, Any]:
 
 
 CASES = [
-    ({"logging": {"every": 3}}, "taken"),
-    ({"samples": {"max_new_tokens": 9}}, "taken"),
-    ({"output": "elsewhere"}, "taken"),
-    (stage("pretrain", checkpoint={"every": 7}), "taken"),
-    (stage("pretrain", guards={"divergence": "stop"}), "taken"),
-    (stage("dpo", beta=0.3, optimizer={"lr": 1e-6}), "taken"),  # has not begun
-    (stage("dpo", data={"train": "others.jsonl"}), "taken"),
-    (stage("pretrain", optimizer={"lr": 1e-4}), "on_request"),
-    (stage("pretrain", schedule={"warmup": 0.1}), "on_request"),
-    (stage("pretrain", length="4 epochs"), "on_request"),
-    (stage("pretrain", batch={"micro": 4, "accumulation": 4}), "on_request"),  # the same update, divided otherwise
-    ({"machine": {"threads": 1}}, "on_request"),
-    (stage("pretrain", batch={"accumulation": 4}), "impossible"),
-    (stage("pretrain", optimizer={"name": "adamw"}), "impossible"),
-    (stage("pretrain", data={"train": "others.jsonl"}), "impossible"),
-    (stage("pretrain", averaging={"decay": 0.9}), "impossible"),
-    ({"seed": 7}, "impossible"),
-    ({"model": {"hidden_size": 64}}, "impossible"),
-    ({"tokenizer": {"vocab_size": 999}}, "impossible"),
+    ({"logging": {"every_steps": 3}}, "applied"),
+    ({"generation_samples": {"max_new_tokens": 9}}, "applied"),
+    ({"output": "elsewhere"}, "applied"),
+    (stage("pretrain", checkpoint={"every_steps": 7}), "applied"),
+    (stage("pretrain", guards={"divergence": "stop"}), "applied"),
+    (stage("dpo", beta=0.3, optimizer={"learning_rate": 1e-6}), "applied"),  # has not begun
+    (stage("dpo", data={"train": "others.jsonl"}), "applied"),
+    (stage("pretrain", optimizer={"learning_rate": 1e-4}), "needs_allow"),
+    (stage("pretrain", schedule={"warmup": 0.1}), "needs_allow"),
+    (stage("pretrain", duration="4 epochs"), "needs_allow"),
+    (
+        stage("pretrain", batch={"micro_batch_size": 4, "gradient_accumulation_steps": 4}),
+        "needs_allow",
+    ),  # the same update, divided otherwise
+    ({"runtime": {"threads": 1}}, "needs_allow"),
+    (stage("pretrain", batch={"gradient_accumulation_steps": 4}), "rejected"),
+    (stage("pretrain", optimizer={"name": "adamw"}), "rejected"),
+    (stage("pretrain", data={"train": "others.jsonl"}), "rejected"),
+    (stage("pretrain", ema={"decay": 0.9}), "rejected"),
+    ({"seed": 7}, "rejected"),
+    ({"model": {"hidden_size": 64}}, "rejected"),
+    ({"tokenizer": {"vocab_size": 999}}, "rejected"),
 ]
 
 
 @pytest.mark.parametrize(("change", "kind"), CASES)
 def test_each_key_is_judged(change: dict[str, Any], kind: str) -> None:
-    changes = judge(recipe(), recipe(**change), ["pretrain"])
-    found = {name: getattr(changes, name) for name in ("taken", "on_request", "impossible")}
+    changes = compare_recipes(recipe(), recipe(**change), ["pretrain"])
+    found = {name: getattr(changes, name) for name in ("applied", "needs_allow", "rejected")}
     assert found.pop(kind) and not any(found.values())
 
 
 def test_what_is_asked_for_is_taken_and_the_rest_is_not() -> None:
-    new = recipe(**stage("pretrain", optimizer={"lr": 1e-4, "clip": 0.5}, schedule={"warmup": 0.1}))
-    some = judge(recipe(), new, ["pretrain"], ["stages.pretrain.optimizer.lr", "stages.pretrain.schedule"])
-    assert [change.key for change in some.taken] == ["stages.pretrain.optimizer.lr", "stages.pretrain.schedule.warmup"]
-    assert [str(change) for change in some.on_request] == ["stages.pretrain.optimizer.clip: 1.0 -> 0.5"]
-    whole = judge(recipe(), new, ["pretrain"], ["stages.pretrain.optimizer", "stages.pretrain.schedule"])
-    assert len(whole.taken) == 3 and not whole.on_request
+    new = recipe(**stage("pretrain", optimizer={"learning_rate": 1e-4, "max_grad_norm": 0.5}, schedule={"warmup": 0.1}))
+    some = compare_recipes(recipe(), new, ["pretrain"], ["stages.pretrain.optimizer.learning_rate", "stages.pretrain.schedule"])
+    assert [change.key for change in some.applied] == [
+        "stages.pretrain.optimizer.learning_rate",
+        "stages.pretrain.schedule.warmup",
+    ]
+    assert [str(change) for change in some.needs_allow] == ["stages.pretrain.optimizer.max_grad_norm: 1.0 -> 0.5"]
+    whole = compare_recipes(recipe(), new, ["pretrain"], ["stages.pretrain.optimizer", "stages.pretrain.schedule"])
+    assert len(whole.applied) == 3 and not whole.needs_allow
 
 
 def test_a_prefix_is_a_whole_key() -> None:
-    new = recipe(**stage("pretrain", length="4 epochs"))
-    assert judge(recipe(), new, ["pretrain"], ["stages.pretrain.len"]).on_request
+    new = recipe(**stage("pretrain", duration="4 epochs"))
+    assert compare_recipes(recipe(), new, ["pretrain"], ["stages.pretrain.len"]).needs_allow
 
 
 def test_what_is_impossible_cannot_be_asked_for() -> None:
-    assert judge(recipe(), recipe(seed=7), ["pretrain"], ["seed"]).impossible
+    assert compare_recipes(recipe(), recipe(seed=7), ["pretrain"], ["seed"]).rejected
 
 
 def test_stages_that_have_begun_stay_in_their_order() -> None:
     new = recipe_from_dict({"stages": {"sft": DATA, "pretrain": DATA, "dpo": DATA}})
-    assert judge(recipe(), new, ["pretrain"]).impossible
+    assert compare_recipes(recipe(), new, ["pretrain"]).rejected
     shorter = recipe_from_dict({"stages": {"pretrain": DATA, "dpo": DATA}})
-    changes = judge(recipe(), shorter, ["pretrain"])
-    assert changes.taken and not changes.impossible
+    changes = compare_recipes(recipe(), shorter, ["pretrain"])
+    assert changes.applied and not changes.rejected

@@ -22,15 +22,15 @@ def write(folder: Path, name: str, text: str) -> str:
 
 
 def test_flags_win_over_files_over_presets_over_defaults(tmp_path: Path) -> None:
-    stage = "{data: {train: a.jsonl}, batch: {micro: 7}, length: 2 epochs}"
+    stage = "{data: {train: a.jsonl}, batch: {micro_batch_size: 7}, duration: 2 epochs}"
     first = write(tmp_path, "a.yaml", f"preset: 26m\nstages: {{sft: {stage}}}\n")
-    second = write(tmp_path, "b.yaml", "stages: {sft: {length: 3 epochs, optimizer: {clip: 0.5}}}\n")
+    second = write(tmp_path, "b.yaml", "stages: {sft: {duration: 3 epochs, optimizer: {max_grad_norm: 0.5}}}\n")
     recipe = load_recipe([first, second], [("stages.sft.optimizer.weight_decay", "0.5"), ("seed", "7")])
     sft = recipe.stages["sft"]
     assert (sft.optimizer.weight_decay, recipe.seed) == (0.5, 7)  # flags
-    assert (sft.length, sft.optimizer.clip) == ("3 epochs", 0.5)  # second file
-    assert sft.batch.micro == 7  # first file, over the preset's 32
-    assert (sft.optimizer.lr, sft.keep) == (2e-5, "best")  # preset
+    assert (sft.duration, sft.optimizer.max_grad_norm) == ("3 epochs", 0.5)  # second file
+    assert sft.batch.micro_batch_size == 7  # first file, over the preset's 32
+    assert (sft.optimizer.learning_rate, sft.select_checkpoint) == (2e-5, "best")  # preset
     assert (sft.data.validation, sft.optimizer.eps) == (0.02, 1e-8)  # defaults
 
 
@@ -47,33 +47,33 @@ def test_flags_take_yaml_values(tmp_path: Path) -> None:
         [
             ("name", "2024-01-31"),
             ("stages.sft.data.train", "[b.jsonl, c.txt]"),
-            ("stages.sft.optimizer", "{lr: 1e-3}"),
+            ("stages.sft.optimizer", "{learning_rate: 1e-3}"),
             ("stages.sft.data.validation", "5%"),
-            ("stages.sft.optimizer.clip", "null"),
-            ("samples.prompts", "[你好]"),
+            ("stages.sft.optimizer.max_grad_norm", "null"),
+            ("generation_samples.prompts", "[你好]"),
         ],
     )
     stage = recipe.stages["sft"]
     assert recipe.name == "2024-01-31"
     assert [source.path for source in stage.data.train] == ["b.jsonl", "c.txt"]
-    assert (stage.optimizer.lr, stage.data.validation, stage.optimizer.clip) == (1e-3, 0.05, None)
-    assert recipe.samples.prompts == ["你好"]
+    assert (stage.optimizer.learning_rate, stage.data.validation, stage.optimizer.max_grad_norm) == (1e-3, 0.05, None)
+    assert recipe.generation_samples.prompts == ["你好"]
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.0e-4", "0.0001", ".1e-3", "+1e-4"])
 def test_numbers_are_numbers_however_they_are_written(tmp_path: Path, text: str) -> None:
-    file = write(tmp_path, "a.yaml", f"stages: {{sft: {{data: {{train: a.jsonl}}, optimizer: {{lr: {text}}}}}}}\n")
-    assert load_recipe([file]).stages["sft"].optimizer.lr == 1e-4
+    file = write(tmp_path, "a.yaml", f"stages: {{sft: {{data: {{train: a.jsonl}}, optimizer: {{learning_rate: {text}}}}}}}\n")
+    assert load_recipe([file]).stages["sft"].optimizer.learning_rate == 1e-4
 
 
 def test_naming_one_key_of_the_optimizer_keeps_the_defaults_of_its_kind() -> None:
-    stages = {name: {**DATA, "optimizer": {"clip": 0.5}} for name in STAGES}
+    stages = {name: {**DATA, "optimizer": {"max_grad_norm": 0.5}} for name in STAGES}
     recipe = recipe_from_dict({"stages": stages})
     assert [stage.optimizer.name for stage in recipe.stages.values()] == ["muon", "adamw", "adamw"]
-    assert [stage.optimizer.lr for stage in recipe.stages.values()] == ["auto", 2e-5, 5e-6]
+    assert [stage.optimizer.learning_rate for stage in recipe.stages.values()] == ["auto", 2e-5, 5e-6]
     assert [stage.optimizer.weight_decay for stage in recipe.stages.values()] == ["auto", 0.01, 0.01]
     plain = recipe_from_dict({"stages": STAGES})
-    assert [stage.optimizer.lr for stage in plain.stages.values()] == ["auto", 2e-5, 5e-6]
+    assert [stage.optimizer.learning_rate for stage in plain.stages.values()] == ["auto", 2e-5, 5e-6]
 
 
 def test_a_source_may_be_a_path_a_mapping_or_a_list() -> None:
@@ -129,21 +129,21 @@ TEXT = st.one_of(
     name=st.one_of(NAMES, st.sampled_from(["1e5", "3E8", "007", "2024-01-31", "no", "1.5"])),
     seed=st.integers(0, 2**32 - 1),
     system=TEXT,
-    lr=st.floats(1e-12, 10),
-    length=st.sampled_from(["1 epochs", "0.5 epochs", "20M tokens", "500 steps"]),
+    learning_rate=st.floats(1e-12, 10),
+    duration=st.sampled_from(["1 epochs", "0.5 epochs", "20M tokens", "500 steps"]),
     warmup=st.one_of(st.integers(0, 10**6), st.floats(0, 0.99)),
     prompts=st.lists(TEXT.filter(lambda text: text is not None), max_size=3),
     preset=st.sampled_from([None, "26m", "145m"]),
 )
 def test_yaml_of_a_recipe_reads_back_equal(
-    tmp_path_factory: pytest.TempPathFactory, name: str, seed: int, system: str | None, lr: float, length: str, warmup: float,
+    tmp_path_factory: pytest.TempPathFactory, name: str, seed: int, system: str | None, learning_rate: float, duration: str, warmup: float,
     prompts: list[str], preset: str | None,
 ) -> None:  # fmt: skip
     tree = {
-        "name": name, "seed": seed, "preset": preset, "samples": {"prompts": prompts},
+        "name": name, "seed": seed, "preset": preset, "generation_samples": {"prompts": prompts},
         "stages": {"a": {
-            "kind": "sft", "data": {"train": "a.jsonl", "system": system}, "length": length,
-            "optimizer": {"lr": lr}, "schedule": {"warmup": warmup, "min_lr": 0},
+            "kind": "sft", "data": {"train": "a.jsonl", "system": system}, "duration": duration,
+            "optimizer": {"learning_rate": learning_rate}, "schedule": {"warmup": warmup, "min_lr": 0},
         }},
     }  # fmt: skip
     recipe = recipe_from_dict(tree)
@@ -156,10 +156,10 @@ def test_yaml_of_a_recipe_reads_back_equal(
 
 def test_differences_name_each_changed_key_with_both_values() -> None:
     old = recipe_from_dict({"stages": {"sft": DATA}})
-    new = recipe_from_dict({"seed": 1, "stages": {"sft": {**DATA, "optimizer": {"lr": 1e-3}}, "dpo": DATA}})
+    new = recipe_from_dict({"seed": 1, "stages": {"sft": {**DATA, "optimizer": {"learning_rate": 1e-3}}, "dpo": DATA}})
     lines = differences(old, new)
     assert "seed: 42 -> 1" in lines
-    assert "stages.sft.optimizer.lr: 2e-05 -> 0.001" in lines
+    assert "stages.sft.optimizer.learning_rate: 2e-05 -> 0.001" in lines
     assert any(line.startswith("stages.dpo.beta: '(absent)' -> 0.1") for line in lines)
     assert not any("model" in line for line in lines)
 
@@ -183,9 +183,14 @@ def test_presets_are_the_published_ones() -> None:
         assert dpo.beta == 0.1
         facts[preset] = [
             (recipe.model.hidden_size, recipe.model.num_hidden_layers),
-            (first.optimizer.lr, first.schedule.warmup, first.batch.micro, first.batch.accumulation),
-            (sft.optimizer.lr, sft.schedule.min_lr, sft.length, sft.batch.micro),
-            (dpo.optimizer.lr, dpo.length, dpo.batch.micro),
+            (
+                first.optimizer.learning_rate,
+                first.schedule.warmup,
+                first.batch.micro_batch_size,
+                first.batch.gradient_accumulation_steps,
+            ),
+            (sft.optimizer.learning_rate, sft.schedule.min_lr, sft.duration, sft.batch.micro_batch_size),
+            (dpo.optimizer.learning_rate, dpo.duration, dpo.batch.micro_batch_size),
         ]
     assert facts["26m"] == [(512, 8), (5e-4, 1000, 64, 1), (2e-5, 2e-6, "10 epochs", 32), (5e-6, "2 epochs", 16)]
     assert facts["104m"] == [(768, 16), (3e-4, 2000, 32, 2), (1e-5, 1e-6, "10 epochs", 16), (5e-6, "2 epochs", 8)]
@@ -193,5 +198,5 @@ def test_presets_are_the_published_ones() -> None:
     assert facts["45m-moe"] == [(512, 8), (2e-4, 2000, 32, 4), (2e-5, 2e-6, "10 epochs", 32), (5e-6, "2 epochs", 16)]
     moe = recipe_from_dict({"preset": "145m", "stages": STAGES}).model.moe
     assert moe is not None
-    assert (moe.experts, moe.top_k, moe.shared_experts) == (4, 2, 1)
+    assert (moe.num_experts, moe.num_experts_per_tok, moe.num_shared_experts) == (4, 2, 1)
     assert recipe_from_dict({"preset": "26m", "stages": STAGES}).model.moe is None

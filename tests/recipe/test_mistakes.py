@@ -39,8 +39,8 @@ stages:
     data:
       train: [{pth: chat.jsonl}]
       validation: 100
-    optimizer: {learning: 1e-4, clip: zero}
-    length: 3 parsecs
+    optimizer: {learning: 1e-4, max_grad_norm: zero}
+    duration: 3 parsecs
   tune:
     data: {train: x.jsonl}
 sed: 3
@@ -55,9 +55,9 @@ seed: 2
         (4, "model.num_hidden_layers", "greater than 0", "-1"),
         (8, "unknown key 'stages.sft.data.train.0.pth'", "did you mean 'path'?"),
         (9, "stages.sft.data.validation: Input should be less than 1 (it is 100)"),
-        (10, "stages.sft.optimizer.clip", "valid number", "zero"),
+        (10, "stages.sft.optimizer.max_grad_norm", "valid number", "zero"),
         (10, "unknown key 'stages.sft.optimizer.learning'"),
-        (11, "stages.sft.length", "3 parsecs", "write '3 epochs'"),
+        (11, "stages.sft.duration", "3 parsecs", "write '3 epochs'"),
         (12, "stages.tune: say which kind of stage this is"),
         (14, "unknown key 'sed'", "did you mean 'seed'?"),
         (16, "the key 'seed' is written twice"),
@@ -84,8 +84,8 @@ def test_a_stage_of_any_name_gets_the_spellings_of_its_own_kind(tmp_path: Path) 
         ("{hidden_size: 100, num_attention_heads: 8}", "hidden_size 100 is not a multiple of num_attention_heads 8"),
         ("{hidden_size: 24, num_attention_heads: 8}", "must be even"),
         ("{num_attention_heads: 8, num_key_value_heads: 3}", "not a multiple of num_key_value_heads 3"),
-        ("{max_position_embeddings: 16}", "data.context 512 is longer than model.max_position_embeddings 16"),
-        ("{moe: {experts: 2, top_k: 3}}", "top_k 3 is more than the 2 experts"),
+        ("{max_position_embeddings: 16}", "data.max_seq_len 512 is longer than model.max_position_embeddings 16"),
+        ("{moe: {num_experts: 2, num_experts_per_tok: 3}}", "num_experts_per_tok 3 is more than the 2 experts"),
     ],
 )
 def test_sizes_that_cannot_go_together_are_refused(tmp_path: Path, model: str, said: str) -> None:
@@ -95,12 +95,12 @@ def test_sizes_that_cannot_go_together_are_refused(tmp_path: Path, model: str, s
 @pytest.mark.parametrize(
     ("stage", "said"),
     [
-        ("schedule: {min_lr: 1}", "schedule.min_lr 1.0 is above optimizer.lr"),
+        ("schedule: {min_lr: 1}", "schedule.min_lr 1.0 is above optimizer.learning_rate"),
         ("schedule: {warmup: 1.5}", "neither a whole number of steps nor a share below 1"),
         ("schedule: {warmup: 100%}", "must be below 100%"),
         ("schedule: {warmup: many%}", "cannot read the share"),
-        ("optimizer: {lr: .inf}", "finite"),
-        ("length: 1.1.1 epochs", "write '3 epochs'"),
+        ("optimizer: {learning_rate: .inf}", "finite"),
+        ("duration: 1.1.1 epochs", "write '3 epochs'"),
         ("kind: [sft]", "say which kind of stage"),
         ("kind: rl", "say which kind of stage"),
         ("data: {train: []}", "at least 1"),
@@ -147,27 +147,31 @@ def test_an_empty_recipe_asks_for_stages(tmp_path: Path) -> None:
 
 
 def test_a_mistake_in_a_flag_is_placed_at_the_flag(tmp_path: Path) -> None:
-    file = write(tmp_path, GOOD + "    optimizer: {lr: 1e-4}\n")
+    file = write(tmp_path, GOOD + "    optimizer: {learning_rate: 1e-4}\n")
     text = refusal(
         file,
-        overrides=(("stages.sft.optimizer.lr", "fast"), ("stages.sft.batch", "{micro: 0}"), ("model.hiden", "3")),
+        overrides=(
+            ("stages.sft.optimizer.learning_rate", "fast"),
+            ("stages.sft.batch", "{micro_batch_size: 0}"),
+            ("model.hiden", "3"),
+        ),
     )
-    assert "--stages.sft.optimizer.lr: stages.sft.optimizer.lr: Input should be a valid number" in text
-    assert "--stages.sft.batch: stages.sft.batch.micro: Input should be greater than 0 (it is 0)" in text
+    assert "--stages.sft.optimizer.learning_rate: stages.sft.optimizer.learning_rate: Input should be a valid number" in text
+    assert "--stages.sft.batch: stages.sft.batch.micro_batch_size: Input should be greater than 0 (it is 0)" in text
     assert "--model.hiden: unknown key 'model.hiden'" in text
 
 
 def test_a_mistake_inside_a_flag_that_is_a_mapping_is_not_blamed_on_the_file(tmp_path: Path) -> None:
-    file = write(tmp_path, GOOD + "    optimizer: {lr: 1e-4}\n")
-    text = refusal(file, overrides=(("stages.sft.optimizer", "{lr: fast}"),))
-    assert "--stages.sft.optimizer: stages.sft.optimizer.lr" in text
+    file = write(tmp_path, GOOD + "    optimizer: {learning_rate: 1e-4}\n")
+    text = refusal(file, overrides=(("stages.sft.optimizer", "{learning_rate: fast}"),))
+    assert "--stages.sft.optimizer: stages.sft.optimizer.learning_rate" in text
     assert str(file) not in text
 
 
 def test_a_recipe_is_frozen() -> None:
     recipe = recipe_from_dict({"stages": {"sft": {"data": {"train": "a.jsonl"}}}})
     stage = recipe.stages["sft"]
-    for part, key in ((recipe, "seed"), (recipe.model, "hidden_size"), (stage, "length"), (stage.optimizer, "lr")):
+    for part, key in ((recipe, "seed"), (recipe.model, "hidden_size"), (stage, "duration"), (stage.optimizer, "learning_rate")):
         with pytest.raises(ValueError, match="frozen"):
             setattr(part, key, 1)
     assert isinstance(recipe, Recipe)

@@ -64,7 +64,7 @@ def write_stage(folder: Path, kind: str, place: int, steps: int) -> None:
             "rows": 12_000,
         },
     )
-    dump(folder / "data.json", ledger(place))
+    dump(folder / "data_report.json", ledger(place))
     lines = [json.dumps(row) for row in events(kind, place, steps)]
     if kind == "sft":
         lines.insert(5, '{"kind": "step", "step": 5')
@@ -86,7 +86,7 @@ def ledger(place: int) -> dict[str, object]:
         "split": 12,
         "shortened": 3,
         "tokens": 2_431_000,
-        "supervised_tokens": 731_000,
+        "target_tokens": 731_000,
         "examples": [
             {"reason": "duplicate", "where": "data/stories.jsonl:481", "detail": f"same as line 12 {HOSTILE}"},
             {"reason": "too long", "where": "data/stories.jsonl:902", "detail": "913 tokens, context 256"},
@@ -99,14 +99,14 @@ def ledger(place: int) -> dict[str, object]:
             "examples": 11_305,
             "rows": 9_000,
             "tokens": 2_309_450,
-            "supervised_tokens": 694_000,
+            "target_tokens": 694_000,
             "padding_share": 0.031,
         },
         "validation": {
             "examples": 595,
             "rows": 470,
             "tokens": 121_550,
-            "supervised_tokens": 37_000,
+            "target_tokens": 37_000,
             "padding_share": 0.044,
         },
     }
@@ -122,37 +122,37 @@ def events(kind: str, place: int, steps: int) -> list[dict[str, object]]:
         row: dict[str, object] = {
             "kind": "step",
             "step": step,
-            "epoch": 2 * share,
+            "train/epoch": 2 * share,
             "train/loss": level * chance.gauss(1, 0.05),
-            "grad_norm": (0.4 + 3 * math.exp(-9 * share)) * math.exp(chance.gauss(0, 0.25)),
-            "learning_rate": 3e-4 * min(1, share * 20) * (0.55 + 0.45 * math.cos(math.pi * share)),
-            "tokens": step * 4096,
-            "supervised_tokens": step * 1200,
+            "train/grad_norm": (0.4 + 3 * math.exp(-9 * share)) * math.exp(chance.gauss(0, 0.25)),
+            "train/lr": 3e-4 * min(1, share * 20) * (0.55 + 0.45 * math.cos(math.pi * share)),
+            "train/tokens": step * 4096,
+            "train/target_tokens": step * 1200,
         }
         if kind == "preference":
             gap = 2.2 * (1 - math.exp(-4 * share)) + chance.gauss(0, 0.2)
-            row |= {"rewards/chosen": gap * 0.3, "rewards/rejected": -gap * 0.7, "rewards/margins": gap}
-            row |= {"rewards/accuracies": min(1, 0.5 + 0.45 * (1 - math.exp(-5 * share)) + chance.gauss(0, 0.04))}
-            row |= {"logps/chosen": -30 - 2 * share, "logps/rejected": -32 - 14 * share}
+            row |= {"train/rewards/chosen": gap * 0.3, "train/rewards/rejected": -gap * 0.7, "train/rewards/margins": gap}
+            row |= {"train/rewards/accuracies": min(1, 0.5 + 0.45 * (1 - math.exp(-5 * share)) + chance.gauss(0, 0.04))}
+            row |= {"train/logps/chosen": -30 - 2 * share, "train/logps/rejected": -32 - 14 * share}
         rows.append(row)
         if step % 10 == 0:
             speed = 15_300 * chance.gauss(1, 0.03)
             memory = 1.3e9 + 2e8 * min(1, share * 4)
             rows.append(
                 {
-                    "kind": "resource",
+                    "kind": "system",
                     "step": step,
-                    "seconds": step * 0.27,
-                    "tokens_per_second": speed,
-                    "memory_bytes": memory,
+                    "system/seconds": step * 0.27,
+                    "system/tokens_per_second": speed,
+                    "system/memory_bytes": memory,
                 }
             )
         if step % (steps // 8) == 0:
             loss = level * 1.04
             rows.append({"kind": "eval", "step": step, "eval/loss": loss, "eval/token_accuracy": 0.7 - level / 12})
             if kind == "sft":
-                asked = {"regression/pass_rate": 0.2 + 0.7 * share, "regression/repetition": 0.3 * (1 - share)}
-                rows.append({"kind": "regression", "step": step, **asked})
+                asked = {"prompt_tests/pass_rate": 0.2 + 0.7 * share, "prompt_tests/repetition": 0.3 * (1 - share)}
+                rows.append({"kind": "prompt_tests", "step": step, **asked})
             if kind == "preference":
                 rows[-1] |= {"eval/rewards/accuracies": 0.5 + 0.42 * share, "eval/rewards/margins": 1.9 * share}
     rows.append({"kind": "checkpoint", "step": steps, "path": f"checkpoints/{steps}", "bytes": 12_900_000})

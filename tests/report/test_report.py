@@ -171,11 +171,11 @@ def test_every_stage_has_its_curves(run_directory: Path) -> None:
 def test_broken_lines_are_counted(run_directory: Path) -> None:
     with (run_directory / "dpo" / "events.jsonl").open("a", encoding="utf-8") as events:
         events.write('{"kind": "step"\n[1]\n\n')
-    (run_directory / "sft" / "data.json").write_text("{", encoding="utf-8")
+    (run_directory / "sft" / "data_report.json").write_text("{", encoding="utf-8")
     _, page = read(run_directory)
     assert re.search(r"Unreadable lines, skipped:\S* 1 · sft/events\.jsonl", page.text)
     assert re.search(r"Unreadable lines, skipped:\S* 2 · dpo/events\.jsonl", page.text)
-    assert re.search(r"Could not be read:\S* sft/data\.json", page.text)
+    assert re.search(r"Could not be read:\S* sft/data_report\.json", page.text)
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -206,16 +206,16 @@ def test_odd_values_are_tolerated(tmp_path: Path) -> None:
     (stage / "eval").mkdir(parents=True)
     dump(tmp_path / "summary.json", {"stages": ["only", "../..", 3, "absent"], "seconds": "soon"})
     rows = [
-        {"kind": "step", "step": 1, "train/loss": float("nan"), "grad_norm": 0.0, "tokens": None},
+        {"kind": "step", "step": 1, "train/loss": float("nan"), "train/grad_norm": 0.0, "train/tokens": None},
         {"kind": "step", "train/loss": 3},
-        {"kind": "step", "step": 2, "train/loss": float("inf"), "grad_norm": -1},
+        {"kind": "step", "step": 2, "train/loss": float("inf"), "train/grad_norm": -1},
         {"kind": "alert"},
         {"kind": "checkpoint", "step": 1},
         {"kind": "stop"},
     ]
     (stage / "events.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-    dump(stage / "data.json", {"sources": [{}, None], "train": 7})
-    dump(stage / "eval" / "after.json", {"loss": float("nan"), "samples": [{"prompt": "\ud800", "answer": None}]})
+    dump(stage / "data_report.json", {"sources": [{}, None], "train": 7})
+    dump(stage / "eval" / "after.json", {"loss": float("nan"), "generation_samples": [{"prompt": "\ud800", "answer": None}]})
     dump(stage / "eval" / "world.json", {"interval": [0.1], "tasks": {"a": None}, "errors": ["?"], "exact_match": True})
     _, page = read(tmp_path)
     assert "NaN" in page.text and "absent" in page.text and "stage-1-loss" in page.ids

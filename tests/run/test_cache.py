@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledge.run.cache import Measurements, cache_folder
-from fledge.run.startup import Startup
+from fledge.run.cache import BenchmarkCache, cache_folder
+from fledge.run.startup import StartupTimer
 
-KEY = {"machine": {"cpu": "one", "cores": 2}, "torch": "2.13"}
+KEY = {"runtime": {"cpu": "one", "cores": 2}, "torch": "2.13"}
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +24,9 @@ def _never() -> float:
 
 
 def _stored(key: object = KEY, **values: object) -> Path:
-    measured = Measurements(key)  # type: ignore[arg-type]
+    measured = BenchmarkCache(key)  # type: ignore[arg-type]
     for name, value in values.items():
-        measured.of(name, lambda value=value: value)
+        measured.get_or_measure(name, lambda value=value: value)
     measured.keep()
     return measured.file
 
@@ -42,25 +42,25 @@ def test_the_folder_is_the_users_choice_then_the_systems(tmp_path: Path, monkeyp
 
 
 def test_a_figure_is_measured_once_and_then_recalled_with_its_date() -> None:
-    first = Measurements(KEY)
-    assert first.of("a", lambda: 1.5) == 1.5 and first.of("a", _never) == 1.5
+    first = BenchmarkCache(KEY)
+    assert first.get_or_measure("a", lambda: 1.5) == 1.5 and first.get_or_measure("a", _never) == 1.5
     first.keep()
-    second = Measurements(KEY)
-    assert second.of("a", _never) == 1.5
+    second = BenchmarkCache(KEY)
+    assert second.get_or_measure("a", _never) == 1.5
     assert (second.recalled, second.new, second.when) == (["a"], [], first.when)
 
 
 def test_another_key_or_asking_again_measures_anew() -> None:
     _stored(a=1.0)
-    assert Measurements({**KEY, "torch": "2.14"}).of("a", lambda: 2.0) == 2.0
-    assert Measurements(KEY, again=True).of("a", lambda: 3.0) == 3.0
+    assert BenchmarkCache({**KEY, "torch": "2.14"}).get_or_measure("a", lambda: 2.0) == 2.0
+    assert BenchmarkCache(KEY, again=True).get_or_measure("a", lambda: 3.0) == 3.0
 
 
 def test_new_figures_are_added_to_the_old_ones() -> None:
     _stored(a=1.0)
     _stored(b=2.0)
-    both = Measurements(KEY)
-    assert (both.of("a", _never), both.of("b", _never)) == (1.0, 2.0)
+    both = BenchmarkCache(KEY)
+    assert (both.get_or_measure("a", _never), both.get_or_measure("b", _never)) == (1.0, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -70,19 +70,19 @@ def test_new_figures_are_added_to_the_old_ones() -> None:
 def test_a_damaged_file_is_said_and_measured_again(content: bytes) -> None:
     file, notes = _stored(a=1.0), list[str]()
     file.write_bytes(content)
-    measured = Measurements(KEY, notes.append)
-    assert measured.of("a", lambda: 2.0) == 2.0
+    measured = BenchmarkCache(KEY, notes.append)
+    assert measured.get_or_measure("a", lambda: 2.0) == 2.0
     assert len(notes) == 1 and str(file) in notes[0]
     measured.keep()
-    assert Measurements(KEY, notes.append).of("a", _never) == 2.0 and len(notes) == 1
+    assert BenchmarkCache(KEY, notes.append).get_or_measure("a", _never) == 2.0 and len(notes) == 1
 
 
 def test_a_file_of_another_machine_under_the_same_name_is_not_believed() -> None:
     file, notes = _stored(a=1.0), list[str]()
     stored = json.loads(file.read_text())
-    stored["key"]["machine"]["cpu"] = "two"
+    stored["key"]["runtime"]["cpu"] = "two"
     file.write_text(json.dumps(stored))
-    assert Measurements(KEY, notes.append).of("a", lambda: 2.0) == 2.0
+    assert BenchmarkCache(KEY, notes.append).get_or_measure("a", lambda: 2.0) == 2.0
     assert "another machine" in notes[0]
 
 
@@ -90,8 +90,8 @@ def test_a_folder_that_cannot_be_written_costs_a_note_and_nothing_else(tmp_path:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("FLEDGE_CACHE", str(tmp_path / "file"))
     notes: list[str] = []
-    measured = Measurements(KEY, notes.append)
-    assert measured.of("a", lambda: 1.0) == 1.0
+    measured = BenchmarkCache(KEY, notes.append)
+    assert measured.get_or_measure("a", lambda: 1.0) == 1.0
     measured.keep()
     assert any("not kept" in note for note in notes)
 
@@ -99,19 +99,19 @@ def test_a_folder_that_cannot_be_written_costs_a_note_and_nothing_else(tmp_path:
 @given(st.dictionaries(st.text(max_size=8), st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8), max_size=4))
 def test_every_figure_comes_back_as_it_was(values: dict[str, object]) -> None:
     key = {**KEY, "names": sorted(values)}
-    first = Measurements(key, again=True)
+    first = BenchmarkCache(key, again=True)
     for name, value in values.items():
-        first.of(name, lambda value=value: value)
+        first.get_or_measure(name, lambda value=value: value)
     first.keep()
-    second = Measurements(key)
-    assert {name: second.of(name, _never) for name in values} == values
+    second = BenchmarkCache(key)
+    assert {name: second.get_or_measure(name, _never) for name in values} == values
 
 
 def test_the_line_before_the_first_step_accounts_for_each_part_once() -> None:
-    startup = Startup()
+    startup = StartupTimer()
     with startup.part("data"), startup.part("probe"):
         pass
-    startup.take("compile", 2.0, out_of="probe")
+    startup.reassign("compile", 2.0, out_of="probe")
     assert set(startup.parts) == {"imports", "data", "probe", "compile"}
     assert startup.parts["compile"] == 2.0 and startup.parts["probe"] == pytest.approx(-2.0, abs=0.5)
     assert startup.parts["data"] >= 0

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fledge.errors import FledgeError
-from fledge.run import EventLog, find_model, read_events, write_json
+from fledge.run import EventLog, read_events, resolve_model_path, write_json
 from fledge.run.console import duration
 
 
@@ -37,17 +37,17 @@ def test_find_model_takes_the_last_finished_stage(tmp_path: Path) -> None:
         model = tmp_path / stage / "checkpoints" / "step-1" / "model"
         model.mkdir(parents=True)
         (model / "config.json").write_text("{}")
-        write_json(tmp_path / stage / "done.json", {"order": order, "model": "checkpoints/step-1/model"})
-    assert find_model(str(tmp_path)).parts[-4] == "ant"
-    assert find_model(str(tmp_path / "zebra")).parts[-4] == "zebra"
-    assert find_model(str(tmp_path / "zebra" / "checkpoints" / "step-1")).name == "model"
+        write_json(tmp_path / stage / "result.json", {"order": order, "model": "checkpoints/step-1/model"})
+    assert resolve_model_path(str(tmp_path)).parts[-4] == "ant"
+    assert resolve_model_path(str(tmp_path / "zebra")).parts[-4] == "zebra"
+    assert resolve_model_path(str(tmp_path / "zebra" / "checkpoints" / "step-1")).name == "model"
 
 
 def test_find_model_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FledgeError, match="no such run"):
-        find_model(str(tmp_path / "nothing"))
+        resolve_model_path(str(tmp_path / "nothing"))
     with pytest.raises(FledgeError, match="no model here yet"):
-        find_model(str(tmp_path))
+        resolve_model_path(str(tmp_path))
 
 
 @given(st.floats(0, 1e6))

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from fledge.run.stopping import Interrupted, Stopping
+from fledge.run.stopping import Interrupted, SignalHandler
 
 
 def _send(number: int = signal.SIGTERM) -> None:
@@ -14,7 +14,7 @@ def _send(number: int = signal.SIGTERM) -> None:
 
 def test_a_signal_is_obeyed_at_once_and_named() -> None:
     said: list[str] = []
-    with pytest.raises(Interrupted) as caught, Stopping(said.append, "kept"):
+    with pytest.raises(Interrupted) as caught, SignalHandler(said.append, "kept"):
         _send(signal.SIGINT)
         raise AssertionError("it should have stopped")
     assert (caught.value.number, caught.value.text, said) == (signal.SIGINT, "kept", [])
@@ -23,7 +23,11 @@ def test_a_signal_is_obeyed_at_once_and_named() -> None:
 def test_a_held_signal_is_told_and_left_to_whoever_holds() -> None:
     said: list[str] = []
     reached = []
-    with pytest.raises(Interrupted, match="done by itself"), Stopping(said.append, "kept") as stopping, stopping.held():
+    with (
+        pytest.raises(Interrupted, match="done by itself"),
+        SignalHandler(said.append, "kept") as stopping,
+        stopping.deferred(),
+    ):
         _send()
         _send()
         _send(signal.SIGINT)
@@ -33,9 +37,9 @@ def test_a_held_signal_is_told_and_left_to_whoever_holds() -> None:
 
 
 def test_a_held_signal_that_nobody_looked_at_is_obeyed_on_leaving() -> None:
-    with pytest.raises(Interrupted, match="kept"), Stopping(lambda text: None, "kept") as stopping:
-        with stopping.held():
-            with stopping.held():
+    with pytest.raises(Interrupted, match="kept"), SignalHandler(lambda text: None, "kept") as stopping:
+        with stopping.deferred():
+            with stopping.deferred():
                 _send()
             reached = True
         raise AssertionError("it should have stopped")
@@ -43,14 +47,14 @@ def test_a_held_signal_that_nobody_looked_at_is_obeyed_on_leaving() -> None:
 
 
 def test_an_error_inside_is_not_hidden() -> None:
-    with pytest.raises(ValueError, match="mine"), Stopping(lambda text: None, "kept") as stopping, stopping.held():
+    with pytest.raises(ValueError, match="mine"), SignalHandler(lambda text: None, "kept") as stopping, stopping.deferred():
         _send()
         raise ValueError("mine")
 
 
 def test_afterwards_signals_are_as_before() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with Stopping(lambda text: None, "kept"):
+    with SignalHandler(lambda text: None, "kept"):
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
 

@@ -108,13 +108,13 @@ def test_a_prompt_is_always_the_beginning_of_its_training_row(native: Tokenizer,
 
 @given(conversations(ANYTHING))
 def test_answers_and_end_tokens_are_exactly_what_is_trained(native: Tokenizer, messages: list[Message]) -> None:
-    end = native.decode([native.turn_end])
+    end = native.decode([native.eot_id])
     assert supervised(native, messages) == answers(messages, end)
 
 
 @given(conversations(ANYTHING))
 def test_what_is_trained_names_its_turn(native: Tokenizer, messages: list[Message]) -> None:
-    end = native.decode([native.turn_end])
+    end = native.decode([native.eot_id])
     pieces = native.template.render(messages)
     for i, message in enumerate(messages):
         own = "".join(piece.text for piece in pieces if piece.turn == i)
@@ -130,7 +130,7 @@ def test_no_message_can_end_or_begin_a_turn(native: Tokenizer, messages: list[Me
         token = native.core.get_vocab()[special]
         assert tokens.count(token) == ordinary.count(token)
     trained = [token for token, weight in zip(tokens, weights, strict=True) if weight]
-    assert trained.count(native.turn_end) == sum(message.role == "assistant" for message in messages)
+    assert trained.count(native.eot_id) == sum(message.role == "assistant" for message in messages)
 
 
 def test_the_inst_template_says_which_role_it_has_no_place_for(inst: Tokenizer) -> None:
@@ -301,9 +301,9 @@ def test_a_template_sees_the_token_names_of_its_own_tokenizer(chatml: Tokenizer,
 def test_generation_stops_at_the_token_that_really_ends_a_turn(chatml: Tokenizer, tmp_path: Path) -> None:
     """As in Qwen's base models: eos_token ends a document, the template ends turns with another token."""
     tokenizer = with_template(chatml, tmp_path, PLAIN, eos_token="<|endoftext|>")
-    assert tokenizer.decode([tokenizer.turn_end]) == "<|im_end|>"
-    assert tokenizer.decode([tokenizer.document_end]) == "<|endoftext|>"
-    assert tokenizer.stop_ids == {tokenizer.turn_end, tokenizer.document_end}
+    assert tokenizer.decode([tokenizer.eot_id]) == "<|im_end|>"
+    assert tokenizer.decode([tokenizer.eos_id]) == "<|endoftext|>"
+    assert tokenizer.stop_ids == {tokenizer.eot_id, tokenizer.eos_id}
     tokenizer.save(tmp_path / "saved")
     again = load_tokenizer(tmp_path / "saved")
-    assert (again.turn_end, again.document_end) == (tokenizer.turn_end, tokenizer.document_end)
+    assert (again.eot_id, again.eos_id) == (tokenizer.eot_id, tokenizer.eos_id)

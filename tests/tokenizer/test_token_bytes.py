@@ -29,7 +29,7 @@ def test_every_token_is_as_long_as_it_decodes_and_control_tokens_are_nothing(cha
         sizes = tokenizer.token_bytes()
         assert sizes is not None and len(sizes) == tokenizer.vocab_size
         control = {number for number, token in tokenizer.core.get_added_tokens_decoder().items() if token.special}
-        assert {tokenizer.document_end, tokenizer.turn_end, tokenizer.pad} <= control
+        assert {tokenizer.eos_id, tokenizer.eot_id, tokenizer.pad} <= control
         assert all(sizes[number] == 0 for number in control)
         whole = 0
         for number in range(tokenizer.vocab_size):

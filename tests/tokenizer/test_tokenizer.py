@@ -14,9 +14,9 @@ from tokenizers import Tokenizer as Core
 from transformers import AutoTokenizer
 
 from fledge.errors import FledgeError
-from fledge.tokenizer import Message, Piece, Tokenizer, load_tokenizer, train_tokenizer
+from fledge.tokenizer import Message, TextSegment, Tokenizer, load_tokenizer, train_tokenizer
 from fledge.tokenizer.template import CHATML
-from fledge.tokenizer.tokenizer import BatchCoder
+from fledge.tokenizer.tokenizer import VerifiedFastEncoder
 from tests.conftest import TEXTS
 
 UNICODE = st.text(st.characters(codec="utf-8"), max_size=60)
@@ -77,20 +77,20 @@ def lists(arrays: Sequence[np.ndarray]) -> list[list[int]]:
 @settings(max_examples=150)
 @given(st.lists(TRICKY, max_size=5))
 def test_a_batch_encodes_like_each_alone(any_tokenizer: Tokenizer, texts: list[str]) -> None:
-    assert any_tokenizer.coder == "fastokens"
+    assert any_tokenizer.encoder_backend == "fastokens"
     assert lists(any_tokenizer.encode_batch(texts)) == [any_tokenizer.encode(text) for text in texts]
     assert lists(any_tokenizer.encode_documents(texts)) == [any_tokenizer.encode_document(text) for text in texts]
 
 
 PIECES = st.builds(
-    Piece, TRICKY, st.sampled_from([0.0, 0.5, 1.0]), st.booleans(), st.none() | st.integers(0, 5)
+    TextSegment, TRICKY, st.sampled_from([0.0, 0.5, 1.0]), st.booleans(), st.none() | st.integers(0, 5)
 )  # fmt: skip
 
 
 @settings(max_examples=150)
 @given(batch=st.lists(st.lists(PIECES, max_size=5), max_size=4))
-def test_many_renderings_encode_like_each_alone(any_tokenizer: Tokenizer, batch: list[list[Piece]]) -> None:
-    found = any_tokenizer.encode_many(batch)
+def test_many_renderings_encode_like_each_alone(any_tokenizer: Tokenizer, batch: list[list[TextSegment]]) -> None:
+    found = any_tokenizer.encode_segments(batch)
     assert [(e.tokens.tolist(), e.weights.tolist()) for e in found] == [any_tokenizer.encode_pieces(p) for p in batch]
     for encoding, pieces in zip(found, batch, strict=True):
         sizes = [len(any_tokenizer.encode_pieces([piece])[0]) for piece in pieces]
@@ -103,14 +103,14 @@ def test_text_without_a_utf8_form_is_refused_by_batches(any_tokenizer: Tokenizer
     for _ in range(2):  # at first use and later
         with pytest.raises(UnicodeEncodeError):
             any_tokenizer.encode_batch(["fine", "half \ud800"])
-        assert any_tokenizer.coder == "fastokens"
+        assert any_tokenizer.encoder_backend == "fastokens"
 
 
 def test_a_text_that_the_fast_encoder_gives_up_on_is_encoded_all_the_same(chatml: Tokenizer) -> None:
     """A million spaces are more than its regular expression can take."""
     texts = ["before", " " * 1_000_000, "after"]
     assert lists(chatml.encode_batch(texts)) == [chatml.encode(text) for text in texts]
-    assert chatml.coder == "fastokens"
+    assert chatml.encoder_backend == "fastokens"
 
 
 def built(core: Core) -> Tokenizer:
@@ -153,16 +153,16 @@ def test_any_other_kind_of_tokenizer_gives_its_own_ids(core: Callable[[], Core])
     tokenizer = built(core())
     texts = ["abc cab", "Zwölf Boxkämpfer, 12 + 30", "ａｂ ﬁ", "<end>a<end>", *TEXTS]
     assert lists(tokenizer.encode_batch(texts)) == [tokenizer.encode(text) for text in texts]
-    assert (tokenizer.coder == "fastokens") == (tokenizer.coder_reason == "")
+    assert (tokenizer.encoder_backend == "fastokens") == (tokenizer.coder_reason == "")
     if core in (wordpiece, unigram):
-        assert tokenizer.coder == "tokenizers"
+        assert tokenizer.encoder_backend == "tokenizers"
         assert "fastokens cannot load it" in tokenizer.coder_reason
 
 
 def test_a_fast_encoder_that_disagrees_is_not_used(chatml: Tokenizer) -> None:
     """Its own tokenizer, but compared with another one: every check must notice."""
     other = train_tokenizer(["".join(random.Random(1).choices("abc 好", k=300))], 420)
-    hard = BatchCoder(chatml.core, other.core)
+    hard = VerifiedFastEncoder(chatml.core, other.core)
     assert (hard.name, hard.reason) == ("tokenizers", "fastokens gives other ids than tokenizers")
     texts = ["caba abcc", "好"]
     assert hard.encode(texts, True)[0].tolist() == [i for text in texts for i in other.encode(text)]
@@ -190,8 +190,8 @@ def test_a_document_lies_between_its_start_and_end_tokens(inst: Tokenizer, chatm
 
 def test_control_tokens_in_a_document_stay_text(chatml: Tokenizer) -> None:
     tokens = chatml.encode_document("a<|endoftext|>b<|im_end|>")
-    assert tokens.count(chatml.document_end) == 2  # its start and its end
-    assert chatml.turn_end not in tokens
+    assert tokens.count(chatml.eos_id) == 2  # its start and its end
+    assert chatml.eot_id not in tokens
 
 
 @pytest.mark.parametrize("template", ["chatml", "inst"])
@@ -222,7 +222,7 @@ def test_a_saved_tokenizer_loads_as_it_was(tmp_path: Path, template: str) -> Non
         assert again.fingerprint() == made.fingerprint()
         assert again.template == made.template
         assert again.encode_conversation(TALK) == made.encode_conversation(TALK)
-        ids = ("pad", "document_start", "document_end", "turn_end", "vocab_size", "stop_ids", "added")
+        ids = ("pad", "bos_id", "eos_id", "eot_id", "vocab_size", "stop_ids", "added")
         assert [getattr(again, name) for name in ids] == [getattr(made, name) for name in ids]
     again.save(tmp_path / "second")
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -234,8 +234,8 @@ def test_transformers_loads_what_was_saved_with_the_same_special_tokens(tmp_path
     made = train_tokenizer(TEXTS, 400, template)
     made.save(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
-    assert (theirs.eos_token_id, theirs.pad_token_id) == (made.turn_end, made.pad)
-    assert theirs.bos_token_id == made.document_start
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (made.eot_id, made.pad)
+    assert theirs.bos_token_id == made.bos_id
     for text in TEXTS:
         assert theirs.encode(text, add_special_tokens=False) == made.encode(text)
 
@@ -251,8 +251,8 @@ def test_a_template_that_needs_new_control_tokens_adds_and_counts_them(tmp_path:
     again = load_tokenizer(tmp_path, "inst")
     assert (chatml.added, again.added) == (0, 6)
     assert again.vocab_size == chatml.vocab_size + 6
-    assert again.decode([again.turn_end]) == "</s>"
-    assert again.stop_ids == {again.document_end, again.turn_end}
+    assert again.decode([again.eot_id]) == "</s>"
+    assert again.stop_ids == {again.eos_id, again.eot_id}
 
 
 def test_a_missing_or_broken_tokenizer_is_named(tmp_path: Path) -> None:

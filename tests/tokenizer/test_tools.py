@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from fledge.data.rows.items import Conversation, recognise
+from fledge.data.rows.items import Conversation, parse_row
 from fledge.recipe.schema import Source
 from fledge.tokenizer import ChatTemplate, Message, TemplateError, Tokenizer, load_tokenizer
-from fledge.tokenizer.template import CHATML, INST, Piece, ToolCall
+from fledge.tokenizer.template import CHATML, INST, TextSegment, ToolCall
 
 CONTROL = ("<|im_end|>", "<|im_start|>", "<|endoftext|>", "<tool_call>", "</tool_response>", "user\n")
 TEXT = st.one_of(
@@ -65,11 +65,11 @@ def turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return made
 
 
-def text_of(pieces: Sequence[Piece]) -> str:
+def text_of(pieces: Sequence[TextSegment]) -> str:
     return "".join(piece.text for piece in pieces)
 
 
-def trained(pieces: Sequence[Piece]) -> str:
+def trained(pieces: Sequence[TextSegment]) -> str:
     return "".join(piece.text for piece in pieces if piece.weight)
 
 
@@ -202,7 +202,7 @@ def test_nothing_about_tools_can_end_or_begin_a_turn(chatml: Tokenizer, messages
     expected = len(groups) + (tools not in (None, "[]") and messages[0].role != "system")
     for control in ("<|im_start|>", "<|im_end|>"):
         assert tokens.count(chatml.core.get_vocab()[control]) == expected
-    assert tokens.count(chatml.document_end) == 0
+    assert tokens.count(chatml.eos_id) == 0
 
 
 # -- [INST] and templates without tools ---------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ def test_a_template_gets_calls_in_openais_form_and_tools_as_values() -> None:
 
 @given(conversations(), TOOLS)
 def test_the_exported_chatml_marks_what_the_native_one_trains(messages: list[Message], tools: str | None) -> None:
-    def parts(pieces: Sequence[Piece]) -> list[tuple[int | None, str]]:
+    def parts(pieces: Sequence[TextSegment]) -> list[tuple[int | None, str]]:
         found = dict.fromkeys(piece.turn for piece in pieces if piece.weight)
         return [(turn, text_of([piece for piece in pieces if piece.turn == turn and piece.weight])) for turn in found]
 
@@ -320,7 +320,7 @@ def test_real_tool_calls_equal_transformers_rendering_of_the_real_minimind_templ
     file = shared_data / "llamafactory" / f"glaive_toolcall_{language}_demo.json"
     calls = 0
     for row in json.loads(file.read_text(encoding="utf-8")):
-        item = recognise(row, Source(path="x"), "sft")
+        item = parse_row(row, Source(path="x"), "sft")
         assert isinstance(item, Conversation)
         pieces = minimind.template.render(item.messages, item.tools)
         theirs = minimind_theirs.apply_chat_template(
@@ -341,7 +341,7 @@ def test_real_tool_calls_equal_transformers_rendering_of_the_exported_chatml(
     """Ids and the mask of trained tokens, against transformers' own mask of {% generation %}."""
     file = shared_data / "llamafactory" / f"glaive_toolcall_{language}_demo.json"
     for row in json.loads(file.read_text(encoding="utf-8"))[:40]:
-        item = recognise(row, Source(path="x"), "sft")
+        item = parse_row(row, Source(path="x"), "sft")
         assert isinstance(item, Conversation)
         tokens, weights = chatml.encode_pieces(CHATML.render(item.messages, item.tools))
         theirs = exported.apply_chat_template(

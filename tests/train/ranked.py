@@ -37,15 +37,15 @@ def run_ranks(size: int, body: Callable[..., Any], *given: Any) -> list[Any]:
 def _main() -> None:
     import torch
 
-    from fledge.train.ranks import Ranks
+    from fledge.train.ranks import DistributedContext
 
     torch.set_num_threads(1)
     module, name, given, folder = json.loads(sys.argv[1])
-    ranks = Ranks.join()
+    ranks = DistributedContext.init_distributed()
     result = getattr(import_module(module), name)(ranks, *given)
     (Path(folder) / f"{ranks.rank}.json").write_text(json.dumps(result))
     sys.stdout.flush()
-    ranks.wait()
+    ranks.barrier()
     os._exit(0)
 
 

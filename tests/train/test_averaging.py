@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from fledge.errors import FledgeError
-from fledge.recipe.schema import AveragingConfig
-from fledge.train.averaging import Average
-from fledge.train.group_watch import GroupWatch, group_of
+from fledge.recipe.schema import EMAConfig
+from fledge.train.averaging import EMA
+from fledge.train.group_watch import UpdateRatioMonitor, group_of
 from tests.train.small import model
 
 
@@ -19,7 +19,7 @@ def move(decoder: nn.Module, seed: int) -> None:
 
 
 def test_the_average_is_its_formula() -> None:
-    decoder, made = nn.Linear(3, 3), Average(nn.Linear(3, 3), AveragingConfig(decay=0.3), 50)
+    decoder, made = nn.Linear(3, 3), EMA(nn.Linear(3, 3), EMAConfig(decay=0.3), 50)
     expected = None
     for step in range(20):
         move(decoder, step)
@@ -34,7 +34,7 @@ def test_the_average_is_its_formula() -> None:
 
 def test_the_average_begins_where_its_start_says() -> None:
     decoder = model()
-    made = Average(decoder, AveragingConfig(decay=0.9, start=0.5), 10)
+    made = EMA(decoder, EMAConfig(decay=0.9, start_fraction=0.5), 10)
     for step in range(6):
         move(decoder, step)
         made.update(decoder, step)
@@ -44,14 +44,14 @@ def test_the_average_begins_where_its_start_says() -> None:
 
 def test_weights_are_swapped_in_and_out_bit_for_bit() -> None:
     decoder = model()
-    made = Average(decoder, AveragingConfig(decay=0.9), 10)
-    with made.applied(decoder):
+    made = EMA(decoder, EMAConfig(decay=0.9), 10)
+    with made.swapped_in(decoder):
         assert torch.equal(decoder.norm.weight, model().norm.weight)  # nothing averaged yet: its own
     for step in range(3):
         made.update(decoder, step)
         move(decoder, step)
     own = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
-    with pytest.raises(KeyError), made.applied(decoder):
+    with pytest.raises(KeyError), made.swapped_in(decoder):
         for name, tensor in decoder.named_parameters():
             assert torch.equal(tensor, made.tensors()[f"average/{name}"])
             assert not torch.equal(tensor, own[name])
@@ -61,8 +61,8 @@ def test_weights_are_swapped_in_and_out_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("before", [0, 3])
 def test_a_restored_average_goes_on_bit_for_bit(before: int) -> None:
-    decoder, config = model(), AveragingConfig(decay=0.9)
-    whole, resumed = Average(decoder, config, 10), Average(decoder, config, 10)
+    decoder, config = model(), EMAConfig(decay=0.9)
+    whole, resumed = EMA(decoder, config, 10), EMA(decoder, config, 10)
     for step in range(before):
         move(decoder, step)
         whole.update(decoder, step)
@@ -77,11 +77,11 @@ def test_a_restored_average_goes_on_bit_for_bit(before: int) -> None:
 
 
 def test_a_checkpoint_of_another_model_or_without_average_is_refused() -> None:
-    made = Average(model(), AveragingConfig(decay=0.9), 10)
+    made = EMA(model(), EMAConfig(decay=0.9), 10)
     with pytest.raises(FledgeError, match="no averaged weights"):
         made.restore({})
     other = nn.Linear(2, 2)
-    foreign = Average(other, AveragingConfig(decay=0.9), 10)
+    foreign = EMA(other, EMAConfig(decay=0.9), 10)
     foreign.update(other, 0)
     with pytest.raises(FledgeError, match="another model"):
         made.restore(foreign.tensors())
@@ -89,14 +89,14 @@ def test_a_checkpoint_of_another_model_or_without_average_is_refused() -> None:
 
 def test_a_start_without_decay_is_refused() -> None:
     with pytest.raises(ValueError, match="without decay there is none"):
-        AveragingConfig(start=0.5)
+        EMAConfig(start_fraction=0.5)
     with pytest.raises(ValueError, match="no averaging"):
-        Average(model(), AveragingConfig(), 10)
+        EMA(model(), EMAConfig(), 10)
 
 
 def test_the_watch_gives_the_ratio_of_each_kind_of_parameter() -> None:
     decoder = model()
-    watch = GroupWatch(decoder)
+    watch = UpdateRatioMonitor(decoder)
     before = {name: parameter.detach().clone() for name, parameter in decoder.named_parameters()}
     watch.before()
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_the_watch_gives_the_ratio_of_each_kind_of_parameter() -> None:
 def test_weights_of_zero_have_no_ratio_and_after_needs_before() -> None:
     layer = nn.Linear(2, 2, bias=False)
     nn.init.zeros_(layer.weight)
-    watch = GroupWatch(layer)
+    watch = UpdateRatioMonitor(layer)
     watch.before()
     nn.init.ones_(layer.weight)
     assert {group: float(value) for group, value in watch.after().items()} == {"other": 0.0}

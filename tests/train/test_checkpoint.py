@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from fledge.train.checkpoint import (
-    CannotSave,
+    CheckpointError,
     Snapshot,
     TrainState,
     Weights,
-    newest_checkpoint,
-    point,
+    latest_checkpoint,
     prune,
     save_checkpoint,
+    update_symlink,
     verify,
 )
 
@@ -38,7 +38,7 @@ def save(folder: Path, step: int) -> Path:
 def test_what_was_saved_verifies_and_carries_its_state(tmp_path: Path) -> None:
     path = save(tmp_path / "c", 7)
     assert verify(path) is None
-    found = newest_checkpoint(tmp_path / "c")
+    found = latest_checkpoint(tmp_path / "c")
     assert found is not None and found[0] == path and found[1].step == 7
 
 
@@ -59,7 +59,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, damage: s
     else:
         (bad / "manifest.json").unlink()
     named: list[str] = []
-    found = newest_checkpoint(tmp_path / "c", lambda path, problem: named.append(f"{path.name} {problem}"))
+    found = latest_checkpoint(tmp_path / "c", lambda path, problem: named.append(f"{path.name} {problem}"))
     assert found is not None and found[0] == good
     assert len(named) == 1 and named[0].startswith(bad.name)
 
@@ -72,7 +72,7 @@ def test_a_save_that_fails_leaves_the_one_before_untouched(tmp_path: Path) -> No
         (path / "half").write_bytes(b"x")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(CannotSave, match=r"No space left on device(.|\n)*what is saved is step 1"):
+    with pytest.raises(CheckpointError, match=r"No space left on device(.|\n)*what is saved is step 1"):
         save_checkpoint(tmp_path / "c", snapshot(2), full_disk)
     assert [path.name for path in (tmp_path / "c").iterdir()] == [good.name]
     assert verify(good) is None
@@ -88,8 +88,8 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
 
 def test_pointers_move_and_stay_relative(tmp_path: Path) -> None:
     first, second = save(tmp_path / "c", 1), save(tmp_path / "c", 2)
-    point(tmp_path / "c", "last", first)
-    point(tmp_path / "c", "last", second)
+    update_symlink(tmp_path / "c", "last", first)
+    update_symlink(tmp_path / "c", "last", second)
     moved = (tmp_path / "c").rename(tmp_path / "moved")
     assert json.loads((moved / "last" / "manifest.json").read_text())["step"] == 2
 

@@ -5,12 +5,12 @@ import time
 import pytest
 import torch
 
-from fledge.train.clock import Clock
+from fledge.train.clock import PhaseTimer
 
 
 def test_phases_are_the_time_between_marks_and_equal_names_add_up() -> None:
     started = time.perf_counter()
-    clock = Clock(torch.device("cpu"))
+    clock = PhaseTimer(torch.device("cpu"))
     for _ in range(2):
         time.sleep(0.02)
         clock.mark("forward")
@@ -28,7 +28,7 @@ def test_phases_are_the_time_between_marks_and_equal_names_add_up() -> None:
 
 
 def test_a_clock_without_marks_has_no_phases() -> None:
-    assert Clock(torch.device("cpu")).seconds() == {}
+    assert PhaseTimer(torch.device("cpu")).seconds() == {}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -38,7 +38,7 @@ def test_a_gpus_phases_are_its_own_time_not_the_hosts() -> None:
     torch.mm(matrix, matrix)
     torch.cuda.synchronize()
     started = time.perf_counter()
-    clock = Clock(device)
+    clock = PhaseTimer(device)
     for _ in range(40):
         torch.mm(matrix, matrix)
     clock.mark("forward")

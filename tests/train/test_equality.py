@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fledge.data import Batch, PackedData
+from fledge.data import Batch, PackedDataset
 from fledge.model.attention import BACKENDS
 from fledge.model.decoder import Decoder
-from fledge.objective import LanguageObjective
+from fledge.objective import CausalLMObjective
 from fledge.recipe.schema import OptimizerConfig
 from fledge.tokenizer import train_tokenizer
 from fledge.train.compiling import compile_blocks, compiled_kernel
-from fledge.train.feed import Feed
-from fledge.train.length import Extent
+from fledge.train.feed import BatchLoader
+from fledge.train.length import TrainingHorizon
 from fledge.train.optimizer import build_optimizers
-from fledge.train.update import Updater
+from fledge.train.update import TrainStep
 from fledge.world import Sizes, build
 from tests.model.conftest import assert_same_gradients, gradients, make_config, make_decoder, one_thread
 from tests.objective.conftest import Sequence, pack, random_sequences
@@ -30,29 +30,29 @@ LENGTHS = [32, 9, 20, 33, 5, 17, 30, 28, 25, 31, 12, 39]
 KINDS: dict[str, dict[str, Any]] = {
     "dense": {"qk_norm": True},
     "a head of its own": {"tie_word_embeddings": False, "num_key_value_heads": 1},
-    "mixture": {"qk_norm": True, "moe": {"experts": 4, "top_k": 2}},
-    "mixture with a shared network": {"moe": {"experts": 3, "top_k": 2, "shared_experts": 1}},
+    "mixture": {"qk_norm": True, "moe": {"num_experts": 4, "num_experts_per_tok": 2}},
+    "mixture with a shared network": {"moe": {"num_experts": 3, "num_experts_per_tok": 2, "num_shared_experts": 1}},
 }
 EACH_KIND = pytest.mark.parametrize("kind", KINDS)
 Made = tuple[float, dict[str, Tensor]]
 
 
-def _data() -> PackedData:
+def _data() -> PackedDataset:
     return pack(random_sequences(LENGTHS), row_length=40)
 
 
 def _model(kind: str, backend: str = "written_out", every: int = 0, **more: Any) -> Decoder:
     model = make_decoder(num_hidden_layers=3, **{**KINDS[kind], **more}).train()
-    model.use_attention(backend)
-    model.recompute_every = every
+    model.set_attention_backend(backend)
+    model.activation_checkpoint_every = every
     return model
 
 
 def _learn(model: Decoder, batch: Batch, kernel: Any = None) -> Made:
     """Mean loss of a batch, and its gradients with what the routing of a mixture adds."""
     torch.manual_seed(11)
-    outcome = LanguageObjective(0.0, kernel)(model, batch)
-    trained = outcome.loss if outcome.auxiliary is None else outcome.loss + outcome.auxiliary
+    outcome = CausalLMObjective(0.0, kernel)(model, batch)
+    trained = outcome.loss if outcome.aux_loss is None else outcome.loss + outcome.aux_loss
     (trained / batch.weight).backward()
     return float(outcome.loss.detach()) / batch.weight, gradients(model)
 
@@ -65,9 +65,9 @@ def _assert_equal(got: Made, expected: Made, bound: float = 1e-5) -> None:
 @EACH_KIND
 def test_the_fused_head_gives_the_loss_and_the_gradients_of_the_plain_one(kind: str) -> None:
     model, batch = _model(kind), _data().batch(0, 8)
-    hidden, routing = model.states(batch.tokens, batch.positions, batch.documents)
+    hidden, routing = model.forward_with_router_stats(batch.input_ids, batch.position_ids, batch.documents)
     each = F.cross_entropy(model.logits(hidden).flatten(0, 1), batch.targets.flatten(), reduction="none")
-    loss = (each * batch.weights.flatten()).sum() / batch.weight
+    loss = (each * batch.loss_weights.flatten()).sum() / batch.weight
     penalty = routing.penalty(model.config.moe) if routing is not None and model.config.moe is not None else 0.0
     (loss + penalty).backward()
     plain = float(loss.detach()), gradients(model)
@@ -102,14 +102,14 @@ def test_packed_documents_learn_as_each_document_alone(kind: str, backend: str, 
     """Without the mixture's penalties, which are of a whole batch."""
     model, sequences = _model(kind, backend, every), random_sequences(LENGTHS)
     batch = _data().batch(0, 8)
-    (LanguageObjective()(model, batch).loss / batch.weight).backward()
+    (CausalLMObjective()(model, batch).loss / batch.weight).backward()
     packed, total = gradients(model), 0.0
     for one in sequences:
         each = F.cross_entropy(model.logits(model(one.tokens[None, :-1]))[0], one.tokens[1:], reduction="none")
         loss = (each * one.weights[1:]).sum() / batch.weight
         loss.backward()
         total += float(loss.detach())
-    assert total == pytest.approx(float(LanguageObjective()(model, batch).loss.detach()) / batch.weight, abs=1e-5)
+    assert total == pytest.approx(float(CausalLMObjective()(model, batch).loss.detach()) / batch.weight, abs=1e-5)
     assert_same_gradients(packed, gradients(model), atol=1e-5, rtol=1e-5)
 
 
@@ -134,14 +134,14 @@ def test_a_compiled_mixture_and_head_learn_as_the_plain_ones() -> None:
     batch = _data().batch(0, 8)
     plain, model = _learn(_model("mixture", "blocked"), batch), _model("mixture", "blocked")
     compile_blocks(model)
-    for model.recompute_every in (0, 2):
+    for model.activation_checkpoint_every in (0, 2):
         _assert_equal(_learn(model, batch, compiled_kernel()), plain)
 
 
 # -- the curve of a whole run ------------------------------------------------------------------------------------------
 
 
-def _world_text(folder: Path) -> PackedData:
+def _world_text(folder: Path) -> PackedDataset:
     """The generated world's pretraining text in rows of 32."""
     import json
 
@@ -152,15 +152,17 @@ def _world_text(folder: Path) -> PackedData:
     return pack([Sequence(tokens, torch.ones(len(tokens))) for tokens in encoded], row_length=32)
 
 
-def _final_loss(data: PackedData, seed: int, change: Callable[[Decoder], Any] = lambda model: None, micro: int = 8) -> float:
+def _final_loss(data: PackedDataset, seed: int, change: Callable[[Decoder], Any] = lambda model: None, micro: int = 8) -> float:
     """Mean loss of the last 40 of 200 steps. `change` makes the engine another one; it may return a head's kernel."""
     model = Decoder(make_config(initializer_range=0.02), 400)
     model.initialise(seed)
-    model.use_attention("blocked")
+    model.set_attention_backend("blocked")
     kernel = change(model)
-    optimizers = build_optimizers(model.train(), OptimizerConfig(lr=3e-3))
-    updater = Updater(model, LanguageObjective(0.0, kernel), optimizers, 1.0, seed)
-    feed = Feed(data, Extent(200, 1600, micro, 8 // micro, 8 // micro), micro, lambda batch: batch.weight, torch.device("cpu"))
+    optimizers = build_optimizers(model.train(), OptimizerConfig(learning_rate=3e-3))
+    updater = TrainStep(model, CausalLMObjective(0.0, kernel), optimizers, 1.0, seed)
+    feed = BatchLoader(
+        data, TrainingHorizon(200, 1600, micro, 8 // micro, 8 // micro), micro, lambda batch: batch.weight, torch.device("cpu")
+    )
     try:
         losses = [float(updater(feed.window(step)[0], 3e-3 * min(1, (step + 1) / 20)).loss) for step in range(200)]
     finally:
@@ -174,8 +176,8 @@ def _bf16(model: Decoder) -> None:
 
 
 def _small(model: Decoder) -> None:
-    model.recompute_every = 1
-    model.use_attention("sdpa")
+    model.activation_checkpoint_every = 1
+    model.set_attention_backend("sdpa")
 
 
 def _compiled(model: Decoder) -> Any:

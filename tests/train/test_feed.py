@@ -12,20 +12,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledge.data import Batch, PackedData, Skipped
-from fledge.data.mixing import Mixture, Quota
-from fledge.train.feed import Feed, Window
-from fledge.train.length import Extent
+from fledge.data import Batch, PackedDataset, Skipped
+from fledge.data.mixing import Mixture, SourceQuota
+from fledge.train.feed import BatchLoader, StepBatch
+from fledge.train.length import TrainingHorizon
 from tests.objective.conftest import Sequence, pack, random_sequences
 
 CPU = torch.device("cpu")
 LENGTHS = [32, 9, 20, 33, 5, 17, 30, 28, 25, 31, 12, 39]
-EXTENT = Extent(steps=6, rows=22, micro=2, accumulation=2, start=2)  # eight rows an epoch; the last window is half full
-WARMING = Extent(steps=6, rows=34, micro=2, accumulation=4, start=1, over=4)
-TENSORS = ("tokens", "targets", "weights", "positions", "documents", "sequences")
+EXTENT = TrainingHorizon(
+    steps=6, rows=22, micro=2, accumulation=2, start=2
+)  # eight rows an epoch; the last window is half full
+WARMING = TrainingHorizon(steps=6, rows=34, micro=2, accumulation=4, start=1, batch_warmup_steps=4)
+TENSORS = ("input_ids", "targets", "loss_weights", "position_ids", "documents", "sequence_ids")
 
 
-class Watched(PackedData):
+class Watched(PackedDataset):
     """Packed data that notes which thread asked for which rows, and may fail or take its time."""
 
     asked: list[tuple[str, int]]
@@ -40,7 +42,7 @@ class Watched(PackedData):
         return super().batch(first, count, stop, skipped)
 
 
-def _data() -> PackedData:
+def _data() -> PackedDataset:
     return pack(random_sequences(LENGTHS), row_length=40)
 
 
@@ -56,10 +58,10 @@ def _watched(**changes: Any) -> Watched:
 @pytest.fixture
 def feeds() -> Iterator[Any]:
     """Makes feeds, and closes them."""
-    made: list[Feed] = []
+    made: list[BatchLoader] = []
 
-    def make(data: PackedData, extent: Extent = EXTENT, micro: int | None = None) -> Feed:
-        made.append(Feed(data, extent, micro or extent.micro, lambda batch: batch.weight, CPU))
+    def make(data: PackedDataset, extent: TrainingHorizon = EXTENT, micro: int | None = None) -> BatchLoader:
+        made.append(BatchLoader(data, extent, micro or extent.micro, lambda batch: batch.weight, CPU))
         return made[-1]
 
     yield make
@@ -67,30 +69,30 @@ def feeds() -> Iterator[Any]:
         feed.close()
 
 
-def _here(data: PackedData, extent: Extent, step: int, micro: int) -> Window:
+def _here(data: PackedDataset, extent: TrainingHorizon, step: int, micro: int) -> StepBatch:
     """The window by its definition, on the spot: rows of the stream from the sum of the windows before."""
     first = sum(extent.micro * extent.window_at(number) for number in range(step))
     stop = min(extent.rows, first + extent.micro * extent.window_at(step))
     every = [data.batch(place, micro, stop) for place in range(first, stop, micro)]
-    some = tuple(batch for batch in every if int((batch.weights > 0).sum()))
-    tokens, supervised = (sum(int((getattr(b, name) > 0).sum()) for b in every) for name in ("documents", "weights"))
-    weight = sum(float(batch.weights.double().sum()) for batch in some)
+    some = tuple(batch for batch in every if int((batch.loss_weights > 0).sum()))
+    tokens, supervised = (sum(int((getattr(b, name) > 0).sum()) for b in every) for name in ("documents", "loss_weights"))
+    weight = sum(float(batch.loss_weights.double().sum()) for batch in some)
     sources = tuple(int(n) for n in np.sum([batch.by_source for batch in every], axis=0))
     rows = (first, stop)
-    return Window(step, rows, rows, some, len(every), None, weight, tokens, supervised, sources, data.epochs_at(stop))
+    return StepBatch(step, rows, rows, some, len(every), None, weight, tokens, supervised, sources, data.epochs_at(stop))
 
 
-def _assert_same(got: Window, expected: Window) -> None:
+def _assert_same(got: StepBatch, expected: StepBatch) -> None:
     assert replace(got, batches=()) == replace(expected, batches=())
     assert len(got.batches) == len(expected.batches)
     for one, two in zip(got.batches, expected.batches, strict=True):
         assert all(torch.equal(getattr(one, name), getattr(two, name)) for name in TENSORS)
-        assert (one.count, one.examples, one.by_source) == (two.count, two.examples, two.by_source)
+        assert (one.num_sequences, one.examples, one.by_source) == (two.num_sequences, two.examples, two.by_source)
 
 
 @pytest.mark.parametrize("extent", [EXTENT, WARMING], ids=["even", "batch warm-up"])
 @pytest.mark.parametrize("order", [range(6), (3, 0, 5, 4, 4, 1, 2)], ids=["in order", "any order"])
-def test_every_window_is_the_one_made_on_the_spot(extent: Extent, order: Any, feeds: Any) -> None:
+def test_every_window_is_the_one_made_on_the_spot(extent: TrainingHorizon, order: Any, feeds: Any) -> None:
     feed, data = feeds(_data(), extent), _data()
     for step in order:
         _assert_same(feed.window(step)[0], _here(data, extent, step, extent.micro))
@@ -99,7 +101,7 @@ def test_every_window_is_the_one_made_on_the_spot(extent: Extent, order: Any, fe
 @given(order=st.lists(st.integers(0, 5), min_size=1, max_size=8), micros=st.lists(st.sampled_from([1, 2, 4]), min_size=8))
 def test_no_order_of_steps_and_no_change_of_the_micro_batch_changes_a_window(order: list[int], micros: list[int]) -> None:
     data = _data()
-    feed = Feed(data, WARMING, 2, lambda batch: batch.weight, CPU)
+    feed = BatchLoader(data, WARMING, 2, lambda batch: batch.weight, CPU)
     try:
         for step, micro in zip(order, micros, strict=False):
             feed.micro = micro
@@ -114,10 +116,10 @@ def test_a_halved_micro_batch_reads_the_same_rows_in_the_same_order(feeds: Any) 
     halved.micro = 1  # after the next window was begun
     for step in range(EXTENT.steps):
         one, two = whole.window(step)[0], halved.window(step)[0]
-        assert replace(one, batches=(), rounds=0, weight=0) == replace(two, batches=(), rounds=0, weight=0)
+        assert replace(one, batches=(), num_micro_steps=0, weight=0) == replace(two, batches=(), num_micro_steps=0, weight=0)
         assert one.weight == pytest.approx(two.weight)
-        assert all(len(batch.tokens) == 1 for batch in two.batches)
-        for name in ("tokens", "targets", "weights", "documents"):
+        assert all(len(batch.input_ids) == 1 for batch in two.batches)
+        for name in ("input_ids", "targets", "loss_weights", "documents"):
             rows = [torch.cat([getattr(batch, name) for batch in window.batches]) for window in (one, two)]
             assert torch.equal(*rows)
 
@@ -155,7 +157,7 @@ def test_an_error_in_the_thread_reaches_the_caller_when_the_window_is_due(feeds:
 def test_closing_leaves_no_thread_and_waits_for_no_more_than_one_window() -> None:
     before = threading.active_count()
     data = _watched(seconds=0.05)
-    feed = Feed(data, EXTENT, 2, lambda batch: batch.weight, CPU)
+    feed = BatchLoader(data, EXTENT, 2, lambda batch: batch.weight, CPU)
     feed.window(0)
     assert threading.active_count() == before + 1
     feed.close()
@@ -176,11 +178,11 @@ def test_micro_batches_that_teach_nothing_are_left_out_and_their_tokens_counted(
     sequences = [Sequence(s.tokens, s.weights if number % 2 else 0 * s.weights) for number, s in
                  enumerate(random_sequences([40] * 8))]  # fmt: skip
     data = pack(sequences, row_length=40)
-    extent = Extent(steps=1, rows=8, micro=1, accumulation=8, start=8)
+    extent = TrainingHorizon(steps=1, rows=8, micro=1, accumulation=8, start=8)
     window, _ = feeds(data, extent).window(0)
-    assert len(window.batches) == 4 and all(batch.supervised for batch in window.batches)
+    assert len(window.batches) == 4 and all(batch.num_target_tokens for batch in window.batches)
     assert window.tokens == 8 * 39
-    assert window.supervised == sum(batch.supervised for batch in window.batches) > 0
+    assert window.supervised == sum(batch.num_target_tokens for batch in window.batches) > 0
 
 
 def test_a_mixture_counts_its_sources_and_goes_on_into_epochs_of_other_examples(feeds: Any) -> None:
@@ -188,12 +190,12 @@ def test_a_mixture_counts_its_sources_and_goes_on_into_epochs_of_other_examples(
     source = np.repeat([0, 1], 6)
     examples = replace(plain.examples, source=source.astype(np.int16))
     tokens = np.full(12, 30)
-    mixture = Mixture(source, tokens, (Quota("many"), Quota("few", max_rows=2)), seed=5)
+    mixture = Mixture(source, tokens, (SourceQuota("many"), SourceQuota("few", max_rows=2)), seed=5)
 
-    def data() -> PackedData:
-        return PackedData(examples, 40, 0, 1, False, mixture, ("many", "few"))
+    def data() -> PackedDataset:
+        return PackedDataset(examples, 40, 0, 1, False, mixture, ("many", "few"))
 
-    extent = Extent(steps=6, rows=24, micro=2, accumulation=2, start=2)  # three epochs of eight rows
+    extent = TrainingHorizon(steps=6, rows=24, micro=2, accumulation=2, start=2)  # three epochs of eight rows
     feed = feeds(data(), extent)
     windows = [feed.window(step)[0] for step in range(6)]
     for window in windows:

@@ -11,14 +11,22 @@ import torch
 from fledge.data import Batch
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
-from fledge.objective import LanguageObjective, PreferenceObjective
-from fledge.recipe.schema import MachineConfig
+from fledge.objective import CausalLMObjective, DPOObjective
+from fledge.recipe.schema import RuntimeConfig
 from fledge.train import choosing, precision
 from fledge.train.choosing import fastest, too_busy
-from fledge.train.compiling import compiled_afresh_if_damaged, keep_compiled_code, model_code, only_first_layer
-from fledge.train.decision import Decision, use_float32
-from fledge.train.machine import decide
-from fledge.train.probe import Work, few_rows, least_seconds, matmul_peak, physical_cores, product_sizes, time_attention
+from fledge.train.compiling import compile_with_cache_retry, model_code, only_first_layer, use_compile_cache
+from fledge.train.decision import ComputeConfig, use_float32
+from fledge.train.machine import autotune
+from fledge.train.probe import (
+    ProbeWorkload,
+    benchmark,
+    matmul_peak,
+    physical_cores,
+    product_sizes,
+    time_attention,
+    truncate_batch,
+)
 from tests.model.conftest import make_decoder, one_thread
 from tests.objective.conftest import pack, pack_pairs, random_pairs, random_sequences
 
@@ -35,13 +43,13 @@ def _batch(rows: int = 3, length: int = 48) -> Batch:
     return pack(random_sequences([20] * 40), length).batch(0, rows)
 
 
-def _language(kernel: Any) -> LanguageObjective:
-    return LanguageObjective(0.0, kernel)
+def _language(kernel: Any) -> CausalLMObjective:
+    return CausalLMObjective(0.0, kernel)
 
 
-def _decide(steps: int = 1, said: list[str] | None = None, model: Decoder | None = None, **config: Any) -> Decision:
+def _decide(steps: int = 1, said: list[str] | None = None, model: Decoder | None = None, **config: Any) -> ComputeConfig:
     say = (lambda text: None) if said is None else said.append
-    return decide(MachineConfig(threads=1, **config), model or make_decoder(), _batch(), _language, steps, say)
+    return autotune(RuntimeConfig(threads=1, **config), model or make_decoder(), _batch(), _language, steps, say)
 
 
 # -- rules --------------------------------------------------------------------------------------------------------------
@@ -65,18 +73,18 @@ def test_a_gpu_computes_in_what_it_has_units_for(capability: tuple[int, int], ex
 
 
 def test_bf16_is_refused_where_there_are_no_units_for_it_and_never_replaced() -> None:
-    with pytest.raises(FledgeError, match=r"machine\.precision: .*no bf16 units.*7\.5(.|\n)*fp16"):
-        precision.refuse(MachineConfig(precision="bf16"), "cuda", (7, 5))
-    precision.refuse(MachineConfig(precision="bf16"), "cuda", (8, 0))
-    precision.refuse(MachineConfig(precision="bf16"), "cpu", None)
-    precision.refuse(MachineConfig(precision="fp16"), "cuda", (7, 5))
+    with pytest.raises(FledgeError, match=r"runtime\.precision: .*no bf16 units.*7\.5(.|\n)*fp16"):
+        precision.refuse(RuntimeConfig(precision="bf16"), "cuda", (7, 5))
+    precision.refuse(RuntimeConfig(precision="bf16"), "cuda", (8, 0))
+    precision.refuse(RuntimeConfig(precision="bf16"), "cpu", None)
+    precision.refuse(RuntimeConfig(precision="fp16"), "cuda", (7, 5))
 
 
 def test_tf32_is_refused_where_it_does_not_exist() -> None:
     for device, capability in (("cpu", None), ("cuda", (7, 5))):
         with pytest.raises(FledgeError, match="tf32"):
-            precision.refuse(MachineConfig(precision="tf32"), device, capability)
-    precision.refuse(MachineConfig(precision="tf32"), "cuda", (8, 0))
+            precision.refuse(RuntimeConfig(precision="tf32"), device, capability)
+    precision.refuse(RuntimeConfig(precision="tf32"), "cuda", (8, 0))
 
 
 @pytest.mark.parametrize(
@@ -91,14 +99,14 @@ def test_tf32_is_refused_where_it_does_not_exist() -> None:
 )
 def test_an_attention_that_cannot_train_so_is_refused(config: dict, device: str, capability: Any, words: str) -> None:
     with pytest.raises(FledgeError, match=words) as caught:
-        precision.refuse(MachineConfig(**config), device, capability)
-    assert caught.value.where == "machine.attention" and caught.value.hint
+        precision.refuse(RuntimeConfig(**config), device, capability)
+    assert caught.value.where == "runtime.attention" and caught.value.hint
 
 
 def test_an_attention_that_can_train_so_is_not_refused() -> None:
     for config in ({"attention": "varlen"}, {"attention": "flex"}, {"attention": "varlen", "precision": "fp16"}):
-        precision.refuse(MachineConfig.model_validate(config), "cuda", (8, 0))
-    precision.refuse(MachineConfig(attention="varlen"), "cuda", (7, 5))
+        precision.refuse(RuntimeConfig.model_validate(config), "cuda", (8, 0))
+    precision.refuse(RuntimeConfig(attention="varlen"), "cuda", (7, 5))
 
 
 def test_bf16_must_be_clearly_faster_or_have_much_faster_products_where_code_is_compiled() -> None:
@@ -142,22 +150,22 @@ def test_physical_cores_are_counted_once_however_many_threads_share_them(tmp_pat
 
 def test_few_rows_are_the_first_rows_with_their_own_sequences() -> None:
     batch = _batch(4)
-    part = few_rows(batch, 100)
-    assert part.tokens.shape == (2, 48) and torch.equal(part.tokens, batch.tokens[:2])
-    inside = part.sequences[part.documents > 0]
-    assert int(inside.max()) == part.count - 1 and (part.sequences[part.documents == 0] == part.count).all()
-    assert few_rows(batch, 10_000) is batch and few_rows(batch, 1).tokens.shape[0] == 1
+    part = truncate_batch(batch, 100)
+    assert part.input_ids.shape == (2, 48) and torch.equal(part.input_ids, batch.input_ids[:2])
+    inside = part.sequence_ids[part.documents > 0]
+    assert int(inside.max()) == part.num_sequences - 1 and (part.sequence_ids[part.documents == 0] == part.num_sequences).all()
+    assert truncate_batch(batch, 10_000) is batch and truncate_batch(batch, 1).input_ids.shape[0] == 1
 
 
 def test_few_rows_of_pairs_give_the_loss_of_these_pairs() -> None:
     data = pack_pairs(random_pairs(12))
     batch, model = data.batch(0, len(data)), make_decoder()
-    part = few_rows(batch, 2 * 48)
-    objective = PreferenceObjective(0.1, 0.0, 0.0, torch.zeros(12, 2))
+    part = truncate_batch(batch, 2 * 48)
+    objective = DPOObjective(0.1, 0.0, 0.0, torch.zeros(12, 2))
     alone = objective(model, part)
-    assert part.count == 2 * len(part.examples) < batch.count
-    blanked = replace(batch, weights=batch.weights.clone())
-    blanked.weights[2:] = 0
+    assert part.num_sequences == 2 * len(part.examples) < batch.num_sequences
+    blanked = replace(batch, loss_weights=batch.loss_weights.clone())
+    blanked.loss_weights[2:] = 0
     for name in ("logps/chosen", "logps/rejected"):
         torch.testing.assert_close(alone.metrics[name], objective(model, blanked).metrics[name])
 
@@ -168,7 +176,7 @@ def test_one_layer_stands_for_all_and_all_are_back_afterwards() -> None:
         assert len(model.layers) == 1
         raise RuntimeError
     assert len(model.layers) == layers
-    work = Work(model, _batch(), _language, "cpu")
+    work = ProbeWorkload(model, _batch(), _language, "cpu")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     work.step(torch.float32, "blocked")()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -179,10 +187,10 @@ def test_one_layer_stands_for_all_and_all_are_back_afterwards() -> None:
 def test_calls_are_timed_in_turns_after_one_to_warm_up_and_within_a_budget() -> None:
     calls: list[str] = []
     runs = {name: lambda name=name: calls.append(name) for name in ("a", "b")}
-    least = least_seconds(runs, "cpu", repeats=2)
+    least = benchmark(runs, "cpu", repeats=2)
     assert calls == ["a", "b"] * 3 and all(0 <= value < 1 for value in least.values())
     calls.clear()
-    least_seconds(runs, "cpu", repeats=50, budget=0.0)
+    benchmark(runs, "cpu", repeats=50, budget=0.0)
     assert calls == ["a", "b"] * 2  # once to warm up, once in earnest
 
 
@@ -203,7 +211,7 @@ def test_attention_that_fails_or_gives_other_numbers_is_ruled_out_with_the_reaso
 
     monkeypatch.setitem(BACKENDS, "wrong", wrong)
     monkeypatch.setitem(BACKENDS, "broken", broken)
-    work = Work(make_decoder(), _batch(), _language, "cpu")
+    work = ProbeWorkload(make_decoder(), _batch(), _language, "cpu")
     found = time_attention(work, torch.float32, ["broken", "blocked", "sdpa", "wrong"], compiling=False)
     assert found["broken"] == "failed: no kernel here" and found["wrong"] == "gave other numbers than blocked"
     assert all(isinstance(found[name], float) for name in ("blocked", "sdpa"))
@@ -218,38 +226,38 @@ def test_a_short_stage_is_decided_without_compiling_and_says_why() -> None:
     model = make_decoder()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     decision = _decide(model=model)
-    assert not decision.compile and "too short" in str(decision.evidence["compile_reason"])
+    assert not decision.compile and "too short" in str(decision.measurements["compile_reason"])
     assert decision.precision in ("fp32", "bf16") and decision.attention in ("blocked", "sdpa")
     assert decision.matmul_peak and decision.matmul_peak > 1e6
     for name in ("fp32_seconds", "bf16_seconds", "attention_blocked_plain", "attention_sdpa_plain"):
-        assert 0 < float(decision.evidence[name]) < 60
+        assert 0 < float(decision.measurements[name]) < 60
     assert model.attention == decision.attention
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert Decision.from_dict(decision.as_dict()) == decision
+    assert ComputeConfig.from_dict(decision.as_dict()) == decision
 
 
 def test_the_second_decision_measures_nothing_and_is_the_same() -> None:
     first, said = _decide(), list[str]()
     second = _decide(said=said)
     assert any("as measured before on this machine" in line for line in said)
-    evidence = [{k: v for k, v in d.evidence.items() if k not in ("measured", "load")} for d in (first, second)]
-    assert evidence[0] == evidence[1] and replace(first, evidence={}) == replace(second, evidence={})
-    assert first.evidence["measured"] == "in this run" and "before" in str(second.evidence["measured"])
-    again = _decide(probe="again")
-    assert again.evidence["measured"] == "in this run"
+    evidence = [{k: v for k, v in d.measurements.items() if k not in ("measured", "load")} for d in (first, second)]
+    assert evidence[0] == evidence[1] and replace(first, measurements={}) == replace(second, measurements={})
+    assert first.measurements["measured"] == "in this run" and "before" in str(second.measurements["measured"])
+    again = _decide(autotune="refresh")
+    assert again.measurements["measured"] == "in this run"
 
 
 def test_what_a_busy_machine_measured_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (999.0, 0.0, 0.0))
     said: list[str] = []
-    assert _decide(said=said).evidence["load"] == 999.0 and any("not kept" in line for line in said)
-    assert _decide().evidence["measured"] == "in this run"
+    assert _decide(said=said).measurements["load"] == 999.0 and any("not kept" in line for line in said)
+    assert _decide().measurements["measured"] == "in this run"
 
 
 def test_what_the_recipe_says_is_done() -> None:
     decision = _decide(precision="fp32", attention="sdpa", compile=False)
     assert (decision.precision, decision.attention, decision.compile) == ("fp32", "sdpa", False)
-    assert {decision.evidence[f"{name}_reason"] for name in ("precision", "attention", "compile", "threads")} == {
+    assert {decision.measurements[f"{name}_reason"] for name in ("precision", "attention", "compile", "threads")} == {
         choosing.THE_RECIPE
     }
 
@@ -263,7 +271,7 @@ def test_fp16_on_a_cpu_is_done_with_a_warning() -> None:
 
 
 def test_a_compiler_that_fails_is_said_and_done_without_unless_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choosing, "PAYS_FROM", 0.0)
+    monkeypatch.setattr(choosing, "MIN_SECONDS_TO_COMPILE", 0.0)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path(os.environ["FLEDGE_CACHE"]) / "inductor" / model_code()))
 
     def broken(*anything: Any, **named: Any) -> Any:
@@ -280,14 +288,14 @@ def test_a_compiler_that_fails_is_said_and_done_without_unless_it_was_asked_for(
 
 def test_compiled_code_is_kept_with_the_other_measurements_unless_the_user_chose(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    assert keep_compiled_code() == str(Path(os.environ["FLEDGE_CACHE"]) / "inductor" / model_code())
+    assert use_compile_cache() == str(Path(os.environ["FLEDGE_CACHE"]) / "inductor" / model_code())
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
-    assert keep_compiled_code() == "/elsewhere"
+    assert use_compile_cache() == "/elsewhere"
 
 
 def test_compiled_code_that_a_kill_left_half_written_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    half = Path(keep_compiled_code()) / "half.so"
+    half = Path(use_compile_cache()) / "half.so"
     half.parent.mkdir(parents=True)
     half.write_bytes(b"\x7fELF")
     said: list[str] = []
@@ -296,7 +304,7 @@ def test_compiled_code_that_a_kill_left_half_written_is_made_again(monkeypatch: 
         if half.exists():
             raise ImportError("file too short")
 
-    compiled_afresh_if_damaged(step, said.append)
+    compile_with_cache_retry(step, said.append)
     assert not half.exists() and "made again" in said[0]
 
 
@@ -308,7 +316,7 @@ def test_compiled_code_in_a_folder_of_the_user_is_left_alone(tmp_path: Path, mon
         raise ImportError("file too short")
 
     with pytest.raises(ImportError):
-        compiled_afresh_if_damaged(step)
+        compile_with_cache_retry(step)
     assert (tmp_path / "half.so").exists()
 
 

@@ -13,7 +13,7 @@ from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
 from fledge.recipe.schema import OptimizerConfig
 from fledge.train.eight_bit import BLOCK, AdamW8bit, dequantise, dynamic_code, quantise
-from fledge.train.muon import Muon, orthogonal_dtype, orthogonalise
+from fledge.train.muon import Muon, newton_schulz, orthogonal_dtype
 from fledge.train.optimizer import build_optimizers, optimizer_tensors, restore_optimizers
 from tests.train.small import model
 
@@ -68,7 +68,7 @@ def test_each_parameter_has_one_owner_and_only_matrices_decay(name: str) -> None
 
 
 def test_everything_decays_where_asked() -> None:
-    groups = build_optimizers(model(), config("muon", weight_decay=0.3, decay="everything"))
+    groups = build_optimizers(model(), config("muon", weight_decay=0.3, weight_decay_on="everything"))
     assert {group["weight_decay"] for optimizer in groups for group in optimizer.param_groups} == {0.3}
 
 
@@ -93,8 +93,8 @@ def test_stacked_experts_are_muons_routers_and_frozen_tensors_are_not() -> None:
 
 
 def test_settings_that_are_not_derived_yet_are_refused() -> None:
-    with pytest.raises(ValueError, match="lr, weight_decay: not derived yet"):
-        build_optimizers(model(), config("adamw", lr="auto", weight_decay="auto"))
+    with pytest.raises(ValueError, match="learning_rate, weight_decay: not derived yet"):
+        build_optimizers(model(), config("adamw", learning_rate="auto", weight_decay="auto"))
 
 
 # -- state ----------------------------------------------------------------------------------------------------------
@@ -103,13 +103,13 @@ def test_settings_that_are_not_derived_yet_are_refused() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_restored_optimizer_goes_on_bit_for_bit(name: str) -> None:
     whole = model()
-    optimizers = build_optimizers(whole, config(name, lr=0.01))
+    optimizers = build_optimizers(whole, config(name, learning_rate=0.01))
     for seed in range(3):
         step(whole, optimizers, seed)
     resumed = model()
     resumed.load_state_dict(whole.state_dict())
     saved = load(save({key: tensor.contiguous() for key, tensor in optimizer_tensors(whole, optimizers).items()}))
-    again = build_optimizers(resumed, config(name, lr=0.01))
+    again = build_optimizers(resumed, config(name, learning_rate=0.01))
     restore_optimizers(resumed, again, saved)
     step(whole, optimizers, 9)
     step(resumed, again, 9)
@@ -129,7 +129,7 @@ def test_a_state_of_another_model_is_refused() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_skipped_step_changes_no_bit(name: str) -> None:
     decoder = model()
-    optimizers = build_optimizers(decoder, config(name, lr=0.01))
+    optimizers = build_optimizers(decoder, config(name, learning_rate=0.01))
     for seed in range(2):
         step(decoder, optimizers, seed)
     weights = {key: tensor.clone() for key, tensor in decoder.state_dict().items()}
@@ -149,7 +149,10 @@ def test_a_skipped_step_changes_no_bit(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_that_could_be_skipped_and_is_not_is_an_ordinary_one(name: str) -> None:
     plain, guarded = model(), model()
-    ours, theirs = build_optimizers(plain, config(name, lr=0.01)), build_optimizers(guarded, config(name, lr=0.01))
+    ours, theirs = (
+        build_optimizers(plain, config(name, learning_rate=0.01)),
+        build_optimizers(guarded, config(name, learning_rate=0.01)),
+    )
     for optimizer in theirs:
         optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]
     for seed in range(3):
@@ -193,11 +196,11 @@ def test_an_update_is_orthogonal_and_of_the_size_of_adamws() -> None:
 @pytest.mark.parametrize("shape", [(16, 24), (24, 16)])
 def test_a_stack_is_made_orthogonal_as_its_slices_are(shape: tuple[int, int], dtype: torch.dtype) -> None:
     stack = random(5, *shape).to(dtype)
-    together = orthogonalise(stack)
-    apart = torch.stack([orthogonalise(matrix[None])[0] for matrix in stack])
+    together = newton_schulz(stack)
+    apart = torch.stack([newton_schulz(matrix[None])[0] for matrix in stack])
     bound = 1e-5 if dtype is torch.float32 else 0.05
     torch.testing.assert_close(together, apart, atol=bound, rtol=0)
-    torch.testing.assert_close(orthogonalise(stack.mT.contiguous()).mT, together, atol=bound, rtol=0)
+    torch.testing.assert_close(newton_schulz(stack.mT.contiguous()).mT, together, atol=bound, rtol=0)
 
 
 def test_an_expert_in_a_stack_is_trained_as_a_matrix_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +271,7 @@ def test_a_model_trained_in_eight_bits_learns_as_one_in_thirty_two() -> None:
     curves = {}
     for name in ("adamw", "adamw8bit"):
         decoder = model()
-        optimizers = build_optimizers(decoder, config(name, lr=0.01))
+        optimizers = build_optimizers(decoder, config(name, learning_rate=0.01))
         curves[name] = []
         for number in range(60):
             step(decoder, optimizers, number % 4)
@@ -282,7 +285,10 @@ def test_a_model_trained_in_eight_bits_learns_as_one_in_thirty_two() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_on_cuda_is_that_of_the_cpu(name: str) -> None:
     here, there = model(), model().cuda()
-    ours, theirs = build_optimizers(here, config(name, lr=0.01)), build_optimizers(there, config(name, lr=0.01))
+    ours, theirs = (
+        build_optimizers(here, config(name, learning_rate=0.01)),
+        build_optimizers(there, config(name, learning_rate=0.01)),
+    )
     loss(here, 0).backward()
     for one, two in zip(here.parameters(), there.parameters(), strict=True):
         assert one.grad is not None

@@ -10,20 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from fledge.data import PackedData
+from fledge.data import PackedDataset
 from fledge.errors import FledgeError
-from fledge.model.directory import save_model
-from fledge.objective import LanguageObjective, PreferenceObjective
+from fledge.model.directory import save_pretrained
+from fledge.objective import CausalLMObjective, DPOObjective
 from fledge.recipe.schema import PretrainStage
 from fledge.train.averaging import COUNT, PREFIX
-from fledge.train.checkpoint import TrainState, newest_checkpoint, save_checkpoint, saved_tensors, verify
-from fledge.train.feed import Feed
-from fledge.train.learner import Learner
-from fledge.train.length import Extent
+from fledge.train.checkpoint import TrainState, latest_checkpoint, load_optimizer_state, save_checkpoint, verify
+from fledge.train.feed import BatchLoader
+from fledge.train.learner import TrainableModel
+from fledge.train.length import TrainingHorizon
 from fledge.train.muon import Muon
-from fledge.train.proof import EVERY, IN_A_ROW, Proof
-from fledge.train.ranks import Ranks
-from fledge.train.update import Updater
+from fledge.train.proof import CHECK_INTERVAL, MAX_IDENTICAL_STEPS, RankConsistencyCheck
+from fledge.train.ranks import DistributedContext
+from fledge.train.update import TrainStep
 from fledge.train.validation import validate
 from tests.model.conftest import make_decoder, one_thread
 from tests.objective.conftest import pack, pack_pairs, random_pairs, random_sequences
@@ -34,20 +34,23 @@ __all__ = ["one_thread"]
 CPU = torch.device("cpu")
 LENGTHS = [32, 9, 20, 33, 5, 17, 30, 28, 25, 31, 12, 39]
 STEPS, RATE = 8, 0.002
-MIXTURE = {"experts": 3, "top_k": 2, "balance": "bias", "z_weight": 0.0}
+MIXTURE = {"num_experts": 3, "num_experts_per_tok": 2, "load_balancing": "bias", "router_z_loss_coef": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "adamw": {"optimizer": "adamw"},
     "muon, head of its own": {"optimizer": "muon", "model": {"qk_norm": True, "tie_word_embeddings": False}},
     "mixture": {
         "optimizer": "muon",
-        "model": {"qk_norm": True, "moe": {"experts": 3, "top_k": 2, "balance": "bias", "z_weight": 0.0}},
+        "model": {
+            "qk_norm": True,
+            "moe": {"num_experts": 3, "num_experts_per_tok": 2, "load_balancing": "bias", "router_z_loss_coef": 0.0},
+        },
     },
     "computed again": {"optimizer": "adamw", "recompute": 1},
     "preferences": {"optimizer": "adamw", "pairs": True},
 }
 
 
-def _data(pairs: bool) -> PackedData:
+def _data(pairs: bool) -> PackedDataset:
     return pack_pairs(random_pairs(30)) if pairs else pack(random_sequences(LENGTHS * 3), row_length=40)
 
 
@@ -55,30 +58,30 @@ class Run:
     """A learner with its feed and its updater, among other ranks or alone. Windows of six rows: four ranks cannot share them
     evenly."""
 
-    def __init__(self, ranks: Ranks, divided: bool, optimizer: str, pairs: bool = False, **more: Any) -> None:
+    def __init__(self, ranks: DistributedContext, divided: bool, optimizer: str, pairs: bool = False, **more: Any) -> None:
         model = make_decoder(num_hidden_layers=3, **more.get("model", {})).train()
-        model.recompute_every = more.get("recompute", 0)
-        self.data, self.extent = _data(pairs), Extent(STEPS, 6 * STEPS - 5, 3, 2, 2)
-        objective = PreferenceObjective(0.1, 0.0, 0.3, torch.zeros(30, 2)) if pairs else LanguageObjective()
-        self.preference = objective if isinstance(objective, PreferenceObjective) else None
-        rates = {"name": optimizer, "lr": RATE, "betas": (0.9, 0.95), "weight_decay": 0.1}
-        values = {"kind": "pretrain", "data": {"train": "x"}, "optimizer": rates, "averaging": {"decay": 0.9, "start": 0.0}}
+        model.activation_checkpoint_every = more.get("recompute", 0)
+        self.data, self.extent = _data(pairs), TrainingHorizon(STEPS, 6 * STEPS - 5, 3, 2, 2)
+        objective = DPOObjective(0.1, 0.0, 0.3, torch.zeros(30, 2)) if pairs else CausalLMObjective()
+        self.preference = objective if isinstance(objective, DPOObjective) else None
+        rates = {"name": optimizer, "learning_rate": RATE, "betas": (0.9, 0.95), "weight_decay": 0.1}
+        values = {"kind": "pretrain", "data": {"train": "x"}, "optimizer": rates, "ema": {"decay": 0.9, "start_fraction": 0.0}}
         stage = PretrainStage.model_validate(values)
         self.ranks, self.model = ranks, model
-        self.learner = Learner(model, stage, STEPS, CPU, "fp32", ranks, divided)
+        self.learner = TrainableModel(model, stage, STEPS, CPU, "fp32", ranks, divided)
         for built in self.learner.optimizers:
             if isinstance(built, Muon):
                 built.dtype = torch.float32  # else bfloat16, whose rounding hides what is looked for
-        self.updater = Updater(model, objective, self.learner.optimizers, 1.0, 7, ranks=ranks)
-        self.feed = Feed(self.data, self.extent, 3, objective.weight, CPU, ranks)
-        self.proof, self.state = Proof(ranks, model), TrainState()
+        self.updater = TrainStep(model, objective, self.learner.optimizers, 1.0, 7, ranks=ranks)
+        self.feed = BatchLoader(self.data, self.extent, 3, objective.normalizer, CPU, ranks)
+        self.proof, self.state = RankConsistencyCheck(ranks, model), TrainState()
 
     def train(self, steps: int) -> list[list[float]]:
         """Loss, gradient norm, and how far the attention moved, of each step from where it is."""
         found = []
         for step in range(self.state.step, steps):
-            update = self.updater(self.feed.window(step)[0], RATE, watch=True)
-            self.learner.after_update(step)
+            update = self.updater(self.feed.window(step)[0], RATE, log_details=True)
+            self.learner.update_ema(step)
             self.state.step = step + 1
             self.proof.after(update.window, step + 1)
             found.append([float(update.loss), float(update.norm), float(update.groups["attention"])])
@@ -94,14 +97,14 @@ class Run:
         return {f"{kind} {name}": tensor for kind, weights in models.items() for name, tensor in weights.items()}
 
 
-def train_variants(ranks: Ranks, parallel: str, folder: str) -> dict[str, Any]:
+def train_variants(ranks: DistributedContext, parallel: str, folder: str) -> dict[str, Any]:
     """Every variant; the first rank leaves its weights in the folder."""
     found = {}
     for name, variant in VARIANTS.items():
         run = Run(ranks, parallel == "fsdp", **variant)
         found[name] = [run.train(STEPS), run.measured()]
         weights = run.weights()
-        if ranks.first:
+        if ranks.is_main_process:
             save_file(weights, Path(folder) / f"{name}.safetensors")
         run.feed.close()
     return found
@@ -116,7 +119,7 @@ def _assert_same_steps(found: list[list[float]], expected: list[list[float]]) ->
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     folder = tmp_path_factory.mktemp("alone")
-    return train_variants(Ranks(), "ddp", str(folder)), folder
+    return train_variants(DistributedContext(), "ddp", str(folder)), folder
 
 
 @pytest.mark.parametrize(("size", "parallel"), [(2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")])
@@ -135,14 +138,14 @@ def test_ranks_learn_what_one_process_learns(size: int, parallel: str, alone: An
             assert (tensor - shared[key]).abs().max() < 2e-4, (name, key)  # of steps of RATE: Adam divides by tiny numbers
 
 
-def exchange(ranks: Ranks) -> list[Any]:
+def exchange(ranks: DistributedContext) -> list[Any]:
     tensors = [torch.full((3, 2), float(ranks.rank)), torch.arange(4.0) * ranks.rank]
-    ranks.add_up(tensors)
+    ranks.all_reduce_(tensors)
     given = {"rank": ranks.rank, "text": "空" * (1 + ranks.rank), "infinite": None}
-    apart = ranks.apart()
+    apart = ranks.new_group()
     return [
-        ranks.total([1.0, ranks.rank]), ranks.largest([float(ranks.rank)]), ranks.gather(given), ranks.told(given),
-        [tensor.tolist() for tensor in tensors], apart.told([ranks.rank]),
+        ranks.all_reduce_sum([1.0, ranks.rank]), ranks.all_reduce_max([float(ranks.rank)]), ranks.all_gather_object(given), ranks.broadcast_object(given),
+        [tensor.tolist() for tensor in tensors], apart.broadcast_object([ranks.rank]),
     ]  # fmt: skip
 
 
@@ -155,13 +158,19 @@ def test_ranks_are_told_the_same() -> None:
 
 
 def test_one_process_needs_no_others() -> None:
-    ranks = Ranks()
-    assert ranks.alone and ranks.first and ranks.total([1.5]) == [1.5] and ranks.told("x") == "x" and ranks.gather(2) == [2]
+    ranks = DistributedContext()
+    assert (
+        ranks.alone
+        and ranks.is_main_process
+        and ranks.all_reduce_sum([1.5]) == [1.5]
+        and ranks.broadcast_object("x") == "x"
+        and ranks.all_gather_object(2) == [2]
+    )
 
 
 @given(st.integers(0, 10_000), st.integers(0, 300), st.integers(1, 33))
 def test_every_row_is_shared_once(first: int, count: int, size: int) -> None:
-    shares = [Ranks(rank, size).share(first, first + count) for rank in range(size)]
+    shares = [DistributedContext(rank, size).shard_range(first, first + count) for rank in range(size)]
     assert shares[0][0] == first and shares[-1][1] == first + count
     assert all(one[1] == two[0] for one, two in pairwise(shares))
     sizes = [stop - start for start, stop in shares]
@@ -170,21 +179,21 @@ def test_every_row_is_shared_once(first: int, count: int, size: int) -> None:
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12))
 def test_micro_batches_are_no_larger_than_asked_and_not_emptier_than_need_be(micro: int, accumulation: int, size: int) -> None:
-    extent = Extent(2, 2 * micro * accumulation, micro, accumulation, accumulation)
-    if extent.window < size:
+    extent = TrainingHorizon(2, 2 * micro * accumulation, micro, accumulation, accumulation)
+    if extent.global_batch_rows < size:
         with pytest.raises(FledgeError, match="cannot share"):
-            _feed(extent, micro, Ranks(0, size))
+            _feed(extent, micro, DistributedContext(0, size))
         return
-    made = _feed(extent, micro, Ranks(0, size)).micro
-    most = -(-extent.window // size)
+    made = _feed(extent, micro, DistributedContext(0, size)).micro
+    most = -(-extent.global_batch_rows // size)
     assert 1 <= made <= micro and made * -(-most // made) - most < -(-most // made)
 
 
-def _feed(extent: Extent, micro: int, ranks: Ranks) -> Feed:
-    return Feed(_data(False), extent, micro, lambda batch: batch.weight, CPU, ranks)
+def _feed(extent: TrainingHorizon, micro: int, ranks: DistributedContext) -> BatchLoader:
+    return BatchLoader(_data(False), extent, micro, lambda batch: batch.weight, CPU, ranks)
 
 
-def drift(ranks: Ranks, parallel: str) -> list[Any]:
+def drift(ranks: DistributedContext, parallel: str) -> list[Any]:
     """Rank 1's weights move by themselves after step 3."""
     run = Run(ranks, parallel == "fsdp", **VARIANTS["mixture"])
     run.train(3)
@@ -203,15 +212,15 @@ def drift(ranks: Ranks, parallel: str) -> list[Any]:
 def test_weights_that_drift_apart_are_noticed(parallel: str) -> None:
     """What is divided cannot drift: there is only one of it. What every rank has can, here the bias of a router."""
     for step, what in run_ranks(2, drift, parallel):
-        assert step is not None and 3 < step <= 3 + EVERY
+        assert step is not None and 3 < step <= 3 + CHECK_INTERVAL
         assert "process 1 does not hold the weights of process 0" in what and "bias" in what
 
 
-def same_rows(ranks: Ranks, how: str) -> list[Any]:
+def same_rows(ranks: DistributedContext, how: str) -> list[Any]:
     """Both ranks read the rows of the first one."""
     run = Run(ranks, False, "adamw")
     if how == "share":
-        run.feed.ranks.share = lambda first, stop: Ranks(0, 2).share(first, stop)  # type: ignore[method-assign]
+        run.feed.ranks.shard_range = lambda first, stop: DistributedContext(0, 2).shard_range(first, stop)  # type: ignore[method-assign]
     else:
         batch = run.data.batch
         run.data.batch = lambda first, *rest: batch(first - first % 6, *rest)  # type: ignore[method-assign]
@@ -225,10 +234,10 @@ def same_rows(ranks: Ranks, how: str) -> list[Any]:
 @pytest.mark.parametrize(("how", "said"), [("share", "did not share the rows"), ("read", "read the same rows")])
 def test_ranks_that_read_the_same_are_noticed(how: str, said: str) -> None:
     for step, what in run_ranks(2, same_rows, how):
-        assert step is not None and step <= IN_A_ROW and said in what
+        assert step is not None and step <= MAX_IDENTICAL_STEPS and said in what
 
 
-def other_start(ranks: Ranks) -> str:
+def other_start(ranks: DistributedContext) -> str:
     run = Run(ranks, False, "adamw")
     with torch.no_grad():
         run.model.norm.weight[0] += ranks.rank * 1e-6
@@ -245,24 +254,24 @@ def test_weights_that_differ_at_the_start_are_noticed() -> None:
 
 def _write_model(folder: Path, weights: dict[str, torch.Tensor]) -> None:
     model = make_decoder(num_hidden_layers=3, **VARIANTS["mixture"]["model"])
-    save_model(model, folder, bos=None, eos=[1], pad=0, weights=weights)
+    save_pretrained(model, folder, bos=None, eos=[1], pad=0, weights=weights)
 
 
-def half(ranks: Ranks, parallel: str, folder: str) -> list[Any]:
+def half(ranks: DistributedContext, parallel: str, folder: str) -> list[Any]:
     """Four steps, and a checkpoint."""
     run = Run(ranks, parallel == "fsdp", **VARIANTS["mixture"])
     run.train(4)
     snapshot = run.learner.snapshot(run.state)
-    if ranks.first or snapshot.divided:
+    if ranks.is_main_process or snapshot.divided:
         path, size = save_checkpoint(Path(folder), snapshot, _write_model, ranks if snapshot.divided else None)
         return [str(path), size]
     return ["", 0]
 
 
-def rest(ranks: Ranks, parallel: str, folder: str) -> list[Any]:
+def rest(ranks: DistributedContext, parallel: str, folder: str) -> list[Any]:
     """The other steps, from the checkpoint."""
     run = Run(ranks, parallel == "fsdp", **VARIANTS["mixture"])
-    found = newest_checkpoint(Path(folder))
+    found = latest_checkpoint(Path(folder))
     assert found is not None
     run.learner.restore(found[0], found[1])
     run.state = found[1]
@@ -278,7 +287,11 @@ def test_a_checkpoint_of_some_ranks_is_one_of_others(saved: str, resumed: str, a
 
     def among(what: str, body: Any) -> Any:
         size, parallel = what.split()
-        return [body(Ranks(), parallel, str(tmp_path))] if size == "1" else run_ranks(int(size), body, parallel, str(tmp_path))
+        return (
+            [body(DistributedContext(), parallel, str(tmp_path))]
+            if size == "1"
+            else run_ranks(int(size), body, parallel, str(tmp_path))
+        )
 
     path, _ = among(saved, half)[0]
     assert verify(Path(path)) is None
@@ -291,8 +304,8 @@ def test_a_checkpoint_of_some_ranks_is_one_of_others(saved: str, resumed: str, a
 def test_parts_of_a_checkpoint_are_the_whole_of_it(tmp_path: Path) -> None:
     """What four ranks have written in parts is what one process would have written."""
     run_ranks(4, half, "fsdp", str(tmp_path / "parts"))
-    half(Ranks(), "ddp", str(tmp_path / "whole"))
-    parts, whole = (saved_tensors(tmp_path / name / "step-00000004") for name in ("parts", "whole"))
+    half(DistributedContext(), "ddp", str(tmp_path / "whole"))
+    parts, whole = (load_optimizer_state(tmp_path / name / "step-00000004") for name in ("parts", "whole"))
     assert set(parts) == set(whole) and COUNT in whole and any(name.startswith(PREFIX) for name in whole)
     for name, tensor in whole.items():
         assert parts[name].dtype == tensor.dtype and (parts[name] - tensor).abs().max() < 1e-4, name

@@ -4,14 +4,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledge.train.scaling import BACKOFF, GROWTH, INTERVAL, START, LossScale
+from fledge.train.scaling import BACKOFF, GROWTH, INTERVAL, START, GradScaler
 
 CPU = torch.device("cpu")
 GOOD, OVERFLOW = torch.tensor(False), torch.tensor(True)
 
 
 def test_an_overflow_halves_the_scale_counts_as_skipped_and_starts_the_count_again() -> None:
-    scale = LossScale(CPU, good=7)
+    scale = GradScaler(CPU, good=7)
     assert float(scale.scale) == START == 65536
     scale.after(OVERFLOW)
     assert scale.state() == {"scale": START / 2, "good": 0, "skipped": 1}
@@ -21,12 +21,12 @@ def test_an_overflow_halves_the_scale_counts_as_skipped_and_starts_the_count_aga
 
 
 def test_the_scale_doubles_after_two_thousand_good_steps_in_a_row() -> None:
-    scale = LossScale(CPU, good=INTERVAL - 2)
+    scale = GradScaler(CPU, good=INTERVAL - 2)
     scale.after(GOOD)
     assert scale.state() == {"scale": START, "good": INTERVAL - 1, "skipped": 0}
     scale.after(GOOD)
     assert scale.state() == {"scale": 2 * START, "good": 0, "skipped": 0}
-    late = LossScale(CPU, good=INTERVAL - 1)
+    late = GradScaler(CPU, good=INTERVAL - 1)
     late.after(OVERFLOW)
     assert late.state() == {"scale": START / 2, "good": 0, "skipped": 1}
 
@@ -47,10 +47,10 @@ def _written_out(steps: list[bool], scale: float, good: int) -> dict[str, float 
 def test_any_run_of_steps_is_the_rule_written_out_also_saved_and_restored_in_between(
     steps: list[bool], good: int, at: int
 ) -> None:
-    scale = LossScale(CPU, good=good)
+    scale = GradScaler(CPU, good=good)
     for number, overflow in enumerate(steps):
         if number == at:
             state = scale.state()
-            scale = LossScale(CPU, float(state["scale"]), int(state["good"]), int(state["skipped"]))
+            scale = GradScaler(CPU, float(state["scale"]), int(state["good"]), int(state["skipped"]))
         scale.after(torch.tensor(overflow))
     assert scale.state() == _written_out(steps, START, good)

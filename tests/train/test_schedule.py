@@ -12,32 +12,32 @@ from fledge.recipe.schema import OptimizerConfig, ScheduleConfig
 from fledge.train.schedule import learning_rate, warmup_steps
 
 
-def rates(steps: int, lr: float = 1.0, **schedule: object) -> list[float]:
-    config, optimizer = ScheduleConfig(**schedule), OptimizerConfig(lr=lr)  # type: ignore[arg-type]
+def rates(steps: int, base: float = 1.0, **schedule: object) -> list[float]:
+    config, optimizer = ScheduleConfig(**schedule), OptimizerConfig(learning_rate=base)  # type: ignore[arg-type]
     return [learning_rate(step, steps, optimizer, config) for step in range(steps)]
 
 
 def test_cosine_is_tabulated_as_its_formula_says() -> None:
-    made = rates(11, lr=5e-4, name="cosine", warmup=0, min_lr=1e-5)
+    made = rates(11, base=5e-4, name="cosine", warmup=0, min_lr=1e-5)
     expected = [1e-5 + 0.5 * (5e-4 - 1e-5) * (1 + math.cos(math.pi * step / 10)) for step in range(11)]
     assert made == pytest.approx(expected, rel=1e-12)
 
 
 def test_warmup_rises_in_equal_parts_to_exactly_the_base_rate() -> None:
-    made = rates(20, lr=0.8, name="cosine", warmup=4)
+    made = rates(20, base=0.8, name="cosine", warmup=4)
     assert made[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert made[3] == 0.8 and made[4] < 0.8
 
 
 def test_wsd_holds_then_falls_linearly() -> None:
-    made = rates(101, warmup=10, name="wsd", decay=0.2, min_lr=0.1)
+    made = rates(101, warmup=10, name="wsd", decay_fraction=0.2, min_lr=0.1)
     assert made[9:81] == [1.0] * 72
     assert made[90] == pytest.approx(0.1 + 0.9 * (100 - 90) / 20)
     assert made[100] == 0.1
 
 
 def test_wsd_may_fall_as_the_root() -> None:
-    made = rates(101, warmup=10, name="wsd", decay=0.2, decay_shape="sqrt", min_lr=0.1)
+    made = rates(101, warmup=10, name="wsd", decay_fraction=0.2, decay_shape="sqrt", min_lr=0.1)
     assert made[9:81] == [1.0] * 72
     assert made[81:] == pytest.approx([0.1 + 0.9 * (1 - math.sqrt(step / 20)) for step in range(1, 21)])
     assert made[100] == 0.1
@@ -56,25 +56,25 @@ def test_one_cycle_is_torchs(steps: int, warm: int) -> None:
         optimizer.step()
         if step < steps - 1:
             reference.step()
-    made = rates(steps, lr=3e-4, name="onecycle", warmup=warm / steps, div_factor=50, final_div_factor=1000)
+    made = rates(steps, base=3e-4, name="onecycle", warmup=warm / steps, div_factor=50, final_div_factor=1000)
     assert made == pytest.approx(expected, abs=1e-9 * 3e-4, rel=1e-9)
 
 
 def test_one_cycle_falls_to_the_minimum_without_a_final_factor() -> None:
-    made = rates(50, lr=1.0, name="onecycle", warmup=0.3, min_lr="2%")
+    made = rates(50, base=1.0, name="onecycle", warmup=0.3, min_lr="2%")
     assert (made[0], made[14], made[-1]) == (pytest.approx(1 / 25), 1.0, pytest.approx(0.02))
 
 
 def test_the_lowest_rate_may_be_a_share_of_the_base_rate() -> None:
-    assert rates(11, lr=4e-3, warmup=0, min_lr="10%")[-1] == pytest.approx(4e-4)
-    assert rates(11, lr=4e-3, warmup=0, min_lr="10%") == pytest.approx(rates(11, lr=4e-3, warmup=0, min_lr=4e-4))
+    assert rates(11, base=4e-3, warmup=0, min_lr="10%")[-1] == pytest.approx(4e-4)
+    assert rates(11, base=4e-3, warmup=0, min_lr="10%") == pytest.approx(rates(11, base=4e-3, warmup=0, min_lr=4e-4))
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"decay_shape": "sqrt"}, "decay_shape belongs to the schedule wsd; this one is linear"),
-        ({"name": "linear", "decay": 0.5}, "decay belongs to the schedule wsd"),
+        ({"name": "linear", "decay_fraction": 0.5}, "decay_fraction belongs to the schedule wsd"),
         ({"name": "wsd", "div_factor": 10}, "div_factor belongs to the schedule onecycle"),
         ({"name": "onecycle", "final_div_factor": 10, "min_lr": 1e-5}, "both name the last rate"),
         ({"min_lr": "110%"}, "between 0% and 100%"),
@@ -86,8 +86,8 @@ def test_what_the_schedule_does_not_read_is_refused(changes: dict[str, object], 
 
 
 def test_a_rate_that_is_not_derived_yet_is_refused() -> None:
-    with pytest.raises(ValueError, match="lr: not derived yet"):
-        learning_rate(0, 10, OptimizerConfig(lr="auto"), ScheduleConfig())
+    with pytest.raises(ValueError, match="learning_rate: not derived yet"):
+        learning_rate(0, 10, OptimizerConfig(learning_rate="auto"), ScheduleConfig())
 
 
 def test_linear_and_constant() -> None:

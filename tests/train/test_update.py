@@ -14,13 +14,13 @@ from torch import Tensor
 
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
-from fledge.objective import LanguageObjective, Outcome
+from fledge.objective import CausalLMObjective, LossOutput
 from fledge.recipe.schema import OptimizerConfig
-from fledge.train.feed import Feed, Window
-from fledge.train.length import Extent
+from fledge.train.feed import BatchLoader, StepBatch
+from fledge.train.length import TrainingHorizon
 from fledge.train.optimizer import build_optimizers, optimizer_tensors
-from fledge.train.scaling import LossScale
-from fledge.train.update import Half, OutOfMemory, Updater, is_out_of_memory, mix, noise_scale
+from fledge.train.scaling import GradScaler
+from fledge.train.update import HalfBatchStats, OutOfMemory, TrainStep, derive_seed, is_out_of_memory, noise_scale
 from tests.model.conftest import assert_same_gradients, make_decoder, one_thread
 from tests.objective.conftest import pack, random_sequences
 
@@ -30,27 +30,30 @@ CPU = torch.device("cpu")
 LENGTHS = [32, 9, 20, 33, 5, 17, 30, 28, 25, 31, 12, 39]  # eight rows of 40
 SPLITS = [(8, 1), (4, 2), (1, 8)]
 DENSE: dict[str, Any] = {"qk_norm": True}
-MIXTURE = {"qk_norm": True, "moe": {"experts": 4, "top_k": 2, "balance": "bias", "z_weight": 0.0}}
+MIXTURE = {
+    "qk_norm": True,
+    "moe": {"num_experts": 4, "num_experts_per_tok": 2, "load_balancing": "bias", "router_z_loss_coef": 0.0},
+}
 
 
-def _window(micro: int, step: int = 0, rows: int = 8) -> Window:
+def _window(micro: int, step: int = 0, rows: int = 8) -> StepBatch:
     """Windows of eight rows with unequal weights, read `micro` at a time."""
     data = pack(random_sequences(LENGTHS), row_length=40)
     assert len(data) == 8
-    extent = Extent(-(-rows // 8), rows, micro, 8 // micro, 8 // micro)
-    feed = Feed(data, extent, micro, lambda batch: batch.weight, CPU)
+    extent = TrainingHorizon(-(-rows // 8), rows, micro, 8 // micro, 8 // micro)
+    feed = BatchLoader(data, extent, micro, lambda batch: batch.weight, CPU)
     try:
         return feed.window(step)[0]
     finally:
         feed.close()
 
 
-def _updater(model: Decoder, clip: float | None = None, scale: LossScale | None = None, **more: Any) -> Updater:
-    optimizers = build_optimizers(model, OptimizerConfig(**{"lr": 0.01, **more}))
-    return Updater(model, LanguageObjective(), optimizers, clip, 7, scale)
+def _updater(model: Decoder, clip: float | None = None, scale: GradScaler | None = None, **more: Any) -> TrainStep:
+    optimizers = build_optimizers(model, OptimizerConfig(**{"learning_rate": 0.01, **more}))
+    return TrainStep(model, CausalLMObjective(), optimizers, clip, 7, scale)
 
 
-def _caught(updater: Updater) -> dict[str, Tensor]:
+def _caught(updater: TrainStep) -> dict[str, Tensor]:
     """What the optimizers are given, gradient by gradient, once they step."""
     caught: dict[str, Tensor] = {}
 
@@ -64,7 +67,7 @@ def _caught(updater: Updater) -> dict[str, Tensor]:
     return caught
 
 
-def _bits(updater: Updater) -> dict[str, bytes]:
+def _bits(updater: TrainStep) -> dict[str, bytes]:
     tensors = {**updater.model.state_dict(), **optimizer_tensors(updater.model, list(updater.optimizers))}
     return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
@@ -98,9 +101,9 @@ def test_the_loss_is_the_mean_over_the_window_and_the_gradient_is_its_own() -> N
     window, model = _window(2), make_decoder().train()
     total, loss = 0.0, torch.zeros(())
     for batch in window.batches:
-        logits = model.logits(model(batch.tokens, batch.positions, batch.documents))
+        logits = model.logits(model(batch.input_ids, batch.position_ids, batch.documents))
         logs = logits.log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
-        loss, total = loss - (logs * batch.weights).sum(), total + float(batch.weights.sum())
+        loss, total = loss - (logs * batch.loss_weights).sum(), total + float(batch.loss_weights.sum())
     (loss / total).backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -115,7 +118,7 @@ def test_the_loss_is_the_mean_over_the_window_and_the_gradient_is_its_own() -> N
 def test_the_auxiliary_loss_of_a_mixture_is_trained_and_not_reported() -> None:
     given, losses = [], []
     for weight in (0.0, 0.5):
-        moe = {"experts": 4, "top_k": 2, "balance_weight": weight}
+        moe = {"num_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": weight}
         updater = _updater(make_decoder(qk_norm=True, moe=moe).train())
         caught = _caught(updater)
         losses.append(float(updater(_window(4), 0.01).loss))
@@ -152,16 +155,16 @@ def test_dropout_follows_seed_step_and_micro_batch_and_nothing_else() -> None:
     def loss(step: int, seed: int = 7, noise: int = 0) -> float:
         torch.manual_seed(noise)
         model = make_decoder(dropout=0.3).train()
-        updater = Updater(model, LanguageObjective(), build_optimizers(model, OptimizerConfig()), None, seed)
+        updater = TrainStep(model, CausalLMObjective(), build_optimizers(model, OptimizerConfig()), None, seed)
         window = _window(4)
-        return float(updater(Window(step, *list(vars(window).values())[1:]), 0.0).loss)
+        return float(updater(StepBatch(step, *list(vars(window).values())[1:]), 0.0).loss)
 
     assert loss(3) == loss(3, noise=99)
     assert len({loss(3), loss(4), loss(3, seed=8)}) == 3
 
 
 def test_neighbouring_micro_batches_have_seeds_far_apart() -> None:
-    seeds = [mix(seed, step, number) for seed in range(4) for step in range(30) for number in range(8)]
+    seeds = [derive_seed(seed, step, number) for seed in range(4) for step in range(30) for number in range(8)]
     assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds)
     assert min(abs(a - b) for a, b in pairwise(seeds)) > 2**32
 
@@ -173,12 +176,12 @@ def test_neighbouring_micro_batches_have_seeds_far_apart() -> None:
 @pytest.mark.parametrize("name", ["adamw", "muon", "adamw8bit"])
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "fp16's scale"])
 def test_gradients_that_are_not_finite_change_no_bit(name: str, bad: float, scaled: bool) -> None:
-    scale = LossScale(CPU) if scaled else None
+    scale = GradScaler(CPU) if scaled else None
     updater = _updater(make_decoder(hidden_size=64).train(), 1.0, scale, name=name)
     updater(_window(4), 0.01)
     before = _bits(updater)
     hook = next(updater.model.parameters()).register_hook(lambda gradient: gradient * bad)
-    update = updater(_window(4), 0.01, watch=True)
+    update = updater(_window(4), 0.01, log_details=True)
     hook.remove()
     assert bool(update.overflow) and not math.isfinite(float(update.norm))
     assert _bits(updater) == before
@@ -190,9 +193,9 @@ def test_gradients_that_are_not_finite_change_no_bit(name: str, bad: float, scal
 
 
 def test_a_loss_scale_changes_neither_gradients_nor_what_is_reported() -> None:
-    plain, scaled = _updater(make_decoder().train(), 0.5), _updater(make_decoder().train(), 0.5, LossScale(CPU))
+    plain, scaled = _updater(make_decoder().train(), 0.5), _updater(make_decoder().train(), 0.5, GradScaler(CPU))
     ours, theirs = _caught(plain), _caught(scaled)
-    one, two = plain(_window(2), 0.01, watch=True), scaled(_window(2), 0.01, watch=True)
+    one, two = plain(_window(2), 0.01, log_details=True), scaled(_window(2), 0.01, log_details=True)
     assert_same_gradients(theirs, ours, atol=1e-7, rtol=1e-4)
     assert (one.scale, one.skipped) == (None, None) and float(two.scale or 0) == 65536
     assert float(one.loss) == float(two.loss) and float(one.norm) == pytest.approx(float(two.norm), rel=1e-5)
@@ -206,13 +209,15 @@ def test_a_loss_scale_changes_neither_gradients_nor_what_is_reported() -> None:
 @pytest.mark.parametrize("micro", [4, 2, 1])
 def test_the_first_half_is_measured_as_if_it_were_the_window(micro: int) -> None:
     window = _window(micro)
-    update = _updater(make_decoder().train())(window, 0.01, watch=True)
+    update = _updater(make_decoder().train())(window, 0.01, log_details=True)
     middle, half = len(window.batches) // 2, update.half
     assert half is not None
     parts = (window.batches[:middle], window.batches[middle:])
     for part, loss, weight in zip(parts, half.losses, half.weights, strict=True):
         total = sum(batch.weight for batch in part)
-        alone = _updater(make_decoder().train())(Window(0, (0, 1), (0, 1), part, len(part), None, total, 0, 0, (), 0.0), 0.01)
+        alone = _updater(make_decoder().train())(
+            StepBatch(0, (0, 1), (0, 1), part, len(part), None, total, 0, 0, (), 0.0), 0.01
+        )
         assert weight == pytest.approx(total) and float(loss) == pytest.approx(float(alone.loss), rel=1e-5)
         if part is parts[0]:
             assert float(half.norm) == pytest.approx(float(alone.norm), rel=1e-5)
@@ -221,7 +226,7 @@ def test_the_first_half_is_measured_as_if_it_were_the_window(micro: int) -> None
 
 
 def test_one_micro_batch_has_no_halves_and_nobody_watching_pays_nothing() -> None:
-    assert _updater(make_decoder().train())(_window(8), 0.01, watch=True).half is None
+    assert _updater(make_decoder().train())(_window(8), 0.01, log_details=True).half is None
     update = _updater(make_decoder().train())(_window(2), 0.01)
     assert update.half is None and update.groups == {}
 
@@ -239,14 +244,14 @@ def test_the_noise_scale_of_gradients_with_known_covariance_comes_out() -> None:
         ]
         whole = (parts[0] * weights[0] + parts[1] * weights[1]) / sum(weights)
         norms += torch.stack((parts[0].square().sum(), whole.square().sum())) / draws
-    half = Half((torch.zeros(()), torch.zeros(())), norms[0].sqrt(), weights)
+    half = HalfBatchStats((torch.zeros(()), torch.zeros(())), norms[0].sqrt(), weights)
     estimated = noise_scale(half, float(norms[1].sqrt()))
     assert estimated == pytest.approx(expected, rel=0.05)
 
 
 def test_the_noise_scale_is_exact_for_two_norms_and_none_where_it_is_not_positive() -> None:
     def of(small: float, large: float, weights: tuple[float, float] = (10.0, 30.0)) -> float | None:
-        return noise_scale(Half((torch.zeros(()), torch.zeros(())), torch.tensor(small), weights), large)
+        return noise_scale(HalfBatchStats((torch.zeros(()), torch.zeros(())), torch.tensor(small), weights), large)
 
     assert of(math.sqrt(2 + 40 / 10), math.sqrt(2 + 40 / 40)) == pytest.approx(20, rel=1e-5)  # |G|² = 2, tr Σ = 40
     assert of(1.0, 2.0) is None  # fewer tokens, less noise: nothing to be learned from this step
@@ -274,7 +279,7 @@ def test_failed_allocations_are_told_from_other_errors(error: BaseException, exp
 
 def test_another_error_keeps_its_name() -> None:
     class Broken:
-        def __call__(self, *what: Any) -> Outcome:
+        def __call__(self, *what: Any) -> LossOutput:
             raise RuntimeError("shapes")
 
         def weight(self, batch: Any) -> float:

@@ -1,27 +1,27 @@
 """From files to batches: row -> item -> example -> packed row -> batch, with a ledger of every row."""
 
-from fledge.data.batches import Batch, PackedData, Skipped, passed_over
-from fledge.data.building.build import Collected, collect, encode, texts
+from fledge.data.batches import Batch, PackedDataset, Skipped, skip_offset
+from fledge.data.building.build import CollectedRows, collect, encode, texts
 from fledge.data.building.folder import is_complete
-from fledge.data.building.opening import StageData, open_built
-from fledge.data.ledger import Ledger
-from fledge.data.rows.items import Conversation, Document, Labelled, Preference
+from fledge.data.building.opening import StageDataset, load_built_dataset
+from fledge.data.ledger import DataReport
+from fledge.data.rows.items import BinaryFeedback, Conversation, Document, PreferencePair
 
 __all__ = [
     "Batch",
-    "Collected",
+    "BinaryFeedback",
+    "CollectedRows",
     "Conversation",
+    "DataReport",
     "Document",
-    "Labelled",
-    "Ledger",
-    "PackedData",
-    "Preference",
+    "PackedDataset",
+    "PreferencePair",
     "Skipped",
-    "StageData",
+    "StageDataset",
     "collect",
     "encode",
     "is_complete",
-    "open_built",
-    "passed_over",
+    "load_built_dataset",
+    "skip_offset",
     "texts",
 ]

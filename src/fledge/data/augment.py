@@ -42,14 +42,14 @@ def _mistype(text: str, rate: float, draw: Callable[[], float]) -> tuple[str, in
     return (result, changed) if result.strip() else (text, 0)
 
 
-def vary(rounds: Sequence[Round], config: AugmentConfig, seed: int, may_end: bool = True) -> tuple[list[Round], int, int]:
+def augment(rounds: Sequence[Round], config: AugmentConfig, seed: int, may_end: bool = True) -> tuple[list[Round], int, int]:
     """Rounds as they are trained, the number of rounds left out at the end, and of letters changed in the user's turns.
 
     At least one round stays; `may_end` is false where an answer belongs to the last round.
     """
     tail, noise = _draws(rounds, seed)
     kept = list(rounds)
-    if may_end and len(kept) > 1 and tail() < config.tail_truncation:
+    if may_end and len(kept) > 1 and tail() < config.drop_last_turns:
         kept = kept[: 1 + int(tail() * (len(kept) - 1))]
     changed = 0
     if noise() < config.noise:

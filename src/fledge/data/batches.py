@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 
 from fledge.data.mixing import Mixture
-from fledge.data.packing import Rows, pack_split, pack_whole, permutation
+from fledge.data.packing import PackedLayout, pack_best_fit, pack_concat_and_chunk, permutation
 from fledge.data.storage import Examples
 
 if TYPE_CHECKING:  # torch is imported where a batch is made: workers that only read and encode start without it
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # torch is imported where a batch is made: workers that only 
 
 
 Skipped = Sequence[Sequence[int]]
-COUNTED = ("weight", "supervised", "filled")
+COUNTED = ("weight", "num_target_tokens", "num_tokens")
 
 
 @dataclass(frozen=True)
@@ -32,32 +32,42 @@ class Batch:
     costs no waiting for a device.
     """
 
-    tokens: "Tensor"
+    input_ids: "Tensor"
     targets: "Tensor"
-    weights: "Tensor"
-    positions: "Tensor"
+    loss_weights: "Tensor"
+    position_ids: "Tensor"
     documents: "Tensor"
-    sequences: "Tensor"
-    count: int
+    sequence_ids: "Tensor"
+    num_sequences: int
     examples: tuple[int, ...]  # index of each example, in the order of its sequences
     by_source: tuple[int, ...] = ()
-    trained: "Tensor | None" = None
+    known_target_index: "Tensor | None" = None
 
     def _with(self, change: "Callable[[Tensor], Tensor]") -> "Batch":
-        tensors = (self.tokens, self.targets, self.weights, self.positions, self.documents, self.sequences)
-        trained = None if self.trained is None else change(self.trained)
-        made = Batch(*map(change, tensors), count=self.count, examples=self.examples, by_source=self.by_source, trained=trained)
+        tensors = (self.input_ids, self.targets, self.loss_weights, self.position_ids, self.documents, self.sequence_ids)
+        trained = None if self.known_target_index is None else change(self.known_target_index)
+        made = Batch(
+            *map(change, tensors),
+            num_sequences=self.num_sequences,
+            examples=self.examples,
+            by_source=self.by_source,
+            known_target_index=trained,
+        )
         made.__dict__.update({name: self.__dict__[name] for name in COUNTED if name in self.__dict__})  # not counted again
         return made
 
     @property
-    def places(self) -> "Tensor":
+    def target_index(self) -> "Tensor":
         """Places of the targets with weight, in order [n]."""
-        return self.weights.flatten().nonzero(as_tuple=True)[0] if self.trained is None else self.trained
+        return (
+            self.loss_weights.flatten().nonzero(as_tuple=True)[0]
+            if self.known_target_index is None
+            else self.known_target_index
+        )
 
     def to(self, device: "torch.device") -> "Batch":
         """The batch on a device; pinned tensors travel while the host goes on."""
-        if self.tokens.device.type == device.type:
+        if self.input_ids.device.type == device.type:
             return self
         return self._with(lambda tensor: tensor.to(device, non_blocking=True))
 
@@ -70,20 +80,20 @@ class Batch:
         """Sum of the weights."""
         import torch
 
-        return float(self.weights.sum(dtype=torch.float64))
+        return float(self.loss_weights.sum(dtype=torch.float64))
 
     @cached_property
-    def supervised(self) -> int:
+    def num_target_tokens(self) -> int:
         """Number of targets with weight."""
-        return int((self.weights > 0).sum())
+        return int((self.loss_weights > 0).sum())
 
     @cached_property
-    def filled(self) -> int:
+    def num_tokens(self) -> int:
         """Positions that are not padding."""
         return int((self.documents > 0).sum())
 
 
-def passed_over(place: int, skipped: Skipped) -> int:
+def skip_offset(place: int, skipped: Skipped) -> int:
     """The place in the whole stream of the row that is number `place` of what is left when (first, count) of each of
     `skipped` are left out."""
     for first, count in sorted(map(tuple, skipped)):
@@ -92,7 +102,7 @@ def passed_over(place: int, skipped: Skipped) -> int:
     return place
 
 
-class PackedData:
+class PackedDataset:
     """Examples packed into rows of `row_length`, and the rows of each epoch in order.
 
     Without a mixture every epoch has the same rows in another order; with one, each epoch's examples are drawn and packed
@@ -111,38 +121,42 @@ class PackedData:
     ) -> None:
         self.examples, self.row_length, self.pad, self.seed, self.split = examples, row_length, pad, seed, split
         self.mixture, self.sources = mixture, sources
-        self._epochs: dict[int, tuple[Rows, np.ndarray]] = {}
+        self._epochs: dict[int, tuple[PackedLayout, np.ndarray]] = {}
         self._counts: list[int] = []
 
     @classmethod
-    def pack(cls, examples: Examples, row_length: int, pad: int, seed: int, split: bool) -> "PackedData":
+    def pack(cls, examples: Examples, row_length: int, pad: int, seed: int, split: bool) -> "PackedDataset":
         """Pack; `split` lets sequences continue in the next row."""
         return cls(examples, row_length, pad, seed, split)
 
     # -- epochs -----------------------------------------------------------------------------------------------------
 
-    def _pack(self, chosen: np.ndarray | None, seed: int) -> Rows:
+    def _pack(self, chosen: np.ndarray | None, seed: int) -> PackedLayout:
         """Rows of these examples (None: of all)."""
         lengths, per = np.diff(self.examples.offsets) - 1, self.examples.per_example
         members = None
         if chosen is not None:
             members = (chosen[:, None] * per + np.arange(per)).ravel()
             lengths = lengths[members]
-        rows = pack_split(lengths, self.row_length, seed) if self.split else pack_whole(lengths, self.row_length, seed, per)
-        return rows if members is None else Rows(rows.offsets, members[rows.sequence], rows.start, rows.length)
+        rows = (
+            pack_concat_and_chunk(lengths, self.row_length, seed)
+            if self.split
+            else pack_best_fit(lengths, self.row_length, seed, per)
+        )
+        return rows if members is None else PackedLayout(rows.offsets, members[rows.sequence], rows.start, rows.length)
 
     @cached_property
-    def rows(self) -> Rows:
+    def rows(self) -> PackedLayout:
         """All examples once, packed: what an epoch has without a mixture, and what validation reads."""
         return self._pack(None, self.seed)
 
-    def epoch(self, epoch: int) -> tuple[Rows, np.ndarray]:
+    def epoch(self, epoch: int) -> tuple[PackedLayout, np.ndarray]:
         """The packed rows of an epoch, and the order in which they are read."""
         if epoch not in self._epochs:
             if len(self._epochs) > 1:
                 self._epochs.pop(min(self._epochs))
             mixed = self.mixture is not None
-            rows = self._pack(self.mixture.draw(epoch), self._epoch_seed(epoch)) if mixed else self.rows  # type: ignore[union-attr]
+            rows = self._pack(self.mixture.sample_epoch(epoch), self._epoch_seed(epoch)) if mixed else self.rows  # type: ignore[union-attr]
             self._epochs[epoch] = rows, permutation(len(rows), self.seed, epoch + 1)
         return self._epochs[epoch]
 
@@ -202,17 +216,17 @@ class PackedData:
         counts = self.examples.supervised
         if self.mixture is None:
             return int(counts.sum())
-        return int(counts.reshape(-1, self.examples.per_example).sum(axis=1)[self.mixture.draw(0)].sum())
+        return int(counts.reshape(-1, self.examples.per_example).sum(axis=1)[self.mixture.sample_epoch(0)].sum())
 
     def account(self) -> dict[str, float | int | str]:
-        """What training will see in its first epoch, for data.json."""
+        """What training will see in its first epoch, for data_report.json."""
         size = len(self) * self.row_length
         return {
             "examples": self.examples.count,
             "rows": len(self),
             "row_length": self.row_length,
             "tokens": self.positions,
-            "supervised_tokens": self.supervised,
+            "target_tokens": self.supervised,
             "padding_share": 1 - self.positions / size if size else 0.0,
             "fingerprint": self.fingerprint(),
         }
@@ -230,12 +244,12 @@ class PackedData:
     def batch(self, first: int, count: int, stop: int | None = None, skipped: Skipped = ()) -> Batch:
         """Rows `first … first+count` of the endless stream of epochs without what is `skipped` of it; rows from `stop` on stay
         empty (weight 0)."""
-        chosen: list[tuple[Rows, int] | None] = []
+        chosen: list[tuple[PackedLayout, int] | None] = []
         for place in range(first, first + count):
             if stop is not None and place >= stop:
                 chosen.append(None)
             else:
-                epoch, index = self._locate(passed_over(place, skipped))
+                epoch, index = self._locate(skip_offset(place, skipped))
                 rows, order = self.epoch(epoch)
                 chosen.append((rows, int(order[index])))
         return self._assemble(chosen)
@@ -244,7 +258,7 @@ class PackedData:
         """The batch of these rows of `rows`; None is an empty row."""
         return self._assemble([None if row is None else (self.rows, row) for row in chosen])
 
-    def _assemble(self, chosen: Sequence[tuple[Rows, int] | None]) -> Batch:
+    def _assemble(self, chosen: Sequence[tuple[PackedLayout, int] | None]) -> Batch:
         import torch
 
         shape = (len(chosen), self.row_length)
@@ -277,4 +291,4 @@ class PackedData:
         per, counts = data.per_example, tuple(int(count) for count in by_source)
         trained = torch.from_numpy(np.flatnonzero(weights))
         examples = tuple(m // per for m in members[::per])
-        return Batch(*made, count=len(members), examples=examples, by_source=counts, trained=trained)
+        return Batch(*made, num_sequences=len(members), examples=examples, by_source=counts, known_target_index=trained)

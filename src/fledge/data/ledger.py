@@ -1,6 +1,6 @@
 """The account of every row: what was used, cut, split or dropped, where and why. Its totals always add up.
 
-Workers write one line for each row that is not simply used (`notes.jsonl`) and count; the accounts of the sources are sums
+Workers write one line for each row that is not simply used (`row_events.jsonl`) and count; the accounts of the sources are sums
 of those counts.
 """
 
@@ -19,7 +19,7 @@ STATES = ("dropped", "truncated", "shortened", "split", "changed", "noticed")
 DETAIL_LENGTH = 300
 
 
-class Notes:
+class RowEventLog:
     """Remarks on the rows of one shard. A change or a notice is kept with its first places only, and counted always."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -49,7 +49,7 @@ class Notes:
 
 
 @dataclass
-class SourceAccount:
+class SourceReport:
     """One source: rows = used + dropped. Used rows may be truncated (an answer or text was cut), shortened (oldest turns
     left out), split (made several examples, or continued in another packed row) or changed (mended). `cut` counts the first
     three by reason."""
@@ -65,13 +65,13 @@ class SourceAccount:
     split: int = 0
     examples: int = 0
     tokens: int = 0
-    supervised_tokens: int = 0
+    target_tokens: int = 0
     tokens_lost: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)
     noticed: Counter[str] = field(default_factory=Counter)
     cut: Counter[str] = field(default_factory=Counter)
-    noted: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    examples_by_reason: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
     def merge(self, counted: Mapping[str, Any]) -> None:
         """Add what a shard counted (`Notes.as_dict`)."""
@@ -88,11 +88,11 @@ class SourceAccount:
     def keep(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Keep the first places of each reason for the user to look at."""
         for line in lines:
-            places = self.noted.setdefault(line["reason"], [])
+            places = self.examples_by_reason.setdefault(line["reason"], [])
             if len(places) < EXAMPLES_KEPT:
                 places.append({key: line[key] for key in ("reason", "where", "detail")})
 
-    def notice(self, reason: str, where: str, detail: str = "") -> None:
+    def add_file_notice(self, reason: str, where: str, detail: str = "") -> None:
         """Something about the source that is no row of it."""
         self.noticed[reason] += 1
         self.keep([{"reason": reason, "where": where, "detail": detail}])
@@ -103,15 +103,15 @@ class SourceAccount:
             raise AssertionError(f"{self.name}: {self.rows} rows != {self.used} used + {dict(self.dropped)} dropped")
 
     def as_dict(self) -> dict[str, Any]:
-        """For data.json."""
+        """For data_report.json."""
         return {
             "name": self.name, "path": self.path, "part": self.part, "rows": self.rows, "used": self.used,
             "validation": self.validation, "dropped": dict(self.dropped.most_common()), "truncated": self.truncated,
             "shortened": self.shortened, "split": self.split, "changed": dict(self.changed.most_common()),
             "noticed": dict(self.noticed.most_common()), "cut": dict(self.cut.most_common()),
             "training_examples": self.examples, "tokens": self.tokens,
-            "supervised_tokens": self.supervised_tokens, "tokens_lost": self.tokens_lost,
-            "examples": [place for places in self.noted.values() for place in places],
+            "target_tokens": self.target_tokens, "tokens_lost": self.tokens_lost,
+            "examples": [place for places in self.examples_by_reason.values() for place in places],
         }  # fmt: skip
 
     def reasons(self) -> str:
@@ -121,17 +121,17 @@ class SourceAccount:
     def first_dropped(self) -> str:
         """Where the first dropped row of the most frequent reason stands."""
         reason = self.dropped.most_common(1)[0][0]
-        place = self.noted[reason][0]
+        place = self.examples_by_reason[reason][0]
         return f"first at {place['where']}: {place['detail'] or place['reason']}"
 
 
 @dataclass
-class Ledger:
+class DataReport:
     """The accounts of a stage's sources."""
 
-    sources: list[SourceAccount] = field(default_factory=list)
+    sources: list[SourceReport] = field(default_factory=list)
 
-    def refuse_unusable(self, key: str, max_dropped: float | None = None) -> None:
+    def check_usable(self, key: str, max_dropped: float | None = None) -> None:
         """FledgeError for a source of which no row is left, or of which a larger share is dropped than allowed."""
         for account in self.sources:
             dropped = sum(account.dropped.values())
@@ -153,10 +153,10 @@ class Ledger:
         """Check the sums, and refuse what cannot be trained on."""
         for account in self.sources:
             account.check()
-        self.refuse_unusable(key, max_dropped)
+        self.check_usable(key, max_dropped)
 
     def as_dict(self) -> dict[str, Any]:
-        """For data.json."""
+        """For data_report.json."""
         return {"sources": [account.as_dict() for account in self.sources]}
 
     def lines(self) -> list[str]:
@@ -165,7 +165,7 @@ class Ledger:
 
 
 def account_lines(account: Mapping[str, Any]) -> list[str]:
-    """One source of data.json in words."""
+    """One source of data_report.json in words."""
     dropped = sum(account["dropped"].values())
     parts = [f"{account['rows']:,} rows", f"{account['used']:,} used"]
     parts += [f"{account['validation']:,} of them for validation"] if account["validation"] else []

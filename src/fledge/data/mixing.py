@@ -12,7 +12,7 @@ from fledge.recipe.schema import Source
 
 
 @dataclass(frozen=True)
-class Quota:
+class SourceQuota:
     """How much of one source an epoch takes; as the recipe's source says."""
 
     name: str
@@ -23,9 +23,9 @@ class Quota:
     repeat: float = 1.0
 
     @classmethod
-    def of(cls, source: Source, name: str) -> "Quota":
+    def of(cls, source: Source, name: str) -> "SourceQuota":
         """The quota of a recipe's source."""
-        return cls(name, source.share, source.ratio, source.max_rows, source.max_tokens, source.repeat)
+        return cls(name, source.token_fraction, source.ratio, source.max_rows, source.max_tokens, source.repeat)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Mixture:
 
     source: np.ndarray
     tokens: np.ndarray
-    quotas: tuple[Quota, ...]
+    quotas: tuple[SourceQuota, ...]
     seed: int
     row: np.ndarray | None = None
 
@@ -58,7 +58,7 @@ class Mixture:
         source = self.source[self._first[:-1]]
         return [np.flatnonzero(source == number) for number in range(len(self.quotas))]
 
-    def draw(self, epoch: int) -> np.ndarray:
+    def sample_epoch(self, epoch: int) -> np.ndarray:
         """The examples of an epoch, int64; one that is taken k times stands there k times."""
         rows = self._draw_rows(epoch)
         counts = self._first[rows + 1] - self._first[rows]
@@ -122,7 +122,7 @@ class Mixture:
 
     def account(self, epoch: int) -> list[dict[str, Any]]:
         """What an epoch takes of each source: rows, tokens, their shares, and how often a row is taken on average."""
-        drawn = self.draw(epoch)
+        drawn = self.sample_epoch(epoch)
         taken = self._draw_rows(epoch)
         rows = np.bincount(self.source[self._first[taken]], minlength=len(self.quotas))
         examples = np.bincount(self.source[drawn], minlength=len(self.quotas))

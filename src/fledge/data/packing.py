@@ -7,7 +7,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedLayout:
     """Which part of which sequence lies where. Slot s of row r, for s in [offsets[r], offsets[r+1]):
     `length[s]` positions of sequence `sequence[s]`, from its position `start[s]` on."""
 
@@ -25,7 +25,7 @@ def permutation(count: int, *key: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).permutation(count)
 
 
-def pack_split(lengths: np.ndarray, row_length: int, seed: int) -> Rows:
+def pack_concat_and_chunk(lengths: np.ndarray, row_length: int, seed: int) -> PackedLayout:
     """Documents end to end in shuffled order, cut at row ends: no position is lost, none but the last row is padded."""
     order = permutation(len(lengths), seed)
     ends = np.cumsum(lengths[order])
@@ -36,10 +36,10 @@ def pack_split(lengths: np.ndarray, row_length: int, seed: int) -> Rows:
     document = np.searchsorted(ends, begin, side="right")
     counts = np.bincount(begin // row_length, minlength=-(-total // row_length))
     offsets = np.concatenate(([0], np.cumsum(counts)))
-    return Rows(offsets, order[document], begin - starts[document], finish - begin)
+    return PackedLayout(offsets, order[document], begin - starts[document], finish - begin)
 
 
-def pack_whole(lengths: np.ndarray, row_length: int, seed: int, per_example: int = 1) -> Rows:
+def pack_best_fit(lengths: np.ndarray, row_length: int, seed: int, per_example: int = 1) -> PackedLayout:
     """Whole examples into rows by best fit, in shuffled order: nothing is cut, few positions stay empty."""
     sizes = lengths.reshape(-1, per_example).sum(axis=1)
     rows: list[list[int]] = []
@@ -59,4 +59,4 @@ def pack_whole(lengths: np.ndarray, row_length: int, seed: int, per_example: int
     counts = [len(row) * per_example for row in rows]
     sequence = np.asarray(members, dtype=np.int64)
     offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
-    return Rows(offsets, sequence, np.zeros_like(sequence), lengths[sequence])
+    return PackedLayout(offsets, sequence, np.zeros_like(sequence), lengths[sequence])

@@ -16,7 +16,7 @@ WIDEST_SHORT = 2**16  # ids below this fit two bytes
 
 
 @dataclass(frozen=True)
-class Joined:
+class ConcatenatedArrays:
     """Arrays read as one. A slice must lie within one of them, as every sequence does."""
 
     arrays: tuple[np.ndarray, ...]
@@ -36,7 +36,7 @@ class Joined:
 
 
 @dataclass(frozen=True)
-class Ones:
+class UniformWeights:
     """Weights of plain documents: every token counts once."""
 
     length: int
@@ -57,8 +57,8 @@ class Examples:
     `row` [E] say where an example comes from.
     """
 
-    tokens: np.ndarray | Joined
-    weights: np.ndarray | Joined | Ones
+    tokens: np.ndarray | ConcatenatedArrays
+    weights: np.ndarray | ConcatenatedArrays | UniformWeights
     offsets: np.ndarray
     per_example: int
     digest: str | None = None
@@ -113,7 +113,7 @@ def token_type(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= WIDEST_SHORT else np.int32)
 
 
-def arrays_of(file: Path) -> dict[str, np.ndarray]:
+def load_arrays(file: Path) -> dict[str, np.ndarray]:
     """The arrays of a .safetensors file; FledgeError where it is missing or damaged."""
     try:
         return load_file(file)
@@ -123,7 +123,7 @@ def arrays_of(file: Path) -> dict[str, np.ndarray]:
         raise FledgeError(f"damaged: {error}", where=str(file), hint="build the data again") from None
 
 
-def mapped(file: Path, kind: np.dtype) -> np.ndarray:
+def memmap(file: Path, kind: np.dtype) -> np.ndarray:
     """A file of numbers, memory-mapped; an empty file is an empty array."""
     if file.stat().st_size == 0:
         return np.zeros(0, kind)

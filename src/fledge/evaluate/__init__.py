@@ -1,5 +1,5 @@
 """From a model and prompts to scores and samples."""
 
-from fledge.evaluate.samples import Sample, answer_conversations, sample
+from fledge.evaluate.samples import Sample, chat_batch, sample
 
-__all__ = ["Sample", "answer_conversations", "sample"]
+__all__ = ["Sample", "chat_batch", "sample"]

@@ -11,22 +11,22 @@ from pydantic import Field, ValidationError, model_validator
 
 from fledge.errors import FledgeError
 from fledge.evaluate.rules import Rules, repetition
-from fledge.evaluate.samples import answer_conversations
+from fledge.evaluate.samples import chat_batch
 from fledge.model.decoder import Decoder
-from fledge.model.generate import Sampling
-from fledge.recipe.sections.base import Section
+from fledge.model.generate import SamplingParams
+from fledge.recipe.sections.base import ConfigModel
 from fledge.run.directory import write_text
 from fledge.tokenizer import Message, Tokenizer
 
 
-class Turn(Section):
+class Turn(ConfigModel):
     """One message of a conversation."""
 
     role: Literal["system", "user", "assistant"]
     content: str
 
 
-class Case(Section):
+class Case(ConfigModel):
     """One prompt, or a conversation that ends with the user, and what its answer must be like."""
 
     name: str | None = Field(default=None, description="what it is called in reports; null: the prompt")
@@ -59,7 +59,7 @@ class Case(Section):
 
 
 @dataclass(frozen=True)
-class Checked:
+class CaseResult:
     """A case, its answer, and the rules it breaks."""
 
     name: str
@@ -103,23 +103,23 @@ def _case(node: yaml.Node, file: Path) -> Case:
         loader.dispose()
 
 
-def check(model: Decoder, tokenizer: Tokenizer, cases: Sequence[Case], sampling: Sampling) -> list[Checked]:
+def run_cases(model: Decoder, tokenizer: Tokenizer, cases: Sequence[Case], sampling: SamplingParams) -> list[CaseResult]:
     """Answers to all cases, and what is wrong with them. FledgeError for a prompt that leaves no room for an answer."""
     conversations = [case.conversation() for case in cases]
     room = model.config.max_position_embeddings
     for case, conversation in zip(cases, conversations, strict=True):
         if len(tokenizer.encode_prompt(conversation)) >= room:
             raise FledgeError(f"'{case.title}' leaves no room for an answer: the model has {room:,} positions")
-    answers = answer_conversations(model, tokenizer, conversations, sampling)
+    answers = chat_batch(model, tokenizer, conversations, sampling)
     return [_checked(case, *answer) for case, answer in zip(cases, answers, strict=True)]
 
 
-def _checked(case: Case, answer: str, ended: bool) -> Checked:
+def _checked(case: Case, answer: str, ended: bool) -> CaseResult:
     prompt, repeated = case.conversation()[-1].content, round(repetition(answer), 4)
-    return Checked(case.title, prompt, answer, ended, repeated, tuple(case.expect.broken(answer, ended)))
+    return CaseResult(case.title, prompt, answer, ended, repeated, tuple(case.expect.broken(answer, ended)))
 
 
-def summary(checked: Sequence[Checked], before: set[str] | None) -> dict[str, Any]:
+def summary(checked: Sequence[CaseResult], before: set[str] | None) -> dict[str, Any]:
     """`pass_rate`, `repetition` (mean), `passed`, `cases`; and the names that are `broken` now and were not `before` (names
     that failed the last time), and the other way round, `mended`."""
     failing = {one.name for one in checked if one.broken}
@@ -133,13 +133,13 @@ def summary(checked: Sequence[Checked], before: set[str] | None) -> dict[str, An
     }
 
 
-def write_failing(checked: Sequence[Checked], file: Path) -> None:
+def write_failing(checked: Sequence[CaseResult], file: Path) -> None:
     """The failing cases, one JSON object a line."""
     lines = (json.dumps(asdict(one), ensure_ascii=False) for one in checked if one.broken)
     write_text(file, "".join(f"{line}\n" for line in lines))
 
 
-def failing_before(folder: Path, step: int) -> set[str] | None:
+def previous_failures(folder: Path, step: int) -> set[str] | None:
     """Names of the cases that failed the last time before a step; None where there was none."""
     earlier = [file for file in sorted(folder.glob("step-*.jsonl")) if int(file.stem.removeprefix("step-")) < step]
     if not earlier:

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fledge.data.cleaning.languages import LANGUAGES, language_of
+from fledge.data.cleaning.languages import LANGUAGES, detect_language
 from fledge.errors import missing_extra
-from fledge.recipe.sections.base import Positive, Section
+from fledge.recipe.sections.base import ConfigModel, Positive
 
 REFUSALS = re.compile(
     r"\b(i'?m sorry|i am sorry|i apologi[sz]e|i can(no|')t|i am (not able|unable)|i'?m (not able|unable)|as an ai)\b"
@@ -34,14 +34,14 @@ def _language(name: str) -> str:
     return name
 
 
-class LengthRule(Section):
+class LengthRule(ConfigModel):
     """Characters of the answer."""
 
     min: Annotated[int, Field(ge=0)] = 0
     max: Positive | None = None
 
 
-class Rules(Section):
+class Rules(ConfigModel):
     """What an answer must be like; all that is named must hold. Texts are compared without the white space around them."""
 
     contains: list[str] = Field(default=[], description="every one of these")
@@ -91,7 +91,7 @@ class Rules(Section):
             found.append(problem)
         if self.max_repetition is not None and (share := repetition(text)) > self.max_repetition:
             found.append(f"repeats itself: {share:.2f} is above {self.max_repetition:g}")
-        if self.language is not None and (language := language_of(text)) != self.language:
+        if self.language is not None and (language := detect_language(text)) != self.language:
             found.append(f"is {language}, not {self.language}")
         if self.length is not None and not self.length.min <= len(text) <= (self.length.max or len(text)):
             found.append(f"has {len(text)} characters")
@@ -100,7 +100,7 @@ class Rules(Section):
         return found
 
 
-def pieces(text: str) -> list[str]:
+def split_units(text: str) -> list[str]:
     """Words of Latin text, single characters of Chinese and the like, punctuation marks."""
     return re.findall(r"[^\W\u2e80-\u9fff\uac00-\ud7af]+|[\u2e80-\u9fff\uac00-\ud7af]|[^\w\s]", text.lower())
 
@@ -108,7 +108,7 @@ def pieces(text: str) -> list[str]:
 def repetition(text: str) -> float:
     """Share of n-grams of four pieces that were there before (rep-n: 1 − distinct ÷ all, Welleck et al. 2020); 0 for fewer
     than two of them."""
-    parts = pieces(text)
+    parts = split_units(text)
     grams = [tuple(parts[i : i + NGRAM]) for i in range(len(parts) - NGRAM + 1)]
     return 1 - len(set(grams)) / len(grams) if len(grams) > 1 else 0.0
 
@@ -116,7 +116,7 @@ def repetition(text: str) -> float:
 def resemblance(one: str, other: str) -> float:
     """Twice the pieces in matching runs ÷ the pieces of both (Ratcliff & Obershelp 1988): 1 is equal, 0 has nothing in
     common."""
-    return difflib.SequenceMatcher(None, pieces(one), pieces(other), autojunk=False).ratio()
+    return difflib.SequenceMatcher(None, split_units(one), split_units(other), autojunk=False).ratio()
 
 
 def _against_schema(text: str, schema: dict[str, Any]) -> str | None:

@@ -6,8 +6,8 @@ from typing import Any
 
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
-from fledge.model.generate import Generated, Sampling, generate
-from fledge.recipe.schema import SamplesConfig
+from fledge.model.generate import Generated, SamplingParams, generate
+from fledge.recipe.schema import GenerationSamplesConfig
 from fledge.tokenizer import Message, Tokenizer
 
 
@@ -24,8 +24,8 @@ class Sample:
         return asdict(self)
 
 
-def answer_conversations(
-    model: Decoder, tokenizer: Tokenizer, conversations: Sequence[Sequence[Message]], sampling: Sampling
+def chat_batch(
+    model: Decoder, tokenizer: Tokenizer, conversations: Sequence[Sequence[Message]], sampling: SamplingParams
 ) -> list[tuple[str, bool]]:
     """(answer, ended) for conversations that end with the user's turn."""
     prompts = [tokenizer.encode_prompt(conversation) for conversation in conversations]
@@ -34,25 +34,25 @@ def answer_conversations(
 
 
 def _text(tokenizer: Tokenizer, one: Generated) -> tuple[str, bool]:
-    return tokenizer.decode(one.tokens, skip_special=True), one.ended
+    return tokenizer.decode(one.tokens, skip_special=True), one.finish_reason
 
 
-def sample(model: Decoder, tokenizer: Tokenizer, config: SamplesConfig, kind: str) -> list[Sample]:
+def sample(model: Decoder, tokenizer: Tokenizer, config: GenerationSamplesConfig, kind: str) -> list[Sample]:
     """Greedy answers to the recipe's prompts; around pretraining, continuations of its texts."""
-    sampling = Sampling(max_new_tokens=config.max_new_tokens)
+    sampling = SamplingParams(max_new_tokens=config.max_new_tokens)
     if kind == "pretrain":
-        pairs = [(text, tokenizer.encode_beginning(text)) for text in config.texts]
+        pairs = [(text, tokenizer.encode_prefix(text)) for text in config.texts]
         pairs = [(text, prompt) for text, prompt in pairs if prompt]
-        _refuse_long([prompt for _, prompt in pairs], model, "samples.texts")
+        _check_room([prompt for _, prompt in pairs], model, "generation_samples.texts")
         made = generate(model, [prompt for _, prompt in pairs], tokenizer.stop_ids, sampling)
         return [Sample(text, *_text(tokenizer, one)) for (text, _), one in zip(pairs, made, strict=True)]
     conversations = [[Message("user", prompt)] for prompt in config.prompts]
-    _refuse_long([tokenizer.encode_prompt(one) for one in conversations], model, "samples.prompts")
-    answers = answer_conversations(model, tokenizer, conversations, sampling)
+    _check_room([tokenizer.encode_prompt(one) for one in conversations], model, "generation_samples.prompts")
+    answers = chat_batch(model, tokenizer, conversations, sampling)
     return [Sample(prompt, *answer) for prompt, answer in zip(config.prompts, answers, strict=True)]
 
 
-def _refuse_long(prompts: Sequence[Sequence[int]], model: Decoder, where: str) -> None:
+def _check_room(prompts: Sequence[Sequence[int]], model: Decoder, where: str) -> None:
     room = model.config.max_position_embeddings
     for number, prompt in enumerate(prompts, 1):
         if len(prompt) >= room:

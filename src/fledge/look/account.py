@@ -17,7 +17,7 @@ from fledge.data.ledger import STATES, account_lines
 from fledge.errors import FledgeError
 from fledge.look.places import notes_of
 from fledge.look.target import Overrides, Say, builds_of
-from fledge.look.trail import follow
+from fledge.look.trail import trace_row
 from fledge.run.directory import read_json
 
 
@@ -49,15 +49,15 @@ class Filter:
 
 
 def totals(folder: Path) -> list[dict[str, Any]]:
-    """The accounts of a build's sources, as in data.json; of an incomplete one, what is counted up to now."""
+    """The accounts of a build's sources, as in data_report.json; of an incomplete one, what is counted up to now."""
     if is_complete(folder):
-        return read_json(folder / "account.json")["sources"]
-    return account_rows(folder, BuildPlan.read(folder / "plan.json"), encoded=True).as_dict()["sources"]
+        return read_json(folder / "data_report.json")["sources"]
+    return account_rows(folder, BuildPlan.read(folder / "build_plan.json"), encoded=True).as_dict()["sources"]
 
 
 def remarks(folder: Path, wanted: Filter) -> Iterator[dict[str, Any]]:
     """The wanted remarks of a build, each with the name of its source."""
-    plan = BuildPlan.read(folder / "plan.json")
+    plan = BuildPlan.read(folder / "build_plan.json")
     for shard in sorted(plan.shards, key=lambda shard: (shard.source, shard.number)):
         planned = plan.sources[shard.source]
         if wanted.takes_source(planned.name, planned.path):
@@ -84,7 +84,7 @@ def account(
         if row is not None:
             if builds.error:
                 raise builds.error
-            follow(builds, row, as_json)
+            trace_row(builds, row, as_json)
             return
         every = [_stage(name, folder, wanted, limit) for name, folder in builds.folders.items()]
         made = [one for one in every if one["sources"]]

@@ -9,11 +9,11 @@ import orjson
 from rich.console import Console
 from rich.text import Text
 
-from fledge.data.survey.checks import CHECKS, Finding, Inspected, findings
+from fledge.data.survey.checks import CHECKS, CheckContext, Finding, findings
 from fledge.data.survey.statistics import stage_statistics
 from fledge.errors import FledgeError
 from fledge.look.tables import MARKS, PIPED_WIDTH, finding_text
-from fledge.look.target import Overrides, Say, recipe_of, stages_of, tokenizer_folder, without_limits
+from fledge.look.target import Overrides, Say, recipe_of, stages_of, tokenizer_folder, without_drop_limit
 from fledge.preparation import Preparation
 from fledge.recipe import Recipe
 from fledge.tokenizer import Tokenizer
@@ -38,9 +38,9 @@ def check(targets: Sequence[str], overrides: Overrides, stage: str | None, as_js
 
 def check_stages(recipe: Recipe, names: Sequence[str], say: Say) -> dict[str, Found]:
     """What each check found in each stage. A stage whose data cannot be built has the one finding that says why."""
-    preparation = Preparation(recipe if recipe.built else without_limits(recipe), say)
+    preparation = Preparation(recipe if recipe.built_dataset else without_drop_limit(recipe), say)
     found: dict[str, Found] = {}
-    for name in names if recipe.built is None else ():
+    for name in names if recipe.built_dataset is None else ():
         try:
             preparation.collected(name)
         except FledgeError as error:
@@ -60,14 +60,14 @@ def _as_finding(check: str, error: FledgeError) -> Finding:
 
 
 def _check_stage(preparation: Preparation, recipe: Recipe, name: str, tokenizer: Tokenizer) -> Found:
-    origin, vocabulary, unfit = preparation.origin(name), tokenizer.vocab_size, []
+    origin, vocabulary, unfit = preparation.init_checkpoint_for(name), tokenizer.vocab_size, []
     try:
         data = preparation.stage_data(name, tokenizer)
     except FledgeError as error:
         return {BUILD: [_as_finding(BUILD, error)]}
     if origin is not None:
         vocabulary, unfit = _model(preparation, name, tokenizer, origin)
-    inspected = Inspected(data, stage_statistics(data), tokenizer, vocabulary, recipe.stages[name].data.max_dropped)
+    inspected = CheckContext(data, stage_statistics(data), tokenizer, vocabulary, recipe.stages[name].data.max_drop_fraction)
     return {BUILD: [], MODEL: unfit, **findings(inspected)}
 
 

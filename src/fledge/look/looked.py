@@ -8,7 +8,7 @@ from fledge.data.survey.statistics import StageStatistics
 
 
 @dataclass(frozen=True)
-class Looked:
+class StageInspection:
     """One stage with its numbers and what was found in them."""
 
     statistics: StageStatistics

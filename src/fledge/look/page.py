@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fledge.data.survey.statistics import Lengths, SourceStatistics, StageStatistics
-from fledge.look.looked import Looked
+from fledge.look.looked import StageInspection
 from fledge.look.tables import MARKS, percent
 from fledge.report.page import HERE as REPORT
 from fledge.report.page import inline, plotly_script, policy, script_json
@@ -44,7 +44,7 @@ def plots(statistics: StageStatistics) -> list[Plot]:
         {"name": name, "labels": names[: len(trained)], "values": [100 * getattr(entry, key) for entry in statistics.mixture]}
         for name, key in zip(("of rows", "of tokens"), shares, strict=True)
     )
-    supervised = [100 * source.training.supervised_share for source in trained if source.training is not None]
+    supervised = [100 * source.training.target_token_fraction for source in trained if source.training is not None]
     height = 90 + 40 * len(statistics.sources)
     made = [
         Plot("characters", "Length in characters", "% of rows", "histogram", _histograms(statistics, names, "characters")),
@@ -102,7 +102,7 @@ def _group(statistics: StageStatistics, languages: Sequence[str]) -> Iterator[fl
         yield 100 * sum(source.languages.get(language, 0) for language in languages) / total if total else 0.0
 
 
-def render(title: str, looked: Sequence[Looked], tokenizer: Tokenizer) -> str:
+def render(title: str, looked: Sequence[StageInspection], tokenizer: Tokenizer) -> str:
     """The page: nothing is fetched, all text is escaped, and no script but its own may run."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from fledge.data.building.shards import PlannedSource, Shard
-from fledge.data.building.work import result_of
+from fledge.data.building.work import phase_result
 from fledge.data.ledger import read_notes
-from fledge.data.reading.records import place
-from fledge.data.storage import arrays_of
+from fledge.data.reading.records import row_location
+from fledge.data.storage import load_arrays
 from fledge.errors import FledgeError
-from fledge.look.target import Opened
+from fledge.look.target import OpenBuild
 
 _PLACE = re.compile(r"(?P<file>.+?)(?:(?P<sign>[:#])(?P<number>[0-9]+))?", re.DOTALL)
 
@@ -55,14 +55,14 @@ def parse_place(text: str) -> Place:
     return Place(found["file"], int(found["number"] or 0), found["sign"])
 
 
-def find_rows(opened: Opened, wanted: Place) -> Iterator[FoundRow]:
+def find_rows(opened: OpenBuild, wanted: Place) -> Iterator[FoundRow]:
     """The rows of a stage at a place: none, one, or one for each source that reads the file."""
     for shard in opened.plan.shards:
         folder = opened.folder / "rows" / shard.folder
-        files = result_of(folder)["files"]
+        files = phase_result(folder)["files"]
         for index, file in enumerate(files):
             if wanted.is_in(file) and _written_right(wanted, file):
-                found = _in_shard(opened, shard, index, place(file, wanted.number), wanted.number)
+                found = _in_shard(opened, shard, index, row_location(file, wanted.number), wanted.number)
                 if found is not None:
                     yield found
                     break
@@ -70,27 +70,29 @@ def find_rows(opened: Opened, wanted: Place) -> Iterator[FoundRow]:
 
 def _written_right(wanted: Place, file: str) -> bool:
     """FledgeError for the line of a file of indices, an index of a file of lines, or no number at all."""
-    right = place(file, wanted.number)
+    right = row_location(file, wanted.number)
     sign = right[len(file) :][:1] or None
     if wanted.sign != sign:
-        form = "FILE:LINE, counted from 1" if place(file, 1)[len(file)] == ":" else "FILE#INDEX, counted from 0"
+        form = "FILE:LINE, counted from 1" if row_location(file, 1)[len(file)] == ":" else "FILE#INDEX, counted from 0"
         raise FledgeError(f"rows of '{file}' are named {form}", where="--row")
     return True
 
 
-def _in_shard(opened: Opened, shard: Shard, file: int, where: str, number: int) -> FoundRow | None:
+def _in_shard(opened: OpenBuild, shard: Shard, file: int, where: str, number: int) -> FoundRow | None:
     folder, source = opened.folder / "rows" / shard.folder, opened.plan.sources[shard.source]
-    known = arrays_of(folder / "rows.safetensors")
+    known = load_arrays(folder / "rows.safetensors")
     items = np.flatnonzero((known["file"] == file) & (known["number"] == number)).tolist()
     if items:
         return FoundRow(source, shard, int(known["row"][items[0]]), file, number, where, items[0])
-    dropped = (note for note in read_notes(folder / "notes.jsonl") if note["state"] == "dropped" and note["where"] == where)
+    dropped = (
+        note for note in read_notes(folder / "row_events.jsonl") if note["state"] == "dropped" and note["where"] == where
+    )
     return next((FoundRow(source, shard, note["row"], file, number, where, None) for note in dropped), None)
 
 
 def notes_of(folder: Path, shard: str) -> list[dict[str, Any]]:
     """All remarks on the rows of a shard, in the order of the rows and, for each, of the phases."""
-    files = (folder / "rows" / shard / "notes.jsonl", folder / "keep" / f"{shard}.notes.jsonl",
-             folder / "tokens" / shard / "notes.jsonl")  # fmt: skip
+    files = (folder / "rows" / shard / "row_events.jsonl", folder / "keep" / f"{shard}.row_events.jsonl",
+             folder / "tokens" / shard / "row_events.jsonl")  # fmt: skip
     notes = [note for file in files for note in read_notes(file)]
     return sorted(notes, key=lambda note: note["row"])

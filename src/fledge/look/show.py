@@ -7,11 +7,11 @@ from rich.console import Console
 from rich.text import Text
 
 from fledge.data.storage import Examples
-from fledge.data.survey.recorded import Places
+from fledge.data.survey.recorded import RowLocator
 from fledge.errors import FledgeError
 from fledge.look.places import find_rows, parse_place
 from fledge.look.tables import PICTURES
-from fledge.look.target import Opened, Overrides, Say, builds_of, open_build
+from fledge.look.target import OpenBuild, Overrides, Say, builds_of, open_build
 from fledge.tokenizer import Tokenizer
 
 TRAINED, REJECTED, CONTEXT = "black on green", "black on red", "dim"
@@ -84,8 +84,8 @@ def show(
                               hint="`fledge data account` with the same --row says why")  # fmt: skip
 
 
-def _show_some(terminal: Console, opened: Opened, first: int, count: int) -> None:
-    examples, places = opened.data.train.examples, Places(opened.data, opened.plan)
+def _show_some(terminal: Console, opened: OpenBuild, first: int, count: int) -> None:
+    examples, places = opened.data.train.examples, RowLocator(opened.data, opened.plan)
     if not 0 <= first < examples.count:
         raise FledgeError(f"there is no example {first}: the stage has {examples.count:,}", where="--first")
     if count < 1:
@@ -96,7 +96,7 @@ def _show_some(terminal: Console, opened: Opened, first: int, count: int) -> Non
         terminal.print(Text(line, style="dim"), soft_wrap=True)
 
 
-def print_row(terminal: Console, opened: Opened, shard: int, row: int) -> int:
+def print_row(terminal: Console, opened: OpenBuild, shard: int, row: int) -> int:
     """The examples of one row, of training or validation; how many there are."""
     shown = 0
     for part, data in (("training", opened.data.train), ("validation", opened.data.validation)):

@@ -9,12 +9,12 @@ import orjson
 from rich.console import Console
 from rich.text import Text
 
-from fledge.data.survey.checks import Inspected, findings
+from fledge.data.survey.checks import CheckContext, findings
 from fledge.data.survey.measure import measure
 from fledge.data.survey.statistics import stage_statistics
-from fledge.look.looked import Looked
+from fledge.look.looked import StageInspection
 from fledge.look.tables import PIPED_WIDTH, tables
-from fledge.look.target import Overrides, Say, recipe_of, stages_of, tokenizer_folder, without_limits
+from fledge.look.target import Overrides, Say, recipe_of, stages_of, tokenizer_folder, without_drop_limit
 from fledge.preparation import Preparation
 from fledge.recipe import Recipe
 from fledge.run import write_text
@@ -23,18 +23,18 @@ from fledge.tokenizer import Tokenizer
 VERSION = 1  # of the JSON
 
 
-def look(recipe: Recipe, stage: str | None, say: Say) -> tuple[list[Looked], Tokenizer]:
+def look(recipe: Recipe, stage: str | None, say: Say) -> tuple[list[StageInspection], Tokenizer]:
     """Build the data of a recipe in a temporary folder and measure it. What training sees is not changed by that."""
     names = stages_of(recipe, stage)
-    preparation = Preparation(without_limits(recipe.model_copy(update={"built": None})), say)
+    preparation = Preparation(without_drop_limit(recipe.model_copy(update={"built_dataset": None})), say)
     tokenizer = preparation.tokenizer(tokenizer_folder(recipe))
     looked = []
     for name in names:
         measured = measure(preparation.collected(name), tokenizer, say)
         data = preparation.stage_data(name, tokenizer)
         statistics = stage_statistics(data, measured)
-        found = findings(Inspected(data, statistics, tokenizer, None, recipe.stages[name].data.max_dropped))
-        looked.append(Looked(statistics, tuple(finding for group in found.values() for finding in group)))
+        found = findings(CheckContext(data, statistics, tokenizer, None, recipe.stages[name].data.max_drop_fraction))
+        looked.append(StageInspection(statistics, tuple(finding for group in found.values() for finding in group)))
     return looked, tokenizer
 
 
@@ -66,7 +66,7 @@ def stats(
             terminal.print(renderable, soft_wrap=isinstance(renderable, Text))
 
 
-def as_json_value(looked: Sequence[Looked], tokenizer: Tokenizer) -> dict[str, Any]:
+def as_json_value(looked: Sequence[StageInspection], tokenizer: Tokenizer) -> dict[str, Any]:
     """What --json prints."""
     described = {"vocab_size": tokenizer.vocab_size, "template": tokenizer.template.name}
     return {"version": VERSION, "tokenizer": described, "stages": [one.as_dict() for one in looked]}

@@ -63,7 +63,7 @@ def _epoch(statistics: StageStatistics) -> Iterator[Text]:
     epoch = statistics.epoch
     yield Text(
         f"an epoch: {epoch.examples:,} examples in {epoch.rows:,} packed rows of {epoch.row_length:,} tokens, padding "
-        f"{epoch.padding_share:.1%}; {epoch.tokens:,} tokens, {epoch.supervised_share:.1%} of them supervised"
+        f"{epoch.padding_share:.1%}; {epoch.tokens:,} tokens, {epoch.target_token_fraction:.1%} of them supervised"
     )
     yield Text(
         f"{epoch.steps:,} optimizer steps an epoch; effective batch {epoch.batch_rows:,} rows ≈ {epoch.batch_tokens:,} tokens"
@@ -116,7 +116,7 @@ def _training_table(statistics: StageStatistics) -> Table:
     table = _table(columns)
     for (source, training, _), mixed in zip(_trained(statistics), statistics.mixture, strict=True):
         table.add_row(
-            _label(source), _count(training.examples), _count(training.tokens), percent(training.supervised_share),
+            _label(source), _count(training.examples), _count(training.tokens), percent(training.target_token_fraction),
             percent(training.ended_share), percent(mixed.row_share), percent(mixed.token_share), f"{mixed.passes:.3g}",
         )  # fmt: skip
     return table

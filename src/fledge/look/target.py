@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from fledge.data import StageData, is_complete, open_built
+from fledge.data import StageDataset, is_complete, load_built_dataset
 from fledge.data.building.shards import SHARD_BYTES, BuildPlan
 from fledge.data.reading.records import files_of, read, spans_of
-from fledge.data.rows.items import RowError, detect
+from fledge.data.rows.items import RowError, detect_format
 from fledge.errors import FledgeError
 from fledge.preparation import Preparation
 from fledge.recipe import Recipe, Source, load_recipe
@@ -66,7 +66,7 @@ def kind_of(target: str) -> str:
     detail = "it holds no rows"
     for record in islice(rows, ROWS_LOOKED_AT):
         try:
-            found = detect(record.value, source)
+            found = detect_format(record.value, source)
             kinds[READ_AS.get(found, found)] += 1
         except RowError as error:
             detail = f"{error.reason}: {error.detail}"
@@ -83,10 +83,10 @@ def stages_of(recipe: Recipe, stage: str | None) -> list[str]:
     return [stage] if stage is not None else list(recipe.stages)
 
 
-def without_limits(recipe: Recipe) -> Recipe:
+def without_drop_limit(recipe: Recipe) -> Recipe:
     """The recipe with nothing that would stop the look: no `max_dropped`."""
     stages = {
-        name: stage.model_copy(update={"data": stage.data.model_copy(update={"max_dropped": None})})
+        name: stage.model_copy(update={"data": stage.data.model_copy(update={"max_drop_fraction": None})})
         for name, stage in recipe.stages.items()
     }
     return recipe.model_copy(update={"stages": stages})
@@ -94,7 +94,11 @@ def without_limits(recipe: Recipe) -> Recipe:
 
 def tokenizer_folder(recipe: Recipe) -> Path:
     """Where the tokenizer of a recipe is kept, if it was built or run already."""
-    return Path(recipe.built) / "tokenizer" if recipe.built else RunDirectory(Path(recipe.output) / recipe.name).tokenizer
+    return (
+        Path(recipe.built_dataset) / "tokenizer"
+        if recipe.built_dataset
+        else RunDirectory(Path(recipe.output) / recipe.name).tokenizer
+    )
 
 
 # -- builds -------------------------------------------------------------------------------------------------------------
@@ -109,24 +113,24 @@ class Builds:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenBuild:
     """A complete build, and the tokenizer of its tokens."""
 
     name: str
     folder: Path
     plan: BuildPlan
-    data: StageData
+    data: StageDataset
     tokenizer: Tokenizer
 
 
-def open_build(name: str, folder: Path) -> Opened:
+def open_build(name: str, folder: Path) -> OpenBuild:
     """The data of a complete build directory."""
-    plan = BuildPlan.read(folder / "plan.json")
+    plan = BuildPlan.read(folder / "build_plan.json")
     if not is_complete(folder):
         raise FledgeError("this build is not complete", where=str(folder), hint="run the same command again: it goes on")
     tokenizer = load_tokenizer(folder / "tokenizer")
-    data = open_built(folder, plan.stage, plan.name, tokenizer, plan.seed)
-    return Opened(name, folder, plan, data, tokenizer)
+    data = load_built_dataset(folder, plan.stage, plan.name, tokenizer, plan.seed)
+    return OpenBuild(name, folder, plan, data, tokenizer)
 
 
 @contextmanager
@@ -149,11 +153,11 @@ def _built_in(root: Path) -> dict[str, Path]:
     """The builds below a directory, in the order of its recipe."""
     own = _build_folder(root)
     if own is not None:
-        return {BuildPlan.read(own / "plan.json").name: own}
+        return {BuildPlan.read(own / "build_plan.json").name: own}
     if not (root / "recipe.yaml").exists():
         return {}
     recipe = load_recipe([str(root / "recipe.yaml")])
-    bases = [root] if recipe.built is None else [root, Path(recipe.built)]
+    bases = [root] if recipe.built_dataset is None else [root, Path(recipe.built_dataset)]
     found = {
         name: folder for base in reversed(bases) for name in recipe.stages if (folder := _build_folder(base / name)) is not None
     }
@@ -170,7 +174,7 @@ def _build_folder(folder: Path) -> Path | None:
 
 def _build(recipe: Recipe, stage: str | None, root: Path, say: Say) -> Builds:
     names = stages_of(recipe, stage)
-    wanted = recipe if recipe.built else without_limits(recipe)
+    wanted = recipe if recipe.built_dataset else without_drop_limit(recipe)
     preparation = Preparation(wanted, say, lambda name: root / name)
     folders: dict[str, Path] = {}
     try:

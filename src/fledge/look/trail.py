@@ -11,16 +11,16 @@ import orjson
 from rich.console import Console
 from rich.text import Text
 
-from fledge.data.batches import PackedData
-from fledge.data.building.work import TRAIN, keep_of
-from fledge.data.cleaning.cleaning import Steps, clean_item
+from fledge.data.batches import PackedDataset
+from fledge.data.building.work import TRAIN, keep_mask
+from fledge.data.cleaning.cleaning import CleaningSteps, clean_item
 from fledge.data.reading.records import Record, read
-from fledge.data.rows.items import Conversation, Document, Item, RowError, describe, recognise
+from fledge.data.rows.items import Conversation, Document, Item, RowError, format_name, parse_row
 from fledge.errors import FledgeError
 from fledge.look.places import FoundRow, find_rows, notes_of, parse_place
 from fledge.look.show import examples_of, legend, print_row
-from fledge.look.target import Builds, Opened, open_build
-from fledge.train.length import extent
+from fledge.look.target import Builds, OpenBuild, open_build
+from fledge.train.length import compute_steps
 
 SHOWN = 200  # characters of what a row holds
 
@@ -38,7 +38,7 @@ class Packing:
 
 
 @dataclass(frozen=True)
-class Trail:
+class RowTrace:
     """One row of one stage, step by step."""
 
     stage: str
@@ -55,7 +55,7 @@ class Trail:
     packed: tuple[Packing, ...] = ()
 
 
-def follow(builds: Builds, row: str, as_json: bool) -> None:
+def trace_row(builds: Builds, row: str, as_json: bool) -> None:
     """Print the way of a row through every stage that reads it, and its tokens. FledgeError where none does."""
     place = parse_place(row)
     opened = [open_build(name, folder) for name, folder in builds.folders.items()]
@@ -74,14 +74,14 @@ def follow(builds: Builds, row: str, as_json: bool) -> None:
             print_row(terminal, one, known.shard.number, known.row)
 
 
-def trail(opened: Opened, found: FoundRow) -> Trail:
+def trail(opened: OpenBuild, found: FoundRow) -> RowTrace:
     """What became of a row. The file is read again if it is still as it was."""
     record, note = _read_again(opened, found)
     mine = [remark for remark in notes_of(opened.folder, found.shard.folder) if remark["row"] == found.row]
     said = {state: [_said(remark) for remark in mine if remark["state"] == state] for state in ("dropped", "changed")}
     side = "" if said["dropped"] else _side(opened, found)
     data = {"training": opened.data.train, "validation": opened.data.validation}.get(side)
-    return Trail(
+    return RowTrace(
         opened.name,
         found.source.name,
         found.source.part,
@@ -100,7 +100,7 @@ def _said(remark: Mapping[str, Any]) -> str:
     return f"{remark['reason']} ({remark['detail']})" if remark["detail"] else remark["reason"]
 
 
-def _read_again(opened: Opened, found: FoundRow) -> tuple[Record | None, str]:
+def _read_again(opened: OpenBuild, found: FoundRow) -> tuple[Record | None, str]:
     """The row as the file holds it, or why it was not read."""
     if not found.shard.spans:
         return None, "not read again: it comes from a hub"
@@ -127,17 +127,17 @@ def _shortened(content: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]} … ({len(text):,} characters)"
 
 
-def _recognised(opened: Opened, found: FoundRow, record: Record | None) -> tuple[str, tuple[dict[str, str], ...]]:
+def _recognised(opened: OpenBuild, found: FoundRow, record: Record | None) -> tuple[str, tuple[dict[str, str], ...]]:
     """What the row was taken for, and what was mended in it: both are functions of the row alone."""
     if record is None or record.broken:
         return "", ()
     stage, source = opened.plan.stage, found.source.source
     try:
-        item = recognise(record.value, source, stage.kind, stage.data.system)
-        _, changes = clean_item(item, Steps.of(stage.data.clean, stage.kind))
+        item = parse_row(record.value, source, stage.kind, stage.data.system)
+        _, changes = clean_item(item, CleaningSteps.of(stage.data.clean, stage.kind))
     except RowError:
-        return describe(record.value, source), ()
-    name = f"{describe(record.value, source)}: {_shape(item)}"
+        return format_name(record.value, source), ()
+    name = f"{format_name(record.value, source)}: {_shape(item)}"
     return name, tuple({"step": change.step, "before": change.before, "after": change.after} for change in changes)
 
 
@@ -149,23 +149,23 @@ def _shape(item: Item) -> str:
     return f"a {type(item).__name__.lower()} with turns {', '.join(turn.role for turn in turns)}"
 
 
-def _side(opened: Opened, found: FoundRow) -> str:
+def _side(opened: OpenBuild, found: FoundRow) -> str:
     if found.source.part == "evaluation":
         return "evaluation"
-    keep = keep_of(opened.folder, found.shard)
+    keep = keep_mask(opened.folder, found.shard)
     return "training" if found.item is not None and keep[found.item] == TRAIN else "validation"
 
 
-def _step_of(opened: Opened, place: int) -> int:
+def _step_of(opened: OpenBuild, place: int) -> int:
     """The update, counted from 1, that reads a place of the stream of rows."""
     stage, train = opened.plan.stage, opened.data.train
     if stage.batch.warmup is None:
-        return place // stage.batch.window(train.row_length) + 1
-    reach = extent(stage.length, stage.batch, train.rows_in, train.row_length)
+        return place // stage.batch.global_batch_rows(train.row_length) + 1
+    reach = compute_steps(stage.duration, stage.batch, train.rows_in, train.row_length)
     return bisect_right(range(reach.steps), place, key=reach.first_row)
 
 
-def _packed(opened: Opened, found: FoundRow, data: PackedData) -> tuple[Packing, ...]:
+def _packed(opened: OpenBuild, found: FoundRow, data: PackedDataset) -> tuple[Packing, ...]:
     rows, order = data.epoch(0)
     places = np.arange(len(order))
     if data is opened.data.train:  # validation is read in the order of its rows
@@ -182,7 +182,7 @@ def _packed(opened: Opened, found: FoundRow, data: PackedData) -> tuple[Packing,
     return tuple(made)
 
 
-def _print(terminal: Console, made: Trail) -> None:
+def _print(terminal: Console, made: RowTrace) -> None:
     terminal.print(Text(f"{made.stage}: {made.where}  ({made.source})", style="bold"))
 
     def line(label: str, text: str) -> None:

@@ -17,7 +17,7 @@ MOST_BLOCKS = 8  # of a row: longer rows have longer blocks, or compiling them w
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
-def visible(documents: Tensor | None, start: int, stop: int, device: torch.device) -> Tensor:
+def causal_document_mask(documents: Tensor | None, start: int, stop: int, device: torch.device) -> Tensor:
     """Which keys [0, stop) the queries [start, stop) may see: bool, [stop-start, stop] or [B, 1, stop-start, stop]."""
     queries = torch.arange(start, stop, device=device)
     keys = torch.arange(stop, device=device)
@@ -57,7 +57,7 @@ class _Blocked(torch.autograd.Function):
             # Keys × queries: a compiler that found the scores of the forward pass here would keep them.
             turned = (*k.shape[:2], stop, q.shape[1] // k.shape[1], stop - start)
             scores = (k[:, :, :stop] @ queries.transpose(-1, -2)).view(turned).float() * scale
-            mask = visible(documents, start, stop, k.device).transpose(-1, -2).unsqueeze(-2)
+            mask = causal_document_mask(documents, start, stop, k.device).transpose(-1, -2).unsqueeze(-2)
             scores = scores.masked_fill(~mask, float("-inf"))
             columns = (*turned[:2], 1, *turned[3:])
             weights = (scores - norms[:, :, start:stop].reshape(columns)).exp()
@@ -85,11 +85,11 @@ def _scores(queries: Tensor, k: Tensor, documents: Tensor | None, start: int, st
     """Scaled scores [B, K, group, rows, stop] in float32, −∞ where a query may not see a key."""
     shape = (*k.shape[:2], queries.shape[2] // (stop - start), stop - start, stop)
     scores = (queries @ k[:, :, :stop].transpose(-1, -2)).view(shape).float() * queries.shape[-1] ** -0.5
-    mask = visible(documents, start, stop, k.device)
+    mask = causal_document_mask(documents, start, stop, k.device)
     return scores.masked_fill(~(mask if mask.dim() == 2 else mask[:, :, None]), float("-inf"))
 
 
-def blocked(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
+def blockwise(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
     """Plain matrix products over blocks of queries; grouped heads share one product instead of copied keys.
 
     q [B, H, T, d], k and v [B, K, T, d], documents [B, T] or None -> [B, H, T, d].
@@ -103,17 +103,17 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
     grouped = q.shape[1] != k.shape[1]
     if documents is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-    mask = visible(documents, 0, q.shape[2], q.device)
+    mask = causal_document_mask(documents, 0, q.shape[2], q.device)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
 
 
-def written_out(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
+def reference_attention(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
     """The definition itself, without any trick: the reference that the other backends are tested against."""
     repeat = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
     scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5
-    scores = scores.masked_fill(~visible(documents, 0, q.shape[2], q.device), float("-inf"))
+    scores = scores.masked_fill(~causal_document_mask(documents, 0, q.shape[2], q.device), float("-inf"))
     return (scores.softmax(dim=-1) @ v.float()).to(v.dtype)
 
 
-BACKENDS: dict[str, Attention] = {"blocked": blocked, "sdpa": sdpa, "written_out": written_out}
+BACKENDS: dict[str, Attention] = {"blocked": blockwise, "sdpa": sdpa, "written_out": reference_attention}

@@ -24,7 +24,7 @@ def cache_bytes(layers: int, slots: int, kv_heads: int, head_size: int, capacity
     return 2 * layers * slots * kv_heads * round_up(capacity, GRAIN) * head_size * dtype.itemsize
 
 
-class SlotCache:
+class KVCache:
     """Keys and values of `slots` sequences, per layer [S, 2K, C, d]: the K heads of keys, then those of values.
 
     The capacity C starts small and grows with the sequences, to `longest` tokens (rounded up to a multiple of 64) and

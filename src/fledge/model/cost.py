@@ -12,10 +12,10 @@ class Parameters:
 
     total: int
     active: int
-    multiplying: int
+    matmul: int
 
 
-def table_parameters(config: ModelConfig, vocab_size: int) -> int:
+def embedding_parameters(config: ModelConfig, vocab_size: int) -> int:
     """Of the embedding, and of the head where it has a matrix of its own."""
     return vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
 
@@ -29,16 +29,18 @@ def parameters(config: ModelConfig, vocab_size: int) -> Parameters:
     if config.moe is None:
         all_experts = active_experts = expert
     else:
-        router = width * (config.moe.experts + (1 if config.moe.shared_experts else 0))  # and the shared experts' sigmoid
-        all_experts = router + expert * (config.moe.experts + config.moe.shared_experts)
-        active_experts = router + expert * (config.moe.top_k + config.moe.shared_experts)
-    embedding, tables = vocab_size * width, table_parameters(config, vocab_size)
+        router = width * (
+            config.moe.num_experts + (1 if config.moe.num_shared_experts else 0)
+        )  # and the shared experts' sigmoid
+        all_experts = router + expert * (config.moe.num_experts + config.moe.num_shared_experts)
+        active_experts = router + expert * (config.moe.num_experts_per_tok + config.moe.num_shared_experts)
+    embedding, tables = vocab_size * width, embedding_parameters(config, vocab_size)
     layers = config.num_hidden_layers
     rest = tables + width + layers * (attention + norms)
     return Parameters(
         total=rest + layers * all_experts,
         active=rest + layers * active_experts,
-        multiplying=embedding + layers * (attention + active_experts),
+        matmul=embedding + layers * (attention + active_experts),
     )
 
 
@@ -47,7 +49,7 @@ SEEN_KEYS = 128  # bytes for each key: whether the queries of a block saw it
 
 
 @dataclass(frozen=True)
-class Cost:
+class ModelCost:
     """What a decoder of these sizes costs: in parameters, in floating-point operations, in memory.
 
     A multiply-add is two operations. Only matrix products are counted: everything else is less than a hundredth of them.
@@ -62,7 +64,7 @@ class Cost:
 
     def scaling_parameters(self) -> int:
         """The N of scaling laws: active parameters without embedding and head (Kaplan et al. 2020, §2.1)."""
-        return self.parameters().active - table_parameters(self.config, self.vocab_size)
+        return self.parameters().active - embedding_parameters(self.config, self.vocab_size)
 
     # -- operations -------------------------------------------------------------------------------------------------
 
@@ -74,7 +76,7 @@ class Cost:
         """Of one token's way through the blocks: 2 for each parameter that multiplies, and for attention 4·width for each of
         the positions it sees, on average half the context (Chowdhery et al. 2022, appendix B)."""
         config = self.config
-        matrices = self.parameters().multiplying - config.hidden_size * self.vocab_size
+        matrices = self.parameters().matmul - config.hidden_size * self.vocab_size
         return 2.0 * matrices + 4.0 * config.num_hidden_layers * config.hidden_size * context / 2
 
     def forward_flops(self, context: int) -> float:
@@ -105,7 +107,7 @@ class Cost:
     def state_bytes(self, optimizer: str) -> float:
         """What stays: float32 weights, their gradients, and the optimizer's state. Muon's momentum and 8-bit moments are for
         the matrices of the blocks; embedding and head have AdamW's two moments in float32."""
-        total, tables = self.parameters().total, table_parameters(self.config, self.vocab_size)
+        total, tables = self.parameters().total, embedding_parameters(self.config, self.vocab_size)
         return 8 * total + STATE_BYTES[optimizer] * (total - tables) + STATE_BYTES["adamw"] * tables
 
     def block_bytes(self, size: int, compiled: bool) -> float:
@@ -130,12 +132,12 @@ class Cost:
         feed = 3 if compiled else 4
         if moe is None:
             return size * (kept + feed * inner) + wide + statistics
-        kept += moe.top_k * ((feed if compiled else feed + 1) * inner + width)
-        kept += feed * moe.shared_experts * inner + (width if moe.shared_experts else 0)
+        kept += moe.num_experts_per_tok * ((feed if compiled else feed + 1) * inner + width)
+        kept += feed * moe.num_shared_experts * inner + (width if moe.num_shared_experts else 0)
         if size < 4:  # the router reads float32, and experts rows of their own: the norm's output is for the shared network
             wide += 4 * width
-            kept -= 0 if compiled or moe.shared_experts else width
-        statistics += (4 if compiled else 12) * moe.experts + 40 * moe.top_k + 8
+            kept -= 0 if compiled or moe.num_shared_experts else width
+        statistics += (4 if compiled else 12) * moe.num_experts + 40 * moe.num_experts_per_tok + 8
         return size * kept + wide + statistics
 
     def weight_copies(self, size: int) -> float:
@@ -143,21 +145,21 @@ class Cost:
         weights; and always gate and up of routed experts, which are put side by side."""
         config, moe = self.config, self.config.moe
         if size < 4:
-            router = 0 if moe is None else moe.experts * config.hidden_size
+            router = 0 if moe is None else moe.num_experts * config.hidden_size
             tables = config.hidden_size * self.vocab_size
             return size * ((self._all_multiplying() - tables) / config.num_hidden_layers - router)
-        return 0.0 if moe is None else size * 2 * moe.experts * config.intermediate_size * config.hidden_size
+        return 0.0 if moe is None else size * 2 * moe.num_experts * config.intermediate_size * config.hidden_size
 
     def _all_multiplying(self) -> int:
         """Parameters that enter a matrix product, those of experts at rest among them."""
         counts = self.parameters()
-        return counts.multiplying + counts.total - counts.active
+        return counts.matmul + counts.total - counts.active
 
     def kept_bytes(self, tokens: int, size: int, compiled: bool, every: int = 0) -> float:
         """What a micro-batch of so many tokens keeps from the forward to the backward pass. With `every` n, each n-th block
         keeps its input alone. Beside blocks: rotary angles, the last norm (never compiled) and the gradient of its output."""
         config = self.config
-        again = len(checkpointed(config.num_hidden_layers, every))
+        again = len(checkpointed_layers(config.num_hidden_layers, every))
         block = tokens * self.block_bytes(size, compiled) + self.weight_copies(size)
         angles = 2 * size * config.hidden_size // config.num_attention_heads
         rest = angles + (8 + size) * config.hidden_size + 4
@@ -166,7 +168,7 @@ class Cost:
     def activation_bytes(self, tokens: int, size: int, compiled: bool, every: int = 0) -> float:
         """The most that a micro-batch keeps at a time: one block that is computed again is there as a whole."""
         block = tokens * self.block_bytes(size, compiled) + self.weight_copies(size)
-        again = checkpointed(self.config.num_hidden_layers, every)
+        again = checkpointed_layers(self.config.num_hidden_layers, every)
         later = self.config.num_hidden_layers - 1 - again[-1] if again else 0  # done with when the last one is computed again
         return self.kept_bytes(tokens, size, compiled, every) + (block if again and not later else 0)
 
@@ -176,11 +178,11 @@ class Cost:
         return self.state_bytes(optimizer) + self.activation_bytes(tokens, size, compiled, every) + head_gradient
 
 
-def checkpointed(layers: int, every: int) -> list[int]:
+def checkpointed_layers(layers: int, every: int) -> list[int]:
     """Blocks that are computed again in the backward pass: every n-th; 0 is none, 1 all."""
     return [] if every == 0 else list(range(every - 1, layers, every))
 
 
 def training_flops_per_token(config: ModelConfig, vocab_size: int, context: int) -> float:
     """`Cost.training_flops` of these sizes: 6·N for the matrices plus causal attention's 12·layers·width·context·½."""
-    return Cost(config, vocab_size).training_flops(context)
+    return ModelCost(config, vocab_size).training_flops(context)

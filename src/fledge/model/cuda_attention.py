@@ -21,14 +21,14 @@ FEWEST_PIECES = 64  # room for pieces grows in powers of two from here, so that 
 HALF = (torch.bfloat16, torch.float16)
 
 
-class FlexPieces(NamedTuple):
+class FlexMetadata(NamedTuple):
     """What `flex` sees of a batch: its documents [B, T] or None, and which blocks of keys each block of queries needs."""
 
     documents: Tensor | None
     mask: Any
 
 
-class Pieces(NamedTuple):
+class VarlenMetadata(NamedTuple):
     """What `varlen` sees of a batch: where each piece begins among all B·T positions, [pieces + 1] int32, ending in
     empty pieces; and the longest length that a piece can have."""
 
@@ -57,7 +57,7 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return blocks.sum(-1, dtype=torch.int32)[:, None], places.to(torch.int32)[:, None]
 
 
-def flex_pieces(documents: Tensor | None, B: int, T: int, device: torch.device) -> FlexPieces:
+def flex_pieces(documents: Tensor | None, B: int, T: int, device: torch.device) -> FlexMetadata:
     """The block mask of a batch of B rows of T; nothing of the size T × T is ever made."""
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -69,10 +69,10 @@ def flex_pieces(documents: Tensor | None, B: int, T: int, device: torch.device) 
     mask = BlockMask.from_kv_blocks(
         *_listed(needed & ~whole), *_listed(whole), BLOCK_SIZE=FLEX_BLOCK, mask_mod=visible, seq_lengths=(T, T)
     )
-    return FlexPieces(documents, mask)
+    return FlexMetadata(documents, mask)
 
 
-def flex(q: Tensor, k: Tensor, v: Tensor, seen: FlexPieces) -> Tensor:
+def flex(q: Tensor, k: Tensor, v: Tensor, seen: FlexMetadata) -> Tensor:
     """FlexAttention inside compiled code. q [B, H, T, d], k and v [B, K, T, d] -> [B, H, T, d].
 
     Uncompiled it would hold all scores, so plain passes (validation, the reference) take the fused kernel instead.
@@ -84,18 +84,18 @@ def flex(q: Tensor, k: Tensor, v: Tensor, seen: FlexPieces) -> Tensor:
     return cast(Tensor, flex_attention(q, k, v, block_mask=seen.mask, enable_gqa=q.shape[1] != k.shape[1]))
 
 
-def pieces(documents: Tensor | None, B: int, T: int, device: torch.device) -> Pieces:
+def pieces(documents: Tensor | None, B: int, T: int, device: torch.device) -> VarlenMetadata:
     """Where the pieces of B rows of T begin; padding at a row's end is a piece of its own."""
     if documents is None:
-        return Pieces(torch.arange(0, B * T + 1, T, dtype=torch.int32, device=device), T)
+        return VarlenMetadata(torch.arange(0, B * T + 1, T, dtype=torch.int32, device=device), T)
     begins = torch.ones(B, T, dtype=torch.bool, device=device)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
     found = begins.flatten().nonzero()[:, 0].to(torch.int32)
     room = max(FEWEST_PIECES, 1 << (len(found) - 1).bit_length())
-    return Pieces(torch.cat((found, found.new_full((room + 1 - len(found),), B * T))), T)
+    return VarlenMetadata(torch.cat((found, found.new_full((room + 1 - len(found),), B * T))), T)
 
 
-def varlen(q: Tensor, k: Tensor, v: Tensor, seen: Pieces) -> Tensor:
+def varlen(q: Tensor, k: Tensor, v: Tensor, seen: VarlenMetadata) -> Tensor:
     """FlashAttention over all pieces at once; 16-bit dtypes only. Shapes as in `flex`."""
     from torch.nn.attention.varlen import varlen_attn
 
@@ -118,7 +118,7 @@ def backend(name: str) -> Attention:
     return BACKENDS[name] if name in BACKENDS else ON_CUDA[name]
 
 
-def prepared(name: str, documents: Tensor | None, B: int, T: int, device: torch.device) -> Any:
+def attention_metadata(name: str, documents: Tensor | None, B: int, T: int, device: torch.device) -> Any:
     """What the backend of this name wants to know of a batch: its documents, if nothing else."""
     return PREPARE[name](documents, B, T, device) if name in PREPARE else documents
 

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fledge.model.attention import BACKENDS
-from fledge.model.cost import checkpointed
+from fledge.model.cost import checkpointed_layers
+from fledge.model.cuda_attention import attention_metadata
 from fledge.model.cuda_attention import backend as attention_backend
-from fledge.model.cuda_attention import prepared
-from fledge.model.experts import Experts, Routing
+from fledge.model.experts import MoELayer, RouterStats
 from fledge.recipe.schema import ModelConfig
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Dropout is off inside; afterwards the model is in the mode it was in before, also after an error."""
     was_training = model.training
     model.eval()
@@ -105,12 +105,12 @@ class FeedForward(nn.Module):
         return linear(gated, self.down_proj.weight)
 
 
-def feed_forward(config: ModelConfig) -> FeedForward | Experts:
+def feed_forward(config: ModelConfig) -> FeedForward | MoELayer:
     """A block's feed-forward part: one network, or a mixture of them."""
     width, size, moe = config.hidden_size, config.intermediate_size, config.moe
     if moe is None:
         return FeedForward(width, size)
-    return Experts(config, moe, FeedForward(width, moe.shared_experts * size) if moe.shared_experts else None)
+    return MoELayer(config, moe, FeedForward(width, moe.num_shared_experts * size) if moe.num_shared_experts else None)
 
 
 class Block(nn.Module):
@@ -125,14 +125,14 @@ class Block(nn.Module):
         self.dropout = config.dropout
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, documents: Tensor | None, real: Tensor | None = None
+        self, x: Tensor, cos: Tensor, sin: Tensor, documents: Tensor | None, token_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Hidden states [B, T, D], and of a mixture how it routed the tokens that are `real` [B, T] (`Experts.mix`)."""
         x = x + self._drop(self.self_attn(self.input_layernorm(x), cos, sin, documents))
         wide = self.post_attention_layernorm(x)
-        if not isinstance(self.mlp, Experts):
+        if not isinstance(self.mlp, MoELayer):
             return x + self._drop(self.mlp(wide)), None
-        mixed, statistics = self.mlp.mix(wide, real)
+        mixed, statistics = self.mlp.forward_with_stats(wide, token_mask)
         return x + self._drop(mixed), statistics
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -147,7 +147,9 @@ class Decoder(nn.Module):
         self.config, self.vocab_size = config, vocab_size
         self.compute_dtype = torch.float32
         self.attention = "sdpa"
-        self.recompute_every = 0  # each n-th block is computed again in the backward pass instead of kept (Chen et al. 2016)
+        self.activation_checkpoint_every = (
+            0  # each n-th block is computed again in the backward pass instead of kept (Chen et al. 2016)
+        )
         self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -168,11 +170,11 @@ class Decoder(nn.Module):
                 nn.init.normal_(parameter, 0.0, residual if writes else std, generator=generator)
 
     @property
-    def head_weight(self) -> Tensor:
+    def lm_head_weight(self) -> Tensor:
         """The matrix of the head [V, D]; the embedding's own where they are tied."""
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
-    def use_attention(self, backend: str) -> None:
+    def set_attention_backend(self, backend: str) -> None:
         """Choose the attention backend of every layer (a key of `attention.BACKENDS` or `cuda_attention.ON_CUDA`)."""
         self.attention = backend
         for block in self.blocks():
@@ -182,7 +184,7 @@ class Decoder(nn.Module):
         """The layers, typed."""
         return [block for block in self.layers if isinstance(block, Block)]
 
-    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def rope_cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [B, 1, T, d] of positions [B, T]."""
         angles = positions[:, :, None].float() * self.frequencies  # type: ignore[operator]
         angles = torch.cat((angles, angles), dim=-1)[:, None]
@@ -193,18 +195,18 @@ class Decoder(nn.Module):
         one document."""
         return self._states(tokens, positions, documents)[0]
 
-    def states(
+    def forward_with_router_stats(
         self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None
-    ) -> tuple[Tensor, Routing | None]:
+    ) -> tuple[Tensor, RouterStats | None]:
         """Hidden states as `forward` gives them, and how a mixture of experts routed; documents of 0 are padding."""
         return self._states(tokens, positions, documents)
 
-    def _states(self, tokens: Tensor, positions: Tensor | None, documents: Tensor | None) -> tuple[Tensor, Routing | None]:
+    def _states(self, tokens: Tensor, positions: Tensor | None, documents: Tensor | None) -> tuple[Tensor, RouterStats | None]:
         B, T = tokens.shape
         if positions is None:
             positions = torch.arange(T, device=tokens.device).expand_as(tokens)
-        cos, sin = self.angles(positions)
-        seen = prepared(self.attention, documents, B, T, tokens.device)
+        cos, sin = self.rope_cos_sin(positions)
+        seen = attention_metadata(self.attention, documents, B, T, tokens.device)
         x = self.embed_tokens(tokens).to(self.compute_dtype)
         real = None if documents is None or self.config.moe is None else documents > 0
         statistics, again = [], self._recomputed()
@@ -215,14 +217,14 @@ class Decoder(nn.Module):
                 x, routed = block(x, cos, sin, seen, real)
             if routed is not None:
                 statistics.append(routed)
-        return self.norm(x), Routing.of_layers(statistics) if statistics else None
+        return self.norm(x), RouterStats.of_layers(statistics) if statistics else None
 
     def _recomputed(self) -> frozenset[int]:
         """Blocks to compute again in the backward pass: none where there is none."""
         if not (self.training and torch.is_grad_enabled()):
             return frozenset()
-        return frozenset(checkpointed(len(self.layers), self.recompute_every))
+        return frozenset(checkpointed_layers(len(self.layers), self.activation_checkpoint_every))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] in float32."""
-        return linear(hidden, self.head_weight).float()
+        return linear(hidden, self.lm_head_weight).float()

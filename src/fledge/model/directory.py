@@ -20,7 +20,7 @@ from torch import Tensor
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
 from fledge.recipe.schema import ModelConfig, MoeConfig
-from fledge.run.directory import write_checked
+from fledge.run.directory import write_and_verify
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def hf_config(model: Decoder, bos: int | None, eos: list[int], pad: int) -> dict
 
 
 def _architecture(config: ModelConfig) -> tuple[str, Architecture]:
-    shared = config.moe is not None and config.moe.shared_experts > 0
+    shared = config.moe is not None and config.moe.num_shared_experts > 0
     wanted = (config.qk_norm, config.moe is not None, shared)
     for name, architecture in ARCHITECTURES.items():
         if (architecture.qk_norm, architecture.experts, architecture.shared) == wanted:
@@ -87,18 +87,18 @@ def _architecture(config: ModelConfig) -> tuple[str, Architecture]:
 
 def _mixture_keys(config: ModelConfig, moe: MoeConfig) -> dict[str, Any]:
     keys: dict[str, Any] = {
-        "num_experts": moe.experts,
-        "num_experts_per_tok": moe.top_k,
+        "num_experts": moe.num_experts,
+        "num_experts_per_tok": moe.num_experts_per_tok,
         "moe_intermediate_size": config.intermediate_size,
-        "norm_topk_prob": moe.normalise_top_k,
-        "router_aux_loss_coef": moe.balance_weight,
+        "norm_topk_prob": moe.norm_topk_prob,
+        "router_aux_loss_coef": moe.router_aux_loss_coef,
         "output_router_logits": False,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
         "use_sliding_window": False,
     }
-    if moe.shared_experts:
-        keys |= {"shared_expert_intermediate_size": moe.shared_experts * config.intermediate_size, "qkv_bias": False}
+    if moe.num_shared_experts:
+        keys |= {"shared_expert_intermediate_size": moe.num_shared_experts * config.intermediate_size, "qkv_bias": False}
     return keys
 
 
@@ -106,20 +106,20 @@ def _own_keys(config: ModelConfig) -> dict[str, Any]:
     """What training needs and the architectures have no name for."""
     own: dict[str, Any] = {"dropout": config.dropout}
     if config.moe is not None:
-        own["moe"] = config.moe.model_dump(include={"balance", "z_weight", "bias_rate"})
+        own["moe"] = config.moe.model_dump(include={"load_balancing", "router_z_loss_coef", "bias_update_rate"})
     return own
 
 
-def save_model(
+def save_pretrained(
     model: Decoder, folder: Path, *, bos: int | None, eos: list[int], pad: int, weights: Mapping[str, Tensor] | None = None
 ) -> None:
     """Write config.json, generation_config.json and model.safetensors (float32): the model's own weights, or those of
     another state_dict of it."""
     folder.mkdir(parents=True, exist_ok=True)
     config = hf_config(model, bos, eos, pad)
-    write_checked(folder / "config.json", json.dumps(config, indent=1))
+    write_and_verify(folder / "config.json", json.dumps(config, indent=1))
     generation = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
-    write_checked(folder / "generation_config.json", json.dumps(generation, indent=1))
+    write_and_verify(folder / "generation_config.json", json.dumps(generation, indent=1))
     tensors = _as_files(model.state_dict() if weights is None else weights)
     write_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
 
@@ -218,12 +218,12 @@ def _not_covered(raw: dict[str, Any], rope: dict[str, Any], kind: Architecture) 
 
 def _mixture(raw: dict[str, Any], kind: Architecture) -> MoeConfig:
     size, own = raw["moe_intermediate_size"], raw.get("fledge", {}).get("moe", {})
-    weights = {} if own.get("balance") == "bias" else {"balance_weight": raw.get("router_aux_loss_coef", 0.001)}
+    weights = {} if own.get("load_balancing") == "bias" else {"router_aux_loss_coef": raw.get("router_aux_loss_coef", 0.001)}
     return MoeConfig(
-        experts=raw["num_experts"] if "num_experts" in raw else raw["num_local_experts"],
-        top_k=raw["num_experts_per_tok"],
-        shared_experts=raw["shared_expert_intermediate_size"] // size if kind.shared else 0,
-        normalise_top_k=raw.get("norm_topk_prob", False),
+        num_experts=raw["num_experts"] if "num_experts" in raw else raw["num_local_experts"],
+        num_experts_per_tok=raw["num_experts_per_tok"],
+        num_shared_experts=raw["shared_expert_intermediate_size"] // size if kind.shared else 0,
+        norm_topk_prob=raw.get("norm_topk_prob", False),
         **{**weights, **own},
     )
 
@@ -260,7 +260,7 @@ def _shards(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Decoder:
+def from_pretrained(folder: str | Path, device: torch.device | str = "cpu") -> Decoder:
     """A model directory as a native decoder with float32 parameters.
 
     Raises FledgeError for missing or truncated files, and for tensors that are missing, surplus or of another shape.

@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fledge.model.grouped import gather, grouped_product, spread
+from fledge.model.grouped import grouped_mm, permute, unpermute
 from fledge.recipe.schema import ModelConfig, MoeConfig
 
 
 @dataclass(frozen=True)
-class Routing:
+class RouterStats:
     """How the tokens of a batch were spread over the experts of L layers. Padding is not counted.
 
     `counts` [L, E] are assignments, `entropy` [L] the mean entropy of the router's distribution (nats). `balance` and
@@ -40,14 +40,14 @@ class Routing:
     z: Tensor
 
     @classmethod
-    def of_layers(cls, statistics: Sequence[Tensor]) -> "Routing":
+    def of_layers(cls, statistics: Sequence[Tensor]) -> "RouterStats":
         """From what each layer's `Experts.mix` tells [E + 4]."""
         table = torch.stack(tuple(statistics))
         tokens, entropy, balance, z = table[:, -4:].unbind(1)
         return cls(table[:, :-4].detach(), tokens[0].detach(), entropy.detach(), balance.mean(), z.mean())
 
     @classmethod
-    def merged(cls, routings: Iterable["Routing"]) -> "Routing":
+    def merged(cls, routings: Iterable["RouterStats"]) -> "RouterStats":
         """That of several batches together: counts are added, means are weighed by tokens."""
         parts = list(routings)
         tokens = torch.stack([part.tokens for part in parts])
@@ -69,26 +69,26 @@ class Routing:
         """Share of a layer's assignments that each expert got [L, E]; 1/E is even."""
         return self.counts / self.counts.sum(1, keepdim=True).clamp(min=1)
 
-    def detach(self) -> "Routing":
+    def detach(self) -> "RouterStats":
         """The numbers without their graph."""
-        return Routing(self.counts, self.tokens, self.entropy, self.balance.detach(), self.z.detach())
+        return RouterStats(self.counts, self.tokens, self.entropy, self.balance.detach(), self.z.detach())
 
-    def added_up(self, add_up: Callable[[list[Tensor]], None]) -> "Routing":
+    def all_reduced(self, add_up: Callable[[list[Tensor]], None]) -> "RouterStats":
         """That of this batch and of those of others, over whom `add_up` adds tensors in place."""
         parts = [self.counts.clone(), self.tokens.clone()]
         parts += [value * self.tokens for value in (self.entropy, self.balance, self.z)]
         add_up(parts)
         counts, tokens, *sums = parts
-        return Routing(counts, tokens, *(value / tokens.clamp(min=1) for value in sums))
+        return RouterStats(counts, tokens, *(value / tokens.clamp(min=1) for value in sums))
 
-    def nothing(self) -> "Routing":
+    def zeros_like(self) -> "RouterStats":
         """That of a batch without tokens."""
-        return Routing(*map(torch.zeros_like, (self.counts, self.tokens, self.entropy, self.balance, self.z)))
+        return RouterStats(*map(torch.zeros_like, (self.counts, self.tokens, self.entropy, self.balance, self.z)))
 
     def penalty(self, config: MoeConfig) -> Tensor:
         """What is added to the mean loss of a batch: balance_weight · balance + z_weight · z."""
-        weight = config.balance_weight if config.balance == "loss" else 0.0
-        return weight * self.balance + config.z_weight * self.z
+        weight = config.router_aux_loss_coef if config.load_balancing == "aux_loss" else 0.0
+        return weight * self.balance + config.router_z_loss_coef * self.z
 
 
 class Router(nn.Module):
@@ -98,11 +98,11 @@ class Router(nn.Module):
 
     def __init__(self, width: int, config: MoeConfig) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.experts, width))
+        self.weight = nn.Parameter(torch.empty(config.num_experts, width))
         nn.init.normal_(self.weight, 0.0, 0.02)
-        self.top_k, self.normalise = config.top_k, config.normalise_top_k
-        biased = config.balance == "bias"
-        self.register_buffer("e_score_correction_bias", torch.zeros(config.experts) if biased else None)
+        self.top_k, self.normalise = config.num_experts_per_tok, config.norm_topk_prob
+        biased = config.load_balancing == "bias"
+        self.register_buffer("e_score_correction_bias", torch.zeros(config.num_experts) if biased else None)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x [N, D] -> logits and probabilities [N, E], chosen experts [N, k] and their weights [N, k]."""
@@ -118,7 +118,7 @@ class Router(nn.Module):
         return logits, probabilities, chosen, weights
 
 
-class StackedExperts(nn.Module):
+class GroupedExperts(nn.Module):
     """SwiGLU networks of equal size, their matrices stacked: gate and up [E, I, D], down [E, D, I]."""
 
     def __init__(self, width: int, size: int, experts: int) -> None:
@@ -136,12 +136,12 @@ class StackedExperts(nn.Module):
         product, and [M, D] less is kept for the backward pass.
         """
         inner = torch.cat((self.gate_proj, self.up_proj), 1).to(rows.dtype)
-        gate, up = grouped_product(rows, inner, ends, True).chunk(2, dim=-1)
+        gate, up = grouped_mm(rows, inner, ends, True).chunk(2, dim=-1)
         gated = (F.silu(gate) * up * weights[:, None]).to(rows.dtype)
-        return grouped_product(gated, self.down_proj.to(rows.dtype), ends, True)
+        return grouped_mm(gated, self.down_proj.to(rows.dtype), ends, True)
 
 
-class Experts(nn.Module):
+class MoELayer(nn.Module):
     """The feed-forward part of a block: routed experts, and `shared`, a network that every token passes through.
 
     The shared network's output is scaled by a sigmoid of its own (Yang et al. 2024, Qwen2-MoE). Names are those of the
@@ -151,15 +151,15 @@ class Experts(nn.Module):
     def __init__(self, config: ModelConfig, moe: MoeConfig, shared: nn.Module | None) -> None:
         super().__init__()
         self.gate = Router(config.hidden_size, moe)
-        self.experts = StackedExperts(config.hidden_size, config.intermediate_size, moe.experts)
+        self.experts = GroupedExperts(config.hidden_size, config.intermediate_size, moe.num_experts)
         self.shared_expert = shared
         self.shared_expert_gate = None if shared is None else nn.Linear(config.hidden_size, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, D] -> [B, T, D]."""
-        return self.mix(x, None)[0]
+        return self.forward_with_stats(x, None)[0]
 
-    def mix(self, x: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward_with_stats(self, x: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
         """x [B, T, D] -> [B, T, D], and what `Routing.of_layers` reads [E + 4].
 
         `real` [B, T] says which positions are not padding; None: all. Padding passes through experts too (a fixed
@@ -172,8 +172,8 @@ class Experts(nn.Module):
         places = order.argsort().view(chosen.shape)  # where each assignment went
         source = order // k
         ends = _chosen_by(chosen, count).sum(0).cumsum(0)
-        rows = spread(flat, source, places)
-        out = gather(self.experts(rows, weights.flatten()[order], ends), source, places).view_as(x)
+        rows = permute(flat, source, places)
+        out = unpermute(self.experts(rows, weights.flatten()[order], ends), source, places).view_as(x)
         if self.shared_expert is not None and self.shared_expert_gate is not None:
             share = F.linear(x, self.shared_expert_gate.weight.to(x.dtype)).sigmoid()
             out = out + share * self.shared_expert(x)
@@ -199,7 +199,7 @@ def _statistics(logits: Tensor, probabilities: Tensor, chosen: Tensor, real: Ten
 
 
 @torch.no_grad()
-def update_biases(model: nn.Module, routing: Routing, learned: Tensor | None = None) -> None:
+def update_biases(model: nn.Module, routing: RouterStats, learned: Tensor | None = None) -> None:
     """After an update, raise the biases of experts with less than the mean load and lower those with more. `learned` is a
     bool scalar: false where the update was skipped, which changes nothing here either.
 
@@ -207,11 +207,11 @@ def update_biases(model: nn.Module, routing: Routing, learned: Tensor | None = N
     a loss. The bias is part of the model's state, so a resumed run goes on with it exactly.
     """
     config: ModelConfig = model.config  # type: ignore[assignment]
-    if config.moe is None or config.moe.balance != "bias":
+    if config.moe is None or config.moe.load_balancing != "bias":
         return
     missing = routing.counts.mean(1, keepdim=True) - routing.counts
     routers = [module for module in model.modules() if isinstance(module, Router)]
     for router, error in zip(routers, missing, strict=True):
         assert router.e_score_correction_bias is not None
-        change = config.moe.bias_rate * error.sign()
+        change = config.moe.bias_update_rate * error.sign()
         router.e_score_correction_bias += change if learned is None else change * learned

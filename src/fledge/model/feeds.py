@@ -7,30 +7,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fledge.model.decoder import FeedForward
-from fledge.model.experts import Experts
-from fledge.model.products import GatedProducts, can_pack
+from fledge.model.experts import MoELayer
+from fledge.model.products import PackedSwiGLU, can_pack
 
-Feed = Callable[[Tensor, Tensor], Tensor]  # residual [N, D] and normed [N, D] -> new residual [N, D]
+ResidualMLP = Callable[[Tensor, Tensor], Tensor]  # residual [N, D] and normed [N, D] -> new residual [N, D]
 
 
-def feed_of(mlp: FeedForward | Experts, dtype: torch.dtype) -> Feed:
+def feed_of(mlp: FeedForward | MoELayer, dtype: torch.dtype) -> ResidualMLP:
     """Of a dense network or of a mixture."""
-    return mixture_feed(mlp, dtype) if isinstance(mlp, Experts) else network_feed(mlp, dtype)
+    return mixture_feed(mlp, dtype) if isinstance(mlp, MoELayer) else network_feed(mlp, dtype)
 
 
-def network_feed(mlp: FeedForward, dtype: torch.dtype) -> GatedProducts:
+def network_feed(mlp: FeedForward, dtype: torch.dtype) -> PackedSwiGLU:
     """A dense network."""
-    return GatedProducts(mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight, dtype)
+    return PackedSwiGLU(mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight, dtype)
 
 
-def mixture_feed(mixture: Experts, dtype: torch.dtype) -> Feed:
+def mixture_feed(mixture: MoELayer, dtype: torch.dtype) -> ResidualMLP:
     """A mixture: each expert with the rows that chose it, in the order of experts. Where nothing is packed its training module
     does as well, as it is: many experts are one kernel there."""
     stacks = mixture.experts
     if not can_pack(stacks.gate_proj.detach()[:1].to(dtype)):
         return lambda x, normed: x + mixture(normed[None])[0]
     matrices = zip(stacks.gate_proj, stacks.up_proj, stacks.down_proj, strict=True)
-    experts = [GatedProducts(gate, up, down, dtype) for gate, up, down in matrices]
+    experts = [PackedSwiGLU(gate, up, down, dtype) for gate, up, down in matrices]
     shared, scale = mixture.shared_expert, mixture.shared_expert_gate
     beside = None
     if isinstance(shared, FeedForward) and scale is not None:

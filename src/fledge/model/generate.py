@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 import torch
 
 from fledge.errors import FledgeError
-from fledge.model.decoder import Decoder, evaluating
-from fledge.model.inference import InferenceForm
-from fledge.model.sampling import Sampling, choose, shape_logits
+from fledge.model.decoder import Decoder, eval_mode
+from fledge.model.inference import InferenceModel
+from fledge.model.sampling import SamplingParams, process_logits, sample_next_token
 
-__all__ = ["Generated", "Generation", "Sampling", "generate", "shape_logits", "stream"]
+__all__ = ["BatchGenerator", "Generated", "SamplingParams", "generate", "process_logits", "stream"]
 
 PASS_TOKENS = 2048  # of new prompts, padding counted, in one pass: bounds its memory. A longer prompt goes alone.
 
@@ -29,16 +29,16 @@ class Generated:
     """New tokens of one prompt, without the stop token; `ended` says whether there was one."""
 
     tokens: list[int]
-    ended: bool
+    finish_reason: bool
 
 
 @dataclass
-class Answer:
+class SequenceState:
     """An answer on its way: which prompt, how many tokens it may have, those made so far."""
 
     index: int
     prompt: Sequence[int]
-    most: int
+    max_tokens: int
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
 
@@ -50,10 +50,10 @@ class Answer:
     @property
     def finished(self) -> bool:
         """Whether nothing follows."""
-        return self.ended or len(self.tokens) >= self.most
+        return self.ended or len(self.tokens) >= self.max_tokens
 
 
-class Generation:
+class BatchGenerator:
     """Prompts waiting, and the answers under way: always in the first slots, one each.
 
     The longest prompts go first, and neighbours are of similar length: the cache has its size early, and prompts that
@@ -61,38 +61,39 @@ class Generation:
     """
 
     def __init__(
-        self, model: Decoder, prompts: Sequence[Sequence[int]], stop: frozenset[int], sampling: Sampling, batch: int
+        self, model: Decoder, prompts: Sequence[Sequence[int]], stop: frozenset[int], sampling: SamplingParams, batch: int
     ) -> None:
         room = model.config.max_position_embeddings
         _check(prompts, room, batch)
         self.stop, self.sampling, self.slots = stop, sampling, min(batch, len(prompts))
         self.answers = [
-            Answer(index, prompt, min(sampling.max_new_tokens, room - len(prompt))) for index, prompt in enumerate(prompts)
+            SequenceState(index, prompt, min(sampling.max_new_tokens, room - len(prompt)))
+            for index, prompt in enumerate(prompts)
         ]
         open_ones = [answer for answer in self.answers if not answer.finished]
         self.waiting = deque(sorted(open_ones, key=lambda answer: -len(answer.prompt)))
-        self.going: list[Answer] = []
-        self.form = InferenceForm(model)
-        longest = max((len(answer.prompt) + answer.most for answer in open_ones), default=0)
+        self.going: list[SequenceState] = []
+        self.form = InferenceModel(model)
+        longest = max((len(answer.prompt) + answer.max_tokens for answer in open_ones), default=0)
         self.cache = self.form.empty_cache(self.slots, longest)
-        wide = model.vocab_size if sampling.remembers else 0
+        wide = model.vocab_size if sampling.needs_seen_tokens else 0
         self.seen = torch.zeros(self.slots, wide, dtype=torch.bool, device=self.form.device)
 
     def __bool__(self) -> bool:
         """Whether anything is left to do."""
         return bool(self.waiting or self.going)
 
-    def step(self) -> list[Answer]:
+    def step(self) -> list[SequenceState]:
         """One token more for every answer under way, new ones included; returns the answers that it finished."""
         tokens, lengths = [one.tokens[-1] for one in self.going], [one.stored for one in self.going]
         new = self._next_prompts()
-        logits = self.form.read(self.cache, tokens, lengths, [one.prompt for one in new])
+        logits = self.form.forward(self.cache, tokens, lengths, [one.prompt for one in new])
         self.going += new
-        if self.sampling.remembers:
+        if self.sampling.needs_seen_tokens:
             self._remember(tokens, new)
         owners = torch.tensor([[one.index, len(one.tokens)] for one in self.going]).to(self.form.device)
         seen = self.seen[: len(self.going)]
-        chosen = choose(logits, self.sampling, seen, owners[:, 0], owners[:, 1]).tolist()
+        chosen = sample_next_token(logits, self.sampling, seen, owners[:, 0], owners[:, 1]).tolist()
         for one, token in zip(self.going, chosen, strict=True):
             if token in self.stop:
                 one.ended = True
@@ -100,12 +101,12 @@ class Generation:
                 one.tokens.append(token)
         done = [one for one in self.going if one.finished]
         if done:
-            self._close_ranks()
+            self._compact_slots()
         return done
 
-    def _next_prompts(self) -> list[Answer]:
+    def _next_prompts(self) -> list[SequenceState]:
         """Those that begin in this pass: as many as there are free slots, but not more than a pass may hold."""
-        new: list[Answer] = []
+        new: list[SequenceState] = []
         while self.waiting and len(self.going) + len(new) < self.slots:
             longest = len((new or self.waiting)[0].prompt)
             if new and longest * (len(new) + 1) > PASS_TOKENS:
@@ -113,7 +114,7 @@ class Generation:
             new.append(self.waiting.popleft())
         return new
 
-    def _remember(self, tokens: list[int], new: list[Answer]) -> None:
+    def _remember(self, tokens: list[int], new: list[SequenceState]) -> None:
         """Mark what the last pass read as seen."""
         going = len(tokens)
         self.seen[going : going + len(new)] = False
@@ -124,7 +125,7 @@ class Generation:
         where, which = torch.tensor([slots, ids]).to(self.form.device)
         self.seen[where, which] = True
 
-    def _close_ranks(self) -> None:
+    def _compact_slots(self) -> None:
         """Finished answers leave; the last ones move into their slots."""
         kept = [slot for slot, one in enumerate(self.going) if not one.finished]
         movers = [slot for slot in kept if slot >= len(kept)]
@@ -156,7 +157,7 @@ def generate(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
     stop: frozenset[int],
-    sampling: Sampling,
+    sampling: SamplingParams,
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> list[Generated]:
@@ -168,8 +169,8 @@ def generate(
     """
     if not prompts:
         return []
-    with evaluating(model):
-        generation = Generation(model, prompts, stop, sampling, batch)
+    with eval_mode(model):
+        generation = BatchGenerator(model, prompts, stop, sampling, batch)
         full = sum(answer.finished for answer in generation.answers)
         if progress and full:
             progress(full)
@@ -181,10 +182,10 @@ def generate(
 
 
 @torch.no_grad()
-def stream(model: Decoder, prompt: Sequence[int], stop: frozenset[int], sampling: Sampling) -> Iterator[int]:
+def stream(model: Decoder, prompt: Sequence[int], stop: frozenset[int], sampling: SamplingParams) -> Iterator[int]:
     """The tokens of one answer as they are made; the same as `generate` gives for this prompt alone."""
-    with evaluating(model):
-        generation = Generation(model, [prompt], stop, sampling, 1)
+    with eval_mode(model):
+        generation = BatchGenerator(model, [prompt], stop, sampling, 1)
         (answer,) = generation.answers
         while generation:
             generation.step()

@@ -31,7 +31,7 @@ def _ranges(ends: Tensor) -> list[tuple[int, int]]:
 
 
 @torch.library.custom_op("fledge::grouped_product", mutates_args=())
-def grouped_product(rows: Tensor, matrices: Tensor, ends: Tensor, transpose: bool) -> Tensor:
+def grouped_mm(rows: Tensor, matrices: Tensor, ends: Tensor, transpose: bool) -> Tensor:
     """Row m of group g times matrix g, or its transpose: rows [M, K], matrices [G, K, O] or [G, O, K] -> [M, O].
 
     Group g is rows ends[g-1] … ends[g]-1; the last of `ends` [G] is M. `rows` and `matrices` have one dtype, and both
@@ -48,7 +48,7 @@ def grouped_product(rows: Tensor, matrices: Tensor, ends: Tensor, transpose: boo
     return out
 
 
-@grouped_product.register_fake
+@grouped_mm.register_fake
 def _(rows: Tensor, matrices: Tensor, ends: Tensor, transpose: bool) -> Tensor:
     return rows.new_empty(rows.shape[0], matrices.shape[1 if transpose else 2])
 
@@ -84,13 +84,13 @@ def _product_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor
     rows, matrices, ends = ctx.saved_tensors
     by_rows, by_matrices = None, None
     if ctx.needs_input_grad[0]:
-        by_rows = grouped_product(upstream, matrices, ends, not ctx.transpose)
+        by_rows = grouped_mm(upstream, matrices, ends, not ctx.transpose)
     if ctx.needs_input_grad[1]:
         by_matrices = grouped_outer(*((upstream, rows) if ctx.transpose else (rows, upstream)), ends)
     return by_rows, by_matrices, None, None
 
 
-grouped_product.register_autograd(_product_backward, setup_context=_remember)
+grouped_mm.register_autograd(_product_backward, setup_context=_remember)
 
 
 class _Spread(torch.autograd.Function):
@@ -128,11 +128,11 @@ class _Gather(torch.autograd.Function):
         return upstream.index_select(0, source), None, None
 
 
-def spread(x: Tensor, source: Tensor, places: Tensor) -> Tensor:
+def permute(x: Tensor, source: Tensor, places: Tensor) -> Tensor:
     """x [N, D] -> x[source] [M, D], where `places` [N, k] are the k places of each row in `source`."""
     return _Spread.apply(x, source, places)  # type: ignore[return-value]
 
 
-def gather(y: Tensor, source: Tensor, places: Tensor) -> Tensor:
+def unpermute(y: Tensor, source: Tensor, places: Tensor) -> Tensor:
     """y [M, D] -> sum of y[places] over k [N, D]; the transpose of `spread`."""
     return _Gather.apply(y, source, places)  # type: ignore[return-value]

@@ -19,7 +19,7 @@ _LOGITS_BYTES, _LOGITS_BYTES_ON_GPU = 2**27, 2**29  # of the buffer of logits
 _WIDENED, _WIDENED_ON_GPU = 2**20, 2**25  # logits in float32 at a time
 _TILE, _TILE_ON_GPU = 2**22, 2**26  # entries of a low-precision product before it is added up in float32
 
-Kernel = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+LossKernel = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 def chunk_rows(vocabulary: int, dtype: torch.dtype, device: torch.device) -> int:
@@ -40,7 +40,7 @@ def _exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
     return total, top + total.log()
 
 
-def _loss_chunk(logits: Tensor, weights: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+def _softmax_grad_chunk(logits: Tensor, weights: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """Turn logits [r, V] into w·(p − ε/V), in place, with p their softmax and w the rows' weights [r].
 
     Returns log Σ exp(logits) [r] and the mean logit [r] (0 without smoothing), in float32. What the target adds concerns one
@@ -61,7 +61,7 @@ def _loss_blocks(logits: Tensor, weights: Tensor, smoothing: float) -> tuple[Ten
     """`_loss_chunk`, a few rows at a time: what is widened to float32 stays small, and in the cache."""
     step = _widened_rows(logits)
     parts = [
-        _loss_chunk(logits[start : start + step], weights[start : start + step], smoothing)
+        _softmax_grad_chunk(logits[start : start + step], weights[start : start + step], smoothing)
         for start in range(0, len(logits), step)
     ]
     norms, means = zip(*parts, strict=True)
@@ -126,7 +126,7 @@ class _Gradients:
 
 
 def _differentiate(
-    chunks: _Chunks, gradients: _Gradients, targets: Tensor, weights: Tensor, smoothing: float, kernel: Kernel | None
+    chunks: _Chunks, gradients: _Gradients, targets: Tensor, weights: Tensor, smoothing: float, kernel: LossKernel | None
 ) -> Tensor:
     """Σ w·ℓ over all chunks, adding up its gradients.
 
@@ -161,7 +161,7 @@ class _CrossEntropy(torch.autograd.Function):
         weights: Tensor,
         rows: Tensor | None,
         smoothing: float,
-        kernel: Kernel | None,
+        kernel: LossKernel | None,
     ) -> Tensor:
         chunks = _Chunks(hidden, weight, rows, whole=kernel is not None)
         gradients = _Gradients(chunks, *ctx.needs_input_grad[:2])
@@ -188,7 +188,7 @@ def cross_entropy(
     targets: Tensor,
     weights: Tensor,
     smoothing: float = 0.0,
-    kernel: Kernel | None = None,
+    kernel: LossKernel | None = None,
     rows: Tensor | None = None,
 ) -> Tensor:
     """Σ w·[(1−ε)·nll + ε·mean over the vocabulary of −log p], a float32 scalar; can be differentiated once.
@@ -244,6 +244,8 @@ def log_probabilities(hidden: Tensor, weight: Tensor, targets: Tensor, rows: Ten
 
 
 @torch.no_grad()
-def scores(hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def token_logps_and_correct(
+    hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """log p(target) [n] in float32 and whether the target is the likeliest token [n], without gradients; rows as above."""
     return _score(_Chunks(hidden, weight, rows), targets, judge=True)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fledge.model.cache import SlotCache, round_up
+from fledge.model.cache import KVCache, round_up
 from fledge.model.decoder import Block, Decoder
 from fledge.model.feeds import feed_of
 from fledge.model.products import product
@@ -24,7 +24,7 @@ READ_GRAIN = 16  # attention reads a multiple of this many places: an odd number
 
 
 @dataclass(frozen=True)
-class Pass:
+class ForwardBatch:
     """How the N tokens of a pass lie: first one token for each of the `going` answers, then `prompts` one after another.
 
     `slots` and `places` [N] are where their keys and values go, `last` [going + prompts] which tokens get logits,
@@ -32,8 +32,8 @@ class Pass:
     """
 
     slots: Tensor
-    places: Tensor
-    going: int
+    cache_positions: Tensor
+    num_decoding: int
     length: int
     prompts: list[int]
     last: Tensor | None
@@ -54,19 +54,23 @@ class InferenceLayer:
         self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
         self.feed = feed_of(block.mlp, dtype)
 
-    def __call__(self, x: Tensor, now: Pass, cache: SlotCache, number: int) -> Tensor:
+    def __call__(self, x: Tensor, now: ForwardBatch, cache: KVCache, number: int) -> Tensor:
         """x [N, D] -> [N, D]; the keys and values of its tokens are added to the cache."""
         qkv = self._project(self.before_attention(x), now)
-        cache.write(number, now.slots, now.places, qkv[:, self.heads :])
+        cache.write(number, now.slots, now.cache_positions, qkv[:, self.heads :])
         mixed = []
-        if now.going:
-            mixed.append(self._continue(qkv[: now.going, : self.heads], *cache.read(number, now.going, now.length), now.mask))
+        if now.num_decoding:
+            mixed.append(
+                self._continue(
+                    qkv[: now.num_decoding, : self.heads], *cache.read(number, now.num_decoding, now.length), now.mask
+                )
+            )
         if now.prompts:
-            mixed.append(self._begin(qkv[now.going :], now.prompts))
+            mixed.append(self._begin(qkv[now.num_decoding :], now.prompts))
         x = self.out.plus(mixed[0] if len(mixed) == 1 else torch.cat(mixed), x)
         return self.feed(x, self.before_feed(x))
 
-    def _project(self, normed: Tensor, now: Pass) -> Tensor:
+    def _project(self, normed: Tensor, now: ForwardBatch) -> Tensor:
         """Queries, keys and values [N, H + 2K, d], queries and keys rotated to their positions."""
         qkv = self.qkv(normed).view(normed.shape[0], -1, self.head_size)
         turned = qkv[:, : self.heads + self.kv_heads]
@@ -102,23 +106,25 @@ class InferenceLayer:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
 
 
-class InferenceForm:
+class InferenceModel:
     """A decoder ready to generate. It reads the weights of the model as they are when it is made."""
 
     def __init__(self, model: Decoder) -> None:
         self.model, dtype = model, model.compute_dtype
         self.device = model.embed_tokens.weight.device
         self.embedding = model.embed_tokens.weight.to(dtype)
-        self.head = product(model.head_weight, dtype)
+        self.head = product(model.lm_head_weight, dtype)
         self.layers = [InferenceLayer(block, dtype) for block in model.blocks()]
 
-    def empty_cache(self, slots: int, longest: int) -> SlotCache:
+    def empty_cache(self, slots: int, longest: int) -> KVCache:
         """A cache for `slots` sequences of at most `longest` tokens."""
         first = self.layers[0]
         dtype = self.embedding.dtype
-        return SlotCache(len(self.layers), slots, first.kv_heads, first.head_size, longest, dtype, self.device)
+        return KVCache(len(self.layers), slots, first.kv_heads, first.head_size, longest, dtype, self.device)
 
-    def read(self, cache: SlotCache, tokens: Sequence[int], lengths: Sequence[int], prompts: Sequence[Sequence[int]]) -> Tensor:
+    def forward(
+        self, cache: KVCache, tokens: Sequence[int], lengths: Sequence[int], prompts: Sequence[Sequence[int]]
+    ) -> Tensor:
         """Logits [n + m, V] in float32 after the next token of the sequences in the first n slots, of which the cache
         holds `lengths` tokens, and after m new prompts, which get the slots that follow."""
         x, now = self._lay_out(cache, tokens, lengths, prompts)
@@ -127,8 +133,8 @@ class InferenceForm:
         return self.head(self.model.norm(x if now.last is None else x[now.last])).float()
 
     def _lay_out(
-        self, cache: SlotCache, tokens: Sequence[int], lengths: Sequence[int], prompts: Sequence[Sequence[int]]
-    ) -> tuple[Tensor, Pass]:
+        self, cache: KVCache, tokens: Sequence[int], lengths: Sequence[int], prompts: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, ForwardBatch]:
         going, sizes = len(tokens), [len(prompt) for prompt in prompts]
         filled = max(lengths, default=0) + 1
         cache.reserve(max(filled, *sizes, 0) if sizes else filled)
@@ -144,7 +150,7 @@ class InferenceForm:
         seen = torch.arange(length, device=self.device) <= places[:going, None]
         x = self.embedding[ids]
         mask = x.new_zeros(seen.shape).masked_fill_(~seen, float("-inf"))[:, None, None]
-        cos, sin = (angle[0, 0, :, None] for angle in self.model.angles(places[None]))
+        cos, sin = (angle[0, 0, :, None] for angle in self.model.rope_cos_sin(places[None]))
         signed = torch.cat((-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]), -1)
         chosen = torch.tensor(last, device=self.device) if prompts else None
-        return x, Pass(slots, places, going, length, sizes, chosen, mask, cos, signed)
+        return x, ForwardBatch(slots, places, going, length, sizes, chosen, mask, cos, signed)

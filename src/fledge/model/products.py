@@ -47,7 +47,7 @@ class PlainProduct:
         return F.linear(x, self.weight).mul_(other)
 
 
-class PackedProduct:
+class PackedLinear:
     """The same as `PlainProduct`, on a copy of the weight in the layout that oneDNN computes with."""
 
     def __init__(self, weight: Tensor) -> None:
@@ -71,16 +71,16 @@ class PackedProduct:
         return self.operator.binary(x, other, self.weight, None, "mul")
 
 
-Product = PlainProduct | PackedProduct
+Product = PlainProduct | PackedLinear
 
 
 def product(weight: Tensor, dtype: torch.dtype) -> Product:
     """The product with a weight in this dtype, packed where the machine can."""
     weight = weight.detach().to(dtype)
-    return PackedProduct(weight) if can_pack(weight) else PlainProduct(weight)
+    return PackedLinear(weight) if can_pack(weight) else PlainProduct(weight)
 
 
-class GatedProducts:
+class PackedSwiGLU:
     """SwiGLU from its three weights, gate and up [I, D] and down [D, I]."""
 
     def __init__(self, gate: Tensor, up: Tensor, down: Tensor, dtype: torch.dtype) -> None:

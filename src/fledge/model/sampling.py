@@ -17,7 +17,7 @@ _MULTIPLIERS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How the next token is chosen. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 are off.
 
     `repetition_penalty` divides positive and multiplies negative logits of tokens already seen (Keskar et al. 2019).
@@ -31,18 +31,18 @@ class Sampling:
     seed: int = 0
 
     @property
-    def remembers(self) -> bool:
+    def needs_seen_tokens(self) -> bool:
         """Whether it matters which tokens were there before."""
         return self.repetition_penalty != 1.0
 
 
-def shape_logits(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
+def process_logits(logits: Tensor, sampling: SamplingParams, seen: Tensor | None = None) -> Tensor:
     """Logits [B, V] after repetition penalty, temperature, top-k and top-p; what is ruled out is -inf.
 
     `seen` [B, V] marks tokens already there; it is needed only for a repetition penalty. Tokens with the logit of the
     last one that is kept are kept too.
     """
-    if sampling.remembers and seen is not None:
+    if sampling.needs_seen_tokens and seen is not None:
         penalised = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
         logits = torch.where(seen, penalised, logits)
     if sampling.temperature > 0:
@@ -85,7 +85,7 @@ def _mix(state: Tensor) -> Tensor:
     return state ^ ((state >> 31) & (2**33 - 1))
 
 
-def draws(seed: int, prompts: Tensor, places: Tensor) -> Tensor:
+def uniform_draws(seed: int, prompts: Tensor, places: Tensor) -> Tensor:
     """Uniform numbers in [0, 1), float64 [B], for the tokens at `places` [B] of the answers to `prompts` [B].
 
     Each of the three numbers is added to the mixed state of those before it and mixed in (SplitMix64); the upper 32
@@ -97,12 +97,12 @@ def draws(seed: int, prompts: Tensor, places: Tensor) -> Tensor:
     return ((state >> 32) & (2**32 - 1)).double() / 2**32
 
 
-def choose(logits: Tensor, sampling: Sampling, seen: Tensor | None, prompts: Tensor, places: Tensor) -> Tensor:
+def sample_next_token(logits: Tensor, sampling: SamplingParams, seen: Tensor | None, prompts: Tensor, places: Tensor) -> Tensor:
     """The next token [B] of each row of logits [B, V]: the likeliest, or the one whose stretch of the cumulated
     probabilities the row's draw falls into."""
-    shaped = shape_logits(logits, sampling, seen)
+    shaped = process_logits(logits, sampling, seen)
     if sampling.temperature <= 0:
         return shaped.argmax(-1)
     heights = shaped.softmax(-1).cumsum(-1, dtype=torch.float64)
-    drawn = draws(sampling.seed, prompts, places)[:, None] * heights[:, -1:]
+    drawn = uniform_draws(sampling.seed, prompts, places)[:, None] * heights[:, -1:]
     return torch.searchsorted(heights, drawn, right=True)[:, 0]

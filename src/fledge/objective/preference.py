@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fledge.data import Batch
-from fledge.model.decoder import Decoder, evaluating
-from fledge.model.experts import Routing
+from fledge.model.decoder import Decoder, eval_mode
+from fledge.model.experts import RouterStats
 from fledge.model.head import log_probabilities
-from fledge.objective.language import Outcome
+from fledge.objective.language import LossOutput
 
 
 def sequence_log_probabilities(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -19,16 +19,16 @@ def sequence_log_probabilities(model: Decoder, batch: Batch) -> tuple[Tensor, Te
     return _scored(model, batch)[:2]
 
 
-def _scored(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Routing | None]:
+def _scored(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, RouterStats | None]:
     """The same, and how a mixture of experts routed the batch."""
-    states, routing = model.states(batch.tokens, batch.positions, batch.documents)
+    states, routing = model.forward_with_router_stats(batch.input_ids, batch.position_ids, batch.documents)
     hidden = states.flatten(0, 1)
-    weights = batch.weights.flatten()
-    keep = batch.places
-    logps = log_probabilities(hidden, model.head_weight, batch.targets.flatten()[keep], keep)
-    owner = batch.sequences.flatten()[keep]
-    sums = torch.zeros(batch.count, dtype=torch.float32, device=logps.device).index_add(0, owner, logps * weights[keep])
-    counts = torch.zeros(batch.count, device=logps.device).index_add(0, owner, weights[keep])
+    weights = batch.loss_weights.flatten()
+    keep = batch.target_index
+    logps = log_probabilities(hidden, model.lm_head_weight, batch.targets.flatten()[keep], keep)
+    owner = batch.sequence_ids.flatten()[keep]
+    sums = torch.zeros(batch.num_sequences, dtype=torch.float32, device=logps.device).index_add(0, owner, logps * weights[keep])
+    counts = torch.zeros(batch.num_sequences, device=logps.device).index_add(0, owner, weights[keep])
     return sums, counts, routing
 
 
@@ -41,33 +41,33 @@ def preference_loss(logits: Tensor, beta: float, label_smoothing: float = 0.0) -
 
 
 @dataclass(frozen=True)
-class PreferenceObjective:
+class DPOObjective:
     """DPO with a reference: `reference` is a frozen model, or the table [examples, 2] of its log-probabilities."""
 
     beta: float
     label_smoothing: float
-    sft_weight: float
+    sft_loss_weight: float
     reference: Decoder | Tensor
 
-    def weight(self, batch: Batch) -> float:
+    def normalizer(self, batch: Batch) -> float:
         """Pairs of the batch."""
         return float(len(batch.examples))
 
     def reference_log_probabilities(self, batch: Batch) -> Tensor:
         """Summed log-probabilities [pairs, 2] of (chosen, rejected) under the reference."""
         if isinstance(self.reference, Tensor):
-            return self.reference[torch.tensor(batch.examples, dtype=torch.long)].to(batch.tokens.device)
-        with torch.no_grad(), evaluating(self.reference):
+            return self.reference[torch.tensor(batch.examples, dtype=torch.long)].to(batch.input_ids.device)
+        with torch.no_grad(), eval_mode(self.reference):
             return sequence_log_probabilities(self.reference, batch)[0].view(-1, 2)
 
-    def __call__(self, model: Decoder, batch: Batch) -> Outcome:
+    def __call__(self, model: Decoder, batch: Batch) -> LossOutput:
         sums, counts, routing = _scored(model, batch)
         policy, reference = sums.view(-1, 2), self.reference_log_probabilities(batch)
         rewards = self.beta * (policy - reference)  # [pairs, 2], the implicit rewards of chosen and rejected
         logits = (rewards[:, 0] - rewards[:, 1]) / self.beta
         loss = preference_loss(logits, self.beta, self.label_smoothing).sum()
-        if self.sft_weight:
-            loss = loss - self.sft_weight * (policy[:, 0] / counts.view(-1, 2)[:, 0]).sum()
+        if self.sft_loss_weight:
+            loss = loss - self.sft_loss_weight * (policy[:, 0] / counts.view(-1, 2)[:, 0]).sum()
         detached = rewards.detach()
         metrics = {
             "rewards/chosen": detached[:, 0].sum(),
@@ -77,15 +77,15 @@ class PreferenceObjective:
             "logps/chosen": policy.detach()[:, 0].sum(),
             "logps/rejected": policy.detach()[:, 1].sum(),
         }
-        return Outcome(loss, metrics).routed(model, routing, self.weight(batch))
+        return LossOutput(loss, metrics).with_router_loss(model, routing, self.normalizer(batch))
 
 
 @torch.no_grad()
-def reference_table(model: Decoder, batches: Iterable[Batch], examples: int, device: torch.device) -> Tensor:
+def compute_ref_log_probs(model: Decoder, batches: Iterable[Batch], examples: int, device: torch.device) -> Tensor:
     """Log-probabilities [examples, 2] of all pairs under the reference, computed once."""
     table = torch.full((examples, 2), float("nan"))
     for batch in batches:
-        with evaluating(model):
+        with eval_mode(model):
             sums, _ = sequence_log_probabilities(model, batch.to(device))
         table[torch.tensor(batch.examples, dtype=torch.long)] = sums.view(-1, 2).cpu()
     if table.isnan().any():

@@ -3,13 +3,13 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fledge.data import PackedData
+from fledge.data import PackedDataset
 from fledge.errors import FledgeError
 from fledge.model.cost import parameters
-from fledge.recipe.schema import MachineConfig, ModelConfig, PreferenceStage, PretrainStage, SftStage
-from fledge.train.length import Extent, extent
-from fledge.train.schedule import lowest_rate, warmup_steps
-from fledge.train.tuning import Run, resolve_stage
+from fledge.recipe.schema import ModelConfig, PreferenceStage, PretrainStage, RuntimeConfig, SftStage
+from fledge.train.length import TrainingHorizon, compute_steps
+from fledge.train.schedule import min_lr, warmup_steps
+from fledge.train.tuning import RunSize, resolve_stage
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class StagePlan:
     epochs: float
     steps: int
     tokens: int
-    supervised_tokens: int
+    target_tokens: int
     warmup_steps: int
     warmup_share: float
     effective_batch_rows: int
@@ -47,41 +47,41 @@ class StagePlan:
 
 def plan_stage(
     stage: PretrainStage | SftStage | PreferenceStage,
-    train: PackedData,
+    train: PackedDataset,
     config: ModelConfig,
     vocab_size: int,
     chosen: list[str] | None = None,
-) -> tuple[StagePlan, Extent, PretrainStage | SftStage | PreferenceStage]:
+) -> tuple[StagePlan, TrainingHorizon, PretrainStage | SftStage | PreferenceStage]:
     """What the loop will do, and the stage with plain numbers where its recipe says `auto`. FledgeError where a warm-up is
     longer than the stage, or the lowest rate above the rate that was derived. `chosen` says what was decided before."""
-    reach = extent(stage.length, stage.batch, train.rows_in, train.row_length)
+    reach = compute_steps(stage.duration, stage.batch, train.rows_in, train.row_length)
     warm = warmup_steps(stage.schedule, reach.steps)
     count = parameters(config, vocab_size)
     share = train.epochs_at(reach.rows)
     tokens = round(train.positions * share)
-    batch_tokens = round(reach.window * train.positions / len(train))
-    plain, notes = resolve_stage(stage, Run(config.hidden_size, batch_tokens, reach.steps, tokens))
+    batch_tokens = round(reach.global_batch_rows * train.positions / len(train))
+    plain, notes = resolve_stage(stage, RunSize(config.hidden_size, batch_tokens, reach.steps, tokens))
     rate, betas, decay = plain.optimizer.numbers()
     plan = StagePlan(
         kind=stage.kind,
         parameters=count.total,
         active_parameters=count.active,
-        context=stage.data.context,
+        context=stage.data.max_seq_len,
         rows=len(train),
         epochs=share,
         steps=reach.steps,
         tokens=tokens,
-        supervised_tokens=round(train.supervised * share),
+        target_tokens=round(train.supervised * share),
         warmup_steps=warm,
         warmup_share=warm / reach.steps,
-        effective_batch_rows=reach.window,
+        effective_batch_rows=reach.global_batch_rows,
         micro_rows=reach.micro,
         effective_batch_tokens=batch_tokens,
         first_batch_rows=reach.micro * reach.window_at(0),
-        batch_warmup_steps=reach.over,
+        batch_warmup_steps=reach.batch_warmup_steps,
         optimizer=plain.optimizer.name,
         learning_rate=rate,
-        min_learning_rate=lowest_rate(plain.schedule, rate),
+        min_learning_rate=min_lr(plain.schedule, rate),
         betas=betas,
         weight_decay=decay,
         notes=(chosen or []) + notes,
@@ -92,24 +92,28 @@ def plan_stage(
 AnyStage = PretrainStage | SftStage | PreferenceStage
 
 
-def as_begun(stage: AnyStage, before: dict[str, Any]) -> AnyStage:
+def with_recorded_settings(stage: AnyStage, before: dict[str, Any]) -> AnyStage:
     """A stage with the numbers that were chosen for it when it began, from its plan.json."""
     rows, optimizer = before["effective_batch_rows"], stage.optimizer
-    micro = before["micro_rows"] if stage.batch.micro == "auto" else stage.batch.micro
-    chosen = {"lr": before["learning_rate"], "betas": tuple(before["betas"]), "weight_decay": before["weight_decay"]}
-    batch = stage.batch.model_copy(update={"micro": micro, "accumulation": rows // micro, "tokens": None})
+    micro = before["micro_rows"] if stage.batch.micro_batch_size == "auto" else stage.batch.micro_batch_size
+    chosen = {"learning_rate": before["learning_rate"], "betas": tuple(before["betas"]), "weight_decay": before["weight_decay"]}
+    batch = stage.batch.model_copy(
+        update={"micro_batch_size": micro, "gradient_accumulation_steps": rows // micro, "tokens_per_step": None}
+    )
     optimizer = optimizer.model_copy(update={key: chosen[key] for key in optimizer.automatic})
     return stage.model_copy(update={"batch": batch, "optimizer": optimizer})
 
 
-def refuse_without_effect(stage: AnyStage, steps: int, config: ModelConfig, machine: MachineConfig) -> None:
+def check_settings_have_effect(stage: AnyStage, steps: int, config: ModelConfig, machine: RuntimeConfig) -> None:
     """FledgeError for what the recipe asks for and this model or length leaves no room for."""
     layers = config.num_hidden_layers
-    if machine.recomputed > layers:
+    if machine.activation_checkpoint_every > layers:
         raise FledgeError(
-            f"every {machine.recomputed}th block is to be computed again, but the model has only {layers}",
-            where="machine.checkpointing",
+            f"every {machine.activation_checkpoint_every}th block is to be computed again, but the model has only {layers}",
+            where="runtime.activation_checkpointing",
             hint=f"write a number up to {layers}, or full",
         )
-    if stage.averaging.decay is not None and round(stage.averaging.start * steps) >= steps:
-        raise FledgeError(f"averaging begins after all {steps:,} steps", where="averaging.start", hint="write a smaller share")
+    if stage.ema.decay is not None and round(stage.ema.start_fraction * steps) >= steps:
+        raise FledgeError(
+            f"averaging begins after all {steps:,} steps", where="ema.start_fraction", hint="write a smaller share"
+        )

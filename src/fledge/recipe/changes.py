@@ -8,12 +8,13 @@ from typing import Any
 from fledge.recipe.schema import Recipe
 from fledge.recipe.snapshot import changed_leaves
 
-FREE = re.compile(  # nothing that is learned depends on these
-    r"output|preset|(logging|samples|alerts)\..*|machine\.(probe|memory)|stages\.[^.]+\.(guards|checkpoint)\..*"
+SAFE_KEYS = re.compile(  # nothing that is learned depends on these
+    r"output|preset|(logging|generation_samples|alerts)\..*|runtime\.(autotune|memory_budget)|stages\.[^.]+\.(guards|checkpoint)\..*"
 )
-ON_REQUEST = re.compile(  # what is learned from here on does
-    r"machine\..*|stages\.[^.]+\.(length|keep|label_smoothing|beta|sft_weight|(schedule|evaluation|early_stop)\..*"
-    r"|optimizer\.(lr|betas|eps|weight_decay|decay|clip)(\..*)?|batch\.(micro|accumulation))"
+KEYS_NEEDING_ALLOW = re.compile(  # what is learned from here on does
+    r"runtime\..*|stages\.[^.]+\.(duration|select_checkpoint|label_smoothing|beta|sft_loss_weight|(schedule|evaluation|early_stopping)\..*"
+    r"|optimizer\.(learning_rate|betas|eps|weight_decay|weight_decay_on|max_grad_norm)(\..*)?"
+    r"|batch\.(micro_batch_size|gradient_accumulation_steps))"
 )
 
 
@@ -38,12 +39,12 @@ class Changes:
     """The differences of a recipe to that of its run: those that are `taken`, those that must be asked for, and those that
     would make it another run."""
 
-    taken: list[Change]
-    on_request: list[Change]
-    impossible: list[Change]
+    applied: list[Change]
+    needs_allow: list[Change]
+    rejected: list[Change]
 
 
-def judge(old: Recipe, new: Recipe, begun: Iterable[str], allowed: Iterable[str] = ()) -> Changes:
+def compare_recipes(old: Recipe, new: Recipe, begun: Iterable[str], allowed: Iterable[str] = ()) -> Changes:
     """Judge every difference. Stages that are not `begun` may change as they like; `allowed` are keys, or beginnings of
     keys, of what was asked for."""
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
@@ -51,17 +52,17 @@ def judge(old: Recipe, new: Recipe, begun: Iterable[str], allowed: Iterable[str]
     judged = Changes([], [], [])
     for key, was, now in changed_leaves(before, after):
         change = Change(key, was, now)
-        if FREE.fullmatch(key) or _of_stage(key) not in started | {None}:
-            judged.taken.append(change)
-        elif not ON_REQUEST.fullmatch(key) or (".batch." in key and not _same_window(old, new, key.split(".")[1])):
-            judged.impossible.append(change)
+        if SAFE_KEYS.fullmatch(key) or _of_stage(key) not in started | {None}:
+            judged.applied.append(change)
+        elif not KEYS_NEEDING_ALLOW.fullmatch(key) or (".batch." in key and not _same_window(old, new, key.split(".")[1])):
+            judged.rejected.append(change)
         elif any(key == one or key.startswith(f"{one}.") for one in wanted):
-            judged.taken.append(change)
+            judged.applied.append(change)
         else:
-            judged.on_request.append(change)
+            judged.needs_allow.append(change)
     order = [name for name in old.stages if name in started], [name for name in new.stages if name in started]
     if order[0] != order[1] or list(new.stages)[: len(order[0])] != order[0]:
-        judged.impossible.append(Change("stages", list(old.stages), list(new.stages)))
+        judged.rejected.append(Change("stages", list(old.stages), list(new.stages)))
     return judged
 
 
@@ -73,5 +74,10 @@ def _of_stage(key: str) -> str | None:
 def _same_window(old: Recipe, new: Recipe, stage: str) -> bool:
     """Whether an update reads as many rows as before: then how they are split changes nothing but rounding."""
     both = [recipe.stages[stage].batch for recipe in (old, new) if stage in recipe.stages]
-    rows = [batch.rows * batch.accumulation if batch.tokens is None and batch.micro != "auto" else None for batch in both]
-    return len(rows) == 2 and rows[0] == rows[1] and both[0].tokens == both[1].tokens
+    rows = [
+        batch.micro_batch_rows * batch.gradient_accumulation_steps
+        if batch.tokens_per_step is None and batch.micro_batch_size != "auto"
+        else None
+        for batch in both
+    ]
+    return len(rows) == 2 and rows[0] == rows[1] and both[0].tokens_per_step == both[1].tokens_per_step

@@ -8,19 +8,19 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fledge.recipe.sections.alerts import AlertsConfig, WebhookConfig
-from fledge.recipe.sections.base import Positive, Section, Share
+from fledge.recipe.sections.base import ConfigModel, Positive, Share
 from fledge.recipe.sections.data import AugmentConfig, CleanConfig, Column, DataConfig, Role, Source, Sources, one_source
 from fledge.recipe.sections.engine import (
     PREFERENCE_OPTIMIZER,
     PRETRAIN_OPTIMIZER,
     SFT_OPTIMIZER,
-    AveragingConfig,
     BatchConfig,
     BatchWarmupConfig,
-    MachineConfig,
+    EMAConfig,
     OptimizerConfig,
     PreferenceOptimizer,
     PretrainOptimizer,
+    RuntimeConfig,
     ScheduleConfig,
     SftOptimizer,
 )
@@ -31,18 +31,19 @@ from fledge.recipe.units import Length
 __all__ = [
     "AlertsConfig",
     "AugmentConfig",
-    "AveragingConfig",
     "BatchConfig",
     "BatchWarmupConfig",
     "CheckpointConfig",
     "CleanConfig",
     "Column",
+    "ConfigModel",
     "DataConfig",
-    "EarlyStopConfig",
+    "EMAConfig",
+    "EarlyStoppingConfig",
     "EvaluationConfig",
+    "GenerationSamplesConfig",
     "GuardsConfig",
     "LoggingConfig",
-    "MachineConfig",
     "ModelConfig",
     "MoeConfig",
     "OptimizerConfig",
@@ -50,12 +51,11 @@ __all__ = [
     "PreferenceStage",
     "PretrainOptimizer",
     "PretrainStage",
+    "PromptTestsConfig",
     "Recipe",
-    "RegressionConfig",
     "Role",
-    "SamplesConfig",
+    "RuntimeConfig",
     "ScheduleConfig",
-    "Section",
     "SftOptimizer",
     "SftStage",
     "Source",
@@ -67,21 +67,21 @@ __all__ = [
 ]
 
 
-class EvaluationConfig(Section):
+class EvaluationConfig(ConfigModel):
     """Validation during training, and what is measured before and after the stage."""
 
-    every: Positive | None = Field(default=None, description="steps between evaluations; null: ten times a stage")
-    max_rows: Positive = Field(default=64, description="most packed rows of validation data used")
+    every_steps: Positive | None = Field(default=None, description="steps between evaluations; null: ten times a stage")
+    max_packed_rows: Positive = Field(default=64, description="most packed rows of validation data used")
 
 
-class CheckpointConfig(Section):
+class CheckpointConfig(ConfigModel):
     """Saved states. The newest `keep` are kept, and the best one always."""
 
-    every: Positive | None = Field(default=None, description="steps between checkpoints; null: as often as evaluations")
-    keep: Positive = 2
+    every_steps: Positive | None = Field(default=None, description="steps between checkpoints; null: as often as evaluations")
+    keep_last: Positive = 2
 
 
-class EarlyStopConfig(Section):
+class EarlyStoppingConfig(ConfigModel):
     """Stop when validation loss has not improved by `threshold` for `patience` evaluations, or reached `target_loss`."""
 
     patience: Positive | None = None
@@ -89,32 +89,34 @@ class EarlyStopConfig(Section):
     target_loss: Annotated[float, Field(gt=0)] | None = None
 
 
-class RegressionConfig(Section):
+class PromptTestsConfig(ConfigModel):
     """Fixed prompts with rules for their answers, asked while a stage trains; see docs/evaluation.md."""
 
     prompts: str = Field(description="YAML file of cases")
-    every: Positive | None = Field(default=None, description="steps between examinations; null: only when the stage ends")
+    every_steps: Positive | None = Field(default=None, description="steps between examinations; null: only when the stage ends")
     max_new_tokens: Positive = 128
 
 
-class StageBase(Section):
+class StageBase(ConfigModel):
     """What every stage has."""
 
-    start: str | None = Field(default=None, description="model directory to start from; null: the stage before")
+    init_from: str | None = Field(default=None, description="model directory to start from; null: the stage before")
     data: Annotated[DataConfig, BeforeValidator(one_source)]
-    length: str = "1 epochs"
+    duration: str = "1 epochs"
     batch: BatchConfig = BatchConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    averaging: AveragingConfig = AveragingConfig()
+    ema: EMAConfig = EMAConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    early_stop: EarlyStopConfig = EarlyStopConfig()
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     guards: GuardsConfig = GuardsConfig()
-    regression: RegressionConfig | None = None
-    keep: Literal["last", "best"] = Field(default="last", description="which checkpoint the next stage starts from")
+    prompt_tests: PromptTestsConfig | None = None
+    select_checkpoint: Literal["last", "best"] = Field(
+        default="last", description="which checkpoint the next stage starts from"
+    )
 
-    @field_validator("length")
+    @field_validator("duration")
     @classmethod
     def _length(cls, value: str) -> str:
         Length.parse(value)
@@ -122,9 +124,14 @@ class StageBase(Section):
 
     @model_validator(mode="after")
     def _minimum(self) -> "StageBase":
-        low, high = self.schedule.min_lr, self.optimizer.lr  # a share never is above; `auto` is checked when it is known
+        low, high = (
+            self.schedule.min_lr,
+            self.optimizer.learning_rate,
+        )  # a share never is above; `auto` is checked when it is known
         if not isinstance(low, str) and not isinstance(high, str) and low > high:
-            raise ValueError(f"schedule.min_lr {self.schedule.min_lr} is above optimizer.lr {self.optimizer.lr}")
+            raise ValueError(
+                f"schedule.min_lr {self.schedule.min_lr} is above optimizer.learning_rate {self.optimizer.learning_rate}"
+            )
         return self
 
 
@@ -148,18 +155,20 @@ class PreferenceStage(StageBase):
     """Direct preference optimisation (Rafailov et al. 2023, eq. 7) with a frozen reference model."""
 
     kind: Literal["preference"]
-    loss: Literal["sigmoid"] = "sigmoid"
+    loss_type: Literal["sigmoid"] = "sigmoid"
     beta: Annotated[float, Field(gt=0)] = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(default=0.0, description="cDPO: share of flipped labels")
-    sft_weight: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight of the chosen answers' own loss")
-    reference: Literal["precomputed", "live"] = "precomputed"
+    sft_loss_weight: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight of the chosen answers' own loss")
+    precompute_ref_log_probs: bool = Field(
+        default=True, description="compute the reference's log-probabilities once and keep them; false: keep a second model"
+    )
     optimizer: PreferenceOptimizer = OptimizerConfig(**PREFERENCE_OPTIMIZER)
 
 
 Stage = Annotated[PretrainStage | SftStage | PreferenceStage, Field(discriminator="kind")]
 
 
-class SamplesConfig(Section):
+class GenerationSamplesConfig(ConfigModel):
     """Fixed prompts answered before and after every stage, by greedy decoding."""
 
     prompts: list[str] = []
@@ -167,29 +176,31 @@ class SamplesConfig(Section):
     max_new_tokens: Positive = 64
 
 
-class LoggingConfig(Section):
+class LoggingConfig(ConfigModel):
     """What is written while training. events.jsonl is always written."""
 
-    every: Positive = Field(
+    every_steps: Positive = Field(
         default=10,
         description="steps between lines on the console, and between measurements of update sizes and gradient noise",
     )
     tensorboard: bool = False
 
 
-class Recipe(Section):
+class Recipe(ConfigModel):
     """One run: a tokenizer, a model and its stages, in order."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     output: str = "runs"
     preset: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    built: str | None = Field(default=None, description="directory of `fledge data build` to train from; null: builds its own")
+    built_dataset: str | None = Field(
+        default=None, description="directory of `fledge data build` to train from; null: builds its own"
+    )
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
-    machine: MachineConfig = MachineConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
     stages: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Stage]
-    samples: SamplesConfig = SamplesConfig()
+    generation_samples: GenerationSamplesConfig = GenerationSamplesConfig()
     logging: LoggingConfig = LoggingConfig()
     alerts: AlertsConfig = AlertsConfig()
 
@@ -207,11 +218,11 @@ class Recipe(Section):
     def _context(self) -> "Recipe":
         if self.model.path is None:
             for name, stage in self.stages.items():
-                if stage.start is not None:
+                if stage.init_from is not None:
                     break
-                if stage.data.context > self.model.max_position_embeddings:
+                if stage.data.max_seq_len > self.model.max_position_embeddings:
                     raise ValueError(
-                        f"stages.{name}.data.context {stage.data.context} is longer than "
+                        f"stages.{name}.data.max_seq_len {stage.data.max_seq_len} is longer than "
                         f"model.max_position_embeddings {self.model.max_position_embeddings}"
                     )
         return self

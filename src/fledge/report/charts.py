@@ -44,7 +44,7 @@ def stage_charts(stage: Stage) -> list[Chart]:
             "learning-rate",
             Text("Learning rate", "学习率"),
             Text("per step", "每步"),
-            single(steps, "learning_rate"),
+            single(steps, "train/lr"),
             from_zero=True,
         ),
         Chart(
@@ -54,7 +54,7 @@ def stage_charts(stage: Stage) -> list[Chart]:
             gradient_traces(stage),
             log=True,
         ),
-        Chart("speed", Text("Speed", "速度"), UNITS["tokens/s"], single(resources, "tokens_per_second"), from_zero=True),
+        Chart("speed", Text("Speed", "速度"), UNITS["tokens/s"], single(resources, "system/tokens_per_second"), from_zero=True),
         memory_chart(stage),
         *engine_charts(stage),
     ]
@@ -64,12 +64,12 @@ def stage_charts(stage: Stage) -> list[Chart]:
 def engine_charts(stage: Stage) -> list[Chart]:
     """How well the machine is used and how far an update moves the weights; of a mixture, how its experts are loaded."""
     steps, resources = stage.events.steps, stage.events.resources
-    used = [(step, share * 100) for step, share in points(resources, "mfu")]
+    used = [(step, share * 100) for step, share in points(resources, "system/mfu")]
     moved = [
-        (Text("attention", "注意力"), "main", "update_rms/attention"),
-        (Text("feed-forward", "前馈网络"), "eval", "update_rms/mlp"),
+        (Text("attention", "注意力"), "main", "update_ratio/attention"),
+        (Text("feed-forward", "前馈网络"), "eval", "update_ratio/mlp"),
     ]
-    loads = [(Text("busiest", "最忙"), "bad", "moe/load_max"), (Text("idlest", "最闲"), "good", "moe/load_min")]
+    loads = [(Text("busiest", "最忙"), "bad", "router/max_load"), (Text("idlest", "最闲"), "good", "router/min_load")]
 
     def several(curves: list[tuple[Text, str, str]]) -> tuple[dict[str, object], ...]:
         return tuple(one for name, role, key in curves for one in trace(points(steps, key), role, name))
@@ -103,7 +103,7 @@ def engine_charts(stage: Stage) -> list[Chart]:
                 "loss-scale",
                 Text("Loss scale (fp16)", "损失缩放（fp16）"),
                 Text("log scale", "对数轴"),
-                single(steps, "loss_scale"),
+                single(steps, "train/loss_scale"),
                 log=True,
             )
         ),
@@ -172,8 +172,8 @@ def accuracy_chart(stage: Stage) -> Chart:
 def prompts_chart(stage: Stage) -> Chart:
     """How many regression prompts pass, and how much their answers repeat themselves."""
     curves = [
-        (Text("passed", "通过"), "good", "regression/pass_rate"),
-        (Text("repetition", "重复"), "bad", "regression/repetition"),
+        (Text("passed", "通过"), "good", "prompt_tests/pass_rate"),
+        (Text("repetition", "重复"), "bad", "prompt_tests/repetition"),
     ]
     traces = tuple(
         one
@@ -185,12 +185,12 @@ def prompts_chart(stage: Stage) -> Chart:
 
 def gradient_traces(stage: Stage) -> tuple[dict[str, object], ...]:
     """A log axis has no place for zero, so such points are left out."""
-    curve = [(step, norm) for step, norm in points(stage.events.steps, "grad_norm") if norm > 0]
+    curve = [(step, norm) for step, norm in points(stage.events.steps, "train/grad_norm") if norm > 0]
     return smoothed(curve, "main", Text("norm", "范数"))
 
 
 def memory_chart(stage: Stage) -> Chart:
-    curve = points(stage.events.resources, "memory_bytes")
+    curve = points(stage.events.resources, "system/memory_bytes")
     scale, unit = (2**30, "GiB") if max((size for _, size in curve), default=0.0) >= 2**30 else (2**20, "MiB")
     scaled = [(step, size / scale) for step, size in curve]
     return Chart("memory", Text("Memory", "内存"), Text(unit, unit), trace(scaled, "main", Text("", "")), from_zero=True)
@@ -201,12 +201,12 @@ def preference_charts(stage: Stage) -> list[Chart]:
     train, validation = Text("train", "训练"), Text("validation", "验证")
 
     def both(group: str) -> tuple[dict[str, object], ...]:
-        return smoothed(points(stage.events.steps, f"{group}/chosen"), "good", chosen) + smoothed(
-            points(stage.events.steps, f"{group}/rejected"), "bad", rejected
+        return smoothed(points(stage.events.steps, f"train/{group}/chosen"), "good", chosen) + smoothed(
+            points(stage.events.steps, f"train/{group}/rejected"), "bad", rejected
         )
 
     def measured(name: str, scale: float) -> tuple[dict[str, object], ...]:
-        training = [(step, value * scale) for step, value in points(stage.events.steps, name)]
+        training = [(step, value * scale) for step, value in points(stage.events.steps, f"train/{name}")]
         held_out = [(step, value * scale) for step, value in with_start(stage, name)]
         return smoothed(training, "main", train) + trace(held_out, "eval", validation)
 

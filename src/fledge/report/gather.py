@@ -23,7 +23,7 @@ from .records import (
 )
 
 KIND_ORDER = ("pretrain", "sft", "preference")
-STAGE_MARKS = ("plan.json", "data.json", "events.jsonl", "eval")
+STAGE_MARKS = ("plan.json", "data_report.json", "events.jsonl", "eval")
 
 
 def number(value: object) -> float | None:
@@ -120,7 +120,7 @@ def gather(run_directory: Path) -> Run:
 
 def decisions(reader: Reader, names: list[str]) -> dict[str, object]:
     """How each stage computed, where that was recorded."""
-    made = {name: reader.json_object(f"{name}/machine.json") for name in names}
+    made = {name: reader.json_object(f"{name}/compute.json") for name in names}
     return {name: decision for name, decision in made.items() if decision}
 
 
@@ -150,7 +150,7 @@ def has_stage_mark(folder: Path) -> bool:
 
 
 def read_stage(reader: Reader, name: str) -> Stage:
-    ledger = reader.json_object(f"{name}/data.json")
+    ledger = reader.json_object(f"{name}/data_report.json")
     world = reader.json_object(f"{name}/eval/world.json")
     return Stage(
         name=name,
@@ -168,7 +168,7 @@ def read_events(rows: list[dict[str, object]]) -> Events:
         return tuple(row for row in rows if row.get("kind") in kinds)
 
     alarms = of("alert", "guard")
-    return Events(of("step"), of("resource"), of("eval"), of("checkpoint"), alarms, of("stop"), of("regression"))
+    return Events(of("step"), of("system"), of("eval"), of("checkpoint"), alarms, of("stop"), of("prompt_tests"))
 
 
 def read_evaluation(row: Mapping[str, object] | None) -> Evaluation | None:
@@ -225,7 +225,7 @@ def read_source(row: Mapping[str, object]) -> Source:
         split=number(row.get("split")),
         shortened=number(row.get("shortened")),
         tokens=number(row.get("tokens")),
-        supervised_tokens=number(row.get("supervised_tokens")),
+        target_tokens=number(row.get("target_tokens")),
         examples=tuple(
             DroppedExample(*(text(item.get(key)) for key in ("reason", "where", "detail")))
             for item in mappings(row.get("examples"))
@@ -237,5 +237,5 @@ def read_split(value: object) -> Split | None:
     if not isinstance(value, dict):
         return None
     row = mapping(value)
-    keys = ("examples", "rows", "tokens", "supervised_tokens", "padding_share")
+    keys = ("examples", "rows", "tokens", "target_tokens", "padding_share")
     return Split(*(number(row.get(key)) for key in keys))

@@ -48,11 +48,11 @@ def loss_unit(stage: Stage) -> str:
 
 
 def stage_seconds(stage: Stage) -> float | None:
-    return last(stage.events.resources, "seconds")
+    return last(stage.events.resources, "system/seconds")
 
 
 def stage_tokens(stage: Stage) -> float | None:
-    return last(stage.events.steps, "tokens")
+    return last(stage.events.steps, "train/tokens")
 
 
 def tokens_cell(stage: Stage) -> Cell | None:
@@ -63,7 +63,7 @@ def tokens_cell(stage: Stage) -> Cell | None:
 
 
 def stage_speed(stage: Stage) -> float | None:
-    speeds = [number(row.get("tokens_per_second")) for row in stage.events.resources]
+    speeds = [number(row.get("system/tokens_per_second")) for row in stage.events.resources]
     known = [speed for speed in speeds if speed is not None and math.isfinite(speed)]
     if known:
         return statistics.median(known)
@@ -73,13 +73,13 @@ def stage_speed(stage: Stage) -> float | None:
 
 def stage_use(stage: Stage) -> float | None:
     """Median share of the machine's measured peak."""
-    shares = [number(row.get("mfu")) for row in stage.events.resources]
+    shares = [number(row.get("system/mfu")) for row in stage.events.resources]
     known = [share for share in shares if share is not None and math.isfinite(share)]
     return statistics.median(known) if known else None
 
 
 def stage_memory(stage: Stage) -> float | None:
-    sizes = [number(row.get("peak_memory_bytes", row.get("memory_bytes"))) for row in stage.events.resources]
+    sizes = [number(row.get("system/peak_memory_bytes", row.get("system/memory_bytes"))) for row in stage.events.resources]
     return max((size for size in sizes if size is not None), default=None)
 
 
@@ -144,7 +144,7 @@ def score_cell(stage: Stage, pick: Callable[[Scores], float | None], interval: b
 
 def prompts_cell(stage: Stage) -> Cell | None:
     """The first and the last time that the regression prompts were asked."""
-    rates = [rate for row in stage.events.regressions if (rate := number(row.get("regression/pass_rate"))) is not None]
+    rates = [rate for row in stage.events.regressions if (rate := number(row.get("prompt_tests/pass_rate"))) is not None]
     if not rates:
         return None
     return change_cell(rates[0] if len(rates) > 1 else None, rates[-1], "%", measures.percent, False)

@@ -66,7 +66,7 @@ class Source:
     split: float | None
     shortened: float | None
     tokens: float | None
-    supervised_tokens: float | None
+    target_tokens: float | None
     examples: tuple[DroppedExample, ...]
 
     @property
@@ -86,7 +86,7 @@ class Split:
     examples: float | None
     rows: float | None
     tokens: float | None
-    supervised_tokens: float | None
+    target_tokens: float | None
     padding_share: float | None
 
 

@@ -62,7 +62,7 @@ def body(alert: Alert, form: str) -> dict[str, Any]:
     return alert.as_dict()
 
 
-def expanded(text: str, where: str) -> str:
+def expand_env_vars(text: str, where: str) -> str:
     """The text with `${NAME}` from the environment, so that no secret is written into a recipe or a run."""
 
     def value(match: re.Match[str]) -> str:
@@ -85,8 +85,8 @@ class Webhook:
     def __init__(self, url: str, headers: dict[str, str], form: str, say: Callable[[str], None]) -> None:
         """FledgeError where url or headers name what the environment does not have."""
         self.form, self.say = form, say
-        self.url = expanded(url, "alerts.webhook.url")
-        self.headers = {name: expanded(value, f"alerts.webhook.headers.{name}") for name, value in headers.items()}
+        self.url = expand_env_vars(url, "alerts.webhook.url")
+        self.headers = {name: expand_env_vars(value, f"alerts.webhook.headers.{name}") for name, value in headers.items()}
         self.waiting: Queue[Alert | None] = Queue(WAITING)
         self.lost = 0
         self._ending = threading.Event()

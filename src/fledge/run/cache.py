@@ -27,7 +27,7 @@ def cache_folder() -> Path:
     return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "fledge"
 
 
-class Measurements:
+class BenchmarkCache:
     """Figures by name, kept in the cache for one `key`; each is measured at most once, here or in an earlier run.
 
     The key is everything that the figures depend on and their names do not say. A file that is damaged, or of another
@@ -59,7 +59,7 @@ class Measurements:
         except (OSError, ValueError, KeyError, TypeError) as error:
             self._say(f"note: {self.file} is not used ({type(error).__name__}: {error}); measuring again")
 
-    def of(self, name: str, measure: Callable[[], Any]) -> Any:
+    def get_or_measure(self, name: str, measure: Callable[[], Any]) -> Any:
         """The figure of this name: the stored one, else what `measure` finds (anything that JSON holds)."""
         if name in self._values:
             if name not in self.new and name not in self.recalled:

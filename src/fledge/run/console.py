@@ -27,10 +27,10 @@ def step_line(values: Mapping[str, Any]) -> str:
     else:
         parts.append(f"ppl {min(values['perplexity'], 99_999):.4g}")
     parts += [
-        f"lr {values['learning_rate']:.2g}",
-        f"{values['tokens_per_second']:,.0f} tok/s",
-        f"{values['memory_bytes'] / 2**30:.1f} GiB",
-        f"{duration(values['eta_seconds'])} left",
+        f"lr {values['train/lr']:.2g}",
+        f"{values['system/tokens_per_second']:,.0f} tok/s",
+        f"{values['system/memory_bytes'] / 2**30:.1f} GiB",
+        f"{duration(values['system/eta_seconds'])} left",
     ]
     return " · ".join(parts)
 
@@ -50,15 +50,15 @@ class Console:
             self._rich = Rich(stderr=True, highlight=False, soft_wrap=True)
         return self._rich
 
-    def say(self, text: str = "", style: str | None = None) -> None:
+    def log(self, text: str = "", style: str | None = None) -> None:
         """One line."""
         if not self.quiet:
             self._terminal().print(text, style=style, markup=False)
 
     def title(self, text: str) -> None:
         """The beginning of a part."""
-        self.say()
-        self.say(f"── {text} ", style="bold")
+        self.log()
+        self.log(f"── {text} ", style="bold")
 
     def show(self, renderable: Any) -> None:
         """A rich table or panel."""
@@ -106,4 +106,4 @@ class _Plain(Progress):
         now = time.monotonic()
         if done == self._total or (done % self._every == 0 and now - self._said >= PLAIN_SECONDS):
             self._said = now
-            self._console.say(f"{self._label} {done:,}/{self._total:,} {text}")
+            self._console.log(f"{self._label} {done:,}/{self._total:,} {text}")

@@ -26,7 +26,7 @@ def write_text(path: Path, text: str) -> None:
         raise FledgeError(f"cannot write: {error.strerror}", where=str(path), hint="free some space or set output") from None
 
 
-def write_checked(path: Path, text: str) -> None:
+def write_and_verify(path: Path, text: str) -> None:
     """Write a file of something that is made whole elsewhere, and read it back: OSError where the disk has not kept it."""
     path.write_text(text, encoding="utf-8")
     try:
@@ -74,7 +74,7 @@ class StageDirectory:
     @property
     def done(self) -> Path:
         """Written last: the stage's result, and which model goes on."""
-        return self.root / "done.json"
+        return self.root / "result.json"
 
     @property
     def evaluations(self) -> Path:
@@ -83,7 +83,7 @@ class StageDirectory:
     @property
     def regression(self) -> Path:
         """Failing regression prompts, a file for each examination."""
-        return self.root / "regression"
+        return self.root / "prompt_tests"
 
     def result(self) -> dict[str, Any] | None:
         """The stage's result, or None while it is not finished."""
@@ -117,7 +117,7 @@ def _of_checkpoint(path: Path) -> Path:
     return path / "averaged" if (path / "averaged" / "config.json").exists() else path / "model"
 
 
-def find_model(place: str) -> Path:
+def resolve_model_path(place: str) -> Path:
     """The model directory that a person means by a run, a stage, a checkpoint or a model directory.
 
     A run means its last finished stage. FledgeError where there is none yet.
@@ -129,10 +129,10 @@ def find_model(place: str) -> Path:
         return path
     if (path / "model" / "config.json").exists():
         return _of_checkpoint(path)
-    if (path / "done.json").exists():
-        return path / read_json(path / "done.json")["model"]
+    if (path / "result.json").exists():
+        return path / read_json(path / "result.json")["model"]
     if (path / "recipe.yaml").exists():
-        finished = [stage for stage in path.glob("*/done.json")]
+        finished = [stage for stage in path.glob("*/result.json")]
         if finished:
             newest = max(finished, key=lambda file: (read_json(file)["order"], file.name))
             return newest.parent / read_json(newest)["model"]

@@ -39,7 +39,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def shared_by() -> int:
+def local_world_size() -> int:
     """Processes that train together on this machine: what torchrun says."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 

@@ -51,7 +51,7 @@ class EventLog:
 
     def write(self, kind: str, step: int, **values: Any) -> dict[str, Any]:
         """One event; returns it as it will be read."""
-        event = finite({"kind": kind, "step": step, **values})
+        event = nan_to_none({"kind": kind, "step": step, **values})
         try:
             self._file.write(_line(event))
         except OSError as error:
@@ -68,12 +68,12 @@ def _line(event: dict[str, Any]) -> str:
     return json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def finite(value: Any) -> Any:
+def nan_to_none(value: Any) -> Any:
     """The same with null for what is no finite number: JSON has no other word for it."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
+        return {key: nan_to_none(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
+        return [nan_to_none(inner) for inner in value]
     return value

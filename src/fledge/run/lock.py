@@ -10,7 +10,7 @@ from fledge.errors import FledgeError
 
 
 @contextmanager
-def only_one(file: Path, folder: Path) -> Iterator[None]:
+def exclusive_lock(file: Path, folder: Path) -> Iterator[None]:
     """Hold the lock `file` while writing into `folder`; FledgeError where another process holds it."""
     lock = FileLock(file, timeout=0)
     try:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import psutil
 
 
-class Startup:
+class StartupTimer:
     """Seconds from the start of the process to the first step, by part; whatever is not in a part is the rest."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Startup:
         parts = ", ".join(f"{name.replace('_', ' ')} {spent:.1f} s" for name, spent in self.parts.items())
         return f"first step done after {time.time() - self._born:.1f} s ({parts})"
 
-    def take(self, name: str, seconds: float, out_of: str) -> None:
+    def reassign(self, name: str, seconds: float, out_of: str) -> None:
         """These seconds of the part `out_of` belong to a part of their own."""
         self.parts[out_of] = self.parts.get(out_of, 0.0) - seconds
         self.parts[name] = self.parts.get(name, 0.0) + seconds

@@ -18,12 +18,12 @@ class Interrupted(KeyboardInterrupt):
 _heard: list[int] = []
 
 
-def heard() -> bool:
+def signal_received() -> bool:
     """Whether a signal has reached this program's own handler: it does not while a library works or waits outside Python."""
     return bool(_heard)
 
 
-class Stopping:
+class SignalHandler:
     """Listens to both signals while it is entered. The first one raises Interrupted where it comes, or, within `held`,
     sets `asked`; later ones change nothing. In a thread that is not the main one, signals are somebody else's."""
 
@@ -34,7 +34,7 @@ class Stopping:
         self._held = 0
         self._before: dict[int, object] = {}
 
-    def __enter__(self) -> "Stopping":
+    def __enter__(self) -> "SignalHandler":
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._ask)
@@ -57,7 +57,7 @@ class Stopping:
         self.say("stopping at the next safe place; the state will be saved")
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def deferred(self) -> Iterator[None]:
         """Inside, a signal only sets `asked`: whoever holds looks at it and stops in good order. Where nobody did, leaving
         raises Interrupted."""
         self._held += 1

@@ -40,7 +40,7 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextSegment:
     """Text with its weight in the loss. `literal` text holds content: strings in it that look like control tokens
     are encoded as ordinary text, so that nobody can end a turn from inside a message. `turn` is the index of the message
     that this is the trained text of; None where the weight is 0, and where a Jinja template does not tell.
@@ -64,10 +64,10 @@ class ChatTemplate:
     name: str
     jinja: str
     specials: tuple[str, ...]  # control tokens it needs in the vocabulary
-    render_native: Callable[[Sequence[Message], list[Any] | None, bool], list[Piece]] | None = None
+    render_native: Callable[[Sequence[Message], list[Any] | None, bool], list[TextSegment]] | None = None
     variables: tuple[tuple[str, str], ...] = ()  # what the Jinja text may name: bos_token, eos_token, …
 
-    def render(self, messages: Sequence[Message], tools: str | None = None) -> list[Piece]:
+    def render(self, messages: Sequence[Message], tools: str | None = None) -> list[TextSegment]:
         """The whole conversation; an assistant's content, its tool calls and its end token have weight 1.
 
         `tools` is the JSON text of a list of tool descriptions. Raises TemplateError for what the template has no place for.
@@ -77,7 +77,7 @@ class ChatTemplate:
             return self.render_native(messages, described, False)
         return self._render_jinja(messages, described)
 
-    def prompt(self, messages: Sequence[Message], tools: str | None = None) -> list[Piece]:
+    def prompt(self, messages: Sequence[Message], tools: str | None = None) -> list[TextSegment]:
         """The conversation up to the point where the assistant speaks: what generation starts from."""
         described = _described(tools)
         if self.render_native:
@@ -89,11 +89,11 @@ class ChatTemplate:
         written = "".join(piece.text for piece in history)
         whole = self._jinja_text(messages, described, add_generation_prompt=True)
         if not whole.startswith(written):
-            return [Piece(whole, 0.0, False)]
+            return [TextSegment(whole, 0.0, False)]
         # What follows the last answer is one piece, as in training; the answers before it are pieces of their own.
         last = max((i for i, piece in enumerate(history, 1) if piece.weight), default=0)
         done = sum(len(piece.text) for piece in history[:last])
-        return [*(Piece(piece.text, 0.0, False) for piece in history[:last]), Piece(whole[done:], 0.0, False)]
+        return [*(TextSegment(piece.text, 0.0, False) for piece in history[:last]), TextSegment(whole[done:], 0.0, False)]
 
     @property
     def turn_end(self) -> str | None:
@@ -128,7 +128,7 @@ class ChatTemplate:
     ) -> str:
         from jinja2 import TemplateError as JinjaError
 
-        self._refuse_lost(messages, tools)
+        self._check_nothing_lost(messages, tools)
         try:
             return self._compiled.render(
                 messages=_turns(messages), tools=tools, documents=None,
@@ -139,12 +139,12 @@ class ChatTemplate:
         except (JinjaError, TypeError, ArithmeticError, ValueError, LookupError, AttributeError, RecursionError) as error:
             raise TemplateError(f"the chat template refuses this conversation: {error}") from None
 
-    def _render_jinja(self, messages: Sequence[Message], tools: list[Any] | None) -> list[Piece]:
+    def _render_jinja(self, messages: Sequence[Message], tools: list[Any] | None) -> list[TextSegment]:
         if _GENERATION.search(self.jinja):
             return self._render_marked(messages, tools)
         return self._render_by_prefix(messages, tools)
 
-    def _refuse_lost(self, messages: Sequence[Message], tools: list[Any] | None) -> None:
+    def _check_nothing_lost(self, messages: Sequence[Message], tools: list[Any] | None) -> None:
         """A template that never names tools or tool calls would leave them out without a word."""
         if tools and "tools" not in self.jinja:
             raise TemplateError("the chat template has no place for tools")
@@ -152,7 +152,7 @@ class ChatTemplate:
         if calling and "tool_calls" not in self.jinja:
             raise TemplateError(f"the chat template has no place for the tool calls of turn {calling}")
 
-    def _render_marked(self, messages: Sequence[Message], tools: list[Any] | None) -> list[Piece]:
+    def _render_marked(self, messages: Sequence[Message], tools: list[Any] | None) -> list[TextSegment]:
         """Templates that mark assistant text by {% generation %}: what is inside is trained.
 
         The k-th marked text belongs to the k-th assistant turn where there are as many of the one as of the other.
@@ -164,12 +164,12 @@ class ChatTemplate:
         turns: list[int | None] = [i for i, message in enumerate(messages) if message.role == "assistant"]
         if len(turns) != len(parts) // 2:
             turns = [None] * (len(parts) // 2)
-        pieces = (Piece(text, float(i % 2), False, turns[i // 2] if i % 2 else None) for i, text in enumerate(parts))
+        pieces = (TextSegment(text, float(i % 2), False, turns[i // 2] if i % 2 else None) for i, text in enumerate(parts))
         return [piece for piece in pieces if piece.text]
 
-    def _render_by_prefix(self, messages: Sequence[Message], tools: list[Any] | None) -> list[Piece]:
+    def _render_by_prefix(self, messages: Sequence[Message], tools: list[Any] | None) -> list[TextSegment]:
         """Templates without marks: the assistant's text is what a turn adds to its generation prompt."""
-        pieces: list[Piece] = []
+        pieces: list[TextSegment] = []
         whole, done = self._jinja_text(messages, tools), 0
         for i, message in enumerate(messages):
             if message.role != "assistant":
@@ -184,9 +184,9 @@ class ChatTemplate:
             end = len(answer.rstrip())
             if not answer[:end].endswith(self.specials):
                 raise TemplateError("the chat template ends the assistant's turn without a special token")
-            pieces += [Piece(whole[done : len(before)], 0.0, False), Piece(answer[:end], 1.0, False, i)]
+            pieces += [TextSegment(whole[done : len(before)], 0.0, False), TextSegment(answer[:end], 1.0, False, i)]
             done = len(before) + end
-        pieces.append(Piece(whole[done:], 0.0, False))
+        pieces.append(TextSegment(whole[done:], 0.0, False))
         return [piece for piece in pieces if piece.text]
 
 
@@ -257,10 +257,10 @@ TOOLS_AFTER = (
 )
 
 
-def _chatml(messages: Sequence[Message], tools: list[Any] | None, generate: bool) -> list[Piece]:
+def _chatml(messages: Sequence[Message], tools: list[Any] | None, generate: bool) -> list[TextSegment]:
     """`<|im_start|>role⏎content<|im_end|>⏎` a turn. Tools stand in the system turn, results that follow each other in one
     user turn."""
-    pieces: list[Piece] = []
+    pieces: list[TextSegment] = []
     if tools:
         system = messages[0].content + "\n\n" if messages and messages[0].role == "system" else ""
         described = "".join(f"\n{_to_json(tool)}" for tool in tools)
@@ -274,24 +274,29 @@ def _chatml(messages: Sequence[Message], tools: list[Any] | None, generate: bool
         elif not (tools and i == 0 and message.role == "system"):
             pieces += _chatml_turn(f"{message.role}\n{message.content}")
     if generate:
-        pieces += [Piece("<|im_start|>", 0.0, False), Piece("assistant\n", 0.0, True)]
+        pieces += [TextSegment("<|im_start|>", 0.0, False), TextSegment("assistant\n", 0.0, True)]
     return [piece for piece in pieces if piece.text]
 
 
-def _chatml_turn(text: str) -> list[Piece]:
-    return [Piece("<|im_start|>", 0.0, False), Piece(text, 0.0, True), Piece("<|im_end|>", 0.0, False), Piece("\n", 0.0, False)]
+def _chatml_turn(text: str) -> list[TextSegment]:
+    return [
+        TextSegment("<|im_start|>", 0.0, False),
+        TextSegment(text, 0.0, True),
+        TextSegment("<|im_end|>", 0.0, False),
+        TextSegment("\n", 0.0, False),
+    ]
 
 
-def _chatml_answer(message: Message, turn: int) -> list[Piece]:
+def _chatml_answer(message: Message, turn: int) -> list[TextSegment]:
     calls = "\n".join(
         f'<tool_call>\n{{"name": {_to_json(call.name)}, "arguments": {_to_json(_arguments(call, turn + 1))}}}\n</tool_call>'
         for call in message.tool_calls
     )
     between = "\n" if message.content and calls else ""
     return [
-        Piece("<|im_start|>", 0.0, False), Piece("assistant\n", 0.0, True),
-        Piece(message.content + between + calls, 1.0, True, turn), Piece("<|im_end|>", 1.0, False, turn),
-        Piece("\n", 0.0, False),
+        TextSegment("<|im_start|>", 0.0, False), TextSegment("assistant\n", 0.0, True),
+        TextSegment(message.content + between + calls, 1.0, True, turn), TextSegment("<|im_end|>", 1.0, False, turn),
+        TextSegment("\n", 0.0, False),
     ]  # fmt: skip
 
 
@@ -301,9 +306,9 @@ def _results(messages: Sequence[Message]) -> Iterator[str]:
         yield f"\n<tool_response>\n{message.content}\n</tool_response>"
 
 
-def _inst(messages: Sequence[Message], tools: list[Any] | None, generate: bool) -> list[Piece]:
+def _inst(messages: Sequence[Message], tools: list[Any] | None, generate: bool) -> list[TextSegment]:
     """`<s>[INST] <<SYS>>…<</SYS>> question [/INST] answer</s>`, one such line a turn; there is no form for tools."""
-    pieces: list[Piece] = []
+    pieces: list[TextSegment] = []
     system = ""
     if tools:
         raise TemplateError("the [INST] template has no place for tools")
@@ -311,18 +316,18 @@ def _inst(messages: Sequence[Message], tools: list[Any] | None, generate: bool) 
         if message.role == "system" and i == 0:
             system = message.content
         elif message.role == "user":
-            pieces.append(Piece(("\n" if pieces else "") + "<s>[INST]", 0.0, False))
+            pieces.append(TextSegment(("\n" if pieces else "") + "<s>[INST]", 0.0, False))
             before = " "
             if system:
                 pieces += [
-                    Piece(" <<SYS>>", 0.0, False),
-                    Piece(f"\n{system}\n", 0.0, True),
-                    Piece("<</SYS>>", 0.0, False),
+                    TextSegment(" <<SYS>>", 0.0, False),
+                    TextSegment(f"\n{system}\n", 0.0, True),
+                    TextSegment("<</SYS>>", 0.0, False),
                 ]
                 system, before = "", "\n\n"
-            pieces += [Piece(f"{before}{message.content} ", 0.0, True), Piece("[/INST] ", 0.0, False)]
+            pieces += [TextSegment(f"{before}{message.content} ", 0.0, True), TextSegment("[/INST] ", 0.0, False)]
         elif message.role == "assistant" and not message.tool_calls:
-            pieces += [Piece(message.content, 1.0, True, i), Piece("</s>", 1.0, False, i)]
+            pieces += [TextSegment(message.content, 1.0, True, i), TextSegment("</s>", 1.0, False, i)]
         else:
             what = "tool calls" if message.tool_calls else f"role '{message.role}'"
             raise TemplateError(f"the [INST] template has no place for {what} in turn {i + 1}")

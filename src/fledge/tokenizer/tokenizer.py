@@ -13,13 +13,13 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Core
 
 from fledge.errors import FledgeError
-from fledge.run.directory import write_checked
-from fledge.tokenizer.template import CHATML, NATIVE, ChatTemplate, Message, Piece
+from fledge.run.directory import write_and_verify
+from fledge.tokenizer.template import CHATML, NATIVE, ChatTemplate, Message, TextSegment
 
 PAD_CANDIDATES = ("<pad>", "<|pad|>", "<|endoftext|>", "</s>")
 END_CANDIDATES = ("<|endoftext|>", "</s>", "<|im_end|>", "<eos>")
 
-HARD = (
+CONFORMANCE_TEXTS = (
     "", " ", "\n", "\r\n\t\v\f\x00\x1b\x7f\x85\u200b\u2028\ufeff",
     "The quick brown fox, isn't it? WE'LL see; they've 1,234.50!",
     "e\u0301 n\u0303 a\u0308\u0323 \u1100\u1161\u11a8 가 ﬁ Ⅷ ½ ²", "１２３ ＡＢＣ ａｂｃ　全角，。！？",
@@ -61,7 +61,7 @@ def _encode_exactly(core: Core, texts: Sequence[str]) -> Flat:
     return np.fromiter(chain.from_iterable(rows), np.int32, count=int(offsets[-1])), offsets
 
 
-class BatchCoder:
+class VerifiedFastEncoder:
     """Many texts at once: by `fastokens`, a faster encoder, where it gives the ids that `tokenizers` gives, else by
     `tokenizers` itself. `name` tells which of them it is, `reason` why it is not the fast one.
 
@@ -83,7 +83,7 @@ class BatchCoder:
         added = islice((token.content for token in core.get_added_tokens_decoder().values()), CHECKED_TOKENS)
         tokens = [text for token in added for text in (token, f"a{token}{token} {token} \n{token}\nb.{token[:-1]}")]
         for literal_text in (False, True):
-            self._check([*HARD, *tokens], literal_text)
+            self._check([*CONFORMANCE_TEXTS, *tokens], literal_text)
 
     @property
     def name(self) -> str:
@@ -153,9 +153,9 @@ class Tokenizer:
         self.bos, self.eos, self.pad_text = bos, eos, pad
         vocabulary = core.get_vocab(with_added_tokens=True)
         self.pad = vocabulary[pad]
-        self.document_start = vocabulary.get(bos) if bos else None
-        self.document_end = vocabulary[eos]
-        self.turn_end = vocabulary[template.turn_end or eos]
+        self.bos_id = vocabulary.get(bos) if bos else None
+        self.eos_id = vocabulary[eos]
+        self.eot_id = vocabulary[template.turn_end or eos]
 
     @property
     def vocab_size(self) -> int:
@@ -165,7 +165,7 @@ class Tokenizer:
     @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens after which generation has ended."""
-        return frozenset((self.document_end, self.turn_end))
+        return frozenset((self.eos_id, self.eot_id))
 
     def encode(self, text: str) -> list[int]:
         """Ordinary text: strings that look like control tokens stay text."""
@@ -173,22 +173,22 @@ class Tokenizer:
 
     @property
     def _start(self) -> list[int]:
-        return [] if self.document_start is None else [self.document_start]
+        return [] if self.bos_id is None else [self.bos_id]
 
-    def encode_beginning(self, text: str) -> list[int]:
+    def encode_prefix(self, text: str) -> list[int]:
         """A plain text that is to be continued: after its start token (if the tokenizer has one), without its end."""
         return [*self._start, *self.encode(text)]
 
     def encode_document(self, text: str) -> list[int]:
         """A plain text between its start (if the tokenizer has one) and end tokens."""
-        return [*self.encode_beginning(text), self.document_end]
+        return [*self.encode_prefix(text), self.eos_id]
 
     @cached_property
-    def _batches(self) -> BatchCoder:
-        return BatchCoder(self.core, self._literal)
+    def _batches(self) -> VerifiedFastEncoder:
+        return VerifiedFastEncoder(self.core, self._literal)
 
     @property
-    def coder(self) -> str:
+    def encoder_backend(self) -> str:
         """Which library encodes batches: fastokens or tokenizers."""
         return self._batches.name
 
@@ -204,10 +204,10 @@ class Tokenizer:
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Plain texts, many at once: the ids of `encode_document` as int32 arrays."""
-        start, end = (np.array(ids, np.int32) for ids in (self._start, [self.document_end]))
+        start, end = (np.array(ids, np.int32) for ids in (self._start, [self.eos_id]))
         return [np.concatenate((start, ids, end)) for ids in self.encode_batch(texts)]
 
-    def encode_pieces(self, pieces: Sequence[Piece]) -> tuple[list[int], list[float]]:
+    def encode_pieces(self, pieces: Sequence[TextSegment]) -> tuple[list[int], list[float]]:
         """Tokens and their weights, piece by piece, so that a prompt's tokens are always a prefix of its training row."""
         tokens: list[int] = []
         weights: list[float] = []
@@ -218,7 +218,7 @@ class Tokenizer:
             weights += [piece.weight] * len(ids)
         return tokens, weights
 
-    def encode_many(self, batch: Sequence[Sequence[Piece]]) -> list[Encoding]:
+    def encode_segments(self, batch: Sequence[Sequence[TextSegment]]) -> list[Encoding]:
         """What `encode_pieces` gives for each of many renderings, with the turns. Equal texts are encoded once.
 
         Raises UnicodeEncodeError for a text with lone surrogates.
@@ -291,9 +291,9 @@ class Tokenizer:
                 "document_end": self.eos,
             },
         }
-        write_checked(folder / "tokenizer.json", self.core.to_str(pretty=False))
-        write_checked(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=1))
-        write_checked(folder / "chat_template.jinja", self.template.jinja)
+        write_and_verify(folder / "tokenizer.json", self.core.to_str(pretty=False))
+        write_and_verify(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=1))
+        write_and_verify(folder / "chat_template.jinja", self.template.jinja)
 
 
 def _text_of(token: object) -> str | None:

@@ -10,7 +10,9 @@ from fledge.tokenizer.template import CHATML, NATIVE
 from fledge.tokenizer.tokenizer import Tokenizer
 
 # What merges never cross, as in Qwen2: contractions, letters with a sign before them, single digits, signs, blanks.
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 LONGEST_TOKEN = 24  # bytes: eight Chinese characters; longer ones only memorise phrases
 
 
@@ -27,7 +29,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, template: str = "auto
     bos, eos, pad = ("<s>", "</s>", "<pad>") if chosen.name == "inst" else ("<|endoftext|>",) * 3
     core = Core(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(WORDS), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

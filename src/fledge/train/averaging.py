@@ -8,32 +8,32 @@ import torch
 from torch import Tensor, nn
 
 from fledge.errors import FledgeError
-from fledge.recipe.schema import AveragingConfig
-from fledge.train.sharding import divided, own
+from fledge.recipe.schema import EMAConfig
+from fledge.train.sharding import distribute_like, get_local_tensor
 
 aten: Any = torch.ops.aten  # its `_foreach` operations: one launch for many tensors
 PREFIX, COUNT = "average/", "average.updates"
 
 
-class Average:
+class EMA:
     """Exponential moving average of the trained parameters, in float32: ā ← ā + (1 − d)·(w − ā).
 
     The t-th update (from 0) takes d = min(decay, (1 + t) / (10 + t)), so that the average soon forgets where it began. It
     is first updated after `start` of the steps; before that it has no weights of its own. Of a model that is divided among
     ranks, each averages what it has."""
 
-    def __init__(self, model: nn.Module, config: AveragingConfig, steps: int) -> None:
+    def __init__(self, model: nn.Module, config: EMAConfig, steps: int) -> None:
         """ValueError where the config averages nothing."""
         if config.decay is None:
             raise ValueError("no averaging is asked for")
-        self.decay, self.first = config.decay, round(config.start * steps)
+        self.decay, self.first = config.decay, round(config.start_fraction * steps)
         self.shapes = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.averages: list[Tensor] = []
         self.updates = 0
 
     def _parameters(self, model: nn.Module) -> list[Tensor]:
         by_name = dict(model.named_parameters())
-        return [own(by_name[name].detach()) for name in self.shapes]
+        return [get_local_tensor(by_name[name].detach()) for name in self.shapes]
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
@@ -51,7 +51,7 @@ class Average:
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""
         averages = zip(self.shapes.items(), self.averages, strict=False)
-        named = {f"{PREFIX}{name}": divided(tensor, like) for (name, like), tensor in averages}
+        named = {f"{PREFIX}{name}": distribute_like(tensor, like) for (name, like), tensor in averages}
         return {**named, COUNT: torch.tensor(self.updates)}
 
     def restore(self, tensors: dict[str, Tensor], device: torch.device | str = "cpu") -> None:
@@ -62,10 +62,10 @@ class Average:
         wanted = [f"{PREFIX}{name}" for name in self.shapes] if self.updates else []
         if set(wanted) != {name for name in tensors if name.startswith(PREFIX)}:
             raise FledgeError("the averaged weights of this checkpoint are of another model")
-        self.averages = [own(tensors[name]).to(device, copy=True) for name in wanted]
+        self.averages = [get_local_tensor(tensors[name]).to(device, copy=True) for name in wanted]
 
     @contextmanager
-    def applied(self, model: nn.Module) -> Iterator[None]:
+    def swapped_in(self, model: nn.Module) -> Iterator[None]:
         """The model has the averaged weights inside, and exactly its own again afterwards. Before the first update both
         are the same."""
         if not self.averages:

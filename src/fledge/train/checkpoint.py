@@ -17,15 +17,15 @@ import xxhash
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fledge.errors import FledgeError, Gone
+from fledge.errors import FledgeError, PeerLostError
 from fledge.model.directory import write_tensors
-from fledge.run.directory import write_checked
-from fledge.train.ranks import Ranks
-from fledge.train.sharding import read_parts, read_whole, write_parts
+from fledge.run.directory import write_and_verify
+from fledge.train.ranks import DistributedContext
+from fledge.train.sharding import load_sharded, load_unsharded, save_sharded
 
 FORMAT = 1
-PARTS = "optimizer"  # folder of what several ranks have written
-SPARE = 2**22  # bytes on the disk beside the tensors
+SHARDED_OPTIMIZER_DIR = "optimizer"  # folder of what several ranks have written
+DISK_MARGIN_BYTES = 2**22  # bytes on the disk beside the tensors
 WRITING, REPLACED = ".writing-", ".replaced-"  # what is not whole yet, what is about to go
 Weights = dict[str, Tensor]
 WriteModel = Callable[[Path, Weights], None]
@@ -42,18 +42,18 @@ class TrainState:
 
     step: int = 0
     tokens: int = 0
-    supervised_tokens: int = 0
+    target_tokens: int = 0
     by_source: list[int] = field(default_factory=list)
-    clipped: int = 0
-    micro: int | None = None
-    scale: dict[str, float] | None = None
+    clipped_steps: int = 0
+    micro_batch_size: int | None = None
+    grad_scaler: dict[str, float] | None = None
     seconds: float = 0.0
-    evaluated: int = 0
-    examined: int = 0
+    last_eval_step: int = 0
+    last_prompt_test_step: int = 0
     best_loss: float | None = None
     best_step: int | None = None
-    evaluations_without_gain: int = 0
-    stop: str | None = None
+    evals_since_best: int = 0
+    stop_reason: str | None = None
     skipped_rows: list[list[int]] = field(default_factory=list)
     lr_factor: float = 1.0
     rollbacks: int = 0
@@ -97,33 +97,35 @@ class Snapshot:
         return sum(tensor.nbytes for weights in (*self.models.values(), self.tensors) for tensor in weights.values())
 
 
-class CannotSave(FledgeError):
+class CheckpointError(FledgeError):
     """A checkpoint could not be written; those before it are untouched."""
 
 
-def copied(tensors: Mapping[str, Tensor]) -> Weights:
+def to_cpu_copy(tensors: Mapping[str, Tensor]) -> Weights:
     """In main memory, apart from the originals."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
-def save_checkpoint(folder: Path, snapshot: Snapshot, write_model: WriteModel, ranks: Ranks | None = None) -> tuple[Path, int]:
+def save_checkpoint(
+    folder: Path, snapshot: Snapshot, write_model: WriteModel, ranks: DistributedContext | None = None
+) -> tuple[Path, int]:
     """Write one checkpoint and read its tensors back; returns its path and size in bytes. `write_model` writes a model
     directory. CannotSave where the disk refuses, or has not kept what was written, with nothing lost.
 
     `ranks`: those that a divided snapshot is of. All of them write; the first one makes it whole. Size 0 for the others."""
-    step, ranks = snapshot.state.step, ranks or Ranks()
+    step, ranks = snapshot.state.step, ranks or DistributedContext()
     target, beside = folder / step_name(step), folder / f"{WRITING}{step_name(step)}"
     try:
-        _together(ranks, ranks.first and partial(_begin, folder, beside, snapshot))
+        _on_all_ranks(ranks, ranks.is_main_process and partial(_begin, folder, beside, snapshot))
         if snapshot.divided:
-            _together(ranks, partial(write_parts, snapshot.tensors, beside / "state" / PARTS, ranks))
-        size = _together(ranks, ranks.first and partial(_complete, beside, target, snapshot, write_model)) or 0
-    except Gone:
+            _on_all_ranks(ranks, partial(save_sharded, snapshot.tensors, beside / "state" / SHARDED_OPTIMIZER_DIR, ranks))
+        size = _on_all_ranks(ranks, ranks.is_main_process and partial(_complete, beside, target, snapshot, write_model)) or 0
+    except PeerLostError:
         raise
     except Exception as error:  # safetensors wraps the system's error in its own
         shutil.rmtree(beside, ignore_errors=True)
-        kept = newest_checkpoint(folder)
-        raise CannotSave(
+        kept = latest_checkpoint(folder)
+        raise CheckpointError(
             f"cannot write the checkpoint of step {step:,}: {_reason(error)}",
             where=str(folder),
             hint=f"free some space, then go on with the same command; what is saved is {_named(kept)}",
@@ -131,20 +133,20 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, write_model: WriteModel, r
     return target, size
 
 
-def _together(ranks: Ranks, act: Callable[[], Any] | bool) -> Any:
+def _on_all_ranks(ranks: DistributedContext, act: Callable[[], Any] | bool) -> Any:
     """Do something on the ranks that have something to do, and return what comes of it; OSError on all of them where it
     fails on one."""
     result, reason, cause = None, None, None
     try:
         if callable(act):
             result = act()
-    except Gone:
+    except PeerLostError:
         raise
     except Exception as error:
         if ranks.alone:
             raise
         reason, cause = _reason(error), error
-    reasons = [found for found in ranks.gather(reason) if found is not None]
+    reasons = [found for found in ranks.all_gather_object(reason) if found is not None]
     if reasons:
         raise OSError(reasons[0]) from cause
     return result
@@ -155,8 +157,8 @@ def _begin(folder: Path, beside: Path, snapshot: Snapshot) -> None:
     shutil.rmtree(beside, ignore_errors=True)
     (beside / "state").mkdir(parents=True)
     if snapshot.divided:
-        (beside / "state" / PARTS).mkdir()
-    _refuse_small_disk(folder, snapshot.bytes)
+        (beside / "state" / SHARDED_OPTIMIZER_DIR).mkdir()
+    _check_disk_space(folder, snapshot.bytes)
 
 
 def _complete(beside: Path, target: Path, snapshot: Snapshot, write_model: WriteModel) -> int:
@@ -165,20 +167,20 @@ def _complete(beside: Path, target: Path, snapshot: Snapshot, write_model: Write
         write_model(beside / name, weights)
     if not snapshot.divided:
         write_tensors(snapshot.tensors, beside / "state" / "optimizer.safetensors")
-    write_checked(beside / "state" / "trainer.json", json.dumps(asdict(snapshot.state), indent=1))
+    write_and_verify(beside / "state" / "trainer.json", json.dumps(asdict(snapshot.state), indent=1))
     files = sorted(path for path in beside.rglob("*") if path.is_file())
     for path in files:
         _sync(path)
     entries = {str(path.relative_to(beside)): {"bytes": path.stat().st_size, "xxh3": _hash(path)} for path in files}
     manifest = beside / "manifest.json"
-    write_checked(manifest, json.dumps({"format": FORMAT, "step": snapshot.state.step, "files": entries}, indent=1))
+    write_and_verify(manifest, json.dumps({"format": FORMAT, "step": snapshot.state.step, "files": entries}, indent=1))
     for place in (manifest, *{path.parent for path in files}, beside):
         _sync(place)
-    _put(beside, target)
+    _commit(beside, target)
     return sum(entry["bytes"] for entry in entries.values())
 
 
-def _put(beside: Path, target: Path) -> None:
+def _commit(beside: Path, target: Path) -> None:
     """Rename, and keep it so on the disk."""
     if target.exists():
         replaced = target.with_name(f"{REPLACED}{target.name}")
@@ -196,13 +198,13 @@ def _named(kept: tuple[Path, TrainState] | None) -> str:
     return "nothing yet" if kept is None else f"step {kept[1].step:,}"
 
 
-def _refuse_small_disk(folder: Path, needed: int) -> None:
+def _check_disk_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
-    if free < needed + SPARE:
+    if free < needed + DISK_MARGIN_BYTES:
         raise FledgeError(f"it takes {needed / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are free")
 
 
-def point(folder: Path, name: str, target: Path) -> None:
+def update_symlink(folder: Path, name: str, target: Path) -> None:
     """Make `best` or `last` point to a checkpoint, atomically."""
     beside = folder / f".{name}"
     beside.unlink(missing_ok=True)
@@ -229,7 +231,7 @@ def verify(path: Path) -> str | None:
     return None
 
 
-def newest_checkpoint(
+def latest_checkpoint(
     folder: Path, refused: Callable[[Path, str], None] | None = None, before: int | None = None
 ) -> tuple[Path, TrainState] | None:
     """The newest checkpoint (of a step below `before`) that verifies; those that do not are reported to `refused` and
@@ -249,18 +251,18 @@ def _first_whole(paths: list[Path], refused: Callable[[Path, str], None] | None 
     return None
 
 
-def last_good(folder: Path, since: int) -> tuple[Path, TrainState] | None:
+def latest_before(folder: Path, since: int) -> tuple[Path, TrainState] | None:
     """The newest whole checkpoint from before update number `since`; where all of those are gone, the oldest one."""
-    return newest_checkpoint(folder, before=since) or _first_whole(sorted(folder.glob("step-*")))
+    return latest_checkpoint(folder, before=since) or _first_whole(sorted(folder.glob("step-*")))
 
 
-def saved_tensors(path: Path, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def load_optimizer_state(path: Path, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The tensors of a checkpoint beside its weights, by however many ranks they were written: whole, or this rank's parts of
     them, divided as the parameters are that they belong to."""
-    file, parts = path / "state" / "optimizer.safetensors", path / "state" / PARTS
+    file, parts = path / "state" / "optimizer.safetensors", path / "state" / SHARDED_OPTIMIZER_DIR
     if like is not None:
-        return read_parts(file.parent if file.exists() else parts, like)
-    return load_file(file) if file.exists() else read_whole(parts)
+        return load_sharded(file.parent if file.exists() else parts, like)
+    return load_file(file) if file.exists() else load_unsharded(parts)
 
 
 def prune(folder: Path, keep: int, best_step: int | None, step: int) -> None:

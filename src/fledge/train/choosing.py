@@ -7,19 +7,19 @@ from collections.abc import Callable
 import torch
 
 from fledge.errors import FledgeError
-from fledge.recipe.schema import MachineConfig
-from fledge.run.cache import Measurements
-from fledge.run.environment import cores, shared_by
+from fledge.recipe.schema import RuntimeConfig
+from fledge.run.cache import BenchmarkCache
+from fledge.run.environment import cores, local_world_size
 from fledge.train import precision as rules
-from fledge.train.compiling import compile_blocks, compiled_afresh_if_damaged, compiled_kernel, uncompile
-from fledge.train.decision import Decision, capability, use_float32
+from fledge.train.compiling import compile_blocks, compile_with_cache_retry, compiled_kernel, uncompile
+from fledge.train.decision import ComputeConfig, capability, use_float32
 from fledge.train.precision import DTYPES
 from fledge.train.probe import (
+    ProbeWorkload,
     Say,
-    Work,
     attention_candidates,
+    benchmark,
     first_line,
-    least_seconds,
     matmul_peak,
     physical_cores,
     product_sizes,
@@ -27,8 +27,8 @@ from fledge.train.probe import (
     time_compiled,
 )
 
-PAYS_FROM = 60.0  # seconds of training below which compiling (some 20 s on two cores) is not even tried
-FASTER = 0.97  # compiled code must take at most this share of the plain code's time
+MIN_SECONDS_TO_COMPILE = 60.0  # seconds of training below which compiling (some 20 s on two cores) is not even tried
+MAX_COMPILED_RATIO = 0.97  # compiled code must take at most this share of the plain code's time
 THE_RECIPE = "as the recipe says"
 
 
@@ -42,30 +42,32 @@ def fastest(found: dict[str, float | str]) -> str:
     seconds = {name: value for name, value in found.items() if not isinstance(value, str)}
     if not seconds:
         told = "; ".join(f"{name} {value}" for name, value in found.items())
-        raise FledgeError(f"no attention backend works here: {told}", where="machine.attention")
+        raise FledgeError(f"no attention backend works here: {told}", where="runtime.attention")
     return min(seconds, key=lambda name: seconds[name])
 
 
-class Probe:
+class AutotuneSearch:
     """One decision in the making.
 
     Two ways to compute are prepared, plain code and compiled code, each with the precision and the attention that are
     best for it; then they are compared.
     """
 
-    def __init__(self, config: MachineConfig, work: Work, measured: Measurements, micro_steps: int, say: Say) -> None:
+    def __init__(
+        self, config: RuntimeConfig, work: ProbeWorkload, measured: BenchmarkCache, micro_steps: int, say: Say
+    ) -> None:
         self.config, self.work, self.measured, self.micro_steps, self.say = config, work, measured, micro_steps, say
         self.part = work.part()
         self.evidence: dict[str, float | str] = {"probe": self.part.describe()}
         self.threads = 0
 
-    def decision(self) -> Decision:
+    def decision(self) -> ComputeConfig:
         """All choices in order."""
         device = self.work.device
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
         self.threads = self._threads()
         torch.set_num_threads(self.threads)
-        self.work.model.use_attention("blocked" if device == "cpu" else "sdpa")
+        self.work.model.set_attention_backend("blocked" if device == "cpu" else "sdpa")
         chosen = self._choose()
         self._peak(chosen.precision)
         self._keep(load)
@@ -79,7 +81,7 @@ class Probe:
             self.evidence["measured"] = "in this run"
         else:
             self.evidence["measured"] = f"before on this machine ({measured.when})"
-            self.say(f"as measured {self.evidence['measured']}; --machine.probe again measures anew")
+            self.say(f"as measured {self.evidence['measured']}; --runtime.autotune again measures anew")
         if measured.new:
             self.evidence["load"] = round(load, 2)
             if self.work.device == "cpu" and too_busy(load, cores()):
@@ -92,9 +94,11 @@ class Probe:
     def _threads(self) -> int:
         """All cores; where cores come in pairs that share one (hyperthreads), all or half of them, as measured."""
         logical, physical = cores(), physical_cores()
-        if shared_by() > 1 and not self.config.threads:
-            self.evidence["threads_reason"] = f"its share of {logical} cores: {shared_by()} processes train on this machine"
-            return max(1, logical // shared_by())
+        if local_world_size() > 1 and not self.config.threads:
+            self.evidence["threads_reason"] = (
+                f"its share of {logical} cores: {local_world_size()} processes train on this machine"
+            )
+            return max(1, logical // local_world_size())
         if self.config.threads:
             self.evidence["threads_reason"] = THE_RECIPE
             return self.config.threads
@@ -112,16 +116,16 @@ class Probe:
             return run
 
         def measure() -> dict[str, float]:
-            return least_seconds({str(count): timed(count) for count in (logical, physical)}, self.work.device)
+            return benchmark({str(count): timed(count) for count in (logical, physical)}, self.work.device)
 
-        seconds = self.measured.of(f"fp32 by threads {logical} and {physical}", measure)
+        seconds = self.measured.get_or_measure(f"fp32 by threads {logical} and {physical}", measure)
         self.evidence.update({f"threads_{count}_seconds": round(spent, 4) for count, spent in seconds.items()})
         self.evidence["threads_reason"] = f"measured: {physical} physical cores of {logical}"
         return logical if seconds[str(logical)] < seconds[str(physical)] else physical
 
     # -- plain or compiled ------------------------------------------------------------------------------------------
 
-    def _choose(self) -> Decision:
+    def _choose(self) -> ComputeConfig:
         seconds = self._plain_seconds()
         tries = self._tries_compiling(min(seconds.values()))
         plain, compiled = self._precisions(seconds, tries)
@@ -129,11 +133,11 @@ class Probe:
         if tries:
             try:
                 attention = self._attention(compiled, compiling=True)
-                chosen = Decision(device, compiled, attention, True, threads, evidence)
+                chosen = ComputeConfig(device, compiled, attention, True, threads, evidence)
                 if self._must_compile:
                     self._compile(chosen)
                     return chosen
-                other = Decision(device, plain, self._attention(plain, compiling=False), False, threads, evidence)
+                other = ComputeConfig(device, plain, self._attention(plain, compiling=False), False, threads, evidence)
                 if self._pays(chosen, other):
                     return chosen
                 uncompile(self.work.model)
@@ -142,11 +146,11 @@ class Probe:
                 uncompile(self.work.model)
                 failure = f"compiling failed: {first_line(error)}"
                 if self._must_compile:
-                    hint = "set machine.compile to auto or false, and machine.attention to auto"
-                    raise FledgeError(failure, where="machine.compile", hint=hint) from error
+                    hint = "set runtime.compile to auto or false, and runtime.attention to auto"
+                    raise FledgeError(failure, where="runtime.compile", hint=hint) from error
                 evidence["compile_reason"] = failure
                 self.say(f"warning: {failure}; going on without")
-        return Decision(device, plain, self._attention(plain, compiling=False), False, threads, evidence)
+        return ComputeConfig(device, plain, self._attention(plain, compiling=False), False, threads, evidence)
 
     @property
     def _must_compile(self) -> bool:
@@ -157,13 +161,13 @@ class Probe:
         if self._must_compile or self.config.compile is False:
             self.evidence["compile_reason"] = THE_RECIPE
             return self._must_compile
-        share = self.work.batch.tokens.numel() / self.part.batch.tokens.numel()
+        share = self.work.batch.input_ids.numel() / self.part.batch.input_ids.numel()
         ahead = self.work.whole(seconds * share) * self.micro_steps
-        if ahead < PAYS_FROM:
+        if ahead < MIN_SECONDS_TO_COMPILE:
             self.evidence["compile_reason"] = f"about {ahead:.0f} s of training is too short for compiling to pay"
-        return ahead >= PAYS_FROM
+        return ahead >= MIN_SECONDS_TO_COMPILE
 
-    def _pays(self, compiled: Decision, plain: Decision) -> bool:
+    def _pays(self, compiled: ComputeConfig, plain: ComputeConfig) -> bool:
         """Compile and compare; what was compared before is not compared again, only compiled if it won."""
         place = f"{_name(plain)} against {_name(compiled)}, whole micro-batch"
 
@@ -173,21 +177,21 @@ class Probe:
             slow = self.work.step(DTYPES[plain.precision], plain.attention)
             return time_compiled(slow, fast, self.work.device)
 
-        least = self.measured.of(place, measure)
+        least = self.measured.get_or_measure(place, measure)
         self.evidence.update({f"{name}_seconds": round(seconds, 4) for name, seconds in least.items()})
         self.evidence["compile_reason"] = "measured on one layer and the head"
-        pays = least["compiled"] < FASTER * least["eager"]
+        pays = least["compiled"] < MAX_COMPILED_RATIO * least["eager"]
         if pays and place in self.measured.recalled:
             self._compile(compiled)
         return pays
 
-    def _compile(self, decision: Decision) -> Callable[[], None]:
+    def _compile(self, decision: ComputeConfig) -> Callable[[], None]:
         """Make all compiled code of a step, on the shapes of training; gives the step."""
         step = self.work.step(DTYPES[decision.precision], decision.attention, compiled_kernel())
         compile_blocks(self.work.model)
         use_float32(decision.precision)
         started = time.perf_counter()
-        compiled_afresh_if_damaged(step, self.say)
+        compile_with_cache_retry(step, self.say)
         self.evidence["compile_seconds"] = round(time.perf_counter() - started, 1)
         return step
 
@@ -200,7 +204,7 @@ class Probe:
         if config.precision != "auto":
             self.evidence["precision_reason"], names = THE_RECIPE, [config.precision]
             if config.precision == "fp16" and device == "cpu":
-                self.say("warning: machine.precision fp16 is slow on a CPU, which has no units for it")
+                self.say("warning: runtime.precision fp16 is slow on a CPU, which has no units for it")
         elif units is not None:
             precision, self.evidence["precision_reason"] = rules.on_gpu(units)
             names = [precision]
@@ -212,7 +216,7 @@ class Probe:
         attention = self.work.model.attention
         runs = {name: self.part.step(DTYPES[name], attention) for name in names}
         place = f"plain {' '.join(names)}, attention {attention}, {self.threads} threads"
-        seconds = self.measured.of(place, lambda: least_seconds(runs, device))
+        seconds = self.measured.get_or_measure(place, lambda: benchmark(runs, device))
         self.evidence.update({f"{name}_seconds": round(spent, 4) for name, spent in seconds.items()})
         return seconds
 
@@ -236,7 +240,7 @@ class Probe:
         def measure() -> float:
             return matmul_peak(device, DTYPES[precision], product_sizes(config, device))
 
-        peak = self.measured.of(f"matmul peak {precision}, {self.threads} threads", measure)
+        peak = self.measured.get_or_measure(f"matmul peak {precision}, {self.threads} threads", measure)
         self.evidence["matmul_peak_flops"] = round(peak)
         return peak
 
@@ -253,12 +257,12 @@ class Probe:
         place = f"attention {' '.join(names)} in {precision}, {way}, {self.threads} threads"
         if compiling:
             self.say("compiling attention to see which is fastest …")
-        found = self.measured.of(place, lambda: time_attention(self.part, dtype, names, compiling, self.say))
+        found = self.measured.get_or_measure(place, lambda: time_attention(self.part, dtype, names, compiling, self.say))
         self.evidence.update({f"attention_{name}_{way}": value for name, value in found.items()})
         self.evidence["attention_reason"] = "measured forward and back on the shapes of a micro-batch"
         return fastest(found)
 
 
-def _name(decision: Decision) -> str:
+def _name(decision: ComputeConfig) -> str:
     way = "compiled" if decision.compile else "plain"
     return f"{way} {decision.precision} with attention {decision.attention}, {decision.threads} threads"

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 
-class Clock:
+class PhaseTimer:
     """Times the phases of one step. `mark(name)` ends a phase that began at the mark before."""
 
     def __init__(self, device: torch.device) -> None:

@@ -15,7 +15,7 @@ import xxhash
 import fledge
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
-from fledge.model.head import _loss_chunk
+from fledge.model.head import _softmax_grad_chunk
 from fledge.run.cache import cache_folder
 from fledge.train.memory import is_out_of_memory
 
@@ -23,7 +23,7 @@ functorch: Any = import_module("torch._functorch.config")
 _compiled_kernel: list[Any] = []
 
 
-def keep_compiled_code() -> str:
+def use_compile_cache() -> str:
     """Let the compiler keep what it makes in fledge's cache folder, unless the user chose a folder; returns the folder.
 
     A second run then reads its code instead of making it. Must be called before anything is compiled. In its own folder,
@@ -50,7 +50,7 @@ def model_code() -> str:
     return digest.hexdigest()
 
 
-def compiled_afresh_if_damaged(step: Callable[[], None], say: Callable[[str], None] = lambda text: None) -> None:
+def compile_with_cache_retry(step: Callable[[], None], say: Callable[[str], None] = lambda text: None) -> None:
     """Run a step that compiles. Where it fails on code kept from before, that is thrown away and made once more.
 
     A process killed while compiling can leave half a library behind, which the compiler would trip over for ever. A
@@ -62,7 +62,7 @@ def compiled_afresh_if_damaged(step: Callable[[], None], say: Callable[[str], No
         if isinstance(error, FledgeError) or is_out_of_memory(error):
             raise
         folder = _own_folder()
-        if keep_compiled_code() != str(folder) or not folder.is_dir():
+        if use_compile_cache() != str(folder) or not folder.is_dir():
             raise
         say(f"note: compiling failed ({type(error).__name__}); {folder} is emptied and the code made again")
         aside = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -74,13 +74,13 @@ def compiled_afresh_if_damaged(step: Callable[[], None], say: Callable[[str], No
 
 def compile_blocks(model: Decoder) -> None:
     """Compile the block once; all layers share its code. (The stack as a whole would take layers times as long.)"""
-    keep_compiled_code()
+    use_compile_cache()
     for block in model.blocks():
         if block._compiled_call_impl is None:
             block.compile(dynamic=False)
 
 
-def forget_compiled() -> None:
+def reset_compiler() -> None:
     """Begin a stage without the compiled code of those before. The compiler keeps a bounded number of variants of one piece
     of code and would run what comes after them uncompiled; here it raises instead of doing that unsaid."""
     _compiled_kernel.clear()
@@ -97,13 +97,13 @@ def uncompile(model: Decoder) -> None:
 def compiled_kernel() -> Any:
     """The head's chunk, compiled; one for the whole process."""
     if not _compiled_kernel:
-        keep_compiled_code()
-        _compiled_kernel.append(torch.compile(_loss_chunk, dynamic=False))
+        use_compile_cache()
+        _compiled_kernel.append(torch.compile(_softmax_grad_chunk, dynamic=False))
     return _compiled_kernel[0]
 
 
 @contextmanager
-def eagerly() -> Iterator[None]:
+def force_eager() -> Iterator[None]:
     """Without compiled code: evaluation is too short to pay for compiling its own shapes."""
     with torch.compiler.set_stance("force_eager"):
         yield

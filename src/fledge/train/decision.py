@@ -7,15 +7,15 @@ import torch
 
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
-from fledge.recipe.schema import MachineConfig
-from fledge.run.environment import cores, shared_by
+from fledge.recipe.schema import RuntimeConfig
+from fledge.run.environment import cores, local_world_size
 from fledge.train import precision as rules
 from fledge.train.compiling import compile_blocks, compiled_kernel
 from fledge.train.precision import DTYPES
 
 
 @dataclass(frozen=True)
-class Decision:
+class ComputeConfig:
     """How a stage computes, and the measurements that decided it."""
 
     device: str
@@ -23,29 +23,31 @@ class Decision:
     attention: str
     compile: bool
     threads: int
-    evidence: dict[str, float | str] = field(default_factory=dict)
+    measurements: dict[str, float | str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """For machine.json."""
+        """For compute.json."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Decision":
-        """From machine.json."""
+    def from_dict(cls, values: dict[str, Any]) -> "ComputeConfig":
+        """From compute.json."""
         return cls(**values)
 
     @property
     def matmul_peak(self) -> float | None:
         """FLOP/s of matrix products in this precision on this machine, as measured; what MFU is a share of."""
-        peak = self.evidence.get("matmul_peak_flops")
+        peak = self.measurements.get("matmul_peak_flops")
         return None if peak is None else float(peak)
 
     def apply(self, model: Decoder) -> Decoder:
         """Make the model compute so. Where several processes share the machine, with no more threads than its share."""
-        torch.set_num_threads(self.threads if shared_by() == 1 else min(self.threads, max(1, cores() // shared_by())))
+        torch.set_num_threads(
+            self.threads if local_world_size() == 1 else min(self.threads, max(1, cores() // local_world_size()))
+        )
         use_float32(self.precision)
         model.compute_dtype = DTYPES[self.precision]
-        model.use_attention(self.attention)
+        model.set_attention_backend(self.attention)
         model.to(self.device)
         if self.compile:
             compile_blocks(model)
@@ -57,7 +59,7 @@ def use_float32(precision: str) -> None:
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
 
-def head_kernel(decision: Decision) -> Any:
+def head_kernel(decision: ComputeConfig) -> Any:
     """The head's chunk, compiled where compiling was decided; None for the plain one."""
     return compiled_kernel() if decision.compile else None
 
@@ -67,15 +69,15 @@ def capability(device: str) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability() if device == "cuda" else None
 
 
-def refuse_device(config: MachineConfig) -> None:
+def check_device(config: RuntimeConfig) -> None:
     """FledgeError for a device that this machine does not have, or what the device cannot do."""
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise FledgeError("no CUDA device is at hand", where="machine.device", hint="set machine.device to auto or cpu")
+        raise FledgeError("no CUDA device is at hand", where="runtime.device", hint="set runtime.device to auto or cpu")
     device = chosen_device(config)
     rules.refuse(config, device, capability(device))
 
 
-def chosen_device(config: MachineConfig) -> str:
+def chosen_device(config: RuntimeConfig) -> str:
     """cpu or cuda."""
     if config.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

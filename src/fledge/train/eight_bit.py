@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fledge.train.skipping import SkippingOptimizer, assign
+from fledge.train.skipping import SkipStepOptimizer, masked_copy_
 
 BLOCK = 256
 SMALLEST = 4096  # tensors with fewer numbers are left to float32 (chosen here)
@@ -64,7 +64,7 @@ def dequantise(codes: Tensor, scales: Tensor, signed: bool) -> Tensor:
     return values.view_as(codes).mul_(scales[:, None])
 
 
-class AdamW8bit(SkippingOptimizer):
+class AdamW8bit(SkipStepOptimizer):
     """AdamW (Loshchilov & Hutter 2019) with both moments in blocks of 8 bits. Decay is decoupled; the update uses the
     moments before they are rounded."""
 
@@ -103,8 +103,8 @@ class AdamW8bit(SkippingOptimizer):
         for start in range(0, len(state["first_scales"]), size):
             span, part = slice(start, start + size), slice(start * BLOCK, (start + size) * BLOCK)
             blocks = {key: value[span] for key, value in state.items() if key != "step"}
-            assign(flat[part], self._moved(flat[part], slopes[part], blocks, corrections, group, skip), skip)
-        assign(state["step"], step, skip)
+            masked_copy_(flat[part], self._moved(flat[part], slopes[part], blocks, corrections, group, skip), skip)
+        masked_copy_(state["step"], step, skip)
 
     def _moved(
         self,
@@ -125,8 +125,8 @@ class AdamW8bit(SkippingOptimizer):
             codes, scales = quantise(moment, name == "first")
             if name == "first":
                 codes = _towards_zero(codes, scales, first, grad == 0)
-            assign(blocks[f"{name}_codes"], codes, skip)
-            assign(blocks[f"{name}_scales"], scales, skip)
+            masked_copy_(blocks[f"{name}_codes"], codes, skip)
+            masked_copy_(blocks[f"{name}_scales"], scales, skip)
         update = (first / corrections[0]) / (second.div_(corrections[1]).sqrt_() + group["eps"])
         return (values * (1 - group["lr"] * group["weight_decay"])).sub_(update.view(-1)[:count], alpha=group["lr"])
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fledge.train.ranks import Ranks
-from fledge.train.sharding import is_divided, own
+from fledge.train.ranks import DistributedContext
+from fledge.train.sharding import get_local_tensor, is_sharded
 
 aten: Any = torch.ops.aten  # its `_foreach` operations: one launch for many tensors
 GROUPS = ("embed", "attention", "mlp", "norm", "head")
@@ -18,14 +18,14 @@ def group_of(name: str) -> str:
     return next((group for sign, group in signs.items() if sign in name), "other")
 
 
-class GroupWatch:
+class UpdateRatioMonitor:
     """Weights before and after one update: `before()`, the update, `after()`. Costs a copy of the weights in between."""
 
-    def __init__(self, model: nn.Module, ranks: Ranks | None = None) -> None:
+    def __init__(self, model: nn.Module, ranks: DistributedContext | None = None) -> None:
         """`ranks`: among which the model is divided, if it is."""
         trained = [(group_of(name), p) for name, p in model.named_parameters() if p.requires_grad]
-        self.ranks = ranks if ranks is not None and any(is_divided(p) for _, p in trained) else None
-        self.parameters = [(group, own(p.detach())) for group, p in trained]
+        self.ranks = ranks if ranks is not None and any(is_sharded(p) for _, p in trained) else None
+        self.parameters = [(group, get_local_tensor(p.detach())) for group, p in trained]
         self._copies: list[Tensor] = []
 
     @torch.no_grad()
@@ -46,7 +46,7 @@ class GroupWatch:
         self._copies = []
         if self.ranks is not None:
             squares = [weights.square_(), changes.square_()]
-            self.ranks.add_up(squares)
+            self.ranks.all_reduce_(squares)
             weights, changes = (part.sqrt_() for part in squares)
         found = {}
         for group in dict.fromkeys(kind for kind, _ in self.parameters):

@@ -22,7 +22,7 @@ from fledge.recipe.sections.guards import (
     RepetitionGuard,
     ThroughputGuard,
     TimeGuard,
-    ValidationRiseGuard,
+    ValidationIncreaseGuard,
 )
 from fledge.run.console import duration
 
@@ -34,7 +34,7 @@ Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GuardTrigger:
     """What a rule found at `step`, the number of updates done, and what is to be done. It went wrong with update number
     `since` (from 1)."""
 
@@ -42,17 +42,17 @@ class Verdict:
     action: str
     cause: str
     step: int
-    since: int
+    first_bad_step: int
     evidence: dict[str, Any] = field(default_factory=dict)
-    then: str | None = None  # what is different after a roll-back
-    ends: str = "run"  # what `stop` ends: the run, or only the stage
-    sound: bool = False  # whether the state is still worth saving
+    rollback_policy: str | None = None  # what is different after a roll-back
+    stop_scope: str = "run"  # what `stop` ends: the run, or only the stage
+    state_is_valid: bool = False  # whether the state is still worth saving
 
 
 class Rule:
     """Sees every event in order."""
 
-    def see(self, event: Event) -> Verdict | None:
+    def update(self, event: Event) -> GuardTrigger | None:
         """What this event gives reason for."""
         raise NotImplementedError
 
@@ -61,22 +61,27 @@ class NonFinite(Rule):
     """Updates in a row without a finite gradient. With fp16 that is overflow, until the scale is tiny."""
 
     def __init__(self, config: NonFiniteGuard) -> None:
-        self.config, self.row = config, 0
+        self.config, self.consecutive = config, 0
 
-    def see(self, event: Event) -> Verdict | None:
+    def update(self, event: Event) -> GuardTrigger | None:
         if event["kind"] != "step":
             return None
-        bad = event["grad_norm"] is None or event["train/loss"] is None
-        if not bad or event.get("loss_scale", 0.0) >= SMALLEST_SCALE:
-            self.row = 0
+        bad = event["train/grad_norm"] is None or event["train/loss"] is None
+        if not bad or event.get("train/loss_scale", 0.0) >= SMALLEST_SCALE:
+            self.consecutive = 0
             return None
-        self.row += 1
-        step, found = event["step"], {"grad_norm": event["grad_norm"], "loss": event["train/loss"], "in_a_row": self.row}
-        if self.row < self.config.in_a_row:
+        self.consecutive += 1
+        step, found = (
+            event["step"],
+            {"grad_norm": event["train/grad_norm"], "loss": event["train/loss"], "consecutive": self.consecutive},
+        )
+        if self.consecutive < self.config.consecutive:
             cause = "the gradient is not finite: this update is left out"
-            return Verdict("non_finite", "skip", cause, step, step, found)
-        cause = f"the gradient is not finite in {self.row} updates in a row"
-        return Verdict("non_finite", self.config.action, cause, step, step - self.row + 1, found, self.config.then)
+            return GuardTrigger("non_finite", "skip", cause, step, step, found)
+        cause = f"the gradient is not finite in {self.consecutive} updates in a row"
+        return GuardTrigger(
+            "non_finite", self.config.action, cause, step, step - self.consecutive + 1, found, self.config.on_rollback
+        )
 
 
 class Overflow(Rule):
@@ -85,15 +90,17 @@ class Overflow(Rule):
     def __init__(self) -> None:
         self.row = 0
 
-    def see(self, event: Event) -> Verdict | None:
-        if event["kind"] != "step" or "loss_scale" not in event:
+    def update(self, event: Event) -> GuardTrigger | None:
+        if event["kind"] != "step" or "train/loss_scale" not in event:
             return None
-        self.row = self.row + 1 if event["grad_norm"] is None else 0
+        self.row = self.row + 1 if event["train/grad_norm"] is None else 0
         if self.row != MANY_OVERFLOWS:
             return None
         cause = f"fp16 overflowed in {MANY_OVERFLOWS} steps in a row, which learned nothing"
         step = event["step"]
-        return Verdict("overflow", "warn", cause, step, step - self.row + 1, {"loss_scale": event["loss_scale"]})
+        return GuardTrigger(
+            "overflow", "warn", cause, step, step - self.row + 1, {"train/loss_scale": event["train/loss_scale"]}
+        )
 
 
 class Spike(Rule):
@@ -105,7 +112,7 @@ class Spike(Rule):
         self.name, self.key, self.config, self.logarithmic = name, key, config, logarithmic
         self.values: deque[float] = deque(maxlen=config.window)
         self.limits: dict[int, float] = {}  # by the step they follow, the last few
-        self._quiet_until = 0
+        self._cooldown_until = 0
 
     def limit(self, step: int) -> float:
         """The value above which that of step `step` is a spike; infinite while there are too few to tell."""
@@ -118,23 +125,23 @@ class Spike(Rule):
         deviation = math.sqrt(sum((value - mean) ** 2 for value in self.values) / len(self.values))
         above = mean + self.config.sigma * deviation
         if self.logarithmic:
-            return math.exp(min(max(above, mean + math.log(self.config.times)), 700.0))
-        return max(above, mean * self.config.times)
+            return math.exp(min(max(above, mean + math.log(self.config.factor)), 700.0))
+        return max(above, mean * self.config.factor)
 
-    def see(self, event: Event) -> Verdict | None:
+    def update(self, event: Event) -> GuardTrigger | None:
         value = event.get(self.key) if event["kind"] == "step" else None
         if event["kind"] != "step":
             return None
         step, verdict = event["step"], None
         limit = self.limit(step)
         if value is not None and value > limit:
-            if step > self._quiet_until or self.config.action == "skip":
+            if step > self._cooldown_until or self.config.action == "skip":
                 cause = (
                     f"{self.name.replace('_', ' ')}: {value:.4g}, where the {len(self.values)} steps before allow {limit:.4g}"
                 )
                 evidence = {"value": value, "limit": limit}
-                verdict = Verdict(self.name, self.config.action, cause, step, step, evidence, self.config.then)
-            self._quiet_until = step + self.config.window
+                verdict = GuardTrigger(self.name, self.config.action, cause, step, step, evidence, self.config.on_rollback)
+            self._cooldown_until = step + self.config.window
         if value is not None and value > 0:  # what is above counts as what is just allowed, so that a new level is learned
             self.values.append(math.log(min(value, limit)) if self.logarithmic else min(value, limit))
         self.limits = {step - 1: self.limits.get(step - 1, math.inf), step: self._limit()}
@@ -149,7 +156,7 @@ class Divergence(Rule):
         self.sum, self.weight = 0.0, 0.0
         self.lowest, self.at, self.told = math.inf, 0, False
 
-    def see(self, event: Event) -> Verdict | None:
+    def update(self, event: Event) -> GuardTrigger | None:
         loss = event.get("train/loss") if event["kind"] == "step" else None
         if loss is None:
             return None
@@ -157,12 +164,14 @@ class Divergence(Rule):
         smooth = self.sum / self.weight
         if smooth <= self.lowest:
             self.lowest, self.at, self.told = smooth, event["step"], False
-        if smooth <= self.lowest + self.config.rise or self.told:
+        if smooth <= self.lowest + self.config.min_increase or self.told:
             return None
         self.told = True
         cause = f"training diverged: the smoothed loss is {smooth:.4g}, it was {self.lowest:.4g} after step {self.at:,}"
         evidence = {"smoothed": smooth, "lowest": self.lowest, "lowest_step": self.at}
-        return Verdict("divergence", self.config.action, cause, event["step"], self.at + 1, evidence, self.config.then)
+        return GuardTrigger(
+            "divergence", self.config.action, cause, event["step"], self.at + 1, evidence, self.config.on_rollback
+        )
 
 
 class Threshold(Rule):
@@ -178,11 +187,11 @@ class Threshold(Rule):
         """Whether the figure is on the wrong side."""
         raise NotImplementedError
 
-    def verdict(self, value: float, event: Event) -> Verdict:
+    def verdict(self, value: float, event: Event) -> GuardTrigger:
         """What to say of it."""
         raise NotImplementedError
 
-    def see(self, event: Event) -> Verdict | None:
+    def update(self, event: Event) -> GuardTrigger | None:
         value = event.get(self.key) if event["kind"] == self.kind else None
         if value is None:
             return None
@@ -190,85 +199,85 @@ class Threshold(Rule):
         return self.verdict(value, event) if self._told and not told else None
 
 
-class FreeSpace(Threshold):
+class LowDisk(Threshold):
     """The disk of the run fills up."""
 
-    kind, key = "resource", "disk_free_bytes"
+    kind, key = "system", "system/disk_free_bytes"
 
     def __init__(self, config: DiskGuard) -> None:
         super().__init__()
-        self.action, self.free = config.action, config.free or 0
+        self.action, self.free = config.action, config.min_free or 0
 
     def crossed(self, value: float) -> bool:
         return value < self.free
 
-    def verdict(self, value: float, event: Event) -> Verdict:
+    def verdict(self, value: float, event: Event) -> GuardTrigger:
         cause = f"{value / 2**30:.2f} GiB are free on the disk of the run, {self.free / 2**30:.2f} are to stay free"
-        return Verdict("disk", self.action, cause, event["step"], event["step"], {"free": value}, sound=True)
+        return GuardTrigger("disk", self.action, cause, event["step"], event["step"], {"free": value}, state_is_valid=True)
 
 
-class TimeSpent(Threshold):
+class MaxTime(Threshold):
     """The stage has trained long enough."""
 
-    kind, key = "resource", "seconds"
+    kind, key = "system", "system/seconds"
 
     def __init__(self, config: TimeGuard) -> None:
         super().__init__()
-        self.action, self.after = config.action, math.inf if config.after is None else config.after
+        self.action, self.after = config.action, math.inf if config.max_time is None else config.max_time
 
     def crossed(self, value: float) -> bool:
         return value >= self.after
 
-    def verdict(self, value: float, event: Event) -> Verdict:
+    def verdict(self, value: float, event: Event) -> GuardTrigger:
         cause = f"the stage has trained for {duration(value)}, its time is {duration(self.after)}"
-        return Verdict("time", self.action, cause, event["step"], event["step"], {}, ends="stage")
+        return GuardTrigger("time", self.action, cause, event["step"], event["step"], {}, stop_scope="stage")
 
 
 class PassRate(Threshold):
     """Too few regression prompts pass."""
 
-    kind, key = "regression", "regression/pass_rate"
+    kind, key = "prompt_tests", "prompt_tests/pass_rate"
 
     def __init__(self, config: PassRateGuard) -> None:
         super().__init__()
         self.config = config
 
     def crossed(self, value: float) -> bool:
-        return value < self.config.below
+        return value < self.config.min_pass_rate
 
-    def verdict(self, value: float, event: Event) -> Verdict:
-        passed, cases = event["regression/passed"], event["regression/cases"]
-        cause = f"{passed} of {cases} regression prompts pass, less than {self.config.below:.0%}"
-        step, evidence = event["step"], {"pass_rate": value, "broken": event.get("regression/broken", [])}
-        return Verdict("pass_rate", self.config.action, cause, step, step, evidence, ends="stage")
+    def verdict(self, value: float, event: Event) -> GuardTrigger:
+        passed, cases = event["prompt_tests/passed"], event["prompt_tests/cases"]
+        cause = f"{passed} of {cases} regression prompts pass, less than {self.config.min_pass_rate:.0%}"
+        step, evidence = event["step"], {"pass_rate": value, "broken": event.get("prompt_tests/newly_failing", [])}
+        return GuardTrigger("pass_rate", self.config.action, cause, step, step, evidence, stop_scope="stage")
 
 
-class Parrot(Threshold):
+class Repetition(Threshold):
     """Answers repeat themselves."""
 
-    kind, key = "regression", "regression/repetition"
+    kind, key = "prompt_tests", "prompt_tests/repetition"
 
     def __init__(self, config: RepetitionGuard) -> None:
         super().__init__()
         self.config = config
 
     def crossed(self, value: float) -> bool:
-        return value > self.config.above
+        return value > self.config.max_repetition
 
-    def verdict(self, value: float, event: Event) -> Verdict:
+    def verdict(self, value: float, event: Event) -> GuardTrigger:
         step, cause = event["step"], f"answers repeat themselves: {value:.0%} of their pieces were there before"
-        return Verdict("repetition", self.config.action, cause, step, step, {"repetition": value}, ends="stage")
+        return GuardTrigger("repetition", self.config.action, cause, step, step, {"repetition": value}, stop_scope="stage")
 
 
 class ValidationRise(Rule):
     """Evaluations in a row, each with a higher validation loss than the one before."""
 
-    def __init__(self, config: ValidationRiseGuard) -> None:
+    def __init__(self, config: ValidationIncreaseGuard) -> None:
         self.config = config
         self.losses: list[tuple[int, float]] = []
         self.told = False
 
-    def see(self, event: Event) -> Verdict | None:
+    def update(self, event: Event) -> GuardTrigger | None:
         loss = event.get("eval/loss") if event["kind"] == "eval" else None
         if loss is None:
             return None
@@ -277,12 +286,12 @@ class ValidationRise(Rule):
             self.told = False
         self.losses.append((event["step"], loss))
         (since, lowest), step, times = self.losses[0], event["step"], len(self.losses) - 1
-        if self.told or times < self.config.times or loss < lowest * (1 + self.config.rise):
+        if self.told or times < self.config.patience or loss < lowest * (1 + self.config.min_increase):
             return None
         self.told = True
         cause = f"the validation loss rose {times} times in a row, from {lowest:.4f} (step {since:,}) to {loss:.4f}"
         evidence = {"losses": [value for _, value in self.losses]}
-        return Verdict("validation_rise", self.config.action, cause, step, since + 1, evidence, ends="stage")
+        return GuardTrigger("validation_increase", self.config.action, cause, step, since + 1, evidence, stop_scope="stage")
 
 
 class Throughput(Rule):
@@ -291,22 +300,22 @@ class Throughput(Rule):
     def __init__(self, config: ThroughputGuard) -> None:
         self.config = config
         self.speeds: deque[float] = deque(maxlen=RECENT + BEFORE)
-        self._quiet_until = 0
+        self._cooldown_until = 0
 
-    def see(self, event: Event) -> Verdict | None:
-        speed = event.get("step_tokens_per_second") if event["kind"] == "resource" else None
+    def update(self, event: Event) -> GuardTrigger | None:
+        speed = event.get("system/step_tokens_per_second") if event["kind"] == "system" else None
         if speed is None:
             return None
         self.speeds.append(speed)
         step, speeds = event["step"], list(self.speeds)
-        if len(speeds) < 4 * RECENT or step <= self._quiet_until:
+        if len(speeds) < 4 * RECENT or step <= self._cooldown_until:
             return None
         now, before = statistics.median(speeds[-RECENT:]), statistics.median(speeds[:-RECENT])
-        if now >= self.config.below * before:
+        if now >= self.config.min_speed_ratio * before:
             return None
-        self._quiet_until = step + BEFORE
+        self._cooldown_until = step + BEFORE
         cause = f"training became slow: {now:,.0f} tokens/s over the last {RECENT} steps, {before:,.0f} before"
-        return Verdict("throughput", self.config.action, cause, step, step - RECENT + 1, {"now": now, "before": before})
+        return GuardTrigger("throughput", self.config.action, cause, step, step - RECENT + 1, {"now": now, "before": before})
 
 
 class Guards:
@@ -318,32 +327,32 @@ class Guards:
 
     def _begin(self) -> None:
         config = self.config
-        self.grad_spike = Spike("grad_spike", "grad_norm", config.grad_spike, logarithmic=True)
+        self.grad_spike = Spike("grad_spike", "train/grad_norm", config.grad_spike, logarithmic=True)
         rules: list[tuple[str, Rule]] = [
             (config.non_finite.action, NonFinite(config.non_finite)),
             ("warn", Overflow()),
             (config.grad_spike.action, self.grad_spike),
             (config.loss_spike.action, Spike("loss_spike", "train/loss", config.loss_spike, logarithmic=False)),
             (config.divergence.action, Divergence(config.divergence)),
-            (config.validation_rise.action, ValidationRise(config.validation_rise)),
+            (config.validation_increase.action, ValidationRise(config.validation_increase)),
             (config.pass_rate.action, PassRate(config.pass_rate)),
-            (config.repetition.action, Parrot(config.repetition)),
+            (config.repetition.action, Repetition(config.repetition)),
             (config.throughput.action, Throughput(config.throughput)),
-            (config.disk.action, FreeSpace(config.disk)),
-            (config.time.action, TimeSpent(config.time)),
+            (config.disk.action, LowDisk(config.disk)),
+            (config.time.action, MaxTime(config.time)),
         ]
         self.rules = [rule for action, rule in rules if action != "ignore"]
 
-    def largest_norm(self, step: int) -> float | None:
+    def skip_above_grad_norm(self, step: int) -> float | None:
         """The gradient norm above which the update with which `step` are done is to be left out; None: any is taken."""
         return self.grad_spike.limit(step) if self.config.grad_spike.action == "skip" else None
 
-    def see(self, event: Event) -> list[Verdict]:
+    def update(self, event: Event) -> list[GuardTrigger]:
         """What the rules find in the next event."""
-        return [verdict for rule in self.rules if (verdict := rule.see(event)) is not None]
+        return [verdict for rule in self.rules if (verdict := rule.update(event)) is not None]
 
     def replay(self, events: Iterable[Event]) -> None:
         """Begin again and know what these events tell; what was found then is done with."""
         self._begin()
         for event in events:
-            self.see(event)
+            self.update(event)

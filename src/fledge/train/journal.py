@@ -5,13 +5,13 @@ from typing import Any
 from fledge.recipe.sections.guards import GuardsConfig
 from fledge.run import Console, EventLog, StageDirectory
 from fledge.run.alerts import Alerts
-from fledge.train.guards import Event, Guards, Verdict
-from fledge.train.ranks import Ranks
+from fledge.train.guards import Event, Guards, GuardTrigger
+from fledge.train.ranks import DistributedContext
 
 STYLES = {"error": "red", "warning": "yellow"}
 
 
-class Journal:
+class RunLogger:
     """Every event of a stage goes through here. Opened at a step, it knows what the events up to it tell.
 
     Of several ranks the first one keeps the journal. The others are told what is in it when they ask what was `found`, so
@@ -25,15 +25,15 @@ class Journal:
         console: Console,
         tensorboard: bool = False,
         alerts: Alerts | None = None,
-        ranks: Ranks | None = None,
+        ranks: DistributedContext | None = None,
     ) -> None:
         self.directory, self.console, self.alerts = directory, console, alerts
-        self.ranks, self.guards = ranks or Ranks(), Guards(config)
-        self.events = EventLog(directory.events, step) if self.ranks.first else None
-        kept = self.ranks.told(self.events and self.events.kept)
+        self.ranks, self.guards = ranks or DistributedContext(), Guards(config)
+        self.events = EventLog(directory.events, step) if self.ranks.is_main_process else None
+        kept = self.ranks.broadcast_object(self.events and self.events.kept)
         self.guards.replay(kept)
         self.processes = _processes(kept)
-        self.board = _board(directory, step) if tensorboard and self.ranks.first else None
+        self.board = _board(directory, step) if tensorboard and self.ranks.is_main_process else None
         self._untold: list[Event] = []
 
     def write(self, kind: str, step: int, **values: Any) -> None:
@@ -41,27 +41,27 @@ class Journal:
         if self.events is not None:
             self._untold.append(self.events.write(kind, step, **values))
 
-    def draw(self, step: int, values: dict[str, Any]) -> None:
+    def log_scalars(self, step: int, values: dict[str, Any]) -> None:
         """Figures for TensorBoard, where it is asked for."""
         if self.board is not None:
             self.board.write(step, values)
 
-    def found(self) -> list[Verdict]:
+    def check_guards(self) -> list[GuardTrigger]:
         """What the guards find in the events since this was asked last. All ranks must ask together."""
-        events, self._untold = self.ranks.told(self._untold), []
-        return [verdict for event in events for verdict in self.guards.see(event)]
+        events, self._untold = self.ranks.broadcast_object(self._untold), []
+        return [verdict for event in events for verdict in self.guards.update(event)]
 
     def alert(self, level: str, message: str, step: int, kind: str = "alert", **evidence: Any) -> None:
         """Something is wrong: in the events, on the console, and to whoever else wants to know."""
         self.write(kind, step, level=level, message=message, **evidence)
-        self.console.say(f"{level}: {message}", style=STYLES[level])
-        if self.alerts is not None and self.ranks.first:
+        self.console.log(f"{level}: {message}", style=STYLES[level])
+        if self.alerts is not None and self.ranks.is_main_process:
             self.alerts.send(level, message, self.directory.root.name, step, evidence)
 
     def rewind(self, step: int, number: int) -> None:
         """Go back to a step: later events are moved to `rolled-back-<number>.jsonl`, and the guards forget them."""
-        aside = self.directory.root / f"rolled-back-{number}.jsonl"
-        self.guards.replay(self.ranks.told(self.events and self.events.rewind(step, aside)))
+        aside = self.directory.root / f"events.rolled_back.{number}.jsonl"
+        self.guards.replay(self.ranks.broadcast_object(self.events and self.events.rewind(step, aside)))
         self._untold = []
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ class Journal:
 
 def _processes(events: list[Event]) -> int | None:
     """How many have written these events, as far as they go; None where there are none."""
-    counts = [event["processes"] for event in events if event["kind"] == "ranks"]
+    counts = [event["world_size"] for event in events if event["kind"] == "world_size"]
     return counts[-1] if counts else 1 if events else None
 
 

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from fledge.model.decoder import Decoder
-from fledge.model.directory import load_model
+from fledge.model.directory import from_pretrained
 from fledge.recipe.schema import StageBase
-from fledge.train.averaging import COUNT, PREFIX, Average
-from fledge.train.checkpoint import Snapshot, TrainState, copied, saved_tensors
+from fledge.train.averaging import COUNT, EMA, PREFIX
+from fledge.train.checkpoint import Snapshot, TrainState, load_optimizer_state, to_cpu_copy
 from fledge.train.optimizer import build_optimizers, optimizer_tensors, restore_optimizers
-from fledge.train.ranks import Ranks
-from fledge.train.scaling import LossScale
-from fledge.train.sharding import gathered_weights, load_weights, shard, staged
+from fledge.train.ranks import DistributedContext
+from fledge.train.scaling import GradScaler
+from fledge.train.sharding import full_state_dict, load_full_state_dict, shard, stage_to_cpu
 
 
-class Learner:
+class TrainableModel:
     """Weights, the state of their optimizers, their average, and the loss scale of fp16; on every rank the same, or, where
     the model is `divided`, each rank's part of it."""
 
@@ -30,18 +30,18 @@ class Learner:
         steps: int,
         device: torch.device,
         precision: str,
-        ranks: Ranks | None = None,
+        ranks: DistributedContext | None = None,
         divided: bool = False,
     ) -> None:
         self.model, self.device, self.divided = model, device, divided
-        self.ranks = ranks or Ranks()
+        self.ranks = ranks or DistributedContext()
         if divided:
             shard(model, self.ranks)
         self.optimizers = build_optimizers(model, stage.optimizer)
-        self.average = Average(model, stage.averaging, steps) if stage.averaging.decay else None
-        self.scale = LossScale(device) if precision == "fp16" else None
+        self.average = EMA(model, stage.ema, steps) if stage.ema.decay else None
+        self.scale = GradScaler(device) if precision == "fp16" else None
 
-    def after_update(self, step: int) -> None:
+    def update_ema(self, step: int) -> None:
         """Take the weights after step number `step` (from 0) into the average."""
         if self.average is not None:
             self.average.update(self.model, step)
@@ -49,28 +49,28 @@ class Learner:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The model with its averaged weights, where they are averaged."""
-        with self.average.applied(self.model) if self.average is not None else nullcontext():
+        with self.average.swapped_in(self.model) if self.average is not None else nullcontext():
             yield
 
-    def whole(self) -> Decoder | None:
+    def full_model(self) -> Decoder | None:
         """The model as one rank by itself can ask it; None on ranks that do not get it. Where the model is divided, all must
         call this, and the first rank gets a copy with the weights of now."""
         if not self.divided:
             return self.model
-        weights = gathered_weights(self.model, keep=self.ranks.first)
-        if not self.ranks.first:
+        weights = full_state_dict(self.model, keep=self.ranks.is_main_process)
+        if not self.ranks.is_main_process:
             return None
         copy = Decoder(self.model.config, self.model.vocab_size).to(self.device)
         copy.load_state_dict(weights)
         copy.compute_dtype = self.model.compute_dtype
-        copy.use_attention(self.model.attention)
+        copy.set_attention_backend(self.model.attention)
         return copy
 
     def snapshot(self, state: TrainState) -> Snapshot:
         """A copy of everything in main memory: of weights on the first rank, of the rest there or, divided, on each."""
         if self.scale is not None:
-            state.scale = self.scale.state()
-        first = self.ranks.first
+            state.grad_scaler = self.scale.state()
+        first = self.ranks.is_main_process
         if not (first or self.divided):
             return Snapshot(replace(state), {}, {})
         models = {"model": self._weights()}
@@ -79,19 +79,23 @@ class Learner:
             tensors |= self.average.tensors()
             with self.averaged():
                 models["averaged"] = self._weights()
-        return Snapshot(replace(state), models, staged(tensors) if self.divided else copied(tensors), self.divided)
+        return Snapshot(replace(state), models, stage_to_cpu(tensors) if self.divided else to_cpu_copy(tensors), self.divided)
 
     def _weights(self) -> dict[str, Tensor]:
-        return gathered_weights(self.model, keep=self.ranks.first) if self.divided else copied(self.model.state_dict())
+        return (
+            full_state_dict(self.model, keep=self.ranks.is_main_process)
+            if self.divided
+            else to_cpu_copy(self.model.state_dict())
+        )
 
     def restore(self, path: Path, state: TrainState) -> None:
         """Put back what a checkpoint holds, by however many ranks it was saved. FledgeError where it is of another model."""
-        load_weights(self.model, load_model(path / "model").state_dict())
+        load_full_state_dict(self.model, from_pretrained(path / "model").state_dict())
         like = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
-        tensors = saved_tensors(path, like if self.divided else None)
+        tensors = load_optimizer_state(path, like if self.divided else None)
         if self.average is not None:
             saved = [name for name in tensors if name.startswith((PREFIX, COUNT))]
             self.average.restore({name: tensors.pop(name) for name in saved}, self.device)
         restore_optimizers(self.model, self.optimizers, tensors)
         if self.scale is not None:
-            self.scale.restore(state.scale)
+            self.scale.restore(state.grad_scaler)

@@ -15,66 +15,66 @@ import xxhash
 import fledge
 from fledge.data import Batch
 from fledge.model.decoder import Decoder
-from fledge.recipe.schema import MachineConfig
-from fledge.run.cache import Measurements
+from fledge.recipe.schema import RuntimeConfig
+from fledge.run.cache import BenchmarkCache
 from fledge.run.environment import environment
 from fledge.train import probe
-from fledge.train.choosing import Probe
-from fledge.train.compiling import compile_blocks, compiled_afresh_if_damaged, compiled_kernel, eagerly, model_code, uncompile
-from fledge.train.decision import Decision, chosen_device, head_kernel, refuse_device
+from fledge.train.choosing import AutotuneSearch
+from fledge.train.compiling import compile_blocks, compile_with_cache_retry, compiled_kernel, force_eager, model_code, uncompile
+from fledge.train.decision import ComputeConfig, check_device, chosen_device, head_kernel
 from fledge.train.precision import DTYPES
-from fledge.train.probe import MakeObjective, Say, Work
+from fledge.train.probe import MakeObjective, ProbeWorkload, Say
 
 __all__ = [
     "DTYPES",
-    "Decision",
+    "ComputeConfig",
+    "autotune",
+    "check_device",
     "compile_blocks",
     "compiled_kernel",
-    "decide",
-    "eagerly",
+    "force_eager",
     "head_kernel",
-    "refuse_device",
     "uncompile",
     "warm_up",
 ]
 
 
-def measurements_key(work: Work, config: MachineConfig) -> dict[str, Any]:
+def measurements_key(work: ProbeWorkload, config: RuntimeConfig) -> dict[str, Any]:
     """Everything that measurements depend on, but for the choices that their names say."""
     machine = environment()
     return {
-        "machine": {name: machine[name] for name in ("cpu", "cpu_capability", "cores", "platform")},
+        "runtime": {name: machine[name] for name in ("cpu", "cpu_capability", "cores", "platform")},
         "gpu": torch.cuda.get_device_name() if work.device == "cuda" else None,
         "torch": torch.__version__,
         "fledge": [fledge.__version__, model_code(), xxhash.xxh3_64_hexdigest(Path(probe.__file__).read_bytes())],
         "model": {**work.model.config.model_dump(mode="json", exclude={"path"}), "vocab_size": work.model.vocab_size},
         "objective": type(work.objective(None)).__name__,
-        "batch": list(work.batch.tokens.shape),
-        "recomputed": config.recomputed,
+        "batch": list(work.batch.input_ids.shape),
+        "recomputed": config.activation_checkpoint_every,
     }
 
 
-def decide(
-    config: MachineConfig,
+def autotune(
+    config: RuntimeConfig,
     model: Decoder,
     batch: Batch,
     objective: MakeObjective,
     micro_steps: int,
     say: Say = lambda text: None,
-) -> Decision:
+) -> ComputeConfig:
     """Measure a piece of one micro-batch of the real work and choose. The model's weights are not changed.
 
     `objective(kernel)` makes the loss with a head kernel; `micro_steps` is how many micro-batches the stage has.
     Raises FledgeError where the recipe asks for what this machine cannot do.
     """
-    refuse_device(config)
+    check_device(config)
     device = chosen_device(config)
     model.to(device).train()
-    work = Work(model, batch.to(torch.device(device)), objective, device)
-    measured = Measurements(measurements_key(work, config), say, again=config.probe == "again")
-    decision = Probe(config, work, measured, micro_steps, say).decision()
+    work = ProbeWorkload(model, batch.to(torch.device(device)), objective, device)
+    measured = BenchmarkCache(measurements_key(work, config), say, again=config.autotune == "refresh")
+    decision = AutotuneSearch(config, work, measured, micro_steps, say).decision()
     model.compute_dtype = DTYPES[decision.precision]
-    model.use_attention(decision.attention)
+    model.set_attention_backend(decision.attention)
     model.zero_grad(set_to_none=True)
     if device == "cuda":  # what probing took is not what training takes
         torch.cuda.empty_cache()
@@ -82,7 +82,9 @@ def decide(
     return decision
 
 
-def warm_up(decision: Decision, model: Decoder, batch: Batch, objective: MakeObjective, say: Say = lambda text: None) -> float:
+def warm_up(
+    decision: ComputeConfig, model: Decoder, batch: Batch, objective: MakeObjective, say: Say = lambda text: None
+) -> float:
     """Compile what a decision says that was made before (on resume), where the first step would; returns the seconds.
 
     The decision must be applied to the model already; its weights are not changed. 0 where nothing is compiled.
@@ -91,6 +93,6 @@ def warm_up(decision: Decision, model: Decoder, batch: Batch, objective: MakeObj
         return 0.0
     started = time.perf_counter()
     model.train()
-    work = Work(model, batch.to(torch.device(decision.device)), objective, decision.device)
-    compiled_afresh_if_damaged(work.step(DTYPES[decision.precision], decision.attention, head_kernel(decision)), say)
+    work = ProbeWorkload(model, batch.to(torch.device(decision.device)), objective, decision.device)
+    compile_with_cache_retry(work.step(DTYPES[decision.precision], decision.attention, head_kernel(decision)), say)
     return time.perf_counter() - started

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 import torch
 
 from fledge.errors import FledgeError
-from fledge.model.cost import Cost
-from fledge.recipe.schema import BatchConfig, MachineConfig, ModelConfig, OptimizerConfig
-from fledge.run.environment import shared_by
+from fledge.model.cost import ModelCost
+from fledge.recipe.schema import BatchConfig, ModelConfig, OptimizerConfig, RuntimeConfig
+from fledge.run.environment import local_world_size
 
-PROGRAM = 500 * 2**20  # interpreter, libraries, compiled code and temporary results
+BASELINE_BYTES = 500 * 2**20  # interpreter, libraries, compiled code and temporary results
 MOST_TOKENS = {"cpu": 16_384, "cuda": 131_072}  # at a time: more is no faster
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryInputs:
     """What decides how much memory a training step takes, beside its rows."""
 
     model: ModelConfig
@@ -33,39 +33,47 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
 
 
-def budget(machine: MachineConfig, device: str) -> int:
+def budget(machine: RuntimeConfig, device: str) -> int:
     """Bytes that training may take: as the recipe says, or nine tenths of what is free now. Processes that train together
     share main memory; a GPU is each one's own."""
     if device == "cuda":
-        return machine.memory or int(0.9 * torch.cuda.mem_get_info()[0])
+        return machine.memory_budget or int(0.9 * torch.cuda.mem_get_info()[0])
     import psutil
 
-    return (machine.memory or int(0.9 * psutil.virtual_memory().available)) // shared_by()
+    return (machine.memory_budget or int(0.9 * psutil.virtual_memory().available)) // local_world_size()
 
 
-def estimate(need: Need, machine: MachineConfig, rows: int) -> float:
+def estimate(need: MemoryInputs, machine: RuntimeConfig, rows: int) -> float:
     """Bytes of a step with so many rows at a time. Where precision and compilation are still to be measured, the larger."""
     half = machine.precision in ("bf16", "fp16") or (machine.precision == "auto" and need.device == "cuda")
     compiled = machine.compile is True
     tokens = rows * need.row_length
-    cost = Cost(need.model, need.vocab_size)
+    cost = ModelCost(need.model, need.vocab_size)
     copies = 4 * need.copies * cost.parameters().total
-    return PROGRAM + copies + cost.peak_bytes(tokens, 2 if half else 4, compiled, need.optimizer.name, machine.recomputed)
+    return (
+        BASELINE_BYTES
+        + copies
+        + cost.peak_bytes(tokens, 2 if half else 4, compiled, need.optimizer.name, machine.activation_checkpoint_every)
+    )
 
 
-def fit_batch(batch: BatchConfig, need: Need, machine: MachineConfig) -> tuple[BatchConfig, list[str]]:
+def auto_micro_batch(batch: BatchConfig, need: MemoryInputs, machine: RuntimeConfig) -> tuple[BatchConfig, list[str]]:
     """The batch with plain numbers, and a sentence where something was chosen. The rows of an update stay those of `tokens`.
 
     FledgeError where `tokens` are not whole rows, or where not even one row fits."""
-    if batch.tokens is None:
+    if batch.tokens_per_step is None:
         return batch, []
-    rows = batch.window(need.row_length)
-    if batch.micro != "auto":
-        if rows % batch.micro:
+    rows = batch.global_batch_rows(need.row_length)
+    if batch.micro_batch_size != "auto":
+        if rows % batch.micro_batch_size:
             raise FledgeError(
-                f"{rows:,} rows of an update are no multiple of {batch.micro:,}", where="batch.micro", hint="or write auto"
+                f"{rows:,} rows of an update are no multiple of {batch.micro_batch_size:,}",
+                where="batch.micro_batch_size",
+                hint="or write auto",
             )
-        return batch.model_copy(update={"accumulation": rows // batch.micro, "tokens": None}), []
+        return batch.model_copy(
+            update={"gradient_accumulation_steps": rows // batch.micro_batch_size, "tokens_per_step": None}
+        ), []
     limit = budget(machine, need.device)
     parts = [part for part in range(1, rows + 1) if rows % part == 0]
     fitting = [part for part in parts if estimate(need, machine, part) <= limit]
@@ -73,8 +81,8 @@ def fit_batch(batch: BatchConfig, need: Need, machine: MachineConfig) -> tuple[B
         raise FledgeError(
             f"not even one row of {need.row_length:,} tokens fits: a step takes about "
             f"{estimate(need, machine, 1) / 2**30:.2f} GiB, {limit / 2**30:.2f} GiB are to be had",
-            where="batch.micro",
-            hint="machine.checkpointing: full, optimizer adamw8bit, a shorter context or a smaller model",
+            where="batch.micro_batch_size",
+            hint="runtime.activation_checkpointing: full, optimizer adamw8bit, a shorter context or a smaller model",
         )
     useful = [part for part in fitting if part * need.row_length <= MOST_TOKENS[need.device]]
     micro = max(useful or [fitting[0]])
@@ -82,4 +90,6 @@ def fit_batch(batch: BatchConfig, need: Need, machine: MachineConfig) -> tuple[B
         f"micro-batches of {micro} rows, {rows // micro} for each update: a step takes about "
         f"{estimate(need, machine, micro) / 2**30:.2f} of {limit / 2**30:.2f} GiB"
     )
-    return batch.model_copy(update={"micro": micro, "accumulation": rows // micro, "tokens": None}), [note]
+    return batch.model_copy(
+        update={"micro_batch_size": micro, "gradient_accumulation_steps": rows // micro, "tokens_per_step": None}
+    ), [note]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fledge.train.sharding import gathered, own, part_of
-from fledge.train.skipping import SkippingOptimizer, assign
+from fledge.train.sharding import all_gather_like, get_local_tensor, local_shard_like
+from fledge.train.skipping import SkipStepOptimizer, masked_copy_
 
 aten: Any = torch.ops.aten  # its `_foreach` operations: one launch for many tensors
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0, within about 0.7 … 1.2 after five steps
@@ -34,7 +34,7 @@ def orthogonal_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if quick else torch.float32
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
+def newton_schulz(matrices: Tensor) -> Tensor:
     """Nearly U·Vᵀ of each M = U·S·Vᵀ of [N, r, c]: five Newton–Schulz steps X ← aX + (bA + cA²)X with A = X·Xᵀ, from
     X = M / ‖M‖ (Jordan et al. 2024). Singular values end between about 0.7 and 1.2. Tall ones take A = XᵀX from the
     right, so that the smaller side is multiplied."""
@@ -49,7 +49,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     return x
 
 
-class Muon(SkippingOptimizer):
+class Muon(SkipStepOptimizer):
     """Muon with Nesterov momentum and decoupled decay; an update is scaled by 0.2·√max(out, in), to the RMS of AdamW's
     (Liu et al. 2025, eq. 4)."""
 
@@ -81,11 +81,11 @@ class Muon(SkippingOptimizer):
         stack = torch.empty(sum(counts), rows, columns, device=device, dtype=self.dtype or orthogonal_dtype(device))
         blended = self._momentum(parameters, group["momentum"])
         for part, update, parameter in zip(stack.split(counts), blended, parameters, strict=True):
-            part.copy_(gathered(update, parameter))  # [out, in] or [E, out, in] into [E, out, in]
+            part.copy_(all_gather_like(update, parameter))  # [out, in] or [E, out, in] into [E, out, in]
         del blended
-        parts = zip(orthogonalise(stack).split(counts), parameters, strict=True)
-        updates = [_learned(part_of(part.view(parameter.shape), parameter), parameter) for part, parameter in parts]
-        weights = [own(parameter) for parameter in parameters]
+        parts = zip(newton_schulz(stack).split(counts), parameters, strict=True)
+        updates = [_learned(local_shard_like(part.view(parameter.shape), parameter), parameter) for part, parameter in parts]
+        weights = [get_local_tensor(parameter) for parameter in parameters]
         keep, scale = 1 - group["lr"] * group["weight_decay"], -group["lr"] * RMS_OF_ADAMW * math.sqrt(max(rows, columns))
         skip = self.skipped_on(device)
         if skip is None:
@@ -93,22 +93,22 @@ class Muon(SkippingOptimizer):
             aten._foreach_add_.List(weights, updates, alpha=scale)
             return
         for weight, update in zip(weights, updates, strict=True):
-            assign(weight, (weight * keep).add_(update, alpha=scale), skip)
+            masked_copy_(weight, (weight * keep).add_(update, alpha=scale), skip)
 
     def _momentum(self, parameters: list[nn.Parameter], momentum: float) -> Iterable[Tensor]:
         """Take the gradients into the momentum; returns Nesterov's blend of both, of what this rank has of them."""
-        grads = [own(parameter.grad) for parameter in parameters if parameter.grad is not None]
+        grads = [get_local_tensor(parameter.grad) for parameter in parameters if parameter.grad is not None]
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        buffers = [own(self.state[parameter]["momentum_buffer"]) for parameter in parameters]
+        buffers = [get_local_tensor(self.state[parameter]["momentum_buffer"]) for parameter in parameters]
         skip = self.skipped_on(grads[0].device)
         if skip is None:
             aten._foreach_lerp_.Scalar(buffers, grads, 1 - momentum)
             return aten._foreach_lerp.Scalar(grads, buffers, momentum)
         moved = aten._foreach_lerp.Scalar(buffers, grads, 1 - momentum)
         for buffer, new in zip(buffers, moved, strict=True):
-            assign(buffer, new, skip)
+            masked_copy_(buffer, new, skip)
         return aten._foreach_lerp.Scalar(grads, moved, momentum)
 
 
@@ -117,7 +117,7 @@ def _learned(update: Tensor, parameter: nn.Parameter) -> Tensor:
     is left of its momentum would be made as large as the others'."""
     if parameter.dim() == 2 or parameter.grad is None:
         return update
-    return update * own(parameter.grad).ne(0).any(-1, keepdim=True).any(-2, keepdim=True)
+    return update * get_local_tensor(parameter.grad).ne(0).any(-1, keepdim=True).any(-2, keepdim=True)
 
 
 def _stacks(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

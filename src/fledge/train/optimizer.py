@@ -23,9 +23,9 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
     fewer than 4,096 numbers. ValueError where the config still says `auto`.
     """
     lr, betas, decay = config.numbers()
-    plain, tables, matrices = _kinds(model)
+    plain, tables, matrices = _param_groups(model)
     by_adam = [
-        {"params": plain, "weight_decay": decay if config.decay == "everything" else 0.0},
+        {"params": plain, "weight_decay": decay if config.weight_decay_on == "everything" else 0.0},
         {"params": tables, "weight_decay": decay},
     ]
     large = [p for p in matrices if config.name == "adamw8bit" and p.numel() >= SMALLEST]
@@ -42,7 +42,7 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
     return optimizers
 
 
-def _kinds(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+def _param_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
     """What does not decay, the tables that do, and the matrices inside the blocks."""
     plain, tables, matrices = [], [], []
     for name, parameter in model.named_parameters():

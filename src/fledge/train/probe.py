@@ -14,11 +14,11 @@ from torch import Tensor
 from fledge.data import Batch
 from fledge.model.attention import BACKENDS
 from fledge.model.cost import training_flops_per_token
-from fledge.model.cuda_attention import ON_CUDA, backend, prepared
+from fledge.model.cuda_attention import ON_CUDA, attention_metadata, backend
 from fledge.model.decoder import Decoder
 from fledge.recipe.schema import ModelConfig
 from fledge.run.environment import cores
-from fledge.train.compiling import compiled_afresh_if_damaged, eagerly, keep_compiled_code, only_first_layer
+from fledge.train.compiling import compile_with_cache_retry, force_eager, only_first_layer, use_compile_cache
 
 PROBE_TOKENS = {"cpu": 2048, "cuda": 32_768}  # enough for every core or multiprocessor to have work
 AGREE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 4e-3}  # relative distance between two backends
@@ -34,7 +34,7 @@ def wait_for(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def least_seconds(runs: dict[str, Callable[[], Any]], device: str, repeats: int = 3, budget: float = 4.0) -> dict[str, float]:
+def benchmark(runs: dict[str, Callable[[], Any]], device: str, repeats: int = 3, budget: float = 4.0) -> dict[str, float]:
     """Least seconds of each call, taken in turns after one to warm up: a busy moment meets all of them, and what
     disturbs a measurement only ever makes it longer. After `budget` seconds no further turn is begun, but one is
     always timed."""
@@ -72,24 +72,26 @@ def physical_cores(topology: Path = Path("/sys/devices/system/cpu")) -> int:
 # -- the work -----------------------------------------------------------------------------------------------------------
 
 
-def few_rows(batch: Batch, tokens: int) -> Batch:
+def truncate_batch(batch: Batch, tokens: int) -> Batch:
     """The first rows of a batch, as many as hold `tokens`, at least one."""
-    rows = max(1, tokens // batch.tokens.shape[1])
-    if rows >= batch.tokens.shape[0]:
+    rows = max(1, tokens // batch.input_ids.shape[1])
+    if rows >= batch.input_ids.shape[0]:
         return batch
-    sequences = batch.sequences[:rows]
-    inside = sequences[sequences < batch.count]
+    sequences = batch.sequence_ids[:rows]
+    inside = sequences[sequences < batch.num_sequences]
     count = int(inside.max()) + 1 if len(inside) else 0
-    per = batch.count // max(1, len(batch.examples))
-    names = ("tokens", "targets", "weights", "positions", "documents")
+    per = batch.num_sequences // max(1, len(batch.examples))
+    names = ("input_ids", "targets", "loss_weights", "position_ids", "documents")
     cut = {name: getattr(batch, name)[:rows] for name in names}
-    sequences = torch.where(sequences < batch.count, sequences, count)
+    sequences = torch.where(sequences < batch.num_sequences, sequences, count)
     examples = batch.examples[: count // max(1, per)]
-    return replace(batch, **cut, sequences=sequences, count=count, examples=examples, by_source=(), trained=None)
+    return replace(
+        batch, **cut, sequence_ids=sequences, num_sequences=count, examples=examples, by_source=(), known_target_index=None
+    )
 
 
 @dataclass(frozen=True)
-class Work:
+class ProbeWorkload:
     """A stage's work for probing: the model, one micro-batch on its device, and the objective for a head kernel."""
 
     model: Decoder
@@ -97,9 +99,9 @@ class Work:
     objective: MakeObjective
     device: str
 
-    def part(self) -> "Work":
+    def part(self) -> "ProbeWorkload":
         """The same with few rows."""
-        return replace(self, batch=few_rows(self.batch, PROBE_TOKENS[self.device]))
+        return replace(self, batch=truncate_batch(self.batch, PROBE_TOKENS[self.device]))
 
     def step(self, dtype: torch.dtype, attention: str, kernel: Any = None) -> Callable[[], None]:
         """Forward and back of one layer, embedding and head, in `dtype` and with this attention backend. The model is
@@ -107,24 +109,24 @@ class Work:
 
         def run() -> None:
             self.model.compute_dtype = dtype
-            self.model.use_attention(attention)
+            self.model.set_attention_backend(attention)
             with only_first_layer(self.model):
                 outcome = self.objective(kernel)(self.model, self.batch)
-                (outcome.loss if outcome.auxiliary is None else outcome.loss + outcome.auxiliary).backward()
+                (outcome.loss if outcome.aux_loss is None else outcome.loss + outcome.aux_loss).backward()
                 self.model.zero_grad(set_to_none=True)
 
         return run
 
     def whole(self, seconds: float) -> float:
         """Seconds of the whole micro-batch in all layers, from those of `step`: time taken to grow with operations."""
-        config, context = self.model.config, self.batch.tokens.shape[1]
+        config, context = self.model.config, self.batch.input_ids.shape[1]
         one = config.model_copy(update={"num_hidden_layers": 1})
         flops = [training_flops_per_token(each, self.model.vocab_size, context) for each in (config, one)]
         return seconds * flops[0] / flops[1]
 
     def describe(self) -> str:
-        """What is timed, for a reader of machine.json."""
-        rows, context = self.batch.tokens.shape
+        """What is timed, for a reader of compute.json."""
+        rows, context = self.batch.input_ids.shape
         return f"1 of {self.model.config.num_hidden_layers} layers and the head, {rows} rows of {context} tokens"
 
 
@@ -159,10 +161,10 @@ def matmul_peak(device: str, dtype: torch.dtype, sizes: Sequence[tuple[int, int,
 # -- attention ----------------------------------------------------------------------------------------------------------
 
 
-def _tensors(work: Work, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _tensors(work: ProbeWorkload, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of the batch's shape, which ask for gradients."""
     attention = work.model.blocks()[0].self_attn
-    B, T = work.batch.tokens.shape
+    B, T = work.batch.input_ids.shape
     generator = torch.Generator().manual_seed(0)
 
     def fresh(heads: int) -> Tensor:
@@ -181,7 +183,7 @@ def _attend(
     function = torch.compile(backend(name), dynamic=False) if compiling else backend(name)
 
     def run() -> list[Tensor]:
-        out = function(q, k, v, prepared(name, documents, B, T, q.device))
+        out = function(q, k, v, attention_metadata(name, documents, B, T, q.device))
         return [out.detach(), *torch.autograd.grad(out, (q, k, v), grad_outputs=torch.ones_like(out))]
 
     return run
@@ -194,12 +196,12 @@ def _differs(left: list[Tensor], right: list[Tensor]) -> bool:
 
 
 def time_attention(
-    work: Work, dtype: torch.dtype, names: Sequence[str], compiling: bool, say: Say = lambda text: None
+    work: ProbeWorkload, dtype: torch.dtype, names: Sequence[str], compiling: bool, say: Say = lambda text: None
 ) -> dict[str, float | str]:
     """Seconds of each backend forward and back, compiled or plain, on the batch's own shapes and documents; or why it
     was ruled out: it failed here, or gave other numbers than the first that worked."""
     if compiling:
-        keep_compiled_code()
+        use_compile_cache()
     tensors, found = _tensors(work, dtype), dict[str, float | str]()
     runs: dict[str, Callable[[], Any]] = {}
     expected: list[Tensor] = []
@@ -209,7 +211,7 @@ def time_attention(
         try:
             got = list[Tensor]()
             step = lambda run=run, got=got: got.extend(run())  # noqa: E731
-            compiled_afresh_if_damaged(step, say) if compiling else step()
+            compile_with_cache_retry(step, say) if compiling else step()
         except Exception as error:  # a kernel that this device or build does not have; what is left is chosen from
             found[name] = f"failed: {first_line(error)}"
             continue
@@ -219,7 +221,7 @@ def time_attention(
             found[name] = f"gave other numbers than {standard}"
             continue
         runs[name] = run
-    found.update({name: round(seconds, 6) for name, seconds in least_seconds(runs, work.device, budget=2.0).items()})
+    found.update({name: round(seconds, 6) for name, seconds in benchmark(runs, work.device, budget=2.0).items()})
     return found
 
 
@@ -244,7 +246,7 @@ def time_compiled(plain: Callable[[], None], compiled: Callable[[], None], devic
     """Seconds of a step in plain and in compiled code, both already run once."""
 
     def eager() -> None:
-        with eagerly():
+        with force_eager():
             plain()
 
-    return least_seconds({"eager": eager, "compiled": compiled}, device, repeats=2)
+    return benchmark({"eager": eager, "compiled": compiled}, device, repeats=2)

@@ -16,17 +16,17 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from fledge.errors import Gone
+from fledge.errors import PeerLostError
 
-PATIENCE = timedelta(hours=12)  # the others wait so long for the first rank, which reads and builds the data
-LOOK = 0.02  # seconds between two looks for the others
+PROCESS_GROUP_TIMEOUT = timedelta(hours=12)  # the others wait so long for the first rank, which reads and builds the data
+POLL_INTERVAL = 0.02  # seconds between two looks for the others
 BUCKET = 2**23  # numbers that are summed over the ranks at a time
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _or_gone(exchange: Callable[P, R]) -> Callable[P, R]:
+def _raise_peer_lost(exchange: Callable[P, R]) -> Callable[P, R]:
     """The transport's error about a closed connection, as Gone."""
 
     @wraps(exchange)
@@ -34,20 +34,20 @@ def _or_gone(exchange: Callable[P, R]) -> Callable[P, R]:
         try:
             return exchange(*given, **named)
         except RuntimeError as error:
-            if is_lost(error):
-                raise Gone from error
+            if is_peer_lost_error(error):
+                raise PeerLostError from error
             raise
 
     return guarded
 
 
-def is_lost(error: RuntimeError) -> bool:
+def is_peer_lost_error(error: RuntimeError) -> bool:
     """Whether this is how gloo or NCCL say that another process is not there any more."""
     said = str(error).lower()
     return any(words in said for words in ("connection", "timed out", "timeout", "broken pipe", "nccl"))
 
 
-class Ranks:
+class DistributedContext:
     """This process, number `rank` of `size`. One by itself is rank 0 of 1; then nothing here costs anything.
 
     Every method but `share` must be called by all ranks, in the same order. Gone where another one has ended.
@@ -55,10 +55,10 @@ class Ranks:
 
     def __init__(self, rank: int = 0, size: int = 1, group: Any = None, joined: bool = False) -> None:
         """`group`: the process group that talks (None: the one that was begun with); `joined`: begun here, so ended here."""
-        self.rank, self.size, self._group, self._joined = rank, size, group, joined
+        self.rank, self.world_size, self._group, self._joined = rank, size, group, joined
 
     @classmethod
-    def join(cls) -> "Ranks":
+    def init_distributed(cls) -> "DistributedContext":
         """Together with the others, as the environment says (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT: what torchrun sets),
         or as somebody has begun a process group already; alone where there is neither."""
         import torch.distributed as dist
@@ -71,46 +71,48 @@ class Ranks:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         rank = int(os.environ["RANK"])
-        dist.init_process_group(backends(), store=_meeting_place(rank, size), rank=rank, world_size=size, timeout=PATIENCE)
+        dist.init_process_group(
+            backends(), store=_rendezvous_store(rank, size), rank=rank, world_size=size, timeout=PROCESS_GROUP_TIMEOUT
+        )
         return cls(rank, size, joined=True)
 
     @property
-    def first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the rank that writes and decides."""
         return self.rank == 0
 
     @property
     def alone(self) -> bool:
         """Whether there are no others."""
-        return self.size == 1
+        return self.world_size == 1
 
-    def apart(self) -> "Ranks":
+    def new_group(self) -> "DistributedContext":
         """The same ranks on connections of their own, for another thread."""
         if self.alone:
             return self
         import torch.distributed as dist
 
-        return Ranks(self.rank, self.size, dist.new_group(backend="gloo", timeout=PATIENCE))
+        return DistributedContext(self.rank, self.world_size, dist.new_group(backend="gloo", timeout=PROCESS_GROUP_TIMEOUT))
 
     @property
     def group(self) -> Any:
         """torch's process group; None for the one that was begun with."""
         return self._group
 
-    def share(self, first: int, stop: int) -> tuple[int, int]:
+    def shard_range(self, first: int, stop: int) -> tuple[int, int]:
         """This rank's part of a range; the parts of all ranks are the range, in order, as even as can be."""
         count = stop - first
-        return first + count * self.rank // self.size, first + count * (self.rank + 1) // self.size
+        return first + count * self.rank // self.world_size, first + count * (self.rank + 1) // self.world_size
 
-    def total(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """The sum of each value over the ranks, in float64."""
         return self._reduced(values, "SUM")
 
-    def largest(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_max(self, values: Sequence[float]) -> list[float]:
         """The largest of each value over the ranks."""
         return self._reduced(values, "MAX")
 
-    @_or_gone
+    @_raise_peer_lost
     def _reduced(self, values: Sequence[float], operation: str) -> list[float]:
         if self.alone:
             return list(values)
@@ -120,42 +122,42 @@ class Ranks:
         dist.all_reduce(tensor, getattr(dist.ReduceOp, operation), group=self._group)
         return tensor.tolist()
 
-    @_or_gone
-    def gather(self, value: Any) -> list[Any]:
+    @_raise_peer_lost
+    def all_gather_object(self, value: Any) -> list[Any]:
         """The JSON values of all ranks, in their order."""
         if self.alone:
             return [value]
         import torch.distributed as dist
 
         raw = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
         dist.all_gather(sizes, torch.tensor([raw.numel()]), group=self._group)
         longest = max(int(size) for size in sizes)
         padded = torch.zeros(longest, dtype=torch.uint8)
         padded[: raw.numel()] = raw
-        parts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
+        parts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world_size)]
         dist.all_gather(parts, padded, group=self._group)
         return [json.loads(part[: int(size)].numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
 
-    def told(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """The JSON value of the first rank; that of the others does not matter."""
-        return value if self.alone else self.gather(value if self.first else None)[0]
+        return value if self.alone else self.all_gather_object(value if self.is_main_process else None)[0]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all ranks are here."""
-        self.total([0.0])
+        self.all_reduce_sum([0.0])
 
     @contextmanager
-    def first_first(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """The first rank does what is inside; then the others do, who find what it left on disk."""
-        if not self.first:
-            self.wait()
+        if not self.is_main_process:
+            self.barrier()
         yield
-        if self.first:
-            self.wait()
+        if self.is_main_process:
+            self.barrier()
 
-    @_or_gone
-    def add_up(self, tensors: Iterable[Tensor]) -> None:
+    @_raise_peer_lost
+    def all_reduce_(self, tensors: Iterable[Tensor]) -> None:
         """Make tensors of one dtype and device their sums over the ranks, in place, many at a time."""
         if self.alone:
             return
@@ -171,7 +173,7 @@ class Ranks:
             for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
-    def leave(self) -> None:
+    def destroy(self) -> None:
         """Say goodbye to the others, where this process has joined them."""
         if self._joined:
             import torch.distributed as dist
@@ -179,7 +181,7 @@ class Ranks:
             dist.destroy_process_group()
 
 
-def _meeting_place(rank: int, size: int) -> Any:
+def _rendezvous_store(rank: int, size: int) -> Any:
     """Where the ranks tell each other how to be reached. torchrun keeps one store for all attempts: without a name for each,
     a rank would find the address of one that is dead."""
     import torch.distributed
@@ -191,7 +193,7 @@ def _meeting_place(rank: int, size: int) -> Any:
     store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     store.add("here", 1)
     while store.add("here", 0) < size:  # here and not in the library, which would not hear a signal
-        time.sleep(LOOK)
+        time.sleep(POLL_INTERVAL)
     return store
 
 

@@ -8,14 +8,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fledge.data import PackedData
+from fledge.data import PackedDataset
 from fledge.model.decoder import Decoder
-from fledge.objective.preference import reference_table
-from fledge.train.machine import Decision, eagerly
+from fledge.objective.preference import compute_ref_log_probs
+from fledge.train.machine import ComputeConfig, force_eager
 from fledge.train.validation import validation_batches
 
 
-def fingerprint(model: Decoder, data: PackedData, decision: Decision) -> str:
+def fingerprint(model: Decoder, data: PackedDataset, decision: ComputeConfig) -> str:
     """Changes with the reference's weights, the data (its tokens carry tokenizer and template) or the arithmetic."""
     digest = xxhash.xxh3_64()
     for tensor in model.state_dict().values():
@@ -24,7 +24,7 @@ def fingerprint(model: Decoder, data: PackedData, decision: Decision) -> str:
     return digest.hexdigest()
 
 
-def precomputed(model: Decoder, data: PackedData, micro: int, decision: Decision, cache: Path) -> Tensor:
+def precompute_ref_log_probs(model: Decoder, data: PackedDataset, micro: int, decision: ComputeConfig, cache: Path) -> Tensor:
     """Log-probabilities [examples, 2] under the reference, from the cache if its fingerprint fits."""
     mark = fingerprint(model, data, decision)
     if cache.exists():
@@ -33,9 +33,9 @@ def precomputed(model: Decoder, data: PackedData, micro: int, decision: Decision
                 return file.get_tensor("log_probabilities")
     was_training = model.training
     model.eval()
-    with eagerly():
+    with force_eager():
         batches = validation_batches(data, len(data.rows), micro)
-        table = reference_table(model, batches, data.examples.count, torch.device(decision.device))
+        table = compute_ref_log_probs(model, batches, data.examples.count, torch.device(decision.device))
     model.train(was_training)
     cache.parent.mkdir(parents=True, exist_ok=True)
     beside = cache.with_name(f".{cache.name}")

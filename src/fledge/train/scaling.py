@@ -10,7 +10,7 @@ from torch import Tensor
 START, GROWTH, BACKOFF, INTERVAL = 65536.0, 2.0, 0.5, 2000
 
 
-class LossScale:
+class GradScaler:
     """The scale, how many good steps it has seen, and how many steps were skipped. All of them are tensors on the device."""
 
     def __init__(self, device: torch.device, scale: float = START, good: int = 0, skipped: int = 0) -> None:
@@ -28,7 +28,7 @@ class LossScale:
 
     def restore(self, saved: dict[str, float] | None) -> None:
         """Put back what `state` gave; None is the beginning."""
-        made = LossScale(self.scale.device) if saved is None else LossScale(
+        made = GradScaler(self.scale.device) if saved is None else GradScaler(
             self.scale.device, saved["scale"], int(saved["good"]), int(saved["skipped"])
         )  # fmt: skip
         self.scale, self.good, self.skipped = made.scale, made.good, made.skipped

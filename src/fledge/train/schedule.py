@@ -21,16 +21,16 @@ def linear(progress: float) -> float:
     return 1 - progress
 
 
-def root(progress: float) -> float:
+def one_minus_sqrt(progress: float) -> float:
     """1 − √p (Hägele et al. 2024)."""
     return 1 - math.sqrt(progress)
 
 
 SHAPES: dict[str, Callable[[float], float]] = {"cosine": cosine, "linear": linear, "onecycle": cosine}
-DECAYS: dict[str, Callable[[float], float]] = {"linear": linear, "sqrt": root}
+DECAYS: dict[str, Callable[[float], float]] = {"linear": linear, "sqrt": one_minus_sqrt}
 
 
-def whole_steps(amount: float, steps: int, what: str, where: str) -> int:
+def resolve_steps(amount: float, steps: int, what: str, where: str) -> int:
     """A number of steps, given as such or as a share below 1; FledgeError where it would take the whole run."""
     count = int(amount) if amount >= 1 else round(amount * steps)
     if count >= steps and count > 0:
@@ -43,10 +43,10 @@ def whole_steps(amount: float, steps: int, what: str, where: str) -> int:
 
 def warmup_steps(config: ScheduleConfig, steps: int) -> int:
     """Warm-up as a number of steps; FledgeError where it would take the whole run."""
-    return whole_steps(config.warmup, steps, "warm-up", "schedule.warmup")
+    return resolve_steps(config.warmup, steps, "warm-up", "schedule.warmup")
 
 
-def lowest_rate(schedule: ScheduleConfig, base: float) -> float:
+def min_lr(schedule: ScheduleConfig, base: float) -> float:
     """The rate of the last step: `min_lr`, a number or a share of the base rate; with one-cycle also
     base / div_factor / final_div_factor."""
     if schedule.name == "onecycle" and schedule.final_div_factor is not None:
@@ -61,7 +61,7 @@ def learning_rate(step: int, steps: int, optimizer: OptimizerConfig, schedule: S
     `wsd` (Hu et al. 2024) holds the base rate and falls in its last `decay` share. `onecycle` (Smith & Topin 2018)
     rises along a cosine from base / div_factor and falls along another."""
     base, _, _ = optimizer.numbers()
-    low, warm = lowest_rate(schedule, base), warmup_steps(schedule, steps)
+    low, warm = min_lr(schedule, base), warmup_steps(schedule, steps)
     start, last = max(warm - 1, 0), steps - 1
     if step < start:
         if schedule.name == "onecycle":
@@ -69,7 +69,7 @@ def learning_rate(step: int, steps: int, optimizer: OptimizerConfig, schedule: S
         return base * (step + 1) / warm
     shape = SHAPES.get(schedule.name)
     if schedule.name == "wsd":
-        start, shape = max(start, last - max(1, round(schedule.decay * steps))), DECAYS[schedule.decay_shape]
+        start, shape = max(start, last - max(1, round(schedule.decay_fraction * steps))), DECAYS[schedule.decay_shape]
     if shape is None or step <= start:
         return base
     return low if step == last else low + (base - low) * shape((step - start) / (last - start))

@@ -15,46 +15,46 @@ from torch import Tensor, nn
 
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
-from fledge.train.ranks import Ranks
+from fledge.train.ranks import DistributedContext
 
 WRITTEN = "model-"  # how the names of the writer's files go on after the number of the rank
 
 
-def shard(model: Decoder, ranks: Ranks) -> None:
+def shard(model: Decoder, ranks: DistributedContext) -> None:
     """Divide a model that all ranks hold alike. The gradients that come out of a backward pass are means over the ranks."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    mesh = init_device_mesh(model.embed_tokens.weight.device.type, (ranks.size,))
+    mesh = init_device_mesh(model.embed_tokens.weight.device.type, (ranks.world_size,))
     for block in model.blocks():
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)  # the head is needed after the forward pass
-    register_fsdp_forward_method(model, "states")
+    register_fsdp_forward_method(model, "forward_with_router_stats")
 
 
-def is_divided(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
     """Whether this rank has only a part of it."""
     return hasattr(tensor, "to_local")
 
 
-def own(tensor: Tensor) -> Tensor:
+def get_local_tensor(tensor: Tensor) -> Tensor:
     """This rank's part, sharing memory with the tensor."""
-    return tensor.to_local() if is_divided(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def whole(tensor: Tensor) -> Tensor:
+def get_full_tensor(tensor: Tensor) -> Tensor:
     """All of it, on every rank. All ranks must ask together."""
-    return tensor.full_tensor() if is_divided(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def gathered(part: Tensor, like: Tensor) -> Tensor:
+def all_gather_like(part: Tensor, like: Tensor) -> Tensor:
     """All of a tensor of which this rank has a part, divided as `like` is."""
-    return whole(divided(part, like)) if is_divided(like) else part
+    return get_full_tensor(distribute_like(part, like)) if is_sharded(like) else part
 
 
-def divided(part: Tensor, like: Tensor) -> Tensor:
+def distribute_like(part: Tensor, like: Tensor) -> Tensor:
     """A part as the divided tensor that it is of; `like` says how."""
-    if not is_divided(like):
+    if not is_sharded(like):
         return part
     from torch.distributed.tensor import DTensor
 
@@ -62,18 +62,18 @@ def divided(part: Tensor, like: Tensor) -> Tensor:
     return DTensor.from_local(part, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
 
 
-def part_of(tensor: Tensor, like: Tensor) -> Tensor:
+def local_shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """This rank's part of a tensor that every rank has all of, divided as `like` is."""
-    if not is_divided(like):
+    if not is_sharded(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
     mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
-    return own(distribute_tensor(tensor, mesh, placements, src_data_rank=None))
+    return get_local_tensor(distribute_tensor(tensor, mesh, placements, src_data_rank=None))
 
 
 @contextmanager
-def at_rest(model: nn.Module) -> Iterator[None]:
+def reshard_after(model: nn.Module) -> Iterator[None]:
     """Inside, forward passes without gradients; afterwards every rank has its parts again, and no more."""
     try:
         yield
@@ -83,34 +83,34 @@ def at_rest(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def load_full_state_dict(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Put whole weights, which every rank has, into a model that may be divided. FledgeError for those of another model."""
     mine = model.state_dict()
     if set(mine) != set(weights) or any(mine[name].shape != weights[name].shape for name in mine):
         raise FledgeError("these weights are of another model")
     for name, tensor in mine.items():
-        own(tensor).copy_(part_of(weights[name].to(tensor.device), tensor))
+        get_local_tensor(tensor).copy_(local_shard_like(weights[name].to(tensor.device), tensor))
 
 
 @torch.no_grad()
-def gathered_weights(model: nn.Module, keep: bool) -> dict[str, Tensor]:
+def full_state_dict(model: nn.Module, keep: bool) -> dict[str, Tensor]:
     """A copy of a model's weights in main memory, whole; on ranks that do not `keep` them, which must ask too, nothing."""
     copies = {}
     for name, tensor in model.state_dict().items():
-        full = whole(tensor)
+        full = get_full_tensor(tensor)
         if keep:
             copies[name] = full.detach().to("cpu", copy=True)
     return copies
 
 
-def staged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def stage_to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A copy in main memory, in which what is divided stays divided."""
     from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
     return BlockingAsyncStager().stage(dict(tensors))
 
 
-def write_parts(tensors: Mapping[str, Tensor], folder: Path, ranks: Ranks) -> None:
+def save_sharded(tensors: Mapping[str, Tensor], folder: Path, ranks: DistributedContext) -> None:
     """Every rank writes its parts of tensors, as safetensors, into a folder that all see, and reads them back. OSError where
     the disk has not kept them."""
     from safetensors import safe_open
@@ -126,7 +126,7 @@ def write_parts(tensors: Mapping[str, Tensor], folder: Path, ranks: Ranks) -> No
     for file in folder.glob(f"shard-{ranks.rank + 1:05d}-{WRITTEN}*.safetensors"):
         with safe_open(file, framework="pt") as written:
             for name in sorted(written.keys()):
-                if not torch.equal(_bytes(written.get_tensor(name)), _bytes(own(tensors[name]))):
+                if not torch.equal(_bytes(written.get_tensor(name)), _bytes(get_local_tensor(tensors[name]))):
                     raise OSError(f"{file.name} reads back otherwise than it was written")
 
 
@@ -134,12 +134,12 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def read_whole(folder: Path) -> dict[str, Tensor]:
+def load_unsharded(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder of safetensors files, of whole tensors or of parts."""
     return _read(folder, {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in _entries(folder)})
 
 
-def read_parts(folder: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def load_sharded(folder: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same for this rank: divided as the parameter is in whose name, `<parameter>/<state>` or `<prefix>/<parameter>`,
     the tensor is kept, where they have one shape; else whole."""
     targets = {}

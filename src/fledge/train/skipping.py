@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-class SkippingOptimizer(torch.optim.Optimizer):
+class SkipStepOptimizer(torch.optim.Optimizer):
     """Where `found_inf` (a tensor) is 1, a step changes no bit of weights and state, as in torch's fused optimizers. The host
     never reads it."""
 
@@ -37,6 +37,6 @@ class SkippingOptimizer(torch.optim.Optimizer):
         return None if self.found_inf is None else self.found_inf.to(device, non_blocking=True) > 0
 
 
-def assign(old: Tensor, new: Tensor, skip: Tensor | None) -> None:
+def masked_copy_(old: Tensor, new: Tensor, skip: Tensor | None) -> None:
     """`old` becomes `new`, except where the step is skipped."""
     old.copy_(new if skip is None else torch.where(skip, old, new))

@@ -6,30 +6,30 @@ from typing import Any
 import torch
 
 from fledge.data import Batch
-from fledge.model.decoder import Decoder, evaluating
-from fledge.model.head import scores
-from fledge.train.feed import Window
-from fledge.train.machine import eagerly
-from fledge.train.ranks import Ranks
-from fledge.train.sharding import at_rest
+from fledge.model.decoder import Decoder, eval_mode
+from fledge.model.head import token_logps_and_correct
+from fledge.train.feed import StepBatch
+from fledge.train.machine import force_eager
+from fledge.train.ranks import DistributedContext
+from fledge.train.sharding import reshard_after
 
 MOST = 5
 
 
 @torch.no_grad()
-def suspects(
-    model: Decoder, window: Window, where: Callable[[int], str], device: torch.device, ranks: Ranks
+def highest_loss_rows(
+    model: Decoder, window: StepBatch, where: Callable[[int], str], device: torch.device, ranks: DistributedContext
 ) -> list[dict[str, Any]]:
     """The examples of a window whose loss is not finite, or highest: `where` it stands, and its `loss` (nats a target,
     null where it is not finite). Measured with the weights as they are, without dropout; changes nothing."""
     found: list[tuple[float, int]] = []
-    with eagerly(), evaluating(model), at_rest(model):
-        for number in range(window.rounds):
+    with force_eager(), eval_mode(model), reshard_after(model):
+        for number in range(window.num_micro_steps):
             if number < len(window.batches):
                 found += _losses(model, window.batches[number].to(device))
-            elif window.idle is not None:
-                _losses(model, window.idle.to(device))
-    everywhere = [tuple(one) for part in ranks.gather(_worst(found)) for one in part]
+            elif window.padding_batch is not None:
+                _losses(model, window.padding_batch.to(device))
+    everywhere = [tuple(one) for part in ranks.all_gather_object(_worst(found)) for one in part]
     return [
         {"where": where(int(example)), "loss": None if loss is None else round(loss, 4)}
         for loss, example in _worst([(torch.inf if loss is None else loss, example) for loss, example in everywhere])
@@ -44,10 +44,10 @@ def _worst(found: list[tuple[float, int]]) -> list[tuple[float | None, int]]:
 
 def _losses(model: Decoder, batch: Batch) -> list[tuple[float, int]]:
     """Mean loss and number of each example; infinite where it is not finite."""
-    hidden = model(batch.tokens, batch.positions, batch.documents).flatten(0, 1)
-    keep = batch.places
-    logps, _ = scores(hidden, model.head_weight, batch.targets.flatten()[keep], keep)
-    owner = batch.sequences.flatten()[keep] // (batch.count // len(batch.examples))
+    hidden = model(batch.input_ids, batch.position_ids, batch.documents).flatten(0, 1)
+    keep = batch.target_index
+    logps, _ = token_logps_and_correct(hidden, model.lm_head_weight, batch.targets.flatten()[keep], keep)
+    owner = batch.sequence_ids.flatten()[keep] // (batch.num_sequences // len(batch.examples))
     sums = torch.zeros(len(batch.examples), device=logps.device).index_add(0, owner, -logps.float())
     counts = torch.zeros_like(sums).index_add(0, owner, torch.ones_like(sums[owner]))
     means = torch.where(sums.isfinite(), sums / counts.clamp(min=1), torch.inf)

@@ -9,7 +9,7 @@ from math import log, sqrt
 
 from fledge.errors import FledgeError
 from fledge.recipe.schema import OptimizerConfig, PreferenceStage, PretrainStage, SftStage
-from fledge.train.schedule import lowest_rate
+from fledge.train.schedule import min_lr
 
 REFERENCE_WIDTH = 320
 REFERENCE_BATCH = 8192  # tokens
@@ -29,7 +29,7 @@ AnyStage = PretrainStage | SftStage | PreferenceStage
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSize:
     """What is trained: width of the model, tokens of a full batch, steps and tokens of the stage."""
 
     width: int
@@ -38,7 +38,7 @@ class Run:
     tokens: int
 
 
-def derived_rate(name: str, run: Run) -> tuple[float, str]:
+def derived_rate(name: str, run: RunSize) -> tuple[float, str]:
     """The base rate of an optimizer, and why.
 
     - Width: an update of AdamW moves a hidden state by lr · width (Yang et al. 2022: 1/width); one of Muon, its
@@ -62,7 +62,7 @@ def derived_rate(name: str, run: Run) -> tuple[float, str]:
     return rate, why + (f", held at {HIGHEST_RATE:g}" if wanted > HIGHEST_RATE else "")
 
 
-def derived_betas(run: Run) -> tuple[tuple[float, float], str]:
+def derived_betas(run: RunSize) -> tuple[tuple[float, float], str]:
     """β₁, and the β₂ whose half-life in tokens does not depend on the batch: β₂ = ½^(batch / half-life) (Marek et al.
     2025), the half-life at most a share of the run (chosen here)."""
     half_life = min(HALF_LIFE, HALF_LIFE_SHARE * run.tokens)
@@ -77,7 +77,7 @@ def derived_betas(run: Run) -> tuple[tuple[float, float], str]:
     )
 
 
-def derived_decay(rate: float, run: Run) -> tuple[float, str]:
+def derived_decay(rate: float, run: RunSize) -> tuple[float, str]:
     """The decay whose time scale 1 / (lr · decay), over which weights average their updates, is a fixed share of the run
     (Wang & Aitchison 2024)."""
     wanted = 1 / (rate * run.steps * TIME_SCALE)
@@ -89,14 +89,14 @@ def derived_decay(rate: float, run: Run) -> tuple[float, str]:
     return decay, why + (f", held at {HIGHEST_DECAY:g}" if wanted > HIGHEST_DECAY else "")
 
 
-def resolve(config: OptimizerConfig, run: Run) -> tuple[OptimizerConfig, list[str]]:
+def resolve(config: OptimizerConfig, run: RunSize) -> tuple[OptimizerConfig, list[str]]:
     """The optimizer with plain numbers, and a sentence for each that was derived. Numbers that are given stay."""
     values: dict[str, object] = {}
     notes = []
-    rate = config.lr
+    rate = config.learning_rate
     if rate == "auto":
         rate, why = derived_rate(config.name, run)
-        values["lr"] = rate
+        values["learning_rate"] = rate
         notes.append(why)
     if config.betas == "auto":
         values["betas"], why = derived_betas(run)
@@ -107,16 +107,16 @@ def resolve(config: OptimizerConfig, run: Run) -> tuple[OptimizerConfig, list[st
     return config.model_copy(update=values), notes
 
 
-def resolve_stage(stage: AnyStage, run: Run) -> tuple[AnyStage, list[str]]:
+def resolve_stage(stage: AnyStage, run: RunSize) -> tuple[AnyStage, list[str]]:
     """The stage with plain numbers for learning rate, betas, decay and lowest rate, and the sentences of `resolve`.
     FledgeError where the lowest rate is above the rate."""
     optimizer, notes = resolve(stage.optimizer, run)
     rate, _, _ = optimizer.numbers()
-    low = lowest_rate(stage.schedule, rate)
+    low = min_lr(stage.schedule, rate)
     if low > rate:
         raise FledgeError(
-            f"schedule.min_lr {low:g} is above optimizer.lr, which auto makes {rate:.3g}", where="schedule.min_lr",
-            hint="write a share, such as 10%, or set optimizer.lr",
+            f"schedule.min_lr {low:g} is above optimizer.learning_rate, which auto makes {rate:.3g}", where="schedule.min_lr",
+            hint="write a share, such as 10%, or set optimizer.learning_rate",
         )  # fmt: skip
     schedule = stage.schedule.model_copy(update={"min_lr": low, "final_div_factor": None})
     return stage.model_copy(update={"optimizer": optimizer, "schedule": schedule}), notes

@@ -8,28 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fledge.data import Batch, PackedData
-from fledge.model.decoder import Decoder, evaluating
-from fledge.objective import PreferenceObjective, evaluate_language
-from fledge.train.machine import eagerly
-from fledge.train.ranks import Ranks
-from fledge.train.sharding import at_rest
-from fledge.train.update import Abandoned
+from fledge.data import Batch, PackedDataset
+from fledge.model.decoder import Decoder, eval_mode
+from fledge.objective import DPOObjective, evaluate_language
+from fledge.train.machine import force_eager
+from fledge.train.ranks import DistributedContext
+from fledge.train.sharding import reshard_after
+from fledge.train.update import StopRequested
 
-FIGURES: tuple[str, ...] = ("nll", "correct", "weight", "pairs", "loss", "bytes")
+EVAL_SUMS: tuple[str, ...] = ("nll", "correct", "weight", "pairs", "loss", "bytes")
 
 
-def validation_batches(data: PackedData, rows: int, micro: int) -> Iterator[Batch]:
+def validation_batches(data: PackedDataset, rows: int, micro: int) -> Iterator[Batch]:
     """The first `rows` packed rows, always the same ones."""
     count = min(rows, len(data.rows))
     for start in range(0, count, micro):
         yield data.assemble(list(range(start, min(start + micro, count))))
 
 
-def shared_batches(data: PackedData, rows: int, micro: int, ranks: Ranks) -> Iterator[tuple[Batch, bool]]:
+def shared_batches(data: PackedDataset, rows: int, micro: int, ranks: DistributedContext) -> Iterator[tuple[Batch, bool]]:
     """This rank's share of them: each `ranks.size`-th. All ranks get equally many; with each comes whether it counts."""
     batches = list(range(0, min(rows, len(data.rows)), micro))
-    for first in range(0, len(batches), ranks.size):
+    for first in range(0, len(batches), ranks.world_size):
         number = first + ranks.rank
         start = batches[min(number, len(batches) - 1)]
         yield data.assemble(list(range(start, min(start + micro, rows, len(data.rows))))), number < len(batches)
@@ -37,20 +37,20 @@ def shared_batches(data: PackedData, rows: int, micro: int, ranks: Ranks) -> Ite
 
 def _chosen_only(batch: Batch) -> Batch:
     """A preference batch with weight on the chosen answers alone."""
-    chosen = (batch.sequences % 2 == 0) & (batch.sequences < batch.count)
-    return replace(batch, weights=batch.weights * chosen, trained=None)
+    chosen = (batch.sequence_ids % 2 == 0) & (batch.sequence_ids < batch.num_sequences)
+    return replace(batch, loss_weights=batch.loss_weights * chosen, known_target_index=None)
 
 
 @torch.no_grad()
 def validate(
     model: Decoder,
-    data: PackedData,
+    data: PackedDataset,
     rows: int,
     micro: int,
-    preference: PreferenceObjective | None = None,
+    preference: DPOObjective | None = None,
     token_bytes: Tensor | None = None,
     asked_to_stop: Callable[[], bool] = lambda: False,
-    ranks: Ranks | None = None,
+    ranks: DistributedContext | None = None,
 ) -> dict[str, Any]:
     """`loss` (that of the stage's kind), `perplexity` and `token_accuracy` of what is supervised (for preferences: of
     the chosen answers), `tokens` it is measured on, and for preferences `rewards/…`. Dropout is off.
@@ -58,17 +58,17 @@ def validate(
     With `token_bytes` [V], the length of each token's text in UTF-8, also `bits_per_byte`, which models with different
     tokenizers can be compared by: Σ nll / (ln 2 · Σ bytes). Several ranks take batches in turn and give the same figures.
     Raises Abandoned where somebody asks to stop."""
-    device, ranks = model.embed_tokens.weight.device, ranks or Ranks()
-    sums = dict.fromkeys(FIGURES, 0.0)
+    device, ranks = model.embed_tokens.weight.device, ranks or DistributedContext()
+    sums = dict.fromkeys(EVAL_SUMS, 0.0)
     sizes = None if token_bytes is None else token_bytes.to(device)
-    with eagerly(), evaluating(model), at_rest(model):
+    with force_eager(), eval_mode(model), reshard_after(model):
         for batch, counts in shared_batches(data, rows, micro, ranks):
             if asked_to_stop():
-                raise Abandoned
+                raise StopRequested
             found = _measure(model, batch.to(device), preference, sizes)
             for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + (value if counts else 0.0)
-    sums = dict(zip(sums, ranks.total(list(sums.values())), strict=True))
+    sums = dict(zip(sums, ranks.all_reduce_sum(list(sums.values())), strict=True))
     nll, pairs = sums["nll"] / sums["weight"], sums["pairs"]
     measured: dict[str, Any] = {
         "loss": sums["loss"] / pairs if preference is not None else nll,
@@ -80,19 +80,19 @@ def validate(
         measured["bits_per_byte"] = sums["nll"] / math.log(2) / sums["bytes"]
     if preference is not None:
         measured["pairs"] = int(pairs)
-        measured.update({name: value / pairs for name, value in sums.items() if name not in FIGURES})
+        measured.update({name: value / pairs for name, value in sums.items() if name not in EVAL_SUMS})
     return measured
 
 
-def _measure(model: Decoder, batch: Batch, preference: PreferenceObjective | None, sizes: Tensor | None) -> dict[str, float]:
+def _measure(model: Decoder, batch: Batch, preference: DPOObjective | None, sizes: Tensor | None) -> dict[str, float]:
     """Sums over a batch."""
-    sums = dict.fromkeys(FIGURES, 0.0)
+    sums = dict.fromkeys(EVAL_SUMS, 0.0)
     if preference is not None:
         outcome = preference(model, batch)
-        sums |= {"loss": float(outcome.loss), "pairs": preference.weight(batch)}
+        sums |= {"loss": float(outcome.loss), "pairs": preference.normalizer(batch)}
         sums |= {name: float(value) for name, value in outcome.metrics.items()}
         batch = _chosen_only(batch)
     sums |= evaluate_language(model, batch)
     if sizes is not None:
-        sums["bytes"] = float((sizes[batch.targets] * batch.weights).sum(dtype=torch.float64))
+        sums["bytes"] = float((sizes[batch.targets] * batch.loss_weights).sum(dtype=torch.float64))
     return sums

@@ -1,13 +1,13 @@
 """From sources to packed data in a build directory: plan, rows, sift, tokens, index. Interrupted builds go on.
 
 ```
-plan.json                  what was asked, the files, the shards
+build_plan.json                  what was asked, the files, the shards
 evaluation.safetensors     n-grams of what must not be trained on
 rows/<shard>/              items.jsonl (until the build is complete), what is known of each row, notes
 keep/<shard>               which rows stay, and why others do not
 tokenizer/                 the tokenizer that the tokens were made with
 tokens/<shard>/            train.tokens, train.weights, validation.…, index, notes
-account.json               the ledger
+data_report.json               the ledger
 manifest.json              written last: fingerprint, sizes
 ```
 """
@@ -24,16 +24,16 @@ from typing import Any
 
 import numpy as np
 
-from fledge.data.batches import PackedData
+from fledge.data.batches import PackedDataset
 from fledge.data.building.accounts import account_rows
-from fledge.data.building.executors import Executor, Here, Processes
-from fledge.data.building.folder import begin
-from fledge.data.building.opening import StageData, open_tokens
+from fledge.data.building.executors import Executor, InProcessExecutor, ProcessPoolExecutor
+from fledge.data.building.folder import init_build
+from fledge.data.building.opening import StageDataset, load_dataset
 from fledge.data.building.shards import AnyStage, BuildPlan, Shard, plan_build
-from fledge.data.building.sift import sift
-from fledge.data.building.work import CONTAMINATION, TRAIN, complete, evaluation_texts, items_of, keep_of
+from fledge.data.building.sift import deduplicate_and_split
+from fledge.data.building.work import CONTAMINATION, TRAIN, complete, evaluation_texts, iter_items, keep_mask
 from fledge.data.cleaning.contamination import Contamination
-from fledge.data.ledger import Ledger
+from fledge.data.ledger import DataReport
 from fledge.data.rows.facts import texts_of
 from fledge.data.rows.items import Item
 from fledge.errors import FledgeError
@@ -41,9 +41,9 @@ from fledge.run.directory import write_json
 from fledge.run.environment import cores
 from fledge.tokenizer import Tokenizer
 
-ALONE_BYTES = 24 * 2**20  # below this, workers cost more time than they save
+MIN_BYTES_FOR_WORKERS = 24 * 2**20  # below this, workers cost more time than they save
 TELL_SECONDS = 5.0
-DOING = {"rows": "read and cleaned", "tokens": "encoded"}
+PHASE_VERBS = {"rows": "read and cleaned", "tokens": "encoded"}
 Progress = Callable[[str], None]
 
 
@@ -52,24 +52,24 @@ def silent(_line: str) -> None:
 
 
 @dataclass(frozen=True)
-class Collected:
+class CollectedRows:
     """The cleaned, deduplicated and divided rows of a stage, before any token exists."""
 
     folder: Path
     plan: BuildPlan
-    ledger: Ledger
+    ledger: DataReport
     _temporary: Any = field(default=None, repr=False)  # keeps a temporary folder for as long as this lives
 
     def items(self, part: int = TRAIN) -> Iterator[Item]:
         """The items of training or validation, in order."""
         for shard in self.plan.of_part("train", "validation"):
-            yield from items_of(self.folder / "rows" / shard.folder, keep_of(self.folder, shard) == part)
+            yield from iter_items(self.folder / "rows" / shard.folder, keep_mask(self.folder, shard) == part)
 
 
 def _executor(plan: BuildPlan, chosen: Executor | None) -> Executor:
     if chosen is not None:
         return chosen
-    return Here() if plan.size < ALONE_BYTES else Processes(cores())
+    return InProcessExecutor() if plan.size < MIN_BYTES_FOR_WORKERS else ProcessPoolExecutor(cores())
 
 
 def _run(plan: BuildPlan, folder: Path, phase: str, shards: Sequence[Shard], executor: Executor, progress: Progress) -> None:
@@ -82,7 +82,7 @@ def _run(plan: BuildPlan, folder: Path, phase: str, shards: Sequence[Shard], exe
         finished += 1
         if time.monotonic() - told > TELL_SECONDS:
             told = time.monotonic()
-            progress(f"{plan.name}: {finished} of {len(shards)} shards {DOING[phase]}")
+            progress(f"{plan.name}: {finished} of {len(shards)} shards {PHASE_VERBS[phase]}")
 
     if missing:
         executor.run(folder, phase, missing, done)
@@ -98,7 +98,7 @@ def collect(
     folder: Path | None = None,
     executor: Executor | None = None,
     progress: Progress = silent,
-) -> Collected:
+) -> CollectedRows:
     """Read, clean, deduplicate and divide every row of a stage, into `folder` (None: a temporary one).
 
     Another build in `folder` gives way. FledgeError names the recipe key of a source that is missing or wholly unusable."""
@@ -107,25 +107,25 @@ def collect(
     if folder is None:
         temporary = tempfile.TemporaryDirectory(prefix="fledge-", ignore_cleanup_errors=True)
         folder = Path(temporary.name)
-    begin(folder, plan)
+    init_build(folder, plan)
     chosen = _executor(plan, executor)
     if not (folder / "keep" / "done").exists():
         _run(plan, folder, "rows", plan.of_part("validation", "evaluation"), chosen, progress)
         _forbid_evaluation(plan, folder)
         _run(plan, folder, "rows", plan.of_part("train"), chosen, progress)
-        _refuse_rewritten(plan)
-        sift(folder, plan)
+        _check_not_rewritten(plan)
+        deduplicate_and_split(folder, plan)
         (folder / "keep" / "done").touch()
     ledger = account_rows(folder, plan)
-    _refuse_empty(plan, ledger)
-    ledger.close(f"stages.{name}.data", stage.data.max_dropped)
-    return Collected(folder, plan, ledger, temporary)
+    _check_not_empty(plan, ledger)
+    ledger.close(f"stages.{name}.data", stage.data.max_drop_fraction)
+    return CollectedRows(folder, plan, ledger, temporary)
 
 
 def _forbid_evaluation(plan: BuildPlan, folder: Path) -> None:
     """Write down what training rows must not hold, for the workers."""
     file = folder / CONTAMINATION
-    if not plan.stage.data.clean.contamination or file.exists():
+    if not plan.stage.data.clean.decontaminate or file.exists():
         return
     if plan.of_part("validation", "evaluation"):
         beside = file.with_name(f".{file.name}.{os.getpid()}")
@@ -133,14 +133,14 @@ def _forbid_evaluation(plan: BuildPlan, folder: Path) -> None:
         beside.replace(file)
 
 
-def _refuse_empty(plan: BuildPlan, ledger: Ledger) -> None:
+def _check_not_empty(plan: BuildPlan, ledger: DataReport) -> None:
     """FledgeError for a source without a row."""
     for account, planned in zip(ledger.sources, plan.sources, strict=True):
         if account.rows == 0:
             raise FledgeError(f"'{account.path}' holds no rows: nothing but blank lines, or a header", where=planned.key)
 
 
-def _refuse_rewritten(plan: BuildPlan) -> None:
+def _check_not_rewritten(plan: BuildPlan) -> None:
     """FledgeError for a file that changed while it was read."""
     for path, size, changed in plan.stamps:
         state = Path(path).stat() if Path(path).exists() else None
@@ -148,7 +148,7 @@ def _refuse_rewritten(plan: BuildPlan) -> None:
             raise FledgeError("this file changed while it was read", where=path, hint="start again when it is written")
 
 
-def texts(collected: Collected) -> Iterator[str]:
+def texts(collected: CollectedRows) -> Iterator[str]:
     """All training text of a stage, for the tokenizer to learn from."""
     for item in collected.items():
         yield from texts_of(item)
@@ -158,25 +158,25 @@ def texts(collected: Collected) -> Iterator[str]:
 
 
 def encode(
-    collected: Collected,
+    collected: CollectedRows,
     stage: AnyStage,
     name: str,
     tokenizer: Tokenizer,
     seed: int,
     executor: Executor | None = None,
     progress: Progress = silent,
-) -> StageData:
+) -> StageDataset:
     """Tokens, weights and packed rows. A preference row holds a pair, so it is twice as long as the context."""
     folder, plan, key = collected.folder, collected.plan, f"stages.{name}.data"
     _use_tokenizer(folder, tokenizer)
     shards = plan.of_part("train", "validation")
     _run(plan, folder, "tokens", shards, _executor(plan, executor), progress)
     ledger = account_rows(folder, plan, encoded=True)
-    ledger.close(key, stage.data.max_dropped)
-    data = open_tokens(folder, plan, ledger, tokenizer, collected._temporary)
+    ledger.close(key, stage.data.max_drop_fraction)
+    data = load_dataset(folder, plan, ledger, tokenizer, collected._temporary)
     if stage.kind == "pretrain":
         _count_split(data.train, ledger, plan)
-    write_json(folder / "account.json", ledger.as_dict())
+    write_json(folder / "data_report.json", ledger.as_dict())
     write_json(folder / "manifest.json", _manifest(data, tokenizer))
     return data
 
@@ -192,7 +192,7 @@ def _use_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     mark.write_text(tokenizer.fingerprint())
 
 
-def _count_split(train: PackedData, ledger: Ledger, plan: BuildPlan) -> None:
+def _count_split(train: PackedDataset, ledger: DataReport, plan: BuildPlan) -> None:
     """Documents whose tokens lie in more than one packed row."""
     assert train.examples.source is not None
     parts = np.bincount(train.rows.sequence, minlength=train.examples.count)
@@ -201,7 +201,7 @@ def _count_split(train: PackedData, ledger: Ledger, plan: BuildPlan) -> None:
         ledger.sources[number].split += count
 
 
-def _manifest(data: StageData, tokenizer: Tokenizer) -> dict[str, Any]:
+def _manifest(data: StageDataset, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "tokenizer": tokenizer.fingerprint(),
         "train": data.train.account(),

@@ -32,24 +32,24 @@ class Executor(Protocol):
         ...
 
 
-def perform(folder: str | Path, phase: str, number: int) -> None:
+def run_shard(folder: str | Path, phase: str, number: int) -> None:
     """One shard; what every executor calls in the end."""
     from fledge.data.building.work import PHASES
 
     PHASES[phase](Path(folder), number)
 
 
-class Here:
+class InProcessExecutor:
     """One shard after the other, in this process."""
 
     def run(self, folder: Path, phase: str, numbers: Sequence[int], done: Done) -> None:
         """See Executor."""
         for number in numbers:
-            perform(folder, phase, number)
+            run_shard(folder, phase, number)
             done(number)
 
 
-class Processes:
+class ProcessPoolExecutor:
     """Worker processes of this machine. They end with this one: a worker stops when its input is closed."""
 
     def __init__(self, count: int) -> None:
@@ -165,7 +165,7 @@ def _perform_or_tell(folder: str, phase: str, number: int, where: str) -> str | 
     """`perform` in the folder that paths are relative to, with an error of the user's as text, which crosses borders."""
     try:
         os.chdir(where)
-        perform(folder, phase, number)
+        run_shard(folder, phase, number)
     except FledgeError as error:
         return error.as_json()
     return None
@@ -214,7 +214,7 @@ def chosen_executor(name: str, workers: int | None, parameters: Sequence[str] = 
         return Ray(workers)
     if name == "slurm":
         return Slurm(workers, options=slurm_parameters(parameters))
-    return Processes(workers or cores())
+    return ProcessPoolExecutor(workers or cores())
 
 
 def slurm_parameters(texts: Sequence[str]) -> dict[str, int | str]:

@@ -11,9 +11,9 @@ from fledge.recipe.snapshot import changed_leaves
 from fledge.run.directory import write_text
 
 
-def begin(folder: Path, plan: BuildPlan) -> None:
+def init_build(folder: Path, plan: BuildPlan) -> None:
     """A new build, or the same one again; another one's leavings go. FledgeError where the folder holds something else."""
-    file = folder / "plan.json"
+    file = folder / "build_plan.json"
     if not file.exists() and folder.exists() and any(folder.iterdir()):
         raise FledgeError("this folder holds something else", where=str(folder), hint="move it away, or choose another folder")
     if file.exists() and not (_same(file, plan) and _has_items(folder, plan)):
@@ -41,11 +41,11 @@ def _has_items(folder: Path, plan: BuildPlan) -> bool:
 
 def remove_build(folder: Path) -> None:
     """Remove what a build wrote into a folder, and the folder if nothing else is in it."""
-    if not (folder / "plan.json").exists():
+    if not (folder / "build_plan.json").exists():
         return
     for name in ("rows", "keep", "tokens", "tokenizer", "jobs"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (CONTAMINATION, "account.json", "manifest.json", "plan.json"):
+    for name in (CONTAMINATION, "data_report.json", "manifest.json", "build_plan.json"):
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()
@@ -58,9 +58,9 @@ def drop_items(folder: Path) -> None:
             file.unlink()
 
 
-def refuse_changed(folder: Path, plan: BuildPlan) -> None:
+def check_unchanged(folder: Path, plan: BuildPlan) -> None:
     """FledgeError where a complete build was made from other files or with another recipe."""
-    before = BuildPlan.read(folder / "plan.json")
+    before = BuildPlan.read(folder / "build_plan.json")
     if before.compared() == plan.compared():
         return
     files = sorted({path for path, *_ in set(before.stamps) ^ set(plan.stamps)})
@@ -74,7 +74,7 @@ def refuse_changed(folder: Path, plan: BuildPlan) -> None:
 
 def is_complete(folder: Path) -> bool:
     """Whether a build directory holds all its tokens."""
-    return (folder / "manifest.json").exists() and (folder / "account.json").exists()
+    return (folder / "manifest.json").exists() and (folder / "data_report.json").exists()
 
 
 def differences(built: BuildPlan, asked: BuildPlan) -> list[str]:

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from fledge.data.building.shards import Shard
-from fledge.data.building.work import result_of
-from fledge.data.reading.records import place
+from fledge.data.building.work import phase_result
+from fledge.data.reading.records import row_location
 from fledge.data.rows.facts import own_text
 from fledge.data.rows.items import from_bytes
-from fledge.data.storage import arrays_of
+from fledge.data.storage import load_arrays
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class ShardRows:
     def of(cls, folder: Path, shard: Shard) -> "ShardRows":
         """Those of a shard of a build directory."""
         rows = folder / "rows" / shard.folder
-        done = result_of(rows)
-        return cls(shard, rows, arrays_of(rows / "rows.safetensors"), done["files"], done["signatures"])
+        done = phase_result(rows)
+        return cls(shard, rows, load_arrays(rows / "rows.safetensors"), done["files"], done["signatures"])
 
     def __len__(self) -> int:
         return len(self.arrays["row"])
 
     def where(self, index: int) -> str:
         """file:line of an item."""
-        return place(self.files[int(self.arrays["file"][index])], int(self.arrays["number"][index]))
+        return row_location(self.files[int(self.arrays["file"][index])], int(self.arrays["number"][index]))
 
     def text(self, index: int) -> str:
         """The text of an item, read from disk."""

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from fledge.data.cleaning.languages import LANGUAGES
-from fledge.data.reading.records import Span, files_of, passed_over, spans_of
+from fledge.data.reading.records import FileRange, files_of, ignored_files, spans_of
 from fledge.data.rows.registry import resolve
 from fledge.errors import FledgeError
 from fledge.recipe.schema import DataConfig, PreferenceStage, PretrainStage, SftStage, Source
@@ -33,7 +33,7 @@ class PlannedSource:
     key: str
     name: str
     path: str
-    passed_over: tuple[str, ...] = ()
+    ignored_files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Shard:
 
     number: int
     source: int
-    spans: tuple[Span, ...]
+    spans: tuple[FileRange, ...]
 
     @property
     def folder(self) -> str:
@@ -52,7 +52,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """All that a worker has to know; plan.json. `stamps` are size and time of each file, to tell when one changed."""
+    """All that a worker has to know; build_plan.json. `stamps` are size and time of each file, to tell when one changed."""
 
     stage: AnyStage
     name: str
@@ -74,7 +74,7 @@ class BuildPlan:
         return {"version": VERSION, "kind": self.stage.kind, "data": data, "seed": self.seed}
 
     def as_dict(self) -> dict[str, Any]:
-        """plan.json."""
+        """build_plan.json."""
         return {
             "asked": self.asked,
             "name": self.name,
@@ -87,7 +87,7 @@ class BuildPlan:
         }
 
     def encoded(self) -> bytes:
-        """plan.json as bytes."""
+        """build_plan.json as bytes."""
         return orjson.dumps(self.as_dict(), option=orjson.OPT_INDENT_2)
 
     def compared(self) -> dict[str, Any]:
@@ -100,7 +100,9 @@ class BuildPlan:
         try:
             saved = orjson.loads(file.read_bytes())
         except FileNotFoundError:
-            raise FledgeError("this is not a directory of built data: it has no plan.json", where=str(file.parent)) from None
+            raise FledgeError(
+                "this is not a directory of built data: it has no build_plan.json", where=str(file.parent)
+            ) from None
         except ValueError as error:
             raise FledgeError(f"damaged: {error}", where=str(file), hint="build the data again") from None
         try:
@@ -122,7 +124,7 @@ def _read_plan(saved: dict[str, Any]) -> BuildPlan:
         saved["name"],
         asked["seed"],
         tuple(_planned(item) for item in saved["sources"]),
-        tuple(Shard(s["number"], s["source"], tuple(Span(**span) for span in s["spans"])) for s in saved["shards"]),
+        tuple(Shard(s["number"], s["source"], tuple(FileRange(**span) for span in s["spans"])) for s in saved["shards"]),
         saved["size"],
         tuple((path, size, time) for path, size, time in saved["stamps"]),
         saved["libraries"],
@@ -131,7 +133,7 @@ def _read_plan(saved: dict[str, Any]) -> BuildPlan:
 
 def _planned(saved: Mapping[str, Any]) -> PlannedSource:
     source = Source.model_validate(saved["source"])
-    return PlannedSource(source, saved["part"], saved["key"], saved["name"], saved["path"], tuple(saved["passed_over"]))
+    return PlannedSource(source, saved["part"], saved["key"], saved["name"], saved["path"], tuple(saved["ignored_files"]))
 
 
 def _sources(stage: AnyStage, name: str) -> list[PlannedSource]:
@@ -140,7 +142,7 @@ def _sources(stage: AnyStage, name: str) -> list[PlannedSource]:
     data = stage.data
     validation = [] if isinstance(data.validation, int | float) else data.validation
     named = [("train", f"{key}.train", data.train), ("validation", f"{key}.validation", validation)]
-    named.append(("evaluation", f"{key}.clean.evaluation", data.clean.evaluation))
+    named.append(("evaluation", f"{key}.clean.decontaminate_against", data.clean.decontaminate_against))
     found = []
     for part, where, sources in named:
         for index, source in enumerate(sources):
@@ -155,16 +157,16 @@ def _of_part(source: Source, part: str, key: str) -> Source:
     """Only training draws epochs; of other sources, max_rows are the first ones. FledgeError for another quota."""
     if part == "train" or not source.mixed:
         return source
-    if source.share or source.ratio or source.max_tokens or source.repeat != 1:
+    if source.token_fraction or source.ratio or source.max_tokens or source.repeat != 1:
         raise FledgeError("share, ratio, max_tokens and repeat say what an epoch of training takes", where=key,
                           hint="use first_rows or max_rows here")  # fmt: skip
-    rows = min(source.max_rows or source.first_rows or 0, source.first_rows or source.max_rows or 0)
-    return source.model_copy(update={"max_rows": None, "first_rows": rows})
+    rows = min(source.max_rows or source.max_samples or 0, source.max_samples or source.max_rows or 0)
+    return source.model_copy(update={"max_rows": None, "max_samples": rows})
 
 
 def plan_build(stage: AnyStage, name: str, seed: int) -> BuildPlan:
     """Find all files and divide them. FledgeError names the key of a missing file."""
-    _refuse_languages(stage.data, f"stages.{name}.data")
+    _check_languages(stage.data, f"stages.{name}.data")
     planned, shards, stamps, total = [], [], {}, 0
     for index, item in enumerate(_sources(stage, name)):
         if item.source.hub:
@@ -172,7 +174,7 @@ def plan_build(stage: AnyStage, name: str, seed: int) -> BuildPlan:
             shards.append(Shard(len(shards), index, ()))
             continue
         files = files_of(item.source, item.key)
-        over = tuple(str(path) for path in passed_over(item.source))
+        over = tuple(str(path) for path in ignored_files(item.source))
         planned.append(PlannedSource(item.source, item.part, item.key, item.name, item.path, over))
         for file in files:
             state = file.stat()
@@ -192,7 +194,7 @@ def plan_build(stage: AnyStage, name: str, seed: int) -> BuildPlan:
     )
 
 
-def _refuse_languages(data: DataConfig, key: str) -> None:
+def _check_languages(data: DataConfig, key: str) -> None:
     """FledgeError for a language that is not told apart."""
     for language in data.clean.languages or ():
         if language not in LANGUAGES:
@@ -215,12 +217,12 @@ def _libraries() -> dict[str, str | None]:
     return found
 
 
-def _grouped(spans: list[Span], source: Source) -> list[tuple[Span, ...]]:
+def _grouped(spans: list[FileRange], source: Source) -> list[tuple[FileRange, ...]]:
     """Small files together; a source of which only the first rows are read is one shard."""
-    if source.first_rows is not None:
+    if source.max_samples is not None:
         return [tuple(spans)]
     parts = Counter(span.file for span in spans)
-    groups: list[list[Span]] = []
+    groups: list[list[FileRange]] = []
     room = 0.0
     for span in spans:
         size = Path(span.file).stat().st_size / parts[span.file]

@@ -15,8 +15,8 @@ from fledge.data.building.shard_rows import ShardRows
 from fledge.data.building.shards import BuildPlan, Shard
 from fledge.data.building.work import TRAIN, VALIDATION
 from fledge.data.cleaning.duplicates import first_occurrences, overlapping
-from fledge.data.ledger import Notes
-from fledge.data.storage import arrays_of
+from fledge.data.ledger import RowEventLog
+from fledge.data.storage import load_arrays
 from fledge.errors import FledgeError
 
 
@@ -43,7 +43,7 @@ class _Part:
         rows, inside = self.locate(index)
         return rows.where(inside)
 
-    def leave_out(self, index: int, reason: str, detail: str) -> None:
+    def drop(self, index: int, reason: str, detail: str) -> None:
         """Account for an item that is not used."""
         self.keep[index] = 0
         self.reasons[index] = (reason, detail)
@@ -54,7 +54,7 @@ class _Part:
             return
         first = first_occurrences(self.column("hash"))
         for index in np.flatnonzero(first != np.arange(len(first))).tolist():
-            self.leave_out(index, "exact duplicate", f"of {self.where(int(first[index]))}")
+            self.drop(index, "exact duplicate", f"of {self.where(int(first[index]))}")
 
     def near_duplicates(self, threshold: float) -> None:
         """Leave out items that share most n-grams with an earlier one (true Jaccard, not its estimate)."""
@@ -69,16 +69,16 @@ class _Part:
                 where="clean.near_duplicates",
                 hint="install the extra `data` on every machine, remove the build directory, and build again",
             )
-        signatures = np.concatenate([arrays_of(file)["signatures"] for file in files if file.exists()])[left]
+        signatures = np.concatenate([load_arrays(file)["signatures"] for file in files if file.exists()])[left]
 
         def text(index: int) -> str:
             rows, inside = self.locate(int(left[index]))
             return rows.text(inside)
 
         for index, first, share in overlapping(signatures, threshold, text):
-            self.leave_out(int(left[index]), "near duplicate", f"of {self.where(int(left[first]))}, Jaccard {share:.2f}")
+            self.drop(int(left[index]), "near duplicate", f"of {self.where(int(left[first]))}, Jaccard {share:.2f}")
 
-    def divide(self, share: float) -> None:
+    def split_validation(self, share: float) -> None:
         """Validation by a hash of the content: the same row always falls on the same side. At least one row."""
         left = np.flatnonzero(self.keep)
         if not share or not len(left):
@@ -92,8 +92,8 @@ class _Part:
         folder.mkdir(parents=True, exist_ok=True)
         for rows, start, stop in zip(self.rows, self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True):
             name = rows.shard.folder
-            with (folder / f"{name}.notes.jsonl").open("wb") as file:
-                notes = Notes(file)
+            with (folder / f"{name}.row_events.jsonl").open("wb") as file:
+                notes = RowEventLog(file)
                 for index in (start + np.flatnonzero(self.keep[start:stop] == 0)).tolist():
                     if index in self.reasons:
                         row = int(rows.arrays["row"][index - start])
@@ -102,7 +102,7 @@ class _Part:
             save_file({"keep": self.keep[start:stop]}, folder / f"{name}.safetensors")
 
 
-def sift(folder: Path, plan: BuildPlan) -> None:
+def deduplicate_and_split(folder: Path, plan: BuildPlan) -> None:
     """Decide over all shards, and write `keep/`."""
     config, validation = plan.stage.data.clean, plan.stage.data.validation
     train = _Part(folder, plan.of_part("train"))
@@ -113,7 +113,7 @@ def sift(folder: Path, plan: BuildPlan) -> None:
     if config.near_duplicates is not None:
         train.near_duplicates(config.near_duplicates)
     if isinstance(validation, int | float):
-        train.divide(validation)
+        train.split_validation(validation)
     held_out.keep[held_out.keep == TRAIN] = VALIDATION
     for part in (train, held_out):
         part.write(folder / "keep")

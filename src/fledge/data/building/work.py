@@ -19,17 +19,17 @@ import xxhash
 from safetensors.numpy import save_file
 
 from fledge.data.building.shards import BuildPlan, Shard
-from fledge.data.cleaning.cleaning import Steps, clean_item
+from fledge.data.cleaning.cleaning import CleaningSteps, clean_item
 from fledge.data.cleaning.contamination import Contamination
 from fledge.data.cleaning.duplicates import backend, content_hash, shingles, signatures
-from fledge.data.cleaning.languages import LANGUAGES, language_of
-from fledge.data.examples import Rules, encode_items
-from fledge.data.ledger import Notes
+from fledge.data.cleaning.languages import LANGUAGES, detect_language
+from fledge.data.examples import EncodingConfig, encode_items
+from fledge.data.ledger import RowEventLog
 from fledge.data.reading.hub import read_hub
-from fledge.data.reading.records import Record, place, read
+from fledge.data.reading.records import Record, read, row_location
 from fledge.data.rows.facts import Facts, own_text, question_and_answer, texts_of
-from fledge.data.rows.items import Item, RowError, evaluated, from_bytes, recognise, to_bytes
-from fledge.data.storage import SequenceWriter, arrays_of, token_type
+from fledge.data.rows.items import Item, RowError, from_bytes, parse_eval_row, parse_row, serialize
+from fledge.data.storage import SequenceWriter, load_arrays, token_type
 from fledge.recipe.schema import AugmentConfig
 from fledge.tokenizer import Tokenizer, load_tokenizer
 
@@ -51,17 +51,17 @@ class _Chunk:
 
 def complete(folder: Path) -> bool:
     """Whether a shard's folder of one phase is there with its result."""
-    return (folder / "done.json").exists()
+    return (folder / "result.json").exists()
 
 
-def result_of(shard: Path) -> dict[str, Any]:
+def phase_result(shard: Path) -> dict[str, Any]:
     """What a phase counted of a shard, from the shard's folder."""
-    return orjson.loads((shard / "done.json").read_bytes())
+    return orjson.loads((shard / "result.json").read_bytes())
 
 
-def keep_of(folder: Path, shard: Shard) -> np.ndarray:
+def keep_mask(folder: Path, shard: Shard) -> np.ndarray:
     """Of each item of a shard whether it is left out (0), for training or for validation."""
-    return arrays_of(folder / "keep" / f"{shard.folder}.safetensors")["keep"]
+    return load_arrays(folder / "keep" / f"{shard.folder}.safetensors")["keep"]
 
 
 def _write_shard(target: Path, fill: Callable[[Path], dict[str, Any]]) -> None:
@@ -73,7 +73,7 @@ def _write_shard(target: Path, fill: Callable[[Path], dict[str, Any]]) -> None:
     beside.mkdir(parents=True)
     try:
         result = fill(beside)
-        (beside / "done.json").write_bytes(orjson.dumps(result))
+        (beside / "result.json").write_bytes(orjson.dumps(result))
         if target.exists():
             shutil.rmtree(target)
         beside.rename(target)
@@ -87,7 +87,7 @@ def _write_shard(target: Path, fill: Callable[[Path], dict[str, Any]]) -> None:
 def _records(plan: BuildPlan, shard: Shard) -> Iterator[tuple[int, Record]]:
     """(index of the file in the shard, record), no more than the source's first_rows."""
     planned = plan.sources[shard.source]
-    limit = planned.source.first_rows
+    limit = planned.source.max_samples
     count = 0
     if planned.source.hub:
         streams: list[Iterator[Record]] = [read_hub(planned.source, planned.key)]
@@ -101,7 +101,7 @@ def _records(plan: BuildPlan, shard: Shard) -> Iterator[tuple[int, Record]]:
             count += 1
 
 
-class RowsOfShard:
+class ReadPhase:
     """Reads one shard and writes its items, what is known of each, and what was left out."""
 
     def __init__(self, plan: BuildPlan, shard: Shard, folder: Path, contamination: Contamination | None) -> None:
@@ -109,7 +109,7 @@ class RowsOfShard:
         planned = plan.sources[shard.source]
         self.planned, self.source, self.config = planned, planned.source, plan.stage.data.clean
         self.kind, self.system = plan.stage.kind, plan.stage.data.system
-        self.steps = Steps.of(self.config, self.kind)
+        self.steps = CleaningSteps.of(self.config, self.kind)
         self.contamination = contamination if planned.part == "train" else None
         self.near = self.config.near_duplicates is not None and planned.part == "train"
         self.facts = Facts()
@@ -121,12 +121,12 @@ class RowsOfShard:
         self._end = 0
 
     def run(self) -> dict[str, Any]:
-        """Write items.jsonl, rows.safetensors, notes.jsonl; the counts are returned."""
-        with (self.folder / "notes.jsonl").open("wb") as notes_file, (self.folder / "items.jsonl").open("wb") as items:
-            self.notes, self.items = Notes(notes_file), items
+        """Write items.jsonl, rows.safetensors, row_events.jsonl; the counts are returned."""
+        with (self.folder / "row_events.jsonl").open("wb") as notes_file, (self.folder / "items.jsonl").open("wb") as items:
+            self.notes, self.items = RowEventLog(notes_file), items
             chunk, total = _Chunk(), 0
             for file, record in _records(self.plan, self.shard):
-                self._take(chunk, total, file, record)
+                self._process_row(chunk, total, file, record)
                 total += 1
                 if len(chunk.items) == CHUNK:
                     self._finish(chunk)
@@ -152,12 +152,12 @@ class RowsOfShard:
 
     def where(self, file: int, number: int) -> str:
         """file:line of a row."""
-        return place(self.shard.spans[file].file if self.shard.spans else self.planned.path, number)
+        return row_location(self.shard.spans[file].file if self.shard.spans else self.planned.path, number)
 
     def _drop(self, row: int, file: int, number: int, reason: str, detail: str) -> None:
         self.notes.add(row, self.where(file, number), "dropped", reason, detail)
 
-    def _take(self, chunk: _Chunk, row: int, file: int, record: Record) -> None:
+    def _process_row(self, chunk: _Chunk, row: int, file: int, record: Record) -> None:
         """Recognise and clean one row."""
         if record.broken:
             self._drop(row, file, record.number, record.broken, record.detail)
@@ -180,26 +180,28 @@ class RowsOfShard:
     def _item(self, value: Any) -> Item:
         """What a row means to the stage; a row that must not be trained on may be of any kind, or a question alone."""
         try:
-            return recognise(value, self.source, self.kind, self.system)
+            return parse_row(value, self.source, self.kind, self.system)
         except RowError:
             if self.planned.part != "evaluation":
                 raise
-            return evaluated(value, self.source)
+            return parse_eval_row(value, self.source)
 
     def _finish(self, chunk: _Chunk) -> None:
         """Hash, languages, contamination and signatures of many rows at once."""
         texts = [texts_of(item) for item in chunk.items]
         joined = ["\n".join(parts) for parts in texts]
         own = [own_text(item) for item in chunk.items]
-        languages = [language_of(text) for text in own]
+        languages = [detect_language(text) for text in own]
         found = self.contamination.check_rows(texts) if self.contamination is not None else [None] * len(texts)
-        kept = [index for index in range(len(chunk.items)) if self._wanted(chunk, index, languages[index], found[index])]
+        kept = [
+            index for index in range(len(chunk.items)) if self._passes_filters(chunk, index, languages[index], found[index])
+        ]
         for index in kept:
             self._keep(chunk, index, joined[index], languages[index])
         if self.near:
             self.signatures.append(signatures(*shingles([own[index] for index in kept])))
 
-    def _wanted(self, chunk: _Chunk, index: int, language: str, contaminated: str | None) -> bool:
+    def _passes_filters(self, chunk: _Chunk, index: int, language: str, contaminated: str | None) -> bool:
         """Whether a row stays; if not, it is accounted for."""
         place_ = (chunk.rows[index], chunk.files[index], chunk.numbers[index])
         wanted = self.config.languages if self.planned.part == "train" else None
@@ -213,7 +215,7 @@ class RowsOfShard:
 
     def _keep(self, chunk: _Chunk, index: int, text: str, language: str) -> None:
         item = chunk.items[index]
-        content = to_bytes(item)
+        content = serialize(item)
         column = self.columns
         column["start"].append(self._end)
         self._end += self.items.write(content + b"\n")
@@ -227,23 +229,23 @@ class RowsOfShard:
             self.notes.add(chunk.rows[index], self.where(chunk.files[index], chunk.numbers[index]), "noticed", reason, detail)
 
 
-def do_rows(folder: Path, number: int) -> None:
+def run_read_phase(folder: Path, number: int) -> None:
     """Phase rows of one shard."""
     plan = plan_of(folder)
     shard = plan.shards[number]
     file = folder / CONTAMINATION
     contamination = Contamination.load(file) if file.exists() else None
-    _write_shard(folder / "rows" / shard.folder, lambda beside: RowsOfShard(plan, shard, beside, contamination).run())
+    _write_shard(folder / "rows" / shard.folder, lambda beside: ReadPhase(plan, shard, beside, contamination).run())
 
 
 def evaluation_texts(plan: BuildPlan, folder: Path) -> Iterator[str]:
     """What must not be trained on: the questions (or documents) of validation and evaluation files."""
     for shard in plan.of_part("validation", "evaluation"):
-        for item in items_of(folder / "rows" / shard.folder):
+        for item in iter_items(folder / "rows" / shard.folder):
             yield question_and_answer(item)[0]
 
 
-def items_of(folder: Path, keep: np.ndarray | None = None) -> Iterator[Item]:
+def iter_items(folder: Path, keep: np.ndarray | None = None) -> Iterator[Item]:
     """The items of a shard, all or those marked."""
     with (folder / "items.jsonl").open("rb") as lines:
         for index, line in enumerate(lines):
@@ -254,7 +256,7 @@ def items_of(folder: Path, keep: np.ndarray | None = None) -> Iterator[Item]:
 # -- phase tokens -------------------------------------------------------------------------------------------------------
 
 
-def do_tokens(folder: Path, number: int) -> None:
+def run_tokenize_phase(folder: Path, number: int) -> None:
     """Phase tokens of one shard."""
     plan = plan_of(folder)
     shard = plan.shards[number]
@@ -264,36 +266,41 @@ def do_tokens(folder: Path, number: int) -> None:
 def _encode_shard(plan: BuildPlan, shard: Shard, folder: Path, beside: Path) -> dict[str, Any]:
     """Write the training and the validation sequences of one shard, with the row of each example."""
     tokenizer = tokenizer_of(folder)
-    keep = keep_of(folder, shard)
-    rules = Rules.of(plan.stage, plan.seed)
+    keep = keep_mask(folder, shard)
+    rules = EncodingConfig.of(plan.stage, plan.seed)
     unvaried = replace(rules, augment=AugmentConfig())
     arrays: dict[str, np.ndarray] = {}
     parts: dict[str, Any] = {}
-    with (beside / "notes.jsonl").open("wb") as notes_file:
-        encoding = _EncodingOfShard(plan, folder / "rows" / shard.folder, beside, tokenizer, Notes(notes_file))
+    with (beside / "row_events.jsonl").open("wb") as notes_file:
+        encoding = _EncodingOfShard(plan, folder / "rows" / shard.folder, beside, tokenizer, RowEventLog(notes_file))
         for name, mark, chosen in (("train", TRAIN, rules), ("validation", VALIDATION, unvaried)):
             parts[name], written = encoding.part(name, keep == mark, chosen)
             arrays.update({f"{name}.{column}": values for column, values in written.items()})
     save_file(arrays, beside / "index.safetensors")
-    return {"notes": encoding.notes.as_dict(), "parts": parts, "coder": tokenizer.coder, "coder_reason": tokenizer.coder_reason}
+    return {
+        "notes": encoding.notes.as_dict(),
+        "parts": parts,
+        "coder": tokenizer.encoder_backend,
+        "coder_reason": tokenizer.coder_reason,
+    }
 
 
 class _EncodingOfShard:
     """Encodes the kept items of one shard."""
 
-    def __init__(self, plan: BuildPlan, rows: Path, beside: Path, tokenizer: Tokenizer, notes: Notes) -> None:
+    def __init__(self, plan: BuildPlan, rows: Path, beside: Path, tokenizer: Tokenizer, notes: RowEventLog) -> None:
         self.rows, self.beside, self.tokenizer, self.notes = rows, beside, tokenizer, notes
         self.weighted = plan.stage.kind != "pretrain"
-        self.known = arrays_of(rows / "rows.safetensors")
-        self.files = result_of(rows)["files"]
+        self.known = load_arrays(rows / "rows.safetensors")
+        self.files = phase_result(rows)["files"]
 
-    def part(self, name: str, chosen: np.ndarray, rules: Rules) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def part(self, name: str, chosen: np.ndarray, rules: EncodingConfig) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Counts of a part, and what is known of each of its sequences and examples."""
         writer = SequenceWriter(self.beside, name, token_type(self.tokenizer.vocab_size), self.weighted)
         stops = np.asarray(sorted(self.tokenizer.stop_ids))
         origin: list[int] = []
         used = ended = 0
-        encoded = encode_items(items_of(self.rows, chosen), self.tokenizer, rules)
+        encoded = encode_items(iter_items(self.rows, chosen), self.tokenizer, rules)
         for index, made in zip(np.flatnonzero(chosen).tolist(), encoded, strict=True):
             row = int(self.known["row"][index])
             for remark in made.remarks:
@@ -312,7 +319,7 @@ class _EncodingOfShard:
         return counts, {column: np.asarray(values, dtype=np.int64) for column, values in columns.items()}
 
     def _where(self, index: int) -> str:
-        return place(self.files[int(self.known["file"][index])], int(self.known["number"][index]))
+        return row_location(self.files[int(self.known["file"][index])], int(self.known["number"][index]))
 
 
 def _ends(tokens: np.ndarray, weights: np.ndarray, stops: np.ndarray) -> bool:
@@ -322,17 +329,17 @@ def _ends(tokens: np.ndarray, weights: np.ndarray, stops: np.ndarray) -> bool:
 
 # -- what workers load once ---------------------------------------------------------------------------------------------
 
-PHASES: dict[str, Callable[[Path, int], None]] = {"rows": do_rows, "tokens": do_tokens}
+PHASES: dict[str, Callable[[Path, int], None]] = {"rows": run_read_phase, "tokens": run_tokenize_phase}
 
 
 def plan_of(folder: Path) -> BuildPlan:
     """The plan of a build directory, read again only when it changed."""
-    return _plan(folder, (folder / "plan.json").stat().st_mtime_ns)
+    return _plan(folder, (folder / "build_plan.json").stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=4)
 def _plan(folder: Path, _changed: int) -> BuildPlan:
-    return BuildPlan.read(folder / "plan.json")
+    return BuildPlan.read(folder / "build_plan.json")
 
 
 def tokenizer_of(folder: Path) -> Tokenizer:

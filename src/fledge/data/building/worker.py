@@ -6,7 +6,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from fledge.data.building.executors import perform
+from fledge.data.building.executors import run_shard
 from fledge.errors import FledgeError
 
 
@@ -17,7 +17,7 @@ def main(folder: str, phase: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted command stops its workers itself
     for line in sys.stdin:
         try:
-            perform(Path(folder), phase, int(line))
+            run_shard(Path(folder), phase, int(line))
             answer = ""
         except FledgeError as error:
             answer = error.as_json()

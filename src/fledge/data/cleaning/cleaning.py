@@ -12,7 +12,7 @@ from functools import cache, partial
 from html import unescape
 from typing import Any
 
-from fledge.data.cleaning.languages import language_of
+from fledge.data.cleaning.languages import detect_language
 from fledge.data.rows.items import Item, RowError
 from fledge.errors import missing_extra
 from fledge.recipe.schema import CleanConfig
@@ -24,7 +24,7 @@ EXCERPT = 40  # characters shown on each side of a change
 
 
 @dataclass(frozen=True)
-class Steps:
+class CleaningSteps:
     """Which steps are taken."""
 
     mojibake: bool = True
@@ -33,7 +33,7 @@ class Steps:
     whitespace: bool = True
 
     @classmethod
-    def of(cls, config: CleanConfig, kind: str) -> "Steps":
+    def of(cls, config: CleanConfig, kind: str) -> "CleaningSteps":
         """The steps for a stage of this kind; `html: auto` is for documents. FledgeError where `html: true` cannot be done."""
         if config.html is True and _html_parser() is None:
             raise missing_extra("selectolax", "data", "clean.html")
@@ -50,7 +50,7 @@ class Change:
     after: str = ""
 
 
-def clean_text(text: str, steps: Steps) -> tuple[str, tuple[str, ...]]:
+def clean_text(text: str, steps: CleaningSteps) -> tuple[str, tuple[str, ...]]:
     """The mended text, and the names of the steps that changed it (or of what was noticed, where it could not be mended).
 
     RowError "HTML only": nothing is left of a text that is markup throughout.
@@ -59,7 +59,7 @@ def clean_text(text: str, steps: Steps) -> tuple[str, tuple[str, ...]]:
     return text, tuple(change.step for change in changes)
 
 
-def clean_item(item: Item, steps: Steps) -> tuple[Item, tuple[Change, ...]]:
+def clean_item(item: Item, steps: CleaningSteps) -> tuple[Item, tuple[Change, ...]]:
     """An item with all its texts mended, and the first change of each step. Tools and calls of tools are left alone.
 
     RowError "empty after cleaning", where a text had something before, "HTML only", or "chosen equals rejected", where only
@@ -100,7 +100,7 @@ def clean_item(item: Item, steps: Steps) -> tuple[Item, tuple[Change, ...]]:
 _TEXTS = ("text", "messages", "prompt", "chosen", "rejected", "answer")
 
 
-def _clean(text: str, steps: Steps) -> tuple[str, tuple[Change, ...]]:
+def _clean(text: str, steps: CleaningSteps) -> tuple[str, tuple[Change, ...]]:
     changes: dict[str, Change] = {}
     for _ in range(ROUNDS):
         before = text
@@ -254,7 +254,7 @@ def _fragment(text: str, kept: list[str]) -> str | None:
     closed = {tag["name"] for tag in found if tag["end"]} & opened
     foreign = sum(1 for name in closed if name.lower() not in _KNOWN or not _one_case(name))
     real = [tag for tag in found if _is_real(tag, text, opened, closed)]
-    if not real or 2 * foreign > len(closed) or language_of(_TAG.sub("", _NOT_PROSE.sub("", text[:8000]))) == "code":
+    if not real or 2 * foreign > len(closed) or detect_language(_TAG.sub("", _NOT_PROSE.sub("", text[:8000]))) == "code":
         return None
     parts, end = [], 0
     for tag in real:
@@ -347,7 +347,7 @@ def _spaces(page: bool, found: re.Match[str]) -> str:
 
 def _decode_entities(text: str) -> str:
     """Characters for the entities of typography, outside of code; not for those of "<" and ">", which show markup."""
-    if "&" not in text or not _ENTITY.search(text) or language_of(text) == "code":
+    if "&" not in text or not _ENTITY.search(text) or detect_language(text) == "code":
         return text
     parts, end = [], 0
     for code in _MARKDOWN_CODE.finditer(text):

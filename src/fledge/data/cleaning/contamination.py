@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fledge.data.cleaning.duplicates import Units, grams, prefix_sums, spans, units
-from fledge.data.storage import arrays_of
+from fledge.data.storage import load_arrays
 from fledge.errors import FledgeError
 
 WORDS, CHARACTERS = 13, 26  # units of the n-grams of an evaluation text with spaces between words, and of one without
@@ -74,7 +74,7 @@ class Contamination:
         from safetensors import SafetensorError
 
         try:
-            arrays = arrays_of(path)
+            arrays = load_arrays(path)
         except (OSError, SafetensorError) as error:
             raise FledgeError(f"cannot read the hashes of evaluation texts: {error}", where=str(path)) from None
         if arrays.pop("version", np.zeros(0)).tolist() != [VERSION]:

@@ -105,7 +105,7 @@ def _of_latin(sample: str) -> str:
     return "en" if sample.isascii() and not other and len(words) <= 12 else "latin"
 
 
-def language_of(text: str) -> str:
+def detect_language(text: str) -> str:
     """The likely language of a text, by its first 2,000 characters: one of LANGUAGES.
 
     Chinese is told from Japanese by the absence of kana, whatever its age and spelling; English from other languages of

@@ -53,7 +53,7 @@ def head_of(file: Path, size: int) -> bytes:
     return head[:size]
 
 
-def refuse_foreign(file: Path, block: bytes) -> None:
+def check_not_foreign(file: Path, block: bytes) -> None:
     """FledgeError if a file of text begins like one of a format that is none."""
     for magic, (content, ending) in FOREIGN.items():
         if block.startswith(magic):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from fledge.data.reading.blocks import blocks_of, head_of, refuse_foreign
+from fledge.data.reading.blocks import blocks_of, check_not_foreign, head_of
 from fledge.errors import FledgeError
 from fledge.recipe.schema import Source
 
@@ -137,7 +137,7 @@ def utf8_blocks(file: Path, encoding: str, start: int = 0, stop: int | None = No
 def _text_blocks(file: Path, start: int, stop: int | None) -> Iterator[bytes]:
     for index, block in enumerate(blocks_of(file, start, stop)):
         if start == 0 and index == 0:
-            refuse_foreign(file, block)
+            check_not_foreign(file, block)
         yield block
 
 

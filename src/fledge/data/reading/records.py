@@ -13,7 +13,7 @@ from fledge.data.reading.tables import csv_rows, parquet_file, parquet_rows
 from fledge.errors import FledgeError
 from fledge.recipe.schema import Source
 
-__all__ = ["Record", "Span", "files_of", "passed_over", "place", "read", "remarks", "spans_of"]
+__all__ = ["FileRange", "Record", "file_notices", "files_of", "ignored_files", "read", "row_location", "spans_of"]
 
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
 BY_LINE = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
@@ -22,7 +22,7 @@ SHAPES = {"lines": ["one object a line: read like .jsonl"], "object": ["rows tak
 
 
 @dataclass(frozen=True)
-class Span:
+class FileRange:
     """A part of a file that can be read on its own.
 
     `start` and `stop` are bytes, or row groups of a .parquet file; None is the end. `first` is the number of the first row.
@@ -42,7 +42,7 @@ def format_of(file: Path) -> str | None:
     return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
 
 
-def place(file: str, number: int) -> str:
+def row_location(file: str, number: int) -> str:
     """Where a row stands: a.jsonl:12 for the line of a file, counted from 1; a.json#3 for an index, counted from 0.
 
     The number 0 of a file of lines is the whole file.
@@ -93,7 +93,7 @@ def _check(file: Path, key: str) -> None:
         raise FledgeError(f"'{file}' is not a regular file", where=key)
 
 
-def passed_over(source: Source) -> list[Path]:
+def ignored_files(source: Source) -> list[Path]:
     """What lies in a folder source and is not read: sub-folders, hidden files, and those whose ending says no rows."""
     try:
         path = Path(source.path or "").expanduser()
@@ -102,7 +102,7 @@ def passed_over(source: Source) -> list[Path]:
         return []  # files_of says why
 
 
-def remarks(file: Path, source: Source) -> list[str]:
+def file_notices(file: Path, source: Source) -> list[str]:
     """What the user should be told about how a file is read: an encoding that was recognised, a .json that is no array."""
     ending = format_of(file)
     if ending == ".parquet":
@@ -113,7 +113,7 @@ def remarks(file: Path, source: Source) -> list[str]:
     return said + SHAPES.get(shape, [])
 
 
-def spans_of(files: Sequence[Path], source: Source, target_bytes: int) -> list[Span]:
+def spans_of(files: Sequence[Path], source: Source, target_bytes: int) -> list[FileRange]:
     """All files in parts of about `target_bytes`, in order; together the parts hold each row once. Empty files have none.
 
     Divided are plain .jsonl and .txt of one document a line, at line ends, and .parquet between row groups. Only line ends are
@@ -122,7 +122,7 @@ def spans_of(files: Sequence[Path], source: Source, target_bytes: int) -> list[S
     return [span for file in files for span in _spans(file, source, target_bytes)]
 
 
-def _spans(file: Path, source: Source, target_bytes: int) -> list[Span]:
+def _spans(file: Path, source: Source, target_bytes: int) -> list[FileRange]:
     ending, compressed = format_of(file), file.suffix.lower() in UNPACK
     try:
         size = file.stat().st_size
@@ -136,22 +136,22 @@ def _spans(file: Path, source: Source, target_bytes: int) -> list[Span]:
     except OSError as error:
         raise FledgeError(f"cannot read it: {error.strerror or error}", where=str(file)) from None
     by_index = ending in (".json", ".parquet") or (ending == ".txt" and source.documents == "file")
-    return [Span(str(file), 0, None, 0 if by_index else 1)]
+    return [FileRange(str(file), 0, None, 0 if by_index else 1)]
 
 
-def _row_group_spans(file: Path, target_bytes: int) -> list[Span]:
+def _row_group_spans(file: Path, target_bytes: int) -> list[FileRange]:
     spans, start, size, first, row = [], 0, 0, 0, 0
     with parquet_file(file) as table:
         for group in range(table.num_row_groups):
             size += table.metadata.row_group(group).total_byte_size
             row += table.metadata.row_group(group).num_rows
             if size >= target_bytes or group == table.num_row_groups - 1:
-                spans.append(Span(str(file), start, group + 1, first))
+                spans.append(FileRange(str(file), start, group + 1, first))
                 start, size, first = group + 1, 0, row
     return spans
 
 
-def _line_spans(file: Path, size: int, target_bytes: int) -> Iterator[Span]:
+def _line_spans(file: Path, size: int, target_bytes: int) -> Iterator[FileRange]:
     start, number = 0, 1
     with file.open("rb") as handle:
         while start < size:
@@ -162,11 +162,11 @@ def _line_spans(file: Path, size: int, target_bytes: int) -> Iterator[Span]:
                 pass
             number += rest.endswith(b"\n")
             stop = min(handle.tell(), size)
-            yield Span(str(file), start, stop, first)
+            yield FileRange(str(file), start, stop, first)
             start = stop
 
 
-def read(span: Span, source: Source) -> Iterator[Record]:
+def read(span: FileRange, source: Source) -> Iterator[Record]:
     """The rows of a part of a file, in order and in constant memory. Blank rows are skipped, and no others.
 
     Where compressed data are damaged, the rows before are read and one broken record stands for the rest. FledgeError names the
@@ -181,7 +181,7 @@ def read(span: Span, source: Source) -> Iterator[Record]:
         yield Record(number, broken="damaged file", detail=f"{damage}; what follows is lost")
 
 
-def _rows(span: Span, source: Source) -> Iterator[Record]:
+def _rows(span: FileRange, source: Source) -> Iterator[Record]:
     file = Path(span.file)
     ending = format_of(file)
     if ending == ".parquet":

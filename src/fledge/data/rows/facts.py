@@ -7,7 +7,7 @@ from typing import Any
 
 import xxhash
 
-from fledge.data.rows.items import Conversation, Document, Item, Labelled, describe, placeholders
+from fledge.data.rows.items import BinaryFeedback, Conversation, Document, Item, format_name, placeholders
 from fledge.recipe.schema import Source
 
 OPENINGS_KEPT = 2000  # of each shard; the most frequent ones
@@ -32,7 +32,7 @@ def texts_of(item: Item, system: bool = True) -> list[str]:
     texts = [turn.content for turn in turns if system or turn.role != "system"]
     if isinstance(item, Conversation):
         return texts
-    return [*texts, item.answer] if isinstance(item, Labelled) else [*texts, item.chosen, item.rejected]
+    return [*texts, item.answer] if isinstance(item, BinaryFeedback) else [*texts, item.chosen, item.rejected]
 
 
 def own_text(item: Item) -> str:
@@ -48,7 +48,7 @@ def question_and_answer(item: Item) -> tuple[str, str]:
     question = next((turn.content for turn in turns if turn.role == "user"), "")
     if isinstance(item, Conversation):
         return question, turns[-1].content
-    return question, item.answer if isinstance(item, Labelled) else item.chosen
+    return question, item.answer if isinstance(item, BinaryFeedback) else item.chosen
 
 
 def opening(answer: str) -> str:
@@ -84,7 +84,7 @@ class Facts:
                 self.nulls[column] += 1
             elif content == "" or content == []:
                 self.empty[column] += 1
-        self.schemas[describe(value, source)] += 1
+        self.schemas[format_name(value, source)] += 1
 
     def item(self, item: Item) -> Iterator[tuple[str, str]]:
         """Count one recognised item; yields what should be told of it as (reason, detail)."""

@@ -41,7 +41,7 @@ class Conversation:
 
 
 @dataclass(frozen=True)
-class Preference:
+class PreferencePair:
     """Turns that end with the user's (or a tool's result), and two answers of which one is preferred."""
 
     prompt: tuple[Message, ...]
@@ -51,7 +51,7 @@ class Preference:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class BinaryFeedback:
     """Turns that end with the user's (or a tool's result), and an answer that is wanted or not."""
 
     prompt: tuple[Message, ...]
@@ -60,7 +60,7 @@ class Labelled:
     tools: str | None = None
 
 
-Item = Document | Conversation | Preference | Labelled
+Item = Document | Conversation | PreferencePair | BinaryFeedback
 
 
 # -- conversations ------------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def _as_labelled(row: Mapping[str, Any], source: Source) -> Item:
     *prompt, answer = _dialogue(row, source)
     if answer.tool_calls:
         raise RowError("answer is a tool call")
-    return Labelled(_unweighted(prompt), answer.content, bool(desirable), _tools(row, source))
+    return BinaryFeedback(_unweighted(prompt), answer.content, bool(desirable), _tools(row, source))
 
 
 def _as_preference(row: Mapping[str, Any], source: Source) -> Item:
@@ -231,7 +231,7 @@ def _as_preference(row: Mapping[str, Any], source: Source) -> Item:
     _check_texts(prompt)
     if chosen == rejected:
         raise RowError("chosen equals rejected")
-    return Preference(_unweighted(prompt), chosen, rejected, _tools(row, source))
+    return PreferencePair(_unweighted(prompt), chosen, rejected, _tools(row, source))
 
 
 def _pair(row: Mapping[str, Any], source: Source) -> list[tuple[str, Any]]:
@@ -271,7 +271,7 @@ def _unweighted(turns: Sequence[Message]) -> tuple[Message, ...]:
     return tuple(replace(turn, weight=None) if turn.weight is not None else turn for turn in turns)
 
 
-RECOGNISE: dict[str, Callable[[Mapping[str, Any], Source], Item]] = {
+PARSERS: dict[str, Callable[[Mapping[str, Any], Source], Item]] = {
     "pretrain": _as_document,
     "sft": _as_conversation,
     "preference": _as_preference,
@@ -279,7 +279,7 @@ RECOGNISE: dict[str, Callable[[Mapping[str, Any], Source], Item]] = {
 }
 
 
-def recognise(row: Any, source: Source, kind: str, system: str | None = None) -> Item:
+def parse_row(row: Any, source: Source, kind: str, system: str | None = None) -> Item:
     """The item that a stage of this kind (pretrain, sft, preference, label) makes of a row; RowError says why it cannot.
 
     `system` is put before conversations that bring no system turn.
@@ -288,11 +288,11 @@ def recognise(row: Any, source: Source, kind: str, system: str | None = None) ->
         raise RowError("not an object", type(row).__name__)
     if media := [name for name in MEDIA if row.get(name)]:
         raise RowError("not text", f"the row has {media[0]}")
-    item = RECOGNISE[kind](row, source)
+    item = PARSERS[kind](row, source)
     if system is not None:
         item = _behind(system, item)
     try:
-        to_bytes(item)
+        serialize(item)
     except TypeError:
         raise RowError("undecodable", "the text holds half a surrogate pair, which UTF-8 cannot say") from None
     return item
@@ -311,7 +311,7 @@ def _behind(system: str, item: Item) -> Item:
 # -- what a row looks like ----------------------------------------------------------------------------------------------
 
 
-def detect(row: Any, source: Source) -> str:
+def detect_format(row: Any, source: Source) -> str:
     """The kind of stage that a row's columns suggest, the most specific first; RowError where none is known."""
     if not isinstance(row, Mapping):
         raise RowError("not an object", type(row).__name__)
@@ -332,10 +332,10 @@ def detect(row: Any, source: Source) -> str:
     raise RowError("no known column", columns_of(row))
 
 
-def describe(row: Any, source: Source) -> str:
+def format_name(row: Any, source: Source) -> str:
     """The name of a row's schema; 'unknown' where there is none. Never raises."""
     try:
-        kind = detect(row, source)
+        kind = detect_format(row, source)
     except RowError:
         return "unknown"
     if kind == "pretrain":
@@ -375,19 +375,19 @@ def placeholders(item: Item) -> list[str]:
     elif isinstance(item, Conversation):
         texts = [turn.content for turn in item.messages]
     else:
-        answers = [item.answer] if isinstance(item, Labelled) else [item.chosen, item.rejected]
+        answers = [item.answer] if isinstance(item, BinaryFeedback) else [item.chosen, item.rejected]
         texts = [*(turn.content for turn in item.prompt), *answers]
     suspect = (text for text in texts if any(mark in text for mark in ("{{", "<NAME>", "<AUTHOR>")))
     return list(dict.fromkeys(found for text in suspect for found in _PLACEHOLDER.findall(text)))
 
 
-def to_bytes(item: Item) -> bytes:
+def serialize(item: Item) -> bytes:
     """An item as one line of JSON; TypeError for text that UTF-8 cannot say."""
     if isinstance(item, Document):
         return orjson.dumps(("document", item.text))
     if isinstance(item, Conversation):
         return orjson.dumps(("conversation", _pack(item.messages), item.tools))
-    if isinstance(item, Preference):
+    if isinstance(item, PreferencePair):
         return orjson.dumps(("preference", _pack(item.prompt), item.chosen, item.rejected, item.tools))
     return orjson.dumps(("labelled", _pack(item.prompt), item.answer, item.desirable, item.tools))
 
@@ -397,7 +397,7 @@ def from_bytes(line: bytes) -> Item:
     name, *fields = orjson.loads(line)
     if name == "document":
         return Document(*fields)
-    made = {"conversation": Conversation, "preference": Preference, "labelled": Labelled}[name]
+    made = {"conversation": Conversation, "preference": PreferencePair, "labelled": BinaryFeedback}[name]
     return made(_unpack(fields[0]), *fields[1:])
 
 
@@ -418,11 +418,11 @@ def _unpack(turns: Sequence[list]) -> tuple[Message, ...]:
     )
 
 
-def evaluated(row: Any, source: Source) -> Item:
+def parse_eval_row(row: Any, source: Source) -> Item:
     """A row of an evaluation file: whatever kind it is of, or the question alone. RowError where there is neither."""
-    for kind in RECOGNISE:
+    for kind in PARSERS:
         try:
-            return recognise(row, source, kind)
+            return parse_row(row, source, kind)
         except RowError:
             continue
     question = text_of(row, source, "prompt", PROMPTS) if isinstance(row, Mapping) else None

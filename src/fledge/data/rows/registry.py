@@ -47,9 +47,9 @@ def resolve(source: Source, key: str) -> list[Source]:
     file = file / FILE_NAME if file.is_dir() else file
     entries = _read(file, key)
     names = _names(source.name or "", entries)
-    if source.share is not None and len(names) > 1:
+    if source.token_fraction is not None and len(names) > 1:
         raise FledgeError(
-            f"share {source.share:g} is given to {len(names)} data sets together",
+            f"share {source.token_fraction:g} is given to {len(names)} data sets together",
             where=key,
             hint="name each of them in a source of its own, with its own share",
         )
@@ -115,7 +115,7 @@ class Entry:
             "roles": {**self._roles(), **asked.roles},
         }
         samples = self._samples()
-        if samples and not any((asked.share, asked.ratio, asked.max_rows, asked.max_tokens)):
+        if samples and not any((asked.token_fraction, asked.ratio, asked.max_rows, asked.max_tokens)):
             values["max_rows"] = samples
         return Source.model_validate(values)
 

@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fledge.data.building.opening import StageData
+from fledge.data.building.opening import StageDataset
 from fledge.data.building.shard_rows import ShardRows
 from fledge.data.building.shards import BuildPlan
-from fledge.data.building.work import TRAIN, VALIDATION, keep_of
-from fledge.data.ledger import SourceAccount
-from fledge.data.storage import Joined, arrays_of
-from fledge.data.survey.recorded import Part, Places, training_part
+from fledge.data.building.work import TRAIN, VALIDATION, keep_mask
+from fledge.data.ledger import SourceReport
+from fledge.data.storage import ConcatenatedArrays, load_arrays
+from fledge.data.survey.recorded import Part, RowLocator, training_part
 from fledge.data.survey.statistics import SHORT_ANSWER, SourceStatistics, StageStatistics
 from fledge.tokenizer import Message, TemplateError, Tokenizer
 
@@ -59,13 +59,13 @@ class Tokens:
     first_unknown: int  # sequence, or -1
 
 
-class Inspected:
+class CheckContext:
     """The build of a stage, as the checks see it. `vocabulary` is the number of tokens that the model knows, and
     `max_dropped` the largest share of a source's rows that may be dropped; None: no limit."""
 
     def __init__(
         self,
-        data: StageData,
+        data: StageDataset,
         statistics: StageStatistics,
         tokenizer: Tokenizer,
         vocabulary: int | None = None,
@@ -73,13 +73,13 @@ class Inspected:
     ) -> None:
         self.data, self.statistics, self.tokenizer = data, statistics, tokenizer
         self.vocabulary, self.max_dropped = vocabulary, max_dropped
-        self.plan = BuildPlan.read(data.folder / "plan.json")
+        self.plan = BuildPlan.read(data.folder / "build_plan.json")
         self.kind, self.context = statistics.kind, statistics.context
-        self.places = Places(data, self.plan)
+        self.places = RowLocator(data, self.plan)
         self.accounts = data.ledger.sources
 
     @cached_property
-    def trained(self) -> list[tuple[SourceStatistics, SourceAccount, Part]]:
+    def trained(self) -> list[tuple[SourceStatistics, SourceReport, Part]]:
         """The training sources."""
         return [
             (source, self.accounts[number], training_part(self.data, self.plan, number))
@@ -95,7 +95,7 @@ class Inspected:
     def scans(self) -> list[Tokens]:
         """One scan over all training tokens."""
         tokens = self.data.train.examples.tokens
-        assert isinstance(tokens, Joined)
+        assert isinstance(tokens, ConcatenatedArrays)
         return [self._scan(array, int(start)) for array, start in zip(tokens.arrays, tokens.starts[:-1], strict=True)]
 
     def _scan(self, array: np.ndarray, start: int) -> Tokens:
@@ -131,9 +131,9 @@ def unknown_token(tokenizer: Tokenizer) -> int | None:
     return None if text is None else tokenizer.core.token_to_id(text)
 
 
-def _noted(account: SourceAccount, reason: str) -> tuple[str, str]:
+def _noted(account: SourceReport, reason: str) -> tuple[str, str]:
     """Place and detail of the first row with a reason."""
-    places = account.noted.get(reason)
+    places = account.examples_by_reason.get(reason)
     return (places[0]["where"], places[0]["detail"]) if places else ("", "")
 
 
@@ -144,7 +144,7 @@ def _of(count: int, whole: int) -> str:
 # -- errors -------------------------------------------------------------------------------------------------------------
 
 
-def _dropped(stage: Inspected) -> Iterator[Finding]:
+def _dropped(stage: CheckContext) -> Iterator[Finding]:
     for account in stage.accounts:
         dropped, limit = sum(account.dropped.values()), stage.max_dropped
         if not dropped:
@@ -153,14 +153,14 @@ def _dropped(stage: Inspected) -> Iterator[Finding]:
         message = f"{_of(dropped, account.rows)} are dropped: {account.reasons()}"
         others = dropped - account.dropped["exact duplicate"] - account.dropped["near duplicate"]
         if limit is not None and dropped > limit * account.rows:
-            hint = f"mend the rows, or raise data.max_dropped ({limit:.3g})"
+            hint = f"mend the rows, or raise data.max_drop_fraction ({limit:.3g})"
             yield Finding("dropped", "error", message, account.name, where, hint)
         elif limit is None and others > DROPPED * account.rows:
-            hint = "`fledge data account` shows each of them; data.max_dropped sets a limit"
+            hint = "`fledge data account` shows each of them; data.max_drop_fraction sets a limit"
             yield Finding("dropped", "warning", message, account.name, where, hint)
 
 
-def _supervision(stage: Inspected) -> Iterator[Finding]:
+def _supervision(stage: CheckContext) -> Iterator[Finding]:
     for source, _, part in stage.trained:
         if not part.supervised.any():
             why = "no answer has a supervised token" if len(part.examples) else "all its rows went to validation"
@@ -168,7 +168,7 @@ def _supervision(stage: Inspected) -> Iterator[Finding]:
             yield Finding("supervision", "error", f"nothing is supervised: {why}", source.name, stage.first(part), hint)
 
 
-def _end_token(stage: Inspected) -> Iterator[Finding]:
+def _end_token(stage: CheckContext) -> Iterator[Finding]:
     if stage.kind == "pretrain":  # every document is written between its control tokens
         return
     for source, _, part in stage.trained:
@@ -176,11 +176,11 @@ def _end_token(stage: Inspected) -> Iterator[Finding]:
             yield Finding(
                 "end token", "error", f"the end token is never supervised in {len(part.lengths):,} sequences: the model "
                 "would not learn to stop", source.name, stage.first(part),
-                "lengthen data.context if every answer is cut, else use a chat template that ends answers with the end token",
+                "lengthen data.max_seq_len if every answer is cut, else use a chat template that ends answers with the end token",
             )  # fmt: skip
 
 
-def _start_token(stage: Inspected) -> Iterator[Finding]:
+def _start_token(stage: CheckContext) -> Iterator[Finding]:
     """Two equal control tokens at the beginning: a template and something else both wrote one."""
     examples, doubled = stage.data.train.examples, _doubled(stage)
     for source, _, part in stage.trained:
@@ -194,10 +194,10 @@ def _start_token(stage: Inspected) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _doubled(stage: Inspected) -> np.ndarray:
+def _doubled(stage: CheckContext) -> np.ndarray:
     """Which sequences begin with the same control token twice: bool [S]."""
     examples = stage.data.train.examples
-    assert isinstance(examples.tokens, Joined)
+    assert isinstance(examples.tokens, ConcatenatedArrays)
     special = [number for number, token in stage.tokenizer.core.get_added_tokens_decoder().items() if token.special]
     doubled = np.diff(examples.offsets) > 1
     for array, start in zip(examples.tokens.arrays, examples.tokens.starts[:-1], strict=True):
@@ -208,7 +208,7 @@ def _doubled(stage: Inspected) -> np.ndarray:
     return doubled
 
 
-def _template(stage: Inspected) -> Iterator[Finding]:
+def _template(stage: CheckContext) -> Iterator[Finding]:
     if stage.kind == "pretrain":
         return
     unfit = _unfit(stage.tokenizer)
@@ -232,19 +232,19 @@ def _unfit(tokenizer: Tokenizer) -> str:
     return ""
 
 
-def _kept_hashes(stage: Inspected, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _kept_hashes(stage: CheckContext, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Content hashes of the rows on one side [N, 2], and of each its shard and its number there."""
     hashes, shards, inside = [np.zeros((0, 2), np.uint64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for shard in stage.plan.of_part("train", "validation"):
-        keep = keep_of(stage.data.folder, shard)
+        keep = keep_mask(stage.data.folder, shard)
         chosen = np.flatnonzero(keep == side)
-        hashes.append(arrays_of(stage.data.folder / "rows" / shard.folder / "rows.safetensors")["hash"][chosen])
+        hashes.append(load_arrays(stage.data.folder / "rows" / shard.folder / "rows.safetensors")["hash"][chosen])
         shards.append(np.full(len(chosen), shard.number))
         inside.append(chosen)
     return np.concatenate(hashes), np.concatenate(shards), np.concatenate(inside)
 
 
-def _validation(stage: Inspected) -> Iterator[Finding]:
+def _validation(stage: CheckContext) -> Iterator[Finding]:
     train, shards, inside = _kept_hashes(stage, TRAIN)
     held_out, *_ = _kept_hashes(stage, VALIDATION)
     suspects = np.flatnonzero(np.isin(train[:, 0], held_out[:, 0]))
@@ -255,11 +255,11 @@ def _validation(stage: Inspected) -> Iterator[Finding]:
         where = ShardRows.of(stage.data.folder, shard).where(int(inside[shared[0]]))
         yield Finding(
             "validation", "error", f"{len(shared):,} rows are trained on and validated on",
-            stage.plan.sources[shard.source].name, where, "set data.clean.contamination to true, or take them out of one side",
+            stage.plan.sources[shard.source].name, where, "set data.clean.decontaminate to true, or take them out of one side",
         )  # fmt: skip
 
 
-def _vocabulary(stage: Inspected) -> Iterator[Finding]:
+def _vocabulary(stage: CheckContext) -> Iterator[Finding]:
     limit = stage.vocabulary
     largest = max((scan.largest for scan in stage.scans), default=0)
     if limit is not None and largest >= limit:
@@ -269,7 +269,7 @@ def _vocabulary(stage: Inspected) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _unknown(stage: Inspected) -> Iterator[Finding]:
+def _unknown(stage: CheckContext) -> Iterator[Finding]:
     for number, (source, _, _) in enumerate(stage.trained):
         mine = [scan for scan in stage.scans if scan.source == number]
         count, size = sum(scan.unknown for scan in mine), sum(scan.size for scan in mine)
@@ -281,7 +281,7 @@ def _unknown(stage: Inspected) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _alike(stage: Inspected) -> Iterator[Finding]:
+def _alike(stage: CheckContext) -> Iterator[Finding]:
     for source, _, part in stage.trained:
         answers = source.answers
         if answers is not None and answers.count >= ALIKE_LEAST and answers.most_frequent_share > ALIKE:
@@ -295,7 +295,7 @@ def _alike(stage: Inspected) -> Iterator[Finding]:
 # -- warnings -----------------------------------------------------------------------------------------------------------
 
 
-def _duplicates(stage: Inspected) -> Iterator[Finding]:
+def _duplicates(stage: CheckContext) -> Iterator[Finding]:
     left_out = stage.plan.stage.data.clean.exact_duplicates
     for source, account, _ in stage.trained:
         if source.exact_duplicates > DUPLICATES * source.rows:
@@ -308,7 +308,7 @@ def _duplicates(stage: Inspected) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _placeholders(stage: Inspected) -> Iterator[Finding]:
+def _placeholders(stage: CheckContext) -> Iterator[Finding]:
     for source, account, _ in stage.trained:
         count = account.noticed["unfilled placeholder"]
         if count:
@@ -319,7 +319,7 @@ def _placeholders(stage: Inspected) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _mixture(stage: Inspected) -> Iterator[Finding]:
+def _mixture(stage: CheckContext) -> Iterator[Finding]:
     entries = stage.statistics.mixture
     for entry, (source, _, _) in zip(entries, stage.trained, strict=True):
         share, answers = entry.token_share, source.answers
@@ -337,7 +337,7 @@ def _mixture(stage: Inspected) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _identity(stage: Inspected) -> Iterator[Finding]:
+def _identity(stage: CheckContext) -> Iterator[Finding]:
     share = stage.statistics.epoch.identity_share
     if share is not None and share > IDENTITY:
         most = max(stage.trained, key=lambda known: known[0].answers.identity if known[0].answers else 0)
@@ -347,17 +347,17 @@ def _identity(stage: Inspected) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _cut(stage: Inspected) -> Iterator[Finding]:
+def _cut(stage: CheckContext) -> Iterator[Finding]:
     for source, account, _ in stage.trained:
         if stage.kind != "pretrain" and account.truncated > CUT * account.used:
             yield Finding(
                 "cut answers", "warning", f"{_of(account.truncated, account.used)} are cut to the context of "
                 f"{stage.context:,} tokens ({account.tokens_lost:,} tokens lost)", source.name,
-                _noted(account, "answer cut to the context")[0], "lengthen data.context",
+                _noted(account, "answer cut to the context")[0], "lengthen data.max_seq_len",
             )  # fmt: skip
 
 
-def _short(stage: Inspected) -> Iterator[Finding]:
+def _short(stage: CheckContext) -> Iterator[Finding]:
     for source, _, part in stage.trained:
         share = source.training.short_share if source.training else None
         if share is not None and share > SHORT:
@@ -374,7 +374,7 @@ class Check:
 
     name: str
     passed: str
-    find: Callable[[Inspected], Iterator[Finding]]
+    find: Callable[[CheckContext], Iterator[Finding]]
 
 
 CHECKS = (
@@ -396,6 +396,6 @@ CHECKS = (
 )
 
 
-def findings(stage: Inspected) -> dict[str, list[Finding]]:
+def findings(stage: CheckContext) -> dict[str, list[Finding]]:
     """What each check found; an empty list where it passed."""
     return {check.name: list(check.find(stage)) for check in CHECKS}

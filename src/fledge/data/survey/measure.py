@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fledge.data.building.build import Collected
+from fledge.data.building.build import CollectedRows
 from fledge.data.building.shard_rows import ShardRows
-from fledge.data.building.work import items_of, keep_of
+from fledge.data.building.work import iter_items, keep_mask
 from fledge.data.cleaning.duplicates import overlapping, shingles, signatures
-from fledge.data.examples import Rules, encode_items
+from fledge.data.examples import EncodingConfig, encode_items
 from fledge.data.rows.facts import own_text
 from fledge.tokenizer import Tokenizer
 
@@ -24,7 +24,7 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Near:
+class NearDuplicates:
     """Rows of a source that overlap an earlier row of the stage, and the first of them: (row, earlier row, overlap)."""
 
     count: int = 0
@@ -36,17 +36,17 @@ class Measured:
     """What only the items tell. Keys are numbers of sources in the plan."""
 
     threshold: float
-    near: dict[int, Near] | None  # None: the recipe leaves near duplicates out
+    near: dict[int, NearDuplicates] | None  # None: the recipe leaves near duplicates out
     tokens: dict[int, np.ndarray]  # of the longest sequence of each item, before any cut; conversations and preferences
 
 
 class _Kept:
     """The rows that stay, as one sequence over all shards of the training sources."""
 
-    def __init__(self, collected: Collected) -> None:
+    def __init__(self, collected: CollectedRows) -> None:
         self.folder = collected.folder
         self.rows = [ShardRows.of(self.folder, shard) for shard in collected.plan.of_part("train")]
-        self.keeps = [keep_of(self.folder, rows.shard) > 0 for rows in self.rows]
+        self.keeps = [keep_mask(self.folder, rows.shard) > 0 for rows in self.rows]
         self.inside = [np.flatnonzero(keep) for keep in self.keeps]
         self.starts = np.concatenate(([0], np.cumsum([len(kept) for kept in self.inside]))).astype(np.int64)
 
@@ -74,7 +74,7 @@ class _Kept:
     def texts(self) -> Iterator[str]:
         """The text of every row, in order."""
         for rows, keep in zip(self.rows, self.keeps, strict=True):
-            for item in items_of(rows.folder, keep):
+            for item in iter_items(rows.folder, keep):
                 yield own_text(item)
 
 
@@ -89,7 +89,7 @@ def _chunks(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield chunk
 
 
-def measure_near(collected: Collected, threshold: float) -> dict[int, Near]:
+def measure_near(collected: CollectedRows, threshold: float) -> dict[int, NearDuplicates]:
     """Rows that stay though they overlap an earlier one by at least `threshold` (true Jaccard); nothing is left out."""
     kept = _Kept(collected)
     if not len(kept):
@@ -100,23 +100,25 @@ def measure_near(collected: Collected, threshold: float) -> dict[int, Near]:
     for row, first, overlap in overlapping(signed, threshold, kept.text):
         found[kept.source(row)].append((row, first, overlap))
     named = lambda row, first, overlap: (kept.where(row), kept.where(first), overlap)  # noqa: E731
-    return {source: Near(len(near), tuple(named(*one) for one in near[:EXAMPLES_KEPT])) for source, near in found.items()}
+    return {
+        source: NearDuplicates(len(near), tuple(named(*one) for one in near[:EXAMPLES_KEPT])) for source, near in found.items()
+    }
 
 
-def measure_tokens(collected: Collected, tokenizer: Tokenizer) -> dict[int, np.ndarray]:
+def measure_tokens(collected: CollectedRows, tokenizer: Tokenizer) -> dict[int, np.ndarray]:
     """Tokens of each item that stays, before anything is cut for the context: of the longest of its sequences."""
     plan = collected.plan
-    rules = replace(Rules.of(plan.stage, plan.seed), context=ANY_LENGTH, long_conversations="recent")
+    rules = replace(EncodingConfig.of(plan.stage, plan.seed), max_seq_len=ANY_LENGTH, truncation="keep_recent")
     found: defaultdict[int, list[int]] = defaultdict(list)
     for shard in plan.of_part("train"):
-        keep = keep_of(collected.folder, shard)
-        for encoded in encode_items(items_of(collected.folder / "rows" / shard.folder, keep > 0), tokenizer, rules):
+        keep = keep_mask(collected.folder, shard)
+        for encoded in encode_items(iter_items(collected.folder / "rows" / shard.folder, keep > 0), tokenizer, rules):
             for example in encoded.examples:
                 found[shard.source].append(max(len(tokens) for tokens, _ in example))
     return {source: np.asarray(lengths, dtype=np.int64) for source, lengths in found.items()}
 
 
-def measure(collected: Collected, tokenizer: Tokenizer, progress: Progress) -> Measured:
+def measure(collected: CollectedRows, tokenizer: Tokenizer, progress: Progress) -> Measured:
     """Look at the items once more; call it before `encode`, which lets them go."""
     stage = collected.plan.stage
     threshold, near, tokens = stage.data.clean.near_duplicates, None, {}

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from fledge.data.building.opening import StageData
+from fledge.data.building.opening import StageDataset
 from fledge.data.building.shard_rows import ShardRows
 from fledge.data.building.shards import BuildPlan, Shard
-from fledge.data.building.work import result_of
+from fledge.data.building.work import phase_result
 
 
 @dataclass(frozen=True)
-class Facts:
+class SourceFacts:
     """Sums of what the workers noted of the rows of one source."""
 
     schemas: Counter[str] = field(default_factory=Counter)
@@ -27,11 +27,11 @@ class Facts:
     numbers: Counter[str] = field(default_factory=Counter)  # sums over the shards
 
     @classmethod
-    def of(cls, folder: Path, shards: Iterable[Shard]) -> "Facts":
+    def of(cls, folder: Path, shards: Iterable[Shard]) -> "SourceFacts":
         """The facts of these shards."""
         made = cls()
         for shard in shards:
-            noted = result_of(folder / "rows" / shard.folder)["facts"]
+            noted = phase_result(folder / "rows" / shard.folder)["facts"]
             for name in ("schemas", "columns", "nulls", "empty", "openings", "equal"):
                 getattr(made, name).update(noted[name])
             made.numbers.update({name: noted[name] for name in ("answers", "identity", "distinct_openings")})
@@ -60,7 +60,7 @@ class Part:
         return int(self.lengths.sum())
 
 
-def training_part(data: StageData, plan: BuildPlan, source: int) -> Part:
+def training_part(data: StageDataset, plan: BuildPlan, source: int) -> Part:
     """What training sees of a source."""
     examples = data.train.examples
     assert examples.source is not None
@@ -69,14 +69,14 @@ def training_part(data: StageData, plan: BuildPlan, source: int) -> Part:
     ended = 0
     for shard in plan.of_part("train"):
         if shard.source == source:
-            ended += result_of(data.folder / "tokens" / shard.folder)["parts"]["train"]["ended"]
+            ended += phase_result(data.folder / "tokens" / shard.folder)["parts"]["train"]["ended"]
     return Part(mine, np.diff(examples.offsets)[sequences], examples.supervised[sequences], ended)
 
 
-class Places:
+class RowLocator:
     """file:line of the training examples."""
 
-    def __init__(self, data: StageData, plan: BuildPlan) -> None:
+    def __init__(self, data: StageDataset, plan: BuildPlan) -> None:
         self.folder, self.plan, self.examples = data.folder, plan, data.train.examples
 
     @lru_cache(maxsize=64)  # noqa: B019  lives as long as the data

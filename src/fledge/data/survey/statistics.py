@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from fledge.data.building.opening import StageData
+from fledge.data.building.opening import StageDataset
 from fledge.data.building.shards import BuildPlan, Shard
-from fledge.data.building.work import keep_of
+from fledge.data.building.work import keep_mask
 from fledge.data.cleaning.duplicates import first_occurrences
 from fledge.data.cleaning.languages import LANGUAGES
-from fledge.data.ledger import SourceAccount
-from fledge.data.mixing import Mixture, Quota
-from fledge.data.storage import arrays_of
-from fledge.data.survey.measure import Measured, Near
-from fledge.data.survey.recorded import Facts, Part, training_part
+from fledge.data.ledger import SourceReport
+from fledge.data.mixing import Mixture, SourceQuota
+from fledge.data.storage import load_arrays
+from fledge.data.survey.measure import Measured, NearDuplicates
+from fledge.data.survey.recorded import Part, SourceFacts, training_part
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 OPENINGS_SHOWN = 10
@@ -87,8 +87,8 @@ class Training:
 
     examples: int
     tokens: int
-    supervised_tokens: int
-    supervised_share: float
+    target_tokens: int
+    target_token_fraction: float
     ended_share: float | None  # of the sequences: the end token is supervised; None for documents, which all have it
     short_share: float | None  # of the sequences: fewer than SHORT_ANSWER supervised tokens and an end token
 
@@ -139,8 +139,8 @@ class Epoch:
     rows: int
     row_length: int
     tokens: int
-    supervised_tokens: int
-    supervised_share: float
+    target_tokens: int
+    target_token_fraction: float
     padding_share: float
     steps: int
     batch_rows: int
@@ -180,17 +180,17 @@ class StageStatistics:
 class _Stage:
     """The build of one stage, as statistics read it."""
 
-    def __init__(self, data: StageData, measured: Measured | None) -> None:
+    def __init__(self, data: StageDataset, measured: Measured | None) -> None:
         self.data, self.folder, self.measured = data, data.folder, measured
-        self.plan = BuildPlan.read(data.folder / "plan.json")
+        self.plan = BuildPlan.read(data.folder / "build_plan.json")
         self.kind = self.plan.stage.kind
 
     def shards(self, source: int) -> list[Shard]:
         return [shard for shard in self.plan.shards if shard.source == source]
 
     @cached_property
-    def facts(self) -> list[Facts]:
-        return [Facts.of(self.folder, self.shards(number)) for number in range(len(self.plan.sources))]
+    def facts(self) -> list[SourceFacts]:
+        return [SourceFacts.of(self.folder, self.shards(number)) for number in range(len(self.plan.sources))]
 
     @cached_property
     def mixture(self) -> Mixture:
@@ -199,7 +199,7 @@ class _Stage:
             return self.data.train.mixture
         examples = self.data.train.examples
         assert examples.source is not None
-        quotas = tuple(Quota(item.name) for item in self.plan.sources if item.part == "train")
+        quotas = tuple(SourceQuota(item.name) for item in self.plan.sources if item.part == "train")
         return Mixture(examples.source, examples.tokens_per_example(), quotas, self.plan.seed)
 
     @cached_property
@@ -222,7 +222,7 @@ class _Stage:
             shards = self.plan.of_part(part)
             if not shards:
                 continue
-            hashes = [arrays_of(self.folder / "rows" / shard.folder / "rows.safetensors")["hash"] for shard in shards]
+            hashes = [load_arrays(self.folder / "rows" / shard.folder / "rows.safetensors")["hash"] for shard in shards]
             owner = np.repeat([shard.source for shard in shards], [len(found) for found in hashes])
             first = first_occurrences(np.concatenate(hashes))
             for source, count in Counter(owner[first != np.arange(len(first))].tolist()).items():
@@ -233,20 +233,20 @@ class _Stage:
         """A column of rows.safetensors over the rows of a source that stay."""
         found = []
         for shard in self.shards(source):
-            values = arrays_of(self.folder / "rows" / shard.folder / "rows.safetensors")[name]
+            values = load_arrays(self.folder / "rows" / shard.folder / "rows.safetensors")[name]
             sifted = self.plan.sources[source].part != "evaluation"
-            found.append(values[keep_of(self.folder, shard) > 0] if sifted else values)
+            found.append(values[keep_mask(self.folder, shard) > 0] if sifted else values)
         return np.concatenate(found) if found else np.zeros(0, np.int64)
 
-    def source(self, number: int, account: SourceAccount) -> SourceStatistics:
+    def source(self, number: int, account: SourceReport) -> SourceStatistics:
         """Everything about one source."""
         planned, facts, measured = self.plan.sources[number], self.facts[number], self.measured
         languages = np.bincount(self.columns_kept(number, "language"), minlength=len(LANGUAGES))
         train = planned.part == "train"
         part = training_part(self.data, self.plan, number) if train else None
-        near = Near(account.dropped["near duplicate"]) if self.plan.stage.data.clean.near_duplicates else None
+        near = NearDuplicates(account.dropped["near duplicate"]) if self.plan.stage.data.clean.near_duplicates else None
         if train and measured is not None and measured.near is not None:
-            near = measured.near.get(number, Near())
+            near = measured.near.get(number, NearDuplicates())
         lengths = self._token_lengths(number, part) if part is not None else None
         return SourceStatistics(
             name=planned.name,
@@ -279,8 +279,8 @@ class _Stage:
             return part.lengths
         return self.measured.tokens.get(source, np.zeros(0, np.int64))
 
-    def _fit(self, account: SourceAccount, lengths: np.ndarray | None) -> Fit:
-        limit = self.plan.stage.data.context + 1
+    def _fit(self, account: SourceReport, lengths: np.ndarray | None) -> Fit:
+        limit = self.plan.stage.data.max_seq_len + 1
         share = float((lengths <= limit).mean()) if lengths is not None and len(lengths) else None
         dropped = sum(account.dropped[reason] for reason in TOO_LONG)
         return Fit(share, account.truncated, account.shortened, account.split, dropped, account.tokens_lost)
@@ -288,15 +288,15 @@ class _Stage:
     def epoch(self) -> Epoch:
         """The first epoch, as it is packed."""
         train, batch = self.data.train, self.plan.stage.batch
-        window, account = batch.window(train.row_length), self.data.train.account()
+        window, account = batch.global_batch_rows(train.row_length), self.data.train.account()
         rows, positions = len(train), train.positions
         return Epoch(
-            examples=len(self.mixture.draw(0)),
+            examples=len(self.mixture.sample_epoch(0)),
             rows=rows,
             row_length=train.row_length,
             tokens=positions,
-            supervised_tokens=train.supervised,
-            supervised_share=train.supervised / positions if positions else 0.0,
+            target_tokens=train.supervised,
+            target_token_fraction=train.supervised / positions if positions else 0.0,
             padding_share=float(account["padding_share"]),
             steps=-(-rows // window),
             batch_rows=window,
@@ -317,7 +317,7 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def _columns(facts: Facts) -> dict[str, dict[str, int]]:
+def _columns(facts: SourceFacts) -> dict[str, dict[str, int]]:
     """For each column: rows that lack it, hold null, hold nothing."""
     rows = sum(facts.schemas.values())
     return {
@@ -326,7 +326,7 @@ def _columns(facts: Facts) -> dict[str, dict[str, int]]:
     }
 
 
-def _answers(facts: Facts) -> Answers | None:
+def _answers(facts: SourceFacts) -> Answers | None:
     count = facts.numbers["answers"]
     if not count:
         return None
@@ -347,14 +347,14 @@ def _training(part: Part, answers: bool) -> Training:
     return Training(
         examples=len(part.examples),
         tokens=part.tokens,
-        supervised_tokens=supervised,
-        supervised_share=_share(supervised, part.tokens),
+        target_tokens=supervised,
+        target_token_fraction=_share(supervised, part.tokens),
         ended_share=_share(part.ended, sequences) if answers else None,
         short_share=_share(short, sequences) if answers else None,
     )
 
 
-def stage_statistics(data: StageData, measured: Measured | None = None) -> StageStatistics:
+def stage_statistics(data: StageDataset, measured: Measured | None = None) -> StageStatistics:
     """The numbers of one stage. Without `measured`, near duplicates and lengths in tokens are None."""
     stage = _Stage(data, measured)
     plan, accounts = stage.plan, data.ledger.sources
@@ -362,7 +362,7 @@ def stage_statistics(data: StageData, measured: Measured | None = None) -> Stage
     return StageStatistics(
         stage=plan.name,
         kind=plan.stage.kind,
-        context=plan.stage.data.context,
+        context=plan.stage.data.max_seq_len,
         near_threshold=measured.threshold if measured is not None else config,
         epoch=stage.epoch(),
         mixture=tuple(stage.mixed),

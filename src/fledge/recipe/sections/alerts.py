@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fledge.recipe.sections.base import Section
+from fledge.recipe.sections.base import ConfigModel
 
 
-class WebhookConfig(Section):
+class WebhookConfig(ConfigModel):
     """A receiver of alerts, posted as JSON. `${NAME}` in url and headers is read from the environment, so that no secret is
     kept with the run."""
 
@@ -16,7 +16,7 @@ class WebhookConfig(Section):
     format: Literal["fledge", "slack", "feishu", "dingtalk", "wecom"] = "fledge"
 
 
-class AlertsConfig(Section):
+class AlertsConfig(ConfigModel):
     """Alerts go to the console and into events.jsonl; and from `level` on to a file and a webhook, where they are named."""
 
     level: Literal["info", "warning", "error"] = "warning"

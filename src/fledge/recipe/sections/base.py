@@ -11,7 +11,7 @@ Percent = Annotated[Share, BeforeValidator(as_share)]
 Positive = Annotated[int, Field(gt=0)]
 
 
-class Section(BaseModel):
+class ConfigModel(BaseModel):
     """A part of the recipe: frozen, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

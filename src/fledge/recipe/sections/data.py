@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from fledge.recipe.sections.base import Percent, Positive, Section, Share
+from fledge.recipe.sections.base import ConfigModel, Percent, Positive, Share
 from fledge.recipe.units import share as as_share
 
 Column = Literal[
@@ -13,7 +13,7 @@ Column = Literal[
 Role = Literal["system", "user", "assistant", "tool", "call"]
 
 
-class Source(Section):
+class Source(ConfigModel):
     """Rows to read: a file, folder or glob (`path`), an entry of a dataset_info.json (`registry` and `name`), or a
     dataset of a hub (`hub`). What cannot be recognised is named by `columns`, `turns` and `roles`.
 
@@ -32,8 +32,8 @@ class Source(Section):
     roles: dict[str, Role] = Field(default={}, description="names of roles in the file, and what they mean here")
     documents: Literal["line", "paragraph", "file"] = Field(default="line", description="what one document is in a .txt file")
     encoding: str = Field(default="auto", description="auto: UTF-8, else the encoding that a byte order mark or the text shows")
-    first_rows: Positive | None = Field(default=None, description="read only so many rows")
-    share: Annotated[float, BeforeValidator(as_share), Field(gt=0, le=1)] | None = Field(
+    max_samples: Positive | None = Field(default=None, description="read only so many rows")
+    token_fraction: Annotated[float, BeforeValidator(as_share), Field(gt=0, le=1)] | None = Field(
         default=None, description="share of an epoch's tokens that this source gives"
     )
     ratio: Annotated[float, BeforeValidator(as_share), Field(gt=0, le=1)] | None = Field(
@@ -52,7 +52,7 @@ class Source(Section):
             raise ValueError("registry needs a name: the entry of the dataset_info.json")
         if (self.subset or self.split) and not self.hub:
             raise ValueError("subset and split belong to hub")
-        if self.share is not None and (self.ratio or self.max_rows or self.max_tokens or self.repeat != 1):
+        if self.token_fraction is not None and (self.ratio or self.max_rows or self.max_tokens or self.repeat != 1):
             raise ValueError("share decides how much is taken: leave out ratio, max_rows, max_tokens and repeat")
         for role in ("messages", "chosen", "rejected", "ranked", "tools", "history", "label"):
             if isinstance(self.columns.get(role), list):
@@ -62,7 +62,7 @@ class Source(Section):
     @property
     def mixed(self) -> bool:
         """Whether an epoch takes anything else than each row once."""
-        return self.repeat != 1 or any((self.share, self.ratio, self.max_rows, self.max_tokens))
+        return self.repeat != 1 or any((self.token_fraction, self.ratio, self.max_rows, self.max_tokens))
 
 
 def _as_sources(value: object) -> object:
@@ -84,7 +84,7 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-class CleanConfig(Section):
+class CleanConfig(ConfigModel):
     """What is mended in each row's text, and which rows are left out. Every change and every row is accounted for."""
 
     unicode: bool = Field(default=True, description="Unicode NFC")
@@ -101,16 +101,18 @@ class CleanConfig(Section):
     near_duplicates: Annotated[float, BeforeValidator(as_share), Field(gt=0, le=1)] | None = Field(
         default=None, description="leave out rows whose n-grams overlap an earlier row's at least so much (Jaccard), e.g. 0.8"
     )
-    contamination: bool = Field(
+    decontaminate: bool = Field(
         default=True, description="leave out training rows that hold a question or document of a validation or evaluation file"
     )
-    evaluation: Sources = Field(default=[], description="files that must not be trained on, beside the validation files")
+    decontaminate_against: Sources = Field(
+        default=[], description="files that must not be trained on, beside the validation files"
+    )
 
 
-class AugmentConfig(Section):
+class AugmentConfig(ConfigModel):
     """Variation of conversations; all off by default."""
 
-    tail_truncation: Percent = Field(default=0.0, description="share of conversations that end after an earlier round")
+    drop_last_turns: Percent = Field(default=0.0, description="share of conversations that end after an earlier round")
     noise: Percent = Field(default=0.0, description="share of conversations whose questions get typing errors")
     noise_rate: Annotated[float, BeforeValidator(as_share), Field(gt=0, le=0.5)] = Field(
         default=0.03, description="share of characters changed there"
@@ -126,29 +128,29 @@ def one_source(value: object) -> object:
     return value
 
 
-class DataConfig(Section):
+class DataConfig(ConfigModel):
     """What a stage reads: training sources, and validation as a share of them or as sources of its own."""
 
     train: Annotated[Sources, Field(min_length=1)]
     validation: Annotated[ShareOrSources, BeforeValidator(as_share)] = 0.02
-    context: Annotated[int, Field(ge=8)] = 512
+    max_seq_len: Annotated[int, Field(ge=8)] = 512
     system: str | None = Field(default=None, description="system prompt for conversations that bring none")
     clean: CleanConfig = CleanConfig()
-    long_conversations: Literal["recent", "truncate", "split"] = Field(
-        default="recent",
+    truncation: Literal["keep_recent", "keep_start", "split"] = Field(
+        default="keep_recent",
         description="conversations longer than the context: keep the most recent whole turns, cut on the right, or make "
         "several examples of whole turns",
     )
-    train_on: Literal["all", "last"] = Field(default="all", description="which assistant turns are trained")
+    train_on_turns: Literal["all", "last"] = Field(default="all", description="which assistant turns are trained")
     augment: AugmentConfig = AugmentConfig()
-    max_dropped: Annotated[float, BeforeValidator(as_share), Field(ge=0, le=1)] | None = Field(
+    max_drop_fraction: Annotated[float, BeforeValidator(as_share), Field(ge=0, le=1)] | None = Field(
         default=None, description="stop when a larger share of a source's rows is left out, e.g. 1%"
     )
 
     @model_validator(mode="after")
     def _shares(self) -> "DataConfig":
-        total = sum(source.share or 0 for source in self.train)
-        rest = [source for source in self.train if source.share is None]
+        total = sum(source.token_fraction or 0 for source in self.train)
+        rest = [source for source in self.train if source.token_fraction is None]
         if total > 1 + 1e-9 or (total and rest and total > 1 - 1e-9):
             raise ValueError(f"the shares of the training sources add up to {total:.4g}: nothing is left for the others")
         if total and not rest and abs(total - 1) > 1e-6:

@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fledge.recipe.sections.base import Positive, Section, Share
+from fledge.recipe.sections.base import ConfigModel, Positive, Share
 
 
-class TokenizerConfig(Section):
+class TokenizerConfig(ConfigModel):
     """Train byte-level BPE on the training text of all stages, or load a directory or tokenizer.json from `path`."""
 
     path: str | None = None
@@ -17,42 +17,44 @@ class TokenizerConfig(Section):
     )
 
 
-class MoeConfig(Section):
-    """Mixture of experts: each block's feed-forward network becomes `experts` of them, `top_k` active per token.
+class MoeConfig(ConfigModel):
+    """Mixture of experts: each block's feed-forward network becomes `num_experts` of them, `num_experts_per_tok` active per token.
 
-    Shared experts are active for every token and form one network of `shared_experts` × `intermediate_size`.
+    Shared experts are active for every token and form one network of `num_shared_experts` × `intermediate_size`.
     """
 
-    experts: Positive
-    top_k: Positive
-    shared_experts: Annotated[int, Field(ge=0)] = 0
-    normalise_top_k: bool = Field(default=True, description="make the weights of a token's experts sum to 1")
-    balance: Literal["loss", "bias"] = Field(
-        default="loss", description="keep the load even by a loss, or by a bias on the choice of experts and no loss"
+    num_experts: Positive
+    num_experts_per_tok: Positive
+    num_shared_experts: Annotated[int, Field(ge=0)] = 0
+    norm_topk_prob: bool = Field(default=True, description="make the weights of a token's experts sum to 1")
+    load_balancing: Literal["aux_loss", "bias"] = Field(
+        default="aux_loss", description="keep the load even by a loss, or by a bias on the choice of experts and no loss"
     )
-    balance_weight: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.01, description="weight of the load-balancing loss (Fedus et al. 2022); read with balance: loss"
+    router_aux_loss_coef: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.01, description="weight of the load-balancing loss (Fedus et al. 2022); read with load_balancing: aux_loss"
     )
-    z_weight: Annotated[float, Field(ge=0, le=1)] = Field(
+    router_z_loss_coef: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.001, description="weight of the squared log-sum-exp of the router's logits (Zoph et al. 2022)"
     )
-    bias_rate: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.001, description="change of a bias after each update (Wang et al. 2024); read with balance: bias"
+    bias_update_rate: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.001, description="change of a bias after each update (Wang et al. 2024); read with load_balancing: bias"
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> "MoeConfig":
-        if self.top_k > self.experts:
-            raise ValueError(f"top_k {self.top_k} is more than the {self.experts} experts")
-        if self.top_k == 1 and self.experts > 1 and self.normalise_top_k:
-            raise ValueError("top_k 1 needs normalise_top_k: false; else every weight is 1 and the router learns nothing")
-        unread = "bias_rate" if self.balance == "loss" else "balance_weight"
+        if self.num_experts_per_tok > self.num_experts:
+            raise ValueError(f"num_experts_per_tok {self.num_experts_per_tok} is more than the {self.num_experts} experts")
+        if self.num_experts_per_tok == 1 and self.num_experts > 1 and self.norm_topk_prob:
+            raise ValueError(
+                "num_experts_per_tok 1 needs norm_topk_prob: false; else every weight is 1 and the router learns nothing"
+            )
+        unread = "bias_update_rate" if self.load_balancing == "aux_loss" else "router_aux_loss_coef"
         if getattr(self, unread) != type(self).model_fields[unread].default:
-            raise ValueError(f"{unread} is not read with balance: {self.balance}; leave it out")
+            raise ValueError(f"{unread} is not read with load_balancing: {self.load_balancing}; leave it out")
         return self
 
 
-class ModelConfig(Section):
+class ModelConfig(ConfigModel):
     """The native decoder, or a model directory to start from (`path`), whose own sizes then hold."""
 
     path: str | None = None
@@ -88,11 +90,11 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _has_a_layout(self) -> "ModelConfig":
         """A mixture is saved as one of the two architectures of transformers that have its parts."""
-        if self.moe is not None and self.moe.shared_experts == 0 and not self.qk_norm:
+        if self.moe is not None and self.moe.num_shared_experts == 0 and not self.qk_norm:
             raise ValueError(
                 "a mixture without shared experts is saved as Qwen3-MoE, which normalises queries and keys: set qk_norm: true"
             )
-        if self.moe is not None and self.moe.shared_experts and self.qk_norm:
+        if self.moe is not None and self.moe.num_shared_experts and self.qk_norm:
             raise ValueError(
                 "a mixture with shared experts is saved as Qwen2-MoE, which does not normalise queries and keys: "
                 "set qk_norm: false"
