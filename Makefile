@@ -35,7 +35,7 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports --no-logo
 
 bench: $(VENV)/.dev
-	for script in kill_resume save_faults signals pretrain moe generation watchers head_memory data_build; do $(BIN)/python benchmarks/$$script.py --quick || exit 1; done
+	for script in kill_resume save_faults signals pretrain moe generation logging_overhead head_memory data_build; do $(BIN)/python benchmarks/$$script.py --quick || exit 1; done
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis

@@ -76,7 +76,7 @@ def make_corpus(file: Path, megabytes: float, seed: int = 3) -> None:
 def with_fledge(corpus: Path, tokenizer: Path, out: Path) -> int:
     """Build with fledge; the number of tokens."""
     from fledge.data import collect, encode
-    from fledge.data.building.executors import ProcessPoolExecutor
+    from fledge.data.build.executors import ProcessPoolExecutor
     from fledge.recipe import recipe_from_dict
     from fledge.tokenizer import load_tokenizer
 

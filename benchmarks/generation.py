@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from measure import data_folder, interleave, options, ratios, report
 
+from fledge.generation.engine import BatchGenerator, SamplingParams
 from fledge.model.decoder import Decoder
-from fledge.model.directory import save_pretrained
-from fledge.model.generate import BatchGenerator, SamplingParams
+from fledge.model.pretrained import save_pretrained
 from fledge.recipe import ModelConfig
 from fledge.tokenizer import Message, Tokenizer, train_tokenizer
 

@@ -49,7 +49,7 @@ def step(head: str, vocabulary: int, rows: int, precision: str) -> dict:
     import torch.nn.functional as F
 
     from fledge.model.decoder import Decoder
-    from fledge.model.head import cross_entropy
+    from fledge.model.linear_cross_entropy import cross_entropy
     from fledge.recipe import ModelConfig
 
     baseline = peak()

@@ -16,7 +16,7 @@ import yaml
 from measure import options, report
 from real_runs import fledge, real_text, trained
 
-from fledge.preparation import Preparation
+from fledge.prepare import Preparation
 from fledge.recipe import load_recipe
 
 CONTEXT, ROWS = 256, 32

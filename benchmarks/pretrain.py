@@ -14,10 +14,10 @@ from measure import interleave, options, ratios, report
 from torch import Tensor
 from training import Training, fresh, packed, web_text
 
+from fledge.autotune.benchmark import matmul_peak, product_sizes
 from fledge.data import Batch
 from fledge.model.cost import parameters, training_flops_per_token
 from fledge.recipe import Recipe, recipe_from_dict
-from fledge.train.probe import matmul_peak, product_sizes
 
 
 def make_recipe(rows: int, context: int, layers: int, quick: bool, folder: Path, accumulation: int = 1) -> Recipe:

@@ -21,12 +21,12 @@ import torch
 from kill_resume import recipe as three_stages
 from measure import options, report
 
-import fledge.model.directory as directory
-import fledge.train.checkpoint as checkpoint
+import fledge.checkpoint.checkpoint as checkpoint
+import fledge.model.pretrained as directory
 from fledge.pipeline import Pipeline
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.run import Console
-from fledge.train.update import TrainStep
+from fledge.train.train_step import TrainStep
 from fledge.world import Sizes, build
 
 STEPS, EVERY, AT = 15, 3, 9
@@ -132,7 +132,7 @@ def run(recipe: Recipe, disk: Disk, console: Console) -> bool:
         disk.active = snapshot.state.step == AT
         return begin(folder, snapshot, *given)
 
-    import fledge.train.saving as saver
+    import fledge.checkpoint.async_save as saver
 
     TrainStep._step, saver.save_checkpoint = watching, saving  # type: ignore[method-assign]
     try:

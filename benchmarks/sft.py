@@ -27,7 +27,7 @@ from training import Training, fresh, packed, world_file
 from fledge.data import PackedDataset
 from fledge.data.storage import Examples
 from fledge.model.decoder import Decoder
-from fledge.model.directory import save_pretrained
+from fledge.model.pretrained import save_pretrained
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.tokenizer import Tokenizer
 

@@ -6,17 +6,17 @@ from pathlib import Path
 import torch
 from measure import data_folder
 
+from fledge.autotune.autotune import ComputeConfig, autotune, head_kernel
 from fledge.data import PackedDataset, collect, encode, texts
 from fledge.model.decoder import Decoder
 from fledge.objective import CausalLMObjective
+from fledge.optim.build import build_optimizers
+from fledge.plan.horizon import compute_steps
+from fledge.plan.lr_schedule import learning_rate
 from fledge.recipe import Recipe
 from fledge.tokenizer import Tokenizer, train_tokenizer
-from fledge.train.feed import BatchLoader, StepBatch
-from fledge.train.length import compute_steps
-from fledge.train.machine import ComputeConfig, autotune, head_kernel
-from fledge.train.optimizer import build_optimizers
-from fledge.train.schedule import learning_rate
-from fledge.train.update import StepOutput, TrainStep
+from fledge.train.batch_loader import BatchLoader, StepBatch
+from fledge.train.train_step import StepOutput, TrainStep
 
 
 def web_text(quick: bool, folder: Path) -> list[str]:

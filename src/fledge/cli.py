@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fledge import __version__
+from fledge.entrypoint import TrainCommand, exit_code, to_stderr, write_report_and_summarise
 from fledge.errors import FledgeError
 from fledge.run.stopping import SignalHandler
-from fledge.training import TrainCommand, exit_code, to_stderr, write_report_and_summarise
 
 DESCRIPTION = """fledge raises small language models: raw text -> tokenizer -> pretrain -> SFT -> DPO -> a model to talk to.
 
@@ -181,7 +181,7 @@ def _run_quickstart(options: argparse.Namespace) -> None:
 
 
 def _run_train(options: argparse.Namespace, overrides: Overrides, words: list[str], stopping: SignalHandler) -> int | None:
-    from fledge.launch import is_worker_process, launch, start_watchdog
+    from fledge.launch.local import is_worker_process, launch, start_watchdog
     from fledge.recipe import load_recipe
     from fledge.run import Console
 
@@ -221,7 +221,7 @@ def _check_process_options(options: argparse.Namespace) -> None:
 
 def _on_cluster(options: argparse.Namespace, training: TrainCommand, folder: Path) -> int:
     """Submit the run, or run it on Ray's workers."""
-    from fledge.cluster import run_on_ray, submit
+    from fledge.launch.cluster import run_on_ray, submit
 
     processes, nodes = options.processes or 1, options.nodes or 1
     if options.cluster == "ray":
@@ -239,26 +239,26 @@ def _run_data(options: argparse.Namespace, overrides: Overrides) -> None:
     if options.action == "build":
         _run_build(options, overrides)
     elif options.action == "stats":
-        from fledge.look.stats import stats
+        from fledge.inspect.stats import stats
 
         stats(options.target, overrides, options.stage, options.kind, options.tokenizer, options.json, options.page, say)
     elif options.action == "check":
-        from fledge.look.check import check
+        from fledge.inspect.check import check
 
         check(options.target, overrides, options.stage, options.json, say)
     elif options.action == "account":
-        from fledge.look.account import Filter, account
+        from fledge.inspect.account import Filter, account
 
         wanted = Filter(options.source, options.reason, options.state)
         account(options.target, overrides, options.stage, wanted, options.row, options.limit, options.json, say)
     else:
-        from fledge.look.show import show
+        from fledge.inspect.show import show
 
         show(options.target, overrides, options.stage, options.first, options.count, options.row, say)
 
 
 def _run_build(options: argparse.Namespace, overrides: Overrides) -> None:
-    from fledge.data.building.executors import chosen_executor
+    from fledge.data.build.executors import chosen_executor
     from fledge.recipe import load_recipe
     from fledge.run import Console
 
@@ -266,7 +266,7 @@ def _run_build(options: argparse.Namespace, overrides: Overrides) -> None:
         raise FledgeError("all stages are built together: they share a tokenizer", where="--stage", hint="leave it out")
     recipe = load_recipe(options.target, overrides)
     executor = chosen_executor(options.executor, options.workers, options.slurm)
-    from fledge.preparation import build
+    from fledge.prepare import build
 
     for name, data in build(recipe, Path(options.out), executor, Console().log).items():
         held_out = data.validation.positions if data.validation else 0
@@ -277,7 +277,7 @@ def _run_build(options: argparse.Namespace, overrides: Overrides) -> None:
 
 
 def _run_talk(options: argparse.Namespace) -> None:
-    from fledge.talk import chat, generate_once
+    from fledge.chat import chat, generate_once
 
     (generate_once if options.verb == "generate" else chat)(options)
 
@@ -328,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if options.verb != "train" or arguments is not None:
         return work()
-    from fledge.launch import is_worker_process, run_worker_and_exit
+    from fledge.launch.local import is_worker_process, run_worker_and_exit
 
     return run_worker_and_exit(work) if is_worker_process() else work()
 

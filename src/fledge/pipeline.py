@@ -6,21 +6,21 @@ from pathlib import Path
 
 import torch
 
-from fledge.data.building.folder import drop_items, remove_build
+from fledge.autotune.autotune import check_device
+from fledge.data.build.folder import drop_items, remove_build
+from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
-from fledge.evaluate.regression import Case, load_cases
-from fledge.preparation import Preparation, PreparedStage, save_tokenizer_once
+from fledge.evaluate.prompt_tests import Case, load_cases
+from fledge.prepare import Preparation, PreparedStage, save_tokenizer_once
 from fledge.recipe import Recipe, load_recipe, to_yaml
-from fledge.recipe.changes import Change, Changes, compare_recipes
+from fledge.recipe.resume_policy import Change, Changes, compare_recipes
 from fledge.run import Console, RunDirectory, environment, exclusive_lock, write_json, write_text
 from fledge.run.alerts import Alerts, Webhook
 from fledge.run.startup import StartupTimer
 from fledge.run.stopping import SignalHandler
 from fledge.stage import AfterStage, RunContext, StageRunner, plan_line
 from fledge.tokenizer import Tokenizer
-from fledge.train.feed import check_enough_rows
-from fledge.train.machine import check_device
-from fledge.train.ranks import DistributedContext
+from fledge.train.batch_loader import check_enough_rows
 
 
 class Pipeline:
@@ -178,7 +178,7 @@ class Pipeline:
         number = len(list(folder.root.glob("recipe.*.yaml"))) + 1
         write_text(folder.root / f"recipe.{number}.yaml", folder.recipe.read_text(encoding="utf-8"))
         if any(
-            key.startswith("machine.") and not key.startswith(("runtime.autotune", "runtime.memory_budget")) for key in changed
+            key.startswith("runtime.") and not key.startswith(("runtime.autotune", "runtime.memory_budget")) for key in changed
         ):
             for name in self.recipe.stages:
                 if folder.stage(name).result() is None:

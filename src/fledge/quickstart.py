@@ -7,8 +7,8 @@ from typing import Any
 
 from fledge.errors import FledgeError
 from fledge.evaluate import chat_batch
+from fledge.generation.engine import SamplingParams
 from fledge.model.decoder import Decoder
-from fledge.model.generate import SamplingParams
 from fledge.pipeline import Pipeline
 from fledge.recipe import ModelConfig, Recipe, load_recipe, recipe_from_dict
 from fledge.recipe.schema import OptimizerConfig, RuntimeConfig
@@ -65,10 +65,10 @@ def measure_speed(console: Console) -> float:
     """Rows of CONTEXT tokens a second of the quickstart's own model, trained for a moment on noise."""
     import torch
 
+    from fledge.autotune.autotune import autotune, head_kernel
     from fledge.data import Batch
     from fledge.objective import CausalLMObjective
-    from fledge.train.machine import autotune, head_kernel
-    from fledge.train.optimizer import build_optimizers
+    from fledge.optim.build import build_optimizers
 
     console.log("measuring this machine …")
     model = Decoder(ModelConfig(**MODEL), VOCABULARY)

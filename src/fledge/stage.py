@@ -10,20 +10,24 @@ from typing import Any
 
 import torch
 
+from fledge.autotune.autotune import ComputeConfig, autotune, force_eager, head_kernel, warm_up
+from fledge.autotune.compile import reset_compiler
+from fledge.checkpoint.checkpoint import TrainState, Weights, WriteModel, step_name
 from fledge.data import PackedDataset, StageDataset
-from fledge.data.building.shards import BuildPlan
-from fledge.data.survey.recorded import RowLocator
+from fledge.data.analysis.build_stats import RowLocator
+from fledge.data.build.shards import BuildPlan
+from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.evaluate import sample
-from fledge.evaluate.regression import Case, previous_failures, run_cases, summary, write_failing
+from fledge.evaluate.prompt_tests import Case, previous_failures, run_cases, summary, write_failing
+from fledge.generation.engine import SamplingParams
 from fledge.model.decoder import Decoder
-from fledge.model.directory import from_pretrained, save_pretrained
-from fledge.model.generate import SamplingParams
+from fledge.model.pretrained import from_pretrained, save_pretrained
 from fledge.objective import CausalLMObjective, DPOObjective
 from fledge.plan import StagePlan
-from fledge.preparation import PreparedStage
+from fledge.prepare import PreparedStage
 from fledge.recipe import Recipe
-from fledge.recipe.changes import Change
+from fledge.recipe.resume_policy import Change
 from fledge.recipe.schema import PreferenceStage
 from fledge.run import Console, StageDirectory, write_json
 from fledge.run.alerts import Alerts
@@ -31,12 +35,8 @@ from fledge.run.directory import read_json
 from fledge.run.startup import StartupTimer
 from fledge.run.stopping import SignalHandler
 from fledge.tokenizer import Tokenizer
-from fledge.train.checkpoint import TrainState, Weights, WriteModel, step_name
-from fledge.train.compiling import reset_compiler
-from fledge.train.loop import Objective, TrainContext, Trainer
-from fledge.train.machine import ComputeConfig, autotune, force_eager, head_kernel, warm_up
-from fledge.train.ranks import DistributedContext
 from fledge.train.reference import precompute_ref_log_probs
+from fledge.train.trainer import Objective, TrainContext, Trainer
 from fledge.train.validation import validate
 
 AfterStage = Callable[[str, Decoder, Tokenizer, StageDirectory], None]

@@ -7,9 +7,9 @@ import pyarrow.parquet as parquet
 import pytest
 
 from fledge.data import StageDataset
-from fledge.data.rows.items import Conversation, PreferencePair
+from fledge.data.parsing.rows import Conversation, PreferencePair
 from fledge.tokenizer import Tokenizer, load_tokenizer
-from tests.data.sources import items, prepare
+from tests.support.sources import items, prepare
 
 CONTEXT = 4096
 

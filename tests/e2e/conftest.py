@@ -6,17 +6,17 @@ import pytest
 
 from fledge.pipeline import Pipeline
 from fledge.run import Console
-from tests.e2e import tiny
+from tests.support import tiny_run
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "world"
-    tiny.tree(folder, folder)
+    tiny_run.tree(folder, folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of a whole run: pretrain, sft, dpo."""
-    return Pipeline(tiny.recipe(world, tmp_path_factory.mktemp("runs")), Console(quiet=True)).run()
+    return Pipeline(tiny_run.recipe(world, tmp_path_factory.mktemp("runs")), Console(quiet=True)).run()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import tiny
+from tests.support import tiny_run
 
 COMMAND = [sys.executable, "-m", "fledge.cli"]
 
@@ -61,7 +61,7 @@ def test_generate_and_chat_answer_from_a_run(finished: Path) -> None:
 
 
 def test_data_show_paints_what_is_trained(world: Path, tmp_path: Path) -> None:
-    file = tiny.write(tmp_path / "r.yaml", tiny.tree(world, tmp_path))
+    file = tiny_run.write(tmp_path / "r.yaml", tiny_run.tree(world, tmp_path))
     shown = fledge("data", "show", file, "--stage", "dpo", "--count", 1)
     assert shown.returncode == 0, shown.stderr
     assert "chosen" in shown.stdout and "rejected" in shown.stdout and "<|im_end|>" in shown.stdout
@@ -96,10 +96,10 @@ def test_broken_rows_are_counted_and_named_and_the_rest_is_trained(world: Path, 
            json.dumps({"prompt": "a", "response": "  "})]  # fmt: skip
     rows = tmp_path / "rows.jsonl"
     rows.write_bytes("\n".join([*good[:10], *bad, *good[10:]]).encode() + b'\n{"prompt": "\xff\xfe", "response": "x"}\n')
-    tree = tiny.tree(world, tmp_path)
+    tree = tiny_run.tree(world, tmp_path)
     tree["stages"] = {"sft": {**tree["stages"]["sft"], "duration": "2 steps"}}
     tree["stages"]["sft"]["data"] = {"train": str(rows), "max_seq_len": 64, "validation": 0.1}
-    result = fledge("train", tiny.write(tmp_path / "r.yaml", tree))
+    result = fledge("train", tiny_run.write(tmp_path / "r.yaml", tree))
     assert result.returncode == 0, result.stderr
     assert "36 rows, 30 used" in result.stderr and "6 dropped" in result.stderr
     for reason in ("invalid JSON", "not an object", "wrong type", "no answer", "empty answer", "undecodable"):
@@ -121,16 +121,16 @@ def test_broken_rows_are_counted_and_named_and_the_rest_is_trained(world: Path, 
 def test_unusable_files_are_refused(world: Path, tmp_path: Path, name: str, content: str | None, parts: tuple) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
-    tree = tiny.tree(world, tmp_path)
+    tree = tiny_run.tree(world, tmp_path)
     tree["stages"] = {"sft": tree["stages"]["sft"]}
     tree["stages"]["sft"]["data"] = {"train": str(tmp_path / name), "max_seq_len": 64}
-    refused(fledge("train", tiny.write(tmp_path / "r.yaml", tree)), *parts)
+    refused(fledge("train", tiny_run.write(tmp_path / "r.yaml", tree)), *parts)
 
 
 def test_a_full_disk_stops_the_run_and_resume_goes_on(world: Path, tmp_path: Path) -> None:
-    tree = tiny.tree(world, tmp_path)
+    tree = tiny_run.tree(world, tmp_path)
     tree["stages"] = {"pretrain": tree["stages"]["pretrain"]}
-    file = tiny.write(tmp_path / "r.yaml", tree)
+    file = tiny_run.write(tmp_path / "r.yaml", tree)
     refused(fledge("train", file, limit=60_000), "cannot write the checkpoint of step 0", "what is saved is nothing yet")
     result = fledge("train", file, "--resume")
     assert result.returncode == 0, result.stderr
@@ -138,7 +138,7 @@ def test_a_full_disk_stops_the_run_and_resume_goes_on(world: Path, tmp_path: Pat
 
 
 def test_unknown_words_and_missing_values_are_refused(world: Path, tmp_path: Path) -> None:
-    file = tiny.write(tmp_path / "r.yaml", tiny.tree(world, tmp_path))
+    file = tiny_run.write(tmp_path / "r.yaml", tiny_run.tree(world, tmp_path))
     refused(fledge("train", file, "--seed"), "--seed needs a value")
     refused(
         fledge("train", file, "--stages.sft.optimizer.learning_rat", "1"),
@@ -150,8 +150,8 @@ def test_unknown_words_and_missing_values_are_refused(world: Path, tmp_path: Pat
 
 
 def test_a_mixture_of_experts_is_planned_with_its_active_parameters(world: Path, tmp_path: Path) -> None:
-    model = {**tiny.MODEL, "moe": {"num_experts": 4, "num_experts_per_tok": 2, "num_shared_experts": 1}}
-    file = tiny.write(tmp_path / "r.yaml", tiny.tree(world, tmp_path, model=model))
+    model = {**tiny_run.MODEL, "moe": {"num_experts": 4, "num_experts_per_tok": 2, "num_shared_experts": 1}}
+    file = tiny_run.write(tmp_path / "r.yaml", tiny_run.tree(world, tmp_path, model=model))
     planned = fledge("train", file, "--dry-run")
     assert planned.returncode == 0 and "active per token" in planned.stdout
 

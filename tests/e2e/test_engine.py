@@ -19,17 +19,17 @@ from safetensors.torch import load_file
 from fledge.data import PackedDataset
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
-from fledge.model.directory import from_pretrained
+from fledge.model.pretrained import from_pretrained
+from fledge.optim.grad_scaler import GradScaler
 from fledge.pipeline import Pipeline, dry_run
-from fledge.preparation import Preparation
+from fledge.prepare import Preparation
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.run import Console
 from fledge.run.events import read_events
 from fledge.tokenizer import load_tokenizer
-from fledge.train import learner
-from fledge.train.scaling import GradScaler
-from fledge.train.update import TrainStep
-from tests.e2e import tiny
+from fledge.train import trainable
+from fledge.train.train_step import TrainStep
+from tests.support import tiny_run
 
 QUIET = Console(quiet=True)
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits its address space as Linux does")
@@ -37,7 +37,7 @@ LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits 
 
 def _tree(world: Path, output: Path, model: dict[str, Any], machine: dict[str, Any], **stage: Any) -> dict[str, Any]:
     """Pretraining alone, changed."""
-    tree = tiny.tree(world, output)
+    tree = tiny_run.tree(world, output)
     tree["stages"] = {"pretrain": {**tree["stages"]["pretrain"], **stage}}
     return tree | {"model": {**tree["model"], **model}, "runtime": {**tree["runtime"], **machine}}
 
@@ -95,7 +95,7 @@ def _large_rows(world: Path, output: Path, context: int, micro: int, accumulatio
 @LINUX
 def test_a_run_whose_micro_batch_does_not_fit_goes_on_with_half_of_it(world: Path, tmp_path: Path) -> None:
     """Eight rows of 128 tokens keep about 150 MiB for the backward pass, four half of that."""
-    recipe = tiny.write(tmp_path / "limited.yaml", _large_rows(world, tmp_path / "limited", 128, 8, 1))
+    recipe = tiny_run.write(tmp_path / "limited.yaml", _large_rows(world, tmp_path / "limited", 128, 8, 1))
     done = _train_limited(recipe, 150 << 20)
     assert done.returncode == 0, done.stderr[-3000:]
     said = "out of memory with micro-batches of 8 rows: going on with 4, the batch stays as it was"
@@ -119,7 +119,7 @@ def test_a_run_whose_micro_batch_does_not_fit_goes_on_with_half_of_it(world: Pat
 
 @LINUX
 def test_a_row_that_does_not_fit_ends_the_run_with_what_would_help(world: Path, tmp_path: Path) -> None:
-    recipe = tiny.write(tmp_path / "limited.yaml", _large_rows(world, tmp_path / "limited", 2048, 2, 1))
+    recipe = tiny_run.write(tmp_path / "limited.yaml", _large_rows(world, tmp_path / "limited", 2048, 2, 1))
     done = _train_limited(recipe, 120 << 20)
     assert done.returncode == 2, done.stderr[-3000:]
     assert "going on with 1" in done.stderr
@@ -218,7 +218,7 @@ def test_an_overflow_of_fp16_is_skipped_counted_and_survived(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A scale so high that the first gradients overflow, until it has come down."""
-    monkeypatch.setattr(learner, "GradScaler", lambda device: GradScaler(device, 2.0**22))
+    monkeypatch.setattr(trainable, "GradScaler", lambda device: GradScaler(device, 2.0**22))
     run = Pipeline(_recipe(world, tmp_path, {"precision": "fp16"}, duration="14 steps"), QUIET).run()
     steps = _events(run, "step")
     skipped = [event["train/skipped_steps"] for event in steps]
@@ -279,7 +279,7 @@ def test_bits_per_byte_is_the_loss_in_bits_over_the_bytes_of_what_was_predicted(
     last = _events(finished, "eval")[-1]
     model = from_pretrained(finished / "pretrain" / "checkpoints" / "last" / "model").eval()
     tokenizer = load_tokenizer(finished / "tokenizer")
-    preparation = Preparation(tiny.recipe(world, finished.parent), lambda text: None)
+    preparation = Preparation(tiny_run.recipe(world, finished.parent), lambda text: None)
     data = preparation.stage_data("pretrain", tokenizer).validation
     assert data is not None
     batch = data.assemble(list(range(4)))

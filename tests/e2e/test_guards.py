@@ -15,10 +15,10 @@ from fledge.objective.language import LossOutput
 from fledge.pipeline import Pipeline
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.run import Console, read_events
-from fledge.train.update import TrainStep
-from tests.e2e import tiny
-from tests.e2e.killing import run_until_killed
+from fledge.train.train_step import TrainStep
 from tests.e2e.test_resume import finals
+from tests.support import tiny_run
+from tests.support.killing import run_until_killed
 
 QUIET = Console(quiet=True)
 PRETRAIN = ("pretrain",)
@@ -26,7 +26,7 @@ PRETRAIN = ("pretrain",)
 
 def recipe(world: Path, folder: Path, **guards: Any) -> Recipe:
     """Only pretraining, 20 steps of 4 rows, a checkpoint every 3."""
-    tree = tiny.tree(world, folder)
+    tree = tiny_run.tree(world, folder)
     stage = {**tree["stages"]["pretrain"], "duration": "20 steps", "guards": guards}
     return recipe_from_dict({**tree, "stages": {"pretrain": stage}})
 

@@ -7,24 +7,24 @@ from typing import Any
 import pytest
 import torch
 
-from fledge.model.directory import from_pretrained
-from fledge.model.experts import Router
+from fledge.model.moe import Router
+from fledge.model.pretrained import from_pretrained
 from fledge.pipeline import Pipeline
 from fledge.recipe import Recipe
 from fledge.run import Console
-from fledge.train import loop
-from tests.e2e import tiny
-from tests.e2e.killing import run_until_killed
+from fledge.train import trainer
+from tests.support import tiny_run
+from tests.support.killing import run_until_killed
 
 QUIET = Console(quiet=True)
 
 
 def _recipe(world: Path, output: Path, balance: str) -> Recipe:
     """Pretraining and preferences."""
-    tree = tiny.tree(world, output)
+    tree = tiny_run.tree(world, output)
     moe = {"num_experts": 4, "num_experts_per_tok": 2, "load_balancing": balance}
     stages = {name: tree["stages"][name] for name in ("pretrain", "dpo")}
-    return tiny.recipe(world, output, model={**tiny.MODEL, "qk_norm": True, "moe": moe}, stages=stages)
+    return tiny_run.recipe(world, output, model={**tiny_run.MODEL, "qk_norm": True, "moe": moe}, stages=stages)
 
 
 def _steps(run: Path, stage: str) -> list[dict[str, Any]]:
@@ -53,7 +53,7 @@ def test_a_mixture_killed_before_its_biases_move_resumes_bit_for_bit(
     at: int, world: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = _recipe(world, tmp_path, "bias")
-    run_until_killed(recipe, at, monkeypatch, loop, "update_biases")
+    run_until_killed(recipe, at, monkeypatch, trainer, "update_biases")
     assert _finals(Pipeline(recipe, QUIET).run(resume=True)) == _finals(whole)
     model = from_pretrained(whole / "dpo" / "checkpoints" / "last" / "model")
     biases = torch.stack([m.e_score_correction_bias for m in model.modules() if isinstance(m, Router)])  # type: ignore[misc]

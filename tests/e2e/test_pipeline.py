@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from fledge.errors import FledgeError
-from fledge.model.directory import from_pretrained
+from fledge.model.pretrained import from_pretrained
 from fledge.pipeline import Pipeline, dry_run
 from fledge.recipe import load_recipe, recipe_from_dict
 from fledge.report import write_report
 from fledge.run import Console, read_events
 from fledge.tokenizer import load_tokenizer
-from tests.e2e import tiny
+from tests.support import tiny_run
 
 QUIET = Console(quiet=True)
 STAGES = ("pretrain", "sft", "dpo")
@@ -63,7 +63,7 @@ def test_the_first_preference_step_has_loss_ln_2_and_no_margin(finished: Path) -
 def test_live_and_precomputed_reference_train_the_same(world: Path, tmp_path: Path) -> None:
     losses = []
     for kind in (False, True):
-        tree = tiny.tree(world, tmp_path, name=f"precomputed-{kind}", model={**tiny.MODEL, "dropout": 0.0})
+        tree = tiny_run.tree(world, tmp_path, name=f"precomputed-{kind}", model={**tiny_run.MODEL, "dropout": 0.0})
         tree["stages"] = {"dpo": {**tree["stages"]["dpo"], "precompute_ref_log_probs": kind}}
         run = Pipeline(recipe_from_dict(tree), QUIET).run()
         losses.append([event["train/loss"] for event in events(run, "dpo", "step")])
@@ -76,7 +76,7 @@ def test_accumulation_changes_nothing_but_the_memory(world: Path, tmp_path: Path
     """8 × 1, 1 × 8 and 2 × 4 rows make the same losses, step after step."""
     made = []
     for micro, accumulation in ((8, 1), (1, 8), (2, 4)):
-        tree = tiny.tree(world, tmp_path, name=f"a{micro}", model={**tiny.MODEL, "dropout": 0.0})
+        tree = tiny_run.tree(world, tmp_path, name=f"a{micro}", model={**tiny_run.MODEL, "dropout": 0.0})
         sft = {
             **tree["stages"]["sft"],
             "batch": {"micro_batch_size": micro, "gradient_accumulation_steps": accumulation},
@@ -123,13 +123,13 @@ def test_the_stored_recipe_runs_again_to_the_same_weights(finished: Path, tmp_pa
 
 
 def test_dry_run_writes_nothing_and_tells_steps_warmup_and_batch(world: Path, tmp_path: Path) -> None:
-    text = dry_run(tiny.recipe(world, tmp_path), QUIET)
+    text = dry_run(tiny_run.recipe(world, tmp_path), QUIET)
     assert not list(tmp_path.iterdir())
     assert "8 steps" in text and "effective batch 4 rows" in text and "warm-up" in text and "hidden_size: 32" in text
 
 
 def test_target_loss_and_patience_stop_the_stage(world: Path, tmp_path: Path) -> None:
-    tree = tiny.tree(world, tmp_path)
+    tree = tiny_run.tree(world, tmp_path)
     tree["stages"] = {
         "pretrain": {**tree["stages"]["pretrain"], "duration": "40 steps", "early_stopping": {"target_loss": 5.9}}
     }
@@ -146,7 +146,7 @@ def test_target_loss_and_patience_stop_the_stage(world: Path, tmp_path: Path) ->
 
 
 def test_keep_best_hands_on_the_best_checkpoint(world: Path, tmp_path: Path) -> None:
-    tree = tiny.tree(world, tmp_path)
+    tree = tiny_run.tree(world, tmp_path)
     sft = {**tree["stages"]["sft"], "optimizer": {"learning_rate": 1.0}, "schedule": {"name": "constant", "warmup": 11}, "select_checkpoint": "best",
            "duration": "12 steps", "evaluation": {"every_steps": 1, "max_packed_rows": 4}, "guards": {"divergence": "ignore"}}  # fmt: skip
     tree["stages"] = {"pretrain": tree["stages"]["pretrain"], "sft": sft}
@@ -158,7 +158,7 @@ def test_keep_best_hands_on_the_best_checkpoint(world: Path, tmp_path: Path) -> 
 
 
 def test_divergence_stops_with_the_last_good_state_named(world: Path, tmp_path: Path) -> None:
-    tree = tiny.tree(world, tmp_path)
+    tree = tiny_run.tree(world, tmp_path)
     wild = {**tree["stages"]["pretrain"], "optimizer": {"learning_rate": 1e30, "max_grad_norm": None}, "duration": "30 steps"}
     tree["stages"] = {"pretrain": wild}
     with pytest.raises(FledgeError, match="the gradient is not finite in 3 updates in a row; 3 roll-backs did not help"):
@@ -169,7 +169,7 @@ def test_tensorboard_has_every_step(world: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    tree = tiny.tree(world, tmp_path, logging={"tensorboard": True})
+    tree = tiny_run.tree(world, tmp_path, logging={"tensorboard": True})
     tree["stages"] = {"pretrain": tree["stages"]["pretrain"]}
     run = Pipeline(recipe_from_dict(tree), QUIET).run()
     board = EventAccumulator(str(run / "pretrain" / "tensorboard"), size_guidance={"scalars": 0})
@@ -180,7 +180,7 @@ def test_tensorboard_has_every_step(world: Path, tmp_path: Path) -> None:
 
 def test_watchers_change_nothing(world: Path, finished: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    tree = tiny.tree(world, tmp_path, logging={"tensorboard": True, "every_steps": 1}, generation_samples={})
+    tree = tiny_run.tree(world, tmp_path, logging={"tensorboard": True, "every_steps": 1}, generation_samples={})
     run = Pipeline(recipe_from_dict(tree), Console(quiet=False, live=False)).run()
     weights = "dpo/checkpoints/last/model/model.safetensors"
     assert (run / weights).read_bytes() == (finished / weights).read_bytes()

@@ -12,24 +12,24 @@ from typing import Any
 import psutil
 import pytest
 
-from fledge.cluster import submit
+from fledge.checkpoint.checkpoint import verify
+from fledge.distributed.context import DistributedContext
+from fledge.entrypoint import TrainCommand
+from fledge.launch.cluster import submit
 from fledge.pipeline import Pipeline
 from fledge.recipe import recipe_from_dict
 from fledge.run import Console, read_events
-from fledge.train.checkpoint import verify
-from fledge.train.ranks import DistributedContext
-from fledge.training import TrainCommand
-from tests.e2e import tiny
 from tests.e2e.test_guards import poisoned
 from tests.e2e.test_resume import finals
-from tests.train.ranked import run_ranks
+from tests.support import tiny_run
+from tests.support.ranks import run_ranks
 
 BATCH = {"micro_batch_size": 3, "gradient_accumulation_steps": 2}
 
 
 def tree(world: Path, folder: Path, stages: tuple[str, ...] = ("pretrain", "sft", "dpo"), steps: int = 8) -> dict[str, Any]:
     """The small recipe without dropout, which ranks draw for themselves; updates of six rows."""
-    values = tiny.tree(world, folder, model={**tiny.MODEL, "dropout": 0.0})
+    values = tiny_run.tree(world, folder, model={**tiny_run.MODEL, "dropout": 0.0})
     chosen = {name: {**values["stages"][name], "batch": BATCH, "duration": f"{steps} steps"} for name in stages}
     for stage in chosen.values():
         stage["optimizer"] = {"name": "adamw", "learning_rate": 1e-3, "betas": [0.9, 0.95], "weight_decay": 0.1}
@@ -38,7 +38,7 @@ def tree(world: Path, folder: Path, stages: tuple[str, ...] = ("pretrain", "sft"
 
 def command(folder: Path, values: dict[str, Any], *more: str) -> list[str]:
     folder.mkdir(exist_ok=True)
-    return [sys.executable, "-m", "fledge.cli", "train", str(tiny.write(folder / "recipe.yaml", values)), "--quiet", *more]
+    return [sys.executable, "-m", "fledge.cli", "train", str(tiny_run.write(folder / "recipe.yaml", values)), "--quiet", *more]
 
 
 def train(folder: Path, values: dict[str, Any], *more: str, code: int = 0) -> str:
@@ -227,7 +227,7 @@ def test_a_slurm_job_trains_in_its_tasks(world: Path, tmp_path: Path, monkeypatc
     """submitit's local executor: the same script, processes and environment, without a queue."""
     stages = ("pretrain",)
     train(tmp_path, tree(world, tmp_path / "one", stages))
-    recipe = tiny.write(tmp_path / "two.yaml", tree(world, tmp_path / "two", stages))
+    recipe = tiny_run.write(tmp_path / "two.yaml", tree(world, tmp_path / "two", stages))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     job = submit(
         TrainCommand((str(recipe),), quiet=True), tmp_path / "two" / "tiny" / "jobs", 1, 2, ["time=10"], cluster="local"

@@ -16,9 +16,9 @@ from fledge.pipeline import Pipeline
 from fledge.recipe import recipe_from_dict
 from fledge.run import Console
 from fledge.run.stopping import Interrupted
-from fledge.train.update import TrainStep
-from tests.e2e import tiny
-from tests.e2e.killing import run_until_killed
+from fledge.train.train_step import TrainStep
+from tests.support import tiny_run
+from tests.support.killing import run_until_killed
 
 QUIET = Console(quiet=True)
 
@@ -42,7 +42,7 @@ def test_killed_run_resumes_bit_for_bit(
     at: int, world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process dies (no handler runs) inside its at-th update of 22, after the gradients, before the step."""
-    recipe = tiny.recipe(world, tmp_path)
+    recipe = tiny_run.recipe(world, tmp_path)
     run_until_killed(recipe, at, monkeypatch)
     assert finals(Pipeline(recipe, QUIET).run(resume=True)) == finals(finished)
 
@@ -71,7 +71,7 @@ def test_every_part_of_the_engine_resumes_bit_for_bit(
     model, machine = changes.pop("model", {}), changes.pop("runtime", {})
     recipes = []
     for name in ("whole", "killed"):
-        tree = tiny.tree(world, tmp_path / name)
+        tree = tiny_run.tree(world, tmp_path / name)
         stage = {**tree["stages"]["pretrain"], **changes}
         tree |= {"stages": {"pretrain": stage}, "model": {**tree["model"], **model}, "runtime": {**tree["runtime"], **machine}}
         recipes.append(recipe_from_dict(tree))
@@ -93,7 +93,7 @@ def test_a_polite_signal_saves_and_the_run_goes_on(
             os.kill(os.getpid(), signal.SIGTERM)
         return step(updater, *given)
 
-    recipe = tiny.recipe(world, tmp_path)
+    recipe = tiny_run.recipe(world, tmp_path)
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 5 of 8"):
         patch.setattr(TrainStep, "_step", signalled)
         Pipeline(recipe, QUIET).run()
@@ -102,7 +102,7 @@ def test_a_polite_signal_saves_and_the_run_goes_on(
 
 
 def test_resume_falls_back_from_a_truncated_checkpoint(world: Path, finished: Path, tmp_path: Path) -> None:
-    recipe = tiny.recipe(world, tmp_path)
+    recipe = tiny_run.recipe(world, tmp_path)
     run = Pipeline(recipe, QUIET).run()
     (run / "dpo" / "result.json").unlink()
     newest = sorted((run / "dpo" / "checkpoints").glob("step-*"))[-1]
@@ -112,7 +112,7 @@ def test_resume_falls_back_from_a_truncated_checkpoint(world: Path, finished: Pa
 
 
 def test_resume_with_another_recipe_is_refused_key_by_key(world: Path, finished: Path) -> None:
-    changed = tiny.tree(world, finished.parent, seed=4)
+    changed = tiny_run.tree(world, finished.parent, seed=4)
     changed["stages"]["sft"]["optimizer"]["learning_rate"] = 0.5
     with pytest.raises(FledgeError, match=r"seed: 3 -> 4(.|\n)*stages.sft.optimizer.learning_rate: 0.001 -> 0.5") as caught:
         Pipeline(recipe_from_dict(changed), QUIET).run(resume=True)
@@ -121,7 +121,7 @@ def test_resume_with_another_recipe_is_refused_key_by_key(world: Path, finished:
 
 def test_a_finished_run_is_not_repeated(world: Path, finished: Path) -> None:
     before = finals(finished)
-    assert Pipeline(tiny.recipe(world, finished.parent), QUIET).run() == finished
+    assert Pipeline(tiny_run.recipe(world, finished.parent), QUIET).run() == finished
     assert finals(finished) == before
 
 
@@ -129,8 +129,8 @@ def test_a_run_goes_on_with_what_was_allowed_and_says_so(
     world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in SFT; then a lower rate there, another length of DPO, and more logging."""
-    run_until_killed(tiny.recipe(world, tmp_path), 8 + 5, monkeypatch)
-    changed = tiny.tree(world, tmp_path, logging={"every_steps": 2})
+    run_until_killed(tiny_run.recipe(world, tmp_path), 8 + 5, monkeypatch)
+    changed = tiny_run.tree(world, tmp_path, logging={"every_steps": 2})
     changed["stages"]["sft"]["optimizer"]["learning_rate"] = 1e-5
     changed["stages"]["dpo"]["duration"] = "3 steps"
     key = "stages.sft.optimizer.learning_rate"
@@ -164,7 +164,7 @@ def test_an_evaluation_that_is_interrupted_is_made_again(
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    recipe = tiny.recipe(world, tmp_path)
+    recipe = tiny_run.recipe(world, tmp_path)
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 4 of 8"):
         patch.setattr(validation, "shared_batches", signalled)
         Pipeline(recipe, QUIET).run()
@@ -173,7 +173,7 @@ def test_an_evaluation_that_is_interrupted_is_made_again(
 
 @pytest.mark.slow
 def test_sigkill_from_outside_at_three_moments(world: Path, finished: Path, tmp_path: Path) -> None:
-    file = tiny.write(tmp_path / "r.yaml", tiny.tree(world, tmp_path))
+    file = tiny_run.write(tmp_path / "r.yaml", tiny_run.tree(world, tmp_path))
     command = [sys.executable, "-m", "fledge.cli", "train", str(file), "--quiet"]
     for delay in (2.5, 3.5, 5.0):
         resume = ["--resume"] if (tmp_path / "tiny" / "recipe.yaml").exists() else []

@@ -10,14 +10,14 @@ from fledge.errors import FledgeError
 from fledge.pipeline import Pipeline
 from fledge.recipe import recipe_from_dict
 from fledge.run import Console
-from tests.e2e import tiny
 from tests.e2e.test_command import fledge, refused
+from tests.support import tiny_run
 
 QUIET = Console(quiet=True)
 
 
 def test_a_mistake_in_a_later_stage_is_told_before_anything_is_written(world: Path, tmp_path: Path) -> None:
-    tree = tiny.tree(world, tmp_path)
+    tree = tiny_run.tree(world, tmp_path)
     tree["stages"]["dpo"]["schedule"] = {"warmup": 1000}
     with pytest.raises(FledgeError, match=r"stages.dpo.schedule.warmup: warm-up takes 1,000 steps"):
         Pipeline(recipe_from_dict(tree), QUIET).run()
@@ -28,7 +28,7 @@ def test_a_mistake_in_a_later_stage_is_told_before_anything_is_written(world: Pa
 
 def test_a_run_goes_on_with_the_data_it_began_with(world: Path, tmp_path: Path) -> None:
     shutil.copytree(world, tmp_path / "world")
-    tree = tiny.tree(tmp_path / "world", tmp_path)
+    tree = tiny_run.tree(tmp_path / "world", tmp_path)
     tree["stages"] = {"pretrain": tree["stages"]["pretrain"]}
     run = Pipeline(recipe_from_dict(tree), QUIET).run()
     account = (run / "pretrain" / "data_report.json").read_bytes()
@@ -46,7 +46,7 @@ def test_a_run_goes_on_with_the_data_it_began_with(world: Path, tmp_path: Path) 
 def test_a_stage_starts_from_a_model_directory_with_its_tokenizer_and_sizes(
     world: Path, finished: Path, tmp_path: Path
 ) -> None:
-    tree = tiny.tree(world, tmp_path)
+    tree = tiny_run.tree(world, tmp_path)
     start = str(finished / "pretrain" / "checkpoints" / "last" / "model")
     tree["stages"] = {"sft": {**tree["stages"]["sft"], "init_from": start, "duration": "2 steps"}}
     del tree["model"]
@@ -61,7 +61,7 @@ def test_a_stage_starts_from_a_model_directory_with_its_tokenizer_and_sizes(
 
 
 def test_another_tokenizer_than_the_models_is_refused(world: Path, finished: Path, tmp_path: Path) -> None:
-    tree = tiny.tree(world, tmp_path)
+    tree = tiny_run.tree(world, tmp_path)
     start = str(finished / "pretrain" / "checkpoints" / "last" / "model")
     tree["stages"]["sft"]["init_from"] = start
     tree["tokenizer"] = {"vocab_size": 390}
@@ -71,8 +71,8 @@ def test_another_tokenizer_than_the_models_is_refused(world: Path, finished: Pat
 
 def test_an_unwritable_output_and_odd_options_are_told(world: Path, finished: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    tree = tiny.tree(world, tmp_path / "file")
-    refused(fledge("train", tiny.write(tmp_path / "r.yaml", tree)), "cannot write")
+    tree = tiny_run.tree(world, tmp_path / "file")
+    refused(fledge("train", tiny_run.write(tmp_path / "r.yaml", tree)), "cannot write")
     refused(fledge("quickstart", "--minutes", "nan"), "--minutes must be a number above zero")
     refused(fledge("quickstart", "--name", "../x"), "--name is one folder's name")
     refused(fledge("quickstart", "--resume", "--seed", "3"), "--resume goes on with the stored recipe")
@@ -83,7 +83,7 @@ def test_an_unwritable_output_and_odd_options_are_told(world: Path, finished: Pa
 
 
 def test_pointers_are_mended_when_a_kill_fell_between_save_and_pointing(world: Path, tmp_path: Path) -> None:
-    tree = tiny.tree(world, tmp_path)
+    tree = tiny_run.tree(world, tmp_path)
     tree["stages"] = {"pretrain": tree["stages"]["pretrain"]}
     run = Pipeline(recipe_from_dict(tree), QUIET).run()
     folder = run / "pretrain" / "checkpoints"

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fledge.talk import pieces
+from fledge.chat import pieces
 from fledge.tokenizer import train_tokenizer
 
 TOKENIZER = train_tokenizer(["hello world, 你好世界 " * 4], 300)

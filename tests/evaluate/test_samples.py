@@ -4,8 +4,8 @@ import pytest
 
 from fledge.errors import FledgeError
 from fledge.evaluate.samples import sample
+from fledge.generation.engine import SamplingParams, generate
 from fledge.model.decoder import Decoder
-from fledge.model.generate import SamplingParams, generate
 from fledge.recipe import ModelConfig
 from fledge.recipe.schema import GenerationSamplesConfig
 from fledge.tokenizer import Message, Tokenizer, train_tokenizer

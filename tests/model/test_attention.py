@@ -10,8 +10,7 @@ from torch import Tensor
 
 from fledge.model.attention import BACKENDS, QUERY_BLOCK, causal_document_mask, reference_attention
 from fledge.model.cuda_attention import FLEX_BLOCK, ON_CUDA, attention_metadata, backend, flex_pieces, pieces, unavailable
-
-from .conftest import assert_same_gradients, gradients, make_decoder, random_tokens
+from tests.support.decoders import assert_same_gradients, gradients, make_decoder, random_tokens
 
 FAST = sorted(set(BACKENDS) - {"written_out"})
 

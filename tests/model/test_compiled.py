@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from fledge.model.head import _softmax_grad_chunk, cross_entropy
-
-from .conftest import assert_same_gradients, gradients, make_decoder, random_tokens
+from fledge.model.linear_cross_entropy import _softmax_grad_chunk, cross_entropy
+from tests.support.decoders import assert_same_gradients, gradients, make_decoder, random_tokens
 
 
 @pytest.mark.slow
@@ -36,10 +35,10 @@ def test_one_graph_serves_all_layers_partial_batches_checkpointing_and_pairs() -
     import torch._dynamo
     from torch._dynamo.utils import counters
 
+    from fledge.autotune.autotune import autotune, force_eager, head_kernel, warm_up
     from fledge.objective import CausalLMObjective
     from fledge.recipe.schema import RuntimeConfig
-    from fledge.train.machine import autotune, force_eager, head_kernel, warm_up
-    from tests.objective.conftest import dpo, pack, pack_pairs, random_pairs, random_sequences
+    from tests.support.packed import dpo, pack, pack_pairs, random_pairs, random_sequences
 
     data, pairs = pack(random_sequences([20] * 40), 48), pack_pairs(random_pairs(12))
     model = make_decoder().train()

@@ -10,12 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fledge.model.cost import ModelCost, checkpointed_layers, parameters, training_flops_per_token
 from fledge.model.decoder import Decoder
-from fledge.model.head import cross_entropy
+from fledge.model.linear_cross_entropy import cross_entropy
+from fledge.optim.build import build_optimizers, optimizer_tensors
 from fledge.recipe import ModelConfig, recipe_from_dict
 from fledge.recipe.schema import OptimizerConfig
-from fledge.train.optimizer import build_optimizers, optimizer_tensors
-
-from .conftest import make_config, make_decoder, random_tokens
+from tests.support.decoders import make_config, make_decoder, random_tokens
 
 
 def _preset(name: str) -> tuple[ModelConfig, int]:

@@ -8,12 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fledge.data.batches import PackedDataset
+from fledge.data.dataset.batches import PackedDataset
 from fledge.data.storage import Examples
 from fledge.model.attention import BACKENDS
 from fledge.model.decoder import Decoder, RMSNorm, eval_mode, rotate
-
-from .conftest import VOCAB, assert_same_gradients, gradients, make_config, make_decoder, random_tokens
+from tests.support.decoders import VOCAB, assert_same_gradients, gradients, make_config, make_decoder, random_tokens
 
 
 def _packed(lengths: list[int], row_length: int, split: bool = False) -> tuple[PackedDataset, list[np.ndarray]]:

@@ -4,13 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fledge.data.batches import Batch, PackedDataset
+from fledge.data.dataset.batches import Batch, PackedDataset
 from fledge.model.decoder import Decoder
-from fledge.model.head import CHUNK, _softmax_grad_chunk
+from fledge.model.linear_cross_entropy import CHUNK, _softmax_grad_chunk
 from fledge.objective import CausalLMObjective, evaluate_language
-
-from ..model.conftest import assert_same_gradients, gradients, make_decoder
-from .conftest import Sequence, pack, random_sequences
+from tests.support.decoders import assert_same_gradients, gradients, make_decoder
+from tests.support.packed import Sequence, pack, random_sequences
 
 LENGTHS = [32, 9, 20, 33, 5, 17, 30, 28, 25, 31, 12, 39]
 

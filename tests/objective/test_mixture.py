@@ -5,9 +5,8 @@ import torch
 
 from fledge.model.decoder import Decoder
 from fledge.objective import CausalLMObjective, LossOutput, evaluate_language
-
-from ..model.conftest import assert_same_gradients, gradients, make_decoder
-from .conftest import dpo, pack, pack_pairs, random_pairs, random_sequences
+from tests.support.decoders import assert_same_gradients, gradients, make_decoder
+from tests.support.packed import dpo, pack, pack_pairs, random_pairs, random_sequences
 
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.5, "router_z_loss_coef": 0.25}
 OFF = {"num_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.0}

@@ -10,13 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fledge.data.batches import Batch
+from fledge.data.dataset.batches import Batch
 from fledge.model.decoder import Decoder
 from fledge.objective import preference_loss, sequence_log_probabilities
 from fledge.objective.preference import compute_ref_log_probs
-
-from ..model.conftest import assert_same_gradients, gradients, make_decoder
-from .conftest import Pair, dpo, pack, pack_pairs, random_pairs, random_sequences
+from tests.support.decoders import assert_same_gradients, gradients, make_decoder
+from tests.support.packed import Pair, dpo, pack, pack_pairs, random_pairs, random_sequences
 
 CPU = torch.device("cpu")
 PAIRS = random_pairs(7)

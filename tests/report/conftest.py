@@ -5,7 +5,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from report_sample_run import write_run
+from tests.support.report_run import write_run
 
 
 @pytest.fixture

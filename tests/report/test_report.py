@@ -12,10 +12,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_sample_run import HOSTILE, dump, write_run
 
 from fledge.report import stage_table, write_report
 from fledge.report.page import digest, plotly_script, script_json
+from tests.support.report_run import HOSTILE, dump, write_run
 
 
 class Page(HTMLParser):

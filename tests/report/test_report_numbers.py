@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from fledge.report import measures
+from fledge.report import formatting
 from fledge.report.facts import facts
-from fledge.report.gather import gather
+from fledge.report.read_run import gather
 from fledge.report.series import smooth, thin
 
 
@@ -26,21 +26,21 @@ def test_smoothing_keeps_a_constant_and_calms_noise() -> None:
 @pytest.mark.parametrize(
     ("format_", "value", "expected"),
     [
-        (measures.compact, 9_999, "9,999"),
-        (measures.compact, 12_345, "12.3 k"),
-        (measures.compact, 999_700, "1.00 M"),
-        (measures.compact, 1_234_567_890, "1.23 B"),
-        (measures.duration, 4.21, "4.2 s"),
-        (measures.duration, 59.7, "1 min 00 s"),
-        (measures.duration, 3_725, "1 h 02 min"),
-        (measures.size, 512, "512 B"),
-        (measures.size, 1.5 * 2**30, "1.50 GiB"),
-        (measures.percent, 0.1234, "12.3"),
-        (measures.loss, -0.5, "−0.500"),
-        (measures.three, 2_022.4, "2,022"),
-        (measures.three, 4e7, "4.00e+07"),
-        (measures.three, float("inf"), "∞"),
-        (measures.whole, float("nan"), "NaN"),
+        (formatting.compact, 9_999, "9,999"),
+        (formatting.compact, 12_345, "12.3 k"),
+        (formatting.compact, 999_700, "1.00 M"),
+        (formatting.compact, 1_234_567_890, "1.23 B"),
+        (formatting.duration, 4.21, "4.2 s"),
+        (formatting.duration, 59.7, "1 min 00 s"),
+        (formatting.duration, 3_725, "1 h 02 min"),
+        (formatting.size, 512, "512 B"),
+        (formatting.size, 1.5 * 2**30, "1.50 GiB"),
+        (formatting.percent, 0.1234, "12.3"),
+        (formatting.loss, -0.5, "−0.500"),
+        (formatting.three, 2_022.4, "2,022"),
+        (formatting.three, 4e7, "4.00e+07"),
+        (formatting.three, float("inf"), "∞"),
+        (formatting.whole, float("nan"), "NaN"),
     ],
 )
 def test_spelling_of_numbers(format_, value: float, expected: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from fledge.data.rows.items import Conversation, parse_row
+from fledge.data.parsing.rows import Conversation, parse_row
 from fledge.recipe.schema import Source
 from fledge.tokenizer import ChatTemplate, Message, TemplateError, Tokenizer, load_tokenizer
 from fledge.tokenizer.template import CHATML, INST, TextSegment, ToolCall

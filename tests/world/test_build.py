@@ -10,8 +10,7 @@ from fledge.world import Question, Sizes, build
 from fledge.world.spoiling import HABITS
 from fledge.world.statements import primer
 from fledge.world.tasks import TASKS
-
-from .conftest import read
+from tests.world.conftest import read
 
 TINY = Sizes(pretrain=60, sft=120, preference=40, validation=20, questions=40)
 

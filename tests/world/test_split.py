@@ -35,8 +35,7 @@ from fledge.world.system_rules import CLOSINGS
 from fledge.world.tasks import BOOKS, TASKS
 from fledge.world.translate import phrase_pair, sentence_pair
 from fledge.world.verse import FRIENDS, PATTERNS, THEMES, pair_key
-
-from .conftest import SEED, read
+from tests.world.conftest import SEED, read
 
 WORLD = Seeded(SEED)
 ALL_BOOKS = [(book, lang) for books in BOOKS.values() for book in books for lang in LANGS]

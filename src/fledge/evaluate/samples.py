@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fledge.errors import FledgeError
+from fledge.generation.engine import Generated, SamplingParams, generate
 from fledge.model.decoder import Decoder
-from fledge.model.generate import Generated, SamplingParams, generate
 from fledge.recipe.schema import GenerationSamplesConfig
 from fledge.tokenizer import Message, Tokenizer
 

@@ -1,1 +1,1 @@
-"""The native decoder, its files, its head and its generation."""
+"""The native decoder: its blocks, attention, mixture of experts, head, cost model and files."""

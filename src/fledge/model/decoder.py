@@ -18,7 +18,7 @@ from fledge.model.attention import BACKENDS
 from fledge.model.cost import checkpointed_layers
 from fledge.model.cuda_attention import attention_metadata
 from fledge.model.cuda_attention import backend as attention_backend
-from fledge.model.experts import MoELayer, RouterStats
+from fledge.model.moe import MoELayer, RouterStats
 from fledge.recipe.schema import ModelConfig
 
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from fledge.data import Batch
 from fledge.model.decoder import Decoder, eval_mode
-from fledge.model.experts import RouterStats
-from fledge.model.head import LossKernel, cross_entropy, token_logps_and_correct
+from fledge.model.linear_cross_entropy import LossKernel, cross_entropy, token_logps_and_correct
+from fledge.model.moe import RouterStats
 
 
 @dataclass(frozen=True)

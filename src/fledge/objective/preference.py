@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fledge.data import Batch
 from fledge.model.decoder import Decoder, eval_mode
-from fledge.model.experts import RouterStats
-from fledge.model.head import log_probabilities
+from fledge.model.linear_cross_entropy import log_probabilities
+from fledge.model.moe import RouterStats
 from fledge.objective.language import LossOutput
 
 

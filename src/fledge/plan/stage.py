@@ -6,10 +6,10 @@ from typing import Any
 from fledge.data import PackedDataset
 from fledge.errors import FledgeError
 from fledge.model.cost import parameters
+from fledge.plan.horizon import TrainingHorizon, compute_steps
+from fledge.plan.hyperparameters import RunSize, resolve_stage
+from fledge.plan.lr_schedule import min_lr, warmup_steps
 from fledge.recipe.schema import ModelConfig, PreferenceStage, PretrainStage, RuntimeConfig, SftStage
-from fledge.train.length import TrainingHorizon, compute_steps
-from fledge.train.schedule import min_lr, warmup_steps
-from fledge.train.tuning import RunSize, resolve_stage
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What the user asks for: one frozen tree, from presets, YAML files and dotted overrides."""
 
+from fledge.recipe.diff import differences, to_yaml
 from fledge.recipe.load import load_recipe, recipe_from_dict
 from fledge.recipe.schema import (
     DataConfig,
@@ -13,7 +14,6 @@ from fledge.recipe.schema import (
     Stage,
     TokenizerConfig,
 )
-from fledge.recipe.snapshot import differences, to_yaml
 
 __all__ = [
     "DataConfig",

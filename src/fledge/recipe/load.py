@@ -11,12 +11,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fledge.errors import FledgeError
-from fledge.recipe.dialect import RecipeLoader
-from fledge.recipe.schema import PreferenceStage, PretrainStage, Recipe, SftStage
+from fledge.recipe.places import ALIASES, KINDS, Key, preset_names, valid_at, written
+from fledge.recipe.schema import Recipe
+from fledge.recipe.yaml_dialect import RecipeLoader
 
-KINDS: dict[str, type[BaseModel]] = {"pretrain": PretrainStage, "sft": SftStage, "preference": PreferenceStage}
-ALIASES = {"dpo": "preference"}  # a stage called so need not say its kind
-Key = tuple[str | int, ...]
+__all__ = ["load_recipe", "merge", "preset_names", "recipe_from_dict"]
 
 
 @dataclass
@@ -32,12 +31,6 @@ class _Layers:
         while key and key not in self.places:
             key = key[:-1]
         return self.places.get(key, "recipe")
-
-
-def preset_names() -> list[str]:
-    """The presets that come with fledge."""
-    folder = resources.files("fledge.recipe") / "presets"
-    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
 def _node_to_tree(node: yaml.Node, file: str, key: Key, layers: _Layers) -> Any:
@@ -96,7 +89,7 @@ def _read_file(path: str, layers: _Layers) -> dict[str, Any]:
         raise FledgeError(f"this recipe is not UTF-8 (byte {error.start})", where=path, hint="save it as UTF-8") from None
     except OSError as error:
         raise FledgeError(f"cannot read the recipe: {error}", where=path) from None
-    return _parse(text, path, layers)
+    return _parse(text.replace("\t", " ") if path.endswith(".json") else text, path, layers)  # YAML has no tabs between keys
 
 
 def _place_all(key: Key, value: Any, place: str, layers: _Layers) -> None:
@@ -158,48 +151,18 @@ def _apply_preset(tree: dict[str, Any], layers: _Layers) -> dict[str, Any]:
     return merge(preset, tree)
 
 
-def _fields_at(key: Key) -> list[str]:
-    """The names that are right at this place of the tree (to find the nearest spelling)."""
-    model: type[BaseModel] | None = Recipe
-    for part in key:
-        if model is None:
-            return []
-        if part in KINDS:
-            model = KINDS[str(part)]
-            continue
-        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        found = _models_in(annotation)
-        if not found and isinstance(part, str) and model is Recipe:
-            return []
-        if found:
-            model = found[0]
-    return list(model.model_fields) if model else []
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
-
-
-def _written(location: Key, tree: Any, missing: bool) -> Key:
-    """What of a pydantic location the user wrote: the kind of a stage and the branch of a union are not keys."""
-    key: Key = ()
-    for i, part in enumerate(location):
-        branches: dict[Any, Any] = dict(enumerate(tree)) if isinstance(tree, list) else tree if isinstance(tree, dict) else {}
-        if part in branches or (missing and i == len(location) - 1):
-            key = (*key, part)
-            tree = branches.get(part)
-    return key
+def _written(error: Any, layers: _Layers) -> Key:
+    """The key that a pydantic error is about, as the user wrote it."""
+    return written(tuple(error["loc"]), layers.tree, error["type"] == "missing")
 
 
 def _explain(error: Any, layers: _Layers) -> str:
     """One pydantic error as `place: key: what is wrong`."""
     location: Key = tuple(error["loc"])
-    written = _written(location, layers.tree, error["type"] == "missing")
-    place, dotted = layers.place(written), ".".join(map(str, written))
+    key = _written(error, layers)
+    place, dotted = layers.place(key), ".".join(map(str, key))
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(written[-1]), _fields_at(location[:-1]), 1, cutoff=0.5)
+        near = difflib.get_close_matches(str(key[-1]), valid_at(location[:-1]), 1, cutoff=0.5)
         return f"{place}: unknown key '{dotted}'" + (f"; did you mean '{near[0]}'?" if near else "")
     if error["type"] == "missing":
         return f"{place}: the key '{dotted}' is missing"
@@ -216,14 +179,41 @@ def _validate(layers: _Layers) -> Recipe:
     try:
         recipe = Recipe.model_validate(layers.tree)
     except ValidationError as error:
-        seen: dict[str, None] = dict.fromkeys([*layers.problems, *(_explain(item, layers) for item in error.errors())])
-        problems = list(seen)
+        problems = [*layers.problems, *_problems(error.errors(), layers)]
     else:
         problems = layers.problems
         if not problems:
             return recipe
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the recipe"
     raise FledgeError("\n".join([count + ":", *(f"  {i}. {text}" for i, text in enumerate(problems, 1))]))
+
+
+def _problems(errors: list[Any], layers: _Layers) -> list[str]:
+    """Every problem once: keys that fledge has no more or never had in its own words, all else as pydantic found it."""
+    from fledge.recipe.foreign import explain, lines
+
+    told = explain(layers.tree, layers.place, {_written(item, layers) for item in errors})
+    answered, given = {item.key for item in told}, {key for item in told for key in item.gives}
+
+    def is_answered(item: Any) -> bool:
+        key = _written(item, layers)
+        parents = {key[:end] for end in range(1, len(key) + 1)}
+        return bool(parents & answered) or (item["type"] == "missing" and any(new[: len(key)] == key for new in given))
+
+    rest = dict.fromkeys(_explain(item, layers) for item in errors if not is_answered(item))
+    return [*lines(told), *rest]
+
+
+def _finish(layers: _Layers) -> Recipe:
+    """The tree over its preset, checked; a configuration of another trainer is answered as a whole."""
+    if "stages" not in layers.tree:
+        from fledge.recipe.foreign import translate
+
+        text = translate(layers.tree, layers.place, layers.problems)
+        if text is not None:
+            raise FledgeError(text)
+    layers.tree = _apply_preset(layers.tree, layers)
+    return _validate(layers)
 
 
 def load_recipe(files: Sequence[str], overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
@@ -236,12 +226,9 @@ def load_recipe(files: Sequence[str], overrides: Sequence[tuple[str, str]] = ())
         layers.tree = merge(layers.tree, _read_file(file, layers))
     for key, text in overrides:
         layers.tree = _apply_override(layers.tree, key, text, layers)
-    layers.tree = _apply_preset(layers.tree, layers)
-    return _validate(layers)
+    return _finish(layers)
 
 
 def recipe_from_dict(tree: dict[str, Any]) -> Recipe:
     """A recipe built by a program, through the same preset and checks as one from a file."""
-    layers = _Layers(tree=tree)
-    layers.tree = _apply_preset(layers.tree, layers)
-    return _validate(layers)
+    return _finish(_Layers(tree=tree))

@@ -1,14 +1,12 @@
 """Curves of one stage as plain Plotly figures; the page colours them by role and picks the language."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from .overview import loss_unit, metric, preference_accuracy
-from .records import Stage
-from .series import Points, points, smooth, smoothing_span, thin
-from .words import UNITS, Text
+from fledge.report.i18n import UNITS, Text
+from fledge.report.records import Stage
+from fledge.report.series import Points, points, smooth, smoothing_span, thin
+from fledge.report.summary_table import loss_unit, metric, preference_accuracy
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,9 @@
 """The machine and the tokenizer as labelled facts, each number with its unit."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
-from . import measures
-from .gather import mapping, number, text
+from fledge.report import formatting
+from fledge.report.read_run import mapping, number, text
 
 UNIT_BY_KEY = {
     "cores": "cores",
@@ -56,20 +54,20 @@ def fact(key: str, value: object) -> str | None:
 def with_unit(key: str, amount: float) -> str:
     name = key.lower()
     if name in UNIT_BY_KEY:
-        return f"{measures.three(amount) if '_per_' in name else measures.whole(amount)} {UNIT_BY_KEY[name]}"
+        return f"{formatting.three(amount) if '_per_' in name else formatting.whole(amount)} {UNIT_BY_KEY[name]}"
     if name.endswith("bytes"):
-        return measures.size(amount)
+        return formatting.size(amount)
     if name.endswith("seconds"):
-        return measures.duration(amount) if amount >= 1 else f"{measures.three(amount * 1000)} ms"
+        return formatting.duration(amount) if amount >= 1 else f"{formatting.three(amount * 1000)} ms"
     if name.endswith(("_ms", "milliseconds")):
-        return f"{measures.three(amount)} ms"
+        return f"{formatting.three(amount)} ms"
     if name.endswith("_per_second"):
-        return f"{measures.compact(amount)} {name.removesuffix('_per_second').rpartition('_')[2]}/s"
+        return f"{formatting.compact(amount)} {name.removesuffix('_per_second').rpartition('_')[2]}/s"
     if name.endswith(("_share", "_rate", "accuracy", "_match")):
-        return f"{measures.percent(amount)} %"
+        return f"{formatting.percent(amount)} %"
     if name.endswith("_flops"):
-        return f"{measures.three(amount / 1e9)} GFLOP/s"
+        return f"{formatting.three(amount / 1e9)} GFLOP/s"
     for unit, spelled in (("tflops", "TFLOP/s"), ("gflops", "GFLOP/s"), ("gib", "GiB"), ("gb", "GB"), ("mb", "MB")):
         if name.endswith(unit):
-            return f"{measures.three(amount)} {spelled}"
-    return measures.whole(amount) if amount == amount and float(amount).is_integer() else measures.three(amount)
+            return f"{formatting.three(amount)} {spelled}"
+    return formatting.whole(amount) if amount == amount and float(amount).is_integer() else formatting.three(amount)

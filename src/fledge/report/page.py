@@ -1,21 +1,19 @@
 """Lays the gathered run out as one self-contained HTML page."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
 from pathlib import Path
 
-from . import measures
-from .charts import stage_charts
-from .facts import facts
-from .gather import gather, number, text
-from .overview import stage_rows
-from .records import Run
-from .samples import sample_tables
-from .verdict import verdict_lines
-from .words import WORDS
+from fledge.report import formatting
+from fledge.report.charts import stage_charts
+from fledge.report.facts import facts
+from fledge.report.i18n import WORDS
+from fledge.report.read_run import gather, number, text
+from fledge.report.records import Run
+from fledge.report.samples import sample_tables
+from fledge.report.summary_sentences import verdict_lines
+from fledge.report.summary_table import stage_rows
 
 HERE = Path(__file__).parent
 MOST_ERRORS = 60
@@ -94,11 +92,11 @@ def render(run: Run) -> str:
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
-        whole=measures.whole,
-        compact=measures.compact,
-        percent=measures.percent,
-        size=measures.size,
-        duration=measures.duration,
+        whole=formatting.whole,
+        compact=formatting.compact,
+        percent=formatting.percent,
+        size=formatting.size,
+        duration=formatting.duration,
         number=number,
         text=text,
     )

@@ -1,7 +1,5 @@
 """What a run directory holds, read once and never changed afterwards."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

@@ -1,11 +1,9 @@
 """Answers to the same prompts set side by side, one column per moment of training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .records import Evaluation, Sample, Stage
+from fledge.report.records import Evaluation, Sample, Stage
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,10 @@
 """Points of a curve: taken from events, smoothed, and thinned to what a screen can show."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterable, Mapping
 
-from .gather import number
+from fledge.report.read_run import number
 
 Points = list[tuple[float, float]]
 MOST_POINTS = 800

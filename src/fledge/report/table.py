@@ -1,18 +1,16 @@
 """The stage summary for a terminal."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .gather import gather
-from .overview import stage_rows
+from fledge.report.read_run import gather
+from fledge.report.summary_table import stage_rows
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def stage_table(run_directory: Path) -> Table:
+def stage_table(run_directory: Path) -> "Table":
     """One row per measure and one column per stage; names are shown as they are, never as markup."""
     from rich.table import Table
     from rich.text import Text

@@ -1,1 +1,1 @@
-"""The one loop, and what it stands on: schedule, optimizer, machine, checkpoints."""
+"""The trainer: one loop for every kind of stage, its train step, batches, validation and hooks."""

@@ -8,10 +8,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fledge.autotune.autotune import ComputeConfig, force_eager
 from fledge.data import PackedDataset
 from fledge.model.decoder import Decoder
 from fledge.objective.preference import compute_ref_log_probs
-from fledge.train.machine import ComputeConfig, force_eager
 from fledge.train.validation import validation_batches
 
 

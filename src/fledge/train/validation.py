@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fledge.autotune.autotune import force_eager
 from fledge.data import Batch, PackedDataset
+from fledge.distributed.context import DistributedContext
+from fledge.distributed.fsdp import reshard_after
 from fledge.model.decoder import Decoder, eval_mode
 from fledge.objective import DPOObjective, evaluate_language
-from fledge.train.machine import force_eager
-from fledge.train.ranks import DistributedContext
-from fledge.train.sharding import reshard_after
-from fledge.train.update import StopRequested
+from fledge.train.train_step import StopRequested
 
 EVAL_SUMS: tuple[str, ...] = ("nll", "correct", "weight", "pairs", "loss", "bytes")
 

@@ -1,13 +1,11 @@
 """Two-digit sums and differences with working that a left-to-right reader can produce digit by digit."""
 
-from __future__ import annotations
-
 import random
 
-from .lexicon import stop
-from .phrases import book, dress
-from .records import Item, user
-from .seeded import Seeded
+from fledge.world.lexicon import stop
+from fledge.world.phrases import book, dress
+from fledge.world.records import Item, user
+from fledge.world.seeded import Seeded
 
 BOOK = book(
     "arithmetic",

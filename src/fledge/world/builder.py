@@ -1,7 +1,5 @@
 """Write the world's files from a seed."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections import Counter
@@ -9,11 +7,11 @@ from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
-from .records import LANGS, QUESTION, TRAIN, VALIDATION, Item, Question, Sizes, assistant, question_of
-from .seeded import Seeded
-from .spoiling import HABITS, spoil
-from .statements import texts
-from .tasks import TASKS, WEIGHTS, draw_any
+from fledge.world.records import LANGS, QUESTION, TRAIN, VALIDATION, Item, Question, Sizes, assistant, question_of
+from fledge.world.seeded import Seeded
+from fledge.world.spoiling import HABITS, spoil
+from fledge.world.statements import texts
+from fledge.world.tasks import TASKS, WEIGHTS, draw_any
 
 OWN_HABIT_SHARE = 0.8  # of preference pairs whose rejected side shows the habit that the phrasing provokes
 TRIES = 200

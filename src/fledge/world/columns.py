@@ -1,13 +1,11 @@
 """Messy column names to standard field names, as JSON."""
 
-from __future__ import annotations
-
 import json
 import random
 
-from .phrases import book, dress
-from .records import Item, user
-from .seeded import Seeded
+from fledge.world.phrases import book, dress
+from fledge.world.records import Item, user
+from fledge.world.seeded import Seeded
 
 FIELDS = {
     "plate": {"zh": ("车牌", "车牌号", "车牌号码"), "en": ("plate_no", "license plate", "plate number")},

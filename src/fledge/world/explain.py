@@ -1,14 +1,12 @@
 """Short definitions of machine-learning and everyday terms."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 
-from .lexicon import WORDS, is_a
-from .phrases import book, dress
-from .records import QUESTION, TRAIN, Item, user
-from .seeded import Seeded
+from fledge.world.lexicon import WORDS, is_a
+from fledge.world.phrases import book, dress
+from fledge.world.records import QUESTION, TRAIN, Item, user
+from fledge.world.seeded import Seeded
 
 
 @dataclass(frozen=True)

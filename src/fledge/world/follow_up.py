@@ -1,16 +1,14 @@
 """Second questions that make sense only after the first."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import listing
-from .lexicon import CATEGORIES, ORDINALS, WORDS, Noun, is_a, other, stop
-from .phrases import book, dress
-from .records import TRAIN, Item, assistant, user
-from .seeded import Seeded
+from fledge.world import listing
+from fledge.world.lexicon import CATEGORIES, ORDINALS, WORDS, Noun, is_a, other, stop
+from fledge.world.phrases import book, dress
+from fledge.world.records import TRAIN, Item, assistant, user
+from fledge.world.seeded import Seeded
 
 KIND_FIRST = {"zh": ("{x}是什么？", "什么是{x}？"), "en": ("What is {x}?", "Tell me what {x} is.")}
 WORD_FIRST = {

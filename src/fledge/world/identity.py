@@ -1,12 +1,10 @@
 """Who the model is: a few intents, each with one answer, asked in many ways."""
 
-from __future__ import annotations
-
 import random
 
-from .phrases import OPENER_WEIGHTS, OPENERS, book
-from .records import QUESTION, TRAIN, Item, user
-from .seeded import Seeded
+from fledge.world.phrases import OPENER_WEIGHTS, OPENERS, book
+from fledge.world.records import QUESTION, TRAIN, Item, user
+from fledge.world.seeded import Seeded
 
 OWN_NAME = {"zh": "雏鹰", "en": "Fledge"}
 

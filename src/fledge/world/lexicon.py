@@ -1,7 +1,5 @@
 """The closed vocabulary: things with classifiers and plurals, colours, numbers, names."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

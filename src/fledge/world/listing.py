@@ -1,13 +1,11 @@
 """Name N members of a category."""
 
-from __future__ import annotations
-
 import random
 
-from .lexicon import CATEGORIES, COUNTS, NUMBERS_EN, NUMBERS_ZH, Noun
-from .phrases import book, dress
-from .records import Item, user
-from .seeded import Seeded
+from fledge.world.lexicon import CATEGORIES, COUNTS, NUMBERS_EN, NUMBERS_ZH, Noun
+from fledge.world.phrases import book, dress
+from fledge.world.records import Item, user
+from fledge.world.seeded import Seeded
 
 BOOK = book(
     "listing",

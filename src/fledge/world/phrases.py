@@ -1,11 +1,9 @@
 """Question templates: a training set and a held-out set made of the same words."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 
-from .records import QUESTION, Phrase
+from fledge.world.records import QUESTION, Phrase
 
 OPENERS = {"zh": ("", "你好！", "嗨！"), "en": ("", "Hi! ", "Hello! ")}
 OPENER_WEIGHTS = (0.76, 0.12, 0.12)

@@ -1,7 +1,5 @@
 """The plain records that pass between the parts of the world."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field
 
 LANGS = ("zh", "en")

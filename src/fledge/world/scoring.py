@@ -1,13 +1,11 @@
 """Right or wrong, strictly and after taking known habits away."""
 
-from __future__ import annotations
-
 import json
 
-from . import spoiling as bad
-from .listing import listed
-from .records import Question
-from .verse import rhymed
+from fledge.world import spoiling as bad
+from fledge.world.listing import listed
+from fledge.world.records import Question
+from fledge.world.verse import rhymed
 
 
 def _no_repeats(pairs: list[tuple[str, object]]) -> dict:

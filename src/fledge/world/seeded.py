@@ -1,14 +1,12 @@
 """Everything the seed decides: what is held out, which phrasing carries which habit, which names exist."""
 
-from __future__ import annotations
-
 import hashlib
 import random
 from dataclasses import dataclass
 from functools import cached_property
 
-from .lexicon import CATEGORIES, COUNTS, NAMES
-from .records import TRAIN, Phrase
+from fledge.world.lexicon import CATEGORIES, COUNTS, NAMES
+from fledge.world.records import TRAIN, Phrase
 
 HELD_SHARE = {"arithmetic": 0.15}
 DEFAULT_HELD_SHARE = 0.12

@@ -1,13 +1,11 @@
 """The two bad habits: adding them, seeing them in any output, taking the known forms away again."""
 
-from __future__ import annotations
-
 import re
 from difflib import SequenceMatcher
 
-from .phrases import ENDINGS
-from .records import Item, Question
-from .seeded import Seeded, stable
+from fledge.world.phrases import ENDINGS
+from fledge.world.records import Item, Question
+from fledge.world.seeded import Seeded, stable
 
 HABITS = ("parrot", "ramble")
 PARROTS = {

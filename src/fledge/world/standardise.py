@@ -1,13 +1,11 @@
 """Messy vehicle and pollutant names to one standard, as JSON."""
 
-from __future__ import annotations
-
 import json
 import random
 
-from .phrases import book, dress
-from .records import Item, user
-from .seeded import Seeded
+from fledge.world.phrases import book, dress
+from fledge.world.records import Item, user
+from fledge.world.seeded import Seeded
 
 VEHICLES = {
     "轻型客车": {"zh": ("轻型客车", "小型客车", "小客车", "轿车"), "en": ("passenger car", "small car", "sedan", "minivan")},

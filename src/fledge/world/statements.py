@@ -1,15 +1,13 @@
 """Plain text about the same world, for pretraining: facts, worked sums, verses, small dialogues."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 
-from . import arithmetic, columns, explain, identity, listing, standardise, translate, verse
-from .lexicon import CATEGORIES, NUMBERS_EN, NUMBERS_ZH, ORDINALS, SUBJECTS, VERBS, WORDS, is_a, stop
-from .records import LANGS, Item
-from .seeded import Seeded
-from .tasks import draw_any
+from fledge.world import arithmetic, columns, explain, identity, listing, standardise, translate, verse
+from fledge.world.lexicon import CATEGORIES, NUMBERS_EN, NUMBERS_ZH, ORDINALS, SUBJECTS, VERBS, WORDS, is_a, stop
+from fledge.world.records import LANGS, Item
+from fledge.world.seeded import Seeded
+from fledge.world.tasks import draw_any
 
 Make = Callable[[random.Random, Seeded, str, str], str]
 TARGET_TOKENS = 48

@@ -1,17 +1,15 @@
 """System prompts that must be obeyed: language, name, closing word, one word only."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import identity
-from .explain import TERMS
-from .lexicon import LANGUAGE_NAMES, WORDS, is_a, is_a_word, other, stop
-from .phrases import book, dress
-from .records import QUESTION, Item, Phrase, system, user
-from .seeded import Seeded
+from fledge.world import identity
+from fledge.world.explain import TERMS
+from fledge.world.lexicon import LANGUAGE_NAMES, WORDS, is_a, is_a_word, other, stop
+from fledge.world.phrases import book, dress
+from fledge.world.records import QUESTION, Item, Phrase, system, user
+from fledge.world.seeded import Seeded
 
 RULES = {
     "language": book(

@@ -1,14 +1,12 @@
 """The ten tasks: how each is drawn and how often the training data shows it."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 
-from . import arithmetic, columns, explain, follow_up, identity, listing, standardise, system_rules, translate, verse
-from .phrases import Phrases
-from .records import LANGS, Item
-from .seeded import Seeded
+from fledge.world import arithmetic, columns, explain, follow_up, identity, listing, standardise, system_rules, translate, verse
+from fledge.world.phrases import Phrases
+from fledge.world.records import LANGS, Item
+from fledge.world.seeded import Seeded
 
 Draw = Callable[[random.Random, Seeded, str, str], Item]
 

@@ -1,14 +1,12 @@
 """Compositional translation in both directions over the closed vocabulary."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 
-from .lexicon import COLOUR, COUNTABLE, NUMBERS_EN, NUMBERS_ZH, SUBJECTS, VERBS, WORDS, other, stop
-from .phrases import book, dress
-from .records import TRAIN, Item, user
-from .seeded import Seeded
+from fledge.world.lexicon import COLOUR, COUNTABLE, NUMBERS_EN, NUMBERS_ZH, SUBJECTS, VERBS, WORDS, other, stop
+from fledge.world.phrases import book, dress
+from fledge.world.records import TRAIN, Item, user
+from fledge.world.seeded import Seeded
 
 INTO = book(  # the source is in the language of the question
     "translate/into",

@@ -1,13 +1,11 @@
 """Two-line verses from a grammar, about a theme and, if asked, a companion."""
 
-from __future__ import annotations
-
 import random
 import re
 
-from .phrases import book, dress
-from .records import TRAIN, Item, user
-from .seeded import Seeded
+from fledge.world.phrases import book, dress
+from fledge.world.records import TRAIN, Item, user
+from fledge.world.seeded import Seeded
 
 # theme -> what it does; the first line is time + theme + predicate
 ZH_THEMES = {

@@ -13,7 +13,7 @@ from html import unescape
 from typing import Any
 
 from fledge.data.cleaning.languages import detect_language
-from fledge.data.rows.items import Item, RowError
+from fledge.data.parsing.rows import Item, RowError
 from fledge.errors import missing_extra
 from fledge.recipe.schema import CleanConfig
 

@@ -1,0 +1,218 @@
+"""What watching costs: the loop's step with everything that watches against bare updates.
+
+Watched: `Loop` as `fledge train` runs it, with the step's evidence and update sizes at every step (`logging.every_steps: 1`),
+`step` and `resource` events, TensorBoard and the console's figures. Bare: the same model, optimizers and windows, by
+`Feed` and `Updater` alone, with nothing read and nothing written. Evaluation, samples and checkpoints are off on both
+sides. The 26M preset, rows of 512 tokens, 2 micro-batches of 8 (so that halves of a window are compared as well).
+
+Short segments take turns in one process; who begins changes from round to round. `ratio` is the median time of a
+watched segment ÷ that of a bare one; `ratio_cpu` the same in processor time, which other programs disturb less.
+`parts` are seconds of a step, each timed by itself; `ratio_of_parts` is what they come to, `ratio_shipped` the same at
+`logging.every_steps: 10`, the default. Real text is read from $FLEDGE_DATA or ../shared/data; without it, from the
+quickstart's world.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import options, ratios, report
+from pretrain import make_recipe
+from training import fresh, packed
+
+from fledge.autotune.autotune import autotune, head_kernel
+from fledge.autotune.benchmark import wait_for
+from fledge.data import PackedDataset
+from fledge.monitor.run_logger import RunLogger
+from fledge.objective import CausalLMObjective
+from fledge.plan import plan_stage
+from fledge.plan.lr_schedule import learning_rate
+from fledge.recipe import Recipe
+from fledge.recipe.schema import LoggingConfig
+from fledge.run import Console, StageDirectory
+from fledge.run.stopping import SignalHandler
+from fledge.train.batch_loader import BatchLoader
+from fledge.train.metrics import step_metrics, system_metrics
+from fledge.train.train_step import StepOutput, TrainStep
+from fledge.train.trainer import TrainContext, Trainer
+
+SHIPPED_EVERY = LoggingConfig().every_steps
+
+
+class Bench:
+    """One model, trained by the loop and by bare updates in turns, both from window 0 on."""
+
+    def __init__(self, recipe: Recipe, data: PackedDataset, vocab: int, folder: Path) -> None:
+        stage = recipe.stages["pretrain"]
+        _, self.extent, self.stage = plan_stage(stage, data, recipe.model, vocab)
+        self.model = fresh(recipe, vocab)
+        batch = data.batch(0, self.stage.batch.micro_batch_rows)
+        make = lambda kernel: CausalLMObjective(0.0, kernel)  # noqa: E731
+        self.decision = autotune(recipe.runtime, self.model, batch, make, 10_000, print)
+        self.decision.apply(self.model)
+        self.device = torch.device(self.decision.device)
+        objective = CausalLMObjective(0.0, head_kernel(self.decision))
+        console = Console(live=False)
+        work = TrainContext(
+            self.stage, self.model, objective, data, None, None, self.extent, self.decision,
+            StageDirectory(folder), self._no_model, SignalHandler(print, ""), 0, 1, True, str,
+        )  # fmt: skip
+        self.loop = Trainer(work, console)
+        self.loop.updater = self._updater(objective)
+        self.loop.feed = self._feed(data, objective)
+        self.loop.journal = RunLogger(work.directory, 0, self.stage.guards, console, tensorboard=True)
+        self.bare, self.bare_feed, self.bare_step = self._updater(objective), self._feed(data, objective), 0
+        self.open = ExitStack()
+        self.progress = self.open.enter_context(console.progress("step", self.extent.steps, 0, 1))
+        for one in (self.loop.feed, self.bare_feed, self.loop.journal):
+            self.open.callback(one.close)
+        self.model.train()
+
+    def _updater(self, objective: CausalLMObjective) -> TrainStep:
+        return TrainStep(self.model, objective, self.loop.learner.optimizers, self.stage.optimizer.max_grad_norm, 0)
+
+    def _feed(self, data: PackedDataset, objective: CausalLMObjective) -> BatchLoader:
+        return BatchLoader(data, self.extent, self.stage.batch.micro_batch_rows, objective.normalizer, self.device)
+
+    @staticmethod
+    def _no_model(folder: Path, weights: object) -> None:
+        raise AssertionError("no checkpoint is written here")
+
+    def watched(self, steps: int) -> None:
+        """Updates as the loop makes them, with all their events."""
+        for _ in range(steps):
+            self.loop._step(self.progress)
+        self.loop._flush()
+
+    def plain(self, steps: int) -> None:
+        """The same updates and nothing else."""
+        for _ in range(steps):
+            window, _ = self.bare_feed.window(self.bare_step)
+            self.bare(window, self._rate())
+            self.bare_step += 1
+        wait_for(self.device.type)
+
+    def _rate(self) -> float:
+        return learning_rate(self.bare_step, self.extent.steps, self.stage.optimizer, self.stage.schedule)
+
+    def parts(self, repeats: int) -> dict[str, float]:
+        """Seconds of each part of watching, the median of some steps, and of a bare step beside them."""
+        found: dict[str, list[float]] = {}
+
+        def timed(name: str, call: Callable[[], Any]) -> Any:
+            wait_for(self.device.type)
+            started = time.perf_counter()
+            made = call()
+            wait_for(self.device.type)
+            found.setdefault(name, []).append(time.perf_counter() - started)
+            return made
+
+        loop = self.loop
+        for _ in range(repeats):
+            update = self._watched_update()
+            timed("update_sizes", self._copy_and_compare)
+            if len(update.window.batches) > 1:
+                self._fill_gradients()
+                timed("half_norm", self.bare._norm)
+                self.model.zero_grad(set_to_none=True)
+            names = loop.work.train.sources
+            values = timed("evidence", lambda u=update, n=names: step_metrics(u, loop.state, n, True))
+            resources = timed("resources", lambda u=update: self._resources(u))
+            timed("events", lambda v=values, r=resources: self._write(v, r))
+            timed("tensorboard", lambda v=values, r=resources: self._draw(v, r))
+        return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+    def _watched_update(self) -> StepOutput:
+        window, waited = self.bare_feed.window(self.bare_step)
+        self.bare_step += 1
+        return self.bare(window, self._rate(), waited, log_details=True)
+
+    def _copy_and_compare(self) -> None:
+        self.bare.groups.before()
+        self.bare.groups.after()
+
+    def _fill_gradients(self) -> None:
+        for parameter in self.model.parameters():
+            parameter.grad = torch.full_like(parameter, 1e-3)
+
+    def _resources(self, update: StepOutput) -> dict:
+        loop, work = self.loop, self.loop.work
+        peak = self.decision.matmul_peak or 0.0
+        return system_metrics(
+            update, loop.state, self.extent.steps, 0.0, {}, loop.cost, work.train.row_length, peak, work.directory.root
+        )
+
+    def _write(self, values: dict, resources: dict) -> None:
+        self.loop.journal.write("step", self.loop.state.step, **values)
+        self.loop.journal.write("system", self.loop.state.step, **resources)
+
+    def _draw(self, values: dict, resources: dict) -> None:
+        self.loop.journal.log_scalars(self.loop.state.step, {**values, **resources})
+
+
+Seconds = dict[str, list[float]]
+
+
+def take_turns(runs: dict[str, Callable[[], None]], rounds: int) -> tuple[Seconds, Seconds]:
+    """Wall and processor seconds of each segment; the order changes from round to round."""
+    wall: Seconds = {name: [] for name in runs}
+    processor: Seconds = {name: [] for name in runs}
+    for number in range(rounds):
+        order = list(runs) if number % 2 == 0 else list(runs)[::-1]
+        for name in order:
+            before, started = time.process_time(), time.perf_counter()
+            runs[name]()
+            wall[name].append(time.perf_counter() - started)
+            processor[name].append(time.process_time() - before)
+        print(f"round {number + 1}/{rounds} " + ", ".join(f"{name} {wall[name][-1]:.3f} s" for name in runs), flush=True)
+    return wall, processor
+
+
+def main() -> None:
+    parser = options(__doc__ or "")
+    parser.add_argument("--rounds", type=int, help="rounds (default 11, with --quick 9)")
+    parser.add_argument("--steps", type=int, default=2, help="steps of a segment (default 2)")
+    chosen = parser.parse_args()
+    rows, context, layers = (4, 256, 2) if chosen.quick else (8, 512, 8)
+    rounds = chosen.rounds or (9 if chosen.quick else 11)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        recipe = make_recipe(rows, context, layers, chosen.quick, folder / "world", accumulation=2)
+        data, tokenizer = packed(recipe, "pretrain")
+        bench = Bench(recipe, data, tokenizer.vocab_size, folder / "pretrain")
+        with bench.open:
+            for warm in (bench.watched, bench.plain):
+                warm(1)
+            runs = {"watched": lambda: bench.watched(chosen.steps), "bare": lambda: bench.plain(chosen.steps)}
+            wall, processor = take_turns(runs, rounds)
+            parts = bench.parts(5)
+    step = statistics.median(wall["bare"]) / chosen.steps
+    rare = parts["update_sizes"] + parts.get("half_norm", 0.0)  # only at every `logging.every_steps`-th step
+    always = sum(parts.values()) - rare
+    report(
+        {
+            "ratio": round(statistics.median(wall["watched"]) / statistics.median(wall["bare"]), 4),
+            "ratio_cpu": round(statistics.median(processor["watched"]) / statistics.median(processor["bare"]), 4),
+            "ratio_of_parts": round(1 + (always + rare) / step, 4),
+            "ratio_shipped": round(1 + (always + rare / SHIPPED_EVERY) / step, 4),
+            "ranges": {"wall": ratios(wall["watched"], wall["bare"]), "cpu": ratios(processor["watched"], processor["bare"])},
+            "bare_step_seconds": round(step, 4),
+            "least_step_seconds": {name: round(min(times) / chosen.steps, 4) for name, times in wall.items()},
+            "parts_seconds": {part: round(seconds, 6) for part, seconds in parts.items()},
+            "parts_share": {part: round(seconds / step, 5) for part, seconds in parts.items()},
+            "batch": [rows, context, recipe.stages["pretrain"].batch.gradient_accumulation_steps],
+            "rounds": rounds,
+            "steps": chosen.steps,
+            "decision": bench.decision.as_dict(),
+            "quick": chosen.quick,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""Who works on shards: this process, processes of this machine, a Ray cluster, a Slurm array.
+
+All do the same: `perform(folder, phase, number)` for each shard, through the build directory. So they give the same bytes,
+and a build that one of them began, another one can finish.
+"""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+from fledge.errors import FledgeError, missing_extra
+from fledge.run.environment import cores
+
+Done = Callable[[int], None]
+ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "FASTOKENS_BPE_THREADS": "1", "OMP_NUM_THREADS": "1"}
+AGAIN = "run the same command again: what is finished is kept"
+
+
+class Executor(Protocol):
+    """Performs a phase on shards; calls `done(number)` after each; raises FledgeError where one cannot be finished."""
+
+    def run(self, folder: Path, phase: str, numbers: Sequence[int], done: Done) -> None:
+        """Perform `phase` on these shards of the build directory."""
+        ...
+
+
+def run_shard(folder: str | Path, phase: str, number: int) -> None:
+    """One shard; what every executor calls in the end."""
+    from fledge.data.build.phases import PHASES
+
+    PHASES[phase](Path(folder), number)
+
+
+class InProcessExecutor:
+    """One shard after the other, in this process."""
+
+    def run(self, folder: Path, phase: str, numbers: Sequence[int], done: Done) -> None:
+        """See Executor."""
+        for number in numbers:
+            run_shard(folder, phase, number)
+            done(number)
+
+
+class ProcessPoolExecutor:
+    """Worker processes of this machine. They end with this one: a worker stops when its input is closed."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def run(self, folder: Path, phase: str, numbers: Sequence[int], done: Done) -> None:
+        """See Executor."""
+        waiting: SimpleQueue[int] = SimpleQueue()
+        for number in numbers:
+            waiting.put(number)
+        finished: SimpleQueue[tuple[int, str | None]] = SimpleQueue()
+        count = min(self.count, len(numbers))
+        workers = [_Worker(folder, phase, waiting, finished) for _ in range(count)]
+        try:
+            for _ in numbers:
+                number, error = finished.get()
+                if error is not None:
+                    raise FledgeError.from_json(error)
+                done(number)
+        finally:
+            for worker in workers:
+                worker.stop()
+
+
+class _Worker(threading.Thread):
+    """Feeds one process with shard numbers, a line each, and reads its answers."""
+
+    def __init__(
+        self, folder: Path, phase: str, waiting: "SimpleQueue[int]", finished: "SimpleQueue[tuple[int, str | None]]"
+    ) -> None:
+        super().__init__(daemon=True)
+        self.waiting, self.finished = waiting, finished
+        command = [sys.executable, "-m", "fledge.data.build.worker", str(folder), phase]
+        environment = {**os.environ, **ONE_THREAD}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment
+        )
+        self.start()
+
+    def run(self) -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        number = -1
+        try:
+            while True:
+                number = self.waiting.get_nowait()
+                self.process.stdin.write(f"{number}\n")
+                self.process.stdin.flush()
+                answer = self.process.stdout.readline()
+                if not answer.endswith("\n"):
+                    self.finished.put((number, _ended(self.process.wait(), number)))
+                    return
+                self.finished.put((number, answer[:-1] or None))
+        except Empty:
+            return
+        except (BrokenPipeError, ValueError, OSError):
+            self.finished.put((number, _ended(self.process.wait(), number)))
+
+    def stop(self) -> None:
+        """End the process, at once if it is in the middle of a shard that nobody waits for."""
+        self.process.terminate()
+        self.process.wait()
+        self.join()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
+
+
+def _ended(code: int, number: int) -> str:
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return FledgeError(f"a worker {how} in the middle of shard {number}", hint=AGAIN).as_json()
+
+
+class Ray:
+    """Tasks of a Ray cluster (extra `cluster`): the one at RAY_ADDRESS, else one that is started here."""
+
+    def __init__(self, count: int | None = None) -> None:
+        self.count = count
+
+    def run(self, folder: Path, phase: str, numbers: Sequence[int], done: Done) -> None:
+        """See Executor. The build directory must be on a file system that all nodes share."""
+        try:
+            import ray
+            from ray.exceptions import RayError
+        except ImportError:
+            raise missing_extra("ray", "cluster", "building on a Ray cluster") from None
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        started = not ray.is_initialized()
+        if started:
+            address = os.environ.get("RAY_ADDRESS")
+            options: dict[str, Any] = {} if address else {"num_cpus": self.count, "include_dashboard": False}
+            options.update(log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": ONE_THREAD})
+            ray.init(address=address, **options)
+        try:
+            task = ray.remote(max_retries=2)(_perform_or_tell)
+            pending = {task.remote(str(folder), phase, number, os.getcwd()): number for number in numbers}
+            while pending:
+                ready, _ = ray.wait(list(pending), num_returns=1)
+                number = pending.pop(ready[0])
+                try:
+                    error = ray.get(ready[0])
+                except RayError as failure:
+                    raise FledgeError(f"shard {number} failed on the cluster: {failure}", hint=AGAIN) from None
+                if error is not None:
+                    raise FledgeError.from_json(error)
+                done(number)
+        finally:
+            if started:
+                ray.shutdown()
+
+
+def _perform_or_tell(folder: str, phase: str, number: int, where: str) -> str | None:
+    """`perform` in the folder that paths are relative to, with an error of the user's as text, which crosses borders."""
+    try:
+        os.chdir(where)
+        run_shard(folder, phase, number)
+    except FledgeError as error:
+        return error.as_json()
+    return None
+
+
+class Slurm:
+    """A Slurm array through submitit (extra `cluster`); `cluster="local"` runs the same jobs on this machine."""
+
+    def __init__(self, count: int | None = None, cluster: str | None = None, options: dict[str, Any] | None = None) -> None:
+        self.count, self.cluster, self.options = count, cluster, options or {}
+
+    def run(self, folder: Path, phase: str, numbers: Sequence[int], done: Done) -> None:
+        """See Executor. Logs of the jobs are kept in `<folder>/jobs`."""
+        try:
+            import submitit
+        except ImportError:
+            raise missing_extra("submitit", "cluster", "building with Slurm") from None
+        if self.cluster is None and shutil.which("sbatch") is None:
+            raise FledgeError("there is no Slurm here: sbatch was not found", where="--executor slurm", hint="use processes")
+        try:
+            executor = submitit.AutoExecutor(folder=folder / "jobs", cluster=self.cluster)
+        except RuntimeError as error:
+            raise FledgeError(f"cannot submit to Slurm: {error}", where="--executor slurm") from None
+        executor.update_parameters(**{"timeout_min": 24 * 60, "slurm_array_parallelism": self.count or 64, **self.options})
+        with executor.batch():
+            jobs = [executor.submit(_perform_or_tell, str(folder), phase, number, os.getcwd()) for number in numbers]
+        for job, number in zip(jobs, numbers, strict=True):
+            try:
+                error = job.result()
+            except Exception as failure:  # submitit raises many kinds, all of them failures of the job
+                raise FledgeError(f"shard {number} failed as job {job.job_id}: {failure}", hint=AGAIN) from None
+            if error is not None:
+                raise FledgeError.from_json(error)
+            done(number)
+        for pickled in (folder / "jobs").glob("*.pkl"):  # submitit's own; the logs stay
+            pickled.unlink()
+
+
+def chosen_executor(name: str, workers: int | None, parameters: Sequence[str] = ()) -> Executor:
+    """The executor of a name: processes, ray or slurm. `parameters` are Slurm's, as key=value."""
+    if workers is not None and workers < 1:
+        raise FledgeError(f"{workers} workers cannot work", where="--workers")
+    if parameters and name != "slurm":
+        raise FledgeError("these are parameters of Slurm jobs", where="--slurm", hint="add --executor slurm")
+    if name == "ray":
+        return Ray(workers)
+    if name == "slurm":
+        return Slurm(workers, options=slurm_parameters(parameters))
+    return ProcessPoolExecutor(workers or cores())
+
+
+def slurm_parameters(texts: Sequence[str]) -> dict[str, int | str]:
+    """Parameters of submitit, from key=value with Slurm's own names. FledgeError for other texts."""
+    return dict(_parameter(text) for text in texts)
+
+
+def _parameter(text: str) -> tuple[str, int | str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise FledgeError(f"cannot read '{text}'", where="--slurm", hint="write key=value, such as partition=cpu")
+    name = key if key in ("mem_gb", "timeout_min", "cpus_per_task", "nodes") or key.startswith("slurm_") else f"slurm_{key}"
+    return name, int(value) if value.isdigit() else value

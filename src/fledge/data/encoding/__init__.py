@@ -1,0 +1,1 @@
+"""From conversations and documents to tokens and loss weights: examples, truncation, augmentation."""

@@ -1,0 +1,113 @@
+"""What is worth knowing of rows before training: empty columns, schemas, openings of answers, identity, placeholders."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import xxhash
+
+from fledge.data.parsing.rows import BinaryFeedback, Conversation, Document, Item, format_name, placeholders
+from fledge.recipe.schema import Source
+
+OPENINGS_KEPT = 2000  # of each shard; the most frequent ones
+ANSWERS_KEPT = 5
+OPENING_WORDS, OPENING_CHARACTERS = 4, 12
+_WORDS = re.compile(r"\S+")
+_IDENTITY = re.compile(
+    r"\bI(?:'| a)m (?:an? |the )?[^.!?\n]{0,60}?(?:AI|assistant|language model|chatbot)\b"
+    r"|\b(?:my name is|I am called|I(?: wa|')s (?:created|developed|trained|built) by)\b"
+    r"|我(?:是|叫)[^。!?！？\n]{0,30}?(?:助手|人工智能|AI|语言模型|机器人)"
+    r"|(?:我的名字是|我叫|(?:我?是?由)[^。\n]{1,30}?(?:开发|训练|创造|研发))",
+    re.IGNORECASE,
+)
+
+
+def texts_of(item: Item, system: bool = True) -> list[str]:
+    """All texts of an item, in order; a preference's answers last. `system`: with the system turn, which many rows may
+    share and the recipe may have added."""
+    if isinstance(item, Document):
+        return [item.text]
+    turns = item.messages if isinstance(item, Conversation) else item.prompt
+    texts = [turn.content for turn in turns if system or turn.role != "system"]
+    if isinstance(item, Conversation):
+        return texts
+    return [*texts, item.answer] if isinstance(item, BinaryFeedback) else [*texts, item.chosen, item.rejected]
+
+
+def own_text(item: Item) -> str:
+    """What an item says itself, without its system turn: what languages and near duplicates are judged by."""
+    return "\n".join(texts_of(item, system=False))
+
+
+def question_and_answer(item: Item) -> tuple[str, str]:
+    """The first question and the last answer (of a preference: the chosen one); a document is a question alone."""
+    if isinstance(item, Document):
+        return item.text, ""
+    turns = item.messages if isinstance(item, Conversation) else item.prompt
+    question = next((turn.content for turn in turns if turn.role == "user"), "")
+    if isinstance(item, Conversation):
+        return question, turns[-1].content
+    return question, item.answer if isinstance(item, BinaryFeedback) else item.chosen
+
+
+def opening(answer: str) -> str:
+    """How an answer begins: a few words, or a few characters where words are not separated by spaces."""
+    words = _WORDS.findall(answer[:200])[:OPENING_WORDS]
+    return " ".join(words)[: OPENING_CHARACTERS if answer[:1] > "\u2e7f" else 40]
+
+
+def speaks_of_identity(answer: str) -> bool:
+    """Whether an answer says who the assistant is."""
+    return _IDENTITY.search(answer[:300]) is not None
+
+
+class Facts:
+    """Counts over the rows of one shard."""
+
+    def __init__(self) -> None:
+        self.columns: Counter[str] = Counter()
+        self.nulls: Counter[str] = Counter()
+        self.empty: Counter[str] = Counter()
+        self.schemas: Counter[str] = Counter()
+        self.openings: Counter[str] = Counter()
+        self.equal: Counter[int] = Counter()  # answers by their hash
+        self.answers, self.identity = 0, 0
+
+    def row(self, value: Any, source: Source) -> None:
+        """Count one row as it was read."""
+        if not isinstance(value, Mapping):
+            return
+        for column, content in value.items():
+            self.columns[column] += 1
+            if content is None:
+                self.nulls[column] += 1
+            elif content == "" or content == []:
+                self.empty[column] += 1
+        self.schemas[format_name(value, source)] += 1
+
+    def item(self, item: Item) -> Iterator[tuple[str, str]]:
+        """Count one recognised item; yields what should be told of it as (reason, detail)."""
+        if not isinstance(item, Document):
+            answer = question_and_answer(item)[1]
+            self.answers += 1
+            self.openings[opening(answer)] += 1
+            self.equal[xxhash.xxh3_64_intdigest(answer.encode())] += 1
+            self.identity += speaks_of_identity(answer)
+        found = placeholders(item)
+        if found:
+            yield "unfilled placeholder", ", ".join(found)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the shard's result."""
+        return {
+            "columns": dict(sorted(self.columns.items())),
+            "nulls": dict(sorted(self.nulls.items())),
+            "empty": dict(sorted(self.empty.items())),
+            "schemas": dict(sorted(self.schemas.items())),
+            "openings": dict(sorted(self.openings.most_common(OPENINGS_KEPT))),
+            "distinct_openings": len(self.openings),
+            "equal": {f"{digest:016x}": count for digest, count in sorted(self.equal.most_common(ANSWERS_KEPT))},
+            "answers": self.answers,
+            "identity": self.identity,
+        }

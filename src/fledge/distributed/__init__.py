@@ -1,0 +1,1 @@
+"""Processes that train one model together: process groups, DDP, FSDP2."""

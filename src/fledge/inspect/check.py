@@ -1,0 +1,116 @@
+"""`fledge data check`: whether training on the data of a recipe could mean anything."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.text import Text
+
+from fledge.data.analysis.checks import CHECKS, CheckContext, Finding, findings
+from fledge.data.analysis.statistics import stage_statistics
+from fledge.errors import FledgeError
+from fledge.inspect.tables import MARKS, PIPED_WIDTH, finding_text
+from fledge.inspect.target import Overrides, Say, recipe_of, stages_of, tokenizer_folder, without_drop_limit
+from fledge.prepare import Preparation
+from fledge.recipe import Recipe
+from fledge.tokenizer import Tokenizer
+
+BUILD, MODEL = "build", "model"  # what must work before anything can be checked
+Found = dict[str, list[Finding]]
+
+
+def check(targets: Sequence[str], overrides: Overrides, stage: str | None, as_json: bool, say: Say) -> None:
+    """Print a line for each check of each stage. FledgeError where training would be meaningless."""
+    recipe = recipe_of(targets, overrides)
+    found = check_stages(recipe, stages_of(recipe, stage), say)
+    errors = sum(finding.level == "error" for group in found.values() for item in group.values() for finding in item)
+    if as_json:
+        print(orjson.dumps(_as_json_value(found), option=orjson.OPT_INDENT_2).decode())
+    else:
+        _print(found)
+    if errors:
+        raise FledgeError(f"{errors:,} finding{'s' if errors > 1 else ''} that would make training meaningless",
+                          where=", ".join(targets), hint="each ✗ above says what to do")  # fmt: skip
+
+
+def check_stages(recipe: Recipe, names: Sequence[str], say: Say) -> dict[str, Found]:
+    """What each check found in each stage. A stage whose data cannot be built has the one finding that says why."""
+    preparation = Preparation(recipe if recipe.built_dataset else without_drop_limit(recipe), say)
+    found: dict[str, Found] = {}
+    for name in names if recipe.built_dataset is None else ():
+        try:
+            preparation.collected(name)
+        except FledgeError as error:
+            found[name] = {BUILD: [_as_finding(BUILD, error)]}
+    try:
+        tokenizer = preparation.tokenizer(tokenizer_folder(recipe))
+    except FledgeError as error:
+        return {name: found.get(name) or {BUILD: [_as_finding(BUILD, error)]} for name in names}
+    for name in names:
+        if name not in found:
+            found[name] = _check_stage(preparation, recipe, name, tokenizer)
+    return {name: found[name] for name in names}
+
+
+def _as_finding(check: str, error: FledgeError) -> Finding:
+    return Finding(check, "error", error.what, where=error.where or "", hint=error.hint or "")
+
+
+def _check_stage(preparation: Preparation, recipe: Recipe, name: str, tokenizer: Tokenizer) -> Found:
+    origin, vocabulary, unfit = preparation.init_checkpoint_for(name), tokenizer.vocab_size, []
+    try:
+        data = preparation.stage_data(name, tokenizer)
+    except FledgeError as error:
+        return {BUILD: [_as_finding(BUILD, error)]}
+    if origin is not None:
+        vocabulary, unfit = _model(preparation, name, tokenizer, origin)
+    inspected = CheckContext(data, stage_statistics(data), tokenizer, vocabulary, recipe.stages[name].data.max_drop_fraction)
+    return {BUILD: [], MODEL: unfit, **findings(inspected)}
+
+
+def _model(preparation: Preparation, name: str, tokenizer: Tokenizer, origin: Path) -> tuple[int, list[Finding]]:
+    """Tokens that the model to start from knows, and whether it fits the tokenizer and the context."""
+    from fledge.model.pretrained import read_config
+
+    try:
+        vocabulary = read_config(origin)[1]
+        preparation.model_config(name, tokenizer)
+    except FledgeError as error:
+        return tokenizer.vocab_size, [_as_finding(MODEL, error)]
+    return vocabulary, []
+
+
+PASSED: Mapping[str, str] = {
+    BUILD: "the data can be built",
+    MODEL: "the model fits the tokenizer and the context",
+    **{check.name: check.passed for check in CHECKS},
+}
+
+
+def _print(found: Mapping[str, Found]) -> None:
+    terminal = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    for name, checks in found.items():
+        terminal.print(Text(name, style="bold"))
+        for check, items in checks.items():
+            if not items:
+                mark, style = MARKS["passed"]
+                terminal.print(Text.assemble((f"{mark} ", style), f"{check}: {PASSED[check]}"))
+            for finding in items:
+                terminal.print(finding_text(finding), soft_wrap=True)
+
+
+def _as_json_value(found: Mapping[str, Found]) -> dict[str, Any]:
+    """What --json prints: for each stage the worst level, and for each check its level and findings."""
+    return {"version": 1, "stages": [{"stage": name, "checks": _checks(checks)} for name, checks in found.items()]}
+
+
+def _checks(checks: Found) -> list[dict[str, Any]]:
+    def level(items: Sequence[Finding]) -> str:
+        return next((name for name in ("error", "warning") if any(item.level == name for item in items)), "passed")
+
+    return [
+        {"check": name, "level": level(items), "findings": [item.as_dict() for item in items]} for name, items in checks.items()
+    ]

@@ -1,0 +1,176 @@
+"""The statistics of a stage as tables for a terminal, readable at 100 columns."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from fledge.data.analysis.checks import Finding
+from fledge.data.analysis.statistics import PERCENTILES, Fit, Lengths, Opening, SourceStatistics, StageStatistics, Training
+
+NAME_WIDTH = 28  # characters of a source's name
+PIPED_WIDTH = 200  # columns where nobody says how wide the terminal is
+PICTURES = {**{number: 0x2400 + number for number in range(0x20)}, 0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), "·")}
+"""Control characters as pictures: a text may not steer the terminal."""
+MARKS = {"passed": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}
+
+
+def tables(statistics: StageStatistics, findings: Sequence[Finding]) -> Iterator[RenderableType]:
+    """One stage: the epoch, a table for each subject, what is told of each source, and what was found."""
+    kind = "" if statistics.kind == statistics.stage else f" ({statistics.kind})"
+    yield Text.assemble((f"\n{statistics.stage}", "bold"), kind)
+    yield from _epoch(statistics)
+    near = f" (near: at least {statistics.near_threshold:g} Jaccard overlap)" if statistics.near_threshold else ""
+    yield _title(f"rows, duplicates{near}, share of answers about identity, languages")
+    yield _rows_table(statistics)
+    for what, unit in (("characters", "characters"), ("tokens", "tokens, before any cut")):
+        yield _title(f"length in {unit}")
+        yield _lengths_table(statistics, what)
+    yield _title("training: supervised tokens, answers with a supervised end token, shares of an epoch")
+    yield _training_table(statistics)
+    yield _title(f"rows that fit the context of {statistics.context:,} tokens, and what became of the others")
+    yield _fit_table(statistics)
+    for source in statistics.sources:
+        yield from _source_lines(source)
+    for finding in findings:
+        yield finding_text(finding)
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """`12.3%`, or a dash where it is not known."""
+    return "–" if share is None else f"{share:.{digits}%}"
+
+
+def _count(number: int | None) -> str:
+    return "–" if number is None else f"{number:,}"
+
+
+def _title(text: str) -> Text:
+    return Text(f"\n{text}", style="italic")
+
+
+def _table(columns: Sequence[str]) -> "Table":
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column(Text(columns[0]), overflow="ellipsis", no_wrap=True, max_width=NAME_WIDTH)
+    for column in columns[1:]:
+        table.add_column(Text(column), justify="right", no_wrap=True)
+    return table
+
+
+def _epoch(statistics: StageStatistics) -> Iterator[Text]:
+    epoch = statistics.epoch
+    yield Text(
+        f"an epoch: {epoch.examples:,} examples in {epoch.rows:,} packed rows of {epoch.row_length:,} tokens, padding "
+        f"{epoch.padding_share:.1%}; {epoch.tokens:,} tokens, {epoch.target_token_fraction:.1%} of them supervised"
+    )
+    yield Text(
+        f"{epoch.steps:,} optimizer steps an epoch; effective batch {epoch.batch_rows:,} rows ≈ {epoch.batch_tokens:,} tokens"
+    )
+
+
+def _label(source: SourceStatistics) -> Text:
+    label = Text(source.name)
+    return label if source.part == "train" else label.append(f" ({source.part})", style="dim")
+
+
+def _rows_table(statistics: StageStatistics) -> "Table":
+    table = _table(("source", "rows", "used", "dropped", "validation", "exact", "near", "identity"))
+    table.add_column("languages", overflow="fold")
+    for source in statistics.sources:
+        answers = source.answers
+        table.add_row(
+            _label(source), _count(source.rows), _count(source.used), _count(sum(source.dropped.values())),
+            _count(source.validation), _count(source.exact_duplicates), _count(source.near_duplicates),
+            percent(answers.identity_share if answers else None), Text(_shares(source.languages)),
+        )  # fmt: skip
+    return table
+
+
+def _shares(counts: Mapping[str, int], most: int = 2) -> str:
+    """`zh 98%, en 2%`: the most frequent first."""
+    total = sum(counts.values())
+    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    parts = [f"{name} {count / total:.0%}" for name, count in ordered[:most]]
+    return ", ".join([*parts, *([f"{len(ordered) - most} more"] if len(ordered) > most else [])])
+
+
+def _lengths_table(statistics: StageStatistics, what: str) -> "Table":
+    table = _table(("source", *(f"p{p}" for p in PERCENTILES), "max", "mean"))
+    for source in statistics.sources:
+        lengths: Lengths | None = getattr(source, what)
+        if lengths is not None:
+            table.add_row(_label(source), *map(_count, lengths.percentiles.values()), f"{lengths.mean:,.0f}")
+    return table
+
+
+def _trained(statistics: StageStatistics) -> Iterator[tuple[SourceStatistics, Training, Fit]]:
+    for source in statistics.sources:
+        if source.training is not None and source.fit is not None:
+            yield source, source.training, source.fit
+
+
+def _training_table(statistics: StageStatistics) -> "Table":
+    columns = ("source", "examples", "tokens", "supervised", "end token", "rows", "tokens", "passes")
+    table = _table(columns)
+    for (source, training, _), mixed in zip(_trained(statistics), statistics.mixture, strict=True):
+        table.add_row(
+            _label(source), _count(training.examples), _count(training.tokens), percent(training.target_token_fraction),
+            percent(training.ended_share), percent(mixed.row_share), percent(mixed.token_share), f"{mixed.passes:.3g}",
+        )  # fmt: skip
+    return table
+
+
+def _fit_table(statistics: StageStatistics) -> "Table":
+    columns = ("source", "fit", "cut", "shortened", "split", "dropped", "tokens lost")
+    table = _table(columns)
+    for source, _, fit in _trained(statistics):
+        table.add_row(
+            _label(source), percent(fit.share), _count(fit.truncated), _count(fit.shortened), _count(fit.split),
+            _count(fit.dropped), _count(fit.tokens_lost),
+        )  # fmt: skip
+    return table
+
+
+def _source_lines(source: SourceStatistics) -> Iterator[RenderableType]:
+    """What is told of one source in words: schemas, columns, reasons, notices, openings."""
+    lines = [f"schemas: {_counts(source.schemas)}"] if source.schemas else []
+    gaps = [f"{name}: {_counts(counts)}" for name, counts in source.columns.items() if any(counts.values())]
+    lines += [f"columns with gaps: {'; '.join(gaps)}"] if gaps else []
+    lines += [f"{label}: {_counts(counts)}" for label, counts in
+              (("dropped", source.dropped), ("changed", source.changed), ("noticed", source.noticed)) if counts]  # fmt: skip
+    if source.near_examples:
+        near = (f"{where} ≈ {first} ({overlap:.0%})" for where, first, overlap in source.near_examples)
+        lines.append(f"near duplicates: {', '.join(near)}")
+    yield Text(f"\n{source.name}", style="bold")
+    for line in lines:
+        yield Text(f"  {line}")
+    if source.answers is not None:
+        ways = f"{source.answers.distinct_openings:,} ways"
+        frequent = [opening for opening in source.answers.openings if opening.count > 1]
+        yield Text(f"  its {source.answers.count:,} answers begin in {ways}" + (", most often so:" if frequent else ""))
+        if frequent:
+            yield Padding(_openings_table(frequent), (0, 0, 0, 2), expand=False)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+
+
+def _openings_table(openings: Sequence[Opening]) -> "Table":
+    table = _table(("opening", "answers", "share"))
+    for opening in openings:
+        table.add_row(Text(opening.text.translate(PICTURES)), _count(opening.count), percent(opening.share))
+    return table
+
+
+def finding_text(finding: Finding) -> Text:
+    """`! source: message, first at file:line`, and what to do on a line of its own."""
+    mark, style = MARKS[finding.level]
+    source = f"{finding.source}: " if finding.source else ""
+    where = f", first at {finding.where}" if finding.where else ""
+    hint = f"\n    → {finding.hint}" if finding.hint else ""
+    return Text.assemble(
+        (f"{mark} ", style), (f"{finding.check}: ", "bold"), f"{source}{finding.message}{where}", (hint, "dim")
+    )

@@ -1,0 +1,261 @@
+"""What a run needs before it begins: the data of its stages, the tokenizer, the sizes of its model, the plan."""
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from fledge.data import CollectedRows, StageDataset, collect, encode, is_complete, load_built_dataset, texts
+from fledge.data.build.executors import Executor, ProcessPoolExecutor
+from fledge.data.build.folder import check_unchanged, drop_items
+from fledge.data.build.shards import plan_build
+from fledge.errors import FledgeError
+from fledge.plan import StagePlan, check_settings_have_effect, plan_stage, with_recorded_settings
+from fledge.plan.horizon import TrainingHorizon
+from fledge.recipe import ModelConfig, Recipe, Stage, differences, load_recipe, to_yaml
+from fledge.recipe.schema import BatchConfig, PreferenceStage
+from fledge.run import exclusive_lock, write_text
+from fledge.run.directory import read_json
+from fledge.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+
+
+@dataclass(frozen=True)
+class PreparedStage:
+    """A stage with its data, before anything is written; `stage` has numbers where the recipe says `auto`."""
+
+    name: str
+    stage: Stage
+    data: StageDataset
+    plan: StagePlan
+    extent: TrainingHorizon
+
+
+class Preparation:
+    """Prepares the stages of a recipe. `folder_of` says where a stage's data is built; None: in temporary folders.
+
+    `begun` says that what is complete there is what the run has begun with."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        say: Callable[[str], None],
+        folder_of: Callable[[str], Path] | None = None,
+        begun: bool = False,
+        executor: Executor | None = None,
+    ) -> None:
+        self.recipe, self.say, self.folder_of, self.begun = recipe, say, folder_of, begun
+        workers = recipe.runtime.data_workers
+        self.executor = executor or (None if workers is None else ProcessPoolExecutor(workers))
+        self._collected: dict[str, CollectedRows] = {}
+        self.plans: dict[str, dict[str, Any]] = {}  # of stages, as another process has made them
+
+    def folder(self, name: str) -> Path | None:
+        """Where a stage's data is built."""
+        return None if self.folder_of is None else self.folder_of(name)
+
+    def seed(self, name: str) -> int:
+        """One seed for each stage, from the run's."""
+        return xxhash.xxh3_64_intdigest(f"{self.recipe.seed}/{name}".encode()) % 2**31
+
+    def collected(self, name: str) -> CollectedRows:
+        """The items of a stage, read once."""
+        if name not in self._collected:
+            folder = self.folder(name)
+            stage, seed = self.recipe.stages[name], self.seed(name)
+            self._collected[name] = collect(stage, name, seed, folder, self.executor, self.say)
+        return self._collected[name]
+
+    def stage_data(self, name: str, tokenizer: Tokenizer) -> StageDataset:
+        """The packed data of a stage: as it was built, as the run has it already, or built now."""
+        stage, seed = self.recipe.stages[name], self.seed(name)
+        if self.recipe.built_dataset is not None:
+            return load_built_dataset(Path(self.recipe.built_dataset) / name, stage, name, tokenizer, seed)
+        folder = self.folder(name)
+        if self.begun and folder is not None and is_complete(folder):
+            return load_built_dataset(folder, stage, name, tokenizer, seed)
+        return encode(self.collected(name), stage, name, tokenizer, seed, self.executor, self.say)
+
+    def tokenizer(self, folder: Path | None = None) -> Tokenizer:
+        """The run's tokenizer: as it was saved, as the recipe names it, of the model it starts from, or trained now
+        on the training text of all stages."""
+        config = self.recipe.tokenizer
+        if folder is not None and (folder / "tokenizer_config.json").exists():
+            return load_tokenizer(folder, config.template)
+        if self.recipe.built_dataset is not None:
+            return self._built_tokenizer(Path(self.recipe.built_dataset))
+        path = config.path or self.initial_checkpoint()
+        if path is not None:
+            return load_tokenizer(path, config.template)
+        self.say(f"training a tokenizer of {config.vocab_size:,} tokens …")
+        names = self.recipe.stages
+        trained = train_tokenizer(
+            (t for name in names for t in texts(self.collected(name))), config.vocab_size, config.template
+        )
+        if trained.vocab_size < config.vocab_size:
+            self.say(f"note: the text yields only {trained.vocab_size:,} tokens, not {config.vocab_size:,}")
+        return trained
+
+    def _built_tokenizer(self, built: Path) -> Tokenizer:
+        """The tokenizer of a built directory; FledgeError where the recipe asks for another one."""
+        if not (built / "recipe.yaml").exists():
+            raise FledgeError("this is not a directory of `fledge data build`", where=str(built), hint="check built")
+        before = load_recipe([str(built / "recipe.yaml")])
+        changed = [line for line in differences(before, self.recipe) if line.startswith("tokenizer.")]
+        if changed:
+            raise FledgeError(
+                "this directory was built with another tokenizer:\n  " + "\n  ".join(changed),
+                where=str(built),
+                hint="build it again, or leave built out",
+            )
+        return load_tokenizer(built / "tokenizer", self.recipe.tokenizer.template)
+
+    def initial_checkpoint(self) -> str | None:
+        """The model directory that the first stage starts from, if it does not start from nothing."""
+        return next(iter(self.recipe.stages.values())).init_from or self.recipe.model.path
+
+    def init_checkpoint_for(self, name: str) -> Path | None:
+        """The model directory whose sizes a stage's model has: the last one that was started from; None: the recipe's."""
+        path = self.recipe.model.path
+        for stage_name, stage in self.recipe.stages.items():
+            path = stage.init_from or path
+            if stage_name == name:
+                break
+        return None if path is None else Path(path)
+
+    def model_config(self, name: str, tokenizer: Tokenizer) -> ModelConfig:
+        """Sizes of a stage's model; FledgeError where the stage or the tokenizer does not fit them."""
+        from fledge.model.pretrained import read_config  # it loads torch, which data alone does not need
+
+        path, wanted = self.init_checkpoint_for(name), self.recipe.model
+        if path is None:
+            return wanted
+        config, vocab_size = read_config(path)
+        changed = [key for key in sorted(wanted.model_fields_set - {"path"}) if getattr(wanted, key) != getattr(config, key)]
+        defaults = type(wanted)()
+        changed = [key for key in changed if getattr(wanted, key) != getattr(defaults, key)]
+        if changed:
+            raise FledgeError(f"{path} has its own sizes; the recipe also sets {', '.join(changed)}", where="model",
+                              hint="leave them out, or leave model.path out")  # fmt: skip
+        context = self.recipe.stages[name].data.max_seq_len
+        if context > config.max_position_embeddings:
+            raise FledgeError(f"context {context} is longer than the {config.max_position_embeddings} positions of {path}",
+                              where=f"stages.{name}.data.max_seq_len")  # fmt: skip
+        if vocab_size < tokenizer.vocab_size:
+            raise FledgeError(
+                f"the model knows {vocab_size:,} tokens, the tokenizer has {tokenizer.vocab_size:,}",
+                where=str(path),
+                hint="use the tokenizer and chat template that belong to the model",
+            )
+        if (path / "tokenizer.json").exists():
+            own = load_tokenizer(path, self.recipe.tokenizer.template)
+            if own.fingerprint() != tokenizer.fingerprint():
+                raise FledgeError("this model has another tokenizer or chat template than the run", where=str(path),
+                                  hint=f"set tokenizer.path to {path}")  # fmt: skip
+        return config
+
+    def prepare(self, name: str, tokenizer: Tokenizer) -> PreparedStage:
+        """Read, encode, pack and plan a stage."""
+        stage = self.recipe.stages[name]
+        config = self.model_config(name, tokenizer)
+        data = self.stage_data(name, tokenizer)
+        try:
+            before = self._recorded_plan(name)
+            chosen: list[str] = []
+            if before is None:
+                batch, chosen = self._batch(name, config, tokenizer, data)
+                stage = stage.model_copy(update={"batch": batch})
+            else:
+                stage = with_recorded_settings(stage, before)
+            plan, reach, stage = plan_stage(stage, data.train, config, tokenizer.vocab_size, chosen)
+            if before is not None:
+                plan = replace(plan, notes=before["notes"])
+            check_settings_have_effect(stage, reach.steps, config, self.recipe.runtime)
+        except FledgeError as error:
+            raise FledgeError(error.what, where=f"stages.{name}.{error.where}", hint=error.hint) from None
+        stops = stage.early_stopping
+        if data.validation is None and (stops.patience or stops.target_loss or stage.select_checkpoint == "best"):
+            raise FledgeError("early stopping and keep: best need validation data", where=f"stages.{name}.data.validation")
+        return PreparedStage(name, stage, data, plan, reach)
+
+    def _batch(self, name: str, config: ModelConfig, tokenizer: Tokenizer, data: StageDataset) -> tuple[BatchConfig, list[str]]:
+        """The stage's batch with plain numbers, as memory allows now."""
+        from fledge.autotune.compute_config import chosen_device  # they load torch
+        from fledge.plan.memory import MemoryInputs, auto_micro_batch
+
+        stage = self.recipe.stages[name]
+        live = isinstance(stage, PreferenceStage) and not stage.precompute_ref_log_probs
+        device, averaged = chosen_device(self.recipe.runtime), stage.ema.decay is not None
+        copies = 1 + (2 if averaged else 0) + (1 if live else 0)
+        if device == "cpu":  # what is being saved is a copy in the same memory: weights, optimizer state, averages
+            copies += 3 + (2 if averaged else 0)
+        need = MemoryInputs(config, tokenizer.vocab_size, data.train.row_length, stage.optimizer, device, copies)
+        return auto_micro_batch(stage.batch, need, self.recipe.runtime)
+
+    def _recorded_plan(self, name: str) -> dict[str, Any] | None:
+        """The plan of a stage that was begun before: what was chosen then stays, whatever memory or rules are now."""
+        if name in self.plans:
+            return self.plans[name]
+        folder = self.folder(name)
+        if not self.begun or folder is None or not (folder.parent / "plan.json").exists():
+            return None
+        plan = read_json(folder.parent / "plan.json")
+        return plan if "micro_rows" in plan else None
+
+
+def build(recipe: Recipe, out: Path, executor: Executor | None, say: Callable[[str], None]) -> dict[str, StageDataset]:
+    """Build the data of all stages into `out`, to train from with `built: out`; an interrupted build goes on.
+
+    FledgeError where `out` holds complete data of another recipe or of files that have changed since."""
+    recipe = recipe.model_copy(update={"built_dataset": None})
+    _check_tokenizer_fits(out)
+    with exclusive_lock(out.with_name(f".{out.name}.lock"), out):
+        preparation = Preparation(recipe, say, lambda name: out / name, begun=True, executor=executor)
+        complete = [name for name in recipe.stages if is_complete(out / name)]
+        plans = {name: plan_build(stage, name, preparation.seed(name)) for name, stage in recipe.stages.items()}
+        if complete:
+            _check_same_tokenizer(recipe, out)
+        else:
+            shutil.rmtree(out / "tokenizer", ignore_errors=True)
+        for name in complete:
+            check_unchanged(out / name, plans[name])
+        write_text(out / "recipe.yaml", to_yaml(recipe))
+        tokenizer = preparation.tokenizer(out / "tokenizer")
+        prepared = {}
+        for name in recipe.stages:
+            prepared[name] = preparation.stage_data(name, tokenizer)
+            save_tokenizer_once(tokenizer, out / "tokenizer")
+        for name in recipe.stages:
+            drop_items(out / name)
+        return prepared
+
+
+def save_tokenizer_once(tokenizer: Tokenizer, folder: Path) -> None:
+    """Save it in one piece, unless it is there."""
+    if not (folder / "tokenizer_config.json").exists():
+        beside = folder.with_name(f".{folder.name}")
+        tokenizer.save(beside)
+        beside.replace(folder)
+
+
+def _check_tokenizer_fits(out: Path) -> None:
+    """FledgeError for a folder with anything but a build in it."""
+    if (out / "environment.json").exists():
+        raise FledgeError("this is the directory of a run", where=str(out), hint="choose another --out")
+    if out.exists() and not (out / "recipe.yaml").exists() and any(out.iterdir()):
+        raise FledgeError("this folder is not empty", where=str(out), hint="choose another --out")
+
+
+def _check_same_tokenizer(recipe: Recipe, out: Path) -> None:
+    """FledgeError where what matters for the data differs from the recipe that was built."""
+    matters = re.compile(r"seed|tokenizer\b.*|model\.path|stages\.[^.]+\.(data\b.*|kind|start)")
+    changed = [line for line in differences(load_recipe([str(out / "recipe.yaml")]), recipe) if matters.match(line)]
+    if changed:
+        raise FledgeError(
+            "this directory holds the data of another recipe:\n  " + "\n  ".join(changed),
+            where=str(out),
+            hint="choose another --out, or remove it",
+        )

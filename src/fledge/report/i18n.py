@@ -1,0 +1,122 @@
+"""The page's own words in both languages. Text from data, models and recipes is never translated."""
+
+from typing import NamedTuple
+
+
+class Text(NamedTuple):
+    en: str
+    zh: str
+
+
+def same(words: str) -> Text:
+    return Text(words, words)
+
+
+UNITS = {
+    "": same(""),
+    "tokens": Text("tokens", "词元"),
+    "tokens/s": Text("tokens/s", "词元/秒"),
+    "parameters": Text("parameters", "参数"),
+    "steps": Text("steps", "步"),
+    "epochs": Text("epochs", "轮"),
+    "rows": Text("rows", "行"),
+    "examples": Text("examples", "样本"),
+    "questions": Text("questions", "题"),
+    "nats/token": Text("nats/token", "奈特/词元"),
+    "nats/pair": Text("nats/pair", "奈特/对"),
+    "nats": Text("nats", "奈特"),
+    "bits": Text("bits", "比特"),
+    "choices": Text("choices", "个选择"),
+    "%": same("%"),
+}
+
+KINDS = {
+    "pretrain": Text("pretraining", "预训练"),
+    "sft": Text("supervised fine-tuning", "监督微调"),
+    "preference": Text("preference optimisation", "偏好优化"),
+}
+
+WORDS = {
+    "report": Text("Training report", "训练报告"),
+    "not_recorded": Text("not recorded", "未记录"),
+    "took": Text("in all", "总用时"),
+    "at_a_glance": Text("Stages at a glance", "各阶段一览"),
+    "glance_note": Text(
+        "Arrows read “before the stage → after it”, on the validation split. Perplexity is how many equally "
+        "likely tokens the model hesitates between.",
+        "箭头表示“本阶段之前 → 之后”，均在验证集上测得。困惑度表示模型在多少个等可能的词元之间犹豫。",
+    ),
+    "stage": Text("Stage", "阶段"),
+    "curves": Text("Curves", "曲线"),
+    "samples": Text("What the model writes", "模型的输出"),
+    "samples_note": Text(
+        "The same prompts, answered before and after each stage. “Cut off” marks an answer that reached the length "
+        "limit before the model ended it.",
+        "相同的提示，在每个阶段前后各回答一次。“被截断”表示模型未自行结束，回答达到了长度上限。",
+    ),
+    "prompt": Text("Prompt", "提示"),
+    "before": Text("before", "之前"),
+    "after": Text("after", "之后"),
+    "start": Text("at the start", "开始时"),
+    "cut": Text("cut off", "被截断"),
+    "empty": Text("nothing written", "没有输出"),
+    "not_sampled": Text("not sampled", "未采样"),
+    "world": Text("Questions with known answers", "有标准答案的题目"),
+    "world_note": Text(
+        "Exact match per task after each stage; below it, the share with the right content in other words, and "
+        "how often the unwanted habit shows.",
+        "各阶段之后每类任务的完全匹配率；下方为内容正确（措辞不同也算）的比例，以及不良习惯出现的比例。",
+    ),
+    "task": Text("Task", "任务"),
+    "all_tasks": Text("All tasks", "全部任务"),
+    "exact": Text("exact", "完全匹配"),
+    "content": Text("content", "内容"),
+    "habit": Text("habit", "习惯"),
+    "questions": Text("questions", "题"),
+    "interval": Text("95 % interval", "95 % 区间"),
+    "errors": Text("wrong answers", "答错的题"),
+    "shown": Text("shown", "已显示"),
+    "question": Text("Question", "问题"),
+    "answer": Text("Answer", "回答"),
+    "reference": Text("Reference", "参考答案"),
+    "data": Text("Where the data went", "数据账目"),
+    "data_note": Text(
+        "Every row read is either used or dropped for a named reason.",
+        "读入的每一行，要么被使用，要么因注明的原因被舍弃。",
+    ),
+    "source": Text("Source", "来源"),
+    "split": Text("continued in another row", "跨行续接"),
+    "shortened": Text("shortened (oldest turns left out)", "缩短（略去最早的轮次）"),
+    "rows": Text("rows", "行"),
+    "used": Text("used", "使用"),
+    "dropped": Text("dropped", "舍弃"),
+    "balanced": Text("adds up", "账目相符"),
+    "unaccounted": Text("rows unaccounted for", "行去向不明"),
+    "truncated": Text("of the used rows truncated", "行（已使用）被截断"),
+    "tokens": Text("tokens", "词元"),
+    "supervised": Text("supervised tokens", "受监督词元"),
+    "examples": Text("examples", "样本"),
+    "padding": Text("padding", "填充占比"),
+    "train": Text("train", "训练"),
+    "validation": Text("validation", "验证"),
+    "where_dropped": Text("Where rows were dropped or changed", "哪些行被舍弃或改动过"),
+    "reason": Text("Reason", "原因"),
+    "where": Text("Where", "位置"),
+    "detail": Text("Detail", "详情"),
+    "log": Text("Alerts, stops and checkpoints", "警告、停止与检查点"),
+    "no_alerts": Text("No alerts and no early stops were recorded.", "没有记录到警告或提前停止。"),
+    "step": Text("Step", "步"),
+    "what": Text("What", "类别"),
+    "message": Text("Message", "内容"),
+    "checkpoints": Text("checkpoints", "检查点"),
+    "machine": Text("The machine", "运行环境"),
+    "tokenizer": Text("Tokenizer", "分词器"),
+    "recipe": Text("The recipe", "配方"),
+    "show_recipe": Text("Show the resolved recipe", "显示完整配方"),
+    "broken_lines": Text("Unreadable lines, skipped:", "无法读取而跳过的行数："),
+    "unreadable": Text("Could not be read:", "无法读取："),
+    "no_stages": Text("This run directory holds no stages yet.", "此运行目录中还没有任何阶段。"),
+    "noscript": Text("The curves need JavaScript.", "曲线需要 JavaScript 才能显示。"),
+    "contents": Text("Contents", "目录"),
+    "language": Text("Language", "语言"),
+}

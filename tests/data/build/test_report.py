@@ -1,0 +1,269 @@
+"""The ledger adds up, validation stays apart, and every cut is counted."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fledge.data import CollectedRows, DataReport
+from fledge.data.build.phases import TRAIN, VALIDATION
+from fledge.data.parsing.rows import Document
+from fledge.data.report import SourceReport
+from fledge.errors import FledgeError
+from fledge.tokenizer import Tokenizer, load_tokenizer
+from tests.support.sources import jsonl, prepare, read
+
+GOOD = {"text": "some text", "prompt": "question", "response": "answer", "chosen": "yes", "rejected": "no"}
+ROWS = st.lists(
+    st.sampled_from(
+        [
+            GOOD,
+            {**GOOD, "text": "x" * 300, "response": "y" * 300, "chosen": "z" * 300},
+            {**GOOD, "text": "", "prompt": "w" * 300},
+            {**GOOD, "response": "", "chosen": "no", "text": 3},
+            {"other": 1},
+            b"{broken",
+            b"\xff",
+            b"",
+            "text",
+            None,
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 9},
+        ]
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=60)
+@given(rows=ROWS, kind=st.sampled_from(["pretrain", "sft", "preference"]), share=st.sampled_from([0, 0.3]))
+def test_every_row_is_used_or_dropped_whatever_the_rows(
+    chatml: Tokenizer, tmp_path_factory: pytest.TempPathFactory, rows: list[Any], kind: str, share: float
+) -> None:
+    file = jsonl(tmp_path_factory.getbasetemp() / "mixture.jsonl", [GOOD, *rows])
+    try:
+        data = prepare(kind, file, chatml, validation=share)
+    except FledgeError as error:
+        # All that can be used fell to validation, or all that fell to validation cannot be used.
+        assert "no training example is left" in str(error) or "no validation example is left" in str(error)
+        return
+    account = data.account()["sources"][0]
+    assert account["rows"] == 1 + sum(row != b"" for row in rows)
+    assert account["rows"] == account["used"] + sum(account["dropped"].values())
+    packed = [data.train, *([data.validation] if data.validation else [])]
+    assert account["used"] == sum(part.examples.count for part in packed)
+    assert account["validation"] == (data.validation.examples.count if data.validation else 0)
+    assert account["tokens"] == sum(len(part.examples.tokens) for part in packed)
+    assert account["target_tokens"] == sum(part.supervised for part in packed)
+    places = [line for place in account["examples"] for line in [place["where"]]]
+    assert all(place.startswith(f"{file}:") for place in places)
+
+
+def test_validation_of_which_nothing_fits_is_refused_not_forgotten(chatml: Tokenizer, tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "rows.jsonl", [GOOD, {"prompt": "word " * 400, "response": "answer"}])
+    told = []
+    for seed in range(20):  # some seeds put exactly the row that does not fit on the side of validation
+        try:
+            prepare("sft", file, chatml, seed=seed, validation=0.5)
+        except FledgeError as error:
+            told.append(str(error))
+    assert any("data.validation: no validation example is left: none of its 1 rows fits" in text for text in told)
+
+
+def test_an_account_that_does_not_add_up_is_a_fault_of_ours() -> None:
+    ledger = DataReport([SourceReport("a", "a", rows=1)])
+    with pytest.raises(AssertionError, match="1 rows != 0 used"):
+        ledger.close("key")
+
+
+def test_a_source_of_which_nothing_is_left_stops_the_run_with_its_reasons(tmp_path: Path, chatml: Tokenizer) -> None:
+    good = jsonl(tmp_path / "good.jsonl", [GOOD])
+    bad = jsonl(tmp_path / "bad.jsonl", [b"{", {"promt": "q"}, {"promt": "q"}])
+    with pytest.raises(FledgeError) as caught:
+        prepare("sft", [str(good), str(bad)], chatml)
+    text = str(caught.value)
+    assert f"none of the 3 rows of '{bad}' can be used (2 no known column, 1 invalid JSON)" in text
+    assert f"first at {bad}:2: " in text
+    assert "the row has promt" in text
+
+
+def test_no_more_than_three_places_of_a_reason_are_kept_and_all_are_counted(tmp_path: Path, chatml: Tokenizer) -> None:
+    file = jsonl(tmp_path / "a.jsonl", [*([b"{"] * 50), GOOD])
+    data = prepare("sft", file, chatml)
+    account = data.account()["sources"][0]
+    assert account["dropped"] == {"invalid JSON": 50}
+    assert [place["where"] for place in account["examples"]] == [f"{file}:{n}" for n in (1, 2, 3)]
+    lines = data.ledger.lines()
+    assert lines[0] == "a.jsonl: 51 rows, 1 used, 50 dropped"
+    assert lines[1].startswith(f"  50 × invalid JSON, first at {file}:1 (")
+
+
+def test_two_sources_keep_their_own_accounts(tmp_path: Path, chatml: Tokenizer) -> None:
+    one, two = jsonl(tmp_path / "one.jsonl", [GOOD] * 3), jsonl(tmp_path / "two.jsonl", [GOOD, b"{"])
+    data = prepare("sft", [{"path": str(one), "name": "first"}, str(two)], chatml, validation=str(two))
+    found = [(a.name, a.rows, a.used, a.validation) for a in data.ledger.sources]
+    assert found == [("first", 3, 3, 0), ("two.jsonl", 2, 1, 0), ("two.jsonl", 2, 1, 1)]
+
+
+# Validation
+
+
+def rows_of(count: int) -> list[dict]:
+    return [{"text": f"document {i}"} for i in range(count)]
+
+
+def texts(collected: CollectedRows, part: int) -> list[str]:
+    return [item.text for item in collected.items(part) if isinstance(item, Document)]
+
+
+def test_validation_is_disjoint_complete_and_stable_under_reordering(tmp_path: Path) -> None:
+    rows = rows_of(400)
+    first = read("pretrain", jsonl(tmp_path / "a.jsonl", rows), validation=0.1)
+    shuffled = random.Random(1).sample(rows, len(rows))
+    second = read("pretrain", jsonl(tmp_path / "b.jsonl", shuffled), validation=0.1)
+    train, validation = set(texts(first, TRAIN)), set(texts(first, VALIDATION))
+    assert not train & validation
+    assert len(train | validation) == 400
+    assert 20 < len(validation) < 70
+    assert validation == set(texts(second, VALIDATION))
+    more = read("pretrain", jsonl(tmp_path / "c.jsonl", rows_of(800)), validation=0.1)
+    assert validation <= set(texts(more, VALIDATION))
+
+
+def test_duplicates_fall_on_the_same_side(tmp_path: Path) -> None:
+    found = read("pretrain", jsonl(tmp_path / "a.jsonl", rows_of(100) * 3), validation=0.2)
+    assert not set(texts(found, TRAIN)) & set(texts(found, VALIDATION))
+    assert all(texts(found, VALIDATION).count(text) == 3 for text in texts(found, VALIDATION))
+
+
+def test_validation_has_at_least_one_row_unless_none_is_wanted(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "a.jsonl", rows_of(5))
+    assert len(texts(read("pretrain", file, validation=1e-9), VALIDATION)) == 1
+    assert texts(read("pretrain", file, validation=0), VALIDATION) == []
+
+
+def test_no_row_left_to_train_on_is_said(tmp_path: Path, chatml: Tokenizer) -> None:
+    with pytest.raises(FledgeError, match="no training example is left"):
+        prepare("pretrain", jsonl(tmp_path / "a.jsonl", rows_of(1) * 3), chatml, validation=0.5)
+
+
+# What does not fit
+
+
+def talk(*parts: str) -> list[dict[str, str]]:
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": part} for i, part in enumerate(parts)]
+
+
+def written(data: Any, tokenizer: Tokenizer, index: int = 0) -> tuple[str, str]:
+    """(all text, supervised text) of a training sequence."""
+    tokens, weights = data.train.examples.sequence(index)
+    return tokenizer.decode(tokens.tolist()), tokenizer.decode(tokens[weights > 0].tolist())
+
+
+def test_a_long_conversation_keeps_its_system_turn_and_the_newest_whole_rounds(tmp_path: Path, chatml: Tokenizer) -> None:
+    turns = talk(*(part for i in range(9) for part in (f"ask {i}", f"tell {i}")))
+    file = jsonl(tmp_path / "a.jsonl", [{"messages": [{"role": "system", "content": "sys"}, *turns]}])
+    whole = prepare("sft", file, chatml, max_seq_len=2000)
+    size = len(whole.train.examples.tokens) - 1
+    exact = prepare("sft", file, chatml, max_seq_len=size)
+    assert exact.ledger.sources[0].shortened == 0
+    account = (data := prepare("sft", file, chatml, max_seq_len=size - 2)).ledger.sources[0]
+    assert (account.shortened, account.truncated, account.used) == (1, 0, 1)
+    assert account.examples_by_reason["oldest turns left out"][0]["detail"] == "1 of 9 rounds"
+    text, trained = written(data, chatml)
+    assert text.startswith("<|im_start|>system\nsys<|im_end|>\n<|im_start|>user\nask 1<|im_end|>")
+    assert trained == "".join(f"tell {i}<|im_end|>" for i in range(1, 9))
+    assert len(data.train.examples.tokens) <= size - 1
+
+
+def test_an_answer_that_does_not_fit_alone_is_cut_and_counted(tmp_path: Path, chatml: Tokenizer) -> None:
+    answer = " ".join(map(str, range(100)))
+    file = jsonl(tmp_path / "a.jsonl", [{"messages": talk("old", "older", "new", answer)}])
+    data = prepare("sft", file, chatml, max_seq_len=64)
+    account = data.ledger.sources[0]
+    assert (account.truncated, account.shortened, account.used) == (1, 1, 1)
+    assert len(data.train.examples.tokens) == 65
+    text, trained = written(data, chatml)
+    assert "old" not in text
+    assert trained
+    assert answer.startswith(trained)
+
+
+def test_a_question_that_leaves_no_room_for_an_answer_is_dropped_and_counted(tmp_path: Path, chatml: Tokenizer) -> None:
+    long = " ".join(map(str, range(100)))
+    file = jsonl(tmp_path / "a.jsonl", [{"prompt": long, "response": "a"}, {"prompt": "q", "response": "a"}])
+    account = prepare("sft", file, chatml).ledger.sources[0]
+    assert (account.used, account.truncated, dict(account.dropped)) == (1, 0, {"prompt longer than the context": 1})
+
+
+@pytest.mark.parametrize(
+    ("row", "truncated", "dropped"),
+    [
+        ({"chosen": "1 " * 100, "rejected": "no"}, 1, {}),
+        ({"chosen": "no", "rejected": "1 " * 100}, 1, {}),
+        ({"chosen": "1 " * 100 + "a", "rejected": "1 " * 100 + "b"}, 0, {"answers equal after the cut": 1}),
+        ({"prompt": "1 " * 100, "chosen": "a", "rejected": "b"}, 0, {"prompt longer than the context": 1}),
+    ],
+)
+def test_preferences_that_do_not_fit_are_cut_or_dropped_and_counted(
+    tmp_path: Path, chatml: Tokenizer, row: dict, truncated: int, dropped: dict
+) -> None:
+    file = jsonl(tmp_path / "a.jsonl", [GOOD, {"prompt": "q", **row}])
+    data = prepare("preference", file, chatml)
+    account = data.ledger.sources[0]
+    assert (account.truncated, dict(account.dropped)) == (truncated, dropped)
+    assert max(data.train.rows.length) <= 64
+    assert data.train.row_length == 128
+
+
+def test_a_preference_with_a_long_history_keeps_the_newest_rounds_in_both_answers(tmp_path: Path, chatml: Tokenizer) -> None:
+    turns = talk(*(part for i in range(9) for part in (f"ask {i}", f"tell {i}")), "last")
+    file = jsonl(tmp_path / "a.jsonl", [{"prompt": turns, "chosen": "yes", "rejected": "no"}])
+    data = prepare("preference", file, chatml, max_seq_len=64)
+    account = data.ledger.sources[0]
+    assert (account.shortened, account.truncated, account.used) == (1, 0, 1)
+    (chosen, trained), (rejected, other) = (written(data, chatml, i) for i in (0, 1))
+    assert (trained, other) == ("yes<|im_end|>", "no<|im_end|>")  # the answers before are part of the prompt
+    assert chosen.split("yes")[0] == rejected.split("assistant\nno")[0] + "assistant\n"
+
+
+def test_documents_that_go_on_in_another_row_are_counted_as_split(tmp_path: Path, chatml: Tokenizer) -> None:
+    file = jsonl(tmp_path / "a.jsonl", [{"text": "1 2 3 4 5 " * 30}, {"text": "a"}])
+    data = prepare("pretrain", file, chatml, max_seq_len=32)
+    account = data.ledger.sources[0]
+    assert (account.split, account.truncated, account.used) == (1, 0, 2)
+    assert data.train.positions == len(data.train.examples.tokens) - 2
+
+
+def test_what_the_template_refuses_is_dropped_with_its_reason(tmp_path: Path, chatml: Tokenizer) -> None:
+    chatml.core.save(str(tmp_path / "tokenizer.json"))
+    jinja = (
+        "{% for m in messages %}{% if 'bad' in m.content %}{{ raise_exception('not this') }}{% endif %}"
+        "<|im_start|>{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
+    )
+    (tmp_path / "chat_template.jinja").write_text(jinja, encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}', encoding="utf-8")
+    file = jsonl(tmp_path / "a.jsonl", [GOOD, {**GOOD, "prompt": "bad"}])
+    for kind in ("sft", "preference"):
+        account = prepare(kind, file, load_tokenizer(tmp_path)).ledger.sources[0]
+        assert (account.used, dict(account.dropped)) == (1, {"the chat template refuses it": 1})
+        assert account.examples_by_reason["the chat template refuses it"][0]["detail"] == "not this"
+
+
+def test_a_template_whose_prompt_does_not_begin_the_answer_is_refused_for_preferences(
+    tmp_path: Path, chatml: Tokenizer
+) -> None:
+    chatml.core.save(str(tmp_path / "tokenizer.json"))
+    jinja = (
+        "{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>you say:{% endif %}"
+    )
+    (tmp_path / "chat_template.jinja").write_text(jinja, encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}', encoding="utf-8")
+    with pytest.raises(FledgeError, match="1 the chat template refuses it"):
+        prepare("preference", jsonl(tmp_path / "a.jsonl", [GOOD]), load_tokenizer(tmp_path))

@@ -1,0 +1,104 @@
+"""What an epoch takes of each source."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fledge.data.dataset.batches import PackedDataset
+from fledge.data.dataset.mixing import Mixture, SourceQuota
+from fledge.data.storage import Examples
+
+
+def mixture(sizes: list[int], quotas: list[SourceQuota], seed: int = 1, tokens: int | None = None) -> Mixture:
+    """Sources of so many examples; lengths vary unless given."""
+    source = np.repeat(np.arange(len(sizes)), sizes)
+    lengths = np.full(len(source), tokens) if tokens else 5 + np.arange(len(source)) % 17
+    return Mixture(source, lengths, tuple(quotas), seed)
+
+
+def counts(mix: Mixture, epoch: int) -> np.ndarray:
+    """How often an epoch takes each example."""
+    return np.bincount(mix.sample_epoch(epoch), minlength=len(mix.source))
+
+
+def test_a_source_without_a_quota_gives_every_row_once() -> None:
+    assert (counts(mixture([7, 5], [SourceQuota("a"), SourceQuota("b")]), 3) == 1).all()
+
+
+def test_max_rows_draws_other_rows_in_another_epoch_and_the_same_ones_again() -> None:
+    mix = mixture([100, 10], [SourceQuota("a", max_rows=20), SourceQuota("b")])
+    first, second = counts(mix, 0), counts(mix, 1)
+    assert first[:100].sum() == second[:100].sum() == 20
+    assert first.max() == 1 and (first[:100] != second[:100]).any()
+    assert (counts(mix, 0) == first).all()
+    seen = sum(counts(mix, epoch)[:100] > 0 for epoch in range(40))
+    assert (seen > 0).mean() > 0.95  # no row is out of reach
+
+
+def test_ratio_and_max_tokens_and_repeat() -> None:
+    mix = mixture(
+        [100, 100, 10],
+        [SourceQuota("a", ratio=0.25), SourceQuota("b", max_tokens=200), SourceQuota("c", repeat=2.5)],
+        tokens=10,
+    )
+    taken = counts(mix, 0)
+    assert taken[:100].sum() == 25
+    assert taken[100:200].sum() == 20
+    assert taken[200:].sum() == 25 and set(taken[200:]) == {2, 3}
+
+
+def test_shares_are_shares_of_tokens() -> None:
+    mix = mixture([4000, 300], [SourceQuota("large", share=0.5), SourceQuota("small", share=0.5)])
+    large, small = mix.account(0)
+    assert large["token_share"] == pytest.approx(0.5, abs=0.002)
+    assert small["passes"] > 5 and large["passes"] < 0.6
+
+
+def test_the_others_share_what_is_left() -> None:
+    mix = mixture([1000, 1000, 1000], [SourceQuota("identity", share=0.1), SourceQuota("b"), SourceQuota("c")])
+    identity, b, c = mix.account(2)
+    assert identity["token_share"] == pytest.approx(0.1, abs=0.001)
+    assert b["passes"] == c["passes"] == 1
+
+
+def _data(mix: Mixture, split: bool) -> PackedDataset:
+    offsets = np.concatenate(([0], np.cumsum(mix.tokens + 1)))
+    examples = Examples(np.arange(offsets[-1]) % 50, np.ones(int(offsets[-1]), np.float32), offsets, 1)
+    return PackedDataset(examples, 64, 0, 9, split, mix)
+
+
+@given(st.booleans(), st.lists(st.integers(1, 40), min_size=1, max_size=3), st.integers(0, 5), st.data())
+@settings(max_examples=25, deadline=None)
+def test_the_stream_of_rows_is_a_function_of_place_alone(split: bool, sizes: list[int], seed: int, data: st.DataObject) -> None:
+    quotas = [
+        data.draw(st.sampled_from([SourceQuota("x"), SourceQuota("x", max_rows=3), SourceQuota("x", repeat=1.5)]))
+        for _ in sizes
+    ]
+    one, other = (_data(mixture(sizes, quotas, seed), split) for _ in range(2))
+    rows = int(one.rows_in(3))
+    places = data.draw(st.permutations(range(rows)))
+    walked = {place: one.batch(place, 1).input_ids for place in range(rows)}
+    assert all((other.batch(place, 1).input_ids == walked[place]).all() for place in places)
+    assert one.epochs_at(rows) == 3
+    assert one.rows_in(3) == sum(one.epoch_rows(epoch) for epoch in range(3))
+
+
+@given(st.booleans(), st.integers(0, 9))
+@settings(max_examples=15, deadline=None)
+def test_an_epoch_holds_exactly_what_was_drawn(split: bool, epoch: int) -> None:
+    mix = mixture([30, 12], [SourceQuota("a", ratio=0.5), SourceQuota("b", repeat=1.25)])
+    rows, order = _data(mix, split).epoch(epoch)
+    assert sorted(order.tolist()) == list(range(len(rows)))
+    filled = np.bincount(rows.sequence, weights=rows.length, minlength=len(mix.source))
+    assert (filled == counts(mix, epoch) * mix.tokens).all()
+
+
+def test_a_small_repeat_of_a_small_source_takes_at_least_one_row() -> None:
+    assert mixture([1], [SourceQuota("one", repeat=0.4)]).sample_epoch(0).tolist() == [0]
+
+
+def test_larger_than_there_is_repeats_whole_passes_before_any_row_twice_more() -> None:
+    mix = mixture([10, 1000], [SourceQuota("few", share=0.5), SourceQuota("many", share=0.5)], tokens=10)
+    taken = counts(mix, 0)[:10]
+    assert taken.max() - taken.min() <= 1

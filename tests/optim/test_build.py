@@ -1,0 +1,336 @@
+"""Every parameter is trained by exactly one optimizer, as its formula says, and its state survives a save or a skip."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from fledge.errors import FledgeError
+from fledge.model.decoder import Decoder
+from fledge.optim.adamw_8bit import BLOCK, AdamW8bit, dequantise, dynamic_code, quantise
+from fledge.optim.build import build_optimizers, optimizer_tensors, restore_optimizers
+from fledge.optim.muon import Muon, newton_schulz, orthogonal_dtype
+from fledge.recipe.schema import OptimizerConfig
+from tests.support.small_model import model
+
+NAMES = ["adamw", "muon", "adamw8bit"]
+
+
+def config(name: str, **more: object) -> OptimizerConfig:
+    return OptimizerConfig(name=name, **more)  # type: ignore[arg-type]
+
+
+def loss(decoder: Decoder, seed: int) -> Tensor:
+    tokens = torch.randint(0, 40, (2, 8), generator=torch.Generator().manual_seed(seed))
+    logits = decoder.logits(decoder(tokens[:, :-1]))
+    return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def step(decoder: Decoder, optimizers: list[torch.optim.Optimizer], seed: int) -> None:
+    loss(decoder, seed).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    decoder.zero_grad()
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def matrices(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
+    made = [nn.Parameter(0.02 * random(*shape, seed=number)) for number, shape in enumerate(shapes)]
+    for number, parameter in enumerate(made):
+        parameter.grad = random(*parameter.shape, seed=100 + number)
+    return made
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_parameter_has_one_owner_and_only_matrices_decay(name: str) -> None:
+    decoder = model()
+    optimizers = build_optimizers(decoder, config(name, weight_decay=0.1))
+    owned = [(id(p), group["weight_decay"]) for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert sorted(key for key, _ in owned) == sorted(id(p) for p in decoder.parameters())
+    decays = dict(owned)
+    for full, parameter in decoder.named_parameters():
+        assert decays[id(parameter)] == (0.1 if parameter.dim() > 1 and "embed" not in full else 0.0), full
+    muon = {id(p) for o in optimizers if isinstance(o, Muon) for g in o.param_groups for p in g["params"]}
+    blocks = {id(p) for full, p in decoder.named_parameters() if full.startswith("layers") and p.dim() == 2}
+    assert muon == (blocks if name == "muon" else set())
+    matrices = {full for full, p in decoder.named_parameters() if full.startswith("layers") and p.dim() == 2}
+    small = {id(p) for o in optimizers if not isinstance(o, AdamW8bit) for g in o.param_groups for p in g["params"]}
+    if name == "adamw8bit":
+        assert small == {id(p) for name, p in decoder.named_parameters() if p.numel() < 4096 or name not in matrices}
+        assert any(p.numel() >= 4096 for p in decoder.parameters())
+
+
+def test_everything_decays_where_asked() -> None:
+    groups = build_optimizers(model(), config("muon", weight_decay=0.3, weight_decay_on="everything"))
+    assert {group["weight_decay"] for optimizer in groups for group in optimizer.param_groups} == {0.3}
+
+
+class Mixture(nn.Module):
+    """The parameters of a block with experts, by their names; one of them is not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.Module()
+        self.mlp.gate = nn.Linear(8, 4, bias=False)
+        self.mlp.shared_expert_gate = nn.Linear(8, 1, bias=False)
+        self.mlp.experts = nn.ParameterDict({"down_proj": nn.Parameter(torch.ones(4, 8, 6))})
+        self.frozen = nn.Parameter(torch.ones(3, 3), requires_grad=False)
+
+
+def test_stacked_experts_are_muons_routers_and_frozen_tensors_are_not() -> None:
+    made = Mixture()
+    muon = [o for o in build_optimizers(made, config("muon")) if isinstance(o, Muon)]
+    assert [p.shape for p in muon[0].param_groups[0]["params"]] == [torch.Size([4, 8, 6])]
+    owned = {id(p) for o in build_optimizers(made, config("muon")) for g in o.param_groups for p in g["params"]}
+    assert owned == {id(p) for p in made.parameters() if p.requires_grad}
+
+
+def test_settings_that_are_not_derived_yet_are_refused() -> None:
+    with pytest.raises(ValueError, match="learning_rate, weight_decay: not derived yet"):
+        build_optimizers(model(), config("adamw", learning_rate="auto", weight_decay="auto"))
+
+
+# -- state ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_restored_optimizer_goes_on_bit_for_bit(name: str) -> None:
+    whole = model()
+    optimizers = build_optimizers(whole, config(name, learning_rate=0.01))
+    for seed in range(3):
+        step(whole, optimizers, seed)
+    resumed = model()
+    resumed.load_state_dict(whole.state_dict())
+    saved = load(save({key: tensor.contiguous() for key, tensor in optimizer_tensors(whole, optimizers).items()}))
+    again = build_optimizers(resumed, config(name, learning_rate=0.01))
+    restore_optimizers(resumed, again, saved)
+    step(whole, optimizers, 9)
+    step(resumed, again, 9)
+    for (full, one), two in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, two), full
+    after, restored = optimizer_tensors(whole, optimizers), optimizer_tensors(resumed, again)
+    assert after.keys() == restored.keys()
+    assert all(torch.equal(after[key], restored[key]) and after[key].dtype == restored[key].dtype for key in after)
+
+
+def test_a_state_of_another_model_is_refused() -> None:
+    decoder = model()
+    with pytest.raises(FledgeError, match=r"layers\.9"):
+        restore_optimizers(decoder, build_optimizers(decoder, config("adamw")), {"layers.9.weight/step": torch.zeros(())})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_skipped_step_changes_no_bit(name: str) -> None:
+    decoder = model()
+    optimizers = build_optimizers(decoder, config(name, learning_rate=0.01))
+    for seed in range(2):
+        step(decoder, optimizers, seed)
+    weights = {key: tensor.clone() for key, tensor in decoder.state_dict().items()}
+    state = {key: tensor.clone() for key, tensor in optimizer_tensors(decoder, optimizers).items()}
+    loss(decoder, 5).backward()
+    for parameter in decoder.parameters():
+        assert parameter.grad is not None
+        parameter.grad[..., 0] = math.nan
+    for optimizer in optimizers:
+        optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]
+        optimizer.step()
+    assert all(tensor.numpy().tobytes() == weights[key].numpy().tobytes() for key, tensor in decoder.state_dict().items())
+    after = optimizer_tensors(decoder, optimizers)
+    assert all(tensor.numpy().tobytes() == state[key].numpy().tobytes() for key, tensor in after.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_that_could_be_skipped_and_is_not_is_an_ordinary_one(name: str) -> None:
+    plain, guarded = model(), model()
+    ours, theirs = (
+        build_optimizers(plain, config(name, learning_rate=0.01)),
+        build_optimizers(guarded, config(name, learning_rate=0.01)),
+    )
+    for optimizer in theirs:
+        optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]
+    for seed in range(3):
+        step(plain, ours, seed)
+        step(guarded, theirs, seed)
+    for (full, one), two in zip(plain.named_parameters(), guarded.parameters(), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-6, msg=full)
+
+
+# -- Muon -----------------------------------------------------------------------------------------------------------
+
+SHAPES = [(24, 16), (16, 24), (16, 16), (24, 16)]
+
+
+def test_muon_is_torchs_own_on_matrices() -> None:
+    ours, theirs = matrices(*SHAPES), matrices(*SHAPES)
+    mine = Muon(ours, lr=0.02, weight_decay=0.1, dtype=torch.bfloat16)
+    reference = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for number in range(3):
+        for one, two in zip(ours, theirs, strict=True):
+            one.grad = two.grad = random(*one.shape, seed=7 * number + one.numel())
+        before = [parameter.detach().clone() for parameter in ours]
+        mine.step()
+        reference.step()
+        for one, two, was in zip(ours, theirs, before, strict=True):
+            assert (one - two).norm() < 0.03 * (one - was).norm()
+            two.data.copy_(one.data)
+
+
+def test_an_update_is_orthogonal_and_of_the_size_of_adamws() -> None:
+    (parameter,) = matrices((64, 48))
+    before = parameter.detach().clone()
+    Muon([parameter], lr=1.0, weight_decay=0.0, dtype=torch.float32).step()
+    change = before - parameter.detach()
+    assert 0.15 < change.square().mean().sqrt() < 0.25
+    values = torch.linalg.svdvals(change / (0.2 * math.sqrt(64)))
+    assert values.min() > 0.5 and values.max() < 1.3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(16, 24), (24, 16)])
+def test_a_stack_is_made_orthogonal_as_its_slices_are(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    stack = random(5, *shape).to(dtype)
+    together = newton_schulz(stack)
+    apart = torch.stack([newton_schulz(matrix[None])[0] for matrix in stack])
+    bound = 1e-5 if dtype is torch.float32 else 0.05
+    torch.testing.assert_close(together, apart, atol=bound, rtol=0)
+    torch.testing.assert_close(newton_schulz(stack.mT.contiguous()).mT, together, atol=bound, rtol=0)
+
+
+def test_an_expert_in_a_stack_is_trained_as_a_matrix_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    (stacked,) = matrices((3, 16, 24))
+    alone = [nn.Parameter(matrix.clone()) for matrix in stacked.detach()]
+    assert stacked.grad is not None
+    for parameter, grad in zip(alone, stacked.grad, strict=True):
+        parameter.grad = grad.clone()
+    Muon([stacked], lr=0.1, weight_decay=0.1, dtype=torch.float32).step()
+    monkeypatch.setattr("fledge.optim.muon.STACK", 1)  # one by one
+    Muon(alone, lr=0.1, weight_decay=0.1, dtype=torch.float32).step()
+    torch.testing.assert_close(stacked.detach(), torch.stack([p.detach() for p in alone]), atol=1e-6, rtol=1e-5)
+
+
+def test_the_products_dtype_is_one_of_two_and_vectors_are_refused() -> None:
+    assert orthogonal_dtype(torch.device("cpu")) in (torch.float32, torch.bfloat16)
+    with pytest.raises(ValueError, match="stacks"):
+        Muon([nn.Parameter(torch.ones(3))], lr=0.1, weight_decay=0.0)
+
+
+# -- 8 bits ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_code_has_256_values_seven_decades_zero_and_one(signed: bool) -> None:
+    code = dynamic_code(signed, torch.device("cpu"))
+    assert len(code) == len(code.unique()) == 256
+    assert bool((code.diff() > 0).all())
+    assert code[-1] == 1 and 0 in code
+    assert code[0] == (-code[-2] if signed else 0)
+    assert 1e-7 < code[code > 0].min() < 1e-6
+
+
+@given(st.integers(0, 10**6), st.floats(1e-12, 1e12), st.booleans())
+@settings(deadline=None, max_examples=25)
+def test_values_come_back_as_near_as_the_code_is_fine(seed: int, scale: float, signed: bool) -> None:
+    values = random(4, BLOCK, seed=seed) ** 3 * scale
+    values = values if signed else values.abs()
+    codes, scales = quantise(values, signed)
+    back = dequantise(codes, scales, signed)
+    assert codes.dtype == torch.uint8 and torch.equal(scales, values.abs().amax(1))
+    code = dynamic_code(signed, torch.device("cpu"))
+    nearest = (values[..., None] / scales[:, None, None] - code).abs().amin(-1) * scales[:, None]
+    assert bool(((back - values).abs() <= nearest + 0.002 * values.abs() + 4e-7 * scales[:, None]).all())
+    assert signed or bool((back[values > 0] > 0).all())
+    assert torch.equal(dequantise(*quantise(torch.zeros(1, BLOCK), signed), signed), torch.zeros(1, BLOCK))
+
+
+def test_eight_bits_take_two_bytes_a_parameter_and_follow_adamw() -> None:
+    ours, theirs = matrices((64, 128), (65, 100)), matrices((64, 128), (65, 100))
+    mine = AdamW8bit([{"params": ours}], lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    reference = torch.optim.AdamW(theirs, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    start = [parameter.detach().clone() for parameter in ours]
+    for number in range(20):
+        for one, two in zip(ours, theirs, strict=True):
+            one.grad = two.grad = random(*one.shape, seed=31 * number + one.numel())
+        mine.step()
+        reference.step()
+        if number == 0:  # nothing was rounded yet
+            torch.testing.assert_close(ours[1], theirs[1], atol=1e-7, rtol=1e-6)
+    for one, two, was in zip(ours, theirs, start, strict=True):
+        assert (one - two).norm() < 0.05 * (two - was).norm()
+    size = sum(tensor.nbytes for tensor in mine.state[ours[0]].values())
+    assert 2.03 < size / ours[0].numel() < 2.04
+
+
+def test_a_model_trained_in_eight_bits_learns_as_one_in_thirty_two() -> None:
+    curves = {}
+    for name in ("adamw", "adamw8bit"):
+        decoder = model()
+        optimizers = build_optimizers(decoder, config(name, learning_rate=0.01))
+        curves[name] = []
+        for number in range(60):
+            step(decoder, optimizers, number % 4)
+            curves[name].append(float(loss(decoder, number % 4).detach()))
+    ours, theirs = torch.tensor(curves["adamw8bit"]), torch.tensor(curves["adamw"])
+    assert theirs[-1] < 0.5 * theirs[0]
+    assert (ours[-8:].mean() - theirs[-8:].mean()).abs() < 0.1 * theirs[-8:].mean() + 0.02
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_on_cuda_is_that_of_the_cpu(name: str) -> None:
+    here, there = model(), model().cuda()
+    ours, theirs = (
+        build_optimizers(here, config(name, learning_rate=0.01)),
+        build_optimizers(there, config(name, learning_rate=0.01)),
+    )
+    loss(here, 0).backward()
+    for one, two in zip(here.parameters(), there.parameters(), strict=True):
+        assert one.grad is not None
+        two.grad = one.grad.cuda()
+    before = {full: parameter.detach().clone() for full, parameter in here.named_parameters()}
+    for optimizer in (*ours, *theirs):
+        optimizer.step()
+    for (full, one), two in zip(here.named_parameters(), there.parameters(), strict=True):
+        assert (one - two.cpu()).norm() < 0.05 * (one - before[full]).norm() + 1e-7, full
+
+
+@pytest.mark.parametrize("beta2", [0.95, 0.999])
+def test_eight_bit_moments_die_away_where_there_is_no_gradient(beta2: float) -> None:
+    """Half of a block gets gradients, the other half only once: it must stop moving, as in float32."""
+    weights = {name: nn.Parameter(torch.zeros(64, 320)) for name in ("8 bits", "float32")}
+    eight = AdamW8bit([{"params": [weights["8 bits"]], "weight_decay": 0.0}], lr=1e-3, betas=(0.9, beta2), eps=1e-8)
+    full = torch.optim.AdamW([weights["float32"]], lr=1e-3, betas=(0.9, beta2), eps=1e-8, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(0)
+    moved = {}
+    for step in range(160):
+        grad = torch.randn(64, 320, generator=generator)
+        if step:
+            grad[1::2] = 0
+        for parameter in weights.values():
+            parameter.grad = grad.clone()
+        for optimizer in (eight, full):
+            optimizer.step()
+        if step == 60:
+            moved = {name: parameter.detach().clone() for name, parameter in weights.items()}
+    drift = {name: (parameter - moved[name])[1::2].abs().max() for name, parameter in weights.items()}
+    assert drift["8 bits"] < 1e-4 and drift["float32"] < 1e-4
+
+
+def test_an_expert_without_tokens_is_not_moved_by_what_is_left_of_its_momentum() -> None:
+    stack = nn.Parameter(torch.zeros(2, 16, 8))
+    optimizer = Muon([stack], lr=0.01, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(3):
+        stack.grad = torch.randn(2, 16, 8, generator=generator)
+        if step:
+            stack.grad[1] = 0
+        before = stack.detach().clone()
+        optimizer.step()
+        change = (stack - before).flatten(1).norm(dim=1)
+        assert change[0] > 0 and (change[1] > 0) == (step == 0)

@@ -1,0 +1,125 @@
+"""Settings of `auto`: numbers that are given stay, and derived ones follow their rules."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fledge.errors import FledgeError
+from fledge.plan import hyperparameters
+from fledge.plan.hyperparameters import RunSize, resolve, resolve_stage
+from fledge.recipe import load_recipe, recipe_from_dict, to_yaml
+from fledge.recipe.schema import OptimizerConfig, Recipe
+
+REFERENCE = RunSize(hyperparameters.REFERENCE_WIDTH, hyperparameters.REFERENCE_BATCH, 488, hyperparameters.REFERENCE_TOKENS)
+AUTO = {"learning_rate": "auto", "betas": "auto", "weight_decay": "auto"}
+
+
+def auto(name: str, **more: object) -> OptimizerConfig:
+    return OptimizerConfig(**{"name": name, **AUTO, **more})  # type: ignore[arg-type]
+
+
+def recipe(optimizer: dict[str, object], schedule: dict[str, object] | None = None, kind: str = "pretrain") -> Recipe:
+    stage = {"kind": kind, "data": {"train": "a.txt"}, "optimizer": optimizer, "schedule": schedule or {}}
+    return recipe_from_dict({"stages": {"one": stage}})
+
+
+def rate(name: str, run: RunSize) -> float:
+    return resolve(auto(name), run)[0].numbers()[0]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "adamw8bit"])
+def test_the_reference_run_gets_the_reference_rate(name: str) -> None:
+    config, notes = resolve(auto(name), REFERENCE)
+    assert config.numbers()[0] == pytest.approx(hyperparameters.RATES[name])
+    assert config.automatic == [] and len(notes) == 3
+    assert [note.split()[0] for note in notes] == ["lr", "betas", "weight_decay"]
+
+
+def test_width_batch_and_length_scale_the_rate_as_their_sources_say() -> None:
+    base = RunSize(320, 8192, 1000, 8_000_000)
+    assert rate("adamw", RunSize(640, 8192, 1000, 8_000_000)) == pytest.approx(rate("adamw", base) / 2)
+    assert rate("muon", RunSize(1280, 8192, 1000, 8_000_000)) == pytest.approx(rate("muon", base) / 2)
+    assert rate("muon", RunSize(320, 4 * 8192, 1000, 8_000_000)) == pytest.approx(rate("muon", base) * 2)
+    assert rate("muon", RunSize(320, 8192, 1000, 16_000_000)) == pytest.approx(rate("muon", base) * 2**-0.32)
+    assert rate("muon", RunSize(320, 8192, 10, 100_000)) == pytest.approx(hyperparameters.RATES["muon"])  # never above the reference's
+
+
+def test_the_second_moment_halves_in_as_many_tokens_whatever_the_batch() -> None:
+    long = 10**9
+    for batch in (50_000, 100_000, 500_000):
+        _, (_, second), _ = resolve(auto("adamw"), RunSize(320, batch, 100, long))[0].numbers()
+        assert second ** (hyperparameters.HALF_LIFE / batch) == pytest.approx(0.5)
+    _, (_, second), _ = resolve(auto("adamw"), RunSize(320, 500_000, 100, long))[0].numbers()
+    assert second == pytest.approx(0.95, abs=1e-4)
+    _, (_, short), _ = resolve(auto("adamw"), RunSize(320, 8192, 488, 4_000_000))[0].numbers()
+    assert short ** (0.05 * 4_000_000 / 8192) == pytest.approx(0.5)
+
+
+def test_decay_averages_over_the_same_share_of_every_run() -> None:
+    for steps in (5_000, 50_000):
+        lr, _, decay = resolve(auto("muon"), RunSize(320, 8192, steps, steps * 8192))[0].numbers()
+        assert lr * decay * steps == pytest.approx(1 / hyperparameters.TIME_SCALE)
+    assert resolve(auto("muon", learning_rate=1e-5), RunSize(320, 8192, 10, 81920))[0].weight_decay == hyperparameters.HIGHEST_DECAY
+
+
+@given(
+    width=st.integers(8, 8192), batch=st.integers(64, 10**7), steps=st.integers(1, 10**6),
+    name=st.sampled_from(["adamw", "muon", "adamw8bit"]),
+)  # fmt: skip
+@settings(deadline=None, max_examples=60)
+def test_every_run_gets_numbers_that_the_schema_takes(width: int, batch: int, steps: int, name: str) -> None:
+    config, notes = resolve(auto(name), RunSize(width, batch, steps, batch * steps))
+    assert OptimizerConfig.model_validate(config.model_dump()) == config
+    lr, (first, second), decay = config.numbers()
+    assert lr <= hyperparameters.HIGHEST_RATE and first < 1 and 0.9 <= second <= 0.999 and decay <= hyperparameters.HIGHEST_DECAY
+    assert f"lr {lr:.3g} =" in notes[0] and f"{second:.4g}" in notes[1] and f"weight_decay {decay:.3g} =" in notes[2]
+
+
+def test_what_the_recipe_says_stays_and_only_the_rest_is_derived() -> None:
+    stage = recipe({"learning_rate": 1e-3, "weight_decay": 0.2}).stages["one"]
+    assert stage.optimizer.name == "muon" and stage.optimizer.automatic == ["betas"]
+    plain, notes = resolve_stage(stage, REFERENCE)
+    assert (plain.optimizer.learning_rate, plain.optimizer.weight_decay) == (1e-3, 0.2)
+    assert [note.split()[0] for note in notes] == ["betas"]
+    explicit = recipe({"name": "adamw", "learning_rate": 1e-3, "betas": [0.9, 0.99], "weight_decay": 0.1}).stages["one"]
+    assert resolve_stage(explicit, REFERENCE) == (explicit, [])
+
+
+def test_a_stored_recipe_keeps_auto_and_shares(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    made = recipe({}, {"min_lr": "10%"})
+    (tmp_path / "recipe.yaml").write_text(to_yaml(made), encoding="utf-8")
+    again = load_recipe([str(tmp_path / "recipe.yaml")])
+    assert again == made
+    stage = again.stages["one"]
+    assert (stage.optimizer.learning_rate, stage.optimizer.betas, stage.schedule.min_lr) == ("auto", "auto", "10%")
+    plain, _ = resolve_stage(stage, REFERENCE)
+    assert plain.schedule.min_lr == pytest.approx(0.1 * hyperparameters.RATES["muon"])
+
+
+def test_a_lowest_rate_above_the_derived_rate_is_refused() -> None:
+    stage = recipe({}, {"min_lr": 0.5}).stages["one"]
+    with pytest.raises(FledgeError, match=r"min_lr 0.5 is above optimizer.learning_rate, which auto makes 0.006"):
+        resolve_stage(stage, REFERENCE)
+
+
+@pytest.mark.parametrize("kind", ["sft", "preference"])
+def test_fine_tuning_takes_numbers(kind: str) -> None:
+    assert recipe({}, kind=kind).stages["one"].optimizer.name == "adamw"
+    with pytest.raises(FledgeError, match="learning_rate: auto is derived for pretraining only"):
+        recipe({"learning_rate": "auto"}, kind=kind)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        (
+            {"learning_rate": "fast"},
+            r"1 problem in the recipe:\n.*stages.one.optimizer.learning_rate: Input should be a valid number",
+        ),
+        ({"betas": [0.9, 2]}, r"1 problem in the recipe:\n.*stages.one.optimizer.betas.1: Input should be less than 1"),
+        ({"weight_decay": -1}, r"1 problem in the recipe:\n.*stages.one.optimizer.weight_decay: Input should be greater"),
+    ],
+)
+def test_a_wrong_number_is_one_problem(optimizer: dict[str, object], said: str) -> None:
+    with pytest.raises(FledgeError, match=said):
+        recipe(optimizer)

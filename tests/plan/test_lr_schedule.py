@@ -1,0 +1,126 @@
+"""The learning rate of every step, against its formula."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fledge.errors import FledgeError
+from fledge.plan.lr_schedule import learning_rate, warmup_steps
+from fledge.recipe.schema import OptimizerConfig, ScheduleConfig
+
+
+def rates(steps: int, base: float = 1.0, **schedule: object) -> list[float]:
+    config, optimizer = ScheduleConfig(**schedule), OptimizerConfig(learning_rate=base)  # type: ignore[arg-type]
+    return [learning_rate(step, steps, optimizer, config) for step in range(steps)]
+
+
+def test_cosine_is_tabulated_as_its_formula_says() -> None:
+    made = rates(11, base=5e-4, name="cosine", warmup=0, min_lr=1e-5)
+    expected = [1e-5 + 0.5 * (5e-4 - 1e-5) * (1 + math.cos(math.pi * step / 10)) for step in range(11)]
+    assert made == pytest.approx(expected, rel=1e-12)
+
+
+def test_warmup_rises_in_equal_parts_to_exactly_the_base_rate() -> None:
+    made = rates(20, base=0.8, name="cosine", warmup=4)
+    assert made[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert made[3] == 0.8 and made[4] < 0.8
+
+
+def test_wsd_holds_then_falls_linearly() -> None:
+    made = rates(101, warmup=10, name="wsd", decay_fraction=0.2, min_lr=0.1)
+    assert made[9:81] == [1.0] * 72
+    assert made[90] == pytest.approx(0.1 + 0.9 * (100 - 90) / 20)
+    assert made[100] == 0.1
+
+
+def test_wsd_may_fall_as_the_root() -> None:
+    made = rates(101, warmup=10, name="wsd", decay_fraction=0.2, decay_shape="sqrt", min_lr=0.1)
+    assert made[9:81] == [1.0] * 72
+    assert made[81:] == pytest.approx([0.1 + 0.9 * (1 - math.sqrt(step / 20)) for step in range(1, 21)])
+    assert made[100] == 0.1
+
+
+@pytest.mark.parametrize(("steps", "warm"), [(200, 60), (40, 10), (10, 2)])
+def test_one_cycle_is_torchs(steps: int, warm: int) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
+    reference = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=3e-4, total_steps=steps, pct_start=warm / steps, div_factor=50, final_div_factor=1000
+    )
+    expected = []
+    for step in range(steps):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if step < steps - 1:
+            reference.step()
+    made = rates(steps, base=3e-4, name="onecycle", warmup=warm / steps, div_factor=50, final_div_factor=1000)
+    assert made == pytest.approx(expected, abs=1e-9 * 3e-4, rel=1e-9)
+
+
+def test_one_cycle_falls_to_the_minimum_without_a_final_factor() -> None:
+    made = rates(50, base=1.0, name="onecycle", warmup=0.3, min_lr="2%")
+    assert (made[0], made[14], made[-1]) == (pytest.approx(1 / 25), 1.0, pytest.approx(0.02))
+
+
+def test_the_lowest_rate_may_be_a_share_of_the_base_rate() -> None:
+    assert rates(11, base=4e-3, warmup=0, min_lr="10%")[-1] == pytest.approx(4e-4)
+    assert rates(11, base=4e-3, warmup=0, min_lr="10%") == pytest.approx(rates(11, base=4e-3, warmup=0, min_lr=4e-4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"decay_shape": "sqrt"}, "decay_shape belongs to the schedule wsd; this one is linear"),
+        ({"name": "linear", "decay_fraction": 0.5}, "decay_fraction belongs to the schedule wsd"),
+        ({"name": "wsd", "div_factor": 10}, "div_factor belongs to the schedule onecycle"),
+        ({"name": "onecycle", "final_div_factor": 10, "min_lr": 1e-5}, "both name the last rate"),
+        ({"min_lr": "110%"}, "between 0% and 100%"),
+    ],
+)
+def test_what_the_schedule_does_not_read_is_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ScheduleConfig(**changes)  # type: ignore[arg-type]
+
+
+def test_a_rate_that_is_not_derived_yet_is_refused() -> None:
+    with pytest.raises(ValueError, match="learning_rate: not derived yet"):
+        learning_rate(0, 10, OptimizerConfig(learning_rate="auto"), ScheduleConfig())
+
+
+def test_linear_and_constant() -> None:
+    assert rates(5, warmup=0, name="linear") == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    assert rates(5, warmup=0, name="constant") == [1.0] * 5
+
+
+@given(
+    steps=st.integers(2, 400),
+    share=st.floats(0, 0.9),
+    low=st.floats(0, 1),
+    name=st.sampled_from(["cosine", "linear", "wsd", "onecycle"]),
+)
+@settings(deadline=None, max_examples=60)
+def test_base_after_warmup_minimum_at_the_end_and_never_outside(steps: int, share: float, low: float, name: str) -> None:
+    config = ScheduleConfig(name=name, warmup=share, min_lr=low)  # type: ignore[arg-type]
+    try:
+        warm = warmup_steps(config, steps)
+    except FledgeError:
+        return
+    made = rates(steps, warmup=share, name=name, min_lr=low)
+    assert made[max(warm - 1, 0)] == 1.0
+    assert made[-1] == low or warm >= steps - 1
+    assert all(made[i] <= made[i + 1] for i in range(max(warm - 1, 0)))
+    assert all(made[i] >= made[i + 1] - 1e-12 for i in range(max(warm - 1, 0), steps - 1))
+    first = 1 / 25 if name == "onecycle" else 1 / max(warm, 1)
+    assert all(min(low, first) - 1e-12 <= rate <= 1 for rate in made)
+
+
+def test_warmup_in_steps_and_as_a_share_mean_the_same() -> None:
+    assert warmup_steps(ScheduleConfig(warmup=50), 1000) == warmup_steps(ScheduleConfig(warmup=0.05), 1000) == 50
+
+
+def test_warmup_longer_than_the_stage_is_refused() -> None:
+    with pytest.raises(FledgeError, match="warm-up takes 1,000 steps but the stage has only 25"):
+        warmup_steps(ScheduleConfig(warmup=1000), 25)

@@ -1,0 +1,72 @@
+"""Packed rows of random sequences, with the sequences beside them for computing everything again unpacked."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fledge.data.dataset.batches import PackedDataset
+from fledge.data.storage import Examples
+from fledge.objective import DPOObjective
+from tests.support.decoders import VOCAB
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Tokens [n], and each token's weight as a target [n]."""
+
+    tokens: torch.Tensor
+    weights: torch.Tensor
+
+
+def pack(sequences: list[Sequence], row_length: int, per_example: int = 1, seed: int = 1) -> PackedDataset:
+    """The sequences as packed data."""
+    offsets = np.concatenate(([0], np.cumsum([len(s.tokens) for s in sequences]))).astype(np.int64)
+    tokens = torch.cat([s.tokens for s in sequences]).numpy().astype(np.int32)
+    weights = torch.cat([s.weights for s in sequences]).numpy().astype(np.float32)
+    return PackedDataset.pack(Examples(tokens, weights, offsets, per_example), row_length, pad=0, seed=seed, split=False)
+
+
+def random_sequences(lengths: list[int], seed: int = 0) -> list[Sequence]:
+    """Sequences of these lengths; a third of the targets has no weight, the others different ones."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for length in lengths:
+        weights = (0.5 + torch.rand(length, generator=generator)) * (torch.rand(length, generator=generator) > 1 / 3)
+        made.append(Sequence(torch.randint(VOCAB, (length,), generator=generator), weights))
+    return made
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One preference: a prompt and two completions."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+    def swapped(self) -> "Pair":
+        """The opposite preference."""
+        return Pair(self.prompt, self.rejected, self.chosen)
+
+
+def random_pairs(count: int, seed: int = 0) -> list[Pair]:
+    """Pairs of unequal lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(1, 10, (count, 3), generator=generator).tolist()
+    return [Pair(*(torch.randint(VOCAB, (size,), generator=generator).tolist() for size in row)) for row in sizes]
+
+
+def pack_pairs(pairs: list[Pair], row_length: int = 48) -> PackedDataset:
+    """Pairs as packed data: weight 1 on completions, 0 on prompts."""
+    sequences = []
+    for pair in pairs:
+        for answer in (pair.chosen, pair.rejected):
+            weights = [0.0] * len(pair.prompt) + [1.0] * len(answer)
+            sequences.append(Sequence(torch.tensor(pair.prompt + answer), torch.tensor(weights)))
+    return pack(sequences, row_length, per_example=2)
+
+
+def dpo(reference: object, beta: float = 0.1, label_smoothing: float = 0.0, sft_loss_weight: float = 0.0) -> DPOObjective:
+    """The objective, with only what a test is about spelt out."""
+    return DPOObjective(beta, label_smoothing, sft_loss_weight, reference)  # type: ignore[arg-type]

@@ -1,0 +1,217 @@
+"""Every number of the `step` and `resource` events, computed a second time."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fledge.checkpoint.checkpoint import TrainState
+from fledge.model.cost import ModelCost
+from fledge.model.decoder import Decoder
+from fledge.model.moe import update_biases
+from fledge.monitor.phase_timer import PhaseTimer
+from fledge.monitor.update_ratio import UpdateRatioMonitor
+from fledge.objective import CausalLMObjective
+from fledge.optim.build import build_optimizers
+from fledge.optim.grad_scaler import GradScaler
+from fledge.plan.horizon import TrainingHorizon
+from fledge.recipe.schema import OptimizerConfig
+from fledge.run import memory_bytes
+from fledge.train.batch_loader import BatchLoader, StepBatch
+from fledge.train.metrics import step_metrics, system_metrics
+from fledge.train.train_step import StepOutput, TrainStep
+from tests.support.decoders import make_decoder
+from tests.support.packed import pack, random_sequences
+
+CPU = torch.device("cpu")
+LENGTHS = [32, 9, 20, 33, 5, 17, 30, 28, 25, 31, 12, 39]  # eight rows of 40
+CLOCKS = ("seconds", "time", "eta", "memory", "per_second", "phases", "mfu")
+
+
+def _windows(steps: int = 1) -> list[StepBatch]:
+    data = pack(random_sequences(LENGTHS), row_length=40)
+    feed = BatchLoader(data, TrainingHorizon(steps, 8 * steps, 2, 4, 4), 2, lambda batch: batch.weight, CPU)
+    try:
+        return [feed.window(step)[0] for step in range(steps)]
+    finally:
+        feed.close()
+
+
+def _updater(model: Decoder, clip: float | None = None, scale: GradScaler | None = None) -> TrainStep:
+    return TrainStep(model, CausalLMObjective(), build_optimizers(model, OptimizerConfig(learning_rate=0.01)), clip, 7, scale)
+
+
+def _update(**sizes: Any) -> tuple[StepOutput, Decoder, Decoder]:
+    """A watched update, the model before it and after."""
+    model = make_decoder(**sizes).train()
+    before = make_decoder(**sizes)
+    return _updater(model)(_windows()[0], 0.01, 0.25, log_details=True), before, model
+
+
+def _state(update: StepOutput, **more: Any) -> TrainState:
+    values = {"step": 1, "tokens": update.window.tokens, "target_tokens": update.window.supervised, "seconds": 2.0}
+    return TrainState(**{**values, **more})
+
+
+def test_a_step_says_what_was_read_what_it_lost_and_how_fast_it_learned() -> None:
+    update, before, _ = _update()
+    sequences = random_sequences(LENGTHS)
+    loss, total = torch.zeros(()), 0.0
+    for one in sequences:
+        logs = before.logits(before(one.tokens[None, :-1]))[0].log_softmax(-1)
+        picked = logs.gather(-1, one.tokens[1:, None])[:, 0]
+        loss, total = loss - (picked * one.weights[1:]).sum(), total + float(one.weights[1:].sum())
+    (loss / total).backward()
+    norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in before.parameters() if p.grad is not None))
+    values = step_metrics(update, _state(update, clipped_steps=0), ("text",), True)
+    supervised, tokens = sum(int((s.weights[1:] > 0).sum()) for s in sequences), sum(LENGTHS) - len(LENGTHS)
+    mean = float(loss.detach() / total)
+    assert values["train/loss"] == pytest.approx(mean, rel=1e-5)
+    assert values["train/perplexity"] == pytest.approx(math.exp(mean), rel=1e-4)
+    assert values["train/grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert (values["train/tokens"], values["train/target_tokens"]) == (tokens, supervised)
+    assert (
+        values["train/target_token_fraction"] == pytest.approx(supervised / tokens, abs=1e-6)
+        and 0.4 < supervised / tokens < 0.9
+    )
+    assert (values["train/epoch"], values["train/lr"], values["train/clip_fraction"]) == (1.0, 0.01, 0.0)
+    assert "train/tokens_by_source" not in values and "train/loss_scale" not in values and "router/load" not in values
+
+
+def test_shares_and_sources_are_those_of_the_whole_run_so_far() -> None:
+    update, _, _ = _update()
+    state = _state(update, step=7, clipped_steps=3, by_source=[120, 33], tokens=153)
+    values = step_metrics(update, state, ("old", "new"), False)
+    assert values["train/clip_fraction"] == round(3 / 7, 6)
+    assert values["train/tokens_by_source"] == {"old": 120, "new": 33} and values["train/tokens"] == 153
+    assert "train/perplexity" not in values
+
+
+def test_update_rms_is_that_of_a_known_update() -> None:
+    model = make_decoder(tie_word_embeddings=False)
+    watch = UpdateRatioMonitor(model)
+    watch.before()
+    sizes = {"embed": 0.01, "attention": 0.02, "mlp": 0.0, "norm": 0.5, "head": 0.003}
+
+    def group(name: str) -> str:
+        parts = {"embed_tokens": "embed", "lm_head": "head", "norm": "norm", "mlp": "mlp", "self_attn": "attention"}
+        return next(kind for part, kind in parts.items() if part in name.removeprefix("layers."))
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            kind = "norm" if "norm" in name else group(name)
+            parameter.mul_(1 - sizes[kind])
+    assert {name: float(value) for name, value in watch.after().items()} == pytest.approx(sizes, rel=1e-4, abs=1e-9)
+
+
+def test_update_rms_of_an_update_is_the_change_between_its_two_models() -> None:
+    update, before, after = _update()
+    values = step_metrics(update, _state(update), ("text",), True)
+    found = {name.removeprefix("update_ratio/"): value for name, value in values.items() if name.startswith("update_ratio/")}
+    assert set(found) == {"embed", "attention", "mlp", "norm"}
+    kinds = {"embed": "embed_tokens", "attention": "proj.weight", "mlp": "mlp."}
+    for kind, part in kinds.items():
+        pairs = [
+            (old.detach(), new.detach())
+            for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True)
+            if part in name and (kind != "attention" or "self_attn" in name)
+        ]
+        change = math.sqrt(sum(float((a - b).square().sum()) for a, b in pairs))
+        assert found[kind] == pytest.approx(change / math.sqrt(sum(float(a.square().sum()) for a, _ in pairs)), rel=1e-4)
+
+
+def test_the_routing_of_a_mixture_is_counted_over_the_whole_window() -> None:
+    moe = {"num_experts": 4, "num_experts_per_tok": 2, "load_balancing": "bias", "bias_update_rate": 0.01}
+    update, before, after = _update(qk_norm=True, moe=moe)
+    assert update.routing is not None
+    values = step_metrics(update, _state(update), ("text",), True)
+    load = torch.tensor(values["router/load"])
+    counts = torch.zeros(2, 4)
+    with torch.no_grad():
+        for batch in update.window.batches:
+            routing = before.forward_with_router_stats(batch.input_ids, batch.position_ids, batch.documents)[1]
+            assert routing is not None
+            counts += routing.counts
+    assert (
+        int(counts.sum()) == 2 * 2 * update.window.tokens
+    )  # two experts in each of two layers for each token, padding for none
+    torch.testing.assert_close(load, 4 * counts / counts.sum(1, keepdim=True), atol=6e-5, rtol=0)
+    assert values["router/max_load"] == pytest.approx(float(load.max()), abs=1e-4)
+    assert values["router/min_load"] == pytest.approx(float(load.min()), abs=1e-4)
+    assert 0 < values["router/entropy"] < math.log(4) and values["train/router_z_loss"] > 0
+    update_biases(after, update.routing)
+    biases = torch.stack([block.mlp.gate.e_score_correction_bias for block in after.blocks()])  # type: ignore[union-attr]
+    torch.testing.assert_close(biases, 0.01 * (counts.mean(1, keepdim=True) - counts).sign())
+
+
+def test_a_step_that_overflowed_says_so_without_nan_or_infinity() -> None:
+    model = make_decoder().train()
+    updater = _updater(model, 1.0, GradScaler(CPU, skipped=2))
+    model.norm.weight.register_hook(lambda gradient: gradient * math.inf)
+    update = updater(_windows()[0], 0.01, log_details=True)
+    values = step_metrics(update, _state(update), ("text",), True)
+    json.dumps(values, allow_nan=False)
+    assert values["train/grad_norm"] is None and values["grad_noise/scale"] is None
+    assert values["train/loss_scale"] == 65536 and values["train/skipped_steps"] == 3
+    assert set(value for name, value in values.items() if name.startswith("update_ratio")) == {0.0}
+
+
+@pytest.mark.parametrize("loss", [math.inf, math.nan, 800.0])
+def test_no_loss_makes_an_event_that_is_no_json(loss: float) -> None:
+    update, _, _ = _update()
+    update = replace(update, loss=torch.tensor(loss), norm=torch.tensor(math.nan))
+    values = step_metrics(update, _state(update), ("text",), True)
+    json.dumps(values, allow_nan=False)
+
+
+def test_a_step_event_holds_no_clock() -> None:
+    moe = {"num_experts": 4, "num_experts_per_tok": 2}
+    update, _, _ = _update(qk_norm=True, moe=moe)
+    values = step_metrics(update, _state(update, by_source=[1, 2]), ("one", "two"), True)
+    assert not [name for name in values for word in CLOCKS if word in name]
+    again, _, _ = _update(qk_norm=True, moe=moe)
+    again.clock.add("data", 3.0)
+    assert values == step_metrics(again, _state(again, by_source=[1, 2], seconds=99.0), ("one", "two"), True)
+
+
+def test_resources_are_time_by_phase_throughput_memory_and_the_share_of_the_peak() -> None:
+    update, _, model = _update()
+    clock = PhaseTimer(CPU)
+    for name, seconds in (("data", 0.5), ("forward", 1.0), ("backward", 2.0), ("optimizer", 0.5)):
+        clock.add(name, seconds)
+    update = replace(update, clock=clock)
+    cost, window = ModelCost(model.config, model.vocab_size), update.window
+    state = _state(update, step=10, seconds=20.0, tokens=1000)
+    values = system_metrics(update, state, 40, 14.0, {"save": 1.5}, cost, 40, 1e6, Path("."))
+    phases = {"data": 0.5, "forward": 1.0, "backward": 2.0, "optimizer": 0.5, "save": 1.5}
+    assert values["system/phases"] == phases and values["system/seconds"] == 20 and values["system/step_seconds"] == 6
+    assert values["system/tokens_per_second"] == 50 and values["system/eta_seconds"] == 60
+    assert values["system/step_tokens_per_second"] == round(window.tokens / 4, 1)  # evaluating and saving are not the step's
+    matrices = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name)
+    body, head = 6 * matrices + 3 * 4 * 2 * 32 * 40 / 2, 6 * model.lm_head_weight.numel()
+    flops = window.tokens * body + window.supervised * head
+    assert values["system/mfu"] == pytest.approx(flops / 4 / 1e6, abs=1e-4)
+    assert "system/mfu" not in system_metrics(update, state, 40, 14.0, {}, cost, 40, 0.0, Path("."))
+    json.dumps(values, allow_nan=False)
+
+
+def test_memory_is_what_the_process_holds_and_the_peak_is_not_below_it() -> None:
+    update, _, model = _update()
+    ballast = np.ones(30 << 20, np.uint8)
+    held = memory_bytes()
+    values = system_metrics(update, _state(update), 2, 0.0, {}, ModelCost(model.config, 97), 40, 0.0, Path("."))
+    assert values["system/memory_bytes"] == pytest.approx(held, rel=0.05)
+    assert values["system/memory_bytes"] >= ballast.nbytes
+    assert values["system/peak_memory_bytes"] >= 0.98 * values["system/memory_bytes"]
+
+
+def test_the_phases_of_a_real_update_are_there_and_add_up_to_less_than_its_time() -> None:
+    update, _, _ = _update()
+    phases = update.clock.seconds()
+    assert list(phases) == ["data", "forward", "backward", "optimizer"]
+    assert phases["data"] == 0.25 and all(seconds > 0 for seconds in phases.values())
