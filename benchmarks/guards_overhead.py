@@ -32,10 +32,15 @@ OFF = ("grad_spike", "loss_spike", "divergence", "validation_increase", "pass_ra
 def healthy(folder: Path, sources: list[dict[str, Any]], steps: int, guards: dict[str, Any]) -> Path:
     """A run directory, once the run is over."""
     stage = {
-        "data": {"train": sources, "validation": "1%", "max_seq_len": 128}, "batch": {"micro_batch_size": 8}, "duration": f"{steps} steps",
-        "optimizer": {"name": "adamw", "learning_rate": 3e-3}, "schedule": {"warmup": 0.02}, "guards": guards,
-        "evaluation": {"every_steps": 250, "max_packed_rows": 64}, "checkpoint": {"every_steps": 250},
-    }  # fmt: skip
+        "data": {"train": sources, "validation": "1%", "max_seq_len": 128},
+        "batch": {"micro_batch_size": 8},
+        "duration": f"{steps} steps",
+        "optimizer": {"name": "adamw", "learning_rate": 3e-3},
+        "schedule": {"warmup": 0.02},
+        "guards": guards,
+        "evaluation": {"every_steps": 250, "max_packed_rows": 64},
+        "checkpoint": {"every_steps": 250},
+    }
     recipe = {
         "name": "run", "output": str(folder), "seed": 5, "tokenizer": {"vocab_size": 2048}, "model": SMALL,
         "stages": {"pretrain": stage}, "runtime": {"threads": 2, "compile": False, "precision": "fp32", "attention": "blocked"},
@@ -75,10 +80,13 @@ def saving(base: Path, quick: bool) -> dict[str, Any]:
     steps, every = (8, 4) if quick else (42, 20)
     context = 128 if quick else 512
     stage = {
-        "data": {"train": real_text(quick), "max_seq_len": context}, "batch": {"micro_batch_size": 4 if quick else 16},
-        "duration": f"{steps} steps", "optimizer": {"name": "adamw", "learning_rate": 1e-3}, "evaluation": {"every_steps": 1000},
+        "data": {"train": real_text(quick), "max_seq_len": context},
+        "batch": {"micro_batch_size": 4 if quick else 16},
+        "duration": f"{steps} steps",
+        "optimizer": {"name": "adamw", "learning_rate": 1e-3},
+        "evaluation": {"every_steps": 1000},
         "schedule": {"warmup": 2},
-    }  # fmt: skip
+    }
     recipe = {
         "name": "run", "seed": 5, "preset": "26m", "tokenizer": {"vocab_size": 6400}, "stages": {"pretrain": stage},
         "logging": {"every_steps": 1000},

@@ -35,9 +35,13 @@ def recipe(world: Path) -> dict:
     def stage(rows: str, **more: object) -> dict:
         data = {"train": str(world / f"{rows}.jsonl"), "validation": str(world / f"{rows}.validation.jsonl"), "max_seq_len": 64}
         return {
-            "data": data, "batch": {"micro_batch_size": 4, "gradient_accumulation_steps": 2}, "optimizer": {"learning_rate": 1e-3},
-            "evaluation": {"every_steps": 5, "max_packed_rows": 8}, "checkpoint": {"every_steps": 3}, **more,
-        }  # fmt: skip
+            "data": data,
+            "batch": {"micro_batch_size": 4, "gradient_accumulation_steps": 2},
+            "optimizer": {"learning_rate": 1e-3},
+            "evaluation": {"every_steps": 5, "max_packed_rows": 8},
+            "checkpoint": {"every_steps": 3},
+            **more,
+        }
 
     return {
         "name": "run",

@@ -95,9 +95,11 @@ def quality_recipe(kind: str, seed: int, steps: int, quick: bool, balance: str, 
         name = f"moe-{balance}-{seed}"
     stage = {
         "data": {"train": real_text(quick), "validation": "1%", "max_seq_len": CONTEXT},
-        "batch": {"micro_batch_size": ROWS, "gradient_accumulation_steps": 1}, "duration": f"{steps} steps",
-        "evaluation": {"every_steps": max(1, steps // 4), "max_packed_rows": 320}, "checkpoint": {"every_steps": steps, "keep_last": 1},
-    }  # fmt: skip
+        "batch": {"micro_batch_size": ROWS, "gradient_accumulation_steps": 1},
+        "duration": f"{steps} steps",
+        "evaluation": {"every_steps": max(1, steps // 4), "max_packed_rows": 320},
+        "checkpoint": {"every_steps": steps, "keep_last": 1},
+    }
     tree = {"name": f"{name}-{steps}", "output": str(out), "seed": seed, "model": sizes, "stages": {"pretrain": stage}}
     file = out / f"{name}-{steps}.yaml"
     file.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")

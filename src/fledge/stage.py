@@ -147,11 +147,29 @@ class StageRunner:
         """The loop, until the last checkpoint is there for all ranks."""
         data, shared, logging = self.prepared.data, self.shared, self.recipe.logging
         work = TrainContext(
-            self.prepared.stage, model, objective, data.train, data.validation, validation_objective, self.prepared.extent,
-            decision, self.directory, _writer(model, self.tokenizer), shared.stopping, self.seed, logging.every_steps,
-            logging.tensorboard, _places(data), shared.alerts, self._prompt_test_callback(), shared.token_bytes, shared.take_startup_report, changed,
-            self.ranks, divided,
-        )  # fmt: skip
+            self.prepared.stage,
+            model,
+            objective,
+            data.train,
+            data.validation,
+            validation_objective,
+            self.prepared.extent,
+            decision,
+            self.directory,
+            _writer(model, self.tokenizer),
+            shared.stopping,
+            self.seed,
+            logging.every_steps,
+            logging.tensorboard,
+            _places(data),
+            shared.alerts,
+            self._prompt_test_callback(),
+            shared.token_bytes,
+            shared.take_startup_report,
+            changed,
+            self.ranks,
+            divided,
+        )
         state = Trainer(work, self.console).run()
         self.ranks.barrier()
         return state

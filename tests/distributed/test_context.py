@@ -142,9 +142,13 @@ def exchange(ranks: DistributedContext) -> list[Any]:
     given = {"rank": ranks.rank, "text": "空" * (1 + ranks.rank), "infinite": None}
     apart = ranks.new_group()
     return [
-        ranks.all_reduce_sum([1.0, ranks.rank]), ranks.all_reduce_max([float(ranks.rank)]), ranks.all_gather_object(given), ranks.broadcast_object(given),
-        [tensor.tolist() for tensor in tensors], apart.broadcast_object([ranks.rank]),
-    ]  # fmt: skip
+        ranks.all_reduce_sum([1.0, ranks.rank]),
+        ranks.all_reduce_max([float(ranks.rank)]),
+        ranks.all_gather_object(given),
+        ranks.broadcast_object(given),
+        [tensor.tolist() for tensor in tensors],
+        apart.broadcast_object([ranks.rank]),
+    ]
 
 
 def test_ranks_are_told_the_same() -> None:

@@ -85,9 +85,15 @@ def _train_limited(recipe: Path, free: int) -> subprocess.CompletedProcess[str]:
 def _large_rows(world: Path, output: Path, context: int, micro: int, accumulation: int) -> dict[str, Any]:
     """Rows whose activations are most of what a step needs: 16 KiB a token in each of nine tensors."""
     tree = _tree(
-        world, output, BIG, {}, batch={"micro_batch_size": micro, "gradient_accumulation_steps": accumulation}, duration="3 steps",
-        optimizer={"learning_rate": 1e-4, "weight_decay": 0.0}, evaluation={"every_steps": 3, "max_packed_rows": 1},
-    )  # fmt: skip
+        world,
+        output,
+        BIG,
+        {},
+        batch={"micro_batch_size": micro, "gradient_accumulation_steps": accumulation},
+        duration="3 steps",
+        optimizer={"learning_rate": 1e-4, "weight_decay": 0.0},
+        evaluation={"every_steps": 3, "max_packed_rows": 1},
+    )
     tree["stages"]["pretrain"]["data"]["max_seq_len"] = context
     return tree | {"generation_samples": {"prompts": [], "texts": []}}
 

@@ -147,8 +147,15 @@ def test_target_loss_and_patience_stop_the_stage(world: Path, tmp_path: Path) ->
 
 def test_keep_best_hands_on_the_best_checkpoint(world: Path, tmp_path: Path) -> None:
     tree = tiny_run.tree(world, tmp_path)
-    sft = {**tree["stages"]["sft"], "optimizer": {"learning_rate": 1.0}, "schedule": {"name": "constant", "warmup": 11}, "select_checkpoint": "best",
-           "duration": "12 steps", "evaluation": {"every_steps": 1, "max_packed_rows": 4}, "guards": {"divergence": "ignore"}}  # fmt: skip
+    sft = {
+        **tree["stages"]["sft"],
+        "optimizer": {"learning_rate": 1.0},
+        "schedule": {"name": "constant", "warmup": 11},
+        "select_checkpoint": "best",
+        "duration": "12 steps",
+        "evaluation": {"every_steps": 1, "max_packed_rows": 4},
+        "guards": {"divergence": "ignore"},
+    }
     tree["stages"] = {"pretrain": tree["stages"]["pretrain"], "sft": sft}
     run = Pipeline(recipe_from_dict(tree), QUIET).run()
     losses = {event["step"]: event["eval/loss"] for event in events(run, "sft", "eval")}

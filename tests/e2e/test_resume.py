@@ -53,13 +53,23 @@ QWEN_MOE = {
 }
 ENGINES = {
     "everything of pretraining": {
-        "optimizer": {"name": "muon"}, "schedule": {"name": "wsd", "min_lr": "10%"}, "ema": {"decay": 0.9},
-        "batch": {"micro_batch_size": 2, "gradient_accumulation_steps": 3, "warmup": {"initial_accumulation_steps": 1, "ramp_steps": 4}}, "runtime": {"activation_checkpointing": 2},
+        "optimizer": {"name": "muon"},
+        "schedule": {"name": "wsd", "min_lr": "10%"},
+        "ema": {"decay": 0.9},
+        "batch": {
+            "micro_batch_size": 2,
+            "gradient_accumulation_steps": 3,
+            "warmup": {"initial_accumulation_steps": 1, "ramp_steps": 4},
+        },
+        "runtime": {"activation_checkpointing": 2},
     },
-    "8 bits and one cycle": {"optimizer": {"name": "adamw8bit", "learning_rate": 1e-3}, "schedule": {"name": "onecycle", "warmup": "30%"}},
+    "8 bits and one cycle": {
+        "optimizer": {"name": "adamw8bit", "learning_rate": 1e-3},
+        "schedule": {"name": "onecycle", "warmup": "30%"},
+    },
     "experts with biases": {"model": QWEN_MOE, "batch": {"micro_batch_size": "auto", "tokens_per_step": 384}},
     "fp16": {"runtime": {"precision": "fp16"}},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("engine", ENGINES)

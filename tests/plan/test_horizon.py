@@ -78,7 +78,7 @@ def test_without_a_warm_up_every_window_is_full() -> None:
 def test_a_batch_warm_up_that_takes_the_stage_or_grows_to_nothing_is_refused() -> None:
     with pytest.raises(FledgeError, match="batch warm-up takes 50 steps but the stage has only 10"):
         compute_steps("10 steps", warming(2, 4, 1, 50), lambda n: n * 1000, 64)
-    with pytest.raises(ValueError, match=r"warmup.start 4 is not below the accumulation 4"):
+    with pytest.raises(ValueError, match=r"warmup.initial_accumulation_steps 4 is not below the gradient_accumulation_steps 4"):
         warming(2, 4, 4, 0.5)
     with pytest.raises(ValueError, match=r"ramp_steps 1.5 is neither a whole number of steps nor a share below 1"):
         warming(2, 4, 1, 1.5)

@@ -41,7 +41,9 @@ def test_width_batch_and_length_scale_the_rate_as_their_sources_say() -> None:
     assert rate("muon", RunSize(1280, 8192, 1000, 8_000_000)) == pytest.approx(rate("muon", base) / 2)
     assert rate("muon", RunSize(320, 4 * 8192, 1000, 8_000_000)) == pytest.approx(rate("muon", base) * 2)
     assert rate("muon", RunSize(320, 8192, 1000, 16_000_000)) == pytest.approx(rate("muon", base) * 2**-0.32)
-    assert rate("muon", RunSize(320, 8192, 10, 100_000)) == pytest.approx(hyperparameters.RATES["muon"])  # never above the reference's
+    assert rate("muon", RunSize(320, 8192, 10, 100_000)) == pytest.approx(
+        hyperparameters.RATES["muon"]
+    )  # never above the reference's
 
 
 def test_the_second_moment_halves_in_as_many_tokens_whatever_the_batch() -> None:
@@ -59,7 +61,10 @@ def test_decay_averages_over_the_same_share_of_every_run() -> None:
     for steps in (5_000, 50_000):
         lr, _, decay = resolve(auto("muon"), RunSize(320, 8192, steps, steps * 8192))[0].numbers()
         assert lr * decay * steps == pytest.approx(1 / hyperparameters.TIME_SCALE)
-    assert resolve(auto("muon", learning_rate=1e-5), RunSize(320, 8192, 10, 81920))[0].weight_decay == hyperparameters.HIGHEST_DECAY
+    assert (
+        resolve(auto("muon", learning_rate=1e-5), RunSize(320, 8192, 10, 81920))[0].weight_decay
+        == hyperparameters.HIGHEST_DECAY
+    )
 
 
 @given(
@@ -71,7 +76,9 @@ def test_every_run_gets_numbers_that_the_schema_takes(width: int, batch: int, st
     config, notes = resolve(auto(name), RunSize(width, batch, steps, batch * steps))
     assert OptimizerConfig.model_validate(config.model_dump()) == config
     lr, (first, second), decay = config.numbers()
-    assert lr <= hyperparameters.HIGHEST_RATE and first < 1 and 0.9 <= second <= 0.999 and decay <= hyperparameters.HIGHEST_DECAY
+    assert (
+        lr <= hyperparameters.HIGHEST_RATE and first < 1 and 0.9 <= second <= 0.999 and decay <= hyperparameters.HIGHEST_DECAY
+    )
     assert f"lr {lr:.3g} =" in notes[0] and f"{second:.4g}" in notes[1] and f"weight_decay {decay:.3g} =" in notes[2]
 
 

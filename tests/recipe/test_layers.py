@@ -136,16 +136,31 @@ TEXT = st.one_of(
     preset=st.sampled_from([None, "26m", "145m"]),
 )
 def test_yaml_of_a_recipe_reads_back_equal(
-    tmp_path_factory: pytest.TempPathFactory, name: str, seed: int, system: str | None, learning_rate: float, duration: str, warmup: float,
-    prompts: list[str], preset: str | None,
-) -> None:  # fmt: skip
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    seed: int,
+    system: str | None,
+    learning_rate: float,
+    duration: str,
+    warmup: float,
+    prompts: list[str],
+    preset: str | None,
+) -> None:
     tree = {
-        "name": name, "seed": seed, "preset": preset, "generation_samples": {"prompts": prompts},
-        "stages": {"a": {
-            "kind": "sft", "data": {"train": "a.jsonl", "system": system}, "duration": duration,
-            "optimizer": {"learning_rate": learning_rate}, "schedule": {"warmup": warmup, "min_lr": 0},
-        }},
-    }  # fmt: skip
+        "name": name,
+        "seed": seed,
+        "preset": preset,
+        "generation_samples": {"prompts": prompts},
+        "stages": {
+            "a": {
+                "kind": "sft",
+                "data": {"train": "a.jsonl", "system": system},
+                "duration": duration,
+                "optimizer": {"learning_rate": learning_rate},
+                "schedule": {"warmup": warmup, "min_lr": 0},
+            }
+        },
+    }
     recipe = recipe_from_dict(tree)
     file = tmp_path_factory.getbasetemp() / "round.yaml"
     file.write_text(to_yaml(recipe), encoding="utf-8")

@@ -22,9 +22,14 @@ def tree(world: Path, output: Path, **changes: Any) -> dict[str, Any]:
     def stage(rows: str, length: str, **more: Any) -> dict[str, Any]:
         data = {"train": str(world / f"{rows}.jsonl"), "validation": str(world / f"{rows}.validation.jsonl"), "max_seq_len": 64}
         return {
-            "data": data, "batch": {"micro_batch_size": 2, "gradient_accumulation_steps": 2}, "optimizer": {"learning_rate": 1e-3}, "duration": length,
-            "evaluation": {"every_steps": 4, "max_packed_rows": 4}, "checkpoint": {"every_steps": 3}, **more,
-        }  # fmt: skip
+            "data": data,
+            "batch": {"micro_batch_size": 2, "gradient_accumulation_steps": 2},
+            "optimizer": {"learning_rate": 1e-3},
+            "duration": length,
+            "evaluation": {"every_steps": 4, "max_packed_rows": 4},
+            "checkpoint": {"every_steps": 3},
+            **more,
+        }
 
     return {
         "name": "tiny",

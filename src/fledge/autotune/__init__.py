@@ -1,1 +1,1 @@
-"""How to compute on this machine, decided by timing a piece of the work: precision, attention backend, torch.compile, threads."""
+"""How to compute on this machine: precision, attention backend, torch.compile and threads, chosen by timing."""

@@ -18,7 +18,10 @@ def recovery_hint(checkpoints: Path, verdict: GuardTrigger) -> str:
         return "the state is saved: make room, then go on with the same command"
     kept = latest_checkpoint(checkpoints, before=verdict.first_bad_step)
     good = f"step {kept[1].step:,}" if kept else "the beginning"
-    return f"the last good state is {good}; lower optimizer.learning_rate, lengthen schedule.warmup, or mend the rows that are named"
+    return (
+        f"the last good state is {good}; lower optimizer.learning_rate, lengthen schedule.warmup, or mend the rows that are "
+        "named"
+    )
 
 
 def rollback_target(

@@ -112,9 +112,15 @@ class Trainer:
             steps, start = work.extent.steps, self.state.step
             self._started = time.monotonic() - self.state.seconds
             self.updater = TrainStep(
-                work.model, work.objective, self.learner.optimizers, work.stage.optimizer.max_grad_norm, work.seed, self.learner.scale,
-                self._asked_to_stop, work.ranks,
-            )  # fmt: skip
+                work.model,
+                work.objective,
+                self.learner.optimizers,
+                work.stage.optimizer.max_grad_norm,
+                work.seed,
+                self.learner.scale,
+                self._asked_to_stop,
+                work.ranks,
+            )
             micro = self.state.micro_batch_size or work.stage.batch.micro_batch_rows
             self.feed = BatchLoader(work.train, work.extent, micro, work.objective.normalizer, self.device, work.ranks)
             self.feed.skip(self.state.skipped_rows)
@@ -229,7 +235,8 @@ class Trainer:
             raise FledgeError(
                 f"{rows} of {self.work.train.row_length:,} tokens does not fit into memory ({error})",
                 where="batch.micro_batch_size",
-                hint="set a smaller batch.micro_batch_size, runtime.activation_checkpointing to full, a shorter data.max_seq_len, or a smaller model",
+                hint="set a smaller batch.micro_batch_size, runtime.activation_checkpointing to full, a shorter "
+                "data.max_seq_len, or a smaller model",
             )
         self.feed.micro = self.state.micro_batch_size = micro // 2
         message = f"out of memory with micro-batches of {micro} rows: going on with {micro // 2}, the batch stays as it was"
@@ -341,9 +348,15 @@ class Trainer:
         started = time.monotonic()
         with self.learner.averaged():
             measured = validate(
-                work.model, data, stage.evaluation.max_packed_rows, self.feed.micro, work.validation_objective, work.token_bytes,
-                self._asked_to_stop, work.ranks,
-            )  # fmt: skip
+                work.model,
+                data,
+                stage.evaluation.max_packed_rows,
+                self.feed.micro,
+                work.validation_objective,
+                work.token_bytes,
+                self._asked_to_stop,
+                work.ranks,
+            )
         self._record_phase("evaluate", time.monotonic() - started)
         values = {f"eval/{name}": value for name, value in measured.items()}
         self.journal.write("eval", state.step, **values)

@@ -134,9 +134,9 @@ from pathlib import Path
 from tests.data.build.test_build import stage_of
 from fledge.data.build import shards
 from fledge.data.build.build import collect
-from fledge.data.build.executors import Processes
+from fledge.data.build.executors import ProcessPoolExecutor
 shards.SHARD_BYTES = 6000
-collect(stage_of("pretrain", Path({file!r}), validation=0.1), "x", 1, Path({folder!r}), Processes(2))
+collect(stage_of("pretrain", Path({file!r}), validation=0.1), "x", 1, Path({folder!r}), ProcessPoolExecutor(2))
 """
 
 

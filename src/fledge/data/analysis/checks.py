@@ -174,10 +174,14 @@ def _end_token(stage: CheckContext) -> Iterator[Finding]:
     for source, _, part in stage.trained:
         if len(part.lengths) and part.supervised.any() and not part.ended:
             yield Finding(
-                "end token", "error", f"the end token is never supervised in {len(part.lengths):,} sequences: the model "
-                "would not learn to stop", source.name, stage.first(part),
-                "lengthen data.max_seq_len if every answer is cut, else use a chat template that ends answers with the end token",
-            )  # fmt: skip
+                "end token",
+                "error",
+                f"the end token is never supervised in {len(part.lengths):,} sequences: the model would not learn to stop",
+                source.name,
+                stage.first(part),
+                "lengthen data.max_seq_len if every answer is cut, else use a chat template that ends answers with the "
+                "end token",
+            )
 
 
 def _start_token(stage: CheckContext) -> Iterator[Finding]:

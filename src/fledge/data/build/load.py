@@ -62,9 +62,16 @@ def _examples(folder: Path, plan: BuildPlan, part: str, kind: np.dtype) -> Examp
     offsets = np.concatenate(([0], np.cumsum(join(lengths, np.int64)))).astype(np.int64)
     joined = ConcatenatedArrays(tuple(tokens))
     return Examples(
-        joined, ConcatenatedArrays(tuple(weights)) if weighted else UniformWeights(len(joined)), offsets, per, digest.hexdigest(),
-        join(source, np.int32), join(shards, np.int32), join(rows, np.int64), join(supervised, np.int64),
-    )  # fmt: skip
+        joined,
+        ConcatenatedArrays(tuple(weights)) if weighted else UniformWeights(len(joined)),
+        offsets,
+        per,
+        digest.hexdigest(),
+        join(source, np.int32),
+        join(shards, np.int32),
+        join(rows, np.int64),
+        join(supervised, np.int64),
+    )
 
 
 def _mapped(file: Path, kind: np.dtype, count: int) -> np.ndarray:

@@ -136,7 +136,8 @@ class BatchConfig(ConfigModel):
     def _grows(self) -> "BatchConfig":
         if self.warmup is not None and self.warmup.initial_accumulation_steps >= self.gradient_accumulation_steps:
             raise ValueError(
-                f"warmup.start {self.warmup.initial_accumulation_steps} is not below the accumulation {self.gradient_accumulation_steps} it grows to"
+                f"warmup.initial_accumulation_steps {self.warmup.initial_accumulation_steps} is not below the "
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps} that it grows to"
             )
         return self
 

@@ -18,7 +18,8 @@ class TokenizerConfig(ConfigModel):
 
 
 class MoeConfig(ConfigModel):
-    """Mixture of experts: each block's feed-forward network becomes `num_experts` of them, `num_experts_per_tok` active per token.
+    """Mixture of experts: each block's feed-forward network becomes `num_experts` of them, of which `num_experts_per_tok`
+    are active for a token.
 
     Shared experts are active for every token and form one network of `num_shared_experts` × `intermediate_size`.
     """

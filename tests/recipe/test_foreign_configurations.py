@@ -1,0 +1,218 @@
+"""A whole configuration of another trainer: each key is answered, and the recipe that is given in its place loads."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fledge.errors import FledgeError
+from fledge.recipe import PreferenceStage, Recipe, SftStage, load_recipe, recipe_from_dict
+from fledge.recipe.foreign.renamed import RENAMED
+from fledge.recipe.foreign.synonyms import SYNONYMS
+from fledge.recipe.schema import Recipe as Schema
+
+END = "ready to be copied; what is not in it has fledge's defaults:\n\n"
+
+FOLDER = Path(__file__).parent / "configurations"
+TRAINERS = {
+    "llama-factory-sft.yaml": "LLaMA-Factory",
+    "llama-factory-dpo.yaml": "LLaMA-Factory",
+    "trl-sft.yaml": "TRL",
+    "training-arguments.json": "Hugging Face TrainingArguments",
+    "three-stages.yaml": "minimind",
+    "one-cycle.yaml": "ChatLM-mini",
+    "nanogpt.yaml": "nanoGPT",
+    "axolotl.yaml": "axolotl",
+    "litgpt.yaml": "LitGPT",
+    "adapter.yaml": "Hugging Face TrainingArguments",
+    "minimind.yaml": "minimind",
+}
+
+
+def sample(name: str) -> str:
+    """A configuration as its trainer has it."""
+    return (FOLDER / name).read_text(encoding="utf-8")
+
+
+def answered(folder: Path, text: str) -> tuple[str, Recipe]:
+    """What is said of a configuration, and the recipe that is given in its place, loaded from a file."""
+    file = folder / ("c.json" if text.startswith("{") else "c.yaml")
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(FledgeError) as caught:
+        load_recipe([str(file)])
+    said = str(caught.value).replace(f"{folder}/", "")
+    (folder / "made.yaml").write_text(said.split(END)[1], encoding="utf-8")
+    return said, load_recipe([str(folder / "made.yaml")])
+
+
+def keys_of(tree: dict[str, Any]) -> list[str]:
+    whole = {"lora", "lr_scheduler_kwargs"}
+    return [
+        f"{name}.{key}" if isinstance(value, dict) and name not in whole else name
+        for name, value in tree.items()
+        for key in (keys_of(value) if isinstance(value, dict) and name not in whole else [""])
+    ]
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_every_key_is_answered_with_its_line_and_the_recipe_loads(tmp_path: Path, name: str) -> None:
+    text = sample(name)
+    said, recipe = answered(tmp_path, text)
+    assert said.startswith(f"this looks like a configuration of {TRAINERS[name]}: a recipe of fledge has stages.")
+    answers = said.split(END)[0]
+    for key in keys_of(yaml.safe_load(text.replace("\t", " "))):
+        line = next((line for line in answers.splitlines() if f" {key}: " in line), "")
+        assert ". c." in line, key
+        assert " → " in line, key
+    assert "not known here" not in answers
+    assert "left out of the recipe" not in answers
+    assert recipe.stages
+
+
+def test_a_configuration_of_llama_factory_becomes_the_same_recipe(tmp_path: Path) -> None:
+    said, recipe = answered(tmp_path, sample("llama-factory-sft.yaml"))
+    stage = recipe.stages["sft"]
+    assert (recipe.output, recipe.name, recipe.model.path) == ("saves/qwen3-4b/full", "sft", "Qwen/Qwen3-4B-Instruct-2507")
+    assert [(one.registry, one.name, one.max_samples) for one in stage.data.train] == [
+        ("data/dataset_info.json", "identity", 1000),
+        ("data/dataset_info.json", "alpaca_en_demo", 1000),
+    ]
+    assert (stage.data.max_seq_len, stage.data.validation, stage.duration) == (2048, 0.1, "3 epochs")
+    assert (stage.batch.micro_batch_size, stage.batch.gradient_accumulation_steps) == (1, 2)
+    assert (stage.optimizer.learning_rate, stage.schedule.name, stage.schedule.warmup) == (1e-5, "cosine", 0.1)
+    assert (stage.evaluation.every_steps, stage.checkpoint.every_steps, recipe.logging.every_steps) == (500, 500, 10)
+    assert (recipe.runtime.precision, recipe.runtime.parallelism, recipe.runtime.data_workers) == ("bf16", "fsdp", 16)
+    assert "c.yaml:10, c.yaml:13: dataset: identity,alpaca_en_demo, max_samples: 1000 → write data: {train:" in said
+
+
+def test_a_dpo_configuration_becomes_a_preference_stage_and_says_that_adapters_are_absent(tmp_path: Path) -> None:
+    said, recipe = answered(tmp_path, sample("llama-factory-dpo.yaml"))
+    stage = recipe.stages["dpo"]
+    assert isinstance(stage, PreferenceStage)
+    assert (stage.beta, stage.loss_type, stage.sft_loss_weight) == (0.1, "sigmoid", 0.2)
+    assert (stage.data.train[0].registry, stage.batch.gradient_accumulation_steps) == ("../data/dataset_info.json", 8)
+    assert "finetuning_type: lora, lora_rank: 8, lora_target: all → adapters are not there yet" in said
+    assert "# a rate for adapters; a tenth of it for the whole model" in said
+
+
+def test_training_arguments_in_json_become_the_same_recipe(tmp_path: Path) -> None:
+    said, recipe = answered(tmp_path, sample("training-arguments.json"))
+    stage = recipe.stages["sft"]
+    assert isinstance(stage, SftStage)
+    assert (stage.optimizer.name, stage.optimizer.betas, stage.optimizer.eps) == ("adamw8bit", (0.9, 0.999), 1e-8)
+    assert (stage.schedule.name, stage.schedule.min_lr, stage.schedule.warmup) == ("cosine", "10%", 0)
+    assert (stage.select_checkpoint, stage.checkpoint.keep_last, stage.label_smoothing) == ("best", 3, 0.1)
+    assert (stage.duration, recipe.runtime.precision) == ("3 epochs", "fp32")
+    assert "c.json:24: neftune_noise_alpha: null → leave it out; it is empty" in said
+    assert "c.json:25: seed: 42 → the same here" in said
+
+
+def test_sections_named_after_stages_become_these_stages(tmp_path: Path) -> None:
+    said, recipe = answered(tmp_path, sample("three-stages.yaml"))
+    first, sft, dpo = recipe.stages.values()
+    assert list(recipe.stages) == ["pretrain", "sft", "dpo"]
+    assert (recipe.model.hidden_size, recipe.model.intermediate_size, recipe.model.path) == (512, 1408, None)
+    assert (first.optimizer.learning_rate, first.optimizer.betas, first.schedule.warmup) == (5e-4, (0.9, 0.95), 1000)
+    assert (first.optimizer.name, first.schedule.min_lr, first.batch.micro_batch_size) == ("adamw", 1e-5, 64)
+    assert isinstance(sft, SftStage)
+    assert (sft.label_smoothing, sft.early_stopping.patience, sft.early_stopping.threshold) == (0.1, 3, 1e-4)
+    assert (sft.schedule.min_lr, sft.select_checkpoint, sft.data.validation[0].path) == (
+        2e-6,
+        "best",
+        "data/sft_val_data.jsonl",
+    )  # type: ignore[index]
+    assert isinstance(dpo, PreferenceStage)
+    assert (dpo.beta, dpo.duration, dpo.data.max_seq_len) == (0.5, "2 epochs", 512)
+    assert "0.1 if this one was for their mean" in said
+    assert (
+        "sft.model_path: path/to/pretrained_model.pt → leave it out; a stage starts from the model of the stage before" in said
+    )
+
+
+def test_a_one_cycle_configuration_says_what_its_highest_rate_is(tmp_path: Path) -> None:
+    said, recipe = answered(tmp_path, sample("one-cycle.yaml"))
+    stage = recipe.stages["sft"]
+    assert (stage.schedule.name, stage.schedule.div_factor, stage.schedule.warmup) == ("onecycle", 25, 300)
+    assert (stage.optimizer.learning_rate, stage.data.max_seq_len, stage.checkpoint.keep_last) == (5e-5, 256, 5)
+    assert "where max_lr was div_factor × learning rate, write learning_rate: 0.00125, the highest rate" in said
+    assert "a model is a directory with config.json and model.safetensors, not a .bin file" in said
+    assert [source.path for source in stage.data.clean.decontaminate_against] == ["data/sft_test_dataset.parquet"]
+
+
+def test_a_model_from_nothing_has_the_sizes_of_the_other_one(tmp_path: Path) -> None:
+    model = answered(tmp_path, sample("nanogpt.yaml"))[1].model
+    assert (model.hidden_size, model.num_hidden_layers, model.num_attention_heads, model.num_key_value_heads) == (384, 6, 6, 6)
+    stage = answered(tmp_path, sample("nanogpt.yaml").replace("256", "2048"))[1].stages["pretrain"]
+    assert (stage.schedule.name, stage.optimizer.name, stage.duration) == ("cosine", "adamw", "5000 steps")
+    assert stage.data.max_seq_len == 2048
+
+
+def test_a_recipe_that_only_lacks_stages_is_told_where_its_keys_belong(tmp_path: Path) -> None:
+    said, recipe = answered(tmp_path, "data: {train: a.jsonl}\nduration: 2 epochs\nmodel: {qk_norm: true}\n")
+    assert said.startswith("this recipe has no stages.")
+    assert (recipe.stages["sft"].duration, recipe.model.qk_norm) == ("2 epochs", True)
+
+
+def test_a_key_that_nobody_knows_gets_the_nearest_spelling(tmp_path: Path) -> None:
+    said, recipe = answered(tmp_path, sample("llama-factory-sft.yaml") + "num_train_epoch: 3\nqqqq: 1\nseed: 1\nseed: 2\n")
+    assert "c.yaml:38: num_train_epoch: 3 → not known here; did you mean 'num_train_epochs'?" in said
+    assert "c.yaml:39: qqqq: 1 → not known here\n" in said
+    assert "1. c.yaml:41: the key 'seed' is written twice" in said
+    assert recipe.seed == 2
+
+
+def test_keys_that_contradict_each_other_are_told_and_the_first_one_holds(tmp_path: Path) -> None:
+    said, recipe = answered(tmp_path, "num_train_epochs: 1\nmax_length: 256\ncutoff_len: 128\nmin_lr: 1\nlearning_rate: 1e-4\n")
+    assert "c.yaml:3: cutoff_len: 128 → leave it out; 'max_length' says data.max_seq_len already" in said
+    assert (
+        "c.yaml:4: min_lr: 1 → left out of the recipe below: schedule.min_lr 1.0 is above optimizer.learning_rate 0.0001"
+        in said
+    )
+    assert recipe.stages["sft"].data.max_seq_len == 256
+
+
+def test_a_method_that_fledge_does_not_have_is_said_to_be_absent(tmp_path: Path) -> None:
+    for method, kind, words in [
+        ("kto", "sft", "there is no KTO"),
+        ("rm", "dpo", "no reward models"),
+        ("ppo", "dpo", "there is no PPO"),
+    ]:
+        said, recipe = answered(tmp_path, f"stage: {method}\nlearning_rate: 1e-4\n")
+        assert words in said
+        assert list(recipe.stages) == [kind]
+
+
+def test_a_recipe_without_stages_and_without_foreign_keys_is_asked_for_stages() -> None:
+    with pytest.raises(FledgeError, match="the key 'stages' is missing"):
+        recipe_from_dict({"name": "a", "model": {"hidden_size": 64}, "tokenizer": {"path": "t"}})
+    with pytest.raises(FledgeError, match="'machine' is now 'runtime'"):
+        recipe_from_dict({"machine": {"device": "cpu"}})
+
+
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(-5, 5000), st.floats(0, 10), st.sampled_from(["cosine", "a.jsonl", "x/y", "bf16", "dpo", "26m"]),
+    st.text(max_size=6), st.lists(st.sampled_from(["a.jsonl", "b/c"]), max_size=2),
+)  # fmt: skip
+NAMES = st.sampled_from(
+    [*SYNONYMS, *Schema.model_fields, *RENAMED[Schema], "data", "optimizer", "training", "beta", "path"]
+).filter(lambda name: name != "stages")
+FLAT = st.dictionaries(NAMES, SCALARS, max_size=12)
+
+
+@given(
+    common=FLAT,
+    sections=st.dictionaries(st.sampled_from(["sft", "dpo", "pretrain", "training", "model", "data"]), FLAT, max_size=3),
+)
+def test_whatever_is_converted_the_recipe_loads(
+    tmp_path_factory: pytest.TempPathFactory, common: dict[str, Any], sections: dict[str, Any]
+) -> None:
+    try:
+        recipe_from_dict({**common, **sections})
+    except FledgeError as error:
+        if END in str(error):
+            file = tmp_path_factory.getbasetemp() / "made.yaml"
+            file.write_text(str(error).split(END)[1], encoding="utf-8")
+            assert load_recipe([str(file)]).stages
