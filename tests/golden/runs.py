@@ -1,7 +1,7 @@
 """Four small runs whose weights and curves are recorded: dense, mixture of experts, two processes, the quickstart's beginning.
 
-`python -m tests.golden.runs` records them anew in expected.json. That is right only after a change that is meant to change numbers,
-and its commit says why.
+`python -m tests.golden.runs` records them anew in expected.json. That is right only after a change that is meant to change
+numbers, and its commit says why.
 """
 
 import hashlib
