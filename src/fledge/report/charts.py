@@ -72,15 +72,6 @@ def engine_charts(stage: Stage) -> list[Chart]:
     are loaded, and the loss scale of fp16. Figures without records are left out."""
     steps, resources = stage.events.steps, stage.events.resources
     mfu = [(step, share * 100) for step, share in points(resources, "system/mfu")]
-    update_ratios = [
-        (Text("attention", "注意力"), "main", "update_ratio/attention"),
-        (Text("feed-forward", "前馈网络"), "eval", "update_ratio/mlp"),
-    ]
-    loads = [(Text("busiest", "最忙"), "bad", "router/max_load"), (Text("idlest", "最闲"), "good", "router/min_load")]
-
-    def traces_of(curves: list[tuple[Text, str, str]]) -> tuple[dict[str, object], ...]:
-        return tuple(curve for name, role, key in curves for curve in trace(points(steps, key), role, name))
-
     return [
         *if_recorded(
             Chart(
@@ -91,24 +82,8 @@ def engine_charts(stage: Stage) -> list[Chart]:
                 from_zero=True,
             )
         ),
-        *if_recorded(
-            Chart(
-                name="update",
-                title=Text("Update ÷ weights (RMS)", "更新量 ÷ 权重（均方根）"),
-                unit=Text("log scale", "对数轴"),
-                traces=traces_of(update_ratios),
-                log=True,
-            )
-        ),
-        *if_recorded(
-            Chart(
-                name="experts",
-                title=Text("Load of an expert", "专家负载"),
-                unit=Text("1 = even", "1 = 均衡"),
-                traces=traces_of(loads),
-                from_zero=True,
-            )
-        ),
+        *if_recorded(update_ratio_chart(stage)),
+        *if_recorded(expert_load_chart(stage)),
         *if_recorded(
             Chart(
                 name="loss-scale",
@@ -119,6 +94,34 @@ def engine_charts(stage: Stage) -> list[Chart]:
             )
         ),
     ]
+
+
+def update_ratio_chart(stage: Stage) -> Chart:
+    """The size of an update relative to the weights (root mean square), for attention and feed-forward weights."""
+    steps = stage.events.steps
+    attention = trace(points(steps, "update_ratio/attention"), "main", Text("attention", "注意力"))
+    feed_forward = trace(points(steps, "update_ratio/mlp"), "eval", Text("feed-forward", "前馈网络"))
+    return Chart(
+        name="update",
+        title=Text("Update ÷ weights (RMS)", "更新量 ÷ 权重（均方根）"),
+        unit=Text("log scale", "对数轴"),
+        traces=attention + feed_forward,
+        log=True,
+    )
+
+
+def expert_load_chart(stage: Stage) -> Chart:
+    """The load of the busiest and of the idlest expert of a mixture, relative to an even load."""
+    steps = stage.events.steps
+    busiest = trace(points(steps, "router/max_load"), "bad", Text("busiest", "最忙"))
+    idlest = trace(points(steps, "router/min_load"), "good", Text("idlest", "最闲"))
+    return Chart(
+        name="experts",
+        title=Text("Load of an expert", "专家负载"),
+        unit=Text("1 = even", "1 = 均衡"),
+        traces=busiest + idlest,
+        from_zero=True,
+    )
 
 
 def if_recorded(chart: Chart) -> list[Chart]:
@@ -142,7 +145,7 @@ def trace(curve: Points, role: str, name: Text) -> tuple[dict[str, object], ...]
 
 
 def six_figures(value: float) -> float | int:
-    """The value rounded to six significant figures: the page stays small and looks the same."""
+    """The value rounded to six significant figures, which keeps the page small and changes nothing on the screen."""
     short = float(f"{value:.6g}")
     return int(short) if short.is_integer() and abs(short) < 1e15 else short
 
