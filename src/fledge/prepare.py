@@ -19,7 +19,7 @@ from fledge.plan.horizon import TrainingHorizon
 from fledge.recipe import ModelConfig, Recipe, Stage, differences, load_recipe, to_yaml
 from fledge.recipe.schema import BatchConfig, PreferenceStage
 from fledge.run import exclusive_lock, write_text
-from fledge.run.directory import read_json
+from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 

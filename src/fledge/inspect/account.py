@@ -18,7 +18,7 @@ from fledge.errors import FledgeError
 from fledge.inspect.row_lookup import notes_of
 from fledge.inspect.row_trace import trace_row
 from fledge.inspect.target import Overrides, Say, builds_of
-from fledge.run.directory import read_json
+from fledge.run.text_files import read_json
 
 
 @dataclass(frozen=True)

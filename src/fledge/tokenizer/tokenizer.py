@@ -13,7 +13,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Core
 
 from fledge.errors import FledgeError
-from fledge.run.directory import write_and_verify
+from fledge.run.text_files import write_and_verify
 from fledge.tokenizer.template import CHATML, NATIVE, ChatTemplate, Message, TextSegment
 
 PAD_CANDIDATES = ("<pad>", "<|pad|>", "<|endoftext|>", "</s>")
