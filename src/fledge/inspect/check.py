@@ -16,6 +16,7 @@ from fledge.inspect.tables import MARKS, PIPED_WIDTH, finding_text
 from fledge.inspect.target import Overrides, Say, recipe_of, stages_of, tokenizer_folder, without_drop_limit
 from fledge.prepare import Preparation
 from fledge.recipe import Recipe
+from fledge.recipe.initial_weights import initial_weights
 from fledge.tokenizer import Tokenizer
 
 BUILD, MODEL = "build", "model"  # what must work before anything can be checked
@@ -60,7 +61,7 @@ def _as_finding(check: str, error: FledgeError) -> Finding:
 
 
 def _check_stage(preparation: Preparation, recipe: Recipe, name: str, tokenizer: Tokenizer) -> Found:
-    origin, vocabulary, unfit = preparation.init_checkpoint_for(name), tokenizer.vocab_size, []
+    origin, vocabulary, unfit = initial_weights(recipe, name).config_directory, tokenizer.vocab_size, []
     try:
         data = preparation.stage_data(name, tokenizer)
     except FledgeError as error:

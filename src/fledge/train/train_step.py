@@ -19,12 +19,11 @@ from fledge.model.decoder import Decoder
 from fledge.model.moe import RouterStats
 from fledge.monitor.phase_timer import PhaseTimer
 from fledge.monitor.update_ratio import UpdateRatioMonitor
-from fledge.objective import CausalLMObjective, DPOObjective, LossOutput
+from fledge.objective import LossOutput, Objective
 from fledge.optim.grad_scaler import GradScaler
 from fledge.plan.memory import is_out_of_memory
 from fledge.train.batch_loader import StepBatch
 
-Objective = CausalLMObjective | DPOObjective
 MOST_BATCHES = 2**20  # of a window: keeps the seeds of ranks apart
 aten: Any = torch.ops.aten  # its `_foreach` operations: one launch for many tensors
 
@@ -123,17 +122,23 @@ class TrainStep:
         return StepOutput(window, rate, loss, metrics, norm, overflow, scale, skipped, half, groups, routing, clock)
 
     def _measured(self, window: StepBatch, outcomes: list[LossOutput]) -> tuple[Tensor, dict[str, Tensor], RouterStats | None]:
-        """Loss, metrics and routing of the whole window, over all ranks."""
-        names = list(outcomes[0].metrics)
-        sums = [torch.stack([outcome.loss for outcome in outcomes]).sum()]
-        sums += [torch.stack([outcome.metrics[name].float() for outcome in outcomes]).sum() for name in names]
-        self.ranks.all_reduce_(sums)
-        loss, *metrics = (value / window.weight for value in sums)
+        """The loss of the window's mean, its metrics, each over its own denominator, and its routing, over all ranks."""
+        loss = torch.stack([outcome.loss for outcome in outcomes]).sum()
+        ratios = {name: [outcome.metrics[name] for outcome in outcomes] for name in outcomes[0].metrics}
+        totals = [torch.stack([_scalar_like(ratio.total, loss) for ratio in parts]).sum() for parts in ratios.values()]
+        counts = [sum(ratio.count for ratio in parts) for parts in ratios.values()]
+        if not self.ranks.alone:
+            counts = [_scalar_like(count, loss) for count in counts]
+            self.ranks.all_reduce_([loss, *totals, *counts])
+        metrics = {
+            name: parts[0].reduction(total, count)
+            for (name, parts), total, count in zip(ratios.items(), totals, counts, strict=True)
+        }
         routed = [outcome.routing for outcome in outcomes if outcome.routing is not None]
         routing = RouterStats.merged(routed) if routed else None
         if routing is not None and not self.ranks.alone:
             routing = routing.all_reduced(self.ranks.all_reduce_)
-        return loss, dict(zip(names, metrics, strict=True)), routing
+        return loss / window.weight, metrics, routing
 
     def _gradients(self, window: StepBatch, clock: PhaseTimer, watch: bool) -> tuple[list[LossOutput], HalfBatchStats | None]:
         """Forward and backward of every micro-batch; the gradients are those of the window's mean."""
@@ -183,7 +188,7 @@ class TrainStep:
             trained = trained * self.ranks.world_size
         (trained if self.scale is None else trained * self.scale.scale).backward()
         clock.mark("backward")
-        return outcome.detached() if learn else outcome.nothing()
+        return outcome.detached() if learn else outcome.zeros_like()
 
     def _norm(self) -> Tensor:
         """Norm of the gradients so far, without the loss scale."""
@@ -232,6 +237,11 @@ class TrainStep:
                     where="optimizer.name",
                     hint="a smaller model, or optimizer adamw8bit, whose state of the blocks is a quarter",
                 ) from None
+
+
+def _scalar_like(value: Tensor | float, like: Tensor) -> Tensor:
+    """A scalar of the dtype and on the device of `like`; a float becomes one there, without waiting for the device."""
+    return value.to(like) if isinstance(value, Tensor) else torch.full_like(like, value)
 
 
 def noise_scale(half: HalfBatchStats, norm: float) -> float | None:

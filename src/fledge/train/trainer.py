@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fledge.autotune.autotune import ComputeConfig
 from fledge.checkpoint.async_save import AsyncCheckpointer, SaveResult
@@ -25,7 +24,7 @@ from fledge.model.decoder import Decoder
 from fledge.model.moe import update_biases
 from fledge.monitor.guards import GuardTrigger
 from fledge.monitor.run_logger import RunLogger
-from fledge.objective import CausalLMObjective, DPOObjective
+from fledge.objective import Objective
 from fledge.plan.horizon import TrainingHorizon
 from fledge.plan.lr_schedule import learning_rate
 from fledge.recipe.schema import PreferenceStage, PretrainStage, SftStage
@@ -41,11 +40,10 @@ from fledge.train.rank_consistency import RankConsistencyCheck
 from fledge.train.rollback import recovery_hint, rollback_message, rollback_target, rolled_back_state
 from fledge.train.train_step import OutOfMemory, StepOutput, StopRequested, TrainStep
 from fledge.train.trainable import TrainableModel
-from fledge.train.validation import validate
+from fledge.train.validation import ValidationSet, validate
 
 RULES_CAUSED_BY_ROWS = ("non_finite", "grad_spike", "loss_spike")  # rules whose cause may lie in the rows of one update
 EVALUATIONS = 10  # of a stage, where the recipe does not say
-Objective = CausalLMObjective | DPOObjective
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,7 @@ class TrainContext:
     model: Decoder
     objective: Objective
     train: PackedDataset
-    validation: PackedDataset | None
-    validation_objective: DPOObjective | None
+    validation: ValidationSet | None
     extent: TrainingHorizon
     decision: ComputeConfig
     directory: StageDirectory
@@ -69,7 +66,6 @@ class TrainContext:
     locate_example: Callable[[int], str]  # FILE:LINE of a training example
     alerts: Alerts | None = None
     run_prompt_tests: Callable[[Decoder, int], dict[str, Any]] | None = None  # asks regression prompts after so many steps
-    token_bytes: Tensor | None = None  # [V], for bits per byte
     startup_report: Callable[[], StartupTimer | None] = lambda: (
         None
     )  # where the time before the first step went, if it is to be told
@@ -254,7 +250,7 @@ class Trainer:
 
     def _record(self, update: StepOutput, progress: Progress) -> None:
         state, work, step = self.state, self.work, self.state.step
-        values = step_metrics(update, state, work.train.sources, work.stage.kind != "preference")
+        values = step_metrics(update, state, work.train.sources, work.stage.loss_unit == "nats/token")
         self.journal.write("step", step, **values)
         before, state.seconds = state.seconds, time.monotonic() - self._started
         peak = (work.decision.matmul_peak or 0.0) * work.ranks.world_size
@@ -343,20 +339,11 @@ class Trainer:
         self._save(again=True)
         self._report_saves(self.saver.wait())
 
-    def _evaluate(self, data: PackedDataset) -> bool:
+    def _evaluate(self, validation: ValidationSet) -> bool:
         work, stage, state = self.work, self.work.stage, self.state
         started = time.monotonic()
         with self.learner.averaged():
-            measured = validate(
-                work.model,
-                data,
-                stage.evaluation.max_packed_rows,
-                self.feed.micro,
-                work.validation_objective,
-                work.token_bytes,
-                self._asked_to_stop,
-                work.ranks,
-            )
+            measured = validate(work.model, validation, self.feed.micro, self._asked_to_stop, work.ranks)
         self._record_phase("evaluate", time.monotonic() - started)
         values = {f"eval/{name}": value for name, value in measured.items()}
         self.journal.write("eval", state.step, **values)
