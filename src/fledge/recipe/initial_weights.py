@@ -25,15 +25,15 @@ class InitialWeights:
 
 
 def initial_weights(recipe: Recipe, name: str) -> InitialWeights:
-    """Where the stage called `name` starts from: its `init_from`, else the stage before it, else `model.path`, else nothing."""
-    previous_stage, directory = None, recipe.model.path
-    config_directory = directory
-    for stage_name, stage in recipe.stages.items():
-        if stage.init_from:
-            previous_stage, directory, config_directory = None, stage.init_from, stage.init_from
-        if stage_name == name:
-            break
-        previous_stage, directory = stage_name, None
+    """Where a stage starts from: its own `init_from`, else the stage before it; the first stage: `model.path`, else nothing.
+
+    KeyError for a name that no stage has."""
+    names = list(recipe.stages)
+    before, init_from = names[: names.index(name)] if name in names else [], recipe.stages[name].init_from
+    previous_stage = before[-1] if before and not init_from else None
+    directory = init_from or (None if before else recipe.model.path)
+    named = [recipe.model.path, *(recipe.stages[stage].init_from for stage in (*before, name))]
+    config_directory = next((path for path in reversed(named) if path), None)
     return InitialWeights(
         directory=Path(directory) if directory else None,
         previous_stage=previous_stage,
