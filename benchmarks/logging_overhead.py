@@ -59,7 +59,7 @@ class Bench:
         objective = CausalLMObjective(0.0, head_kernel(self.decision))
         console = Console(live=False)
         work = TrainContext(
-            self.stage, self.model, objective, data, None, None, self.extent, self.decision,
+            self.stage, self.model, objective, data, None, self.extent, self.decision,
             StageDirectory(folder), self._no_model, SignalHandler(print, ""), 0, 1, True, str,
         )  # fmt: skip
         self.loop = Trainer(work, console)

@@ -13,6 +13,7 @@ from fledge.errors import FledgeError
 from fledge.evaluate.prompt_tests import Case, load_cases
 from fledge.prepare import Preparation, PreparedStage, save_tokenizer_once
 from fledge.recipe import Recipe, load_recipe, to_yaml
+from fledge.recipe.initial_weights import first_initial_weights, initial_weights
 from fledge.recipe.resume_policy import Change, Changes, compare_recipes
 from fledge.run import Console, RunDirectory, environment, exclusive_lock, write_json, write_text
 from fledge.run.alerts import Alerts, Webhook
@@ -93,16 +94,21 @@ class Pipeline:
             recipe_changes=self.changed,
             token_bytes=_token_bytes(tokenizer),
         )
-        model: Path | None = Path(self.recipe.model.path) if self.recipe.model.path else None
-        for order, (name, done) in enumerate(results.items()):
+        models: dict[str, Path] = {}
+        for order, (name, result) in enumerate(results.items()):
             directory = self.directory.stage(name)
-            if done is None:
-                seed = self.preparation.seed(name)
-                runner = StageRunner(shared, prepared[name], order=order, seed=seed, before=model, directory=directory)
-                done = runner.run()
+            if result is None:
+                seed, init_directory = (
+                    self.preparation.seed(name),
+                    initial_weights(self.recipe, name).resolve(models.__getitem__),
+                )
+                runner = StageRunner(
+                    shared, prepared[name], order=order, seed=seed, init_directory=init_directory, directory=directory
+                )
+                result = runner.run()
             else:
                 self.console.log(f"{name}: finished before, not repeated")
-            model = directory.root / done["model"]
+            models[name] = directory.root / result["model"]
         if self.ranks.is_main_process:
             self._summarise(tokenizer)
         return self.directory.root
@@ -216,7 +222,7 @@ class Pipeline:
             "stages": list(self.recipe.stages),
             "tokenizer": {
                 "vocab_size": tokenizer.vocab_size,
-                "trained": not (self.recipe.tokenizer.path or self.preparation.initial_checkpoint()),
+                "trained": not (self.recipe.tokenizer.path or first_initial_weights(self.recipe).directory),
             },
         }
         write_json(self.directory.summary, summary)

@@ -75,16 +75,25 @@ def measure_speed(console: Console) -> float:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, VOCABULARY, (MICRO, CONTEXT), generator=generator)
     ones = torch.ones_like(tokens)
-    batch = Batch(tokens, tokens, ones.float(), ones.cumsum(1) - 1, ones, ones * 0, 1, (0,))
+    batch = Batch(
+        input_ids=tokens,
+        targets=tokens,
+        loss_weights=ones.float(),
+        position_ids=ones.cumsum(1) - 1,
+        documents=ones,
+        sequence_ids=ones * 0,
+        num_sequences=1,
+        examples=(0,),
+    )
     decision = autotune(
-        RuntimeConfig(), model, batch, lambda kernel: CausalLMObjective(0.0, kernel), ASSUMED_STEPS, console.log
+        RuntimeConfig(), model, batch, lambda kernel: CausalLMObjective(kernel=kernel), ASSUMED_STEPS, console.log
     )
     decision.apply(model)
-    objective = CausalLMObjective(0.0, head_kernel(decision))
+    objective = CausalLMObjective(kernel=head_kernel(decision))
     optimizers = build_optimizers(model, OptimizerConfig(name="muon", learning_rate=1e-4))
 
     def step() -> None:
-        (objective(model, batch).loss / batch.weight).backward()
+        (objective(model, batch).loss / objective.normalizer(batch)).backward()
         for optimizer in optimizers:
             optimizer.step()
         model.zero_grad(set_to_none=True)

@@ -15,7 +15,7 @@ from fledge.data import PackedDataset
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.model.pretrained import save_pretrained
-from fledge.objective import CausalLMObjective, DPOObjective
+from fledge.objective import CausalLMObjective
 from fledge.optim.ema import COUNT, PREFIX
 from fledge.optim.muon import Muon
 from fledge.plan.horizon import TrainingHorizon
@@ -24,9 +24,9 @@ from fledge.train.batch_loader import BatchLoader
 from fledge.train.rank_consistency import CHECK_INTERVAL, MAX_IDENTICAL_STEPS, RankConsistencyCheck
 from fledge.train.train_step import TrainStep
 from fledge.train.trainable import TrainableModel
-from fledge.train.validation import validate
+from fledge.train.validation import ValidationSet, validate
 from tests.support.decoders import make_decoder
-from tests.support.packed import pack, pack_pairs, random_pairs, random_sequences
+from tests.support.packed import dpo, pack, pack_pairs, random_pairs, random_sequences
 from tests.support.ranks import run_ranks
 
 CPU = torch.device("cpu")
@@ -60,8 +60,8 @@ class Run:
         model = make_decoder(num_hidden_layers=3, **more.get("model", {})).train()
         model.activation_checkpoint_every = more.get("recompute", 0)
         self.data, self.extent = _data(pairs), TrainingHorizon(STEPS, 6 * STEPS - 5, 3, 2, 2)
-        objective = DPOObjective(0.1, 0.0, 0.3, torch.zeros(30, 2)) if pairs else CausalLMObjective()
-        self.preference = objective if isinstance(objective, DPOObjective) else None
+        objective = dpo(torch.zeros(30, 2), sft_loss_weight=0.3) if pairs else CausalLMObjective()
+        self.validation = ValidationSet(self.data, objective, 20)
         rates = {"name": optimizer, "learning_rate": RATE, "betas": (0.9, 0.95), "weight_decay": 0.1}
         values = {"kind": "pretrain", "data": {"train": "x"}, "optimizer": rates, "ema": {"decay": 0.9, "start_fraction": 0.0}}
         stage = PretrainStage.model_validate(values)
@@ -83,11 +83,12 @@ class Run:
             self.state.step = step + 1
             self.proof.after(update.window, step + 1)
             found.append([float(update.loss), float(update.norm), float(update.groups["attention"])])
+            self.metrics = {name: float(value) for name, value in update.metrics.items()}
         return found
 
     def measured(self) -> dict[str, Any]:
         with self.learner.averaged():
-            return validate(self.model, self.data, 20, 3, self.preference, ranks=self.ranks)
+            return validate(self.model, self.validation, 3, ranks=self.ranks)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Whole, on the first rank: as they are, and averaged."""
@@ -100,7 +101,7 @@ def train_variants(ranks: DistributedContext, parallel: str, folder: str) -> dic
     found = {}
     for name, variant in VARIANTS.items():
         run = Run(ranks, parallel == "fsdp", **variant)
-        found[name] = [run.train(STEPS), run.measured()]
+        found[name] = [run.train(STEPS), run.measured(), run.metrics]
         weights = run.weights()
         if ranks.is_main_process:
             save_file(weights, Path(folder) / f"{name}.safetensors")
@@ -122,13 +123,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
 
 @pytest.mark.parametrize(("size", "parallel"), [(2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")])
 def test_ranks_learn_what_one_process_learns(size: int, parallel: str, alone: Any, tmp_path: Path) -> None:
-    """The same losses, norms, evaluations and weights, for all ranks, however unevenly they share the rows."""
+    """The same losses, norms, metrics, evaluations and weights, for all ranks, however unevenly they share the rows."""
     expected, folder = alone
     for found in run_ranks(size, train_variants, parallel, str(tmp_path)):
         for name in VARIANTS:
-            (steps, measured), (steps_alone, measured_alone) = found[name], expected[name]
+            (steps, measured, metrics), (steps_alone, measured_alone, metrics_alone) = found[name], expected[name]
             _assert_same_steps(steps, steps_alone)
             assert measured == pytest.approx(measured_alone, rel=1e-4), name
+            assert metrics == pytest.approx(metrics_alone, rel=1e-4) and bool(metrics) == (name == "preferences")
     for name in VARIANTS:
         whole, shared = load_file(folder / f"{name}.safetensors"), load_file(tmp_path / f"{name}.safetensors")
         assert set(whole) == set(shared)

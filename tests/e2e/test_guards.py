@@ -10,8 +10,7 @@ import torch
 from fledge.data import Batch
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
-from fledge.objective import CausalLMObjective
-from fledge.objective.language import LossOutput
+from fledge.objective import CausalLMObjective, LossOutput
 from fledge.pipeline import Pipeline
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.run import Console, read_events

@@ -164,7 +164,7 @@ def test_an_evaluation_that_is_interrupted_is_made_again(
     """The signal comes after step 4, within the evaluation: its figures, and the best step, are those of a whole run."""
     from fledge.train import validation
 
-    batches, count = validation.shared_batches, 0
+    batches, count = validation.local_row_batches, 0
 
     def signalled(*given: Any) -> Any:
         nonlocal count
@@ -176,7 +176,7 @@ def test_an_evaluation_that_is_interrupted_is_made_again(
 
     recipe = tiny_run.recipe(world, tmp_path)
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 4 of 8"):
-        patch.setattr(validation, "shared_batches", signalled)
+        patch.setattr(validation, "local_row_batches", signalled)
         Pipeline(recipe, QUIET).run()
     assert finals(Pipeline(recipe, QUIET).run()) == finals(finished)
 

@@ -55,6 +55,7 @@ def write_stage(folder: Path, kind: str, place: int, steps: int) -> None:
         folder / "plan.json",
         {
             "kind": kind,
+            "loss_unit": "nats/pair" if kind == "preference" else "nats/token",
             "steps": steps,
             "epochs": 2.0,
             "tokens": steps * 4096,

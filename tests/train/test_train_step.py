@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fledge.data import Batch
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
-from fledge.objective import CausalLMObjective, LossOutput
+from fledge.objective import CausalLMObjective, LossOutput, Ratio
 from fledge.optim.build import build_optimizers, optimizer_tensors
 from fledge.optim.grad_scaler import GradScaler
 from fledge.plan.horizon import TrainingHorizon
@@ -123,6 +125,31 @@ def test_the_auxiliary_loss_of_a_mixture_is_trained_and_not_reported() -> None:
         given.append(caught["layers.0.mlp.gate.weight"])
     assert losses[0] == losses[1]
     assert float((given[0] - given[1]).norm()) > 0.01 * float(given[0].norm())
+
+
+class _Counting(CausalLMObjective):
+    """Next-token prediction with metrics whose denominators are not the loss's: rows, and the targets of even tokens."""
+
+    def __call__(self, model: Decoder, batch: Batch) -> LossOutput:
+        even = (batch.targets % 2 == 0) & (batch.loss_weights > 0)
+        metrics = {
+            "documents_per_row": Ratio(batch.documents.amax(1).float().sum(), float(len(batch.documents))),
+            "weight_of_even_targets": Ratio((batch.loss_weights * even).sum(), even.sum()),
+            "of_nothing": Ratio(torch.zeros(()), 0.0),
+        }
+        return replace(super().__call__(model, batch), metrics=metrics)
+
+
+@pytest.mark.parametrize("micro", [1, 3, 8])
+def test_each_metric_of_an_update_is_divided_by_its_own_denominator(micro: int) -> None:
+    window, model = _window(micro), make_decoder().train()
+    updater = TrainStep(model, _Counting(), build_optimizers(model, OptimizerConfig()), None, 7)
+    metrics = updater(window, 0.01).metrics
+    documents = torch.cat([batch.documents for batch in window.batches])
+    weights = torch.cat([batch.loss_weights[(batch.targets % 2 == 0) & (batch.loss_weights > 0)] for batch in window.batches])
+    assert float(metrics["documents_per_row"]) == pytest.approx(float(documents.amax(1).float().mean()), rel=1e-6)
+    assert float(metrics["weight_of_even_targets"]) == pytest.approx(float(weights.mean()), rel=1e-6)
+    assert math.isnan(float(metrics["of_nothing"]))
 
 
 # -- clipping, rates, steps --------------------------------------------------------------------------------------------
@@ -280,11 +307,14 @@ def test_another_error_keeps_its_name() -> None:
         def __call__(self, *what: Any) -> LossOutput:
             raise RuntimeError("shapes")
 
-        def weight(self, batch: Any) -> float:
+        def normalizer(self, batch: Any) -> float:
             return 1.0
 
+        def evaluate(self, *what: Any) -> dict[str, Ratio]:
+            return {}
+
     updater = _updater(make_decoder())
-    updater.objective = Broken()  # type: ignore[assignment]
+    updater.objective = Broken()
     with pytest.raises(RuntimeError, match="shapes"):
         updater(_window(4), 0.01)
 

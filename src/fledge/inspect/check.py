@@ -17,6 +17,7 @@ from fledge.inspect.tables import MARKS, PIPED_WIDTH, finding_text
 from fledge.inspect.target import Overrides, recipe_of, stages_of, tokenizer_folder, without_drop_limit
 from fledge.prepare import Preparation
 from fledge.recipe import Recipe
+from fledge.recipe.initial_weights import initial_weights
 from fledge.run import Log
 from fledge.tokenizer import Tokenizer
 
@@ -63,7 +64,7 @@ def _as_finding(check: str, error: FledgeError) -> Finding:
 
 
 def _check_stage(preparation: Preparation, recipe: Recipe, name: str, tokenizer: Tokenizer) -> StageFindings:
-    init_checkpoint, vocabulary, model_findings = preparation.init_checkpoint_for(name), tokenizer.vocab_size, []
+    init_checkpoint, vocabulary, model_findings = initial_weights(recipe, name).config_directory, tokenizer.vocab_size, []
     max_positions: int | None = recipe.model.max_position_embeddings
     try:
         data = preparation.stage_data(name, tokenizer)

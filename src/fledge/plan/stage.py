@@ -18,6 +18,7 @@ class StagePlan:
     that the recipe left to `auto` came about."""
 
     kind: str
+    loss_unit: str
     parameters: int
     active_parameters: int
     context: int
@@ -64,6 +65,7 @@ def plan_stage(
     rate, betas, decay = plain.optimizer.numbers()
     plan = StagePlan(
         kind=stage.kind,
+        loss_unit=stage.loss_unit,
         parameters=count.total,
         active_parameters=count.active,
         context=stage.data.max_seq_len,

@@ -47,8 +47,9 @@ def metric(stage: Stage, name: str, moment: str) -> float | None:
 
 
 def loss_unit(stage: Stage) -> str:
-    """The unit of the stage's loss."""
-    return "nats/pair" if stage.kind == "preference" else "nats/token"
+    """The unit of the stage's loss as its plan says; no unit where the plan could not be read."""
+    unit = text(stage.plan.get("loss_unit"))
+    return unit if unit in UNITS else ""
 
 
 def stage_seconds(stage: Stage) -> float | None:

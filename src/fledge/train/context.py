@@ -9,11 +9,11 @@ from fledge.data import PackedDataset
 from fledge.distributed.context import DistributedContext
 from fledge.model.decoder import Decoder
 from fledge.monitor.run_logger import LogTargets
+from fledge.objective import Objective
 from fledge.plan.horizon import TrainingHorizon
 from fledge.recipe.schema import PreferenceStage, PretrainStage, SftStage
 from fledge.run.stopping import SignalHandler
 from fledge.train.hooks import Hook
-from fledge.train.train_step import Objective
 
 
 @dataclass(frozen=True, kw_only=True)

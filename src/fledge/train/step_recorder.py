@@ -45,7 +45,7 @@ class StepRecorder:
 
     def _write(self, output: StepOutput, state: TrainState) -> None:
         context, step = self.context, state.step
-        metrics = step_metrics(output, state, context.data.sources, context.stage.kind != "preference")
+        metrics = step_metrics(output, state, context.data.sources, context.stage.loss_unit == "nats/token")
         self.logger.write("step", step, **metrics)
         seconds_before, state.seconds = state.seconds, time.monotonic() - self._started
         system = system_metrics(

@@ -19,12 +19,11 @@ from fledge.model.decoder import Decoder
 from fledge.model.moe import RouterStats
 from fledge.monitor.phase_timer import PhaseTimer
 from fledge.monitor.update_ratio import UpdateRatioMonitor
-from fledge.objective import CausalLMObjective, DPOObjective, LossOutput
+from fledge.objective import LossOutput, Objective
 from fledge.optim.grad_scaler import GradScaler
 from fledge.plan.memory import is_out_of_memory
 from fledge.train.batch_source import StepBatch
 
-Objective = CausalLMObjective | DPOObjective
 MAX_MICRO_STEPS = 2**20  # of an update: keeps the seeds of ranks apart
 aten: Any = torch.ops.aten  # its `_foreach` operations: one launch for many tensors
 
@@ -141,17 +140,23 @@ class TrainStep:
         )
 
     def _reduce(self, batch: StepBatch, outputs: list[LossOutput]) -> tuple[Tensor, dict[str, Tensor], RouterStats | None]:
-        """Mean loss, mean metrics and routing of the whole step batch, over all ranks."""
-        names = list(outputs[0].metrics)
-        sums = [torch.stack([output.loss for output in outputs]).sum()]
-        sums += [torch.stack([output.metrics[name].float() for output in outputs]).sum() for name in names]
-        self.ranks.all_reduce_(sums)
-        loss, *metrics = (value / batch.normalizer for value in sums)
+        """The mean loss of the step batch, its metrics, each over its own denominator, and its routing, over all ranks."""
+        loss = torch.stack([output.loss for output in outputs]).sum()
+        ratios = {name: [output.metrics[name] for output in outputs] for name in outputs[0].metrics}
+        totals = [torch.stack([_scalar_like(ratio.total, loss) for ratio in parts]).sum() for parts in ratios.values()]
+        counts = [sum(ratio.count for ratio in parts) for parts in ratios.values()]
+        if not self.ranks.alone:
+            counts = [_scalar_like(count, loss) for count in counts]
+            self.ranks.all_reduce_([loss, *totals, *counts])
+        metrics = {
+            name: parts[0].reduction(total, count)
+            for (name, parts), total, count in zip(ratios.items(), totals, counts, strict=True)
+        }
         routed = [output.routing for output in outputs if output.routing is not None]
         router_stats = RouterStats.merged(routed) if routed else None
         if router_stats is not None and not self.ranks.alone:
             router_stats = router_stats.all_reduced(self.ranks.all_reduce_)
-        return loss, dict(zip(names, metrics, strict=True)), router_stats
+        return loss / batch.normalizer, metrics, router_stats
 
     def _gradients(
         self, batch: StepBatch, timer: PhaseTimer, log_details: bool
@@ -205,7 +210,7 @@ class TrainStep:
             loss = loss * self.ranks.world_size
         (loss if self.grad_scaler is None else loss * self.grad_scaler.scale).backward()
         timer.mark("backward")
-        return output.detached() if learn else output.nothing()
+        return output.detached() if learn else output.zeros_like()
 
     def _grad_norm(self) -> Tensor:
         """Norm of the gradients so far, without the loss scale."""
@@ -254,6 +259,11 @@ class TrainStep:
                     where="optimizer.name",
                     hint="a smaller model, or optimizer adamw8bit, whose state of the blocks is a quarter",
                 ) from None
+
+
+def _scalar_like(value: Tensor | float, like: Tensor) -> Tensor:
+    """A scalar of the dtype and on the device of `like`; a float becomes one there, without waiting for the device."""
+    return value.to(like) if isinstance(value, Tensor) else torch.full_like(like, value)
 
 
 def noise_scale(halves: HalfBatchStats, norm: float) -> float | None:

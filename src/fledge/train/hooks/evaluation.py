@@ -4,14 +4,10 @@ import math
 import time
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from fledge.checkpoint.checkpoint import TrainState
-from fledge.data import PackedDataset
-from fledge.objective import DPOObjective
 from fledge.recipe.schema import StageBase
 from fledge.train.hooks.hook import HookContext
-from fledge.train.validation import validate
+from fledge.train.validation import ValidationSet, validate
 
 DEFAULT_EVALUATIONS = 10  # of a stage, where the recipe does not say
 
@@ -27,9 +23,7 @@ class Evaluation:
 
     stage: StageBase
     total_steps: int
-    data: PackedDataset
-    preference: DPOObjective | None = None  # for preferences: the objective with the reference of the validation pairs
-    token_bytes: Tensor | None = None  # [V], for bits per byte
+    validation: ValidationSet
 
     def due(self, state: TrainState) -> bool:
         """At the interval and after the last step, once each."""
@@ -43,13 +37,10 @@ class Evaluation:
         with context.trainable.averaged():
             measured = validate(
                 context.trainable.model,
-                self.data,
-                self.stage.evaluation.max_packed_rows,
+                self.validation,
                 context.micro_batch_size,
-                self.preference,
-                self.token_bytes,
-                context.stop_requested,
-                context.ranks,
+                asked_to_stop=context.stop_requested,
+                ranks=context.ranks,
             )
         context.add_seconds("evaluate", time.monotonic() - started)
         values = {f"eval/{name}": value for name, value in measured.items()}
