@@ -23,7 +23,7 @@ _received: list[int] = []
 
 
 def signal_received() -> bool:
-    """Whether this program's own handler has received a signal. False while library code outside of Python delays the handler."""
+    """Whether the handler of this program has received a signal. False while library code delays the handler."""
     return bool(_received)
 
 
