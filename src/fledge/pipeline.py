@@ -20,7 +20,7 @@ from fledge.run.startup import StartupTimer
 from fledge.run.stopping import SignalHandler
 from fledge.stage import AfterStage, RunContext, StageRunner, plan_line
 from fledge.tokenizer import Tokenizer
-from fledge.train.batch_loader import check_enough_rows
+from fledge.train.batch_source import check_enough_rows
 
 
 class Pipeline:
@@ -81,15 +81,25 @@ class Pipeline:
                 drop_items(self.directory.stage(name).data)
         results = {name: self.directory.stage(name).result() for name in self.recipe.stages}
         shared = RunContext(
-            self.recipe, self.console, tokenizer, self.stopping, self.alerts, cases, self.ranks, self._startup,
-            self.after_stage, self.changed, _token_bytes(tokenizer),
-        )  # fmt: skip
+            recipe=self.recipe,
+            console=self.console,
+            tokenizer=tokenizer,
+            stopping=self.stopping,
+            alerts=self.alerts,
+            prompt_test_cases=cases,
+            ranks=self.ranks,
+            startup=self._startup,
+            after_stage=self.after_stage,
+            recipe_changes=self.changed,
+            token_bytes=_token_bytes(tokenizer),
+        )
         model: Path | None = Path(self.recipe.model.path) if self.recipe.model.path else None
         for order, (name, done) in enumerate(results.items()):
             directory = self.directory.stage(name)
             if done is None:
                 seed = self.preparation.seed(name)
-                done = StageRunner(shared, prepared[name], order, seed, model, directory).run()
+                runner = StageRunner(shared, prepared[name], order=order, seed=seed, before=model, directory=directory)
+                done = runner.run()
             else:
                 self.console.log(f"{name}: finished before, not repeated")
             model = directory.root / done["model"]

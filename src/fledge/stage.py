@@ -19,10 +19,11 @@ from fledge.data.build.shards import BuildPlan
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.evaluate import sample
-from fledge.evaluate.prompt_tests import Case, previous_failures, run_cases, summary, write_failing
+from fledge.evaluate.prompt_tests import Case, failing_names, run_cases, summary, write_failing
 from fledge.generation.engine import SamplingParams
 from fledge.model.decoder import Decoder
 from fledge.model.pretrained import from_pretrained, save_pretrained
+from fledge.monitor.run_logger import LogTargets
 from fledge.objective import CausalLMObjective, DPOObjective
 from fledge.plan import StagePlan
 from fledge.prepare import PreparedStage
@@ -35,35 +36,38 @@ from fledge.run.directory import read_json
 from fledge.run.startup import StartupTimer
 from fledge.run.stopping import SignalHandler
 from fledge.tokenizer import Tokenizer
+from fledge.train.context import TrainContext
+from fledge.train.hooks import Evaluation, Hook, PromptTests
 from fledge.train.reference import precompute_ref_log_probs
-from fledge.train.trainer import Objective, TrainContext, Trainer
+from fledge.train.train_step import Objective
+from fledge.train.trainer import Trainer
 from fledge.train.validation import validate
 
 AfterStage = Callable[[str, Decoder, Tokenizer, StageDirectory], None]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RunContext:
-    """What the stages of a run have in common."""
+    """What the stages of a run share."""
 
     recipe: Recipe
     console: Console
     tokenizer: Tokenizer
     stopping: SignalHandler
     alerts: Alerts
-    cases: dict[str, list[Case]]  # regression prompts, by stage
+    prompt_test_cases: dict[str, list[Case]]  # by stage
     ranks: DistributedContext
     startup: StartupTimer | None
     after_stage: AfterStage | None = None
-    changed: list[Change] = field(default_factory=list)
-    token_bytes: torch.Tensor | None = None
+    recipe_changes: list[Change] = field(default_factory=list)  # to the recipe that the run was begun with
+    token_bytes: torch.Tensor | None = None  # [V], bytes of each token's text
 
     def timed(self, name: str) -> AbstractContextManager[None]:
-        """Time that belongs to a part of the start."""
+        """Inside, time counts as this part of the time before the first step."""
         return nullcontext() if self.startup is None else self.startup.part(name)
 
     def take_startup_report(self) -> StartupTimer | None:
-        """Where the time before the first step of all went; told once."""
+        """Where the time before the first step of the process went; None once it is taken."""
         startup, self.startup = self.startup, None
         return startup
 
@@ -75,6 +79,7 @@ class StageRunner:
         self,
         shared: RunContext,
         prepared: PreparedStage,
+        *,
         order: int,
         seed: int,
         before: Path | None,
@@ -90,7 +95,7 @@ class StageRunner:
         self.console.title(name)
         for line in self.prepared.data.ledger.lines():
             self.console.log(line)
-        changed = {change.key: [change.before, change.after] for change in self.shared.changed if change.concerns(name)}
+        changed = {change.key: [change.before, change.after] for change in self.shared.recipe_changes if change.concerns(name)}
         if self.ranks.is_main_process:
             self._write_data_report()
             of_stage = any(key.startswith(f"stages.{name}.") for key in changed)
@@ -145,32 +150,30 @@ class StageRunner:
         divided: bool,
     ) -> TrainState:
         """The loop, until the last checkpoint is there for all ranks."""
-        data, shared, logging = self.prepared.data, self.shared, self.recipe.logging
-        work = TrainContext(
-            self.prepared.stage,
-            model,
-            objective,
-            data.train,
-            data.validation,
-            validation_objective,
-            self.prepared.extent,
-            decision,
-            self.directory,
-            _writer(model, self.tokenizer),
-            shared.stopping,
-            self.seed,
-            logging.every_steps,
-            logging.tensorboard,
-            _places(data),
-            shared.alerts,
-            self._prompt_test_callback(),
-            shared.token_bytes,
-            shared.take_startup_report,
-            changed,
-            self.ranks,
-            divided,
+        data, shared = self.prepared.data, self.shared
+        context = TrainContext(
+            stage=self.prepared.stage,
+            horizon=self.prepared.extent,
+            seed=self.seed,
+            model=model,
+            objective=objective,
+            data=data.train,
+            locate_example=_places(data),
+            compute=decision,
+            log=LogTargets(
+                directory=self.directory,
+                config=self.recipe.logging,
+                alerts=shared.alerts,
+                take_startup_report=shared.take_startup_report,
+                recipe_changes=changed,
+            ),
+            write_model=_writer(model, self.tokenizer),
+            stopping=shared.stopping,
+            hooks=self._hooks(validation_objective),
+            ranks=self.ranks,
+            is_sharded=divided,
         )
-        state = Trainer(work, self.console).run()
+        state = Trainer(context, self.console).run()
         self.ranks.barrier()
         return state
 
@@ -282,21 +285,38 @@ class StageRunner:
             samples = sample(model, self.tokenizer, self.recipe.generation_samples, stage.kind)
         write_json(file, {**measured, "samples": [one.as_dict() for one in samples]})
 
-    def _prompt_test_callback(self) -> Callable[[Decoder, int], dict[str, Any]] | None:
-        """Asks the stage's regression prompts; failing cases are kept in `regression/step-….jsonl`."""
+    def _hooks(self, validation_objective: DPOObjective | None) -> tuple[Hook, ...]:
+        """What is done between steps: evaluation where there is validation data, prompt tests where the recipe has some."""
+        stage, total_steps, hooks = self.prepared.stage, self.prepared.extent.steps, []
+        if self.prepared.data.validation is not None:
+            evaluation = Evaluation(
+                stage=stage,
+                total_steps=total_steps,
+                data=self.prepared.data.validation,
+                preference=validation_objective,
+                token_bytes=self.shared.token_bytes,
+            )
+            hooks.append(evaluation)
+        if stage.prompt_tests is not None:
+            tests, every_steps = self._run_prompt_tests, stage.prompt_tests.every_steps
+            hooks.append(PromptTests(run_tests=tests, every_steps=every_steps, total_steps=total_steps))
+        return tuple(hooks)
+
+    def _run_prompt_tests(
+        self, model: Decoder, step: int, previous_failures: list[str] | None
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Figures of the stage's prompt tests, and the names of those that fail; failing ones are written to
+        `prompt_tests/step-….jsonl`."""
         config = self.prepared.stage.prompt_tests
-        if config is None:
-            return None
-        cases, sampling = self.shared.cases[self.prepared.name], SamplingParams(max_new_tokens=config.max_new_tokens)
-
-        def examine(model: Decoder, step: int) -> dict[str, Any]:
-            with force_eager():
-                checked = run_cases(model, self.tokenizer, cases, sampling)
-            before = previous_failures(self.directory.regression, step)
-            write_failing(checked, self.directory.regression / f"{step_name(step)}.jsonl")
-            return summary(checked, before)
-
-        return examine
+        assert config is not None
+        cases, sampling = (
+            self.shared.prompt_test_cases[self.prepared.name],
+            SamplingParams(max_new_tokens=config.max_new_tokens),
+        )
+        with force_eager():
+            results = run_cases(model, self.tokenizer, cases, sampling)
+        write_failing(results, self.directory.regression / f"{step_name(step)}.jsonl")
+        return summary(results, previous_failures), failing_names(results)
 
 
 def _places(data: StageDataset) -> Callable[[int], str]:

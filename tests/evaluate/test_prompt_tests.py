@@ -1,5 +1,6 @@
 """Rules for answers, and the file of prompts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fledge.errors import FledgeError
-from fledge.evaluate.prompt_tests import CaseResult, load_cases, previous_failures, summary, write_failing
+from fledge.evaluate.prompt_tests import CaseResult, failing_names, load_cases, summary, write_failing
 from fledge.evaluate.rules import Rules, repetition, resemblance
 
 GOOD: list[tuple[dict[str, Any], str]] = [
@@ -116,11 +117,17 @@ def _checked(*failing: str) -> list[CaseResult]:
     return [CaseResult(name, name, "x", True, 0.2, ("lacks",) if name in failing else ()) for name in ("a", "b", "c", "d")]
 
 
-def test_the_difference_to_the_last_time(tmp_path: Path) -> None:
+def test_cases_that_newly_fail_or_pass_are_named_against_the_failures_of_the_last_time() -> None:
     assert summary(_checked("a"), None) == {"pass_rate": 0.75, "repetition": 0.2, "passed": 3, "cases": 4}
+    failures = failing_names(_checked("a", "b"))
+    assert failures == ["a", "b"] and failing_names(_checked()) == []
+    changed = summary(_checked("b", "c"), failures)
+    assert (changed["newly_failing"], changed["newly_passing"]) == (["c"], ["a"])
+    unchanged = summary(_checked("a", "b"), failures)
+    assert (unchanged["newly_failing"], unchanged["newly_passing"]) == ([], [])
+
+
+def test_failing_cases_are_written_one_a_line_with_their_answers(tmp_path: Path) -> None:
     write_failing(_checked("a", "b"), tmp_path / "step-00000010.jsonl")
-    write_failing(_checked(), tmp_path / "step-00000030.jsonl")
-    assert previous_failures(tmp_path, 10) is None and previous_failures(tmp_path, 20) == {"a", "b"}
-    assert previous_failures(tmp_path, 40) == set()
-    told = summary(_checked("b", "c"), previous_failures(tmp_path, 20))
-    assert (told["broken"], told["mended"]) == (["c"], ["a"])
+    lines = [json.loads(line) for line in (tmp_path / "step-00000010.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(line["name"], line["answer"], line["broken"]) for line in lines] == [("a", "x", ["lacks"]), ("b", "x", ["lacks"])]

@@ -1,7 +1,7 @@
 """Prompt regression: fixed prompts with rules, asked again and again while a model is raised."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -119,11 +119,18 @@ def _checked(case: Case, answer: str, ended: bool) -> CaseResult:
     return CaseResult(case.title, prompt, answer, ended, repeated, tuple(case.expect.broken(answer, ended)))
 
 
-def summary(checked: Sequence[CaseResult], before: set[str] | None) -> dict[str, Any]:
-    """`pass_rate`, `repetition` (mean), `passed`, `cases`; and the names that are `broken` now and were not `before` (names
-    that failed the last time), and the other way round, `mended`."""
-    failing = {one.name for one in checked if one.broken}
-    changed = {} if before is None else {"broken": sorted(failing - before), "mended": sorted(before - failing)}
+def failing_names(checked: Sequence[CaseResult]) -> list[str]:
+    """Names of the cases that break a rule, in order."""
+    return [one.name for one in checked if one.broken]
+
+
+def summary(checked: Sequence[CaseResult], previous_failures: Collection[str] | None) -> dict[str, Any]:
+    """`pass_rate`, `repetition` (mean), `passed`, `cases`; and, where the names that failed the last time are known, the names
+    that are `newly_failing` and `newly_passing`."""
+    failing, changed = set(failing_names(checked)), {}
+    if previous_failures is not None:
+        before = set(previous_failures)
+        changed = {"newly_failing": sorted(failing - before), "newly_passing": sorted(before - failing)}
     return {
         "pass_rate": round(1 - len(failing) / len(checked), 6),
         "repetition": round(sum(one.repetition for one in checked) / len(checked), 6),
@@ -137,11 +144,3 @@ def write_failing(checked: Sequence[CaseResult], file: Path) -> None:
     """The failing cases, one JSON object a line."""
     lines = (json.dumps(asdict(one), ensure_ascii=False) for one in checked if one.broken)
     write_text(file, "".join(f"{line}\n" for line in lines))
-
-
-def previous_failures(folder: Path, step: int) -> set[str] | None:
-    """Names of the cases that failed the last time before a step; None where there was none."""
-    earlier = [file for file in sorted(folder.glob("step-*.jsonl")) if int(file.stem.removeprefix("step-")) < step]
-    if not earlier:
-        return None
-    return {json.loads(line)["name"] for line in earlier[-1].read_text(encoding="utf-8").splitlines()}
