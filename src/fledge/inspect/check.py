@@ -9,9 +9,10 @@ import orjson
 from rich.console import Console
 from rich.text import Text
 
-from fledge.data.analysis.checks import CHECKS, CheckContext, Finding, findings
+from fledge.data.analysis.checks import CHECKS, CheckContext, findings
 from fledge.data.analysis.statistics import stage_statistics
 from fledge.errors import FledgeError
+from fledge.findings import Finding
 from fledge.inspect.tables import MARKS, PIPED_WIDTH, finding_text
 from fledge.inspect.target import Overrides, Say, recipe_of, stages_of, tokenizer_folder, without_drop_limit
 from fledge.prepare import Preparation
@@ -26,7 +27,7 @@ def check(targets: Sequence[str], overrides: Overrides, stage: str | None, as_js
     """Print a line for each check of each stage. FledgeError where training would be meaningless."""
     recipe = recipe_of(targets, overrides)
     found = check_stages(recipe, stages_of(recipe, stage), say)
-    errors = sum(finding.level == "error" for group in found.values() for item in group.values() for finding in item)
+    errors = sum(finding.severity == "error" for group in found.values() for item in group.values() for finding in item)
     if as_json:
         print(orjson.dumps(_as_json_value(found), option=orjson.OPT_INDENT_2).decode())
     else:
@@ -56,31 +57,34 @@ def check_stages(recipe: Recipe, names: Sequence[str], say: Say) -> dict[str, Fo
 
 
 def _as_finding(check: str, error: FledgeError) -> Finding:
-    return Finding(check, "error", error.what, where=error.where or "", hint=error.hint or "")
+    return Finding(check=check, severity="error", message=error.what, where=error.where or "", hint=error.hint or "")
 
 
 def _check_stage(preparation: Preparation, recipe: Recipe, name: str, tokenizer: Tokenizer) -> Found:
     origin, vocabulary, unfit = preparation.init_checkpoint_for(name), tokenizer.vocab_size, []
+    max_positions: int | None = recipe.model.max_position_embeddings
     try:
         data = preparation.stage_data(name, tokenizer)
     except FledgeError as error:
         return {BUILD: [_as_finding(BUILD, error)]}
     if origin is not None:
-        vocabulary, unfit = _model(preparation, name, tokenizer, origin)
-    inspected = CheckContext(data, stage_statistics(data), tokenizer, vocabulary, recipe.stages[name].data.max_drop_fraction)
+        vocabulary, max_positions, unfit = _model(preparation, name, tokenizer, origin)
+    max_dropped = recipe.stages[name].data.max_drop_fraction
+    inspected = CheckContext(data, stage_statistics(data), tokenizer, vocabulary, max_dropped, max_positions)
     return {BUILD: [], MODEL: unfit, **findings(inspected)}
 
 
-def _model(preparation: Preparation, name: str, tokenizer: Tokenizer, origin: Path) -> tuple[int, list[Finding]]:
-    """Tokens that the model to start from knows, and whether it fits the tokenizer and the context."""
+def _model(preparation: Preparation, name: str, tokenizer: Tokenizer, origin: Path) -> tuple[int, int | None, list[Finding]]:
+    """Tokens that the model to start from knows, its positions (None: not known), and whether it fits the tokenizer and the
+    context."""
     from fledge.model.pretrained import read_config
 
     try:
-        vocabulary = read_config(origin)[1]
+        config, vocabulary = read_config(origin)
         preparation.model_config(name, tokenizer)
     except FledgeError as error:
-        return tokenizer.vocab_size, [_as_finding(MODEL, error)]
-    return vocabulary, []
+        return tokenizer.vocab_size, None, [_as_finding(MODEL, error)]
+    return vocabulary, config.max_position_embeddings, []
 
 
 PASSED: Mapping[str, str] = {
@@ -109,7 +113,7 @@ def _as_json_value(found: Mapping[str, Found]) -> dict[str, Any]:
 
 def _checks(checks: Found) -> list[dict[str, Any]]:
     def level(items: Sequence[Finding]) -> str:
-        return next((name for name in ("error", "warning") if any(item.level == name for item in items)), "passed")
+        return next((name for name in ("error", "warning") if any(item.severity == name for item in items)), "passed")
 
     return [
         {"check": name, "level": level(items), "findings": [item.as_dict() for item in items]} for name, items in checks.items()
