@@ -158,7 +158,7 @@ def events(kind: str, place: int, steps: int) -> list[dict[str, object]]:
                 rows[-1] |= {"eval/rewards/accuracies": 0.5 + 0.42 * share, "eval/rewards/margins": 1.9 * share}
     rows.append({"kind": "checkpoint", "step": steps, "path": f"checkpoints/{steps}", "bytes": 12_900_000})
     if kind == "sft":
-        rows.append({"kind": "alert", "step": 40, "level": "warning", "message": f"gradient norm spiked {HOSTILE}"})
+        rows.append({"kind": "alert", "step": 40, "severity": "warning", "message": f"gradient norm spiked {HOSTILE}"})
         rows.append({"kind": "stop", "step": steps, "reason": "no improvement in 3 evaluations"})
     return rows
 

@@ -36,8 +36,8 @@ class HookContext:
 class Hook(Protocol):
     """Something to do between two steps. It must not change what is learned.
 
-    All ranks call `due` and `run` with equal states, so `run` may be collective. What a hook must remember belongs into the
-    TrainState: a resumed run has nothing else.
+    All ranks call `due` and `run` with equal states, so `run` may be collective. A resumed run asks again at the step of its
+    checkpoint and has nothing but the TrainState: what a hook must remember belongs there, such as the step it last ran at.
     """
 
     def due(self, state: TrainState) -> bool:
