@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     _train(verbs)
     _data(verbs)
     for name, text in (("generate", "answer one prompt"), ("chat", "talk to a model")):
-        _talk(verbs, name, text)
+        _generation(verbs, name, text)
     report = verbs.add_parser("report", help="write a run's report.html again", allow_abbrev=False)
     report.add_argument("run", help="run directory")
     return parser
@@ -112,7 +112,7 @@ def _data_action(actions: argparse._SubParsersAction, name: str, text: str) -> a
     return action
 
 
-def _talk(verbs: argparse._SubParsersAction, name: str, text: str) -> None:
+def _generation(verbs: argparse._SubParsersAction, name: str, text: str) -> None:
     verb = verbs.add_parser(name, help=text, allow_abbrev=False)
     verb.add_argument("model", help="run, stage, checkpoint or model directory")
     if name == "generate":
@@ -127,6 +127,7 @@ def _talk(verbs: argparse._SubParsersAction, name: str, text: str) -> None:
     verb.add_argument("--seed", type=int, default=0)
 
 
+SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed")
 PLACES = ("--processes", "--restarts", "--cluster", "--nodes", "--slurm")  # options that say where a run is run
 OWN_OPTIONS = {
     "train": ("--dry-run", "--resume", "--allow", "--quiet", "--help", *PLACES),
@@ -276,10 +277,18 @@ def _run_build(options: argparse.Namespace, overrides: Overrides) -> None:
     print(f"train from it: fledge train {' '.join(options.target)} --built {options.out}")
 
 
-def _run_talk(options: argparse.Namespace) -> None:
+def _run_generation(options: argparse.Namespace) -> None:
     from fledge.chat import chat, generate_once
+    from fledge.generation import SamplingParams
 
-    (generate_once if options.verb == "generate" else chat)(options)
+    try:
+        params = SamplingParams(**{name: getattr(options, name) for name in SAMPLING_FLAGS})
+    except FledgeError as error:  # it names the parameter
+        raise FledgeError(error.what, where=f"--{error.where}".replace("_", "-"), hint=error.hint) from None
+    if options.verb == "generate":
+        generate_once(options.model, options.prompt, params, system=options.system, raw=options.raw)
+    else:
+        chat(options.model, params, system=options.system)
 
 
 def _run_report(options: argparse.Namespace) -> None:
@@ -342,7 +351,7 @@ def _do(options: argparse.Namespace, overrides: Overrides, words: list[str]) -> 
     elif options.verb == "report":
         _run_report(options)
     else:
-        _run_talk(options)
+        _run_generation(options)
     return None
 
 

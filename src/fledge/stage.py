@@ -19,8 +19,8 @@ from fledge.data.build.shards import BuildPlan
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.evaluate import sample
-from fledge.evaluate.prompt_tests import Case, previous_failures, run_cases, summary, write_failing
-from fledge.generation.engine import SamplingParams
+from fledge.evaluate.prompt_tests import Case, read_previously_failing, run_cases, write_failing
+from fledge.generation import SamplingParams
 from fledge.model.decoder import Decoder
 from fledge.model.pretrained import from_pretrained, save_pretrained
 from fledge.objective import CausalLMObjective, DPOObjective
@@ -290,11 +290,11 @@ class StageRunner:
         cases, sampling = self.shared.cases[self.prepared.name], SamplingParams(max_new_tokens=config.max_new_tokens)
 
         def examine(model: Decoder, step: int) -> dict[str, Any]:
+            folder = self.directory.regression
             with force_eager():
-                checked = run_cases(model, self.tokenizer, cases, sampling)
-            before = previous_failures(self.directory.regression, step)
-            write_failing(checked, self.directory.regression / f"{step_name(step)}.jsonl")
-            return summary(checked, before)
+                report = run_cases(model, self.tokenizer, cases, sampling, read_previously_failing(folder, step))
+            write_failing(report.results, folder / f"{step_name(step)}.jsonl")
+            return report.metrics()
 
         return examine
 

@@ -396,7 +396,11 @@ class Trainer:
         self.journal.log_scalars(step, {f"prompt_tests/{name}": measured[name] for name in ("pass_rate", "repetition")})
         self.console.log(
             f"step {step:,}: {measured['passed']} of {measured['cases']} regression prompts pass"
-            + "".join(f", {name}: {', '.join(measured[name])}" for name in ("broken", "mended") if measured.get(name))
+            + "".join(
+                f", {name.replace('_', ' ')}: {', '.join(measured[name])}"
+                for name in ("newly_failing", "newly_passing")
+                if measured.get(name)
+            )
         )
 
     def _record_phase(self, phase: str, seconds: float) -> None:
