@@ -19,8 +19,8 @@ from fledge.data.build.shards import BuildPlan
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.evaluate import sample
-from fledge.evaluate.prompt_tests import Case, failing_names, run_cases, summary, write_failing
-from fledge.generation.engine import SamplingParams
+from fledge.evaluate.prompt_tests import Case, run_cases, write_failing
+from fledge.generation import SamplingParams
 from fledge.model.decoder import Decoder
 from fledge.model.linear_cross_entropy import LossKernel
 from fledge.model.pretrained import from_pretrained, save_pretrained
@@ -292,14 +292,12 @@ class StageRunner:
         `prompt_tests/step-….jsonl`."""
         config = self.prepared.stage.prompt_tests
         assert config is not None
-        cases, sampling = (
-            self.shared.prompt_test_cases[self.prepared.name],
-            SamplingParams(max_new_tokens=config.max_new_tokens),
-        )
+        cases = self.shared.prompt_test_cases[self.prepared.name]
+        params = SamplingParams(max_new_tokens=config.max_new_tokens)
         with force_eager():
-            results = run_cases(model, self.tokenizer, cases, sampling)
-        write_failing(results, self.directory.prompt_tests / f"{step_name(step)}.jsonl")
-        return summary(results, previous_failures), failing_names(results)
+            report = run_cases(model, self.tokenizer, cases, params, previous_failures)
+        write_failing(report.results, self.directory.prompt_tests / f"{step_name(step)}.jsonl")
+        return report.metrics(), report.failing
 
 
 def _places(data: StageDataset) -> Callable[[int], str]:

@@ -56,7 +56,7 @@ def test_generate_and_chat_answer_from_a_run(finished: Path) -> None:
     assert again.stdout == one.stdout
     talk = fledge("chat", finished, "--max-new-tokens", 4, text="你是谁？\n/new\nhello\n/quit\n")
     assert talk.returncode == 0 and talk.stdout.count("› ") == 4
-    refused(fledge("generate", finished, "x", "--top-p", "0"), "--top-p must be above 0")
+    refused(fledge("generate", finished, "x", "--top-p", "0"), "--top-p: must be above 0, and at most 1")
     refused(fledge("chat", finished / "nothing"), "there is no such run or model")
 
 

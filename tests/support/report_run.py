@@ -175,13 +175,13 @@ def evaluation(kind: str, place: int, after: bool) -> dict[str, object]:
         {
             "prompt": prompt,
             "answer": f"{told}\n{HOSTILE if place else ''} and so on it goes",
-            "ended": bool(after and place),
+            "finish_reason": "stop" if after and place else "length",
         }
         for prompt in QUESTIONS
     ]
     if kind == "pretrain":
         story = "there was a small bird who wanted to fly over the river." if after else "qu ing ;; the"
-        result["samples"] = [{"prompt": "Once upon a time", "answer": story, "ended": False}, *result["samples"]]  # type: ignore[misc]
+        result["samples"] = [{"prompt": "Once upon a time", "answer": story, "finish_reason": "length"}, *result["samples"]]  # type: ignore[misc]
     return result
 
 
