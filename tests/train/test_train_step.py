@@ -142,11 +142,12 @@ class _Counting(CausalLMObjective):
 
 @pytest.mark.parametrize("micro", [1, 3, 8])
 def test_each_metric_of_an_update_is_divided_by_its_own_denominator(micro: int) -> None:
-    window, model = _window(micro), make_decoder().train()
-    updater = TrainStep(model, _Counting(), build_optimizers(model, OptimizerConfig()), None, 7)
-    metrics = updater(window, 0.01).metrics
-    documents = torch.cat([batch.documents for batch in window.batches])
-    weights = torch.cat([batch.loss_weights[(batch.targets % 2 == 0) & (batch.loss_weights > 0)] for batch in window.batches])
+    step_batch, model = _batch(micro), make_decoder().train()
+    train_step = TrainStep(model, _Counting(), build_optimizers(model, OptimizerConfig()), max_grad_norm=None, seed=7)
+    metrics = train_step(step_batch, 0.01).metrics
+    batches = step_batch.batches
+    documents = torch.cat([batch.documents for batch in batches])
+    weights = torch.cat([batch.loss_weights[(batch.targets % 2 == 0) & (batch.loss_weights > 0)] for batch in batches])
     assert float(metrics["documents_per_row"]) == pytest.approx(float(documents.amax(1).float().mean()), rel=1e-6)
     assert float(metrics["weight_of_even_targets"]) == pytest.approx(float(weights.mean()), rel=1e-6)
     assert math.isnan(float(metrics["of_nothing"]))
