@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fledge.generation.kv_cache import KVCache, round_up
-from fledge.generation.packed_linear import product
+from fledge.generation.packed_linear import joint_product, module_product, product
 from fledge.generation.packed_mlp import feed_of
 from fledge.model.decoder import Block, Decoder
 
@@ -48,8 +48,8 @@ class InferenceLayer:
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
         attention = block.self_attn
         self.heads, self.kv_heads, self.head_size = attention.heads, attention.kv_heads, attention.head_size
-        weights = (attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)
-        self.qkv, self.out = product(torch.cat(weights), dtype), product(attention.o_proj.weight, dtype)
+        self.qkv = joint_product((attention.q_proj, attention.k_proj, attention.v_proj), dtype)
+        self.out = module_product(attention.o_proj, dtype)
         self.before_attention, self.before_feed = block.input_layernorm, block.post_attention_layernorm
         self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
         self.feed = feed_of(block.mlp, dtype)
@@ -111,16 +111,17 @@ class InferenceModel:
 
     def __init__(self, model: Decoder) -> None:
         self.model, dtype = model, model.compute_dtype
-        self.device = model.embed_tokens.weight.device
-        self.embedding = model.embed_tokens.weight.to(dtype)
+        self.device, self.dtype = model.lm_head_weight.device, dtype
+        embedding = model.embed_tokens
+        table = embedding.weight.to(dtype) if type(embedding) is nn.Embedding else None
+        self.embed = embedding if table is None else table.__getitem__
         self.head = product(model.lm_head_weight, dtype)
         self.layers = [InferenceLayer(block, dtype) for block in model.blocks()]
 
     def empty_cache(self, slots: int, longest: int) -> KVCache:
         """A cache for `slots` sequences of at most `longest` tokens."""
         first = self.layers[0]
-        dtype = self.embedding.dtype
-        return KVCache(len(self.layers), slots, first.kv_heads, first.head_size, longest, dtype, self.device)
+        return KVCache(len(self.layers), slots, first.kv_heads, first.head_size, longest, self.dtype, self.device)
 
     def forward(
         self, cache: KVCache, tokens: Sequence[int], lengths: Sequence[int], prompts: Sequence[Sequence[int]]
@@ -148,7 +149,7 @@ class InferenceModel:
         ids, slots, places = torch.tensor(rows).to(self.device)
         length = min(round_up(filled, READ_GRAIN), cache.capacity)
         seen = torch.arange(length, device=self.device) <= places[:going, None]
-        x = self.embedding[ids]
+        x = self.embed(ids).to(self.dtype)
         mask = x.new_zeros(seen.shape).masked_fill_(~seen, float("-inf"))[:, None, None]
         cos, sin = (angle[0, 0, :, None] for angle in self.model.rope_cos_sin(places[None]))
         signed = torch.cat((-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]), -1)

@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fledge.errors import FledgeError
 from fledge.model.attention import BACKENDS
 from fledge.model.cost import checkpointed_layers
 from fledge.model.cuda_attention import attention_metadata
 from fledge.model.cuda_attention import backend as attention_backend
+from fledge.model.linear import Linear
 from fledge.model.moe import MoELayer, RouterStats
 from fledge.recipe.schema import ModelConfig
 
@@ -31,11 +33,6 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x·Wᵀ in the dtype of x; the float32 weight is rounded on the way."""
-    return F.linear(x, weight.to(x.dtype))
 
 
 class RMSNorm(nn.Module):
@@ -65,10 +62,10 @@ class Attention(nn.Module):
         super().__init__()
         width, head = config.hidden_size, config.hidden_size // config.num_attention_heads
         self.heads, self.kv_heads, self.head_size = config.num_attention_heads, config.num_key_value_heads, head
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_proj = nn.Linear(width, self.kv_heads * head, bias=False)
-        self.v_proj = nn.Linear(width, self.kv_heads * head, bias=False)
-        self.o_proj = nn.Linear(width, width, bias=False)
+        self.q_proj = Linear(width, width, bias=False)
+        self.k_proj = Linear(width, self.kv_heads * head, bias=False)
+        self.v_proj = Linear(width, self.kv_heads * head, bias=False)
+        self.o_proj = Linear(width, width, bias=False)
         self.q_norm = RMSNorm(head, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(head, config.rms_norm_eps) if config.qk_norm else None
         self.backend = BACKENDS["sdpa"]
@@ -76,9 +73,9 @@ class Attention(nn.Module):
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, T, d], keys and values [B, K, T, d], rotated to their positions."""
         B, T, _ = x.shape
-        q = linear(x, self.q_proj.weight).view(B, T, self.heads, self.head_size)
-        k = linear(x, self.k_proj.weight).view(B, T, self.kv_heads, self.head_size)
-        v = linear(x, self.v_proj.weight).view(B, T, self.kv_heads, self.head_size)
+        q = self.q_proj(x).view(B, T, self.heads, self.head_size)
+        k = self.k_proj(x).view(B, T, self.kv_heads, self.head_size)
+        v = self.v_proj(x).view(B, T, self.kv_heads, self.head_size)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -88,7 +85,7 @@ class Attention(nn.Module):
         B, T, width = x.shape
         q, k, v = self.project(x, cos, sin)
         mixed = self.backend(q, k, v, documents)
-        return linear(mixed.transpose(1, 2).reshape(B, T, width), self.o_proj.weight)
+        return self.o_proj(mixed.transpose(1, 2).reshape(B, T, width))
 
 
 class FeedForward(nn.Module):
@@ -96,13 +93,12 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, size: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(width, size, bias=False)
-        self.up_proj = nn.Linear(width, size, bias=False)
-        self.down_proj = nn.Linear(size, width, bias=False)
+        self.gate_proj = Linear(width, size, bias=False)
+        self.up_proj = Linear(width, size, bias=False)
+        self.down_proj = Linear(size, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gated = F.silu(linear(x, self.gate_proj.weight)) * linear(x, self.up_proj.weight)
-        return linear(gated, self.down_proj.weight)
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 def feed_forward(config: ModelConfig) -> FeedForward | MoELayer:
@@ -153,7 +149,7 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, vocab_size, bias=False)
+        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, vocab_size, bias=False)
         head = config.hidden_size // config.num_attention_heads
         frequencies = config.rope_theta ** -(torch.arange(0, head, 2, dtype=torch.float64) / head)
         self.register_buffer("frequencies", frequencies.float(), persistent=False)
@@ -171,8 +167,12 @@ class Decoder(nn.Module):
 
     @property
     def lm_head_weight(self) -> Tensor:
-        """The matrix of the head [V, D]; the embedding's own where they are tied."""
-        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        """The matrix of the head [V, D]; the embedding's own where they are tied. FledgeError where another module has taken
+        the head's place: losses and logits are products with this matrix, a chunk at a time, and would pass it by."""
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        if type(head) not in (nn.Embedding, Linear):
+            raise FledgeError(f"the head of the model is a {type(head).__name__}, which cannot be used as one matrix")
+        return head.weight
 
     def set_attention_backend(self, backend: str) -> None:
         """Choose the attention backend of every layer (a key of `attention.BACKENDS` or `cuda_attention.ON_CUDA`)."""
@@ -227,4 +227,4 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] in float32."""
-        return linear(hidden, self.lm_head_weight).float()
+        return F.linear(hidden, self.lm_head_weight.to(hidden.dtype)).float()
