@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator
 from fledge.errors import FledgeError
 from fledge.generation.engine import SamplingParams, stream
 from fledge.model.decoder import Decoder
-from fledge.model.pretrained import from_pretrained
+from fledge.model.loading import load_model
 from fledge.run import resolve_model_path
 from fledge.tokenizer import Message, Tokenizer, load_tokenizer
 
 
 def _load(place: str) -> tuple[Decoder, Tokenizer]:
     folder = resolve_model_path(place)
-    model, tokenizer = from_pretrained(folder), load_tokenizer(folder)
+    model, tokenizer = load_model(folder, log=lambda text: print(text, file=sys.stderr)), load_tokenizer(folder)
     if tokenizer.vocab_size > model.vocab_size:
         raise FledgeError(
             f"the chat template needs control tokens that this model has never seen: it knows {model.vocab_size:,} tokens, "

@@ -22,7 +22,8 @@ from fledge.evaluate import sample
 from fledge.evaluate.prompt_tests import Case, previous_failures, run_cases, summary, write_failing
 from fledge.generation.engine import SamplingParams
 from fledge.model.decoder import Decoder
-from fledge.model.pretrained import from_pretrained, save_pretrained
+from fledge.model.loading import load_model
+from fledge.model.protocol import LanguageModel
 from fledge.objective import CausalLMObjective, DPOObjective
 from fledge.plan import StagePlan
 from fledge.prepare import PreparedStage
@@ -121,9 +122,9 @@ class StageRunner:
         state = self._train(model, objective, validation_objective, decision, changed, divided)
         chosen = self._select_checkpoint(state)
         if divided:
-            model = decision.apply(from_pretrained(self.directory.root / chosen))
+            model = decision.apply(self._load(self.directory.root / chosen))
         elif chosen != self._checkpoint(state.step, averaged=False):
-            model.load_state_dict(from_pretrained(self.directory.root / chosen).state_dict())
+            model.load_state_dict(self._load(self.directory.root / chosen).state_dict())
         rows = state.micro_batch_size or stage.batch.micro_batch_rows
         self._evaluate(self.directory.evaluations / "after.json", model, validation_objective, rows)
         if self.shared.after_stage is not None and self.ranks.is_main_process:
@@ -174,13 +175,19 @@ class StageRunner:
         self.ranks.barrier()
         return state
 
-    def _start_model(self) -> Decoder:
+    def _start_model(self) -> LanguageModel:
         path = Path(self.prepared.stage.init_from) if self.prepared.stage.init_from else self.before
         if path is None:
             model = Decoder(self.recipe.model, self.tokenizer.vocab_size)
             model.initialise(self.recipe.seed)
             return model
-        return from_pretrained(path)
+        model = self._load(path)
+        for note in model.notes:
+            self.console.log(f"note: {note}")
+        return model
+
+    def _load(self, folder: Path) -> LanguageModel:
+        return load_model(folder, self.recipe.model.implementation)
 
     def _decision(self, model: Decoder) -> ComputeConfig:
         """As it was measured when the stage began, and applied; the last bits of every number depend on it."""
@@ -312,7 +319,7 @@ def _places(data: StageDataset) -> Callable[[int], str]:
 def _writer(model: Decoder, tokenizer: Tokenizer) -> WriteModel:
     def write(folder: Path, weights: Weights) -> None:
         stops = sorted(tokenizer.stop_ids, key=lambda token: token != tokenizer.eot_id)
-        save_pretrained(model, folder, bos=tokenizer.bos_id, eos=stops, pad=tokenizer.pad, weights=weights)
+        model.save_pretrained(folder, bos=tokenizer.bos_id, eos=stops, pad=tokenizer.pad, weights=weights)
         tokenizer.save(folder)
 
     return write

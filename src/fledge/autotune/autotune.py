@@ -54,7 +54,11 @@ def measurements_key(work: ProbeWorkload, config: RuntimeConfig) -> dict[str, An
         "gpu": torch.cuda.get_device_name() if work.device == "cuda" else None,
         "torch": torch.__version__,
         "fledge": [fledge.__version__, model_code(), xxhash.xxh3_64_hexdigest(Path(benchmark.__file__).read_bytes())],
-        "model": {**work.model.config.model_dump(mode="json", exclude={"path"}), "vocab_size": work.model.vocab_size},
+        "model": {
+            **work.model.config.model_dump(mode="json", exclude={"path", "implementation"}),
+            "vocab_size": work.model.vocab_size,
+            "implementation": work.model.implementation,
+        },
         "objective": type(work.objective(None)).__name__,
         "batch": list(work.batch.input_ids.shape),
         "recomputed": config.activation_checkpoint_every,

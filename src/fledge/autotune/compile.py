@@ -107,14 +107,3 @@ def force_eager() -> Iterator[None]:
     """Without compiled code: evaluation is too short to pay for compiling its own shapes."""
     with torch.compiler.set_stance("force_eager"):
         yield
-
-
-@contextmanager
-def only_first_layer(model: Decoder) -> Iterator[None]:
-    """The model with one layer only: the same code on the same shapes, for a fraction of the time."""
-    layers = model.layers
-    model.layers = layers[:1]
-    try:
-        yield
-    finally:
-        model.layers = layers

@@ -25,7 +25,7 @@ def shard(model: Decoder, ranks: DistributedContext) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    mesh = init_device_mesh(model.embed_tokens.weight.device.type, (ranks.world_size,))
+    mesh = init_device_mesh(model.device.type, (ranks.world_size,))
     for block in model.blocks():
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)  # the head is needed after the forward pass

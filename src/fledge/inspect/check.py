@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -66,21 +65,17 @@ def _check_stage(preparation: Preparation, recipe: Recipe, name: str, tokenizer:
     except FledgeError as error:
         return {BUILD: [_as_finding(BUILD, error)]}
     if origin is not None:
-        vocabulary, unfit = _model(preparation, name, tokenizer, origin)
+        vocabulary, unfit = _model(preparation, name, tokenizer)
     inspected = CheckContext(data, stage_statistics(data), tokenizer, vocabulary, recipe.stages[name].data.max_drop_fraction)
     return {BUILD: [], MODEL: unfit, **findings(inspected)}
 
 
-def _model(preparation: Preparation, name: str, tokenizer: Tokenizer, origin: Path) -> tuple[int, list[Finding]]:
+def _model(preparation: Preparation, name: str, tokenizer: Tokenizer) -> tuple[int, list[Finding]]:
     """Tokens that the model to start from knows, and whether it fits the tokenizer and the context."""
-    from fledge.model.pretrained import read_config
-
     try:
-        vocabulary = read_config(origin)[1]
-        preparation.model_config(name, tokenizer)
+        return preparation.model_cost(name, tokenizer).vocab_size, []
     except FledgeError as error:
         return tokenizer.vocab_size, [_as_finding(MODEL, error)]
-    return vocabulary, []
 
 
 PASSED: Mapping[str, str] = {

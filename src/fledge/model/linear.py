@@ -11,6 +11,6 @@ class Linear(nn.Linear):
     adapter, a quantised layer) takes part in training and in generation.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """x [..., in] -> [..., out]."""
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))

@@ -90,8 +90,8 @@ class TrainStep:
         """`asked_to_stop` is asked before every micro-batch but the first, and must say the same on all ranks."""
         self.model, self.objective, self.optimizers = model, objective, optimizers
         self.clip, self.seed, self.scale, self.asked_to_stop = clip, seed, scale, asked_to_stop
-        self.ranks, self.divided = ranks or DistributedContext(), is_sharded(model.embed_tokens.weight)
-        self.device = model.embed_tokens.weight.device
+        self.ranks, self.divided = ranks or DistributedContext(), is_sharded(model.lm_head_weight)
+        self.device = model.device
         self.groups = UpdateRatioMonitor(model, self.ranks)
 
     def __call__(
@@ -173,7 +173,7 @@ class TrainStep:
     def _forward_backward(
         self, window: StepBatch, number: int, batch: Batch, clock: PhaseTimer, learn: bool = True
     ) -> LossOutput:
-        if self.model.config.dropout:
+        if self.model.draws_random_numbers:
             torch.manual_seed(derive_seed(self.seed, window.step, number + self.ranks.rank * MOST_BATCHES))
         outcome = self.objective(self.model, batch.to(self.device))
         clock.mark("forward")

@@ -12,7 +12,7 @@ from fledge.checkpoint.checkpoint import Snapshot, TrainState, load_optimizer_st
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import full_state_dict, load_full_state_dict, shard, stage_to_cpu
 from fledge.model.decoder import Decoder
-from fledge.model.pretrained import from_pretrained
+from fledge.model.loading import load_model
 from fledge.optim.build import build_optimizers, optimizer_tensors, restore_optimizers
 from fledge.optim.ema import COUNT, EMA, PREFIX
 from fledge.optim.grad_scaler import GradScaler
@@ -60,11 +60,7 @@ class TrainableModel:
         weights = full_state_dict(self.model, keep=self.ranks.is_main_process)
         if not self.ranks.is_main_process:
             return None
-        copy = Decoder(self.model.config, self.model.vocab_size).to(self.device)
-        copy.load_state_dict(weights)
-        copy.compute_dtype = self.model.compute_dtype
-        copy.set_attention_backend(self.model.attention)
-        return copy
+        return self.model.with_weights(weights)
 
     def snapshot(self, state: TrainState) -> Snapshot:
         """A copy of everything in main memory: of weights on the first rank, of the rest there or, divided, on each."""
@@ -90,7 +86,7 @@ class TrainableModel:
 
     def restore(self, path: Path, state: TrainState) -> None:
         """Put back what a checkpoint holds, by however many ranks it was saved. FledgeError where it is of another model."""
-        load_full_state_dict(self.model, from_pretrained(path / "model").state_dict())
+        load_full_state_dict(self.model, load_model(path / "model", self.model.implementation).state_dict())
         like = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         tensors = load_optimizer_state(path, like if self.divided else None)
         if self.average is not None:

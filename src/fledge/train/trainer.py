@@ -20,9 +20,7 @@ from fledge.checkpoint.checkpoint import TrainState, WriteModel, latest_before, 
 from fledge.data import PackedDataset
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
-from fledge.model.cost import ModelCost
 from fledge.model.decoder import Decoder
-from fledge.model.moe import update_biases
 from fledge.monitor.guards import GuardTrigger
 from fledge.monitor.run_logger import RunLogger
 from fledge.objective import CausalLMObjective, DPOObjective
@@ -88,7 +86,7 @@ class Trainer:
     def __init__(self, work: TrainContext, console: Console) -> None:
         self.work, self.console = work, console
         self.device = torch.device(work.decision.device)
-        self.cost = ModelCost(work.model.config, work.model.vocab_size)
+        self.cost = work.model.cost
         precision, ranks, divided = work.decision.precision, work.ranks, work.is_sharded
         self.learner = TrainableModel(work.model, work.stage, work.extent.steps, self.device, precision, ranks, divided)
         self.saver = AsyncCheckpointer(
@@ -215,7 +213,7 @@ class Trainer:
                 self._halve_micro_batch(error)
         self.learner.update_ema(step)
         if update.routing is not None:
-            update_biases(work.model, update.routing, ~update.overflow)
+            work.model.update_router_biases(update.routing, ~update.overflow)
         self._flush()
         state = self.state
         state.step += 1

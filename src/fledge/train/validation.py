@@ -58,7 +58,7 @@ def validate(
     With `token_bytes` [V], the length of each token's text in UTF-8, also `bits_per_byte`, which models with different
     tokenizers can be compared by: Σ nll / (ln 2 · Σ bytes). Several ranks take batches in turn and give the same figures.
     Raises Abandoned where somebody asks to stop."""
-    device, ranks = model.embed_tokens.weight.device, ranks or DistributedContext()
+    device, ranks = model.device, ranks or DistributedContext()
     sums = dict.fromkeys(EVAL_SUMS, 0.0)
     sizes = None if token_bytes is None else token_bytes.to(device)
     with force_eager(), eval_mode(model), reshard_after(model):
