@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fledge.errors import FledgeError
 from fledge.model.hf_config import read_json_object
-from fledge.run.directory import write_and_verify
+from fledge.run.text_files import write_and_verify
 
 STACKED = re.compile(r"(.*\.mlp\.experts)\.(gate_proj|up_proj|down_proj)")
 
