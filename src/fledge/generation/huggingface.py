@@ -11,19 +11,25 @@ from fledge.model.huggingface import TransformersModel, import_transformers
 
 
 class TransformersCache:
-    """Keys and values of several sequences: the library's cache of each slot, None where a slot is empty."""
+    """Keys and values of several sequences: for each slot in use, a cache of the library's own, which grows by itself."""
 
     def __init__(self, slots: int) -> None:
-        self.slots: list[Any] = [None] * slots
+        self.slots = slots
+        self.sequences: dict[int, Any] = {}  # by slot
+
+    def resize(self, slots: int, max_length: int) -> None:
+        """Have at least this many slots; `max_length` needs no preparation."""
+        self.slots = max(self.slots, slots)
+
+    def clear(self) -> None:
+        """Free the memory: no slots."""
+        self.slots = 0
+        self.sequences.clear()
 
     def move(self, sources: list[int], targets: list[int], length: int) -> None:
-        """Give the slots `targets` the sequences of the slots `sources`, whose slots are empty afterwards. A cache moves as a
-        whole, whatever its `length`."""
-        moved = [self.slots[source] for source in sources]
-        for source in sources:
-            self.slots[source] = None
-        for target, cache in zip(targets, moved, strict=True):
-            self.slots[target] = cache
+        """Give the slots `targets` the sequences of the slots `sources`, as a whole, whatever their `length`."""
+        moved = [self.sequences.pop(source) for source in sources]
+        self.sequences.update(zip(targets, moved, strict=True))
 
 
 class TransformersInferenceModel:
@@ -33,8 +39,8 @@ class TransformersInferenceModel:
         self.model, self.device = model, model.device
         self.library = import_transformers("generating with this model")
 
-    def empty_cache(self, slots: int, longest: int) -> TransformersCache:
-        """A cache for `slots` sequences. It grows with them, so that `longest` reserves nothing."""
+    def empty_cache(self, slots: int = 0, max_length: int = 0) -> TransformersCache:
+        """A cache for `slots` sequences. It grows with them, so that `max_length` reserves nothing."""
         return TransformersCache(slots)
 
     def forward(
@@ -43,12 +49,12 @@ class TransformersInferenceModel:
         """Logits [n + m, V] in float32 after the next token of the sequences in the first n slots, of which the cache holds
         `lengths` tokens, and after m new prompts, which get the slots that follow."""
         hidden = [
-            self._last_hidden([token], length, cache.slots[slot])
+            self._last_hidden([token], length, cache.sequences[slot])
             for slot, (token, length) in enumerate(zip(tokens, lengths, strict=True))
         ]
         for slot, prompt in enumerate(prompts, len(tokens)):
-            cache.slots[slot] = self.library.DynamicCache(config=self.model.causal_lm.config)
-            hidden.append(self._last_hidden(prompt, 0, cache.slots[slot]))
+            cache.sequences[slot] = self.library.DynamicCache(config=self.model.causal_lm.config)
+            hidden.append(self._last_hidden(prompt, 0, cache.sequences[slot]))
         return self.model.logits(torch.stack(hidden).to(self.model.compute_dtype))
 
     def _last_hidden(self, tokens: Sequence[int], stored: int, cache: Any) -> Tensor:

@@ -14,6 +14,6 @@ INFERENCE_MODELS: dict[str, Callable[[Any], InferenceModel | TransformersInferen
 
 
 def inference_model(model: LanguageModel) -> InferenceModel | TransformersInferenceModel:
-    """The model ready to generate, with its weights as they are now: `empty_cache(slots, longest)` makes a cache, and
+    """The model ready to generate, with its weights as they are now: `empty_cache(slots, max_length)` makes a cache, and
     `forward(cache, tokens, lengths, prompts)` gives the logits of the next tokens."""
     return INFERENCE_MODELS[model.implementation](model)

@@ -26,8 +26,9 @@ from fledge.recipe.schema import ModelConfig, RuntimeConfig
 ATTENTION = {"sdpa": "sdpa"}  # fledge's name of a backend -> that of transformers
 ROUTERS = (".gate.weight", ".router.weight")  # ends of names, where the matrix is not an MLP's gate_proj
 PREFIX = "causal_lm."
+MESSAGE_LENGTH = 200  # characters of an error of the library that are shown
 PROBE_LENGTHS = (5, 3)  # tokens of the two documents that a loaded model is tried out on
-PROBE_TOLERANCE = 1e-3  # relative to the largest value
+PROBE_TOLERANCE = 1e-4  # relative to the largest value
 NATIVE_HINT = "set model.implementation to native or auto"
 
 
@@ -56,7 +57,7 @@ class TransformersModel(LanguageModel):
         self.attention = "sdpa"
         self.activation_checkpoint_every = 0
         self._recomputed: frozenset[int] = frozenset()
-        self._blocks_owner, self._blocks_name = _find_blocks(causal_lm, self.config.num_hidden_layers)
+        self._layers_path = _find_layers(self, self.config.num_hidden_layers)
         head = causal_lm.get_output_embeddings()
         if not isinstance(head, nn.Linear) or head.bias is not None:
             raise FledgeError(f"the head of {type(causal_lm).__name__} is more than one matrix, which is not supported")
@@ -108,17 +109,20 @@ class TransformersModel(LanguageModel):
 
     def blocks(self) -> Sequence[nn.Module]:
         """The layers in order."""
-        return list(getattr(self._blocks_owner, self._blocks_name))
+        layers = self.get_submodule(self._layers_path)
+        assert isinstance(layers, nn.ModuleList)
+        return list(layers)
 
     @contextmanager
     def only_first_block(self) -> Iterator[None]:
         """Inside, the model has one layer; afterwards all of them again."""
-        layers = getattr(self._blocks_owner, self._blocks_name)
-        setattr(self._blocks_owner, self._blocks_name, layers[:1])
+        owner_path, _, name = self._layers_path.rpartition(".")
+        owner, layers = self.get_submodule(owner_path), self.get_submodule(self._layers_path)
+        setattr(owner, name, nn.ModuleList(self.blocks()[:1]))
         try:
             yield
         finally:
-            setattr(self._blocks_owner, self._blocks_name, layers)
+            setattr(owner, name, layers)
 
     def _set_recomputed_blocks(self) -> None:
         """Tell the layers which of them are computed again in the backward pass. FledgeError for layers that cannot be."""
@@ -219,6 +223,7 @@ def from_pretrained(folder: str | Path) -> TransformersModel:
             dtype=torch.float32,
             attn_implementation=ATTENTION["sdpa"],
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, and refused below
             local_files_only=True,
             use_safetensors=True,
         )
@@ -275,7 +280,7 @@ def _check_settings(folder: Path) -> None:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0][:MESSAGE_LENGTH] if lines else type(error).__name__
 
 
 def _text_config(config: Any) -> Any:
@@ -299,13 +304,12 @@ def nearest_config(config: Any) -> ModelConfig:
     )
 
 
-def _find_blocks(causal_lm: nn.Module, layers: int) -> tuple[nn.Module, str]:
-    """The module that holds the list of layers, and the name of the list. FledgeError where there is none."""
-    for owner in causal_lm.modules():
-        for name, child in owner.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) == layers:
-                return owner, name
-    raise FledgeError(f"{type(causal_lm).__name__} has no list of its {layers} layers")
+def _find_layers(model: nn.Module, count: int) -> str:
+    """The name of the list of the model's layers. FledgeError where there is none."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return name
+    raise FledgeError(f"not supported: {type(model).__name__} has no list of its {count} layers")
 
 
 def _experts(config: Any) -> tuple[int | None, int | None]:
@@ -344,16 +348,19 @@ def document_positions(tokens: Tensor, documents: Tensor | None) -> Tensor:
 def check_forward(model: TransformersModel, folder: str) -> None:
     """FledgeError where the model's logits are more than hidden states times the head's matrix, or where a document in a
     packed row sees another one: tried out on random tokens."""
-    lengths, name = PROBE_LENGTHS, type(model.causal_lm).__name__
-    tokens = torch.randint(model.vocab_size, (1, sum(lengths)), generator=torch.Generator().manual_seed(0)).to(model.device)
-    numbers = [number for number, length in enumerate(lengths, 1) for _ in range(length)]
-    documents = torch.tensor([numbers], device=model.device)
-    with eval_mode(model):
-        plain = model.causal_lm(input_ids=tokens, use_cache=False).logits.float()
-        packed = model(tokens, None, documents)
-        alone = torch.cat([model(part) for part in tokens.split(lengths, dim=1)], dim=1)
-        if not _near(model.logits(model(tokens)), plain):
-            raise FledgeError(f"not supported: the logits of {name} are not hidden states times one matrix", where=folder)
+    name = type(model.causal_lm).__name__
+    tokens = torch.randint(model.vocab_size, (1, sum(PROBE_LENGTHS)), generator=torch.Generator().manual_seed(0))
+    documents = torch.tensor([[number for number, length in enumerate(PROBE_LENGTHS, 1) for _ in range(length)]])
+    try:
+        with eval_mode(model):
+            logits = model.causal_lm(input_ids=tokens, use_cache=False).logits.float()
+            product = model.logits(model(tokens))
+            packed = model(tokens, None, documents)
+            alone = torch.cat([model(part) for part in tokens.split(PROBE_LENGTHS, dim=1)], dim=1)
+    except Exception as error:  # the library raises errors of many kinds
+        raise FledgeError(f"transformers cannot compute it: {_first_line(error)}", where=folder) from error
+    if not _near(product, logits):
+        raise FledgeError(f"not supported: the logits of {name} are not hidden states times one matrix", where=folder)
     if not _near(packed, alone):
         raise FledgeError(f"not supported: {name} does not keep the documents of a packed row apart", where=folder)
 
