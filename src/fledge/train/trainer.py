@@ -13,7 +13,6 @@ from fledge.checkpoint.async_save import AsyncCheckpointer
 from fledge.checkpoint.checkpoint import TrainState
 from fledge.errors import FledgeError
 from fledge.findings import Finding
-from fledge.model.moe import update_biases
 from fledge.monitor.rules import GuardTrigger
 from fledge.monitor.run_logger import RunLogger
 from fledge.plan.lr_schedule import learning_rate
@@ -120,7 +119,7 @@ class Trainer:
         batch, output = self._update()
         self.trainable.update_ema(self.state.step)
         if output.router_stats is not None:
-            update_biases(self.context.model, output.router_stats, ~output.is_skipped)
+            self.context.model.update_router_biases(output.router_stats, ~output.is_skipped)
         self.recorder.flush(self.state)
         state = self.state
         state.step += 1
