@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import xxhash
 
-import fledge
 from fledge.autotune import benchmark
 from fledge.autotune.benchmark import MakeObjective, ProbeWorkload, Say
 from fledge.autotune.compile import (
@@ -31,6 +30,7 @@ from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import RuntimeConfig
 from fledge.run.cache import BenchmarkCache
 from fledge.run.environment import environment
+from fledge.version import __version__
 
 __all__ = [
     "DTYPES",
@@ -53,7 +53,7 @@ def measurements_key(work: ProbeWorkload, config: RuntimeConfig) -> dict[str, An
         "runtime": {name: machine[name] for name in ("cpu", "cpu_capability", "cores", "platform")},
         "gpu": torch.cuda.get_device_name() if work.device == "cuda" else None,
         "torch": torch.__version__,
-        "fledge": [fledge.__version__, model_code(), xxhash.xxh3_64_hexdigest(Path(benchmark.__file__).read_bytes())],
+        "fledge": [__version__, model_code(), xxhash.xxh3_64_hexdigest(Path(benchmark.__file__).read_bytes())],
         "model": {
             **work.model.config.model_dump(mode="json", exclude={"path", "implementation"}),
             "vocab_size": work.model.vocab_size,
