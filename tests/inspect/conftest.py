@@ -77,7 +77,7 @@ def recipe(tree: dict[str, Any], folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def built(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recipe's data as a built directory."""
-    from fledge.prepare import build
+    from fledge.build_dataset import build
     from fledge.recipe import load_recipe
 
     out = tmp_path_factory.mktemp("built") / "data"

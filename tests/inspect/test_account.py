@@ -61,8 +61,8 @@ def test_a_run_directory_keeps_its_builds_below_its_stages(fledge: Fledge, built
     expected = json.loads(fledge("account", built, "--json")[1])["stages"]
     assert json.loads(fledge("account", run, "--json")[1])["stages"] == expected[:2]
     assert json.loads(fledge("account", run / "sft", "--json")[1])["stages"] == expected[1:2]
-    shown = fledge("show", run, "--stage", "sft", "--count", "1")
-    assert shown[0] == 0 and shown[1] == fledge("show", built, "--stage", "sft", "--count", "1")[1]
+    shown = fledge("show", run, "--stage", "sft", "--limit", "1")
+    assert shown[0] == 0 and shown[1] == fledge("show", built, "--stage", "sft", "--limit", "1")[1]
 
 
 def test_an_incomplete_build_is_accounted_for_up_to_now(built: Path) -> None:
@@ -134,7 +134,7 @@ def test_every_row_is_used_or_dropped_and_can_be_followed(fledge: Fledge, built:
 
 
 def test_a_changed_file_is_not_read_again(fledge: Fledge, tree: dict[str, Any], tmp_path: Path) -> None:
-    from fledge.prepare import build
+    from fledge.build_dataset import build
     from fledge.recipe import load_recipe
 
     file = jsonl(tmp_path / "a.jsonl", [{"text": f"a document of some length, number {n}, with words"} for n in range(4)])

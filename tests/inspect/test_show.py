@@ -45,14 +45,14 @@ def test_control_characters_are_pictures(chatml: Tokenizer) -> None:
 
 
 def test_examples_carry_their_place(fledge: Fledge, recipe: Path, folder: Path) -> None:
-    code, said, _ = fledge("show", recipe, "--stage", "sft", "--count", "2")
+    code, said, _ = fledge("show", recipe, "--stage", "sft", "--limit", "2")
     assert code == 0 and said.count("example ") == 2
     assert f"trained · {folder / 'talks.jsonl'}:" in said.replace("\n", "")
     assert "⟦" in said and "<|im_end|>⟧" in said
 
 
 def test_pairs_show_both_answers(fledge: Fledge, built: Path) -> None:
-    code, said, _ = fledge("show", built, "--stage", "dpo", "--first", "2", "--count", "1")
+    code, said, _ = fledge("show", built, "--stage", "dpo", "--offset", "2", "--limit", "1")
     assert code == 0 and "example 2 chosen" in said and "example 2 rejected" in said
     assert "⟦yes, 2 it is<|im_end|>⟧" in said and "⟦no, not 2 at all<|im_end|>⟧" in said
 
@@ -73,8 +73,8 @@ def test_turns_with_a_weight_of_their_own(fledge: Fledge, tree: dict[str, Any], 
 def test_what_cannot_be_shown_is_refused(fledge: Fledge, recipe: Path) -> None:
     for words, part in (
         ((recipe,), "say which stage"),
-        ((recipe, "--stage", "sft", "--first", "99"), "there is no example 99: the stage has"),
-        ((recipe, "--stage", "sft", "--count", "0"), "--count must be above 0"),
+        ((recipe, "--stage", "sft", "--offset", "99"), "there is no example 99: the stage has"),
+        ((recipe, "--stage", "sft", "--limit", "0"), "--limit must be above 0"),
         ((recipe, "--row", "talks.jsonl:22"), "this row gives no example"),
         ((recipe, "--row", "talks.jsonl:99"), "no source has this row"),
     ):

@@ -87,9 +87,9 @@ def show(
 def _show_some(terminal: Console, opened: OpenBuild, first: int, count: int) -> None:
     examples, places = opened.data.train.examples, RowLocator(opened.data, opened.plan)
     if not 0 <= first < examples.count:
-        raise FledgeError(f"there is no example {first}: the stage has {examples.count:,}", where="--first")
+        raise FledgeError(f"there is no example {first}: the stage has {examples.count:,}", where="--offset")
     if count < 1:
-        raise FledgeError("--count must be above 0")
+        raise FledgeError("--limit must be above 0")
     for example in range(first, min(first + count, examples.count)):
         print_example(terminal, opened.tokenizer, examples, example, places.example(example))
     for line in opened.data.ledger.lines():

@@ -22,7 +22,7 @@ from fledge.data.build.executors import Executor, InProcessExecutor, ProcessPool
 from fledge.data.build.folder import remove_build
 from fledge.data.build.load import load_built_dataset
 from fledge.errors import FledgeError
-from fledge.prepare import build as build_recipe
+from fledge.build_dataset import build as build_recipe
 from fledge.recipe import PreferenceStage, PretrainStage, Recipe, SftStage, recipe_from_dict
 from fledge.run import exclusive_lock
 from fledge.tokenizer import Tokenizer, train_tokenizer

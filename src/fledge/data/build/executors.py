@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from fledge.errors import FledgeError, missing_extra
 from fledge.run.environment import cores
+from fledge.run.slurm_options import slurm_options
 
 Done = Callable[[int], None]
 ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "FASTOKENS_BPE_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -209,22 +210,9 @@ def chosen_executor(name: str, workers: int | None, parameters: Sequence[str] = 
     if workers is not None and workers < 1:
         raise FledgeError(f"{workers} workers cannot work", where="--workers")
     if parameters and name != "slurm":
-        raise FledgeError("these are parameters of Slurm jobs", where="--slurm", hint="add --executor slurm")
+        raise FledgeError("these are parameters of Slurm jobs", where="--slurm-option", hint="add --executor slurm")
     if name == "ray":
         return Ray(workers)
     if name == "slurm":
-        return Slurm(workers, options=slurm_parameters(parameters))
+        return Slurm(workers, options=slurm_options(parameters))
     return ProcessPoolExecutor(workers or cores())
-
-
-def slurm_parameters(texts: Sequence[str]) -> dict[str, int | str]:
-    """Parameters of submitit, from key=value with Slurm's own names. FledgeError for other texts."""
-    return dict(_parameter(text) for text in texts)
-
-
-def _parameter(text: str) -> tuple[str, int | str]:
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise FledgeError(f"cannot read '{text}'", where="--slurm", hint="write key=value, such as partition=cpu")
-    name = key if key in ("mem_gb", "timeout_min", "cpus_per_task", "nodes") or key.startswith("slurm_") else f"slurm_{key}"
-    return name, int(value) if value.isdigit() else value
