@@ -102,7 +102,7 @@ class Pipeline:
         cannot be."""
         self._check(resume)
         try:
-            with self._startup.part("data"):
+            with self._startup.phase("data"):
                 tokenizer = self.preparation.tokenizer(self.directory.tokenizer)
                 prepared = {name: self._prepare(name, tokenizer) for name in self._open_stages()}
         except FledgeError:

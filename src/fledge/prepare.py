@@ -14,7 +14,7 @@ from fledge.plan import StagePlan, check_settings_have_effect, plan_stage, with_
 from fledge.plan.horizon import TrainingHorizon
 from fledge.recipe import ModelConfig, Recipe, Stage, differences, load_recipe
 from fledge.recipe.schema import BatchConfig, PreferenceStage
-from fledge.run.directory import read_json
+from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 

@@ -1,14 +1,17 @@
-"""The page's own words in both languages. Text from data, models and recipes is never translated."""
+"""The page's own words in English and Chinese. Text from data, models and recipes is never translated."""
 
 from typing import NamedTuple
 
 
 class Text(NamedTuple):
+    """One piece of text in English and in Chinese."""
+
     en: str
     zh: str
 
 
 def same(words: str) -> Text:
+    """A text that is written alike in both languages."""
     return Text(words, words)
 
 
