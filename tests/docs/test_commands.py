@@ -48,7 +48,9 @@ def lay_out(document: Path, folder: Path) -> None:
         if block.file:
             (folder / block.file).write_text(block.text, encoding="utf-8")
     animals = ["fox", "frog", "crow", "swan", "bear", "mole", "toad", "heron"]
-    texts = [f"The {one} met the {other}. It was day {day} of spring." for one in animals for other in animals for day in range(3)]
+    texts = [
+        f"The {one} met the {other}. It was day {day} of spring." for one in animals for other in animals for day in range(3)
+    ]
     (folder / "corpus.txt").write_text("\n".join(texts), encoding="utf-8")
     with (folder / "chat.jsonl").open("w", encoding="utf-8") as file:
         for number, text in enumerate(texts[:80]):
@@ -222,9 +224,7 @@ def test_every_command_line_of_a_document_names_commands_options_and_targets_tha
     assert not problems, "\n".join(problems)
 
 
-def problem_of(
-    command: markdown.Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> str | None:
+def problem_of(command: markdown.Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str | None:
     """What is wrong with a command line, whatever it would do."""
     program, words = Path(command.words[0]).name, list(command.words[1:])
     if program == "make":
@@ -240,9 +240,7 @@ def problem_of(
     return "no document of ours runs this program"
 
 
-def _problem_of_fledge(
-    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> str | None:
+def _problem_of_fledge(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str | None:
     from tests.support import recipe_keys
 
     name = " ".join(words[:2]) if words[0] == "data" else words[0]
@@ -259,7 +257,10 @@ def _problem_of_fledge(
 
 def _problem_of_make(words: list[str]) -> str | None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets, variables = set(re.findall(r"^(\w+):", text, re.MULTILINE)), set(re.findall(r"^(\w+) [?:]?= ?", text, re.MULTILINE))
+    targets, variables = (
+        set(re.findall(r"^(\w+):", text, re.MULTILINE)),
+        set(re.findall(r"^(\w+) [?:]?= ?", text, re.MULTILINE)),
+    )
     for word in words:
         name, equals, value = word.partition("=")
         if name not in (variables if equals else targets):
