@@ -20,10 +20,10 @@ from tests.support import markdown, tiny_run
 
 ROOT = markdown.ROOT
 README, TUTORIAL, COMMANDS = ROOT / "README.md", ROOT / "docs" / "tutorial.md", ROOT / "docs" / "commands.md"
-SMALL = (  # laid over every training run of a document, so that it takes a moment
-    "--model.hidden_size 32 --model.num_hidden_layers 2 --model.intermediate_size 64 --runtime.compile false "
-    "--runtime.precision fp32 --runtime.attention sdpa --runtime.threads 1"
-).split()
+SMALL = [  # laid over every training run of a document, so that it takes a moment
+    "--model.hidden_size", "32", "--model.num_hidden_layers", "2", "--model.intermediate_size", "64", "--runtime.threads", "1",
+    "--runtime.compile", "false", "--runtime.precision", "fp32", "--runtime.attention", "sdpa",
+]  # fmt: skip
 SHORT = ["--stages.pretrain.duration", "4 steps", "--stages.sft.duration", "3 steps"]
 SLOW = {"quickstart", "--processes"}  # commands with these words are run by the slow tests
 INTERRUPTED = "press Ctrl-C"

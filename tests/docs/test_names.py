@@ -12,26 +12,10 @@ from tests.support import markdown, recipe_keys, source_index
 ROOT = markdown.ROOT
 DOCUMENTS = [document for document in markdown.documents() if document.name != "CHANGELOG.md"]  # it has old names on purpose
 CODE_FOLDERS = ("src", "tests", "benchmarks", "docs", "recipes", ".ci")
-FILE_ENDINGS = [
-    "json",
-    "jsonl",
-    "ndjson",
-    "yaml",
-    "md",
-    "html",
-    "txt",
-    "csv",
-    "tsv",
-    "py",
-    "parquet",
-    "safetensors",
-    "gz",
-    "zst",
-    "jinja",
-    "log",
-    "svg",
-    "toml",
-]
+FILE_ENDINGS = (
+    "json", "jsonl", "ndjson", "yaml", "md", "html", "txt", "csv", "tsv", "py", "parquet", "safetensors", "gz", "zst", "jinja",
+    "log", "svg", "toml",
+)  # fmt: skip
 EXTERNAL = {  # names of other projects that no code of ours mentions
     "TrainingArguments", "SFTTrainer", "match_rms_adamw", "CUDA_VISIBLE_DEVICES", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY",
     "alpaca_zh_demo", "alpaca_en_demo", "dpo_en_demo", "dpo_zh_demo", "exp_avg", "exp_avg_sq", "mlp.gate.weight",

@@ -79,7 +79,5 @@ def all_keys() -> dict[str, Key]:
 @cache
 def suffixes() -> frozenset[str]:
     """Every way to write a key by its last parts: `batch.micro_batch_size`, `micro_batch_size`."""
-    parts = [
-        path.replace("stages.*.data.clean.decontaminate_against.", "stages.*.data.train.").split(".") for path in all_keys()
-    ]
+    parts = [path.split(".") for path in all_keys()]
     return frozenset(".".join(one[start:]) for one in parts for start in range(len(one)))
