@@ -30,9 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pretrain = tree["stages"]["pretrain"]
     pretrain["ema"] = {"decay": 0.9}
     texts = folder / "more.txt"
-    texts.write_text("A cat met a dog, and they went for a long walk.
-Then it rained.
-" * 3, encoding="utf-8")
+    texts.write_text("A cat met a dog, and they went for a long walk.\nThen it rained.\n" * 3, encoding="utf-8")
     pretrain["data"]["train"] = [pretrain["data"]["train"], {"path": str(texts), "repeat": 2}]
     return Pipeline(recipe_from_dict(tree), Console(quiet=True)).run()
 
