@@ -19,7 +19,7 @@ FILE_ENDINGS = (
 EXTERNAL = {  # names of other projects that no code of ours mentions
     "TrainingArguments", "SFTTrainer", "match_rms_adamw", "CUDA_VISIBLE_DEVICES", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY",
     "alpaca_zh_demo", "alpaca_en_demo", "dpo_en_demo", "dpo_zh_demo", "exp_avg", "exp_avg_sq", "mlp.gate.weight",
-    "mlp.gate.e_score_correction_bias",
+    "mlp.gate.e_score_correction_bias", "transformers.generate",
 }  # fmt: skip
 PLACEHOLDERS = {"threads_N_seconds"}
 RUN_FOLDERS = {"data", "model", "tokenizer", "world"}  # of a run directory; rooms of the code are called so as well
