@@ -34,6 +34,8 @@ def _targets(node: ast.stmt) -> list[str]:
         return [node.target.id]
     if isinstance(node, ast.Assign):
         return [target.id for target in node.targets if isinstance(target, ast.Name)]
+    if isinstance(node, ast.If):  # if TYPE_CHECKING
+        return [name for inner in node.body for name in _targets(inner)]
     return []
 
 
@@ -59,8 +61,10 @@ def resolves(dotted: str) -> bool:
     """Whether `module.symbol`, `package.module.symbol`, `Class.member` or a longer chain of them exists."""
     owner, _, name = dotted.removeprefix("fledge.").rpartition(".")
     known = members()
+    if not owner:  # of the package itself
+        return name in known[""]
     if owner in known:
-        return name in known[owner]
+        return name in known[owner] or name in known.get(owner.title(), set())  # `run.recipe`: of a Run called `run`
     first, _, last = owner.rpartition(".")
     return bool(first) and resolves(owner) and name in known.get(last, set())
 
