@@ -178,22 +178,25 @@ class _Reads(ast.NodeVisitor):
         self.generic_visit(node)
 
 
-def _reads(folder: Path, skip: Path | None = None) -> _Reads:
+def _reads(defining: bool) -> _Reads:
+    """The reads in the files that define, load and compare recipes, or in all others."""
     reads = _Reads()
-    for file in folder.rglob("*.py"):
-        if skip is None or skip not in file.parents:
+    for file in source_index.PACKAGE.rglob("*.py"):
+        part = file.relative_to(source_index.PACKAGE).parts
+        if defining == (part[0] == "recipe" and (len(part) > 2 or part[1].removesuffix(".py") in DEFINING)):
             reads.visit(ast.parse(file.read_text(encoding="utf-8")))
     return reads
 
 
+DEFINING = {"__init__", "schema", "load", "places", "diff", "resume_policy", "units", "yaml_dialect"}
 READ_IN_RECIPE = {"preset"}  # read where the recipe is put together
 
 
 def unread_keys(keys: Iterable[recipe_keys.Key]) -> list[str]:
-    """Keys that no code outside of `recipe/` reads: neither directly nor through a method of their section. A name that several
-    sections have must be read as often as there are such sections; sections with equal keys are read by shared code."""
-    outside = _reads(source_index.PACKAGE, source_index.PACKAGE / "recipe")
-    inside = _reads(source_index.PACKAGE / "recipe")
+    """Keys that no code reads but the code that defines and loads recipes: neither directly nor through a method of their
+    section. A name that several sections have must be read as often as there are such sections; sections with equal keys are
+    read by shared code."""
+    outside, inside = _reads(defining=False), _reads(defining=True)
     owners: dict[str, set[type[BaseModel]]] = {}
     for key in keys:
         owner = StageBase if issubclass(key.owner, StageBase) and key.name in StageBase.model_fields else key.owner
