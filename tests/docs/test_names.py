@@ -1,0 +1,128 @@
+"""What stands in backticks exists: files, symbols, recipe keys, metrics, options."""
+
+import importlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support import markdown, recipe_keys, source_index
+
+ROOT = markdown.ROOT
+DOCUMENTS = [document for document in markdown.documents() if document.name != "CHANGELOG.md"]  # it has old names on purpose
+CODE_FOLDERS = ("src", "tests", "benchmarks", "docs", "recipes", ".ci")
+FILE_ENDINGS = (
+    "json", "jsonl", "ndjson", "yaml", "md", "html", "txt", "csv", "tsv", "py", "parquet", "safetensors", "gz", "zst", "jinja",
+    "log", "svg", "toml",
+)  # fmt: skip
+EXTERNAL = {  # names of other projects that no code of ours mentions
+    "TrainingArguments", "SFTTrainer", "match_rms_adamw", "CUDA_VISIBLE_DEVICES", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY",
+    "alpaca_zh_demo", "alpaca_en_demo", "dpo_en_demo", "dpo_zh_demo", "exp_avg", "exp_avg_sq", "mlp.gate.weight",
+    "mlp.gate.e_score_correction_bias", "transformers.generate",
+}  # fmt: skip
+PLACEHOLDERS = {"threads_N_seconds"}
+RUN_FOLDERS = {"data", "model", "tokenizer", "world"}  # of a run directory; rooms of the code are called so as well
+METRICS = ("train", "eval", "system", "router", "grad_noise", "update_ratio", "prompt_tests", "rewards", "logps")
+OTHER_COMMANDS = {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"}  # torchrun's
+
+
+def _is_file(span: str, document: Path) -> bool:
+    bases = (ROOT, source_index.PACKAGE, ROOT / "benchmarks", ROOT / "docs", document.parent)
+    return any((base / span).exists() for base in bases)
+
+
+def path_problem(span: str, document: Path) -> str | None:
+    """A path of the code that does not exist. Files that the document itself has are its own."""
+    name = span.split()[0]
+    own = {block.file for block in markdown.blocks(document)}
+    first = name.partition("/")[0]
+    if not re.fullmatch(r"[\w./-]+", name) or name in own:
+        return None
+    if name.endswith(".py"):  # the end of a path is enough
+        anywhere = any(True for folder in ("src", "tests", "benchmarks") for _ in (ROOT / folder).rglob(name))
+        return None if anywhere or _is_file(name, document) else f"there is no file {name}"
+    if first in CODE_FOLDERS or (name.endswith("/") and first in source_index.rooms() - RUN_FOLDERS and name.count("/") > 1):
+        return None if _is_file(name, document) else f"there is no file {name}"
+    return None
+
+
+def _imports(dotted: str) -> bool:
+    """Whether a symbol of an installed library exists."""
+    module, _, name = dotted.rpartition(".")
+    try:
+        return hasattr(importlib.import_module(module), name)
+    except ImportError:
+        try:
+            return bool(importlib.import_module(dotted))
+        except ImportError:
+            return False
+
+
+def symbol_problem(span: str, document: Path) -> str | None:
+    """`a.b` that is no symbol of the code, no key of a recipe and no symbol of a library."""
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", span) or span.rpartition(".")[2] in FILE_ENDINGS:
+        return None
+    if span in recipe_keys.suffixes() | source_index.strings() | EXTERNAL or source_index.resolves(span):
+        return None
+    if span.partition(".")[0] in ("torch", "transformers", "numpy") and _imports(span):
+        return None
+    return f"{span} is no symbol and no key of a recipe"
+
+
+def word_problem(span: str, document: Path) -> str | None:
+    """An identifier, with an underscore or with capitals inside, that nothing in the project mentions."""
+    if not re.fullmatch(r"[A-Za-z]\w*", span) or not ("_" in span or re.search(r"[a-z][A-Z]", span)):
+        return None
+    known = source_index.words() | EXTERNAL | PLACEHOLDERS
+    suffixed = any(  # such as f"{part}_seconds"
+        span.endswith(suffix) and span.removesuffix(suffix) in known for suffix in source_index.strings() if suffix[:1] == "_"
+    )
+    return None if span in known or suffixed else f"nothing mentions {span}"
+
+
+def metric_problem(span: str, document: Path) -> str | None:
+    """`train/…` and the like that no code writes."""
+    first, slash, rest = span.partition("/")
+    if not slash or first not in METRICS or not re.fullmatch(r"[\w/]*\w", rest):
+        return None
+    known = source_index.strings()
+    composed = "/" in rest or first in ("eval", "prompt_tests", "update_ratio")  # f"{first}/{rest}"
+    written = span in known or (composed and rest in known and f"{first}/" in known)
+    return None if written else f"nothing writes {span}"
+
+
+def option_problem(span: str, document: Path) -> str | None:
+    """An option that neither the command nor a benchmark has, and that is no key of a recipe."""
+    option = re.match(r"--[\w.-]+", span)
+    if option is None or option[0] in OTHER_COMMANDS:
+        return None
+    name = option[0]
+    if name[2:] in recipe_keys.all_keys() or re.sub(r"^stages\.\w+", "stages.*", name[2:]) in recipe_keys.all_keys():
+        return None
+    if name in ("--key.of.recipe", "--any.key", "--dotted.key", "--key"):
+        return None
+    sources = [source_index.PACKAGE / "cli.py", *(ROOT / "benchmarks").glob("*.py")]
+    known = any(re.search(rf'"{name}"', file.read_text(encoding="utf-8")) for file in sources)
+    return None if known or name in ("--help", "--version") else f"no command has the option {name}"
+
+
+@pytest.mark.parametrize("find", [path_problem, symbol_problem, word_problem, metric_problem, option_problem])
+@pytest.mark.parametrize("document", DOCUMENTS, ids=markdown.label)
+def test_what_stands_in_backticks_exists(document: Path, find: Callable[[str, Path], str | None]) -> None:
+    problems = [f"{line}: {text}" for line, span in markdown.code_spans(document) if (text := find(span, document))]
+    assert not problems, "\n".join(problems)
+
+
+def test_each_finder_finds_what_does_not_exist() -> None:
+    document = ROOT / "README.md"
+    assert path_problem("src/fledge/nowhere.py", document) and not path_problem("src/fledge/cli.py", document)
+    assert path_problem("nowhere.py --quick", document) and not path_problem("kill_resume.py --kills 100", document)
+    assert symbol_problem("cli.nothing", document) and not symbol_problem("cli.main", document)
+    assert symbol_problem("batch.micro", document) and not symbol_problem("batch.micro_batch_size", document)
+    assert symbol_problem("torch.nothing", document) and not symbol_problem("torch.compile", document)
+    assert word_problem("long_conversations", document) and not word_problem("max_seq_len", document)
+    assert metric_problem("train/learning_rate", document) and not metric_problem("train/lr", document)
+    assert option_problem("--frist 3", document) and not option_problem("--dry-run", document)
+    assert option_problem("--stages.sft.optimizer.lr 1", document)
+    assert not option_problem("--stages.sft.optimizer.learning_rate 1", document)
