@@ -144,7 +144,7 @@ class Bench:
         loop, work = self.loop, self.loop.work
         peak = self.decision.matmul_peak or 0.0
         return system_metrics(
-            update, loop.state, self.extent.steps, 0.0, {}, loop.cost, work.train.row_length, peak, work.directory.root
+            update, loop.state, self.extent.steps, 0.0, {}, loop.cost, work.train.packed_length, peak, work.directory.root
         )
 
     def _write(self, values: dict, resources: dict) -> None:

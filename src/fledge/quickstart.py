@@ -76,7 +76,16 @@ def measure_speed(console: Console) -> float:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, VOCABULARY, (MICRO, CONTEXT), generator=generator)
     ones = torch.ones_like(tokens)
-    batch = Batch(tokens, tokens, ones.float(), ones.cumsum(1) - 1, ones, ones * 0, 1, (0,))
+    batch = Batch(
+        input_ids=tokens,
+        targets=tokens,
+        loss_weights=ones.float(),
+        position_ids=ones.cumsum(1) - 1,
+        documents=ones,
+        sequence_ids=ones * 0,
+        num_sequences=1,
+        examples=(0,),
+    )
     decision = autotune(
         RuntimeConfig(), model, batch, lambda kernel: CausalLMObjective(0.0, kernel), ASSUMED_STEPS, console.log
     )

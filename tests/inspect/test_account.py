@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from fledge.data.build.directory import BuildDirectory
 from fledge.data.reading.records import row_location
-from fledge.inspect.account import Filter, notes_of, totals
-from fledge.inspect.row_lookup import parse_place
+from fledge.inspect.account import Filter, totals
+from fledge.inspect.row_lookup import events_of, parse_place
 from tests.inspect.conftest import Fledge, write
 from tests.support.sources import jsonl
 
@@ -72,7 +73,7 @@ def test_an_incomplete_build_is_accounted_for_up_to_now(built: Path) -> None:
         found = totals(built / "sft")
     finally:
         (built / "sft" / "aside.json").rename(built / "sft" / "manifest.json")
-    for key in ("rows", "used", "dropped", "truncated", "changed", "tokens_lost"):
+    for key in ("rows", "used_rows", "dropped", "truncated_rows", "changed", "lost_tokens"):
         assert [account[key] for account in found] == [account[key] for account in whole], key
 
 
@@ -118,9 +119,9 @@ def test_the_way_of_a_row_as_json(fledge: Fledge, built: Path) -> None:
     assert way("talks.jsonl:22")["dropped"] == "empty answer"
     assert way("talks.jsonl:21")["dropped"].startswith("exact duplicate (of ")
     cut = way("talks.jsonl:4")
-    assert any(remark.startswith("answer cut to the context") for remark in cut["remarks"])
+    assert any(event.startswith("answer cut to the context") for event in cut["events"])
     [pair] = way("pairs.jsonl:8")["packed"]
-    assert pair["rows"] and pair["steps"] == [1] and 0 < pair["supervised"] < pair["tokens"]
+    assert pair["rows"] and pair["steps"] == [1] and 0 < pair["target_tokens"] < pair["tokens"]
 
 
 def test_every_row_is_used_or_dropped_and_can_be_followed(fledge: Fledge, built: Path) -> None:
@@ -130,7 +131,7 @@ def test_every_row_is_used_or_dropped_and_can_be_followed(fledge: Fledge, built:
         assert bool(found["dropped"]) != bool(found["side"]) == bool(found["packed"])
         sides.append(found["side"])
     [account] = totals(built / "sft")
-    assert sides.count("validation") == account["validation"] and sides.count("") == sum(account["dropped"].values())
+    assert sides.count("validation") == account["validation_rows"] and sides.count("") == sum(account["dropped"].values())
 
 
 def test_a_changed_file_is_not_read_again(fledge: Fledge, tree: dict[str, Any], tmp_path: Path) -> None:
@@ -159,7 +160,8 @@ def test_places_are_read_as_they_are_written(text: str, file: str, number: int) 
         assert row_location(file, number) == text
 
 
-def test_an_empty_filter_takes_every_remark(built: Path) -> None:
-    notes = notes_of(built / "sft", "00000")
-    assert notes and all(Filter().takes(note) for note in notes)
-    assert [note["row"] for note in notes] == sorted(note["row"] for note in notes)
+def test_an_empty_filter_takes_every_event(built: Path) -> None:
+    build = BuildDirectory.open(built / "sft")
+    events = events_of(build, build.plan.shards[0])
+    assert events and all(Filter().takes(event) for event in events)
+    assert [event["row"] for event in events] == sorted(event["row"] for event in events)

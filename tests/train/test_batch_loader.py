@@ -43,12 +43,12 @@ class Watched(PackedDataset):
 
 
 def _data() -> PackedDataset:
-    return pack(random_sequences(LENGTHS), row_length=40)
+    return pack(random_sequences(LENGTHS), packed_length=40)
 
 
 def _watched(**changes: Any) -> Watched:
     data = _data()
-    watched = Watched(data.examples, data.row_length, data.pad, data.seed, data.split)
+    watched = Watched(data.examples, data.packed_length, data.pad, data.seed, data.split_documents)
     watched.asked = []
     for name, value in changes.items():
         setattr(watched, name, value)
@@ -77,9 +77,9 @@ def _here(data: PackedDataset, extent: TrainingHorizon, step: int, micro: int) -
     some = tuple(batch for batch in every if int((batch.loss_weights > 0).sum()))
     tokens, supervised = (sum(int((getattr(b, name) > 0).sum()) for b in every) for name in ("documents", "loss_weights"))
     weight = sum(float(batch.loss_weights.double().sum()) for batch in some)
-    sources = tuple(int(n) for n in np.sum([batch.by_source for batch in every], axis=0))
+    sources = tuple(int(n) for n in np.sum([batch.tokens_by_source for batch in every], axis=0))
     rows = (first, stop)
-    return StepBatch(step, rows, rows, some, len(every), None, weight, tokens, supervised, sources, data.epochs_at(stop))
+    return StepBatch(step, rows, rows, some, len(every), None, weight, tokens, supervised, sources, data.epochs_after(stop))
 
 
 def _assert_same(got: StepBatch, expected: StepBatch) -> None:
@@ -87,7 +87,11 @@ def _assert_same(got: StepBatch, expected: StepBatch) -> None:
     assert len(got.batches) == len(expected.batches)
     for one, two in zip(got.batches, expected.batches, strict=True):
         assert all(torch.equal(getattr(one, name), getattr(two, name)) for name in TENSORS)
-        assert (one.num_sequences, one.examples, one.by_source) == (two.num_sequences, two.examples, two.by_source)
+        assert (one.num_sequences, one.examples, one.tokens_by_source) == (
+            two.num_sequences,
+            two.examples,
+            two.tokens_by_source,
+        )
 
 
 @pytest.mark.parametrize("extent", [EXTENT, WARMING], ids=["even", "batch warm-up"])
@@ -177,7 +181,7 @@ def test_nothing_is_made_after_the_last_window(feeds: Any) -> None:
 def test_micro_batches_that_teach_nothing_are_left_out_and_their_tokens_counted(feeds: Any) -> None:
     sequences = [Sequence(s.tokens, s.weights if number % 2 else 0 * s.weights) for number, s in
                  enumerate(random_sequences([40] * 8))]  # fmt: skip
-    data = pack(sequences, row_length=40)
+    data = pack(sequences, packed_length=40)
     extent = TrainingHorizon(steps=1, rows=8, micro=1, accumulation=8, start=8)
     window, _ = feeds(data, extent).window(0)
     assert len(window.batches) == 4 and all(batch.num_target_tokens for batch in window.batches)
@@ -193,7 +197,7 @@ def test_a_mixture_counts_its_sources_and_goes_on_into_epochs_of_other_examples(
     mixture = Mixture(source, tokens, (SourceQuota("many"), SourceQuota("few", max_rows=2)), seed=5)
 
     def data() -> PackedDataset:
-        return PackedDataset(examples, 40, 0, 1, False, mixture, ("many", "few"))
+        return PackedDataset(examples, 40, 0, 1, False, mixture=mixture, sources=("many", "few"))
 
     extent = TrainingHorizon(steps=6, rows=24, micro=2, accumulation=2, start=2)  # three epochs of eight rows
     feed = feeds(data(), extent)

@@ -36,7 +36,7 @@ MIXTURE = {
 
 def _window(micro: int, step: int = 0, rows: int = 8) -> StepBatch:
     """Windows of eight rows with unequal weights, read `micro` at a time."""
-    data = pack(random_sequences(LENGTHS), row_length=40)
+    data = pack(random_sequences(LENGTHS), packed_length=40)
     assert len(data) == 8
     extent = TrainingHorizon(-(-rows // 8), rows, micro, 8 // micro, 8 // micro)
     feed = BatchLoader(data, extent, micro, lambda batch: batch.weight, CPU)

@@ -1,4 +1,4 @@
-"""The account of every row: totals of each source that add up, and the rows themselves with place, reason and detail."""
+"""The account of every row: totals of each source that add up, and the rows themselves with location, reason and detail."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.text import Text
 
 from fledge.data import is_complete
-from fledge.data.build.report import account_rows
-from fledge.data.build.shards import BuildPlan
-from fledge.data.report import STATES, account_lines
+from fledge.data.build.directory import REPORT_FILE, BuildDirectory
+from fledge.data.build.report import report_rows, report_tokens
+from fledge.data.report import source_lines
+from fledge.data.row_events import SAMPLED_STATES, STATES
 from fledge.errors import FledgeError
-from fledge.inspect.row_lookup import notes_of
+from fledge.inspect.row_lookup import events_of
 from fledge.inspect.row_trace import trace_row
 from fledge.inspect.target import Overrides, Say, builds_of
 from fledge.run.directory import read_json
@@ -42,29 +43,30 @@ class Filter:
         """Whether a source is wanted."""
         return self.source is None or self.source.lower() in f"{name}\n{path}".lower()
 
-    def takes(self, note: dict[str, Any]) -> bool:
-        """Whether a remark on a row is wanted."""
-        wanted = self.reason is None or self.reason.lower() in note["reason"].lower()
-        return wanted and self.state in (None, note["state"])
+    def takes(self, event: dict[str, Any]) -> bool:
+        """Whether an event about a row is wanted."""
+        wanted = self.reason is None or self.reason.lower() in event["reason"].lower()
+        return wanted and self.state in (None, event["state"])
 
 
 def totals(folder: Path) -> list[dict[str, Any]]:
-    """The accounts of a build's sources, as in data_report.json; of an incomplete one, what is counted up to now."""
+    """The sources of a build's data_report.json; of an incomplete one, what is counted up to now."""
     if is_complete(folder):
-        return read_json(folder / "data_report.json")["sources"]
-    return account_rows(folder, BuildPlan.read(folder / "build_plan.json"), encoded=True).as_dict()["sources"]
+        return read_json(folder / REPORT_FILE)["sources"]
+    build = BuildDirectory.open(folder)
+    return report_tokens(report_rows(build), build).as_dict()["sources"]
 
 
-def remarks(folder: Path, wanted: Filter) -> Iterator[dict[str, Any]]:
-    """The wanted remarks of a build, each with the name of its source."""
-    plan = BuildPlan.read(folder / "build_plan.json")
-    for shard in sorted(plan.shards, key=lambda shard: (shard.source, shard.number)):
-        planned = plan.sources[shard.source]
-        if wanted.takes_source(planned.name, planned.path):
-            for note in notes_of(folder, shard.folder):
-                if wanted.takes(note):
-                    yield {"source": planned.name, **{key: note[key] for key in ("where", "state", "reason", "detail")},
-                           "amount": note.get("amount", 0)}  # fmt: skip
+def row_events(folder: Path, wanted: Filter) -> Iterator[dict[str, Any]]:
+    """The wanted events of a build, each with the name of its source."""
+    build = BuildDirectory.open(folder)
+    for shard in sorted(build.plan.shards, key=lambda shard: (shard.source, shard.number)):
+        source = build.plan.source_of(shard)
+        if wanted.takes_source(source.name, source.path):
+            for event in events_of(build, shard):
+                if wanted.takes(event):
+                    yield {"source": source.name, **{key: event[key] for key in ("where", "state", "reason", "detail")},
+                           "amount": event.get("amount", 0)}  # fmt: skip
 
 
 def account(
@@ -103,9 +105,9 @@ def _stage(name: str, folder: Path, wanted: Filter, limit: int) -> dict[str, Any
     sources = [source for source in totals(folder) if wanted.takes_source(source["name"], source["path"])]
     found: dict[str, Any] = {"stage": name, "sources": sources}
     if not wanted.empty:
-        all_notes = remarks(folder, wanted)
-        shown = list(islice(all_notes, limit))
-        found |= {"rows": shown, "matching": len(shown) + sum(1 for _ in all_notes)}
+        events = row_events(folder, wanted)
+        shown = list(islice(events, limit))
+        found |= {"rows": shown, "matching": len(shown) + sum(1 for _ in events)}
     return found
 
 
@@ -115,18 +117,18 @@ def _print(stages: Sequence[dict[str, Any]]) -> None:
         terminal.print(Text(stage["stage"], style="bold"))
         for source in stage["sources"]:
             terminal.print(Text(f"  {_sum(source)}"))
-            for line in account_lines(source)[1:]:
+            for line in source_lines(source)[1:]:
                 terminal.print(Text(f"  {line}", style="dim"))
         if "rows" not in stage:
             continue
-        for note in stage["rows"]:
-            line = Text(f"  {note['where']}  ")
-            line.append(f"{note['state']}: {note['reason']}", style=STYLES.get(note["state"], ""))
-            line.append(f"  {note['detail']}" if note["detail"] else "", style="dim")
+        for event in stage["rows"]:
+            line = Text(f"  {event['where']}  ")
+            line.append(f"{event['state']}: {event['reason']}", style=STYLES.get(event["state"], ""))
+            line.append(f"  {event['detail']}" if event["detail"] else "", style="dim")
             terminal.print(line)
-        if any(note["state"] in ("changed", "noticed") for note in stage["rows"]):
+        if any(event["state"] in SAMPLED_STATES for event in stage["rows"]):
             terminal.print(
-                Text("  (all changes and notices are counted, but only the first few of each are noted)", style="italic")
+                Text("  (all changes and notices are counted, but only the first few of each are kept)", style="italic")
             )
         more = stage["matching"] - len(stage["rows"])
         if more:
@@ -137,12 +139,12 @@ def _print(stages: Sequence[dict[str, Any]]) -> None:
 
 def _sum(source: dict[str, Any]) -> str:
     """`rows = used + dropped`, and what else happened to the used ones."""
-    part = "" if source["part"] == "train" else f" ({source['part']})"
+    split = "" if source["split"] == "train" else f" ({source['split']})"
     dropped = sum(source["dropped"].values())
-    more = [f"{source['validation']:,} for validation"] if source["validation"] and source["part"] == "train" else []
-    more += [f"{source[state]:,} {state}" for state in ("truncated", "shortened", "split") if source[state]]
-    used = f"{source['used']:,} used" + (f" ({', '.join(more)})" if more else "")
-    return f"{source['name']}{part}: {source['rows']:,} rows = {used} + {dropped:,} dropped"
+    more = [f"{source['validation_rows']:,} for validation"] if source["validation_rows"] and source["split"] == "train" else []
+    more += [f"{source[f'{state}_rows']:,} {state}" for state in ("truncated", "shortened", "split") if source[f"{state}_rows"]]
+    used = f"{source['used_rows']:,} used" + (f" ({', '.join(more)})" if more else "")
+    return f"{source['name']}{split}: {source['rows']:,} rows = {used} + {dropped:,} dropped"
 
 
 STYLES = {"dropped": "red", "truncated": "yellow", "shortened": "yellow", "split": "yellow"}

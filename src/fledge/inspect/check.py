@@ -9,8 +9,10 @@ import orjson
 from rich.console import Console
 from rich.text import Text
 
-from fledge.data.analysis.checks import CHECKS, CheckContext, Finding, findings
-from fledge.data.analysis.statistics import stage_statistics
+from fledge.data.analysis.check_context import CheckContext
+from fledge.data.analysis.checks import CHECKS, findings
+from fledge.data.analysis.findings import Finding
+from fledge.data.analysis.stage_statistics import stage_statistics
 from fledge.errors import FledgeError
 from fledge.inspect.tables import MARKS, PIPED_WIDTH, finding_text
 from fledge.inspect.target import Overrides, Say, recipe_of, stages_of, tokenizer_folder, without_drop_limit
@@ -42,7 +44,7 @@ def check_stages(recipe: Recipe, names: Sequence[str], say: Say) -> dict[str, Fo
     found: dict[str, Found] = {}
     for name in names if recipe.built_dataset is None else ():
         try:
-            preparation.collected(name)
+            preparation.collect_rows(name)
         except FledgeError as error:
             found[name] = {BUILD: [_as_finding(BUILD, error)]}
     try:
@@ -56,7 +58,7 @@ def check_stages(recipe: Recipe, names: Sequence[str], say: Say) -> dict[str, Fo
 
 
 def _as_finding(check: str, error: FledgeError) -> Finding:
-    return Finding(check, "error", error.what, where=error.where or "", hint=error.hint or "")
+    return Finding(check=check, level="error", message=error.what, where=error.where or "", hint=error.hint or "")
 
 
 def _check_stage(preparation: Preparation, recipe: Recipe, name: str, tokenizer: Tokenizer) -> Found:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from fledge.data.analysis.checks import Finding
+from fledge.data.analysis.findings import Finding
 from fledge.data.analysis.statistics import StageStatistics
 
 

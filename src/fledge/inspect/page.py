@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fledge.data.analysis.statistics import Lengths, SourceStatistics, StageStatistics
+from fledge.data.analysis.lengths import Lengths
+from fledge.data.analysis.statistics import SourceStatistics, StageStatistics
+from fledge.data.formats import FORMATS
 from fledge.inspect.inspection import StageInspection
 from fledge.inspect.tables import MARKS, percent
 from fledge.report.page import HERE as REPORT
@@ -53,7 +55,7 @@ def plots(statistics: StageStatistics) -> list[Plot]:
         Plot("mixture", "Mixture", "% of an epoch", "bars", mixture if len(trained) > 1 else (), height=height),
         Plot("languages", "Languages", "% of rows", "bars", _languages(statistics, names), stacked=True, height=height),
     ]  # fmt: skip
-    if statistics.kind != "pretrain":
+    if FORMATS[statistics.kind].has_loss_weights:  # otherwise every token is supervised
         trace = {"name": "supervised", "labels": names[: len(trained)], "values": supervised}
         made.append(Plot("supervised", "Supervised", "% of tokens", "bars", (trace,), height=height))
     return [plot for plot in made if plot.traces]

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from fledge.data.build.phases import phase_result
-from fledge.data.build.shards import PlannedSource, Shard
+from fledge.data.build.directory import BuildDirectory
+from fledge.data.build.phase_output import read_result
+from fledge.data.build.plan import PlannedSource, Shard
+from fledge.data.build.shard_items import ShardItems
 from fledge.data.reading.records import row_location
-from fledge.data.report import read_notes
-from fledge.data.storage import load_arrays
+from fledge.data.row_events import read_row_events
 from fledge.errors import FledgeError
 from fledge.inspect.target import OpenBuild
 
@@ -33,7 +34,7 @@ class Place:
         return file == self.file or there[-len(wanted) :] == wanted or Path(file).absolute() == Path(self.file).absolute()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FoundRow:
     """A row of a build: its shard, the number of the row and of its file in the shard; `item` is its number among the
     rows that were recognised, None where it was not."""
@@ -58,8 +59,7 @@ def parse_place(text: str) -> Place:
 def find_rows(opened: OpenBuild, wanted: Place) -> Iterator[FoundRow]:
     """The rows of a stage at a place: none, one, or one for each source that reads the file."""
     for shard in opened.plan.shards:
-        folder = opened.folder / "rows" / shard.folder
-        files = phase_result(folder)["files"]
+        files = read_result(opened.build.rows(shard))["files"]
         for index, file in enumerate(files):
             if wanted.is_in(file) and _written_right(wanted, file):
                 found = _in_shard(opened, shard, index, row_location(file, wanted.number), wanted.number)
@@ -79,20 +79,20 @@ def _written_right(wanted: Place, file: str) -> bool:
 
 
 def _in_shard(opened: OpenBuild, shard: Shard, file: int, where: str, number: int) -> FoundRow | None:
-    folder, source = opened.folder / "rows" / shard.folder, opened.plan.sources[shard.source]
-    known = load_arrays(folder / "rows.safetensors")
-    items = np.flatnonzero((known["file"] == file) & (known["number"] == number)).tolist()
-    if items:
-        return FoundRow(source, shard, int(known["row"][items[0]]), file, number, where, items[0])
-    dropped = (
-        note for note in read_notes(folder / "row_events.jsonl") if note["state"] == "dropped" and note["where"] == where
-    )
-    return next((FoundRow(source, shard, note["row"], file, number, where, None) for note in dropped), None)
+    items = ShardItems.of(opened.build, shard)
+    indices = np.flatnonzero((items.arrays["file"] == file) & (items.arrays["number"] == number)).tolist()
+    if indices:
+        row, item = items.row(indices[0]), indices[0]
+    else:
+        read_events = read_row_events(opened.build.event_files(shard)[0])
+        dropped = (event["row"] for event in read_events if event["state"] == "dropped" and event["where"] == where)
+        row, item = next(dropped, None), None
+    if row is None:
+        return None
+    return FoundRow(source=opened.plan.source_of(shard), shard=shard, row=row, file=file, number=number, where=where, item=item)
 
 
-def notes_of(folder: Path, shard: str) -> list[dict[str, Any]]:
-    """All remarks on the rows of a shard, in the order of the rows and, for each, of the phases."""
-    files = (folder / "rows" / shard / "row_events.jsonl", folder / "keep" / f"{shard}.row_events.jsonl",
-             folder / "tokens" / shard / "row_events.jsonl")  # fmt: skip
-    notes = [note for file in files for note in read_notes(file)]
-    return sorted(notes, key=lambda note: note["row"])
+def events_of(build: BuildDirectory, shard: Shard) -> list[dict[str, Any]]:
+    """All events about the rows of a shard, in the order of the rows and, for each, of the phases."""
+    events = [event for file in build.event_files(shard) for event in read_row_events(file)]
+    return sorted(events, key=lambda event: event["row"])

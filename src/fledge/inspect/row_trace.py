@@ -11,13 +11,15 @@ import orjson
 from rich.console import Console
 from rich.text import Text
 
-from fledge.data.build.phases import TRAIN, keep_mask
+from fledge.data import PackedDataset
+from fledge.data.build.directory import TRAIN
 from fledge.data.cleaning.cleaning import CleaningSteps, clean_item
-from fledge.data.dataset.batches import PackedDataset
-from fledge.data.parsing.rows import Conversation, Document, Item, RowError, format_name, parse_row
+from fledge.data.parsing.columns import RowError
+from fledge.data.parsing.detection import schema_name
+from fledge.data.parsing.rows import parse_row
 from fledge.data.reading.records import Record, read
 from fledge.errors import FledgeError
-from fledge.inspect.row_lookup import FoundRow, find_rows, notes_of, parse_place
+from fledge.inspect.row_lookup import FoundRow, events_of, find_rows, parse_place
 from fledge.inspect.show import examples_of, legend, print_row
 from fledge.inspect.target import Builds, OpenBuild, open_build
 from fledge.plan.horizon import compute_steps
@@ -32,25 +34,25 @@ class Packing:
 
     example: int
     tokens: int
-    supervised: int
+    target_tokens: int
     rows: tuple[int, ...]
     steps: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RowTrace:
     """One row of one stage, step by step."""
 
     stage: str
     source: str
-    part: str
+    split: str
     where: str
     read: dict[str, str] = field(default_factory=dict)  # column -> the beginning of what it holds
     note: str = ""  # why it was not read again
     recognised: str = ""
     changed: tuple[dict[str, str], ...] = ()
     dropped: str = ""
-    remarks: tuple[str, ...] = ()
+    events: tuple[str, ...] = ()  # truncated, shortened, split, noticed
     side: str = ""  # training, validation, evaluation; empty where it was dropped
     packed: tuple[Packing, ...] = ()
 
@@ -77,27 +79,29 @@ def trace_row(builds: Builds, row: str, as_json: bool) -> None:
 def trail(opened: OpenBuild, found: FoundRow) -> RowTrace:
     """What became of a row. The file is read again if it is still as it was."""
     record, note = _read_again(opened, found)
-    mine = [remark for remark in notes_of(opened.folder, found.shard.folder) if remark["row"] == found.row]
-    said = {state: [_said(remark) for remark in mine if remark["state"] == state] for state in ("dropped", "changed")}
-    side = "" if said["dropped"] else _side(opened, found)
+    events = [event for event in events_of(opened.build, found.shard) if event["row"] == found.row]
+    drops = [_event_text(event) for event in events if event["state"] == "dropped"]
+    side = "" if drops else _side(opened, found)
     data = {"training": opened.data.train, "validation": opened.data.validation}.get(side)
+    recognised, changed = _recognised(opened, found, record)
     return RowTrace(
-        opened.name,
-        found.source.name,
-        found.source.part,
-        found.where,
-        _columns(record) if record is not None else {},
-        note,
-        *_recognised(opened, found, record),
-        dropped="; ".join(said["dropped"]),
-        remarks=tuple(_said(remark) for remark in mine if remark["state"] not in ("dropped", "changed")),
+        stage=opened.name,
+        source=found.source.name,
+        split=found.source.split,
+        where=found.where,
+        read=_columns(record) if record is not None else {},
+        note=note,
+        recognised=recognised,
+        changed=changed,
+        dropped="; ".join(drops),
+        events=tuple(_event_text(event) for event in events if event["state"] not in ("dropped", "changed")),
         side=side,
         packed=_packed(opened, found, data) if data is not None else (),
     )
 
 
-def _said(remark: Mapping[str, Any]) -> str:
-    return f"{remark['reason']} ({remark['detail']})" if remark["detail"] else remark["reason"]
+def _event_text(event: Mapping[str, Any]) -> str:
+    return f"{event['reason']} ({event['detail']})" if event["detail"] else event["reason"]
 
 
 def _read_again(opened: OpenBuild, found: FoundRow) -> tuple[Record | None, str]:
@@ -131,55 +135,49 @@ def _recognised(opened: OpenBuild, found: FoundRow, record: Record | None) -> tu
     """What the row was taken for, and what was mended in it: both are functions of the row alone."""
     if record is None or record.broken:
         return "", ()
-    stage, source = opened.plan.stage, found.source.source
+    plan, source = opened.plan, found.source.source
     try:
-        item = parse_row(record.value, source, stage.kind, stage.data.system)
-        _, changes = clean_item(item, CleaningSteps.of(stage.data.clean, stage.kind))
+        item = parse_row(record.value, source, plan.format.parse, plan.data.system)
+        _, events = clean_item(item, CleaningSteps.of(plan.data.clean, plan.format.strips_html))
     except RowError:
-        return format_name(record.value, source), ()
-    name = f"{format_name(record.value, source)}: {_shape(item)}"
-    return name, tuple({"step": change.step, "before": change.before, "after": change.after} for change in changes)
-
-
-def _shape(item: Item) -> str:
-    """What kind of item it is, in words."""
-    if isinstance(item, Document):
-        return f"a document of {len(item.text):,} characters"
-    turns = item.messages if isinstance(item, Conversation) else item.prompt
-    return f"a {type(item).__name__.lower()} with turns {', '.join(turn.role for turn in turns)}"
+        return schema_name(record.value, source), ()
+    changes = ((event.reason, event.excerpts or ("", "")) for event in events)
+    return f"{schema_name(record.value, source)}: {item.description()}", tuple(
+        {"step": step, "before": before, "after": after} for step, (before, after) in changes
+    )
 
 
 def _side(opened: OpenBuild, found: FoundRow) -> str:
-    if found.source.part == "evaluation":
+    if found.source.split == "evaluation":
         return "evaluation"
-    keep = keep_mask(opened.folder, found.shard)
+    keep = opened.build.keep_mask(found.shard)
     return "training" if found.item is not None and keep[found.item] == TRAIN else "validation"
 
 
-def _step_of(opened: OpenBuild, place: int) -> int:
-    """The update, counted from 1, that reads a place of the stream of rows."""
-    stage, train = opened.plan.stage, opened.data.train
-    if stage.batch.warmup is None:
-        return place // stage.batch.global_batch_rows(train.row_length) + 1
-    reach = compute_steps(stage.duration, stage.batch, train.rows_in, train.row_length)
-    return bisect_right(range(reach.steps), place, key=reach.first_row)
+def _step_of(opened: OpenBuild, position: int) -> int:
+    """The update of the first epoch, counted from 1, that reads a position of the stream of packed rows."""
+    batch, train = opened.plan.batch, opened.data.train
+    if batch.warmup is None:
+        return position // batch.global_batch_rows(train.packed_length) + 1
+    horizon = compute_steps("1 epochs", batch, train.packed_rows_in, train.packed_length)
+    return bisect_right(range(horizon.steps), position, key=horizon.first_row)
 
 
 def _packed(opened: OpenBuild, found: FoundRow, data: PackedDataset) -> tuple[Packing, ...]:
-    rows, order = data.epoch(0)
-    places = np.arange(len(order))
-    if data is opened.data.train:  # validation is read in the order of its rows
-        places[order] = np.arange(len(order))
-    made = []
+    layout, order = data.epoch(0)
+    positions = np.arange(len(order))
+    if data is opened.data.train:  # validation is read in the order of its packed rows
+        positions[order] = np.arange(len(order))
+    packings = []
     for example in examples_of(data.examples, found.shard.number, found.row):
-        sequences = np.arange(data.examples.per_example) + example * data.examples.per_example
-        slots = np.flatnonzero(np.isin(rows.sequence, sequences))
-        within = np.unique(places[np.searchsorted(rows.offsets, slots, side="right") - 1]).tolist()
-        size = int(np.diff(data.examples.offsets)[sequences].sum())
-        supervised = int(data.examples.supervised[sequences].sum())
-        steps = sorted({_step_of(opened, place) for place in within})
-        made.append(Packing(example, size, supervised, tuple(within), tuple(steps)))
-    return tuple(made)
+        sequences = data.examples.sequences_of(np.asarray([example]))
+        slots = np.flatnonzero(np.isin(layout.sequence, sequences))
+        rows = np.unique(positions[np.searchsorted(layout.offsets, slots, side="right") - 1]).tolist()
+        tokens = int(np.diff(data.examples.offsets)[sequences].sum())
+        target_tokens = int(data.examples.target_tokens[sequences].sum())
+        steps = sorted({_step_of(opened, position) for position in rows})
+        packings.append(Packing(example, tokens, target_tokens, tuple(rows), tuple(steps)))
+    return tuple(packings)
 
 
 def _print(terminal: Console, made: RowTrace) -> None:
@@ -200,12 +198,12 @@ def _print(terminal: Console, made: RowTrace) -> None:
         line("cleaned", "nothing to mend")
     if made.dropped:
         line("dropped", made.dropped)
-    for remark in made.remarks:
-        line("noted", remark)
+    for event in made.events:
+        line("noted", event)
     if made.side:
         line("kept", f"for {made.side}")
     for packing in made.packed:
-        line("tokens", f"example {packing.example}: {packing.tokens:,} tokens, {packing.supervised:,} supervised")
+        line("tokens", f"example {packing.example}: {packing.tokens:,} tokens, {packing.target_tokens:,} supervised")
         line("packed", _where_read(packing, made.side))
 
 

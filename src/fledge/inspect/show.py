@@ -6,7 +6,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from fledge.data.analysis.build_stats import RowLocator
+from fledge.data.build.row_locator import RowLocator
 from fledge.data.storage import Examples
 from fledge.errors import FledgeError
 from fledge.inspect.row_lookup import find_rows, parse_place
@@ -15,6 +15,7 @@ from fledge.inspect.target import OpenBuild, Overrides, Say, builds_of, open_bui
 from fledge.tokenizer import Tokenizer
 
 TRAINED, REJECTED, CONTEXT = "black on green", "black on red", "dim"
+STYLES = {"rejected": REJECTED}  # of sequences by their name; others are TRAINED
 OPEN, CLOSE = "⟦", "⟧"  # where there are no colours
 VISIBLE = {**PICTURES, ord("\ufffd"): "·", ord("\n"): "⏎\n", ord("\t"): "\t"}
 LEGEND = "⏎ is a line break, · an unfinished character; [0.5] is the weight of what follows, where it is not 1"
@@ -50,14 +51,16 @@ def paint(
     return text.append(CLOSE if brackets and before else "")
 
 
-def print_example(terminal: Console, tokenizer: Tokenizer, examples: Examples, example: int, place: str) -> None:
+def print_example(terminal: Console, opened: OpenBuild, examples: Examples, example: int, place: str) -> None:
     """All sequences of one example, each under a line that says what it is."""
-    for part in range(examples.per_example):
-        tokens, weights = examples.sequence(example * examples.per_example + part)
-        role, style = ((" chosen", TRAINED), (" rejected", REJECTED))[part] if examples.per_example == 2 else ("", TRAINED)
+    names = opened.plan.format.sequence_names
+    for name, sequence in zip(names, examples.sequences_of(np.asarray([example])).tolist(), strict=True):
+        tokens, weights = examples.sequence(sequence)
         trained = int((weights[1:] > 0).sum())
-        terminal.rule(Text(f"example {example}{role}: {len(tokens):,} tokens, {trained:,} trained · {place}"), align="left")
-        terminal.print(paint(tokenizer, tokens, weights, style, brackets=not coloured(terminal)))
+        label = f"example {example} {name}".rstrip()
+        terminal.rule(Text(f"{label}: {len(tokens):,} tokens, {trained:,} trained · {place}"), align="left")
+        style = STYLES.get(name, TRAINED)
+        terminal.print(paint(opened.tokenizer, tokens, weights, style, brackets=not coloured(terminal)))
 
 
 def show(
@@ -85,25 +88,25 @@ def show(
 
 
 def _show_some(terminal: Console, opened: OpenBuild, first: int, count: int) -> None:
-    examples, places = opened.data.train.examples, RowLocator(opened.data, opened.plan)
+    examples, places = opened.data.train.examples, RowLocator(opened.data)
     if not 0 <= first < examples.count:
         raise FledgeError(f"there is no example {first}: the stage has {examples.count:,}", where="--first")
     if count < 1:
         raise FledgeError("--count must be above 0")
     for example in range(first, min(first + count, examples.count)):
-        print_example(terminal, opened.tokenizer, examples, example, places.example(example))
-    for line in opened.data.ledger.lines():
+        print_example(terminal, opened, examples, example, places.example(example))
+    for line in opened.data.report.lines():
         terminal.print(Text(line, style="dim"), soft_wrap=True)
 
 
 def print_row(terminal: Console, opened: OpenBuild, shard: int, row: int) -> int:
     """The examples of one row, of training or validation; how many there are."""
     shown = 0
-    for part, data in (("training", opened.data.train), ("validation", opened.data.validation)):
+    for split, data in (("training", opened.data.train), ("validation", opened.data.validation)):
         if data is None:
             continue
         for example in examples_of(data.examples, shard, row):
-            print_example(terminal, opened.tokenizer, data.examples, example, f"{opened.name}, {part}")
+            print_example(terminal, opened, data.examples, example, f"{opened.name}, {split}")
             shown += 1
     return shown
 

@@ -10,8 +10,11 @@ from itertools import islice
 from pathlib import Path
 
 from fledge.data import StageDataset, is_complete, load_built_dataset
-from fledge.data.build.shards import SHARD_BYTES, BuildPlan
-from fledge.data.parsing.rows import RowError, detect_format
+from fledge.data.build.directory import BuildDirectory
+from fledge.data.build.plan import SHARD_BYTES, BuildPlan
+from fledge.data.formats import FORMATS, kind_for
+from fledge.data.parsing.columns import RowError
+from fledge.data.parsing.detection import detect_item_type
 from fledge.data.reading.records import files_of, read, spans_of
 from fledge.errors import FledgeError
 from fledge.prepare import Preparation
@@ -21,8 +24,6 @@ from fledge.tokenizer import Tokenizer, load_tokenizer
 
 RECIPES = (".yaml", ".yml")
 ROWS_LOOKED_AT = 20  # of a file, to guess what its rows are
-KINDS = ("pretrain", "sft", "preference")
-READ_AS = {"label": "sft"}  # what rows of a kind that no stage trains are read as
 ANY_CONTEXT = 2**20
 Overrides = Sequence[tuple[str, str]]
 Say = Callable[[str], None]
@@ -51,7 +52,7 @@ def recipe_of(targets: Sequence[str], overrides: Overrides = (), kind: str | Non
         found = kind or kind_of(target)
         sources.setdefault(found, []).append(target)
     made = [("model.max_position_embeddings", str(ANY_CONTEXT))]
-    for found in sorted(sources, key=KINDS.index):
+    for found in sorted(sources, key=list(FORMATS).index):
         made += [(f"stages.{found}.kind", found), (f"stages.{found}.data.validation", "0")]
         made.append((f"stages.{found}.data.train", json.dumps(sources[found])))
     return load_recipe([], [*made, *overrides])
@@ -66,8 +67,7 @@ def kind_of(target: str) -> str:
     detail = "it holds no rows"
     for record in islice(rows, ROWS_LOOKED_AT):
         try:
-            found = detect_format(record.value, source)
-            kinds[READ_AS.get(found, found)] += 1
+            kinds[kind_for(detect_item_type(record.value, source))] += 1
         except RowError as error:
             detail = f"{error.reason}: {error.detail}"
     if not kinds:
@@ -117,10 +117,18 @@ class OpenBuild:
     """A complete build, and the tokenizer of its tokens."""
 
     name: str
-    folder: Path
-    plan: BuildPlan
     data: StageDataset
     tokenizer: Tokenizer
+
+    @property
+    def build(self) -> BuildDirectory:
+        """The build directory."""
+        return self.data.build
+
+    @property
+    def plan(self) -> BuildPlan:
+        """The plan of the build."""
+        return self.data.plan
 
 
 def open_build(name: str, folder: Path) -> OpenBuild:
@@ -129,8 +137,7 @@ def open_build(name: str, folder: Path) -> OpenBuild:
     if not is_complete(folder):
         raise FledgeError("this build is not complete", where=str(folder), hint="run the same command again: it goes on")
     tokenizer = load_tokenizer(folder / "tokenizer")
-    data = load_built_dataset(folder, plan.stage, plan.name, tokenizer, plan.seed)
-    return OpenBuild(name, folder, plan, data, tokenizer)
+    return OpenBuild(name, load_built_dataset(folder, plan, tokenizer, plan.seed), tokenizer)
 
 
 @contextmanager

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fledge.report.i18n import UNITS, Text
+from fledge.report.i18n import UNITS, Text, unit_text
 from fledge.report.records import Stage
 from fledge.report.series import Points, points, smooth, smoothing_span, thin
-from fledge.report.summary_table import loss_unit, metric, preference_accuracy
+from fledge.report.summary_table import metric, preference_accuracy
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Chart:
 def stage_charts(stage: Stage) -> list[Chart]:
     steps, resources = stage.events.steps, stage.events.resources
     charts = [
-        Chart("loss", Text("Loss", "损失"), UNITS[loss_unit(stage)], loss_traces(stage), wide=True),
-        *(preference_charts(stage) if stage.kind == "preference" else []),
+        Chart("loss", Text("Loss", "损失"), unit_text(stage.loss_unit), loss_traces(stage), wide=True),
+        *preference_charts(stage),
         *optional(accuracy_chart(stage)),
         *optional(prompts_chart(stage)),
         Chart(
@@ -195,6 +195,7 @@ def memory_chart(stage: Stage) -> Chart:
 
 
 def preference_charts(stage: Stage) -> list[Chart]:
+    """How pairs of answers are told apart, where a stage recorded that."""
     chosen, rejected = Text("chosen", "被选"), Text("rejected", "被拒")
     train, validation = Text("train", "训练"), Text("validation", "验证")
 
@@ -208,15 +209,11 @@ def preference_charts(stage: Stage) -> list[Chart]:
         held_out = [(step, value * scale) for step, value in with_start(stage, name)]
         return smoothed(training, "main", train) + trace(held_out, "eval", validation)
 
-    return [
+    accuracy = Text("Preference accuracy", "偏好准确率")
+    charts = [
         Chart("rewards", Text("Rewards", "奖励"), UNITS["nats"], both("rewards")),
         Chart("margins", Text("Reward margin", "奖励差"), UNITS["nats"], measured("rewards/margins", 1)),
-        Chart(
-            "accuracy",
-            Text("Preference accuracy", "偏好准确率"),
-            UNITS["%"],
-            measured("rewards/accuracies", 100),
-            from_zero=True,
-        ),
-        *optional(Chart("logps", Text("Log-probability", "对数概率"), UNITS["nats"], both("logps"))),
+        Chart("accuracy", accuracy, UNITS["%"], measured("rewards/accuracies", 100), from_zero=True),
+        Chart("logps", Text("Log-probability", "对数概率"), UNITS["nats"], both("logps")),
     ]
+    return [chart for chart in charts if chart.traces]

@@ -8,7 +8,7 @@ from pathlib import Path
 from fledge.report import formatting
 from fledge.report.charts import stage_charts
 from fledge.report.facts import facts
-from fledge.report.i18n import WORDS
+from fledge.report.i18n import WORDS, example_text
 from fledge.report.read_run import gather, number, text
 from fledge.report.records import Run
 from fledge.report.samples import sample_tables
@@ -99,6 +99,7 @@ def render(run: Run) -> str:
         duration=formatting.duration,
         number=number,
         text=text,
+        example_text=example_text,
     )
     return environment.get_template("page.html.j2").render(
         run=run,

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import yaml
+
 from fledge.report.records import (
     DroppedExample,
     Evaluation,
@@ -20,7 +22,6 @@ from fledge.report.records import (
     WorldError,
 )
 
-KIND_ORDER = ("pretrain", "sft", "preference")
 STAGE_MARKS = ("plan.json", "data_report.json", "events.jsonl", "eval")
 
 
@@ -123,19 +124,23 @@ def decisions(reader: Reader, names: list[str]) -> dict[str, object]:
 
 
 def stage_names(root: Path, listed: object) -> list[str]:
-    """The stages the summary lists, or those found on disk in the usual order of training."""
+    """The stages that the summary lists, or those found on disk, in the order of the recipe."""
     if isinstance(listed, list):
         names = [name for name in listed if isinstance(name, str) and is_plain_name(name)]
         if names:
             return list(dict.fromkeys(names))
     found = [entry.name for entry in root.iterdir() if entry.is_dir() and has_stage_mark(entry)]
-    order = {kind: place for place, kind in enumerate(KIND_ORDER)}
+    order = {name: position for position, name in enumerate(recipe_stages(root))}
+    return sorted(found, key=lambda name: (order.get(name, len(order)), name))
 
-    def rank(name: str) -> tuple[int, str]:
-        plan = Reader(root).json_object(f"{name}/plan.json") or {}
-        return order.get(text(plan.get("kind")), len(order)), name
 
-    return sorted(found, key=rank)
+def recipe_stages(root: Path) -> list[str]:
+    """The names of the stages of the run's recipe, in order; none where it cannot be read."""
+    try:
+        recipe = yaml.safe_load(Reader(root).whole("recipe.yaml") or "")
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return []
+    return list(mapping(mapping(recipe).get("stages")))
 
 
 def is_plain_name(name: str) -> bool:
@@ -217,16 +222,16 @@ def read_source(row: Mapping[str, object]) -> Source:
         name=text(row.get("name")),
         path=text(row.get("path")),
         rows=number(row.get("rows")),
-        used=number(row.get("used")),
+        used=number(row.get("used_rows")),
         dropped=tuple((reason, count) for reason, count in dropped if count),
-        truncated=number(row.get("truncated")),
-        split=number(row.get("split")),
-        shortened=number(row.get("shortened")),
+        truncated=number(row.get("truncated_rows")),
+        split=number(row.get("split_rows")),
+        shortened=number(row.get("shortened_rows")),
         tokens=number(row.get("tokens")),
         target_tokens=number(row.get("target_tokens")),
         examples=tuple(
             DroppedExample(*(text(item.get(key)) for key in ("reason", "where", "detail")))
-            for item in mappings(row.get("examples"))
+            for item in mappings(row.get("first_events"))
         ),
     )
 
@@ -235,5 +240,5 @@ def read_split(value: object) -> Split | None:
     if not isinstance(value, dict):
         return None
     row = mapping(value)
-    keys = ("examples", "rows", "tokens", "target_tokens", "padding_share")
+    keys = ("examples", "packed_rows", "tokens", "target_tokens", "padding_share")
     return Split(*(number(row.get(key)) for key in keys))

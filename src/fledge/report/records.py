@@ -118,7 +118,18 @@ class Stage:
 
     @property
     def kind(self) -> str:
+        """The kind of stage, as its plan says."""
         return str(self.plan.get("kind") or "")
+
+    @property
+    def label(self) -> str:
+        """What one example of the stage is called, as its plan says."""
+        return str(self.plan.get("label") or "")
+
+    @property
+    def loss_unit(self) -> str:
+        """The unit of the stage's loss, as its plan says."""
+        return str(self.plan.get("loss_unit") or "")
 
 
 @dataclass(frozen=True)

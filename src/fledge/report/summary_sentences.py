@@ -3,10 +3,10 @@
 import re
 
 from fledge.report import formatting
-from fledge.report.i18n import KINDS, UNITS, Text, same
+from fledge.report.i18n import KINDS, Text, same, unit_text
 from fledge.report.read_run import number
 from fledge.report.records import Run, Stage, World
-from fledge.report.summary_table import loss_unit, metric, preference_accuracy, stage_tokens
+from fledge.report.summary_table import metric, preference_accuracy, stage_tokens
 
 
 def verdict_lines(run: Run) -> list[tuple[str, Text]]:
@@ -54,7 +54,7 @@ def moved(before: str, after: str, rose: bool) -> Text:
 
 def loss_part(stage: Stage) -> Text | None:
     before, after = metric(stage, "loss", "before"), metric(stage, "loss", "after")
-    unit = UNITS[loss_unit(stage)]
+    unit = unit_text(stage.loss_unit)
     if after is None:
         return None
     if before is None:
@@ -62,7 +62,8 @@ def loss_part(stage: Stage) -> Text | None:
     change = moved(formatting.loss(before), formatting.loss(after), after > before)
     part = Text(f"validation loss {change.en} {unit.en}", f"验证损失{change.zh} {unit.zh}")
     old, new = metric(stage, "perplexity", "before"), metric(stage, "perplexity", "after")
-    if stage.kind != "preference" and old is not None and new is not None:
+    per_token = stage.loss_unit.endswith("/token")  # of such a loss alone, perplexity says the same in other words
+    if per_token and old is not None and new is not None:
         spelled = f"{formatting.three(old)} → {formatting.three(new)}"
         part = Text(f"{part.en} (perplexity {spelled})", f"{part.zh}（困惑度 {spelled}）")
     return part

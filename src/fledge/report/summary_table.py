@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fledge.report import formatting
-from fledge.report.i18n import KINDS, UNITS, Text, same
+from fledge.report.i18n import KINDS, UNITS, Text, same, unit_text
 from fledge.report.read_run import number, text
 from fledge.report.records import Scores, Stage
 from fledge.report.series import last
@@ -39,10 +39,6 @@ def metric(stage: Stage, name: str, moment: str) -> float | None:
     if found is None and moment == "after":
         return last(stage.events.evals, f"eval/{name}")
     return found
-
-
-def loss_unit(stage: Stage) -> str:
-    return "nats/pair" if stage.kind == "preference" else "nats/token"
 
 
 def stage_seconds(stage: Stage) -> float | None:
@@ -92,7 +88,7 @@ def preference_accuracy(stage: Stage, moment: str) -> float | None:
 
 
 def plain_cell(value: float | None, unit: str, format_: Callable[[float], str]) -> Cell | None:
-    return None if value is None else Cell(same(format_(value)), UNITS[unit])
+    return None if value is None else Cell(same(format_(value)), unit_text(unit))
 
 
 def change_cell(
@@ -105,7 +101,7 @@ def change_cell(
     better = None
     if before is not None and format_(before) != format_(after):
         better = (after < before) if falling else (after > before)
-    return Cell(same(format_(after)), UNITS[unit], formatting.spelled(format_, before), better)
+    return Cell(same(format_(after)), unit_text(unit), formatting.spelled(format_, before), better)
 
 
 def kind_cell(stage: Stage) -> Cell | None:
@@ -163,7 +159,7 @@ def stage_rows(stages: Sequence[Stage]) -> list[Row]:
 
     def changed(name: str, unit: str, format_: Callable[[float], str], falling: bool):
         return lambda s: change_cell(
-            metric(s, name, "before"), metric(s, name, "after"), unit or loss_unit(s), format_, falling
+            metric(s, name, "before"), metric(s, name, "after"), unit or s.loss_unit, format_, falling
         )
 
     always = [

@@ -116,8 +116,8 @@ class BatchLoader:
             sum(self.weigh(batch) for batch in batches),
             sum(batch.num_tokens for batch in made),
             sum(batch.num_target_tokens for batch in made),
-            tuple(sum(batch.by_source[source] for batch in made) for source in range(len(self.data.sources))),
-            self.data.epochs_at(skip_offset(stop - 1, self.skipped) + 1),
+            tuple(sum(batch.tokens_by_source[source] for batch in made) for source in range(len(self.data.sources))),
+            self.data.epochs_after(skip_offset(stop - 1, self.skipped) + 1),
         )
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ def precompute_ref_log_probs(model: Decoder, data: PackedDataset, micro: int, de
     was_training = model.training
     model.eval()
     with force_eager():
-        batches = validation_batches(data, len(data.rows), micro)
+        batches = validation_batches(data, len(data.layout), micro)
         table = compute_ref_log_probs(model, batches, data.examples.count, torch.device(decision.device))
     model.train(was_training)
     cache.parent.mkdir(parents=True, exist_ok=True)

@@ -233,7 +233,7 @@ class Trainer:
         if micro == 1 or not self.work.ranks.alone:
             rows = "one row" if micro == 1 else f"one batch of {micro} rows"
             raise FledgeError(
-                f"{rows} of {self.work.train.row_length:,} tokens does not fit into memory ({error})",
+                f"{rows} of {self.work.train.packed_length:,} tokens does not fit into memory ({error})",
                 where="batch.micro_batch_size",
                 hint="set a smaller batch.micro_batch_size, runtime.activation_checkpointing to full, a shorter "
                 "data.max_seq_len, or a smaller model",
@@ -259,7 +259,7 @@ class Trainer:
         before, state.seconds = state.seconds, time.monotonic() - self._started
         peak = (work.decision.matmul_peak or 0.0) * work.ranks.world_size
         resources = system_metrics(
-            update, state, work.extent.steps, before, self._spent, self.cost, work.train.row_length, peak,
+            update, state, work.extent.steps, before, self._spent, self.cost, work.train.packed_length, peak,
             work.directory.root,
         )  # fmt: skip
         self._spent = {}

@@ -21,18 +21,18 @@ EVAL_SUMS: tuple[str, ...] = ("nll", "correct", "weight", "pairs", "loss", "byte
 
 def validation_batches(data: PackedDataset, rows: int, micro: int) -> Iterator[Batch]:
     """The first `rows` packed rows, always the same ones."""
-    count = min(rows, len(data.rows))
+    count = min(rows, len(data.layout))
     for start in range(0, count, micro):
         yield data.assemble(list(range(start, min(start + micro, count))))
 
 
 def shared_batches(data: PackedDataset, rows: int, micro: int, ranks: DistributedContext) -> Iterator[tuple[Batch, bool]]:
     """This rank's share of them: each `ranks.size`-th. All ranks get equally many; with each comes whether it counts."""
-    batches = list(range(0, min(rows, len(data.rows)), micro))
+    batches = list(range(0, min(rows, len(data.layout)), micro))
     for first in range(0, len(batches), ranks.world_size):
         number = first + ranks.rank
         start = batches[min(number, len(batches) - 1)]
-        yield data.assemble(list(range(start, min(start + micro, rows, len(data.rows))))), number < len(batches)
+        yield data.assemble(list(range(start, min(start + micro, rows, len(data.layout))))), number < len(batches)
 
 
 def _chosen_only(batch: Batch) -> Batch:

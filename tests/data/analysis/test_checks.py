@@ -9,8 +9,10 @@ from tokenizers import Tokenizer as Core
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from fledge.data.analysis.checks import CHECKS, CheckContext, Finding, findings
-from fledge.data.analysis.statistics import stage_statistics
+from fledge.data.analysis.check_context import CheckContext
+from fledge.data.analysis.checks import CHECKS, findings
+from fledge.data.analysis.findings import Finding
+from fledge.data.analysis.stage_statistics import stage_statistics
 from fledge.tokenizer import Tokenizer, load_tokenizer
 from tests.support.sources import UNCLEANED, jsonl, prepare
 
@@ -63,9 +65,9 @@ def test_every_check_has_a_name_of_its_own() -> None:
 
 def test_more_dropped_rows_than_allowed(tmp_path: Path, chatml: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", [*rows(8), row("x", ""), row("y", "")])
-    finding = the("dropped", found("sft", file, chatml, {"max_dropped": 0.1}))
+    finding = the("dropped", found("sft", file, chatml, {"max_drop_fraction": 0.1}))
     assert finding.level == "error" and "2 of 10 rows (20.0%)" in finding.message and finding.where == f"{file}:9"
-    assert not found("sft", file, chatml, {"max_dropped": 0.2})
+    assert not found("sft", file, chatml, {"max_drop_fraction": 0.2})
     assert the("dropped", found("sft", file, chatml)).level == "warning"
 
 
@@ -121,8 +123,8 @@ def test_rows_that_are_trained_and_validated(tmp_path: Path, chatml: Tokenizer) 
 
 def test_tokens_that_the_model_does_not_know(tmp_path: Path, chatml: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", rows(4))
-    assert "the model knows 100 tokens" in the("vocabulary", found("sft", file, chatml, {"vocabulary": 100})).message
-    assert not found("sft", file, chatml, {"vocabulary": chatml.vocab_size})
+    assert "the model knows 100 tokens" in the("vocabulary", found("sft", file, chatml, {"vocab_size": 100})).message
+    assert not found("sft", file, chatml, {"vocab_size": chatml.vocab_size})
 
 
 def test_unknown_tokens(tmp_path: Path) -> None:

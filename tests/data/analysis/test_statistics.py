@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.data import StageDataset, collect, encode
-from fledge.data.analysis.checks import CheckContext, findings
+from fledge.data.analysis.check_context import CheckContext
+from fledge.data.analysis.checks import findings
+from fledge.data.analysis.lengths import PERCENTILES, Lengths
 from fledge.data.analysis.pre_tokenization import Measured, measure, measure_near
-from fledge.data.analysis.statistics import PERCENTILES, Lengths, SourceStatistics, StageStatistics, stage_statistics
-from fledge.data.build.shards import BuildPlan
+from fledge.data.analysis.stage_statistics import stage_statistics
+from fledge.data.analysis.statistics import SourceStatistics, StageStatistics
 from fledge.tokenizer import Tokenizer
 from tests.support.sources import jsonl, stage_of
 
@@ -26,7 +28,7 @@ def statistics(
     stage = stage_of(kind, train, **data)
     collected = collect(stage, "x", SEED)
     measured = measure(collected, tokenizer, lambda _: None)
-    made = encode(collected, stage, "x", tokenizer, SEED)
+    made = encode(collected, tokenizer)
     return stage_statistics(made, measured), made, measured
 
 
@@ -63,7 +65,7 @@ def test_rows_columns_languages_and_openings_are_counted(tmp_path: Path, chatml:
     clean = {"exact_duplicates": True}
     made, *_ = statistics("sft", jsonl(tmp_path / "a.jsonl", rows), chatml, clean=clean)
     source = only(made)
-    assert (source.rows, source.used, source.exact_duplicates) == (11, 10, 1)
+    assert (source.rows, source.used_rows, source.exact_duplicates) == (11, 10, 1)
     assert source.dropped == {"exact duplicate": 1}
     assert source.schemas == {"alpaca": 11}
     assert source.columns["input"] == {"missing": 1, "null": 3, "empty": 7}
@@ -113,17 +115,17 @@ def test_lengths_are_of_whole_conversations_and_say_what_fits(tmp_path: Path, ch
     expected = [len(tokens) for tokens, _ in (data.train.examples.sequence(n) for n in range(2))]
     assert source.tokens.percentiles["p1"] == expected[0] and source.tokens.percentiles["p50"] == expected[1]
     assert source.tokens.percentiles["max"] > 200
-    assert source.fit.share == 0.5 and source.fit.truncated == 2 and source.fit.tokens_lost > 0
+    assert source.fit.share == 0.5 and source.fit.truncated_rows == 2 and source.fit.lost_tokens > 0
     assert source.training.ended_share == 0.5
     assert source.training.tokens == int(np.diff(data.train.examples.offsets).sum())
-    assert source.training.target_tokens == data.train.supervised
+    assert source.training.target_tokens == data.train.num_target_tokens
 
 
 def test_documents_are_never_cut(tmp_path: Path, chatml: Tokenizer) -> None:
     made, *_ = statistics("pretrain", jsonl(tmp_path / "a.jsonl", [{"text": "word " * 300}, {"text": "short text"}]), chatml)
     source = only(made)
     assert source.fit is not None and source.training is not None and source.answers is None
-    assert source.fit.share == 0.5 and source.fit.tokens_lost == 0 and source.fit.split >= 1
+    assert source.fit.share == 0.5 and source.fit.lost_tokens == 0 and source.fit.split_rows >= 1
     assert source.training.ended_share is None and made.epoch.identity_share is None
 
 
@@ -132,8 +134,8 @@ def test_an_epoch_has_its_steps_and_shares(tmp_path: Path, chatml: Tokenizer) ->
     two = jsonl(tmp_path / "two.jsonl", [row("Who are you?", f"I am an assistant, number {n}.") for n in range(4)])
     made, data, _ = statistics("sft", [{"path": str(one)}, {"path": str(two), "repeat": 3}], chatml)
     epoch = made.epoch
-    assert epoch.examples == 24 and epoch.rows == len(data.train) and epoch.steps == math.ceil(epoch.rows / 16)
-    assert epoch.padding_share == pytest.approx(1 - epoch.tokens / (epoch.rows * epoch.row_length))
+    assert epoch.examples == 24 and epoch.packed_rows == len(data.train) and epoch.steps == math.ceil(epoch.packed_rows / 16)
+    assert epoch.padding_share == pytest.approx(1 - epoch.tokens / (epoch.packed_rows * epoch.packed_length))
     assert [entry.examples for entry in made.mixture] == [12, 12] and made.mixture[1].passes == 3
     assert sum(entry.token_share for entry in made.mixture) == pytest.approx(1)
     assert epoch.identity_share == 0.5
@@ -145,9 +147,9 @@ def test_shards_make_no_difference(tmp_path: Path, chatml: Tokenizer, monkeypatc
     files = [str(jsonl(tmp_path / "a.jsonl", rows)), str(jsonl(tmp_path / "b.jsonl", [*rows[:9], row("x", "y")]))]
     settings = {"clean": {"exact_duplicates": True}, "validation": 0.1}
     one, data, _ = statistics("sft", files, chatml, **settings)
-    monkeypatch.setattr("fledge.data.build.shards.SHARD_BYTES", 700)
+    monkeypatch.setattr("fledge.data.build.plan.SHARD_BYTES", 700)
     many, pieces, _ = statistics("sft", files, chatml, **settings)
-    shards = [BuildPlan.read(made.folder / "build_plan.json").shards for made in (data, pieces)]
+    shards = [made.plan.shards for made in (data, pieces)]
     assert len(shards[0]) == 2 and len(shards[1]) > 8
     assert many == one
     both = [findings(CheckContext(made, found, chatml)) for made, found in ((data, one), (pieces, many))]
@@ -156,10 +158,10 @@ def test_shards_make_no_difference(tmp_path: Path, chatml: Tokenizer, monkeypatc
 
 def test_measuring_changes_nothing_that_training_sees(tmp_path: Path, chatml: Tokenizer) -> None:
     stage = stage_of("sft", jsonl(tmp_path / "a.jsonl", [row(f"q {n}", f"a {n}") for n in range(9)]), validation=0.3)
-    plain = encode(collect(stage, "x", SEED), stage, "x", chatml, SEED)
+    plain = encode(collect(stage, "x", SEED), chatml)
     _, data, _ = statistics("sft", str(tmp_path / "a.jsonl"), chatml, validation=0.3)
     assert data.train.fingerprint() == plain.train.fingerprint()
-    assert data.account() == plain.account()
+    assert data.as_dict() == plain.as_dict()
 
 
 def test_real_alpaca_has_its_duplicates_and_its_empty_inputs(shared_data: Path, chatml: Tokenizer) -> None:
@@ -167,7 +169,7 @@ def test_real_alpaca_has_its_duplicates_and_its_empty_inputs(shared_data: Path, 
     sources = [{"path": str(folder / f"{name}.json")} for name in ("alpaca_en_demo", "alpaca_zh_demo", "identity")]
     stage = stage_of("sft", sources, clean={})
     collected = collect(stage, "x", SEED)
-    made = stage_statistics(encode(collected, stage, "x", chatml, SEED))
+    made = stage_statistics(encode(collected, chatml))
     assert [source.exact_duplicates for source in made.sources] == [14, 8, 0]
     assert made.sources[0].columns["input"]["empty"] == 587
     assert made.sources[2].noticed["unfilled placeholder"] == 85
