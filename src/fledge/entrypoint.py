@@ -1,5 +1,6 @@
-"""`fledge train`, as the command and the workers of a cluster do it: load, join the other processes, run, report."""
+"""`fledge train` as the command line and the workers of a cluster run it: load, join the other processes, train, report."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from fledge.run.stopping import SignalHandler
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """What the command line says about a run: recipes, keys that override theirs, and how to go on."""
+    """A training as the command line names it: recipe files, keys that override theirs, keys that may change on resume."""
 
     recipes: tuple[str, ...]
     overrides: tuple[tuple[str, str], ...] = ()
@@ -21,9 +22,10 @@ class TrainCommand:
     quiet: bool = False
 
     def run(self, stopping: SignalHandler) -> None:
-        """Train as one of the ranks that the environment tells of, or alone; the first one writes the report.
+        """Train as one rank of the process group that the environment describes, or alone. The main process writes the report.
 
-        `stopping` listens for signals. They wait while libraries are loaded, some of which swallow whatever is raised."""
+        `stopping` listens for signals. They wait while libraries are loaded, some of which swallow whatever is raised.
+        """
         from fledge.recipe import load_recipe
         from fledge.run import Console
 
@@ -36,7 +38,7 @@ class TrainCommand:
         console = Console(quiet=self.quiet or not ranks.is_main_process)
         try:
             run = Pipeline(recipe, console, allow=self.allow, ranks=ranks).run(resume=self.resume)
-        except RuntimeError as error:  # from within a divided model
+        except RuntimeError as error:  # from within a sharded model
             if ranks.alone or not is_peer_lost_error(error):
                 raise
             raise PeerLostError from error
@@ -45,50 +47,59 @@ class TrainCommand:
         ranks.destroy()
 
 
+def train_in_folder(training: TrainCommand, folder: str) -> None:
+    """Train in a folder that the recipe's paths are relative to, as a worker of a cluster does."""
+    os.chdir(folder)
+    with SignalHandler(lambda message: None, "stopped on request") as stopping:
+        training.run(stopping)
+
+
 def write_report_and_summarise(run: Path) -> None:
-    """Write the report of a run, and say what came of it."""
-    from rich.console import Console as Rich
+    """Write the report of a run and print its summary."""
+    from rich.console import Console as RichConsole
 
     from fledge.report import stage_table, write_report
 
     report = write_report(run)
-    Rich().print(stage_table(run))
+    RichConsole().print(stage_table(run))
     print(f"report: {report}")
     print(f"talk to it: fledge chat {run}")
 
 
-def to_stderr(text: str) -> None:
-    """For a person at a terminal."""
-    print(f"fledge: {text}", file=sys.stderr)
+def to_stderr(message: str) -> None:
+    """Print a message for the person at the terminal."""
+    print(f"fledge: {message}", file=sys.stderr)
 
 
 def exit_code(
-    act: Callable[[], int | None],
+    action: Callable[[], int | None],
     debug: bool = False,
-    at_end: Callable[[], None] = lambda: None,
-    say: Callable[[str], None] = to_stderr,
+    on_interrupt: Callable[[], None] = lambda: None,
+    log: Callable[[str], None] = to_stderr,
 ) -> int:
-    """Do something and say what went wrong; returns 0 or what `act` gives, 2 for an error that the user can mend,
-    128 + the number of the signal (130, 143) for an interruption, 3 where another process of the run has ended.
+    """Run `action`, log what went wrong, and return the exit code of the process.
 
-    `debug` shows the traceback of errors; `at_end` is called first after an interruption."""
+    The code is what `action` returns (0 for None), 2 for an error that the user can mend, 128 + the signal's number (130, 143)
+    after an interruption, and 3 where another process of the run has ended. `debug` prints the traceback of errors;
+    `on_interrupt` is called first after an interruption.
+    """
     try:
-        return act() or 0
+        return action() or 0
     except PeerLostError as error:
-        say(error.text())
+        log(error.text())
         return EXIT_PEER_LOST
     except FledgeError as error:
         if debug:
             traceback.print_exc()
-        say(error.text())
-    except KeyboardInterrupt as stop:  # from a run: in good order
-        at_end()
-        say(getattr(stop, "text", "interrupted"))
+        log(error.text())
+    except KeyboardInterrupt as stop:  # a run that stopped in good order brings its message and signal
+        on_interrupt()
+        log(getattr(stop, "text", "interrupted"))
         return 128 + getattr(stop, "number", 2)
     except BrokenPipeError:
         return 0
     except OSError as error:
         if debug:
             traceback.print_exc()
-        say(f"{error.filename or 'a file'}: {error.strerror or error}")
+        log(f"{error.filename or 'a file'}: {error.strerror or error}")
     return 2

@@ -102,7 +102,7 @@ class Pipeline:
         cannot be."""
         self._check(resume)
         try:
-            with self._startup.part("data"):
+            with self._startup.phase("data"):
                 tokenizer = self.preparation.tokenizer(self.directory.tokenizer)
                 prepared = {name: self._prepare(name, tokenizer) for name in self._open_stages()}
         except FledgeError:
@@ -217,7 +217,7 @@ def _resume_hint(recipe: Path, changes: Changes) -> str:
     if changes.rejected:
         keys = ", ".join(change.key for change in changes.rejected[:3])
         return f"{keys} cannot change in a run that has begun: choose another --name, or go on with `fledge train {recipe}`"
-    allow = " ".join(f"--allow {change.key}" for change in changes.needs_allow)
+    allow = " ".join(f"--allow-change {change.key}" for change in changes.needs_allow)
     return f"go on with them: {allow}; or without them: `fledge train {recipe}`; or choose another --name"
 
 

@@ -1,8 +1,6 @@
 """What a run needs before it begins, in this order: the rows of its stages, the tokenizer, the tokens of its stages, and the
 plan of each stage with the sizes of its model."""
 
-import re
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,16 +9,13 @@ from typing import Any
 import xxhash
 
 from fledge.data import CollectedRows, StageDataset, collect, encode, is_complete, load_built_dataset
-from fledge.data.build.directory import check_unchanged, drop_items
 from fledge.data.build.executors import Executor, ProcessPoolExecutor
-from fledge.data.build.plan import plan_build
 from fledge.errors import FledgeError
 from fledge.plan import StagePlan, check_settings_have_effect, plan_stage, with_recorded_settings
 from fledge.plan.horizon import TrainingHorizon
-from fledge.recipe import ModelConfig, Recipe, Stage, differences, load_recipe, to_yaml
+from fledge.recipe import ModelConfig, Recipe, Stage, differences, load_recipe
 from fledge.recipe.schema import BatchConfig, PreferenceStage
-from fledge.run import exclusive_lock, write_text
-from fledge.run.directory import read_json
+from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 
@@ -191,7 +186,9 @@ class Preparation:
             raise FledgeError(error.what, where=f"stages.{name}.{error.where}", hint=error.hint) from None
         stops = stage.early_stopping
         if data.validation is None and (stops.patience or stops.target_loss or stage.select_checkpoint == "best"):
-            raise FledgeError("early stopping and keep: best need validation data", where=f"stages.{name}.data.validation")
+            raise FledgeError(
+                "early_stopping and select_checkpoint: best need validation data", where=f"stages.{name}.data.validation"
+            )
         return PreparedStage(name, stage, data, plan, reach)
 
     def _batch(self, name: str, config: ModelConfig, tokenizer: Tokenizer, data: StageDataset) -> tuple[BatchConfig, list[str]]:
@@ -219,56 +216,9 @@ class Preparation:
         return plan if "micro_rows" in plan else None
 
 
-def build(recipe: Recipe, out: Path, executor: Executor | None, say: Callable[[str], None]) -> dict[str, StageDataset]:
-    """Build the data of all stages into `out`, to train from with `built: out`; an interrupted build goes on.
-
-    FledgeError where `out` holds complete data of another recipe or of files that have changed since."""
-    recipe = recipe.model_copy(update={"built_dataset": None})
-    _check_tokenizer_fits(out)
-    with exclusive_lock(out.with_name(f".{out.name}.lock"), out):
-        preparation = Preparation(recipe, say, lambda name: out / name, begun=True, executor=executor)
-        complete = [name for name in recipe.stages if is_complete(out / name)]
-        plans = {name: plan_build(stage, name, preparation.seed(name)) for name, stage in recipe.stages.items()}
-        if complete:
-            _check_same_tokenizer(recipe, out)
-        else:
-            shutil.rmtree(out / "tokenizer", ignore_errors=True)
-        for name in complete:
-            check_unchanged(out / name, plans[name])
-        write_text(out / "recipe.yaml", to_yaml(recipe))
-        tokenizer = preparation.tokenizer(out / "tokenizer")
-        datasets = {}
-        for name in recipe.stages:
-            datasets[name] = preparation.stage_data(name, tokenizer)
-            save_tokenizer_once(tokenizer, out / "tokenizer")
-        for name in recipe.stages:
-            drop_items(out / name)
-        return datasets
-
-
 def save_tokenizer_once(tokenizer: Tokenizer, folder: Path) -> None:
-    """Save it in one piece, unless it is there."""
+    """Save the tokenizer into a folder in one piece, unless it is there already."""
     if not (folder / "tokenizer_config.json").exists():
-        beside = folder.with_name(f".{folder.name}")
-        tokenizer.save(beside)
-        beside.replace(folder)
-
-
-def _check_tokenizer_fits(out: Path) -> None:
-    """FledgeError for a folder with anything but a build in it."""
-    if (out / "environment.json").exists():
-        raise FledgeError("this is the directory of a run", where=str(out), hint="choose another --out")
-    if out.exists() and not (out / "recipe.yaml").exists() and any(out.iterdir()):
-        raise FledgeError("this folder is not empty", where=str(out), hint="choose another --out")
-
-
-def _check_same_tokenizer(recipe: Recipe, out: Path) -> None:
-    """FledgeError where what matters for the data differs from the recipe that was built."""
-    matters = re.compile(r"seed|tokenizer\b.*|model\.path|stages\.[^.]+\.(data\b.*|kind|start)")
-    changed = [line for line in differences(load_recipe([str(out / "recipe.yaml")]), recipe) if matters.match(line)]
-    if changed:
-        raise FledgeError(
-            "this directory holds the data of another recipe:\n  " + "\n  ".join(changed),
-            where=str(out),
-            hint="choose another --out, or remove it",
-        )
+        tmp_path = folder.with_name(f".{folder.name}")
+        tokenizer.save(tmp_path)
+        tmp_path.replace(folder)

@@ -12,8 +12,7 @@ from fledge.model.decoder import Decoder
 from fledge.pipeline import Pipeline
 from fledge.recipe import ModelConfig, Recipe, load_recipe, recipe_from_dict
 from fledge.recipe.schema import OptimizerConfig, RuntimeConfig
-from fledge.run import Console, StageDirectory, write_json
-from fledge.run.directory import RunDirectory, read_json
+from fledge.run import Console, RunDirectory, StageDirectory, read_json, write_json
 from fledge.tokenizer import Message, Tokenizer
 from fledge.world import Question, Sizes, build, correct, correct_content, habits, load_questions
 

@@ -30,9 +30,9 @@ from fledge.recipe.resume_policy import Change
 from fledge.recipe.schema import PreferenceStage
 from fledge.run import Console, StageDirectory, write_json
 from fledge.run.alerts import Alerts
-from fledge.run.directory import read_json
 from fledge.run.startup import StartupTimer
 from fledge.run.stopping import SignalHandler
+from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer
 from fledge.train.reference import precompute_ref_log_probs
 from fledge.train.trainer import Objective, TrainContext, Trainer
@@ -59,7 +59,7 @@ class RunContext:
 
     def timed(self, name: str) -> AbstractContextManager[None]:
         """Time that belongs to a part of the start."""
-        return nullcontext() if self.startup is None else self.startup.part(name)
+        return nullcontext() if self.startup is None else self.startup.phase(name)
 
     def take_startup_report(self) -> StartupTimer | None:
         """Where the time before the first step of all went; told once."""
@@ -131,7 +131,7 @@ class StageRunner:
         done = {"order": self.order, "model": str(chosen), "step": state.step, "seconds": state.seconds,
                 "wall_seconds": round(time.monotonic() - started, 3), "stop": state.stop_reason}  # fmt: skip
         if self.ranks.is_main_process:
-            write_json(self.directory.done, done)
+            write_json(self.directory.result_file, done)
         return done
 
     def _train(
@@ -291,8 +291,8 @@ class StageRunner:
         def examine(model: Decoder, step: int) -> dict[str, Any]:
             with force_eager():
                 checked = run_cases(model, self.tokenizer, cases, sampling)
-            before = previous_failures(self.directory.regression, step)
-            write_failing(checked, self.directory.regression / f"{step_name(step)}.jsonl")
+            before = previous_failures(self.directory.prompt_tests, step)
+            write_failing(checked, self.directory.prompt_tests / f"{step_name(step)}.jsonl")
             return summary(checked, before)
 
         return examine

@@ -62,7 +62,7 @@ def test_generate_and_chat_answer_from_a_run(finished: Path) -> None:
 
 def test_data_show_paints_what_is_trained(world: Path, tmp_path: Path) -> None:
     file = tiny_run.write(tmp_path / "r.yaml", tiny_run.tree(world, tmp_path))
-    shown = fledge("data", "show", file, "--stage", "dpo", "--count", 1)
+    shown = fledge("data", "show", file, "--stage", "dpo", "--limit", 1)
     assert shown.returncode == 0, shown.stderr
     assert "chosen" in shown.stdout and "rejected" in shown.stdout and "<|im_end|>" in shown.stdout
     refused(fledge("data", "show", file, "--stage", "sftt"), "no stage 'sftt'", "it has pretrain, sft, dpo")

@@ -15,7 +15,7 @@ import pytest
 from fledge.checkpoint.checkpoint import verify
 from fledge.distributed.context import DistributedContext
 from fledge.entrypoint import TrainCommand
-from fledge.launch.cluster import submit
+from fledge.launch.slurm import submit
 from fledge.pipeline import Pipeline
 from fledge.recipe import recipe_from_dict
 from fledge.run import Console, read_events
@@ -82,8 +82,8 @@ def test_what_is_wrong_is_said_once(world: Path, tmp_path: Path) -> None:
 WRONG = [
     (["--processes", "0"], "--processes: it must be at least 1"),
     (["--nodes", "2"], "--nodes: this is for Slurm jobs"),
-    (["--slurm", "partition=gpu", "--cluster", "ray"], "--slurm: this is for Slurm jobs"),
-    (["--restarts", "-1"], "--restarts: it cannot be negative"),
+    (["--slurm-option", "partition=gpu", "--cluster", "ray"], "--slurm-option: this is for Slurm jobs"),
+    (["--max-restarts", "-1"], "--max-restarts: it cannot be negative"),
     (["--cluster", "slurm"], "sbatch was not found"),
 ]
 

@@ -146,7 +146,7 @@ def test_a_run_goes_on_with_what_was_allowed_and_says_so(
     key = "stages.sft.optimizer.learning_rate"
     with pytest.raises(FledgeError, match=r"stages.sft.optimizer.learning_rate: 0.001 -> 1e-05") as caught:
         Pipeline(recipe_from_dict(changed), QUIET).run()
-    assert f"--allow {key}" in (caught.value.hint or "")
+    assert f"--allow-change {key}" in (caught.value.hint or "")
     run = Pipeline(recipe_from_dict(changed), QUIET, allow=[key]).run()
     events = [json.loads(line) for line in (run / "sft" / "events.jsonl").read_text().splitlines()]
     told = [event for event in events if event["kind"] == "recipe_changed"]

@@ -14,7 +14,7 @@ from fledge.recipe.foreign.renamed import RENAMED
 from fledge.recipe.foreign.synonyms import SYNONYMS
 from fledge.recipe.schema import Recipe as Schema
 
-END = "ready to be copied; what is not in it has fledge's defaults:\n\n"
+END = "ready to copy; all other keys keep fledge's defaults:\n\n"
 
 FOLDER = Path(__file__).parent / "configurations"
 TRAINERS = {
@@ -61,7 +61,7 @@ def keys_of(tree: dict[str, Any]) -> list[str]:
 def test_every_key_is_answered_with_its_line_and_the_recipe_loads(tmp_path: Path, name: str) -> None:
     text = sample(name)
     said, recipe = answered(tmp_path, text)
-    assert said.startswith(f"this looks like a configuration of {TRAINERS[name]}: a recipe of fledge has stages.")
+    assert said.startswith(f"this looks like a configuration of {TRAINERS[name]}, not a recipe of fledge.")
     answers = said.split(END)[0]
     for key in keys_of(yaml.safe_load(text.replace("\t", " "))):
         line = next((line for line in answers.splitlines() if f" {key}: " in line), "")
@@ -95,7 +95,7 @@ def test_a_dpo_configuration_becomes_a_preference_stage_and_says_that_adapters_a
     assert (stage.beta, stage.loss_type, stage.sft_loss_weight) == (0.1, "sigmoid", 0.2)
     assert (stage.data.train[0].registry, stage.batch.gradient_accumulation_steps) == ("../data/dataset_info.json", 8)
     assert "finetuning_type: lora, lora_rank: 8, lora_target: all → adapters are not there yet" in said
-    assert "# a rate for adapters; a tenth of it for the whole model" in said
+    assert "# a learning rate for adapters; full training takes about a tenth of it" in said
 
 
 def test_training_arguments_in_json_become_the_same_recipe(tmp_path: Path) -> None:
@@ -106,8 +106,8 @@ def test_training_arguments_in_json_become_the_same_recipe(tmp_path: Path) -> No
     assert (stage.schedule.name, stage.schedule.min_lr, stage.schedule.warmup) == ("cosine", "10%", 0)
     assert (stage.select_checkpoint, stage.checkpoint.keep_last, stage.label_smoothing) == ("best", 3, 0.1)
     assert (stage.duration, recipe.runtime.precision) == ("3 epochs", "fp32")
-    assert "c.json:24: neftune_noise_alpha: null → leave it out; it is empty" in said
-    assert "c.json:25: seed: 42 → the same here" in said
+    assert "c.json:25: neftune_noise_alpha: null → leave it out; it is empty" in said
+    assert "c.json:26: seed: 42 → the same here" in said
 
 
 def test_sections_named_after_stages_become_these_stages(tmp_path: Path) -> None:
@@ -119,14 +119,12 @@ def test_sections_named_after_stages_become_these_stages(tmp_path: Path) -> None
     assert (first.optimizer.name, first.schedule.min_lr, first.batch.micro_batch_size) == ("adamw", 1e-5, 64)
     assert isinstance(sft, SftStage)
     assert (sft.label_smoothing, sft.early_stopping.patience, sft.early_stopping.threshold) == (0.1, 3, 1e-4)
-    assert (sft.schedule.min_lr, sft.select_checkpoint, sft.data.validation[0].path) == (
-        2e-6,
-        "best",
-        "data/sft_val_data.jsonl",
-    )  # type: ignore[index]
+    assert (sft.schedule.min_lr, sft.select_checkpoint) == (2e-6, "best")
+    assert isinstance(sft.data.validation, list)
+    assert [source.path for source in sft.data.validation] == ["data/sft_val_data.jsonl"]
     assert isinstance(dpo, PreferenceStage)
     assert (dpo.beta, dpo.duration, dpo.data.max_seq_len) == (0.5, "2 epochs", 512)
-    assert "0.1 if this one was for their mean" in said
+    assert "write 0.1 if this one was made for the mean" in said
     assert (
         "sft.model_path: path/to/pretrained_model.pt → leave it out; a stage starts from the model of the stage before" in said
     )
@@ -137,7 +135,7 @@ def test_a_one_cycle_configuration_says_what_its_highest_rate_is(tmp_path: Path)
     stage = recipe.stages["sft"]
     assert (stage.schedule.name, stage.schedule.div_factor, stage.schedule.warmup) == ("onecycle", 25, 300)
     assert (stage.optimizer.learning_rate, stage.data.max_seq_len, stage.checkpoint.keep_last) == (5e-5, 256, 5)
-    assert "where max_lr was div_factor × learning rate, write learning_rate: 0.00125, the highest rate" in said
+    assert "if your max_lr was div_factor × learning rate, write learning_rate: 0.00125" in said
     assert "a model is a directory with config.json and model.safetensors, not a .bin file" in said
     assert [source.path for source in stage.data.clean.decontaminate_against] == ["data/sft_test_dataset.parquet"]
 
@@ -158,9 +156,9 @@ def test_a_recipe_that_only_lacks_stages_is_told_where_its_keys_belong(tmp_path:
 
 def test_a_key_that_nobody_knows_gets_the_nearest_spelling(tmp_path: Path) -> None:
     said, recipe = answered(tmp_path, sample("llama-factory-sft.yaml") + "num_train_epoch: 3\nqqqq: 1\nseed: 1\nseed: 2\n")
-    assert "c.yaml:38: num_train_epoch: 3 → not known here; did you mean 'num_train_epochs'?" in said
-    assert "c.yaml:39: qqqq: 1 → not known here\n" in said
-    assert "1. c.yaml:41: the key 'seed' is written twice" in said
+    assert "c.yaml:39: num_train_epoch: 3 → not known here; did you mean 'num_train_epochs'?" in said
+    assert "c.yaml:40: qqqq: 1 → not known here\n" in said
+    assert "1. c.yaml:42: the key 'seed' is written twice" in said
     assert recipe.seed == 2
 
 
@@ -168,7 +166,7 @@ def test_keys_that_contradict_each_other_are_told_and_the_first_one_holds(tmp_pa
     said, recipe = answered(tmp_path, "num_train_epochs: 1\nmax_length: 256\ncutoff_len: 128\nmin_lr: 1\nlearning_rate: 1e-4\n")
     assert "c.yaml:3: cutoff_len: 128 → leave it out; 'max_length' says data.max_seq_len already" in said
     assert (
-        "c.yaml:4: min_lr: 1 → left out of the recipe below: schedule.min_lr 1.0 is above optimizer.learning_rate 0.0001"
+        "c.yaml:4: min_lr: 1 → left out of the recipe below: stages.sft: schedule.min_lr 1.0 is above optimizer.learning_rate"
         in said
     )
     assert recipe.stages["sft"].data.max_seq_len == 256
@@ -192,10 +190,10 @@ def test_a_recipe_without_stages_and_without_foreign_keys_is_asked_for_stages() 
         recipe_from_dict({"machine": {"device": "cpu"}})
 
 
-SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(-5, 5000), st.floats(0, 10), st.sampled_from(["cosine", "a.jsonl", "x/y", "bf16", "dpo", "26m"]),
-    st.text(max_size=6), st.lists(st.sampled_from(["a.jsonl", "b/c"]), max_size=2),
-)  # fmt: skip
+WORDS = st.sampled_from(["cosine", "a.jsonl", "x/y", "bf16", "dpo", "26m"])
+LISTS = st.lists(st.sampled_from(["a.jsonl", "b/c"]), max_size=2)
+NUMBERS = st.one_of(st.integers(-5, 5000), st.floats(0, 10))
+SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, WORDS, st.text(max_size=6), LISTS)
 NAMES = st.sampled_from(
     [*SYNONYMS, *Schema.model_fields, *RENAMED[Schema], "data", "optimizer", "training", "beta", "path"]
 ).filter(lambda name: name != "stages")

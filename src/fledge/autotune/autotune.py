@@ -78,7 +78,7 @@ def autotune(
     device = chosen_device(config)
     model.to(device).train()
     work = ProbeWorkload(model, batch.to(torch.device(device)), objective, device)
-    measured = BenchmarkCache(measurements_key(work, config), say, again=config.autotune == "refresh")
+    measured = BenchmarkCache(measurements_key(work, config), say, remeasure=config.autotune == "refresh")
     decision = AutotuneSearch(config, work, measured, micro_steps, say).decision()
     model.compute_dtype = DTYPES[decision.precision]
     model.set_attention_backend(decision.attention)

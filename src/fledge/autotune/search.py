@@ -76,18 +76,18 @@ class AutotuneSearch:
     def _keep(self, load: float) -> None:
         measured = self.measured
         if measured.new and measured.recalled:
-            self.evidence["measured"] = f"partly before on this machine ({measured.when})"
+            self.evidence["measured"] = f"partly before on this machine ({measured.measured_at})"
         elif measured.new:
             self.evidence["measured"] = "in this run"
         else:
-            self.evidence["measured"] = f"before on this machine ({measured.when})"
+            self.evidence["measured"] = f"before on this machine ({measured.measured_at})"
             self.say(f"as measured {self.evidence['measured']}; --runtime.autotune again measures anew")
         if measured.new:
             self.evidence["load"] = round(load, 2)
             if self.work.device == "cpu" and too_busy(load, cores()):
                 self.say(f"note: the machine is busy (load {load:.1f}): what was measured is not kept for later runs")
             else:
-                measured.keep()
+                measured.save()
 
     # -- threads ----------------------------------------------------------------------------------------------------
 

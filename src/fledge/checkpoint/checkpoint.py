@@ -21,7 +21,7 @@ from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import load_sharded, load_unsharded, save_sharded
 from fledge.errors import FledgeError, PeerLostError
 from fledge.model.pretrained import write_tensors
-from fledge.run.directory import write_and_verify
+from fledge.run.text_files import write_and_verify
 
 FORMAT = 1
 SHARDED_OPTIMIZER_DIR = "optimizer"  # folder of what several ranks have written

@@ -15,7 +15,7 @@ from fledge.evaluate.samples import chat_batch
 from fledge.generation.engine import SamplingParams
 from fledge.model.decoder import Decoder
 from fledge.recipe.sections.base import ConfigModel
-from fledge.run.directory import write_text
+from fledge.run.text_files import write_text
 from fledge.tokenizer import Message, Tokenizer
 
 

@@ -1,4 +1,4 @@
-"""The account of every row: totals of each source that add up, and the rows themselves with location, reason and detail."""
+"""The account of every row: totals of each source that add up, and the rows with location, reason and detail."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,15 +16,17 @@ from fledge.data.build.report import report_rows, report_tokens
 from fledge.data.report import source_lines
 from fledge.data.row_events import SAMPLED_STATES, STATES
 from fledge.errors import FledgeError
-from fledge.inspect.row_lookup import events_of
+from fledge.inspect.builds import builds_of
+from fledge.inspect.row_lookup import row_events_of
 from fledge.inspect.row_trace import trace_row
-from fledge.inspect.target import Overrides, Say, builds_of
-from fledge.run.directory import read_json
+from fledge.inspect.target import Overrides
+from fledge.run import Log
+from fledge.run.text_files import read_json
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Which rows are wanted. `source` and `reason` are parts of the name, in any case; None: any."""
+    """A filter on rows. `source` and `reason` match a part of the name, in any case; None matches everything."""
 
     source: str | None = None
     reason: str | None = None
@@ -36,35 +38,35 @@ class Filter:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was asked for."""
+        """Whether the filter matches every row."""
         return self.source is None and self.reason is None and self.state is None
 
-    def takes_source(self, name: str, path: str) -> bool:
-        """Whether a source is wanted."""
+    def matches_source(self, name: str, path: str) -> bool:
+        """Whether the rows of a source may match."""
         return self.source is None or self.source.lower() in f"{name}\n{path}".lower()
 
-    def takes(self, event: dict[str, Any]) -> bool:
-        """Whether an event about a row is wanted."""
-        wanted = self.reason is None or self.reason.lower() in event["reason"].lower()
-        return wanted and self.state in (None, event["state"])
+    def matches(self, event: dict[str, Any]) -> bool:
+        """Whether the recorded event of a row matches."""
+        reason_matches = self.reason is None or self.reason.lower() in event["reason"].lower()
+        return reason_matches and self.state in (None, event["state"])
 
 
 def totals(folder: Path) -> list[dict[str, Any]]:
-    """The sources of a build's data_report.json; of an incomplete one, what is counted up to now."""
+    """The totals of a build's sources, as in data_report.json. For an incomplete build, the rows counted so far."""
     if is_complete(folder):
         return read_json(folder / REPORT_FILE)["sources"]
     build = BuildDirectory.open(folder)
     return report_tokens(report_rows(build), build).as_dict()["sources"]
 
 
-def row_events(folder: Path, wanted: Filter) -> Iterator[dict[str, Any]]:
-    """The wanted events of a build, each with the name of its source."""
+def matching_events(folder: Path, row_filter: Filter) -> Iterator[dict[str, Any]]:
+    """The recorded row events of a build that match the filter, each with the name of its source."""
     build = BuildDirectory.open(folder)
     for shard in sorted(build.plan.shards, key=lambda shard: (shard.source, shard.number)):
         source = build.plan.source_of(shard)
-        if wanted.takes_source(source.name, source.path):
-            for event in events_of(build, shard):
-                if wanted.takes(event):
+        if row_filter.matches_source(source.name, source.path):
+            for event in row_events_of(build, shard):
+                if row_filter.matches(event):
                     yield {"source": source.name, **{key: event[key] for key in ("where", "state", "reason", "detail")},
                            "amount": event.get("amount", 0)}  # fmt: skip
 
@@ -73,42 +75,43 @@ def account(
     targets: Sequence[str],
     overrides: Overrides,
     stage: str | None,
-    wanted: Filter,
+    row_filter: Filter,
     row: str | None,
     limit: int,
     as_json: bool,
-    say: Say,
+    log: Log,
 ) -> None:
-    """Print the account of a run, a built directory or a recipe; the rows where any are asked for; or the way of one row."""
+    """Print the totals of a run, a built directory or a recipe; with a filter also the matching rows; with `row` the trace
+    of one row."""
     if limit < 1:
         raise FledgeError("--limit must be above 0")
-    with builds_of(targets, overrides, stage, say) as builds:
+    with builds_of(targets, overrides, stage, log) as builds:
         if row is not None:
             if builds.error:
                 raise builds.error
             trace_row(builds, row, as_json)
             return
-        every = [_stage(name, folder, wanted, limit) for name, folder in builds.folders.items()]
-        made = [one for one in every if one["sources"]]
-        if wanted.source is not None and not made:
-            raise FledgeError(f"no source is called '{wanted.source}'", where="--source")
+        all_accounts = [_stage(name, folder, row_filter, limit) for name, folder in builds.folders.items()]
+        accounts = [stage_account for stage_account in all_accounts if stage_account["sources"]]
+        if row_filter.source is not None and not accounts:
+            raise FledgeError(f"no source is called '{row_filter.source}'", where="--source")
         if as_json:
-            print(orjson.dumps({"stages": made}, option=orjson.OPT_INDENT_2).decode())
+            print(orjson.dumps({"stages": accounts}, option=orjson.OPT_INDENT_2).decode())
         else:
-            _print(made)
+            _print(accounts)
         if builds.error:
             raise builds.error
 
 
-def _stage(name: str, folder: Path, wanted: Filter, limit: int) -> dict[str, Any]:
-    """One stage's account as JSON: `rows` are at most `limit`, `matching` says how many there are."""
-    sources = [source for source in totals(folder) if wanted.takes_source(source["name"], source["path"])]
-    found: dict[str, Any] = {"stage": name, "sources": sources}
-    if not wanted.empty:
-        events = row_events(folder, wanted)
+def _stage(name: str, folder: Path, row_filter: Filter, limit: int) -> dict[str, Any]:
+    """The account of one stage as JSON values: at most `limit` rows, and the number of `matching` rows."""
+    sources = [source for source in totals(folder) if row_filter.matches_source(source["name"], source["path"])]
+    result: dict[str, Any] = {"stage": name, "sources": sources}
+    if not row_filter.empty:
+        events = matching_events(folder, row_filter)
         shown = list(islice(events, limit))
-        found |= {"rows": shown, "matching": len(shown) + sum(1 for _ in events)}
-    return found
+        result |= {"rows": shown, "matching": len(shown) + sum(1 for _ in events)}
+    return result
 
 
 def _print(stages: Sequence[dict[str, Any]]) -> None:
@@ -116,7 +119,7 @@ def _print(stages: Sequence[dict[str, Any]]) -> None:
     for stage in stages:
         terminal.print(Text(stage["stage"], style="bold"))
         for source in stage["sources"]:
-            terminal.print(Text(f"  {_sum(source)}"))
+            terminal.print(Text(f"  {_sum_line(source)}"))
             for line in source_lines(source)[1:]:
                 terminal.print(Text(f"  {line}", style="dim"))
         if "rows" not in stage:
@@ -137,14 +140,16 @@ def _print(stages: Sequence[dict[str, Any]]) -> None:
             terminal.print(Text("  no such row", style="italic"))
 
 
-def _sum(source: dict[str, Any]) -> str:
-    """`rows = used + dropped`, and what else happened to the used ones."""
-    split = "" if source["split"] == "train" else f" ({source['split']})"
+def _sum_line(source: dict[str, Any]) -> str:
+    """`rows = used + dropped`, with the events of the used rows."""
+    trained = source["split"] == "train"
+    split_label = "" if trained else f" ({source['split']})"
     dropped = sum(source["dropped"].values())
-    more = [f"{source['validation_rows']:,} for validation"] if source["validation_rows"] and source["split"] == "train" else []
-    more += [f"{source[f'{state}_rows']:,} {state}" for state in ("truncated", "shortened", "split") if source[f"{state}_rows"]]
-    used = f"{source['used_rows']:,} used" + (f" ({', '.join(more)})" if more else "")
-    return f"{source['name']}{split}: {source['rows']:,} rows = {used} + {dropped:,} dropped"
+    details = [f"{source['validation_rows']:,} for validation"] if source["validation_rows"] and trained else []
+    counts = {state: source[f"{state}_rows"] for state in ("truncated", "shortened", "split")}
+    details += [f"{count:,} {state}" for state, count in counts.items() if count]
+    used = f"{source['used_rows']:,} used" + (f" ({', '.join(details)})" if details else "")
+    return f"{source['name']}{split_label}: {source['rows']:,} rows = {used} + {dropped:,} dropped"
 
 
 STYLES = {"dropped": "red", "truncated": "yellow", "shortened": "yellow", "split": "yellow"}

@@ -1,4 +1,4 @@
-"""What a look at one stage gives: shown on the terminal, as JSON and as a page."""
+"""The inspection of one stage: its statistics and findings, for the terminal, for JSON and for the page."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +9,11 @@ from fledge.data.analysis.statistics import StageStatistics
 
 @dataclass(frozen=True)
 class StageInspection:
-    """One stage with its numbers and what was found in them."""
+    """The statistics of one stage, with the findings of all checks."""
 
     statistics: StageStatistics
     findings: tuple[Finding, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """The inspection as JSON values."""
         return {**self.statistics.as_dict(), "findings": [finding.as_dict() for finding in self.findings]}

@@ -1,4 +1,4 @@
-"""The way of one row: read, recognised, cleaned, kept or dropped, cut, made tokens, packed."""
+"""The trace of one row: read, parsed, cleaned, kept or dropped, truncated, tokenized, packed."""
 
 from bisect import bisect_right
 from collections.abc import Mapping
@@ -19,18 +19,20 @@ from fledge.data.parsing.detection import schema_name
 from fledge.data.parsing.rows import parse_row
 from fledge.data.reading.records import Record, read
 from fledge.errors import FledgeError
-from fledge.inspect.row_lookup import FoundRow, events_of, find_rows, parse_place
+from fledge.inspect.builds import Builds, OpenBuild, open_build
+from fledge.inspect.row_lookup import LocatedRow, find_rows, parse_row_location, row_events_of
 from fledge.inspect.show import examples_of, legend, print_row
-from fledge.inspect.target import Builds, OpenBuild, open_build
 from fledge.plan.horizon import compute_steps
 
-SHOWN = 200  # characters of what a row holds
+MAX_CHARACTERS = 200  # of a column's value
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where an example is read in the first epoch: packed rows in the order of reading, and the updates (from 1) that read
-    them. None are given for an example that the epoch does not draw."""
+    """One example in the first epoch: its packed rows in the order of reading, and the steps (from 1) that train on them.
+
+    Both are empty when the epoch does not draw the example. `tokens` and `target_tokens` (targets with weight) are counts.
+    """
 
     example: int
     tokens: int
@@ -41,62 +43,62 @@ class Packing:
 
 @dataclass(frozen=True, kw_only=True)
 class RowTrace:
-    """One row of one stage, step by step."""
+    """One row of one stage, step by step. The fields are the keys of `--json`, named as in the data report."""
 
     stage: str
     source: str
     split: str
     where: str
-    read: dict[str, str] = field(default_factory=dict)  # column -> the beginning of what it holds
-    note: str = ""  # why it was not read again
+    read: dict[str, str] = field(default_factory=dict)  # column -> the beginning of its value
+    note: str = ""  # why the file was not read again
     recognised: str = ""
     changed: tuple[dict[str, str], ...] = ()
     dropped: str = ""
     events: tuple[str, ...] = ()  # truncated, shortened, split, noticed
-    side: str = ""  # training, validation, evaluation; empty where it was dropped
+    side: str = ""  # training, validation or evaluation; empty for a dropped row
     packed: tuple[Packing, ...] = ()
 
 
 def trace_row(builds: Builds, row: str, as_json: bool) -> None:
-    """Print the way of a row through every stage that reads it, and its tokens. FledgeError where none does."""
-    place = parse_place(row)
+    """Print the trace of a row through every stage that reads it, with its tokens. Raises FledgeError when no stage does."""
+    location = parse_row_location(row)
     opened = [open_build(name, folder) for name, folder in builds.folders.items()]
-    found = [(one, known) for one in opened for known in find_rows(one, place)]
-    if not found:
+    located = [(build, located_row) for build in opened for located_row in find_rows(build, location)]
+    if not located:
         raise FledgeError("no source has this row", where=f"--row {row}", hint="lines are counted from 1, indices from 0")
-    trails = [trail(one, known) for one, known in found]
+    traces = [build_trace(build, located_row) for build, located_row in located]
     if as_json:
-        print(orjson.dumps({"rows": [asdict(made) for made in trails]}, option=orjson.OPT_INDENT_2).decode())
+        print(orjson.dumps({"rows": [asdict(trace) for trace in traces]}, option=orjson.OPT_INDENT_2).decode())
         return
     terminal = Console(highlight=False)
-    for (one, known), made in zip(found, trails, strict=True):
-        _print(terminal, made)
-        if made.side in ("training", "validation"):
+    for (build, located_row), trace in zip(located, traces, strict=True):
+        _print(terminal, trace)
+        if trace.side in ("training", "validation"):
             terminal.print(Text(legend(terminal), style="italic"))
-            print_row(terminal, one, known.shard.number, known.row)
+            print_row(terminal, build, located_row.shard.number, located_row.row)
 
 
-def trail(opened: OpenBuild, found: FoundRow) -> RowTrace:
-    """What became of a row. The file is read again if it is still as it was."""
-    record, note = _read_again(opened, found)
-    events = [event for event in events_of(opened.build, found.shard) if event["row"] == found.row]
-    drops = [_event_text(event) for event in events if event["state"] == "dropped"]
-    side = "" if drops else _side(opened, found)
-    data = {"training": opened.data.train, "validation": opened.data.validation}.get(side)
-    recognised, changed = _recognised(opened, found, record)
+def build_trace(build: OpenBuild, row: LocatedRow) -> RowTrace:
+    """The trace of one row. Its file is read again, provided that the file has not changed since the build."""
+    record, note = _reread(build, row)
+    events = [event for event in row_events_of(build.directory, row.shard) if event["row"] == row.row]
+    dropped = [_event_text(event) for event in events if event["state"] == "dropped"]
+    side = "" if dropped else _side(build, row)
+    data = {"training": build.data.train, "validation": build.data.validation}.get(side)
+    recognised, changed = _recognised(build, row, record)
     return RowTrace(
-        stage=opened.name,
-        source=found.source.name,
-        split=found.source.split,
-        where=found.where,
+        stage=build.name,
+        source=row.source.name,
+        split=row.source.split,
+        where=row.location,
         read=_columns(record) if record is not None else {},
         note=note,
         recognised=recognised,
         changed=changed,
-        dropped="; ".join(drops),
+        dropped="; ".join(dropped),
         events=tuple(_event_text(event) for event in events if event["state"] not in ("dropped", "changed")),
         side=side,
-        packed=_packed(opened, found, data) if data is not None else (),
+        packed=_packed(build, row, data) if data is not None else (),
     )
 
 
@@ -104,110 +106,110 @@ def _event_text(event: Mapping[str, Any]) -> str:
     return f"{event['reason']} ({event['detail']})" if event["detail"] else event["reason"]
 
 
-def _read_again(opened: OpenBuild, found: FoundRow) -> tuple[Record | None, str]:
-    """The row as the file holds it, or why it was not read."""
-    if not found.shard.spans:
+def _reread(build: OpenBuild, row: LocatedRow) -> tuple[Record | None, str]:
+    """The row as its file holds it, or the reason why the file was not read again."""
+    if not row.shard.spans:
         return None, "not read again: it comes from a hub"
-    span = found.shard.spans[found.file]
+    span = row.shard.spans[row.file]
     try:
         state = Path(span.file).stat()
     except OSError:
         return None, "not read again: the file is no longer there"
-    if (span.file, state.st_size, state.st_mtime_ns) not in opened.plan.stamps:
+    if (span.file, state.st_size, state.st_mtime_ns) not in build.plan.stamps:
         return None, "not read again: the file has changed since the build"
-    record = next((record for record in read(span, found.source.source) if record.number == found.number), None)
+    record = next((record for record in read(span, row.source.source) if record.number == row.number), None)
     return record, ""
 
 
 def _columns(record: Record) -> dict[str, str]:
     value = record.value
     if not isinstance(value, Mapping):
-        return {"": record.broken or repr(value)[:SHOWN]}
+        return {"": record.broken or repr(value)[:MAX_CHARACTERS]}
     return {str(name): _shortened(content) for name, content in value.items()}
 
 
 def _shortened(content: Any) -> str:
     text = content if isinstance(content, str) else repr(content)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]} … ({len(text):,} characters)"
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} … ({len(text):,} characters)"
 
 
-def _recognised(opened: OpenBuild, found: FoundRow, record: Record | None) -> tuple[str, tuple[dict[str, str], ...]]:
-    """What the row was taken for, and what was mended in it: both are functions of the row alone."""
+def _recognised(build: OpenBuild, row: LocatedRow, record: Record | None) -> tuple[str, tuple[dict[str, str], ...]]:
+    """The format of the row, and the changes that cleaning made. Both depend on the row alone."""
     if record is None or record.broken:
         return "", ()
-    plan, source = opened.plan, found.source.source
+    plan, source = build.plan, row.source.source
+    schema = schema_name(record.value, source)
     try:
         item = parse_row(record.value, source, plan.format.parse, plan.data.system)
         _, events = clean_item(item, CleaningSteps.of(plan.data.clean, plan.format.strips_html))
     except RowError:
-        return schema_name(record.value, source), ()
+        return schema, ()
     changes = ((event.reason, event.excerpts or ("", "")) for event in events)
-    return f"{schema_name(record.value, source)}: {item.description()}", tuple(
-        {"step": step, "before": before, "after": after} for step, (before, after) in changes
-    )
+    changed = tuple({"step": step, "before": before, "after": after} for step, (before, after) in changes)
+    return f"{schema}: {item.description()}", changed
 
 
-def _side(opened: OpenBuild, found: FoundRow) -> str:
-    if found.source.split == "evaluation":
+def _side(build: OpenBuild, row: LocatedRow) -> str:
+    if row.source.split == "evaluation":
         return "evaluation"
-    keep = opened.build.keep_mask(found.shard)
-    return "training" if found.item is not None and keep[found.item] == TRAIN else "validation"
+    keep = build.directory.keep_mask(row.shard)
+    return "training" if row.item is not None and keep[row.item] == TRAIN else "validation"
 
 
-def _step_of(opened: OpenBuild, position: int) -> int:
-    """The update of the first epoch, counted from 1, that reads a position of the stream of packed rows."""
-    batch, train = opened.plan.batch, opened.data.train
+def _step_of(build: OpenBuild, stream_row: int) -> int:
+    """The step of the first epoch, counted from 1, that trains on a row of the stream of packed rows."""
+    batch, train = build.plan.batch, build.data.train
     if batch.warmup is None:
-        return position // batch.global_batch_rows(train.packed_length) + 1
+        return stream_row // batch.global_batch_rows(train.packed_length) + 1
     horizon = compute_steps("1 epochs", batch, train.packed_rows_in, train.packed_length)
-    return bisect_right(range(horizon.steps), position, key=horizon.first_row)
+    return bisect_right(range(horizon.steps), stream_row, key=horizon.first_row)
 
 
-def _packed(opened: OpenBuild, found: FoundRow, data: PackedDataset) -> tuple[Packing, ...]:
+def _packed(build: OpenBuild, row: LocatedRow, data: PackedDataset) -> tuple[Packing, ...]:
     layout, order = data.epoch(0)
     positions = np.arange(len(order))
-    if data is opened.data.train:  # validation is read in the order of its packed rows
+    if data is build.data.train:  # validation is read in the order of its rows
         positions[order] = np.arange(len(order))
     packings = []
-    for example in examples_of(data.examples, found.shard.number, found.row):
+    for example in examples_of(data.examples, row.shard.number, row.row):
         sequences = data.examples.sequences_of(np.asarray([example]))
-        slots = np.flatnonzero(np.isin(layout.sequence, sequences))
-        rows = np.unique(positions[np.searchsorted(layout.offsets, slots, side="right") - 1]).tolist()
+        sequence_slots = np.flatnonzero(np.isin(layout.sequence, sequences))
+        rows_in_order = np.unique(positions[np.searchsorted(layout.offsets, sequence_slots, side="right") - 1]).tolist()
         tokens = int(np.diff(data.examples.offsets)[sequences].sum())
         target_tokens = int(data.examples.target_tokens[sequences].sum())
-        steps = sorted({_step_of(opened, position) for position in rows})
-        packings.append(Packing(example, tokens, target_tokens, tuple(rows), tuple(steps)))
+        steps = sorted({_step_of(build, position) for position in rows_in_order})
+        packings.append(Packing(example, tokens, target_tokens, tuple(rows_in_order), tuple(steps)))
     return tuple(packings)
 
 
-def _print(terminal: Console, made: RowTrace) -> None:
-    terminal.print(Text(f"{made.stage}: {made.where}  ({made.source})", style="bold"))
+def _print(terminal: Console, trace: RowTrace) -> None:
+    terminal.print(Text(f"{trace.stage}: {trace.where}  ({trace.source})", style="bold"))
 
     def line(label: str, text: str) -> None:
         terminal.print(Text.assemble((f"  {label:<12}", "dim"), text), soft_wrap=True)
 
-    if made.note:
-        line("read", made.note)
-    for name, content in made.read.items():
+    if trace.note:
+        line("read", trace.note)
+    for name, content in trace.read.items():
         line("read", f"{name} = {content!r}" if name else content)
-    if made.recognised:
-        line("recognised", made.recognised)
-    for change in made.changed:
+    if trace.recognised:
+        line("recognised", trace.recognised)
+    for change in trace.changed:
         line("cleaned", f"{change['step']}: {change['before']!r} → {change['after']!r}")
-    if made.recognised and not made.changed and not made.note:
-        line("cleaned", "nothing to mend")
-    if made.dropped:
-        line("dropped", made.dropped)
-    for event in made.events:
+    if trace.recognised and not trace.changed and not trace.note:
+        line("cleaned", "nothing to change")
+    if trace.dropped:
+        line("dropped", trace.dropped)
+    for event in trace.events:
         line("noted", event)
-    if made.side:
-        line("kept", f"for {made.side}")
-    for packing in made.packed:
+    if trace.side:
+        line("kept", f"for {trace.side}")
+    for packing in trace.packed:
         line("tokens", f"example {packing.example}: {packing.tokens:,} tokens, {packing.target_tokens:,} supervised")
-        line("packed", _where_read(packing, made.side))
+        line("packed", _packed_text(packing, trace.side))
 
 
-def _where_read(packing: Packing, side: str) -> str:
+def _packed_text(packing: Packing, side: str) -> str:
     if not packing.rows:
         return "not drawn in the first epoch"
     rows = ", ".join(f"{row:,}" for row in packing.rows)

@@ -23,7 +23,7 @@ from fledge.entrypoint import to_stderr
 from fledge.errors import EXIT_PEER_LOST, FledgeError
 from fledge.run.stopping import Interrupted, SignalHandler, signal_received
 
-EXIT_CODE_DIR_ENV = "FLEDGE_ENDINGS"  # the folder for exit codes: set for the processes that are started here
+EXIT_CODE_DIR_ENV = "FLEDGE_EXIT_CODE_DIR"  # folder for exit codes; set for the processes that are started here
 GRACE = 20  # seconds that a signal may take until this program's own code hears of it
 SIGNAL_REPEAT_SECONDS = 1.0  # seconds between two signals to them
 WATCH_INTERVAL = 0.5  # seconds between two looks at it

@@ -20,7 +20,7 @@ from torch import Tensor
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
 from fledge.recipe.schema import ModelConfig, MoeConfig
-from fledge.run.directory import write_and_verify
+from fledge.run.text_files import write_and_verify
 
 
 @dataclass(frozen=True)

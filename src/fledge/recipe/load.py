@@ -209,11 +209,20 @@ def _finish(layers: _Layers) -> Recipe:
     if "stages" not in layers.tree:
         from fledge.recipe.foreign import translate
 
-        text = translate(layers.tree, layers.place, layers.problems)
+        text = translate(layers.tree, layers.place, _refusal, layers.problems)
         if text is not None:
             raise FledgeError(text)
     layers.tree = _apply_preset(layers.tree, layers)
     return _validate(layers)
+
+
+def _refusal(tree: dict[str, Any]) -> str | None:
+    """Why a recipe does not load; None: it does."""
+    try:
+        recipe_from_dict(tree)
+    except FledgeError as error:
+        return error.what.splitlines()[1].partition(": ")[2]
+    return None
 
 
 def load_recipe(files: Sequence[str], overrides: Sequence[tuple[str, str]] = ()) -> Recipe:

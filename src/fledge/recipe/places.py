@@ -150,5 +150,13 @@ def nested(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         for section in sections:
             held = inner.setdefault(section, {})
             inner = held if isinstance(held, dict) else {}
-        inner.setdefault(name, value)
+        inner.setdefault(name, dict(value) if isinstance(value, dict) else value)
     return tree
+
+
+def takes_switch(path: str, models: Models) -> bool:
+    """Whether true and false are values of a key: pydantic takes them for 1 and 0 as well."""
+    *sections, name = path.split(".")
+    for section in sections:
+        models = models_at(models, section, {})
+    return not knows(models, name) or any("bool" in repr(_annotation(model, name)) for model in models)

@@ -1,14 +1,17 @@
-"""The page's own words in both languages. Text from data, models and recipes is never translated."""
+"""The page's own words in English and Chinese. Text from data, models and recipes is never translated."""
 
 from typing import NamedTuple
 
 
 class Text(NamedTuple):
+    """One piece of text in English and in Chinese."""
+
     en: str
     zh: str
 
 
 def same(words: str) -> Text:
+    """A text that is written alike in both languages."""
     return Text(words, words)
 
 
@@ -44,12 +47,12 @@ KINDS = {
 
 
 def unit_text(unit: str) -> Text:
-    """A unit in both languages; one that is not known here stands as it is."""
+    """A unit in both languages. A unit without a translation stays as it is."""
     return UNITS.get(unit, same(unit))
 
 
 def example_text(label: str) -> Text:
-    """What examples with this label are called; plain "examples" where the label is not known here."""
+    """The plural of an example's label in both languages; "examples" for a label without a translation."""
     return EXAMPLES.get(label, UNITS["examples"])
 
 

@@ -170,7 +170,7 @@ class Trainer:
     def _asked_to_stop(self) -> bool:
         """Whether somebody has asked any rank to stop. All ranks must ask together."""
         if self._asked is None:
-            self._asked = int(self.work.ranks.all_reduce_max([self.work.stopping.asked or 0])[0]) or None
+            self._asked = int(self.work.ranks.all_reduce_max([self.work.stopping.requested or 0])[0]) or None
         return self._asked is not None
 
     def _stop_on_request(self) -> None:
@@ -450,6 +450,6 @@ class Trainer:
         startup = self.work.startup_report()
         if startup is None:
             return
-        startup.parts["first_step"] = seconds
+        startup.phases["first_step"] = seconds
         self.journal.write("startup", self.state.step, **startup.as_dict())
         self.console.log(startup.line())

@@ -109,7 +109,7 @@ def test_rows_that_a_sound_template_has_no_place_for_are_a_warning(tmp_path: Pat
     tools = json.dumps([{"name": "clock", "parameters": {}}])
     file = jsonl(tmp_path / "a.jsonl", [*rows(3), {**row("time?", "It is late now."), "tools": tools}])
     finding = the("template", found("sft", file, inst))
-    assert finding.level == "warning" and "no place for tools" in finding.message and finding.where == f"{file}:4"
+    assert finding.level == "warning" and "does not support tools" in finding.message and finding.where == f"{file}:4"
 
 
 def test_rows_that_are_trained_and_validated(tmp_path: Path, chatml: Tokenizer) -> None:

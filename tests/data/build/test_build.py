@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fledge.build_dataset import build as build_recipe
 from fledge.data import StageDataset
 from fledge.data.build import build, plan
 from fledge.data.build.build import collect, encode
@@ -29,7 +30,6 @@ from fledge.data.build.executors import (
 )
 from fledge.data.build.load import load_built_dataset
 from fledge.errors import FledgeError
-from fledge.prepare import build as build_recipe
 from fledge.recipe import PreferenceStage, PretrainStage, Recipe, SftStage, recipe_from_dict
 from fledge.run import exclusive_lock
 from fledge.tokenizer import Tokenizer, train_tokenizer

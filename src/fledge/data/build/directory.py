@@ -27,7 +27,7 @@ from fledge.data.build.plan import BuildPlan, Shard
 from fledge.data.storage import load_arrays
 from fledge.errors import FledgeError
 from fledge.recipe.diff import changed_leaves
-from fledge.run.directory import write_text
+from fledge.run.text_files import write_text
 
 TRAIN, VALIDATION = 1, 2  # in the keep mask of a shard; 0 is dropped
 PLAN_FILE, REPORT_FILE, MANIFEST_FILE = "build_plan.json", "data_report.json", "manifest.json"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fledge.errors import FledgeError, missing_extra
 from fledge.run.environment import cores
+from fledge.run.slurm_options import slurm_options
 
 if TYPE_CHECKING:  # the command line imports this module; what a build needs is imported when one runs
     from fledge.data.build.directory import BuildDirectory
@@ -210,22 +211,9 @@ def chosen_executor(name: str, workers: int | None, parameters: Sequence[str] = 
     if workers is not None and workers < 1:
         raise FledgeError(f"{workers} workers cannot work", where="--workers")
     if parameters and name != "slurm":
-        raise FledgeError("these are parameters of Slurm jobs", where="--slurm", hint="add --executor slurm")
+        raise FledgeError("these are parameters of Slurm jobs", where="--slurm-option", hint="add --executor slurm")
     if name == "ray":
         return RayExecutor(workers)
     if name == "slurm":
-        return SlurmExecutor(workers, options=slurm_parameters(parameters))
+        return SlurmExecutor(workers, options=slurm_options(parameters))
     return ProcessPoolExecutor(workers or cores())
-
-
-def slurm_parameters(texts: Sequence[str]) -> dict[str, int | str]:
-    """Parameters of submitit, from key=value with Slurm's own names. FledgeError for other texts."""
-    return dict(_parameter(text) for text in texts)
-
-
-def _parameter(text: str) -> tuple[str, int | str]:
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise FledgeError(f"cannot read '{text}'", where="--slurm", hint="write key=value, such as partition=cpu")
-    name = key if key in ("mem_gb", "timeout_min", "cpus_per_task", "nodes") or key.startswith("slurm_") else f"slurm_{key}"
-    return name, int(value) if value.isdigit() else value

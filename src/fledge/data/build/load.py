@@ -23,7 +23,7 @@ from fledge.data.formats import DataStage
 from fledge.data.report import DataReport
 from fledge.data.storage import ConcatenatedArrays, Examples, UniformWeights, digest_of, load_arrays, memmap, token_type
 from fledge.errors import FledgeError
-from fledge.run.directory import read_json
+from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer
 
 

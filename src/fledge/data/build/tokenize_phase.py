@@ -49,7 +49,7 @@ def _tokenize_shard(build: BuildDirectory, shard: Shard, folder: Path) -> dict[s
         "row_events": events.as_dict(),
         "splits": counts,
         "encoder_backend": tokenizer.encoder_backend,
-        "encoder_reason": tokenizer.coder_reason,
+        "encoder_fallback_reason": tokenizer.encoder_fallback_reason,
     }
 
 

@@ -1,0 +1,57 @@
+"""Training in workers of a Ray cluster, through Ray Train (extra `cluster`).
+
+The run directory must be on a file system that all workers share.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from fledge.entrypoint import TrainCommand, exit_code, train_in_folder
+from fledge.errors import FledgeError, missing_extra
+
+
+def run_on_ray(training: TrainCommand, folder: Path, workers: int, restarts: int) -> int:
+    """Train in `workers` workers; returns the exit code.
+
+    They belong to the Ray cluster at RAY_ADDRESS, else to one that is started here. Ray's own files are kept in `folder`.
+    FledgeError where workers were lost more often than `restarts` times, or Ray is missing.
+    """
+    try:
+        import ray
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+    except ImportError:
+        raise missing_extra("ray", "cluster", "training on a Ray cluster") from None
+    import torch
+
+    from fledge.distributed.context import backends
+
+    ray.init(address=os.environ.get("RAY_ADDRESS"), include_dashboard=False, log_to_driver=True, logging_level=logging.ERROR)
+    try:
+        trainer = TorchTrainer(
+            _on_worker,
+            train_loop_config={"training": training, "folder": os.getcwd()},
+            torch_config=TorchConfig(backend=backends()),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=torch.cuda.is_available()),
+            run_config=RunConfig(
+                name="ray", storage_path=str(folder.resolve()), failure_config=FailureConfig(max_failures=restarts)
+            ),
+        )
+        try:
+            metrics = trainer.fit().metrics or {}
+        except Exception as error:  # Ray has many kinds, all of them failures of workers
+            raise FledgeError(
+                f"training failed on the cluster: {error}", hint="the same command goes on from the last checkpoint"
+            ) from None
+        return int(metrics.get("code", 0))
+    finally:
+        ray.shutdown()
+
+
+def _on_worker(config: dict[str, Any]) -> None:
+    """Train in one worker; it belongs to the process group that Ray Train has begun."""
+    from ray import train
+
+    train.report({"code": exit_code(lambda: train_in_folder(config["training"], config["folder"]))})

@@ -1,0 +1,340 @@
+"""Keys of other trainers about learning: batch, length, optimizer, schedule."""
+
+from typing import Any
+
+from fledge.recipe.foreign.answer import (
+    Answer,
+    Around,
+    Table,
+    absent,
+    as_number,
+    either,
+    every,
+    leave,
+    names,
+    number,
+    percent,
+    plain,
+    said,
+    switch,
+    to,
+    whole,
+    word,
+)
+
+MICRO = names("""
+    per_device_train_batch_size micro_batch_size batch_size train_batch_size per_gpu_train_batch_size batch_size_per_gpu
+    batch_size_per_device per_device_batch_size device_batch_size train_micro_batch_size_per_gpu mini_batch_size
+    """)
+ACCUMULATION = names("""
+    gradient_accumulation_steps accumulation_steps accumulation grad_accum_steps gradient_accumulation
+    accumulate_grad_batches grad_accumulation_steps gradient_accumulation_iters accum_steps accum_iter
+    """)
+GLOBAL = ("global_batch_size", "effective_batch_size", "total_batch_size")
+TOKENS_PER_STEP = ("tokens_per_batch", "total_batch_tokens", "batch_size_in_tokens", "batch_tokens")
+DEVICES = names("world_size devices n_gpus num_gpus n_gpu gpus num_devices nproc_per_node num_processes")
+LENGTH = names("""
+    max_seq_len max_seq_length cutoff_len max_length block_size sequence_len seq_len seq_length sequence_length
+    context_length context_len model_max_length max_len n_ctx n_positions
+    """)
+EPOCHS = names("""
+    num_train_epochs num_epochs epochs max_epochs n_epochs train_epochs num_train_epoches total_epochs
+    """)
+STEPS = names("""
+    max_steps max_iters num_steps train_steps training_steps total_steps num_training_steps train_iters max_train_steps
+    iterations num_iterations
+    """)
+TOKENS = ("total_tokens", "train_tokens", "num_train_tokens", "max_tokens")
+WARMUP_STEPS = names("""
+    warmup_steps warmup_iters num_warmup_steps lr_warmup_steps lr_warmup_iters warmup_updates
+    """)
+WARMUP_SHARES = names("""
+    warmup_ratio warmup_fraction lr_warmup_fraction lr_warmup_ratio warmup_proportion pct_start
+    """)
+SCHEDULE = names("""
+    lr_scheduler_type lr_scheduler lr_schedule scheduler scheduler_type lr_decay_style scheduler_name
+    """)
+OPTIMIZER = names("optim optimizer_type optimizer_name optim_type optimizer")
+RATE = names("""
+    lr learning_rate learn_rate base_lr max_lr peak_lr peak_learning_rate initial_learning_rate init_lr
+    """)
+BETA1, BETA2 = ("adam_beta1", "beta1", "beta_1"), ("adam_beta2", "beta2", "beta_2")
+ADAPTERS = names("""
+    lora peft qlora lora_config peft_config lora_rank lora_r lora_alpha lora_target use_peft adapter lora_target_modules
+    lora_dropout
+    """)
+
+ROWS = "an update reads micro_batch_size × gradient_accumulation_steps packed rows, however many devices share it"
+SCHEDULES: dict[str, tuple[str, str]] = {
+    "linear": ("linear", ""),
+    "cosine": ("cosine", ""),
+    "constant": ("constant", ""),
+    "constant_with_warmup": ("constant", ""),
+    "wsd": ("wsd", ""),
+    "warmup_stable_decay": ("wsd", ""),
+    "onecycle": ("onecycle", ""),
+    "one_cycle": ("onecycle", ""),
+    "cosine_with_min_lr": ("cosine", "its lowest learning rate is schedule.min_lr: a number, or a share such as 10%"),
+    "cosine_warmup_with_min_lr": (
+        "cosine",
+        "its lowest learning rate is schedule.min_lr: a number, or a share such as 10%",
+    ),
+    "cosine_with_restarts": ("cosine", "there are no restarts: it falls once"),
+    "polynomial": ("linear", "there are no other powers than 1"),
+    "inverse_sqrt": ("cosine", "there is no inverse square root; cosine and wsd are near"),
+    "reduce_lr_on_plateau": (
+        "cosine",
+        "no schedule waits for the validation loss; early_stopping: {patience: 3} ends the stage then",
+    ),
+    "cosineannealinglr": ("cosine", ""),
+    "linearlr": ("linear", ""),
+    "constantlr": ("constant", ""),
+    "onecyclelr": ("onecycle", ""),
+    "get_cosine_schedule_with_warmup": ("cosine", ""),
+    "get_linear_schedule_with_warmup": ("linear", ""),
+    "warmupdecaylr": ("linear", ""),
+    "warmuplr": ("constant", ""),
+    "cosine_annealing": ("cosine", ""),
+    "cosine_decay": ("cosine", ""),
+    "none": ("constant", ""),
+}
+OPTIMIZERS = {
+    **dict.fromkeys(
+        (
+            "adamw",
+            "adamw_torch",
+            "adamw_torch_fused",
+            "adamw_hf",
+            "adamw_torch_xla",
+            "adamw_torch_npu_fused",
+            "adamw_apex_fused",
+            "adamw_anyprecision",
+            "paged_adamw",
+            "paged_adamw_32bit",
+            "fusedadam",
+            "fused_adamw",
+        ),
+        "adamw",
+    ),
+    **dict.fromkeys(
+        ("adamw_8bit", "adamw_bnb_8bit", "adamw8bit", "paged_adamw_8bit", "pagedadamw8bit", "adamw_torch_8bit", "adam8bit"),
+        "adamw8bit",
+    ),
+    "muon": "muon",
+}
+OPTIMIZER_NAMES = "adamw, adamw8bit and muon"
+
+
+def _accumulation(value: Any, around: Around) -> Answer:
+    count, devices = whole(value), around.whole(DEVICES) or 1
+    if count is None or devices <= 1 or around.has(GLOBAL):
+        return Answer((("batch.gradient_accumulation_steps", plain(value)),))
+    return Answer((("batch.gradient_accumulation_steps", count * devices),), f"{count} on each of {devices} devices")
+
+
+def _devices(value: Any, around: Around) -> Answer:
+    """How many devices share an update: fledge counts its rows for all of them together."""
+    count = whole(value)
+    start = "start the processes with fledge train --processes N"
+    if count and count > 1 and around.has(MICRO) and not around.has(ACCUMULATION) and not around.has(GLOBAL):
+        return Answer(
+            (("batch.gradient_accumulation_steps", count),), f"an update reads as many rows as on {count} devices; {start}"
+        )
+    return Answer(note=f"leave it out; {start}")
+
+
+def _global(value: Any, around: Around) -> Answer:
+    """Rows of one update: so many micro-batches, or so many tokens."""
+    rows, micro, length = whole(value), around.whole(MICRO), around.whole(LENGTH) or 512
+    if rows is None or rows < 1 or around.has(ACCUMULATION):
+        return Answer(note="leave it out; an update reads micro_batch_size × gradient_accumulation_steps rows")
+    if rows >= 16_384:  # more than rows can be: these are tokens
+        return _tokens(rows, around)
+    if micro and micro > 0 and rows % micro == 0:
+        return Answer(
+            (("batch.gradient_accumulation_steps", rows // micro),), f"{rows} rows are {rows // micro} micro-batches of {micro}"
+        )
+    if micro:
+        return Answer(
+            note=f"write gradient_accumulation_steps so that its product with micro_batch_size {micro} is near {rows}"
+        )
+    return _tokens(rows * length * (2 if around.kind == "preference" else 1), around)
+
+
+def _tokens(value: Any, around: Around) -> Answer:
+    return Answer(
+        (("batch.micro_batch_size", "auto"), ("batch.gradient_accumulation_steps", 1), ("batch.tokens_per_step", plain(value))),
+        "as many rows at a time as memory allows",
+    )
+
+
+def _duration(value: Any, around: Around) -> Answer:
+    """Epochs, steps and tokens are one key; steps go before epochs, as in Hugging Face's trainer."""
+    steps, tokens, epochs = around.whole(STEPS), around.whole(TOKENS), around.number(EPOCHS)
+    if steps is not None and steps > 0:
+        note = "max_steps has priority over epochs, as in Hugging Face's trainer" if epochs is not None else ""
+        return Answer((("duration", f"{steps} steps"),), note)
+    if epochs is not None:
+        return Answer((("duration", f"{epochs:.10g} epochs"),))
+    if tokens is not None and tokens > 0:
+        return Answer((("duration", f"{tokens} tokens"),))
+    if number(value) is not None:
+        return Answer(note="leave it out; duration says how long a stage trains: 3 epochs, 500 steps or 20M tokens")
+    return Answer((("duration", value),))
+
+
+def _warmup(value: Any, around: Around) -> Answer:
+    """Steps or a share of them are one key; steps go before the share."""
+    steps, share = around.number(WARMUP_STEPS), around.number(WARMUP_SHARES)
+    note = "" if not steps or share is None else "steps have priority over the ratio, as in Hugging Face's trainer"
+    if steps:
+        return Answer((("schedule.warmup", plain(steps) if steps >= 1 else percent(steps)),), note)
+    if share is not None:
+        return Answer((("schedule.warmup", percent(share)),))
+    return Answer((("schedule.warmup", as_number(value)),))
+
+
+def _warmup_epochs(value: Any, around: Around) -> Answer:
+    part, epochs = number(value), around.number(EPOCHS)
+    if part is not None and epochs and not around.has(STEPS):
+        return Answer((("schedule.warmup", percent(part / epochs)),), f"{part:g} of {epochs:g} epochs")
+    return Answer(note="write steps or a share of the stage: schedule: {warmup: 5%}")
+
+
+def schedule(value: Any, around: Around) -> Answer:
+    """The shape of the learning rate, by any of its names."""
+    name = word(value).rpartition(".")[2]
+    if name not in SCHEDULES:
+        return Answer(note="the schedules are linear, cosine, wsd, constant and onecycle: schedule: {name: cosine}")
+    here, note = SCHEDULES[name]
+    return Answer((("schedule.name", here),), note)
+
+
+def _schedule_settings(value: Any, around: Around) -> Answer:
+    """lr_scheduler_kwargs of Hugging Face's trainer."""
+    given = value if isinstance(value, dict) else {}
+    writes: list[tuple[str, Any]] = []
+    if number(given.get("min_lr")) is not None:
+        writes.append(("schedule.min_lr", as_number(given["min_lr"])))
+    share = number(given.get("min_lr_rate", given.get("min_lr_ratio")))
+    if share is not None and not writes:
+        writes.append(("schedule.min_lr", percent(share)))
+    fall, steps = number(given.get("num_decay_steps")), around.number(STEPS)
+    if fall and steps and steps > 0:
+        writes.append(("schedule.decay_fraction", percent(fall / steps)))
+    if writes:
+        return Answer(tuple(writes))
+    return Answer(note="leave it out; schedule has its settings as keys: min_lr, decay_fraction, decay_shape")
+
+
+def _one_cycle(path: str) -> Any:
+    def rule(value: Any, around: Around) -> Answer:
+        named = around.first(SCHEDULE)
+        if named is not None and SCHEDULES.get(word(named), ("", ""))[0] not in ("", "onecycle"):
+            return Answer(note=f"leave it out; it belongs to schedule: {{name: onecycle}}, and this one is {word(named)}")
+        product = (number(around.first(RATE)) or 0) * (number(value) or 0)
+        note = (
+            f"learning_rate is the peak; if your max_lr was div_factor × learning rate, write learning_rate: {product:.6g}"
+            if product
+            else ""
+        )
+        return Answer((("schedule.name", "onecycle"), (path, as_number(value))), note if path == "schedule.div_factor" else "")
+
+    return rule
+
+
+def optimizer(value: Any, around: Around) -> Answer:
+    """The optimizer, by any of its names."""
+    name = word(value).rpartition(".")[2]
+    if name in ("adam", "adam_torch", "fused_adam"):
+        return Answer((("optimizer.name", "adamw"),), "weight decay is decoupled from the gradient")
+    if name in OPTIMIZERS:
+        return Answer((("optimizer.name", OPTIMIZERS[name]),))
+    return Answer(note=f"the optimizers are {OPTIMIZER_NAMES}: optimizer: {{name: adamw}}")
+
+
+def _rate(value: Any, around: Around) -> Answer:
+    adapters = around.has(ADAPTERS) or word(around.first(("finetuning_type",))) in ("lora", "oft", "qlora")
+    note = "the whole model is trained, with about a tenth of an adapter's learning rate" if adapters else ""
+    return Answer((("optimizer.learning_rate", as_number(value)),), note)
+
+
+def _betas(value: Any, around: Around) -> Answer:
+    first, second = around.number(BETA1), around.number(BETA2)
+    missing = "" if first is not None and second is not None else "the other one is AdamW's usual value"
+    pair = [0.9 if first is None else first, 0.999 if second is None else second]
+    return Answer((("optimizer.betas", pair),), missing)
+
+
+def _clip(value: Any, around: Around) -> Answer:
+    return Answer((("optimizer.max_grad_norm", None if value is None or number(value) == 0 else as_number(value)),))
+
+
+def _smoothing(value: Any, around: Around) -> Answer:
+    if around.kind == "preference" and number(value):
+        return Answer(note="leave it out; targets are smoothed in pretrain and sft stages only")
+    return Answer((("label_smoothing", as_number(value)),))
+
+
+def _decay_lr(value: Any, around: Around) -> Answer:
+    return Answer((("schedule.name", "constant" if switch(value) is False else "cosine"),))
+
+
+_AUTOMATIC = "write the size of an update, and memory chooses the rest: batch: {micro_batch_size: auto, tokens_per_step: 32768}"
+
+LEARNING: Table = {
+    **every(MICRO, to("batch.micro_batch_size", plain, ROWS)),
+    **every(ACCUMULATION, _accumulation),
+    **every(GLOBAL, _global),
+    **every(TOKENS_PER_STEP, _tokens),
+    **every(DEVICES, _devices),
+    **every((*EPOCHS, *STEPS, *TOKENS), _duration),
+    **every((*WARMUP_STEPS, *WARMUP_SHARES, "warmup"), _warmup),
+    "warmup_epochs": _warmup_epochs,
+    **every(SCHEDULE, schedule),
+    "lr_scheduler_kwargs": _schedule_settings,
+    **every("min_lr min_learning_rate lr_min eta_min lr_end end_lr final_lr", to("schedule.min_lr")),
+    **every(
+        "min_lr_ratio min_lr_rate cosine_min_lr_ratio final_lr_fraction",
+        lambda value, around: Answer((("schedule.min_lr", value if (share := number(value)) is None else percent(share)),)),
+    ),
+    "div_factor": _one_cycle("schedule.div_factor"),
+    "final_div_factor": _one_cycle("schedule.final_div_factor"),
+    "decay_lr": _decay_lr,
+    **every(
+        "lr_decay_iters lr_decay_steps decay_steps lr_decay_samples", leave("the learning rate falls until the stage ends")
+    ),
+    **every(OPTIMIZER, optimizer),
+    "use_muon": either(
+        to("optimizer.name", lambda value: "muon"), leave("optimizer: {name: adamw} is what fine-tuning has by itself")
+    ),
+    **every(RATE, _rate),
+    **every("weight_decay wd", to("optimizer.weight_decay")),
+    **every((*BETA1, *BETA2), _betas),
+    "adam_betas": to("optimizer.betas"),
+    **every("adam_epsilon adam_eps epsilon eps", to("optimizer.eps")),
+    **every(
+        """
+        max_grad_norm grad_clip gradient_clipping gradient_clip_val clip_grad clip_grad_norm grad_clip_norm clip max_norm
+        """,
+        _clip,
+    ),
+    **every("label_smoothing_factor label_smoothing_epsilon", _smoothing),
+    **every("ema_decay model_ema_decay", to("ema.decay")),
+    **every("use_ema ema", either(to("ema.decay", lambda value: 0.999), leave("without ema.decay nothing is averaged"))),
+    "auto_find_batch_size": either(said(_AUTOMATIC), leave("batch.micro_batch_size says it")),
+    **every(
+        "optim_args optim_target_modules optimizer_kwargs",
+        absent("the settings of an optimizer are keys: betas, eps, weight_decay"),
+    ),
+    **every(
+        "neftune_noise_alpha noise_alpha",
+        absent("there is no noise on embeddings; label_smoothing and model.dropout are there"),
+    ),
+    "adafactor": absent(f"the optimizers are {OPTIMIZER_NAMES}"),
+    "num_cycles": leave("the cosine falls once, from the peak to min_lr"),
+    "max_steps_per_epoch": absent("an epoch is all of the data; max_samples in a source reads less of it"),
+    **every("fused foreach capturable", leave("an optimizer is fused where it can be")),
+    "optimizer_in_bwd": absent("gradients are kept until the update is complete, and clipped together"),
+    "average_tokens_across_devices": leave("sums are divided by the targets of the whole update, always"),
+}

@@ -1,0 +1,35 @@
+"""Recorded runs stay what they were: refactoring changes no number.
+
+Where the processor and PyTorch are those of the recording, weights, optimizer state and every figure are equal to the last bit.
+Elsewhere sums round differently: there the figures are equal within a tolerance, and everything that is counted is equal.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.golden.runs import EXPECTED, RUNS, arithmetic
+
+RECORDED: dict[str, Any] = json.loads(EXPECTED.read_text(encoding="utf-8"))
+CASES = [pytest.param(name, marks=[pytest.mark.slow] if name == "quickstart" else []) for name in RUNS]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_recorded_run_ends_with_the_recorded_weights_and_curves(name: str, tmp_path: Path) -> None:
+    expected, actual = RECORDED["runs"][name], RUNS[name](tmp_path)
+    if RECORDED["arithmetic"] == arithmetic():
+        assert actual == expected
+    assert actual.keys() == expected.keys()
+    for stage, curves in expected.items():
+        for kind in ("steps", "evals"):
+            assert len(actual[stage][kind]) == len(curves[kind]) > 0
+            for got, wanted in zip(actual[stage][kind], curves[kind], strict=True):
+                assert got[0] == wanted[0]  # the step
+                assert got[1:] == pytest.approx(wanted[1:], rel=2e-3, abs=1e-6)
+        assert [row[-1] for row in actual[stage]["steps"]] == [row[-1] for row in curves["steps"]]  # tokens read so far
+
+
+def test_every_run_is_recorded() -> None:
+    assert RECORDED["runs"].keys() == RUNS.keys()
