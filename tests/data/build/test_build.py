@@ -30,7 +30,7 @@ from fledge.data.build.executors import (
 )
 from fledge.data.build.load import load_built_dataset
 from fledge.errors import FledgeError
-from fledge.recipe import PreferenceStage, PretrainStage, Recipe, SftStage, recipe_from_dict
+from fledge.recipe import PreferenceStage, PretrainStage, Recipe, SftStage, Source, recipe_from_dict
 from fledge.run import exclusive_lock
 from fledge.tokenizer import Tokenizer, train_tokenizer
 from tests.support import sources
@@ -328,6 +328,32 @@ def test_an_interrupted_run_with_a_tokenizer_to_train_can_be_started_again(tmp_p
     made = first.stage_data("x", first.tokenizer()).train.fingerprint()  # here it ends; the tokenizer was not saved
     again = Preparation(recipe, _quietly, lambda name: tmp_path / name)
     assert again.stage_data("x", again.tokenizer()).train.fingerprint() == made
+
+
+def test_a_tokenizer_is_trained_on_the_rows_of_all_stages_after_they_are_collected(tmp_path: Path) -> None:
+    from fledge.prepare import Preparation
+
+    one, two = (
+        jsonl(tmp_path / "a.jsonl", documents(40)),
+        jsonl(tmp_path / "b.jsonl", [{"text": "zebra quartz " * n} for n in range(9, 49)]),
+    )
+    recipe = _recipe(one)
+    other = recipe.stages["x"].model_copy(
+        update={"data": recipe.stages["x"].data.model_copy(update={"train": [Source(path=str(two))]})}
+    )
+    recipe = recipe.model_copy(update={"stages": {"x": recipe.stages["x"], "y": other}})
+    lines: list[str] = []
+    preparation = Preparation(recipe, lines.append)
+    two.rename(tmp_path / "hidden.jsonl")
+    assert preparation.load_tokenizer() is None  # no row is read for that
+    with pytest.raises(FledgeError, match="there is no file"):
+        preparation.tokenizer()
+    assert lines == []  # nothing was trained before all rows were there
+    (tmp_path / "hidden.jsonl").rename(two)
+    tokenizer = preparation.tokenizer()
+    assert lines[0].startswith("training a tokenizer")
+    of_one_stage = preparation.train_tokenizer([preparation.collect_rows("x")])
+    assert len(tokenizer.encode(" zebra quartz")) < len(of_one_stage.encode(" zebra quartz"))
 
 
 def test_the_recipe_s_system_prompt_does_not_make_rows_alike(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -7,7 +7,7 @@ costs only the searches for faults.
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from html import unescape
 from typing import Any
@@ -60,39 +60,20 @@ def clean_item(item: Item, steps: CleaningSteps) -> tuple[Item, tuple[RowEvent, 
     RowError "empty after cleaning", where a text had something before, "HTML only", or "chosen equals rejected", where only
     what was mended told them apart.
     """
-    changed: dict[str, Any] = {}
     events: dict[str, RowEvent] = {}
 
-    def mended(text: str) -> str:
-        cleaned, text_events = _clean(text, steps)
-        if not cleaned and text.strip():
+    def cleaned(text: str) -> str:
+        result, text_events = _clean(text, steps)
+        if not result and text.strip():
             raise RowError("empty after cleaning", repr(text[:EXCERPT]))
         for event in text_events:
             events.setdefault(event.reason, event)
-        return cleaned
+        return result
 
-    for name in _TEXTS:
-        value = getattr(item, name, None)
-        if isinstance(value, str):
-            after: Any = mended(value)
-        elif isinstance(value, tuple):
-            contents = [mended(message.content) for message in value]
-            after = tuple(
-                message if message.content == content else replace(message, content=content)
-                for message, content in zip(value, contents, strict=True)
-            )
-        else:
-            continue
-        if after != value:
-            changed[name] = after
-    if "chosen" in changed or "rejected" in changed:
-        chosen, rejected = (changed.get(name, getattr(item, name)) for name in ("chosen", "rejected"))
-        if chosen == rejected:
-            raise RowError("chosen equals rejected", "after cleaning")
-    return (replace(item, **changed) if changed else item), tuple(events.values())
-
-
-_TEXTS = ("text", "messages", "prompt", "chosen", "rejected", "answer")
+    result = item.map_texts(cleaned)
+    if len(result.answers) > 1 and len(set(result.answers)) == 1:
+        raise RowError("chosen equals rejected", "after cleaning")
+    return result, tuple(events.values())
 
 
 def _clean(text: str, steps: CleaningSteps) -> tuple[str, tuple[RowEvent, ...]]:

@@ -1,8 +1,9 @@
 """Items: what a row of a file means, whatever its columns are called. An item knows its texts and how it is written down."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import orjson
 
@@ -17,12 +18,18 @@ class Document:
 
     tag: ClassVar[str] = "document"
     label: ClassVar[str] = "document"
+    answers: ClassVar[tuple[str, ...]] = ()
 
     def texts(self, system: bool = True) -> list[str]:
         """The text, as a list of one. A document has no system turn, so `system` changes nothing."""
         return [self.text]
 
-    def with_system(self, prompt: str) -> "Document":
+    def map_texts(self, change: Callable[[str], str]) -> Self:
+        """The document with its text changed; itself where the text stays as it is."""
+        text = change(self.text)
+        return self if text == self.text else replace(self, text=text)
+
+    def with_system(self, prompt: str) -> Self:
         """The document itself: it has no turns to put a system prompt before."""
         return self
 
@@ -45,30 +52,48 @@ class Document:
         return (self.text,)
 
     @classmethod
-    def from_fields(cls, text: str) -> "Document":
+    def from_fields(cls, *fields: Any) -> Self:
         """The item with these `fields`."""
+        (text,) = fields
         return cls(text)
 
 
-class Dialogue:
+class Dialogue(ABC):
     """What items made of turns have in common: `turns`, answers that may follow them, and tools.
 
     `turns` is an optional system turn, then rounds of question and answer. `answers` are alternative answers to the turns;
     there are none where the last turn is the answer. `tools` is the JSON text of a list of tool descriptions, or None."""
 
-    tag: ClassVar[str]
+    tag: ClassVar[str]  # names the type in `serialize`
     label: ClassVar[str]
     tools: str | None
 
     @property
+    @abstractmethod
     def turns(self) -> tuple[Message, ...]:
         """The turns that a row begins with."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def answers(self) -> tuple[str, ...]:
         """The answers that follow the turns; none where the last turn is the answer."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def map_texts(self, change: Callable[[str], str]) -> Self:
+        """The item with every text changed. Tools and tool calls stay as they are."""
+
+    @abstractmethod
+    def with_system(self, prompt: str) -> Self:
+        """The item behind a system prompt, unless it has one."""
+
+    @abstractmethod
+    def fields(self) -> tuple[Any, ...]:
+        """The fields as plain data, for `serialize`."""
+
+    @classmethod
+    @abstractmethod
+    def from_fields(cls, *fields: Any) -> Self:
+        """The item with these `fields`."""
 
     def texts(self, system: bool = True) -> list[str]:
         """All texts in order, answers last. `system`: with the system turn, which many rows may share and the recipe may
@@ -110,7 +135,12 @@ class Conversation(Dialogue):
         """None: the last message is the answer."""
         return ()
 
-    def with_system(self, prompt: str) -> "Conversation":
+    def map_texts(self, change: Callable[[str], str]) -> Self:
+        """The conversation with the content of each message changed. Tools and tool calls stay as they are."""
+        messages = _map_contents(self.messages, change)
+        return self if messages is self.messages else replace(self, messages=messages)
+
+    def with_system(self, prompt: str) -> Self:
         """The conversation behind a system prompt, unless it has one."""
         return replace(self, messages=_with_system(self.messages, prompt))
 
@@ -119,8 +149,9 @@ class Conversation(Dialogue):
         return _pack(self.messages), self.tools
 
     @classmethod
-    def from_fields(cls, messages: Sequence[list], tools: str | None) -> "Conversation":
+    def from_fields(cls, *fields: Any) -> Self:
         """The item with these `fields`."""
+        messages, tools = fields
         return cls(_unpack(messages), tools)
 
 
@@ -146,7 +177,12 @@ class PreferencePair(Dialogue):
         """Chosen, rejected."""
         return self.chosen, self.rejected
 
-    def with_system(self, prompt: str) -> "PreferencePair":
+    def map_texts(self, change: Callable[[str], str]) -> Self:
+        """The pair with the content of each turn and both answers changed. Tools and tool calls stay as they are."""
+        prompt = _map_contents(self.prompt, change)
+        return replace(self, prompt=prompt, chosen=change(self.chosen), rejected=change(self.rejected))
+
+    def with_system(self, prompt: str) -> Self:
         """The pair behind a system prompt, unless it has one."""
         return replace(self, prompt=_with_system(self.prompt, prompt))
 
@@ -155,8 +191,9 @@ class PreferencePair(Dialogue):
         return _pack(self.prompt), self.chosen, self.rejected, self.tools
 
     @classmethod
-    def from_fields(cls, prompt: Sequence[list], chosen: str, rejected: str, tools: str | None) -> "PreferencePair":
+    def from_fields(cls, *fields: Any) -> Self:
         """The item with these `fields`."""
+        prompt, chosen, rejected, tools = fields
         return cls(_unpack(prompt), chosen, rejected, tools)
 
 
@@ -182,7 +219,11 @@ class BinaryFeedback(Dialogue):
         """The one answer."""
         return (self.answer,)
 
-    def with_system(self, prompt: str) -> "BinaryFeedback":
+    def map_texts(self, change: Callable[[str], str]) -> Self:
+        """The feedback with the content of each turn and the answer changed. Tools and tool calls stay as they are."""
+        return replace(self, prompt=_map_contents(self.prompt, change), answer=change(self.answer))
+
+    def with_system(self, prompt: str) -> Self:
         """The feedback behind a system prompt, unless it has one."""
         return replace(self, prompt=_with_system(self.prompt, prompt))
 
@@ -191,8 +232,9 @@ class BinaryFeedback(Dialogue):
         return _pack(self.prompt), self.answer, self.desirable, self.tools
 
     @classmethod
-    def from_fields(cls, prompt: Sequence[list], answer: str, desirable: bool, tools: str | None) -> "BinaryFeedback":
+    def from_fields(cls, *fields: Any) -> Self:
         """The item with these `fields`."""
+        prompt, answer, desirable, tools = fields
         return cls(_unpack(prompt), answer, desirable, tools)
 
 
@@ -216,6 +258,14 @@ def deserialize(line: bytes) -> Item:
     """The item that `serialize` wrote."""
     tag, *fields = orjson.loads(line)
     return ITEM_TYPES[tag].from_fields(*fields)
+
+
+def _map_contents(turns: tuple[Message, ...], change: Callable[[str], str]) -> tuple[Message, ...]:
+    """The turns with their contents changed; the turns themselves where every content stays as it is."""
+    contents = [change(turn.content) for turn in turns]
+    if all(turn.content == content for turn, content in zip(turns, contents, strict=True)):
+        return turns
+    return tuple(replace(turn, content=content) for turn, content in zip(turns, contents, strict=True))
 
 
 def _with_system(turns: tuple[Message, ...], prompt: str) -> tuple[Message, ...]:
