@@ -144,7 +144,7 @@ def test_a_format_registered_in_the_table_is_built_without_another_line_of_code(
     statistics = stage_statistics(dataset, measured)
     assert statistics.sources[0].answers is not None and statistics.sources[0].answers.count == 12
     assert statistics.sources[0].tokens is not None and statistics.kind == "kto"
-    assert {name for name, found in findings(CheckContext(dataset, statistics, chatml)).items() if found} == set()
+    assert {name for name, results in findings(CheckContext(dataset, statistics, chatml)).items() if results} == set()
     assert BuildDirectory.open(tmp_path / "build").plan.format is KTO
 
 

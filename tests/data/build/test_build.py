@@ -75,8 +75,8 @@ def prepare(kind: str, train: Any, tokenizer: Tokenizer, **data: Any) -> StageDa
 def documents(count: int, seed: int = 0) -> list[dict[str, str]]:
     """Documents of some twenty words, a few of them equal."""
     rng = np.random.default_rng(seed)
-    made = [{"text": " ".join(rng.choice(WORDS, 24))} for _ in range(count)]
-    return [*made, *made[:3]]
+    rows = [{"text": " ".join(rng.choice(WORDS, 24))} for _ in range(count)]
+    return [*rows, *rows[:3]]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_processes_give_the_bytes_of_one_process(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_worker_processes_write_the_bytes_of_one_process(tmp_path: Path, tokenizer: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", [*documents(400), b"{broken", {"text": "short"}])
     near = {"clean": {"near_duplicates": 0.7}}
     here = built(tmp_path / "here", file, tokenizer, InProcessExecutor(), **near)
@@ -128,7 +128,9 @@ class _Dying(InProcessExecutor):
 
 @pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("after", [0, 1, 3, 5, 7, 9])
-def test_an_interrupted_build_goes_on_to_the_same_bytes(tmp_path: Path, tokenizer: Tokenizer, after: int) -> None:
+def test_an_interrupted_build_continues_to_the_bytes_of_an_uninterrupted_one(
+    tmp_path: Path, tokenizer: Tokenizer, after: int
+) -> None:
     file = jsonl(tmp_path / "a.jsonl", documents(300))
     whole = built(tmp_path / "whole", file, tokenizer, InProcessExecutor())
     with pytest.raises(KeyboardInterrupt):
@@ -158,7 +160,7 @@ def _children(pid: int) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["worker", "all"])
-def test_a_killed_worker_costs_nothing_but_time(
+def test_a_build_whose_worker_was_killed_continues_to_the_same_bytes(
     tmp_path: Path, tokenizer: Tokenizer, victim: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, folder = jsonl(tmp_path / "a.jsonl", documents(3000)), tmp_path / "cut"
@@ -193,17 +195,17 @@ def _alive(pid: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("kind", ["ray", "slurm"])
-def test_clusters_give_the_bytes_of_one_process(tmp_path: Path, tokenizer: Tokenizer, kind: str) -> None:
+def test_clusters_write_the_bytes_of_one_process(tmp_path: Path, tokenizer: Tokenizer, kind: str) -> None:
     pytest.importorskip("ray" if kind == "ray" else "submitit")
     file = jsonl(tmp_path / "a.jsonl", documents(300))
     executor: Executor = RayExecutor(2) if kind == "ray" else SlurmExecutor(2, cluster="local")
-    made = built(tmp_path / "cluster", file, tokenizer, executor)
-    kept = {name: content for name, content in made.items() if not name.startswith("jobs/")}
-    assert not any(name.endswith(".pkl") for name in made)
+    files = built(tmp_path / "cluster", file, tokenizer, executor)
+    kept = {name: content for name, content in files.items() if not name.startswith("jobs/")}
+    assert not any(name.endswith(".pkl") for name in files)
     assert kept == built(tmp_path / "here", file, tokenizer, InProcessExecutor())
 
 
-def test_a_built_directory_gives_the_batches_of_a_build_on_the_fly(tmp_path: Path) -> None:
+def test_a_built_directory_gives_the_batches_of_a_temporary_build(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "a.jsonl", documents(60))
     recipe = recipe_from_dict(
         {
@@ -211,13 +213,13 @@ def test_a_built_directory_gives_the_batches_of_a_build_on_the_fly(tmp_path: Pat
             "stages": {"x": {"kind": "pretrain", "data": {"train": str(file), "max_seq_len": 64}}},
         }
     )
-    made = build_recipe(recipe, tmp_path / "out", None, _quietly)["x"]
+    dataset = build_recipe(recipe, tmp_path / "out", None, _quietly)["x"]
     again = build_recipe(recipe, tmp_path / "out", None, _quietly)["x"]
     from fledge.prepare import Preparation
 
     fly = Preparation(recipe, _quietly)
     fresh = fly.stage_data("x", fly.tokenizer())
-    for data in (made, again):
+    for data in (dataset, again):
         assert data.train.fingerprint() == fresh.train.fingerprint()
         assert data.as_dict() == fresh.as_dict()
         assert (data.train.batch(0, 4).input_ids == fresh.train.batch(0, 4).input_ids).all()
@@ -237,7 +239,7 @@ def test_a_built_directory_for_something_else_is_refused(tmp_path: Path, tokeniz
     tokens = next((tmp_path / "b").glob("tokens/*/train.tokens"))
     content = tokens.read_bytes()
     tokens.write_bytes(content[:-2])
-    with pytest.raises(FledgeError, match="damaged: this file has not the size"):
+    with pytest.raises(FledgeError, match="damaged: the size of this file"):
         load_built_dataset(tmp_path / "b", stage, tokenizer, 1)
     tokens.write_bytes(content)
     (tmp_path / "b" / "manifest.json").unlink()
@@ -259,7 +261,7 @@ def _quietly(line: str) -> None:
     pass
 
 
-def test_files_that_changed_under_a_complete_build_are_told(tmp_path: Path) -> None:
+def test_a_complete_build_names_the_files_that_changed_since(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "a.jsonl", documents(40))
     build_recipe(_recipe(file), tmp_path / "out", None, _quietly)
     jsonl(file, documents(41))
@@ -269,7 +271,7 @@ def test_files_that_changed_under_a_complete_build_are_told(tmp_path: Path) -> N
         build_recipe(_recipe(file, max_seq_len=32), tmp_path / "out", None, _quietly)
 
 
-def test_a_mistake_in_a_recipe_leaves_no_build_that_refuses_the_mended_one(tmp_path: Path) -> None:
+def test_a_recipe_can_be_corrected_after_a_failed_build(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "a.jsonl", documents(40))
     with pytest.raises(FledgeError, match="there is no file"):
         build_recipe(_recipe(tmp_path / "b.jsonl"), tmp_path / "out", None, _quietly)
@@ -278,7 +280,7 @@ def test_a_mistake_in_a_recipe_leaves_no_build_that_refuses_the_mended_one(tmp_p
     assert build_recipe(_recipe(file), tmp_path / "out", None, _quietly)["x"].train.examples.count > 20
 
 
-def test_a_build_goes_on_when_only_the_training_changes(tmp_path: Path) -> None:
+def test_a_build_continues_when_only_training_settings_change(tmp_path: Path) -> None:
     file, out = jsonl(tmp_path / "a.jsonl", documents(40)), tmp_path / "out"
     before = build_recipe(_recipe(file), out, None, _quietly)["x"].train.fingerprint()
     recipe = _recipe(file)
@@ -307,7 +309,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path, tokeni
     assert (folder / "mine.txt").read_text() == "mine"
 
 
-def test_flipped_bits_in_built_tokens_are_noticed(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_flipped_bits_in_built_tokens_are_an_error(tmp_path: Path, tokenizer: Tokenizer) -> None:
     stage = stage_of("pretrain", jsonl(tmp_path / "a.jsonl", documents(40)))
     encode(collect(stage, "x", 1, tmp_path / "b"), tokenizer)
     tokens = next((tmp_path / "b").glob("tokens/*/train.tokens"))
@@ -325,9 +327,9 @@ def test_an_interrupted_run_with_a_tokenizer_to_train_can_be_started_again(tmp_p
     recipe = _recipe(file)
     recipe = recipe.model_copy(update={"stages": {**recipe.stages, "y": recipe.stages["x"]}})
     first = Preparation(recipe, _quietly, lambda name: tmp_path / name)
-    made = first.stage_data("x", first.tokenizer()).train.fingerprint()  # here it ends; the tokenizer was not saved
+    fingerprint = first.stage_data("x", first.tokenizer()).train.fingerprint()  # here it ends; the tokenizer was not saved
     again = Preparation(recipe, _quietly, lambda name: tmp_path / name)
-    assert again.stage_data("x", again.tokenizer()).train.fingerprint() == made
+    assert again.stage_data("x", again.tokenizer()).train.fingerprint() == fingerprint
 
 
 def test_a_tokenizer_is_trained_on_the_rows_of_all_stages_after_they_are_collected(tmp_path: Path) -> None:
@@ -356,7 +358,7 @@ def test_a_tokenizer_is_trained_on_the_rows_of_all_stages_after_they_are_collect
     assert len(tokenizer.encode(" zebra quartz")) < len(of_one_stage.encode(" zebra quartz"))
 
 
-def test_the_recipe_s_system_prompt_does_not_make_rows_alike(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_the_recipe_s_system_prompt_does_not_count_for_duplicates_and_languages(tmp_path: Path, tokenizer: Tokenizer) -> None:
     pytest.importorskip("rensa")
     rows = [{"prompt": f"{word} {word}?", "response": f"{word} it is, the {word}"} for word in WORDS[:6]]
     clean = {"near_duplicates": 0.8, "languages": ["zh"]}
@@ -391,15 +393,15 @@ def test_a_row_that_makes_several_examples_is_drawn_as_one(tmp_path: Path, token
     assert taken["examples"] == 4 * whole[0]
 
 
-def test_a_validation_source_has_no_quota_but_a_number_of_rows(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_validation_source_may_only_limit_its_rows(tmp_path: Path, tokenizer: Tokenizer) -> None:
     file, other = jsonl(tmp_path / "a.jsonl", documents(40)), jsonl(tmp_path / "b.jsonl", documents(40, seed=5))
-    found = prepare("pretrain", file, tokenizer, validation=[{"path": str(other), "max_rows": 3}])
-    assert found.report.sources[1].rows == 3
+    dataset = prepare("pretrain", file, tokenizer, validation=[{"path": str(other), "max_rows": 3}])
+    assert dataset.report.sources[1].rows == 3
     with pytest.raises(FledgeError, match=r"validation\.0: token_fraction, ratio, max_tokens and repeat"):
         prepare("pretrain", file, tokenizer, validation=[{"path": str(other), "repeat": 3}])
 
 
-def test_duplicates_are_left_out_and_told_with_both_places(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_duplicate_is_dropped_with_both_locations(tmp_path: Path, tokenizer: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", documents(40))
     account = prepare("pretrain", file, tokenizer).report.sources[0]
     assert (account.rows, account.used_rows, dict(account.dropped)) == (43, 40, {"exact duplicate": 3})
@@ -409,7 +411,7 @@ def test_duplicates_are_left_out_and_told_with_both_places(tmp_path: Path, token
     assert kept.used_rows == 43
 
 
-def test_training_rows_that_hold_a_question_of_the_validation_file_are_left_out(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_training_rows_with_a_question_of_the_validation_file_are_dropped(tmp_path: Path, tokenizer: Tokenizer) -> None:
     question = "How many legs do three spiders and two birds have when they stand together on one long branch?"
     rows = [{"prompt": f"{question}", "response": f"answer {n}"} for n in range(2)]
     rows += [{"prompt": f"What is {n} and {n}?", "response": str(2 * n)} for n in range(20)]
@@ -428,7 +430,7 @@ def test_more_dropped_than_allowed_stops_with_the_reasons(tmp_path: Path, tokeni
     prepare("pretrain", file, tokenizer, max_drop_fraction="10%")
 
 
-def test_a_worker_s_error_is_the_user_s_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_a_worker_reaches_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "MIN_BYTES_FOR_WORKERS", 0)
     good, bad = jsonl(tmp_path / "a.jsonl", documents(10)), tmp_path / "b.json"
     bad.write_text('[{"text": "x"}, {')

@@ -60,7 +60,7 @@ def test_every_row_is_used_or_dropped_whatever_the_rows(
     assert all(event["where"].startswith(f"{file}:") for event in source["first_events"])
 
 
-def test_validation_of_which_nothing_fits_is_refused_not_forgotten(chatml: Tokenizer, tmp_path: Path) -> None:
+def test_validation_of_which_no_row_fits_is_an_error(chatml: Tokenizer, tmp_path: Path) -> None:
     file = jsonl(tmp_path / "rows.jsonl", [GOOD, {"prompt": "word " * 400, "response": "answer"}])
     errors = []
     for seed in range(20):  # some seeds put exactly the row that does not fit on the side of validation
@@ -77,7 +77,7 @@ def test_a_report_that_does_not_add_up_is_an_error_of_fledge() -> None:
         report.check("key")
 
 
-def test_a_source_of_which_nothing_is_left_stops_the_run_with_its_reasons(tmp_path: Path, chatml: Tokenizer) -> None:
+def test_a_source_without_a_usable_row_is_an_error_with_the_reasons(tmp_path: Path, chatml: Tokenizer) -> None:
     good = jsonl(tmp_path / "good.jsonl", [GOOD])
     bad = jsonl(tmp_path / "bad.jsonl", [b"{", {"promt": "q"}, {"promt": "q"}])
     with pytest.raises(FledgeError) as caught:
@@ -102,8 +102,8 @@ def test_three_events_of_a_reason_are_kept_and_all_are_counted(tmp_path: Path, c
 def test_each_source_has_a_report_of_its_own(tmp_path: Path, chatml: Tokenizer) -> None:
     one, two = jsonl(tmp_path / "one.jsonl", [GOOD] * 3), jsonl(tmp_path / "two.jsonl", [GOOD, b"{"])
     data = prepare("sft", [{"path": str(one), "name": "first"}, str(two)], chatml, validation=str(two))
-    found = [(source.name, source.rows, source.used_rows, source.validation_rows) for source in data.report.sources]
-    assert found == [("first", 3, 3, 0), ("two.jsonl", 2, 1, 0), ("two.jsonl", 2, 1, 1)]
+    counts = [(source.name, source.rows, source.used_rows, source.validation_rows) for source in data.report.sources]
+    assert counts == [("first", 3, 3, 0), ("two.jsonl", 2, 1, 0), ("two.jsonl", 2, 1, 1)]
 
 
 # Validation
@@ -132,9 +132,9 @@ def test_validation_is_disjoint_complete_and_stable_under_reordering(tmp_path: P
 
 
 def test_duplicates_fall_on_the_same_side(tmp_path: Path) -> None:
-    found = read("pretrain", jsonl(tmp_path / "a.jsonl", rows_of(100) * 3), validation=0.2)
-    assert not set(texts(found, TRAIN)) & set(texts(found, VALIDATION))
-    assert all(texts(found, VALIDATION).count(text) == 3 for text in texts(found, VALIDATION))
+    collected = read("pretrain", jsonl(tmp_path / "a.jsonl", rows_of(100) * 3), validation=0.2)
+    assert not set(texts(collected, TRAIN)) & set(texts(collected, VALIDATION))
+    assert all(texts(collected, VALIDATION).count(text) == 3 for text in texts(collected, VALIDATION))
 
 
 def test_validation_has_at_least_one_row_unless_none_is_wanted(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_validation_has_at_least_one_row_unless_none_is_wanted(tmp_path: Path) -
     assert texts(read("pretrain", file, validation=0), VALIDATION) == []
 
 
-def test_no_row_left_to_train_on_is_said(tmp_path: Path, chatml: Tokenizer) -> None:
+def test_a_stage_without_a_training_row_is_an_error(tmp_path: Path, chatml: Tokenizer) -> None:
     with pytest.raises(FledgeError, match="no training example is left"):
         prepare("pretrain", jsonl(tmp_path / "a.jsonl", rows_of(1) * 3), chatml, validation=0.5)
 
@@ -178,7 +178,7 @@ def test_a_long_conversation_keeps_its_system_turn_and_the_newest_whole_rounds(t
     assert len(data.train.examples.tokens) <= size - 1
 
 
-def test_an_answer_that_does_not_fit_alone_is_cut_and_counted(tmp_path: Path, chatml: Tokenizer) -> None:
+def test_an_answer_longer_than_the_context_is_cut_and_counted(tmp_path: Path, chatml: Tokenizer) -> None:
     answer = " ".join(map(str, range(100)))
     file = jsonl(tmp_path / "a.jsonl", [{"messages": talk("old", "older", "new", answer)}])
     data = prepare("sft", file, chatml, max_seq_len=64)
@@ -229,7 +229,7 @@ def test_a_preference_with_a_long_history_keeps_the_newest_rounds_in_both_answer
     assert chosen.split("yes")[0] == rejected.split("assistant\nno")[0] + "assistant\n"
 
 
-def test_documents_that_go_on_in_another_row_are_counted_as_split(tmp_path: Path, chatml: Tokenizer) -> None:
+def test_documents_that_continue_in_another_packed_row_are_counted_as_split(tmp_path: Path, chatml: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", [{"text": "1 2 3 4 5 " * 30}, {"text": "a"}])
     data = prepare("pretrain", file, chatml, max_seq_len=32)
     source = data.report.sources[0]

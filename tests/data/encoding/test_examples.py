@@ -1,4 +1,4 @@
-"""From items to sequences: what fits is kept, what does not is told, and only answers are trained."""
+"""From items to sequences: what fits is kept, what does not is an event, and only answers are trained."""
 
 import json
 import re
@@ -48,10 +48,10 @@ KINDS = ("chatml", "inst", "unmarked", "marked")
 @pytest.fixture(scope="session")
 def tokenizers(chatml: Tokenizer, inst: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
     """One tokenizer for each kind of template."""
-    made = {"chatml": chatml, "inst": inst}
+    tokenizers = {"chatml": chatml, "inst": inst}
     for name, jinja in (("unmarked", UNMARKED), ("marked", MARKED)):
-        made[name] = with_template(chatml, tmp_path_factory.mktemp(name), jinja)
-    return made
+        tokenizers[name] = with_template(chatml, tmp_path_factory.mktemp(name), jinja)
+    return tokenizers
 
 
 def with_template(tokenizer: Tokenizer, folder: Path, jinja: str) -> Tokenizer:
@@ -137,8 +137,8 @@ def test_every_conversation_becomes_valid_examples_or_says_why_not(
         written = trained(tokenizer, example[0]).rstrip("\ufffd")
         texts = answer_texts(tokenizer, item.messages, item.tools)
         weighted = [m.weight != 0 for m in item.messages if m.role == "assistant"]
-        wanted = [text for text, is_trained in zip(texts, weighted, strict=True) if is_trained]
-        assert written in "".join(wanted if train_on_turns == "all" else texts[-1:])
+        trained_answers = [text for text, is_trained in zip(texts, weighted, strict=True) if is_trained]
+        assert written in "".join(trained_answers if train_on_turns == "all" else texts[-1:])
     if train_on_turns == "last" and not reasons(encoded, "truncated"):
         expected = answer_texts(tokenizer, item.messages, item.tools)[-1:] if encoded.examples else []
         assert [trained(tokenizer, example[0]) for example in encoded.examples] == expected
@@ -155,7 +155,7 @@ def fitting(tokenizer: Tokenizer, messages: list[Message], tools: str | None, co
 
 @settings(max_examples=60)
 @given(item=conversations(), kind=st.sampled_from(KINDS), context=st.integers(8, 160))
-def test_recent_keeps_as_many_of_the_newest_rounds_as_fit(
+def test_keep_recent_keeps_as_many_of_the_newest_rounds_as_fit(
     tokenizers: dict[str, Tokenizer], item: Conversation, kind: str, context: int
 ) -> None:
     """Against the plain way: leave out one more round until what is left fits."""
@@ -179,9 +179,9 @@ def test_recent_keeps_as_many_of_the_newest_rounds_as_fit(
     if not any(weights[1:]):
         assert reasons(encoded, "dropped") == ["prompt longer than the context"]
         return
-    (((found, marks),),) = encoded.examples
-    assert found.tolist() == tokens
-    assert marks.tolist() == weights
+    (((kept_tokens, kept_weights),),) = encoded.examples
+    assert kept_tokens.tolist() == tokens
+    assert kept_weights.tolist() == weights
     assert amount(encoded, "shortened") == kept
     assert amount(encoded, "truncated") == max(0, lost)
 
@@ -193,13 +193,13 @@ def test_split_trains_every_answer_exactly_once(
 ) -> None:
     tokenizer = tokenizers[kind]
     encoded = encode(item, tokenizer, replace(CONFIG, max_seq_len=context, truncation="split"))
-    found = [trained(tokenizer, example[0]) for example in encoded.examples]
+    texts = [trained(tokenizer, example[0]) for example in encoded.examples]
     if not encoded.events or not {"dropped", "truncated", "shortened"} & {event.state for event in encoded.events}:
-        assert "".join(found) == "".join(answer_texts(tokenizer, item.messages, item.tools))
-    ends = [int(number) for text in found for number in re.findall(r"#(\d)\.", text)]
+        assert "".join(texts) == "".join(answer_texts(tokenizer, item.messages, item.tools))
+    ends = [int(number) for text in texts for number in re.findall(r"#(\d)\.", text)]
     assert ends == sorted(set(ends))
-    assert amount(encoded, "split") == (len(found) if len(found) > 1 else 0)
-    if found and len(found) > 1 and item.messages[0].role == "system":
+    assert amount(encoded, "split") == (len(texts) if len(texts) > 1 else 0)
+    if texts and len(texts) > 1 and item.messages[0].role == "system":
         prompts = [tokenizer.decode(tokens.tolist()) for ((tokens, _),) in encoded.examples]
         assert all(item.messages[0].content in prompt for prompt in prompts)
 
@@ -234,7 +234,7 @@ def test_split_fills_each_example_with_as_many_rounds_as_fit(
 
 @settings(max_examples=60)
 @given(item=conversations(weights=False), kind=st.sampled_from(KINDS), context=st.integers(8, 160))
-def test_truncate_keeps_the_beginning_and_tells_what_is_lost(
+def test_keep_start_keeps_the_beginning_and_counts_what_is_lost(
     tokenizers: dict[str, Tokenizer], item: Conversation, kind: str, context: int
 ) -> None:
     tokenizer = tokenizers[kind]
@@ -243,13 +243,13 @@ def test_truncate_keeps_the_beginning_and_tells_what_is_lost(
         return
     _, weights = tokenizer.encode_conversation(item.messages, item.tools)
     tokens, kept = fitting(tokenizer, list(item.messages), item.tools, context)
-    for ((found, marks),) in encoded.examples:
-        assert found.tolist() == tokens
-        assert marks.tolist() == kept
+    for ((kept_tokens, kept_weights),) in encoded.examples:
+        assert kept_tokens.tolist() == tokens
+        assert kept_weights.tolist() == kept
         assert amount(encoded, "truncated") == max(0, int(np.flatnonzero(weights)[-1]) - context)
 
 
-def test_truncate_counts_the_answers_that_are_cut_or_lost(chatml: Tokenizer) -> None:
+def test_keep_start_counts_the_answers_that_are_cut_or_lost(chatml: Tokenizer) -> None:
     item = talk("one", "two", "three", "four")
     tokens, _ = chatml.encode_conversation(item.messages)
     second = len(chatml.encode_conversation(item.messages[:4])[0])
@@ -292,7 +292,7 @@ def test_split_cuts_or_leaves_out_a_round_that_is_too_long_and_keeps_the_others(
     assert amount(encoded, "split") == 3
 
 
-def test_a_conversation_that_fits_but_for_the_line_break_behind_its_end_loses_no_round(chatml: Tokenizer) -> None:
+def test_a_line_break_after_the_last_end_token_costs_no_round(chatml: Tokenizer) -> None:
     item = talk("one", "two", "three")
     tokens, weights = chatml.encode_conversation(item.messages)
     assert weights[-1] == 0
@@ -334,7 +334,7 @@ def test_only_the_last_answer_is_trained_where_that_is_asked_for(tokenizers: dic
         assert amount(encoded, "shortened") > 0
 
 
-def test_weights_need_a_template_that_tells_turns_apart(chatml: Tokenizer, tmp_path: Path) -> None:
+def test_turn_weights_need_a_template_that_marks_turns(chatml: Tokenizer, tmp_path: Path) -> None:
     jinja = (
         "{% generation %}{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
         "{% endgeneration %}"
@@ -380,7 +380,7 @@ PROMPTS = st.lists(st.tuples(TEXT, TEXT), max_size=4).map(
     history=PROMPTS, question=TEXT, answers=st.tuples(TEXT, TEXT).map(lambda two: (f"{two[0]}#1", f"{two[1]}#2")),
     kind=st.sampled_from(KINDS), context=st.integers(8, 100), policy=st.sampled_from(["keep_recent", "keep_start", "split"]),
 )  # fmt: skip
-def test_only_the_completion_of_a_preference_is_trained_behind_one_prompt(
+def test_only_the_completions_of_a_pair_are_trained_and_share_one_prompt(
     tokenizers: dict[str, Tokenizer], history: list[Message], question: str, answers: tuple[str, str], kind: str,
     context: int, policy: str,
 ) -> None:  # fmt: skip
@@ -403,7 +403,7 @@ def test_only_the_completion_of_a_preference_is_trained_behind_one_prompt(
             assert whole.startswith(text.rstrip("\ufffd"))
 
 
-def test_a_pair_whose_difference_lies_beyond_the_context_is_dropped(chatml: Tokenizer) -> None:
+def test_a_pair_that_differs_only_beyond_the_context_is_dropped(chatml: Tokenizer) -> None:
     same = "very " * 100
     item = PreferencePair((Message("user", "why?"),), same + "good", same + "bad")
     assert reasons(encode(item, chatml, CONFIG), "dropped") == ["answers equal after the cut"]
@@ -415,7 +415,7 @@ def test_a_labelled_answer_is_one_sequence_with_its_completion_trained(chatml: T
     assert [trained(chatml, sequence) for sequence in encoded.examples[0]] == ["d<|im_end|>"]
 
 
-def test_a_template_that_answers_behind_another_prompt_is_refused_for_preferences(chatml: Tokenizer, tmp_path: Path) -> None:
+def test_a_template_whose_generation_prompt_does_not_precede_answers_drops_pairs(chatml: Tokenizer, tmp_path: Path) -> None:
     jinja = MARKED.replace("{% if add_generation_prompt %}<|im_start|>assistant:", "{% if add_generation_prompt %}<|im_end|>")
     tokenizer = with_template(chatml, tmp_path, jinja)
     encoded = encode(PreferencePair((Message("user", "a"),), "b", "c"), tokenizer, CONFIG)
@@ -451,14 +451,14 @@ def test_conversations_shorter_than_asked_for_are_dropped(chatml: Tokenizer) -> 
 def test_text_without_a_utf8_form_is_dropped_and_its_neighbours_are_kept(chatml: Tokenizer) -> None:
     broken, fine = talk("a\ud800"), talk("b")
     documents = [Document("good text"), Document("bad \udc00 text"), Document("more text")]
-    found = [reasons(encoded, "dropped") for encoded in encode_dialogues([fine, broken, fine], chatml, CONFIG)]
-    assert found == [[], ["not valid Unicode"], []]
-    found = [reasons(e, "dropped") for e in encode_documents(documents, chatml, CONFIG)]
-    assert found == [[], ["not valid Unicode"], []]
+    texts = [reasons(encoded, "dropped") for encoded in encode_dialogues([fine, broken, fine], chatml, CONFIG)]
+    assert texts == [[], ["not valid Unicode"], []]
+    texts = [reasons(e, "dropped") for e in encode_documents(documents, chatml, CONFIG)]
+    assert texts == [[], ["not valid Unicode"], []]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_items_encode_as_each_alone_whatever_stands_beside_them(tokenizers: dict[str, Tokenizer], kind: str) -> None:
+def test_an_item_is_encoded_the_same_in_a_batch_and_alone(tokenizers: dict[str, Tokenizer], kind: str) -> None:
     items = [talk(*(f"{number} {part}" for part in range(number % 4 + 1))) for number in range(40)]
     config = replace(CONFIG, max_seq_len=40, truncation="split")
     together = list(encode_dialogues(items, tokenizers[kind], config))
@@ -469,7 +469,7 @@ def test_many_items_encode_as_each_alone_whatever_stands_beside_them(tokenizers:
             assert all(np.array_equal(a, b) for a, b in zip(ours[0], theirs[0], strict=True))
 
 
-def test_an_endless_source_is_encoded_as_it_is_read(chatml: Tokenizer) -> None:
+def test_items_are_encoded_in_batches_of_limited_size(chatml: Tokenizer) -> None:
     read = 0
 
     def endless() -> Iterator[Document]:
@@ -503,7 +503,9 @@ def test_the_format_and_the_recipe_decide_how_a_stage_is_encoded() -> None:
 
 
 @given(item=conversations(), seed=st.integers(0, 2**32 - 1), share=st.sampled_from([0.0, 0.5, 0.99]))
-def test_variation_is_decided_by_seed_and_content_and_leaves_answers_alone(item: Conversation, seed: int, share: float) -> None:
+def test_augmentation_depends_on_seed_and_content_and_never_changes_answers(
+    item: Conversation, seed: int, share: float
+) -> None:
     config = AugmentConfig(drop_last_turns=share, noise=share, noise_rate=0.5)
     _, rounds = split_rounds(item.messages)
     kept, ended, letters = augment(rounds, config, seed)
@@ -525,7 +527,7 @@ def test_variation_is_decided_by_seed_and_content_and_leaves_answers_alone(item:
         assert (kept, letters) == (rounds, 0)
 
 
-def test_variation_concerns_about_the_share_that_is_asked_for(chatml: Tokenizer) -> None:
+def test_augmentation_changes_about_the_requested_share_of_conversations(chatml: Tokenizer) -> None:
     items = [talk(f"answer {number}", "more", "end") for number in range(1000)]
     config = replace(CONFIG, max_seq_len=500, augment=AugmentConfig(drop_last_turns=0.3, noise=0.2, noise_rate=0.3))
     encoded = list(encode_dialogues(items, chatml, config))
@@ -542,7 +544,7 @@ def test_variation_concerns_about_the_share_that_is_asked_for(chatml: Tokenizer)
         assert unchanged == (not varied.events)
 
 
-def test_a_preference_keeps_all_its_rounds_when_ends_are_varied(chatml: Tokenizer) -> None:
+def test_augmentation_leaves_out_no_round_of_a_pair(chatml: Tokenizer) -> None:
     prompt = (*talk("a", "b", "c").messages, Message("user", "please tell me more about that"))
     config = replace(CONFIG, max_seq_len=500, augment=AugmentConfig(drop_last_turns=0.99, noise=0.99, noise_rate=0.5))
     encoded = encode(PreferencePair(prompt, "good", "bad"), chatml, config)

@@ -90,9 +90,9 @@ def test_exactly_the_answers_and_their_end_tokens_are_trained(
     kind, answers_of = FORMATS[file]
     rows = raw_rows(shared_data / file)
     assert len(rows) == ROWS
-    found = list(encode_dialogues(items_of(rows, kind), tokenizer, CONFIG))
+    results = list(encode_dialogues(items_of(rows, kind), tokenizer, CONFIG))
     end = tokenizer.decode([tokenizer.eot_id])
-    for row, encoded in zip(rows, found, strict=True):
+    for row, encoded in zip(rows, results, strict=True):
         if template == "inst" and file in WITH_TOOLS and json.loads(row["tools"]):
             assert [event.reason for event in encoded.events] == ["the chat template refuses it"]
             continue
@@ -140,9 +140,9 @@ def test_every_real_pair_and_conversation_is_used_or_dropped_at_any_length(
         items = items_of(raw_rows(shared_data / "llamafactory" / f"{file}.json"), kind)
         for context in (64, 256, 1024):
             config = replace(CONFIG, max_seq_len=context, truncation=policy)
-            found = list(encode_dialogues(items, minimind, config))
-            assert len(found) == ROWS
-            for encoded in found:
+            results = list(encode_dialogues(items, minimind, config))
+            assert len(results) == ROWS
+            for encoded in results:
                 dropped = [event for event in encoded.events if event.state == "dropped"]
                 assert bool(encoded.examples) != bool(dropped)
                 assert all(len(tokens) <= context + 1 for example in encoded.examples for tokens, _ in example)

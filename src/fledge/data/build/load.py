@@ -136,7 +136,8 @@ def _load_examples(build: BuildDirectory, split: str, dtype: np.dtype) -> Exampl
 def _mapped(file: Path, dtype: np.dtype, count: int) -> np.ndarray:
     """A memory-mapped file of `count` numbers; FledgeError where it has another size."""
     if not file.exists() or file.stat().st_size != count * dtype.itemsize:
-        raise FledgeError("damaged: this file has not the size it was written with", where=str(file), hint="build it again")
+        message = "damaged: the size of this file is not the size that was written"
+        raise FledgeError(message, where=str(file), hint="build it again")
     return memmap(file, dtype)
 
 

@@ -117,8 +117,8 @@ class BuildPlan:
 
     def same_data_as(self, other: "BuildPlan") -> bool:
         """Whether both plans are for the same data. The batch may differ: it only tells how many steps an epoch has."""
-        mine, others = ({name: value for name, value in plan.as_dict().items() if name != "batch"} for plan in (self, other))
-        return mine == others
+        plans = [{name: value for name, value in plan.as_dict().items() if name != "batch"} for plan in (self, other)]
+        return plans[0] == plans[1]
 
     @classmethod
     def read(cls, file: Path) -> "BuildPlan":
@@ -237,12 +237,12 @@ def plan_build(stage: DataStage, name: str, seed: int) -> BuildPlan:
 
 
 def _check_languages(data: DataConfig, key: str) -> None:
-    """FledgeError for a language that is not told apart."""
+    """FledgeError for a language that cannot be detected."""
     for language in data.clean.languages or ():
         if language not in LANGUAGES:
             near = difflib.get_close_matches(language, LANGUAGES, 1, 0.3)
             raise FledgeError(
-                f"'{language}' is no language that is told apart; they are {', '.join(LANGUAGES)}",
+                f"'{language}' is not a language that can be detected; these can: {', '.join(LANGUAGES)}",
                 where=f"{key}.clean.languages",
                 hint=f"did you mean '{near[0]}'?" if near else None,
             )

@@ -36,7 +36,7 @@ CHUNK_ROWS = 1000  # rows whose languages, n-grams and signatures are computed t
 
 
 class RowPosition(NamedTuple):
-    """Which row of a shard it is, and where it stands. (The records of this module are tuples, which are made fastest.)
+    """Which row of a shard it is, and where it stands. The records of this module are tuples: there is one for every row.
 
     `row`: its number in the shard. `file`: the number of its file in the shard. `number`: its line or index in the file."""
 
