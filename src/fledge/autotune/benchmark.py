@@ -86,7 +86,13 @@ def truncate_batch(batch: Batch, tokens: int) -> Batch:
     sequences = torch.where(sequences < batch.num_sequences, sequences, count)
     examples = batch.examples[: count // sequences_per_example(batch)]
     return replace(
-        batch, **cut, sequence_ids=sequences, num_sequences=count, examples=examples, by_source=(), known_target_index=None
+        batch,
+        **cut,
+        sequence_ids=sequences,
+        num_sequences=count,
+        examples=examples,
+        tokens_by_source=(),
+        known_target_index=None,
     )
 
 

@@ -3,21 +3,24 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fledge.data import PackedDataset
+from fledge.data import FORMATS, PackedDataset
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
 from fledge.plan.horizon import TrainingHorizon, compute_steps
 from fledge.plan.hyperparameters import RunSize, resolve_stage
 from fledge.plan.lr_schedule import min_lr, warmup_steps
-from fledge.recipe.schema import ModelConfig, PreferenceStage, PretrainStage, RuntimeConfig, SftStage
+from fledge.recipe.schema import ModelConfig, RuntimeConfig, Stage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StagePlan:
     """plan.json. Tokens are positions of packed rows that hold data; padding is not counted. `notes` say how the numbers
-    that the recipe left to `auto` came about."""
+    that the recipe left to `auto` came about.
+
+    `label`: what one example is called; `loss_unit`: the unit of the stage's loss. Reports read both."""
 
     kind: str
+    label: str
     loss_unit: str
     parameters: int
     active_parameters: int
@@ -47,23 +50,24 @@ class StagePlan:
 
 
 def plan_stage(
-    stage: PretrainStage | SftStage | PreferenceStage,
+    stage: Stage,
     train: PackedDataset,
     cost: ModelCost,
     chosen: list[str] | None = None,
-) -> tuple[StagePlan, TrainingHorizon, PretrainStage | SftStage | PreferenceStage]:
+) -> tuple[StagePlan, TrainingHorizon, Stage]:
     """What the loop will do, and the stage with plain numbers where its recipe says `auto`. FledgeError where a warm-up is
     longer than the stage, or the lowest rate above the rate that was derived. `chosen` says what was decided before."""
-    reach = compute_steps(stage.duration, stage.batch, train.rows_in, train.row_length)
+    reach = compute_steps(stage.duration, stage.batch, train.packed_rows_in, train.packed_length)
     warm = warmup_steps(stage.schedule, reach.steps)
     count = cost.parameters()
-    share = train.epochs_at(reach.rows)
-    tokens = round(train.positions * share)
-    batch_tokens = round(reach.global_batch_rows * train.positions / len(train))
+    share = train.epochs_after(reach.rows)
+    tokens = round(train.num_tokens * share)
+    batch_tokens = round(reach.global_batch_rows * train.num_tokens / len(train))
     plain, notes = resolve_stage(stage, RunSize(cost.config.hidden_size, batch_tokens, reach.steps, tokens))
     rate, betas, decay = plain.optimizer.numbers()
     plan = StagePlan(
         kind=stage.kind,
+        label=FORMATS[stage.kind].label,
         loss_unit=stage.loss_unit,
         parameters=count.total,
         active_parameters=count.active,
@@ -72,7 +76,7 @@ def plan_stage(
         epochs=share,
         steps=reach.steps,
         tokens=tokens,
-        target_tokens=round(train.supervised * share),
+        target_tokens=round(train.num_target_tokens * share),
         warmup_steps=warm,
         warmup_share=warm / reach.steps,
         effective_batch_rows=reach.global_batch_rows,
@@ -90,10 +94,7 @@ def plan_stage(
     return plan, reach, plain
 
 
-AnyStage = PretrainStage | SftStage | PreferenceStage
-
-
-def with_recorded_settings(stage: AnyStage, before: dict[str, Any]) -> AnyStage:
+def with_recorded_settings(stage: Stage, before: dict[str, Any]) -> Stage:
     """A stage with the numbers that were chosen for it when it began, from its plan.json."""
     rows, optimizer = before["effective_batch_rows"], stage.optimizer
     micro = before["micro_rows"] if stage.batch.micro_batch_size == "auto" else stage.batch.micro_batch_size
@@ -105,7 +106,7 @@ def with_recorded_settings(stage: AnyStage, before: dict[str, Any]) -> AnyStage:
     return stage.model_copy(update={"batch": batch, "optimizer": optimizer})
 
 
-def check_settings_have_effect(stage: AnyStage, steps: int, config: ModelConfig, machine: RuntimeConfig) -> None:
+def check_settings_have_effect(stage: Stage, steps: int, config: ModelConfig, machine: RuntimeConfig) -> None:
     """FledgeError for what the recipe asks for and this model or length leaves no room for."""
     layers = config.num_hidden_layers
     if machine.activation_checkpoint_every > layers:
