@@ -127,7 +127,6 @@ class Preparation:
         """Sizes and cost of a stage's model; FledgeError where the stage, the tokenizer or the machine does not fit it."""
         from fledge.model.loading import describe_model  # it loads torch, which data alone does not need
 
-
         path, wanted = initial_weights(self.recipe, name).config_directory, self.recipe.model
         if path is None:
             return ModelCost(wanted, tokenizer.vocab_size)

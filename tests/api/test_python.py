@@ -75,7 +75,16 @@ def test_chat_stream_and_generate_give_what_the_command_prints(project: Path) ->
     model = fledge.load(project / "runs" / "mine")
     answer = model.chat("你是谁？", max_new_tokens=12)
     assert answer == "".join(model.stream("你是谁？", max_new_tokens=12))
-    command = [sys.executable, "-m", "fledge.cli", "generate", str(project / "runs" / "mine"), "你是谁？", "--max-new-tokens", "12"]
+    command = [
+        sys.executable,
+        "-m",
+        "fledge.cli",
+        "generate",
+        str(project / "runs" / "mine"),
+        "你是谁？",
+        "--max-new-tokens",
+        "12",
+    ]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert printed == answer + "\n"
     texts = model.generate(["A cat", "苹果"], max_new_tokens=6)

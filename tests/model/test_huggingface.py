@@ -420,7 +420,7 @@ def test_a_damaged_or_unfit_directory_is_refused_with_its_reason(tmp_path: Path,
 
 def test_a_configuration_without_a_size_is_refused(tmp_path: Path) -> None:
     write_model(tmp_path, "Bloom", n_head=4, n_layer=2)
-    with pytest.raises(FledgeError, match="does not say max_position_embeddings|does not support an attention"):
+    with pytest.raises(FledgeError, match=r"does not say max_position_embeddings|does not support an attention"):
         describe_model(tmp_path)
 
 
