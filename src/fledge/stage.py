@@ -105,7 +105,7 @@ class StageRunner:
         with self.shared.timed("probe"), self.ranks.main_process_first():
             decision = self._decision(model)
         self.console.log(_machine_line(decision))
-        if not self.ranks.alone:
+        if self.ranks.is_distributed:
             self.console.log(f"{self.ranks.world_size} processes share each update ({self.recipe.runtime.parallelism})")
         start = model
         if isinstance(stage, PreferenceStage) and not stage.precompute_ref_log_probs:
@@ -117,7 +117,7 @@ class StageRunner:
         if self.ranks.broadcast_object(not before_file.exists()):
             with self.shared.timed("evaluation"):
                 self._evaluate(before_file, model, validation_objective, stage.batch.micro_batch_rows)
-        divided = self.recipe.runtime.parallelism == "fsdp" and not self.ranks.alone
+        divided = self.recipe.runtime.parallelism == "fsdp" and self.ranks.is_distributed
         state = self._train(model, objective, validation_objective, decision, changed, divided)
         chosen = self._select_checkpoint(state)
         if divided:

@@ -33,21 +33,21 @@ class SaveResult:
 class AsyncCheckpointer:
     """Writes one checkpoint at a time, points to the newest and the best one and removes what is not kept.
 
-    Of several ranks the first one writes, or, where the model is `divided`, all of them do."""
+    Of several ranks the first one writes, or, where the model is `sharded`, all of them do."""
 
     def __init__(
-        self, folder: Path, keep: int, write_model: WriteModel, ranks: DistributedContext | None = None, divided: bool = False
+        self, folder: Path, keep: int, write_model: WriteModel, ranks: DistributedContext | None = None, sharded: bool = False
     ) -> None:
-        self.folder, self.keep, self.write_model, self.divided = folder, keep, write_model, divided
+        self.folder, self.keep, self.write_model, self.sharded = folder, keep, write_model, sharded
         self.ranks = ranks or DistributedContext()
-        self._ranks = self.ranks.new_group() if divided else DistributedContext()  # those that the thread writes with
+        self._ranks = self.ranks.new_group() if sharded else DistributedContext()  # those that the thread writes with
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fledge-save")
         self._writing: Future[SaveResult] | None = None
 
     def save_async(self, snapshot: Snapshot) -> list[SaveResult]:
         """Start to write; returns what became of the save before, which is waited for."""
         before = self.wait()
-        if not (self.ranks.is_main_process or self.divided):
+        if not (self.ranks.is_main_process or self.sharded):
             return before
         self._writing = self._thread.submit(self._write, snapshot)
         return before
@@ -55,7 +55,7 @@ class AsyncCheckpointer:
     def poll(self) -> list[SaveResult]:
         """The save that has ended since it was last asked, if there is one; never waits. Nothing where all ranks write: they
         would not agree on the moment."""
-        return self.wait() if self._writing is not None and not self.divided and self._writing.done() else []
+        return self.wait() if self._writing is not None and not self.sharded and self._writing.done() else []
 
     def wait(self) -> list[SaveResult]:
         """The same, once the one under way has ended."""

@@ -83,13 +83,13 @@ def _sync(path: Path) -> None:
 @dataclass(frozen=True)
 class Snapshot:
     """A moment of training, copied, so that training may go on while it is written. `models` are weights by the name of
-    their folder: `model`, to go on from, and `averaged`, to use, where weights are averaged. `divided`: `tensors` are this
+    their folder: `model`, to go on from, and `averaged`, to use, where weights are averaged. `sharded`: `tensors` are this
     rank's part, and `models` are there on the first rank only."""
 
     state: TrainState
     models: dict[str, Weights]
     tensors: Weights
-    divided: bool = False
+    sharded: bool = False
 
     @property
     def bytes(self) -> int:
@@ -112,12 +112,12 @@ def save_checkpoint(
     """Write one checkpoint and read its tensors back; returns its path and size in bytes. `write_model` writes a model
     directory. CannotSave where the disk refuses, or has not kept what was written, with nothing lost.
 
-    `ranks`: those that a divided snapshot is of. All of them write; the first one makes it whole. Size 0 for the others."""
+    `ranks`: those that a sharded snapshot is of. All of them write; the first one makes it whole. Size 0 for the others."""
     step, ranks = snapshot.state.step, ranks or DistributedContext()
     target, beside = folder / step_name(step), folder / f"{WRITING}{step_name(step)}"
     try:
         _on_all_ranks(ranks, ranks.is_main_process and partial(_begin, folder, beside, snapshot))
-        if snapshot.divided:
+        if snapshot.sharded:
             _on_all_ranks(ranks, partial(save_sharded, snapshot.tensors, beside / "state" / SHARDED_OPTIMIZER_DIR, ranks))
         size = _on_all_ranks(ranks, ranks.is_main_process and partial(_complete, beside, target, snapshot, write_model)) or 0
     except PeerLostError:
@@ -143,7 +143,7 @@ def _on_all_ranks(ranks: DistributedContext, act: Callable[[], Any] | bool) -> A
     except PeerLostError:
         raise
     except Exception as error:
-        if ranks.alone:
+        if not ranks.is_distributed:
             raise
         reason, cause = _reason(error), error
     reasons = [found for found in ranks.all_gather_object(reason) if found is not None]
@@ -156,7 +156,7 @@ def _begin(folder: Path, beside: Path, snapshot: Snapshot) -> None:
     """An empty place to write to."""
     shutil.rmtree(beside, ignore_errors=True)
     (beside / "state").mkdir(parents=True)
-    if snapshot.divided:
+    if snapshot.sharded:
         (beside / "state" / SHARDED_OPTIMIZER_DIR).mkdir()
     _check_disk_space(folder, snapshot.bytes)
 
@@ -165,7 +165,7 @@ def _complete(beside: Path, target: Path, snapshot: Snapshot, write_model: Write
     """Write what is not written yet, the manifest last, and put all where it belongs; returns the size."""
     for name, weights in snapshot.models.items():
         write_model(beside / name, weights)
-    if not snapshot.divided:
+    if not snapshot.sharded:
         write_tensors(snapshot.tensors, beside / "state" / "optimizer.safetensors")
     write_and_verify(beside / "state" / "trainer.json", json.dumps(asdict(snapshot.state), indent=1))
     files = sorted(path for path in beside.rglob("*") if path.is_file())
@@ -258,7 +258,7 @@ def latest_before(folder: Path, since: int) -> tuple[Path, TrainState] | None:
 
 def load_optimizer_state(path: Path, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The tensors of a checkpoint beside its weights, by however many ranks they were written: whole, or this rank's parts of
-    them, divided as the parameters are that they belong to."""
+    them, sharded as the parameters are that they belong to."""
     file, parts = path / "state" / "optimizer.safetensors", path / "state" / SHARDED_OPTIMIZER_DIR
     if like is not None:
         return load_sharded(file.parent if file.exists() else parts, like)

@@ -73,7 +73,7 @@ class BatchLoader:
         weight, tokens, supervised, *by_source = self.ranks.all_reduce_sum(counts)
         if not weight:
             raise FledgeError(f"the {_rows(window)} rows of step {window.step:,} hold nothing to learn from", where="batch")
-        if self.ranks.alone:
+        if not self.ranks.is_distributed:
             return window
         return replace(
             window, weight=weight, tokens=int(tokens), supervised=int(supervised), by_source=tuple(map(int, by_source))
@@ -102,7 +102,7 @@ class BatchLoader:
         made = [self.data.batch(place, micro, end, self.skipped) for place in range(begin, end, micro)]
         batches = tuple(batch for batch in made if batch.num_target_tokens)
         rounds = math.ceil(math.ceil((stop - first) / self.ranks.world_size) / micro)
-        keeps_up = self.ranks.alone or len(batches) == rounds
+        keeps_up = not self.ranks.is_distributed or len(batches) == rounds
         idle = None if keeps_up else self.data.batch(first, micro, stop, self.skipped)
         if self.device.type == "cuda":
             batches = tuple(batch.pinned() for batch in batches)

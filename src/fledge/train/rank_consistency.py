@@ -27,13 +27,13 @@ class RankConsistencyCheck:
 
     def begin(self, step: int) -> None:
         """Before the first step. FledgeError on every rank where weights or data differ from the first rank's."""
-        if not self.ranks.alone:
+        if self.ranks.is_distributed:
             self._same_weights(self.ranks.all_gather_object(checksum(self.model)), step)
 
     def after(self, window: StepBatch, step: int) -> None:
         """After the update with which `step` are done. FledgeError, on every rank, where the ranks' parts of the window are not
         the window or look alike, or where the weights, looked at every EVERY steps, are not the same."""
-        if self.ranks.alone:
+        if not self.ranks.is_distributed:
             return
         looks = step % CHECK_INTERVAL == 0
         mine = [list(window.local_rows), digest(window), checksum(self.model) if looks else None]

@@ -131,7 +131,7 @@ class TrainStep:
         loss, *metrics = (value / window.weight for value in sums)
         routed = [outcome.routing for outcome in outcomes if outcome.routing is not None]
         routing = RouterStats.merged(routed) if routed else None
-        if routing is not None and not self.ranks.alone:
+        if routing is not None and self.ranks.is_distributed:
             routing = routing.all_reduced(self.ranks.all_reduce_)
         return loss, dict(zip(names, metrics, strict=True)), routing
 
@@ -143,13 +143,13 @@ class TrainStep:
             if number and self.asked_to_stop():
                 self.model.zero_grad(set_to_none=True)
                 raise StopRequested
-            if watch and middle and number == middle and self.ranks.alone:
+            if watch and middle and number == middle and not self.ranks.is_distributed:
                 first_norm = self._norm()
             if number < len(window.batches):
                 outcomes.append(self._forward_backward(window, number, window.batches[number], clock))
             elif window.padding_batch is not None and (self.divided or not outcomes):
                 outcomes.append(self._forward_backward(window, number, window.padding_batch, clock, learn=False))
-        if not self.divided and not self.ranks.alone:
+        if not self.divided and self.ranks.is_distributed:
             self.ranks.all_reduce_(self._dense_grads())
             clock.mark("exchange")
         if first_norm is None:

@@ -230,7 +230,7 @@ class Trainer:
     def _halve_micro_batch(self, error: OutOfMemory) -> None:
         """Go on with half the micro-batch: the window, and with it what is learned, stays the same."""
         micro = self.feed.micro
-        if micro == 1 or not self.work.ranks.alone:
+        if micro == 1 or self.work.ranks.is_distributed:
             rows = "one row" if micro == 1 else f"one batch of {micro} rows"
             raise FledgeError(
                 f"{rows} of {self.work.train.row_length:,} tokens does not fit into memory ({error})",
