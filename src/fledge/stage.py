@@ -12,7 +12,8 @@ import torch
 
 from fledge.autotune.autotune import ComputeConfig, autotune, force_eager, head_kernel, warm_up
 from fledge.autotune.compile import reset_compiler
-from fledge.checkpoint.checkpoint import TrainState, Weights, WriteModel, step_name
+from fledge.checkpoint.checkpoint import WriteModel, step_name
+from fledge.checkpoint.state import TrainState, Weights
 from fledge.data import PackedDataset, StageDataset
 from fledge.data.analysis.build_stats import RowLocator
 from fledge.data.build.shards import BuildPlan

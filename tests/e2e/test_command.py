@@ -131,7 +131,7 @@ def test_a_full_disk_stops_the_run_and_resume_goes_on(world: Path, tmp_path: Pat
     tree = tiny_run.tree(world, tmp_path)
     tree["stages"] = {"pretrain": tree["stages"]["pretrain"]}
     file = tiny_run.write(tmp_path / "r.yaml", tree)
-    refused(fledge("train", file, limit=60_000), "cannot write the checkpoint of step 0", "what is saved is nothing yet")
+    refused(fledge("train", file, limit=60_000), "cannot write the checkpoint of step 0", "no checkpoint is saved yet")
     result = fledge("train", file, "--resume")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "tiny" / "pretrain" / "result.json").exists()

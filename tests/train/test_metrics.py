@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fledge.checkpoint.checkpoint import TrainState
+from fledge.checkpoint.state import TrainState
 from fledge.model.cost import ModelCost
 from fledge.model.decoder import Decoder
 from fledge.model.moe import update_biases

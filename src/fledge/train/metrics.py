@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fledge.checkpoint.checkpoint import TrainState
+from fledge.checkpoint.state import TrainState
 from fledge.model.cost import ModelCost
 from fledge.run import memory_bytes, nan_to_none, peak_memory_bytes
 from fledge.train.train_step import HalfBatchStats, StepOutput, noise_scale

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fledge.autotune.autotune import ComputeConfig
 from fledge.checkpoint.async_save import AsyncCheckpointer, SaveResult
-from fledge.checkpoint.checkpoint import TrainState, WriteModel, latest_before, latest_checkpoint
+from fledge.checkpoint.checkpoint import WriteModel, latest_before, latest_checkpoint
+from fledge.checkpoint.state import TrainState
 from fledge.data import PackedDataset
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
