@@ -189,7 +189,14 @@ class Preparation:
         copies = 1 + (2 if averaged else 0) + (1 if live else 0)
         if device == "cpu":  # what is being saved is a copy in the same memory: weights, optimizer state, averages
             copies += 3 + (2 if averaged else 0)
-        need = MemoryInputs(config, tokenizer.vocab_size, data.train.row_length, stage.optimizer, device, copies)
+        need = MemoryInputs(
+            model=config,
+            vocab_size=tokenizer.vocab_size,
+            row_length=data.train.row_length,
+            optimizer=stage.optimizer,
+            device=device,
+            copies=copies,
+        )
         return auto_micro_batch(stage.batch, need, self.recipe.runtime)
 
     def _recorded_plan(self, name: str) -> dict[str, Any] | None:

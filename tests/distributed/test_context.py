@@ -60,7 +60,10 @@ class Run:
     def __init__(self, ranks: DistributedContext, sharded: bool, optimizer: str, pairs: bool = False, **more: Any) -> None:
         model = make_decoder(num_hidden_layers=3, **more.get("model", {})).train()
         model.activation_checkpoint_every = more.get("recompute", 0)
-        self.data, self.horizon = _data(pairs), TrainingHorizon(STEPS, 6 * STEPS - 5, 3, 2, 2)
+        self.data, self.horizon = (
+            _data(pairs),
+            TrainingHorizon(steps=STEPS, rows=6 * STEPS - 5, micro=3, accumulation=2, start=2),
+        )
         objective = DPOObjective(0.1, 0.0, 0.3, torch.zeros(30, 2)) if pairs else CausalLMObjective()
         self.preference = objective if isinstance(objective, DPOObjective) else None
         rates = {"name": optimizer, "learning_rate": RATE, "betas": (0.9, 0.95), "weight_decay": 0.1}
@@ -184,7 +187,9 @@ def test_shard_ranges_cover_every_row_once_in_nearly_equal_parts(first: int, cou
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12))
 def test_micro_batches_respect_the_requested_size_and_need_minimal_padding(micro: int, accumulation: int, size: int) -> None:
-    horizon = TrainingHorizon(2, 2 * micro * accumulation, micro, accumulation, accumulation)
+    horizon = TrainingHorizon(
+        steps=2, rows=2 * micro * accumulation, micro=micro, accumulation=accumulation, start=accumulation
+    )
     if horizon.global_batch_rows < size:
         with pytest.raises(FledgeError, match="cannot share"):
             _feed(horizon, micro, DistributedContext(0, size))

@@ -186,7 +186,7 @@ def test_micro_auto_is_told_stored_and_kept_on_resume_though_memory_changed(
         Pipeline(recipe, QUIET).run()
     plan = json.loads((tmp_path / "tiny" / "pretrain" / "plan.json").read_text())
     assert (plan["micro_rows"], plan["effective_batch_rows"]) == (12, 12)
-    assert any("micro-batches of 12 rows, 1 for each update: a step takes about" in note for note in plan["notes"])
+    assert any("micro-batches of 12 rows, 1 per step: a step takes about" in note for note in plan["notes"])
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20, total=2**30))
     with pytest.raises(FledgeError, match="not even one row") as caught:
         Pipeline(_recipe(world, tmp_path / "other", batch=batch), QUIET).run()

@@ -159,7 +159,11 @@ def _final_loss(data: PackedDataset, seed: int, change: Callable[[Decoder], Any]
     optimizers = build_optimizers(model.train(), OptimizerConfig(learning_rate=3e-3))
     updater = TrainStep(model, CausalLMObjective(0.0, kernel), optimizers, 1.0, seed)
     feed = BatchLoader(
-        data, TrainingHorizon(200, 1600, micro, 8 // micro, 8 // micro), micro, lambda batch: batch.weight, torch.device("cpu")
+        data,
+        TrainingHorizon(steps=200, rows=1600, micro=micro, accumulation=8 // micro, start=8 // micro),
+        micro,
+        lambda batch: batch.weight,
+        torch.device("cpu"),
     )
     try:
         losses = [float(updater(feed.window(step)[0], 3e-3 * min(1, (step + 1) / 20)).loss) for step in range(200)]

@@ -35,7 +35,9 @@ CLOCKS = ("seconds", "time", "eta", "memory", "per_second", "phases", "mfu")
 
 def _windows(steps: int = 1) -> list[StepBatch]:
     data = pack(random_sequences(LENGTHS), row_length=40)
-    feed = BatchLoader(data, TrainingHorizon(steps, 8 * steps, 2, 4, 4), 2, lambda batch: batch.weight, CPU)
+    feed = BatchLoader(
+        data, TrainingHorizon(steps=steps, rows=8 * steps, micro=2, accumulation=4, start=4), 2, lambda batch: batch.weight, CPU
+    )
     try:
         return [feed.window(step)[0] for step in range(steps)]
     finally:

@@ -38,7 +38,7 @@ def _window(micro: int, step: int = 0, rows: int = 8) -> StepBatch:
     """Windows of eight rows with unequal weights, read `micro` at a time."""
     data = pack(random_sequences(LENGTHS), row_length=40)
     assert len(data) == 8
-    extent = TrainingHorizon(-(-rows // 8), rows, micro, 8 // micro, 8 // micro)
+    extent = TrainingHorizon(steps=-(-rows // 8), rows=rows, micro=micro, accumulation=8 // micro, start=8 // micro)
     feed = BatchLoader(data, extent, micro, lambda batch: batch.weight, CPU)
     try:
         return feed.window(step)[0]
