@@ -199,7 +199,7 @@ def test_micro_auto_is_told_stored_and_kept_on_resume_though_memory_changed(
 def test_tokens_that_are_no_whole_rows_are_refused_before_anything_is_written(world: Path, tmp_path: Path) -> None:
     recipe = _recipe(world, tmp_path, batch={"micro_batch_size": "auto", "tokens_per_step": 1000})
     for attempt in (lambda: Pipeline(recipe, QUIET).run(), lambda: dry_run(recipe, QUIET)):
-        with pytest.raises(FledgeError, match="1,000 tokens are no whole number of rows of 64") as caught:
+        with pytest.raises(FledgeError, match="1,000 tokens are not a whole number of rows of 64") as caught:
             attempt()
         assert caught.value.where == "stages.pretrain.batch.tokens_per_step" and caught.value.hint == "write 960 or 1,024"
     assert not (tmp_path / "tiny").exists()

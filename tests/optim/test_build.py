@@ -93,7 +93,7 @@ def test_muon_trains_stacked_experts_but_not_routers_or_frozen_tensors() -> None
 
 
 def test_settings_that_are_still_auto_are_an_error() -> None:
-    with pytest.raises(ValueError, match="learning_rate, weight_decay: not derived yet"):
+    with pytest.raises(ValueError, match="learning_rate, weight_decay: still auto, not derived yet"):
         build_optimizers(model(), config("adamw", learning_rate="auto", weight_decay="auto"))
 
 

@@ -88,7 +88,7 @@ def test_restoring_from_another_model_or_without_average_is_an_error() -> None:
 
 
 def test_start_fraction_without_decay_is_an_error() -> None:
-    with pytest.raises(ValueError, match="without decay there is none"):
+    with pytest.raises(ValueError, match="start_fraction has no effect without decay"):
         EMAConfig(start_fraction=0.5)
     with pytest.raises(ValueError, match="EMA needs a decay"):
         EMA(model(), EMAConfig(), 10)

@@ -80,5 +80,5 @@ def test_batch_warm_up_that_is_too_long_or_does_not_grow_is_an_error() -> None:
         compute_steps("10 steps", warmup_batch(2, 4, 1, 50), lambda n: n * 1000, 64)
     with pytest.raises(ValueError, match=r"warmup.initial_accumulation_steps 4 is not below the gradient_accumulation_steps 4"):
         warmup_batch(2, 4, 4, 0.5)
-    with pytest.raises(ValueError, match=r"ramp_steps 1.5 is neither a whole number of steps nor a share below 1"):
+    with pytest.raises(ValueError, match=r"ramp_steps 1.5 is neither a whole number of steps nor a fraction below 1"):
         warmup_batch(2, 4, 1, 1.5)

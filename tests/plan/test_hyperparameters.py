@@ -107,7 +107,7 @@ def test_minimum_rate_above_the_derived_rate_is_an_error() -> None:
 @pytest.mark.parametrize("kind", ["sft", "preference"])
 def test_fine_tuning_requires_numbers_instead_of_auto(kind: str) -> None:
     assert recipe({}, kind=kind).stages["one"].optimizer.name == "adamw"
-    with pytest.raises(FledgeError, match="learning_rate: auto is derived for pretraining only"):
+    with pytest.raises(FledgeError, match="learning_rate: auto is available for pretraining only"):
         recipe({"learning_rate": "auto"}, kind=kind)
 
 

@@ -73,10 +73,10 @@ def test_min_lr_can_be_a_percentage_of_the_base_rate() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"decay_shape": "sqrt"}, "decay_shape belongs to the schedule wsd; this one is linear"),
+        ({"decay_shape": "sqrt"}, "decay_shape belongs to the schedule wsd; this schedule is linear"),
         ({"name": "linear", "decay_fraction": 0.5}, "decay_fraction belongs to the schedule wsd"),
         ({"name": "wsd", "div_factor": 10}, "div_factor belongs to the schedule onecycle"),
-        ({"name": "onecycle", "final_div_factor": 10, "min_lr": 1e-5}, "both name the last rate"),
+        ({"name": "onecycle", "final_div_factor": 10, "min_lr": 1e-5}, "both set the last learning rate"),
         ({"min_lr": "110%"}, "between 0% and 100%"),
     ],
 )
@@ -86,7 +86,7 @@ def test_settings_that_the_schedule_does_not_use_are_an_error(changes: dict[str,
 
 
 def test_learning_rate_that_is_still_auto_is_an_error() -> None:
-    with pytest.raises(ValueError, match="learning_rate: not derived yet"):
+    with pytest.raises(ValueError, match="learning_rate: still auto, not derived yet"):
         learning_rate(0, 10, OptimizerConfig(learning_rate="auto"), ScheduleConfig())
 
 

@@ -88,7 +88,7 @@ def test_activation_checkpointing_and_8bit_states_allow_more_rows() -> None:
 def test_tokens_per_step_that_are_not_whole_rows_are_an_error_with_the_nearest_values(
     tokens: int, nearest: str, micro: Any
 ) -> None:
-    with pytest.raises(FledgeError, match="no whole number of rows of 256") as caught:
+    with pytest.raises(FledgeError, match="not a whole number of rows of 256") as caught:
         auto_micro_batch(BatchConfig(micro_batch_size=micro, tokens_per_step=tokens), _inputs(), _runtime())
     assert caught.value.where == "batch.tokens_per_step" and caught.value.hint == f"write {nearest}"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fledge.plan.lr_schedule import resolve_steps
 from fledge.recipe.schema import BatchConfig
-from fledge.recipe.units import Length
+from fledge.recipe.units import Duration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def compute_steps(duration: str, batch: BatchConfig, rows_in: Callable[[float], 
     `rows_in(epochs)` is the number of packed rows of so many epochs. Raises FledgeError if a batch warm-up takes the whole
     stage.
     """
-    length = Length.parse(duration)
+    length = Duration.parse(duration)
     start = batch.gradient_accumulation_steps if batch.warmup is None else batch.warmup.initial_accumulation_steps
 
     def horizon(steps: int, rows: int, warmup: int) -> TrainingHorizon:

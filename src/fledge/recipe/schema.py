@@ -1,6 +1,6 @@
-"""The recipe: every key that fledge reads, its type, its default and its bounds.
+"""The recipe's schema: every key with its type, default and bounds. Unknown keys are errors.
 
-A key that is not here is an error. Names of model sizes follow the Hugging Face configuration files.
+Names of model sizes follow Hugging Face configuration files.
 """
 
 from typing import Annotated, Literal
@@ -8,8 +8,17 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fledge.recipe.sections.alerts import AlertsConfig, WebhookConfig
-from fledge.recipe.sections.base import ConfigModel, Positive, Share
-from fledge.recipe.sections.data import AugmentConfig, CleanConfig, Column, DataConfig, Role, Source, Sources, one_source
+from fledge.recipe.sections.base import ConfigModel, Fraction, Positive
+from fledge.recipe.sections.data import (
+    AugmentConfig,
+    CleanConfig,
+    Column,
+    DataConfig,
+    Role,
+    Source,
+    Sources,
+    as_training_source,
+)
 from fledge.recipe.sections.engine import (
     PREFERENCE_OPTIMIZER,
     PRETRAIN_OPTIMIZER,
@@ -26,7 +35,7 @@ from fledge.recipe.sections.engine import (
 )
 from fledge.recipe.sections.guards import GuardsConfig
 from fledge.recipe.sections.model import ModelConfig, MoeConfig, TokenizerConfig
-from fledge.recipe.units import Length
+from fledge.recipe.units import Duration
 
 __all__ = [
     "AlertsConfig",
@@ -68,21 +77,22 @@ __all__ = [
 
 
 class EvaluationConfig(ConfigModel):
-    """Validation during training, and what is measured before and after the stage."""
+    """Evaluation on validation data during training, and before and after the stage."""
 
-    every_steps: Positive | None = Field(default=None, description="steps between evaluations; null: ten times a stage")
-    max_packed_rows: Positive = Field(default=64, description="most packed rows of validation data used")
+    every_steps: Positive | None = Field(default=None, description="steps between evaluations; null: ten evaluations per stage")
+    max_packed_rows: Positive = Field(default=64, description="number of packed rows of validation data to use, at most")
 
 
 class CheckpointConfig(ConfigModel):
-    """Saved states. The newest `keep` are kept, and the best one always."""
+    """Checkpoints during training. The newest `keep_last` are kept, and the best one always."""
 
-    every_steps: Positive | None = Field(default=None, description="steps between checkpoints; null: as often as evaluations")
-    keep_last: Positive = 2
+    every_steps: Positive | None = Field(default=None, description="steps between checkpoints; null: at every evaluation")
+    keep_last: Positive = Field(default=2, description="number of newest checkpoints to keep")
 
 
 class EarlyStoppingConfig(ConfigModel):
-    """Stop when validation loss has not improved by `threshold` for `patience` evaluations, or reached `target_loss`."""
+    """Stop the stage if the validation loss has not improved by `threshold` in `patience` evaluations, or reached
+    `target_loss`."""
 
     patience: Positive | None = None
     threshold: Annotated[float, Field(ge=0)] = 0.0
@@ -90,18 +100,22 @@ class EarlyStoppingConfig(ConfigModel):
 
 
 class PromptTestsConfig(ConfigModel):
-    """Fixed prompts with rules for their answers, asked while a stage trains; see docs/evaluation.md."""
+    """Fixed prompts with rules for the answers, run while a stage trains; see docs/evaluation.md."""
 
-    prompts: str = Field(description="YAML file of cases")
-    every_steps: Positive | None = Field(default=None, description="steps between examinations; null: only when the stage ends")
+    prompts: str = Field(description="YAML file with the test cases")
+    every_steps: Positive | None = Field(
+        default=None, description="steps between runs of the tests; null: only at the end of the stage"
+    )
     max_new_tokens: Positive = 128
 
 
 class StageBase(ConfigModel):
-    """What every stage has."""
+    """The keys that all kinds of stage have."""
 
-    init_from: str | None = Field(default=None, description="model directory to start from; null: the stage before")
-    data: Annotated[DataConfig, BeforeValidator(one_source)]
+    init_from: str | None = Field(
+        default=None, description="model directory to start from; null: the result of the previous stage"
+    )
+    data: Annotated[DataConfig, BeforeValidator(as_training_source)]
     duration: str = "1 epochs"
     batch: BatchConfig = BatchConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -118,16 +132,16 @@ class StageBase(ConfigModel):
 
     @field_validator("duration")
     @classmethod
-    def _length(cls, value: str) -> str:
-        Length.parse(value)
+    def _check_duration(cls, value: str) -> str:
+        Duration.parse(value)
         return value
 
     @model_validator(mode="after")
-    def _minimum(self) -> "StageBase":
+    def _check_min_lr(self) -> "StageBase":
         low, high = (
             self.schedule.min_lr,
             self.optimizer.learning_rate,
-        )  # a share never is above; `auto` is checked when it is known
+        )  # a percentage is never above; `auto` is checked when it is resolved
         if not isinstance(low, str) and not isinstance(high, str) and low > high:
             raise ValueError(
                 f"schedule.min_lr {self.schedule.min_lr} is above optimizer.learning_rate {self.optimizer.learning_rate}"
@@ -139,15 +153,15 @@ class PretrainStage(StageBase):
     """Next-token prediction on plain text."""
 
     kind: Literal["pretrain"]
-    label_smoothing: Share = 0.0
+    label_smoothing: Fraction = 0.0
     optimizer: PretrainOptimizer = OptimizerConfig(**PRETRAIN_OPTIMIZER)
 
 
 class SftStage(StageBase):
-    """Supervised fine-tuning on conversations: only assistant turns and their end tokens are trained."""
+    """Supervised fine-tuning on conversations; only assistant turns and their end tokens contribute to the loss."""
 
     kind: Literal["sft"]
-    label_smoothing: Share = 0.0
+    label_smoothing: Fraction = 0.0
     optimizer: SftOptimizer = OptimizerConfig(**SFT_OPTIMIZER)
 
 
@@ -157,10 +171,15 @@ class PreferenceStage(StageBase):
     kind: Literal["preference"]
     loss_type: Literal["sigmoid"] = "sigmoid"
     beta: Annotated[float, Field(gt=0)] = 0.1
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(default=0.0, description="cDPO: share of flipped labels")
-    sft_loss_weight: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight of the chosen answers' own loss")
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        default=0.0, description="cDPO: assumed fraction of flipped labels"
+    )
+    sft_loss_weight: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="weight of the SFT loss of the chosen answers"
+    )
     precompute_ref_log_probs: bool = Field(
-        default=True, description="compute the reference's log-probabilities once and keep them; false: keep a second model"
+        default=True,
+        description="compute the reference model's log-probabilities once and store them; false: keep a second model in memory",
     )
     optimizer: PreferenceOptimizer = OptimizerConfig(**PREFERENCE_OPTIMIZER)
 
@@ -169,19 +188,19 @@ Stage = Annotated[PretrainStage | SftStage | PreferenceStage, Field(discriminato
 
 
 class GenerationSamplesConfig(ConfigModel):
-    """Fixed prompts answered before and after every stage, by greedy decoding."""
+    """Fixed prompts answered with greedy decoding before and after every stage."""
 
     prompts: list[str] = []
-    texts: list[str] = Field(default=[], description="beginnings to continue after pretraining")
+    texts: list[str] = Field(default=[], description="beginnings of texts to continue after pretraining")
     max_new_tokens: Positive = 64
 
 
 class LoggingConfig(ConfigModel):
-    """What is written while training. events.jsonl is always written."""
+    """What is logged during training. events.jsonl is always written."""
 
     every_steps: Positive = Field(
         default=10,
-        description="steps between lines on the console, and between measurements of update sizes and gradient noise",
+        description="steps between console lines, and between measurements of update ratios and gradient noise",
     )
     tensorboard: bool = False
 
@@ -194,7 +213,7 @@ class Recipe(ConfigModel):
     preset: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     built_dataset: str | None = Field(
-        default=None, description="directory of `fledge data build` to train from; null: builds its own"
+        default=None, description="directory written by `fledge data build`; null: the run builds its data itself"
     )
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
@@ -206,7 +225,7 @@ class Recipe(ConfigModel):
 
     @field_validator("stages")
     @classmethod
-    def _stages(cls, value: dict[str, "Stage"]) -> dict[str, "Stage"]:
+    def _check_stage_names(cls, value: dict[str, "Stage"]) -> dict[str, "Stage"]:
         if not value:
             raise ValueError("a recipe needs at least one stage")
         reserved = {"tokenizer"} & set(value)
@@ -215,7 +234,7 @@ class Recipe(ConfigModel):
         return value
 
     @model_validator(mode="after")
-    def _context(self) -> "Recipe":
+    def _check_max_seq_len(self) -> "Recipe":
         if self.model.path is None:
             for name, stage in self.stages.items():
                 if stage.init_from is not None:
