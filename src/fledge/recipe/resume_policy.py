@@ -47,13 +47,14 @@ class Changes:
     rejected: list[Change]
 
 
-def compare_recipes(old: Recipe, new: Recipe, begun: Iterable[str], allowed: Iterable[str] = ()) -> Changes:
+def compare_recipes(old: Recipe, new: Recipe, started_stages: Iterable[str], allowed: Iterable[str] = ()) -> Changes:
     """Classify every difference of two recipes.
 
-    Stages that have not started (not in `begun`) may change freely. `allowed`: keys, or prefixes of keys, that the user allows.
+    Stages that have not started (not in `started_stages`) may change freely. `allowed`: keys, or prefixes of keys, that the
+    user allows.
     """
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
-    started, prefixes = set(begun), tuple(allowed)
+    started, prefixes = set(started_stages), tuple(allowed)
     changes = Changes([], [], [])
     for key, old_value, new_value in changed_leaves(before, after):
         change = Change(key, old_value, new_value)
