@@ -115,7 +115,7 @@ def test_broken_rows_are_counted_and_named_and_the_rest_is_trained(world: Path, 
         ("empty.jsonl", "", ("stages.sft.data.train.0", "holds no rows")),
         ("all.jsonl", '{"prompt": "a", "response": ""}\n' * 3, ("none of the 3 rows", "3 empty answer", "all.jsonl:1")),
         ("array.json", "[{]", ("array.json:1", "the array does not end")),
-        ("what.xyz", "hello", ("cannot read", "ending is not one of")),
+        ("what.xyz", "hello", ("cannot read", "extension is not one of")),
     ],
 )
 def test_unusable_files_are_refused(world: Path, tmp_path: Path, name: str, content: str | None, parts: tuple) -> None:
