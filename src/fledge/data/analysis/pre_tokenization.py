@@ -11,7 +11,8 @@ import numpy as np
 from fledge.data.build.build import CollectedRows
 from fledge.data.build.phases import iter_items, keep_mask
 from fledge.data.build.shard_items import ShardRows
-from fledge.data.cleaning.duplicates import overlapping, shingles, signatures
+from fledge.data.cleaning.duplicates import find_near_duplicates, signatures
+from fledge.data.cleaning.ngrams import shingles
 from fledge.data.encoding.examples import EncodingConfig, encode_items
 from fledge.data.parsing.row_statistics import own_text
 from fledge.tokenizer import Tokenizer
@@ -97,7 +98,7 @@ def measure_near(collected: CollectedRows, threshold: float) -> dict[int, NearDu
     signed = np.concatenate([signatures(*shingles(texts)) for texts in _chunks(kept.texts(), CHUNK)])
 
     found: defaultdict[int, list[tuple[int, int, float]]] = defaultdict(list)
-    for row, first, overlap in overlapping(signed, threshold, kept.text):
+    for row, first, overlap in find_near_duplicates(signed, threshold, kept.text):
         found[kept.source(row)].append((row, first, overlap))
     named = lambda row, first, overlap: (kept.where(row), kept.where(first), overlap)  # noqa: E731
     return {

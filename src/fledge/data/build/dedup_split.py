@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from fledge.data.build.phases import TRAIN, VALIDATION
 from fledge.data.build.shard_items import ShardRows
 from fledge.data.build.shards import BuildPlan, Shard
-from fledge.data.cleaning.duplicates import first_occurrences, overlapping
+from fledge.data.cleaning.duplicates import find_near_duplicates, first_occurrences
 from fledge.data.report import RowEventLog
 from fledge.data.storage import load_arrays
 from fledge.errors import FledgeError
@@ -75,7 +75,7 @@ class _Part:
             rows, inside = self.locate(int(left[index]))
             return rows.text(inside)
 
-        for index, first, share in overlapping(signatures, threshold, text):
+        for index, first, share in find_near_duplicates(signatures, threshold, text):
             self.drop(int(left[index]), "near duplicate", f"of {self.where(int(left[first]))}, Jaccard {share:.2f}")
 
     def split_validation(self, share: float) -> None:

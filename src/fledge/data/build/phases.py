@@ -21,8 +21,9 @@ from safetensors.numpy import save_file
 from fledge.data.build.shards import BuildPlan, Shard
 from fledge.data.cleaning.cleaning import CleaningSteps, clean_item
 from fledge.data.cleaning.contamination import Contamination
-from fledge.data.cleaning.duplicates import backend, content_hash, shingles, signatures
+from fledge.data.cleaning.duplicates import content_hash, signature_backend, signatures
 from fledge.data.cleaning.languages import LANGUAGES, detect_language
+from fledge.data.cleaning.ngrams import shingles
 from fledge.data.encoding.examples import EncodingConfig, encode_items
 from fledge.data.parsing.row_statistics import Facts, own_text, question_and_answer, texts_of
 from fledge.data.parsing.rows import Item, RowError, from_bytes, parse_eval_row, parse_row, serialize
@@ -140,7 +141,7 @@ class ReadPhase:
             joined = np.concatenate(self.signatures)
             save_file({"signatures": joined}, self.folder / "signatures.safetensors")
         files = [span.file for span in self.shard.spans] or [self.planned.path]
-        made_by = backend() if self.near else None
+        made_by = signature_backend() if self.near else None
         return {
             "rows": total,
             "items": len(self.columns["row"]),
