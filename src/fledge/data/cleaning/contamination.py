@@ -86,9 +86,8 @@ class Contamination:
         sums = prefix_sums(text_units.hashes)
         ends = np.cumsum(text_units.counts)
         text_of = np.repeat(np.arange(len(ends)), text_units.counts)
-        remaining = np.repeat(ends, text_units.counts) - np.arange(
-            len(text_of)
-        )  # units from each position to the end of its text
+        # Units from each position to the end of its text.
+        remaining = np.repeat(ends, text_units.counts) - np.arange(len(text_of))
         matches = [
             (text, int(ends[text] - text_units.counts[text]), int(text_units.counts[text]))
             for text in self._equal(text_units, sums)
