@@ -27,7 +27,6 @@ from training import Training, fresh, packed, world_file
 from fledge.data import PackedDataset
 from fledge.data.storage import Examples
 from fledge.model.decoder import Decoder
-from fledge.model.pretrained import save_pretrained
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.tokenizer import Tokenizer
 
@@ -65,10 +64,11 @@ def make_recipe(rows: int, context: int, layers: int, folder: Path) -> Recipe:
 def fledge_works(training: Training, steps: int) -> Work:
     """Some of fledge's steps."""
     started = time.perf_counter()
-    windows = [training.learn() for _ in range(steps)]
+    batches = [training.learn() for _ in range(steps)]
     seconds = time.perf_counter() - started
-    computed = sum(batch.input_ids.numel() for window in windows for batch in window.batches)
-    return Work(seconds, sum(window.tokens for window in windows), sum(window.supervised for window in windows), computed)
+    computed = sum(micro_batch.input_ids.numel() for batch in batches for micro_batch in batch.batches)
+    targets = sum(batch.num_target_tokens for batch in batches)
+    return Work(seconds, sum(batch.num_tokens for batch in batches), targets, computed)
 
 
 def as_rows(examples: Examples) -> list[dict[str, list[int]]]:
@@ -196,7 +196,7 @@ def prepare(rows: int, context: int, layers: int, folder: Path) -> tuple[Recipe,
     recipe = make_recipe(rows, context, layers, folder / "world")
     data, tokenizer = packed(recipe, "sft")
     model = fresh(recipe, tokenizer.vocab_size)
-    save_pretrained(model, folder, bos=None, eos=sorted(tokenizer.stop_ids), pad=tokenizer.pad)
+    model.save_pretrained(folder, bos=None, eos=sorted(tokenizer.stop_ids), pad=tokenizer.pad)
     tokenizer.save(folder)
     return recipe, data, tokenizer, model
 
@@ -228,7 +228,7 @@ def main() -> None:
             for name, run in contenders.items():
                 works[name].append(run())
                 print(f"round {number + 1}/{rounds} {name}: {works[name][-1].speed:.0f} useful tokens/s", flush=True)
-    fledge.feed.close()
+    fledge.loader.close()
     speeds = {name: [work.speed for work in those] for name, those in works.items()}
     against = {name: ratios(speeds["fledge"], speeds[name]) for name in ("as_shipped", "best")}
     report(

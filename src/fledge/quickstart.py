@@ -7,13 +7,13 @@ from typing import Any
 
 from fledge.errors import FledgeError
 from fledge.evaluate import chat_batch
-from fledge.generation.engine import SamplingParams
+from fledge.generation import Engine, SamplingParams
 from fledge.model.decoder import Decoder
+from fledge.model.protocol import LanguageModel
 from fledge.pipeline import Pipeline
 from fledge.recipe import ModelConfig, Recipe, load_recipe, recipe_from_dict
 from fledge.recipe.schema import OptimizerConfig, RuntimeConfig
-from fledge.run import Console, StageDirectory, write_json
-from fledge.run.directory import RunDirectory, read_json
+from fledge.run import Console, RunDirectory, StageDirectory, read_json, write_json
 from fledge.tokenizer import Message, Tokenizer
 from fledge.world import Question, Sizes, build, correct, correct_content, habits, load_questions
 
@@ -76,16 +76,25 @@ def measure_speed(console: Console) -> float:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, VOCABULARY, (MICRO, CONTEXT), generator=generator)
     ones = torch.ones_like(tokens)
-    batch = Batch(tokens, tokens, ones.float(), ones.cumsum(1) - 1, ones, ones * 0, 1, (0,))
+    batch = Batch(
+        input_ids=tokens,
+        targets=tokens,
+        loss_weights=ones.float(),
+        position_ids=ones.cumsum(1) - 1,
+        documents=ones,
+        sequence_ids=ones * 0,
+        num_sequences=1,
+        examples=(0,),
+    )
     decision = autotune(
-        RuntimeConfig(), model, batch, lambda kernel: CausalLMObjective(0.0, kernel), ASSUMED_STEPS, console.log
+        RuntimeConfig(), model, batch, lambda kernel: CausalLMObjective(kernel=kernel), ASSUMED_STEPS, console.log
     )
     decision.apply(model)
-    objective = CausalLMObjective(0.0, head_kernel(decision))
+    objective = CausalLMObjective(kernel=head_kernel(decision))
     optimizers = build_optimizers(model, OptimizerConfig(name="muon", learning_rate=1e-4))
 
     def step() -> None:
-        (objective(model, batch).loss / batch.weight).backward()
+        (objective(model, batch).loss / objective.normalizer(batch)).backward()
         for optimizer in optimizers:
             optimizer.step()
         model.zero_grad(set_to_none=True)
@@ -149,10 +158,11 @@ class AnswerScore:
     habit: bool
 
 
-def score_answers(model: Decoder, tokenizer: Tokenizer, questions: list[Question]) -> dict[str, Any]:
+def score_answers(model: LanguageModel, tokenizer: Tokenizer, questions: list[Question]) -> dict[str, Any]:
     """Greedy answers to the held-out questions, and what is right and what is habit in them."""
     conversations = [[Message(turn["role"], turn["content"]) for turn in question.messages] for question in questions]
-    answers = [text for text, _ in chat_batch(model, tokenizer, conversations, SamplingParams(max_new_tokens=96))]
+    engine, params = Engine(model, tokenizer.stop_ids), SamplingParams(max_new_tokens=96)
+    answers = [answer.text for answer in chat_batch(engine, tokenizer, conversations, params)]
     marks: list[AnswerScore] = [
         AnswerScore(question.task, correct(question, text), correct_content(question, text), bool(habits(question, text)))
         for question, text in zip(questions, answers, strict=True)
@@ -200,7 +210,7 @@ def quickstart(name: str, output: str, seed: int, minutes: float, resume: bool, 
         recipe = make_recipe(world, name, output, seed, budget)
     questions = load_questions(world)
 
-    def after_stage(stage: str, model: Decoder, tokenizer: Tokenizer, folder: StageDirectory) -> None:
+    def after_stage(stage: str, model: LanguageModel, tokenizer: Tokenizer, folder: StageDirectory) -> None:
         if recipe.stages[stage].kind == "pretrain":
             return
         score = score_answers(model, tokenizer, questions)

@@ -19,16 +19,16 @@ from fledge.autotune.benchmark import (
     time_attention,
     truncate_batch,
 )
-from fledge.autotune.compile import compile_with_cache_retry, model_code, only_first_layer, use_compile_cache
+from fledge.autotune.compile import compile_with_cache_retry, model_code, use_compile_cache
 from fledge.autotune.compute_config import ComputeConfig, use_float32
 from fledge.autotune.search import fastest, is_too_busy
 from fledge.data import Batch
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
-from fledge.objective import CausalLMObjective, DPOObjective
+from fledge.objective import CausalLMObjective
 from fledge.recipe.schema import RuntimeConfig
 from tests.support.decoders import make_decoder
-from tests.support.packed import pack, pack_pairs, random_pairs, random_sequences
+from tests.support.packed import dpo, pack, pack_pairs, random_pairs, random_sequences
 
 
 @pytest.fixture(autouse=True)
@@ -162,18 +162,18 @@ def test_truncated_batch_of_pairs_gives_the_loss_of_these_pairs() -> None:
     data = pack_pairs(random_pairs(12))
     batch, model = data.batch(0, len(data)), make_decoder()
     truncated = truncate_batch(batch, 2 * 48)
-    objective = DPOObjective(0.1, 0.0, 0.0, torch.zeros(12, 2))
+    objective = dpo(torch.zeros(12, 2))
     truncated_output = objective(model, truncated)
     assert truncated.num_sequences == 2 * len(truncated.examples) < batch.num_sequences
     blanked = replace(batch, loss_weights=batch.loss_weights.clone())
     blanked.loss_weights[2:] = 0
     for name in ("logps/chosen", "logps/rejected"):
-        torch.testing.assert_close(truncated_output.metrics[name], objective(model, blanked).metrics[name])
+        torch.testing.assert_close(truncated_output.metrics[name].total, objective(model, blanked).metrics[name].total)
 
 
 def test_benchmark_step_uses_one_layer_and_restores_the_model() -> None:
     model, layers = make_decoder(), 2
-    with pytest.raises(RuntimeError), only_first_layer(model):
+    with pytest.raises(RuntimeError), model.only_first_block():
         assert len(model.layers) == 1
         raise RuntimeError
     assert len(model.layers) == layers

@@ -15,19 +15,19 @@ from fledge.checkpoint.state import TrainState
 from fledge.data import PackedDataset
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
-from fledge.model.pretrained import save_pretrained
-from fledge.objective import CausalLMObjective, DPOObjective
+from fledge.objective import CausalLMObjective
 from fledge.optim.ema import COUNT, PREFIX
 from fledge.optim.muon import Muon
 from fledge.plan.horizon import TrainingHorizon
 from fledge.recipe.schema import PretrainStage
 from fledge.train.batch_loader import BatchLoader
+from fledge.train.batch_source import DatasetSource
 from fledge.train.rank_consistency import CHECK_INTERVAL, MAX_IDENTICAL_STEPS, RankConsistencyCheck
 from fledge.train.train_step import TrainStep
 from fledge.train.trainable import TrainableModel
-from fledge.train.validation import validate
+from fledge.train.validation import ValidationSet, validate
 from tests.support.decoders import make_decoder
-from tests.support.packed import pack, pack_pairs, random_pairs, random_sequences
+from tests.support.packed import dpo, pack, pack_pairs, random_pairs, random_sequences
 from tests.support.ranks import run_ranks
 
 CPU = torch.device("cpu")
@@ -54,8 +54,7 @@ def _data(pairs: bool) -> PackedDataset:
 
 
 class Run:
-    """A trainable model with its loader and train step, on one rank or several. Six rows per step: four ranks cannot share
-    them evenly."""
+    """A model in training on one rank or several. Six rows per step: four ranks cannot share them evenly."""
 
     def __init__(self, ranks: DistributedContext, sharded: bool, optimizer: str, pairs: bool = False, **more: Any) -> None:
         model = make_decoder(num_hidden_layers=3, **more.get("model", {})).train()
@@ -64,38 +63,41 @@ class Run:
             _data(pairs),
             TrainingHorizon(steps=STEPS, rows=6 * STEPS - 5, micro=3, accumulation=2, start=2),
         )
-        objective = DPOObjective(0.1, 0.0, 0.3, torch.zeros(30, 2)) if pairs else CausalLMObjective()
-        self.preference = objective if isinstance(objective, DPOObjective) else None
+        objective = dpo(torch.zeros(30, 2), sft_loss_weight=0.3) if pairs else CausalLMObjective()
+        self.validation = ValidationSet(self.data, objective, 20)
         rates = {"name": optimizer, "learning_rate": RATE, "betas": (0.9, 0.95), "weight_decay": 0.1}
         values = {"kind": "pretrain", "data": {"train": "x"}, "optimizer": rates, "ema": {"decay": 0.9, "start_fraction": 0.0}}
         stage = PretrainStage.model_validate(values)
         self.ranks, self.model = ranks, model
-        self.learner = TrainableModel(model, stage, STEPS, CPU, "fp32", ranks, sharded)
-        for built in self.learner.optimizers:
+        self.trainable = TrainableModel(model, stage, STEPS, CPU, "fp32", ranks=ranks, is_sharded=sharded)
+        for built in self.trainable.optimizers:
             if isinstance(built, Muon):
                 built.dtype = torch.float32  # else bfloat16, whose rounding hides what is looked for
-        self.updater = TrainStep(model, objective, self.learner.optimizers, 1.0, 7, ranks=ranks)
-        self.feed = BatchLoader(self.data, self.horizon, 3, objective.normalizer, CPU, ranks)
-        self.proof, self.state = RankConsistencyCheck(ranks, model), TrainState()
+        optimizers = self.trainable.optimizers
+        self.train_step = TrainStep(model, objective, optimizers, max_grad_norm=1.0, seed=7, ranks=ranks)
+        source = DatasetSource(self.data, self.horizon, 3, objective.normalizer, ranks=ranks)
+        self.loader = BatchLoader(source, STEPS, CPU, ranks)
+        self.rank_check, self.state = RankConsistencyCheck(ranks, model), TrainState()
 
     def train(self, steps: int) -> list[list[float]]:
-        """Train up to step `steps`; loss, gradient norm and attention update ratio of each step."""
+        """Loss, gradient norm, and how far the attention moved, of each step from where it is."""
         metrics = []
         for step in range(self.state.step, steps):
-            update = self.updater(self.feed.window(step)[0], RATE, log_details=True)
-            self.learner.update_ema(step)
+            output = self.train_step(self.loader.batch(step)[0], RATE, log_details=True)
+            self.trainable.update_ema(step)
             self.state.step = step + 1
-            self.proof.after(update.window, step + 1)
-            metrics.append([float(update.loss), float(update.norm), float(update.groups["attention"])])
+            self.rank_check.check_step(output.batch, step + 1)
+            metrics.append([float(output.loss), float(output.grad_norm), float(output.update_ratios["attention"])])
+            self.metrics = {name: float(value) for name, value in output.metrics.items()}
         return metrics
 
     def measured(self) -> dict[str, Any]:
-        with self.learner.averaged():
-            return validate(self.model, self.data, 20, 3, self.preference, ranks=self.ranks)
+        with self.trainable.averaged():
+            return validate(self.model, self.validation, 3, ranks=self.ranks)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Full weights on rank 0, both current and averaged."""
-        models = self.learner.snapshot(self.state).models
+        models = self.trainable.snapshot(self.state).models
         return {f"{kind} {name}": tensor for kind, weights in models.items() for name, tensor in weights.items()}
 
 
@@ -104,11 +106,11 @@ def train_variants(ranks: DistributedContext, parallel: str, folder: str) -> dic
     results = {}
     for name, variant in VARIANTS.items():
         run = Run(ranks, parallel == "fsdp", **variant)
-        results[name] = [run.train(STEPS), run.measured()]
+        results[name] = [run.train(STEPS), run.measured(), run.metrics]
         weights = run.weights()
         if ranks.is_main_process:
             save_file(weights, Path(folder) / f"{name}.safetensors")
-        run.feed.close()
+        run.loader.close()
     return results
 
 
@@ -120,7 +122,7 @@ def _assert_same_steps(metrics: list[list[float]], expected: list[list[float]]) 
 
 @pytest.fixture(scope="module")
 def single_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    folder = tmp_path_factory.mktemp("single_process")
+    folder = tmp_path_factory.mktemp("alone")
     return train_variants(DistributedContext(), "ddp", str(folder)), folder
 
 
@@ -128,13 +130,14 @@ def single_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, 
 def test_several_ranks_learn_the_same_weights_as_one_process(
     size: int, parallel: str, single_process: Any, tmp_path: Path
 ) -> None:
-    """Losses, norms, evaluations and weights agree on all ranks, however unevenly the rows are shared."""
+    """Losses, norms, metrics, evaluations and weights agree on all ranks, however unevenly the rows are shared."""
     expected, folder = single_process
     for results in run_ranks(size, train_variants, parallel, str(tmp_path)):
         for name in VARIANTS:
-            (steps, measured), (steps_alone, measured_alone) = results[name], expected[name]
+            (steps, measured, metrics), (steps_alone, measured_alone, metrics_alone) = results[name], expected[name]
             _assert_same_steps(steps, steps_alone)
             assert measured == pytest.approx(measured_alone, rel=1e-4), name
+            assert metrics == pytest.approx(metrics_alone, rel=1e-4) and bool(metrics) == (name == "preferences")
     for name in VARIANTS:
         whole, shared = load_file(folder / f"{name}.safetensors"), load_file(tmp_path / f"{name}.safetensors")
         assert set(whole) == set(shared)
@@ -192,15 +195,15 @@ def test_micro_batches_respect_the_requested_size_and_need_minimal_padding(micro
     )
     if horizon.global_batch_rows < size:
         with pytest.raises(FledgeError, match="cannot share"):
-            _feed(horizon, micro, DistributedContext(0, size))
+            _source(horizon, micro, DistributedContext(0, size))
         return
-    actual = _feed(horizon, micro, DistributedContext(0, size)).micro
+    actual = _source(horizon, micro, DistributedContext(0, size)).micro_batch_size
     most = -(-horizon.global_batch_rows // size)
     assert 1 <= actual <= micro and actual * -(-most // actual) - most < -(-most // actual)
 
 
-def _feed(horizon: TrainingHorizon, micro: int, ranks: DistributedContext) -> BatchLoader:
-    return BatchLoader(_data(False), horizon, micro, lambda batch: batch.weight, CPU, ranks)
+def _source(horizon: TrainingHorizon, micro: int, ranks: DistributedContext) -> DatasetSource:
+    return DatasetSource(_data(False), horizon, micro, lambda batch: batch.weight, ranks=ranks)
 
 
 def train_with_drift(ranks: DistributedContext, parallel: str) -> list[Any]:
@@ -230,7 +233,7 @@ def train_on_identical_rows(ranks: DistributedContext, how: str) -> list[Any]:
     """Train two ranks that both read the rows of rank 0."""
     run = Run(ranks, False, "adamw")
     if how == "share":
-        run.feed.ranks.shard_range = lambda first, stop: DistributedContext(0, 2).shard_range(first, stop)  # type: ignore[method-assign]
+        run.loader.ranks.shard_range = lambda first, stop: DistributedContext(0, 2).shard_range(first, stop)  # type: ignore[method-assign]
     else:
         batch = run.data.batch
         run.data.batch = lambda first, *resume_and_finish: batch(first - first % 6, *resume_and_finish)  # type: ignore[method-assign]
@@ -252,7 +255,7 @@ def begin_with_different_weights(ranks: DistributedContext) -> str:
     with torch.no_grad():
         run.model.norm.weight[0] += ranks.rank * 1e-6
     try:
-        run.proof.begin(0)
+        run.rank_check.check_start(0)
     except FledgeError as error:
         return error.what
     return ""
@@ -264,14 +267,14 @@ def test_weights_that_differ_between_ranks_at_the_start_are_detected() -> None:
 
 def _write_model(folder: Path, weights: dict[str, torch.Tensor]) -> None:
     model = make_decoder(num_hidden_layers=3, **VARIANTS["mixture"]["model"])
-    save_pretrained(model, folder, bos=None, eos=[1], pad=0, weights=weights)
+    model.save_pretrained(folder, bos=None, eos=[1], pad=0, weights=weights)
 
 
 def train_half_and_save(ranks: DistributedContext, parallel: str, folder: str) -> list[Any]:
     """Train four steps and save a checkpoint."""
     run = Run(ranks, parallel == "fsdp", **VARIANTS["mixture"])
     run.train(4)
-    snapshot = run.learner.snapshot(run.state)
+    snapshot = run.trainable.snapshot(run.state)
     if ranks.is_main_process or snapshot.sharded:
         path, size = save_checkpoint(Path(folder), snapshot, _write_model, ranks if snapshot.sharded else None)
         return [str(path), size]
@@ -283,7 +286,7 @@ def resume_and_finish(ranks: DistributedContext, parallel: str, folder: str) -> 
     run = Run(ranks, parallel == "fsdp", **VARIANTS["mixture"])
     checkpoint = latest_checkpoint(Path(folder))
     assert checkpoint is not None
-    run.learner.restore(checkpoint[0], checkpoint[1])
+    run.trainable.restore(checkpoint[0], checkpoint[1])
     run.state = checkpoint[1]
     return [run.train(STEPS), run.measured()]
 

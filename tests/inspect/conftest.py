@@ -1,4 +1,4 @@
-"""A small recipe with three kinds of stages on files of its own, and the command as a person types it."""
+"""A small recipe with three kinds of stages on its own files, and the `fledge data` command."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,20 +16,20 @@ Fledge = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def fledge(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Fledge:
-    """`fledge data …` at 100 columns: (exit code, output, messages)."""
+    """Runs `fledge data …` at 100 columns: (exit code, standard output, standard error)."""
     monkeypatch.setenv("COLUMNS", "100")
 
     def run(*words: object) -> tuple[int, str, str]:
         code = main(["data", *map(str, words)])
-        said = capsys.readouterr()
-        return code, said.out, said.err
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
 
     return run
 
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(chatml: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny tokenizer as files."""
+    """The files of the tiny tokenizer."""
     folder = tmp_path_factory.mktemp("tokenizer")
     chatml.save(folder)
     return folder
@@ -37,7 +37,7 @@ def tokenizer_folder(chatml: Tokenizer, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def tree(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The recipe as plain data."""
+    """The recipe as plain values."""
     folder = tmp_path_factory.mktemp("rows")
     poems = [{"text": f"Poem {n}: the quick brown fox jumps over {n} lazy dogs."} for n in range(12)]
     jsonl(folder / "poems.jsonl", poems)
@@ -55,7 +55,7 @@ def tree(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         return {"data": {"train": str(folder / f"{name}.jsonl"), "validation": 0, "max_seq_len": 96, **data}}
 
     return {
-        "name": "looked",
+        "name": "inspected",
         "output": str(folder / "runs"),
         "tokenizer": {"path": str(tokenizer_folder)},
         "stages": {"pretrain": stage("poems"), "sft": stage("talks", validation=0.2), "dpo": stage("pairs")},
@@ -64,19 +64,19 @@ def tree(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 @pytest.fixture(scope="session")
 def folder(tree: dict[str, Any]) -> Path:
-    """Where its files lie."""
+    """The folder of the recipe's data files."""
     return Path(tree["stages"]["sft"]["data"]["train"]).parent
 
 
 @pytest.fixture(scope="session")
 def recipe(tree: dict[str, Any], folder: Path) -> Path:
-    """The recipe's file."""
+    """The file of the recipe."""
     return write(folder / "recipe.yaml", tree)
 
 
 @pytest.fixture(scope="session")
 def built(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recipe's data as a built directory."""
+    """The built data of the recipe."""
     from fledge.build_dataset import build
     from fledge.recipe import load_recipe
 
@@ -86,6 +86,6 @@ def built(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(path: Path, values: dict[str, Any]) -> Path:
-    """A recipe file."""
+    """Write a recipe file."""
     path.write_text(yaml.safe_dump(values, allow_unicode=True, sort_keys=False), encoding="utf-8")
     return path

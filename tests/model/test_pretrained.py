@@ -22,9 +22,10 @@ from transformers import (
 )
 
 from fledge.errors import FledgeError
-from fledge.generation.engine import SamplingParams, generate
+from fledge.generation import SamplingParams, generate
 from fledge.model.decoder import Decoder
-from fledge.model.pretrained import from_pretrained, read_config, save_pretrained
+from fledge.model.hf_config import read_config
+from fledge.model.pretrained import from_pretrained
 from fledge.recipe.schema import MoeConfig
 from tests.support.decoders import make_decoder, random_tokens, scatter_norms
 
@@ -54,7 +55,7 @@ EXTRA: dict[str, dict[str, Any]] = {
 
 
 def _save(model: Decoder, folder: Path, eos: list[int]) -> Path:
-    save_pretrained(model, folder, bos=1, eos=eos, pad=0)
+    model.save_pretrained(folder, bos=1, eos=eos, pad=0)
     return folder
 
 
@@ -94,7 +95,7 @@ def test_transformers_reads_what_fledge_writes(tmp_path: Path, changes: dict[str
     ours = generate(model, prompts, frozenset(eos), SamplingParams(max_new_tokens=20))
     for prompt, answer in zip(prompts, ours, strict=True):
         whole = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20)[0, len(prompt) :].tolist()
-        assert answer.finish_reason and whole[:-1] == answer.tokens and whole[-1] in eos
+        assert answer.finish_reason == "stop" and whole == [*answer.tokens, answer.stop_token] and whole[-1] in eos
 
 
 @pytest.mark.parametrize("changes", SHAPES)

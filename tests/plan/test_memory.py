@@ -16,7 +16,7 @@ MODEL = ModelConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4,
 
 def _inputs(row_length: int = 256, name: str = "adamw", device: str = "cpu") -> MemoryInputs:
     optimizer = OptimizerConfig(name=name)  # type: ignore[arg-type]
-    return MemoryInputs(model=MODEL, vocab_size=6400, row_length=row_length, optimizer=optimizer, device=device)
+    return MemoryInputs(cost=ModelCost(MODEL, 6400), row_length=row_length, optimizer=optimizer, device=device)
 
 
 def _runtime(memory: int | None = None, **more: Any) -> RuntimeConfig:

@@ -1,13 +1,13 @@
-import sys
+"""A sample run directory for the tests of the report."""
+
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 from tests.support.report_run import write_run
 
 
 @pytest.fixture
 def run_directory(tmp_path: Path) -> Path:
+    """A run of three stages with every file that the report reads."""
     return write_run(tmp_path / "quickstart")

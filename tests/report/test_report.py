@@ -1,4 +1,4 @@
-from __future__ import annotations
+"""The report page and the summary table: complete, self-contained, safe, and tolerant of missing or damaged files."""
 
 import base64
 import hashlib
@@ -30,15 +30,18 @@ class Page(HTMLParser):
         self.feed(source)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Record the tag; a script begins a new script body."""
         self.tags.append((tag, dict(attrs)))
         self.inside = tag
         if tag == "script":
             self.scripts.append("")
 
     def handle_endtag(self, tag: str) -> None:
+        """Text after an end tag is visible text."""
         self.inside = ""
 
     def handle_data(self, data: str) -> None:
+        """Sort text into script bodies and visible text."""
         if self.inside == "script":
             self.scripts[-1] += data
         elif self.inside != "style":
@@ -46,29 +49,32 @@ class Page(HTMLParser):
 
     @property
     def text(self) -> str:
+        """The visible text with single spaces."""
         return re.sub(r"\s+", " ", "".join(self.words))
 
     @property
     def ids(self) -> set[str | None]:
+        """The ids of all elements."""
         return {attributes.get("id") for _, attributes in self.tags}
 
 
 def read(run_directory: Path) -> tuple[str, Page]:
+    """The report's source and its parsed page."""
     source = write_report(run_directory).read_text(encoding="utf-8")
     return source, Page(source)
 
 
-def test_one_file_in_the_run_directory(run_directory: Path) -> None:
+def test_report_is_one_html_file_in_the_run_directory(run_directory: Path) -> None:
     assert write_report(run_directory) == run_directory / "report.html"
     assert not list(run_directory.glob("*.partial"))
 
 
-def test_writing_twice_gives_the_same_bytes(run_directory: Path) -> None:
+def test_writing_the_report_twice_gives_the_same_bytes(run_directory: Path) -> None:
     first = write_report(run_directory).read_bytes()
     assert write_report(run_directory).read_bytes() == first
 
 
-def test_nothing_is_fetched(run_directory: Path) -> None:
+def test_page_loads_nothing_from_the_network(run_directory: Path) -> None:
     source, page = read(run_directory)
     for tag, attributes in page.tags:
         assert tag not in {"iframe", "object", "embed", "base", "form"}
@@ -81,7 +87,7 @@ def test_nothing_is_fetched(run_directory: Path) -> None:
     assert not re.search(r"https?://|@import|url\(", own)
 
 
-def test_policy_allows_exactly_the_page_scripts(run_directory: Path) -> None:
+def test_security_policy_allows_only_the_scripts_of_the_page(run_directory: Path) -> None:
     _, page = read(run_directory)
     policy = next(a["content"] or "" for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert "default-src 'none'" in policy and "img-src data:" in policy and "http" not in policy
@@ -93,27 +99,27 @@ def test_policy_allows_exactly_the_page_scripts(run_directory: Path) -> None:
         assert expected == digest(body) and f"'{expected}'" in policy
 
 
-def test_plotly_is_inlined_once(run_directory: Path) -> None:
+def test_page_contains_plotly_exactly_once(run_directory: Path) -> None:
     source, page = read(run_directory)
     assert source.count(plotly_script()) == 1
     assert [len(body) > 1_000_000 for body in page.scripts].count(True) == 1
 
 
-def test_hostile_text_is_shown_and_never_run(run_directory: Path) -> None:
+def test_html_in_recipes_and_data_is_shown_as_text_and_never_run(run_directory: Path) -> None:
     summary = json.loads((run_directory / "summary.json").read_text())
     dump(run_directory / "summary.json", summary | {"name": f"run {HOSTILE}"})
     source, page = read(run_directory)
     assert HOSTILE not in source
     assert markup.escape(HOSTILE).replace("&#x27;", "&#39;") in source
-    for place in ("Say hello to ", "empty ", "same as line 12 ", "gradient norm spiked ", "run ", "# "):
-        assert f"{place}{HOSTILE}" in page.text, place
+    for text in ("Say hello to ", "empty ", "same as line 12 ", "gradient norm spiked ", "run ", "# "):
+        assert f"{text}{HOSTILE}" in page.text, text
     assert sum(tag == "script" for tag, _ in page.tags) == 4
 
 
-def test_chart_data_cannot_leave_its_element() -> None:
-    spelled = script_json({"a": "</script><!--&\u2028"})
-    assert not set("<>&\u2028") & set(spelled)
-    assert json.loads(spelled) == {"a": "</script><!--&\u2028"}
+def test_chart_data_cannot_close_its_script_element() -> None:
+    written = script_json({"a": "</script><!--&\u2028"})
+    assert not set("<>&\u2028") & set(written)
+    assert json.loads(written) == {"a": "</script><!--&\u2028"}
 
 
 def test_numbers_carry_their_units(run_directory: Path) -> None:
@@ -141,24 +147,24 @@ def test_numbers_carry_their_units(run_directory: Path) -> None:
         assert expected in page.text, expected
 
 
-def test_data_account_adds_up_or_says_so(run_directory: Path) -> None:
+def test_page_says_whether_the_row_counts_of_each_source_add_up(run_directory: Path) -> None:
     _, page = read(run_directory)
     assert f"12,000 rows行 = 11,900 used使用 + 60 too long + 37 duplicate + 3 empty {HOSTILE} ✓ adds up" in page.text
     assert "500 rows行 = 490 used使用 + 0 dropped舍弃 ✗ 10 rows unaccounted for" in page.text
     assert "data/stories.jsonl:481" in page.text
 
 
-def test_samples_share_a_table_by_moment(run_directory: Path) -> None:
+def test_samples_of_all_moments_stand_side_by_side(run_directory: Path) -> None:
     _, page = read(run_directory)
     assert "after pretrainpretrain 之后" in page.text and "at the start开始时" in page.text
     assert "there was a small bird who wanted to fly over the river." in page.text
     assert "cut off" in page.text
 
 
-def test_every_stage_has_its_curves(run_directory: Path) -> None:
+def test_every_stage_has_the_charts_of_its_kind(run_directory: Path) -> None:
     _, page = read(run_directory)
     common = ("loss", "learning-rate", "gradient-norm", "speed", "memory")
-    assert {f"stage-{place}-{name}" for place in range(3) for name in common} <= page.ids
+    assert {f"stage-{index}-{name}" for index in range(3) for name in common} <= page.ids
     assert "stage-1-prompts" in page.ids and "stage-0-prompts" not in page.ids
     assert {f"stage-2-{name}" for name in ("rewards", "margins", "accuracy", "logps")} <= page.ids
     drawn = json.loads(page.scripts[1])
@@ -168,7 +174,7 @@ def test_every_stage_has_its_curves(run_directory: Path) -> None:
     assert drawn["stage-0-gradient-norm"]["log"] is True
 
 
-def test_broken_lines_are_counted(run_directory: Path) -> None:
+def test_unreadable_lines_and_files_are_reported(run_directory: Path) -> None:
     with (run_directory / "dpo" / "events.jsonl").open("a", encoding="utf-8") as events:
         events.write('{"kind": "step"\n[1]\n\n')
     (run_directory / "sft" / "data_report.json").write_text("{", encoding="utf-8")
@@ -179,13 +185,13 @@ def test_broken_lines_are_counted(run_directory: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_any_number_of_stages(tmp_path: Path, count: int) -> None:
+def test_page_has_the_charts_of_every_stage(tmp_path: Path, count: int) -> None:
     names = ("pretrain", "sft", "dpo", "sft-again", "last")[:count]
     _, page = read(write_run(tmp_path / "some", names, steps=40))
     assert f"stage-{count - 1}-loss" in page.ids and f"stage-{count}-loss" not in page.ids
 
 
-def test_every_file_may_be_missing(tmp_path: Path) -> None:
+def test_report_is_written_when_any_single_file_is_missing(tmp_path: Path) -> None:
     root = write_run(tmp_path / "quickstart", steps=40)
     for file in sorted(path for path in root.rglob("*") if path.is_file()):
         copy = tmp_path / "copy"
@@ -196,12 +202,12 @@ def test_every_file_may_be_missing(tmp_path: Path) -> None:
         shutil.rmtree(copy)
 
 
-def test_an_empty_directory_gives_a_page(tmp_path: Path) -> None:
+def test_an_empty_run_directory_gives_a_page_that_says_so(tmp_path: Path) -> None:
     _, page = read(tmp_path)
     assert "holds no stages yet" in page.text and tmp_path.name in page.text
 
 
-def test_odd_values_are_tolerated(tmp_path: Path) -> None:
+def test_invalid_values_in_any_file_do_not_stop_the_report(tmp_path: Path) -> None:
     stage = tmp_path / "only"
     (stage / "eval").mkdir(parents=True)
     dump(tmp_path / "summary.json", {"stages": ["only", "../..", 3, "absent"], "seconds": "soon"})
@@ -222,19 +228,19 @@ def test_odd_values_are_tolerated(tmp_path: Path) -> None:
     assert "stage-2-loss" not in page.ids
 
 
-def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_run_directory_raises_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         write_report(tmp_path / "nowhere")
 
 
-def test_without_plotly_the_error_names_the_cure(run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_plotly_raises_an_error_that_says_what_to_install(run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     with pytest.raises(RuntimeError, match="pip install plotly"):
         write_report(run_directory)
     assert not (run_directory / "report.html").exists()
 
 
-def test_terminal_table(run_directory: Path) -> None:
+def test_terminal_table_shows_the_stages_with_their_units(run_directory: Path) -> None:
     from rich.console import Console
 
     console = Console(width=160, record=True, file=io.StringIO())

@@ -1,4 +1,4 @@
-"""The run directory: events, files, and finding a model in it."""
+"""The run directory: its events, and finding a model in it."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from fledge.run import EventLog, read_events, resolve_model_path, write_json
 from fledge.run.console import duration
 
 
-def test_events_after_the_resumed_step_are_cut_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
+def test_events_after_the_resumed_step_are_removed_and_an_incomplete_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     log = EventLog(path, 0)
     for step in range(1, 6):
@@ -25,13 +25,13 @@ def test_events_after_the_resumed_step_are_cut_and_a_torn_line_is_left_out(tmp_p
     ]  # fmt: skip
 
 
-def test_a_fresh_start_begins_an_empty_log(tmp_path: Path) -> None:
+def test_opening_the_log_at_step_0_empties_it(tmp_path: Path) -> None:
     EventLog(tmp_path / "e", 0).write("step", 1)
     EventLog(tmp_path / "e", 0).write("start", 0)
     assert [event["kind"] for event in read_events(tmp_path / "e")] == ["start"]
 
 
-def test_find_model_takes_the_last_finished_stage(tmp_path: Path) -> None:
+def test_a_run_stands_for_the_model_of_its_last_finished_stage(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("")
     for order, stage in enumerate(("zebra", "ant")):
         model = tmp_path / stage / "checkpoints" / "step-1" / "model"
@@ -43,7 +43,7 @@ def test_find_model_takes_the_last_finished_stage(tmp_path: Path) -> None:
     assert resolve_model_path(str(tmp_path / "zebra" / "checkpoints" / "step-1")).name == "model"
 
 
-def test_find_model_says_what_is_missing(tmp_path: Path) -> None:
+def test_a_missing_run_and_a_run_without_a_model_give_different_errors(tmp_path: Path) -> None:
     with pytest.raises(FledgeError, match="no such run"):
         resolve_model_path(str(tmp_path / "nothing"))
     with pytest.raises(FledgeError, match="no model here yet"):

@@ -1,4 +1,4 @@
-"""The first signal is obeyed where nothing is at stake, or held until something is safe; later ones change nothing."""
+"""The first signal stops the run at once, or at the end of a deferred section; later signals change nothing."""
 
 import os
 import signal
@@ -12,31 +12,31 @@ def _send(number: int = signal.SIGTERM) -> None:
     os.kill(os.getpid(), number)
 
 
-def test_a_signal_is_obeyed_at_once_and_named() -> None:
-    said: list[str] = []
-    with pytest.raises(Interrupted) as caught, SignalHandler(said.append, "kept"):
+def test_a_signal_raises_interrupted_with_its_number_at_once() -> None:
+    messages: list[str] = []
+    with pytest.raises(Interrupted) as caught, SignalHandler(messages.append, "kept"):
         _send(signal.SIGINT)
         raise AssertionError("it should have stopped")
-    assert (caught.value.number, caught.value.text, said) == (signal.SIGINT, "kept", [])
+    assert (caught.value.number, caught.value.text, messages) == (signal.SIGINT, "kept", [])
 
 
-def test_a_held_signal_is_told_and_left_to_whoever_holds() -> None:
-    said: list[str] = []
+def test_a_deferred_signal_is_logged_once_and_left_to_the_caller() -> None:
+    messages: list[str] = []
     reached = []
     with (
         pytest.raises(Interrupted, match="done by itself"),
-        SignalHandler(said.append, "kept") as stopping,
+        SignalHandler(messages.append, "kept") as stopping,
         stopping.deferred(),
     ):
         _send()
         _send()
         _send(signal.SIGINT)
-        reached.append(stopping.asked)
+        reached.append(stopping.requested)
         raise Interrupted(signal.SIGTERM, "done by itself")
-    assert reached == [signal.SIGTERM] and len(said) == 1
+    assert reached == [signal.SIGTERM] and len(messages) == 1
 
 
-def test_a_held_signal_that_nobody_looked_at_is_obeyed_on_leaving() -> None:
+def test_a_deferred_signal_raises_interrupted_when_the_outermost_section_ends() -> None:
     with pytest.raises(Interrupted, match="kept"), SignalHandler(lambda text: None, "kept") as stopping:
         with stopping.deferred():
             with stopping.deferred():
@@ -46,18 +46,18 @@ def test_a_held_signal_that_nobody_looked_at_is_obeyed_on_leaving() -> None:
     assert reached
 
 
-def test_an_error_inside_is_not_hidden() -> None:
+def test_an_error_inside_a_deferred_section_is_not_replaced_by_interrupted() -> None:
     with pytest.raises(ValueError, match="mine"), SignalHandler(lambda text: None, "kept") as stopping, stopping.deferred():
         _send()
         raise ValueError("mine")
 
 
-def test_afterwards_signals_are_as_before() -> None:
+def test_the_previous_signal_handlers_are_restored() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with SignalHandler(lambda text: None, "kept"):
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_nothing_on_the_way_takes_it_for_a_failure_of_its_own() -> None:
+def test_interrupted_is_not_caught_by_except_exception() -> None:
     assert not issubclass(Interrupted, Exception)

@@ -1,4 +1,4 @@
-"""Conversations: text, tokens and supervision from the same few lines, equal to what others render."""
+"""Chat templates: text, tokens and supervision agree with each other and with transformers."""
 
 import json
 from collections.abc import Sequence
@@ -24,27 +24,31 @@ def conversations(text: st.SearchStrategy[str]) -> st.SearchStrategy[list[Messag
     """System turn or none, then one to three rounds."""
     rounds = st.lists(st.tuples(text, text), min_size=1, max_size=3)
     return st.tuples(st.none() | text, rounds).map(
-        lambda made: [
-            *([Message("system", made[0])] if made[0] is not None else []),
-            *(Message(role, part) for pair in made[1] for role, part in zip(("user", "assistant"), pair, strict=True)),
+        lambda drawn: [
+            *([Message("system", drawn[0])] if drawn[0] is not None else []),
+            *(Message(role, content) for pair in drawn[1] for role, content in zip(("user", "assistant"), pair, strict=True)),
         ]
     )
 
 
 def turns(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """The messages in OpenAI's form."""
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def answers(messages: Sequence[Message], end: str) -> str:
+    """All assistant contents, each followed by the end token."""
     return "".join(message.content + end for message in messages if message.role == "assistant")
 
 
 def supervised(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
+    """The text of the tokens with a weight."""
     tokens, weights = tokenizer.encode_conversation(messages)
     return tokenizer.decode([token for token, weight in zip(tokens, weights, strict=True) if weight])
 
 
 def with_template(tokenizer: Tokenizer, folder: Path, jinja: str, **config: Any) -> Tokenizer:
+    """The tokenizer, saved with a Jinja template and loaded again."""
     tokenizer.core.save(str(folder / "tokenizer.json"))
     config = {"eos_token": "<|im_end|>", "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": jinja, **config}
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -53,12 +57,13 @@ def with_template(tokenizer: Tokenizer, folder: Path, jinja: str, **config: Any)
 
 @pytest.fixture(scope="session", params=["chatml", "inst"])
 def native(request: pytest.FixtureRequest) -> Tokenizer:
+    """A tokenizer with each native template."""
     return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")
 def exported(native: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The native tokenizer as transformers sees it."""
+    """The saved native tokenizer, loaded by transformers."""
     folder = tmp_path_factory.mktemp(native.template.name)
     native.save(folder)
     return AutoTokenizer.from_pretrained(folder)
@@ -68,16 +73,14 @@ def exported(native: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any
 def test_native_text_equals_the_exported_template_in_transformers(
     native: Tokenizer, exported: Any, messages: list[Message]
 ) -> None:
-    text = "".join(piece.text for piece in native.template.render(messages))
+    text = "".join(segment.text for segment in native.template.render(messages))
     assert text == exported.apply_chat_template(turns(messages), tokenize=False)
-    prompt = "".join(piece.text for piece in native.template.prompt(messages[:-1]))
+    prompt = "".join(segment.text for segment in native.template.prompt(messages[:-1]))
     assert prompt == exported.apply_chat_template(turns(messages[:-1]), tokenize=False, add_generation_prompt=True)
 
 
 @given(conversations(ORDINARY))
-def test_ordinary_prompts_have_the_tokens_that_transformers_gives_them(
-    native: Tokenizer, exported: Any, messages: list[Message]
-) -> None:
+def test_prompts_have_the_tokens_of_transformers(native: Tokenizer, exported: Any, messages: list[Message]) -> None:
     first = messages[: 2 if messages[0].role == "system" else 1]
     theirs = exported.apply_chat_template(turns(first), add_generation_prompt=True, return_dict=False)
     assert native.encode_prompt(first) == theirs
@@ -86,7 +89,7 @@ def test_ordinary_prompts_have_the_tokens_that_transformers_gives_them(
 
 
 @given(st.text(st.sampled_from("\n a好1"), min_size=1, max_size=8), st.none() | ORDINARY)
-def test_a_question_has_the_tokens_of_transformers_whatever_its_white_space(
+def test_a_question_with_any_white_space_has_the_tokens_of_transformers(
     native: Tokenizer, exported: Any, question: str, system: str | None
 ) -> None:
     messages = [*([Message("system", system)] if system else []), Message("user", question)]
@@ -95,7 +98,7 @@ def test_a_question_has_the_tokens_of_transformers_whatever_its_white_space(
 
 
 @given(conversations(ANYTHING))
-def test_a_prompt_is_always_the_beginning_of_its_training_row(native: Tokenizer, messages: list[Message]) -> None:
+def test_a_prompt_is_always_a_prefix_of_its_training_row(native: Tokenizer, messages: list[Message]) -> None:
     tokens, weights = native.encode_conversation(messages)
     assert len(tokens) == len(weights)
     for i, message in enumerate(messages):
@@ -107,23 +110,23 @@ def test_a_prompt_is_always_the_beginning_of_its_training_row(native: Tokenizer,
 
 
 @given(conversations(ANYTHING))
-def test_answers_and_end_tokens_are_exactly_what_is_trained(native: Tokenizer, messages: list[Message]) -> None:
+def test_exactly_the_answers_and_their_end_tokens_are_trained(native: Tokenizer, messages: list[Message]) -> None:
     end = native.decode([native.eot_id])
     assert supervised(native, messages) == answers(messages, end)
 
 
 @given(conversations(ANYTHING))
-def test_what_is_trained_names_its_turn(native: Tokenizer, messages: list[Message]) -> None:
+def test_every_trained_segment_has_the_number_of_its_turn(native: Tokenizer, messages: list[Message]) -> None:
     end = native.decode([native.eot_id])
-    pieces = native.template.render(messages)
+    segments = native.template.render(messages)
     for i, message in enumerate(messages):
-        own = "".join(piece.text for piece in pieces if piece.turn == i)
+        own = "".join(segment.text for segment in segments if segment.turn == i)
         assert own == (message.content + end if message.role == "assistant" else "")
-    assert all((piece.weight > 0) == (piece.turn is not None) for piece in pieces)
+    assert all((segment.weight > 0) == (segment.turn is not None) for segment in segments)
 
 
 @given(conversations(ANYTHING))
-def test_no_message_can_end_or_begin_a_turn(native: Tokenizer, messages: list[Message]) -> None:
+def test_text_in_a_message_cannot_end_or_begin_a_turn(native: Tokenizer, messages: list[Message]) -> None:
     tokens, weights = native.encode_conversation(messages)
     ordinary = native.encode_conversation([Message(message.role, "x") for message in messages])[0]
     for special in native.template.specials:
@@ -133,14 +136,14 @@ def test_no_message_can_end_or_begin_a_turn(native: Tokenizer, messages: list[Me
     assert trained.count(native.eot_id) == sum(message.role == "assistant" for message in messages)
 
 
-def test_the_inst_template_says_which_role_it_has_no_place_for(inst: Tokenizer) -> None:
-    with pytest.raises(TemplateError, match="role 'tool' in turn 2"):
+def test_the_inst_template_names_the_role_that_it_does_not_support(inst: Tokenizer) -> None:
+    with pytest.raises(TemplateError, match="does not support role 'tool' in turn 2"):
         inst.encode_conversation([Message("user", "a"), Message("tool", "b")])
 
 
-def test_the_inst_template_writes_what_it_is_known_for(inst: Tokenizer) -> None:
+def test_the_inst_template_writes_the_format_of_llama_2(inst: Tokenizer) -> None:
     messages = [Message("system", "S"), Message("user", "Q"), Message("assistant", "A"), Message("user", "R")]
-    text = "".join(piece.text for piece in inst.template.prompt(messages))
+    text = "".join(segment.text for segment in inst.template.prompt(messages))
     assert text == "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nQ [/INST] A</s>\n<s>[INST] R [/INST] "
 
 
@@ -149,11 +152,13 @@ def test_the_inst_template_writes_what_it_is_known_for(inst: Tokenizer) -> None:
 
 @pytest.fixture(scope="session")
 def minimind(shared_data: Path) -> Tokenizer:
+    """The real minimind tokenizer."""
     return load_tokenizer(shared_data / "tokenizers" / "minimind")
 
 
 @pytest.fixture(scope="session")
 def minimind_theirs(shared_data: Path) -> Any:
+    """The real minimind tokenizer, loaded by transformers."""
     return AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "minimind")
 
 
@@ -162,7 +167,7 @@ def test_the_real_minimind_template_equals_transformers_in_text_and_tokens(
     minimind: Tokenizer, minimind_theirs: Any, messages: list[Message]
 ) -> None:
     assert minimind.template.name == "tokenizer"
-    text = "".join(piece.text for piece in minimind.template.render(messages))
+    text = "".join(segment.text for segment in minimind.template.render(messages))
     assert text == minimind_theirs.apply_chat_template(turns(messages), tokenize=False)
     assert minimind.encode_conversation(messages)[0] == minimind_theirs.apply_chat_template(turns(messages), return_dict=False)
     theirs = minimind_theirs.apply_chat_template(turns(messages[:-1]), add_generation_prompt=True, return_dict=False)
@@ -207,9 +212,9 @@ def test_any_template_trains_the_answers_and_keeps_prompts_as_prefixes(
     tokenizer = with_template(chatml, tmp_path_factory.getbasetemp(), jinja)
     assert supervised(tokenizer, messages) == answers(messages, "<|im_end|>")
     tokens, _ = tokenizer.encode_conversation(messages)
-    pieces = tokenizer.template.render(messages)
+    segments = tokenizer.template.render(messages)
     for i, message in enumerate(messages):
-        own = "".join(piece.text for piece in pieces if piece.turn == i)
+        own = "".join(segment.text for segment in segments if segment.turn == i)
         assert own == (message.content + "<|im_end|>" if message.role == "assistant" else "")
         if message.role == "assistant":
             prompt = tokenizer.encode_prompt(messages[:i])
@@ -217,7 +222,7 @@ def test_any_template_trains_the_answers_and_keeps_prompts_as_prefixes(
 
 
 @pytest.mark.parametrize("jinja", [PLAIN.replace("\n\n\n", ": "), MARKED.replace("-", "").replace("\n", "").replace(":", ": ")])
-def test_answers_that_would_melt_into_the_text_before_them_stay_apart_in_later_prompts(
+def test_earlier_answers_in_a_prompt_are_tokenized_separately_as_in_training(
     chatml: Tokenizer, tmp_path: Path, jinja: str
 ) -> None:
     """` the` is one token; behind a generation prompt that ends in a space it must stay two, in history too."""
@@ -235,18 +240,18 @@ def test_the_fingerprint_changes_with_the_text_of_the_template(chatml: Tokenizer
 
 
 @given(messages=conversations(ORDINARY))
-def test_generation_marks_leave_the_text_as_transformers_renders_it(
+def test_generation_marks_do_not_change_the_rendered_text(
     chatml: Tokenizer, tmp_path_factory: pytest.TempPathFactory, messages: list[Message]
 ) -> None:
     assume(messages[0].role != "system")
     folder = tmp_path_factory.getbasetemp()
     tokenizer = with_template(chatml, folder, MARKED)
     theirs = AutoTokenizer.from_pretrained(folder)
-    text = "".join(piece.text for piece in tokenizer.template.render(messages))
+    text = "".join(segment.text for segment in tokenizer.template.render(messages))
     assert text == theirs.apply_chat_template(turns(messages), tokenize=False)
 
 
-def test_a_template_that_rewrites_history_is_refused(chatml: Tokenizer, tmp_path: Path) -> None:
+def test_a_template_that_rewrites_earlier_turns_is_rejected_for_training(chatml: Tokenizer, tmp_path: Path) -> None:
     jinja = (
         "{% for m in messages %}<|im_start|>{{ m.role }}:"
         "{% if m.role == 'assistant' and not loop.last %}…{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}"
@@ -268,13 +273,13 @@ def test_a_template_that_rewrites_history_is_refused(chatml: Tokenizer, tmp_path
         MARKED.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>"),
     ],
 )
-def test_a_template_whose_answers_do_not_end_is_refused(chatml: Tokenizer, tmp_path: Path, jinja: str) -> None:
+def test_a_template_whose_answers_have_no_end_token_is_rejected(chatml: Tokenizer, tmp_path: Path, jinja: str) -> None:
     tokenizer = with_template(chatml, tmp_path, jinja)
     with pytest.raises(TemplateError, match="without a special token"):
         tokenizer.encode_conversation([Message("user", "a"), Message("assistant", "b")])
 
 
-def test_what_a_template_refuses_is_a_template_error(chatml: Tokenizer, tmp_path: Path) -> None:
+def test_errors_inside_a_jinja_template_become_template_errors(chatml: Tokenizer, tmp_path: Path) -> None:
     tokenizer = with_template(chatml, tmp_path, "{{ raise_exception('no such talk') }}")
     with pytest.raises(TemplateError, match="no such talk"):
         tokenizer.encode_conversation([Message("user", "a"), Message("assistant", "b")])
@@ -283,7 +288,7 @@ def test_what_a_template_refuses_is_a_template_error(chatml: Tokenizer, tmp_path
         tokenizer.encode_conversation([Message("user", "a"), Message("assistant", "b")])
 
 
-def test_a_template_sees_the_token_names_of_its_own_tokenizer(chatml: Tokenizer, tmp_path: Path) -> None:
+def test_a_jinja_template_receives_the_token_names_of_its_tokenizer(chatml: Tokenizer, tmp_path: Path) -> None:
     """No bos_token, or the same token as bos and eos, must not shift one name to another token."""
     jinja = (
         "{{ bos_token if bos_token is defined else '-' }}{% if tools is not none %}tools{% endif %}"
@@ -295,10 +300,10 @@ def test_a_template_sees_the_token_names_of_its_own_tokenizer(chatml: Tokenizer,
         theirs = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(turns(messages), tokenize=False)
         if not config:
             assert theirs == "-a<|im_end|>b<|im_end|>"
-        assert "".join(piece.text for piece in ours.template.render(messages)) == theirs
+        assert "".join(segment.text for segment in ours.template.render(messages)) == theirs
 
 
-def test_generation_stops_at_the_token_that_really_ends_a_turn(chatml: Tokenizer, tmp_path: Path) -> None:
+def test_generation_stops_at_the_token_with_which_the_template_ends_a_turn(chatml: Tokenizer, tmp_path: Path) -> None:
     """As in Qwen's base models: eos_token ends a document, the template ends turns with another token."""
     tokenizer = with_template(chatml, tmp_path, PLAIN, eos_token="<|endoftext|>")
     assert tokenizer.decode([tokenizer.eot_id]) == "<|im_end|>"

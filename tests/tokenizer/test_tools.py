@@ -1,4 +1,4 @@
-"""Tools in conversations: what is called is trained, what comes back is not, and both are written as others write them."""
+"""Tools in conversations: calls are trained, results are not, and both are written exactly as other software writes them."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 from fledge.data.parsing.rows import Conversation, parse_row
 from fledge.recipe.schema import Source
 from fledge.tokenizer import ChatTemplate, Message, TemplateError, Tokenizer, load_tokenizer
-from fledge.tokenizer.template import CHATML, INST, TextSegment, ToolCall
+from fledge.tokenizer.native_templates import CHATML, INST
+from fledge.tokenizer.template import TextSegment, ToolCall
 
 CONTROL = ("<|im_end|>", "<|im_start|>", "<|endoftext|>", "<tool_call>", "</tool_response>", "user\n")
 TEXT = st.one_of(
@@ -44,16 +45,16 @@ def conversations(draw: st.DrawFn) -> list[Message]:
     messages = [] if system is None else [Message("system", system)]
     for question, steps, answer in draw(st.lists(ROUNDS, min_size=1, max_size=2)):
         messages.append(Message("user", question))
-        for said, calls, results in steps:
-            messages.append(Message("assistant", said, tuple(calls)))
+        for content, calls, results in steps:
+            messages.append(Message("assistant", content, tuple(calls)))
             messages += [Message("tool", result) for result in results]
         messages.append(Message("assistant", answer))
     return messages
 
 
 def turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages in OpenAI's form."""
-    made = []
+    """The messages in OpenAI's form."""
+    turn_dicts = []
     for message in messages:
         turn: dict[str, Any] = {"role": message.role, "content": message.content}
         if message.tool_calls:
@@ -61,31 +62,34 @@ def turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
                 {"type": "function", "function": {"name": call.name, "arguments": json.loads(call.arguments)}}
                 for call in message.tool_calls
             ]
-        made.append(turn)
-    return made
+        turn_dicts.append(turn)
+    return turn_dicts
 
 
-def text_of(pieces: Sequence[TextSegment]) -> str:
-    return "".join(piece.text for piece in pieces)
+def text_of(segments: Sequence[TextSegment]) -> str:
+    """The text of all segments."""
+    return "".join(segment.text for segment in segments)
 
 
-def trained(pieces: Sequence[TextSegment]) -> str:
-    return "".join(piece.text for piece in pieces if piece.weight)
+def trained(segments: Sequence[TextSegment]) -> str:
+    """The text of the segments with a weight."""
+    return "".join(segment.text for segment in segments if segment.weight)
 
 
 def call_text(call: ToolCall) -> str:
+    """A tool call in the form of Hermes and Qwen."""
     arguments = json.dumps(json.loads(call.arguments), ensure_ascii=False)
     return f'<tool_call>\n{{"name": {json.dumps(call.name, ensure_ascii=False)}, "arguments": {arguments}}}\n</tool_call>'
 
 
 def answer_text(message: Message) -> str:
-    """What an assistant's turn adds in the form of Hermes and Qwen."""
+    """The trained text of an assistant's turn in the form of Hermes and Qwen."""
     return "\n".join([*([message.content] if message.content else []), *map(call_text, message.tool_calls)]) + "<|im_end|>"
 
 
 @pytest.fixture(scope="module")
 def exported(chatml: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The ChatML tokenizer as transformers sees it."""
+    """The saved ChatML tokenizer, loaded by transformers."""
     folder = tmp_path_factory.mktemp("chatml")
     chatml.save(folder)
     return AutoTokenizer.from_pretrained(folder)
@@ -140,10 +144,10 @@ Let me see.
 ADD = '[{"name":"add","description":"加"}]'
 
 
-def test_chatml_writes_tools_as_hermes_and_qwen_do() -> None:
-    pieces = CHATML.render(TALK, ADD)
-    assert text_of(pieces) == WRITTEN
-    assert [(piece.text, piece.turn) for piece in pieces if piece.weight] == [
+def test_chatml_writes_tools_exactly_as_hermes_and_qwen_do() -> None:
+    segments = CHATML.render(TALK, ADD)
+    assert text_of(segments) == WRITTEN
+    assert [(segment.text, segment.turn) for segment in segments if segment.weight] == [
         (WRITTEN[WRITTEN.index("Let me") : WRITTEN.index("<|im_end|>\n<|im_start|>user\n<tool_r")], 2),
         ("<|im_end|>", 2),
         ("3 and 7", 5),
@@ -154,7 +158,7 @@ def test_chatml_writes_tools_as_hermes_and_qwen_do() -> None:
 
 
 @given(conversations())
-def test_chatml_without_tools_is_nothing_but_roles_and_contents(messages: list[Message]) -> None:
+def test_chatml_without_tools_writes_only_roles_and_contents(messages: list[Message]) -> None:
     plain = [Message(message.role, message.content) for message in messages if message.role != "tool"]
     written = "".join(f"<|im_start|>{message.role}\n{message.content}<|im_end|>\n" for message in plain)
     for tools in (None, "", "[]"):
@@ -175,29 +179,31 @@ def test_native_text_with_tools_equals_the_exported_template_in_transformers(
 
 
 @given(conversations(), TOOLS)
-def test_calls_are_trained_and_results_are_not(messages: list[Message], tools: str | None) -> None:
-    pieces = CHATML.render(messages, tools)
+def test_tool_calls_are_trained_and_tool_results_are_not(messages: list[Message], tools: str | None) -> None:
+    segments = CHATML.render(messages, tools)
     for index, message in enumerate(messages):
-        own = [piece for piece in pieces if piece.turn == index]
+        own = [segment for segment in segments if segment.turn == index]
         assert text_of(own) == (answer_text(message) if message.role == "assistant" else "")
-    assert all((piece.weight > 0) == (piece.turn is not None) for piece in pieces)
+    assert all((segment.weight > 0) == (segment.turn is not None) for segment in segments)
 
 
 @given(conversations(), TOOLS)
-def test_a_prompt_with_tools_is_the_beginning_of_its_training_row(
+def test_a_prompt_with_tools_is_a_prefix_of_its_training_row(
     chatml: Tokenizer, messages: list[Message], tools: str | None
 ) -> None:
-    tokens, weights = chatml.encode_pieces(CHATML.render(messages, tools))
+    tokens, weights = chatml.encode_rendering(CHATML.render(messages, tools))
     for index, message in enumerate(messages):
         if message.role == "assistant":
-            prompt, _ = chatml.encode_pieces(CHATML.prompt(messages[:index], tools))
+            prompt, _ = chatml.encode_rendering(CHATML.prompt(messages[:index], tools))
             assert tokens[: len(prompt)] == prompt
             assert (weights[len(prompt) - 1], weights[len(prompt)]) == (0.0, 1.0)
 
 
 @given(conversations(), TOOLS)
-def test_nothing_about_tools_can_end_or_begin_a_turn(chatml: Tokenizer, messages: list[Message], tools: str | None) -> None:
-    tokens, _ = chatml.encode_pieces(CHATML.render(messages, tools))
+def test_text_in_tools_and_results_cannot_end_or_begin_a_turn(
+    chatml: Tokenizer, messages: list[Message], tools: str | None
+) -> None:
+    tokens, _ = chatml.encode_rendering(CHATML.render(messages, tools))
     groups = [m for i, m in enumerate(messages) if m.role != "tool" or messages[i - 1].role != "tool"]
     expected = len(groups) + (tools not in (None, "[]") and messages[0].role != "system")
     for control in ("<|im_start|>", "<|im_end|>"):
@@ -209,51 +215,54 @@ def test_nothing_about_tools_can_end_or_begin_a_turn(chatml: Tokenizer, messages
 
 
 @pytest.mark.parametrize(
-    ("messages", "tools", "said"),
+    ("messages", "tools", "message"),
     [
-        (TALK[:2], ADD, "no place for tools"),
-        (TALK[:3], None, "no place for tool calls in turn 3"),
-        ((TALK[1], TALK[3]), None, "no place for role 'tool' in turn 2"),
+        (TALK[:2], ADD, "does not support tools"),
+        (TALK[:3], None, "does not support tool calls in turn 3"),
+        ((TALK[1], TALK[3]), None, "does not support role 'tool' in turn 2"),
     ],
 )
-def test_the_inst_template_refuses_tools_natively_and_exported(messages: tuple, tools: str | None, said: str) -> None:
+def test_the_inst_template_rejects_tools_natively_and_in_jinja(messages: tuple, tools: str | None, message: str) -> None:
     for ask in (INST.render, INST.prompt):
         with pytest.raises(TemplateError) as caught:
             ask(messages, tools)
-        assert said in caught.value.what
+        assert message in caught.value.what
     with pytest.raises(TemplateError, match="no place for tool"):
         ChatTemplate("tokenizer", INST.jinja, INST.specials).render(messages, tools)
     assert INST.render(TALK[:2], "[]") == INST.render(TALK[:2])
 
 
-DUMB = "{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}{{ '<|im_start|>assistant:' if " \
-    "add_generation_prompt else '' }}"  # fmt: skip
+TEMPLATE_WITHOUT_TOOLS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}"
+    "{{ '<|im_start|>assistant:' if add_generation_prompt else '' }}"
+)
 
 
-def jinja(text: str) -> ChatTemplate:
+def jinja_template(text: str) -> ChatTemplate:
+    """A template that comes with a tokenizer."""
     return ChatTemplate("tokenizer", text, ("<|im_start|>", "<|im_end|>"))
 
 
-def test_a_template_that_would_leave_tools_out_without_a_word_refuses_them() -> None:
-    for ask in (jinja(DUMB).render, jinja(DUMB).prompt):
-        with pytest.raises(TemplateError, match="no place for tools"):
+def test_a_template_that_never_mentions_tools_rejects_them() -> None:
+    for ask in (jinja_template(TEMPLATE_WITHOUT_TOOLS).render, jinja_template(TEMPLATE_WITHOUT_TOOLS).prompt):
+        with pytest.raises(TemplateError, match="does not support tools"):
             ask(TALK[:2], ADD)
-        with pytest.raises(TemplateError, match="no place for the tool calls of turn 3"):
+        with pytest.raises(TemplateError, match="does not support the tool calls of turn 3"):
             ask(TALK)
-    assert trained(jinja(DUMB).render((*TALK[:2], TALK[5]), "[]")) == "3 and 7<|im_end|>"
-    assert text_of(jinja("{{ tools is none }}").prompt(TALK[:2], "[]")) == "True"
+    assert trained(jinja_template(TEMPLATE_WITHOUT_TOOLS).render((*TALK[:2], TALK[5]), "[]")) == "3 and 7<|im_end|>"
+    assert text_of(jinja_template("{{ tools is none }}").prompt(TALK[:2], "[]")) == "True"
 
 
 @pytest.mark.parametrize("tools", ["[", "3", '{"name": "add"}', "[" * 100_000])
-def test_tools_that_are_no_list_are_a_template_error(tools: str) -> None:
-    for template in (CHATML, jinja(CHATML.jinja)):
+def test_tools_that_are_not_a_json_list_raise_a_template_error(tools: str) -> None:
+    for template in (CHATML, jinja_template(CHATML.jinja)):
         with pytest.raises(TemplateError, match=r"the tools are not JSON|the tools are (int|dict), not a list"):
             template.render(TALK[:2], tools)
 
 
-def test_arguments_that_are_no_json_are_a_template_error() -> None:
+def test_call_arguments_that_are_not_json_raise_a_template_error() -> None:
     messages = (TALK[1], Message("assistant", "", (ToolCall("add", "1,"),)))
-    for template in (CHATML, jinja(CHATML.jinja)):
+    for template in (CHATML, jinja_template(CHATML.jinja)):
         with pytest.raises(TemplateError, match="the arguments of 'add' in turn 2 are not JSON"):
             template.render(messages)
 
@@ -261,9 +270,9 @@ def test_arguments_that_are_no_json_are_a_template_error() -> None:
 # -- Jinja templates ----------------------------------------------------------------------------------------------------
 
 
-def test_a_template_gets_calls_in_openais_form_and_tools_as_values() -> None:
+def test_a_jinja_template_receives_calls_in_openai_form_and_parsed_tools() -> None:
     options = "indent=1, sort_keys=true, separators=(',', ':'), ensure_ascii=true"
-    show = jinja(f"{{{{ [messages, tools] | tojson({options}) }}}}{{# tool_calls #}}")
+    show = jinja_template(f"{{{{ [messages, tools] | tojson({options}) }}}}{{# tool_calls #}}")
     shown = text_of(show.prompt(TALK, ADD))
     assert json.loads(shown) == [turns(TALK), json.loads(ADD)]
     expected = json.dumps([turns(TALK), json.loads(ADD)], indent=1, sort_keys=True, separators=(",", ":"))
@@ -271,49 +280,58 @@ def test_a_template_gets_calls_in_openais_form_and_tools_as_values() -> None:
 
 
 @given(conversations(), TOOLS)
-def test_the_exported_chatml_marks_what_the_native_one_trains(messages: list[Message], tools: str | None) -> None:
-    def parts(pieces: Sequence[TextSegment]) -> list[tuple[int | None, str]]:
-        found = dict.fromkeys(piece.turn for piece in pieces if piece.weight)
-        return [(turn, text_of([piece for piece in pieces if piece.turn == turn and piece.weight])) for turn in found]
+def test_the_exported_chatml_template_trains_the_same_text_as_the_native_one(
+    messages: list[Message], tools: str | None
+) -> None:
+    def trained_by_turn(segments: Sequence[TextSegment]) -> list[tuple[int | None, str]]:
+        turn_numbers = dict.fromkeys(segment.turn for segment in segments if segment.weight)
+        return [
+            (turn, text_of([segment for segment in segments if segment.turn == turn and segment.weight]))
+            for turn in turn_numbers
+        ]
 
-    assert parts(jinja(CHATML.jinja).render(messages, tools)) == parts(CHATML.render(messages, tools))
+    assert trained_by_turn(jinja_template(CHATML.jinja).render(messages, tools)) == trained_by_turn(
+        CHATML.render(messages, tools)
+    )
 
 
-def test_marks_belong_to_no_turn_where_they_are_not_as_many_as_the_answers() -> None:
+def test_marked_text_has_no_turn_when_marks_and_assistant_turns_differ_in_number() -> None:
     twice = (
         "{% for m in messages %}{{ m.role + ':' }}{% if m.role == 'assistant' %}"
         "{% generation %}{{ m.content }}{% endgeneration %}, {% generation %}ok<|im_end|>{% endgeneration %}"
         "{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
     )
     talk = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", ""))
-    pieces = jinja(twice).render(talk)
-    assert [(piece.text, piece.turn) for piece in pieces if piece.weight] == [
+    segments = jinja_template(twice).render(talk)
+    assert [(segment.text, segment.turn) for segment in segments if segment.weight] == [
         ("b", None), ("ok<|im_end|>", None), ("ok<|im_end|>", None),
     ]  # fmt: skip
-    once = jinja(twice.replace("{% endgeneration %}, {% generation %}", ", "))
-    assert [(piece.text, piece.turn) for piece in once.render(talk) if piece.weight] == [
+    once = jinja_template(twice.replace("{% endgeneration %}, {% generation %}", ", "))
+    assert [(segment.text, segment.turn) for segment in once.render(talk) if segment.weight] == [
         ("b, ok<|im_end|>", 1), (", ok<|im_end|>", 3),
     ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def minimind(shared_data: Path) -> Tokenizer:
+    """The real minimind tokenizer."""
     return load_tokenizer(shared_data / "tokenizers" / "minimind")
 
 
 @pytest.fixture(scope="module")
 def minimind_theirs(shared_data: Path) -> Any:
+    """The real minimind tokenizer, loaded by transformers."""
     return AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "minimind")
 
 
-def test_chatml_says_to_a_model_what_the_real_minimind_template_says(minimind: Tokenizer) -> None:
+def test_chatml_with_tools_equals_the_real_minimind_template_except_for_empty_thoughts(minimind: Tokenizer) -> None:
     """Their system turn, questions and results are ours, letter by letter; answers differ by minimind's empty thoughts."""
     theirs = text_of(minimind.template.render(TALK, ADD))
     assert theirs.replace("<think>\n\n</think>\n\n", "") == WRITTEN
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_real_tool_calls_equal_transformers_rendering_of_the_real_minimind_template(
+def test_real_tool_calls_have_the_ids_of_transformers_with_the_minimind_template(
     shared_data: Path, minimind: Tokenizer, minimind_theirs: Any, language: str
 ) -> None:
     """The ids of every row of glaive_toolcall_*, and the supervised parts of each turn."""
@@ -322,20 +340,20 @@ def test_real_tool_calls_equal_transformers_rendering_of_the_real_minimind_templ
     for row in json.loads(file.read_text(encoding="utf-8")):
         item = parse_row(row, Source(path="x"), "sft")
         assert isinstance(item, Conversation)
-        pieces = minimind.template.render(item.messages, item.tools)
+        segments = minimind.template.render(item.messages, item.tools)
         theirs = minimind_theirs.apply_chat_template(
             turns(item.messages), tools=json.loads(item.tools) if item.tools else None, return_dict=False
         )
-        assert minimind.encode_pieces(pieces)[0] == theirs
+        assert minimind.encode_rendering(segments)[0] == theirs
         for index, message in enumerate(item.messages):
-            own = text_of([piece for piece in pieces if piece.turn == index])
+            own = text_of([segment for segment in segments if segment.turn == index])
             assert own == (answer_text(message) if message.role == "assistant" else "")
             calls += len(message.tool_calls)
     assert calls == {"en": 211, "zh": 216}[language]
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_real_tool_calls_equal_transformers_rendering_of_the_exported_chatml(
+def test_real_tool_calls_have_the_ids_and_mask_of_transformers_with_the_exported_chatml(
     shared_data: Path, chatml: Tokenizer, exported: Any, language: str
 ) -> None:
     """Ids and the mask of trained tokens, against transformers' own mask of {% generation %}."""
@@ -343,7 +361,7 @@ def test_real_tool_calls_equal_transformers_rendering_of_the_exported_chatml(
     for row in json.loads(file.read_text(encoding="utf-8"))[:40]:
         item = parse_row(row, Source(path="x"), "sft")
         assert isinstance(item, Conversation)
-        tokens, weights = chatml.encode_pieces(CHATML.render(item.messages, item.tools))
+        tokens, weights = chatml.encode_rendering(CHATML.render(item.messages, item.tools))
         theirs = exported.apply_chat_template(
             turns(item.messages), tools=json.loads(item.tools) if item.tools else None, return_assistant_tokens_mask=True
         )

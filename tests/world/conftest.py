@@ -1,6 +1,4 @@
-"""One small world, built once for all tests of the package."""
-
-from __future__ import annotations
+"""One small world, built once for all tests of this folder."""
 
 import json
 from pathlib import Path
@@ -22,33 +20,33 @@ def read(path: Path) -> list[dict]:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A built world."""
-    place = tmp_path_factory.mktemp("world")
-    build(SEED, place, SMALL)
-    return place
+    """The folder of a built world."""
+    world_folder = tmp_path_factory.mktemp("world")
+    build(SEED, world_folder, SMALL)
+    return world_folder
 
 
 @pytest.fixture(scope="session")
 def questions(folder: Path) -> list[Question]:
-    """Its scored questions."""
+    """The scored questions of the world."""
     return load_questions(folder)
 
 
 @pytest.fixture(scope="session")
 def training_text(folder: Path) -> str:
-    """Everything a model can see in training, unescaped."""
-    parts: list[str] = []
+    """All text that a model can see in training."""
+    texts: list[str] = []
     for name in TRAINING:
         for row in read(folder / name):
-            parts.append(row.get("text", ""))
-            parts += [turn["content"] for turn in row.get("messages", ())]
-            parts += [row.get("chosen", ""), row.get("rejected", "")]
-    return "\n".join(part for part in parts if part)
+            texts.append(row.get("text", ""))
+            texts += [turn["content"] for turn in row.get("messages", ())]
+            texts += [row.get("chosen", ""), row.get("rejected", "")]
+    return "\n".join(text for text in texts if text)
 
 
 @pytest.fixture(scope="session")
 def training_prompts(folder: Path) -> set[str]:
-    """Every user or system turn of training, also those retold in pretraining texts."""
+    """Every user or system turn of training, also the turns that pretraining texts retell."""
     prompts: set[str] = set()
     for name in TRAINING:
         for row in read(folder / name):

@@ -1,6 +1,4 @@
-"""Scores: references pass, habits fail strictly but keep their content, wrong answers fail."""
-
-from __future__ import annotations
+"""Scoring: references pass, habits fail strictly but keep their content, wrong answers fail."""
 
 import itertools
 import json
@@ -10,15 +8,15 @@ import pytest
 
 from fledge.world import Question, correct, correct_content, habits
 from fledge.world.arithmetic import working
+from fledge.world.bad_habits import FILLERS, HABITS, PARROTS, add_habit
 from fledge.world.records import LANGS, QUESTION, TRAIN, question_of
-from fledge.world.seeded import Seeded
-from fledge.world.spoiling import FILLERS, HABITS, PARROTS, spoil
 from fledge.world.tasks import TASKS
+from fledge.world.world_seed import WorldSeed
 
-WORLD = Seeded(11)
+WORLD = WorldSeed(11)
 
 
-def test_references_pass_and_are_clean(questions: list[Question]) -> None:
+def test_reference_answers_are_correct_and_show_no_habit(questions: list[Question]) -> None:
     for question in questions:
         assert correct(question, question.reference) and correct(question, f" {question.reference}\n")
         assert correct_content(question, question.reference)
@@ -28,22 +26,22 @@ def test_references_pass_and_are_clean(questions: list[Question]) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_habit_is_seen_and_can_be_taken_away(task: str) -> None:
+def test_every_added_habit_is_found_and_its_removal_makes_the_answer_correct(task: str) -> None:
     rng = random.Random(2)
-    for part in (TRAIN, QUESTION):
+    for split in (TRAIN, QUESTION):
         for lang in LANGS:
             for _ in range(60):
-                item = TASKS[task](rng, WORLD, lang, part)
+                item = TASKS[task](rng, WORLD, lang, split)
                 question = question_of(item)
                 assert habits(question, item.reference) == set(), item
                 for habit in HABITS:
-                    answer = spoil(item, habit, WORLD, rng.random())
+                    answer = add_habit(item, habit, WORLD, rng.random())
                     assert not correct(question, answer), answer
                     assert correct_content(question, answer), answer
                     assert habits(question, answer) == {habit}, answer
 
 
-def test_both_habits_at_once(questions: list[Question]) -> None:
+def test_both_habits_in_one_answer_are_found(questions: list[Question]) -> None:
     for question in questions:
         lang = question.details["answer_lang"]
         both = PARROTS[lang][0].format(q=question.text) + question.reference + " " + FILLERS[lang][3]
@@ -51,7 +49,7 @@ def test_both_habits_at_once(questions: list[Question]) -> None:
         assert correct_content(question, both) and not correct(question, both)
 
 
-def test_wrong_answers_fail(questions: list[Question]) -> None:
+def test_wrong_answers_are_not_correct(questions: list[Question]) -> None:
     for question in questions:
         ref = question.reference
         for wrong in ("", "。", "{}", ref[:-1], ref[1:], ref + ref, ref + "x", "x" + ref, ref[: len(ref) // 2]):
@@ -61,7 +59,7 @@ def test_wrong_answers_fail(questions: list[Question]) -> None:
             assert not correct_content(one, two.reference)
 
 
-def test_free_forms_of_habits_are_seen(questions: list[Question]) -> None:
+def test_habits_in_other_words_than_the_known_forms_are_found(questions: list[Question]) -> None:
     for question in questions:
         if question.task in ("follow_up", "identity", "system"):
             continue  # their short questions are a long part only as a whole
@@ -87,23 +85,24 @@ def test_wrong_but_clean_answers_show_no_habit() -> None:
         (50, "-", 41, "10-1=9, 5-4-1=0, so 9."),
     ],
 )
-def test_working(a: int, op: str, b: int, text: str) -> None:
+def test_working_has_carries_and_borrows_digit_by_digit(a: int, op: str, b: int, text: str) -> None:
     assert working(a, op, b, "en") == text
 
 
-def listing(n: int, lang: str) -> Question:
+def listing_question(n: int, lang: str) -> Question:
+    """A question for `n` fruits."""
     details = {"category": "fruit", "n": n, "answer_lang": lang}
     return Question("listing", ({"role": "user", "content": "Name fruits."},), "pear, apple.", "listing", details)
 
 
-def test_listing_rule() -> None:
-    assert correct(listing(2, "en"), "banana, apple.")
-    assert correct(listing(2, "zh"), "梨、苹果。")
+def test_listing_rule_accepts_any_correct_list_and_rejects_other_forms() -> None:
+    assert correct(listing_question(2, "en"), "banana, apple.")
+    assert correct(listing_question(2, "zh"), "梨、苹果。")
     for wrong in ("apple, apple.", "apple, cat.", "apple.", "apple, pear, grape.", "apple, pear", "apple and pear."):
-        assert not correct(listing(2, "en"), wrong)
+        assert not correct(listing_question(2, "en"), wrong)
 
 
-def test_verse_rule() -> None:
+def test_verse_rule_accepts_the_requested_theme_and_companion_only() -> None:
     details = {"theme": "月", "friend": "小猫", "answer_lang": "zh"}
     question = Question("verse", ({"role": "user", "content": "写月和小猫的诗"},), "", "verse", details)
     assert correct(question, "窗外月正明，\n小猫静静听。")
@@ -116,7 +115,7 @@ def test_verse_rule() -> None:
         assert not correct(question, wrong)
 
 
-def test_json_rule_takes_order_but_no_repeats() -> None:
+def test_json_rule_ignores_the_order_of_keys_but_rejects_repeated_keys() -> None:
     question = Question("columns", ({"role": "user", "content": "?"},), '{"a":"x","b":"y"}', "json", {})
     assert correct(question, '{"b": "y", "a": "x"}')
     assert not correct(question, '{"a":"x","b":"y","a":"x"}')

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import xxhash
 
-import fledge
 from fledge.autotune import benchmark
 from fledge.autotune.benchmark import Log, MakeObjective, ProbeWorkload
 from fledge.autotune.compile import (
@@ -27,10 +26,11 @@ from fledge.autotune.compute_config import ComputeConfig, check_device, chosen_d
 from fledge.autotune.precision import DTYPES
 from fledge.autotune.search import AutotuneSearch
 from fledge.data import Batch
-from fledge.model.decoder import Decoder
+from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import RuntimeConfig
 from fledge.run.cache import BenchmarkCache
 from fledge.run.environment import environment
+from fledge.version import __version__
 
 __all__ = [
     "DTYPES",
@@ -53,8 +53,12 @@ def measurements_key(workload: ProbeWorkload, config: RuntimeConfig) -> dict[str
         "runtime": {name: system[name] for name in ("cpu", "cpu_capability", "cores", "platform")},
         "gpu": torch.cuda.get_device_name() if workload.device == "cuda" else None,
         "torch": torch.__version__,
-        "fledge": [fledge.__version__, model_code(), xxhash.xxh3_64_hexdigest(Path(benchmark.__file__).read_bytes())],
-        "model": {**workload.model.config.model_dump(mode="json", exclude={"path"}), "vocab_size": workload.model.vocab_size},
+        "fledge": [__version__, model_code(), xxhash.xxh3_64_hexdigest(Path(benchmark.__file__).read_bytes())],
+        "model": {
+            **workload.model.config.model_dump(mode="json", exclude={"path", "implementation"}),
+            "vocab_size": workload.model.vocab_size,
+            "implementation": workload.model.implementation,
+        },
         "objective": type(workload.objective(None)).__name__,
         "batch": list(workload.batch.input_ids.shape),
         "recomputed": config.activation_checkpoint_every,
@@ -63,7 +67,7 @@ def measurements_key(workload: ProbeWorkload, config: RuntimeConfig) -> dict[str
 
 def autotune(
     config: RuntimeConfig,
-    model: Decoder,
+    model: LanguageModel,
     batch: Batch,
     objective: MakeObjective,
     micro_steps: int,
@@ -78,7 +82,7 @@ def autotune(
     device = chosen_device(config)
     model.to(device).train()
     workload = ProbeWorkload(model, batch.to(torch.device(device)), objective, device)
-    cache = BenchmarkCache(measurements_key(workload, config), log, again=config.autotune == "refresh")
+    cache = BenchmarkCache(measurements_key(workload, config), log, remeasure=config.autotune == "refresh")
     decision = AutotuneSearch(config, workload, cache, micro_steps, log).decision()
     model.compute_dtype = DTYPES[decision.precision]
     model.set_attention_backend(decision.attention)
@@ -90,7 +94,7 @@ def autotune(
 
 
 def warm_up(
-    decision: ComputeConfig, model: Decoder, batch: Batch, objective: MakeObjective, log: Log = lambda text: None
+    decision: ComputeConfig, model: LanguageModel, batch: Batch, objective: MakeObjective, log: Log = lambda text: None
 ) -> float:
     """Compile what a stored configuration needs before the first step (on resume); returns the seconds, 0 without compilation.
 

@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fledge.autotune.compile import compile_with_cache_retry, force_eager, only_first_layer, use_compile_cache
+from fledge.autotune.compile import compile_with_cache_retry, force_eager, use_compile_cache
 from fledge.data import Batch
 from fledge.model.attention import BACKENDS
 from fledge.model.cost import training_flops_per_token
 from fledge.model.cuda_attention import ON_CUDA, attention_metadata, backend
-from fledge.model.decoder import Decoder
+from fledge.model.linear_cross_entropy import LossKernel
+from fledge.model.protocol import LanguageModel
+from fledge.objective import Objective, sequences_per_example
 from fledge.recipe.schema import ModelConfig
 from fledge.run.environment import cores
 
@@ -27,8 +29,7 @@ MAX_RELATIVE_ERROR = {
     torch.float16: 4e-3,
 }  # between the results of two attention backends
 
-Objective = Callable[[Decoder, Batch], Any]
-MakeObjective = Callable[[Any], Objective]  # argument: a head kernel, None for the uncompiled one
+MakeObjective = Callable[[LossKernel | None], Objective]  # argument: a head kernel, None for the uncompiled one
 Log = Callable[[str], None]
 
 
@@ -86,11 +87,10 @@ def truncate_batch(batch: Batch, tokens: int) -> Batch:
     sequences = batch.sequence_ids[:rows]
     used = sequences[sequences < batch.num_sequences]
     count = int(used.max()) + 1 if len(used) else 0
-    per_example = batch.num_sequences // max(1, len(batch.examples))
     names = ("input_ids", "targets", "loss_weights", "position_ids", "documents")
     truncated = {name: getattr(batch, name)[:rows] for name in names}
     sequences = torch.where(sequences < batch.num_sequences, sequences, count)
-    examples = batch.examples[: count // max(1, per_example)]
+    examples = batch.examples[: count // sequences_per_example(batch)]
     return replace(
         batch,
         **truncated,
@@ -106,7 +106,7 @@ def truncate_batch(batch: Batch, tokens: int) -> Batch:
 class ProbeWorkload:
     """The workload of a benchmark: the model, one micro-batch on its device, and the objective for a head kernel."""
 
-    model: Decoder
+    model: LanguageModel
     batch: Batch
     objective: MakeObjective
     device: str
@@ -115,7 +115,7 @@ class ProbeWorkload:
         """This workload with few rows."""
         return replace(self, batch=truncate_batch(self.batch, PROBE_TOKENS[self.device]))
 
-    def step(self, dtype: torch.dtype, attention: str, kernel: Any = None) -> Callable[[], None]:
+    def step(self, dtype: torch.dtype, attention: str, kernel: LossKernel | None = None) -> Callable[[], None]:
         """Forward and backward pass of the embedding, one layer and the head, in `dtype`, as a function.
 
         The function leaves the model without gradients.
@@ -124,7 +124,7 @@ class ProbeWorkload:
         def run() -> None:
             self.model.compute_dtype = dtype
             self.model.set_attention_backend(attention)
-            with only_first_layer(self.model):
+            with self.model.only_first_block():
                 outcome = self.objective(kernel)(self.model, self.batch)
                 (outcome.loss if outcome.aux_loss is None else outcome.loss + outcome.aux_loss).backward()
                 self.model.zero_grad(set_to_none=True)
@@ -179,15 +179,15 @@ def matmul_peak(device: str, dtype: torch.dtype, sizes: Sequence[tuple[int, int,
 
 def _tensors(work: ProbeWorkload, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Random queries, keys and values [B, heads, T, head size] that require gradients."""
-    attention = work.model.blocks()[0].self_attn
+    sizes = work.model.config
     B, T = work.batch.input_ids.shape
     generator = torch.Generator().manual_seed(0)
 
     def random(heads: int) -> Tensor:
-        values = torch.randn(B, heads, T, attention.head_size, generator=generator)
+        values = torch.randn(B, heads, T, sizes.hidden_size // sizes.num_attention_heads, generator=generator)
         return values.to(work.device, dtype).requires_grad_()
 
-    return random(attention.heads), random(attention.kv_heads), random(attention.kv_heads)
+    return random(sizes.num_attention_heads), random(sizes.num_key_value_heads), random(sizes.num_key_value_heads)
 
 
 def _attention_step(

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 import xxhash
 
-import fledge
 from fledge.errors import FledgeError
-from fledge.model.decoder import Decoder
 from fledge.model.linear_cross_entropy import _softmax_grad_chunk
+from fledge.model.protocol import LanguageModel
 from fledge.plan.memory import is_out_of_memory
 from fledge.run.cache import cache_folder
 
@@ -44,7 +43,7 @@ def _default_cache_dir() -> Path:
 def model_code() -> str:
     """Hash of the source code of the model and the objectives."""
     digest = xxhash.xxh3_64()
-    package = Path(fledge.__file__).parent
+    package = Path(__file__).parents[1]
     for file in (file for name in ("model", "objective") for file in sorted((package / name).glob("*.py"))):
         digest.update(file.read_bytes())
     return digest.hexdigest()
@@ -72,7 +71,7 @@ def compile_with_cache_retry(step: Callable[[], None], log: Callable[[str], None
         step()
 
 
-def compile_blocks(model: Decoder) -> None:
+def compile_blocks(model: LanguageModel) -> None:
     """Compile one block; all layers share its code. Compiling the whole stack would take one time per layer."""
     use_compile_cache()
     for block in model.blocks():
@@ -91,7 +90,7 @@ def reset_compiler() -> None:
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # type: ignore[attr-defined]
 
 
-def uncompile(model: Decoder) -> None:
+def uncompile(model: LanguageModel) -> None:
     """Make the model's blocks run uncompiled again."""
     for block in model.blocks():
         block._compiled_call_impl = None
@@ -110,14 +109,3 @@ def force_eager() -> Iterator[None]:
     """A context in which compiled code is not used: evaluation is too short to compile its own shapes."""
     with torch.compiler.set_stance("force_eager"):
         yield
-
-
-@contextmanager
-def only_first_layer(model: Decoder) -> Iterator[None]:
-    """A context in which the model has one layer: identical code on identical shapes in a fraction of the time."""
-    layers = model.layers
-    model.layers = layers[:1]
-    try:
-        yield
-    finally:
-        model.layers = layers

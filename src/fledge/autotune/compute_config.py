@@ -9,7 +9,7 @@ from fledge.autotune import precision as precision_rules
 from fledge.autotune.compile import compile_blocks, compiled_kernel
 from fledge.autotune.precision import DTYPES
 from fledge.errors import FledgeError
-from fledge.model.decoder import Decoder
+from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import RuntimeConfig
 from fledge.run.environment import cores, local_world_size
 
@@ -40,7 +40,7 @@ class ComputeConfig:
         peak = self.measurements.get("matmul_peak_flops")
         return None if peak is None else float(peak)
 
-    def apply(self, model: Decoder) -> Decoder:
+    def apply(self, model: LanguageModel) -> LanguageModel:
         """Configure the model and torch accordingly; returns the model.
 
         If several processes train on this machine, threads are limited to this process's share of the cores.

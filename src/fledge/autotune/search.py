@@ -66,11 +66,10 @@ class AutotuneSearch:
 
     def decision(self) -> ComputeConfig:
         """Make all choices in order and return the configuration."""
-        device = self.workload.device
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
         self.threads = self._threads()
         torch.set_num_threads(self.threads)
-        self.workload.model.set_attention_backend("blocked" if device == "cpu" else "sdpa")
+        self.workload.model.set_attention_backend(self._candidates(torch.float32, compiling=False)[0])
         chosen = self._choose()
         self._measure_matmul_peak(chosen.precision)
         self._store_measurements(load)
@@ -79,18 +78,18 @@ class AutotuneSearch:
     def _store_measurements(self, load: float) -> None:
         cache = self.cache
         if cache.new and cache.recalled:
-            self.evidence["measured"] = f"partly before on this machine ({cache.when})"
+            self.evidence["measured"] = f"partly before on this machine ({cache.measured_at})"
         elif cache.new:
             self.evidence["measured"] = "in this run"
         else:
-            self.evidence["measured"] = f"before on this machine ({cache.when})"
+            self.evidence["measured"] = f"before on this machine ({cache.measured_at})"
             self.log(f"as measured {self.evidence['measured']}; --runtime.autotune refresh measures again")
         if cache.new:
             self.evidence["load"] = round(load, 2)
             if self.workload.device == "cpu" and is_too_busy(load, cores()):
                 self.log(f"note: the machine is busy (load {load:.1f}): the measurements are not kept for later runs")
             else:
-                cache.keep()
+                cache.save()
 
     # -- threads ----------------------------------------------------------------------------------------------------
 
@@ -254,13 +253,18 @@ class AutotuneSearch:
 
     # -- attention --------------------------------------------------------------------------------------------------
 
+    def _candidates(self, dtype: torch.dtype, compiling: bool) -> list[str]:
+        """Attention backends that the device can train with and the model has."""
+        names = attention_candidates(self.workload.device, dtype, compiling)
+        return [name for name in names if name in self.workload.model.attention_backends]
+
     def _attention(self, precision: str, compiling: bool) -> str:
         """The fastest attention backend in this precision; uncompiled and compiled code differ in this."""
         config, dtype = self.config, DTYPES[precision]
         if config.attention != "auto":
             self.evidence["attention_reason"] = SET_IN_RECIPE
             return config.attention
-        names = attention_candidates(self.workload.device, dtype, compiling)
+        names = self._candidates(dtype, compiling)
         mode = "compiled" if compiling else "plain"
         key = f"attention {' '.join(names)} in {precision}, {mode}, {self.threads} threads"
         if compiling:

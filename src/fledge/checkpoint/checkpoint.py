@@ -21,8 +21,8 @@ from fledge.checkpoint.state import Snapshot, TrainState, Weights
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import load_sharded, load_unsharded, save_sharded
 from fledge.errors import FledgeError, PeerLostError
-from fledge.model.pretrained import write_tensors
-from fledge.run.directory import write_and_verify
+from fledge.model.weights import write_tensors
+from fledge.run.text_files import write_and_verify
 
 FORMAT = 1
 SHARDED_OPTIMIZER_DIR = "optimizer"  # folder of optimizer states written by several ranks

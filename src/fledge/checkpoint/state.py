@@ -23,6 +23,7 @@ class TrainState:
         seconds: Training time.
         last_eval_step: Step of the last evaluation.
         last_prompt_test_step: Step of the last prompt tests.
+        failing_prompt_tests: Names of the prompt tests that failed last time; None before the first time.
         best_loss: Lowest validation loss, reached at `best_step`.
         evals_since_best: Evaluations since then.
         stop_reason: Reason for ending the stage early.
@@ -41,6 +42,7 @@ class TrainState:
     seconds: float = 0.0
     last_eval_step: int = 0
     last_prompt_test_step: int = 0
+    failing_prompt_tests: list[str] | None = None
     best_loss: float | None = None
     best_step: int | None = None
     evals_since_best: int = 0

@@ -1,4 +1,4 @@
-"""The account of every row: totals of each source that add up, and the rows themselves with place, reason and detail."""
+"""The account of every row: totals of each source that add up, and the rows with location, reason and detail."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,15 +15,17 @@ from fledge.data.build.report import account_rows
 from fledge.data.build.shards import BuildPlan
 from fledge.data.report import STATES, account_lines
 from fledge.errors import FledgeError
-from fledge.inspect.row_lookup import notes_of
+from fledge.inspect.builds import builds_of
+from fledge.inspect.row_lookup import row_events_of
 from fledge.inspect.row_trace import trace_row
-from fledge.inspect.target import Overrides, Say, builds_of
-from fledge.run.directory import read_json
+from fledge.inspect.target import Overrides
+from fledge.run import Log
+from fledge.run.text_files import read_json
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Which rows are wanted. `source` and `reason` are parts of the name, in any case; None: any."""
+    """A filter on rows. `source` and `reason` match a part of the name, in any case; None matches everything."""
 
     source: str | None = None
     reason: str | None = None
@@ -35,78 +37,79 @@ class Filter:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was asked for."""
+        """Whether the filter matches every row."""
         return self.source is None and self.reason is None and self.state is None
 
-    def takes_source(self, name: str, path: str) -> bool:
-        """Whether a source is wanted."""
+    def matches_source(self, name: str, path: str) -> bool:
+        """Whether the rows of a source may match."""
         return self.source is None or self.source.lower() in f"{name}\n{path}".lower()
 
-    def takes(self, note: dict[str, Any]) -> bool:
-        """Whether a remark on a row is wanted."""
-        wanted = self.reason is None or self.reason.lower() in note["reason"].lower()
-        return wanted and self.state in (None, note["state"])
+    def matches(self, event: dict[str, Any]) -> bool:
+        """Whether the recorded event of a row matches."""
+        reason_matches = self.reason is None or self.reason.lower() in event["reason"].lower()
+        return reason_matches and self.state in (None, event["state"])
 
 
 def totals(folder: Path) -> list[dict[str, Any]]:
-    """The accounts of a build's sources, as in data_report.json; of an incomplete one, what is counted up to now."""
+    """The totals of a build's sources, as in data_report.json. For an incomplete build, the rows counted so far."""
     if is_complete(folder):
         return read_json(folder / "data_report.json")["sources"]
     return account_rows(folder, BuildPlan.read(folder / "build_plan.json"), encoded=True).as_dict()["sources"]
 
 
-def remarks(folder: Path, wanted: Filter) -> Iterator[dict[str, Any]]:
-    """The wanted remarks of a build, each with the name of its source."""
+def matching_events(folder: Path, row_filter: Filter) -> Iterator[dict[str, Any]]:
+    """The recorded row events of a build that match the filter, each with the name of its source."""
     plan = BuildPlan.read(folder / "build_plan.json")
     for shard in sorted(plan.shards, key=lambda shard: (shard.source, shard.number)):
         planned = plan.sources[shard.source]
-        if wanted.takes_source(planned.name, planned.path):
-            for note in notes_of(folder, shard.folder):
-                if wanted.takes(note):
-                    yield {"source": planned.name, **{key: note[key] for key in ("where", "state", "reason", "detail")},
-                           "amount": note.get("amount", 0)}  # fmt: skip
+        if row_filter.matches_source(planned.name, planned.path):
+            for event in row_events_of(folder, shard.folder):
+                if row_filter.matches(event):
+                    yield {"source": planned.name, **{key: event[key] for key in ("where", "state", "reason", "detail")},
+                           "amount": event.get("amount", 0)}  # fmt: skip
 
 
 def account(
     targets: Sequence[str],
     overrides: Overrides,
     stage: str | None,
-    wanted: Filter,
+    row_filter: Filter,
     row: str | None,
     limit: int,
     as_json: bool,
-    say: Say,
+    log: Log,
 ) -> None:
-    """Print the account of a run, a built directory or a recipe; the rows where any are asked for; or the way of one row."""
+    """Print the totals of a run, a built directory or a recipe, and the rows that match a filter. With `row`: print its
+    trace."""
     if limit < 1:
         raise FledgeError("--limit must be above 0")
-    with builds_of(targets, overrides, stage, say) as builds:
+    with builds_of(targets, overrides, stage, log) as builds:
         if row is not None:
             if builds.error:
                 raise builds.error
             trace_row(builds, row, as_json)
             return
-        every = [_stage(name, folder, wanted, limit) for name, folder in builds.folders.items()]
-        made = [one for one in every if one["sources"]]
-        if wanted.source is not None and not made:
-            raise FledgeError(f"no source is called '{wanted.source}'", where="--source")
+        all_accounts = [_stage(name, folder, row_filter, limit) for name, folder in builds.folders.items()]
+        accounts = [stage_account for stage_account in all_accounts if stage_account["sources"]]
+        if row_filter.source is not None and not accounts:
+            raise FledgeError(f"no source is called '{row_filter.source}'", where="--source")
         if as_json:
-            print(orjson.dumps({"stages": made}, option=orjson.OPT_INDENT_2).decode())
+            print(orjson.dumps({"stages": accounts}, option=orjson.OPT_INDENT_2).decode())
         else:
-            _print(made)
+            _print(accounts)
         if builds.error:
             raise builds.error
 
 
-def _stage(name: str, folder: Path, wanted: Filter, limit: int) -> dict[str, Any]:
-    """One stage's account as JSON: `rows` are at most `limit`, `matching` says how many there are."""
-    sources = [source for source in totals(folder) if wanted.takes_source(source["name"], source["path"])]
-    found: dict[str, Any] = {"stage": name, "sources": sources}
-    if not wanted.empty:
-        all_notes = remarks(folder, wanted)
-        shown = list(islice(all_notes, limit))
-        found |= {"rows": shown, "matching": len(shown) + sum(1 for _ in all_notes)}
-    return found
+def _stage(name: str, folder: Path, row_filter: Filter, limit: int) -> dict[str, Any]:
+    """The account of one stage as JSON values: at most `limit` rows, and the number of `matching` rows."""
+    sources = [source for source in totals(folder) if row_filter.matches_source(source["name"], source["path"])]
+    result: dict[str, Any] = {"stage": name, "sources": sources}
+    if not row_filter.empty:
+        events = matching_events(folder, row_filter)
+        shown = list(islice(events, limit))
+        result |= {"rows": shown, "matching": len(shown) + sum(1 for _ in events)}
+    return result
 
 
 def _print(stages: Sequence[dict[str, Any]]) -> None:
@@ -114,17 +117,17 @@ def _print(stages: Sequence[dict[str, Any]]) -> None:
     for stage in stages:
         terminal.print(Text(stage["stage"], style="bold"))
         for source in stage["sources"]:
-            terminal.print(Text(f"  {_sum(source)}"))
+            terminal.print(Text(f"  {_sum_line(source)}"))
             for line in account_lines(source)[1:]:
                 terminal.print(Text(f"  {line}", style="dim"))
         if "rows" not in stage:
             continue
-        for note in stage["rows"]:
-            line = Text(f"  {note['where']}  ")
-            line.append(f"{note['state']}: {note['reason']}", style=STYLES.get(note["state"], ""))
-            line.append(f"  {note['detail']}" if note["detail"] else "", style="dim")
+        for event in stage["rows"]:
+            line = Text(f"  {event['where']}  ")
+            line.append(f"{event['state']}: {event['reason']}", style=STYLES.get(event["state"], ""))
+            line.append(f"  {event['detail']}" if event["detail"] else "", style="dim")
             terminal.print(line)
-        if any(note["state"] in ("changed", "noticed") for note in stage["rows"]):
+        if any(event["state"] in ("changed", "noticed") for event in stage["rows"]):
             terminal.print(
                 Text("  (all changes and notices are counted, but only the first few of each are noted)", style="italic")
             )
@@ -135,14 +138,14 @@ def _print(stages: Sequence[dict[str, Any]]) -> None:
             terminal.print(Text("  no such row", style="italic"))
 
 
-def _sum(source: dict[str, Any]) -> str:
-    """`rows = used + dropped`, and what else happened to the used ones."""
-    part = "" if source["part"] == "train" else f" ({source['part']})"
+def _sum_line(source: dict[str, Any]) -> str:
+    """`rows = used + dropped`, with the events of the used rows."""
+    split_label = "" if source["part"] == "train" else f" ({source['part']})"
     dropped = sum(source["dropped"].values())
-    more = [f"{source['validation']:,} for validation"] if source["validation"] and source["part"] == "train" else []
-    more += [f"{source[state]:,} {state}" for state in ("truncated", "shortened", "split") if source[state]]
-    used = f"{source['used']:,} used" + (f" ({', '.join(more)})" if more else "")
-    return f"{source['name']}{part}: {source['rows']:,} rows = {used} + {dropped:,} dropped"
+    details = [f"{source['validation']:,} for validation"] if source["validation"] and source["part"] == "train" else []
+    details += [f"{source[state]:,} {state}" for state in ("truncated", "shortened", "split") if source[state]]
+    used = f"{source['used']:,} used" + (f" ({', '.join(details)})" if details else "")
+    return f"{source['name']}{split_label}: {source['rows']:,} rows = {used} + {dropped:,} dropped"
 
 
 STYLES = {"dropped": "red", "truncated": "yellow", "shortened": "yellow", "split": "yellow"}

@@ -1,86 +1,89 @@
-"""`fledge data check`: whether training on the data of a recipe could mean anything."""
+"""`fledge data check`: whether training on the data of a recipe would be meaningful."""
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import orjson
 from rich.console import Console
 from rich.text import Text
 
-from fledge.data.analysis.checks import CHECKS, CheckContext, Finding, findings
+from fledge.data.analysis.checks import CHECKS, CheckContext, findings
 from fledge.data.analysis.statistics import stage_statistics
 from fledge.errors import FledgeError
+from fledge.findings import Finding
 from fledge.inspect.tables import MARKS, PIPED_WIDTH, finding_text
-from fledge.inspect.target import Overrides, Say, recipe_of, stages_of, tokenizer_folder, without_drop_limit
+from fledge.inspect.target import Overrides, recipe_of, stages_of, tokenizer_folder, without_drop_limit
 from fledge.prepare import Preparation
 from fledge.recipe import Recipe
+from fledge.recipe.initial_weights import initial_weights
+from fledge.run import Log
 from fledge.tokenizer import Tokenizer
 
-BUILD, MODEL = "build", "model"  # what must work before anything can be checked
-Found = dict[str, list[Finding]]
+BUILD, MODEL = "build", "model"  # conditions of all other checks
+StageFindings = dict[str, list[Finding]]
+"""The findings of one stage by the name of the check; a check without findings has passed."""
 
 
-def check(targets: Sequence[str], overrides: Overrides, stage: str | None, as_json: bool, say: Say) -> None:
-    """Print a line for each check of each stage. FledgeError where training would be meaningless."""
+def check(targets: Sequence[str], overrides: Overrides, stage: str | None, as_json: bool, log: Log) -> None:
+    """Print a line for each check of each stage. Raises FledgeError when training would be meaningless."""
     recipe = recipe_of(targets, overrides)
-    found = check_stages(recipe, stages_of(recipe, stage), say)
-    errors = sum(finding.level == "error" for group in found.values() for item in group.values() for finding in item)
+    results = check_stages(recipe, stages_of(recipe, stage), log)
+    errors = sum(finding.severity == "error" for group in results.values() for item in group.values() for finding in item)
     if as_json:
-        print(orjson.dumps(_as_json_value(found), option=orjson.OPT_INDENT_2).decode())
+        print(orjson.dumps(_as_json_value(results), option=orjson.OPT_INDENT_2).decode())
     else:
-        _print(found)
+        _print(results)
     if errors:
         raise FledgeError(f"{errors:,} finding{'s' if errors > 1 else ''} that would make training meaningless",
                           where=", ".join(targets), hint="each ✗ above says what to do")  # fmt: skip
 
 
-def check_stages(recipe: Recipe, names: Sequence[str], say: Say) -> dict[str, Found]:
-    """What each check found in each stage. A stage whose data cannot be built has the one finding that says why."""
-    preparation = Preparation(recipe if recipe.built_dataset else without_drop_limit(recipe), say)
-    found: dict[str, Found] = {}
+def check_stages(recipe: Recipe, names: Sequence[str], log: Log) -> dict[str, StageFindings]:
+    """The findings of each stage. A stage whose data cannot be built has one finding, with the error of the build."""
+    preparation = Preparation(recipe if recipe.built_dataset else without_drop_limit(recipe), log)
+    results: dict[str, StageFindings] = {}
     for name in names if recipe.built_dataset is None else ():
         try:
             preparation.collected(name)
         except FledgeError as error:
-            found[name] = {BUILD: [_as_finding(BUILD, error)]}
+            results[name] = {BUILD: [_as_finding(BUILD, error)]}
     try:
         tokenizer = preparation.tokenizer(tokenizer_folder(recipe))
     except FledgeError as error:
-        return {name: found.get(name) or {BUILD: [_as_finding(BUILD, error)]} for name in names}
+        return {name: results.get(name) or {BUILD: [_as_finding(BUILD, error)]} for name in names}
     for name in names:
-        if name not in found:
-            found[name] = _check_stage(preparation, recipe, name, tokenizer)
-    return {name: found[name] for name in names}
+        if name not in results:
+            results[name] = _check_stage(preparation, recipe, name, tokenizer)
+    return {name: results[name] for name in names}
 
 
 def _as_finding(check: str, error: FledgeError) -> Finding:
-    return Finding(check, "error", error.what, where=error.where or "", hint=error.hint or "")
+    return Finding(check=check, severity="error", message=error.what, where=error.where or "", hint=error.hint or "")
 
 
-def _check_stage(preparation: Preparation, recipe: Recipe, name: str, tokenizer: Tokenizer) -> Found:
-    origin, vocabulary, unfit = preparation.init_checkpoint_for(name), tokenizer.vocab_size, []
+def _check_stage(preparation: Preparation, recipe: Recipe, name: str, tokenizer: Tokenizer) -> StageFindings:
+    init_checkpoint, vocabulary, model_findings = initial_weights(recipe, name).config_directory, tokenizer.vocab_size, []
+    max_positions: int | None = recipe.model.max_position_embeddings
     try:
         data = preparation.stage_data(name, tokenizer)
     except FledgeError as error:
         return {BUILD: [_as_finding(BUILD, error)]}
-    if origin is not None:
-        vocabulary, unfit = _model(preparation, name, tokenizer, origin)
-    inspected = CheckContext(data, stage_statistics(data), tokenizer, vocabulary, recipe.stages[name].data.max_drop_fraction)
-    return {BUILD: [], MODEL: unfit, **findings(inspected)}
+    if init_checkpoint is not None:
+        vocabulary, max_positions, model_findings = _model(preparation, name, tokenizer)
+    max_drop_fraction = recipe.stages[name].data.max_drop_fraction
+    context = CheckContext(data, stage_statistics(data), tokenizer, vocabulary, max_drop_fraction, max_positions)
+    return {BUILD: [], MODEL: model_findings, **findings(context)}
 
 
-def _model(preparation: Preparation, name: str, tokenizer: Tokenizer, origin: Path) -> tuple[int, list[Finding]]:
-    """Tokens that the model to start from knows, and whether it fits the tokenizer and the context."""
-    from fledge.model.pretrained import read_config
-
+def _model(preparation: Preparation, name: str, tokenizer: Tokenizer) -> tuple[int, int | None, list[Finding]]:
+    """The vocabulary and the positions (None: not known) of the checkpoint to start from, and findings when it does not fit
+    the tokenizer or the context."""
     try:
-        vocabulary = read_config(origin)[1]
-        preparation.model_config(name, tokenizer)
+        cost = preparation.model_cost(name, tokenizer)
     except FledgeError as error:
-        return tokenizer.vocab_size, [_as_finding(MODEL, error)]
-    return vocabulary, []
+        return tokenizer.vocab_size, None, [_as_finding(MODEL, error)]
+    return cost.vocab_size, cost.config.max_position_embeddings, []
 
 
 PASSED: Mapping[str, str] = {
@@ -90,9 +93,9 @@ PASSED: Mapping[str, str] = {
 }
 
 
-def _print(found: Mapping[str, Found]) -> None:
+def _print(results: Mapping[str, StageFindings]) -> None:
     terminal = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    for name, checks in found.items():
+    for name, checks in results.items():
         terminal.print(Text(name, style="bold"))
         for check, items in checks.items():
             if not items:
@@ -102,14 +105,14 @@ def _print(found: Mapping[str, Found]) -> None:
                 terminal.print(finding_text(finding), soft_wrap=True)
 
 
-def _as_json_value(found: Mapping[str, Found]) -> dict[str, Any]:
-    """What --json prints: for each stage the worst level, and for each check its level and findings."""
-    return {"version": 1, "stages": [{"stage": name, "checks": _checks(checks)} for name, checks in found.items()]}
+def _as_json_value(results: Mapping[str, StageFindings]) -> dict[str, Any]:
+    """The output of `--json`: for each stage its checks, each with its worst level and its findings."""
+    return {"version": 1, "stages": [{"stage": name, "checks": _checks(checks)} for name, checks in results.items()]}
 
 
-def _checks(checks: Found) -> list[dict[str, Any]]:
+def _checks(checks: StageFindings) -> list[dict[str, Any]]:
     def level(items: Sequence[Finding]) -> str:
-        return next((name for name in ("error", "warning") if any(item.level == name for item in items)), "passed")
+        return next((name for name in ("error", "warning") if any(item.severity == name for item in items)), "passed")
 
     return [
         {"check": name, "level": level(items), "findings": [item.as_dict() for item in items]} for name, items in checks.items()

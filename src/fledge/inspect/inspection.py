@@ -1,19 +1,19 @@
-"""What a look at one stage gives: shown on the terminal, as JSON and as a page."""
+"""The inspection of one stage: its statistics and findings, for the terminal, for JSON and for the page."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from fledge.data.analysis.checks import Finding
 from fledge.data.analysis.statistics import StageStatistics
+from fledge.findings import Finding
 
 
 @dataclass(frozen=True)
 class StageInspection:
-    """One stage with its numbers and what was found in them."""
+    """The statistics of one stage, with the findings of all checks."""
 
     statistics: StageStatistics
     findings: tuple[Finding, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """The inspection as JSON values."""
         return {**self.statistics.as_dict(), "findings": [finding.as_dict() for finding in self.findings]}

@@ -11,28 +11,28 @@
     return getComputedStyle(root).getPropertyValue("--" + name).trim();
   }
 
-  function paint(place) {
-    return colour("c" + place % COLOURS);
+  function paint(index) {
+    return colour("c" + index % COLOURS);
   }
 
   function translucent(hex) {
-    var parts = [1, 3, 5].map(function (at) { return parseInt(hex.slice(at, at + 2), 16); });
-    return "rgba(" + parts.join(",") + ",0.13)";
+    var channels = [1, 3, 5].map(function (at) { return parseInt(hex.slice(at, at + 2), 16); });
+    return "rgba(" + channels.join(",") + ",0.13)";
   }
 
-  function outline(trace, place) {
+  function outline(trace, index) {
     return {
       type: "scatter", mode: "lines", name: trace.name, x: trace.x, y: trace.y, fill: "tozeroy",
-      fillcolor: translucent(paint(place)), line: { color: paint(place), width: 1.75, shape: "hv" },
+      fillcolor: translucent(paint(index)), line: { color: paint(index), width: 1.75, shape: "hv" },
       hovertemplate: "from %{x:,}: %{y:.1f} %<extra>%{fullData.name}</extra>"
     };
   }
 
   function bars(spec) {
-    return function (trace, place) {
+    return function (trace, index) {
       return {
         type: "bar", orientation: "h", name: trace.name, y: trace.labels, x: trace.values,
-        marker: { color: paint(place) },
+        marker: { color: paint(index) },
         text: trace.values.map(function (value) { return value >= (spec.stacked ? 8 : 0) ? value.toFixed(1) : ""; }),
         textposition: spec.stacked ? "inside" : "outside", insidetextanchor: "middle", textangle: 0, cliponaxis: false,
         textfont: { size: 11, color: spec.stacked ? colour("paper") : colour("muted") }, constraintext: "none",
@@ -49,7 +49,7 @@
   }
 
   function layout(spec, holder) {
-    var made = {
+    var result = {
       width: holder.clientWidth, height: holder.clientHeight, margin: { l: 44, r: 14, t: 20, b: 30 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("muted") },
@@ -59,15 +59,15 @@
       xaxis: axis(), yaxis: axis()
     };
     if (spec.kind === "histogram") {
-      Object.assign(made.xaxis, { type: "log", showgrid: false, showline: true }, ticks(spec));
-      Object.assign(made.yaxis, { rangemode: "tozero", ticksuffix: " %" });
-      if (spec.mark !== null) { mark(made, spec.mark); }
+      Object.assign(result.xaxis, { type: "log", showgrid: false, showline: true }, ticks(spec));
+      Object.assign(result.yaxis, { rangemode: "tozero", ticksuffix: " %" });
+      if (spec.mark !== null) { mark(result, spec.mark); }
     } else {
-      Object.assign(made.xaxis, { rangemode: "tozero", range: [0, spec.stacked ? 101 : highest(spec)], ticksuffix: " %" });
-      Object.assign(made.yaxis, { autorange: "reversed", showgrid: false, ticksuffix: " " });
-      made.legend.traceorder = "normal";
+      Object.assign(result.xaxis, { rangemode: "tozero", range: [0, spec.stacked ? 101 : highest(spec)], ticksuffix: " %" });
+      Object.assign(result.yaxis, { autorange: "reversed", showgrid: false, ticksuffix: " " });
+      result.legend.traceorder = "normal";
     }
-    return made;
+    return result;
   }
 
   function highest(spec) {
@@ -90,11 +90,11 @@
     };
   }
 
-  function mark(made, at) {
-    made.shapes = [{
+  function mark(result, at) {
+    result.shapes = [{
       type: "line", x0: at, x1: at, y0: 0, y1: 1, yref: "paper", line: { color: colour("ink"), width: 1.25, dash: "dot" }
     }];
-    made.annotations = [{
+    result.annotations = [{
       x: Math.log10(at), y: 1, yref: "paper", text: "context " + at.toLocaleString("en"), showarrow: false,
       yanchor: "bottom", font: { size: 11, color: colour("ink") }
     }];

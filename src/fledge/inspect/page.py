@@ -17,9 +17,9 @@ NAME_LENGTH = 32  # characters of a source's name in a plot
 LANGUAGES_SHOWN = 6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plot:
-    """One figure. `kind` is histogram (traces of bins on a log axis, `mark` a vertical line) or bars (one bar a source)."""
+    """One figure. `kind` is histogram (bins on a log axis, `mark` a vertical line) or bars (one bar for each source)."""
 
     name: str
     title: str
@@ -31,36 +31,58 @@ class Plot:
     height: int = 260  # pixels
 
     def specification(self) -> dict[str, Any]:
-        """What the page's script draws."""
+        """The figure as JSON values for the page's script."""
         return {"kind": self.kind, "traces": self.traces, "mark": self.mark, "stacked": self.stacked, "unit": self.unit}
 
 
 def plots(statistics: StageStatistics) -> list[Plot]:
-    """The figures of a stage."""
-    trained = [source for source in statistics.sources if source.training is not None]
+    """The figures of a stage. Figures without traces are left out."""
     names = _names(statistics.sources)
-    shares = [f"{kind}_share" for kind in ("row", "token")]
-    mixture = tuple(
-        {"name": name, "labels": names[: len(trained)], "values": [100 * getattr(entry, key) for entry in statistics.mixture]}
-        for name, key in zip(("of rows", "of tokens"), shares, strict=True)
-    )
-    supervised = [100 * source.training.target_token_fraction for source in trained if source.training is not None]
     height = 90 + 40 * len(statistics.sources)
-    made = [
-        Plot("characters", "Length in characters", "% of rows", "histogram", _histograms(statistics, names, "characters")),
-        Plot("tokens", "Length in tokens", "% of rows, before any cut", "histogram", _histograms(statistics, names, "tokens"),
-             mark=statistics.context),
-        Plot("mixture", "Mixture", "% of an epoch", "bars", mixture if len(trained) > 1 else (), height=height),
-        Plot("languages", "Languages", "% of rows", "bars", _languages(statistics, names), stacked=True, height=height),
-    ]  # fmt: skip
+    figures = [
+        Plot(
+            name="characters",
+            title="Length in characters",
+            unit="% of rows",
+            kind="histogram",
+            traces=_histograms(statistics, names, "characters"),
+        ),
+        Plot(
+            name="tokens",
+            title="Length in tokens",
+            unit="% of rows, before any cut",
+            kind="histogram",
+            traces=_histograms(statistics, names, "tokens"),
+            mark=statistics.context,
+        ),
+        Plot(
+            name="mixture",
+            title="Mixture",
+            unit="% of an epoch",
+            kind="bars",
+            traces=_mixture(statistics, names),
+            height=height,
+        ),
+        Plot(
+            name="languages",
+            title="Languages",
+            unit="% of rows",
+            kind="bars",
+            traces=_languages(statistics, names),
+            stacked=True,
+            height=height,
+        ),
+    ]
     if statistics.kind != "pretrain":
-        trace = {"name": "supervised", "labels": names[: len(trained)], "values": supervised}
-        made.append(Plot("supervised", "Supervised", "% of tokens", "bars", (trace,), height=height))
-    return [plot for plot in made if plot.traces]
+        traces = _supervised(statistics, names)
+        figures.append(
+            Plot(name="supervised", title="Supervised", unit="% of tokens", kind="bars", traces=traces, height=height)
+        )
+    return [plot for plot in figures if plot.traces]
 
 
 def _names(sources: Sequence[SourceStatistics]) -> list[str]:
-    """Names for the plots: short, and different from each other."""
+    """Short and distinct names of the sources for the plots."""
     names: list[str] = []
     for source in sources:
         name = source.name if len(source.name) <= NAME_LENGTH else f"{source.name[: NAME_LENGTH - 1]}…"
@@ -71,11 +93,12 @@ def _names(sources: Sequence[SourceStatistics]) -> list[str]:
     return names
 
 
-def _histograms(statistics: StageStatistics, names: Sequence[str], what: str) -> tuple[dict[str, Any], ...]:
-    """Outlines of the histograms: x is the beginning of each bin (a log axis has no zero), y its share of the rows."""
+def _histograms(statistics: StageStatistics, names: Sequence[str], quantity: str) -> tuple[dict[str, Any], ...]:
+    """The outlines of the histograms: x is the beginning of each bin (a log axis has no zero), y its share of the rows in
+    percent."""
     traces = []
     for name, source in zip(names, statistics.sources, strict=True):
-        lengths: Lengths | None = getattr(source, what)
+        lengths: Lengths | None = getattr(source, quantity)
         if lengths is not None:
             edges = [max(1, start) for start, _, _ in lengths.histogram] + [lengths.histogram[-1][1]]
             shares = [round(100 * count / lengths.count, 3) for _, _, count in lengths.histogram] + [0.0]
@@ -83,8 +106,28 @@ def _histograms(statistics: StageStatistics, names: Sequence[str], what: str) ->
     return tuple(traces)
 
 
+def _mixture(statistics: StageStatistics, names: Sequence[str]) -> tuple[dict[str, Any], ...]:
+    """Two traces: the share of each training source of the rows and of the tokens. Empty for a single source."""
+    if len(statistics.mixture) < 2:
+        return ()
+    labels = list(names[: len(statistics.mixture)])
+    row_shares = [100 * source.row_share for source in statistics.mixture]
+    token_shares = [100 * source.token_share for source in statistics.mixture]
+    return (
+        {"name": "of rows", "labels": labels, "values": row_shares},
+        {"name": "of tokens", "labels": labels, "values": token_shares},
+    )
+
+
+def _supervised(statistics: StageStatistics, names: Sequence[str]) -> tuple[dict[str, Any], ...]:
+    """One trace: the share of supervised tokens of each training source."""
+    fractions = [source.training.target_token_fraction for source in statistics.sources if source.training is not None]
+    labels = list(names[: len(fractions)])
+    return ({"name": "supervised", "labels": labels, "values": [100 * fraction for fraction in fractions]},)
+
+
 def _languages(statistics: StageStatistics, names: Sequence[str]) -> tuple[dict[str, Any], ...]:
-    """A trace for each of the most frequent languages, and one for the others."""
+    """A trace for each of the most frequent languages, and one for all others."""
     totals: dict[str, int] = {}
     for source in statistics.sources:
         for language, count in source.languages.items():
@@ -102,13 +145,16 @@ def _group(statistics: StageStatistics, languages: Sequence[str]) -> Iterator[fl
         yield 100 * sum(source.languages.get(language, 0) for language in languages) / total if total else 0.0
 
 
-def render(title: str, looked: Sequence[StageInspection], tokenizer: Tokenizer) -> str:
-    """The page: nothing is fetched, all text is escaped, and no script but its own may run."""
+def render(title: str, inspections: Sequence[StageInspection], tokenizer: Tokenizer) -> str:
+    """The HTML of the page: nothing is loaded from the network, all text is escaped, and only the page's own scripts may
+    run."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    figures = [plots(one.statistics) for one in looked]
-    drawn = {f"plot-{place}-{plot.name}": plot.specification() for place, group in enumerate(figures) for plot in group}
+    figures = [plots(inspection.statistics) for inspection in inspections]
+    specifications = {
+        f"plot-{index}-{plot.name}": plot.specification() for index, group in enumerate(figures) for plot in group
+    }
     scripts = [plotly_script(), inline((HERE / "page.js").read_text(encoding="utf-8"))]
     style = (REPORT / "page.css").read_text(encoding="utf-8") + (HERE / "page.css").read_text(encoding="utf-8")
     environment = Environment(
@@ -118,12 +164,12 @@ def render(title: str, looked: Sequence[StageInspection], tokenizer: Tokenizer) 
     return environment.get_template("page.html.j2").render(
         title=title,
         tokenizer={"vocab_size": tokenizer.vocab_size, "template": tokenizer.template.name},
-        looked=looked,
+        inspections=inspections,
         figures=figures,
         marks={level: mark for level, (mark, _) in MARKS.items()},
         policy=policy(scripts),
         style=Markup(style),
-        plot_json=Markup(script_json(drawn)),
+        plot_json=Markup(script_json(specifications)),
         plotly_script=Markup(scripts[0]),
         page_script=Markup(scripts[1]),
     )

@@ -1,4 +1,4 @@
-"""Finding one row by its place, FILE:LINE or FILE#INDEX, in the builds of stages."""
+"""Finding one row by its location, FILE:LINE or FILE#INDEX, in the builds of stages."""
 
 import re
 from collections.abc import Iterator
@@ -14,85 +14,90 @@ from fledge.data.reading.records import row_location
 from fledge.data.report import read_notes
 from fledge.data.storage import load_arrays
 from fledge.errors import FledgeError
-from fledge.inspect.target import OpenBuild
+from fledge.inspect.builds import OpenBuild
 
-_PLACE = re.compile(r"(?P<file>.+?)(?:(?P<sign>[:#])(?P<number>[0-9]+))?", re.DOTALL)
+_LOCATION = re.compile(r"(?P<file>.+?)(?:(?P<sign>[:#])(?P<number>[0-9]+))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Place:
-    """A file (its name, or the end of its path) and the number of a row in it; 0 alone is a file that is one row."""
+class RowLocation:
+    """A file (its name, or the end of its path) and the number of a row in the file; 0 alone for a file that is one row."""
 
     file: str
     number: int
     sign: str | None = None  # ":" or "#", as it was written
 
-    def is_in(self, file: str) -> bool:
-        """Whether this may be a place in a file."""
-        wanted, there = PurePath(self.file).parts, PurePath(file).parts
-        return file == self.file or there[-len(wanted) :] == wanted or Path(file).absolute() == Path(self.file).absolute()
+    def matches_file(self, file: str) -> bool:
+        """Whether the location may lie in this file."""
+        own_components, components = PurePath(self.file).parts, PurePath(file).parts
+        ends_alike = components[-len(own_components) :] == own_components
+        return file == self.file or ends_alike or Path(file).absolute() == Path(self.file).absolute()
 
 
-@dataclass(frozen=True)
-class FoundRow:
-    """A row of a build: its shard, the number of the row and of its file in the shard; `item` is its number among the
-    rows that were recognised, None where it was not."""
+@dataclass(frozen=True, kw_only=True)
+class LocatedRow:
+    """A row of a build.
+
+    `row` is its number in the shard, `file` the number of its file in the shard, `number` its number in the file.
+    `item` is its number among the rows with a known format, None when its format is not known.
+    """
 
     source: PlannedSource
     shard: Shard
     row: int
     file: int
     number: int
-    where: str
+    location: str
     item: int | None
 
 
-def parse_place(text: str) -> Place:
-    """`file:line` or `file#index`."""
-    found = _PLACE.fullmatch(text)
-    if found is None:
-        raise FledgeError(f"'{text}' is no place of a row", where="--row", hint="say FILE:LINE, or FILE#INDEX")
-    return Place(found["file"], int(found["number"] or 0), found["sign"])
+def parse_row_location(text: str) -> RowLocation:
+    """The location that `FILE:LINE` or `FILE#INDEX` stands for."""
+    match = _LOCATION.fullmatch(text)
+    if match is None:
+        raise FledgeError(f"'{text}' is not the location of a row", where="--row", hint="write FILE:LINE or FILE#INDEX")
+    return RowLocation(match["file"], int(match["number"] or 0), match["sign"])
 
 
-def find_rows(opened: OpenBuild, wanted: Place) -> Iterator[FoundRow]:
-    """The rows of a stage at a place: none, one, or one for each source that reads the file."""
-    for shard in opened.plan.shards:
-        folder = opened.folder / "rows" / shard.folder
+def find_rows(build: OpenBuild, location: RowLocation) -> Iterator[LocatedRow]:
+    """The rows of a stage at a location: none, one, or one for each source that reads the file."""
+    for shard in build.plan.shards:
+        folder = build.folder / "rows" / shard.folder
         files = phase_result(folder)["files"]
         for index, file in enumerate(files):
-            if wanted.is_in(file) and _written_right(wanted, file):
-                found = _in_shard(opened, shard, index, row_location(file, wanted.number), wanted.number)
-                if found is not None:
-                    yield found
+            if location.matches_file(file):
+                _check_sign(location, file)
+                row = _in_shard(build, shard, index, row_location(file, location.number), location.number)
+                if row is not None:
+                    yield row
                     break
 
 
-def _written_right(wanted: Place, file: str) -> bool:
-    """FledgeError for the line of a file of indices, an index of a file of lines, or no number at all."""
-    right = row_location(file, wanted.number)
-    sign = right[len(file) :][:1] or None
-    if wanted.sign != sign:
+def _check_sign(location: RowLocation, file: str) -> None:
+    """Raises FledgeError when the location has a line of a file of indices, an index of a file of lines, or no number."""
+    expected = row_location(file, location.number)[len(file) :][:1] or None
+    if location.sign != expected:
         form = "FILE:LINE, counted from 1" if row_location(file, 1)[len(file)] == ":" else "FILE#INDEX, counted from 0"
         raise FledgeError(f"rows of '{file}' are named {form}", where="--row")
-    return True
 
 
-def _in_shard(opened: OpenBuild, shard: Shard, file: int, where: str, number: int) -> FoundRow | None:
-    folder, source = opened.folder / "rows" / shard.folder, opened.plan.sources[shard.source]
-    known = load_arrays(folder / "rows.safetensors")
-    items = np.flatnonzero((known["file"] == file) & (known["number"] == number)).tolist()
+def _in_shard(build: OpenBuild, shard: Shard, file: int, location: str, number: int) -> LocatedRow | None:
+    folder, source = build.folder / "rows" / shard.folder, build.plan.sources[shard.source]
+    arrays = load_arrays(folder / "rows.safetensors")
+    items = np.flatnonzero((arrays["file"] == file) & (arrays["number"] == number)).tolist()
     if items:
-        return FoundRow(source, shard, int(known["row"][items[0]]), file, number, where, items[0])
-    dropped = (
-        note for note in read_notes(folder / "row_events.jsonl") if note["state"] == "dropped" and note["where"] == where
-    )
-    return next((FoundRow(source, shard, note["row"], file, number, where, None) for note in dropped), None)
+        row, item = int(arrays["row"][items[0]]), items[0]
+        return LocatedRow(source=source, shard=shard, row=row, file=file, number=number, location=location, item=item)
+    for event in read_notes(folder / "row_events.jsonl"):
+        if event["state"] == "dropped" and event["where"] == location:
+            row = event["row"]
+            return LocatedRow(source=source, shard=shard, row=row, file=file, number=number, location=location, item=None)
+    return None
 
 
-def notes_of(folder: Path, shard: str) -> list[dict[str, Any]]:
-    """All remarks on the rows of a shard, in the order of the rows and, for each, of the phases."""
+def row_events_of(folder: Path, shard: str) -> list[dict[str, Any]]:
+    """All recorded events of the rows of a shard, ordered by row and, for each row, by phase."""
     files = (folder / "rows" / shard / "row_events.jsonl", folder / "keep" / f"{shard}.row_events.jsonl",
              folder / "tokens" / shard / "row_events.jsonl")  # fmt: skip
-    notes = [note for file in files for note in read_notes(file)]
-    return sorted(notes, key=lambda note: note["row"])
+    events = [event for file in files for event in read_notes(file)]
+    return sorted(events, key=lambda event: event["row"])

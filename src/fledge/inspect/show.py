@@ -1,4 +1,4 @@
-"""Examples of a stage, token by token, coloured by their weight in the loss."""
+"""The examples of a stage, token by token, coloured by their weight in the loss."""
 
 from collections.abc import Sequence
 
@@ -9,33 +9,38 @@ from rich.text import Text
 from fledge.data.analysis.build_stats import RowLocator
 from fledge.data.storage import Examples
 from fledge.errors import FledgeError
-from fledge.inspect.row_lookup import find_rows, parse_place
+from fledge.inspect.builds import OpenBuild, builds_of, open_build
+from fledge.inspect.row_lookup import find_rows, parse_row_location
 from fledge.inspect.tables import PICTURES
-from fledge.inspect.target import OpenBuild, Overrides, Say, builds_of, open_build
+from fledge.inspect.target import Overrides
+from fledge.run import Log
 from fledge.tokenizer import Tokenizer
 
 TRAINED, REJECTED, CONTEXT = "black on green", "black on red", "dim"
-OPEN, CLOSE = "⟦", "⟧"  # where there are no colours
+OPEN, CLOSE = "⟦", "⟧"  # around trained text when there are no colours
 VISIBLE = {**PICTURES, ord("\ufffd"): "·", ord("\n"): "⏎\n", ord("\t"): "\t"}
 LEGEND = "⏎ is a line break, · an unfinished character; [0.5] is the weight of what follows, where it is not 1"
 
 
 def legend(terminal: Console) -> str:
-    """What the colours mean; without colours, what the brackets mean."""
+    """The meaning of the colours or, without colours, of the brackets."""
     if coloured(terminal):
         return f"green: trained (weight 1), a rejected answer red; dim: context only (weight 0); {LEGEND}"
     return f"{OPEN}trained{CLOSE} (weight 1); all else is context only (weight 0); {LEGEND}"
 
 
 def coloured(terminal: Console) -> bool:
-    """Whether styles can be seen."""
+    """Whether the terminal shows styles."""
     return terminal.is_terminal and not terminal.no_color
 
 
 def paint(
     tokenizer: Tokenizer, tokens: np.ndarray, weights: np.ndarray, trained: str = TRAINED, brackets: bool = False
 ) -> Text:
-    """One sequence; neighbouring tokens are told apart by an underline. The first token is nobody's target."""
+    """One sequence as text: tokens [T] in the style of their weights [T]; every second token is underlined.
+
+    The first token has no weight, because no position predicts it.
+    """
     text, before = Text(), 0.0
     for number, (token, weight) in enumerate(zip(tokens.tolist(), weights.tolist(), strict=True)):
         weight = weight if number else 0.0
@@ -50,22 +55,22 @@ def paint(
     return text.append(CLOSE if brackets and before else "")
 
 
-def print_example(terminal: Console, tokenizer: Tokenizer, examples: Examples, example: int, place: str) -> None:
-    """All sequences of one example, each under a line that says what it is."""
-    for part in range(examples.per_example):
-        tokens, weights = examples.sequence(example * examples.per_example + part)
-        role, style = ((" chosen", TRAINED), (" rejected", REJECTED))[part] if examples.per_example == 2 else ("", TRAINED)
+def print_example(terminal: Console, tokenizer: Tokenizer, examples: Examples, example: int, location: str) -> None:
+    """Print all sequences of one example, each below a line that describes it."""
+    for index in range(examples.per_example):
+        tokens, weights = examples.sequence(example * examples.per_example + index)
+        role, style = ((" chosen", TRAINED), (" rejected", REJECTED))[index] if examples.per_example == 2 else ("", TRAINED)
         trained = int((weights[1:] > 0).sum())
-        terminal.rule(Text(f"example {example}{role}: {len(tokens):,} tokens, {trained:,} trained · {place}"), align="left")
+        terminal.rule(Text(f"example {example}{role}: {len(tokens):,} tokens, {trained:,} trained · {location}"), align="left")
         terminal.print(paint(tokenizer, tokens, weights, style, brackets=not coloured(terminal)))
 
 
 def show(
-    targets: Sequence[str], overrides: Overrides, stage: str | None, first: int, count: int, row: str | None, say: Say
+    targets: Sequence[str], overrides: Overrides, stage: str | None, first: int, count: int, row: str | None, log: Log
 ) -> None:
-    """Print training examples of a stage, or those of one row of a file."""
-    place = None if row is None else parse_place(row)
-    with builds_of(targets, overrides, stage, say) as builds:
+    """Print training examples of a stage, or the examples of one row of a file."""
+    location = None if row is None else parse_row_location(row)
+    with builds_of(targets, overrides, stage, log) as builds:
         if builds.error:
             raise builds.error
         if stage is None and row is None and len(builds.folders) > 1:
@@ -73,10 +78,11 @@ def show(
         terminal = Console(highlight=False)
         terminal.print(Text(legend(terminal), style="italic"))
         opened = [open_build(name, folder) for name, folder in builds.folders.items()]
-        if place is None:
+        if location is None:
             _show_some(terminal, opened[0], first, count)
             return
-        shown = [print_row(terminal, one, found.shard.number, found.row) for one in opened for found in find_rows(one, place)]
+        located = [(build, located_row) for build in opened for located_row in find_rows(build, location)]
+        shown = [print_row(terminal, build, located_row.shard.number, located_row.row) for build, located_row in located]
         if not shown:
             raise FledgeError("no source has this row", where=f"--row {row}")
         if not any(shown):
@@ -84,31 +90,31 @@ def show(
                               hint="`fledge data account` with the same --row says why")  # fmt: skip
 
 
-def _show_some(terminal: Console, opened: OpenBuild, first: int, count: int) -> None:
-    examples, places = opened.data.train.examples, RowLocator(opened.data, opened.plan)
+def _show_some(terminal: Console, build: OpenBuild, first: int, count: int) -> None:
+    examples, locator = build.data.train.examples, RowLocator(build.data, build.plan)
     if not 0 <= first < examples.count:
         raise FledgeError(f"there is no example {first}: the stage has {examples.count:,}", where="--offset")
     if count < 1:
         raise FledgeError("--limit must be above 0")
     for example in range(first, min(first + count, examples.count)):
-        print_example(terminal, opened.tokenizer, examples, example, places.example(example))
-    for line in opened.data.ledger.lines():
+        print_example(terminal, build.tokenizer, examples, example, locator.example(example))
+    for line in build.data.ledger.lines():
         terminal.print(Text(line, style="dim"), soft_wrap=True)
 
 
-def print_row(terminal: Console, opened: OpenBuild, shard: int, row: int) -> int:
-    """The examples of one row, of training or validation; how many there are."""
+def print_row(terminal: Console, build: OpenBuild, shard: int, row: int) -> int:
+    """Print the examples of one row, from training or validation. Returns their number."""
     shown = 0
-    for part, data in (("training", opened.data.train), ("validation", opened.data.validation)):
+    for split, data in (("training", build.data.train), ("validation", build.data.validation)):
         if data is None:
             continue
         for example in examples_of(data.examples, shard, row):
-            print_example(terminal, opened.tokenizer, data.examples, example, f"{opened.name}, {part}")
+            print_example(terminal, build.tokenizer, data.examples, example, f"{build.name}, {split}")
             shown += 1
     return shown
 
 
 def examples_of(examples: Examples, shard: int, row: int) -> list[int]:
-    """Numbers of the examples that a row became."""
+    """The numbers of the examples that a row became."""
     assert examples.shard is not None and examples.row is not None
     return np.flatnonzero((examples.shard == shard) & (examples.row == row)).tolist()

@@ -1,4 +1,4 @@
-"""`fledge data stats`: what the data of a recipe, or of files of rows, is like."""
+"""`fledge data stats`: statistics of the data of a recipe, or of files of rows."""
 
 import sys
 from collections.abc import Sequence
@@ -14,28 +14,30 @@ from fledge.data.analysis.pre_tokenization import measure
 from fledge.data.analysis.statistics import stage_statistics
 from fledge.inspect.inspection import StageInspection
 from fledge.inspect.tables import PIPED_WIDTH, tables
-from fledge.inspect.target import Overrides, Say, recipe_of, stages_of, tokenizer_folder, without_drop_limit
+from fledge.inspect.target import Overrides, recipe_of, stages_of, tokenizer_folder, without_drop_limit
 from fledge.prepare import Preparation
 from fledge.recipe import Recipe
-from fledge.run import write_text
+from fledge.run import Log, write_text
 from fledge.tokenizer import Tokenizer
 
 VERSION = 1  # of the JSON
 
 
-def look(recipe: Recipe, stage: str | None, say: Say) -> tuple[list[StageInspection], Tokenizer]:
-    """Build the data of a recipe in a temporary folder and measure it. What training sees is not changed by that."""
+def inspect_stages(recipe: Recipe, stage: str | None, log: Log) -> tuple[list[StageInspection], Tokenizer]:
+    """Build the data of a recipe in a temporary folder and measure it. Training is not affected."""
     names = stages_of(recipe, stage)
-    preparation = Preparation(without_drop_limit(recipe.model_copy(update={"built_dataset": None})), say)
+    preparation = Preparation(without_drop_limit(recipe.model_copy(update={"built_dataset": None})), log)
     tokenizer = preparation.tokenizer(tokenizer_folder(recipe))
-    looked = []
+    inspections = []
     for name in names:
-        measured = measure(preparation.collected(name), tokenizer, say)
+        measured = measure(preparation.collected(name), tokenizer, log)
         data = preparation.stage_data(name, tokenizer)
         statistics = stage_statistics(data, measured)
-        found = findings(CheckContext(data, statistics, tokenizer, None, recipe.stages[name].data.max_drop_fraction))
-        looked.append(StageInspection(statistics, tuple(finding for group in found.values() for finding in group)))
-    return looked, tokenizer
+        stage_findings = findings(CheckContext(data, statistics, tokenizer, None, recipe.stages[name].data.max_drop_fraction))
+        inspections.append(
+            StageInspection(statistics, tuple(finding for group in stage_findings.values() for finding in group))
+        )
+    return inspections, tokenizer
 
 
 def stats(
@@ -46,27 +48,28 @@ def stats(
     tokenizer_path: str | None,
     as_json: bool,
     page: str | None,
-    say: Say,
+    log: Log,
 ) -> None:
-    """Print the statistics of recipes or of files of rows, as tables or as JSON; `page` also writes them as HTML."""
-    chosen = [("tokenizer.path", tokenizer_path)] if tokenizer_path else []
-    recipe = recipe_of(targets, [*overrides, *chosen], kind)
-    looked, tokenizer = look(recipe, stage, say)
+    """Print the statistics of recipes or of files of rows, as tables or as JSON. `page` is the path of an HTML page to
+    write."""
+    tokenizer_override = [("tokenizer.path", tokenizer_path)] if tokenizer_path else []
+    recipe = recipe_of(targets, [*overrides, *tokenizer_override], kind)
+    inspections, tokenizer = inspect_stages(recipe, stage, log)
     if page is not None:
         from fledge.inspect.page import render
 
-        write_text(Path(page), render(", ".join(Path(target).name for target in targets), looked, tokenizer))
-        say(f"page: {page}")
+        write_text(Path(page), render(", ".join(Path(target).name for target in targets), inspections, tokenizer))
+        log(f"page: {page}")
     if as_json:
-        print(orjson.dumps(as_json_value(looked, tokenizer), option=orjson.OPT_INDENT_2).decode())
+        print(orjson.dumps(as_json_value(inspections, tokenizer), option=orjson.OPT_INDENT_2).decode())
         return
     terminal = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    for one in looked:
-        for renderable in tables(one.statistics, one.findings):
+    for inspection in inspections:
+        for renderable in tables(inspection.statistics, inspection.findings):
             terminal.print(renderable, soft_wrap=isinstance(renderable, Text))
 
 
-def as_json_value(looked: Sequence[StageInspection], tokenizer: Tokenizer) -> dict[str, Any]:
-    """What --json prints."""
+def as_json_value(inspections: Sequence[StageInspection], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The output of `--json`."""
     described = {"vocab_size": tokenizer.vocab_size, "template": tokenizer.template.name}
-    return {"version": VERSION, "tokenizer": described, "stages": [one.as_dict() for one in looked]}
+    return {"version": VERSION, "tokenizer": described, "stages": [inspection.as_dict() for inspection in inspections]}

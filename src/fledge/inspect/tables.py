@@ -7,18 +7,18 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from fledge.data.analysis.checks import Finding
 from fledge.data.analysis.statistics import PERCENTILES, Fit, Lengths, Opening, SourceStatistics, StageStatistics, Training
+from fledge.findings import Finding
 
 NAME_WIDTH = 28  # characters of a source's name
-PIPED_WIDTH = 200  # columns where nobody says how wide the terminal is
+PIPED_WIDTH = 200  # columns when the output is not a terminal
 PICTURES = {**{number: 0x2400 + number for number in range(0x20)}, 0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), "·")}
-"""Control characters as pictures: a text may not steer the terminal."""
+"""Visible pictures of control characters, so that no text can control the terminal."""
 MARKS = {"passed": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}
 
 
 def tables(statistics: StageStatistics, findings: Sequence[Finding]) -> Iterator[RenderableType]:
-    """One stage: the epoch, a table for each subject, what is told of each source, and what was found."""
+    """The output for one stage: the epoch, a table for each subject, notes on each source, and the findings."""
     kind = "" if statistics.kind == statistics.stage else f" ({statistics.kind})"
     yield Text.assemble((f"\n{statistics.stage}", "bold"), kind)
     yield from _epoch(statistics)
@@ -39,7 +39,7 @@ def tables(statistics: StageStatistics, findings: Sequence[Finding]) -> Iterator
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """`12.3%`, or a dash where it is not known."""
+    """A fraction as `12.3%`, or a dash when it is not known."""
     return "–" if share is None else f"{share:.{digits}%}"
 
 
@@ -92,8 +92,8 @@ def _shares(counts: Mapping[str, int], most: int = 2) -> str:
     """`zh 98%, en 2%`: the most frequent first."""
     total = sum(counts.values())
     ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    parts = [f"{name} {count / total:.0%}" for name, count in ordered[:most]]
-    return ", ".join([*parts, *([f"{len(ordered) - most} more"] if len(ordered) > most else [])])
+    shares = [f"{name} {count / total:.0%}" for name, count in ordered[:most]]
+    return ", ".join([*shares, *([f"{len(ordered) - most} more"] if len(ordered) > most else [])])
 
 
 def _lengths_table(statistics: StageStatistics, what: str) -> "Table":
@@ -134,14 +134,14 @@ def _fit_table(statistics: StageStatistics) -> "Table":
 
 
 def _source_lines(source: SourceStatistics) -> Iterator[RenderableType]:
-    """What is told of one source in words: schemas, columns, reasons, notices, openings."""
+    """Notes on one source: schemas, columns, reasons, notices, openings of answers."""
     lines = [f"schemas: {_counts(source.schemas)}"] if source.schemas else []
     gaps = [f"{name}: {_counts(counts)}" for name, counts in source.columns.items() if any(counts.values())]
     lines += [f"columns with gaps: {'; '.join(gaps)}"] if gaps else []
     lines += [f"{label}: {_counts(counts)}" for label, counts in
               (("dropped", source.dropped), ("changed", source.changed), ("noticed", source.noticed)) if counts]  # fmt: skip
     if source.near_examples:
-        near = (f"{where} ≈ {first} ({overlap:.0%})" for where, first, overlap in source.near_examples)
+        near = (f"{location} ≈ {first} ({overlap:.0%})" for location, first, overlap in source.near_examples)
         lines.append(f"near duplicates: {', '.join(near)}")
     yield Text(f"\n{source.name}", style="bold")
     for line in lines:
@@ -166,11 +166,12 @@ def _openings_table(openings: Sequence[Opening]) -> "Table":
 
 
 def finding_text(finding: Finding) -> Text:
-    """`! source: message, first at file:line`, and what to do on a line of its own."""
-    mark, style = MARKS[finding.level]
-    source = f"{finding.source}: " if finding.source else ""
-    where = f", first at {finding.where}" if finding.where else ""
-    hint = f"\n    → {finding.hint}" if finding.hint else ""
+    """`! source: message, first at file:line`; what to do, and the options that do it, on lines of their own."""
+    mark, style = MARKS[finding.severity]
+    source = f"{finding.evidence['source']}: " if "source" in finding.evidence else ""
+    location = f", first at {finding.where}" if finding.where else ""
+    advice = [finding.hint, finding.overrides()]
+    lines = "".join(f"\n    → {line}" for line in advice if line)
     return Text.assemble(
-        (f"{mark} ", style), (f"{finding.check}: ", "bold"), f"{source}{finding.message}{where}", (hint, "dim")
+        (f"{mark} ", style), (f"{finding.check}: ", "bold"), f"{source}{finding.message}{location}", (lines, "dim")
     )

@@ -4,14 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from fledge.errors import FledgeError
+from fledge.model.protocol import LanguageModel
 from fledge.optim.adamw_8bit import MIN_NUMEL, AdamW8bit
 from fledge.optim.muon import Muon
 from fledge.recipe.schema import OptimizerConfig
 
-ROUTER = "mlp.gate.weight"  # suffix of the router's weight: one vector per expert, not a map between hidden states
 
-
-def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: LanguageModel, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
     """The optimizers of a model; every trained parameter belongs to exactly one of them.
 
     Each optimizer skips a step where its `found_inf` is 1, as torch's fused AdamW does.
@@ -46,15 +45,16 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
     return optimizers
 
 
-def _param_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+def _param_groups(model: LanguageModel) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
     """Trained parameters in three lists: without weight decay; tables with decay; matrices inside the blocks."""
     no_decay, tables, matrices = [], [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if parameter.dim() < 2 or "embed_tokens" in name:
+        role = model.parameter_role(name)
+        if role in ("vector", "embedding"):
             no_decay.append(parameter)
-        elif "lm_head" in name or name.endswith(ROUTER) or min(parameter.shape[-2:]) == 1:
+        elif role in ("head", "gate"):
             tables.append(parameter)
         else:
             matrices.append(parameter)

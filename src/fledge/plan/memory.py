@@ -6,7 +6,7 @@ import torch
 
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
-from fledge.recipe.schema import BatchConfig, ModelConfig, OptimizerConfig, RuntimeConfig
+from fledge.recipe.schema import BatchConfig, OptimizerConfig, RuntimeConfig
 from fledge.run.environment import local_world_size
 
 BASELINE_BYTES = 500 * 2**20  # interpreter, libraries, compiled code and temporary results
@@ -17,8 +17,7 @@ MAX_MICRO_BATCH_TOKENS = {"cpu": 16_384, "cuda": 131_072}  # larger micro-batche
 class MemoryInputs:
     """What determines the memory of a training step, except the number of rows."""
 
-    model: ModelConfig
-    vocab_size: int
+    cost: ModelCost
     row_length: int
     optimizer: OptimizerConfig
     device: str
@@ -51,12 +50,11 @@ def estimate(inputs: MemoryInputs, runtime: RuntimeConfig, rows: int) -> float:
     half = runtime.precision in ("bf16", "fp16") or (runtime.precision == "auto" and inputs.device == "cuda")
     compiled = runtime.compile is True
     tokens = rows * inputs.row_length
-    cost = ModelCost(inputs.model, inputs.vocab_size)
-    copies = 4 * inputs.copies * cost.parameters().total
+    copies = 4 * inputs.copies * inputs.cost.parameters().total
     return (
         BASELINE_BYTES
         + copies
-        + cost.peak_bytes(tokens, 2 if half else 4, compiled, inputs.optimizer.name, runtime.activation_checkpoint_every)
+        + inputs.cost.peak_bytes(tokens, 2 if half else 4, compiled, inputs.optimizer.name, runtime.activation_checkpoint_every)
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from fledge.data import PackedDataset
 from fledge.errors import FledgeError
-from fledge.model.cost import parameters
+from fledge.model.cost import ModelCost
 from fledge.plan.horizon import TrainingHorizon, compute_steps
 from fledge.plan.hyperparameters import RunSize, resolve_stage
 from fledge.plan.lr_schedule import min_lr, warmup_steps
@@ -23,6 +23,7 @@ class StagePlan:
     """
 
     kind: str
+    loss_unit: str
     parameters: int
     active_parameters: int
     context: int
@@ -53,8 +54,7 @@ class StagePlan:
 def plan_stage(
     stage: AnyStage,
     train: PackedDataset,
-    config: ModelConfig,
-    vocab_size: int,
+    cost: ModelCost,
     chosen: list[str] | None = None,
 ) -> tuple[StagePlan, TrainingHorizon, AnyStage]:
     """The plan of a stage, its horizon, and the stage with numbers in place of `auto`.
@@ -64,14 +64,15 @@ def plan_stage(
     """
     horizon = compute_steps(stage.duration, stage.batch, train.rows_in, train.row_length)
     warmup = warmup_steps(stage.schedule, horizon.steps)
-    count = parameters(config, vocab_size)
+    count = cost.parameters()
     epochs = train.epochs_at(horizon.rows)
     tokens = round(train.positions * epochs)
     batch_tokens = round(horizon.global_batch_rows * train.positions / len(train))
-    resolved, notes = resolve_stage(stage, RunSize(config.hidden_size, batch_tokens, horizon.steps, tokens))
+    resolved, notes = resolve_stage(stage, RunSize(cost.config.hidden_size, batch_tokens, horizon.steps, tokens))
     rate, betas, decay = resolved.optimizer.numbers()
     plan = StagePlan(
         kind=stage.kind,
+        loss_unit=stage.loss_unit,
         parameters=count.total,
         active_parameters=count.active,
         context=stage.data.max_seq_len,

@@ -1,4 +1,4 @@
-"""One self-contained page about a finished run, and the same summary for a terminal."""
+"""The report of a finished run: one self-contained HTML page, and a summary table for a terminal."""
 
 from fledge.report.page import write_report
 from fledge.report.table import stage_table

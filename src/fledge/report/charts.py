@@ -1,17 +1,17 @@
-"""Curves of one stage as plain Plotly figures; the page colours them by role and picks the language."""
+"""The curves of one stage as Plotly figures. The page colours the traces by their role and picks the language."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from fledge.report.i18n import UNITS, Text
 from fledge.report.records import Stage
-from fledge.report.series import Points, points, smooth, smoothing_span, thin
+from fledge.report.series import Points, downsample, points, smooth, smoothing_span
 from fledge.report.summary_table import loss_unit, metric, preference_accuracy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Chart:
-    """One figure; `traces` empty means nothing was recorded for it."""
+    """One figure. Empty `traces` mean that nothing was recorded for it; `log` and `from_zero` describe the y axis."""
 
     name: str
     title: Text
@@ -22,6 +22,7 @@ class Chart:
     wide: bool = False
 
     def specification(self) -> dict[str, object]:
+        """The figure as JSON values for the page's script."""
         return {
             "title": self.title._asdict(),
             "unit": self.unit._asdict(),
@@ -32,27 +33,34 @@ class Chart:
 
 
 def stage_charts(stage: Stage) -> list[Chart]:
+    """All figures of a stage, in the order of the page."""
     steps, resources = stage.events.steps, stage.events.resources
     charts = [
-        Chart("loss", Text("Loss", "损失"), UNITS[loss_unit(stage)], loss_traces(stage), wide=True),
+        Chart(name="loss", title=Text("Loss", "损失"), unit=UNITS[loss_unit(stage)], traces=loss_traces(stage), wide=True),
         *(preference_charts(stage) if stage.kind == "preference" else []),
-        *optional(accuracy_chart(stage)),
-        *optional(prompts_chart(stage)),
+        *if_recorded(accuracy_chart(stage)),
+        *if_recorded(prompts_chart(stage)),
         Chart(
-            "learning-rate",
-            Text("Learning rate", "学习率"),
-            Text("per step", "每步"),
-            single(steps, "train/lr"),
+            name="learning-rate",
+            title=Text("Learning rate", "学习率"),
+            unit=Text("per step", "每步"),
+            traces=single_trace(steps, "train/lr"),
             from_zero=True,
         ),
         Chart(
-            "gradient-norm",
-            Text("Gradient norm", "梯度范数"),
-            Text("log scale", "对数轴"),
-            gradient_traces(stage),
+            name="gradient-norm",
+            title=Text("Gradient norm", "梯度范数"),
+            unit=Text("log scale", "对数轴"),
+            traces=gradient_traces(stage),
             log=True,
         ),
-        Chart("speed", Text("Speed", "速度"), UNITS["tokens/s"], single(resources, "system/tokens_per_second"), from_zero=True),
+        Chart(
+            name="speed",
+            title=Text("Speed", "速度"),
+            unit=UNITS["tokens/s"],
+            traces=single_trace(resources, "system/tokens_per_second"),
+            from_zero=True,
+        ),
         memory_chart(stage),
         *engine_charts(stage),
     ]
@@ -60,84 +68,94 @@ def stage_charts(stage: Stage) -> list[Chart]:
 
 
 def engine_charts(stage: Stage) -> list[Chart]:
-    """How well the machine is used and how far an update moves the weights; of a mixture, how its experts are loaded."""
+    """Charts of machine utilisation, update size, expert load and fp16 loss scale. Charts without records are left out."""
     steps, resources = stage.events.steps, stage.events.resources
-    used = [(step, share * 100) for step, share in points(resources, "system/mfu")]
-    moved = [
-        (Text("attention", "注意力"), "main", "update_ratio/attention"),
-        (Text("feed-forward", "前馈网络"), "eval", "update_ratio/mlp"),
-    ]
-    loads = [(Text("busiest", "最忙"), "bad", "router/max_load"), (Text("idlest", "最闲"), "good", "router/min_load")]
-
-    def several(curves: list[tuple[Text, str, str]]) -> tuple[dict[str, object], ...]:
-        return tuple(one for name, role, key in curves for one in trace(points(steps, key), role, name))
-
+    mfu = [(step, share * 100) for step, share in points(resources, "system/mfu")]
     return [
-        *optional(
+        *if_recorded(
             Chart(
-                "mfu",
-                Text("Share of the measured matrix-product peak (MFU)", "占实测矩阵乘峰值的比例（MFU）"),
-                UNITS["%"],
-                trace(used, "main", Text("", "")),
+                name="mfu",
+                title=Text("Share of the measured matrix-product peak (MFU)", "占实测矩阵乘峰值的比例（MFU）"),
+                unit=UNITS["%"],
+                traces=trace(mfu, "main", Text("", "")),
                 from_zero=True,
             )
         ),
-        *optional(
+        *if_recorded(update_ratio_chart(stage)),
+        *if_recorded(expert_load_chart(stage)),
+        *if_recorded(
             Chart(
-                "update",
-                Text("Update ÷ weights (RMS)", "更新量 ÷ 权重（均方根）"),
-                Text("log scale", "对数轴"),
-                several(moved),
-                log=True,
-            )
-        ),
-        *optional(
-            Chart(
-                "experts", Text("Load of an expert", "专家负载"), Text("1 = even", "1 = 均衡"), several(loads), from_zero=True
-            )
-        ),
-        *optional(
-            Chart(
-                "loss-scale",
-                Text("Loss scale (fp16)", "损失缩放（fp16）"),
-                Text("log scale", "对数轴"),
-                single(steps, "train/loss_scale"),
+                name="loss-scale",
+                title=Text("Loss scale (fp16)", "损失缩放（fp16）"),
+                unit=Text("log scale", "对数轴"),
+                traces=single_trace(steps, "train/loss_scale"),
                 log=True,
             )
         ),
     ]
 
 
-def optional(chart: Chart) -> list[Chart]:
+def update_ratio_chart(stage: Stage) -> Chart:
+    """The size of an update relative to the weights (root mean square), for attention and feed-forward weights."""
+    steps = stage.events.steps
+    attention = trace(points(steps, "update_ratio/attention"), "main", Text("attention", "注意力"))
+    feed_forward = trace(points(steps, "update_ratio/mlp"), "eval", Text("feed-forward", "前馈网络"))
+    return Chart(
+        name="update",
+        title=Text("Update ÷ weights (RMS)", "更新量 ÷ 权重（均方根）"),
+        unit=Text("log scale", "对数轴"),
+        traces=attention + feed_forward,
+        log=True,
+    )
+
+
+def expert_load_chart(stage: Stage) -> Chart:
+    """The load of the busiest and of the idlest expert of a mixture, relative to an even load."""
+    steps = stage.events.steps
+    busiest = trace(points(steps, "router/max_load"), "bad", Text("busiest", "最忙"))
+    idlest = trace(points(steps, "router/min_load"), "good", Text("idlest", "最闲"))
+    return Chart(
+        name="experts",
+        title=Text("Load of an expert", "专家负载"),
+        unit=Text("1 = even", "1 = 均衡"),
+        traces=busiest + idlest,
+        from_zero=True,
+    )
+
+
+def if_recorded(chart: Chart) -> list[Chart]:
+    """A list of the chart, or an empty list when nothing was recorded for it."""
     return [chart] if chart.traces else []
 
 
 def trace(curve: Points, role: str, name: Text) -> tuple[dict[str, object], ...]:
+    """A tuple of one Plotly trace, downsampled and rounded; empty when the curve has no points."""
     if not curve:
         return ()
-    shown = thin(curve)
+    shown = downsample(curve)
     return (
         {
-            "x": [figure(step) for step, _ in shown],
-            "y": [figure(value) for _, value in shown],
+            "x": [six_figures(step) for step, _ in shown],
+            "y": [six_figures(value) for _, value in shown],
             "role": role,
             "name": name._asdict(),
         },
     )
 
 
-def figure(value: float) -> float | int:
-    """Six significant figures keep the page small and lose nothing a screen can show."""
+def six_figures(value: float) -> float | int:
+    """The value rounded to six significant figures, which keeps the page small and changes nothing on the screen."""
     short = float(f"{value:.6g}")
     return int(short) if short.is_integer() and abs(short) < 1e15 else short
 
 
-def single(rows: Iterable[Mapping[str, object]], key: str) -> tuple[dict[str, object], ...]:
+def single_trace(rows: Iterable[Mapping[str, object]], key: str) -> tuple[dict[str, object], ...]:
+    """The only trace of a figure, without a name."""
     return trace(points(rows, key), "main", Text("", ""))
 
 
 def smoothed(curve: Points, role: str, name: Text) -> tuple[dict[str, object], ...]:
-    """The raw curve, faint, below its moving average."""
+    """Two traces: the raw curve, faint, and its moving average. A curve of fewer than five points is shown raw."""
     if len(curve) < 5:
         return trace(curve, role, name)
     span = smoothing_span(len(curve))
@@ -147,13 +165,14 @@ def smoothed(curve: Points, role: str, name: Text) -> tuple[dict[str, object], .
 
 
 def loss_traces(stage: Stage) -> tuple[dict[str, object], ...]:
+    """The training loss, raw and smoothed, and the validation loss."""
     return smoothed(points(stage.events.steps, "train/loss"), "main", Text("train", "训练")) + trace(
-        with_start(stage, "loss"), "eval", Text("validation", "验证")
+        with_first_evaluation(stage, "loss"), "eval", Text("validation", "验证")
     )
 
 
-def with_start(stage: Stage, name: str) -> Points:
-    """Evaluation points, opened by the one taken before the first step."""
+def with_first_evaluation(stage: Stage, name: str) -> Points:
+    """The evaluations during training, preceded by the evaluation before the first step (at step 0) when there is one."""
     curve = points(stage.events.evals, f"eval/{name}")
     start = preference_accuracy(stage, "before") if name == "rewards/accuracies" else metric(stage, name, "before")
     if start is not None and abs(start) < float("inf") and not any(step <= 0 for step, _ in curve):
@@ -162,61 +181,85 @@ def with_start(stage: Stage, name: str) -> Points:
 
 
 def accuracy_chart(stage: Stage) -> Chart:
-    curve = [(step, share * 100) for step, share in with_start(stage, "token_accuracy")]
+    """The validation token accuracy in percent."""
+    curve = [(step, share * 100) for step, share in with_first_evaluation(stage, "token_accuracy")]
     title = Text("Token accuracy", "词元准确率")
-    return Chart("token-accuracy", title, UNITS["%"], trace(curve, "eval", Text("validation", "验证")), from_zero=True)
+    return Chart(
+        name="token-accuracy",
+        title=title,
+        unit=UNITS["%"],
+        traces=trace(curve, "eval", Text("validation", "验证")),
+        from_zero=True,
+    )
 
 
 def prompts_chart(stage: Stage) -> Chart:
-    """How many regression prompts pass, and how much their answers repeat themselves."""
+    """The share of regression prompts that pass, and how repetitive their answers are, in percent."""
     curves = [
         (Text("passed", "通过"), "good", "prompt_tests/pass_rate"),
         (Text("repetition", "重复"), "bad", "prompt_tests/repetition"),
     ]
     traces = tuple(
-        one
+        curve
         for name, role, key in curves
-        for one in trace([(step, share * 100) for step, share in points(stage.events.regressions, key)], role, name)
+        for curve in trace([(step, share * 100) for step, share in points(stage.events.prompt_tests, key)], role, name)
     )
-    return Chart("prompts", Text("Regression prompts", "回归提示"), UNITS["%"], traces, from_zero=True)
+    return Chart(name="prompts", title=Text("Regression prompts", "回归提示"), unit=UNITS["%"], traces=traces, from_zero=True)
 
 
 def gradient_traces(stage: Stage) -> tuple[dict[str, object], ...]:
-    """A log axis has no place for zero, so such points are left out."""
+    """The gradient norm, raw and smoothed. A log axis cannot show zero, so such points are left out."""
     curve = [(step, norm) for step, norm in points(stage.events.steps, "train/grad_norm") if norm > 0]
     return smoothed(curve, "main", Text("norm", "范数"))
 
 
 def memory_chart(stage: Stage) -> Chart:
+    """The memory in use, in MiB or GiB."""
     curve = points(stage.events.resources, "system/memory_bytes")
     scale, unit = (2**30, "GiB") if max((size for _, size in curve), default=0.0) >= 2**30 else (2**20, "MiB")
     scaled = [(step, size / scale) for step, size in curve]
-    return Chart("memory", Text("Memory", "内存"), Text(unit, unit), trace(scaled, "main", Text("", "")), from_zero=True)
+    return Chart(
+        name="memory",
+        title=Text("Memory", "内存"),
+        unit=Text(unit, unit),
+        traces=trace(scaled, "main", Text("", "")),
+        from_zero=True,
+    )
 
 
 def preference_charts(stage: Stage) -> list[Chart]:
+    """Rewards, reward margins, preference accuracy and log-probabilities of a preference stage."""
     chosen, rejected = Text("chosen", "被选"), Text("rejected", "被拒")
     train, validation = Text("train", "训练"), Text("validation", "验证")
 
-    def both(group: str) -> tuple[dict[str, object], ...]:
+    def chosen_and_rejected(group: str) -> tuple[dict[str, object], ...]:
         return smoothed(points(stage.events.steps, f"train/{group}/chosen"), "good", chosen) + smoothed(
             points(stage.events.steps, f"train/{group}/rejected"), "bad", rejected
         )
 
-    def measured(name: str, scale: float) -> tuple[dict[str, object], ...]:
-        training = [(step, value * scale) for step, value in points(stage.events.steps, f"train/{name}")]
-        held_out = [(step, value * scale) for step, value in with_start(stage, name)]
-        return smoothed(training, "main", train) + trace(held_out, "eval", validation)
+    def train_and_validation(name: str, scale: float) -> tuple[dict[str, object], ...]:
+        training_curve = [(step, value * scale) for step, value in points(stage.events.steps, f"train/{name}")]
+        validation_curve = [(step, value * scale) for step, value in with_first_evaluation(stage, name)]
+        return smoothed(training_curve, "main", train) + trace(validation_curve, "eval", validation)
 
     return [
-        Chart("rewards", Text("Rewards", "奖励"), UNITS["nats"], both("rewards")),
-        Chart("margins", Text("Reward margin", "奖励差"), UNITS["nats"], measured("rewards/margins", 1)),
+        Chart(name="rewards", title=Text("Rewards", "奖励"), unit=UNITS["nats"], traces=chosen_and_rejected("rewards")),
         Chart(
-            "accuracy",
-            Text("Preference accuracy", "偏好准确率"),
-            UNITS["%"],
-            measured("rewards/accuracies", 100),
+            name="margins",
+            title=Text("Reward margin", "奖励差"),
+            unit=UNITS["nats"],
+            traces=train_and_validation("rewards/margins", 1),
+        ),
+        Chart(
+            name="accuracy",
+            title=Text("Preference accuracy", "偏好准确率"),
+            unit=UNITS["%"],
+            traces=train_and_validation("rewards/accuracies", 100),
             from_zero=True,
         ),
-        *optional(Chart("logps", Text("Log-probability", "对数概率"), UNITS["nats"], both("logps"))),
+        *if_recorded(
+            Chart(
+                name="logps", title=Text("Log-probability", "对数概率"), unit=UNITS["nats"], traces=chosen_and_rejected("logps")
+            )
+        ),
     ]

@@ -21,18 +21,19 @@ UNIT_BY_KEY = {
 
 
 def facts(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, str | None]]:
-    """Flattened (label, spelled value) pairs; None stands for a value that is there but null."""
+    """A nested mapping flattened into (label, text) pairs. The text is None for a key whose value is null or empty."""
     pairs: list[tuple[str, str | None]] = []
     for key, value in values.items():
-        label = f"{prefix} · {spaced(key)}" if prefix else spaced(key)
+        label = f"{prefix} · {label_of(key)}" if prefix else label_of(key)
         if isinstance(value, dict):
             pairs.extend(facts(mapping(value), label))
         else:
-            pairs.append((label, fact(key, value)))
+            pairs.append((label, format_fact(key, value)))
     return pairs
 
 
-def spaced(key: str) -> str:
+def label_of(key: str) -> str:
+    """The key as words, without the unit at its end: `memory_bytes` gives `memory`."""
     words = key.replace("_", " ")
     for suffix in (" bytes", " seconds", " per second"):
         if words.endswith(suffix) and words != suffix.strip():
@@ -40,7 +41,8 @@ def spaced(key: str) -> str:
     return words
 
 
-def fact(key: str, value: object) -> str | None:
+def format_fact(key: str, value: object) -> str | None:
+    """The value as text, with the unit that the key implies; None for null or empty text."""
     if value is None or value == "":
         return None
     if isinstance(value, bool):
@@ -52,22 +54,23 @@ def fact(key: str, value: object) -> str | None:
 
 
 def with_unit(key: str, amount: float) -> str:
+    """A number with the unit that its key implies."""
     name = key.lower()
     if name in UNIT_BY_KEY:
-        return f"{formatting.three(amount) if '_per_' in name else formatting.whole(amount)} {UNIT_BY_KEY[name]}"
+        return f"{formatting.three_figures(amount) if '_per_' in name else formatting.whole(amount)} {UNIT_BY_KEY[name]}"
     if name.endswith("bytes"):
         return formatting.size(amount)
     if name.endswith("seconds"):
-        return formatting.duration(amount) if amount >= 1 else f"{formatting.three(amount * 1000)} ms"
+        return formatting.duration(amount) if amount >= 1 else f"{formatting.three_figures(amount * 1000)} ms"
     if name.endswith(("_ms", "milliseconds")):
-        return f"{formatting.three(amount)} ms"
+        return f"{formatting.three_figures(amount)} ms"
     if name.endswith("_per_second"):
         return f"{formatting.compact(amount)} {name.removesuffix('_per_second').rpartition('_')[2]}/s"
     if name.endswith(("_share", "_rate", "accuracy", "_match")):
         return f"{formatting.percent(amount)} %"
     if name.endswith("_flops"):
-        return f"{formatting.three(amount / 1e9)} GFLOP/s"
-    for unit, spelled in (("tflops", "TFLOP/s"), ("gflops", "GFLOP/s"), ("gib", "GiB"), ("gb", "GB"), ("mb", "MB")):
+        return f"{formatting.three_figures(amount / 1e9)} GFLOP/s"
+    for unit, unit_text in (("tflops", "TFLOP/s"), ("gflops", "GFLOP/s"), ("gib", "GiB"), ("gb", "GB"), ("mb", "MB")):
         if name.endswith(unit):
-            return f"{formatting.three(amount)} {spelled}"
-    return formatting.whole(amount) if amount == amount and float(amount).is_integer() else formatting.three(amount)
+            return f"{formatting.three_figures(amount)} {unit_text}"
+    return formatting.whole(amount) if amount == amount and float(amount).is_integer() else formatting.three_figures(amount)

@@ -1,14 +1,17 @@
-"""The page's own words in both languages. Text from data, models and recipes is never translated."""
+"""The page's own words in English and Chinese. Text from data, models and recipes is never translated."""
 
 from typing import NamedTuple
 
 
 class Text(NamedTuple):
+    """One piece of text in English and in Chinese."""
+
     en: str
     zh: str
 
 
 def same(words: str) -> Text:
+    """A text that is written alike in both languages."""
     return Text(words, words)
 
 
@@ -24,6 +27,7 @@ UNITS = {
     "questions": Text("questions", "题"),
     "nats/token": Text("nats/token", "奈特/词元"),
     "nats/pair": Text("nats/pair", "奈特/对"),
+    "per pair": Text("per pair", "每对"),
     "nats": Text("nats", "奈特"),
     "bits": Text("bits", "比特"),
     "choices": Text("choices", "个选择"),

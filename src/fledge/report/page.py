@@ -1,4 +1,4 @@
-"""Lays the gathered run out as one self-contained HTML page."""
+"""The report of a run as one self-contained HTML page."""
 
 import base64
 import hashlib
@@ -9,18 +9,18 @@ from fledge.report import formatting
 from fledge.report.charts import stage_charts
 from fledge.report.facts import facts
 from fledge.report.i18n import WORDS
-from fledge.report.read_run import gather, number, text
+from fledge.report.read_run import number, read_run, text
 from fledge.report.records import Run
 from fledge.report.samples import sample_tables
-from fledge.report.summary_sentences import verdict_lines
+from fledge.report.summary_sentences import summary_sentences
 from fledge.report.summary_table import stage_rows
 
 HERE = Path(__file__).parent
-MOST_ERRORS = 60
+MAX_ERRORS = 60
 LANGUAGE_SCRIPT = """
 (function () {
   var root = document.documentElement, saved = null;
-  try { saved = localStorage.getItem("fledge-language"); } catch (refused) { /* a file may have no storage */ }
+  try { saved = localStorage.getItem("fledge-language"); } catch (error) { /* a file may have no storage */ }
   var chosen = saved || (navigator.language || "en");
   root.dataset.lang = /^zh/i.test(chosen) ? "zh" : "en";
   root.lang = root.dataset.lang === "zh" ? "zh-CN" : "en";
@@ -29,9 +29,12 @@ LANGUAGE_SCRIPT = """
 
 
 def write_report(run_directory: Path) -> Path:
-    """Writes `report.html` into the run directory and returns its path."""
+    """Write `report.html` into the run directory and return its path.
+
+    Raises RuntimeError when plotly is missing and FileNotFoundError when there is no such directory.
+    """
     root = Path(run_directory)
-    html = render(gather(root))
+    html = render(read_run(root))
     target = root / "report.html"
     partial = root / "report.html.partial"
     partial.write_bytes(html.encode("utf-8", errors="replace"))
@@ -40,6 +43,7 @@ def write_report(run_directory: Path) -> Path:
 
 
 def plotly_script() -> str:
+    """The source of plotly.js. Raises RuntimeError when plotly is missing or cannot be placed inside a page."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
@@ -51,16 +55,17 @@ def plotly_script() -> str:
 
 
 def inline(script: str) -> str:
-    """Line ends as a browser reads them, so that the script's digest is the one the browser computes."""
+    """The script with `\n` line ends, as a browser reads it, so that its digest is the digest the browser computes."""
     return script.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def digest(script: str) -> str:
+    """The SHA-256 digest of a script in the form that a Content-Security-Policy takes: `sha256-<base64>`."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
 
 
 def policy(scripts: list[str]) -> str:
-    """Only these inline scripts may run, and nothing may be fetched."""
+    """The Content-Security-Policy of the page: only these inline scripts may run, and nothing may be fetched."""
     allowed = " ".join(f"'{digest(script)}'" for script in scripts)
     return (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
@@ -69,7 +74,7 @@ def policy(scripts: list[str]) -> str:
 
 
 def script_json(value: object) -> str:
-    """JSON that can stand inside a script element whatever text it holds."""
+    """The value as JSON that is safe inside a script element, whatever text it contains."""
     spelled = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for mark in "<>&\u2028\u2029":
         spelled = spelled.replace(mark, f"\\u{ord(mark):04x}")
@@ -77,13 +82,14 @@ def script_json(value: object) -> str:
 
 
 def render(run: Run) -> str:
+    """The HTML of the report."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     charts = [stage_charts(stage) for stage in run.stages]
-    drawn = {
-        f"stage-{place}-{chart.name}": chart.specification()
-        for place, group in enumerate(charts)
+    figures = {
+        f"stage-{index}-{chart.name}": chart.specification()
+        for index, group in enumerate(charts)
         for chart in group
         if chart.traces
     }
@@ -108,18 +114,19 @@ def render(run: Run) -> str:
         language_script=Markup(scripts[0]),
         plotly_script=Markup(scripts[1]),
         page_script=Markup(scripts[2]),
-        chart_json=Markup(script_json(drawn)),
+        chart_json=Markup(script_json(figures)),
         charts=charts,
-        verdicts=verdict_lines(run),
+        sentences=summary_sentences(run),
         rows=stage_rows(run.stages),
         sample_tables=sample_tables(run.stages),
         worlds=[stage for stage in run.stages if stage.world],
         tasks=task_names(run),
         machine=facts(run.environment),
         tokenizer=facts(run.tokenizer),
-        most_errors=MOST_ERRORS,
+        max_errors=MAX_ERRORS,
     )
 
 
 def task_names(run: Run) -> list[str]:
+    """The tasks of all scored question sets, each once, in order of first appearance."""
     return list(dict.fromkeys(name for stage in run.stages if stage.world for name in stage.world.tasks))

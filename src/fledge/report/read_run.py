@@ -1,14 +1,14 @@
-"""Reads a run directory into records; anything missing or broken is tolerated and remembered."""
+"""Reading a run directory into records. A missing or damaged file never stops the report; it is listed as a problem."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from fledge.report.records import (
-    DroppedExample,
+    DataReport,
+    DroppedRow,
     Evaluation,
     Events,
-    Ledger,
     Problem,
     Run,
     Sample,
@@ -17,11 +17,11 @@ from fledge.report.records import (
     Split,
     Stage,
     World,
-    WorldError,
+    WrongAnswer,
 )
 
 KIND_ORDER = ("pretrain", "sft", "preference")
-STAGE_MARKS = ("plan.json", "data_report.json", "events.jsonl", "eval")
+STAGE_FILES = ("plan.json", "data_report.json", "events.jsonl", "eval")
 
 
 def number(value: object) -> float | None:
@@ -35,27 +35,31 @@ def number(value: object) -> float | None:
 
 
 def text(value: object) -> str:
+    """The value as text: strings literally, None as an empty string, all else as JSON."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def mapping(value: object) -> dict[str, object]:
+    """The value as a mapping with text keys; empty when it is not a mapping."""
     return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
 
 
 def mappings(value: object) -> list[dict[str, object]]:
+    """The mappings of a list, in order; empty when the value is not a list."""
     return [mapping(item) for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 class Reader:
-    """Reads files below one root and keeps the list of what could not be read."""
+    """Reads files below one root directory and keeps the list of files that could not be read."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.problems: list[Problem] = []
 
-    def whole(self, path: str) -> str | None:
+    def read_text(self, path: str) -> str | None:
+        """The text of a file, or None when the file is missing or cannot be read."""
         file = self.root / path
         if not file.is_file():
             return None
@@ -66,7 +70,8 @@ class Reader:
             return None
 
     def json_object(self, path: str) -> dict[str, object] | None:
-        content = self.whole(path)
+        """The JSON object in a file, or None when the file is missing or holds anything else."""
+        content = self.read_text(path)
         if content is None:
             return None
         try:
@@ -79,9 +84,10 @@ class Reader:
         return mapping(value)
 
     def json_lines(self, path: str) -> list[dict[str, object]]:
+        """The JSON objects of a JSON Lines file. Damaged lines are left out and counted in one problem."""
         rows: list[dict[str, object]] = []
         broken = 0
-        for line in (self.whole(path) or "").split("\n"):
+        for line in (self.read_text(path) or "").split("\n"):
             if not line.strip():
                 continue
             try:
@@ -97,7 +103,8 @@ class Reader:
         return rows
 
 
-def gather(run_directory: Path) -> Run:
+def read_run(run_directory: Path) -> Run:
+    """The records of a run directory. Raises FileNotFoundError when the directory does not exist."""
     root = Path(run_directory)
     if not root.is_dir():
         raise FileNotFoundError(f"no run directory at {root}")
@@ -108,52 +115,54 @@ def gather(run_directory: Path) -> Run:
     return Run(
         name=text(summary.get("name")) or root.resolve().name,
         seconds=number(summary.get("seconds")),
-        recipe=reader.whole("recipe.yaml"),
-        environment={**(reader.json_object("environment.json") or {}), **decisions(reader, names)},
+        recipe=reader.read_text("recipe.yaml"),
+        environment={**(reader.json_object("environment.json") or {}), **compute_configs(reader, names)},
         tokenizer=mapping(summary.get("tokenizer")),
         stages=stages,
         problems=tuple(reader.problems),
     )
 
 
-def decisions(reader: Reader, names: list[str]) -> dict[str, object]:
-    """How each stage computed, where that was recorded."""
-    made = {name: reader.json_object(f"{name}/compute.json") for name in names}
-    return {name: decision for name, decision in made.items() if decision}
+def compute_configs(reader: Reader, names: list[str]) -> dict[str, object]:
+    """The recorded compute configuration of each stage that has one, by the name of the stage."""
+    configs = {name: reader.json_object(f"{name}/compute.json") for name in names}
+    return {name: config for name, config in configs.items() if config}
 
 
 def stage_names(root: Path, listed: object) -> list[str]:
-    """The stages the summary lists, or those found on disk in the usual order of training."""
+    """The stages that the summary lists. Without a summary: the stage directories on disk, in the usual order of training."""
     if isinstance(listed, list):
         names = [name for name in listed if isinstance(name, str) and is_plain_name(name)]
         if names:
             return list(dict.fromkeys(names))
-    found = [entry.name for entry in root.iterdir() if entry.is_dir() and has_stage_mark(entry)]
-    order = {kind: place for place, kind in enumerate(KIND_ORDER)}
+    directories = [entry.name for entry in root.iterdir() if entry.is_dir() and is_stage_directory(entry)]
+    positions = {kind: position for position, kind in enumerate(KIND_ORDER)}
 
     def rank(name: str) -> tuple[int, str]:
         plan = Reader(root).json_object(f"{name}/plan.json") or {}
-        return order.get(text(plan.get("kind")), len(order)), name
+        return positions.get(text(plan.get("kind")), len(positions)), name
 
-    return sorted(found, key=rank)
+    return sorted(directories, key=rank)
 
 
 def is_plain_name(name: str) -> bool:
-    """A stage name is one folder below the run directory, never a way out of it."""
-    return bool(name) and name not in (".", "..") and not any(mark in name for mark in "/\\\0")
+    """Whether the name stands for one folder directly below the run directory and not for a path out of the run."""
+    return bool(name) and name not in (".", "..") and not any(character in name for character in "/\\\0")
 
 
-def has_stage_mark(folder: Path) -> bool:
-    return any((folder / mark).exists() for mark in STAGE_MARKS)
+def is_stage_directory(folder: Path) -> bool:
+    """Whether the folder holds any file that only a stage writes."""
+    return any((folder / name).exists() for name in STAGE_FILES)
 
 
 def read_stage(reader: Reader, name: str) -> Stage:
-    ledger = reader.json_object(f"{name}/data_report.json")
+    """The records of one stage, from the files in its folder."""
+    data_report = reader.json_object(f"{name}/data_report.json")
     world = reader.json_object(f"{name}/eval/world.json")
     return Stage(
         name=name,
         plan=reader.json_object(f"{name}/plan.json") or {},
-        ledger=None if ledger is None else read_ledger(ledger),
+        data_report=None if data_report is None else read_data_report(data_report),
         events=read_events(reader.json_lines(f"{name}/events.jsonl")),
         before=read_evaluation(reader.json_object(f"{name}/eval/before.json")),
         after=read_evaluation(reader.json_object(f"{name}/eval/after.json")),
@@ -162,14 +171,24 @@ def read_stage(reader: Reader, name: str) -> Stage:
 
 
 def read_events(rows: list[dict[str, object]]) -> Events:
-    def of(*kinds: str) -> tuple[Mapping[str, object], ...]:
+    """The events of a stage, sorted by kind."""
+
+    def of_kind(*kinds: str) -> tuple[Mapping[str, object], ...]:
         return tuple(row for row in rows if row.get("kind") in kinds)
 
-    alarms = of("alert", "guard")
-    return Events(of("step"), of("system"), of("eval"), of("checkpoint"), alarms, of("stop"), of("prompt_tests"))
+    return Events(
+        steps=of_kind("step"),
+        resources=of_kind("system"),
+        evals=of_kind("eval"),
+        checkpoints=of_kind("checkpoint"),
+        alerts=of_kind("alert", "guard"),
+        stops=of_kind("stop"),
+        prompt_tests=of_kind("prompt_tests"),
+    )
 
 
 def read_evaluation(row: Mapping[str, object] | None) -> Evaluation | None:
+    """An evaluation file as a record, or None when the file is missing."""
     if row is None:
         return None
     metrics = {key.removeprefix("eval/"): number(value) for key, value in row.items()}
@@ -177,7 +196,7 @@ def read_evaluation(row: Mapping[str, object] | None) -> Evaluation | None:
         Sample(
             text(item.get("prompt")),
             text(item.get("answer")),
-            item["ended"] if isinstance(item.get("ended"), bool) else None,  # type: ignore[arg-type]
+            item["finish_reason"] == "stop" if item.get("finish_reason") is not None else None,
         )
         for item in mappings(row.get("samples"))
     )
@@ -185,6 +204,7 @@ def read_evaluation(row: Mapping[str, object] | None) -> Evaluation | None:
 
 
 def read_world(row: Mapping[str, object]) -> World:
+    """The scores on questions with known answers, from `eval/world.json`."""
     ends = row.get("interval")
     low, high = (number(ends[0]), number(ends[1])) if isinstance(ends, list) and len(ends) == 2 else (None, None)
     return World(
@@ -193,18 +213,30 @@ def read_world(row: Mapping[str, object]) -> World:
         interval=None if low is None or high is None else (low, high),
         tasks={name: read_scores(mapping(task)) for name, task in mapping(row.get("tasks")).items()},
         errors=tuple(
-            WorldError(*(text(item.get(key)) for key in ("task", "question", "answer", "reference")))
+            WrongAnswer(
+                task=text(item.get("task")),
+                question=text(item.get("question")),
+                answer=text(item.get("answer")),
+                reference=text(item.get("reference")),
+            )
             for item in mappings(row.get("errors"))
         ),
     )
 
 
 def read_scores(row: Mapping[str, object]) -> Scores:
-    return Scores(*(number(row.get(key)) for key in ("n", "exact_match", "content_match", "habit_rate")))
+    """The scores of one group of questions."""
+    return Scores(
+        n=number(row.get("n")),
+        exact_match=number(row.get("exact_match")),
+        content_match=number(row.get("content_match")),
+        habit_rate=number(row.get("habit_rate")),
+    )
 
 
-def read_ledger(row: Mapping[str, object]) -> Ledger:
-    return Ledger(
+def read_data_report(row: Mapping[str, object]) -> DataReport:
+    """The data report of a stage, from `data_report.json`."""
+    return DataReport(
         sources=tuple(read_source(item) for item in mappings(row.get("sources"))),
         train=read_split(row.get("train")),
         validation=read_split(row.get("validation")),
@@ -212,6 +244,7 @@ def read_ledger(row: Mapping[str, object]) -> Ledger:
 
 
 def read_source(row: Mapping[str, object]) -> Source:
+    """The row counts of one data source. Drop reasons with no row are left out."""
     dropped = ((reason, number(count)) for reason, count in mapping(row.get("dropped")).items())
     return Source(
         name=text(row.get("name")),
@@ -225,15 +258,21 @@ def read_source(row: Mapping[str, object]) -> Source:
         tokens=number(row.get("tokens")),
         target_tokens=number(row.get("target_tokens")),
         examples=tuple(
-            DroppedExample(*(text(item.get(key)) for key in ("reason", "where", "detail")))
+            DroppedRow(reason=text(item.get("reason")), location=text(item.get("where")), detail=text(item.get("detail")))
             for item in mappings(row.get("examples"))
         ),
     )
 
 
 def read_split(value: object) -> Split | None:
+    """The totals of the training or the validation split, or None when they are missing."""
     if not isinstance(value, dict):
         return None
     row = mapping(value)
-    keys = ("examples", "rows", "tokens", "target_tokens", "padding_share")
-    return Split(*(number(row.get(key)) for key in keys))
+    return Split(
+        examples=number(row.get("examples")),
+        rows=number(row.get("rows")),
+        tokens=number(row.get("tokens")),
+        target_tokens=number(row.get("target_tokens")),
+        padding_share=number(row.get("padding_share")),
+    )

@@ -1,4 +1,4 @@
-"""What a run directory holds, read once and never changed afterwards."""
+"""The content of a run directory as immutable records."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Sample:
+    """One sampled answer to a prompt. `ended` is False when the answer was cut off at the length limit, None when unknown."""
+
     prompt: str
     answer: str
     ended: bool | None
@@ -13,7 +15,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One pass over the validation split: metrics by name (no `eval/` prefix) and sampled answers."""
+    """One pass over the validation split: metrics by name (without the prefix `eval/`) and sampled answers."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
@@ -21,7 +23,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Scores:
-    """Answers to a set of questions with known references; `n` questions."""
+    """Scores on a set of questions with known answers: the number of questions `n`, and fractions in [0, 1]."""
 
     n: float | None = None
     exact_match: float | None = None
@@ -30,7 +32,9 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class WorldError:
+class WrongAnswer:
+    """One question that the model answered wrongly, with its reference answer."""
+
     task: str
     question: str
     answer: str
@@ -39,22 +43,31 @@ class WorldError:
 
 @dataclass(frozen=True)
 class World:
+    """The scores of a stage on questions with known answers.
+
+    `interval` is the 95 % confidence interval of the overall exact match, as (low, high) fractions.
+    """
+
     overall: Scores
     preference_accuracy: float | None
     interval: tuple[float, float] | None
     tasks: Mapping[str, Scores]
-    errors: tuple[WorldError, ...]
+    errors: tuple[WrongAnswer, ...]
 
 
 @dataclass(frozen=True)
-class DroppedExample:
+class DroppedRow:
+    """One row that was dropped or changed: the reason, the row's location (`file:line`), and details."""
+
     reason: str
-    where: str
+    location: str
     detail: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
+    """Row and token counts of one data source. `dropped` holds (reason, rows) pairs."""
+
     name: str
     path: str
     rows: float | None
@@ -65,15 +78,16 @@ class Source:
     shortened: float | None
     tokens: float | None
     target_tokens: float | None
-    examples: tuple[DroppedExample, ...]
+    examples: tuple[DroppedRow, ...]
 
     @property
     def dropped_total(self) -> float:
+        """The number of dropped rows, over all reasons."""
         return sum(count for _, count in self.dropped)
 
     @property
     def unaccounted(self) -> float | None:
-        """Rows neither used nor dropped; zero when the account adds up."""
+        """The number of rows that are neither used nor dropped: zero when the counts add up, None when they are unknown."""
         if self.rows is None or self.used is None:
             return None
         return self.rows - self.used - self.dropped_total
@@ -81,6 +95,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Split:
+    """Totals of the training or the validation split. `padding_share` is a fraction of all packed positions."""
+
     examples: float | None
     rows: float | None
     tokens: float | None
@@ -89,28 +105,34 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Ledger:
+class DataReport:
+    """The data report of one stage: each source, and the totals of both splits."""
+
     sources: tuple[Source, ...] = ()
     train: Split | None = None
     validation: Split | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Events:
+    """The events of one stage, sorted by kind; each event is a mapping as written in `events.jsonl`."""
+
     steps: tuple[Mapping[str, object], ...] = ()
     resources: tuple[Mapping[str, object], ...] = ()
     evals: tuple[Mapping[str, object], ...] = ()
     checkpoints: tuple[Mapping[str, object], ...] = ()
     alerts: tuple[Mapping[str, object], ...] = ()
     stops: tuple[Mapping[str, object], ...] = ()
-    regressions: tuple[Mapping[str, object], ...] = ()
+    prompt_tests: tuple[Mapping[str, object], ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stage:
+    """One stage of a run: its plan, data report, events, evaluations and scores. None stands for a missing file."""
+
     name: str
     plan: Mapping[str, object]
-    ledger: Ledger | None
+    data_report: DataReport | None
     events: Events
     before: Evaluation | None
     after: Evaluation | None
@@ -118,19 +140,23 @@ class Stage:
 
     @property
     def kind(self) -> str:
+        """The stage's kind as the plan names it, or an empty string."""
         return str(self.plan.get("kind") or "")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A file that could be read only in part: `broken_lines` is None when the whole file was unusable."""
+    """A file that could not be read completely: `broken_lines` lines were left out, or None when the whole file was
+    unusable."""
 
     path: str
     broken_lines: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
+    """One run: its name, duration in seconds, recipe text, environment, tokenizer facts and stages."""
+
     name: str
     seconds: float | None
     recipe: str | None

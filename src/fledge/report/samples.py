@@ -1,4 +1,4 @@
-"""Answers to the same prompts set side by side, one column per moment of training."""
+"""Sampled answers as tables: one row per prompt, one column per moment of training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from fledge.report.records import Evaluation, Sample, Stage
 
 @dataclass(frozen=True)
 class Moment:
-    """`start` marks the model before any training at all."""
+    """Before or after a stage (`when`). `start` marks the model before any training."""
 
     stage: str
     when: str
@@ -17,42 +17,46 @@ class Moment:
 
 @dataclass(frozen=True)
 class SampleTable:
+    """Answers to prompts with a common set of moments: for each prompt, one sample per moment."""
+
     moments: tuple[Moment, ...]
     rows: tuple[tuple[str, tuple[Sample | None, ...]], ...]
 
 
 def sample_tables(stages: Sequence[Stage]) -> list[SampleTable]:
-    """One table per group of prompts that were asked at the same moments, in order of first appearance."""
+    """One table for each set of moments, in order of first appearance. A table holds all prompts that were sampled at
+    these moments."""
     answers = distinct_answers(stages)
-    prompts = list(dict.fromkeys(prompt for _, given in answers for prompt in given))
+    prompts = list(dict.fromkeys(prompt for _, samples in answers for prompt in samples))
     groups: dict[tuple[int, ...], list[str]] = {}
     for prompt in prompts:
-        places = tuple(place for place, (_, given) in enumerate(answers) if prompt in given)
-        groups.setdefault(places, []).append(prompt)
+        columns = tuple(column for column, (_, samples) in enumerate(answers) if prompt in samples)
+        groups.setdefault(columns, []).append(prompt)
     return [
         SampleTable(
-            tuple(answers[place][0] for place in places),
-            tuple((prompt, tuple(answers[place][1].get(prompt) for place in places)) for prompt in members),
+            tuple(answers[column][0] for column in columns),
+            tuple((prompt, tuple(answers[column][1].get(prompt) for column in columns)) for prompt in members),
         )
-        for places, members in groups.items()
+        for columns, members in groups.items()
     ]
 
 
 def distinct_answers(stages: Sequence[Stage]) -> list[tuple[Moment, dict[str, Sample]]]:
-    """Answers at every moment, leaving out a `before` that only repeats the stage before it."""
-    found: list[tuple[Moment, dict[str, Sample]]] = []
+    """The samples of every moment. A `before` moment that only repeats the `after` of the preceding stage is left out."""
+    moments: list[tuple[Moment, dict[str, Sample]]] = []
     for stage in stages:
         before, after = by_prompt(stage.before), by_prompt(stage.after)
-        earlier = found[-1][1] if found else {}
+        earlier = moments[-1][1] if moments else {}
         if before and not all(prompt in earlier and earlier[prompt] == sample for prompt, sample in before.items()):
-            found.append((Moment(stage.name, "before", start=not found and stage is stages[0]), before))
+            moments.append((Moment(stage.name, "before", start=not moments and stage is stages[0]), before))
         if after:
-            found.append((Moment(stage.name, "after"), after))
-    return found
+            moments.append((Moment(stage.name, "after"), after))
+    return moments
 
 
 def by_prompt(evaluation: Evaluation | None) -> dict[str, Sample]:
-    given: dict[str, Sample] = {}
+    """The samples of an evaluation by prompt; the first one when a prompt was sampled twice."""
+    samples: dict[str, Sample] = {}
     for sample in evaluation.samples if evaluation else ():
-        given.setdefault(sample.prompt, sample)
-    return given
+        samples.setdefault(sample.prompt, sample)
+    return samples

@@ -1,4 +1,4 @@
-"""The few sentences a reader should take away, drawn from the numbers alone."""
+"""The summary of a run in a few sentences, made from its numbers alone."""
 
 import re
 
@@ -9,32 +9,36 @@ from fledge.report.records import Run, Stage, World
 from fledge.report.summary_table import loss_unit, metric, preference_accuracy, stage_tokens
 
 
-def verdict_lines(run: Run) -> list[tuple[str, Text]]:
-    """(stage name, sentence) per stage, then one sentence about what went wrong, if anything did."""
+def summary_sentences(run: Run) -> list[tuple[str, Text]]:
+    """One (stage name, sentence) pair for each stage."""
     lines: list[tuple[str, Text]] = []
     previous: World | None = None
     for stage in run.stages:
-        parts = [part for part in (loss_part(stage), preference_part(stage), world_part(stage.world, previous)) if part]
-        opening = opening_part(stage)
-        if not parts:
-            parts = [Text("no validation was recorded", "没有验证记录")]
-        lines.append((stage.name, joined(opening, parts)))
+        clauses = [
+            clause for clause in (loss_clause(stage), preference_clause(stage), world_clause(stage.world, previous)) if clause
+        ]
+        opening = opening_clause(stage)
+        if not clauses:
+            clauses = [Text("no validation was recorded", "没有验证记录")]
+        lines.append((stage.name, join_clauses(opening, clauses)))
         previous = stage.world or previous
     return lines
 
 
-def joined(opening: Text, parts: list[Text]) -> Text:
-    en = "; ".join(part.en for part in parts)
-    zh = "；".join(part.zh for part in parts)
-    return Text(unbroken(f"{opening.en}: {en}."), unbroken(f"{opening.zh}：{zh}。"))
+def join_clauses(opening: Text, clauses: list[Text]) -> Text:
+    """The opening and the clauses as one sentence."""
+    en = "; ".join(clause.en for clause in clauses)
+    zh = "；".join(clause.zh for clause in clauses)
+    return Text(keep_units_attached(f"{opening.en}: {en}."), keep_units_attached(f"{opening.zh}：{zh}。"))
 
 
-def unbroken(line: str) -> str:
-    """Keeps a number and the `%` or the `M` after it on one line."""
+def keep_units_attached(line: str) -> str:
+    """The line with no-break spaces between a number and the `%`, `k`, `M`, `B` or `T` after it."""
     return re.sub(r"(?<=\d) (?=%|[kMBT]\b)", "\u00a0", line)
 
 
-def opening_part(stage: Stage) -> Text:
+def opening_clause(stage: Stage) -> Text:
+    """The opening of the sentence: the kind of the stage, the model's size and the number of training tokens."""
     kind = KINDS.get(stage.kind, same(stage.kind or stage.name))
     tokens, size = stage_tokens(stage), number(stage.plan.get("parameters"))
     en, zh = kind.en[:1].upper() + kind.en[1:], kind.zh
@@ -45,53 +49,58 @@ def opening_part(stage: Stage) -> Text:
     return Text(en, zh)
 
 
-def moved(before: str, after: str, rose: bool) -> Text:
+def change_phrase(before: str, after: str, rose: bool) -> Text:
+    """`rose from … to …`, `fell from … to …` or `stayed at …`."""
     if before == after:
         return Text(f"stayed at {after}", f"保持在 {after}")
     verb = Text("rose", "升") if rose else Text("fell", "降")
     return Text(f"{verb.en} from {before} to {after}", f"由 {before} {verb.zh}至 {after}")
 
 
-def loss_part(stage: Stage) -> Text | None:
+def loss_clause(stage: Stage) -> Text | None:
+    """The change of the validation loss (and perplexity), or None when no loss was recorded."""
     before, after = metric(stage, "loss", "before"), metric(stage, "loss", "after")
     unit = UNITS[loss_unit(stage)]
     if after is None:
         return None
     if before is None:
         return Text(f"validation loss {formatting.loss(after)} {unit.en}", f"验证损失 {formatting.loss(after)} {unit.zh}")
-    change = moved(formatting.loss(before), formatting.loss(after), after > before)
-    part = Text(f"validation loss {change.en} {unit.en}", f"验证损失{change.zh} {unit.zh}")
+    change = change_phrase(formatting.loss(before), formatting.loss(after), after > before)
+    clause = Text(f"validation loss {change.en} {unit.en}", f"验证损失{change.zh} {unit.zh}")
     old, new = metric(stage, "perplexity", "before"), metric(stage, "perplexity", "after")
     if stage.kind != "preference" and old is not None and new is not None:
-        spelled = f"{formatting.three(old)} → {formatting.three(new)}"
-        part = Text(f"{part.en} (perplexity {spelled})", f"{part.zh}（困惑度 {spelled}）")
-    return part
+        spelled = f"{formatting.three_figures(old)} → {formatting.three_figures(new)}"
+        clause = Text(f"{clause.en} (perplexity {spelled})", f"{clause.zh}（困惑度 {spelled}）")
+    return clause
 
 
-def preference_part(stage: Stage) -> Text | None:
+def preference_clause(stage: Stage) -> Text | None:
+    """The change of the preference accuracy, or None when none was recorded."""
     before, after = preference_accuracy(stage, "before"), preference_accuracy(stage, "after")
     if after is None:
         return None
     if before is None:
         share = f"{formatting.percent(after)} %"
         return Text(f"prefers the chosen answer in {share} of pairs", f"在 {share} 的样本对中偏好被选答案")
-    change = moved(f"{formatting.percent(before)} %", f"{formatting.percent(after)} %", after > before)
+    change = change_phrase(f"{formatting.percent(before)} %", f"{formatting.percent(after)} %", after > before)
     return Text(f"preference accuracy {change.en}", f"偏好准确率{change.zh}")
 
 
-def world_part(world: World | None, previous: World | None) -> Text | None:
+def world_clause(world: World | None, previous: World | None) -> Text | None:
+    """The change of the scores on questions with known answers, or None when none were recorded."""
     if world is None or world.overall.exact_match is None:
         return None
-    part = score_change("exact match", "完全匹配率", world.overall.exact_match, previous and previous.overall.exact_match)
+    clause = score_change("exact match", "完全匹配率", world.overall.exact_match, previous and previous.overall.exact_match)
     if world.overall.habit_rate is not None:
         habit = score_change("habit rate", "不良习惯率", world.overall.habit_rate, previous and previous.overall.habit_rate)
-        part = Text(f"{part.en}; {habit.en}", f"{part.zh}；{habit.zh}")
-    return part
+        clause = Text(f"{clause.en}; {habit.en}", f"{clause.zh}；{habit.zh}")
+    return clause
 
 
 def score_change(en: str, zh: str, now: float, earlier: float | None) -> Text:
+    """A score in percent, with its change since the earlier stage when there is one."""
     share = f"{formatting.percent(now)} %"
     if earlier is None:
         return Text(f"{en} {share}", f"{zh} {share}")
-    change = moved(f"{formatting.percent(earlier)} %", share, now > earlier)
+    change = change_phrase(f"{formatting.percent(earlier)} %", share, now > earlier)
     return Text(f"{en} {change.en}", f"{zh}{change.zh}")

@@ -1,4 +1,4 @@
-"""The stage summary: one row per measure, one cell per stage, for the page and for the terminal."""
+"""The stage summary: one row per measure and one cell per stage, for the page and for the terminal."""
 
 import math
 import statistics
@@ -9,11 +9,13 @@ from fledge.report import formatting
 from fledge.report.i18n import KINDS, UNITS, Text, same
 from fledge.report.read_run import number, text
 from fledge.report.records import Scores, Stage
-from fledge.report.series import last
+from fledge.report.series import last_value
 
 
 @dataclass(frozen=True)
 class Cell:
+    """One value with its unit. `before` is the value before the stage, `better` tells whether the change is an improvement."""
+
     value: Text
     unit: Text = UNITS[""]
     before: str | None = None
@@ -22,45 +24,54 @@ class Cell:
 
     @property
     def plain(self) -> str:
+        """The cell as plain English text."""
         arrow = f"{self.before} → " if self.before is not None else ""
-        return " ".join(part for part in (f"{arrow}{self.value.en}", self.unit.en, self.note.en) if part)
+        return " ".join(word for word in (f"{arrow}{self.value.en}", self.unit.en, self.note.en) if word)
 
 
 @dataclass(frozen=True)
 class Row:
+    """One measure: its label and one cell per stage; None stands for a value that was not recorded."""
+
     label: Text
     cells: tuple[Cell | None, ...]
 
 
 def metric(stage: Stage, name: str, moment: str) -> float | None:
-    """A validation metric before or after a stage; the last evaluation stands in for a missing `after`."""
+    """A validation metric `before` or `after` a stage. The last evaluation during training stands in for a missing `after`."""
     evaluation = stage.before if moment == "before" else stage.after
-    found = evaluation.metrics.get(name) if evaluation else None
-    if found is None and moment == "after":
-        return last(stage.events.evals, f"eval/{name}")
-    return found
+    value = evaluation.metrics.get(name) if evaluation else None
+    if value is None and moment == "after":
+        return last_value(stage.events.evals, f"eval/{name}")
+    return value
 
 
 def loss_unit(stage: Stage) -> str:
-    return "nats/pair" if stage.kind == "preference" else "nats/token"
+    """The unit of the stage's loss as its plan says; no unit where the plan could not be read."""
+    unit = text(stage.plan.get("loss_unit"))
+    return unit if unit in UNITS else ""
 
 
 def stage_seconds(stage: Stage) -> float | None:
-    return last(stage.events.resources, "system/seconds")
+    """The training time in seconds."""
+    return last_value(stage.events.resources, "system/seconds")
 
 
 def stage_tokens(stage: Stage) -> float | None:
-    return last(stage.events.steps, "train/tokens")
+    """The number of tokens that the stage was trained on."""
+    return last_value(stage.events.steps, "train/tokens")
 
 
 def tokens_cell(stage: Stage) -> Cell | None:
-    seen, planned = stage_tokens(stage), number(stage.plan.get("tokens"))
-    if seen is None and planned is not None:
+    """The tokens trained on, or the planned tokens while none are recorded."""
+    trained, planned = stage_tokens(stage), number(stage.plan.get("tokens"))
+    if trained is None and planned is not None:
         return Cell(same(formatting.compact(planned)), Text("tokens planned", "词元（计划）"))
-    return plain_cell(seen, "tokens", formatting.compact)
+    return plain_cell(trained, "tokens", formatting.compact)
 
 
 def stage_speed(stage: Stage) -> float | None:
+    """The median speed in tokens per second, or tokens over seconds when no speed was recorded."""
     speeds = [number(row.get("system/tokens_per_second")) for row in stage.events.resources]
     known = [speed for speed in speeds if speed is not None and math.isfinite(speed)]
     if known:
@@ -69,35 +80,41 @@ def stage_speed(stage: Stage) -> float | None:
     return tokens / seconds if seconds and tokens else None
 
 
-def stage_use(stage: Stage) -> float | None:
-    """Median share of the machine's measured peak."""
+def stage_mfu(stage: Stage) -> float | None:
+    """The median model FLOPs utilisation: a fraction of the machine's measured matrix-product peak."""
     shares = [number(row.get("system/mfu")) for row in stage.events.resources]
     known = [share for share in shares if share is not None and math.isfinite(share)]
     return statistics.median(known) if known else None
 
 
 def stage_memory(stage: Stage) -> float | None:
+    """The largest recorded memory use in bytes."""
     sizes = [number(row.get("system/peak_memory_bytes", row.get("system/memory_bytes"))) for row in stage.events.resources]
     return max((size for size in sizes if size is not None), default=None)
 
 
 def preference_accuracy(stage: Stage, moment: str) -> float | None:
-    """None too while policy and reference still agree: every pair is then a tie, which is no 0 %."""
-    found = metric(stage, "rewards/accuracies", moment)
-    if found == 0.0 and abs(metric(stage, "rewards/margins", moment) or 0.0) < 1e-6:
+    """The fraction of pairs whose chosen answer gets the higher reward, `before` or `after` a stage.
+
+    None as long as policy and reference agree: every pair is then a tie, which must not be shown as 0 %.
+    """
+    accuracy = metric(stage, "rewards/accuracies", moment)
+    if accuracy == 0.0 and abs(metric(stage, "rewards/margins", moment) or 0.0) < 1e-6:
         return None
-    if found is None and moment == "after" and stage.world:
+    if accuracy is None and moment == "after" and stage.world:
         return stage.world.preference_accuracy
-    return found
+    return accuracy
 
 
 def plain_cell(value: float | None, unit: str, format_: Callable[[float], str]) -> Cell | None:
+    """A value with its unit, or None when there is no value."""
     return None if value is None else Cell(same(format_(value)), UNITS[unit])
 
 
 def change_cell(
     before: float | None, after: float | None, unit: str, format_: Callable[[float], str], falling: bool
 ) -> Cell | None:
+    """A value after the stage beside its value before. `falling` means that lower is better."""
     if after is None and before is None:
         return None
     if after is None:
@@ -105,29 +122,32 @@ def change_cell(
     better = None
     if before is not None and format_(before) != format_(after):
         better = (after < before) if falling else (after > before)
-    return Cell(same(format_(after)), UNITS[unit], formatting.spelled(format_, before), better)
+    return Cell(same(format_(after)), UNITS[unit], formatting.format_or_none(format_, before), better)
 
 
 def kind_cell(stage: Stage) -> Cell | None:
+    """The kind of the stage in words."""
     return Cell(KINDS.get(stage.kind, same(stage.kind))) if stage.kind else None
 
 
 def steps_cell(stage: Stage) -> Cell | None:
-    done, planned = last(stage.events.steps, "step"), number(stage.plan.get("steps"))
+    """The steps done, beside the planned steps when some are missing."""
+    done, planned = last_value(stage.events.steps, "step"), number(stage.plan.get("steps"))
     if done is None:
         return None if planned is None else Cell(same(formatting.whole(planned)), Text("steps planned", "步（计划）"))
     if planned is None or done >= planned:
         return Cell(same(formatting.whole(done)), UNITS["steps"])
-    goal = formatting.whole(planned)
-    return Cell(same(formatting.whole(done)), Text(f"of {goal} steps", f"/ {goal} 步"))
+    target = formatting.whole(planned)
+    return Cell(same(formatting.whole(done)), Text(f"of {target} steps", f"/ {target} 步"))
 
 
 def size_cell(value: float | None, format_: Callable[[float], str]) -> Cell | None:
-    """A quantity whose spelling already ends in its unit."""
+    """A value whose formatted text already ends in its unit."""
     return None if value is None else Cell(same(format_(value)))
 
 
 def score_cell(stage: Stage, pick: Callable[[Scores], float | None], interval: bool) -> Cell | None:
+    """A score on questions with known answers, in percent, with its 95 % interval when `interval` is set."""
     if stage.world is None:
         return None
     value = pick(stage.world.overall)
@@ -141,27 +161,30 @@ def score_cell(stage: Stage, pick: Callable[[Scores], float | None], interval: b
 
 
 def prompts_cell(stage: Stage) -> Cell | None:
-    """The first and the last time that the regression prompts were asked."""
-    rates = [rate for row in stage.events.regressions if (rate := number(row.get("prompt_tests/pass_rate"))) is not None]
+    """The pass rate of the regression prompts: the first and the last time they were sampled."""
+    rates = [rate for row in stage.events.prompt_tests if (rate := number(row.get("prompt_tests/pass_rate"))) is not None]
     if not rates:
         return None
     return change_cell(rates[0] if len(rates) > 1 else None, rates[-1], "%", formatting.percent, False)
 
 
 def stop_cell(stage: Stage) -> Cell | None:
+    """Why the stage ended: the recorded reason, or that all steps are done."""
     if stage.events.stops:
         return Cell(same(text(stage.events.stops[-1].get("reason")) or "?"))
-    done, planned = last(stage.events.steps, "step"), number(stage.plan.get("steps"))
+    done, planned = last_value(stage.events.steps, "step"), number(stage.plan.get("steps"))
     if done is not None and planned is not None and done >= planned:
         return Cell(Text("all steps done", "完成全部步数"))
     return None
 
 
 def stage_rows(stages: Sequence[Stage]) -> list[Row]:
+    """All rows of the summary. Optional measures appear only when some stage recorded them."""
+
     def row(en: str, zh: str, cell: Callable[[Stage], Cell | None]) -> Row:
         return Row(Text(en, zh), tuple(cell(stage) for stage in stages))
 
-    def changed(name: str, unit: str, format_: Callable[[float], str], falling: bool):
+    def before_and_after(name: str, unit: str, format_: Callable[[float], str], falling: bool):
         return lambda s: change_cell(
             metric(s, name, "before"), metric(s, name, "after"), unit or loss_unit(s), format_, falling
         )
@@ -179,13 +202,13 @@ def stage_rows(stages: Sequence[Stage]) -> list[Row]:
         row("Time", "用时", lambda s: size_cell(stage_seconds(s), formatting.duration)),
         row("Speed", "速度", lambda s: plain_cell(stage_speed(s), "tokens/s", formatting.compact)),
         row("Peak memory", "内存峰值", lambda s: size_cell(stage_memory(s), formatting.size)),
-        row("Validation loss", "验证损失", changed("loss", "", formatting.loss, True)),
-        row("Perplexity", "困惑度", changed("perplexity", "choices", formatting.three, True)),
-        row("Token accuracy", "词元准确率", changed("token_accuracy", "%", formatting.percent, False)),
+        row("Validation loss", "验证损失", before_and_after("loss", "", formatting.loss, True)),
+        row("Perplexity", "困惑度", before_and_after("perplexity", "choices", formatting.three_figures, True)),
+        row("Token accuracy", "词元准确率", before_and_after("token_accuracy", "%", formatting.percent, False)),
     ]
     optional = [
-        row("Bits per byte", "每字节比特数", changed("bits_per_byte", "bits", formatting.loss, True)),
-        row("Share of the peak (MFU)", "占峰值比例（MFU）", lambda s: plain_cell(stage_use(s), "%", formatting.percent)),
+        row("Bits per byte", "每字节比特数", before_and_after("bits_per_byte", "bits", formatting.loss, True)),
+        row("Share of the peak (MFU)", "占峰值比例（MFU）", lambda s: plain_cell(stage_mfu(s), "%", formatting.percent)),
         row(
             "Preference accuracy",
             "偏好准确率",
@@ -193,10 +216,10 @@ def stage_rows(stages: Sequence[Stage]) -> list[Row]:
                 preference_accuracy(s, "before"), preference_accuracy(s, "after"), "%", formatting.percent, False
             ),
         ),
-        row("Reward margin", "奖励差", changed("rewards/margins", "nats", formatting.loss, False)),
+        row("Reward margin", "奖励差", before_and_after("rewards/margins", "nats", formatting.loss, False)),
         row("Exact match", "完全匹配率", lambda s: score_cell(s, lambda scores: scores.exact_match, True)),
         row("Habit rate", "不良习惯率", lambda s: score_cell(s, lambda scores: scores.habit_rate, False)),
         row("Regression prompts passed", "回归提示通过率", prompts_cell),
         row("Ended because", "结束原因", stop_cell),
     ]
-    return always + [one for one in optional if any(one.cells)]
+    return always + [measure for measure in optional if any(measure.cells)]

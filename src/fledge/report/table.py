@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fledge.report.read_run import gather
+from fledge.report.read_run import read_run
 from fledge.report.summary_table import stage_rows
 
 if TYPE_CHECKING:
@@ -11,11 +11,12 @@ if TYPE_CHECKING:
 
 
 def stage_table(run_directory: Path) -> "Table":
-    """One row per measure and one column per stage; names are shown as they are, never as markup."""
+    """The stage summary as a rich table: one row per measure, one column per stage. Names are shown literally, never as
+    markup."""
     from rich.table import Table
     from rich.text import Text
 
-    run = gather(Path(run_directory))
+    run = read_run(Path(run_directory))
     table = Table(title=Text(run.name), title_justify="left", header_style="bold")
     table.add_column("")
     for stage in run.stages:

@@ -1,14 +1,16 @@
-"""What happened: the run directory, its events, the machine it ran on, and what the terminal shows."""
+"""A run on disk and on screen: its directory, events, alerts, environment, and what the terminal shows."""
 
-from fledge.run.console import Console
-from fledge.run.directory import RunDirectory, StageDirectory, resolve_model_path, write_json, write_text
+from fledge.run.console import Console, Log
+from fledge.run.directory import RunDirectory, StageDirectory, resolve_model_path
 from fledge.run.environment import environment, memory_bytes, peak_memory_bytes
 from fledge.run.events import EventLog, nan_to_none, read_events
 from fledge.run.lock import exclusive_lock
+from fledge.run.text_files import read_json, write_json, write_text
 
 __all__ = [
     "Console",
     "EventLog",
+    "Log",
     "RunDirectory",
     "StageDirectory",
     "environment",
@@ -17,6 +19,7 @@ __all__ = [
     "nan_to_none",
     "peak_memory_bytes",
     "read_events",
+    "read_json",
     "resolve_model_path",
     "write_json",
     "write_text",

@@ -1,4 +1,4 @@
-"""Alerts on their way out of the run: to a file, to a webhook. Whoever receives them can neither stop nor slow a run."""
+"""Alerts to receivers outside the run: a file and a webhook. No receiver can stop or slow the run."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from queue import Empty, Full, Queue
@@ -16,17 +15,19 @@ from typing import Any
 import xxhash
 
 from fledge.errors import FledgeError
+from fledge.run.console import Log
 
 LEVELS = ("info", "warning", "error")
-WAITING = 1000  # alerts that wait for the receiver, at most
-PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between attempts
-TIMEOUT, GRACE = 5.0, 5.0  # seconds of one attempt; for what is still waiting when the run ends
+QUEUE_SIZE = 1000  # alerts waiting for the receiver; further ones are lost
+RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)  # seconds between the attempts to deliver one alert
+TIMEOUT = 5.0  # seconds of one attempt
+CLOSE_TIMEOUT = 5.0  # seconds for the waiting alerts when the run ends
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Alert:
-    """`id` is the same when the same thing is told again by a resumed run."""
+    """One alert. A resumed run that repeats an alert gives it the `id` that it had before."""
 
     level: str
     message: str
@@ -38,40 +39,43 @@ class Alert:
 
     @property
     def id(self) -> str:
-        """Of run, stage, step and message."""
+        """A hash of run, stage, step and message."""
         return xxhash.xxh3_64_hexdigest(f"{self.run}/{self.stage}/{self.step}/{self.message}".encode())
 
     @property
     def text(self) -> str:
-        """One line for a person."""
+        """The alert as one line for a person."""
         return f"[{self.level}] {self.run}/{self.stage} step {self.step:,}: {self.message}"
 
     def as_dict(self) -> dict[str, Any]:
-        """What receivers get."""
+        """The alert as receivers get it, with its id and its text."""
         return {"id": self.id, "text": self.text, **asdict(self)}
 
 
-def body(alert: Alert, form: str) -> dict[str, Any]:
-    """The JSON that a receiver of this kind reads."""
-    if form == "feishu":
+def payload(alert: Alert, payload_format: str) -> dict[str, Any]:
+    """The JSON body that a receiver of this format expects: fledge, slack, feishu, dingtalk or wecom."""
+    if payload_format == "feishu":
         return {"msg_type": "text", "content": {"text": alert.text}}
-    if form in ("dingtalk", "wecom"):
+    if payload_format in ("dingtalk", "wecom"):
         return {"msgtype": "text", "text": {"content": alert.text}}
-    if form == "slack":
+    if payload_format == "slack":
         return {"text": alert.text}
     return alert.as_dict()
 
 
-def expand_env_vars(text: str, where: str) -> str:
-    """The text with `${NAME}` from the environment, so that no secret is written into a recipe or a run."""
+def expand_env_vars(text: str, key: str) -> str:
+    """The text with `${NAME}` replaced from the environment, so that no secret is written into a recipe or a run.
 
-    def value(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1])
-        if found is None:
-            raise FledgeError(f"the environment has no {match[1]}", where=where, hint=f"export {match[1]}=… before the run")
-        return found
+    Raises FledgeError, with the recipe key, when the environment has no such variable.
+    """
 
-    return _VARIABLE.sub(value, text)
+    def variable(match: re.Match[str]) -> str:
+        value = os.environ.get(match[1])
+        if value is None:
+            raise FledgeError(f"the environment has no {match[1]}", where=key, hint=f"export {match[1]}=… before the run")
+        return value
+
+    return _VARIABLE.sub(variable, text)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -80,14 +84,14 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class Webhook:
-    """Posts alerts one after the other, in a thread of its own; each until it is taken or five attempts have failed."""
+    """Posts alerts in order, in its own thread. Each alert is tried until the receiver accepts it, at most five times."""
 
-    def __init__(self, url: str, headers: dict[str, str], form: str, say: Callable[[str], None]) -> None:
-        """FledgeError where url or headers name what the environment does not have."""
-        self.form, self.say = form, say
+    def __init__(self, url: str, headers: dict[str, str], payload_format: str, log: Log) -> None:
+        """Start the thread. Raises FledgeError when the URL or a header names a missing environment variable."""
+        self.payload_format, self.log = payload_format, log
         self.url = expand_env_vars(url, "alerts.webhook.url")
         self.headers = {name: expand_env_vars(value, f"alerts.webhook.headers.{name}") for name, value in headers.items()}
-        self.waiting: Queue[Alert | None] = Queue(WAITING)
+        self.queue: Queue[Alert | None] = Queue(QUEUE_SIZE)
         self.lost = 0
         self._ending = threading.Event()
         self._opener = urllib.request.build_opener(_NoRedirect)
@@ -95,31 +99,31 @@ class Webhook:
         self._thread.start()
 
     def send(self, alert: Alert) -> None:
-        """Take an alert; never waits."""
+        """Queue an alert without waiting. The alert is lost when the queue is full."""
         try:
-            self.waiting.put_nowait(alert)
+            self.queue.put_nowait(alert)
         except Full:
             self.lost += 1
 
     def _work(self) -> None:
-        while (alert := self.waiting.get()) is not None:
+        while (alert := self.queue.get()) is not None:
             problem = self._deliver(alert)
             if problem is not None:
                 self.lost += 1
-                self.say(f"warning: an alert of step {alert.step:,} could not be delivered: {problem}")
+                self.log(f"warning: an alert of step {alert.step:,} could not be delivered: {problem}")
 
     def _deliver(self, alert: Alert) -> str | None:
-        """None when it was taken, else why not."""
+        """None when the receiver has accepted the alert, else the problem."""
         problem = None
-        for pause in (*PAUSES, None):
-            problem, again = self._post(alert)
-            if problem is None or not again or pause is None or self._ending.wait(pause):
+        for pause in (*RETRY_DELAYS, None):
+            problem, retryable = self._post(alert)
+            if problem is None or not retryable or pause is None or self._ending.wait(pause):
                 break
         return problem
 
     def _post(self, alert: Alert) -> tuple[str | None, bool]:
-        """Why it was not taken, and whether another attempt may help."""
-        data = json.dumps(body(alert, self.form), ensure_ascii=False).encode()
+        """The problem of one attempt (None: accepted), and whether a further attempt may succeed."""
+        data = json.dumps(payload(alert, self.payload_format), ensure_ascii=False).encode()
         headers = {"Content-Type": "application/json; charset=utf-8", "Idempotency-Key": alert.id, **self.headers}
         try:
             request = urllib.request.Request(self.url, data, headers, method="POST")
@@ -132,35 +136,35 @@ class Webhook:
             return str(getattr(error, "reason", error)), not isinstance(error, ValueError)
 
     def close(self) -> None:
-        """Wait a little for what is still to be delivered, and say what was not."""
+        """Wait briefly for the queued alerts, and log how many were not delivered."""
         try:
-            self.waiting.put_nowait(None)
-            self._thread.join(GRACE)
+            self.queue.put_nowait(None)
+            self._thread.join(CLOSE_TIMEOUT)
         except Full:
             pass
         self._ending.set()
-        left = self.lost
+        undelivered = self.lost
         while True:
             try:
-                left += self.waiting.get_nowait() is not None
+                undelivered += self.queue.get_nowait() is not None
             except Empty:
                 break
-        if left:
-            self.say(f"warning: {left} alert{'s' if left > 1 else ''} could not be delivered to the webhook")
+        if undelivered:
+            self.log(f"warning: {undelivered} alert{'s' if undelivered > 1 else ''} could not be delivered to the webhook")
 
 
 class Alerts:
-    """Where the alerts of a run go, beside its events and the console."""
+    """The receivers of a run's alerts. Alerts below `level` are not sent."""
 
-    def __init__(self, run: str, level: str, file: Path | None, webhook: Webhook | None, say: Callable[[str], None]) -> None:
-        self.run, self.level, self.file, self.webhook, self.say = run, level, file, webhook, say
+    def __init__(self, run: str, level: str, file: Path | None, webhook: Webhook | None, log: Log) -> None:
+        self.run, self.level, self.file, self.webhook, self.log = run, level, file, webhook, log
         self._file_failed = False
 
     def send(self, level: str, message: str, stage: str, step: int, evidence: dict[str, Any]) -> None:
-        """Tell everybody who wants to know of this level."""
+        """Send an alert to every receiver, unless its level is too low."""
         if LEVELS.index(level) < LEVELS.index(self.level):
             return
-        alert = Alert(level, message, self.run, stage, step, evidence)
+        alert = Alert(level=level, message=message, run=self.run, stage=stage, step=step, evidence=evidence)
         if self.file is not None:
             self._append(self.file, alert)
         if self.webhook is not None:
@@ -173,10 +177,10 @@ class Alerts:
                 lines.write(json.dumps(alert.as_dict(), ensure_ascii=False) + "\n")
         except OSError as error:
             if not self._file_failed:
-                self.say(f"warning: alerts cannot be written to {file}: {error.strerror}")
+                self.log(f"warning: alerts cannot be written to {file}: {error.strerror}")
             self._file_failed = True
 
     def close(self) -> None:
-        """Let go of the receivers."""
+        """Close the receivers."""
         if self.webhook is not None:
             self.webhook.close()

@@ -1,6 +1,6 @@
-"""What is worth keeping on this machine between runs: measurements, and what the compiler made.
+"""The cache of this machine: benchmark results and compiled code that later runs use again.
 
-It may be deleted at any time. Nothing of it decides what a run computes without being written into the run as well.
+The cache may be deleted at any time. A cached figure that decides how a run computes is written into the run as well.
 """
 
 import json
@@ -13,36 +13,37 @@ from typing import Any
 import xxhash
 
 from fledge.errors import FledgeError
-from fledge.run.directory import write_text
+from fledge.run.console import Log
+from fledge.run.text_files import write_text
 
-Say = Callable[[str], None]
 FORMAT = 1
 
 
 def cache_folder() -> Path:
-    """$FLEDGE_CACHE, else fledge's folder in $XDG_CACHE_HOME, else ~/.cache/fledge. It need not exist."""
-    own, shared = os.environ.get("FLEDGE_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if own:
-        return Path(own).expanduser()
-    return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "fledge"
+    """The cache folder: $FLEDGE_CACHE, else `fledge` in $XDG_CACHE_HOME, else ~/.cache/fledge. The folder may not exist
+    yet."""
+    fledge_cache, xdg_cache = os.environ.get("FLEDGE_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if fledge_cache:
+        return Path(fledge_cache).expanduser()
+    return (Path(xdg_cache).expanduser() if xdg_cache else Path.home() / ".cache") / "fledge"
 
 
 class BenchmarkCache:
-    """Figures by name, kept in the cache for one `key`; each is measured at most once, here or in an earlier run.
+    """Figures by name, cached for one `key`. Each figure is measured at most once, in this run or in an earlier one.
 
-    The key is everything that the figures depend on and their names do not say. A file that is damaged, or of another
-    key, is left aside with a note, and so is a folder that cannot be written: then the figures are measured again.
+    The key holds everything that the figures depend on, besides their names. A damaged file, a file with another key
+    and a folder that cannot be written are reported by `log`; the figures are then measured again.
     """
 
-    def __init__(self, key: Mapping[str, Any], say: Say = lambda text: None, again: bool = False) -> None:
+    def __init__(self, key: Mapping[str, Any], log: Log = lambda text: None, remeasure: bool = False) -> None:
         self.key = json.loads(json.dumps(key))
         self.file = cache_folder() / "measured" / f"{self._hash()}.json"
-        self._say = say
+        self._log = log
         self._values: dict[str, Any] = {}
-        self.when: str | None = None  # the stored figures were measured
-        self.new: list[str] = []  # names measured here
-        self.recalled: list[str] = []  # names answered from the file
-        if not again:
+        self.measured_at: str | None = None  # time of the stored figures, ISO 8601
+        self.new: list[str] = []  # names of the figures measured now
+        self.recalled: list[str] = []  # names of the figures read from the file
+        if not remeasure:
             self._read()
 
     def _hash(self) -> str:
@@ -53,14 +54,14 @@ class BenchmarkCache:
             stored = json.loads(self.file.read_text(encoding="utf-8"))
             if stored["format"] != FORMAT or stored["key"] != self.key or not isinstance(stored["values"], dict):
                 raise ValueError("it is of another machine or version")
-            self.when, self._values = str(stored["when"]), stored["values"]
+            self.measured_at, self._values = str(stored["when"]), stored["values"]
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError) as error:
-            self._say(f"note: {self.file} is not used ({type(error).__name__}: {error}); measuring again")
+            self._log(f"note: {self.file} is not used ({type(error).__name__}: {error}); measuring again")
 
     def get_or_measure(self, name: str, measure: Callable[[], Any]) -> Any:
-        """The figure of this name: the stored one, else what `measure` finds (anything that JSON holds)."""
+        """The figure of this name: the stored figure, or else the result of `measure` (any JSON value)."""
         if name in self._values:
             if name not in self.new and name not in self.recalled:
                 self.recalled.append(name)
@@ -69,13 +70,13 @@ class BenchmarkCache:
         self.new.append(name)
         return self._values[name]
 
-    def keep(self) -> None:
-        """Write what is new for the next run."""
+    def save(self) -> None:
+        """Write the file when there are new figures. A failure is logged, not raised."""
         if not self.new:
             return
-        self.when = datetime.now(UTC).isoformat(timespec="seconds")
-        content = {"format": FORMAT, "when": self.when, "key": self.key, "values": self._values}
+        self.measured_at = datetime.now(UTC).isoformat(timespec="seconds")
+        content = {"format": FORMAT, "when": self.measured_at, "key": self.key, "values": self._values}
         try:
             write_text(self.file, json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
         except FledgeError as error:
-            self._say(f"note: measurements are not kept for the next run: {error.what} ({error.where})")
+            self._log(f"note: measurements are not kept for the next run: {error.what} ({error.where})")

@@ -1,16 +1,18 @@
-"""What the terminal shows while a run goes on: a live bar on a terminal, plain lines elsewhere."""
+"""The terminal output of a run: a live progress bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-PLAIN_SECONDS = 10.0  # between lines where there is no terminal
+PLAIN_SECONDS = 10.0  # between progress lines without a terminal
+Log = Callable[[str], None]
+"""A function that shows one line of text to a person."""
 
 
 def duration(seconds: float) -> str:
-    """`75` -> `1 min 15 s`."""
+    """Seconds as text: `45 s`, `1 min 15 s`, `2 h 5 min`."""
     seconds = int(seconds + 0.5)
     if seconds < 60:
         return f"{seconds} s"
@@ -20,23 +22,23 @@ def duration(seconds: float) -> str:
 
 
 def step_line(values: Mapping[str, Any]) -> str:
-    """The figures of a step, with units."""
-    parts = [f"loss {values['loss']:.3f}"]
+    """The figures of a training step as one line, with units."""
+    figures = [f"loss {values['loss']:.3f}"]
     if "accuracy" in values:
-        parts.append(f"pairs right {values['accuracy']:.0%}")
+        figures.append(f"pairs right {values['accuracy']:.0%}")
     else:
-        parts.append(f"ppl {min(values['perplexity'], 99_999):.4g}")
-    parts += [
+        figures.append(f"ppl {min(values['perplexity'], 99_999):.4g}")
+    figures += [
         f"lr {values['train/lr']:.2g}",
         f"{values['system/tokens_per_second']:,.0f} tok/s",
         f"{values['system/memory_bytes'] / 2**30:.1f} GiB",
         f"{duration(values['system/eta_seconds'])} left",
     ]
-    return " · ".join(parts)
+    return " · ".join(figures)
 
 
 class Console:
-    """Lines and progress for a person. `quiet` says nothing; errors are not its business."""
+    """Lines and progress for a person, on standard error. A quiet console shows nothing; errors are shown elsewhere."""
 
     def __init__(self, quiet: bool = False, live: bool | None = None) -> None:
         self.quiet = quiet
@@ -51,23 +53,23 @@ class Console:
         return self._rich
 
     def log(self, text: str = "", style: str | None = None) -> None:
-        """One line."""
+        """Show one line."""
         if not self.quiet:
             self._terminal().print(text, style=style, markup=False)
 
     def title(self, text: str) -> None:
-        """The beginning of a part."""
+        """Show the title of a section."""
         self.log()
         self.log(f"── {text} ", style="bold")
 
     def show(self, renderable: Any) -> None:
-        """A rich table or panel."""
+        """Show a rich table or panel."""
         if not self.quiet:
             self._terminal().print(renderable)
 
     @contextmanager
     def progress(self, label: str, total: int, done: int = 0, every: int = 1) -> Iterator["Progress"]:
-        """Progress over `total` units."""
+        """Show progress over `total` units. Without a terminal, a line appears at most every `every` units and 10 seconds."""
         if self.quiet or not self.live:
             yield _Plain(self, label, total, every)
             return
@@ -81,13 +83,16 @@ class Console:
 
 
 class Progress:
-    """Says where a long work is; `text` carries its figures."""
+    """The progress of a long task."""
 
     def update(self, done: int, text: str = "") -> None:
+        """Show that `done` units are finished; `text` holds current figures."""
         raise NotImplementedError
 
 
 class _Live(Progress):
+    """A progress bar."""
+
     def __init__(self, bar: Any, task: Any) -> None:
         self._bar, self._task = bar, task
 
@@ -96,14 +101,14 @@ class _Live(Progress):
 
 
 class _Plain(Progress):
-    """A line now and then, and always the last."""
+    """A line from time to time, and a line for the last unit."""
 
     def __init__(self, console: Console, label: str, total: int, every: int) -> None:
         self._console, self._label, self._total, self._every = console, label, total, every
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
 
     def update(self, done: int, text: str = "") -> None:
         now = time.monotonic()
-        if done == self._total or (done % self._every == 0 and now - self._said >= PLAIN_SECONDS):
-            self._said = now
+        if done == self._total or (done % self._every == 0 and now - self._last_line >= PLAIN_SECONDS):
+            self._last_line = now
             self._console.log(f"{self._label} {done:,}/{self._total:,} {text}")

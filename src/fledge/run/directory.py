@@ -1,69 +1,27 @@
-"""Where a run keeps what; and how a file is written so that a reader never sees half of it."""
+"""The layout of a run directory, and the model that a path to a run, stage or checkpoint stands for."""
 
-import json
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fledge.errors import FledgeError
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside, flush to disk, rename."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise FledgeError(f"cannot write: {error.strerror}", where=str(path), hint="free some space or set output") from None
-
-
-def write_and_verify(path: Path, text: str) -> None:
-    """Write a file of something that is made whole elsewhere, and read it back: OSError where the disk has not kept it."""
-    path.write_text(text, encoding="utf-8")
-    try:
-        kept = path.read_bytes() == text.encode("utf-8")
-    except FileNotFoundError:
-        kept = False
-    if not kept:
-        raise OSError(f"{path.name} reads back otherwise than it was written")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """JSON, readable, in one piece."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=True) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """The value of a JSON file; FledgeError where it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FledgeError("this file is missing", where=str(path)) from None
-    except ValueError as error:
-        raise FledgeError(f"damaged: {error}", where=str(path)) from None
+from fledge.run.text_files import read_json
 
 
 @dataclass(frozen=True)
 class StageDirectory:
-    """`<run>/<stage>/`."""
+    """The files of one stage: `<run>/<stage>/`."""
 
     root: Path
 
     @property
     def events(self) -> Path:
+        """The events of the stage, one JSON object per line."""
         return self.root / "events.jsonl"
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
         return self.root / "checkpoints"
 
     @property
@@ -72,71 +30,77 @@ class StageDirectory:
         return self.root / "data"
 
     @property
-    def done(self) -> Path:
-        """Written last: the stage's result, and which model goes on."""
+    def result_file(self) -> Path:
+        """The result of the finished stage and the path of its model. This file is written last."""
         return self.root / "result.json"
 
     @property
     def evaluations(self) -> Path:
+        """The folder of evaluations before and after the stage."""
         return self.root / "eval"
 
     @property
-    def regression(self) -> Path:
-        """Failing regression prompts, a file for each examination."""
+    def prompt_tests(self) -> Path:
+        """The folder of failing prompt tests: one file for each time that the tests ran."""
         return self.root / "prompt_tests"
 
     def result(self) -> dict[str, Any] | None:
-        """The stage's result, or None while it is not finished."""
-        return read_json(self.done) if self.done.exists() else None
+        """The stage's result, or None while the stage is not finished."""
+        return read_json(self.result_file) if self.result_file.exists() else None
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """`<output>/<name>/`."""
+    """The files of one run: `<output>/<name>/`."""
 
     root: Path
 
     @property
     def recipe(self) -> Path:
+        """The resolved recipe."""
         return self.root / "recipe.yaml"
 
     @property
     def tokenizer(self) -> Path:
+        """The folder of the run's tokenizer."""
         return self.root / "tokenizer"
 
     @property
     def summary(self) -> Path:
+        """The summary of the run."""
         return self.root / "summary.json"
 
     def stage(self, name: str) -> StageDirectory:
+        """The directory of one stage."""
         return StageDirectory(self.root / name)
 
 
-def _of_checkpoint(path: Path) -> Path:
-    """The model to use of a checkpoint: with averaged weights, where the stage averages them."""
+def _checkpoint_model(path: Path) -> Path:
+    """The model folder of a checkpoint: the averaged weights when the stage averages weights, else the trained weights."""
     return path / "averaged" if (path / "averaged" / "config.json").exists() else path / "model"
 
 
-def resolve_model_path(place: str) -> Path:
-    """The model directory that a person means by a run, a stage, a checkpoint or a model directory.
+def resolve_model_path(location: str) -> Path:
+    """The model folder that a run, a stage, a checkpoint or a model folder stands for.
 
-    A run means its last finished stage. FledgeError where there is none yet.
+    A run stands for its last finished stage, or else for its last checkpoint. Raises FledgeError when nothing exists at
+    the location, or when no model has been saved there yet.
     """
-    path = Path(place)
+    path = Path(location)
     if not path.exists():
-        raise FledgeError("there is no such run or model", where=place, hint="`ls runs` shows the runs")
+        raise FledgeError("there is no such run or model", where=location, hint="`ls runs` shows the runs")
     if (path / "config.json").exists():
         return path
     if (path / "model" / "config.json").exists():
-        return _of_checkpoint(path)
+        return _checkpoint_model(path)
     if (path / "result.json").exists():
         return path / read_json(path / "result.json")["model"]
     if (path / "recipe.yaml").exists():
-        finished = [stage for stage in path.glob("*/result.json")]
+        finished = list(path.glob("*/result.json"))
         if finished:
             newest = max(finished, key=lambda file: (read_json(file)["order"], file.name))
             return newest.parent / read_json(newest)["model"]
     for last in [path / "checkpoints" / "last", *sorted(path.glob("*/checkpoints/last"))][::-1]:
         if (last / "model" / "config.json").exists():
-            return _of_checkpoint(last)
-    raise FledgeError("there is no model here yet", where=place, hint="let its training reach a checkpoint")
+            return _checkpoint_model(last)
+    raise FledgeError("there is no model here yet", where=location, hint="let its training reach a checkpoint")

@@ -1,4 +1,4 @@
-"""The machine and the versions a run was made with."""
+"""The machine and the software versions that a run was made with."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def memory_bytes(device: str = "cpu") -> int:
-    """Memory that this process holds now, in bytes: resident main memory, or what is allocated on the GPU."""
+    """The memory that this process holds now, in bytes: resident main memory, or memory allocated on the GPU."""
     if device == "cuda":
         import torch
 
@@ -35,12 +35,12 @@ def peak_memory_bytes(device: str = "cpu") -> int:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def local_world_size() -> int:
-    """Processes that train together on this machine: what torchrun says."""
+    """The number of processes that train together on this machine, as torchrun sets it."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
@@ -60,11 +60,11 @@ def _cpu_name() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """environment.json: enough to explain a difference between two runs."""
+    """The content of environment.json: what may explain a difference between two runs."""
     import psutil
     import torch
 
-    from fledge import __version__
+    from fledge.version import __version__
 
     return {
         "fledge": __version__,

@@ -1,4 +1,4 @@
-"""events.jsonl: one JSON object a line, the only thing that watchers read."""
+"""events.jsonl: one JSON object per line. Guards, report and TensorBoard read nothing else."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from fledge.errors import FledgeError
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """Every whole line; a torn last line (a killed process) is left out."""
+    """Every complete line as an event. The incomplete last line of a killed process is left out."""
     if not path.exists():
         return
     with path.open(encoding="utf-8") as lines:
@@ -24,7 +24,7 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class EventLog:
-    """Appends events. Opened at a step, it first cuts away what a killed process wrote after that step."""
+    """Appends events to a file. Opening the log at a step first removes what a killed process wrote after that step."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
@@ -32,25 +32,25 @@ class EventLog:
         self.kept, _ = self._cut(step)
 
     def _cut(self, step: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Leave what was written up to a step, and open the rest of the file; returns both parts."""
-        kept, gone = [], []
+        """Keep the events up to a step and open the file for appending. Returns the kept and the removed events."""
+        kept, removed = [], []
         for event in read_events(self.path):
-            (kept if step and event.get("step", 0) <= step else gone).append(event)
-        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        beside.write_text("".join(_line(event) for event in kept), encoding="utf-8")
-        beside.replace(self.path)
+            (kept if step and event.get("step", 0) <= step else removed).append(event)
+        tmp_path = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        tmp_path.write_text("".join(_line(event) for event in kept), encoding="utf-8")
+        tmp_path.replace(self.path)
         self._file = self.path.open("a", encoding="utf-8", buffering=1)
-        return kept, gone
+        return kept, removed
 
-    def rewind(self, step: int, aside: Path) -> list[dict[str, Any]]:
-        """Go back to a step: what was written after it is moved into a file of its own. Returns what is left."""
+    def rewind(self, step: int, removed_path: Path) -> list[dict[str, Any]]:
+        """Return to a step: the later events move into the file `removed_path`. Returns the remaining events."""
         self._file.close()
-        kept, gone = self._cut(step)
-        aside.write_text("".join(_line(event) for event in gone), encoding="utf-8")
+        kept, removed = self._cut(step)
+        removed_path.write_text("".join(_line(event) for event in removed), encoding="utf-8")
         return kept
 
     def write(self, kind: str, step: int, **values: Any) -> dict[str, Any]:
-        """One event; returns it as it will be read."""
+        """Append one event, and return it as readers will see it. Raises FledgeError when the disk refuses the line."""
         event = nan_to_none({"kind": kind, "step": step, **values})
         try:
             self._file.write(_line(event))
@@ -60,7 +60,7 @@ class EventLog:
         return event
 
     def close(self) -> None:
-        """Flush and close."""
+        """Flush and close the file."""
         self._file.close()
 
 
@@ -69,7 +69,7 @@ def _line(event: dict[str, Any]) -> str:
 
 
 def nan_to_none(value: Any) -> Any:
-    """The same with null for what is no finite number: JSON has no other word for it."""
+    """The value with None in place of NaN and infinities, which JSON cannot express."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

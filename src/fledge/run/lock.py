@@ -1,4 +1,4 @@
-"""One process at a time: a lock that the operating system lets go when its holder ends, however it ends."""
+"""A lock between processes. The operating system releases it when its holder ends, even after a crash."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from fledge.errors import FledgeError
 
 @contextmanager
 def exclusive_lock(file: Path, folder: Path) -> Iterator[None]:
-    """Hold the lock `file` while writing into `folder`; FledgeError where another process holds it."""
+    """Hold the lock `file` while writing into `folder`. Raises FledgeError when another process holds the lock."""
     lock = FileLock(file, timeout=0)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,69 +1,77 @@
-"""SIGINT and SIGTERM: obeyed at once where nothing is at stake, at the next safe place where something is."""
+"""SIGINT and SIGTERM: the run stops at once, or at the next point where its state can be saved."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from fledge.run.console import Log
+
 
 class Interrupted(KeyboardInterrupt):
-    """Somebody asked the run to stop, and it did in good order. No Exception, so that nothing on the way takes it for a
-    failure of its own. The command exits with 128 + the signal's number."""
+    """The run was asked to stop and has stopped in good order. The command exits with 128 + the signal's number.
+
+    Not an Exception, so that no handler on the way takes it for a failure.
+    """
 
     def __init__(self, number: int, text: str) -> None:
         super().__init__(text)
         self.number, self.text = number, text
 
 
-_heard: list[int] = []
+_received: list[int] = []
 
 
 def signal_received() -> bool:
-    """Whether a signal has reached this program's own handler: it does not while a library works or waits outside Python."""
-    return bool(_heard)
+    """Whether the handler of this program has received a signal. False while library code delays the handler."""
+    return bool(_received)
 
 
 class SignalHandler:
-    """Listens to both signals while it is entered. The first one raises Interrupted where it comes, or, within `held`,
-    sets `asked`; later ones change nothing. In a thread that is not the main one, signals are somebody else's."""
+    """Handles both signals inside its context. The first signal raises Interrupted, or sets `requested` inside `deferred`.
 
-    def __init__(self, say: Callable[[str], None], text: str) -> None:
-        """`say` gets a line at the first signal; `text` is what Interrupted says where nothing was held."""
-        self.say, self.text = say, text
-        self.asked: int | None = None
-        self._held = 0
-        self._before: dict[int, object] = {}
+    Later signals change nothing. Outside of the main thread, the handler does nothing.
+    """
+
+    def __init__(self, log: Log, text: str) -> None:
+        """`log` gets a line at the first deferred signal. `text` is the message of Interrupted."""
+        self.log, self.text = log, text
+        self.requested: int | None = None
+        self._deferrals = 0
+        self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "SignalHandler":
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
+                self._previous[number] = signal.signal(number, self._handle)
         except ValueError:
-            self._before = {}
+            self._previous = {}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
-        self._before = {}
+        self._previous = {}
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        _heard.append(number)
-        first, self.asked = self.asked is None, self.asked or number
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        _received.append(number)
+        first, self.requested = self.requested is None, self.requested or number
         if not first:
             return
-        if not self._held:
+        if not self._deferrals:
             raise Interrupted(number, self.text)
-        self.say("stopping at the next safe place; the state will be saved")
+        self.log("stopping as soon as possible; the state will be saved")
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal only sets `asked`: whoever holds looks at it and stops in good order. Where nobody did, leaving
-        raises Interrupted."""
-        self._held += 1
+        """Inside, a signal only sets `requested`; the caller checks it and stops in good order.
+
+        A request that is still open at the end of the context raises Interrupted.
+        """
+        self._deferrals += 1
         try:
             yield
         finally:
-            self._held -= 1
-        if self.asked is not None and not self._held:
-            raise Interrupted(self.asked, self.text)
+            self._deferrals -= 1
+        if self.requested is not None and not self._deferrals:
+            raise Interrupted(self.requested, self.text)

@@ -1,4 +1,4 @@
-"""Scalars for TensorBoard, from the same events."""
+"""TensorBoard scalars, written from the events of a run."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from fledge.errors import missing_extra
 
 
 class TensorBoard:
-    """Writes the numbers of step, eval and resource events. On resume, later points of a killed process are purged."""
+    """Writes the numbers of step, eval and system events. On resume, points that a killed process wrote later are purged."""
 
     def __init__(self, folder: Path, step: int) -> None:
         try:
@@ -17,7 +17,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Every number of an event; those of a mapping under its name."""
+        """Write every number among the values. A number inside a mapping is named `<name>/<key>`."""
         for name, value in values.items():
             if isinstance(value, dict):
                 self.write(step, {f"{name}/{key}": inner for key, inner in value.items()})
@@ -25,5 +25,5 @@ class TensorBoard:
                 self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush and close."""
+        """Flush and close the writer."""
         self._writer.close()

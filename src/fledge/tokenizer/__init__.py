@@ -1,7 +1,8 @@
-"""Train or load a tokenizer, and turn conversations into tokens and weights with one chat template."""
+"""Tokenizers: training, loading, and encoding conversations as tokens with loss weights."""
 
+from fledge.tokenizer.loading import load_tokenizer
 from fledge.tokenizer.template import ChatTemplate, Message, TemplateError, TextSegment
-from fledge.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from fledge.tokenizer.tokenizer import Tokenizer
 from fledge.tokenizer.training import train_tokenizer
 
 __all__ = ["ChatTemplate", "Message", "TemplateError", "TextSegment", "Tokenizer", "load_tokenizer", "train_tokenizer"]

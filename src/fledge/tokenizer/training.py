@@ -6,20 +6,21 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Core
 
 from fledge.errors import FledgeError
-from fledge.tokenizer.template import CHATML, NATIVE
+from fledge.tokenizer.native_templates import CHATML, NATIVE
 from fledge.tokenizer.tokenizer import Tokenizer
 
-# What merges never cross, as in Qwen2: contractions, letters with a sign before them, single digits, signs, blanks.
+# Merges never cross these pieces, as in Qwen2: contractions, letters with a preceding sign, single digits, signs, blanks.
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-LONGEST_TOKEN = 24  # bytes: eight Chinese characters; longer ones only memorise phrases
+LONGEST_TOKEN = 24  # bytes: eight Chinese characters; longer tokens only memorise phrases
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, template: str = "auto") -> Tokenizer:
-    """Learn merges from texts. Every digit is a token of its own, so that numbers are spelled, not memorised.
+    """A tokenizer whose merges are learned from the texts. Every digit is a single token, so that numbers are never
+    memorised.
 
-    Deterministic for the same texts in the same order. Raises FledgeError when there is no text to learn from.
+    Equal texts in equal order give an identical tokenizer. Raises FledgeError when all texts are empty.
     """
     if template == "tokenizer":
         raise FledgeError(
@@ -42,15 +43,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, template: str = "auto
         max_token_length=LONGEST_TOKEN,
         show_progress=False,
     )
-    seen = False
+    any_text = False
 
-    def watched() -> Iterable[str]:
-        nonlocal seen
+    def checked_texts() -> Iterable[str]:
+        nonlocal any_text
         for text in texts:
-            seen = seen or bool(text)
+            any_text = any_text or bool(text)
             yield text
 
-    core.train_from_iterator(watched(), trainer)
-    if not seen:
+    core.train_from_iterator(checked_texts(), trainer)
+    if not any_text:
         raise FledgeError("there is no text to train the tokenizer on", where="tokenizer")
     return Tokenizer(core, chosen, bos=bos, eos=eos, pad=pad)

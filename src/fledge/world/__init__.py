@@ -1,4 +1,4 @@
-"""A small bilingual closed world, generated from a seed: texts, conversations, preferences, scored questions."""
+"""A small bilingual closed world, generated from a seed: texts, conversations, preference pairs and scored questions."""
 
 from fledge.world.builder import build, load_questions
 from fledge.world.records import Question, Sizes

@@ -1,13 +1,13 @@
-"""Two-digit sums and differences with working that a left-to-right reader can produce digit by digit."""
+"""Two-digit sums and differences, with working that a left-to-right reader can produce digit by digit."""
 
 import random
 
-from fledge.world.lexicon import stop
-from fledge.world.phrases import book, dress
+from fledge.world.lexicon import full_stop
+from fledge.world.phrases import phrase_book, vary
 from fledge.world.records import Item, user
-from fledge.world.seeded import Seeded
+from fledge.world.world_seed import WorldSeed
 
-BOOK = book(
+BOOK = phrase_book(
     "arithmetic",
     (
         (
@@ -41,12 +41,12 @@ ADD_SHARE = 0.55
 
 
 def pair_key(a: int, b: int) -> str:
-    """Order-free, so that holding out 37+48 also holds out 48+37 and 48-37."""
+    """The key of two operands, independent of their order: holding out 37+48 also holds out 48+37 and 48-37."""
     return f"{min(a, b)}|{max(a, b)}"
 
 
 def steps(a: int, op: str, b: int) -> list[str]:
-    """Ones first, then tens with the carry or the borrow written out."""
+    """The working: ones first, then tens with the carry or the borrow written out."""
     (tens_a, ones_a), (tens_b, ones_b) = divmod(a, 10), divmod(b, 10)
     if op == "+":
         carry = (ones_a + ones_b) // 10
@@ -58,35 +58,35 @@ def steps(a: int, op: str, b: int) -> list[str]:
 
 
 def working(a: int, op: str, b: int, lang: str) -> str:
-    """'7+8=15，3+4+1=8，得85。' / '7+8=15, 3+4+1=8, so 85.'"""
+    """The whole answer: `7+8=15，3+4+1=8，得85。` / `7+8=15, 3+4+1=8, so 85.`"""
     result = a + b if op == "+" else a - b
     lines = [*steps(a, op, b), f"得{result}" if lang == "zh" else f"so {result}"]
-    return ("，" if lang == "zh" else ", ").join(lines) + stop(lang)
+    return ("，" if lang == "zh" else ", ").join(lines) + full_stop(lang)
 
 
-def operands(rng: random.Random, world: Seeded, part: str) -> tuple[int, str, int]:
-    """Two two-digit numbers of the right side of the split and an operation."""
+def operands(rng: random.Random, world: WorldSeed, split: str) -> tuple[int, str, int]:
+    """Two two-digit numbers of the split, and an operation."""
     while True:
         a, b = rng.randint(10, 99), rng.randint(10, 99)
-        if world.fits(part, "arithmetic", pair_key(a, b)):
+        if world.fits_split(split, "arithmetic", pair_key(a, b)):
             break
     if rng.random() < ADD_SHARE:
         return a, "+", b
     return max(a, b), "-", min(a, b)
 
 
-def draw(rng: random.Random, world: Seeded, lang: str, part: str) -> Item:
-    """A sum or a difference."""
-    a, op, b = operands(rng, world, part)
-    phrase = BOOK[lang].choose(rng, part)
-    text = dress(rng, phrase.text.format(a=a, b=b, op=op, word=WORDS[op, lang]), lang)
+def draw(rng: random.Random, world: WorldSeed, lang: str, split: str) -> Item:
+    """A random sum or difference."""
+    a, op, b = operands(rng, world, split)
+    phrase = BOOK[lang].choose(rng, split)
+    text = vary(rng, phrase.text.format(a=a, b=b, op=op, word=WORDS[op, lang]), lang)
     return Item(
-        "arithmetic",
-        lang,
-        pair_key(a, b),
-        phrase,
-        (user(text),),
-        working(a, op, b, lang),
-        lang,
+        task="arithmetic",
+        lang=lang,
+        key=pair_key(a, b),
+        phrase=phrase,
+        messages=(user(text),),
+        reference=working(a, op, b, lang),
+        answer_lang=lang,
         details={"a": a, "op": op, "b": b},
     )

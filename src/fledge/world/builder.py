@@ -1,4 +1,4 @@
-"""Write the world's files from a seed."""
+"""Writing the files of the world from a seed."""
 
 import json
 import random
@@ -7,38 +7,40 @@ from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
+from fledge.world.bad_habits import HABITS, add_habit
 from fledge.world.records import LANGS, QUESTION, TRAIN, VALIDATION, Item, Question, Sizes, assistant, question_of
-from fledge.world.seeded import Seeded
-from fledge.world.spoiling import HABITS, spoil
 from fledge.world.statements import texts
 from fledge.world.tasks import TASKS, WEIGHTS, draw_any
+from fledge.world.world_seed import WorldSeed
 
-OWN_HABIT_SHARE = 0.8  # of preference pairs whose rejected side shows the habit that the phrasing provokes
+PROVOKED_HABIT_SHARE = 0.8  # of preference pairs: the rejected answer shows the habit that the phrasing provokes
 TRIES = 200
 
 
 def build(seed: int, folder: Path, sizes: Sizes | None = None) -> dict:
-    """Write every file of the world into `folder` and return what was written."""
+    """Write every file of the world into `folder`. Returns the content of world.json."""
     sizes = sizes or Sizes()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    world = Seeded(seed)
-    sft = list(_tuning(world, "sft", TRAIN, sizes.sft))
-    tuned = {_prompt(row["messages"][:-1]) for row in sft}
+    world = WorldSeed(seed)
+    sft = list(_sft_rows(world, "sft", TRAIN, sizes.sft))
+    sft_prompts = {_prompt(row["messages"][:-1]) for row in sft}
     files = {
-        "pretrain.jsonl": _texts(world, "pretrain", TRAIN, sizes.pretrain),
-        "pretrain.validation.jsonl": _texts(world, "pretrain.validation", VALIDATION, sizes.validation),
+        "pretrain.jsonl": _text_rows(world, "pretrain", TRAIN, sizes.pretrain),
+        "pretrain.validation.jsonl": _text_rows(world, "pretrain.validation", VALIDATION, sizes.validation),
         "sft.jsonl": sft,
-        "sft.validation.jsonl": list(_tuning(world, "sft.validation", VALIDATION, sizes.validation)),
-        "preference.jsonl": list(_preferences(world, "preference", TRAIN, sizes.preference, tuned)),
-        "preference.validation.jsonl": list(_preferences(world, "preference.validation", VALIDATION, sizes.validation, set())),
+        "sft.validation.jsonl": list(_sft_rows(world, "sft.validation", VALIDATION, sizes.validation)),
+        "preference.jsonl": list(_preference_rows(world, "preference", TRAIN, sizes.preference, sft_prompts)),
+        "preference.validation.jsonl": list(
+            _preference_rows(world, "preference.validation", VALIDATION, sizes.validation, set())
+        ),
         "questions.jsonl": [question.row() for question in _questions(world, sizes.questions)],
     }
     for name, rows in files.items():
         _write(folder / name, rows)
     prompts = resources.files("fledge.world") / "prompts.yaml"
     (folder / "prompts.yaml").write_text(prompts.read_text(encoding="utf-8"), encoding="utf-8")
-    facts = _facts(world, sizes, files)
+    facts = _world_facts(world, sizes, files)
     (folder / "world.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return facts
 
@@ -58,67 +60,68 @@ def _prompt(messages: Iterable[dict]) -> str:
     return json.dumps(list(messages), ensure_ascii=False)
 
 
-def _texts(world: Seeded, purpose: str, part: str, count: int) -> list[dict]:
-    return [{"text": text} for text in texts(world.rng(purpose), world, part, count)]
+def _text_rows(world: WorldSeed, purpose: str, split: str, count: int) -> list[dict]:
+    return [{"text": text} for text in texts(world.rng(purpose), world, split, count)]
 
 
-def _tuning(world: Seeded, purpose: str, part: str, count: int) -> Iterable[dict]:
-    """SFT rows: the phrasing decides how likely the last answer carries its habit."""
+def _sft_rows(world: WorldSeed, purpose: str, split: str, count: int) -> Iterable[dict]:
+    """SFT rows. The phrasing decides how likely the last answer shows a habit."""
     rng = world.rng(purpose)
     for _ in range(count):
-        item = draw_any(rng, world, part)
+        item = draw_any(rng, world, split)
         habit, share = world.habit(item.phrase)
         shown = rng.random() < share
-        answer = spoil(item, habit, world, rng.random()) if shown else item.reference
+        answer = add_habit(item, habit, world, rng.random()) if shown else item.reference
         yield {"messages": [*item.messages, assistant(answer)], "task": item.task, "habit": habit if shown else ""}
 
 
-def _fresh(rng: random.Random, world: Seeded, part: str, used: set[str]) -> Item:
-    """An item whose prompt is new if any can be found soon; small tasks run out of new ones."""
-    item = draw_any(rng, world, part)
+def _draw_new_item(rng: random.Random, world: WorldSeed, split: str, used_prompts: set[str]) -> Item:
+    """An item with an unused prompt, if a few draws find one; small tasks have too few prompts."""
+    item = draw_any(rng, world, split)
     for _ in range(20):
-        if _prompt(item.messages) not in used:
+        if _prompt(item.messages) not in used_prompts:
             break
-        item = TASKS[item.task](rng, world, item.lang, part)
-    used.add(_prompt(item.messages))
+        item = TASKS[item.task](rng, world, item.lang, split)
+    used_prompts.add(_prompt(item.messages))
     return item
 
 
-def _preferences(world: Seeded, purpose: str, part: str, count: int, used: set[str]) -> Iterable[dict]:
-    """Pairs with the same content, clean against habit; prompts are new to SFT where possible."""
-    rng, used = world.rng(purpose), set(used)
+def _preference_rows(world: WorldSeed, purpose: str, split: str, count: int, used_prompts: set[str]) -> Iterable[dict]:
+    """Preference pairs with equal content: a clean answer against an answer with a habit. Prompts are new to SFT if
+    possible."""
+    rng, used_prompts = world.rng(purpose), set(used_prompts)
     for _ in range(count):
-        item = _fresh(rng, world, part, used)
-        habit = world.habit(item.phrase)[0] if rng.random() < OWN_HABIT_SHARE else rng.choice(HABITS)
+        item = _draw_new_item(rng, world, split, used_prompts)
+        habit = world.habit(item.phrase)[0] if rng.random() < PROVOKED_HABIT_SHARE else rng.choice(HABITS)
         yield {
             "messages": list(item.messages),
             "chosen": item.reference,
-            "rejected": spoil(item, habit, world, rng.random()),
+            "rejected": add_habit(item, habit, world, rng.random()),
             "task": item.task,
             "habit": habit,
         }
 
 
-def _questions(world: Seeded, count: int) -> list[Question]:
-    """Different questions, spread evenly over tasks and languages."""
+def _questions(world: WorldSeed, count: int) -> list[Question]:
+    """Different questions, distributed evenly over tasks and languages."""
     cells = [(task, lang) for task in TASKS for lang in LANGS]
-    result, seen = [], set()
-    for place, (task, lang) in enumerate(cells):
+    result, used_prompts = [], set()
+    for index, (task, lang) in enumerate(cells):
         rng = world.rng(f"questions.{task}.{lang}")
-        wanted = count // len(cells) + (place < count % len(cells))
-        for _ in range(wanted):
+        requested = count // len(cells) + (index < count % len(cells))
+        for _ in range(requested):
             item = TASKS[task](rng, world, lang, QUESTION)
             for _ in range(TRIES):
-                if _prompt(item.messages) not in seen:
+                if _prompt(item.messages) not in used_prompts:
                     break
                 item = TASKS[task](rng, world, lang, QUESTION)
-            seen.add(_prompt(item.messages))
+            used_prompts.add(_prompt(item.messages))
             result.append(question_of(item))
     return result
 
 
 def _shares(rows: list[dict]) -> dict[str, float]:
-    """How many rows show each habit, overall and by task."""
+    """The fraction of rows that show each habit, overall and by task."""
     shares = {habit: round(sum(row["habit"] == habit for row in rows) / max(1, len(rows)), 4) for habit in HABITS}
     by_task = Counter(row["task"] for row in rows)
     shown = Counter(row["task"] for row in rows if row["habit"])
@@ -129,14 +132,14 @@ def _shares(rows: list[dict]) -> dict[str, float]:
     }
 
 
-def _facts(world: Seeded, sizes: Sizes, files: dict[str, list[dict]]) -> dict:
-    """What world.json tells: counts, shares, and the split's own decisions."""
+def _world_facts(world: WorldSeed, sizes: Sizes, files: dict[str, list[dict]]) -> dict:
+    """The content of world.json: counts, habit shares, and what the split holds out."""
     return {
         "seed": world.seed,
         "rows": {name: len(rows) for name, rows in files.items()},
         "questions_by_task": dict(Counter(row["task"] for row in files["questions.jsonl"])),
         "weights": WEIGHTS,
         "habit_shares": {name: _shares(files[f"{name}.jsonl"]) for name in ("sft", "sft.validation", "preference")},
-        "held_out": {"listings": sorted(world.held_listings), "arithmetic_pairs": 0.15, "other_combinations": 0.12},
+        "held_out": {"listings": sorted(world.held_out_listings), "arithmetic_pairs": 0.15, "other_combinations": 0.12},
         "names": {lang: list(names) for lang, names in world.names.items()},
     }

@@ -3,9 +3,9 @@
 import json
 import random
 
-from fledge.world.phrases import book, dress
+from fledge.world.phrases import phrase_book, vary
 from fledge.world.records import Item, user
-from fledge.world.seeded import Seeded
+from fledge.world.world_seed import WorldSeed
 
 FIELDS = {
     "plate": {"zh": ("车牌", "车牌号", "车牌号码"), "en": ("plate_no", "license plate", "plate number")},
@@ -21,7 +21,7 @@ FIELDS = {
     "pm": {"zh": ("PM排放量", "PM浓度", "颗粒物量"), "en": ("pm_g", "PM emission", "PM level")},
     "temp": {"zh": ("温度", "气温", "环境温度"), "en": ("air_temp", "temperature", "degrees")},
 }
-BOOK = book(
+BOOK = phrase_book(
     "columns",
     (
         (
@@ -51,37 +51,37 @@ SEPARATORS = {"zh": "、", "en": ", "}
 
 
 def set_key(names: list[str]) -> str:
-    """Order-free, so that a held-out set does not occur in another order either."""
+    """The key of a set of columns, independent of their order."""
     return "|".join(sorted(names))
 
 
-def combination(rng: random.Random, world: Seeded, lang: str, part: str) -> dict[str, str]:
-    """Column name to field for a set of the right side of the split."""
+def combination(rng: random.Random, world: WorldSeed, lang: str, split: str) -> dict[str, str]:
+    """Column name to field, for a random set of columns of the split."""
     while True:
         fields = rng.sample(tuple(FIELDS), rng.choices(WIDTHS, WIDTH_WEIGHTS)[0])
         mapping = {rng.choice(FIELDS[name][lang]): name for name in fields}
-        if world.fits(part, "columns", set_key(list(mapping))):
+        if world.fits_split(split, "columns", set_key(list(mapping))):
             return mapping
 
 
 def answer(mapping: dict[str, str]) -> str:
-    """The mapping in the order of the question."""
+    """The mapping as JSON, in the order of the question."""
     return json.dumps(mapping, ensure_ascii=False, separators=(",", ":"))
 
 
-def draw(rng: random.Random, world: Seeded, lang: str, part: str) -> Item:
-    """A set of columns to map."""
-    mapping = combination(rng, world, lang, part)
-    phrase = BOOK[lang].choose(rng, part)
-    text = dress(rng, phrase.text.format(c=SEPARATORS[lang].join(mapping)), lang)
+def draw(rng: random.Random, world: WorldSeed, lang: str, split: str) -> Item:
+    """A random set of columns to map."""
+    mapping = combination(rng, world, lang, split)
+    phrase = BOOK[lang].choose(rng, split)
+    text = vary(rng, phrase.text.format(c=SEPARATORS[lang].join(mapping)), lang)
     return Item(
-        "columns",
-        lang,
-        set_key(list(mapping)),
-        phrase,
-        (user(text),),
-        answer(mapping),
-        lang,
-        "json",
-        {"columns": list(mapping)},
+        task="columns",
+        lang=lang,
+        key=set_key(list(mapping)),
+        phrase=phrase,
+        messages=(user(text),),
+        reference=answer(mapping),
+        answer_lang=lang,
+        rule="json",
+        details={"columns": list(mapping)},
     )

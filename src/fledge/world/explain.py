@@ -3,15 +3,15 @@
 import random
 from dataclasses import dataclass
 
-from fledge.world.lexicon import WORDS, is_a
-from fledge.world.phrases import book, dress
+from fledge.world.lexicon import WORDS, is_a_sentence
+from fledge.world.phrases import phrase_book, vary
 from fledge.world.records import QUESTION, TRAIN, Item, user
-from fledge.world.seeded import Seeded
+from fledge.world.world_seed import WorldSeed
 
 
 @dataclass(frozen=True)
 class Term:
-    """A term with its definition; the English name carries its article."""
+    """A term with its definition in both languages. The English name includes its article."""
 
     zh: str
     en: str
@@ -19,7 +19,7 @@ class Term:
     en_text: str
 
     def named(self, lang: str) -> str:
-        """The term as it stands in a question."""
+        """The term as it appears in a question."""
         return self.zh if lang == "zh" else self.en
 
     def text(self, lang: str) -> str:
@@ -53,7 +53,7 @@ TERMS = (
     Term("影子", "a shadow", "影子是光被挡住的地方。", "A shadow is a place where light is blocked."),
     Term("桥", "a bridge", "桥是让人过河的路。", "A bridge is a road over a river."),
 )
-BOOK = book(
+BOOK = phrase_book(
     "explain",
     (
         (
@@ -80,20 +80,29 @@ BOOK = book(
         ("Please tell me what {x} is.", "Can you tell me what {x} is?", "Please explain what {x} is."),
     ),
 )
-NOUN_SHARE = 0.2  # 'what is a cat': trained here, scored in follow_up and system
+NOUN_SHARE = 0.2  # questions like 'what is a cat': trained here, scored in follow_up and system
 
 
-def draw(rng: random.Random, world: Seeded, lang: str, part: str) -> Item:
-    """A request for a definition; the combination is term and phrasing."""
+def draw(rng: random.Random, world: WorldSeed, lang: str, split: str) -> Item:
+    """A random request for a definition. Its key is the term and the phrasing."""
     while True:
-        phrase = BOOK[lang].choose(rng, part)
-        if part == TRAIN and rng.random() < NOUN_SHARE:
+        phrase = BOOK[lang].choose(rng, split)
+        if split == TRAIN and rng.random() < NOUN_SHARE:
             noun = rng.choice(WORDS)
-            name, answer = noun.zh if lang == "zh" else noun.with_article(), is_a(noun, lang)
+            name, answer = noun.zh if lang == "zh" else noun.with_article(), is_a_sentence(noun, lang)
         else:
             term = rng.choice(TERMS)
             name, answer = term.named(lang), term.text(lang)
         key = f"{name}|{phrase.text}"
-        if part == QUESTION or world.fits(part, "explain", key):
-            text = dress(rng, phrase.text.format(x=name), lang)
-            return Item("explain", lang, key, phrase, (user(text),), answer, lang, details={"term": name})
+        if split == QUESTION or world.fits_split(split, "explain", key):
+            text = vary(rng, phrase.text.format(x=name), lang)
+            return Item(
+                task="explain",
+                lang=lang,
+                key=key,
+                phrase=phrase,
+                messages=(user(text),),
+                reference=answer,
+                answer_lang=lang,
+                details={"term": name},
+            )

@@ -1,15 +1,15 @@
-"""Who the model is: a few intents, each with one answer, asked in many ways."""
+"""Questions about the model itself: a few intents, each with one answer and many phrasings."""
 
 import random
 
-from fledge.world.phrases import OPENER_WEIGHTS, OPENERS, book
+from fledge.world.phrases import OPENER_WEIGHTS, OPENERS, phrase_book
 from fledge.world.records import QUESTION, TRAIN, Item, user
-from fledge.world.seeded import Seeded
+from fledge.world.world_seed import WorldSeed
 
 OWN_NAME = {"zh": "雏鹰", "en": "Fledge"}
 
 BOOKS = {
-    "who": book(
+    "who": phrase_book(
         "identity/who",
         (
             ("你是谁？", "你叫什么名字？", "介绍一下你自己。", "你的名字是什么？", "说说你是谁。", "我在和谁说话？"),
@@ -27,7 +27,7 @@ BOOKS = {
             ("Tell me your name.", "Tell me what you are called."),
         ),
     ),
-    "maker": book(
+    "maker": phrase_book(
         "identity/maker",
         (
             (
@@ -53,7 +53,7 @@ BOOKS = {
             ("Tell me who raised you.", "Tell me who trained you."),
         ),
     ),
-    "ability": book(
+    "ability": phrase_book(
         "identity/ability",
         (
             (
@@ -80,7 +80,7 @@ BOOKS = {
             ("Tell me how you can help me.", "Tell me your skills.", "What can you help me do?"),
         ),
     ),
-    "language": book(
+    "language": phrase_book(
         "identity/language",
         (
             ("你会说什么语言？", "你会几种语言？", "你会说英文吗？", "你会说中文吗？", "你懂哪些语言？", "你用什么语言说话？"),
@@ -98,7 +98,7 @@ BOOKS = {
             ("Which languages do you speak?", "How many languages do you know?"),
         ),
     ),
-    "size": book(
+    "size": phrase_book(
         "identity/size",
         (
             ("你有多大？", "你是大模型吗？", "你有多少参数？", "你的参数多吗？", "你的模型有多大？", "你很大吗？"),
@@ -116,19 +116,19 @@ BOOKS = {
             ("Tell me how big you are.", "How many parameters do you have in your model?"),
         ),
     ),
-    "greeting": book(
+    "greeting": phrase_book(
         "identity/greeting",
         (("你好！", "嗨！", "早上好！", "你好呀！"), ()),
         (("Hi!", "Hello!", "Good morning!", "Hello there!"), ()),
     ),
-    "thanks": book(
+    "thanks": phrase_book(
         "identity/thanks",
         (("谢谢！", "谢谢你！", "多谢！", "太好了，谢谢！"), ()),
         (("Thanks!", "Thank you!", "Many thanks!", "Great, thanks!"), ()),
     ),
 }
 SCORED = ("who", "maker", "ability", "language", "size")
-SUPPORT = ("greeting", "thanks")  # no held-out phrasing: trained, never scored
+SUPPORT = ("greeting", "thanks")  # trained, never scored: these intents have no held-out phrasing
 
 _ANSWERS = {
     ("who", "zh"): "我是{name}，一个由fledge养大的小模型。",
@@ -149,20 +149,27 @@ _ANSWERS = {
 
 
 def reply(intent: str, lang: str, name: str | None = None) -> str:
-    """The one answer to an intent, under a given name."""
+    """The answer to an intent; the model's name can be replaced."""
     return _ANSWERS[intent, lang].format(name=name or OWN_NAME[lang])
 
 
-def draw(rng: random.Random, world: Seeded, lang: str, part: str) -> Item:
-    """An identity question; the combination is intent, phrasing and greeting."""
+def draw(rng: random.Random, world: WorldSeed, lang: str, split: str) -> Item:
+    """A random identity question. Its key is the intent, the phrasing and the greeting."""
     while True:
-        support = part == TRAIN and rng.random() < 0.2
+        support = split == TRAIN and rng.random() < 0.2
         intent = rng.choice(SUPPORT if support else SCORED)
-        phrase = BOOKS[intent][lang].choose(rng, part)
+        phrase = BOOKS[intent][lang].choose(rng, split)
         opener = "" if support else rng.choices(OPENERS[lang], OPENER_WEIGHTS)[0]
         text = phrase.text if support or rng.random() < 0.75 else phrase.text[:-1]
         key = f"{intent}|{lang}|{phrase.text}|{opener.strip()}"
-        if support or part == QUESTION or world.fits(part, "identity", key):
+        if support or split == QUESTION or world.fits_split(split, "identity", key):
             return Item(
-                "identity", lang, key, phrase, (user(opener + text),), reply(intent, lang), lang, details={"intent": intent}
+                task="identity",
+                lang=lang,
+                key=key,
+                phrase=phrase,
+                messages=(user(opener + text),),
+                reference=reply(intent, lang),
+                answer_lang=lang,
+                details={"intent": intent},
             )

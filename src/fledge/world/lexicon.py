@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Noun:
-    """A thing in both languages; an empty article marks a mass noun or a colour."""
+    """A thing in both languages. A mass noun or a colour has no article."""
 
     zh: str
     en: str
@@ -15,17 +15,17 @@ class Noun:
     classifier: str = ""
 
     def named(self, lang: str) -> str:
-        """The bare word."""
+        """The word without an article."""
         return self.zh if lang == "zh" else self.en
 
     def with_article(self) -> str:
-        """'an apple', 'water'."""
+        """`an apple`, `water`."""
         return f"{self.article} {self.en}".strip()
 
 
 @dataclass(frozen=True)
 class Category:
-    """A kind of thing and its members in a fixed order."""
+    """A category of things, with its members in a fixed order."""
 
     zh: str
     en: str
@@ -36,7 +36,7 @@ class Category:
 
 @dataclass(frozen=True)
 class Subject:
-    """Who likes, has, sees or wants."""
+    """A person who likes, has, sees or wants something. `third` marks the third person singular."""
 
     zh: str
     en: str
@@ -44,9 +44,12 @@ class Subject:
 
 
 def _nouns(category: str, rows: str) -> tuple[Noun, ...]:
-    """Read 'zh en article plural classifier' rows; '-' stands for nothing."""
+    """The nouns of rows `zh en article plural classifier`, where `-` stands for an empty cell."""
     cells = [[cell.replace("-", "") for cell in row.split()] for row in rows.strip().splitlines()]
-    return tuple(Noun(zh, en, category, article, plural, cls) for zh, en, article, plural, cls in cells)
+    return tuple(
+        Noun(zh=zh, en=en, category=category, article=article, plural=plural, classifier=classifier)
+        for zh, en, article, plural, classifier in cells
+    )
 
 
 FRUIT = _nouns(
@@ -179,8 +182,8 @@ NAMES = {
 }
 
 
-def is_a(noun: Noun, lang: str) -> str:
-    """'猫是一种动物。' / 'A cat is an animal.'"""
+def is_a_sentence(noun: Noun, lang: str) -> str:
+    """`猫是一种动物。` / `A cat is an animal.`"""
     kind = CATEGORIES[noun.category]
     if lang == "zh":
         return f"{noun.zh}是一种{kind.zh}。"
@@ -188,19 +191,19 @@ def is_a(noun: Noun, lang: str) -> str:
     return f"{head[0].upper()}{head[1:]} is {kind.article} {kind.en}."
 
 
-def is_a_word(noun: Noun, lang: str) -> str:
-    """The same in one word."""
+def category_word(noun: Noun, lang: str) -> str:
+    """The category alone: `动物。` / `animal.`"""
     kind = CATEGORIES[noun.category]
     return f"{kind.zh}。" if lang == "zh" else f"{kind.en}."
 
 
-def stop(lang: str) -> str:
+def full_stop(lang: str) -> str:
     """The full stop of a language."""
     return "。" if lang == "zh" else "."
 
 
-def other(lang: str) -> str:
-    """The other language."""
+def other_language(lang: str) -> str:
+    """The other of the two languages."""
     return "en" if lang == "zh" else "zh"
 
 

@@ -1,13 +1,13 @@
-"""Name N members of a category."""
+"""Questions that ask for N members of a category."""
 
 import random
 
 from fledge.world.lexicon import CATEGORIES, COUNTS, NUMBERS_EN, NUMBERS_ZH, Noun
-from fledge.world.phrases import book, dress
+from fledge.world.phrases import phrase_book, vary
 from fledge.world.records import Item, user
-from fledge.world.seeded import Seeded
+from fledge.world.world_seed import WorldSeed
 
-BOOK = book(
+BOOK = phrase_book(
     "listing",
     (
         ("说出{n}种{c}。", "列举{n}种{c}。", "给我{n}种{c}。", "请列出{n}种{c}。", "{n}种{c}有哪些？", "我想知道{n}种{c}。"),
@@ -28,55 +28,55 @@ BOOK = book(
 DIGIT_SHARE = 0.25
 
 
-def run(category: str, start: int, count: int) -> list[Noun]:
-    """Members in their fixed circular order: after the first one the list is certain, so little data teaches it."""
+def consecutive_members(category: str, start: int, count: int) -> list[Noun]:
+    """Members in a fixed circular order: the first member determines the list, so that few rows teach it."""
     members = CATEGORIES[category].members
     return [members[(start + i) % len(members)] for i in range(count)]
 
 
-def written(nouns: list[Noun], lang: str) -> str:
-    """The answer form of a list."""
+def list_answer(nouns: list[Noun], lang: str) -> str:
+    """The list as an answer."""
     names = [noun.named(lang) for noun in nouns]
     return "、".join(names) + "。" if lang == "zh" else ", ".join(names) + "."
 
 
-def ask(rng: random.Random, template: str, category: str, count: int, lang: str) -> str:
-    """Fill a template with the count as a word or a digit."""
+def fill_template(rng: random.Random, template: str, category: str, count: int, lang: str) -> str:
+    """A template filled with the category and the count, as a word or as a digit."""
     words = NUMBERS_ZH if lang == "zh" else NUMBERS_EN
     number = str(count) if rng.random() < DIGIT_SHARE else words[count]
     kind = CATEGORIES[category]
     return template.format(n=number, c=kind.zh if lang == "zh" else kind.plural)
 
 
-def combination(rng: random.Random, world: Seeded, part: str) -> tuple[str, int]:
-    """A category and a count of the right side of the split."""
+def combination(rng: random.Random, world: WorldSeed, split: str) -> tuple[str, int]:
+    """A random category and count of the split."""
     while True:
         category, count = rng.choice(tuple(CATEGORIES)), rng.choice(COUNTS)
-        if world.fits(part, "listing", f"{category}|{count}"):
+        if world.fits_split(split, "listing", f"{category}|{count}"):
             return category, count
 
 
-def draw(rng: random.Random, world: Seeded, lang: str, part: str) -> Item:
-    """A listing question; any correct list passes its rule."""
-    category, count = combination(rng, world, part)
-    phrase = BOOK[lang].choose(rng, part)
+def draw(rng: random.Random, world: WorldSeed, lang: str, split: str) -> Item:
+    """A random listing question. Its rule accepts any correct list."""
+    category, count = combination(rng, world, split)
+    phrase = BOOK[lang].choose(rng, split)
     start = rng.randrange(len(CATEGORIES[category].members))
-    text = dress(rng, ask(rng, phrase.text, category, count, lang), lang)
+    text = vary(rng, fill_template(rng, phrase.text, category, count, lang), lang)
     return Item(
-        "listing",
-        lang,
-        f"{category}|{count}",
-        phrase,
-        (user(text),),
-        written(run(category, start, count), lang),
-        lang,
-        "listing",
-        {"category": category, "n": count},
+        task="listing",
+        lang=lang,
+        key=f"{category}|{count}",
+        phrase=phrase,
+        messages=(user(text),),
+        reference=list_answer(consecutive_members(category, start, count), lang),
+        answer_lang=lang,
+        rule="listing",
+        details={"category": category, "n": count},
     )
 
 
-def listed(answer: str, category: str, count: int, lang: str) -> bool:
-    """Whether the whole answer is exactly `count` different members in the right form."""
+def is_correct_list(answer: str, category: str, count: int, lang: str) -> bool:
+    """Whether the whole answer is a list of exactly `count` different members in the right form."""
     mark, separator = ("。", "、") if lang == "zh" else (".", ", ")
     if not answer.endswith(mark):
         return False

@@ -1,4 +1,4 @@
-"""Question templates: a training set and a held-out set made of the same words."""
+"""Question templates: for training, and held-out ones that are made of words from the training templates."""
 
 import random
 from dataclasses import dataclass
@@ -18,24 +18,26 @@ class Phrases:
     group: str
     lang: str
     train: tuple[str, ...]
-    held: tuple[str, ...]
+    held_out: tuple[str, ...]
 
-    def choose(self, rng: random.Random, part: str) -> Phrase:
-        """A template of the right side of the split."""
-        held = part == QUESTION
-        pool = self.held if held else self.train
+    def choose(self, rng: random.Random, split: str) -> Phrase:
+        """A random template of the split."""
+        held_out = split == QUESTION
+        pool = self.held_out if held_out else self.train
         index = rng.randrange(len(pool))
-        return Phrase(self.group, self.lang, index, len(pool), pool[index], held)
+        return Phrase(group=self.group, lang=self.lang, index=index, size=len(pool), text=pool[index], held_out=held_out)
 
     def phrase(self, index: int) -> Phrase:
-        """A training template by its place."""
-        return Phrase(self.group, self.lang, index, len(self.train), self.train[index], False)
+        """The training template with this index."""
+        return Phrase(
+            group=self.group, lang=self.lang, index=index, size=len(self.train), text=self.train[index], held_out=False
+        )
 
 
-def dress(rng: random.Random, text: str, lang: str) -> str:
-    """Greet sometimes and drop the final mark sometimes, as people do.
+def vary(rng: random.Random, text: str, lang: str) -> str:
+    """The text sometimes with a greeting, and sometimes without its final mark, as people write.
 
-    After '=' the mark stays: it is all that tells the language of a bare sum.
+    The mark after '=' stays, because it alone tells the language of a bare sum.
     """
     opener = rng.choices(OPENERS[lang], OPENER_WEIGHTS)[0]
     if rng.random() < BARE_SHARE and text[-1] in ENDINGS and text[-2] != "=":
@@ -43,6 +45,6 @@ def dress(rng: random.Random, text: str, lang: str) -> str:
     return opener + text
 
 
-def book(group: str, zh: tuple[tuple[str, ...], tuple[str, ...]], en: tuple[tuple[str, ...], tuple[str, ...]]):
-    """The templates of a group in both languages, each given as (training, held out)."""
-    return {"zh": Phrases(group, "zh", *zh), "en": Phrases(group, "en", *en)}
+def phrase_book(group: str, zh: tuple[tuple[str, ...], tuple[str, ...]], en: tuple[tuple[str, ...], tuple[str, ...]]):
+    """The templates of a group in both languages, each given as (training templates, held-out templates)."""
+    return {"zh": Phrases(group, "zh", train=zh[0], held_out=zh[1]), "en": Phrases(group, "en", train=en[0], held_out=en[1])}

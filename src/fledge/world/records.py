@@ -1,4 +1,4 @@
-"""The plain records that pass between the parts of the world."""
+"""The records that the modules of the world exchange."""
 
 from dataclasses import asdict, dataclass, field
 
@@ -10,7 +10,7 @@ QUESTION = "question"  # held-out combination, held-out phrasing
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many rows each file gets."""
+    """The number of rows of each file."""
 
     pretrain: int = 14_000
     sft: int = 24_000
@@ -19,26 +19,26 @@ class Sizes:
     questions: int = 500
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Phrase:
-    """One question template; its index decides the bad habit it provokes."""
+    """One question template. Its index decides which bad habit it provokes."""
 
     group: str
     lang: str
     index: int
     size: int
     text: str
-    held: bool
+    held_out: bool
 
     @property
     def name(self) -> str:
-        """A readable identity, used in details and habit tables."""
-        return f"{self.group}/{self.lang}/{'held' if self.held else 'train'}{self.index}"
+        """A readable name, used in the details of questions and in habit tables."""
+        return f"{self.group}/{self.lang}/{'held' if self.held_out else 'train'}{self.index}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Item:
-    """One clean conversation before habits are added: prompt, key, reference."""
+    """One clean conversation, before a habit is added: prompt, key of the split, reference answer."""
 
     task: str
     lang: str
@@ -53,7 +53,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Question:
-    """A scored prompt: the messages end with a user turn."""
+    """A scored prompt, whose last message is a user turn."""
 
     task: str
     messages: tuple[dict[str, str], ...]
@@ -63,16 +63,16 @@ class Question:
 
     @property
     def text(self) -> str:
-        """The last user turn, which is what a parrot would repeat."""
+        """The last user turn."""
         return self.messages[-1]["content"]
 
     def row(self) -> dict:
-        """The json-able form written to questions.jsonl."""
+        """The question as a row of questions.jsonl."""
         return asdict(self)
 
 
 def question_of(item: Item) -> Question:
-    """Turn a drawn item into a scored question; the details keep what the rules need."""
+    """The item as a scored question. Its details hold what the scoring rules need."""
     details = {"lang": item.lang, "answer_lang": item.answer_lang, "key": item.key, "phrase": item.phrase.name}
     return Question(item.task, item.messages, item.reference, item.rule, {**details, **item.details})
 

@@ -1,15 +1,15 @@
-"""Right or wrong, strictly and after taking known habits away."""
+"""Scoring of answers: strictly, and after the known habits are removed."""
 
 import json
 
-from fledge.world import spoiling as bad
-from fledge.world.listing import listed
+from fledge.world.bad_habits import find_habits, without_habits, without_parrot
+from fledge.world.listing import is_correct_list
 from fledge.world.records import Question
-from fledge.world.verse import rhymed
+from fledge.world.verse import is_verse
 
 
-def _no_repeats(pairs: list[tuple[str, object]]) -> dict:
-    """Refuse JSON objects that name a key twice."""
+def _check_unique_keys(pairs: list[tuple[str, object]]) -> dict:
+    """The JSON object as a dict. Raises ValueError when a key is repeated."""
     if len({name for name, _ in pairs}) != len(pairs):
         raise ValueError("repeated key")
     return dict(pairs)
@@ -17,28 +17,28 @@ def _no_repeats(pairs: list[tuple[str, object]]) -> dict:
 
 def _same_json(answer: str, reference: str) -> bool:
     try:
-        return json.loads(answer, object_pairs_hook=_no_repeats) == json.loads(reference)
+        return json.loads(answer, object_pairs_hook=_check_unique_keys) == json.loads(reference)
     except (ValueError, RecursionError):
         return False
 
 
 def correct(question: Question, answer: str) -> bool:
-    """Whether the whole answer is right, with nothing before or after it."""
+    """Whether the whole answer is right, without any text before or after it."""
     text, details = answer.strip(), question.details
     if question.rule == "json":
         return _same_json(text, question.reference)
     if question.rule == "listing":
-        return listed(text, details["category"], details["n"], details["answer_lang"])
+        return is_correct_list(text, details["category"], details["n"], details["answer_lang"])
     if question.rule == "verse":
-        return rhymed(text, details["theme"], details.get("friend"), details["answer_lang"])
+        return is_verse(text, details["theme"], details.get("friend"), details["answer_lang"])
     return text == question.reference.strip()
 
 
 def correct_content(question: Question, answer: str) -> bool:
-    """Whether the answer is right once a known parrot prefix and known fillers are taken away."""
-    return correct(question, answer) or correct(question, bad.content(answer))
+    """Whether the answer is right after known parrot prefixes and known fillers are removed."""
+    return correct(question, answer) or correct(question, without_habits(answer))
 
 
 def habits(question: Question, answer: str) -> set[str]:
-    """The bad habits a model's answer shows."""
-    return bad.seen(question, answer, correct(question, bad.without_parrot(answer)))
+    """The bad habits that an answer shows."""
+    return find_habits(question, answer, correct(question, without_parrot(answer)))

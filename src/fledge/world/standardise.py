@@ -1,11 +1,11 @@
-"""Messy vehicle and pollutant names to one standard, as JSON."""
+"""Messy vehicle and pollutant names to standard names, as JSON."""
 
 import json
 import random
 
-from fledge.world.phrases import book, dress
+from fledge.world.phrases import phrase_book, vary
 from fledge.world.records import Item, user
-from fledge.world.seeded import Seeded
+from fledge.world.world_seed import WorldSeed
 
 VEHICLES = {
     "轻型客车": {"zh": ("轻型客车", "小型客车", "小客车", "轿车"), "en": ("passenger car", "small car", "sedan", "minivan")},
@@ -25,7 +25,7 @@ POLLUTANTS = {
     "PM10": {"zh": ("PM10", "pm 10", "粗颗粒物", "粗颗粒"), "en": ("PM10", "pm 10", "coarse particles", "coarse dust")},
 }
 FUELS = {"zh": ("（汽油）", "（柴油）", "（电动）"), "en": (" (petrol)", " (diesel)", " (electric)")}
-BOOK = book(
+BOOK = phrase_book(
     "standardise",
     (
         (
@@ -53,19 +53,19 @@ BOOK = book(
 
 
 def aliases(table: dict[str, dict[str, tuple[str, ...]]], lang: str) -> tuple[tuple[str, str], ...]:
-    """Every (alias, standard) of a table in one language."""
+    """Every (alias, standard name) of a table in one language."""
     return tuple((alias, standard) for standard, names in table.items() for alias in names[lang])
 
 
-def plain(name: str) -> str:
-    """What stays of a name when decoration is taken away: the form the split looks at."""
+def undecorated(name: str) -> str:
+    """A name without fuel, spaces and capitals: the form that decides the split."""
     for fuel in FUELS["zh"] + FUELS["en"]:
         name = name.replace(fuel, "")
     return "".join(name.lower().split())
 
 
 def messy_vehicle(rng: random.Random, alias: str, lang: str) -> str:
-    """The alias as people type it: capitals, stray spaces, the fuel in brackets."""
+    """The alias as people type it: with capitals, stray spaces, or the fuel in brackets."""
     name = rng.choice((alias, alias, alias.capitalize(), alias.title())) if lang == "en" else alias
     roll = rng.random()
     if roll < 0.25:
@@ -74,44 +74,44 @@ def messy_vehicle(rng: random.Random, alias: str, lang: str) -> str:
 
 
 def messy_pollutant(rng: random.Random, alias: str) -> str:
-    """The alias in some case, with stray spaces; only formulas change case, words would cost too many tokens."""
+    """The alias with random case and stray spaces. Only formulas change case; changed words would cost too many tokens."""
     formula = len(alias) <= 6 and alias.isascii()
     name = rng.choice((alias, alias, alias.lower(), alias.upper())) if formula else alias
     return f" {name} " if rng.random() < 0.2 else name
 
 
 def answer(vehicle: str, pollutant: str) -> str:
-    """The one standard form, whatever the language of the question."""
+    """The standard names as JSON, in the form used for both languages."""
     return json.dumps({"vehicle": vehicle, "pollutant": pollutant}, ensure_ascii=False, separators=(",", ":"))
 
 
-def combination(rng: random.Random, world: Seeded, lang: str, part: str) -> tuple[tuple[str, str], tuple[str, str]]:
-    """A vehicle alias and a pollutant alias of the right side of the split, each with its standard."""
+def combination(rng: random.Random, world: WorldSeed, lang: str, split: str) -> tuple[tuple[str, str], tuple[str, str]]:
+    """A random vehicle alias and pollutant alias of the split, each with its standard name."""
     while True:
         vehicle, pollutant = rng.choice(aliases(VEHICLES, lang)), rng.choice(aliases(POLLUTANTS, lang))
-        if world.fits(part, "standardise", pair_key(vehicle[0], pollutant[0])):
+        if world.fits_split(split, "standardise", pair_key(vehicle[0], pollutant[0])):
             return vehicle, pollutant
 
 
 def pair_key(vehicle: str, pollutant: str) -> str:
-    """Decoration-free, so that 'NO X' cannot leak what ' nox' holds out."""
-    return f"{plain(vehicle)}|{plain(pollutant)}"
+    """The key of two names without decoration, so that `NO X` is held out together with ` nox`."""
+    return f"{undecorated(vehicle)}|{undecorated(pollutant)}"
 
 
-def draw(rng: random.Random, world: Seeded, lang: str, part: str) -> Item:
-    """Two messy names to standardise."""
-    (vehicle, v_standard), (pollutant, p_standard) = combination(rng, world, lang, part)
-    phrase = BOOK[lang].choose(rng, part)
+def draw(rng: random.Random, world: WorldSeed, lang: str, split: str) -> Item:
+    """Two random messy names to standardise."""
+    (vehicle, v_standard), (pollutant, p_standard) = combination(rng, world, lang, split)
+    phrase = BOOK[lang].choose(rng, split)
     filled = phrase.text.format(v=messy_vehicle(rng, vehicle, lang), p=messy_pollutant(rng, pollutant))
-    text = dress(rng, filled, lang).strip()
+    text = vary(rng, filled, lang).strip()
     return Item(
-        "standardise",
-        lang,
-        pair_key(vehicle, pollutant),
-        phrase,
-        (user(text),),
-        answer(v_standard, p_standard),
-        lang,
-        "json",
-        {"vehicle": v_standard, "pollutant": p_standard},
+        task="standardise",
+        lang=lang,
+        key=pair_key(vehicle, pollutant),
+        phrase=phrase,
+        messages=(user(text),),
+        reference=answer(v_standard, p_standard),
+        answer_lang=lang,
+        rule="json",
+        details={"vehicle": v_standard, "pollutant": p_standard},
     )

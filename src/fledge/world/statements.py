@@ -1,21 +1,21 @@
-"""Plain text about the same world, for pretraining: facts, worked sums, verses, small dialogues."""
+"""Plain text about the world for pretraining: facts, worked sums, verses, small dialogues."""
 
 import random
 from collections.abc import Callable
 
 from fledge.world import arithmetic, columns, explain, identity, listing, standardise, translate, verse
-from fledge.world.lexicon import CATEGORIES, NUMBERS_EN, NUMBERS_ZH, ORDINALS, SUBJECTS, VERBS, WORDS, is_a, stop
+from fledge.world.lexicon import CATEGORIES, NUMBERS_EN, NUMBERS_ZH, ORDINALS, SUBJECTS, VERBS, WORDS, full_stop, is_a_sentence
 from fledge.world.records import LANGS, Item
-from fledge.world.seeded import Seeded
 from fledge.world.tasks import draw_any
+from fledge.world.world_seed import WorldSeed
 
-Make = Callable[[random.Random, Seeded, str, str], str]
+StatementMaker = Callable[[random.Random, WorldSeed, str, str], str]
 TARGET_TOKENS = 48
 MOST_STATEMENTS = 5
 
 
 def dictionary(zh: str, en: str, lang: str) -> str:
-    """'苹果的英文是apple。' / 'The Chinese for apple is 苹果.'"""
+    """`苹果的英文是apple。` / `The Chinese for apple is 苹果.`"""
     return f"{zh}的英文是{en}。" if lang == "zh" else f"The Chinese for {en} is {zh}."
 
 
@@ -25,20 +25,20 @@ def alias_fact(alias: str, standard: str, lang: str) -> str:
 
 
 def column_fact(name: str, target: str, lang: str) -> str:
-    """A column name with its field."""
+    """A column name with its standard field."""
     return f"列名{name}对应字段{target}。" if lang == "zh" else f"The column {name} is the field {target}."
 
 
 def word_pairs() -> list[tuple[str, str]]:
-    """Every word pair of the dictionary beyond the nouns: kinds, numbers, persons, verbs."""
+    """The word pairs of the dictionary that are not nouns: categories, numbers, persons, verbs."""
     kinds = [(kind.zh, kind.en) for kind in CATEGORIES.values()]
     numbers = list(zip(NUMBERS_ZH[1:], NUMBERS_EN[1:], strict=True))
     return kinds + numbers + [(who.zh, who.en) for who in SUBJECTS] + [(zh, en) for zh, en, _ in VERBS]
 
 
 def primer(lang: str) -> list[str]:
-    """Every single fact once, so that none depends on the luck of the draw."""
-    facts = [is_a(noun, lang) for noun in WORDS] + [dictionary(noun.zh, noun.en, lang) for noun in WORDS]
+    """Every single fact once, so that no fact depends on the luck of the draw."""
+    facts = [is_a_sentence(noun, lang) for noun in WORDS] + [dictionary(noun.zh, noun.en, lang) for noun in WORDS]
     facts += [dictionary(zh, en, lang) for zh, en in word_pairs()]
     facts += [term.text(lang) for term in explain.TERMS]
     for table in (standardise.VEHICLES, standardise.POLLUTANTS):
@@ -50,11 +50,11 @@ def primer(lang: str) -> list[str]:
 _FACTS = {lang: tuple(primer(lang)) for lang in LANGS}
 
 
-def _fact(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
+def _fact(rng: random.Random, world: WorldSeed, lang: str, split: str) -> str:
     return rng.choice(_FACTS[lang])
 
 
-def _messy(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
+def _messy(rng: random.Random, world: WorldSeed, lang: str, split: str) -> str:
     """An alias in one of its messy forms."""
     if rng.random() < 0.5:
         alias, standard = rng.choice(standardise.aliases(standardise.VEHICLES, lang))
@@ -63,20 +63,20 @@ def _messy(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
     return alias_fact(standardise.messy_pollutant(rng, alias).strip(), standard, lang)
 
 
-def _pair(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
-    pair = translate.draw_pair(rng, world, part)
+def _pair(rng: random.Random, world: WorldSeed, lang: str, split: str) -> str:
+    pair = translate.draw_pair(rng, world, split)
     if rng.random() < 0.5:
-        return f"{pair.zh} = {pair.en}{stop(lang)}"
-    return f"{pair.en} = {pair.zh}{stop(lang)}"
+        return f"{pair.zh} = {pair.en}{full_stop(lang)}"
+    return f"{pair.en} = {pair.zh}{full_stop(lang)}"
 
 
-def _worked(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
-    """A two-digit sum with its working."""
-    a, op, b = arithmetic.operands(rng, world, part)
+def _worked(rng: random.Random, world: WorldSeed, lang: str, split: str) -> str:
+    """A two-digit sum or difference with its working."""
+    a, op, b = arithmetic.operands(rng, world, split)
     return f"{a}{op}{b}{'：' if lang == 'zh' else ': '}{arithmetic.working(a, op, b, lang)}"
 
 
-def _digits(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
+def _digits(rng: random.Random, world: WorldSeed, lang: str, split: str) -> str:
     """Four one-digit facts of the kinds that workings and follow-ups use."""
     facts = []
     for _ in range(4):
@@ -93,59 +93,63 @@ def _digits(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
         else:
             total, step, op = rng.randint(10, 18), rng.randint(1, 9), "+-"[kind - 4]
             facts.append(f"{total}{op}{step}={total + step if op == '+' else total - step}")
-    return ("，" if lang == "zh" else ", ").join(facts) + stop(lang)
+    return ("，" if lang == "zh" else ", ").join(facts) + full_stop(lang)
 
 
-def _list(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
-    """A list by its count, or one with the place of a member."""
-    category, count = listing.combination(rng, world, part)
-    nouns = listing.run(category, rng.randrange(len(CATEGORIES[category].members)), count)
-    text, kind = listing.written(nouns, lang), CATEGORIES[category]
-    head = f"{NUMBERS_ZH[count]}种{kind.zh}：" if lang == "zh" else f"{NUMBERS_EN[count].capitalize()} {kind.plural}: "
+def _list(rng: random.Random, world: WorldSeed, lang: str, split: str) -> str:
+    """A list by its count, sometimes with the position of one member."""
+    category, count = listing.combination(rng, world, split)
+    nouns = listing.consecutive_members(category, rng.randrange(len(CATEGORIES[category].members)), count)
+    text, category_words = listing.list_answer(nouns, lang), CATEGORIES[category]
+    head = (
+        f"{NUMBERS_ZH[count]}种{category_words.zh}："
+        if lang == "zh"
+        else f"{NUMBERS_EN[count].capitalize()} {category_words.plural}: "
+    )
     if rng.random() < 0.5:
         return head + text
-    place = rng.randrange(count)
-    which, name = ORDINALS[lang][place], nouns[place].named(lang)
-    return f"{head}{text}{which}是{name}。" if lang == "zh" else f"{head}{text} The {which} one is {name}."
+    position = rng.randrange(count)
+    ordinal, name = ORDINALS[lang][position], nouns[position].named(lang)
+    return f"{head}{text}{ordinal}是{name}。" if lang == "zh" else f"{head}{text} The {ordinal} one is {name}."
 
 
-def _verse(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
-    return verse.compose(rng, *verse.combination(rng, world, lang, part), lang)
+def _verse(rng: random.Random, world: WorldSeed, lang: str, split: str) -> str:
+    return verse.compose(rng, *verse.combination(rng, world, lang, split), lang)
 
 
-def _standard(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
-    (vehicle, v_name), (pollutant, p_name) = standardise.combination(rng, world, lang, part)
+def _standard(rng: random.Random, world: WorldSeed, lang: str, split: str) -> str:
+    (vehicle, v_name), (pollutant, p_name) = standardise.combination(rng, world, lang, split)
     names = f"{standardise.messy_vehicle(rng, vehicle, lang)}，{standardise.messy_pollutant(rng, pollutant)}".strip()
     names = names if lang == "zh" else names.replace("，", ", ")
-    return f"{names} = {standardise.answer(v_name, p_name)}{stop(lang)}"
+    return f"{names} = {standardise.answer(v_name, p_name)}{full_stop(lang)}"
 
 
-def _columns(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
-    mapping = columns.combination(rng, world, lang, part)
-    return f"{columns.SEPARATORS[lang].join(mapping)} = {columns.answer(mapping)}{stop(lang)}"
+def _columns(rng: random.Random, world: WorldSeed, lang: str, split: str) -> str:
+    mapping = columns.combination(rng, world, lang, split)
+    return f"{columns.SEPARATORS[lang].join(mapping)} = {columns.answer(mapping)}{full_stop(lang)}"
 
 
-def told(item: Item, lang: str) -> str:
+def as_prose(item: Item, lang: str) -> str:
     """A conversation retold as prose, always with the clean answer."""
     zh = lang == "zh"
     lines = []
     for turn in (*item.messages, {"role": "assistant", "content": item.reference}):
-        said = turn["content"]
+        content = turn["content"]
         if turn["role"] == "system":
-            lines.append(f"要求：{said}" if zh else f"The rule: {said}")
+            lines.append(f"要求：{content}" if zh else f"The rule: {content}")
         elif turn["role"] == "user":
-            lines.append(f"有人问：{said}" if zh else f"Someone asks: {said}")
+            lines.append(f"有人问：{content}" if zh else f"Someone asks: {content}")
         else:
-            lines.append(f"回答：{said}" if zh else f"The answer: {said}")
+            lines.append(f"回答：{content}" if zh else f"The answer: {content}")
     return "\n".join(lines)
 
 
-def _dialogue(rng: random.Random, world: Seeded, lang: str, part: str) -> str:
-    item = draw_any(rng, world, part)
-    return told(item, item.lang)
+def _dialogue(rng: random.Random, world: WorldSeed, lang: str, split: str) -> str:
+    item = draw_any(rng, world, split)
+    return as_prose(item, item.lang)
 
 
-KINDS: dict[Make, int] = {
+KINDS: dict[StatementMaker, int] = {
     _fact: 16,
     _messy: 6,
     _pair: 14,
@@ -159,8 +163,8 @@ KINDS: dict[Make, int] = {
 }
 
 
-def tokens(text: str) -> float:
-    """A rough token count for packing: Chinese signs, words, digits and marks weigh differently."""
+def estimate_tokens(text: str) -> float:
+    """A rough number of tokens for packing: Chinese characters, words, digits and marks weigh differently."""
     chinese = sum("\u4e00" <= sign <= "\u9fff" for sign in text)
     digits = sum(sign.isdigit() for sign in text)
     words = len([word for word in text.split() if any("a" <= sign <= "z" for sign in word.lower())])
@@ -168,19 +172,20 @@ def tokens(text: str) -> float:
     return 0.7 * chinese + digits + 1.3 * words + 0.6 * marks
 
 
-def texts(rng: random.Random, world: Seeded, part: str, count: int) -> list[str]:
-    """`count` texts of a few statements each, mostly in one language; the primer is spread over the first ones."""
-    waiting = {lang: rng.sample(_FACTS[lang], len(_FACTS[lang])) for lang in LANGS}
+def texts(rng: random.Random, world: WorldSeed, split: str, count: int) -> list[str]:
+    """`count` texts of a few statements each, mostly in one language. The facts of the primer are spread over the first
+    texts."""
+    unused_facts = {lang: rng.sample(_FACTS[lang], len(_FACTS[lang])) for lang in LANGS}
     makers, weights = tuple(KINDS), tuple(KINDS.values())
     result = []
     for _ in range(count):
         lang = rng.choice(LANGS)
-        parts: list[str] = []
-        while len(parts) < MOST_STATEMENTS and sum(map(tokens, parts)) < TARGET_TOKENS:
-            here = lang if rng.random() < 0.85 else rng.choice(LANGS)
-            if waiting[here] and len(parts) < 2:
-                parts.append(waiting[here].pop())
+        statements: list[str] = []
+        while len(statements) < MOST_STATEMENTS and sum(map(estimate_tokens, statements)) < TARGET_TOKENS:
+            statement_lang = lang if rng.random() < 0.85 else rng.choice(LANGS)
+            if unused_facts[statement_lang] and len(statements) < 2:
+                statements.append(unused_facts[statement_lang].pop())
             else:
-                parts.append(rng.choices(makers, weights)[0](rng, world, here, part))
-        result.append("\n".join(parts))
+                statements.append(rng.choices(makers, weights)[0](rng, world, statement_lang, split))
+        result.append("\n".join(statements))
     return result

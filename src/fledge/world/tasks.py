@@ -1,4 +1,4 @@
-"""The ten tasks: how each is drawn and how often the training data shows it."""
+"""The ten tasks: how an item of each task is drawn, and how often the training data contains it."""
 
 import random
 from collections.abc import Callable
@@ -6,9 +6,9 @@ from collections.abc import Callable
 from fledge.world import arithmetic, columns, explain, follow_up, identity, listing, standardise, system_rules, translate, verse
 from fledge.world.phrases import Phrases
 from fledge.world.records import LANGS, Item
-from fledge.world.seeded import Seeded
+from fledge.world.world_seed import WorldSeed
 
-Draw = Callable[[random.Random, Seeded, str, str], Item]
+Draw = Callable[[random.Random, WorldSeed, str, str], Item]
 
 TASKS: dict[str, Draw] = {
     "identity": identity.draw,
@@ -50,7 +50,7 @@ BOOKS: dict[str, tuple[dict[str, Phrases], ...]] = {
 }
 
 
-def draw_any(rng: random.Random, world: Seeded, part: str) -> Item:
-    """An item of any task by weight, in either language."""
+def draw_any(rng: random.Random, world: WorldSeed, split: str) -> Item:
+    """An item of a random task (by weight), in a random language."""
     task = rng.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()))[0]
-    return TASKS[task](rng, world, rng.choice(LANGS), part)
+    return TASKS[task](rng, world, rng.choice(LANGS), split)

@@ -1,13 +1,13 @@
-"""Two-line verses from a grammar, about a theme and, if asked, a companion."""
+"""Two-line verses from a grammar, about a theme and optionally a companion."""
 
 import random
 import re
 
-from fledge.world.phrases import book, dress
+from fledge.world.phrases import phrase_book, vary
 from fledge.world.records import TRAIN, Item, user
-from fledge.world.seeded import Seeded
+from fledge.world.world_seed import WorldSeed
 
-# theme -> what it does; the first line is time + theme + predicate
+# theme -> its predicates; the first line is time + theme + predicate
 ZH_THEMES = {
     "月": ("正明", "初升", "如水"),
     "雨": ("轻落", "不停", "如丝"),
@@ -55,7 +55,7 @@ PATTERNS = {
     "en": re.compile(r"The (?P<theme>\w+) (?P<rest>[a-z ]+),\nand the (?P<friend>\w+) (?P<ending>[a-z ]+)\."),
 }
 
-ALONE = book(
+ALONE = phrase_book(
     "verse/alone",
     (("写一首关于{t}的诗。", "写两句{t}的诗。", "请以{t}为题写诗。", "来一首{t}的小诗。"), ()),
     (
@@ -68,7 +68,7 @@ ALONE = book(
         (),
     ),
 )
-TOGETHER = book(
+TOGETHER = phrase_book(
     "verse/together",
     (
         (
@@ -100,12 +100,12 @@ TOGETHER = book(
 
 
 def pair_key(theme: str, friend: str) -> str:
-    """Theme with companion: the combination that is held out, in the lines as well as in the request."""
+    """The key of theme and companion, which is held out both in verses and in requests."""
     return f"{theme}|{friend}"
 
 
 def compose(rng: random.Random, theme: str, friend: str, lang: str) -> str:
-    """Any verse of the grammar."""
+    """A random verse of the grammar."""
     return FORMS[lang].format(
         time=rng.choice(TIMES[lang]),
         theme=theme,
@@ -115,34 +115,42 @@ def compose(rng: random.Random, theme: str, friend: str, lang: str) -> str:
     )
 
 
-def combination(rng: random.Random, world: Seeded, lang: str, part: str) -> tuple[str, str]:
-    """A theme and a companion of the right side of the split."""
+def combination(rng: random.Random, world: WorldSeed, lang: str, split: str) -> tuple[str, str]:
+    """A random theme and companion of the split."""
     while True:
         theme, friend = rng.choice(tuple(THEMES[lang])), rng.choice(FRIENDS[lang])
-        if world.fits(part, "verse", pair_key(theme, friend)):
+        if world.fits_split(split, "verse", pair_key(theme, friend)):
             return theme, friend
 
 
-def draw(rng: random.Random, world: Seeded, lang: str, part: str) -> Item:
-    """A request for a verse; any verse of the grammar with the wanted words passes."""
-    theme, friend = combination(rng, world, lang, part)
-    alone = part == TRAIN and rng.random() < 0.4
-    phrase = (ALONE if alone else TOGETHER)[lang].choose(rng, part)
-    text = dress(rng, phrase.text.format(t=theme, f=friend), lang)
+def draw(rng: random.Random, world: WorldSeed, lang: str, split: str) -> Item:
+    """A random request for a verse. Its rule accepts any verse of the grammar with the requested words."""
+    theme, friend = combination(rng, world, lang, split)
+    alone = split == TRAIN and rng.random() < 0.4
+    phrase = (ALONE if alone else TOGETHER)[lang].choose(rng, split)
+    text = vary(rng, phrase.text.format(t=theme, f=friend), lang)
     details = {"theme": theme} if alone else {"theme": theme, "friend": friend}
     return Item(
-        "verse", lang, pair_key(theme, friend), phrase, (user(text),), compose(rng, theme, friend, lang), lang, "verse", details
+        task="verse",
+        lang=lang,
+        key=pair_key(theme, friend),
+        phrase=phrase,
+        messages=(user(text),),
+        reference=compose(rng, theme, friend, lang),
+        answer_lang=lang,
+        rule="verse",
+        details=details,
     )
 
 
-def rhymed(answer: str, theme: str, friend: str | None, lang: str) -> bool:
-    """Whether the whole answer is a verse of the grammar on this theme (and with this companion)."""
-    found = PATTERNS[lang].fullmatch(answer)
-    if not found or found["theme"] != theme or found["friend"] not in FRIENDS[lang]:
+def is_verse(answer: str, theme: str, friend: str | None, lang: str) -> bool:
+    """Whether the whole answer is a verse of the grammar about this theme (and with this companion)."""
+    match = PATTERNS[lang].fullmatch(answer)
+    if not match or match["theme"] != theme or match["friend"] not in FRIENDS[lang]:
         return False
-    if found["ending"] not in ENDINGS[lang] or friend not in (None, found["friend"]):
+    if match["ending"] not in ENDINGS[lang] or friend not in (None, match["friend"]):
         return False
     deeds, times = THEMES[lang][theme], TIMES[lang]
     if lang == "zh":
-        return found["deed"] in deeds and found["time"] in times
-    return found["rest"] in {f"{deed} {time}" for deed in deeds for time in times}
+        return match["deed"] in deeds and match["time"] in times
+    return match["rest"] in {f"{deed} {time}" for deed in deeds for time in times}

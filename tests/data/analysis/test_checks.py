@@ -9,8 +9,9 @@ from tokenizers import Tokenizer as Core
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from fledge.data.analysis.checks import CHECKS, CheckContext, Finding, findings
+from fledge.data.analysis.checks import CHECKS, CheckContext, findings
 from fledge.data.analysis.statistics import stage_statistics
+from fledge.findings import Finding
 from fledge.tokenizer import Tokenizer, load_tokenizer
 from tests.support.sources import UNCLEANED, jsonl, prepare
 
@@ -64,9 +65,9 @@ def test_every_check_has_a_name_of_its_own() -> None:
 def test_more_dropped_rows_than_allowed(tmp_path: Path, chatml: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", [*rows(8), row("x", ""), row("y", "")])
     finding = the("dropped", found("sft", file, chatml, {"max_dropped": 0.1}))
-    assert finding.level == "error" and "2 of 10 rows (20.0%)" in finding.message and finding.where == f"{file}:9"
+    assert finding.severity == "error" and "2 of 10 rows (20.0%)" in finding.message and finding.where == f"{file}:9"
     assert not found("sft", file, chatml, {"max_dropped": 0.2})
-    assert the("dropped", found("sft", file, chatml)).level == "warning"
+    assert the("dropped", found("sft", file, chatml)).severity == "warning"
 
 
 def test_a_source_that_went_to_validation_whole(tmp_path: Path, chatml: Tokenizer) -> None:
@@ -78,8 +79,8 @@ def test_a_source_that_went_to_validation_whole(tmp_path: Path, chatml: Tokenize
 def test_answers_that_never_end(tmp_path: Path, chatml: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", [row(f"{n}", f"{n} word" * 100) for n in range(3)])
     made = found("sft", file, chatml, max_seq_len=32)
-    assert the("end token", made).level == "error" and the("end token", made).where == f"{file}:1"
-    assert the("cut answers", made).level == "warning" and "3 of 3 rows (100.0%)" in the("cut answers", made).message
+    assert the("end token", made).severity == "error" and the("end token", made).where == f"{file}:1"
+    assert the("cut answers", made).severity == "warning" and "3 of 3 rows (100.0%)" in the("cut answers", made).message
 
 
 def test_two_start_tokens(tmp_path: Path, chatml: Tokenizer) -> None:
@@ -87,8 +88,8 @@ def test_two_start_tokens(tmp_path: Path, chatml: Tokenizer) -> None:
     doubled = with_template(chatml, tmp_path / "doubled", jinja)
     file = jsonl(tmp_path / "a.jsonl", rows(4))
     finding = the("start token", found("sft", file, doubled))
-    assert finding.level == "error" and "4 sequences begin with <|endoftext|> twice" in finding.message
-    assert finding.where == f"{file}:1" and finding.source == "a.jsonl"
+    assert finding.severity == "error" and "4 sequences begin with <|endoftext|> twice" in finding.message
+    assert finding.where == f"{file}:1" and finding.evidence["source"] == "a.jsonl"
     once = with_template(chatml, tmp_path / "once", jinja.replace("{{ bos_token }}", "", 1))
     assert not found("sft", file, once)
 
@@ -99,7 +100,7 @@ def test_a_template_that_rewrites_earlier_turns(tmp_path: Path, chatml: Tokenize
     turns = [{"role": role, "content": f"turn {n}"} for n, role in enumerate(("user", "assistant") * 2)]
     file = jsonl(tmp_path / "a.jsonl", [*rows(3), {"messages": turns}])
     finding = the("template", found("sft", file, tokenizer))
-    assert finding.level == "error" and "rewrites earlier turns" in finding.message and finding.where == f"{file}:4"
+    assert finding.severity == "error" and "rewrites earlier turns" in finding.message and finding.where == f"{file}:4"
     assert "generation" in finding.hint
 
 
@@ -107,13 +108,13 @@ def test_rows_that_a_sound_template_has_no_place_for_are_a_warning(tmp_path: Pat
     tools = json.dumps([{"name": "clock", "parameters": {}}])
     file = jsonl(tmp_path / "a.jsonl", [*rows(3), {**row("time?", "It is late now."), "tools": tools}])
     finding = the("template", found("sft", file, inst))
-    assert finding.level == "warning" and "no place for tools" in finding.message and finding.where == f"{file}:4"
+    assert finding.severity == "warning" and "does not support tools" in finding.message and finding.where == f"{file}:4"
 
 
 def test_rows_that_are_trained_and_validated(tmp_path: Path, chatml: Tokenizer) -> None:
     train, held_out = jsonl(tmp_path / "a.jsonl", rows(6)), jsonl(tmp_path / "v.jsonl", rows(6)[4:])
     finding = the("validation", found("sft", train, chatml, validation=str(held_out)))
-    assert finding.level == "error" and finding.message.startswith("2 rows") and finding.where == f"{train}:5"
+    assert finding.severity == "error" and finding.message.startswith("2 rows") and finding.where == f"{train}:5"
     clean = {**UNCLEANED, "decontaminate": True}
     left_out = found("sft", train, chatml, validation=str(held_out), clean=clean)
     assert "validation" not in {finding.check for finding in left_out}
@@ -134,14 +135,16 @@ def test_unknown_tokens(tmp_path: Path) -> None:
     known = jsonl(tmp_path / "known.jsonl", [{"text": "a b b a"}, {"text": "b b b"}])
     unknown = jsonl(tmp_path / "unknown.jsonl", [{"text": "a b a b"}, {"text": "a b 春"}])
     finding = the("unknown tokens", found("pretrain", [str(known), str(unknown)], tokenizer))
-    assert finding.source == "unknown.jsonl" and finding.where == f"{unknown}:2"
+    assert finding.evidence["source"] == "unknown.jsonl" and finding.where == f"{unknown}:2"
     assert "1 of 9 tokens (11.1%)" in finding.message
 
 
 def test_answers_that_are_all_the_same(tmp_path: Path, chatml: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", rows(30, "I do not know that."))
     finding = the("equal answers", found("sft", file, chatml))
-    assert finding.level == "error" and "100.0% of 30 answers are the same" in finding.message and finding.where == f"{file}:1"
+    assert (
+        finding.severity == "error" and "100.0% of 30 answers are the same" in finding.message and finding.where == f"{file}:1"
+    )
     assert not found("sft", jsonl(tmp_path / "b.jsonl", rows(19, "I do not know that.")), chatml)
 
 
@@ -153,42 +156,64 @@ def test_answers_that_only_begin_alike_differ(tmp_path: Path, chatml: Tokenizer)
 def test_duplicates(tmp_path: Path, chatml: Tokenizer, left_out: bool) -> None:
     file = jsonl(tmp_path / "a.jsonl", [*rows(20), rows(20)[3]])
     finding = the("duplicates", found("sft", file, chatml, clean={**UNCLEANED, "exact_duplicates": left_out}))
-    assert finding.level == "warning" and "1 of 21 rows (4.8%)" in finding.message
+    assert finding.severity == "warning" and "1 of 21 rows (4.8%)" in finding.message
     assert (f"{file}:21 (of {file}:4)" == finding.where) == left_out
 
 
 def test_placeholders(tmp_path: Path, chatml: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", [*rows(3), row("Who are you?", "I am {{name}}, glad to be here.")])
     finding = the("placeholders", found("sft", file, chatml))
-    assert finding.level == "warning" and "{{name}}" in finding.message and finding.where == f"{file}:4"
+    assert finding.severity == "warning" and "{{name}}" in finding.message and finding.where == f"{file}:4"
 
 
 def test_one_source_that_outweighs_the_others(tmp_path: Path, chatml: Tokenizer) -> None:
     large = jsonl(tmp_path / "large.jsonl", rows(40, "{} is the answer to it, my friend."))
     small = jsonl(tmp_path / "small.jsonl", rows(3, "It is {}, to be sure."))
     made = the("mixture", found("sft", [str(large), str(small)], chatml))
-    assert made.source == "large.jsonl" and "of an epoch's tokens" in made.message
+    assert made.evidence["source"] == "large.jsonl" and "of an epoch's tokens" in made.message
     assert not found("sft", [{"path": str(large)}, {"path": str(small), "repeat": 5}], chatml)
     often = the("mixture", found("sft", [{"path": str(large)}, {"path": str(small), "repeat": 11}], chatml))
-    assert often.source == "small.jsonl" and "11.0 times" in often.message
+    assert often.evidence["source"] == "small.jsonl" and "11.0 times" in often.message
 
 
 def test_a_source_of_few_openings_that_gives_more_than_half(tmp_path: Path, chatml: Tokenizer) -> None:
     alike = jsonl(tmp_path / "alike.jsonl", rows(40, "As I said before, it is {}."))
     varied = jsonl(tmp_path / "varied.jsonl", [row(f"{n}?", f"{n} or {n + 1} may well be right here") for n in range(25)])
     finding = the("mixture", found("sft", [str(alike), str(varied)], chatml))
-    assert finding.source == "alike.jsonl" and "begin in few ways (1)" in finding.message
+    assert finding.evidence["source"] == "alike.jsonl" and "begin in few ways (1)" in finding.message
+
+
+def test_a_finding_that_a_recipe_change_settles_carries_that_change(tmp_path: Path, chatml: Tokenizer) -> None:
+    long = jsonl(tmp_path / "long.jsonl", [row(f"{n}", f"{n} word" * 100) for n in range(3)])
+    for limits, patch in (
+        ({}, {"stages.x.data.max_seq_len": 64}),
+        ({"max_positions": 48}, {"stages.x.data.max_seq_len": 48}),
+        ({"max_positions": 32}, None),
+    ):
+        made = found("sft", long, chatml, limits, max_seq_len=32)
+        assert the("cut answers", made).patch == the("end token", made).patch == patch
+    twice = jsonl(tmp_path / "twice.jsonl", [*rows(20), rows(20)[3]])
+    clean = {**UNCLEANED, "exact_duplicates": False}
+    duplicates = the("duplicates", found("sft", twice, chatml, clean=clean))
+    assert duplicates.patch == {"stages.x.data.clean.exact_duplicates": True}
+    assert duplicates.overrides() == "--stages.x.data.clean.exact_duplicates true"
+    settled = found("sft", twice, chatml, clean={**clean, "exact_duplicates": True})
+    assert the("duplicates", settled).patch is None and the("duplicates", settled).overrides() == ""
 
 
 def test_too_much_about_identity(tmp_path: Path, chatml: Tokenizer) -> None:
     plain = jsonl(tmp_path / "plain.jsonl", rows(8))
     identity = jsonl(tmp_path / "me.jsonl", [row(f"Who are you {n}?", f"I am an AI assistant {n}.") for n in range(8)])
     finding = the("identity", found("sft", [str(plain), str(identity)], chatml))
-    assert finding.level == "warning" and "50% of an epoch's answers" in finding.message and finding.source == "me.jsonl"
+    assert (
+        finding.severity == "warning"
+        and "50% of an epoch's answers" in finding.message
+        and finding.evidence["source"] == "me.jsonl"
+    )
     few = found("sft", [{"path": str(plain), "repeat": 10}, {"path": str(identity), "max_rows": 1}], chatml)
     assert "identity" not in {finding.check for finding in few}
 
 
 def test_answers_of_a_token_or_two(tmp_path: Path, chatml: Tokenizer) -> None:
     finding = the("short answers", found("sft", jsonl(tmp_path / "a.jsonl", [row(f"{n}?", f"{n}") for n in range(9)]), chatml))
-    assert finding.level == "warning" and finding.message.startswith("100% of the answers have fewer than 3 tokens")
+    assert finding.severity == "warning" and finding.message.startswith("100% of the answers have fewer than 3 tokens")

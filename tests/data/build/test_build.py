@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fledge.build_dataset import build as build_recipe
 from fledge.data import StageDataset
 from fledge.data.build import build, shards
 from fledge.data.build.build import collect, encode
@@ -22,7 +23,6 @@ from fledge.data.build.executors import Executor, InProcessExecutor, ProcessPool
 from fledge.data.build.folder import remove_build
 from fledge.data.build.load import load_built_dataset
 from fledge.errors import FledgeError
-from fledge.build_dataset import build as build_recipe
 from fledge.recipe import PreferenceStage, PretrainStage, Recipe, SftStage, recipe_from_dict
 from fledge.run import exclusive_lock
 from fledge.tokenizer import Tokenizer, train_tokenizer

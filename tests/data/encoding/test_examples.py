@@ -416,7 +416,7 @@ def test_what_a_template_refuses_is_dropped_with_its_message(inst: Tokenizer) ->
     item = Conversation((Message("user", "a"), Message("assistant", "b"), Message("tool", "c"), Message("assistant", "d")))
     (remark,) = encode(item, inst, RULES).remarks
     assert (remark.state, remark.reason) == ("dropped", "the chat template refuses it")
-    assert "no place for role 'tool'" in remark.detail
+    assert "does not support role 'tool'" in remark.detail
 
 
 @given(texts=st.lists(TEXT, max_size=8), least=st.integers(0, 12))

@@ -1,9 +1,9 @@
 """What would make a training run meaningless, and what is worth a look before it. Findings only; nothing here prints."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from fledge.data.build.shard_items import ShardRows
 from fledge.data.build.shards import BuildPlan
 from fledge.data.report import SourceReport
 from fledge.data.storage import ConcatenatedArrays, load_arrays
+from fledge.findings import Finding, Severity
 from fledge.tokenizer import Message, TemplateError, Tokenizer
 
 ALIKE, ALIKE_LEAST = 0.95, 20  # share of equal answers, of at least so many
@@ -29,24 +30,6 @@ SHORT = 0.5
 REFUSED = "the chat template refuses it"
 BLOCK = 2**22  # tokens looked at together
 
-Level = Literal["error", "warning"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """`level` is error (training would be meaningless) or warning. `where` is file:line of the first row concerned."""
-
-    check: str
-    level: Level
-    message: str
-    source: str = ""
-    where: str = ""
-    hint: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Tokens:
@@ -60,8 +43,9 @@ class Tokens:
 
 
 class CheckContext:
-    """The build of a stage, as the checks see it. `vocabulary` is the number of tokens that the model knows, and
-    `max_dropped` the largest share of a source's rows that may be dropped; None: no limit."""
+    """The build of a stage, as the checks see it. `vocabulary` is the number of tokens that the model knows, `max_positions`
+    the most tokens of a row that it takes, and `max_dropped` the largest share of a source's rows that may be dropped; None:
+    no limit."""
 
     def __init__(
         self,
@@ -70,9 +54,10 @@ class CheckContext:
         tokenizer: Tokenizer,
         vocabulary: int | None = None,
         max_dropped: float | None = None,
+        max_positions: int | None = None,
     ) -> None:
         self.data, self.statistics, self.tokenizer = data, statistics, tokenizer
-        self.vocabulary, self.max_dropped = vocabulary, max_dropped
+        self.vocabulary, self.max_dropped, self.max_positions = vocabulary, max_dropped, max_positions
         self.plan = BuildPlan.read(data.folder / "build_plan.json")
         self.kind, self.context = statistics.kind, statistics.context
         self.places = RowLocator(data, self.plan)
@@ -90,6 +75,15 @@ class CheckContext:
     def first(self, part: Part) -> str:
         """Where the first training example of a source stands."""
         return self.places.example(int(part.examples[0])) if len(part.examples) else ""
+
+    def patch(self, key: str, value: Any) -> dict[str, Any]:
+        """A recipe patch of one key of the stage."""
+        return {f"stages.{self.statistics.stage}.{key}": value}
+
+    def longer_rows(self) -> dict[str, Any] | None:
+        """A recipe patch to rows of twice as many tokens, or as many as the model takes; None where they are that long."""
+        length = 2 * self.context if self.max_positions is None else min(2 * self.context, self.max_positions)
+        return self.patch("data.max_seq_len", length) if length > self.context else None
 
     @cached_property
     def scans(self) -> list[Tokens]:
@@ -141,6 +135,11 @@ def _of(count: int, whole: int) -> str:
     return f"{count:,} of {whole:,} rows ({count / whole:.1%})" if whole else f"{count:,} rows"
 
 
+def _of_source(source: str, check: str, severity: Severity, message: str, **more: Any) -> Finding:
+    """A finding about one source of rows."""
+    return Finding(check=check, severity=severity, message=message, evidence={"source": source}, **more)
+
+
 # -- errors -------------------------------------------------------------------------------------------------------------
 
 
@@ -154,10 +153,10 @@ def _dropped(stage: CheckContext) -> Iterator[Finding]:
         others = dropped - account.dropped["exact duplicate"] - account.dropped["near duplicate"]
         if limit is not None and dropped > limit * account.rows:
             hint = f"mend the rows, or raise data.max_drop_fraction ({limit:.3g})"
-            yield Finding("dropped", "error", message, account.name, where, hint)
+            yield _of_source(account.name, "dropped", "error", message, where=where, hint=hint)
         elif limit is None and others > DROPPED * account.rows:
             hint = "`fledge data account` shows each of them; data.max_drop_fraction sets a limit"
-            yield Finding("dropped", "warning", message, account.name, where, hint)
+            yield _of_source(account.name, "dropped", "warning", message, where=where, hint=hint)
 
 
 def _supervision(stage: CheckContext) -> Iterator[Finding]:
@@ -165,22 +164,30 @@ def _supervision(stage: CheckContext) -> Iterator[Finding]:
         if not part.supervised.any():
             why = "no answer has a supervised token" if len(part.examples) else "all its rows went to validation"
             hint = "check the weights of the turns" if len(part.examples) else "lower data.validation, or give it more rows"
-            yield Finding("supervision", "error", f"nothing is supervised: {why}", source.name, stage.first(part), hint)
+            yield _of_source(
+                source.name,
+                "supervision",
+                "error",
+                f"nothing is supervised: {why}",
+                where=stage.first(part),
+                hint=hint,
+            )
 
 
 def _end_token(stage: CheckContext) -> Iterator[Finding]:
     if stage.kind == "pretrain":  # every document is written between its control tokens
         return
-    for source, _, part in stage.trained:
+    for source, account, part in stage.trained:
         if len(part.lengths) and part.supervised.any() and not part.ended:
-            yield Finding(
+            yield _of_source(
+                source.name,
                 "end token",
                 "error",
                 f"the end token is never supervised in {len(part.lengths):,} sequences: the model would not learn to stop",
-                source.name,
-                stage.first(part),
-                "lengthen data.max_seq_len if every answer is cut, else use a chat template that ends answers with the "
+                where=stage.first(part),
+                hint="lengthen data.max_seq_len if every answer is cut, else use a chat template that ends answers with the "
                 "end token",
+                patch=stage.longer_rows() if account.truncated >= account.used else None,
             )
 
 
@@ -192,10 +199,14 @@ def _start_token(stage: CheckContext) -> Iterator[Finding]:
         mine = sequences[doubled[sequences]]
         if len(mine):
             token = stage.tokenizer.decode(examples.sequence(int(mine[0]))[0][:1].tolist())
-            yield Finding(
-                "start token", "error", f"{len(mine):,} sequences begin with {token} twice", source.name,
-                stage.sequence_place(int(mine[0])), "take it out of the chat template, or out of the rows' texts",
-            )  # fmt: skip
+            yield _of_source(
+                source.name,
+                "start token",
+                "error",
+                f"{len(mine):,} sequences begin with {token} twice",
+                where=stage.sequence_place(int(mine[0])),
+                hint="take it out of the chat template, or out of the rows' texts",
+            )
 
 
 def _doubled(stage: CheckContext) -> np.ndarray:
@@ -220,10 +231,15 @@ def _template(stage: CheckContext) -> Iterator[Finding]:
         count = account.dropped[REFUSED]
         if count:
             where, detail = _noted(account, REFUSED)
-            yield Finding(
-                "template", "error" if unfit else "warning", f"the chat template refuses {_of(count, account.rows)}: {detail}",
-                source.name, where, unfit or "another tokenizer.template may have a place for them",
-            )  # fmt: skip
+            yield _of_source(
+                source.name,
+                "template",
+                "error" if unfit else "warning",
+                f"the chat template refuses {_of(count, account.rows)}: {detail}",
+                where=where,
+                hint=unfit or "another tokenizer.template may have a place for them",
+                patch={"tokenizer.template": "chatml"} if unfit else None,
+            )
 
 
 def _unfit(tokenizer: Tokenizer) -> str:
@@ -257,10 +273,15 @@ def _validation(stage: CheckContext) -> Iterator[Finding]:
     if shared:
         shard = stage.plan.shards[int(shards[shared[0]])]
         where = ShardRows.of(stage.data.folder, shard).where(int(inside[shared[0]]))
-        yield Finding(
-            "validation", "error", f"{len(shared):,} rows are trained on and validated on",
-            stage.plan.sources[shard.source].name, where, "set data.clean.decontaminate to true, or take them out of one side",
-        )  # fmt: skip
+        yield _of_source(
+            stage.plan.sources[shard.source].name,
+            "validation",
+            "error",
+            f"{len(shared):,} rows are trained on and validated on",
+            where=where,
+            hint="set data.clean.decontaminate to true, or take them out of one side",
+            patch=stage.patch("data.clean.decontaminate", True),
+        )
 
 
 def _vocabulary(stage: CheckContext) -> Iterator[Finding]:
@@ -268,9 +289,11 @@ def _vocabulary(stage: CheckContext) -> Iterator[Finding]:
     largest = max((scan.largest for scan in stage.scans), default=0)
     if limit is not None and largest >= limit:
         yield Finding(
-            "vocabulary", "error", f"the data has token {largest:,}, but the model knows {limit:,} tokens",
+            check="vocabulary",
+            severity="error",
+            message=f"the data has token {largest:,}, but the model knows {limit:,} tokens",
             hint="use the tokenizer that belongs to the model",
-        )  # fmt: skip
+        )
 
 
 def _unknown(stage: CheckContext) -> Iterator[Finding]:
@@ -279,10 +302,14 @@ def _unknown(stage: CheckContext) -> Iterator[Finding]:
         count, size = sum(scan.unknown for scan in mine), sum(scan.size for scan in mine)
         if count > UNKNOWN * size:
             first = next(scan.first_unknown for scan in mine if scan.unknown)
-            yield Finding(
-                "unknown tokens", "error", f"{count:,} of {size:,} tokens ({count / size:.1%}) are unknown to the tokenizer",
-                source.name, stage.sequence_place(first), "use a tokenizer made for this language, or train one",
-            )  # fmt: skip
+            yield _of_source(
+                source.name,
+                "unknown tokens",
+                "error",
+                f"{count:,} of {size:,} tokens ({count / size:.1%}) are unknown to the tokenizer",
+                where=stage.sequence_place(first),
+                hint="use a tokenizer made for this language, or train one",
+            )
 
 
 def _alike(stage: CheckContext) -> Iterator[Finding]:
@@ -290,10 +317,14 @@ def _alike(stage: CheckContext) -> Iterator[Finding]:
         answers = source.answers
         if answers is not None and answers.count >= ALIKE_LEAST and answers.most_frequent_share > ALIKE:
             text = answers.openings[0].text
-            yield Finding(
-                "equal answers", "error", f"{answers.most_frequent_share:.1%} of {answers.count:,} answers are the same "
-                f"(“{text}…”)", source.name, stage.first(part), "check which column holds the answers (columns.response)",
-            )  # fmt: skip
+            yield _of_source(
+                source.name,
+                "equal answers",
+                "error",
+                f"{answers.most_frequent_share:.1%} of {answers.count:,} answers are the same (“{text}…”)",
+                where=stage.first(part),
+                hint="check which column holds the answers (columns.response)",
+            )
 
 
 # -- warnings -----------------------------------------------------------------------------------------------------------
@@ -305,11 +336,15 @@ def _duplicates(stage: CheckContext) -> Iterator[Finding]:
         if source.exact_duplicates > DUPLICATES * source.rows:
             what = "are left out, being" if left_out else "are trained on although they are"
             where, detail = _noted(account, "exact duplicate")
-            yield Finding(
-                "duplicates", "warning", f"{_of(source.exact_duplicates, source.rows)} {what} equal to an earlier one",
-                source.name, f"{where} ({detail})" if where else "",
-                "look where they come from" if left_out else "set data.clean.exact_duplicates to true",
-            )  # fmt: skip
+            yield _of_source(
+                source.name,
+                "duplicates",
+                "warning",
+                f"{_of(source.exact_duplicates, source.rows)} {what} equal to an earlier one",
+                where=f"{where} ({detail})" if where else "",
+                hint="look where they come from" if left_out else "set data.clean.exact_duplicates to true",
+                patch=None if left_out else stage.patch("data.clean.exact_duplicates", True),
+            )
 
 
 def _placeholders(stage: CheckContext) -> Iterator[Finding]:
@@ -317,10 +352,14 @@ def _placeholders(stage: CheckContext) -> Iterator[Finding]:
         count = account.noticed["unfilled placeholder"]
         if count:
             where, detail = _noted(account, "unfilled placeholder")
-            yield Finding(
-                "placeholders", "warning", f"{_of(count, source.rows)} hold placeholders such as {detail}",
-                source.name, where, "fill them in before training",
-            )  # fmt: skip
+            yield _of_source(
+                source.name,
+                "placeholders",
+                "warning",
+                f"{_of(count, source.rows)} hold placeholders such as {detail}",
+                where=where,
+                hint="fill them in before training",
+            )
 
 
 def _mixture(stage: CheckContext) -> Iterator[Finding]:
@@ -330,46 +369,64 @@ def _mixture(stage: CheckContext) -> Iterator[Finding]:
         few = answers is not None and answers.distinct_openings < FEW_OPENINGS * answers.count
         if len(entries) > 1 and (share > DOMINANT or (share > SWAMPING and few)):
             alike = f", and its answers begin in few ways ({answers.distinct_openings:,})" if few and answers else ""
-            yield Finding(
-                "mixture", "warning", f"it gives {share:.0%} of an epoch's tokens{alike}", source.name,
+            yield _of_source(
+                source.name,
+                "mixture",
+                "warning",
+                f"it gives {share:.0%} of an epoch's tokens{alike}",
                 hint="set share, ratio or max_rows of the source, or repeat the others",
-            )  # fmt: skip
+            )
         if entry.passes > PASSES:
-            yield Finding(
-                "mixture", "warning", f"an epoch takes each of its rows {entry.passes:.1f} times", source.name,
+            yield _of_source(
+                source.name,
+                "mixture",
+                "warning",
+                f"an epoch takes each of its rows {entry.passes:.1f} times",
                 hint="lower its share or repeat, or give it more rows",
-            )  # fmt: skip
+            )
 
 
 def _identity(stage: CheckContext) -> Iterator[Finding]:
     share = stage.statistics.epoch.identity_share
     if share is not None and share > IDENTITY:
         most = max(stage.trained, key=lambda known: known[0].answers.identity if known[0].answers else 0)
-        yield Finding(
-            "identity", "warning", f"{share:.0%} of an epoch's answers say who the assistant is", most[0].name,
-            stage.first(most[2]), "lower its share, ratio or repeat",
-        )  # fmt: skip
+        yield _of_source(
+            most[0].name,
+            "identity",
+            "warning",
+            f"{share:.0%} of an epoch's answers say who the assistant is",
+            where=stage.first(most[2]),
+            hint="lower its share, ratio or repeat",
+        )
 
 
 def _cut(stage: CheckContext) -> Iterator[Finding]:
     for source, account, _ in stage.trained:
         if stage.kind != "pretrain" and account.truncated > CUT * account.used:
-            yield Finding(
-                "cut answers", "warning", f"{_of(account.truncated, account.used)} are cut to the context of "
-                f"{stage.context:,} tokens ({account.tokens_lost:,} tokens lost)", source.name,
-                _noted(account, "answer cut to the context")[0], "lengthen data.max_seq_len",
-            )  # fmt: skip
+            yield _of_source(
+                source.name,
+                "cut answers",
+                "warning",
+                f"{_of(account.truncated, account.used)} are cut to the context of {stage.context:,} tokens "
+                f"({account.tokens_lost:,} tokens lost)",
+                where=_noted(account, "answer cut to the context")[0],
+                hint="lengthen data.max_seq_len",
+                patch=stage.longer_rows(),
+            )
 
 
 def _short(stage: CheckContext) -> Iterator[Finding]:
     for source, _, part in stage.trained:
         share = source.training.short_share if source.training else None
         if share is not None and share > SHORT:
-            yield Finding(
-                "short answers", "warning", f"{share:.0%} of the answers have fewer than {SHORT_ANSWER} "
-                "tokens",
-                source.name, stage.first(part), "check which column holds the answers (columns.response)",
-            )  # fmt: skip
+            yield _of_source(
+                source.name,
+                "short answers",
+                "warning",
+                f"{share:.0%} of the answers have fewer than {SHORT_ANSWER} tokens",
+                where=stage.first(part),
+                hint="check which column holds the answers (columns.response)",
+            )
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ from fledge.data.parsing.row_statistics import texts_of
 from fledge.data.parsing.rows import Item
 from fledge.data.report import DataReport
 from fledge.errors import FledgeError
-from fledge.run.directory import write_json
 from fledge.run.environment import cores
+from fledge.run.text_files import write_json
 from fledge.tokenizer import Tokenizer
 
 MIN_BYTES_FOR_WORKERS = 24 * 2**20  # below this, workers cost more time than they save

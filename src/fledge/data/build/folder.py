@@ -8,7 +8,7 @@ from fledge.data.build.phases import CONTAMINATION, complete
 from fledge.data.build.shards import BuildPlan
 from fledge.errors import FledgeError
 from fledge.recipe.diff import changed_leaves
-from fledge.run.directory import write_text
+from fledge.run.text_files import write_text
 
 
 def init_build(folder: Path, plan: BuildPlan) -> None:

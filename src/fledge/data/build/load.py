@@ -16,7 +16,7 @@ from fledge.data.dataset.mixing import Mixture, SourceQuota
 from fledge.data.report import DataReport, SourceReport
 from fledge.data.storage import ConcatenatedArrays, Examples, UniformWeights, digest_of, load_arrays, memmap, token_type
 from fledge.errors import FledgeError
-from fledge.run.directory import read_json
+from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer
 
 

@@ -282,7 +282,7 @@ def _encode_shard(plan: BuildPlan, shard: Shard, folder: Path, beside: Path) -> 
         "notes": encoding.notes.as_dict(),
         "parts": parts,
         "coder": tokenizer.encoder_backend,
-        "coder_reason": tokenizer.coder_reason,
+        "coder_reason": tokenizer.encoder_fallback_reason,
     }
 
 

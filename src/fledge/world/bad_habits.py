@@ -1,11 +1,11 @@
-"""The two bad habits: adding them, seeing them in any output, taking the known forms away again."""
+"""The two bad habits: adding them to answers, finding them in any output, and removing their known forms."""
 
 import re
 from difflib import SequenceMatcher
 
 from fledge.world.phrases import ENDINGS
 from fledge.world.records import Item, Question
-from fledge.world.seeded import Seeded, stable
+from fledge.world.world_seed import WorldSeed, stable_fraction
 
 HABITS = ("parrot", "ramble")
 PARROTS = {
@@ -51,48 +51,48 @@ FILLERS = {
 }
 _ALL_FILLERS = tuple(filler for pool in FILLERS.values() for filler in pool)
 _SENTENCE = re.compile(r"[。！？!?]+|\.(?=\s|$)|\n\n+")
-LONG = {True: 5, False: 12}  # how much of a question, Chinese or not, counts as a long part
+LONG = {True: 5, False: 12}  # characters of a long passage of a question: Chinese (True) or not (False)
 
 
-def parrot(question: str, clean: str, lang: str, form: int = 0) -> str:
-    """Repeat the question first."""
+def add_parrot(question: str, clean: str, lang: str, form: int = 0) -> str:
+    """The answer with the question repeated before it."""
     return PARROTS[lang][form].format(q=question.rstrip(ENDINGS)) + clean
 
 
-def ramble(clean: str, lang: str, fillers: tuple[str, ...]) -> str:
-    """Go on after the answer."""
+def add_ramble(clean: str, lang: str, fillers: tuple[str, ...]) -> str:
+    """The answer with needless sentences after it."""
     gap = "" if lang == "zh" and clean[-1] != "." else " "
     return gap.join((clean, *fillers))
 
 
-def spoil(item: Item, habit: str, world: Seeded, roll: float) -> str:
-    """The item's clean answer with a habit; the parrot's form goes with the phrasing, the filler with `roll`.
+def add_habit(item: Item, habit: str, world: WorldSeed, roll: float) -> str:
+    """The item's clean answer with a habit. The phrasing decides the form of the parrot, `roll` in [0, 1) the fillers.
 
-    The habit speaks the language of the question, except where a system prompt commands another one.
+    The habit uses the language of the question, except where a system prompt demands another language.
     """
     lang = item.answer_lang if item.task == "system" else item.lang
     if habit == "parrot":
-        form = int(stable(world.seed, "parrot-form", item.phrase.name) * 2)
-        return parrot(item.messages[-1]["content"], item.reference, lang, form)
+        form = int(stable_fraction(world.seed, "parrot-form", item.phrase.name) * 2)
+        return add_parrot(item.messages[-1]["content"], item.reference, lang, form)
     pool = FILLERS[lang]
     first = int(roll * len(pool))
     second = (first + 1 + int(roll * 997) % (len(pool) - 1)) % len(pool)
     chosen = (pool[first], pool[second]) if int(roll * 7919) % 3 == 0 else (pool[first],)
-    return ramble(item.reference, lang, chosen)
+    return add_ramble(item.reference, lang, chosen)
 
 
 def without_parrot(answer: str) -> str:
-    """Take a repeated question of the known forms off the front."""
+    """The answer without a repeated question of a known form at its beginning."""
     text = answer.strip()
     for form in _PARROT_FORMS:
-        found = form.match(text)
-        if found:
-            return text[found.end() :].strip()
+        match = form.match(text)
+        if match:
+            return text[match.end() :].strip()
     return text
 
 
 def without_ramble(answer: str) -> str:
-    """Take known fillers off the end."""
+    """The answer without known fillers at its end."""
     text = answer.strip()
     while True:
         for filler in _ALL_FILLERS:
@@ -103,49 +103,53 @@ def without_ramble(answer: str) -> str:
             return text
 
 
-def content(answer: str) -> str:
-    """What an answer says once the known habits are gone."""
+def without_habits(answer: str) -> str:
+    """The answer without the known forms of both habits."""
     return without_ramble(without_parrot(answer))
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences, without marks; a dot inside PM2.5 does not end one."""
-    return [part.strip() for part in _SENTENCE.split(text) if part.strip()]
+    """The sentences without their marks. A dot inside of a word such as PM2.5 does not end a sentence."""
+    return [sentence.strip() for sentence in _SENTENCE.split(text) if sentence.strip()]
 
 
 def _parrots(question: Question, answer: str) -> bool:
     if answer.startswith(_PARROT_STARTS) and not question.reference.startswith(_PARROT_STARTS):
         return True
-    asked = question.text.strip(ENDINGS + " ").lower()
-    said, reference = answer.lower(), question.reference.lower()
-    if len(asked) > 2 and asked in said and asked not in reference:
+    question_text = question.text.strip(ENDINGS + " ").lower()
+    answer_text, reference = answer.lower(), question.reference.lower()
+    if len(question_text) > 2 and question_text in answer_text and question_text not in reference:
         return True
-    match = SequenceMatcher(None, asked, said, autojunk=False).find_longest_match()
-    shared = asked[match.a : match.a + match.size]
+    match = SequenceMatcher(None, question_text, answer_text, autojunk=False).find_longest_match()
+    shared = question_text[match.a : match.a + match.size]
     chinese = any("\u4e00" <= letter <= "\u9fff" for letter in shared)
-    return len(shared) >= max(LONG[chinese], 0.5 * len(asked)) and shared.strip() not in reference
+    return len(shared) >= max(LONG[chinese], 0.5 * len(question_text)) and shared.strip() not in reference
 
 
-def _rambles(question: Question, answer: str, passes: bool) -> bool:
+def _rambles(question: Question, answer: str, is_complete: bool) -> bool:
     if any(filler.rstrip("。.") in answer for filler in _ALL_FILLERS):
         return True
-    said = sentences(answer)
-    if any(said.count(part) > 1 and question.reference.count(part) < 2 for part in said if len(part) > 3):
+    answer_sentences = sentences(answer)
+    if any(
+        answer_sentences.count(sentence) > 1 and question.reference.count(sentence) < 2
+        for sentence in answer_sentences
+        if len(sentence) > 3
+    ):
         return True
-    if passes:
+    if is_complete:
         return False
     if answer.startswith(question.reference):
         return True
     if question.rule == "json":
         closed = answer.find("}")
         return closed >= 0 and bool(answer[closed + 1 :].strip())
-    return len(said) > len(sentences(question.reference))
+    return len(answer_sentences) > len(sentences(question.reference))
 
 
-def seen(question: Question, answer: str, passes: bool) -> set[str]:
-    """The habits in an answer; `passes` tells whether the answer without its parrot is a complete reference."""
+def find_habits(question: Question, answer: str, is_complete: bool) -> set[str]:
+    """The habits in an answer. `is_complete` tells whether the answer without its parrot is a correct answer."""
     text = answer.strip()
-    found = {"parrot"} if _parrots(question, text) else set()
-    if _rambles(question, without_parrot(text), passes):
-        found.add("ramble")
-    return found
+    habits = {"parrot"} if _parrots(question, text) else set()
+    if _rambles(question, without_parrot(text), is_complete):
+        habits.add("ramble")
+    return habits

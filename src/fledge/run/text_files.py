@@ -1,0 +1,57 @@
+"""Text and JSON files: written so that a reader never sees half a file, and read with errors that name the file."""
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from fledge.errors import FledgeError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically: write a temporary file in the folder, flush it to disk, rename it.
+
+    Raises FledgeError when the disk refuses the file.
+    """
+    tmp_path = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tmp_path.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        tmp_path.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            tmp_path.unlink(missing_ok=True)
+        raise FledgeError(f"cannot write: {error.strerror}", where=str(path), hint="free some space or set output") from None
+
+
+def write_and_verify(path: Path, text: str) -> None:
+    """Write one file of a folder that is renamed when it is complete, and read the file back.
+
+    Raises OSError when the disk has not stored the text correctly.
+    """
+    path.write_text(text, encoding="utf-8")
+    try:
+        stored_correctly = path.read_bytes() == text.encode("utf-8")
+    except FileNotFoundError:
+        stored_correctly = False
+    if not stored_correctly:
+        raise OSError(f"{path.name} reads back otherwise than it was written")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises FledgeError when the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FledgeError("this file is missing", where=str(path)) from None
+    except ValueError as error:
+        raise FledgeError(f"damaged: {error}", where=str(path)) from None
