@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from measure import data_folder, interleave, options, ratios, report
 
-from fledge.generation.engine import BatchGenerator, SamplingParams
+from fledge.generation import Engine, SamplingParams
 from fledge.model.decoder import Decoder
 from fledge.model.pretrained import save_pretrained
 from fledge.recipe import ModelConfig
@@ -82,19 +82,17 @@ class Contender:
 
 
 class Fledge:
-    """Continuous generation; remembers the largest cache."""
+    """Continuous batching, the packing of the weights included; remembers the largest cache."""
 
     def __init__(self, model: Decoder, precision: str) -> None:
         self.model, self.dtype, self.cache_bytes = model, DTYPES[precision], 0
 
-    @torch.no_grad()
-    def __call__(self, prompts: list[list[int]], stop: frozenset[int], most: int) -> list[list[int]]:
+    def __call__(self, prompts: list[list[int]], stop: frozenset[int], max_new_tokens: int) -> list[list[int]]:
         self.model.compute_dtype = self.dtype
-        generation = BatchGenerator(self.model, prompts, stop, SamplingParams(max_new_tokens=most), BATCH)
-        while generation:
-            generation.step()
-        self.cache_bytes = max(self.cache_bytes, generation.cache.nbytes)
-        return [answer.tokens for answer in generation.answers]
+        engine = Engine(self.model, stop, max_batch_size=BATCH)
+        completions = engine.generate(prompts, SamplingParams(max_new_tokens=max_new_tokens))
+        self.cache_bytes = max(self.cache_bytes, engine.cache.peak_bytes)
+        return [completion.tokens for completion in completions]
 
 
 class Opponent:

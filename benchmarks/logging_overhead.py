@@ -1,9 +1,9 @@
 """What watching costs: the loop's step with everything that watches against bare updates.
 
-Watched: `Loop` as `fledge train` runs it, with the step's evidence and update sizes at every step (`logging.every_steps: 1`),
-`step` and `resource` events, TensorBoard and the console's figures. Bare: the same model, optimizers and windows, by
-`Feed` and `Updater` alone, with nothing read and nothing written. Evaluation, samples and checkpoints are off on both
-sides. The 26M preset, rows of 512 tokens, 2 micro-batches of 8 (so that halves of a window are compared as well).
+Watched: `Trainer` as `fledge train` runs it, with the metrics and update ratios of every step (`logging.every_steps: 1`),
+`step` and `system` events, TensorBoard and the console's figures. Bare: the same model, optimizers and batches, by
+`BatchLoader` and `TrainStep` alone, with nothing read and nothing written. Evaluation, samples and checkpoints are off on
+both sides. The 26M preset, rows of 512 tokens, 2 micro-batches of 8 (so that halves of a batch are compared as well).
 
 Short segments take turns in one process; who begins changes from round to round. `ratio` is the median time of a
 watched segment ÷ that of a bare one; `ratio_cpu` the same in processor time, which other programs disturb less.
@@ -28,7 +28,7 @@ from training import fresh, packed
 from fledge.autotune.autotune import autotune, head_kernel
 from fledge.autotune.benchmark import wait_for
 from fledge.data import PackedDataset
-from fledge.monitor.run_logger import RunLogger
+from fledge.monitor.run_logger import LogTargets
 from fledge.objective import CausalLMObjective
 from fledge.plan import plan_stage
 from fledge.plan.lr_schedule import learning_rate
@@ -37,67 +37,75 @@ from fledge.recipe.schema import LoggingConfig
 from fledge.run import Console, StageDirectory
 from fledge.run.stopping import SignalHandler
 from fledge.train.batch_loader import BatchLoader
+from fledge.train.batch_source import DatasetSource
+from fledge.train.context import TrainContext
 from fledge.train.metrics import step_metrics, system_metrics
 from fledge.train.train_step import StepOutput, TrainStep
-from fledge.train.trainer import TrainContext, Trainer
+from fledge.train.trainer import Trainer
 
 SHIPPED_EVERY = LoggingConfig().every_steps
 
 
 class Bench:
-    """One model, trained by the loop and by bare updates in turns, both from window 0 on."""
+    """One model, trained by the trainer and by bare updates in turns, both from batch 0 on."""
 
     def __init__(self, recipe: Recipe, data: PackedDataset, vocab: int, folder: Path) -> None:
         stage = recipe.stages["pretrain"]
         _, self.extent, self.stage = plan_stage(stage, data, recipe.model, vocab)
-        self.model = fresh(recipe, vocab)
+        self.model, self.data = fresh(recipe, vocab), data
         batch = data.batch(0, self.stage.batch.micro_batch_rows)
         make = lambda kernel: CausalLMObjective(0.0, kernel)  # noqa: E731
         self.decision = autotune(recipe.runtime, self.model, batch, make, 10_000, print)
         self.decision.apply(self.model)
         self.device = torch.device(self.decision.device)
-        objective = CausalLMObjective(0.0, head_kernel(self.decision))
-        console = Console(live=False)
-        work = TrainContext(
-            self.stage, self.model, objective, data, None, None, self.extent, self.decision,
-            StageDirectory(folder), self._no_model, SignalHandler(print, ""), 0, 1, True, str,
-        )  # fmt: skip
-        self.loop = Trainer(work, console)
-        self.loop.updater = self._updater(objective)
-        self.loop.feed = self._feed(data, objective)
-        self.loop.journal = RunLogger(work.directory, 0, self.stage.guards, console, tensorboard=True)
-        self.bare, self.bare_feed, self.bare_step = self._updater(objective), self._feed(data, objective), 0
+        objective, console = CausalLMObjective(kernel=head_kernel(self.decision)), Console(live=False)
+        context = TrainContext(
+            stage=self.stage,
+            horizon=self.extent,
+            seed=0,
+            model=self.model,
+            objective=objective,
+            data=data,
+            locate_example=str,
+            compute=self.decision,
+            log=LogTargets(directory=StageDirectory(folder), config=LoggingConfig(every_steps=1, tensorboard=True)),
+            write_model=self._no_model,
+            stopping=SignalHandler(print, ""),
+        )
+        self.trainer = Trainer(context, console)
         self.open = ExitStack()
-        self.progress = self.open.enter_context(console.progress("step", self.extent.steps, 0, 1))
-        for one in (self.loop.feed, self.bare_feed, self.loop.journal):
+        self.trainer.start(self.open.enter_context(console.progress("step", self.extent.steps, 0, 1)))
+        self.bare, self.bare_loader, self.bare_step = self._train_step(objective), self._loader(objective), 0
+        for one in (self.trainer, self.bare_loader):
             self.open.callback(one.close)
-        self.model.train()
 
-    def _updater(self, objective: CausalLMObjective) -> TrainStep:
-        return TrainStep(self.model, objective, self.loop.learner.optimizers, self.stage.optimizer.max_grad_norm, 0)
+    def _train_step(self, objective: CausalLMObjective) -> TrainStep:
+        optimizers, max_grad_norm = self.trainer.trainable.optimizers, self.stage.optimizer.max_grad_norm
+        return TrainStep(self.model, objective, optimizers, max_grad_norm=max_grad_norm, seed=0)
 
-    def _feed(self, data: PackedDataset, objective: CausalLMObjective) -> BatchLoader:
-        return BatchLoader(data, self.extent, self.stage.batch.micro_batch_rows, objective.normalizer, self.device)
+    def _loader(self, objective: CausalLMObjective) -> BatchLoader:
+        source = DatasetSource(self.data, self.extent, self.stage.batch.micro_batch_rows, objective.normalizer)
+        return BatchLoader(source, self.extent.steps, self.device)
 
     @staticmethod
     def _no_model(folder: Path, weights: object) -> None:
         raise AssertionError("no checkpoint is written here")
 
     def watched(self, steps: int) -> None:
-        """Updates as the loop makes them, with all their events."""
+        """Updates as the trainer makes them, with all their events."""
         for _ in range(steps):
-            self.loop._step(self.progress)
-        self.loop._flush()
+            self.trainer.step()
+        self.trainer.recorder.flush(self.trainer.state)
 
     def plain(self, steps: int) -> None:
         """The same updates and nothing else."""
         for _ in range(steps):
-            window, _ = self.bare_feed.window(self.bare_step)
-            self.bare(window, self._rate())
+            batch, _ = self.bare_loader.batch(self.bare_step)
+            self.bare(batch, self._lr())
             self.bare_step += 1
         wait_for(self.device.type)
 
-    def _rate(self) -> float:
+    def _lr(self) -> float:
         return learning_rate(self.bare_step, self.extent.steps, self.stage.optimizer, self.stage.schedule)
 
     def parts(self, repeats: int) -> dict[str, float]:
@@ -112,47 +120,53 @@ class Bench:
             found.setdefault(name, []).append(time.perf_counter() - started)
             return made
 
-        loop = self.loop
+        state, sources = self.trainer.state, self.data.sources
         for _ in range(repeats):
-            update = self._watched_update()
+            output = self._detailed_step()
             timed("update_sizes", self._copy_and_compare)
-            if len(update.window.batches) > 1:
+            if len(output.batch.batches) > 1:
                 self._fill_gradients()
-                timed("half_norm", self.bare._norm)
+                timed("half_norm", self.bare._grad_norm)
                 self.model.zero_grad(set_to_none=True)
-            names = loop.work.train.sources
-            values = timed("evidence", lambda u=update, n=names: step_metrics(u, loop.state, n, True))
-            resources = timed("resources", lambda u=update: self._resources(u))
+            values = timed("evidence", lambda o=output: step_metrics(o, state, sources, True))
+            resources = timed("resources", lambda o=output: self._resources(o))
             timed("events", lambda v=values, r=resources: self._write(v, r))
             timed("tensorboard", lambda v=values, r=resources: self._draw(v, r))
         return {name: statistics.median(seconds) for name, seconds in found.items()}
 
-    def _watched_update(self) -> StepOutput:
-        window, waited = self.bare_feed.window(self.bare_step)
+    def _detailed_step(self) -> StepOutput:
+        batch, data_seconds = self.bare_loader.batch(self.bare_step)
         self.bare_step += 1
-        return self.bare(window, self._rate(), waited, log_details=True)
+        return self.bare(batch, self._lr(), data_seconds, log_details=True)
 
     def _copy_and_compare(self) -> None:
-        self.bare.groups.before()
-        self.bare.groups.after()
+        self.bare.update_ratios.before()
+        self.bare.update_ratios.after()
 
     def _fill_gradients(self) -> None:
         for parameter in self.model.parameters():
             parameter.grad = torch.full_like(parameter, 1e-3)
 
-    def _resources(self, update: StepOutput) -> dict:
-        loop, work = self.loop, self.loop.work
-        peak = self.decision.matmul_peak or 0.0
+    def _resources(self, output: StepOutput) -> dict:
+        recorder, context = self.trainer.recorder, self.trainer.context
         return system_metrics(
-            update, loop.state, self.extent.steps, 0.0, {}, loop.cost, work.train.packed_length, peak, work.directory.root
+            output,
+            self.trainer.state,
+            total_steps=self.extent.steps,
+            seconds_before=0.0,
+            other_seconds={},
+            cost=recorder.cost,
+            row_length=self.data.packed_length,
+            peak_flops=recorder.peak_flops,
+            folder=context.log.directory.root,
         )
 
     def _write(self, values: dict, resources: dict) -> None:
-        self.loop.journal.write("step", self.loop.state.step, **values)
-        self.loop.journal.write("system", self.loop.state.step, **resources)
+        self.trainer.logger.write("step", self.trainer.state.step, **values)
+        self.trainer.logger.write("system", self.trainer.state.step, **resources)
 
     def _draw(self, values: dict, resources: dict) -> None:
-        self.loop.journal.log_scalars(self.loop.state.step, {**values, **resources})
+        self.trainer.logger.log_scalars(self.trainer.state.step, {**values, **resources})
 
 
 Seconds = dict[str, list[float]]

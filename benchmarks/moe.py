@@ -64,7 +64,7 @@ def speed(quick: bool, rounds: int) -> dict[str, Any]:
     seconds = interleave(contenders, rounds)
     ratio = ratios(seconds["moe"], seconds["dense"])
     for run in contenders.values():
-        run.feed.close()
+        run.loader.close()
     last = contenders["moe"].last
     assert last is not None and last.routing is not None
     routing = last.routing

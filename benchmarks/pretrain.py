@@ -92,7 +92,7 @@ def main() -> None:
     for run in contenders.values():
         run()
     seconds = interleave(contenders, chosen.rounds or (2 if chosen.quick else 5))
-    fledge.feed.close()
+    fledge.loader.close()
     tokens = rows * context
     median = {name: statistics.median(times) for name, times in seconds.items()}
     device = fledge.decision.device

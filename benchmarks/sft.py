@@ -65,10 +65,11 @@ def make_recipe(rows: int, context: int, layers: int, folder: Path) -> Recipe:
 def fledge_works(training: Training, steps: int) -> Work:
     """Some of fledge's steps."""
     started = time.perf_counter()
-    windows = [training.learn() for _ in range(steps)]
+    batches = [training.learn() for _ in range(steps)]
     seconds = time.perf_counter() - started
-    computed = sum(batch.input_ids.numel() for window in windows for batch in window.batches)
-    return Work(seconds, sum(window.tokens for window in windows), sum(window.supervised for window in windows), computed)
+    computed = sum(micro_batch.input_ids.numel() for batch in batches for micro_batch in batch.batches)
+    targets = sum(batch.num_target_tokens for batch in batches)
+    return Work(seconds, sum(batch.num_tokens for batch in batches), targets, computed)
 
 
 def as_rows(examples: Examples) -> list[dict[str, list[int]]]:
@@ -228,7 +229,7 @@ def main() -> None:
             for name, run in contenders.items():
                 works[name].append(run())
                 print(f"round {number + 1}/{rounds} {name}: {works[name][-1].speed:.0f} useful tokens/s", flush=True)
-    fledge.feed.close()
+    fledge.loader.close()
     speeds = {name: [work.speed for work in those] for name, those in works.items()}
     against = {name: ratios(speeds["fledge"], speeds[name]) for name in ("as_shipped", "best")}
     report(

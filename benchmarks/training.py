@@ -15,7 +15,8 @@ from fledge.plan.horizon import compute_steps
 from fledge.plan.lr_schedule import learning_rate
 from fledge.recipe import Recipe
 from fledge.tokenizer import Tokenizer, train_tokenizer
-from fledge.train.batch_loader import BatchLoader, StepBatch
+from fledge.train.batch_loader import BatchLoader
+from fledge.train.batch_source import DatasetSource, StepBatch
 from fledge.train.train_step import StepOutput, TrainStep
 
 
@@ -50,7 +51,7 @@ def fresh(recipe: Recipe, vocab: int) -> Decoder:
 
 
 class Training:
-    """A model and its training as the loop has them: a window of the feed, made one step ahead, and one update. It computes as
+    """A model and its training as the trainer has them: a batch, made one step ahead, and one update. It computes as
     `decision` says, else as the probe decides. A call takes one step and returns its seconds."""
 
     def __init__(
@@ -64,20 +65,22 @@ class Training:
         self.decision = decision or autotune(recipe.runtime, model, data.batch(0, rows), make, 10_000, print)
         self.decision.apply(model)
         model.train()
-        objective = CausalLMObjective(0.0, head_kernel(self.decision))
+        objective = CausalLMObjective(kernel=head_kernel(self.decision))
         optimizers = build_optimizers(model, self.stage.optimizer)
-        self.feed = BatchLoader(data, self.extent, rows, objective.normalizer, torch.device(self.decision.device))
-        self.updater = TrainStep(model, objective, optimizers, self.stage.optimizer.max_grad_norm, 0)
+        source = DatasetSource(data, self.extent, rows, objective.normalizer)
+        self.loader = BatchLoader(source, self.extent.steps, torch.device(self.decision.device))
+        max_grad_norm = self.stage.optimizer.max_grad_norm
+        self.train_step = TrainStep(model, objective, optimizers, max_grad_norm=max_grad_norm, seed=0)
         self.step = 0
         self.last: StepOutput | None = None
 
     def learn(self) -> StepBatch:
         """One step."""
-        window, waited = self.feed.window(self.step)
-        rate = learning_rate(self.step, self.extent.steps, self.stage.optimizer, self.stage.schedule)
-        self.last = self.updater(window, rate, waited)
+        batch, data_seconds = self.loader.batch(self.step)
+        lr = learning_rate(self.step, self.extent.steps, self.stage.optimizer, self.stage.schedule)
+        self.last = self.train_step(batch, lr, data_seconds)
         self.step += 1
-        return window
+        return batch
 
     def __call__(self) -> float:
         started = time.perf_counter()

@@ -1,19 +1,17 @@
-"""Talking to a model on the terminal, its answer shown as it is made."""
+"""`fledge generate` and `fledge chat`: a model on the terminal, its answer printed as it is generated."""
 
-import argparse
 import sys
-from collections.abc import Iterable, Iterator
 
 from fledge.errors import FledgeError
-from fledge.generation.engine import SamplingParams, stream
-from fledge.model.decoder import Decoder
+from fledge.generation import Engine, PromptTooLongError, SamplingParams, decode_stream
 from fledge.model.pretrained import from_pretrained
 from fledge.run import resolve_model_path
 from fledge.tokenizer import Message, Tokenizer, load_tokenizer
 
 
-def _load(place: str) -> tuple[Decoder, Tokenizer]:
-    folder = resolve_model_path(place)
+def _load(path: str) -> tuple[Engine, Tokenizer]:
+    """The engine for one request at a time, and the tokenizer, of a run, stage, checkpoint or model directory."""
+    folder = resolve_model_path(path)
     model, tokenizer = from_pretrained(folder), load_tokenizer(folder)
     if tokenizer.vocab_size > model.vocab_size:
         raise FledgeError(
@@ -21,75 +19,36 @@ def _load(place: str) -> tuple[Decoder, Tokenizer]:
             f"the tokenizer with them has {tokenizer.vocab_size:,}",
             where=str(folder),
         )
-    model.eval()
-    return model, tokenizer
+    return Engine(model.eval(), tokenizer.stop_ids, max_batch_size=1), tokenizer
 
 
-def _sampling(options: argparse.Namespace) -> SamplingParams:
-    bounds = (
-        ("--temperature", options.temperature >= 0, "0 or more"),
-        ("--top-k", options.top_k >= 0, "0 or more"),
-        ("--top-p", 0 < options.top_p <= 1, "above 0, at most 1"),
-        ("--repetition-penalty", options.repetition_penalty > 0, "above 0"),
-        ("--max-new-tokens", options.max_new_tokens > 0, "1 or more"),
-    )
-    for name, good, expected in bounds:
-        if not good:
-            raise FledgeError(f"{name} must be {expected}")
-    return SamplingParams(
-        options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.max_new_tokens, options.seed
-    )
-
-
-def pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
-    """Text as soon as it is whole: a character of several tokens appears with its last one."""
-    ids: list[int] = []
-    said = text = ""
-    for token in tokens:
-        ids.append(token)
-        text = tokenizer.decode(ids, skip_special=True)
-        if not text.endswith("\ufffd"):
-            yield text[len(said) :]
-            said = text
-    if len(text) > len(said):
-        yield text[len(said) :]
-
-
-def _answer(model: Decoder, tokenizer: Tokenizer, prompt: list[int], sampling: SamplingParams) -> str:
-    if not prompt:
-        raise FledgeError("the prompt is empty")
-    most = model.config.max_position_embeddings
-    if len(prompt) >= most:
-        raise FledgeError(
-            f"the conversation has {len(prompt):,} tokens, the model has room for {most:,}", hint="start anew with /new"
-        )
-    said = []
-    for text in pieces(tokenizer, stream(model, prompt, tokenizer.stop_ids, sampling)):
-        said.append(text)
+def _print_answer(engine: Engine, tokenizer: Tokenizer, prompt: list[int], params: SamplingParams) -> str:
+    """Print the answer to a tokenised prompt as it is generated, and return it."""
+    answer = []
+    for text in decode_stream(tokenizer, engine.stream(prompt, params)):
+        answer.append(text)
         print(text, end="", flush=True)
     print()
-    return "".join(said)
+    return "".join(answer)
 
 
-def generate_once(options: argparse.Namespace) -> None:
-    """`fledge generate MODEL PROMPT`."""
-    sampling = _sampling(options)
-    model, tokenizer = _load(options.model)
-    if options.raw:
-        prompt = tokenizer.encode_prefix(options.prompt)
+def generate_once(
+    model_path: str, prompt: str, params: SamplingParams, *, system: str | None = None, raw: bool = False
+) -> None:
+    """`fledge generate MODEL PROMPT`: print the answer to one prompt, or, with `raw`, the continuation of a plain text."""
+    engine, tokenizer = _load(model_path)
+    if raw:
+        tokens = tokenizer.encode_prefix(prompt)
     else:
-        system = [Message("system", options.system)] if options.system else []
-        prompt = tokenizer.encode_prompt([*system, Message("user", options.prompt)])
-    _answer(model, tokenizer, prompt, sampling)
+        tokens = tokenizer.encode_prompt([*_system_turn(system), Message("user", prompt)])
+    _print_answer(engine, tokenizer, tokens, params)
 
 
-def chat(options: argparse.Namespace) -> None:
-    """`fledge chat MODEL`: /new forgets the conversation, /quit leaves."""
-    sampling = _sampling(options)
-    model, tokenizer = _load(options.model)
-    head = [Message("system", options.system)] if options.system else []
-    turns = list(head)
-    print(f"talking to {options.model}; /new starts anew, /quit leaves", file=sys.stderr)
+def chat(model_path: str, params: SamplingParams, *, system: str | None = None) -> None:
+    """`fledge chat MODEL`: read turns from the terminal and answer them. /new forgets the conversation, /quit leaves."""
+    engine, tokenizer = _load(model_path)
+    messages = _system_turn(system)
+    print(f"talking to {model_path}; /new starts anew, /quit leaves", file=sys.stderr)
     while True:
         try:
             text = input("› ").strip()
@@ -99,13 +58,19 @@ def chat(options: argparse.Namespace) -> None:
         if text in ("/quit", "/exit"):
             return
         if text == "/new":
-            turns = list(head)
+            messages = _system_turn(system)
             continue
         if not text:
             continue
-        turns.append(Message("user", text))
+        question = Message("user", text)
         try:
-            turns.append(Message("assistant", _answer(model, tokenizer, tokenizer.encode_prompt(turns), sampling)))
+            answer = _print_answer(engine, tokenizer, tokenizer.encode_prompt([*messages, question]), params)
+            messages += [question, Message("assistant", answer)]
+        except PromptTooLongError as error:
+            print(FledgeError(error.what, where="the conversation", hint="start anew with /new").text(), file=sys.stderr)
         except FledgeError as error:
-            turns.pop()
             print(error.text(), file=sys.stderr)
+
+
+def _system_turn(system: str | None) -> list[Message]:
+    return [Message("system", system)] if system else []

@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     _train(commands)
     _data(commands)
     for name, text in (("generate", "answer one prompt"), ("chat", "talk to a model")):
-        _talk(commands, name, text)
+        _generation(commands, name, text)
     report = commands.add_parser("report", help="write a run's report.html again", allow_abbrev=False)
     report.add_argument("run", help="run directory")
     return parser
@@ -131,7 +131,7 @@ def _data_action(actions: argparse._SubParsersAction, name: str, text: str) -> a
     return action
 
 
-def _talk(commands: argparse._SubParsersAction, name: str, text: str) -> None:
+def _generation(commands: argparse._SubParsersAction, name: str, text: str) -> None:
     command = commands.add_parser(name, help=text, allow_abbrev=False)
     command.add_argument("model", help="run, stage, checkpoint or model directory")
     if name == "generate":
@@ -146,6 +146,7 @@ def _talk(commands: argparse._SubParsersAction, name: str, text: str) -> None:
     command.add_argument("--seed", type=int, default=0)
 
 
+SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed")
 TARGETS = {
     "stats": "recipe (YAML), or files and folders of rows",
     "check": "recipe (YAML; later files override earlier ones)",
@@ -312,10 +313,18 @@ def _run_build(options: argparse.Namespace, overrides: Overrides) -> None:
     print(f"train from it: fledge train {' '.join(options.target)} --built {options.out}")
 
 
-def _run_talk(options: argparse.Namespace) -> None:
+def _run_generation(options: argparse.Namespace) -> None:
     from fledge.chat import chat, generate_once
+    from fledge.generation import SamplingParams
 
-    (generate_once if options.command == "generate" else chat)(options)
+    try:
+        params = SamplingParams(**{name: getattr(options, name) for name in SAMPLING_FLAGS})
+    except FledgeError as error:  # it names the parameter
+        raise FledgeError(error.what, where=f"--{error.where}".replace("_", "-"), hint=error.hint) from None
+    if options.command == "generate":
+        generate_once(options.model, options.prompt, params, system=options.system, raw=options.raw)
+    else:
+        chat(options.model, params, system=options.system)
 
 
 def _run_report(options: argparse.Namespace) -> None:
@@ -378,7 +387,7 @@ def _do(options: argparse.Namespace, overrides: Overrides, argv: list[str]) -> i
     elif options.command == "report":
         _run_report(options)
     else:
-        _run_talk(options)
+        _run_generation(options)
     return None
 
 

@@ -13,6 +13,7 @@ from fledge.errors import FledgeError
 from fledge.evaluate.prompt_tests import Case, load_cases
 from fledge.prepare import Preparation, PreparedStage, save_tokenizer_once
 from fledge.recipe import Recipe, load_recipe, to_yaml
+from fledge.recipe.initial_weights import first_initial_weights, initial_weights
 from fledge.recipe.resume_policy import Change, Changes, compare_recipes
 from fledge.run import Console, RunDirectory, environment, exclusive_lock, write_json, write_text
 from fledge.run.alerts import Alerts, Webhook
@@ -20,7 +21,7 @@ from fledge.run.startup import StartupTimer
 from fledge.run.stopping import SignalHandler
 from fledge.stage import AfterStage, RunContext, StageRunner, plan_line
 from fledge.tokenizer import Tokenizer
-from fledge.train.batch_loader import check_enough_rows
+from fledge.train.batch_source import check_enough_rows
 
 
 class Pipeline:
@@ -81,18 +82,33 @@ class Pipeline:
                 drop_items(self.directory.stage(name).data)
         results = {name: self.directory.stage(name).result() for name in self.recipe.stages}
         shared = RunContext(
-            self.recipe, self.console, tokenizer, self.stopping, self.alerts, cases, self.ranks, self._startup,
-            self.after_stage, self.changed, _token_bytes(tokenizer),
-        )  # fmt: skip
-        model: Path | None = Path(self.recipe.model.path) if self.recipe.model.path else None
-        for order, (name, done) in enumerate(results.items()):
+            recipe=self.recipe,
+            console=self.console,
+            tokenizer=tokenizer,
+            stopping=self.stopping,
+            alerts=self.alerts,
+            prompt_test_cases=cases,
+            ranks=self.ranks,
+            startup=self._startup,
+            after_stage=self.after_stage,
+            recipe_changes=self.changed,
+            token_bytes=_token_bytes(tokenizer),
+        )
+        models: dict[str, Path] = {}
+        for order, (name, result) in enumerate(results.items()):
             directory = self.directory.stage(name)
-            if done is None:
-                seed = self.preparation.seed(name)
-                done = StageRunner(shared, prepared[name], order, seed, model, directory).run()
+            if result is None:
+                seed, init_directory = (
+                    self.preparation.seed(name),
+                    initial_weights(self.recipe, name).resolve(models.__getitem__),
+                )
+                runner = StageRunner(
+                    shared, prepared[name], order=order, seed=seed, init_directory=init_directory, directory=directory
+                )
+                result = runner.run()
             else:
                 self.console.log(f"{name}: finished before, not repeated")
-            model = directory.root / done["model"]
+            models[name] = directory.root / result["model"]
         if self.ranks.is_main_process:
             self._summarise(tokenizer)
         return self.directory.root
@@ -206,7 +222,7 @@ class Pipeline:
             "stages": list(self.recipe.stages),
             "tokenizer": {
                 "vocab_size": tokenizer.vocab_size,
-                "trained": not (self.recipe.tokenizer.path or self.preparation.initial_checkpoint()),
+                "trained": not (self.recipe.tokenizer.path or first_initial_weights(self.recipe).directory),
             },
         }
         write_json(self.directory.summary, summary)

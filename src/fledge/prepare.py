@@ -14,7 +14,8 @@ from fledge.errors import FledgeError
 from fledge.plan import StagePlan, check_settings_have_effect, plan_stage, with_recorded_settings
 from fledge.plan.horizon import TrainingHorizon
 from fledge.recipe import ModelConfig, Recipe, Stage, differences, load_recipe
-from fledge.recipe.schema import BatchConfig, PreferenceStage
+from fledge.recipe.initial_weights import first_initial_weights, initial_weights
+from fledge.recipe.schema import BatchConfig
 from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -82,7 +83,7 @@ class Preparation:
             return load_tokenizer(folder, config.template)
         if self.recipe.built_dataset is not None:
             return self._built_tokenizer(Path(self.recipe.built_dataset))
-        path = config.path or self.initial_checkpoint()
+        path = config.path or first_initial_weights(self.recipe).directory
         return None if path is None else load_tokenizer(path, config.template)
 
     def train_tokenizer(self, collected: Iterable[CollectedRows]) -> Tokenizer:
@@ -121,24 +122,11 @@ class Preparation:
 
     # -- model and plan ---------------------------------------------------------------------------------------------
 
-    def initial_checkpoint(self) -> str | None:
-        """The model directory that the first stage starts from, if it does not start from nothing."""
-        return next(iter(self.recipe.stages.values())).init_from or self.recipe.model.path
-
-    def init_checkpoint_for(self, name: str) -> Path | None:
-        """The model directory whose sizes a stage's model has: the last one that was started from; None: the recipe's."""
-        path = self.recipe.model.path
-        for stage_name, stage in self.recipe.stages.items():
-            path = stage.init_from or path
-            if stage_name == name:
-                break
-        return None if path is None else Path(path)
-
     def model_config(self, name: str, tokenizer: Tokenizer) -> ModelConfig:
         """Sizes of a stage's model; FledgeError where the stage or the tokenizer does not fit them."""
         from fledge.model.pretrained import read_config  # it loads torch, which data alone does not need
 
-        path, wanted = self.init_checkpoint_for(name), self.recipe.model
+        path, wanted = initial_weights(self.recipe, name).config_directory, self.recipe.model
         if path is None:
             return wanted
         config, vocab_size = read_config(path)
@@ -197,9 +185,8 @@ class Preparation:
         from fledge.plan.memory import MemoryInputs, auto_micro_batch
 
         stage = self.recipe.stages[name]
-        live = isinstance(stage, PreferenceStage) and not stage.precompute_ref_log_probs
         device, averaged = chosen_device(self.recipe.runtime), stage.ema.decay is not None
-        copies = 1 + (2 if averaged else 0) + (1 if live else 0)
+        copies = 1 + (2 if averaged else 0) + (1 if stage.keeps_reference_model else 0)
         if device == "cpu":  # what is being saved is a copy in the same memory: weights, optimizer state, averages
             copies += 3 + (2 if averaged else 0)
         need = MemoryInputs(config, tokenizer.vocab_size, data.train.packed_length, stage.optimizer, device, copies)

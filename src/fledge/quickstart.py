@@ -7,7 +7,7 @@ from typing import Any
 
 from fledge.errors import FledgeError
 from fledge.evaluate import chat_batch
-from fledge.generation.engine import SamplingParams
+from fledge.generation import Engine, SamplingParams
 from fledge.model.decoder import Decoder
 from fledge.pipeline import Pipeline
 from fledge.recipe import ModelConfig, Recipe, load_recipe, recipe_from_dict
@@ -86,14 +86,14 @@ def measure_speed(console: Console) -> float:
         examples=(0,),
     )
     decision = autotune(
-        RuntimeConfig(), model, batch, lambda kernel: CausalLMObjective(0.0, kernel), ASSUMED_STEPS, console.log
+        RuntimeConfig(), model, batch, lambda kernel: CausalLMObjective(kernel=kernel), ASSUMED_STEPS, console.log
     )
     decision.apply(model)
-    objective = CausalLMObjective(0.0, head_kernel(decision))
+    objective = CausalLMObjective(kernel=head_kernel(decision))
     optimizers = build_optimizers(model, OptimizerConfig(name="muon", learning_rate=1e-4))
 
     def step() -> None:
-        (objective(model, batch).loss / batch.weight).backward()
+        (objective(model, batch).loss / objective.normalizer(batch)).backward()
         for optimizer in optimizers:
             optimizer.step()
         model.zero_grad(set_to_none=True)
@@ -160,7 +160,8 @@ class AnswerScore:
 def score_answers(model: Decoder, tokenizer: Tokenizer, questions: list[Question]) -> dict[str, Any]:
     """Greedy answers to the held-out questions, and what is right and what is habit in them."""
     conversations = [[Message(turn["role"], turn["content"]) for turn in question.messages] for question in questions]
-    answers = [text for text, _ in chat_batch(model, tokenizer, conversations, SamplingParams(max_new_tokens=96))]
+    engine, params = Engine(model, tokenizer.stop_ids), SamplingParams(max_new_tokens=96)
+    answers = [answer.text for answer in chat_batch(engine, tokenizer, conversations, params)]
     marks: list[AnswerScore] = [
         AnswerScore(question.task, correct(question, text), correct_content(question, text), bool(habits(question, text)))
         for question, text in zip(questions, answers, strict=True)

@@ -18,69 +18,73 @@ from fledge.data.build.row_locator import RowLocator
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.evaluate import sample
-from fledge.evaluate.prompt_tests import Case, previous_failures, run_cases, summary, write_failing
-from fledge.generation.engine import SamplingParams
+from fledge.evaluate.prompt_tests import Case, run_cases, write_failing
+from fledge.generation import SamplingParams
 from fledge.model.decoder import Decoder
+from fledge.model.linear_cross_entropy import LossKernel
 from fledge.model.pretrained import from_pretrained, save_pretrained
-from fledge.objective import CausalLMObjective, DPOObjective
+from fledge.monitor.run_logger import LogTargets
+from fledge.objective import Objective, ObjectiveContext, build_objective
 from fledge.plan import StagePlan
 from fledge.prepare import PreparedStage
 from fledge.recipe import Recipe
 from fledge.recipe.resume_policy import Change
-from fledge.recipe.schema import PreferenceStage
 from fledge.run import Console, StageDirectory, write_json
 from fledge.run.alerts import Alerts
 from fledge.run.startup import StartupTimer
 from fledge.run.stopping import SignalHandler
 from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer
-from fledge.train.reference import precompute_ref_log_probs
-from fledge.train.trainer import Objective, TrainContext, Trainer
-from fledge.train.validation import validate
+from fledge.train.context import TrainContext
+from fledge.train.hooks import Evaluation, Hook, PromptTests
+from fledge.train.reference import ReferenceProvider
+from fledge.train.trainer import Trainer
+from fledge.train.validation import ValidationSet, validate
 
 AfterStage = Callable[[str, Decoder, Tokenizer, StageDirectory], None]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RunContext:
-    """What the stages of a run have in common."""
+    """What the stages of a run share."""
 
     recipe: Recipe
     console: Console
     tokenizer: Tokenizer
     stopping: SignalHandler
     alerts: Alerts
-    cases: dict[str, list[Case]]  # regression prompts, by stage
+    prompt_test_cases: dict[str, list[Case]]  # by stage
     ranks: DistributedContext
     startup: StartupTimer | None
     after_stage: AfterStage | None = None
-    changed: list[Change] = field(default_factory=list)
-    token_bytes: torch.Tensor | None = None
+    recipe_changes: list[Change] = field(default_factory=list)  # to the recipe that the run was begun with
+    token_bytes: torch.Tensor | None = None  # [V], bytes of each token's text
 
     def timed(self, name: str) -> AbstractContextManager[None]:
-        """Time that belongs to a part of the start."""
+        """Inside, time counts as this part of the time before the first step."""
         return nullcontext() if self.startup is None else self.startup.phase(name)
 
     def take_startup_report(self) -> StartupTimer | None:
-        """Where the time before the first step of all went; told once."""
+        """Where the time before the first step of the process went; None once it is taken."""
         startup, self.startup = self.startup, None
         return startup
 
 
 class StageRunner:
-    """Runs one stage in its directory, from the model directory of the stage `before`, if there is one."""
+    """Runs one stage in its directory, from the model directory `init_directory`, or from fresh weights where it is None."""
 
     def __init__(
         self,
         shared: RunContext,
         prepared: PreparedStage,
+        *,
         order: int,
         seed: int,
-        before: Path | None,
+        init_directory: Path | None,
         directory: StageDirectory,
     ) -> None:
         self.shared, self.prepared, self.order, self.seed = shared, prepared, order, seed
-        self.before, self.directory = before, directory
+        self.init_directory, self.directory = init_directory, directory
         self.recipe, self.console, self.ranks, self.tokenizer = shared.recipe, shared.console, shared.ranks, shared.tokenizer
 
     def run(self) -> dict[str, Any]:
@@ -89,7 +93,7 @@ class StageRunner:
         self.console.title(name)
         for line in self.prepared.data.report.lines():
             self.console.log(line)
-        changed = {change.key: [change.before, change.after] for change in self.shared.changed if change.concerns(name)}
+        changed = {change.key: [change.before, change.after] for change in self.shared.recipe_changes if change.concerns(name)}
         if self.ranks.is_main_process:
             self._write_data_report()
             of_stage = any(key.startswith(f"stages.{name}.") for key in changed)
@@ -106,25 +110,23 @@ class StageRunner:
         self.console.log(_machine_line(decision))
         if not self.ranks.alone:
             self.console.log(f"{self.ranks.world_size} processes share each update ({self.recipe.runtime.parallelism})")
-        start = model
-        if isinstance(stage, PreferenceStage) and not stage.precompute_ref_log_probs:
-            start = self._start_model()
-            decision.apply(start).eval().requires_grad_(False)
+        reference = ReferenceProvider(stage, model, self._start_model, decision, self.directory.root, self.console.log)
         with self.ranks.main_process_first():
-            objective, validation_objective = self._objectives(model, decision, start)
+            objective = self._objective(self.prepared.data.train, "training", head_kernel(decision), reference)
+            validation = self._validation_set(head_kernel(decision), reference)
         before_file = self.directory.evaluations / "before.json"
         if self.ranks.broadcast_object(not before_file.exists()):
             with self.shared.timed("evaluation"):
-                self._evaluate(before_file, model, validation_objective, stage.batch.micro_batch_rows)
+                self._evaluate(before_file, model, validation, stage.batch.micro_batch_rows)
         divided = self.recipe.runtime.parallelism == "fsdp" and not self.ranks.alone
-        state = self._train(model, objective, validation_objective, decision, changed, divided)
+        state = self._train(model, objective, validation, decision, changed, divided)
         chosen = self._select_checkpoint(state)
         if divided:
             model = decision.apply(from_pretrained(self.directory.root / chosen))
         elif chosen != self._checkpoint(state.step, averaged=False):
             model.load_state_dict(from_pretrained(self.directory.root / chosen).state_dict())
         rows = state.micro_batch_size or stage.batch.micro_batch_rows
-        self._evaluate(self.directory.evaluations / "after.json", model, validation_objective, rows)
+        self._evaluate(self.directory.evaluations / "after.json", model, validation, rows)
         if self.shared.after_stage is not None and self.ranks.is_main_process:
             with force_eager():
                 self.shared.after_stage(name, model, self.tokenizer, self.directory)
@@ -138,58 +140,55 @@ class StageRunner:
         self,
         model: Decoder,
         objective: Objective,
-        validation_objective: DPOObjective | None,
+        validation: ValidationSet | None,
         decision: ComputeConfig,
         changed: dict[str, list[Any]],
         divided: bool,
     ) -> TrainState:
         """The loop, until the last checkpoint is there for all ranks."""
-        data, shared, logging = self.prepared.data, self.shared, self.recipe.logging
-        work = TrainContext(
-            self.prepared.stage,
-            model,
-            objective,
-            data.train,
-            data.validation,
-            validation_objective,
-            self.prepared.extent,
-            decision,
-            self.directory,
-            _writer(model, self.tokenizer),
-            shared.stopping,
-            self.seed,
-            logging.every_steps,
-            logging.tensorboard,
-            _places(data),
-            shared.alerts,
-            self._prompt_test_callback(),
-            shared.token_bytes,
-            shared.take_startup_report,
-            changed,
-            self.ranks,
-            divided,
+        data, shared = self.prepared.data, self.shared
+        context = TrainContext(
+            stage=self.prepared.stage,
+            horizon=self.prepared.extent,
+            seed=self.seed,
+            model=model,
+            objective=objective,
+            data=data.train,
+            locate_example=_places(data),
+            compute=decision,
+            log=LogTargets(
+                directory=self.directory,
+                config=self.recipe.logging,
+                alerts=shared.alerts,
+                take_startup_report=shared.take_startup_report,
+                recipe_changes=changed,
+            ),
+            write_model=_writer(model, self.tokenizer),
+            stopping=shared.stopping,
+            hooks=self._hooks(validation),
+            ranks=self.ranks,
+            is_sharded=divided,
         )
-        state = Trainer(work, self.console).run()
+        state = Trainer(context, self.console).run()
         self.ranks.barrier()
         return state
 
     def _start_model(self) -> Decoder:
-        path = Path(self.prepared.stage.init_from) if self.prepared.stage.init_from else self.before
-        if path is None:
-            model = Decoder(self.recipe.model, self.tokenizer.vocab_size)
-            model.initialise(self.recipe.seed)
-            return model
-        return from_pretrained(path)
+        """The model with its start weights."""
+        if self.init_directory is not None:
+            return from_pretrained(self.init_directory)
+        model = Decoder(self.recipe.model, self.tokenizer.vocab_size)
+        model.initialise(self.recipe.seed)
+        return model
 
     def _decision(self, model: Decoder) -> ComputeConfig:
         """As it was measured when the stage began, and applied; the last bits of every number depend on it."""
         file = self.directory.root / "compute.json"
-        stage, batch = self.prepared.stage, self.prepared.data.train.batch(0, self.prepared.stage.batch.micro_batch_rows)
+        train = self.prepared.data.train
+        batch = train.batch(0, self.prepared.stage.batch.micro_batch_rows)
 
-        def objective(kernel: Any) -> Any:
-            if isinstance(stage, PreferenceStage):
-                return DPOObjective(stage.beta, 0.0, 0.0, torch.zeros(self.prepared.data.train.examples.count, 2))
-            return CausalLMObjective(stage.label_smoothing, kernel)
+        def objective(kernel: LossKernel | None) -> Objective:
+            return self._objective(train, "training", kernel, reference=None)
 
         if file.exists():
             decision = ComputeConfig.from_dict(read_json(file))
@@ -207,25 +206,28 @@ class StageRunner:
             self.shared.startup.reassign("compile", compiling, out_of="probe")
         return decision
 
-    def _objectives(self, model: Decoder, decision: ComputeConfig, start: Decoder) -> tuple[Objective, DPOObjective | None]:
-        """The objective of training, and for preferences that of validation with a reference table of its own."""
-        stage = self.prepared.stage
-        if not isinstance(stage, PreferenceStage):
-            return CausalLMObjective(stage.label_smoothing, head_kernel(decision)), None
+    def _objective(
+        self, data: PackedDataset, split: str, kernel: LossKernel | None, reference: ReferenceProvider | None
+    ) -> Objective:
+        """The objective of the stage on the data of a split."""
+        return build_objective(
+            ObjectiveContext(
+                stage=self.prepared.stage,
+                data=data,
+                split=split,
+                kernel=kernel,
+                token_bytes=self.shared.token_bytes,
+                reference=reference,
+            )
+        )
 
-        def build(data: PackedDataset, part: str) -> DPOObjective:
-            if not stage.precompute_ref_log_probs:
-                reference: Any = start
-            else:
-                self.console.log(f"reference log-probabilities of {data.examples.count:,} {part} pairs …")
-                cache = self.directory.root / f"reference.{part}.safetensors"
-                reference = precompute_ref_log_probs(start, data, stage.batch.micro_batch_rows, decision, cache).to(
-                    decision.device
-                )
-            return DPOObjective(stage.beta, stage.label_smoothing, stage.sft_loss_weight, reference)
-
-        validation = self.prepared.data.validation
-        return build(self.prepared.data.train, "training"), build(validation, "validation") if validation else None
+    def _validation_set(self, kernel: LossKernel | None, reference: ReferenceProvider) -> ValidationSet | None:
+        """What the model is validated on, if there are validation data."""
+        data = self.prepared.data.validation
+        if data is None:
+            return None
+        objective = self._objective(data, "validation", kernel, reference)
+        return ValidationSet(data, objective, self.prepared.stage.evaluation.max_packed_rows)
 
     def _write_data_report(self) -> None:
         """Write data_report.json; FledgeError where a stage that has begun would go on with other data."""
@@ -256,21 +258,11 @@ class StageRunner:
     def _checkpoint(self, step: int, averaged: bool) -> Path:
         return Path("checkpoints") / step_name(step) / ("averaged" if averaged else "model")
 
-    def _evaluate(self, file: Path, model: Decoder, validation_objective: DPOObjective | None, micro: int) -> None:
-        """Perplexity and token accuracy on validation, `micro` rows at a time; and answers to the fixed prompts, by the first
-        rank."""
+    def _evaluate(self, file: Path, model: Decoder, validation: ValidationSet | None, micro_batch_rows: int) -> None:
+        """Write the metrics of the validation set and, from the main process, answers to the fixed prompts."""
         measured: dict[str, Any] = {}
-        stage = self.prepared.stage
-        if self.prepared.data.validation is not None:
-            measured = validate(
-                model,
-                self.prepared.data.validation,
-                stage.evaluation.max_packed_rows,
-                micro,
-                validation_objective,
-                self.shared.token_bytes,
-                ranks=self.ranks,
-            )
+        if validation is not None:
+            measured = validate(model, validation, micro_batch_rows, ranks=self.ranks)
             self.console.log(
                 f"{file.stem} {self.prepared.name}: validation perplexity {measured['perplexity']:.4g}, "
                 f"token accuracy {measured['token_accuracy']:.1%}"
@@ -278,24 +270,33 @@ class StageRunner:
         if not self.ranks.is_main_process:
             return
         with force_eager():
-            samples = sample(model, self.tokenizer, self.recipe.generation_samples, stage.kind)
+            samples = sample(model, self.tokenizer, self.recipe.generation_samples, self.prepared.stage.kind)
         write_json(file, {**measured, "samples": [one.as_dict() for one in samples]})
 
-    def _prompt_test_callback(self) -> Callable[[Decoder, int], dict[str, Any]] | None:
-        """Asks the stage's regression prompts; failing cases are kept in `regression/step-….jsonl`."""
+    def _hooks(self, validation: ValidationSet | None) -> tuple[Hook, ...]:
+        """What is done between steps: evaluation where there is validation data, prompt tests where the recipe has some."""
+        stage, total_steps = self.prepared.stage, self.prepared.extent.steps
+        hooks: list[Hook] = []
+        if validation is not None:
+            hooks.append(Evaluation(stage=stage, total_steps=total_steps, validation=validation))
+        if stage.prompt_tests is not None:
+            tests, every_steps = self._run_prompt_tests, stage.prompt_tests.every_steps
+            hooks.append(PromptTests(run_tests=tests, every_steps=every_steps, total_steps=total_steps))
+        return tuple(hooks)
+
+    def _run_prompt_tests(
+        self, model: Decoder, step: int, previous_failures: list[str] | None
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Figures of the stage's prompt tests, and the names of those that fail; failing ones are written to
+        `prompt_tests/step-….jsonl`."""
         config = self.prepared.stage.prompt_tests
-        if config is None:
-            return None
-        cases, sampling = self.shared.cases[self.prepared.name], SamplingParams(max_new_tokens=config.max_new_tokens)
-
-        def examine(model: Decoder, step: int) -> dict[str, Any]:
-            with force_eager():
-                checked = run_cases(model, self.tokenizer, cases, sampling)
-            before = previous_failures(self.directory.prompt_tests, step)
-            write_failing(checked, self.directory.prompt_tests / f"{step_name(step)}.jsonl")
-            return summary(checked, before)
-
-        return examine
+        assert config is not None
+        cases = self.shared.prompt_test_cases[self.prepared.name]
+        params = SamplingParams(max_new_tokens=config.max_new_tokens)
+        with force_eager():
+            report = run_cases(model, self.tokenizer, cases, params, previous_failures)
+        write_failing(report.results, self.directory.prompt_tests / f"{step_name(step)}.jsonl")
+        return report.metrics(), report.failing
 
 
 def _places(data: StageDataset) -> Callable[[int], str]:

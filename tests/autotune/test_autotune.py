@@ -25,10 +25,10 @@ from fledge.autotune.search import fastest, too_busy
 from fledge.data import Batch
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
-from fledge.objective import CausalLMObjective, DPOObjective
+from fledge.objective import CausalLMObjective
 from fledge.recipe.schema import RuntimeConfig
 from tests.support.decoders import make_decoder
-from tests.support.packed import pack, pack_pairs, random_pairs, random_sequences
+from tests.support.packed import dpo, pack, pack_pairs, random_pairs, random_sequences
 
 
 @pytest.fixture(autouse=True)
@@ -159,13 +159,13 @@ def test_few_rows_of_pairs_give_the_loss_of_these_pairs() -> None:
     data = pack_pairs(random_pairs(12))
     batch, model = data.batch(0, len(data)), make_decoder()
     part = truncate_batch(batch, 2 * 48)
-    objective = DPOObjective(0.1, 0.0, 0.0, torch.zeros(12, 2))
+    objective = dpo(torch.zeros(12, 2))
     alone = objective(model, part)
     assert part.num_sequences == 2 * len(part.examples) < batch.num_sequences
     blanked = replace(batch, loss_weights=batch.loss_weights.clone())
     blanked.loss_weights[2:] = 0
     for name in ("logps/chosen", "logps/rejected"):
-        torch.testing.assert_close(alone.metrics[name], objective(model, blanked).metrics[name])
+        torch.testing.assert_close(alone.metrics[name].total, objective(model, blanked).metrics[name].total)
 
 
 def test_one_layer_stands_for_all_and_all_are_back_afterwards() -> None:

@@ -15,18 +15,19 @@ from fledge.data import PackedDataset
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.model.pretrained import save_pretrained
-from fledge.objective import CausalLMObjective, DPOObjective
+from fledge.objective import CausalLMObjective
 from fledge.optim.ema import COUNT, PREFIX
 from fledge.optim.muon import Muon
 from fledge.plan.horizon import TrainingHorizon
 from fledge.recipe.schema import PretrainStage
 from fledge.train.batch_loader import BatchLoader
+from fledge.train.batch_source import DatasetSource
 from fledge.train.rank_consistency import CHECK_INTERVAL, MAX_IDENTICAL_STEPS, RankConsistencyCheck
 from fledge.train.train_step import TrainStep
 from fledge.train.trainable import TrainableModel
-from fledge.train.validation import validate
+from fledge.train.validation import ValidationSet, validate
 from tests.support.decoders import make_decoder
-from tests.support.packed import pack, pack_pairs, random_pairs, random_sequences
+from tests.support.packed import dpo, pack, pack_pairs, random_pairs, random_sequences
 from tests.support.ranks import run_ranks
 
 CPU = torch.device("cpu")
@@ -53,45 +54,47 @@ def _data(pairs: bool) -> PackedDataset:
 
 
 class Run:
-    """A learner with its feed and its updater, among other ranks or alone. Windows of six rows: four ranks cannot share them
-    evenly."""
+    """A model in training, among other ranks or alone. Six rows an update: four ranks cannot share them evenly."""
 
     def __init__(self, ranks: DistributedContext, divided: bool, optimizer: str, pairs: bool = False, **more: Any) -> None:
         model = make_decoder(num_hidden_layers=3, **more.get("model", {})).train()
         model.activation_checkpoint_every = more.get("recompute", 0)
         self.data, self.extent = _data(pairs), TrainingHorizon(STEPS, 6 * STEPS - 5, 3, 2, 2)
-        objective = DPOObjective(0.1, 0.0, 0.3, torch.zeros(30, 2)) if pairs else CausalLMObjective()
-        self.preference = objective if isinstance(objective, DPOObjective) else None
+        objective = dpo(torch.zeros(30, 2), sft_loss_weight=0.3) if pairs else CausalLMObjective()
+        self.validation = ValidationSet(self.data, objective, 20)
         rates = {"name": optimizer, "learning_rate": RATE, "betas": (0.9, 0.95), "weight_decay": 0.1}
         values = {"kind": "pretrain", "data": {"train": "x"}, "optimizer": rates, "ema": {"decay": 0.9, "start_fraction": 0.0}}
         stage = PretrainStage.model_validate(values)
         self.ranks, self.model = ranks, model
-        self.learner = TrainableModel(model, stage, STEPS, CPU, "fp32", ranks, divided)
-        for built in self.learner.optimizers:
+        self.trainable = TrainableModel(model, stage, STEPS, CPU, "fp32", ranks=ranks, is_sharded=divided)
+        for built in self.trainable.optimizers:
             if isinstance(built, Muon):
                 built.dtype = torch.float32  # else bfloat16, whose rounding hides what is looked for
-        self.updater = TrainStep(model, objective, self.learner.optimizers, 1.0, 7, ranks=ranks)
-        self.feed = BatchLoader(self.data, self.extent, 3, objective.normalizer, CPU, ranks)
-        self.proof, self.state = RankConsistencyCheck(ranks, model), TrainState()
+        optimizers = self.trainable.optimizers
+        self.train_step = TrainStep(model, objective, optimizers, max_grad_norm=1.0, seed=7, ranks=ranks)
+        source = DatasetSource(self.data, self.extent, 3, objective.normalizer, ranks=ranks)
+        self.loader = BatchLoader(source, STEPS, CPU, ranks)
+        self.rank_check, self.state = RankConsistencyCheck(ranks, model), TrainState()
 
     def train(self, steps: int) -> list[list[float]]:
         """Loss, gradient norm, and how far the attention moved, of each step from where it is."""
         found = []
         for step in range(self.state.step, steps):
-            update = self.updater(self.feed.window(step)[0], RATE, log_details=True)
-            self.learner.update_ema(step)
+            output = self.train_step(self.loader.batch(step)[0], RATE, log_details=True)
+            self.trainable.update_ema(step)
             self.state.step = step + 1
-            self.proof.after(update.window, step + 1)
-            found.append([float(update.loss), float(update.norm), float(update.groups["attention"])])
+            self.rank_check.check_step(output.batch, step + 1)
+            found.append([float(output.loss), float(output.grad_norm), float(output.update_ratios["attention"])])
+            self.metrics = {name: float(value) for name, value in output.metrics.items()}
         return found
 
     def measured(self) -> dict[str, Any]:
-        with self.learner.averaged():
-            return validate(self.model, self.data, 20, 3, self.preference, ranks=self.ranks)
+        with self.trainable.averaged():
+            return validate(self.model, self.validation, 3, ranks=self.ranks)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Whole, on the first rank: as they are, and averaged."""
-        models = self.learner.snapshot(self.state).models
+        models = self.trainable.snapshot(self.state).models
         return {f"{kind} {name}": tensor for kind, weights in models.items() for name, tensor in weights.items()}
 
 
@@ -100,11 +103,11 @@ def train_variants(ranks: DistributedContext, parallel: str, folder: str) -> dic
     found = {}
     for name, variant in VARIANTS.items():
         run = Run(ranks, parallel == "fsdp", **variant)
-        found[name] = [run.train(STEPS), run.measured()]
+        found[name] = [run.train(STEPS), run.measured(), run.metrics]
         weights = run.weights()
         if ranks.is_main_process:
             save_file(weights, Path(folder) / f"{name}.safetensors")
-        run.feed.close()
+        run.loader.close()
     return found
 
 
@@ -122,13 +125,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
 
 @pytest.mark.parametrize(("size", "parallel"), [(2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")])
 def test_ranks_learn_what_one_process_learns(size: int, parallel: str, alone: Any, tmp_path: Path) -> None:
-    """The same losses, norms, evaluations and weights, for all ranks, however unevenly they share the rows."""
+    """The same losses, norms, metrics, evaluations and weights, for all ranks, however unevenly they share the rows."""
     expected, folder = alone
     for found in run_ranks(size, train_variants, parallel, str(tmp_path)):
         for name in VARIANTS:
-            (steps, measured), (steps_alone, measured_alone) = found[name], expected[name]
+            (steps, measured, metrics), (steps_alone, measured_alone, metrics_alone) = found[name], expected[name]
             _assert_same_steps(steps, steps_alone)
             assert measured == pytest.approx(measured_alone, rel=1e-4), name
+            assert metrics == pytest.approx(metrics_alone, rel=1e-4) and bool(metrics) == (name == "preferences")
     for name in VARIANTS:
         whole, shared = load_file(folder / f"{name}.safetensors"), load_file(tmp_path / f"{name}.safetensors")
         assert set(whole) == set(shared)
@@ -184,15 +188,15 @@ def test_micro_batches_are_no_larger_than_asked_and_not_emptier_than_need_be(mic
     extent = TrainingHorizon(2, 2 * micro * accumulation, micro, accumulation, accumulation)
     if extent.global_batch_rows < size:
         with pytest.raises(FledgeError, match="cannot share"):
-            _feed(extent, micro, DistributedContext(0, size))
+            _source(extent, micro, DistributedContext(0, size))
         return
-    made = _feed(extent, micro, DistributedContext(0, size)).micro
+    made = _source(extent, micro, DistributedContext(0, size)).micro_batch_size
     most = -(-extent.global_batch_rows // size)
     assert 1 <= made <= micro and made * -(-most // made) - most < -(-most // made)
 
 
-def _feed(extent: TrainingHorizon, micro: int, ranks: DistributedContext) -> BatchLoader:
-    return BatchLoader(_data(False), extent, micro, lambda batch: batch.weight, CPU, ranks)
+def _source(extent: TrainingHorizon, micro: int, ranks: DistributedContext) -> DatasetSource:
+    return DatasetSource(_data(False), extent, micro, lambda batch: batch.weight, ranks=ranks)
 
 
 def drift(ranks: DistributedContext, parallel: str) -> list[Any]:
@@ -222,7 +226,7 @@ def same_rows(ranks: DistributedContext, how: str) -> list[Any]:
     """Both ranks read the rows of the first one."""
     run = Run(ranks, False, "adamw")
     if how == "share":
-        run.feed.ranks.shard_range = lambda first, stop: DistributedContext(0, 2).shard_range(first, stop)  # type: ignore[method-assign]
+        run.loader.ranks.shard_range = lambda first, stop: DistributedContext(0, 2).shard_range(first, stop)  # type: ignore[method-assign]
     else:
         batch = run.data.batch
         run.data.batch = lambda first, *rest: batch(first - first % 6, *rest)  # type: ignore[method-assign]
@@ -244,7 +248,7 @@ def other_start(ranks: DistributedContext) -> str:
     with torch.no_grad():
         run.model.norm.weight[0] += ranks.rank * 1e-6
     try:
-        run.proof.begin(0)
+        run.rank_check.check_start(0)
     except FledgeError as error:
         return error.what
     return ""
@@ -263,7 +267,7 @@ def half(ranks: DistributedContext, parallel: str, folder: str) -> list[Any]:
     """Four steps, and a checkpoint."""
     run = Run(ranks, parallel == "fsdp", **VARIANTS["mixture"])
     run.train(4)
-    snapshot = run.learner.snapshot(run.state)
+    snapshot = run.trainable.snapshot(run.state)
     if ranks.is_main_process or snapshot.divided:
         path, size = save_checkpoint(Path(folder), snapshot, _write_model, ranks if snapshot.divided else None)
         return [str(path), size]
@@ -275,7 +279,7 @@ def rest(ranks: DistributedContext, parallel: str, folder: str) -> list[Any]:
     run = Run(ranks, parallel == "fsdp", **VARIANTS["mixture"])
     found = latest_checkpoint(Path(folder))
     assert found is not None
-    run.learner.restore(found[0], found[1])
+    run.trainable.restore(found[0], found[1])
     run.state = found[1]
     return [run.train(STEPS), run.measured()]
 

@@ -38,7 +38,7 @@ def refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:
         assert part in result.stderr, result.stderr
 
 
-def test_help_is_quick_and_imports_no_torch() -> None:
+def test_help_is_quick_and_does_not_import_torch() -> None:
     script = "import sys, fledge.cli\ntry: fledge.cli.main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
     seconds = []
     for _ in range(3):
@@ -56,11 +56,11 @@ def test_generate_and_chat_answer_from_a_run(finished: Path) -> None:
     assert again.stdout == one.stdout
     talk = fledge("chat", finished, "--max-new-tokens", 4, text="你是谁？\n/new\nhello\n/quit\n")
     assert talk.returncode == 0 and talk.stdout.count("› ") == 4
-    refused(fledge("generate", finished, "x", "--top-p", "0"), "--top-p must be above 0")
+    refused(fledge("generate", finished, "x", "--top-p", "0"), "--top-p: must be above 0, and at most 1")
     refused(fledge("chat", finished / "nothing"), "there is no such run or model")
 
 
-def test_data_show_paints_what_is_trained(world: Path, tmp_path: Path) -> None:
+def test_data_show_marks_the_trained_tokens(world: Path, tmp_path: Path) -> None:
     file = tiny_run.write(tmp_path / "r.yaml", tiny_run.tree(world, tmp_path))
     shown = fledge("data", "show", file, "--stage", "dpo", "--limit", 1)
     assert shown.returncode == 0, shown.stderr
@@ -68,7 +68,7 @@ def test_data_show_paints_what_is_trained(world: Path, tmp_path: Path) -> None:
     refused(fledge("data", "show", file, "--stage", "sftt"), "no stage 'sftt'", "it has pretrain, sft, dpo")
 
 
-def test_five_mistakes_are_told_together_with_their_lines(world: Path, tmp_path: Path) -> None:
+def test_five_mistakes_are_reported_together_with_their_lines(world: Path, tmp_path: Path) -> None:
     text = """\
 name: bad
 sed: 3
@@ -90,7 +90,7 @@ stages:
     )  # fmt: skip
 
 
-def test_broken_rows_are_counted_and_named_and_the_rest_is_trained(world: Path, tmp_path: Path) -> None:
+def test_broken_rows_are_counted_and_named_and_the_others_are_trained(world: Path, tmp_path: Path) -> None:
     good = (world / "sft.jsonl").read_text(encoding="utf-8").splitlines()[:30]
     bad = ['{"messages": [', "[1, 2]", '{"messages": 5}', '{"messages": [{"role": "user", "content": "hi"}]}',
            json.dumps({"prompt": "a", "response": "  "})]  # fmt: skip
@@ -127,7 +127,7 @@ def test_unusable_files_are_refused(world: Path, tmp_path: Path, name: str, cont
     refused(fledge("train", tiny_run.write(tmp_path / "r.yaml", tree)), *parts)
 
 
-def test_a_full_disk_stops_the_run_and_resume_goes_on(world: Path, tmp_path: Path) -> None:
+def test_a_full_disk_stops_the_run_and_it_can_be_resumed(world: Path, tmp_path: Path) -> None:
     tree = tiny_run.tree(world, tmp_path)
     tree["stages"] = {"pretrain": tree["stages"]["pretrain"]}
     file = tiny_run.write(tmp_path / "r.yaml", tree)
@@ -137,7 +137,7 @@ def test_a_full_disk_stops_the_run_and_resume_goes_on(world: Path, tmp_path: Pat
     assert (tmp_path / "tiny" / "pretrain" / "result.json").exists()
 
 
-def test_unknown_words_and_missing_values_are_refused(world: Path, tmp_path: Path) -> None:
+def test_unknown_options_and_missing_values_are_refused(world: Path, tmp_path: Path) -> None:
     file = tiny_run.write(tmp_path / "r.yaml", tiny_run.tree(world, tmp_path))
     refused(fledge("train", file, "--seed"), "--seed needs a value")
     refused(
@@ -156,7 +156,7 @@ def test_a_mixture_of_experts_is_planned_with_its_active_parameters(world: Path,
     assert planned.returncode == 0 and "active per token" in planned.stdout
 
 
-def test_the_floors_of_the_house_hold() -> None:
+def test_rooms_import_only_from_the_floors_below() -> None:
     script = Path(sys.executable).with_name("lint-imports")
     made = subprocess.run([script, "--no-logo"], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert " 0 broken" in made.stdout, made.stdout

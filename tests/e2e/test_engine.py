@@ -108,8 +108,8 @@ def test_a_run_whose_micro_batch_does_not_fit_goes_on_with_half_of_it(world: Pat
     assert f"warning: {said}" in done.stderr
     run = tmp_path / "limited" / "tiny"
     (alert,) = _events(run, "alert")
-    assert (alert["step"], alert["level"], alert["micro_batch_size"], alert["message"]) == (0, "warning", 4, said)
-    assert "allocate" in alert["error"]
+    assert (alert["check"], alert["step"], alert["severity"], alert["message"]) == ("out_of_memory", 0, "warning", said)
+    assert alert["evidence"]["micro_batch_size"] == 4 and "allocate" in alert["evidence"]["error"]
     state = json.loads((run / "pretrain" / "checkpoints" / "last" / "state" / "trainer.json").read_text())
     assert state["micro_batch_size"] == 4 and state["step"] == 3
 
@@ -124,7 +124,7 @@ def test_a_run_whose_micro_batch_does_not_fit_goes_on_with_half_of_it(world: Pat
 
 
 @LINUX
-def test_a_row_that_does_not_fit_ends_the_run_with_what_would_help(world: Path, tmp_path: Path) -> None:
+def test_a_row_that_does_not_fit_into_memory_ends_the_run_with_advice(world: Path, tmp_path: Path) -> None:
     recipe = tiny_run.write(tmp_path / "limited.yaml", _large_rows(world, tmp_path / "limited", 2048, 2, 1))
     done = _train_limited(recipe, 120 << 20)
     assert done.returncode == 2, done.stderr[-3000:]
@@ -133,7 +133,9 @@ def test_a_row_that_does_not_fit_ends_the_run_with_what_would_help(world: Path, 
     assert "runtime.activation_checkpointing" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_run_that_halved_resumes_with_the_half(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_halved_its_micro_batch_resumes_with_the_half(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A micro-batch that became smaller stays so: the newest checkpoint says it."""
     recipe, seen = _recipe(world, tmp_path), []
     step = TrainStep._step
@@ -172,7 +174,7 @@ def test_a_run_that_halved_resumes_with_the_half(world: Path, tmp_path: Path, mo
 # -- batches that memory decides ---------------------------------------------------------------------------------------
 
 
-def test_micro_auto_is_told_stored_and_kept_on_resume_though_memory_changed(
+def test_an_automatic_micro_batch_size_is_kept_on_resume_though_free_memory_changed(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = {"micro_batch_size": "auto", "tokens_per_step": 12 * 64}
@@ -208,7 +210,7 @@ def test_tokens_that_are_no_whole_rows_are_refused_before_anything_is_written(wo
 # -- fp16 --------------------------------------------------------------------------------------------------------------
 
 
-def test_fp16_trains_and_says_its_scale(world: Path, tmp_path: Path) -> None:
+def test_fp16_trains_and_writes_its_loss_scale(world: Path, tmp_path: Path) -> None:
     run = Pipeline(_recipe(world, tmp_path, {"precision": "fp16"}), QUIET).run()
     steps = _events(run, "step")
     assert [event["train/loss_scale"] for event in steps] == [65536.0] * 8 and {
@@ -245,7 +247,7 @@ def _refuse(text: str) -> float:
     raise AssertionError(f"{text} is not JSON")
 
 
-def test_events_add_up_and_are_json(world: Path, tmp_path: Path) -> None:
+def test_figures_in_events_add_up_and_are_valid_json(world: Path, tmp_path: Path) -> None:
     tree = _tree(world, tmp_path, {}, {}, optimizer={"learning_rate": 1e-3, "max_grad_norm": 0.61})
     lines = (world / "pretrain.jsonl").read_text(encoding="utf-8").splitlines()
     for name, part in (("old", lines[:80]), ("new", lines[80:])):

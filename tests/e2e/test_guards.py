@@ -10,8 +10,7 @@ import torch
 from fledge.data import Batch
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
-from fledge.objective import CausalLMObjective
-from fledge.objective.language import LossOutput
+from fledge.objective import CausalLMObjective, LossOutput
 from fledge.pipeline import Pipeline
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.run import Console, read_events
@@ -41,7 +40,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the loss NaN for every batch that holds the first row of window 7 (of update 8)."""
+    """Makes the loss NaN for every batch that holds the first row of step 7 (of update 8)."""
     call, update, victim = CausalLMObjective.__call__, TrainStep.__call__, []
 
     def noting(updater: TrainStep, window: Any, *given: Any) -> Any:
@@ -64,21 +63,23 @@ def test_one_bad_update_is_left_out_and_its_rows_are_named(world: Path, tmp_path
     steps, guards = events(run, "step"), events(run, "guard")
     assert [event["step"] for event in steps] == list(range(1, 21))
     assert [event["step"] for event in steps if event["train/grad_norm"] is None] == [8]
-    assert [(one["rule"], one["action"], one["step"]) for one in guards] == [("non_finite", "skip", 8)]
-    assert guards[0]["rows"] and all("pretrain.jsonl:" in row["where"] for row in guards[0]["rows"])
+    assert [(one["check"], one["action"], one["step"]) for one in guards] == [("non_finite", "skip", 8)]
+    rows = guards[0]["evidence"]["rows"]
+    assert rows and all("pretrain.jsonl:" in row["where"] for row in rows) and guards[0]["where"] == rows[0]["where"]
 
 
 @pytest.mark.usefixtures("poison")
-def test_a_bad_row_is_passed_over_after_going_back(world: Path, tmp_path: Path) -> None:
+def test_a_bad_row_is_skipped_after_a_rollback(world: Path, tmp_path: Path) -> None:
     asked = recipe(world, tmp_path / "whole", non_finite={"consecutive": 1})
     run = Pipeline(asked, QUIET).run()
     steps, guards = events(run, "step"), events(run, "guard")
     assert [event["step"] for event in steps] == list(range(1, 21)) and all(event["train/grad_norm"] for event in steps)
     assert [(one["action"], one["step"]) for one in guards] == [("rollback", 6)]
-    assert guards[0]["reached"] == 8 and guards[0]["skipped_rows"] == [[28, 4]]
+    evidence = guards[0]["evidence"]
+    assert evidence["reached_step"] == 8 and evidence["skipped_rows"] == [[28, 4]]
     gone = [json.loads(line) for line in (run / "pretrain" / "events.rolled_back.1.jsonl").read_text().splitlines()]
     found = [event for event in gone if event["kind"] == "guard"]
-    assert found[0]["step"] == 8 and len(found[0]["rows"]) > 0
+    assert found[0]["step"] == 8 and len(found[0]["evidence"]["rows"]) > 0
     assert {event["step"] for event in gone if event["kind"] == "step"} == {7, 8}
     state = json.loads((run / "pretrain" / "checkpoints" / "last" / "state" / "trainer.json").read_text())
     assert state["rollbacks"] == 1 and state["skipped_rows"] == [[28, 4]] and state["step"] == 20
@@ -86,7 +87,7 @@ def test_a_bad_row_is_passed_over_after_going_back(world: Path, tmp_path: Path) 
 
 @pytest.mark.usefixtures("poison")
 @pytest.mark.parametrize("at", [2, 7, 9, 10, 13])
-def test_a_run_that_went_back_resumes_bit_for_bit(
+def test_a_run_that_was_rolled_back_resumes_bit_for_bit(
     at: int, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed inside its at-th update: before the fault, after it, on the second way."""
@@ -96,7 +97,7 @@ def test_a_run_that_went_back_resumes_bit_for_bit(
     assert finals(Pipeline(recipe(world, tmp_path / "killed", **rules), QUIET).run(resume=True), PRETRAIN) == whole
 
 
-def test_weights_that_are_no_numbers_any_more_are_those_of_the_last_good_checkpoint_again(
+def test_weights_that_became_infinite_are_restored_from_the_last_good_checkpoint(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flipped bit, once: every update after it is bad, until training goes back."""
@@ -115,7 +116,7 @@ def test_weights_that_are_no_numbers_any_more_are_those_of_the_last_good_checkpo
     rules = {"non_finite": {"on_rollback": "lower_lr"}, "rollback": {"lr_factor": 0.25}}
     run = Pipeline(recipe(world, tmp_path, **rules), QUIET).run()
     guards, steps = events(run, "guard"), events(run, "step")
-    assert [(one["action"], one["reached"], one["since"]) for one in guards] == [("rollback", 11, 9)]
+    assert [(one["action"], one["evidence"]["reached_step"], one["first_bad_step"]) for one in guards] == [("rollback", 11, 9)]
     assert guards[0]["step"] == 8 or guards[0]["step"] == 6
     rates = {event["step"]: event["train/lr"] for event in steps}
     plain = events(Pipeline(recipe(world, tmp_path / "plain"), QUIET).run(), "step")
@@ -125,7 +126,7 @@ def test_weights_that_are_no_numbers_any_more_are_those_of_the_last_good_checkpo
     assert all(event["train/grad_norm"] is not None for event in steps)
 
 
-def test_a_fault_that_stays_ends_the_run_after_some_attempts(
+def test_a_fault_that_persists_ends_the_run_after_the_allowed_rollbacks(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = CausalLMObjective.__call__
@@ -141,7 +142,7 @@ def test_a_fault_that_stays_ends_the_run_after_some_attempts(
     assert (folder / "events.rolled_back.2.jsonl").exists() and not (folder / "events.rolled_back.3.jsonl").exists()
 
 
-def test_an_update_above_the_limit_is_left_out_where_that_is_asked_for(
+def test_an_update_above_the_gradient_limit_is_left_out_where_the_recipe_says_skip(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = TrainStep._gradients
@@ -161,9 +162,9 @@ def test_an_update_above_the_limit_is_left_out_where_that_is_asked_for(
     }
     run = Pipeline(recipe_from_dict(tree), QUIET).run()
     guards = events(run, "guard")
-    assert [(one["rule"], one["action"], one["step"]) for one in guards] == [("grad_spike", "skip", 38)]
+    assert [(one["check"], one["action"], one["step"]) for one in guards] == [("grad_spike", "skip", 38)]
     after = events(run, "step")[38]
-    assert after["train/loss"] < 7 and guards[0]["value"] > 100 * guards[0]["limit"] / 4
+    assert after["train/loss"] < 7 and guards[0]["evidence"]["value"] > 100 * guards[0]["evidence"]["limit"] / 4
 
 
 def test_guards_of_a_healthy_run_change_nothing(world: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_mixture_killed_before_its_biases_move_resumes_bit_for_bit(
     assert 0 < moves.abs().max() <= 14
 
 
-def test_every_step_of_a_mixture_says_how_it_was_routed(world: Path, tmp_path: Path) -> None:
+def test_every_step_of_a_mixture_writes_its_routing(world: Path, tmp_path: Path) -> None:
     run = Pipeline(_recipe(world, tmp_path, "aux_loss"), QUIET).run()
     for stage in ("pretrain", "dpo"):
         for event in _steps(run, stage):

@@ -24,7 +24,7 @@ def events(run: Path, stage: str, kind: str) -> list[dict]:
     return [event for event in read_events(run / stage / "events.jsonl") if event["kind"] == kind]
 
 
-def test_every_stage_leaves_what_the_run_directory_promises(finished: Path) -> None:
+def test_every_stage_writes_the_files_of_the_run_directory(finished: Path) -> None:
     for name in ("recipe.yaml", "environment.json", "summary.json", "tokenizer/tokenizer.json"):
         assert (finished / name).exists(), name
     for stage in STAGES:
@@ -43,7 +43,7 @@ def test_steps_and_tokens_are_as_planned(finished: Path) -> None:
         assert steps[-1]["train/lr"] == 0.0
 
 
-def test_training_lowers_the_loss_and_what_is_measured_after_is_the_last_evaluation(finished: Path) -> None:
+def test_training_lowers_the_loss_and_the_final_evaluation_equals_the_last_eval_event(finished: Path) -> None:
     for stage in ("pretrain", "sft"):
         before, after = (json.loads((finished / stage / "eval" / f"{when}.json").read_text()) for when in ("before", "after"))
         assert after["perplexity"] < before["perplexity"]
@@ -60,7 +60,7 @@ def test_the_first_preference_step_has_loss_ln_2_and_no_margin(finished: Path) -
     assert before["rewards/accuracies"] == 0.0 and before["rewards/margins"] == 0.0
 
 
-def test_live_and_precomputed_reference_train_the_same(world: Path, tmp_path: Path) -> None:
+def test_a_live_and_a_precomputed_reference_give_the_same_losses(world: Path, tmp_path: Path) -> None:
     losses = []
     for kind in (False, True):
         tree = tiny_run.tree(world, tmp_path, name=f"precomputed-{kind}", model={**tiny_run.MODEL, "dropout": 0.0})
@@ -72,7 +72,7 @@ def test_live_and_precomputed_reference_train_the_same(world: Path, tmp_path: Pa
     assert losses[0][-1] < math.log(2)
 
 
-def test_accumulation_changes_nothing_but_the_memory(world: Path, tmp_path: Path) -> None:
+def test_gradient_accumulation_does_not_change_the_losses(world: Path, tmp_path: Path) -> None:
     """8 × 1, 1 × 8 and 2 × 4 rows make the same losses, step after step."""
     made = []
     for micro, accumulation in ((8, 1), (1, 8), (2, 4)):
@@ -122,7 +122,7 @@ def test_the_stored_recipe_runs_again_to_the_same_weights(finished: Path, tmp_pa
         assert (run / stage / weights).read_bytes() == (finished / stage / weights).read_bytes()
 
 
-def test_dry_run_writes_nothing_and_tells_steps_warmup_and_batch(world: Path, tmp_path: Path) -> None:
+def test_dry_run_writes_nothing_and_prints_steps_warmup_and_batch(world: Path, tmp_path: Path) -> None:
     text = dry_run(tiny_run.recipe(world, tmp_path), QUIET)
     assert not list(tmp_path.iterdir())
     assert "8 steps" in text and "effective batch 4 rows" in text and "warm-up" in text and "hidden_size: 32" in text
@@ -145,7 +145,7 @@ def test_target_loss_and_patience_stop_the_stage(world: Path, tmp_path: Path) ->
     assert stop["step"] == 6 and "2 evaluations" in stop["reason"]
 
 
-def test_keep_best_hands_on_the_best_checkpoint(world: Path, tmp_path: Path) -> None:
+def test_select_checkpoint_best_goes_on_with_the_best_checkpoint(world: Path, tmp_path: Path) -> None:
     tree = tiny_run.tree(world, tmp_path)
     sft = {
         **tree["stages"]["sft"],
@@ -164,7 +164,7 @@ def test_keep_best_hands_on_the_best_checkpoint(world: Path, tmp_path: Path) -> 
     assert json.loads((run / "sft" / "result.json").read_text())["model"] == f"checkpoints/step-{best:08d}/model"
 
 
-def test_divergence_stops_with_the_last_good_state_named(world: Path, tmp_path: Path) -> None:
+def test_a_run_that_diverges_stops_after_its_rollbacks(world: Path, tmp_path: Path) -> None:
     tree = tiny_run.tree(world, tmp_path)
     wild = {**tree["stages"]["pretrain"], "optimizer": {"learning_rate": 1e30, "max_grad_norm": None}, "duration": "30 steps"}
     tree["stages"] = {"pretrain": wild}
@@ -185,7 +185,7 @@ def test_tensorboard_has_every_step(world: Path, tmp_path: Path) -> None:
     assert made == pytest.approx({e["step"]: e["train/loss"] for e in events(run, "pretrain", "step")}, rel=1e-6)
 
 
-def test_watchers_change_nothing(world: Path, finished: Path, tmp_path: Path) -> None:
+def test_logging_changes_no_weight(world: Path, finished: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     tree = tiny_run.tree(world, tmp_path, logging={"tensorboard": True, "every_steps": 1}, generation_samples={})
     run = Pipeline(recipe_from_dict(tree), Console(quiet=False, live=False)).run()

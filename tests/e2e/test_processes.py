@@ -60,7 +60,7 @@ def assert_same_losses(one: Path, two: Path, stages: tuple[str, ...]) -> None:
         assert max(abs(found[key] - loss) for key, loss in expected.items()) < 1e-5
 
 
-def test_two_processes_train_what_one_trains(world: Path, tmp_path: Path) -> None:
+def test_two_processes_reach_the_losses_of_one(world: Path, tmp_path: Path) -> None:
     stages = ("pretrain",)
     Pipeline(recipe_from_dict(tree(world, tmp_path / "one", stages)), Console(quiet=True)).run()
     train(tmp_path, tree(world, tmp_path / "two", stages), "--processes", "2")
@@ -71,7 +71,7 @@ def test_two_processes_train_what_one_trains(world: Path, tmp_path: Path) -> Non
     assert (run / "report.html").exists() and (run / "summary.json").exists()
 
 
-def test_what_is_wrong_is_said_once(world: Path, tmp_path: Path) -> None:
+def test_an_error_is_printed_once_and_not_by_every_process(world: Path, tmp_path: Path) -> None:
     values = tree(world, tmp_path / "runs", ("pretrain",))
     values["stages"]["pretrain"]["batch"] = {"micro_batch_size": 1, "gradient_accumulation_steps": 1}
     said = train(tmp_path, values, "--processes", "2", code=2)
@@ -89,11 +89,11 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("options", "said"), WRONG)
-def test_options_that_do_not_go_together(world: Path, tmp_path: Path, options: list[str], said: str) -> None:
+def test_options_that_exclude_each_other_are_refused(world: Path, tmp_path: Path, options: list[str], said: str) -> None:
     assert said in train(tmp_path, tree(world, tmp_path / "runs"), *options, code=2)
 
 
-def test_eight_bit_state_is_not_divided(world: Path, tmp_path: Path) -> None:
+def test_eight_bit_optimizer_state_cannot_be_sharded(world: Path, tmp_path: Path) -> None:
     values = tree(world, tmp_path, ("pretrain",))
     values["stages"]["pretrain"]["optimizer"]["name"] = "adamw8bit"
     values["runtime"] = {**values["runtime"], "parallelism": "fsdp"}
@@ -102,7 +102,9 @@ def test_eight_bit_state_is_not_divided(world: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "parallel"), [("4", "ddp"), ("2", "fsdp"), ("4", "fsdp")])
-def test_fifty_steps_of_ranks_are_those_of_one_process(processes: str, parallel: str, world: Path, tmp_path: Path) -> None:
+def test_fifty_steps_of_several_processes_have_the_losses_of_one(
+    processes: str, parallel: str, world: Path, tmp_path: Path
+) -> None:
     stages = ("sft", "dpo")
     train(tmp_path, tree(world, tmp_path / "one", stages, 50))
     values = tree(world, tmp_path / "more", stages, 50)
@@ -122,7 +124,7 @@ def started(folder: Path, values: dict[str, Any], processes: int, when: Callable
 
 
 @pytest.mark.slow
-def test_a_run_of_four_goes_on_with_two_and_with_one(world: Path, tmp_path: Path) -> None:
+def test_a_run_of_four_processes_resumes_with_two_and_then_with_one(world: Path, tmp_path: Path) -> None:
     """SIGTERM, twice, to a run of four whose model is divided; then two, SIGTERM again; then one: losses as of one alone."""
     stages, steps = ("pretrain",), 60
     train(tmp_path, tree(world, tmp_path / "one", stages, steps))
@@ -149,7 +151,7 @@ def reached(checkpoints: Path) -> int:
 
 
 @pytest.mark.slow
-def test_one_of_two_that_is_killed_comes_back(world: Path, tmp_path: Path) -> None:
+def test_a_run_whose_process_is_killed_restarts_by_itself_and_ends_with_the_same_bytes(world: Path, tmp_path: Path) -> None:
     """Nobody resumes the run: it ends by itself, with the bytes of one in which nobody was killed."""
     stages, steps = ("pretrain",), 40
     train(tmp_path, tree(world, tmp_path / "whole", stages, steps), "--processes", "2")
@@ -161,7 +163,7 @@ def test_one_of_two_that_is_killed_comes_back(world: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_processes_do_not_outlive_the_one_that_started_them(world: Path, tmp_path: Path) -> None:
+def test_worker_processes_end_when_the_launcher_is_killed(world: Path, tmp_path: Path) -> None:
     checkpoints = tmp_path / "runs" / "tiny" / "pretrain" / "checkpoints"
     process, workers = started(
         tmp_path, tree(world, tmp_path / "runs", ("pretrain",), 4000), 2, lambda: reached(checkpoints) >= 9
@@ -185,16 +187,17 @@ def goes_wrong(ranks: DistributedContext, world: str, folder: str, parallel: str
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_all_ranks_go_back_when_one_reads_a_bad_row(parallel: str, world: Path, tmp_path: Path) -> None:
+def test_all_ranks_roll_back_when_one_reads_a_bad_row(parallel: str, world: Path, tmp_path: Path) -> None:
     run, _ = map(Path, run_ranks(2, goes_wrong, str(world), str(tmp_path), parallel))
     events = list(read_events(run / "pretrain" / "events.jsonl"))
     steps = [event for event in events if event["kind"] == "step"]
     guards = [event for event in events if event["kind"] == "guard"]
     assert [event["step"] for event in steps] == list(range(1, 21)) and all(event["train/grad_norm"] for event in steps)
-    assert [(one["action"], one["step"], one["reached"]) for one in guards] == [("rollback", 6, 8)]
-    assert guards[0]["skipped_rows"] == [[42, 6]]
+    assert [(one["action"], one["step"], one["evidence"]["reached_step"]) for one in guards] == [("rollback", 6, 8)]
+    assert guards[0]["evidence"]["skipped_rows"] == [[42, 6]]
     gone = [json.loads(line) for line in (run / "pretrain" / "events.rolled_back.1.jsonl").read_text().splitlines()]
-    assert all("pretrain.jsonl:" in row["where"] for event in gone if event["kind"] == "guard" for row in event["rows"])
+    found = [event["evidence"]["rows"] for event in gone if event["kind"] == "guard"]
+    assert found and all("pretrain.jsonl:" in row["where"] for rows in found for row in rows)
 
 
 def everything(ranks: DistributedContext, world: str, folder: str, parallel: str) -> str:
@@ -209,7 +212,7 @@ def everything(ranks: DistributedContext, world: str, folder: str, parallel: str
 
 
 @pytest.mark.slow
-def test_what_needs_a_whole_model_gets_one(world: Path, tmp_path: Path) -> None:
+def test_prompt_tests_averages_and_the_next_stage_get_the_whole_of_a_sharded_model(world: Path, tmp_path: Path) -> None:
     """A divided model is put together for prompts, for its average, and for the next stage."""
     one = Path(everything(DistributedContext(), str(world), str(tmp_path / "one"), "ddp"))
     two, _ = map(Path, run_ranks(2, everything, str(world), str(tmp_path / "two"), "fsdp"))
@@ -223,7 +226,7 @@ def test_what_needs_a_whole_model_gets_one(world: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_slurm_job_trains_in_its_tasks(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slurm_job_trains_with_its_tasks_as_processes(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """submitit's local executor: the same script, processes and environment, without a queue."""
     stages = ("pretrain",)
     train(tmp_path, tree(world, tmp_path / "one", stages))

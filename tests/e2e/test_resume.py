@@ -90,7 +90,7 @@ def test_every_part_of_the_engine_resumes_bit_for_bit(
     assert finals(Pipeline(recipes[1], QUIET).run(resume=True), ("pretrain",)) == whole
 
 
-def test_a_polite_signal_saves_and_the_run_goes_on(
+def test_a_run_stopped_by_sigterm_saves_and_resumes_bit_for_bit(
     world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count, step = 0, TrainStep._step
@@ -135,7 +135,7 @@ def test_a_finished_run_is_not_repeated(world: Path, finished: Path) -> None:
     assert finals(finished) == before
 
 
-def test_a_run_goes_on_with_what_was_allowed_and_says_so(
+def test_a_run_resumes_with_the_recipe_changes_that_were_allowed_and_reports_them(
     world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in SFT; then a lower rate there, another length of DPO, and more logging."""
@@ -158,13 +158,13 @@ def test_a_run_goes_on_with_what_was_allowed_and_says_so(
     assert finals(run, ("pretrain",)) == finals(finished, ("pretrain",))
 
 
-def test_an_evaluation_that_is_interrupted_is_made_again(
+def test_an_interrupted_evaluation_is_repeated_on_resume(
     world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The signal comes after step 4, within the evaluation: its figures, and the best step, are those of a whole run."""
     from fledge.train import validation
 
-    batches, count = validation.shared_batches, 0
+    batches, count = validation.local_row_batches, 0
 
     def signalled(*given: Any) -> Any:
         nonlocal count
@@ -176,13 +176,13 @@ def test_an_evaluation_that_is_interrupted_is_made_again(
 
     recipe = tiny_run.recipe(world, tmp_path)
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 4 of 8"):
-        patch.setattr(validation, "shared_batches", signalled)
+        patch.setattr(validation, "local_row_batches", signalled)
         Pipeline(recipe, QUIET).run()
     assert finals(Pipeline(recipe, QUIET).run()) == finals(finished)
 
 
 @pytest.mark.slow
-def test_sigkill_from_outside_at_three_moments(world: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_run_killed_by_sigkill_three_times_ends_with_the_same_bytes(world: Path, finished: Path, tmp_path: Path) -> None:
     file = tiny_run.write(tmp_path / "r.yaml", tiny_run.tree(world, tmp_path))
     command = [sys.executable, "-m", "fledge.cli", "train", str(file), "--quiet"]
     for delay in (2.5, 3.5, 5.0):

@@ -16,7 +16,7 @@ from tests.support import tiny_run
 QUIET = Console(quiet=True)
 
 
-def test_a_mistake_in_a_later_stage_is_told_before_anything_is_written(world: Path, tmp_path: Path) -> None:
+def test_a_mistake_in_a_later_stage_is_reported_before_anything_is_written(world: Path, tmp_path: Path) -> None:
     tree = tiny_run.tree(world, tmp_path)
     tree["stages"]["dpo"]["schedule"] = {"warmup": 1000}
     with pytest.raises(FledgeError, match=r"stages.dpo.schedule.warmup: warm-up takes 1,000 steps"):
@@ -26,7 +26,7 @@ def test_a_mistake_in_a_later_stage_is_told_before_anything_is_written(world: Pa
     assert Pipeline(recipe_from_dict(tree), QUIET).run().exists()
 
 
-def test_a_run_goes_on_with_the_data_it_began_with(world: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_only_with_the_data_it_began_with(world: Path, tmp_path: Path) -> None:
     shutil.copytree(world, tmp_path / "world")
     tree = tiny_run.tree(tmp_path / "world", tmp_path)
     tree["stages"] = {"pretrain": tree["stages"]["pretrain"]}
@@ -60,7 +60,7 @@ def test_a_stage_starts_from_a_model_directory_with_its_tokenizer_and_sizes(
         Pipeline(recipe_from_dict({**tree, "name": "other"}), QUIET).run()
 
 
-def test_another_tokenizer_than_the_models_is_refused(world: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_that_differs_from_that_of_the_model_is_refused(world: Path, finished: Path, tmp_path: Path) -> None:
     tree = tiny_run.tree(world, tmp_path)
     start = str(finished / "pretrain" / "checkpoints" / "last" / "model")
     tree["stages"]["sft"]["init_from"] = start
@@ -69,7 +69,7 @@ def test_another_tokenizer_than_the_models_is_refused(world: Path, finished: Pat
         Pipeline(recipe_from_dict(tree), QUIET).run()
 
 
-def test_an_unwritable_output_and_odd_options_are_told(world: Path, finished: Path, tmp_path: Path) -> None:
+def test_an_unwritable_output_and_wrong_options_are_reported(world: Path, finished: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     tree = tiny_run.tree(world, tmp_path / "file")
     refused(fledge("train", tiny_run.write(tmp_path / "r.yaml", tree)), "cannot write")
@@ -82,7 +82,7 @@ def test_an_unwritable_output_and_odd_options_are_told(world: Path, finished: Pa
     refused(fledge("generate", finished, "word " * 200), "the model has room for 96")
 
 
-def test_pointers_are_mended_when_a_kill_fell_between_save_and_pointing(world: Path, tmp_path: Path) -> None:
+def test_links_are_repaired_after_a_kill_between_saving_and_linking(world: Path, tmp_path: Path) -> None:
     tree = tiny_run.tree(world, tmp_path)
     tree["stages"] = {"pretrain": tree["stages"]["pretrain"]}
     run = Pipeline(recipe_from_dict(tree), QUIET).run()

@@ -1,5 +1,6 @@
-"""Rules for answers, and the file of prompts."""
+"""Prompt tests: the rules for answers, the file of cases, and the comparison with the previous time."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fledge.errors import FledgeError
-from fledge.evaluate.prompt_tests import CaseResult, load_cases, previous_failures, summary, write_failing
+from fledge.evaluate.prompt_tests import (
+    Case,
+    CaseResult,
+    PromptTestReport,
+    load_cases,
+    run_cases,
+    write_failing,
+)
 from fledge.evaluate.rules import Rules, repetition, resemblance
+from fledge.generation import Engine, PromptTooLongError, SamplingParams
+from fledge.model.decoder import Decoder
+from fledge.tokenizer import Message, Tokenizer, train_tokenizer
+from tests.support.decoders import make_decoder
 
 GOOD: list[tuple[dict[str, Any], str]] = [
     ({"contains": ["Paris", "France"]}, "Paris is the capital of France."),
@@ -33,7 +45,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"regex": r"^\d+$"}, "85.", "does not match"),
     ({"exact": ["85"]}, "It is 85", "is not '85'"),
     ({"json_schema": {"type": "object", "required": ["a"]}}, '{"b": 1}', "does not fit its schema"),
-    ({"json_schema": {}}, "{a: 1}", "is no JSON"),
+    ({"json_schema": {}}, "{a: 1}", "is not JSON"),
     ({"not_refusal": True}, "对不起，我无法回答这个问题。", "refuses"),
     ({"not_refusal": True}, "I'm sorry, but I can't help with that.", "refuses"),
     ({"max_repetition": 0.3}, "好的好的好的好的好的好的好的好的", "repeats itself"),
@@ -44,23 +56,23 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("rules", "answer"), GOOD)
-def test_an_answer_that_keeps_its_rule(rules: dict[str, Any], answer: str) -> None:
-    assert Rules.model_validate(rules).broken(answer, ended=True) == []
+def test_an_answer_that_follows_its_rule_has_no_violation(rules: dict[str, Any], answer: str) -> None:
+    assert Rules.model_validate(rules).violations(answer, ended=True) == []
 
 
-@pytest.mark.parametrize(("rules", "answer", "said"), BAD)
-def test_an_answer_that_breaks_its_rule(rules: dict[str, Any], answer: str, said: str) -> None:
-    found = Rules.model_validate(rules).broken(answer, ended=True)
-    assert len(found) == 1 and said in found[0]
+@pytest.mark.parametrize(("rules", "answer", "message"), BAD)
+def test_an_answer_that_violates_its_rule_is_told_what_was_found(rules: dict[str, Any], answer: str, message: str) -> None:
+    violations = Rules.model_validate(rules).violations(answer, ended=True)
+    assert len(violations) == 1 and message in violations[0]
 
 
-def test_all_rules_are_looked_at() -> None:
+def test_all_violations_are_listed() -> None:
     rules = Rules.model_validate({"contains": ["a"], "lacks": ["b"], "ends": True, "length": {"min": 5}})
-    assert rules.broken("b", ended=False) == ["lacks 'a'", "contains 'b'", "does not end by itself", "has 1 characters"]
+    assert rules.violations("b", ended=False) == ["lacks 'a'", "contains 'b'", "does not end by itself", "has 1 characters"]
 
 
 @pytest.mark.parametrize("wrong", [{}, {"at_least": 0.5}, {"regex": "("}, {"language": "klingon"}, {"contain": ["a"]}])
-def test_rules_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
+def test_rules_without_meaning_are_errors(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Rules.model_validate(wrong)
 
@@ -84,7 +96,7 @@ def _write(folder: Path, text: str) -> Path:
     return file
 
 
-def test_a_file_of_cases(tmp_path: Path) -> None:
+def test_a_file_of_cases_is_read_in_its_order(tmp_path: Path) -> None:
     cases = load_cases(_write(tmp_path, """
 - prompt: 你是谁？
   expect: {contains: [小雏]}
@@ -97,30 +109,82 @@ def test_a_file_of_cases(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "said"),
+    ("text", "line", "message"),
     [
         ("- prompt: a\n  expect: {contains: [x]}\n- prompt: b\n  expect: {contain: [x]}\n", 3, "expect.contain"),
-        ("- prompt: a\n  expect: {contains: [x]}\n-\n  expect: {contains: [x]}\n", 4, "say prompt, or messages"),
+        ("- prompt: a\n  expect: {contains: [x]}\n-\n  expect: {contains: [x]}\n", 4, "needs either prompt or messages"),
         ("- prompt: [a\n", 2, "not readable as YAML"),
         ("a: b\n", None, "is a list of cases"),
         ("- {prompt: a, expect: {ends: true}}\n- {prompt: a, expect: {ends: true}}\n", None, "two cases are called 'a'"),
     ],
 )
-def test_a_mistake_is_named_with_its_line(tmp_path: Path, text: str, line: int | None, said: str) -> None:
-    with pytest.raises(FledgeError, match=said) as caught:
+def test_a_mistake_in_the_file_is_named_with_its_line(tmp_path: Path, text: str, line: int | None, message: str) -> None:
+    with pytest.raises(FledgeError, match=message) as caught:
         load_cases(_write(tmp_path, text))
     assert caught.value.where == (f"{tmp_path / 'prompts.yaml'}:{line}" if line else str(tmp_path / "prompts.yaml"))
 
 
-def _checked(*failing: str) -> list[CaseResult]:
-    return [CaseResult(name, name, "x", True, 0.2, ("lacks",) if name in failing else ()) for name in ("a", "b", "c", "d")]
+def _results(*failing: str) -> tuple[CaseResult, ...]:
+    """The results of the cases a to d."""
+    return tuple(
+        CaseResult(
+            name=name,
+            prompt=name,
+            answer="x",
+            finish_reason="stop",
+            repetition=0.2,
+            violations=("lacks",) if name in failing else (),
+        )
+        for name in ("a", "b", "c", "d")
+    )
 
 
-def test_the_difference_to_the_last_time(tmp_path: Path) -> None:
-    assert summary(_checked("a"), None) == {"pass_rate": 0.75, "repetition": 0.2, "passed": 3, "cases": 4}
-    write_failing(_checked("a", "b"), tmp_path / "step-00000010.jsonl")
-    write_failing(_checked(), tmp_path / "step-00000030.jsonl")
-    assert previous_failures(tmp_path, 10) is None and previous_failures(tmp_path, 20) == {"a", "b"}
-    assert previous_failures(tmp_path, 40) == set()
-    told = summary(_checked("b", "c"), previous_failures(tmp_path, 20))
-    assert (told["broken"], told["mended"]) == (["c"], ["a"])
+def test_a_report_names_the_cases_that_changed_since_the_previous_time() -> None:
+    first = PromptTestReport(_results("b", "a"))
+    assert first.metrics() == {"pass_rate": 0.5, "repetition": 0.2, "passed": 2, "cases": 4}
+    assert first.failing == ["a", "b"] and first.newly_failing is None and first.newly_passing is None
+    second = PromptTestReport(_results("b", "c"), frozenset(first.failing))
+    assert second.metrics() == {**first.metrics(), "newly_failing": ["c"], "newly_passing": ["a"]}
+    third = PromptTestReport(_results(), frozenset(second.failing))
+    assert third.metrics() == {
+        "pass_rate": 1.0, "repetition": 0.2, "passed": 4, "cases": 4, "newly_failing": [], "newly_passing": ["b", "c"],
+    }  # fmt: skip
+
+
+def test_failing_cases_are_written_for_people(tmp_path: Path) -> None:
+    write_failing(_results("b", "a"), tmp_path / "step-00000010.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "step-00000010.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines] == ["a", "b"]
+    assert lines[0]["answer"] == "x" and lines[0]["violations"] == ["lacks"] and lines[0]["finish_reason"] == "stop"
+    write_failing(_results(), tmp_path / "step-00000030.jsonl")
+    assert (tmp_path / "step-00000030.jsonl").read_text() == ""
+
+
+def _model_and_tokenizer() -> tuple[Decoder, Tokenizer]:
+    tokenizer = train_tokenizer(["A cat is an animal. What is a dog? Dogs are animals."] * 20, 300)
+    return make_decoder(vocab=tokenizer.vocab_size, max_position_embeddings=40), tokenizer
+
+
+def test_cases_are_answered_by_the_model_and_checked_by_their_rules() -> None:
+    model, tokenizer = _model_and_tokenizer()
+    engine, params = Engine(model, tokenizer.stop_ids), SamplingParams(max_new_tokens=6)
+    prompt = tokenizer.encode_prompt([Message("user", "A cat?")])
+    answer = tokenizer.decode(engine.generate([prompt], params)[0].tokens, skip_special=True)
+    cases = [
+        Case.model_validate({"name": "right", "prompt": "A cat?", "expect": {"exact": [answer]}}),
+        Case.model_validate({"name": "wrong", "prompt": "A cat?", "expect": {"exact": ["something else"], "ends": True}}),
+    ]
+    report = run_cases(model, tokenizer, cases, params, previously_failing=["right"])
+    assert [(result.name, result.answer, result.finish_reason) for result in report.results] == [
+        ("right", answer, "length"), ("wrong", answer, "length"),
+    ]  # fmt: skip
+    assert report.results[0].passed
+    assert report.results[1].violations == ("is not 'something else'", "does not end by itself")
+    assert (report.failing, report.newly_failing, report.newly_passing) == (["wrong"], ["wrong"], ["right"])
+
+
+def test_a_case_without_room_for_an_answer_is_named() -> None:
+    model, tokenizer = _model_and_tokenizer()
+    cases = [Case.model_validate({"name": "long", "prompt": "dog " * 50, "expect": {"ends": True}})]
+    with pytest.raises(PromptTooLongError, match=r"prompt test 'long': it has .* tokens"):
+        run_cases(model, tokenizer, cases, SamplingParams())

@@ -1,10 +1,9 @@
-"""Samples: greedy answers to the recipe's prompts, and a clear word where one does not fit."""
+"""Samples: greedy answers to the recipe's prompts, and an error that names a prompt without room for an answer."""
 
 import pytest
 
-from fledge.errors import FledgeError
 from fledge.evaluate.samples import sample
-from fledge.generation.engine import SamplingParams, generate
+from fledge.generation import PromptTooLongError, SamplingParams, generate
 from fledge.model.decoder import Decoder
 from fledge.recipe import ModelConfig
 from fledge.recipe.schema import GenerationSamplesConfig
@@ -32,14 +31,20 @@ def test_samples_are_the_greedy_answers_in_the_order_of_the_recipe(tokenizer: To
     samples = sample(model, tokenizer, CONFIG, kind)
     assert [one.prompt for one in samples] == asked
     for text, one in zip(asked, samples, strict=True):
-        begun = tokenizer.encode_prefix(text) if kind == "pretrain" else tokenizer.encode_prompt([Message("user", text)])
-        (alone,) = generate(model, [begun], tokenizer.stop_ids, SamplingParams(max_new_tokens=5))
-        assert (one.answer, one.ended) == (tokenizer.decode(alone.tokens, skip_special=True), alone.finish_reason)
+        prompt = tokenizer.encode_prefix(text) if kind == "pretrain" else tokenizer.encode_prompt([Message("user", text)])
+        (alone,) = generate(model, [prompt], tokenizer.stop_ids, SamplingParams(max_new_tokens=5))
+        assert (one.answer, one.finish_reason) == (tokenizer.decode(alone.tokens, skip_special=True), alone.finish_reason)
+        assert one.as_dict() == {"prompt": text, "answer": one.answer, "finish_reason": one.finish_reason}
 
 
 @pytest.mark.parametrize(
-    ("kind", "where"), [("pretrain", "generation_samples.texts: number 1"), ("sft", "generation_samples.prompts: number 1")]
+    ("kind", "where"), [("pretrain", "generation_samples.texts, number 1"), ("sft", "generation_samples.prompts, number 1")]
 )
 def test_a_prompt_without_room_for_an_answer_is_named(tokenizer: Tokenizer, kind: str, where: str) -> None:
-    with pytest.raises(FledgeError, match=f"{where} has .* tokens, the model has 2 positions"):
+    with pytest.raises(PromptTooLongError, match=f"{where}: it has .* tokens, .* the model has 2 positions"):
         sample(_model(tokenizer, 2), tokenizer, CONFIG, kind)
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "sft"])
+def test_a_recipe_without_prompts_gives_no_samples(tokenizer: Tokenizer, kind: str) -> None:
+    assert sample(_model(tokenizer, 100), tokenizer, GenerationSamplesConfig(), kind) == []

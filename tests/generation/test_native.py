@@ -1,4 +1,4 @@
-"""The form that generates computes what the decoder computes, in whatever portions it reads."""
+"""The inference model computes the function of the decoder, in one pass or in several."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def _whole(model: Decoder, tokens: list[int]) -> Tensor:
 
 @pytest.mark.parametrize("changes", SIZES)
 @torch.no_grad()
-def test_logits_of_portions_equal_those_of_whole_passes(changes: dict[str, object]) -> None:
+def test_logits_from_the_cache_equal_those_of_whole_forward_passes(changes: dict[str, object]) -> None:
     model = make_decoder(num_hidden_layers=3, **changes)
     form = InferenceModel(model)
     cache = form.empty_cache(3, 60)
@@ -50,7 +50,7 @@ def test_logits_of_portions_equal_those_of_whole_passes(changes: dict[str, objec
 
 
 @torch.no_grad()
-def test_a_moved_slot_goes_on_as_before() -> None:
+def test_a_sequence_continues_unchanged_in_another_slot() -> None:
     model = make_decoder()
     form = InferenceModel(model)
     cache = form.empty_cache(3, 40)
@@ -62,23 +62,45 @@ def test_a_moved_slot_goes_on_as_before() -> None:
 
 
 def test_a_cache_grows_with_its_sequences_and_keeps_what_it_holds() -> None:
-    cache = KVCache(2, 3, 2, 4, 1000, torch.float32, torch.device("cpu"))
+    cache = KVCache(
+        num_layers=2, slots=3, num_kv_heads=2, head_dim=4, max_length=1000, dtype=torch.float32, device=torch.device("cpu")
+    )
     assert cache.nbytes == 0
     cache.reserve(10)
-    where = torch.tensor([0, 2]), torch.tensor([9, 3])
-    cache.write(1, *where, torch.ones(2, 4, 4))
-    seen = [cache.capacity]
+    slots, positions = torch.tensor([0, 2]), torch.tensor([9, 3])
+    cache.write(1, slots, positions, torch.ones(2, 4, 4))
+    capacities = [cache.capacity]
     for length in range(11, 1001):
         cache.reserve(length)
         assert length <= cache.capacity <= max(length * 1.5, length + GRAIN) + GRAIN
-        seen.append(cache.capacity)
-    assert cache.capacity == 1024 and len(set(seen)) < 8
-    assert cache.nbytes == cache_bytes(2, 3, 2, 4, 1000, torch.float32) == 2 * 2 * 3 * 2 * 1024 * 4 * 4
+        capacities.append(cache.capacity)
+    assert cache.capacity == 1024 and len(set(capacities)) < 8
+    sizes = {"num_layers": 2, "slots": 3, "num_kv_heads": 2, "head_dim": 4}
+    assert cache.nbytes == cache_bytes(**sizes, capacity=1000, dtype=torch.float32) == 2 * 2 * 3 * 2 * 1024 * 4 * 4
     for layer, total in ((0, 0), (1, 2 * 4 * 4)):
         keys, values = cache.read(layer, 3, 12)
         assert keys.shape == values.shape == (3, 2, 12, 4)
         assert keys.sum() + values.sum() == total
     assert keys[2, :, 3].eq(1).all() and values[0, :, 9].eq(1).all()
+
+
+def test_a_cache_gets_more_slots_and_keeps_its_contents_until_it_is_cleared() -> None:
+    cache = KVCache(
+        num_layers=2, slots=0, num_kv_heads=1, head_dim=4, max_length=0, dtype=torch.float32, device=torch.device("cpu")
+    )
+    cache.resize(2, 40)
+    cache.reserve(30)
+    assert (cache.slots, cache.capacity) == (2, 64)
+    cache.write(0, torch.tensor([1]), torch.tensor([29]), torch.ones(1, 2, 4))
+    cache.resize(5, 200)
+    cache.reserve(150)
+    cache.resize(1, 10)  # never smaller
+    assert (cache.slots, cache.max_length) == (5, 200) and 150 <= cache.capacity <= 256
+    keys, _ = cache.read(0, 5, 150)
+    assert keys[1, :, 29].eq(1).all() and keys.sum() == 4
+    peak = cache.nbytes
+    cache.clear()
+    assert (cache.slots, cache.capacity, cache.nbytes, cache.peak_bytes) == (0, 0, 0, peak)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -111,7 +133,9 @@ def test_float32_weights_are_packed_on_a_cpu_and_float16_ones_are_not() -> None:
 
 @pytest.mark.parametrize("changes", SIZES)
 @torch.no_grad()
-def test_the_form_without_packing_computes_the_same(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_without_packed_weights_equal_those_with_them(
+    changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make_decoder(**changes)
     packed = InferenceModel(model)
     for module in ("packed_linear", "packed_mlp"):
@@ -124,7 +148,7 @@ def test_the_form_without_packing_computes_the_same(changes: dict[str, object], 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("changes", SIZES)
 @torch.no_grad()
-def test_a_gpu_computes_the_same(changes: dict[str, object]) -> None:
+def test_logits_on_a_gpu_equal_those_on_a_cpu(changes: dict[str, object]) -> None:
     model = make_decoder(**changes)
     expected = torch.stack([_whole(model, tokens) for tokens in PROMPTS])
     form = InferenceModel(model.to("cuda"))

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from fledge.errors import FledgeError
-from fledge.generation.engine import SamplingParams, generate
+from fledge.generation import SamplingParams, generate
 from fledge.model.decoder import Decoder
 from fledge.model.pretrained import from_pretrained, read_config, save_pretrained
 from fledge.recipe.schema import MoeConfig
@@ -94,7 +94,7 @@ def test_transformers_reads_what_fledge_writes(tmp_path: Path, changes: dict[str
     ours = generate(model, prompts, frozenset(eos), SamplingParams(max_new_tokens=20))
     for prompt, answer in zip(prompts, ours, strict=True):
         whole = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20)[0, len(prompt) :].tolist()
-        assert answer.finish_reason and whole[:-1] == answer.tokens and whole[-1] in eos
+        assert answer.finish_reason == "stop" and whole == [*answer.tokens, answer.stop_token] and whole[-1] in eos
 
 
 @pytest.mark.parametrize("changes", SHAPES)

@@ -1,4 +1,4 @@
-"""Each guard finds its fault at the step, and nothing in a healthy run."""
+"""Each guard finds its fault at its step, and nothing in a healthy run."""
 
 import json
 import math
@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from fledge.monitor.guards import Guards, GuardTrigger
+from fledge.monitor.guards import Guards
+from fledge.monitor.rules import GuardTrigger
 from fledge.recipe.sections.guards import GuardsConfig
 
 Events = list[dict[str, Any]]
@@ -33,9 +34,9 @@ def healthy(steps: int, seed: int = 0) -> Events:
     return events
 
 
-def verdicts(events: Events, **config: Any) -> list[GuardTrigger]:
+def triggers(events: Events, **config: Any) -> list[GuardTrigger]:
     guards = Guards(GuardsConfig(**config))
-    return [verdict for event in events for verdict in guards.update(event)]
+    return [trigger for event in events for trigger in guards.update(event)]
 
 
 def changed(events: Events, steps: range, **values: Any) -> Events:
@@ -52,12 +53,12 @@ def changed(events: Events, steps: range, **values: Any) -> Events:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_healthy_run_gives_no_alarm(seed: int) -> None:
-    assert verdicts(healthy(2000, seed)) == []
+def test_a_healthy_run_triggers_no_guard(seed: int) -> None:
+    assert triggers(healthy(2000, seed)) == []
 
 
 def test_gradients_that_are_not_finite_are_left_out_and_then_roll_back() -> None:
-    found = verdicts(changed(healthy(100), range(40, 43), grad_norm=None))
+    found = triggers(changed(healthy(100), range(40, 43), grad_norm=None))
     assert [(one.action, one.step, one.first_bad_step) for one in found] == [
         ("skip", 40, 40),
         ("skip", 41, 41),
@@ -68,23 +69,25 @@ def test_gradients_that_are_not_finite_are_left_out_and_then_roll_back() -> None
 
 def test_overflow_of_fp16_is_not_divergence_until_the_scale_is_tiny() -> None:
     scaled = [{**event, "train/loss_scale": 1024.0} if event["kind"] == "step" else event for event in healthy(60)]
-    assert [(one.rule, one.step) for one in verdicts(changed(scaled, range(20, 40), grad_norm=None))] == [("overflow", 29)]
+    assert [(one.finding.check, one.step) for one in triggers(changed(scaled, range(20, 40), grad_norm=None))] == [
+        ("overflow", 29)
+    ]
     tiny = changed(scaled, range(20, 23), grad_norm=None, loss_scale=2.0**-11)
-    assert [one.action for one in verdicts(tiny)] == ["skip", "skip", "rollback"]
+    assert [one.action for one in triggers(tiny)] == ["skip", "skip", "rollback"]
 
 
-@pytest.mark.parametrize(("key", "rule", "times"), [("grad_norm", "grad_spike", 12.0), ("loss", "loss_spike", 2.0)])
-def test_a_spike_is_found_at_its_step_and_told_once(key: str, rule: str, times: float) -> None:
-    found = verdicts(changed(healthy(300), range(200, 206), **{key: lambda value: value * times}))
-    assert [(one.rule, one.action, one.step) for one in found] == [(rule, "warn", 200)]
-    assert found[0].evidence["value"] > found[0].evidence["limit"]
+@pytest.mark.parametrize(("key", "check", "times"), [("grad_norm", "grad_spike", 12.0), ("loss", "loss_spike", 2.0)])
+def test_a_spike_is_found_at_its_step_and_reported_once(key: str, check: str, times: float) -> None:
+    found = triggers(changed(healthy(300), range(200, 206), **{key: lambda value: value * times}))
+    assert [(one.finding.check, one.action, one.step) for one in found] == [(check, "warn", 200)]
+    assert found[0].finding.evidence["value"] > found[0].finding.evidence["limit"]
 
 
-def test_no_spike_is_looked_for_among_the_first_steps() -> None:
-    assert verdicts(changed(healthy(60), range(20, 22), grad_norm=50.0)) == []
+def test_the_first_steps_are_too_few_to_call_anything_a_spike() -> None:
+    assert triggers(changed(healthy(60), range(20, 22), grad_norm=50.0)) == []
 
 
-def test_an_update_knows_its_limit_while_the_one_before_is_on_its_way() -> None:
+def test_the_limit_of_an_update_is_known_before_the_figures_of_the_update_before() -> None:
     """On a GPU the figures of step n − 1 are not read yet when step n is made."""
     config, events = GuardsConfig(grad_spike={"action": "skip"}), healthy(120)  # type: ignore[arg-type]
     prompt, late = Guards(config), Guards(config)
@@ -99,45 +102,45 @@ def test_an_update_knows_its_limit_while_the_one_before_is_on_its_way() -> None:
     assert Guards(GuardsConfig()).skip_above_grad_norm(100) is None
 
 
-def test_divergence_goes_back_to_before_the_rise() -> None:
-    found = verdicts(changed(healthy(400), range(250, 401), loss=lambda value: value + 2.5), loss_spike="ignore")
-    assert [(one.rule, one.action, one.rollback_policy) for one in found] == [("divergence", "rollback", "lower_lr")]
+def test_divergence_rolls_back_to_before_the_loss_rose() -> None:
+    found = triggers(changed(healthy(400), range(250, 401), loss=lambda value: value + 2.5), loss_spike="ignore")
+    assert [(one.finding.check, one.action, one.rollback_policy) for one in found] == [("divergence", "rollback", "lower_lr")]
     assert 200 < found[0].first_bad_step <= 251 < found[0].step < 300
 
 
-def test_validation_that_rises_three_times_in_a_row() -> None:
+def test_a_validation_loss_that_rises_three_times_in_a_row_is_found() -> None:
     losses = [4.0, 3.0, 3.1, 3.05, 3.1, 3.2, 3.3, 3.4]
     events = [{"kind": "eval", "step": 10 * (n + 1), "eval/loss": loss} for n, loss in enumerate(losses)]
-    found = verdicts(events)
-    assert [(one.rule, one.step, one.first_bad_step, one.stop_scope) for one in found] == [
+    found = triggers(events)
+    assert [(one.finding.check, one.step, one.first_bad_step, one.stop_scope) for one in found] == [
         ("validation_increase", 70, 41, "stage")
     ]
 
 
-def test_training_that_becomes_slow() -> None:
+def test_training_that_becomes_slow_is_found_once() -> None:
     slow = changed(healthy(300), range(150, 301), step_tokens_per_second=lambda value: value / 4)
-    found = verdicts(slow)
-    assert found[0].rule == "throughput" and 150 < found[0].step <= 171
+    found = triggers(slow)
+    assert found[0].finding.check == "throughput" and 150 < found[0].step <= 171
     assert len(found) == 1
 
 
-def test_disk_and_time() -> None:
+def test_little_disk_space_and_the_end_of_the_time_stop() -> None:
     events = [
         {"kind": "system", "step": n, "system/seconds": 60.0 * n, "system/disk_free_bytes": 10_000 - n} for n in range(1, 9)
     ]
-    found = verdicts(events, disk={"min_free": 9_996}, time={"max_time": "5 min"})
-    assert [(one.rule, one.action, one.step, one.stop_scope) for one in found] == [
+    found = triggers(events, disk={"min_free": 9_996}, time={"max_time": "5 min"})
+    assert [(one.finding.check, one.action, one.step, one.stop_scope) for one in found] == [
         ("disk", "stop", 5, "run"), ("time", "stop", 5, "stage"),
     ]  # fmt: skip
 
 
-def test_what_is_ignored_is_not_looked_at() -> None:
+def test_an_ignored_guard_finds_nothing() -> None:
     events = changed(healthy(300), range(200, 206), grad_norm=lambda value: value * 12, loss=lambda value: value * 1.6)
-    assert verdicts(events, grad_spike="ignore", loss_spike="ignore") == []
+    assert triggers(events, grad_spike="ignore", loss_spike="ignore") == []
 
 
 @pytest.mark.parametrize("at", [1, 90, 199, 200, 203, 251])
-def test_guards_that_read_their_events_again_find_the_same(at: int) -> None:
+def test_guards_that_replay_their_events_find_the_same_afterwards(at: int) -> None:
     """What a rule knows is a function of the events: so is what a resumed run finds."""
     events = changed(healthy(300), range(200, 300), loss=lambda value: value + 2.5, grad_norm=lambda value: value * 20)
     whole, resumed = Guards(GuardsConfig()), Guards(GuardsConfig())

@@ -1,5 +1,8 @@
 """Next-token prediction: sums inside, one division outside, so the micro-batch is nobody's business."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,8 +10,9 @@ import torch.nn.functional as F
 from fledge.data import Batch, PackedDataset
 from fledge.model.decoder import Decoder
 from fledge.model.linear_cross_entropy import CHUNK, _softmax_grad_chunk
-from fledge.objective import CausalLMObjective, evaluate_language
-from tests.support.decoders import assert_same_gradients, gradients, make_decoder
+from fledge.objective import CausalLMObjective, Ratio
+from fledge.objective.base import sequences_per_example
+from tests.support.decoders import VOCAB, assert_same_gradients, gradients, make_decoder
 from tests.support.packed import Sequence, pack, random_sequences
 
 LENGTHS = [32, 9, 20, 33, 5, 17, 30, 28, 25, 31, 12, 39]
@@ -96,29 +100,49 @@ def test_evaluation_equals_the_plain_computation() -> None:
     model = make_decoder(max_position_embeddings=200)
     batch = data.batch(0, len(data))
     assert batch.num_target_tokens > 2 * CHUNK
-    nll, correct, total = 0.0, 0.0, 0.0
+    nll, correct, total, num_bytes = 0.0, 0.0, 0.0, 0.0
+    token_bytes = torch.arange(VOCAB) % 5 + 1.0
     with torch.no_grad():
         for sequence in sequences:
             logits, weights = model.logits(model(sequence.tokens[None, :-1]))[0].double(), sequence.weights[1:].double()
             nll += float((F.cross_entropy(logits, sequence.tokens[1:], reduction="none") * weights).sum())
             correct += float(((logits.argmax(-1) == sequence.tokens[1:]) * weights).sum())
             total += float(weights.sum())
-    sums = evaluate_language(model, batch)
-    assert sums == pytest.approx({"nll": nll, "correct": correct, "weight": total}, rel=1e-5)
-    assert 0 < correct < total
+            num_bytes += float((token_bytes[sequence.tokens[1:]] * weights).sum())
+    metrics = CausalLMObjective(0.3, token_bytes=token_bytes).evaluate(model, batch)  # an evaluation is never smoothed
+    assert metrics["loss"] == Ratio(pytest.approx(nll, rel=1e-5), pytest.approx(total, rel=1e-5))
+    values = {name: ratio.value for name, ratio in metrics.items()}
+    expected = {
+        "loss": nll / total,
+        "perplexity": math.exp(nll / total),
+        "token_accuracy": correct / total,
+        "tokens": int(total),
+        "bits_per_byte": nll / math.log(2) / num_bytes,
+    }
+    assert values == pytest.approx(expected, rel=1e-5) and list(values) == list(expected)
+    assert isinstance(values["tokens"], int) and 0 < correct < total
+    assert "bits_per_byte" not in CausalLMObjective().evaluate(model, batch)
 
 
 def test_evaluation_switches_dropout_off_and_training_on_again() -> None:
     _, data = _eight_rows()
     batch = data.batch(0, 8)
     model = make_decoder(dropout=0.5).train()
-    assert evaluate_language(model, batch) == evaluate_language(make_decoder(), batch)
+    assert CausalLMObjective().evaluate(model, batch) == CausalLMObjective().evaluate(make_decoder(), batch)
     assert model.training and not any(p.grad is not None for p in model.parameters())
 
 
-def test_evaluation_of_an_empty_batch_is_zero() -> None:
+def test_evaluation_of_an_empty_batch_adds_nothing() -> None:
     _, data = _eight_rows()
-    assert evaluate_language(make_decoder(), data.batch(8, 1, stop=8)) == {"nll": 0.0, "correct": 0.0, "weight": 0.0}
+    empty, batch = data.batch(8, 1, stop=8), data.batch(0, 4)
+    objective, model = CausalLMObjective(token_bytes=torch.ones(VOCAB)), make_decoder()
+    nothing, metrics = objective.evaluate(model, empty), objective.evaluate(model, batch)
+    assert nothing["loss"] == Ratio(0.0, 0.0) and nothing["bits_per_byte"].count == 0.0
+    assert {name: ratio + nothing[name] for name, ratio in metrics.items()} == {
+        **metrics,
+        "tokens": replace(metrics["tokens"], count=2.0),
+    }
+    assert sequences_per_example(batch) == sequences_per_example(empty) == 1
 
 
 def test_a_few_steps_learn_the_next_token_and_not_the_same_or_the_one_after() -> None:
@@ -131,8 +155,7 @@ def test_a_few_steps_learn_the_next_token_and_not_the_same_or_the_one_after() ->
         (CausalLMObjective()(model, batch).loss / batch.weight).backward()
         optimizer.step()
         optimizer.zero_grad()
-    sums = evaluate_language(model, batch)
-    assert sums["correct"] / sums["weight"] > 0.95
+    assert CausalLMObjective().evaluate(model, batch)["token_accuracy"].value > 0.95
     with torch.no_grad():
         logits = model.eval().logits(model(cycle[None]))[0]
     losses = [float(F.cross_entropy(logits[: 61 - offset], cycle[offset:])) for offset in (0, 1, 2)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fledge.model.decoder import Decoder
-from fledge.objective import CausalLMObjective, LossOutput, evaluate_language
+from fledge.objective import CausalLMObjective, LossOutput
 from tests.support.decoders import assert_same_gradients, gradients, make_decoder
 from tests.support.packed import dpo, pack, pack_pairs, random_pairs, random_sequences
 
@@ -32,8 +32,8 @@ def test_the_loss_is_the_cross_entropy_alone_and_the_penalty_stands_beside_it() 
     torch.testing.assert_close(outcome.aux_loss, batch.weight * (0.5 * routing.balance + 0.25 * routing.z))
     assert float(outcome.routing.tokens) == batch.num_tokens < batch.input_ids.numel()
     assert torch.equal(outcome.routing.counts.sum(1), torch.full((2,), 2.0 * batch.num_tokens))
-    measured = evaluate_language(model, batch)
-    assert measured["nll"] == pytest.approx(float(outcome.loss.detach()), rel=1e-5)
+    measured = CausalLMObjective().evaluate(model, batch)
+    assert measured["loss"].total == pytest.approx(float(outcome.loss.detach()), rel=1e-5)
 
 
 def test_without_weights_the_penalty_is_nothing_and_with_them_the_router_learns_from_it() -> None:

@@ -6,15 +6,13 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from fledge.data import Batch
 from fledge.model.decoder import Decoder
-from fledge.objective import preference_loss, sequence_log_probabilities
-from fledge.objective.preference import compute_ref_log_probs
-from tests.support.decoders import assert_same_gradients, gradients, make_decoder
+from fledge.objective import CausalLMObjective, sequence_log_probabilities
+from fledge.objective.preference import by_pair, chosen_only, compute_ref_log_probs
+from tests.support.decoders import VOCAB, assert_same_gradients, gradients, make_decoder
 from tests.support.packed import Pair, dpo, pack, pack_pairs, random_pairs, random_sequences
 
 CPU = torch.device("cpu")
@@ -54,7 +52,7 @@ def test_at_step_0_the_loss_is_ln_2_and_nothing_is_preferred() -> None:
     outcome = dpo(deepcopy(model))(model, _whole(PAIRS))
     assert outcome.loss.item() / 7 == pytest.approx(0.693147, abs=1e-6)
     for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"):
-        assert outcome.metrics[name].item() == 0.0, name
+        assert outcome.metrics[name].value.item() == 0.0, name
 
 
 def test_a_precomputed_reference_gives_the_identical_loss_and_gradient() -> None:
@@ -66,7 +64,7 @@ def test_a_precomputed_reference_gives_the_identical_loss_and_gradient() -> None
         live, precomputed = dpo(reference)(policy, batch), dpo(table)(policy, batch)
         assert torch.equal(live.loss, precomputed.loss)
         assert live.metrics.keys() == precomputed.metrics.keys()
-        assert all(torch.equal(value, precomputed.metrics[name]) for name, value in live.metrics.items())
+        assert all(torch.equal(ratio.value, precomputed.metrics[name].value) for name, ratio in live.metrics.items())
         live.loss.backward()
         by_live = gradients(policy)
         precomputed.loss.backward()
@@ -112,7 +110,7 @@ def test_micro_batches_of_pairs_give_the_gradient_of_the_whole() -> None:
     assert_same_gradients(whole, gradients(policy), atol=1e-5, rtol=1e-4)
 
 
-def test_metrics_are_sums_of_what_their_names_say() -> None:
+def test_metrics_are_what_their_names_say_per_pair() -> None:
     policy, reference = make_decoder(1), make_decoder(0)
     metrics = dpo(reference, 0.2)(policy, _whole(PAIRS)).metrics
     pc, pr, rc, rr = (t.detach() for t in _plain(policy, reference, PAIRS))
@@ -126,18 +124,19 @@ def test_metrics_are_sums_of_what_their_names_say() -> None:
     }
     assert metrics.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(metrics[name], value, atol=1e-4, rtol=1e-5)
-        assert not metrics[name].requires_grad
-    assert 0 < metrics["rewards/accuracies"] < 7
+        torch.testing.assert_close(metrics[name].total, value, atol=1e-4, rtol=1e-5)
+        assert metrics[name].count == 7 and not metrics[name].value.requires_grad
+    assert 0 < metrics["rewards/accuracies"].total < 7
 
 
 def test_swapping_chosen_and_rejected_flips_every_sign() -> None:
     policy, reference = make_decoder(1), make_decoder(0)
     there = dpo(reference)(policy, _whole(PAIRS))
     back = dpo(reference)(policy, _whole([pair.swapped() for pair in PAIRS]))
-    torch.testing.assert_close(back.metrics["rewards/margins"], -there.metrics["rewards/margins"], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(back.metrics["rewards/chosen"], there.metrics["rewards/rejected"], atol=1e-4, rtol=1e-4)
-    assert back.metrics["rewards/accuracies"] == 7 - there.metrics["rewards/accuracies"]
+    forth, reverse = ({name: ratio.total for name, ratio in one.metrics.items()} for one in (there, back))
+    torch.testing.assert_close(reverse["rewards/margins"], -forth["rewards/margins"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(reverse["rewards/chosen"], forth["rewards/rejected"], atol=1e-4, rtol=1e-4)
+    assert reverse["rewards/accuracies"] == 7 - forth["rewards/accuracies"]
     pc, pr, rc, rr = _plain(policy, reference, PAIRS)
     torch.testing.assert_close(back.loss, F.softplus(0.1 * ((pc - rc) - (pr - rr))).sum(), atol=1e-4, rtol=1e-5)
 
@@ -188,16 +187,44 @@ def test_a_weight_counts_as_often_as_it_says() -> None:
         torch.testing.assert_close(counts[place], weights.sum())
 
 
-@settings(deadline=None, max_examples=50)
-@given(delta=st.floats(-200, 200), beta=st.floats(0.01, 2), smoothing=st.floats(0, 0.49))
-def test_the_loss_is_its_formula_everywhere_and_falls_towards_its_optimum(delta: float, beta: float, smoothing: float) -> None:
-    x = torch.tensor([delta], dtype=torch.float64, requires_grad=True)
-    loss = preference_loss(x, beta, smoothing)
-    softplus = [max(z, 0) + math.log1p(math.exp(-abs(z))) for z in (-beta * delta, beta * delta)]
-    assert loss.item() == pytest.approx((1 - smoothing) * softplus[0] + smoothing * softplus[1], rel=1e-9, abs=1e-12)
-    (slope,) = torch.autograd.grad(loss, x)
-    sigmoid = math.exp(-softplus[0])
-    assert slope.item() == pytest.approx(beta * (sigmoid - (1 - smoothing)), rel=1e-6, abs=1e-9)
+def test_an_evaluation_gives_each_metric_its_own_denominator() -> None:
+    """Loss and rewards per pair, likelihoods per token of the chosen answers, with dropout off and without gradients."""
+    policy, reference, batch = make_decoder(1, dropout=0.5).train(), make_decoder(0), _whole(PAIRS)
+    metrics = dpo(reference, 0.2, token_bytes=torch.full((VOCAB,), 2.0)).evaluate(policy, batch)
+    pc, pr, rc, rr = (t.detach() for t in _plain(make_decoder(1), reference, PAIRS))
+    tokens = sum(len(pair.chosen) for pair in PAIRS)
+    values = {name: ratio.value for name, ratio in metrics.items()}
+    expected = {
+        "loss": float(-F.logsigmoid(0.2 * ((pc - rc) - (pr - rr))).mean()),
+        "perplexity": math.exp(-float(pc.sum()) / tokens),
+        "tokens": tokens,
+        "bits_per_byte": -float(pc.sum()) / math.log(2) / (2 * tokens),
+        "pairs": 7,
+        "rewards/chosen": 0.2 * float((pc - rc).mean()),
+        "logps/rejected": float(pr.mean()),
+    }
+    assert {name: values[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    alone = CausalLMObjective().evaluate(policy, pack_pairs([Pair(p.prompt, p.chosen, p.chosen) for p in PAIRS]).batch(0, 9))
+    assert values["token_accuracy"] == pytest.approx(alone["token_accuracy"].value)
+    assert policy.training and not any(p.grad is not None for p in policy.parameters())
+    assert all(isinstance(part, float) for ratio in metrics.values() for part in (ratio.total, ratio.count))
+
+
+def test_the_chosen_half_of_a_batch_is_what_the_weights_of_the_chosen_answers_say() -> None:
+    batch = _whole(PAIRS)
+    half = chosen_only(batch)
+    lengths = torch.zeros(batch.num_sequences).index_add(
+        0, batch.sequence_ids.flatten()[half.target_index], half.loss_weights.flatten()[half.target_index]
+    )
+    expected = torch.tensor([[float(len(PAIRS[example].chosen)), 0.0] for example in batch.examples])
+    torch.testing.assert_close(by_pair(lengths, batch), expected)
+
+
+def test_without_a_reference_the_log_probabilities_of_the_policy_stand_alone() -> None:
+    policy = make_decoder(1)
+    absent, zeros = (dpo(reference)(policy, _whole(PAIRS)) for reference in (None, torch.zeros(7, 2)))
+    assert torch.equal(absent.loss, zeros.loss)
+    assert absent.metrics["rewards/chosen"] == zeros.metrics["rewards/chosen"]
 
 
 def test_a_few_steps_make_every_chosen_answer_preferred() -> None:
@@ -213,4 +240,4 @@ def test_a_few_steps_make_every_chosen_answer_preferred() -> None:
         losses.append(loss.item())
     outcome = objective(policy, batch)
     assert losses[0] == pytest.approx(math.log(2), abs=1e-6) and outcome.loss.item() / 7 < 0.5
-    assert outcome.metrics["rewards/accuracies"] == 7
+    assert outcome.metrics["rewards/accuracies"].value == 1

@@ -1,6 +1,7 @@
 """Packed rows of random sequences, with the sequences beside them for computing everything again unpacked."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ import torch
 from fledge.data import PackedDataset
 from fledge.data.storage import Examples
 from fledge.objective import DPOObjective
+from fledge.objective.preference import Reference
 from tests.support.decoders import VOCAB
 
 
@@ -68,6 +70,6 @@ def pack_pairs(pairs: list[Pair], packed_length: int = 48) -> PackedDataset:
     return pack(sequences, packed_length, sequences_per_example=2)
 
 
-def dpo(reference: object, beta: float = 0.1, label_smoothing: float = 0.0, sft_loss_weight: float = 0.0) -> DPOObjective:
+def dpo(reference: Reference | None, beta: float = 0.1, loss_type: str = "sigmoid", **more: Any) -> DPOObjective:
     """The objective, with only what a test is about spelt out."""
-    return DPOObjective(beta, label_smoothing, sft_loss_weight, reference)  # type: ignore[arg-type]
+    return DPOObjective(loss_type=loss_type, beta=beta, reference=reference, **more)

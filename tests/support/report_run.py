@@ -160,7 +160,7 @@ def events(kind: str, place: int, steps: int) -> list[dict[str, object]]:
                 rows[-1] |= {"eval/rewards/accuracies": 0.5 + 0.42 * share, "eval/rewards/margins": 1.9 * share}
     rows.append({"kind": "checkpoint", "step": steps, "path": f"checkpoints/{steps}", "bytes": 12_900_000})
     if kind == "sft":
-        rows.append({"kind": "alert", "step": 40, "level": "warning", "message": f"gradient norm spiked {HOSTILE}"})
+        rows.append({"kind": "alert", "step": 40, "severity": "warning", "message": f"gradient norm spiked {HOSTILE}"})
         rows.append({"kind": "stop", "step": steps, "reason": "no improvement in 3 evaluations"})
     return rows
 
@@ -177,13 +177,13 @@ def evaluation(kind: str, place: int, after: bool) -> dict[str, object]:
         {
             "prompt": prompt,
             "answer": f"{told}\n{HOSTILE if place else ''} and so on it goes",
-            "ended": bool(after and place),
+            "finish_reason": "stop" if after and place else "length",
         }
         for prompt in QUESTIONS
     ]
     if kind == "pretrain":
         story = "there was a small bird who wanted to fly over the river." if after else "qu ing ;; the"
-        result["samples"] = [{"prompt": "Once upon a time", "answer": story, "ended": False}, *result["samples"]]  # type: ignore[misc]
+        result["samples"] = [{"prompt": "Once upon a time", "answer": story, "finish_reason": "length"}, *result["samples"]]  # type: ignore[misc]
     return result
 
 

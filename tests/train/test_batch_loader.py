@@ -1,4 +1,4 @@
-"""Windows come from a thread, one step ahead, and are those that would be made on the spot."""
+"""Batches are made in a thread, one step ahead, and are equal to those made when they are needed."""
 
 import threading
 import time
@@ -15,27 +15,28 @@ from hypothesis import strategies as st
 from fledge.data import Batch, PackedDataset, Skipped
 from fledge.data.dataset.mixing import Mixture, SourceQuota
 from fledge.plan.horizon import TrainingHorizon
-from fledge.train.batch_loader import BatchLoader, StepBatch
+from fledge.train.batch_loader import BatchLoader
+from fledge.train.batch_source import DatasetSource, StepBatch
 from tests.support.packed import Sequence, pack, random_sequences
 
 CPU = torch.device("cpu")
 LENGTHS = [32, 9, 20, 33, 5, 17, 30, 28, 25, 31, 12, 39]
-EXTENT = TrainingHorizon(
+HORIZON = TrainingHorizon(
     steps=6, rows=22, micro=2, accumulation=2, start=2
-)  # eight rows an epoch; the last window is half full
+)  # eight rows an epoch; the last batch is half full
 WARMING = TrainingHorizon(steps=6, rows=34, micro=2, accumulation=4, start=1, batch_warmup_steps=4)
 TENSORS = ("input_ids", "targets", "loss_weights", "position_ids", "documents", "sequence_ids")
 
 
-class Watched(PackedDataset):
-    """Packed data that notes which thread asked for which rows, and may fail or take its time."""
+class RecordingDataset(PackedDataset):
+    """Packed data that records which thread reads which rows, and may fail or be slow."""
 
-    asked: list[tuple[str, int]]
+    reads: list[tuple[str, int]]
     fails_at: int | None = None
     seconds = 0.0
 
     def batch(self, first: int, count: int, stop: int | None = None, skipped: Skipped = ()) -> Batch:
-        self.asked.append((threading.current_thread().name, first))
+        self.reads.append((threading.current_thread().name, first))
         time.sleep(self.seconds)
         if self.fails_at is not None and first >= self.fails_at:
             raise OSError("the file is gone")
@@ -46,40 +47,59 @@ def _data() -> PackedDataset:
     return pack(random_sequences(LENGTHS), packed_length=40)
 
 
-def _watched(**changes: Any) -> Watched:
+def _recording(**changes: Any) -> RecordingDataset:
     data = _data()
-    watched = Watched(data.examples, data.packed_length, data.pad, data.seed, data.split_documents)
-    watched.asked = []
+    dataset = RecordingDataset(data.examples, data.packed_length, data.pad, data.seed, data.split_documents)
+    dataset.reads = []
     for name, value in changes.items():
-        setattr(watched, name, value)
-    return watched
+        setattr(dataset, name, value)
+    return dataset
+
+
+def _loader(data: PackedDataset, horizon: TrainingHorizon = HORIZON, micro_batch_size: int | None = None) -> BatchLoader:
+    source = DatasetSource(data, horizon, micro_batch_size or horizon.micro, lambda batch: batch.weight)
+    return BatchLoader(source, horizon.steps, CPU)
 
 
 @pytest.fixture
-def feeds() -> Iterator[Any]:
-    """Makes feeds, and closes them."""
+def loaders() -> Iterator[Any]:
+    """Makes loaders, and closes them."""
     made: list[BatchLoader] = []
 
-    def make(data: PackedDataset, extent: TrainingHorizon = EXTENT, micro: int | None = None) -> BatchLoader:
-        made.append(BatchLoader(data, extent, micro or extent.micro, lambda batch: batch.weight, CPU))
+    def make(*given: Any) -> BatchLoader:
+        made.append(_loader(*given))
         return made[-1]
 
     yield make
-    for feed in made:
-        feed.close()
+    for loader in made:
+        loader.close()
 
 
-def _here(data: PackedDataset, extent: TrainingHorizon, step: int, micro: int) -> StepBatch:
-    """The window by its definition, on the spot: rows of the stream from the sum of the windows before."""
-    first = sum(extent.micro * extent.window_at(number) for number in range(step))
-    stop = min(extent.rows, first + extent.micro * extent.window_at(step))
-    every = [data.batch(place, micro, stop) for place in range(first, stop, micro)]
+def _set_micro_batch_size(loader: BatchLoader, size: int) -> None:
+    assert isinstance(loader.source, DatasetSource)
+    loader.source.micro_batch_size = size
+    loader.drop_prefetched()
+
+
+def _expected(data: PackedDataset, horizon: TrainingHorizon, step: int, size: int) -> StepBatch:
+    """The batch by its definition: the rows of the stream after those of all steps before."""
+    first = sum(horizon.micro * horizon.window_at(number) for number in range(step))
+    stop = min(horizon.rows, first + horizon.micro * horizon.window_at(step))
+    every = [data.batch(row, size, stop) for row in range(first, stop, size)]
     some = tuple(batch for batch in every if int((batch.loss_weights > 0).sum()))
-    tokens, supervised = (sum(int((getattr(b, name) > 0).sum()) for b in every) for name in ("documents", "loss_weights"))
-    weight = sum(float(batch.loss_weights.double().sum()) for batch in some)
-    sources = tuple(int(n) for n in np.sum([batch.tokens_by_source for batch in every], axis=0))
-    rows = (first, stop)
-    return StepBatch(step, rows, rows, some, len(every), None, weight, tokens, supervised, sources, data.epochs_after(stop))
+    return StepBatch(
+        step=step,
+        rows=(first, stop),
+        local_rows=(first, stop),
+        batches=some,
+        num_micro_steps=len(every),
+        padding_batch=None,
+        normalizer=sum(float(batch.loss_weights.double().sum()) for batch in some),
+        num_tokens=sum(int((batch.documents > 0).sum()) for batch in every),
+        num_target_tokens=sum(int((batch.loss_weights > 0).sum()) for batch in every),
+        by_source=tuple(int(n) for n in np.sum([batch.tokens_by_source for batch in every], axis=0)),
+        epoch=data.epochs_after(stop),
+    )
 
 
 def _assert_same(got: StepBatch, expected: StepBatch) -> None:
@@ -94,102 +114,130 @@ def _assert_same(got: StepBatch, expected: StepBatch) -> None:
         )
 
 
-@pytest.mark.parametrize("extent", [EXTENT, WARMING], ids=["even", "batch warm-up"])
+@pytest.mark.parametrize("horizon", [HORIZON, WARMING], ids=["even", "batch warm-up"])
 @pytest.mark.parametrize("order", [range(6), (3, 0, 5, 4, 4, 1, 2)], ids=["in order", "any order"])
-def test_every_window_is_the_one_made_on_the_spot(extent: TrainingHorizon, order: Any, feeds: Any) -> None:
-    feed, data = feeds(_data(), extent), _data()
+def test_every_batch_is_the_one_of_its_definition(horizon: TrainingHorizon, order: Any, loaders: Any) -> None:
+    loader, data = loaders(_data(), horizon), _data()
     for step in order:
-        _assert_same(feed.window(step)[0], _here(data, extent, step, extent.micro))
+        _assert_same(loader.batch(step)[0], _expected(data, horizon, step, horizon.micro))
 
 
-@given(order=st.lists(st.integers(0, 5), min_size=1, max_size=8), micros=st.lists(st.sampled_from([1, 2, 4]), min_size=8))
-def test_no_order_of_steps_and_no_change_of_the_micro_batch_changes_a_window(order: list[int], micros: list[int]) -> None:
+@given(order=st.lists(st.integers(0, 5), min_size=1, max_size=8), sizes=st.lists(st.sampled_from([1, 2, 4]), min_size=8))
+def test_neither_the_order_of_steps_nor_the_micro_batch_size_changes_a_batch(order: list[int], sizes: list[int]) -> None:
     data = _data()
-    feed = BatchLoader(data, WARMING, 2, lambda batch: batch.weight, CPU)
+    loader = _loader(data, WARMING, 2)
     try:
-        for step, micro in zip(order, micros, strict=False):
-            feed.micro = micro
-            _assert_same(feed.window(step)[0], _here(data, WARMING, step, micro))
+        for step, size in zip(order, sizes, strict=False):
+            _set_micro_batch_size(loader, size)
+            _assert_same(loader.batch(step)[0], _expected(data, WARMING, step, size))
     finally:
-        feed.close()
+        loader.close()
 
 
-def test_a_halved_micro_batch_reads_the_same_rows_in_the_same_order(feeds: Any) -> None:
-    whole, halved = feeds(_data()), feeds(_data())
-    halved.window(0)
-    halved.micro = 1  # after the next window was begun
-    for step in range(EXTENT.steps):
-        one, two = whole.window(step)[0], halved.window(step)[0]
-        assert replace(one, batches=(), num_micro_steps=0, weight=0) == replace(two, batches=(), num_micro_steps=0, weight=0)
-        assert one.weight == pytest.approx(two.weight)
+def test_a_halved_micro_batch_reads_the_same_rows_in_the_same_order(loaders: Any) -> None:
+    whole, halved = loaders(_data()), loaders(_data())
+    halved.batch(0)
+    _set_micro_batch_size(halved, 1)  # after the next batch was begun
+    for step in range(HORIZON.steps):
+        one, two = whole.batch(step)[0], halved.batch(step)[0]
+        assert replace(one, batches=(), num_micro_steps=0, normalizer=0) == replace(
+            two, batches=(), num_micro_steps=0, normalizer=0
+        )
+        assert one.normalizer == pytest.approx(two.normalizer)
         assert all(len(batch.input_ids) == 1 for batch in two.batches)
         for name in ("input_ids", "targets", "loss_weights", "documents"):
-            rows = [torch.cat([getattr(batch, name) for batch in window.batches]) for window in (one, two)]
+            rows = [torch.cat([getattr(micro_batch, name) for micro_batch in batch.batches]) for batch in (one, two)]
             assert torch.equal(*rows)
 
 
-def test_the_next_window_is_made_in_another_thread_while_the_step_computes(feeds: Any) -> None:
-    data = _watched()
-    feed = feeds(data)
-    feed.window(0)
+def test_the_next_batch_is_made_in_another_thread_while_the_step_computes(loaders: Any) -> None:
+    data = _recording()
+    loader = loaders(data)
+    loader.batch(0)
     deadline = time.monotonic() + 10
-    while len(data.asked) < 4 and time.monotonic() < deadline:
+    while len(data.reads) < 4 and time.monotonic() < deadline:
         time.sleep(0.005)
-    assert [first for _, first in data.asked] == [0, 2, 4, 6]  # nobody has asked for the second window yet
-    assert {name for name, _ in data.asked} == {"fledge-data_0"} and threading.current_thread().name != "fledge-data_0"
-    feed.window(1)
-    feed.window(2)
-    assert [first for _, first in data.asked].count(4) == 1  # and it was not made again
+    assert [first for _, first in data.reads] == [0, 2, 4, 6]  # nobody has asked for the second batch yet
+    assert {name for name, _ in data.reads} == {"fledge-data_0"} and threading.current_thread().name != "fledge-data_0"
+    loader.batch(1)
+    loader.batch(2)
+    assert [first for _, first in data.reads].count(4) == 1  # and it was not made again
 
 
-def test_a_slow_step_waits_for_nothing_and_a_fast_one_tells_how_long(feeds: Any) -> None:
-    feed = feeds(_watched(seconds=0.05))
-    assert feed.window(0)[1] >= 0.1  # two micro-batches, nothing made ahead
-    assert feed.window(1)[1] >= 0.05  # the second window had just begun
+def test_a_slow_step_waits_for_no_data_and_a_fast_one_reports_how_long_it_waited(loaders: Any) -> None:
+    loader = loaders(_recording(seconds=0.05))
+    assert loader.batch(0)[1] >= 0.1  # two micro-batches, nothing made ahead
+    assert loader.batch(1)[1] >= 0.05  # the second batch had just begun
     time.sleep(0.4)
-    assert feed.window(2)[1] < 0.05
-    assert sum(feed.window(step)[1] for step in (3, 4)) > 0.1
+    assert loader.batch(2)[1] < 0.05
+    assert sum(loader.batch(step)[1] for step in (3, 4)) > 0.1
 
 
-def test_an_error_in_the_thread_reaches_the_caller_when_the_window_is_due(feeds: Any) -> None:
-    feed = feeds(_watched(fails_at=4))
-    assert feed.window(0)[0].step == 0
+def test_an_error_in_the_thread_is_raised_when_its_batch_is_needed(loaders: Any) -> None:
+    loader = loaders(_recording(fails_at=4))
+    assert loader.batch(0)[0].step == 0
     with pytest.raises(OSError, match="the file is gone"):
-        feed.window(1)
+        loader.batch(1)
 
 
-def test_closing_leaves_no_thread_and_waits_for_no_more_than_one_window() -> None:
+def test_closing_ends_the_thread_after_at_most_one_batch() -> None:
     before = threading.active_count()
-    data = _watched(seconds=0.05)
-    feed = BatchLoader(data, EXTENT, 2, lambda batch: batch.weight, CPU)
-    feed.window(0)
+    data = _recording(seconds=0.05)
+    loader = _loader(data, HORIZON, 2)
+    loader.batch(0)
     assert threading.active_count() == before + 1
-    feed.close()
+    loader.close()
     assert threading.active_count() == before
-    assert len(data.asked) <= 4
+    assert len(data.reads) <= 4
 
 
-def test_nothing_is_made_after_the_last_window(feeds: Any) -> None:
-    data = _watched()
-    feed = feeds(data)
-    window, _ = feed.window(5)
-    assert window.tokens and window.epoch == 22 / 8
-    feed.close()
-    assert max(first for _, first in data.asked) == 20
+def test_nothing_is_made_after_the_last_batch(loaders: Any) -> None:
+    data = _recording()
+    loader = loaders(data)
+    batch, _ = loader.batch(5)
+    assert batch.num_tokens and batch.epoch == 22 / 8
+    loader.close()
+    assert max(first for _, first in data.reads) == 20
 
 
-def test_micro_batches_that_teach_nothing_are_left_out_and_their_tokens_counted(feeds: Any) -> None:
+class ModelDependentSource:
+    """Batches that depend on what the steps before have changed: those of an on-policy objective do."""
+
+    prefetchable = False
+
+    def __init__(self, source: DatasetSource) -> None:
+        self.source, self.steps_done = source, 0
+        self.made: list[tuple[int, int, str]] = []
+
+    def batch(self, step: int) -> StepBatch:
+        self.made.append((step, self.steps_done, threading.current_thread().name))
+        return self.source.batch(step)
+
+
+def test_a_source_that_depends_on_the_model_is_never_asked_ahead() -> None:
+    source = ModelDependentSource(DatasetSource(_data(), HORIZON, 2, lambda batch: batch.weight))
+    loader = BatchLoader(source, HORIZON.steps, CPU)
+    try:
+        for step in range(4):
+            _assert_same(loader.batch(step)[0], _expected(_data(), HORIZON, step, 2))
+            source.steps_done += 1
+    finally:
+        loader.close()
+    assert source.made == [(step, step, threading.current_thread().name) for step in range(4)]
+
+
+def test_micro_batches_without_targets_are_left_out_and_their_tokens_counted(loaders: Any) -> None:
     sequences = [Sequence(s.tokens, s.weights if number % 2 else 0 * s.weights) for number, s in
                  enumerate(random_sequences([40] * 8))]  # fmt: skip
     data = pack(sequences, packed_length=40)
-    extent = TrainingHorizon(steps=1, rows=8, micro=1, accumulation=8, start=8)
-    window, _ = feeds(data, extent).window(0)
-    assert len(window.batches) == 4 and all(batch.num_target_tokens for batch in window.batches)
-    assert window.tokens == 8 * 39
-    assert window.supervised == sum(batch.num_target_tokens for batch in window.batches) > 0
+    horizon = TrainingHorizon(steps=1, rows=8, micro=1, accumulation=8, start=8)
+    batch, _ = loaders(data, horizon).batch(0)
+    assert len(batch.batches) == 4 and all(micro_batch.num_target_tokens for micro_batch in batch.batches)
+    assert batch.num_tokens == 8 * 39
+    assert batch.num_target_tokens == sum(micro_batch.num_target_tokens for micro_batch in batch.batches) > 0
 
 
-def test_a_mixture_counts_its_sources_and_goes_on_into_epochs_of_other_examples(feeds: Any) -> None:
+def test_a_mixture_counts_its_sources_and_draws_other_examples_in_each_epoch(loaders: Any) -> None:
     plain = pack(random_sequences([30] * 12), 40)
     source = np.repeat([0, 1], 6)
     examples = replace(plain.examples, source=source.astype(np.int16))
@@ -199,12 +247,12 @@ def test_a_mixture_counts_its_sources_and_goes_on_into_epochs_of_other_examples(
     def data() -> PackedDataset:
         return PackedDataset(examples, 40, 0, 1, False, mixture=mixture, sources=("many", "few"))
 
-    extent = TrainingHorizon(steps=6, rows=24, micro=2, accumulation=2, start=2)  # three epochs of eight rows
-    feed = feeds(data(), extent)
-    windows = [feed.window(step)[0] for step in range(6)]
-    for window in windows:
-        _assert_same(window, _here(data(), extent, window.step, 2))
-    assert [window.epoch for window in windows] == [0.5, 1, 1.5, 2, 2.5, 3]
-    assert np.sum([window.by_source for window in windows], axis=0).tolist() == [3 * 6 * 29, 3 * 2 * 29]
-    few = [{e for w in windows[i : i + 2] for b in w.batches for e in b.examples if e >= 6} for i in (0, 2, 4)]
+    horizon = TrainingHorizon(steps=6, rows=24, micro=2, accumulation=2, start=2)  # three epochs of eight rows
+    loader = loaders(data(), horizon)
+    batches = [loader.batch(step)[0] for step in range(6)]
+    for batch in batches:
+        _assert_same(batch, _expected(data(), horizon, batch.step, 2))
+    assert [batch.epoch for batch in batches] == [0.5, 1, 1.5, 2, 2.5, 3]
+    assert np.sum([batch.by_source for batch in batches], axis=0).tolist() == [3 * 6 * 29, 3 * 2 * 29]
+    few = [{e for w in batches[i : i + 2] for b in w.batches for e in b.examples if e >= 6} for i in (0, 2, 4)]
     assert all(len(epoch) == 2 for epoch in few) and len(set(map(frozenset, few))) > 1  # drawn afresh

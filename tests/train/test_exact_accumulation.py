@@ -18,7 +18,7 @@ from fledge.optim.build import build_optimizers
 from fledge.plan.horizon import TrainingHorizon
 from fledge.recipe.schema import OptimizerConfig
 from fledge.tokenizer import train_tokenizer
-from fledge.train.batch_loader import BatchLoader
+from fledge.train.batch_source import DatasetSource
 from fledge.train.train_step import TrainStep
 from fledge.world import Sizes, build
 from tests.support.decoders import assert_same_gradients, gradients, make_config, make_decoder
@@ -75,7 +75,7 @@ def test_the_fused_head_gives_the_loss_and_the_gradients_of_the_plain_one(kind: 
 @EACH_KIND
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_computing_blocks_again_changes_nothing(kind: str, every: int, dropout: float) -> None:
+def test_activation_checkpointing_changes_neither_loss_nor_gradients(kind: str, every: int, dropout: float) -> None:
     batch = _data().batch(0, 8)
     kept = _learn(_model(kind, "blocked", dropout=dropout), batch)
     _assert_equal(_learn(_model(kind, "blocked", every, dropout=dropout), batch), kept, 1e-6)
@@ -85,7 +85,7 @@ def test_computing_blocks_again_changes_nothing(kind: str, every: int, dropout: 
 
 @EACH_KIND
 @pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"written_out"}))
-def test_every_attention_backend_gives_what_the_definition_gives(kind: str, backend: str) -> None:
+def test_every_attention_backend_gives_the_loss_and_the_gradients_of_the_definition(kind: str, backend: str) -> None:
     data = pack(random_sequences([150, 40, 9, 130, 129, 33, 60]), packed_length=300)
     batch: Batch = data.batch(0, len(data))
     more: dict[str, Any] = {"max_position_embeddings": 300}
@@ -96,7 +96,7 @@ def test_every_attention_backend_gives_what_the_definition_gives(kind: str, back
 @EACH_KIND
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
 @pytest.mark.parametrize("every", [0, 1])
-def test_packed_documents_learn_as_each_document_alone(kind: str, backend: str, every: int) -> None:
+def test_packed_documents_give_the_gradients_of_each_document_alone(kind: str, backend: str, every: int) -> None:
     """Without the mixture's penalties, which are of a whole batch."""
     model, sequences = _model(kind, backend, every), random_sequences(LENGTHS)
     batch = _data().batch(0, 8)
@@ -126,7 +126,7 @@ def test_bfloat16_gradients_are_near_the_exact_ones(kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_mixture_and_head_learn_as_the_plain_ones() -> None:
+def test_a_compiled_mixture_and_head_give_the_loss_and_the_gradients_of_the_plain_ones() -> None:
     """The dense decoder is compiled in tests/model/test_compiled.py."""
     torch._dynamo.reset()
     batch = _data().batch(0, 8)
@@ -157,14 +157,10 @@ def _final_loss(data: PackedDataset, seed: int, change: Callable[[Decoder], Any]
     model.set_attention_backend("blocked")
     kernel = change(model)
     optimizers = build_optimizers(model.train(), OptimizerConfig(learning_rate=3e-3))
-    updater = TrainStep(model, CausalLMObjective(0.0, kernel), optimizers, 1.0, seed)
-    feed = BatchLoader(
-        data, TrainingHorizon(200, 1600, micro, 8 // micro, 8 // micro), micro, lambda batch: batch.weight, torch.device("cpu")
-    )
-    try:
-        losses = [float(updater(feed.window(step)[0], 3e-3 * min(1, (step + 1) / 20)).loss) for step in range(200)]
-    finally:
-        feed.close()
+    train_step = TrainStep(model, CausalLMObjective(0.0, kernel), optimizers, max_grad_norm=1.0, seed=seed)
+    horizon = TrainingHorizon(200, 1600, micro, 8 // micro, 8 // micro)
+    source = DatasetSource(data, horizon, micro, lambda batch: batch.weight)
+    losses = [float(train_step(source.batch(step), 3e-3 * min(1, (step + 1) / 20)).loss) for step in range(200)]
     assert losses[0] > 5.5 and losses[-1] < 0.8 * losses[0]
     return sum(losses[-40:]) / 40
 
@@ -185,7 +181,7 @@ def _compiled(model: Decoder) -> Any:
 
 
 @pytest.mark.slow
-def test_every_engine_learns_the_same_curve_within_the_noise_of_the_seed(tmp_path: Path) -> None:
+def test_every_way_to_compute_reaches_the_same_loss_within_the_spread_of_seeds(tmp_path: Path) -> None:
     data = _world_text(tmp_path / "world")
     seeds = [_final_loss(data, seed) for seed in range(4)]
     spread = max(seeds) - min(seeds)

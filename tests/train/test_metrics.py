@@ -1,4 +1,4 @@
-"""Every number of the `step` and `resource` events, computed a second time."""
+"""Every number of the `step` and `system` events, computed a second time."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from fledge.optim.grad_scaler import GradScaler
 from fledge.plan.horizon import TrainingHorizon
 from fledge.recipe.schema import OptimizerConfig
 from fledge.run import memory_bytes
-from fledge.train.batch_loader import BatchLoader, StepBatch
+from fledge.train.batch_source import DatasetSource, StepBatch
 from fledge.train.metrics import step_metrics, system_metrics
 from fledge.train.train_step import StepOutput, TrainStep
 from tests.support.decoders import make_decoder
@@ -33,33 +33,38 @@ LENGTHS = [32, 9, 20, 33, 5, 17, 30, 28, 25, 31, 12, 39]  # eight rows of 40
 CLOCKS = ("seconds", "time", "eta", "memory", "per_second", "phases", "mfu")
 
 
-def _windows(steps: int = 1) -> list[StepBatch]:
+def _batch() -> StepBatch:
     data = pack(random_sequences(LENGTHS), packed_length=40)
-    feed = BatchLoader(data, TrainingHorizon(steps, 8 * steps, 2, 4, 4), 2, lambda batch: batch.weight, CPU)
-    try:
-        return [feed.window(step)[0] for step in range(steps)]
-    finally:
-        feed.close()
+    return DatasetSource(data, TrainingHorizon(1, 8, 2, 4, 4), 2, lambda batch: batch.weight).batch(0)
 
 
-def _updater(model: Decoder, clip: float | None = None, scale: GradScaler | None = None) -> TrainStep:
-    return TrainStep(model, CausalLMObjective(), build_optimizers(model, OptimizerConfig(learning_rate=0.01)), clip, 7, scale)
+def _train_step(model: Decoder, max_grad_norm: float | None = None, grad_scaler: GradScaler | None = None) -> TrainStep:
+    optimizers = build_optimizers(model, OptimizerConfig(learning_rate=0.01))
+    return TrainStep(model, CausalLMObjective(), optimizers, max_grad_norm=max_grad_norm, seed=7, grad_scaler=grad_scaler)
 
 
-def _update(**sizes: Any) -> tuple[StepOutput, Decoder, Decoder]:
-    """A watched update, the model before it and after."""
+def _output(**sizes: Any) -> tuple[StepOutput, Decoder, Decoder]:
+    """The output of an update with details, the model before it and after."""
     model = make_decoder(**sizes).train()
     before = make_decoder(**sizes)
-    return _updater(model)(_windows()[0], 0.01, 0.25, log_details=True), before, model
+    return _train_step(model)(_batch(), 0.01, 0.25, log_details=True), before, model
 
 
-def _state(update: StepOutput, **more: Any) -> TrainState:
-    values = {"step": 1, "tokens": update.window.tokens, "target_tokens": update.window.supervised, "seconds": 2.0}
+def _system_metrics(output: StepOutput, state: TrainState, model: Decoder, **changes: Any) -> dict[str, Any]:
+    """The `system` event; 40 positions a row."""
+    given: dict[str, Any] = {"total_steps": 40, "seconds_before": 0.0, "other_seconds": {}, "peak_flops": 0.0, **changes}
+    cost = ModelCost(model.config, model.vocab_size)
+    return system_metrics(output, state, cost=cost, row_length=40, folder=Path("."), **given)
+
+
+def _state(output: StepOutput, **more: Any) -> TrainState:
+    batch = output.batch
+    values = {"step": 1, "tokens": batch.num_tokens, "target_tokens": batch.num_target_tokens, "seconds": 2.0}
     return TrainState(**{**values, **more})
 
 
-def test_a_step_says_what_was_read_what_it_lost_and_how_fast_it_learned() -> None:
-    update, before, _ = _update()
+def test_a_step_event_holds_tokens_loss_gradient_norm_and_learning_rate() -> None:
+    output, before, _ = _output()
     sequences = random_sequences(LENGTHS)
     loss, total = torch.zeros(()), 0.0
     for one in sequences:
@@ -68,7 +73,7 @@ def test_a_step_says_what_was_read_what_it_lost_and_how_fast_it_learned() -> Non
         loss, total = loss - (picked * one.weights[1:]).sum(), total + float(one.weights[1:].sum())
     (loss / total).backward()
     norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in before.parameters() if p.grad is not None))
-    values = step_metrics(update, _state(update, clipped_steps=0), ("text",), True)
+    values = step_metrics(output, _state(output, clipped_steps=0), ("text",), True)
     supervised, tokens = sum(int((s.weights[1:] > 0).sum()) for s in sequences), sum(LENGTHS) - len(LENGTHS)
     mean = float(loss.detach() / total)
     assert values["train/loss"] == pytest.approx(mean, rel=1e-5)
@@ -83,16 +88,16 @@ def test_a_step_says_what_was_read_what_it_lost_and_how_fast_it_learned() -> Non
     assert "train/tokens_by_source" not in values and "train/loss_scale" not in values and "router/load" not in values
 
 
-def test_shares_and_sources_are_those_of_the_whole_run_so_far() -> None:
-    update, _, _ = _update()
-    state = _state(update, step=7, clipped_steps=3, by_source=[120, 33], tokens=153)
-    values = step_metrics(update, state, ("old", "new"), False)
+def test_clip_fraction_and_tokens_by_source_are_of_the_whole_run_so_far() -> None:
+    output, _, _ = _output()
+    state = _state(output, step=7, clipped_steps=3, by_source=[120, 33], tokens=153)
+    values = step_metrics(output, state, ("old", "new"), False)
     assert values["train/clip_fraction"] == round(3 / 7, 6)
     assert values["train/tokens_by_source"] == {"old": 120, "new": 33} and values["train/tokens"] == 153
     assert "train/perplexity" not in values
 
 
-def test_update_rms_is_that_of_a_known_update() -> None:
+def test_update_ratios_of_a_known_update_are_exact() -> None:
     model = make_decoder(tie_word_embeddings=False)
     watch = UpdateRatioMonitor(model)
     watch.before()
@@ -109,9 +114,9 @@ def test_update_rms_is_that_of_a_known_update() -> None:
     assert {name: float(value) for name, value in watch.after().items()} == pytest.approx(sizes, rel=1e-4, abs=1e-9)
 
 
-def test_update_rms_of_an_update_is_the_change_between_its_two_models() -> None:
-    update, before, after = _update()
-    values = step_metrics(update, _state(update), ("text",), True)
+def test_update_ratios_of_a_step_are_the_change_between_the_models_before_and_after() -> None:
+    output, before, after = _output()
+    values = step_metrics(output, _state(output), ("text",), True)
     found = {name.removeprefix("update_ratio/"): value for name, value in values.items() if name.startswith("update_ratio/")}
     assert set(found) == {"embed", "attention", "mlp", "norm"}
     kinds = {"embed": "embed_tokens", "attention": "proj.weight", "mlp": "mlp."}
@@ -125,36 +130,37 @@ def test_update_rms_of_an_update_is_the_change_between_its_two_models() -> None:
         assert found[kind] == pytest.approx(change / math.sqrt(sum(float(a.square().sum()) for a, _ in pairs)), rel=1e-4)
 
 
-def test_the_routing_of_a_mixture_is_counted_over_the_whole_window() -> None:
+def test_the_routing_of_a_mixture_is_counted_over_the_whole_step_batch() -> None:
     moe = {"num_experts": 4, "num_experts_per_tok": 2, "load_balancing": "bias", "bias_update_rate": 0.01}
-    update, before, after = _update(qk_norm=True, moe=moe)
-    assert update.routing is not None
-    values = step_metrics(update, _state(update), ("text",), True)
+    output, before, after = _output(qk_norm=True, moe=moe)
+    assert output.router_stats is not None
+    values = step_metrics(output, _state(output), ("text",), True)
     load = torch.tensor(values["router/load"])
     counts = torch.zeros(2, 4)
     with torch.no_grad():
-        for batch in update.window.batches:
-            routing = before.forward_with_router_stats(batch.input_ids, batch.position_ids, batch.documents)[1]
+        for micro_batch in output.batch.batches:
+            inputs = (micro_batch.input_ids, micro_batch.position_ids, micro_batch.documents)
+            routing = before.forward_with_router_stats(*inputs)[1]
             assert routing is not None
             counts += routing.counts
     assert (
-        int(counts.sum()) == 2 * 2 * update.window.tokens
+        int(counts.sum()) == 2 * 2 * output.batch.num_tokens
     )  # two experts in each of two layers for each token, padding for none
     torch.testing.assert_close(load, 4 * counts / counts.sum(1, keepdim=True), atol=6e-5, rtol=0)
     assert values["router/max_load"] == pytest.approx(float(load.max()), abs=1e-4)
     assert values["router/min_load"] == pytest.approx(float(load.min()), abs=1e-4)
     assert 0 < values["router/entropy"] < math.log(4) and values["train/router_z_loss"] > 0
-    update_biases(after, update.routing)
+    update_biases(after, output.router_stats)
     biases = torch.stack([block.mlp.gate.e_score_correction_bias for block in after.blocks()])  # type: ignore[union-attr]
     torch.testing.assert_close(biases, 0.01 * (counts.mean(1, keepdim=True) - counts).sign())
 
 
-def test_a_step_that_overflowed_says_so_without_nan_or_infinity() -> None:
+def test_a_step_that_overflowed_is_written_without_nan_or_infinity() -> None:
     model = make_decoder().train()
-    updater = _updater(model, 1.0, GradScaler(CPU, skipped=2))
+    train_step = _train_step(model, 1.0, GradScaler(CPU, skipped=2))
     model.norm.weight.register_hook(lambda gradient: gradient * math.inf)
-    update = updater(_windows()[0], 0.01, log_details=True)
-    values = step_metrics(update, _state(update), ("text",), True)
+    output = train_step(_batch(), 0.01, log_details=True)
+    values = step_metrics(output, _state(output), ("text",), True)
     json.dumps(values, allow_nan=False)
     assert values["train/grad_norm"] is None and values["grad_noise/scale"] is None
     assert values["train/loss_scale"] == 65536 and values["train/skipped_steps"] == 3
@@ -162,56 +168,57 @@ def test_a_step_that_overflowed_says_so_without_nan_or_infinity() -> None:
 
 
 @pytest.mark.parametrize("loss", [math.inf, math.nan, 800.0])
-def test_no_loss_makes_an_event_that_is_no_json(loss: float) -> None:
-    update, _, _ = _update()
-    update = replace(update, loss=torch.tensor(loss), norm=torch.tensor(math.nan))
-    values = step_metrics(update, _state(update), ("text",), True)
+def test_an_event_is_valid_json_whatever_the_loss(loss: float) -> None:
+    output, _, _ = _output()
+    output = replace(output, loss=torch.tensor(loss), grad_norm=torch.tensor(math.nan))
+    values = step_metrics(output, _state(output), ("text",), True)
     json.dumps(values, allow_nan=False)
 
 
-def test_a_step_event_holds_no_clock() -> None:
+def test_a_step_event_holds_nothing_that_depends_on_time_or_memory() -> None:
     moe = {"num_experts": 4, "num_experts_per_tok": 2}
-    update, _, _ = _update(qk_norm=True, moe=moe)
-    values = step_metrics(update, _state(update, by_source=[1, 2]), ("one", "two"), True)
+    output, _, _ = _output(qk_norm=True, moe=moe)
+    values = step_metrics(output, _state(output, by_source=[1, 2]), ("one", "two"), True)
     assert not [name for name in values for word in CLOCKS if word in name]
-    again, _, _ = _update(qk_norm=True, moe=moe)
-    again.clock.add("data", 3.0)
+    again, _, _ = _output(qk_norm=True, moe=moe)
+    again.timer.add("data", 3.0)
     assert values == step_metrics(again, _state(again, by_source=[1, 2], seconds=99.0), ("one", "two"), True)
 
 
-def test_resources_are_time_by_phase_throughput_memory_and_the_share_of_the_peak() -> None:
-    update, _, model = _update()
-    clock = PhaseTimer(CPU)
+def test_a_system_event_holds_time_by_phase_throughput_memory_and_mfu() -> None:
+    output, _, model = _output()
+    timer = PhaseTimer(CPU)
     for name, seconds in (("data", 0.5), ("forward", 1.0), ("backward", 2.0), ("optimizer", 0.5)):
-        clock.add(name, seconds)
-    update = replace(update, clock=clock)
-    cost, window = ModelCost(model.config, model.vocab_size), update.window
-    state = _state(update, step=10, seconds=20.0, tokens=1000)
-    values = system_metrics(update, state, 40, 14.0, {"save": 1.5}, cost, 40, 1e6, Path("."))
+        timer.add(name, seconds)
+    output = replace(output, timer=timer)
+    batch = output.batch
+    state = _state(output, step=10, seconds=20.0, tokens=1000)
+    given = {"seconds_before": 14.0, "other_seconds": {"save": 1.5}, "peak_flops": 1e6}
+    values = _system_metrics(output, state, model, **given)
     phases = {"data": 0.5, "forward": 1.0, "backward": 2.0, "optimizer": 0.5, "save": 1.5}
     assert values["system/phases"] == phases and values["system/seconds"] == 20 and values["system/step_seconds"] == 6
     assert values["system/tokens_per_second"] == 50 and values["system/eta_seconds"] == 60
-    assert values["system/step_tokens_per_second"] == round(window.tokens / 4, 1)  # evaluating and saving are not the step's
+    assert values["system/step_tokens_per_second"] == round(batch.num_tokens / 4, 1)  # evaluating and saving are not the step's
     matrices = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name)
     body, head = 6 * matrices + 3 * 4 * 2 * 32 * 40 / 2, 6 * model.lm_head_weight.numel()
-    flops = window.tokens * body + window.supervised * head
+    flops = batch.num_tokens * body + batch.num_target_tokens * head
     assert values["system/mfu"] == pytest.approx(flops / 4 / 1e6, abs=1e-4)
-    assert "system/mfu" not in system_metrics(update, state, 40, 14.0, {}, cost, 40, 0.0, Path("."))
+    assert "system/mfu" not in _system_metrics(output, state, model, seconds_before=14.0)
     json.dumps(values, allow_nan=False)
 
 
-def test_memory_is_what_the_process_holds_and_the_peak_is_not_below_it() -> None:
-    update, _, model = _update()
+def test_memory_is_that_of_the_process_and_the_peak_is_not_below_it() -> None:
+    output, _, model = _output()
     ballast = np.ones(30 << 20, np.uint8)
     held = memory_bytes()
-    values = system_metrics(update, _state(update), 2, 0.0, {}, ModelCost(model.config, 97), 40, 0.0, Path("."))
+    values = _system_metrics(output, _state(output), model)
     assert values["system/memory_bytes"] == pytest.approx(held, rel=0.05)
     assert values["system/memory_bytes"] >= ballast.nbytes
     assert values["system/peak_memory_bytes"] >= 0.98 * values["system/memory_bytes"]
 
 
-def test_the_phases_of_a_real_update_are_there_and_add_up_to_less_than_its_time() -> None:
-    update, _, _ = _update()
-    phases = update.clock.seconds()
+def test_every_phase_of_an_update_is_timed() -> None:
+    output, _, _ = _output()
+    phases = output.timer.seconds()
     assert list(phases) == ["data", "forward", "backward", "optimizer"]
     assert phases["data"] == 0.25 and all(seconds > 0 for seconds in phases.values())

@@ -17,14 +17,15 @@ from fledge.model.attention import BACKENDS
 from fledge.model.cost import training_flops_per_token
 from fledge.model.cuda_attention import ON_CUDA, attention_metadata, backend
 from fledge.model.decoder import Decoder
+from fledge.model.linear_cross_entropy import LossKernel
+from fledge.objective import Objective, sequences_per_example
 from fledge.recipe.schema import ModelConfig
 from fledge.run.environment import cores
 
 PROBE_TOKENS = {"cpu": 2048, "cuda": 32_768}  # enough for every core or multiprocessor to have work
 AGREE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 4e-3}  # relative distance between two backends
 
-Objective = Callable[[Decoder, Batch], Any]
-MakeObjective = Callable[[Any], Objective]  # from a head kernel, or None for the plain one
+MakeObjective = Callable[[LossKernel | None], Objective]  # from a head kernel, or None for the plain one
 Say = Callable[[str], None]
 
 
@@ -80,11 +81,10 @@ def truncate_batch(batch: Batch, tokens: int) -> Batch:
     sequences = batch.sequence_ids[:rows]
     inside = sequences[sequences < batch.num_sequences]
     count = int(inside.max()) + 1 if len(inside) else 0
-    per = batch.num_sequences // max(1, len(batch.examples))
     names = ("input_ids", "targets", "loss_weights", "position_ids", "documents")
     cut = {name: getattr(batch, name)[:rows] for name in names}
     sequences = torch.where(sequences < batch.num_sequences, sequences, count)
-    examples = batch.examples[: count // max(1, per)]
+    examples = batch.examples[: count // sequences_per_example(batch)]
     return replace(
         batch,
         **cut,
@@ -109,7 +109,7 @@ class ProbeWorkload:
         """The same with few rows."""
         return replace(self, batch=truncate_batch(self.batch, PROBE_TOKENS[self.device]))
 
-    def step(self, dtype: torch.dtype, attention: str, kernel: Any = None) -> Callable[[], None]:
+    def step(self, dtype: torch.dtype, attention: str, kernel: LossKernel | None = None) -> Callable[[], None]:
         """Forward and back of one layer, embedding and head, in `dtype` and with this attention backend. The model is
         left without gradients."""
 

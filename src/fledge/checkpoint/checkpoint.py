@@ -35,9 +35,10 @@ WriteModel = Callable[[Path, Weights], None]
 class TrainState:
     """Where training is. Everything random is a function of (seed, step), so there is no generator to save.
 
-    `evaluated` and `examined` are the steps of the last evaluation and of the last regression prompts. `micro` is set where
-    memory ran out and micro-batches became smaller; `scale` is the loss scale of fp16. After roll-backs, `skipped_rows` are
-    [first, count] of the stream of rows that are passed over, and `lr_factor` multiplies the learning rate.
+    `micro_batch_size` is set where memory ran out and micro-batches became smaller; `grad_scaler` is the loss scale of fp16.
+    `failing_prompt_tests` are the names of the prompt tests that failed the last time; None before the first time. After
+    roll-backs, `skipped_rows` are [first, count] of the stream of rows that are passed over, and `lr_factor` multiplies the
+    learning rate.
     """
 
     step: int = 0
@@ -50,6 +51,7 @@ class TrainState:
     seconds: float = 0.0
     last_eval_step: int = 0
     last_prompt_test_step: int = 0
+    failing_prompt_tests: list[str] | None = None
     best_loss: float | None = None
     best_step: int | None = None
     evals_since_best: int = 0

@@ -1,5 +1,5 @@
-"""From a model and prompts to scores and samples."""
+"""Evaluation by generated answers: samples of fixed prompts, and prompt tests with rules."""
 
-from fledge.evaluate.samples import Sample, chat_batch, sample
+from fledge.evaluate.samples import ChatAnswer, Sample, chat_batch, sample
 
-__all__ = ["Sample", "chat_batch", "sample"]
+__all__ = ["ChatAnswer", "Sample", "chat_batch", "sample"]

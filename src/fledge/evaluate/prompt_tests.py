@@ -1,7 +1,7 @@
-"""Prompt regression: fixed prompts with rules, asked again and again while a model is raised."""
+"""Prompt tests: fixed prompts with rules for their answers, run again and again while a model is trained."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +11,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from fledge.errors import FledgeError
 from fledge.evaluate.rules import Rules, repetition
-from fledge.evaluate.samples import chat_batch
-from fledge.generation.engine import SamplingParams
+from fledge.evaluate.samples import ChatAnswer, chat_batch
+from fledge.generation import Engine, FinishReason, SamplingParams
 from fledge.model.decoder import Decoder
 from fledge.recipe.sections.base import ConfigModel
 from fledge.run.text_files import write_text
@@ -27,66 +27,107 @@ class Turn(ConfigModel):
 
 
 class Case(ConfigModel):
-    """One prompt, or a conversation that ends with the user, and what its answer must be like."""
+    """One prompt, or a conversation that ends with the user's turn, and the rules for its answer."""
 
-    name: str | None = Field(default=None, description="what it is called in reports; null: the prompt")
+    name: str | None = Field(default=None, description="its name in reports; null: the prompt")
     prompt: str | None = None
     system: str | None = None
     messages: list[Turn] = []
     expect: Rules
 
     @model_validator(mode="after")
-    def _one_way(self) -> "Case":
+    def _check_prompt(self) -> "Case":
         if (self.prompt is None) == (not self.messages):
-            raise ValueError("say prompt, or messages")
+            raise ValueError("needs either prompt or messages")
         if self.messages and self.system is not None:
-            raise ValueError("system goes with prompt; write it as the first of the messages")
+            raise ValueError("system belongs to prompt; with messages, write it as the first of them")
         if self.messages and self.messages[-1].role != "user":
-            raise ValueError("the last of the messages is the user's")
+            raise ValueError("the last of the messages must be the user's")
         return self
 
     def conversation(self) -> list[Message]:
-        """As the chat template reads it."""
+        """The messages that the chat template renders."""
         if self.messages:
             return [Message(turn.role, turn.content) for turn in self.messages]
-        first = [] if self.system is None else [Message("system", self.system)]
-        return [*first, Message("user", self.prompt or "")]
+        system = [] if self.system is None else [Message("system", self.system)]
+        return [*system, Message("user", self.prompt or "")]
 
     @property
     def title(self) -> str:
-        """Its name, or its last question."""
+        """The name of the case, or else its last question."""
         return self.name or self.conversation()[-1].content
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CaseResult:
-    """A case, its answer, and the rules it breaks."""
+    """A case, the answer to it, and the rules that the answer violates, each with what was found instead."""
 
     name: str
     prompt: str
     answer: str
-    ended: bool
+    finish_reason: FinishReason
     repetition: float
-    broken: tuple[str, ...]
+    violations: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the answer keeps all rules."""
+        return not self.violations
+
+
+@dataclass(frozen=True)
+class PromptTestReport:
+    """The results of all cases, compared with the names of the cases that failed the previous time (None: no such time)."""
+
+    results: tuple[CaseResult, ...]
+    previously_failing: frozenset[str] | None = None
+
+    @property
+    def failing(self) -> list[str]:
+        """Names of the cases that fail, sorted: the state to keep for the next time."""
+        return sorted(result.name for result in self.results if not result.passed)
+
+    @property
+    def newly_failing(self) -> list[str] | None:
+        """Names of the cases that fail and did not fail the previous time; None if there was none."""
+        return None if self.previously_failing is None else sorted(set(self.failing) - self.previously_failing)
+
+    @property
+    def newly_passing(self) -> list[str] | None:
+        """Names of the cases that failed the previous time and do not fail now; None if there was none."""
+        return None if self.previously_failing is None else sorted(self.previously_failing - set(self.failing))
+
+    def metrics(self) -> dict[str, Any]:
+        """`pass_rate`, `repetition` (the mean over all answers), `passed` and `cases` (numbers), and, if there was a
+        previous time, the names `newly_failing` and `newly_passing`."""
+        passed = sum(result.passed for result in self.results)
+        changes = {"newly_failing": self.newly_failing, "newly_passing": self.newly_passing}
+        return {
+            "pass_rate": round(passed / len(self.results), 6),
+            "repetition": round(sum(result.repetition for result in self.results) / len(self.results), 6),
+            "passed": passed,
+            "cases": len(self.results),
+            **({} if self.previously_failing is None else changes),
+        }
 
 
 def load_cases(file: Path) -> list[Case]:
-    """The cases of a YAML file: a list. FledgeError names file and line of what is wrong."""
+    """The cases of a YAML file, which is a list of them. FledgeError names file and line of what is wrong."""
     try:
         node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except FileNotFoundError:
-        raise FledgeError("there is no such file of prompts", where=str(file)) from None
+        raise FledgeError("there is no such file of prompt tests", where=str(file)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise FledgeError(f"cannot be read: {error}", where=str(file)) from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise FledgeError(f"not readable as YAML: {error.problem}", where=f"{file}:{line}") from None
     if not isinstance(node, yaml.SequenceNode) or not node.value:
-        raise FledgeError("a set of prompts is a list of cases", where=str(file), hint="see docs/evaluation.md")
+        raise FledgeError("a file of prompt tests is a list of cases", where=str(file), hint="see docs/evaluation.md")
     cases = [_case(item, file) for item in node.value]
     names = [case.title for case in cases]
-    if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise FledgeError(f"two cases are called '{doubled[0]}'", where=str(file), hint="give them a name")
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise FledgeError(f"two cases are called '{duplicates[0]}'", where=str(file), hint="give each its own name")
     return cases
 
 
@@ -96,52 +137,43 @@ def _case(node: yaml.Node, file: Path) -> Case:
         return Case.model_validate(loader.construct_document(node))
     except ValidationError as error:
         problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"])
-        text = (f"{place}: " if place else "") + problem["msg"].removeprefix("Value error, ")
-        raise FledgeError(text, where=f"{file}:{node.start_mark.line + 1}") from None
+        key = ".".join(str(name) for name in problem["loc"])
+        message = (f"{key}: " if key else "") + problem["msg"].removeprefix("Value error, ")
+        raise FledgeError(message, where=f"{file}:{node.start_mark.line + 1}") from None
     finally:
         loader.dispose()
 
 
-def run_cases(model: Decoder, tokenizer: Tokenizer, cases: Sequence[Case], sampling: SamplingParams) -> list[CaseResult]:
-    """Answers to all cases, and what is wrong with them. FledgeError for a prompt that leaves no room for an answer."""
-    conversations = [case.conversation() for case in cases]
-    room = model.config.max_position_embeddings
-    for case, conversation in zip(cases, conversations, strict=True):
-        if len(tokenizer.encode_prompt(conversation)) >= room:
-            raise FledgeError(f"'{case.title}' leaves no room for an answer: the model has {room:,} positions")
-    answers = chat_batch(model, tokenizer, conversations, sampling)
-    return [_checked(case, *answer) for case, answer in zip(cases, answers, strict=True)]
+def run_cases(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    cases: Sequence[Case],
+    params: SamplingParams,
+    previously_failing: Collection[str] | None = None,
+) -> PromptTestReport:
+    """Answer all cases and check the answers against their rules.
+
+    `previously_failing` is `PromptTestReport.failing` of the run before, None for the first run. Raises PromptTooLongError
+    for a case whose prompt leaves no room for an answer.
+    """
+    conversations, where = [case.conversation() for case in cases], [f"prompt test '{case.title}'" for case in cases]
+    answers = chat_batch(Engine(model, tokenizer.stop_ids), tokenizer, conversations, params, where)
+    results = tuple(_check(case, answer) for case, answer in zip(cases, answers, strict=True))
+    return PromptTestReport(results, None if previously_failing is None else frozenset(previously_failing))
 
 
-def _checked(case: Case, answer: str, ended: bool) -> CaseResult:
-    prompt, repeated = case.conversation()[-1].content, round(repetition(answer), 4)
-    return CaseResult(case.title, prompt, answer, ended, repeated, tuple(case.expect.broken(answer, ended)))
+def _check(case: Case, answer: ChatAnswer) -> CaseResult:
+    return CaseResult(
+        name=case.title,
+        prompt=case.conversation()[-1].content,
+        answer=answer.text,
+        finish_reason=answer.finish_reason,
+        repetition=round(repetition(answer.text), 4),
+        violations=tuple(case.expect.violations(answer.text, ended=answer.finish_reason == "stop")),
+    )
 
 
-def summary(checked: Sequence[CaseResult], before: set[str] | None) -> dict[str, Any]:
-    """`pass_rate`, `repetition` (mean), `passed`, `cases`; and the names that are `broken` now and were not `before` (names
-    that failed the last time), and the other way round, `mended`."""
-    failing = {one.name for one in checked if one.broken}
-    changed = {} if before is None else {"broken": sorted(failing - before), "mended": sorted(before - failing)}
-    return {
-        "pass_rate": round(1 - len(failing) / len(checked), 6),
-        "repetition": round(sum(one.repetition for one in checked) / len(checked), 6),
-        "passed": len(checked) - len(failing),
-        "cases": len(checked),
-        **changed,
-    }
-
-
-def write_failing(checked: Sequence[CaseResult], file: Path) -> None:
-    """The failing cases, one JSON object a line."""
-    lines = (json.dumps(asdict(one), ensure_ascii=False) for one in checked if one.broken)
+def write_failing(results: Sequence[CaseResult], file: Path) -> None:
+    """Write the failing cases to a file for people to read, one JSON object a line."""
+    lines = (json.dumps(asdict(result), ensure_ascii=False) for result in results if not result.passed)
     write_text(file, "".join(f"{line}\n" for line in lines))
-
-
-def previous_failures(folder: Path, step: int) -> set[str] | None:
-    """Names of the cases that failed the last time before a step; None where there was none."""
-    earlier = [file for file in sorted(folder.glob("step-*.jsonl")) if int(file.stem.removeprefix("step-")) < step]
-    if not earlier:
-        return None
-    return {json.loads(line)["name"] for line in earlier[-1].read_text(encoding="utf-8").splitlines()}

@@ -1,4 +1,4 @@
-"""Rules that an answer keeps or breaks: each a pure function of the answer."""
+"""Rules for answers: each is a pure function of the answer."""
 
 import difflib
 import json
@@ -16,88 +16,90 @@ REFUSALS = re.compile(
     r"|对不起|抱歉|我(不能|无法|没办法|没法)|作为(一个|一名)?(ai|人工智能|语言模型)",
     re.IGNORECASE,
 )
-OPENING = 200  # characters of an answer in which a refusal is looked for
-NGRAM = 4  # pieces whose repetition is counted
+REFUSAL_CHARACTERS = 200  # at the start of an answer, in which a refusal is looked for
+NGRAM = 4  # units whose repetition is counted
 
 
-def _pattern(text: str) -> str:
+def _check_pattern(text: str) -> str:
     try:
         re.compile(text)
     except re.error as error:
-        raise ValueError(f"no regular expression: {error}") from None
+        raise ValueError(f"not a regular expression: {error}") from None
     return text
 
 
-def _language(name: str) -> str:
+def _check_language(name: str) -> str:
     if name not in LANGUAGES:
-        raise ValueError(f"'{name}' is not known here (there are {', '.join(LANGUAGES)})")
+        raise ValueError(f"'{name}' is not a known language (known are {', '.join(LANGUAGES)})")
     return name
 
 
 class LengthRule(ConfigModel):
-    """Characters of the answer."""
+    """Bounds for the number of characters of the answer."""
 
     min: Annotated[int, Field(ge=0)] = 0
     max: Positive | None = None
 
 
 class Rules(ConfigModel):
-    """What an answer must be like; all that is named must hold. Texts are compared without the white space around them."""
+    """What an answer must be like; every rule that is given must hold. Texts are compared without surrounding white space."""
 
     contains: list[str] = Field(default=[], description="every one of these")
     contains_any: list[str] = Field(default=[], description="at least one of these")
     lacks: list[str] = Field(default=[], description="none of these")
-    regex: Annotated[str, AfterValidator(_pattern)] | None = Field(default=None, description="found somewhere in the answer")
+    regex: Annotated[str, AfterValidator(_check_pattern)] | None = Field(
+        default=None, description="matches somewhere in the answer"
+    )
     exact: list[str] = Field(default=[], description="the answer is one of these")
-    json_schema: dict[str, Any] | None = Field(default=None, description="the answer is JSON that this schema describes")
+    json_schema: dict[str, Any] | None = Field(default=None, description="the answer is JSON that fits this schema")
     not_refusal: Literal[True] | None = None
     max_repetition: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        default=None, description="largest share of repeated pieces; see `repetition`"
+        default=None, description="largest share of repeated n-grams; see `repetition`"
     )
-    language: Annotated[str, AfterValidator(_language)] | None = None
+    language: Annotated[str, AfterValidator(_check_language)] | None = None
     length: LengthRule | None = None
     ends: Literal[True] | None = Field(default=None, description="the model ends the answer by itself")
     reference: list[str] = Field(default=[], description="the answer resembles one of these")
-    at_least: Annotated[float, Field(gt=0, le=1)] = Field(default=0.6, description="how much it resembles them")
+    at_least: Annotated[float, Field(gt=0, le=1)] = Field(default=0.6, description="the least resemblance to one of them")
 
     @model_validator(mode="after")
-    def _something(self) -> "Rules":
+    def _check_not_empty(self) -> "Rules":
         if not self.model_fields_set - {"at_least"}:
-            raise ValueError("no rule: say what the answer must be like")
+            raise ValueError("there is no rule: give at least one")
         if "at_least" in self.model_fields_set and not self.reference:
-            raise ValueError("at_least belongs to reference")
+            raise ValueError("at_least needs reference")
         return self
 
-    def broken(self, answer: str, ended: bool) -> list[str]:
-        """The rules that an answer breaks, each with what was found."""
+    def violations(self, answer: str, ended: bool) -> list[str]:
+        """The rules that an answer violates, each with what was found. `ended`: the model ended the answer by itself."""
         text = answer.strip()
-        found = [f"lacks {part!r}" for part in self.contains if part not in text]
-        found += [f"contains {part!r}" for part in self.lacks if part in text]
-        if self.contains_any and not any(part in text for part in self.contains_any):
-            found.append(f"contains none of {self.contains_any}")
+        problems = [f"lacks {required!r}" for required in self.contains if required not in text]
+        problems += [f"contains {forbidden!r}" for forbidden in self.lacks if forbidden in text]
+        if self.contains_any and not any(option in text for option in self.contains_any):
+            problems.append(f"contains none of {self.contains_any}")
         if self.regex is not None and re.search(self.regex, text) is None:
-            found.append(f"does not match {self.regex!r}")
-        if self.exact and text not in [one.strip() for one in self.exact]:
-            found.append(f"is not {' or '.join(map(repr, self.exact))}")
-        if self.not_refusal and REFUSALS.search(text[:OPENING]):
-            found.append("refuses")
+            problems.append(f"does not match {self.regex!r}")
+        if self.exact and text not in [option.strip() for option in self.exact]:
+            problems.append(f"is not {' or '.join(map(repr, self.exact))}")
+        if self.not_refusal and REFUSALS.search(text[:REFUSAL_CHARACTERS]):
+            problems.append("refuses")
         if self.ends and not ended:
-            found.append("does not end by itself")
-        return found + self._measured(text)
+            problems.append("does not end by itself")
+        return problems + self._measured_violations(text)
 
-    def _measured(self, text: str) -> list[str]:
-        found = []
-        if self.json_schema is not None and (problem := _against_schema(text, self.json_schema)):
-            found.append(problem)
+    def _measured_violations(self, text: str) -> list[str]:
+        problems = []
+        if self.json_schema is not None and (problem := _schema_problem(text, self.json_schema)):
+            problems.append(problem)
         if self.max_repetition is not None and (share := repetition(text)) > self.max_repetition:
-            found.append(f"repeats itself: {share:.2f} is above {self.max_repetition:g}")
+            problems.append(f"repeats itself: {share:.2f} is above {self.max_repetition:g}")
         if self.language is not None and (language := detect_language(text)) != self.language:
-            found.append(f"is {language}, not {self.language}")
+            problems.append(f"is {language}, not {self.language}")
         if self.length is not None and not self.length.min <= len(text) <= (self.length.max or len(text)):
-            found.append(f"has {len(text)} characters")
+            problems.append(f"has {len(text)} characters")
         if self.reference and (best := max(resemblance(text, one) for one in self.reference)) < self.at_least:
-            found.append(f"resembles the reference by {best:.2f}, less than {self.at_least:g}")
-        return found
+            problems.append(f"resembles the reference by {best:.2f}, less than {self.at_least:g}")
+        return problems
 
 
 def split_units(text: str) -> list[str]:
@@ -106,20 +108,20 @@ def split_units(text: str) -> list[str]:
 
 
 def repetition(text: str) -> float:
-    """Share of n-grams of four pieces that were there before (rep-n: 1 − distinct ÷ all, Welleck et al. 2020); 0 for fewer
-    than two of them."""
-    parts = split_units(text)
-    grams = [tuple(parts[i : i + NGRAM]) for i in range(len(parts) - NGRAM + 1)]
-    return 1 - len(set(grams)) / len(grams) if len(grams) > 1 else 0.0
+    """Share of repeated n-grams of four units (rep-n: 1 − distinct ÷ all, Welleck et al. 2020); 0 if there are fewer than two
+    n-grams."""
+    units = split_units(text)
+    ngrams = [tuple(units[i : i + NGRAM]) for i in range(len(units) - NGRAM + 1)]
+    return 1 - len(set(ngrams)) / len(ngrams) if len(ngrams) > 1 else 0.0
 
 
 def resemblance(one: str, other: str) -> float:
-    """Twice the pieces in matching runs ÷ the pieces of both (Ratcliff & Obershelp 1988): 1 is equal, 0 has nothing in
-    common."""
+    """Twice the units in matching runs ÷ the units of both texts (Ratcliff & Obershelp 1988): 1 for equal texts, 0 for texts
+    with nothing in common."""
     return difflib.SequenceMatcher(None, split_units(one), split_units(other), autojunk=False).ratio()
 
 
-def _against_schema(text: str, schema: dict[str, Any]) -> str | None:
+def _schema_problem(text: str, schema: dict[str, Any]) -> str | None:
     try:
         import jsonschema
     except ImportError:
@@ -127,7 +129,7 @@ def _against_schema(text: str, schema: dict[str, Any]) -> str | None:
     try:
         jsonschema.validate(json.loads(text), schema)
     except ValueError as error:
-        return f"is no JSON: {error}"
+        return f"is not JSON: {error}"
     except jsonschema.ValidationError as error:
         return f"does not fit its schema: {error.message}"
     return None

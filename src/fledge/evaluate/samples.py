@@ -4,60 +4,73 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fledge.errors import FledgeError
-from fledge.generation.engine import Generated, SamplingParams, generate
+from fledge.generation import Completion, Engine, FinishReason, SamplingParams
 from fledge.model.decoder import Decoder
 from fledge.recipe.schema import GenerationSamplesConfig
 from fledge.tokenizer import Message, Tokenizer
 
 
 @dataclass(frozen=True)
+class ChatAnswer:
+    """The text of an answer and why it ended: "stop" if the model ended it, "length" if it was cut."""
+
+    text: str
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
 class Sample:
-    """A prompt, what the model made of it, and whether it ended by itself."""
+    """A prompt, the model's answer to it, and why the answer ended."""
 
     prompt: str
     answer: str
-    ended: bool
+    finish_reason: FinishReason
 
     def as_dict(self) -> dict[str, Any]:
-        """For eval/*.json."""
+        """The values as eval/*.json has them."""
         return asdict(self)
 
 
 def chat_batch(
-    model: Decoder, tokenizer: Tokenizer, conversations: Sequence[Sequence[Message]], sampling: SamplingParams
-) -> list[tuple[str, bool]]:
-    """(answer, ended) for conversations that end with the user's turn."""
+    engine: Engine,
+    tokenizer: Tokenizer,
+    conversations: Sequence[Sequence[Message]],
+    params: SamplingParams,
+    where: Sequence[str] | None = None,
+) -> list[ChatAnswer]:
+    """Answers to conversations that end with the user's turn.
+
+    Raises PromptTooLongError for a conversation that leaves no room for an answer; `where` names the conversations.
+    """
     prompts = [tokenizer.encode_prompt(conversation) for conversation in conversations]
-    made = generate(model, prompts, tokenizer.stop_ids, sampling)
-    return [_text(tokenizer, one) for one in made]
+    completions = engine.generate(prompts, params, where=where)
+    return [ChatAnswer(_text(tokenizer, completion), completion.finish_reason) for completion in completions]
 
 
-def _text(tokenizer: Tokenizer, one: Generated) -> tuple[str, bool]:
-    return tokenizer.decode(one.tokens, skip_special=True), one.finish_reason
+def _text(tokenizer: Tokenizer, completion: Completion) -> str:
+    return tokenizer.decode(completion.tokens, skip_special=True)
 
 
 def sample(model: Decoder, tokenizer: Tokenizer, config: GenerationSamplesConfig, kind: str) -> list[Sample]:
-    """Greedy answers to the recipe's prompts; around pretraining, continuations of its texts."""
-    sampling = SamplingParams(max_new_tokens=config.max_new_tokens)
+    """Greedy answers to the recipe's prompts; for a stage of kind "pretrain", continuations of its texts.
+
+    Raises PromptTooLongError, with the recipe key, for a prompt that leaves no room for an answer.
+    """
     if kind == "pretrain":
-        pairs = [(text, tokenizer.encode_prefix(text)) for text in config.texts]
-        pairs = [(text, prompt) for text, prompt in pairs if prompt]
-        _check_room([prompt for _, prompt in pairs], model, "generation_samples.texts")
-        made = generate(model, [prompt for _, prompt in pairs], tokenizer.stop_ids, sampling)
-        return [Sample(text, *_text(tokenizer, one)) for (text, _), one in zip(pairs, made, strict=True)]
-    conversations = [[Message("user", prompt)] for prompt in config.prompts]
-    _check_room([tokenizer.encode_prompt(one) for one in conversations], model, "generation_samples.prompts")
-    answers = chat_batch(model, tokenizer, conversations, sampling)
-    return [Sample(prompt, *answer) for prompt, answer in zip(config.prompts, answers, strict=True)]
-
-
-def _check_room(prompts: Sequence[Sequence[int]], model: Decoder, where: str) -> None:
-    room = model.config.max_position_embeddings
-    for number, prompt in enumerate(prompts, 1):
-        if len(prompt) >= room:
-            raise FledgeError(
-                f"number {number} has {len(prompt):,} tokens, the model has {room:,} positions: no room for an answer",
-                where=where,
-                hint="shorten it or take it out",
-            )
+        key, texts = "texts", config.texts
+        prompts = [tokenizer.encode_prefix(text) for text in texts]
+    else:
+        key, texts = "prompts", config.prompts
+        prompts = [tokenizer.encode_prompt([Message("user", text)]) for text in texts]
+    numbers = [number for number, prompt in enumerate(prompts) if prompt]  # an empty text has no tokens to start from
+    if not numbers:
+        return []
+    completions = Engine(model, tokenizer.stop_ids).generate(
+        [prompts[number] for number in numbers],
+        SamplingParams(max_new_tokens=config.max_new_tokens),
+        where=[f"generation_samples.{key}, number {number + 1}" for number in numbers],
+    )
+    return [
+        Sample(texts[number], _text(tokenizer, completion), completion.finish_reason)
+        for number, completion in zip(numbers, completions, strict=True)
+    ]

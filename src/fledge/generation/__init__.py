@@ -1,1 +1,22 @@
-"""Generation: an engine that decodes requests together, sampling, the key-value cache, packed weights."""
+"""Generation: an engine that decodes requests together, sampling, the key-value cache, packed weights, streamed text."""
+
+from fledge.generation.engine import Engine, generate, stream
+from fledge.generation.request import Completion, FinishReason, PromptTooLongError, TokenOutput, check_prompt
+from fledge.generation.sampling import SamplingParams
+from fledge.generation.scoring import score_tokens
+from fledge.generation.text_stream import TextStream, decode_stream
+
+__all__ = [
+    "Completion",
+    "Engine",
+    "FinishReason",
+    "PromptTooLongError",
+    "SamplingParams",
+    "TextStream",
+    "TokenOutput",
+    "check_prompt",
+    "decode_stream",
+    "generate",
+    "score_tokens",
+    "stream",
+]

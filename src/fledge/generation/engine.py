@@ -1,193 +1,293 @@
-"""Generation: answers to many prompts at once; where one ends, the next prompt takes its slot at once.
+"""The generation engine: requests join and leave while it runs, and a free slot is refilled in the next pass.
 
-Greedy answers equal those of a whole forward pass for each token, and no answer depends on the others in its batch (up
-to the rounding of sums whose order depends on the batch's size). It computes in the model's `compute_dtype`: float32 for
-a model that was loaded, what the machine's probe chose for one in training.
+Greedy answers equal those of one whole forward pass for each token, and no answer depends on the other requests (up to the
+rounding of sums whose order depends on the batch size). It computes in the model's `compute_dtype`: float32 for a loaded
+model, what autotune chose for a model in training.
 
-Memory: the cache (`cache.cache_bytes`: 2 · layers · slots · key-value heads · head size · places · bytes of a number,
-where places is the length of the longest sequence under way, at most half more), the fused weights, and one pass.
+Memory: the packed weights; the cache (`kv_cache.cache_bytes`: 2 · layers · slots · key-value heads · head size · capacity ·
+bytes of a number, where the slots are at most `max_batch_size` and the capacity follows the longest running sequence, at
+most the model's positions); and the activations of one pass. The cache is freed whenever nothing is left to do.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
+from itertools import islice
 
 import torch
+from torch import Tensor
 
 from fledge.errors import FledgeError
 from fledge.generation.native import InferenceModel
-from fledge.generation.sampling import SamplingParams, process_logits, sample_next_token
+from fledge.generation.request import Completion, FinishReason, Request, TokenOutput, check_prompt
+from fledge.generation.sampling import GREEDY, SamplingParams, sample_batch, token_log_probabilities, uniform_draws
+from fledge.generation.seen_tokens import SeenTokens
 from fledge.model.decoder import Decoder, eval_mode
 
-__all__ = ["BatchGenerator", "Generated", "SamplingParams", "generate", "process_logits", "stream"]
-
-PASS_TOKENS = 2048  # of new prompts, padding counted, in one pass: bounds its memory. A longer prompt goes alone.
-
-
-@dataclass(frozen=True)
-class Generated:
-    """New tokens of one prompt, without the stop token; `ended` says whether there was one."""
-
-    tokens: list[int]
-    finish_reason: bool
+PREFILL_TOKENS = 2048  # prompt tokens in one pass, padding included: bounds its memory. A longer prompt goes alone.
+MAX_BATCH_SIZE = 64
 
 
-@dataclass
-class SequenceState:
-    """An answer on its way: which prompt, how many tokens it may have, those made so far."""
+class Engine:
+    """Generates tokens for many requests at once.
 
-    index: int
-    prompt: Sequence[int]
-    max_tokens: int
-    tokens: list[int] = field(default_factory=list)
-    ended: bool = False
+    `add` accepts a request at any time, `step` computes one more token of every running request, `cancel` ends a request
+    early. `generate` and `stream` are the short forms for a list of prompts and for one prompt; they may be used while
+    other requests are running. Requests start in the order in which they were added. One thread at a time.
 
-    @property
-    def stored(self) -> int:
-        """Tokens whose keys and values are in the cache: all but the newest, which the next pass reads."""
-        return len(self.prompt) + len(self.tokens) - 1
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing follows."""
-        return self.ended or len(self.tokens) >= self.max_tokens
-
-
-class BatchGenerator:
-    """Prompts waiting, and the answers under way: always in the first slots, one each.
-
-    The longest prompts go first, and neighbours are of similar length: the cache has its size early, and prompts that
-    begin together need little padding.
+    The weights are cast and packed once, here: after they have changed, build another engine.
     """
 
-    def __init__(
-        self, model: Decoder, prompts: Sequence[Sequence[int]], stop: frozenset[int], sampling: SamplingParams, batch: int
-    ) -> None:
-        room = model.config.max_position_embeddings
-        _check(prompts, room, batch)
-        self.stop, self.sampling, self.slots = stop, sampling, min(batch, len(prompts))
-        self.answers = [
-            SequenceState(index, prompt, min(sampling.max_new_tokens, room - len(prompt)))
-            for index, prompt in enumerate(prompts)
-        ]
-        open_ones = [answer for answer in self.answers if not answer.finished]
-        self.waiting = deque(sorted(open_ones, key=lambda answer: -len(answer.prompt)))
-        self.going: list[SequenceState] = []
-        self.form = InferenceModel(model)
-        longest = max((len(answer.prompt) + answer.max_tokens for answer in open_ones), default=0)
-        self.cache = self.form.empty_cache(self.slots, longest)
-        wide = model.vocab_size if sampling.needs_seen_tokens else 0
-        self.seen = torch.zeros(self.slots, wide, dtype=torch.bool, device=self.form.device)
+    @torch.no_grad()
+    def __init__(self, model: Decoder, stop_ids: Collection[int] = (), *, max_batch_size: int = MAX_BATCH_SIZE) -> None:
+        if max_batch_size < 1:
+            raise FledgeError(f"must be 1 or more, not {max_batch_size}", where="max_batch_size")
+        self.model, self.stop_ids, self.max_batch_size = model, frozenset(stop_ids), max_batch_size
+        self.max_positions = model.config.max_position_embeddings
+        self.inference_model = InferenceModel(model)
+        self.cache = self.inference_model.empty_cache()
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []  # the request at index i has slot i of the cache
+        self._seen = SeenTokens(model.vocab_size, self.inference_model.device)
+        self._outputs: list[TokenOutput] = []
+        self._next_id = 0
+        self._longest = 0  # tokens that the longest of the present requests can have
 
-    def __bool__(self) -> bool:
-        """Whether anything is left to do."""
-        return bool(self.waiting or self.going)
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that are waiting or running."""
+        return len(self.waiting) + len(self.running)
 
-    def step(self) -> list[SequenceState]:
-        """One token more for every answer under way, new ones included; returns the answers that it finished."""
-        tokens, lengths = [one.tokens[-1] for one in self.going], [one.stored for one in self.going]
-        new = self._next_prompts()
-        logits = self.form.forward(self.cache, tokens, lengths, [one.prompt for one in new])
-        self.going += new
-        if self.sampling.needs_seen_tokens:
-            self._remember(tokens, new)
-        owners = torch.tensor([[one.index, len(one.tokens)] for one in self.going]).to(self.form.device)
-        seen = self.seen[: len(self.going)]
-        chosen = sample_next_token(logits, self.sampling, seen, owners[:, 0], owners[:, 1]).tolist()
-        for one, token in zip(self.going, chosen, strict=True):
-            if token in self.stop:
-                one.ended = True
-            else:
-                one.tokens.append(token)
-        done = [one for one in self.going if one.finished]
-        if done:
+    def add(
+        self, prompt: Sequence[int], params: SamplingParams = GREEDY, *, sample_index: int = 0, where: str | None = "prompt"
+    ) -> int:
+        """Queue a request and return its id.
+
+        Its answer ends with a stop token, after `max_new_tokens`, or at the last position of the model. Random draws are a
+        function of `params.seed`, `sample_index` and the position in the answer: give different indices to draw several
+        answers to one prompt with one seed. Raises FledgeError for an empty prompt and PromptTooLongError for one that
+        leaves no room for an answer; `where` names the prompt in the message.
+        """
+        return self._add(prompt, params, sample_index, where, self._outputs).request_id
+
+    def _add(
+        self, prompt: Sequence[int], params: SamplingParams, sample_index: int, where: str | None, outputs: list[TokenOutput]
+    ) -> Request:
+        check_prompt(prompt, self.max_positions, where)
+        request = Request(
+            request_id=self._next_id,
+            prompt=list(prompt),
+            params=params,
+            sample_index=sample_index,
+            max_tokens=min(params.max_new_tokens, self.max_positions - len(prompt)),
+            outputs=outputs,
+        )
+        self._next_id += 1
+        self._longest = max(self._longest, len(prompt) + request.max_tokens)
+        self.waiting.append(request)
+        return request
+
+    def step(self) -> list[TokenOutput]:
+        """Compute one more token of every running request, those that start now included.
+
+        Returns all outputs, since the last call, of requests that `add` queued. With nothing left to do it computes nothing.
+        """
+        self._forward_pass()
+        outputs = self._outputs.copy()
+        self._outputs.clear()
+        return outputs
+
+    def cancel(self, request_id: int) -> bool:
+        """End a request; its slot is free for the next pass. Its last output, with the finish reason "cancelled", comes with
+        the next `step`. Returns False if there is no unfinished request with this id."""
+        for request in (*self.running, *self.waiting):
+            if request.request_id == request_id:
+                self._finish(request, TokenOutput(request_id, None, None, "cancelled"))
+                if request in self.running:
+                    self._compact_slots()
+                else:
+                    self.waiting.remove(request)
+                self._free_if_idle()
+                return True
+        return False
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] = GREEDY,
+        *,
+        where: Sequence[str] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Completion]:
+        """The completions of prompts, in their order; `params` are for all of them or one for each.
+
+        The sample index of a prompt is its index in the list. `progress` is called with the number of newly finished
+        completions whenever there are some. Raises FledgeError for a prompt that is empty or too long before anything is
+        computed; `where` names the prompts in the message.
+        """
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts, but {len(each)} sampling parameters")
+        for number, prompt in enumerate(prompts):
+            check_prompt(prompt, self.max_positions, where[number] if where else f"prompt {number + 1}")
+        # The longest go first: the cache has its size early, and prompts that start together need little padding.
+        order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
+        requests = {number: self._add(prompts[number], each[number], number, None, []) for number in order}
+        unfinished = {request.request_id for request in requests.values()}
+        try:
+            while unfinished:
+                finished = unfinished & {request.request_id for request in self._forward_pass()}
+                unfinished -= finished
+                if progress and finished:
+                    progress(len(finished))
+        finally:
+            for request_id in unfinished:
+                self.cancel(request_id)
+        return [Completion.from_outputs(requests[number].outputs) for number in range(len(prompts))]
+
+    def stream(self, prompt: Sequence[int], params: SamplingParams = GREEDY, *, where: str | None = "prompt") -> Iterator[int]:
+        """The tokens of one answer, each as soon as it is chosen: those that `generate` gives for this prompt alone.
+
+        The request is cancelled when the iterator is closed early.
+        """
+        outputs: list[TokenOutput] = []
+        request = self._add(prompt, params, 0, where, outputs)
+        try:
+            while outputs or request.finish_reason is None:
+                if not outputs:
+                    self._forward_pass()
+                for output in outputs:
+                    if output.token is not None and output.finish_reason != "stop":
+                        yield output.token
+                outputs.clear()
+        finally:
+            if request.finish_reason is None:
+                self.cancel(request.request_id)
+
+    @torch.no_grad()
+    def _forward_pass(self) -> list[Request]:
+        """One pass through the model; returns the requests that it finished."""
+        starting = self._next_prompts()
+        if not self.running and not starting:
+            return []
+        self._grow_cache()
+        decoded = [request.tokens[-1] for request in self.running]
+        prompts = [request.prompt for request in starting]
+        lengths = [request.num_cached for request in self.running]
+        with eval_mode(self.model) if self.model.training else nullcontext():
+            logits = self.inference_model.forward(self.cache, decoded, lengths, prompts)
+        for _ in starting:  # only now: a pass that fails, for want of memory, leaves them in the queue
+            self.waiting.popleft()
+        self.running += starting
+        needs_seen = any(request.params.needs_seen_tokens for request in self.running)
+        seen = self._seen.update(decoded, prompts) if needs_seen else None
+        finished = self._append_tokens(logits, seen)
+        if finished:
             self._compact_slots()
-        return done
+            self._free_if_idle()
+        return finished
 
-    def _next_prompts(self) -> list[SequenceState]:
-        """Those that begin in this pass: as many as there are free slots, but not more than a pass may hold."""
-        new: list[SequenceState] = []
-        while self.waiting and len(self.going) + len(new) < self.slots:
-            longest = len((new or self.waiting)[0].prompt)
-            if new and longest * (len(new) + 1) > PASS_TOKENS:
+    def _next_prompts(self) -> list[Request]:
+        """The requests that start in this pass: as many as there are free slots, but no more than a pass may hold."""
+        starting: list[Request] = []
+        longest = 0
+        for request in islice(self.waiting, self.max_batch_size - len(self.running)):
+            longest = max(longest, len(request.prompt))
+            if starting and longest * (len(starting) + 1) > PREFILL_TOKENS:
                 break
-            new.append(self.waiting.popleft())
-        return new
+            starting.append(request)
+        return starting
 
-    def _remember(self, tokens: list[int], new: list[SequenceState]) -> None:
-        """Mark what the last pass read as seen."""
-        going = len(tokens)
-        self.seen[going : going + len(new)] = False
-        slots, ids = list(range(going)), list(tokens)
-        for slot, one in enumerate(new, going):
-            slots += [slot] * len(one.prompt)
-            ids += one.prompt
-        where, which = torch.tensor([slots, ids]).to(self.form.device)
-        self.seen[where, which] = True
+    def _grow_cache(self) -> None:
+        """Have a slot for each present request, up to the batch size. Slots at least double when they grow, so that a cache
+        that grows with its requests is copied only a few times."""
+        slots = min(self.max_batch_size, self.num_unfinished)
+        if slots > self.cache.slots:
+            slots = min(self.max_batch_size, max(slots, 2 * self.cache.slots))
+        self.cache.resize(slots, self._longest)
+
+    def _append_tokens(self, logits: Tensor, seen: Tensor | None) -> list[Request]:
+        """Choose the next token of each running request from its logits [n, V]; returns the requests that it finishes."""
+        tokens = sample_batch(logits, [request.params for request in self.running], seen, self._draws())
+        logprobs = self._logprobs(logits, tokens)
+        finished = []
+        for slot, (request, token) in enumerate(zip(self.running, tokens.tolist(), strict=True)):
+            reason: FinishReason | None = None
+            if token in self.stop_ids:
+                reason = "stop"
+            else:
+                request.tokens.append(token)
+                if len(request.tokens) == request.max_tokens:
+                    reason = "length"
+            output = TokenOutput(request.request_id, token, logprobs.get(slot), reason)
+            if reason is None:
+                request.outputs.append(output)
+            else:
+                self._finish(request, output)
+                finished.append(request)
+        return finished
+
+    def _draws(self) -> Tensor | None:
+        """A random number for each running request, or None if all of them are greedy."""
+        if all(request.params.temperature <= 0 for request in self.running):
+            return None
+        return uniform_draws(
+            [request.params.seed for request in self.running],
+            [request.sample_index for request in self.running],
+            [len(request.tokens) for request in self.running],
+            self.inference_model.device,
+        )
+
+    def _logprobs(self, logits: Tensor, tokens: Tensor) -> dict[int, float]:
+        """Log-probabilities of the chosen tokens [n], by slot, of the requests that ask for them."""
+        slots = [slot for slot, request in enumerate(self.running) if request.params.logprobs]
+        if not slots:
+            return {}
+        if len(slots) < len(self.running):
+            index = torch.tensor(slots, device=logits.device)
+            logits, tokens = logits[index], tokens[index]
+        return dict(zip(slots, token_log_probabilities(logits, tokens).tolist(), strict=True))
+
+    def _finish(self, request: Request, output: TokenOutput) -> None:
+        request.finish_reason = output.finish_reason
+        request.outputs.append(output)
 
     def _compact_slots(self) -> None:
-        """Finished answers leave; the last ones move into their slots."""
-        kept = [slot for slot, one in enumerate(self.going) if not one.finished]
+        """Finished requests leave; the last requests move into their slots."""
+        kept = [slot for slot, request in enumerate(self.running) if request.finish_reason is None]
         movers = [slot for slot in kept if slot >= len(kept)]
-        holes = [slot for slot in range(len(kept)) if self.going[slot].finished]
+        holes = [slot for slot in range(len(kept)) if self.running[slot].finish_reason is not None]
         if movers:
-            self.cache.move(movers, holes, max(self.going[slot].stored for slot in movers))
-            self.seen[holes] = self.seen[movers]
+            self.cache.move(movers, holes, max(self.running[slot].num_cached for slot in movers))
+            self._seen.move(movers, holes)
             for mover, hole in zip(movers, holes, strict=True):
-                self.going[hole] = self.going[mover]
-        del self.going[len(kept) :]
+                self.running[hole] = self.running[mover]
+        del self.running[len(kept) :]
+
+    def _free_if_idle(self) -> None:
+        """Give the memory of cache and seen tokens back when no request is left."""
+        if not self.num_unfinished:
+            self.cache.clear()
+            self._seen.clear()
+            self._longest = 0
 
 
-def _check(prompts: Sequence[Sequence[int]], room: int, batch: int) -> None:
-    if batch < 1:
-        raise FledgeError(f"a batch of {batch} sequences cannot be", where="batch", hint="take 1 or more")
-    for number, prompt in enumerate(prompts, 1):
-        if not prompt:
-            raise FledgeError("it is empty: there is nothing to go on from", where=f"prompt {number}")
-        if len(prompt) > room:
-            raise FledgeError(
-                f"it has {len(prompt):,} tokens, the model has room for {room:,}",
-                where=f"prompt {number}",
-                hint="shorten it, or train with a larger model.max_position_embeddings",
-            )
-
-
-@torch.no_grad()
 def generate(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
-    stop: frozenset[int],
-    sampling: SamplingParams,
-    batch: int = 64,
+    stop_ids: Collection[int] = (),
+    params: SamplingParams | Sequence[SamplingParams] = GREEDY,
+    max_batch_size: int = MAX_BATCH_SIZE,
     progress: Callable[[int], None] | None = None,
-) -> list[Generated]:
-    """Answers to tokenised prompts, in their order; at most `batch` are under way at a time.
-
-    Each ends at a stop token, after `max_new_tokens`, or where the model's positions end; a prompt that fills them all
-    gets an empty answer. `progress` is told how many answers were finished, whenever some were. Dropout is off meanwhile.
-    Raises FledgeError for a prompt that is empty or longer than the model's positions.
-    """
+) -> list[Completion]:
+    """`Engine.generate` with an engine for this one call."""
     if not prompts:
         return []
-    with eval_mode(model):
-        generation = BatchGenerator(model, prompts, stop, sampling, batch)
-        full = sum(answer.finished for answer in generation.answers)
-        if progress and full:
-            progress(full)
-        while generation:
-            finished = len(generation.step())
-            if progress and finished:
-                progress(finished)
-    return [Generated(answer.tokens, answer.ended) for answer in generation.answers]
+    return Engine(model, stop_ids, max_batch_size=max_batch_size).generate(prompts, params, progress=progress)
 
 
-@torch.no_grad()
-def stream(model: Decoder, prompt: Sequence[int], stop: frozenset[int], sampling: SamplingParams) -> Iterator[int]:
-    """The tokens of one answer as they are made; the same as `generate` gives for this prompt alone."""
-    with eval_mode(model):
-        generation = BatchGenerator(model, [prompt], stop, sampling, 1)
-        (answer,) = generation.answers
-        while generation:
-            generation.step()
-            if not answer.ended:
-                yield answer.tokens[-1]
+def stream(
+    model: Decoder, prompt: Sequence[int], stop_ids: Collection[int] = (), params: SamplingParams = GREEDY
+) -> Iterator[int]:
+    """`Engine.stream` with an engine for this one call."""
+    return Engine(model, stop_ids, max_batch_size=1).stream(prompt, params)

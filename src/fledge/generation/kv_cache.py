@@ -1,17 +1,17 @@
-"""The cache of keys and values: one slot for each answer under way.
+"""The cache of keys and values: one slot for each running request.
 
-A slot is one contiguous stretch, in which token p of a sequence lies at place p. Pages behind a block table would waste no
-room behind short sequences, but PyTorch has no kernel on a CPU that attends through a table. Gathering the pages into a
-stretch first costs one to three times what attending itself does, in every layer of every step (measured with 64
-sequences of 128 and 256 tokens, 2 heads of 64, float32 and bf16). What is wasted is bounded instead: the stretches are
-only as long as the longest sequence under way needs, at most half more.
+A slot is one contiguous stretch of memory in which the token at position p of a sequence lies at index p. Pages behind a
+block table would waste no memory behind short sequences, but PyTorch has no CPU kernel that attends through a table.
+Gathering the pages into a stretch first costs one to three times what attention itself costs, in every layer of every step
+(measured with 64 sequences of 128 and 256 tokens, 2 heads of 64, float32 and bf16). The waste is bounded instead: the
+stretches are only as long as the longest running sequence needs, at most half more.
 """
 
 import torch
 from torch import Tensor
 
 GRAIN = 64  # capacities are multiples of this many tokens
-GROWTH = 1.5  # a capacity that is too small grows at least by this, so that a sequence is moved a few times in all
+GROWTH = 1.5  # a capacity that is too small grows at least by this factor, so that a sequence is copied only a few times
 
 
 def round_up(length: int, grain: int) -> int:
@@ -19,54 +19,84 @@ def round_up(length: int, grain: int) -> int:
     return -(-length // grain) * grain
 
 
-def cache_bytes(layers: int, slots: int, kv_heads: int, head_size: int, capacity: int, dtype: torch.dtype) -> int:
-    """Bytes of a cache: a key and a value for each layer, slot, head and place."""
-    return 2 * layers * slots * kv_heads * round_up(capacity, GRAIN) * head_size * dtype.itemsize
+def cache_bytes(*, num_layers: int, slots: int, num_kv_heads: int, head_dim: int, capacity: int, dtype: torch.dtype) -> int:
+    """Bytes of a cache: one key and one value for each layer, slot, head and position."""
+    return 2 * num_layers * slots * num_kv_heads * round_up(capacity, GRAIN) * head_dim * dtype.itemsize
 
 
 class KVCache:
-    """Keys and values of `slots` sequences, per layer [S, 2K, C, d]: the K heads of keys, then those of values.
+    """Keys and values of S slots, per layer [S, 2K, C, d]: the K heads of keys, then those of values.
 
-    The capacity C starts small and grows with the sequences, to `longest` tokens (rounded up to a multiple of 64) and
-    not further; growing holds one layer twice. Places that were never written are 0, not anything: a weight of 0 times
-    NaN would be NaN.
+    The capacity C grows with the sequences, up to `max_length` tokens (rounded up to a multiple of 64); the number of
+    slots grows with `resize`. Growing holds one layer twice. Positions that were never written are 0 and not arbitrary,
+    because an attention weight of 0 times NaN would be NaN.
     """
 
     def __init__(
-        self, layers: int, slots: int, kv_heads: int, head_size: int, longest: int, dtype: torch.dtype, device: torch.device
+        self,
+        *,
+        num_layers: int,
+        slots: int,
+        num_kv_heads: int,
+        head_dim: int,
+        max_length: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        self.longest, self.capacity, self.kv_heads = longest, 0, kv_heads
-        empty = torch.zeros(slots, 2 * kv_heads, 0, head_size, dtype=dtype, device=device)
-        self.layers = [empty] * layers
+        self.num_kv_heads, self.max_length, self.peak_bytes = num_kv_heads, max_length, 0
+        empty = torch.zeros(slots, 2 * num_kv_heads, 0, head_dim, dtype=dtype, device=device)
+        self.layers = [empty] * num_layers
+
+    @property
+    def slots(self) -> int:
+        """How many sequences it has room for."""
+        return self.layers[0].shape[0]
+
+    @property
+    def capacity(self) -> int:
+        """How many tokens of each sequence it has room for now."""
+        return self.layers[0].shape[2]
+
+    def resize(self, slots: int, max_length: int) -> None:
+        """Have at least this many slots, and let the capacity grow to at least `max_length` tokens."""
+        self.max_length = max(self.max_length, max_length)
+        if slots > self.slots:
+            self._grow(slots, self.capacity)
 
     def reserve(self, length: int) -> None:
-        """Make room for sequences of `length` tokens."""
-        if length <= self.capacity:
-            return
-        wanted = max(length + GRAIN, int(self.capacity * GROWTH))
-        capacity = round_up(max(length, min(wanted, self.longest)), GRAIN)
-        for number, old in enumerate(self.layers):
-            new = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
-            new[:, :, : self.capacity] = old
-            self.layers[number] = new
-        self.capacity = capacity
+        """Have room for sequences of `length` tokens."""
+        if length > self.capacity:
+            target = max(length + GRAIN, int(self.capacity * GROWTH))
+            self._grow(self.slots, round_up(max(length, min(target, self.max_length)), GRAIN))
 
-    def write(self, layer: int, slots: Tensor, places: Tensor, keys_and_values: Tensor) -> None:
-        """Keys and values [N, 2K, d] of N tokens, into their slots [N] at their places [N]."""
-        self.layers[layer][slots, :, places] = keys_and_values
+    def _grow(self, slots: int, capacity: int) -> None:
+        for number, old in enumerate(self.layers):
+            new = old.new_zeros(slots, old.shape[1], capacity, old.shape[3])
+            new[: old.shape[0], :, : old.shape[2]] = old
+            self.layers[number] = new
+        self.peak_bytes = max(self.peak_bytes, self.nbytes)
+
+    def clear(self) -> None:
+        """Free the memory: no slots, no capacity."""
+        first, self.max_length = self.layers[0], 0
+        self.layers = [first.new_zeros(0, first.shape[1], 0, first.shape[3])] * len(self.layers)
+
+    def write(self, layer: int, slots: Tensor, positions: Tensor, keys_and_values: Tensor) -> None:
+        """Store the keys and values [N, 2K, d] of N tokens in their slots [N] at their positions [N]."""
+        self.layers[layer][slots, :, positions] = keys_and_values
 
     def read(self, layer: int, slots: int, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [slots, K, length, d] of the first slots and places: views, nothing is copied."""
+        """Keys and values [slots, K, length, d] of the first slots and positions: views, not copies."""
         stored = self.layers[layer][:slots, :, :length]
-        return stored[:, : self.kv_heads], stored[:, self.kv_heads :]
+        return stored[:, : self.num_kv_heads], stored[:, self.num_kv_heads :]
 
     def move(self, sources: list[int], targets: list[int], length: int) -> None:
-        """The first `length` places of the slots `sources`, into the slots `targets`."""
+        """Copy the first `length` positions of the slots `sources` to the slots `targets`."""
         device = self.layers[0].device
-        to, of = torch.tensor(targets, device=device), torch.tensor(sources, device=device)
+        target_index, source_index = torch.tensor(targets, device=device), torch.tensor(sources, device=device)
         for layer in self.layers:
             view = layer[:, :, :length]
-            view[to] = view[of]
+            view[target_index] = view[source_index]
 
     @property
     def nbytes(self) -> int:

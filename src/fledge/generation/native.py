@@ -1,10 +1,10 @@
-"""The decoder in the form that generation runs: the same function, fewer operations, weights cast once.
+"""The decoder in the form that generation runs: it computes the decoder's function with fewer operations and weights cast once.
 
-Made once for each call from the model's weights, in `compute_dtype` (training casts its float32 weights in every call).
-Query, key and value are one product, residuals are added and gates multiplied by the products that end in them, and the
-matrices are packed for the machine (`products.py`). That is a second copy of the weights while it lives.
+It is built once for each engine from the model's weights, in `compute_dtype` (training casts its float32 weights in every
+call). Query, key and value are one product, residuals are added and gates multiplied by the products that end in them, and
+the matrices are packed for the machine (`packed_linear.py`). It holds a second copy of the weights while it exists.
 
-One pass takes the next token of every answer under way together with new prompts (Yu et al. 2022, "Orca", §4.2): their
+One pass takes the next token of every running request together with whole new prompts (Yu et al. 2022, "Orca", §4.2): their
 tokens share the matrix products without padding, and only attention tells them apart.
 """
 
@@ -20,30 +20,33 @@ from fledge.generation.packed_linear import product
 from fledge.generation.packed_mlp import feed_of
 from fledge.model.decoder import Block, Decoder
 
-READ_GRAIN = 16  # attention reads a multiple of this many places: an odd number makes its products slower
+READ_GRAIN = 16  # attention reads a multiple of this many positions: an odd number makes its products slower
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ForwardBatch:
-    """How the N tokens of a pass lie: first one token for each of the `going` answers, then `prompts` one after another.
+    """The layout of the N tokens of a pass: first one token for each of the n decoding requests, then m prompts one after
+    another.
 
-    `slots` and `places` [N] are where their keys and values go, `last` [going + prompts] which tokens get logits,
-    `mask` [going, 1, 1, length] is 0 where an answer may look and -inf where it may not.
+    `slots` and `cache_positions` [N] say where the keys and values of the tokens are stored, `logit_index` [n + m] which
+    tokens get logits (None: all of them), `prompt_lengths` how many tokens each prompt has. `mask` [n, 1, 1, length] is 0
+    where a decoding request attends and -inf elsewhere. `cos` and `sin` [N, 1, d] are the rotary angles of the tokens; the
+    first half of `sin` is negated.
     """
 
     slots: Tensor
     cache_positions: Tensor
     num_decoding: int
     length: int
-    prompts: list[int]
-    last: Tensor | None
+    prompt_lengths: list[int]
+    logit_index: Tensor | None
     mask: Tensor
     cos: Tensor
     sin: Tensor
 
 
 class InferenceLayer:
-    """One block."""
+    """One block of the decoder."""
 
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
         attention = block.self_attn
@@ -54,49 +57,46 @@ class InferenceLayer:
         self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
         self.feed = feed_of(block.mlp, dtype)
 
-    def __call__(self, x: Tensor, now: ForwardBatch, cache: KVCache, number: int) -> Tensor:
-        """x [N, D] -> [N, D]; the keys and values of its tokens are added to the cache."""
-        qkv = self._project(self.before_attention(x), now)
-        cache.write(number, now.slots, now.cache_positions, qkv[:, self.heads :])
-        mixed = []
-        if now.num_decoding:
-            mixed.append(
-                self._continue(
-                    qkv[: now.num_decoding, : self.heads], *cache.read(number, now.num_decoding, now.length), now.mask
-                )
-            )
-        if now.prompts:
-            mixed.append(self._begin(qkv[now.num_decoding :], now.prompts))
-        x = self.out.plus(mixed[0] if len(mixed) == 1 else torch.cat(mixed), x)
+    def __call__(self, x: Tensor, batch: ForwardBatch, cache: KVCache, layer: int) -> Tensor:
+        """x [N, D] -> [N, D]; the keys and values of the tokens are added to the cache under the number of the layer."""
+        n = batch.num_decoding
+        qkv = self._project(self.before_attention(x), batch)
+        cache.write(layer, batch.slots, batch.cache_positions, qkv[:, self.heads :])
+        attended = []
+        if n:
+            attended.append(self._decode(qkv[:n, : self.heads], *cache.read(layer, n, batch.length), batch.mask))
+        if batch.prompt_lengths:
+            attended.append(self._prefill(qkv[n:], batch.prompt_lengths))
+        x = self.out.plus(attended[0] if len(attended) == 1 else torch.cat(attended), x)
         return self.feed(x, self.before_feed(x))
 
-    def _project(self, normed: Tensor, now: ForwardBatch) -> Tensor:
+    def _project(self, normed: Tensor, batch: ForwardBatch) -> Tensor:
         """Queries, keys and values [N, H + 2K, d], queries and keys rotated to their positions."""
         qkv = self.qkv(normed).view(normed.shape[0], -1, self.head_size)
-        turned = qkv[:, : self.heads + self.kv_heads]
+        rotated = qkv[:, : self.heads + self.kv_heads]
         if self.q_norm is not None and self.k_norm is not None:
-            turned[:, : self.heads] = self.q_norm(turned[:, : self.heads])
-            turned[:, self.heads :] = self.k_norm(turned[:, self.heads :])
-        swapped = turned.roll(self.head_size // 2, -1)
-        turned.mul_(now.cos).addcmul_(swapped, now.sin)
+            rotated[:, : self.heads] = self.q_norm(rotated[:, : self.heads])
+            rotated[:, self.heads :] = self.k_norm(rotated[:, self.heads :])
+        swapped = rotated.roll(self.head_size // 2, -1)
+        rotated.mul_(batch.cos).addcmul_(swapped, batch.sin)
         return qkv
 
-    def _continue(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """Attention of one token for each answer, q [n, H, d], to all of its sequence -> [n, H·d]. The heads that share
-        a key are the rows of one product."""
+    def _decode(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Attention of one token of each decoding request, q [n, H, d], to its whole sequence -> [n, H·d]. The heads that
+        share a key are the rows of one product."""
         rows = q.shape[0]
         grouped = q.reshape(rows, self.kv_heads, self.heads // self.kv_heads, self.head_size)
         return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).reshape(rows, -1)
 
-    def _begin(self, qkv: Tensor, lengths: list[int]) -> Tensor:
-        """Causal attention inside each of the prompts, [N, H + 2K, d] -> [N, H·d]. They are padded on the right, where
-        no token of a prompt looks."""
+    def _prefill(self, qkv: Tensor, lengths: list[int]) -> Tensor:
+        """Causal attention inside each of the prompts, [N, H + 2K, d] -> [N, H·d]. Prompts are padded on the right, where
+        causal attention never looks."""
         if len(lengths) == 1:
             return self._causal(qkv[None])[0]
-        real = torch.arange(max(lengths), device=qkv.device) < torch.tensor(lengths, device=qkv.device)[:, None]
-        padded = qkv.new_zeros(*real.shape, *qkv.shape[1:])
-        padded[real] = qkv
-        return self._causal(padded)[real]
+        is_token = torch.arange(max(lengths), device=qkv.device) < torch.tensor(lengths, device=qkv.device)[:, None]
+        padded = qkv.new_zeros(*is_token.shape, *qkv.shape[1:])
+        padded[is_token] = qkv
+        return self._causal(padded)[is_token]
 
     def _causal(self, qkv: Tensor) -> Tensor:
         """[B, T, H + 2K, d] -> [B, T, H·d]."""
@@ -107,7 +107,7 @@ class InferenceLayer:
 
 
 class InferenceModel:
-    """A decoder ready to generate. It reads the weights of the model as they are when it is made."""
+    """A decoder ready to generate. Matrices are copied when it is built: after the model's weights change, build another."""
 
     def __init__(self, model: Decoder) -> None:
         self.model, dtype = model, model.compute_dtype
@@ -116,41 +116,58 @@ class InferenceModel:
         self.head = product(model.lm_head_weight, dtype)
         self.layers = [InferenceLayer(block, dtype) for block in model.blocks()]
 
-    def empty_cache(self, slots: int, longest: int) -> KVCache:
-        """A cache for `slots` sequences of at most `longest` tokens."""
+    def empty_cache(self, slots: int = 0, max_length: int = 0) -> KVCache:
+        """A cache for `slots` sequences of at most `max_length` tokens; both can grow."""
         first = self.layers[0]
-        dtype = self.embedding.dtype
-        return KVCache(len(self.layers), slots, first.kv_heads, first.head_size, longest, dtype, self.device)
+        return KVCache(
+            num_layers=len(self.layers),
+            slots=slots,
+            num_kv_heads=first.kv_heads,
+            head_dim=first.head_size,
+            max_length=max_length,
+            dtype=self.embedding.dtype,
+            device=self.device,
+        )
 
     def forward(
         self, cache: KVCache, tokens: Sequence[int], lengths: Sequence[int], prompts: Sequence[Sequence[int]]
     ) -> Tensor:
-        """Logits [n + m, V] in float32 after the next token of the sequences in the first n slots, of which the cache
-        holds `lengths` tokens, and after m new prompts, which get the slots that follow."""
-        x, now = self._lay_out(cache, tokens, lengths, prompts)
+        """Logits [n + m, V] in float32 for the token that follows each sequence.
+
+        The first n slots hold sequences of which `lengths` tokens are in the cache, and `tokens` is the next one of each.
+        The m prompts are new sequences, which get the slots after those.
+        """
+        x, batch = self._lay_out(cache, tokens, lengths, prompts)
         for number, layer in enumerate(self.layers):
-            x = layer(x, now, cache, number)
-        return self.head(self.model.norm(x if now.last is None else x[now.last])).float()
+            x = layer(x, batch, cache, number)
+        return self.head(self.model.norm(x if batch.logit_index is None else x[batch.logit_index])).float()
 
     def _lay_out(
         self, cache: KVCache, tokens: Sequence[int], lengths: Sequence[int], prompts: Sequence[Sequence[int]]
     ) -> tuple[Tensor, ForwardBatch]:
-        going, sizes = len(tokens), [len(prompt) for prompt in prompts]
+        num_decoding, prompt_lengths = len(tokens), [len(prompt) for prompt in prompts]
         filled = max(lengths, default=0) + 1
-        cache.reserve(max(filled, *sizes, 0) if sizes else filled)
-        rows = [list(tokens), list(range(going)), list(lengths)]
-        last = list(range(going))
-        for slot, prompt in enumerate(prompts, going):
+        cache.reserve(max(filled, *prompt_lengths, 0) if prompt_lengths else filled)
+        rows = [list(tokens), list(range(num_decoding)), list(lengths)]
+        last = list(range(num_decoding))
+        for slot, prompt in enumerate(prompts, num_decoding):
             rows[0] += prompt
             rows[1] += [slot] * len(prompt)
             rows[2] += range(len(prompt))
             last.append(len(rows[0]) - 1)
-        ids, slots, places = torch.tensor(rows).to(self.device)
+        ids, slots, positions = torch.tensor(rows).to(self.device)
         length = min(round_up(filled, READ_GRAIN), cache.capacity)
-        seen = torch.arange(length, device=self.device) <= places[:going, None]
+        attends = torch.arange(length, device=self.device) <= positions[:num_decoding, None]
         x = self.embedding[ids]
-        mask = x.new_zeros(seen.shape).masked_fill_(~seen, float("-inf"))[:, None, None]
-        cos, sin = (angle[0, 0, :, None] for angle in self.model.rope_cos_sin(places[None]))
-        signed = torch.cat((-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]), -1)
-        chosen = torch.tensor(last, device=self.device) if prompts else None
-        return x, ForwardBatch(slots, places, going, length, sizes, chosen, mask, cos, signed)
+        cos, sin = (angle[0, 0, :, None] for angle in self.model.rope_cos_sin(positions[None]))
+        return x, ForwardBatch(
+            slots=slots,
+            cache_positions=positions,
+            num_decoding=num_decoding,
+            length=length,
+            prompt_lengths=prompt_lengths,
+            logit_index=torch.tensor(last, device=self.device) if prompts else None,
+            mask=x.new_zeros(attends.shape).masked_fill_(~attends, float("-inf"))[:, None, None],
+            cos=cos,
+            sin=torch.cat((-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]), -1),
+        )

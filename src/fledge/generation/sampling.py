@@ -1,26 +1,31 @@
-"""How the next token is chosen: shaping the logits, and draws that belong to a token and not to its batch.
+"""Choosing the next token: processing the logits, and random draws that belong to a token and not to its batch.
 
-A draw is a function of the seed, the prompt's number and the token's place in its answer. What else is in the batch, how
-large the batch is and in which order answers end changes nothing in it.
+A draw is a function of the seed, the number of the sample and the position of the token in the answer. Which other
+requests are in the batch, how large the batch is and in which order answers finish does not change it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-CANDIDATES = 512  # likeliest tokens that nearly always hold the nucleus; finding them is some five times faster than sorting
+from fledge.errors import FledgeError
+
+NUCLEUS_CANDIDATES = 512  # likeliest tokens that nearly always contain the nucleus; five times faster than sorting all
 
 # Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", figure 17: the mixing of SplitMix64.
 _GAMMA = 0x9E3779B97F4A7C15
 _MULTIPLIERS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How the next token is chosen. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 are off.
+    """How the tokens of one request are chosen. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 are off.
 
-    `repetition_penalty` divides positive and multiplies negative logits of tokens already seen (Keskar et al. 2019).
+    `repetition_penalty` divides positive and multiplies negative logits of tokens already present (Keskar et al. 2019).
+    `logprobs` asks for the log-probability of every chosen token. Raises FledgeError for a value out of bounds; its
+    `where` is the name of the parameter.
     """
 
     temperature: float = 0.0
@@ -29,80 +34,132 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     max_new_tokens: int = 128
     seed: int = 0
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        bounds = (
+            ("temperature", self.temperature >= 0, "0 or more"),
+            ("top_k", self.top_k >= 0, "0 or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0, and at most 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
+        )
+        for name, is_valid, expected in bounds:
+            if not is_valid:
+                raise FledgeError(f"must be {expected}, not {getattr(self, name)}", where=name)
 
     @property
     def needs_seen_tokens(self) -> bool:
-        """Whether it matters which tokens were there before."""
+        """Whether the choice depends on which tokens are already present."""
         return self.repetition_penalty != 1.0
 
+    @property
+    def distribution(self) -> tuple[float, int, float, float]:
+        """The values that shape the distribution; requests in which they are equal are processed together."""
+        return self.temperature, self.top_k, self.top_p, self.repetition_penalty
 
-def process_logits(logits: Tensor, sampling: SamplingParams, seen: Tensor | None = None) -> Tensor:
-    """Logits [B, V] after repetition penalty, temperature, top-k and top-p; what is ruled out is -inf.
 
-    `seen` [B, V] marks tokens already there; it is needed only for a repetition penalty. Tokens with the logit of the
-    last one that is kept are kept too.
+GREEDY = SamplingParams()
+
+
+def process_logits(logits: Tensor, params: SamplingParams, seen: Tensor | None = None) -> Tensor:
+    """Logits [B, V] after repetition penalty, temperature, top-k and top-p; excluded tokens are -inf.
+
+    `seen` [B, V] marks tokens already present; only a repetition penalty needs it. Tokens whose logit equals that of the
+    last token kept are kept too.
     """
-    if sampling.needs_seen_tokens and seen is not None:
-        penalised = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
+    if params.needs_seen_tokens:
+        if seen is None:
+            raise ValueError("a repetition penalty needs to know which tokens are present")
+        penalised = torch.where(logits > 0, logits / params.repetition_penalty, logits * params.repetition_penalty)
         logits = torch.where(seen, penalised, logits)
-    if sampling.temperature > 0:
-        logits = logits / sampling.temperature
-    if 0 < sampling.top_k < logits.shape[-1]:
-        lowest = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+    if params.temperature > 0:
+        logits = logits / params.temperature
+    if 0 < params.top_k < logits.shape[-1]:
+        lowest = logits.topk(params.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < lowest, float("-inf"))
-    if sampling.top_p < 1.0:
-        logits = logits.masked_fill(logits < _lowest_of_nucleus(logits, sampling.top_p), float("-inf"))
+    if params.top_p < 1.0:
+        logits = logits.masked_fill(logits < _nucleus_threshold(logits, params.top_p), float("-inf"))
     return logits
 
 
-def _lowest_of_nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """The logit [B, 1] of the last token that top-p keeps: the one with which the likeliest tokens reach its share
+def _nucleus_threshold(logits: Tensor, top_p: float) -> Tensor:
+    """The lowest logit [B, 1] of the nucleus: the fewest likeliest tokens whose probabilities add up to at least `top_p`
     (Holtzman et al. 2020, §3.1)."""
-    total = logits.logsumexp(-1, keepdim=True)
-    if logits.device.type == "cpu" and logits.shape[-1] > 2 * CANDIDATES:
-        ordered = logits.topk(CANDIDATES, dim=-1).values
-        if bool(((ordered - total).exp().sum(-1) > top_p + 1e-4).all()):
-            return _where_reached(ordered, total, top_p)
-    return _where_reached(logits.sort(dim=-1, descending=True).values, total, top_p)
+    log_total = logits.logsumexp(-1, keepdim=True)
+    if logits.device.type == "cpu" and logits.shape[-1] > 2 * NUCLEUS_CANDIDATES:
+        descending = logits.topk(NUCLEUS_CANDIDATES, dim=-1).values
+        if bool(((descending - log_total).exp().sum(-1) > top_p + 1e-4).all()):
+            return _last_of_nucleus(descending, log_total, top_p)
+    return _last_of_nucleus(logits.sort(dim=-1, descending=True).values, log_total, top_p)
 
 
-def _where_reached(ordered: Tensor, total: Tensor, top_p: float) -> Tensor:
-    """The last of the logits [B, C], the largest first, before which the share is under `top_p`; at least the first."""
-    share = (ordered - total).exp()
-    kept = (share.cumsum(-1) - share < top_p).sum(-1, keepdim=True).clamp(min=1)
-    return ordered.gather(-1, kept - 1)
+def _last_of_nucleus(descending: Tensor, log_total: Tensor, top_p: float) -> Tensor:
+    """The last logit [B, 1] of `descending` [B, C] before which the probabilities add up to less than `top_p`; the first
+    logit at least."""
+    probabilities = (descending - log_total).exp()
+    nucleus_size = (probabilities.cumsum(-1) - probabilities < top_p).sum(-1, keepdim=True).clamp(min=1)
+    return descending.gather(-1, nucleus_size - 1)
 
 
-def _signed(value: int) -> int:
-    """A 64-bit pattern as the int64 that PyTorch has for it."""
+def _as_int64(value: int) -> int:
+    """The int64 with the lower 64 bits of `value`."""
     value &= 2**64 - 1
     return value - 2**64 if value >= 2**63 else value
 
 
 def _mix(state: Tensor) -> Tensor:
     for shift, multiplier in _MULTIPLIERS:
-        state = (state ^ ((state >> shift) & (2 ** (64 - shift) - 1))) * _signed(multiplier)  # a logical shift; wraps
+        state = (state ^ ((state >> shift) & (2 ** (64 - shift) - 1))) * _as_int64(multiplier)  # a logical shift; wraps
     return state ^ ((state >> 31) & (2**33 - 1))
 
 
-def uniform_draws(seed: int, prompts: Tensor, places: Tensor) -> Tensor:
-    """Uniform numbers in [0, 1), float64 [B], for the tokens at `places` [B] of the answers to `prompts` [B].
+def uniform_draws(
+    seeds: Sequence[int], samples: Sequence[int], positions: Sequence[int], device: torch.device | str = "cpu"
+) -> Tensor:
+    """Uniform numbers in [0, 1), float64 [B]: one for each triple of a seed, a sample's number and a token's position.
 
-    Each of the three numbers is added to the mixed state of those before it and mixed in (SplitMix64); the upper 32
-    bits of the result are the number.
+    The state starts as the seed. The numbers 0, sample and position are each added to it and mixed in (SplitMix64); the
+    upper 32 bits of the result are the draw.
     """
-    state = torch.full_like(prompts, _signed(seed))
-    for number in (torch.zeros_like(prompts), prompts, places):
-        state = _mix(state + (number + 1) * _signed(_GAMMA))
+    numbers = torch.tensor([[_as_int64(seed) for seed in seeds], list(samples), list(positions)]).to(device)
+    state, samples_, positions_ = numbers
+    for number in (torch.zeros_like(samples_), samples_, positions_):
+        state = _mix(state + (number + 1) * _as_int64(_GAMMA))
     return ((state >> 32) & (2**32 - 1)).double() / 2**32
 
 
-def sample_next_token(logits: Tensor, sampling: SamplingParams, seen: Tensor | None, prompts: Tensor, places: Tensor) -> Tensor:
-    """The next token [B] of each row of logits [B, V]: the likeliest, or the one whose stretch of the cumulated
-    probabilities the row's draw falls into."""
-    shaped = process_logits(logits, sampling, seen)
-    if sampling.temperature <= 0:
-        return shaped.argmax(-1)
-    heights = shaped.softmax(-1).cumsum(-1, dtype=torch.float64)
-    drawn = uniform_draws(sampling.seed, prompts, places)[:, None] * heights[:, -1:]
-    return torch.searchsorted(heights, drawn, right=True)[:, 0]
+def sample_next_token(logits: Tensor, params: SamplingParams, seen: Tensor | None, draws: Tensor | None) -> Tensor:
+    """The next token [B] of each row of logits [B, V]: the likeliest one at temperature 0, else the one in whose interval
+    of the cumulative distribution the row's draw [B] lies."""
+    processed = process_logits(logits, params, seen)
+    if params.temperature <= 0:
+        return processed.argmax(-1)
+    if draws is None:
+        raise ValueError("a temperature above 0 needs a random draw for each row")
+    cumulative = processed.softmax(-1).cumsum(-1, dtype=torch.float64)
+    thresholds = draws[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, thresholds, right=True)[:, 0]
+
+
+def sample_batch(logits: Tensor, params: Sequence[SamplingParams], seen: Tensor | None, draws: Tensor | None) -> Tensor:
+    """The next token [B] of each row of logits [B, V], where each row has its own parameters.
+
+    `seen` [B, V] is needed where a row has a repetition penalty, `draws` [B] where a row has a temperature above 0.
+    """
+    groups: dict[tuple[float, int, float, float], list[int]] = {}
+    for row, row_params in enumerate(params):
+        groups.setdefault(row_params.distribution, []).append(row)
+    if len(groups) == 1:
+        return sample_next_token(logits, params[0], seen, draws)
+    tokens = torch.empty(len(params), dtype=torch.long, device=logits.device)
+    for rows in groups.values():
+        index = torch.tensor(rows, device=logits.device)
+        of_group = (None if each is None else each[index] for each in (seen, draws))
+        tokens[index] = sample_next_token(logits[index], params[rows[0]], *of_group)
+    return tokens
+
+
+def token_log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log softmax(logits)[token], float32 [B], of one token [B] for each row of logits [B, V]."""
+    return logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)

@@ -81,8 +81,8 @@ def account(
     as_json: bool,
     log: Log,
 ) -> None:
-    """Print the totals of a run, a built directory or a recipe; with a filter also the matching rows; with `row` the trace
-    of one row."""
+    """Print the totals of a run, a built directory or a recipe, and the rows that match a filter. With `row`: print its
+    trace."""
     if limit < 1:
         raise FledgeError("--limit must be above 0")
     with builds_of(targets, overrides, stage, log) as builds:

@@ -11,13 +11,14 @@ from rich.text import Text
 
 from fledge.data.analysis.check_context import CheckContext
 from fledge.data.analysis.checks import CHECKS, findings
-from fledge.data.analysis.findings import Finding
 from fledge.data.analysis.stage_statistics import stage_statistics
 from fledge.errors import FledgeError
+from fledge.findings import Finding
 from fledge.inspect.tables import MARKS, PIPED_WIDTH, finding_text
 from fledge.inspect.target import Overrides, recipe_of, stages_of, tokenizer_folder, without_drop_limit
 from fledge.prepare import Preparation
 from fledge.recipe import Recipe
+from fledge.recipe.initial_weights import initial_weights
 from fledge.run import Log
 from fledge.tokenizer import Tokenizer
 
@@ -30,7 +31,7 @@ def check(targets: Sequence[str], overrides: Overrides, stage: str | None, as_js
     """Print a line for each check of each stage. Raises FledgeError when training would be meaningless."""
     recipe = recipe_of(targets, overrides)
     results = check_stages(recipe, stages_of(recipe, stage), log)
-    errors = sum(finding.level == "error" for group in results.values() for item in group.values() for finding in item)
+    errors = sum(finding.severity == "error" for group in results.values() for item in group.values() for finding in item)
     if as_json:
         print(orjson.dumps(_as_json_value(results), option=orjson.OPT_INDENT_2).decode())
     else:
@@ -60,31 +61,36 @@ def check_stages(recipe: Recipe, names: Sequence[str], log: Log) -> dict[str, St
 
 
 def _as_finding(check: str, error: FledgeError) -> Finding:
-    return Finding(check=check, level="error", message=error.what, where=error.where or "", hint=error.hint or "")
+    return Finding(check=check, severity="error", message=error.what, where=error.where or "", hint=error.hint or "")
 
 
 def _check_stage(preparation: Preparation, recipe: Recipe, name: str, tokenizer: Tokenizer) -> StageFindings:
-    init_checkpoint, vocabulary, model_findings = preparation.init_checkpoint_for(name), tokenizer.vocab_size, []
+    init_checkpoint, vocabulary, model_findings = initial_weights(recipe, name).config_directory, tokenizer.vocab_size, []
+    max_positions: int | None = recipe.model.max_position_embeddings
     try:
         data = preparation.stage_data(name, tokenizer)
     except FledgeError as error:
         return {BUILD: [_as_finding(BUILD, error)]}
     if init_checkpoint is not None:
-        vocabulary, model_findings = _model(preparation, name, tokenizer, init_checkpoint)
-    context = CheckContext(data, stage_statistics(data), tokenizer, vocabulary, recipe.stages[name].data.max_drop_fraction)
+        vocabulary, max_positions, model_findings = _model(preparation, name, tokenizer, init_checkpoint)
+    max_drop_fraction = recipe.stages[name].data.max_drop_fraction
+    context = CheckContext(data, stage_statistics(data), tokenizer, vocabulary, max_drop_fraction, max_positions)
     return {BUILD: [], MODEL: model_findings, **findings(context)}
 
 
-def _model(preparation: Preparation, name: str, tokenizer: Tokenizer, init_checkpoint: Path) -> tuple[int, list[Finding]]:
-    """The vocabulary of the checkpoint to start from, and findings when it does not fit the tokenizer or the context."""
+def _model(
+    preparation: Preparation, name: str, tokenizer: Tokenizer, init_checkpoint: Path
+) -> tuple[int, int | None, list[Finding]]:
+    """The vocabulary and the positions (None: not known) of the checkpoint to start from, and findings when it does not fit
+    the tokenizer or the context."""
     from fledge.model.pretrained import read_config
 
     try:
-        vocabulary = read_config(init_checkpoint)[1]
+        config, vocabulary = read_config(init_checkpoint)
         preparation.model_config(name, tokenizer)
     except FledgeError as error:
-        return tokenizer.vocab_size, [_as_finding(MODEL, error)]
-    return vocabulary, []
+        return tokenizer.vocab_size, None, [_as_finding(MODEL, error)]
+    return vocabulary, config.max_position_embeddings, []
 
 
 PASSED: Mapping[str, str] = {
@@ -113,7 +119,7 @@ def _as_json_value(results: Mapping[str, StageFindings]) -> dict[str, Any]:
 
 def _checks(checks: StageFindings) -> list[dict[str, Any]]:
     def level(items: Sequence[Finding]) -> str:
-        return next((name for name in ("error", "warning") if any(item.level == name for item in items)), "passed")
+        return next((name for name in ("error", "warning") if any(item.severity == name for item in items)), "passed")
 
     return [
         {"check": name, "level": level(items), "findings": [item.as_dict() for item in items]} for name, items in checks.items()

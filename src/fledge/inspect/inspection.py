@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from fledge.data.analysis.findings import Finding
 from fledge.data.analysis.statistics import StageStatistics
+from fledge.findings import Finding
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from fledge.data.analysis.findings import Finding
 from fledge.data.analysis.lengths import PERCENTILES, Lengths
 from fledge.data.analysis.statistics import ContextFit, Opening, SourceStatistics, StageStatistics, TrainingStatistics
+from fledge.findings import Finding
 
 NAME_WIDTH = 28  # characters of a source's name
 PIPED_WIDTH = 200  # columns when the output is not a terminal
@@ -167,11 +167,12 @@ def _openings_table(openings: Sequence[Opening]) -> "Table":
 
 
 def finding_text(finding: Finding) -> Text:
-    """`! source: message, first at file:line`, and the hint on its own line."""
-    mark, style = MARKS[finding.level]
-    source = f"{finding.source}: " if finding.source else ""
+    """`! source: message, first at file:line`; what to do, and the options that do it, on lines of their own."""
+    mark, style = MARKS[finding.severity]
+    source = f"{finding.evidence['source']}: " if "source" in finding.evidence else ""
     location = f", first at {finding.where}" if finding.where else ""
-    hint = f"\n    → {finding.hint}" if finding.hint else ""
+    advice = [finding.hint, finding.overrides()]
+    lines = "".join(f"\n    → {line}" for line in advice if line)
     return Text.assemble(
-        (f"{mark} ", style), (f"{finding.check}: ", "bold"), f"{source}{finding.message}{location}", (hint, "dim")
+        (f"{mark} ", style), (f"{finding.check}: ", "bold"), f"{source}{finding.message}{location}", (lines, "dim")
     )

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: on the CPU by the wall clock, on a GPU by its own events, read when they are done."""
+"""Times the phases of a step: on the CPU by the wall clock, on a GPU by CUDA events, which are read when they are done."""
 
 import time
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 
 class PhaseTimer:
-    """Times the phases of one step. `mark(name)` ends a phase that began at the mark before."""
+    """The times of the phases of one step. `mark(name)` ends a phase that began at the mark before, or at the start."""
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
@@ -22,11 +22,11 @@ class PhaseTimer:
         return event
 
     def mark(self, name: str) -> None:
-        """The phase that ends here."""
+        """End the phase `name` here."""
         self._marks.append((name, self._now()))
 
     def add(self, name: str, seconds: float) -> None:
-        """Seconds of a phase that was timed elsewhere."""
+        """Add seconds of a phase that were measured elsewhere."""
         self._added[name] = self._added.get(name, 0.0) + seconds
 
     def seconds(self) -> dict[str, float]:
@@ -35,6 +35,6 @@ class PhaseTimer:
         if self.cuda:
             self._marks[-1][1].synchronize()
         for (_, before), (name, after) in zip(self._marks, self._marks[1:], strict=False):
-            spent = before.elapsed_time(after) / 1000 if self.cuda else after - before
-            phases[name] = phases.get(name, 0.0) + spent
+            seconds = before.elapsed_time(after) / 1000 if self.cuda else after - before
+            phases[name] = phases.get(name, 0.0) + seconds
         return phases

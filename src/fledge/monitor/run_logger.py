@@ -1,84 +1,102 @@
-"""What a stage says of itself: events, TensorBoard, the console; and what the guards find in it."""
+"""What a stage reports: events, TensorBoard, console lines and alerts; and what the guards find in its events."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fledge.distributed.context import DistributedContext
-from fledge.monitor.guards import Event, Guards, GuardTrigger
-from fledge.recipe.sections.guards import GuardsConfig
+from fledge.findings import Finding
+from fledge.monitor.guards import Guards
+from fledge.monitor.remedies import with_remedy
+from fledge.monitor.rules import Event, GuardTrigger
+from fledge.recipe.schema import LoggingConfig, StageBase
 from fledge.run import Console, EventLog, StageDirectory
 from fledge.run.alerts import Alerts
+from fledge.run.startup import StartupTimer
 
-STYLES = {"error": "red", "warning": "yellow"}
+STYLES = {"error": "red", "warning": "yellow", "info": None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogTargets:
+    """Where a stage reports to, and what it reports once."""
+
+    directory: StageDirectory
+    config: LoggingConfig = field(default_factory=LoggingConfig)
+    alerts: Alerts | None = None
+    take_startup_report: Callable[[], StartupTimer | None] = lambda: None  # the time before the first step; None once taken
+    recipe_changes: dict[str, list[Any]] = field(default_factory=dict)  # key -> [value before, value now] of a resumed run
 
 
 class RunLogger:
-    """Every event of a stage goes through here. Opened at a step, it knows what the events up to it tell.
+    """Every event of a stage goes through here. Opened at a step, it replays the events up to it to the guards.
 
-    Of several ranks the first one keeps the journal. The others are told what is in it when they ask what was `found`, so
-    that the guards of all see the same and find the same."""
+    Of several ranks the first one keeps the events. `check_guards` sends them to the others, so that the guards of all ranks
+    read the same events and find the same.
+    """
 
     def __init__(
-        self,
-        directory: StageDirectory,
-        step: int,
-        config: GuardsConfig,
-        console: Console,
-        tensorboard: bool = False,
-        alerts: Alerts | None = None,
-        ranks: DistributedContext | None = None,
+        self, targets: LogTargets, step: int, stage: StageBase, console: Console, ranks: DistributedContext | None = None
     ) -> None:
-        self.directory, self.console, self.alerts = directory, console, alerts
-        self.ranks, self.guards = ranks or DistributedContext(), Guards(config)
-        self.events = EventLog(directory.events, step) if self.ranks.is_main_process else None
+        self.directory, self.alerts, self.stage, self.console = targets.directory, targets.alerts, stage, console
+        self.ranks, self.guards = ranks or DistributedContext(), Guards(stage.guards)
+        self.events = EventLog(self.directory.events, step) if self.ranks.is_main_process else None
         kept = self.ranks.broadcast_object(self.events and self.events.kept)
         self.guards.replay(kept)
-        self.processes = _processes(kept)
-        self.board = _board(directory, step) if tensorboard and self.ranks.is_main_process else None
-        self._untold: list[Event] = []
+        self.world_size_before = _world_size(kept)
+        use_tensorboard = targets.config.tensorboard and self.ranks.is_main_process
+        self.tensorboard = _tensorboard(self.directory, step) if use_tensorboard else None
+        self._unchecked: list[Event] = []
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """One event."""
+        """Write one event."""
         if self.events is not None:
-            self._untold.append(self.events.write(kind, step, **values))
+            self._unchecked.append(self.events.write(kind, step, **values))
 
     def log_scalars(self, step: int, values: dict[str, Any]) -> None:
-        """Figures for TensorBoard, where it is asked for."""
-        if self.board is not None:
-            self.board.write(step, values)
+        """Write figures for TensorBoard, where the recipe asks for it."""
+        if self.tensorboard is not None:
+            self.tensorboard.write(step, values)
 
     def check_guards(self) -> list[GuardTrigger]:
-        """What the guards find in the events since this was asked last. All ranks must ask together."""
-        events, self._untold = self.ranks.broadcast_object(self._untold), []
-        return [verdict for event in events for verdict in self.guards.update(event)]
+        """What the guards find in the events since the last call. Collective: all ranks must call it."""
+        events, self._unchecked = self.ranks.broadcast_object(self._unchecked), []
+        triggers = [trigger for event in events for trigger in self.guards.update(event)]
+        name = self.directory.root.name
+        return [replace(trigger, finding=with_remedy(trigger.finding, name, self.stage)) for trigger in triggers]
 
-    def alert(self, level: str, message: str, step: int, kind: str = "alert", **evidence: Any) -> None:
-        """Something is wrong: in the events, on the console, and to whoever else wants to know."""
-        self.write(kind, step, level=level, message=message, **evidence)
-        self.console.log(f"{level}: {message}", style=STYLES[level])
+    def report(self, finding: Finding, step: int, kind: str = "alert", **more: Any) -> None:
+        """Report a finding: as an event with the fields of the finding and `more`, on the console, and to the receivers of
+        alerts, whose evidence holds all that the event does."""
+        self.write(kind, step, **finding.as_dict(), **more)
+        self.console.log(f"{finding.severity}: {finding.message}", style=STYLES[finding.severity])
         if self.alerts is not None and self.ranks.is_main_process:
-            self.alerts.send(level, message, self.directory.root.name, step, evidence)
+            details = {"check": finding.check, "where": finding.where, "hint": finding.hint, "patch": finding.patch, **more}
+            evidence = {**finding.evidence, **{name: value for name, value in details.items() if value not in ("", None)}}
+            self.alerts.send(finding.severity, finding.message, self.directory.root.name, step, evidence)
 
-    def rewind(self, step: int, number: int) -> None:
-        """Go back to a step: later events are moved to `rolled-back-<number>.jsonl`, and the guards forget them."""
-        aside = self.directory.root / f"events.rolled_back.{number}.jsonl"
-        self.guards.replay(self.ranks.broadcast_object(self.events and self.events.rewind(step, aside)))
-        self._untold = []
+    def rewind(self, step: int, rollback: int) -> None:
+        """Go back to a step: move the events after it to `events.rolled_back.<rollback>.jsonl`, and let the guards forget
+        them."""
+        rolled_back = self.directory.root / f"events.rolled_back.{rollback}.jsonl"
+        self.guards.replay(self.ranks.broadcast_object(self.events and self.events.rewind(step, rolled_back)))
+        self._unchecked = []
 
     def close(self) -> None:
         """Close the files."""
         if self.events is not None:
             self.events.close()
-        if self.board is not None:
-            self.board.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()
 
 
-def _processes(events: list[Event]) -> int | None:
-    """How many have written these events, as far as they go; None where there are none."""
-    counts = [event["world_size"] for event in events if event["kind"] == "world_size"]
-    return counts[-1] if counts else 1 if events else None
+def _world_size(events: list[Event]) -> int | None:
+    """The number of processes that wrote the last of these events; None without events."""
+    sizes = [event["world_size"] for event in events if event["kind"] == "world_size"]
+    return sizes[-1] if sizes else 1 if events else None
 
 
-def _board(directory: StageDirectory, step: int) -> Any:
+def _tensorboard(directory: StageDirectory, step: int) -> Any:
     from fledge.run.tensorboard import TensorBoard
 
     return TensorBoard(directory.root / "tensorboard", step)

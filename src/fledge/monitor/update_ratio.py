@@ -1,4 +1,4 @@
-"""How far one update moves each kind of parameter: RMS of the change ÷ RMS of the weights."""
+"""The size of an update for each kind of parameter: RMS of the change ÷ RMS of the weights."""
 
 from typing import Any
 
@@ -13,16 +13,17 @@ GROUPS = ("embed", "attention", "mlp", "norm", "head")
 
 
 def group_of(name: str) -> str:
-    """The kind of a parameter, by its name; `other` for what the decoder does not have."""
-    signs = {"norm": "norm", "embed_tokens": "embed", "lm_head": "head", "self_attn": "attention", "mlp": "mlp"}
-    return next((group for sign, group in signs.items() if sign in name), "other")
+    """The kind of a parameter by its name; `other` for a name that the decoder does not have."""
+    groups = {"norm": "norm", "embed_tokens": "embed", "lm_head": "head", "self_attn": "attention", "mlp": "mlp"}
+    return next((group for part, group in groups.items() if part in name), "other")
 
 
 class UpdateRatioMonitor:
-    """Weights before and after one update: `before()`, the update, `after()`. Costs a copy of the weights in between."""
+    """Compares the weights before and after one update: `before()`, the update, `after()`. Keeps a copy of the weights in
+    between."""
 
     def __init__(self, model: nn.Module, ranks: DistributedContext | None = None) -> None:
-        """`ranks`: among which the model is divided, if it is."""
+        """`ranks`: those that the model is sharded among, where it is."""
         trained = [(group_of(name), p) for name, p in model.named_parameters() if p.requires_grad]
         self.ranks = ranks if ranks is not None and any(is_sharded(p) for _, p in trained) else None
         self.parameters = [(group, get_local_tensor(p.detach())) for group, p in trained]
@@ -35,8 +36,8 @@ class UpdateRatioMonitor:
 
     @torch.no_grad()
     def after(self) -> dict[str, Tensor]:
-        """RMS(Δw) / RMS(w before) of each group that the model has, as float32 scalars on its device; 0 where all
-        weights were 0. Frees the copies. ValueError without `before`."""
+        """RMS(Δw) / RMS(w before) of each group that the model has, as float32 scalars on its device; 0 where all weights
+        were 0. Frees the copy. ValueError without `before`."""
         if not self._copies:
             raise ValueError("after() without before()")
         now = [parameter for _, parameter in self.parameters]
@@ -48,9 +49,9 @@ class UpdateRatioMonitor:
             squares = [weights.square_(), changes.square_()]
             self.ranks.all_reduce_(squares)
             weights, changes = (part.sqrt_() for part in squares)
-        found = {}
+        ratios = {}
         for group in dict.fromkeys(kind for kind, _ in self.parameters):
             members = torch.tensor([kind == group for kind, _ in self.parameters], device=weights.device)
             change, weight = (torch.linalg.vector_norm(norms * members) for norms in (changes, weights))
-            found[group] = torch.where(weight > 0, change / weight, 0.0)
-        return found
+            ratios[group] = torch.where(weight > 0, change / weight, 0.0)
+        return ratios

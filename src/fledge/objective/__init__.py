@@ -1,13 +1,24 @@
-"""From a model and a batch to (loss sum, weight sum, metric sums): never means; the loop divides once."""
+"""From a model and a batch to sums of losses and metrics, never means: what an update adds up is divided once."""
 
-from fledge.objective.language import CausalLMObjective, LossOutput, evaluate_language
-from fledge.objective.preference import DPOObjective, preference_loss, sequence_log_probabilities
+from fledge.objective.base import LossOutput, Objective, Ratio, sequences_per_example
+from fledge.objective.build import BUILDERS, ObjectiveContext, build_objective
+from fledge.objective.language import CausalLMObjective, target_metrics
+from fledge.objective.preference import DPOObjective, sequence_log_probabilities
+from fledge.objective.preference_losses import PREFERENCE_LOSSES, LossParams, PairLogps
 
 __all__ = [
+    "BUILDERS",
+    "PREFERENCE_LOSSES",
     "CausalLMObjective",
     "DPOObjective",
     "LossOutput",
-    "evaluate_language",
-    "preference_loss",
+    "LossParams",
+    "Objective",
+    "ObjectiveContext",
+    "PairLogps",
+    "Ratio",
+    "build_objective",
     "sequence_log_probabilities",
+    "sequences_per_example",
+    "target_metrics",
 ]

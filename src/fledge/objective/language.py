@@ -1,6 +1,6 @@
 """Next-token prediction: pretraining and supervised fine-tuning differ only in the weights of their batches."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,70 +8,59 @@ from torch import Tensor
 from fledge.data import Batch
 from fledge.model.decoder import Decoder, eval_mode
 from fledge.model.linear_cross_entropy import LossKernel, cross_entropy, token_logps_and_correct
-from fledge.model.moe import RouterStats
-
-
-@dataclass(frozen=True)
-class LossOutput:
-    """Loss as a sum, and metrics as sums, over the `weight` of the batch.
-
-    `auxiliary` is a sum as well: it is trained with the loss but not reported in it (the balance of a mixture of experts, whose
-    state `routing` describes).
-    """
-
-    loss: Tensor
-    metrics: dict[str, Tensor] = field(default_factory=dict)
-    aux_loss: Tensor | None = None
-    routing: RouterStats | None = None
-
-    def detached(self) -> "LossOutput":
-        """The same without the graph: what is left when the gradients are made."""
-        routing = None if self.routing is None else self.routing.detach()
-        return LossOutput(self.loss.detach(), self.metrics, None, routing)
-
-    def nothing(self) -> "LossOutput":
-        """That of a batch of no weight, with the same names."""
-        metrics = {name: torch.zeros_like(value) for name, value in self.metrics.items()}
-        return LossOutput(torch.zeros_like(self.loss), metrics, None, self.routing and self.routing.zeros_like())
-
-    def with_router_loss(self, model: Decoder, routing: RouterStats | None, weight: float) -> "LossOutput":
-        """With what the routing of a batch of this weight adds; as it is where the model is dense."""
-        moe = model.config.moe
-        if moe is None or routing is None:
-            return self
-        return replace(self, aux_loss=weight * routing.penalty(moe), routing=routing)
+from fledge.objective.base import LossOutput, Ratio, bits_per_unit, integer_total, perplexity
 
 
 @dataclass(frozen=True)
 class CausalLMObjective:
-    """Σ weight × cross-entropy. `kernel` is a compiled head where the machine's probe found that it pays."""
+    """Σ weight × cross-entropy of the next token.
+
+    `kernel` is the compiled part of the head where compiling was found to pay. `token_bytes` [V] is the UTF-8 length of each
+    token's text; with it evaluations also give bits per byte, by which models with different tokenizers can be compared.
+    """
 
     label_smoothing: float = 0.0
     kernel: LossKernel | None = None
+    token_bytes: Tensor | None = None
 
     def normalizer(self, batch: Batch) -> float:
-        """What the loss of a window is divided by: its sum of weights."""
+        """The sum of the weights of the batch."""
         return batch.weight
 
     def __call__(self, model: Decoder, batch: Batch) -> LossOutput:
+        """Σ weight × cross-entropy, smoothed by `label_smoothing`."""
         states, routing = model.forward_with_router_stats(batch.input_ids, batch.position_ids, batch.documents)
         hidden = states.flatten(0, 1)
         targets, weights = batch.targets.flatten(), batch.loss_weights.flatten()
         loss = cross_entropy(
             hidden, model.lm_head_weight, targets, weights, self.label_smoothing, self.kernel, batch.target_index
         )
-        return (
-            LossOutput(loss) if routing is None else LossOutput(loss).with_router_loss(model, routing, self.normalizer(batch))
-        )
+        output = LossOutput(loss)
+        return output if routing is None else output.with_router_loss(model, routing, self.normalizer(batch))
+
+    def evaluate(self, model: Decoder, batch: Batch) -> dict[str, Ratio]:
+        """The metrics of `target_metrics`; the loss is not smoothed."""
+        return target_metrics(model, batch, self.token_bytes)
 
 
 @torch.no_grad()
-def evaluate_language(model: Decoder, batch: Batch) -> dict[str, float]:
-    """Sums over a batch: `nll` (weighted), `correct` (weighted) and `weight`; never smoothed, dropout off."""
+def target_metrics(model: Decoder, batch: Batch, token_bytes: Tensor | None = None) -> dict[str, Ratio]:
+    """`loss` (nats), `perplexity` and `token_accuracy` per weighted target, `tokens` (the sum of the weights), and with
+    `token_bytes` [V] `bits_per_byte` = Σ weight · nll / (ln 2 · Σ weight · bytes)."""
     with eval_mode(model):
         hidden = model(batch.input_ids, batch.position_ids, batch.documents).flatten(0, 1)
-    weights, targets = batch.loss_weights.flatten(), batch.targets.flatten()
-    keep = batch.target_index
-    logps, correct = token_logps_and_correct(hidden, model.lm_head_weight, targets[keep], keep)
-    weights = weights[keep].double()
-    return {"nll": -float((logps * weights).sum()), "correct": float((correct * weights).sum()), "weight": float(weights.sum())}
+    index = batch.target_index
+    logps, correct = token_logps_and_correct(hidden, model.lm_head_weight, batch.targets.flatten()[index], index)
+    weights = batch.loss_weights.flatten()[index].double()
+    nll, weight = -float((logps * weights).sum()), float(weights.sum())
+    metrics = {
+        "loss": Ratio(nll, weight),
+        "perplexity": Ratio(nll, weight, perplexity),
+        "token_accuracy": Ratio(float((correct * weights).sum()), weight),
+        "tokens": Ratio(weight, 1.0, integer_total),
+    }
+    if token_bytes is not None:
+        sizes = token_bytes.to(batch.targets.device)[batch.targets]
+        num_bytes = float((sizes * batch.loss_weights).sum(dtype=torch.float64))
+        metrics["bits_per_byte"] = Ratio(nll, num_bytes, bits_per_unit)
+    return metrics

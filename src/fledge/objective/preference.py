@@ -1,93 +1,137 @@
-"""Direct preference optimisation (Rafailov et al. 2023) on packed pairs."""
+"""Direct preference optimization (Rafailov et al. 2023) and its relatives on packed pairs."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fledge.data import Batch
+from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder, eval_mode
 from fledge.model.linear_cross_entropy import log_probabilities
 from fledge.model.moe import RouterStats
-from fledge.objective.language import LossOutput
+from fledge.objective.base import LossOutput, Ratio, integer_total
+from fledge.objective.language import target_metrics
+from fledge.objective.preference_losses import PREFERENCE_LOSSES, SMOOTHED_LOSSES, LossParams, PairLogps
+
+PAIR = 2  # sequences of an example, side by side in a batch: the chosen one, then the rejected one
+
+Reference = Decoder | Tensor
 
 
 def sequence_log_probabilities(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Summed log-probabilities [S] of the weighted targets of every sequence in a batch, and how many there are [S]."""
-    return _scored(model, batch)[:2]
+    """For each of the S sequences of a batch, the weighted sum of its targets' log-probabilities and the sum of their weights,
+    [S] each."""
+    return _sequence_logps_with_router_stats(model, batch)[:2]
 
 
-def _scored(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, RouterStats | None]:
-    """The same, and how a mixture of experts routed the batch."""
+def _sequence_logps_with_router_stats(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, RouterStats | None]:
     states, routing = model.forward_with_router_stats(batch.input_ids, batch.position_ids, batch.documents)
     hidden = states.flatten(0, 1)
-    weights = batch.loss_weights.flatten()
-    keep = batch.target_index
-    logps = log_probabilities(hidden, model.lm_head_weight, batch.targets.flatten()[keep], keep)
-    owner = batch.sequence_ids.flatten()[keep]
-    sums = torch.zeros(batch.num_sequences, dtype=torch.float32, device=logps.device).index_add(0, owner, logps * weights[keep])
-    counts = torch.zeros(batch.num_sequences, device=logps.device).index_add(0, owner, weights[keep])
-    return sums, counts, routing
+    index = batch.target_index
+    weights = batch.loss_weights.flatten()[index]
+    logps = log_probabilities(hidden, model.lm_head_weight, batch.targets.flatten()[index], index)
+    owner = batch.sequence_ids.flatten()[index]
+    sums = torch.zeros(batch.num_sequences, dtype=torch.float32, device=logps.device).index_add(0, owner, logps * weights)
+    lengths = torch.zeros(batch.num_sequences, device=logps.device).index_add(0, owner, weights)
+    return sums, lengths, routing
 
 
-def preference_loss(logits: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """−log σ(βΔ) for Δ = (lc − rc) − (lr − rr) (eq. 7); with ε the labels are taken to be flipped that often (cDPO)."""
-    loss = -F.logsigmoid(beta * logits)
-    if label_smoothing:
-        loss = (1 - label_smoothing) * loss - label_smoothing * F.logsigmoid(-beta * logits)
-    return loss
+def by_pair(values: Tensor, batch: Batch) -> Tensor:
+    """Values [S] of the sequences of a batch of pairs, as [pairs, 2]: chosen, rejected."""
+    return values.view(len(batch.examples), PAIR)
 
 
-@dataclass(frozen=True)
+def chosen_only(batch: Batch) -> Batch:
+    """The batch of pairs with weight on the chosen completions alone."""
+    chosen = (batch.sequence_ids % PAIR == 0) & (batch.sequence_ids < batch.num_sequences)
+    return replace(batch, loss_weights=batch.loss_weights * chosen, known_target_index=None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DPOObjective:
-    """DPO with a reference: `reference` is a frozen model, or the table [examples, 2] of its log-probabilities."""
+    """A preference loss of the pairs of a batch against a reference, summed over the pairs.
 
+    `loss_type` is a key of `PREFERENCE_LOSSES`. `sft_loss_weight` α adds α × the mean negative log-likelihood of the chosen
+    completion's tokens (compare Pang et al. 2024, eq. 1). `reference` is a frozen model, or the table [examples, 2] of its
+    log-probabilities; None stands for log-probabilities of 0, which is enough to measure how long a step takes. `token_bytes`
+    [V] are the UTF-8 lengths of the tokens' texts, for bits per byte in evaluations. Raises FledgeError for label smoothing of
+    a loss that has none.
+    """
+
+    loss_type: str
     beta: float
-    label_smoothing: float
-    sft_loss_weight: float
-    reference: Decoder | Tensor
+    label_smoothing: float = 0.0
+    sft_loss_weight: float = 0.0
+    reference: Reference | None
+    token_bytes: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.label_smoothing and self.loss_type not in SMOOTHED_LOSSES:
+            raise FledgeError(f"label smoothing is not defined for the {self.loss_type} loss", where="label_smoothing")
 
     def normalizer(self, batch: Batch) -> float:
-        """Pairs of the batch."""
+        """The number of pairs of the batch."""
         return float(len(batch.examples))
 
     def reference_log_probabilities(self, batch: Batch) -> Tensor:
         """Summed log-probabilities [pairs, 2] of (chosen, rejected) under the reference."""
+        if self.reference is None:
+            return torch.zeros(len(batch.examples), PAIR, device=batch.input_ids.device)
         if isinstance(self.reference, Tensor):
             return self.reference[torch.tensor(batch.examples, dtype=torch.long)].to(batch.input_ids.device)
         with torch.no_grad(), eval_mode(self.reference):
-            return sequence_log_probabilities(self.reference, batch)[0].view(-1, 2)
+            return by_pair(sequence_log_probabilities(self.reference, batch)[0], batch)
 
     def __call__(self, model: Decoder, batch: Batch) -> LossOutput:
-        sums, counts, routing = _scored(model, batch)
-        policy, reference = sums.view(-1, 2), self.reference_log_probabilities(batch)
-        rewards = self.beta * (policy - reference)  # [pairs, 2], the implicit rewards of chosen and rejected
-        logits = (rewards[:, 0] - rewards[:, 1]) / self.beta
-        loss = preference_loss(logits, self.beta, self.label_smoothing).sum()
+        """The summed loss of the pairs, and their rewards and log-probabilities per pair."""
+        sums, lengths, routing = _sequence_logps_with_router_stats(model, batch)
+        logps = PairLogps(by_pair(sums, batch), self.reference_log_probabilities(batch), by_pair(lengths, batch))
+        loss = PREFERENCE_LOSSES[self.loss_type](logps, LossParams(self.beta, self.label_smoothing)).sum()
         if self.sft_loss_weight:
-            loss = loss - self.sft_loss_weight * (policy[:, 0] / counts.view(-1, 2)[:, 0]).sum()
-        detached = rewards.detach()
-        metrics = {
-            "rewards/chosen": detached[:, 0].sum(),
-            "rewards/rejected": detached[:, 1].sum(),
-            "rewards/margins": (detached[:, 0] - detached[:, 1]).sum(),
-            "rewards/accuracies": (detached[:, 0] > detached[:, 1]).float().sum(),
-            "logps/chosen": policy.detach()[:, 0].sum(),
-            "logps/rejected": policy.detach()[:, 1].sum(),
+            loss = loss - self.sft_loss_weight * (logps.policy[:, 0] / logps.lengths[:, 0]).sum()
+        output = LossOutput(loss, self._metrics(logps, self.normalizer(batch)))
+        return output.with_router_loss(model, routing, self.normalizer(batch))
+
+    @torch.no_grad()
+    def _metrics(self, logps: PairLogps, pairs: float) -> dict[str, Ratio]:
+        """Names are those of TRL; a pair counts as right only where the chosen reward is strictly larger."""
+        rewards = logps.rewards(self.beta)
+        chosen, rejected = rewards[:, 0], rewards[:, 1]
+        totals = {
+            "rewards/chosen": chosen.sum(),
+            "rewards/rejected": rejected.sum(),
+            "rewards/margins": (chosen - rejected).sum(),
+            "rewards/accuracies": (chosen > rejected).float().sum(),
+            "logps/chosen": logps.policy.detach()[:, 0].sum(),
+            "logps/rejected": logps.policy.detach()[:, 1].sum(),
         }
-        return LossOutput(loss, metrics).with_router_loss(model, routing, self.normalizer(batch))
+        return {name: Ratio(total, pairs) for name, total in totals.items()}
+
+    @torch.no_grad()
+    def evaluate(self, model: Decoder, batch: Batch) -> dict[str, Ratio]:
+        """`loss`, rewards and log-probabilities per pair; perplexity, token accuracy, tokens and bits per byte of the chosen
+        completions; and `pairs`."""
+        with eval_mode(model):
+            output = self(model, batch)
+        pairs = self.normalizer(batch)
+        return {
+            **target_metrics(model, chosen_only(batch), self.token_bytes),
+            "loss": Ratio(float(output.loss), pairs),
+            "pairs": Ratio(pairs, 1.0, integer_total),
+            **{name: Ratio(float(ratio.total), float(ratio.count)) for name, ratio in output.metrics.items()},
+        }
 
 
 @torch.no_grad()
-def compute_ref_log_probs(model: Decoder, batches: Iterable[Batch], examples: int, device: torch.device) -> Tensor:
-    """Log-probabilities [examples, 2] of all pairs under the reference, computed once."""
-    table = torch.full((examples, 2), float("nan"))
+def compute_ref_log_probs(model: Decoder, batches: Iterable[Batch], num_pairs: int, device: torch.device) -> Tensor:
+    """The table [num_pairs, 2] of summed log-probabilities of all pairs under the reference, on the CPU."""
+    table = torch.full((num_pairs, PAIR), float("nan"))
     for batch in batches:
         with eval_mode(model):
             sums, _ = sequence_log_probabilities(model, batch.to(device))
-        table[torch.tensor(batch.examples, dtype=torch.long)] = sums.view(-1, 2).cpu()
+        table[torch.tensor(batch.examples, dtype=torch.long)] = by_pair(sums, batch).cpu()
     if table.isnan().any():
         raise AssertionError("a pair was not scored by the reference")
     return table

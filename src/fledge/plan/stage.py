@@ -69,7 +69,7 @@ def plan_stage(
     plan = StagePlan(
         kind=stage.kind,
         label=FORMATS[stage.kind].label,
-        loss_unit=FORMATS[stage.kind].loss_unit,
+        loss_unit=stage.loss_unit,
         parameters=count.total,
         active_parameters=count.active,
         context=stage.data.max_seq_len,

@@ -116,6 +116,16 @@ class StageBase(ConfigModel):
         default="last", description="which checkpoint the next stage starts from"
     )
 
+    @property
+    def loss_unit(self) -> str:
+        """The unit of the stage's loss; "nats/token" where the loss is the mean negative log-likelihood of the targets."""
+        return "nats/token"
+
+    @property
+    def keeps_reference_model(self) -> bool:
+        """Whether the model that the stage starts from stays in memory, frozen, beside the one that is trained."""
+        return False
+
     @field_validator("duration")
     @classmethod
     def _length(cls, value: str) -> str:
@@ -152,10 +162,12 @@ class SftStage(StageBase):
 
 
 class PreferenceStage(StageBase):
-    """Direct preference optimisation (Rafailov et al. 2023, eq. 7) with a frozen reference model."""
+    """Direct preference optimization (Rafailov et al. 2023, eq. 7) with a frozen reference model."""
 
     kind: Literal["preference"]
-    loss_type: Literal["sigmoid"] = "sigmoid"
+    loss_type: Literal["sigmoid", "hinge", "ipo"] = Field(
+        default="sigmoid", description="sigmoid: DPO; hinge: SLiC-HF; ipo: IPO, on log-probabilities averaged over tokens"
+    )
     beta: Annotated[float, Field(gt=0)] = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(default=0.0, description="cDPO: share of flipped labels")
     sft_loss_weight: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight of the chosen answers' own loss")
@@ -163,6 +175,25 @@ class PreferenceStage(StageBase):
         default=True, description="compute the reference's log-probabilities once and keep them; false: keep a second model"
     )
     optimizer: PreferenceOptimizer = OptimizerConfig(**PREFERENCE_OPTIMIZER)
+
+    @property
+    def loss_unit(self) -> str:
+        """Nats for the sigmoid loss, which is a negative log-likelihood; hinge and ipo have no unit."""
+        return "nats/pair" if self.loss_type == "sigmoid" else "per pair"
+
+    @property
+    def keeps_reference_model(self) -> bool:
+        """Whether the reference is computed anew for each batch, by a second model."""
+        return not self.precompute_ref_log_probs
+
+    @model_validator(mode="after")
+    def _smoothed_loss(self) -> "PreferenceStage":
+        if self.label_smoothing and self.loss_type != "sigmoid":
+            raise ValueError(
+                f"label_smoothing {self.label_smoothing} is defined for loss_type sigmoid alone, not for {self.loss_type}: "
+                "set label_smoothing to 0, or loss_type to sigmoid"
+            )
+        return self
 
 
 Stage = Annotated[PretrainStage | SftStage | PreferenceStage, Field(discriminator="kind")]

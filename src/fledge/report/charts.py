@@ -68,8 +68,7 @@ def stage_charts(stage: Stage) -> list[Chart]:
 
 
 def engine_charts(stage: Stage) -> list[Chart]:
-    """How much of the machine's speed is used, how far an update moves the weights, how evenly the experts of a mixture
-    are loaded, and the loss scale of fp16. Figures without records are left out."""
+    """Charts of machine utilisation, update size, expert load and fp16 loss scale. Charts without records are left out."""
     steps, resources = stage.events.steps, stage.events.resources
     mfu = [(step, share * 100) for step, share in points(resources, "system/mfu")]
     return [

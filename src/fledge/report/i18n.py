@@ -27,6 +27,7 @@ UNITS = {
     "questions": Text("questions", "题"),
     "nats/token": Text("nats/token", "奈特/词元"),
     "nats/pair": Text("nats/pair", "奈特/对"),
+    "per pair": Text("per pair", "每对"),
     "nats": Text("nats", "奈特"),
     "bits": Text("bits", "比特"),
     "choices": Text("choices", "个选择"),

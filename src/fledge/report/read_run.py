@@ -201,7 +201,7 @@ def read_evaluation(row: Mapping[str, object] | None) -> Evaluation | None:
         Sample(
             text(item.get("prompt")),
             text(item.get("answer")),
-            item["ended"] if isinstance(item.get("ended"), bool) else None,  # type: ignore[arg-type]
+            item["finish_reason"] == "stop" if item.get("finish_reason") is not None else None,
         )
         for item in mappings(row.get("samples"))
     )

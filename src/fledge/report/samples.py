@@ -17,7 +17,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class SampleTable:
-    """Answers to the prompts that were sampled at the same moments: for each prompt, one sample per moment."""
+    """Answers to prompts with a common set of moments: for each prompt, one sample per moment."""
 
     moments: tuple[Moment, ...]
     rows: tuple[tuple[str, tuple[Sample | None, ...]], ...]

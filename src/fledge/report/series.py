@@ -44,7 +44,8 @@ def smooth(curve: Points) -> Points:
 
 
 def downsample(curve: Points, max_points: int = MAX_POINTS) -> Points:
-    """At most about `max_points` points: the lowest and the highest point of each stretch, so that spikes stay visible."""
+    """The curve with at most about `max_points` points: the lowest and the highest point of each stretch, so that spikes
+    stay visible."""
     if len(curve) <= max_points:
         return curve
     stretch = math.ceil(2 * (len(curve) - 2) / (max_points - 2))

@@ -38,7 +38,7 @@ def keep_units_attached(line: str) -> str:
 
 
 def opening_clause(stage: Stage) -> Text:
-    """What was trained: the kind of the stage, the model's size and the number of tokens."""
+    """The opening of the sentence: the kind of the stage, the model's size and the number of training tokens."""
     kind = KINDS.get(stage.kind, same(stage.kind or stage.name))
     tokens, size = stage_tokens(stage), number(stage.plan.get("parameters"))
     en, zh = kind.en[:1].upper() + kind.en[1:], kind.zh

@@ -179,7 +179,9 @@ def stage_rows(stages: Sequence[Stage]) -> list[Row]:
         return Row(Text(en, zh), tuple(cell(stage) for stage in stages))
 
     def before_and_after(name: str, unit: str, format_: Callable[[float], str], falling: bool):
-        return lambda s: change_cell(metric(s, name, "before"), metric(s, name, "after"), unit or s.loss_unit, format_, falling)
+        return lambda s: change_cell(
+            metric(s, name, "before"), metric(s, name, "after"), unit or s.loss_unit, format_, falling
+        )
 
     always = [
         row("Kind", "类型", kind_cell),

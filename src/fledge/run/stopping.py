@@ -23,7 +23,7 @@ _received: list[int] = []
 
 
 def signal_received() -> bool:
-    """Whether this program's own handler has received a signal. It has not while a library works outside of Python."""
+    """Whether the handler of this program has received a signal. False while library code delays the handler."""
     return bool(_received)
 
 
@@ -60,7 +60,7 @@ class SignalHandler:
             return
         if not self._deferrals:
             raise Interrupted(number, self.text)
-        self.log("stopping at the next safe place; the state will be saved")
+        self.log("stopping as soon as possible; the state will be saved")
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

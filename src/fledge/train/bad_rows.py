@@ -1,4 +1,4 @@
-"""Which rows a step went wrong with."""
+"""The rows that an update most probably went wrong with."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,43 +11,45 @@ from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import reshard_after
 from fledge.model.decoder import Decoder, eval_mode
 from fledge.model.linear_cross_entropy import token_logps_and_correct
-from fledge.train.batch_loader import StepBatch
+from fledge.objective import sequences_per_example
+from fledge.train.batch_source import StepBatch
 
-MOST = 5
+MAX_ROWS = 5
 
 
 @torch.no_grad()
 def highest_loss_rows(
-    model: Decoder, window: StepBatch, where: Callable[[int], str], device: torch.device, ranks: DistributedContext
+    model: Decoder, batch: StepBatch, locate: Callable[[int], str], device: torch.device, ranks: DistributedContext
 ) -> list[dict[str, Any]]:
-    """The examples of a window whose loss is not finite, or highest: `where` it stands, and its `loss` (nats a target,
-    null where it is not finite). Measured with the weights as they are, without dropout; changes nothing."""
-    found: list[tuple[float, int]] = []
+    """The MAX_ROWS examples of a step batch whose loss is not finite, or highest: `where` they are (FILE:LINE, by `locate`),
+    and their `loss` (nats a target, None where it is not finite). Computed with the weights of now, without dropout; changes
+    nothing. Collective."""
+    losses: list[tuple[float, int]] = []
     with force_eager(), eval_mode(model), reshard_after(model):
-        for number in range(window.num_micro_steps):
-            if number < len(window.batches):
-                found += _losses(model, window.batches[number].to(device))
-            elif window.padding_batch is not None:
-                _losses(model, window.padding_batch.to(device))
-    everywhere = [tuple(one) for part in ranks.all_gather_object(_worst(found)) for one in part]
+        for number in range(batch.num_micro_steps):
+            if number < len(batch.batches):
+                losses += _example_losses(model, batch.batches[number].to(device))
+            elif batch.padding_batch is not None:
+                _example_losses(model, batch.padding_batch.to(device))
+    gathered = [tuple(item) for of_rank in ranks.all_gather_object(_highest(losses)) for item in of_rank]
     return [
-        {"where": where(int(example)), "loss": None if loss is None else round(loss, 4)}
-        for loss, example in _worst([(torch.inf if loss is None else loss, example) for loss, example in everywhere])
+        {"where": locate(int(example)), "loss": None if loss is None else round(loss, 4)}
+        for loss, example in _highest([(torch.inf if loss is None else loss, example) for loss, example in gathered])
     ]
 
 
-def _worst(found: list[tuple[float, int]]) -> list[tuple[float | None, int]]:
-    """JSON has no word for infinity: null."""
-    worst = sorted(found, key=lambda one: -one[0])[:MOST]
-    return [(None if loss == torch.inf else loss, example) for loss, example in worst]
+def _highest(losses: list[tuple[float, int]]) -> list[tuple[float | None, int]]:
+    """The highest (loss, example); None for an infinite loss, which JSON cannot hold."""
+    highest = sorted(losses, key=lambda item: -item[0])[:MAX_ROWS]
+    return [(None if loss == torch.inf else loss, example) for loss, example in highest]
 
 
-def _losses(model: Decoder, batch: Batch) -> list[tuple[float, int]]:
-    """Mean loss and number of each example; infinite where it is not finite."""
+def _example_losses(model: Decoder, batch: Batch) -> list[tuple[float, int]]:
+    """Mean loss and index of each example; infinite where it is not finite."""
     hidden = model(batch.input_ids, batch.position_ids, batch.documents).flatten(0, 1)
-    keep = batch.target_index
-    logps, _ = token_logps_and_correct(hidden, model.lm_head_weight, batch.targets.flatten()[keep], keep)
-    owner = batch.sequence_ids.flatten()[keep] // (batch.num_sequences // len(batch.examples))
+    index = batch.target_index
+    logps, _ = token_logps_and_correct(hidden, model.lm_head_weight, batch.targets.flatten()[index], index)
+    owner = batch.sequence_ids.flatten()[index] // sequences_per_example(batch)
     sums = torch.zeros(len(batch.examples), device=logps.device).index_add(0, owner, -logps.float())
     counts = torch.zeros_like(sums).index_add(0, owner, torch.ones_like(sums[owner]))
     means = torch.where(sums.isfinite(), sums / counts.clamp(min=1), torch.inf)

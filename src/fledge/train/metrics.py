@@ -1,111 +1,113 @@
-"""What a step leaves in events.jsonl: figures of the model under `step`, of the machine under `resource`.
+"""What a step writes to events.jsonl: figures of the model in `step` events, of the machine in `system` events.
 
-`step` and `eval` events are the same, byte for byte, in a run that was interrupted and resumed; `resource` events differ from
+`step` and `eval` events are the same, byte for byte, in a run that was interrupted and resumed; `system` events differ from
 run to run.
 """
 
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fledge.checkpoint.checkpoint import TrainState
 from fledge.model.cost import ModelCost
+from fledge.model.moe import RouterStats
 from fledge.run import memory_bytes, nan_to_none, peak_memory_bytes
 from fledge.train.train_step import HalfBatchStats, StepOutput, noise_scale
 
 
-def step_metrics(update: StepOutput, state: TrainState, names: tuple[str, ...], perplexity: bool) -> dict[str, Any]:
-    """The `step` event after an update that `state` already contains. Reads tensors: on a GPU it waits for the step."""
-    loss, norm = float(update.loss), float(update.norm)
-    window = update.window
+def step_metrics(output: StepOutput, state: TrainState, sources: tuple[str, ...], perplexity: bool) -> dict[str, Any]:
+    """The `step` event of an update that `state` already counts. `sources`: the names of the sources of rows; `perplexity`:
+    whether exp(loss) is one. Reads tensors: on a GPU it waits for the step."""
+    loss, grad_norm = float(output.loss), float(output.grad_norm)
+    batch = output.batch
     values: dict[str, Any] = {
-        "train/epoch": round(window.epoch, 6),
+        "train/epoch": round(batch.epoch, 6),
         "train/loss": nan_to_none(loss),
-        "train/lr": update.rate,
-        "train/grad_norm": nan_to_none(norm),
+        "train/lr": output.lr,
+        "train/grad_norm": nan_to_none(grad_norm),
         "train/clip_fraction": round(state.clipped_steps / state.step, 6),
         "train/tokens": state.tokens,
         "train/target_tokens": state.target_tokens,
-        "train/target_token_fraction": round(window.supervised / max(1, window.tokens), 6),
-        **{f"train/{name}": nan_to_none(float(value)) for name, value in update.metrics.items()},
+        "train/target_token_fraction": round(batch.num_target_tokens / max(1, batch.num_tokens), 6),
+        **{f"train/{name}": nan_to_none(float(value)) for name, value in output.metrics.items()},
     }
     if perplexity:
         values["train/perplexity"] = math.exp(min(loss, 700.0)) if math.isfinite(loss) else None
-    if len(names) > 1:
-        values["train/tokens_by_source"] = dict(zip(names, state.by_source, strict=True))
-    if update.scale is not None and update.skipped is not None:
-        values |= {"train/loss_scale": float(update.scale), "train/skipped_steps": int(update.skipped)}
-    if update.half is not None:
-        values |= _halves(update.half, norm)
-    values |= {f"update_ratio/{name}": _digits(float(value)) for name, value in update.groups.items()}
-    if update.routing is not None:
-        values |= _routing(update)
+    if len(sources) > 1:
+        values["train/tokens_by_source"] = dict(zip(sources, state.by_source, strict=True))
+    if output.loss_scale is not None and output.num_skipped_steps is not None:
+        values |= {"train/loss_scale": float(output.loss_scale), "train/skipped_steps": int(output.num_skipped_steps)}
+    if output.halves is not None:
+        values |= _grad_noise(output.halves, grad_norm)
+    values |= {f"update_ratio/{name}": _six_digits(float(value)) for name, value in output.update_ratios.items()}
+    if output.router_stats is not None:
+        values |= _router_metrics(output.router_stats)
     return values
 
 
-def _digits(value: float) -> float | None:
-    """Six of them: enough to plot."""
+def _six_digits(value: float) -> float | None:
+    """The value with six significant digits, enough to plot; None where it is not finite."""
     return nan_to_none(float(f"{value:.6g}"))
 
 
-def _halves(half: HalfBatchStats, norm: float) -> dict[str, Any]:
-    noise = noise_scale(half, norm)
+def _grad_noise(halves: HalfBatchStats, grad_norm: float) -> dict[str, Any]:
+    noise = noise_scale(halves, grad_norm)
     return {
-        "grad_noise/half_losses": [_digits(float(loss)) for loss in half.losses],
-        "grad_noise/half_norm": _digits(float(half.norm)),
-        "grad_noise/scale": None if noise is None else _digits(noise),
+        "grad_noise/half_losses": [_six_digits(float(loss)) for loss in halves.losses],
+        "grad_noise/half_norm": _six_digits(float(halves.norm)),
+        "grad_noise/scale": None if noise is None else _six_digits(noise),
     }
 
 
-def _routing(update: StepOutput) -> dict[str, Any]:
+def _router_metrics(routing: RouterStats) -> dict[str, Any]:
     """Load per expert relative to an even one (1.0), router entropy and the auxiliary losses."""
-    assert update.routing is not None
-    routing = update.routing
     relative = routing.load * routing.load.shape[1]
     return {
         "router/load": [[round(share, 4) for share in layer] for layer in relative.tolist()],
-        "router/max_load": _digits(float(relative.max())),
-        "router/min_load": _digits(float(relative.min())),
-        "router/entropy": _digits(float(routing.entropy.mean())),
-        "train/router_aux_loss": _digits(float(routing.balance)),
-        "train/router_z_loss": _digits(float(routing.z)),
+        "router/max_load": _six_digits(float(relative.max())),
+        "router/min_load": _six_digits(float(relative.min())),
+        "router/entropy": _six_digits(float(routing.entropy.mean())),
+        "train/router_aux_loss": _six_digits(float(routing.balance)),
+        "train/router_z_loss": _six_digits(float(routing.z)),
     }
 
 
 def system_metrics(
-    update: StepOutput,
+    output: StepOutput,
     state: TrainState,
-    steps: int,
-    before: float,
-    spent: dict[str, float],
+    *,
+    total_steps: int,
+    seconds_before: float,
+    other_seconds: Mapping[str, float],
     cost: ModelCost,
-    context: int,
-    peak: float,
+    row_length: int,
+    peak_flops: float,
     folder: Path,
 ) -> dict[str, Any]:
-    """The `resource` event: time by phase, throughput, memory, and the share of the device's measured matmul peak (MFU).
+    """The `system` event: time by phase, throughput, memory, and the share of the device's measured matmul peak (MFU).
 
-    `before` is the stage's clock at the record before, `spent` what evaluating and saving took since; `peak` in FLOP/s, 0
-    where it was not measured; `folder` is where the run is kept. MFU counts what the update had to compute: the head only
-    where something is supervised.
+    `seconds_before` is the stage's clock at the event before, `other_seconds` what evaluating and saving took since, by phase.
+    `peak_flops` is in FLOP/s, 0 where it was not measured; the free space is that of the disk of `folder`. MFU counts what the
+    update had to compute: the head only at targets.
     """
-    device = update.norm.device.type
-    phases = update.clock.seconds()
+    device = output.grad_norm.device.type
+    phases = output.timer.seconds()
     busy = sum(phases.values())
-    window = update.window
+    batch = output.batch
     values: dict[str, Any] = {
         "system/seconds": round(state.seconds, 3),
-        "system/step_seconds": round(state.seconds - before, 4),
-        "system/phases": {name: round(seconds, 4) for name, seconds in {**phases, **spent}.items()},
+        "system/step_seconds": round(state.seconds - seconds_before, 4),
+        "system/phases": {name: round(seconds, 4) for name, seconds in {**phases, **other_seconds}.items()},
         "system/tokens_per_second": state.tokens / state.seconds,
-        "system/step_tokens_per_second": round(window.tokens / busy, 1) if busy else None,
+        "system/step_tokens_per_second": round(batch.num_tokens / busy, 1) if busy else None,
         "system/memory_bytes": (held := memory_bytes(device)),
         "system/peak_memory_bytes": max(held, peak_memory_bytes(device)),
         "system/disk_free_bytes": shutil.disk_usage(folder).free,
-        "system/eta_seconds": state.seconds / state.step * (steps - state.step),
+        "system/eta_seconds": state.seconds / state.step * (total_steps - state.step),
     }
-    if peak and busy:
-        flops = window.tokens * cost.training_body_flops(context) + window.supervised * cost.training_head_flops()
-        values["system/mfu"] = round(flops / busy / peak, 4)
+    if peak_flops and busy:
+        flops = batch.num_tokens * cost.training_body_flops(row_length) + batch.num_target_tokens * cost.training_head_flops()
+        values["system/mfu"] = round(flops / busy / peak_flops, 4)
     return values

@@ -1,5 +1,6 @@
-"""The reference of a preference stage: a frozen copy, or its log-probabilities computed once and kept."""
+"""The reference of a preference stage: a frozen copy of the model, or its log-probabilities, computed once and cached."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,35 +11,70 @@ from torch import Tensor
 
 from fledge.autotune.autotune import ComputeConfig, force_eager
 from fledge.data import PackedDataset
-from fledge.model.decoder import Decoder
-from fledge.objective.preference import compute_ref_log_probs
-from fledge.train.validation import validation_batches
+from fledge.model.decoder import Decoder, eval_mode
+from fledge.objective.preference import Reference, compute_ref_log_probs
+from fledge.recipe.schema import StageBase
+from fledge.train.validation import row_batches
 
 
-def fingerprint(model: Decoder, data: PackedDataset, decision: ComputeConfig) -> str:
-    """Changes with the reference's weights, the data (its tokens carry tokenizer and template) or the arithmetic."""
+class ReferenceProvider:
+    """Gives the reference of a stage's objective for the examples of a split.
+
+    Where `stage.keeps_reference_model` it is a frozen copy of the start model, loaded once; otherwise the log-probabilities of
+    `model`, which must still have the start weights, cached in `folder`.
+    """
+
+    def __init__(
+        self,
+        stage: StageBase,
+        model: Decoder,
+        load_start_model: Callable[[], Decoder],
+        compute: ComputeConfig,
+        folder: Path,
+        log: Callable[[str], None],
+    ) -> None:
+        self.stage, self.model, self.load_start_model = stage, model, load_start_model
+        self.compute, self.folder, self.log = compute, folder, log
+        self._frozen: Decoder | None = None
+
+    def __call__(self, data: PackedDataset, split: str) -> Reference:
+        """The frozen model, or the table [examples, 2] on the device of the stage."""
+        if self.stage.keeps_reference_model:
+            return self._frozen_model()
+        self.log(f"reference log-probabilities of {data.examples.count:,} {split} pairs …")
+        cache = self.folder / f"reference.{split}.safetensors"
+        rows = self.stage.batch.micro_batch_rows
+        return precompute_ref_log_probs(self.model, data, rows, self.compute, cache).to(self.compute.device)
+
+    def _frozen_model(self) -> Decoder:
+        if self._frozen is None:
+            self._frozen = self.compute.apply(self.load_start_model()).eval().requires_grad_(False)
+        return self._frozen
+
+
+def fingerprint(model: Decoder, data: PackedDataset, compute: ComputeConfig) -> str:
+    """A hash of the reference's weights, the data (whose tokens depend on tokenizer and template) and the arithmetic."""
     digest = xxhash.xxh3_64()
     for tensor in model.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    digest.update(f"{data.fingerprint()} {decision.precision} {decision.attention}".encode())
+    digest.update(f"{data.fingerprint()} {compute.precision} {compute.attention}".encode())
     return digest.hexdigest()
 
 
-def precompute_ref_log_probs(model: Decoder, data: PackedDataset, micro: int, decision: ComputeConfig, cache: Path) -> Tensor:
-    """Log-probabilities [examples, 2] under the reference, from the cache if its fingerprint fits."""
-    mark = fingerprint(model, data, decision)
+def precompute_ref_log_probs(
+    model: Decoder, data: PackedDataset, micro_batch_rows: int, compute: ComputeConfig, cache: Path
+) -> Tensor:
+    """Summed log-probabilities [examples, 2] of (chosen, rejected) under the model; from `cache` where its fingerprint fits."""
+    mark = fingerprint(model, data, compute)
     if cache.exists():
         with safe_open(cache, framework="pt") as file:
             if (file.metadata() or {}).get("fingerprint") == mark:
                 return file.get_tensor("log_probabilities")
-    was_training = model.training
-    model.eval()
-    with force_eager():
-        batches = validation_batches(data, len(data.layout), micro)
-        table = compute_ref_log_probs(model, batches, data.examples.count, torch.device(decision.device))
-    model.train(was_training)
+    with force_eager(), eval_mode(model):
+        batches = row_batches(data, len(data.layout), micro_batch_rows)
+        table = compute_ref_log_probs(model, batches, data.examples.count, torch.device(compute.device))
     cache.parent.mkdir(parents=True, exist_ok=True)
-    beside = cache.with_name(f".{cache.name}")
-    save_file({"log_probabilities": table}, beside, metadata={"fingerprint": mark})
-    beside.replace(cache)
+    tmp_path = cache.with_name(f".{cache.name}")
+    save_file({"log_probabilities": table}, tmp_path, metadata={"fingerprint": mark})
+    tmp_path.replace(cache)
     return table

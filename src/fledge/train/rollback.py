@@ -1,64 +1,67 @@
-"""Going back to a checkpoint: whether it may be done again, what is different afterwards, and what is said of it."""
+"""Going back to a checkpoint: whether it may be done again, what is different afterwards, and how it is reported."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from fledge.checkpoint.checkpoint import TrainState, latest_checkpoint
 from fledge.errors import FledgeError
-from fledge.monitor.guards import GuardTrigger
+from fledge.findings import Finding
+from fledge.monitor.rules import GuardTrigger
 from fledge.recipe.sections.guards import RollbackConfig
-from fledge.train.batch_loader import BatchLoader
+from fledge.train.batch_source import DatasetSource
 
-Found = tuple[Path, TrainState]
+Checkpoint = tuple[Path, TrainState]
 
 
-def recovery_hint(checkpoints: Path, verdict: GuardTrigger) -> str:
+def recovery_hint(checkpoints: Path, trigger: GuardTrigger) -> str:
     """What to do about a run that a guard ended."""
-    if verdict.state_is_valid:
-        return "the state is saved: make room, then go on with the same command"
-    kept = latest_checkpoint(checkpoints, before=verdict.first_bad_step)
-    good = f"step {kept[1].step:,}" if kept else "the beginning"
-    return (
-        f"the last good state is {good}; lower optimizer.learning_rate, lengthen schedule.warmup, or mend the rows that are "
-        "named"
-    )
+    if trigger.state_is_valid:
+        return f"the state is saved: {trigger.finding.hint}"
+    latest = latest_checkpoint(checkpoints, before=trigger.first_bad_step)
+    good = f"step {latest[1].step:,}" if latest else "the beginning"
+    return f"the last good state is {good}; {trigger.finding.hint}"
 
 
 def rollback_target(
-    found: Found | None, state: TrainState, verdict: GuardTrigger, rules: RollbackConfig, checkpoints: Path
-) -> Found:
-    """The checkpoint to go back to. FledgeError where there is none, or it has been done too often."""
-    if found is not None and state.rollbacks < rules.retries:
-        return found
-    why = "there is no whole checkpoint" if found is None else f"{rules.retries} roll-backs did not help"
-    raise FledgeError(f"{verdict.cause}; {why}", where=str(checkpoints.parent), hint=recovery_hint(checkpoints, verdict))
+    checkpoint: Checkpoint | None, state: TrainState, trigger: GuardTrigger, config: RollbackConfig, checkpoints: Path
+) -> Checkpoint:
+    """The checkpoint to go back to. FledgeError where there is none, or the stage has been rolled back too often."""
+    if checkpoint is not None and state.rollbacks < config.retries:
+        return checkpoint
+    reason = "there is no whole checkpoint" if checkpoint is None else f"{config.retries} roll-backs did not help"
+    raise FledgeError(
+        f"{trigger.finding.message}; {reason}",
+        where=str(checkpoints.parent),
+        hint=recovery_hint(checkpoints, trigger),
+    )
 
 
 def rolled_back_state(
-    state: TrainState, kept: TrainState, verdict: GuardTrigger, rules: RollbackConfig, feed: BatchLoader
+    state: TrainState, saved: TrainState, trigger: GuardTrigger, config: RollbackConfig, source: DatasetSource
 ) -> TrainState:
-    """The state of a checkpoint, as training goes on from it: without the rows in question, or with a lower rate."""
-    skipped, factor = [list(part) for part in state.skipped_rows], state.lr_factor
-    if verdict.rollback_policy == "lower_lr":
-        factor *= rules.lr_factor
-    else:  # of the updates from the first bad one to the verdict
-        rows = [row for step in range(verdict.first_bad_step - 1, verdict.step) for row in feed.rows(step)]
-        skipped = sorted([*skipped, [rows[0], len(rows)]])
-    return replace(kept, skipped_rows=skipped, lr_factor=factor, rollbacks=state.rollbacks + 1, seconds=state.seconds)
+    """The `saved` state of a checkpoint as training goes on from it: with a lower learning rate, or without the rows of the
+    updates from the first bad one to the one at which the guard triggered."""
+    skipped_rows, lr_factor = [list(part) for part in state.skipped_rows], state.lr_factor
+    if trigger.rollback_policy == "lower_lr":
+        lr_factor *= config.lr_factor
+    else:
+        rows = [row for step in range(trigger.first_bad_step - 1, trigger.step) for row in source.stream_rows(step)]
+        skipped_rows = sorted([*skipped_rows, [rows[0], len(rows)]])
+    return replace(saved, skipped_rows=skipped_rows, lr_factor=lr_factor, rollbacks=state.rollbacks + 1, seconds=state.seconds)
 
 
-def rollback_message(reached: int, state: TrainState, verdict: GuardTrigger) -> tuple[str, dict[str, object]]:
-    """The message and the figures of the `guard` event."""
-    how = "without the rows it went wrong with"
-    if verdict.rollback_policy == "lower_lr":
-        how = f"with {state.lr_factor:g} of the learning rate"
-    figures: dict[str, object] = {
-        "rule": verdict.rule,
-        "action": "rollback",
-        "since": verdict.first_bad_step,
-        "reached": reached,
-        "number": state.rollbacks,
-        "skipped_rows": state.skipped_rows,
-        "lr_factor": state.lr_factor,
-    }
-    return f"{verdict.cause}: back from step {reached:,} to step {state.step:,}, and on {how}", figures
+def rollback_finding(reached_step: int, state: TrainState, trigger: GuardTrigger) -> Finding:
+    """The finding of the `guard` event after a roll-back: from which step to which, and what is different now."""
+    change = "without the rows it went wrong with"
+    if trigger.rollback_policy == "lower_lr":
+        change = f"with {state.lr_factor:g} of the learning rate"
+    return replace(
+        trigger.finding,
+        message=f"{trigger.finding.message}: back from step {reached_step:,} to step {state.step:,}, and on {change}",
+        evidence={
+            "reached_step": reached_step,
+            "rollbacks": state.rollbacks,
+            "skipped_rows": state.skipped_rows,
+            "lr_factor": state.lr_factor,
+        },
+    )

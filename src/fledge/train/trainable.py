@@ -1,4 +1,4 @@
-"""What is trained and all that training keeps of it: one place that can be copied, saved and put back."""
+"""The model in training with all its state: weights, optimizer state, average, loss scale; copied, saved and restored."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,8 +20,8 @@ from fledge.recipe.schema import StageBase
 
 
 class TrainableModel:
-    """Weights, the state of their optimizers, their average, and the loss scale of fp16; on every rank the same, or, where
-    the model is `divided`, each rank's part of it."""
+    """Weights, the state of their optimizers, their average, and the loss scale of fp16: the same on every rank, or, where
+    the model is sharded, each rank's shard of them."""
 
     def __init__(
         self,
@@ -30,32 +30,34 @@ class TrainableModel:
         steps: int,
         device: torch.device,
         precision: str,
+        *,
         ranks: DistributedContext | None = None,
-        divided: bool = False,
+        is_sharded: bool = False,
     ) -> None:
-        self.model, self.device, self.divided = model, device, divided
+        """Shards the model among the ranks where `is_sharded` says so. `steps`: updates of the stage."""
+        self.model, self.device, self.is_sharded = model, device, is_sharded
         self.ranks = ranks or DistributedContext()
-        if divided:
+        if is_sharded:
             shard(model, self.ranks)
         self.optimizers = build_optimizers(model, stage.optimizer)
-        self.average = EMA(model, stage.ema, steps) if stage.ema.decay else None
-        self.scale = GradScaler(device) if precision == "fp16" else None
+        self.ema = EMA(model, stage.ema, steps) if stage.ema.decay else None
+        self.grad_scaler = GradScaler(device) if precision == "fp16" else None
 
     def update_ema(self, step: int) -> None:
-        """Take the weights after step number `step` (from 0) into the average."""
-        if self.average is not None:
-            self.average.update(self.model, step)
+        """Add the weights after step `step` (from 0) to the average."""
+        if self.ema is not None:
+            self.ema.update(self.model, step)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The model with its averaged weights, where they are averaged."""
-        with self.average.swapped_in(self.model) if self.average is not None else nullcontext():
+        """Inside, the model has its averaged weights, if the stage averages them."""
+        with self.ema.swapped_in(self.model) if self.ema is not None else nullcontext():
             yield
 
     def full_model(self) -> Decoder | None:
-        """The model as one rank by itself can ask it; None on ranks that do not get it. Where the model is divided, all must
-        call this, and the first rank gets a copy with the weights of now."""
-        if not self.divided:
+        """The model as one rank alone can run it. Where it is sharded, all ranks must call this; the first one gets a copy
+        with the weights of now, the others None."""
+        if not self.is_sharded:
             return self.model
         weights = full_state_dict(self.model, keep=self.ranks.is_main_process)
         if not self.ranks.is_main_process:
@@ -67,35 +69,34 @@ class TrainableModel:
         return copy
 
     def snapshot(self, state: TrainState) -> Snapshot:
-        """A copy of everything in main memory: of weights on the first rank, of the rest there or, divided, on each."""
-        if self.scale is not None:
-            state.grad_scaler = self.scale.state()
-        first = self.ranks.is_main_process
-        if not (first or self.divided):
+        """A copy of everything in main memory: the weights on the first rank, the other tensors there or, where the model is
+        sharded, each rank's shard of them."""
+        if self.grad_scaler is not None:
+            state.grad_scaler = self.grad_scaler.state()
+        if not (self.ranks.is_main_process or self.is_sharded):
             return Snapshot(replace(state), {}, {})
         models = {"model": self._weights()}
         tensors = optimizer_tensors(self.model, self.optimizers)
-        if self.average is not None:
-            tensors |= self.average.tensors()
+        if self.ema is not None:
+            tensors |= self.ema.tensors()
             with self.averaged():
                 models["averaged"] = self._weights()
-        return Snapshot(replace(state), models, stage_to_cpu(tensors) if self.divided else to_cpu_copy(tensors), self.divided)
+        copied = stage_to_cpu(tensors) if self.is_sharded else to_cpu_copy(tensors)
+        return Snapshot(replace(state), models, copied, self.is_sharded)
 
     def _weights(self) -> dict[str, Tensor]:
-        return (
-            full_state_dict(self.model, keep=self.ranks.is_main_process)
-            if self.divided
-            else to_cpu_copy(self.model.state_dict())
-        )
+        if self.is_sharded:
+            return full_state_dict(self.model, keep=self.ranks.is_main_process)
+        return to_cpu_copy(self.model.state_dict())
 
     def restore(self, path: Path, state: TrainState) -> None:
-        """Put back what a checkpoint holds, by however many ranks it was saved. FledgeError where it is of another model."""
+        """Load a checkpoint, saved by any number of ranks. FledgeError where it is of another model."""
         load_full_state_dict(self.model, from_pretrained(path / "model").state_dict())
         like = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
-        tensors = load_optimizer_state(path, like if self.divided else None)
-        if self.average is not None:
+        tensors = load_optimizer_state(path, like if self.is_sharded else None)
+        if self.ema is not None:
             saved = [name for name in tensors if name.startswith((PREFIX, COUNT))]
-            self.average.restore({name: tensors.pop(name) for name in saved}, self.device)
+            self.ema.restore({name: tensors.pop(name) for name in saved}, self.device)
         restore_optimizers(self.model, self.optimizers, tensors)
-        if self.scale is not None:
-            self.scale.restore(state.grad_scaler)
+        if self.grad_scaler is not None:
+            self.grad_scaler.restore(state.grad_scaler)

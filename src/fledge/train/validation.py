@@ -1,98 +1,79 @@
-"""Validation: loss, perplexity and token accuracy over a fixed set of packed rows."""
+"""Validation: the metrics of a stage's objective over a fixed set of packed rows."""
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from fledge.autotune.autotune import force_eager
 from fledge.data import Batch, PackedDataset
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import reshard_after
+from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder, eval_mode
-from fledge.objective import DPOObjective, evaluate_language
+from fledge.objective import Objective, Ratio
 from fledge.train.train_step import StopRequested
 
-EVAL_SUMS: tuple[str, ...] = ("nll", "correct", "weight", "pairs", "loss", "bytes")
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """Packed validation data, the objective that measures a model on them, and the most packed rows that are read."""
+
+    data: PackedDataset
+    objective: Objective
+    max_packed_rows: int
 
 
-def validation_batches(data: PackedDataset, rows: int, micro: int) -> Iterator[Batch]:
-    """The first `rows` packed rows, always the same ones."""
+def row_batches(data: PackedDataset, rows: int, micro_batch_rows: int) -> Iterator[Batch]:
+    """The first `rows` packed rows in their order, which never changes, `micro_batch_rows` at a time."""
     count = min(rows, len(data.layout))
-    for start in range(0, count, micro):
-        yield data.assemble(list(range(start, min(start + micro, count))))
+    for start in range(0, count, micro_batch_rows):
+        yield data.assemble(list(range(start, min(start + micro_batch_rows, count))))
 
 
-def shared_batches(data: PackedDataset, rows: int, micro: int, ranks: DistributedContext) -> Iterator[tuple[Batch, bool]]:
-    """This rank's share of them: each `ranks.size`-th. All ranks get equally many; with each comes whether it counts."""
-    batches = list(range(0, min(rows, len(data.layout)), micro))
-    for first in range(0, len(batches), ranks.world_size):
+def local_row_batches(
+    data: PackedDataset, rows: int, micro_batch_rows: int, ranks: DistributedContext
+) -> Iterator[tuple[Batch, bool]]:
+    """Every `ranks.world_size`-th batch of `row_batches`, from number `ranks.rank` on, each with True. Where a rank has one
+    batch fewer than others, the last batch of all is repeated with False: it keeps the ranks in step and is not counted."""
+    count = min(rows, len(data.layout))
+    starts = list(range(0, count, micro_batch_rows))
+    for first in range(0, len(starts), ranks.world_size):
         number = first + ranks.rank
-        start = batches[min(number, len(batches) - 1)]
-        yield data.assemble(list(range(start, min(start + micro, rows, len(data.layout))))), number < len(batches)
-
-
-def _chosen_only(batch: Batch) -> Batch:
-    """A preference batch with weight on the chosen answers alone."""
-    chosen = (batch.sequence_ids % 2 == 0) & (batch.sequence_ids < batch.num_sequences)
-    return replace(batch, loss_weights=batch.loss_weights * chosen, known_target_index=None)
+        start = starts[min(number, len(starts) - 1)]
+        yield data.assemble(list(range(start, min(start + micro_batch_rows, count)))), number < len(starts)
 
 
 @torch.no_grad()
 def validate(
     model: Decoder,
-    data: PackedDataset,
-    rows: int,
-    micro: int,
-    preference: DPOObjective | None = None,
-    token_bytes: Tensor | None = None,
+    validation: ValidationSet,
+    micro_batch_rows: int,
     asked_to_stop: Callable[[], bool] = lambda: False,
     ranks: DistributedContext | None = None,
-) -> dict[str, Any]:
-    """`loss` (that of the stage's kind), `perplexity` and `token_accuracy` of what is supervised (for preferences: of
-    the chosen answers), `tokens` it is measured on, and for preferences `rewards/…`. Dropout is off.
+) -> dict[str, float]:
+    """The metrics that the objective evaluates, `loss` among them, over all rows of the validation set; dropout is off.
 
-    With `token_bytes` [V], the length of each token's text in UTF-8, also `bits_per_byte`, which models with different
-    tokenizers can be compared by: Σ nll / (ln 2 · Σ bytes). Several ranks take batches in turn and give the same figures.
-    Raises Abandoned where somebody asks to stop."""
+    Several ranks take batches in turn and get equal figures. A metric whose denominator is 0 is left out. Raises StopRequested
+    as soon as `asked_to_stop` says so, and FledgeError where the rows have no targets at all."""
     device, ranks = model.embed_tokens.weight.device, ranks or DistributedContext()
-    sums = dict.fromkeys(EVAL_SUMS, 0.0)
-    sizes = None if token_bytes is None else token_bytes.to(device)
+    sums: dict[str, Ratio] = {}
     with force_eager(), eval_mode(model), reshard_after(model):
-        for batch, counts in shared_batches(data, rows, micro, ranks):
+        for batch, counts in local_row_batches(validation.data, validation.max_packed_rows, micro_batch_rows, ranks):
             if asked_to_stop():
                 raise StopRequested
-            found = _measure(model, batch.to(device), preference, sizes)
-            for name, value in found.items():
-                sums[name] = sums.get(name, 0.0) + (value if counts else 0.0)
-    sums = dict(zip(sums, ranks.all_reduce_sum(list(sums.values())), strict=True))
-    nll, pairs = sums["nll"] / sums["weight"], sums["pairs"]
-    measured: dict[str, Any] = {
-        "loss": sums["loss"] / pairs if preference is not None else nll,
-        "perplexity": math.exp(min(nll, 700.0)),
-        "token_accuracy": sums["correct"] / sums["weight"],
-        "tokens": int(sums["weight"]),
+            for name, ratio in validation.objective.evaluate(model, batch.to(device)).items():
+                sums[name] = sums.get(name, ratio.zeroed()) + (ratio if counts else ratio.zeroed())
+    metrics = {name: ratio.value for name, ratio in _all_reduced(sums, ranks).items() if ratio.count}
+    if "loss" not in metrics:
+        raise FledgeError("the validation rows have no targets to measure the loss on", where="data.validation")
+    return metrics
+
+
+def _all_reduced(sums: dict[str, Ratio], ranks: DistributedContext) -> dict[str, Ratio]:
+    """The sums of all ranks, in float64."""
+    values = ranks.all_reduce_sum([float(part) for ratio in sums.values() for part in (ratio.total, ratio.count)])
+    totals, counts = values[::2], values[1::2]
+    return {
+        name: replace(sums[name], total=total, count=count) for name, total, count in zip(sums, totals, counts, strict=True)
     }
-    if sums["bytes"]:
-        measured["bits_per_byte"] = sums["nll"] / math.log(2) / sums["bytes"]
-    if preference is not None:
-        measured["pairs"] = int(pairs)
-        measured.update({name: value / pairs for name, value in sums.items() if name not in EVAL_SUMS})
-    return measured
-
-
-def _measure(model: Decoder, batch: Batch, preference: DPOObjective | None, sizes: Tensor | None) -> dict[str, float]:
-    """Sums over a batch."""
-    sums = dict.fromkeys(EVAL_SUMS, 0.0)
-    if preference is not None:
-        outcome = preference(model, batch)
-        sums |= {"loss": float(outcome.loss), "pairs": preference.normalizer(batch)}
-        sums |= {name: float(value) for name, value in outcome.metrics.items()}
-        batch = _chosen_only(batch)
-    sums |= evaluate_language(model, batch)
-    if sizes is not None:
-        sums["bytes"] = float((sizes[batch.targets] * batch.loss_weights).sum(dtype=torch.float64))
-    return sums

@@ -34,7 +34,7 @@ class WorldSeed:
     def held_out_listings(self) -> frozenset[str]:
         """The held-out (category, count) pairs: one count for each of half of the categories.
 
-        There are few pairs, so that chance could hold out all counts of a category.
+        The pairs are chosen by rank, because independent draws from so few pairs could hold out a whole category.
         """
         ranked = sorted(CATEGORIES, key=lambda name: stable_fraction(self.seed, "listing", name))
         chosen = ranked[: len(ranked) // 2]

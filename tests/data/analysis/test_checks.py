@@ -11,8 +11,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from fledge.data.analysis.check_context import CheckContext
 from fledge.data.analysis.checks import CHECKS, findings
-from fledge.data.analysis.findings import Finding
 from fledge.data.analysis.stage_statistics import stage_statistics
+from fledge.findings import Finding
 from fledge.tokenizer import Tokenizer, load_tokenizer
 from tests.support.sources import UNCLEANED, jsonl, prepare
 
@@ -66,9 +66,9 @@ def test_every_check_has_a_name_of_its_own() -> None:
 def test_more_dropped_rows_than_allowed_are_an_error(tmp_path: Path, chatml: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", [*rows(8), row("x", ""), row("y", "")])
     finding = finding_of("dropped", check_data("sft", file, chatml, {"max_drop_fraction": 0.1}))
-    assert finding.level == "error" and "2 of 10 rows (20.0%)" in finding.message and finding.where == f"{file}:9"
+    assert finding.severity == "error" and "2 of 10 rows (20.0%)" in finding.message and finding.where == f"{file}:9"
     assert not check_data("sft", file, chatml, {"max_drop_fraction": 0.2})
-    assert finding_of("dropped", check_data("sft", file, chatml)).level == "warning"
+    assert finding_of("dropped", check_data("sft", file, chatml)).severity == "warning"
 
 
 def test_a_source_whose_rows_all_went_to_validation_is_an_error(tmp_path: Path, chatml: Tokenizer) -> None:
@@ -80,9 +80,9 @@ def test_a_source_whose_rows_all_went_to_validation_is_an_error(tmp_path: Path, 
 def test_answers_without_a_supervised_end_token_are_an_error(tmp_path: Path, chatml: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", [row(f"{n}", f"{n} word" * 100) for n in range(3)])
     results = check_data("sft", file, chatml, max_seq_len=32)
-    assert finding_of("end token", results).level == "error" and finding_of("end token", results).where == f"{file}:1"
+    assert finding_of("end token", results).severity == "error" and finding_of("end token", results).where == f"{file}:1"
     assert (
-        finding_of("cut answers", results).level == "warning"
+        finding_of("cut answers", results).severity == "warning"
         and "3 of 3 rows (100.0%)" in finding_of("cut answers", results).message
     )
 
@@ -92,8 +92,8 @@ def test_doubled_start_tokens_are_an_error(tmp_path: Path, chatml: Tokenizer) ->
     doubled = with_template(chatml, tmp_path / "doubled", jinja)
     file = jsonl(tmp_path / "a.jsonl", rows(4))
     finding = finding_of("start token", check_data("sft", file, doubled))
-    assert finding.level == "error" and "4 sequences begin with <|endoftext|> twice" in finding.message
-    assert finding.where == f"{file}:1" and finding.source == "a.jsonl"
+    assert finding.severity == "error" and "4 sequences begin with <|endoftext|> twice" in finding.message
+    assert finding.where == f"{file}:1" and finding.evidence["source"] == "a.jsonl"
     once = with_template(chatml, tmp_path / "once", jinja.replace("{{ bos_token }}", "", 1))
     assert not check_data("sft", file, once)
 
@@ -104,7 +104,7 @@ def test_a_template_that_rewrites_earlier_turns_is_an_error(tmp_path: Path, chat
     turns = [{"role": role, "content": f"turn {n}"} for n, role in enumerate(("user", "assistant") * 2)]
     file = jsonl(tmp_path / "a.jsonl", [*rows(3), {"messages": turns}])
     finding = finding_of("template", check_data("sft", file, tokenizer))
-    assert finding.level == "error" and "rewrites earlier turns" in finding.message and finding.where == f"{file}:4"
+    assert finding.severity == "error" and "rewrites earlier turns" in finding.message and finding.where == f"{file}:4"
     assert "generation" in finding.hint
 
 
@@ -112,13 +112,13 @@ def test_rows_that_a_usable_template_refuses_are_a_warning(tmp_path: Path, inst:
     tools = json.dumps([{"name": "clock", "parameters": {}}])
     file = jsonl(tmp_path / "a.jsonl", [*rows(3), {**row("time?", "It is late now."), "tools": tools}])
     finding = finding_of("template", check_data("sft", file, inst))
-    assert finding.level == "warning" and "does not support tools" in finding.message and finding.where == f"{file}:4"
+    assert finding.severity == "warning" and "does not support tools" in finding.message and finding.where == f"{file}:4"
 
 
 def test_rows_in_training_and_validation_are_an_error(tmp_path: Path, chatml: Tokenizer) -> None:
     train, held_out = jsonl(tmp_path / "a.jsonl", rows(6)), jsonl(tmp_path / "v.jsonl", rows(6)[4:])
     finding = finding_of("validation", check_data("sft", train, chatml, validation=str(held_out)))
-    assert finding.level == "error" and finding.message.startswith("2 rows") and finding.where == f"{train}:5"
+    assert finding.severity == "error" and finding.message.startswith("2 rows") and finding.where == f"{train}:5"
     clean = {**UNCLEANED, "decontaminate": True}
     left_out = check_data("sft", train, chatml, validation=str(held_out), clean=clean)
     assert "validation" not in {finding.check for finding in left_out}
@@ -141,14 +141,16 @@ def test_many_unknown_tokens_are_an_error(tmp_path: Path) -> None:
     known = jsonl(tmp_path / "known.jsonl", [{"text": "a b b a"}, {"text": "b b b"}])
     unknown = jsonl(tmp_path / "unknown.jsonl", [{"text": "a b a b"}, {"text": "a b 春"}])
     finding = finding_of("unknown tokens", check_data("pretrain", [str(known), str(unknown)], tokenizer))
-    assert finding.source == "unknown.jsonl" and finding.where == f"{unknown}:2"
+    assert finding.evidence["source"] == "unknown.jsonl" and finding.where == f"{unknown}:2"
     assert "1 of 9 tokens (11.1%)" in finding.message
 
 
 def test_equal_answers_are_an_error(tmp_path: Path, chatml: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", rows(30, "I do not know that."))
     finding = finding_of("equal answers", check_data("sft", file, chatml))
-    assert finding.level == "error" and "100.0% of 30 answers are the same" in finding.message and finding.where == f"{file}:1"
+    assert (
+        finding.severity == "error" and "100.0% of 30 answers are the same" in finding.message and finding.where == f"{file}:1"
+    )
     assert not check_data("sft", jsonl(tmp_path / "b.jsonl", rows(19, "I do not know that.")), chatml)
 
 
@@ -160,38 +162,60 @@ def test_answers_that_only_begin_alike_are_not_equal_answers(tmp_path: Path, cha
 def test_many_duplicates_are_a_warning(tmp_path: Path, chatml: Tokenizer, left_out: bool) -> None:
     file = jsonl(tmp_path / "a.jsonl", [*rows(20), rows(20)[3]])
     finding = finding_of("duplicates", check_data("sft", file, chatml, clean={**UNCLEANED, "exact_duplicates": left_out}))
-    assert finding.level == "warning" and "1 of 21 rows (4.8%)" in finding.message
+    assert finding.severity == "warning" and "1 of 21 rows (4.8%)" in finding.message
     assert (f"{file}:21 (of {file}:4)" == finding.where) == left_out
 
 
 def test_unfilled_placeholders_are_a_warning(tmp_path: Path, chatml: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", [*rows(3), row("Who are you?", "I am {{name}}, glad to be here.")])
     finding = finding_of("placeholders", check_data("sft", file, chatml))
-    assert finding.level == "warning" and "{{name}}" in finding.message and finding.where == f"{file}:4"
+    assert finding.severity == "warning" and "{{name}}" in finding.message and finding.where == f"{file}:4"
 
 
 def test_a_source_that_outweighs_the_others_is_a_warning(tmp_path: Path, chatml: Tokenizer) -> None:
     large = jsonl(tmp_path / "large.jsonl", rows(40, "{} is the answer to it, my friend."))
     small = jsonl(tmp_path / "small.jsonl", rows(3, "It is {}, to be sure."))
     results = finding_of("mixture", check_data("sft", [str(large), str(small)], chatml))
-    assert results.source == "large.jsonl" and "of an epoch's tokens" in results.message
+    assert results.evidence["source"] == "large.jsonl" and "of an epoch's tokens" in results.message
     assert not check_data("sft", [{"path": str(large)}, {"path": str(small), "repeat": 5}], chatml)
     often = finding_of("mixture", check_data("sft", [{"path": str(large)}, {"path": str(small), "repeat": 11}], chatml))
-    assert often.source == "small.jsonl" and "11.0 times" in often.message
+    assert often.evidence["source"] == "small.jsonl" and "11.0 times" in often.message
 
 
 def test_a_source_of_few_openings_that_gives_half_of_the_tokens_is_a_warning(tmp_path: Path, chatml: Tokenizer) -> None:
     alike = jsonl(tmp_path / "alike.jsonl", rows(40, "As I said before, it is {}."))
     varied = jsonl(tmp_path / "varied.jsonl", [row(f"{n}?", f"{n} or {n + 1} may well be right here") for n in range(25)])
     finding = finding_of("mixture", check_data("sft", [str(alike), str(varied)], chatml))
-    assert finding.source == "alike.jsonl" and "begin in few ways (1)" in finding.message
+    assert finding.evidence["source"] == "alike.jsonl" and "begin in few ways (1)" in finding.message
+
+
+def test_a_finding_that_a_recipe_change_settles_carries_that_change(tmp_path: Path, chatml: Tokenizer) -> None:
+    long = jsonl(tmp_path / "long.jsonl", [row(f"{n}", f"{n} word" * 100) for n in range(3)])
+    for limits, patch in (
+        ({}, {"stages.x.data.max_seq_len": 64}),
+        ({"max_positions": 48}, {"stages.x.data.max_seq_len": 48}),
+        ({"max_positions": 32}, None),
+    ):
+        results = check_data("sft", long, chatml, limits, max_seq_len=32)
+        assert finding_of("cut answers", results).patch == finding_of("end token", results).patch == patch
+    twice = jsonl(tmp_path / "twice.jsonl", [*rows(20), rows(20)[3]])
+    clean = {**UNCLEANED, "exact_duplicates": False}
+    duplicates = finding_of("duplicates", check_data("sft", twice, chatml, clean=clean))
+    assert duplicates.patch == {"stages.x.data.clean.exact_duplicates": True}
+    assert duplicates.overrides() == "--stages.x.data.clean.exact_duplicates true"
+    settled = check_data("sft", twice, chatml, clean={**clean, "exact_duplicates": True})
+    assert finding_of("duplicates", settled).patch is None and finding_of("duplicates", settled).overrides() == ""
 
 
 def test_many_answers_about_identity_are_a_warning(tmp_path: Path, chatml: Tokenizer) -> None:
     plain = jsonl(tmp_path / "plain.jsonl", rows(8))
     identity = jsonl(tmp_path / "me.jsonl", [row(f"Who are you {n}?", f"I am an AI assistant {n}.") for n in range(8)])
     finding = finding_of("identity", check_data("sft", [str(plain), str(identity)], chatml))
-    assert finding.level == "warning" and "50% of an epoch's answers" in finding.message and finding.source == "me.jsonl"
+    assert (
+        finding.severity == "warning"
+        and "50% of an epoch's answers" in finding.message
+        and finding.evidence["source"] == "me.jsonl"
+    )
     few = check_data("sft", [{"path": str(plain), "repeat": 10}, {"path": str(identity), "max_rows": 1}], chatml)
     assert "identity" not in {finding.check for finding in few}
 
@@ -200,4 +224,4 @@ def test_answers_of_one_or_two_tokens_are_a_warning(tmp_path: Path, chatml: Toke
     finding = finding_of(
         "short answers", check_data("sft", jsonl(tmp_path / "a.jsonl", [row(f"{n}?", f"{n}") for n in range(9)]), chatml)
     )
-    assert finding.level == "warning" and finding.message.startswith("100% of the answers have fewer than 3 tokens")
+    assert finding.severity == "warning" and finding.message.startswith("100% of the answers have fewer than 3 tokens")

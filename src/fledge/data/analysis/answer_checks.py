@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from fledge.data.analysis.check_context import CheckContext, count_of_rows, first_event
-from fledge.data.analysis.findings import Finding
+from fledge.data.analysis.check_context import CheckContext, count_of_rows, first_event, source_finding
 from fledge.data.analysis.statistics import SHORT_ANSWER
+from fledge.findings import Finding
 from fledge.tokenizer import Message, TemplateError, Tokenizer
 
 ALIKE, ALIKE_LEAST = 0.95, 20  # share of equal answers, of at least so many
@@ -20,9 +20,9 @@ def supervision(stage: CheckContext) -> Iterator[Finding]:
         if not source.sequences.target_tokens.any():
             trained = len(source.sequences.examples) > 0
             cause = "no answer has a supervised token" if trained else "all its rows went to validation"
-            yield Finding(
+            yield source_finding(
                 check="supervision",
-                level="error",
+                severity="error",
                 message=f"nothing is supervised: {cause}",
                 source=source.name,
                 where=stage.first_location(source),
@@ -35,17 +35,18 @@ def end_token(stage: CheckContext) -> Iterator[Finding]:
     if not stage.format.has_loss_weights:  # every token counts, the one that ends a document too
         return
     for source in stage.training_sources:
-        sequences = source.sequences
+        sequences, report = source.sequences, source.report
         if len(sequences.lengths) and sequences.target_tokens.any() and not sequences.ended:
-            yield Finding(
+            yield source_finding(
                 check="end token",
-                level="error",
+                severity="error",
                 message=f"the end token is never supervised in {len(sequences.lengths):,} sequences: the model would not learn "
                 "to stop",
                 source=source.name,
                 where=stage.first_location(source),
                 hint="lengthen data.max_seq_len if every answer is cut, else use a chat template that ends answers with the "
                 "end token",
+                patch=stage.longer_rows() if report.truncated_rows >= report.used_rows else None,
             )
 
 
@@ -56,13 +57,14 @@ def refused_by_template(stage: CheckContext) -> Iterator[Finding]:
         if count:
             where, detail = first_event(source.report, REFUSED)
             remedy = _template_remedy(stage.tokenizer)
-            yield Finding(
+            yield source_finding(
                 check="template",
-                level="error" if remedy else "warning",
+                severity="error" if remedy else "warning",
                 message=f"the chat template refuses {count_of_rows(count, source.report.rows)}: {detail}",
                 source=source.name,
                 where=where,
                 hint=remedy or "another tokenizer.template may have a place for them",
+                patch={"tokenizer.template": "chatml"} if remedy else None,
             )
 
 
@@ -82,9 +84,9 @@ def equal_answers(stage: CheckContext) -> Iterator[Finding]:
         answers = source.statistics.answers
         if answers is not None and answers.count >= ALIKE_LEAST and answers.most_frequent_share > ALIKE:
             text = answers.openings[0].text
-            yield Finding(
+            yield source_finding(
                 check="equal answers",
-                level="error",
+                severity="error",
                 message=f"{answers.most_frequent_share:.1%} of {answers.count:,} answers are the same (“{text}…”)",
                 source=source.name,
                 where=stage.first_location(source),
@@ -99,9 +101,9 @@ def identity_answers(stage: CheckContext) -> Iterator[Finding]:
         answers = [source.statistics.answers for source in stage.training_sources]
         counts = [0 if statistics is None else statistics.identity for statistics in answers]
         source = stage.training_sources[counts.index(max(counts))]
-        yield Finding(
+        yield source_finding(
             check="identity",
-            level="warning",
+            severity="warning",
             message=f"{share:.0%} of an epoch's answers say who the assistant is",
             source=source.name,
             where=stage.first_location(source),
@@ -114,14 +116,15 @@ def cut_answers(stage: CheckContext) -> Iterator[Finding]:
     for source in stage.training_sources:
         report = source.report
         if report.truncated_rows > CUT * report.used_rows:
-            yield Finding(
+            yield source_finding(
                 check="cut answers",
-                level="warning",
+                severity="warning",
                 message=f"{count_of_rows(report.truncated_rows, report.used_rows)} are cut to the context of "
                 f"{stage.statistics.context:,} tokens ({report.lost_tokens:,} tokens lost)",
                 source=source.name,
                 where=first_event(report, "answer cut to the context")[0],
                 hint="lengthen data.max_seq_len",
+                patch=stage.longer_rows(),
             )
 
 
@@ -130,9 +133,9 @@ def short_answers(stage: CheckContext) -> Iterator[Finding]:
     for source in stage.training_sources:
         training = source.statistics.training
         if training is not None and training.short_share is not None and training.short_share > SHORT:
-            yield Finding(
+            yield source_finding(
                 check="short answers",
-                level="warning",
+                severity="warning",
                 message=f"{training.short_share:.0%} of the answers have fewer than {SHORT_ANSWER} tokens",
                 source=source.name,
                 where=stage.first_location(source),

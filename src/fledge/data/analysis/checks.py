@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fledge.data.analysis import answer_checks, row_checks, token_checks
 from fledge.data.analysis.check_context import CheckContext
-from fledge.data.analysis.findings import Finding
+from fledge.findings import Finding
 
 
 @dataclass(frozen=True)

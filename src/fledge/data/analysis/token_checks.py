@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fledge.data.analysis.check_context import CheckContext
-from fledge.data.analysis.findings import Finding
+from fledge.data.analysis.check_context import CheckContext, source_finding
 from fledge.data.storage import ConcatenatedArrays
+from fledge.findings import Finding
 
 UNKNOWN = 0.01  # share of unknown tokens
 
@@ -20,9 +20,9 @@ def doubled_start_token(stage: CheckContext) -> Iterator[Finding]:
         if len(concerned):
             first = int(concerned[0])
             token = stage.tokenizer.decode(examples.sequence(first)[0][:1].tolist())
-            yield Finding(
+            yield source_finding(
                 check="start token",
-                level="error",
+                severity="error",
                 message=f"{len(concerned):,} sequences begin with {token} twice",
                 source=source.name,
                 where=stage.sequence_location(first),
@@ -51,7 +51,7 @@ def vocabulary(stage: CheckContext) -> Iterator[Finding]:
     if vocab_size is not None and largest >= vocab_size:
         yield Finding(
             check="vocabulary",
-            level="error",
+            severity="error",
             message=f"the data has token {largest:,}, but the model knows {vocab_size:,} tokens",
             hint="use the tokenizer that belongs to the model",
         )
@@ -64,9 +64,9 @@ def unknown_tokens(stage: CheckContext) -> Iterator[Finding]:
         count, size = sum(scan.unknown for scan in scans), sum(scan.size for scan in scans)
         if count > UNKNOWN * size:
             first = next(scan.first_unknown for scan in scans if scan.unknown)
-            yield Finding(
+            yield source_finding(
                 check="unknown tokens",
-                level="error",
+                severity="error",
                 message=f"{count:,} of {size:,} tokens ({count / size:.1%}) are unknown to the tokenizer",
                 source=source.name,
                 where=stage.sequence_location(first),

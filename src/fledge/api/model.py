@@ -1,0 +1,202 @@
+"""A model as Python sees it: chat, text generation, streaming, scores."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from fledge.errors import FledgeError
+from fledge.run import resolve_model_path
+from fledge.tokenizer import Message, Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from fledge.generation import Engine, SamplingParams
+
+Messages = str | Sequence[Mapping[str, str] | Message]
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a model finds a text.
+
+    `tokens` are the ids of the text [n]; `logprobs` [n] are log p(token | the tokens before it) in nats, NaN for a first token
+    that nothing precedes; `num_bytes` are the bytes of the text in UTF-8.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: np.ndarray
+    num_bytes: int
+
+    @property
+    def logprob(self) -> float:
+        """Σ log p over all tokens that have one, in nats."""
+        return float(np.nansum(self.logprobs))
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-probability of a token."""
+        count = int(np.count_nonzero(~np.isnan(self.logprobs)))
+        return math.exp(-self.logprob / count) if count else math.nan
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Negative log-probability in bits, for each byte of the text: comparable between tokenizers."""
+        return -self.logprob / math.log(2) / self.num_bytes if self.num_bytes else math.nan
+
+
+class Model:
+    """A loaded model with its tokenizer and chat template. Weights are prepared once; answers of one call share a batch.
+
+    All methods that generate take the parameters of `SamplingParams`: `max_new_tokens`, `temperature` (0 is greedy), `top_k`,
+    `top_p`, `repetition_penalty`, `seed`. An answer is a function of the model, the prompt and these. FledgeError is raised
+    for a prompt that leaves no room for an answer.
+
+    >>> import fledge
+    >>> model = fledge.load("runs/mine")
+    >>> isinstance(model.chat("你是谁？", max_new_tokens=8), str)
+    True
+    >>> text = "".join(model.stream([{"role": "user", "content": "你是谁？"}], max_new_tokens=8))
+    >>> text == model.chat("你是谁？", max_new_tokens=8)
+    True
+    """
+
+    def __init__(self, engine: "Engine", tokenizer: Tokenizer, path: Path) -> None:
+        """Use `load`."""
+        self._engine, self.tokenizer, self.path = engine, tokenizer, path
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return self._engine.max_positions
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the model; tied weights count once."""
+        return sum(parameter.numel() for parameter in self._engine.model.parameters())
+
+    def chat(self, messages: Messages, **sampling: Any) -> str:
+        """The answer to a conversation: a list of `{"role": …, "content": …}`, or one user message as a string.
+
+        >>> import fledge
+        >>> model = fledge.load("runs/mine")
+        >>> conversation = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+        >>> isinstance(model.chat(conversation, max_new_tokens=4, temperature=0.7, seed=1), str)
+        True
+        """
+        (completion,) = self._engine.generate([self._prompt(messages)], self._params(sampling), where=["messages"])
+        return self._text(completion.tokens)
+
+    @overload
+    def generate(self, text: str, **sampling: Any) -> str: ...
+    @overload
+    def generate(self, text: list[str], **sampling: Any) -> list[str]: ...
+
+    def generate(self, text: str | list[str], **sampling: Any) -> str | list[str]:
+        """The continuation of a plain text, without the chat template; of several texts in one batch.
+
+        >>> import fledge
+        >>> model = fledge.load("runs/mine/pretrain")
+        >>> len(model.generate(["A cat", "苹果"], max_new_tokens=6))
+        2
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        prompts = [self.tokenizer.encode_prefix(one) for one in texts]
+        where = [f"text {number}" for number in range(1, len(texts) + 1)]
+        answers = [self._text(one.tokens) for one in self._engine.generate(prompts, self._params(sampling), where=where)]
+        return answers[0] if isinstance(text, str) else answers
+
+    def stream(self, messages: Messages, **sampling: Any) -> Iterator[str]:
+        """The answer that `chat` gives, in pieces of whole characters, each as soon as it is generated."""
+        from fledge.generation import decode_stream
+
+        tokens = self._engine.stream(self._prompt(messages), self._params(sampling), where="messages")
+        return decode_stream(self.tokenizer, tokens)
+
+    def stream_text(self, text: str, **sampling: Any) -> Iterator[str]:
+        """The continuation that `generate` gives, in pieces of whole characters."""
+        from fledge.generation import decode_stream
+
+        tokens = self._engine.stream(self.tokenizer.encode_prefix(text), self._params(sampling), where="text")
+        return decode_stream(self.tokenizer, tokens)
+
+    def score(self, text: str) -> Score:
+        """The log-probabilities of a text under the model, as a document from its beginning.
+
+        >>> import fledge
+        >>> score = fledge.load("runs/mine/pretrain").score("A cat is an animal.")
+        >>> score.perplexity > 1 and len(score.logprobs) == len(score.tokens)
+        True
+        """
+        from fledge.generation import score_tokens
+
+        tokens = list(self.tokenizer.encode_prefix(text))
+        if not tokens:
+            raise FledgeError("the text is empty: there is nothing to score", where="text")
+        (values,) = score_tokens(self._engine.model, [tokens])
+        begun = 0 if self.tokenizer.bos_id is None else 1  # the token before the text is not part of it
+        logprobs = np.array([math.nan, *values][begun:])
+        return Score(tuple(tokens[begun:]), logprobs, len(text.encode("utf-8")))
+
+    def _prompt(self, messages: Messages) -> list[int]:
+        return self.tokenizer.encode_prompt(as_messages(messages))
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(tokens), skip_special=True)
+
+    def _params(self, sampling: Mapping[str, Any]) -> "SamplingParams":
+        from fledge.generation import SamplingParams
+
+        known = SamplingParams.__dataclass_fields__
+        unknown = sorted(set(sampling) - set(known))
+        if unknown:
+            raise FledgeError(f"unknown parameter '{unknown[0]}'", hint=f"there are {', '.join(known)}")
+        return SamplingParams(**{"max_new_tokens": 256, **sampling})
+
+
+def as_messages(messages: Messages) -> list[Message]:
+    """A conversation from one user message or from mappings with `role` and `content`. FledgeError for anything else."""
+    if isinstance(messages, str):
+        return [Message("user", messages)]
+    read = []
+    for number, message in enumerate(messages, 1):
+        where = f"message {number}"
+        if isinstance(message, Message):
+            read.append(message)
+            continue
+        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+            raise FledgeError("a message has the keys role and content, and no others", where=where)
+        if message["role"] not in ROLES:
+            raise FledgeError(f"unknown role '{message['role']}'", where=where, hint=f"write one of {', '.join(ROLES)}")
+        if not isinstance(message["content"], str):
+            raise FledgeError("the content is no text", where=where)
+        read.append(Message(message["role"], message["content"]))
+    if not read:
+        raise FledgeError("the conversation is empty", where="messages")
+    return read
+
+
+def load(path: str | Path) -> Model:
+    """The model of a run (its last finished stage), a stage, a checkpoint or a model directory.
+
+    Raises FledgeError where there is none, or where its tokenizer does not fit it.
+
+    >>> import fledge
+    >>> fledge.load("runs/mine/sft").num_parameters > 1000
+    True
+    """
+    from fledge.generation import Engine
+    from fledge.model.pretrained import from_pretrained
+
+    folder = resolve_model_path(str(path))
+    model, tokenizer = from_pretrained(folder), load_tokenizer(folder)
+    if tokenizer.vocab_size > model.vocab_size:
+        raise FledgeError(
+            f"the chat template needs control tokens that this model has never seen: it knows {model.vocab_size:,} tokens, "
+            f"the tokenizer with them has {tokenizer.vocab_size:,}",
+            where=str(folder),
+        )
+    return Model(Engine(model.eval(), tokenizer.stop_ids), tokenizer, folder)

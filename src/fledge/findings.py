@@ -1,0 +1,41 @@
+"""What a check reports: of the data before a run, of the events while a stage trains."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Severity = Literal["info", "warning", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one check found, where, and what to do about it.
+
+    `evidence` are the figures behind the message, as JSON values. `patch` is the change of the recipe that would help, from
+    dotted keys to new values; None where no such change is known.
+    """
+
+    check: str
+    severity: Severity
+    message: str
+    where: str = ""
+    hint: str = ""
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    patch: Mapping[str, Any] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "check": self.check,
+            "severity": self.severity,
+            "message": self.message,
+            "where": self.where,
+            "hint": self.hint,
+            "evidence": dict(self.evidence),
+            "patch": None if self.patch is None else dict(self.patch),
+        }
+
+    def overrides(self) -> str:
+        """The patch as options of the command, such as `--stages.sft.data.max_seq_len 512`; empty without a patch."""
+        return " ".join(f"--{key} {json.dumps(value, ensure_ascii=False)}" for key, value in (self.patch or {}).items())

@@ -1,0 +1,52 @@
+"""Scoring: the log-probabilities that a model gives to the tokens of texts."""
+
+from collections.abc import Sequence
+
+import torch
+
+from fledge.errors import FledgeError
+from fledge.model.decoder import Decoder, eval_mode
+from fledge.model.linear_cross_entropy import token_logps_and_correct
+
+BATCH_TOKENS = 8192  # tokens in one forward pass, padding included. A longer sequence goes alone.
+
+
+@torch.no_grad()
+def score_tokens(model: Decoder, sequences: Sequence[Sequence[int]], batch_tokens: int = BATCH_TOKENS) -> list[list[float]]:
+    """log p(token | the tokens before it) of each token but the first, for each sequence.
+
+    These are the model's own probabilities, as in `TokenOutput.logprob`: a prompt and its answer score, at the answer's
+    tokens, what generation reported for them. Raises FledgeError for a sequence that is longer than the model's positions.
+    """
+    max_positions = model.config.max_position_embeddings
+    for number, sequence in enumerate(sequences, 1):
+        if len(sequence) > max_positions + 1:  # the last token is predicted, but not read
+            raise FledgeError(
+                f"it has {len(sequence):,} tokens, the model has {max_positions:,} positions",
+                where=f"sequence {number}",
+                hint="shorten it, or train with a larger model.max_position_embeddings",
+            )
+    scores: list[list[float]] = [[] for _ in sequences]
+    longest_first = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
+    scorable = [index for index in longest_first if len(sequences[index]) > 1]
+    with eval_mode(model):
+        while scorable:
+            size = max(1, batch_tokens // (len(sequences[scorable[0]]) - 1))
+            batch, scorable = scorable[:size], scorable[size:]
+            for index, values in zip(batch, _score_batch(model, [sequences[index] for index in batch]), strict=True):
+                scores[index] = values
+    return scores
+
+
+def _score_batch(model: Decoder, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    """The scores of sequences that are read together, padded on the right, where causal attention never looks."""
+    device, lengths = model.embed_tokens.weight.device, [len(sequence) - 1 for sequence in sequences]
+    inputs = torch.zeros(len(sequences), max(lengths), dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        inputs[row, : lengths[row]] = torch.tensor(sequence[:-1])
+    is_token = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    targets = torch.tensor([token for sequence in sequences for token in sequence[1:]])
+    rows = is_token.flatten().nonzero()[:, 0].to(device)
+    hidden = model(inputs.to(device)).flatten(0, 1)
+    logps, _ = token_logps_and_correct(hidden, model.lm_head_weight, targets.to(device), rows)
+    return [values.tolist() for values in logps.cpu().split(lengths)]

@@ -1,0 +1,353 @@
+"""The rules of the guards: each reads the events of a stage one by one and reports when something goes wrong.
+
+The state of a rule is a function of the events it has read, so a resumed run, which reads its events again, is guarded as
+one that was never interrupted.
+"""
+
+import math
+import statistics
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from fledge.findings import Finding, Severity
+from fledge.recipe.sections.guards import (
+    DiskGuard,
+    DivergenceGuard,
+    GradSpikeGuard,
+    LossSpikeGuard,
+    NonFiniteGuard,
+    PassRateGuard,
+    RepetitionGuard,
+    ThroughputGuard,
+    TimeGuard,
+    ValidationIncreaseGuard,
+)
+from fledge.run.console import duration
+
+MIN_SPIKE_HISTORY = 32  # steps before a deviation is computed from them
+MIN_LOSS_SCALE = 2.0**-10  # of fp16: an overflow below it is divergence, not a scale that is too large
+MAX_OVERFLOWS = 10  # fp16 overflows in a row before they are reported
+RECENT_STEPS, EARLIER_STEPS = 20, 200  # steps whose speeds are compared
+SEVERITIES: dict[str, Severity] = {"warn": "warning", "skip": "warning", "stop": "error", "rollback": "error"}
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardTrigger:
+    """What a rule found after update number `step`, and the action to take. Updates count from 1."""
+
+    finding: Finding
+    action: str  # warn, skip, stop or rollback
+    step: int
+    first_bad_step: int  # the update with which it went wrong
+    rollback_policy: str | None = None  # skip_rows or lower_lr
+    stop_scope: str = "run"  # what `stop` ends: run or stage
+    state_is_valid: bool = False  # whether the state of now is worth saving before a stop
+
+
+def trigger(check: str, action: str, message: str, event: Event, **more: Any) -> GuardTrigger:
+    """A trigger at the step of an event. `more`: `evidence` of the finding, `first_bad_step` where it is an earlier update,
+    and the other fields of GuardTrigger."""
+    evidence = more.pop("evidence", {})
+    finding = Finding(check=check, severity=SEVERITIES[action], message=message, evidence=evidence)
+    step = event["step"]
+    return GuardTrigger(finding=finding, action=action, step=step, first_bad_step=more.pop("first_bad_step", step), **more)
+
+
+class Rule:
+    """Reads every event of a stage in order."""
+
+    def update(self, event: Event) -> GuardTrigger | None:
+        """Read the next event; returns a trigger where it shows that something is wrong."""
+        raise NotImplementedError
+
+
+class NonFinite(Rule):
+    """Updates in a row without a finite gradient. With fp16 that is an overflow, until the loss scale is tiny."""
+
+    def __init__(self, config: NonFiniteGuard) -> None:
+        self.config, self.consecutive = config, 0
+
+    def update(self, event: Event) -> GuardTrigger | None:
+        if event["kind"] != "step":
+            return None
+        is_finite = event["train/grad_norm"] is not None and event["train/loss"] is not None
+        if is_finite or event.get("train/loss_scale", 0.0) >= MIN_LOSS_SCALE:
+            self.consecutive = 0
+            return None
+        self.consecutive += 1
+        evidence = {
+            "grad_norm": event["train/grad_norm"],
+            "loss": event["train/loss"],
+            "consecutive": self.consecutive,
+        }
+        if self.consecutive < self.config.consecutive:
+            message = "the gradient is not finite: this update is left out"
+            return trigger("non_finite", "skip", message, event, evidence=evidence)
+        return trigger(
+            "non_finite",
+            self.config.action,
+            f"the gradient is not finite in {self.consecutive} updates in a row",
+            event,
+            first_bad_step=event["step"] - self.consecutive + 1,
+            evidence=evidence,
+            rollback_policy=self.config.on_rollback,
+        )
+
+
+class Overflow(Rule):
+    """fp16 that overflows in many steps in a row learns nothing."""
+
+    def __init__(self) -> None:
+        self.consecutive = 0
+
+    def update(self, event: Event) -> GuardTrigger | None:
+        if event["kind"] != "step" or "train/loss_scale" not in event:
+            return None
+        self.consecutive = self.consecutive + 1 if event["train/grad_norm"] is None else 0
+        if self.consecutive != MAX_OVERFLOWS:
+            return None
+        return trigger(
+            "overflow",
+            "warn",
+            f"fp16 overflowed in {MAX_OVERFLOWS} steps in a row, which learned nothing",
+            event,
+            first_bad_step=event["step"] - self.consecutive + 1,
+            evidence={"loss_scale": event["train/loss_scale"]},
+        )
+
+
+class Spike(Rule):
+    """A value far above the earlier ones: by `sigma` standard deviations and by a factor.
+
+    An update must know its limit while the figures of the update before are still on the device, so step n is compared with
+    the steps up to n − 2. After a spike, none is reported for as many steps as are compared with.
+    """
+
+    def __init__(self, name: str, key: str, config: GradSpikeGuard | LossSpikeGuard, logarithmic: bool) -> None:
+        self.name, self.key, self.config, self.logarithmic = name, key, config, logarithmic
+        self.values: deque[float] = deque(maxlen=config.window)
+        self.limits: dict[int, float] = {}  # the last two, by the newest step that each is computed from
+        self._cooldown_until = 0
+
+    def limit(self, step: int) -> float:
+        """The value above which that of `step` is a spike; infinite while there are too few earlier steps."""
+        return self.limits.get(step - 2, math.inf)
+
+    def _next_limit(self) -> float:
+        if len(self.values) < MIN_SPIKE_HISTORY:
+            return math.inf
+        mean = sum(self.values) / len(self.values)
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in self.values) / len(self.values))
+        above = mean + self.config.sigma * deviation
+        if self.logarithmic:
+            return math.exp(min(max(above, mean + math.log(self.config.factor)), 700.0))
+        return max(above, mean * self.config.factor)
+
+    def update(self, event: Event) -> GuardTrigger | None:
+        if event["kind"] != "step":
+            return None
+        value, step, result = event.get(self.key), event["step"], None
+        limit = self.limit(step)
+        if value is not None and value > limit:
+            if step > self._cooldown_until or self.config.action == "skip":
+                result = self._spike(value, limit, event)
+            self._cooldown_until = step + self.config.window
+        if value is not None and value > 0:  # a spike counts as the largest value allowed, so that a new level is learned
+            self.values.append(math.log(min(value, limit)) if self.logarithmic else min(value, limit))
+        self.limits = {step - 1: self.limits.get(step - 1, math.inf), step: self._next_limit()}
+        return result
+
+    def _spike(self, value: float, limit: float, event: Event) -> GuardTrigger:
+        name = self.name.replace("_", " ")
+        message = f"{name}: {value:.4g}, where the {len(self.values)} steps before allow {limit:.4g}"
+        evidence, policy = {"value": value, "limit": limit}, self.config.on_rollback
+        return trigger(self.name, self.config.action, message, event, evidence=evidence, rollback_policy=policy)
+
+
+class Divergence(Rule):
+    """The smoothed training loss is far above its lowest value. It is smoothed by an exponential average with the correction
+    of its start that Adam has (Kingma & Ba 2015, section 3)."""
+
+    def __init__(self, config: DivergenceGuard) -> None:
+        self.config, self.decay = config, 1 - 1 / config.window
+        self.sum, self.weight = 0.0, 0.0
+        self.lowest, self.lowest_step, self.reported = math.inf, 0, False
+
+    def update(self, event: Event) -> GuardTrigger | None:
+        loss = event.get("train/loss") if event["kind"] == "step" else None
+        if loss is None:
+            return None
+        self.sum, self.weight = self.decay * self.sum + loss, self.decay * self.weight + 1
+        smoothed = self.sum / self.weight
+        if smoothed <= self.lowest:
+            self.lowest, self.lowest_step, self.reported = smoothed, event["step"], False
+        if smoothed <= self.lowest + self.config.min_increase or self.reported:
+            return None
+        self.reported = True
+        return trigger(
+            "divergence",
+            self.config.action,
+            f"training diverged: the smoothed loss is {smoothed:.4g}, it was {self.lowest:.4g} after step {self.lowest_step:,}",
+            event,
+            first_bad_step=self.lowest_step + 1,
+            evidence={"smoothed": smoothed, "lowest": self.lowest, "lowest_step": self.lowest_step},
+            rollback_policy=self.config.on_rollback,
+        )
+
+
+class Threshold(Rule):
+    """A figure on the wrong side of a bound: reported when it crosses the bound, and again only after it was back."""
+
+    kind: str  # of the events that carry the figure
+    key: str
+
+    def __init__(self) -> None:
+        self._is_crossed = False
+
+    def crossed(self, value: float) -> bool:
+        """Whether the figure is on the wrong side."""
+        raise NotImplementedError
+
+    def crossing(self, value: float, event: Event) -> GuardTrigger:
+        """The trigger for a figure that has crossed the bound."""
+        raise NotImplementedError
+
+    def update(self, event: Event) -> GuardTrigger | None:
+        value = event.get(self.key) if event["kind"] == self.kind else None
+        if value is None:
+            return None
+        was_crossed, self._is_crossed = self._is_crossed, self.crossed(value)
+        return self.crossing(value, event) if self._is_crossed and not was_crossed else None
+
+
+class LowDisk(Threshold):
+    """The disk of the run fills up."""
+
+    kind, key = "system", "system/disk_free_bytes"
+
+    def __init__(self, config: DiskGuard) -> None:
+        super().__init__()
+        self.action, self.min_free = config.action, config.min_free or 0
+
+    def crossed(self, value: float) -> bool:
+        return value < self.min_free
+
+    def crossing(self, value: float, event: Event) -> GuardTrigger:
+        message = f"{value / 2**30:.2f} GiB are free on the disk of the run, {self.min_free / 2**30:.2f} are to stay free"
+        return trigger("disk", self.action, message, event, evidence={"free": value}, state_is_valid=True)
+
+
+class MaxTime(Threshold):
+    """The stage has trained for as long as it may."""
+
+    kind, key = "system", "system/seconds"
+
+    def __init__(self, config: TimeGuard) -> None:
+        super().__init__()
+        self.action, self.max_time = config.action, math.inf if config.max_time is None else config.max_time
+
+    def crossed(self, value: float) -> bool:
+        return value >= self.max_time
+
+    def crossing(self, value: float, event: Event) -> GuardTrigger:
+        message = f"the stage has trained for {duration(value)}, its time is {duration(self.max_time)}"
+        return trigger("time", self.action, message, event, stop_scope="stage")
+
+
+class PassRate(Threshold):
+    """Too few prompt tests pass."""
+
+    kind, key = "prompt_tests", "prompt_tests/pass_rate"
+
+    def __init__(self, config: PassRateGuard) -> None:
+        super().__init__()
+        self.config = config
+
+    def crossed(self, value: float) -> bool:
+        return value < self.config.min_pass_rate
+
+    def crossing(self, value: float, event: Event) -> GuardTrigger:
+        passed, cases = event["prompt_tests/passed"], event["prompt_tests/cases"]
+        message = f"{passed} of {cases} regression prompts pass, less than {self.config.min_pass_rate:.0%}"
+        evidence = {"pass_rate": value, "newly_failing": event.get("prompt_tests/newly_failing", [])}
+        return trigger("pass_rate", self.config.action, message, event, evidence=evidence, stop_scope="stage")
+
+
+class Repetition(Threshold):
+    """The answers to prompt tests repeat themselves."""
+
+    kind, key = "prompt_tests", "prompt_tests/repetition"
+
+    def __init__(self, config: RepetitionGuard) -> None:
+        super().__init__()
+        self.config = config
+
+    def crossed(self, value: float) -> bool:
+        return value > self.config.max_repetition
+
+    def crossing(self, value: float, event: Event) -> GuardTrigger:
+        message = f"answers repeat themselves: {value:.0%} of their pieces were there before"
+        return trigger("repetition", self.config.action, message, event, evidence={"repetition": value}, stop_scope="stage")
+
+
+class ValidationIncrease(Rule):
+    """Evaluations in a row, each with a higher validation loss than the one before."""
+
+    def __init__(self, config: ValidationIncreaseGuard) -> None:
+        self.config = config
+        self.losses: list[tuple[int, float]] = []  # step and loss, from the lowest one on
+        self.reported = False
+
+    def update(self, event: Event) -> GuardTrigger | None:
+        loss = event.get("eval/loss") if event["kind"] == "eval" else None
+        if loss is None:
+            return None
+        if self.losses and loss <= self.losses[-1][1]:
+            self.losses = []
+            self.reported = False
+        self.losses.append((event["step"], loss))
+        (lowest_step, lowest), increases = self.losses[0], len(self.losses) - 1
+        if self.reported or increases < self.config.patience or loss < lowest * (1 + self.config.min_increase):
+            return None
+        self.reported = True
+        return trigger(
+            "validation_increase",
+            self.config.action,
+            f"the validation loss rose {increases} times in a row, from {lowest:.4f} (step {lowest_step:,}) to {loss:.4f}",
+            event,
+            first_bad_step=lowest_step + 1,
+            evidence={"losses": [value for _, value in self.losses]},
+            stop_scope="stage",
+        )
+
+
+class Throughput(Rule):
+    """Steps became slower than they were."""
+
+    def __init__(self, config: ThroughputGuard) -> None:
+        self.config = config
+        self.speeds: deque[float] = deque(maxlen=RECENT_STEPS + EARLIER_STEPS)  # tokens a second
+        self._cooldown_until = 0
+
+    def update(self, event: Event) -> GuardTrigger | None:
+        speed = event.get("system/step_tokens_per_second") if event["kind"] == "system" else None
+        if speed is None:
+            return None
+        self.speeds.append(speed)
+        step, speeds = event["step"], list(self.speeds)
+        if len(speeds) < 4 * RECENT_STEPS or step <= self._cooldown_until:
+            return None
+        now, before = statistics.median(speeds[-RECENT_STEPS:]), statistics.median(speeds[:-RECENT_STEPS])
+        if now >= self.config.min_speed_ratio * before:
+            return None
+        self._cooldown_until = step + EARLIER_STEPS
+        return trigger(
+            "throughput",
+            self.config.action,
+            f"training became slow: {now:,.0f} tokens/s over the last {RECENT_STEPS} steps, {before:,.0f} before",
+            event,
+            first_bad_step=step - RECENT_STEPS + 1,
+            evidence={"now": now, "before": before},
+        )

@@ -1,0 +1,114 @@
+"""What every objective is: from a model and a batch to sums, which are divided once for a whole update or evaluation."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fledge.data import Batch
+from fledge.model.decoder import Decoder
+from fledge.model.moe import RouterStats
+
+Number = float | Tensor
+
+
+def mean(total: Any, count: Any) -> Any:
+    """total / count."""
+    return total / count
+
+
+def perplexity(nll: float, count: float) -> float:
+    """exp(nll / count), for the summed negative log-likelihood (nats) of `count` tokens; at most exp(700)."""
+    return math.exp(min(nll / count, 700.0))
+
+
+def bits_per_unit(nll: float, count: float) -> float:
+    """nll / (ln 2 · count), for a negative log-likelihood in nats."""
+    return nll / math.log(2) / count
+
+
+def integer_total(total: float, count: float) -> int:
+    """The total itself, which is a whole number."""
+    return int(total)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A metric as a numerator and its own denominator, so that micro-batches and processes add up exactly.
+
+    In an evaluation both are floats. In training they may be scalar tensors on the device, which nobody waits for.
+    `reduction` makes the metric's value of the two sums.
+    """
+
+    total: Number
+    count: Number
+    reduction: Callable[[Any, Any], Any] = mean
+
+    def __add__(self, other: "Ratio") -> "Ratio":
+        return replace(self, total=self.total + other.total, count=self.count + other.count)
+
+    @property
+    def value(self) -> Any:
+        """The metric."""
+        return self.reduction(self.total, self.count)
+
+    def zeroed(self) -> "Ratio":
+        """The ratio of a batch without weight: it adds nothing to others."""
+        total = torch.zeros_like(self.total) if isinstance(self.total, Tensor) else 0.0
+        return replace(self, total=total, count=0.0)
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """The loss of a batch as a sum, and the metrics of the batch.
+
+    The trainer divides `loss` by the sum of `Objective.normalizer` over all micro-batches of an update; each metric has a
+    denominator of its own. `aux_loss` is a sum like `loss`: it is trained together with the loss but not reported in it (the
+    router losses of a mixture of experts, whose state `routing` describes).
+    """
+
+    loss: Tensor
+    metrics: dict[str, Ratio] = field(default_factory=dict)
+    aux_loss: Tensor | None = None
+    routing: RouterStats | None = None
+
+    def detached(self) -> "LossOutput":
+        """The output without its graph, which is freed once the gradients exist; `aux_loss` is dropped."""
+        routing = None if self.routing is None else self.routing.detach()
+        return LossOutput(self.loss.detach(), self.metrics, None, routing)
+
+    def zeros_like(self) -> "LossOutput":
+        """The output of a batch without weight, with metrics of equal names."""
+        metrics = {name: ratio.zeroed() for name, ratio in self.metrics.items()}
+        return LossOutput(torch.zeros_like(self.loss), metrics, None, self.routing and self.routing.zeros_like())
+
+    def with_router_loss(self, model: Decoder, routing: RouterStats | None, weight: float) -> "LossOutput":
+        """The output with the router losses of a batch of this weight; unchanged for a dense model."""
+        moe = model.config.moe
+        if moe is None or routing is None:
+            return self
+        return replace(self, aux_loss=weight * routing.penalty(moe), routing=routing)
+
+
+class Objective(Protocol):
+    """What a stage minimizes and how it is measured. New kinds of stages are entries of `objective.build.BUILDERS`."""
+
+    def normalizer(self, batch: Batch) -> float:
+        """What the loss of the batch is divided by, once it is summed over an update: its weight, or its pairs."""
+        ...
+
+    def __call__(self, model: Decoder, batch: Batch) -> LossOutput:
+        """The loss of the batch, with gradients."""
+        ...
+
+    def evaluate(self, model: Decoder, batch: Batch) -> dict[str, Ratio]:
+        """The metrics of the batch, with `loss` among them; without gradients and without dropout."""
+        ...
+
+
+def sequences_per_example(batch: Batch) -> int:
+    """1 where an example is a document or a conversation, 2 where it is a pair; 1 for a batch without examples."""
+    return batch.num_sequences // len(batch.examples) if batch.examples else 1

@@ -1,0 +1,46 @@
+"""Where the weights of a stage's model come from before its first step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fledge.recipe.schema import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitialWeights:
+    """The source of a stage's start weights: a model directory that the recipe names, or else the model of the previous stage,
+    or, where both are None, fresh weights from the seed of the run.
+
+    `config_directory` is the model directory whose config.json gives the sizes of the model; None: the recipe's `model` does.
+    """
+
+    directory: Path | None
+    previous_stage: str | None
+    config_directory: Path | None
+
+    def resolve(self, model_of_stage: Callable[[str], Path]) -> Path | None:
+        """The model directory to load; None for fresh weights. `model_of_stage` gives the final model of a finished stage."""
+        return self.directory if self.previous_stage is None else model_of_stage(self.previous_stage)
+
+
+def initial_weights(recipe: Recipe, name: str) -> InitialWeights:
+    """Where a stage starts from: its own `init_from`, else the stage before it; the first stage: `model.path`, else nothing.
+
+    KeyError for a name that no stage has."""
+    names = list(recipe.stages)
+    before, init_from = names[: names.index(name)] if name in names else [], recipe.stages[name].init_from
+    previous_stage = before[-1] if before and not init_from else None
+    directory = init_from or (None if before else recipe.model.path)
+    named = [recipe.model.path, *(recipe.stages[stage].init_from for stage in (*before, name))]
+    config_directory = next((path for path in reversed(named) if path), None)
+    return InitialWeights(
+        directory=Path(directory) if directory else None,
+        previous_stage=previous_stage,
+        config_directory=Path(config_directory) if config_directory else None,
+    )
+
+
+def first_initial_weights(recipe: Recipe) -> InitialWeights:
+    """Where the first stage starts from; its model directory, if it has one, also brings the tokenizer of the run."""
+    return initial_weights(recipe, next(iter(recipe.stages)))

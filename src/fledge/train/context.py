@@ -1,0 +1,36 @@
+"""What the training of one stage is given."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fledge.autotune.autotune import ComputeConfig
+from fledge.checkpoint.checkpoint import WriteModel
+from fledge.data import PackedDataset
+from fledge.distributed.context import DistributedContext
+from fledge.model.decoder import Decoder
+from fledge.monitor.run_logger import LogTargets
+from fledge.objective import Objective
+from fledge.plan.horizon import TrainingHorizon
+from fledge.recipe.schema import PreferenceStage, PretrainStage, SftStage
+from fledge.run.stopping import SignalHandler
+from fledge.train.hooks import Hook
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainContext:
+    """The stage with plain numbers, the model and its objective, the rows, how to compute, and where to report."""
+
+    stage: PretrainStage | SftStage | PreferenceStage
+    horizon: TrainingHorizon
+    seed: int
+    model: Decoder
+    objective: Objective
+    data: PackedDataset
+    locate_example: Callable[[int], str]  # FILE:LINE of a training example
+    compute: ComputeConfig
+    log: LogTargets
+    write_model: WriteModel
+    stopping: SignalHandler
+    hooks: tuple[Hook, ...] = ()  # run in this order between two steps, before checkpoints are written
+    ranks: DistributedContext = field(default_factory=DistributedContext)
+    is_sharded: bool = False  # the model among the ranks

@@ -1,0 +1,110 @@
+"""Checkpoints while a stage trains: when they are written, what becomes of them, and which one is gone on from."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from fledge.checkpoint.async_save import AsyncCheckpointer, SaveResult
+from fledge.checkpoint.checkpoint import TrainState, latest_before, latest_checkpoint
+from fledge.findings import Finding
+from fledge.run import Console
+from fledge.train.hooks.hook import HookContext
+
+Moment = tuple[int, int, int]  # updates done, and after which of them were the last evaluation and the last prompt tests
+
+
+def _moment(state: TrainState) -> Moment:
+    return state.step, state.last_eval_step, state.last_prompt_test_step
+
+
+class Checkpointing:
+    """Saves the state before the first step, at an interval, at a best evaluation and at the end of a stage.
+
+    A checkpoint is written while training goes on. One that cannot be written is reported and tried again at the next save.
+    """
+
+    def __init__(self, checkpointer: AsyncCheckpointer, every_steps: int, total_steps: int) -> None:
+        self.checkpointer, self.every_steps, self.total_steps = checkpointer, every_steps, total_steps
+        self.folder, self.ranks = checkpointer.folder, checkpointer.ranks
+        self._saved: Moment | None = None  # of the newest checkpoint
+
+    # -- saving -----------------------------------------------------------------------------------------------------
+
+    def due(self, state: TrainState) -> bool:
+        """At the interval, at the best evaluation so far, and where the stage ends."""
+        at_interval = state.step == self.total_steps or state.step % self.every_steps == 0
+        return at_interval or state.best_step == state.step or state.stop_reason is not None
+
+    def run(self, context: HookContext) -> None:
+        """Begin to write a checkpoint, unless the newest one is of this moment."""
+        if self._saved != _moment(context.state):
+            self.save(context)
+
+    def save(self, context: HookContext) -> None:
+        """Begin to write a checkpoint, once the one before is written."""
+        started = time.monotonic()
+        self._report(context, self.checkpointer.save_async(context.trainable.snapshot(context.state)))
+        self._saved = _moment(context.state)
+        context.add_seconds("save", time.monotonic() - started)
+
+    def poll(self, context: HookContext) -> None:
+        """Report a checkpoint that has been written meanwhile."""
+        self._report(context, self.checkpointer.poll())
+
+    def wait(self, context: HookContext, must_succeed: bool = False) -> None:
+        """Wait for the checkpoint that is being written, and report it. CheckpointError where it `must_succeed` and cannot be
+        written."""
+        self._report(context, self.checkpointer.wait(), must_succeed)
+
+    def _report(self, context: HookContext, results: list[SaveResult], must_succeed: bool = False) -> None:
+        for result in results:
+            if result.problem is None:
+                values = {"path": result.path.name, "bytes": result.bytes, "seconds": round(result.seconds, 3)}
+                context.logger.write("checkpoint", result.step, **values)
+                if result.remark is not None:
+                    finding = Finding(check="checkpoint", severity="warning", message=result.remark)
+                    context.logger.report(finding, result.step)
+                continue
+            self._saved = None
+            problem = result.problem
+            finding = Finding(
+                check="checkpoint",
+                severity="error",
+                message=problem.what,
+                where=problem.where or "",
+                hint=problem.hint or "",
+            )
+            context.logger.report(finding, result.step)
+            if must_succeed:
+                raise problem
+
+    def close(self) -> None:
+        """Let the checkpoint that is being written finish."""
+        self.checkpointer.close()
+
+    # -- going on ---------------------------------------------------------------------------------------------------
+
+    def latest(self, console: Console) -> tuple[Path, TrainState] | None:
+        """The newest whole checkpoint, for all ranks; damaged ones are named on the console."""
+
+        def warn(path: Path, problem: str) -> None:
+            console.log(f"warning: {path} is not used: {problem}", style="yellow")
+
+        return self._broadcast(lambda: latest_checkpoint(self.folder, warn))
+
+    def latest_before(self, step: int) -> tuple[Path, TrainState] | None:
+        """The newest whole checkpoint from before update number `step`, else the oldest one, for all ranks."""
+        return self._broadcast(lambda: latest_before(self.folder, step))
+
+    def _broadcast(self, find: Callable[[], tuple[Path, TrainState] | None]) -> tuple[Path, TrainState] | None:
+        """What the first rank finds."""
+        checkpoint = find() if self.ranks.is_main_process else None
+        found = self.ranks.broadcast_object(checkpoint and [str(checkpoint[0]), asdict(checkpoint[1])])
+        return found and (Path(found[0]), TrainState(**found[1]))
+
+    def resumed(self, path: Path, state: TrainState) -> str | None:
+        """Note that training goes on from this checkpoint, and put links and older checkpoints in order; returns what could
+        not be done."""
+        self._saved = _moment(state)
+        return self.checkpointer.update_links_and_prune(path, state.step, state.best_step)

@@ -1,0 +1,69 @@
+"""Evaluation on validation data while a stage trains, the best loss, and early stopping."""
+
+import math
+import time
+from dataclasses import dataclass
+
+from fledge.checkpoint.checkpoint import TrainState
+from fledge.recipe.schema import StageBase
+from fledge.train.hooks.hook import HookContext
+from fledge.train.validation import ValidationSet, validate
+
+DEFAULT_EVALUATIONS = 10  # of a stage, where the recipe does not say
+
+
+def evaluation_interval(stage: StageBase, total_steps: int) -> int:
+    """Steps between two evaluations."""
+    return stage.evaluation.every_steps or max(1, math.ceil(total_steps / DEFAULT_EVALUATIONS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Evaluates at its interval and after the last step, with averaged weights where there are some."""
+
+    stage: StageBase
+    total_steps: int
+    validation: ValidationSet
+
+    def due(self, state: TrainState) -> bool:
+        """At the interval and after the last step, once each."""
+        step = state.step
+        at_interval = step == self.total_steps or step % evaluation_interval(self.stage, self.total_steps) == 0
+        return at_interval and state.last_eval_step < step
+
+    def run(self, context: HookContext) -> None:
+        """Write the `eval` event, and note whether the loss is the best so far."""
+        state, started = context.state, time.monotonic()
+        with context.trainable.averaged():
+            measured = validate(
+                context.trainable.model,
+                self.validation,
+                context.micro_batch_size,
+                asked_to_stop=context.stop_requested,
+                ranks=context.ranks,
+            )
+        context.add_seconds("evaluate", time.monotonic() - started)
+        values = {f"eval/{name}": value for name, value in measured.items()}
+        context.logger.write("eval", state.step, **values)
+        context.logger.log_scalars(state.step, values)
+        self._update_best(state, measured["loss"])
+        self._check_early_stopping(context, measured["loss"])
+        context.console.log(
+            f"step {state.step:,}: validation loss {measured['loss']:.4f}, perplexity {measured['perplexity']:.4g}, "
+            f"token accuracy {measured['token_accuracy']:.1%}"
+            + (f", pairs right {measured['rewards/accuracies']:.1%}" if "pairs" in measured else "")
+        )
+
+    def _update_best(self, state: TrainState, loss: float) -> None:
+        state.last_eval_step = state.step
+        if state.best_loss is None or loss < state.best_loss - self.stage.early_stopping.threshold:
+            state.best_loss, state.best_step, state.evals_since_best = loss, state.step, 0
+        else:
+            state.evals_since_best += 1
+
+    def _check_early_stopping(self, context: HookContext, loss: float) -> None:
+        config = self.stage.early_stopping
+        if config.target_loss is not None and loss <= config.target_loss:
+            context.finish_stage(f"validation loss {loss:.4f} reached the target {config.target_loss}")
+        elif config.patience is not None and context.state.evals_since_best >= config.patience:
+            context.finish_stage(f"validation loss has not improved for {config.patience} evaluations")

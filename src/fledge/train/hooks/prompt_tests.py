@@ -1,0 +1,50 @@
+"""Prompt tests while a stage trains: fixed prompts with rules for their answers."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fledge.checkpoint.checkpoint import TrainState
+from fledge.model.decoder import Decoder
+from fledge.train.hooks.hook import HookContext
+
+RunPromptTests = Callable[[Decoder, int, list[str] | None], tuple[dict[str, Any], list[str]]]
+"""Runs the tests on a model after so many updates. Gets the names of the tests that failed the last time (None: they were not
+run before) and returns the figures and the names of those that fail now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptTests:
+    """Runs the tests at their interval (None: none) and after the last step, on the model as it would be used."""
+
+    run_tests: RunPromptTests
+    every_steps: int | None
+    total_steps: int
+
+    def due(self, state: TrainState) -> bool:
+        """At the interval and after the last step, once each."""
+        at_interval = self.every_steps is not None and state.step % self.every_steps == 0
+        return (at_interval or state.step == self.total_steps) and state.last_prompt_test_step < state.step
+
+    def run(self, context: HookContext) -> None:
+        """Write the `prompt_tests` event, and remember which tests fail. The first rank asks, the others wait."""
+        started, state, step = time.monotonic(), context.state, context.state.step
+        measured: dict[str, Any] | None = None
+        failing = state.failing_prompt_tests
+        state.last_prompt_test_step = step
+        with context.trainable.averaged():
+            model = context.trainable.full_model()
+            if model is not None and context.ranks.is_main_process:
+                measured, failing = self.run_tests(model, step, state.failing_prompt_tests)
+            state.failing_prompt_tests = context.ranks.broadcast_object(failing)
+        if measured is None:
+            return
+        context.add_seconds("evaluate", time.monotonic() - started)
+        context.logger.write("prompt_tests", step, **{f"prompt_tests/{name}": value for name, value in measured.items()})
+        context.logger.log_scalars(step, {f"prompt_tests/{name}": measured[name] for name in ("pass_rate", "repetition")})
+        changes = {"newly failing": measured.get("newly_failing"), "newly passing": measured.get("newly_passing")}
+        context.console.log(
+            f"step {step:,}: {measured['passed']} of {measured['cases']} regression prompts pass"
+            + "".join(f", {change}: {', '.join(names)}" for change, names in changes.items() if names)
+        )

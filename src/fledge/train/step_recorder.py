@@ -1,0 +1,86 @@
+"""Writes the events of each update, once its figures are known."""
+
+import math
+import time
+
+from fledge.checkpoint.checkpoint import TrainState
+from fledge.model.cost import ModelCost
+from fledge.monitor.run_logger import RunLogger
+from fledge.run import Console
+from fledge.run.console import Progress, step_line
+from fledge.train.context import TrainContext
+from fledge.train.metrics import step_metrics, system_metrics
+from fledge.train.train_step import StepOutput
+
+
+class StepRecorder:
+    """Writes `step` and `system` events, TensorBoard and the progress line. On a GPU an update is written one step later, so
+    that the host does not wait for the device."""
+
+    def __init__(
+        self, context: TrainContext, logger: RunLogger, console: Console, progress: Progress, seconds_before: float
+    ) -> None:
+        """`seconds_before`: how long the stage has trained before this process."""
+        self.context, self.logger, self.console, self.progress = context, logger, console, progress
+        self.cost = ModelCost(context.model.config, context.model.vocab_size)
+        self.peak_flops = (context.compute.matmul_peak or 0.0) * context.ranks.world_size
+        self._pending: StepOutput | None = None
+        self._other_seconds: dict[str, float] = {}  # of phases between two steps
+        self._started = time.monotonic() - seconds_before
+
+    def submit(self, output: StepOutput, state: TrainState) -> None:
+        """Take an update that `state` counts already: on a CPU it is written now, on a GPU at the next flush."""
+        self._pending = output
+        if self.context.compute.device == "cpu":
+            self.flush(state)
+
+    def flush(self, state: TrainState) -> None:
+        """Write the update that is not written yet, if there is one; `state` is the state after it."""
+        if self._pending is None:
+            return
+        output, self._pending = self._pending, None
+        grad_norm, limit = float(output.grad_norm), self.context.stage.optimizer.max_grad_norm
+        state.clipped_steps += limit is not None and math.isfinite(grad_norm) and grad_norm > limit
+        self._write(output, state)
+
+    def _write(self, output: StepOutput, state: TrainState) -> None:
+        context, step = self.context, state.step
+        metrics = step_metrics(output, state, context.data.sources, context.stage.loss_unit == "nats/token")
+        self.logger.write("step", step, **metrics)
+        seconds_before, state.seconds = state.seconds, time.monotonic() - self._started
+        system = system_metrics(
+            output,
+            state,
+            total_steps=context.horizon.steps,
+            seconds_before=seconds_before,
+            other_seconds=self._other_seconds,
+            cost=self.cost,
+            row_length=context.data.packed_length,
+            peak_flops=self.peak_flops,
+            folder=context.log.directory.root,
+        )
+        self._other_seconds = {}
+        self._write_startup(step, state.seconds - seconds_before)
+        self.logger.write("system", step, **system)
+        self.logger.log_scalars(step, {**metrics, **system})
+        shown = {"loss": float(output.loss), "perplexity": metrics.get("train/perplexity") or 0.0, **metrics, **system}
+        if "train/rewards/accuracies" in metrics:
+            shown["accuracy"] = metrics["train/rewards/accuracies"]
+        self.progress.update(step, step_line(shown))
+
+    def _write_startup(self, step: int, first_step_seconds: float) -> None:
+        """Where the time before the first step went, and how long that step took; once a process."""
+        startup = self.context.log.take_startup_report()
+        if startup is None:
+            return
+        startup.phases["first_step"] = first_step_seconds
+        self.logger.write("startup", step, **startup.as_dict())
+        self.console.log(startup.line())
+
+    def add_seconds(self, phase: str, seconds: float) -> None:
+        """Add the time of a phase between two steps to the next `system` event."""
+        self._other_seconds[phase] = self._other_seconds.get(phase, 0.0) + seconds
+
+    def discard(self) -> None:
+        """Forget what is not written yet: training goes back to an earlier step."""
+        self._pending, self._other_seconds = None, {}

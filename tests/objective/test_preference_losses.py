@@ -1,0 +1,144 @@
+"""Each preference loss is its published formula: on numbers, and on padded pairs of a model."""
+
+import math
+from copy import deepcopy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fledge.errors import FledgeError
+from fledge.model.decoder import Decoder
+from fledge.objective import PREFERENCE_LOSSES, LossParams, PairLogps
+from tests.support.decoders import assert_same_gradients, gradients, make_decoder
+from tests.support.packed import Pair, dpo, pack_pairs, random_pairs
+
+PAIRS = random_pairs(7)
+EACH_LOSS = pytest.mark.parametrize("loss_type", sorted(PREFERENCE_LOSSES))
+
+
+def _logps(model: Decoder, pair: Pair, answer: list[int], pad_to: int = 40) -> Tensor:
+    """Log-probabilities [len(answer)] of a completion: one sequence alone, padded on the right, by the plain head."""
+    tokens = torch.zeros(1, pad_to, dtype=torch.long)
+    tokens[0, : len(pair.prompt) + len(answer)] = torch.tensor(pair.prompt + answer)
+    logps = model.logits(model(tokens[:, :-1]))[0].log_softmax(-1).gather(-1, tokens[0, 1:, None])[:, 0]
+    return logps[len(pair.prompt) - 1 : len(pair.prompt) - 1 + len(answer)]
+
+
+def _expected(loss_type: str, policy: Decoder, reference: Decoder, pair: Pair, beta: float) -> Tensor:
+    """The loss of one pair, written out."""
+    chosen, rejected = _logps(policy, pair, pair.chosen), _logps(policy, pair, pair.rejected)
+    with torch.no_grad():
+        ref_chosen, ref_rejected = _logps(reference, pair, pair.chosen), _logps(reference, pair, pair.rejected)
+    if loss_type == "ipo":
+        delta = (chosen.mean() - ref_chosen.mean()) - (rejected.mean() - ref_rejected.mean())
+        return (delta - 1 / (2 * beta)).square()
+    delta = (chosen.sum() - ref_chosen.sum()) - (rejected.sum() - ref_rejected.sum())
+    return {"sigmoid": (1 + (-beta * delta).exp()).log(), "hinge": (1 - beta * delta).clamp(min=0)}[loss_type]
+
+
+@EACH_LOSS
+@pytest.mark.parametrize("beta", [0.1, 0.7])
+def test_loss_and_gradient_of_packed_pairs_equal_the_formula_on_padded_single_pairs(loss_type: str, beta: float) -> None:
+    policy, reference, data = make_decoder(1), make_decoder(0), pack_pairs(PAIRS)
+    batch = data.batch(0, len(data))
+    assert any(len(pair.chosen) != len(pair.rejected) for pair in PAIRS)
+    outcome = dpo(reference, beta, loss_type)(policy, batch)
+    outcome.loss.backward()
+    packed = gradients(policy)
+    expected = torch.stack([_expected(loss_type, policy, reference, pair, beta) for pair in PAIRS])
+    expected.sum().backward()
+    torch.testing.assert_close(outcome.loss, expected.sum(), atol=1e-4, rtol=1e-5)
+    assert_same_gradients(packed, gradients(policy), atol=1e-4, rtol=1e-4)
+    if loss_type == "hinge" and beta == 0.7:
+        assert 0 < int((expected == 0).sum()) < len(PAIRS)  # pairs on both sides of the hinge
+
+
+@EACH_LOSS
+def test_micro_batches_of_pairs_give_the_gradient_of_the_whole(loss_type: str) -> None:
+    policy, objective, data = make_decoder(1), dpo(make_decoder(0), 0.3, loss_type), pack_pairs(PAIRS)
+    objective(policy, data.batch(0, len(data))).loss.backward()
+    whole = gradients(policy)
+    for row in range(len(data) + 1):  # the last one is empty
+        objective(policy, data.batch(row, 1, stop=len(data))).loss.backward()
+    assert_same_gradients(whole, gradients(policy), atol=1e-4, rtol=1e-4)
+
+
+@EACH_LOSS
+@pytest.mark.parametrize("beta", [0.1, 0.5])
+def test_a_pair_costs_ln_2_or_1_or_the_square_of_half_of_1_over_beta_where_the_policy_is_the_reference(
+    loss_type: str, beta: float
+) -> None:
+    model, data = make_decoder(), pack_pairs(PAIRS)
+    outcome = dpo(deepcopy(model), beta, loss_type)(model, data.batch(0, len(data)))
+    first = {"sigmoid": math.log(2), "hinge": 1.0, "ipo": (1 / (2 * beta)) ** 2}[loss_type]
+    assert outcome.loss.item() / 7 == pytest.approx(first, rel=1e-6)
+    assert outcome.metrics["rewards/margins"].value == 0
+
+
+@EACH_LOSS
+def test_a_few_steps_make_every_chosen_answer_preferred(loss_type: str) -> None:
+    policy, data = make_decoder().train(), pack_pairs(PAIRS)
+    objective, batch = dpo(deepcopy(policy), 0.1, loss_type), data.batch(0, len(data))
+    optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(20):
+        loss = objective(policy, batch).loss / objective.normalizer(batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    outcome = objective(policy, batch)
+    assert outcome.loss.item() / 7 < 0.8 * losses[0]
+    assert outcome.metrics["rewards/accuracies"].value == 1
+
+
+def _pair(delta: float, lengths: tuple[float, float] = (1.0, 1.0)) -> tuple[Tensor, PairLogps]:
+    """One pair with this Δ, all of it on the chosen side, and the variable it depends on."""
+    x = torch.tensor([delta], dtype=torch.float64, requires_grad=True)
+    policy = torch.stack((x, torch.zeros_like(x)), dim=-1) - 50
+    return x, PairLogps(policy, torch.full_like(policy, -50.0).detach(), torch.tensor([lengths], dtype=torch.float64))
+
+
+@settings(deadline=None, max_examples=50)
+@given(delta=st.floats(-200, 200), beta=st.floats(0.01, 2), smoothing=st.floats(0, 0.49))
+def test_the_sigmoid_loss_is_its_formula_everywhere_and_falls_towards_its_optimum(
+    delta: float, beta: float, smoothing: float
+) -> None:
+    x, logps = _pair(delta)
+    loss = PREFERENCE_LOSSES["sigmoid"](logps, LossParams(beta, smoothing))
+    softplus = [max(z, 0) + math.log1p(math.exp(-abs(z))) for z in (-beta * delta, beta * delta)]
+    assert loss.item() == pytest.approx((1 - smoothing) * softplus[0] + smoothing * softplus[1], rel=1e-9, abs=1e-12)
+    (slope,) = torch.autograd.grad(loss, x)
+    sigmoid = math.exp(-softplus[0])
+    assert slope.item() == pytest.approx(beta * (sigmoid - (1 - smoothing)), rel=1e-6, abs=1e-9)
+
+
+@settings(deadline=None, max_examples=50)
+@given(delta=st.floats(-200, 200), beta=st.floats(0.01, 2))
+def test_the_hinge_is_flat_beyond_a_margin_of_1_and_has_slope_minus_beta_before_it(delta: float, beta: float) -> None:
+    x, logps = _pair(delta)
+    loss = PREFERENCE_LOSSES["hinge"](logps, LossParams(beta))
+    assert loss.item() == pytest.approx(max(0.0, 1 - beta * delta), rel=1e-9, abs=1e-9)
+    if abs(1 - beta * delta) > 1e-6:
+        (slope,) = torch.autograd.grad(loss, x)
+        assert slope.item() == pytest.approx(-beta if beta * delta < 1 else 0.0, rel=1e-9)
+
+
+@settings(deadline=None, max_examples=50)
+@given(delta=st.floats(-200, 200), beta=st.floats(0.01, 2), chosen=st.integers(1, 300), rejected=st.integers(1, 300))
+def test_ipo_pulls_the_averaged_difference_to_1_over_2_beta(delta: float, beta: float, chosen: int, rejected: int) -> None:
+    x, logps = _pair(delta, (float(chosen), float(rejected)))
+    loss = PREFERENCE_LOSSES["ipo"](logps, LossParams(beta))
+    distance = delta / chosen - 1 / (2 * beta)
+    assert loss.item() == pytest.approx(distance**2, rel=1e-9, abs=1e-9)
+    (slope,) = torch.autograd.grad(loss, x)
+    assert slope.item() == pytest.approx(2 * distance / chosen, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("loss_type", ["hinge", "ipo"])
+def test_label_smoothing_of_a_loss_that_has_none_is_an_error(loss_type: str) -> None:
+    with pytest.raises(FledgeError, match=f"not defined for the {loss_type} loss"):
+        dpo(None, loss_type=loss_type, label_smoothing=0.1)

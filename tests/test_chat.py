@@ -1,0 +1,110 @@
+"""`fledge generate` and `fledge chat`: what they print, and that a conversation packs the weights once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fledge.chat import chat, generate_once
+from fledge.generation import PromptTooLongError, SamplingParams, generate
+from fledge.generation.native import InferenceModel
+from fledge.model.decoder import Decoder
+from fledge.model.pretrained import from_pretrained, save_pretrained
+from fledge.tokenizer import Message, Tokenizer, load_tokenizer, train_tokenizer
+from tests.support.decoders import make_decoder
+
+PARAMS = SamplingParams(temperature=0.8, seed=3, max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory with its tokenizer."""
+    path = tmp_path_factory.mktemp("model")
+    tokenizer = train_tokenizer(["A cat is an animal. What is a dog? Dogs are animals."] * 20, 300)
+    model = make_decoder(vocab=tokenizer.vocab_size, max_position_embeddings=100)
+    save_pretrained(model, path, bos=None, eos=sorted(tokenizer.stop_ids), pad=tokenizer.pad)
+    tokenizer.save(path)
+    return path
+
+
+def loaded(folder: Path) -> tuple[Decoder, Tokenizer]:
+    """The model and the tokenizer of a directory."""
+    return from_pretrained(folder), load_tokenizer(folder)
+
+
+def answer(folder: Path, messages: list[Message], params: SamplingParams = PARAMS) -> str:
+    """The answer that `generate` gives."""
+    model, tokenizer = loaded(folder)
+    (completion,) = generate(model, [tokenizer.encode_prompt(messages)], tokenizer.stop_ids, params)
+    return tokenizer.decode(completion.tokens, skip_special=True)
+
+
+def type_lines(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    """Lines that a person types, and then the end of the input."""
+    rest: Iterator[str] = iter(lines)
+
+    def read(prompt: str) -> str:
+        try:
+            return next(rest)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+
+
+@pytest.mark.parametrize("system", [None, "Be short."])
+def test_a_conversation_remembers_its_turns_until_new(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], system: str | None
+) -> None:
+    head = [Message("system", system)] if system else []
+    first = answer(folder, [*head, Message("user", "What is a cat?")])
+    messages = [*head, Message("user", "What is a cat?"), Message("assistant", first), Message("user", "And a dog?")]
+    second = answer(folder, messages)
+    type_lines(monkeypatch, "What is a cat?", " And a dog? ", "", "/new", "What is a cat?", "/quit", "never read")
+    chat(str(folder), PARAMS, system=system)
+    assert capsys.readouterr().out == f"{first}\n{second}\n{first}\n"
+
+
+def test_the_weights_are_packed_once_for_a_whole_conversation(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed = []
+    build = InferenceModel.__init__
+
+    def counted(self: InferenceModel, model: Decoder) -> None:
+        packed.append(model)
+        build(self, model)
+
+    monkeypatch.setattr(InferenceModel, "__init__", counted)
+    type_lines(monkeypatch, "What is a cat?", "And a dog?", "/new", "Dogs?")
+    chat(str(folder), PARAMS)
+    assert len(capsys.readouterr().out.splitlines()) >= 3
+    assert len(packed) == 1
+
+
+def test_a_conversation_that_is_too_long_says_so_and_can_be_started_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_lines(monkeypatch, "dog " * 200, "What is a cat?")
+    chat(str(folder), PARAMS)
+    captured = capsys.readouterr()
+    assert "the conversation: it has" in captured.err and "the model has 100 positions" in captured.err
+    assert "start anew with /new" in captured.err
+    assert captured.out == answer(folder, [Message("user", "What is a cat?")]) + "\n\n"  # the last line ends the input
+
+
+def test_generate_answers_one_prompt_by_the_chat_template_or_continues_a_raw_text(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate_once(str(folder), "What is a cat?", PARAMS, system="Be short.")
+    expected = answer(folder, [Message("system", "Be short."), Message("user", "What is a cat?")])
+    assert capsys.readouterr().out == expected + "\n"
+    model, tokenizer = loaded(folder)
+    generate_once(str(folder), "A cat is", PARAMS, raw=True)
+    (completion,) = generate(model, [tokenizer.encode_prefix("A cat is")], tokenizer.stop_ids, PARAMS)
+    assert capsys.readouterr().out == tokenizer.decode(completion.tokens, skip_special=True) + "\n"
+
+
+def test_generate_names_a_prompt_that_is_too_long(folder: Path) -> None:
+    with pytest.raises(PromptTooLongError, match=r"prompt: it has .* tokens, .* 100 positions"):
+        generate_once(str(folder), "dog " * 200, PARAMS)
