@@ -22,7 +22,6 @@ from measure import data_folder, interleave, options, ratios, report
 
 from fledge.generation import Engine, SamplingParams
 from fledge.model.decoder import Decoder
-from fledge.model.pretrained import save_pretrained
 from fledge.recipe import ModelConfig
 from fledge.tokenizer import Message, Tokenizer, train_tokenizer
 
@@ -167,7 +166,7 @@ def main() -> None:
         tokenizer = train_tokenizer(asked, 6400)
         prompts = make_prompts(tokenizer, asked, count, longest)
         model = make_model(tokenizer.vocab_size, longest + most)
-        save_pretrained(model, Path(name) / "model", bos=None, eos=[tokenizer.pad], pad=tokenizer.pad)
+        model.save_pretrained(Path(name) / "model", bos=None, eos=[tokenizer.pad], pad=tokenizer.pad)
         theirs = {key: Contender(Opponent(Path(name) / "model", key, tokenizer.pad)) for key in DTYPES}
     stop = frozenset(random.Random(1).sample(range(tokenizer.vocab_size), tokenizer.vocab_size // 48))
     forms = {key: Fledge(model, key) for key in DTYPES}

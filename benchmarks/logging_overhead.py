@@ -28,6 +28,7 @@ from training import fresh, packed
 from fledge.autotune.autotune import autotune, head_kernel
 from fledge.autotune.benchmark import wait_for
 from fledge.data import PackedDataset
+from fledge.model.cost import ModelCost
 from fledge.monitor.run_logger import LogTargets
 from fledge.objective import CausalLMObjective
 from fledge.plan import plan_stage
@@ -51,7 +52,7 @@ class Bench:
 
     def __init__(self, recipe: Recipe, data: PackedDataset, vocab: int, folder: Path) -> None:
         stage = recipe.stages["pretrain"]
-        _, self.extent, self.stage = plan_stage(stage, data, recipe.model, vocab)
+        _, self.extent, self.stage = plan_stage(stage, data, ModelCost(recipe.model, vocab))
         self.model, self.data = fresh(recipe, vocab), data
         batch = data.batch(0, self.stage.batch.micro_batch_rows)
         make = lambda kernel: CausalLMObjective(0.0, kernel)  # noqa: E731

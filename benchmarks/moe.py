@@ -66,8 +66,8 @@ def speed(quick: bool, rounds: int) -> dict[str, Any]:
     for run in contenders.values():
         run.loader.close()
     last = contenders["moe"].last
-    assert last is not None and last.routing is not None
-    routing = last.routing
+    assert last is not None and last.router_stats is not None
+    routing = last.router_stats
     relative = routing.load * routing.load.shape[1]
     counts = {name: parameters(run.model.config, vocab) for name, run in contenders.items()}
     return {

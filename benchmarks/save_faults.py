@@ -22,7 +22,7 @@ from kill_resume import recipe as three_stages
 from measure import options, report
 
 import fledge.checkpoint.checkpoint as checkpoint
-import fledge.model.pretrained as directory
+import fledge.model.weights as directory
 from fledge.pipeline import Pipeline
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.run import Console

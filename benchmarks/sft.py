@@ -27,7 +27,6 @@ from training import Training, fresh, packed, world_file
 from fledge.data import PackedDataset
 from fledge.data.storage import Examples
 from fledge.model.decoder import Decoder
-from fledge.model.pretrained import save_pretrained
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.tokenizer import Tokenizer
 
@@ -197,7 +196,7 @@ def prepare(rows: int, context: int, layers: int, folder: Path) -> tuple[Recipe,
     recipe = make_recipe(rows, context, layers, folder / "world")
     data, tokenizer = packed(recipe, "sft")
     model = fresh(recipe, tokenizer.vocab_size)
-    save_pretrained(model, folder, bos=None, eos=sorted(tokenizer.stop_ids), pad=tokenizer.pad)
+    model.save_pretrained(folder, bos=None, eos=sorted(tokenizer.stop_ids), pad=tokenizer.pad)
     tokenizer.save(folder)
     return recipe, data, tokenizer, model
 

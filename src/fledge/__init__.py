@@ -7,7 +7,7 @@ and look at the `Run`; build and check a `Recipe`. Everything is loaded when it 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from fledge.version import __version__
 
 if TYPE_CHECKING:
     from fledge.api.model import Model, Score, load

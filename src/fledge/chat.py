@@ -4,7 +4,7 @@ import sys
 
 from fledge.errors import FledgeError
 from fledge.generation import Engine, PromptTooLongError, SamplingParams, decode_stream
-from fledge.model.pretrained import from_pretrained
+from fledge.model.loading import load_model
 from fledge.run import resolve_model_path
 from fledge.tokenizer import Message, Tokenizer, load_tokenizer
 
@@ -12,7 +12,7 @@ from fledge.tokenizer import Message, Tokenizer, load_tokenizer
 def _load(path: str) -> tuple[Engine, Tokenizer]:
     """The engine for one request at a time, and the tokenizer, of a run, stage, checkpoint or model directory."""
     folder = resolve_model_path(path)
-    model, tokenizer = from_pretrained(folder), load_tokenizer(folder)
+    model, tokenizer = load_model(folder, log=lambda text: print(text, file=sys.stderr)), load_tokenizer(folder)
     if tokenizer.vocab_size > model.vocab_size:
         raise FledgeError(
             f"the chat template needs control tokens that this model has never seen: it knows {model.vocab_size:,} tokens, "

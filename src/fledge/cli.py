@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fledge import __version__
 from fledge.entrypoint import TrainCommand, exit_code, to_stderr, write_report_and_summarise
 from fledge.errors import FledgeError
 from fledge.run.stopping import SignalHandler
+from fledge.version import __version__
 
 DESCRIPTION = """fledge raises small language models: raw text -> tokenizer -> pretrain -> SFT -> DPO -> a model to talk to.
 

@@ -11,9 +11,10 @@ import xxhash
 from fledge.data import CollectedRows, StageDataset, collect, encode, is_complete, load_built_dataset
 from fledge.data.build.executors import Executor, ProcessPoolExecutor
 from fledge.errors import FledgeError
+from fledge.model.cost import ModelCost
 from fledge.plan import StagePlan, check_settings_have_effect, plan_stage, with_recorded_settings
 from fledge.plan.horizon import TrainingHorizon
-from fledge.recipe import ModelConfig, Recipe, Stage, differences, load_recipe
+from fledge.recipe import Recipe, Stage, differences, load_recipe
 from fledge.recipe.initial_weights import first_initial_weights, initial_weights
 from fledge.recipe.schema import BatchConfig
 from fledge.run.text_files import read_json
@@ -122,15 +123,18 @@ class Preparation:
 
     # -- model and plan ---------------------------------------------------------------------------------------------
 
-    def model_config(self, name: str, tokenizer: Tokenizer) -> ModelConfig:
-        """Sizes of a stage's model; FledgeError where the stage or the tokenizer does not fit them."""
-        from fledge.model.pretrained import read_config  # it loads torch, which data alone does not need
+    def model_cost(self, name: str, tokenizer: Tokenizer) -> ModelCost:
+        """Sizes and cost of a stage's model; FledgeError where the stage, the tokenizer or the machine does not fit it."""
+        from fledge.model.loading import describe_model  # it loads torch, which data alone does not need
 
         path, wanted = initial_weights(self.recipe, name).config_directory, self.recipe.model
         if path is None:
-            return wanted
-        config, vocab_size = read_config(path)
-        changed = [key for key in sorted(wanted.model_fields_set - {"path"}) if getattr(wanted, key) != getattr(config, key)]
+            return ModelCost(wanted, tokenizer.vocab_size)
+        description = describe_model(path, wanted.implementation, self.say)
+        description.check_runtime(self.recipe.runtime)
+        config, vocab_size = description.cost.config, description.cost.vocab_size
+        sizes = sorted(wanted.model_fields_set - {"path", "implementation"})
+        changed = [key for key in sizes if getattr(wanted, key) != getattr(config, key)]
         defaults = type(wanted)()
         changed = [key for key in changed if getattr(wanted, key) != getattr(defaults, key)]
         if changed:
@@ -151,25 +155,25 @@ class Preparation:
             if own.fingerprint() != tokenizer.fingerprint():
                 raise FledgeError("this model has another tokenizer or chat template than the run", where=str(path),
                                   hint=f"set tokenizer.path to {path}")  # fmt: skip
-        return config
+        return description.cost
 
     def prepare(self, name: str, tokenizer: Tokenizer) -> PreparedStage:
         """Read, encode, pack and plan a stage."""
         stage = self.recipe.stages[name]
-        config = self.model_config(name, tokenizer)
+        cost = self.model_cost(name, tokenizer)
         data = self.stage_data(name, tokenizer)
         try:
             before = self._recorded_plan(name)
             chosen: list[str] = []
             if before is None:
-                batch, chosen = self._batch(name, config, tokenizer, data)
+                batch, chosen = self._batch(name, cost, data)
                 stage = stage.model_copy(update={"batch": batch})
             else:
                 stage = with_recorded_settings(stage, before)
-            plan, reach, stage = plan_stage(stage, data.train, config, tokenizer.vocab_size, chosen)
+            plan, reach, stage = plan_stage(stage, data.train, cost, chosen)
             if before is not None:
                 plan = replace(plan, notes=before["notes"])
-            check_settings_have_effect(stage, reach.steps, config, self.recipe.runtime)
+            check_settings_have_effect(stage, reach.steps, cost.config, self.recipe.runtime)
         except FledgeError as error:
             raise FledgeError(error.what, where=f"stages.{name}.{error.where}", hint=error.hint) from None
         stops = stage.early_stopping
@@ -179,7 +183,7 @@ class Preparation:
             )
         return PreparedStage(name, stage, data, plan, reach)
 
-    def _batch(self, name: str, config: ModelConfig, tokenizer: Tokenizer, data: StageDataset) -> tuple[BatchConfig, list[str]]:
+    def _batch(self, name: str, cost: ModelCost, data: StageDataset) -> tuple[BatchConfig, list[str]]:
         """The stage's batch with plain numbers, as memory allows now."""
         from fledge.autotune.compute_config import chosen_device  # they load torch
         from fledge.plan.memory import MemoryInputs, auto_micro_batch
@@ -189,7 +193,7 @@ class Preparation:
         copies = 1 + (2 if averaged else 0) + (1 if stage.keeps_reference_model else 0)
         if device == "cpu":  # what is being saved is a copy in the same memory: weights, optimizer state, averages
             copies += 3 + (2 if averaged else 0)
-        need = MemoryInputs(config, tokenizer.vocab_size, data.train.packed_length, stage.optimizer, device, copies)
+        need = MemoryInputs(cost, data.train.packed_length, stage.optimizer, device, copies)
         return auto_micro_batch(stage.batch, need, self.recipe.runtime)
 
     def _recorded_plan(self, name: str) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from fledge.errors import FledgeError
 from fledge.evaluate import chat_batch
 from fledge.generation import Engine, SamplingParams
 from fledge.model.decoder import Decoder
+from fledge.model.protocol import LanguageModel
 from fledge.pipeline import Pipeline
 from fledge.recipe import ModelConfig, Recipe, load_recipe, recipe_from_dict
 from fledge.recipe.schema import OptimizerConfig, RuntimeConfig
@@ -157,7 +158,7 @@ class AnswerScore:
     habit: bool
 
 
-def score_answers(model: Decoder, tokenizer: Tokenizer, questions: list[Question]) -> dict[str, Any]:
+def score_answers(model: LanguageModel, tokenizer: Tokenizer, questions: list[Question]) -> dict[str, Any]:
     """Greedy answers to the held-out questions, and what is right and what is habit in them."""
     conversations = [[Message(turn["role"], turn["content"]) for turn in question.messages] for question in questions]
     engine, params = Engine(model, tokenizer.stop_ids), SamplingParams(max_new_tokens=96)
@@ -209,7 +210,7 @@ def quickstart(name: str, output: str, seed: int, minutes: float, resume: bool, 
         recipe = make_recipe(world, name, output, seed, budget)
     questions = load_questions(world)
 
-    def after_stage(stage: str, model: Decoder, tokenizer: Tokenizer, folder: StageDirectory) -> None:
+    def after_stage(stage: str, model: LanguageModel, tokenizer: Tokenizer, folder: StageDirectory) -> None:
         if recipe.stages[stage].kind == "pretrain":
             return
         score = score_answers(model, tokenizer, questions)

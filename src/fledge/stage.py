@@ -22,7 +22,8 @@ from fledge.evaluate.prompt_tests import Case, run_cases, write_failing
 from fledge.generation import SamplingParams
 from fledge.model.decoder import Decoder
 from fledge.model.linear_cross_entropy import LossKernel
-from fledge.model.pretrained import from_pretrained, save_pretrained
+from fledge.model.loading import load_model
+from fledge.model.protocol import LanguageModel
 from fledge.monitor.run_logger import LogTargets
 from fledge.objective import Objective, ObjectiveContext, build_objective
 from fledge.plan import StagePlan
@@ -41,7 +42,7 @@ from fledge.train.reference import ReferenceProvider
 from fledge.train.trainer import Trainer
 from fledge.train.validation import ValidationSet, validate
 
-AfterStage = Callable[[str, Decoder, Tokenizer, StageDirectory], None]
+AfterStage = Callable[[str, LanguageModel, Tokenizer, StageDirectory], None]
 
 
 @dataclass(kw_only=True)
@@ -122,9 +123,9 @@ class StageRunner:
         state = self._train(model, objective, validation, decision, changed, divided)
         chosen = self._select_checkpoint(state)
         if divided:
-            model = decision.apply(from_pretrained(self.directory.root / chosen))
+            model = decision.apply(self._load(self.directory.root / chosen))
         elif chosen != self._checkpoint(state.step, averaged=False):
-            model.load_state_dict(from_pretrained(self.directory.root / chosen).state_dict())
+            model.load_state_dict(self._load(self.directory.root / chosen).state_dict())
         rows = state.micro_batch_size or stage.batch.micro_batch_rows
         self._evaluate(self.directory.evaluations / "after.json", model, validation, rows)
         if self.shared.after_stage is not None and self.ranks.is_main_process:
@@ -138,7 +139,7 @@ class StageRunner:
 
     def _train(
         self,
-        model: Decoder,
+        model: LanguageModel,
         objective: Objective,
         validation: ValidationSet | None,
         decision: ComputeConfig,
@@ -173,15 +174,21 @@ class StageRunner:
         self.ranks.barrier()
         return state
 
-    def _start_model(self) -> Decoder:
+    def _start_model(self) -> LanguageModel:
         """The model with its start weights."""
-        if self.init_directory is not None:
-            return from_pretrained(self.init_directory)
-        model = Decoder(self.recipe.model, self.tokenizer.vocab_size)
-        model.initialise(self.recipe.seed)
+        if self.init_directory is None:
+            model = Decoder(self.recipe.model, self.tokenizer.vocab_size)
+            model.initialise(self.recipe.seed)
+            return model
+        model = self._load(self.init_directory)
+        for note in model.notes:
+            self.console.log(f"note: {note}")
         return model
 
-    def _decision(self, model: Decoder) -> ComputeConfig:
+    def _load(self, folder: Path) -> LanguageModel:
+        return load_model(folder, self.recipe.model.implementation)
+
+    def _decision(self, model: LanguageModel) -> ComputeConfig:
         """As it was measured when the stage began, and applied; the last bits of every number depend on it."""
         file = self.directory.root / "compute.json"
         train = self.prepared.data.train
@@ -258,7 +265,7 @@ class StageRunner:
     def _checkpoint(self, step: int, averaged: bool) -> Path:
         return Path("checkpoints") / step_name(step) / ("averaged" if averaged else "model")
 
-    def _evaluate(self, file: Path, model: Decoder, validation: ValidationSet | None, micro_batch_rows: int) -> None:
+    def _evaluate(self, file: Path, model: LanguageModel, validation: ValidationSet | None, micro_batch_rows: int) -> None:
         """Write the metrics of the validation set and, from the main process, answers to the fixed prompts."""
         measured: dict[str, Any] = {}
         if validation is not None:
@@ -285,7 +292,7 @@ class StageRunner:
         return tuple(hooks)
 
     def _run_prompt_tests(
-        self, model: Decoder, step: int, previous_failures: list[str] | None
+        self, model: LanguageModel, step: int, previous_failures: list[str] | None
     ) -> tuple[dict[str, Any], list[str]]:
         """Figures of the stage's prompt tests, and the names of those that fail; failing ones are written to
         `prompt_tests/step-….jsonl`."""
@@ -309,10 +316,10 @@ def _places(data: StageDataset) -> Callable[[int], str]:
     return lambda example: places().example(example)
 
 
-def _writer(model: Decoder, tokenizer: Tokenizer) -> WriteModel:
+def _writer(model: LanguageModel, tokenizer: Tokenizer) -> WriteModel:
     def write(folder: Path, weights: Weights) -> None:
         stops = sorted(tokenizer.stop_ids, key=lambda token: token != tokenizer.eot_id)
-        save_pretrained(model, folder, bos=tokenizer.bos_id, eos=stops, pad=tokenizer.pad, weights=weights)
+        model.save_pretrained(folder, bos=tokenizer.bos_id, eos=stops, pad=tokenizer.pad, weights=weights)
         tokenizer.save(folder)
 
     return write

@@ -19,7 +19,7 @@ from fledge.autotune.benchmark import (
     time_attention,
     truncate_batch,
 )
-from fledge.autotune.compile import compile_with_cache_retry, model_code, only_first_layer, use_compile_cache
+from fledge.autotune.compile import compile_with_cache_retry, model_code, use_compile_cache
 from fledge.autotune.compute_config import ComputeConfig, use_float32
 from fledge.autotune.search import fastest, too_busy
 from fledge.data import Batch
@@ -170,7 +170,7 @@ def test_few_rows_of_pairs_give_the_loss_of_these_pairs() -> None:
 
 def test_one_layer_stands_for_all_and_all_are_back_afterwards() -> None:
     model, layers = make_decoder(), 2
-    with pytest.raises(RuntimeError), only_first_layer(model):
+    with pytest.raises(RuntimeError), model.only_first_block():
         assert len(model.layers) == 1
         raise RuntimeError
     assert len(model.layers) == layers

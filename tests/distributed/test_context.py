@@ -14,7 +14,6 @@ from fledge.checkpoint.checkpoint import TrainState, latest_checkpoint, load_opt
 from fledge.data import PackedDataset
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
-from fledge.model.pretrained import save_pretrained
 from fledge.objective import CausalLMObjective
 from fledge.optim.ema import COUNT, PREFIX
 from fledge.optim.muon import Muon
@@ -260,7 +259,7 @@ def test_weights_that_differ_at_the_start_are_noticed() -> None:
 
 def _write_model(folder: Path, weights: dict[str, torch.Tensor]) -> None:
     model = make_decoder(num_hidden_layers=3, **VARIANTS["mixture"]["model"])
-    save_pretrained(model, folder, bos=None, eos=[1], pad=0, weights=weights)
+    model.save_pretrained(folder, bos=None, eos=[1], pad=0, weights=weights)
 
 
 def half(ranks: DistributedContext, parallel: str, folder: str) -> list[Any]:

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from fledge.model.decoder import Decoder
 from fledge.model.moe import Router
 from fledge.model.pretrained import from_pretrained
 from fledge.pipeline import Pipeline
 from fledge.recipe import Recipe
 from fledge.run import Console
-from fledge.train import trainer
 from tests.support import tiny_run
 from tests.support.killing import run_until_killed
 
@@ -53,7 +53,7 @@ def test_a_mixture_killed_before_its_biases_move_resumes_bit_for_bit(
     at: int, world: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = _recipe(world, tmp_path, "bias")
-    run_until_killed(recipe, at, monkeypatch, trainer, "update_biases")
+    run_until_killed(recipe, at, monkeypatch, Decoder, "update_router_biases")
     assert _finals(Pipeline(recipe, QUIET).run(resume=True)) == _finals(whole)
     model = from_pretrained(whole / "dpo" / "checkpoints" / "last" / "model")
     biases = torch.stack([m.e_score_correction_bias for m in model.modules() if isinstance(m, Router)])  # type: ignore[misc]

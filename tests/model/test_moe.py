@@ -16,7 +16,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 from fledge.model.decoder import Decoder, FeedForward
 from fledge.model.grouped_mm import grouped_mm, grouped_outer, permute, unpermute
 from fledge.model.moe import MoELayer, Router, RouterStats, update_biases
-from fledge.model.pretrained import from_pretrained, save_pretrained
+from fledge.model.pretrained import from_pretrained
 from fledge.recipe.schema import MoeConfig
 from tests.support.decoders import assert_same_gradients, gradients, make_config, make_decoder, random_tokens
 
@@ -366,7 +366,7 @@ def test_biases_go_on_exactly_from_a_saved_model(tmp_path: Path) -> None:
     model = make_decoder(qk_norm=True, moe={"num_experts": 4, "num_experts_per_tok": 2, "load_balancing": "bias"})
     _train(model, 0, 5)
     assert _biases(model).abs().max() > 0
-    save_pretrained(model, tmp_path, bos=1, eos=[2], pad=0)
+    model.save_pretrained(tmp_path, bos=1, eos=[2], pad=0)
     again = from_pretrained(tmp_path)
     _train(model, 5, 9)
     _train(again, 5, 9)

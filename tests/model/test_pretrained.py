@@ -24,7 +24,8 @@ from transformers import (
 from fledge.errors import FledgeError
 from fledge.generation import SamplingParams, generate
 from fledge.model.decoder import Decoder
-from fledge.model.pretrained import from_pretrained, read_config, save_pretrained
+from fledge.model.hf_config import read_config
+from fledge.model.pretrained import from_pretrained
 from fledge.recipe.schema import MoeConfig
 from tests.support.decoders import make_decoder, random_tokens, scatter_norms
 
@@ -54,7 +55,7 @@ EXTRA: dict[str, dict[str, Any]] = {
 
 
 def _save(model: Decoder, folder: Path, eos: list[int]) -> Path:
-    save_pretrained(model, folder, bos=1, eos=eos, pad=0)
+    model.save_pretrained(folder, bos=1, eos=eos, pad=0)
     return folder
 
 

@@ -15,6 +15,7 @@ from fledge.optim.adamw_8bit import BLOCK, AdamW8bit, dequantise, dynamic_code, 
 from fledge.optim.build import build_optimizers, optimizer_tensors, restore_optimizers
 from fledge.optim.muon import Muon, newton_schulz, orthogonal_dtype
 from fledge.recipe.schema import OptimizerConfig
+from tests.support.decoders import make_decoder
 from tests.support.small_model import model
 
 NAMES = ["adamw", "muon", "adamw8bit"]
@@ -72,22 +73,15 @@ def test_everything_decays_where_asked() -> None:
     assert {group["weight_decay"] for optimizer in groups for group in optimizer.param_groups} == {0.3}
 
 
-class Mixture(nn.Module):
-    """The parameters of a block with experts, by their names; one of them is not trained."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mlp = nn.Module()
-        self.mlp.gate = nn.Linear(8, 4, bias=False)
-        self.mlp.shared_expert_gate = nn.Linear(8, 1, bias=False)
-        self.mlp.experts = nn.ParameterDict({"down_proj": nn.Parameter(torch.ones(4, 8, 6))})
-        self.frozen = nn.Parameter(torch.ones(3, 3), requires_grad=False)
-
-
 def test_stacked_experts_are_muons_routers_and_frozen_tensors_are_not() -> None:
-    made = Mixture()
+    made = make_decoder(moe={"num_experts": 4, "num_experts_per_tok": 2, "num_shared_experts": 1})
+    made.layers[0].requires_grad_(False)
+    parameters = {id(parameter): name for name, parameter in made.named_parameters()}
     muon = [o for o in build_optimizers(made, config("muon")) if isinstance(o, Muon)]
-    assert [p.shape for p in muon[0].param_groups[0]["params"]] == [torch.Size([4, 8, 6])]
+    names = {parameters[id(p)].removeprefix("layers.1.") for p in muon[0].param_groups[0]["params"]}
+    shared = {f"mlp.shared_expert.{name}_proj.weight" for name in ("gate", "up", "down")}
+    attention = {f"self_attn.{name}_proj.weight" for name in "qkvo"}
+    assert names == attention | shared | {f"mlp.experts.{name}_proj" for name in ("gate", "up", "down")}
     owned = {id(p) for o in build_optimizers(made, config("muon")) for g in o.param_groups for p in g["params"]}
     assert owned == {id(p) for p in made.parameters() if p.requires_grad}
 

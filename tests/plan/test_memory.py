@@ -15,7 +15,7 @@ MODEL = ModelConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4,
 
 
 def _need(row_length: int = 256, name: str = "adamw", device: str = "cpu") -> MemoryInputs:
-    return MemoryInputs(MODEL, 6400, row_length, OptimizerConfig(name=name), device)  # type: ignore[arg-type]
+    return MemoryInputs(ModelCost(MODEL, 6400), row_length, OptimizerConfig(name=name), device)  # type: ignore[arg-type]
 
 
 def _machine(memory: int | None = None, **more: Any) -> RuntimeConfig:

@@ -189,10 +189,10 @@ def load(path: str | Path) -> Model:
     True
     """
     from fledge.generation import Engine
-    from fledge.model.pretrained import from_pretrained
+    from fledge.model.loading import load_model
 
     folder = resolve_model_path(str(path))
-    model, tokenizer = from_pretrained(folder), load_tokenizer(folder)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
     if tokenizer.vocab_size > model.vocab_size:
         raise FledgeError(
             f"the chat template needs control tokens that this model has never seen: it knows {model.vocab_size:,} tokens, "

@@ -63,7 +63,7 @@ class RunStage:
     def samples(self) -> list[Sample]:
         """The answers to the recipe's fixed prompts, before and after the stage."""
         moments: tuple[Moment, ...] = ("before", "after")
-        files = [(moment, self.path / "eval" / f"{moment}.json") for moment in moments]
+        files: list[tuple[Moment, Path]] = [(moment, self.path / "eval" / f"{moment}.json") for moment in moments]
         return [
             Sample(self.name, moment, sample["prompt"], sample["answer"], sample["finish_reason"])
             for moment, file in files

@@ -74,5 +74,6 @@ def _as_texts(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
         if isinstance(value, Mapping) and value:
             texts += _as_texts(value, f"{dotted}.")
         else:
-            texts.append((dotted, yaml.dump(value, Dumper=RecipeDumper, default_flow_style=True, allow_unicode=True).removesuffix("...\n").strip()))
+            text = yaml.dump(value, Dumper=RecipeDumper, default_flow_style=True, allow_unicode=True)
+            texts.append((dotted, text.removesuffix("...\n").strip()))
     return texts

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import xxhash
 
-import fledge
 from fledge.autotune import benchmark
 from fledge.autotune.benchmark import MakeObjective, ProbeWorkload, Say
 from fledge.autotune.compile import (
@@ -27,10 +26,11 @@ from fledge.autotune.compute_config import ComputeConfig, check_device, chosen_d
 from fledge.autotune.precision import DTYPES
 from fledge.autotune.search import AutotuneSearch
 from fledge.data import Batch
-from fledge.model.decoder import Decoder
+from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import RuntimeConfig
 from fledge.run.cache import BenchmarkCache
 from fledge.run.environment import environment
+from fledge.version import __version__
 
 __all__ = [
     "DTYPES",
@@ -53,8 +53,12 @@ def measurements_key(work: ProbeWorkload, config: RuntimeConfig) -> dict[str, An
         "runtime": {name: machine[name] for name in ("cpu", "cpu_capability", "cores", "platform")},
         "gpu": torch.cuda.get_device_name() if work.device == "cuda" else None,
         "torch": torch.__version__,
-        "fledge": [fledge.__version__, model_code(), xxhash.xxh3_64_hexdigest(Path(benchmark.__file__).read_bytes())],
-        "model": {**work.model.config.model_dump(mode="json", exclude={"path"}), "vocab_size": work.model.vocab_size},
+        "fledge": [__version__, model_code(), xxhash.xxh3_64_hexdigest(Path(benchmark.__file__).read_bytes())],
+        "model": {
+            **work.model.config.model_dump(mode="json", exclude={"path", "implementation"}),
+            "vocab_size": work.model.vocab_size,
+            "implementation": work.model.implementation,
+        },
         "objective": type(work.objective(None)).__name__,
         "batch": list(work.batch.input_ids.shape),
         "recomputed": config.activation_checkpoint_every,
@@ -63,7 +67,7 @@ def measurements_key(work: ProbeWorkload, config: RuntimeConfig) -> dict[str, An
 
 def autotune(
     config: RuntimeConfig,
-    model: Decoder,
+    model: LanguageModel,
     batch: Batch,
     objective: MakeObjective,
     micro_steps: int,
@@ -90,7 +94,7 @@ def autotune(
 
 
 def warm_up(
-    decision: ComputeConfig, model: Decoder, batch: Batch, objective: MakeObjective, say: Say = lambda text: None
+    decision: ComputeConfig, model: LanguageModel, batch: Batch, objective: MakeObjective, say: Say = lambda text: None
 ) -> float:
     """Compile what a decision says that was made before (on resume), where the first step would; returns the seconds.
 

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fledge.autotune.compile import compile_with_cache_retry, force_eager, only_first_layer, use_compile_cache
+from fledge.autotune.compile import compile_with_cache_retry, force_eager, use_compile_cache
 from fledge.data import Batch
 from fledge.model.attention import BACKENDS
 from fledge.model.cost import training_flops_per_token
 from fledge.model.cuda_attention import ON_CUDA, attention_metadata, backend
-from fledge.model.decoder import Decoder
 from fledge.model.linear_cross_entropy import LossKernel
+from fledge.model.protocol import LanguageModel
 from fledge.objective import Objective, sequences_per_example
 from fledge.recipe.schema import ModelConfig
 from fledge.run.environment import cores
@@ -100,7 +100,7 @@ def truncate_batch(batch: Batch, tokens: int) -> Batch:
 class ProbeWorkload:
     """A stage's work for probing: the model, one micro-batch on its device, and the objective for a head kernel."""
 
-    model: Decoder
+    model: LanguageModel
     batch: Batch
     objective: MakeObjective
     device: str
@@ -116,7 +116,7 @@ class ProbeWorkload:
         def run() -> None:
             self.model.compute_dtype = dtype
             self.model.set_attention_backend(attention)
-            with only_first_layer(self.model):
+            with self.model.only_first_block():
                 outcome = self.objective(kernel)(self.model, self.batch)
                 (outcome.loss if outcome.aux_loss is None else outcome.loss + outcome.aux_loss).backward()
                 self.model.zero_grad(set_to_none=True)
@@ -169,15 +169,15 @@ def matmul_peak(device: str, dtype: torch.dtype, sizes: Sequence[tuple[int, int,
 
 def _tensors(work: ProbeWorkload, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of the batch's shape, which ask for gradients."""
-    attention = work.model.blocks()[0].self_attn
+    sizes = work.model.config
     B, T = work.batch.input_ids.shape
     generator = torch.Generator().manual_seed(0)
 
     def fresh(heads: int) -> Tensor:
-        made = torch.randn(B, heads, T, attention.head_size, generator=generator)
+        made = torch.randn(B, heads, T, sizes.hidden_size // sizes.num_attention_heads, generator=generator)
         return made.to(work.device, dtype).requires_grad_()
 
-    return fresh(attention.heads), fresh(attention.kv_heads), fresh(attention.kv_heads)
+    return fresh(sizes.num_attention_heads), fresh(sizes.num_key_value_heads), fresh(sizes.num_key_value_heads)
 
 
 def _attend(

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 import xxhash
 
-import fledge
 from fledge.errors import FledgeError
-from fledge.model.decoder import Decoder
 from fledge.model.linear_cross_entropy import _softmax_grad_chunk
+from fledge.model.protocol import LanguageModel
 from fledge.plan.memory import is_out_of_memory
 from fledge.run.cache import cache_folder
 
@@ -44,7 +43,7 @@ def _own_folder() -> Path:
 def model_code() -> str:
     """Changes with the code of the model and of the objectives."""
     digest = xxhash.xxh3_64()
-    rooms = Path(fledge.__file__).parent
+    rooms = Path(__file__).parents[1]
     for file in (file for room in ("model", "objective") for file in sorted((rooms / room).glob("*.py"))):
         digest.update(file.read_bytes())
     return digest.hexdigest()
@@ -72,7 +71,7 @@ def compile_with_cache_retry(step: Callable[[], None], say: Callable[[str], None
         step()
 
 
-def compile_blocks(model: Decoder) -> None:
+def compile_blocks(model: LanguageModel) -> None:
     """Compile the block once; all layers share its code. (The stack as a whole would take layers times as long.)"""
     use_compile_cache()
     for block in model.blocks():
@@ -88,7 +87,7 @@ def reset_compiler() -> None:
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # type: ignore[attr-defined]
 
 
-def uncompile(model: Decoder) -> None:
+def uncompile(model: LanguageModel) -> None:
     """Back to plain calls."""
     for block in model.blocks():
         block._compiled_call_impl = None
@@ -107,14 +106,3 @@ def force_eager() -> Iterator[None]:
     """Without compiled code: evaluation is too short to pay for compiling its own shapes."""
     with torch.compiler.set_stance("force_eager"):
         yield
-
-
-@contextmanager
-def only_first_layer(model: Decoder) -> Iterator[None]:
-    """The model with one layer only: the same code on the same shapes, for a fraction of the time."""
-    layers = model.layers
-    model.layers = layers[:1]
-    try:
-        yield
-    finally:
-        model.layers = layers

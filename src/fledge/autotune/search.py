@@ -63,11 +63,10 @@ class AutotuneSearch:
 
     def decision(self) -> ComputeConfig:
         """All choices in order."""
-        device = self.work.device
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
         self.threads = self._threads()
         torch.set_num_threads(self.threads)
-        self.work.model.set_attention_backend("blocked" if device == "cpu" else "sdpa")
+        self.work.model.set_attention_backend(self._candidates(torch.float32, compiling=False)[0])
         chosen = self._choose()
         self._peak(chosen.precision)
         self._keep(load)
@@ -246,13 +245,18 @@ class AutotuneSearch:
 
     # -- attention --------------------------------------------------------------------------------------------------
 
+    def _candidates(self, dtype: torch.dtype, compiling: bool) -> list[str]:
+        """Attention backends that the device can train with and the model has."""
+        names = attention_candidates(self.work.device, dtype, compiling)
+        return [name for name in names if name in self.work.model.attention_backends]
+
     def _attention(self, precision: str, compiling: bool) -> str:
         """The fastest backend in this precision, in plain or in compiled code: they are not the same ones."""
         config, dtype = self.config, DTYPES[precision]
         if config.attention != "auto":
             self.evidence["attention_reason"] = THE_RECIPE
             return config.attention
-        names = attention_candidates(self.work.device, dtype, compiling)
+        names = self._candidates(dtype, compiling)
         way = "compiled" if compiling else "plain"
         place = f"attention {' '.join(names)} in {precision}, {way}, {self.threads} threads"
         if compiling:

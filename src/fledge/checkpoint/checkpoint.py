@@ -20,7 +20,7 @@ from torch import Tensor
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import load_sharded, load_unsharded, save_sharded
 from fledge.errors import FledgeError, PeerLostError
-from fledge.model.pretrained import write_tensors
+from fledge.model.weights import write_tensors
 from fledge.run.text_files import write_and_verify
 
 FORMAT = 1

@@ -13,7 +13,7 @@ from fledge.errors import FledgeError
 from fledge.evaluate.rules import Rules, repetition
 from fledge.evaluate.samples import ChatAnswer, chat_batch
 from fledge.generation import Engine, FinishReason, SamplingParams
-from fledge.model.decoder import Decoder
+from fledge.model.protocol import LanguageModel
 from fledge.recipe.sections.base import ConfigModel
 from fledge.run.text_files import write_text
 from fledge.tokenizer import Message, Tokenizer
@@ -145,7 +145,7 @@ def _case(node: yaml.Node, file: Path) -> Case:
 
 
 def run_cases(
-    model: Decoder,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     cases: Sequence[Case],
     params: SamplingParams,

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fledge.generation import Completion, Engine, FinishReason, SamplingParams
-from fledge.model.decoder import Decoder
+from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import GenerationSamplesConfig
 from fledge.tokenizer import Message, Tokenizer
 
@@ -51,7 +51,7 @@ def _text(tokenizer: Tokenizer, completion: Completion) -> str:
     return tokenizer.decode(completion.tokens, skip_special=True)
 
 
-def sample(model: Decoder, tokenizer: Tokenizer, config: GenerationSamplesConfig, kind: str) -> list[Sample]:
+def sample(model: LanguageModel, tokenizer: Tokenizer, config: GenerationSamplesConfig, kind: str) -> list[Sample]:
     """Greedy answers to the recipe's prompts; for a stage of kind "pretrain", continuations of its texts.
 
     Raises PromptTooLongError, with the recipe key, for a prompt that leaves no room for an answer.

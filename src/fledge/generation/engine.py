@@ -13,16 +13,17 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fledge.errors import FledgeError
-from fledge.generation.native import InferenceModel
+from fledge.generation.inference_model import inference_model
 from fledge.generation.request import Completion, FinishReason, Request, TokenOutput, check_prompt
 from fledge.generation.sampling import GREEDY, SamplingParams, sample_batch, token_log_probabilities, uniform_draws
 from fledge.generation.seen_tokens import SeenTokens
-from fledge.model.decoder import Decoder, eval_mode
+from fledge.model.protocol import LanguageModel, eval_mode
 
 PREFILL_TOKENS = 2048  # prompt tokens in one pass, padding included: bounds its memory. A longer prompt goes alone.
 MAX_BATCH_SIZE = 64
@@ -39,13 +40,13 @@ class Engine:
     """
 
     @torch.no_grad()
-    def __init__(self, model: Decoder, stop_ids: Collection[int] = (), *, max_batch_size: int = MAX_BATCH_SIZE) -> None:
+    def __init__(self, model: LanguageModel, stop_ids: Collection[int] = (), *, max_batch_size: int = MAX_BATCH_SIZE) -> None:
         if max_batch_size < 1:
             raise FledgeError(f"must be 1 or more, not {max_batch_size}", where="max_batch_size")
         self.model, self.stop_ids, self.max_batch_size = model, frozenset(stop_ids), max_batch_size
         self.max_positions = model.config.max_position_embeddings
-        self.inference_model = InferenceModel(model)
-        self.cache = self.inference_model.empty_cache()
+        self.inference_model = inference_model(model)
+        self.cache: Any = self.inference_model.empty_cache()  # of the kind that the inference model has
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # the request at index i has slot i of the cache
         self._seen = SeenTokens(model.vocab_size, self.inference_model.device)
@@ -273,7 +274,7 @@ class Engine:
 
 
 def generate(
-    model: Decoder,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     stop_ids: Collection[int] = (),
     params: SamplingParams | Sequence[SamplingParams] = GREEDY,
@@ -287,7 +288,7 @@ def generate(
 
 
 def stream(
-    model: Decoder, prompt: Sequence[int], stop_ids: Collection[int] = (), params: SamplingParams = GREEDY
+    model: LanguageModel, prompt: Sequence[int], stop_ids: Collection[int] = (), params: SamplingParams = GREEDY
 ) -> Iterator[int]:
     """`Engine.stream` with an engine for this one call."""
     return Engine(model, stop_ids, max_batch_size=1).stream(prompt, params)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fledge.generation.kv_cache import KVCache, round_up
-from fledge.generation.packed_linear import product
+from fledge.generation.packed_linear import joint_product, module_product, product
 from fledge.generation.packed_mlp import feed_of
 from fledge.model.decoder import Block, Decoder
 
@@ -51,8 +51,8 @@ class InferenceLayer:
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
         attention = block.self_attn
         self.heads, self.kv_heads, self.head_size = attention.heads, attention.kv_heads, attention.head_size
-        weights = (attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)
-        self.qkv, self.out = product(torch.cat(weights), dtype), product(attention.o_proj.weight, dtype)
+        self.qkv = joint_product((attention.q_proj, attention.k_proj, attention.v_proj), dtype)
+        self.out = module_product(attention.o_proj, dtype)
         self.before_attention, self.before_feed = block.input_layernorm, block.post_attention_layernorm
         self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
         self.feed = feed_of(block.mlp, dtype)
@@ -111,8 +111,10 @@ class InferenceModel:
 
     def __init__(self, model: Decoder) -> None:
         self.model, dtype = model, model.compute_dtype
-        self.device = model.embed_tokens.weight.device
-        self.embedding = model.embed_tokens.weight.to(dtype)
+        self.device, self.dtype = model.lm_head_weight.device, dtype
+        embedding = model.embed_tokens
+        table = embedding.weight.to(dtype) if type(embedding) is nn.Embedding else None
+        self.embed = embedding if table is None else table.__getitem__
         self.head = product(model.lm_head_weight, dtype)
         self.layers = [InferenceLayer(block, dtype) for block in model.blocks()]
 
@@ -125,7 +127,7 @@ class InferenceModel:
             num_kv_heads=first.kv_heads,
             head_dim=first.head_size,
             max_length=max_length,
-            dtype=self.embedding.dtype,
+            dtype=self.dtype,
             device=self.device,
         )
 
@@ -158,7 +160,7 @@ class InferenceModel:
         ids, slots, positions = torch.tensor(rows).to(self.device)
         length = min(round_up(filled, READ_GRAIN), cache.capacity)
         attends = torch.arange(length, device=self.device) <= positions[:num_decoding, None]
-        x = self.embedding[ids]
+        x = self.embed(ids).to(self.dtype)
         cos, sin = (angle[0, 0, :, None] for angle in self.model.rope_cos_sin(positions[None]))
         return x, ForwardBatch(
             slots=slots,

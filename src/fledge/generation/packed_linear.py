@@ -5,9 +5,14 @@ every product: with 64 rows that is 1.2 times (512×512) to 1.5 times (512×2816
 times. Where these operators are missing the plain product gives the same values.
 """
 
+from collections.abc import Callable, Sequence
+from typing import TypeGuard
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from fledge.model.linear import Linear
 
 TYPICAL_ROWS = 64  # what the packing is laid out for; other numbers of rows work too
 
@@ -71,25 +76,67 @@ class PackedLinear:
         return self.operator.binary(x, other, self.weight, None, "mul")
 
 
-Product = PlainProduct | PackedLinear
+class ModuleProduct:
+    """A module in the place of a plain linear layer (an adapter around one, for example), called as it is. Its results
+    are those of `PlainProduct` with the module for x·Wᵀ."""
+
+    def __init__(self, module: Callable[[Tensor], Tensor]) -> None:
+        self.module = module
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """module(x)."""
+        return self.module(x)
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """other + module(x)."""
+        return other + self.module(x)
+
+    def silu(self, x: Tensor) -> Tensor:
+        """silu(module(x))."""
+        return F.silu(self.module(x))
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        """other · module(x), element by element."""
+        return other * self.module(x)
+
+
+Product = PlainProduct | PackedLinear | ModuleProduct
 
 
 def product(weight: Tensor, dtype: torch.dtype) -> Product:
-    """The product with a weight in this dtype, packed where the machine can."""
+    """The product with a weight [out, in] in this dtype, packed where the machine can."""
     weight = weight.detach().to(dtype)
     return PackedLinear(weight) if can_pack(weight) else PlainProduct(weight)
 
 
-class PackedSwiGLU:
-    """SwiGLU from its three weights, gate and up [I, D] and down [D, I]."""
+def module_product(module: nn.Module, dtype: torch.dtype) -> Product:
+    """The product with the weight of a plain `Linear`; any other module is called."""
+    return product(module.weight, dtype) if _is_plain(module) else ModuleProduct(module)
 
-    def __init__(self, gate: Tensor, up: Tensor, down: Tensor, dtype: torch.dtype) -> None:
-        self.gate, self.up, self.down = (product(weight, dtype) for weight in (gate, up, down))
+
+def joint_product(modules: Sequence[nn.Module], dtype: torch.dtype) -> Product:
+    """The outputs of several modules with one input, side by side in the last dimension: one product where all of them are
+    plain `Linear` layers, else a call of each."""
+    if all(_is_plain(module) for module in modules):
+        return product(torch.cat([module.weight for module in modules]), dtype)  # pyright: ignore[reportArgumentType]
+    return ModuleProduct(lambda x: torch.cat([module(x) for module in modules], dim=-1))
+
+
+def _is_plain(module: nn.Module) -> TypeGuard[Linear]:
+    """Whether the module is exactly a `Linear` without bias: then its weight says all."""
+    return type(module) is Linear and module.bias is None
+
+
+class PackedSwiGLU:
+    """SwiGLU from its three products: gate and up [N, D] -> [N, I], down [N, I] -> [N, D]."""
+
+    def __init__(self, gate: Product, up: Product, down: Product) -> None:
+        self.gate, self.up, self.down = gate, up, down
 
     def inner(self, normed: Tensor) -> Tensor:
         """silu(gate) · up, [N, D] -> [N, I]."""
         return self.up.times(normed, self.gate.silu(normed))
 
     def __call__(self, x: Tensor, normed: Tensor) -> Tensor:
-        """On top of the residual."""
+        """Residual x [N, D] plus the network of its norm [N, D]."""
         return self.down.plus(self.inner(normed), x)

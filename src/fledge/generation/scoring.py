@@ -5,14 +5,16 @@ from collections.abc import Sequence
 import torch
 
 from fledge.errors import FledgeError
-from fledge.model.decoder import Decoder, eval_mode
 from fledge.model.linear_cross_entropy import token_logps_and_correct
+from fledge.model.protocol import LanguageModel, eval_mode
 
 BATCH_TOKENS = 8192  # tokens in one forward pass, padding included. A longer sequence goes alone.
 
 
 @torch.no_grad()
-def score_tokens(model: Decoder, sequences: Sequence[Sequence[int]], batch_tokens: int = BATCH_TOKENS) -> list[list[float]]:
+def score_tokens(
+    model: LanguageModel, sequences: Sequence[Sequence[int]], batch_tokens: int = BATCH_TOKENS
+) -> list[list[float]]:
     """log p(token | the tokens before it) of each token but the first, for each sequence.
 
     These are the model's own probabilities, as in `TokenOutput.logprob`: a prompt and its answer score, at the answer's
@@ -38,9 +40,9 @@ def score_tokens(model: Decoder, sequences: Sequence[Sequence[int]], batch_token
     return scores
 
 
-def _score_batch(model: Decoder, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+def _score_batch(model: LanguageModel, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
     """The scores of sequences that are read together, padded on the right, where causal attention never looks."""
-    device, lengths = model.embed_tokens.weight.device, [len(sequence) - 1 for sequence in sequences]
+    device, lengths = model.device, [len(sequence) - 1 for sequence in sequences]
     inputs = torch.zeros(len(sequences), max(lengths), dtype=torch.long)
     for row, sequence in enumerate(sequences):
         inputs[row, : lengths[row]] = torch.tensor(sequence[:-1])

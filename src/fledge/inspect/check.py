@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -72,25 +71,20 @@ def _check_stage(preparation: Preparation, recipe: Recipe, name: str, tokenizer:
     except FledgeError as error:
         return {BUILD: [_as_finding(BUILD, error)]}
     if init_checkpoint is not None:
-        vocabulary, max_positions, model_findings = _model(preparation, name, tokenizer, init_checkpoint)
+        vocabulary, max_positions, model_findings = _model(preparation, name, tokenizer)
     max_drop_fraction = recipe.stages[name].data.max_drop_fraction
     context = CheckContext(data, stage_statistics(data), tokenizer, vocabulary, max_drop_fraction, max_positions)
     return {BUILD: [], MODEL: model_findings, **findings(context)}
 
 
-def _model(
-    preparation: Preparation, name: str, tokenizer: Tokenizer, init_checkpoint: Path
-) -> tuple[int, int | None, list[Finding]]:
+def _model(preparation: Preparation, name: str, tokenizer: Tokenizer) -> tuple[int, int | None, list[Finding]]:
     """The vocabulary and the positions (None: not known) of the checkpoint to start from, and findings when it does not fit
     the tokenizer or the context."""
-    from fledge.model.pretrained import read_config
-
     try:
-        config, vocabulary = read_config(init_checkpoint)
-        preparation.model_config(name, tokenizer)
+        cost = preparation.model_cost(name, tokenizer)
     except FledgeError as error:
         return tokenizer.vocab_size, None, [_as_finding(MODEL, error)]
-    return vocabulary, config.max_position_embeddings, []
+    return cost.vocab_size, cost.config.max_position_embeddings, []
 
 
 PASSED: Mapping[str, str] = {

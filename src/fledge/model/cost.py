@@ -1,4 +1,4 @@
-"""What a decoder costs, from its sizes alone: for planning before anything is built, and for MFU after."""
+"""The cost of a decoder, from its sizes alone: for planning before anything is built, and for MFU afterwards."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,8 @@ from fledge.recipe.schema import ModelConfig
 
 @dataclass(frozen=True)
 class Parameters:
-    """Counts of numbers. `active` are those that one token passes through; `multiplying` of them enter a matrix
-    product (the embedding's lookup does not, the head does)."""
+    """Numbers of parameters: all of them (`total`), those that one token passes through (`active`), and those of the active
+    ones that enter a matrix product (`matmul`: the head, but not the lookup of the embedding)."""
 
     total: int
     active: int
@@ -16,12 +16,12 @@ class Parameters:
 
 
 def embedding_parameters(config: ModelConfig, vocab_size: int) -> int:
-    """Of the embedding, and of the head where it has a matrix of its own."""
+    """Parameters of the embedding, and of the head where it has a matrix of its own."""
     return vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
 
 
 def parameters(config: ModelConfig, vocab_size: int) -> Parameters:
-    """Parameters of the decoder, dense or mixture of experts."""
+    """Parameters of a native decoder of these sizes, dense or a mixture of experts."""
     width, head = config.hidden_size, config.hidden_size // config.num_attention_heads
     attention = 2 * width * width + 2 * width * head * config.num_key_value_heads
     norms = 2 * width + (2 * head if config.qk_norm else 0)
@@ -29,9 +29,8 @@ def parameters(config: ModelConfig, vocab_size: int) -> Parameters:
     if config.moe is None:
         all_experts = active_experts = expert
     else:
-        router = width * (
-            config.moe.num_experts + (1 if config.moe.num_shared_experts else 0)
-        )  # and the shared experts' sigmoid
+        shared_gate = 1 if config.moe.num_shared_experts else 0  # the sigmoid that scales the shared experts
+        router = width * (config.moe.num_experts + shared_gate)
         all_experts = router + expert * (config.moe.num_experts + config.moe.num_shared_experts)
         active_experts = router + expert * (config.moe.num_experts_per_tok + config.moe.num_shared_experts)
     embedding, tables = vocab_size * width, embedding_parameters(config, vocab_size)
@@ -45,22 +44,25 @@ def parameters(config: ModelConfig, vocab_size: int) -> Parameters:
 
 
 STATE_BYTES = {"adamw": 8.0, "muon": 4.0, "adamw8bit": 2.03}  # of optimizer state for a parameter that it holds
-SEEN_KEYS = 128  # bytes for each key: whether the queries of a block saw it
+VISIBILITY_BYTES = 128  # for each key: which queries of a block see it
 
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What a decoder of these sizes costs: in parameters, in floating-point operations, in memory.
+    """Parameters, floating-point operations and memory of a decoder of these sizes.
 
     A multiply-add is two operations. Only matrix products are counted: everything else is less than a hundredth of them.
+    `counts` are the parameters of a model that is not a native decoder; its operations and memory are estimated as those
+    of a native decoder of the same sizes.
     """
 
     config: ModelConfig
     vocab_size: int
+    counts: Parameters | None = None
 
     def parameters(self) -> Parameters:
-        """Counts by what they are for."""
-        return parameters(self.config, self.vocab_size)
+        """Numbers of parameters."""
+        return parameters(self.config, self.vocab_size) if self.counts is None else self.counts
 
     def scaling_parameters(self) -> int:
         """The N of scaling laws: active parameters without embedding and head (Kaplan et al. 2020, §2.1)."""
@@ -69,80 +71,81 @@ class ModelCost:
     # -- operations -------------------------------------------------------------------------------------------------
 
     def head_flops(self) -> float:
-        """Of one token's logits: 2·width·vocabulary."""
+        """Operations of one token's logits: 2·width·vocabulary."""
         return 2.0 * self.config.hidden_size * self.vocab_size
 
     def body_flops(self, context: int) -> float:
-        """Of one token's way through the blocks: 2 for each parameter that multiplies, and for attention 4·width for each of
+        """Operations of one token in all blocks: 2 for each parameter that multiplies, and for attention 4·width for each of
         the positions it sees, on average half the context (Chowdhery et al. 2022, appendix B)."""
         config = self.config
         matrices = self.parameters().matmul - config.hidden_size * self.vocab_size
         return 2.0 * matrices + 4.0 * config.num_hidden_layers * config.hidden_size * context / 2
 
     def forward_flops(self, context: int) -> float:
-        """Of one token's forward pass."""
+        """Operations of one token's forward pass."""
         return self.body_flops(context) + self.head_flops()
 
     def training_body_flops(self, context: int, recomputed: float = 0.0) -> float:
-        """Forward once, backward twice as much (gradients of inputs and of weights), and again the share of blocks that
-        checkpointing computes a second time: 3 to 4 times the forward pass."""
+        """Operations of one token in all blocks while training: forward once, backward twice as much (gradients of inputs
+        and of weights), and the share `recomputed` of the blocks once more (activation checkpointing): 3 to 4 times the
+        forward pass."""
         return (3 + recomputed) * self.body_flops(context)
 
     def training_head_flops(self) -> float:
-        """The head of one supervised token: logits, and gradients of hidden states and of the matrix."""
+        """Operations of the head for one supervised token: logits, and gradients of hidden states and of the matrix."""
         return 3 * self.head_flops()
 
     def training_flops(self, context: int, recomputed: float = 0.0) -> float:
-        """Of one token that is supervised: 6·N and attention, without recomputation."""
+        """Operations of one supervised token: 6·N for the N parameters that multiply, and attention."""
         return self.training_body_flops(context, recomputed) + self.training_head_flops()
 
     # -- memory -----------------------------------------------------------------------------------------------------
 
     def kv_bytes(self, tokens: int, size: int = 2) -> int:
-        """Of the keys and values of so many tokens, at `size` bytes a number."""
+        """Bytes of the keys and values of so many tokens, at `size` bytes a number."""
         config = self.config
         head = config.hidden_size // config.num_attention_heads
         return 2 * config.num_hidden_layers * config.num_key_value_heads * head * size * tokens
 
     def state_bytes(self, optimizer: str) -> float:
-        """What stays: float32 weights, their gradients, and the optimizer's state. Muon's momentum and 8-bit moments are for
-        the matrices of the blocks; embedding and head have AdamW's two moments in float32."""
+        """Bytes that are held from step to step: float32 weights, their gradients, and the optimizer's state. Muon's momentum
+        and 8-bit moments are for the matrices of the blocks; embedding and head have AdamW's two moments in float32."""
         total, tables = self.parameters().total, embedding_parameters(self.config, self.vocab_size)
         return 8 * total + STATE_BYTES[optimizer] * (total - tables) + STATE_BYTES["adamw"] * tables
 
     def block_bytes(self, size: int, compiled: bool) -> float:
-        """What one token leaves in one block for the backward pass, at `size` bytes a number; attention as on a CPU, `blocked`.
+        """Bytes that one block keeps of one token for the backward pass, at `size` bytes a number, with `blocked` attention.
 
-        Both kinds of code keep the outputs of the two norms, q, k, v, what attention gave, in its own order and in that of its
-        last product, gate, up and their product. Plain code also keeps silu(gate), and inside each norm two float32 copies;
-        compiled code the inputs of the norms, and which keys the last block of queries saw (rows of two blocks: k and v half
-        as much again). A mixture's rows are there once for each of a token's experts; its plain code keeps the product of gate
-        and up before it is weighed, too.
+        Plain and compiled code keep the outputs of the two norms, q, k, v, the output of attention (in its own layout and in
+        that of the output projection), gate, up and their product. Plain code also keeps silu(gate), and two float32 copies
+        inside each norm. Compiled code also keeps the inputs of the norms, and which keys the last block of queries sees
+        (in rows of two blocks, k and v half as much again). A mixture keeps its rows once for each of a token's experts; its
+        plain code also keeps the product of gate and up before it is multiplied by the expert's weight.
         """
         config, moe = self.config, self.config.moe
         width, heads, groups = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
         keys, inner = width // heads * groups, config.intermediate_size
         kept = (7 if compiled else 5) * width + 2 * keys
-        wide = SEEN_KEYS if compiled else 16 * width
+        fixed = VISIBILITY_BYTES if compiled else 16 * width  # bytes, whatever `size`
         statistics = 4 * (2 + heads)  # of the norms and of the softmax
         if config.qk_norm:
             kept += width + keys if compiled else 0
-            wide += 0 if compiled else 8 * (width + keys)
+            fixed += 0 if compiled else 8 * (width + keys)
             statistics += 4 * (heads + groups)
         feed = 3 if compiled else 4
         if moe is None:
-            return size * (kept + feed * inner) + wide + statistics
+            return size * (kept + feed * inner) + fixed + statistics
         kept += moe.num_experts_per_tok * ((feed if compiled else feed + 1) * inner + width)
         kept += feed * moe.num_shared_experts * inner + (width if moe.num_shared_experts else 0)
-        if size < 4:  # the router reads float32, and experts rows of their own: the norm's output is for the shared network
-            wide += 4 * width
+        if size < 4:  # the router reads a float32 copy, the experts rows of their own; the norm's output is for shared experts
+            fixed += 4 * width
             kept -= 0 if compiled or moe.num_shared_experts else width
         statistics += (4 if compiled else 12) * moe.num_experts + 40 * moe.num_experts_per_tok + 8
-        return size * kept + wide + statistics
+        return size * kept + fixed + statistics
 
     def weight_copies(self, size: int) -> float:
-        """Bytes of the copies of one block's weights that its products read: all matrices where `size` is not that of the
-        weights; and always gate and up of routed experts, which are put side by side."""
+        """Bytes of the copies of one block's weights that its products read: all matrices where `size` is less than the 4
+        bytes of the weights; and always gate and up of routed experts, which are put side by side."""
         config, moe = self.config, self.config.moe
         if size < 4:
             router = 0 if moe is None else moe.num_experts * config.hidden_size
@@ -151,38 +154,40 @@ class ModelCost:
         return 0.0 if moe is None else size * 2 * moe.num_experts * config.intermediate_size * config.hidden_size
 
     def _all_multiplying(self) -> int:
-        """Parameters that enter a matrix product, those of experts at rest among them."""
+        """Parameters that enter a matrix product for some token: with those of all experts."""
         counts = self.parameters()
         return counts.matmul + counts.total - counts.active
 
     def kept_bytes(self, tokens: int, size: int, compiled: bool, every: int = 0) -> float:
-        """What a micro-batch of so many tokens keeps from the forward to the backward pass. With `every` n, each n-th block
-        keeps its input alone. Beside blocks: rotary angles, the last norm (never compiled) and the gradient of its output."""
+        """Bytes that a micro-batch of so many tokens keeps from the forward to the backward pass. With `every` n, each n-th
+        block keeps only its input. Besides the blocks: rotary angles, the last norm (never compiled) and the gradient of its
+        output."""
         config = self.config
-        again = len(checkpointed_layers(config.num_hidden_layers, every))
+        recomputed = len(checkpointed_layers(config.num_hidden_layers, every))
         block = tokens * self.block_bytes(size, compiled) + self.weight_copies(size)
         angles = 2 * size * config.hidden_size // config.num_attention_heads
         rest = angles + (8 + size) * config.hidden_size + 4
-        return (config.num_hidden_layers - again) * block + tokens * (again * size * config.hidden_size + rest)
+        return (config.num_hidden_layers - recomputed) * block + tokens * (recomputed * size * config.hidden_size + rest)
 
     def activation_bytes(self, tokens: int, size: int, compiled: bool, every: int = 0) -> float:
-        """The most that a micro-batch keeps at a time: one block that is computed again is there as a whole."""
+        """The most bytes that a micro-batch keeps at a time: a block that is computed again is kept as a whole then."""
         block = tokens * self.block_bytes(size, compiled) + self.weight_copies(size)
         again = checkpointed_layers(self.config.num_hidden_layers, every)
-        later = self.config.num_hidden_layers - 1 - again[-1] if again else 0  # done with when the last one is computed again
+        later = self.config.num_hidden_layers - 1 - again[-1] if again else 0  # freed before the last one is computed again
         return self.kept_bytes(tokens, size, compiled, every) + (block if again and not later else 0)
 
     def peak_bytes(self, tokens: int, size: int, compiled: bool, optimizer: str, every: int = 0) -> float:
-        """State and activations of a training step, without the program itself."""
+        """Bytes of state and activations of a training step, without the program itself."""
         head_gradient = 4 * self.vocab_size * self.config.hidden_size
         return self.state_bytes(optimizer) + self.activation_bytes(tokens, size, compiled, every) + head_gradient
 
 
 def checkpointed_layers(layers: int, every: int) -> list[int]:
-    """Blocks that are computed again in the backward pass: every n-th; 0 is none, 1 all."""
+    """Numbers of the blocks that are computed again in the backward pass: every n-th; 0 is none, 1 all."""
     return [] if every == 0 else list(range(every - 1, layers, every))
 
 
 def training_flops_per_token(config: ModelConfig, vocab_size: int, context: int) -> float:
-    """`Cost.training_flops` of these sizes: 6·N for the matrices plus causal attention's 12·layers·width·context·½."""
+    """`ModelCost.training_flops` of a decoder of these sizes: 6·N for the matrices plus causal attention's
+    12·layers·width·context·½."""
     return ModelCost(config, vocab_size).training_flops(context)

@@ -6,36 +6,27 @@ Parameters are float32; `compute_dtype` is what activations and matrix products 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fledge.errors import FledgeError
 from fledge.model.attention import BACKENDS
-from fledge.model.cost import checkpointed_layers
-from fledge.model.cuda_attention import attention_metadata
+from fledge.model.cost import ModelCost, checkpointed_layers
+from fledge.model.cuda_attention import ON_CUDA, attention_metadata
 from fledge.model.cuda_attention import backend as attention_backend
-from fledge.model.moe import MoELayer, RouterStats
+from fledge.model.hf_config import hf_config
+from fledge.model.linear import Linear
+from fledge.model.moe import MoELayer, Router, RouterStats, update_biases
+from fledge.model.protocol import LanguageModel, ParameterRole
+from fledge.model.protocol import eval_mode as eval_mode  # still imported from here by other rooms
+from fledge.model.weights import write_model_directory
 from fledge.recipe.schema import ModelConfig
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout is off inside; afterwards the model is in the mode it was in before, also after an error."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x·Wᵀ in the dtype of x; the float32 weight is rounded on the way."""
-    return F.linear(x, weight.to(x.dtype))
 
 
 class RMSNorm(nn.Module):
@@ -47,6 +38,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [..., size] -> [..., size] in the dtype of x."""
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return (wide * self.weight).to(x.dtype)
@@ -65,30 +57,31 @@ class Attention(nn.Module):
         super().__init__()
         width, head = config.hidden_size, config.hidden_size // config.num_attention_heads
         self.heads, self.kv_heads, self.head_size = config.num_attention_heads, config.num_key_value_heads, head
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_proj = nn.Linear(width, self.kv_heads * head, bias=False)
-        self.v_proj = nn.Linear(width, self.kv_heads * head, bias=False)
-        self.o_proj = nn.Linear(width, width, bias=False)
+        self.q_proj = Linear(width, width, bias=False)
+        self.k_proj = Linear(width, self.kv_heads * head, bias=False)
+        self.v_proj = Linear(width, self.kv_heads * head, bias=False)
+        self.o_proj = Linear(width, width, bias=False)
         self.q_norm = RMSNorm(head, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(head, config.rms_norm_eps) if config.qk_norm else None
         self.backend = BACKENDS["sdpa"]
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, H, T, d], keys and values [B, K, T, d], rotated to their positions."""
+        """Queries [B, H, T, d], keys and values [B, K, T, d] of x [B, T, D], queries and keys rotated to their positions."""
         B, T, _ = x.shape
-        q = linear(x, self.q_proj.weight).view(B, T, self.heads, self.head_size)
-        k = linear(x, self.k_proj.weight).view(B, T, self.kv_heads, self.head_size)
-        v = linear(x, self.v_proj.weight).view(B, T, self.kv_heads, self.head_size)
+        q = self.q_proj(x).view(B, T, self.heads, self.head_size)
+        k = self.k_proj(x).view(B, T, self.kv_heads, self.head_size)
+        v = self.v_proj(x).view(B, T, self.kv_heads, self.head_size)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: Tensor | None) -> Tensor:
+        """x [B, T, D] -> [B, T, D]. `documents` is what `cuda_attention.attention_metadata` gives for the backend."""
         B, T, width = x.shape
         q, k, v = self.project(x, cos, sin)
         mixed = self.backend(q, k, v, documents)
-        return linear(mixed.transpose(1, 2).reshape(B, T, width), self.o_proj.weight)
+        return self.o_proj(mixed.transpose(1, 2).reshape(B, T, width))
 
 
 class FeedForward(nn.Module):
@@ -96,13 +89,13 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, size: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(width, size, bias=False)
-        self.up_proj = nn.Linear(width, size, bias=False)
-        self.down_proj = nn.Linear(size, width, bias=False)
+        self.gate_proj = Linear(width, size, bias=False)
+        self.up_proj = Linear(width, size, bias=False)
+        self.down_proj = Linear(size, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gated = F.silu(linear(x, self.gate_proj.weight)) * linear(x, self.up_proj.weight)
-        return linear(gated, self.down_proj.weight)
+        """x [..., D] -> [..., D]."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 def feed_forward(config: ModelConfig) -> FeedForward | MoELayer:
@@ -127,33 +120,34 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, documents: Tensor | None, token_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Hidden states [B, T, D], and of a mixture how it routed the tokens that are `real` [B, T] (`Experts.mix`)."""
+        """x [B, T, D] -> hidden states [B, T, D], and the statistics of a mixture's router over the tokens where
+        `token_mask` [B, T] is true (`MoELayer.forward_with_stats`), or None. `documents` as in `Attention.forward`."""
         x = x + self._drop(self.self_attn(self.input_layernorm(x), cos, sin, documents))
-        wide = self.post_attention_layernorm(x)
+        normed = self.post_attention_layernorm(x)
         if not isinstance(self.mlp, MoELayer):
-            return x + self._drop(self.mlp(wide)), None
-        mixed, statistics = self.mlp.forward_with_stats(wide, token_mask)
+            return x + self._drop(self.mlp(normed)), None
+        mixed, statistics = self.mlp.forward_with_stats(normed, token_mask)
         return x + self._drop(mixed), statistics
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
-class Decoder(nn.Module):
-    """Tokens to hidden states; the head's matrix turns those into logits (see `head.py` for losses)."""
+class Decoder(LanguageModel):
+    """The native language model: tokens to hidden states, and the matrix that turns those into logits."""
+
+    implementation = "native"
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
         self.compute_dtype = torch.float32
         self.attention = "sdpa"
-        self.activation_checkpoint_every = (
-            0  # each n-th block is computed again in the backward pass instead of kept (Chen et al. 2016)
-        )
+        self.activation_checkpoint_every = 0
         self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, vocab_size, bias=False)
+        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, vocab_size, bias=False)
         head = config.hidden_size // config.num_attention_heads
         frequencies = config.rope_theta ** -(torch.arange(0, head, 2, dtype=torch.float64) / head)
         self.register_buffer("frequencies", frequencies.float(), persistent=False)
@@ -169,62 +163,126 @@ class Decoder(nn.Module):
                 writes = name.removesuffix(".weight").endswith(("o_proj", "down_proj"))
                 nn.init.normal_(parameter, 0.0, residual if writes else std, generator=generator)
 
-    @property
-    def lm_head_weight(self) -> Tensor:
-        """The matrix of the head [V, D]; the embedding's own where they are tied."""
-        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-
-    def set_attention_backend(self, backend: str) -> None:
-        """Choose the attention backend of every layer (a key of `attention.BACKENDS` or `cuda_attention.ON_CUDA`)."""
-        self.attention = backend
-        for block in self.blocks():
-            block.self_attn.backend = attention_backend(backend)
-
-    def blocks(self) -> list[Block]:
-        """The layers, typed."""
-        return [block for block in self.layers if isinstance(block, Block)]
+    # -- computing ----------------------------------------------------------------------------------------------------
 
     def rope_cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [B, 1, T, d] of positions [B, T]."""
+        """Cosine and sine [B, 1, T, d] of the rotary angles of positions [B, T]."""
         angles = positions[:, :, None].float() * self.frequencies  # type: ignore[operator]
         angles = torch.cat((angles, angles), dim=-1)[:, None]
         return angles.cos().to(self.compute_dtype), angles.sin().to(self.compute_dtype)
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
-        """Hidden states [B, T, D] of tokens [B, T]. Without positions they count from 0; without documents a row is
-        one document."""
-        return self._states(tokens, positions, documents)[0]
+        """Hidden states [B, T, D]; see `LanguageModel.forward`. Without positions they count from 0 in each row."""
+        return self._hidden_states(tokens, positions, documents)[0]
 
     def forward_with_router_stats(
         self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None
     ) -> tuple[Tensor, RouterStats | None]:
-        """Hidden states as `forward` gives them, and how a mixture of experts routed; documents of 0 are padding."""
-        return self._states(tokens, positions, documents)
+        """Hidden states [B, T, D], and the statistics of the routers over what is not padding; None for a dense model."""
+        return self._hidden_states(tokens, positions, documents)
 
-    def _states(self, tokens: Tensor, positions: Tensor | None, documents: Tensor | None) -> tuple[Tensor, RouterStats | None]:
+    def _hidden_states(
+        self, tokens: Tensor, positions: Tensor | None, documents: Tensor | None
+    ) -> tuple[Tensor, RouterStats | None]:
         B, T = tokens.shape
         if positions is None:
             positions = torch.arange(T, device=tokens.device).expand_as(tokens)
         cos, sin = self.rope_cos_sin(positions)
-        seen = attention_metadata(self.attention, documents, B, T, tokens.device)
+        metadata = attention_metadata(self.attention, documents, B, T, tokens.device)
         x = self.embed_tokens(tokens).to(self.compute_dtype)
-        real = None if documents is None or self.config.moe is None else documents > 0
-        statistics, again = [], self._recomputed()
+        token_mask = None if documents is None or self.config.moe is None else documents > 0
+        statistics, recomputed = [], self._recomputed_blocks()
         for number, block in enumerate(self.layers):
-            if number in again:
-                x, routed = checkpoint(block, x, cos, sin, seen, real, use_reentrant=False)
+            if number in recomputed:
+                x, routed = checkpoint(block, x, cos, sin, metadata, token_mask, use_reentrant=False)
             else:
-                x, routed = block(x, cos, sin, seen, real)
+                x, routed = block(x, cos, sin, metadata, token_mask)
             if routed is not None:
                 statistics.append(routed)
         return self.norm(x), RouterStats.of_layers(statistics) if statistics else None
 
-    def _recomputed(self) -> frozenset[int]:
-        """Blocks to compute again in the backward pass: none where there is none."""
+    def _recomputed_blocks(self) -> frozenset[int]:
+        """Blocks to compute again in the backward pass; none where no backward pass follows."""
         if not (self.training and torch.is_grad_enabled()):
             return frozenset()
         return frozenset(checkpointed_layers(len(self.layers), self.activation_checkpoint_every))
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [..., V] in float32."""
-        return linear(hidden, self.lm_head_weight).float()
+    @property
+    def lm_head_weight(self) -> Tensor:
+        """The matrix of the head [V, D]; the embedding's own where they are tied. FledgeError where another module has taken
+        the head's place: losses and logits are products with this matrix, a chunk at a time, and would pass it by."""
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        if type(head) not in (nn.Embedding, Linear):
+            raise FledgeError(f"the head of the model is a {type(head).__name__}, which cannot be used as one matrix")
+        return head.weight
+
+    @property
+    def draws_random_numbers(self) -> bool:
+        """Whether the recipe asks for dropout."""
+        return self.config.dropout > 0
+
+    # -- blocks and attention -------------------------------------------------------------------------------------------
+
+    def blocks(self) -> list[Block]:
+        """The layers in order."""
+        return [block for block in self.layers if isinstance(block, Block)]
+
+    @contextmanager
+    def only_first_block(self) -> Iterator[None]:
+        """Inside, the model has one layer; afterwards all of them again."""
+        layers = self.layers
+        self.layers = layers[:1]
+        try:
+            yield
+        finally:
+            self.layers = layers
+
+    @property
+    def attention_backends(self) -> list[str]:
+        """All backends of `attention` and `cuda_attention`."""
+        return [*BACKENDS, *ON_CUDA]
+
+    def set_attention_backend(self, backend: str) -> None:
+        """Choose the attention backend of every layer: a key of `attention.BACKENDS` or `cuda_attention.ON_CUDA`."""
+        self.attention = backend
+        for block in self.blocks():
+            block.self_attn.backend = attention_backend(backend)
+
+    # -- parameters -----------------------------------------------------------------------------------------------------
+
+    def parameter_role(self, name: str) -> ParameterRole:
+        """The role of a parameter, by the module that owns it and by its shape."""
+        parameter, owner = self.get_parameter(name), self.get_submodule(name.rpartition(".")[0])
+        if owner is self.embed_tokens:
+            return "embedding"
+        if owner is self.lm_head:
+            return "head"
+        if parameter.dim() < 2:
+            return "vector"
+        return "gate" if isinstance(owner, Router) or min(parameter.shape[-2:]) == 1 else "matrix"
+
+    @property
+    def cost(self) -> ModelCost:
+        """The cost of a decoder of these sizes."""
+        return ModelCost(self.config, self.vocab_size)
+
+    def update_router_biases(self, routing: RouterStats, applied: Tensor | None = None) -> None:
+        """Move the biases of all routers (`moe.update_biases`)."""
+        update_biases(self, routing, applied)
+
+    # -- directories ----------------------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self, folder: Path, *, bos: int | None, eos: list[int], pad: int, weights: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Write config.json, generation_config.json and model.safetensors (float32)."""
+        config = hf_config(self.config, self.vocab_size, bos=bos, eos=eos, pad=pad)
+        write_model_directory(folder, config, self.state_dict() if weights is None else weights)
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> "Decoder":
+        """A new decoder of the same sizes, device and settings."""
+        copy = Decoder(self.config, self.vocab_size).to(self.device)
+        copy.load_state_dict(weights)
+        copy.compute_dtype = self.compute_dtype
+        copy.set_attention_backend(self.attention)
+        return copy

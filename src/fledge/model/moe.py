@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fledge.model.grouped_mm import grouped_mm, permute, unpermute
+from fledge.model.linear import Linear
 from fledge.recipe.schema import ModelConfig, MoeConfig
 
 
@@ -153,7 +154,7 @@ class MoELayer(nn.Module):
         self.gate = Router(config.hidden_size, moe)
         self.experts = GroupedExperts(config.hidden_size, config.intermediate_size, moe.num_experts)
         self.shared_expert = shared
-        self.shared_expert_gate = None if shared is None else nn.Linear(config.hidden_size, 1, bias=False)
+        self.shared_expert_gate = None if shared is None else Linear(config.hidden_size, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, D] -> [B, T, D]."""
@@ -175,7 +176,7 @@ class MoELayer(nn.Module):
         rows = permute(flat, source, places)
         out = unpermute(self.experts(rows, weights.flatten()[order], ends), source, places).view_as(x)
         if self.shared_expert is not None and self.shared_expert_gate is not None:
-            share = F.linear(x, self.shared_expert_gate.weight.to(x.dtype)).sigmoid()
+            share = self.shared_expert_gate(x).sigmoid()
             out = out + share * self.shared_expert(x)
         return out, _statistics(logits, probabilities, chosen, real)
 

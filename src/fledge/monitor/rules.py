@@ -70,6 +70,7 @@ class NonFinite(Rule):
         self.config, self.consecutive = config, 0
 
     def update(self, event: Event) -> GuardTrigger | None:
+        """A `skip` for each such update; the configured action once there are too many in a row."""
         if event["kind"] != "step":
             return None
         is_finite = event["train/grad_norm"] is not None and event["train/loss"] is not None
@@ -103,6 +104,7 @@ class Overflow(Rule):
         self.consecutive = 0
 
     def update(self, event: Event) -> GuardTrigger | None:
+        """A trigger at the last of MAX_OVERFLOWS such steps."""
         if event["kind"] != "step" or "train/loss_scale" not in event:
             return None
         self.consecutive = self.consecutive + 1 if event["train/grad_norm"] is None else 0
@@ -146,6 +148,7 @@ class Spike(Rule):
         return max(above, mean * self.config.factor)
 
     def update(self, event: Event) -> GuardTrigger | None:
+        """A trigger for a value above its limit."""
         if event["kind"] != "step":
             return None
         value, step, result = event.get(self.key), event["step"], None
@@ -176,6 +179,7 @@ class Divergence(Rule):
         self.lowest, self.lowest_step, self.reported = math.inf, 0, False
 
     def update(self, event: Event) -> GuardTrigger | None:
+        """A trigger when the smoothed loss is too far above its lowest value, once until it is lower again."""
         loss = event.get("train/loss") if event["kind"] == "step" else None
         if loss is None:
             return None
@@ -206,20 +210,21 @@ class Threshold(Rule):
     def __init__(self) -> None:
         self._is_crossed = False
 
-    def crossed(self, value: float) -> bool:
+    def _crossed(self, value: float) -> bool:
         """Whether the figure is on the wrong side."""
         raise NotImplementedError
 
-    def crossing(self, value: float, event: Event) -> GuardTrigger:
+    def _crossing(self, value: float, event: Event) -> GuardTrigger:
         """The trigger for a figure that has crossed the bound."""
         raise NotImplementedError
 
     def update(self, event: Event) -> GuardTrigger | None:
+        """A trigger when the figure crosses the bound."""
         value = event.get(self.key) if event["kind"] == self.kind else None
         if value is None:
             return None
-        was_crossed, self._is_crossed = self._is_crossed, self.crossed(value)
-        return self.crossing(value, event) if self._is_crossed and not was_crossed else None
+        was_crossed, self._is_crossed = self._is_crossed, self._crossed(value)
+        return self._crossing(value, event) if self._is_crossed and not was_crossed else None
 
 
 class LowDisk(Threshold):
@@ -231,10 +236,10 @@ class LowDisk(Threshold):
         super().__init__()
         self.action, self.min_free = config.action, config.min_free or 0
 
-    def crossed(self, value: float) -> bool:
+    def _crossed(self, value: float) -> bool:
         return value < self.min_free
 
-    def crossing(self, value: float, event: Event) -> GuardTrigger:
+    def _crossing(self, value: float, event: Event) -> GuardTrigger:
         message = f"{value / 2**30:.2f} GiB are free on the disk of the run, {self.min_free / 2**30:.2f} are to stay free"
         return trigger("disk", self.action, message, event, evidence={"free": value}, state_is_valid=True)
 
@@ -248,10 +253,10 @@ class MaxTime(Threshold):
         super().__init__()
         self.action, self.max_time = config.action, math.inf if config.max_time is None else config.max_time
 
-    def crossed(self, value: float) -> bool:
+    def _crossed(self, value: float) -> bool:
         return value >= self.max_time
 
-    def crossing(self, value: float, event: Event) -> GuardTrigger:
+    def _crossing(self, value: float, event: Event) -> GuardTrigger:
         message = f"the stage has trained for {duration(value)}, its time is {duration(self.max_time)}"
         return trigger("time", self.action, message, event, stop_scope="stage")
 
@@ -265,10 +270,10 @@ class PassRate(Threshold):
         super().__init__()
         self.config = config
 
-    def crossed(self, value: float) -> bool:
+    def _crossed(self, value: float) -> bool:
         return value < self.config.min_pass_rate
 
-    def crossing(self, value: float, event: Event) -> GuardTrigger:
+    def _crossing(self, value: float, event: Event) -> GuardTrigger:
         passed, cases = event["prompt_tests/passed"], event["prompt_tests/cases"]
         message = f"{passed} of {cases} regression prompts pass, less than {self.config.min_pass_rate:.0%}"
         evidence = {"pass_rate": value, "newly_failing": event.get("prompt_tests/newly_failing", [])}
@@ -284,10 +289,10 @@ class Repetition(Threshold):
         super().__init__()
         self.config = config
 
-    def crossed(self, value: float) -> bool:
+    def _crossed(self, value: float) -> bool:
         return value > self.config.max_repetition
 
-    def crossing(self, value: float, event: Event) -> GuardTrigger:
+    def _crossing(self, value: float, event: Event) -> GuardTrigger:
         message = f"answers repeat themselves: {value:.0%} of their pieces were there before"
         return trigger("repetition", self.config.action, message, event, evidence={"repetition": value}, stop_scope="stage")
 
@@ -301,6 +306,7 @@ class ValidationIncrease(Rule):
         self.reported = False
 
     def update(self, event: Event) -> GuardTrigger | None:
+        """A trigger after `patience` increases, once until the loss falls again."""
         loss = event.get("eval/loss") if event["kind"] == "eval" else None
         if loss is None:
             return None
@@ -332,6 +338,7 @@ class Throughput(Rule):
         self._cooldown_until = 0
 
     def update(self, event: Event) -> GuardTrigger | None:
+        """A trigger when the recent steps are too slow, at most once in EARLIER_STEPS."""
         speed = event.get("system/step_tokens_per_second") if event["kind"] == "system" else None
         if speed is None:
             return None

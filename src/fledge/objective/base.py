@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fledge.data import Batch
-from fledge.model.decoder import Decoder
 from fledge.model.moe import RouterStats
+from fledge.model.protocol import LanguageModel
 
 Number = float | Tensor
 
@@ -85,7 +85,7 @@ class LossOutput:
         metrics = {name: ratio.zeroed() for name, ratio in self.metrics.items()}
         return LossOutput(torch.zeros_like(self.loss), metrics, None, self.routing and self.routing.zeros_like())
 
-    def with_router_loss(self, model: Decoder, routing: RouterStats | None, weight: float) -> "LossOutput":
+    def with_router_loss(self, model: LanguageModel, routing: RouterStats | None, weight: float) -> "LossOutput":
         """The output with the router losses of a batch of this weight; unchanged for a dense model."""
         moe = model.config.moe
         if moe is None or routing is None:
@@ -100,11 +100,11 @@ class Objective(Protocol):
         """What the loss of the batch is divided by, once it is summed over an update: its weight, or its pairs."""
         ...
 
-    def __call__(self, model: Decoder, batch: Batch) -> LossOutput:
+    def __call__(self, model: LanguageModel, batch: Batch) -> LossOutput:
         """The loss of the batch, with gradients."""
         ...
 
-    def evaluate(self, model: Decoder, batch: Batch) -> dict[str, Ratio]:
+    def evaluate(self, model: LanguageModel, batch: Batch) -> dict[str, Ratio]:
         """The metrics of the batch, with `loss` among them; without gradients and without dropout."""
         ...
 

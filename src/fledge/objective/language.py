@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fledge.data import Batch
-from fledge.model.decoder import Decoder, eval_mode
 from fledge.model.linear_cross_entropy import LossKernel, cross_entropy, token_logps_and_correct
+from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective.base import LossOutput, Ratio, bits_per_unit, integer_total, perplexity
 
 
@@ -27,7 +27,7 @@ class CausalLMObjective:
         """The sum of the weights of the batch."""
         return batch.weight
 
-    def __call__(self, model: Decoder, batch: Batch) -> LossOutput:
+    def __call__(self, model: LanguageModel, batch: Batch) -> LossOutput:
         """Σ weight × cross-entropy, smoothed by `label_smoothing`."""
         states, routing = model.forward_with_router_stats(batch.input_ids, batch.position_ids, batch.documents)
         hidden = states.flatten(0, 1)
@@ -38,13 +38,13 @@ class CausalLMObjective:
         output = LossOutput(loss)
         return output if routing is None else output.with_router_loss(model, routing, self.normalizer(batch))
 
-    def evaluate(self, model: Decoder, batch: Batch) -> dict[str, Ratio]:
+    def evaluate(self, model: LanguageModel, batch: Batch) -> dict[str, Ratio]:
         """The metrics of `target_metrics`; the loss is not smoothed."""
         return target_metrics(model, batch, self.token_bytes)
 
 
 @torch.no_grad()
-def target_metrics(model: Decoder, batch: Batch, token_bytes: Tensor | None = None) -> dict[str, Ratio]:
+def target_metrics(model: LanguageModel, batch: Batch, token_bytes: Tensor | None = None) -> dict[str, Ratio]:
     """`loss` (nats), `perplexity` and `token_accuracy` per weighted target, `tokens` (the sum of the weights), and with
     `token_bytes` [V] `bits_per_byte` = Σ weight · nll / (ln 2 · Σ weight · bytes)."""
     with eval_mode(model):

@@ -8,25 +8,25 @@ from torch import Tensor
 
 from fledge.data import Batch
 from fledge.errors import FledgeError
-from fledge.model.decoder import Decoder, eval_mode
 from fledge.model.linear_cross_entropy import log_probabilities
 from fledge.model.moe import RouterStats
+from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective.base import LossOutput, Ratio, integer_total
 from fledge.objective.language import target_metrics
 from fledge.objective.preference_losses import PREFERENCE_LOSSES, SMOOTHED_LOSSES, LossParams, PairLogps
 
 PAIR = 2  # sequences of an example, side by side in a batch: the chosen one, then the rejected one
 
-Reference = Decoder | Tensor
+Reference = LanguageModel | Tensor
 
 
-def sequence_log_probabilities(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:
+def sequence_log_probabilities(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """For each of the S sequences of a batch, the weighted sum of its targets' log-probabilities and the sum of their weights,
     [S] each."""
     return _sequence_logps_with_router_stats(model, batch)[:2]
 
 
-def _sequence_logps_with_router_stats(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, RouterStats | None]:
+def _sequence_logps_with_router_stats(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor, RouterStats | None]:
     states, routing = model.forward_with_router_stats(batch.input_ids, batch.position_ids, batch.documents)
     hidden = states.flatten(0, 1)
     index = batch.target_index
@@ -84,7 +84,7 @@ class DPOObjective:
         with torch.no_grad(), eval_mode(self.reference):
             return by_pair(sequence_log_probabilities(self.reference, batch)[0], batch)
 
-    def __call__(self, model: Decoder, batch: Batch) -> LossOutput:
+    def __call__(self, model: LanguageModel, batch: Batch) -> LossOutput:
         """The summed loss of the pairs, and their rewards and log-probabilities per pair."""
         sums, lengths, routing = _sequence_logps_with_router_stats(model, batch)
         logps = PairLogps(by_pair(sums, batch), self.reference_log_probabilities(batch), by_pair(lengths, batch))
@@ -110,7 +110,7 @@ class DPOObjective:
         return {name: Ratio(total, pairs) for name, total in totals.items()}
 
     @torch.no_grad()
-    def evaluate(self, model: Decoder, batch: Batch) -> dict[str, Ratio]:
+    def evaluate(self, model: LanguageModel, batch: Batch) -> dict[str, Ratio]:
         """`loss`, rewards and log-probabilities per pair; perplexity, token accuracy, tokens and bits per byte of the chosen
         completions; and `pairs`."""
         with eval_mode(model):
@@ -125,7 +125,7 @@ class DPOObjective:
 
 
 @torch.no_grad()
-def compute_ref_log_probs(model: Decoder, batches: Iterable[Batch], num_pairs: int, device: torch.device) -> Tensor:
+def compute_ref_log_probs(model: LanguageModel, batches: Iterable[Batch], num_pairs: int, device: torch.device) -> Tensor:
     """The table [num_pairs, 2] of summed log-probabilities of all pairs under the reference, on the CPU."""
     table = torch.full((num_pairs, PAIR), float("nan"))
     for batch in batches:

@@ -4,14 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from fledge.errors import FledgeError
+from fledge.model.protocol import LanguageModel
 from fledge.optim.adamw_8bit import SMALLEST, AdamW8bit
 from fledge.optim.muon import Muon
 from fledge.recipe.schema import OptimizerConfig
 
-ROUTER = "mlp.gate.weight"  # chooses experts: a table of one vector for each, not a map between hidden states
 
-
-def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: LanguageModel, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
     """The optimizers of a model; every trained parameter belongs to exactly one. All read `found_inf` as torch's
     fused AdamW does.
 
@@ -42,15 +41,16 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
     return optimizers
 
 
-def _param_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+def _param_groups(model: LanguageModel) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
     """What does not decay, the tables that do, and the matrices inside the blocks."""
     plain, tables, matrices = [], [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if parameter.dim() < 2 or "embed_tokens" in name:
+        role = model.parameter_role(name)
+        if role in ("vector", "embedding"):
             plain.append(parameter)
-        elif "lm_head" in name or name.endswith(ROUTER) or min(parameter.shape[-2:]) == 1:
+        elif role in ("head", "gate"):
             tables.append(parameter)
         else:
             matrices.append(parameter)

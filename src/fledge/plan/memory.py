@@ -6,7 +6,7 @@ import torch
 
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
-from fledge.recipe.schema import BatchConfig, ModelConfig, OptimizerConfig, RuntimeConfig
+from fledge.recipe.schema import BatchConfig, OptimizerConfig, RuntimeConfig
 from fledge.run.environment import local_world_size
 
 BASELINE_BYTES = 500 * 2**20  # interpreter, libraries, compiled code and temporary results
@@ -17,8 +17,7 @@ MOST_TOKENS = {"cpu": 16_384, "cuda": 131_072}  # at a time: more is no faster
 class MemoryInputs:
     """What decides how much memory a training step takes, beside its rows."""
 
-    model: ModelConfig
-    vocab_size: int
+    cost: ModelCost
     row_length: int
     optimizer: OptimizerConfig
     device: str
@@ -48,12 +47,11 @@ def estimate(need: MemoryInputs, machine: RuntimeConfig, rows: int) -> float:
     half = machine.precision in ("bf16", "fp16") or (machine.precision == "auto" and need.device == "cuda")
     compiled = machine.compile is True
     tokens = rows * need.row_length
-    cost = ModelCost(need.model, need.vocab_size)
-    copies = 4 * need.copies * cost.parameters().total
+    copies = 4 * need.copies * need.cost.parameters().total
     return (
         BASELINE_BYTES
         + copies
-        + cost.peak_bytes(tokens, 2 if half else 4, compiled, need.optimizer.name, machine.activation_checkpoint_every)
+        + need.cost.peak_bytes(tokens, 2 if half else 4, compiled, need.optimizer.name, machine.activation_checkpoint_every)
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from fledge.data import FORMATS, PackedDataset
 from fledge.errors import FledgeError
-from fledge.model.cost import parameters
+from fledge.model.cost import ModelCost
 from fledge.plan.horizon import TrainingHorizon, compute_steps
 from fledge.plan.hyperparameters import RunSize, resolve_stage
 from fledge.plan.lr_schedule import min_lr, warmup_steps
@@ -52,19 +52,18 @@ class StagePlan:
 def plan_stage(
     stage: Stage,
     train: PackedDataset,
-    config: ModelConfig,
-    vocab_size: int,
+    cost: ModelCost,
     chosen: list[str] | None = None,
 ) -> tuple[StagePlan, TrainingHorizon, Stage]:
     """What the loop will do, and the stage with plain numbers where its recipe says `auto`. FledgeError where a warm-up is
     longer than the stage, or the lowest rate above the rate that was derived. `chosen` says what was decided before."""
     reach = compute_steps(stage.duration, stage.batch, train.packed_rows_in, train.packed_length)
     warm = warmup_steps(stage.schedule, reach.steps)
-    count = parameters(config, vocab_size)
+    count = cost.parameters()
     share = train.epochs_after(reach.rows)
     tokens = round(train.num_tokens * share)
     batch_tokens = round(reach.global_batch_rows * train.num_tokens / len(train))
-    plain, notes = resolve_stage(stage, RunSize(config.hidden_size, batch_tokens, reach.steps, tokens))
+    plain, notes = resolve_stage(stage, RunSize(cost.config.hidden_size, batch_tokens, reach.steps, tokens))
     rate, betas, decay = plain.optimizer.numbers()
     plan = StagePlan(
         kind=stage.kind,

@@ -64,7 +64,7 @@ def environment() -> dict[str, Any]:
     import psutil
     import torch
 
-    from fledge import __version__
+    from fledge.version import __version__
 
     return {
         "fledge": __version__,

@@ -9,8 +9,8 @@ from fledge.autotune.autotune import force_eager
 from fledge.data import Batch
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import reshard_after
-from fledge.model.decoder import Decoder, eval_mode
 from fledge.model.linear_cross_entropy import token_logps_and_correct
+from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective import sequences_per_example
 from fledge.train.batch_source import StepBatch
 
@@ -19,7 +19,7 @@ MAX_ROWS = 5
 
 @torch.no_grad()
 def highest_loss_rows(
-    model: Decoder, batch: StepBatch, locate: Callable[[int], str], device: torch.device, ranks: DistributedContext
+    model: LanguageModel, batch: StepBatch, locate: Callable[[int], str], device: torch.device, ranks: DistributedContext
 ) -> list[dict[str, Any]]:
     """The MAX_ROWS examples of a step batch whose loss is not finite, or highest: `where` they are (FILE:LINE, by `locate`),
     and their `loss` (nats a target, None where it is not finite). Computed with the weights of now, without dropout; changes
@@ -44,7 +44,7 @@ def _highest(losses: list[tuple[float, int]]) -> list[tuple[float | None, int]]:
     return [(None if loss == torch.inf else loss, example) for loss, example in highest]
 
 
-def _example_losses(model: Decoder, batch: Batch) -> list[tuple[float, int]]:
+def _example_losses(model: LanguageModel, batch: Batch) -> list[tuple[float, int]]:
     """Mean loss and index of each example; infinite where it is not finite."""
     hidden = model(batch.input_ids, batch.position_ids, batch.documents).flatten(0, 1)
     index = batch.target_index

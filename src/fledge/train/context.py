@@ -7,7 +7,7 @@ from fledge.autotune.autotune import ComputeConfig
 from fledge.checkpoint.checkpoint import WriteModel
 from fledge.data import PackedDataset
 from fledge.distributed.context import DistributedContext
-from fledge.model.decoder import Decoder
+from fledge.model.protocol import LanguageModel
 from fledge.monitor.run_logger import LogTargets
 from fledge.objective import Objective
 from fledge.plan.horizon import TrainingHorizon
@@ -23,7 +23,7 @@ class TrainContext:
     stage: PretrainStage | SftStage | PreferenceStage
     horizon: TrainingHorizon
     seed: int
-    model: Decoder
+    model: LanguageModel
     objective: Objective
     data: PackedDataset
     locate_example: Callable[[int], str]  # FILE:LINE of a training example

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fledge.autotune.autotune import ComputeConfig, force_eager
 from fledge.data import PackedDataset
-from fledge.model.decoder import Decoder, eval_mode
+from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective.preference import Reference, compute_ref_log_probs
 from fledge.recipe.schema import StageBase
 from fledge.train.validation import row_batches
@@ -27,15 +27,15 @@ class ReferenceProvider:
     def __init__(
         self,
         stage: StageBase,
-        model: Decoder,
-        load_start_model: Callable[[], Decoder],
+        model: LanguageModel,
+        load_start_model: Callable[[], LanguageModel],
         compute: ComputeConfig,
         folder: Path,
         log: Callable[[str], None],
     ) -> None:
         self.stage, self.model, self.load_start_model = stage, model, load_start_model
         self.compute, self.folder, self.log = compute, folder, log
-        self._frozen: Decoder | None = None
+        self._frozen: LanguageModel | None = None
 
     def __call__(self, data: PackedDataset, split: str) -> Reference:
         """The frozen model, or the table [examples, 2] on the device of the stage."""
@@ -46,13 +46,13 @@ class ReferenceProvider:
         rows = self.stage.batch.micro_batch_rows
         return precompute_ref_log_probs(self.model, data, rows, self.compute, cache).to(self.compute.device)
 
-    def _frozen_model(self) -> Decoder:
+    def _frozen_model(self) -> LanguageModel:
         if self._frozen is None:
             self._frozen = self.compute.apply(self.load_start_model()).eval().requires_grad_(False)
         return self._frozen
 
 
-def fingerprint(model: Decoder, data: PackedDataset, compute: ComputeConfig) -> str:
+def fingerprint(model: LanguageModel, data: PackedDataset, compute: ComputeConfig) -> str:
     """A hash of the reference's weights, the data (whose tokens depend on tokenizer and template) and the arithmetic."""
     digest = xxhash.xxh3_64()
     for tensor in model.state_dict().values():
@@ -62,7 +62,7 @@ def fingerprint(model: Decoder, data: PackedDataset, compute: ComputeConfig) -> 
 
 
 def precompute_ref_log_probs(
-    model: Decoder, data: PackedDataset, micro_batch_rows: int, compute: ComputeConfig, cache: Path
+    model: LanguageModel, data: PackedDataset, micro_batch_rows: int, compute: ComputeConfig, cache: Path
 ) -> Tensor:
     """Summed log-probabilities [examples, 2] of (chosen, rejected) under the model; from `cache` where its fingerprint fits."""
     mark = fingerprint(model, data, compute)

@@ -4,7 +4,6 @@ import math
 import time
 
 from fledge.checkpoint.checkpoint import TrainState
-from fledge.model.cost import ModelCost
 from fledge.monitor.run_logger import RunLogger
 from fledge.run import Console
 from fledge.run.console import Progress, step_line
@@ -22,7 +21,7 @@ class StepRecorder:
     ) -> None:
         """`seconds_before`: how long the stage has trained before this process."""
         self.context, self.logger, self.console, self.progress = context, logger, console, progress
-        self.cost = ModelCost(context.model.config, context.model.vocab_size)
+        self.cost = context.model.cost
         self.peak_flops = (context.compute.matmul_peak or 0.0) * context.ranks.world_size
         self._pending: StepOutput | None = None
         self._other_seconds: dict[str, float] = {}  # of phases between two steps

@@ -15,8 +15,8 @@ from fledge.data import Batch
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import get_full_tensor, get_local_tensor, is_sharded
 from fledge.errors import FledgeError
-from fledge.model.decoder import Decoder
 from fledge.model.moe import RouterStats
+from fledge.model.protocol import LanguageModel
 from fledge.monitor.phase_timer import PhaseTimer
 from fledge.monitor.update_ratio import UpdateRatioMonitor
 from fledge.objective import LossOutput, Objective
@@ -79,7 +79,7 @@ class TrainStep:
 
     def __init__(
         self,
-        model: Decoder,
+        model: LanguageModel,
         objective: Objective,
         optimizers: Sequence[torch.optim.Optimizer],
         *,
@@ -94,8 +94,8 @@ class TrainStep:
         self.model, self.objective, self.optimizers = model, objective, optimizers
         self.max_grad_norm, self.seed, self.grad_scaler = max_grad_norm, seed, grad_scaler
         self.stop_requested = stop_requested
-        self.ranks, self.is_sharded = ranks or DistributedContext(), is_sharded(model.embed_tokens.weight)
-        self.device = model.embed_tokens.weight.device
+        self.ranks, self.is_sharded = ranks or DistributedContext(), is_sharded(model.lm_head_weight)
+        self.device = model.device
         self.update_ratios = UpdateRatioMonitor(model, self.ranks)
 
     def __call__(
@@ -200,7 +200,7 @@ class TrainStep:
         self, batch: StepBatch, number: int, micro_batch: Batch, timer: PhaseTimer, learn: bool = True
     ) -> LossOutput:
         """One micro-batch; its gradients are added to those of the micro-batches before. Without `learn` they are zero."""
-        if self.model.config.dropout:
+        if self.model.draws_random_numbers:
             torch.manual_seed(derive_seed(self.seed, batch.step, number + self.ranks.rank * MAX_MICRO_STEPS))
         output = self.objective(self.model, micro_batch.to(self.device))
         timer.mark("forward")

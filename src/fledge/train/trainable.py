@@ -11,8 +11,8 @@ from torch import Tensor
 from fledge.checkpoint.checkpoint import Snapshot, TrainState, load_optimizer_state, to_cpu_copy
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import full_state_dict, load_full_state_dict, shard, stage_to_cpu
-from fledge.model.decoder import Decoder
-from fledge.model.pretrained import from_pretrained
+from fledge.model.loading import load_model
+from fledge.model.protocol import LanguageModel
 from fledge.optim.build import build_optimizers, optimizer_tensors, restore_optimizers
 from fledge.optim.ema import COUNT, EMA, PREFIX
 from fledge.optim.grad_scaler import GradScaler
@@ -25,7 +25,7 @@ class TrainableModel:
 
     def __init__(
         self,
-        model: Decoder,
+        model: LanguageModel,
         stage: StageBase,
         steps: int,
         device: torch.device,
@@ -54,7 +54,7 @@ class TrainableModel:
         with self.ema.swapped_in(self.model) if self.ema is not None else nullcontext():
             yield
 
-    def full_model(self) -> Decoder | None:
+    def full_model(self) -> LanguageModel | None:
         """The model as one rank alone can run it. Where it is sharded, all ranks must call this; the first one gets a copy
         with the weights of now, the others None."""
         if not self.is_sharded:
@@ -62,11 +62,7 @@ class TrainableModel:
         weights = full_state_dict(self.model, keep=self.ranks.is_main_process)
         if not self.ranks.is_main_process:
             return None
-        copy = Decoder(self.model.config, self.model.vocab_size).to(self.device)
-        copy.load_state_dict(weights)
-        copy.compute_dtype = self.model.compute_dtype
-        copy.set_attention_backend(self.model.attention)
-        return copy
+        return self.model.with_weights(weights)
 
     def snapshot(self, state: TrainState) -> Snapshot:
         """A copy of everything in main memory: the weights on the first rank, the other tensors there or, where the model is
@@ -91,7 +87,7 @@ class TrainableModel:
 
     def restore(self, path: Path, state: TrainState) -> None:
         """Load a checkpoint, saved by any number of ranks. FledgeError where it is of another model."""
-        load_full_state_dict(self.model, from_pretrained(path / "model").state_dict())
+        load_full_state_dict(self.model, load_model(path / "model", self.model.implementation).state_dict())
         like = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         tensors = load_optimizer_state(path, like if self.is_sharded else None)
         if self.ema is not None:

@@ -13,7 +13,6 @@ from fledge.checkpoint.async_save import AsyncCheckpointer
 from fledge.checkpoint.checkpoint import TrainState
 from fledge.errors import FledgeError
 from fledge.findings import Finding
-from fledge.model.moe import update_biases
 from fledge.monitor.rules import GuardTrigger
 from fledge.monitor.run_logger import RunLogger
 from fledge.plan.lr_schedule import learning_rate
@@ -94,7 +93,7 @@ class Trainer:
         self._save_and_wait()
 
     def _between_steps(self) -> None:
-        """Act on what the guards found in the step, run the hooks that are due, act on what the guards find in their events,
+        """Act on what the guards find in the step, run the hooks that are due, act on what the guards find in their events,
         and save where that is due."""
         due = [hook for hook in self.context.hooks if hook.due(self.state)]
         if due or self.checkpointing.due(self.state):
@@ -120,7 +119,7 @@ class Trainer:
         batch, output = self._update()
         self.trainable.update_ema(self.state.step)
         if output.router_stats is not None:
-            update_biases(self.context.model, output.router_stats, ~output.is_skipped)
+            self.context.model.update_router_biases(output.router_stats, ~output.is_skipped)
         self.recorder.flush(self.state)
         state = self.state
         state.step += 1
@@ -177,7 +176,8 @@ class Trainer:
         self.console.log(f"going on from step {self.state.step:,} ({path})")
 
     def start(self, progress: Progress) -> None:
-        """Make what runs a step from the state, and write the events with which the stage begins or goes on."""
+        """Build the train step, the batches and the logger for the state of now, and write the events with which the stage
+        begins or goes on."""
         context, state, ranks = self.context, self.state, self.context.ranks
         self.train_step = TrainStep(
             context.model,

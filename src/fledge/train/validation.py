@@ -10,7 +10,7 @@ from fledge.data import Batch, PackedDataset
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import reshard_after
 from fledge.errors import FledgeError
-from fledge.model.decoder import Decoder, eval_mode
+from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective import Objective, Ratio
 from fledge.train.train_step import StopRequested
 
@@ -46,7 +46,7 @@ def local_row_batches(
 
 @torch.no_grad()
 def validate(
-    model: Decoder,
+    model: LanguageModel,
     validation: ValidationSet,
     micro_batch_rows: int,
     asked_to_stop: Callable[[], bool] = lambda: False,
@@ -56,7 +56,7 @@ def validate(
 
     Several ranks take batches in turn and get equal figures. A metric whose denominator is 0 is left out. Raises StopRequested
     as soon as `asked_to_stop` says so, and FledgeError where the rows have no targets at all."""
-    device, ranks = model.embed_tokens.weight.device, ranks or DistributedContext()
+    device, ranks = model.device, ranks or DistributedContext()
     sums: dict[str, Ratio] = {}
     with force_eager(), eval_mode(model), reshard_after(model):
         for batch, counts in local_row_batches(validation.data, validation.max_packed_rows, micro_batch_rows, ranks):

@@ -59,6 +59,11 @@ class ModelConfig(ConfigModel):
     """The native decoder, or a model directory to start from (`path`), whose own sizes then hold."""
 
     path: str | None = None
+    implementation: Literal["auto", "native", "transformers"] = Field(
+        default="auto",
+        description="what computes the model in `path`: fledge's native decoder, the library transformers (extra `hf`), or "
+        "auto: the native decoder where it covers the architecture, else transformers",
+    )
     hidden_size: Positive = 512
     num_hidden_layers: Positive = 8
     num_attention_heads: Positive = 8
@@ -72,6 +77,12 @@ class ModelConfig(ConfigModel):
     dropout: Share = 0.0
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
     moe: MoeConfig | None = None
+
+    @model_validator(mode="after")
+    def _implementation(self) -> "ModelConfig":
+        if self.implementation == "transformers" and self.path is None:
+            raise ValueError("implementation: transformers needs path, a model directory to start from")
+        return self
 
     @model_validator(mode="after")
     def _heads(self) -> "ModelConfig":

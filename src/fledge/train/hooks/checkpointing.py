@@ -98,10 +98,10 @@ class Checkpointing:
         return self._broadcast(lambda: latest_before(self.folder, step))
 
     def _broadcast(self, find: Callable[[], tuple[Path, TrainState] | None]) -> tuple[Path, TrainState] | None:
-        """What the first rank finds."""
+        """The checkpoint that the first rank finds, for all ranks."""
         checkpoint = find() if self.ranks.is_main_process else None
-        found = self.ranks.broadcast_object(checkpoint and [str(checkpoint[0]), asdict(checkpoint[1])])
-        return found and (Path(found[0]), TrainState(**found[1]))
+        fields = self.ranks.broadcast_object(checkpoint and [str(checkpoint[0]), asdict(checkpoint[1])])
+        return fields and (Path(fields[0]), TrainState(**fields[1]))
 
     def resumed(self, path: Path, state: TrainState) -> str | None:
         """Note that training goes on from this checkpoint, and put links and older checkpoints in order; returns what could

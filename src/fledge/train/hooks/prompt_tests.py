@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fledge.checkpoint.checkpoint import TrainState
-from fledge.model.decoder import Decoder
+from fledge.model.protocol import LanguageModel
 from fledge.train.hooks.hook import HookContext
 
-RunPromptTests = Callable[[Decoder, int, list[str] | None], tuple[dict[str, Any], list[str]]]
+RunPromptTests = Callable[[LanguageModel, int, list[str] | None], tuple[dict[str, Any], list[str]]]
 """Runs the tests on a model after so many updates. Gets the names of the tests that failed the last time (None: they were not
 run before) and returns the figures and the names of those that fail now."""
 

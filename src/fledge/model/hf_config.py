@@ -1,0 +1,215 @@
+"""config.json of a Hugging Face model directory: written from the recipe's sizes, and read back to them.
+
+A mixture of experts without shared ones is a Qwen3-MoE, with shared ones a Qwen2-MoE: of the architectures that
+transformers has, these compute what `moe.py` does.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from fledge.errors import FledgeError
+from fledge.recipe.schema import ModelConfig, MoeConfig
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What an architecture of transformers has beyond a plain decoder."""
+
+    model_type: str
+    qk_norm: bool = False
+    experts: bool = False
+    shared: bool = False
+
+
+ARCHITECTURES = {
+    "LlamaForCausalLM": Architecture("llama"),
+    "Qwen3ForCausalLM": Architecture("qwen3", qk_norm=True),
+    "Qwen3MoeForCausalLM": Architecture("qwen3_moe", qk_norm=True, experts=True),
+    "Qwen2MoeForCausalLM": Architecture("qwen2_moe", experts=True, shared=True),
+}
+
+
+TRANSFORMERS_HINT = "set model.implementation to auto or transformers: the library transformers may compute it"
+
+
+class NotCoveredError(FledgeError):
+    """A model directory is sound, but the native decoder does not compute its architecture or one of its settings."""
+
+
+# -- writing ------------------------------------------------------------------------------------------------------------
+
+
+def hf_config(config: ModelConfig, vocab_size: int, *, bos: int | None, eos: list[int], pad: int) -> dict[str, Any]:
+    """config.json of the architecture that has the parts of a decoder of these sizes. RoPE is written in the old and the
+    new place, because older readers take a default where they find only the new one."""
+    name, architecture = _architecture(config)
+    return {
+        "architectures": [name],
+        "model_type": architecture.model_type,
+        "vocab_size": vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.hidden_size // config.num_attention_heads,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "initializer_range": config.initializer_range,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "pad_token_id": pad,
+        "torch_dtype": "float32",
+        "dtype": "float32",
+        **({} if config.moe is None else _mixture_keys(config, config.moe)),
+        "fledge": _own_keys(config),
+    }
+
+
+def _architecture(config: ModelConfig) -> tuple[str, Architecture]:
+    shared = config.moe is not None and config.moe.num_shared_experts > 0
+    features = (config.qk_norm, config.moe is not None, shared)
+    for name, architecture in ARCHITECTURES.items():
+        if (architecture.qk_norm, architecture.experts, architecture.shared) == features:
+            return name, architecture
+    raise AssertionError(f"the schema lets no such model pass: {config}")
+
+
+def _mixture_keys(config: ModelConfig, moe: MoeConfig) -> dict[str, Any]:
+    keys: dict[str, Any] = {
+        "num_experts": moe.num_experts,
+        "num_experts_per_tok": moe.num_experts_per_tok,
+        "moe_intermediate_size": config.intermediate_size,
+        "norm_topk_prob": moe.norm_topk_prob,
+        "router_aux_loss_coef": moe.router_aux_loss_coef,
+        "output_router_logits": False,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "use_sliding_window": False,
+    }
+    if moe.num_shared_experts:
+        keys |= {"shared_expert_intermediate_size": moe.num_shared_experts * config.intermediate_size, "qkv_bias": False}
+    return keys
+
+
+def _own_keys(config: ModelConfig) -> dict[str, Any]:
+    """What training needs and the architectures have no name for."""
+    own: dict[str, Any] = {"dropout": config.dropout}
+    if config.moe is not None:
+        own["moe"] = config.moe.model_dump(include={"load_balancing", "router_z_loss_coef", "bias_update_rate"})
+    return own
+
+
+# -- reading ------------------------------------------------------------------------------------------------------------
+
+
+def read_config(folder: Path) -> tuple[ModelConfig, int]:
+    """Sizes and vocabulary of a model directory for the native decoder. NotCoveredError names what the decoder does not
+    compute; FledgeError where there is no config.json, or not a readable one."""
+    path = folder / "config.json"
+    raw = read_config_json(folder)
+    architecture = (raw.get("architectures") or ["?"])[0]
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        what = f"the native decoder does not cover {architecture} (it covers {known})"
+        raise NotCoveredError(what, where=str(path), hint=TRANSFORMERS_HINT)
+    rope = {**(raw.get("rope_parameters") or {}), **(raw.get("rope_scaling") or {})}  # new place, old place
+    try:
+        kind = ARCHITECTURES[architecture]
+        differences = _not_covered(raw, rope, kind)
+        if differences:
+            what = f"the native decoder does not cover {', '.join(differences)}"
+            raise NotCoveredError(what, where=str(path), hint=TRANSFORMERS_HINT)
+        return _sizes(raw, rope, kind), raw["vocab_size"]
+    except KeyError as error:
+        raise FledgeError(f"the key {error} is missing", where=str(path)) from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = "".join(f"{part}: " for part in problem["loc"])
+        raise FledgeError(key + problem["msg"].removeprefix("Value error, "), where=str(path)) from None
+
+
+def read_config_json(folder: Path) -> dict[str, Any]:
+    """config.json of a model directory as it is. FledgeError where there is none, or not a readable one."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise FledgeError("there is no config.json here: not a model directory", where=str(folder))
+    return read_json_object(path)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; FledgeError for anything else."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FledgeError(f"not readable: {error}", where=str(path)) from None
+    if not isinstance(raw, dict):
+        raise FledgeError("not readable: it is not a JSON object", where=str(path))
+    return raw
+
+
+def _not_covered(raw: dict[str, Any], rope: dict[str, Any], kind: Architecture) -> list[str]:
+    """Settings of a configuration that the native decoder does not compute. A key that the configuration leaves out has
+    the default of transformers."""
+    plain: dict[str, Any] = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
+    if kind.experts:
+        plain |= {"decoder_sparse_step": 1}
+    differences = [f"{key} = {raw[key]}" for key, value in plain.items() if raw.get(key, value) != value]
+    if kind.experts and raw.get("mlp_only_layers"):
+        differences.append(f"mlp_only_layers = {raw['mlp_only_layers']}")
+    if kind.shared and raw.get("qkv_bias", True):
+        differences.append("qkv_bias = true")
+    if kind.shared and raw["shared_expert_intermediate_size"] % raw["moe_intermediate_size"]:
+        differences.append(
+            f"shared_expert_intermediate_size = {raw['shared_expert_intermediate_size']}, which is not a multiple of "
+            f"moe_intermediate_size = {raw['moe_intermediate_size']}"
+        )
+    layers = set(raw.get("layer_types") or []) - {"full_attention"}
+    differences += [f"layer_types: {name}" for name in sorted(layers)]
+    if rope.get("rope_type", rope.get("type", "default")) != "default":
+        differences.append(f"rope_type = {rope.get('rope_type', rope.get('type'))}")
+    if raw.get("head_dim") not in (None, raw["hidden_size"] // raw["num_attention_heads"]):
+        differences.append(f"head_dim = {raw['head_dim']}")
+    if raw.get("use_sliding_window"):
+        differences.append("use_sliding_window = true")
+    return differences
+
+
+def _mixture(raw: dict[str, Any], kind: Architecture) -> MoeConfig:
+    size, own = raw["moe_intermediate_size"], raw.get("fledge", {}).get("moe", {})
+    weights = {} if own.get("load_balancing") == "bias" else {"router_aux_loss_coef": raw.get("router_aux_loss_coef", 0.001)}
+    return MoeConfig(
+        num_experts=raw["num_experts"] if "num_experts" in raw else raw["num_local_experts"],
+        num_experts_per_tok=raw["num_experts_per_tok"],
+        num_shared_experts=raw["shared_expert_intermediate_size"] // size if kind.shared else 0,
+        norm_topk_prob=raw.get("norm_topk_prob", False),
+        **{**weights, **own},
+    )
+
+
+def _sizes(raw: dict[str, Any], rope: dict[str, Any], kind: Architecture) -> ModelConfig:
+    return ModelConfig(
+        hidden_size=raw["hidden_size"],
+        num_hidden_layers=raw["num_hidden_layers"],
+        num_attention_heads=raw["num_attention_heads"],
+        num_key_value_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
+        intermediate_size=raw["moe_intermediate_size" if kind.experts else "intermediate_size"],
+        max_position_embeddings=raw["max_position_embeddings"],
+        rope_theta=rope.get("rope_theta", raw.get("rope_theta", 10_000.0)),
+        rms_norm_eps=raw["rms_norm_eps"],
+        qk_norm=kind.qk_norm,
+        tie_word_embeddings=raw.get("tie_word_embeddings", False),
+        dropout=raw.get("fledge", {}).get("dropout", 0.0),
+        initializer_range=raw.get("initializer_range", 0.02),
+        moe=_mixture(raw, kind) if kind.experts else None,
+    )

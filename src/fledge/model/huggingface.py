@@ -1,0 +1,369 @@
+"""Architectures of transformers behind `LanguageModel`: any decoder-only model whose logits are hidden states times one
+matrix, and that keeps packed documents apart by their positions.
+
+Both conditions are tried out on a few tokens when a model is loaded, because no configuration says so. Parameters are
+float32; other dtypes are PyTorch's autocast. The library is imported when a model is loaded, not before.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fledge.errors import FledgeError, missing_extra
+from fledge.model.cost import ModelCost, Parameters, checkpointed_layers
+from fledge.model.hf_config import read_config_json
+from fledge.model.moe import RouterStats
+from fledge.model.protocol import LanguageModel, ParameterRole, eval_mode
+from fledge.model.weights import shard_files, verify_tensors
+from fledge.recipe.schema import ModelConfig, RuntimeConfig
+
+ATTENTION = {"sdpa": "sdpa"}  # fledge's name of a backend -> that of transformers
+ROUTERS = (".gate.weight", ".router.weight")  # ends of names, where the matrix is not an MLP's gate_proj
+PREFIX = "causal_lm."
+MESSAGE_LENGTH = 200  # characters of an error of the library that are shown
+PROBE_LENGTHS = (5, 3)  # tokens of the two documents that a loaded model is tried out on
+PROBE_TOLERANCE = 1e-4  # relative to the largest value
+NATIVE_HINT = "set model.implementation to native or auto"
+
+
+def import_transformers(purpose: str) -> Any:
+    """The library, without its progress bars and remarks. FledgeError where it is not installed."""
+    try:
+        import transformers
+    except ImportError:
+        raise missing_extra("transformers", "hf", purpose) from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+class TransformersModel(LanguageModel):
+    """A causal language model of transformers as a `LanguageModel`. Its parameters have the library's names under
+    `causal_lm.`."""
+
+    implementation = "transformers"
+
+    def __init__(self, causal_lm: Any) -> None:
+        super().__init__()
+        self.causal_lm = causal_lm
+        self.config, self.vocab_size = nearest_config(causal_lm.config), _text_config(causal_lm.config).vocab_size
+        self.compute_dtype = torch.float32
+        self.attention = "sdpa"
+        self.activation_checkpoint_every = 0
+        self._recomputed: frozenset[int] = frozenset()
+        self._layers_path = _find_layers(self, self.config.num_hidden_layers)
+        head = causal_lm.get_output_embeddings()
+        if not isinstance(head, nn.Linear) or head.bias is not None:
+            raise FledgeError(f"the head of {type(causal_lm).__name__} is more than one matrix, which is not supported")
+        causal_lm.get_input_embeddings().padding_idx = None  # else the row of a token that also ends turns would not learn
+
+    # -- computing ----------------------------------------------------------------------------------------------------
+
+    def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+        """Hidden states [B, T, D]; see `LanguageModel.forward`. The library finds where documents begin in their positions,
+        which must count up from 0 in each of them."""
+        self._set_recomputed_blocks()
+        positions = document_positions(tokens, documents) if positions is None else positions
+        return self.decode(tokens, positions, use_cache=False).last_hidden_state.to(self.compute_dtype)
+
+    def decode(self, tokens: Tensor, positions: Tensor, **options: Any) -> Any:
+        """The output of the library's decoder without the head, for tokens and positions [B, T], in `compute_dtype`."""
+        with self._autocast():
+            return self.causal_lm.base_model(input_ids=tokens, position_ids=positions, **options)
+
+    def forward_with_router_stats(
+        self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None
+    ) -> tuple[Tensor, RouterStats | None]:
+        """Hidden states [B, T, D], and None: the library's mixtures of experts say nothing about their routers here."""
+        return self.forward(tokens, positions, documents), None
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.compute_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute_dtype)
+
+    @property
+    def lm_head_weight(self) -> Tensor:
+        """The weight [V, D] of the library's output embeddings."""
+        return self.causal_lm.get_output_embeddings().weight
+
+    @property
+    def draws_random_numbers(self) -> bool:
+        """True: which kinds of dropout an architecture has is not known here."""
+        return True
+
+    @property
+    def notes(self) -> list[str]:
+        """What a mixture of experts of the library lacks."""
+        if _experts(self.causal_lm.config)[0] is None:
+            return []
+        return ["transformers trains the experts of this model without a load-balancing loss"]
+
+    # -- blocks and attention -------------------------------------------------------------------------------------------
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The layers in order."""
+        layers = self.get_submodule(self._layers_path)
+        assert isinstance(layers, nn.ModuleList)
+        return list(layers)
+
+    @contextmanager
+    def only_first_block(self) -> Iterator[None]:
+        """Inside, the model has one layer; afterwards all of them again."""
+        owner_path, _, name = self._layers_path.rpartition(".")
+        owner, layers = self.get_submodule(owner_path), self.get_submodule(self._layers_path)
+        setattr(owner, name, nn.ModuleList(self.blocks()[:1]))
+        try:
+            yield
+        finally:
+            setattr(owner, name, layers)
+
+    def _set_recomputed_blocks(self) -> None:
+        """Tell the layers which of them are computed again in the backward pass. FledgeError for layers that cannot be."""
+        layers = self.config.num_hidden_layers
+        recomputed = frozenset(checkpointed_layers(layers, self.activation_checkpoint_every))
+        if recomputed == self._recomputed:
+            return
+        for number, block in enumerate(self.blocks()):
+            if not hasattr(block, "gradient_checkpointing"):
+                raise FledgeError(
+                    f"{type(block).__name__} of transformers cannot be computed again in the backward pass",
+                    where="runtime.activation_checkpointing",
+                    hint="set it to none",
+                )
+            block.gradient_checkpointing = number in recomputed  # type: ignore[assignment]
+            block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
+        self._recomputed = recomputed
+
+    @property
+    def attention_backends(self) -> list[str]:
+        """The backends that the library computes with."""
+        return list(ATTENTION)
+
+    def set_attention_backend(self, backend: str) -> None:
+        """Choose a backend of `ATTENTION`; FledgeError for others."""
+        check_attention(backend)
+        self.causal_lm.set_attn_implementation(ATTENTION[backend])
+        self.attention = backend
+
+    # -- parameters -----------------------------------------------------------------------------------------------------
+
+    def parameter_role(self, name: str) -> ParameterRole:
+        """The role of a parameter, by the module that owns it, by its name and by its shape."""
+        parameter, owner = self.get_parameter(name), self.get_submodule(name.rpartition(".")[0])
+        if isinstance(owner, nn.Embedding):
+            return "embedding"
+        if owner is self.causal_lm.get_output_embeddings():
+            return "head"
+        if parameter.dim() < 2:
+            return "vector"
+        return "gate" if name.endswith(ROUTERS) or min(parameter.shape[-2:]) == 1 else "matrix"
+
+    @property
+    def cost(self) -> ModelCost:
+        """The exact number of parameters; operations and memory as those of a native decoder of the nearest sizes."""
+        return ModelCost(self.config, self.vocab_size, count_parameters(self))
+
+    # -- directories ----------------------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self, folder: Path, *, bos: int | None, eos: list[int], pad: int, weights: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Write the directory as the library does, and read its tensors back."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for config in (self.causal_lm.config, self.causal_lm.generation_config):
+            config.bos_token_id, config.eos_token_id, config.pad_token_id = bos, eos, pad
+        tensors = self._file_tensors(self.state_dict() if weights is None else weights)
+        self.causal_lm.save_pretrained(folder, state_dict=dict(tensors))
+        for file in sorted(folder.glob("*.safetensors")):
+            verify_tensors(file, tensors)
+
+    def _file_tensors(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights under the library's names. Those that are tied in the model are one tensor here too, whichever copies the
+        weights hold, so that the library recognises them and writes one."""
+        tensors: dict[str, Tensor] = {}
+        first_name: dict[int, str] = {}
+        live = dict(self.named_parameters(remove_duplicate=False))
+        for name, tensor in weights.items():
+            first = first_name.setdefault(id(live[name]), name) if name in live else name
+            tensors[name.removeprefix(PREFIX)] = weights[first] if first != name else tensor
+        return tensors
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> "TransformersModel":
+        """A new model of the same configuration, device and settings."""
+        copy = TransformersModel(type(self.causal_lm)(self.causal_lm.config)).to(self.device)
+        copy.load_state_dict(weights)
+        copy.compute_dtype = self.compute_dtype
+        copy.set_attention_backend(self.attention)
+        return copy
+
+
+# -- loading ------------------------------------------------------------------------------------------------------------
+
+
+def from_pretrained(folder: str | Path) -> TransformersModel:
+    """A model directory as a model of transformers with float32 parameters.
+
+    Raises FledgeError where the library is not installed, does not know the architecture or cannot load the files, where
+    weights are missing or surplus, and where the model cannot be trained on packed documents.
+    """
+    folder = Path(folder)
+    transformers = import_transformers(f"the model in {folder}")
+    _check_settings(folder)
+    shard_files(folder)
+    try:
+        causal_lm, report = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation=ATTENTION["sdpa"],
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, and refused below
+            local_files_only=True,
+            use_safetensors=True,
+        )
+    except Exception as error:  # the library raises errors of many kinds
+        raise FledgeError(f"transformers cannot load it: {_first_line(error)}", where=str(folder)) from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, report[kind])):
+            problem = f"{kind.removesuffix('_keys')} {names[:3]}"
+            raise FledgeError(f"the weights do not fit the architecture of transformers: {problem}", where=str(folder))
+    model = TransformersModel(causal_lm)
+    check_forward(model, str(folder))
+    return model
+
+
+def describe(folder: Path) -> ModelCost:
+    """Sizes and exact parameters of a model directory, from its configuration alone. FledgeError as `from_pretrained`."""
+    transformers = import_transformers(f"the model in {folder}")
+    _check_settings(folder)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"):
+            causal_lm = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION["sdpa"])
+    except Exception as error:  # the library raises errors of many kinds
+        raise FledgeError(f"transformers cannot load it: {_first_line(error)}", where=str(folder)) from error
+    return TransformersModel(causal_lm).cost
+
+
+def check_runtime(runtime: RuntimeConfig) -> None:
+    """FledgeError for settings of the recipe's `runtime` that a model of transformers cannot follow."""
+    if runtime.attention != "auto":
+        check_attention(runtime.attention)
+
+
+def check_attention(backend: str) -> None:
+    """FledgeError for an attention backend that the library does not have under fledge's name."""
+    if backend not in ATTENTION:
+        raise FledgeError(
+            f"a model of transformers cannot compute attention by '{backend}', only by {', '.join(ATTENTION)}",
+            where="runtime.attention",
+            hint="set runtime.attention to auto or sdpa",
+        )
+
+
+def _check_settings(folder: Path) -> None:
+    """FledgeError for what a model that fledge trained has and no architecture of transformers computes."""
+    dropout = read_config_json(folder).get("fledge", {}).get("dropout", 0.0)
+    if dropout:
+        raise FledgeError(
+            f"this model is trained with a dropout of {dropout} on its residuals, which transformers does not have",
+            where=str(folder),
+            hint=f"{NATIVE_HINT}, or set dropout in its config.json to 0",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:MESSAGE_LENGTH] if lines else type(error).__name__
+
+
+def _text_config(config: Any) -> Any:
+    return config.get_text_config(decoder=True)
+
+
+def nearest_config(config: Any) -> ModelConfig:
+    """The sizes of a configuration of transformers in the recipe's names, unchecked: of architectures that the recipe cannot
+    describe, what it can. FledgeError where a size is missing."""
+    text = _text_config(config)
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+    sizes = {name: getattr(text, name, None) for name in names}
+    absent = [name for name, value in sizes.items() if not isinstance(value, int)]
+    if absent:
+        raise FledgeError(f"the configuration of {type(config).__name__} does not say {', '.join(absent)}")
+    return ModelConfig.model_construct(
+        **sizes,
+        num_key_value_heads=getattr(text, "num_key_value_heads", None) or sizes["num_attention_heads"],
+        intermediate_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        tie_word_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
+    )
+
+
+def _find_layers(model: nn.Module, count: int) -> str:
+    """The name of the list of the model's layers. FledgeError where there is none."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return name
+    raise FledgeError(f"not supported: {type(model).__name__} has no list of its {count} layers")
+
+
+def _experts(config: Any) -> tuple[int | None, int | None]:
+    """How many experts a layer has, and how many of them a token passes through; None where there are none."""
+    text, names = _text_config(config), ("num_experts", "num_local_experts", "n_routed_experts")
+    count = next((count for name in names if (count := getattr(text, name, None))), None)
+    return count, getattr(text, "num_experts_per_tok", None)
+
+
+def count_parameters(model: TransformersModel) -> Parameters:
+    """Parameters of a built model, each counted once. Of stacked experts [E, …] a token passes through its share, where the
+    configuration says how many experts are chosen."""
+    experts, chosen = _experts(model.causal_lm.config)
+    share = chosen / experts if experts and chosen else 1.0
+    total = active = matmul = 0
+    for name, parameter in model.named_parameters():
+        count, role = parameter.numel(), model.parameter_role(name)
+        used = round(count * share) if parameter.dim() == 3 and parameter.shape[0] == experts else count
+        is_head = parameter is model.lm_head_weight
+        total, active = total + count, active + used
+        matmul += used if is_head or role in ("gate", "matrix") else 0
+    return Parameters(total=total, active=active, matmul=matmul)
+
+
+def document_positions(tokens: Tensor, documents: Tensor | None) -> Tensor:
+    """Positions [B, T] that count up from 0 in each document of a row; documents [B, T], None: a row is one document."""
+    places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    if documents is None:
+        return places
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return places - torch.where(begins, places, 0).cummax(dim=1).values
+
+
+@torch.no_grad()
+def check_forward(model: TransformersModel, folder: str) -> None:
+    """FledgeError where the model's logits are more than hidden states times the head's matrix, or where a document in a
+    packed row sees another one: tried out on random tokens."""
+    name = type(model.causal_lm).__name__
+    tokens = torch.randint(model.vocab_size, (1, sum(PROBE_LENGTHS)), generator=torch.Generator().manual_seed(0))
+    documents = torch.tensor([[number for number, length in enumerate(PROBE_LENGTHS, 1) for _ in range(length)]])
+    try:
+        with eval_mode(model):
+            logits = model.causal_lm(input_ids=tokens, use_cache=False).logits.float()
+            product = model.logits(model(tokens))
+            packed = model(tokens, None, documents)
+            alone = torch.cat([model(part) for part in tokens.split(PROBE_LENGTHS, dim=1)], dim=1)
+    except Exception as error:  # the library raises errors of many kinds
+        raise FledgeError(f"transformers cannot compute it: {_first_line(error)}", where=folder) from error
+    if not _near(product, logits):
+        raise FledgeError(f"not supported: the logits of {name} are not hidden states times one matrix", where=folder)
+    if not _near(packed, alone):
+        raise FledgeError(f"not supported: {name} does not keep the documents of a packed row apart", where=folder)
+
+
+def _near(left: Tensor, right: Tensor) -> bool:
+    return bool((left - right).abs().max() <= PROBE_TOLERANCE * right.abs().max())

@@ -1,0 +1,78 @@
+"""The implementations of `LanguageModel`, and the choice between them for a model directory, by its config.json."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fledge.model import huggingface, pretrained
+from fledge.model.cost import ModelCost
+from fledge.model.hf_config import NotCoveredError, read_config
+from fledge.model.protocol import LanguageModel
+from fledge.recipe.schema import RuntimeConfig
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """What an implementation does with a model directory: `load` it, `describe` its cost from config.json alone; and
+    `check_runtime`, which raises FledgeError for settings of the recipe's `runtime` that it cannot follow."""
+
+    load: Callable[[Path], LanguageModel]
+    describe: Callable[[Path], ModelCost]
+    check_runtime: Callable[[RuntimeConfig], None]
+
+
+def _describe_native(folder: Path) -> ModelCost:
+    return ModelCost(*read_config(folder))
+
+
+def _follows_every_setting(runtime: RuntimeConfig) -> None:
+    """The native decoder follows every setting that the machine can (`autotune.compute_config.check_device`)."""
+
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "native": Implementation(pretrained.from_pretrained, _describe_native, _follows_every_setting),
+    "transformers": Implementation(huggingface.from_pretrained, huggingface.describe, huggingface.check_runtime),
+}
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A model directory before its weights are read."""
+
+    implementation: str
+    cost: ModelCost
+
+    def check_runtime(self, runtime: RuntimeConfig) -> None:
+        """FledgeError for settings of the recipe's `runtime` that the implementation cannot follow."""
+        IMPLEMENTATIONS[self.implementation].check_runtime(runtime)
+
+
+def _silent(text: str) -> None:
+    """Log nothing."""
+
+
+def choose_implementation(folder: Path, requested: str = "auto", log: Log = _silent) -> str:
+    """The key in `IMPLEMENTATIONS` for a model directory: what is requested, or with `auto` the native decoder where it
+    covers the model, else transformers, which is logged. FledgeError where there is no readable config.json."""
+    if requested != "auto":
+        return requested
+    try:
+        read_config(folder)
+    except NotCoveredError as error:
+        log(f"{folder}: {error.what}; the library transformers computes this model")
+        return "transformers"
+    return "native"
+
+
+def load_model(folder: str | Path, implementation: str = "auto", log: Log = _silent) -> LanguageModel:
+    """A model directory as a language model with float32 parameters, on the CPU. FledgeError for what cannot be loaded."""
+    folder = Path(folder)
+    return IMPLEMENTATIONS[choose_implementation(folder, implementation, log)].load(folder)
+
+
+def describe_model(folder: Path, implementation: str = "auto", log: Log = _silent) -> ModelDescription:
+    """Implementation, sizes, vocabulary and cost of the model in a directory. FledgeError as `load_model`."""
+    chosen = choose_implementation(folder, implementation, log)
+    return ModelDescription(chosen, IMPLEMENTATIONS[chosen].describe(folder))

@@ -1,0 +1,100 @@
+"""The safetensors files of a model directory: names, writing with verification, shards.
+
+In the files each expert of a mixture has its own three matrices; in memory they are stacked.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fledge.errors import FledgeError
+from fledge.model.hf_config import read_json_object
+from fledge.run.text_files import write_and_verify
+
+STACKED = re.compile(r"(.*\.mlp\.experts)\.(gate_proj|up_proj|down_proj)")
+
+
+def write_model_directory(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Write config.json, generation_config.json (its special tokens) and the weights of a decoder's `state_dict` as
+    model.safetensors. OSError where the disk has not kept what was written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_and_verify(folder / "config.json", json.dumps(config, indent=1))
+    generation = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    write_and_verify(folder / "generation_config.json", json.dumps(generation, indent=1))
+    tensors = {name: tensor.contiguous() for name, tensor in file_tensors(weights).items()}
+    write_tensors(tensors, folder / "model.safetensors")
+
+
+def file_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a decoder's `state_dict` under their names in the files. The matrices of experts are views of their
+    stack."""
+    named: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        full = name if name.startswith("lm_head.") else f"model.{name}"
+        if stack := STACKED.fullmatch(full):
+            for expert, matrix in enumerate(tensor):
+                named[f"{stack[1]}.{expert}.{stack[2]}.weight"] = matrix
+        else:
+            named[full] = tensor
+    return named
+
+
+def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write a safetensors file, and read it back: OSError where the disk has not kept what was written."""
+    save_file(tensors, file, metadata={"format": "pt"})
+    if verify_tensors(file, tensors) != set(tensors):
+        raise OSError(f"{file.name} does not hold the tensors that were written")
+
+
+def verify_tensors(file: Path, tensors: Mapping[str, Tensor]) -> set[str]:
+    """Read all tensors of a safetensors file and compare those that have a name in `tensors`, byte by byte; returns the
+    names in the file. OSError where the file is not readable or differs."""
+    try:
+        with safe_open(file, framework="pt") as written:
+            names = set(written.keys())
+            same = all(_equal(written.get_tensor(name), tensors.get(name)) for name in sorted(names))
+    except SafetensorError as error:
+        raise OSError(f"{file.name} cannot be read back: {error}") from error
+    if not same:
+        raise OSError(f"{file.name} reads back otherwise than it was written")
+    return names
+
+
+def _equal(written: Tensor, tensor: Tensor | None) -> bool:
+    """Whether the bytes are the same (NaN is not equal to itself, its bytes are)."""
+    return tensor is None or torch.equal(_bytes(written), _bytes(tensor))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.cpu().reshape(-1).view(torch.uint8)
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model directory, which all exist. FledgeError for one that is missing, and for an index
+    that is damaged or names a file outside the directory."""
+    shards = _listed_files(folder)
+    for shard in shards:
+        if not shard.exists():
+            raise FledgeError("the weights are missing", where=str(shard))
+    return shards
+
+
+def _listed_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return [folder / "model.safetensors"]
+    files = read_json_object(index).get("weight_map")
+    if not isinstance(files, dict):
+        raise FledgeError("the index has no weight_map", where=str(index))
+    names = sorted({str(name) for name in files.values()})
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise FledgeError(f"the index names a file outside the directory: '{name}'", where=str(index))
+    return [folder / name for name in names]
