@@ -83,8 +83,8 @@ def with_fledge(corpus: Path, tokenizer: Path, out: Path) -> int:
     data = {"train": str(corpus), "validation": 0, "max_seq_len": CONTEXT, "clean": {"min_tokens": 0}}
     stage = recipe_from_dict({"stages": {"a": {"kind": "pretrain", "data": data}}}).stages["a"]
     executor = ProcessPoolExecutor(2)
-    made = encode(collect(stage, "a", 1, out, executor), stage, "a", load_tokenizer(tokenizer), 1, executor)
-    return made.train.positions
+    collected = collect(stage, "a", 1, out, executor)
+    return encode(collected, load_tokenizer(tokenizer), executor).train.num_tokens
 
 
 def with_datasets(corpus: Path, tokenizer: Path, out: Path) -> int:
@@ -97,7 +97,7 @@ def with_datasets(corpus: Path, tokenizer: Path, out: Path) -> int:
     datasets.disable_progress_bars()
     coder = PreTrainedTokenizerFast.from_pretrained(tokenizer)
     start, end = coder.convert_tokens_to_ids("<|endoftext|>"), coder.convert_tokens_to_ids("<|endoftext|>")
-    steps = CleaningSteps.of(CleanConfig(), "pretrain")
+    steps = CleaningSteps.of(CleanConfig(), strip_html=True)
     seen: set[bytes] = set()
 
     def clean(batch: dict) -> dict:

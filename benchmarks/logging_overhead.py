@@ -157,7 +157,7 @@ class Bench:
             seconds_before=0.0,
             other_seconds={},
             cost=recorder.cost,
-            row_length=self.data.row_length,
+            row_length=self.data.packed_length,
             peak_flops=recorder.peak_flops,
             folder=context.log.directory.root,
         )

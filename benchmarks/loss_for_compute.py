@@ -62,7 +62,7 @@ def build_data(out: Path, seed: int, quick: bool) -> tuple[Path, int, float]:
         tokenizer.decode([int(token) for token in data.validation.examples.sequence(number)[0]], skip_special=True).encode()
         for number in range(data.validation.examples.count)
     ]
-    return folder, data.train.positions, sum(map(len, bytes_of)) / data.validation.supervised
+    return folder, data.train.num_tokens, sum(map(len, bytes_of)) / data.validation.num_target_tokens
 
 
 def run(name: str, seed: int, out: Path, built: Path, quick: bool, steps: int, evaluations: int, changes: dict) -> list:

@@ -7,7 +7,7 @@ import torch
 from measure import data_folder
 
 from fledge.autotune.autotune import ComputeConfig, autotune, head_kernel
-from fledge.data import PackedDataset, collect, encode, texts
+from fledge.data import PackedDataset, collect, encode
 from fledge.model.decoder import Decoder
 from fledge.objective import CausalLMObjective
 from fledge.optim.build import build_optimizers
@@ -38,10 +38,9 @@ def world_file(name: str, folder: Path) -> str:
 
 def packed(recipe: Recipe, name: str) -> tuple[PackedDataset, Tokenizer]:
     """The training rows of a stage, and a tokenizer of 6,400 tokens trained on them."""
-    stage = recipe.stages[name]
-    collected = collect(stage, name, 0)
-    tokenizer = train_tokenizer(texts(collected), 6400)
-    return encode(collected, stage, name, tokenizer, 0).train, tokenizer
+    collected = collect(recipe.stages[name], name, 0)
+    tokenizer = train_tokenizer(collected.tokenizer_texts(), 6400)
+    return encode(collected, tokenizer).train, tokenizer
 
 
 def fresh(recipe: Recipe, vocab: int) -> Decoder:
@@ -60,7 +59,7 @@ class Training:
     ) -> None:
         self.stage = recipe.stages[name]
         rows = self.stage.batch.micro_batch_rows
-        self.extent = compute_steps(self.stage.duration, self.stage.batch, data.rows_in, data.row_length)
+        self.extent = compute_steps(self.stage.duration, self.stage.batch, data.packed_rows_in, data.packed_length)
         self.model = model
         make = lambda kernel: CausalLMObjective(0.0, kernel)  # noqa: E731
         self.decision = decision or autotune(recipe.runtime, model, data.batch(0, rows), make, 10_000, print)

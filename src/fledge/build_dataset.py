@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fledge.data import StageDataset, is_complete
+from fledge.data.build.directory import check_unchanged, drop_items
 from fledge.data.build.executors import Executor
-from fledge.data.build.folder import check_unchanged, drop_items
-from fledge.data.build.shards import plan_build
+from fledge.data.build.plan import plan_build
 from fledge.errors import FledgeError
 from fledge.prepare import Preparation, save_tokenizer_once
 from fledge.recipe import Recipe, differences, load_recipe, to_yaml
@@ -34,13 +34,13 @@ def build(recipe: Recipe, out: Path, executor: Executor | None, log: Callable[[s
             check_unchanged(out / name, plans[name])
         write_text(out / "recipe.yaml", to_yaml(recipe))
         tokenizer = preparation.tokenizer(out / "tokenizer")
-        prepared = {}
+        datasets = {}
         for name in recipe.stages:
-            prepared[name] = preparation.stage_data(name, tokenizer)
+            datasets[name] = preparation.stage_data(name, tokenizer)
             save_tokenizer_once(tokenizer, out / "tokenizer")
         for name in recipe.stages:
             drop_items(out / name)
-        return prepared
+        return datasets
 
 
 def _check_output_folder(out: Path) -> None:

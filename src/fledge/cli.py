@@ -305,9 +305,10 @@ def _run_build(options: argparse.Namespace, overrides: Overrides) -> None:
     from fledge.build_dataset import build
 
     for name, data in build(recipe, Path(options.out), executor, Console().log).items():
-        held_out = data.validation.positions if data.validation else 0
-        print(f"{name}: {data.train.positions:,} tokens in {len(data.train):,} rows an epoch, {held_out:,} for validation")
-        for line in data.ledger.lines():
+        held_out = data.validation.num_tokens if data.validation else 0
+        tokens, packed_rows = data.train.num_tokens, len(data.train)
+        print(f"{name}: {tokens:,} tokens in {packed_rows:,} packed rows an epoch, {held_out:,} for validation")
+        for line in data.report.lines():
             print(f"  {line}")
     print(f"train from it: fledge train {' '.join(options.target)} --built {options.out}")
 

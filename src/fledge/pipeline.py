@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from fledge.autotune.autotune import check_device
-from fledge.data.build.folder import drop_items, remove_build
+from fledge.data.build.directory import drop_items, remove_build
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.evaluate.prompt_tests import Case, load_cases
@@ -261,9 +261,9 @@ def dry_run(recipe: Recipe, console: Console) -> str:
     lines = [to_yaml(recipe).rstrip(), "", f"# tokenizer: {tokenizer.vocab_size:,} tokens"]
     for name in recipe.stages:
         prepared = preparation.prepare(name, tokenizer)
-        lines += [f"# {name}", *(f"#   {line}" for line in prepared.data.ledger.lines())]
-        account = prepared.data.train.account()
-        lines.append(f"#   {account['target_tokens']:,} supervised tokens an epoch, padding {account['padding_share']:.1%}")
+        lines += [f"# {name}", *(f"#   {line}" for line in prepared.data.report.lines())]
+        summary = prepared.data.train.summary()
+        lines.append(f"#   {summary['target_tokens']:,} supervised tokens an epoch, padding {summary['padding_share']:.1%}")
         lines += [f"#   {plan_line(prepared.plan)}", *(f"#   {note}" for note in prepared.plan.notes)]
         if prepared.plan.active_parameters != prepared.plan.parameters:
             lines.append(f"#   mixture of experts: {prepared.plan.active_parameters / 1e6:.1f}M parameters active per token")

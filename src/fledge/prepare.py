@@ -1,13 +1,14 @@
-"""What a run needs before it begins: the data of its stages, the tokenizer, the sizes of its model, the plan."""
+"""What a run needs before it begins, in this order: the rows of its stages, the tokenizer, the tokens of its stages, and the
+plan of each stage with the sizes of its model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from fledge.data import CollectedRows, StageDataset, collect, encode, is_complete, load_built_dataset, texts
+from fledge.data import CollectedRows, StageDataset, collect, encode, is_complete, load_built_dataset
 from fledge.data.build.executors import Executor, ProcessPoolExecutor
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
@@ -58,43 +59,53 @@ class Preparation:
         """One seed for each stage, from the run's."""
         return xxhash.xxh3_64_intdigest(f"{self.recipe.seed}/{name}".encode()) % 2**31
 
-    def collected(self, name: str) -> CollectedRows:
-        """The items of a stage, read once."""
+    # -- rows, tokenizer, tokens: the order in which data is prepared -------------------------------------------------
+
+    def collect_rows(self, name: str) -> CollectedRows:
+        """Read, clean, deduplicate and split the rows of a stage, once."""
         if name not in self._collected:
-            folder = self.folder(name)
             stage, seed = self.recipe.stages[name], self.seed(name)
-            self._collected[name] = collect(stage, name, seed, folder, self.executor, self.say)
+            self._collected[name] = collect(stage, name, seed, self.folder(name), self.executor, self.say)
         return self._collected[name]
 
-    def stage_data(self, name: str, tokenizer: Tokenizer) -> StageDataset:
-        """The packed data of a stage: as it was built, as the run has it already, or built now."""
-        stage, seed = self.recipe.stages[name], self.seed(name)
-        if self.recipe.built_dataset is not None:
-            return load_built_dataset(Path(self.recipe.built_dataset) / name, stage, name, tokenizer, seed)
-        folder = self.folder(name)
-        if self.begun and folder is not None and is_complete(folder):
-            return load_built_dataset(folder, stage, name, tokenizer, seed)
-        return encode(self.collected(name), stage, name, tokenizer, seed, self.executor, self.say)
-
     def tokenizer(self, folder: Path | None = None) -> Tokenizer:
-        """The run's tokenizer: as it was saved, as the recipe names it, of the model it starts from, or trained now
-        on the training text of all stages."""
+        """The run's tokenizer: loaded where there is one, else trained on the rows of all stages, which are collected first."""
+        tokenizer = self.load_tokenizer(folder)
+        if tokenizer is None:
+            collected = [self.collect_rows(name) for name in self.recipe.stages]
+            tokenizer = self.train_tokenizer(collected)
+        return tokenizer
+
+    def load_tokenizer(self, folder: Path | None = None) -> Tokenizer | None:
+        """The tokenizer as it was saved in `folder`, as it was built, as the recipe names it, or of the model that the run
+        starts from; None where one has to be trained."""
         config = self.recipe.tokenizer
         if folder is not None and (folder / "tokenizer_config.json").exists():
             return load_tokenizer(folder, config.template)
         if self.recipe.built_dataset is not None:
             return self._built_tokenizer(Path(self.recipe.built_dataset))
         path = config.path or first_initial_weights(self.recipe).directory
-        if path is not None:
-            return load_tokenizer(path, config.template)
+        return None if path is None else load_tokenizer(path, config.template)
+
+    def train_tokenizer(self, collected: Iterable[CollectedRows]) -> Tokenizer:
+        """A tokenizer trained on the training text of these stages."""
+        config = self.recipe.tokenizer
         self.say(f"training a tokenizer of {config.vocab_size:,} tokens …")
-        names = self.recipe.stages
-        trained = train_tokenizer(
-            (t for name in names for t in texts(self.collected(name))), config.vocab_size, config.template
-        )
-        if trained.vocab_size < config.vocab_size:
-            self.say(f"note: the text yields only {trained.vocab_size:,} tokens, not {config.vocab_size:,}")
-        return trained
+        texts = (text for rows in collected for text in rows.tokenizer_texts())
+        tokenizer = train_tokenizer(texts, config.vocab_size, config.template)
+        if tokenizer.vocab_size < config.vocab_size:
+            self.say(f"note: the text yields only {tokenizer.vocab_size:,} tokens, not {config.vocab_size:,}")
+        return tokenizer
+
+    def stage_data(self, name: str, tokenizer: Tokenizer) -> StageDataset:
+        """The packed data of a stage: as it was built, as the run has it already, or encoded now."""
+        stage, seed = self.recipe.stages[name], self.seed(name)
+        if self.recipe.built_dataset is not None:
+            return load_built_dataset(Path(self.recipe.built_dataset) / name, stage, tokenizer, seed)
+        folder = self.folder(name)
+        if self.begun and folder is not None and is_complete(folder):
+            return load_built_dataset(folder, stage, tokenizer, seed)
+        return encode(self.collect_rows(name), tokenizer, self.executor, self.say)
 
     def _built_tokenizer(self, built: Path) -> Tokenizer:
         """The tokenizer of a built directory; FledgeError where the recipe asks for another one."""
@@ -109,6 +120,8 @@ class Preparation:
                 hint="build it again, or leave built out",
             )
         return load_tokenizer(built / "tokenizer", self.recipe.tokenizer.template)
+
+    # -- model and plan ---------------------------------------------------------------------------------------------
 
     def model_cost(self, name: str, tokenizer: Tokenizer) -> ModelCost:
         """Sizes and cost of a stage's model; FledgeError where the stage, the tokenizer or the machine does not fit it."""
@@ -182,7 +195,7 @@ class Preparation:
             copies += 3 + (2 if averaged else 0)
         need = MemoryInputs(
             cost=cost,
-            row_length=data.train.row_length,
+            row_length=data.train.packed_length,
             optimizer=stage.optimizer,
             device=device,
             copies=copies,

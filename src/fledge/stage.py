@@ -15,8 +15,7 @@ from fledge.autotune.compile import reset_compiler
 from fledge.checkpoint.checkpoint import WriteModel, step_name
 from fledge.checkpoint.state import TrainState, Weights
 from fledge.data import PackedDataset, StageDataset
-from fledge.data.analysis.build_stats import RowLocator
-from fledge.data.build.shards import BuildPlan
+from fledge.data.build.row_locator import RowLocator
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.evaluate import sample
@@ -94,7 +93,7 @@ class StageRunner:
         """All of it; returns what result.json says."""
         name, stage, started = self.prepared.name, self.prepared.stage, time.monotonic()
         self.console.title(name)
-        for line in self.prepared.data.ledger.lines():
+        for line in self.prepared.data.report.lines():
             self.console.log(line)
         changed = {change.key: [change.before, change.after] for change in self.shared.recipe_changes if change.concerns(name)}
         if self.ranks.is_main_process:
@@ -240,7 +239,7 @@ class StageRunner:
 
     def _write_data_report(self) -> None:
         """Write data_report.json; FledgeError where a stage that has begun would go on with other data."""
-        file, account = self.directory.root / "data_report.json", self.prepared.data.account()
+        file, account = self.directory.root / "data_report.json", self.prepared.data.as_dict()
         if self.directory.events.exists() and file.exists():
             before = read_json(file)
             prints = [[part and part["fingerprint"] for part in (one["train"], one["validation"])] for one in (before, account)]
@@ -313,7 +312,7 @@ def _places(data: StageDataset) -> Callable[[int], str]:
 
     @cache
     def places() -> RowLocator:
-        return RowLocator(data, BuildPlan.read(data.folder / "build_plan.json"))
+        return RowLocator(data)
 
     return lambda example: places().example(example)
 

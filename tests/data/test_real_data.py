@@ -7,7 +7,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from fledge.data import StageDataset
-from fledge.data.parsing.rows import Conversation, PreferencePair
+from fledge.data.parsing.items import Conversation, PreferencePair
 from fledge.tokenizer import Tokenizer, load_tokenizer
 from tests.support.sources import items, prepare
 
@@ -32,8 +32,8 @@ def supervised(data: StageDataset, tokenizer: Tokenizer) -> list[str]:
     for s in range(batch.num_sequences):
         mine = (batch.sequence_ids == s) & (batch.loss_weights > 0)
         found[int(s)] = tokenizer.decode(batch.targets[mine].tolist())
-    per = data.train.examples.per_example
-    order = sorted(range(batch.num_sequences), key=lambda s: batch.examples[s // per] * per + s % per)
+    per_example = batch.sequences_per_example
+    order = sorted(range(batch.num_sequences), key=lambda s: batch.examples[s // per_example] * per_example + s % per_example)
     return [found[s] for s in order]
 
 
@@ -46,7 +46,7 @@ def test_alpaca_trains_exactly_the_answers(shared_data: Path, tokenizer: Tokeniz
     data = prepare("sft", first_thirty(file), tokenizer, max_seq_len=CONTEXT)
     rows = json.loads(file.read_text(encoding="utf-8"))[:30]
     assert supervised(data, tokenizer) == [row["output"] + end_of(tokenizer) for row in rows]
-    assert data.ledger.sources[0].truncated == 0
+    assert data.report.sources[0].truncated_rows == 0
 
 
 @pytest.mark.parametrize("name", ["my_train_dataset_3k", "my_valid_dataset_1k", "my_test_dataset_2k"])
@@ -65,7 +65,7 @@ def test_real_preferences_train_exactly_both_answers(shared_data: Path, tokenize
     data = prepare("preference", first_thirty(file), tokenizer, max_seq_len=4 * CONTEXT)
     rows = json.loads(file.read_text(encoding="utf-8"))[:30]
     expected = [row[side]["value"] + end_of(tokenizer) for row in rows for side in ("chosen", "rejected")]
-    assert data.ledger.sources[0].truncated == 0
+    assert data.report.sources[0].truncated_rows == 0
     assert supervised(data, tokenizer) == expected
 
 
@@ -111,9 +111,9 @@ def test_every_real_file_has_an_account_that_adds_up(
     source = {**source, key: str(shared_data / source[key])}
     minimind = load_tokenizer(shared_data / "tokenizers" / "minimind")
     data = prepare(kind, source, minimind, max_seq_len=4096, clean={})
-    (account,) = data.ledger.sources
-    assert account.rows == account.used + sum(account.dropped.values())
-    assert account.used == data.train.examples.count
+    (account,) = data.report.sources
+    assert account.rows == account.used_rows + account.dropped_rows
+    assert account.used_rows == data.train.examples.count
     if rows is not None:
         assert (account.rows, dict(account.dropped)) == (rows, dropped)
 
@@ -121,6 +121,6 @@ def test_every_real_file_has_an_account_that_adds_up(
 def test_unfilled_placeholders_are_noticed(shared_data: Path) -> None:
     minimind = load_tokenizer(shared_data / "tokenizers" / "minimind")
     found = prepare("sft", shared_data / "llamafactory" / "identity.json", minimind)
-    (account,) = found.ledger.sources
+    (account,) = found.report.sources
     assert account.noticed["unfilled placeholder"] == 85
-    assert "{{name}}" in account.examples_by_reason["unfilled placeholder"][0]["detail"]
+    assert "{{name}}" in account.first_events["unfilled placeholder"][0]["detail"]

@@ -50,7 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def _data(pairs: bool) -> PackedDataset:
-    return pack_pairs(random_pairs(30)) if pairs else pack(random_sequences(LENGTHS * 3), row_length=40)
+    return pack_pairs(random_pairs(30)) if pairs else pack(random_sequences(LENGTHS * 3), packed_length=40)
 
 
 class Run:

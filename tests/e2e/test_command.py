@@ -105,7 +105,7 @@ def test_broken_rows_are_counted_and_named_and_the_others_are_trained(world: Pat
     for reason in ("invalid JSON", "not an object", "wrong type", "no answer", "empty answer", "undecodable"):
         assert f"1 × {reason}, first at {rows}:" in result.stderr, reason
     account = json.loads((tmp_path / "tiny" / "sft" / "data_report.json").read_text())["sources"][0]
-    assert account["rows"] == 36 == account["used"] + sum(account["dropped"].values())
+    assert account["rows"] == 36 == account["used_rows"] + sum(account["dropped"].values())
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_every_row_is_accounted_for(finished: Path) -> None:
     for stage, rows in (("pretrain", 120), ("sft", 150), ("dpo", 60)):
         sources = json.loads((finished / stage / "data_report.json").read_text())["sources"]
         assert sources[0]["rows"] == rows
-        assert all(source["rows"] == source["used"] + sum(source["dropped"].values()) for source in sources)
+        assert all(source["rows"] == source["used_rows"] + sum(source["dropped"].values()) for source in sources)
 
 
 def test_the_result_loads_in_transformers_with_equal_logits(finished: Path) -> None:

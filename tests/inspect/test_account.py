@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fledge.data.build.directory import BuildDirectory
 from fledge.data.reading.records import row_location
 from fledge.inspect.account import Filter, totals
 from fledge.inspect.row_lookup import parse_row_location, row_events_of
@@ -74,7 +75,7 @@ def test_an_incomplete_build_gives_the_totals_of_the_rows_counted_so_far(built: 
         incomplete = totals(built / "sft")
     finally:
         (built / "sft" / "aside.json").rename(built / "sft" / "manifest.json")
-    for key in ("rows", "used", "dropped", "truncated", "changed", "tokens_lost"):
+    for key in ("rows", "used_rows", "dropped", "truncated_rows", "changed", "lost_tokens"):
         assert [account[key] for account in incomplete] == [account[key] for account in complete], key
 
 
@@ -128,9 +129,9 @@ def test_the_trace_of_a_row_is_available_as_json(fledge: Fledge, built: Path) ->
     assert trace("talks.jsonl:22")["dropped"] == "empty answer"
     assert trace("talks.jsonl:21")["dropped"].startswith("exact duplicate (of ")
     cut = trace("talks.jsonl:4")
-    assert any(remark.startswith("answer cut to the context") for remark in cut["remarks"])
+    assert any(event.startswith("answer cut to the context") for event in cut["events"])
     [pair] = trace("pairs.jsonl:8")["packed"]
-    assert pair["rows"] and pair["steps"] == [1] and 0 < pair["supervised"] < pair["tokens"]
+    assert pair["rows"] and pair["steps"] == [1] and 0 < pair["target_tokens"] < pair["tokens"]
 
 
 def test_every_row_has_a_trace_and_is_either_used_or_dropped(fledge: Fledge, built: Path) -> None:
@@ -140,7 +141,7 @@ def test_every_row_has_a_trace_and_is_either_used_or_dropped(fledge: Fledge, bui
         assert bool(trace["dropped"]) != bool(trace["side"]) == bool(trace["packed"])
         sides.append(trace["side"])
     [account] = totals(built / "sft")
-    assert sides.count("validation") == account["validation"] and sides.count("") == sum(account["dropped"].values())
+    assert sides.count("validation") == account["validation_rows"] and sides.count("") == sum(account["dropped"].values())
 
 
 def test_a_file_that_has_changed_since_the_build_is_not_read_again(
@@ -172,6 +173,7 @@ def test_row_locations_are_parsed_as_they_are_printed(text: str, file: str, numb
 
 
 def test_an_empty_filter_matches_every_row_event(built: Path) -> None:
-    events = row_events_of(built / "sft", "00000")
+    build = BuildDirectory.open(built / "sft")
+    events = row_events_of(build, build.plan.shards[0])
     assert events and all(Filter().matches(event) for event in events)
     assert [event["row"] for event in events] == sorted(event["row"] for event in events)

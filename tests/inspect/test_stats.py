@@ -41,11 +41,11 @@ def test_json_is_stable_and_agrees_with_the_files(fledge: Fledge, recipe: Path) 
     assert code == 0 and statistics["version"] == 1
     assert [stage["stage"] for stage in statistics["stages"]] == ["pretrain", "sft", "dpo"]
     [talks] = statistics["stages"][1]["sources"]
-    assert (talks["rows"], talks["used"], talks["exact_duplicates"]) == (24, 21, 1)
+    assert (talks["rows"], talks["used_rows"], talks["exact_duplicates"]) == (24, 21, 1)
     assert talks["dropped"] == {"exact duplicate": 1, "empty answer": 1, "invalid JSON": 1}
-    assert talks["fit"]["truncated"] == 1 and talks["tokens"]["percentiles"]["max"] > 200
+    assert talks["fit"]["truncated_rows"] == 1 and talks["tokens"]["percentiles"]["max"] > 200
     assert statistics["stages"][0]["epoch"]["target_token_fraction"] == 1
-    assert statistics["stages"][2]["epoch"]["row_length"] == 192
+    assert statistics["stages"][2]["epoch"]["packed_length"] == 192
     assert fledge("stats", recipe, "--json")[1] == output
 
 
@@ -99,7 +99,7 @@ def test_a_built_directory_gives_the_statistics_of_its_recipe(fledge: Fledge, bu
 def test_statistics_equal_the_manifest_of_the_training_data(fledge: Fledge, recipe: Path, built: Path) -> None:
     [stage] = json.loads(fledge("stats", recipe, "--stage", "sft", "--json")[1])["stages"]
     manifest = json.loads((built / "sft" / "manifest.json").read_text())
-    assert stage["epoch"]["rows"] == manifest["train"]["rows"]
+    assert stage["epoch"]["packed_rows"] == manifest["train"]["packed_rows"]
     assert stage["epoch"]["tokens"] == manifest["train"]["tokens"]
     assert stage["epoch"]["padding_share"] == manifest["train"]["padding_share"]
 

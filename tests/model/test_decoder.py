@@ -8,20 +8,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fledge.data.dataset.batches import PackedDataset
+from fledge.data import PackedDataset
 from fledge.data.storage import Examples
 from fledge.model.attention import BACKENDS
 from fledge.model.decoder import Decoder, RMSNorm, eval_mode, rotate
 from tests.support.decoders import VOCAB, assert_same_gradients, gradients, make_config, make_decoder, random_tokens
 
 
-def _packed(lengths: list[int], row_length: int, split: bool = False) -> tuple[PackedDataset, list[np.ndarray]]:
+def _packed(lengths: list[int], packed_length: int) -> tuple[PackedDataset, list[np.ndarray]]:
     """Sequences of lengths + 1 random tokens (that many positions), packed."""
     sequences = [random_tokens(n + 1, seed=i).numpy().astype(np.int32) for i, n in enumerate(lengths)]
     offsets = np.concatenate(([0], np.cumsum([len(s) for s in sequences]))).astype(np.int64)
     tokens = np.concatenate(sequences)
     examples = Examples(tokens, np.ones(len(tokens), np.float32), offsets, 1)
-    return PackedDataset.pack(examples, row_length, pad=0, seed=3, split=split), sequences
+    return PackedDataset(examples, packed_length, pad=0, seed=3, split_documents=False), sequences
 
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
@@ -29,14 +29,14 @@ def _packed(lengths: list[int], row_length: int, split: bool = False) -> tuple[P
 def test_logits_of_a_packed_document_equal_those_of_the_document_alone(backend: str, qk_norm: bool) -> None:
     model = make_decoder(qk_norm=qk_norm, max_position_embeddings=256)
     model.set_attention_backend(backend)
-    data, sequences = _packed([5, 1, 130, 20, 40, 129, 3, 7], row_length=200)
+    data, sequences = _packed([5, 1, 130, 20, 40, 129, 3, 7], packed_length=200)
     batch = data.batch(0, len(data))
     seen = set()
     with torch.no_grad():
         packed = model.logits(model(batch.input_ids, batch.position_ids, batch.documents))
         for row, slots in enumerate(data.epoch_order(0)):
-            for number, slot in enumerate(range(data.rows.offsets[slots], data.rows.offsets[slots + 1]), 1):
-                sequence = int(data.rows.sequence[slot])
+            for number, slot in enumerate(range(data.layout.offsets[slots], data.layout.offsets[slots + 1]), 1):
+                sequence = int(data.layout.sequence[slot])
                 alone = model.logits(model(torch.from_numpy(sequences[sequence][None, :-1]).long()))[0]
                 torch.testing.assert_close(packed[row][batch.documents[row] == number], alone, atol=1e-5, rtol=1e-5)
                 seen.add(sequence)
@@ -49,7 +49,7 @@ def test_logits_of_a_packed_document_equal_those_of_the_document_alone(backend: 
 def test_packing_changes_no_gradient(lengths: list[int], backend: str) -> None:
     model = make_decoder()
     model.set_attention_backend(backend)
-    data, sequences = _packed(lengths, row_length=32)
+    data, sequences = _packed(lengths, packed_length=32)
     batch = data.batch(0, len(data))
     hidden = model(batch.input_ids, batch.position_ids, batch.documents)
     hidden[batch.documents > 0].square().sum().backward()

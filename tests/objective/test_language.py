@@ -7,11 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fledge.data.dataset.batches import Batch, PackedDataset
+from fledge.data import Batch, PackedDataset
 from fledge.model.decoder import Decoder
 from fledge.model.linear_cross_entropy import CHUNK, _softmax_grad_chunk
 from fledge.objective import CausalLMObjective, Ratio
-from fledge.objective.base import sequences_per_example
 from tests.support.decoders import VOCAB, assert_same_gradients, gradients, make_decoder
 from tests.support.packed import Sequence, pack, random_sequences
 
@@ -20,7 +19,7 @@ LENGTHS = [32, 9, 20, 33, 5, 17, 30, 28, 25, 31, 12, 39]
 
 def _eight_rows() -> tuple[list[Sequence], PackedDataset]:
     sequences = random_sequences(LENGTHS)
-    data = pack(sequences, row_length=40)
+    data = pack(sequences, packed_length=40)
     assert len(data) == 8
     filled = {data.batch(row, 1).num_tokens for row in range(8)}
     assert len(filled) > 3 and min(filled) < 40  # unequal lengths, and padding
@@ -96,7 +95,7 @@ def test_the_loss_is_a_sum_and_equals_the_plain_one() -> None:
 
 def test_evaluation_equals_the_plain_computation() -> None:
     sequences = random_sequences([90] * 30)
-    data = pack(sequences, row_length=200)
+    data = pack(sequences, packed_length=200)
     model = make_decoder(max_position_embeddings=200)
     batch = data.batch(0, len(data))
     assert batch.num_target_tokens > 2 * CHUNK
@@ -142,13 +141,13 @@ def test_evaluation_of_an_empty_batch_adds_nothing() -> None:
         **metrics,
         "tokens": replace(metrics["tokens"], count=2.0),
     }
-    assert sequences_per_example(batch) == sequences_per_example(empty) == 1
+    assert batch.sequences_per_example == empty.sequences_per_example == 1
 
 
 def test_a_few_steps_learn_the_next_token_and_not_the_same_or_the_one_after() -> None:
     model = make_decoder(vocab=10, initializer_range=0.05).train()
     cycle = torch.arange(61) * 3 % 10  # the next token is always three more
-    data = pack([Sequence(cycle[i : i + 31], torch.ones(31)) for i in range(10)], row_length=60)
+    data = pack([Sequence(cycle[i : i + 31], torch.ones(31)) for i in range(10)], packed_length=60)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(30):
         batch = data.batch(0, len(data))

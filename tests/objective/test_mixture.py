@@ -22,7 +22,7 @@ def _trained(outcome: LossOutput) -> torch.Tensor:
 
 
 def test_the_loss_is_the_cross_entropy_alone_and_the_penalty_stands_beside_it() -> None:
-    batch = pack(random_sequences([32, 9, 20, 33]), row_length=40).batch(0, 3)
+    batch = pack(random_sequences([32, 9, 20, 33]), packed_length=40).batch(0, 3)
     model = _model()
     outcome = CausalLMObjective()(model, batch)
     hidden, routing = model.forward_with_router_stats(batch.input_ids, batch.position_ids, batch.documents)
@@ -37,7 +37,7 @@ def test_the_loss_is_the_cross_entropy_alone_and_the_penalty_stands_beside_it() 
 
 
 def test_without_weights_the_penalty_is_nothing_and_with_them_the_router_learns_from_it() -> None:
-    batch = pack(random_sequences([32, 9, 20, 33]), row_length=40).batch(0, 3)
+    batch = pack(random_sequences([32, 9, 20, 33]), packed_length=40).batch(0, 3)
     on, off = _model(), _model(OFF)
     CausalLMObjective()(on, batch).loss.backward()
     without = gradients(on)
@@ -60,7 +60,7 @@ def test_a_preference_is_penalised_for_each_pair() -> None:
 
 
 def test_a_detached_outcome_holds_no_graph_and_the_same_numbers() -> None:
-    batch = pack(random_sequences([32, 9]), row_length=40).batch(0, 1)
+    batch = pack(random_sequences([32, 9]), packed_length=40).batch(0, 1)
     outcome = CausalLMObjective()(_model(), batch)
     kept = outcome.detached()
     assert kept.routing is not None and outcome.routing is not None
@@ -71,6 +71,6 @@ def test_a_detached_outcome_holds_no_graph_and_the_same_numbers() -> None:
 
 
 def test_a_dense_model_adds_nothing() -> None:
-    batch = pack(random_sequences([32, 9]), row_length=40).batch(0, 1)
+    batch = pack(random_sequences([32, 9]), packed_length=40).batch(0, 1)
     outcome = CausalLMObjective()(make_decoder(), batch)
     assert outcome.aux_loss is None and outcome.routing is None

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fledge.data.dataset.batches import Batch
+from fledge.data import Batch
 from fledge.model.decoder import Decoder
 from fledge.objective import CausalLMObjective, sequence_log_probabilities
 from fledge.objective.preference import by_pair, chosen_only, compute_ref_log_probs
@@ -177,7 +177,7 @@ def test_log_probabilities_are_summed_over_each_completion_alone() -> None:
 
 def test_a_weight_counts_as_often_as_it_says() -> None:
     model, sequences = make_decoder(), random_sequences([9, 14, 20, 5, 11, 30])
-    data = pack(sequences, row_length=40)
+    data = pack(sequences, packed_length=40)
     batch = data.batch(0, len(data))
     sums, counts = sequence_log_probabilities(model, batch)
     for place, example in enumerate(batch.examples):

@@ -1,11 +1,16 @@
 """Numbers and curves of the report: number formats, units, smoothing and downsampling."""
 
+import json
+
 import pytest
 
 from fledge.report import formatting
+from fledge.report.charts import stage_charts
 from fledge.report.facts import facts
+from fledge.report.i18n import example_text
 from fledge.report.read_run import read_run
 from fledge.report.series import downsample, smooth
+from fledge.report.summary_table import stage_rows
 
 
 def test_downsampling_keeps_both_ends_and_every_spike() -> None:
@@ -60,3 +65,22 @@ def test_every_fact_has_the_unit_of_its_key() -> None:
     assert texts["pretrain · matmul peak flops"] == "212 GFLOP/s"
     assert texts["pretrain · compile"] == "5.4 s" and texts["pretrain · memory"] == "1.00 GiB"
     assert texts["pretrain · cores"] == "2 cores"
+
+
+def test_a_stage_of_an_unknown_kind_is_reported_in_the_words_of_its_plan(run_directory) -> None:
+    plan = json.loads((run_directory / "dpo" / "plan.json").read_text())
+    changes = {"kind": "ranking", "label": "ranked list", "loss_unit": "nats/list"}
+    (run_directory / "dpo" / "plan.json").write_text(json.dumps({**plan, **changes}))
+    stage = read_run(run_directory).stages[2]
+    loss = next(row for row in stage_rows([stage]) if row.label.en == "Validation loss").cells[0]
+    assert loss is not None and loss.plain == "0.693 → 0.214 nats/list"
+    assert {"rewards", "margins", "accuracy"} <= {chart.name for chart in stage_charts(stage)}
+    assert example_text(stage.label).en == "examples" and example_text("pair").en == "pairs"
+
+
+def test_stages_without_a_summary_stand_in_the_order_of_the_recipe(run_directory) -> None:
+    (run_directory / "summary.json").unlink()
+    (run_directory / "recipe.yaml").write_text("stages: {dpo: {}, sft: {}}\n")
+    assert [stage.name for stage in read_run(run_directory).stages] == ["dpo", "sft", "pretrain"]
+    (run_directory / "recipe.yaml").write_text("{")
+    assert [stage.name for stage in read_run(run_directory).stages] == ["dpo", "pretrain", "sft"]

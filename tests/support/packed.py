@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fledge.data.dataset.batches import PackedDataset
+from fledge.data import PackedDataset
 from fledge.data.storage import Examples
 from fledge.objective import DPOObjective
 from fledge.objective.preference import Reference
@@ -21,12 +21,13 @@ class Sequence:
     weights: torch.Tensor
 
 
-def pack(sequences: list[Sequence], row_length: int, per_example: int = 1, seed: int = 1) -> PackedDataset:
+def pack(sequences: list[Sequence], packed_length: int, sequences_per_example: int = 1, seed: int = 1) -> PackedDataset:
     """The sequences as packed data."""
     offsets = np.concatenate(([0], np.cumsum([len(s.tokens) for s in sequences]))).astype(np.int64)
     tokens = torch.cat([s.tokens for s in sequences]).numpy().astype(np.int32)
     weights = torch.cat([s.weights for s in sequences]).numpy().astype(np.float32)
-    return PackedDataset.pack(Examples(tokens, weights, offsets, per_example), row_length, pad=0, seed=seed, split=False)
+    examples = Examples(tokens, weights, offsets, sequences_per_example)
+    return PackedDataset(examples, packed_length, pad=0, seed=seed, split_documents=False)
 
 
 def random_sequences(lengths: list[int], seed: int = 0) -> list[Sequence]:
@@ -59,14 +60,14 @@ def random_pairs(count: int, seed: int = 0) -> list[Pair]:
     return [Pair(*(torch.randint(VOCAB, (size,), generator=generator).tolist() for size in row)) for row in sizes]
 
 
-def pack_pairs(pairs: list[Pair], row_length: int = 48) -> PackedDataset:
+def pack_pairs(pairs: list[Pair], packed_length: int = 48) -> PackedDataset:
     """Pairs as packed data: weight 1 on completions, 0 on prompts."""
     sequences = []
     for pair in pairs:
         for answer in (pair.chosen, pair.rejected):
             weights = [0.0] * len(pair.prompt) + [1.0] * len(answer)
             sequences.append(Sequence(torch.tensor(pair.prompt + answer), torch.tensor(weights)))
-    return pack(sequences, row_length, per_example=2)
+    return pack(sequences, packed_length, sequences_per_example=2)
 
 
 def dpo(reference: Reference | None, beta: float = 0.1, loss_type: str = "sigmoid", **more: Any) -> DPOObjective:

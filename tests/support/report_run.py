@@ -25,7 +25,8 @@ def write_run(root: Path, stages: tuple[str, ...] = ("pretrain", "sft", "dpo"), 
         },
     )
     dump(root / "environment.json", environment())
-    (root / "recipe.yaml").write_text(f"name: {root.name}\n# {HOSTILE}\nstages:\n  - pretrain\n", encoding="utf-8")
+    recipe = [f"name: {root.name}", f"# {HOSTILE}", "stages:", *(f"  {name}: {{}}" for name in stages)]
+    (root / "recipe.yaml").write_text("\n".join(recipe) + "\n", encoding="utf-8")
     for place, name in enumerate(stages):
         write_stage(root / name, KINDS.get(name, "sft"), place, steps)
     return root
@@ -55,6 +56,7 @@ def write_stage(folder: Path, kind: str, place: int, steps: int) -> None:
         folder / "plan.json",
         {
             "kind": kind,
+            "label": {"pretrain": "document", "sft": "conversation", "preference": "pair"}[kind],
             "loss_unit": "nats/pair" if kind == "preference" else "nats/token",
             "steps": steps,
             "epochs": 2.0,
@@ -81,31 +83,31 @@ def ledger(place: int) -> dict[str, object]:
         "name": f"stories-{place}",
         "path": f"data/stories-{place}.jsonl",
         "rows": 12_000,
-        "used": 11_900,
+        "used_rows": 11_900,
         "dropped": {"too long": 60, "duplicate": 37, f"empty {HOSTILE}": 3},
-        "truncated": 12,
-        "split": 12,
-        "shortened": 3,
+        "truncated_rows": 12,
+        "split_rows": 12,
+        "shortened_rows": 3,
         "tokens": 2_431_000,
         "target_tokens": 731_000,
-        "examples": [
+        "first_events": [
             {"reason": "duplicate", "where": "data/stories.jsonl:481", "detail": f"same as line 12 {HOSTILE}"},
             {"reason": "too long", "where": "data/stories.jsonl:902", "detail": "913 tokens, context 256"},
         ],
     }
-    other = {"name": "extra", "path": "data/extra.txt", "rows": 500, "used": 490, "dropped": {}, "tokens": 9_100}
+    other = {"name": "extra", "path": "data/extra.txt", "rows": 500, "used_rows": 490, "dropped": {}, "tokens": 9_100}
     return {
         "sources": [source, other],
         "train": {
             "examples": 11_305,
-            "rows": 9_000,
+            "packed_rows": 9_000,
             "tokens": 2_309_450,
             "target_tokens": 694_000,
             "padding_share": 0.031,
         },
         "validation": {
             "examples": 595,
-            "rows": 470,
+            "packed_rows": 470,
             "tokens": 121_550,
             "target_tokens": 37_000,
             "padding_share": 0.044,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fledge.data import CollectedRows, StageDataset, collect, encode
-from fledge.data.parsing.rows import Item
+from fledge.data.parsing.items import Item
 from fledge.recipe import PreferenceStage, PretrainStage, SftStage, recipe_from_dict
 from fledge.tokenizer import Tokenizer
 
@@ -48,5 +48,4 @@ def items(kind: str, train: Any, **data: Any) -> list[Item]:
 
 def prepare(kind: str, train: Any, tokenizer: Tokenizer, seed: int = 1, **data: Any) -> StageDataset:
     """A stage's packed data."""
-    stage = stage_of(kind, train, **data)
-    return encode(collect(stage, "x", seed), stage, "x", tokenizer, seed)
+    return encode(collect(stage_of(kind, train, **data), "x", seed), tokenizer)

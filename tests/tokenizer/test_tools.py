@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from fledge.data.parsing.rows import Conversation, parse_row
+from fledge.data.parsing.items import Conversation
 from fledge.recipe.schema import Source
 from fledge.tokenizer import ChatTemplate, Message, TemplateError, Tokenizer, load_tokenizer
 from fledge.tokenizer.native_templates import CHATML, INST
 from fledge.tokenizer.template import TextSegment, ToolCall
+from tests.support.parsing import parse_row
 
 CONTROL = ("<|im_end|>", "<|im_start|>", "<|endoftext|>", "<tool_call>", "</tool_response>", "user\n")
 TEXT = st.one_of(

@@ -44,12 +44,12 @@ class RecordingDataset(PackedDataset):
 
 
 def _data() -> PackedDataset:
-    return pack(random_sequences(LENGTHS), row_length=40)
+    return pack(random_sequences(LENGTHS), packed_length=40)
 
 
 def _recording(**changes: Any) -> RecordingDataset:
     data = _data()
-    dataset = RecordingDataset(data.examples, data.row_length, data.pad, data.seed, data.split)
+    dataset = RecordingDataset(data.examples, data.packed_length, data.pad, data.seed, data.split_documents)
     dataset.reads = []
     for name, value in changes.items():
         setattr(dataset, name, value)
@@ -97,8 +97,8 @@ def _expected(data: PackedDataset, horizon: TrainingHorizon, step: int, size: in
         normalizer=sum(float(batch.loss_weights.double().sum()) for batch in some),
         num_tokens=sum(int((batch.documents > 0).sum()) for batch in every),
         num_target_tokens=sum(int((batch.loss_weights > 0).sum()) for batch in every),
-        by_source=tuple(int(n) for n in np.sum([batch.by_source for batch in every], axis=0)),
-        epoch=data.epochs_at(stop),
+        by_source=tuple(int(n) for n in np.sum([batch.tokens_by_source for batch in every], axis=0)),
+        epoch=data.epochs_after(stop),
     )
 
 
@@ -107,7 +107,11 @@ def _assert_same(got: StepBatch, expected: StepBatch) -> None:
     assert len(got.batches) == len(expected.batches)
     for one, two in zip(got.batches, expected.batches, strict=True):
         assert all(torch.equal(getattr(one, name), getattr(two, name)) for name in TENSORS)
-        assert (one.num_sequences, one.examples, one.by_source) == (two.num_sequences, two.examples, two.by_source)
+        assert (one.num_sequences, one.examples, one.tokens_by_source) == (
+            two.num_sequences,
+            two.examples,
+            two.tokens_by_source,
+        )
 
 
 @pytest.mark.parametrize("horizon", [HORIZON, WARMING], ids=["even", "batch warm-up"])
@@ -225,7 +229,7 @@ def test_a_source_that_depends_on_the_model_is_never_asked_ahead() -> None:
 def test_micro_batches_without_targets_are_left_out_and_their_tokens_counted(loaders: Any) -> None:
     sequences = [Sequence(s.tokens, s.weights if number % 2 else 0 * s.weights) for number, s in
                  enumerate(random_sequences([40] * 8))]  # fmt: skip
-    data = pack(sequences, row_length=40)
+    data = pack(sequences, packed_length=40)
     horizon = TrainingHorizon(steps=1, rows=8, micro=1, accumulation=8, start=8)
     batch, _ = loaders(data, horizon).batch(0)
     assert len(batch.batches) == 4 and all(micro_batch.num_target_tokens for micro_batch in batch.batches)
@@ -241,7 +245,7 @@ def test_a_mixture_counts_its_sources_and_draws_other_examples_in_each_epoch(loa
     mixture = Mixture(source, tokens, (SourceQuota("many"), SourceQuota("few", max_rows=2)), seed=5)
 
     def data() -> PackedDataset:
-        return PackedDataset(examples, 40, 0, 1, False, mixture, ("many", "few"))
+        return PackedDataset(examples, 40, 0, 1, False, mixture=mixture, sources=("many", "few"))
 
     horizon = TrainingHorizon(steps=6, rows=24, micro=2, accumulation=2, start=2)  # three epochs of eight rows
     loader = loaders(data(), horizon)

@@ -36,7 +36,7 @@ Made = tuple[float, dict[str, Tensor]]
 
 
 def _data() -> PackedDataset:
-    return pack(random_sequences(LENGTHS), row_length=40)
+    return pack(random_sequences(LENGTHS), packed_length=40)
 
 
 def _model(kind: str, backend: str = "written_out", every: int = 0, **more: Any) -> Decoder:
@@ -86,7 +86,7 @@ def test_activation_checkpointing_changes_neither_loss_nor_gradients(kind: str, 
 @EACH_KIND
 @pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"written_out"}))
 def test_every_attention_backend_gives_the_loss_and_the_gradients_of_the_definition(kind: str, backend: str) -> None:
-    data = pack(random_sequences([150, 40, 9, 130, 129, 33, 60]), row_length=300)
+    data = pack(random_sequences([150, 40, 9, 130, 129, 33, 60]), packed_length=300)
     batch: Batch = data.batch(0, len(data))
     more: dict[str, Any] = {"max_position_embeddings": 300}
     assert int(batch.documents.max()) > 1 and bool((batch.documents == 0).any())
@@ -147,7 +147,7 @@ def _world_text(folder: Path) -> PackedDataset:
     texts = [json.loads(line)["text"] for line in (folder / "pretrain.jsonl").read_text(encoding="utf-8").splitlines()]
     tokenizer = train_tokenizer(texts, 400, "chatml")
     encoded = [torch.tensor(tokenizer.encode_document(text)[:33]) for text in texts]
-    return pack([Sequence(tokens, torch.ones(len(tokens))) for tokens in encoded], row_length=32)
+    return pack([Sequence(tokens, torch.ones(len(tokens))) for tokens in encoded], packed_length=32)
 
 
 def _final_loss(data: PackedDataset, seed: int, change: Callable[[Decoder], Any] = lambda model: None, micro: int = 8) -> float:

@@ -72,7 +72,7 @@ def train(folder: Path, *hooks: Hook) -> TrainState:
         seed=7,
         model=model,
         objective=CausalLMObjective(),
-        data=pack(random_sequences(LENGTHS), row_length=40),
+        data=pack(random_sequences(LENGTHS), packed_length=40),
         locate_example=str,
         compute=ComputeConfig(device="cpu", precision="fp32", attention="blocked", compile=False, threads=1),
         log=LogTargets(directory=StageDirectory(folder)),

@@ -38,7 +38,7 @@ MIXTURE = {
 
 def _batch(micro_batch_size: int, step: int = 0, rows: int = 8) -> StepBatch:
     """The batch of a step of eight rows with unequal weights, split into micro-batches."""
-    data = pack(random_sequences(LENGTHS), row_length=40)
+    data = pack(random_sequences(LENGTHS), packed_length=40)
     assert len(data) == 8
     accumulation = 8 // micro_batch_size
     horizon = TrainingHorizon(

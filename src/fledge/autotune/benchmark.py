@@ -18,7 +18,7 @@ from fledge.model.cost import training_flops_per_token
 from fledge.model.cuda_attention import ON_CUDA, attention_metadata, backend
 from fledge.model.linear_cross_entropy import LossKernel
 from fledge.model.protocol import LanguageModel
-from fledge.objective import Objective, sequences_per_example
+from fledge.objective import Objective
 from fledge.recipe.schema import ModelConfig
 from fledge.run.environment import cores
 
@@ -90,14 +90,14 @@ def truncate_batch(batch: Batch, tokens: int) -> Batch:
     names = ("input_ids", "targets", "loss_weights", "position_ids", "documents")
     truncated = {name: getattr(batch, name)[:rows] for name in names}
     sequences = torch.where(sequences < batch.num_sequences, sequences, count)
-    examples = batch.examples[: count // sequences_per_example(batch)]
+    examples = batch.examples[: count // batch.sequences_per_example]
     return replace(
         batch,
         **truncated,
         sequence_ids=sequences,
         num_sequences=count,
         examples=examples,
-        by_source=(),
+        tokens_by_source=(),
         known_target_index=None,
     )
 

@@ -1,19 +1,23 @@
-"""From files to batches: row -> item -> example -> packed row -> batch, with a ledger of every row."""
+"""From files to batches: record -> row -> item -> example -> packed row -> batch, with a report of every row."""
 
-from fledge.data.build.build import CollectedRows, collect, encode, texts
-from fledge.data.build.folder import is_complete
+from fledge.data.build.build import CollectedRows, collect, encode
+from fledge.data.build.directory import is_complete
 from fledge.data.build.load import StageDataset, load_built_dataset
-from fledge.data.dataset.batches import Batch, PackedDataset, Skipped, skip_offset
-from fledge.data.parsing.rows import BinaryFeedback, Conversation, Document, PreferencePair
+from fledge.data.dataset.batch import Batch
+from fledge.data.dataset.packed_dataset import PackedDataset, Skipped, skip_offset
+from fledge.data.formats import FORMATS, ExampleFormat
+from fledge.data.parsing.items import BinaryFeedback, Conversation, Document, PreferencePair
 from fledge.data.report import DataReport
 
 __all__ = [
+    "FORMATS",
     "Batch",
     "BinaryFeedback",
     "CollectedRows",
     "Conversation",
     "DataReport",
     "Document",
+    "ExampleFormat",
     "PackedDataset",
     "PreferencePair",
     "Skipped",
@@ -23,5 +27,4 @@ __all__ = [
     "is_complete",
     "load_built_dataset",
     "skip_offset",
-    "texts",
 ]

@@ -1,189 +1,164 @@
-"""The account of every row: what was used, cut, split or dropped, where and why. Its totals always add up.
+"""The data report: what became of every row of every source. Its totals always add up.
 
-Workers write one line for each row that is not simply used (`row_events.jsonl`) and count; the accounts of the sources are sums
-of those counts.
+The numbers of a source are sums of what the phases counted of its shards.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import orjson
-
+from fledge.data.row_events import EVENTS_KEPT
 from fledge.errors import FledgeError
 
-EXAMPLES_KEPT = 3  # of each reason, with place and detail
-STATES = ("dropped", "truncated", "shortened", "split", "changed", "noticed")
-DETAIL_LENGTH = 300
 
-
-class RowEventLog:
-    """Remarks on the rows of one shard. A change or a notice is kept with its first places only, and counted always."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.counts: dict[str, Counter[str]] = {state: Counter() for state in STATES}
-        self.amounts: Counter[str] = Counter()  # tokens or rounds, by state
-        self.rows: Counter[str] = Counter()  # rows with at least one remark of a state
-        self._last: dict[str, int] = {}
-
-    def add(self, row: int, where: str, state: str, reason: str, detail: str = "", amount: int = 0) -> None:
-        """One remark: `state` is one of STATES, `amount` the tokens or rounds that it concerns."""
-        counts = self.counts[state]
-        counts[reason] += 1
-        self.amounts[state] += amount
-        if self._last.get(state) != row:
-            self._last[state] = row
-            self.rows[state] += 1
-        if state in ("changed", "noticed") and counts[reason] > EXAMPLES_KEPT:
-            return
-        line = {"row": row, "where": where, "state": state, "reason": reason, "detail": detail[:DETAIL_LENGTH]}
-        self._file.write(orjson.dumps({**line, "amount": amount} if amount else line) + b"\n")
-
-    def as_dict(self) -> dict[str, Any]:
-        """For the shard's result."""
-        counts = {state: dict(counter) for state, counter in self.counts.items() if counter}
-        return {"counts": counts, "amounts": dict(self.amounts), "marked": dict(self.rows)}
-
-
-@dataclass
+@dataclass(kw_only=True)
 class SourceReport:
-    """One source: rows = used + dropped. Used rows may be truncated (an answer or text was cut), shortened (oldest turns
-    left out), split (made several examples, or continued in another packed row) or changed (mended). `cut` counts the first
-    three by reason."""
+    """What became of the rows of one source: rows = used_rows + all of `dropped`.
+
+    `split`: what the source is for: train, validation or evaluation. `validation_rows`: of the used rows, those for validation.
+    Of the used rows, `truncated_rows` had an answer cut, `shortened_rows` their oldest turns left out, and `split_rows` made
+    several examples or continue in another packed row; `cut` counts the events of these three by reason.
+    `dropped`, `changed` and `noticed`: reason -> number of rows (noticed: also of files).
+    `examples`, `tokens`, `target_tokens`: what the used rows became, validation included. `lost_tokens`: cut away.
+    `first_events`: reason -> its first events, each with `reason`, `where` and `detail`.
+    """
 
     name: str
     path: str
-    part: str = "train"
+    split: str = "train"
     rows: int = 0
-    used: int = 0
-    validation: int = 0
-    truncated: int = 0
-    shortened: int = 0
-    split: int = 0
+    used_rows: int = 0
+    validation_rows: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    truncated_rows: int = 0
+    shortened_rows: int = 0
+    split_rows: int = 0
+    cut: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
+    noticed: Counter[str] = field(default_factory=Counter)
     examples: int = 0
     tokens: int = 0
     target_tokens: int = 0
-    tokens_lost: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    changed: Counter[str] = field(default_factory=Counter)
-    noticed: Counter[str] = field(default_factory=Counter)
-    cut: Counter[str] = field(default_factory=Counter)
-    examples_by_reason: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    lost_tokens: int = 0
+    first_events: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
-    def merge(self, counted: Mapping[str, Any]) -> None:
-        """Add what a shard counted (`Notes.as_dict`)."""
-        counts, marked = counted["counts"], counted["marked"]
+    @property
+    def dropped_rows(self) -> int:
+        """Number of rows that are not used."""
+        return sum(self.dropped.values())
+
+    def add_counts(self, counted: Mapping[str, Any]) -> None:
+        """Add the counts of the events of one shard and phase (`RowEventLog.as_dict`)."""
+        counts, rows = counted["counts"], counted["rows"]
         for state in ("dropped", "changed", "noticed"):
             getattr(self, state).update(counts.get(state, {}))
         for state in ("truncated", "shortened", "split"):
             self.cut.update(counts.get(state, {}))
-        self.truncated += marked.get("truncated", 0)
-        self.shortened += marked.get("shortened", 0)
-        self.split += marked.get("split", 0)
-        self.tokens_lost += counted["amounts"].get("truncated", 0)
+        self.truncated_rows += rows.get("truncated", 0)
+        self.shortened_rows += rows.get("shortened", 0)
+        self.split_rows += rows.get("split", 0)
+        self.lost_tokens += counted["amounts"].get("truncated", 0)
 
-    def keep(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the first places of each reason for the user to look at."""
-        for line in lines:
-            places = self.examples_by_reason.setdefault(line["reason"], [])
-            if len(places) < EXAMPLES_KEPT:
-                places.append({key: line[key] for key in ("reason", "where", "detail")})
+    def keep_first_events(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """Keep the first events of each reason, for the user to look at."""
+        for event in events:
+            kept = self.first_events.setdefault(event["reason"], [])
+            if len(kept) < EVENTS_KEPT:
+                kept.append({key: event[key] for key in ("reason", "where", "detail")})
 
-    def add_file_notice(self, reason: str, where: str, detail: str = "") -> None:
-        """Something about the source that is no row of it."""
+    def add_file_notice(self, reason: str, file: str) -> None:
+        """Add what is worth a look about a file as a whole."""
         self.noticed[reason] += 1
-        self.keep([{"reason": reason, "where": where, "detail": detail}])
+        self.keep_first_events([{"reason": reason, "where": file, "detail": ""}])
 
-    def check(self) -> None:
-        """The sum that must hold; a failure is a fault of fledge, not of the data."""
-        if self.rows != self.used + sum(self.dropped.values()):
-            raise AssertionError(f"{self.name}: {self.rows} rows != {self.used} used + {dict(self.dropped)} dropped")
+    def check_sum(self) -> None:
+        """AssertionError where the rows do not add up: a fault of fledge, not of the data."""
+        if self.rows != self.used_rows + self.dropped_rows:
+            raise AssertionError(f"{self.name}: {self.rows} rows != {self.used_rows} used + {dict(self.dropped)} dropped")
 
-    def as_dict(self) -> dict[str, Any]:
-        """For data_report.json."""
-        return {
-            "name": self.name, "path": self.path, "part": self.part, "rows": self.rows, "used": self.used,
-            "validation": self.validation, "dropped": dict(self.dropped.most_common()), "truncated": self.truncated,
-            "shortened": self.shortened, "split": self.split, "changed": dict(self.changed.most_common()),
-            "noticed": dict(self.noticed.most_common()), "cut": dict(self.cut.most_common()),
-            "training_examples": self.examples, "tokens": self.tokens,
-            "target_tokens": self.target_tokens, "tokens_lost": self.tokens_lost,
-            "examples": [place for places in self.examples_by_reason.values() for place in places],
-        }  # fmt: skip
+    def check_usable(self, key: str, max_drop_fraction: float | None) -> None:
+        """FledgeError where no row is left, or a larger fraction of the rows is dropped than allowed (None: any)."""
+        if self.rows and self.dropped_rows >= self.rows:
+            raise FledgeError(
+                f"none of the {self.rows:,} rows of '{self.path}' can be used ({self.drop_reasons()})",
+                where=key,
+                hint=self._first_drop(),
+            )
+        if max_drop_fraction is not None and self.dropped_rows > max_drop_fraction * self.rows:
+            raise FledgeError(
+                f"{self.dropped_rows:,} of the {self.rows:,} rows of '{self.path}' are dropped "
+                f"({self.dropped_rows / self.rows:.1%}): {self.drop_reasons()}",
+                where=f"{key}.max_drop_fraction ({max_drop_fraction:.3g})",
+                hint=self._first_drop(),
+            )
 
-    def reasons(self) -> str:
+    def drop_reasons(self) -> str:
         """Why rows were dropped, most frequent first."""
         return ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.most_common())
 
-    def first_dropped(self) -> str:
-        """Where the first dropped row of the most frequent reason stands."""
-        reason = self.dropped.most_common(1)[0][0]
-        place = self.examples_by_reason[reason][0]
-        return f"first at {place['where']}: {place['detail'] or place['reason']}"
+    def _first_drop(self) -> str:
+        """Where the first row dropped for the most frequent reason stands."""
+        event = self.first_events[self.dropped.most_common(1)[0][0]][0]
+        return f"first at {event['where']}: {event['detail'] or event['reason']}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For data_report.json."""
+        counters = {name: dict(getattr(self, name).most_common()) for name in ("dropped", "cut", "changed", "noticed")}
+        events = [event for events in self.first_events.values() for event in events]
+        return {**vars(self), **counters, "first_events": events}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> "SourceReport":
+        """The report that `as_dict` gave."""
+        counters = {name: Counter(saved[name]) for name in ("dropped", "cut", "changed", "noticed")}
+        report = cls(**{**saved, **counters, "first_events": {}})
+        report.keep_first_events(saved["first_events"])
+        return report
 
 
 @dataclass
 class DataReport:
-    """The accounts of a stage's sources."""
+    """What became of the rows of a stage: a report for each of its sources."""
 
     sources: list[SourceReport] = field(default_factory=list)
 
-    def check_usable(self, key: str, max_dropped: float | None = None) -> None:
-        """FledgeError for a source of which no row is left, or of which a larger share is dropped than allowed."""
-        for account in self.sources:
-            dropped = sum(account.dropped.values())
-            if account.rows and dropped >= account.rows:
-                raise FledgeError(
-                    f"none of the {account.rows:,} rows of '{account.path}' can be used ({account.reasons()})",
-                    where=key,
-                    hint=account.first_dropped(),
-                )
-            if max_dropped is not None and dropped > max_dropped * account.rows:
-                raise FledgeError(
-                    f"{dropped:,} of the {account.rows:,} rows of '{account.path}' are dropped "
-                    f"({dropped / account.rows:.1%}): {account.reasons()}",
-                    where=f"{key}.max_dropped ({max_dropped:.3g})",
-                    hint=account.first_dropped(),
-                )
-
-    def close(self, key: str, max_dropped: float | None = None) -> None:
-        """Check the sums, and refuse what cannot be trained on."""
-        for account in self.sources:
-            account.check()
-        self.check_usable(key, max_dropped)
+    def check(self, key: str, max_drop_fraction: float | None = None) -> None:
+        """AssertionError where the rows do not add up; FledgeError for a source that cannot be trained on."""
+        for source in self.sources:
+            source.check_sum()
+        for source in self.sources:
+            source.check_usable(key, max_drop_fraction)
 
     def as_dict(self) -> dict[str, Any]:
         """For data_report.json."""
-        return {"sources": [account.as_dict() for account in self.sources]}
+        return {"sources": [source.as_dict() for source in self.sources]}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> "DataReport":
+        """The report that data_report.json holds."""
+        return cls([SourceReport.from_dict(source) for source in saved["sources"]])
 
     def lines(self) -> list[str]:
-        """What the console says: one line a source, and one for each reason with its first place."""
-        return [line for account in self.sources for line in account_lines(account.as_dict())]
+        """What the console prints: a line for each source, and one for each reason with its first location."""
+        return [line for source in self.sources for line in source_lines(source.as_dict())]
 
 
-def account_lines(account: Mapping[str, Any]) -> list[str]:
+def source_lines(source: Mapping[str, Any]) -> list[str]:
     """One source of data_report.json in words."""
-    dropped = sum(account["dropped"].values())
-    parts = [f"{account['rows']:,} rows", f"{account['used']:,} used"]
-    parts += [f"{account['validation']:,} of them for validation"] if account["validation"] else []
-    parts += [f"{dropped:,} dropped"] if dropped else []
-    parts += [f"{account[what]:,} {what}" for what in ("truncated", "shortened") if account[what]]
-    said = [f"{account['name']}: " + ", ".join(parts)]
+    dropped = sum(source["dropped"].values())
+    totals = [f"{source['rows']:,} rows", f"{source['used_rows']:,} used"]
+    totals += [f"{source['validation_rows']:,} of them for validation"] if source["validation_rows"] else []
+    totals += [f"{dropped:,} dropped"] if dropped else []
+    totals += [f"{source[f'{state}_rows']:,} {state}" for state in ("truncated", "shortened") if source[f"{state}_rows"]]
+    lines = [f"{source['name']}: " + ", ".join(totals)]
     first: dict[str, Mapping[str, str]] = {}
-    for place in account["examples"]:
-        first.setdefault(place["reason"], place)
-    for reason, place in first.items():
-        counts = (account[state].get(reason) for state in ("dropped", "changed", "noticed", "cut"))
+    for event in source["first_events"]:
+        first.setdefault(event["reason"], event)
+    for reason, event in first.items():
+        counts = (source[counter].get(reason) for counter in ("dropped", "changed", "noticed", "cut"))
         count = next((number for number in counts if number), None)
         label = f"{count:,} × {reason}" if count else reason
-        detail = f" ({place['detail']})" if place["detail"] else ""
-        said.append(f"  {label}, first at {place['where']}{detail}")
-    return said
-
-
-def read_notes(file: Path) -> list[dict[str, Any]]:
-    """The remarks of one shard and phase."""
-    return [orjson.loads(line) for line in file.read_bytes().splitlines()] if file.exists() else []
+        detail = f" ({event['detail']})" if event["detail"] else ""
+        lines.append(f"  {label}, first at {event['where']}{detail}")
+    return lines

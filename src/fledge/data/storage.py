@@ -1,7 +1,7 @@
 """Token sequences end to end, in memory or in the memory-mapped files of a built directory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from fledge.errors import FledgeError
 
-WIDEST_SHORT = 2**16  # ids below this fit two bytes
+MAX_UINT16_VOCABULARY = 2**16
 
 
 @dataclass(frozen=True)
@@ -29,64 +29,71 @@ class ConcatenatedArrays:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def __getitem__(self, part: slice) -> np.ndarray:
-        number = int(np.searchsorted(self.starts, part.start, side="right")) - 1
+    def __getitem__(self, span: slice) -> np.ndarray:
+        number = int(np.searchsorted(self.starts, span.start, side="right")) - 1
         start = int(self.starts[number])
-        return self.arrays[number][part.start - start : part.stop - start]
+        return self.arrays[number][span.start - start : span.stop - start]
 
 
 @dataclass(frozen=True)
 class UniformWeights:
-    """Weights of plain documents: every token counts once."""
+    """Loss weights of plain documents: every token counts once. Nothing is stored."""
 
     length: int
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, part: slice) -> np.ndarray:
-        return np.ones(max(0, part.stop - part.start), np.float32)
+    def __getitem__(self, span: slice) -> np.ndarray:
+        return np.ones(max(0, span.stop - span.start), np.float32)
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Token sequences, end to end. A weight belongs to the token at its place *as a target*.
+    """Token sequences, end to end: N tokens in S sequences, which make E examples.
 
-    tokens integer [N], weights float32 [N], offsets int64 [S + 1]. `per_example` sequences make one example: 1, or 2
-    for a preference (chosen, rejected). `digest` stands for the content where it is known already. `source`, `shard` and
-    `row` [E] say where an example comes from.
+    tokens integer [N], weights float32 [N], offsets int64 [S + 1]. A weight belongs to the token at its position *as a target*.
+    `sequences_per_example` neighbouring sequences make one example, so S = E · sequences_per_example. `digest` stands for the
+    content where it is known already. `source`, `shard` and `row` [E] say where an example comes from.
+    `counted_target_tokens` [S]: `target_tokens`, where they are known already.
     """
 
     tokens: np.ndarray | ConcatenatedArrays
     weights: np.ndarray | ConcatenatedArrays | UniformWeights
     offsets: np.ndarray
-    per_example: int
+    sequences_per_example: int
+    _: KW_ONLY
     digest: str | None = None
     source: np.ndarray | None = None
     shard: np.ndarray | None = None
     row: np.ndarray | None = None
-    counted: np.ndarray | None = None  # supervised targets of each sequence, where known already
+    counted_target_tokens: np.ndarray | None = None
 
     @property
     def count(self) -> int:
         """Number of examples."""
-        return (len(self.offsets) - 1) // self.per_example
+        return (len(self.offsets) - 1) // self.sequences_per_example
 
     def sequence(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and weights of one sequence."""
-        part = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
-        return self.tokens[part], self.weights[part]
+        span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        return self.tokens[span], self.weights[span]
+
+    def sequences_of(self, examples: np.ndarray) -> np.ndarray:
+        """Numbers of the sequences of some examples [n], in their order: int64 [n · sequences_per_example]."""
+        per_example = self.sequences_per_example
+        return (np.asarray(examples, np.int64)[:, None] * per_example + np.arange(per_example)).ravel()
 
     @cached_property
-    def supervised(self) -> np.ndarray:
-        """Targets with weight, int64 [S]; the first token of a sequence is nobody's target."""
-        if self.counted is not None:
-            return self.counted
+    def target_tokens(self) -> np.ndarray:
+        """Targets with weight of each sequence, int64 [S]; the first token of a sequence is nobody's target."""
+        if self.counted_target_tokens is not None:
+            return self.counted_target_tokens
         sequences = (self.sequence(index)[1] for index in range(len(self.offsets) - 1))
         return np.asarray([np.count_nonzero(weights[1:] > 0) for weights in sequences], dtype=np.int64)
 
     def fingerprint(self) -> str:
-        """Changes with any token, weight or length."""
+        """A digest that changes with any token, weight or length."""
         digest = xxhash.xxh3_64(np.ascontiguousarray(self.offsets, dtype=np.int64).tobytes())
         if self.digest is not None:
             digest.update(self.digest.encode())
@@ -96,7 +103,7 @@ class Examples:
         return digest.hexdigest()
 
     def row_numbers(self) -> np.ndarray:
-        """Numbers the rows that the examples come from, in order, int64 [E]: several examples of one row share it."""
+        """A number for the row that each example comes from, int64 [E]: examples of one row share it."""
         assert self.shard is not None and self.row is not None
         if not self.count:
             return np.zeros(0, np.int64)
@@ -105,12 +112,12 @@ class Examples:
 
     def tokens_per_example(self) -> np.ndarray:
         """Positions of each example, int64 [E]."""
-        return (np.diff(self.offsets) - 1).reshape(-1, self.per_example).sum(axis=1)
+        return (np.diff(self.offsets) - 1).reshape(-1, self.sequences_per_example).sum(axis=1)
 
 
 def token_type(vocab_size: int) -> np.dtype:
     """The narrowest type that holds every id."""
-    return np.dtype(np.uint16 if vocab_size <= WIDEST_SHORT else np.int32)
+    return np.dtype(np.uint16 if vocab_size <= MAX_UINT16_VOCABULARY else np.int32)
 
 
 def load_arrays(file: Path) -> dict[str, np.ndarray]:
@@ -123,54 +130,56 @@ def load_arrays(file: Path) -> dict[str, np.ndarray]:
         raise FledgeError(f"damaged: {error}", where=str(file), hint="build the data again") from None
 
 
-def memmap(file: Path, kind: np.dtype) -> np.ndarray:
+def memmap(file: Path, dtype: np.dtype) -> np.ndarray:
     """A file of numbers, memory-mapped; an empty file is an empty array."""
     if file.stat().st_size == 0:
-        return np.zeros(0, kind)
-    return np.asarray(np.memmap(file, dtype=kind, mode="r"))
+        return np.zeros(0, dtype)
+    return np.asarray(np.memmap(file, dtype=dtype, mode="r"))
 
 
 class SequenceWriter:
-    """Appends sequences to `<part>.tokens` and, where weights differ, `<part>.weights`; keeps a digest of both."""
+    """Appends sequences to `<split>.tokens` and, where weights differ, `<split>.weights`; keeps a digest of both.
 
-    def __init__(self, folder: Path, part: str, kind: np.dtype, weighted: bool) -> None:
-        self._kind, self._digests = kind, (xxhash.xxh3_64(), xxhash.xxh3_64())
-        self._tokens = (folder / f"{part}.tokens").open("wb")
-        self._weights = (folder / f"{part}.weights").open("wb") if weighted else None
+    `lengths` and `target_tokens` (targets with weight) are those of the sequences written so far."""
+
+    def __init__(self, folder: Path, split: str, dtype: np.dtype, weighted: bool) -> None:
+        self._dtype, self._digests = dtype, (xxhash.xxh3_64(), xxhash.xxh3_64())
+        self._tokens = (folder / f"{split}.tokens").open("wb")
+        self._weights = (folder / f"{split}.weights").open("wb") if weighted else None
         self.lengths: list[int] = []
-        self.supervised: list[int] = []
+        self.target_tokens: list[int] = []
 
     def write(self, tokens: np.ndarray | Sequence[int], weights: np.ndarray) -> None:
-        """One sequence."""
-        content = np.asarray(tokens, dtype=self._kind).tobytes()
+        """Append one sequence."""
+        content = np.asarray(tokens, dtype=self._dtype).tobytes()
         self._tokens.write(content)
         self._digests[0].update(content)
         self.lengths.append(len(weights))
         if self._weights is None:
-            self.supervised.append(max(0, len(weights) - 1))
+            self.target_tokens.append(max(0, len(weights) - 1))
             return
         values = np.asarray(weights, dtype=np.float32)
         content = values.tobytes()
         self._weights.write(content)
         self._digests[1].update(content)
-        self.supervised.append(int(np.count_nonzero(values[1:] > 0)))
+        self.target_tokens.append(int(np.count_nonzero(values[1:] > 0)))
 
     def close(self) -> str:
-        """Close the files; the digest of what was written."""
+        """Close the files; returns the digest of what was written."""
         self._tokens.close()
         if self._weights is not None:
             self._weights.close()
         return "".join(digest.hexdigest() for digest in self._digests)
 
 
-def digest_of(folder: Path, part: str) -> str:
-    """The digest of a part's files as they are now (`SequenceWriter.close`)."""
-    found = ""
+def digest_of(folder: Path, split: str) -> str:
+    """The digest of the files of a split as they are now (see `SequenceWriter.close`)."""
+    digests = ""
     for kind in ("tokens", "weights"):
-        digest, file = xxhash.xxh3_64(), folder / f"{part}.{kind}"
+        digest, file = xxhash.xxh3_64(), folder / f"{split}.{kind}"
         if file.exists():
             with file.open("rb") as content:
                 while block := content.read(2**20):
                     digest.update(block)
-        found += digest.hexdigest()
-    return found
+        digests += digest.hexdigest()
+    return digests

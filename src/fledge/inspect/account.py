@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.text import Text
 
 from fledge.data import is_complete
-from fledge.data.build.report import account_rows
-from fledge.data.build.shards import BuildPlan
-from fledge.data.report import STATES, account_lines
+from fledge.data.build.directory import REPORT_FILE, BuildDirectory
+from fledge.data.build.report import report_rows, report_tokens
+from fledge.data.report import source_lines
+from fledge.data.row_events import SAMPLED_STATES, STATES
 from fledge.errors import FledgeError
 from fledge.inspect.builds import builds_of
 from fledge.inspect.row_lookup import row_events_of
@@ -53,19 +54,20 @@ class Filter:
 def totals(folder: Path) -> list[dict[str, Any]]:
     """The totals of a build's sources, as in data_report.json. For an incomplete build, the rows counted so far."""
     if is_complete(folder):
-        return read_json(folder / "data_report.json")["sources"]
-    return account_rows(folder, BuildPlan.read(folder / "build_plan.json"), encoded=True).as_dict()["sources"]
+        return read_json(folder / REPORT_FILE)["sources"]
+    build = BuildDirectory.open(folder)
+    return report_tokens(report_rows(build), build).as_dict()["sources"]
 
 
 def matching_events(folder: Path, row_filter: Filter) -> Iterator[dict[str, Any]]:
     """The recorded row events of a build that match the filter, each with the name of its source."""
-    plan = BuildPlan.read(folder / "build_plan.json")
-    for shard in sorted(plan.shards, key=lambda shard: (shard.source, shard.number)):
-        planned = plan.sources[shard.source]
-        if row_filter.matches_source(planned.name, planned.path):
-            for event in row_events_of(folder, shard.folder):
+    build = BuildDirectory.open(folder)
+    for shard in sorted(build.plan.shards, key=lambda shard: (shard.source, shard.number)):
+        source = build.plan.source_of(shard)
+        if row_filter.matches_source(source.name, source.path):
+            for event in row_events_of(build, shard):
                 if row_filter.matches(event):
-                    yield {"source": planned.name, **{key: event[key] for key in ("where", "state", "reason", "detail")},
+                    yield {"source": source.name, **{key: event[key] for key in ("where", "state", "reason", "detail")},
                            "amount": event.get("amount", 0)}  # fmt: skip
 
 
@@ -118,7 +120,7 @@ def _print(stages: Sequence[dict[str, Any]]) -> None:
         terminal.print(Text(stage["stage"], style="bold"))
         for source in stage["sources"]:
             terminal.print(Text(f"  {_sum_line(source)}"))
-            for line in account_lines(source)[1:]:
+            for line in source_lines(source)[1:]:
                 terminal.print(Text(f"  {line}", style="dim"))
         if "rows" not in stage:
             continue
@@ -127,9 +129,9 @@ def _print(stages: Sequence[dict[str, Any]]) -> None:
             line.append(f"{event['state']}: {event['reason']}", style=STYLES.get(event["state"], ""))
             line.append(f"  {event['detail']}" if event["detail"] else "", style="dim")
             terminal.print(line)
-        if any(event["state"] in ("changed", "noticed") for event in stage["rows"]):
+        if any(event["state"] in SAMPLED_STATES for event in stage["rows"]):
             terminal.print(
-                Text("  (all changes and notices are counted, but only the first few of each are noted)", style="italic")
+                Text("  (all changes and notices are counted, but only the first few of each are kept)", style="italic")
             )
         more = stage["matching"] - len(stage["rows"])
         if more:
@@ -140,11 +142,13 @@ def _print(stages: Sequence[dict[str, Any]]) -> None:
 
 def _sum_line(source: dict[str, Any]) -> str:
     """`rows = used + dropped`, with the events of the used rows."""
-    split_label = "" if source["part"] == "train" else f" ({source['part']})"
+    trained = source["split"] == "train"
+    split_label = "" if trained else f" ({source['split']})"
     dropped = sum(source["dropped"].values())
-    details = [f"{source['validation']:,} for validation"] if source["validation"] and source["part"] == "train" else []
-    details += [f"{source[state]:,} {state}" for state in ("truncated", "shortened", "split") if source[state]]
-    used = f"{source['used']:,} used" + (f" ({', '.join(details)})" if details else "")
+    details = [f"{source['validation_rows']:,} for validation"] if source["validation_rows"] and trained else []
+    counts = {state: source[f"{state}_rows"] for state in ("truncated", "shortened", "split")}
+    details += [f"{count:,} {state}" for state, count in counts.items() if count]
+    used = f"{source['used_rows']:,} used" + (f" ({', '.join(details)})" if details else "")
     return f"{source['name']}{split_label}: {source['rows']:,} rows = {used} + {dropped:,} dropped"
 
 

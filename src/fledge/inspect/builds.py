@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fledge.data import StageDataset, is_complete, load_built_dataset
-from fledge.data.build.shards import BuildPlan
+from fledge.data.build.directory import PLAN_FILE, BuildDirectory
+from fledge.data.build.plan import BuildPlan
 from fledge.errors import FledgeError
 from fledge.inspect.target import Overrides, recipe_of, stages_of, tokenizer_folder, without_drop_limit
 from fledge.prepare import Preparation
@@ -29,20 +30,27 @@ class OpenBuild:
     """A complete build, with its data and its tokenizer."""
 
     name: str
-    folder: Path
-    plan: BuildPlan
     data: StageDataset
     tokenizer: Tokenizer
+
+    @property
+    def directory(self) -> BuildDirectory:
+        """The build directory."""
+        return self.data.build
+
+    @property
+    def plan(self) -> BuildPlan:
+        """The plan of the build."""
+        return self.data.plan
 
 
 def open_build(name: str, folder: Path) -> OpenBuild:
     """The complete build in a folder. Raises FledgeError when the build is not complete."""
-    plan = BuildPlan.read(folder / "build_plan.json")
+    plan = BuildPlan.read(folder / PLAN_FILE)
     if not is_complete(folder):
         raise FledgeError("this build is not complete", where=str(folder), hint="run the same command again: it goes on")
     tokenizer = load_tokenizer(folder / "tokenizer")
-    data = load_built_dataset(folder, plan.stage, plan.name, tokenizer, plan.seed)
-    return OpenBuild(name, folder, plan, data, tokenizer)
+    return OpenBuild(name, load_built_dataset(folder, plan, tokenizer, plan.seed), tokenizer)
 
 
 @contextmanager
@@ -68,7 +76,7 @@ def _built_in(root: Path) -> dict[str, Path]:
     """The builds below a directory, in the order of its recipe; empty when the directory is neither a run nor a build."""
     folder_itself = _build_folder(root)
     if folder_itself is not None:
-        return {BuildPlan.read(folder_itself / "build_plan.json").name: folder_itself}
+        return {BuildPlan.read(folder_itself / PLAN_FILE).name: folder_itself}
     if not (root / "recipe.yaml").exists():
         return {}
     recipe = load_recipe([str(root / "recipe.yaml")])

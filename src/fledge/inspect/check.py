@@ -8,8 +8,9 @@ import orjson
 from rich.console import Console
 from rich.text import Text
 
-from fledge.data.analysis.checks import CHECKS, CheckContext, findings
-from fledge.data.analysis.statistics import stage_statistics
+from fledge.data.analysis.check_context import CheckContext
+from fledge.data.analysis.checks import CHECKS, findings
+from fledge.data.analysis.stage_statistics import stage_statistics
 from fledge.errors import FledgeError
 from fledge.findings import Finding
 from fledge.inspect.tables import MARKS, PIPED_WIDTH, finding_text
@@ -45,7 +46,7 @@ def check_stages(recipe: Recipe, names: Sequence[str], log: Log) -> dict[str, St
     results: dict[str, StageFindings] = {}
     for name in names if recipe.built_dataset is None else ():
         try:
-            preparation.collected(name)
+            preparation.collect_rows(name)
         except FledgeError as error:
             results[name] = {BUILD: [_as_finding(BUILD, error)]}
     try:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fledge.data.analysis.statistics import Lengths, SourceStatistics, StageStatistics
+from fledge.data.analysis.lengths import Lengths
+from fledge.data.analysis.statistics import SourceStatistics, StageStatistics
+from fledge.data.formats import FORMATS
 from fledge.inspect.inspection import StageInspection
 from fledge.inspect.tables import MARKS, percent
 from fledge.report.page import HERE as REPORT
@@ -73,7 +75,7 @@ def plots(statistics: StageStatistics) -> list[Plot]:
             height=height,
         ),
     ]
-    if statistics.kind != "pretrain":
+    if FORMATS[statistics.kind].has_loss_weights:  # otherwise every token is supervised
         traces = _supervised(statistics, names)
         figures.append(
             Plot(name="supervised", title="Supervised", unit="% of tokens", kind="bars", traces=traces, height=height)

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from fledge.data.build.phases import phase_result
-from fledge.data.build.shards import PlannedSource, Shard
+from fledge.data.build.directory import BuildDirectory
+from fledge.data.build.phase_output import read_result
+from fledge.data.build.plan import PlannedSource, Shard
+from fledge.data.build.shard_items import ShardItems
 from fledge.data.reading.records import row_location
-from fledge.data.report import read_notes
-from fledge.data.storage import load_arrays
+from fledge.data.row_events import read_row_events
 from fledge.errors import FledgeError
 from fledge.inspect.builds import OpenBuild
 
@@ -62,8 +63,7 @@ def parse_row_location(text: str) -> RowLocation:
 def find_rows(build: OpenBuild, location: RowLocation) -> Iterator[LocatedRow]:
     """The rows of a stage at a location: none, one, or one for each source that reads the file."""
     for shard in build.plan.shards:
-        folder = build.folder / "rows" / shard.folder
-        files = phase_result(folder)["files"]
+        files = read_result(build.directory.rows(shard))["files"]
         for index, file in enumerate(files):
             if location.matches_file(file):
                 _check_sign(location, file)
@@ -82,22 +82,19 @@ def _check_sign(location: RowLocation, file: str) -> None:
 
 
 def _in_shard(build: OpenBuild, shard: Shard, file: int, location: str, number: int) -> LocatedRow | None:
-    folder, source = build.folder / "rows" / shard.folder, build.plan.sources[shard.source]
-    arrays = load_arrays(folder / "rows.safetensors")
-    items = np.flatnonzero((arrays["file"] == file) & (arrays["number"] == number)).tolist()
-    if items:
-        row, item = int(arrays["row"][items[0]]), items[0]
+    source, items = build.plan.source_of(shard), ShardItems.of(build.directory, shard)
+    indices = np.flatnonzero((items.arrays["file"] == file) & (items.arrays["number"] == number)).tolist()
+    if indices:
+        row, item = items.row(indices[0]), indices[0]
         return LocatedRow(source=source, shard=shard, row=row, file=file, number=number, location=location, item=item)
-    for event in read_notes(folder / "row_events.jsonl"):
+    for event in read_row_events(build.directory.event_files(shard)[0]):
         if event["state"] == "dropped" and event["where"] == location:
             row = event["row"]
             return LocatedRow(source=source, shard=shard, row=row, file=file, number=number, location=location, item=None)
     return None
 
 
-def row_events_of(folder: Path, shard: str) -> list[dict[str, Any]]:
+def row_events_of(build: BuildDirectory, shard: Shard) -> list[dict[str, Any]]:
     """All recorded events of the rows of a shard, ordered by row and, for each row, by phase."""
-    files = (folder / "rows" / shard / "row_events.jsonl", folder / "keep" / f"{shard}.row_events.jsonl",
-             folder / "tokens" / shard / "row_events.jsonl")  # fmt: skip
-    events = [event for file in files for event in read_notes(file)]
+    events = [event for file in build.event_files(shard) for event in read_row_events(file)]
     return sorted(events, key=lambda event: event["row"])

@@ -11,10 +11,12 @@ import orjson
 from rich.console import Console
 from rich.text import Text
 
-from fledge.data.build.phases import TRAIN, keep_mask
+from fledge.data import PackedDataset
+from fledge.data.build.directory import TRAIN
 from fledge.data.cleaning.cleaning import CleaningSteps, clean_item
-from fledge.data.dataset.batches import PackedDataset
-from fledge.data.parsing.rows import Conversation, Document, Item, RowError, format_name, parse_row
+from fledge.data.parsing.columns import RowError
+from fledge.data.parsing.detection import schema_name
+from fledge.data.parsing.rows import parse_row
 from fledge.data.reading.records import Record, read
 from fledge.errors import FledgeError
 from fledge.inspect.builds import Builds, OpenBuild, open_build
@@ -29,12 +31,12 @@ MAX_CHARACTERS = 200  # of a column's value
 class Packing:
     """One example in the first epoch: its packed rows in the order of reading, and the steps (from 1) that train on them.
 
-    Both are empty when the epoch does not draw the example. `tokens` and `supervised` are token counts.
+    Both are empty when the epoch does not draw the example. `tokens` and `target_tokens` (targets with weight) are counts.
     """
 
     example: int
     tokens: int
-    supervised: int
+    target_tokens: int
     rows: tuple[int, ...]
     steps: tuple[int, ...]
 
@@ -45,14 +47,14 @@ class RowTrace:
 
     stage: str
     source: str
-    part: str
+    split: str
     where: str
     read: dict[str, str] = field(default_factory=dict)  # column -> the beginning of its value
     note: str = ""  # why the file was not read again
     recognised: str = ""
     changed: tuple[dict[str, str], ...] = ()
     dropped: str = ""
-    remarks: tuple[str, ...] = ()
+    events: tuple[str, ...] = ()  # truncated, shortened, split, noticed
     side: str = ""  # training, validation or evaluation; empty for a dropped row
     packed: tuple[Packing, ...] = ()
 
@@ -79,7 +81,7 @@ def trace_row(builds: Builds, row: str, as_json: bool) -> None:
 def build_trace(build: OpenBuild, row: LocatedRow) -> RowTrace:
     """The trace of one row. Its file is read again, provided that the file has not changed since the build."""
     record, note = _reread(build, row)
-    events = [event for event in row_events_of(build.folder, row.shard.folder) if event["row"] == row.row]
+    events = [event for event in row_events_of(build.directory, row.shard) if event["row"] == row.row]
     dropped = [_event_text(event) for event in events if event["state"] == "dropped"]
     side = "" if dropped else _side(build, row)
     data = {"training": build.data.train, "validation": build.data.validation}.get(side)
@@ -87,14 +89,14 @@ def build_trace(build: OpenBuild, row: LocatedRow) -> RowTrace:
     return RowTrace(
         stage=build.name,
         source=row.source.name,
-        part=row.source.part,
+        split=row.source.split,
         where=row.location,
         read=_columns(record) if record is not None else {},
         note=note,
         recognised=recognised,
         changed=changed,
         dropped="; ".join(dropped),
-        remarks=tuple(_event_text(event) for event in events if event["state"] not in ("dropped", "changed")),
+        events=tuple(_event_text(event) for event in events if event["state"] not in ("dropped", "changed")),
         side=side,
         packed=_packed(build, row, data) if data is not None else (),
     )
@@ -135,54 +137,48 @@ def _recognised(build: OpenBuild, row: LocatedRow, record: Record | None) -> tup
     """The format of the row, and the changes that cleaning made. Both depend on the row alone."""
     if record is None or record.broken:
         return "", ()
-    stage, source = build.plan.stage, row.source.source
+    plan, source = build.plan, row.source.source
+    schema = schema_name(record.value, source)
     try:
-        item = parse_row(record.value, source, stage.kind, stage.data.system)
-        _, changes = clean_item(item, CleaningSteps.of(stage.data.clean, stage.kind))
+        item = parse_row(record.value, source, plan.format.parse, plan.data.system)
+        _, events = clean_item(item, CleaningSteps.of(plan.data.clean, plan.format.strips_html))
     except RowError:
-        return format_name(record.value, source), ()
-    name = f"{format_name(record.value, source)}: {_shape(item)}"
-    return name, tuple({"step": change.step, "before": change.before, "after": change.after} for change in changes)
-
-
-def _shape(item: Item) -> str:
-    """The kind of the item in words."""
-    if isinstance(item, Document):
-        return f"a document of {len(item.text):,} characters"
-    turns = item.messages if isinstance(item, Conversation) else item.prompt
-    return f"a {type(item).__name__.lower()} with turns {', '.join(turn.role for turn in turns)}"
+        return schema, ()
+    changes = ((event.reason, event.excerpts or ("", "")) for event in events)
+    changed = tuple({"step": step, "before": before, "after": after} for step, (before, after) in changes)
+    return f"{schema}: {item.description()}", changed
 
 
 def _side(build: OpenBuild, row: LocatedRow) -> str:
-    if row.source.part == "evaluation":
+    if row.source.split == "evaluation":
         return "evaluation"
-    keep = keep_mask(build.folder, row.shard)
+    keep = build.directory.keep_mask(row.shard)
     return "training" if row.item is not None and keep[row.item] == TRAIN else "validation"
 
 
 def _step_of(build: OpenBuild, stream_row: int) -> int:
-    """The step, counted from 1, that trains on a row of the stream of packed rows."""
-    stage, train = build.plan.stage, build.data.train
-    if stage.batch.warmup is None:
-        return stream_row // stage.batch.global_batch_rows(train.row_length) + 1
-    steps = compute_steps(stage.duration, stage.batch, train.rows_in, train.row_length)
-    return bisect_right(range(steps.steps), stream_row, key=steps.first_row)
+    """The step of the first epoch, counted from 1, that trains on a row of the stream of packed rows."""
+    batch, train = build.plan.batch, build.data.train
+    if batch.warmup is None:
+        return stream_row // batch.global_batch_rows(train.packed_length) + 1
+    horizon = compute_steps("1 epochs", batch, train.packed_rows_in, train.packed_length)
+    return bisect_right(range(horizon.steps), stream_row, key=horizon.first_row)
 
 
 def _packed(build: OpenBuild, row: LocatedRow, data: PackedDataset) -> tuple[Packing, ...]:
-    packed_rows, order = data.epoch(0)
+    layout, order = data.epoch(0)
     positions = np.arange(len(order))
     if data is build.data.train:  # validation is read in the order of its rows
         positions[order] = np.arange(len(order))
     packings = []
     for example in examples_of(data.examples, row.shard.number, row.row):
-        sequences = np.arange(data.examples.per_example) + example * data.examples.per_example
-        sequence_slots = np.flatnonzero(np.isin(packed_rows.sequence, sequences))
-        rows_in_order = np.unique(positions[np.searchsorted(packed_rows.offsets, sequence_slots, side="right") - 1]).tolist()
+        sequences = data.examples.sequences_of(np.asarray([example]))
+        sequence_slots = np.flatnonzero(np.isin(layout.sequence, sequences))
+        rows_in_order = np.unique(positions[np.searchsorted(layout.offsets, sequence_slots, side="right") - 1]).tolist()
         tokens = int(np.diff(data.examples.offsets)[sequences].sum())
-        supervised = int(data.examples.supervised[sequences].sum())
+        target_tokens = int(data.examples.target_tokens[sequences].sum())
         steps = sorted({_step_of(build, position) for position in rows_in_order})
-        packings.append(Packing(example, tokens, supervised, tuple(rows_in_order), tuple(steps)))
+        packings.append(Packing(example, tokens, target_tokens, tuple(rows_in_order), tuple(steps)))
     return tuple(packings)
 
 
@@ -204,12 +200,12 @@ def _print(terminal: Console, trace: RowTrace) -> None:
         line("cleaned", "nothing to change")
     if trace.dropped:
         line("dropped", trace.dropped)
-    for remark in trace.remarks:
-        line("noted", remark)
+    for event in trace.events:
+        line("noted", event)
     if trace.side:
         line("kept", f"for {trace.side}")
     for packing in trace.packed:
-        line("tokens", f"example {packing.example}: {packing.tokens:,} tokens, {packing.supervised:,} supervised")
+        line("tokens", f"example {packing.example}: {packing.tokens:,} tokens, {packing.target_tokens:,} supervised")
         line("packed", _packed_text(packing, trace.side))
 
 

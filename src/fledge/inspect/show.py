@@ -6,7 +6,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from fledge.data.analysis.build_stats import RowLocator
+from fledge.data.build.row_locator import RowLocator
 from fledge.data.storage import Examples
 from fledge.errors import FledgeError
 from fledge.inspect.builds import OpenBuild, builds_of, open_build
@@ -17,6 +17,7 @@ from fledge.run import Log
 from fledge.tokenizer import Tokenizer
 
 TRAINED, REJECTED, CONTEXT = "black on green", "black on red", "dim"
+STYLES = {"rejected": REJECTED}  # name of a sequence -> style of its trained tokens; TRAINED for others
 OPEN, CLOSE = "⟦", "⟧"  # around trained text when there are no colours
 VISIBLE = {**PICTURES, ord("\ufffd"): "·", ord("\n"): "⏎\n", ord("\t"): "\t"}
 LEGEND = "⏎ is a line break, · an unfinished character; [0.5] is the weight of what follows, where it is not 1"
@@ -55,14 +56,15 @@ def paint(
     return text.append(CLOSE if brackets and before else "")
 
 
-def print_example(terminal: Console, tokenizer: Tokenizer, examples: Examples, example: int, location: str) -> None:
+def print_example(terminal: Console, build: OpenBuild, examples: Examples, example: int, location: str) -> None:
     """Print all sequences of one example, each below a line that describes it."""
-    for index in range(examples.per_example):
-        tokens, weights = examples.sequence(example * examples.per_example + index)
-        role, style = ((" chosen", TRAINED), (" rejected", REJECTED))[index] if examples.per_example == 2 else ("", TRAINED)
+    names, sequences = build.plan.format.sequence_names, examples.sequences_of(np.asarray([example])).tolist()
+    for name, sequence in zip(names, sequences, strict=True):
+        tokens, weights = examples.sequence(sequence)
         trained = int((weights[1:] > 0).sum())
-        terminal.rule(Text(f"example {example}{role}: {len(tokens):,} tokens, {trained:,} trained · {location}"), align="left")
-        terminal.print(paint(tokenizer, tokens, weights, style, brackets=not coloured(terminal)))
+        label, style = f"example {example} {name}".rstrip(), STYLES.get(name, TRAINED)
+        terminal.rule(Text(f"{label}: {len(tokens):,} tokens, {trained:,} trained · {location}"), align="left")
+        terminal.print(paint(build.tokenizer, tokens, weights, style, brackets=not coloured(terminal)))
 
 
 def show(
@@ -91,14 +93,14 @@ def show(
 
 
 def _show_some(terminal: Console, build: OpenBuild, first: int, count: int) -> None:
-    examples, locator = build.data.train.examples, RowLocator(build.data, build.plan)
+    examples, locator = build.data.train.examples, RowLocator(build.data)
     if not 0 <= first < examples.count:
         raise FledgeError(f"there is no example {first}: the stage has {examples.count:,}", where="--offset")
     if count < 1:
         raise FledgeError("--limit must be above 0")
     for example in range(first, min(first + count, examples.count)):
-        print_example(terminal, build.tokenizer, examples, example, locator.example(example))
-    for line in build.data.ledger.lines():
+        print_example(terminal, build, examples, example, locator.example(example))
+    for line in build.data.report.lines():
         terminal.print(Text(line, style="dim"), soft_wrap=True)
 
 
@@ -109,7 +111,7 @@ def print_row(terminal: Console, build: OpenBuild, shard: int, row: int) -> int:
         if data is None:
             continue
         for example in examples_of(data.examples, shard, row):
-            print_example(terminal, build.tokenizer, data.examples, example, f"{build.name}, {split}")
+            print_example(terminal, build, data.examples, example, f"{build.name}, {split}")
             shown += 1
     return shown
 

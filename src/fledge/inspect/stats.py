@@ -9,9 +9,10 @@ import orjson
 from rich.console import Console
 from rich.text import Text
 
-from fledge.data.analysis.checks import CheckContext, findings
+from fledge.data.analysis.check_context import CheckContext
+from fledge.data.analysis.checks import findings
 from fledge.data.analysis.pre_tokenization import measure
-from fledge.data.analysis.statistics import stage_statistics
+from fledge.data.analysis.stage_statistics import stage_statistics
 from fledge.inspect.inspection import StageInspection
 from fledge.inspect.tables import PIPED_WIDTH, tables
 from fledge.inspect.target import Overrides, recipe_of, stages_of, tokenizer_folder, without_drop_limit
@@ -30,7 +31,7 @@ def inspect_stages(recipe: Recipe, stage: str | None, log: Log) -> tuple[list[St
     tokenizer = preparation.tokenizer(tokenizer_folder(recipe))
     inspections = []
     for name in names:
-        measured = measure(preparation.collected(name), tokenizer, log)
+        measured = measure(preparation.collect_rows(name), tokenizer, log)
         data = preparation.stage_data(name, tokenizer)
         statistics = stage_statistics(data, measured)
         stage_findings = findings(CheckContext(data, statistics, tokenizer, None, recipe.stages[name].data.max_drop_fraction))

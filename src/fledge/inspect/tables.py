@@ -7,7 +7,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from fledge.data.analysis.statistics import PERCENTILES, Fit, Lengths, Opening, SourceStatistics, StageStatistics, Training
+from fledge.data.analysis.lengths import PERCENTILES, Lengths
+from fledge.data.analysis.statistics import ContextFit, Opening, SourceStatistics, StageStatistics, TrainingStatistics
 from fledge.findings import Finding
 
 NAME_WIDTH = 28  # characters of a source's name
@@ -62,8 +63,8 @@ def _table(columns: Sequence[str]) -> "Table":
 def _epoch(statistics: StageStatistics) -> Iterator[Text]:
     epoch = statistics.epoch
     yield Text(
-        f"an epoch: {epoch.examples:,} examples in {epoch.rows:,} packed rows of {epoch.row_length:,} tokens, padding "
-        f"{epoch.padding_share:.1%}; {epoch.tokens:,} tokens, {epoch.target_token_fraction:.1%} of them supervised"
+        f"an epoch: {epoch.examples:,} examples in {epoch.packed_rows:,} packed rows of {epoch.packed_length:,} tokens, "
+        f"padding {epoch.padding_share:.1%}; {epoch.tokens:,} tokens, {epoch.target_token_fraction:.1%} of them supervised"
     )
     yield Text(
         f"{epoch.steps:,} optimizer steps an epoch; effective batch {epoch.batch_rows:,} rows ≈ {epoch.batch_tokens:,} tokens"
@@ -72,7 +73,7 @@ def _epoch(statistics: StageStatistics) -> Iterator[Text]:
 
 def _label(source: SourceStatistics) -> Text:
     label = Text(source.name)
-    return label if source.part == "train" else label.append(f" ({source.part})", style="dim")
+    return label if source.split == "train" else label.append(f" ({source.split})", style="dim")
 
 
 def _rows_table(statistics: StageStatistics) -> "Table":
@@ -81,8 +82,8 @@ def _rows_table(statistics: StageStatistics) -> "Table":
     for source in statistics.sources:
         answers = source.answers
         table.add_row(
-            _label(source), _count(source.rows), _count(source.used), _count(sum(source.dropped.values())),
-            _count(source.validation), _count(source.exact_duplicates), _count(source.near_duplicates),
+            _label(source), _count(source.rows), _count(source.used_rows), _count(sum(source.dropped.values())),
+            _count(source.validation_rows), _count(source.exact_duplicates), _count(source.near_duplicates),
             percent(answers.identity_share if answers else None), Text(_shares(source.languages)),
         )  # fmt: skip
     return table
@@ -105,7 +106,7 @@ def _lengths_table(statistics: StageStatistics, what: str) -> "Table":
     return table
 
 
-def _trained(statistics: StageStatistics) -> Iterator[tuple[SourceStatistics, Training, Fit]]:
+def _trained(statistics: StageStatistics) -> Iterator[tuple[SourceStatistics, TrainingStatistics, ContextFit]]:
     for source in statistics.sources:
         if source.training is not None and source.fit is not None:
             yield source, source.training, source.fit
@@ -127,8 +128,8 @@ def _fit_table(statistics: StageStatistics) -> "Table":
     table = _table(columns)
     for source, _, fit in _trained(statistics):
         table.add_row(
-            _label(source), percent(fit.share), _count(fit.truncated), _count(fit.shortened), _count(fit.split),
-            _count(fit.dropped), _count(fit.tokens_lost),
+            _label(source), percent(fit.share), _count(fit.truncated_rows), _count(fit.shortened_rows),
+            _count(fit.split_rows), _count(fit.dropped_rows), _count(fit.lost_tokens),
         )  # fmt: skip
     return table
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from fledge.data.build.shards import SHARD_BYTES
-from fledge.data.parsing.rows import RowError, detect_format
+from fledge.data.build.plan import SHARD_BYTES
+from fledge.data.formats import FORMATS, kind_for
+from fledge.data.parsing.columns import RowError
+from fledge.data.parsing.detection import detect_item_type
 from fledge.data.reading.records import files_of, read, spans_of
 from fledge.errors import FledgeError
 from fledge.recipe import Recipe, Source, load_recipe
@@ -15,8 +17,6 @@ from fledge.run import RunDirectory
 
 RECIPES = (".yaml", ".yml")
 DETECTION_ROWS = 20  # rows of a file that are read to detect their kind
-KINDS = ("pretrain", "sft", "preference")
-READ_AS = {"label": "sft"}  # kinds of rows that no stage trains -> the kind that they are read as
 ANY_CONTEXT = 2**20
 Overrides = Sequence[tuple[str, str]]
 
@@ -42,7 +42,7 @@ def recipe_of(targets: Sequence[str], overrides: Overrides = (), kind: str | Non
         stage = kind or kind_of(target)
         sources.setdefault(stage, []).append(target)
     settings = [("model.max_position_embeddings", str(ANY_CONTEXT))]
-    for stage in sorted(sources, key=KINDS.index):
+    for stage in sorted(sources, key=list(FORMATS).index):
         settings += [(f"stages.{stage}.kind", stage), (f"stages.{stage}.data.validation", "0")]
         settings.append((f"stages.{stage}.data.train", json.dumps(sources[stage])))
     return load_recipe([], [*settings, *overrides])
@@ -58,8 +58,7 @@ def kind_of(target: str) -> str:
     problem = "it holds no rows"
     for record in islice(rows, DETECTION_ROWS):
         try:
-            row_format = detect_format(record.value, source)
-            kinds[READ_AS.get(row_format, row_format)] += 1
+            kinds[kind_for(detect_item_type(record.value, source))] += 1
         except RowError as error:
             problem = f"{error.reason}: {error.detail}"
     if not kinds:

@@ -3,26 +3,25 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fledge.data import PackedDataset
+from fledge.data import FORMATS, PackedDataset
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
 from fledge.plan.horizon import TrainingHorizon, compute_steps
 from fledge.plan.hyperparameters import RunSize, resolve_stage
 from fledge.plan.lr_schedule import min_lr, warmup_steps
-from fledge.recipe.schema import ModelConfig, PreferenceStage, PretrainStage, RuntimeConfig, SftStage
-
-AnyStage = PretrainStage | SftStage | PreferenceStage
+from fledge.recipe.schema import ModelConfig, RuntimeConfig, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan:
     """The plan of a stage, stored as plan.json.
 
-    Tokens are positions of packed rows that hold data; padding is not counted. `notes` explain the numbers that the recipe left
-    to `auto`.
+    Tokens are positions of packed rows that hold data; padding is not counted. `label` names one example and `loss_unit` is the
+    unit of the stage's loss; reports read both. `notes` explain the numbers that the recipe left to `auto`.
     """
 
     kind: str
+    label: str
     loss_unit: str
     parameters: int
     active_parameters: int
@@ -52,26 +51,27 @@ class StagePlan:
 
 
 def plan_stage(
-    stage: AnyStage,
+    stage: Stage,
     train: PackedDataset,
     cost: ModelCost,
     chosen: list[str] | None = None,
-) -> tuple[StagePlan, TrainingHorizon, AnyStage]:
+) -> tuple[StagePlan, TrainingHorizon, Stage]:
     """The plan of a stage, its horizon, and the stage with numbers in place of `auto`.
 
     `chosen`: sentences about earlier choices, which the plan's notes start with. Raises FledgeError if a warm-up is longer than
     the stage or the minimum learning rate is above the derived learning rate.
     """
-    horizon = compute_steps(stage.duration, stage.batch, train.rows_in, train.row_length)
+    horizon = compute_steps(stage.duration, stage.batch, train.packed_rows_in, train.packed_length)
     warmup = warmup_steps(stage.schedule, horizon.steps)
     count = cost.parameters()
-    epochs = train.epochs_at(horizon.rows)
-    tokens = round(train.positions * epochs)
-    batch_tokens = round(horizon.global_batch_rows * train.positions / len(train))
+    epochs = train.epochs_after(horizon.rows)
+    tokens = round(train.num_tokens * epochs)
+    batch_tokens = round(horizon.global_batch_rows * train.num_tokens / len(train))
     resolved, notes = resolve_stage(stage, RunSize(cost.config.hidden_size, batch_tokens, horizon.steps, tokens))
     rate, betas, decay = resolved.optimizer.numbers()
     plan = StagePlan(
         kind=stage.kind,
+        label=FORMATS[stage.kind].label,
         loss_unit=stage.loss_unit,
         parameters=count.total,
         active_parameters=count.active,
@@ -80,7 +80,7 @@ def plan_stage(
         epochs=epochs,
         steps=horizon.steps,
         tokens=tokens,
-        target_tokens=round(train.supervised * epochs),
+        target_tokens=round(train.num_target_tokens * epochs),
         warmup_steps=warmup,
         warmup_share=warmup / horizon.steps,
         effective_batch_rows=horizon.global_batch_rows,
@@ -98,7 +98,7 @@ def plan_stage(
     return plan, horizon, resolved
 
 
-def with_recorded_settings(stage: AnyStage, recorded: dict[str, Any]) -> AnyStage:
+def with_recorded_settings(stage: Stage, recorded: dict[str, Any]) -> Stage:
     """The stage with the numbers that were chosen when it began; `recorded`: the values of its plan.json."""
     rows, optimizer = recorded["effective_batch_rows"], stage.optimizer
     micro = recorded["micro_rows"] if stage.batch.micro_batch_size == "auto" else stage.batch.micro_batch_size
@@ -114,7 +114,7 @@ def with_recorded_settings(stage: AnyStage, recorded: dict[str, Any]) -> AnyStag
     return stage.model_copy(update={"batch": batch, "optimizer": optimizer})
 
 
-def check_settings_have_effect(stage: AnyStage, steps: int, config: ModelConfig, runtime: RuntimeConfig) -> None:
+def check_settings_have_effect(stage: Stage, steps: int, config: ModelConfig, runtime: RuntimeConfig) -> None:
     """Raise FledgeError for settings that cannot have an effect with this model or number of steps."""
     layers = config.num_hidden_layers
     if runtime.activation_checkpoint_every > layers:

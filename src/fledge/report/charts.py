@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fledge.report.i18n import UNITS, Text
+from fledge.report.i18n import UNITS, Text, unit_text
 from fledge.report.records import Stage
 from fledge.report.series import Points, downsample, points, smooth, smoothing_span
-from fledge.report.summary_table import loss_unit, metric, preference_accuracy
+from fledge.report.summary_table import metric, preference_accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,8 @@ def stage_charts(stage: Stage) -> list[Chart]:
     """All figures of a stage, in the order of the page."""
     steps, resources = stage.events.steps, stage.events.resources
     charts = [
-        Chart(name="loss", title=Text("Loss", "损失"), unit=UNITS[loss_unit(stage)], traces=loss_traces(stage), wide=True),
-        *(preference_charts(stage) if stage.kind == "preference" else []),
+        Chart(name="loss", title=Text("Loss", "损失"), unit=unit_text(stage.loss_unit), traces=loss_traces(stage), wide=True),
+        *preference_charts(stage),
         *if_recorded(accuracy_chart(stage)),
         *if_recorded(prompts_chart(stage)),
         Chart(
@@ -228,7 +228,7 @@ def memory_chart(stage: Stage) -> Chart:
 
 
 def preference_charts(stage: Stage) -> list[Chart]:
-    """Rewards, reward margins, preference accuracy and log-probabilities of a preference stage."""
+    """Rewards, reward margins, preference accuracy and log-probabilities, as far as the stage recorded them."""
     chosen, rejected = Text("chosen", "被选"), Text("rejected", "被拒")
     train, validation = Text("train", "训练"), Text("validation", "验证")
 
@@ -242,7 +242,7 @@ def preference_charts(stage: Stage) -> list[Chart]:
         validation_curve = [(step, value * scale) for step, value in with_first_evaluation(stage, name)]
         return smoothed(training_curve, "main", train) + trace(validation_curve, "eval", validation)
 
-    return [
+    charts = [
         Chart(name="rewards", title=Text("Rewards", "奖励"), unit=UNITS["nats"], traces=chosen_and_rejected("rewards")),
         Chart(
             name="margins",
@@ -257,9 +257,6 @@ def preference_charts(stage: Stage) -> list[Chart]:
             traces=train_and_validation("rewards/accuracies", 100),
             from_zero=True,
         ),
-        *if_recorded(
-            Chart(
-                name="logps", title=Text("Log-probability", "对数概率"), unit=UNITS["nats"], traces=chosen_and_rejected("logps")
-            )
-        ),
+        Chart(name="logps", title=Text("Log-probability", "对数概率"), unit=UNITS["nats"], traces=chosen_and_rejected("logps")),
     ]
+    return [chart for chart in charts if chart.traces]

@@ -34,11 +34,28 @@ UNITS = {
     "%": same("%"),
 }
 
+EXAMPLES = {
+    "document": Text("documents", "文档"),
+    "conversation": Text("conversations", "对话"),
+    "pair": Text("pairs", "样本对"),
+}
+
 KINDS = {
     "pretrain": Text("pretraining", "预训练"),
     "sft": Text("supervised fine-tuning", "监督微调"),
     "preference": Text("preference optimisation", "偏好优化"),
 }
+
+
+def unit_text(unit: str) -> Text:
+    """A unit in both languages. A unit without a translation stays as it is."""
+    return UNITS.get(unit, same(unit))
+
+
+def example_text(label: str) -> Text:
+    """The plural of an example's label in both languages; "examples" for a label without a translation."""
+    return EXAMPLES.get(label, UNITS["examples"])
+
 
 WORDS = {
     "report": Text("Training report", "训练报告"),
@@ -92,6 +109,7 @@ WORDS = {
     "split": Text("continued in another row", "跨行续接"),
     "shortened": Text("shortened (oldest turns left out)", "缩短（略去最早的轮次）"),
     "rows": Text("rows", "行"),
+    "packed_rows": Text("packed rows", "打包行"),
     "used": Text("used", "使用"),
     "dropped": Text("dropped", "舍弃"),
     "balanced": Text("adds up", "账目相符"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from fledge.report import formatting
 from fledge.report.charts import stage_charts
 from fledge.report.facts import facts
-from fledge.report.i18n import WORDS
+from fledge.report.i18n import WORDS, example_text
 from fledge.report.read_run import number, read_run, text
 from fledge.report.records import Run
 from fledge.report.samples import sample_tables
@@ -105,6 +105,7 @@ def render(run: Run) -> str:
         duration=formatting.duration,
         number=number,
         text=text,
+        example_text=example_text,
     )
     return environment.get_template("page.html.j2").render(
         run=run,

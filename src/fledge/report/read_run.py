@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import yaml
+
 from fledge.report.records import (
     DataReport,
     DroppedRow,
@@ -20,7 +22,6 @@ from fledge.report.records import (
     WrongAnswer,
 )
 
-KIND_ORDER = ("pretrain", "sft", "preference")
 STAGE_FILES = ("plan.json", "data_report.json", "events.jsonl", "eval")
 
 
@@ -130,19 +131,23 @@ def compute_configs(reader: Reader, names: list[str]) -> dict[str, object]:
 
 
 def stage_names(root: Path, listed: object) -> list[str]:
-    """The stages that the summary lists. Without a summary: the stage directories on disk, in the usual order of training."""
+    """The stages that the summary lists. Without a summary: the stage directories on disk, in the order of the recipe."""
     if isinstance(listed, list):
         names = [name for name in listed if isinstance(name, str) and is_plain_name(name)]
         if names:
             return list(dict.fromkeys(names))
     directories = [entry.name for entry in root.iterdir() if entry.is_dir() and is_stage_directory(entry)]
-    positions = {kind: position for position, kind in enumerate(KIND_ORDER)}
+    positions = {name: position for position, name in enumerate(recipe_stages(root))}
+    return sorted(directories, key=lambda name: (positions.get(name, len(positions)), name))
 
-    def rank(name: str) -> tuple[int, str]:
-        plan = Reader(root).json_object(f"{name}/plan.json") or {}
-        return positions.get(text(plan.get("kind")), len(positions)), name
 
-    return sorted(directories, key=rank)
+def recipe_stages(root: Path) -> list[str]:
+    """The names of the stages of the run's recipe, in order. Empty when the recipe cannot be read."""
+    try:
+        recipe = yaml.safe_load(Reader(root).read_text("recipe.yaml") or "")
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return []
+    return list(mapping(mapping(recipe).get("stages")))
 
 
 def is_plain_name(name: str) -> bool:
@@ -250,16 +255,16 @@ def read_source(row: Mapping[str, object]) -> Source:
         name=text(row.get("name")),
         path=text(row.get("path")),
         rows=number(row.get("rows")),
-        used=number(row.get("used")),
+        used=number(row.get("used_rows")),
         dropped=tuple((reason, count) for reason, count in dropped if count),
-        truncated=number(row.get("truncated")),
-        split=number(row.get("split")),
-        shortened=number(row.get("shortened")),
+        truncated=number(row.get("truncated_rows")),
+        split=number(row.get("split_rows")),
+        shortened=number(row.get("shortened_rows")),
         tokens=number(row.get("tokens")),
         target_tokens=number(row.get("target_tokens")),
         examples=tuple(
             DroppedRow(reason=text(item.get("reason")), location=text(item.get("where")), detail=text(item.get("detail")))
-            for item in mappings(row.get("examples"))
+            for item in mappings(row.get("first_events"))
         ),
     )
 
@@ -271,7 +276,7 @@ def read_split(value: object) -> Split | None:
     row = mapping(value)
     return Split(
         examples=number(row.get("examples")),
-        rows=number(row.get("rows")),
+        packed_rows=number(row.get("packed_rows")),
         tokens=number(row.get("tokens")),
         target_tokens=number(row.get("target_tokens")),
         padding_share=number(row.get("padding_share")),

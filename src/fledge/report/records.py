@@ -98,7 +98,7 @@ class Split:
     """Totals of the training or the validation split. `padding_share` is a fraction of all packed positions."""
 
     examples: float | None
-    rows: float | None
+    packed_rows: float | None
     tokens: float | None
     target_tokens: float | None
     padding_share: float | None
@@ -142,6 +142,16 @@ class Stage:
     def kind(self) -> str:
         """The stage's kind as the plan names it, or an empty string."""
         return str(self.plan.get("kind") or "")
+
+    @property
+    def label(self) -> str:
+        """The name of one example as the plan says it, or an empty string."""
+        return str(self.plan.get("label") or "")
+
+    @property
+    def loss_unit(self) -> str:
+        """The unit of the stage's loss as the plan says it, or an empty string."""
+        return str(self.plan.get("loss_unit") or "")
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 import re
 
 from fledge.report import formatting
-from fledge.report.i18n import KINDS, UNITS, Text, same
+from fledge.report.i18n import KINDS, Text, same, unit_text
 from fledge.report.read_run import number
 from fledge.report.records import Run, Stage, World
-from fledge.report.summary_table import loss_unit, metric, preference_accuracy, stage_tokens
+from fledge.report.summary_table import metric, preference_accuracy, stage_tokens
 
 
 def summary_sentences(run: Run) -> list[tuple[str, Text]]:
@@ -60,7 +60,7 @@ def change_phrase(before: str, after: str, rose: bool) -> Text:
 def loss_clause(stage: Stage) -> Text | None:
     """The change of the validation loss (and perplexity), or None when no loss was recorded."""
     before, after = metric(stage, "loss", "before"), metric(stage, "loss", "after")
-    unit = UNITS[loss_unit(stage)]
+    unit = unit_text(stage.loss_unit)
     if after is None:
         return None
     if before is None:
@@ -68,7 +68,8 @@ def loss_clause(stage: Stage) -> Text | None:
     change = change_phrase(formatting.loss(before), formatting.loss(after), after > before)
     clause = Text(f"validation loss {change.en} {unit.en}", f"验证损失{change.zh} {unit.zh}")
     old, new = metric(stage, "perplexity", "before"), metric(stage, "perplexity", "after")
-    if stage.kind != "preference" and old is not None and new is not None:
+    per_token = stage.loss_unit.endswith("/token")  # only then is the perplexity the exponential of the loss
+    if per_token and old is not None and new is not None:
         spelled = f"{formatting.three_figures(old)} → {formatting.three_figures(new)}"
         clause = Text(f"{clause.en} (perplexity {spelled})", f"{clause.zh}（困惑度 {spelled}）")
     return clause

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fledge.report import formatting
-from fledge.report.i18n import KINDS, UNITS, Text, same
+from fledge.report.i18n import KINDS, UNITS, Text, same, unit_text
 from fledge.report.read_run import number, text
 from fledge.report.records import Scores, Stage
 from fledge.report.series import last_value
@@ -44,12 +44,6 @@ def metric(stage: Stage, name: str, moment: str) -> float | None:
     if value is None and moment == "after":
         return last_value(stage.events.evals, f"eval/{name}")
     return value
-
-
-def loss_unit(stage: Stage) -> str:
-    """The unit of the stage's loss as its plan says; no unit where the plan could not be read."""
-    unit = text(stage.plan.get("loss_unit"))
-    return unit if unit in UNITS else ""
 
 
 def stage_seconds(stage: Stage) -> float | None:
@@ -108,7 +102,7 @@ def preference_accuracy(stage: Stage, moment: str) -> float | None:
 
 def plain_cell(value: float | None, unit: str, format_: Callable[[float], str]) -> Cell | None:
     """A value with its unit, or None when there is no value."""
-    return None if value is None else Cell(same(format_(value)), UNITS[unit])
+    return None if value is None else Cell(same(format_(value)), unit_text(unit))
 
 
 def change_cell(
@@ -122,7 +116,7 @@ def change_cell(
     better = None
     if before is not None and format_(before) != format_(after):
         better = (after < before) if falling else (after > before)
-    return Cell(same(format_(after)), UNITS[unit], formatting.format_or_none(format_, before), better)
+    return Cell(same(format_(after)), unit_text(unit), formatting.format_or_none(format_, before), better)
 
 
 def kind_cell(stage: Stage) -> Cell | None:
@@ -185,9 +179,7 @@ def stage_rows(stages: Sequence[Stage]) -> list[Row]:
         return Row(Text(en, zh), tuple(cell(stage) for stage in stages))
 
     def before_and_after(name: str, unit: str, format_: Callable[[float], str], falling: bool):
-        return lambda s: change_cell(
-            metric(s, name, "before"), metric(s, name, "after"), unit or loss_unit(s), format_, falling
-        )
+        return lambda s: change_cell(metric(s, name, "before"), metric(s, name, "after"), unit or s.loss_unit, format_, falling)
 
     always = [
         row("Kind", "类型", kind_cell),

@@ -92,8 +92,8 @@ class DatasetSource:
             normalizer=sum(self.normalizer(batch) for batch in with_targets),
             num_tokens=sum(batch.num_tokens for batch in batches),
             num_target_tokens=sum(batch.num_target_tokens for batch in batches),
-            by_source=tuple(sum(batch.by_source[source] for batch in batches) for source in range(len(data.sources))),
-            epoch=data.epochs_at(skip_offset(stop - 1, skipped) + 1),
+            by_source=tuple(sum(batch.tokens_by_source[source] for batch in batches) for source in range(len(data.sources))),
+            epoch=data.epochs_after(skip_offset(stop - 1, skipped) + 1),
         )
 
 

@@ -71,7 +71,7 @@ def precompute_ref_log_probs(
             if (file.metadata() or {}).get("fingerprint") == mark:
                 return file.get_tensor("log_probabilities")
     with force_eager(), eval_mode(model):
-        batches = row_batches(data, len(data.rows), micro_batch_rows)
+        batches = row_batches(data, len(data.layout), micro_batch_rows)
         table = compute_ref_log_probs(model, batches, data.examples.count, torch.device(compute.device))
     cache.parent.mkdir(parents=True, exist_ok=True)
     tmp_path = cache.with_name(f".{cache.name}")

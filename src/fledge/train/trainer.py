@@ -148,7 +148,7 @@ class Trainer:
         if size == 1 or self.context.ranks.is_distributed:
             rows = "one row" if size == 1 else f"one batch of {size} rows"
             raise FledgeError(
-                f"{rows} of {self.context.data.row_length:,} tokens does not fit into memory ({error})",
+                f"{rows} of {self.context.data.packed_length:,} tokens does not fit into memory ({error})",
                 where="batch.micro_batch_size",
                 hint="set a smaller batch.micro_batch_size, runtime.activation_checkpointing to full, a shorter "
                 "data.max_seq_len, or a smaller model",

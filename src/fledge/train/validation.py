@@ -26,7 +26,7 @@ class ValidationSet:
 
 def row_batches(data: PackedDataset, rows: int, micro_batch_rows: int) -> Iterator[Batch]:
     """The first `rows` packed rows in their order, which never changes, `micro_batch_rows` at a time."""
-    count = min(rows, len(data.rows))
+    count = min(rows, len(data.layout))
     for start in range(0, count, micro_batch_rows):
         yield data.assemble(list(range(start, min(start + micro_batch_rows, count))))
 
@@ -36,7 +36,7 @@ def local_row_batches(
 ) -> Iterator[tuple[Batch, bool]]:
     """Every `ranks.world_size`-th batch of `row_batches`, from number `ranks.rank` on, each with True. Where a rank has one
     batch fewer than others, the last batch of all is repeated with False: it keeps the ranks in step and is not counted."""
-    count = min(rows, len(data.rows))
+    count = min(rows, len(data.layout))
     starts = list(range(0, count, micro_batch_rows))
     for first in range(0, len(starts), ranks.world_size):
         number = first + ranks.rank

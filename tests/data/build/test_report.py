@@ -1,4 +1,4 @@
-"""The ledger adds up, validation stays apart, and every cut is counted."""
+"""The data report adds up, validation stays apart, and every cut is counted."""
 
 import random
 from pathlib import Path
@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fledge.data import CollectedRows, DataReport
-from fledge.data.build.phases import TRAIN, VALIDATION
-from fledge.data.parsing.rows import Document
+from fledge.data.build.directory import TRAIN, VALIDATION
+from fledge.data.parsing.items import Document
 from fledge.data.report import SourceReport
 from fledge.errors import FledgeError
 from fledge.tokenizer import Tokenizer, load_tokenizer
@@ -49,36 +49,35 @@ def test_every_row_is_used_or_dropped_whatever_the_rows(
         # All that can be used fell to validation, or all that fell to validation cannot be used.
         assert "no training example is left" in str(error) or "no validation example is left" in str(error)
         return
-    account = data.account()["sources"][0]
-    assert account["rows"] == 1 + sum(row != b"" for row in rows)
-    assert account["rows"] == account["used"] + sum(account["dropped"].values())
-    packed = [data.train, *([data.validation] if data.validation else [])]
-    assert account["used"] == sum(part.examples.count for part in packed)
-    assert account["validation"] == (data.validation.examples.count if data.validation else 0)
-    assert account["tokens"] == sum(len(part.examples.tokens) for part in packed)
-    assert account["target_tokens"] == sum(part.supervised for part in packed)
-    places = [line for place in account["examples"] for line in [place["where"]]]
-    assert all(place.startswith(f"{file}:") for place in places)
+    source = data.as_dict()["sources"][0]
+    assert source["rows"] == 1 + sum(row != b"" for row in rows)
+    assert source["rows"] == source["used_rows"] + sum(source["dropped"].values())
+    splits = [data.train, *([data.validation] if data.validation else [])]
+    assert source["used_rows"] == source["examples"] == sum(split.examples.count for split in splits)
+    assert source["validation_rows"] == (data.validation.examples.count if data.validation else 0)
+    assert source["tokens"] == sum(len(split.examples.tokens) for split in splits)
+    assert source["target_tokens"] == sum(split.num_target_tokens for split in splits)
+    assert all(event["where"].startswith(f"{file}:") for event in source["first_events"])
 
 
-def test_validation_of_which_nothing_fits_is_refused_not_forgotten(chatml: Tokenizer, tmp_path: Path) -> None:
+def test_validation_of_which_no_row_fits_is_an_error(chatml: Tokenizer, tmp_path: Path) -> None:
     file = jsonl(tmp_path / "rows.jsonl", [GOOD, {"prompt": "word " * 400, "response": "answer"}])
-    told = []
+    errors = []
     for seed in range(20):  # some seeds put exactly the row that does not fit on the side of validation
         try:
             prepare("sft", file, chatml, seed=seed, validation=0.5)
         except FledgeError as error:
-            told.append(str(error))
-    assert any("data.validation: no validation example is left: none of its 1 rows fits" in text for text in told)
+            errors.append(str(error))
+    assert any("data.validation: no validation example is left: none of its 1 rows fits" in error for error in errors)
 
 
-def test_an_account_that_does_not_add_up_is_a_fault_of_ours() -> None:
-    ledger = DataReport([SourceReport("a", "a", rows=1)])
+def test_a_report_that_does_not_add_up_is_an_error_of_fledge() -> None:
+    report = DataReport([SourceReport(name="a", path="a", rows=1)])
     with pytest.raises(AssertionError, match="1 rows != 0 used"):
-        ledger.close("key")
+        report.check("key")
 
 
-def test_a_source_of_which_nothing_is_left_stops_the_run_with_its_reasons(tmp_path: Path, chatml: Tokenizer) -> None:
+def test_a_source_without_a_usable_row_is_an_error_with_the_reasons(tmp_path: Path, chatml: Tokenizer) -> None:
     good = jsonl(tmp_path / "good.jsonl", [GOOD])
     bad = jsonl(tmp_path / "bad.jsonl", [b"{", {"promt": "q"}, {"promt": "q"}])
     with pytest.raises(FledgeError) as caught:
@@ -89,22 +88,22 @@ def test_a_source_of_which_nothing_is_left_stops_the_run_with_its_reasons(tmp_pa
     assert "the row has promt" in text
 
 
-def test_no_more_than_three_places_of_a_reason_are_kept_and_all_are_counted(tmp_path: Path, chatml: Tokenizer) -> None:
+def test_three_events_of_a_reason_are_kept_and_all_are_counted(tmp_path: Path, chatml: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", [*([b"{"] * 50), GOOD])
     data = prepare("sft", file, chatml)
-    account = data.account()["sources"][0]
-    assert account["dropped"] == {"invalid JSON": 50}
-    assert [place["where"] for place in account["examples"]] == [f"{file}:{n}" for n in (1, 2, 3)]
-    lines = data.ledger.lines()
+    source = data.as_dict()["sources"][0]
+    assert source["dropped"] == {"invalid JSON": 50}
+    assert [event["where"] for event in source["first_events"]] == [f"{file}:{n}" for n in (1, 2, 3)]
+    lines = data.report.lines()
     assert lines[0] == "a.jsonl: 51 rows, 1 used, 50 dropped"
     assert lines[1].startswith(f"  50 × invalid JSON, first at {file}:1 (")
 
 
-def test_two_sources_keep_their_own_accounts(tmp_path: Path, chatml: Tokenizer) -> None:
+def test_each_source_has_a_report_of_its_own(tmp_path: Path, chatml: Tokenizer) -> None:
     one, two = jsonl(tmp_path / "one.jsonl", [GOOD] * 3), jsonl(tmp_path / "two.jsonl", [GOOD, b"{"])
     data = prepare("sft", [{"path": str(one), "name": "first"}, str(two)], chatml, validation=str(two))
-    found = [(a.name, a.rows, a.used, a.validation) for a in data.ledger.sources]
-    assert found == [("first", 3, 3, 0), ("two.jsonl", 2, 1, 0), ("two.jsonl", 2, 1, 1)]
+    counts = [(source.name, source.rows, source.used_rows, source.validation_rows) for source in data.report.sources]
+    assert counts == [("first", 3, 3, 0), ("two.jsonl", 2, 1, 0), ("two.jsonl", 2, 1, 1)]
 
 
 # Validation
@@ -114,8 +113,8 @@ def rows_of(count: int) -> list[dict]:
     return [{"text": f"document {i}"} for i in range(count)]
 
 
-def texts(collected: CollectedRows, part: int) -> list[str]:
-    return [item.text for item in collected.items(part) if isinstance(item, Document)]
+def texts(collected: CollectedRows, mark: int) -> list[str]:
+    return [item.text for item in collected.items(mark) if isinstance(item, Document)]
 
 
 def test_validation_is_disjoint_complete_and_stable_under_reordering(tmp_path: Path) -> None:
@@ -133,9 +132,9 @@ def test_validation_is_disjoint_complete_and_stable_under_reordering(tmp_path: P
 
 
 def test_duplicates_fall_on_the_same_side(tmp_path: Path) -> None:
-    found = read("pretrain", jsonl(tmp_path / "a.jsonl", rows_of(100) * 3), validation=0.2)
-    assert not set(texts(found, TRAIN)) & set(texts(found, VALIDATION))
-    assert all(texts(found, VALIDATION).count(text) == 3 for text in texts(found, VALIDATION))
+    collected = read("pretrain", jsonl(tmp_path / "a.jsonl", rows_of(100) * 3), validation=0.2)
+    assert not set(texts(collected, TRAIN)) & set(texts(collected, VALIDATION))
+    assert all(texts(collected, VALIDATION).count(text) == 3 for text in texts(collected, VALIDATION))
 
 
 def test_validation_has_at_least_one_row_unless_none_is_wanted(tmp_path: Path) -> None:
@@ -144,7 +143,7 @@ def test_validation_has_at_least_one_row_unless_none_is_wanted(tmp_path: Path) -
     assert texts(read("pretrain", file, validation=0), VALIDATION) == []
 
 
-def test_no_row_left_to_train_on_is_said(tmp_path: Path, chatml: Tokenizer) -> None:
+def test_a_stage_without_a_training_row_is_an_error(tmp_path: Path, chatml: Tokenizer) -> None:
     with pytest.raises(FledgeError, match="no training example is left"):
         prepare("pretrain", jsonl(tmp_path / "a.jsonl", rows_of(1) * 3), chatml, validation=0.5)
 
@@ -169,22 +168,22 @@ def test_a_long_conversation_keeps_its_system_turn_and_the_newest_whole_rounds(t
     whole = prepare("sft", file, chatml, max_seq_len=2000)
     size = len(whole.train.examples.tokens) - 1
     exact = prepare("sft", file, chatml, max_seq_len=size)
-    assert exact.ledger.sources[0].shortened == 0
-    account = (data := prepare("sft", file, chatml, max_seq_len=size - 2)).ledger.sources[0]
-    assert (account.shortened, account.truncated, account.used) == (1, 0, 1)
-    assert account.examples_by_reason["oldest turns left out"][0]["detail"] == "1 of 9 rounds"
+    assert exact.report.sources[0].shortened_rows == 0
+    source = (data := prepare("sft", file, chatml, max_seq_len=size - 2)).report.sources[0]
+    assert (source.shortened_rows, source.truncated_rows, source.used_rows) == (1, 0, 1)
+    assert source.first_events["oldest turns left out"][0]["detail"] == "1 of 9 rounds"
     text, trained = written(data, chatml)
     assert text.startswith("<|im_start|>system\nsys<|im_end|>\n<|im_start|>user\nask 1<|im_end|>")
     assert trained == "".join(f"tell {i}<|im_end|>" for i in range(1, 9))
     assert len(data.train.examples.tokens) <= size - 1
 
 
-def test_an_answer_that_does_not_fit_alone_is_cut_and_counted(tmp_path: Path, chatml: Tokenizer) -> None:
+def test_an_answer_longer_than_the_context_is_cut_and_counted(tmp_path: Path, chatml: Tokenizer) -> None:
     answer = " ".join(map(str, range(100)))
     file = jsonl(tmp_path / "a.jsonl", [{"messages": talk("old", "older", "new", answer)}])
     data = prepare("sft", file, chatml, max_seq_len=64)
-    account = data.ledger.sources[0]
-    assert (account.truncated, account.shortened, account.used) == (1, 1, 1)
+    source = data.report.sources[0]
+    assert (source.truncated_rows, source.shortened_rows, source.used_rows) == (1, 1, 1)
     assert len(data.train.examples.tokens) == 65
     text, trained = written(data, chatml)
     assert "old" not in text
@@ -195,8 +194,8 @@ def test_an_answer_that_does_not_fit_alone_is_cut_and_counted(tmp_path: Path, ch
 def test_a_question_that_leaves_no_room_for_an_answer_is_dropped_and_counted(tmp_path: Path, chatml: Tokenizer) -> None:
     long = " ".join(map(str, range(100)))
     file = jsonl(tmp_path / "a.jsonl", [{"prompt": long, "response": "a"}, {"prompt": "q", "response": "a"}])
-    account = prepare("sft", file, chatml).ledger.sources[0]
-    assert (account.used, account.truncated, dict(account.dropped)) == (1, 0, {"prompt longer than the context": 1})
+    source = prepare("sft", file, chatml).report.sources[0]
+    assert (source.used_rows, source.truncated_rows, dict(source.dropped)) == (1, 0, {"prompt longer than the context": 1})
 
 
 @pytest.mark.parametrize(
@@ -213,29 +212,29 @@ def test_preferences_that_do_not_fit_are_cut_or_dropped_and_counted(
 ) -> None:
     file = jsonl(tmp_path / "a.jsonl", [GOOD, {"prompt": "q", **row}])
     data = prepare("preference", file, chatml)
-    account = data.ledger.sources[0]
-    assert (account.truncated, dict(account.dropped)) == (truncated, dropped)
-    assert max(data.train.rows.length) <= 64
-    assert data.train.row_length == 128
+    source = data.report.sources[0]
+    assert (source.truncated_rows, dict(source.dropped)) == (truncated, dropped)
+    assert max(data.train.layout.length) <= 64
+    assert data.train.packed_length == 128
 
 
 def test_a_preference_with_a_long_history_keeps_the_newest_rounds_in_both_answers(tmp_path: Path, chatml: Tokenizer) -> None:
     turns = talk(*(part for i in range(9) for part in (f"ask {i}", f"tell {i}")), "last")
     file = jsonl(tmp_path / "a.jsonl", [{"prompt": turns, "chosen": "yes", "rejected": "no"}])
     data = prepare("preference", file, chatml, max_seq_len=64)
-    account = data.ledger.sources[0]
-    assert (account.shortened, account.truncated, account.used) == (1, 0, 1)
+    source = data.report.sources[0]
+    assert (source.shortened_rows, source.truncated_rows, source.used_rows) == (1, 0, 1)
     (chosen, trained), (rejected, other) = (written(data, chatml, i) for i in (0, 1))
     assert (trained, other) == ("yes<|im_end|>", "no<|im_end|>")  # the answers before are part of the prompt
     assert chosen.split("yes")[0] == rejected.split("assistant\nno")[0] + "assistant\n"
 
 
-def test_documents_that_go_on_in_another_row_are_counted_as_split(tmp_path: Path, chatml: Tokenizer) -> None:
+def test_documents_that_continue_in_another_packed_row_are_counted_as_split(tmp_path: Path, chatml: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", [{"text": "1 2 3 4 5 " * 30}, {"text": "a"}])
     data = prepare("pretrain", file, chatml, max_seq_len=32)
-    account = data.ledger.sources[0]
-    assert (account.split, account.truncated, account.used) == (1, 0, 2)
-    assert data.train.positions == len(data.train.examples.tokens) - 2
+    source = data.report.sources[0]
+    assert (source.split_rows, source.truncated_rows, source.used_rows) == (1, 0, 2)
+    assert data.train.num_tokens == len(data.train.examples.tokens) - 2
 
 
 def test_what_the_template_refuses_is_dropped_with_its_reason(tmp_path: Path, chatml: Tokenizer) -> None:
@@ -249,9 +248,9 @@ def test_what_the_template_refuses_is_dropped_with_its_reason(tmp_path: Path, ch
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}', encoding="utf-8")
     file = jsonl(tmp_path / "a.jsonl", [GOOD, {**GOOD, "prompt": "bad"}])
     for kind in ("sft", "preference"):
-        account = prepare(kind, file, load_tokenizer(tmp_path)).ledger.sources[0]
-        assert (account.used, dict(account.dropped)) == (1, {"the chat template refuses it": 1})
-        assert account.examples_by_reason["the chat template refuses it"][0]["detail"] == "not this"
+        source = prepare(kind, file, load_tokenizer(tmp_path)).report.sources[0]
+        assert (source.used_rows, dict(source.dropped)) == (1, {"the chat template refuses it": 1})
+        assert source.first_events["the chat template refuses it"][0]["detail"] == "not this"
 
 
 def test_a_template_whose_prompt_does_not_begin_the_answer_is_refused_for_preferences(

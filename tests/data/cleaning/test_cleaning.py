@@ -15,7 +15,8 @@ from fledge.data.cleaning.cleaning import CleaningSteps, clean_item, clean_text
 from fledge.data.cleaning.languages import LANGUAGES, detect_language
 from fledge.data.cleaning.markup import SUSPECTED_HTML
 from fledge.data.cleaning.mojibake import SUSPECTED_MOJIBAKE
-from fledge.data.parsing.rows import BinaryFeedback, Conversation, Document, PreferencePair, RowError
+from fledge.data.parsing.columns import RowError
+from fledge.data.parsing.items import BinaryFeedback, Conversation, Document, PreferencePair
 from fledge.errors import FledgeError
 from fledge.recipe.schema import CleanConfig
 from fledge.tokenizer import Message
@@ -91,8 +92,8 @@ def test_without_ftfy_suspected_mojibake_is_noticed(monkeypatch: pytest.MonkeyPa
     mojibake._ftfy_fix_encoding.cache_clear()
     try:
         assert clean_text("cafÃ©", ALL) == ("cafÃ©", (SUSPECTED_MOJIBAKE,))
-        item, (change,) = clean_item(Document("cafÃ©"), ALL)
-        assert item == Document("cafÃ©") and change.before == change.after
+        item, (event,) = clean_item(Document("cafÃ©"), ALL)
+        assert item == Document("cafÃ©") and event.excerpts is None and not event.detail
     finally:
         mojibake._ftfy_fix_encoding.cache_clear()
 
@@ -159,24 +160,25 @@ def test_markup_without_text_is_an_error(text: str) -> None:
 
 
 def test_markup_is_removed_from_documents_and_not_from_conversations_by_default() -> None:
-    assert CleaningSteps.of(CleanConfig(), "pretrain").html and not CleaningSteps.of(CleanConfig(), "sft").html
+    assert CleaningSteps.of(CleanConfig(), strip_html=True).html and not CleaningSteps.of(CleanConfig(), strip_html=False).html
     assert (
-        CleaningSteps.of(CleanConfig(html=True), "sft").html and not CleaningSteps.of(CleanConfig(html=False), "pretrain").html
+        CleaningSteps.of(CleanConfig(html=True), strip_html=False).html
+        and not CleaningSteps.of(CleanConfig(html=False), strip_html=True).html
     )
-    assert CleaningSteps.of(CleanConfig(unicode=False, whitespace=False, mojibake=False), "sft") == CleaningSteps(
+    assert CleaningSteps.of(CleanConfig(unicode=False, whitespace=False, mojibake=False), strip_html=False) == CleaningSteps(
         False, False, False, False
     )
     answer = "<p>A page:</p>\n<b>x</b>"
-    assert clean_text(answer, CleaningSteps.of(CleanConfig(), "sft")) == (answer, ())
+    assert clean_text(answer, CleaningSteps.of(CleanConfig(), strip_html=False)) == (answer, ())
 
 
 def test_without_selectolax_markup_is_noticed_and_explicit_html_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "selectolax.lexbor", None)
     markup.html_parser.cache_clear()
     try:
-        assert clean_text("<p>x</p>", CleaningSteps.of(CleanConfig(), "pretrain")) == ("<p>x</p>", (SUSPECTED_HTML,))
+        assert clean_text("<p>x</p>", CleaningSteps.of(CleanConfig(), strip_html=True)) == ("<p>x</p>", (SUSPECTED_HTML,))
         with pytest.raises(FledgeError, match="selectolax"):
-            CleaningSteps.of(CleanConfig(html=True), "pretrain")
+            CleaningSteps.of(CleanConfig(html=True), strip_html=True)
     finally:
         markup.html_parser.cache_clear()
 
@@ -217,9 +219,11 @@ def test_every_text_of_every_kind_of_item_is_cleaned() -> None:
 
 def test_each_step_is_reported_once_with_an_excerpt() -> None:
     item = Conversation((Message("user", "a" * 100 + " cafe\u0301 ok \r\n" + "b" * 100), Message("assistant", "x \ny")))
-    _, changes = clean_item(item, ALL)
-    assert [change.step for change in changes] == ["unicode", "whitespace"]
-    assert "e\u0301" in changes[0].before and "é" in changes[0].after and len(changes[0].before) <= 2 * cleaning.EXCERPT
+    _, events = clean_item(item, ALL)
+    assert [(event.state, event.reason) for event in events] == [("changed", "unicode"), ("changed", "whitespace")]
+    before, after = events[0].excerpts or ("", "")
+    assert "e\u0301" in before and "é" in after and len(before) <= 2 * cleaning.EXCERPT
+    assert events[0].detail == f"{before!r} -> {after!r}"
 
 
 def test_item_without_text_after_cleaning_is_an_error() -> None:

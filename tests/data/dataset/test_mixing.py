@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fledge.data.dataset.batches import PackedDataset
+from fledge.data import PackedDataset
 from fledge.data.dataset.mixing import Mixture, SourceQuota
 from fledge.data.storage import Examples
 
@@ -36,7 +36,7 @@ def test_max_rows_draws_other_rows_in_another_epoch_and_the_same_ones_again() ->
     assert (seen > 0).mean() > 0.95  # no row is out of reach
 
 
-def test_ratio_and_max_tokens_and_repeat() -> None:
+def test_ratio_max_tokens_and_repeat_say_how_many_rows_an_epoch_takes() -> None:
     mix = mixture(
         [100, 100, 10],
         [SourceQuota("a", ratio=0.25), SourceQuota("b", max_tokens=200), SourceQuota("c", repeat=2.5)],
@@ -48,16 +48,16 @@ def test_ratio_and_max_tokens_and_repeat() -> None:
     assert taken[200:].sum() == 25 and set(taken[200:]) == {2, 3}
 
 
-def test_shares_are_shares_of_tokens() -> None:
+def test_a_share_is_a_share_of_the_epoch_s_tokens() -> None:
     mix = mixture([4000, 300], [SourceQuota("large", share=0.5), SourceQuota("small", share=0.5)])
-    large, small = mix.account(0)
+    large, small = mix.summary(0)
     assert large["token_share"] == pytest.approx(0.5, abs=0.002)
     assert small["passes"] > 5 and large["passes"] < 0.6
 
 
-def test_the_others_share_what_is_left() -> None:
+def test_sources_without_a_share_give_the_rest_of_the_epoch() -> None:
     mix = mixture([1000, 1000, 1000], [SourceQuota("identity", share=0.1), SourceQuota("b"), SourceQuota("c")])
-    identity, b, c = mix.account(2)
+    identity, b, c = mix.summary(2)
     assert identity["token_share"] == pytest.approx(0.1, abs=0.001)
     assert b["passes"] == c["passes"] == 1
 
@@ -65,23 +65,25 @@ def test_the_others_share_what_is_left() -> None:
 def _data(mix: Mixture, split: bool) -> PackedDataset:
     offsets = np.concatenate(([0], np.cumsum(mix.tokens + 1)))
     examples = Examples(np.arange(offsets[-1]) % 50, np.ones(int(offsets[-1]), np.float32), offsets, 1)
-    return PackedDataset(examples, 64, 0, 9, split, mix)
+    return PackedDataset(examples, 64, 0, 9, split, mixture=mix)
 
 
 @given(st.booleans(), st.lists(st.integers(1, 40), min_size=1, max_size=3), st.integers(0, 5), st.data())
 @settings(max_examples=25, deadline=None)
-def test_the_stream_of_rows_is_a_function_of_place_alone(split: bool, sizes: list[int], seed: int, data: st.DataObject) -> None:
+def test_the_packed_row_at_a_position_does_not_depend_on_the_order_of_reading(
+    split: bool, sizes: list[int], seed: int, data: st.DataObject
+) -> None:
     quotas = [
         data.draw(st.sampled_from([SourceQuota("x"), SourceQuota("x", max_rows=3), SourceQuota("x", repeat=1.5)]))
         for _ in sizes
     ]
     one, other = (_data(mixture(sizes, quotas, seed), split) for _ in range(2))
-    rows = int(one.rows_in(3))
-    places = data.draw(st.permutations(range(rows)))
-    walked = {place: one.batch(place, 1).input_ids for place in range(rows)}
-    assert all((other.batch(place, 1).input_ids == walked[place]).all() for place in places)
-    assert one.epochs_at(rows) == 3
-    assert one.rows_in(3) == sum(one.epoch_rows(epoch) for epoch in range(3))
+    rows = int(one.packed_rows_in(3))
+    positions = data.draw(st.permutations(range(rows)))
+    walked = {position: one.batch(position, 1).input_ids for position in range(rows)}
+    assert all((other.batch(position, 1).input_ids == walked[position]).all() for position in positions)
+    assert one.epochs_after(rows) == 3
+    assert one.packed_rows_in(3) == sum(one.num_packed_rows(epoch) for epoch in range(3))
 
 
 @given(st.booleans(), st.integers(0, 9))
@@ -98,7 +100,7 @@ def test_a_small_repeat_of_a_small_source_takes_at_least_one_row() -> None:
     assert mixture([1], [SourceQuota("one", repeat=0.4)]).sample_epoch(0).tolist() == [0]
 
 
-def test_larger_than_there_is_repeats_whole_passes_before_any_row_twice_more() -> None:
+def test_a_share_larger_than_the_source_repeats_all_its_rows_equally_often() -> None:
     mix = mixture([10, 1000], [SourceQuota("few", share=0.5), SourceQuota("many", share=0.5)], tokens=10)
     taken = counts(mix, 0)[:10]
     assert taken.max() - taken.min() <= 1

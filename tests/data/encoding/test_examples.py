@@ -1,4 +1,4 @@
-"""From items to sequences: what fits is kept, what does not is told, and only answers are trained."""
+"""From items to sequences: what fits is kept, what does not is an event, and only answers are trained."""
 
 import json
 import re
@@ -13,8 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fledge.data.encoding.augment import augment
-from fledge.data.encoding.examples import Encoded, EncodingConfig, RowEvent, encode_items, split_rounds
-from fledge.data.parsing.rows import BinaryFeedback, Conversation, Document, Item, PreferencePair
+from fledge.data.encoding.dialogues import encode_dialogues
+from fledge.data.encoding.documents import encode_documents
+from fledge.data.encoding.examples import Encoded, EncodingConfig
+from fledge.data.encoding.rendering import split_rounds
+from fledge.data.formats import FORMATS
+from fledge.data.parsing.items import BinaryFeedback, Conversation, Document, Item, PreferencePair
+from fledge.data.row_events import RowEvent
 from fledge.recipe.schema import AugmentConfig, PreferenceStage, PretrainStage, SftStage
 from fledge.tokenizer import Message, TemplateError, Tokenizer, load_tokenizer
 from fledge.tokenizer.template import ToolCall
@@ -33,7 +38,9 @@ MARKED = (
     "{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
 )
-RULES = EncodingConfig("sft", 64, "keep_recent", "all", 0, AugmentConfig(), 7)
+CONFIG = EncodingConfig(
+    max_seq_len=64, truncation="keep_recent", train_on_turns="all", min_tokens=0, augment=AugmentConfig(), seed=7
+)
 TOOLS = '[{"name": "add", "parameters": {"a": "number"}}]'
 KINDS = ("chatml", "inst", "unmarked", "marked")
 
@@ -41,10 +48,10 @@ KINDS = ("chatml", "inst", "unmarked", "marked")
 @pytest.fixture(scope="session")
 def tokenizers(chatml: Tokenizer, inst: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
     """One tokenizer for each kind of template."""
-    made = {"chatml": chatml, "inst": inst}
+    tokenizers = {"chatml": chatml, "inst": inst}
     for name, jinja in (("unmarked", UNMARKED), ("marked", MARKED)):
-        made[name] = with_template(chatml, tmp_path_factory.mktemp(name), jinja)
-    return made
+        tokenizers[name] = with_template(chatml, tmp_path_factory.mktemp(name), jinja)
+    return tokenizers
 
 
 def with_template(tokenizer: Tokenizer, folder: Path, jinja: str) -> Tokenizer:
@@ -80,8 +87,8 @@ def _answer(draw: st.DrawFn, before: Sequence[Message], weights: bool, calls: tu
     return Message("assistant", f"{draw(TEXT)}#{number}.", calls, draw(WEIGHTS) if weights else None)
 
 
-def encode(item: Item, tokenizer: Tokenizer, rules: EncodingConfig) -> Encoded:
-    (encoded,) = encode_items([item], tokenizer, rules)
+def encode(item: Item, tokenizer: Tokenizer, config: EncodingConfig) -> Encoded:
+    (encoded,) = encode_dialogues([item], tokenizer, config)
     return encoded
 
 
@@ -101,11 +108,11 @@ def answer_texts(tokenizer: Tokenizer, messages: Sequence[Message], tools: str |
 
 
 def reasons(encoded: Encoded, state: str) -> list[str]:
-    return [remark.reason for remark in encoded.remarks if remark.state == state]
+    return [event.reason for event in encoded.events if event.state == state]
 
 
 def amount(encoded: Encoded, state: str) -> int:
-    return sum(remark.amount for remark in encoded.remarks if remark.state == state)
+    return sum(event.amount for event in encoded.events if event.state == state)
 
 
 @settings(max_examples=100)
@@ -117,8 +124,8 @@ def test_every_conversation_becomes_valid_examples_or_says_why_not(
     tokenizers: dict[str, Tokenizer], item: Conversation, kind: str, context: int, policy: str, train_on_turns: str
 ) -> None:
     tokenizer = tokenizers[kind]
-    rules = replace(RULES, max_seq_len=context, truncation=policy, train_on_turns=train_on_turns)
-    encoded = encode(item, tokenizer, rules)
+    config = replace(CONFIG, max_seq_len=context, truncation=policy, train_on_turns=train_on_turns)
+    encoded = encode(item, tokenizer, config)
     assert bool(encoded.examples) != bool(reasons(encoded, "dropped"))
     allowed = {1.0 if message.weight is None else message.weight for message in item.messages} | {0.0, 1.0}
     for example in encoded.examples:
@@ -130,8 +137,8 @@ def test_every_conversation_becomes_valid_examples_or_says_why_not(
         written = trained(tokenizer, example[0]).rstrip("\ufffd")
         texts = answer_texts(tokenizer, item.messages, item.tools)
         weighted = [m.weight != 0 for m in item.messages if m.role == "assistant"]
-        wanted = [text for text, is_trained in zip(texts, weighted, strict=True) if is_trained]
-        assert written in "".join(wanted if train_on_turns == "all" else texts[-1:])
+        trained_answers = [text for text, is_trained in zip(texts, weighted, strict=True) if is_trained]
+        assert written in "".join(trained_answers if train_on_turns == "all" else texts[-1:])
     if train_on_turns == "last" and not reasons(encoded, "truncated"):
         expected = answer_texts(tokenizer, item.messages, item.tools)[-1:] if encoded.examples else []
         assert [trained(tokenizer, example[0]) for example in encoded.examples] == expected
@@ -148,13 +155,13 @@ def fitting(tokenizer: Tokenizer, messages: list[Message], tools: str | None, co
 
 @settings(max_examples=60)
 @given(item=conversations(), kind=st.sampled_from(KINDS), context=st.integers(8, 160))
-def test_recent_keeps_as_many_of_the_newest_rounds_as_fit(
+def test_keep_recent_keeps_as_many_of_the_newest_rounds_as_fit(
     tokenizers: dict[str, Tokenizer], item: Conversation, kind: str, context: int
 ) -> None:
     """Against the plain way: leave out one more round until what is left fits."""
     tokenizer = tokenizers[kind]
     item = Conversation(tuple(replace(message, weight=None) for message in item.messages), item.tools)
-    encoded = encode(item, tokenizer, replace(RULES, max_seq_len=context))
+    encoded = encode(item, tokenizer, replace(CONFIG, max_seq_len=context))
     head, rounds = split_rounds(item.messages)
     assert [*head, *(message for turns in rounds for message in turns)] == list(item.messages)
     kept, tokens, weights = 0, [], []
@@ -172,9 +179,9 @@ def test_recent_keeps_as_many_of_the_newest_rounds_as_fit(
     if not any(weights[1:]):
         assert reasons(encoded, "dropped") == ["prompt longer than the context"]
         return
-    (((found, marks),),) = encoded.examples
-    assert found.tolist() == tokens
-    assert marks.tolist() == weights
+    (((kept_tokens, kept_weights),),) = encoded.examples
+    assert kept_tokens.tolist() == tokens
+    assert kept_weights.tolist() == weights
     assert amount(encoded, "shortened") == kept
     assert amount(encoded, "truncated") == max(0, lost)
 
@@ -185,14 +192,14 @@ def test_split_trains_every_answer_exactly_once(
     tokenizers: dict[str, Tokenizer], item: Conversation, kind: str, context: int
 ) -> None:
     tokenizer = tokenizers[kind]
-    encoded = encode(item, tokenizer, replace(RULES, max_seq_len=context, truncation="split"))
-    found = [trained(tokenizer, example[0]) for example in encoded.examples]
-    if not encoded.remarks or not {"dropped", "truncated", "shortened"} & {remark.state for remark in encoded.remarks}:
-        assert "".join(found) == "".join(answer_texts(tokenizer, item.messages, item.tools))
-    ends = [int(number) for text in found for number in re.findall(r"#(\d)\.", text)]
+    encoded = encode(item, tokenizer, replace(CONFIG, max_seq_len=context, truncation="split"))
+    texts = [trained(tokenizer, example[0]) for example in encoded.examples]
+    if not encoded.events or not {"dropped", "truncated", "shortened"} & {event.state for event in encoded.events}:
+        assert "".join(texts) == "".join(answer_texts(tokenizer, item.messages, item.tools))
+    ends = [int(number) for text in texts for number in re.findall(r"#(\d)\.", text)]
     assert ends == sorted(set(ends))
-    assert amount(encoded, "split") == (len(found) if len(found) > 1 else 0)
-    if found and len(found) > 1 and item.messages[0].role == "system":
+    assert amount(encoded, "split") == (len(texts) if len(texts) > 1 else 0)
+    if texts and len(texts) > 1 and item.messages[0].role == "system":
         prompts = [tokenizer.decode(tokens.tolist()) for ((tokens, _),) in encoded.examples]
         assert all(item.messages[0].content in prompt for prompt in prompts)
 
@@ -204,7 +211,7 @@ def test_split_fills_each_example_with_as_many_rounds_as_fit(
 ) -> None:
     """Against the plain way: add one more round until it does not fit."""
     tokenizer = tokenizers[kind]
-    encoded = encode(item, tokenizer, replace(RULES, max_seq_len=context, truncation="split"))
+    encoded = encode(item, tokenizer, replace(CONFIG, max_seq_len=context, truncation="split"))
     if reasons(encoded, "dropped") == ["the chat template refuses it"]:
         return
     head, rounds = split_rounds(item.messages)
@@ -227,29 +234,29 @@ def test_split_fills_each_example_with_as_many_rounds_as_fit(
 
 @settings(max_examples=60)
 @given(item=conversations(weights=False), kind=st.sampled_from(KINDS), context=st.integers(8, 160))
-def test_truncate_keeps_the_beginning_and_tells_what_is_lost(
+def test_keep_start_keeps_the_beginning_and_counts_what_is_lost(
     tokenizers: dict[str, Tokenizer], item: Conversation, kind: str, context: int
 ) -> None:
     tokenizer = tokenizers[kind]
-    encoded = encode(item, tokenizer, replace(RULES, max_seq_len=context, truncation="keep_start"))
+    encoded = encode(item, tokenizer, replace(CONFIG, max_seq_len=context, truncation="keep_start"))
     if reasons(encoded, "dropped") == ["the chat template refuses it"]:
         return
     _, weights = tokenizer.encode_conversation(item.messages, item.tools)
     tokens, kept = fitting(tokenizer, list(item.messages), item.tools, context)
-    for ((found, marks),) in encoded.examples:
-        assert found.tolist() == tokens
-        assert marks.tolist() == kept
+    for ((kept_tokens, kept_weights),) in encoded.examples:
+        assert kept_tokens.tolist() == tokens
+        assert kept_weights.tolist() == kept
         assert amount(encoded, "truncated") == max(0, int(np.flatnonzero(weights)[-1]) - context)
 
 
-def test_truncate_counts_the_answers_that_are_cut_or_lost(chatml: Tokenizer) -> None:
+def test_keep_start_counts_the_answers_that_are_cut_or_lost(chatml: Tokenizer) -> None:
     item = talk("one", "two", "three", "four")
     tokens, _ = chatml.encode_conversation(item.messages)
     second = len(chatml.encode_conversation(item.messages[:4])[0])
-    rules = replace(RULES, max_seq_len=second - 4, truncation="keep_start")
-    (remark,) = encode(item, chatml, rules).remarks
-    assert remark.detail.startswith("3 of 4 answers cut or lost")
-    assert remark.amount == len(tokens) - 1 - (rules.max_seq_len + 1)  # the line break after the last end token is no loss
+    config = replace(CONFIG, max_seq_len=second - 4, truncation="keep_start")
+    (event,) = encode(item, chatml, config).events
+    assert event.detail.startswith("3 of 4 answers cut or lost")
+    assert event.amount == len(tokens) - 1 - (config.max_seq_len + 1)  # the line break after the last end token is no loss
 
 
 def talk(*answers: str, weights: Sequence[float | None] = ()) -> Conversation:
@@ -262,12 +269,12 @@ def talk(*answers: str, weights: Sequence[float | None] = ()) -> Conversation:
 
 def test_a_round_that_is_too_long_alone_is_cut_on_the_right(chatml: Tokenizer) -> None:
     item = talk("short", "long " * 50)
-    encoded = encode(item, chatml, RULES)
-    (remark, cut) = encoded.remarks
-    assert remark == RowEvent("shortened", "oldest turns left out", "1 of 2 rounds", 1)
+    encoded = encode(item, chatml, CONFIG)
+    (event, cut) = encoded.events
+    assert event == RowEvent("shortened", "oldest turns left out", "1 of 2 rounds", 1)
     assert (cut.state, cut.reason) == ("truncated", "answer cut to the context")
     ((tokens, weights),) = encoded.examples[0]
-    assert len(tokens) == RULES.max_seq_len + 1
+    assert len(tokens) == CONFIG.max_seq_len + 1
     assert weights[-1] == 1
     assert chatml.eot_id not in tokens[weights > 0]
 
@@ -275,29 +282,29 @@ def test_a_round_that_is_too_long_alone_is_cut_on_the_right(chatml: Tokenizer) -
 def test_split_cuts_or_leaves_out_a_round_that_is_too_long_and_keeps_the_others(chatml: Tokenizer) -> None:
     question = Message("user", "why " * 100)
     item = Conversation((*talk("a").messages, question, Message("assistant", "b"), *talk("c", "d " * 80).messages))
-    encoded = encode(item, chatml, replace(RULES, truncation="split"))
+    encoded = encode(item, chatml, replace(CONFIG, truncation="split"))
     texts = [trained(chatml, example[0]) for example in encoded.examples]
     assert texts[:2] == ["a<|im_end|>", "c<|im_end|>"]
     assert ("d " * 80).startswith(texts[2])
     left_out = RowEvent("shortened", "rounds left out: prompt longer than the context", "1 of 4 rounds", 1)
-    assert left_out in encoded.remarks
+    assert left_out in encoded.events
     assert reasons(encoded, "truncated") == ["answer cut to the context"]
     assert amount(encoded, "split") == 3
 
 
-def test_a_conversation_that_fits_but_for_the_line_break_behind_its_end_loses_no_round(chatml: Tokenizer) -> None:
+def test_a_line_break_after_the_last_end_token_costs_no_round(chatml: Tokenizer) -> None:
     item = talk("one", "two", "three")
     tokens, weights = chatml.encode_conversation(item.messages)
     assert weights[-1] == 0
-    encoded = encode(item, chatml, replace(RULES, max_seq_len=len(tokens) - 2))
-    assert encoded.remarks == ()
+    encoded = encode(item, chatml, replace(CONFIG, max_seq_len=len(tokens) - 2))
+    assert encoded.events == ()
     assert len(encoded.examples[0][0][0]) == len(tokens) - 1
 
 
 def test_a_prompt_that_leaves_no_room_is_dropped(chatml: Tokenizer) -> None:
     item = Conversation((Message("user", "why " * 100), Message("assistant", "because")))
     for policy in ("keep_recent", "keep_start", "split"):
-        encoded = encode(item, chatml, replace(RULES, truncation=policy))
+        encoded = encode(item, chatml, replace(CONFIG, truncation=policy))
         assert reasons(encoded, "dropped") == ["prompt longer than the context"]
 
 
@@ -305,20 +312,20 @@ def test_a_prompt_that_leaves_no_room_is_dropped(chatml: Tokenizer) -> None:
 def test_weights_of_turns_multiply_and_zero_is_not_trained(tokenizers: dict[str, Tokenizer], kind: str) -> None:
     tokenizer = tokenizers[kind]
     item = talk("one", "two", "three", weights=(0.0, 0.5, None))
-    ((tokens, weights),) = encode(item, tokenizer, replace(RULES, max_seq_len=500)).examples[0]
+    ((tokens, weights),) = encode(item, tokenizer, replace(CONFIG, max_seq_len=500)).examples[0]
     by_weight = {w: tokenizer.decode(tokens[weights == w].tolist()) for w in (0.5, 1.0)}
     texts = answer_texts(tokenizer, item.messages, None)
     assert by_weight == {0.5: texts[1], 1.0: texts[2]}
     nothing = talk("one", "two", weights=(0.0, 0.0))
-    assert reasons(encode(nothing, tokenizer, RULES), "dropped") == ["nothing to train"]
+    assert reasons(encode(nothing, tokenizer, CONFIG), "dropped") == ["nothing to train"]
 
 
 @pytest.mark.parametrize("policy", ["keep_recent", "keep_start", "split"])
 def test_only_the_last_answer_is_trained_where_that_is_asked_for(tokenizers: dict[str, Tokenizer], policy: str) -> None:
     for kind in KINDS:
         item = talk(*(f"answer {number}" for number in range(8)))
-        rules = replace(RULES, max_seq_len=80, train_on_turns="last", truncation=policy)
-        encoded = encode(item, tokenizers[kind], rules)
+        config = replace(CONFIG, max_seq_len=80, train_on_turns="last", truncation=policy)
+        encoded = encode(item, tokenizers[kind], config)
         if policy == "keep_start":
             assert reasons(encoded, "dropped") == ["prompt longer than the context"]
             continue
@@ -327,16 +334,19 @@ def test_only_the_last_answer_is_trained_where_that_is_asked_for(tokenizers: dic
         assert amount(encoded, "shortened") > 0
 
 
-def test_weights_need_a_template_that_tells_turns_apart(chatml: Tokenizer, tmp_path: Path) -> None:
+def test_turn_weights_need_a_template_that_marks_turns(chatml: Tokenizer, tmp_path: Path) -> None:
     jinja = (
         "{% generation %}{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
         "{% endgeneration %}"
     )
     tokenizer = with_template(chatml, tmp_path, jinja)
-    assert encode(talk("a", "b"), tokenizer, RULES).examples
-    for item, rules in ((talk("a", "b", weights=(0.0, 1.0)), RULES), (talk("a", "b"), replace(RULES, train_on_turns="last"))):
-        assert reasons(encode(item, tokenizer, rules), "dropped") == ["template does not tell turns apart"]
-    one = encode(talk("a", weights=(0.5,)), tokenizer, replace(RULES, train_on_turns="last"))
+    assert encode(talk("a", "b"), tokenizer, CONFIG).examples
+    for item, config in (
+        (talk("a", "b", weights=(0.0, 1.0)), CONFIG),
+        (talk("a", "b"), replace(CONFIG, train_on_turns="last")),
+    ):
+        assert reasons(encode(item, tokenizer, config), "dropped") == ["template does not tell turns apart"]
+    one = encode(talk("a", weights=(0.5,)), tokenizer, replace(CONFIG, train_on_turns="last"))
     assert set(one.examples[0][0][1].tolist()) == {0.5}
 
 
@@ -370,14 +380,14 @@ PROMPTS = st.lists(st.tuples(TEXT, TEXT), max_size=4).map(
     history=PROMPTS, question=TEXT, answers=st.tuples(TEXT, TEXT).map(lambda two: (f"{two[0]}#1", f"{two[1]}#2")),
     kind=st.sampled_from(KINDS), context=st.integers(8, 100), policy=st.sampled_from(["keep_recent", "keep_start", "split"]),
 )  # fmt: skip
-def test_only_the_completion_of_a_preference_is_trained_behind_one_prompt(
+def test_only_the_completions_of_a_pair_are_trained_and_share_one_prompt(
     tokenizers: dict[str, Tokenizer], history: list[Message], question: str, answers: tuple[str, str], kind: str,
     context: int, policy: str,
 ) -> None:  # fmt: skip
     tokenizer = tokenizers[kind]
     item = PreferencePair((*history, Message("user", question)), *answers)
-    rules = replace(RULES, kind="preference", max_seq_len=context, truncation=policy)
-    encoded = encode(item, tokenizer, rules)
+    config = replace(CONFIG, max_seq_len=context, truncation=policy)
+    encoded = encode(item, tokenizer, config)
     assert bool(encoded.examples) != bool(reasons(encoded, "dropped"))
     for example in encoded.examples:
         starts = [int(np.flatnonzero(weights)[0]) for _, weights in example]
@@ -393,36 +403,36 @@ def test_only_the_completion_of_a_preference_is_trained_behind_one_prompt(
             assert whole.startswith(text.rstrip("\ufffd"))
 
 
-def test_a_pair_whose_difference_lies_beyond_the_context_is_dropped(chatml: Tokenizer) -> None:
+def test_a_pair_that_differs_only_beyond_the_context_is_dropped(chatml: Tokenizer) -> None:
     same = "very " * 100
     item = PreferencePair((Message("user", "why?"),), same + "good", same + "bad")
-    assert reasons(encode(item, chatml, RULES), "dropped") == ["answers equal after the cut"]
+    assert reasons(encode(item, chatml, CONFIG), "dropped") == ["answers equal after the cut"]
 
 
 def test_a_labelled_answer_is_one_sequence_with_its_completion_trained(chatml: Tokenizer) -> None:
     prompt = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
-    encoded = encode(BinaryFeedback(prompt, "d", True), chatml, replace(RULES, kind="preference"))
+    encoded = encode(BinaryFeedback(prompt, "d", True), chatml, CONFIG)
     assert [trained(chatml, sequence) for sequence in encoded.examples[0]] == ["d<|im_end|>"]
 
 
-def test_a_template_that_answers_behind_another_prompt_is_refused_for_preferences(chatml: Tokenizer, tmp_path: Path) -> None:
+def test_a_template_whose_generation_prompt_does_not_precede_answers_drops_pairs(chatml: Tokenizer, tmp_path: Path) -> None:
     jinja = MARKED.replace("{% if add_generation_prompt %}<|im_start|>assistant:", "{% if add_generation_prompt %}<|im_end|>")
     tokenizer = with_template(chatml, tmp_path, jinja)
-    encoded = encode(PreferencePair((Message("user", "a"),), "b", "c"), tokenizer, RULES)
+    encoded = encode(PreferencePair((Message("user", "a"),), "b", "c"), tokenizer, CONFIG)
     assert reasons(encoded, "dropped") == ["the chat template refuses it"]
 
 
 def test_what_a_template_refuses_is_dropped_with_its_message(inst: Tokenizer) -> None:
     item = Conversation((Message("user", "a"), Message("assistant", "b"), Message("tool", "c"), Message("assistant", "d")))
-    (remark,) = encode(item, inst, RULES).remarks
-    assert (remark.state, remark.reason) == ("dropped", "the chat template refuses it")
-    assert "does not support role 'tool'" in remark.detail
+    (event,) = encode(item, inst, CONFIG).events
+    assert (event.state, event.reason) == ("dropped", "the chat template refuses it")
+    assert "does not support role 'tool'" in event.detail
 
 
 @given(texts=st.lists(TEXT, max_size=8), least=st.integers(0, 12))
 def test_documents_are_kept_whole_or_dropped_as_too_short(inst: Tokenizer, texts: list[str], least: int) -> None:
-    rules = replace(RULES, kind="pretrain", min_tokens=least, max_seq_len=8)
-    for text, encoded in zip(texts, encode_items(map(Document, texts), inst, rules), strict=True):
+    config = replace(CONFIG, min_tokens=least, max_seq_len=8)
+    for text, encoded in zip(texts, encode_documents(map(Document, texts), inst, config), strict=True):
         if len(inst.encode(text)) < max(1, least):
             assert reasons(encoded, "dropped") == ["too short"]
         else:
@@ -434,32 +444,32 @@ def test_documents_are_kept_whole_or_dropped_as_too_short(inst: Tokenizer, texts
 def test_conversations_shorter_than_asked_for_are_dropped(chatml: Tokenizer) -> None:
     item = talk("a")
     size = len(chatml.encode_conversation(item.messages)[0])
-    assert encode(item, chatml, replace(RULES, min_tokens=size)).examples
-    assert reasons(encode(item, chatml, replace(RULES, min_tokens=size + 1)), "dropped") == ["too short"]
+    assert encode(item, chatml, replace(CONFIG, min_tokens=size)).examples
+    assert reasons(encode(item, chatml, replace(CONFIG, min_tokens=size + 1)), "dropped") == ["too short"]
 
 
 def test_text_without_a_utf8_form_is_dropped_and_its_neighbours_are_kept(chatml: Tokenizer) -> None:
     broken, fine = talk("a\ud800"), talk("b")
     documents = [Document("good text"), Document("bad \udc00 text"), Document("more text")]
-    found = [reasons(encoded, "dropped") for encoded in encode_items([fine, broken, fine], chatml, RULES)]
-    assert found == [[], ["not valid Unicode"], []]
-    found = [reasons(e, "dropped") for e in encode_items(documents, chatml, replace(RULES, kind="pretrain"))]
-    assert found == [[], ["not valid Unicode"], []]
+    texts = [reasons(encoded, "dropped") for encoded in encode_dialogues([fine, broken, fine], chatml, CONFIG)]
+    assert texts == [[], ["not valid Unicode"], []]
+    texts = [reasons(e, "dropped") for e in encode_documents(documents, chatml, CONFIG)]
+    assert texts == [[], ["not valid Unicode"], []]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_items_encode_as_each_alone_whatever_stands_beside_them(tokenizers: dict[str, Tokenizer], kind: str) -> None:
+def test_an_item_is_encoded_the_same_in_a_batch_and_alone(tokenizers: dict[str, Tokenizer], kind: str) -> None:
     items = [talk(*(f"{number} {part}" for part in range(number % 4 + 1))) for number in range(40)]
-    rules = replace(RULES, max_seq_len=40, truncation="split")
-    together = list(encode_items(items, tokenizers[kind], rules))
+    config = replace(CONFIG, max_seq_len=40, truncation="split")
+    together = list(encode_dialogues(items, tokenizers[kind], config))
     for item, encoded in zip(items, together, strict=True):
-        alone = encode(item, tokenizers[kind], rules)
-        assert alone.remarks == encoded.remarks
+        alone = encode(item, tokenizers[kind], config)
+        assert alone.events == encoded.events
         for ours, theirs in zip(alone.examples, encoded.examples, strict=True):
             assert all(np.array_equal(a, b) for a, b in zip(ours[0], theirs[0], strict=True))
 
 
-def test_an_endless_source_is_encoded_as_it_is_read(chatml: Tokenizer) -> None:
+def test_items_are_encoded_in_batches_of_limited_size(chatml: Tokenizer) -> None:
     read = 0
 
     def endless() -> Iterator[Document]:
@@ -468,26 +478,34 @@ def test_an_endless_source_is_encoded_as_it_is_read(chatml: Tokenizer) -> None:
             read += 1
             yield Document("春眠不觉晓" * (20_000 if read > 2000 else 1))
 
-    stream = encode_items(endless(), chatml, replace(RULES, kind="pretrain", min_tokens=0))
+    stream = encode_documents(endless(), chatml, replace(CONFIG, min_tokens=0))
     assert all(encoded.examples for encoded in islice(stream, 1500))
     assert read == 2000
     assert all(encoded.examples for encoded in islice(stream, 501))
     assert 2001 < read < 2100  # fewer at once where texts are long
 
 
-def test_rules_come_from_the_stage() -> None:
+def test_the_format_and_the_recipe_decide_how_a_stage_is_encoded() -> None:
     data = {"train": "x.jsonl", "max_seq_len": 99, "train_on_turns": "last", "truncation": "split"}
-    stages = {kind: made(kind=kind, data=data) for kind, made in
-              (("pretrain", PretrainStage), ("sft", SftStage), ("preference", PreferenceStage))}  # fmt: skip
-    assert [EncodingConfig.of(stage, 3).min_tokens for stage in stages.values()] == [10, 0, 0]
-    assert EncodingConfig.of(stages["sft"], 3) == EncodingConfig("sft", 99, "split", "last", 0, AugmentConfig(), 3)
+    stages = [
+        PretrainStage(kind="pretrain", data=data),
+        SftStage(kind="sft", data=data),
+        PreferenceStage(kind="preference", data=data),
+    ]
+    configs = [FORMATS[stage.kind].encoding_config(stage.data, 3) for stage in stages]
+    assert [config.min_tokens for config in configs] == [10, 0, 0]
+    assert configs[1] == EncodingConfig(
+        max_seq_len=99, truncation="split", train_on_turns="last", min_tokens=0, augment=AugmentConfig(), seed=3
+    )
     named = SftStage(kind="sft", data={**data, "clean": {"min_tokens": 5}, "augment": {"noise": 0.5}})
-    assert EncodingConfig.of(named, 3).min_tokens == 5
-    assert EncodingConfig.of(named, 3).augment == AugmentConfig(noise=0.5)
+    config = FORMATS["sft"].encoding_config(named.data, 3)
+    assert (config.min_tokens, config.augment) == (5, AugmentConfig(noise=0.5))
 
 
 @given(item=conversations(), seed=st.integers(0, 2**32 - 1), share=st.sampled_from([0.0, 0.5, 0.99]))
-def test_variation_is_decided_by_seed_and_content_and_leaves_answers_alone(item: Conversation, seed: int, share: float) -> None:
+def test_augmentation_depends_on_seed_and_content_and_never_changes_answers(
+    item: Conversation, seed: int, share: float
+) -> None:
     config = AugmentConfig(drop_last_turns=share, noise=share, noise_rate=0.5)
     _, rounds = split_rounds(item.messages)
     kept, ended, letters = augment(rounds, config, seed)
@@ -509,29 +527,27 @@ def test_variation_is_decided_by_seed_and_content_and_leaves_answers_alone(item:
         assert (kept, letters) == (rounds, 0)
 
 
-def test_variation_concerns_about_the_share_that_is_asked_for(chatml: Tokenizer) -> None:
+def test_augmentation_changes_about_the_requested_share_of_conversations(chatml: Tokenizer) -> None:
     items = [talk(f"answer {number}", "more", "end") for number in range(1000)]
-    rules = replace(RULES, max_seq_len=500, augment=AugmentConfig(drop_last_turns=0.3, noise=0.2, noise_rate=0.3))
-    encoded = list(encode_items(items, chatml, rules))
+    config = replace(CONFIG, max_seq_len=500, augment=AugmentConfig(drop_last_turns=0.3, noise=0.2, noise_rate=0.3))
+    encoded = list(encode_dialogues(items, chatml, config))
     ended = sum("ended after an earlier round" in reasons(e, "changed") for e in encoded)
     typed = sum("typing errors in questions" in reasons(e, "changed") for e in encoded)
     assert 240 < ended < 360
     assert 150 < typed < 250
-    again = list(encode_items(items, chatml, replace(rules, seed=8)))
-    assert [e.remarks for e in encoded] != [e.remarks for e in again]
-    plain = list(encode_items(items, chatml, replace(rules, augment=AugmentConfig())))
+    again = list(encode_dialogues(items, chatml, replace(config, seed=8)))
+    assert [e.events for e in encoded] != [e.events for e in again]
+    plain = list(encode_dialogues(items, chatml, replace(config, augment=AugmentConfig())))
     for varied, whole in zip(encoded, plain, strict=True):
         assert trained(chatml, whole.examples[0][0]).startswith(trained(chatml, varied.examples[0][0]))
         unchanged = np.array_equal(varied.examples[0][0][0], whole.examples[0][0][0])
-        assert unchanged == (not varied.remarks)
+        assert unchanged == (not varied.events)
 
 
-def test_a_preference_keeps_all_its_rounds_when_ends_are_varied(chatml: Tokenizer) -> None:
+def test_augmentation_leaves_out_no_round_of_a_pair(chatml: Tokenizer) -> None:
     prompt = (*talk("a", "b", "c").messages, Message("user", "please tell me more about that"))
-    rules = replace(
-        RULES, kind="preference", max_seq_len=500, augment=AugmentConfig(drop_last_turns=0.99, noise=0.99, noise_rate=0.5)
-    )
-    encoded = encode(PreferencePair(prompt, "good", "bad"), chatml, rules)
+    config = replace(CONFIG, max_seq_len=500, augment=AugmentConfig(drop_last_turns=0.99, noise=0.99, noise_rate=0.5))
+    encoded = encode(PreferencePair(prompt, "good", "bad"), chatml, config)
     assert reasons(encoded, "changed") == ["typing errors in questions"]
     texts = [chatml.decode(tokens.tolist()) for tokens, _ in encoded.examples[0]]
     assert [text.count("<|im_start|>assistant") for text in texts] == [4, 4]

@@ -11,13 +11,17 @@ import pyarrow.parquet as parquet
 import pytest
 from transformers import AutoTokenizer
 
-from fledge.data.encoding.examples import Encoded, EncodingConfig, encode_items
-from fledge.data.parsing.rows import Conversation, Item, parse_row
+from fledge.data.encoding.dialogues import encode_dialogues
+from fledge.data.encoding.examples import Encoded, EncodingConfig
+from fledge.data.parsing.items import Conversation, Item
 from fledge.recipe.schema import AugmentConfig, Source
 from fledge.tokenizer import Tokenizer, load_tokenizer
+from tests.support.parsing import parse_row
 
 ROWS = 50
-RULES = EncodingConfig("sft", 100_000, "keep_recent", "all", 0, AugmentConfig(), 1)
+CONFIG = EncodingConfig(
+    max_seq_len=100_000, truncation="keep_recent", train_on_turns="all", min_tokens=0, augment=AugmentConfig(), seed=1
+)
 Row = dict[str, Any]
 
 
@@ -86,13 +90,13 @@ def test_exactly_the_answers_and_their_end_tokens_are_trained(
     kind, answers_of = FORMATS[file]
     rows = raw_rows(shared_data / file)
     assert len(rows) == ROWS
-    found = list(encode_items(items_of(rows, kind), tokenizer, replace(RULES, kind=kind)))
+    results = list(encode_dialogues(items_of(rows, kind), tokenizer, CONFIG))
     end = tokenizer.decode([tokenizer.eot_id])
-    for row, encoded in zip(rows, found, strict=True):
+    for row, encoded in zip(rows, results, strict=True):
         if template == "inst" and file in WITH_TOOLS and json.loads(row["tools"]):
-            assert [remark.reason for remark in encoded.remarks] == ["the chat template refuses it"]
+            assert [event.reason for event in encoded.events] == ["the chat template refuses it"]
             continue
-        assert encoded.remarks == ()
+        assert encoded.events == ()
         strip = "\n" if template == "minimind" else ""  # its template takes line breaks off the beginning of an answer
         assert trained(encoded, tokenizer) == [joined(answers, end, strip) for answers in answers_of(row)]
 
@@ -114,7 +118,7 @@ def test_the_whole_text_is_what_transformers_renders_with_the_same_tokenizer(
 ) -> None:
     theirs = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "minimind")
     items = items_of(raw_rows(shared_data / file), "sft")
-    for item, encoded in zip(items, encode_items(items, minimind, RULES), strict=True):
+    for item, encoded in zip(items, encode_dialogues(items, minimind, CONFIG), strict=True):
         assert isinstance(item, Conversation)
         tools = json.loads(item.tools) if item.tools else None
         text = theirs.apply_chat_template(openai_turns(item), tools=tools, tokenize=False)
@@ -128,18 +132,18 @@ def test_the_whole_text_is_what_transformers_renders_with_the_same_tokenizer(
         assert tokens[:first].tolist() == prompt
 
 
-@pytest.mark.parametrize("policy", ["recent", "truncate", "split"])
+@pytest.mark.parametrize("policy", ["keep_recent", "keep_start", "split"])
 def test_every_real_pair_and_conversation_is_used_or_dropped_at_any_length(
     shared_data: Path, minimind: Tokenizer, policy: str
 ) -> None:
     for file, kind in (("dpo_en_demo", "preference"), ("glaive_toolcall_zh_demo", "sft")):
         items = items_of(raw_rows(shared_data / "llamafactory" / f"{file}.json"), kind)
         for context in (64, 256, 1024):
-            rules = replace(RULES, kind=kind, max_seq_len=context, truncation=policy)
-            found = list(encode_items(items, minimind, rules))
-            assert len(found) == ROWS
-            for encoded in found:
-                dropped = [remark for remark in encoded.remarks if remark.state == "dropped"]
+            config = replace(CONFIG, max_seq_len=context, truncation=policy)
+            results = list(encode_dialogues(items, minimind, config))
+            assert len(results) == ROWS
+            for encoded in results:
+                dropped = [event for event in encoded.events if event.state == "dropped"]
                 assert bool(encoded.examples) != bool(dropped)
                 assert all(len(tokens) <= context + 1 for example in encoded.examples for tokens, _ in example)
                 assert all(weights[1:].any() for example in encoded.examples for _, weights in example)

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fledge.data.parsing.columns import RowError
+from fledge.data.parsing.items import BinaryFeedback, Conversation, Document, PreferencePair
 from fledge.data.parsing.registry import resolve
-from fledge.data.parsing.rows import BinaryFeedback, Conversation, Document, PreferencePair, RowError, parse_row
 from fledge.errors import FledgeError
 from fledge.recipe.schema import Source
 from fledge.tokenizer import Message
+from tests.support.parsing import parse_row
 
 KEY = "stages.x.data.train.0"
 SHAREGPT_TURNS = {"role": "from", "content": "value"}

@@ -19,11 +19,12 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledge.data.parsing.rows import RowError, parse_row
+from fledge.data.parsing.columns import RowError
 from fledge.data.reading.formats import MAX_NESTING, ROW_LIMIT
 from fledge.data.reading.records import files_of, read, row_location, spans_of
 from fledge.errors import FledgeError
 from fledge.recipe.schema import Source
+from tests.support.parsing import parse_row
 
 GOOD = {"text": "t", "prompt": "q", "response": "a", "chosen": "c", "rejected": "r"}
 LINE = json.dumps(GOOD).encode()

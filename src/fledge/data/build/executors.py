@@ -1,7 +1,7 @@
-"""Who works on shards: this process, processes of this machine, a Ray cluster, a Slurm array.
+"""Executors run a phase on shards: in this process, in processes of this machine, on a Ray cluster, in a Slurm array.
 
-All do the same: `perform(folder, phase, number)` for each shard, through the build directory. So they give the same bytes,
-and a build that one of them began, another one can finish.
+All of them call `run_shard(build, phase, number)` for each shard, and workers exchange nothing but the build directory. So all
+give equal bytes, and a build that one executor began can be finished by another one.
 """
 
 import logging
@@ -14,56 +14,54 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fledge.errors import FledgeError, missing_extra
 from fledge.run.environment import cores
 from fledge.run.slurm_options import slurm_options
 
+if TYPE_CHECKING:  # the command line imports this module; what a build needs is imported when one runs
+    from fledge.data.build.directory import BuildDirectory
+
 Done = Callable[[int], None]
 ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "FASTOKENS_BPE_THREADS": "1", "OMP_NUM_THREADS": "1"}
-AGAIN = "run the same command again: what is finished is kept"
+RESUME_HINT = "run the same command again: what is finished is kept"
 
 
 class Executor(Protocol):
-    """Performs a phase on shards; calls `done(number)` after each; raises FledgeError where one cannot be finished."""
+    """Runs a phase on shards; calls `done(number)` after each; raises FledgeError where one cannot be finished."""
 
-    def run(self, folder: Path, phase: str, numbers: Sequence[int], done: Done) -> None:
-        """Perform `phase` on these shards of the build directory."""
+    def run(self, build: "BuildDirectory", phase: str, numbers: Sequence[int], done: Done) -> None:
+        """Run `phase` on the shards with these numbers."""
         ...
-
-
-def run_shard(folder: str | Path, phase: str, number: int) -> None:
-    """One shard; what every executor calls in the end."""
-    from fledge.data.build.phases import PHASES
-
-    PHASES[phase](Path(folder), number)
 
 
 class InProcessExecutor:
     """One shard after the other, in this process."""
 
-    def run(self, folder: Path, phase: str, numbers: Sequence[int], done: Done) -> None:
+    def run(self, build: "BuildDirectory", phase: str, numbers: Sequence[int], done: Done) -> None:
         """See Executor."""
+        from fledge.data.build.phases import run_shard
+
         for number in numbers:
-            run_shard(folder, phase, number)
+            run_shard(build, phase, number)
             done(number)
 
 
 class ProcessPoolExecutor:
-    """Worker processes of this machine. They end with this one: a worker stops when its input is closed."""
+    """`count` worker processes of this machine. A worker stops when its input is closed, so none outlives this process."""
 
     def __init__(self, count: int) -> None:
         self.count = count
 
-    def run(self, folder: Path, phase: str, numbers: Sequence[int], done: Done) -> None:
+    def run(self, build: "BuildDirectory", phase: str, numbers: Sequence[int], done: Done) -> None:
         """See Executor."""
         waiting: SimpleQueue[int] = SimpleQueue()
         for number in numbers:
             waiting.put(number)
         finished: SimpleQueue[tuple[int, str | None]] = SimpleQueue()
         count = min(self.count, len(numbers))
-        workers = [_Worker(folder, phase, waiting, finished) for _ in range(count)]
+        workers = [_Worker(build.folder, phase, waiting, finished) for _ in range(count)]
         try:
             for _ in numbers:
                 number, error = finished.get()
@@ -121,16 +119,16 @@ class _Worker(threading.Thread):
 
 def _ended(code: int, number: int) -> str:
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    return FledgeError(f"a worker {how} in the middle of shard {number}", hint=AGAIN).as_json()
+    return FledgeError(f"a worker {how} in the middle of shard {number}", hint=RESUME_HINT).as_json()
 
 
-class Ray:
-    """Tasks of a Ray cluster (extra `cluster`): the one at RAY_ADDRESS, else one that is started here."""
+class RayExecutor:
+    """Tasks of a Ray cluster (extra `cluster`): of the one at RAY_ADDRESS, else of one that is started on this machine."""
 
     def __init__(self, count: int | None = None) -> None:
         self.count = count
 
-    def run(self, folder: Path, phase: str, numbers: Sequence[int], done: Done) -> None:
+    def run(self, build: "BuildDirectory", phase: str, numbers: Sequence[int], done: Done) -> None:
         """See Executor. The build directory must be on a file system that all nodes share."""
         try:
             import ray
@@ -145,15 +143,15 @@ class Ray:
             options.update(log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": ONE_THREAD})
             ray.init(address=address, **options)
         try:
-            task = ray.remote(max_retries=2)(_perform_or_tell)
-            pending = {task.remote(str(folder), phase, number, os.getcwd()): number for number in numbers}
+            task = ray.remote(max_retries=2)(_run_shard_or_report)
+            pending = {task.remote(str(build.folder), phase, number, os.getcwd()): number for number in numbers}
             while pending:
                 ready, _ = ray.wait(list(pending), num_returns=1)
                 number = pending.pop(ready[0])
                 try:
                     error = ray.get(ready[0])
                 except RayError as failure:
-                    raise FledgeError(f"shard {number} failed on the cluster: {failure}", hint=AGAIN) from None
+                    raise FledgeError(f"shard {number} failed on the cluster: {failure}", hint=RESUME_HINT) from None
                 if error is not None:
                     raise FledgeError.from_json(error)
                 done(number)
@@ -162,23 +160,25 @@ class Ray:
                 ray.shutdown()
 
 
-def _perform_or_tell(folder: str, phase: str, number: int, where: str) -> str | None:
-    """`perform` in the folder that paths are relative to, with an error of the user's as text, which crosses borders."""
+def _run_shard_or_report(folder: str, phase: str, number: int, working_directory: str) -> str | None:
+    """Run one shard of the build in `folder`. A FledgeError is returned as JSON, which can be sent to another process."""
     try:
-        os.chdir(where)
-        run_shard(folder, phase, number)
+        from fledge.data.build.phases import run_shard_in
+
+        os.chdir(working_directory)
+        run_shard_in(Path(folder), phase, number)
     except FledgeError as error:
         return error.as_json()
     return None
 
 
-class Slurm:
-    """A Slurm array through submitit (extra `cluster`); `cluster="local"` runs the same jobs on this machine."""
+class SlurmExecutor:
+    """A Slurm array through submitit (extra `cluster`); `cluster="local"` runs its jobs on this machine."""
 
     def __init__(self, count: int | None = None, cluster: str | None = None, options: dict[str, Any] | None = None) -> None:
         self.count, self.cluster, self.options = count, cluster, options or {}
 
-    def run(self, folder: Path, phase: str, numbers: Sequence[int], done: Done) -> None:
+    def run(self, build: "BuildDirectory", phase: str, numbers: Sequence[int], done: Done) -> None:
         """See Executor. Logs of the jobs are kept in `<folder>/jobs`."""
         try:
             import submitit
@@ -187,21 +187,22 @@ class Slurm:
         if self.cluster is None and shutil.which("sbatch") is None:
             raise FledgeError("there is no Slurm here: sbatch was not found", where="--executor slurm", hint="use processes")
         try:
-            executor = submitit.AutoExecutor(folder=folder / "jobs", cluster=self.cluster)
+            executor = submitit.AutoExecutor(folder=build.folder / "jobs", cluster=self.cluster)
         except RuntimeError as error:
             raise FledgeError(f"cannot submit to Slurm: {error}", where="--executor slurm") from None
         executor.update_parameters(**{"timeout_min": 24 * 60, "slurm_array_parallelism": self.count or 64, **self.options})
         with executor.batch():
-            jobs = [executor.submit(_perform_or_tell, str(folder), phase, number, os.getcwd()) for number in numbers]
+            folder, cwd = str(build.folder), os.getcwd()
+            jobs = [executor.submit(_run_shard_or_report, folder, phase, number, cwd) for number in numbers]
         for job, number in zip(jobs, numbers, strict=True):
             try:
                 error = job.result()
             except Exception as failure:  # submitit raises many kinds, all of them failures of the job
-                raise FledgeError(f"shard {number} failed as job {job.job_id}: {failure}", hint=AGAIN) from None
+                raise FledgeError(f"shard {number} failed as job {job.job_id}: {failure}", hint=RESUME_HINT) from None
             if error is not None:
                 raise FledgeError.from_json(error)
             done(number)
-        for pickled in (folder / "jobs").glob("*.pkl"):  # submitit's own; the logs stay
+        for pickled in (build.folder / "jobs").glob("*.pkl"):  # submitit's own; the logs stay
             pickled.unlink()
 
 
@@ -212,7 +213,7 @@ def chosen_executor(name: str, workers: int | None, parameters: Sequence[str] = 
     if parameters and name != "slurm":
         raise FledgeError("these are parameters of Slurm jobs", where="--slurm-option", hint="add --executor slurm")
     if name == "ray":
-        return Ray(workers)
+        return RayExecutor(workers)
     if name == "slurm":
-        return Slurm(workers, options=slurm_options(parameters))
+        return SlurmExecutor(workers, options=slurm_options(parameters))
     return ProcessPoolExecutor(workers or cores())

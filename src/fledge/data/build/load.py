@@ -1,6 +1,5 @@
-"""Built tokens as packed data: memory-mapped, mixed, checked against what was asked and what was written."""
+"""A complete build as packed data: memory-mapped, mixed, checked against what was requested and what was written."""
 
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,110 +7,148 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from fledge.data.build.folder import differences, is_complete
-from fledge.data.build.phases import VALIDATION, keep_mask, phase_result
-from fledge.data.build.shards import AnyStage, BuildPlan
-from fledge.data.dataset.batches import PackedDataset
+from fledge.data.build.directory import (
+    MANIFEST_FILE,
+    REPORT_FILE,
+    VALIDATION,
+    BuildDirectory,
+    differences,
+    is_complete,
+)
+from fledge.data.build.phase_output import read_result
+from fledge.data.build.plan import BuildPlan, requested_data
 from fledge.data.dataset.mixing import Mixture, SourceQuota
-from fledge.data.report import DataReport, SourceReport
+from fledge.data.dataset.packed_dataset import PackedDataset
+from fledge.data.formats import DataStage
+from fledge.data.report import DataReport
 from fledge.data.storage import ConcatenatedArrays, Examples, UniformWeights, digest_of, load_arrays, memmap, token_type
 from fledge.errors import FledgeError
 from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StageDataset:
-    """What a stage trains on and is validated on."""
+    """What a stage trains on and is validated on, and the build that it was loaded from."""
 
-    folder: Path
+    build: BuildDirectory
     train: PackedDataset
     validation: PackedDataset | None
-    ledger: DataReport
-    _temporary: Any = field(default=None, repr=False)
+    report: DataReport
+    _temporary: Any = field(default=None, repr=False)  # keeps a temporary folder for as long as this lives
 
-    def account(self) -> dict[str, Any]:
-        """data_report.json."""
-        validation = self.validation.account() if self.validation else None
+    @property
+    def folder(self) -> Path:
+        """The build directory."""
+        return self.build.folder
+
+    @property
+    def plan(self) -> BuildPlan:
+        """The plan of the build."""
+        return self.build.plan
+
+    def as_dict(self) -> dict[str, Any]:
+        """data_report.json of a run: the sources, and what training and validation see."""
         mixture = self.train.mixture
-        made = {**self.ledger.as_dict(), "train": self.train.account(), "validation": validation}
-        return {**made, "mixture": mixture.account(0) if mixture else None}
+        return {
+            **self.report.as_dict(),
+            "train": self.train.summary(),
+            "validation": self.validation.summary() if self.validation else None,
+            "mixture": mixture.summary(0) if mixture else None,
+        }
 
 
-def _examples(folder: Path, plan: BuildPlan, part: str, kind: np.dtype) -> Examples:
-    """The memory-mapped sequences of a part, over all shards."""
-    per, weighted = (2 if plan.stage.kind == "preference" else 1), plan.stage.kind != "pretrain"
-    tokens, weights, lengths, supervised, source, shards, rows = [], [], [], [], [], [], []
-    digest = xxhash.xxh3_64()
-    for shard in plan.of_part("train", "validation"):
-        at = folder / "tokens" / shard.folder
-        index = load_arrays(at / "index.safetensors")
-        if not len(index[f"{part}.lengths"]):
-            continue
-        count = int(index[f"{part}.lengths"].sum())
-        tokens.append(_mapped(at / f"{part}.tokens", kind, count))
-        if weighted:
-            weights.append(_mapped(at / f"{part}.weights", np.dtype(np.float32), count))
-        lengths.append(index[f"{part}.lengths"])
-        supervised.append(index[f"{part}.supervised"])
-        rows.append(index[f"{part}.row"])
-        source.append(np.full(len(index[f"{part}.row"]), shard.source, np.int32))
-        shards.append(np.full(len(index[f"{part}.row"]), shard.number, np.int32))
-        digest.update(phase_result(at)["parts"][part]["digest"].encode())
-    join = lambda arrays, type_: np.concatenate(arrays) if arrays else np.zeros(0, type_)  # noqa: E731
-    offsets = np.concatenate(([0], np.cumsum(join(lengths, np.int64)))).astype(np.int64)
-    joined = ConcatenatedArrays(tuple(tokens))
-    return Examples(
-        joined,
-        ConcatenatedArrays(tuple(weights)) if weighted else UniformWeights(len(joined)),
-        offsets,
-        per,
-        digest.hexdigest(),
-        join(source, np.int32),
-        join(shards, np.int32),
-        join(rows, np.int64),
-        join(supervised, np.int64),
+def load_dataset(build: BuildDirectory, report: DataReport, tokenizer: Tokenizer, temporary: Any = None) -> StageDataset:
+    """Map the tokens of a build whose shards are all encoded. FledgeError where training or validation have no example."""
+    plan = build.plan
+    dtype = token_type(tokenizer.vocab_size)
+    train, validation = (_load_examples(build, split, dtype) for split in ("train", "validation"))
+    if not train.count:
+        raise FledgeError("no training example is left", where=plan.key, hint="lower data.validation or add rows")
+    intended = _validation_items(build)
+    if not validation.count and intended:
+        raise FledgeError(
+            f"no validation example is left: none of its {intended:,} rows fits the context",
+            where=f"{plan.key}.validation",
+            hint="take more rows for validation, lengthen data.max_seq_len, or set validation to 0",
+        )
+
+    def packed(examples: Examples, mixture: Mixture | None = None) -> PackedDataset:
+        return PackedDataset(
+            examples,
+            packed_length=plan.format.packed_length(plan.data.max_seq_len),
+            pad=tokenizer.pad,
+            seed=plan.seed,
+            split_documents=plan.format.splits_documents,
+            mixture=mixture,
+            sources=tuple(source.name for source in plan.sources),
+        )
+
+    return StageDataset(
+        build=build,
+        train=packed(train, _mixture(plan, train)),
+        validation=packed(validation) if validation.count else None,
+        report=report,
+        _temporary=temporary,
     )
 
 
-def _mapped(file: Path, kind: np.dtype, count: int) -> np.ndarray:
-    """A memory-mapped file of so many numbers; FledgeError where it has another size."""
-    if not file.exists() or file.stat().st_size != count * kind.itemsize:
-        raise FledgeError("damaged: this file has not the size it was written with", where=str(file), hint="build it again")
-    return memmap(file, kind)
+def _load_examples(build: BuildDirectory, split: str, dtype: np.dtype) -> Examples:
+    """The memory-mapped sequences of a split, over all shards."""
+    example_format = build.plan.format
+    tokens: list[np.ndarray] = []
+    weights: list[np.ndarray] = []
+    columns: dict[str, list[np.ndarray]] = {
+        **{name: [np.zeros(0, np.int64)] for name in ("lengths", "target_tokens", "row")},
+        **{name: [np.zeros(0, np.int32)] for name in ("source", "shard")},
+    }
+    digest = xxhash.xxh3_64()
+    for shard in build.plan.encoded_shards():
+        folder = build.tokens(shard)
+        index = load_arrays(folder / "index.safetensors")
+        if not len(index[f"{split}.lengths"]):
+            continue
+        count = int(index[f"{split}.lengths"].sum())
+        tokens.append(_mapped(folder / f"{split}.tokens", dtype, count))
+        if example_format.has_loss_weights:
+            weights.append(_mapped(folder / f"{split}.weights", np.dtype(np.float32), count))
+        for name in ("lengths", "target_tokens", "row"):
+            columns[name].append(index[f"{split}.{name}"])
+        examples = len(index[f"{split}.row"])
+        columns["source"].append(np.full(examples, shard.source, np.int32))
+        columns["shard"].append(np.full(examples, shard.number, np.int32))
+        digest.update(read_result(folder)["splits"][split]["digest"].encode())
+    joined = {name: np.concatenate(arrays) for name, arrays in columns.items()}
+    stream = ConcatenatedArrays(tuple(tokens))
+    return Examples(
+        tokens=stream,
+        weights=ConcatenatedArrays(tuple(weights)) if example_format.has_loss_weights else UniformWeights(len(stream)),
+        offsets=np.concatenate(([0], np.cumsum(joined["lengths"]))).astype(np.int64),
+        sequences_per_example=example_format.sequences_per_example,
+        digest=digest.hexdigest(),
+        source=joined["source"],
+        shard=joined["shard"],
+        row=joined["row"],
+        counted_target_tokens=joined["target_tokens"],
+    )
 
 
-def load_dataset(
-    folder: Path, plan: BuildPlan, ledger: DataReport, tokenizer: Tokenizer, temporary: Any = None
-) -> StageDataset:
-    """Map the tokens of a complete build."""
-    stage, key = plan.stage, f"stages.{plan.name}.data"
-    kind, split = token_type(tokenizer.vocab_size), stage.kind == "pretrain"
-    length = stage.data.max_seq_len * (2 if stage.kind == "preference" else 1)
-    train, validation = (_examples(folder, plan, part, kind) for part in ("train", "validation"))
-    if not train.count:
-        raise FledgeError("no training example is left", where=key, hint="lower data.validation or add rows")
-    wanted = _divided(folder, plan)
-    if not validation.count and wanted:
-        raise FledgeError(
-            f"no validation example is left: none of its {wanted:,} rows fits the context",
-            where=f"{key}.validation",
-            hint="take more rows for validation, lengthen data.max_seq_len, or set validation to 0",
-        )
-    names = tuple(item.name for item in plan.sources)
-    packed = PackedDataset(train, length, tokenizer.pad, plan.seed, split, _mixture(plan, train), names)
-    held_out = PackedDataset(validation, length, tokenizer.pad, plan.seed, split, sources=names) if validation.count else None
-    return StageDataset(folder, packed, held_out, ledger, temporary)
+def _mapped(file: Path, dtype: np.dtype, count: int) -> np.ndarray:
+    """A memory-mapped file of `count` numbers; FledgeError where it has another size."""
+    if not file.exists() or file.stat().st_size != count * dtype.itemsize:
+        message = "damaged: the size of this file is not the size that was written"
+        raise FledgeError(message, where=str(file), hint="build it again")
+    return memmap(file, dtype)
 
 
-def _divided(folder: Path, plan: BuildPlan) -> int:
-    """How many rows were meant for validation."""
-    return sum(int((keep_mask(folder, shard) == VALIDATION).sum()) for shard in plan.of_part("train", "validation"))
+def _validation_items(build: BuildDirectory) -> int:
+    """How many items were meant for validation."""
+    return sum(int((build.keep_mask(shard) == VALIDATION).sum()) for shard in build.plan.encoded_shards())
 
 
 def _mixture(plan: BuildPlan, train: Examples) -> Mixture | None:
     """How epochs draw from the sources, if the recipe says anything about it."""
-    planned = [item for item in plan.sources if item.part == "train"]
+    planned = [item for item in plan.sources if item.split == "train"]
     if not any(item.source.mixed for item in planned):
         return None
     assert train.source is not None
@@ -119,46 +156,34 @@ def _mixture(plan: BuildPlan, train: Examples) -> Mixture | None:
     return Mixture(train.source, train.tokens_per_example(), quotas, plan.seed, train.row_numbers())
 
 
-def load_built_dataset(folder: Path, stage: AnyStage, name: str, tokenizer: Tokenizer, seed: int) -> StageDataset:
+def load_built_dataset(folder: Path, stage: DataStage, tokenizer: Tokenizer, seed: int) -> StageDataset:
     """The data of a complete build; FledgeError where it was built for something else or is damaged."""
-    plan = BuildPlan.read(folder / "build_plan.json")
+    build = BuildDirectory.open(folder)
     if not is_complete(folder):
         raise FledgeError("this build is not complete", where=str(folder), hint="run `fledge data build` again")
-    manifest = read_json(folder / "manifest.json")
-    changed = differences(plan, BuildPlan(stage, name, seed, (), (), 0, (), {}))
+    changed = differences(build.plan.requested, requested_data(stage, seed))
     if changed:
         raise FledgeError(
             "this directory was built for something else:\n  " + "\n  ".join(changed),
             where=str(folder),
             hint="build it again with `fledge data build`",
         )
+    manifest = read_json(folder / MANIFEST_FILE)
     if manifest["tokenizer"] != tokenizer.fingerprint():
         raise FledgeError("this directory was built with another tokenizer", where=str(folder), hint="build it again")
-    ledger = DataReport([_account(saved) for saved in read_json(folder / "data_report.json")["sources"]])
-    data = load_dataset(folder, plan, ledger, tokenizer)
-    for part, packed in (("train", data.train), ("validation", data.validation)):
-        if packed is not None and packed.fingerprint() != manifest[part]["fingerprint"]:
-            raise FledgeError(f"the {part} tokens are not those that were built", where=str(folder), hint="build it again")
-    _verify(folder, plan)
-    return data
+    dataset = load_dataset(build, DataReport.from_dict(read_json(folder / REPORT_FILE)), tokenizer)
+    for split, packed in (("train", dataset.train), ("validation", dataset.validation)):
+        if packed is not None and packed.fingerprint() != manifest[split]["fingerprint"]:
+            raise FledgeError(f"the {split} tokens are not those that were built", where=str(folder), hint="build it again")
+    _check_digests(build)
+    return dataset
 
 
-def _verify(folder: Path, plan: BuildPlan) -> None:
-    """FledgeError where a file's content is not what was written."""
-    for shard in plan.of_part("train", "validation"):
-        at = folder / "tokens" / shard.folder
-        for part, counted in phase_result(at)["parts"].items():
-            if digest_of(at, part) != counted["digest"]:
-                raise FledgeError(f"damaged: the {part} tokens are not those that were written", where=str(at),
+def _check_digests(build: BuildDirectory) -> None:
+    """FledgeError where the content of a file is not what was written."""
+    for shard in build.plan.encoded_shards():
+        folder = build.tokens(shard)
+        for split, counts in read_result(folder)["splits"].items():
+            if digest_of(folder, split) != counts["digest"]:
+                raise FledgeError(f"damaged: the {split} tokens are not those that were written", where=str(folder),
                                   hint="build it again")  # fmt: skip
-
-
-def _account(saved: dict[str, Any]) -> SourceReport:
-    account = SourceReport(saved["name"], saved["path"], saved["part"])
-    for key in ("rows", "used", "validation", "truncated", "shortened", "split", "tokens", "target_tokens", "tokens_lost"):
-        setattr(account, key, saved[key])
-    account.examples = saved["training_examples"]
-    for state in ("dropped", "changed", "noticed", "cut"):
-        setattr(account, state, Counter(saved[state]))
-    account.keep(saved["examples"])
-    return account

@@ -1,70 +1,90 @@
-"""The accounts of a build's sources: sums of what the phases counted of each shard, as far as they have come."""
+"""The data report of a build: sums of what the phases counted of each shard, as far as they have come."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import orjson
 
-from fledge.data.build.phases import complete, keep_mask, phase_result
-from fledge.data.build.shards import BuildPlan, Shard
+from fledge.data.build.directory import BuildDirectory
+from fledge.data.build.phase_output import is_finished, read_result
+from fledge.data.build.plan import Shard
+from fledge.data.dataset.packed_dataset import PackedDataset
 from fledge.data.reading.records import file_notices
-from fledge.data.report import DataReport, SourceReport, read_notes
+from fledge.data.report import DataReport, SourceReport
+from fledge.data.row_events import read_row_events
 
 
-def account_rows(folder: Path, plan: BuildPlan, encoded: bool = False) -> DataReport:
-    """What is read and sifted, and with `encoded` what is encoded, in the order of the shards. What is not dropped counts
-    as used."""
-    ledger = DataReport([SourceReport(item.name, item.path, item.part) for item in plan.sources])
-    _notice_files(plan, ledger)
+def report_rows(build: BuildDirectory) -> DataReport:
+    """What was read and which items stay, in the order of the shards. What is not dropped counts as used."""
+    plan = build.plan
+    report = DataReport([SourceReport(name=item.name, path=item.path, split=item.split) for item in plan.sources])
+    _add_file_notices(build, report)
     for shard in plan.shards:
-        if complete(folder / "rows" / shard.folder):
-            _add_rows(folder, shard, ledger.sources[shard.source])
-    for shard in plan.of_part("train", "validation") if encoded else ():
-        if complete(folder / "tokens" / shard.folder):
-            _add_tokens(folder, shard, ledger.sources[shard.source], 2 if plan.stage.kind == "preference" else 1)
-    return ledger
+        if is_finished(build.rows(shard)):
+            _add_rows(build, shard, report.sources[shard.source])
+    return report
 
 
-def _notice_files(plan: BuildPlan, ledger: DataReport) -> None:
+def report_tokens(rows: DataReport, build: BuildDirectory) -> DataReport:
+    """The report of the rows, and what was encoded of them: what was kept is used only if it could be encoded."""
+    report = deepcopy(rows)
+    for shard in build.plan.encoded_shards():
+        if is_finished(build.tokens(shard)):
+            _add_tokens(build, shard, report.sources[shard.source])
+    return report
+
+
+def add_split_documents(report: DataReport, train: PackedDataset) -> None:
+    """Count the training documents whose tokens lie in more than one packed row."""
+    examples = train.examples
+    assert examples.source is not None
+    pieces = np.bincount(train.layout.sequence, minlength=examples.count)
+    sources, counts = np.unique(examples.source[np.flatnonzero(pieces > 1)], return_counts=True)
+    for source, count in zip(sources.tolist(), counts.tolist(), strict=True):
+        report.sources[source].split_rows += count
+
+
+def _add_file_notices(build: BuildDirectory, report: DataReport) -> None:
     """What is worth a look in the files themselves, once for each."""
-    for account, item in zip(ledger.sources, plan.sources, strict=True):
-        for path in item.ignored_files:
-            account.add_file_notice("passed over in the folder: not a file of rows", path)
-    told: set[str] = set()
-    for shard in plan.shards:
+    for source, planned in zip(report.sources, build.plan.sources, strict=True):
+        for file in planned.ignored_files:
+            source.add_file_notice("passed over in the folder: not a file of rows", file)
+    seen: set[str] = set()
+    for shard in build.plan.shards:
         for span in shard.spans:
-            if span.file not in told and Path(span.file).exists():
-                told.add(span.file)
-                for said in file_notices(Path(span.file), plan.sources[shard.source].source):
-                    ledger.sources[shard.source].add_file_notice(said, span.file)
+            if span.file not in seen and Path(span.file).exists():
+                seen.add(span.file)
+                for notice in file_notices(Path(span.file), build.plan.source_of(shard).source):
+                    report.sources[shard.source].add_file_notice(notice, span.file)
 
 
-def _add_rows(folder: Path, shard: Shard, account: SourceReport) -> None:
-    """Phases rows and keep of one shard."""
-    rows = folder / "rows" / shard.folder
-    result = phase_result(rows)
-    account.rows += result["rows"]
-    account.merge(result["notes"])
-    account.keep(read_notes(rows / "row_events.jsonl"))
-    sifted = folder / "keep" / f"{shard.folder}.json"
-    if not sifted.exists():  # an evaluation file, or not yet
-        account.used += result["items"]
+def _add_rows(build: BuildDirectory, shard: Shard, source: SourceReport) -> None:
+    """Add what the read phase, and deduplication and split, counted of a shard."""
+    rows_events, keep_events, _ = build.event_files(shard)
+    result = read_result(build.rows(shard))
+    source.rows += result["rows"]
+    source.add_counts(result["row_events"])
+    source.keep_first_events(read_row_events(rows_events))
+    counts = build.keep / f"{shard.folder}.json"
+    if not counts.exists():  # an evaluation file, or not yet decided
+        source.used_rows += result["items"]
         return
-    account.merge(orjson.loads(sifted.read_bytes()))
-    account.keep(read_notes(sifted.with_name(f"{shard.folder}.row_events.jsonl")))
-    account.used += int(np.count_nonzero(keep_mask(folder, shard)))
+    source.add_counts(orjson.loads(counts.read_bytes()))
+    source.keep_first_events(read_row_events(keep_events))
+    source.used_rows += build.kept_items(shard)
 
 
-def _add_tokens(folder: Path, shard: Shard, account: SourceReport, per_example: int) -> None:
-    """Phase tokens of one shard: what was kept is used only if it could be encoded."""
-    tokens = folder / "tokens" / shard.folder
-    result = phase_result(tokens)
-    account.merge(result["notes"])
-    account.keep(read_notes(tokens / "row_events.jsonl"))
-    account.used -= int(np.count_nonzero(keep_mask(folder, shard)))
-    for part, counted in result["parts"].items():
-        account.used += counted["used"]
-        account.tokens += counted["tokens"]
-        account.target_tokens += counted["supervised"]
-        account.examples += counted["sequences"] // per_example
-        account.validation += counted["used"] if part == "validation" else 0
+def _add_tokens(build: BuildDirectory, shard: Shard, source: SourceReport) -> None:
+    """Add what the tokenize phase counted of a shard."""
+    *_, token_events = build.event_files(shard)
+    result = read_result(build.tokens(shard))
+    source.add_counts(result["row_events"])
+    source.keep_first_events(read_row_events(token_events))
+    source.used_rows -= build.kept_items(shard)
+    for split, counts in result["splits"].items():
+        source.used_rows += counts["used_rows"]
+        source.tokens += counts["tokens"]
+        source.target_tokens += counts["target_tokens"]
+        source.examples += counts["examples"]
+        source.validation_rows += counts["used_rows"] if split == "validation" else 0

@@ -1,45 +1,62 @@
-"""The items of one shard as the phase `rows` left them."""
+"""The items of one shard as the read phase left them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fledge.data.build.phases import phase_result
-from fledge.data.build.shards import Shard
-from fledge.data.parsing.row_statistics import own_text
-from fledge.data.parsing.rows import from_bytes
+from fledge.data.build.directory import BuildDirectory
+from fledge.data.build.phase_output import read_result
+from fledge.data.build.plan import Shard
+from fledge.data.parsing.items import Item, deserialize, own_text
 from fledge.data.reading.records import row_location
 from fledge.data.storage import load_arrays
 
 
 @dataclass(frozen=True)
-class ShardRows:
-    """What is known of the items of one shard: their arrays (rows.safetensors), and the files they come from."""
+class ShardItems:
+    """What is known of the items of one shard: their arrays (rows.safetensors), the files that they come from, and the library
+    that made their signatures.
+
+    `arrays` of N items: row [N] (number of the row in the shard), file [N] (number of its file in `files`), number [N] (line or
+    index in the file), start [N + 1] (bytes of items.jsonl), hash [N, 2], draw [N] (decides training or validation), chars [N],
+    language [N]."""
 
     shard: Shard
     folder: Path
     arrays: dict[str, np.ndarray]
     files: list[str]
-    signatures: str | None
+    signature_library: str | None
 
     @classmethod
-    def of(cls, folder: Path, shard: Shard) -> "ShardRows":
-        """Those of a shard of a build directory."""
-        rows = folder / "rows" / shard.folder
-        done = phase_result(rows)
-        return cls(shard, rows, load_arrays(rows / "rows.safetensors"), done["files"], done["signatures"])
+    def of(cls, build: BuildDirectory, shard: Shard) -> "ShardItems":
+        """The items of a shard that was read."""
+        folder = build.rows(shard)
+        result = read_result(folder)
+        return cls(shard, folder, load_arrays(folder / "rows.safetensors"), result["files"], result["signatures"])
 
     def __len__(self) -> int:
         return len(self.arrays["row"])
 
-    def where(self, index: int) -> str:
-        """file:line of an item."""
+    def row(self, index: int) -> int:
+        """Number of the row of an item in the shard."""
+        return int(self.arrays["row"][index])
+
+    def location(self, index: int) -> str:
+        """FILE:LINE of the row of an item."""
         return row_location(self.files[int(self.arrays["file"][index])], int(self.arrays["number"][index]))
 
+    def read(self, mask: np.ndarray | None = None) -> Iterator[Item]:
+        """The items in order; of a mask bool [N], those that it marks."""
+        with (self.folder / "items.jsonl").open("rb") as lines:
+            for index, line in enumerate(lines):
+                if mask is None or mask[index]:
+                    yield deserialize(line)
+
     def text(self, index: int) -> str:
-        """The text of an item, read from disk."""
+        """The own text of one item, read from disk."""
         start, stop = (int(value) for value in self.arrays["start"][index : index + 2])
         with (self.folder / "items.jsonl").open("rb") as file:
             file.seek(start)
-            return own_text(from_bytes(file.read(stop - start)))
+            return own_text(deserialize(file.read(stop - start)))

@@ -1,4 +1,5 @@
-"""A worker process: `python -m fledge.data.build.worker FOLDER PHASE`, shard numbers on its input, one answer a line."""
+"""A worker process: `python -m fledge.data.build.worker FOLDER PHASE` reads shard numbers and prints an answer for each, a line
+each."""
 
 import os
 import signal
@@ -6,18 +7,18 @@ import sys
 import traceback
 from pathlib import Path
 
-from fledge.data.build.executors import run_shard
+from fledge.data.build.phases import run_shard_in
 from fledge.errors import FledgeError
 
 
 def main(folder: str, phase: str) -> None:
-    """Perform shards until the input ends. An empty answer is success, else the text of a FledgeError."""
+    """Run a phase on shards until the input ends. An empty answer is success, otherwise it is a FledgeError as JSON."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints is not an answer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted command stops its workers itself
     for line in sys.stdin:
         try:
-            run_shard(Path(folder), phase, int(line))
+            run_shard_in(Path(folder), phase, int(line))
             answer = ""
         except FledgeError as error:
             answer = error.as_json()

@@ -5,13 +5,14 @@ costs only the searches for them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from fledge.data.cleaning.markup import html_parser, strip_markup
 from fledge.data.cleaning.mojibake import repair_mojibake
 from fledge.data.cleaning.whitespace import normalize_unicode, normalize_whitespace
-from fledge.data.parsing.rows import Item, RowError
+from fledge.data.parsing.columns import RowError
+from fledge.data.parsing.items import Item
+from fledge.data.row_events import RowEvent
 from fledge.errors import missing_extra
 from fledge.recipe.schema import CleanConfig
 
@@ -29,21 +30,12 @@ class CleaningSteps:
     whitespace: bool = True
 
     @classmethod
-    def of(cls, config: CleanConfig, kind: str) -> "CleaningSteps":
-        """The steps for a stage of this kind; `html: auto` is for documents. FledgeError where `html: true` cannot be done."""
+    def of(cls, config: CleanConfig, strip_html: bool) -> "CleaningSteps":
+        """The steps that a recipe asks for; `html: auto` is `strip_html`. FledgeError where `html: true` cannot be done."""
         if config.html is True and html_parser() is None:
             raise missing_extra("selectolax", "data", "clean.html")
-        html = kind == "pretrain" if config.html == "auto" else config.html
+        html = strip_html if config.html == "auto" else config.html
         return cls(config.mojibake, html, config.unicode, config.whitespace)
-
-
-@dataclass(frozen=True)
-class Change:
-    """What a step did to a text, where it first differs. A notice about a text left as it is has two empty excerpts."""
-
-    step: str
-    before: str = ""
-    after: str = ""
 
 
 def clean_text(text: str, steps: CleaningSteps) -> tuple[str, tuple[str, ...]]:
@@ -51,53 +43,36 @@ def clean_text(text: str, steps: CleaningSteps) -> tuple[str, tuple[str, ...]]:
 
     RowError "HTML only": nothing is left of a text that is markup throughout.
     """
-    text, changes = _clean(text, steps)
-    return text, tuple(change.step for change in changes)
+    text, events = _clean(text, steps)
+    return text, tuple(event.reason for event in events)
 
 
-def clean_item(item: Item, steps: CleaningSteps) -> tuple[Item, tuple[Change, ...]]:
-    """An item with all its texts mended, and the first change of each step. Tools and calls of tools are left alone.
+def clean_item(item: Item, steps: CleaningSteps) -> tuple[Item, tuple[RowEvent, ...]]:
+    """An item with all its texts mended, and for each step that changed one an event with its first change.
+
+    Tools and calls of tools are left alone.
 
     RowError "empty after cleaning", where a text had something before, "HTML only", or "chosen equals rejected", where only
     what was mended told them apart.
     """
-    changed: dict[str, Any] = {}
-    changes: dict[str, Change] = {}
+    events: dict[str, RowEvent] = {}
 
-    def mended(text: str) -> str:
-        cleaned, made = _clean(text, steps)
-        if not cleaned and text.strip():
+    def cleaned(text: str) -> str:
+        result, text_events = _clean(text, steps)
+        if not result and text.strip():
             raise RowError("empty after cleaning", repr(text[:EXCERPT]))
-        for change in made:
-            changes.setdefault(change.step, change)
-        return cleaned
+        for event in text_events:
+            events.setdefault(event.reason, event)
+        return result
 
-    for name in _TEXTS:
-        value = getattr(item, name, None)
-        if isinstance(value, str):
-            after: Any = mended(value)
-        elif isinstance(value, tuple):
-            contents = [mended(message.content) for message in value]
-            after = tuple(
-                message if message.content == content else replace(message, content=content)
-                for message, content in zip(value, contents, strict=True)
-            )
-        else:
-            continue
-        if after != value:
-            changed[name] = after
-    if "chosen" in changed or "rejected" in changed:
-        chosen, rejected = (changed.get(name, getattr(item, name)) for name in ("chosen", "rejected"))
-        if chosen == rejected:
-            raise RowError("chosen equals rejected", "after cleaning")
-    return (replace(item, **changed) if changed else item), tuple(changes.values())
+    result = item.map_texts(cleaned)
+    if len(result.answers) > 1 and len(set(result.answers)) == 1:
+        raise RowError("chosen equals rejected", "after cleaning")
+    return result, tuple(events.values())
 
 
-_TEXTS = ("text", "messages", "prompt", "chosen", "rejected", "answer")
-
-
-def _clean(text: str, steps: CleaningSteps) -> tuple[str, tuple[Change, ...]]:
-    changes: dict[str, Change] = {}
+def _clean(text: str, steps: CleaningSteps) -> tuple[str, tuple[RowEvent, ...]]:
+    events: dict[str, RowEvent] = {}
     for _ in range(ROUNDS):
         before = text
         for name, mend in _STEPS.items():
@@ -105,13 +80,20 @@ def _clean(text: str, steps: CleaningSteps) -> tuple[str, tuple[Change, ...]]:
                 continue
             after, notice = mend(text)
             if notice:
-                changes.setdefault(notice, Change(notice))
+                events.setdefault(notice, RowEvent("changed", notice))
             if after != text:
-                changes.setdefault(name, Change(name, *_excerpts(text, after)))
+                if name not in events:
+                    events[name] = _change_event(name, text, after)
                 text = after
         if text == before:
             break
-    return text, tuple(changes.values())
+    return text, tuple(events.values())
+
+
+def _change_event(step: str, before: str, after: str) -> RowEvent:
+    """The event that a step changed a text."""
+    excerpts = _excerpts(before, after)
+    return RowEvent("changed", step, f"{excerpts[0]!r} -> {excerpts[1]!r}", excerpts=excerpts)
 
 
 def _excerpts(before: str, after: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Packing sequences into rows of fixed length. A pure function of the lengths and the seed."""
+"""Packing sequences into packed rows of fixed length. A pure function of the lengths and the seed."""
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
@@ -8,8 +8,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class PackedLayout:
-    """Which part of which sequence lies where. Slot s of row r, for s in [offsets[r], offsets[r+1]):
-    `length[s]` positions of sequence `sequence[s]`, from its position `start[s]` on."""
+    """Which piece of which sequence lies in which of R packed rows. offsets int64 [R + 1].
+
+    Slot s of packed row r, for s in [offsets[r], offsets[r + 1]), holds `length[s]` positions of sequence `sequence[s]`, from
+    its position `start[s]` on."""
 
     offsets: np.ndarray
     sequence: np.ndarray
@@ -25,38 +27,40 @@ def permutation(count: int, *key: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).permutation(count)
 
 
-def pack_concat_and_chunk(lengths: np.ndarray, row_length: int, seed: int) -> PackedLayout:
-    """Documents end to end in shuffled order, cut at row ends: no position is lost, none but the last row is padded."""
+def pack_concat_and_chunk(lengths: np.ndarray, packed_length: int, seed: int) -> PackedLayout:
+    """Documents end to end in shuffled order, cut where a packed row ends: no position is lost, only the last row is padded."""
     order = permutation(len(lengths), seed)
     ends = np.cumsum(lengths[order])
     starts = ends - lengths[order]
     total = int(ends[-1]) if len(ends) else 0
-    cuts = np.unique(np.concatenate((starts, np.arange(0, total, row_length), [total])))
+    cuts = np.unique(np.concatenate((starts, np.arange(0, total, packed_length), [total])))
     begin, finish = cuts[:-1], cuts[1:]
     document = np.searchsorted(ends, begin, side="right")
-    counts = np.bincount(begin // row_length, minlength=-(-total // row_length))
+    counts = np.bincount(begin // packed_length, minlength=-(-total // packed_length))
     offsets = np.concatenate(([0], np.cumsum(counts)))
     return PackedLayout(offsets, order[document], begin - starts[document], finish - begin)
 
 
-def pack_best_fit(lengths: np.ndarray, row_length: int, seed: int, per_example: int = 1) -> PackedLayout:
-    """Whole examples into rows by best fit, in shuffled order: nothing is cut, few positions stay empty."""
-    sizes = lengths.reshape(-1, per_example).sum(axis=1)
+def pack_best_fit(lengths: np.ndarray, packed_length: int, seed: int, sequences_per_example: int = 1) -> PackedLayout:
+    """Whole examples into packed rows by best fit, in shuffled order: nothing is cut, few positions stay empty.
+
+    `lengths` [S] of the sequences; `sequences_per_example` neighbours make one example."""
+    sizes = lengths.reshape(-1, sequences_per_example).sum(axis=1)
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (positions left, row), sorted
+    room: list[tuple[int, int]] = []  # (positions left, packed row), sorted
     for example in permutation(len(sizes), seed).tolist():
         size = int(sizes[example])
-        place = bisect_left(room, (size, -1))
-        if place < len(room):
-            left, row = room.pop(place)
+        best = bisect_left(room, (size, -1))
+        if best < len(room):
+            left, row = room.pop(best)
         else:
-            left, row = row_length, len(rows)
+            left, row = packed_length, len(rows)
             rows.append([])
         rows[row].append(example)
         if left > size:
             insort(room, (left - size, row))
-    members = [example * per_example + part for row in rows for example in row for part in range(per_example)]
-    counts = [len(row) * per_example for row in rows]
-    sequence = np.asarray(members, dtype=np.int64)
+    examples = np.asarray([example for row in rows for example in row], dtype=np.int64)
+    sequence = (examples[:, None] * sequences_per_example + np.arange(sequences_per_example)).ravel()
+    counts = [len(row) * sequences_per_example for row in rows]
     offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
     return PackedLayout(offsets, sequence, np.zeros_like(sequence), lengths[sequence])

@@ -1,4 +1,4 @@
-"""Variation of conversations: earlier ends and typing errors. A pure function of the seed and the content."""
+"""Augmentation of conversations: earlier ends and typing errors. A pure function of the seed and the content."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -13,19 +13,19 @@ Round = tuple[Message, ...]
 
 
 def _draws(rounds: Sequence[Round], seed: int) -> Iterator[Callable[[], float]]:
-    """Streams of uniform numbers below 1, each of its own, decided by the conversation's text and the seed."""
-    text = "\0".join(part for turns in rounds for message in turns for part in (message.role, message.content))
+    """Two independent streams of uniform numbers in [0, 1), a pure function of the conversation's text and the seed."""
+    text = "\0".join(field for turns in rounds for message in turns for field in (message.role, message.content))
     digest = xxhash.xxh3_64_intdigest(text.encode(errors="surrogatepass"), seed)
     for stream in range(2):
         yield random.Random(2 * digest + stream).random
 
 
 def _mistype(text: str, rate: float, draw: Callable[[], float]) -> tuple[str, int]:
-    """The text with about `rate` of its letters swapped with the next, dropped or doubled, and how many were.
+    """The text with about a fraction `rate` of its letters swapped with the next, dropped or doubled, and their number.
 
-    Digits and punctuation stay, so that what is asked for stays; a text of which nothing would be left stays as it is.
+    Digits and punctuation stay, so the question keeps its meaning. A text of which nothing would be left is not changed.
     """
-    typed, changed, i = [], 0, 0
+    pieces, changed, i = [], 0, 0
     while i < len(text):
         letter, following = text[i], text[i + 1 : i + 2]
         step, written = 1, letter
@@ -36,16 +36,16 @@ def _mistype(text: str, rate: float, draw: Callable[[], float]) -> tuple[str, in
             else:
                 written = "" if kind == 1 else 2 * letter
             changed += 1
-        typed.append(written)
+        pieces.append(written)
         i += step
-    result = "".join(typed)
+    result = "".join(pieces)
     return (result, changed) if result.strip() else (text, 0)
 
 
 def augment(rounds: Sequence[Round], config: AugmentConfig, seed: int, may_end: bool = True) -> tuple[list[Round], int, int]:
-    """Rounds as they are trained, the number of rounds left out at the end, and of letters changed in the user's turns.
+    """(rounds as they are trained, number of rounds left out at the end, number of letters changed in the user's turns).
 
-    At least one round stays; `may_end` is false where an answer belongs to the last round.
+    At least one round stays. `may_end` is false where an answer belongs to the last round: then none is left out.
     """
     tail, noise = _draws(rounds, seed)
     kept = list(rounds)
@@ -54,11 +54,11 @@ def augment(rounds: Sequence[Round], config: AugmentConfig, seed: int, may_end: 
     changed = 0
     if noise() < config.noise:
         for number, turns in enumerate(kept):
-            typed = []
+            messages = []
             for message in turns:
                 if message.role == "user":
                     text, count = _mistype(message.content, config.noise_rate, noise)
                     message, changed = replace(message, content=text), changed + count
-                typed.append(message)
-            kept[number] = tuple(typed)
+                messages.append(message)
+            kept[number] = tuple(messages)
     return kept, len(rounds) - len(kept), changed

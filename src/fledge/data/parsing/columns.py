@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fledge.data.row_events import DETAIL_LENGTH, RowEvent
 from fledge.recipe.schema import Source
-
-DETAIL_LENGTH = 300
 
 
 class RowError(ValueError):
@@ -15,6 +14,11 @@ class RowError(ValueError):
         self.reason = reason
         self.detail = detail[:DETAIL_LENGTH].encode("utf-8", "replace").decode("utf-8")
         super().__init__(reason)
+
+    @property
+    def event(self) -> RowEvent:
+        """The event that the row is dropped for this reason."""
+        return RowEvent("dropped", self.reason, self.detail)
 
 
 def present(row: Mapping[str, Any], source: Source, role: str, usual: Sequence[str]) -> Any:

@@ -7,7 +7,9 @@ from typing import Any
 
 import xxhash
 
-from fledge.data.parsing.rows import BinaryFeedback, Conversation, Document, Item, format_name, placeholders
+from fledge.data.parsing.detection import schema_name
+from fledge.data.parsing.items import Dialogue, Item
+from fledge.data.row_events import RowEvent
 from fledge.recipe.schema import Source
 
 OPENINGS_KEPT = 2000  # of each shard; the most frequent ones
@@ -21,34 +23,7 @@ _IDENTITY = re.compile(
     r"|(?:我的名字是|我叫|(?:我?是?由)[^。\n]{1,30}?(?:开发|训练|创造|研发))",
     re.IGNORECASE,
 )
-
-
-def texts_of(item: Item, system: bool = True) -> list[str]:
-    """All texts of an item, in order; a preference's answers last. `system`: with the system turn, which many rows may
-    share and the recipe may have added."""
-    if isinstance(item, Document):
-        return [item.text]
-    turns = item.messages if isinstance(item, Conversation) else item.prompt
-    texts = [turn.content for turn in turns if system or turn.role != "system"]
-    if isinstance(item, Conversation):
-        return texts
-    return [*texts, item.answer] if isinstance(item, BinaryFeedback) else [*texts, item.chosen, item.rejected]
-
-
-def own_text(item: Item) -> str:
-    """What an item says itself, without its system turn: what languages and near duplicates are judged by."""
-    return "\n".join(texts_of(item, system=False))
-
-
-def question_and_answer(item: Item) -> tuple[str, str]:
-    """The first question and the last answer (of a preference: the chosen one); a document is a question alone."""
-    if isinstance(item, Document):
-        return item.text, ""
-    turns = item.messages if isinstance(item, Conversation) else item.prompt
-    question = next((turn.content for turn in turns if turn.role == "user"), "")
-    if isinstance(item, Conversation):
-        return question, turns[-1].content
-    return question, item.answer if isinstance(item, BinaryFeedback) else item.chosen
+_PLACEHOLDER = re.compile(r"(?<![A-Za-z0-9_{}\\^$%])\{\{ ?[A-Za-z][A-Za-z0-9_]+ ?\}\}(?!\})|<(?:NAME|AUTHOR)>")
 
 
 def opening(answer: str) -> str:
@@ -62,7 +37,13 @@ def speaks_of_identity(answer: str) -> bool:
     return _IDENTITY.search(answer[:300]) is not None
 
 
-class Facts:
+def placeholders(item: Item) -> list[str]:
+    """Template variables that nobody filled in, such as {{name}} or <AUTHOR>: each once, in order."""
+    suspect = (text for text in item.texts() if any(mark in text for mark in ("{{", "<NAME>", "<AUTHOR>")))
+    return list(dict.fromkeys(found for text in suspect for found in _PLACEHOLDER.findall(text)))
+
+
+class RowStatistics:
     """Counts over the rows of one shard."""
 
     def __init__(self) -> None:
@@ -74,7 +55,7 @@ class Facts:
         self.equal: Counter[int] = Counter()  # answers by their hash
         self.answers, self.identity = 0, 0
 
-    def row(self, value: Any, source: Source) -> None:
+    def add_row(self, value: Any, source: Source) -> None:
         """Count one row as it was read."""
         if not isinstance(value, Mapping):
             return
@@ -84,19 +65,19 @@ class Facts:
                 self.nulls[column] += 1
             elif content == "" or content == []:
                 self.empty[column] += 1
-        self.schemas[format_name(value, source)] += 1
+        self.schemas[schema_name(value, source)] += 1
 
-    def item(self, item: Item) -> Iterator[tuple[str, str]]:
-        """Count one recognised item; yields what should be told of it as (reason, detail)."""
-        if not isinstance(item, Document):
-            answer = question_and_answer(item)[1]
+    def add_item(self, item: Item) -> Iterator[RowEvent]:
+        """Count one parsed item; yields the events that say what is worth a look in it."""
+        if isinstance(item, Dialogue):
+            answer = item.final_answer
             self.answers += 1
             self.openings[opening(answer)] += 1
             self.equal[xxhash.xxh3_64_intdigest(answer.encode())] += 1
             self.identity += speaks_of_identity(answer)
-        found = placeholders(item)
-        if found:
-            yield "unfilled placeholder", ", ".join(found)
+        variables = placeholders(item)
+        if variables:
+            yield RowEvent("noticed", "unfilled placeholder", ", ".join(variables))
 
     def as_dict(self) -> dict[str, Any]:
         """For the shard's result."""

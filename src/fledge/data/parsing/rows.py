@@ -1,17 +1,16 @@
-"""What a row means: a document, a conversation, a preference or a labelled answer, recognised by its columns."""
+"""From the columns of a row to an item: a document, a conversation, a preference pair or binary feedback."""
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import orjson
-
 from fledge.data.parsing.columns import RowError, columns_of, present, text_of, value_of
-from fledge.data.parsing.messages import calls_tools, has_parts, json_text, keys_of, read_turns
+from fledge.data.parsing.items import BinaryFeedback, Conversation, Document, Item, PreferencePair, serialize
+from fledge.data.parsing.messages import json_text, read_turns
 from fledge.recipe.schema import Source
-from fledge.tokenizer.template import Message, ToolCall
+from fledge.tokenizer.template import Message
 
+Parser = Callable[[Mapping[str, Any], Source], Item]  # what a row of a source means; RowError says why it means nothing
 INSTRUCTION, INPUT = "instruction", "input"  # alpaca's
 TEXTS = ("text", "content")
 NAME_THEM = "; name the column in the source's columns"
@@ -22,45 +21,6 @@ LABELS = ("label", "kto_tag")
 MEDIA = ("images", "audios", "videos")
 PAIR = ("chosen", "rejected")
 AFTER = {"system": ("user",), "user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant")}
-_PLACEHOLDER = re.compile(r"(?<![A-Za-z0-9_{}\\^$%])\{\{ ?[A-Za-z][A-Za-z0-9_]+ ?\}\}(?!\})|<(?:NAME|AUTHOR)>")
-
-
-@dataclass(frozen=True)
-class Document:
-    """Plain text."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Turns that end with an assistant's answer; an optional system turn comes first. `tools` is JSON text: a list."""
-
-    messages: tuple[Message, ...]
-    tools: str | None = None
-
-
-@dataclass(frozen=True)
-class PreferencePair:
-    """Turns that end with the user's (or a tool's result), and two answers of which one is preferred."""
-
-    prompt: tuple[Message, ...]
-    chosen: str
-    rejected: str
-    tools: str | None = None
-
-
-@dataclass(frozen=True)
-class BinaryFeedback:
-    """Turns that end with the user's (or a tool's result), and an answer that is wanted or not."""
-
-    prompt: tuple[Message, ...]
-    answer: str
-    desirable: bool
-    tools: str | None = None
-
-
-Item = Document | Conversation | PreferencePair | BinaryFeedback
 
 
 # -- conversations ------------------------------------------------------------------------------------------------------
@@ -86,10 +46,11 @@ def _conversation(row: Mapping[str, Any], source: Source) -> Any:
         if value is not None:
             return value
     prompt = present(row, source, "prompt", PROMPTS)
-    return prompt if _is_turns(prompt) or prompt == [] else None
+    return prompt if is_turns(prompt) or prompt == [] else None
 
 
-def _is_turns(value: Any) -> bool:
+def is_turns(value: Any) -> bool:
+    """Whether a value is a list of turns; a list of texts is not."""
     return isinstance(value, list) and not all(isinstance(part, str) for part in value)
 
 
@@ -171,18 +132,19 @@ def _dialogue(row: Mapping[str, Any], source: Source) -> list[Message]:
 def _response(row: Mapping[str, Any], source: Source) -> list[Message]:
     """The answer that stands in a column of its own: text, or turns."""
     value = present(row, source, "response", RESPONSES)
-    if isinstance(value, list) and "response" not in source.columns and not _is_turns(value):
+    if isinstance(value, list) and "response" not in source.columns and not is_turns(value):
         raise RowError("wrong type", "the answer is a list of texts; name a list of two, the better first, as columns.ranked")
-    if _is_turns(value):
+    if is_turns(value):
         return read_turns(value, source)
     answer = text_of(row, source, "response", RESPONSES)
     return [] if answer is None else [Message("assistant", answer)]
 
 
-# -- kinds --------------------------------------------------------------------------------------------------------------
+# -- parsers ------------------------------------------------------------------------------------------------------------
 
 
-def _as_document(row: Mapping[str, Any], source: Source) -> Item:
+def parse_document(row: Mapping[str, Any], source: Source) -> Item:
+    """The text of a row; RowError where it has none."""
     text = text_of(row, source, "text", TEXTS)
     if text is None and not source.columns.get("text"):
         raise RowError("no known column", f"expected one of {', '.join(TEXTS)}; {columns_of(row)}{NAME_THEM}")
@@ -191,7 +153,8 @@ def _as_document(row: Mapping[str, Any], source: Source) -> Item:
     return Document(text)
 
 
-def _as_conversation(row: Mapping[str, Any], source: Source) -> Item:
+def parse_conversation(row: Mapping[str, Any], source: Source) -> Item:
+    """The conversation of a row, with its answer last; RowError where there is no answer to train on."""
     if _label(row, source, required=False) is False:
         raise RowError("labelled undesirable")
     turns = _dialogue(row, source)
@@ -210,7 +173,8 @@ def _label(row: Mapping[str, Any], source: Source, required: bool) -> bool | Non
     raise RowError("wrong type", f"the label is {type(value).__name__}, not true or false")
 
 
-def _as_labelled(row: Mapping[str, Any], source: Source) -> Item:
+def parse_binary_feedback(row: Mapping[str, Any], source: Source) -> Item:
+    """The answer of a row and whether it is desirable (label: true or false), as KTO reads it; RowError without a label."""
     desirable = _label(row, source, required=True)
     *prompt, answer = _dialogue(row, source)
     if answer.tool_calls:
@@ -218,7 +182,8 @@ def _as_labelled(row: Mapping[str, Any], source: Source) -> Item:
     return BinaryFeedback(_unweighted(prompt), answer.content, bool(desirable), _tools(row, source))
 
 
-def _as_preference(row: Mapping[str, Any], source: Source) -> Item:
+def parse_preference_pair(row: Mapping[str, Any], source: Source) -> Item:
+    """The prompt of a row with its better and its worse answer; RowError where they are missing or equal."""
     (before_chosen, chosen), (before_rejected, rejected) = (_answer(*pair, source) for pair in _pair(row, source))
     if before_chosen != before_rejected:
         raise RowError("prompts differ", "chosen and rejected do not share their first turns")
@@ -237,7 +202,7 @@ def _as_preference(row: Mapping[str, Any], source: Source) -> Item:
 def _pair(row: Mapping[str, Any], source: Source) -> list[tuple[str, Any]]:
     """The better and the worse answer, with what to call them."""
     ranked = value_of(row, source, "ranked", ())
-    if ranked is None and not source.columns.get("chosen") and row.get("chosen") is None and _is_pair(row.get("output")):
+    if ranked is None and not source.columns.get("chosen") and row.get("chosen") is None and is_pair(row.get("output")):
         ranked = row["output"]
     if ranked is not None:
         if not isinstance(ranked, list) or len(ranked) != 2:
@@ -250,7 +215,8 @@ def _pair(row: Mapping[str, Any], source: Source) -> list[tuple[str, Any]]:
     return pair
 
 
-def _is_pair(value: Any) -> bool:
+def is_pair(value: Any) -> bool:
+    """Whether a value is two answers as texts, the better first."""
     return isinstance(value, list) and len(value) == 2 and all(isinstance(answer, str) for answer in value)
 
 
@@ -271,16 +237,8 @@ def _unweighted(turns: Sequence[Message]) -> tuple[Message, ...]:
     return tuple(replace(turn, weight=None) if turn.weight is not None else turn for turn in turns)
 
 
-PARSERS: dict[str, Callable[[Mapping[str, Any], Source], Item]] = {
-    "pretrain": _as_document,
-    "sft": _as_conversation,
-    "preference": _as_preference,
-    "label": _as_labelled,
-}
-
-
-def parse_row(row: Any, source: Source, kind: str, system: str | None = None) -> Item:
-    """The item that a stage of this kind (pretrain, sft, preference, label) makes of a row; RowError says why it cannot.
+def parse_row(row: Any, source: Source, parser: Parser, system: str | None = None) -> Item:
+    """The item that `parser` makes of a row; RowError says why it cannot.
 
     `system` is put before conversations that bring no system turn.
     """
@@ -288,9 +246,9 @@ def parse_row(row: Any, source: Source, kind: str, system: str | None = None) ->
         raise RowError("not an object", type(row).__name__)
     if media := [name for name in MEDIA if row.get(name)]:
         raise RowError("not text", f"the row has {media[0]}")
-    item = PARSERS[kind](row, source)
+    item = parser(row, source)
     if system is not None:
-        item = _behind(system, item)
+        item = item.with_system(system)
     try:
         serialize(item)
     except TypeError:
@@ -298,131 +256,13 @@ def parse_row(row: Any, source: Source, kind: str, system: str | None = None) ->
     return item
 
 
-def _behind(system: str, item: Item) -> Item:
-    if isinstance(item, Document):
-        return item
-    turns = item.messages if isinstance(item, Conversation) else item.prompt
-    if turns[0].role == "system":
-        return item
-    turns = (Message("system", system), *turns)
-    return replace(item, messages=turns) if isinstance(item, Conversation) else replace(item, prompt=turns)
+def parse_any(row: Any, source: Source, parsers: Iterable[Parser]) -> Item:
+    """The item that the first parser makes of a row that can read it, or its question alone as a document.
 
-
-# -- what a row looks like ----------------------------------------------------------------------------------------------
-
-
-def detect_format(row: Any, source: Source) -> str:
-    """The kind of stage that a row's columns suggest, the most specific first; RowError where none is known."""
-    if not isinstance(row, Mapping):
-        raise RowError("not an object", type(row).__name__)
-
-    def has(role: str, usual: Sequence[str]) -> bool:
-        return present(row, source, role, usual) is not None
-
-    prompt = present(row, source, "prompt", PROMPTS)
-    turns = has("messages", CONVERSATIONS) or _is_turns(prompt)
-    if has("ranked", ()) or all(has(side, (side,)) for side in PAIR) or _is_pair(row.get("output")):
-        return "preference"
-    if turns or (prompt is not None and has("response", RESPONSES)):
-        return "label" if isinstance(present(row, source, "label", LABELS), bool) else "sft"
-    if has("text", TEXTS):
-        return "pretrain"
-    if prompt is not None:
-        return "sft"
-    raise RowError("no known column", columns_of(row))
-
-
-def format_name(row: Any, source: Source) -> str:
-    """The name of a row's schema; 'unknown' where there is none. Never raises."""
-    try:
-        kind = detect_format(row, source)
-    except RowError:
-        return "unknown"
-    if kind == "pretrain":
-        return "text"
-    if kind == "label":
-        return "kto"
-    return _describe_preference(row, source) if kind == "preference" else _describe_conversation(row, source)
-
-
-def _describe_preference(row: Mapping[str, Any], source: Source) -> str:
-    chosen = present(row, source, "chosen", ("chosen",))
-    if chosen is None:
-        return "ranked list"
-    if isinstance(chosen, str):
-        return "preference (strings)"
-    return "ranked" if isinstance(chosen, Mapping) else "preference (messages)"
-
-
-def _describe_conversation(row: Mapping[str, Any], source: Source) -> str:
-    turns = present(row, source, "messages", CONVERSATIONS)
-    prompt = present(row, source, "prompt", PROMPTS)
-    turns = prompt if turns is None and _is_turns(prompt) else turns
-    if calls_tools(turns, source) or present(row, source, "tools", ("tools",)) not in (None, "", "[]", []):
-        return "tool calls"
-    if turns is None:
-        return "alpaca" if prompt is row.get(INSTRUCTION) else "prompt/response"
-    return "openai content parts" if has_parts(turns, source) else keys_of(turns, source)
-
-
-# -- what an item holds -------------------------------------------------------------------------------------------------
-
-
-def placeholders(item: Item) -> list[str]:
-    """Template variables that nobody filled in, such as {{name}} or <AUTHOR>: each once, in order."""
-    if isinstance(item, Document):
-        texts = [item.text]
-    elif isinstance(item, Conversation):
-        texts = [turn.content for turn in item.messages]
-    else:
-        answers = [item.answer] if isinstance(item, BinaryFeedback) else [item.chosen, item.rejected]
-        texts = [*(turn.content for turn in item.prompt), *answers]
-    suspect = (text for text in texts if any(mark in text for mark in ("{{", "<NAME>", "<AUTHOR>")))
-    return list(dict.fromkeys(found for text in suspect for found in _PLACEHOLDER.findall(text)))
-
-
-def serialize(item: Item) -> bytes:
-    """An item as one line of JSON; TypeError for text that UTF-8 cannot say."""
-    if isinstance(item, Document):
-        return orjson.dumps(("document", item.text))
-    if isinstance(item, Conversation):
-        return orjson.dumps(("conversation", _pack(item.messages), item.tools))
-    if isinstance(item, PreferencePair):
-        return orjson.dumps(("preference", _pack(item.prompt), item.chosen, item.rejected, item.tools))
-    return orjson.dumps(("labelled", _pack(item.prompt), item.answer, item.desirable, item.tools))
-
-
-def from_bytes(line: bytes) -> Item:
-    """The item that `to_bytes` wrote."""
-    name, *fields = orjson.loads(line)
-    if name == "document":
-        return Document(*fields)
-    made = {"conversation": Conversation, "preference": PreferencePair, "labelled": BinaryFeedback}[name]
-    return made(_unpack(fields[0]), *fields[1:])
-
-
-def _pack(turns: Sequence[Message]) -> list[tuple]:
-    """Turns as (role, content), with tool calls and weight behind them where there are any."""
-    return [
-        (turn.role, turn.content, [(call.name, call.arguments) for call in turn.tool_calls], turn.weight)
-        if turn.tool_calls or turn.weight is not None
-        else (turn.role, turn.content)
-        for turn in turns
-    ]
-
-
-def _unpack(turns: Sequence[list]) -> tuple[Message, ...]:
-    return tuple(
-        Message(*turn) if len(turn) == 2 else Message(turn[0], turn[1], tuple(ToolCall(*call) for call in turn[2]), turn[3])
-        for turn in turns
-    )
-
-
-def parse_eval_row(row: Any, source: Source) -> Item:
-    """A row of an evaluation file: whatever kind it is of, or the question alone. RowError where there is neither."""
-    for kind in PARSERS:
+    For rows that are not trained on, such as those of an evaluation file. RowError where there is neither."""
+    for parser in parsers:
         try:
-            return parse_row(row, source, kind)
+            return parse_row(row, source, parser)
         except RowError:
             continue
     question = text_of(row, source, "prompt", PROMPTS) if isinstance(row, Mapping) else None

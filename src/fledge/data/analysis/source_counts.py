@@ -1,0 +1,75 @@
+"""What a build recorded of one source: the sums of its shards' row statistics, and its training sequences."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fledge.data.build.directory import BuildDirectory
+from fledge.data.build.load import StageDataset
+from fledge.data.build.phase_output import read_result
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceCounts:
+    """Sums of the row statistics of the shards of one source (see RowStatistics)."""
+
+    schemas: Counter[str] = field(default_factory=Counter)
+    columns: Counter[str] = field(default_factory=Counter)
+    nulls: Counter[str] = field(default_factory=Counter)
+    empty: Counter[str] = field(default_factory=Counter)
+    openings: Counter[str] = field(default_factory=Counter)
+    equal: Counter[str] = field(default_factory=Counter)
+    numbers: Counter[str] = field(default_factory=Counter)  # answers, identity, distinct_openings, recorded_openings
+
+    @classmethod
+    def of(cls, build: BuildDirectory, source: int) -> "SourceCounts":
+        """The counts of the source with this number."""
+        counts = cls()
+        for shard in build.plan.shards:
+            if shard.source != source:
+                continue
+            recorded = read_result(build.rows(shard))["statistics"]
+            for name in ("schemas", "columns", "nulls", "empty", "openings", "equal"):
+                getattr(counts, name).update(recorded[name])
+            counts.numbers.update({name: recorded[name] for name in ("answers", "identity", "distinct_openings")})
+            counts.numbers["recorded_openings"] += len(recorded["openings"])
+        return counts
+
+    @property
+    def distinct_openings(self) -> int:
+        """In how many ways answers begin; where a shard had more than it recorded, at most so many."""
+        complete = self.numbers["recorded_openings"] == self.numbers["distinct_openings"]
+        return len(self.openings) if complete else self.numbers["distinct_openings"]
+
+
+@dataclass(frozen=True)
+class TrainingSequences:
+    """The training sequences of one source.
+
+    `examples` [E]: the numbers of its examples in the stage's training data. `lengths` [S]: tokens of each sequence, int64.
+    `target_tokens` [S]: of them targets with weight, int64. `ended`: sequences whose end token is a target with weight."""
+
+    examples: np.ndarray
+    lengths: np.ndarray
+    target_tokens: np.ndarray
+    ended: int
+
+    @classmethod
+    def of(cls, dataset: StageDataset, source: int) -> "TrainingSequences":
+        """What training sees of the source with this number."""
+        examples = dataset.train.examples
+        assert examples.source is not None
+        numbers = np.flatnonzero(examples.source == source)
+        sequences = examples.sequences_of(numbers)
+        ended = sum(
+            read_result(dataset.build.tokens(shard))["splits"]["train"]["ended"]
+            for shard in dataset.plan.shards_of("train")
+            if shard.source == source
+        )
+        return cls(numbers, np.diff(examples.offsets)[sequences], examples.target_tokens[sequences], ended)
+
+    @property
+    def tokens(self) -> int:
+        """All its tokens, the first of each sequence included."""
+        return int(self.lengths.sum())

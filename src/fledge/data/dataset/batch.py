@@ -1,0 +1,93 @@
+"""One batch: packed rows as tensors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # torch is imported where a batch is made: workers that only read and encode start without it
+    import torch
+    from torch import Tensor
+
+COUNTED = ("weight", "num_target_tokens", "num_tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """B packed rows of T positions. Every tensor is [B, T] unless said otherwise.
+
+    `targets[b, t]` is the token after `input_ids[b, t]` in the same sequence, and `loss_weights` its weight in the loss;
+    `position_ids` restart at 0 with each piece of a sequence; `documents` number the pieces of a packed row from 1, padding is
+    0; `sequence_ids` number the sequences of the batch from 0, padding is `num_sequences`.
+
+    `sequences_per_example` neighbouring sequences make one example; `examples` are the numbers of the examples in the data, in
+    the order of their sequences. `tokens_by_source` counts the tokens of each source, where sources are known.
+    `known_target_index` [n] is `target_index`, found on the host, where that costs no waiting for a device.
+    """
+
+    input_ids: "Tensor"
+    targets: "Tensor"
+    loss_weights: "Tensor"
+    position_ids: "Tensor"
+    documents: "Tensor"
+    sequence_ids: "Tensor"
+    num_sequences: int
+    examples: tuple[int, ...]
+    sequences_per_example: int = 1
+    tokens_by_source: tuple[int, ...] = ()
+    known_target_index: "Tensor | None" = None
+
+    def _with(self, change: "Callable[[Tensor], Tensor]") -> "Batch":
+        """The batch with every tensor changed, and the counts that are known already."""
+        index = None if self.known_target_index is None else change(self.known_target_index)
+        batch = Batch(
+            input_ids=change(self.input_ids),
+            targets=change(self.targets),
+            loss_weights=change(self.loss_weights),
+            position_ids=change(self.position_ids),
+            documents=change(self.documents),
+            sequence_ids=change(self.sequence_ids),
+            num_sequences=self.num_sequences,
+            examples=self.examples,
+            sequences_per_example=self.sequences_per_example,
+            tokens_by_source=self.tokens_by_source,
+            known_target_index=index,
+        )
+        batch.__dict__.update({name: self.__dict__[name] for name in COUNTED if name in self.__dict__})
+        return batch
+
+    @property
+    def target_index(self) -> "Tensor":
+        """Positions (b · T + t) of the targets with weight, in order [n]."""
+        return (
+            self.loss_weights.flatten().nonzero(as_tuple=True)[0]
+            if self.known_target_index is None
+            else self.known_target_index
+        )
+
+    def to(self, device: "torch.device") -> "Batch":
+        """The batch on a device; pinned tensors are copied while the host continues."""
+        if self.input_ids.device.type == device.type:
+            return self
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        """The batch in page-locked memory, from which copies to a GPU need no waiting."""
+        return self._with(lambda tensor: tensor.pin_memory())
+
+    @cached_property
+    def weight(self) -> float:
+        """Sum of the loss weights."""
+        import torch
+
+        return float(self.loss_weights.sum(dtype=torch.float64))
+
+    @cached_property
+    def num_target_tokens(self) -> int:
+        """Number of targets with weight."""
+        return int((self.loss_weights > 0).sum())
+
+    @cached_property
+    def num_tokens(self) -> int:
+        """Number of positions that are not padding."""
+        return int((self.documents > 0).sum())

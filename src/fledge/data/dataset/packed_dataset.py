@@ -1,0 +1,225 @@
+"""Examples as an endless stream of packed rows: a pure function of the seed, so a resumed run reads equal batches."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import xxhash
+
+from fledge.data.dataset.batch import Batch
+from fledge.data.dataset.mixing import Mixture
+from fledge.data.dataset.packing import PackedLayout, pack_best_fit, pack_concat_and_chunk, permutation
+from fledge.data.storage import Examples
+
+Skipped = Sequence[Sequence[int]]
+"""Runs of packed rows that are left out of the stream: (first position, count) of each."""
+
+
+def skip_offset(position: int, skipped: Skipped) -> int:
+    """The position in the whole stream of the packed row at `position` of the stream without the `skipped` runs."""
+    for first, count in sorted(map(tuple, skipped)):
+        if first <= position:
+            position += count
+    return position
+
+
+class PackedDataset:
+    """Examples packed into rows of `packed_length` positions, and the packed rows of each epoch in order.
+
+    `split_documents`: a sequence may continue in the next packed row; otherwise a packed row holds whole examples. `pad`: the
+    token of padding. `sources`: names of the sources that `examples.source` counts.
+    Without a mixture every epoch has the same packed rows in another order; with one, each epoch's examples are drawn and
+    packed afresh.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        packed_length: int,
+        pad: int,
+        seed: int,
+        split_documents: bool,
+        *,
+        mixture: Mixture | None = None,
+        sources: tuple[str, ...] = (),
+    ) -> None:
+        self.examples, self.packed_length, self.pad, self.seed = examples, packed_length, pad, seed
+        self.split_documents, self.mixture, self.sources = split_documents, mixture, sources
+        self._epochs: dict[int, tuple[PackedLayout, np.ndarray]] = {}
+        self._counts: list[int] = []
+
+    # -- epochs -----------------------------------------------------------------------------------------------------
+
+    def _pack(self, examples: np.ndarray | None, seed: int) -> PackedLayout:
+        """The packed rows of these examples (None: of all)."""
+        lengths, sequences = np.diff(self.examples.offsets) - 1, None
+        if examples is not None:
+            sequences = self.examples.sequences_of(examples)
+            lengths = lengths[sequences]
+        if self.split_documents:
+            layout = pack_concat_and_chunk(lengths, self.packed_length, seed)
+        else:
+            layout = pack_best_fit(lengths, self.packed_length, seed, self.examples.sequences_per_example)
+        if sequences is None:
+            return layout
+        return PackedLayout(layout.offsets, sequences[layout.sequence], layout.start, layout.length)
+
+    @cached_property
+    def layout(self) -> PackedLayout:
+        """All examples once, packed: what an epoch has without a mixture, and what validation reads."""
+        return self._pack(None, self.seed)
+
+    def epoch(self, epoch: int) -> tuple[PackedLayout, np.ndarray]:
+        """The packed rows of an epoch, and the order [R] in which they are read."""
+        if epoch not in self._epochs:
+            if len(self._epochs) > 1:
+                self._epochs.pop(min(self._epochs))
+            layout = self.layout
+            if self.mixture is not None:
+                layout = self._pack(self.mixture.sample_epoch(epoch), self._epoch_seed(epoch))
+            self._epochs[epoch] = layout, permutation(len(layout), self.seed, epoch + 1)
+        return self._epochs[epoch]
+
+    def _epoch_seed(self, epoch: int) -> int:
+        return xxhash.xxh3_64_intdigest(f"{self.seed}/{epoch}".encode()) % 2**32
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """Numbers of the packed rows in the order of an epoch [R]."""
+        return self.epoch(epoch)[1]
+
+    def num_packed_rows(self, epoch: int) -> int:
+        """Number of packed rows of an epoch."""
+        if self.mixture is None:
+            return len(self.layout)
+        while len(self._counts) <= epoch:
+            self._counts.append(len(self.epoch(len(self._counts))[0]))
+        return self._counts[epoch]
+
+    def __len__(self) -> int:
+        """Number of packed rows of the first epoch."""
+        return self.num_packed_rows(0)
+
+    def packed_rows_in(self, epochs: float) -> float:
+        """Number of packed rows of so many epochs; not rounded."""
+        whole = int(epochs)
+        if self.mixture is None:
+            return epochs * len(self.layout)
+        rows = sum(self.num_packed_rows(epoch) for epoch in range(whole))
+        return rows + ((epochs - whole) * self.num_packed_rows(whole) if epochs > whole else 0)
+
+    def _locate(self, position: int) -> tuple[int, int]:
+        """The epoch of a position of the stream, and the position in that epoch."""
+        if self.mixture is None:
+            return divmod(position, len(self.layout))
+        epoch = 0
+        while position >= self.num_packed_rows(epoch):
+            position -= self.num_packed_rows(epoch)
+            epoch += 1
+        return epoch, position
+
+    def epochs_after(self, packed_rows: int) -> float:
+        """How many epochs have passed after so many packed rows."""
+        if self.mixture is None:
+            return packed_rows / len(self.layout)
+        epoch, position = self._locate(packed_rows)
+        return epoch + position / self.num_packed_rows(epoch)
+
+    # -- what the first epoch holds ---------------------------------------------------------------------------------
+
+    @cached_property
+    def num_tokens(self) -> int:
+        """Positions of the first epoch that are not padding."""
+        return int(self.epoch(0)[0].length.sum())
+
+    @cached_property
+    def num_target_tokens(self) -> int:
+        """Targets with weight in the first epoch; the first token of a sequence is nobody's target."""
+        counts = self.examples.target_tokens
+        if self.mixture is None:
+            return int(counts.sum())
+        return int(counts[self.examples.sequences_of(self.mixture.sample_epoch(0))].sum())
+
+    def summary(self) -> dict[str, float | int | str]:
+        """What training will see in its first epoch, for data_report.json."""
+        size = len(self) * self.packed_length
+        return {
+            "examples": self.examples.count,
+            "packed_rows": len(self),
+            "packed_length": self.packed_length,
+            "tokens": self.num_tokens,
+            "target_tokens": self.num_target_tokens,
+            "padding_share": 1 - self.num_tokens / size if size else 0.0,
+            "fingerprint": self.fingerprint(),
+        }
+
+    def fingerprint(self) -> str:
+        """A digest that changes with any token, weight or length, with the packing and with the mixture."""
+        digest = xxhash.xxh3_64(self.examples.fingerprint().encode())
+        packing = (self.packed_length, self.pad, self.seed, self.split_documents, self.examples.sequences_per_example)
+        digest.update(" ".join(map(str, packing)).encode())
+        if self.mixture is not None:
+            digest.update(repr(self.mixture.quotas).encode())
+        return digest.hexdigest()
+
+    # -- batches ----------------------------------------------------------------------------------------------------
+
+    def batch(self, first: int, count: int, stop: int | None = None, skipped: Skipped = ()) -> Batch:
+        """The packed rows at positions first … first + count - 1 of the endless stream of epochs without the `skipped` runs.
+
+        Rows from position `stop` on are empty (weight 0)."""
+        chosen: list[tuple[PackedLayout, int] | None] = []
+        for position in range(first, first + count):
+            if stop is not None and position >= stop:
+                chosen.append(None)
+            else:
+                epoch, index = self._locate(skip_offset(position, skipped))
+                layout, order = self.epoch(epoch)
+                chosen.append((layout, int(order[index])))
+        return self._assemble(chosen)
+
+    def assemble(self, packed_rows: Sequence[int | None]) -> Batch:
+        """The batch of these packed rows of `layout`; None is an empty one."""
+        return self._assemble([None if row is None else (self.layout, row) for row in packed_rows])
+
+    def _assemble(self, chosen: Sequence[tuple[PackedLayout, int] | None]) -> Batch:
+        import torch
+
+        shape, data = (len(chosen), self.packed_length), self.examples
+        input_ids, targets = np.full(shape, self.pad, np.int64), np.full(shape, self.pad, np.int64)
+        weights, positions = np.zeros(shape, np.float32), np.zeros(shape, np.int64)
+        documents, sequence_ids = np.zeros(shape, np.int64), np.full(shape, -1, np.int64)
+        sequences: list[int] = []  # numbers in the data
+        by_source = np.zeros(len(self.sources), np.int64)
+        for b, entry in enumerate(chosen):
+            if entry is None:
+                continue
+            layout, row = entry
+            t = 0
+            for number, slot in enumerate(range(layout.offsets[row], layout.offsets[row + 1]), 1):
+                n, sequence = int(layout.length[slot]), int(layout.sequence[slot])
+                start = int(data.offsets[sequence] + layout.start[slot])
+                tokens = data.tokens[start : start + n + 1]
+                input_ids[b, t : t + n] = tokens[:-1]
+                targets[b, t : t + n] = tokens[1:]
+                weights[b, t : t + n] = data.weights[start + 1 : start + n + 1]
+                positions[b, t : t + n] = np.arange(n)
+                documents[b, t : t + n] = number
+                sequence_ids[b, t : t + n] = len(sequences)
+                sequences.append(sequence)
+                if self.sources and data.source is not None:
+                    by_source[data.source[sequence // data.sequences_per_example]] += n
+                t += n
+        sequence_ids[sequence_ids < 0] = len(sequences)
+        return Batch(
+            input_ids=torch.from_numpy(input_ids),
+            targets=torch.from_numpy(targets),
+            loss_weights=torch.from_numpy(weights),
+            position_ids=torch.from_numpy(positions),
+            documents=torch.from_numpy(documents),
+            sequence_ids=torch.from_numpy(sequence_ids),
+            num_sequences=len(sequences),
+            examples=tuple(s // data.sequences_per_example for s in sequences[:: data.sequences_per_example]),
+            sequences_per_example=data.sequences_per_example,
+            tokens_by_source=tuple(int(count) for count in by_source),
+            known_target_index=torch.from_numpy(np.flatnonzero(weights)),
+        )

@@ -1,0 +1,75 @@
+"""From dialogues to token sequences in which the answers count: render, encode many at once, weigh, and make each fit."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from fledge.data.encoding.augment import augment
+from fledge.data.encoding.examples import NOT_UNICODE, Encoded, EncodingConfig, dropped, item_batches
+from fledge.data.encoding.rendering import DialogueRounds, weigh_rounds
+from fledge.data.encoding.truncation import fit_dialogue
+from fledge.data.parsing.columns import RowError
+from fledge.data.parsing.items import Item
+from fledge.data.row_events import RowEvent
+from fledge.tokenizer import TemplateError, TextSegment, Tokenizer
+from fledge.tokenizer.tokenizer import Encoding
+
+
+def encode_dialogues(items: Iterable[Item], tokenizer: Tokenizer, config: EncodingConfig) -> Iterator[Encoded]:
+    """The examples of each dialogue, in order: one sequence for each of its answers, or one where its turns hold them.
+
+    Many are encoded at once, in constant memory. TypeError for a document."""
+    for batch in item_batches(items):
+        yield from _encode_batch(batch, tokenizer, config)
+
+
+def _encode_batch(items: Sequence[Item], tokenizer: Tokenizer, config: EncodingConfig) -> Iterator[Encoded]:
+    dialogues = [_augmented(DialogueRounds.of(item), config) for item in items]
+    renderings: list[list[list[TextSegment]]] = []
+    refusals: dict[int, str] = {}  # index -> why the template refuses it
+    for index, (dialogue, _) in enumerate(dialogues):
+        try:
+            renderings.append(dialogue.renderings(0, len(dialogue.rounds), tokenizer))
+        except TemplateError as error:
+            refusals[index] = str(error)
+            renderings.append([])
+    for index, encodings in enumerate(_encode_renderings(tokenizer, renderings)):
+        dialogue, augment_events = dialogues[index]
+        if encodings is None:
+            yield NOT_UNICODE
+            continue
+        try:
+            if index in refusals:
+                raise TemplateError(refusals[index])
+            whole = weigh_rounds(dialogue, 0, len(dialogue.rounds), encodings, config.train_on_turns)
+            encoded = fit_dialogue(dialogue, whole, tokenizer, config)
+        except TemplateError as error:
+            yield dropped("the chat template refuses it", str(error))
+        except RowError as error:
+            yield dropped(error.reason, error.detail)
+        else:
+            yield replace(encoded, events=(*augment_events, *encoded.events)) if augment_events else encoded
+
+
+def _augmented(dialogue: DialogueRounds, config: EncodingConfig) -> tuple[DialogueRounds, tuple[RowEvent, ...]]:
+    """The dialogue as it is trained, and the events about what augmentation changed in it."""
+    if not config.augment.drop_last_turns and not config.augment.noise:
+        return dialogue, ()
+    rounds, ended, letters = augment(dialogue.rounds, config.augment, config.seed, may_end=not dialogue.completion_only)
+    events = []
+    if ended:
+        detail = f"{ended} of {len(dialogue.rounds)} rounds"
+        events.append(RowEvent("changed", "ended after an earlier round", detail, ended))
+    if letters:
+        events.append(RowEvent("changed", "typing errors in questions", f"{letters:,} letters", letters))
+    return replace(dialogue, rounds=tuple(rounds)), tuple(events)
+
+
+def _encode_renderings(tokenizer: Tokenizer, items: Sequence[list[list[TextSegment]]]) -> list[list[Encoding] | None]:
+    """The encodings of each item's renderings; None where its text has no UTF-8 form."""
+    try:
+        encodings = iter(tokenizer.encode_segments([rendering for renderings in items for rendering in renderings]))
+    except UnicodeEncodeError:
+        if len(items) == 1:
+            return [None]
+        return [encoding for renderings in items for encoding in _encode_renderings(tokenizer, [renderings])]
+    return [[next(encodings) for _ in renderings] for renderings in items]

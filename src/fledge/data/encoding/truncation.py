@@ -1,0 +1,139 @@
+"""Making one dialogue fit the context: cut an answer, leave out the oldest rounds, or make several examples."""
+
+from bisect import bisect_left
+from collections import Counter
+
+import numpy as np
+
+from fledge.data.encoding.examples import Encoded, EncodingConfig, Example
+from fledge.data.encoding.rendering import DialogueRounds, WeightedRounds, weigh_rounds
+from fledge.data.parsing.columns import RowError
+from fledge.data.row_events import RowEvent
+from fledge.tokenizer import Tokenizer
+
+
+def fit_dialogue(dialogue: DialogueRounds, whole: WeightedRounds, tokenizer: Tokenizer, config: EncodingConfig) -> Encoded:
+    """The examples of one dialogue, which is `whole` before any cut; RowError or TemplateError where it has none."""
+    longest = max(len(tokens) for tokens, _ in whole.sequences)
+    if longest < config.min_tokens:
+        raise RowError("too short", f"{longest} tokens, at least {config.min_tokens} wanted")
+    _check_trained(whole)
+    truncator = _Truncator(dialogue, whole, tokenizer, config)
+    if config.truncation == "keep_start":
+        return truncator.keep_start()
+    if config.truncation == "split" and config.train_on_turns == "all" and not dialogue.completion_only:
+        return truncator.split()
+    return truncator.keep_recent()
+
+
+def _check_trained(weighted: WeightedRounds) -> None:
+    """RowError where a sequence has no target with weight."""
+    if not all(weights[1:].any() for _, weights in weighted.sequences):
+        raise RowError("nothing to train", "every turn that could be trained has weight 0")
+
+
+class _Truncator:
+    """Makes one dialogue fit the context. Runs of rounds are rendered when they are first measured, and kept."""
+
+    def __init__(self, dialogue: DialogueRounds, whole: WeightedRounds, tokenizer: Tokenizer, config: EncodingConfig) -> None:
+        self.dialogue, self.tokenizer, self.config = dialogue, tokenizer, config
+        self.limit, self.num_rounds = config.max_seq_len + 1, len(dialogue.rounds)  # limit: tokens of a sequence
+        self._weighted = {(0, self.num_rounds): whole}
+
+    def weighted(self, first: int, stop: int) -> WeightedRounds:
+        """Rounds first … stop - 1 as they render on their own."""
+        if (first, stop) not in self._weighted:
+            encodings = self.tokenizer.encode_segments(self.dialogue.renderings(first, stop, self.tokenizer))
+            self._weighted[first, stop] = weigh_rounds(self.dialogue, first, stop, encodings, self.config.train_on_turns)
+        return self._weighted[first, stop]
+
+    def fits(self, first: int, stop: int) -> bool:
+        """Whether no trained token of rounds first … stop - 1 is cut."""
+        return not self.weighted(first, stop).lost_tokens(self.limit)
+
+    def truncate(self, weighted: WeightedRounds) -> tuple[Example, list[RowEvent]]:
+        """The example without what does not fit; RowError where no target is left, or no difference between the answers."""
+        _check_trained(weighted)
+        size = f"{max(weighted.ends):,} tokens, context {self.config.max_seq_len:,}"
+        example = tuple(
+            (tokens[: self.limit], self._kept_weights(weights, turns, weighted.tool_call_turns))
+            for (tokens, weights), turns in zip(weighted.sequences, weighted.turns, strict=True)
+        )
+        if not all(weights[1:].any() for _, weights in example):
+            raise RowError("prompt longer than the context", size)
+        if len(example) > 1 and all(np.array_equal(example[0][0], tokens) for tokens, _ in example[1:]):
+            raise RowError("answers equal after the cut", size)
+        lost = weighted.lost_tokens(self.limit)
+        if not lost:
+            return example, []
+        return example, [RowEvent("truncated", "answer cut to the context", self._cut_answers(weighted) + size, lost)]
+
+    def _kept_weights(self, weights: np.ndarray, turns: np.ndarray, tool_call_turns: frozenset[int]) -> np.ndarray:
+        """The weights of what fits. A tool call that is cut is no JSON any more, so none of it is trained."""
+        kept = weights[: self.limit]
+        if len(turns) > self.limit and turns[self.limit] == turns[self.limit - 1] and int(turns[self.limit]) in tool_call_turns:
+            kept = np.where(turns[: self.limit] == turns[self.limit], np.float32(0), kept)
+        return kept
+
+    def _cut_answers(self, weighted: WeightedRounds) -> str:
+        """How many answers of a conversation are cut or lost, where the template tells and it has several."""
+        if self.dialogue.completion_only:
+            return ""
+        (_, weights), turns = weighted.sequences[0], weighted.turns[0]
+        trained, cut = set(turns[weights > 0].tolist()), set(turns[self.limit :][weights[self.limit :] > 0].tolist())
+        return "" if len(trained) == 1 else f"{len(cut)} of {len(trained)} answers cut or lost, "
+
+    def keep_start(self) -> Encoded:
+        """Keep the beginning."""
+        example, events = self.truncate(self.weighted(0, self.num_rounds))
+        return Encoded((example,), tuple(events))
+
+    def keep_recent(self) -> Encoded:
+        """Keep the newest whole rounds; the last one's answer is cut where it does not fit alone.
+
+        Searched by bisection: fewer rounds are taken to be shorter, and what is chosen is rendered and measured.
+        """
+        first = 0
+        if not self.fits(0, self.num_rounds):
+            candidates = range(1, self.num_rounds - 1)
+            position = bisect_left(candidates, True, key=lambda start: self.fits(start, self.num_rounds))
+            first = min(1 + position, self.num_rounds - 1)
+        example, events = self.truncate(self.weighted(first, self.num_rounds))
+        if first:
+            detail = f"{first} of {self.num_rounds} rounds"
+            events = [RowEvent("shortened", "oldest turns left out", detail, first), *events]
+        return Encoded((example,), tuple(events))
+
+    def split(self) -> Encoded:
+        """Several examples of whole rounds, each round in one of them."""
+        examples: list[Example] = []
+        events: list[RowEvent] = []
+        left_out: Counter[str] = Counter()  # reason -> rounds
+        first = 0
+        while first < self.num_rounds:
+            stop = self._longest_run(first)
+            try:
+                example, cuts = self.truncate(self.weighted(first, stop))
+            except RowError as error:
+                left_out[error.reason] += stop - first
+            else:
+                examples.append(example)
+                events += cuts
+            first = stop
+        if not examples:
+            raise RowError(next(iter(left_out)), f"in each of {self.num_rounds} rounds")
+        for reason, rounds in left_out.items():
+            detail = f"{rounds} of {self.num_rounds} rounds"
+            events.append(RowEvent("shortened", f"rounds left out: {reason}", detail, rounds))
+        if len(examples) > 1:
+            detail = f"{len(examples)} examples"
+            events.insert(0, RowEvent("split", "conversation made several examples", detail, len(examples)))
+        return Encoded(tuple(examples), tuple(events))
+
+    def _longest_run(self, first: int) -> int:
+        """The end (exclusive) of the longest run of rounds from `first` that fits; at least one round."""
+        count, most = 1, self.num_rounds - first
+        while 2 * count <= most and self.fits(first, first + 2 * count):
+            count *= 2
+        more = range(count + 1, min(2 * count, most + 1))
+        return first + count + bisect_left(more, True, key=lambda rounds: not self.fits(first, first + rounds))

@@ -1,0 +1,148 @@
+"""The example formats: all that the data room knows about the kinds of stages, in one table.
+
+A new kind of stage gets an entry in `FORMATS`. Reading, cleaning, encoding, packing, mixing, statistics and checks ask the
+entry; none of them knows a kind by name.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fledge.data.encoding.dialogues import encode_dialogues
+from fledge.data.encoding.documents import encode_documents
+from fledge.data.encoding.examples import Encoded, EncodingConfig
+from fledge.data.parsing.items import BinaryFeedback, Conversation, Document, Item, PreferencePair
+from fledge.data.parsing.rows import (
+    Parser,
+    parse_any,
+    parse_binary_feedback,
+    parse_conversation,
+    parse_document,
+    parse_preference_pair,
+)
+from fledge.recipe.schema import BatchConfig, DataConfig, Source
+from fledge.tokenizer import Tokenizer
+
+Encoder = Callable[[Iterable[Item], Tokenizer, EncodingConfig], Iterator[Encoded]]
+MIN_DOCUMENT_TOKENS = 10  # where the recipe sets no clean.min_tokens
+
+
+class DataStage(Protocol):
+    """What the data room reads of a stage of a recipe: its kind, which is a key of `FORMATS`, its data and its batch."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of stage."""
+        ...
+
+    @property
+    def data(self) -> DataConfig:
+        """What the stage reads."""
+        ...
+
+    @property
+    def batch(self) -> BatchConfig:
+        """How many packed rows an update reads; kept for statistics of an epoch."""
+        ...
+
+
+def all_texts(item: Item) -> Sequence[str]:
+    """All texts of an item: what a tokenizer learns from, unless a format says otherwise."""
+    return item.texts()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleFormat:
+    """How the rows of one kind of stage become training examples.
+
+    `label`: what one example is called in reports.
+    `parse`: the item that a row means. `item_types`: the types of items that rows of this format look like, the most fitting
+    first; decides the kind of stage for files given without a recipe.
+    `encode`: the examples of items, in order. `sequence_names`: the names of the sequences of one example, in order; an unnamed
+    one where an example is a single sequence.
+    `has_loss_weights`: only answers are trained, so each token has a weight, which is stored. Otherwise every token counts once
+    and no weight is stored.
+    `splits_documents`: a sequence may continue in the next packed row, so none is ever cut. Otherwise a packed row holds whole
+    examples, and `encode` makes each fit.
+    `min_tokens`: items with fewer tokens are dropped, where the recipe sets no clean.min_tokens.
+    `strips_html`: what clean.html: auto means. `tokenizer_texts`: the texts of an item that a tokenizer is trained on.
+    """
+
+    label: str
+    parse: Parser
+    item_types: tuple[type[Item], ...]
+    encode: Encoder
+    sequence_names: tuple[str, ...] = ("",)
+    has_loss_weights: bool = True
+    splits_documents: bool = False
+    min_tokens: int = 0
+    strips_html: bool = False
+    tokenizer_texts: Callable[[Item], Sequence[str]] = all_texts
+
+    def __post_init__(self) -> None:
+        if self.splits_documents and len(self.sequence_names) > 1:
+            raise ValueError("only an example of one sequence can continue in the next packed row")
+
+    @property
+    def sequences_per_example(self) -> int:
+        """Number of sequences that make one example."""
+        return len(self.sequence_names)
+
+    def packed_length(self, max_seq_len: int) -> int:
+        """Positions of a packed row: an example whose sequences all have `max_seq_len` positions fits."""
+        return max_seq_len * self.sequences_per_example
+
+    def encoding_config(self, data: DataConfig, seed: int) -> EncodingConfig:
+        """How the items of a stage with this data become examples."""
+        min_tokens = data.clean.min_tokens
+        return EncodingConfig(
+            max_seq_len=data.max_seq_len,
+            truncation=data.truncation,
+            train_on_turns=data.train_on_turns,
+            min_tokens=self.min_tokens if min_tokens is None else min_tokens,
+            augment=data.augment,
+            seed=seed,
+        )
+
+
+FORMATS: dict[str, ExampleFormat] = {
+    "pretrain": ExampleFormat(
+        label="document",
+        parse=parse_document,
+        item_types=(Document,),
+        encode=encode_documents,
+        has_loss_weights=False,
+        splits_documents=True,
+        min_tokens=MIN_DOCUMENT_TOKENS,
+        strips_html=True,
+    ),
+    "sft": ExampleFormat(
+        label="conversation",
+        parse=parse_conversation,
+        item_types=(Conversation, BinaryFeedback),
+        encode=encode_dialogues,
+    ),
+    "preference": ExampleFormat(
+        label="pair",
+        parse=parse_preference_pair,
+        item_types=(PreferencePair,),
+        encode=encode_dialogues,
+        sequence_names=("chosen", "rejected"),
+    ),
+}
+
+
+def parse_evaluation_row(row: Any, source: Source) -> Item:
+    """A row that must not be trained on, of whatever format, or its question alone. RowError where there is neither."""
+    parsers = dict.fromkeys([*(example_format.parse for example_format in FORMATS.values()), parse_binary_feedback])
+    return parse_any(row, source, parsers)
+
+
+def kind_for(item_type: type[Item]) -> str:
+    """The kind of stage that rows which look like this type of item are for."""
+    rank: Mapping[str, int] = {
+        kind: example_format.item_types.index(item_type)
+        for kind, example_format in FORMATS.items()
+        if item_type in example_format.item_types
+    }
+    return min(rank, key=lambda kind: rank[kind])

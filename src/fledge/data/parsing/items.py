@@ -1,0 +1,289 @@
+"""Items: what a row of a file means, whatever its columns are called. An item knows its texts and how it is written down."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import orjson
+
+from fledge.tokenizer.template import Message, ToolCall
+
+
+@dataclass(frozen=True)
+class Document:
+    """Plain text."""
+
+    text: str
+
+    tag: ClassVar[str] = "document"
+    label: ClassVar[str] = "document"
+    answers: ClassVar[tuple[str, ...]] = ()
+
+    def texts(self, system: bool = True) -> list[str]:
+        """The text, as a list of one. A document has no system turn, so `system` changes nothing."""
+        return [self.text]
+
+    def map_texts(self, change: Callable[[str], str]) -> Self:
+        """The document with its text changed; itself where the text stays as it is."""
+        text = change(self.text)
+        return self if text == self.text else replace(self, text=text)
+
+    def with_system(self, prompt: str) -> Self:
+        """The document itself: it has no turns to put a system prompt before."""
+        return self
+
+    @property
+    def question(self) -> str:
+        """The whole text: what must not be trained on where the document belongs to an evaluation set."""
+        return self.text
+
+    @property
+    def final_answer(self) -> str:
+        """Empty: a document answers nothing."""
+        return ""
+
+    def description(self) -> str:
+        """What the item is, in words."""
+        return f"a {self.label} of {len(self.text):,} characters"
+
+    def fields(self) -> tuple[Any, ...]:
+        """The fields as plain data, for `serialize`."""
+        return (self.text,)
+
+    @classmethod
+    def from_fields(cls, *fields: Any) -> Self:
+        """The item with these `fields`."""
+        (text,) = fields
+        return cls(text)
+
+
+class Dialogue(ABC):
+    """What items made of turns have in common: `turns`, answers that may follow them, and tools.
+
+    `turns` is an optional system turn, then rounds of question and answer. `answers` are alternative answers to the turns;
+    there are none where the last turn is the answer. `tools` is the JSON text of a list of tool descriptions, or None."""
+
+    tag: ClassVar[str]  # names the type in `serialize`
+    label: ClassVar[str]
+    tools: str | None
+
+    @property
+    @abstractmethod
+    def turns(self) -> tuple[Message, ...]:
+        """The turns that a row begins with."""
+
+    @property
+    @abstractmethod
+    def answers(self) -> tuple[str, ...]:
+        """The answers that follow the turns; none where the last turn is the answer."""
+
+    @abstractmethod
+    def map_texts(self, change: Callable[[str], str]) -> Self:
+        """The item with every text changed. Tools and tool calls stay as they are."""
+
+    @abstractmethod
+    def with_system(self, prompt: str) -> Self:
+        """The item behind a system prompt, unless it has one."""
+
+    @abstractmethod
+    def fields(self) -> tuple[Any, ...]:
+        """The fields as plain data, for `serialize`."""
+
+    @classmethod
+    @abstractmethod
+    def from_fields(cls, *fields: Any) -> Self:
+        """The item with these `fields`."""
+
+    def texts(self, system: bool = True) -> list[str]:
+        """All texts in order, answers last. `system`: with the system turn, which many rows may share and the recipe may
+        have added."""
+        return [*(turn.content for turn in self.turns if system or turn.role != "system"), *self.answers]
+
+    @property
+    def question(self) -> str:
+        """The first question; empty where no turn is the user's."""
+        return next((turn.content for turn in self.turns if turn.role == "user"), "")
+
+    @property
+    def final_answer(self) -> str:
+        """The answer that the row ends with; of several answers, the first."""
+        return self.answers[0] if self.answers else self.turns[-1].content
+
+    def description(self) -> str:
+        """What the item is, in words."""
+        return f"a {self.label} with turns {', '.join(turn.role for turn in self.turns)}"
+
+
+@dataclass(frozen=True)
+class Conversation(Dialogue):
+    """Turns that end with an assistant's answer; an optional system turn comes first. `tools` is JSON text: a list."""
+
+    messages: tuple[Message, ...]
+    tools: str | None = None
+
+    tag: ClassVar[str] = "conversation"
+    label: ClassVar[str] = "conversation"
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """All messages."""
+        return self.messages
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """None: the last message is the answer."""
+        return ()
+
+    def map_texts(self, change: Callable[[str], str]) -> Self:
+        """The conversation with the content of each message changed. Tools and tool calls stay as they are."""
+        messages = _map_contents(self.messages, change)
+        return self if messages is self.messages else replace(self, messages=messages)
+
+    def with_system(self, prompt: str) -> Self:
+        """The conversation behind a system prompt, unless it has one."""
+        return replace(self, messages=_with_system(self.messages, prompt))
+
+    def fields(self) -> tuple[Any, ...]:
+        """The fields as plain data, for `serialize`."""
+        return _pack(self.messages), self.tools
+
+    @classmethod
+    def from_fields(cls, *fields: Any) -> Self:
+        """The item with these `fields`."""
+        messages, tools = fields
+        return cls(_unpack(messages), tools)
+
+
+@dataclass(frozen=True)
+class PreferencePair(Dialogue):
+    """Turns that end with the user's (or a tool's result), and two answers of which one is preferred."""
+
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    tools: str | None = None
+
+    tag: ClassVar[str] = "preference"
+    label: ClassVar[str] = "preference pair"
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """The prompt."""
+        return self.prompt
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Chosen, rejected."""
+        return self.chosen, self.rejected
+
+    def map_texts(self, change: Callable[[str], str]) -> Self:
+        """The pair with the content of each turn and both answers changed. Tools and tool calls stay as they are."""
+        prompt = _map_contents(self.prompt, change)
+        return replace(self, prompt=prompt, chosen=change(self.chosen), rejected=change(self.rejected))
+
+    def with_system(self, prompt: str) -> Self:
+        """The pair behind a system prompt, unless it has one."""
+        return replace(self, prompt=_with_system(self.prompt, prompt))
+
+    def fields(self) -> tuple[Any, ...]:
+        """The fields as plain data, for `serialize`."""
+        return _pack(self.prompt), self.chosen, self.rejected, self.tools
+
+    @classmethod
+    def from_fields(cls, *fields: Any) -> Self:
+        """The item with these `fields`."""
+        prompt, chosen, rejected, tools = fields
+        return cls(_unpack(prompt), chosen, rejected, tools)
+
+
+@dataclass(frozen=True)
+class BinaryFeedback(Dialogue):
+    """Turns that end with the user's (or a tool's result), and an answer that is desirable or not (as KTO reads it)."""
+
+    prompt: tuple[Message, ...]
+    answer: str
+    desirable: bool
+    tools: str | None = None
+
+    tag: ClassVar[str] = "labelled"
+    label: ClassVar[str] = "labelled answer"
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """The prompt."""
+        return self.prompt
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The one answer."""
+        return (self.answer,)
+
+    def map_texts(self, change: Callable[[str], str]) -> Self:
+        """The feedback with the content of each turn and the answer changed. Tools and tool calls stay as they are."""
+        return replace(self, prompt=_map_contents(self.prompt, change), answer=change(self.answer))
+
+    def with_system(self, prompt: str) -> Self:
+        """The feedback behind a system prompt, unless it has one."""
+        return replace(self, prompt=_with_system(self.prompt, prompt))
+
+    def fields(self) -> tuple[Any, ...]:
+        """The fields as plain data, for `serialize`."""
+        return _pack(self.prompt), self.answer, self.desirable, self.tools
+
+    @classmethod
+    def from_fields(cls, *fields: Any) -> Self:
+        """The item with these `fields`."""
+        prompt, answer, desirable, tools = fields
+        return cls(_unpack(prompt), answer, desirable, tools)
+
+
+Item = Document | Conversation | PreferencePair | BinaryFeedback
+ITEM_TYPES: dict[str, type[Item]] = {
+    item_type.tag: item_type for item_type in (Document, Conversation, PreferencePair, BinaryFeedback)
+}
+
+
+def own_text(item: Item) -> str:
+    """All texts of an item but its system turn, a line each: what its language and its near duplicates are judged by."""
+    return "\n".join(item.texts(system=False))
+
+
+def serialize(item: Item) -> bytes:
+    """An item as one line of JSON: its tag, then its fields. TypeError for text that UTF-8 cannot say."""
+    return orjson.dumps((item.tag, *item.fields()))
+
+
+def deserialize(line: bytes) -> Item:
+    """The item that `serialize` wrote."""
+    tag, *fields = orjson.loads(line)
+    return ITEM_TYPES[tag].from_fields(*fields)
+
+
+def _map_contents(turns: tuple[Message, ...], change: Callable[[str], str]) -> tuple[Message, ...]:
+    """The turns with their contents changed; the turns themselves where every content stays as it is."""
+    contents = [change(turn.content) for turn in turns]
+    if all(turn.content == content for turn, content in zip(turns, contents, strict=True)):
+        return turns
+    return tuple(replace(turn, content=content) for turn, content in zip(turns, contents, strict=True))
+
+
+def _with_system(turns: tuple[Message, ...], prompt: str) -> tuple[Message, ...]:
+    return turns if turns[0].role == "system" else (Message("system", prompt), *turns)
+
+
+def _pack(turns: Sequence[Message]) -> list[tuple]:
+    """Turns as (role, content), with tool calls and weight behind them where there are any."""
+    return [
+        (turn.role, turn.content, [(call.name, call.arguments) for call in turn.tool_calls], turn.weight)
+        if turn.tool_calls or turn.weight is not None
+        else (turn.role, turn.content)
+        for turn in turns
+    ]
+
+
+def _unpack(turns: Sequence[list]) -> tuple[Message, ...]:
+    return tuple(
+        Message(*turn) if len(turn) == 2 else Message(turn[0], turn[1], tuple(ToolCall(*call) for call in turn[2]), turn[3])
+        for turn in turns
+    )
