@@ -29,7 +29,7 @@ def test_the_recipe_allows_label_smoothing_where_the_loss_has_it(loss_type: str)
     if loss_type in SMOOTHED_LOSSES:
         assert _stage("preference", loss_type=loss_type, label_smoothing=0.1).label_smoothing == 0.1
         return
-    with pytest.raises(ValueError, match=f"defined for loss_type sigmoid alone, not for {loss_type}: set label_smoothing to 0"):
+    with pytest.raises(ValueError, match=f"defined for loss_type sigmoid only, not for {loss_type}: set label_smoothing to 0"):
         _stage("preference", loss_type=loss_type, label_smoothing=0.1)
     assert _stage("preference", loss_type=loss_type).label_smoothing == 0
 

@@ -92,7 +92,7 @@ class DistributedContext:
         return self.world_size > 1
 
     def new_group(self) -> "DistributedContext":
-        """A context of the same ranks with connections of its own, for use in another thread."""
+        """A context of these ranks with connections of its own, for use in another thread."""
         if not self.is_distributed:
             return self
         import torch.distributed as dist

@@ -132,12 +132,12 @@ class StageBase(ConfigModel):
 
     @property
     def loss_unit(self) -> str:
-        """The unit of the stage's loss; "nats/token" where the loss is the mean negative log-likelihood of the targets."""
+        """The unit of the stage's loss: "nats/token" for the mean negative log-likelihood of the targets."""
         return "nats/token"
 
     @property
     def keeps_reference_model(self) -> bool:
-        """Whether the model that the stage starts from stays in memory, frozen, beside the one that is trained."""
+        """Whether a frozen copy of the initial model stays in memory during training."""
         return False
 
     @field_validator("duration")
@@ -197,19 +197,19 @@ class PreferenceStage(StageBase):
 
     @property
     def loss_unit(self) -> str:
-        """Nats for the sigmoid loss, which is a negative log-likelihood; hinge and ipo have no unit."""
+        """nats/pair for the sigmoid loss, a negative log-likelihood; hinge and ipo losses have no unit."""
         return "nats/pair" if self.loss_type == "sigmoid" else "per pair"
 
     @property
     def keeps_reference_model(self) -> bool:
-        """Whether the reference is computed anew for each batch, by a second model."""
+        """Whether a second model computes the reference log-probabilities of each batch."""
         return not self.precompute_ref_log_probs
 
     @model_validator(mode="after")
-    def _smoothed_loss(self) -> "PreferenceStage":
+    def _check_label_smoothing(self) -> "PreferenceStage":
         if self.label_smoothing and self.loss_type != "sigmoid":
             raise ValueError(
-                f"label_smoothing {self.label_smoothing} is defined for loss_type sigmoid alone, not for {self.loss_type}: "
+                f"label_smoothing {self.label_smoothing} is defined for loss_type sigmoid only, not for {self.loss_type}: "
                 "set label_smoothing to 0, or loss_type to sigmoid"
             )
         return self

@@ -16,13 +16,13 @@ from fledge.data.row_events import RowEvent
 from fledge.errors import missing_extra
 from fledge.recipe.schema import CleanConfig
 
-ROUNDS = 10  # most passes over one text; two are usual for a text with faults
-EXCERPT = 40  # characters shown on each side of a change
+ROUNDS = 10  # maximum number of passes over one text; a faulty text usually needs two
+EXCERPT = 40  # characters reported on each side of a change
 
 
 @dataclass(frozen=True)
 class CleaningSteps:
-    """Which steps are taken."""
+    """The cleaning steps to apply."""
 
     mojibake: bool = True
     html: bool = True
@@ -31,7 +31,8 @@ class CleaningSteps:
 
     @classmethod
     def of(cls, config: CleanConfig, strip_html: bool) -> "CleaningSteps":
-        """The steps that a recipe asks for; `html: auto` is `strip_html`. FledgeError where `html: true` cannot be done."""
+        """The steps of a recipe; `html: auto` means `strip_html`. Raises FledgeError if `html: true` is impossible
+        (selectolax is missing)."""
         if config.html is True and html_parser() is None:
             raise missing_extra("selectolax", "data", "clean.html")
         html = strip_html if config.html == "auto" else config.html
@@ -39,21 +40,19 @@ class CleaningSteps:
 
 
 def clean_text(text: str, steps: CleaningSteps) -> tuple[str, tuple[str, ...]]:
-    """The mended text, and the names of the steps that changed it (or of what was noticed, where it could not be mended).
+    """The cleaned text and the names of the steps that changed it, or of notices about faults that could not be repaired.
 
-    RowError "HTML only": nothing is left of a text that is markup throughout.
+    Raises RowError "HTML only" if a text consists of markup alone.
     """
     text, events = _clean(text, steps)
     return text, tuple(event.reason for event in events)
 
 
 def clean_item(item: Item, steps: CleaningSteps) -> tuple[Item, tuple[RowEvent, ...]]:
-    """An item with all its texts mended, and for each step that changed one an event with its first change.
+    """An item with all its texts cleaned, and one event per step that changed a text, with its first change.
 
-    Tools and calls of tools are left alone.
-
-    RowError "empty after cleaning", where a text had something before, "HTML only", or "chosen equals rejected", where only
-    what was mended told them apart.
+    Tool descriptions and tool calls are not changed. Raises RowError "HTML only", "empty after cleaning" if a text is empty
+    only now, and "chosen equals rejected" if the answers are equal only now.
     """
     events: dict[str, RowEvent] = {}
 
@@ -75,10 +74,10 @@ def _clean(text: str, steps: CleaningSteps) -> tuple[str, tuple[RowEvent, ...]]:
     events: dict[str, RowEvent] = {}
     for _ in range(ROUNDS):
         before = text
-        for name, mend in _STEPS.items():
+        for name, step in _STEPS.items():
             if not getattr(steps, name):
                 continue
-            after, notice = mend(text)
+            after, notice = step(text)
             if notice:
                 events.setdefault(notice, RowEvent("changed", notice))
             if after != text:
@@ -91,15 +90,15 @@ def _clean(text: str, steps: CleaningSteps) -> tuple[str, tuple[RowEvent, ...]]:
 
 
 def _change_event(step: str, before: str, after: str) -> RowEvent:
-    """The event that a step changed a text."""
+    """The event for the first change that a step made."""
     excerpts = _excerpts(before, after)
     return RowEvent("changed", step, f"{excerpts[0]!r} -> {excerpts[1]!r}", excerpts=excerpts)
 
 
 def _excerpts(before: str, after: str) -> tuple[str, str]:
-    """Both texts around the first place where they differ."""
+    """Sections of both texts around the first difference."""
     low, high = 0, min(len(before), len(after))
-    while low < high:  # the longest common prefix, by halves: comparing slices is fast, comparing characters is not
+    while low < high:  # bisection for the longest common prefix: comparing slices is faster than comparing characters
         middle = (low + high + 1) // 2
         low, high = (middle, high) if before[low:middle] == after[low:middle] else (low, middle - 1)
     start = max(0, low - EXCERPT)

@@ -39,14 +39,14 @@ def calls_tools(value: Any, source: Source) -> bool:
     )
 
 
-def has_parts(value: Any, source: Source) -> bool:
+def has_content_parts(value: Any, source: Source) -> bool:
     """Whether the content of any turn is a list of content parts."""
     keys = _turn_keys(source, "content", CONTENT_KEYS)
     turns = value if isinstance(value, list) else ()
     return any(isinstance(turn, Mapping) and isinstance(_first_value(turn, keys), list) for turn in turns)
 
 
-def keys_of(value: Any, source: Source) -> str:
+def turn_schema(value: Any, source: Source) -> str:
     """The schema of a list of turns, from the keys of the first turn: `messages (role/content)`, `sharegpt (from/value)`, …"""
     turn = value[0] if isinstance(value, list) and value and isinstance(value[0], Mapping) else {}
     role, content = (

@@ -64,8 +64,8 @@ class ModelConfig(ConfigModel):
     path: str | None = None
     implementation: Literal["auto", "native", "transformers"] = Field(
         default="auto",
-        description="what computes the model in `path`: fledge's native decoder, the library transformers (extra `hf`), or "
-        "auto: the native decoder where it covers the architecture, else transformers",
+        description="implementation of the model in `path`: fledge's native decoder or the library transformers (extra `hf`); "
+        "auto: the native decoder if it supports the architecture, else transformers",
     )
     hidden_size: Positive = 512
     num_hidden_layers: Positive = 8
