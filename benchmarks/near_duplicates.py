@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 from measure import interleave, options, report
 
-from fledge.data.cleaning.duplicates import backend, jaccard, near_duplicates, shingle_set, shingles, signatures
+from fledge.data.cleaning.duplicates import near_duplicates, signature_backend, signatures
+from fledge.data.cleaning.ngrams import jaccard, shingle_set, shingles
 
 THRESHOLD = 0.8
 CHUNK = 1000
@@ -191,7 +192,7 @@ def main() -> None:
             "documents": len(texts),
             "mean_bytes": round(sum(len(text.encode()) for text in texts) / len(texts)),
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
-            "backend": backend(),
+            "backend": signature_backend(),
             "quick": chosen.quick,
         }
     )

@@ -79,14 +79,14 @@ class Disk:
 @contextmanager
 def watched(disk: Disk) -> Iterator[None]:
     """Every write, flush and rename of a save goes through `disk`."""
-    write_text, replace, mkdir, symlink, sync = Path.write_text, Path.replace, Path.mkdir, Path.symlink_to, checkpoint._sync
+    write_text, replace, mkdir, symlink, sync = Path.write_text, Path.replace, Path.mkdir, Path.symlink_to, checkpoint._fsync
     save_file = safetensors.torch.save_file
     swapped: list[tuple[Any, str, Any]] = [
         (Path, "write_text", lambda path, *a, **k: disk("write", path, lambda: write_text(path, *a, **k))),
         (Path, "replace", lambda path, to: disk("rename", Path(to), lambda: replace(path, to))),
         (Path, "mkdir", lambda path, *a, **k: disk("mkdir", path, lambda: mkdir(path, *a, **k))),
         (Path, "symlink_to", lambda path, to: disk("link", path, lambda: symlink(path, to))),
-        (checkpoint, "_sync", lambda path: disk("flush", path, lambda: sync(path))),
+        (checkpoint, "_fsync", lambda path: disk("flush", path, lambda: sync(path))),
         (directory, "save_file", lambda t, path, **k: disk("write", Path(path), lambda: save_file(t, path, **k))),
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in swapped]

@@ -39,7 +39,7 @@ class TrainCommand:
         try:
             run = Pipeline(recipe, console, allow=self.allow, ranks=ranks).run(resume=self.resume)
         except RuntimeError as error:  # from within a sharded model
-            if ranks.alone or not is_peer_lost_error(error):
+            if not ranks.is_distributed or not is_peer_lost_error(error):
                 raise
             raise PeerLostError from error
         if ranks.is_main_process:

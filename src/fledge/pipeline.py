@@ -146,7 +146,7 @@ class Pipeline:
         """FledgeError for what cannot be divided among ranks."""
         if self.recipe.runtime.parallelism != "fsdp":
             return
-        if self.ranks.alone:
+        if not self.ranks.is_distributed:
             self.console.log("note: runtime.parallelism fsdp has no effect: one process has nothing to divide", style="yellow")
         for name, stage in self.recipe.stages.items():
             if stage.optimizer.name == "adamw8bit":

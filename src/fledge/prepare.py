@@ -193,7 +193,13 @@ class Preparation:
         copies = 1 + (2 if averaged else 0) + (1 if stage.keeps_reference_model else 0)
         if device == "cpu":  # what is being saved is a copy in the same memory: weights, optimizer state, averages
             copies += 3 + (2 if averaged else 0)
-        need = MemoryInputs(cost, data.train.packed_length, stage.optimizer, device, copies)
+        need = MemoryInputs(
+            cost=cost,
+            row_length=data.train.packed_length,
+            optimizer=stage.optimizer,
+            device=device,
+            copies=copies,
+        )
         return auto_micro_batch(stage.batch, need, self.recipe.runtime)
 
     def _recorded_plan(self, name: str) -> dict[str, Any] | None:

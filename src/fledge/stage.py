@@ -12,7 +12,8 @@ import torch
 
 from fledge.autotune.autotune import ComputeConfig, autotune, force_eager, head_kernel, warm_up
 from fledge.autotune.compile import reset_compiler
-from fledge.checkpoint.checkpoint import TrainState, Weights, WriteModel, step_name
+from fledge.checkpoint.checkpoint import WriteModel, step_name
+from fledge.checkpoint.state import TrainState, Weights
 from fledge.data import PackedDataset, StageDataset
 from fledge.data.build.row_locator import RowLocator
 from fledge.distributed.context import DistributedContext
@@ -109,7 +110,7 @@ class StageRunner:
         with self.shared.timed("probe"), self.ranks.main_process_first():
             decision = self._decision(model)
         self.console.log(_machine_line(decision))
-        if not self.ranks.alone:
+        if self.ranks.is_distributed:
             self.console.log(f"{self.ranks.world_size} processes share each update ({self.recipe.runtime.parallelism})")
         reference = ReferenceProvider(stage, model, self._start_model, decision, self.directory.root, self.console.log)
         with self.ranks.main_process_first():
@@ -119,7 +120,7 @@ class StageRunner:
         if self.ranks.broadcast_object(not before_file.exists()):
             with self.shared.timed("evaluation"):
                 self._evaluate(before_file, model, validation, stage.batch.micro_batch_rows)
-        divided = self.recipe.runtime.parallelism == "fsdp" and not self.ranks.alone
+        divided = self.recipe.runtime.parallelism == "fsdp" and self.ranks.is_distributed
         state = self._train(model, objective, validation, decision, changed, divided)
         chosen = self._select_checkpoint(state)
         if divided:

@@ -1,4 +1,4 @@
-"""How to compute is decided by rules that can be read, from figures measured on this machine, and never against the recipe."""
+"""Autotune chooses by readable rules from measurements on this machine and never against the recipe."""
 
 import os
 from dataclasses import replace
@@ -21,7 +21,7 @@ from fledge.autotune.benchmark import (
 )
 from fledge.autotune.compile import compile_with_cache_retry, model_code, use_compile_cache
 from fledge.autotune.compute_config import ComputeConfig, use_float32
-from fledge.autotune.search import fastest, too_busy
+from fledge.autotune.search import fastest, is_too_busy
 from fledge.data import Batch
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
@@ -45,9 +45,9 @@ def _language(kernel: Any) -> CausalLMObjective:
     return CausalLMObjective(0.0, kernel)
 
 
-def _decide(steps: int = 1, said: list[str] | None = None, model: Decoder | None = None, **config: Any) -> ComputeConfig:
-    say = (lambda text: None) if said is None else said.append
-    return autotune(RuntimeConfig(threads=1, **config), model or make_decoder(), _batch(), _language, steps, say)
+def _decide(steps: int = 1, messages: list[str] | None = None, model: Decoder | None = None, **config: Any) -> ComputeConfig:
+    log = (lambda text: None) if messages is None else messages.append
+    return autotune(RuntimeConfig(threads=1, **config), model or make_decoder(), _batch(), _language, steps, log)
 
 
 # -- rules --------------------------------------------------------------------------------------------------------------
@@ -65,24 +65,24 @@ def _decide(steps: int = 1, said: list[str] | None = None, model: Decoder | None
         ((12, 0), "bf16"),
     ],
 )
-def test_a_gpu_computes_in_what_it_has_units_for(capability: tuple[int, int], expected: str) -> None:
-    chosen, reason = precision.on_gpu(capability)
+def test_gpu_precision_follows_the_units_of_the_gpu(capability: tuple[int, int], expected: str) -> None:
+    chosen, reason = precision.gpu_precision(capability)
     assert chosen == expected and f"{capability[0]}.{capability[1]}" in reason
 
 
-def test_bf16_is_refused_where_there_are_no_units_for_it_and_never_replaced() -> None:
+def test_bf16_on_a_gpu_without_bf16_units_is_an_error_and_never_replaced() -> None:
     with pytest.raises(FledgeError, match=r"runtime\.precision: .*no bf16 units.*7\.5(.|\n)*fp16"):
-        precision.refuse(RuntimeConfig(precision="bf16"), "cuda", (7, 5))
-    precision.refuse(RuntimeConfig(precision="bf16"), "cuda", (8, 0))
-    precision.refuse(RuntimeConfig(precision="bf16"), "cpu", None)
-    precision.refuse(RuntimeConfig(precision="fp16"), "cuda", (7, 5))
+        precision.check_supported(RuntimeConfig(precision="bf16"), "cuda", (7, 5))
+    precision.check_supported(RuntimeConfig(precision="bf16"), "cuda", (8, 0))
+    precision.check_supported(RuntimeConfig(precision="bf16"), "cpu", None)
+    precision.check_supported(RuntimeConfig(precision="fp16"), "cuda", (7, 5))
 
 
-def test_tf32_is_refused_where_it_does_not_exist() -> None:
+def test_tf32_without_hardware_support_is_an_error() -> None:
     for device, capability in (("cpu", None), ("cuda", (7, 5))):
         with pytest.raises(FledgeError, match="tf32"):
-            precision.refuse(RuntimeConfig(precision="tf32"), device, capability)
-    precision.refuse(RuntimeConfig(precision="tf32"), "cuda", (8, 0))
+            precision.check_supported(RuntimeConfig(precision="tf32"), device, capability)
+    precision.check_supported(RuntimeConfig(precision="tf32"), "cuda", (8, 0))
 
 
 @pytest.mark.parametrize(
@@ -95,45 +95,45 @@ def test_tf32_is_refused_where_it_does_not_exist() -> None:
         ({"attention": "flex", "compile": False}, "cuda", (8, 0), "compile is off"),
     ],
 )
-def test_an_attention_that_cannot_train_so_is_refused(config: dict, device: str, capability: Any, words: str) -> None:
+def test_unsupported_attention_is_an_error(config: dict, device: str, capability: Any, words: str) -> None:
     with pytest.raises(FledgeError, match=words) as caught:
-        precision.refuse(RuntimeConfig(**config), device, capability)
+        precision.check_supported(RuntimeConfig(**config), device, capability)
     assert caught.value.where == "runtime.attention" and caught.value.hint
 
 
-def test_an_attention_that_can_train_so_is_not_refused() -> None:
+def test_supported_attention_passes_the_check() -> None:
     for config in ({"attention": "varlen"}, {"attention": "flex"}, {"attention": "varlen", "precision": "fp16"}):
-        precision.refuse(RuntimeConfig.model_validate(config), "cuda", (8, 0))
-    precision.refuse(RuntimeConfig(attention="varlen"), "cuda", (7, 5))
+        precision.check_supported(RuntimeConfig.model_validate(config), "cuda", (8, 0))
+    precision.check_supported(RuntimeConfig(attention="varlen"), "cuda", (7, 5))
 
 
-def test_bf16_must_be_clearly_faster_or_have_much_faster_products_where_code_is_compiled() -> None:
-    assert precision.without_compiling({"fp32": 1.0, "bf16": 0.9}) == "bf16"
-    assert precision.without_compiling({"fp32": 1.0, "bf16": 0.95}) == "fp32"
+def test_bf16_must_be_clearly_faster_or_compiled_with_much_faster_products() -> None:
+    assert precision.uncompiled_precision({"fp32": 1.0, "bf16": 0.9}) == "bf16"
+    assert precision.uncompiled_precision({"fp32": 1.0, "bf16": 0.95}) == "fp32"
     slow = {"fp32": 1.0, "bf16": 1.4}
-    assert precision.with_compiling(slow, {"fp32": 0.23e12, "bf16": 1.0e12}) == "bf16"
-    assert precision.with_compiling(slow, {"fp32": 1.0e11, "bf16": 1.2e11}) == "fp32"
-    assert precision.with_compiling({"fp32": 1.0, "bf16": 0.5}, {"fp32": 1.0e11, "bf16": 1.2e11}) == "bf16"
+    assert precision.compiled_precision(slow, {"fp32": 0.23e12, "bf16": 1.0e12}) == "bf16"
+    assert precision.compiled_precision(slow, {"fp32": 1.0e11, "bf16": 1.2e11}) == "fp32"
+    assert precision.compiled_precision({"fp32": 1.0, "bf16": 0.5}, {"fp32": 1.0e11, "bf16": 1.2e11}) == "bf16"
 
 
-def test_the_fastest_backend_wins_and_one_that_failed_never_does() -> None:
+def test_fastest_backend_wins_and_a_failed_one_never_does() -> None:
     assert fastest({"blocked": 0.3, "sdpa": 0.2, "flex": "failed: no kernel"}) == "sdpa"
     with pytest.raises(FledgeError, match="no kernel"):
         fastest({"flex": "failed: no kernel"})
 
 
-def test_a_busy_machine_is_one_with_twice_as_much_work_as_cores() -> None:
-    assert [too_busy(load, 2) for load in (0.5, 2.0, 3.0, 3.1)] == [False, False, False, True]
+def test_machine_is_busy_if_the_load_exceeds_one_and_a_half_times_the_cores() -> None:
+    assert [is_too_busy(load, 2) for load in (0.5, 2.0, 3.0, 3.1)] == [False, False, False, True]
 
 
-def test_float32_products_are_true_float32_unless_tf32_is_asked_for() -> None:
+def test_float32_products_are_full_float32_unless_tf32_is_requested() -> None:
     use_float32("tf32")
     assert torch.get_float32_matmul_precision() == "high"
     use_float32("fp32")
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_physical_cores_are_counted_once_however_many_threads_share_them(tmp_path: Path) -> None:
+def test_physical_cores_are_counted_once_however_many_hyperthreads_share_them(tmp_path: Path) -> None:
     mine = sorted(os.sched_getaffinity(0))
     for number in mine:
         folder = tmp_path / f"cpu{number}" / "topology"
@@ -143,32 +143,35 @@ def test_physical_cores_are_counted_once_however_many_threads_share_them(tmp_pat
     assert physical_cores(tmp_path / "nothing") == len(mine)
 
 
-# -- the work that is timed ---------------------------------------------------------------------------------------------
+# -- workload -----------------------------------------------------------------------------------------------------------
 
 
-def test_few_rows_are_the_first_rows_with_their_own_sequences() -> None:
+def test_truncated_batch_holds_the_first_rows_and_their_sequences() -> None:
     batch = _batch(4)
-    part = truncate_batch(batch, 100)
-    assert part.input_ids.shape == (2, 48) and torch.equal(part.input_ids, batch.input_ids[:2])
-    inside = part.sequence_ids[part.documents > 0]
-    assert int(inside.max()) == part.num_sequences - 1 and (part.sequence_ids[part.documents == 0] == part.num_sequences).all()
+    truncated = truncate_batch(batch, 100)
+    assert truncated.input_ids.shape == (2, 48) and torch.equal(truncated.input_ids, batch.input_ids[:2])
+    inside = truncated.sequence_ids[truncated.documents > 0]
+    assert (
+        int(inside.max()) == truncated.num_sequences - 1
+        and (truncated.sequence_ids[truncated.documents == 0] == truncated.num_sequences).all()
+    )
     assert truncate_batch(batch, 10_000) is batch and truncate_batch(batch, 1).input_ids.shape[0] == 1
 
 
-def test_few_rows_of_pairs_give_the_loss_of_these_pairs() -> None:
+def test_truncated_batch_of_pairs_gives_the_loss_of_these_pairs() -> None:
     data = pack_pairs(random_pairs(12))
     batch, model = data.batch(0, len(data)), make_decoder()
-    part = truncate_batch(batch, 2 * 48)
+    truncated = truncate_batch(batch, 2 * 48)
     objective = dpo(torch.zeros(12, 2))
-    alone = objective(model, part)
-    assert part.num_sequences == 2 * len(part.examples) < batch.num_sequences
+    truncated_output = objective(model, truncated)
+    assert truncated.num_sequences == 2 * len(truncated.examples) < batch.num_sequences
     blanked = replace(batch, loss_weights=batch.loss_weights.clone())
     blanked.loss_weights[2:] = 0
     for name in ("logps/chosen", "logps/rejected"):
-        torch.testing.assert_close(alone.metrics[name].total, objective(model, blanked).metrics[name].total)
+        torch.testing.assert_close(truncated_output.metrics[name].total, objective(model, blanked).metrics[name].total)
 
 
-def test_one_layer_stands_for_all_and_all_are_back_afterwards() -> None:
+def test_benchmark_step_uses_one_layer_and_restores_the_model() -> None:
     model, layers = make_decoder(), 2
     with pytest.raises(RuntimeError), model.only_first_block():
         assert len(model.layers) == 1
@@ -179,26 +182,26 @@ def test_one_layer_stands_for_all_and_all_are_back_afterwards() -> None:
     work.step(torch.float32, "blocked")()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert 1 < work.whole(1.0) < layers + 1e-9
+    assert 1 < work.full_step_seconds(1.0) < layers + 1e-9
 
 
-def test_calls_are_timed_in_turns_after_one_to_warm_up_and_within_a_budget() -> None:
+def test_benchmark_alternates_calls_after_a_warm_up_and_respects_its_budget() -> None:
     calls: list[str] = []
     runs = {name: lambda name=name: calls.append(name) for name in ("a", "b")}
     least = benchmark(runs, "cpu", repeats=2)
     assert calls == ["a", "b"] * 3 and all(0 <= value < 1 for value in least.values())
     calls.clear()
     benchmark(runs, "cpu", repeats=50, budget=0.0)
-    assert calls == ["a", "b"] * 2  # once to warm up, once in earnest
+    assert calls == ["a", "b"] * 2  # one warm-up round, one timed round
 
 
-def test_the_matmul_peak_is_a_plausible_number_of_operations() -> None:
+def test_matmul_peak_is_plausible() -> None:
     peak = matmul_peak("cpu", torch.float32, [(256, 128, 128)], seconds=0.05)
     assert 1e7 < peak < 1e14
     assert all(len(size) == 3 for size in product_sizes(make_decoder().config, "cpu"))
 
 
-def test_attention_that_fails_or_gives_other_numbers_is_ruled_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_that_fails_or_gives_different_results_is_excluded_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     from fledge.model.attention import BACKENDS
 
     def wrong(q: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -210,17 +213,17 @@ def test_attention_that_fails_or_gives_other_numbers_is_ruled_out_with_the_reaso
     monkeypatch.setitem(BACKENDS, "wrong", wrong)
     monkeypatch.setitem(BACKENDS, "broken", broken)
     work = ProbeWorkload(make_decoder(), _batch(), _language, "cpu")
-    found = time_attention(work, torch.float32, ["broken", "blocked", "sdpa", "wrong"], compiling=False)
-    assert found["broken"] == "failed: no kernel here" and found["wrong"] == "gave other numbers than blocked"
-    assert all(isinstance(found[name], float) for name in ("blocked", "sdpa"))
+    results = time_attention(work, torch.float32, ["broken", "blocked", "sdpa", "wrong"], compiling=False)
+    assert results["broken"] == "failed: no kernel here" and results["wrong"] == "results differ from blocked"
+    assert all(isinstance(results[name], float) for name in ("blocked", "sdpa"))
     monkeypatch.setitem(BACKENDS, "wrong", lambda q, *rest: float("nan") * BACKENDS["sdpa"](q, *rest))
-    assert time_attention(work, torch.float32, ["sdpa", "wrong"], compiling=False)["wrong"] == "gave other numbers than sdpa"
+    assert time_attention(work, torch.float32, ["sdpa", "wrong"], compiling=False)["wrong"] == "results differ from sdpa"
 
 
 # -- decisions ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_short_stage_is_decided_without_compiling_and_says_why() -> None:
+def test_short_stage_is_not_compiled_and_the_reason_is_recorded() -> None:
     model = make_decoder()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     decision = _decide(model=model)
@@ -234,10 +237,10 @@ def test_a_short_stage_is_decided_without_compiling_and_says_why() -> None:
     assert ComputeConfig.from_dict(decision.as_dict()) == decision
 
 
-def test_the_second_decision_measures_nothing_and_is_the_same() -> None:
-    first, said = _decide(), list[str]()
-    second = _decide(said=said)
-    assert any("as measured before on this machine" in line for line in said)
+def test_second_run_reuses_the_measurements_and_chooses_alike() -> None:
+    first, messages = _decide(), list[str]()
+    second = _decide(messages=messages)
+    assert any("as measured before on this machine" in line for line in messages)
     evidence = [{k: v for k, v in d.measurements.items() if k not in ("measured", "load")} for d in (first, second)]
     assert evidence[0] == evidence[1] and replace(first, measurements={}) == replace(second, measurements={})
     assert first.measurements["measured"] == "in this run" and "before" in str(second.measurements["measured"])
@@ -245,30 +248,30 @@ def test_the_second_decision_measures_nothing_and_is_the_same() -> None:
     assert again.measurements["measured"] == "in this run"
 
 
-def test_what_a_busy_machine_measured_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measurements_of_a_busy_machine_are_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (999.0, 0.0, 0.0))
-    said: list[str] = []
-    assert _decide(said=said).measurements["load"] == 999.0 and any("not kept" in line for line in said)
+    messages: list[str] = []
+    assert _decide(messages=messages).measurements["load"] == 999.0 and any("not kept" in line for line in messages)
     assert _decide().measurements["measured"] == "in this run"
 
 
-def test_what_the_recipe_says_is_done() -> None:
+def test_settings_of_the_recipe_are_followed() -> None:
     decision = _decide(precision="fp32", attention="sdpa", compile=False)
     assert (decision.precision, decision.attention, decision.compile) == ("fp32", "sdpa", False)
     assert {decision.measurements[f"{name}_reason"] for name in ("precision", "attention", "compile", "threads")} == {
-        search.THE_RECIPE
+        search.SET_IN_RECIPE
     }
 
 
-def test_fp16_on_a_cpu_is_done_with_a_warning() -> None:
-    said: list[str] = []
-    decision = _decide(precision="fp16", compile=False, attention="sdpa", said=said)
-    assert decision.precision == "fp16" and any("slow on a CPU" in line for line in said)
+def test_fp16_on_a_cpu_works_with_a_warning() -> None:
+    messages: list[str] = []
+    decision = _decide(precision="fp16", compile=False, attention="sdpa", messages=messages)
+    assert decision.precision == "fp16" and any("slow on a CPU" in line for line in messages)
     model = decision.apply(make_decoder())
     assert model(torch.zeros(1, 4, dtype=torch.long)).dtype == torch.float16
 
 
-def test_a_compiler_that_fails_is_said_and_done_without_unless_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_compiler_is_reported_and_is_an_error_only_if_compile_was_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "MIN_SECONDS_TO_COMPILE", 0.0)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path(os.environ["FLEDGE_CACHE"]) / "inductor" / model_code()))
 
@@ -277,36 +280,36 @@ def test_a_compiler_that_fails_is_said_and_done_without_unless_it_was_asked_for(
 
     monkeypatch.setattr(torch, "compile", broken)
     monkeypatch.setattr(torch.nn.Module, "compile", broken)
-    said: list[str] = []
-    decision = _decide(said=said, attention="blocked", precision="fp32")
-    assert not decision.compile and any("no C++ compiler" in line for line in said)
+    messages: list[str] = []
+    decision = _decide(messages=messages, attention="blocked", precision="fp32")
+    assert not decision.compile and any("no C++ compiler" in line for line in messages)
     with pytest.raises(FledgeError, match="no C\\+\\+ compiler"):
         _decide(compile=True, attention="blocked", precision="fp32")
 
 
-def test_compiled_code_is_kept_with_the_other_measurements_unless_the_user_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_cache_is_in_the_fledge_cache_unless_the_user_set_a_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     assert use_compile_cache() == str(Path(os.environ["FLEDGE_CACHE"]) / "inductor" / model_code())
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
     assert use_compile_cache() == "/elsewhere"
 
 
-def test_compiled_code_that_a_kill_left_half_written_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incomplete_compile_cache_of_a_killed_process_is_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     half = Path(use_compile_cache()) / "half.so"
     half.parent.mkdir(parents=True)
     half.write_bytes(b"\x7fELF")
-    said: list[str] = []
+    messages: list[str] = []
 
     def step() -> None:
         if half.exists():
             raise ImportError("file too short")
 
-    compile_with_cache_retry(step, said.append)
-    assert not half.exists() and "made again" in said[0]
+    compile_with_cache_retry(step, messages.append)
+    assert not half.exists() and "compiled again" in messages[0]
 
 
-def test_compiled_code_in_a_folder_of_the_user_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_cache_directory_of_the_user_is_left_untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     (tmp_path / "half.so").touch()
 
@@ -318,7 +321,7 @@ def test_compiled_code_in_a_folder_of_the_user_is_left_alone(tmp_path: Path, mon
     assert (tmp_path / "half.so").exists()
 
 
-def test_a_cuda_device_that_is_not_there_is_refused() -> None:
+def test_missing_cuda_device_is_an_error() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(FledgeError, match="no CUDA device"):
@@ -326,8 +329,8 @@ def test_a_cuda_device_that_is_not_there_is_refused() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_is_decided_on_with_an_attention_that_agrees_with_the_fused_kernel() -> None:
+def test_autotune_chooses_a_gpu_with_a_correct_attention_backend() -> None:
     decision = _decide()
     assert decision.device == "cuda"
-    assert decision.precision == precision.on_gpu(torch.cuda.get_device_capability())[0]
+    assert decision.precision == precision.gpu_precision(torch.cuda.get_device_capability())[0]
     assert decision.attention in ("sdpa", "flex", "varlen")

@@ -1,4 +1,4 @@
-"""A checkpoint exists only if it is whole."""
+"""Checkpoints are valid or rejected, and saving never damages earlier ones."""
 
 import json
 from pathlib import Path
@@ -8,15 +8,13 @@ import torch
 
 from fledge.checkpoint.checkpoint import (
     CheckpointError,
-    Snapshot,
-    TrainState,
-    Weights,
     latest_checkpoint,
     prune,
     save_checkpoint,
     update_symlink,
     verify,
 )
+from fledge.checkpoint.state import Snapshot, TrainState, Weights
 
 
 def snapshot(step: int) -> Snapshot:
@@ -35,15 +33,15 @@ def save(folder: Path, step: int) -> Path:
     return save_checkpoint(folder, snapshot(step), write_model)[0]
 
 
-def test_what_was_saved_verifies_and_carries_its_state(tmp_path: Path) -> None:
+def test_saved_checkpoint_verifies_and_stores_its_state(tmp_path: Path) -> None:
     path = save(tmp_path / "c", 7)
     assert verify(path) is None
-    found = latest_checkpoint(tmp_path / "c")
-    assert found is not None and found[0] == path and found[1].step == 7
+    latest = latest_checkpoint(tmp_path / "c")
+    assert latest is not None and latest[0] == path and latest[1].step == 7
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest", "no manifest"])
-def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, damage: str) -> None:
+def test_damaged_checkpoint_is_skipped_and_reported(tmp_path: Path, damage: str) -> None:
     good, bad = save(tmp_path / "c", 1), save(tmp_path / "c", 2)
     file = bad / "model" / "weights"
     content = bytearray(file.read_bytes())
@@ -58,13 +56,13 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, damage: s
         (bad / "manifest.json").write_text('{"files"')
     else:
         (bad / "manifest.json").unlink()
-    named: list[str] = []
-    found = latest_checkpoint(tmp_path / "c", lambda path, problem: named.append(f"{path.name} {problem}"))
-    assert found is not None and found[0] == good
-    assert len(named) == 1 and named[0].startswith(bad.name)
+    reported: list[str] = []
+    latest = latest_checkpoint(tmp_path / "c", lambda path, problem: reported.append(f"{path.name} {problem}"))
+    assert latest is not None and latest[0] == good
+    assert len(reported) == 1 and reported[0].startswith(bad.name)
 
 
-def test_a_save_that_fails_leaves_the_one_before_untouched(tmp_path: Path) -> None:
+def test_failed_save_leaves_the_previous_checkpoint_untouched(tmp_path: Path) -> None:
     good = save(tmp_path / "c", 1)
 
     def full_disk(path: Path, weights: Weights) -> None:
@@ -72,7 +70,7 @@ def test_a_save_that_fails_leaves_the_one_before_untouched(tmp_path: Path) -> No
         (path / "half").write_bytes(b"x")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(CheckpointError, match=r"No space left on device(.|\n)*what is saved is step 1"):
+    with pytest.raises(CheckpointError, match=r"No space left on device(.|\n)*the last saved checkpoint is step 1"):
         save_checkpoint(tmp_path / "c", snapshot(2), full_disk)
     assert [path.name for path in (tmp_path / "c").iterdir()] == [good.name]
     assert verify(good) is None
@@ -86,7 +84,7 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert sorted(path.name[-1] for path in (tmp_path / "c").iterdir()) == ["3", "5", "6"]
 
 
-def test_pointers_move_and_stay_relative(tmp_path: Path) -> None:
+def test_links_move_and_stay_relative(tmp_path: Path) -> None:
     first, second = save(tmp_path / "c", 1), save(tmp_path / "c", 2)
     update_symlink(tmp_path / "c", "last", first)
     update_symlink(tmp_path / "c", "last", second)
@@ -94,7 +92,7 @@ def test_pointers_move_and_stay_relative(tmp_path: Path) -> None:
     assert json.loads((moved / "last" / "manifest.json").read_text())["step"] == 2
 
 
-def test_pruning_never_prefers_a_damaged_checkpoint_of_a_later_step(tmp_path: Path) -> None:
+def test_pruning_never_keeps_a_damaged_later_checkpoint_instead_of_a_valid_one(tmp_path: Path) -> None:
     for step in (1, 2, 9):
         save(tmp_path / "c", step)
     (tmp_path / "c" / "step-00000009" / "model" / "weights").unlink()

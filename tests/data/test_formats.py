@@ -88,14 +88,12 @@ def parse_ranked(row: Mapping[str, Any], source: Source) -> Any:
 
 KTO = ExampleFormat(
     label="labelled answer",
-    loss_unit="nats/answer",
     parse=parse_binary_feedback,
     item_types=(BinaryFeedback,),
     encode=encode_dialogues,
 )
 RANKED = ExampleFormat(
     label="ranking",
-    loss_unit="nats/ranking",
     parse=parse_ranked,
     item_types=(),
     encode=encode_dialogues,
@@ -175,7 +173,6 @@ def test_a_format_whose_documents_are_split_has_one_sequence_per_example() -> No
     with pytest.raises(ValueError, match="only an example of one sequence"):
         ExampleFormat(
             label="x",
-            loss_unit="nats/token",
             parse=parse_document,
             item_types=(),
             encode=encode_documents,

@@ -1,4 +1,4 @@
-"""Processes that train together: they tell each other the same, share every row, and learn what one alone would."""
+"""Several ranks: communication, sharing of rows, and equality of their training with that of a single process."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from fledge.checkpoint.checkpoint import TrainState, latest_checkpoint, load_optimizer_state, save_checkpoint, verify
+from fledge.checkpoint.checkpoint import latest_checkpoint, load_optimizer_state, save_checkpoint, verify
+from fledge.checkpoint.state import TrainState
 from fledge.data import PackedDataset
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
@@ -53,82 +54,87 @@ def _data(pairs: bool) -> PackedDataset:
 
 
 class Run:
-    """A model in training, among other ranks or alone. Six rows an update: four ranks cannot share them evenly."""
+    """A model in training on one rank or several. Six rows per step: four ranks cannot share them evenly."""
 
-    def __init__(self, ranks: DistributedContext, divided: bool, optimizer: str, pairs: bool = False, **more: Any) -> None:
+    def __init__(self, ranks: DistributedContext, sharded: bool, optimizer: str, pairs: bool = False, **more: Any) -> None:
         model = make_decoder(num_hidden_layers=3, **more.get("model", {})).train()
         model.activation_checkpoint_every = more.get("recompute", 0)
-        self.data, self.extent = _data(pairs), TrainingHorizon(STEPS, 6 * STEPS - 5, 3, 2, 2)
+        self.data, self.horizon = (
+            _data(pairs),
+            TrainingHorizon(steps=STEPS, rows=6 * STEPS - 5, micro=3, accumulation=2, start=2),
+        )
         objective = dpo(torch.zeros(30, 2), sft_loss_weight=0.3) if pairs else CausalLMObjective()
         self.validation = ValidationSet(self.data, objective, 20)
         rates = {"name": optimizer, "learning_rate": RATE, "betas": (0.9, 0.95), "weight_decay": 0.1}
         values = {"kind": "pretrain", "data": {"train": "x"}, "optimizer": rates, "ema": {"decay": 0.9, "start_fraction": 0.0}}
         stage = PretrainStage.model_validate(values)
         self.ranks, self.model = ranks, model
-        self.trainable = TrainableModel(model, stage, STEPS, CPU, "fp32", ranks=ranks, is_sharded=divided)
+        self.trainable = TrainableModel(model, stage, STEPS, CPU, "fp32", ranks=ranks, is_sharded=sharded)
         for built in self.trainable.optimizers:
             if isinstance(built, Muon):
                 built.dtype = torch.float32  # else bfloat16, whose rounding hides what is looked for
         optimizers = self.trainable.optimizers
         self.train_step = TrainStep(model, objective, optimizers, max_grad_norm=1.0, seed=7, ranks=ranks)
-        source = DatasetSource(self.data, self.extent, 3, objective.normalizer, ranks=ranks)
+        source = DatasetSource(self.data, self.horizon, 3, objective.normalizer, ranks=ranks)
         self.loader = BatchLoader(source, STEPS, CPU, ranks)
         self.rank_check, self.state = RankConsistencyCheck(ranks, model), TrainState()
 
     def train(self, steps: int) -> list[list[float]]:
         """Loss, gradient norm, and how far the attention moved, of each step from where it is."""
-        found = []
+        metrics = []
         for step in range(self.state.step, steps):
             output = self.train_step(self.loader.batch(step)[0], RATE, log_details=True)
             self.trainable.update_ema(step)
             self.state.step = step + 1
             self.rank_check.check_step(output.batch, step + 1)
-            found.append([float(output.loss), float(output.grad_norm), float(output.update_ratios["attention"])])
+            metrics.append([float(output.loss), float(output.grad_norm), float(output.update_ratios["attention"])])
             self.metrics = {name: float(value) for name, value in output.metrics.items()}
-        return found
+        return metrics
 
     def measured(self) -> dict[str, Any]:
         with self.trainable.averaged():
             return validate(self.model, self.validation, 3, ranks=self.ranks)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Whole, on the first rank: as they are, and averaged."""
+        """Full weights on rank 0, both current and averaged."""
         models = self.trainable.snapshot(self.state).models
         return {f"{kind} {name}": tensor for kind, weights in models.items() for name, tensor in weights.items()}
 
 
 def train_variants(ranks: DistributedContext, parallel: str, folder: str) -> dict[str, Any]:
-    """Every variant; the first rank leaves its weights in the folder."""
-    found = {}
+    """Train every variant; rank 0 writes the weights into the folder."""
+    results = {}
     for name, variant in VARIANTS.items():
         run = Run(ranks, parallel == "fsdp", **variant)
-        found[name] = [run.train(STEPS), run.measured(), run.metrics]
+        results[name] = [run.train(STEPS), run.measured(), run.metrics]
         weights = run.weights()
         if ranks.is_main_process:
             save_file(weights, Path(folder) / f"{name}.safetensors")
         run.loader.close()
-    return found
+    return results
 
 
-def _assert_same_steps(found: list[list[float]], expected: list[list[float]]) -> None:
-    differences = (torch.tensor(found) - torch.tensor(expected)).abs()
+def _assert_same_steps(metrics: list[list[float]], expected: list[list[float]]) -> None:
+    differences = (torch.tensor(metrics) - torch.tensor(expected)).abs()
     assert differences[:, 0].max() < 1e-5  # of the loss
     assert (differences[:, 1:] / torch.tensor(expected)[:, 1:]).max() < 2e-4
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+def single_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     folder = tmp_path_factory.mktemp("alone")
     return train_variants(DistributedContext(), "ddp", str(folder)), folder
 
 
 @pytest.mark.parametrize(("size", "parallel"), [(2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")])
-def test_ranks_learn_what_one_process_learns(size: int, parallel: str, alone: Any, tmp_path: Path) -> None:
-    """The same losses, norms, metrics, evaluations and weights, for all ranks, however unevenly they share the rows."""
-    expected, folder = alone
-    for found in run_ranks(size, train_variants, parallel, str(tmp_path)):
+def test_several_ranks_learn_the_same_weights_as_one_process(
+    size: int, parallel: str, single_process: Any, tmp_path: Path
+) -> None:
+    """Losses, norms, metrics, evaluations and weights agree on all ranks, however unevenly the rows are shared."""
+    expected, folder = single_process
+    for results in run_ranks(size, train_variants, parallel, str(tmp_path)):
         for name in VARIANTS:
-            (steps, measured, metrics), (steps_alone, measured_alone, metrics_alone) = found[name], expected[name]
+            (steps, measured, metrics), (steps_alone, measured_alone, metrics_alone) = results[name], expected[name]
             _assert_same_steps(steps, steps_alone)
             assert measured == pytest.approx(measured_alone, rel=1e-4), name
             assert metrics == pytest.approx(metrics_alone, rel=1e-4) and bool(metrics) == (name == "preferences")
@@ -142,30 +148,30 @@ def test_ranks_learn_what_one_process_learns(size: int, parallel: str, alone: An
 def exchange(ranks: DistributedContext) -> list[Any]:
     tensors = [torch.full((3, 2), float(ranks.rank)), torch.arange(4.0) * ranks.rank]
     ranks.all_reduce_(tensors)
-    given = {"rank": ranks.rank, "text": "空" * (1 + ranks.rank), "infinite": None}
-    apart = ranks.new_group()
+    value = {"rank": ranks.rank, "text": "空" * (1 + ranks.rank), "infinite": None}
+    group = ranks.new_group()
     return [
         ranks.all_reduce_sum([1.0, ranks.rank]),
         ranks.all_reduce_max([float(ranks.rank)]),
-        ranks.all_gather_object(given),
-        ranks.broadcast_object(given),
+        ranks.all_gather_object(value),
+        ranks.broadcast_object(value),
         [tensor.tolist() for tensor in tensors],
-        apart.broadcast_object([ranks.rank]),
+        group.broadcast_object([ranks.rank]),
     ]
 
 
-def test_ranks_are_told_the_same() -> None:
+def test_collective_operations_give_every_rank_the_same_result() -> None:
     first, second, third = run_ranks(3, exchange)
     assert first == second == third
-    given = [{"rank": rank, "text": "空" * (1 + rank), "infinite": None} for rank in range(3)]
-    assert first[:4] == [[3.0, 3.0], [2.0], given, given[0]]
+    values = [{"rank": rank, "text": "空" * (1 + rank), "infinite": None} for rank in range(3)]
+    assert first[:4] == [[3.0, 3.0], [2.0], values, values[0]]
     assert first[4] == [[[3.0, 3.0]] * 3, [0.0, 3.0, 6.0, 9.0]] and first[5] == [0]
 
 
-def test_one_process_needs_no_others() -> None:
+def test_single_process_communicates_with_nobody() -> None:
     ranks = DistributedContext()
     assert (
-        ranks.alone
+        not ranks.is_distributed
         and ranks.is_main_process
         and ranks.all_reduce_sum([1.5]) == [1.5]
         and ranks.broadcast_object("x") == "x"
@@ -174,31 +180,33 @@ def test_one_process_needs_no_others() -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(0, 300), st.integers(1, 33))
-def test_every_row_is_shared_once(first: int, count: int, size: int) -> None:
-    shares = [DistributedContext(rank, size).shard_range(first, first + count) for rank in range(size)]
-    assert shares[0][0] == first and shares[-1][1] == first + count
-    assert all(one[1] == two[0] for one, two in pairwise(shares))
-    sizes = [stop - start for start, stop in shares]
+def test_shard_ranges_cover_every_row_once_in_nearly_equal_parts(first: int, count: int, size: int) -> None:
+    ranges = [DistributedContext(rank, size).shard_range(first, first + count) for rank in range(size)]
+    assert ranges[0][0] == first and ranges[-1][1] == first + count
+    assert all(one[1] == two[0] for one, two in pairwise(ranges))
+    sizes = [stop - start for start, stop in ranges]
     assert max(sizes) - min(sizes) <= 1
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12))
-def test_micro_batches_are_no_larger_than_asked_and_not_emptier_than_need_be(micro: int, accumulation: int, size: int) -> None:
-    extent = TrainingHorizon(2, 2 * micro * accumulation, micro, accumulation, accumulation)
-    if extent.global_batch_rows < size:
+def test_micro_batches_respect_the_requested_size_and_need_minimal_padding(micro: int, accumulation: int, size: int) -> None:
+    horizon = TrainingHorizon(
+        steps=2, rows=2 * micro * accumulation, micro=micro, accumulation=accumulation, start=accumulation
+    )
+    if horizon.global_batch_rows < size:
         with pytest.raises(FledgeError, match="cannot share"):
-            _source(extent, micro, DistributedContext(0, size))
+            _source(horizon, micro, DistributedContext(0, size))
         return
-    made = _source(extent, micro, DistributedContext(0, size)).micro_batch_size
-    most = -(-extent.global_batch_rows // size)
-    assert 1 <= made <= micro and made * -(-most // made) - most < -(-most // made)
+    actual = _source(horizon, micro, DistributedContext(0, size)).micro_batch_size
+    most = -(-horizon.global_batch_rows // size)
+    assert 1 <= actual <= micro and actual * -(-most // actual) - most < -(-most // actual)
 
 
-def _source(extent: TrainingHorizon, micro: int, ranks: DistributedContext) -> DatasetSource:
-    return DatasetSource(_data(False), extent, micro, lambda batch: batch.weight, ranks=ranks)
+def _source(horizon: TrainingHorizon, micro: int, ranks: DistributedContext) -> DatasetSource:
+    return DatasetSource(_data(False), horizon, micro, lambda batch: batch.weight, ranks=ranks)
 
 
-def drift(ranks: DistributedContext, parallel: str) -> list[Any]:
+def train_with_drift(ranks: DistributedContext, parallel: str) -> list[Any]:
     """Rank 1's weights move by themselves after step 3."""
     run = Run(ranks, parallel == "fsdp", **VARIANTS["mixture"])
     run.train(3)
@@ -214,21 +222,21 @@ def drift(ranks: DistributedContext, parallel: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_weights_that_drift_apart_are_noticed(parallel: str) -> None:
-    """What is divided cannot drift: there is only one of it. What every rank has can, here the bias of a router."""
-    for step, what in run_ranks(2, drift, parallel):
+def test_weights_that_drift_apart_between_ranks_are_detected(parallel: str) -> None:
+    """Sharded tensors exist once and cannot drift. Replicated tensors can: here the bias of a router."""
+    for step, what in run_ranks(2, train_with_drift, parallel):
         assert step is not None and 3 < step <= 3 + CHECK_INTERVAL
         assert "process 1 does not hold the weights of process 0" in what and "bias" in what
 
 
-def same_rows(ranks: DistributedContext, how: str) -> list[Any]:
-    """Both ranks read the rows of the first one."""
+def train_on_identical_rows(ranks: DistributedContext, how: str) -> list[Any]:
+    """Train two ranks that both read the rows of rank 0."""
     run = Run(ranks, False, "adamw")
     if how == "share":
         run.loader.ranks.shard_range = lambda first, stop: DistributedContext(0, 2).shard_range(first, stop)  # type: ignore[method-assign]
     else:
         batch = run.data.batch
-        run.data.batch = lambda first, *rest: batch(first - first % 6, *rest)  # type: ignore[method-assign]
+        run.data.batch = lambda first, *resume_and_finish: batch(first - first % 6, *resume_and_finish)  # type: ignore[method-assign]
     try:
         run.train(STEPS)
     except FledgeError as error:
@@ -236,13 +244,13 @@ def same_rows(ranks: DistributedContext, how: str) -> list[Any]:
     return [None, None]
 
 
-@pytest.mark.parametrize(("how", "said"), [("share", "did not share the rows"), ("read", "read the same rows")])
-def test_ranks_that_read_the_same_are_noticed(how: str, said: str) -> None:
-    for step, what in run_ranks(2, same_rows, how):
-        assert step is not None and step <= MAX_IDENTICAL_STEPS and said in what
+@pytest.mark.parametrize(("how", "message"), [("share", "did not share the rows"), ("read", "read the same rows")])
+def test_ranks_that_read_identical_rows_are_detected(how: str, message: str) -> None:
+    for step, what in run_ranks(2, train_on_identical_rows, how):
+        assert step is not None and step <= MAX_IDENTICAL_STEPS and message in what
 
 
-def other_start(ranks: DistributedContext) -> str:
+def begin_with_different_weights(ranks: DistributedContext) -> str:
     run = Run(ranks, False, "adamw")
     with torch.no_grad():
         run.model.norm.weight[0] += ranks.rank * 1e-6
@@ -253,8 +261,8 @@ def other_start(ranks: DistributedContext) -> str:
     return ""
 
 
-def test_weights_that_differ_at_the_start_are_noticed() -> None:
-    assert all("after step 0 (first difference: norm.weight)" in what for what in run_ranks(2, other_start))
+def test_weights_that_differ_between_ranks_at_the_start_are_detected() -> None:
+    assert all("after step 0 (first difference: norm.weight)" in what for what in run_ranks(2, begin_with_different_weights))
 
 
 def _write_model(folder: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -262,35 +270,37 @@ def _write_model(folder: Path, weights: dict[str, torch.Tensor]) -> None:
     model.save_pretrained(folder, bos=None, eos=[1], pad=0, weights=weights)
 
 
-def half(ranks: DistributedContext, parallel: str, folder: str) -> list[Any]:
-    """Four steps, and a checkpoint."""
+def train_half_and_save(ranks: DistributedContext, parallel: str, folder: str) -> list[Any]:
+    """Train four steps and save a checkpoint."""
     run = Run(ranks, parallel == "fsdp", **VARIANTS["mixture"])
     run.train(4)
     snapshot = run.trainable.snapshot(run.state)
-    if ranks.is_main_process or snapshot.divided:
-        path, size = save_checkpoint(Path(folder), snapshot, _write_model, ranks if snapshot.divided else None)
+    if ranks.is_main_process or snapshot.sharded:
+        path, size = save_checkpoint(Path(folder), snapshot, _write_model, ranks if snapshot.sharded else None)
         return [str(path), size]
     return ["", 0]
 
 
-def rest(ranks: DistributedContext, parallel: str, folder: str) -> list[Any]:
-    """The other steps, from the checkpoint."""
+def resume_and_finish(ranks: DistributedContext, parallel: str, folder: str) -> list[Any]:
+    """Train the remaining steps from the checkpoint."""
     run = Run(ranks, parallel == "fsdp", **VARIANTS["mixture"])
-    found = latest_checkpoint(Path(folder))
-    assert found is not None
-    run.trainable.restore(found[0], found[1])
-    run.state = found[1]
+    checkpoint = latest_checkpoint(Path(folder))
+    assert checkpoint is not None
+    run.trainable.restore(checkpoint[0], checkpoint[1])
+    run.state = checkpoint[1]
     return [run.train(STEPS), run.measured()]
 
 
-WAYS = [("4 fsdp", "2 fsdp"), ("4 fsdp", "1 ddp"), ("4 ddp", "2 fsdp"), ("1 ddp", "2 ddp")]
+RESUMES = [("4 fsdp", "2 fsdp"), ("4 fsdp", "1 ddp"), ("4 ddp", "2 fsdp"), ("1 ddp", "2 ddp")]
 
 
-@pytest.mark.parametrize(("saved", "resumed"), WAYS)
-def test_a_checkpoint_of_some_ranks_is_one_of_others(saved: str, resumed: str, alone: Any, tmp_path: Path) -> None:
-    """Saved by so many ranks in this way, and resumed by others in that way: the rest is as if nothing had happened."""
+@pytest.mark.parametrize(("saved", "resumed"), RESUMES)
+def test_checkpoint_resumes_with_any_number_of_ranks_and_parallelism(
+    saved: str, resumed: str, single_process: Any, tmp_path: Path
+) -> None:
+    """The remaining steps equal those of an uninterrupted run, whatever number of ranks and parallelism saved and resumed."""
 
-    def among(what: str, body: Any) -> Any:
+    def run_with(what: str, body: Any) -> Any:
         size, parallel = what.split()
         return (
             [body(DistributedContext(), parallel, str(tmp_path))]
@@ -298,21 +308,21 @@ def test_a_checkpoint_of_some_ranks_is_one_of_others(saved: str, resumed: str, a
             else run_ranks(int(size), body, parallel, str(tmp_path))
         )
 
-    path, _ = among(saved, half)[0]
+    path, _ = run_with(saved, train_half_and_save)[0]
     assert verify(Path(path)) is None
-    steps, measured = alone[0]["mixture"]
-    for found in among(resumed, rest):
-        _assert_same_steps(found[0], steps[4:])
-        assert found[1] == pytest.approx(measured, rel=1e-4)
+    steps, measured = single_process[0]["mixture"]
+    for result in run_with(resumed, resume_and_finish):
+        _assert_same_steps(result[0], steps[4:])
+        assert result[1] == pytest.approx(measured, rel=1e-4)
 
 
-def test_parts_of_a_checkpoint_are_the_whole_of_it(tmp_path: Path) -> None:
-    """What four ranks have written in parts is what one process would have written."""
-    run_ranks(4, half, "fsdp", str(tmp_path / "parts"))
-    half(DistributedContext(), "ddp", str(tmp_path / "whole"))
-    parts, whole = (load_optimizer_state(tmp_path / name / "step-00000004") for name in ("parts", "whole"))
-    assert set(parts) == set(whole) and COUNT in whole and any(name.startswith(PREFIX) for name in whole)
-    for name, tensor in whole.items():
-        assert parts[name].dtype == tensor.dtype and (parts[name] - tensor).abs().max() < 1e-4, name
-    kept = {path.name: load_file(path) for path in (tmp_path / "parts").glob("*/state/optimizer/*.safetensors")}
-    assert len(kept) == 4 and all(tensors for tensors in kept.values())
+def test_sharded_checkpoint_holds_the_tensors_of_an_unsharded_one(tmp_path: Path) -> None:
+    """The shards written by four ranks make up what one process would have written."""
+    run_ranks(4, train_half_and_save, "fsdp", str(tmp_path / "sharded"))
+    train_half_and_save(DistributedContext(), "ddp", str(tmp_path / "unsharded"))
+    sharded, unsharded = (load_optimizer_state(tmp_path / name / "step-00000004") for name in ("sharded", "unsharded"))
+    assert set(sharded) == set(unsharded) and COUNT in unsharded and any(name.startswith(PREFIX) for name in unsharded)
+    for name, tensor in unsharded.items():
+        assert sharded[name].dtype == tensor.dtype and (sharded[name] - tensor).abs().max() < 1e-4, name
+    files = {path.name: load_file(path) for path in (tmp_path / "sharded").glob("*/state/optimizer/*.safetensors")}
+    assert len(files) == 4 and all(tensors for tensors in files.values())

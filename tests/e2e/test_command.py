@@ -115,7 +115,7 @@ def test_broken_rows_are_counted_and_named_and_the_others_are_trained(world: Pat
         ("empty.jsonl", "", ("stages.sft.data.train.0", "holds no rows")),
         ("all.jsonl", '{"prompt": "a", "response": ""}\n' * 3, ("none of the 3 rows", "3 empty answer", "all.jsonl:1")),
         ("array.json", "[{]", ("array.json:1", "the array does not end")),
-        ("what.xyz", "hello", ("cannot read", "ending is not one of")),
+        ("what.xyz", "hello", ("cannot read", "extension is not one of")),
     ],
 )
 def test_unusable_files_are_refused(world: Path, tmp_path: Path, name: str, content: str | None, parts: tuple) -> None:
@@ -131,7 +131,7 @@ def test_a_full_disk_stops_the_run_and_it_can_be_resumed(world: Path, tmp_path: 
     tree = tiny_run.tree(world, tmp_path)
     tree["stages"] = {"pretrain": tree["stages"]["pretrain"]}
     file = tiny_run.write(tmp_path / "r.yaml", tree)
-    refused(fledge("train", file, limit=60_000), "cannot write the checkpoint of step 0", "what is saved is nothing yet")
+    refused(fledge("train", file, limit=60_000), "cannot write the checkpoint of step 0", "no checkpoint is saved yet")
     result = fledge("train", file, "--resume")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "tiny" / "pretrain" / "result.json").exists()

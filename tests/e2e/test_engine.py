@@ -188,7 +188,7 @@ def test_an_automatic_micro_batch_size_is_kept_on_resume_though_free_memory_chan
         Pipeline(recipe, QUIET).run()
     plan = json.loads((tmp_path / "tiny" / "pretrain" / "plan.json").read_text())
     assert (plan["micro_rows"], plan["effective_batch_rows"]) == (12, 12)
-    assert any("micro-batches of 12 rows, 1 for each update: a step takes about" in note for note in plan["notes"])
+    assert any("micro-batches of 12 rows, 1 per step: a step takes about" in note for note in plan["notes"])
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20, total=2**30))
     with pytest.raises(FledgeError, match="not even one row") as caught:
         Pipeline(_recipe(world, tmp_path / "other", batch=batch), QUIET).run()
@@ -201,7 +201,7 @@ def test_an_automatic_micro_batch_size_is_kept_on_resume_though_free_memory_chan
 def test_tokens_that_are_no_whole_rows_are_refused_before_anything_is_written(world: Path, tmp_path: Path) -> None:
     recipe = _recipe(world, tmp_path, batch={"micro_batch_size": "auto", "tokens_per_step": 1000})
     for attempt in (lambda: Pipeline(recipe, QUIET).run(), lambda: dry_run(recipe, QUIET)):
-        with pytest.raises(FledgeError, match="1,000 tokens are no whole number of rows of 64") as caught:
+        with pytest.raises(FledgeError, match="1,000 tokens are not a whole number of rows of 64") as caught:
             attempt()
         assert caught.value.where == "stages.pretrain.batch.tokens_per_step" and caught.value.hint == "write 960 or 1,024"
     assert not (tmp_path / "tiny").exists()

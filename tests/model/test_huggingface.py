@@ -36,7 +36,7 @@ DENSE = SHAPES[:3]
 
 def _batch() -> Any:
     """Packed rows of several documents each, with padding."""
-    data = pack(random_sequences([20, 9, 31, 5, 17, 30, 12, 3]), row_length=40)
+    data = pack(random_sequences([20, 9, 31, 5, 17, 30, 12, 3]), packed_length=40)
     batch = data.batch(0, len(data))
     assert int(batch.documents.max()) > 1 and (batch.documents == 0).any()
     return batch

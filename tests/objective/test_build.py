@@ -8,8 +8,8 @@ import torch
 from fledge.data import PackedDataset
 from fledge.objective import BUILDERS, PREFERENCE_LOSSES, CausalLMObjective, DPOObjective, ObjectiveContext, build_objective
 from fledge.objective.preference_losses import SMOOTHED_LOSSES
-from fledge.recipe.places import KINDS
 from fledge.recipe.schema import PreferenceStage, PretrainStage, SftStage
+from fledge.recipe.schema_keys import KINDS
 from tests.support.packed import pack_pairs, random_pairs
 
 DATA = {"train": "x.jsonl"}
@@ -29,7 +29,7 @@ def test_the_recipe_allows_label_smoothing_where_the_loss_has_it(loss_type: str)
     if loss_type in SMOOTHED_LOSSES:
         assert _stage("preference", loss_type=loss_type, label_smoothing=0.1).label_smoothing == 0.1
         return
-    with pytest.raises(ValueError, match=f"defined for loss_type sigmoid alone, not for {loss_type}: set label_smoothing to 0"):
+    with pytest.raises(ValueError, match=f"defined for loss_type sigmoid only, not for {loss_type}: set label_smoothing to 0"):
         _stage("preference", loss_type=loss_type, label_smoothing=0.1)
     assert _stage("preference", loss_type=loss_type).label_smoothing == 0
 

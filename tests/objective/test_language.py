@@ -11,7 +11,6 @@ from fledge.data import Batch, PackedDataset
 from fledge.model.decoder import Decoder
 from fledge.model.linear_cross_entropy import CHUNK, _softmax_grad_chunk
 from fledge.objective import CausalLMObjective, Ratio
-from fledge.objective.base import sequences_per_example
 from tests.support.decoders import VOCAB, assert_same_gradients, gradients, make_decoder
 from tests.support.packed import Sequence, pack, random_sequences
 
@@ -142,7 +141,7 @@ def test_evaluation_of_an_empty_batch_adds_nothing() -> None:
         **metrics,
         "tokens": replace(metrics["tokens"], count=2.0),
     }
-    assert sequences_per_example(batch) == sequences_per_example(empty) == 1
+    assert batch.sequences_per_example == empty.sequences_per_example == 1
 
 
 def test_a_few_steps_learn_the_next_token_and_not_the_same_or_the_one_after() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
-from fledge.optim.adamw_8bit import BLOCK, AdamW8bit, dequantise, dynamic_code, quantise
+from fledge.optim.adamw_8bit import BLOCK, AdamW8bit, dequantize, dynamic_code, quantize
 from fledge.optim.build import build_optimizers, optimizer_tensors, restore_optimizers
 from fledge.optim.muon import Muon, newton_schulz, orthogonal_dtype
 from fledge.recipe.schema import OptimizerConfig
@@ -43,14 +43,14 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def matrices(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
-    made = [nn.Parameter(0.02 * random(*shape, seed=number)) for number, shape in enumerate(shapes)]
-    for number, parameter in enumerate(made):
+    parameters = [nn.Parameter(0.02 * random(*shape, seed=number)) for number, shape in enumerate(shapes)]
+    for number, parameter in enumerate(parameters):
         parameter.grad = random(*parameter.shape, seed=100 + number)
-    return made
+    return parameters
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_parameter_has_one_owner_and_only_matrices_decay(name: str) -> None:
+def test_each_parameter_has_one_optimizer_and_only_matrices_decay(name: str) -> None:
     decoder = model()
     optimizers = build_optimizers(decoder, config(name, weight_decay=0.1))
     owned = [(id(p), group["weight_decay"]) for o in optimizers for group in o.param_groups for p in group["params"]]
@@ -68,26 +68,26 @@ def test_each_parameter_has_one_owner_and_only_matrices_decay(name: str) -> None
         assert any(p.numel() >= 4096 for p in decoder.parameters())
 
 
-def test_everything_decays_where_asked() -> None:
+def test_everything_decays_if_weight_decay_on_is_everything() -> None:
     groups = build_optimizers(model(), config("muon", weight_decay=0.3, weight_decay_on="everything"))
     assert {group["weight_decay"] for optimizer in groups for group in optimizer.param_groups} == {0.3}
 
 
-def test_stacked_experts_are_muons_routers_and_frozen_tensors_are_not() -> None:
-    made = make_decoder(moe={"num_experts": 4, "num_experts_per_tok": 2, "num_shared_experts": 1})
-    made.layers[0].requires_grad_(False)
-    parameters = {id(parameter): name for name, parameter in made.named_parameters()}
-    muon = [o for o in build_optimizers(made, config("muon")) if isinstance(o, Muon)]
+def test_muon_trains_stacked_experts_but_not_routers_or_frozen_tensors() -> None:
+    model_with_experts = make_decoder(moe={"num_experts": 4, "num_experts_per_tok": 2, "num_shared_experts": 1})
+    model_with_experts.layers[0].requires_grad_(False)
+    parameters = {id(parameter): name for name, parameter in model_with_experts.named_parameters()}
+    muon = [o for o in build_optimizers(model_with_experts, config("muon")) if isinstance(o, Muon)]
     names = {parameters[id(p)].removeprefix("layers.1.") for p in muon[0].param_groups[0]["params"]}
     shared = {f"mlp.shared_expert.{name}_proj.weight" for name in ("gate", "up", "down")}
     attention = {f"self_attn.{name}_proj.weight" for name in "qkvo"}
     assert names == attention | shared | {f"mlp.experts.{name}_proj" for name in ("gate", "up", "down")}
-    owned = {id(p) for o in build_optimizers(made, config("muon")) for g in o.param_groups for p in g["params"]}
-    assert owned == {id(p) for p in made.parameters() if p.requires_grad}
+    owned = {id(p) for o in build_optimizers(model_with_experts, config("muon")) for g in o.param_groups for p in g["params"]}
+    assert owned == {id(p) for p in model_with_experts.parameters() if p.requires_grad}
 
 
-def test_settings_that_are_not_derived_yet_are_refused() -> None:
-    with pytest.raises(ValueError, match="learning_rate, weight_decay: not derived yet"):
+def test_settings_that_are_still_auto_are_an_error() -> None:
+    with pytest.raises(ValueError, match="learning_rate, weight_decay: still auto, not derived yet"):
         build_optimizers(model(), config("adamw", learning_rate="auto", weight_decay="auto"))
 
 
@@ -95,33 +95,33 @@ def test_settings_that_are_not_derived_yet_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_restored_optimizer_goes_on_bit_for_bit(name: str) -> None:
-    whole = model()
-    optimizers = build_optimizers(whole, config(name, learning_rate=0.01))
+def test_restored_optimizer_continues_bit_for_bit(name: str) -> None:
+    uninterrupted = model()
+    optimizers = build_optimizers(uninterrupted, config(name, learning_rate=0.01))
     for seed in range(3):
-        step(whole, optimizers, seed)
+        step(uninterrupted, optimizers, seed)
     resumed = model()
-    resumed.load_state_dict(whole.state_dict())
-    saved = load(save({key: tensor.contiguous() for key, tensor in optimizer_tensors(whole, optimizers).items()}))
-    again = build_optimizers(resumed, config(name, learning_rate=0.01))
-    restore_optimizers(resumed, again, saved)
-    step(whole, optimizers, 9)
-    step(resumed, again, 9)
-    for (full, one), two in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+    resumed.load_state_dict(uninterrupted.state_dict())
+    saved = load(save({key: tensor.contiguous() for key, tensor in optimizer_tensors(uninterrupted, optimizers).items()}))
+    restored_optimizers = build_optimizers(resumed, config(name, learning_rate=0.01))
+    restore_optimizers(resumed, restored_optimizers, saved)
+    step(uninterrupted, optimizers, 9)
+    step(resumed, restored_optimizers, 9)
+    for (full, one), two in zip(uninterrupted.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, two), full
-    after, restored = optimizer_tensors(whole, optimizers), optimizer_tensors(resumed, again)
+    after, restored = optimizer_tensors(uninterrupted, optimizers), optimizer_tensors(resumed, restored_optimizers)
     assert after.keys() == restored.keys()
     assert all(torch.equal(after[key], restored[key]) and after[key].dtype == restored[key].dtype for key in after)
 
 
-def test_a_state_of_another_model_is_refused() -> None:
+def test_optimizer_state_of_another_model_is_an_error() -> None:
     decoder = model()
     with pytest.raises(FledgeError, match=r"layers\.9"):
         restore_optimizers(decoder, build_optimizers(decoder, config("adamw")), {"layers.9.weight/step": torch.zeros(())})
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_skipped_step_changes_no_bit(name: str) -> None:
+def test_skipped_step_changes_no_bit(name: str) -> None:
     decoder = model()
     optimizers = build_optimizers(decoder, config(name, learning_rate=0.01))
     for seed in range(2):
@@ -141,7 +141,7 @@ def test_a_skipped_step_changes_no_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_step_that_could_be_skipped_and_is_not_is_an_ordinary_one(name: str) -> None:
+def test_step_with_found_inf_zero_equals_an_ordinary_step(name: str) -> None:
     plain, guarded = model(), model()
     ours, theirs = (
         build_optimizers(plain, config(name, learning_rate=0.01)),
@@ -161,7 +161,7 @@ def test_a_step_that_could_be_skipped_and_is_not_is_an_ordinary_one(name: str) -
 SHAPES = [(24, 16), (16, 24), (16, 16), (24, 16)]
 
 
-def test_muon_is_torchs_own_on_matrices() -> None:
+def test_muon_equals_torch_muon_on_matrices() -> None:
     ours, theirs = matrices(*SHAPES), matrices(*SHAPES)
     mine = Muon(ours, lr=0.02, weight_decay=0.1, dtype=torch.bfloat16)
     reference = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
@@ -176,7 +176,7 @@ def test_muon_is_torchs_own_on_matrices() -> None:
             two.data.copy_(one.data)
 
 
-def test_an_update_is_orthogonal_and_of_the_size_of_adamws() -> None:
+def test_muon_update_is_orthogonal_and_has_the_rms_of_adamw() -> None:
     (parameter,) = matrices((64, 48))
     before = parameter.detach().clone()
     Muon([parameter], lr=1.0, weight_decay=0.0, dtype=torch.float32).step()
@@ -188,28 +188,28 @@ def test_an_update_is_orthogonal_and_of_the_size_of_adamws() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(16, 24), (24, 16)])
-def test_a_stack_is_made_orthogonal_as_its_slices_are(shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_newton_schulz_of_a_stack_equals_that_of_its_matrices(shape: tuple[int, int], dtype: torch.dtype) -> None:
     stack = random(5, *shape).to(dtype)
-    together = newton_schulz(stack)
-    apart = torch.stack([newton_schulz(matrix[None])[0] for matrix in stack])
+    stacked = newton_schulz(stack)
+    one_by_one = torch.stack([newton_schulz(matrix[None])[0] for matrix in stack])
     bound = 1e-5 if dtype is torch.float32 else 0.05
-    torch.testing.assert_close(together, apart, atol=bound, rtol=0)
-    torch.testing.assert_close(newton_schulz(stack.mT.contiguous()).mT, together, atol=bound, rtol=0)
+    torch.testing.assert_close(stacked, one_by_one, atol=bound, rtol=0)
+    torch.testing.assert_close(newton_schulz(stack.mT.contiguous()).mT, stacked, atol=bound, rtol=0)
 
 
-def test_an_expert_in_a_stack_is_trained_as_a_matrix_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_muon_trains_each_expert_of_a_stack_like_a_separate_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     (stacked,) = matrices((3, 16, 24))
-    alone = [nn.Parameter(matrix.clone()) for matrix in stacked.detach()]
+    separate = [nn.Parameter(matrix.clone()) for matrix in stacked.detach()]
     assert stacked.grad is not None
-    for parameter, grad in zip(alone, stacked.grad, strict=True):
+    for parameter, grad in zip(separate, stacked.grad, strict=True):
         parameter.grad = grad.clone()
     Muon([stacked], lr=0.1, weight_decay=0.1, dtype=torch.float32).step()
-    monkeypatch.setattr("fledge.optim.muon.STACK", 1)  # one by one
-    Muon(alone, lr=0.1, weight_decay=0.1, dtype=torch.float32).step()
-    torch.testing.assert_close(stacked.detach(), torch.stack([p.detach() for p in alone]), atol=1e-6, rtol=1e-5)
+    monkeypatch.setattr("fledge.optim.muon.MAX_STACK_NUMEL", 1)  # one by one
+    Muon(separate, lr=0.1, weight_decay=0.1, dtype=torch.float32).step()
+    torch.testing.assert_close(stacked.detach(), torch.stack([p.detach() for p in separate]), atol=1e-6, rtol=1e-5)
 
 
-def test_the_products_dtype_is_one_of_two_and_vectors_are_refused() -> None:
+def test_products_are_float32_or_bfloat16_and_vectors_are_an_error() -> None:
     assert orthogonal_dtype(torch.device("cpu")) in (torch.float32, torch.bfloat16)
     with pytest.raises(ValueError, match="stacks"):
         Muon([nn.Parameter(torch.ones(3))], lr=0.1, weight_decay=0.0)
@@ -230,20 +230,20 @@ def test_the_code_has_256_values_seven_decades_zero_and_one(signed: bool) -> Non
 
 @given(st.integers(0, 10**6), st.floats(1e-12, 1e12), st.booleans())
 @settings(deadline=None, max_examples=25)
-def test_values_come_back_as_near_as_the_code_is_fine(seed: int, scale: float, signed: bool) -> None:
+def test_quantization_error_is_bounded_by_the_resolution_of_the_code(seed: int, scale: float, signed: bool) -> None:
     values = random(4, BLOCK, seed=seed) ** 3 * scale
     values = values if signed else values.abs()
-    codes, scales = quantise(values, signed)
-    back = dequantise(codes, scales, signed)
+    codes, scales = quantize(values, signed)
+    back = dequantize(codes, scales, signed)
     assert codes.dtype == torch.uint8 and torch.equal(scales, values.abs().amax(1))
     code = dynamic_code(signed, torch.device("cpu"))
     nearest = (values[..., None] / scales[:, None, None] - code).abs().amin(-1) * scales[:, None]
     assert bool(((back - values).abs() <= nearest + 0.002 * values.abs() + 4e-7 * scales[:, None]).all())
     assert signed or bool((back[values > 0] > 0).all())
-    assert torch.equal(dequantise(*quantise(torch.zeros(1, BLOCK), signed), signed), torch.zeros(1, BLOCK))
+    assert torch.equal(dequantize(*quantize(torch.zeros(1, BLOCK), signed), signed), torch.zeros(1, BLOCK))
 
 
-def test_eight_bits_take_two_bytes_a_parameter_and_follow_adamw() -> None:
+def test_adamw_8bit_takes_two_bytes_per_parameter_and_follows_adamw() -> None:
     ours, theirs = matrices((64, 128), (65, 100)), matrices((64, 128), (65, 100))
     mine = AdamW8bit([{"params": ours}], lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     reference = torch.optim.AdamW(theirs, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
@@ -261,7 +261,7 @@ def test_eight_bits_take_two_bytes_a_parameter_and_follow_adamw() -> None:
     assert 2.03 < size / ours[0].numel() < 2.04
 
 
-def test_a_model_trained_in_eight_bits_learns_as_one_in_thirty_two() -> None:
+def test_adamw_8bit_reaches_the_loss_of_float32_adamw() -> None:
     curves = {}
     for name in ("adamw", "adamw8bit"):
         decoder = model()
@@ -277,25 +277,25 @@ def test_a_model_trained_in_eight_bits_learns_as_one_in_thirty_two() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", NAMES)
-def test_a_step_on_cuda_is_that_of_the_cpu(name: str) -> None:
-    here, there = model(), model().cuda()
+def test_step_on_cuda_equals_step_on_cpu(name: str) -> None:
+    on_cpu, on_cuda = model(), model().cuda()
     ours, theirs = (
-        build_optimizers(here, config(name, learning_rate=0.01)),
-        build_optimizers(there, config(name, learning_rate=0.01)),
+        build_optimizers(on_cpu, config(name, learning_rate=0.01)),
+        build_optimizers(on_cuda, config(name, learning_rate=0.01)),
     )
-    loss(here, 0).backward()
-    for one, two in zip(here.parameters(), there.parameters(), strict=True):
+    loss(on_cpu, 0).backward()
+    for one, two in zip(on_cpu.parameters(), on_cuda.parameters(), strict=True):
         assert one.grad is not None
         two.grad = one.grad.cuda()
-    before = {full: parameter.detach().clone() for full, parameter in here.named_parameters()}
+    before = {full: parameter.detach().clone() for full, parameter in on_cpu.named_parameters()}
     for optimizer in (*ours, *theirs):
         optimizer.step()
-    for (full, one), two in zip(here.named_parameters(), there.parameters(), strict=True):
+    for (full, one), two in zip(on_cpu.named_parameters(), on_cuda.parameters(), strict=True):
         assert (one - two.cpu()).norm() < 0.05 * (one - before[full]).norm() + 1e-7, full
 
 
 @pytest.mark.parametrize("beta2", [0.95, 0.999])
-def test_eight_bit_moments_die_away_where_there_is_no_gradient(beta2: float) -> None:
+def test_8bit_moments_decay_to_zero_without_gradients(beta2: float) -> None:
     """Half of a block gets gradients, the other half only once: it must stop moving, as in float32."""
     weights = {name: nn.Parameter(torch.zeros(64, 320)) for name in ("8 bits", "float32")}
     eight = AdamW8bit([{"params": [weights["8 bits"]], "weight_decay": 0.0}], lr=1e-3, betas=(0.9, beta2), eps=1e-8)
@@ -316,7 +316,7 @@ def test_eight_bit_moments_die_away_where_there_is_no_gradient(beta2: float) -> 
     assert drift["8 bits"] < 1e-4 and drift["float32"] < 1e-4
 
 
-def test_an_expert_without_tokens_is_not_moved_by_what_is_left_of_its_momentum() -> None:
+def test_expert_without_tokens_is_not_moved_by_remaining_momentum() -> None:
     stack = nn.Parameter(torch.zeros(2, 16, 8))
     optimizer = Muon([stack], lr=0.01, weight_decay=0.0)
     generator = torch.Generator().manual_seed(0)

@@ -18,49 +18,49 @@ def move(decoder: nn.Module, seed: int) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator))
 
 
-def test_the_average_is_its_formula() -> None:
-    decoder, made = nn.Linear(3, 3), EMA(nn.Linear(3, 3), EMAConfig(decay=0.3), 50)
+def test_average_follows_its_formula() -> None:
+    decoder, average = nn.Linear(3, 3), EMA(nn.Linear(3, 3), EMAConfig(decay=0.3), 50)
     expected = None
     for step in range(20):
         move(decoder, step)
-        made.update(decoder, step)
+        average.update(decoder, step)
         decay = min(0.3, (1 + step) / (10 + step))
         weight = decoder.weight.detach().double()
         expected = weight if expected is None else decay * expected + (1 - decay) * weight
     assert expected is not None
-    torch.testing.assert_close(made.tensors()["average/weight"], expected.float(), atol=1e-6, rtol=1e-6)
-    assert made.tensors()["average/weight"].dtype == torch.float32
+    torch.testing.assert_close(average.tensors()["average/weight"], expected.float(), atol=1e-6, rtol=1e-6)
+    assert average.tensors()["average/weight"].dtype == torch.float32
 
 
-def test_the_average_begins_where_its_start_says() -> None:
+def test_average_starts_after_start_fraction_of_the_steps() -> None:
     decoder = model()
-    made = EMA(decoder, EMAConfig(decay=0.9, start_fraction=0.5), 10)
+    average = EMA(decoder, EMAConfig(decay=0.9, start_fraction=0.5), 10)
     for step in range(6):
         move(decoder, step)
-        made.update(decoder, step)
-        assert made.updates == max(0, step - 4)
-    assert torch.equal(made.tensors()["average/norm.weight"], decoder.norm.weight)
+        average.update(decoder, step)
+        assert average.updates == max(0, step - 4)
+    assert torch.equal(average.tensors()["average/norm.weight"], decoder.norm.weight)
 
 
-def test_weights_are_swapped_in_and_out_bit_for_bit() -> None:
+def test_swapping_weights_in_and_out_restores_them_bit_for_bit() -> None:
     decoder = model()
-    made = EMA(decoder, EMAConfig(decay=0.9), 10)
-    with made.swapped_in(decoder):
+    average = EMA(decoder, EMAConfig(decay=0.9), 10)
+    with average.swapped_in(decoder):
         assert torch.equal(decoder.norm.weight, model().norm.weight)  # nothing averaged yet: its own
     for step in range(3):
-        made.update(decoder, step)
+        average.update(decoder, step)
         move(decoder, step)
     own = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
-    with pytest.raises(KeyError), made.swapped_in(decoder):
+    with pytest.raises(KeyError), average.swapped_in(decoder):
         for name, tensor in decoder.named_parameters():
-            assert torch.equal(tensor, made.tensors()[f"average/{name}"])
+            assert torch.equal(tensor, average.tensors()[f"average/{name}"])
             assert not torch.equal(tensor, own[name])
         raise KeyError
     assert all(tensor.numpy().tobytes() == own[name].numpy().tobytes() for name, tensor in decoder.state_dict().items())
 
 
 @pytest.mark.parametrize("before", [0, 3])
-def test_a_restored_average_goes_on_bit_for_bit(before: int) -> None:
+def test_restored_average_continues_bit_for_bit(before: int) -> None:
     decoder, config = model(), EMAConfig(decay=0.9)
     whole, resumed = EMA(decoder, config, 10), EMA(decoder, config, 10)
     for step in range(before):
@@ -76,25 +76,25 @@ def test_a_restored_average_goes_on_bit_for_bit(before: int) -> None:
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_checkpoint_of_another_model_or_without_average_is_refused() -> None:
-    made = EMA(model(), EMAConfig(decay=0.9), 10)
+def test_restoring_from_another_model_or_without_average_is_an_error() -> None:
+    average = EMA(model(), EMAConfig(decay=0.9), 10)
     with pytest.raises(FledgeError, match="no averaged weights"):
-        made.restore({})
+        average.restore({})
     other = nn.Linear(2, 2)
     foreign = EMA(other, EMAConfig(decay=0.9), 10)
     foreign.update(other, 0)
     with pytest.raises(FledgeError, match="another model"):
-        made.restore(foreign.tensors())
+        average.restore(foreign.tensors())
 
 
-def test_a_start_without_decay_is_refused() -> None:
-    with pytest.raises(ValueError, match="without decay there is none"):
+def test_start_fraction_without_decay_is_an_error() -> None:
+    with pytest.raises(ValueError, match="start_fraction has no effect without decay"):
         EMAConfig(start_fraction=0.5)
-    with pytest.raises(ValueError, match="no averaging"):
+    with pytest.raises(ValueError, match="EMA needs a decay"):
         EMA(model(), EMAConfig(), 10)
 
 
-def test_the_watch_gives_the_ratio_of_each_kind_of_parameter() -> None:
+def test_monitor_gives_the_update_ratio_of_each_parameter_group() -> None:
     decoder = model()
     watch = UpdateRatioMonitor(decoder)
     before = {name: parameter.detach().clone() for name, parameter in decoder.named_parameters()}
@@ -102,25 +102,25 @@ def test_the_watch_gives_the_ratio_of_each_kind_of_parameter() -> None:
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             parameter.mul_({"embed": 1.5, "attention": 0.5, "mlp": 1.0, "norm": 2.0, "head": 1.25}[group_of(name)])
-    found = watch.after()
-    assert {group: round(float(value), 5) for group, value in found.items()} == {
+    ratios = watch.after()
+    assert {group: round(float(value), 5) for group, value in ratios.items()} == {
         "embed": 0.5, "attention": 0.5, "mlp": 0.0, "norm": 1.0, "head": 0.25,
     }  # fmt: skip
     watch.before()
     move(decoder, 1)
-    made = watch.after()
+    ratios = watch.after()
     now = dict(decoder.named_parameters())
     names = [name for name in now if group_of(name) == "attention"]
     assert len(names) == 8 and all("self_attn" in name and "norm" not in name for name in names)
     scale = {"embed": 1.5, "attention": 0.5, "mlp": 1.0, "norm": 2.0, "head": 1.25}
     was = torch.cat([(before[name] * scale["attention"]).flatten() for name in names])
     change = torch.cat([now[name].detach().flatten() for name in names]) - was
-    assert float(made["attention"]) == pytest.approx(
+    assert float(ratios["attention"]) == pytest.approx(
         float(change.square().mean().sqrt() / was.square().mean().sqrt()), rel=1e-5
     )
 
 
-def test_weights_of_zero_have_no_ratio_and_after_needs_before() -> None:
+def test_zero_weights_have_ratio_zero_and_after_requires_before() -> None:
     layer = nn.Linear(2, 2, bias=False)
     nn.init.zeros_(layer.weight)
     watch = UpdateRatioMonitor(layer)

@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 GOOD, OVERFLOW = torch.tensor(False), torch.tensor(True)
 
 
-def test_an_overflow_halves_the_scale_counts_as_skipped_and_starts_the_count_again() -> None:
+def test_overflow_halves_the_scale_counts_a_skip_and_resets_the_good_steps() -> None:
     scale = GradScaler(CPU, good=7)
     assert float(scale.scale) == START == 65536
     scale.after(OVERFLOW)
@@ -20,7 +20,7 @@ def test_an_overflow_halves_the_scale_counts_as_skipped_and_starts_the_count_aga
     assert scale.state() == {"scale": START / 4, "good": 0, "skipped": 2}
 
 
-def test_the_scale_doubles_after_two_thousand_good_steps_in_a_row() -> None:
+def test_scale_doubles_after_two_thousand_consecutive_good_steps() -> None:
     scale = GradScaler(CPU, good=INTERVAL - 2)
     scale.after(GOOD)
     assert scale.state() == {"scale": START, "good": INTERVAL - 1, "skipped": 0}
@@ -31,7 +31,7 @@ def test_the_scale_doubles_after_two_thousand_good_steps_in_a_row() -> None:
     assert late.state() == {"scale": START / 2, "good": 0, "skipped": 1}
 
 
-def _written_out(steps: list[bool], scale: float, good: int) -> dict[str, float | int]:
+def _expected_state(steps: list[bool], scale: float, good: int) -> dict[str, float | int]:
     skipped = 0
     for overflow in steps:
         if overflow:
@@ -43,14 +43,14 @@ def _written_out(steps: list[bool], scale: float, good: int) -> dict[str, float 
     return {"scale": scale, "good": good, "skipped": skipped}
 
 
-@given(steps=st.lists(st.booleans(), max_size=30), good=st.integers(INTERVAL - 20, INTERVAL - 1), at=st.integers(0, 30))
-def test_any_run_of_steps_is_the_rule_written_out_also_saved_and_restored_in_between(
-    steps: list[bool], good: int, at: int
+@given(steps=st.lists(st.booleans(), max_size=30), good=st.integers(INTERVAL - 20, INTERVAL - 1), restore_at=st.integers(0, 30))
+def test_any_sequence_of_steps_follows_the_rule_also_across_save_and_restore(
+    steps: list[bool], good: int, restore_at: int
 ) -> None:
     scale = GradScaler(CPU, good=good)
     for number, overflow in enumerate(steps):
-        if number == at:
+        if number == restore_at:
             state = scale.state()
             scale = GradScaler(CPU, float(state["scale"]), int(state["good"]), int(state["skipped"]))
         scale.after(torch.tensor(overflow))
-    assert scale.state() == _written_out(steps, START, good)
+    assert scale.state() == _expected_state(steps, START, good)

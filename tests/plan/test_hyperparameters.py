@@ -28,14 +28,14 @@ def rate(name: str, run: RunSize) -> float:
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon", "adamw8bit"])
-def test_the_reference_run_gets_the_reference_rate(name: str) -> None:
+def test_reference_run_gets_the_reference_rate(name: str) -> None:
     config, notes = resolve(auto(name), REFERENCE)
     assert config.numbers()[0] == pytest.approx(hyperparameters.RATES[name])
     assert config.automatic == [] and len(notes) == 3
     assert [note.split()[0] for note in notes] == ["lr", "betas", "weight_decay"]
 
 
-def test_width_batch_and_length_scale_the_rate_as_their_sources_say() -> None:
+def test_learning_rate_scales_with_width_batch_and_length_as_in_the_papers() -> None:
     base = RunSize(320, 8192, 1000, 8_000_000)
     assert rate("adamw", RunSize(640, 8192, 1000, 8_000_000)) == pytest.approx(rate("adamw", base) / 2)
     assert rate("muon", RunSize(1280, 8192, 1000, 8_000_000)) == pytest.approx(rate("muon", base) / 2)
@@ -46,7 +46,7 @@ def test_width_batch_and_length_scale_the_rate_as_their_sources_say() -> None:
     )  # never above the reference's
 
 
-def test_the_second_moment_halves_in_as_many_tokens_whatever_the_batch() -> None:
+def test_half_life_of_the_second_moment_in_tokens_does_not_depend_on_the_batch() -> None:
     long = 10**9
     for batch in (50_000, 100_000, 500_000):
         _, (_, second), _ = resolve(auto("adamw"), RunSize(320, batch, 100, long))[0].numbers()
@@ -57,14 +57,11 @@ def test_the_second_moment_halves_in_as_many_tokens_whatever_the_batch() -> None
     assert short ** (0.05 * 4_000_000 / 8192) == pytest.approx(0.5)
 
 
-def test_decay_averages_over_the_same_share_of_every_run() -> None:
+def test_weight_decay_averages_over_a_fixed_fraction_of_the_run() -> None:
     for steps in (5_000, 50_000):
         lr, _, decay = resolve(auto("muon"), RunSize(320, 8192, steps, steps * 8192))[0].numbers()
-        assert lr * decay * steps == pytest.approx(1 / hyperparameters.TIME_SCALE)
-    assert (
-        resolve(auto("muon", learning_rate=1e-5), RunSize(320, 8192, 10, 81920))[0].weight_decay
-        == hyperparameters.HIGHEST_DECAY
-    )
+        assert lr * decay * steps == pytest.approx(1 / hyperparameters.DECAY_TIME_FRACTION)
+    assert resolve(auto("muon", learning_rate=1e-5), RunSize(320, 8192, 10, 81920))[0].weight_decay == hyperparameters.MAX_DECAY
 
 
 @given(
@@ -72,17 +69,15 @@ def test_decay_averages_over_the_same_share_of_every_run() -> None:
     name=st.sampled_from(["adamw", "muon", "adamw8bit"]),
 )  # fmt: skip
 @settings(deadline=None, max_examples=60)
-def test_every_run_gets_numbers_that_the_schema_takes(width: int, batch: int, steps: int, name: str) -> None:
+def test_derived_settings_are_valid_for_every_size_of_run(width: int, batch: int, steps: int, name: str) -> None:
     config, notes = resolve(auto(name), RunSize(width, batch, steps, batch * steps))
     assert OptimizerConfig.model_validate(config.model_dump()) == config
     lr, (first, second), decay = config.numbers()
-    assert (
-        lr <= hyperparameters.HIGHEST_RATE and first < 1 and 0.9 <= second <= 0.999 and decay <= hyperparameters.HIGHEST_DECAY
-    )
+    assert lr <= hyperparameters.MAX_RATE and first < 1 and 0.9 <= second <= 0.999 and decay <= hyperparameters.MAX_DECAY
     assert f"lr {lr:.3g} =" in notes[0] and f"{second:.4g}" in notes[1] and f"weight_decay {decay:.3g} =" in notes[2]
 
 
-def test_what_the_recipe_says_stays_and_only_the_rest_is_derived() -> None:
+def test_given_numbers_stay_and_only_auto_is_derived() -> None:
     stage = recipe({"learning_rate": 1e-3, "weight_decay": 0.2}).stages["one"]
     assert stage.optimizer.name == "muon" and stage.optimizer.automatic == ["betas"]
     plain, notes = resolve_stage(stage, REFERENCE)
@@ -92,32 +87,32 @@ def test_what_the_recipe_says_stays_and_only_the_rest_is_derived() -> None:
     assert resolve_stage(explicit, REFERENCE) == (explicit, [])
 
 
-def test_a_stored_recipe_keeps_auto_and_shares(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    made = recipe({}, {"min_lr": "10%"})
-    (tmp_path / "recipe.yaml").write_text(to_yaml(made), encoding="utf-8")
-    again = load_recipe([str(tmp_path / "recipe.yaml")])
-    assert again == made
-    stage = again.stages["one"]
+def test_stored_recipe_keeps_auto_and_percentages(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    stored = recipe({}, {"min_lr": "10%"})
+    (tmp_path / "recipe.yaml").write_text(to_yaml(stored), encoding="utf-8")
+    loaded = load_recipe([str(tmp_path / "recipe.yaml")])
+    assert loaded == stored
+    stage = loaded.stages["one"]
     assert (stage.optimizer.learning_rate, stage.optimizer.betas, stage.schedule.min_lr) == ("auto", "auto", "10%")
     plain, _ = resolve_stage(stage, REFERENCE)
     assert plain.schedule.min_lr == pytest.approx(0.1 * hyperparameters.RATES["muon"])
 
 
-def test_a_lowest_rate_above_the_derived_rate_is_refused() -> None:
+def test_minimum_rate_above_the_derived_rate_is_an_error() -> None:
     stage = recipe({}, {"min_lr": 0.5}).stages["one"]
-    with pytest.raises(FledgeError, match=r"min_lr 0.5 is above optimizer.learning_rate, which auto makes 0.006"):
+    with pytest.raises(FledgeError, match=r"min_lr 0.5 is above optimizer.learning_rate, which auto sets to 0.006"):
         resolve_stage(stage, REFERENCE)
 
 
 @pytest.mark.parametrize("kind", ["sft", "preference"])
-def test_fine_tuning_takes_numbers(kind: str) -> None:
+def test_fine_tuning_requires_numbers_instead_of_auto(kind: str) -> None:
     assert recipe({}, kind=kind).stages["one"].optimizer.name == "adamw"
-    with pytest.raises(FledgeError, match="learning_rate: auto is derived for pretraining only"):
+    with pytest.raises(FledgeError, match="learning_rate: auto is available for pretraining only"):
         recipe({"learning_rate": "auto"}, kind=kind)
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "said"),
+    ("optimizer", "message"),
     [
         (
             {"learning_rate": "fast"},
@@ -127,6 +122,6 @@ def test_fine_tuning_takes_numbers(kind: str) -> None:
         ({"weight_decay": -1}, r"1 problem in the recipe:\n.*stages.one.optimizer.weight_decay: Input should be greater"),
     ],
 )
-def test_a_wrong_number_is_one_problem(optimizer: dict[str, object], said: str) -> None:
-    with pytest.raises(FledgeError, match=said):
+def test_invalid_number_is_reported_as_one_problem(optimizer: dict[str, object], message: str) -> None:
+    with pytest.raises(FledgeError, match=message):
         recipe(optimizer)

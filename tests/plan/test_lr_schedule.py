@@ -17,34 +17,34 @@ def rates(steps: int, base: float = 1.0, **schedule: object) -> list[float]:
     return [learning_rate(step, steps, optimizer, config) for step in range(steps)]
 
 
-def test_cosine_is_tabulated_as_its_formula_says() -> None:
-    made = rates(11, base=5e-4, name="cosine", warmup=0, min_lr=1e-5)
+def test_cosine_follows_its_formula() -> None:
+    lrs = rates(11, base=5e-4, name="cosine", warmup=0, min_lr=1e-5)
     expected = [1e-5 + 0.5 * (5e-4 - 1e-5) * (1 + math.cos(math.pi * step / 10)) for step in range(11)]
-    assert made == pytest.approx(expected, rel=1e-12)
+    assert lrs == pytest.approx(expected, rel=1e-12)
 
 
-def test_warmup_rises_in_equal_parts_to_exactly_the_base_rate() -> None:
-    made = rates(20, base=0.8, name="cosine", warmup=4)
-    assert made[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    assert made[3] == 0.8 and made[4] < 0.8
+def test_warmup_rises_linearly_to_exactly_the_base_rate() -> None:
+    lrs = rates(20, base=0.8, name="cosine", warmup=4)
+    assert lrs[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert lrs[3] == 0.8 and lrs[4] < 0.8
 
 
-def test_wsd_holds_then_falls_linearly() -> None:
-    made = rates(101, warmup=10, name="wsd", decay_fraction=0.2, min_lr=0.1)
-    assert made[9:81] == [1.0] * 72
-    assert made[90] == pytest.approx(0.1 + 0.9 * (100 - 90) / 20)
-    assert made[100] == 0.1
+def test_wsd_keeps_the_base_rate_then_decays_linearly() -> None:
+    lrs = rates(101, warmup=10, name="wsd", decay_fraction=0.2, min_lr=0.1)
+    assert lrs[9:81] == [1.0] * 72
+    assert lrs[90] == pytest.approx(0.1 + 0.9 * (100 - 90) / 20)
+    assert lrs[100] == 0.1
 
 
-def test_wsd_may_fall_as_the_root() -> None:
-    made = rates(101, warmup=10, name="wsd", decay_fraction=0.2, decay_shape="sqrt", min_lr=0.1)
-    assert made[9:81] == [1.0] * 72
-    assert made[81:] == pytest.approx([0.1 + 0.9 * (1 - math.sqrt(step / 20)) for step in range(1, 21)])
-    assert made[100] == 0.1
+def test_wsd_can_decay_as_one_minus_square_root() -> None:
+    lrs = rates(101, warmup=10, name="wsd", decay_fraction=0.2, decay_shape="sqrt", min_lr=0.1)
+    assert lrs[9:81] == [1.0] * 72
+    assert lrs[81:] == pytest.approx([0.1 + 0.9 * (1 - math.sqrt(step / 20)) for step in range(1, 21)])
+    assert lrs[100] == 0.1
 
 
 @pytest.mark.parametrize(("steps", "warm"), [(200, 60), (40, 10), (10, 2)])
-def test_one_cycle_is_torchs(steps: int, warm: int) -> None:
+def test_one_cycle_equals_torchs_one_cycle(steps: int, warm: int) -> None:
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
     reference = torch.optim.lr_scheduler.OneCycleLR(
@@ -56,71 +56,73 @@ def test_one_cycle_is_torchs(steps: int, warm: int) -> None:
         optimizer.step()
         if step < steps - 1:
             reference.step()
-    made = rates(steps, base=3e-4, name="onecycle", warmup=warm / steps, div_factor=50, final_div_factor=1000)
-    assert made == pytest.approx(expected, abs=1e-9 * 3e-4, rel=1e-9)
+    lrs = rates(steps, base=3e-4, name="onecycle", warmup=warm / steps, div_factor=50, final_div_factor=1000)
+    assert lrs == pytest.approx(expected, abs=1e-9 * 3e-4, rel=1e-9)
 
 
-def test_one_cycle_falls_to_the_minimum_without_a_final_factor() -> None:
-    made = rates(50, base=1.0, name="onecycle", warmup=0.3, min_lr="2%")
-    assert (made[0], made[14], made[-1]) == (pytest.approx(1 / 25), 1.0, pytest.approx(0.02))
+def test_one_cycle_without_final_div_factor_ends_at_min_lr() -> None:
+    lrs = rates(50, base=1.0, name="onecycle", warmup=0.3, min_lr="2%")
+    assert (lrs[0], lrs[14], lrs[-1]) == (pytest.approx(1 / 25), 1.0, pytest.approx(0.02))
 
 
-def test_the_lowest_rate_may_be_a_share_of_the_base_rate() -> None:
+def test_min_lr_can_be_a_percentage_of_the_base_rate() -> None:
     assert rates(11, base=4e-3, warmup=0, min_lr="10%")[-1] == pytest.approx(4e-4)
     assert rates(11, base=4e-3, warmup=0, min_lr="10%") == pytest.approx(rates(11, base=4e-3, warmup=0, min_lr=4e-4))
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"decay_shape": "sqrt"}, "decay_shape belongs to the schedule wsd; this one is linear"),
+        ({"decay_shape": "sqrt"}, "decay_shape belongs to the schedule wsd; this schedule is linear"),
         ({"name": "linear", "decay_fraction": 0.5}, "decay_fraction belongs to the schedule wsd"),
         ({"name": "wsd", "div_factor": 10}, "div_factor belongs to the schedule onecycle"),
-        ({"name": "onecycle", "final_div_factor": 10, "min_lr": 1e-5}, "both name the last rate"),
+        ({"name": "onecycle", "final_div_factor": 10, "min_lr": 1e-5}, "both set the last learning rate"),
         ({"min_lr": "110%"}, "between 0% and 100%"),
     ],
 )
-def test_what_the_schedule_does_not_read_is_refused(changes: dict[str, object], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_settings_that_the_schedule_does_not_use_are_an_error(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         ScheduleConfig(**changes)  # type: ignore[arg-type]
 
 
-def test_a_rate_that_is_not_derived_yet_is_refused() -> None:
-    with pytest.raises(ValueError, match="learning_rate: not derived yet"):
+def test_learning_rate_that_is_still_auto_is_an_error() -> None:
+    with pytest.raises(ValueError, match="learning_rate: still auto, not derived yet"):
         learning_rate(0, 10, OptimizerConfig(learning_rate="auto"), ScheduleConfig())
 
 
-def test_linear_and_constant() -> None:
+def test_linear_falls_to_zero_and_constant_stays() -> None:
     assert rates(5, warmup=0, name="linear") == pytest.approx([1, 0.75, 0.5, 0.25, 0])
     assert rates(5, warmup=0, name="constant") == [1.0] * 5
 
 
 @given(
     steps=st.integers(2, 400),
-    share=st.floats(0, 0.9),
+    fraction=st.floats(0, 0.9),
     low=st.floats(0, 1),
     name=st.sampled_from(["cosine", "linear", "wsd", "onecycle"]),
 )
 @settings(deadline=None, max_examples=60)
-def test_base_after_warmup_minimum_at_the_end_and_never_outside(steps: int, share: float, low: float, name: str) -> None:
-    config = ScheduleConfig(name=name, warmup=share, min_lr=low)  # type: ignore[arg-type]
+def test_rate_reaches_base_after_warmup_and_minimum_at_the_end_and_stays_between(
+    steps: int, fraction: float, low: float, name: str
+) -> None:
+    config = ScheduleConfig(name=name, warmup=fraction, min_lr=low)  # type: ignore[arg-type]
     try:
         warm = warmup_steps(config, steps)
     except FledgeError:
         return
-    made = rates(steps, warmup=share, name=name, min_lr=low)
-    assert made[max(warm - 1, 0)] == 1.0
-    assert made[-1] == low or warm >= steps - 1
-    assert all(made[i] <= made[i + 1] for i in range(max(warm - 1, 0)))
-    assert all(made[i] >= made[i + 1] - 1e-12 for i in range(max(warm - 1, 0), steps - 1))
+    lrs = rates(steps, warmup=fraction, name=name, min_lr=low)
+    assert lrs[max(warm - 1, 0)] == 1.0
+    assert lrs[-1] == low or warm >= steps - 1
+    assert all(lrs[i] <= lrs[i + 1] for i in range(max(warm - 1, 0)))
+    assert all(lrs[i] >= lrs[i + 1] - 1e-12 for i in range(max(warm - 1, 0), steps - 1))
     first = 1 / 25 if name == "onecycle" else 1 / max(warm, 1)
-    assert all(min(low, first) - 1e-12 <= rate <= 1 for rate in made)
+    assert all(min(low, first) - 1e-12 <= rate <= 1 for rate in lrs)
 
 
-def test_warmup_in_steps_and_as_a_share_mean_the_same() -> None:
+def test_warmup_as_steps_and_as_fraction_are_equivalent() -> None:
     assert warmup_steps(ScheduleConfig(warmup=50), 1000) == warmup_steps(ScheduleConfig(warmup=0.05), 1000) == 50
 
 
-def test_warmup_longer_than_the_stage_is_refused() -> None:
+def test_warmup_longer_than_the_stage_is_an_error() -> None:
     with pytest.raises(FledgeError, match="warm-up takes 1,000 steps but the stage has only 25"):
         warmup_steps(ScheduleConfig(warmup=1000), 25)

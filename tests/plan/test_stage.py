@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fledge.model.cost import ModelCost
 from fledge.plan import plan_stage
 from fledge.recipe import ModelConfig
 from fledge.tokenizer import Tokenizer
@@ -21,6 +22,6 @@ def test_a_plan_names_the_stage_s_examples_and_the_unit_of_its_loss(
 ) -> None:
     file = jsonl(tmp_path / "a.jsonl", [{key: f"{text} {n}" for key, text in ROW.items()} for n in range(8)])
     data = prepare(kind, file, chatml)
-    plan, _, _ = plan_stage(stage_of(kind, file), data.train, ModelConfig(), chatml.vocab_size)
+    plan, _, _ = plan_stage(stage_of(kind, file), data.train, ModelCost(ModelConfig(), chatml.vocab_size))
     assert (plan.label, plan.loss_unit) == (label, loss_unit)
     assert {"kind": kind, "label": label, "loss_unit": loss_unit}.items() <= plan.as_dict().items()

@@ -16,8 +16,8 @@ from fledge.recipe.foreign.answer import Answer, Around
 from fledge.recipe.foreign.renamed import RENAMED, RENAMED_VALUES
 from fledge.recipe.foreign.synonyms import SYNONYMS, TABLES, answer_of, as_recipe
 from fledge.recipe.foreign.wording import flow
-from fledge.recipe.places import KINDS, models_in
 from fledge.recipe.schema import Recipe, Source
+from fledge.recipe.schema_keys import KINDS, models_in
 from fledge.recipe.yaml_dialect import RecipeLoader
 
 DATA = {"train": "a.jsonl"}

@@ -1,4 +1,4 @@
-"""Where a value comes from: defaults < preset < files < flags; and the way back to YAML."""
+"""Precedence of values (defaults, preset, files, flags), and writing a recipe as YAML."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ def write(folder: Path, name: str, text: str) -> str:
     return str(folder / name)
 
 
-def test_flags_win_over_files_over_presets_over_defaults(tmp_path: Path) -> None:
+def test_precedence_is_flags_files_preset_defaults(tmp_path: Path) -> None:
     stage = "{data: {train: a.jsonl}, batch: {micro_batch_size: 7}, duration: 2 epochs}"
     first = write(tmp_path, "a.yaml", f"preset: 26m\nstages: {{sft: {stage}}}\n")
     second = write(tmp_path, "b.yaml", "stages: {sft: {duration: 3 epochs, optimizer: {max_grad_norm: 0.5}}}\n")
@@ -34,13 +34,13 @@ def test_flags_win_over_files_over_presets_over_defaults(tmp_path: Path) -> None
     assert (sft.data.validation, sft.optimizer.eps) == (0.02, 1e-8)  # defaults
 
 
-def test_a_preset_named_by_a_flag_stays_below_the_files(tmp_path: Path) -> None:
+def test_preset_given_by_a_flag_does_not_override_files(tmp_path: Path) -> None:
     file = write(tmp_path, "a.yaml", "model: {num_hidden_layers: 3}\nstages: {sft: {data: {train: a.jsonl}}}\n")
     recipe = load_recipe([file], [("preset", "104m")])
     assert (recipe.model.num_hidden_layers, recipe.model.hidden_size) == (3, 768)
 
 
-def test_flags_take_yaml_values(tmp_path: Path) -> None:
+def test_flags_accept_yaml_values(tmp_path: Path) -> None:
     file = write(tmp_path, "a.yaml", "stages: {sft: {data: {train: a.jsonl}}}\n")
     recipe = load_recipe(
         [file],
@@ -61,12 +61,12 @@ def test_flags_take_yaml_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.0e-4", "0.0001", ".1e-3", "+1e-4"])
-def test_numbers_are_numbers_however_they_are_written(tmp_path: Path, text: str) -> None:
+def test_scientific_notation_is_read_as_a_number(tmp_path: Path, text: str) -> None:
     file = write(tmp_path, "a.yaml", f"stages: {{sft: {{data: {{train: a.jsonl}}, optimizer: {{learning_rate: {text}}}}}}}\n")
     assert load_recipe([file]).stages["sft"].optimizer.learning_rate == 1e-4
 
 
-def test_naming_one_key_of_the_optimizer_keeps_the_defaults_of_its_kind() -> None:
+def test_setting_one_optimizer_key_keeps_the_other_defaults_of_the_stage_kind() -> None:
     stages = {name: {**DATA, "optimizer": {"max_grad_norm": 0.5}} for name in STAGES}
     recipe = recipe_from_dict({"stages": stages})
     assert [stage.optimizer.name for stage in recipe.stages.values()] == ["muon", "adamw", "adamw"]
@@ -76,7 +76,7 @@ def test_naming_one_key_of_the_optimizer_keeps_the_defaults_of_its_kind() -> Non
     assert [stage.optimizer.learning_rate for stage in plain.stages.values()] == ["auto", 2e-5, 5e-6]
 
 
-def test_a_source_may_be_a_path_a_mapping_or_a_list() -> None:
+def test_source_may_be_a_path_a_mapping_or_a_list() -> None:
     for train in ("a.txt", ["a.txt"], {"path": "a.txt"}, [{"path": "a.txt"}]):
         for validation in (train, 0.1):
             data = recipe_from_dict({"stages": {"pretrain": {"data": {"train": train, "validation": validation}}}})
@@ -85,12 +85,12 @@ def test_a_source_may_be_a_path_a_mapping_or_a_list() -> None:
             assert stage.data.validation == (0.1 if validation == 0.1 else stage.data.train)
 
 
-def test_merge_goes_key_by_key_and_replaces_lists_whole() -> None:
+def test_merge_is_by_key_and_replaces_whole_lists() -> None:
     assert merge({"a": {"x": 1, "y": [1, 2]}, "b": 1}, {"a": {"y": [3]}, "c": {}}) == {"a": {"x": 1, "y": [3]}, "b": 1, "c": {}}
     assert merge({"a": {"x": 1}}, {"a": None}) == {"a": None}
 
 
-def test_building_a_recipe_leaves_the_dictionary_alone() -> None:
+def test_recipe_from_dict_does_not_change_the_dictionary() -> None:
     tree: dict[str, Any] = {"preset": "26m", "stages": {"sft": {"data": {"train": "a"}}}}
     recipe_from_dict(tree)
     assert tree == {"preset": "26m", "stages": {"sft": {"data": {"train": "a"}}}}
@@ -135,7 +135,7 @@ TEXT = st.one_of(
     prompts=st.lists(TEXT.filter(lambda text: text is not None), max_size=3),
     preset=st.sampled_from([None, "26m", "145m"]),
 )
-def test_yaml_of_a_recipe_reads_back_equal(
+def test_recipe_survives_writing_and_loading_yaml(
     tmp_path_factory: pytest.TempPathFactory,
     name: str,
     seed: int,
@@ -164,12 +164,12 @@ def test_yaml_of_a_recipe_reads_back_equal(
     recipe = recipe_from_dict(tree)
     file = tmp_path_factory.getbasetemp() / "round.yaml"
     file.write_text(to_yaml(recipe), encoding="utf-8")
-    again = load_recipe([str(file)])
-    assert again == recipe
-    assert differences(recipe, again) == []
+    loaded = load_recipe([str(file)])
+    assert loaded == recipe
+    assert differences(recipe, loaded) == []
 
 
-def test_differences_name_each_changed_key_with_both_values() -> None:
+def test_differences_list_each_changed_key_with_both_values() -> None:
     old = recipe_from_dict({"stages": {"sft": DATA}})
     new = recipe_from_dict({"seed": 1, "stages": {"sft": {**DATA, "optimizer": {"learning_rate": 1e-3}}, "dpo": DATA}})
     lines = differences(old, new)
@@ -180,7 +180,7 @@ def test_differences_name_each_changed_key_with_both_values() -> None:
 
 
 @pytest.mark.parametrize("preset", preset_names())
-def test_every_preset_resolves_for_every_kind_of_stage(preset: str) -> None:
+def test_every_preset_works_for_every_kind_of_stage(preset: str) -> None:
     recipe = recipe_from_dict({"preset": preset, "stages": STAGES})
     kinds = [type(stage) for stage in recipe.stages.values()]
     assert kinds == [PretrainStage, SftStage, PreferenceStage]
@@ -188,7 +188,7 @@ def test_every_preset_resolves_for_every_kind_of_stage(preset: str) -> None:
     assert all(stage.schedule.name == "cosine" for stage in recipe.stages.values())
 
 
-def test_presets_are_the_published_ones() -> None:
+def test_presets_have_the_published_values() -> None:
     assert preset_names() == ["104m", "145m", "26m", "45m-moe"]
     facts = {}
     for preset in preset_names():

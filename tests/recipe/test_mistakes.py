@@ -1,4 +1,4 @@
-"""Every mistake is named, with its place and what was probably meant."""
+"""Every mistake in a recipe is reported with its location and a suggestion."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ stages:
 """
 
 
-def refusal(*files: Path, overrides: tuple[tuple[str, str], ...] = ()) -> str:
+def load_error(*files: Path, overrides: tuple[tuple[str, str], ...] = ()) -> str:
     with pytest.raises(FledgeError) as caught:
         load_recipe([str(file) for file in files], overrides)
     return str(caught.value)
@@ -48,7 +48,7 @@ seed: 1
 seed: 2
 """,
     )
-    text = refusal(file)
+    text = load_error(file)
     for line, *words in [
         (1, "there is no preset '27m'", "did you mean '26m'"),
         (3, "unknown key 'model.hiden_size'", "did you mean 'hidden_size'?"),
@@ -58,28 +58,28 @@ seed: 2
         (10, "stages.sft.optimizer.max_grad_norm", "valid number", "zero"),
         (10, "unknown key 'stages.sft.optimizer.learning'"),
         (11, "stages.sft.duration", "3 parsecs", "write '3 epochs'"),
-        (12, "stages.tune: say which kind of stage this is"),
+        (12, "stages.tune: kind must be one of pretrain, sft, preference"),
         (14, "unknown key 'sed'", "did you mean 'seed'?"),
         (16, "the key 'seed' is written twice"),
     ]:
-        found = [row for row in text.splitlines() if f"{file}:{line}: " in row and all(word in row for word in words)]
-        assert len(found) == 1, (line, words, text)
+        matching = [row for row in text.splitlines() if f"{file}:{line}: " in row and all(word in row for word in words)]
+        assert len(matching) == 1, (line, words, text)
     assert text.startswith("11 problems in the recipe:")
 
 
-def test_a_mistake_in_a_list_of_validation_sources_is_said_once(tmp_path: Path) -> None:
+def test_mistake_in_a_list_of_validation_sources_is_reported_once(tmp_path: Path) -> None:
     file = write(tmp_path, "stages:\n  sft:\n    data:\n      train: a.jsonl\n      validation: [{path: 3}]\n")
-    assert "1 problem in the recipe" in refusal(file)
-    assert f"{file}:5: stages.sft.data.validation.0.path: Input should be a valid string (it is 3)" in refusal(file)
+    assert "1 problem in the recipe" in load_error(file)
+    assert f"{file}:5: stages.sft.data.validation.0.path: Input should be a valid string (it is 3)" in load_error(file)
 
 
-def test_a_stage_of_any_name_gets_the_spellings_of_its_own_kind(tmp_path: Path) -> None:
+def test_suggested_spelling_comes_from_the_kind_of_the_stage(tmp_path: Path) -> None:
     file = write(tmp_path, "stages:\n  data:\n    kind: preference\n    data: {train: a.jsonl}\n    betta: 0.1\n")
-    assert f"{file}:5: unknown key 'stages.data.betta'; did you mean 'beta'?" in refusal(file)
+    assert f"{file}:5: unknown key 'stages.data.betta'; did you mean 'beta'?" in load_error(file)
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [
         ("{hidden_size: 100, num_attention_heads: 8}", "hidden_size 100 is not a multiple of num_attention_heads 8"),
         ("{hidden_size: 24, num_attention_heads: 8}", "must be even"),
@@ -88,30 +88,30 @@ def test_a_stage_of_any_name_gets_the_spellings_of_its_own_kind(tmp_path: Path) 
         ("{moe: {num_experts: 2, num_experts_per_tok: 3}}", "num_experts_per_tok 3 is more than the 2 experts"),
     ],
 )
-def test_sizes_that_cannot_go_together_are_refused(tmp_path: Path, model: str, said: str) -> None:
-    assert said in refusal(write(tmp_path, f"{GOOD}model: {model}\n"))
+def test_incompatible_model_sizes_are_an_error(tmp_path: Path, model: str, message: str) -> None:
+    assert message in load_error(write(tmp_path, f"{GOOD}model: {model}\n"))
 
 
 @pytest.mark.parametrize(
-    ("stage", "said"),
+    ("stage", "message"),
     [
         ("schedule: {min_lr: 1}", "schedule.min_lr 1.0 is above optimizer.learning_rate"),
-        ("schedule: {warmup: 1.5}", "neither a whole number of steps nor a share below 1"),
+        ("schedule: {warmup: 1.5}", "neither a whole number of steps nor a fraction below 1"),
         ("schedule: {warmup: 100%}", "must be below 100%"),
-        ("schedule: {warmup: many%}", "cannot read the share"),
+        ("schedule: {warmup: many%}", "cannot read the fraction"),
         ("optimizer: {learning_rate: .inf}", "finite"),
         ("duration: 1.1.1 epochs", "write '3 epochs'"),
-        ("kind: [sft]", "say which kind of stage"),
-        ("kind: rl", "say which kind of stage"),
+        ("kind: [sft]", "kind must be one of"),
+        ("kind: rl", "kind must be one of"),
         ("data: {train: []}", "at least 1"),
     ],
 )
-def test_a_wrong_value_in_a_stage_is_a_message_not_a_crash(tmp_path: Path, stage: str, said: str) -> None:
-    assert said in refusal(write(tmp_path, GOOD), write(tmp_path, f"stages:\n  sft:\n    {stage}\n", "over.yaml"))
+def test_wrong_value_in_a_stage_is_reported(tmp_path: Path, stage: str, message: str) -> None:
+    assert message in load_error(write(tmp_path, GOOD), write(tmp_path, f"stages:\n  sft:\n    {stage}\n", "over.yaml"))
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "said"),
+    ("text", "line", "message"),
     [
         ("model: {a: [1\nb: 2", 2, "not readable as YAML"),
         ("- a\n- b\n", 1, "a recipe is a mapping"),
@@ -120,35 +120,35 @@ def test_a_wrong_value_in_a_stage_is_a_message_not_a_crash(tmp_path: Path, stage
         ("a: 1\n---\nb: 2\n", 2, "not readable as YAML"),
     ],
 )
-def test_bad_yaml_is_named_with_its_line(tmp_path: Path, text: str, line: int, said: str) -> None:
+def test_invalid_yaml_is_reported_with_its_line(tmp_path: Path, text: str, line: int, message: str) -> None:
     file = write(tmp_path, text)
-    assert f"{file}:{line}: " in refusal(file)
-    assert said in refusal(file)
+    assert f"{file}:{line}: " in load_error(file)
+    assert message in load_error(file)
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+def test_file_that_is_not_text_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_bytes(b"name: \xff\xfe\n")
-    assert "this recipe is not UTF-8" in refusal(tmp_path / "bad.yaml")
+    assert "this recipe is not UTF-8" in load_error(tmp_path / "bad.yaml")
     (tmp_path / "nul.yaml").write_bytes(b"name: a\0b\n")
-    assert "not readable as YAML" in refusal(tmp_path / "nul.yaml")
-    assert "cannot read the recipe" in refusal(tmp_path)
+    assert "not readable as YAML" in load_error(tmp_path / "nul.yaml")
+    assert "cannot read the recipe" in load_error(tmp_path)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "nowhere.yaml").startswith(f"{tmp_path / 'nowhere.yaml'}: this recipe does not exist")
+def test_missing_file_is_reported_by_name(tmp_path: Path) -> None:
+    assert load_error(tmp_path / "nowhere.yaml").startswith(f"{tmp_path / 'nowhere.yaml'}: this recipe does not exist")
 
 
-def test_an_empty_recipe_asks_for_stages(tmp_path: Path) -> None:
-    assert "the key 'stages' is missing" in refusal(write(tmp_path, ""))
-    assert "at least one stage" in refusal(write(tmp_path, "stages: {}\n"))
-    assert "a stage cannot be called 'tokenizer'" in refusal(
+def test_recipe_without_stages_is_an_error(tmp_path: Path) -> None:
+    assert "the key 'stages' is missing" in load_error(write(tmp_path, ""))
+    assert "at least one stage" in load_error(write(tmp_path, "stages: {}\n"))
+    assert "a stage cannot be called 'tokenizer'" in load_error(
         write(tmp_path, "stages: {tokenizer: {kind: sft, data: {train: a}}}")
     )
 
 
-def test_a_mistake_in_a_flag_is_placed_at_the_flag(tmp_path: Path) -> None:
+def test_mistake_in_a_flag_is_reported_at_the_flag(tmp_path: Path) -> None:
     file = write(tmp_path, GOOD + "    optimizer: {learning_rate: 1e-4}\n")
-    text = refusal(
+    text = load_error(
         file,
         overrides=(
             ("stages.sft.optimizer.learning_rate", "fast"),
@@ -161,17 +161,22 @@ def test_a_mistake_in_a_flag_is_placed_at_the_flag(tmp_path: Path) -> None:
     assert "--model.hiden: unknown key 'model.hiden'" in text
 
 
-def test_a_mistake_inside_a_flag_that_is_a_mapping_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+def test_mistake_in_a_mapping_given_as_a_flag_is_reported_at_the_flag(tmp_path: Path) -> None:
     file = write(tmp_path, GOOD + "    optimizer: {learning_rate: 1e-4}\n")
-    text = refusal(file, overrides=(("stages.sft.optimizer", "{learning_rate: fast}"),))
+    text = load_error(file, overrides=(("stages.sft.optimizer", "{learning_rate: fast}"),))
     assert "--stages.sft.optimizer: stages.sft.optimizer.learning_rate" in text
     assert str(file) not in text
 
 
-def test_a_recipe_is_frozen() -> None:
+def test_recipe_is_frozen() -> None:
     recipe = recipe_from_dict({"stages": {"sft": {"data": {"train": "a.jsonl"}}}})
     stage = recipe.stages["sft"]
-    for part, key in ((recipe, "seed"), (recipe.model, "hidden_size"), (stage, "duration"), (stage.optimizer, "learning_rate")):
+    for section, key in (
+        (recipe, "seed"),
+        (recipe.model, "hidden_size"),
+        (stage, "duration"),
+        (stage.optimizer, "learning_rate"),
+    ):
         with pytest.raises(ValueError, match="frozen"):
-            setattr(part, key, 1)
+            setattr(section, key, 1)
     assert isinstance(recipe, Recipe)

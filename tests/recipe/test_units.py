@@ -1,10 +1,10 @@
-"""Quantities as a person writes them."""
+"""Durations, fractions and sizes as people write them."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledge.recipe.units import Length, share, steps_or_share
+from fledge.recipe.units import Duration, fraction, steps_or_fraction
 
 
 @pytest.mark.parametrize(
@@ -24,17 +24,17 @@ from fledge.recipe.units import Length, share, steps_or_share
         (" 7  steps ", 7, "steps"),
     ],
 )
-def test_a_length_is_read_as_a_person_means_it(text: str, amount: float, unit: str) -> None:
-    assert Length.parse(text) == Length(amount, unit)
+def test_duration_is_parsed(text: str, amount: float, unit: str) -> None:
+    assert Duration.parse(text) == Duration(amount, unit)
 
 
 @pytest.mark.parametrize(
     "text",
     ["", "3", "epochs", "3 hours", "-1 epochs", "0 steps", "1.5 steps", "1,5 epochs", "1.1.1 epochs", "1e999 steps"],
 )
-def test_a_length_that_cannot_be_meant_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="length"):
-        Length.parse(text)
+def test_invalid_duration_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match="duration"):
+        Duration.parse(text)
 
 
 @given(
@@ -43,22 +43,22 @@ def test_a_length_that_cannot_be_meant_is_refused(text: str) -> None:
         st.tuples(st.integers(1, 10**15).map(float), st.sampled_from(["steps", "tokens"])),
     )
 )
-def test_a_length_written_reads_back_equal(made: tuple[float, str]) -> None:
-    length = Length(*made)
-    assert Length.parse(str(length)) == length
+def test_duration_survives_writing_and_parsing(values: tuple[float, str]) -> None:
+    duration = Duration(*values)
+    assert Duration.parse(str(duration)) == duration
 
 
-def test_percent_is_a_share_and_numbers_stay() -> None:
-    assert share("5%") == 0.05
-    assert share(" 12.5 % ") == 0.125
-    assert share("100%") == 1.0
-    assert share(3) == 3
-    assert share("rows.jsonl") == "rows.jsonl"
-    assert steps_or_share("5%") == 0.05
-    assert steps_or_share(100) == 100
+def test_percent_becomes_a_fraction_and_other_values_stay() -> None:
+    assert fraction("5%") == 0.05
+    assert fraction(" 12.5 % ") == 0.125
+    assert fraction("100%") == 1.0
+    assert fraction(3) == 3
+    assert fraction("rows.jsonl") == "rows.jsonl"
+    assert steps_or_fraction("5%") == 0.05
+    assert steps_or_fraction(100) == 100
 
 
 @pytest.mark.parametrize("text", ["100%", "150%"])
-def test_a_share_of_all_steps_never_becomes_one_step(text: str) -> None:
+def test_one_hundred_percent_never_becomes_one_step(text: str) -> None:
     with pytest.raises(ValueError, match="below 100%"):
-        steps_or_share(text)
+        steps_or_fraction(text)

@@ -9,7 +9,7 @@ import pytest
 from torch import Tensor
 
 from fledge.autotune.compute_config import ComputeConfig
-from fledge.checkpoint.checkpoint import TrainState
+from fledge.checkpoint.state import TrainState
 from fledge.model.pretrained import save_pretrained
 from fledge.monitor.run_logger import LogTargets
 from fledge.objective import CausalLMObjective
@@ -68,13 +68,13 @@ def train(folder: Path, *hooks: Hook) -> TrainState:
 
     context = TrainContext(
         stage=PretrainStage.model_validate(STAGE),
-        horizon=TrainingHorizon(STEPS, 4 * STEPS, 2, 2, 2),
+        horizon=TrainingHorizon(steps=STEPS, rows=4 * STEPS, micro=2, accumulation=2, start=2),
         seed=7,
         model=model,
         objective=CausalLMObjective(),
-        data=pack(random_sequences(LENGTHS), row_length=40),
+        data=pack(random_sequences(LENGTHS), packed_length=40),
         locate_example=str,
-        compute=ComputeConfig("cpu", "fp32", "blocked", False, 1),
+        compute=ComputeConfig(device="cpu", precision="fp32", attention="blocked", compile=False, threads=1),
         log=LogTargets(directory=StageDirectory(folder)),
         write_model=write_model,
         stopping=SignalHandler(print, ""),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fledge.checkpoint.checkpoint import TrainState
+from fledge.checkpoint.state import TrainState
 from fledge.model.cost import ModelCost
 from fledge.model.decoder import Decoder
 from fledge.model.moe import update_biases
@@ -35,7 +35,9 @@ CLOCKS = ("seconds", "time", "eta", "memory", "per_second", "phases", "mfu")
 
 def _batch() -> StepBatch:
     data = pack(random_sequences(LENGTHS), packed_length=40)
-    return DatasetSource(data, TrainingHorizon(1, 8, 2, 4, 4), 2, lambda batch: batch.weight).batch(0)
+    return DatasetSource(
+        data, TrainingHorizon(steps=1, rows=8, micro=2, accumulation=4, start=4), 2, lambda batch: batch.weight
+    ).batch(0)
 
 
 def _train_step(model: Decoder, max_grad_norm: float | None = None, grad_scaler: GradScaler | None = None) -> TrainStep:

@@ -16,7 +16,7 @@ from fledge.train.reference import ReferenceProvider
 from tests.support.decoders import make_decoder
 from tests.support.packed import pack_pairs, random_pairs
 
-COMPUTE = ComputeConfig("cpu", "fp32", "blocked", False, torch.get_num_threads())
+COMPUTE = ComputeConfig(device="cpu", precision="fp32", attention="blocked", compile=False, threads=torch.get_num_threads())
 DATA = pack_pairs(random_pairs(9))
 
 

@@ -41,7 +41,9 @@ def _batch(micro_batch_size: int, step: int = 0, rows: int = 8) -> StepBatch:
     data = pack(random_sequences(LENGTHS), packed_length=40)
     assert len(data) == 8
     accumulation = 8 // micro_batch_size
-    horizon = TrainingHorizon(-(-rows // 8), rows, micro_batch_size, accumulation, accumulation)
+    horizon = TrainingHorizon(
+        steps=-(-rows // 8), rows=rows, micro=micro_batch_size, accumulation=accumulation, start=accumulation
+    )
     return DatasetSource(data, horizon, micro_batch_size, lambda batch: batch.weight).batch(step)
 
 

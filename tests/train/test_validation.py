@@ -20,7 +20,7 @@ from tests.support.decoders import make_decoder
 from tests.support.packed import dpo, pack, pack_pairs, random_pairs, random_sequences
 
 LENGTHS = [32, 9, 20, 33, 5, 17, 30, 28, 25, 31, 12, 39]  # eight rows of 40
-DATA = pack(random_sequences(LENGTHS), row_length=40)
+DATA = pack(random_sequences(LENGTHS), packed_length=40)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def test_rows_without_any_target_are_an_error_and_no_number() -> None:
     for sequence in sequences:
         sequence.weights.zero_()
     with pytest.raises(FledgeError, match="no targets") as caught:
-        validate(make_decoder(), ValidationSet(pack(sequences, row_length=40), CausalLMObjective(), 9), 2)
+        validate(make_decoder(), ValidationSet(pack(sequences, packed_length=40), CausalLMObjective(), 9), 2)
     assert caught.value.where == "data.validation"
 
 

@@ -1,1 +1,1 @@
-"""How to compute on this machine: precision, attention backend, torch.compile and threads, chosen by timing."""
+"""Autotune: precision, attention backend, torch.compile and threads, chosen by timing on this machine."""

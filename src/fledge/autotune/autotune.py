@@ -1,8 +1,8 @@
-"""How to compute on this machine, decided by measuring it: device, threads, precision, attention, compilation.
+"""The compute configuration of a stage, chosen by measuring this machine: device, threads, precision, attention, compilation.
 
-Brochures and tables lie about the machine at hand (bf16 can be five times faster or slower than fp32), so a piece of
-the real work is timed. What was measured is kept for later runs on this machine. The decision is stored with the run
-and used again on resume, because it decides the last bits.
+Specifications do not predict the machine at hand (bf16 can be five times faster or slower than fp32), so a part of the real
+workload is timed. Measurements are cached for later runs on this machine. The configuration is stored with the run and used
+again on resume, because it determines the last bits of the results.
 """
 
 import time
@@ -13,7 +13,7 @@ import torch
 import xxhash
 
 from fledge.autotune import benchmark
-from fledge.autotune.benchmark import MakeObjective, ProbeWorkload, Say
+from fledge.autotune.benchmark import Log, MakeObjective, ProbeWorkload
 from fledge.autotune.compile import (
     compile_blocks,
     compile_with_cache_retry,
@@ -46,21 +46,21 @@ __all__ = [
 ]
 
 
-def measurements_key(work: ProbeWorkload, config: RuntimeConfig) -> dict[str, Any]:
-    """Everything that measurements depend on, but for the choices that their names say."""
-    machine = environment()
+def measurements_key(workload: ProbeWorkload, config: RuntimeConfig) -> dict[str, Any]:
+    """The cache key: everything that measurements depend on, except the choices that their names state."""
+    system = environment()
     return {
-        "runtime": {name: machine[name] for name in ("cpu", "cpu_capability", "cores", "platform")},
-        "gpu": torch.cuda.get_device_name() if work.device == "cuda" else None,
+        "runtime": {name: system[name] for name in ("cpu", "cpu_capability", "cores", "platform")},
+        "gpu": torch.cuda.get_device_name() if workload.device == "cuda" else None,
         "torch": torch.__version__,
         "fledge": [__version__, model_code(), xxhash.xxh3_64_hexdigest(Path(benchmark.__file__).read_bytes())],
         "model": {
-            **work.model.config.model_dump(mode="json", exclude={"path", "implementation"}),
-            "vocab_size": work.model.vocab_size,
-            "implementation": work.model.implementation,
+            **workload.model.config.model_dump(mode="json", exclude={"path", "implementation"}),
+            "vocab_size": workload.model.vocab_size,
+            "implementation": workload.model.implementation,
         },
-        "objective": type(work.objective(None)).__name__,
-        "batch": list(work.batch.input_ids.shape),
+        "objective": type(workload.objective(None)).__name__,
+        "batch": list(workload.batch.input_ids.shape),
         "recomputed": config.activation_checkpoint_every,
     }
 
@@ -71,39 +71,39 @@ def autotune(
     batch: Batch,
     objective: MakeObjective,
     micro_steps: int,
-    say: Say = lambda text: None,
+    log: Log = lambda text: None,
 ) -> ComputeConfig:
-    """Measure a piece of one micro-batch of the real work and choose. The model's weights are not changed.
+    """Time a part of one micro-batch of the real workload and choose the compute configuration; weights are not changed.
 
-    `objective(kernel)` makes the loss with a head kernel; `micro_steps` is how many micro-batches the stage has.
-    Raises FledgeError where the recipe asks for what this machine cannot do.
+    `objective(kernel)` builds the loss with a head kernel; `micro_steps` is the number of micro-batches of the stage; `log`
+    receives notes for the user. Raises FledgeError if the recipe asks for something that this machine cannot do.
     """
     check_device(config)
     device = chosen_device(config)
     model.to(device).train()
-    work = ProbeWorkload(model, batch.to(torch.device(device)), objective, device)
-    measured = BenchmarkCache(measurements_key(work, config), say, remeasure=config.autotune == "refresh")
-    decision = AutotuneSearch(config, work, measured, micro_steps, say).decision()
+    workload = ProbeWorkload(model, batch.to(torch.device(device)), objective, device)
+    cache = BenchmarkCache(measurements_key(workload, config), log, remeasure=config.autotune == "refresh")
+    decision = AutotuneSearch(config, workload, cache, micro_steps, log).decision()
     model.compute_dtype = DTYPES[decision.precision]
     model.set_attention_backend(decision.attention)
     model.zero_grad(set_to_none=True)
-    if device == "cuda":  # what probing took is not what training takes
+    if device == "cuda":  # the memory of the benchmarks is not the memory of training
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     return decision
 
 
 def warm_up(
-    decision: ComputeConfig, model: LanguageModel, batch: Batch, objective: MakeObjective, say: Say = lambda text: None
+    decision: ComputeConfig, model: LanguageModel, batch: Batch, objective: MakeObjective, log: Log = lambda text: None
 ) -> float:
-    """Compile what a decision says that was made before (on resume), where the first step would; returns the seconds.
+    """Compile what a stored configuration needs before the first step (on resume); returns the seconds, 0 without compilation.
 
-    The decision must be applied to the model already; its weights are not changed. 0 where nothing is compiled.
+    The configuration must already be applied to the model; weights are not changed.
     """
     if not decision.compile:
         return 0.0
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     model.train()
-    work = ProbeWorkload(model, batch.to(torch.device(decision.device)), objective, decision.device)
-    compile_with_cache_retry(work.step(DTYPES[decision.precision], decision.attention, head_kernel(decision)), say)
-    return time.perf_counter() - started
+    workload = ProbeWorkload(model, batch.to(torch.device(decision.device)), objective, decision.device)
+    compile_with_cache_retry(workload.step(DTYPES[decision.precision], decision.attention, head_kernel(decision)), log)
+    return time.perf_counter() - start_time

@@ -1,4 +1,4 @@
-"""Measuring the machine on a piece of the real work: one layer, few rows, the stage's own objective."""
+"""Benchmarks on a part of the real workload: one layer, few rows, the objective of the stage."""
 
 import os
 import time
@@ -18,47 +18,53 @@ from fledge.model.cost import training_flops_per_token
 from fledge.model.cuda_attention import ON_CUDA, attention_metadata, backend
 from fledge.model.linear_cross_entropy import LossKernel
 from fledge.model.protocol import LanguageModel
-from fledge.objective import Objective, sequences_per_example
+from fledge.objective import Objective
 from fledge.recipe.schema import ModelConfig
 from fledge.run.environment import cores
 
-PROBE_TOKENS = {"cpu": 2048, "cuda": 32_768}  # enough for every core or multiprocessor to have work
-AGREE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 4e-3}  # relative distance between two backends
+PROBE_TOKENS = {"cpu": 2048, "cuda": 32_768}  # enough to occupy every core or multiprocessor
+MAX_RELATIVE_ERROR = {
+    torch.float32: 1e-3,
+    torch.bfloat16: 3e-2,
+    torch.float16: 4e-3,
+}  # between the results of two attention backends
 
-MakeObjective = Callable[[LossKernel | None], Objective]  # from a head kernel, or None for the plain one
-Say = Callable[[str], None]
+MakeObjective = Callable[[LossKernel | None], Objective]  # argument: a head kernel, None for the uncompiled one
+Log = Callable[[str], None]
 
 
 def wait_for(device: str) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished all queued work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def benchmark(runs: dict[str, Callable[[], Any]], device: str, repeats: int = 3, budget: float = 4.0) -> dict[str, float]:
-    """Least seconds of each call, taken in turns after one to warm up: a busy moment meets all of them, and what
-    disturbs a measurement only ever makes it longer. After `budget` seconds no further turn is begun, but one is
-    always timed."""
-    least = dict.fromkeys(runs, float("inf"))
-    began = time.perf_counter()
+    """The least seconds of each call in `runs`, over `repeats` rounds after one warm-up round.
+
+    The calls take turns, so a busy moment affects all of them, and interference only makes a call slower. After `budget`
+    seconds no further round starts, but at least one is timed.
+    """
+    best = dict.fromkeys(runs, float("inf"))
+    start_time = time.perf_counter()
     for repeat in range(repeats + 1):
-        if repeat > 1 and time.perf_counter() - began > budget:
+        if repeat > 1 and time.perf_counter() - start_time > budget:
             break
         for name, run in runs.items():
             wait_for(device)
-            started = time.perf_counter()
+            call_start = time.perf_counter()
             run()
             wait_for(device)
             if repeat:
-                least[name] = min(least[name], time.perf_counter() - started)
-    return least
+                best[name] = min(best[name], time.perf_counter() - call_start)
+    return best
 
 
 # -- processors ---------------------------------------------------------------------------------------------------------
 
 
 def physical_cores(topology: Path = Path("/sys/devices/system/cpu")) -> int:
-    """Physical cores among those this process may use; where the system does not say, as many as there are logical ones."""
+    """Number of physical cores available to this process; the logical number if the system does not report siblings."""
     if not hasattr(os, "sched_getaffinity"):
         return cores()
     siblings = set()
@@ -70,24 +76,24 @@ def physical_cores(topology: Path = Path("/sys/devices/system/cpu")) -> int:
     return len(siblings)
 
 
-# -- the work -----------------------------------------------------------------------------------------------------------
+# -- workload -------------------------------------------------------------------------------------------------------------
 
 
 def truncate_batch(batch: Batch, tokens: int) -> Batch:
-    """The first rows of a batch, as many as hold `tokens`, at least one."""
+    """The first rows of a batch, as many as hold `tokens` tokens, at least one."""
     rows = max(1, tokens // batch.input_ids.shape[1])
     if rows >= batch.input_ids.shape[0]:
         return batch
     sequences = batch.sequence_ids[:rows]
-    inside = sequences[sequences < batch.num_sequences]
-    count = int(inside.max()) + 1 if len(inside) else 0
+    used = sequences[sequences < batch.num_sequences]
+    count = int(used.max()) + 1 if len(used) else 0
     names = ("input_ids", "targets", "loss_weights", "position_ids", "documents")
-    cut = {name: getattr(batch, name)[:rows] for name in names}
+    truncated = {name: getattr(batch, name)[:rows] for name in names}
     sequences = torch.where(sequences < batch.num_sequences, sequences, count)
-    examples = batch.examples[: count // sequences_per_example(batch)]
+    examples = batch.examples[: count // batch.sequences_per_example]
     return replace(
         batch,
-        **cut,
+        **truncated,
         sequence_ids=sequences,
         num_sequences=count,
         examples=examples,
@@ -98,20 +104,22 @@ def truncate_batch(batch: Batch, tokens: int) -> Batch:
 
 @dataclass(frozen=True)
 class ProbeWorkload:
-    """A stage's work for probing: the model, one micro-batch on its device, and the objective for a head kernel."""
+    """The workload of a benchmark: the model, one micro-batch on its device, and the objective for a head kernel."""
 
     model: LanguageModel
     batch: Batch
     objective: MakeObjective
     device: str
 
-    def part(self) -> "ProbeWorkload":
-        """The same with few rows."""
+    def truncated(self) -> "ProbeWorkload":
+        """This workload with few rows."""
         return replace(self, batch=truncate_batch(self.batch, PROBE_TOKENS[self.device]))
 
     def step(self, dtype: torch.dtype, attention: str, kernel: LossKernel | None = None) -> Callable[[], None]:
-        """Forward and back of one layer, embedding and head, in `dtype` and with this attention backend. The model is
-        left without gradients."""
+        """Forward and backward pass of the embedding, one layer and the head, in `dtype`, as a function.
+
+        The function leaves the model without gradients.
+        """
 
         def run() -> None:
             self.model.compute_dtype = dtype
@@ -123,15 +131,15 @@ class ProbeWorkload:
 
         return run
 
-    def whole(self, seconds: float) -> float:
-        """Seconds of the whole micro-batch in all layers, from those of `step`: time taken to grow with operations."""
+    def full_step_seconds(self, seconds: float) -> float:
+        """Seconds of the micro-batch in all layers, extrapolated from the seconds of `step` by the number of operations."""
         config, context = self.model.config, self.batch.input_ids.shape[1]
-        one = config.model_copy(update={"num_hidden_layers": 1})
-        flops = [training_flops_per_token(each, self.model.vocab_size, context) for each in (config, one)]
+        one_layer = config.model_copy(update={"num_hidden_layers": 1})
+        flops = [training_flops_per_token(sizes, self.model.vocab_size, context) for sizes in (config, one_layer)]
         return seconds * flops[0] / flops[1]
 
     def describe(self) -> str:
-        """What is timed, for a reader of compute.json."""
+        """A description of what is timed, for compute.json."""
         rows, context = self.batch.input_ids.shape
         return f"1 of {self.model.config.num_hidden_layers} layers and the head, {rows} rows of {context} tokens"
 
@@ -140,27 +148,29 @@ class ProbeWorkload:
 
 
 def product_sizes(config: ModelConfig, device: str) -> list[tuple[int, int, int]]:
-    """Products [m, k] · [k, n] of a model's feed-forward layers, and a square one that any device is good at."""
+    """Sizes (m, k, n) of products [m, k] · [k, n]: the model's feed-forward layers, and a square product."""
     rows, side = (16_384, 8192) if device == "cuda" else (2048, 1024)
     width, inner = config.hidden_size, config.intermediate_size
     return [(rows, width, inner), (rows, inner, width), (side, side, side)]
 
 
 def matmul_peak(device: str, dtype: torch.dtype, sizes: Sequence[tuple[int, int, int]], seconds: float = 0.6) -> float:
-    """FLOP/s of the fastest of a few matrix products x·Wᵀ of these sizes (m, k, n), measured for about `seconds`:
-    what a utilisation (MFU) on this device is a share of."""
-    best, began = 0.0, time.perf_counter()
+    """FLOP/s of the fastest of a few products x·Wᵀ of the given sizes (m, k, n), measured for about `seconds`.
+
+    Model FLOPs utilisation (MFU) on this device is relative to this number.
+    """
+    best, start_time = 0.0, time.perf_counter()
     operands = [(torch.randn(m, k).to(device, dtype), torch.randn(n, k).to(device, dtype)) for m, k, n in sizes]
-    for turn in range(1000):
-        if turn > 1 and time.perf_counter() - began > seconds:
+    for round_number in range(1000):
+        if round_number > 1 and time.perf_counter() - start_time > seconds:
             break
         for (m, k, n), (a, b) in zip(sizes, operands, strict=True):
             wait_for(device)
-            started = time.perf_counter()
+            call_start = time.perf_counter()
             F.linear(a, b)
             wait_for(device)
-            if turn:
-                best = max(best, 2 * m * k * n / (time.perf_counter() - started))
+            if round_number:
+                best = max(best, 2 * m * k * n / (time.perf_counter() - call_start))
     return best
 
 
@@ -168,71 +178,73 @@ def matmul_peak(device: str, dtype: torch.dtype, sizes: Sequence[tuple[int, int,
 
 
 def _tensors(work: ProbeWorkload, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of the batch's shape, which ask for gradients."""
+    """Random queries, keys and values [B, heads, T, head size] that require gradients."""
     sizes = work.model.config
     B, T = work.batch.input_ids.shape
     generator = torch.Generator().manual_seed(0)
 
-    def fresh(heads: int) -> Tensor:
-        made = torch.randn(B, heads, T, sizes.hidden_size // sizes.num_attention_heads, generator=generator)
-        return made.to(work.device, dtype).requires_grad_()
+    def random(heads: int) -> Tensor:
+        values = torch.randn(B, heads, T, sizes.hidden_size // sizes.num_attention_heads, generator=generator)
+        return values.to(work.device, dtype).requires_grad_()
 
-    return fresh(sizes.num_attention_heads), fresh(sizes.num_key_value_heads), fresh(sizes.num_key_value_heads)
+    return random(sizes.num_attention_heads), random(sizes.num_key_value_heads), random(sizes.num_key_value_heads)
 
 
-def _attend(
+def _attention_step(
     name: str, tensors: tuple[Tensor, Tensor, Tensor], documents: Tensor, compiling: bool
 ) -> Callable[[], list[Tensor]]:
-    """Attention of this backend forward and back; gives the output and the three gradients."""
+    """Forward and backward pass of an attention backend, as a function that returns the output and three gradients."""
     q, k, v = tensors
     B, _, T, _ = q.shape
-    function = torch.compile(backend(name), dynamic=False) if compiling else backend(name)
+    attend = torch.compile(backend(name), dynamic=False) if compiling else backend(name)
 
     def run() -> list[Tensor]:
-        out = function(q, k, v, attention_metadata(name, documents, B, T, q.device))
+        out = attend(q, k, v, attention_metadata(name, documents, B, T, q.device))
         return [out.detach(), *torch.autograd.grad(out, (q, k, v), grad_outputs=torch.ones_like(out))]
 
     return run
 
 
-def _differs(left: list[Tensor], right: list[Tensor]) -> bool:
-    bound = AGREE[left[0].dtype]
-    near = [(a - b).float().norm() <= bound * b.float().norm() for a, b in zip(left, right, strict=True)]
-    return not all(near)  # NaN is near nothing
+def _differ(left: list[Tensor], right: list[Tensor]) -> bool:
+    bound = MAX_RELATIVE_ERROR[left[0].dtype]
+    close = [(a - b).float().norm() <= bound * b.float().norm() for a, b in zip(left, right, strict=True)]
+    return not all(close)  # NaN is close to nothing
 
 
 def time_attention(
-    work: ProbeWorkload, dtype: torch.dtype, names: Sequence[str], compiling: bool, say: Say = lambda text: None
+    workload: ProbeWorkload, dtype: torch.dtype, names: Sequence[str], compiling: bool, log: Log = lambda text: None
 ) -> dict[str, float | str]:
-    """Seconds of each backend forward and back, compiled or plain, on the batch's own shapes and documents; or why it
-    was ruled out: it failed here, or gave other numbers than the first that worked."""
+    """Seconds of each backend's forward and backward pass on the batch's shapes and documents, compiled or not.
+
+    A backend that fails, or whose results differ from those of the first one that works, gets the reason instead.
+    """
     if compiling:
         use_compile_cache()
-    tensors, found = _tensors(work, dtype), dict[str, float | str]()
+    tensors, results = _tensors(workload, dtype), dict[str, float | str]()
     runs: dict[str, Callable[[], Any]] = {}
     expected: list[Tensor] = []
-    standard = ""
+    reference = ""
     for name in names:
-        run = _attend(name, tensors, work.batch.documents, compiling)
+        run = _attention_step(name, tensors, workload.batch.documents, compiling)
         try:
-            got = list[Tensor]()
-            step = lambda run=run, got=got: got.extend(run())  # noqa: E731
-            compile_with_cache_retry(step, say) if compiling else step()
-        except Exception as error:  # a kernel that this device or build does not have; what is left is chosen from
-            found[name] = f"failed: {first_line(error)}"
+            outputs = list[Tensor]()
+            step = lambda run=run, outputs=outputs: outputs.extend(run())  # noqa: E731
+            compile_with_cache_retry(step, log) if compiling else step()
+        except Exception as error:  # a kernel missing on this device or build; the other backends remain
+            results[name] = f"failed: {first_line(error)}"
             continue
         if not expected:
-            standard, expected = name, got
-        elif _differs(got, expected):
-            found[name] = f"gave other numbers than {standard}"
+            reference, expected = name, outputs
+        elif _differ(outputs, expected):
+            results[name] = f"results differ from {reference}"
             continue
         runs[name] = run
-    found.update({name: round(seconds, 6) for name, seconds in benchmark(runs, work.device, budget=2.0).items()})
-    return found
+    results.update({name: round(seconds, 6) for name, seconds in benchmark(runs, workload.device, budget=2.0).items()})
+    return results
 
 
 def attention_candidates(device: str, dtype: torch.dtype, compiling: bool) -> list[str]:
-    """Backends that can train on a device, the one that others are held to first."""
+    """Backends that can train on a device; the first one is the reference for the others."""
     if device == "cpu":
         return [name for name in BACKENDS if name != "written_out"]
     half = dtype in (torch.bfloat16, torch.float16)
@@ -240,7 +252,7 @@ def attention_candidates(device: str, dtype: torch.dtype, compiling: bool) -> li
 
 
 def first_line(error: Exception) -> str:
-    """The beginning of a message, for a line of evidence."""
+    """The first line of an error's message, at most 200 characters."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:200]
 
@@ -248,11 +260,11 @@ def first_line(error: Exception) -> str:
 # -- compiling ----------------------------------------------------------------------------------------------------------
 
 
-def time_compiled(plain: Callable[[], None], compiled: Callable[[], None], device: str) -> dict[str, float]:
-    """Seconds of a step in plain and in compiled code, both already run once."""
+def time_compiled(uncompiled: Callable[[], None], compiled: Callable[[], None], device: str) -> dict[str, float]:
+    """Seconds of a step in uncompiled and in compiled code; both must have run once."""
 
     def eager() -> None:
         with force_eager():
-            plain()
+            uncompiled()
 
     return benchmark({"eager": eager, "compiled": compiled}, device, repeats=2)

@@ -1,4 +1,4 @@
-"""torch.compile, as training uses it: one block for all layers, the head's chunk, and a cache that lasts."""
+"""torch.compile: one block whose code all layers share, the head's kernel, and a persistent compile cache."""
 
 import os
 import shutil
@@ -23,56 +23,56 @@ _compiled_kernel: list[Any] = []
 
 
 def use_compile_cache() -> str:
-    """Let the compiler keep what it makes in fledge's cache folder, unless the user chose a folder; returns the folder.
+    """Make torch.compile cache its code in fledge's cache directory, unless the user has set TORCHINDUCTOR_CACHE_DIR.
 
-    A second run then reads its code instead of making it. Must be called before anything is compiled. In its own folder,
-    which is that of this version of the model's code alone, fledge also lets it keep what it found out about attention's
-    own backward pass: the compiler by itself would not notice that such code has changed.
+    Returns the directory. Must be called before anything is compiled; a second run then loads the code instead of compiling it.
+    fledge's own directory is specific to this version of the model's code. There the backward pass of attention, a custom
+    autograd function, is cached too: the compiler alone would not notice a change of that code.
     """
-    chosen = os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_own_folder()))
-    if chosen == str(_own_folder()) and hasattr(functorch, "autograd_cache_allow_custom_autograd_functions"):
+    chosen = os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_default_cache_dir()))
+    if chosen == str(_default_cache_dir()) and hasattr(functorch, "autograd_cache_allow_custom_autograd_functions"):
         functorch.autograd_cache_allow_custom_autograd_functions = True
     return chosen
 
 
-def _own_folder() -> Path:
+def _default_cache_dir() -> Path:
     return cache_folder() / "inductor" / model_code()
 
 
 @cache
 def model_code() -> str:
-    """Changes with the code of the model and of the objectives."""
+    """Hash of the source code of the model and the objectives."""
     digest = xxhash.xxh3_64()
-    rooms = Path(__file__).parents[1]
-    for file in (file for room in ("model", "objective") for file in sorted((rooms / room).glob("*.py"))):
+    package = Path(__file__).parents[1]
+    for file in (file for name in ("model", "objective") for file in sorted((package / name).glob("*.py"))):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
-def compile_with_cache_retry(step: Callable[[], None], say: Callable[[str], None] = lambda text: None) -> None:
-    """Run a step that compiles. Where it fails on code kept from before, that is thrown away and made once more.
+def compile_with_cache_retry(step: Callable[[], None], log: Callable[[str], None] = lambda text: None) -> None:
+    """Run a step that compiles; if it fails with cached code, empty the cache and try once more.
 
-    A process killed while compiling can leave half a library behind, which the compiler would trip over for ever. A
-    folder that the user chose is left alone. The second failure is raised.
+    A process killed during compilation can leave an incomplete library behind, which would fail forever. A directory set by the
+    user is left untouched. The second failure is raised.
     """
     try:
         step()
     except Exception as error:
         if isinstance(error, FledgeError) or is_out_of_memory(error):
             raise
-        folder = _own_folder()
+        folder = _default_cache_dir()
         if use_compile_cache() != str(folder) or not folder.is_dir():
             raise
-        say(f"note: compiling failed ({type(error).__name__}); {folder} is emptied and the code made again")
-        aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-        folder.replace(aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        log(f"note: compiling failed ({type(error).__name__}); {folder} is emptied and the code is compiled again")
+        stale = folder.with_name(f".{folder.name}.{os.getpid()}")
+        folder.replace(stale)
+        shutil.rmtree(stale, ignore_errors=True)
         torch._dynamo.reset()
         step()
 
 
 def compile_blocks(model: LanguageModel) -> None:
-    """Compile the block once; all layers share its code. (The stack as a whole would take layers times as long.)"""
+    """Compile one block; all layers share its code. Compiling the whole stack would take one time per layer."""
     use_compile_cache()
     for block in model.blocks():
         if block._compiled_call_impl is None:
@@ -80,21 +80,24 @@ def compile_blocks(model: LanguageModel) -> None:
 
 
 def reset_compiler() -> None:
-    """Begin a stage without the compiled code of those before. The compiler keeps a bounded number of variants of one piece
-    of code and would run what comes after them uncompiled; here it raises instead of doing that unsaid."""
+    """Drop the compiled code of earlier stages.
+
+    The compiler keeps a limited number of variants of each function and would silently run further ones uncompiled; from here
+    on it raises an error instead.
+    """
     _compiled_kernel.clear()
     torch._dynamo.reset()
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # type: ignore[attr-defined]
 
 
 def uncompile(model: LanguageModel) -> None:
-    """Back to plain calls."""
+    """Make the model's blocks run uncompiled again."""
     for block in model.blocks():
         block._compiled_call_impl = None
 
 
 def compiled_kernel() -> Any:
-    """The head's chunk, compiled; one for the whole process."""
+    """The compiled kernel of the head; one per process."""
     if not _compiled_kernel:
         use_compile_cache()
         _compiled_kernel.append(torch.compile(_softmax_grad_chunk, dynamic=False))
@@ -103,6 +106,6 @@ def compiled_kernel() -> Any:
 
 @contextmanager
 def force_eager() -> Iterator[None]:
-    """Without compiled code: evaluation is too short to pay for compiling its own shapes."""
+    """A context in which compiled code is not used: evaluation is too short to compile its own shapes."""
     with torch.compiler.set_stance("force_eager"):
         yield

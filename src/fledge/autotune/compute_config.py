@@ -1,11 +1,11 @@
-"""How a stage computes: the decision that is stored with it, and what it does to a model."""
+"""The compute configuration of a stage and its application to a model."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-from fledge.autotune import precision as rules
+from fledge.autotune import precision as precision_rules
 from fledge.autotune.compile import compile_blocks, compiled_kernel
 from fledge.autotune.precision import DTYPES
 from fledge.errors import FledgeError
@@ -14,9 +14,9 @@ from fledge.recipe.schema import RuntimeConfig
 from fledge.run.environment import cores, local_world_size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """How a stage computes, and the measurements that decided it."""
+    """How a stage computes, with the measurements that led to the choice. Stored as compute.json."""
 
     device: str
     precision: str
@@ -26,22 +26,25 @@ class ComputeConfig:
     measurements: dict[str, float | str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """For compute.json."""
+        """The values for compute.json."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ComputeConfig":
-        """From compute.json."""
+        """The configuration from the values of compute.json."""
         return cls(**values)
 
     @property
     def matmul_peak(self) -> float | None:
-        """FLOP/s of matrix products in this precision on this machine, as measured; what MFU is a share of."""
+        """Measured FLOP/s of matrix products in this precision, the reference of MFU; None if not measured."""
         peak = self.measurements.get("matmul_peak_flops")
         return None if peak is None else float(peak)
 
     def apply(self, model: LanguageModel) -> LanguageModel:
-        """Make the model compute so. Where several processes share the machine, with no more threads than its share."""
+        """Configure the model and torch accordingly; returns the model.
+
+        If several processes train on this machine, threads are limited to this process's share of the cores.
+        """
         torch.set_num_threads(
             self.threads if local_world_size() == 1 else min(self.threads, max(1, cores() // local_world_size()))
         )
@@ -55,30 +58,30 @@ class ComputeConfig:
 
 
 def use_float32(precision: str) -> None:
-    """Products of float32 are true float32, unless TF32 was asked for."""
+    """Set the precision of float32 products: TF32 if `precision` is tf32, else full float32."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
 
 def head_kernel(decision: ComputeConfig) -> Any:
-    """The head's chunk, compiled where compiling was decided; None for the plain one."""
+    """The compiled kernel of the head if the configuration compiles, else None."""
     return compiled_kernel() if decision.compile else None
 
 
 def capability(device: str) -> tuple[int, int] | None:
-    """CUDA compute capability of the device, e.g. (8, 0); None on a CPU."""
+    """CUDA compute capability, e.g. (8, 0); None on a CPU."""
     return torch.cuda.get_device_capability() if device == "cuda" else None
 
 
 def check_device(config: RuntimeConfig) -> None:
-    """FledgeError for a device that this machine does not have, or what the device cannot do."""
+    """Raise FledgeError if the device is missing or cannot do what the recipe asks for."""
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise FledgeError("no CUDA device is at hand", where="runtime.device", hint="set runtime.device to auto or cpu")
+        raise FledgeError("no CUDA device is available", where="runtime.device", hint="set runtime.device to auto or cpu")
     device = chosen_device(config)
-    rules.refuse(config, device, capability(device))
+    precision_rules.check_supported(config, device, capability(device))
 
 
 def chosen_device(config: RuntimeConfig) -> str:
-    """cpu or cuda."""
+    """`cpu` or `cuda`; `auto` is resolved."""
     if config.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return config.device

@@ -1,4 +1,4 @@
-"""The choices of a decision, in order, each measured with those made before it."""
+"""The choices of autotune in order; each is measured with the choices made before."""
 
 import os
 import time
@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import torch
 
-from fledge.autotune import precision as rules
+from fledge.autotune import precision as precision_rules
 from fledge.autotune.benchmark import (
+    Log,
     ProbeWorkload,
-    Say,
     attention_candidates,
     benchmark,
     first_line,
@@ -27,71 +27,74 @@ from fledge.recipe.schema import RuntimeConfig
 from fledge.run.cache import BenchmarkCache
 from fledge.run.environment import cores, local_world_size
 
-MIN_SECONDS_TO_COMPILE = 60.0  # seconds of training below which compiling (some 20 s on two cores) is not even tried
-MAX_COMPILED_RATIO = 0.97  # compiled code must take at most this share of the plain code's time
-THE_RECIPE = "as the recipe says"
+MIN_SECONDS_TO_COMPILE = 60.0  # training below this is too short to try compiling (about 20 s on two cores)
+MAX_COMPILED_RATIO = 0.97  # compiled code must take at most this fraction of the uncompiled time
+SET_IN_RECIPE = "set in the recipe"
 
 
-def too_busy(load: float, available: int) -> bool:
-    """Whether so much else runs that what is measured now would mislead later runs."""
+def is_too_busy(load: float, available: int) -> bool:
+    """Whether the load of the machine would distort measurements. `available`: number of cores."""
     return load > 1.5 * available
 
 
-def fastest(found: dict[str, float | str]) -> str:
-    """The name with the least seconds; names with words instead of seconds were ruled out."""
-    seconds = {name: value for name, value in found.items() if not isinstance(value, str)}
+def fastest(results: dict[str, float | str]) -> str:
+    """The attention backend with the least seconds; backends with a reason instead of seconds are excluded.
+
+    Raises FledgeError if none is left.
+    """
+    seconds = {name: value for name, value in results.items() if not isinstance(value, str)}
     if not seconds:
-        told = "; ".join(f"{name} {value}" for name, value in found.items())
-        raise FledgeError(f"no attention backend works here: {told}", where="runtime.attention")
+        reasons = "; ".join(f"{name} {value}" for name, value in results.items())
+        raise FledgeError(f"no attention backend works here: {reasons}", where="runtime.attention")
     return min(seconds, key=lambda name: seconds[name])
 
 
 class AutotuneSearch:
-    """One decision in the making.
+    """The search for one compute configuration.
 
-    Two ways to compute are prepared, plain code and compiled code, each with the precision and the attention that are
-    best for it; then they are compared.
+    Two candidates are prepared, uncompiled and compiled code, each with its best precision and attention; then they are
+    compared.
     """
 
     def __init__(
-        self, config: RuntimeConfig, work: ProbeWorkload, measured: BenchmarkCache, micro_steps: int, say: Say
+        self, config: RuntimeConfig, workload: ProbeWorkload, cache: BenchmarkCache, micro_steps: int, log: Log
     ) -> None:
-        self.config, self.work, self.measured, self.micro_steps, self.say = config, work, measured, micro_steps, say
-        self.part = work.part()
-        self.evidence: dict[str, float | str] = {"probe": self.part.describe()}
+        self.config, self.workload, self.cache, self.micro_steps, self.log = config, workload, cache, micro_steps, log
+        self.truncated = workload.truncated()
+        self.evidence: dict[str, float | str] = {"probe": self.truncated.describe()}
         self.threads = 0
 
     def decision(self) -> ComputeConfig:
-        """All choices in order."""
+        """Make all choices in order and return the configuration."""
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
         self.threads = self._threads()
         torch.set_num_threads(self.threads)
-        self.work.model.set_attention_backend(self._candidates(torch.float32, compiling=False)[0])
+        self.workload.model.set_attention_backend(self._candidates(torch.float32, compiling=False)[0])
         chosen = self._choose()
-        self._peak(chosen.precision)
-        self._keep(load)
+        self._measure_matmul_peak(chosen.precision)
+        self._store_measurements(load)
         return chosen
 
-    def _keep(self, load: float) -> None:
-        measured = self.measured
-        if measured.new and measured.recalled:
-            self.evidence["measured"] = f"partly before on this machine ({measured.measured_at})"
-        elif measured.new:
+    def _store_measurements(self, load: float) -> None:
+        cache = self.cache
+        if cache.new and cache.recalled:
+            self.evidence["measured"] = f"partly before on this machine ({cache.measured_at})"
+        elif cache.new:
             self.evidence["measured"] = "in this run"
         else:
-            self.evidence["measured"] = f"before on this machine ({measured.measured_at})"
-            self.say(f"as measured {self.evidence['measured']}; --runtime.autotune again measures anew")
-        if measured.new:
+            self.evidence["measured"] = f"before on this machine ({cache.measured_at})"
+            self.log(f"as measured {self.evidence['measured']}; --runtime.autotune refresh measures again")
+        if cache.new:
             self.evidence["load"] = round(load, 2)
-            if self.work.device == "cpu" and too_busy(load, cores()):
-                self.say(f"note: the machine is busy (load {load:.1f}): what was measured is not kept for later runs")
+            if self.workload.device == "cpu" and is_too_busy(load, cores()):
+                self.log(f"note: the machine is busy (load {load:.1f}): the measurements are not kept for later runs")
             else:
-                measured.save()
+                cache.save()
 
     # -- threads ----------------------------------------------------------------------------------------------------
 
     def _threads(self) -> int:
-        """All cores; where cores come in pairs that share one (hyperthreads), all or half of them, as measured."""
+        """The number of threads: all cores; with hyperthreads, all logical or all physical cores, as measured."""
         logical, physical = cores(), physical_cores()
         if local_world_size() > 1 and not self.config.threads:
             self.evidence["threads_reason"] = (
@@ -99,14 +102,14 @@ class AutotuneSearch:
             )
             return max(1, logical // local_world_size())
         if self.config.threads:
-            self.evidence["threads_reason"] = THE_RECIPE
+            self.evidence["threads_reason"] = SET_IN_RECIPE
             return self.config.threads
-        if physical == logical or self.work.device == "cuda":
-            self.evidence["threads_reason"] = "one a core"
+        if physical == logical or self.workload.device == "cuda":
+            self.evidence["threads_reason"] = "one per core"
             return logical
 
-        def timed(count: int) -> Callable[[], None]:
-            step = self.part.step(torch.float32, self.work.model.attention)
+        def step_with_threads(count: int) -> Callable[[], None]:
+            step = self.truncated.step(torch.float32, self.workload.model.attention)
 
             def run() -> None:
                 torch.set_num_threads(count)
@@ -115,131 +118,136 @@ class AutotuneSearch:
             return run
 
         def measure() -> dict[str, float]:
-            return benchmark({str(count): timed(count) for count in (logical, physical)}, self.work.device)
+            return benchmark({str(count): step_with_threads(count) for count in (logical, physical)}, self.workload.device)
 
-        seconds = self.measured.get_or_measure(f"fp32 by threads {logical} and {physical}", measure)
-        self.evidence.update({f"threads_{count}_seconds": round(spent, 4) for count, spent in seconds.items()})
+        seconds = self.cache.get_or_measure(f"fp32 by threads {logical} and {physical}", measure)
+        self.evidence.update({f"threads_{count}_seconds": round(elapsed, 4) for count, elapsed in seconds.items()})
         self.evidence["threads_reason"] = f"measured: {physical} physical cores of {logical}"
         return logical if seconds[str(logical)] < seconds[str(physical)] else physical
 
-    # -- plain or compiled ------------------------------------------------------------------------------------------
+    # -- uncompiled or compiled -------------------------------------------------------------------------------------
 
     def _choose(self) -> ComputeConfig:
-        seconds = self._plain_seconds()
-        tries = self._tries_compiling(min(seconds.values()))
-        plain, compiled = self._precisions(seconds, tries)
-        device, threads, evidence = self.work.device, self.threads, self.evidence
-        if tries:
+        def configure(precision: str, attention: str, compile: bool) -> ComputeConfig:
+            return ComputeConfig(
+                device=self.workload.device, precision=precision, attention=attention, compile=compile,
+                threads=self.threads, measurements=self.evidence,
+            )  # fmt: skip
+
+        seconds = self._uncompiled_seconds()
+        try_compiling = self._should_try_compiling(min(seconds.values()))
+        uncompiled, compiled = self._precisions(seconds, try_compiling)
+        if try_compiling:
             try:
                 attention = self._attention(compiled, compiling=True)
-                chosen = ComputeConfig(device, compiled, attention, True, threads, evidence)
+                chosen = configure(compiled, attention, True)
                 if self._must_compile:
                     self._compile(chosen)
                     return chosen
-                other = ComputeConfig(device, plain, self._attention(plain, compiling=False), False, threads, evidence)
-                if self._pays(chosen, other):
+                other = configure(uncompiled, self._attention(uncompiled, compiling=False), False)
+                if self._is_compiling_faster(chosen, other):
                     return chosen
-                uncompile(self.work.model)
+                uncompile(self.workload.model)
                 return other
-            except Exception as error:  # no compiler, or one that fails: the plain code is always there
-                uncompile(self.work.model)
+            except Exception as error:  # no compiler, or a compiler that fails: uncompiled code always works
+                uncompile(self.workload.model)
                 failure = f"compiling failed: {first_line(error)}"
                 if self._must_compile:
                     hint = "set runtime.compile to auto or false, and runtime.attention to auto"
                     raise FledgeError(failure, where="runtime.compile", hint=hint) from error
-                evidence["compile_reason"] = failure
-                self.say(f"warning: {failure}; going on without")
-        return ComputeConfig(device, plain, self._attention(plain, compiling=False), False, threads, evidence)
+                self.evidence["compile_reason"] = failure
+                self.log(f"warning: {failure}; continuing with uncompiled code")
+        return configure(uncompiled, self._attention(uncompiled, compiling=False), False)
 
     @property
     def _must_compile(self) -> bool:
         return self.config.compile is True or self.config.attention == "flex"
 
-    def _tries_compiling(self, seconds: float) -> bool:
-        """Whether it is asked for, or enough training is ahead; `seconds` are those of the small step in plain code."""
+    def _should_try_compiling(self, seconds: float) -> bool:
+        """Whether compiling is requested, or training is long enough; `seconds`: of the truncated step, uncompiled."""
         if self._must_compile or self.config.compile is False:
-            self.evidence["compile_reason"] = THE_RECIPE
+            self.evidence["compile_reason"] = SET_IN_RECIPE
             return self._must_compile
-        share = self.work.batch.input_ids.numel() / self.part.batch.input_ids.numel()
-        ahead = self.work.whole(seconds * share) * self.micro_steps
-        if ahead < MIN_SECONDS_TO_COMPILE:
-            self.evidence["compile_reason"] = f"about {ahead:.0f} s of training is too short for compiling to pay"
-        return ahead >= MIN_SECONDS_TO_COMPILE
+        scale = self.workload.batch.input_ids.numel() / self.truncated.batch.input_ids.numel()
+        remaining = self.workload.full_step_seconds(seconds * scale) * self.micro_steps
+        if remaining < MIN_SECONDS_TO_COMPILE:
+            self.evidence["compile_reason"] = f"about {remaining:.0f} s of training is too short for compiling to save time"
+        return remaining >= MIN_SECONDS_TO_COMPILE
 
-    def _pays(self, compiled: ComputeConfig, plain: ComputeConfig) -> bool:
-        """Compile and compare; what was compared before is not compared again, only compiled if it won."""
-        place = f"{_name(plain)} against {_name(compiled)}, whole micro-batch"
+    def _is_compiling_faster(self, compiled: ComputeConfig, uncompiled: ComputeConfig) -> bool:
+        """Compile and compare; a cached comparison is not repeated, only the faster compiled code is compiled."""
+        key = f"{_describe(uncompiled)} against {_describe(compiled)}, whole micro-batch"
 
         def measure() -> dict[str, float]:
-            self.say("compiling the model's block to see whether it pays …")
-            fast = self._compile(compiled)
-            slow = self.work.step(DTYPES[plain.precision], plain.attention)
-            return time_compiled(slow, fast, self.work.device)
+            self.log("compiling the model's block to see whether it is faster …")
+            compiled_step = self._compile(compiled)
+            uncompiled_step = self.workload.step(DTYPES[uncompiled.precision], uncompiled.attention)
+            return time_compiled(uncompiled_step, compiled_step, self.workload.device)
 
-        least = self.measured.get_or_measure(place, measure)
-        self.evidence.update({f"{name}_seconds": round(seconds, 4) for name, seconds in least.items()})
+        best = self.cache.get_or_measure(key, measure)
+        self.evidence.update({f"{name}_seconds": round(seconds, 4) for name, seconds in best.items()})
         self.evidence["compile_reason"] = "measured on one layer and the head"
-        pays = least["compiled"] < MAX_COMPILED_RATIO * least["eager"]
-        if pays and place in self.measured.recalled:
+        is_faster = best["compiled"] < MAX_COMPILED_RATIO * best["eager"]
+        if is_faster and key in self.cache.recalled:
             self._compile(compiled)
-        return pays
+        return is_faster
 
-    def _compile(self, decision: ComputeConfig) -> Callable[[], None]:
-        """Make all compiled code of a step, on the shapes of training; gives the step."""
-        step = self.work.step(DTYPES[decision.precision], decision.attention, compiled_kernel())
-        compile_blocks(self.work.model)
-        use_float32(decision.precision)
-        started = time.perf_counter()
-        compile_with_cache_retry(step, self.say)
-        self.evidence["compile_seconds"] = round(time.perf_counter() - started, 1)
+    def _compile(self, config: ComputeConfig) -> Callable[[], None]:
+        """Compile a training step on the shapes of training; returns the step."""
+        step = self.workload.step(DTYPES[config.precision], config.attention, compiled_kernel())
+        compile_blocks(self.workload.model)
+        use_float32(config.precision)
+        start_time = time.perf_counter()
+        compile_with_cache_retry(step, self.log)
+        self.evidence["compile_seconds"] = round(time.perf_counter() - start_time, 1)
         return step
 
     # -- precision --------------------------------------------------------------------------------------------------
 
-    def _plain_seconds(self) -> dict[str, float]:
-        """Seconds of the small step in plain code, in each precision that may be chosen."""
-        config, device = self.config, self.work.device
+    def _uncompiled_seconds(self) -> dict[str, float]:
+        """Seconds of the truncated step, uncompiled, in each precision that may be chosen."""
+        config, device = self.config, self.workload.device
         units = capability(device)
         if config.precision != "auto":
-            self.evidence["precision_reason"], names = THE_RECIPE, [config.precision]
+            self.evidence["precision_reason"], names = SET_IN_RECIPE, [config.precision]
             if config.precision == "fp16" and device == "cpu":
-                self.say("warning: runtime.precision fp16 is slow on a CPU, which has no units for it")
+                self.log("warning: runtime.precision fp16 is slow on a CPU, which has no fp16 units")
         elif units is not None:
-            precision, self.evidence["precision_reason"] = rules.on_gpu(units)
+            precision, self.evidence["precision_reason"] = precision_rules.gpu_precision(units)
             names = [precision]
         else:
             self.evidence["precision_reason"], names = "measured on a piece of a micro-batch", ["fp32", "bf16"]
         if config.compile != "auto" and len(names) == 1:
-            return dict.fromkeys(names, 0.0)  # nothing hangs on it
+            return dict.fromkeys(names, 0.0)  # no choice depends on the seconds
         use_float32(names[0])
-        attention = self.work.model.attention
-        runs = {name: self.part.step(DTYPES[name], attention) for name in names}
-        place = f"plain {' '.join(names)}, attention {attention}, {self.threads} threads"
-        seconds = self.measured.get_or_measure(place, lambda: benchmark(runs, device))
-        self.evidence.update({f"{name}_seconds": round(spent, 4) for name, spent in seconds.items()})
+        attention = self.workload.model.attention
+        runs = {name: self.truncated.step(DTYPES[name], attention) for name in names}
+        key = f"plain {' '.join(names)}, attention {attention}, {self.threads} threads"
+        seconds = self.cache.get_or_measure(key, lambda: benchmark(runs, device))
+        self.evidence.update({f"{name}_seconds": round(elapsed, 4) for name, elapsed in seconds.items()})
         return seconds
 
-    def _precisions(self, seconds: dict[str, float], tries: bool) -> tuple[str, str]:
-        """The precision for plain code, and that for compiled code if that is tried."""
+    def _precisions(self, seconds: dict[str, float], try_compiling: bool) -> tuple[str, str]:
+        """The precisions for uncompiled and for compiled code."""
         if len(seconds) == 1:
             only = next(iter(seconds))
             return only, only
-        plain = rules.without_compiling(seconds)
-        if not tries:
-            return plain, plain
-        peaks = {name: self._peak(name) for name in ("fp32", "bf16")}
+        uncompiled = precision_rules.uncompiled_precision(seconds)
+        if not try_compiling:
+            return uncompiled, uncompiled
+        peaks = {name: self._measure_matmul_peak(name) for name in ("fp32", "bf16")}
         self.evidence.update({f"{name}_peak_flops": round(peak) for name, peak in peaks.items()})
-        return plain, rules.with_compiling(seconds, peaks)
+        return uncompiled, precision_rules.compiled_precision(seconds, peaks)
 
-    def _peak(self, precision: str) -> float:
-        """FLOP/s of matrix products in this precision, measured; written down for MFU."""
-        device, config = self.work.device, self.work.model.config
+    def _measure_matmul_peak(self, precision: str) -> float:
+        """FLOP/s of matrix products in this precision, measured and recorded for MFU."""
+        device, config = self.workload.device, self.workload.model.config
         use_float32(precision)
 
         def measure() -> float:
             return matmul_peak(device, DTYPES[precision], product_sizes(config, device))
 
-        peak = self.measured.get_or_measure(f"matmul peak {precision}, {self.threads} threads", measure)
+        peak = self.cache.get_or_measure(f"matmul peak {precision}, {self.threads} threads", measure)
         self.evidence["matmul_peak_flops"] = round(peak)
         return peak
 
@@ -247,26 +255,26 @@ class AutotuneSearch:
 
     def _candidates(self, dtype: torch.dtype, compiling: bool) -> list[str]:
         """Attention backends that the device can train with and the model has."""
-        names = attention_candidates(self.work.device, dtype, compiling)
-        return [name for name in names if name in self.work.model.attention_backends]
+        names = attention_candidates(self.workload.device, dtype, compiling)
+        return [name for name in names if name in self.workload.model.attention_backends]
 
     def _attention(self, precision: str, compiling: bool) -> str:
-        """The fastest backend in this precision, in plain or in compiled code: they are not the same ones."""
+        """The fastest attention backend in this precision; uncompiled and compiled code differ in this."""
         config, dtype = self.config, DTYPES[precision]
         if config.attention != "auto":
-            self.evidence["attention_reason"] = THE_RECIPE
+            self.evidence["attention_reason"] = SET_IN_RECIPE
             return config.attention
         names = self._candidates(dtype, compiling)
-        way = "compiled" if compiling else "plain"
-        place = f"attention {' '.join(names)} in {precision}, {way}, {self.threads} threads"
+        mode = "compiled" if compiling else "plain"
+        key = f"attention {' '.join(names)} in {precision}, {mode}, {self.threads} threads"
         if compiling:
-            self.say("compiling attention to see which is fastest …")
-        found = self.measured.get_or_measure(place, lambda: time_attention(self.part, dtype, names, compiling, self.say))
-        self.evidence.update({f"attention_{name}_{way}": value for name, value in found.items()})
-        self.evidence["attention_reason"] = "measured forward and back on the shapes of a micro-batch"
-        return fastest(found)
+            self.log("compiling attention to see which is fastest …")
+        results = self.cache.get_or_measure(key, lambda: time_attention(self.truncated, dtype, names, compiling, self.log))
+        self.evidence.update({f"attention_{name}_{mode}": value for name, value in results.items()})
+        self.evidence["attention_reason"] = "measured forward and backward on the shapes of a micro-batch"
+        return fastest(results)
 
 
-def _name(decision: ComputeConfig) -> str:
-    way = "compiled" if decision.compile else "plain"
-    return f"{way} {decision.precision} with attention {decision.attention}, {decision.threads} threads"
+def _describe(config: ComputeConfig) -> str:
+    mode = "compiled" if config.compile else "plain"
+    return f"{mode} {config.precision} with attention {config.attention}, {config.threads} threads"

@@ -1,1 +1,1 @@
-"""Checkpoints: written whole or not at all, verified by their manifest, saved beside training."""
+"""Checkpoints: state of training, writing, verifying, pruning, and writing while training continues."""

@@ -1,4 +1,4 @@
-"""Checkpoints written while training goes on: what is saved is copied first, the rest happens in a thread of its own."""
+"""Asynchronous checkpointing: a snapshot is copied first, then a thread writes it while training continues."""
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,20 +7,20 @@ from pathlib import Path
 
 from fledge.checkpoint.checkpoint import (
     CheckpointError,
-    Snapshot,
     WriteModel,
     prune,
     save_checkpoint,
     step_name,
     update_symlink,
 )
+from fledge.checkpoint.state import Snapshot
 from fledge.distributed.context import DistributedContext
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SaveResult:
-    """What became of a save. `seconds` is how long writing took; `problem` is None where it is whole; `remark` is what could
-    not be done afterwards, to the links and to old checkpoints."""
+    """The outcome of a save. `seconds`: writing time; `problem`: None if the checkpoint is valid; `remark`: what failed
+    afterwards, when links were updated and old checkpoints removed."""
 
     step: int
     path: Path
@@ -31,51 +31,57 @@ class SaveResult:
 
 
 class AsyncCheckpointer:
-    """Writes one checkpoint at a time, points to the newest and the best one and removes what is not kept.
+    """Writes one checkpoint at a time, updates the links `last` and `best`, and removes old checkpoints.
 
-    Of several ranks the first one writes, or, where the model is `divided`, all of them do."""
+    The main process writes; if the model is `sharded`, all ranks write.
+    """
 
     def __init__(
-        self, folder: Path, keep: int, write_model: WriteModel, ranks: DistributedContext | None = None, divided: bool = False
+        self, folder: Path, keep: int, write_model: WriteModel, ranks: DistributedContext | None = None, sharded: bool = False
     ) -> None:
-        self.folder, self.keep, self.write_model, self.divided = folder, keep, write_model, divided
+        self.folder, self.keep, self.write_model, self.sharded = folder, keep, write_model, sharded
         self.ranks = ranks or DistributedContext()
-        self._ranks = self.ranks.new_group() if divided else DistributedContext()  # those that the thread writes with
+        self._write_ranks = self.ranks.new_group() if sharded else DistributedContext()  # the thread's own connections
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fledge-save")
-        self._writing: Future[SaveResult] | None = None
+        self._pending: Future[SaveResult] | None = None
 
     def save_async(self, snapshot: Snapshot) -> list[SaveResult]:
-        """Start to write; returns what became of the save before, which is waited for."""
-        before = self.wait()
-        if not (self.ranks.is_main_process or self.divided):
-            return before
-        self._writing = self._thread.submit(self._write, snapshot)
-        return before
+        """Wait for the previous save, start writing `snapshot`, and return the result of the previous save, if any."""
+        finished = self.wait()
+        if not (self.ranks.is_main_process or self.sharded):
+            return finished
+        self._pending = self._thread.submit(self._write, snapshot)
+        return finished
 
     def poll(self) -> list[SaveResult]:
-        """The save that has ended since it was last asked, if there is one; never waits. Nothing where all ranks write: they
-        would not agree on the moment."""
-        return self.wait() if self._writing is not None and not self.divided and self._writing.done() else []
+        """The result of a finished save that was not returned yet, if there is one; never waits. If all ranks write, it
+        returns nothing, because the ranks would not finish at the same moment."""
+        return self.wait() if self._pending is not None and not self.sharded and self._pending.done() else []
 
     def wait(self) -> list[SaveResult]:
-        """The same, once the one under way has ended."""
-        if self._writing is None:
+        """Wait for a running save and return its result, if there is one."""
+        if self._pending is None:
             return []
-        writing, self._writing = self._writing, None
-        return [writing.result()]
+        future, self._pending = self._pending, None
+        return [future.result()]
 
     def _write(self, snapshot: Snapshot) -> SaveResult:
-        started, state = time.monotonic(), snapshot.state
+        start_time, state = time.monotonic(), snapshot.state
         try:
-            path, size = save_checkpoint(self.folder, snapshot, self.write_model, self._ranks)
+            path, size = save_checkpoint(self.folder, snapshot, self.write_model, self._write_ranks)
         except CheckpointError as problem:
-            return SaveResult(state.step, self.folder / step_name(state.step), 0, time.monotonic() - started, problem)
+            target, seconds = self.folder / step_name(state.step), time.monotonic() - start_time
+            return SaveResult(step=state.step, path=target, bytes=0, seconds=seconds, problem=problem)
         remark = self.update_links_and_prune(path, state.step, state.best_step)
-        return SaveResult(state.step, path, size, time.monotonic() - started, remark=remark)
+        seconds = time.monotonic() - start_time
+        return SaveResult(step=state.step, path=path, bytes=size, seconds=seconds, remark=remark)
 
     def update_links_and_prune(self, path: Path, step: int, best_step: int | None) -> str | None:
-        """Point to the newest and the best checkpoint and remove the rest; also after a kill in between. Returns what could
-        not be done: the checkpoint is whole all the same. That is up to the first rank."""
+        """Update the links to the newest and the best checkpoint and remove old ones, on the main process.
+
+        Returns a sentence about what failed, or None; the checkpoint itself is valid in both cases. A later call completes the
+        work of a process that was killed here.
+        """
         if not self.ranks.is_main_process:
             return None
         try:
@@ -84,9 +90,11 @@ class AsyncCheckpointer:
                 update_symlink(self.folder, "best", self.folder / step_name(best_step))
             prune(self.folder, self.keep, best_step, step)
         except OSError as error:
-            return f"the checkpoint of step {step:,} is whole, but links or old ones could not be put in order: {error}"
+            return (
+                f"the checkpoint of step {step:,} is valid, but updating the links or removing old checkpoints failed: {error}"
+            )
         return None
 
     def close(self) -> None:
-        """Let what is under way finish, and end the thread."""
+        """Wait for a running save and end the thread."""
         self._thread.shutdown(wait=True)

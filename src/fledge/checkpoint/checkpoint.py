@@ -1,14 +1,14 @@
-"""Checkpoints: a model directory and the state to go on from, under a manifest that is written last.
+"""Checkpoint directories: a model directory and the training state, with a manifest that is written last.
 
-A checkpoint exists only if every file has the size and hash of its manifest. It is written beside, flushed to disk
-and renamed, so a kill or a full disk at any moment leaves the one before it untouched.
+A checkpoint is valid only if every file has the size and hash of the manifest. It is written under a temporary name, flushed to
+disk and renamed, so a kill or a full disk at any moment leaves the previous checkpoint untouched.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import xxhash
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fledge.checkpoint.state import Snapshot, TrainState, Weights
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import load_sharded, load_unsharded, save_sharded
 from fledge.errors import FledgeError, PeerLostError
@@ -24,49 +25,18 @@ from fledge.model.weights import write_tensors
 from fledge.run.text_files import write_and_verify
 
 FORMAT = 1
-SHARDED_OPTIMIZER_DIR = "optimizer"  # folder of what several ranks have written
-DISK_MARGIN_BYTES = 2**22  # bytes on the disk beside the tensors
-WRITING, REPLACED = ".writing-", ".replaced-"  # what is not whole yet, what is about to go
-Weights = dict[str, Tensor]
+SHARDED_OPTIMIZER_DIR = "optimizer"  # folder of optimizer states written by several ranks
+DISK_MARGIN_BYTES = 2**22  # free disk space required in addition to the tensors
+WRITING, REPLACED = ".writing-", ".replaced-"  # prefixes: a checkpoint being written; an older one being replaced
 WriteModel = Callable[[Path, Weights], None]
 
 
-@dataclass
-class TrainState:
-    """Where training is. Everything random is a function of (seed, step), so there is no generator to save.
-
-    `micro_batch_size` is set where memory ran out and micro-batches became smaller; `grad_scaler` is the loss scale of fp16.
-    `failing_prompt_tests` are the names of the prompt tests that failed the last time; None before the first time. After
-    roll-backs, `skipped_rows` are [first, count] of the stream of rows that are passed over, and `lr_factor` multiplies the
-    learning rate.
-    """
-
-    step: int = 0
-    tokens: int = 0
-    target_tokens: int = 0
-    by_source: list[int] = field(default_factory=list)
-    clipped_steps: int = 0
-    micro_batch_size: int | None = None
-    grad_scaler: dict[str, float] | None = None
-    seconds: float = 0.0
-    last_eval_step: int = 0
-    last_prompt_test_step: int = 0
-    failing_prompt_tests: list[str] | None = None
-    best_loss: float | None = None
-    best_step: int | None = None
-    evals_since_best: int = 0
-    stop_reason: str | None = None
-    skipped_rows: list[list[int]] = field(default_factory=list)
-    lr_factor: float = 1.0
-    rollbacks: int = 0
-
-
 def step_name(step: int) -> str:
-    """Folder of a step's checkpoint."""
+    """Name of the checkpoint directory of a step."""
     return f"step-{step:08d}"
 
 
-def _hash(path: Path) -> str:
+def _hash_file(path: Path) -> str:
     digest = xxhash.xxh3_64()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -74,7 +44,7 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -82,140 +52,120 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A moment of training, copied, so that training may go on while it is written. `models` are weights by the name of
-    their folder: `model`, to go on from, and `averaged`, to use, where weights are averaged. `divided`: `tensors` are this
-    rank's part, and `models` are there on the first rank only."""
-
-    state: TrainState
-    models: dict[str, Weights]
-    tensors: Weights
-    divided: bool = False
-
-    @property
-    def bytes(self) -> int:
-        """Of all tensors."""
-        return sum(tensor.nbytes for weights in (*self.models.values(), self.tensors) for tensor in weights.values())
-
-
 class CheckpointError(FledgeError):
-    """A checkpoint could not be written; those before it are untouched."""
-
-
-def to_cpu_copy(tensors: Mapping[str, Tensor]) -> Weights:
-    """In main memory, apart from the originals."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+    """A checkpoint could not be written; earlier checkpoints are untouched."""
 
 
 def save_checkpoint(
     folder: Path, snapshot: Snapshot, write_model: WriteModel, ranks: DistributedContext | None = None
 ) -> tuple[Path, int]:
-    """Write one checkpoint and read its tensors back; returns its path and size in bytes. `write_model` writes a model
-    directory. CannotSave where the disk refuses, or has not kept what was written, with nothing lost.
+    """Write one checkpoint, read its tensors back, and return its path and size in bytes.
 
-    `ranks`: those that a divided snapshot is of. All of them write; the first one makes it whole. Size 0 for the others."""
+    `write_model` writes a model directory. `ranks`: the ranks that hold the shards of a sharded snapshot; all of them write,
+    and the main process completes the checkpoint (the others return size 0). Raises CheckpointError if the disk is full or does
+    not return what was written; nothing is lost then.
+    """
     step, ranks = snapshot.state.step, ranks or DistributedContext()
-    target, beside = folder / step_name(step), folder / f"{WRITING}{step_name(step)}"
+    target, tmp_path = folder / step_name(step), folder / f"{WRITING}{step_name(step)}"
     try:
-        _on_all_ranks(ranks, ranks.is_main_process and partial(_begin, folder, beside, snapshot))
-        if snapshot.divided:
-            _on_all_ranks(ranks, partial(save_sharded, snapshot.tensors, beside / "state" / SHARDED_OPTIMIZER_DIR, ranks))
-        size = _on_all_ranks(ranks, ranks.is_main_process and partial(_complete, beside, target, snapshot, write_model)) or 0
+        main = ranks.is_main_process
+        _on_all_ranks(ranks, partial(_prepare_tmp_path, folder, tmp_path, snapshot) if main else None)
+        if snapshot.sharded:
+            _on_all_ranks(ranks, partial(save_sharded, snapshot.tensors, tmp_path / "state" / SHARDED_OPTIMIZER_DIR, ranks))
+        size = _on_all_ranks(ranks, partial(_write_and_commit, tmp_path, target, snapshot, write_model) if main else None) or 0
     except PeerLostError:
         raise
-    except Exception as error:  # safetensors wraps the system's error in its own
-        shutil.rmtree(beside, ignore_errors=True)
-        kept = latest_checkpoint(folder)
+    except Exception as error:  # safetensors wraps system errors in its own type
+        shutil.rmtree(tmp_path, ignore_errors=True)
+        latest = latest_checkpoint(folder)
         raise CheckpointError(
             f"cannot write the checkpoint of step {step:,}: {_reason(error)}",
             where=str(folder),
-            hint=f"free some space, then go on with the same command; what is saved is {_named(kept)}",
+            hint=f"free some space, then run the same command again; {_last_saved(latest)}",
         ) from error
     return target, size
 
 
-def _on_all_ranks(ranks: DistributedContext, act: Callable[[], Any] | bool) -> Any:
-    """Do something on the ranks that have something to do, and return what comes of it; OSError on all of them where it
-    fails on one."""
+def _on_all_ranks(ranks: DistributedContext, action: Callable[[], Any] | None) -> Any:
+    """Run `action` on the ranks that have one and return its result. If it fails on any rank, every rank raises OSError."""
     result, reason, cause = None, None, None
     try:
-        if callable(act):
-            result = act()
+        if action is not None:
+            result = action()
     except PeerLostError:
         raise
     except Exception as error:
-        if ranks.alone:
+        if not ranks.is_distributed:
             raise
         reason, cause = _reason(error), error
-    reasons = [found for found in ranks.all_gather_object(reason) if found is not None]
+    reasons = [message for message in ranks.all_gather_object(reason) if message is not None]
     if reasons:
         raise OSError(reasons[0]) from cause
     return result
 
 
-def _begin(folder: Path, beside: Path, snapshot: Snapshot) -> None:
-    """An empty place to write to."""
-    shutil.rmtree(beside, ignore_errors=True)
-    (beside / "state").mkdir(parents=True)
-    if snapshot.divided:
-        (beside / "state" / SHARDED_OPTIMIZER_DIR).mkdir()
+def _prepare_tmp_path(folder: Path, tmp_path: Path, snapshot: Snapshot) -> None:
+    """Create an empty directory to write to and check the free disk space."""
+    shutil.rmtree(tmp_path, ignore_errors=True)
+    (tmp_path / "state").mkdir(parents=True)
+    if snapshot.sharded:
+        (tmp_path / "state" / SHARDED_OPTIMIZER_DIR).mkdir()
     _check_disk_space(folder, snapshot.bytes)
 
 
-def _complete(beside: Path, target: Path, snapshot: Snapshot, write_model: WriteModel) -> int:
-    """Write what is not written yet, the manifest last, and put all where it belongs; returns the size."""
+def _write_and_commit(tmp_path: Path, target: Path, snapshot: Snapshot, write_model: WriteModel) -> int:
+    """Write the remaining files and the manifest, then rename the directory; returns the size in bytes."""
     for name, weights in snapshot.models.items():
-        write_model(beside / name, weights)
-    if not snapshot.divided:
-        write_tensors(snapshot.tensors, beside / "state" / "optimizer.safetensors")
-    write_and_verify(beside / "state" / "trainer.json", json.dumps(asdict(snapshot.state), indent=1))
-    files = sorted(path for path in beside.rglob("*") if path.is_file())
+        write_model(tmp_path / name, weights)
+    if not snapshot.sharded:
+        write_tensors(snapshot.tensors, tmp_path / "state" / "optimizer.safetensors")
+    write_and_verify(tmp_path / "state" / "trainer.json", json.dumps(asdict(snapshot.state), indent=1))
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     for path in files:
-        _sync(path)
-    entries = {str(path.relative_to(beside)): {"bytes": path.stat().st_size, "xxh3": _hash(path)} for path in files}
-    manifest = beside / "manifest.json"
+        _fsync(path)
+    entries = {str(path.relative_to(tmp_path)): {"bytes": path.stat().st_size, "xxh3": _hash_file(path)} for path in files}
+    manifest = tmp_path / "manifest.json"
     write_and_verify(manifest, json.dumps({"format": FORMAT, "step": snapshot.state.step, "files": entries}, indent=1))
-    for place in (manifest, *{path.parent for path in files}, beside):
-        _sync(place)
-    _commit(beside, target)
+    for path in (manifest, *{path.parent for path in files}, tmp_path):
+        _fsync(path)
+    _commit(tmp_path, target)
     return sum(entry["bytes"] for entry in entries.values())
 
 
-def _commit(beside: Path, target: Path) -> None:
-    """Rename, and keep it so on the disk."""
+def _commit(tmp_path: Path, target: Path) -> None:
+    """Rename `tmp_path` to `target` and flush the rename to disk."""
     if target.exists():
         replaced = target.with_name(f"{REPLACED}{target.name}")
         shutil.rmtree(replaced, ignore_errors=True)
         target.replace(replaced)
-    beside.replace(target)
-    _sync(target.parent)
+    tmp_path.replace(target)
+    _fsync(target.parent)
 
 
 def _reason(error: Exception) -> str:
     return error.what if isinstance(error, FledgeError) else getattr(error, "strerror", None) or str(error)
 
 
-def _named(kept: tuple[Path, TrainState] | None) -> str:
-    return "nothing yet" if kept is None else f"step {kept[1].step:,}"
+def _last_saved(latest: tuple[Path, TrainState] | None) -> str:
+    return "no checkpoint is saved yet" if latest is None else f"the last saved checkpoint is step {latest[1].step:,}"
 
 
 def _check_disk_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + DISK_MARGIN_BYTES:
-        raise FledgeError(f"it takes {needed / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are free")
+        raise FledgeError(f"it needs {needed / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are free")
 
 
 def update_symlink(folder: Path, name: str, target: Path) -> None:
-    """Make `best` or `last` point to a checkpoint, atomically."""
-    beside = folder / f".{name}"
-    beside.unlink(missing_ok=True)
-    beside.symlink_to(target.name)
-    beside.replace(folder / name)
+    """Make the symbolic link `name` (`best` or `last`) point to a checkpoint, atomically."""
+    tmp_path = folder / f".{name}"
+    tmp_path.unlink(missing_ok=True)
+    tmp_path.symlink_to(target.name)
+    tmp_path.replace(folder / name)
 
 
 def verify(path: Path) -> str | None:
-    """None if the checkpoint is whole, else what is wrong with it."""
+    """None if the checkpoint is valid, else the first problem, as a sentence."""
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         for name, entry in manifest["files"].items():
@@ -224,7 +174,7 @@ def verify(path: Path) -> str | None:
                 return f"{name} is missing"
             if file.stat().st_size != entry["bytes"]:
                 return f"{name} has {file.stat().st_size:,} bytes, its manifest says {entry['bytes']:,}"
-            if _hash(file) != entry["xxh3"]:
+            if _hash_file(file) != entry["xxh3"]:
                 return f"{name} does not have the hash of its manifest"
     except FileNotFoundError:
         return "it has no manifest"
@@ -234,43 +184,47 @@ def verify(path: Path) -> str | None:
 
 
 def latest_checkpoint(
-    folder: Path, refused: Callable[[Path, str], None] | None = None, before: int | None = None
+    folder: Path, on_damaged: Callable[[Path, str], None] | None = None, before: int | None = None
 ) -> tuple[Path, TrainState] | None:
-    """The newest checkpoint (of a step below `before`) that verifies; those that do not are reported to `refused` and
-    passed over."""
+    """Path and state of the newest valid checkpoint, of a step below `before` if given; None if there is none.
+
+    Each newer checkpoint that is damaged is passed to `on_damaged` with its problem.
+    """
     paths = sorted(folder.glob("step-*"), reverse=True)
-    return _first_whole([path for path in paths if before is None or path.name < step_name(before)], refused)
+    return _first_valid([path for path in paths if before is None or path.name < step_name(before)], on_damaged)
 
 
-def _first_whole(paths: list[Path], refused: Callable[[Path, str], None] | None = None) -> tuple[Path, TrainState] | None:
+def _first_valid(paths: list[Path], on_damaged: Callable[[Path, str], None] | None = None) -> tuple[Path, TrainState] | None:
     for path in paths:
         problem = verify(path)
         if problem is None:
             state = json.loads((path / "state" / "trainer.json").read_text(encoding="utf-8"))
             return path, TrainState(**state)
-        if refused:
-            refused(path, problem)
+        if on_damaged:
+            on_damaged(path, problem)
     return None
 
 
 def latest_before(folder: Path, since: int) -> tuple[Path, TrainState] | None:
-    """The newest whole checkpoint from before update number `since`; where all of those are gone, the oldest one."""
-    return latest_checkpoint(folder, before=since) or _first_whole(sorted(folder.glob("step-*")))
+    """The newest valid checkpoint of a step below `since`; if there is none, the oldest valid checkpoint."""
+    return latest_checkpoint(folder, before=since) or _first_valid(sorted(folder.glob("step-*")))
 
 
 def load_optimizer_state(path: Path, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The tensors of a checkpoint beside its weights, by however many ranks they were written: whole, or this rank's parts of
-    them, divided as the parameters are that they belong to."""
-    file, parts = path / "state" / "optimizer.safetensors", path / "state" / SHARDED_OPTIMIZER_DIR
+    """The tensors that a checkpoint stores in addition to the weights, however many ranks wrote them.
+
+    Without `like` they are full tensors. With `like`, parameters by name, each is this rank's shard, placed like its parameter.
+    """
+    unsharded, sharded = path / "state" / "optimizer.safetensors", path / "state" / SHARDED_OPTIMIZER_DIR
     if like is not None:
-        return load_sharded(file.parent if file.exists() else parts, like)
-    return load_file(file) if file.exists() else load_unsharded(parts)
+        return load_sharded(unsharded.parent if unsharded.exists() else sharded, like)
+    return load_file(unsharded) if unsharded.exists() else load_unsharded(sharded)
 
 
 def prune(folder: Path, keep: int, best_step: int | None, step: int) -> None:
-    """Remove all but the newest `keep` up to `step` and the best one, and what a killed process left half written.
+    """Remove all checkpoints except the newest `keep` up to `step` and the best one, and the remains of killed processes.
 
-    A checkpoint beyond `step` is one that did not verify when the run was resumed: it must not crowd out good ones.
+    Checkpoints beyond `step` did not verify when the run was resumed, so they must not displace valid ones.
     """
     paths = sorted(folder.glob("step-*"))
     kept = {path.name for path in [path for path in paths if path.name <= step_name(step)][-keep:]} | (
@@ -279,6 +233,6 @@ def prune(folder: Path, keep: int, best_step: int | None, step: int) -> None:
     for path in paths:
         if path.name not in kept:
             shutil.rmtree(path)
-    for mark in (WRITING, REPLACED):
-        for path in folder.glob(f"{mark}*"):
+    for prefix in (WRITING, REPLACED):
+        for path in folder.glob(f"{prefix}*"):
             shutil.rmtree(path, ignore_errors=True)

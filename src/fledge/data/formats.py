@@ -24,7 +24,6 @@ from fledge.recipe.schema import BatchConfig, DataConfig, Source
 from fledge.tokenizer import Tokenizer
 
 Encoder = Callable[[Iterable[Item], Tokenizer, EncodingConfig], Iterator[Encoded]]
-PER_TOKEN, PER_PAIR = "nats/token", "nats/pair"
 MIN_DOCUMENT_TOKENS = 10  # where the recipe sets no clean.min_tokens
 
 
@@ -56,7 +55,7 @@ def all_texts(item: Item) -> Sequence[str]:
 class ExampleFormat:
     """How the rows of one kind of stage become training examples.
 
-    `label`: what one example is called in reports. `loss_unit`: the unit of the stage's loss, PER_TOKEN or PER_PAIR.
+    `label`: what one example is called in reports.
     `parse`: the item that a row means. `item_types`: the types of items that rows of this format look like, the most fitting
     first; decides the kind of stage for files given without a recipe.
     `encode`: the examples of items, in order. `sequence_names`: the names of the sequences of one example, in order; an unnamed
@@ -70,7 +69,6 @@ class ExampleFormat:
     """
 
     label: str
-    loss_unit: str
     parse: Parser
     item_types: tuple[type[Item], ...]
     encode: Encoder
@@ -110,7 +108,6 @@ class ExampleFormat:
 FORMATS: dict[str, ExampleFormat] = {
     "pretrain": ExampleFormat(
         label="document",
-        loss_unit=PER_TOKEN,
         parse=parse_document,
         item_types=(Document,),
         encode=encode_documents,
@@ -121,14 +118,12 @@ FORMATS: dict[str, ExampleFormat] = {
     ),
     "sft": ExampleFormat(
         label="conversation",
-        loss_unit=PER_TOKEN,
         parse=parse_conversation,
         item_types=(Conversation, BinaryFeedback),
         encode=encode_dialogues,
     ),
     "preference": ExampleFormat(
         label="pair",
-        loss_unit=PER_PAIR,
         parse=parse_preference_pair,
         item_types=(PreferencePair,),
         encode=encode_dialogues,

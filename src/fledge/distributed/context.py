@@ -1,7 +1,7 @@
-"""The processes that train together, called ranks, and what they tell each other.
+"""The processes that train together, called ranks, and their communication.
 
-What is decided is decided by the first rank and told to the others; what is measured is summed. Small figures travel in
-main memory, so that nothing waits for a GPU, and as JSON or float64, never pickled.
+Decisions are made by the main process and broadcast; measurements are summed. Small values travel in main memory, so that
+nothing waits for a GPU, as JSON or float64 and never pickled.
 """
 
 import json
@@ -18,77 +18,82 @@ from torch import Tensor
 
 from fledge.errors import PeerLostError
 
-PROCESS_GROUP_TIMEOUT = timedelta(hours=12)  # the others wait so long for the first rank, which reads and builds the data
-POLL_INTERVAL = 0.02  # seconds between two looks for the others
-BUCKET = 2**23  # numbers that are summed over the ranks at a time
+PROCESS_GROUP_TIMEOUT = timedelta(hours=12)  # the other ranks wait this long while the main process builds the data
+POLL_INTERVAL = 0.02  # seconds between two checks for the other ranks
+BUCKET_NUMEL = 2**23  # numbers in one all-reduce
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def _raise_peer_lost(exchange: Callable[P, R]) -> Callable[P, R]:
-    """The transport's error about a closed connection, as Gone."""
+    """Decorate a collective operation: an error about a closed connection becomes PeerLostError."""
 
     @wraps(exchange)
-    def guarded(*given: P.args, **named: P.kwargs) -> R:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return exchange(*given, **named)
+            return exchange(*args, **kwargs)
         except RuntimeError as error:
             if is_peer_lost_error(error):
                 raise PeerLostError from error
             raise
 
-    return guarded
+    return wrapped
 
 
 def is_peer_lost_error(error: RuntimeError) -> bool:
-    """Whether this is how gloo or NCCL say that another process is not there any more."""
-    said = str(error).lower()
-    return any(words in said for words in ("connection", "timed out", "timeout", "broken pipe", "nccl"))
+    """Whether gloo or NCCL raised this error because another process has ended."""
+    message = str(error).lower()
+    return any(pattern in message for pattern in ("connection", "timed out", "timeout", "broken pipe", "nccl"))
 
 
 class DistributedContext:
-    """This process, number `rank` of `size`. One by itself is rank 0 of 1; then nothing here costs anything.
+    """This process as rank `rank` of `world_size` ranks; a process on its own is rank 0 of 1, and communicates with nobody.
 
-    Every method but `share` must be called by all ranks, in the same order. Gone where another one has ended.
+    Every method except `shard_range` must be called by all ranks in the same order. The methods raise PeerLostError if another
+    rank has ended.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, group: Any = None, joined: bool = False) -> None:
-        """`group`: the process group that talks (None: the one that was begun with); `joined`: begun here, so ended here."""
-        self.rank, self.world_size, self._group, self._joined = rank, size, group, joined
+    def __init__(self, rank: int = 0, world_size: int = 1, group: Any = None, owns_group: bool = False) -> None:
+        """`group`: torch's process group (None: the default group); `owns_group`: `destroy` ends the default group."""
+        self.rank, self.world_size, self._group, self._owns_group = rank, world_size, group, owns_group
 
     @classmethod
     def init_distributed(cls) -> "DistributedContext":
-        """Together with the others, as the environment says (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT: what torchrun sets),
-        or as somebody has begun a process group already; alone where there is neither."""
+        """The context of this process: from torch's default process group if there is one, else from the environment
+        variables that torchrun sets (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), else a single process."""
         import torch.distributed as dist
 
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        if size == 1 or "RANK" not in os.environ:
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        if world_size == 1 or "RANK" not in os.environ:
             return cls()
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         rank = int(os.environ["RANK"])
         dist.init_process_group(
-            backends(), store=_rendezvous_store(rank, size), rank=rank, world_size=size, timeout=PROCESS_GROUP_TIMEOUT
+            backends(),
+            store=_rendezvous_store(rank, world_size),
+            rank=rank,
+            world_size=world_size,
+            timeout=PROCESS_GROUP_TIMEOUT,
         )
-        return cls(rank, size, joined=True)
+        return cls(rank, world_size, owns_group=True)
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is the rank that writes and decides."""
+        """Whether this is rank 0, which writes files and makes decisions."""
         return self.rank == 0
 
     @property
-    def alone(self) -> bool:
-        """Whether there are no others."""
-        return self.world_size == 1
+    def is_distributed(self) -> bool:
+        """Whether there is more than one rank."""
+        return self.world_size > 1
 
     def new_group(self) -> "DistributedContext":
-        """The same ranks on connections of their own, for another thread."""
-        if self.alone:
+        """A context of these ranks with connections of its own, for use in another thread."""
+        if not self.is_distributed:
             return self
         import torch.distributed as dist
 
@@ -96,25 +101,28 @@ class DistributedContext:
 
     @property
     def group(self) -> Any:
-        """torch's process group; None for the one that was begun with."""
+        """torch's process group; None for the default group."""
         return self._group
 
     def shard_range(self, first: int, stop: int) -> tuple[int, int]:
-        """This rank's part of a range; the parts of all ranks are the range, in order, as even as can be."""
+        """This rank's part of the range [first, stop), as (first, stop).
+
+        The parts of all ranks, in rank order, make up the range; their sizes differ by at most 1.
+        """
         count = stop - first
         return first + count * self.rank // self.world_size, first + count * (self.rank + 1) // self.world_size
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """The sum of each value over the ranks, in float64."""
-        return self._reduced(values, "SUM")
+        return self._all_reduce_values(values, "SUM")
 
     def all_reduce_max(self, values: Sequence[float]) -> list[float]:
-        """The largest of each value over the ranks."""
-        return self._reduced(values, "MAX")
+        """The maximum of each value over the ranks, in float64."""
+        return self._all_reduce_values(values, "MAX")
 
     @_raise_peer_lost
-    def _reduced(self, values: Sequence[float], operation: str) -> list[float]:
-        if self.alone:
+    def _all_reduce_values(self, values: Sequence[float], operation: str) -> list[float]:
+        if not self.is_distributed:
             return list(values)
         import torch.distributed as dist
 
@@ -124,32 +132,32 @@ class DistributedContext:
 
     @_raise_peer_lost
     def all_gather_object(self, value: Any) -> list[Any]:
-        """The JSON values of all ranks, in their order."""
-        if self.alone:
+        """The JSON values of all ranks, in rank order."""
+        if not self.is_distributed:
             return [value]
         import torch.distributed as dist
 
-        raw = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        encoded = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
-        dist.all_gather(sizes, torch.tensor([raw.numel()]), group=self._group)
+        dist.all_gather(sizes, torch.tensor([encoded.numel()]), group=self._group)
         longest = max(int(size) for size in sizes)
         padded = torch.zeros(longest, dtype=torch.uint8)
-        padded[: raw.numel()] = raw
-        parts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world_size)]
-        dist.all_gather(parts, padded, group=self._group)
-        return [json.loads(part[: int(size)].numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
+        padded[: encoded.numel()] = encoded
+        buffers = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world_size)]
+        dist.all_gather(buffers, padded, group=self._group)
+        return [json.loads(buffer[: int(size)].numpy().tobytes()) for buffer, size in zip(buffers, sizes, strict=True)]
 
     def broadcast_object(self, value: Any) -> Any:
-        """The JSON value of the first rank; that of the others does not matter."""
-        return value if self.alone else self.all_gather_object(value if self.is_main_process else None)[0]
+        """The JSON value of rank 0; the values of other ranks are ignored."""
+        return self.all_gather_object(value if self.is_main_process else None)[0] if self.is_distributed else value
 
     def barrier(self) -> None:
-        """Until all ranks are here."""
+        """Wait until all ranks have called this method."""
         self.all_reduce_sum([0.0])
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """The first rank does what is inside; then the others do, who find what it left on disk."""
+        """A context that rank 0 runs first and the other ranks afterwards, so that they read what rank 0 left on disk."""
         if not self.is_main_process:
             self.barrier()
         yield
@@ -158,54 +166,54 @@ class DistributedContext:
 
     @_raise_peer_lost
     def all_reduce_(self, tensors: Iterable[Tensor]) -> None:
-        """Make tensors of one dtype and device their sums over the ranks, in place, many at a time."""
-        if self.alone:
+        """Replace tensors of one dtype and device by their sums over the ranks, in place, in large buckets."""
+        if not self.is_distributed:
             return
         import torch.distributed as dist
 
-        waiting = []
+        pending = []
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-            waiting.append((dist.all_reduce(flat, group=self._group, async_op=True), flat, bucket))
-        for work, flat, bucket in waiting:
+            pending.append((dist.all_reduce(flat, group=self._group, async_op=True), flat, bucket))
+        for work, flat, bucket in pending:
             assert work is not None
             work.wait()
-            for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
-                tensor.copy_(part.view_as(tensor))
+            for tensor, summed in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+                tensor.copy_(summed.view_as(tensor))
 
     def destroy(self) -> None:
-        """Say goodbye to the others, where this process has joined them."""
-        if self._joined:
+        """End torch's process group, if this context has initialised it."""
+        if self._owns_group:
             import torch.distributed as dist
 
             dist.destroy_process_group()
 
 
-def _rendezvous_store(rank: int, size: int) -> Any:
-    """Where the ranks tell each other how to be reached. torchrun keeps one store for all attempts: without a name for each,
-    a rank would find the address of one that is dead."""
+def _rendezvous_store(rank: int, world_size: int) -> Any:
+    """The store through which the ranks exchange addresses. torchrun keeps one store for all attempts, so keys get a prefix
+    per attempt: otherwise a rank would find the address of a process that has ended."""
     import torch.distributed
 
     dist: Any = torch.distributed
-    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by the agent, and not by rank 0
+    agent_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # hosted by the agent, not by rank 0
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(host, port, size, is_master=rank == 0 and not kept, timeout=timedelta(minutes=15))
+    store = dist.TCPStore(host, port, world_size, is_master=rank == 0 and not agent_store, timeout=timedelta(minutes=15))
     store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    store.add("here", 1)
-    while store.add("here", 0) < size:  # here and not in the library, which would not hear a signal
+    store.add("ready", 1)
+    while store.add("ready", 0) < world_size:  # poll instead of waiting inside the library, where signals are not handled
         time.sleep(POLL_INTERVAL)
     return store
 
 
 def backends() -> str:
-    """What carries tensors: gloo those in main memory, NCCL those on GPUs."""
+    """torch's backend names: gloo for tensors in main memory, NCCL for tensors on GPUs."""
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     bucket: list[Tensor] = []
     for tensor in tensors:
-        if bucket and sum(one.numel() for one in bucket) + tensor.numel() > BUCKET:
+        if bucket and sum(member.numel() for member in bucket) + tensor.numel() > BUCKET_NUMEL:
             yield bucket
             bucket = []
         bucket.append(tensor)

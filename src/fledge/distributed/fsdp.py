@@ -1,7 +1,7 @@
-"""A model divided among the ranks: FSDP2 (Zhao et al. 2023), each block and the rest gathered when it is needed.
+"""Sharding of a model over the ranks: FSDP2 (Zhao et al. 2023); blocks are gathered when they are computed.
 
-Every rank holds a part of each tensor, rows of its first dimension, of weights, gradients and optimizer state. What is not
-divided passes through these functions as it is, so that other code need not ask.
+Each rank holds a shard, some rows of the first dimension, of every weight, gradient and optimizer state. The functions here
+return tensors that are not sharded unchanged, so callers need not distinguish the cases.
 """
 
 import warnings
@@ -17,11 +17,11 @@ from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.model.protocol import LanguageModel
 
-WRITTEN = "model-"  # how the names of the writer's files go on after the number of the rank
+FILE_INFIX = "model-"  # follows the rank in the file names of torch's safetensors writer
 
 
 def shard(model: LanguageModel, ranks: DistributedContext) -> None:
-    """Divide a model that all ranks hold alike. The gradients that come out of a backward pass are means over the ranks."""
+    """Shard a model that all ranks hold identically. The backward pass yields gradients that are means over the ranks."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -33,37 +33,37 @@ def shard(model: LanguageModel, ranks: DistributedContext) -> None:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this rank has only a part of it."""
+    """Whether this rank holds only a shard of the tensor (it is a DTensor)."""
     return hasattr(tensor, "to_local")
 
 
 def get_local_tensor(tensor: Tensor) -> Tensor:
-    """This rank's part, sharing memory with the tensor."""
+    """This rank's shard, which shares memory with the tensor."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def get_full_tensor(tensor: Tensor) -> Tensor:
-    """All of it, on every rank. All ranks must ask together."""
+    """The full tensor, gathered on every rank. All ranks must call this together."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def all_gather_like(part: Tensor, like: Tensor) -> Tensor:
-    """All of a tensor of which this rank has a part, divided as `like` is."""
-    return get_full_tensor(distribute_like(part, like)) if is_sharded(like) else part
+def all_gather_like(local_shard: Tensor, like: Tensor) -> Tensor:
+    """The full tensor from the local shards of all ranks, which are placed like the shards of `like`. Collective."""
+    return get_full_tensor(distribute_like(local_shard, like)) if is_sharded(like) else local_shard
 
 
-def distribute_like(part: Tensor, like: Tensor) -> Tensor:
-    """A part as the divided tensor that it is of; `like` says how."""
+def distribute_like(local_shard: Tensor, like: Tensor) -> Tensor:
+    """Wrap this rank's shard as a DTensor with the mesh, placement and shape of `like`."""
     if not is_sharded(like):
-        return part
+        return local_shard
     from torch.distributed.tensor import DTensor
 
     mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
-    return DTensor.from_local(part, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
+    return DTensor.from_local(local_shard, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
 
 
 def local_shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """This rank's part of a tensor that every rank has all of, divided as `like` is."""
+    """This rank's shard of a full tensor that every rank holds, placed like the shards of `like`."""
     if not is_sharded(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -74,7 +74,7 @@ def local_shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 @contextmanager
 def reshard_after(model: nn.Module) -> Iterator[None]:
-    """Inside, forward passes without gradients; afterwards every rank has its parts again, and no more."""
+    """A context for forward passes without gradients; afterwards each rank frees the gathered weights and keeps its shards."""
     try:
         yield
     finally:
@@ -84,17 +84,21 @@ def reshard_after(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def load_full_state_dict(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put whole weights, which every rank has, into a model that may be divided. FledgeError for those of another model."""
-    mine = model.state_dict()
-    if set(mine) != set(weights) or any(mine[name].shape != weights[name].shape for name in mine):
-        raise FledgeError("these weights are of another model")
-    for name, tensor in mine.items():
+    """Copy full weights, present on every rank, into a model that may be sharded.
+
+    Raises FledgeError if names or shapes are those of another model.
+    """
+    own = model.state_dict()
+    if set(own) != set(weights) or any(own[name].shape != weights[name].shape for name in own):
+        raise FledgeError("these weights belong to another model")
+    for name, tensor in own.items():
         get_local_tensor(tensor).copy_(local_shard_like(weights[name].to(tensor.device), tensor))
 
 
 @torch.no_grad()
 def full_state_dict(model: nn.Module, keep: bool) -> dict[str, Tensor]:
-    """A copy of a model's weights in main memory, whole; on ranks that do not `keep` them, which must ask too, nothing."""
+    """The model's full weights, copied to main memory on ranks that set `keep`; {} on the others. All ranks must call this
+    together."""
     copies = {}
     for name, tensor in model.state_dict().items():
         full = get_full_tensor(tensor)
@@ -104,15 +108,17 @@ def full_state_dict(model: nn.Module, keep: bool) -> dict[str, Tensor]:
 
 
 def stage_to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy in main memory, in which what is divided stays divided."""
+    """Copies of the tensors in main memory; DTensors stay sharded."""
     from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
     return BlockingAsyncStager().stage(dict(tensors))
 
 
 def save_sharded(tensors: Mapping[str, Tensor], folder: Path, ranks: DistributedContext) -> None:
-    """Every rank writes its parts of tensors, as safetensors, into a folder that all see, and reads them back. OSError where
-    the disk has not kept them."""
+    """Write each rank's shards as safetensors files into `folder`, which all ranks share, and read them back.
+
+    Raises OSError if writing fails or a file reads back differently.
+    """
     from safetensors import safe_open
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -122,12 +128,12 @@ def save_sharded(tensors: Mapping[str, Tensor], folder: Path, ranks: Distributed
     try:
         save(dict(tensors), storage_writer=writer, process_group=ranks.group)
     except CheckpointException as error:
-        raise OSError("; ".join(sorted({str(one[0]) for one in error.failures.values()}))) from error
-    for file in folder.glob(f"shard-{ranks.rank + 1:05d}-{WRITTEN}*.safetensors"):
-        with safe_open(file, framework="pt") as written:
-            for name in sorted(written.keys()):
-                if not torch.equal(_bytes(written.get_tensor(name)), _bytes(get_local_tensor(tensors[name]))):
-                    raise OSError(f"{file.name} reads back otherwise than it was written")
+        raise OSError("; ".join(sorted({str(failure[0]) for failure in error.failures.values()}))) from error
+    for file in folder.glob(f"shard-{ranks.rank + 1:05d}-{FILE_INFIX}*.safetensors"):
+        with safe_open(file, framework="pt") as saved:
+            for name in sorted(saved.keys()):
+                if not torch.equal(_bytes(saved.get_tensor(name)), _bytes(get_local_tensor(tensors[name]))):
+                    raise OSError(f"{file.name} reads back differently than it was written")
 
 
 def _bytes(tensor: Tensor) -> Tensor:
@@ -135,16 +141,21 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def load_unsharded(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder of safetensors files, of whole tensors or of parts."""
+    """All tensors of a folder of safetensors files, whether the files hold full tensors or shards."""
     return _read(folder, {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in _entries(folder)})
 
 
 def load_sharded(folder: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same for this rank: divided as the parameter is in whose name, `<parameter>/<state>` or `<prefix>/<parameter>`,
-    the tensor is kept, where they have one shape; else whole."""
+    """The tensors of a folder of safetensors files, sharded for this rank.
+
+    A tensor named `<parameter>/<state>` or `<prefix>/<parameter>` is sharded like that parameter in `like` if both have the
+    same shape; all others are full.
+    """
     targets = {}
     for name, entry in _entries(folder):
-        parameter = next((like[part] for part in (name.rpartition("/")[0], name.partition("/")[2]) if part in like), None)
+        parameter = next(
+            (like[candidate] for candidate in (name.rpartition("/")[0], name.partition("/")[2]) if candidate in like), None
+        )
         if parameter is not None and parameter.shape == entry.size:
             targets[name] = torch.zeros_like(parameter, dtype=entry.properties.dtype)
         else:
@@ -163,6 +174,6 @@ def _read(folder: Path, targets: dict[str, Tensor]) -> dict[str, Tensor]:
     from torch.distributed.checkpoint.state_dict_loader import load
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*in a single process")  # as is meant: every rank reads for itself
+        warnings.filterwarnings("ignore", message=".*in a single process")  # intended: every rank reads its own shards
         load(targets, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     return targets

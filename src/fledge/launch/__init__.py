@@ -1,1 +1,1 @@
-"""Starting a run's processes: on this machine, as a Slurm job, on a Ray cluster."""
+"""Launching the processes of a run: on this machine, as a Slurm job, on a Ray cluster."""

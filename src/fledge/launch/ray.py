@@ -1,7 +1,5 @@
-"""Training in workers of a Ray cluster, through Ray Train (extra `cluster`).
-
-The run directory must be on a file system that all workers share.
-"""
+"""Training in the workers of a Ray cluster, with Ray Train (extra `cluster`). All workers must share the run directory's
+file system."""
 
 import logging
 import os
@@ -13,10 +11,10 @@ from fledge.errors import FledgeError, missing_extra
 
 
 def run_on_ray(training: TrainCommand, folder: Path, workers: int, restarts: int) -> int:
-    """Train in `workers` workers; returns the exit code.
+    """Train in `workers` workers and return the exit code.
 
-    They belong to the Ray cluster at RAY_ADDRESS, else to one that is started here. Ray's own files are kept in `folder`.
-    FledgeError where workers were lost more often than `restarts` times, or Ray is missing.
+    The workers belong to the Ray cluster at RAY_ADDRESS, or else to one that is started here. Ray's own files go to `folder`.
+    Raises FledgeError if workers were lost more than `restarts` times, or if Ray is not installed.
     """
     try:
         import ray
@@ -41,9 +39,9 @@ def run_on_ray(training: TrainCommand, folder: Path, workers: int, restarts: int
         )
         try:
             metrics = trainer.fit().metrics or {}
-        except Exception as error:  # Ray has many kinds, all of them failures of workers
+        except Exception as error:  # Ray raises many types, all for failures of workers
             raise FledgeError(
-                f"training failed on the cluster: {error}", hint="the same command goes on from the last checkpoint"
+                f"training failed on the cluster: {error}", hint="the same command continues from the last checkpoint"
             ) from None
         return int(metrics.get("code", 0))
     finally:
@@ -51,7 +49,7 @@ def run_on_ray(training: TrainCommand, folder: Path, workers: int, restarts: int
 
 
 def _on_worker(config: dict[str, Any]) -> None:
-    """Train in one worker; it belongs to the process group that Ray Train has begun."""
+    """Train in one worker, within the process group that Ray Train has initialised."""
     from ray import train
 
     train.report({"code": exit_code(lambda: train_in_folder(config["training"], config["folder"]))})

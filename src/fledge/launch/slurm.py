@@ -1,7 +1,4 @@
-"""Training as a Slurm job, through submitit (extra `cluster`).
-
-The run directory must be on a file system that all nodes share.
-"""
+"""Training as a Slurm job, with submitit (extra `cluster`). All nodes must share the run directory's file system."""
 
 import os
 import shutil
@@ -16,12 +13,12 @@ from fledge.entrypoint import TrainCommand, exit_code, train_in_folder
 from fledge.errors import EXIT_PEER_LOST, FledgeError, missing_extra
 from fledge.run.slurm_options import slurm_options
 
-DAY = 24 * 60  # minutes that a job gets where its options do not say
+DAY = 24 * 60  # minutes; default time limit of a job
 
 
 @dataclass(frozen=True)
 class SlurmTask:
-    """One task of a Slurm job: a training whose paths are relative to `folder`."""
+    """One task of a Slurm job: a training command whose paths are relative to `folder`."""
 
     training: TrainCommand
     folder: str
@@ -29,8 +26,8 @@ class SlurmTask:
     def __call__(self) -> int:
         """Train and return the exit code.
 
-        Slurm warns with SIGUSR2 that the time is up or that another job takes precedence. The warning becomes a polite stop;
-        then the job is queued again and resumes by itself.
+        Slurm announces the time limit or a preemption with SIGUSR2. Training then stops in an orderly way; the job is queued
+        again and resumes.
         """
         from submitit.helpers import TorchDistributedEnvironment
 
@@ -44,7 +41,7 @@ class SlurmTask:
 
         signal.signal(signal.SIGUSR2, on_warning)
         code = exit_code(lambda: train_in_folder(self.training, self.folder))
-        if code == EXIT_PEER_LOST:  # at once, so that Slurm ends the other tasks, and without waiting for their threads
+        if code == EXIT_PEER_LOST:  # immediately, without waiting for threads, so that Slurm ends the other tasks
             sys.stderr.flush()
             os._exit(code)
         if warned and callable(requeue):
@@ -52,7 +49,7 @@ class SlurmTask:
         return code
 
     def checkpoint(self) -> Any:
-        """The submission that submitit queues again."""
+        """The submission with which submitit queues the job again."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -61,17 +58,17 @@ class SlurmTask:
 def submit(
     training: TrainCommand, folder: Path, nodes: int, processes: int, options: Sequence[str], cluster: str | None = None
 ) -> Any:
-    """Submit a Slurm job of `processes` tasks on each of `nodes`; returns submitit's job.
+    """Submit a Slurm job with `processes` tasks on each of `nodes` nodes; returns submitit's job.
 
-    The job's script and logs are kept in `folder`. `options` are sbatch options as key=value. `cluster="local"` runs the job
-    on this machine. FledgeError where Slurm or submitit is missing.
+    The job's script and logs go to `folder`. `options`: sbatch options as key=value. `cluster="local"` runs the job on this
+    machine. Raises FledgeError if Slurm or submitit is not installed.
     """
     try:
         import submitit
     except ImportError:
         raise missing_extra("submitit", "cluster", "training with Slurm") from None
     if cluster is None and shutil.which("sbatch") is None:
-        raise FledgeError("there is no Slurm here: sbatch was not found", where="--cluster slurm", hint="use --processes")
+        raise FledgeError("Slurm is not available: sbatch was not found", where="--cluster slurm", hint="use --processes")
     executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
     chosen = slurm_options(options)
     executor.update_parameters(**{"timeout_min": DAY, "nodes": nodes, "tasks_per_node": processes, "name": "fledge", **chosen})

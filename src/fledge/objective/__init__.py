@@ -1,6 +1,6 @@
 """From a model and a batch to sums of losses and metrics, never means: what an update adds up is divided once."""
 
-from fledge.objective.base import LossOutput, Objective, Ratio, sequences_per_example
+from fledge.objective.base import LossOutput, Objective, Ratio
 from fledge.objective.build import BUILDERS, ObjectiveContext, build_objective
 from fledge.objective.language import CausalLMObjective, target_metrics
 from fledge.objective.preference import DPOObjective, sequence_log_probabilities
@@ -19,6 +19,5 @@ __all__ = [
     "Ratio",
     "build_objective",
     "sequence_log_probabilities",
-    "sequences_per_example",
     "target_metrics",
 ]

@@ -107,8 +107,3 @@ class Objective(Protocol):
     def evaluate(self, model: LanguageModel, batch: Batch) -> dict[str, Ratio]:
         """The metrics of the batch, with `loss` among them; without gradients and without dropout."""
         ...
-
-
-def sequences_per_example(batch: Batch) -> int:
-    """1 where an example is a document or a conversation, 2 where it is a pair; 1 for a batch without examples."""
-    return batch.num_sequences // len(batch.examples) if batch.examples else 1

@@ -1,8 +1,8 @@
-"""Muon: momentum, made orthogonal, as the update of a matrix (Jordan et al. 2024).
+"""Muon: the momentum of a matrix, orthogonalized, is its update (Jordan et al. 2024).
 
-Matrices of one shape are made orthogonal together, by batched products: fewer and larger operations. A tensor [E, out, in]
-is a stack of E matrices, each with its own update. Of a model that is divided among ranks every rank gathers the matrices and
-makes all of them orthogonal.
+Matrices of equal shape are orthogonalized together in batched products, which are fewer and larger operations. A tensor [E,
+out, in] is a stack of E matrices, each with an update of its own. If the model is sharded, every rank gathers the matrices and
+orthogonalizes all of them.
 """
 
 import math
@@ -15,29 +15,34 @@ from torch import Tensor, nn
 from fledge.distributed.fsdp import all_gather_like, get_local_tensor, local_shard_like
 from fledge.optim.skip_step import SkipStepOptimizer, masked_copy_
 
-aten: Any = torch.ops.aten  # its `_foreach` operations: one launch for many tensors
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0, within about 0.7 … 1.2 after five steps
+aten: Any = torch.ops.aten  # for `_foreach` operations: one launch for many tensors
+# a, b, c of Jordan et al. 2024: steepest at 0; singular values end between about 0.7 and 1.2 after five steps
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
 MOMENTUM = 0.95
 RMS_OF_ADAMW = 0.2  # Liu et al. 2025, §2.2: the usual size of an AdamW update
 SMALLEST_NORM = 1e-7
-STACK = 2**25  # numbers made orthogonal together, at most: bounds the memory of a step
+MAX_STACK_NUMEL = 2**25  # most numbers in one batch of matrices: bounds the memory of a step
 
 
 def orthogonal_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies it quickly, else float32: a property of the machine, so a resumed run
-    computes as the one before it did."""
+    """The dtype of Newton–Schulz products: bfloat16 where the device multiplies it fast, else float32.
+
+    It depends on the machine alone, so a resumed run computes as the run before did.
+    """
     if device.type == "cuda":
-        quick = torch.cuda.get_device_capability(device) >= (8, 0)
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        quick = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if quick else torch.float32
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
 
 
 def newton_schulz(matrices: Tensor) -> Tensor:
-    """Nearly U·Vᵀ of each M = U·S·Vᵀ of [N, r, c]: five Newton–Schulz steps X ← aX + (bA + cA²)X with A = X·Xᵀ, from
-    X = M / ‖M‖ (Jordan et al. 2024). Singular values end between about 0.7 and 1.2. Tall ones take A = XᵀX from the
-    right, so that the smaller side is multiplied."""
+    """Approximately U·Vᵀ of each M = U·S·Vᵀ in `matrices` [N, r, c] (Jordan et al. 2024).
+
+    Five Newton–Schulz steps X ← aX + (bA + cA²)X with A = X·Xᵀ, starting at X = M / ‖M‖. Singular values end between about 0.7
+    and 1.2. Tall matrices (r > c) use A = XᵀX, multiplied from the right, so that the products have the smaller side.
+    """
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     norm = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True, dtype=torch.float32)
@@ -50,8 +55,10 @@ def newton_schulz(matrices: Tensor) -> Tensor:
 
 
 class Muon(SkipStepOptimizer):
-    """Muon with Nesterov momentum and decoupled decay; an update is scaled by 0.2·√max(out, in), to the RMS of AdamW's
-    (Liu et al. 2025, eq. 4)."""
+    """Muon with Nesterov momentum and decoupled weight decay.
+
+    Updates are scaled by 0.2·√max(out, in), which gives them the RMS of AdamW's updates (Liu et al. 2025, eq. 4).
+    """
 
     def __init__(
         self,
@@ -61,7 +68,8 @@ class Muon(SkipStepOptimizer):
         momentum: float = MOMENTUM,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """`dtype`: of the products; None: `orthogonal_dtype`."""
+        """`dtype`: dtype of the products; None: `orthogonal_dtype`. Raises ValueError for a parameter that is neither a
+        matrix nor a stack of matrices."""
         self.dtype = dtype
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         for group in self.param_groups:
@@ -70,21 +78,24 @@ class Muon(SkipStepOptimizer):
                     raise ValueError(f"Muon trains matrices and stacks of them, not {list(parameter.shape)}")
 
     def update_group(self, group: dict[str, Any]) -> None:
-        """Matrices of one shape together."""
-        for together in _stacks(group["params"]):
-            self._update(together, group)
+        """Update the parameters of `group`; matrices of equal shape are processed together."""
+        for parameters in _groups_of_one_shape(group["params"]):
+            self._update(parameters, group)
 
     def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        """Matrices of one shape: momentum, one stack made orthogonal, decay and update."""
+        """Update parameters whose matrices have one shape: momentum, orthogonalization, weight decay, update."""
         device, (rows, columns) = parameters[0].device, parameters[0].shape[-2:]
         counts = [parameter.numel() // (rows * columns) for parameter in parameters]
         stack = torch.empty(sum(counts), rows, columns, device=device, dtype=self.dtype or orthogonal_dtype(device))
         blended = self._momentum(parameters, group["momentum"])
-        for part, update, parameter in zip(stack.split(counts), blended, parameters, strict=True):
-            part.copy_(all_gather_like(update, parameter))  # [out, in] or [E, out, in] into [E, out, in]
+        for matrices, update, parameter in zip(stack.split(counts), blended, parameters, strict=True):
+            matrices.copy_(all_gather_like(update, parameter))  # [out, in] or [E, out, in] into [E, out, in]
         del blended
-        parts = zip(newton_schulz(stack).split(counts), parameters, strict=True)
-        updates = [_learned(local_shard_like(part.view(parameter.shape), parameter), parameter) for part, parameter in parts]
+        orthogonal = zip(newton_schulz(stack).split(counts), parameters, strict=True)
+        updates = [
+            _zero_without_gradient(local_shard_like(matrices.view(parameter.shape), parameter), parameter)
+            for matrices, parameter in orthogonal
+        ]
         weights = [get_local_tensor(parameter) for parameter in parameters]
         keep, scale = 1 - group["lr"] * group["weight_decay"], -group["lr"] * RMS_OF_ADAMW * math.sqrt(max(rows, columns))
         skip = self.skipped_on(device)
@@ -96,7 +107,7 @@ class Muon(SkipStepOptimizer):
             masked_copy_(weight, (weight * keep).add_(update, alpha=scale), skip)
 
     def _momentum(self, parameters: list[nn.Parameter], momentum: float) -> Iterable[Tensor]:
-        """Take the gradients into the momentum; returns Nesterov's blend of both, of what this rank has of them."""
+        """Update the momentum buffers; returns Nesterov's blend of gradient and momentum, for this rank's shards."""
         grads = [get_local_tensor(parameter.grad) for parameter in parameters if parameter.grad is not None]
         for parameter in parameters:
             if not self.state[parameter]:
@@ -106,32 +117,34 @@ class Muon(SkipStepOptimizer):
         if skip is None:
             aten._foreach_lerp_.Scalar(buffers, grads, 1 - momentum)
             return aten._foreach_lerp.Scalar(grads, buffers, momentum)
-        moved = aten._foreach_lerp.Scalar(buffers, grads, 1 - momentum)
-        for buffer, new in zip(buffers, moved, strict=True):
+        updated = aten._foreach_lerp.Scalar(buffers, grads, 1 - momentum)
+        for buffer, new in zip(buffers, updated, strict=True):
             masked_copy_(buffer, new, skip)
-        return aten._foreach_lerp.Scalar(grads, moved, momentum)
+        return aten._foreach_lerp.Scalar(grads, updated, momentum)
 
 
-def _learned(update: Tensor, parameter: nn.Parameter) -> Tensor:
-    """The updates of a stack, 0 for a matrix without any gradient: an expert that saw no token has nothing to learn, but what
-    is left of its momentum would be made as large as the others'."""
+def _zero_without_gradient(update: Tensor, parameter: nn.Parameter) -> Tensor:
+    """`update`, 0 for each matrix of a stack that has no gradient.
+
+    An expert that received no token must not move: its remaining momentum would be scaled to a full-size update.
+    """
     if parameter.dim() == 2 or parameter.grad is None:
         return update
     return update * get_local_tensor(parameter.grad).ne(0).any(-1, keepdim=True).any(-2, keepdim=True)
 
 
-def _stacks(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Parameters with gradients that can be made orthogonal together, no more than `STACK` numbers at once."""
-    alike: dict[tuple[torch.device, torch.Size], list[nn.Parameter]] = {}
+def _groups_of_one_shape(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Parameters with gradients, grouped by device and matrix shape; at most `MAX_STACK_NUMEL` numbers per group."""
+    by_shape: dict[tuple[torch.device, torch.Size], list[nn.Parameter]] = {}
     for parameter in parameters:
         if parameter.grad is not None:
-            alike.setdefault((parameter.device, parameter.shape[-2:]), []).append(parameter)
-    for members in alike.values():
-        room, together = STACK, []
+            by_shape.setdefault((parameter.device, parameter.shape[-2:]), []).append(parameter)
+    for members in by_shape.values():
+        room, group = MAX_STACK_NUMEL, []
         for parameter in members:
-            if together and parameter.numel() > room:
-                yield together
-                room, together = STACK, []
-            together.append(parameter)
+            if group and parameter.numel() > room:
+                yield group
+                room, group = MAX_STACK_NUMEL, []
+            group.append(parameter)
             room -= parameter.numel()
-        yield together
+        yield group

@@ -1,4 +1,4 @@
-"""An optimizer whose step the device can turn into nothing."""
+"""An optimizer base class whose step can be skipped by a flag on the device."""
 
 from collections.abc import Callable
 from typing import Any, overload
@@ -8,8 +8,10 @@ from torch import Tensor
 
 
 class SkipStepOptimizer(torch.optim.Optimizer):
-    """Where `found_inf` (a tensor) is 1, a step changes no bit of weights and state, as in torch's fused optimizers. The host
-    never reads it."""
+    """An optimizer that skips its step where `found_inf` is 1, as torch's fused optimizers do.
+
+    A skipped step changes no bit of weights and state. `found_inf` is a scalar tensor; the host never reads it.
+    """
 
     found_inf: Tensor | None = None
 
@@ -21,7 +23,7 @@ class SkipStepOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient. Raises ValueError for a closure."""
         if closure is not None:
             raise ValueError(f"{type(self).__name__} takes no closure")
         for group in self.param_groups:
@@ -29,14 +31,14 @@ class SkipStepOptimizer(torch.optim.Optimizer):
         return None
 
     def update_group(self, group: dict[str, Any]) -> None:
-        """Update the parameters of one group."""
+        """Update the parameters of one group. Subclasses implement it with `masked_copy_`."""
         raise NotImplementedError
 
     def skipped_on(self, device: torch.device) -> Tensor | None:
-        """True where the step is to change nothing; None where that is not asked."""
+        """Bool scalar on `device`: whether to skip the step; None if no flag is set."""
         return None if self.found_inf is None else self.found_inf.to(device, non_blocking=True) > 0
 
 
 def masked_copy_(old: Tensor, new: Tensor, skip: Tensor | None) -> None:
-    """`old` becomes `new`, except where the step is skipped."""
+    """Copy `new` into `old`, unless `skip` (bool scalar or None) is true."""
     old.copy_(new if skip is None else torch.where(skip, old, new))

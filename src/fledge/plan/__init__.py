@@ -1,4 +1,4 @@
-"""From a recipe and its data to what will happen, before it happens."""
+"""Planning: from a recipe and its data to steps, batch sizes, learning rate and memory, before training starts."""
 
 from fledge.plan.stage import StagePlan, check_settings_have_effect, plan_stage, with_recorded_settings
 

@@ -1,4 +1,4 @@
-"""How many steps a stage has, and how many rows each of them reads."""
+"""The number of steps of a stage, and the rows that each step reads."""
 
 import math
 from collections.abc import Callable
@@ -6,16 +6,17 @@ from dataclasses import dataclass
 
 from fledge.plan.lr_schedule import resolve_steps
 from fledge.recipe.schema import BatchConfig
-from fledge.recipe.units import Length
+from fledge.recipe.units import Duration
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingHorizon:
-    """`rows` packed rows of the endless stream of epochs are read in `steps` updates, `micro` of them at a time; where the
-    last window is not full, the rest of it is empty rows of weight 0.
+    """How a stage reads its rows: `rows` packed rows of the endless stream of epochs in `steps` steps.
 
-    A window has `accumulation` micro-batches. With a batch warm-up the first has `start`, and the others join one by one,
-    in equal parts of the first `over` steps: the k-th of d = accumulation − start at step ⌈k · over / d⌉.
+    A step has `accumulation` micro-batches of `micro` rows. If rows run out, the last step is filled with empty rows of weight
+    0. With a batch warm-up, step 0 has `start` micro-batches and the number grows to `accumulation` within the first
+    `batch_warmup_steps` steps: micro-batch k of the d = accumulation − start additional ones is added at step ⌈k ·
+    batch_warmup_steps / d⌉.
     """
 
     steps: int
@@ -27,11 +28,11 @@ class TrainingHorizon:
 
     @property
     def global_batch_rows(self) -> int:
-        """Rows of a full window."""
+        """Rows of a full batch, i.e. of one step after the batch warm-up."""
         return self.micro * self.accumulation
 
     def window_at(self, step: int) -> int:
-        """Micro-batches of the window of a step."""
+        """Number of micro-batches of a step."""
         return (
             self.accumulation
             if step >= self.batch_warmup_steps
@@ -39,49 +40,55 @@ class TrainingHorizon:
         )
 
     def first_row(self, step: int) -> int:
-        """The row of the stream at which a step begins; after the last step, all rows."""
+        """Index in the row stream of a step's first row; for `steps`, the number of rows in total."""
         return min(self.rows, self.micro * self.micro_batches(step))
 
     def micro_batches(self, steps: int) -> int:
-        """Micro-batches of the first `steps` windows."""
-        joining = self.accumulation - self.start
-        joined = [-(-k * self.batch_warmup_steps // joining) for k in range(1, joining + 1)]
-        return self.start * steps + sum(max(0, steps - step) for step in joined)
+        """Number of micro-batches of the first `steps` steps."""
+        additional = self.accumulation - self.start
+        added_at = [-(-k * self.batch_warmup_steps // additional) for k in range(1, additional + 1)]
+        return self.start * steps + sum(max(0, steps - step) for step in added_at)
 
 
-def warmup_of_batch(batch: BatchConfig, steps: int) -> int:
-    """Steps that the batch warm-up takes; FledgeError where it would take the whole run."""
+def resolve_batch_warmup(batch: BatchConfig, steps: int) -> int:
+    """Steps of the batch warm-up; 0 without one. Raises FledgeError if it takes the whole stage."""
     return (
         0 if batch.warmup is None else resolve_steps(batch.warmup.ramp_steps, steps, "batch warm-up", "batch.warmup.ramp_steps")
     )
 
 
-def compute_steps(length: str, batch: BatchConfig, rows_in: Callable[[float], float], row_length: int) -> TrainingHorizon:
-    """Steps and rows of a length such as `3 epochs`, `500 steps` or `20M tokens` (tokens are positions of rows).
+def compute_steps(duration: str, batch: BatchConfig, rows_in: Callable[[float], float], row_length: int) -> TrainingHorizon:
+    """The horizon of a duration such as `3 epochs`, `500 steps` or `20M tokens` (positions of packed rows).
 
-    `rows_in(epochs)` says how many rows so many epochs have. FledgeError where a batch warm-up takes the whole stage."""
-    wanted = Length.parse(length)
+    `rows_in(epochs)` is the number of packed rows of so many epochs. Raises FledgeError if a batch warm-up takes the whole
+    stage.
+    """
+    length = Duration.parse(duration)
     start = batch.gradient_accumulation_steps if batch.warmup is None else batch.warmup.initial_accumulation_steps
 
-    def of(steps: int, rows: int, over: int) -> TrainingHorizon:
-        return TrainingHorizon(steps, rows, batch.micro_batch_rows, batch.gradient_accumulation_steps, start, over)
+    def horizon(steps: int, rows: int, warmup: int) -> TrainingHorizon:
+        return TrainingHorizon(
+            steps=steps, rows=rows, micro=batch.micro_batch_rows, accumulation=batch.gradient_accumulation_steps,
+            start=start, batch_warmup_steps=warmup,
+        )  # fmt: skip
 
-    if wanted.unit == "steps":
-        steps = int(wanted.amount)
-        over = warmup_of_batch(batch, steps)
-        return of(steps, batch.micro_batch_rows * of(steps, 0, over).micro_batches(steps), over)
-    rows = rows_in(wanted.amount) if wanted.unit == "epochs" else wanted.amount / row_length
+    if length.unit == "steps":
+        steps = int(length.amount)
+        warmup = resolve_batch_warmup(batch, steps)
+        return horizon(steps, batch.micro_batch_rows * horizon(steps, 0, warmup).micro_batches(steps), warmup)
+    rows = rows_in(length.amount) if length.unit == "epochs" else length.amount / row_length
     rows = max(1, math.ceil(rows))
     micro_batches = math.ceil(rows / batch.micro_batch_rows)
     low, high = math.ceil(micro_batches / batch.gradient_accumulation_steps), math.ceil(micro_batches / start)
-    while low < high:  # the fewest steps that read them all; a step more always reads more, although `over` may be a share
+    # Bisection for the fewest steps that read all rows: each further step reads more, even if the warm-up is a fraction.
+    while low < high:
         steps = (low + high) // 2
-        enough = of(steps, rows, _over(batch, steps)).micro_batches(steps) >= micro_batches
-        low, high = (low, steps) if enough else (steps + 1, high)
-    return of(low, rows, warmup_of_batch(batch, low))
+        reads_all = horizon(steps, rows, _batch_warmup_unchecked(batch, steps)).micro_batches(steps) >= micro_batches
+        low, high = (low, steps) if reads_all else (steps + 1, high)
+    return horizon(low, rows, resolve_batch_warmup(batch, low))
 
 
-def _over(batch: BatchConfig, steps: int) -> int:
-    """As `warmup_of_batch`, for a number of steps that is only tried."""
-    over = 0.0 if batch.warmup is None else batch.warmup.ramp_steps
-    return int(over) if over >= 1 else round(over * steps)
+def _batch_warmup_unchecked(batch: BatchConfig, steps: int) -> int:
+    """`resolve_batch_warmup` without the check, for a candidate number of steps."""
+    ramp = 0.0 if batch.warmup is None else batch.warmup.ramp_steps
+    return int(ramp) if ramp >= 1 else round(ramp * steps)

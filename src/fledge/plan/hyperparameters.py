@@ -1,7 +1,7 @@
-"""Settings derived from what is trained: learning rate, betas and weight decay of `auto`.
+"""Learning rate, betas and weight decay for settings that are `auto`.
 
-A reference run, for which the settings were found by trial, and rules that carry them to another width, batch and length.
-What is not from the sources named is marked as chosen here.
+A reference run, whose settings were found by trial, and rules that transfer them to another width, batch size and length.
+Constants that do not come from the cited sources are marked as chosen by fledge.
 """
 
 from dataclasses import dataclass
@@ -14,23 +14,23 @@ from fledge.recipe.schema import OptimizerConfig, PreferenceStage, PretrainStage
 REFERENCE_WIDTH = 320
 REFERENCE_BATCH = 8192  # tokens
 REFERENCE_TOKENS = 4_000_000
-RATES = {"adamw": 4e-3, "adamw8bit": 4e-3, "muon": 6e-3}  # of the reference run
+RATES = {"adamw": 4e-3, "adamw8bit": 4e-3, "muon": 6e-3}  # learning rates of the reference run
 WIDTH_POWERS = {"adamw": 1.0, "adamw8bit": 1.0, "muon": 0.5}
 HORIZON_POWER = 0.32
-HIGHEST_RATE = 0.02  # chosen here
-FIRST_BETA = 0.9
+MAX_RATE = 0.02  # chosen by fledge
+BETA1 = 0.9
 HALF_LIFE = 6_760_000  # tokens: β₂ = 0.95 at batches of half a million (Brown et al. 2020, appendix B)
-HALF_LIFE_SHARE = 0.05  # of the run, at most: chosen here
-SECOND_BETAS = (0.9, 0.999)  # bounds, chosen here
-TIME_SCALE = 1.0  # of the run, chosen here
-HIGHEST_DECAY = 0.3  # chosen here
+MAX_HALF_LIFE_FRACTION = 0.05  # of the run's tokens: chosen by fledge
+BETA2_RANGE = (0.9, 0.999)  # chosen by fledge
+DECAY_TIME_FRACTION = 1.0  # time scale of weight decay as a fraction of the run, chosen by fledge
+MAX_DECAY = 0.3  # chosen by fledge
 
 AnyStage = PretrainStage | SftStage | PreferenceStage
 
 
 @dataclass(frozen=True)
 class RunSize:
-    """What is trained: width of the model, tokens of a full batch, steps and tokens of the stage."""
+    """The size of a run: model width, tokens per full batch, steps and tokens of the stage."""
 
     width: int
     batch_tokens: int
@@ -39,19 +39,19 @@ class RunSize:
 
 
 def derived_rate(name: str, run: RunSize) -> tuple[float, str]:
-    """The base rate of an optimizer, and why.
+    """The base learning rate of an optimizer, and a sentence with the derivation.
 
-    - Width: an update of AdamW moves a hidden state by lr · width (Yang et al. 2022: 1/width); one of Muon, its
-      RMS set to AdamW's, has the spectral norm lr · 0.2 · √width, which must not grow (Yang, Simon & Bernstein 2023: 1/√width).
-      Depth changes nothing: what writes to the residual begins scaled by 1/√(2 · layers).
-    - Batch: √ of its tokens (Malladi et al. 2022).
-    - Length: tokens^−0.32 (Bjorck et al. 2024), never above the reference run's (chosen here).
+    - Width: an AdamW update changes a hidden state by lr · width (Yang et al. 2022: 1/width). A Muon update with the RMS of
+      AdamW has the spectral norm lr · 0.2 · √width, which must not grow (Yang, Simon & Bernstein 2023: 1/√width). Depth has no
+      influence: projections into the residual stream are initialised with a factor 1/√(2 · layers).
+    - Batch size: √tokens (Malladi et al. 2022).
+    - Length: tokens^−0.32 (Bjorck et al. 2024), never above the rate of the reference run (chosen by fledge).
     """
     power = WIDTH_POWERS[name]
     width, batch = (REFERENCE_WIDTH / run.width) ** power, sqrt(run.batch_tokens / REFERENCE_BATCH)
     horizon = min(1.0, (REFERENCE_TOKENS / run.tokens) ** HORIZON_POWER)
-    wanted = RATES[name] * width * batch * horizon
-    rate = min(HIGHEST_RATE, wanted)
+    scaled = RATES[name] * width * batch * horizon
+    rate = min(MAX_RATE, scaled)
     root = "" if power == 1 else "√"
     source = "Yang et al. 2022" if power == 1 else "Yang, Simon & Bernstein 2023"
     why = (
@@ -59,38 +59,41 @@ def derived_rate(name: str, run: RunSize) -> tuple[float, str]:
         f"× {batch:.3g} for {run.batch_tokens:,} tokens a batch, as √batch (Malladi et al. 2022) "
         f"× {horizon:.3g} for {run.tokens:,} tokens in all, as tokens^−{HORIZON_POWER} (Bjorck et al. 2024)"
     )
-    return rate, why + (f", held at {HIGHEST_RATE:g}" if wanted > HIGHEST_RATE else "")
+    return rate, why + (f", limited to {MAX_RATE:g}" if scaled > MAX_RATE else "")
 
 
 def derived_betas(run: RunSize) -> tuple[tuple[float, float], str]:
-    """β₁, and the β₂ whose half-life in tokens does not depend on the batch: β₂ = ½^(batch / half-life) (Marek et al.
-    2025), the half-life at most a share of the run (chosen here)."""
-    half_life = min(HALF_LIFE, HALF_LIFE_SHARE * run.tokens)
-    low, high = SECOND_BETAS
+    """(β₁, β₂) and a sentence with the derivation.
+
+    β₂ = ½^(batch tokens / half-life), so that its half-life in tokens does not depend on the batch size (Marek et al. 2025).
+    The half-life is at most a fraction of the run (chosen by fledge).
+    """
+    half_life = min(HALF_LIFE, MAX_HALF_LIFE_FRACTION * run.tokens)
+    low, high = BETA2_RANGE
     second = min(high, max(low, 0.5 ** (run.batch_tokens / half_life)))
-    kept = run.batch_tokens * log(0.5) / log(second)
-    aim = f"{HALF_LIFE:,}" if half_life == HALF_LIFE else f"{half_life:,.0f}, {HALF_LIFE_SHARE:.0%} of the run"
-    held = "" if low < second < high else f"; β₂ is held within {low:g} … {high:g}, which makes that {kept:,.0f}"
-    return (FIRST_BETA, second), (
-        f"betas {FIRST_BETA:g}, {second:.4g}: the second moment is to halve in {aim} tokens, whatever the batch (Marek et al. "
-        f"2025){held}"
+    actual = run.batch_tokens * log(0.5) / log(second)
+    target = f"{HALF_LIFE:,}" if half_life == HALF_LIFE else f"{half_life:,.0f}, {MAX_HALF_LIFE_FRACTION:.0%} of the run"
+    limited = "" if low < second < high else f"; β₂ is limited to {low:g} … {high:g}, which makes that {actual:,.0f}"
+    return (BETA1, second), (
+        f"betas {BETA1:g}, {second:.4g}: the second moment halves in {target} tokens, independent of the batch size "
+        f"(Marek et al. 2025){limited}"
     )
 
 
 def derived_decay(rate: float, run: RunSize) -> tuple[float, str]:
-    """The decay whose time scale 1 / (lr · decay), over which weights average their updates, is a fixed share of the run
-    (Wang & Aitchison 2024)."""
-    wanted = 1 / (rate * run.steps * TIME_SCALE)
-    decay = min(HIGHEST_DECAY, wanted)
+    """The weight decay whose time scale 1 / (lr · decay), over which weights average their updates, is a fixed fraction of
+    the run (Wang & Aitchison 2024); and a sentence with the derivation."""
+    derived = 1 / (rate * run.steps * DECAY_TIME_FRACTION)
+    decay = min(MAX_DECAY, derived)
     why = (
-        f"weight_decay {decay:.3g} = 1 / (lr × {run.steps:,} steps × {TIME_SCALE:g}): weights average their updates over "
-        f"{TIME_SCALE:.0%} of the run (Wang & Aitchison 2024)"
+        f"weight_decay {decay:.3g} = 1 / (lr × {run.steps:,} steps × {DECAY_TIME_FRACTION:g}): weights average their "
+        f"updates over {DECAY_TIME_FRACTION:.0%} of the run (Wang & Aitchison 2024)"
     )
-    return decay, why + (f", held at {HIGHEST_DECAY:g}" if wanted > HIGHEST_DECAY else "")
+    return decay, why + (f", limited to {MAX_DECAY:g}" if derived > MAX_DECAY else "")
 
 
 def resolve(config: OptimizerConfig, run: RunSize) -> tuple[OptimizerConfig, list[str]]:
-    """The optimizer with plain numbers, and a sentence for each that was derived. Numbers that are given stay."""
+    """The optimizer settings with numbers in place of `auto`, and a sentence for each derived number."""
     values: dict[str, object] = {}
     notes = []
     rate = config.learning_rate
@@ -108,15 +111,17 @@ def resolve(config: OptimizerConfig, run: RunSize) -> tuple[OptimizerConfig, lis
 
 
 def resolve_stage(stage: AnyStage, run: RunSize) -> tuple[AnyStage, list[str]]:
-    """The stage with plain numbers for learning rate, betas, decay and lowest rate, and the sentences of `resolve`.
-    FledgeError where the lowest rate is above the rate."""
+    """The stage with numbers for learning rate, betas, weight decay and minimum learning rate, and the sentences of `resolve`.
+
+    Raises FledgeError if the minimum learning rate is above the learning rate.
+    """
     optimizer, notes = resolve(stage.optimizer, run)
     rate, _, _ = optimizer.numbers()
     low = min_lr(stage.schedule, rate)
     if low > rate:
         raise FledgeError(
-            f"schedule.min_lr {low:g} is above optimizer.learning_rate, which auto makes {rate:.3g}", where="schedule.min_lr",
-            hint="write a share, such as 10%, or set optimizer.learning_rate",
+            f"schedule.min_lr {low:g} is above optimizer.learning_rate, which auto sets to {rate:.3g}", where="schedule.min_lr",
+            hint="write a fraction, such as 10%, or set optimizer.learning_rate",
         )  # fmt: skip
     schedule = stage.schedule.model_copy(update={"min_lr": low, "final_div_factor": None})
     return stage.model_copy(update={"optimizer": optimizer, "schedule": schedule}), notes

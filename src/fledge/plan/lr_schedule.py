@@ -1,7 +1,7 @@
 """The learning rate of every step, as a pure function.
 
-Steps count from 0 to N − 1. Warm-up of W steps: base·(s + 1)/W, so step 0 already learns and step W − 1 has exactly
-the base rate; the last step has exactly the minimum. `onecycle` warms up along a cosine instead.
+Steps are numbered 0 … N − 1. A warm-up of W steps uses base·(s + 1)/W, so step 0 already learns and step W − 1 has exactly the
+base rate; the last step has exactly the minimum. `onecycle` warms up along a cosine instead.
 """
 
 import math
@@ -30,25 +30,25 @@ SHAPES: dict[str, Callable[[float], float]] = {"cosine": cosine, "linear": linea
 DECAYS: dict[str, Callable[[float], float]] = {"linear": linear, "sqrt": one_minus_sqrt}
 
 
-def resolve_steps(amount: float, steps: int, what: str, where: str) -> int:
-    """A number of steps, given as such or as a share below 1; FledgeError where it would take the whole run."""
+def resolve_steps(amount: float, steps: int, what: str, recipe_key: str) -> int:
+    """A number of steps, given as such or as a fraction below 1. Raises FledgeError if it takes the whole stage."""
     count = int(amount) if amount >= 1 else round(amount * steps)
     if count >= steps and count > 0:
         raise FledgeError(
-            f"{what} takes {count:,} steps but the stage has only {steps:,}", where=where,
-            hint="write a share instead, such as 5%, or train longer",
+            f"{what} takes {count:,} steps but the stage has only {steps:,}", where=recipe_key,
+            hint="write a fraction instead, such as 5%, or train longer",
         )  # fmt: skip
     return count
 
 
 def warmup_steps(config: ScheduleConfig, steps: int) -> int:
-    """Warm-up as a number of steps; FledgeError where it would take the whole run."""
+    """Steps of the learning rate warm-up. Raises FledgeError if it takes the whole stage."""
     return resolve_steps(config.warmup, steps, "warm-up", "schedule.warmup")
 
 
 def min_lr(schedule: ScheduleConfig, base: float) -> float:
-    """The rate of the last step: `min_lr`, a number or a share of the base rate; with one-cycle also
-    base / div_factor / final_div_factor."""
+    """The learning rate of the last step: `min_lr`, a number or a percentage of the base rate; for one-cycle with
+    `final_div_factor` it is base / div_factor / final_div_factor."""
     if schedule.name == "onecycle" and schedule.final_div_factor is not None:
         return base / schedule.div_factor / schedule.final_div_factor
     low = schedule.min_lr
@@ -56,17 +56,18 @@ def min_lr(schedule: ScheduleConfig, base: float) -> float:
 
 
 def learning_rate(step: int, steps: int, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
-    """The rate of one step. ValueError where the optimizer's numbers are not derived yet.
+    """The learning rate of one step. Raises ValueError if settings of the optimizer are still `auto`.
 
-    `wsd` (Hu et al. 2024) holds the base rate and falls in its last `decay` share. `onecycle` (Smith & Topin 2018)
-    rises along a cosine from base / div_factor and falls along another."""
+    `wsd` (Hu et al. 2024) keeps the base rate and decays in the last `decay_fraction` of the steps. `onecycle` (Smith & Topin
+    2018) rises along a cosine from base / div_factor and falls along another cosine.
+    """
     base, _, _ = optimizer.numbers()
-    low, warm = min_lr(schedule, base), warmup_steps(schedule, steps)
-    start, last = max(warm - 1, 0), steps - 1
+    low, warmup = min_lr(schedule, base), warmup_steps(schedule, steps)
+    start, last = max(warmup - 1, 0), steps - 1
     if step < start:
         if schedule.name == "onecycle":
             return base + (base / schedule.div_factor - base) * cosine(step / start)
-        return base * (step + 1) / warm
+        return base * (step + 1) / warmup
     shape = SHAPES.get(schedule.name)
     if schedule.name == "wsd":
         start, shape = max(start, last - max(1, round(schedule.decay_fraction * steps))), DECAYS[schedule.decay_shape]

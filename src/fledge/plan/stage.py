@@ -1,4 +1,4 @@
-"""Steps, tokens, warm-up, batch and optimizer of a stage, exactly."""
+"""The plan of a stage: exact steps, tokens, warm-up, batch size and optimizer settings."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,10 +14,11 @@ from fledge.recipe.schema import ModelConfig, RuntimeConfig, Stage
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """plan.json. Tokens are positions of packed rows that hold data; padding is not counted. `notes` say how the numbers
-    that the recipe left to `auto` came about.
+    """The plan of a stage, stored as plan.json.
 
-    `label`: what one example is called; `loss_unit`: the unit of the stage's loss. Reports read both."""
+    Tokens are positions of packed rows that hold data; padding is not counted. `label` names one example and `loss_unit` is the
+    unit of the stage's loss; reports read both. `notes` explain the numbers that the recipe left to `auto`.
+    """
 
     kind: str
     label: str
@@ -45,7 +46,7 @@ class StagePlan:
     notes: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """For plan.json."""
+        """The values for plan.json."""
         return asdict(self)
 
 
@@ -55,16 +56,19 @@ def plan_stage(
     cost: ModelCost,
     chosen: list[str] | None = None,
 ) -> tuple[StagePlan, TrainingHorizon, Stage]:
-    """What the loop will do, and the stage with plain numbers where its recipe says `auto`. FledgeError where a warm-up is
-    longer than the stage, or the lowest rate above the rate that was derived. `chosen` says what was decided before."""
-    reach = compute_steps(stage.duration, stage.batch, train.packed_rows_in, train.packed_length)
-    warm = warmup_steps(stage.schedule, reach.steps)
+    """The plan of a stage, its horizon, and the stage with numbers in place of `auto`.
+
+    `chosen`: sentences about earlier choices, which the plan's notes start with. Raises FledgeError if a warm-up is longer than
+    the stage or the minimum learning rate is above the derived learning rate.
+    """
+    horizon = compute_steps(stage.duration, stage.batch, train.packed_rows_in, train.packed_length)
+    warmup = warmup_steps(stage.schedule, horizon.steps)
     count = cost.parameters()
-    share = train.epochs_after(reach.rows)
-    tokens = round(train.num_tokens * share)
-    batch_tokens = round(reach.global_batch_rows * train.num_tokens / len(train))
-    plain, notes = resolve_stage(stage, RunSize(cost.config.hidden_size, batch_tokens, reach.steps, tokens))
-    rate, betas, decay = plain.optimizer.numbers()
+    epochs = train.epochs_after(horizon.rows)
+    tokens = round(train.num_tokens * epochs)
+    batch_tokens = round(horizon.global_batch_rows * train.num_tokens / len(train))
+    resolved, notes = resolve_stage(stage, RunSize(cost.config.hidden_size, batch_tokens, horizon.steps, tokens))
+    rate, betas, decay = resolved.optimizer.numbers()
     plan = StagePlan(
         kind=stage.kind,
         label=FORMATS[stage.kind].label,
@@ -73,32 +77,36 @@ def plan_stage(
         active_parameters=count.active,
         context=stage.data.max_seq_len,
         rows=len(train),
-        epochs=share,
-        steps=reach.steps,
+        epochs=epochs,
+        steps=horizon.steps,
         tokens=tokens,
-        target_tokens=round(train.num_target_tokens * share),
-        warmup_steps=warm,
-        warmup_share=warm / reach.steps,
-        effective_batch_rows=reach.global_batch_rows,
-        micro_rows=reach.micro,
+        target_tokens=round(train.num_target_tokens * epochs),
+        warmup_steps=warmup,
+        warmup_share=warmup / horizon.steps,
+        effective_batch_rows=horizon.global_batch_rows,
+        micro_rows=horizon.micro,
         effective_batch_tokens=batch_tokens,
-        first_batch_rows=reach.micro * reach.window_at(0),
-        batch_warmup_steps=reach.batch_warmup_steps,
-        optimizer=plain.optimizer.name,
+        first_batch_rows=horizon.micro * horizon.window_at(0),
+        batch_warmup_steps=horizon.batch_warmup_steps,
+        optimizer=resolved.optimizer.name,
         learning_rate=rate,
-        min_learning_rate=min_lr(plain.schedule, rate),
+        min_learning_rate=min_lr(resolved.schedule, rate),
         betas=betas,
         weight_decay=decay,
         notes=(chosen or []) + notes,
     )
-    return plan, reach, plain
+    return plan, horizon, resolved
 
 
-def with_recorded_settings(stage: Stage, before: dict[str, Any]) -> Stage:
-    """A stage with the numbers that were chosen for it when it began, from its plan.json."""
-    rows, optimizer = before["effective_batch_rows"], stage.optimizer
-    micro = before["micro_rows"] if stage.batch.micro_batch_size == "auto" else stage.batch.micro_batch_size
-    chosen = {"learning_rate": before["learning_rate"], "betas": tuple(before["betas"]), "weight_decay": before["weight_decay"]}
+def with_recorded_settings(stage: Stage, recorded: dict[str, Any]) -> Stage:
+    """The stage with the numbers that were chosen when it began; `recorded`: the values of its plan.json."""
+    rows, optimizer = recorded["effective_batch_rows"], stage.optimizer
+    micro = recorded["micro_rows"] if stage.batch.micro_batch_size == "auto" else stage.batch.micro_batch_size
+    chosen = {
+        "learning_rate": recorded["learning_rate"],
+        "betas": tuple(recorded["betas"]),
+        "weight_decay": recorded["weight_decay"],
+    }
     batch = stage.batch.model_copy(
         update={"micro_batch_size": micro, "gradient_accumulation_steps": rows // micro, "tokens_per_step": None}
     )
@@ -106,16 +114,19 @@ def with_recorded_settings(stage: Stage, before: dict[str, Any]) -> Stage:
     return stage.model_copy(update={"batch": batch, "optimizer": optimizer})
 
 
-def check_settings_have_effect(stage: Stage, steps: int, config: ModelConfig, machine: RuntimeConfig) -> None:
-    """FledgeError for what the recipe asks for and this model or length leaves no room for."""
+def check_settings_have_effect(stage: Stage, steps: int, config: ModelConfig, runtime: RuntimeConfig) -> None:
+    """Raise FledgeError for settings that cannot have an effect with this model or number of steps."""
     layers = config.num_hidden_layers
-    if machine.activation_checkpoint_every > layers:
+    if runtime.activation_checkpoint_every > layers:
         raise FledgeError(
-            f"every {machine.activation_checkpoint_every}th block is to be computed again, but the model has only {layers}",
+            f"activation checkpointing of every {runtime.activation_checkpoint_every}th block has no effect: "
+            f"the model has only {layers} blocks",
             where="runtime.activation_checkpointing",
             hint=f"write a number up to {layers}, or full",
         )
     if stage.ema.decay is not None and round(stage.ema.start_fraction * steps) >= steps:
         raise FledgeError(
-            f"averaging begins after all {steps:,} steps", where="ema.start_fraction", hint="write a smaller share"
+            f"averaging would start after the last of {steps:,} steps",
+            where="ema.start_fraction",
+            hint="write a smaller fraction",
         )

@@ -1,4 +1,4 @@
-"""What the user asks for: one frozen tree, from presets, YAML files and dotted overrides."""
+"""The recipe: one frozen configuration from presets, YAML files and dotted overrides."""
 
 from fledge.recipe.diff import differences, to_yaml
 from fledge.recipe.load import load_recipe, recipe_from_dict

@@ -1,4 +1,4 @@
-"""The resolved recipe as text, and the difference between two of them."""
+"""The resolved recipe as YAML text, and the differences of two recipes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from fledge.recipe.yaml_dialect import RecipeDumper
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """Every key with its value; reading it back gives an equal recipe."""
+    """The recipe as YAML with every key; loading the text gives an equal recipe."""
     return yaml.dump(recipe.model_dump(mode="json"), Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -23,7 +23,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def changed_leaves(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(dotted key, old value, new value) of each value that differs; '(absent)' where there is none."""
+    """(dotted key, old value, new value) of each value that differs; '(absent)' for a missing value."""
     before, after, absent = dict(_leaves(old)), dict(_leaves(new)), object()
     return [
         (key, before.get(key, "(absent)"), after.get(key, "(absent)"))
@@ -33,6 +33,6 @@ def changed_leaves(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, 
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """One line a key that differs: `key: old -> new`."""
-    changed = changed_leaves(old.model_dump(mode="json"), new.model_dump(mode="json"))
-    return [f"{key}: {before!r} -> {after!r}" for key, before, after in changed]
+    """One line per key that differs: `key: old -> new`."""
+    leaves = changed_leaves(old.model_dump(mode="json"), new.model_dump(mode="json"))
+    return [f"{key}: {before!r} -> {after!r}" for key, before, after in leaves]

@@ -1,4 +1,4 @@
-"""Where the weights of a stage's model come from before its first step."""
+"""The source of the weights that a stage starts from."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from fledge.recipe.schema import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class InitialWeights:
-    """The source of a stage's start weights: a model directory that the recipe names, or else the model of the previous stage,
-    or, where both are None, fresh weights from the seed of the run.
+    """The source of a stage's initial weights: a model directory of the recipe, or the model of the previous stage, or, if both
+    are None, fresh weights from the seed of the run.
 
-    `config_directory` is the model directory whose config.json gives the sizes of the model; None: the recipe's `model` does.
+    `config_directory`: the model directory whose config.json gives the sizes of the model; None: the recipe's section `model`.
     """
 
     directory: Path | None
@@ -20,14 +20,17 @@ class InitialWeights:
     config_directory: Path | None
 
     def resolve(self, model_of_stage: Callable[[str], Path]) -> Path | None:
-        """The model directory to load; None for fresh weights. `model_of_stage` gives the final model of a finished stage."""
+        """The model directory to load, or None for fresh weights. `model_of_stage` returns the final model of a finished
+        stage."""
         return self.directory if self.previous_stage is None else model_of_stage(self.previous_stage)
 
 
 def initial_weights(recipe: Recipe, name: str) -> InitialWeights:
-    """Where a stage starts from: its own `init_from`, else the stage before it; the first stage: `model.path`, else nothing.
+    """The initial weights of a stage: its own `init_from`, else the previous stage; for the first stage `model.path`, else
+    fresh ones.
 
-    KeyError for a name that no stage has."""
+    Raises KeyError if there is no stage of this name.
+    """
     names = list(recipe.stages)
     before, init_from = names[: names.index(name)] if name in names else [], recipe.stages[name].init_from
     previous_stage = before[-1] if before and not init_from else None
@@ -42,5 +45,5 @@ def initial_weights(recipe: Recipe, name: str) -> InitialWeights:
 
 
 def first_initial_weights(recipe: Recipe) -> InitialWeights:
-    """Where the first stage starts from; its model directory, if it has one, also brings the tokenizer of the run."""
+    """The initial weights of the first stage; its model directory, if any, also provides the tokenizer of the run."""
     return initial_weights(recipe, next(iter(recipe.stages)))

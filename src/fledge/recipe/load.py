@@ -1,4 +1,4 @@
-"""From presets, YAML files and dotted overrides to one validated recipe; every problem is reported, with its place."""
+"""Loading of a recipe: presets, YAML files and dotted overrides become one validated recipe; all problems are reported."""
 
 import difflib
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fledge.errors import FledgeError
-from fledge.recipe.places import ALIASES, KINDS, Key, preset_names, valid_at, written
 from fledge.recipe.schema import Recipe
+from fledge.recipe.schema_keys import ALIASES, KINDS, Key, preset_names, valid_keys, written_key
 from fledge.recipe.yaml_dialect import RecipeLoader
 
 __all__ = ["load_recipe", "merge", "preset_names", "recipe_from_dict"]
@@ -20,22 +20,22 @@ __all__ = ["load_recipe", "merge", "preset_names", "recipe_from_dict"]
 
 @dataclass
 class _Layers:
-    """The tree so far, and where each key was written last."""
+    """The merged tree, the location (file:line or flag) where each key was last written, and problems."""
 
     tree: dict[str, Any] = field(default_factory=dict)
-    places: dict[Key, str] = field(default_factory=dict)
+    locations: dict[Key, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def place(self, key: Key) -> str:
-        """The nearest written place of a key: its own, or that of the section around it."""
-        while key and key not in self.places:
+    def location(self, key: Key) -> str:
+        """The location of a key, or of the nearest enclosing section that was written."""
+        while key and key not in self.locations:
             key = key[:-1]
-        return self.places.get(key, "recipe")
+        return self.locations.get(key, "recipe")
 
 
 def _node_to_tree(node: yaml.Node, file: str, key: Key, layers: _Layers) -> Any:
-    """A YAML node as plain data; remembers lines, refuses a key written twice."""
-    layers.places[key] = f"{file}:{node.start_mark.line + 1}"
+    """A YAML node as plain data. Records line numbers; a repeated key is a problem."""
+    layers.locations[key] = f"{file}:{node.start_mark.line + 1}"
     if isinstance(node, yaml.MappingNode):
         tree: dict[str, Any] = {}
         for name_node, value_node in node.value:
@@ -43,7 +43,7 @@ def _node_to_tree(node: yaml.Node, file: str, key: Key, layers: _Layers) -> Any:
             if name in tree:
                 layers.problems.append(f"{file}:{name_node.start_mark.line + 1}: the key '{name}' is written twice")
             tree[name] = _node_to_tree(value_node, file, (*key, name), layers)
-            layers.places[(*key, name)] = f"{file}:{name_node.start_mark.line + 1}"
+            layers.locations[(*key, name)] = f"{file}:{name_node.start_mark.line + 1}"
         return tree
     if isinstance(node, yaml.SequenceNode):
         return [_node_to_tree(item, file, (*key, i), layers) for i, item in enumerate(node.value)]
@@ -51,7 +51,7 @@ def _node_to_tree(node: yaml.Node, file: str, key: Key, layers: _Layers) -> Any:
     try:
         return loader.construct_object(node)
     except (yaml.YAMLError, ValueError):
-        layers.problems.append(f"{layers.places[key]}: cannot read '{node.value}' as {node.tag}")
+        layers.problems.append(f"{layers.locations[key]}: cannot read '{node.value}' as {node.tag}")
         return node.value
     finally:
         loader.dispose()
@@ -73,7 +73,7 @@ def _parse(text: str, file: str, layers: _Layers) -> dict[str, Any]:
 
 
 def merge(low: Any, high: Any) -> Any:
-    """`high` over `low`: mappings key by key, everything else whole."""
+    """`high` merged over `low`: mappings key by key; other values, lists included, are replaced."""
     if isinstance(low, dict) and isinstance(high, dict):
         return {**low, **{key: merge(low[key], value) if key in low else value for key, value in high.items()}}
     return high
@@ -89,17 +89,17 @@ def _read_file(path: str, layers: _Layers) -> dict[str, Any]:
         raise FledgeError(f"this recipe is not UTF-8 (byte {error.start})", where=path, hint="save it as UTF-8") from None
     except OSError as error:
         raise FledgeError(f"cannot read the recipe: {error}", where=path) from None
-    return _parse(text.replace("\t", " ") if path.endswith(".json") else text, path, layers)  # YAML has no tabs between keys
+    return _parse(text.replace("\t", " ") if path.endswith(".json") else text, path, layers)  # YAML allows no tabs between keys
 
 
-def _place_all(key: Key, value: Any, place: str, layers: _Layers) -> None:
-    layers.places[key] = place
+def _set_locations(key: Key, value: Any, location: str, layers: _Layers) -> None:
+    layers.locations[key] = location
     for name, item in value.items() if isinstance(value, dict) else ():
-        _place_all((*key, name), item, place, layers)
+        _set_locations((*key, name), item, location, layers)
 
 
-def _first_digit(parts: list[str]) -> str:
-    return next(part for part in parts if part.isdigit())
+def _first_digit(names: list[str]) -> str:
+    return next(name for name in names if name.isdigit())
 
 
 def _apply_override(tree: dict[str, Any], key: str, text: str, layers: _Layers) -> dict[str, Any]:
@@ -107,30 +107,31 @@ def _apply_override(tree: dict[str, Any], key: str, text: str, layers: _Layers) 
         value = yaml.load(text, Loader=RecipeLoader)
     except (yaml.YAMLError, ValueError):
         value = text
-    parts = key.split(".")
-    if any(part.isdigit() for part in parts):
+    names = key.split(".")
+    if any(name.isdigit() for name in names):
+        whole_list = key[: key.index("." + _first_digit(names))]
         layers.problems.append(
-            f"--{key}: a list is given whole, for instance --{key[: key.index('.' + _first_digit(parts))]} '[…]'"
+            f"--{key}: an element of a list cannot be set alone; write the whole list, for instance --{whole_list} '[…]'"
         )
         return tree
-    for end in range(1, len(parts) + 1):
-        layers.places.setdefault(tuple(parts[:end]), f"--{key}")
-    _place_all(tuple(parts), value, f"--{key}", layers)
+    for end in range(1, len(names) + 1):
+        layers.locations.setdefault(tuple(names[:end]), f"--{key}")
+    _set_locations(tuple(names), value, f"--{key}", layers)
     nested: Any = value
-    for part in reversed(parts):
-        nested = {part: nested}
+    for name in reversed(names):
+        nested = {name: nested}
     return merge(tree, nested)
 
 
 def _apply_preset(tree: dict[str, Any], layers: _Layers) -> dict[str, Any]:
-    """Lay the tree over its preset: sizes of the model, and hyper-parameters for each kind of stage."""
+    """The tree merged over its preset: model sizes, and hyper-parameters by kind of stage."""
     name = tree.get("preset")
     preset: dict[str, Any] = {}
     if name is not None:
         if name not in preset_names():
             near = difflib.get_close_matches(str(name), preset_names(), 1)
             layers.problems.append(
-                f"{layers.place(('preset',))}: there is no preset '{name}'"
+                f"{layers.location(('preset',))}: there is no preset '{name}'"
                 + (f"; did you mean '{near[0]}'?" if near else "")
                 + f" (there are: {', '.join(preset_names())})"
             )
@@ -143,36 +144,36 @@ def _apply_preset(tree: dict[str, Any], layers: _Layers) -> dict[str, Any]:
         filled = {}
         for stage_name, stage in stages.items():
             if isinstance(stage, dict):
-                guess = ALIASES.get(stage_name, stage_name)
-                stage = {"kind": guess, **stage} if guess in KINDS else stage
+                kind = ALIASES.get(stage_name, stage_name)
+                stage = {"kind": kind, **stage} if kind in KINDS else stage
                 stage = merge(kinds.get(str(stage.get("kind")), {}), stage)
             filled[stage_name] = stage
         tree = {**tree, "stages": filled}
     return merge(preset, tree)
 
 
-def _written(error: Any, layers: _Layers) -> Key:
+def _written_key(error: Any, layers: _Layers) -> Key:
     """The key that a pydantic error is about, as the user wrote it."""
-    return written(tuple(error["loc"]), layers.tree, error["type"] == "missing")
+    return written_key(tuple(error["loc"]), layers.tree, error["type"] == "missing")
 
 
 def _explain(error: Any, layers: _Layers) -> str:
-    """One pydantic error as `place: key: what is wrong`."""
-    location: Key = tuple(error["loc"])
-    key = _written(error, layers)
-    place, dotted = layers.place(key), ".".join(map(str, key))
+    """One pydantic error as `location: key: problem`."""
+    loc: Key = tuple(error["loc"])
+    key = _written_key(error, layers)
+    location, dotted = layers.location(key), ".".join(map(str, key))
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(key[-1]), valid_at(location[:-1]), 1, cutoff=0.5)
-        return f"{place}: unknown key '{dotted}'" + (f"; did you mean '{near[0]}'?" if near else "")
+        near = difflib.get_close_matches(str(key[-1]), valid_keys(loc[:-1]), 1, cutoff=0.5)
+        return f"{location}: unknown key '{dotted}'" + (f"; did you mean '{near[0]}'?" if near else "")
     if error["type"] == "missing":
-        return f"{place}: the key '{dotted}' is missing"
+        return f"{location}: the key '{dotted}' is missing"
     if error["type"].startswith("union_tag"):
         kinds = ", ".join(KINDS)
-        return f"{place}: {dotted}: say which kind of stage this is, kind: {kinds}"
+        return f"{location}: {dotted}: kind must be one of {kinds}"
     message = error["msg"].removeprefix("Value error, ")
     value = error["input"]
     shown = "" if isinstance(value, dict | list | BaseModel) or error["type"] == "value_error" else f" (it is {value!r})"
-    return f"{place}: {dotted}: {message}{shown}" if dotted else f"{place}: {message}"
+    return f"{location}: {dotted}: {message}{shown}" if dotted else f"{location}: {message}"
 
 
 def _validate(layers: _Layers) -> Recipe:
@@ -189,35 +190,35 @@ def _validate(layers: _Layers) -> Recipe:
 
 
 def _problems(errors: list[Any], layers: _Layers) -> list[str]:
-    """Every problem once: keys that fledge has no more or never had in its own words, all else as pydantic found it."""
+    """Every problem once: answers for renamed keys and keys of other trainers, pydantic's messages for the rest."""
     from fledge.recipe.foreign import explain, lines
 
-    told = explain(layers.tree, layers.place, {_written(item, layers) for item in errors})
-    answered, given = {item.key for item in told}, {key for item in told for key in item.gives}
+    explanations = explain(layers.tree, layers.location, {_written_key(item, layers) for item in errors})
+    answered, provided = {item.key for item in explanations}, {key for item in explanations for key in item.gives}
 
     def is_answered(item: Any) -> bool:
-        key = _written(item, layers)
+        key = _written_key(item, layers)
         parents = {key[:end] for end in range(1, len(key) + 1)}
-        return bool(parents & answered) or (item["type"] == "missing" and any(new[: len(key)] == key for new in given))
+        return bool(parents & answered) or (item["type"] == "missing" and any(path[: len(key)] == key for path in provided))
 
-    rest = dict.fromkeys(_explain(item, layers) for item in errors if not is_answered(item))
-    return [*lines(told), *rest]
+    others = dict.fromkeys(_explain(item, layers) for item in errors if not is_answered(item))
+    return [*lines(explanations), *others]
 
 
-def _finish(layers: _Layers) -> Recipe:
-    """The tree over its preset, checked; a configuration of another trainer is answered as a whole."""
+def _validate_with_preset(layers: _Layers) -> Recipe:
+    """The recipe, validated over its preset. A configuration of another trainer is translated in an error."""
     if "stages" not in layers.tree:
         from fledge.recipe.foreign import translate
 
-        text = translate(layers.tree, layers.place, _refusal, layers.problems)
+        text = translate(layers.tree, layers.location, _load_error, layers.problems)
         if text is not None:
             raise FledgeError(text)
     layers.tree = _apply_preset(layers.tree, layers)
     return _validate(layers)
 
 
-def _refusal(tree: dict[str, Any]) -> str | None:
-    """Why a recipe does not load; None: it does."""
+def _load_error(tree: dict[str, Any]) -> str | None:
+    """The first problem of a recipe, or None if it loads."""
     try:
         recipe_from_dict(tree)
     except FledgeError as error:
@@ -226,18 +227,18 @@ def _refusal(tree: dict[str, Any]) -> str | None:
 
 
 def load_recipe(files: Sequence[str], overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
-    """defaults < preset < files, left to right < overrides.
+    """Load a recipe. Precedence, lowest first: defaults, preset, files from left to right, overrides.
 
-    `overrides` are pairs of a dotted key and a YAML value. Raises one FledgeError that lists every problem.
+    `overrides`: pairs of a dotted key and a YAML value. Raises one FledgeError that lists all problems.
     """
     layers = _Layers()
     for file in files:
         layers.tree = merge(layers.tree, _read_file(file, layers))
     for key, text in overrides:
         layers.tree = _apply_override(layers.tree, key, text, layers)
-    return _finish(layers)
+    return _validate_with_preset(layers)
 
 
 def recipe_from_dict(tree: dict[str, Any]) -> Recipe:
-    """A recipe built by a program, through the same preset and checks as one from a file."""
-    return _finish(_Layers(tree=tree))
+    """A recipe from a nested dictionary; presets and checks apply as for recipes from files."""
+    return _validate_with_preset(_Layers(tree=tree))

@@ -1,6 +1,6 @@
-"""The recipe: every key that fledge reads, its type, its default and its bounds.
+"""The recipe's schema: every key with its type, default and bounds. Unknown keys are errors.
 
-A key that is not here is an error. Names of model sizes follow the Hugging Face configuration files.
+Names of model sizes follow Hugging Face configuration files.
 """
 
 from typing import Annotated, Literal
@@ -8,8 +8,17 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fledge.recipe.sections.alerts import AlertsConfig, WebhookConfig
-from fledge.recipe.sections.base import ConfigModel, Positive, Share
-from fledge.recipe.sections.data import AugmentConfig, CleanConfig, Column, DataConfig, Role, Source, Sources, one_source
+from fledge.recipe.sections.base import ConfigModel, Fraction, Positive
+from fledge.recipe.sections.data import (
+    AugmentConfig,
+    CleanConfig,
+    Column,
+    DataConfig,
+    Role,
+    Source,
+    Sources,
+    as_training_source,
+)
 from fledge.recipe.sections.engine import (
     PREFERENCE_OPTIMIZER,
     PRETRAIN_OPTIMIZER,
@@ -26,7 +35,7 @@ from fledge.recipe.sections.engine import (
 )
 from fledge.recipe.sections.guards import GuardsConfig
 from fledge.recipe.sections.model import ModelConfig, MoeConfig, TokenizerConfig
-from fledge.recipe.units import Length
+from fledge.recipe.units import Duration
 
 __all__ = [
     "AlertsConfig",
@@ -68,21 +77,22 @@ __all__ = [
 
 
 class EvaluationConfig(ConfigModel):
-    """Validation during training, and what is measured before and after the stage."""
+    """Evaluation on validation data during training, and before and after the stage."""
 
-    every_steps: Positive | None = Field(default=None, description="steps between evaluations; null: ten times a stage")
-    max_packed_rows: Positive = Field(default=64, description="most packed rows of validation data used")
+    every_steps: Positive | None = Field(default=None, description="steps between evaluations; null: ten evaluations per stage")
+    max_packed_rows: Positive = Field(default=64, description="number of packed rows of validation data to use, at most")
 
 
 class CheckpointConfig(ConfigModel):
-    """Saved states. The newest `keep` are kept, and the best one always."""
+    """Checkpoints during training. The newest `keep_last` are kept, and the best one always."""
 
-    every_steps: Positive | None = Field(default=None, description="steps between checkpoints; null: as often as evaluations")
-    keep_last: Positive = 2
+    every_steps: Positive | None = Field(default=None, description="steps between checkpoints; null: at every evaluation")
+    keep_last: Positive = Field(default=2, description="number of newest checkpoints to keep")
 
 
 class EarlyStoppingConfig(ConfigModel):
-    """Stop when validation loss has not improved by `threshold` for `patience` evaluations, or reached `target_loss`."""
+    """Stop the stage if the validation loss has not improved by `threshold` in `patience` evaluations, or reached
+    `target_loss`."""
 
     patience: Positive | None = None
     threshold: Annotated[float, Field(ge=0)] = 0.0
@@ -90,18 +100,22 @@ class EarlyStoppingConfig(ConfigModel):
 
 
 class PromptTestsConfig(ConfigModel):
-    """Fixed prompts with rules for their answers, asked while a stage trains; see docs/evaluation.md."""
+    """Fixed prompts with rules for the answers, run while a stage trains; see docs/evaluation.md."""
 
-    prompts: str = Field(description="YAML file of cases")
-    every_steps: Positive | None = Field(default=None, description="steps between examinations; null: only when the stage ends")
+    prompts: str = Field(description="YAML file with the test cases")
+    every_steps: Positive | None = Field(
+        default=None, description="steps between runs of the tests; null: only at the end of the stage"
+    )
     max_new_tokens: Positive = 128
 
 
 class StageBase(ConfigModel):
-    """What every stage has."""
+    """The keys that all kinds of stage have."""
 
-    init_from: str | None = Field(default=None, description="model directory to start from; null: the stage before")
-    data: Annotated[DataConfig, BeforeValidator(one_source)]
+    init_from: str | None = Field(
+        default=None, description="model directory to start from; null: the result of the previous stage"
+    )
+    data: Annotated[DataConfig, BeforeValidator(as_training_source)]
     duration: str = "1 epochs"
     batch: BatchConfig = BatchConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -118,26 +132,26 @@ class StageBase(ConfigModel):
 
     @property
     def loss_unit(self) -> str:
-        """The unit of the stage's loss; "nats/token" where the loss is the mean negative log-likelihood of the targets."""
+        """The unit of the stage's loss: "nats/token" for the mean negative log-likelihood of the targets."""
         return "nats/token"
 
     @property
     def keeps_reference_model(self) -> bool:
-        """Whether the model that the stage starts from stays in memory, frozen, beside the one that is trained."""
+        """Whether a frozen copy of the initial model stays in memory during training."""
         return False
 
     @field_validator("duration")
     @classmethod
-    def _length(cls, value: str) -> str:
-        Length.parse(value)
+    def _check_duration(cls, value: str) -> str:
+        Duration.parse(value)
         return value
 
     @model_validator(mode="after")
-    def _minimum(self) -> "StageBase":
+    def _check_min_lr(self) -> "StageBase":
         low, high = (
             self.schedule.min_lr,
             self.optimizer.learning_rate,
-        )  # a share never is above; `auto` is checked when it is known
+        )  # a percentage is never above; `auto` is checked when it is resolved
         if not isinstance(low, str) and not isinstance(high, str) and low > high:
             raise ValueError(
                 f"schedule.min_lr {self.schedule.min_lr} is above optimizer.learning_rate {self.optimizer.learning_rate}"
@@ -149,15 +163,15 @@ class PretrainStage(StageBase):
     """Next-token prediction on plain text."""
 
     kind: Literal["pretrain"]
-    label_smoothing: Share = 0.0
+    label_smoothing: Fraction = 0.0
     optimizer: PretrainOptimizer = OptimizerConfig(**PRETRAIN_OPTIMIZER)
 
 
 class SftStage(StageBase):
-    """Supervised fine-tuning on conversations: only assistant turns and their end tokens are trained."""
+    """Supervised fine-tuning on conversations; only assistant turns and their end tokens contribute to the loss."""
 
     kind: Literal["sft"]
-    label_smoothing: Share = 0.0
+    label_smoothing: Fraction = 0.0
     optimizer: SftOptimizer = OptimizerConfig(**SFT_OPTIMIZER)
 
 
@@ -169,28 +183,33 @@ class PreferenceStage(StageBase):
         default="sigmoid", description="sigmoid: DPO; hinge: SLiC-HF; ipo: IPO, on log-probabilities averaged over tokens"
     )
     beta: Annotated[float, Field(gt=0)] = 0.1
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(default=0.0, description="cDPO: share of flipped labels")
-    sft_loss_weight: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight of the chosen answers' own loss")
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        default=0.0, description="cDPO: assumed fraction of flipped labels"
+    )
+    sft_loss_weight: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="weight of the SFT loss of the chosen answers"
+    )
     precompute_ref_log_probs: bool = Field(
-        default=True, description="compute the reference's log-probabilities once and keep them; false: keep a second model"
+        default=True,
+        description="compute the reference model's log-probabilities once and store them; false: keep a second model in memory",
     )
     optimizer: PreferenceOptimizer = OptimizerConfig(**PREFERENCE_OPTIMIZER)
 
     @property
     def loss_unit(self) -> str:
-        """Nats for the sigmoid loss, which is a negative log-likelihood; hinge and ipo have no unit."""
+        """nats/pair for the sigmoid loss, a negative log-likelihood; hinge and ipo losses have no unit."""
         return "nats/pair" if self.loss_type == "sigmoid" else "per pair"
 
     @property
     def keeps_reference_model(self) -> bool:
-        """Whether the reference is computed anew for each batch, by a second model."""
+        """Whether a second model computes the reference log-probabilities of each batch."""
         return not self.precompute_ref_log_probs
 
     @model_validator(mode="after")
-    def _smoothed_loss(self) -> "PreferenceStage":
+    def _check_label_smoothing(self) -> "PreferenceStage":
         if self.label_smoothing and self.loss_type != "sigmoid":
             raise ValueError(
-                f"label_smoothing {self.label_smoothing} is defined for loss_type sigmoid alone, not for {self.loss_type}: "
+                f"label_smoothing {self.label_smoothing} is defined for loss_type sigmoid only, not for {self.loss_type}: "
                 "set label_smoothing to 0, or loss_type to sigmoid"
             )
         return self
@@ -200,19 +219,19 @@ Stage = Annotated[PretrainStage | SftStage | PreferenceStage, Field(discriminato
 
 
 class GenerationSamplesConfig(ConfigModel):
-    """Fixed prompts answered before and after every stage, by greedy decoding."""
+    """Fixed prompts answered with greedy decoding before and after every stage."""
 
     prompts: list[str] = []
-    texts: list[str] = Field(default=[], description="beginnings to continue after pretraining")
+    texts: list[str] = Field(default=[], description="beginnings of texts to continue after pretraining")
     max_new_tokens: Positive = 64
 
 
 class LoggingConfig(ConfigModel):
-    """What is written while training. events.jsonl is always written."""
+    """What is logged during training. events.jsonl is always written."""
 
     every_steps: Positive = Field(
         default=10,
-        description="steps between lines on the console, and between measurements of update sizes and gradient noise",
+        description="steps between console lines, and between measurements of update ratios and gradient noise",
     )
     tensorboard: bool = False
 
@@ -225,7 +244,7 @@ class Recipe(ConfigModel):
     preset: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     built_dataset: str | None = Field(
-        default=None, description="directory of `fledge data build` to train from; null: builds its own"
+        default=None, description="directory written by `fledge data build`; null: the run builds its data itself"
     )
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
@@ -237,7 +256,7 @@ class Recipe(ConfigModel):
 
     @field_validator("stages")
     @classmethod
-    def _stages(cls, value: dict[str, "Stage"]) -> dict[str, "Stage"]:
+    def _check_stage_names(cls, value: dict[str, "Stage"]) -> dict[str, "Stage"]:
         if not value:
             raise ValueError("a recipe needs at least one stage")
         reserved = {"tokenizer"} & set(value)
@@ -246,7 +265,7 @@ class Recipe(ConfigModel):
         return value
 
     @model_validator(mode="after")
-    def _context(self) -> "Recipe":
+    def _check_max_seq_len(self) -> "Recipe":
         if self.model.path is None:
             for name, stage in self.stages.items():
                 if stage.init_from is not None:

@@ -11,7 +11,6 @@ from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import reshard_after
 from fledge.model.linear_cross_entropy import token_logps_and_correct
 from fledge.model.protocol import LanguageModel, eval_mode
-from fledge.objective import sequences_per_example
 from fledge.train.batch_source import StepBatch
 
 MAX_ROWS = 5
@@ -49,7 +48,7 @@ def _example_losses(model: LanguageModel, batch: Batch) -> list[tuple[float, int
     hidden = model(batch.input_ids, batch.position_ids, batch.documents).flatten(0, 1)
     index = batch.target_index
     logps, _ = token_logps_and_correct(hidden, model.lm_head_weight, batch.targets.flatten()[index], index)
-    owner = batch.sequence_ids.flatten()[index] // sequences_per_example(batch)
+    owner = batch.sequence_ids.flatten()[index] // batch.sequences_per_example
     sums = torch.zeros(len(batch.examples), device=logps.device).index_add(0, owner, -logps.float())
     counts = torch.zeros_like(sums).index_add(0, owner, torch.ones_like(sums[owner]))
     means = torch.where(sums.isfinite(), sums / counts.clamp(min=1), torch.inf)

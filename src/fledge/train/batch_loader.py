@@ -53,7 +53,7 @@ class BatchLoader:
         if not normalizer:
             num_rows = batch.rows[1] - batch.rows[0]
             raise FledgeError(f"the {num_rows} rows of step {batch.step:,} hold nothing to learn from", where="batch")
-        if self.ranks.alone:
+        if not self.ranks.is_distributed:
             return batch
         return replace(
             batch,

@@ -81,7 +81,7 @@ class DatasetSource:
         batches = [data.batch(row, size, local_stop, skipped) for row in range(local_first, local_stop, size)]
         with_targets = tuple(batch for batch in batches if batch.num_target_tokens)
         num_micro_steps = math.ceil(math.ceil((stop - first) / self.ranks.world_size) / size)
-        needs_padding = not self.ranks.alone and len(with_targets) < num_micro_steps
+        needs_padding = self.ranks.is_distributed and len(with_targets) < num_micro_steps
         return StepBatch(
             step=step,
             rows=(first, stop),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fledge.checkpoint.checkpoint import TrainState
+from fledge.checkpoint.state import TrainState
 from fledge.model.cost import ModelCost
 from fledge.model.moe import RouterStats
 from fledge.run import memory_bytes, nan_to_none, peak_memory_bytes

@@ -27,14 +27,14 @@ class RankConsistencyCheck:
 
     def check_start(self, step: int) -> None:
         """Compare the weights before the first step. Collective; FledgeError on every rank where they differ."""
-        if not self.ranks.alone:
+        if self.ranks.is_distributed:
             self._check_weights(self.ranks.all_gather_object(checksum(self.model)), step)
 
     def check_step(self, batch: StepBatch, step: int) -> None:
         """Compare the rows of the update number `step` (from 1), and every CHECK_INTERVAL steps the weights. Collective;
         FledgeError on every rank where the ranks' rows are not the rows of the step, tokens are read twice, or weights
         differ."""
-        if self.ranks.alone:
+        if not self.ranks.is_distributed:
             return
         compares_weights = step % CHECK_INTERVAL == 0
         local = [list(batch.local_rows), digest(batch), checksum(self.model) if compares_weights else None]

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from fledge.checkpoint.checkpoint import TrainState, latest_checkpoint
+from fledge.checkpoint.checkpoint import latest_checkpoint
+from fledge.checkpoint.state import TrainState
 from fledge.errors import FledgeError
 from fledge.findings import Finding
 from fledge.monitor.rules import GuardTrigger

@@ -3,7 +3,7 @@
 import math
 import time
 
-from fledge.checkpoint.checkpoint import TrainState
+from fledge.checkpoint.state import TrainState
 from fledge.monitor.run_logger import RunLogger
 from fledge.run import Console
 from fledge.run.console import Progress, step_line

@@ -145,7 +145,7 @@ class TrainStep:
         ratios = {name: [output.metrics[name] for output in outputs] for name in outputs[0].metrics}
         totals = [torch.stack([_scalar_like(ratio.total, loss) for ratio in parts]).sum() for parts in ratios.values()]
         counts = [sum(ratio.count for ratio in parts) for parts in ratios.values()]
-        if not self.ranks.alone:
+        if self.ranks.is_distributed:
             counts = [_scalar_like(count, loss) for count in counts]
             self.ranks.all_reduce_([loss, *totals, *counts])
         metrics = {
@@ -154,7 +154,7 @@ class TrainStep:
         }
         routed = [output.routing for output in outputs if output.routing is not None]
         router_stats = RouterStats.merged(routed) if routed else None
-        if router_stats is not None and not self.ranks.alone:
+        if router_stats is not None and self.ranks.is_distributed:
             router_stats = router_stats.all_reduced(self.ranks.all_reduce_)
         return loss / batch.normalizer, metrics, router_stats
 
@@ -168,13 +168,13 @@ class TrainStep:
             if number and self.stop_requested():
                 self.model.zero_grad(set_to_none=True)
                 raise StopRequested
-            if log_details and middle and number == middle and self.ranks.alone:
+            if log_details and middle and number == middle and not self.ranks.is_distributed:
                 first_norm = self._grad_norm()
             if number < len(batch.batches):
                 outputs.append(self._forward_backward(batch, number, batch.batches[number], timer))
             elif batch.padding_batch is not None and (self.is_sharded or not outputs):
                 outputs.append(self._forward_backward(batch, number, batch.padding_batch, timer, learn=False))
-        if not self.is_sharded and not self.ranks.alone:
+        if not self.is_sharded and self.ranks.is_distributed:
             self.ranks.all_reduce_(self._dense_grads())
             timer.mark("exchange")
         if first_norm is None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fledge.checkpoint.checkpoint import Snapshot, TrainState, load_optimizer_state, to_cpu_copy
+from fledge.checkpoint.checkpoint import load_optimizer_state
+from fledge.checkpoint.state import Snapshot, TrainState, to_cpu_copy
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import full_state_dict, load_full_state_dict, shard, stage_to_cpu
 from fledge.model.loading import load_model

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fledge.checkpoint.async_save import AsyncCheckpointer
-from fledge.checkpoint.checkpoint import TrainState
+from fledge.checkpoint.state import TrainState
 from fledge.errors import FledgeError
 from fledge.findings import Finding
 from fledge.monitor.rules import GuardTrigger
@@ -145,7 +145,7 @@ class Trainer:
     def _halve_micro_batch(self, error: OutOfMemory) -> None:
         """Go on with half the micro-batch. The rows of the update, and with them what is learned, stay the same."""
         size = self.source.micro_batch_size
-        if size == 1 or not self.context.ranks.alone:
+        if size == 1 or self.context.ranks.is_distributed:
             rows = "one row" if size == 1 else f"one batch of {size} rows"
             raise FledgeError(
                 f"{rows} of {self.context.data.packed_length:,} tokens does not fit into memory ({error})",

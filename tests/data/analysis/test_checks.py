@@ -148,7 +148,9 @@ def test_many_unknown_tokens_are_an_error(tmp_path: Path) -> None:
 def test_equal_answers_are_an_error(tmp_path: Path, chatml: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", rows(30, "I do not know that."))
     finding = finding_of("equal answers", check_data("sft", file, chatml))
-    assert finding.severity == "error" and "100.0% of 30 answers are the same" in finding.message and finding.where == f"{file}:1"
+    assert (
+        finding.severity == "error" and "100.0% of 30 answers are the same" in finding.message and finding.where == f"{file}:1"
+    )
     assert not check_data("sft", jsonl(tmp_path / "b.jsonl", rows(19, "I do not know that.")), chatml)
 
 
@@ -194,8 +196,8 @@ def test_a_finding_that_a_recipe_change_settles_carries_that_change(tmp_path: Pa
         ({"max_positions": 48}, {"stages.x.data.max_seq_len": 48}),
         ({"max_positions": 32}, None),
     ):
-        made = check_data("sft", long, chatml, limits, max_seq_len=32)
-        assert finding_of("cut answers", made).patch == finding_of("end token", made).patch == patch
+        results = check_data("sft", long, chatml, limits, max_seq_len=32)
+        assert finding_of("cut answers", results).patch == finding_of("end token", results).patch == patch
     twice = jsonl(tmp_path / "twice.jsonl", [*rows(20), rows(20)[3]])
     clean = {**UNCLEANED, "exact_duplicates": False}
     duplicates = finding_of("duplicates", check_data("sft", twice, chatml, clean=clean))
@@ -209,7 +211,11 @@ def test_many_answers_about_identity_are_a_warning(tmp_path: Path, chatml: Token
     plain = jsonl(tmp_path / "plain.jsonl", rows(8))
     identity = jsonl(tmp_path / "me.jsonl", [row(f"Who are you {n}?", f"I am an AI assistant {n}.") for n in range(8)])
     finding = finding_of("identity", check_data("sft", [str(plain), str(identity)], chatml))
-    assert finding.severity == "warning" and "50% of an epoch's answers" in finding.message and finding.evidence["source"] == "me.jsonl"
+    assert (
+        finding.severity == "warning"
+        and "50% of an epoch's answers" in finding.message
+        and finding.evidence["source"] == "me.jsonl"
+    )
     few = check_data("sft", [{"path": str(plain), "repeat": 10}, {"path": str(identity), "max_rows": 1}], chatml)
     assert "identity" not in {finding.check for finding in few}
 

@@ -1,6 +1,7 @@
-"""Cleaning mends what is broken, names what it did, and leaves everything else as it is; languages are told apart."""
+"""Cleaning repairs faults, names each step that changed something, and leaves everything else; languages are detected."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fledge.data.cleaning import cleaning
-from fledge.data.cleaning.cleaning import SUSPECTED_HTML, SUSPECTED_MOJIBAKE, CleaningSteps, clean_item, clean_text
+from fledge.data.cleaning import cleaning, markup, mojibake
+from fledge.data.cleaning.cleaning import CleaningSteps, clean_item, clean_text
 from fledge.data.cleaning.languages import LANGUAGES, detect_language
+from fledge.data.cleaning.markup import SUSPECTED_HTML
+from fledge.data.cleaning.mojibake import SUSPECTED_MOJIBAKE
 from fledge.data.parsing.columns import RowError
 from fledge.data.parsing.items import BinaryFeedback, Conversation, Document, PreferencePair
 from fledge.errors import FledgeError
@@ -37,7 +40,7 @@ def cleaned(text: str) -> str:
 
 @settings(max_examples=400)
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=20).map("".join))
-def test_what_was_cleaned_stays_as_it_is(text: str) -> None:
+def test_cleaning_a_cleaned_text_changes_nothing(text: str) -> None:
     try:
         once, _ = clean_text(text, ALL)
     except RowError as error:
@@ -47,7 +50,7 @@ def test_what_was_cleaned_stays_as_it_is(text: str) -> None:
 
 
 @given(st.lists(PROSE, max_size=6))
-def test_clean_text_is_not_touched(paragraphs: list[str]) -> None:
+def test_faultless_text_is_not_changed(paragraphs: list[str]) -> None:
     lines = [line.rstrip() for paragraph in paragraphs for line in paragraph.split("\n")]
     text = "\n".join(line for line in lines if line)
     assert clean_text(text, ALL) == (text, ())
@@ -64,7 +67,7 @@ def test_clean_text_is_not_touched(paragraphs: list[str]) -> None:
         "👩‍👩‍👧 emoji, ﬁ ligature, x² + y² ≤ r², ∀ε>0 ∃δ: |x−a|<δ ⇒ |f(x)−f(a)|<ε",
     ],
 )
-def test_correct_text_of_any_language_is_not_touched(text: str) -> None:
+def test_faultless_text_of_any_language_is_not_changed(text: str) -> None:
     assert clean_text(text, ALL) == (text, ())
 
 
@@ -84,15 +87,15 @@ def test_mojibake_is_repaired(broken: str, mended: str) -> None:
     assert clean_text(broken, ALL) == (mended, ("mojibake",))
 
 
-def test_without_ftfy_suspected_mojibake_is_noticed_and_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ftfy_suspected_mojibake_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ftfy", None)
-    cleaning._ftfy.cache_clear()
+    mojibake._ftfy_fix_encoding.cache_clear()
     try:
         assert clean_text("cafÃ©", ALL) == ("cafÃ©", (SUSPECTED_MOJIBAKE,))
         item, (event,) = clean_item(Document("cafÃ©"), ALL)
         assert item == Document("cafÃ©") and event.excerpts is None and not event.detail
     finally:
-        cleaning._ftfy.cache_clear()
+        mojibake._ftfy_fix_encoding.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -112,7 +115,7 @@ def test_without_ftfy_suspected_mojibake_is_noticed_and_nothing_fails(monkeypatc
         "R&D at AT&T; x &= y; &copy=2&reg=1",
     ],
 )
-def test_what_looks_like_markup_but_is_text_or_code_survives(text: str) -> None:
+def test_text_or_code_that_looks_like_markup_stays(text: str) -> None:
     assert cleaned(text) == text.rstrip()
 
 
@@ -142,21 +145,21 @@ def test_what_looks_like_markup_but_is_text_or_code_survives(text: str) -> None:
         ("<svg><script>x</script></svg><object><object>y</object></object><p>left</p>", "left"),
     ],
 )
-def test_markup_goes_and_text_stays(markup: str, text: str) -> None:
-    found, names = clean_text(markup, ALL)
-    assert found == text and "html" in names
+def test_markup_is_removed_and_text_stays(markup: str, text: str) -> None:
+    result, names = clean_text(markup, ALL)
+    assert result == text and "html" in names
 
 
 @pytest.mark.parametrize(
     "text", ["<html><script>go()</script></html>", "<div class='x'><img src='a.png'><br></div>", "<p>&nbsp;</p>"]
 )
-def test_markup_without_text_is_refused(text: str) -> None:
+def test_markup_without_text_is_an_error(text: str) -> None:
     with pytest.raises(RowError) as caught:
         clean_text(text, ALL)
     assert caught.value.reason == "HTML only"
 
 
-def test_markup_is_stripped_from_documents_and_not_from_conversations_unless_told() -> None:
+def test_markup_is_removed_from_documents_and_not_from_conversations_by_default() -> None:
     assert CleaningSteps.of(CleanConfig(), strip_html=True).html and not CleaningSteps.of(CleanConfig(), strip_html=False).html
     assert (
         CleaningSteps.of(CleanConfig(html=True), strip_html=False).html
@@ -169,15 +172,15 @@ def test_markup_is_stripped_from_documents_and_not_from_conversations_unless_tol
     assert clean_text(answer, CleaningSteps.of(CleanConfig(), strip_html=False)) == (answer, ())
 
 
-def test_without_selectolax_markup_is_noticed_or_where_it_was_asked_for_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_selectolax_markup_is_noticed_and_explicit_html_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "selectolax.lexbor", None)
-    cleaning._html_parser.cache_clear()
+    markup.html_parser.cache_clear()
     try:
         assert clean_text("<p>x</p>", CleaningSteps.of(CleanConfig(), strip_html=True)) == ("<p>x</p>", (SUSPECTED_HTML,))
         with pytest.raises(FledgeError, match="selectolax"):
             CleaningSteps.of(CleanConfig(html=True), strip_html=True)
     finally:
-        cleaning._html_parser.cache_clear()
+        markup.html_parser.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -192,7 +195,7 @@ def test_without_selectolax_markup_is_noticed_or_where_it_was_asked_for_refused(
         ("\t\tif x:\n\t\t\treturn", "\t\tif x:\n\t\t\treturn"),
     ],
 )
-def test_white_space_is_mended_and_indentation_kept(before: str, after: str) -> None:
+def test_white_space_is_normalised_and_indentation_kept(before: str, after: str) -> None:
     assert clean_text(before, ALL) == (after, ("whitespace",) if before != after else ())
 
 
@@ -201,7 +204,7 @@ def test_unicode_is_composed() -> None:
     assert clean_text("e\u0301", CleaningSteps(unicode=False)) == ("e\u0301", ())
 
 
-def test_each_kind_of_item_is_mended_in_all_its_texts() -> None:
+def test_every_text_of_every_kind_of_item_is_cleaned() -> None:
     before, after = "x \ny", "x\ny"
     turns = (Message("system", before), Message("user", before), Message("assistant", "", weight=0.5))
     mended = (Message("system", after), Message("user", after), Message("assistant", "", weight=0.5))
@@ -214,7 +217,7 @@ def test_each_kind_of_item_is_mended_in_all_its_texts() -> None:
     assert clean_item(untouched, ALL) == (untouched, ())
 
 
-def test_changes_show_the_place_and_each_step_once() -> None:
+def test_each_step_is_reported_once_with_an_excerpt() -> None:
     item = Conversation((Message("user", "a" * 100 + " cafe\u0301 ok \r\n" + "b" * 100), Message("assistant", "x \ny")))
     _, events = clean_item(item, ALL)
     assert [(event.state, event.reason) for event in events] == [("changed", "unicode"), ("changed", "whitespace")]
@@ -223,7 +226,7 @@ def test_changes_show_the_place_and_each_step_once() -> None:
     assert events[0].detail == f"{before!r} -> {after!r}"
 
 
-def test_items_of_which_nothing_is_left_are_refused() -> None:
+def test_item_without_text_after_cleaning_is_an_error() -> None:
     for item in (Document("\x00\x07"), Conversation((Message("user", "\ufeff"), Message("assistant", "x")))):
         with pytest.raises(RowError) as caught:
             clean_item(item, ALL)
@@ -233,10 +236,10 @@ def test_items_of_which_nothing_is_left_are_refused() -> None:
     assert caught.value.reason == "chosen equals rejected"
 
 
-def test_real_texts_are_changed_only_where_they_are_broken(shared_data: Path) -> None:
+def test_real_texts_are_changed_only_where_they_are_faulty(shared_data: Path) -> None:
     lines = (shared_data / "llamafactory" / "c4_demo.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [clean_text(json.loads(line)["text"], ALL)[1] for line in lines]
-    assert [names for names in found if names] == [("html",)] * 3  # three texts with &apos;
+    steps_by_text = [clean_text(json.loads(line)["text"], ALL)[1] for line in lines]
+    assert [names for names in steps_by_text if names] == [("html",)] * 3  # three texts with &apos;
     poems = json.loads((shared_data / "poetry" / "poet.tang.1000.json").read_text(encoding="utf-8"))
     assert {name for poem in poems for name in clean_text("\n".join(poem["paragraphs"]), ALL)[1]} <= {"whitespace"}
     pairs = json.loads((shared_data / "llamafactory" / "kto_en_demo.json").read_text(encoding="utf-8"))
@@ -274,16 +277,16 @@ def test_real_texts_are_changed_only_where_they_are_broken(shared_data: Path) ->
         ("👍🎉", "other"),
     ],
 )
-def test_detect_language_a_text(text: str, language: str) -> None:
+def test_language_is_detected(text: str, language: str) -> None:
     assert detect_language(text) == language
 
 
 @given(st.text())
-def test_every_text_has_a_language_with_a_code(text: str) -> None:
+def test_every_text_has_a_language_code(text: str) -> None:
     assert LANGUAGES.index(detect_language(text)) < 256
 
 
-def test_languages_of_real_texts(shared_data: Path) -> None:
+def test_languages_of_real_texts_are_detected(shared_data: Path) -> None:
     poems = [
         poem for file in sorted((shared_data / "poetry").glob("*.json"))[:3] for poem in json.loads(file.read_text("utf-8"))
     ]
@@ -296,7 +299,7 @@ def test_languages_of_real_texts(shared_data: Path) -> None:
     assert sum(detect_language(row["instruction"]) == "zh" for row in chinese) >= 0.99 * len(chinese)
 
 
-def test_results_do_not_depend_on_hash_randomisation() -> None:
+def test_cleaning_does_not_depend_on_hash_randomisation() -> None:
     code = (
         "from fledge.data.cleaning.cleaning import *; from fledge.data.cleaning.languages import detect_language\n"
         "text = '<div><p>caf\\u00c3\\u00a9 &amp; the <b>rest</b></p><ul><li>x</li></ul></div> \\r\\n'\n"
@@ -304,7 +307,7 @@ def test_results_do_not_depend_on_hash_randomisation() -> None:
     )
     outputs = {
         subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
         ).stdout
         for seed in ("1", "2")
     }

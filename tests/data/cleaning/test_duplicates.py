@@ -1,4 +1,4 @@
-"""Equal rows are found by their hash; near ones by shared n-grams, with measured recall and without false alarms."""
+"""Equal rows are found by a hash; near duplicates by shared n-grams, with measured recall and without false positives."""
 
 import importlib
 import json
@@ -15,19 +15,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledge.data.cleaning import duplicates
+from fledge.data.cleaning import duplicates, ngrams
 from fledge.data.cleaning.duplicates import (
-    backend,
     bands_of,
     candidates,
     content_hash,
     first_occurrences,
-    jaccard,
     near_duplicates,
     numpy_signatures,
-    shingles,
+    signature_backend,
     signatures,
 )
+from fledge.data.cleaning.ngrams import jaccard, shingles
 
 REPOSITORY = Path(__file__).parents[3]
 MIXED = st.text(st.sampled_from("abAB12 ,.-_\n你好世界春風Ｗé"), max_size=60)
@@ -49,10 +48,10 @@ def data() -> Path:
 
 def sets_of(texts: list[str]) -> list[np.ndarray]:
     flat, offsets = shingles(texts)
-    return [np.unique(part) for part in np.split(flat, offsets[1:-1].astype(np.int64))] if texts else []
+    return [np.unique(row) for row in np.split(flat, offsets[1:-1].astype(np.int64))] if texts else []
 
 
-def plain_sets(text: str) -> set[tuple[str, ...]]:
+def expected_sets(text: str) -> set[tuple[str, ...]]:
     """What `shingles` should see, in plain Python: n-grams of words, or of characters where those prevail."""
     units = re.findall(r"[一-鿿]|[^\W_一-鿿]+", text.replace("Ｗ", "w").lower())
     n = 5 if 2 * sum("一" <= unit <= "鿿" for unit in units) > len(units) else 3
@@ -61,8 +60,8 @@ def plain_sets(text: str) -> set[tuple[str, ...]]:
     return {tuple(units[start : start + n]) for start in range(max(1, len(units) - n + 1))}
 
 
-def plain_jaccard(a: str, b: str) -> float:
-    one, other = plain_sets(a), plain_sets(b)
+def expected_jaccard(a: str, b: str) -> float:
+    one, other = expected_sets(a), expected_sets(b)
     return len(one & other) / len(one | other)
 
 
@@ -88,7 +87,7 @@ def test_content_hash_is_128_bits_in_two_numbers() -> None:
 
 
 @pytest.mark.parametrize(("name", "count"), [("alpaca_en_demo", 14), ("alpaca_zh_demo", 8)])
-def test_equal_rows_of_real_data_are_found_by_either_way(shared_data: Path, name: str, count: int) -> None:
+def test_equal_rows_of_real_data_are_found_by_hash_and_by_ngrams(shared_data: Path, name: str, count: int) -> None:
     rows = json.loads((shared_data / "llamafactory" / f"{name}.json").read_text(encoding="utf-8"))
     hashes = np.array([content_hash(json.dumps(row).encode()) for row in rows], np.uint64)
     first = first_occurrences(hashes)
@@ -103,20 +102,20 @@ def test_equal_rows_of_real_data_are_found_by_either_way(shared_data: Path, name
 
 
 @given(MIXED, MIXED)
-def test_similarity_is_that_of_words_or_characters(a: str, b: str) -> None:
+def test_similarity_is_the_jaccard_index_of_word_or_character_ngrams(a: str, b: str) -> None:
     one, other = sets_of([a, b])
-    assert jaccard(one, other) == pytest.approx(plain_jaccard(a, b))
-    assert len(one) == len(plain_sets(a))
+    assert jaccard(one, other) == pytest.approx(expected_jaccard(a, b))
+    assert len(one) == len(expected_sets(a))
 
 
 @given(st.lists(MIXED, max_size=8))
-def test_a_text_has_the_same_ngrams_alone_and_among_others(texts: list[str]) -> None:
+def test_ngrams_of_a_text_do_not_depend_on_other_texts(texts: list[str]) -> None:
     flat, offsets = shingles(texts)
     assert offsets.tolist() == np.cumsum([0, *(len(shingles([text])[0]) for text in texts)]).tolist()
     assert flat.tolist() == [value for text in texts for value in shingles([text])[0].tolist()]
 
 
-def test_case_width_and_punctuation_make_no_difference() -> None:
+def test_case_width_and_punctuation_are_ignored() -> None:
     (a, b, c), (d, e) = (
         sets_of(["The quick, brown FOX!", "the quick — brown fox", "Ｔｈｅ quick brown fox"]),
         sets_of(["春眠不覺曉，處處聞啼鳥。", "春眠不覺曉 處處聞啼鳥"]),
@@ -124,20 +123,20 @@ def test_case_width_and_punctuation_make_no_difference() -> None:
     assert jaccard(a, b) == jaccard(a, c) == jaccard(d, e) == 1
 
 
-def test_texts_without_letters_are_their_raw_selves() -> None:
+def test_text_without_letters_is_hashed_raw() -> None:
     flat, offsets = shingles(["", "!!!", "hello", "???", "!!!"])
     assert offsets.tolist() == [0, 1, 2, 3, 4, 5]
     assert len(set(flat.tolist())) == 4 and flat[1] == flat[4]
 
 
-def test_a_text_longer_than_a_piece_has_the_ngrams_of_its_parts() -> None:
-    text = "".join(chr(0x4E00 + (i * i * 7 + i // 13) % 5000) for i in range(duplicates._PIECE + 500))
+def test_text_longer_than_one_chunk_has_all_its_ngrams() -> None:
+    text = "".join(chr(0x4E00 + (i * i * 7 + i // 13) % 5000) for i in range(ngrams.MAX_CHARACTERS + 500))
     flat, _ = shingles(["before", text, "after"])
     assert len(flat) == 1 + len(text) - 4 + 1
-    border = text[duplicates._PIECE - 20 : duplicates._PIECE + 20]
+    border = text[ngrams.MAX_CHARACTERS - 20 : ngrams.MAX_CHARACTERS + 20]
     assert set(shingles([border])[0].tolist()) <= set(flat.tolist())
-    found = duplicates.units(["x", text, "after it"])
-    assert found.places.tolist() == [0, *range(len(text)), 0, 6]
+    units = ngrams.units(["x", text, "after it"])
+    assert units.positions.tolist() == [0, *range(len(text)), 0, 6]
 
 
 # -- signatures ---------------------------------------------------------------------------------------------------------
@@ -151,53 +150,53 @@ def test_signatures_estimate_similarity(sign: object, bench: ModuleType, data: P
     assert signs.shape == (600, 128) and signs.dtype == np.uint32
     errors = [np.mean(signs[row] == signs[first]) - jaccard(sets[row], sets[first]) for row, first in copies.items()]
     assert abs(np.mean(errors)) < 0.02 and np.std(errors) < 0.06  # √(s(1 − s)/128) is at most 0.044
-    again = sign(np.concatenate([part for part in sets]), np.cumsum([0, *map(len, sets)]).astype(np.uint64))
-    assert np.array_equal(signs, again)  # neither order nor repetitions count
+    from_sets = sign(np.concatenate([part for part in sets]), np.cumsum([0, *map(len, sets)]).astype(np.uint64))
+    assert np.array_equal(signs, from_sets)  # neither order nor repetitions count
 
 
-def test_without_rensa_the_same_rows_are_found_and_the_name_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_rensa_equal_duplicates_are_found_and_the_backend_name_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     words = " ".join(f"word{i}" for i in range(200))
     texts = [words, "something else entirely, of other words", *edits_of(words, 3)]
     sets = sets_of(texts)
-    name = backend()
+    name = signature_backend()
     monkeypatch.setitem(sys.modules, "rensa", None)
-    duplicates._rensa.cache_clear()
+    duplicates._rensa_minhash.cache_clear()
     try:
-        assert backend() != name and backend().endswith("numpy")
+        assert signature_backend() != name and signature_backend().endswith("numpy")
         kept = near_duplicates(signatures(*shingles(texts)), 0.8, lambda a, b: jaccard(sets[a], sets[b]))
     finally:
-        duplicates._rensa.cache_clear()
+        duplicates._rensa_minhash.cache_clear()
     assert kept.tolist() == [0, 1, 0, 0, 0]
 
 
-def test_no_texts_no_signatures() -> None:
+def test_no_texts_give_no_signatures() -> None:
     signs = signatures(*shingles([]))
     assert signs.shape == (0, 128) and candidates(signs, 0.8).shape == (0, 2)
     assert near_duplicates(signs, 0.8, lambda a, b: 1.0).tolist() == []
 
 
-def test_results_do_not_depend_on_hash_randomisation() -> None:
+def test_signatures_do_not_depend_on_hash_randomisation() -> None:
     code = (
-        "from fledge.data.cleaning.duplicates import *\nimport hashlib\n"
+        "from fledge.data.cleaning.duplicates import *\nfrom fledge.data.cleaning.ngrams import *\nimport hashlib\n"
         "texts = ['春眠不覺曉，處處聞啼鳥' * i + ' the quick brown fox' * (9 - i) for i in range(9)]\n"
         "flat, offsets = shingles(texts)\nprint(hashlib.sha256(signatures(flat, offsets).tobytes()).hexdigest())"
     )
     runs = [[sys.executable, "-c", code]] * 2
-    found = {
-        subprocess.run(run, env={"PYTHONHASHSEED": seed}, capture_output=True, check=True).stdout
+    outputs = {
+        subprocess.run(run, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True).stdout
         for run, seed in zip(runs, "12", strict=True)
     }
-    assert len(found) == 1
+    assert len(outputs) == 1
 
 
 # -- candidates and near duplicates -------------------------------------------------------------------------------------
 
 
 @given(st.floats(0.05, 1))
-def test_bands_let_pairs_at_the_threshold_through(threshold: float) -> None:
+def test_bands_reach_the_recall_at_the_threshold(threshold: float) -> None:
     bands, rows = bands_of(threshold)
     assert bands * rows <= 128
-    assert rows == 1 or 1 - (1 - threshold**rows) ** bands >= duplicates.RECALL
+    assert rows == 1 or 1 - (1 - threshold**rows) ** bands >= duplicates.MIN_RECALL
 
 
 @pytest.mark.parametrize("threshold", [0.7, 0.8])
@@ -221,7 +220,7 @@ def test_unrelated_paragraphs_are_never_duplicates(kind: str, threshold: float, 
     assert bench.found(texts, bench.signatures_of(texts), threshold).tolist() == list(range(1000))
 
 
-def test_likeness_is_not_handed_on() -> None:
+def test_similarity_is_not_transitive() -> None:
     """b is near a, c is near b but not near a: c stays."""
     words = [f"word{i}" for i in range(300)]
     a = " ".join(words)
@@ -233,19 +232,19 @@ def test_likeness_is_not_handed_on() -> None:
     assert kept.tolist() == [0, 0, 2]
 
 
-def test_the_earliest_row_stands_for_all_and_work_stays_linear() -> None:
+def test_earliest_row_represents_all_copies_and_work_stays_linear() -> None:
     base = " ".join(f"word{i}" for i in range(200))
     texts = ["first of all, something else"] + [base] * 2000 + edits_of(base, 100)
     sets = sets_of(texts)
-    asked = []
+    measured = []
 
     def measure(row: int, kept: int) -> float:
-        asked.append((row, kept))
+        measured.append((row, kept))
         return jaccard(sets[row], sets[kept])
 
     kept = near_duplicates(signatures(*shingles(texts)), 0.8, measure)
     assert kept.tolist() == [0, 1] + [1] * 2099
-    assert len(asked) == 2099
+    assert len(measured) == 2099
 
 
 def test_many_rows_with_shared_boilerplate_are_paired_sparsely() -> None:
@@ -257,7 +256,7 @@ def test_many_rows_with_shared_boilerplate_are_paired_sparsely() -> None:
     assert (pairs[:, 0] < pairs[:, 1]).all() and len(np.unique(pairs, axis=0)) == len(pairs)
 
 
-def test_signatures_may_lie_on_disk(tmp_path: Path) -> None:
+def test_signatures_may_be_a_memory_map(tmp_path: Path) -> None:
     base = " ".join(f"word{i}" for i in range(100))
     texts = [base, "another text about other things", base.upper()]
     signs = signatures(*shingles(texts))

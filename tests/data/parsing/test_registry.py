@@ -32,8 +32,8 @@ def registry(folder: Path, **entries: Any) -> str:
 
 def one(folder: Path, entry: Any, **keys: Any) -> Source:
     """The source of an entry."""
-    (found,) = resolve(Source(registry=registry(folder, mine=entry), name="mine", **keys), KEY)
-    return found
+    (source,) = resolve(Source(registry=registry(folder, mine=entry), name="mine", **keys), KEY)
+    return source
 
 
 def refused(folder: Path, entry: Any, **keys: Any) -> str:
@@ -45,7 +45,7 @@ def refused(folder: Path, entry: Any, **keys: Any) -> str:
     return str(caught.value)
 
 
-def test_a_source_without_a_registry_is_itself() -> None:
+def test_source_without_a_registry_resolves_to_itself() -> None:
     source = Source(path="a.jsonl", max_rows=3)
     assert resolve(source, KEY) == [source]
 
@@ -53,31 +53,31 @@ def test_a_source_without_a_registry_is_itself() -> None:
 # -- where --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_lies_beside_its_registry_which_may_be_named_by_its_folder(tmp_path: Path) -> None:
+def test_file_is_relative_to_the_registry_which_may_be_given_by_its_folder(tmp_path: Path) -> None:
     assert one(tmp_path, {"file_name": "sub/a.json"}).path == str(tmp_path / "sub" / "a.json")
     assert one(tmp_path, {"file_name": "/else/where.json"}).path == "/else/where.json"
     assert one(tmp_path, {"file_name": "a.json", "split": "train", "file_sha1": ""}).name == "mine"
     assert resolve(Source(registry=str(tmp_path), name="mine"), KEY)[0].path == str(tmp_path / "a.json")
 
 
-def test_a_hub_comes_before_all_other_places(tmp_path: Path) -> None:
+def test_hub_takes_precedence_over_other_locations(tmp_path: Path) -> None:
     entry = {"hf_hub_url": "org/set", "ms_hub_url": "x", "script_url": "y", "file_name": "z", "subset": "en", "split": "test"}
-    found = one(tmp_path, entry)
-    assert (found.hub, found.subset, found.split, found.path) == ("org/set", "en", "test", None)
+    source = one(tmp_path, entry)
+    assert (source.hub, source.subset, source.split, source.path) == ("org/set", "en", "test", None)
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "message"),
     [
-        ({"ms_hub_url": "x", "file_name": "a.json"}, "fledge does not read ms_hub_url"),
-        ({"om_hub_url": "x"}, "fledge does not read om_hub_url"),
-        ({"script_url": "x", "file_name": "a.json"}, "fledge does not read script_url"),
-        ({"cloud_file_name": "s3://x"}, "fledge does not read cloud_file_name"),
-        ({"hf_hub_url": "x", "folder": "python"}, "cannot read folder 'python' of hf_hub_url"),
-        ({"hf_hub_url": "x", "revision": "v2"}, "cannot read revision 'v2' of hf_hub_url"),
-        ({"file_name": "a.json", "subset": "en"}, "cannot read subset 'en' of file_name"),
-        ({"file_name": "a.json", "split": "train[:10%]"}, "cannot read split 'train[:10%]' of file_name"),
-        ({"formatting": "alpaca"}, "it names neither file_name nor hf_hub_url"),
+        ({"ms_hub_url": "x", "file_name": "a.json"}, "fledge does not support ms_hub_url"),
+        ({"om_hub_url": "x"}, "fledge does not support om_hub_url"),
+        ({"script_url": "x", "file_name": "a.json"}, "fledge does not support script_url"),
+        ({"cloud_file_name": "s3://x"}, "fledge does not support cloud_file_name"),
+        ({"hf_hub_url": "x", "folder": "python"}, "does not support folder 'python' with hf_hub_url"),
+        ({"hf_hub_url": "x", "revision": "v2"}, "does not support revision 'v2' with hf_hub_url"),
+        ({"file_name": "a.json", "subset": "en"}, "does not support subset 'en' with file_name"),
+        ({"file_name": "a.json", "split": "train[:10%]"}, "does not support split 'train[:10%]' with file_name"),
+        ({"formatting": "alpaca"}, "it has neither file_name nor hf_hub_url"),
         ({"file_name": ["a.json"]}, "file_name is not text"),
         ({"file_name": "a\0.json"}, "file_name is not text"),
         ({"file_name": "a.json", "formatting": "chatml"}, "formatting is 'chatml'\n  → it is one of alpaca, sharegpt, openai"),
@@ -89,17 +89,17 @@ def test_a_hub_comes_before_all_other_places(tmp_path: Path) -> None:
         ({"file_name": "a.json", "tags": {"role": "x"}}, "tags has an unknown key 'role'\n  → did you mean 'role_tag'?"),
         ({"file_name": "a.json", "columns": {"prompt": 3}}, "columns.prompt is not text"),
         ({"file_name": "a.json", "columns": "prompt"}, "columns is str, not a JSON object"),
-        ({"file_name": "a.json", "columns": {"response": "x"}}, "its columns name no prompt"),
-        ({"file_name": "a.json", "formatting": "sharegpt", "columns": {"tools": "x"}}, "its columns name no messages"),
-        ({"file_name": "a.json", "columns": {"prompt": "p", "images": "image"}}, "it has images; fledge trains on text alone"),
+        ({"file_name": "a.json", "columns": {"response": "x"}}, "its columns do not name prompt"),
+        ({"file_name": "a.json", "formatting": "sharegpt", "columns": {"tools": "x"}}, "its columns do not name messages"),
+        ({"file_name": "a.json", "columns": {"prompt": "p", "images": "image"}}, "it has images; fledge trains on text only"),
         ("a.json", "it is str, not a JSON object"),
     ],
 )
-def test_what_fledge_cannot_do_is_told_by_file_and_entry(tmp_path: Path, entry: Any, said: str) -> None:
-    assert said in refused(tmp_path, entry)
+def test_unsupported_or_invalid_entry_is_reported_with_file_and_entry(tmp_path: Path, entry: Any, message: str) -> None:
+    assert message in refused(tmp_path, entry)
 
 
-def test_an_unknown_entry_is_told_with_the_nearest_name(tmp_path: Path) -> None:
+def test_unknown_entry_is_reported_with_the_nearest_name(tmp_path: Path) -> None:
     file = registry(tmp_path, identity={"file_name": "a"}, alpaca_en={"file_name": "b"})
     with pytest.raises(FledgeError, match=r"train\.0: the registry '.*' has no entry 'identty'\n  → did you mean 'identity'\?"):
         resolve(Source(registry=file, name="alpaca_en,identty"), KEY)
@@ -108,7 +108,7 @@ def test_an_unknown_entry_is_told_with_the_nearest_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"{", "is not valid JSON"),
         (b"\xff", "is not valid JSON"),
@@ -117,7 +117,7 @@ def test_an_unknown_entry_is_told_with_the_nearest_name(tmp_path: Path) -> None:
         (None, "there is no registry"),
     ],
 )
-def test_a_registry_that_cannot_be_read_is_one_clear_error(tmp_path: Path, content: bytes | None, said: str) -> None:
+def test_unreadable_registry_is_one_error(tmp_path: Path, content: bytes | None, message: str) -> None:
     file = tmp_path / "dataset_info.json"
     if content is not None:
         file.write_bytes(content)
@@ -125,7 +125,7 @@ def test_a_registry_that_cannot_be_read_is_one_clear_error(tmp_path: Path, conte
         with pytest.raises(FledgeError) as caught:
             resolve(Source(registry=path, name="a"), KEY)
         assert str(caught.value).startswith(f"{KEY}: ")
-        assert said in str(caught.value) or "\0" in path
+        assert message in str(caught.value) or "\0" in path
 
 
 # -- what the rows are --------------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def sft(source: Source, row: dict) -> tuple:
     return item.messages
 
 
-def test_alpaca_without_columns_has_its_three_and_no_others(tmp_path: Path) -> None:
+def test_alpaca_without_columns_uses_its_three_default_columns(tmp_path: Path) -> None:
     source = one(tmp_path, {"file_name": "a.json"})
     row = {
         "instruction": "q",
@@ -153,7 +153,7 @@ def test_alpaca_without_columns_has_its_three_and_no_others(tmp_path: Path) -> N
     assert parse_row(row, source, "pretrain") == Document("q\nx")
 
 
-def test_alpaca_with_columns_has_those_and_no_others(tmp_path: Path) -> None:
+def test_alpaca_with_columns_uses_only_these(tmp_path: Path) -> None:
     columns = {"prompt": "instruction", "response": "out", "history": "h", "system": None}
     source = one(tmp_path, {"file_name": "a.json", "columns": columns})
     row = {"instruction": "q", "input": "no", "out": "a", "output": "no", "h": [["q1", "a1"]], "system": "no", "tools": "no"}
@@ -166,14 +166,14 @@ def test_alpaca_with_columns_has_those_and_no_others(tmp_path: Path) -> None:
     assert sft(source, {"q": "q", "x": "", "output": "a"}) == (Q, A)
 
 
-def test_a_document_is_the_prompt(tmp_path: Path) -> None:
+def test_document_of_an_alpaca_entry_is_the_prompt(tmp_path: Path) -> None:
     source = one(tmp_path, {"file_name": "a.txt", "columns": {"prompt": "body"}})
     assert parse_row({"body": "b", "text": "no"}, source, "pretrain") == Document("b")
     with pytest.raises(RowError, match="no answer"):
         parse_row({"body": "b", "output": "no"}, source, "sft")
 
 
-def test_a_ranking_has_two_columns_or_one_list_of_both(tmp_path: Path) -> None:
+def test_ranking_has_two_columns_or_one_list_of_two(tmp_path: Path) -> None:
     columns = {"prompt": "q", "chosen": "good", "rejected": "bad"}
     source = one(tmp_path, {"file_name": "a.json", "ranking": True, "columns": columns})
     row = {"q": "q", "good": "a", "bad": "b", "chosen": "no", "rejected": "no"}
@@ -185,7 +185,7 @@ def test_a_ranking_has_two_columns_or_one_list_of_both(tmp_path: Path) -> None:
         parse_row(row, source, "sft")
 
 
-def test_sharegpt_has_its_own_names_unless_tags_say_otherwise(tmp_path: Path) -> None:
+def test_sharegpt_uses_its_default_names_unless_tags_are_set(tmp_path: Path) -> None:
     source = one(tmp_path, {"file_name": "a.json", "formatting": "sharegpt"})
     assert (source.columns["messages"], source.turns, source.roles) == ("conversations", SHAREGPT_TURNS, SHAREGPT_ROLES)
     turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
@@ -202,7 +202,7 @@ def test_sharegpt_has_its_own_names_unless_tags_say_otherwise(tmp_path: Path) ->
     assert (item.answer, item.desirable) == ("a", False)
 
 
-def test_openai_is_read_by_tags_or_by_its_usual_names(tmp_path: Path) -> None:
+def test_openai_uses_tags_or_its_usual_names(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     for tags in ({}, {"tags": OPENAI}):
         source = one(tmp_path, {"file_name": "a.json", "formatting": "openai", "columns": {"messages": "messages"}, **tags})
@@ -215,19 +215,19 @@ def test_openai_is_read_by_tags_or_by_its_usual_names(tmp_path: Path) -> None:
 # -- what the recipe adds -----------------------------------------------------------------------------------------------
 
 
-def test_what_the_recipe_says_of_the_source_is_laid_over_each_entry(tmp_path: Path) -> None:
+def test_recipe_overrides_each_entry(tmp_path: Path) -> None:
     entries = {"a": {"file_name": "a.json"}, "b": {"file_name": "b.json", "formatting": "sharegpt", "num_samples": 5}}
     keys = {"repeat": 2.0, "max_samples": 9, "encoding": "gb18030", "documents": "paragraph"}
     asked = Source(registry=registry(tmp_path, **entries), name="a, b", columns={"system": "s"}, roles={"gpt": "user"}, **keys)
     first, second = resolve(asked, KEY)
-    for found in (first, second):
-        assert {key: getattr(found, key) for key in keys} == keys
-        assert (found.columns["system"], found.roles["gpt"], found.registry) == ("s", "user", None)
+    for source in (first, second):
+        assert {key: getattr(source, key) for key in keys} == keys
+        assert (source.columns["system"], source.roles["gpt"], source.registry) == ("s", "user", None)
     assert (first.name, second.name, first.max_rows, second.max_rows) == ("a", "b", None, 5)
     assert second.roles["human"] == "user"
 
 
-def test_how_much_is_taken_is_the_recipes_word_before_the_entrys(tmp_path: Path) -> None:
+def test_recipe_decides_how_much_is_used_before_the_entry(tmp_path: Path) -> None:
     entry = {"file_name": "a.json", "num_samples": 5}
     assert one(tmp_path, entry).max_rows == 5
     assert one(tmp_path, entry, max_rows=7).max_rows == 7
@@ -235,11 +235,11 @@ def test_how_much_is_taken_is_the_recipes_word_before_the_entrys(tmp_path: Path)
         assert one(tmp_path, entry, **keys).max_rows is None
 
 
-def test_one_share_cannot_be_given_to_several_entries(tmp_path: Path) -> None:
+def test_one_token_fraction_for_several_entries_is_an_error(tmp_path: Path) -> None:
     file = registry(tmp_path, **{"a": {"file_name": "a"}, "b": {"file_name": "b"}, "a,b": {"file_name": "c"}})
-    with pytest.raises(FledgeError, match=r"train\.0: share 0\.5 is given to 2 data sets together"):
+    with pytest.raises(FledgeError, match=r"train\.0: token_fraction 0\.5 is given to 2 data sets together"):
         resolve(Source(registry=file, name="a ,b", token_fraction=0.5), KEY)
-    assert [found.name for found in resolve(Source(registry=file, name="a,b", token_fraction=0.5), KEY)] == ["a,b"]
+    assert [source.name for source in resolve(Source(registry=file, name="a,b", token_fraction=0.5), KEY)] == ["a,b"]
 
 
 JSON = st.recursive(
@@ -260,36 +260,36 @@ ENTRIES = st.fixed_dictionaries(
 
 
 @given(JSON | ENTRIES)
-def test_no_entry_whatever_raises_anything_but_an_error_that_names_it(tmp_path_factory: Any, entry: Any) -> None:
+def test_random_entries_raise_only_errors_that_name_them(tmp_path_factory: Any, entry: Any) -> None:
     folder = tmp_path_factory.getbasetemp()
     try:
-        found = one(folder, entry)
+        source = one(folder, entry)
     except FledgeError as error:
         assert "entry 'mine'" in error.what
     else:
-        assert Source.model_validate(found.model_dump(mode="json")) == found
+        assert Source.model_validate(source.model_dump(mode="json")) == source
 
 
 # -- the real registry --------------------------------------------------------------------------------------------------
 
 
-def test_the_real_registry_is_read_whole(shared_data: Path) -> None:
+def test_every_entry_of_a_real_registry_is_read_or_reported(shared_data: Path) -> None:
     file = shared_data / "llamafactory" / "dataset_info.json"
     entries = json.loads(file.read_text(encoding="utf-8"))
-    found, reasons = {}, Counter()
+    source, reasons = {}, Counter()
     for name, entry in entries.items():
         try:
-            (found[name],) = resolve(Source(registry=str(file), name=name), KEY)
+            (source[name],) = resolve(Source(registry=str(file), name=name), KEY)
         except FledgeError as error:
             reasons[error.what.split(": ", 1)[1].split(";")[0]] += 1
             assert {"images", "videos", "audios"} & set(entry.get("columns", {})) or name in ("deepctrl", "starcoder_python")
-    assert len(found) == 89
+    assert len(source) == 89
     assert reasons == {
         "it has images": 10, "it has videos": 2, "it has audios": 1,
-        "fledge does not read ms_hub_url": 1, "fledge cannot read folder 'python' of hf_hub_url": 1,
+        "fledge does not support ms_hub_url": 1, "fledge does not support folder 'python' with hf_hub_url": 1,
     }  # fmt: skip
-    assert all(found[name].hub == entries[name]["hf_hub_url"] for name in found if found[name].hub)
-    assert sum(source.path is not None for source in found.values()) == 10
+    assert all(source[name].hub == entries[name]["hf_hub_url"] for name in source if source[name].hub)
+    assert sum(source.path is not None for source in source.values()) == 10
 
 
 REAL = {
@@ -299,7 +299,7 @@ REAL = {
 }  # fmt: skip
 
 
-def test_real_files_are_read_by_their_entries_as_they_are_without(shared_data: Path) -> None:
+def test_real_files_give_equal_items_with_and_without_their_entries(shared_data: Path) -> None:
     file = shared_data / "llamafactory" / "dataset_info.json"
     sources = resolve(Source(registry=str(file), name=",".join(REAL)), KEY)
     for source, (kind, count) in zip(sources, REAL.values(), strict=True):

@@ -88,7 +88,7 @@ CONVERSATIONS = [
 
 
 @pytest.mark.parametrize(("name", "row", "turns"), CONVERSATIONS)
-def test_every_schema_of_conversations_is_recognised(name: str, row: dict, turns: tuple) -> None:
+def test_every_schema_of_conversations_is_detected(name: str, row: dict, turns: tuple) -> None:
     assert parse_row(row, source(), "sft") == Conversation(turns)
     assert (schema_name(row, source()), detect_item_type(row, source())) == (name, Conversation)
 
@@ -107,16 +107,16 @@ def test_every_schema_of_conversations_is_recognised(name: str, row: dict, turns
          {"messages": [{"who": "me", "said": "q", "from": "gpt"}, {"who": "gpt", "said": "a", "content": "no"}]}),
     ],
 )  # fmt: skip
-def test_named_columns_turns_and_roles_win(keys: dict, row: dict) -> None:
+def test_columns_turns_and_roles_of_the_recipe_take_precedence(keys: dict, row: dict) -> None:
     assert parse_row(row, source(**keys), "sft") == Conversation((Q, A))
 
 
-def test_roles_of_the_recipe_come_before_the_usual_meaning() -> None:
+def test_roles_of_the_recipe_override_the_usual_roles() -> None:
     row = {"messages": [{"role": "model", "content": "q"}, {"role": "Bot", "content": "a"}]}
     assert parse_row(row, source(roles={"model": "user"}), "sft") == Conversation((Q, A))
 
 
-def test_columns_of_text_are_joined_and_what_is_named_must_be_there() -> None:
+def test_several_text_columns_are_joined_and_each_must_exist() -> None:
     row = {"t": "title", "b": ["x", "y"], "text": "no", "n": None}
     assert parse_row(row, source(columns={"text": ["t", "b", "n"]}), "pretrain") == Document("title\nx\ny")
     assert parse_row(row, source(), "pretrain") == Document("no")
@@ -128,7 +128,7 @@ def test_columns_of_text_are_joined_and_what_is_named_must_be_there() -> None:
     assert reason({"prompt": "q", "chosen": "a"}, "preference", columns={"rejected": "bad"})[0] == "column missing"
 
 
-def test_the_stage_gives_a_system_prompt_to_those_that_bring_none() -> None:
+def test_system_prompt_of_the_stage_is_added_where_a_row_has_none() -> None:
     row, own = {"prompt": "q", "response": "a"}, Message("system", "own")
     assert parse_row(row, source(), "sft", "s") == Conversation((S, Q, A))
     assert parse_row({**row, "system": "own"}, source(), "sft", "s") == Conversation((own, Q, A))
@@ -159,7 +159,7 @@ CALLING = (Q, Message("assistant", "", (ToolCall("add", '{"x": 1}'),)), Message(
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("tools", [DESCRIBED, json.dumps(DESCRIBED), None, [], "[]", " "])
-def test_tool_calls_and_results_are_the_same_in_every_form(turns: list, tools: Any) -> None:
+def test_every_form_of_tool_calls_gives_equal_messages(turns: list, tools: Any) -> None:
     row = {"conversations": turns, "tools": tools}
     item = parse_row(row, source(), "sft")
     assert isinstance(item, Conversation)
@@ -168,21 +168,21 @@ def test_tool_calls_and_results_are_the_same_in_every_form(turns: list, tools: A
     assert (schema_name(row, source()), detect_item_type(row, source())) == ("tool calls", Conversation)
 
 
-def test_tools_may_stand_in_the_system_turn() -> None:
+def test_tools_may_be_in_the_system_turn() -> None:
     system = {"role": "system", "content": "s", "tools": json.dumps(DESCRIBED)}
     item = parse_row({"conversations": [system, *TURNS]}, source(), "sft")
     assert item == Conversation((S, Q, A), json.dumps(DESCRIBED))
     assert parse_row({"conversations": [system, *TURNS]}, source(columns={"tools": ""}), "sft") == Conversation((S, Q, A))
 
 
-def test_arguments_are_kept_as_the_data_write_them() -> None:
+def test_tool_arguments_keep_their_spelling() -> None:
     calls = [call(arguments='{"城": "北京",  "n":1.0}'), call("b", "")]
     item = parse_row({"messages": [TURNS[0], {"role": "assistant", "tool_calls": calls}]}, source(), "sft")
     assert isinstance(item, Conversation)
     assert item.messages[-1].tool_calls == (ToolCall("add", '{"城": "北京",  "n":1.0}'), ToolCall("b", "{}"))
 
 
-def test_several_results_follow_one_turn_and_a_conversation_may_end_with_a_call() -> None:
+def test_several_tool_results_may_follow_one_turn_and_a_conversation_may_end_with_a_call() -> None:
     result = {"role": "tool", "content": ""}
     calling = {"role": "assistant", "content": "wait", "tool_calls": [call(), call()]}
     item = parse_row({"messages": [TURNS[0], calling, result, result, TURNS[1]]}, source(), "sft")
@@ -192,9 +192,9 @@ def test_several_results_follow_one_turn_and_a_conversation_may_end_with_a_call(
     assert isinstance(item, Conversation)
     assert [len(turn.tool_calls) for turn in item.messages] == [0, 0, 0, 2]
     row = {"prompt": [TURNS[0], calling, result], "chosen": "c", "rejected": "r", "tools": DESCRIBED}
-    found = parse_row(row, source(), "preference")
-    assert isinstance(found, PreferencePair)
-    assert (found.prompt[-1].role, json.loads(found.tools or "")) == ("tool", DESCRIBED)
+    item = parse_row(row, source(), "preference")
+    assert isinstance(item, PreferencePair)
+    assert (item.prompt[-1].role, json.loads(item.tools or "")) == ("tool", DESCRIBED)
 
 
 # -- weights ------------------------------------------------------------------------------------------------------------
@@ -208,14 +208,14 @@ def test_several_results_follow_one_turn_and_a_conversation_may_end_with_a_call(
         ({"weight": 0.25, "train": True}, 0.25),
     ],
 )  # fmt: skip
-def test_a_turn_brings_its_own_weight(keys: dict, weight: float | None) -> None:
+def test_turn_may_have_its_own_weight(keys: dict, weight: float | None) -> None:
     silent = [{**TURNS[0], "weight": 0, "train": False}, {**TURNS[1], "train": False}]
     row = {"messages": [TURNS[0], {**TURNS[1], **keys}, *silent]}
     expected = (Q, Message("assistant", "a", (), weight), Q, Message("assistant", "a", (), 0.0))
     assert parse_row(row, source(), "sft") == Conversation(expected)
 
 
-def test_preferences_train_their_answers_whatever_the_weights_of_their_turns() -> None:
+def test_weights_of_turns_do_not_affect_preference_answers() -> None:
     before = [*({**turn, "train": False} for turn in TURNS), MORE[-1]]
     pair = {"chosen": [*before, {**GOOD, "weight": 0.5}], "rejected": [*before, BAD]}
     assert parse_row(pair, source(), "preference") == PreferencePair((Q, A, Message("user", "more")), "good", "bad")
@@ -237,13 +237,13 @@ def test_preferences_train_their_answers_whatever_the_weights_of_their_turns() -
         ("ranked list", {"instruction": "q", "input": "", "output": ["good", "bad"]}, (Q,)),
     ],
 )  # fmt: skip
-def test_every_schema_of_preferences_is_recognised(name: str, row: dict, prompt: tuple) -> None:
+def test_every_schema_of_preferences_is_detected(name: str, row: dict, prompt: tuple) -> None:
     assert parse_row(row, source(), "preference") == PreferencePair(prompt, "good", "bad")
     assert (schema_name(row, source()), detect_item_type(row, source())) == (name, PreferencePair)
 
 
 @pytest.mark.parametrize("answers", [["good", "bad"], [GOOD, BAD], [[GOOD], [BAD]]])
-def test_a_list_of_two_is_ranked_where_the_recipe_names_it(answers: list) -> None:
+def test_list_of_two_answers_is_a_ranking_if_the_recipe_names_the_column(answers: list) -> None:
     ranked = source(columns={"ranked": "answers"})
     row = {"prompt": "q", "answers": answers}
     assert parse_row(row, ranked, "preference") == PreferencePair((Q,), "good", "bad")
@@ -251,10 +251,10 @@ def test_a_list_of_two_is_ranked_where_the_recipe_names_it(answers: list) -> Non
 
 
 @pytest.mark.parametrize(("extra", "head"), [({}, ()), ({"prompt": "q"}, ()), ({"system": "s"}, (S,))])
-def test_whole_conversations_bring_their_own_prompt_whatever_else_the_row_says(extra: dict, head: tuple) -> None:
+def test_whole_conversations_contain_the_prompt_and_other_columns_are_ignored(extra: dict, head: tuple) -> None:
     pair = {name: [*MORE, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
-    found = parse_row({**extra, **pair}, source(), "preference")
-    assert found == PreferencePair((*head, Q, A, Message("user", "more")), "chosen", "rejected")
+    item = parse_row({**extra, **pair}, source(), "preference")
+    assert item == PreferencePair((*head, Q, A, Message("user", "more")), "chosen", "rejected")
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_whole_conversations_bring_their_own_prompt_whatever_else_the_row_says(e
         {"instruction": "q", "input": "", "output": "a", "kto_tag": True},
     ],
 )
-def test_labelled_answers_are_recognised_and_only_wanted_ones_are_fine_tuned_on(row: dict) -> None:
+def test_labelled_answers_are_detected_and_only_desirable_ones_are_used_for_fine_tuning(row: dict) -> None:
     assert parse_row(row, source(), "label") == BinaryFeedback((Q,), "a", True)
     assert (schema_name(row, source()), detect_item_type(row, source())) == ("kto", BinaryFeedback)
     assert parse_row(row, source(), "sft") == Conversation((Q, A))
@@ -276,7 +276,7 @@ def test_labelled_answers_are_recognised_and_only_wanted_ones_are_fine_tuned_on(
     assert reason(unwanted, "sft")[0] == "labelled undesirable"
 
 
-def test_a_label_that_is_no_yes_or_no_is_no_label_unless_it_is_named() -> None:
+def test_label_that_is_not_boolean_is_ignored_unless_the_recipe_names_it() -> None:
     row = {"prompt": "q", "response": "a", "label": 0}
     assert parse_row(row, source(), "sft") == Conversation((Q, A))
     assert detect_item_type(row, source()) is Conversation
@@ -381,19 +381,19 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("kind", "row", "why", "detail"), BROKEN)
-def test_a_row_that_cannot_be_used_has_a_reason_and_a_detail(kind: str, row: Any, why: str, detail: str) -> None:
-    found = reason(row, kind)
-    assert found[0] == why
-    assert detail in found[1]
+def test_unusable_row_has_a_reason_and_a_detail(kind: str, row: Any, why: str, detail: str) -> None:
+    result = reason(row, kind)
+    assert result[0] == why
+    assert detail in result[1]
 
 
 @pytest.mark.parametrize("ranked", ["ab", ["a"], ["a", "b", "c"]])
-def test_ranked_answers_are_two(ranked: Any) -> None:
-    found = reason({"prompt": "q", "r": ranked}, "preference", columns={"ranked": "r"})
-    assert found == ("wrong type", "the ranked answers are not a list of two, the better first")
+def test_ranking_must_have_two_answers(ranked: Any) -> None:
+    result = reason({"prompt": "q", "r": ranked}, "preference", columns={"ranked": "r"})
+    assert result == ("wrong type", "the ranked answers are not a list of two, the better first")
 
 
-def test_the_detail_of_a_row_stays_short() -> None:
+def test_detail_of_an_unusable_row_is_short() -> None:
     assert len(reason({"messages": [{"role": "x" * 10_000, "content": "q"}]}, "sft")[1]) <= 300
 
 
@@ -423,8 +423,8 @@ SOURCES = st.sampled_from(
 
 @settings(max_examples=400)
 @given(ROWS, SOURCES, st.sampled_from(KINDS))
-def test_no_row_whatever_breaks_more_than_itself(row: Any, read_as: Source, kind: str) -> None:
-    """Every row is an item that can be written, or has a reason; a description is always found."""
+def test_any_row_is_an_item_or_has_a_reason(row: Any, read_as: Source, kind: str) -> None:
+    """Every row is an item that can be serialized, or has a reason; a schema name is always given."""
     assert isinstance(schema_name(row, read_as), str)
     try:
         item = parse_row(row, read_as, kind)
@@ -455,14 +455,14 @@ ITEMS = st.one_of(
 @example(Document("line\nbreak\u2028\x00"))
 @example(Conversation((Message("assistant", "", (), 0.1), Message("assistant", "", (ToolCall("", ""),)))))
 @example(Conversation((Message("assistant", "", (), 0.0),)))
-def test_an_item_survives_being_written_on_one_line(item: Item) -> None:
+def test_item_survives_serialization(item: Item) -> None:
     line = serialize(item)
     assert b"\n" not in line
     assert deserialize(line + b"\n") == item
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         ("I am {{name}}, made by {{ author }}; {{name}}!", ["{{name}}", "{{ author }}"]),
         ("我是{{name}}，由{{author_2}}开发", ["{{name}}", "{{author_2}}"]),
@@ -471,12 +471,12 @@ def test_an_item_survives_being_written_on_one_line(item: Item) -> None:
         ("{name} {{}} {{a b}} {{ item.name }} {{1}} <name> <B>", []),
     ],
 )
-def test_placeholders_are_found_and_formulas_are_not(text: str, found: list[str]) -> None:
-    assert placeholders(Document(text)) == found
-    assert placeholders(Conversation((Q, Message("assistant", text)))) == found
-    assert placeholders(PreferencePair((Message("user", text),), "c", "r")) == found
-    assert placeholders(PreferencePair((Q,), "c", text)) == found
-    assert placeholders(BinaryFeedback((Q,), text, True)) == found
+def test_placeholders_are_detected_and_formulas_are_not(text: str, expected: list[str]) -> None:
+    assert placeholders(Document(text)) == expected
+    assert placeholders(Conversation((Q, Message("assistant", text)))) == expected
+    assert placeholders(PreferencePair((Message("user", text),), "c", "r")) == expected
+    assert placeholders(PreferencePair((Q,), "c", text)) == expected
+    assert placeholders(BinaryFeedback((Q,), text, True)) == expected
 
 
 REAL = [
@@ -514,7 +514,7 @@ def rows_of(file: Path) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("name", "columns", "kind", "schema", "count"), REAL)
-def test_every_row_of_every_real_file_is_recognised(
+def test_every_row_of_every_real_file_is_parsed(
     shared_data: Path, name: str, columns: dict, kind: str, schema: str | dict, count: int
 ) -> None:
     read_as, schemas = source(columns=columns), Counter()
@@ -527,7 +527,7 @@ def test_every_row_of_every_real_file_is_recognised(
     assert sum(schemas.values()) == count
 
 
-def test_real_labels_tool_calls_and_placeholders(shared_data: Path) -> None:
+def test_real_labels_tool_calls_and_placeholders_are_detected(shared_data: Path) -> None:
     folder = shared_data / "llamafactory"
     reasons = Counter()
     for row in rows_of(folder / "kto_en_demo.json"):
@@ -544,7 +544,9 @@ def test_real_labels_tool_calls_and_placeholders(shared_data: Path) -> None:
     assert len(calls) == 216
     assert [{"name": c.name, "arguments": json.loads(c.arguments)} for c in calls] == [json.loads(text) for text in written]
 
-    found = Counter(name for row in rows_of(folder / "identity.json") for name in placeholders(parse_row(row, source(), "sft")))
-    assert found == {"{{name}}": 77, "{{author}}": 60}
+    counts = Counter(
+        name for row in rows_of(folder / "identity.json") for name in placeholders(parse_row(row, source(), "sft"))
+    )
+    assert counts == {"{{name}}": 77, "{{author}}": 60}
     for name in ("gsm8k/train.jsonl", "llamafactory/alpaca_en_demo.json"):
         assert not any(placeholders(parse_row(row, source(), "sft")) for row in rows_of(shared_data / name))

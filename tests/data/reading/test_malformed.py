@@ -1,4 +1,4 @@
-"""Malformed files and rows: each is a dropped row with its place and reason, or one error that names the file; nothing else."""
+"""Malformed files and rows: each is a dropped row with location and reason, or one error that names the file."""
 
 import gzip
 import io
@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.data.parsing.columns import RowError
-from fledge.data.reading.formats import NESTING, ROW_LIMIT
+from fledge.data.reading.formats import MAX_NESTING, ROW_LIMIT
 from fledge.data.reading.records import files_of, read, row_location, spans_of
 from fledge.errors import FledgeError
 from fledge.recipe.schema import Source
@@ -33,7 +33,7 @@ KEY = "stages.x.data.train.0"
 
 @dataclass(frozen=True)
 class Case:
-    """A file, and what must come of it: so many usable rows and these dropped ones (place → reason), or an error that says."""
+    """A file and the expected outcome: usable rows, dropped rows (location -> reason), or an error message."""
 
     name: str
     file: str
@@ -46,21 +46,22 @@ class Case:
 
 
 def outcome(file: Path, source: Source, kind: str) -> tuple[int, dict[str, str]]:
-    """How many rows are usable, and why the others are not, by the way that a stage takes. A small target makes many spans."""
+    """The number of usable rows, and the reasons of the others by location, read as a stage reads. A small target gives many
+    ranges."""
     good, bad = 0, {}
     for span in spans_of(files_of(source, KEY), source, 64):
         for record in read(span, source):
-            where = row_location(span.file, record.number).removeprefix(str(file))
-            assert where not in bad or source.documents == "file"
+            location = row_location(span.file, record.number).removeprefix(str(file))
+            assert location not in bad or source.documents == "file"
             if record.broken:
                 assert len(record.broken) < 40
-                bad[where] = record.broken
+                bad[location] = record.broken
                 continue
             try:
                 parse_row(record.value, source, kind)
                 good += 1
             except RowError as error:
-                bad[where] = error.reason
+                bad[location] = error.reason
     return good, bad
 
 
@@ -75,8 +76,8 @@ def as_parquet(rows: list[Any], **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def struck(content: bytes, position: int, count: int = 1) -> bytes:
-    """The content with some bytes turned over."""
+def flip_bytes(content: bytes, position: int, count: int = 1) -> bytes:
+    """The content with some bytes inverted."""
     position %= len(content)
     flipped = bytes(byte ^ 0xFF for byte in content[position : position + count])
     return content[:position] + flipped + content[position + count :]
@@ -118,10 +119,10 @@ BAD_JSON: dict[str, tuple[bytes, str]] = {
     "surrogates the wrong way round": (b'{"text": "\\udc00\\ud800"}', "undecodable"),
     "arrays 100,000 deep": (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
     "arrays 600 deep": (b'{"text": ' + b"[" * 600 + b"]" * 600 + b"}", "nested too deeply"),
-    "objects just too deep": (b'{"a":' * (NESTING + 10) + b"1" + b"}" * (NESTING + 10), "nested too deeply"),
+    "objects just too deep": (b'{"a":' * (MAX_NESTING + 10) + b"1" + b"}" * (MAX_NESTING + 10), "nested too deeply"),
 }
-# In an array, some mistakes reach beyond the row: the file cannot be divided any more.
-REACHING = {"an open object", "an open string", "an open array"}
+# In an array, some mistakes affect more than the row: its elements cannot be told apart any more.
+BREAKS_ARRAY = {"an open object", "an open string", "an open array"}
 WRONG_SHAPES: dict[str, tuple[str, Any]] = {
     "a number": ("pretrain", 3),
     "a text": ("pretrain", "text"),
@@ -194,7 +195,7 @@ JSONL = [
 JSON = [
     Case(f"json: {name}", "a.json", b"[\n" + LINE + b",\n" + raw + b",\n" + LINE + b"]", bad={"#1": reason})
     for name, (raw, reason) in BAD_JSON.items()
-    if name not in REACHING
+    if name not in BREAKS_ARRAY
 ] + [
     Case("json: nothing between two commas", "a.json", b"[" + LINE + b",," + LINE + b"]", bad={"#1": "invalid JSON"}),
     Case("json: a comma at the end", "a.json", b"[" + LINE + b"," + LINE + b", ]", bad={"#2": "invalid JSON"}),
@@ -339,16 +340,20 @@ TEXT = [
         bad={":2": "undecodable"},
     ),
     Case(
-        "txt: an unknown encoding", "a.txt", b"a", source={"encoding": "utf-9"}, error=f"{KEY}.encoding: 'utf-9' is no encoding"
+        "txt: an unknown encoding",
+        "a.txt",
+        b"a",
+        source={"encoding": "utf-9"},
+        error=f"{KEY}.encoding: 'utf-9' is not a text encoding",
     ),
     Case(
         "txt: an encoding that is none of text",
         "a.txt",
         b"a",
         source={"encoding": "base64"},
-        error=f"{KEY}.encoding: 'base64' is no encoding",
+        error=f"{KEY}.encoding: 'base64' is not a text encoding",
     ),
-    Case("txt: an encoding with a NUL in its name", "a.txt", b"a", source={"encoding": "\0"}, error="is no encoding"),
+    Case("txt: an encoding with a NUL in its name", "a.txt", b"a", source={"encoding": "\0"}, error="is not a text encoding"),
 ]
 
 THREE = b"\n".join([LINE, LINE, b'{"text": "the third row, which is cut"}', b""])
@@ -357,8 +362,8 @@ LONG = b"\n".join(b'{"text": "%b"}' % MIXED[i : i + 40] for i in range(0, 4000, 
 CUT_ZST = zstandard.ZstdCompressor().compress(LINE + b"\n" + LINE + b"\n") + zstandard.compress(LONG)[:-9]
 COMPRESSED = [
     Case("gz: the end is missing", "a.jsonl.gz", gzip.compress(THREE)[:-16], bad={":3": "damaged file"}),
-    Case("gz: the checksum is wrong", "a.jsonl.gz", struck(gzip.compress(THREE), -6), good=3, bad={":4": "damaged file"}),
-    Case("gz: the length is wrong", "a.jsonl.gz", struck(gzip.compress(THREE), -1), good=3, bad={":4": "damaged file"}),
+    Case("gz: the checksum is wrong", "a.jsonl.gz", flip_bytes(gzip.compress(THREE), -6), good=3, bad={":4": "damaged file"}),
+    Case("gz: the length is wrong", "a.jsonl.gz", flip_bytes(gzip.compress(THREE), -1), good=3, bad={":4": "damaged file"}),
     Case("gz: text behind the end", "a.jsonl.gz", gzip.compress(THREE) + b"text", good=3, bad={":4": "damaged file"}),
     Case(
         "gz: the second member is cut",
@@ -467,22 +472,22 @@ SHAPES = [
 ]
 
 NAMES = [
-    Case("a file of an unknown format", "a.docx", LINE, error="its ending is not one of"),
-    Case("a file without an ending", "rows", LINE, error="its ending is not one of"),
-    Case("a compressed file of no format", "rows.gz", gzip.compress(LINE), error="its ending is not one of"),
-    Case("a hidden name that looks like an ending", ".jsonl", LINE, error="its ending is not one of"),
+    Case("a file of an unknown format", "a.docx", LINE, error="its extension is not one of"),
+    Case("a file without an ending", "rows", LINE, error="its extension is not one of"),
+    Case("a compressed file of no format", "rows.gz", gzip.compress(LINE), error="its extension is not one of"),
+    Case("a hidden name that looks like an ending", ".jsonl", LINE, error="its extension is not one of"),
 ]
 
 CASES = [*JSONL, *JSON, *CSV, *TEXT, *COMPRESSED, *PARQUET, *SHAPES, *NAMES]
 
 
-def test_there_are_many_cases_and_each_has_a_name_of_its_own() -> None:
+def test_there_are_many_cases_with_unique_names() -> None:
     assert len(CASES) >= 100
     assert max(Counter(case.name for case in CASES).values()) == 1
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_what_is_malformed_has_a_place_and_a_reason_and_its_neighbours_stay(tmp_path: Path, case: Case) -> None:
+def test_malformed_row_is_reported_with_location_and_reason_and_others_stay(tmp_path: Path, case: Case) -> None:
     file = tmp_path / case.file
     file.write_bytes(case.content)
     source = Source(path=str(file), **case.source)
@@ -495,24 +500,24 @@ def test_what_is_malformed_has_a_place_and_a_reason_and_its_neighbours_stay(tmp_
     good, bad = outcome(file, source, case.kind)
     assert good == case.good
     assert bad.keys() == case.bad.keys()
-    assert all(expected in (None, bad[where]) for where, expected in case.bad.items())
+    assert all(expected in (None, bad[location]) for location, expected in case.bad.items())
 
 
 @pytest.mark.parametrize("path", ["nowhere.jsonl", "*.nothing", "~nobody-at-all/a.jsonl", "a\0b.jsonl", "x" * 5000, ""])
-def test_a_path_that_leads_nowhere_is_an_error_with_its_key(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_path_is_an_error_with_its_recipe_key(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FledgeError, match=KEY):
         files_of(Source(path=path), KEY)
 
 
 @pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.symlink_to("gone")], ids=["folder", "link"])
-def test_a_folder_or_dead_link_that_is_named_like_a_file_is_passed_over(tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_folder_or_dead_link_named_like_a_data_file_is_ignored(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "a.jsonl")
     (tmp_path / "b.jsonl").write_bytes(LINE)
     assert files_of(Source(path=str(tmp_path)), KEY) == [tmp_path / "b.jsonl"]
 
 
-def test_a_file_that_is_gone_or_shorter_when_it_is_read_is_an_error_with_its_name(tmp_path: Path) -> None:
+def test_file_that_was_removed_or_shortened_is_an_error_with_its_name(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(b"\n".join([LINE] * 9))
     source = Source(path=str(file))
@@ -525,7 +530,7 @@ def test_a_file_that_is_gone_or_shorter_when_it_is_read_is_an_error_with_its_nam
         list(read(first, source))
 
 
-def test_a_row_larger_than_the_limit_is_dropped_and_not_held(tmp_path: Path) -> None:
+def test_row_above_the_size_limit_is_dropped(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     with file.open("wb") as rows:
         rows.write(LINE + b'\n{"text": "')
@@ -542,7 +547,7 @@ def test_a_row_larger_than_the_limit_is_dropped_and_not_held(tmp_path: Path) -> 
     assert outcome(text, Source(path=str(text), documents="file"), "pretrain") == (0, {"": reason})
 
 
-WHOLE = {
+VALID_FILES = {
     "a.jsonl": b"\n".join([LINE] * 9),
     "a.json": json.dumps({"n": 1, "rows": [GOOD] * 9}, indent=1).encode(),
     "b.json": json.dumps([GOOD] * 9).encode(),
@@ -559,11 +564,9 @@ WHOLE = {
 
 
 @given(st.data())
-def test_no_damage_to_any_file_brings_anything_but_rows_and_errors(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    name = data.draw(st.sampled_from(sorted(WHOLE)))
-    content = WHOLE[name]
+def test_random_damage_gives_only_rows_and_user_errors(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(VALID_FILES)))
+    content = VALID_FILES[name]
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(content)))
         cut = data.draw(st.integers(0, 8))

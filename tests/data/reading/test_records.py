@@ -1,4 +1,4 @@
-"""Every format, compression and encoding gives the same rows with their places, whole or in parts, in constant memory."""
+"""Every format, compression and encoding gives equal rows with their locations, in one range or several, in constant memory."""
 
 import csv
 import gzip
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from fledge.data.reading.arrays import json_array
 from fledge.data.reading.blocks import blocks_of
-from fledge.data.reading.encodings import detected, encoding_of
+from fledge.data.reading.encodings import detect_encoding, encoding_of
 from fledge.data.reading.formats import Record, line_batches
 from fledge.data.reading.hub import read_hub
 from fledge.data.reading.records import FileRange, file_notices, files_of, ignored_files, read, row_location, spans_of
@@ -40,8 +40,8 @@ ANY_JSON = st.recursive(
 )
 
 
-def written(ending: str, rows: list[dict]) -> bytes:
-    """The rows as a file of this ending."""
+def encode_rows(ending: str, rows: list[dict]) -> bytes:
+    """The rows as the bytes of a file with this extension."""
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     if ending in (".jsonl", ".ndjson"):
         return "\n".join(lines).encode()
@@ -59,22 +59,22 @@ def written(ending: str, rows: list[dict]) -> bytes:
 
 
 def records(file: Path, target: int = 1 << 30, **source: Any) -> list[Record]:
-    """All records of a file, through its spans."""
-    asked = Source(path=str(file), **source)
-    return [record for span in spans_of([file], asked, target) for record in read(span, asked)]
+    """All records of a file, read range by range."""
+    spec = Source(path=str(file), **source)
+    return [record for span in spans_of([file], spec, target) for record in read(span, spec)]
 
 
 def values(file: Path, target: int = 1 << 30, **source: Any) -> list[Any]:
-    """The values of a file without a broken row."""
-    found = records(file, target, **source)
-    assert not [record for record in found if record.broken]
-    return [record.value for record in found]
+    """The values of a file without broken rows."""
+    results = records(file, target, **source)
+    assert not [record for record in results if record.broken]
+    return [record.value for record in results]
 
 
 def pieces(content: bytes, cuts: Iterable[int]) -> Iterator[bytes]:
-    """The content cut at these places."""
-    places = sorted({0, len(content), *(cut % (len(content) + 1) for cut in cuts)})
-    return (content[a:b] for a, b in pairwise(places))
+    """The content split at these offsets."""
+    bounds = sorted({0, len(content), *(cut % (len(content) + 1) for cut in cuts)})
+    return (content[a:b] for a, b in pairwise(bounds))
 
 
 CUTS = st.lists(st.integers(0, 10_000), max_size=12)
@@ -82,20 +82,20 @@ CUTS = st.lists(st.integers(0, 10_000), max_size=12)
 
 @pytest.mark.parametrize("compression", COMPRESS)
 @pytest.mark.parametrize("ending", [".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"])
-def test_the_same_rows_come_out_of_every_format_and_compression(tmp_path: Path, ending: str, compression: str) -> None:
-    content = COMPRESS[compression](written(ending, ROWS))
+def test_every_format_and_compression_gives_equal_rows(tmp_path: Path, ending: str, compression: str) -> None:
+    content = COMPRESS[compression](encode_rows(ending, ROWS))
     for name in (f"a.b{ending}{compression}", f"A{ending}{compression}".upper()):
         (tmp_path / name).write_bytes(content)
         assert values(tmp_path / name) == ROWS
     assert len(files_of(Source(path=str(tmp_path)), "key")) == 2
 
 
-def test_rows_stand_at_lines_and_indices(tmp_path: Path) -> None:
+def test_rows_are_located_by_line_or_index(tmp_path: Path) -> None:
     for ending, first in ((".jsonl", ":1"), (".json", "#0"), (".parquet", "#0"), (".csv", ":2"), (".tsv", ":2")):
         file = tmp_path / f"a{ending}"
-        file.write_bytes(written(ending, ROWS))
+        file.write_bytes(encode_rows(ending, ROWS))
         assert row_location(str(file), records(file)[0].number) == f"{file}{first}"
-    (tmp_path / "a.jsonl").write_bytes(b"\n\r\n" + written(".jsonl", ROWS[:1]) + b"\n \n" + written(".jsonl", ROWS[:1]))
+    (tmp_path / "a.jsonl").write_bytes(b"\n\r\n" + encode_rows(".jsonl", ROWS[:1]) + b"\n \n" + encode_rows(".jsonl", ROWS[:1]))
     assert [record.number for record in records(tmp_path / "a.jsonl")] == [3, 5]
     assert [record.number for record in records(tmp_path / "a.csv")] == [2, 4, 6, 8, 10, 12, 14]
     assert row_location("a.JSONL.gz", 12) == "a.JSONL.gz:12"
@@ -104,7 +104,7 @@ def test_rows_stand_at_lines_and_indices(tmp_path: Path) -> None:
     assert row_location("owner/dataset", 3) == "owner/dataset#3"
 
 
-def test_what_a_document_is_in_a_text_file_is_said_by_the_source(tmp_path: Path) -> None:
+def test_source_determines_the_documents_of_a_text_file(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_bytes(b"\xef\xbb\xbfone\r\ntwo \n\n \nthree")
     expected = {
@@ -112,8 +112,8 @@ def test_what_a_document_is_in_a_text_file_is_said_by_the_source(tmp_path: Path)
         "paragraph": [(1, "one\r\ntwo "), (5, "three")],
         "file": [(0, "one\r\ntwo \n\n \nthree")],
     }
-    for documents, found in expected.items():
-        assert [(record.number, record.value["text"]) for record in records(file, documents=documents)] == found
+    for documents, expected_rows in expected.items():
+        assert [(record.number, record.value["text"]) for record in records(file, documents=documents)] == expected_rows
 
 
 @given(
@@ -124,7 +124,7 @@ def test_what_a_document_is_in_a_text_file_is_said_by_the_source(tmp_path: Path)
     target=st.integers(1, 200),
     ending=st.sampled_from([".jsonl", ".txt"]),
 )
-def test_the_parts_of_a_file_of_lines_hold_what_the_whole_holds(
+def test_ranges_of_a_file_of_lines_give_all_its_rows_once(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], end: bytes, target: int, ending: str
 ) -> None:
     file = tmp_path_factory.getbasetemp() / f"parts{ending}"
@@ -137,7 +137,7 @@ def test_the_parts_of_a_file_of_lines_hold_what_the_whole_holds(
         assert all(json.loads(json.dumps(vars(span))) == vars(span) for span in spans)
 
 
-def test_a_parquet_file_is_divided_between_row_groups(tmp_path: Path) -> None:
+def test_parquet_file_is_split_between_row_groups(tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     parquet.write_table(pa.table({"text": [f"row {i}" for i in range(1000)]}), file, row_group_size=90)
     spans = spans_of([file], Source(path=str(file)), 1)
@@ -147,21 +147,21 @@ def test_a_parquet_file_is_divided_between_row_groups(tmp_path: Path) -> None:
     assert [record.number for record in read(spans[3], Source(path=str(file)))] == list(range(270, 360))
 
 
-def test_what_cannot_be_divided_is_one_part_and_an_empty_file_none(tmp_path: Path) -> None:
+def test_unsplittable_file_is_one_range_and_an_empty_file_none(tmp_path: Path) -> None:
     for ending, compression in ((".jsonl", ".gz"), (".json", ""), (".csv", ""), (".parquet", ".zst")):
         name = f"a{ending}{compression}"
-        (tmp_path / name).write_bytes(COMPRESS[compression](written(ending, ROWS)))
+        (tmp_path / name).write_bytes(COMPRESS[compression](encode_rows(ending, ROWS)))
         assert len(spans_of([tmp_path / name], Source(path=name), 1)) == 1
-    (tmp_path / "u.jsonl").write_bytes(written(".jsonl", ROWS).decode().encode("utf-16"))
+    (tmp_path / "u.jsonl").write_bytes(encode_rows(".jsonl", ROWS).decode().encode("utf-16"))
     assert len(spans_of([tmp_path / "u.jsonl"], Source(path="u"), 1)) == 1
     (tmp_path / "e.jsonl").write_bytes(b"")
     assert spans_of([tmp_path / "e.jsonl"], Source(path="e"), 1) == []
 
 
 @given(content=st.lists(st.sampled_from([b"a", b"bc", b"\n", b"\r\n", b"\n\n"]), max_size=30).map(b"".join), cuts=CUTS)
-def test_lines_do_not_depend_on_where_blocks_end(content: bytes, cuts: list[int]) -> None:
-    found = [line for _, batch in line_batches(pieces(content, cuts)) for line in batch]
-    assert found == (content.removesuffix(b"\n").split(b"\n") if content else [])
+def test_lines_do_not_depend_on_block_boundaries(content: bytes, cuts: list[int]) -> None:
+    lines = [line for _, batch in line_batches(pieces(content, cuts)) for line in batch]
+    assert lines == (content.removesuffix(b"\n").split(b"\n") if content else [])
     firsts = [(first, len(batch)) for first, batch in line_batches(pieces(content, cuts))]
     assert all(first + count == after for (first, count), (after, _) in pairwise(firsts))
 
@@ -169,35 +169,35 @@ def test_lines_do_not_depend_on_where_blocks_end(content: bytes, cuts: list[int]
 @given(rows=st.lists(ANY_JSON, max_size=6), indent=st.sampled_from([None, 0, 3]), ascii_only=st.booleans(), cuts=CUTS)
 @example(rows=['"', "\\", '\\"', "]", "}", ",", "[{", "\\\\"], indent=None, ascii_only=False, cuts=list(range(60)))
 @example(rows=[{"]": "}"}, [], {}, ""], indent=0, ascii_only=True, cuts=list(range(60)))
-def test_an_array_is_cut_into_its_elements_wherever_blocks_end(
+def test_array_elements_do_not_depend_on_block_boundaries(
     rows: list[Any], indent: int | None, ascii_only: bool, cuts: list[int]
 ) -> None:
     content = json.dumps(rows, indent=indent, ensure_ascii=ascii_only).encode()
-    found = list(json_array(pieces(content, cuts), Path("a.json"), "array", "utf-8"))
-    assert found == [Record(index, value) for index, value in enumerate(rows)]
+    result = list(json_array(pieces(content, cuts), Path("a.json"), "array", "utf-8"))
+    assert result == [Record(index, value) for index, value in enumerate(rows)]
 
 
 @given(rows=st.lists(st.dictionaries(st.text(), ANY_JSON, max_size=3), min_size=1, max_size=4), cuts=CUTS, other=ANY_JSON)
-def test_the_one_list_of_objects_in_an_object_is_the_array(rows: list[dict], cuts: list[int], other: Any) -> None:
+def test_only_list_of_objects_in_an_object_is_read_as_the_array(rows: list[dict], cuts: list[int], other: Any) -> None:
     content = json.dumps(
         {"version": 1, "tags": ["a", "[{", {"no": "row"}], "meta": {"n": [{}, {}], "o": other}, "data": rows, "end": []}
     ).encode()
-    found = list(json_array(pieces(content, cuts), Path("a.json"), "object", "utf-8"))
-    assert [record.value for record in found] == rows
+    result = list(json_array(pieces(content, cuts), Path("a.json"), "object", "utf-8"))
+    assert [record.value for record in result] == rows
 
 
-def test_a_json_file_that_is_no_array_is_read_where_it_is_clear_and_that_is_told(tmp_path: Path) -> None:
+def test_json_file_of_lines_or_with_an_inner_list_is_read_with_a_notice(tmp_path: Path) -> None:
     lines, wrapped, array = (tmp_path / f"{name}.json" for name in ("lines", "wrapped", "array"))
-    lines.write_bytes(written(".jsonl", ROWS))
+    lines.write_bytes(encode_rows(".jsonl", ROWS))
     wrapped.write_text(json.dumps({"version": "1.0", "data": ROWS}, indent=1), encoding="utf-8")
-    array.write_bytes(written(".json", ROWS))
+    array.write_bytes(encode_rows(".json", ROWS))
     assert values(lines) == values(wrapped) == values(array) == ROWS
-    told = [file_notices(file, Source(path="x")) for file in (lines, wrapped, array)]
-    assert told == [["one object a line: read like .jsonl"], ["rows taken from the list inside an object"], []]
+    notices = [file_notices(file, Source(path="x")) for file in (lines, wrapped, array)]
+    assert notices == [["one object per line: read like .jsonl"], ["rows are read from the list inside an object"], []]
     assert [record.number for record in records(lines)] == [record.number for record in records(array)]
 
 
-def test_a_broken_element_is_told_with_its_line(tmp_path: Path) -> None:
+def test_invalid_array_element_is_reported_with_its_line(tmp_path: Path) -> None:
     rows = [json.dumps({"text": "x", "n": [1, 2]}, indent=2) for _ in range(5)]
     rows[3] = '\n\n{"text":\n}'
     (tmp_path / "a.json").write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
@@ -215,16 +215,16 @@ FIELDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r
     end=st.sampled_from(["\n", "\r\n"]),
     cuts=CUTS,
 )
-def test_a_table_is_read_as_it_was_written(rows: list, delimiter: str, quoting: Any, end: str, cuts: list[int]) -> None:
+def test_csv_rows_equal_the_rows_written(rows: list, delimiter: str, quoting: Any, end: str, cuts: list[int]) -> None:
     text = io.StringIO()
     csv.writer(text, delimiter=delimiter, quoting=quoting, lineterminator=end).writerows([("a", "b", "c"), *rows])
-    found = list(csv_rows(pieces(text.getvalue().encode(), cuts), Path("a.csv"), "utf-8"))
-    assert [record.value for record in found] == [dict(zip("abc", row, strict=True)) for row in rows]
+    result = list(csv_rows(pieces(text.getvalue().encode(), cuts), Path("a.csv"), "utf-8"))
+    assert [record.value for record in result] == [dict(zip("abc", row, strict=True)) for row in rows]
     numbers = [2 + sum(field.count("\n") for row in rows[:i] for field in row) + i for i in range(len(rows))]
-    assert [record.number for record in found] == numbers
+    assert [record.number for record in result] == numbers
 
 
-def test_a_column_without_a_name_is_named_by_its_place(tmp_path: Path) -> None:
+def test_unnamed_csv_column_is_named_by_its_position(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf,text\r\n0,x\r\n1,y\r\n")
     assert values(tmp_path / "a.csv") == [{"column 1": "0", "text": "x"}, {"column 1": "1", "text": "y"}]
     (tmp_path / "b.csv").write_bytes(b"text\n\nx\n")
@@ -232,16 +232,16 @@ def test_a_column_without_a_name_is_named_by_its_place(tmp_path: Path) -> None:
 
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "gb18030", "gbk", "big5"]
-FOUND_AS = {"utf-8-sig": "utf-8", "utf-16": "utf-16-le", "utf-32": "utf-32-le", "gbk": "gb18030", "big5": "cp950"}
+DETECTED_AS = {"utf-8-sig": "utf-8", "utf-16": "utf-16-le", "utf-32": "utf-32-le", "gbk": "gb18030", "big5": "cp950"}
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".txt"])
-def test_encodings_that_prove_themselves_are_recognised_and_told(tmp_path: Path, encoding: str, ending: str) -> None:
+def test_verifiable_encodings_are_detected_and_reported(tmp_path: Path, encoding: str, ending: str) -> None:
     lines = (CHINESE if encoding != "big5" else "春眠不覺曉，處處聞啼鳥。我們說這個國家的人來了。\n") * 20
     rows = [{"text": line} for line in lines.splitlines()]
-    content = lines.encode() if ending == ".txt" else written(ending, rows)
-    name = FOUND_AS.get(encoding, encoding)
+    content = lines.encode() if ending == ".txt" else encode_rows(ending, rows)
+    name = DETECTED_AS.get(encoding, encoding)
     for compression, compress in COMPRESS.items():
         file = tmp_path / f"a{ending}{compression}"
         file.write_bytes(compress(content.decode().encode(encoding)))
@@ -267,22 +267,22 @@ def test_encodings_that_prove_themselves_are_recognised_and_told(tmp_path: Path,
         ("cp874", "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ\n"),
     ],
 )  # fmt: skip
-def test_an_encoding_that_cannot_be_told_is_never_guessed_but_read_when_named(tmp_path: Path, encoding: str, text: str) -> None:
+def test_unverifiable_encoding_is_never_guessed_but_read_when_named(tmp_path: Path, encoding: str, text: str) -> None:
     file = tmp_path / "a.txt"
     file.write_bytes(text.encode(encoding) * 30 + b"plain\n")
-    found = records(file)
-    assert [record.broken for record in found] == ["undecodable"] * 30 + [None]
-    assert "is not UTF-8" in found[0].detail
+    result = records(file)
+    assert [record.broken for record in result] == ["undecodable"] * 30 + [None]
+    assert "is not UTF-8" in result[0].detail
     assert [value["text"] for value in values(file, target=50, encoding=encoding)] == [text.rstrip("\n")] * 30 + ["plain"]
 
 
 @given(st.text(max_size=60), st.integers(0, 60))
-def test_utf8_is_always_recognised_even_cut_within_a_character(text: str, cut: int) -> None:
+def test_utf8_is_always_detected_even_if_cut_within_a_character(text: str, cut: int) -> None:
     sample = text.replace("\0", "").encode()
-    assert detected(sample[: len(sample) - min(cut, 3)]) == "utf-8"
+    assert detect_encoding(sample[: len(sample) - min(cut, 3)]) == "utf-8"
 
 
-def test_one_bad_line_does_not_change_the_encoding_of_a_file(tmp_path: Path) -> None:
+def test_one_undecodable_line_does_not_change_the_detected_encoding(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_bytes(CHINESE.encode() * 20 + CHINESE.encode("gb18030") + CHINESE.encode())
     assert [record.number for record in records(file) if record.broken] == [41, 42]
@@ -290,7 +290,9 @@ def test_one_bad_line_does_not_change_the_encoding_of_a_file(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 3 << 20])
 @pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress])
-def test_several_members_padding_and_any_size_are_unpacked_whole(tmp_path: Path, size: int, compress: Any) -> None:
+def test_compressed_files_with_several_members_and_padding_are_read_completely(
+    tmp_path: Path, size: int, compress: Any
+) -> None:
     content = bytes(range(10, 250)) * (size // 240 + 1)
     file = tmp_path / ("a.jsonl.gz" if compress is gzip.compress else "a.jsonl.zst")
     padding = bytes(70_000) if compress is gzip.compress else b"\x50\x2a\x4d\x18\x03\0\0\0abc"
@@ -299,20 +301,20 @@ def test_several_members_padding_and_any_size_are_unpacked_whole(tmp_path: Path,
 
 
 @pytest.mark.parametrize("ending", ["gz", "zst"])
-def test_what_stands_before_a_damage_is_read_wherever_it_lies(tmp_path: Path, ending: str) -> None:
+def test_rows_before_a_damage_are_read(tmp_path: Path, ending: str) -> None:
     lines = [b'{"text": "%d"}' % (i * 7919**5) for i in range(3000)]
-    parts = [COMPRESS["." + ending](b"\n".join(lines[i : i + 100]) + b"\n") for i in range(0, 3000, 100)]
-    whole = b"".join(parts)
+    members = [COMPRESS["." + ending](b"\n".join(lines[i : i + 100]) + b"\n") for i in range(0, 3000, 100)]
+    complete = b"".join(members)
     file = tmp_path / f"a.jsonl.{ending}"
-    for cut in range(0, len(whole), len(whole) // 37):
-        file.write_bytes(whole[:cut])
-        found = records(file)
-        ends = [sum(map(len, parts[:i])) for i in range(31)]
-        kept = [record for record in found if not record.broken]
-        assert len(kept) >= 100 * (sum(end <= cut for end in ends) - 1)
-        assert [record.value for record in kept] == [json.loads(line) for line in lines[: len(kept)]]
-        assert [record.broken for record in found[len(kept) :]] == ([] if cut in ends else ["damaged file"])
-        assert cut in ends or (found[-1].number, "lost" in found[-1].detail) == (len(kept) + 1, True)
+    for cut in range(0, len(complete), len(complete) // 37):
+        file.write_bytes(complete[:cut])
+        result = records(file)
+        ends = [sum(map(len, members[:i])) for i in range(31)]
+        valid = [record for record in result if not record.broken]
+        assert len(valid) >= 100 * (sum(end <= cut for end in ends) - 1)
+        assert [record.value for record in valid] == [json.loads(line) for line in lines[: len(valid)]]
+        assert [record.broken for record in result[len(valid) :]] == ([] if cut in ends else ["damaged file"])
+        assert cut in ends or (result[-1].number, "lost" in result[-1].detail) == (len(valid) + 1, True)
 
 
 def test_parquet_values_are_python_values(tmp_path: Path) -> None:
@@ -333,7 +335,7 @@ def test_parquet_values_are_python_values(tmp_path: Path) -> None:
     assert values(tmp_path / "a.parquet") == [{**row, "kind": kind} for row, kind in zip(rows, "ab", strict=True)]
 
 
-def test_a_folder_and_a_glob_are_read_in_the_order_of_names(tmp_path: Path) -> None:
+def test_files_of_a_folder_or_glob_are_sorted_by_name(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl.gz", "C.TXT", "notes.md", ".hidden.jsonl", "._a.jsonl", "d.gz"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "inner").mkdir()
@@ -345,16 +347,16 @@ def test_a_folder_and_a_glob_are_read_in_the_order_of_names(tmp_path: Path) -> N
     assert ignored_files(Source(path=f"{tmp_path}/*.jsonl")) == []
     (tmp_path / "odd[1].jsonl").write_bytes(b"")
     assert [file.name for file in files_of(Source(path=f"{tmp_path}/odd[1].jsonl"), "key")] == ["odd[1].jsonl"]
-    with pytest.raises(FledgeError, match="its ending is not one of"):
+    with pytest.raises(FledgeError, match="its extension is not one of"):
         files_of(Source(path=f"{tmp_path}/*"), "key")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.json.gz", "a.csv.zst", "a.txt", "a.parquet"])
-def test_a_large_file_is_read_in_constant_memory(tmp_path: Path, name: str) -> None:
+def test_large_file_is_read_in_constant_memory(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     ending, compression = (*file.suffixes, "")[:2]
     rows = [{"text": f"{i} " + "text " * 200} for i in range(8_000)]
-    content = written(ending, rows) if ending != ".txt" else b"\n".join(row["text"].encode() for row in rows)
+    content = encode_rows(ending, rows) if ending != ".txt" else b"\n".join(row["text"].encode() for row in rows)
     file.write_bytes(COMPRESS[compression](content))
     source = Source(path=str(file))
     del rows, content
@@ -367,17 +369,17 @@ def test_a_large_file_is_read_in_constant_memory(tmp_path: Path, name: str) -> N
     assert peak < 6 << 20
 
 
-def test_reading_stops_where_the_caller_stops(tmp_path: Path) -> None:
+def test_reading_is_lazy(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'{"text": "x"}\n' * 10 + b"\xff\n" * 1000)
     source = Source(path=str(file))
     assert [record.number for record in islice(read(FileRange(str(file), 0, None, 1), source), 3)] == [1, 2, 3]
 
 
-def test_a_hub_dataset_is_streamed_and_what_the_library_refuses_is_one_error(tmp_path: Path) -> None:
+def test_hub_dataset_is_streamed_and_any_failure_is_one_error(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
-    (tmp_path / "train.jsonl").write_bytes(written(".jsonl", ROWS))
-    (tmp_path / "test.jsonl").write_bytes(written(".jsonl", ROWS[:2]))
+    (tmp_path / "train.jsonl").write_bytes(encode_rows(".jsonl", ROWS))
+    (tmp_path / "test.jsonl").write_bytes(encode_rows(".jsonl", ROWS[:2]))
     assert [(record.number, record.value) for record in read_hub(Source(hub=str(tmp_path)), "key")] == list(enumerate(ROWS))
     assert [record.value for record in read_hub(Source(hub=str(tmp_path), split="test"), "key")] == ROWS[:2]
     for source in (Source(hub=str(tmp_path), split="nothing"), Source(hub="nobody/nothing-at-all"), Source(hub="")):
@@ -385,7 +387,7 @@ def test_a_hub_dataset_is_streamed_and_what_the_library_refuses_is_one_error(tmp
             list(read_hub(source, "stages.x"))
 
 
-def test_real_files_are_read_as_json_reads_them(shared_data: Path) -> None:
+def test_real_files_give_the_rows_that_json_gives(shared_data: Path) -> None:
     files = [
         *shared_data.glob("llamafactory/*_demo.json*"),
         *shared_data.glob("*/*.jsonl"),
@@ -399,7 +401,7 @@ def test_real_files_are_read_as_json_reads_them(shared_data: Path) -> None:
     assert len(files) > 20
 
 
-def test_reading_imports_optional_libraries_only_when_they_are_needed() -> None:
+def test_optional_libraries_are_imported_only_if_needed() -> None:
     code = "import sys, fledge.data.reading.records; print([n for n in ('pyarrow', 'datasets') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 
-from fledge.data.analysis.check_context import CheckContext, count_of_rows, first_event
-from fledge.data.analysis.findings import data_finding
-from fledge.findings import Finding
+from fledge.data.analysis.check_context import CheckContext, count_of_rows, first_event, source_finding
 from fledge.data.analysis.statistics import SHORT_ANSWER
+from fledge.findings import Finding
 from fledge.tokenizer import Message, TemplateError, Tokenizer
 
 ALIKE, ALIKE_LEAST = 0.95, 20  # share of equal answers, of at least so many
@@ -21,7 +20,7 @@ def supervision(stage: CheckContext) -> Iterator[Finding]:
         if not source.sequences.target_tokens.any():
             trained = len(source.sequences.examples) > 0
             cause = "no answer has a supervised token" if trained else "all its rows went to validation"
-            yield data_finding(
+            yield source_finding(
                 check="supervision",
                 severity="error",
                 message=f"nothing is supervised: {cause}",
@@ -36,9 +35,9 @@ def end_token(stage: CheckContext) -> Iterator[Finding]:
     if not stage.format.has_loss_weights:  # every token counts, the one that ends a document too
         return
     for source in stage.training_sources:
-        sequences = source.sequences
+        sequences, report = source.sequences, source.report
         if len(sequences.lengths) and sequences.target_tokens.any() and not sequences.ended:
-            yield data_finding(
+            yield source_finding(
                 check="end token",
                 severity="error",
                 message=f"the end token is never supervised in {len(sequences.lengths):,} sequences: the model would not learn "
@@ -47,7 +46,7 @@ def end_token(stage: CheckContext) -> Iterator[Finding]:
                 where=stage.first_location(source),
                 hint="lengthen data.max_seq_len if every answer is cut, else use a chat template that ends answers with the "
                 "end token",
-                patch=stage.longer_rows() if source.report.truncated_rows >= source.report.used_rows else None,
+                patch=stage.longer_rows() if report.truncated_rows >= report.used_rows else None,
             )
 
 
@@ -58,7 +57,7 @@ def refused_by_template(stage: CheckContext) -> Iterator[Finding]:
         if count:
             where, detail = first_event(source.report, REFUSED)
             remedy = _template_remedy(stage.tokenizer)
-            yield data_finding(
+            yield source_finding(
                 check="template",
                 severity="error" if remedy else "warning",
                 message=f"the chat template refuses {count_of_rows(count, source.report.rows)}: {detail}",
@@ -85,7 +84,7 @@ def equal_answers(stage: CheckContext) -> Iterator[Finding]:
         answers = source.statistics.answers
         if answers is not None and answers.count >= ALIKE_LEAST and answers.most_frequent_share > ALIKE:
             text = answers.openings[0].text
-            yield data_finding(
+            yield source_finding(
                 check="equal answers",
                 severity="error",
                 message=f"{answers.most_frequent_share:.1%} of {answers.count:,} answers are the same (“{text}…”)",
@@ -102,7 +101,7 @@ def identity_answers(stage: CheckContext) -> Iterator[Finding]:
         answers = [source.statistics.answers for source in stage.training_sources]
         counts = [0 if statistics is None else statistics.identity for statistics in answers]
         source = stage.training_sources[counts.index(max(counts))]
-        yield data_finding(
+        yield source_finding(
             check="identity",
             severity="warning",
             message=f"{share:.0%} of an epoch's answers say who the assistant is",
@@ -117,7 +116,7 @@ def cut_answers(stage: CheckContext) -> Iterator[Finding]:
     for source in stage.training_sources:
         report = source.report
         if report.truncated_rows > CUT * report.used_rows:
-            yield data_finding(
+            yield source_finding(
                 check="cut answers",
                 severity="warning",
                 message=f"{count_of_rows(report.truncated_rows, report.used_rows)} are cut to the context of "
@@ -134,7 +133,7 @@ def short_answers(stage: CheckContext) -> Iterator[Finding]:
     for source in stage.training_sources:
         training = source.statistics.training
         if training is not None and training.short_share is not None and training.short_share > SHORT:
-            yield data_finding(
+            yield source_finding(
                 check="short answers",
                 severity="warning",
                 message=f"{training.short_share:.0%} of the answers have fewer than {SHORT_ANSWER} tokens",

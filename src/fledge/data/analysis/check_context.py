@@ -12,6 +12,7 @@ from fledge.data.build.load import StageDataset
 from fledge.data.build.row_locator import RowLocator
 from fledge.data.report import SourceReport
 from fledge.data.storage import ConcatenatedArrays
+from fledge.findings import Finding, Severity
 from fledge.tokenizer import Tokenizer
 
 BLOCK = 2**22  # tokens looked at together
@@ -43,9 +44,10 @@ class TrainingSource:
 
 
 class CheckContext:
-    """The build of a stage, as the checks see it. `vocab_size` is the number of tokens that the model knows, and
-    `max_drop_fraction` the largest fraction of a source's rows that may be dropped, and `max_positions` the most tokens of a
-    packed row that the model takes; None: no limit."""
+    """The build of a stage, as the checks see it.
+
+    `vocab_size` is the number of tokens that the model knows, `max_positions` the most positions that it takes, and
+    `max_drop_fraction` the largest fraction of a source's rows that may be dropped; None: no limit."""
 
     def __init__(
         self,
@@ -57,8 +59,7 @@ class CheckContext:
         max_positions: int | None = None,
     ) -> None:
         self.dataset, self.statistics, self.tokenizer = dataset, statistics, tokenizer
-        self.vocab_size, self.max_drop_fraction = vocab_size, max_drop_fraction
-        self.max_positions = max_positions
+        self.vocab_size, self.max_drop_fraction, self.max_positions = vocab_size, max_drop_fraction, max_positions
         self.build, self.plan, self.format = dataset.build, dataset.plan, dataset.plan.format
         self.reports = dataset.report.sources
         self._locator = RowLocator(dataset)
@@ -86,6 +87,16 @@ class CheckContext:
         """FILE:LINE of the first training example of a source; empty where it has none."""
         examples = source.sequences.examples
         return self._locator.example(int(examples[0])) if len(examples) else ""
+
+    def patch(self, key: str, value: Any) -> dict[str, Any]:
+        """A recipe patch of one key of the stage."""
+        return {f"stages.{self.statistics.stage}.{key}": value}
+
+    def longer_rows(self) -> dict[str, Any] | None:
+        """A recipe patch that doubles data.max_seq_len, up to what the model takes; None where it takes no more."""
+        length = self.statistics.context
+        longer = 2 * length if self.max_positions is None else min(2 * length, self.max_positions)
+        return self.patch("data.max_seq_len", longer) if longer > length else None
 
     @cached_property
     def scans(self) -> list[TokenScan]:
@@ -125,6 +136,11 @@ def unknown_token(tokenizer: Tokenizer) -> int | None:
         return int(number)
     text = getattr(model, "unk_token", None)
     return None if text is None else tokenizer.core.token_to_id(text)
+
+
+def source_finding(*, source: str, check: str, severity: Severity, message: str, **more: Any) -> Finding:
+    """A finding about one source of rows."""
+    return Finding(check=check, severity=severity, message=message, evidence={"source": source}, **more)
 
 
 def first_event(report: SourceReport, reason: str) -> tuple[str, str]:

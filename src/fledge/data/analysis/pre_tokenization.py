@@ -10,7 +10,8 @@ import numpy as np
 
 from fledge.data.build.build import CollectedRows
 from fledge.data.build.shard_items import ShardItems
-from fledge.data.cleaning.duplicates import overlapping, shingles, signatures
+from fledge.data.cleaning.duplicates import find_near_duplicates, signatures
+from fledge.data.cleaning.ngrams import shingles
 from fledge.data.parsing.items import own_text
 from fledge.tokenizer import Tokenizer
 
@@ -62,7 +63,7 @@ def measure_near(collected: CollectedRows, threshold: float) -> dict[int, NearDu
         return {}
     item_signatures = np.concatenate([signatures(*shingles(texts)) for texts in _chunks(kept.texts(), CHUNK)])
     pairs: defaultdict[int, list[tuple[int, int, float]]] = defaultdict(list)
-    for row, first, overlap in overlapping(item_signatures, threshold, kept.text):
+    for row, first, overlap in find_near_duplicates(item_signatures, threshold, kept.text):
         pairs[kept.source(row)].append((row, first, overlap))
 
     def examples(pairs: list[tuple[int, int, float]]) -> tuple[tuple[str, str, float], ...]:

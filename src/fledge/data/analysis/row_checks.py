@@ -4,11 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fledge.data.analysis.check_context import CheckContext, count_of_rows, first_event
-from fledge.data.analysis.findings import data_finding
-from fledge.findings import Finding
+from fledge.data.analysis.check_context import CheckContext, count_of_rows, first_event, source_finding
 from fledge.data.build.directory import TRAIN, VALIDATION
 from fledge.data.build.shard_items import ShardItems
+from fledge.findings import Finding
 
 DROPPED = 0.1  # share of a source's rows, besides duplicates, where the recipe sets no limit
 DUPLICATES = 0.01  # share of a source's rows
@@ -27,7 +26,7 @@ def dropped_rows(stage: CheckContext) -> Iterator[Finding]:
         too_many = limit is not None and dropped > limit * report.rows
         if too_many or (limit is None and dropped - duplicates > DROPPED * report.rows):
             hint = "`fledge data account` shows each of them; data.max_drop_fraction sets a limit"
-            yield data_finding(
+            yield source_finding(
                 check="dropped",
                 severity="error" if too_many else "warning",
                 message=f"{count_of_rows(dropped, report.rows)} are dropped: {report.drop_reasons()}",
@@ -46,7 +45,7 @@ def shared_with_validation(stage: CheckContext) -> Iterator[Finding]:
     shared = [index for index in suspects.tolist() if tuple(train[index].tolist()) in known]
     if shared:
         shard = stage.plan.shards[int(shards[shared[0]])]
-        yield data_finding(
+        yield source_finding(
             check="validation",
             severity="error",
             message=f"{len(shared):,} rows are trained on and validated on",
@@ -76,7 +75,7 @@ def duplicate_rows(stage: CheckContext) -> Iterator[Finding]:
         if duplicates > DUPLICATES * rows:
             where, detail = first_event(source.report, "exact duplicate")
             use = "are left out, being" if left_out else "are trained on although they are"
-            yield data_finding(
+            yield source_finding(
                 check="duplicates",
                 severity="warning",
                 message=f"{count_of_rows(duplicates, rows)} {use} equal to an earlier one",
@@ -93,7 +92,7 @@ def unfilled_placeholders(stage: CheckContext) -> Iterator[Finding]:
         count = source.report.noticed["unfilled placeholder"]
         if count:
             where, detail = first_event(source.report, "unfilled placeholder")
-            yield data_finding(
+            yield source_finding(
                 check="placeholders",
                 severity="warning",
                 message=f"{count_of_rows(count, source.statistics.rows)} hold placeholders such as {detail}",
@@ -111,7 +110,7 @@ def outweighing_sources(stage: CheckContext) -> Iterator[Finding]:
         few = answers is not None and answers.distinct_openings < FEW_OPENINGS * answers.count
         if len(entries) > 1 and (share > DOMINANT or (share > SWAMPING and few)):
             alike = f", and its answers begin in few ways ({answers.distinct_openings:,})" if few and answers else ""
-            yield data_finding(
+            yield source_finding(
                 check="mixture",
                 severity="warning",
                 message=f"it gives {share:.0%} of an epoch's tokens{alike}",
@@ -119,7 +118,7 @@ def outweighing_sources(stage: CheckContext) -> Iterator[Finding]:
                 hint="set token_fraction, ratio or max_rows of the source, or repeat the others",
             )
         if entry.passes > PASSES:
-            yield data_finding(
+            yield source_finding(
                 check="mixture",
                 severity="warning",
                 message=f"an epoch takes each of its rows {entry.passes:.1f} times",

@@ -4,10 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fledge.data.analysis.check_context import CheckContext
-from fledge.data.analysis.findings import data_finding
-from fledge.findings import Finding
+from fledge.data.analysis.check_context import CheckContext, source_finding
 from fledge.data.storage import ConcatenatedArrays
+from fledge.findings import Finding
 
 UNKNOWN = 0.01  # share of unknown tokens
 
@@ -21,7 +20,7 @@ def doubled_start_token(stage: CheckContext) -> Iterator[Finding]:
         if len(concerned):
             first = int(concerned[0])
             token = stage.tokenizer.decode(examples.sequence(first)[0][:1].tolist())
-            yield data_finding(
+            yield source_finding(
                 check="start token",
                 severity="error",
                 message=f"{len(concerned):,} sequences begin with {token} twice",
@@ -65,7 +64,7 @@ def unknown_tokens(stage: CheckContext) -> Iterator[Finding]:
         count, size = sum(scan.unknown for scan in scans), sum(scan.size for scan in scans)
         if count > UNKNOWN * size:
             first = next(scan.first_unknown for scan in scans if scan.unknown)
-            yield data_finding(
+            yield source_finding(
                 check="unknown tokens",
                 severity="error",
                 message=f"{count:,} of {size:,} tokens ({count / size:.1%}) are unknown to the tokenizer",

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from fledge.data.build.directory import EVENTS_FILE, TRAIN, VALIDATION, BuildDirectory
 from fledge.data.build.plan import Shard
 from fledge.data.build.shard_items import ShardItems
-from fledge.data.cleaning.duplicates import first_occurrences, overlapping
+from fledge.data.cleaning.duplicates import find_near_duplicates, first_occurrences
 from fledge.data.row_events import RowEvent, RowEventLog
 from fledge.data.storage import load_arrays
 from fledge.errors import FledgeError
@@ -97,7 +97,7 @@ class _JoinedShards:
             items, inside = self.locate(int(left[index]))
             return items.text(inside)
 
-        for index, first, overlap in overlapping(signatures, threshold, text):
+        for index, first, overlap in find_near_duplicates(signatures, threshold, text):
             detail = f"of {self.location(int(left[first]))}, Jaccard {overlap:.2f}"
             self.drop(int(left[index]), "near duplicate", detail)
 

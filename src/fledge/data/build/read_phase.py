@@ -21,8 +21,9 @@ from fledge.data.build.phase_output import write_output
 from fledge.data.build.plan import BuildPlan, PlannedSource, Shard
 from fledge.data.cleaning.cleaning import CleaningSteps, clean_item
 from fledge.data.cleaning.contamination import Contamination
-from fledge.data.cleaning.duplicates import backend, content_hash, shingles, signatures
+from fledge.data.cleaning.duplicates import content_hash, signature_backend, signatures
 from fledge.data.cleaning.languages import LANGUAGES, detect_language
+from fledge.data.cleaning.ngrams import shingles
 from fledge.data.formats import parse_evaluation_row
 from fledge.data.parsing.columns import RowError
 from fledge.data.parsing.items import Item, own_text, serialize
@@ -98,7 +99,7 @@ def _read_shard(plan: BuildPlan, shard: Shard, forbidden: Contamination | None, 
         "rows": counter.rows,
         "items": len(writer),
         "files": _file_names(source, shard),
-        "signatures": backend() if writer.signed else None,
+        "signatures": signature_backend() if writer.signed else None,
         "row_events": events.as_dict(),
         "statistics": counter.statistics.as_dict(),
     }

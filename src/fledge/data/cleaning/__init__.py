@@ -1,1 +1,1 @@
-"""What is mended in a text, and which rows are left out: languages, duplicates, contamination."""
+"""Cleaning of texts, and rows to drop: languages, duplicates, contamination."""

@@ -1,21 +1,23 @@
-"""The language of a text, from its script and its most frequent words: cheap enough to ask of every row."""
+"""Detection of a text's language from its script and its most frequent words; fast enough for every row."""
 
 import re
 from functools import cache
 
 import numpy as np
 
-SAMPLE = 2000  # characters looked at
-WORD_SAMPLE = 1000  # characters whose words are counted
+SAMPLE_CHARACTERS = 2000  # characters used for the script
+WORD_SAMPLE_CHARACTERS = 1000  # characters used for the words
 
 LANGUAGES = (
     "other", "code", "latin", "en", "zh", "ja", "ko", "cyrillic", "ru", "arabic", "ar", "el", "he", "hi", "bn", "ta", "te",
     "th", "hy", "ka", "am", "my", "km", "lo", "bo", "mn",
 )  # fmt: skip
-"""What `language_of` can say; the place in this tuple is a stable small code. "latin", "cyrillic" and "arabic" are
-languages of that script that are not English, Russian and Arabic; "other" has no letters, or of a script not known here."""
+"""The possible results of `detect_language`; the index in this tuple is a stable small code.
 
-# Scripts by code point (Unicode Blocks.txt); what lies in no range counts as no letter.
+"latin", "cyrillic" and "arabic" are languages in that script other than English, Russian and Arabic; "other" stands for texts
+without letters or in an unknown script."""
+
+# Scripts by code point (Unicode Blocks.txt); other code points do not count as letters.
 SCRIPTS: dict[str, tuple[tuple[int, int], ...]] = {
     "latin": ((0x41, 0x5A), (0x61, 0x7A), (0xC0, 0xD6), (0xD8, 0xF6), (0xF8, 0x2AF), (0x1E00, 0x1EFF), (0xFF21, 0xFF5A)),
     "han": ((0x3005, 0x3007), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF)),
@@ -39,7 +41,7 @@ SCRIPTS: dict[str, tuple[tuple[int, int], ...]] = {
     "bo": ((0xF00, 0xFFF),),
     "mn": ((0x1800, 0x18AF),),
 }
-# One character of these scripts says as much as several letters: a text of both is not what most of its characters are.
+# One character of these scripts counts as several letters, because it carries more information.
 LETTERS_PER_CHARACTER = {"han": 3, "kana": 2, "hangul": 2}
 
 _ENGLISH = """
@@ -69,7 +71,7 @@ _CODE_LINE = re.compile(
 
 @cache
 def _scripts() -> np.ndarray:
-    """For each code point: 0, or 1 + the place of its script in SCRIPTS. uint8 [0x110000]."""
+    """For each code point 0, or 1 + the index of its script in SCRIPTS. uint8 [0x110000]."""
     table = np.zeros(0x110000, np.uint8)
     for number, ranges in enumerate(SCRIPTS.values(), 1):
         for first, last in ranges:
@@ -77,28 +79,28 @@ def _scripts() -> np.ndarray:
     return table
 
 
-def _letters(sample: str) -> dict[str, int]:
-    """Letters of each script, weighted by LETTERS_PER_CHARACTER."""
+def _letters_by_script(sample: str) -> dict[str, int]:
+    """The number of letters of each script, weighted by LETTERS_PER_CHARACTER."""
     codes = np.frombuffer(sample.encode("utf-32-le", "surrogatepass"), np.uint32)
     counts = np.bincount(_scripts()[codes], minlength=len(SCRIPTS) + 1)[1:].tolist()
     return {name: n * LETTERS_PER_CHARACTER.get(name, 1) for name, n in zip(SCRIPTS, counts, strict=True) if n}
 
 
 def _is_code(sample: str) -> bool:
-    """Whether at least half of the lines that say something are lines of a program."""
+    """Whether at least half of the non-blank lines are lines of a program."""
     marks = len(sample) - len(sample.encode("ascii", "replace").translate(None, b"(){}[]=;_#<"))
     if marks * 40 < len(sample):
         return False
     lines = [line.strip() for line in sample.split("\n") if line and not line.isspace()]
-    found = sum(1 for line in lines if line[-1] in ";{}" or _CODE_LINE.match(line))
-    return len(lines) >= 2 and 2 * found >= len(lines)
+    code_lines = sum(1 for line in lines if line[-1] in ";{}" or _CODE_LINE.match(line))
+    return len(lines) >= 2 and 2 * code_lines >= len(lines)
 
 
-def _of_latin(sample: str) -> str:
-    """English where its function words prevail, or where a few words of ASCII say nothing else; code by its lines."""
+def _latin_language(sample: str) -> str:
+    """Code by its lines; English if its function words prevail, or for a few ASCII words without other evidence; else latin."""
     if _is_code(sample):
         return "code"
-    words = sample[:WORD_SAMPLE].lower().split()
+    words = sample[:WORD_SAMPLE_CHARACTERS].lower().split()
     english, other = len(ENGLISH.intersection(words)), len(OTHER_LATIN.intersection(words))
     if english > other and (english * 20 >= len(words) or english * 20 >= sum(map(str.isalpha, words))):
         return "en"
@@ -106,13 +108,13 @@ def _of_latin(sample: str) -> str:
 
 
 def detect_language(text: str) -> str:
-    """The likely language of a text, by its first 2,000 characters: one of LANGUAGES.
+    """The likely language of a text, from its first 2,000 characters: one of LANGUAGES.
 
-    Chinese is told from Japanese by the absence of kana, whatever its age and spelling; English from other languages of
-    the Latin script by its function words.
+    Chinese is distinguished from Japanese by the absence of kana, English from other languages in Latin script by its function
+    words.
     """
-    sample = text[:SAMPLE]
-    letters = {"latin": 1} if sample.isascii() and any(map(str.isalpha, sample)) else _letters(sample)
+    sample = text[:SAMPLE_CHARACTERS]
+    letters = {"latin": 1} if sample.isascii() and any(map(str.isalpha, sample)) else _letters_by_script(sample)
     if not letters:
         return "other"
     if "han" in letters and "kana" in letters:
@@ -120,11 +122,11 @@ def detect_language(text: str) -> str:
         japanese = kana * 10 >= letters["han"]
         letters["kana" if japanese else "han"] = kana + letters.pop("han")
     script = max(letters, key=lambda name: letters[name])
-    return _OF_SCRIPT.get(script, lambda _: script)(sample)
+    return _LANGUAGE_OF_SCRIPT.get(script, lambda _: script)(sample)
 
 
-_OF_SCRIPT = {
-    "latin": _of_latin,
+_LANGUAGE_OF_SCRIPT = {
+    "latin": _latin_language,
     "han": lambda _: "zh",
     "kana": lambda _: "ja",
     "hangul": lambda _: "ko",

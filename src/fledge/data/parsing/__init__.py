@@ -1,1 +1,1 @@
-"""What a row means: its schema, its turns, its item."""
+"""Parsing of rows: columns, turns, schemas, and the items that rows represent."""

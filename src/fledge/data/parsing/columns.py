@@ -1,4 +1,4 @@
-"""What stands in the columns of a row: in those that the recipe names for a role, else in those with a usual name."""
+"""Columns of a row: those that the recipe names for a role, else those with a usual name."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from fledge.recipe.schema import Source
 
 
 class RowError(ValueError):
-    """A row that cannot be used: a short reason to count by, and the detail of this row."""
+    """A row that cannot be used: a short reason, which is counted, and a detail about this row."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         self.reason = reason
@@ -22,10 +22,12 @@ class RowError(ValueError):
 
 
 def present(row: Mapping[str, Any], source: Source, role: str, usual: Sequence[str]) -> Any:
-    """What stands in the column of a role: the one that the recipe names ('' says that there is none), else the first usual
-    one with a value. None where it is missing or null."""
-    given = source.columns.get(role)  # type: ignore[call-overload]
-    for name in usual if given is None else (given,) if isinstance(given, str) else given:
+    """The value in a role's column: the one that the recipe names ('' means none), else the first usual column with a value.
+
+    None if the column is missing or null.
+    """
+    configured = source.columns.get(role)  # type: ignore[call-overload]
+    for name in usual if configured is None else (configured,) if isinstance(configured, str) else configured:
         value = row.get(name) if name else None
         if value is not None:
             return value
@@ -33,11 +35,11 @@ def present(row: Mapping[str, Any], source: Source, role: str, usual: Sequence[s
 
 
 def named(row: Mapping[str, Any], source: Source, role: str) -> list[str] | None:
-    """The column(s) that the recipe names for a role, all of which must be there; None where it names none."""
-    given = source.columns.get(role)  # type: ignore[call-overload]
-    if given is None:
+    """The column names that the recipe sets for a role; None if it sets none. Raises RowError if one is missing in the row."""
+    configured = source.columns.get(role)  # type: ignore[call-overload]
+    if configured is None:
         return None
-    names = [name for name in ([given] if isinstance(given, str) else given) if name]
+    names = [name for name in ([configured] if isinstance(configured, str) else configured) if name]
     for name in names:
         if name not in row:
             raise RowError("column missing", f"'{name}' is named in the recipe; {columns_of(row)}")
@@ -45,13 +47,13 @@ def named(row: Mapping[str, Any], source: Source, role: str) -> list[str] | None
 
 
 def value_of(row: Mapping[str, Any], source: Source, role: str, usual: Sequence[str]) -> Any:
-    """As `present`, but what the recipe names must be there."""
+    """Like `present`, but RowError if a column that the recipe names is missing."""
     named(row, source, role)
     return present(row, source, role, usual)
 
 
 def text_of(row: Mapping[str, Any], source: Source, role: str, usual: Sequence[str]) -> str | None:
-    """The text of a role's column(s), joined by line breaks; None where there is none."""
+    """The text of a role's column(s), joined by line breaks; None if there is none."""
     names = named(row, source, role)
     if names is None:
         names = [name for name in usual if row.get(name) is not None][:1]
@@ -60,7 +62,7 @@ def text_of(row: Mapping[str, Any], source: Source, role: str, usual: Sequence[s
 
 
 def _string(value: Any, column: str) -> str:
-    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return "\n".join(value)
     if not isinstance(value, str):
         raise RowError("wrong type", f"'{column}' is {type(value).__name__}, not text")
@@ -68,5 +70,5 @@ def _string(value: Any, column: str) -> str:
 
 
 def columns_of(row: Mapping[str, Any]) -> str:
-    """What to tell of a row in which a column was looked for in vain."""
+    """The columns of a row as text, for messages about a missing column."""
     return f"the row has {', '.join(map(str, row))}"

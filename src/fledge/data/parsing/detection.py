@@ -1,11 +1,11 @@
-"""What a row looks like by its columns alone: the type of item to read it as, and the name of its schema."""
+"""Detection from the columns of a row: the type of item, and the name of the schema."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fledge.data.parsing.columns import RowError, columns_of, present
 from fledge.data.parsing.items import BinaryFeedback, Conversation, Document, Item, PreferencePair
-from fledge.data.parsing.messages import calls_tools, has_parts, keys_of
+from fledge.data.parsing.messages import calls_tools, has_content_parts, turn_schema
 from fledge.data.parsing.rows import CONVERSATIONS, INSTRUCTION, LABELS, PAIR, PROMPTS, RESPONSES, TEXTS, is_pair, is_turns
 from fledge.recipe.schema import Source
 
@@ -57,7 +57,7 @@ def _conversation_schema(row: Any, source: Source) -> str:
         return "tool calls"
     if turns is None:
         return "alpaca" if prompt is row.get(INSTRUCTION) else "prompt/response"
-    return "openai content parts" if has_parts(turns, source) else keys_of(turns, source)
+    return "openai content parts" if has_content_parts(turns, source) else turn_schema(turns, source)
 
 
 _SCHEMA_NAMES = {

@@ -1,4 +1,4 @@
-"""Turns of a conversation as files write them: roles, content, tool calls and weights under their many names."""
+"""The turns of a conversation in the forms that files use: roles, content, tool calls and weights under many names."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,48 +18,48 @@ ROLES = {
     **dict.fromkeys(("function_call", "tool_call", "函数调用", "工具调用"), "call"),
 }  # fmt: skip
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
-LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6
+MIN_WEIGHT, MAX_WEIGHT = 1e-6, 1e6
 WEIGHT_KEYS, TRAIN_KEYS = ("weight", "loss_weight"), ("train", "trainable")
 
 
 def read_turns(value: Any, source: Source) -> list[Message]:
-    """A list of turns as messages; RowError names the turn that cannot be read."""
+    """A list of turns as messages. Raises RowError with the number of the turn that cannot be read."""
     if not isinstance(value, list):
         raise RowError("wrong type", f"the turns are {type(value).__name__}, not a list")
     return [_turn(turn, number, source) for number, turn in enumerate(value, 1)]
 
 
 def calls_tools(value: Any, source: Source) -> bool:
-    """Whether any turn of a row calls a tool or holds a result."""
-    keys = _keys(source, "role", ROLE_KEYS)
+    """Whether any turn of a conversation calls a tool or holds a tool result."""
+    keys = _turn_keys(source, "role", ROLE_KEYS)
     return any(
-        turn.get("tool_calls") or turn.get("function_call") or _role_of(_first(turn, keys), source) in ("tool", "call")
+        turn.get("tool_calls") or turn.get("function_call") or _role_of(_first_value(turn, keys), source) in ("tool", "call")
         for turn in (value if isinstance(value, list) else ())
         if isinstance(turn, Mapping)
     )
 
 
-def has_parts(value: Any, source: Source) -> bool:
-    """Whether the content of any turn is a list of parts."""
-    keys = _keys(source, "content", CONTENT_KEYS)
+def has_content_parts(value: Any, source: Source) -> bool:
+    """Whether the content of any turn is a list of content parts."""
+    keys = _turn_keys(source, "content", CONTENT_KEYS)
     turns = value if isinstance(value, list) else ()
-    return any(isinstance(turn, Mapping) and isinstance(_first(turn, keys), list) for turn in turns)
+    return any(isinstance(turn, Mapping) and isinstance(_first_value(turn, keys), list) for turn in turns)
 
 
-def keys_of(value: Any, source: Source) -> str:
-    """The name of a list of turns by the keys of its first one: `messages (role/content)`, `sharegpt (from/value)`, …"""
+def turn_schema(value: Any, source: Source) -> str:
+    """The schema of a list of turns, from the keys of the first turn: `messages (role/content)`, `sharegpt (from/value)`, …"""
     turn = value[0] if isinstance(value, list) and value and isinstance(value[0], Mapping) else {}
     role, content = (
-        next((key for key in _keys(source, part, usual) if turn.get(key) is not None), usual[0])
-        for part, usual in (("role", ROLE_KEYS), ("content", CONTENT_KEYS))
+        next((key for key in _turn_keys(source, field, usual) if turn.get(key) is not None), usual[0])
+        for field, usual in (("role", ROLE_KEYS), ("content", CONTENT_KEYS))
     )
     return f"{'sharegpt' if role == 'from' else 'messages'} ({role}/{content})"
 
 
 def json_text(value: Any, what: str) -> tuple[Any, str]:
-    """Data that files hold either as JSON text or as the value itself: (value, JSON text).
+    """(value, JSON text) of data that files store either as JSON text or as the value itself.
 
-    Raises RowError for text that is not JSON, and for values that JSON and UTF-8 cannot say.
+    Raises RowError for text that is not JSON, and for values that JSON or UTF-8 cannot represent.
     """
     try:
         parsed = json.loads(value) if isinstance(value, str) else value
@@ -76,14 +76,14 @@ def _turn(turn: Any, number: int, source: Source) -> Message:
     if not isinstance(turn, Mapping):
         raise RowError("wrong type", f"turn {number} is {type(turn).__name__}, not an object")
     content = _content(turn, number, source)
-    named = _first(turn, _keys(source, "role", ROLE_KEYS))
+    named = _first_value(turn, _turn_keys(source, "role", ROLE_KEYS))
     role = _role_of(named, source)
     calls = _calls(turn.get("tool_calls") or turn.get("function_call"), number)
     if content is None and not calls:
-        expected = " or ".join(_keys(source, "content", CONTENT_KEYS))
+        expected = " or ".join(_turn_keys(source, "content", CONTENT_KEYS))
         raise RowError("wrong type", f"turn {number} has no {expected}; it has {', '.join(map(str, turn))}")
     if named is None:
-        expected = " or ".join(_keys(source, "role", ROLE_KEYS))
+        expected = " or ".join(_turn_keys(source, "role", ROLE_KEYS))
         raise RowError("unknown role", f"turn {number} has no {expected}; it has {', '.join(map(str, turn))}")
     if role is None:
         raise RowError("unknown role", f"turn {number}: '{named}'; name it in the source's roles, such as {{{named}: user}}")
@@ -94,13 +94,13 @@ def _turn(turn: Any, number: int, source: Source) -> Message:
     return Message(role, content or "", calls, _weight(turn, role, number))
 
 
-def _keys(source: Source, part: str, usual: Sequence[str]) -> Sequence[str]:
-    """The keys that hold a turn's role or content: as named in the recipe, else the usual ones."""
-    named = source.turns.get(part)  # type: ignore[call-overload]
+def _turn_keys(source: Source, field: str, usual: Sequence[str]) -> Sequence[str]:
+    """The keys that hold a turn's role or content: as set in the recipe, else the usual ones."""
+    named = source.turns.get(field)  # type: ignore[call-overload]
     return usual if named is None else (named,)
 
 
-def _first(turn: Mapping[str, Any], keys: Sequence[str]) -> Any:
+def _first_value(turn: Mapping[str, Any], keys: Sequence[str]) -> Any:
     return next((turn[key] for key in keys if turn.get(key) is not None), None)
 
 
@@ -111,10 +111,10 @@ def _role_of(name: Any, source: Source) -> str | None:
 
 
 def _content(turn: Mapping[str, Any], number: int, source: Source) -> str | None:
-    """The text of a turn, behind its reasoning if that stands apart; None where there is none."""
-    content = _first(turn, _keys(source, "content", CONTENT_KEYS))
+    """The text of a turn, after its reasoning if that is stored separately; None if there is none."""
+    content = _first_value(turn, _turn_keys(source, "content", CONTENT_KEYS))
     if isinstance(content, list):
-        content = "".join(_part(part, number) for part in content)
+        content = "".join(_content_part(item, number) for item in content)
     if content is not None and not isinstance(content, str):
         raise RowError("wrong type", f"the content of turn {number} is {type(content).__name__}, not text")
     reasoning = turn.get("reasoning_content")
@@ -123,13 +123,13 @@ def _content(turn: Mapping[str, Any], number: int, source: Source) -> str | None
     return content
 
 
-def _part(part: Any, number: int) -> str:
+def _content_part(item: Any, number: int) -> str:
     """The text of one content part: OpenAI's {"type": "text", "text": …}."""
-    if not isinstance(part, Mapping):
-        raise RowError("wrong type", f"a content part of turn {number} is {type(part).__name__}, not an object")
-    if part.get("type") != "text":
-        raise RowError("not text", f"turn {number} has a part of type '{part.get('type')}'")
-    text = _first(part, ("text", "value"))
+    if not isinstance(item, Mapping):
+        raise RowError("wrong type", f"a content part of turn {number} is {type(item).__name__}, not an object")
+    if item.get("type") != "text":
+        raise RowError("not text", f"turn {number} has a part of type '{item.get('type')}'")
+    text = _first_value(item, ("text", "value"))
     if not isinstance(text, str):
         raise RowError("wrong type", f"a content part of turn {number} has no text")
     return text
@@ -144,30 +144,30 @@ def _calls(value: Any, number: int) -> tuple[ToolCall, ...]:
 
 
 def _call(call: Any, number: int) -> ToolCall:
-    inside = call.get("function", call) if isinstance(call, Mapping) else None
-    name = inside.get("name") if isinstance(inside, Mapping) else None
-    if not isinstance(inside, Mapping) or not isinstance(name, str) or not name:
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
         raise RowError("wrong type", f"a tool call of turn {number} has no name")
-    given = inside.get("arguments")
-    arguments, text = json_text("{}" if given is None or given == "" else given, "tool calls")
+    raw_arguments = function.get("arguments")
+    arguments, text = json_text("{}" if raw_arguments is None or raw_arguments == "" else raw_arguments, "tool calls")
     if not isinstance(arguments, Mapping):
-        kind = type(arguments).__name__
-        raise RowError("wrong type", f"the arguments of '{name}' in turn {number} are {kind}, not an object")
+        type_name = type(arguments).__name__
+        raise RowError("wrong type", f"the arguments of '{name}' in turn {number} are {type_name}, not an object")
     return ToolCall(name, text)
 
 
 def _weight(turn: Mapping[str, Any], role: str, number: int) -> float | None:
-    """The weight that a turn brings along, as a number or as a yes or no; only answers can have one."""
-    value = _first(turn, WEIGHT_KEYS)
+    """The loss weight of a turn, given as a number or as true/false; only answers can have one."""
+    value = _first_value(turn, WEIGHT_KEYS)
     if value is None:
-        value = _first(turn, TRAIN_KEYS)
+        value = _first_value(turn, TRAIN_KEYS)
         if value is not None and not isinstance(value, bool):
             raise RowError("wrong type", f"whether turn {number} is trained is {type(value).__name__}, not true or false")
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise RowError("wrong type", f"the weight of turn {number} is {type(value).__name__}, not a number")
     if value is None:
         return None
-    if value and not LEAST_WEIGHT <= value <= MOST_WEIGHT:  # NaN too; others would be lost in 32 bits
+    if value and not MIN_WEIGHT <= value <= MAX_WEIGHT:  # also excludes NaN; smaller or larger weights would be lost in float32
         raise RowError("wrong weight", f"the weight of turn {number} is {str(value)[:40]}")
     if role != "assistant" and value:
         raise RowError("wrong weight", f"turn {number} is {role} and has weight {value}, but only answers are trained")

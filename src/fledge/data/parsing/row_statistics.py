@@ -1,4 +1,4 @@
-"""What is worth knowing of rows before training: empty columns, schemas, openings of answers, identity, placeholders."""
+"""Statistics over rows before training: empty columns, schemas, openings of answers, identity, placeholders."""
 
 import re
 from collections import Counter
@@ -12,8 +12,8 @@ from fledge.data.parsing.items import Dialogue, Item
 from fledge.data.row_events import RowEvent
 from fledge.recipe.schema import Source
 
-OPENINGS_KEPT = 2000  # of each shard; the most frequent ones
-ANSWERS_KEPT = 5
+MAX_OPENINGS = 2000  # the most frequent openings stored per shard
+MAX_EQUAL_ANSWERS = 5  # the most frequent answers stored per shard
 OPENING_WORDS, OPENING_CHARACTERS = 4, 12
 _WORDS = re.compile(r"\S+")
 _IDENTITY = re.compile(
@@ -27,7 +27,7 @@ _PLACEHOLDER = re.compile(r"(?<![A-Za-z0-9_{}\\^$%])\{\{ ?[A-Za-z][A-Za-z0-9_]+ 
 
 
 def opening(answer: str) -> str:
-    """How an answer begins: a few words, or a few characters where words are not separated by spaces."""
+    """The opening of an answer: a few words, or a few characters in scripts without spaces."""
     words = _WORDS.findall(answer[:200])[:OPENING_WORDS]
     return " ".join(words)[: OPENING_CHARACTERS if answer[:1] > "\u2e7f" else 40]
 
@@ -38,9 +38,9 @@ def speaks_of_identity(answer: str) -> bool:
 
 
 def placeholders(item: Item) -> list[str]:
-    """Template variables that nobody filled in, such as {{name}} or <AUTHOR>: each once, in order."""
-    suspect = (text for text in item.texts() if any(mark in text for mark in ("{{", "<NAME>", "<AUTHOR>")))
-    return list(dict.fromkeys(found for text in suspect for found in _PLACEHOLDER.findall(text)))
+    """Template variables that were not filled in, such as {{name}} or <AUTHOR>: each once, in order."""
+    candidates = (text for text in item.texts() if any(mark in text for mark in ("{{", "<NAME>", "<AUTHOR>")))
+    return list(dict.fromkeys(variable for text in candidates for variable in _PLACEHOLDER.findall(text)))
 
 
 class RowStatistics:
@@ -52,7 +52,7 @@ class RowStatistics:
         self.empty: Counter[str] = Counter()
         self.schemas: Counter[str] = Counter()
         self.openings: Counter[str] = Counter()
-        self.equal: Counter[int] = Counter()  # answers by their hash
+        self.equal: Counter[int] = Counter()  # number of answers by hash
         self.answers, self.identity = 0, 0
 
     def add_row(self, value: Any, source: Source) -> None:
@@ -68,7 +68,7 @@ class RowStatistics:
         self.schemas[schema_name(value, source)] += 1
 
     def add_item(self, item: Item) -> Iterator[RowEvent]:
-        """Count one parsed item; yields the events that say what is worth a look in it."""
+        """Count one parsed item; yields an event for anything unusual in it."""
         if isinstance(item, Dialogue):
             answer = item.final_answer
             self.answers += 1
@@ -80,15 +80,15 @@ class RowStatistics:
             yield RowEvent("noticed", "unfilled placeholder", ", ".join(variables))
 
     def as_dict(self) -> dict[str, Any]:
-        """For the shard's result."""
+        """The counts for the shard's result."""
         return {
             "columns": dict(sorted(self.columns.items())),
             "nulls": dict(sorted(self.nulls.items())),
             "empty": dict(sorted(self.empty.items())),
             "schemas": dict(sorted(self.schemas.items())),
-            "openings": dict(sorted(self.openings.most_common(OPENINGS_KEPT))),
+            "openings": dict(sorted(self.openings.most_common(MAX_OPENINGS))),
             "distinct_openings": len(self.openings),
-            "equal": {f"{digest:016x}": count for digest, count in sorted(self.equal.most_common(ANSWERS_KEPT))},
+            "equal": {f"{digest:016x}": count for digest, count in sorted(self.equal.most_common(MAX_EQUAL_ANSWERS))},
             "answers": self.answers,
             "identity": self.identity,
         }

@@ -1,1 +1,1 @@
-"""Files of many formats, encodings and compressions as rows with their place."""
+"""Reading of files in many formats, encodings and compressions as rows with their location."""

@@ -1,4 +1,4 @@
-"""The bytes of a file, plain or decompressed: block by block, in constant memory."""
+"""The bytes of a plain or compressed file, block by block in constant memory."""
 
 import os
 import zlib
@@ -10,54 +10,54 @@ import zstandard
 
 from fledge.errors import FledgeError
 
-BLOCK = 1 << 20  # bytes handed on at once
-GZIP_PIECE = 1 << 16  # compressed bytes decoded at once
-ZSTD_PIECE = 1 << 10  # small: zstandard has no bound on what it returns, and 1 KiB unpacks to 32 MiB at most
-ZSTD_WINDOW = 1 << 31  # bytes; what `zstd --long=31` writes
-FOREIGN = {
-    b"\x1f\x8b": ("gzip data", ".gz at the end"),
-    b"\x28\xb5\x2f\xfd": ("Zstandard data", ".zst at the end"),
-    b"PAR1\x15": ("Parquet data", ".parquet at the end"),
+BLOCK = 1 << 20  # bytes per block
+GZIP_PIECE = 1 << 16  # compressed bytes decoded at a time
+ZSTD_PIECE = 1 << 10  # small: zstandard does not limit its output, and 1 KiB decompresses to at most 32 MiB
+ZSTD_WINDOW = 1 << 31  # bytes, the window of `zstd --long=31`
+FOREIGN_FORMATS = {
+    b"\x1f\x8b": ("gzip data", ".gz"),
+    b"\x28\xb5\x2f\xfd": ("Zstandard data", ".zst"),
+    b"PAR1\x15": ("Parquet data", ".parquet"),
     b"PK\x03\x04": ("a ZIP archive", None),
 }
 
 
-class Damaged(Exception):
-    """The rest of a compressed file cannot be read; the blocks before this were whole."""
+class DamagedFile(Exception):
+    """The rest of a compressed file cannot be read; the blocks before were complete."""
 
 
 def blocks_of(file: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-    """The content in blocks of about 1 MiB. `start` and `stop` (bytes) choose a part of a plain file.
+    """The content of a file in blocks of about 1 MiB. `start` and `stop` (bytes) select a range of a plain file.
 
-    Raises Damaged where compressed data end early or are corrupt; FledgeError where the file cannot be opened or ends before
+    Raises DamagedFile if compressed data are corrupt or end early; FledgeError if the file cannot be opened or ends before
     `stop`.
     """
-    unpack = UNPACK.get(file.suffix.lower())
+    decompress = DECOMPRESSORS.get(file.suffix.lower())
     try:
         with file.open("rb") as handle:
-            yield from _gathered(unpack(handle)) if unpack else _plain(handle, file, start, stop)
+            yield from _regrouped(decompress(handle)) if decompress else _plain(handle, file, start, stop)
     except OSError as error:
         raise FledgeError(f"cannot read it: {error.strerror or error}", where=str(file)) from None
 
 
 def head_of(file: Path, size: int) -> bytes:
-    """The first `size` bytes of the content; fewer where the file is shorter or damaged before."""
+    """The first `size` bytes of the content; fewer if the file is shorter or damaged before."""
     head = b""
     try:
         for block in blocks_of(file):
             head += block
             if len(head) >= size:
                 break
-    except Damaged:
-        pass  # told when the rows are read
+    except DamagedFile:
+        pass  # reported when the rows are read
     return head[:size]
 
 
-def check_not_foreign(file: Path, block: bytes) -> None:
-    """FledgeError if a file of text begins like one of a format that is none."""
-    for magic, (content, ending) in FOREIGN.items():
-        if block.startswith(magic):
-            hint = f"rename it so that it has {ending}" if ending else "unpack it"
+def check_is_text(file: Path, block: bytes) -> None:
+    """Raise FledgeError if a text file begins with the signature of a binary format."""
+    for signature, (content, extension) in FOREIGN_FORMATS.items():
+        if block.startswith(signature):
+            hint = f"rename it to end in {extension}" if extension else "extract it"
             raise FledgeError(f"this is {content}, not what its name says", where=str(file), hint=hint)
 
 
@@ -66,33 +66,33 @@ def _plain(handle: BinaryIO, file: Path, start: int, stop: int | None) -> Iterat
     if stop is not None and size < stop:
         raise FledgeError(f"the file has become shorter: {size:,} of {stop:,} bytes are left", where=str(file))
     handle.seek(start)
-    left = stop - start if stop is not None else None
-    while left != 0 and (block := handle.read(BLOCK if left is None else min(BLOCK, left))):
-        left = None if left is None else left - len(block)
+    remaining = stop - start if stop is not None else None
+    while remaining != 0 and (block := handle.read(BLOCK if remaining is None else min(BLOCK, remaining))):
+        remaining = None if remaining is None else remaining - len(block)
         yield block
 
 
-def _gathered(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Small pieces as blocks; what came before a damage is handed on first."""
-    held: list[bytes] = []
+def _regrouped(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Small pieces joined to blocks; the pieces before a damage are yielded first."""
+    buffered: list[bytes] = []
     size = 0
     try:
         for piece in pieces:
-            held.append(piece)
+            buffered.append(piece)
             size += len(piece)
             if size >= BLOCK:
-                yield b"".join(held)
-                held, size = [], 0
-    except Damaged:
+                yield b"".join(buffered)
+                buffered, size = [], 0
+    except DamagedFile:
         if size:
-            yield b"".join(held)
+            yield b"".join(buffered)
         raise
     if size:
-        yield b"".join(held)
+        yield b"".join(buffered)
 
 
 def _gunzip(handle: BinaryIO) -> Iterator[bytes]:
-    """All members of a gzip file; zeros after a member are padding (RFC 1952 and the gzip program)."""
+    """The members of a gzip file, decompressed; zeros after a member are padding (RFC 1952 and the gzip program)."""
     decoder, members = None, 0
     while piece := handle.read(GZIP_PIECE):
         while piece:
@@ -105,15 +105,15 @@ def _gunzip(handle: BinaryIO) -> Iterator[bytes]:
             try:
                 yield decoder.decompress(piece, BLOCK)
             except zlib.error as error:
-                yield _up_to_the_error(before, piece)
-                raise Damaged(f"{error}, near byte {handle.tell() - len(piece):,} of the file") from None
+                yield _before_error(before, piece)
+                raise DamagedFile(f"{error}, near byte {handle.tell() - len(piece):,} of the file") from None
             piece, decoder = (decoder.unused_data, None) if decoder.eof else (decoder.unconsumed_tail, decoder)
     if decoder is not None:
-        raise Damaged(f"the gzip data end early, at byte {handle.tell():,} of the file")
+        raise DamagedFile(f"the gzip data end early, at byte {handle.tell():,} of the file")
 
 
-def _up_to_the_error(decoder: "zlib._Decompress", piece: bytes) -> bytes:
-    """What a piece holds before its first corrupt byte."""
+def _before_error(decoder: "zlib._Decompress", piece: bytes) -> bytes:
+    """The content of a piece before its first corrupt byte."""
     content = []
     try:
         for byte in piece:
@@ -124,7 +124,7 @@ def _up_to_the_error(decoder: "zlib._Decompress", piece: bytes) -> bytes:
 
 
 def _unzstd(handle: BinaryIO) -> Iterator[bytes]:
-    """All frames of a Zstandard file (RFC 8878); skippable frames hold nothing."""
+    """The frames of a Zstandard file (RFC 8878), decompressed; skippable frames have no content."""
     unpacker = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
     decoder = None
     while piece := handle.read(ZSTD_PIECE):
@@ -133,10 +133,10 @@ def _unzstd(handle: BinaryIO) -> Iterator[bytes]:
             try:
                 yield decoder.decompress(piece)
             except zstandard.ZstdError as error:
-                raise Damaged(f"{error}, near byte {handle.tell() - len(piece):,} of the file") from None
+                raise DamagedFile(f"{error}, near byte {handle.tell() - len(piece):,} of the file") from None
             piece, decoder = (decoder.unused_data, None) if decoder.eof else (b"", decoder)
     if decoder is not None:
-        raise Damaged(f"the Zstandard data end early, at byte {handle.tell():,} of the file")
+        raise DamagedFile(f"the Zstandard data end early, at byte {handle.tell():,} of the file")
 
 
-UNPACK: dict[str, Callable[[BinaryIO], Iterator[bytes]]] = {".gz": _gunzip, ".zst": _unzstd}
+DECOMPRESSORS: dict[str, Callable[[BinaryIO], Iterator[bytes]]] = {".gz": _gunzip, ".zst": _unzstd}

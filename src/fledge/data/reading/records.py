@@ -1,4 +1,4 @@
-"""Reading files: which files a source names, parts of them that can be read on their own, and every row with its number."""
+"""Reading of a source's files: which files, how they are split into ranges, and every row with its number."""
 
 import glob
 from collections.abc import Callable, Iterator, Sequence
@@ -6,26 +6,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fledge.data.reading.arrays import json_array, shape_of
-from fledge.data.reading.blocks import BLOCK, UNPACK, Damaged
-from fledge.data.reading.encodings import checked, encoding_of, utf8_blocks
-from fledge.data.reading.formats import Record, json_lines, text_lines, text_paragraphs, text_whole
+from fledge.data.reading.blocks import BLOCK, DECOMPRESSORS, DamagedFile
+from fledge.data.reading.encodings import canonical_encoding, encoding_of, utf8_blocks
+from fledge.data.reading.formats import Record, json_lines, text_file, text_lines, text_paragraphs
 from fledge.data.reading.tables import csv_rows, parquet_file, parquet_rows
 from fledge.errors import FledgeError
 from fledge.recipe.schema import Source
 
 __all__ = ["FileRange", "Record", "file_notices", "files_of", "ignored_files", "read", "row_location", "spans_of"]
 
-FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
-BY_LINE = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
-DIVISIBLE = ("utf-8", "ascii", "gb18030", "gbk", "gb2312", "big5", "cp950", "cp1252", "iso8859-1")  # a byte 10 ends a line
-SHAPES = {"lines": ["one object a line: read like .jsonl"], "object": ["rows taken from the list inside an object"]}
+EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
+NUMBERED_BY_LINE = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
+SPLITTABLE_ENCODINGS = (
+    "utf-8",
+    "ascii",
+    "gb18030",
+    "gbk",
+    "gb2312",
+    "big5",
+    "cp950",
+    "cp1252",
+    "iso8859-1",
+)  # in these, a byte 10 always ends a line
+SHAPE_NOTICES = {"lines": ["one object per line: read like .jsonl"], "object": ["rows are read from the list inside an object"]}
 
 
 @dataclass(frozen=True)
 class FileRange:
     """A part of a file that can be read on its own.
 
-    `start` and `stop` are bytes, or row groups of a .parquet file; None is the end. `first` is the number of the first row.
+    `start` and `stop`: bytes, or row groups of a .parquet file; None is the end. `first`: the number of the first row.
     """
 
     file: str
@@ -35,45 +45,46 @@ class FileRange:
 
 
 def format_of(file: Path) -> str | None:
-    """The ending that says how a file is read, in lower case and without that of a compression; None if it is none of ours."""
+    """The extension that determines the format, in lower case and without a compression suffix; None if unknown."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
-    if suffixes and suffixes[-1] in UNPACK:
+    if suffixes and suffixes[-1] in DECOMPRESSORS:
         suffixes.pop()
-    return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
+    return suffixes[-1] if suffixes and suffixes[-1] in EXTENSIONS else None
 
 
 def row_location(file: str, number: int) -> str:
-    """Where a row stands: a.jsonl:12 for the line of a file, counted from 1; a.json#3 for an index, counted from 0.
+    """The location of a row: a.jsonl:12 for a line (from 1), a.json#3 for an index (from 0).
 
-    The number 0 of a file of lines is the whole file.
+    The number 0 of a file of lines denotes the whole file.
     """
-    if format_of(Path(file)) in BY_LINE:
+    if format_of(Path(file)) in NUMBERED_BY_LINE:
         return f"{file}:{number}" if number else file
     return f"{file}#{number}"
 
 
 def files_of(source: Source, key: str) -> list[Path]:
-    """The files that `source.path` names: itself, the readable files of a folder, or what a glob matches, sorted.
+    """The files of `source.path`: a file, the readable files of a folder, or the matches of a glob, sorted.
 
-    FledgeError names the recipe key where there are none, one is of no known format, or the source's encoding is unknown.
+    Raises FledgeError with the recipe key if there are none, if one has an unknown format, or if the source's encoding is
+    unknown.
     """
     if source.encoding.lower() != "auto":
-        checked(source.encoding, f"{key}.encoding")
+        canonical_encoding(source.encoding, f"{key}.encoding")
     try:
         path = Path(source.path or "").expanduser()
         if path.is_dir():
-            found = [item for item in path.iterdir() if _is_read(item)]
+            files = [item for item in path.iterdir() if _is_read(item)]
         elif path.exists():
-            found = [path]
+            files = [path]
         else:
-            found = [file for name in glob.glob(str(path), recursive=True) if (file := Path(name)).is_file()]
-    except (OSError, ValueError, RuntimeError) as error:  # no rights, a null character, an unknown home directory
-        raise FledgeError(f"cannot look for '{source.path}': {error}", where=key) from None
-    if not found:
+            files = [file for name in glob.glob(str(path), recursive=True) if (file := Path(name)).is_file()]
+    except (OSError, ValueError, RuntimeError) as error:  # missing permission, a null character, an unknown home directory
+        raise FledgeError(f"cannot search for '{source.path}': {error}", where=key) from None
+    if not files:
         raise FledgeError(f"there is no file '{source.path}'", where=key, hint=f"looked in {Path.cwd()}")
-    for file in found:
-        _check(file, key)
-    return sorted(found)
+    for file in files:
+        _check_file(file, key)
+    return sorted(files)
 
 
 def _is_read(item: Path) -> bool:
@@ -81,61 +92,63 @@ def _is_read(item: Path) -> bool:
     return format_of(item) is not None and item.is_file() and not item.name.startswith(".")
 
 
-def _check(file: Path, key: str) -> None:
+def _check_file(file: Path, key: str) -> None:
     try:
         str(file).encode()
     except UnicodeEncodeError:
         raise FledgeError(f"the name {str(file)!a} is not UTF-8", where=key, hint="rename the file") from None
     if format_of(file) is None:
-        endings = f"{', '.join(FORMATS)}, also with {' or '.join(UNPACK)} behind it"
-        raise FledgeError(f"cannot read '{file}': its ending is not one of {endings}", where=key, hint="convert or rename it")
+        extensions = f"{', '.join(EXTENSIONS)}, optionally followed by {' or '.join(DECOMPRESSORS)}"
+        raise FledgeError(
+            f"cannot read '{file}': its extension is not one of {extensions}", where=key, hint="convert or rename it"
+        )
     if not file.is_file():
         raise FledgeError(f"'{file}' is not a regular file", where=key)
 
 
 def ignored_files(source: Source) -> list[Path]:
-    """What lies in a folder source and is not read: sub-folders, hidden files, and those whose ending says no rows."""
+    """Items of a source's folder that are not read: subfolders, hidden files, and files with an unknown extension."""
     try:
         path = Path(source.path or "").expanduser()
         return sorted(item for item in path.iterdir() if not _is_read(item)) if path.is_dir() else []
     except (OSError, ValueError, RuntimeError):
-        return []  # files_of says why
+        return []  # files_of reports it
 
 
 def file_notices(file: Path, source: Source) -> list[str]:
-    """What the user should be told about how a file is read: an encoding that was recognised, a .json that is no array."""
-    ending = format_of(file)
-    if ending == ".parquet":
+    """What to tell the user about how a file is read: a detected encoding, a .json file that is not an array."""
+    extension = format_of(file)
+    if extension == ".parquet":
         return []
     encoding = encoding_of(file, source)
-    said = [f"read as {encoding}"] if encoding != "utf-8" and source.encoding.lower() == "auto" else []
-    shape = shape_of(file, encoding) if ending == ".json" else "array"
-    return said + SHAPES.get(shape, [])
+    notices = [f"read as {encoding}"] if encoding != "utf-8" and source.encoding.lower() == "auto" else []
+    shape = shape_of(file, encoding) if extension == ".json" else "array"
+    return notices + SHAPE_NOTICES.get(shape, [])
 
 
 def spans_of(files: Sequence[Path], source: Source, target_bytes: int) -> list[FileRange]:
-    """All files in parts of about `target_bytes`, in order; together the parts hold each row once. Empty files have none.
+    """All files in ranges of about `target_bytes`, in order; together they cover each row once. Empty files have none.
 
-    Divided are plain .jsonl and .txt of one document a line, at line ends, and .parquet between row groups. Only line ends are
-    read for that.
+    Only line ends are read for this. Plain .jsonl files and .txt files with one document per line are split at line ends, and
+    .parquet files between row groups; other files are one range.
     """
     return [span for file in files for span in _spans(file, source, target_bytes)]
 
 
 def _spans(file: Path, source: Source, target_bytes: int) -> list[FileRange]:
-    ending, compressed = format_of(file), file.suffix.lower() in UNPACK
+    extension, compressed = format_of(file), file.suffix.lower() in DECOMPRESSORS
     try:
         size = file.stat().st_size
         if size == 0:
             return []
-        if ending == ".parquet" and not compressed:
+        if extension == ".parquet" and not compressed:
             return _row_group_spans(file, target_bytes)
-        lines = ending in (".jsonl", ".ndjson") or (ending == ".txt" and source.documents == "line")
-        if lines and not compressed and size > target_bytes and encoding_of(file, source) in DIVISIBLE:
+        has_lines = extension in (".jsonl", ".ndjson") or (extension == ".txt" and source.documents == "line")
+        if has_lines and not compressed and size > target_bytes and encoding_of(file, source) in SPLITTABLE_ENCODINGS:
             return list(_line_spans(file, size, target_bytes))
     except OSError as error:
         raise FledgeError(f"cannot read it: {error.strerror or error}", where=str(file)) from None
-    by_index = ending in (".json", ".parquet") or (ending == ".txt" and source.documents == "file")
+    by_index = extension in (".json", ".parquet") or (extension == ".txt" and source.documents == "file")
     return [FileRange(str(file), 0, None, 0 if by_index else 1)]
 
 
@@ -155,44 +168,44 @@ def _line_spans(file: Path, size: int, target_bytes: int) -> Iterator[FileRange]
     start, number = 0, 1
     with file.open("rb") as handle:
         while start < size:
-            first, left = number, target_bytes
-            while left > 0 and (block := handle.read(min(BLOCK, left))):
-                number, left = number + block.count(b"\n"), left - len(block)
-            while (rest := handle.readline(BLOCK)) and not rest.endswith(b"\n"):
+            first, remaining = number, target_bytes
+            while remaining > 0 and (block := handle.read(min(BLOCK, remaining))):
+                number, remaining = number + block.count(b"\n"), remaining - len(block)
+            while (line_rest := handle.readline(BLOCK)) and not line_rest.endswith(b"\n"):
                 pass
-            number += rest.endswith(b"\n")
+            number += line_rest.endswith(b"\n")
             stop = min(handle.tell(), size)
             yield FileRange(str(file), start, stop, first)
             start = stop
 
 
 def read(span: FileRange, source: Source) -> Iterator[Record]:
-    """The rows of a part of a file, in order and in constant memory. Blank rows are skipped, and no others.
+    """The rows of a range in order, in constant memory. Only blank rows are skipped.
 
-    Where compressed data are damaged, the rows before are read and one broken record stands for the rest. FledgeError names the
-    file, and the line where there is one, if it cannot be opened or is not what its name says.
+    If compressed data are damaged, the rows before the damage are read, and one broken record stands for the rest. Raises
+    FledgeError with the file (and line) if it cannot be opened or does not have the format of its extension.
     """
     number = span.first
     try:
         for record in _rows(span, source):
             yield record
             number = record.number + 1
-    except Damaged as damage:
-        yield Record(number, broken="damaged file", detail=f"{damage}; what follows is lost")
+    except DamagedFile as damage:
+        yield Record(number, broken="damaged file", detail=f"{damage}; the rest of the file is lost")
 
 
 def _rows(span: FileRange, source: Source) -> Iterator[Record]:
     file = Path(span.file)
-    ending = format_of(file)
-    if ending == ".parquet":
+    extension = format_of(file)
+    if extension == ".parquet":
         return parquet_rows(file, span.start, span.stop, span.first)
     encoding = encoding_of(file, source)
     blocks = utf8_blocks(file, encoding, span.start, span.stop)
-    if ending == ".json" and (shape := shape_of(file, encoding)) != "lines":
+    if extension == ".json" and (shape := shape_of(file, encoding)) != "lines":
         return json_array(blocks, file, shape, encoding)
-    if ending in (".csv", ".tsv"):
-        return csv_rows(blocks, file, encoding, "\t" if ending == ".tsv" else None)
-    if ending == ".txt":
+    if extension in (".csv", ".tsv"):
+        return csv_rows(blocks, file, encoding, "\t" if extension == ".tsv" else None)
+    if extension == ".txt":
         return DOCUMENTS[source.documents](blocks, span.first, encoding)
     return json_lines(blocks, span.first, encoding)
 
@@ -200,5 +213,5 @@ def _rows(span: FileRange, source: Source) -> Iterator[Record]:
 DOCUMENTS: dict[str, Callable[..., Iterator[Record]]] = {
     "line": text_lines,
     "paragraph": text_paragraphs,
-    "file": text_whole,
+    "file": text_file,
 }

@@ -1,4 +1,4 @@
-"""The rows of tables: .csv and .tsv as dicts of texts, .parquet as dicts of Python values."""
+"""Rows of tables: .csv and .tsv as dicts of texts, .parquet as dicts of Python values."""
 
 import csv
 import tempfile
@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fledge.data.reading.blocks import BLOCK, UNPACK, Damaged, blocks_of
-from fledge.data.reading.encodings import why_undecodable
+from fledge.data.reading.blocks import BLOCK, DECOMPRESSORS, DamagedFile, blocks_of
+from fledge.data.reading.encodings import undecodable_detail
 from fledge.data.reading.formats import ROW_LIMIT, TOO_LARGE, Blocks, Record, lines_of
 from fledge.errors import FledgeError, missing_extra
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 DELIMITERS = ",;\t"
-SNIFFED = 50  # lines from which the delimiter is judged
-SNIFFED_SIZE = 1 << 20  # characters
-BATCH = 256  # rows of a Parquet file made Python values at once
+SAMPLE_LINES = 50  # lines used to detect the delimiter
+SAMPLE_CHARACTERS = 1 << 20
+PARQUET_BATCH_ROWS = 256  # rows converted to Python values at a time
 
 
 @dataclass(frozen=True)
@@ -33,63 +33,63 @@ class _Line:
     detail: str = ""
 
 
-@dataclass
-class _Lines:
-    """The lines of a table. Those of the row at hand are remembered, so that they can be read again."""
+@dataclass(kw_only=True)
+class _LineReader:
+    """The lines of a table. Lines of the current row are remembered, so that they can be read again."""
 
     source: Iterator[_Line]
-    taken: list[_Line] = field(default_factory=list)
-    again: deque[_Line] = field(default_factory=deque)
-    size: int = 0  # of what is taken
-    over: bool = False  # asked for more lines than there are
-    damage: Damaged | None = None
+    row_lines: list[_Line] = field(default_factory=list)
+    pushed_back: deque[_Line] = field(default_factory=deque)
+    size: int = 0  # characters of the current row
+    exhausted: bool = False  # the end of the file was reached
+    damage: DamagedFile | None = None
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
         try:
-            line = self.again.popleft() if self.again else next(self.source)
-        except Damaged as damage:
-            self.damage, self.over = damage, True
+            line = self.pushed_back.popleft() if self.pushed_back else next(self.source)
+        except DamagedFile as damage:
+            self.damage, self.exhausted = damage, True
             raise StopIteration from None
         except StopIteration:
-            self.over = True
+            self.exhausted = True
             raise
-        self.taken.append(line)
+        self.row_lines.append(line)
         self.size += len(line.text)
         if self.size > ROW_LIMIT:
             raise csv.Error(f"a quote is not closed within {ROW_LIMIT >> 20} MiB")
         return line.text
 
-    def next_row(self) -> None:
-        self.taken, self.size, self.over = [], 0, False
+    def start_row(self) -> None:
+        self.row_lines, self.size, self.exhausted = [], 0, False
 
-    def give_back(self, lines: list[_Line]) -> None:
-        self.again.extendleft(reversed(lines))
+    def push_back(self, lines: list[_Line]) -> None:
+        self.pushed_back.extendleft(reversed(lines))
 
 
-def _decoded(blocks: Blocks, encoding: str) -> Iterator[_Line]:
+def _decode_lines(blocks: Blocks, encoding: str) -> Iterator[_Line]:
     for number, line in lines_of(blocks):
         if line is None:
             yield _Line(number, "\n", TOO_LARGE)
-        elif detail := why_undecodable(line, encoding):
+        elif detail := undecodable_detail(line, encoding):
             yield _Line(number, line.decode(errors="replace") + "\n", "undecodable", detail)
         else:
             yield _Line(number, line.decode() + "\n")
 
 
 def csv_rows(blocks: Blocks, file: Path, encoding: str, delimiter: str | None = None) -> Iterator[Record]:
-    """A dict of texts a row, after the header. A row may span lines inside quotes; its number is that of its first line.
+    """Rows after the header as dicts of texts. A row may span lines inside quotes; its number is its first line's.
 
-    Without `delimiter`, the first lines decide between comma, semicolon and tab. A row with another number of fields than the
-    header is broken, and so is a line whose quotes do not fit: reading goes on with the line after it. FledgeError for a
-    header that is none.
+    Without `delimiter`, the first lines decide between comma, semicolon and tab. A row whose number of fields differs from the
+    header is broken, and so is a line with inconsistent quotes; reading continues with the next line. Raises FledgeError for an
+    invalid header.
     """
     csv.field_size_limit(ROW_LIMIT)
-    lines = _Lines(_decoded(blocks, encoding))
+    lines = _LineReader(source=_decode_lines(blocks, encoding))
     header: list[str] | None = None
-    for number, fields in _parsed(lines, delimiter or _delimiter(lines)):
+    for number, fields in _parse_rows(lines, delimiter or _detect_delimiter(lines)):
         if header is None:
             header = _header(fields, file, number)
         elif isinstance(fields, Record):
@@ -103,55 +103,59 @@ def csv_rows(blocks: Blocks, file: Path, encoding: str, delimiter: str | None = 
         raise lines.damage
 
 
-def _parsed(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str] | Record]]:
-    """The fields of each row that is not blank, or why it has none."""
+def _parse_rows(lines: _LineReader, delimiter: str) -> Iterator[tuple[int, list[str] | Record]]:
+    """The fields of each row that is not blank, or the broken record of the row."""
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
-        lines.next_row()
+        lines.start_row()
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            if lines.over and lines.damage:
+            if lines.exhausted and lines.damage:
                 return
-            first, *rest = lines.taken
-            yield first.number, Record(first.number, broken=first.broken or "invalid CSV", detail=first.detail or _why(error))
-            lines.give_back(rest)
+            first, *following = lines.row_lines
+            yield (
+                first.number,
+                Record(first.number, broken=first.broken or "invalid CSV", detail=first.detail or _csv_problem(error)),
+            )
+            lines.push_back(following)
             reader = csv.reader(lines, delimiter=delimiter, strict=True)
             continue
-        number = lines.taken[0].number
-        if flaw := next((line for line in lines.taken if line.broken), None):
-            yield number, Record(number, broken=flaw.broken, detail=flaw.detail)
-        elif len(fields) > 1 or any(part.strip() for part in fields):
+        number = lines.row_lines[0].number
+        if broken_line := next((line for line in lines.row_lines if line.broken), None):
+            yield number, Record(number, broken=broken_line.broken, detail=broken_line.detail)
+        elif len(fields) > 1 or any(field_text.strip() for field_text in fields):
             yield number, fields
 
 
-def _why(error: csv.Error) -> str:
-    said = str(error)
-    if said.startswith("new-line"):
+def _csv_problem(error: csv.Error) -> str:
+    message = str(error)
+    if message.startswith("new-line"):
         return "a carriage return without a line feed, outside of quotes"
-    return "a quote is not closed" if said == "unexpected end of data" else said
+    return "a quote is not closed" if message == "unexpected end of data" else message
 
 
 def _header(fields: list[str] | Record, file: Path, number: int) -> list[str]:
-    where = f"{file}:{number}"
+    location = f"{file}:{number}"
     if isinstance(fields, Record):
-        raise FledgeError(f"the header cannot be read: {fields.broken} {fields.detail}", where=where)
+        raise FledgeError(f"the header cannot be read: {fields.broken} {fields.detail}", where=location)
     names = [name.strip() or f"column {index}" for index, name in enumerate(fields, 1)]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise FledgeError(f"the header has two columns '{twice}'", where=where, hint="the first row names the columns")
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise FledgeError(f"the header has two columns '{repeated}'", where=location, hint="the first row names the columns")
     return names
 
 
-def _delimiter(lines: _Lines) -> str:
-    """The one with which most of the first rows are as wide as the header; of several, with which the header is widest."""
+def _detect_delimiter(lines: _LineReader) -> str:
+    """The delimiter with which most of the first rows are as wide as the header; among several, the one with the widest
+    header."""
     with suppress(csv.Error):
-        for _ in islice(lines, SNIFFED):
-            if lines.size > SNIFFED_SIZE:
+        for _ in islice(lines, SAMPLE_LINES):
+            if lines.size > SAMPLE_CHARACTERS:
                 break
-    sample = [line.text for line in lines.taken]
-    lines.give_back(lines.taken)
+    sample = [line.text for line in lines.row_lines]
+    lines.push_back(lines.row_lines)
 
     def fit(delimiter: str) -> tuple[bool, float, int]:
         try:
@@ -164,7 +168,7 @@ def _delimiter(lines: _Lines) -> str:
 
 
 def _parquet_errors() -> tuple[type[Exception], ...]:
-    """What pyarrow raises for damaged data, and for values that have no equal in Python."""
+    """What pyarrow raises for damaged data and for values without an equivalent in Python."""
     from pyarrow import ArrowException
 
     return ArrowException, OSError, ValueError, ArithmeticError, LookupError, RuntimeError, TypeError, MemoryError
@@ -172,18 +176,19 @@ def _parquet_errors() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def parquet_file(file: Path) -> Iterator["ParquetFile"]:
-    """The opened table; a compressed file is unpacked to a temporary one first. FledgeError if it cannot be read."""
+    """The opened table; a compressed file is first decompressed to a temporary file. Raises FledgeError if it cannot be
+    read."""
     try:
         import pyarrow.parquet as parquet
     except ImportError:
         raise missing_extra("pyarrow", "parquet", f"reading {file}") from None
-    with tempfile.TemporaryFile() as unpacked:
+    with tempfile.TemporaryFile() as decompressed:
         try:
-            if file.suffix.lower() in UNPACK:
-                unpacked.writelines(blocks_of(file))
-                unpacked.seek(0)
-            table = parquet.ParquetFile(unpacked if file.suffix.lower() in UNPACK else file, buffer_size=BLOCK)
-        except (*_parquet_errors(), Damaged) as error:
+            if file.suffix.lower() in DECOMPRESSORS:
+                decompressed.writelines(blocks_of(file))
+                decompressed.seek(0)
+            table = parquet.ParquetFile(decompressed if file.suffix.lower() in DECOMPRESSORS else file, buffer_size=BLOCK)
+        except (*_parquet_errors(), DamagedFile) as error:
             raise FledgeError(f"not a readable Parquet file: {error}", where=str(file)) from None
         with table:
             groups = sum(table.metadata.row_group(group).num_rows for group in range(table.num_row_groups))
@@ -193,15 +198,15 @@ def parquet_file(file: Path) -> Iterator["ParquetFile"]:
 
 
 def parquet_rows(file: Path, start: int, stop: int | None, first: int) -> Iterator[Record]:
-    """The rows of the row groups from `start` to `stop`, as dicts of Python values; nested columns are lists and dicts.
+    """Rows of the row groups from `start` to `stop` as dicts of Python values; nested columns are lists and dicts.
 
-    A row with a value that Python cannot hold is broken. Where a row group is damaged, the rest of its rows are.
+    A row with a value that Python cannot represent is broken. If a row group is damaged, its remaining rows are broken.
     """
     with parquet_file(file) as table:
         for group in range(start, table.num_row_groups if stop is None else stop):
             end, detail = first + table.metadata.row_group(group).num_rows, "it ends early"
             try:
-                for batch in table.iter_batches(batch_size=BATCH, row_groups=[group], use_threads=False):
+                for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS, row_groups=[group], use_threads=False):
                     yield from _batch_rows(batch, first)
                     first += batch.num_rows
             except _parquet_errors() as error:
@@ -212,7 +217,7 @@ def parquet_rows(file: Path, start: int, stop: int | None, first: int) -> Iterat
 
 
 def _batch_rows(batch: "RecordBatch", first: int) -> Iterator[Record]:
-    """The rows of a batch; one by one where Python cannot hold a value of one."""
+    """The rows of a batch; converted one by one if Python cannot represent a value."""
     try:
         for number, row in enumerate(batch.to_pylist(), first):
             yield Record(number, row)

@@ -19,18 +19,18 @@ from fledge.recipe.foreign.synonyms import (
     plain_name,
 )
 from fledge.recipe.foreign.wording import Told, sentence, shown
-from fledge.recipe.places import (
+from fledge.recipe.schema import Recipe
+from fledge.recipe.schema_keys import (
     Key,
     Models,
     fields_of,
-    homes,
+    has_key,
+    is_stage_path,
     kind_of,
-    knows,
     models_at,
-    of_stage,
+    paths_by_name,
     stage_models,
 )
-from fledge.recipe.schema import Recipe
 
 Place = Callable[[Key], str]
 POSITIONS = 512  # model.max_position_embeddings, where nothing is written
@@ -67,7 +67,7 @@ def _mapping(walk: _Walk, tree: Any, models: Models, key: Key, now: Key) -> None
         here = (*key, name)
         if now == ("stages",):
             _mapping(walk, value, stage_models(name, value), here, (*now, name))
-        elif knows(models, name):
+        elif has_key(models, name):
             _known(walk, value, models, here, (*now, name))
         elif (new := new_name(models, name)) is not None:
             _renamed(walk, value, models, here, (*now, new))
@@ -127,14 +127,14 @@ def _unknown(walk: _Walk, value: Any, models: Models, key: Key) -> None:
     answer = answer_of(name, value, around)
     if answer is not None:
         _tell(walk, key, value, answer)
-    elif (near := difflib.get_close_matches(name, SYNONYMS, 1, cutoff=0.88)) and not knows(models, near[0]):
+    elif (near := difflib.get_close_matches(name, SYNONYMS, 1, cutoff=0.88)) and not has_key(models, near[0]):
         meant = answer_of(near[0], value, around) or Answer()
         _tell(walk, key, value, meant, f"did you mean '{near[0]}'? Then {{}}")
 
 
 def _section(walk: _Walk, value: dict[str, Any], key: Key) -> None:
     """A section that is not one of fledge's, or is one at another place."""
-    home = homes().get(plain_name(key[-1]))
+    home = paths_by_name().get(plain_name(key[-1]))
     if home is not None and _where(home, walk.tree, key):
         walk.tell(key, f"'{'.'.join(map(str, key))}'", f" belongs {_place_of(home, walk.tree, key)}, as '{home}'")
         return
@@ -155,14 +155,14 @@ def _tell(walk: _Walk, key: Key, value: Any, answer: Answer, form: str = "{}") -
     flags_of = stage if walk.place(key).startswith("--") else None
     text = sentence(answer, lambda path: _where(path, walk.tree, key), flags_of)
     gives = tuple(
-        ("stages", stage, *path.split(".")) if of_stage(path) else tuple(path.split(".")) for path, _ in answer.writes
+        ("stages", stage, *path.split(".")) if is_stage_path(path) else tuple(path.split(".")) for path, _ in answer.writes
     )
     walk.tell(key, shown(key, value), f" → {form.format(text)}", gives)
 
 
 def _where(path: str, tree: Mapping[str, Any], key: Key) -> str:
     """Where to write a path, if that is not just beside the key."""
-    if not of_stage(path):
+    if not is_stage_path(path):
         return "" if len(key) == 1 else " at the top level"
     if key[:1] == ("stages",):
         return "" if len(key) == 3 else f" in stages.{key[1]}"
@@ -172,7 +172,7 @@ def _where(path: str, tree: Mapping[str, Any], key: Key) -> str:
 def _place_of(path: str, tree: Mapping[str, Any], key: Key) -> str:
     """Where a path stands, in words: at the top level, or in a stage."""
     stage = stage_of(tree, key)
-    if not of_stage(path):
+    if not is_stage_path(path):
         return "at the top level"
     return f"in stages.{stage}" if stage else "in the stage that it is meant for"
 

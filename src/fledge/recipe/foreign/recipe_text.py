@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fledge.recipe.foreign.wording import flow
-from fledge.recipe.places import Models, fields_of, models_at, stage_models
 from fledge.recipe.schema import Recipe
+from fledge.recipe.schema_keys import Models, fields_of, models_at, stage_models
 
 WIDTH = 110  # characters of a line
 Comments = Mapping[tuple[str, ...], str]

@@ -4,7 +4,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fledge.recipe.places import Models
 from fledge.recipe.schema import (
     AugmentConfig,
     BatchConfig,
@@ -26,6 +25,7 @@ from fledge.recipe.schema import (
     Source,
     StageBase,
 )
+from fledge.recipe.schema_keys import Models
 from fledge.recipe.sections.guards import (
     DiskGuard,
     DivergenceGuard,

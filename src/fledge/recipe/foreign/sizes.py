@@ -19,7 +19,7 @@ from fledge.recipe.foreign.answer import (
     whole,
     word,
 )
-from fledge.recipe.places import preset_names
+from fledge.recipe.schema_keys import preset_names
 
 PATHS = names("""
     model_name_or_path model_path base_model pretrained_model_name_or_path pretrained_model pretrained_path model_id

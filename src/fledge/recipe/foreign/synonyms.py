@@ -11,8 +11,8 @@ from fledge.recipe.foreign.learning import LEARNING, optimizer, schedule
 from fledge.recipe.foreign.methods import METHODS, PREFIXES
 from fledge.recipe.foreign.running import RUNNING, attention, checkpointing, device, precision
 from fledge.recipe.foreign.sizes import SIZES
-from fledge.recipe.places import KINDS, Key, homes, nested, of_stage, takes_switch, written
 from fledge.recipe.schema import Recipe
+from fledge.recipe.schema_keys import KINDS, Key, accepts_bool, is_stage_path, nested, paths_by_name, written_key
 
 TABLES: tuple[Table, ...] = (LEARNING, DATASETS, SIZES, RUNNING, METHODS)
 SYNONYMS: Table = {name: rule for table in TABLES for name, rule in table.items()}
@@ -84,7 +84,7 @@ def rule_of(name: str) -> Rule | None:
     if key in SYNONYMS:
         return SYNONYMS[key]
     started = next((rule for prefix, rule in PREFIXES if key.startswith(prefix)), None)
-    home = homes().get(key)
+    home = paths_by_name().get(key)
     return to(home, lambda value: value) if home and started is None else started
 
 
@@ -118,7 +118,7 @@ def checked(answer: Answer, kind: str | None) -> Answer:
 def faults(writes: tuple[tuple[str, Any], ...], kind: str) -> dict[str, str]:
     """Which of these paths a recipe with a stage of this kind refuses by themselves, and why."""
     for path, value in writes:
-        if isinstance(value, bool) and not takes_switch(path, (KINDS[kind],) if of_stage(path) else (Recipe,)):
+        if isinstance(value, bool) and not accepts_bool(path, (KINDS[kind],) if is_stage_path(path) else (Recipe,)):
             return {path: f"{path} replaces it, and is neither true nor false"}
     tree = as_recipe(writes, kind)
     try:
@@ -130,18 +130,18 @@ def faults(writes: tuple[tuple[str, Any], ...], kind: str) -> dict[str, str]:
 
 def as_recipe(writes: tuple[tuple[str, Any], ...], kind: str) -> dict[str, Any]:
     """A recipe of one stage that has nothing but this."""
-    stage = {"kind": kind, **nested([pair for pair in writes if of_stage(pair[0])])}
+    stage = {"kind": kind, **nested([pair for pair in writes if is_stage_path(pair[0])])}
     data = stage.get("data")
     if data is None or (isinstance(data, dict) and not {"path", "registry", "hub"} & set(data)):
         stage["data"] = {"train": "rows.jsonl", **(data or {})}
-    return {**nested([pair for pair in writes if not of_stage(pair[0])]), "stages": {"stage": stage}}
+    return {**nested([pair for pair in writes if not is_stage_path(pair[0])]), "stages": {"stage": stage}}
 
 
 def _by_path(error: ValidationError, tree: Any, writes: tuple[tuple[str, Any], ...]) -> Iterator[tuple[str, str]]:
     for item in error.errors():
-        key = written(tuple(item["loc"]), tree, missing=False)
+        key = written_key(tuple(item["loc"]), tree, missing=False)
         for path, value in writes:
-            full = ("stages", "stage", *path.split(".")) if of_stage(path) else tuple(path.split("."))
+            full = ("stages", "stage", *path.split(".")) if is_stage_path(path) else tuple(path.split("."))
             if key[: len(full)] != full:
                 continue
             if item["type"] == "extra_forbidden":

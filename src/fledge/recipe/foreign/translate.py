@@ -15,9 +15,9 @@ from fledge.recipe.foreign.renamed import new_name
 from fledge.recipe.foreign.sizes import HEADS, LAYERS, PATHS, WIDTH
 from fledge.recipe.foreign.synonyms import EMPTY, SECTION_WORDS, SYNONYMS, answer_of, called, checked, is_whole, plain_name
 from fledge.recipe.foreign.wording import Told, lines, sentence, shown
-from fledge.recipe.places import STAGES, Key, Models, homes, knows, models_at, nested, of_stage
 from fledge.recipe.schema import Recipe
-from fledge.recipe.sections.data import one_source
+from fledge.recipe.schema_keys import STAGES, Key, Models, has_key, is_stage_path, models_at, nested, paths_by_name
+from fledge.recipe.sections.data import as_training_source
 
 MAPPINGS = {"columns", "turns", "roles", "headers"}  # keys of fledge that hold a mapping and are no section
 FILES = {"pretrain": "train.txt", "sft": "train.jsonl", "preference": "pairs.jsonl"}  # where no file is named
@@ -83,10 +83,10 @@ def _leaves(tree: Mapping[str, Any], key: Key, scope: Key) -> Iterator[Leaf]:
     for name, value in tree.items():
         here = (*key, str(name))
         if name == "data" and isinstance(value, dict) and {"registry", "hub"} & set(value):
-            value = one_source(value)
+            value = as_training_source(value)
         whole = is_whole(str(name)) or name in MAPPINGS
         if isinstance(value, dict) and value and not whole:
-            named = section_stage(str(name)) if not scope and not knows((Recipe, *STAGES), str(name)) else None
+            named = section_stage(str(name)) if not scope and not has_key((Recipe, *STAGES), str(name)) else None
             yield from _leaves(value, here, scope or (() if named is None else here))
         else:
             yield Leaf(here, value, scope)
@@ -106,7 +106,7 @@ def _followed(models: Models, key: Key) -> str | None:
     path = []
     for part in key:
         name = str(part)
-        new = name if knows(models, name) else new_name(models, name)
+        new = name if has_key(models, name) else new_name(models, name)
         if new is None or (not path and new == "stages"):
             return None
         path.append(new)
@@ -196,11 +196,11 @@ def _recipe(leaves: list[Leaf], plan: Plan) -> dict[str, Any]:
     pairs = [
         (leaf.scope, path, value) for leaf in leaves if leaf.answer for path, value in leaf.answer.writes if path != "kind"
     ]
-    top = nested([(path, value) for _, path, value in pairs if not of_stage(path)])
+    top = nested([(path, value) for _, path, value in pairs if not is_stage_path(path)])
     stages: dict[str, Any] = {}
     for scope, kind in plan.kinds.items():
-        own = [(path, value) for owner, path, value in pairs if of_stage(path) and owner == scope]
-        common = [(path, value) for owner, path, value in pairs if of_stage(path) and not owner and scope]
+        own = [(path, value) for owner, path, value in pairs if is_stage_path(path) and owner == scope]
+        common = [(path, value) for owner, path, value in pairs if is_stage_path(path) and not owner and scope]
         stage = _completed(nested([*own, *common]), kind, plan, scope)
         name = STAGE_NAMES[kind]
         number = sum(other.rstrip("0123456789") == name for other in stages) + 1
@@ -251,7 +251,7 @@ def _comments(recipe: Mapping[str, Any], plan: Plan) -> dict[tuple[str, ...], st
 def _told(leaf: Leaf, refused: str | None, place: Place) -> Told:
     was = shown(leaf.key, leaf.value)
     if leaf.answer is None:
-        known = [*SYNONYMS, *homes()]
+        known = [*SYNONYMS, *paths_by_name()]
         near = [] if leaf.value is None else difflib.get_close_matches(leaf.name, known, 1, cutoff=0.75)
         return Told(leaf.key, place(leaf.key), was, " → not known here" + (f"; did you mean '{near[0]}'?" if near else ""))
     if refused is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from fledge.recipe.foreign.answer import Answer
-from fledge.recipe.places import Key, nested, of_stage
+from fledge.recipe.schema_keys import Key, is_stage_path, nested
 from fledge.recipe.yaml_dialect import RecipeDumper
 
 WIDEST = 60  # characters of a value in a line
@@ -66,7 +66,7 @@ def as_flags(writes: Iterable[tuple[str, Any]], stage: str) -> str:
     for path, value in writes:
         text = flow(value)
         quoted = f"'{text}'" if set(text) & set(" {}[]'\"*?$&|;<>()#") else text
-        flags.append(f"--{f'stages.{stage}.' if of_stage(path) else ''}{path} {quoted}")
+        flags.append(f"--{f'stages.{stage}.' if is_stage_path(path) else ''}{path} {quoted}")
     return " ".join(flags)
 
 
@@ -106,6 +106,6 @@ def sentence(answer: Answer, where: Callable[[str], str] = lambda path: "", flag
     if flags_of is not None:
         write = as_flags(answer.writes, flags_of)
     else:
-        parts = [[pair for pair in answer.writes if of_stage(pair[0]) is inner] for inner in (True, False)]
+        parts = [[pair for pair in answer.writes if is_stage_path(pair[0]) is inner] for inner in (True, False)]
         write = " and ".join(f"{snippet(part)}{where(part[0][0])}" for part in parts if part)
     return f"write {write}" + (f"; {answer.note}" if answer.note else "")

@@ -1,1 +1,1 @@
-"""The parts of a recipe, by what they are about."""
+"""The sections of a recipe by subject."""

@@ -1,4 +1,4 @@
-"""Who is told when something is wrong."""
+"""Alerts: which events are reported, and to whom."""
 
 from typing import Annotated, Literal
 
@@ -8,8 +8,8 @@ from fledge.recipe.sections.base import ConfigModel
 
 
 class WebhookConfig(ConfigModel):
-    """A receiver of alerts, posted as JSON. `${NAME}` in url and headers is read from the environment, so that no secret is
-    kept with the run."""
+    """An HTTP receiver of alerts, posted as JSON. `${NAME}` in url and headers is read from the environment, so that no
+    secret is stored with the run."""
 
     url: Annotated[str, Field(pattern=r"^(https?://|\$\{)")]
     headers: dict[str, str] = {}
@@ -17,7 +17,7 @@ class WebhookConfig(ConfigModel):
 
 
 class AlertsConfig(ConfigModel):
-    """Alerts go to the console and into events.jsonl; and from `level` on to a file and a webhook, where they are named."""
+    """Alerts go to the console and events.jsonl; from `level` on also to a file and a webhook, if configured."""
 
     level: Literal["info", "warning", "error"] = "warning"
     file: str | None = None

@@ -1,22 +1,22 @@
-"""What the sections of a recipe share."""
+"""Types that the sections of a recipe share."""
 
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from fledge.recipe.units import share as as_share
+from fledge.recipe.units import fraction as as_fraction
 
-Share = Annotated[float, Field(ge=0, lt=1)]
-Percent = Annotated[Share, BeforeValidator(as_share)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+FractionOrPercent = Annotated[Fraction, BeforeValidator(as_fraction)]
 Positive = Annotated[int, Field(gt=0)]
 
 
 class ConfigModel(BaseModel):
-    """A part of the recipe: frozen, and closed to unknown keys."""
+    """A section of the recipe: frozen; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def word_or_number(value: object) -> str:
-    """For fields that take a word or a number: which of both this is."""
+    """The tag of a union of words and numbers: `word` or `number`."""
     return "word" if isinstance(value, str) and not value.isdigit() else "number"

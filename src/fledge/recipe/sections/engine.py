@@ -1,4 +1,4 @@
-"""How a stage computes and learns: machine, batch, optimizer, schedule, averaging."""
+"""Computation and optimization of a stage: runtime, batch, optimizer, schedule, EMA."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -6,91 +6,98 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from fledge.errors import FledgeError
-from fledge.recipe.sections.base import ConfigModel, Percent, Positive, Share, word_or_number
-from fledge.recipe.units import memory_size, steps_or_share
-from fledge.recipe.units import share as as_share
+from fledge.recipe.sections.base import ConfigModel, Fraction, FractionOrPercent, Positive, word_or_number
+from fledge.recipe.units import fraction as as_fraction
+from fledge.recipe.units import memory_size, steps_or_fraction
 
-Blocks = Annotated[
+BlockInterval = Annotated[
     Annotated[Literal["none", "full"], Tag("word")] | Annotated[Positive, Tag("number")], Discriminator(word_or_number)
 ]
-Rows = Annotated[Annotated[Literal["auto"], Tag("word")] | Annotated[Positive, Tag("number")], Discriminator(word_or_number)]
+MicroBatchRows = Annotated[
+    Annotated[Literal["auto"], Tag("word")] | Annotated[Positive, Tag("number")], Discriminator(word_or_number)
+]
 
 
 class RuntimeConfig(ConfigModel):
-    """Where and how to compute. `auto` is decided by a probe on this machine and recorded with the run."""
+    """Device, precision and compilation. `auto` is chosen by benchmarks on this machine and stored with the run."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(
-        default="auto", description="dtype of activations and products; tf32 and fp16 need a GPU to pay"
+        default="auto", description="dtype of activations and matrix products; tf32 and fp16 are useful on GPUs only"
     )
     compile: Literal["auto"] | bool = "auto"
     attention: Literal["auto", "blocked", "sdpa", "flex", "varlen"] = "auto"
-    activation_checkpointing: Blocks = Field(
+    activation_checkpointing: BlockInterval = Field(
         default="none",
-        description="activation checkpointing: blocks that are computed again in the backward pass instead of kept; "
-        "n: every n-th, full: all",
+        description="blocks whose activations are recomputed in the backward pass instead of stored; n: every n-th block, "
+        "full: all blocks",
     )
     memory_budget: Annotated[int, BeforeValidator(memory_size), Field(gt=0)] | None = Field(
         default=None,
-        description="what training may take, e.g. 6 GiB, for batch.micro_batch_size: auto; null: nine tenths of what is free",
+        description="memory that training may use, e.g. 6 GiB, for batch.micro_batch_size: auto; null: 90 % of the free memory",
     )
     threads: Positive | None = None
     parallelism: Literal["ddp", "fsdp"] = Field(
         default="ddp",
-        description="how several processes share a model: each has all of it (ddp), or each a part of weights, gradients and "
-        "optimizer state, for models too large for one device (fsdp)",
+        description="ddp: each process holds the whole model; fsdp: weights, gradients and optimizer state are sharded over "
+        "the processes, for models too large for one device",
     )
     autotune: Literal["auto", "refresh"] = Field(
-        default="auto", description="auto: what was measured before on this machine is not measured again"
+        default="auto", description="auto: reuse earlier measurements on this machine; refresh: measure again"
     )
     data_workers: Positive | None = Field(
-        default=None, description="processes that prepare data; null: one a core for large data, none for small"
+        default=None, description="processes that prepare data; null: one per core for large data, none for small data"
     )
 
     @property
     def activation_checkpoint_every(self) -> int:
-        """Every how many blocks one is computed again: 0 none, 1 all."""
+        """The interval of recomputed blocks: 0 none, 1 all, n every n-th."""
         if isinstance(self.activation_checkpointing, int):
             return self.activation_checkpointing
         return 1 if self.activation_checkpointing == "full" else 0
 
 
-def _whole_or_share(value: float, name: str) -> float:
+def _check_steps_or_fraction(value: float, name: str) -> float:
     if value >= 1 and value != int(value):
-        raise ValueError(f"{name} {value} is neither a whole number of steps nor a share below 1")
+        raise ValueError(f"{name} {value} is neither a whole number of steps nor a fraction below 1")
     return value
 
 
 class BatchWarmupConfig(ConfigModel):
-    """Smaller batches at the beginning: the accumulation grows from `start` to its full count, one micro-batch at a
-    time, in equal parts of `over`. The learning rate is not scaled with it."""
+    """Smaller batches at the beginning: accumulation grows from `initial_accumulation_steps` to its full value, one
+    micro-batch at a time, in equal intervals over `ramp_steps`. The learning rate is not scaled with it."""
 
-    initial_accumulation_steps: Positive = Field(default=1, description="accumulation of the first update")
-    ramp_steps: Annotated[float, BeforeValidator(steps_or_share), Field(gt=0)] = Field(
-        default=0.1, description="whole number: steps; below 1 or with %: share of all steps"
+    initial_accumulation_steps: Positive = Field(default=1, description="accumulation steps of the first update")
+    ramp_steps: Annotated[float, BeforeValidator(steps_or_fraction), Field(gt=0)] = Field(
+        default=0.1, description="whole number: steps; below 1 or with %: fraction of all steps"
     )
 
     @field_validator("ramp_steps")
     @classmethod
-    def _whole(cls, value: float) -> float:
-        return _whole_or_share(value, "ramp_steps")
+    def _check_ramp_steps(cls, value: float) -> float:
+        return _check_steps_or_fraction(value, "ramp_steps")
 
 
 class BatchConfig(ConfigModel):
-    """Rows of `context` tokens (of a preference: twice as many): `micro` at a time on the device, `accumulation` times before
-    each update. Or `tokens` for each update, which `micro` divides; `micro: auto` is as large as memory allows."""
+    """The size of an update in rows of `max_seq_len` tokens (preference pairs: twice as many).
 
-    micro_batch_size: Rows = 16
+    `micro_batch_size` rows are computed at a time, `gradient_accumulation_steps` times per update. Or `tokens_per_step` sets
+    the size of an update, and `micro_batch_size: auto` (then the default) is as large as memory allows.
+    """
+
+    micro_batch_size: MicroBatchRows = 16
     gradient_accumulation_steps: Positive = 1
     tokens_per_step: Positive | None = Field(
-        default=None, description="positions of one update, in place of accumulation: a whole number of rows"
+        default=None, description="tokens of one update, a multiple of max_seq_len; replaces gradient_accumulation_steps"
     )
-    warmup: BatchWarmupConfig | None = Field(default=None, description="smaller batches at the beginning; null: none")
+    warmup: BatchWarmupConfig | None = Field(
+        default=None, description="smaller batches at the beginning of the stage; null: none"
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _as_large_as_fits(cls, value: object) -> object:
-        """`tokens` alone says how much an update reads, and leaves to memory how much of it at a time."""
+    def _default_to_auto(cls, value: object) -> object:
+        """`tokens_per_step` alone implies `micro_batch_size: auto`."""
         return (
             {"micro_batch_size": "auto", **value}
             if isinstance(value, dict) and value.get("tokens_per_step") is not None
@@ -99,41 +106,47 @@ class BatchConfig(ConfigModel):
 
     @property
     def micro_batch_rows(self) -> int:
-        """Rows of one micro-batch. ValueError while it is `auto`."""
+        """Rows of one micro-batch. Raises ValueError while it is `auto`."""
         if self.micro_batch_size == "auto":
-            raise ValueError("batch.micro_batch_size: not chosen yet")
+            raise ValueError("batch.micro_batch_size: still auto, not chosen yet")
         return self.micro_batch_size
 
     def global_batch_rows(self, row_length: int) -> int:
-        """Rows of one full update, whatever fits at a time. FledgeError where `tokens` are no whole number of rows."""
+        """Rows of one full update. Raises FledgeError if `tokens_per_step` is not a whole number of rows."""
         if self.tokens_per_step is None:
             return self.micro_batch_rows * self.gradient_accumulation_steps
-        rows, rest = divmod(self.tokens_per_step, row_length)
-        if rest or not rows:
+        rows, remainder = divmod(self.tokens_per_step, row_length)
+        if remainder or not rows:
             nearest = [f"{count * row_length:,}" for count in (rows, rows + 1) if count]
             raise FledgeError(
-                f"{self.tokens_per_step:,} tokens are no whole number of rows of {row_length:,}",
+                f"{self.tokens_per_step:,} tokens are not a whole number of rows of {row_length:,}",
                 where="batch.tokens_per_step",
                 hint=f"write {' or '.join(nearest)}",
             )
         return rows
 
     @model_validator(mode="after")
-    def _one_way(self) -> "BatchConfig":
+    def _check_one_size(self) -> "BatchConfig":
         if (
             self.tokens_per_step is not None
             and "gradient_accumulation_steps" in self.model_fields_set
             and self.gradient_accumulation_steps != 1
         ):
-            raise ValueError("tokens and accumulation both say how much one update reads: leave one of them out")
+            raise ValueError(
+                "tokens_per_step and gradient_accumulation_steps both set the size of an update: leave one of them out"
+            )
         if self.micro_batch_size == "auto" and self.tokens_per_step is None:
-            raise ValueError("micro: auto needs tokens, the size of an update that stays the same whatever fits into memory")
+            raise ValueError(
+                "micro_batch_size: auto needs tokens_per_step, the size of an update, which does not depend on memory"
+            )
         if self.tokens_per_step is not None and self.warmup is not None:
-            raise ValueError("warmup counts micro-batches: write micro and accumulation in place of tokens")
+            raise ValueError(
+                "warmup counts micro-batches: write micro_batch_size and gradient_accumulation_steps instead of tokens_per_step"
+            )
         return self
 
     @model_validator(mode="after")
-    def _grows(self) -> "BatchConfig":
+    def _check_warmup_grows(self) -> "BatchConfig":
         if self.warmup is not None and self.warmup.initial_accumulation_steps >= self.gradient_accumulation_steps:
             raise ValueError(
                 f"warmup.initial_accumulation_steps {self.warmup.initial_accumulation_steps} is not below the "
@@ -147,120 +160,129 @@ def _auto_or_number(value: object) -> str:
 
 
 Auto = Annotated[Literal["auto"], Tag("auto")]
-Rate = Annotated[Annotated[float, Field(gt=0), Tag("number")] | Auto, Discriminator(_auto_or_number)]
-Betas = Annotated[Annotated[tuple[Share, Share], Tag("number")] | Auto, Discriminator(_auto_or_number)]
-Decay = Annotated[Annotated[float, Field(ge=0), Tag("number")] | Auto, Discriminator(_auto_or_number)]
+LearningRate = Annotated[Annotated[float, Field(gt=0), Tag("number")] | Auto, Discriminator(_auto_or_number)]
+Betas = Annotated[Annotated[tuple[Fraction, Fraction], Tag("number")] | Auto, Discriminator(_auto_or_number)]
+WeightDecay = Annotated[Annotated[float, Field(ge=0), Tag("number")] | Auto, Discriminator(_auto_or_number)]
 
 
 class OptimizerConfig(ConfigModel):
-    """AdamW; AdamW with its state in 8 bits; or Muon for the matrices of the blocks with AdamW for the rest, at one learning
-    rate. `auto`, the default of pretraining, is derived from width, batch and length; the plan shows how."""
+    """AdamW; AdamW with 8-bit state; or Muon for the matrices of the blocks and AdamW for the rest, with one learning rate.
+
+    `auto`, the default for pretraining, is derived from width, batch size and length of the run; the plan shows the derivation.
+    """
 
     name: Literal["adamw", "muon", "adamw8bit"] = "adamw"
-    learning_rate: Rate = 5e-4
+    learning_rate: LearningRate = 5e-4
     betas: Betas = (0.9, 0.95)
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    weight_decay: Decay = 0.1
+    weight_decay: WeightDecay = 0.1
     weight_decay_on: Literal["matrices", "everything"] = Field(
-        default="matrices", description="what decays: matrices of the blocks and the head, or also norms, biases and embeddings"
+        default="matrices",
+        description="parameters with weight decay: matrices of the blocks and the head, or also norms, biases and embeddings",
     )
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
-        default=1.0, description="largest gradient norm; null: no clipping"
+        default=1.0, description="gradients are clipped to this norm; null: no clipping"
     )
 
     @property
     def automatic(self) -> list[str]:
-        """The keys that are still to be derived."""
+        """The keys that are still `auto`."""
         return [key for key in ("learning_rate", "betas", "weight_decay") if getattr(self, key) == "auto"]
 
     def numbers(self) -> tuple[float, tuple[float, float], float]:
-        """Learning rate, betas and weight decay. ValueError while one of them is `auto`."""
+        """Learning rate, betas and weight decay. Raises ValueError while one of them is `auto`."""
         if self.learning_rate == "auto" or self.betas == "auto" or self.weight_decay == "auto":
-            raise ValueError(f"{', '.join(self.automatic)}: not derived yet")
+            raise ValueError(f"{', '.join(self.automatic)}: still auto, not derived yet")
         return self.learning_rate, self.betas, self.weight_decay
 
 
-def _over(**defaults: object) -> Callable[[object], object]:
-    """Lays an optimizer section over the defaults of its kind, so that naming one key does not reset the others."""
+def _with_defaults(**defaults: object) -> Callable[[object], object]:
+    """A validator that fills an optimizer section with the defaults of its stage kind, so that setting one key keeps the
+    others."""
     return lambda value: {**defaults, **value} if isinstance(value, dict) else value
 
 
-def _explicit(value: OptimizerConfig) -> OptimizerConfig:
+def _check_no_auto(value: OptimizerConfig) -> OptimizerConfig:
     if value.automatic:
-        raise ValueError(f"{', '.join(value.automatic)}: auto is derived for pretraining only; write a number")
+        raise ValueError(f"{', '.join(value.automatic)}: auto is available for pretraining only; write a number")
     return value
 
 
 PRETRAIN_OPTIMIZER: dict[str, Any] = {"name": "muon", "learning_rate": "auto", "betas": "auto", "weight_decay": "auto"}
 SFT_OPTIMIZER: dict[str, Any] = {"name": "adamw", "learning_rate": 2e-5, "betas": (0.9, 0.95), "weight_decay": 0.01}
 PREFERENCE_OPTIMIZER: dict[str, Any] = {**SFT_OPTIMIZER, "learning_rate": 5e-6}
-PretrainOptimizer = Annotated[OptimizerConfig, BeforeValidator(_over(**PRETRAIN_OPTIMIZER))]
-SftOptimizer = Annotated[OptimizerConfig, BeforeValidator(_over(**SFT_OPTIMIZER)), AfterValidator(_explicit)]
-PreferenceOptimizer = Annotated[OptimizerConfig, BeforeValidator(_over(**PREFERENCE_OPTIMIZER)), AfterValidator(_explicit)]
+PretrainOptimizer = Annotated[OptimizerConfig, BeforeValidator(_with_defaults(**PRETRAIN_OPTIMIZER))]
+SftOptimizer = Annotated[OptimizerConfig, BeforeValidator(_with_defaults(**SFT_OPTIMIZER)), AfterValidator(_check_no_auto)]
+PreferenceOptimizer = Annotated[
+    OptimizerConfig, BeforeValidator(_with_defaults(**PREFERENCE_OPTIMIZER)), AfterValidator(_check_no_auto)
+]
 
 
-def _share_or_number(value: object) -> str:
-    return "share" if isinstance(value, str) and value.strip().endswith("%") else "number"
+def _percent_or_number(value: object) -> str:
+    return "percent" if isinstance(value, str) and value.strip().endswith("%") else "number"
 
 
-def _share_of_rate(value: str) -> str:
-    part = as_share(value)
-    if not isinstance(part, float) or not 0 <= part <= 1:
-        raise ValueError(f"the share '{value}' must lie between 0% and 100%")
+def _check_percent(value: str) -> str:
+    number = as_fraction(value)
+    if not isinstance(number, float) or not 0 <= number <= 1:
+        raise ValueError(f"the fraction '{value}' must lie between 0% and 100%")
     return value
 
 
-LowestRate = Annotated[
-    Annotated[float, Field(ge=0), Tag("number")] | Annotated[str, AfterValidator(_share_of_rate), Tag("share")],
-    Discriminator(_share_or_number),
+MinLr = Annotated[
+    Annotated[float, Field(ge=0), Tag("number")] | Annotated[str, AfterValidator(_check_percent), Tag("percent")],
+    Discriminator(_percent_or_number),
 ]
 
 
 class ScheduleConfig(ConfigModel):
-    """Learning rate over the steps: warm-up, then the named shape down to `min_lr`."""
+    """The learning rate over the steps: warm-up, then the named shape down to `min_lr`."""
 
     name: Literal["cosine", "wsd", "linear", "constant", "onecycle"] = "linear"
-    warmup: Annotated[float, BeforeValidator(steps_or_share), Field(ge=0)] = Field(
-        default=0.02, description="whole number: steps; below 1 or with %: share of all steps"
+    warmup: Annotated[float, BeforeValidator(steps_or_fraction), Field(ge=0)] = Field(
+        default=0.02, description="whole number: steps; below 1 or with %: fraction of all steps"
     )
-    min_lr: LowestRate = Field(
-        default=0.0, description="rate of the last step: a number, or with % a share of optimizer.learning_rate, such as 10%"
+    min_lr: MinLr = Field(
+        default=0.0,
+        description="learning rate of the last step: a number, or a percentage of optimizer.learning_rate, such as 10%",
     )
-    decay_fraction: Annotated[float, BeforeValidator(as_share), Field(gt=0, le=1)] = Field(
-        default=0.2, description="wsd only: share of the steps that the final decay takes"
+    decay_fraction: Annotated[float, BeforeValidator(as_fraction), Field(gt=0, le=1)] = Field(
+        default=0.2, description="wsd only: fraction of the steps for the final decay"
     )
-    decay_shape: Literal["linear", "sqrt"] = Field(default="linear", description="wsd only: falls as 1 − p or as 1 − √p")
-    div_factor: Annotated[float, Field(ge=1)] = Field(default=25.0, description="onecycle only: the first rate is lr ÷ this")
+    decay_shape: Literal["linear", "sqrt"] = Field(default="linear", description="wsd only: linear decay (1 − p) or 1 − √p")
+    div_factor: Annotated[float, Field(ge=1)] = Field(
+        default=25.0, description="onecycle only: the first learning rate is learning_rate ÷ div_factor"
+    )
     final_div_factor: Annotated[float, Field(ge=1)] | None = Field(
-        default=None, description="onecycle only: the last rate is the first ÷ this; null: min_lr"
+        default=None, description="onecycle only: the last learning rate is the first ÷ final_div_factor; null: min_lr"
     )
 
     @field_validator("warmup")
     @classmethod
-    def _whole(cls, value: float) -> float:
-        return _whole_or_share(value, "warmup")
+    def _check_warmup(cls, value: float) -> float:
+        return _check_steps_or_fraction(value, "warmup")
 
     @model_validator(mode="after")
-    def _belongs(self) -> "ScheduleConfig":
+    def _check_keys_of_schedule(self) -> "ScheduleConfig":
         owners = {"decay_fraction": "wsd", "decay_shape": "wsd", "div_factor": "onecycle", "final_div_factor": "onecycle"}
         for key, owner in owners.items():
             if self.name != owner and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} belongs to the schedule {owner}; this one is {self.name}")
+                raise ValueError(f"{key} belongs to the schedule {owner}; this schedule is {self.name}")
         if self.final_div_factor is not None and self.min_lr != 0:
-            raise ValueError("final_div_factor and min_lr both name the last rate: leave one of them out")
+            raise ValueError("final_div_factor and min_lr both set the last learning rate: leave one of them out")
         return self
 
 
 class EMAConfig(ConfigModel):
-    """A moving average of the weights, which the stage's model gets at its end. Off without `decay`."""
+    """An exponential moving average of the weights, which becomes the result of the stage. Off without `decay`."""
 
     decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        default=None, description="share of the average that each update keeps, such as 0.999; null: no averaging"
+        default=None, description="decay of the moving average at each update, such as 0.999; null: no averaging"
     )
-    start_fraction: Percent = Field(default=0.0, description="share of the steps before the average begins")
+    start_fraction: FractionOrPercent = Field(default=0.0, description="fraction of the steps before averaging starts")
 
     @model_validator(mode="after")
-    def _used(self) -> "EMAConfig":
+    def _check_start_fraction(self) -> "EMAConfig":
         if self.decay is None and self.start_fraction:
-            raise ValueError("start says when averaging begins, but without decay there is none")
+            raise ValueError("start_fraction has no effect without decay: set decay, or leave start_fraction out")
         return self

@@ -1,14 +1,14 @@
-"""What watches a stage, and what is to happen when it finds something."""
+"""The guards of a stage: what they watch, and what happens when they trigger."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from fledge.recipe.sections.base import ConfigModel, Positive, Share
+from fledge.recipe.sections.base import ConfigModel, Fraction, Positive
 from fledge.recipe.units import memory_size, time_span
 
 Sigma = Annotated[float, Field(gt=0)]
-Then = Literal["skip_rows", "lower_lr"]
+RollbackAction = Literal["skip_rows", "lower_lr"]
 
 
 def _action(value: object) -> object:
@@ -17,91 +17,95 @@ def _action(value: object) -> object:
 
 
 class NonFiniteGuard(ConfigModel):
-    """A gradient or loss that is not finite: its update is always left out. After `in_a_row` of them, `action`."""
+    """A loss or gradient that is not finite: the update is always skipped. After `consecutive` skipped updates, `action`."""
 
     action: Literal["warn", "stop", "rollback"] = "rollback"
     consecutive: Positive = 3
-    on_rollback: Then = Field(default="skip_rows", description="what is different after a roll-back")
+    on_rollback: RollbackAction = Field(default="skip_rows", description="what changes after a rollback")
 
 
 class GradSpikeGuard(ConfigModel):
-    """A gradient norm above the last ones by `sigma` standard deviations (of their logarithms) and `times` their
-    geometric mean. `skip` leaves the update out."""
+    """A gradient norm that exceeds the norms of the last steps by `sigma` standard deviations (of their logarithms) and by
+    `factor` times their geometric mean. `skip` skips the update."""
 
     action: Literal["ignore", "warn", "skip", "stop", "rollback"] = "warn"
     sigma: Sigma = 6.0
     factor: Annotated[float, Field(ge=1)] = 4.0
-    window: Annotated[int, Field(ge=32)] = Field(default=128, description="steps that are compared with")
-    on_rollback: Then = "skip_rows"
+    window: Annotated[int, Field(ge=32)] = Field(default=128, description="number of previous steps to compare with")
+    on_rollback: RollbackAction = "skip_rows"
 
 
 class LossSpikeGuard(ConfigModel):
-    """A training loss above the last ones by `sigma` standard deviations and `times` their mean."""
+    """A training loss that exceeds the losses of the last steps by `sigma` standard deviations and by `factor` times their
+    mean."""
 
     action: Literal["ignore", "warn", "stop", "rollback"] = "warn"
     sigma: Sigma = 6.0
     factor: Annotated[float, Field(ge=1)] = 1.2
     window: Annotated[int, Field(ge=32)] = 128
-    on_rollback: Then = "skip_rows"
+    on_rollback: RollbackAction = "skip_rows"
 
 
 class DivergenceGuard(ConfigModel):
-    """The training loss, smoothed over `window` steps, has risen by `rise` above its lowest."""
+    """The training loss, smoothed over `window` steps, has risen by `min_increase` above its minimum."""
 
     action: Literal["ignore", "warn", "stop", "rollback"] = "rollback"
-    min_increase: Annotated[float, Field(gt=0)] = Field(default=1.0, description="nats a target; preferences: nats a pair")
+    min_increase: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="nats per target token; for preferences: nats per pair"
+    )
     window: Positive = 50
-    on_rollback: Then = "lower_lr"
+    on_rollback: RollbackAction = "lower_lr"
 
 
 class ValidationIncreaseGuard(ConfigModel):
-    """The validation loss was higher than the time before, `times` evaluations in a row, and by `rise` of it in all."""
+    """The validation loss has risen in `patience` consecutive evaluations, and by the fraction `min_increase` in total."""
 
     action: Literal["ignore", "warn", "stop"] = "warn"
     patience: Positive = 3
-    min_increase: Share = Field(default=0.01, description="less is noise")
+    min_increase: Fraction = Field(default=0.01, description="smaller increases are noise")
 
 
 class PassRateGuard(ConfigModel):
-    """Fewer of the regression prompts pass than this share."""
+    """The fraction of prompt tests that pass is below `min_pass_rate`."""
 
     action: Literal["ignore", "warn", "stop"] = "warn"
-    min_pass_rate: Share = 0.5
+    min_pass_rate: Fraction = 0.5
 
 
 class RepetitionGuard(ConfigModel):
-    """The answers to the regression prompts repeat themselves: the mean share of repeated pieces is above this one."""
+    """Answers to the prompt tests are repetitive: the mean fraction of repeated n-grams is above `max_repetition`."""
 
     action: Literal["ignore", "warn", "stop"] = "warn"
-    max_repetition: Share = 0.3
+    max_repetition: Fraction = 0.3
 
 
 class ThroughputGuard(ConfigModel):
-    """Tokens a second of the last 20 steps (a median) fell below this share of what they were over the 200 before."""
+    """Tokens per second (median of the last 20 steps) are below the fraction `min_speed_ratio` of the 200 steps before."""
 
     action: Literal["ignore", "warn"] = "warn"
-    min_speed_ratio: Share = 0.5
+    min_speed_ratio: Fraction = 0.5
 
 
 class DiskGuard(ConfigModel):
-    """Less free space than `free` where the run is kept. Without it, saving still refuses what would not fit."""
+    """Free disk space of the run directory is below `min_free`. Even without it, checkpoints that do not fit are not
+    started."""
 
     action: Literal["warn", "stop"] = "stop"
     min_free: Annotated[int, BeforeValidator(memory_size), Field(gt=0)] | None = None
 
 
 class TimeGuard(ConfigModel):
-    """The stage has trained for `after`: it ends as it is, and the next one goes on from there."""
+    """The stage has trained for `max_time`: it ends with its current weights, and the next stage continues from them."""
 
     action: Literal["warn", "stop"] = "stop"
     max_time: Annotated[float, BeforeValidator(time_span), Field(gt=0)] | None = None
 
 
 class RollbackConfig(ConfigModel):
-    """After a roll-back to the last good checkpoint: with `skip_rows`, the rows at which it went wrong are passed over;
-    with `lower_lr`, the learning rate is multiplied by `lr_factor` from there on."""
+    """After a rollback to the last good checkpoint, `skip_rows` skips the rows at which the guard triggered; `lower_lr`
+    multiplies the learning rate by `lr_factor` from there on."""
 
-    retries: Annotated[int, Field(ge=0)] = Field(default=3, description="roll-backs of a stage; then it stops")
+    retries: Annotated[int, Field(ge=0)] = Field(default=3, description="rollbacks per stage; after that the stage stops")
     lr_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
 
@@ -110,8 +114,8 @@ def _guard(kind: type[ConfigModel]) -> Any:
 
 
 class GuardsConfig(ConfigModel):
-    """The guards of a stage. `warn` tells, `stop` ends the run, `skip` leaves one update out, `rollback` goes back to the
-    last good checkpoint. The name of an action alone is short for a mapping with it."""
+    """The guards of a stage. `warn` reports, `stop` ends the run, `skip` skips one update, `rollback` returns to the last
+    good checkpoint. The name of an action alone is short for a mapping with `action`."""
 
     non_finite: _guard(NonFiniteGuard) = NonFiniteGuard()  # type: ignore[valid-type]
     grad_spike: _guard(GradSpikeGuard) = GradSpikeGuard()  # type: ignore[valid-type]

@@ -4,11 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fledge.recipe.sections.base import ConfigModel, Positive, Share
+from fledge.recipe.sections.base import ConfigModel, Fraction, Positive
 
 
 class TokenizerConfig(ConfigModel):
-    """Train byte-level BPE on the training text of all stages, or load a directory or tokenizer.json from `path`."""
+    """Train a byte-level BPE tokenizer on the training text of all stages, or load a directory or tokenizer.json from
+    `path`."""
 
     path: str | None = None
     vocab_size: Annotated[int, Field(ge=300, le=1_000_000)] = 6400
@@ -18,51 +19,53 @@ class TokenizerConfig(ConfigModel):
 
 
 class MoeConfig(ConfigModel):
-    """Mixture of experts: each block's feed-forward network becomes `num_experts` of them, of which `num_experts_per_tok`
-    are active for a token.
+    """Mixture of experts: the feed-forward network of each block is replaced by `num_experts` networks, of which
+    `num_experts_per_tok` are active per token.
 
-    Shared experts are active for every token and form one network of `num_shared_experts` × `intermediate_size`.
+    Shared experts are active for every token; together they are one network of width `num_shared_experts` ×
+    `intermediate_size`.
     """
 
     num_experts: Positive
     num_experts_per_tok: Positive
     num_shared_experts: Annotated[int, Field(ge=0)] = 0
-    norm_topk_prob: bool = Field(default=True, description="make the weights of a token's experts sum to 1")
+    norm_topk_prob: bool = Field(default=True, description="normalise the weights of a token's experts to sum to 1")
     load_balancing: Literal["aux_loss", "bias"] = Field(
-        default="aux_loss", description="keep the load even by a loss, or by a bias on the choice of experts and no loss"
+        default="aux_loss",
+        description="balance the load of the experts by an auxiliary loss, or by a bias on the expert choice without a loss",
     )
     router_aux_loss_coef: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.01, description="weight of the load-balancing loss (Fedus et al. 2022); read with load_balancing: aux_loss"
+        default=0.01, description="weight of the load-balancing loss (Fedus et al. 2022); used with load_balancing: aux_loss"
     )
     router_z_loss_coef: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.001, description="weight of the squared log-sum-exp of the router's logits (Zoph et al. 2022)"
     )
     bias_update_rate: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.001, description="change of a bias after each update (Wang et al. 2024); read with load_balancing: bias"
+        default=0.001, description="change of the biases after each update (Wang et al. 2024); used with load_balancing: bias"
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> "MoeConfig":
+    def _check_consistent(self) -> "MoeConfig":
         if self.num_experts_per_tok > self.num_experts:
             raise ValueError(f"num_experts_per_tok {self.num_experts_per_tok} is more than the {self.num_experts} experts")
         if self.num_experts_per_tok == 1 and self.num_experts > 1 and self.norm_topk_prob:
             raise ValueError(
-                "num_experts_per_tok 1 needs norm_topk_prob: false; else every weight is 1 and the router learns nothing"
+                "num_experts_per_tok 1 needs norm_topk_prob: false; otherwise every weight is 1 and the router cannot learn"
             )
-        unread = "bias_update_rate" if self.load_balancing == "aux_loss" else "router_aux_loss_coef"
-        if getattr(self, unread) != type(self).model_fields[unread].default:
-            raise ValueError(f"{unread} is not read with load_balancing: {self.load_balancing}; leave it out")
+        unused = "bias_update_rate" if self.load_balancing == "aux_loss" else "router_aux_loss_coef"
+        if getattr(self, unused) != type(self).model_fields[unused].default:
+            raise ValueError(f"{unused} has no effect with load_balancing: {self.load_balancing}; leave it out")
         return self
 
 
 class ModelConfig(ConfigModel):
-    """The native decoder, or a model directory to start from (`path`), whose own sizes then hold."""
+    """The decoder's sizes, or a model directory to start from (`path`), whose own sizes are used then."""
 
     path: str | None = None
     implementation: Literal["auto", "native", "transformers"] = Field(
         default="auto",
-        description="what computes the model in `path`: fledge's native decoder, the library transformers (extra `hf`), or "
-        "auto: the native decoder where it covers the architecture, else transformers",
+        description="implementation of the model in `path`: fledge's native decoder or the library transformers (extra `hf`); "
+        "auto: the native decoder if it supports the architecture, else transformers",
     )
     hidden_size: Positive = 512
     num_hidden_layers: Positive = 8
@@ -74,18 +77,18 @@ class ModelConfig(ConfigModel):
     rms_norm_eps: Annotated[float, Field(gt=0)] = 1e-6
     qk_norm: bool = False
     tie_word_embeddings: bool = True
-    dropout: Share = 0.0
+    dropout: Fraction = 0.0
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
     moe: MoeConfig | None = None
 
     @model_validator(mode="after")
-    def _implementation(self) -> "ModelConfig":
+    def _check_implementation(self) -> "ModelConfig":
         if self.implementation == "transformers" and self.path is None:
             raise ValueError("implementation: transformers needs path, a model directory to start from")
         return self
 
     @model_validator(mode="after")
-    def _heads(self) -> "ModelConfig":
+    def _check_heads(self) -> "ModelConfig":
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
@@ -100,8 +103,8 @@ class ModelConfig(ConfigModel):
         return self
 
     @model_validator(mode="after")
-    def _has_a_layout(self) -> "ModelConfig":
-        """A mixture is saved as one of the two architectures of transformers that have its parts."""
+    def _check_moe_layout(self) -> "ModelConfig":
+        """A mixture of experts is saved as one of two architectures of transformers, which fix `qk_norm`."""
         if self.moe is not None and self.moe.num_shared_experts == 0 and not self.qk_norm:
             raise ValueError(
                 "a mixture without shared experts is saved as Qwen3-MoE, which normalises queries and keys: set qk_norm: true"

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fledge.checkpoint.async_save import AsyncCheckpointer, SaveResult
-from fledge.checkpoint.checkpoint import TrainState, latest_before, latest_checkpoint
+from fledge.checkpoint.checkpoint import latest_before, latest_checkpoint
+from fledge.checkpoint.state import TrainState
 from fledge.findings import Finding
 from fledge.run import Console
 from fledge.train.hooks.hook import HookContext

@@ -4,7 +4,7 @@ import math
 import time
 from dataclasses import dataclass
 
-from fledge.checkpoint.checkpoint import TrainState
+from fledge.checkpoint.state import TrainState
 from fledge.recipe.schema import StageBase
 from fledge.train.hooks.hook import HookContext
 from fledge.train.validation import ValidationSet, validate

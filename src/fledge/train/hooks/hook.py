@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from fledge.checkpoint.checkpoint import TrainState
+from fledge.checkpoint.state import TrainState
 from fledge.distributed.context import DistributedContext
 from fledge.monitor.run_logger import RunLogger
 from fledge.run import Console

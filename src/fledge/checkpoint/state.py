@@ -1,0 +1,76 @@
+"""The state of training that a checkpoint stores."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """The progress of a stage. Randomness is a function of (seed, step), so no generator state is stored.
+
+    Attributes:
+        step: Number of finished steps.
+        tokens: Positions of packed rows that were read; padding is not counted.
+        target_tokens: Tokens that contributed to the loss.
+        by_source: Tokens read from each source, in the order of the recipe.
+        clipped_steps: Steps whose gradient norm was clipped.
+        micro_batch_size: Rows per micro-batch, if it was reduced because memory ran out.
+        grad_scaler: State of the fp16 gradient scaler.
+        seconds: Training time.
+        last_eval_step: Step of the last evaluation.
+        last_prompt_test_step: Step of the last prompt tests.
+        failing_prompt_tests: Names of the prompt tests that failed last time; None before the first time.
+        best_loss: Lowest validation loss, reached at `best_step`.
+        evals_since_best: Evaluations since then.
+        stop_reason: Reason for ending the stage early.
+        skipped_rows: [first, count] ranges of the row stream that rollbacks left out.
+        lr_factor: Factor on the learning rate, below 1 after rollbacks that reduce it.
+        rollbacks: Number of rollbacks.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    target_tokens: int = 0
+    by_source: list[int] = field(default_factory=list)
+    clipped_steps: int = 0
+    micro_batch_size: int | None = None
+    grad_scaler: dict[str, float] | None = None
+    seconds: float = 0.0
+    last_eval_step: int = 0
+    last_prompt_test_step: int = 0
+    failing_prompt_tests: list[str] | None = None
+    best_loss: float | None = None
+    best_step: int | None = None
+    evals_since_best: int = 0
+    stop_reason: str | None = None
+    skipped_rows: list[list[int]] = field(default_factory=list)
+    lr_factor: float = 1.0
+    rollbacks: int = 0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of the training state at one moment, which can be written while training continues.
+
+    `models`: weights by directory name, `model` (current) and, if weights are averaged, `averaged`. `tensors`: optimizer state
+    and average. If `sharded`, `tensors` are this rank's shards and only the main process has `models`.
+    """
+
+    state: TrainState
+    models: dict[str, Weights]
+    tensors: Weights
+    sharded: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Size of all tensors in bytes."""
+        return sum(tensor.nbytes for weights in (*self.models.values(), self.tensors) for tensor in weights.values())
+
+
+def to_cpu_copy(tensors: Mapping[str, Tensor]) -> Weights:
+    """Copies of the tensors in main memory that share no storage with the originals."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}

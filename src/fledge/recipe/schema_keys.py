@@ -1,0 +1,154 @@
+"""The keys of the recipe's schema: which section has which keys, and where a key of some name belongs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from pydantic import BaseModel
+
+from fledge.recipe.schema import DataConfig, PreferenceStage, PretrainStage, Recipe, SftStage, Source
+
+Key = tuple[str | int, ...]
+Models = tuple[type[BaseModel], ...]  # the sections that a mapping can be: one, or all kinds of stage
+
+KINDS: dict[str, type[BaseModel]] = {"pretrain": PretrainStage, "sft": SftStage, "preference": PreferenceStage}
+ALIASES = {"dpo": "preference"}  # stage names that imply a kind
+STAGES: Models = tuple(KINDS.values())
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that fledge provides, sorted."""
+    folder = resources.files("fledge.recipe") / "presets"
+    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def models_in(annotation: Any) -> Models:
+    """The sections (pydantic models) that a type annotation contains; () for a plain value."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return (annotation,)
+    return tuple(dict.fromkeys(model for argument in getattr(annotation, "__args__", ()) for model in models_in(argument)))
+
+
+def kind_of(name: str | int, stage: Any) -> str | None:
+    """The kind of a stage, from its key `kind` or else from its name; None if unknown."""
+    kind = stage.get("kind") if isinstance(stage, Mapping) else None
+    candidate = kind if kind is not None else ALIASES.get(str(name), name)
+    return candidate if isinstance(candidate, str) and candidate in KINDS else None
+
+
+def models_at(models: Models, name: str, value: Any) -> Models:
+    """The sections that the key `name` can hold in one of `models`, given its value."""
+    inner = tuple(dict.fromkeys(section for model in models for section in models_in(_annotation(model, name))))
+    if DataConfig in inner and isinstance(value, Mapping) and "train" not in value:
+        return (*inner, Source)  # `data: {path: …}` is short for one training source
+    return inner
+
+
+def _annotation(model: type[BaseModel], name: str) -> Any:
+    field = model.model_fields.get(name)
+    return field.annotation if field else None
+
+
+def has_key(models: Models, name: str) -> bool:
+    """Whether one of these sections has the key."""
+    return any(name in model.model_fields for model in models)
+
+
+def fields_of(models: Models) -> list[str]:
+    """All keys of these sections, without repetition."""
+    return list(dict.fromkeys(name for model in models for name in model.model_fields))
+
+
+def stage_models(name: str | int, stage: Any) -> Models:
+    """The section of a stage; all kinds of stage if its kind is unknown."""
+    kind = kind_of(name, stage)
+    return (KINDS[kind],) if kind else STAGES
+
+
+def written_key(location: Key, tree: Any, missing: bool) -> Key:
+    """The key that the user wrote for a pydantic location.
+
+    Locations also contain the kind of a stage and the branch of a union, which are not keys; they are removed. `missing`: the
+    last element is a key that the user did not write.
+    """
+    key: Key = ()
+    for i, name in enumerate(location):
+        branches: dict[Any, Any] = dict(enumerate(tree)) if isinstance(tree, list) else tree if isinstance(tree, dict) else {}
+        if name in branches or (missing and i == len(location) - 1):
+            key = (*key, name)
+            tree = branches.get(name)
+    return key
+
+
+def valid_keys(key: Key) -> list[str]:
+    """The keys that are valid in the section at this pydantic location (for spelling suggestions)."""
+    models: Models = (Recipe,)
+    for i, name in enumerate(key):
+        if name in KINDS and i and key[0] == "stages":
+            models = (KINDS[str(name)],)
+            continue
+        inner = models_at(models, str(name), None) if isinstance(name, str) else ()
+        if not inner and isinstance(name, str) and models == (Recipe,):
+            return []
+        models = inner or models
+    return fields_of(models)
+
+
+def _paths(model: type[BaseModel], path: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield path + name
+        for inner in models_in(field.annotation):
+            if inner is not Source and inner not in STAGES:
+                yield from _paths(inner, f"{path}{name}.")
+
+
+AMBIGUOUS_NAMES = {  # too general to identify a key
+    "name", "path", "kind", "level", "url", "headers", "format", "file", "window", "sigma", "action", "decay", "time", "disk",
+}  # fmt: skip
+
+
+@cache
+def paths_by_name() -> dict[str, str]:
+    """The dotted path of each key name that identifies one key: `learning_rate` -> `optimizer.learning_rate`.
+
+    Paths are relative to a stage or to the recipe. If several sections have the name, the path nearest to the root counts; with
+    two at equal depth the name is left out.
+    """
+    all_paths: dict[str, list[str]] = {}
+    for model in (*STAGES, Recipe):
+        for path in _paths(model, ""):
+            all_paths.setdefault(path.rpartition(".")[2], []).append(path)
+    unique = {}
+    for name, paths in all_paths.items():
+        depth = min(path.count(".") for path in paths)
+        nearest = {path for path in paths if path.count(".") == depth}
+        if len(nearest) == 1 and name not in AMBIGUOUS_NAMES:
+            unique[name] = nearest.pop()
+    return unique
+
+
+def is_stage_path(path: str) -> bool:
+    """Whether a dotted path belongs to a stage (otherwise to the top level)."""
+    return path.partition(".")[0] not in Recipe.model_fields
+
+
+def nested(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A nested mapping from dotted paths and values; the first value of a path wins."""
+    tree: dict[str, Any] = {}
+    for path, value in pairs:
+        *sections, name = path.split(".")
+        inner = tree
+        for section in sections:
+            child = inner.setdefault(section, {})
+            inner = child if isinstance(child, dict) else {}
+        inner.setdefault(name, dict(value) if isinstance(value, dict) else value)
+    return tree
+
+
+def accepts_bool(path: str, models: Models) -> bool:
+    """Whether the key at `path` accepts true and false (pydantic also accepts them for 1 and 0)."""
+    *sections, name = path.split(".")
+    for section in sections:
+        models = models_at(models, section, {})
+    return not has_key(models, name) or any("bool" in repr(_annotation(model, name)) for model in models)
