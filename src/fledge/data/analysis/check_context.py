@@ -73,16 +73,6 @@ class CheckContext:
             if statistics.split == "train"
         ]
 
-    def patch(self, key: str, value: Any) -> dict[str, Any]:
-        """A recipe patch of one key of the stage."""
-        return {f"stages.{self.statistics.stage}.{key}": value}
-
-    def longer_rows(self) -> dict[str, Any] | None:
-        """A recipe patch to rows of twice as many tokens, or as many as the model takes; None where they are that long."""
-        context = self.statistics.context
-        length = 2 * context if self.max_positions is None else min(2 * context, self.max_positions)
-        return self.patch("data.max_seq_len", length) if length > context else None
-
     def first_location(self, source: TrainingSource) -> str:
         """FILE:LINE of the first training example of a source; empty where it has none."""
         examples = source.sequences.examples

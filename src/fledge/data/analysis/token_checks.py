@@ -49,7 +49,7 @@ def vocabulary(stage: CheckContext) -> Iterator[Finding]:
     vocab_size = stage.vocab_size
     largest = max((scan.largest for scan in stage.scans), default=0)
     if vocab_size is not None and largest >= vocab_size:
-        yield data_finding(
+        yield Finding(
             check="vocabulary",
             severity="error",
             message=f"the data has token {largest:,}, but the model knows {vocab_size:,} tokens",
