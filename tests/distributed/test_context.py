@@ -310,7 +310,7 @@ def test_checkpoint_resumes_with_any_number_of_ranks_and_parallelism(
 
     path, _ = run_with(saved, train_half_and_save)[0]
     assert verify(Path(path)) is None
-    steps, measured = single_process[0]["mixture"]
+    steps, measured, _ = single_process[0]["mixture"]
     for result in run_with(resumed, resume_and_finish):
         _assert_same_steps(result[0], steps[4:])
         assert result[1] == pytest.approx(measured, rel=1e-4)
