@@ -33,6 +33,7 @@ from tests.support.packed import dpo, pack, pack_pairs, random_pairs, random_seq
 
 @pytest.fixture(autouse=True)
 def calm_machine_with_own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty benchmark cache and a machine without load."""
     monkeypatch.setenv("FLEDGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
 

@@ -18,17 +18,20 @@ from fledge.checkpoint.state import Snapshot, TrainState, Weights
 
 
 def snapshot(step: int) -> Snapshot:
+    """A small snapshot of this step."""
     return Snapshot(
         TrainState(step=step), {"model": {"w": torch.full([4], float(step))}}, {"p.step": torch.tensor(float(step))}
     )
 
 
 def write_model(path: Path, weights: Weights) -> None:
+    """Write a file in place of a model directory."""
     path.mkdir()
     (path / "weights").write_bytes(bytes(range(256)) * 40)
 
 
 def save(folder: Path, step: int) -> Path:
+    """Save a checkpoint of this step; returns its path."""
     folder.mkdir(exist_ok=True)
     return save_checkpoint(folder, snapshot(step), write_model)[0]
 

@@ -92,6 +92,7 @@ class Run:
         return metrics
 
     def measured(self) -> dict[str, Any]:
+        """Validation metrics of the averaged weights."""
         with self.trainable.averaged():
             return validate(self.model, self.validation, 3, ranks=self.ranks)
 
@@ -122,6 +123,7 @@ def _assert_same_steps(metrics: list[list[float]], expected: list[list[float]]) 
 
 @pytest.fixture(scope="module")
 def single_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """Results and weights of the variants, trained by one process."""
     folder = tmp_path_factory.mktemp("alone")
     return train_variants(DistributedContext(), "ddp", str(folder)), folder
 
@@ -146,6 +148,7 @@ def test_several_ranks_learn_the_same_weights_as_one_process(
 
 
 def exchange(ranks: DistributedContext) -> list[Any]:
+    """The results of every collective operation on this rank."""
     tensors = [torch.full((3, 2), float(ranks.rank)), torch.arange(4.0) * ranks.rank]
     ranks.all_reduce_(tensors)
     value = {"rank": ranks.rank, "text": "空" * (1 + ranks.rank), "infinite": None}
@@ -251,6 +254,7 @@ def test_ranks_that_read_identical_rows_are_detected(how: str, message: str) -> 
 
 
 def begin_with_different_weights(ranks: DistributedContext) -> str:
+    """The error at the start of training with weights that differ between ranks."""
     run = Run(ranks, False, "adamw")
     with torch.no_grad():
         run.model.norm.weight[0] += ranks.rank * 1e-6

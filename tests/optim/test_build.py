@@ -22,16 +22,19 @@ NAMES = ["adamw", "muon", "adamw8bit"]
 
 
 def config(name: str, **more: object) -> OptimizerConfig:
+    """Settings of this optimizer."""
     return OptimizerConfig(name=name, **more)  # type: ignore[arg-type]
 
 
 def loss(decoder: Decoder, seed: int) -> Tensor:
+    """Cross-entropy on random tokens."""
     tokens = torch.randint(0, 40, (2, 8), generator=torch.Generator().manual_seed(seed))
     logits = decoder.logits(decoder(tokens[:, :-1]))
     return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
 
 def step(decoder: Decoder, optimizers: list[torch.optim.Optimizer], seed: int) -> None:
+    """One training step on random tokens."""
     loss(decoder, seed).backward()
     for optimizer in optimizers:
         optimizer.step()
@@ -39,10 +42,12 @@ def step(decoder: Decoder, optimizers: list[torch.optim.Optimizer], seed: int) -
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
+    """A random tensor."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def matrices(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
+    """Random parameters of these shapes with random gradients."""
     parameters = [nn.Parameter(0.02 * random(*shape, seed=number)) for number, shape in enumerate(shapes)]
     for number, parameter in enumerate(parameters):
         parameter.grad = random(*parameter.shape, seed=100 + number)

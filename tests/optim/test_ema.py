@@ -12,6 +12,7 @@ from tests.support.small_model import model
 
 
 def move(decoder: nn.Module, seed: int) -> None:
+    """Add random numbers to all parameters."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in decoder.parameters():

@@ -32,6 +32,7 @@ def test_duration_may_be_given_in_steps_or_tokens() -> None:
 
 
 def warmup_batch(micro: int, accumulation: int, start: int, ramp_steps: float) -> BatchConfig:
+    """Batch settings with a warm-up."""
     return BatchConfig(
         micro_batch_size=micro,
         gradient_accumulation_steps=accumulation,

@@ -15,15 +15,18 @@ AUTO = {"learning_rate": "auto", "betas": "auto", "weight_decay": "auto"}
 
 
 def auto(name: str, **more: object) -> OptimizerConfig:
+    """Optimizer settings that are all `auto`, except those given."""
     return OptimizerConfig(**{"name": name, **AUTO, **more})  # type: ignore[arg-type]
 
 
 def recipe(optimizer: dict[str, object], schedule: dict[str, object] | None = None, kind: str = "pretrain") -> Recipe:
+    """A recipe with one stage."""
     stage = {"kind": kind, "data": {"train": "a.txt"}, "optimizer": optimizer, "schedule": schedule or {}}
     return recipe_from_dict({"stages": {"one": stage}})
 
 
 def rate(name: str, run: RunSize) -> float:
+    """The derived learning rate of a run."""
     return resolve(auto(name), run)[0].numbers()[0]
 
 

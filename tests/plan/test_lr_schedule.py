@@ -13,6 +13,7 @@ from fledge.recipe.schema import OptimizerConfig, ScheduleConfig
 
 
 def rates(steps: int, base: float = 1.0, **schedule: object) -> list[float]:
+    """The learning rates of all steps."""
     config, optimizer = ScheduleConfig(**schedule), OptimizerConfig(learning_rate=base)  # type: ignore[arg-type]
     return [learning_rate(step, steps, optimizer, config) for step in range(steps)]
 

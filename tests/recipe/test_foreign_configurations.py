@@ -43,12 +43,13 @@ def answered(folder: Path, text: str) -> tuple[str, Recipe]:
     file.write_text(text, encoding="utf-8")
     with pytest.raises(FledgeError) as caught:
         load_recipe([str(file)])
-    said = str(caught.value).replace(f"{folder}/", "")
-    (folder / "made.yaml").write_text(said.split(END)[1], encoding="utf-8")
-    return said, load_recipe([str(folder / "made.yaml")])
+    message = str(caught.value).replace(f"{folder}/", "")
+    (folder / "made.yaml").write_text(message.split(END)[1], encoding="utf-8")
+    return message, load_recipe([str(folder / "made.yaml")])
 
 
 def keys_of(tree: dict[str, Any]) -> list[str]:
+    """All keys of a configuration, by dotted path."""
     whole = {"lora", "lr_scheduler_kwargs"}
     return [
         f"{name}.{key}" if isinstance(value, dict) and name not in whole else name
@@ -58,11 +59,11 @@ def keys_of(tree: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-def test_every_key_is_answered_with_its_line_and_the_recipe_loads(tmp_path: Path, name: str) -> None:
+def test_every_key_is_answered_with_its_line_and_the_converted_recipe_loads(tmp_path: Path, name: str) -> None:
     text = sample(name)
-    said, recipe = answered(tmp_path, text)
-    assert said.startswith(f"this looks like a configuration of {TRAINERS[name]}, not a recipe of fledge.")
-    answers = said.split(END)[0]
+    message, recipe = answered(tmp_path, text)
+    assert message.startswith(f"this looks like a configuration of {TRAINERS[name]}, not a recipe of fledge.")
+    answers = message.split(END)[0]
     for key in keys_of(yaml.safe_load(text.replace("\t", " "))):
         line = next((line for line in answers.splitlines() if f" {key}: " in line), "")
         assert ". c." in line, key
@@ -72,8 +73,8 @@ def test_every_key_is_answered_with_its_line_and_the_recipe_loads(tmp_path: Path
     assert recipe.stages
 
 
-def test_a_configuration_of_llama_factory_becomes_the_same_recipe(tmp_path: Path) -> None:
-    said, recipe = answered(tmp_path, sample("llama-factory-sft.yaml"))
+def test_llama_factory_configuration_becomes_an_equivalent_recipe(tmp_path: Path) -> None:
+    message, recipe = answered(tmp_path, sample("llama-factory-sft.yaml"))
     stage = recipe.stages["sft"]
     assert (recipe.output, recipe.name, recipe.model.path) == ("saves/qwen3-4b/full", "sft", "Qwen/Qwen3-4B-Instruct-2507")
     assert [(one.registry, one.name, one.max_samples) for one in stage.data.train] == [
@@ -85,33 +86,33 @@ def test_a_configuration_of_llama_factory_becomes_the_same_recipe(tmp_path: Path
     assert (stage.optimizer.learning_rate, stage.schedule.name, stage.schedule.warmup) == (1e-5, "cosine", 0.1)
     assert (stage.evaluation.every_steps, stage.checkpoint.every_steps, recipe.logging.every_steps) == (500, 500, 10)
     assert (recipe.runtime.precision, recipe.runtime.parallelism, recipe.runtime.data_workers) == ("bf16", "fsdp", 16)
-    assert "c.yaml:10, c.yaml:13: dataset: identity,alpaca_en_demo, max_samples: 1000 → write data: {train:" in said
+    assert "c.yaml:10, c.yaml:13: dataset: identity,alpaca_en_demo, max_samples: 1000 → write data: {train:" in message
 
 
-def test_a_dpo_configuration_becomes_a_preference_stage_and_says_that_adapters_are_absent(tmp_path: Path) -> None:
-    said, recipe = answered(tmp_path, sample("llama-factory-dpo.yaml"))
+def test_dpo_configuration_becomes_a_preference_stage_and_reports_missing_adapters(tmp_path: Path) -> None:
+    message, recipe = answered(tmp_path, sample("llama-factory-dpo.yaml"))
     stage = recipe.stages["dpo"]
     assert isinstance(stage, PreferenceStage)
     assert (stage.beta, stage.loss_type, stage.sft_loss_weight) == (0.1, "sigmoid", 0.2)
     assert (stage.data.train[0].registry, stage.batch.gradient_accumulation_steps) == ("../data/dataset_info.json", 8)
-    assert "finetuning_type: lora, lora_rank: 8, lora_target: all → adapters are not there yet" in said
-    assert "# a learning rate for adapters; full training takes about a tenth of it" in said
+    assert "finetuning_type: lora, lora_rank: 8, lora_target: all → adapters are not there yet" in message
+    assert "# a learning rate for adapters; full training takes about a tenth of it" in message
 
 
-def test_training_arguments_in_json_become_the_same_recipe(tmp_path: Path) -> None:
-    said, recipe = answered(tmp_path, sample("training-arguments.json"))
+def test_training_arguments_in_json_become_an_equivalent_recipe(tmp_path: Path) -> None:
+    message, recipe = answered(tmp_path, sample("training-arguments.json"))
     stage = recipe.stages["sft"]
     assert isinstance(stage, SftStage)
     assert (stage.optimizer.name, stage.optimizer.betas, stage.optimizer.eps) == ("adamw8bit", (0.9, 0.999), 1e-8)
     assert (stage.schedule.name, stage.schedule.min_lr, stage.schedule.warmup) == ("cosine", "10%", 0)
     assert (stage.select_checkpoint, stage.checkpoint.keep_last, stage.label_smoothing) == ("best", 3, 0.1)
     assert (stage.duration, recipe.runtime.precision) == ("3 epochs", "fp32")
-    assert "c.json:25: neftune_noise_alpha: null → leave it out; it is empty" in said
-    assert "c.json:26: seed: 42 → the same here" in said
+    assert "c.json:25: neftune_noise_alpha: null → leave it out; it is empty" in message
+    assert "c.json:26: seed: 42 → the same here" in message
 
 
 def test_sections_named_after_stages_become_these_stages(tmp_path: Path) -> None:
-    said, recipe = answered(tmp_path, sample("three-stages.yaml"))
+    message, recipe = answered(tmp_path, sample("three-stages.yaml"))
     first, sft, dpo = recipe.stages.values()
     assert list(recipe.stages) == ["pretrain", "sft", "dpo"]
     assert (recipe.model.hidden_size, recipe.model.intermediate_size, recipe.model.path) == (512, 1408, None)
@@ -124,23 +125,24 @@ def test_sections_named_after_stages_become_these_stages(tmp_path: Path) -> None
     assert [source.path for source in sft.data.validation] == ["data/sft_val_data.jsonl"]
     assert isinstance(dpo, PreferenceStage)
     assert (dpo.beta, dpo.duration, dpo.data.max_seq_len) == (0.5, "2 epochs", 512)
-    assert "write 0.1 if this one was made for the mean" in said
+    assert "write 0.1 if this one was made for the mean" in message
     assert (
-        "sft.model_path: path/to/pretrained_model.pt → leave it out; a stage starts from the model of the stage before" in said
+        "sft.model_path: path/to/pretrained_model.pt → leave it out; a stage starts from the model of the stage before"
+        in message
     )
 
 
-def test_a_one_cycle_configuration_says_what_its_highest_rate_is(tmp_path: Path) -> None:
-    said, recipe = answered(tmp_path, sample("one-cycle.yaml"))
+def test_one_cycle_configuration_reports_its_maximum_learning_rate(tmp_path: Path) -> None:
+    message, recipe = answered(tmp_path, sample("one-cycle.yaml"))
     stage = recipe.stages["sft"]
     assert (stage.schedule.name, stage.schedule.div_factor, stage.schedule.warmup) == ("onecycle", 25, 300)
     assert (stage.optimizer.learning_rate, stage.data.max_seq_len, stage.checkpoint.keep_last) == (5e-5, 256, 5)
-    assert "if your max_lr was div_factor × learning rate, write learning_rate: 0.00125" in said
-    assert "a model is a directory with config.json and model.safetensors, not a .bin file" in said
+    assert "if your max_lr was div_factor × learning rate, write learning_rate: 0.00125" in message
+    assert "a model is a directory with config.json and model.safetensors, not a .bin file" in message
     assert [source.path for source in stage.data.clean.decontaminate_against] == ["data/sft_test_dataset.parquet"]
 
 
-def test_a_model_from_nothing_has_the_sizes_of_the_other_one(tmp_path: Path) -> None:
+def test_model_sizes_of_another_trainer_are_converted(tmp_path: Path) -> None:
     model = answered(tmp_path, sample("nanogpt.yaml"))[1].model
     assert (model.hidden_size, model.num_hidden_layers, model.num_attention_heads, model.num_key_value_heads) == (384, 6, 6, 6)
     stage = answered(tmp_path, sample("nanogpt.yaml").replace("256", "2048"))[1].stages["pretrain"]
@@ -148,42 +150,44 @@ def test_a_model_from_nothing_has_the_sizes_of_the_other_one(tmp_path: Path) -> 
     assert stage.data.max_seq_len == 2048
 
 
-def test_a_recipe_that_only_lacks_stages_is_told_where_its_keys_belong(tmp_path: Path) -> None:
-    said, recipe = answered(tmp_path, "data: {train: a.jsonl}\nduration: 2 epochs\nmodel: {qk_norm: true}\n")
-    assert said.startswith("this recipe has no stages.")
+def test_recipe_without_stages_is_shown_where_its_keys_belong(tmp_path: Path) -> None:
+    message, recipe = answered(tmp_path, "data: {train: a.jsonl}\nduration: 2 epochs\nmodel: {qk_norm: true}\n")
+    assert message.startswith("this recipe has no stages.")
     assert (recipe.stages["sft"].duration, recipe.model.qk_norm) == ("2 epochs", True)
 
 
-def test_a_key_that_nobody_knows_gets_the_nearest_spelling(tmp_path: Path) -> None:
-    said, recipe = answered(tmp_path, sample("llama-factory-sft.yaml") + "num_train_epoch: 3\nqqqq: 1\nseed: 1\nseed: 2\n")
-    assert "c.yaml:39: num_train_epoch: 3 → not known here; did you mean 'num_train_epochs'?" in said
-    assert "c.yaml:40: qqqq: 1 → not known here\n" in said
-    assert "1. c.yaml:42: the key 'seed' is written twice" in said
+def test_unknown_key_gets_the_nearest_spelling(tmp_path: Path) -> None:
+    message, recipe = answered(tmp_path, sample("llama-factory-sft.yaml") + "num_train_epoch: 3\nqqqq: 1\nseed: 1\nseed: 2\n")
+    assert "c.yaml:39: num_train_epoch: 3 → not known here; did you mean 'num_train_epochs'?" in message
+    assert "c.yaml:40: qqqq: 1 → not known here\n" in message
+    assert "1. c.yaml:42: the key 'seed' is written twice" in message
     assert recipe.seed == 2
 
 
-def test_keys_that_contradict_each_other_are_told_and_the_first_one_holds(tmp_path: Path) -> None:
-    said, recipe = answered(tmp_path, "num_train_epochs: 1\nmax_length: 256\ncutoff_len: 128\nmin_lr: 1\nlearning_rate: 1e-4\n")
-    assert "c.yaml:3: cutoff_len: 128 → leave it out; 'max_length' says data.max_seq_len already" in said
+def test_contradicting_keys_are_reported_and_the_first_one_counts(tmp_path: Path) -> None:
+    message, recipe = answered(
+        tmp_path, "num_train_epochs: 1\nmax_length: 256\ncutoff_len: 128\nmin_lr: 1\nlearning_rate: 1e-4\n"
+    )
+    assert "c.yaml:3: cutoff_len: 128 → leave it out; 'max_length' says data.max_seq_len already" in message
     assert (
         "c.yaml:4: min_lr: 1 → left out of the recipe below: stages.sft: schedule.min_lr 1.0 is above optimizer.learning_rate"
-        in said
+        in message
     )
     assert recipe.stages["sft"].data.max_seq_len == 256
 
 
-def test_a_method_that_fledge_does_not_have_is_said_to_be_absent(tmp_path: Path) -> None:
+def test_unsupported_method_is_reported(tmp_path: Path) -> None:
     for method, kind, words in [
         ("kto", "sft", "there is no KTO"),
         ("rm", "dpo", "no reward models"),
         ("ppo", "dpo", "there is no PPO"),
     ]:
-        said, recipe = answered(tmp_path, f"stage: {method}\nlearning_rate: 1e-4\n")
-        assert words in said
+        message, recipe = answered(tmp_path, f"stage: {method}\nlearning_rate: 1e-4\n")
+        assert words in message
         assert list(recipe.stages) == [kind]
 
 
-def test_a_recipe_without_stages_and_without_foreign_keys_is_asked_for_stages() -> None:
+def test_recipe_without_stages_and_without_foreign_keys_misses_the_key_stages() -> None:
     with pytest.raises(FledgeError, match="the key 'stages' is missing"):
         recipe_from_dict({"name": "a", "model": {"hidden_size": 64}, "tokenizer": {"path": "t"}})
     with pytest.raises(FledgeError, match="'machine' is now 'runtime'"):
@@ -204,7 +208,7 @@ FLAT = st.dictionaries(NAMES, SCALARS, max_size=12)
     common=FLAT,
     sections=st.dictionaries(st.sampled_from(["sft", "dpo", "pretrain", "training", "model", "data"]), FLAT, max_size=3),
 )
-def test_whatever_is_converted_the_recipe_loads(
+def test_every_converted_recipe_loads(
     tmp_path_factory: pytest.TempPathFactory, common: dict[str, Any], sections: dict[str, Any]
 ) -> None:
     try:

@@ -24,7 +24,8 @@ DATA = {"train": "a.jsonl"}
 SFT = "stages:\n  sft:\n    data: {train: a.jsonl}\n"
 
 
-def refusal(folder: Path, text: str, *overrides: tuple[str, str]) -> str:
+def load_error(folder: Path, text: str, *overrides: tuple[str, str]) -> str:
+    """The error for a recipe with this text."""
     file = folder / "r.yaml"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(FledgeError) as caught:
@@ -32,38 +33,38 @@ def refusal(folder: Path, text: str, *overrides: tuple[str, str]) -> str:
     return str(caught.value).replace(f"{folder}/", "")
 
 
-def homes_of(model: type[BaseModel], wanted: type[BaseModel], path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where the sections of one kind stand in a recipe; stages are called by their kind."""
-    if issubclass(model, wanted):
+def section_paths(model: type[BaseModel], section: type[BaseModel], path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The paths of a kind of section in a recipe; stages are named after their kind."""
+    if issubclass(model, section):
         yield path
     for name, field in model.model_fields.items():
         for inner in models_in(field.annotation):
-            here = (*path, name, *([kind for kind, stage in KINDS.items() if stage is inner] or []))
-            yield from homes_of(inner, wanted, (*here, 0) if inner is Source else here)
+            inner_path = (*path, name, *([kind for kind, stage in KINDS.items() if stage is inner] or []))
+            yield from section_paths(inner, section, (*inner_path, 0) if inner is Source else inner_path)
 
 
-def put(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """A recipe with a value at a path; a number is a place of a list."""
+def with_value(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """A recipe with a value at a path; a number stands for an element of a list."""
     if not path:
         return value
     if path[0] == 0:
-        return [put({"path": "a.jsonl"} if not isinstance(tree, list) else tree[0], path[1:], value)]
+        return [with_value({"path": "a.jsonl"} if not isinstance(tree, list) else tree[0], path[1:], value)]
     tree = dict(tree) if isinstance(tree, dict) else {}
-    return {**tree, path[0]: put(tree.get(path[0], {}), path[1:], value)}
+    return {**tree, path[0]: with_value(tree.get(path[0], {}), path[1:], value)}
 
 
 OLD = [(model, old, new) for model, names in RENAMED.items() for old, new in names.items()]
 
 
 @pytest.mark.parametrize(("model", "old", "new"), OLD, ids=[f"{model.__name__}.{old}" for model, old, _ in OLD])
-def test_every_key_that_was_renamed_is_told_with_its_new_name_and_its_line(
+def test_every_renamed_key_is_reported_with_its_new_name_and_line(
     tmp_path: Path, model: type[BaseModel], old: str, new: str
 ) -> None:
-    path = next(homes_of(Recipe, model))
+    path = next(section_paths(Recipe, model))
     assert new in model.model_fields
     assert old not in model.model_fields
-    tree = put({"stages": {"sft": {"data": DATA}}}, (*path, old), 3)
-    text = refusal(tmp_path, yaml.safe_dump(tree, default_flow_style=False, sort_keys=False))
+    tree = with_value({"stages": {"sft": {"data": DATA}}}, (*path, old), 3)
+    text = load_error(tmp_path, yaml.safe_dump(tree, default_flow_style=False, sort_keys=False))
     was, now = ".".join(map(str, (*path, old))), ".".join(map(str, (*path, new)))
     lines = [line for line in text.splitlines() if f"'{was}' is now '{now}'" in line]
     assert len(lines) == 1
@@ -73,39 +74,39 @@ def test_every_key_that_was_renamed_is_told_with_its_new_name_and_its_line(
 
 
 @pytest.mark.parametrize(("owner", "values"), RENAMED_VALUES.items(), ids=[f"{m.__name__}.{n}" for m, n in RENAMED_VALUES])
-def test_every_value_that_was_renamed_is_told_with_its_new_name(tmp_path: Path, owner: Any, values: dict[Any, Any]) -> None:
+def test_every_renamed_value_is_reported_with_its_new_name(tmp_path: Path, owner: Any, values: dict[Any, Any]) -> None:
     model, name = owner
-    path = next(homes_of(Recipe, model))
+    path = next(section_paths(Recipe, model))
     for old, new in values.items():
-        tree = put({"stages": {"sft": {"data": DATA}}}, (*path, name), old)
-        text = refusal(tmp_path, yaml.safe_dump(tree))
+        tree = with_value({"stages": {"sft": {"data": DATA}}}, (*path, name), old)
+        text = load_error(tmp_path, yaml.safe_dump(tree))
         dotted = ".".join(map(str, (*path, name)))
         assert f"'{dotted}: {old}' is now '{dotted}: {flow(new)}'" in text
 
 
-def test_a_renamed_section_is_told_with_the_keys_in_it(tmp_path: Path) -> None:
-    text = refusal(tmp_path, "machine:\n  device: cpu\n  probe: again\n  checkpointing: full\n" + SFT)
+def test_renamed_section_is_reported_with_its_keys(tmp_path: Path) -> None:
+    text = load_error(tmp_path, "machine:\n  device: cpu\n  probe: again\n  checkpointing: full\n" + SFT)
     assert "r.yaml:1: 'machine' is now 'runtime'" in text
     assert "r.yaml:3: 'machine.probe: again' is now 'runtime.autotune: refresh'" in text
     assert "r.yaml:4: 'machine.checkpointing' is now 'runtime.activation_checkpointing'" in text
     assert text.startswith("3 problems")
 
 
-def test_an_old_key_with_an_old_value_is_told_once(tmp_path: Path) -> None:
-    text = refusal(tmp_path, "stages:\n  dpo:\n    data: {train: a, long_conversations: recent}\n    reference: live\n")
+def test_old_key_with_an_old_value_is_reported_once(tmp_path: Path) -> None:
+    text = load_error(tmp_path, "stages:\n  dpo:\n    data: {train: a, long_conversations: recent}\n    reference: live\n")
     assert "r.yaml:3: 'stages.dpo.data.long_conversations: recent' is now 'stages.dpo.data.truncation: keep_recent'" in text
     assert "r.yaml:4: 'stages.dpo.reference: live' is now 'stages.dpo.precompute_ref_log_probs: false'" in text
     assert text.startswith("2 problems")
 
 
-def test_an_old_key_as_a_flag_is_told_at_the_flag(tmp_path: Path) -> None:
-    text = refusal(tmp_path, SFT, ("stages.sft.optimizer.lr", "1e-4"), ("machine.device", "cpu"))
+def test_old_key_given_as_a_flag_is_reported_at_the_flag(tmp_path: Path) -> None:
+    text = load_error(tmp_path, SFT, ("stages.sft.optimizer.lr", "1e-4"), ("machine.device", "cpu"))
     assert "--stages.sft.optimizer.lr: 'stages.sft.optimizer.lr' is now 'stages.sft.optimizer.learning_rate'" in text
     assert "--machine.device: 'machine' is now 'runtime'" in text
 
 
-def test_a_key_of_another_trainer_as_a_flag_is_answered_as_a_flag(tmp_path: Path) -> None:
-    text = refusal(tmp_path, SFT, ("learning_rate", "1e-4"), ("stages.sft.num_train_epochs", "3"), ("bf16", "true"))
+def test_foreign_key_given_as_a_flag_is_answered_as_a_flag(tmp_path: Path) -> None:
+    text = load_error(tmp_path, SFT, ("learning_rate", "1e-4"), ("stages.sft.num_train_epochs", "3"), ("bf16", "true"))
     assert "--learning_rate: learning_rate: 0.0001 → write --stages.sft.optimizer.learning_rate 0.0001" in text
     assert "→ write --stages.sft.duration '3 epochs'" in text
     assert "→ write --runtime.precision bf16" in text
@@ -188,16 +189,16 @@ ANSWERS = [
 ]
 
 
-@pytest.mark.parametrize(("written", "said"), ANSWERS, ids=[written for written, _ in ANSWERS])
-def test_a_key_of_another_trainer_in_a_stage_is_answered_in_fledges_words(tmp_path: Path, written: str, said: str) -> None:
-    text = refusal(tmp_path, SFT + f"    {written}\n")
-    line = next(line for line in text.splitlines() if said in line)
+@pytest.mark.parametrize(("written", "message"), ANSWERS, ids=[written for written, _ in ANSWERS])
+def test_foreign_key_in_a_stage_is_answered_with_fledges_key(tmp_path: Path, written: str, message: str) -> None:
+    text = load_error(tmp_path, SFT + f"    {written}\n")
+    line = next(line for line in text.splitlines() if message in line)
     assert ". r.yaml:" in line
     assert "unknown key" not in text
 
 
 @pytest.mark.parametrize(
-    ("written", "said"),
+    ("written", "message"),
     [
         ("pref_beta: 0.2", "write beta: 0.2"),
         ("dpo_beta: 0.5", "write beta: 0.5; fledge sums log-probabilities over an answer"),
@@ -214,12 +215,12 @@ def test_a_key_of_another_trainer_in_a_stage_is_answered_in_fledges_words(tmp_pa
         ),
     ],
 )
-def test_a_key_about_preferences_is_answered_in_a_preference_stage(tmp_path: Path, written: str, said: str) -> None:
-    assert said in refusal(tmp_path, f"stages:\n  dpo:\n    data: {{train: a.jsonl}}\n    {written}\n")
+def test_foreign_preference_key_is_answered_in_a_preference_stage(tmp_path: Path, written: str, message: str) -> None:
+    assert message in load_error(tmp_path, f"stages:\n  dpo:\n    data: {{train: a.jsonl}}\n    {written}\n")
 
 
-def test_keys_that_mean_one_key_together_are_answered_together(tmp_path: Path) -> None:
-    text = refusal(tmp_path, SFT + "    adam_beta1: 0.8\n    adam_beta2: 0.98\n    max_steps: -1\n    num_train_epochs: 2\n")
+def test_foreign_keys_that_form_one_key_are_answered_together(tmp_path: Path) -> None:
+    text = load_error(tmp_path, SFT + "    adam_beta1: 0.8\n    adam_beta2: 0.98\n    max_steps: -1\n    num_train_epochs: 2\n")
     assert (
         "r.yaml:4, r.yaml:5: stages.sft.adam_beta1: 0.8, stages.sft.adam_beta2: 0.98 → write optimizer: {betas: [0.8, 0.98]}"
         in text
@@ -228,19 +229,19 @@ def test_keys_that_mean_one_key_together_are_answered_together(tmp_path: Path) -
     assert text.startswith("2 problems")
 
 
-def test_a_share_of_steps_is_counted_where_the_steps_are_known(tmp_path: Path) -> None:
-    assert "write evaluation: {every_steps: 50}; 0.1 of 500 steps" in refusal(
+def test_fraction_of_steps_is_converted_if_the_steps_are_known(tmp_path: Path) -> None:
+    assert "write evaluation: {every_steps: 50}; 0.1 of 500 steps" in load_error(
         tmp_path, SFT + "    eval_steps: 0.1\n    max_steps: 500\n"
     )
 
 
-def test_an_update_reads_as_much_as_on_all_devices_there(tmp_path: Path) -> None:
-    text = refusal(tmp_path, SFT + "    batch_size: 24\n    accumulation_steps: 4\n    world_size: 2\n")
+def test_batch_size_per_device_is_converted_to_the_total(tmp_path: Path) -> None:
+    text = load_error(tmp_path, SFT + "    batch_size: 24\n    accumulation_steps: 4\n    world_size: 2\n")
     assert "write batch: {gradient_accumulation_steps: 8}; 4 on each of 2 devices" in text
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("learning_rate: 1e-4\n" + SFT, "r.yaml:1: learning_rate: 0.0001 → write optimizer: {learning_rate: 0.0001} in "),
         ("data: {train: b.jsonl}\n" + SFT, "r.yaml:1: 'data' belongs in stages.sft, as 'data'"),
@@ -255,23 +256,23 @@ def test_an_update_reads_as_much_as_on_all_devices_there(tmp_path: Path) -> None
         ("stages:\n  sft:\n    dataset: a.jsonl\n", "write data: {train: a.jsonl}"),
     ],
 )  # fmt: skip
-def test_a_key_at_the_wrong_place_is_answered_with_its_right_place(tmp_path: Path, text: str, said: str) -> None:
-    assert said in refusal(tmp_path, text)
+def test_misplaced_key_is_answered_with_its_right_section(tmp_path: Path, text: str, message: str) -> None:
+    assert message in load_error(tmp_path, text)
 
 
-def test_what_is_missing_is_not_asked_for_where_its_answer_is_given(tmp_path: Path) -> None:
-    assert refusal(tmp_path, "stages:\n  sft:\n    dataset: a.jsonl\n").startswith("1 problem in the recipe")
-    assert refusal(tmp_path, "model: {qk_norm: true, moe: {experts: 4, top_k: 2}}\n" + SFT).startswith("2 problems")
+def test_missing_key_is_not_reported_if_an_answer_provides_it(tmp_path: Path) -> None:
+    assert load_error(tmp_path, "stages:\n  sft:\n    dataset: a.jsonl\n").startswith("1 problem in the recipe")
+    assert load_error(tmp_path, "model: {qk_norm: true, moe: {experts: 4, top_k: 2}}\n" + SFT).startswith("2 problems")
 
 
-def test_a_key_without_meaning_gets_the_nearest_spelling_or_nothing(tmp_path: Path) -> None:
-    text = refusal(tmp_path, SFT + "    optimiser: {learning: 1}\n    qqqq: 3\n")
+def test_unknown_key_gets_the_nearest_spelling_or_no_suggestion(tmp_path: Path) -> None:
+    text = load_error(tmp_path, SFT + "    optimiser: {learning: 1}\n    qqqq: 3\n")
     assert "r.yaml:4: unknown key 'stages.sft.optimiser'; did you mean 'optimizer'?" in text
     assert "r.yaml:5: unknown key 'stages.sft.qqqq'" in text
     assert "→" not in text
 
 
-def test_no_key_stands_in_two_tables() -> None:
+def test_each_foreign_key_is_in_one_table() -> None:
     assert sum(map(len, TABLES)) == len(SYNONYMS)
 
 
@@ -317,13 +318,13 @@ def loads(answer: Answer, kind: str) -> bool:
 
 
 @pytest.mark.parametrize("name", SYNONYMS)
-def test_what_is_written_in_place_of_a_synonym_loads(name: str) -> None:
-    beside = {"dataset_name": "org/name"} if name.startswith("dataset_") else {}
+def test_answer_to_each_foreign_key_is_a_loadable_recipe(name: str) -> None:
+    context = {"dataset_name": "org/name"} if name.startswith("dataset_") else {}
     answers = [
         (kind, answer)
         for kind in KINDS
         for value in CANDIDATES
-        if (answer := answer_of(name, value, Around({**beside, name: value}, kind, positions=512))) is not None
+        if (answer := answer_of(name, value, Around({**context, name: value}, kind, positions=512))) is not None
     ]
     assert all(answer.writes or answer.note for _, answer in answers)
     written = [(kind, answer) for kind, answer in answers if answer.writes]
@@ -349,7 +350,7 @@ MAPPINGS = st.recursive(
 
 
 @given(root=MAPPINGS, stage=MAPPINGS, kind=st.sampled_from([*KINDS, "dpo", "tune"]))
-def test_no_keys_and_values_make_the_answers_fail(root: dict[str, Any], stage: dict[str, Any], kind: str) -> None:
+def test_random_keys_and_values_never_break_the_answers(root: dict[str, Any], stage: dict[str, Any], kind: str) -> None:
     for tree in (root, {**root, "stages": {kind: {"data": DATA, **stage}}}, {**root, "stages": {kind: stage}}):
         try:
             recipe_from_dict(tree)

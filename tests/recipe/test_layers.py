@@ -17,6 +17,7 @@ STAGES = {"pretrain": DATA, "sft": DATA, "dpo": DATA}
 
 
 def write(folder: Path, name: str, text: str) -> str:
+    """Write a file; returns its path."""
     (folder / name).write_text(text, encoding="utf-8")
     return str(folder / name)
 

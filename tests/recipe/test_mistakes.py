@@ -16,12 +16,14 @@ stages:
 
 
 def load_error(*files: Path, overrides: tuple[tuple[str, str], ...] = ()) -> str:
+    """The error for these recipe files and flags."""
     with pytest.raises(FledgeError) as caught:
         load_recipe([str(file) for file in files], overrides)
     return str(caught.value)
 
 
 def write(folder: Path, text: str, name: str = "recipe.yaml") -> Path:
+    """Write a recipe file; returns its path."""
     (folder / name).write_text(text, encoding="utf-8")
     return folder / name
 

@@ -13,10 +13,12 @@ TREE = {"stages": {"pretrain": DATA, "sft": DATA, "dpo": DATA}}
 
 
 def recipe(**changes: Any) -> Recipe:
+    """The recipe of the run with these changes."""
     return recipe_from_dict(merge(TREE, changes))
 
 
 def stage(name: str, **changes: Any) -> dict[str, Any]:
+    """Changes of one stage."""
     return {"stages": {name: changes}}
 
 

@@ -35,6 +35,7 @@ PROSE = st.text(st.sampled_from("abcxyzÄéñ你好世界春風кот 1234,.;:!?
 
 
 def cleaned(text: str) -> str:
+    """The text after all cleaning steps."""
     return clean_text(text, ALL)[0]
 
 

@@ -17,11 +17,13 @@ CHINESE = "白日依山盡，黃河入海流。欲窮千里目，更上一層樓
 
 
 def words(count: int, seed: int = 0) -> str:
+    """Random words, separated by spaces."""
     draw = random.Random(seed)
     return " ".join("".join(draw.choices("abcdefghij", k=6)) for _ in range(count))
 
 
 def characters(count: int, seed: int = 0) -> str:
+    """Random Chinese characters."""
     draw = random.Random(seed)
     return "".join(chr(draw.randint(0x4E00, 0x8FFF)) for _ in range(count))
 
@@ -136,4 +138,5 @@ def test_real_poems_match_exactly_if_they_share_26_characters(shared_data: Path)
 
 
 def windows(text: str) -> list[str]:
+    """All n-grams of a text."""
     return [text[start : start + CHARACTERS] for start in range(len(text) - CHARACTERS + 1)]

@@ -47,6 +47,7 @@ def data() -> Path:
 
 
 def sets_of(texts: list[str]) -> list[np.ndarray]:
+    """The n-gram sets of texts."""
     flat, offsets = shingles(texts)
     return [np.unique(row) for row in np.split(flat, offsets[1:-1].astype(np.int64))] if texts else []
 
@@ -61,6 +62,7 @@ def expected_sets(text: str) -> set[tuple[str, ...]]:
 
 
 def expected_jaccard(a: str, b: str) -> float:
+    """The Jaccard similarity by `expected_sets`."""
     one, other = expected_sets(a), expected_sets(b)
     return len(one & other) / len(one | other)
 
@@ -150,7 +152,7 @@ def test_signatures_estimate_similarity(sign: object, bench: ModuleType, data: P
     assert signs.shape == (600, 128) and signs.dtype == np.uint32
     errors = [np.mean(signs[row] == signs[first]) - jaccard(sets[row], sets[first]) for row, first in copies.items()]
     assert abs(np.mean(errors)) < 0.02 and np.std(errors) < 0.06  # √(s(1 − s)/128) is at most 0.044
-    from_sets = sign(np.concatenate([part for part in sets]), np.cumsum([0, *map(len, sets)]).astype(np.uint64))
+    from_sets = sign(np.concatenate([row_set for row_set in sets]), np.cumsum([0, *map(len, sets)]).astype(np.uint64))
     assert np.array_equal(signs, from_sets)  # neither order nor repetitions count
 
 

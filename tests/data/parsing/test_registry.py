@@ -25,6 +25,7 @@ Q, A = Message("user", "q"), Message("assistant", "a")
 
 
 def registry(folder: Path, **entries: Any) -> str:
+    """Write a dataset_info.json with these entries; returns its path."""
     file = folder / "dataset_info.json"
     file.write_text(json.dumps(entries), encoding="utf-8")
     return str(file)
@@ -36,7 +37,8 @@ def one(folder: Path, entry: Any, **keys: Any) -> Source:
     return source
 
 
-def refused(folder: Path, entry: Any, **keys: Any) -> str:
+def error_of(folder: Path, entry: Any, **keys: Any) -> str:
+    """The message of the error for this entry."""
     with pytest.raises(FledgeError) as caught:
         one(folder, entry, **keys)
     assert caught.value.where == KEY
@@ -96,7 +98,7 @@ def test_hub_takes_precedence_over_other_locations(tmp_path: Path) -> None:
     ],
 )
 def test_unsupported_or_invalid_entry_is_reported_with_file_and_entry(tmp_path: Path, entry: Any, message: str) -> None:
-    assert message in refused(tmp_path, entry)
+    assert message in error_of(tmp_path, entry)
 
 
 def test_unknown_entry_is_reported_with_the_nearest_name(tmp_path: Path) -> None:
@@ -132,6 +134,7 @@ def test_unreadable_registry_is_one_error(tmp_path: Path, content: bytes | None,
 
 
 def sft(source: Source, row: dict) -> tuple:
+    """The messages of a row read by an SFT stage."""
     item = parse_row(row, source, "sft")
     assert isinstance(item, Conversation)
     return item.messages

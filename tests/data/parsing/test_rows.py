@@ -40,14 +40,17 @@ DESCRIBED = [{"name": "add", "parameters": {"数": [1.5, None]}}]
 
 
 def source(**keys: Any) -> Source:
+    """A source with these keys."""
     return Source(path="x", **keys)
 
 
 def call(name: str = "add", arguments: Any = '{"x": 1}', **more: Any) -> dict:
+    """A tool call in OpenAI's form."""
     return {"id": "c1", "type": "function", "function": {"name": name, "arguments": arguments}, **more}
 
 
 def reason(row: Any, kind: str, **keys: Any) -> tuple[str, str]:
+    """Reason and detail of the RowError for this row."""
     with pytest.raises(RowError) as caught:
         parse_row(row, source(**keys), kind)
     return caught.value.reason, caught.value.detail

@@ -66,10 +66,12 @@ def outcome(file: Path, source: Source, kind: str) -> tuple[int, dict[str, str]]
 
 
 def as_csv(*rows: str) -> bytes:
+    """A CSV file with these rows between two valid ones."""
     return "\r\n".join(["text,prompt", "one,two", *rows, "three,four"]).encode() + b"\r\n"
 
 
 def as_parquet(rows: list[Any], **options: Any) -> bytes:
+    """A Parquet file with these rows."""
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows)
     buffer = io.BytesIO()
     parquet.write_table(table, buffer, **options)
