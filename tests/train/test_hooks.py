@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fledge.autotune.compute_config import ComputeConfig
 from fledge.checkpoint.state import TrainState
-from fledge.model.pretrained import save_pretrained
 from fledge.monitor.run_logger import LogTargets
 from fledge.objective import CausalLMObjective
 from fledge.plan.horizon import TrainingHorizon
@@ -64,7 +63,7 @@ def train(folder: Path, *hooks: Hook) -> TrainState:
     model = make_decoder(dropout=0.1).train()
 
     def write_model(target: Path, weights: dict[str, Tensor]) -> None:
-        save_pretrained(model, target, bos=None, eos=[1], pad=0, weights=weights)
+        model.save_pretrained(target, bos=None, eos=[1], pad=0, weights=weights)
 
     context = TrainContext(
         stage=PretrainStage.model_validate(STAGE),
