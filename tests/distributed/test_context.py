@@ -299,7 +299,7 @@ def test_a_checkpoint_of_some_ranks_is_one_of_others(saved: str, resumed: str, a
 
     path, _ = among(saved, half)[0]
     assert verify(Path(path)) is None
-    steps, measured = alone[0]["mixture"]
+    steps, measured, _ = alone[0]["mixture"]
     for found in among(resumed, rest):
         _assert_same_steps(found[0], steps[4:])
         assert found[1] == pytest.approx(measured, rel=1e-4)

@@ -40,7 +40,7 @@ from fledge.train.rank_consistency import RankConsistencyCheck
 from fledge.train.rollback import recovery_hint, rollback_message, rollback_target, rolled_back_state
 from fledge.train.train_step import OutOfMemory, StepOutput, StopRequested, TrainStep
 from fledge.train.trainable import TrainableModel
-from fledge.train.validation import ValidationSet, validate
+from fledge.train.validation import ValidationSet, metrics_line, validate
 
 RULES_CAUSED_BY_ROWS = ("non_finite", "grad_spike", "loss_spike")  # rules whose cause may lie in the rows of one update
 EVALUATIONS = 10  # of a stage, where the recipe does not say
@@ -355,11 +355,7 @@ class Trainer:
         else:
             state.evals_since_best += 1
         self._check_early_stopping(loss)
-        self.console.log(
-            f"step {state.step:,}: validation loss {loss:.4f}, perplexity {measured['perplexity']:.4g}, "
-            f"token accuracy {measured['token_accuracy']:.1%}"
-            + (f", pairs right {measured['rewards/accuracies']:.1%}" if "pairs" in measured else "")
-        )
+        self.console.log(f"step {state.step:,}: validation {metrics_line(measured)}")
         return improved
 
     def _prompt_tests_due(self, last: bool) -> bool:
