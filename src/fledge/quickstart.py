@@ -215,7 +215,7 @@ def quickstart(name: str, output: str, seed: int, minutes: float, resume: bool, 
             return
         score = score_answers(model, tokenizer, questions)
         measured = read_json(folder.evaluations / "after.json")
-        if "pairs" in measured:
+        if "rewards/accuracies" in measured:
             score["preference_accuracy"] = measured["rewards/accuracies"]
         write_json(folder.evaluations / "world.json", score)
         console.log(_score_line(stage, score))

@@ -41,7 +41,7 @@ from fledge.train.context import TrainContext
 from fledge.train.hooks import Evaluation, Hook, PromptTests
 from fledge.train.reference import ReferenceProvider
 from fledge.train.trainer import Trainer
-from fledge.train.validation import ValidationSet, validate
+from fledge.train.validation import ValidationSet, metrics_line, validate
 
 AfterStage = Callable[[str, LanguageModel, Tokenizer, StageDirectory], None]
 
@@ -271,10 +271,7 @@ class StageRunner:
         measured: dict[str, Any] = {}
         if validation is not None:
             measured = validate(model, validation, micro_batch_rows, ranks=self.ranks)
-            self.console.log(
-                f"{file.stem} {self.prepared.name}: validation perplexity {measured['perplexity']:.4g}, "
-                f"token accuracy {measured['token_accuracy']:.1%}"
-            )
+            self.console.log(f"{file.stem} {self.prepared.name}: validation {metrics_line(measured)}")
         if not self.ranks.is_main_process:
             return
         with force_eager():

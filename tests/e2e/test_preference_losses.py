@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fledge.pipeline import Pipeline
+from fledge.pipeline import Pipeline, dry_run
 from fledge.recipe import recipe_from_dict
 from fledge.report import write_report
 from fledge.run import Console
@@ -57,6 +57,20 @@ def test_a_reference_model_that_is_kept_trains_the_bits_that_its_precomputed_tab
         runs[precompute] = Pipeline(recipe_from_dict(tree), QUIET).run()
     assert finals(runs[True], ("dpo",)) == finals(runs[False], ("dpo",))
     assert [len(list((run / "dpo").glob("reference.*"))) for run in runs.values()] == [2, 0]
+
+
+def test_memory_is_planned_for_the_reference_model_exactly_where_one_is_kept(world: Path, tmp_path: Path) -> None:
+    planned, plans = [], []
+    for precompute in (True, False):
+        batch = {"micro_batch_size": "auto", "tokens_per_step": 512}
+        tree = _tree(world, tmp_path, precompute_ref_log_probs=precompute, batch=batch)
+        tree["model"] = {**tree["model"], "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8}
+        tree["runtime"] = {**tree["runtime"], "memory_budget": "8 GB"}
+        text = dry_run(recipe_from_dict(tree), QUIET)
+        planned += re.findall(r"a step takes about ([\d.]+) of", text)
+        plans += re.findall(r"plan: ([\d.]+)M parameters", text)
+    assert plans[0] == plans[1]
+    assert float(planned[1]) - float(planned[0]) == pytest.approx(4e6 * float(plans[0]) / 2**30, abs=0.011)
 
 
 @pytest.mark.slow

@@ -84,3 +84,10 @@ def test_started_stages_must_keep_their_order() -> None:
     shorter = recipe_from_dict({"stages": {"pretrain": DATA, "dpo": DATA}})
     changes = compare_recipes(recipe(), shorter, ["pretrain"])
     assert changes.applied and not changes.rejected
+
+
+def test_a_preference_stage_that_has_begun_keeps_its_loss_while_its_beta_may_be_asked_for() -> None:
+    """The losses have no common scale: the best evaluation so far would mean nothing."""
+    changes = compare_recipes(recipe(), recipe(**stage("dpo", loss_type="ipo", beta=0.3)), ["pretrain", "sft", "dpo"])
+    assert [change.key for change in changes.rejected] == ["stages.dpo.loss_type"]
+    assert [change.key for change in changes.needs_allow] == ["stages.dpo.beta"]

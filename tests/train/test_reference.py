@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -70,11 +69,3 @@ def test_a_table_is_read_from_its_file_and_computed_again_where_the_weights_are_
     assert not torch.allclose(torch.as_tensor(other(DATA, "training")), torch.as_tensor(first))
     with safe_open(file, framework="pt") as opened, torch.no_grad():
         assert opened.metadata()["fingerprint"] and file.read_bytes() != written[1]
-
-
-@pytest.mark.parametrize("precompute", [True, False])
-def test_memory_is_planned_for_a_second_model_exactly_where_one_is_kept(precompute: bool) -> None:
-    stage = PreferenceStage.model_validate(
-        {"kind": "preference", "data": {"train": "x"}, "precompute_ref_log_probs": precompute}
-    )
-    assert stage.keeps_reference_model is not precompute

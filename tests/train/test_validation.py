@@ -15,7 +15,7 @@ from fledge.model.decoder import Decoder
 from fledge.objective import CausalLMObjective, LossOutput, Ratio
 from fledge.objective.base import bits_per_unit, integer_total, perplexity
 from fledge.train.train_step import StopRequested
-from fledge.train.validation import ValidationSet, local_row_batches, row_batches, validate
+from fledge.train.validation import ValidationSet, local_row_batches, metrics_line, row_batches, validate
 from tests.support.decoders import make_decoder
 from tests.support.packed import dpo, pack, pack_pairs, random_pairs, random_sequences
 
@@ -101,6 +101,13 @@ def test_the_ranks_share_every_row_once_and_get_equally_many_batches(rows: int, 
     assert sum(len(batch.input_ids) for batch in counted) == min(rows, len(DATA))
     for batch in alone:
         assert sum(torch.equal(batch.input_ids, other.input_ids) for other in counted) == 1
+
+
+def test_the_console_shows_the_metrics_that_an_objective_has() -> None:
+    known = {"loss": 2.302585, "perplexity": 10.0, "token_accuracy": 0.4, "tokens": 7}
+    assert metrics_line(known) == "loss 2.3026, perplexity 10, token accuracy 40.0%"
+    assert metrics_line({**known, "rewards/accuracies": 0.75}).endswith("40.0%, pairs right 75.0%")
+    assert metrics_line({"examples": 3.0, "loss": 0.5}) == "loss 0.5000"
 
 
 def test_the_reductions_are_their_formulas_on_exact_values() -> None:

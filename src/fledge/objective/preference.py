@@ -54,7 +54,7 @@ class DPOObjective:
     """A preference loss of the pairs of a batch against a reference, summed over the pairs.
 
     `loss_type` is a key of `PREFERENCE_LOSSES`. `sft_loss_weight` α adds α × the mean negative log-likelihood of the chosen
-    completion's tokens (compare Pang et al. 2024, eq. 1). `reference` is a frozen model, or the table [examples, 2] of its
+    completion's tokens (compare Pang et al. 2024). `reference` is a frozen model, or the table [examples, 2] of its
     log-probabilities; None stands for log-probabilities of 0, which is enough to measure how long a step takes. `token_bytes`
     [V] are the UTF-8 lengths of the tokens' texts, for bits per byte in evaluations. Raises FledgeError for label smoothing of
     a loss that has none.

@@ -24,7 +24,7 @@ class PairLogps:
     lengths: Tensor
 
     def rewards(self, beta: float) -> Tensor:
-        """The implicit rewards β · (log π − log π_ref) [P, 2] (Rafailov et al. 2023, §5.1)."""
+        """The implicit rewards β · (log π − log π_ref) [P, 2] (Rafailov et al. 2023, §4)."""
         return beta * (self.policy - self.reference)
 
     def delta(self, beta: float) -> Tensor:
@@ -57,13 +57,13 @@ def sigmoid_loss(logps: PairLogps, params: LossParams) -> Tensor:
 
 
 def hinge_loss(logps: PairLogps, params: LossParams) -> Tensor:
-    """max(0, 1 − βΔ) [P] (Zhao et al. 2023, SLiC-HF, applied to the implicit rewards as in Liu et al. 2024, §3)."""
+    """max(0, 1 − βΔ) [P] (SLiC-HF: Zhao et al. 2023; on implicit rewards: Liu et al. 2024)."""
     return F.relu(1 - params.beta * logps.delta(params.beta))
 
 
 def ipo_loss(logps: PairLogps, params: LossParams) -> Tensor:
-    """(Δ̄ − 1 / (2β))² [P] (Azar et al. 2024, eq. 17), with Δ̄ of log-probabilities averaged over tokens: the paper's sums
-    would make long completions move further."""
+    """(Δ̄ − 1 / (2β))² [P] (Azar et al. 2024, eq. 17), with Δ̄ of log-probabilities averaged over the tokens of each completion,
+    as in TRL: with sums, the square would grow with the lengths of the completions."""
     return (logps.mean_delta() - 1 / (2 * params.beta)) ** 2
 
 

@@ -14,6 +14,13 @@ from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective import Objective, Ratio
 from fledge.train.train_step import StopRequested
 
+CONSOLE_METRICS = {  # in this order, where the objective has them
+    "loss": "loss {:.4f}",
+    "perplexity": "perplexity {:.4g}",
+    "token_accuracy": "token accuracy {:.1%}",
+    "rewards/accuracies": "pairs right {:.1%}",
+}
+
 
 @dataclass(frozen=True)
 class ValidationSet:
@@ -77,3 +84,8 @@ def _all_reduced(sums: dict[str, Ratio], ranks: DistributedContext) -> dict[str,
     return {
         name: replace(sums[name], total=total, count=count) for name, total, count in zip(sums, totals, counts, strict=True)
     }
+
+
+def metrics_line(metrics: dict[str, float]) -> str:
+    """The metrics of an evaluation for the console, such as "loss 2.3026, perplexity 10, token accuracy 40.0%"."""
+    return ", ".join(text.format(metrics[name]) for name, text in CONSOLE_METRICS.items() if name in metrics)

@@ -271,6 +271,15 @@ def test_a_complete_build_names_the_files_that_changed_since(tmp_path: Path) -> 
         build_recipe(_recipe(file, max_seq_len=32), tmp_path / "out", None, _quietly)
 
 
+def test_a_complete_build_is_not_taken_for_a_stage_that_starts_from_another_model(tmp_path: Path) -> None:
+    """The model that the first stage starts from brings the tokenizer."""
+    recipe = _recipe(jsonl(tmp_path / "a.jsonl", documents(40)))
+    build_recipe(recipe, tmp_path / "out", None, _quietly)
+    stages = {"x": recipe.stages["x"].model_copy(update={"init_from": "base"})}
+    with pytest.raises(FledgeError, match=r"another recipe:\n.*stages\.x\.init_from"):
+        build_recipe(recipe.model_copy(update={"stages": stages}), tmp_path / "out", None, _quietly)
+
+
 def test_a_recipe_can_be_corrected_after_a_failed_build(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "a.jsonl", documents(40))
     with pytest.raises(FledgeError, match="there is no file"):

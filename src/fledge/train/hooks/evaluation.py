@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fledge.checkpoint.state import TrainState
 from fledge.recipe.schema import StageBase
 from fledge.train.hooks.hook import HookContext
-from fledge.train.validation import ValidationSet, validate
+from fledge.train.validation import ValidationSet, metrics_line, validate
 
 DEFAULT_EVALUATIONS = 10  # of a stage, where the recipe does not say
 
@@ -48,11 +48,7 @@ class Evaluation:
         context.logger.log_scalars(state.step, values)
         self._update_best(state, measured["loss"])
         self._check_early_stopping(context, measured["loss"])
-        context.console.log(
-            f"step {state.step:,}: validation loss {measured['loss']:.4f}, perplexity {measured['perplexity']:.4g}, "
-            f"token accuracy {measured['token_accuracy']:.1%}"
-            + (f", pairs right {measured['rewards/accuracies']:.1%}" if "pairs" in measured else "")
-        )
+        context.console.log(f"step {state.step:,}: validation {metrics_line(measured)}")
 
     def _update_best(self, state: TrainState, loss: float) -> None:
         state.last_eval_step = state.step
