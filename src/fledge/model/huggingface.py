@@ -336,12 +336,12 @@ def count_parameters(model: TransformersModel) -> Parameters:
 
 def document_positions(tokens: Tensor, documents: Tensor | None) -> Tensor:
     """Positions [B, T] that count up from 0 in each document of a row; documents [B, T], None: a row is one document."""
-    places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    indices = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     if documents is None:
-        return places
-    begins = torch.ones_like(documents, dtype=torch.bool)
-    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    return places - torch.where(begins, places, 0).cummax(dim=1).values
+        return indices
+    is_start = torch.ones_like(documents, dtype=torch.bool)
+    is_start[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return indices - torch.where(is_start, indices, 0).cummax(dim=1).values
 
 
 @torch.no_grad()
