@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 
 from fledge.errors import FledgeError
 from fledge.generation.engine import SamplingParams, stream
-from fledge.model.decoder import Decoder
 from fledge.model.loading import load_model
+from fledge.model.protocol import LanguageModel
 from fledge.run import resolve_model_path
 from fledge.tokenizer import Message, Tokenizer, load_tokenizer
 
 
-def _load(place: str) -> tuple[Decoder, Tokenizer]:
+def _load(place: str) -> tuple[LanguageModel, Tokenizer]:
     folder = resolve_model_path(place)
     model, tokenizer = load_model(folder, log=lambda text: print(text, file=sys.stderr)), load_tokenizer(folder)
     if tokenizer.vocab_size > model.vocab_size:
@@ -55,7 +55,7 @@ def pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
         yield text[len(said) :]
 
 
-def _answer(model: Decoder, tokenizer: Tokenizer, prompt: list[int], sampling: SamplingParams) -> str:
+def _answer(model: LanguageModel, tokenizer: Tokenizer, prompt: list[int], sampling: SamplingParams) -> str:
     if not prompt:
         raise FledgeError("the prompt is empty")
     most = model.config.max_position_embeddings

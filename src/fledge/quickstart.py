@@ -9,6 +9,7 @@ from fledge.errors import FledgeError
 from fledge.evaluate import chat_batch
 from fledge.generation.engine import SamplingParams
 from fledge.model.decoder import Decoder
+from fledge.model.protocol import LanguageModel
 from fledge.pipeline import Pipeline
 from fledge.recipe import ModelConfig, Recipe, load_recipe, recipe_from_dict
 from fledge.recipe.schema import OptimizerConfig, RuntimeConfig
@@ -148,7 +149,7 @@ class AnswerScore:
     habit: bool
 
 
-def score_answers(model: Decoder, tokenizer: Tokenizer, questions: list[Question]) -> dict[str, Any]:
+def score_answers(model: LanguageModel, tokenizer: Tokenizer, questions: list[Question]) -> dict[str, Any]:
     """Greedy answers to the held-out questions, and what is right and what is habit in them."""
     conversations = [[Message(turn["role"], turn["content"]) for turn in question.messages] for question in questions]
     answers = [text for text, _ in chat_batch(model, tokenizer, conversations, SamplingParams(max_new_tokens=96))]
@@ -199,7 +200,7 @@ def quickstart(name: str, output: str, seed: int, minutes: float, resume: bool, 
         recipe = make_recipe(world, name, output, seed, budget)
     questions = load_questions(world)
 
-    def after_stage(stage: str, model: Decoder, tokenizer: Tokenizer, folder: StageDirectory) -> None:
+    def after_stage(stage: str, model: LanguageModel, tokenizer: Tokenizer, folder: StageDirectory) -> None:
         if recipe.stages[stage].kind == "pretrain":
             return
         score = score_answers(model, tokenizer, questions)

@@ -40,7 +40,7 @@ from fledge.train.reference import precompute_ref_log_probs
 from fledge.train.trainer import Objective, TrainContext, Trainer
 from fledge.train.validation import validate
 
-AfterStage = Callable[[str, Decoder, Tokenizer, StageDirectory], None]
+AfterStage = Callable[[str, LanguageModel, Tokenizer, StageDirectory], None]
 
 
 @dataclass
@@ -138,7 +138,7 @@ class StageRunner:
 
     def _train(
         self,
-        model: Decoder,
+        model: LanguageModel,
         objective: Objective,
         validation_objective: DPOObjective | None,
         decision: ComputeConfig,
@@ -189,7 +189,7 @@ class StageRunner:
     def _load(self, folder: Path) -> LanguageModel:
         return load_model(folder, self.recipe.model.implementation)
 
-    def _decision(self, model: Decoder) -> ComputeConfig:
+    def _decision(self, model: LanguageModel) -> ComputeConfig:
         """As it was measured when the stage began, and applied; the last bits of every number depend on it."""
         file = self.directory.root / "compute.json"
         stage, batch = self.prepared.stage, self.prepared.data.train.batch(0, self.prepared.stage.batch.micro_batch_rows)
@@ -215,7 +215,9 @@ class StageRunner:
             self.shared.startup.reassign("compile", compiling, out_of="probe")
         return decision
 
-    def _objectives(self, model: Decoder, decision: ComputeConfig, start: Decoder) -> tuple[Objective, DPOObjective | None]:
+    def _objectives(
+        self, model: LanguageModel, decision: ComputeConfig, start: LanguageModel
+    ) -> tuple[Objective, DPOObjective | None]:
         """The objective of training, and for preferences that of validation with a reference table of its own."""
         stage = self.prepared.stage
         if not isinstance(stage, PreferenceStage):
@@ -264,7 +266,7 @@ class StageRunner:
     def _checkpoint(self, step: int, averaged: bool) -> Path:
         return Path("checkpoints") / step_name(step) / ("averaged" if averaged else "model")
 
-    def _evaluate(self, file: Path, model: Decoder, validation_objective: DPOObjective | None, micro: int) -> None:
+    def _evaluate(self, file: Path, model: LanguageModel, validation_objective: DPOObjective | None, micro: int) -> None:
         """Perplexity and token accuracy on validation, `micro` rows at a time; and answers to the fixed prompts, by the first
         rank."""
         measured: dict[str, Any] = {}
@@ -289,14 +291,14 @@ class StageRunner:
             samples = sample(model, self.tokenizer, self.recipe.generation_samples, stage.kind)
         write_json(file, {**measured, "samples": [one.as_dict() for one in samples]})
 
-    def _prompt_test_callback(self) -> Callable[[Decoder, int], dict[str, Any]] | None:
+    def _prompt_test_callback(self) -> Callable[[LanguageModel, int], dict[str, Any]] | None:
         """Asks the stage's regression prompts; failing cases are kept in `regression/step-….jsonl`."""
         config = self.prepared.stage.prompt_tests
         if config is None:
             return None
         cases, sampling = self.shared.cases[self.prepared.name], SamplingParams(max_new_tokens=config.max_new_tokens)
 
-        def examine(model: Decoder, step: int) -> dict[str, Any]:
+        def examine(model: LanguageModel, step: int) -> dict[str, Any]:
             with force_eager():
                 checked = run_cases(model, self.tokenizer, cases, sampling)
             before = previous_failures(self.directory.prompt_tests, step)
@@ -316,7 +318,7 @@ def _places(data: StageDataset) -> Callable[[int], str]:
     return lambda example: places().example(example)
 
 
-def _writer(model: Decoder, tokenizer: Tokenizer) -> WriteModel:
+def _writer(model: LanguageModel, tokenizer: Tokenizer) -> WriteModel:
     def write(folder: Path, weights: Weights) -> None:
         stops = sorted(tokenizer.stop_ids, key=lambda token: token != tokenizer.eot_id)
         model.save_pretrained(folder, bos=tokenizer.bos_id, eos=stops, pad=tokenizer.pad, weights=weights)

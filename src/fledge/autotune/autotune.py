@@ -27,7 +27,7 @@ from fledge.autotune.compute_config import ComputeConfig, check_device, chosen_d
 from fledge.autotune.precision import DTYPES
 from fledge.autotune.search import AutotuneSearch
 from fledge.data import Batch
-from fledge.model.decoder import Decoder
+from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import RuntimeConfig
 from fledge.run.cache import BenchmarkCache
 from fledge.run.environment import environment
@@ -67,7 +67,7 @@ def measurements_key(work: ProbeWorkload, config: RuntimeConfig) -> dict[str, An
 
 def autotune(
     config: RuntimeConfig,
-    model: Decoder,
+    model: LanguageModel,
     batch: Batch,
     objective: MakeObjective,
     micro_steps: int,
@@ -94,7 +94,7 @@ def autotune(
 
 
 def warm_up(
-    decision: ComputeConfig, model: Decoder, batch: Batch, objective: MakeObjective, say: Say = lambda text: None
+    decision: ComputeConfig, model: LanguageModel, batch: Batch, objective: MakeObjective, say: Say = lambda text: None
 ) -> float:
     """Compile what a decision says that was made before (on resume), where the first step would; returns the seconds.
 

@@ -16,14 +16,14 @@ from fledge.data import Batch
 from fledge.model.attention import BACKENDS
 from fledge.model.cost import training_flops_per_token
 from fledge.model.cuda_attention import ON_CUDA, attention_metadata, backend
-from fledge.model.decoder import Decoder
+from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import ModelConfig
 from fledge.run.environment import cores
 
 PROBE_TOKENS = {"cpu": 2048, "cuda": 32_768}  # enough for every core or multiprocessor to have work
 AGREE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 4e-3}  # relative distance between two backends
 
-Objective = Callable[[Decoder, Batch], Any]
+Objective = Callable[[LanguageModel, Batch], Any]
 MakeObjective = Callable[[Any], Objective]  # from a head kernel, or None for the plain one
 Say = Callable[[str], None]
 
@@ -94,7 +94,7 @@ def truncate_batch(batch: Batch, tokens: int) -> Batch:
 class ProbeWorkload:
     """A stage's work for probing: the model, one micro-batch on its device, and the objective for a head kernel."""
 
-    model: Decoder
+    model: LanguageModel
     batch: Batch
     objective: MakeObjective
     device: str

@@ -14,8 +14,8 @@ import xxhash
 
 import fledge
 from fledge.errors import FledgeError
-from fledge.model.decoder import Decoder
 from fledge.model.linear_cross_entropy import _softmax_grad_chunk
+from fledge.model.protocol import LanguageModel
 from fledge.plan.memory import is_out_of_memory
 from fledge.run.cache import cache_folder
 
@@ -72,7 +72,7 @@ def compile_with_cache_retry(step: Callable[[], None], say: Callable[[str], None
         step()
 
 
-def compile_blocks(model: Decoder) -> None:
+def compile_blocks(model: LanguageModel) -> None:
     """Compile the block once; all layers share its code. (The stack as a whole would take layers times as long.)"""
     use_compile_cache()
     for block in model.blocks():
@@ -88,7 +88,7 @@ def reset_compiler() -> None:
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # type: ignore[attr-defined]
 
 
-def uncompile(model: Decoder) -> None:
+def uncompile(model: LanguageModel) -> None:
     """Back to plain calls."""
     for block in model.blocks():
         block._compiled_call_impl = None

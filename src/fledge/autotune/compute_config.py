@@ -9,7 +9,7 @@ from fledge.autotune import precision as rules
 from fledge.autotune.compile import compile_blocks, compiled_kernel
 from fledge.autotune.precision import DTYPES
 from fledge.errors import FledgeError
-from fledge.model.decoder import Decoder
+from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import RuntimeConfig
 from fledge.run.environment import cores, local_world_size
 
@@ -40,7 +40,7 @@ class ComputeConfig:
         peak = self.measurements.get("matmul_peak_flops")
         return None if peak is None else float(peak)
 
-    def apply(self, model: Decoder) -> Decoder:
+    def apply(self, model: LanguageModel) -> LanguageModel:
         """Make the model compute so. Where several processes share the machine, with no more threads than its share."""
         torch.set_num_threads(
             self.threads if local_world_size() == 1 else min(self.threads, max(1, cores() // local_world_size()))

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
-from fledge.model.decoder import Decoder
+from fledge.model.protocol import LanguageModel
 
 WRITTEN = "model-"  # how the names of the writer's files go on after the number of the rank
 
 
-def shard(model: Decoder, ranks: DistributedContext) -> None:
+def shard(model: LanguageModel, ranks: DistributedContext) -> None:
     """Divide a model that all ranks hold alike. The gradients that come out of a backward pass are means over the ranks."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method

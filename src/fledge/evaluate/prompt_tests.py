@@ -13,7 +13,7 @@ from fledge.errors import FledgeError
 from fledge.evaluate.rules import Rules, repetition
 from fledge.evaluate.samples import chat_batch
 from fledge.generation.engine import SamplingParams
-from fledge.model.decoder import Decoder
+from fledge.model.protocol import LanguageModel
 from fledge.recipe.sections.base import ConfigModel
 from fledge.run.text_files import write_text
 from fledge.tokenizer import Message, Tokenizer
@@ -103,7 +103,7 @@ def _case(node: yaml.Node, file: Path) -> Case:
         loader.dispose()
 
 
-def run_cases(model: Decoder, tokenizer: Tokenizer, cases: Sequence[Case], sampling: SamplingParams) -> list[CaseResult]:
+def run_cases(model: LanguageModel, tokenizer: Tokenizer, cases: Sequence[Case], sampling: SamplingParams) -> list[CaseResult]:
     """Answers to all cases, and what is wrong with them. FledgeError for a prompt that leaves no room for an answer."""
     conversations = [case.conversation() for case in cases]
     room = model.config.max_position_embeddings

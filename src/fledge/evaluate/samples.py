@@ -6,7 +6,7 @@ from typing import Any
 
 from fledge.errors import FledgeError
 from fledge.generation.engine import Generated, SamplingParams, generate
-from fledge.model.decoder import Decoder
+from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import GenerationSamplesConfig
 from fledge.tokenizer import Message, Tokenizer
 
@@ -25,7 +25,7 @@ class Sample:
 
 
 def chat_batch(
-    model: Decoder, tokenizer: Tokenizer, conversations: Sequence[Sequence[Message]], sampling: SamplingParams
+    model: LanguageModel, tokenizer: Tokenizer, conversations: Sequence[Sequence[Message]], sampling: SamplingParams
 ) -> list[tuple[str, bool]]:
     """(answer, ended) for conversations that end with the user's turn."""
     prompts = [tokenizer.encode_prompt(conversation) for conversation in conversations]
@@ -37,7 +37,7 @@ def _text(tokenizer: Tokenizer, one: Generated) -> tuple[str, bool]:
     return tokenizer.decode(one.tokens, skip_special=True), one.finish_reason
 
 
-def sample(model: Decoder, tokenizer: Tokenizer, config: GenerationSamplesConfig, kind: str) -> list[Sample]:
+def sample(model: LanguageModel, tokenizer: Tokenizer, config: GenerationSamplesConfig, kind: str) -> list[Sample]:
     """Greedy answers to the recipe's prompts; around pretraining, continuations of its texts."""
     sampling = SamplingParams(max_new_tokens=config.max_new_tokens)
     if kind == "pretrain":
@@ -52,7 +52,7 @@ def sample(model: Decoder, tokenizer: Tokenizer, config: GenerationSamplesConfig
     return [Sample(prompt, *answer) for prompt, answer in zip(config.prompts, answers, strict=True)]
 
 
-def _check_room(prompts: Sequence[Sequence[int]], model: Decoder, where: str) -> None:
+def _check_room(prompts: Sequence[Sequence[int]], model: LanguageModel, where: str) -> None:
     room = model.config.max_position_embeddings
     for number, prompt in enumerate(prompts, 1):
         if len(prompt) >= room:

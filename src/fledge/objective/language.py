@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from fledge.data import Batch
-from fledge.model.decoder import Decoder, eval_mode
 from fledge.model.linear_cross_entropy import LossKernel, cross_entropy, token_logps_and_correct
 from fledge.model.moe import RouterStats
+from fledge.model.protocol import LanguageModel, eval_mode
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class LossOutput:
         metrics = {name: torch.zeros_like(value) for name, value in self.metrics.items()}
         return LossOutput(torch.zeros_like(self.loss), metrics, None, self.routing and self.routing.zeros_like())
 
-    def with_router_loss(self, model: Decoder, routing: RouterStats | None, weight: float) -> "LossOutput":
+    def with_router_loss(self, model: LanguageModel, routing: RouterStats | None, weight: float) -> "LossOutput":
         """With what the routing of a batch of this weight adds; as it is where the model is dense."""
         moe = model.config.moe
         if moe is None or routing is None:
@@ -53,7 +53,7 @@ class CausalLMObjective:
         """What the loss of a window is divided by: its sum of weights."""
         return batch.weight
 
-    def __call__(self, model: Decoder, batch: Batch) -> LossOutput:
+    def __call__(self, model: LanguageModel, batch: Batch) -> LossOutput:
         states, routing = model.forward_with_router_stats(batch.input_ids, batch.position_ids, batch.documents)
         hidden = states.flatten(0, 1)
         targets, weights = batch.targets.flatten(), batch.loss_weights.flatten()
@@ -66,7 +66,7 @@ class CausalLMObjective:
 
 
 @torch.no_grad()
-def evaluate_language(model: Decoder, batch: Batch) -> dict[str, float]:
+def evaluate_language(model: LanguageModel, batch: Batch) -> dict[str, float]:
     """Sums over a batch: `nll` (weighted), `correct` (weighted) and `weight`; never smoothed, dropout off."""
     with eval_mode(model):
         hidden = model(batch.input_ids, batch.position_ids, batch.documents).flatten(0, 1)

@@ -8,18 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fledge.data import Batch
-from fledge.model.decoder import Decoder, eval_mode
 from fledge.model.linear_cross_entropy import log_probabilities
 from fledge.model.moe import RouterStats
+from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective.language import LossOutput
 
 
-def sequence_log_probabilities(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:
+def sequence_log_probabilities(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """Summed log-probabilities [S] of the weighted targets of every sequence in a batch, and how many there are [S]."""
     return _scored(model, batch)[:2]
 
 
-def _scored(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, RouterStats | None]:
+def _scored(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor, RouterStats | None]:
     """The same, and how a mixture of experts routed the batch."""
     states, routing = model.forward_with_router_stats(batch.input_ids, batch.position_ids, batch.documents)
     hidden = states.flatten(0, 1)
@@ -47,7 +47,7 @@ class DPOObjective:
     beta: float
     label_smoothing: float
     sft_loss_weight: float
-    reference: Decoder | Tensor
+    reference: LanguageModel | Tensor
 
     def normalizer(self, batch: Batch) -> float:
         """Pairs of the batch."""
@@ -60,7 +60,7 @@ class DPOObjective:
         with torch.no_grad(), eval_mode(self.reference):
             return sequence_log_probabilities(self.reference, batch)[0].view(-1, 2)
 
-    def __call__(self, model: Decoder, batch: Batch) -> LossOutput:
+    def __call__(self, model: LanguageModel, batch: Batch) -> LossOutput:
         sums, counts, routing = _scored(model, batch)
         policy, reference = sums.view(-1, 2), self.reference_log_probabilities(batch)
         rewards = self.beta * (policy - reference)  # [pairs, 2], the implicit rewards of chosen and rejected
@@ -81,7 +81,7 @@ class DPOObjective:
 
 
 @torch.no_grad()
-def compute_ref_log_probs(model: Decoder, batches: Iterable[Batch], examples: int, device: torch.device) -> Tensor:
+def compute_ref_log_probs(model: LanguageModel, batches: Iterable[Batch], examples: int, device: torch.device) -> Tensor:
     """Log-probabilities [examples, 2] of all pairs under the reference, computed once."""
     table = torch.full((examples, 2), float("nan"))
     for batch in batches:

@@ -9,8 +9,8 @@ from fledge.autotune.autotune import force_eager
 from fledge.data import Batch
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import reshard_after
-from fledge.model.decoder import Decoder, eval_mode
 from fledge.model.linear_cross_entropy import token_logps_and_correct
+from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.train.batch_loader import StepBatch
 
 MOST = 5
@@ -18,7 +18,7 @@ MOST = 5
 
 @torch.no_grad()
 def highest_loss_rows(
-    model: Decoder, window: StepBatch, where: Callable[[int], str], device: torch.device, ranks: DistributedContext
+    model: LanguageModel, window: StepBatch, where: Callable[[int], str], device: torch.device, ranks: DistributedContext
 ) -> list[dict[str, Any]]:
     """The examples of a window whose loss is not finite, or highest: `where` it stands, and its `loss` (nats a target,
     null where it is not finite). Measured with the weights as they are, without dropout; changes nothing."""
@@ -42,7 +42,7 @@ def _worst(found: list[tuple[float, int]]) -> list[tuple[float | None, int]]:
     return [(None if loss == torch.inf else loss, example) for loss, example in worst]
 
 
-def _losses(model: Decoder, batch: Batch) -> list[tuple[float, int]]:
+def _losses(model: LanguageModel, batch: Batch) -> list[tuple[float, int]]:
     """Mean loss and number of each example; infinite where it is not finite."""
     hidden = model(batch.input_ids, batch.position_ids, batch.documents).flatten(0, 1)
     keep = batch.target_index

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from fledge.autotune.autotune import ComputeConfig, force_eager
 from fledge.data import PackedDataset
-from fledge.model.decoder import Decoder
+from fledge.model.protocol import LanguageModel
 from fledge.objective.preference import compute_ref_log_probs
 from fledge.train.validation import validation_batches
 
 
-def fingerprint(model: Decoder, data: PackedDataset, decision: ComputeConfig) -> str:
+def fingerprint(model: LanguageModel, data: PackedDataset, decision: ComputeConfig) -> str:
     """Changes with the reference's weights, the data (its tokens carry tokenizer and template) or the arithmetic."""
     digest = xxhash.xxh3_64()
     for tensor in model.state_dict().values():
@@ -24,7 +24,9 @@ def fingerprint(model: Decoder, data: PackedDataset, decision: ComputeConfig) ->
     return digest.hexdigest()
 
 
-def precompute_ref_log_probs(model: Decoder, data: PackedDataset, micro: int, decision: ComputeConfig, cache: Path) -> Tensor:
+def precompute_ref_log_probs(
+    model: LanguageModel, data: PackedDataset, micro: int, decision: ComputeConfig, cache: Path
+) -> Tensor:
     """Log-probabilities [examples, 2] under the reference, from the cache if its fingerprint fits."""
     mark = fingerprint(model, data, decision)
     if cache.exists():

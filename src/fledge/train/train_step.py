@@ -15,8 +15,8 @@ from fledge.data import Batch
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import get_full_tensor, get_local_tensor, is_sharded
 from fledge.errors import FledgeError
-from fledge.model.decoder import Decoder
 from fledge.model.moe import RouterStats
+from fledge.model.protocol import LanguageModel
 from fledge.monitor.phase_timer import PhaseTimer
 from fledge.monitor.update_ratio import UpdateRatioMonitor
 from fledge.objective import CausalLMObjective, DPOObjective, LossOutput
@@ -78,7 +78,7 @@ class TrainStep:
 
     def __init__(
         self,
-        model: Decoder,
+        model: LanguageModel,
         objective: Objective,
         optimizers: Sequence[torch.optim.Optimizer],
         clip: float | None,

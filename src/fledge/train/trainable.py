@@ -11,8 +11,8 @@ from torch import Tensor
 from fledge.checkpoint.checkpoint import Snapshot, TrainState, load_optimizer_state, to_cpu_copy
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import full_state_dict, load_full_state_dict, shard, stage_to_cpu
-from fledge.model.decoder import Decoder
 from fledge.model.loading import load_model
+from fledge.model.protocol import LanguageModel
 from fledge.optim.build import build_optimizers, optimizer_tensors, restore_optimizers
 from fledge.optim.ema import COUNT, EMA, PREFIX
 from fledge.optim.grad_scaler import GradScaler
@@ -25,7 +25,7 @@ class TrainableModel:
 
     def __init__(
         self,
-        model: Decoder,
+        model: LanguageModel,
         stage: StageBase,
         steps: int,
         device: torch.device,
@@ -52,7 +52,7 @@ class TrainableModel:
         with self.average.swapped_in(self.model) if self.average is not None else nullcontext():
             yield
 
-    def full_model(self) -> Decoder | None:
+    def full_model(self) -> LanguageModel | None:
         """The model as one rank by itself can ask it; None on ranks that do not get it. Where the model is divided, all must
         call this, and the first rank gets a copy with the weights of now."""
         if not self.divided:

@@ -20,7 +20,7 @@ from fledge.checkpoint.checkpoint import TrainState, WriteModel, latest_before, 
 from fledge.data import PackedDataset
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
-from fledge.model.decoder import Decoder
+from fledge.model.protocol import LanguageModel
 from fledge.monitor.guards import GuardTrigger
 from fledge.monitor.run_logger import RunLogger
 from fledge.objective import CausalLMObjective, DPOObjective
@@ -51,7 +51,7 @@ class TrainContext:
     """All that a stage's loop needs."""
 
     stage: PretrainStage | SftStage | PreferenceStage
-    model: Decoder
+    model: LanguageModel
     objective: Objective
     train: PackedDataset
     validation: PackedDataset | None
@@ -66,7 +66,7 @@ class TrainContext:
     tensorboard: bool
     locate_example: Callable[[int], str]  # FILE:LINE of a training example
     alerts: Alerts | None = None
-    run_prompt_tests: Callable[[Decoder, int], dict[str, Any]] | None = None  # asks regression prompts after so many steps
+    run_prompt_tests: Callable[[LanguageModel, int], dict[str, Any]] | None = None  # asks prompts after so many steps
     token_bytes: Tensor | None = None  # [V], for bits per byte
     startup_report: Callable[[], StartupTimer | None] = lambda: (
         None
@@ -379,7 +379,7 @@ class Trainer:
         due = last or (config is not None and config.every_steps is not None and step % config.every_steps == 0)
         return due and step > 0 and self.state.last_prompt_test_step < step
 
-    def _run_prompt_tests(self, examine: Callable[[Decoder, int], dict[str, Any]]) -> None:
+    def _run_prompt_tests(self, examine: Callable[[LanguageModel, int], dict[str, Any]]) -> None:
         """Ask the regression prompts of the model as it would be used. That is up to the first rank."""
         started, step = time.monotonic(), self.state.step
         self.state.last_prompt_test_step = step

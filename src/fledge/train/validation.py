@@ -12,7 +12,7 @@ from fledge.autotune.autotune import force_eager
 from fledge.data import Batch, PackedDataset
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import reshard_after
-from fledge.model.decoder import Decoder, eval_mode
+from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective import DPOObjective, evaluate_language
 from fledge.train.train_step import StopRequested
 
@@ -43,7 +43,7 @@ def _chosen_only(batch: Batch) -> Batch:
 
 @torch.no_grad()
 def validate(
-    model: Decoder,
+    model: LanguageModel,
     data: PackedDataset,
     rows: int,
     micro: int,
@@ -84,7 +84,7 @@ def validate(
     return measured
 
 
-def _measure(model: Decoder, batch: Batch, preference: DPOObjective | None, sizes: Tensor | None) -> dict[str, float]:
+def _measure(model: LanguageModel, batch: Batch, preference: DPOObjective | None, sizes: Tensor | None) -> dict[str, float]:
     """Sums over a batch."""
     sums = dict.fromkeys(EVAL_SUMS, 0.0)
     if preference is not None:
