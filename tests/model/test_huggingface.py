@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BloomConfig
 
 from fledge.errors import FledgeError
-from fledge.model import huggingface, pretrained
-from fledge.model.huggingface import TransformersModel
+from fledge.model import huggingface_loading, pretrained
+from fledge.model.huggingface import TransformersModel, nearest_config
 from fledge.model.loading import choose_implementation, describe_model, load_model
 from fledge.objective import CausalLMObjective
 from fledge.optim.build import build_optimizers
@@ -401,6 +401,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         "mismatched.*model.norm.weight",
     ),
     "an unknown architecture": (_edit_config(model_type="nobody", architectures=["Nobody"]), "transformers cannot load it"),
+    "code of its own": (
+        _edit_config(model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}),
+        "transformers cannot load it: .*trust_remote_code|transformers cannot load it: .*custom code",
+    ),
     "dropout of fledge's own": (_edit_config(fledge={"dropout": 0.1}), "a dropout of 0.1"),
     "an index that leaves the folder": (
         lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x.safetensors"}}'),
@@ -415,12 +419,12 @@ def test_a_damaged_or_unfit_directory_is_refused_with_its_reason(tmp_path: Path,
     make_decoder().save_pretrained(tmp_path, bos=1, eos=[2], pad=0)
     damage(tmp_path)
     with pytest.raises(FledgeError, match=problem):
-        huggingface.from_pretrained(tmp_path)
+        huggingface_loading.from_pretrained(tmp_path)
 
 
 def test_a_configuration_without_a_size_is_refused() -> None:
     with pytest.raises(FledgeError, match="BloomConfig does not say max_position_embeddings"):
-        huggingface.nearest_config(BloomConfig())
+        nearest_config(BloomConfig())
 
 
 def test_vocabularies_are_those_of_the_directory(tmp_path: Path) -> None:
