@@ -171,5 +171,5 @@ def test_transformers_without_a_model_directory_is_refused() -> None:
 
 def test_a_run_that_was_begun_keeps_its_implementation(world: Path, start: Path, tmp_path: Path) -> None:
     run(world, tmp_path, start, "native", duration="2 steps")
-    with pytest.raises(FledgeError, match=r"model.implementation: 'native' -> 'transformers'"):
+    with pytest.raises(FledgeError, match=r"model\.implementation: 'native' -> 'transformers'"):
         run(world, tmp_path, start, "transformers", duration="2 steps")

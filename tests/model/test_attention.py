@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fledge.model.attention import BACKENDS, QUERY_BLOCK, causal_document_mask, reference_attention
-from fledge.model.cuda_attention import FLEX_BLOCK, ON_CUDA, attention_metadata, backend, flex_pieces, pieces, unavailable
+from fledge.model.cuda_attention import (
+    FLEX_BLOCK,
+    ON_CUDA,
+    attention_metadata,
+    backend,
+    flex_metadata,
+    unavailable,
+    varlen_metadata,
+)
 from tests.support.decoders import assert_same_gradients, gradients, make_decoder, random_tokens
 
 FAST = sorted(set(BACKENDS) - {"written_out"})
@@ -41,7 +49,7 @@ def _value_and_gradients(backend: str, tensors: tuple[Tensor, ...], documents: T
 @pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
 @pytest.mark.parametrize("length", [1, 7, 129, 256, 300])
 @pytest.mark.parametrize("backend", FAST)
-def test_backend_equals_the_written_out_definition(backend: str, length: int, packed: bool) -> None:
+def test_each_backend_equals_the_reference_forward_and_backward(backend: str, length: int, packed: bool) -> None:
     documents = _documents(length) if packed else None
     for heads, kv_heads in ((4, 2), (4, 4), (6, 1)):
         tensors = _inputs(length, heads, kv_heads)
@@ -51,7 +59,7 @@ def test_backend_equals_the_written_out_definition(backend: str, length: int, pa
             torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_written_out_is_the_published_formula_of_one_query() -> None:
+def test_the_reference_is_the_published_formula_for_each_query() -> None:
     q, k, v = (t.detach() for t in _inputs(5, 4, 2))
     out = reference_attention(q, k, v, None)
     for head in range(4):
@@ -64,7 +72,7 @@ def test_written_out_is_the_published_formula_of_one_query() -> None:
 
 @settings(deadline=None, max_examples=15)
 @given(data=st.data(), length=st.integers(1, 2 * QUERY_BLOCK + 3), backend=st.sampled_from(FAST))
-def test_no_backend_looks_ahead_or_into_another_document(data: st.DataObject, length: int, backend: str) -> None:
+def test_no_backend_sees_later_positions_or_other_documents(data: st.DataObject, length: int, backend: str) -> None:
     q, k, v = (t.detach() for t in _inputs(length, 2, 1))
     cut = data.draw(st.integers(0, length))
     changed = data.draw(st.integers(0, length - 1))
@@ -79,7 +87,7 @@ def test_no_backend_looks_ahead_or_into_another_document(data: st.DataObject, le
     assert moved[changed]
 
 
-def test_visible_marks_the_square_of_a_block_of_queries() -> None:
+def test_the_mask_of_a_block_of_queries_is_causal_inside_each_document() -> None:
     documents = torch.tensor([[1, 1, 2, 2]])
     expected = [[False, False, True, False], [False, False, True, True]]
     assert causal_document_mask(documents, 2, 4, torch.device("cpu"))[0, 0].tolist() == expected
@@ -104,7 +112,7 @@ def test_the_block_mask_lists_every_block_that_holds_a_visible_pair_and_few_othe
     places = torch.arange(length)
     documents = torch.as_tensor(1 + sum((places >= cut).long() for cut in cuts)).repeat(2, length if not cuts else 1)
     documents[1, length - min(length, padding) :] = 0
-    mask = flex_pieces(documents, 2, length, CPU).mask
+    mask = flex_metadata(documents, 2, length, CPU).mask
     n = -(-length // FLEX_BLOCK)
     pairs = torch.zeros(2, n * FLEX_BLOCK, n * FLEX_BLOCK, dtype=torch.bool)
     pairs[:, :length, :length] = causal_document_mask(documents, 0, length, CPU)[:, 0]
@@ -127,22 +135,22 @@ def _whole_blocks(mask: object, n: int) -> Tensor:
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
-def test_flex_attention_under_the_block_mask_is_the_written_out_definition(packed: bool) -> None:
+def test_flex_attention_with_the_block_mask_equals_the_reference(packed: bool) -> None:
     from torch.nn.attention.flex_attention import flex_attention
 
     q, k, v = (t.detach() for t in _inputs(300, 4, 2))
     documents = _documents(300) if packed else None
-    mask = flex_pieces(documents, 2, 300, CPU).mask
+    mask = flex_metadata(documents, 2, 300, CPU).mask
     torch.testing.assert_close(
         flex_attention(q, k, v, block_mask=mask, enable_gqa=True), reference_attention(q, k, v, documents), atol=1e-5, rtol=1e-5
     )
 
 
 @pytest.mark.parametrize("length", [1, 7, 129, 300])
-def test_pieces_attended_to_one_by_one_give_the_written_out_definition(length: int) -> None:
+def test_attention_inside_each_varlen_segment_equals_the_reference(length: int) -> None:
     q, k, v = (t.detach() for t in _inputs(length, 4, 2))
     for documents in (_documents(length), None):
-        starts, longest = pieces(documents, 2, length, CPU)
+        starts, longest = varlen_metadata(documents, 2, length, CPU)
         assert starts.dtype == torch.int32 and longest == length and starts[-1] == 2 * length
         flat = [x.transpose(1, 2).reshape(2 * length, -1, 8) for x in (q, k, v)]
         parts = []
@@ -154,17 +162,17 @@ def test_pieces_attended_to_one_by_one_give_the_written_out_definition(length: i
         torch.testing.assert_close(got, reference_attention(q, k, v, documents), atol=1e-5, rtol=1e-5)
 
 
-def test_room_for_pieces_has_few_sizes() -> None:
+def test_the_number_of_varlen_segments_is_rounded_up_to_few_sizes() -> None:
     generator = torch.Generator().manual_seed(0)
     sizes = set()
     for cuts in range(0, 100, 7):
         begins = torch.zeros(4, 512, dtype=torch.long)
         begins[:, torch.randperm(511, generator=generator)[:cuts] + 1] = 1
-        sizes.add(len(pieces(1 + begins.cumsum(1), 4, 512, CPU).starts) - 1)
+        sizes.add(len(varlen_metadata(1 + begins.cumsum(1), 4, 512, CPU).starts) - 1)
     assert sizes <= {64, 128, 256, 512}
 
 
-def test_a_plain_pass_under_flex_is_the_fused_kernel_with_the_same_documents() -> None:
+def test_uncompiled_flex_equals_sdpa_on_packed_documents() -> None:
     model, tokens = make_decoder(), random_tokens(2, 40)
     documents = (1 + (torch.arange(40) >= 23).long()).expand(2, 40)
     expected = model(tokens, None, documents)
@@ -172,7 +180,7 @@ def test_a_plain_pass_under_flex_is_the_fused_kernel_with_the_same_documents() -
     torch.testing.assert_close(model(tokens, None, documents), expected)
 
 
-def test_what_cannot_train_is_named() -> None:
+def test_a_backend_that_cannot_train_says_why() -> None:
     assert all("CUDA only" in str(unavailable(name, "cpu", torch.bfloat16, True)) for name in ON_CUDA)
     assert "16" in str(unavailable("varlen", "cuda", torch.float32, True))
     assert "compile" in str(unavailable("flex", "cuda", torch.bfloat16, False))
@@ -183,7 +191,7 @@ def test_what_cannot_train_is_named() -> None:
 @pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
 @pytest.mark.parametrize("length", [129, 512])
 @pytest.mark.parametrize(("name", "dtype"), [("flex", "bfloat16"), ("flex", "float32"), ("varlen", "bfloat16")])
-def test_cuda_backend_equals_the_written_out_definition(name: str, dtype: str, length: int, packed: bool) -> None:
+def test_each_cuda_backend_equals_the_reference(name: str, dtype: str, length: int, packed: bool) -> None:
     """The bound of bf16 is 2 % of the norm: its own rounding of three significant digits, summed over keys."""
     wide = getattr(torch, dtype)
     documents = _documents(length).cuda() if packed else None
@@ -201,7 +209,7 @@ def test_cuda_backend_equals_the_written_out_definition(name: str, dtype: str, l
 
 @on_cuda
 @pytest.mark.slow
-def test_a_compiled_decoder_trains_alike_with_every_cuda_backend() -> None:
+def test_a_compiled_decoder_gets_equal_gradients_from_every_cuda_backend() -> None:
     documents = (1 + (torch.arange(60) >= 23).long()).expand(2, 60).cuda()
     found = {}
     for name in ("sdpa", *ON_CUDA):

@@ -74,7 +74,7 @@ def test_flex_attention_compiled_for_a_cpu_meets_new_documents_without_compiling
     from torch._dynamo.utils import counters
 
     from fledge.model.attention import reference_attention
-    from fledge.model.cuda_attention import flex, flex_pieces
+    from fledge.model.cuda_attention import flex, flex_metadata
 
     compiled = torch.compile(flex, dynamic=False)
     counters.clear()
@@ -84,6 +84,6 @@ def test_flex_attention_compiled_for_a_cpu_meets_new_documents_without_compiling
             q, k, v = (torch.randn(2, heads, 300, 16, generator=generator) for heads in (4, 2, 2))
             documents = (1 + (torch.arange(300) >= cut).long()).repeat(2, 1)
             documents[1, 250:] = 0
-            got = compiled(q, k, v, flex_pieces(documents, 2, 300, q.device))
+            got = compiled(q, k, v, flex_metadata(documents, 2, 300, q.device))
             torch.testing.assert_close(got, reference_attention(q, k, v, documents), atol=1e-5, rtol=1e-5)
     assert counters["stats"]["unique_graphs"] == 1

@@ -95,7 +95,7 @@ def test_training_flops_are_three_times_the_products_of_a_causal_forward_pass(ti
 
 
 @pytest.mark.parametrize("every", [0, 1, 2, 3])
-def test_training_flops_are_those_of_the_products_forward_backward_and_again(every: int) -> None:
+def test_training_flops_count_forward_backward_and_recomputation(every: int) -> None:
     layers, width, inner, context = 4, 32, 48, 40
     model, tokens = make_decoder(num_hidden_layers=layers).train(), random_tokens(1, context)
     model.set_attention_backend("written_out")
@@ -111,7 +111,7 @@ def test_training_flops_are_those_of_the_products_forward_backward_and_again(eve
     assert cost.training_flops(context, again) - cost.training_flops(context) == pytest.approx(again * cost.body_flops(context))
 
 
-def test_keys_and_values_take_what_the_cache_of_generation_takes() -> None:
+def test_kv_bytes_are_those_of_the_keys_and_values_of_all_blocks() -> None:
     model, shared = make_decoder(num_key_value_heads=2), make_decoder(num_key_value_heads=1)
     for one in (model, shared):
         cos, sin = one.rope_cos_sin(torch.arange(24)[None])
@@ -196,7 +196,7 @@ def test_kept_bytes_are_those_that_autograd_keeps(kind: str, dtype: torch.dtype)
         assert expected == pytest.approx(_saved_bytes(model, tokens), rel=0.001), f"every {every}"
 
 
-def test_a_block_that_is_computed_again_is_there_as_a_whole() -> None:
+def test_a_block_counts_as_a_whole_while_it_is_computed_again() -> None:
     cost = ModelCost(make_config(num_hidden_layers=4), 97)
     block = 100 * cost.block_bytes(4, False)
     kept = [cost.kept_bytes(100, 4, False, every) for every in range(5)]

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BloomConfig
 
 from fledge.errors import FledgeError
-from fledge.model import huggingface, pretrained
-from fledge.model.huggingface import TransformersModel
+from fledge.model import huggingface_loading, pretrained
+from fledge.model.huggingface import TransformersModel, nearest_config
 from fledge.model.loading import choose_implementation, describe_model, load_model
 from fledge.objective import CausalLMObjective
 from fledge.optim.build import build_optimizers
@@ -64,18 +64,18 @@ def test_logits_of_packed_rows_equal_the_native_decoders(tmp_path: Path, changes
 @pytest.mark.parametrize("changes", DENSE)
 def test_one_training_step_equals_the_native_decoders(tmp_path: Path, changes: dict[str, Any]) -> None:
     batch, config = _batch(), OptimizerConfig(learning_rate=0.01, weight_decay=0.1)
-    losses, found, weights = [], [], []
+    losses, grads, weights = [], [], []
     for model in both(tmp_path, **changes):
         model.train()
         outcome = CausalLMObjective()(model, batch)
         (outcome.loss / batch.weight).backward()
         losses.append(outcome.loss.detach())
-        found.append({native_name(name): p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        grads.append({native_name(name): p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
         for optimizer in build_optimizers(model, config):
             optimizer.step()
         weights.append(_native_names(dict(model.named_parameters())))
     torch.testing.assert_close(losses[1], losses[0], atol=1e-4, rtol=1e-5)
-    assert_same_gradients(found[1], found[0], atol=1e-5, rtol=1e-4)
+    assert_same_gradients(grads[1], grads[0], atol=1e-5, rtol=1e-4)
     for name, parameter in weights[0].items():
         torch.testing.assert_close(weights[1][name], parameter, atol=1e-4, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
 
@@ -223,7 +223,7 @@ def test_compiled_blocks_share_one_graph_and_give_the_gradients_of_plain_ones(tm
 
     write_model(tmp_path, "Qwen2", num_hidden_layers=3)
     model, batch = load_model(tmp_path).train(), _batch()
-    losses, found = [], []
+    losses, grads = [], []
     reset_compiler()
     counters.clear()
     for compiled in (False, True):
@@ -232,9 +232,9 @@ def test_compiled_blocks_share_one_graph_and_give_the_gradients_of_plain_ones(tm
         outcome = CausalLMObjective()(model, batch)
         outcome.loss.backward()
         losses.append(outcome.loss.detach())
-        found.append(gradients(model))
+        grads.append(gradients(model))
     torch.testing.assert_close(losses[1], losses[0], atol=1e-4, rtol=1e-4)
-    assert_same_gradients(found[1], found[0], atol=1e-4, rtol=1e-3)
+    assert_same_gradients(grads[1], grads[0], atol=1e-4, rtol=1e-3)
     with force_eager(), torch.no_grad():
         model(random_tokens(1, 7))  # a shape of validation
     assert counters["stats"]["unique_graphs"] == 1
@@ -401,6 +401,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         "mismatched.*model.norm.weight",
     ),
     "an unknown architecture": (_edit_config(model_type="nobody", architectures=["Nobody"]), "transformers cannot load it"),
+    "code of its own": (
+        _edit_config(model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}),
+        "transformers cannot load it: .*trust_remote_code|transformers cannot load it: .*custom code",
+    ),
     "dropout of fledge's own": (_edit_config(fledge={"dropout": 0.1}), "a dropout of 0.1"),
     "an index that leaves the folder": (
         lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x.safetensors"}}'),
@@ -415,13 +419,12 @@ def test_a_damaged_or_unfit_directory_is_refused_with_its_reason(tmp_path: Path,
     make_decoder().save_pretrained(tmp_path, bos=1, eos=[2], pad=0)
     damage(tmp_path)
     with pytest.raises(FledgeError, match=problem):
-        huggingface.from_pretrained(tmp_path)
+        huggingface_loading.from_pretrained(tmp_path)
 
 
-def test_a_configuration_without_a_size_is_refused(tmp_path: Path) -> None:
-    write_model(tmp_path, "Bloom", n_head=4, n_layer=2)
-    with pytest.raises(FledgeError, match=r"does not say max_position_embeddings|does not support an attention"):
-        describe_model(tmp_path)
+def test_a_configuration_without_a_size_is_refused() -> None:
+    with pytest.raises(FledgeError, match="BloomConfig does not say max_position_embeddings"):
+        nearest_config(BloomConfig())
 
 
 def test_vocabularies_are_those_of_the_directory(tmp_path: Path) -> None:

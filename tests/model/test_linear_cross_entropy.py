@@ -57,14 +57,16 @@ def test_cross_entropy_equals_the_plain_one(rows: int, smoothing: float, kernel:
 
 @settings(deadline=None, max_examples=25)
 @given(rows=st.integers(0, CHUNK + 40), seed=st.integers(0, 99), smoothing=st.floats(0, 0.9), passed=st.booleans())
-def test_cross_entropy_equals_the_plain_one_everywhere(rows: int, seed: int, smoothing: float, passed: bool) -> None:
+def test_cross_entropy_equals_the_plain_one_for_any_size_and_smoothing(
+    rows: int, seed: int, smoothing: float, passed: bool
+) -> None:
     hidden, weight, targets, weights = _inputs(rows, seed)
     got = cross_entropy(hidden, weight, targets, weights, smoothing, _softmax_grad_chunk if passed else None)
     _assert_equal(got, _plain(hidden, weight, targets, weights, smoothing), (hidden, weight))
 
 
 @pytest.mark.parametrize("kernel", [None, _softmax_grad_chunk], ids=["own", "passed"])
-def test_rows_of_weight_zero_are_never_looked_at(kernel: object) -> None:
+def test_rows_of_weight_zero_are_never_read(kernel: object) -> None:
     hidden, weight, targets, weights = _inputs(40)
     weights[0] = 1.0  # the row that fills up the last chunk
     expected = cross_entropy(hidden, weight, targets, weights, 0.1)
@@ -85,7 +87,7 @@ def test_all_weights_zero_give_zero_and_zero_gradients() -> None:
     assert all((g == 0).all() for g in torch.autograd.grad(loss, (hidden, weight)))
 
 
-def test_a_passed_kernel_sees_whole_chunks_only() -> None:
+def test_a_kernel_always_gets_full_chunks() -> None:
     shapes = []
 
     def watched(logits: Tensor, weights: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
@@ -176,7 +178,7 @@ def test_a_chunk_is_bounded_in_bytes_and_keeps_products_efficient(vocabulary: in
 
 
 @pytest.mark.parametrize("rows", [8, CHUNK + 40])
-def test_the_gradient_of_the_head_is_scaled_where_it_is_and_handed_over(rows: int) -> None:
+def test_the_gradient_of_the_head_is_scaled_in_place_and_not_copied(rows: int) -> None:
     """One gradient [V, D] from the forward pass to .grad: no copy."""
     hidden, weight, targets, weights = _inputs(rows)
     loss = cross_entropy(hidden, weight, targets, weights)
@@ -187,7 +189,7 @@ def test_the_gradient_of_the_head_is_scaled_where_it_is_and_handed_over(rows: in
     assert weight.grad is not None and weight.grad.data_ptr() == place
 
 
-def test_a_second_backward_pass_is_refused_and_not_wrong() -> None:
+def test_a_second_backward_pass_raises() -> None:
     hidden, weight, targets, weights = _inputs(20)
     loss = cross_entropy(hidden, weight, targets, weights)
     (loss / 3).backward(retain_graph=True)
@@ -196,7 +198,7 @@ def test_a_second_backward_pass_is_refused_and_not_wrong() -> None:
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
-def test_what_is_frozen_gets_no_gradient_and_changes_no_other(frozen: str) -> None:
+def test_a_frozen_tensor_gets_no_gradient_and_leaves_the_others_unchanged(frozen: str) -> None:
     hidden, weight, targets, weights = _inputs(90)
     moving = weight if frozen == "hidden" else hidden
     (hidden if frozen == "hidden" else weight).requires_grad_(False)
@@ -247,7 +249,7 @@ def test_log_probabilities_equal_the_plain_ones_under_any_upstream_gradient(rows
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-def test_log_probabilities_and_scores_of_chosen_rows_are_those_of_the_rows() -> None:
+def test_log_probabilities_of_selected_rows_equal_those_of_all_rows() -> None:
     hidden, weight, targets, _ = _inputs(CHUNK + 90)
     rows = torch.randperm(len(hidden), generator=torch.Generator().manual_seed(1))[: CHUNK + 20]
     got, expected = log_probabilities(hidden, weight, targets[rows], rows), log_probabilities(hidden, weight, targets)[rows]

@@ -114,21 +114,21 @@ def test_grouped_products_and_their_gradients_are_those_of_each_group(lengths: l
         torch.testing.assert_close(theirs.transpose(1, 2) if transpose else theirs, by_matrices, atol=1e-5, rtol=1e-5)
 
 
-def test_a_gradient_that_one_number_stands_for_is_taken_too() -> None:
+def test_a_gradient_of_one_expanded_number_is_accepted() -> None:
     rows, matrices, ends = _random(6, 4).requires_grad_(), _random(2, 4, 3).requires_grad_(), torch.tensor([2, 6])
     grouped_mm(rows, matrices, ends, False).sum().backward()  # its gradient has strides of 0
     assert rows.grad is not None
     torch.testing.assert_close(rows.grad, matrices.sum(2).repeat_interleave(torch.tensor([2, 4]), 0))
 
 
-def test_the_operators_keep_the_rules_of_pytorch() -> None:
+def test_the_custom_operators_pass_pytorchs_opcheck() -> None:
     rows, matrices, ends = _random(6, 4).requires_grad_(), _random(2, 4, 3).requires_grad_(), torch.tensor([2, 6])
     torch.library.opcheck(grouped_mm, (rows, matrices, ends, False))
     torch.library.opcheck(grouped_mm, (rows, _random(2, 3, 4).requires_grad_(), ends, True))
     torch.library.opcheck(grouped_outer, (rows.detach(), _random(6, 3), ends))
 
 
-def test_spreading_and_gathering_are_the_transposes_of_each_other() -> None:
+def test_permute_and_unpermute_are_transposes_of_each_other() -> None:
     source = torch.tensor([0, 2, 1, 0, 1, 2])
     places = torch.tensor([[0, 3], [2, 4], [1, 5]])
     x, y = _random(3, 5).double().requires_grad_(), _random(6, 5, seed=1).double().requires_grad_()
@@ -239,7 +239,7 @@ def test_the_router_is_float32_under_bfloat16() -> None:
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in experts.parameters())
 
 
-def test_routing_of_two_batches_is_that_of_both_together() -> None:
+def test_merged_statistics_of_two_batches_equal_those_of_both_together() -> None:
     model = make_decoder(qk_norm=True, moe={"num_experts": 4, "num_experts_per_tok": 2})
     tokens, documents = random_tokens(3, 20), torch.ones(3, 20, dtype=torch.long)
     documents[0, 4:] = 0
@@ -290,7 +290,7 @@ def test_routing_and_gradients_survive_activation_checkpointing() -> None:
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
 
 
-def test_fresh_weights_have_the_recipes_spread() -> None:
+def test_initial_weights_have_the_standard_deviation_of_the_recipe() -> None:
     model = Decoder(make_config(qk_norm=True, moe={"num_experts": 8, "num_experts_per_tok": 2}, intermediate_size=200), 97)
     model.initialise(3)
     for name, parameter in model.named_parameters():
@@ -343,7 +343,7 @@ def _train(model: Decoder, first: int, last: int) -> RouterStats:
     return routing
 
 
-def test_biases_even_a_lopsided_load_out() -> None:
+def test_biases_make_a_lopsided_load_even() -> None:
     model = make_decoder(
         qk_norm=True, moe={"num_experts": 4, "num_experts_per_tok": 2, "load_balancing": "bias", "bias_update_rate": 0.01}
     )
@@ -435,7 +435,7 @@ def test_a_compiled_block_equals_the_plain_one_and_is_compiled_once_for_all_load
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("lengths", [[40, 7, 0, 81], [0, 0, 128, 0]])
-def test_the_grouped_kernel_of_the_gpu_gives_what_the_loop_gives(lengths: list[int]) -> None:
+def test_the_grouped_gpu_kernel_equals_the_loop_over_groups(lengths: list[int]) -> None:
     ends = torch.tensor(lengths).cumsum(0)
     rows, matrices, upstream = _random(128, 64), _random(4, 96, 64), _random(128, 96, seed=2)
     made = []

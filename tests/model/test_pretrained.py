@@ -227,7 +227,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_loaded_is_refused_with_its_reason(tmp_path: Path, case: str) -> None:
+def test_a_damaged_or_uncovered_directory_is_refused_with_its_reason(tmp_path: Path, case: str) -> None:
     spoil, message = REFUSED[case]
     _save(make_decoder(), tmp_path, [2])
     from_pretrained(tmp_path)
@@ -267,7 +267,7 @@ def test_a_missing_expert_is_named(tmp_path: Path) -> None:
         from_pretrained(tmp_path)
 
 
-def test_biases_of_the_choice_are_kept_and_transformers_says_that_it_does_not_know_them(tmp_path: Path) -> None:
+def test_router_biases_are_saved_and_transformers_reports_them_as_unexpected(tmp_path: Path) -> None:
     model = make_decoder(qk_norm=True, moe={**MIXTURE, "load_balancing": "bias", "bias_update_rate": 0.25})
     biases = [buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")]
     for layer, bias in enumerate(biases):
@@ -281,7 +281,7 @@ def test_biases_of_the_choice_are_kept_and_transformers_says_that_it_does_not_kn
     assert not report["missing_keys"]
 
 
-def test_an_index_is_read_from_the_directory_and_every_shard_of_it(tmp_path: Path) -> None:
+def test_a_missing_shard_of_an_index_is_named(tmp_path: Path) -> None:
     _written_by_transformers(tmp_path, "llama", False, torch.float32, "20KB")
     shards = sorted(tmp_path.glob("*.safetensors"))
     shards[1].unlink()

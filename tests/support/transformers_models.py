@@ -7,7 +7,8 @@ import torch
 import transformers
 
 from fledge.model.decoder import Decoder
-from fledge.model.huggingface import TransformersModel, from_pretrained
+from fledge.model.huggingface import TransformersModel
+from fledge.model.huggingface_loading import from_pretrained
 from tests.support.decoders import VOCAB, make_decoder, scatter_norms
 
 SIZES: dict[str, Any] = {

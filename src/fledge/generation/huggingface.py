@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fledge.model.huggingface import TransformersModel, import_transformers
+from fledge.model.huggingface import TransformersModel
+from fledge.model.huggingface_loading import import_transformers
 
 
 class TransformersCache:

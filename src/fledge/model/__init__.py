@@ -1,1 +1,1 @@
-"""The native decoder: its blocks, attention, mixture of experts, head, cost model and files."""
+"""Language models: the native decoder with its attention, experts, head and files, and the bridge to transformers."""

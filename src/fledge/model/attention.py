@@ -1,7 +1,7 @@
 """Causal attention inside one document, as one function with exchangeable backends.
 
 Every backend computes softmax(q·kᵀ/√d)·v (Vaswani et al. 2017, eq. 1), where a position sees itself and the
-positions before it *in its own document*. They differ in speed only; the tests hold each to the written-out one.
+positions before it *in its own document*. They differ in speed only; the tests hold each to `reference_attention`.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,11 @@ QUERY_BLOCK = 128  # rows of queries scored at a time: half the causal square is
 MOST_BLOCKS = 8  # of a row: longer rows have longer blocks, or compiling them would take minutes
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""q [B, H, T, d], k and v [B, K, T, d], documents [B, T] or None -> [B, H, T, d]; H is a multiple of K."""
 
 
 def causal_document_mask(documents: Tensor | None, start: int, stop: int, device: torch.device) -> Tensor:
-    """Which keys [0, stop) the queries [start, stop) may see: bool, [stop-start, stop] or [B, 1, stop-start, stop]."""
+    """Which keys [0, stop) the queries [start, stop) see: bool, [stop-start, stop] or [B, 1, stop-start, stop]."""
     queries = torch.arange(start, stop, device=device)
     keys = torch.arange(stop, device=device)
     causal = queries[:, None] >= keys[None, :]
@@ -29,14 +30,14 @@ def causal_document_mask(documents: Tensor | None, start: int, stop: int, device
 
 
 class _Blocked(torch.autograd.Function):
-    """Attention over blocks of queries whose backward pass makes the scores again (Dao 2023, algorithms 1 and 2) instead of
-    keeping them: what is kept grows with T, not with T²."""
+    """Attention over blocks of queries. The backward pass computes the scores again (Dao 2023, algorithms 1 and 2), so that
+    what is kept for it grows with T, not with T²."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
         outputs, norms = [], []
-        for start, stop in _blocks(q.shape[2]):
-            scores = _scores(_grouped(q, k, start, stop), k, documents, start, stop)
+        for start, stop in _query_blocks(q.shape[2]):
+            scores = _scores(_group_heads(q, k, start, stop), k, documents, start, stop)
             norm = scores.logsumexp(-1, keepdim=True)
             weights = (scores - norm).exp().to(v.dtype)
             outputs.append((weights.flatten(2, 3) @ v[:, :, :stop]).view_as(q[:, :, start:stop]))
@@ -50,39 +51,39 @@ class _Blocked(torch.autograd.Function):
         q, k, v, documents, out, norms = ctx.saved_tensors
         (upstream,) = gradients
         scale = q.shape[-1] ** -0.5
-        shared = (upstream.float() * out.float()).sum(-1)  # Σ_j p_ij · dp_ij of each query
-        by_q, by_k, by_v = [], torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
-        for start, stop in _blocks(q.shape[2]):
-            queries, arriving = _grouped(q, k, start, stop), _grouped(upstream, k, start, stop)
-            # Keys × queries: a compiler that found the scores of the forward pass here would keep them.
-            turned = (*k.shape[:2], stop, q.shape[1] // k.shape[1], stop - start)
-            scores = (k[:, :, :stop] @ queries.transpose(-1, -2)).view(turned).float() * scale
+        row_sums = (upstream.float() * out.float()).sum(-1)  # Σ_j p_ij · dp_ij of each query
+        grad_q, grad_k, grad_v = [], torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
+        for start, stop in _query_blocks(q.shape[2]):
+            queries, grad_out = _group_heads(q, k, start, stop), _group_heads(upstream, k, start, stop)
+            # Keys × queries: a compiler that recognised the scores of the forward pass here would keep them.
+            transposed = (*k.shape[:2], stop, q.shape[1] // k.shape[1], stop - start)
+            scores = (k[:, :, :stop] @ queries.transpose(-1, -2)).view(transposed).float() * scale
             mask = causal_document_mask(documents, start, stop, k.device).transpose(-1, -2).unsqueeze(-2)
             scores = scores.masked_fill(~mask, float("-inf"))
-            columns = (*turned[:2], 1, *turned[3:])
+            columns = (*transposed[:2], 1, *transposed[3:])
             weights = (scores - norms[:, :, start:stop].reshape(columns)).exp()
-            by_weights = (v[:, :, :stop] @ arriving.transpose(-1, -2)).view(turned).float()
-            by_scores = weights * (by_weights - shared[:, :, start:stop].reshape(columns)) * scale
-            by_scores, weights = by_scores.to(q.dtype).flatten(-2), weights.to(v.dtype).flatten(-2)
-            by_q.append((by_scores.transpose(-1, -2) @ k[:, :, :stop]).view_as(q[:, :, start:stop]))
-            by_k[:, :, :stop] += by_scores @ queries
-            by_v[:, :, :stop] += weights @ arriving
-        return torch.cat(by_q, dim=2), by_k.to(k.dtype), by_v.to(v.dtype), None
+            grad_weights = (v[:, :, :stop] @ grad_out.transpose(-1, -2)).view(transposed).float()
+            grad_scores = weights * (grad_weights - row_sums[:, :, start:stop].reshape(columns)) * scale
+            grad_scores, weights = grad_scores.to(q.dtype).flatten(-2), weights.to(v.dtype).flatten(-2)
+            grad_q.append((grad_scores.transpose(-1, -2) @ k[:, :, :stop]).view_as(q[:, :, start:stop]))
+            grad_k[:, :, :stop] += grad_scores @ queries
+            grad_v[:, :, :stop] += weights @ grad_out
+        return torch.cat(grad_q, dim=2), grad_k.to(k.dtype), grad_v.to(v.dtype), None
 
 
-def _blocks(length: int) -> list[tuple[int, int]]:
-    """The queries of a row, a block at a time: (start, stop)."""
+def _query_blocks(length: int) -> list[tuple[int, int]]:
+    """(start, stop) of each block of the queries of a row."""
     size = max(QUERY_BLOCK, -(-length // MOST_BLOCKS // QUERY_BLOCK) * QUERY_BLOCK)
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _grouped(x: Tensor, k: Tensor, start: int, stop: int) -> Tensor:
+def _group_heads(x: Tensor, k: Tensor, start: int, stop: int) -> Tensor:
     """Rows [start, stop) of x [B, H, T, d] with the heads that share a key side by side: [B, K, group·rows, d]."""
     return x[:, :, start:stop].reshape(x.shape[0], k.shape[1], -1, x.shape[-1])
 
 
 def _scores(queries: Tensor, k: Tensor, documents: Tensor | None, start: int, stop: int) -> Tensor:
-    """Scaled scores [B, K, group, rows, stop] in float32, −∞ where a query may not see a key."""
+    """Scaled scores [B, K, group, rows, stop] in float32, −∞ where a query does not see a key."""
     shape = (*k.shape[:2], queries.shape[2] // (stop - start), stop - start, stop)
     scores = (queries @ k[:, :, :stop].transpose(-1, -2)).view(shape).float() * queries.shape[-1] ** -0.5
     mask = causal_document_mask(documents, start, stop, k.device)
@@ -99,7 +100,7 @@ def blockwise(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tens
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
-    """PyTorch's fused kernel, with an explicit mask only where documents are packed. Shapes as in `blocked`."""
+    """PyTorch's fused kernel, with an explicit mask only where documents are packed. Shapes as in `blockwise`."""
     grouped = q.shape[1] != k.shape[1]
     if documents is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
@@ -108,7 +109,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
-    """The definition itself, without any trick: the reference that the other backends are tested against."""
+    """The definition, term by term: the reference that the other backends are tested against. Shapes as in `blockwise`."""
     repeat = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
     scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5

@@ -209,8 +209,8 @@ class Decoder(LanguageModel):
 
     @property
     def lm_head_weight(self) -> Tensor:
-        """The matrix of the head [V, D]; the embedding's own where they are tied. FledgeError where another module has taken
-        the head's place: losses and logits are products with this matrix, a chunk at a time, and would pass it by."""
+        """The matrix of the head [V, D]; the embedding's own if they are tied. FledgeError if another module wraps the head:
+        losses and logits are products with this matrix, a chunk at a time, and would not call the module."""
         head = self.embed_tokens if self.lm_head is None else self.lm_head
         if type(head) not in (nn.Embedding, Linear):
             raise FledgeError(f"the head of the model is a {type(head).__name__}, which cannot be used as one matrix")

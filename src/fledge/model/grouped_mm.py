@@ -1,8 +1,8 @@
-"""Products of groups of rows, each with the matrix of its group: the work of a mixture's experts.
+"""Grouped matrix products: rows sorted by group, each multiplied by the matrix of its group, as a mixture of experts needs.
 
-Rows lie sorted by group, so a group is a range of rows. How long the ranges are changes from step to step, while the
-number of rows does not. A compiled block must not be compiled again for every new set of lengths, so the products are
-operators of their own that a compiler sees from outside only: lengths are data to it, and no shape depends on them.
+A group is a range of rows. The lengths of the ranges change from step to step, the number of rows does not. A compiled
+block must not be compiled again for every new set of lengths, so the products are custom operators, which a compiler
+does not look into: lengths are data to it, and no shape depends on them.
 """
 
 from typing import Any
@@ -11,35 +11,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ALIGNED = 8  # numbers of bfloat16 in the 16 bytes at which a row must start for the grouped kernel
+ALIGNMENT = 8  # bfloat16 numbers in the 16 bytes to which the rows of the grouped kernel are aligned
 
 
-def _one_kernel(rows: Tensor, *sizes: int) -> bool:
-    """Whether the device does all groups in one kernel: bfloat16 on CUDA, with rows that start aligned."""
+def _has_grouped_kernel(rows: Tensor, *sizes: int) -> bool:
+    """Whether the device computes all groups in one kernel: bfloat16 on CUDA, with aligned rows."""
     return (
         rows.is_cuda
         and rows.dtype == torch.bfloat16
         and hasattr(F, "grouped_mm")
         and torch.cuda.get_device_capability(rows.device) >= (8, 0)
-        and all(size % ALIGNED == 0 for size in sizes)
+        and all(size % ALIGNMENT == 0 for size in sizes)
     )
 
 
 def _ranges(ends: Tensor) -> list[tuple[int, int]]:
+    """(start, stop) of each group from the ends [G] of the groups."""
     stops = ends.tolist()
     return list(zip([0, *stops[:-1]], stops, strict=True))
 
 
-@torch.library.custom_op("fledge::grouped_product", mutates_args=())
+@torch.library.custom_op("fledge::grouped_mm", mutates_args=())
 def grouped_mm(rows: Tensor, matrices: Tensor, ends: Tensor, transpose: bool) -> Tensor:
-    """Row m of group g times matrix g, or its transpose: rows [M, K], matrices [G, K, O] or [G, O, K] -> [M, O].
+    """Row m of group g times matrix g, or times its transpose: rows [M, K], matrices [G, K, O] or [G, O, K] -> [M, O].
 
     Group g is rows ends[g-1] … ends[g]-1; the last of `ends` [G] is M. `rows` and `matrices` have one dtype, and both
-    a gradient.
+    get gradients.
     """
     if transpose:
         matrices = matrices.transpose(1, 2)
-    if _one_kernel(rows, *matrices.shape[1:]):
+    if _has_grouped_kernel(rows, *matrices.shape[1:]):
         return F.grouped_mm(rows.contiguous(), matrices, offs=ends.to(torch.int32))
     out = rows.new_empty(rows.shape[0], matrices.shape[2])
     for group, (start, stop) in enumerate(_ranges(ends)):
@@ -57,10 +58,10 @@ def _(rows: Tensor, matrices: Tensor, ends: Tensor, transpose: bool) -> Tensor:
 def grouped_outer(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
     """Σ over the rows m of group g of left[m] ⊗ right[m]: left [M, K], right [M, O], ends [G] -> [G, K, O]; zero for a
     group without rows."""
-    if _one_kernel(left, left.shape[1], right.shape[1]):
-        made = F.grouped_mm(left.contiguous().t(), right.contiguous(), offs=ends.to(torch.int32))
-        empty = ends.diff(prepend=ends.new_zeros(1)) == 0  # the kernel need not write what has no rows
-        return made.masked_fill_(empty[:, None, None], 0)
+    if _has_grouped_kernel(left, left.shape[1], right.shape[1]):
+        products = F.grouped_mm(left.contiguous().t(), right.contiguous(), offs=ends.to(torch.int32))
+        empty = ends.diff(prepend=ends.new_zeros(1)) == 0  # the kernel may leave groups without rows unwritten
+        return products.masked_fill_(empty[:, None, None], 0)
     out = left.new_empty(ends.shape[0], left.shape[1], right.shape[1])
     for group, (start, stop) in enumerate(_ranges(ends)):
         if start < stop:
@@ -75,51 +76,51 @@ def _(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
     return left.new_empty(ends.shape[0], left.shape[1], right.shape[1])
 
 
-def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Tensor) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Tensor) -> None:
     *tensors, ctx.transpose = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _product_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+def _grouped_mm_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
     rows, matrices, ends = ctx.saved_tensors
-    by_rows, by_matrices = None, None
+    grad_rows, grad_matrices = None, None
     if ctx.needs_input_grad[0]:
-        by_rows = grouped_mm(upstream, matrices, ends, not ctx.transpose)
+        grad_rows = grouped_mm(upstream, matrices, ends, not ctx.transpose)
     if ctx.needs_input_grad[1]:
-        by_matrices = grouped_outer(*((upstream, rows) if ctx.transpose else (rows, upstream)), ends)
-    return by_rows, by_matrices, None, None
+        grad_matrices = grouped_outer(*((upstream, rows) if ctx.transpose else (rows, upstream)), ends)
+    return grad_rows, grad_matrices, None, None
 
 
-grouped_mm.register_autograd(_product_backward, setup_context=_remember)
+grouped_mm.register_autograd(_grouped_mm_backward, setup_context=_save_for_backward)
 
 
-class _Spread(torch.autograd.Function):
-    """Rows to where they are needed: x [N, D] -> x[source] [M, D].
+class _Permute(torch.autograd.Function):
+    """x [N, D] -> x[source] [M, D].
 
-    `places` [N, k] says at which k places of the result each row stands, so the gradient is a sum of k rows in a fixed
-    order: the same bits every time, which adding up in any order would not give.
+    `positions` [N, k] are the k rows of the result in which each row of x stands, so that its gradient is a sum of k rows in
+    a fixed order: the bits do not depend on the order of execution, as those of a scatter-add would.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, source: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(source, places)
+    def forward(ctx: Any, x: Tensor, source: Tensor, positions: Tensor) -> Tensor:
+        ctx.save_for_backward(source, positions)
         return x.index_select(0, source)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (upstream,) = gradients
-        source, places = ctx.saved_tensors
-        return _Gather.apply(upstream, source, places), None, None  # type: ignore[return-value]
+        source, positions = ctx.saved_tensors
+        return _Unpermute.apply(upstream, source, positions), None, None  # type: ignore[return-value]
 
 
-class _Gather(torch.autograd.Function):
-    """The reverse: y [M, D] -> for each of N rows the sum of its k places [N, D]."""
+class _Unpermute(torch.autograd.Function):
+    """y [M, D] -> for each of N rows the sum of its k rows y[positions] [N, D]."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, source: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(source, places)
-        N, k = places.shape
-        return y.index_select(0, places.flatten()).view(N, k, -1).sum(1)
+    def forward(ctx: Any, y: Tensor, source: Tensor, positions: Tensor) -> Tensor:
+        ctx.save_for_backward(source, positions)
+        N, k = positions.shape
+        return y.index_select(0, positions.flatten()).view(N, k, -1).sum(1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -128,11 +129,11 @@ class _Gather(torch.autograd.Function):
         return upstream.index_select(0, source), None, None
 
 
-def permute(x: Tensor, source: Tensor, places: Tensor) -> Tensor:
-    """x [N, D] -> x[source] [M, D], where `places` [N, k] are the k places of each row in `source`."""
-    return _Spread.apply(x, source, places)  # type: ignore[return-value]
+def permute(x: Tensor, source: Tensor, positions: Tensor) -> Tensor:
+    """x [N, D] -> x[source] [M, D]. `positions` [N, k] are the k indices in `source` that hold the number of each row."""
+    return _Permute.apply(x, source, positions)  # type: ignore[return-value]
 
 
-def unpermute(y: Tensor, source: Tensor, places: Tensor) -> Tensor:
-    """y [M, D] -> sum of y[places] over k [N, D]; the transpose of `spread`."""
-    return _Gather.apply(y, source, places)  # type: ignore[return-value]
+def unpermute(y: Tensor, source: Tensor, positions: Tensor) -> Tensor:
+    """y [M, D] -> the sum of y[positions] over k [N, D]; the transpose of `permute`."""
+    return _Unpermute.apply(y, source, positions)  # type: ignore[return-value]

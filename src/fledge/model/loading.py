@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fledge.model import huggingface, pretrained
+from fledge.model import huggingface_loading, pretrained
 from fledge.model.cost import ModelCost
 from fledge.model.hf_config import NotCoveredError, read_config
 from fledge.model.protocol import LanguageModel
@@ -33,7 +33,9 @@ def _follows_every_setting(runtime: RuntimeConfig) -> None:
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "native": Implementation(pretrained.from_pretrained, _describe_native, _follows_every_setting),
-    "transformers": Implementation(huggingface.from_pretrained, huggingface.describe, huggingface.check_runtime),
+    "transformers": Implementation(
+        huggingface_loading.from_pretrained, huggingface_loading.describe, huggingface_loading.check_runtime
+    ),
 }
 
 

@@ -1,16 +1,16 @@
-"""Mixture of experts: each token passes through the `top_k` feed-forward networks that a router chooses for it.
+"""Mixture of experts: each token passes through the `num_experts_per_tok` networks that a router chooses for it.
 
-Dropless: every token reaches all its experts, however uneven the load. Assignments (token, expert) are sorted by expert
-and the experts become products over ranges of rows (`grouped.py`).
+No token is dropped: every token reaches all its experts, however uneven the load. Assignments (token, expert) are sorted
+by expert, and the experts are products over ranges of rows (`grouped_mm.py`).
 
-A router left to itself favours few experts. Two remedies:
+Without load balancing a router favours few experts. The recipe offers two ways (`load_balancing`):
 
-- `loss`: a penalty on uneven load (Fedus et al. 2022, eq. 4) and one on large router logits (Zoph et al. 2022, eq. 5).
-- `bias`: a number for each expert that is added to its probability when experts are chosen, not when their outputs are
-  weighed; after each update it goes up by `bias_rate` where the load is under the mean and down where it is over (Wang
-  et al. 2024, algorithm 1). The bias is a buffer of the model and a tensor of its file under the name that DeepSeek-V3
-  gave it. The Qwen-MoE classes of transformers have no place for it: they report it as an unexpected key and choose
-  without it, so a model that is to leave fledge is better balanced by `loss`.
+- `aux_loss`: a loss on uneven load (Fedus et al. 2022, eq. 4) and one on large router logits (Zoph et al. 2022, eq. 5).
+- `bias`: a number for each expert that is added to its probability when experts are chosen, but not when their outputs
+  are weighted; after each update it rises by `bias_update_rate` where the load is below the mean and falls where it is
+  above (Wang et al. 2024, algorithm 1). The bias is a buffer of the model, and a tensor of its file under the name that
+  DeepSeek-V3 gave it. The Qwen-MoE classes of transformers have no such tensor: they report it as an unexpected key and
+  choose experts without it, so a model that is to be used elsewhere is better balanced by `aux_loss`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,11 +27,12 @@ from fledge.recipe.schema import ModelConfig, MoeConfig
 
 @dataclass(frozen=True)
 class RouterStats:
-    """How the tokens of a batch were spread over the experts of L layers. Padding is not counted.
+    """How the routers of L layers distributed the tokens of a batch over E experts. Padding is not counted.
 
-    `counts` [L, E] are assignments, `entropy` [L] the mean entropy of the router's distribution (nats). `balance` and
-    `z` are means over the layers and have gradients: Σ_e E·f_e·P_e, with f_e the share of tokens that chose expert e
-    (they sum to top_k, so an even load gives top_k) and P_e the mean probability of e; and mean (log Σ exp logits)².
+    `counts` [L, E] are assignments, `tokens` (scalar) is the number of tokens, `entropy` [L] the mean entropy of the router's
+    distribution (nats). `balance` and `z` (scalars) are means over the layers and have gradients: Σ_e E·f_e·P_e, with f_e
+    the share of tokens that chose expert e (the shares sum to `num_experts_per_tok`, which is the value of an even load)
+    and P_e the mean probability of e; and the mean of (log Σ exp logits)².
     """
 
     counts: Tensor
@@ -42,58 +43,59 @@ class RouterStats:
 
     @classmethod
     def of_layers(cls, statistics: Sequence[Tensor]) -> "RouterStats":
-        """From what each layer's `Experts.mix` tells [E + 4]."""
+        """From the statistics [E + 4] of each layer (`MoELayer.forward_with_stats`)."""
         table = torch.stack(tuple(statistics))
         tokens, entropy, balance, z = table[:, -4:].unbind(1)
         return cls(table[:, :-4].detach(), tokens[0].detach(), entropy.detach(), balance.mean(), z.mean())
 
     @classmethod
     def merged(cls, routings: Iterable["RouterStats"]) -> "RouterStats":
-        """That of several batches together: counts are added, means are weighed by tokens."""
-        parts = list(routings)
-        tokens = torch.stack([part.tokens for part in parts])
+        """The statistics of several batches together: counts are added, means are weighted by tokens."""
+        batches = list(routings)
+        tokens = torch.stack([batch.tokens for batch in batches])
         shares = tokens / tokens.sum().clamp(min=1)
 
         def mean(values: list[Tensor]) -> Tensor:
             return torch.tensordot(shares, torch.stack(values), dims=1)
 
         return cls(
-            counts=torch.stack([part.counts for part in parts]).sum(0),
+            counts=torch.stack([batch.counts for batch in batches]).sum(0),
             tokens=tokens.sum(),
-            entropy=mean([part.entropy for part in parts]),
-            balance=mean([part.balance for part in parts]),
-            z=mean([part.z for part in parts]),
+            entropy=mean([batch.entropy for batch in batches]),
+            balance=mean([batch.balance for batch in batches]),
+            z=mean([batch.z for batch in batches]),
         )
 
     @property
     def load(self) -> Tensor:
-        """Share of a layer's assignments that each expert got [L, E]; 1/E is even."""
+        """The share of a layer's assignments that each expert got [L, E]; 1/E for an even load."""
         return self.counts / self.counts.sum(1, keepdim=True).clamp(min=1)
 
     def detach(self) -> "RouterStats":
-        """The numbers without their graph."""
+        """The statistics without their graph."""
         return RouterStats(self.counts, self.tokens, self.entropy, self.balance.detach(), self.z.detach())
 
-    def all_reduced(self, add_up: Callable[[list[Tensor]], None]) -> "RouterStats":
-        """That of this batch and of those of others, over whom `add_up` adds tensors in place."""
-        parts = [self.counts.clone(), self.tokens.clone()]
-        parts += [value * self.tokens for value in (self.entropy, self.balance, self.z)]
-        add_up(parts)
-        counts, tokens, *sums = parts
+    def all_reduced(self, all_reduce_: Callable[[list[Tensor]], None]) -> "RouterStats":
+        """The statistics of the batches of all ranks together; `all_reduce_` sums tensors over the ranks in place."""
+        totals = [self.counts.clone(), self.tokens.clone()]
+        totals += [value * self.tokens for value in (self.entropy, self.balance, self.z)]
+        all_reduce_(totals)
+        counts, tokens, *sums = totals
         return RouterStats(counts, tokens, *(value / tokens.clamp(min=1) for value in sums))
 
     def zeros_like(self) -> "RouterStats":
-        """That of a batch without tokens."""
+        """The statistics of a batch without tokens."""
         return RouterStats(*map(torch.zeros_like, (self.counts, self.tokens, self.entropy, self.balance, self.z)))
 
     def penalty(self, config: MoeConfig) -> Tensor:
-        """What is added to the mean loss of a batch: balance_weight · balance + z_weight · z."""
+        """The loss (scalar) that is added to the mean loss of a batch: router_aux_loss_coef · balance + router_z_loss_coef · z,
+        without the first term where biases balance the load."""
         weight = config.router_aux_loss_coef if config.load_balancing == "aux_loss" else 0.0
         return weight * self.balance + config.router_z_loss_coef * self.z
 
 
 class Router(nn.Module):
-    """Probabilities of the experts for each token, in float32 whatever the experts compute in."""
+    """Scores the experts for each token, in float32 whatever the experts compute in."""
 
     e_score_correction_bias: Tensor | None
 
@@ -106,7 +108,7 @@ class Router(nn.Module):
         self.register_buffer("e_score_correction_bias", torch.zeros(config.num_experts) if biased else None)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x [N, D] -> logits and probabilities [N, E], chosen experts [N, k] and their weights [N, k]."""
+        """x [N, D] -> logits and probabilities [N, E], the chosen experts and their weights [N, k]."""
         logits = F.linear(x.float(), self.weight.float())
         probabilities = logits.softmax(-1)
         scores = probabilities.detach()
@@ -131,10 +133,11 @@ class GroupedExperts(nn.Module):
             nn.init.normal_(matrices, 0.0, 0.02)
 
     def forward(self, rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
-        """rows [M, D] sorted by expert, each multiplied by its weight [M] on the way -> [M, D].
+        """Rows [M, D] sorted by expert, with weights [M] and the ends [E] of the experts' ranges -> [M, D], each output
+        multiplied by its weight.
 
-        The weight is applied before the last product, which is linear: its gradient then needs no output of that
-        product, and [M, D] less is kept for the backward pass.
+        The weight is applied before the last product, which is linear: the gradient of the weight then does not need the
+        output of that product, and [M, D] less is kept for the backward pass.
         """
         inner = torch.cat((self.gate_proj, self.up_proj), 1).to(rows.dtype)
         gate, up = grouped_mm(rows, inner, ends, True).chunk(2, dim=-1)
@@ -143,10 +146,10 @@ class GroupedExperts(nn.Module):
 
 
 class MoELayer(nn.Module):
-    """The feed-forward part of a block: routed experts, and `shared`, a network that every token passes through.
+    """The feed-forward part of a block: routed experts and, where there is one, a shared network for every token.
 
-    The shared network's output is scaled by a sigmoid of its own (Yang et al. 2024, Qwen2-MoE). Names are those of the
-    Qwen-MoE files.
+    The output of the shared network is scaled by the sigmoid of a gate (Yang et al. 2024, Qwen2-MoE). Names are those of
+    the Qwen-MoE files.
     """
 
     def __init__(self, config: ModelConfig, moe: MoeConfig, shared: nn.Module | None) -> None:
@@ -160,39 +163,39 @@ class MoELayer(nn.Module):
         """x [B, T, D] -> [B, T, D]."""
         return self.forward_with_stats(x, None)[0]
 
-    def forward_with_stats(self, x: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x [B, T, D] -> [B, T, D], and what `Routing.of_layers` reads [E + 4].
+    def forward_with_stats(self, x: Tensor, token_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x [B, T, D] -> [B, T, D], and the statistics [E + 4] that `RouterStats.of_layers` reads.
 
-        `real` [B, T] says which positions are not padding; None: all. Padding passes through experts too (a fixed
-        number of rows is what keeps a compiled block compiled), but does not count.
+        `token_mask` [B, T] is true where a position is not padding; None: everywhere. Padding passes through experts too,
+        because a fixed number of rows keeps a compiled block compiled, but it is not counted.
         """
         flat = x.flatten(0, -2)
         logits, probabilities, chosen, weights = self.gate(flat)
-        k, count = chosen.shape[1], probabilities.shape[1]
+        k, experts = chosen.shape[1], probabilities.shape[1]
         order = chosen.flatten().argsort(stable=True)  # assignments by expert, and by token within an expert
-        places = order.argsort().view(chosen.shape)  # where each assignment went
+        positions = order.argsort().view(chosen.shape)  # of each assignment in that order
         source = order // k
-        ends = _chosen_by(chosen, count).sum(0).cumsum(0)
-        rows = permute(flat, source, places)
-        out = unpermute(self.experts(rows, weights.flatten()[order], ends), source, places).view_as(x)
+        ends = _one_hot_choices(chosen, experts).sum(0).cumsum(0)
+        rows = permute(flat, source, positions)
+        out = unpermute(self.experts(rows, weights.flatten()[order], ends), source, positions).view_as(x)
         if self.shared_expert is not None and self.shared_expert_gate is not None:
             share = self.shared_expert_gate(x).sigmoid()
             out = out + share * self.shared_expert(x)
-        return out, _statistics(logits, probabilities, chosen, real)
+        return out, _statistics(logits, probabilities, chosen, token_mask)
 
 
-def _chosen_by(chosen: Tensor, experts: int) -> Tensor:
+def _one_hot_choices(chosen: Tensor, experts: int) -> Tensor:
     """Which experts each token chose: [N, k] -> 0 or 1 [N, E]."""
     return (chosen[:, :, None] == torch.arange(experts, device=chosen.device)).sum(1)
 
 
-def _statistics(logits: Tensor, probabilities: Tensor, chosen: Tensor, real: Tensor | None) -> Tensor:
+def _statistics(logits: Tensor, probabilities: Tensor, chosen: Tensor, token_mask: Tensor | None) -> Tensor:
     """Assignments of each expert [E], tokens, mean entropy, balance and z of one layer, as one tensor [E + 4]."""
     experts = logits.shape[1]
-    counted = logits.new_ones(logits.shape[0]) if real is None else real.flatten().float()
+    counted = logits.new_ones(logits.shape[0]) if token_mask is None else token_mask.flatten().float()
     tokens = counted.sum()
-    share = counted / tokens.clamp(min=1)  # a mean over real tokens is a product with this
-    counts = (_chosen_by(chosen, experts) * counted[:, None]).sum(0)
+    share = counted / tokens.clamp(min=1)  # a mean over the counted tokens is a product with this
+    counts = (_one_hot_choices(chosen, experts) * counted[:, None]).sum(0)
     balance = experts * (counts / tokens.clamp(min=1) * (share @ probabilities)).sum()
     z = (share * logits.logsumexp(-1).square()).sum()
     entropy = -(share * (probabilities * logits.log_softmax(-1)).sum(-1)).sum()
@@ -200,19 +203,19 @@ def _statistics(logits: Tensor, probabilities: Tensor, chosen: Tensor, real: Ten
 
 
 @torch.no_grad()
-def update_biases(model: nn.Module, routing: RouterStats, learned: Tensor | None = None) -> None:
-    """After an update, raise the biases of experts with less than the mean load and lower those with more. `learned` is a
-    bool scalar: false where the update was skipped, which changes nothing here either.
+def update_biases(model: nn.Module, routing: RouterStats, applied: Tensor | None = None) -> None:
+    """After an update, raise the biases of experts with less than the mean load and lower those of experts with more.
 
-    `routing` is that of the whole update (`Routing.merged`), over all ranks. Does nothing where the recipe balances by
-    a loss. The bias is part of the model's state, so a resumed run goes on with it exactly.
+    `routing` is that of the whole update (`RouterStats.merged`) over all ranks. `applied` is a bool scalar: where the update
+    was skipped it is false, and the biases stay too. A model that is balanced by a loss has no biases. They are part of
+    the model's state, so a resumed run goes on with them exactly.
     """
     config: ModelConfig = model.config  # type: ignore[assignment]
     if config.moe is None or config.moe.load_balancing != "bias":
         return
-    missing = routing.counts.mean(1, keepdim=True) - routing.counts
+    deficit = routing.counts.mean(1, keepdim=True) - routing.counts
     routers = [module for module in model.modules() if isinstance(module, Router)]
-    for router, error in zip(routers, missing, strict=True):
+    for router, missing in zip(routers, deficit, strict=True):
         assert router.e_score_correction_bias is not None
-        change = config.moe.bias_update_rate * error.sign()
-        router.e_score_correction_bias += change if learned is None else change * learned
+        change = config.moe.bias_update_rate * missing.sign()
+        router.e_score_correction_bias += change if applied is None else change * applied

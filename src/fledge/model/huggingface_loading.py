@@ -1,0 +1,126 @@
+"""Loading model directories with the library transformers, which is imported then and not before.
+
+No configuration says whether a model can be trained on packed rows, or whether its logits are hidden states times one
+matrix. Both are tried out on a few tokens when a model is loaded.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fledge.errors import FledgeError, missing_extra
+from fledge.model.cost import ModelCost
+from fledge.model.hf_config import read_config_json
+from fledge.model.huggingface import ATTENTION, TransformersModel, check_attention
+from fledge.model.protocol import eval_mode
+from fledge.model.weights import shard_files
+from fledge.recipe.schema import RuntimeConfig
+
+LOCAL = {"local_files_only": True, "trust_remote_code": False}  # nothing is fetched, and no code of a model is run
+MESSAGE_LENGTH = 200  # characters of an error of the library that are shown
+PROBE_LENGTHS = (5, 3)  # tokens of the two documents that a loaded model is tried out on
+PROBE_TOLERANCE = 1e-4  # relative to the largest value
+
+
+def import_transformers(purpose: str) -> Any:
+    """The library, without its progress bars and remarks. FledgeError where it is not installed."""
+    try:
+        import transformers
+    except ImportError:
+        raise missing_extra("transformers", "hf", purpose) from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+def from_pretrained(folder: str | Path) -> TransformersModel:
+    """A model directory as a model of transformers with float32 parameters.
+
+    Raises FledgeError where the library is not installed, does not know the architecture or cannot load the files, where
+    weights are missing or surplus, and where the model cannot be trained on packed documents.
+    """
+    folder = Path(folder)
+    transformers = import_transformers(f"the model in {folder}")
+    _check_settings(folder)
+    shard_files(folder)
+    try:
+        causal_lm, report = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation=ATTENTION["sdpa"],
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, and refused below
+            use_safetensors=True,
+            **LOCAL,
+        )
+    except Exception as error:  # the library raises errors of many kinds
+        raise FledgeError(f"transformers cannot load it: {_first_line(error)}", where=str(folder)) from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, report[kind])):
+            problem = f"{kind.removesuffix('_keys')} {names[:3]}"
+            raise FledgeError(f"the weights do not fit the architecture of transformers: {problem}", where=str(folder))
+    model = TransformersModel(causal_lm)
+    check_forward(model, str(folder))
+    return model
+
+
+def describe(folder: Path) -> ModelCost:
+    """Sizes and exact parameters of a model directory, from its configuration alone. FledgeError as `from_pretrained`."""
+    transformers = import_transformers(f"the model in {folder}")
+    _check_settings(folder)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
+        with torch.device("meta"):
+            causal_lm = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION["sdpa"])
+    except Exception as error:  # the library raises errors of many kinds
+        raise FledgeError(f"transformers cannot load it: {_first_line(error)}", where=str(folder)) from error
+    return TransformersModel(causal_lm).cost
+
+
+def check_runtime(runtime: RuntimeConfig) -> None:
+    """FledgeError for settings of the recipe's `runtime` that a model of transformers cannot follow."""
+    if runtime.attention != "auto":
+        check_attention(runtime.attention)
+
+
+def _check_settings(folder: Path) -> None:
+    """FledgeError for what a model that fledge trained has and no architecture of transformers computes."""
+    dropout = read_config_json(folder).get("fledge", {}).get("dropout", 0.0)
+    if dropout:
+        raise FledgeError(
+            f"this model is trained with a dropout of {dropout} on its residuals, which transformers does not have",
+            where=str(folder),
+            hint="set model.implementation to native or auto, or dropout in its config.json to 0",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:MESSAGE_LENGTH] if lines else type(error).__name__
+
+
+@torch.no_grad()
+def check_forward(model: TransformersModel, folder: str) -> None:
+    """FledgeError where the model's logits are more than hidden states times the head's matrix, or where a document in a
+    packed row sees another one: tried out on random tokens."""
+    name = type(model.causal_lm).__name__
+    tokens = torch.randint(model.vocab_size, (1, sum(PROBE_LENGTHS)), generator=torch.Generator().manual_seed(0))
+    documents = torch.tensor([[number for number, length in enumerate(PROBE_LENGTHS, 1) for _ in range(length)]])
+    try:
+        with eval_mode(model):
+            logits = model.causal_lm(input_ids=tokens, use_cache=False).logits.float()
+            product = model.logits(model(tokens))
+            packed = model(tokens, None, documents)
+            alone = torch.cat([model(part) for part in tokens.split(PROBE_LENGTHS, dim=1)], dim=1)
+    except Exception as error:  # the library raises errors of many kinds
+        raise FledgeError(f"transformers cannot compute it: {_first_line(error)}", where=folder) from error
+    if not _near(product, logits):
+        raise FledgeError(f"not supported: the logits of {name} are not hidden states times one matrix", where=folder)
+    if not _near(packed, alone):
+        raise FledgeError(f"not supported: {name} does not keep the documents of a packed row apart", where=folder)
+
+
+def _near(left: Tensor, right: Tensor) -> bool:
+    return bool((left - right).abs().max() <= PROBE_TOLERANCE * right.abs().max())
