@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -66,19 +67,25 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def interrupt_when_training(stage: Path) -> threading.Thread:
-    """Send SIGINT to this process once a stage has written its first step."""
+@contextmanager
+def interruption(stage: Path) -> Iterator[None]:
+    """Sends SIGINT to this process once a stage has written its first step, and never after the block."""
+    over = threading.Event()
 
     def watch() -> None:
-        for _ in range(6000):
-            if (stage / "events.jsonl").exists() and '"kind": "step"' in (stage / "events.jsonl").read_text(encoding="utf-8"):
+        events = stage / "events.jsonl"
+        while not over.wait(0.01):
+            if events.exists() and '"kind": "step"' in events.read_text(encoding="utf-8"):
                 os.kill(os.getpid(), signal.SIGINT)
                 return
-            time.sleep(0.01)
 
     thread = threading.Thread(target=watch)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def run_all(document: Path, workplace: Path, small: list[str], rows: int | None = None) -> None:
@@ -100,9 +107,8 @@ def run_all(document: Path, workplace: Path, small: list[str], rows: int | None 
         if words[0] == "train":
             words += small
         if INTERRUPTED in command.comment:
-            thread = interrupt_when_training(workplace / "runs" / "pip" / "pretrain")
-            assert fledge(words) == 130, place
-            thread.join()
+            with interruption(workplace / "runs" / "pip" / "pretrain"):
+                assert fledge(words) == 130, place
             assert not (workplace / "runs" / "pip" / "pretrain" / "result.json").exists(), "the interruption came too late"
         else:
             assert fledge(words) == 0, place
