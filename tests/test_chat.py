@@ -9,7 +9,7 @@ from fledge.chat import chat, generate_once
 from fledge.generation import PromptTooLongError, SamplingParams, generate
 from fledge.generation.native import InferenceModel
 from fledge.model.decoder import Decoder
-from fledge.model.pretrained import from_pretrained, save_pretrained
+from fledge.model.pretrained import from_pretrained
 from fledge.tokenizer import Message, Tokenizer, load_tokenizer, train_tokenizer
 from tests.support.decoders import make_decoder
 
@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model")
     tokenizer = train_tokenizer(["A cat is an animal. What is a dog? Dogs are animals."] * 20, 300)
     model = make_decoder(vocab=tokenizer.vocab_size, max_position_embeddings=100)
-    save_pretrained(model, path, bos=None, eos=sorted(tokenizer.stop_ids), pad=tokenizer.pad)
+    model.save_pretrained(path, bos=None, eos=sorted(tokenizer.stop_ids), pad=tokenizer.pad)
     tokenizer.save(path)
     return path
 

@@ -76,7 +76,7 @@ def test_an_unwritable_output_and_wrong_options_are_reported(world: Path, finish
     refused(fledge("quickstart", "--minutes", "nan"), "--minutes must be a number above zero")
     refused(fledge("quickstart", "--name", "../x"), "--name is one folder's name")
     refused(fledge("quickstart", "--resume", "--seed", "3"), "--resume goes on with the stored recipe")
-    refused(fledge("generate", finished, "x", "--raw", "--max-new-tokens", 0), "--max-new-tokens must be 1 or more")
+    refused(fledge("generate", finished, "x", "--raw", "--max-new-tokens", 0), "--max-new-tokens: must be 1 or more")
     long = fledge("generate", finished, "x", "--max-new-tokens", 10**9)
     assert long.returncode == 0, long.stderr
     refused(fledge("generate", finished, "word " * 200), "the model has room for 96")

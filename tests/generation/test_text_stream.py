@@ -8,7 +8,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from fledge.generation import TextStream, decode_stream
 from fledge.tokenizer import Tokenizer, train_tokenizer
-from fledge.tokenizer.template import CHATML
+from fledge.tokenizer.native_templates import CHATML
 
 BYTE_LEVEL = train_tokenizer(["hello world, 你好世界 " * 4], 300)
 
