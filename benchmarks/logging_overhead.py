@@ -37,12 +37,12 @@ from fledge.recipe import Recipe
 from fledge.recipe.schema import LoggingConfig
 from fledge.run import Console, StageDirectory
 from fledge.run.stopping import SignalHandler
-from fledge.train.batch_loader import BatchLoader
-from fledge.train.batch_source import DatasetSource
-from fledge.train.context import TrainContext
-from fledge.train.metrics import step_metrics, system_metrics
-from fledge.train.train_step import StepOutput, TrainStep
-from fledge.train.trainer import Trainer
+from fledge.training.batch_loader import BatchLoader
+from fledge.training.batch_source import DatasetSource
+from fledge.training.context import TrainContext
+from fledge.training.metrics import step_metrics, system_metrics
+from fledge.training.train_step import StepOutput, TrainStep
+from fledge.training.trainer import Trainer
 
 SHIPPED_EVERY = LoggingConfig().every_steps
 

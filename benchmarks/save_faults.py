@@ -26,7 +26,7 @@ import fledge.model.weights as directory
 from fledge.pipeline import Pipeline
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.run import Console
-from fledge.train.train_step import TrainStep
+from fledge.training.train_step import TrainStep
 from fledge.world import Sizes, build
 
 STEPS, EVERY, AT = 15, 3, 9

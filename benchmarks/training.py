@@ -15,9 +15,9 @@ from fledge.plan.horizon import compute_steps
 from fledge.plan.lr_schedule import learning_rate
 from fledge.recipe import Recipe
 from fledge.tokenizer import Tokenizer, train_tokenizer
-from fledge.train.batch_loader import BatchLoader
-from fledge.train.batch_source import DatasetSource, StepBatch
-from fledge.train.train_step import StepOutput, TrainStep
+from fledge.training.batch_loader import BatchLoader
+from fledge.training.batch_source import DatasetSource, StepBatch
+from fledge.training.train_step import StepOutput, TrainStep
 
 
 def web_text(quick: bool, folder: Path) -> list[str]:

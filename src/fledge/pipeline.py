@@ -21,7 +21,7 @@ from fledge.run.startup import StartupTimer
 from fledge.run.stopping import SignalHandler
 from fledge.stage import AfterStage, RunContext, StageRunner, plan_line
 from fledge.tokenizer import Tokenizer
-from fledge.train.batch_source import check_enough_rows
+from fledge.training.batch_source import check_enough_rows
 
 
 class Pipeline:

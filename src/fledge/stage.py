@@ -37,11 +37,11 @@ from fledge.run.startup import StartupTimer
 from fledge.run.stopping import SignalHandler
 from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer
-from fledge.train.context import TrainContext
-from fledge.train.hooks import Evaluation, Hook, PromptTests
-from fledge.train.reference import ReferenceProvider
-from fledge.train.trainer import Trainer
-from fledge.train.validation import ValidationSet, metrics_line, validate
+from fledge.training.context import TrainContext
+from fledge.training.hooks import Evaluation, Hook, PromptTests
+from fledge.training.reference import ReferenceProvider
+from fledge.training.trainer import Trainer
+from fledge.training.validation import ValidationSet, metrics_line, validate
 
 AfterStage = Callable[[str, LanguageModel, Tokenizer, StageDirectory], None]
 

@@ -20,12 +20,12 @@ from fledge.optim.ema import COUNT, PREFIX
 from fledge.optim.muon import Muon
 from fledge.plan.horizon import TrainingHorizon
 from fledge.recipe.schema import PretrainStage
-from fledge.train.batch_loader import BatchLoader
-from fledge.train.batch_source import DatasetSource
-from fledge.train.rank_consistency import CHECK_INTERVAL, MAX_IDENTICAL_STEPS, RankConsistencyCheck
-from fledge.train.train_step import TrainStep
-from fledge.train.trainable import TrainableModel
-from fledge.train.validation import ValidationSet, validate
+from fledge.training.batch_loader import BatchLoader
+from fledge.training.batch_source import DatasetSource
+from fledge.training.rank_consistency import CHECK_INTERVAL, MAX_IDENTICAL_STEPS, RankConsistencyCheck
+from fledge.training.train_step import TrainStep
+from fledge.training.trainable import TrainableModel
+from fledge.training.validation import ValidationSet, validate
 from tests.support.decoders import make_decoder
 from tests.support.packed import dpo, pack, pack_pairs, random_pairs, random_sequences
 from tests.support.ranks import run_ranks

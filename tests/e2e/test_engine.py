@@ -27,8 +27,8 @@ from fledge.recipe import Recipe, recipe_from_dict
 from fledge.run import Console
 from fledge.run.events import read_events
 from fledge.tokenizer import load_tokenizer
-from fledge.train import trainable
-from fledge.train.train_step import TrainStep
+from fledge.training import trainable
+from fledge.training.train_step import TrainStep
 from tests.support import tiny_run
 
 QUIET = Console(quiet=True)

@@ -14,7 +14,7 @@ from fledge.objective import CausalLMObjective, LossOutput
 from fledge.pipeline import Pipeline
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.run import Console, read_events
-from fledge.train.train_step import TrainStep
+from fledge.training.train_step import TrainStep
 from tests.e2e.test_resume import finals
 from tests.support import tiny_run
 from tests.support.killing import run_until_killed

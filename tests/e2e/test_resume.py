@@ -16,7 +16,7 @@ from fledge.pipeline import Pipeline
 from fledge.recipe import recipe_from_dict
 from fledge.run import Console
 from fledge.run.stopping import Interrupted
-from fledge.train.train_step import TrainStep
+from fledge.training.train_step import TrainStep
 from tests.support import tiny_run
 from tests.support.killing import run_until_killed
 
@@ -162,7 +162,7 @@ def test_an_interrupted_evaluation_is_repeated_on_resume(
     world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The signal comes after step 4, within the evaluation: its figures, and the best step, are those of a whole run."""
-    from fledge.train import validation
+    from fledge.training import validation
 
     batches, count = validation.local_row_batches, 0
 

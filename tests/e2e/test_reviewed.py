@@ -79,7 +79,7 @@ def test_an_unwritable_output_and_wrong_options_are_reported(world: Path, finish
     refused(fledge("generate", finished, "x", "--raw", "--max-new-tokens", 0), "--max-new-tokens: must be 1 or more")
     long = fledge("generate", finished, "x", "--max-new-tokens", 10**9)
     assert long.returncode == 0, long.stderr
-    refused(fledge("generate", finished, "word " * 200), "the model has room for 96")
+    refused(fledge("generate", finished, "word " * 200), "the model has 96 positions")
 
 
 def test_links_are_repaired_after_a_kill_between_saving_and_linking(world: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tests.support.transformers_models import write_model
 QUIET = Console(quiet=True)
 SIZES = {key: value for key, value in tiny_run.MODEL.items() if key != "dropout"}
 OPTIMIZER = {"name": "adamw", "learning_rate": 3e-3, "betas": [0.9, 0.95], "weight_decay": 0.1}
-NO_SAMPLES = {"prompts": [], "texts": []}
+SAMPLES = {"prompts": ["你是谁？", "What is 3 plus 4?"], "texts": [], "max_new_tokens": 12}
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +47,28 @@ def tree(
     values = tiny_run.tree(world, output)
     runtime = {**values["runtime"], "attention": "sdpa", **more.pop("runtime", {})}
     values |= {"model": {"path": str(start), "implementation": implementation}, "runtime": runtime}
-    values |= {"tokenizer": {"path": str(start)}, "generation_samples": NO_SAMPLES}
+    values |= {"tokenizer": {"path": str(start)}, "generation_samples": SAMPLES}
     values["stages"] = {name: {**values["stages"][name], "optimizer": OPTIMIZER, **more} for name in stages}
     return values
 
 
 def run(*given: Any, **more: Any) -> Path:
     return Pipeline(recipe_from_dict(tree(*given, **more)), QUIET).run()
+
+
+def prompt_tests(folder: Path, every_steps: int) -> dict[str, Any]:
+    """Two prompts, one of which must fail and one of which must pass."""
+    cases = [
+        {"prompt": "你是谁？", "expect": {"exact": ["no model says this"]}},
+        {"prompt": "hi", "expect": {"length": {"min": 0}}},
+    ]
+    (folder / "prompts.yaml").write_text(json.dumps(cases), encoding="utf-8")
+    return {"prompts": str(folder / "prompts.yaml"), "every_steps": every_steps, "max_new_tokens": 8}
+
+
+def passed_tests(run: Path) -> list[int]:
+    """How many prompts passed each time."""
+    return [event["prompt_tests/passed"] for event in events(run, "sft", "prompt_tests")]
 
 
 def events(run: Path, stage: str, kind: str) -> list[dict[str, Any]]:
@@ -79,7 +94,8 @@ def test_a_whole_fine_tuning_stage_has_the_native_decoders_losses_at_every_step(
 ) -> None:
     runs = {}
     for implementation in ("native", "transformers"):
-        runs[implementation] = run(world, tmp_path / implementation, start, implementation, duration="30 steps")
+        more: dict[str, Any] = {"duration": "30 steps", "prompt_tests": prompt_tests(tmp_path, every_steps=10)}
+        runs[implementation] = run(world, tmp_path / implementation, start, implementation, **more)
     native, bridge = runs["native"], runs["transformers"]
     assert json.loads((bridge / "sft" / "data_report.json").read_text())["train"]["examples"] > len(
         events(bridge, "sft", "step")
@@ -90,6 +106,9 @@ def test_a_whole_fine_tuning_stage_has_the_native_decoders_losses_at_every_step(
     models = [from_pretrained(folder / "sft" / "checkpoints" / "last" / "model") for folder in (native, bridge)]
     for (name, ours), theirs in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(theirs, ours, atol=2e-3, rtol=1e-2, msg=lambda text, name=name: f"{name}: {text}")
+    samples = [json.loads((folder / "sft" / "eval" / "after.json").read_text())["samples"] for folder in (native, bridge)]
+    assert samples[0] == samples[1] and len(samples[0]) == 2
+    assert passed_tests(native) == passed_tests(bridge) == [1, 1, 1]
     plans = [json.loads((folder / "sft" / "plan.json").read_text()) for folder in (native, bridge)]
     assert plans[0] == plans[1]
 
@@ -123,6 +142,17 @@ def test_an_uncovered_architecture_passes_through_all_stages_and_loads_in_transf
     assert len(AutoTokenizer.from_pretrained(finished / "sft" / "checkpoints" / "last" / "model")) == vocabulary
 
 
+def test_a_model_of_transformers_answers_on_the_command_line(
+    start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_model(tmp_path, "Qwen2", vocab_size=len(AutoTokenizer.from_pretrained(start)))
+    for file in start.glob("*token*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert main(["generate", str(tmp_path), "你是谁？", "--max-new-tokens", "5"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.strip() and "the library transformers computes this model" in printed.err
+
+
 @pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(world: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(world, tmp_path / "whole", start, "transformers")
@@ -138,10 +168,12 @@ def test_a_killed_run_resumes_bit_for_bit(world: Path, start: Path, tmp_path: Pa
 @pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
 def test_two_processes_have_the_losses_of_one(world: Path, start: Path, tmp_path: Path, parallelism: str) -> None:
     alone = run(world, tmp_path / "alone", start, "transformers")
-    values = tree(world, tmp_path / "two", start, "transformers", runtime={"parallelism": parallelism})
+    more: dict[str, Any] = {"runtime": {"parallelism": parallelism}, "prompt_tests": prompt_tests(tmp_path, every_steps=4)}
+    values = tree(world, tmp_path / "two", start, "transformers", **more)
     path = tiny_run.write(tmp_path / "two.yaml", values)
     assert main(["train", str(path), "--quiet", "--nproc-per-node", "2"]) == 0
     assert_same_curves(alone, tmp_path / "two" / "tiny", "sft", 8)
+    assert passed_tests(tmp_path / "two" / "tiny") == [1, 1]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

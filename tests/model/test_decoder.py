@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from fledge.data import PackedDataset
 from fledge.data.storage import Examples
 from fledge.model.attention import BACKENDS
-from fledge.model.decoder import Decoder, RMSNorm, eval_mode, rotate
+from fledge.model.decoder import Decoder, RMSNorm, rotate
+from fledge.model.protocol import eval_mode
 from tests.support.decoders import VOCAB, assert_same_gradients, gradients, make_config, make_decoder, random_tokens
 
 

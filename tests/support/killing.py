@@ -7,7 +7,7 @@ import pytest
 from fledge.pipeline import Pipeline
 from fledge.recipe import Recipe
 from fledge.run import Console
-from fledge.train.train_step import TrainStep
+from fledge.training.train_step import TrainStep
 
 
 class Killed(BaseException):

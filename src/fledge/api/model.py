@@ -134,7 +134,7 @@ class Model:
         from fledge.generation import score_tokens
 
         tokens = list(self.tokenizer.encode_prefix(text))
-        if not tokens:
+        if not text or not tokens:
             raise FledgeError("the text is empty: there is nothing to score", where="text")
         (values,) = score_tokens(self._engine.model, [tokens])
         begun = 0 if self.tokenizer.bos_id is None else 1  # the token before the text is not part of it

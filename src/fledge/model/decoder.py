@@ -24,7 +24,6 @@ from fledge.model.hf_config import hf_config
 from fledge.model.linear import Linear
 from fledge.model.moe import MoELayer, Router, RouterStats, update_biases
 from fledge.model.protocol import LanguageModel, ParameterRole
-from fledge.model.protocol import eval_mode as eval_mode  # still imported from here by other rooms
 from fledge.model.weights import write_model_directory
 from fledge.recipe.schema import ModelConfig
 

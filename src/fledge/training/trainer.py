@@ -19,16 +19,16 @@ from fledge.plan.lr_schedule import learning_rate
 from fledge.run import Console
 from fledge.run.console import Progress
 from fledge.run.stopping import Interrupted
-from fledge.train.bad_rows import highest_loss_rows
-from fledge.train.batch_loader import BatchLoader
-from fledge.train.batch_source import DatasetSource, StepBatch
-from fledge.train.context import TrainContext
-from fledge.train.hooks import Checkpointing, HookContext, evaluation_interval
-from fledge.train.rank_consistency import RankConsistencyCheck
-from fledge.train.rollback import recovery_hint, rollback_finding, rollback_target, rolled_back_state
-from fledge.train.step_recorder import StepRecorder
-from fledge.train.train_step import OutOfMemory, StepOutput, StopRequested, TrainStep
-from fledge.train.trainable import TrainableModel
+from fledge.training.bad_rows import highest_loss_rows
+from fledge.training.batch_loader import BatchLoader
+from fledge.training.batch_source import DatasetSource, StepBatch
+from fledge.training.context import TrainContext
+from fledge.training.hooks import Checkpointing, HookContext, evaluation_interval
+from fledge.training.rank_consistency import RankConsistencyCheck
+from fledge.training.rollback import recovery_hint, rollback_finding, rollback_target, rolled_back_state
+from fledge.training.step_recorder import StepRecorder
+from fledge.training.train_step import OutOfMemory, StepOutput, StopRequested, TrainStep
+from fledge.training.trainable import TrainableModel
 
 CHECKS_CAUSED_BY_ROWS = ("non_finite", "grad_spike", "loss_spike")  # guards whose cause may lie in the rows of one update
 

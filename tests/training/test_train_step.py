@@ -21,8 +21,8 @@ from fledge.optim.build import build_optimizers, optimizer_tensors
 from fledge.optim.grad_scaler import GradScaler
 from fledge.plan.horizon import TrainingHorizon
 from fledge.recipe.schema import OptimizerConfig
-from fledge.train.batch_source import DatasetSource, StepBatch
-from fledge.train.train_step import HalfBatchStats, OutOfMemory, TrainStep, derive_seed, is_out_of_memory, noise_scale
+from fledge.training.batch_source import DatasetSource, StepBatch
+from fledge.training.train_step import HalfBatchStats, OutOfMemory, TrainStep, derive_seed, is_out_of_memory, noise_scale
 from tests.support.decoders import assert_same_gradients, make_decoder
 from tests.support.packed import pack, random_sequences
 
@@ -324,8 +324,8 @@ def test_other_errors_are_raised_unchanged() -> None:
 LIMITED = """
 import resource, sys
 from fledge.errors import FledgeError
-from fledge.train.train_step import OutOfMemory
-from tests.train.test_train_step import limited_{case}
+from fledge.training.train_step import OutOfMemory
+from tests.training.test_train_step import limited_{case}
 
 def limit(free):
     size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import is_sharded
 from fledge.errors import FledgeError
-from fledge.train.batch_source import StepBatch
+from fledge.training.batch_source import StepBatch
 
 CHECK_INTERVAL = 2  # steps between two comparisons of the weights
 MAX_IDENTICAL_STEPS = 3  # steps in which ranks read equal tokens before it is an error: rows may be in the data twice

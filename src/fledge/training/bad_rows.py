@@ -11,7 +11,7 @@ from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import reshard_after
 from fledge.model.linear_cross_entropy import token_logps_and_correct
 from fledge.model.protocol import LanguageModel, eval_mode
-from fledge.train.batch_source import StepBatch
+from fledge.training.batch_source import StepBatch
 
 MAX_ROWS = 5
 

@@ -16,9 +16,9 @@ from fledge.plan.horizon import TrainingHorizon
 from fledge.recipe.schema import PretrainStage
 from fledge.run import Console, StageDirectory, read_events
 from fledge.run.stopping import SignalHandler
-from fledge.train.context import TrainContext
-from fledge.train.hooks import Hook, HookContext, PromptTests
-from fledge.train.trainer import Trainer
+from fledge.training.context import TrainContext
+from fledge.training.hooks import Hook, HookContext, PromptTests
+from fledge.training.trainer import Trainer
 from tests.support.decoders import make_decoder
 from tests.support.packed import pack, random_sequences
 

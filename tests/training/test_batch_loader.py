@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from fledge.data import Batch, PackedDataset, Skipped
 from fledge.data.dataset.mixing import Mixture, SourceQuota
 from fledge.plan.horizon import TrainingHorizon
-from fledge.train.batch_loader import BatchLoader
-from fledge.train.batch_source import DatasetSource, StepBatch
+from fledge.training.batch_loader import BatchLoader
+from fledge.training.batch_source import DatasetSource, StepBatch
 from tests.support.packed import Sequence, pack, random_sequences
 
 CPU = torch.device("cpu")

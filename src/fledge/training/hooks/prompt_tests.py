@@ -7,7 +7,7 @@ from typing import Any
 
 from fledge.checkpoint.state import TrainState
 from fledge.model.protocol import LanguageModel
-from fledge.train.hooks.hook import HookContext
+from fledge.training.hooks.hook import HookContext
 
 RunPromptTests = Callable[[LanguageModel, int, list[str] | None], tuple[dict[str, Any], list[str]]]
 """Runs the tests on a model after so many updates. Gets the names of the tests that failed the last time (None: they were not

@@ -22,7 +22,7 @@ from fledge.monitor.update_ratio import UpdateRatioMonitor
 from fledge.objective import LossOutput, Objective
 from fledge.optim.grad_scaler import GradScaler
 from fledge.plan.memory import is_out_of_memory
-from fledge.train.batch_source import StepBatch
+from fledge.training.batch_source import StepBatch
 
 MAX_MICRO_STEPS = 2**20  # of an update: keeps the seeds of ranks apart
 aten: Any = torch.ops.aten  # its `_foreach` operations: one launch for many tensors

@@ -14,7 +14,7 @@ from fledge.checkpoint.state import TrainState
 from fledge.model.cost import ModelCost
 from fledge.model.moe import RouterStats
 from fledge.run import memory_bytes, nan_to_none, peak_memory_bytes
-from fledge.train.train_step import HalfBatchStats, StepOutput, noise_scale
+from fledge.training.train_step import HalfBatchStats, StepOutput, noise_scale
 
 
 def step_metrics(output: StepOutput, state: TrainState, sources: tuple[str, ...], perplexity: bool) -> dict[str, Any]:

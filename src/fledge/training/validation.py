@@ -12,7 +12,7 @@ from fledge.distributed.fsdp import reshard_after
 from fledge.errors import FledgeError
 from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective import Objective, Ratio
-from fledge.train.train_step import StopRequested
+from fledge.training.train_step import StopRequested
 
 CONSOLE_METRICS = {  # in this order, where the objective has them
     "loss": "loss {:.4f}",

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from fledge.checkpoint.state import TrainState
 from fledge.recipe.schema import StageBase
-from fledge.train.hooks.hook import HookContext
-from fledge.train.validation import ValidationSet, metrics_line, validate
+from fledge.training.hooks.hook import HookContext
+from fledge.training.validation import ValidationSet, metrics_line, validate
 
 DEFAULT_EVALUATIONS = 10  # of a stage, where the recipe does not say
 

@@ -22,9 +22,9 @@ from fledge.optim.grad_scaler import GradScaler
 from fledge.plan.horizon import TrainingHorizon
 from fledge.recipe.schema import OptimizerConfig
 from fledge.run import memory_bytes
-from fledge.train.batch_source import DatasetSource, StepBatch
-from fledge.train.metrics import step_metrics, system_metrics
-from fledge.train.train_step import StepOutput, TrainStep
+from fledge.training.batch_source import DatasetSource, StepBatch
+from fledge.training.metrics import step_metrics, system_metrics
+from fledge.training.train_step import StepOutput, TrainStep
 from tests.support.decoders import make_decoder
 from tests.support.packed import pack, random_sequences
 

@@ -9,7 +9,7 @@ from fledge.errors import FledgeError
 from fledge.findings import Finding
 from fledge.monitor.rules import GuardTrigger
 from fledge.recipe.sections.guards import RollbackConfig
-from fledge.train.batch_source import DatasetSource
+from fledge.training.batch_source import DatasetSource
 
 Checkpoint = tuple[Path, TrainState]
 

@@ -13,7 +13,7 @@ from fledge.objective import Objective
 from fledge.plan.horizon import TrainingHorizon
 from fledge.recipe.schema import PreferenceStage, PretrainStage, SftStage
 from fledge.run.stopping import SignalHandler
-from fledge.train.hooks import Hook
+from fledge.training.hooks import Hook
 
 
 @dataclass(frozen=True, kw_only=True)

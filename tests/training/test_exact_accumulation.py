@@ -18,8 +18,8 @@ from fledge.optim.build import build_optimizers
 from fledge.plan.horizon import TrainingHorizon
 from fledge.recipe.schema import OptimizerConfig
 from fledge.tokenizer import train_tokenizer
-from fledge.train.batch_source import DatasetSource
-from fledge.train.train_step import TrainStep
+from fledge.training.batch_source import DatasetSource
+from fledge.training.train_step import TrainStep
 from fledge.world import Sizes, build
 from tests.support.decoders import assert_same_gradients, gradients, make_config, make_decoder
 from tests.support.packed import Sequence, pack, random_sequences

@@ -7,9 +7,9 @@ from fledge.checkpoint.state import TrainState
 from fledge.monitor.run_logger import RunLogger
 from fledge.run import Console
 from fledge.run.console import Progress, step_line
-from fledge.train.context import TrainContext
-from fledge.train.metrics import step_metrics, system_metrics
-from fledge.train.train_step import StepOutput
+from fledge.training.context import TrainContext
+from fledge.training.metrics import step_metrics, system_metrics
+from fledge.training.train_step import StepOutput
 
 
 class StepRecorder:

@@ -10,7 +10,7 @@ from fledge.checkpoint.checkpoint import latest_before, latest_checkpoint
 from fledge.checkpoint.state import TrainState
 from fledge.findings import Finding
 from fledge.run import Console
-from fledge.train.hooks.hook import HookContext
+from fledge.training.hooks.hook import HookContext
 
 Moment = tuple[int, int, int]  # updates done, and after which of them were the last evaluation and the last prompt tests
 

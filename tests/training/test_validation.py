@@ -14,8 +14,8 @@ from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
 from fledge.objective import CausalLMObjective, LossOutput, Ratio
 from fledge.objective.base import bits_per_unit, integer_total, perplexity
-from fledge.train.train_step import StopRequested
-from fledge.train.validation import ValidationSet, local_row_batches, metrics_line, row_batches, validate
+from fledge.training.train_step import StopRequested
+from fledge.training.validation import ValidationSet, local_row_batches, metrics_line, row_batches, validate
 from tests.support.decoders import make_decoder
 from tests.support.packed import dpo, pack, pack_pairs, random_pairs, random_sequences
 

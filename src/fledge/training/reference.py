@@ -14,7 +14,7 @@ from fledge.data import PackedDataset
 from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective.preference import Reference, compute_ref_log_probs
 from fledge.recipe.schema import StageBase
-from fledge.train.validation import row_batches
+from fledge.training.validation import row_batches
 
 
 class ReferenceProvider:

@@ -11,7 +11,7 @@ from fledge.autotune.autotune import ComputeConfig
 from fledge.model.decoder import Decoder
 from fledge.objective import sequence_log_probabilities
 from fledge.recipe.schema import PreferenceStage
-from fledge.train.reference import ReferenceProvider
+from fledge.training.reference import ReferenceProvider
 from tests.support.decoders import make_decoder
 from tests.support.packed import pack_pairs, random_pairs
 

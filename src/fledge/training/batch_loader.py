@@ -9,7 +9,7 @@ import torch
 
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
-from fledge.train.batch_source import BatchSource, StepBatch
+from fledge.training.batch_source import BatchSource, StepBatch
 
 
 class BatchLoader:

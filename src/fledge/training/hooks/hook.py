@@ -8,7 +8,7 @@ from fledge.checkpoint.state import TrainState
 from fledge.distributed.context import DistributedContext
 from fledge.monitor.run_logger import RunLogger
 from fledge.run import Console
-from fledge.train.trainable import TrainableModel
+from fledge.training.trainable import TrainableModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,16 @@
+"""What a stage does between two steps, besides guarding: evaluation, prompt tests, checkpoints."""
+
+from fledge.training.hooks.checkpointing import Checkpointing
+from fledge.training.hooks.evaluation import Evaluation, evaluation_interval
+from fledge.training.hooks.hook import Hook, HookContext
+from fledge.training.hooks.prompt_tests import PromptTests, RunPromptTests
+
+__all__ = [
+    "Checkpointing",
+    "Evaluation",
+    "Hook",
+    "HookContext",
+    "PromptTests",
+    "RunPromptTests",
+    "evaluation_interval",
+]
