@@ -23,7 +23,7 @@ def build(recipe: Recipe, out: Path, executor: Executor | None, log: Callable[[s
     recipe = recipe.model_copy(update={"built_dataset": None})
     _check_output_folder(out)
     with exclusive_lock(out.with_name(f".{out.name}.lock"), out):
-        preparation = Preparation(recipe, log, lambda name: out / name, begun=True, executor=executor)
+        preparation = Preparation(recipe, log, lambda name: out / name, resuming=True, executor=executor)
         complete = [name for name in recipe.stages if is_complete(out / name)]
         plans = {name: plan_build(stage, name, preparation.seed(name)) for name, stage in recipe.stages.items()}
         if complete:

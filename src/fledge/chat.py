@@ -3,23 +3,14 @@
 import sys
 
 from fledge.errors import FledgeError
-from fledge.generation import Engine, PromptTooLongError, SamplingParams, decode_stream
-from fledge.model.loading import load_model
+from fledge.generation import Engine, PromptTooLongError, SamplingParams, decode_stream, load_engine
 from fledge.run import resolve_model_path
-from fledge.tokenizer import Message, Tokenizer, load_tokenizer
+from fledge.tokenizer import Message, Tokenizer
 
 
 def _load(path: str) -> tuple[Engine, Tokenizer]:
     """The engine for one request at a time, and the tokenizer, of a run, stage, checkpoint or model directory."""
-    folder = resolve_model_path(path)
-    model, tokenizer = load_model(folder, log=lambda text: print(text, file=sys.stderr)), load_tokenizer(folder)
-    if tokenizer.vocab_size > model.vocab_size:
-        raise FledgeError(
-            f"the chat template needs control tokens that this model has never seen: it knows {model.vocab_size:,} tokens, "
-            f"the tokenizer with them has {tokenizer.vocab_size:,}",
-            where=str(folder),
-        )
-    return Engine(model.eval(), tokenizer.stop_ids, max_batch_size=1), tokenizer
+    return load_engine(resolve_model_path(path), lambda text: print(text, file=sys.stderr), max_batch_size=1)
 
 
 def _print_answer(engine: Engine, tokenizer: Tokenizer, prompt: list[int], params: SamplingParams) -> str:

@@ -13,7 +13,7 @@ from fledge.run.stopping import SignalHandler
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """A training as the command line names it: recipe files, keys that override theirs, keys that may change on resume."""
+    """The arguments of `fledge train`: recipe files, overrides of their keys, keys that may change on resume."""
 
     recipes: tuple[str, ...]
     overrides: tuple[tuple[str, str], ...] = ()
@@ -48,7 +48,7 @@ class TrainCommand:
 
 
 def train_in_folder(training: TrainCommand, folder: str) -> None:
-    """Train in a folder that the recipe's paths are relative to, as a worker of a cluster does."""
+    """Train as a worker of a cluster: `folder` is the directory that the recipe's paths are relative to."""
     os.chdir(folder)
     with SignalHandler(lambda message: None, "stopped on request") as stopping:
         training.run(stopping)
@@ -67,7 +67,7 @@ def write_report_and_summarise(run: Path) -> None:
 
 
 def to_stderr(message: str) -> None:
-    """Print a message for the person at the terminal."""
+    """Print a message on stderr."""
     print(f"fledge: {message}", file=sys.stderr)
 
 

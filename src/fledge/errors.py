@@ -6,7 +6,10 @@ EXIT_PEER_LOST = 3  # exit code of a process that ends because another one of it
 
 
 class FledgeError(Exception):
-    """What is wrong, where, and what to do about it. The command prints it without a traceback and exits with 2."""
+    """An error that the user can mend: `what` is wrong, `where`, and a `hint` on what to do.
+
+    The command prints it without a traceback and exits with 2.
+    """
 
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
         self.what, self.where, self.hint = what, where, hint
@@ -18,18 +21,18 @@ class FledgeError(Exception):
         return f"{first}\n  → {self.hint}" if self.hint else first
 
     def as_json(self) -> str:
-        """On one line, for another process."""
+        """The error as one line of JSON, for another process."""
         return json.dumps([self.what, self.where, self.hint])
 
     @classmethod
     def from_json(cls, text: str) -> "FledgeError":
-        """The error that another process met."""
+        """The error that `as_json` wrote."""
         what, where, hint = json.loads(text)
         return cls(what, where=where, hint=hint)
 
 
 class PeerLostError(FledgeError):
-    """Another process of the run has ended, so that this one cannot go on. The command exits with GONE."""
+    """Another process of the run has ended, so that this one cannot go on. The command exits with EXIT_PEER_LOST."""
 
     def __init__(self) -> None:
         super().__init__("another process of this run has ended, so this one ends too")

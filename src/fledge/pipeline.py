@@ -1,4 +1,4 @@
-"""The stages of a recipe in order: data, plan, evaluate, train, evaluate; then the report."""
+"""A run: the stages of a recipe in order, prepared together and then trained one after another."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
@@ -19,15 +19,16 @@ from fledge.run import Console, RunDirectory, environment, exclusive_lock, write
 from fledge.run.alerts import Alerts, Webhook
 from fledge.run.startup import StartupTimer
 from fledge.run.stopping import SignalHandler
-from fledge.stage import AfterStage, RunContext, StageRunner, plan_line
+from fledge.stage import AfterStage, RunContext, StageRunner, describe_plan
 from fledge.tokenizer import Tokenizer
 from fledge.training.batch_source import check_enough_rows
 
 
 class Pipeline:
-    """Runs a recipe in its run directory; finished stages are not repeated.
+    """Runs the stages of a recipe in its run directory; finished stages are not repeated.
 
-    Of several ranks the first one prepares, decides and writes; the others read what it has written. All compute."""
+    Of several ranks the main process prepares the data and writes the files; the others read them. All ranks train.
+    """
 
     def __init__(
         self,
@@ -37,44 +38,51 @@ class Pipeline:
         allow: Sequence[str] = (),
         ranks: DistributedContext | None = None,
     ) -> None:
-        """`allow`: keys that a run which was begun may go on with although what is learned depends on them."""
+        """`allow`: keys that may differ from the recipe of a run that is resumed, although what is learned depends on them.
+
+        `after_stage` is called in the main process with the trained model of each stage.
+        """
         self.recipe, self.console, self.after_stage, self.allow = recipe, console, after_stage, allow
         self.ranks = ranks or DistributedContext()
         self.changed: list[Change] = []
         self.directory = RunDirectory(Path(recipe.output) / recipe.name)
-        begun = self.directory.recipe.exists() or not self.ranks.is_main_process
-        self.preparation = Preparation(recipe, console.log, lambda name: self.directory.stage(name).data, begun)
+        resuming = self.directory.recipe.exists() or not self.ranks.is_main_process
+        self.preparation = Preparation(recipe, console.log, lambda name: self.directory.stage(name).data, resuming)
         self._startup = StartupTimer()
 
     # -- the run ----------------------------------------------------------------------------------------------------
 
     def run(self, resume: bool = False) -> Path:
-        """Everything, in order; returns the run directory."""
+        """Run all unfinished stages in order and return the run directory.
+
+        `resume` says that an earlier run is expected. Raises FledgeError if the recipe differs from the earlier run's in a way
+        that `allow` does not name, if data or machine do not fit the recipe, or if another process has locked the run.
+        """
         with (
-            self._only_one(),
+            self._lock(),
             SignalHandler(self.console.log, "stopped on request; what is finished is kept") as self.stopping,
             closing(self._alerts()) as self.alerts,
         ):
             return self._run(resume)
 
-    def _only_one(self) -> AbstractContextManager[None]:
-        """The first rank locks the run for all."""
+    def _lock(self) -> AbstractContextManager[None]:
+        """The lock of the run, which the main process holds for all ranks."""
         root = self.directory.root
         return exclusive_lock(root.with_name(f".{root.name}.lock"), root) if self.ranks.is_main_process else nullcontext()
 
     def _alerts(self) -> Alerts:
-        """Who is told, as the recipe says. FledgeError where the environment lacks a secret."""
-        config, say = self.recipe.alerts, self.console.log
+        """The receivers of alerts. Raises FledgeError if an environment variable that the recipe names is not set."""
+        config, log = self.recipe.alerts, self.console.log
         if not self.ranks.is_main_process:
-            return Alerts(self.recipe.name, config.level, None, None, say)
+            return Alerts(self.recipe.name, config.level, None, None, log)
         hook = config.webhook
-        webhook = None if hook is None else Webhook(hook.url, hook.headers, hook.format, say)
-        return Alerts(self.recipe.name, config.level, Path(config.file) if config.file else None, webhook, say)
+        webhook = None if hook is None else Webhook(hook.url, hook.headers, hook.format, log)
+        return Alerts(self.recipe.name, config.level, Path(config.file) if config.file else None, webhook, log)
 
     def _run(self, resume: bool) -> Path:
         check_device(self.recipe.runtime)
         self._check_parallelism()
-        cases = regression_cases(self.recipe)
+        cases = load_prompt_test_cases(self.recipe)
         tokenizer, prepared = self._begin(resume) if self.ranks.is_main_process else self._load_prepared()
         if self.ranks.is_main_process:
             self.ranks.broadcast_object({name: stage.plan.as_dict() for name, stage in prepared.items()})
@@ -98,12 +106,13 @@ class Pipeline:
         for order, (name, result) in enumerate(results.items()):
             directory = self.directory.stage(name)
             if result is None:
-                seed, init_directory = (
-                    self.preparation.seed(name),
-                    initial_weights(self.recipe, name).resolve(models.__getitem__),
-                )
                 runner = StageRunner(
-                    shared, prepared[name], order=order, seed=seed, init_directory=init_directory, directory=directory
+                    shared,
+                    prepared[name],
+                    order=order,
+                    seed=self.preparation.seed(name),
+                    init_directory=initial_weights(self.recipe, name).resolve(models.__getitem__),
+                    directory=directory,
                 )
                 result = runner.run()
             else:
@@ -114,22 +123,21 @@ class Pipeline:
         return self.directory.root
 
     def _begin(self, resume: bool) -> tuple[Tokenizer, dict[str, PreparedStage]]:
-        """Prepare the open stages, and write the beginning of the run. FledgeError, with nothing left behind, for a run that
-        cannot be."""
-        self._check(resume)
+        """Prepare the unfinished stages and write the first files of the run. A FledgeError leaves nothing behind."""
+        self._check_recipe_changes(resume)
         try:
             with self._startup.phase("data"):
                 tokenizer = self.preparation.tokenizer(self.directory.tokenizer)
-                prepared = {name: self._prepare(name, tokenizer) for name in self._open_stages()}
+                prepared = {name: self._prepare(name, tokenizer) for name in self._unfinished_stages()}
         except FledgeError:
             if not self.directory.recipe.exists():
                 self._remove_partial_run()
             raise
-        self._write_beginning(tokenizer)
+        self._write_first_files(tokenizer)
         return tokenizer, prepared
 
     def _load_prepared(self) -> tuple[Tokenizer, dict[str, PreparedStage]]:
-        """The same, as the first rank has prepared it."""
+        """The tokenizer and the unfinished stages as the main process has prepared them."""
         self.preparation.plans = self.ranks.broadcast_object(None)
         tokenizer = self.preparation.tokenizer(self.directory.tokenizer)
         return tokenizer, {name: self.preparation.prepare(name, tokenizer) for name in self.preparation.plans}
@@ -137,13 +145,13 @@ class Pipeline:
     def _prepare(self, name: str, tokenizer: Tokenizer) -> PreparedStage:
         prepared = self.preparation.prepare(name, tokenizer)
         try:
-            check_enough_rows(prepared.extent, self.ranks)
+            check_enough_rows(prepared.horizon, self.ranks)
         except FledgeError as error:
             raise FledgeError(error.what, where=f"stages.{name}.{error.where}", hint=error.hint) from None
         return prepared
 
     def _check_parallelism(self) -> None:
-        """FledgeError for what cannot be divided among ranks."""
+        """Raise FledgeError for a stage that FSDP cannot shard."""
         if self.recipe.runtime.parallelism != "fsdp":
             return
         if not self.ranks.is_distributed:
@@ -156,29 +164,29 @@ class Pipeline:
                     hint="set adamw or muon, whose state is divided, or runtime.parallelism to ddp",
                 )
 
-    def _open_stages(self) -> list[str]:
+    def _unfinished_stages(self) -> list[str]:
         return [name for name in self.recipe.stages if self.directory.stage(name).result() is None]
 
     def _remove_partial_run(self) -> None:
-        """Take away what was prepared for a run that cannot begin."""
+        """Remove the files that were prepared for a run that cannot begin."""
         for name in self.recipe.stages:
             remove_build(self.directory.stage(name).data)
         for folder in (*(self.directory.stage(name).root for name in self.recipe.stages), self.directory.root):
             with suppress(OSError):
                 folder.rmdir()
 
-    def _check(self, resume: bool) -> None:
-        """Go on with a run that was begun, with what of the recipe may be another than then; FledgeError for the rest."""
+    def _check_recipe_changes(self, resume: bool) -> None:
+        """Compare the recipe with the one of the earlier run. Raises FledgeError for changes that are not allowed."""
         folder = self.directory
         if not folder.recipe.exists():
             return
         before = load_recipe([str(folder.recipe)])
-        begun = [name for name in before.stages if folder.stage(name).events.exists()]
-        changes = compare_recipes(before, self.recipe, begun, self.allow)
-        refused = [*changes.rejected, *changes.needs_allow]
-        if refused:
+        started = [name for name in before.stages if folder.stage(name).events.exists()]
+        changes = compare_recipes(before, self.recipe, started, self.allow)
+        not_allowed = [*changes.rejected, *changes.needs_allow]
+        if not_allowed:
             raise FledgeError(
-                "the recipe differs from the one this run was begun with:" + "".join(f"\n  {change}" for change in refused),
+                "the recipe differs from the one this run was begun with:" + "".join(f"\n  {change}" for change in not_allowed),
                 where=str(folder.recipe),
                 hint=_resume_hint(folder.recipe, changes),
             )
@@ -189,7 +197,7 @@ class Pipeline:
         self.changed = changes.applied
 
     def _adopt_changed_recipe(self) -> None:
-        """Make the changed recipe that of the run; the one before is kept beside it."""
+        """Write the changed recipe as recipe.yaml of the run; the earlier one is kept as `recipe.N.yaml`."""
         folder, changed = self.directory, [change.key for change in self.changed]
         number = len(list(folder.root.glob("recipe.*.yaml"))) + 1
         write_text(folder.root / f"recipe.{number}.yaml", folder.recipe.read_text(encoding="utf-8"))
@@ -201,13 +209,13 @@ class Pipeline:
                     (folder.stage(name).root / "compute.json").unlink(missing_ok=True)
         write_text(folder.recipe, to_yaml(self.recipe))
 
-    def _write_beginning(self, tokenizer: Tokenizer) -> None:
-        """Recipe, machine and tokenizer: once every stage is known to be possible, so that a mistake leaves no run."""
+    def _write_first_files(self, tokenizer: Tokenizer) -> None:
+        """Write recipe, environment and tokenizer. This comes after all checks, so that a mistake leaves no run."""
         folder = self.directory
         save_tokenizer_once(tokenizer, folder.tokenizer)
         if not (folder.root / "environment.json").exists():
             write_json(folder.root / "environment.json", environment())
-        if not folder.recipe.exists():  # last: with it, the run has begun
+        if not folder.recipe.exists():  # last: a run with this file has begun
             write_text(folder.recipe, to_yaml(self.recipe))
         elif self.changed:
             self._adopt_changed_recipe()
@@ -229,7 +237,7 @@ class Pipeline:
 
 
 def _resume_hint(recipe: Path, changes: Changes) -> str:
-    """What to do about a recipe that differs."""
+    """The hint for a recipe that differs from the run's."""
     if changes.rejected:
         keys = ", ".join(change.key for change in changes.rejected[:3])
         return f"{keys} cannot change in a run that has begun: choose another --name, or go on with `fledge train {recipe}`"
@@ -238,13 +246,13 @@ def _resume_hint(recipe: Path, changes: Changes) -> str:
 
 
 def _token_bytes(tokenizer: Tokenizer) -> torch.Tensor | None:
-    """Bytes of each token's text, where they are fixed."""
+    """Bytes of each token's text [V]; None for a tokenizer whose tokens have no fixed text."""
     sizes = tokenizer.token_bytes()
     return None if sizes is None else torch.tensor(sizes, dtype=torch.float32)
 
 
-def regression_cases(recipe: Recipe) -> dict[str, list[Case]]:
-    """The regression prompts of the stages that have some. FledgeError for a file that is missing or wrong."""
+def load_prompt_test_cases(recipe: Recipe) -> dict[str, list[Case]]:
+    """The prompt tests of each stage that has some. Raises FledgeError for a file that is missing or wrong."""
     return {
         name: load_cases(Path(stage.prompt_tests.prompts))
         for name, stage in recipe.stages.items()
@@ -253,9 +261,12 @@ def regression_cases(recipe: Recipe) -> dict[str, list[Case]]:
 
 
 def dry_run(recipe: Recipe, console: Console) -> str:
-    """The resolved recipe and the plan of every stage; nothing is written. FledgeError for what this machine cannot do."""
+    """The resolved recipe and the plan of every stage, as text; nothing is written.
+
+    Raises FledgeError as a run would before its first step.
+    """
     check_device(recipe.runtime)
-    regression_cases(recipe)
+    load_prompt_test_cases(recipe)
     preparation = Preparation(recipe, console.log)
     tokenizer = preparation.tokenizer()
     lines = [to_yaml(recipe).rstrip(), "", f"# tokenizer: {tokenizer.vocab_size:,} tokens"]
@@ -264,7 +275,7 @@ def dry_run(recipe: Recipe, console: Console) -> str:
         lines += [f"# {name}", *(f"#   {line}" for line in prepared.data.report.lines())]
         summary = prepared.data.train.summary()
         lines.append(f"#   {summary['target_tokens']:,} supervised tokens an epoch, padding {summary['padding_share']:.1%}")
-        lines += [f"#   {plan_line(prepared.plan)}", *(f"#   {note}" for note in prepared.plan.notes)]
+        lines += [f"#   {describe_plan(prepared.plan)}", *(f"#   {note}" for note in prepared.plan.notes)]
         if prepared.plan.active_parameters != prepared.plan.parameters:
             lines.append(f"#   mixture of experts: {prepared.plan.active_parameters / 1e6:.1f}M parameters active per token")
     return "\n".join(lines)

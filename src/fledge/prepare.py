@@ -1,5 +1,4 @@
-"""What a run needs before it begins, in this order: the rows of its stages, the tokenizer, the tokens of its stages, and the
-plan of each stage with the sizes of its model."""
+"""The preparation of a run: the rows of its stages, the tokenizer, the tokens of its stages, and the plan of each stage."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -21,42 +20,44 @@ from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PreparedStage:
-    """A stage with its data, before anything is written; `stage` has numbers where the recipe says `auto`."""
+    """A stage that is ready to be trained: its data and its plan. `stage` has numbers where the recipe says `auto`."""
 
     name: str
     stage: Stage
     data: StageDataset
     plan: StagePlan
-    extent: TrainingHorizon
+    horizon: TrainingHorizon
 
 
 class Preparation:
-    """Prepares the stages of a recipe. `folder_of` says where a stage's data is built; None: in temporary folders.
+    """Prepares the stages of a recipe.
 
-    `begun` says that what is complete there is what the run has begun with."""
+    `build_directory_of` gives the directory in which the data of a stage is built; without it, data is built in temporary
+    directories. `resuming`: complete data in that directory is the data of this run. `executor` processes the shards.
+    """
 
     def __init__(
         self,
         recipe: Recipe,
-        say: Callable[[str], None],
-        folder_of: Callable[[str], Path] | None = None,
-        begun: bool = False,
+        log: Callable[[str], None],
+        build_directory_of: Callable[[str], Path] | None = None,
+        resuming: bool = False,
         executor: Executor | None = None,
     ) -> None:
-        self.recipe, self.say, self.folder_of, self.begun = recipe, say, folder_of, begun
+        self.recipe, self.log, self.build_directory_of, self.resuming = recipe, log, build_directory_of, resuming
         workers = recipe.runtime.data_workers
         self.executor = executor or (None if workers is None else ProcessPoolExecutor(workers))
         self._collected: dict[str, CollectedRows] = {}
-        self.plans: dict[str, dict[str, Any]] = {}  # of stages, as another process has made them
+        self.plans: dict[str, dict[str, Any]] = {}  # by stage, as the main process has made them
 
-    def folder(self, name: str) -> Path | None:
-        """Where a stage's data is built."""
-        return None if self.folder_of is None else self.folder_of(name)
+    def build_directory(self, name: str) -> Path | None:
+        """The directory in which the data of a stage is built; None: a temporary one."""
+        return None if self.build_directory_of is None else self.build_directory_of(name)
 
     def seed(self, name: str) -> int:
-        """One seed for each stage, from the run's."""
+        """The seed of a stage, derived from the seed of the run and the name of the stage."""
         return xxhash.xxh3_64_intdigest(f"{self.recipe.seed}/{name}".encode()) % 2**31
 
     # -- rows, tokenizer, tokens: the order in which data is prepared -------------------------------------------------
@@ -65,11 +66,12 @@ class Preparation:
         """Read, clean, deduplicate and split the rows of a stage, once."""
         if name not in self._collected:
             stage, seed = self.recipe.stages[name], self.seed(name)
-            self._collected[name] = collect(stage, name, seed, self.folder(name), self.executor, self.say)
+            directory = self.build_directory(name)
+            self._collected[name] = collect(stage, name, seed, directory, self.executor, self.log)
         return self._collected[name]
 
     def tokenizer(self, folder: Path | None = None) -> Tokenizer:
-        """The run's tokenizer: loaded where there is one, else trained on the rows of all stages, which are collected first."""
+        """The tokenizer of the run: loaded if there is one, else trained on the rows of all stages, which are read first."""
         tokenizer = self.load_tokenizer(folder)
         if tokenizer is None:
             collected = [self.collect_rows(name) for name in self.recipe.stages]
@@ -77,8 +79,10 @@ class Preparation:
         return tokenizer
 
     def load_tokenizer(self, folder: Path | None = None) -> Tokenizer | None:
-        """The tokenizer as it was saved in `folder`, as it was built, as the recipe names it, or of the model that the run
-        starts from; None where one has to be trained."""
+        """The tokenizer saved in `folder`, of the built dataset, of the recipe, or of the model that the run starts from.
+
+        None if one has to be trained.
+        """
         config = self.recipe.tokenizer
         if folder is not None and (folder / "tokenizer_config.json").exists():
             return load_tokenizer(folder, config.template)
@@ -88,55 +92,55 @@ class Preparation:
         return None if path is None else load_tokenizer(path, config.template)
 
     def train_tokenizer(self, collected: Iterable[CollectedRows]) -> Tokenizer:
-        """A tokenizer trained on the training text of these stages."""
+        """A tokenizer trained on the training texts of stages."""
         config = self.recipe.tokenizer
-        self.say(f"training a tokenizer of {config.vocab_size:,} tokens …")
+        self.log(f"training a tokenizer of {config.vocab_size:,} tokens …")
         texts = (text for rows in collected for text in rows.tokenizer_texts())
         tokenizer = train_tokenizer(texts, config.vocab_size, config.template)
         if tokenizer.vocab_size < config.vocab_size:
-            self.say(f"note: the text yields only {tokenizer.vocab_size:,} tokens, not {config.vocab_size:,}")
+            self.log(f"note: the text yields only {tokenizer.vocab_size:,} tokens, not {config.vocab_size:,}")
         return tokenizer
 
     def stage_data(self, name: str, tokenizer: Tokenizer) -> StageDataset:
-        """The packed data of a stage: as it was built, as the run has it already, or encoded now."""
+        """The packed data of a stage: from the built dataset, from the directory of the run, or encoded now."""
         stage, seed = self.recipe.stages[name], self.seed(name)
         if self.recipe.built_dataset is not None:
             return load_built_dataset(Path(self.recipe.built_dataset) / name, stage, tokenizer, seed)
-        folder = self.folder(name)
-        if self.begun and folder is not None and is_complete(folder):
-            return load_built_dataset(folder, stage, tokenizer, seed)
-        return encode(self.collect_rows(name), tokenizer, self.executor, self.say)
+        directory = self.build_directory(name)
+        if self.resuming and directory is not None and is_complete(directory):
+            return load_built_dataset(directory, stage, tokenizer, seed)
+        return encode(self.collect_rows(name), tokenizer, self.executor, self.log)
 
     def _built_tokenizer(self, built: Path) -> Tokenizer:
-        """The tokenizer of a built directory; FledgeError where the recipe asks for another one."""
+        """The tokenizer of a built dataset. Raises FledgeError if the recipe asks for another tokenizer."""
         if not (built / "recipe.yaml").exists():
-            raise FledgeError("this is not a directory of `fledge data build`", where=str(built), hint="check built")
+            raise FledgeError("this is not a directory of `fledge data build`", where=str(built), hint="check built_dataset")
         before = load_recipe([str(built / "recipe.yaml")])
         changed = [line for line in differences(before, self.recipe) if line.startswith("tokenizer.")]
         if changed:
             raise FledgeError(
                 "this directory was built with another tokenizer:\n  " + "\n  ".join(changed),
                 where=str(built),
-                hint="build it again, or leave built out",
+                hint="build it again, or leave built_dataset out",
             )
         return load_tokenizer(built / "tokenizer", self.recipe.tokenizer.template)
 
     # -- model and plan ---------------------------------------------------------------------------------------------
 
     def model_cost(self, name: str, tokenizer: Tokenizer) -> ModelCost:
-        """Sizes and cost of a stage's model; FledgeError where the stage, the tokenizer or the machine does not fit it."""
+        """Sizes and cost of a stage's model. Raises FledgeError if stage, tokenizer or machine does not fit the model."""
         from fledge.model.loading import describe_model  # it loads torch, which data alone does not need
 
-        path, wanted = initial_weights(self.recipe, name).config_directory, self.recipe.model
+        path, model = initial_weights(self.recipe, name).config_directory, self.recipe.model
         if path is None:
-            return ModelCost(wanted, tokenizer.vocab_size)
-        description = describe_model(path, wanted.implementation, self.say)
+            return ModelCost(model, tokenizer.vocab_size)
+        description = describe_model(path, model.implementation, self.log)
         description.check_runtime(self.recipe.runtime)
         config, vocab_size = description.cost.config, description.cost.vocab_size
-        sizes = sorted(wanted.model_fields_set - {"path", "implementation"})
-        changed = [key for key in sizes if getattr(wanted, key) != getattr(config, key)]
-        defaults = type(wanted)()
-        changed = [key for key in changed if getattr(wanted, key) != getattr(defaults, key)]
+        sizes = sorted(model.model_fields_set - {"path", "implementation"})
+        changed = [key for key in sizes if getattr(model, key) != getattr(config, key)]
+        defaults = type(model)()
+        changed = [key for key in changed if getattr(model, key) != getattr(defaults, key)]
         if changed:
             raise FledgeError(f"{path} has its own sizes; the recipe also sets {', '.join(changed)}", where="model",
                               hint="leave them out, or leave model.path out")  # fmt: skip
@@ -158,63 +162,62 @@ class Preparation:
         return description.cost
 
     def prepare(self, name: str, tokenizer: Tokenizer) -> PreparedStage:
-        """Read, encode, pack and plan a stage."""
+        """Read, encode, pack and plan a stage. Raises FledgeError, with the recipe key, for settings that cannot work."""
         stage = self.recipe.stages[name]
         cost = self.model_cost(name, tokenizer)
         data = self.stage_data(name, tokenizer)
         try:
-            before = self._recorded_plan(name)
-            chosen: list[str] = []
-            if before is None:
-                batch, chosen = self._batch(name, cost, data)
+            recorded = self._recorded_plan(name)
+            notes: list[str] = []
+            if recorded is None:
+                batch, notes = self._batch(name, cost, data)
                 stage = stage.model_copy(update={"batch": batch})
             else:
-                stage = with_recorded_settings(stage, before)
-            plan, reach, stage = plan_stage(stage, data.train, cost, chosen)
-            if before is not None:
-                plan = replace(plan, notes=before["notes"])
-            check_settings_have_effect(stage, reach.steps, cost.config, self.recipe.runtime)
+                stage = with_recorded_settings(stage, recorded)
+            plan, horizon, stage = plan_stage(stage, data.train, cost, notes)
+            if recorded is not None:
+                plan = replace(plan, notes=recorded["notes"])
+            check_settings_have_effect(stage, horizon.steps, cost.config, self.recipe.runtime)
         except FledgeError as error:
             raise FledgeError(error.what, where=f"stages.{name}.{error.where}", hint=error.hint) from None
-        stops = stage.early_stopping
-        if data.validation is None and (stops.patience or stops.target_loss or stage.select_checkpoint == "best"):
+        stopping = stage.early_stopping
+        if data.validation is None and (stopping.patience or stopping.target_loss or stage.select_checkpoint == "best"):
             raise FledgeError(
                 "early_stopping and select_checkpoint: best need validation data", where=f"stages.{name}.data.validation"
             )
-        return PreparedStage(name, stage, data, plan, reach)
+        return PreparedStage(name=name, stage=stage, data=data, plan=plan, horizon=horizon)
 
     def _batch(self, name: str, cost: ModelCost, data: StageDataset) -> tuple[BatchConfig, list[str]]:
-        """The stage's batch with plain numbers, as memory allows now."""
+        """The batch of a stage with a number in place of `auto`, as the free memory allows, and notes that explain it."""
         from fledge.autotune.compute_config import chosen_device  # they load torch
         from fledge.plan.memory import MemoryInputs, auto_micro_batch
 
         stage = self.recipe.stages[name]
         device, averaged = chosen_device(self.recipe.runtime), stage.ema.decay is not None
         copies = 1 + (2 if averaged else 0) + (1 if stage.keeps_reference_model else 0)
-        if device == "cpu":  # what is being saved is a copy in the same memory: weights, optimizer state, averages
+        if device == "cpu":  # a checkpoint being saved is a copy in the same memory: weights, optimizer state, averages
             copies += 3 + (2 if averaged else 0)
-        need = MemoryInputs(
+        inputs = MemoryInputs(
             cost=cost,
             row_length=data.train.packed_length,
             optimizer=stage.optimizer,
             device=device,
             copies=copies,
         )
-        return auto_micro_batch(stage.batch, need, self.recipe.runtime)
+        return auto_micro_batch(stage.batch, inputs, self.recipe.runtime)
 
     def _recorded_plan(self, name: str) -> dict[str, Any] | None:
-        """The plan of a stage that was begun before: what was chosen then stays, whatever memory or rules are now."""
+        """The plan.json of a stage that was begun before: its choices stay, whatever memory or rules are now."""
         if name in self.plans:
             return self.plans[name]
-        folder = self.folder(name)
-        if not self.begun or folder is None or not (folder.parent / "plan.json").exists():
+        directory = self.build_directory(name)
+        if not self.resuming or directory is None or not (directory.parent / "plan.json").exists():
             return None
-        plan = read_json(folder.parent / "plan.json")
-        return plan if "micro_rows" in plan else None
+        return read_json(directory.parent / "plan.json")
 
 
 def save_tokenizer_once(tokenizer: Tokenizer, folder: Path) -> None:
-    """Save the tokenizer into a folder in one piece, unless it is there already."""
+    """Save a tokenizer into a folder, which appears complete or not at all. A saved tokenizer stays as it is."""
     if not (folder / "tokenizer_config.json").exists():
         tmp_path = folder.with_name(f".{folder.name}")
         tokenizer.save(tmp_path)

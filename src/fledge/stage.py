@@ -1,4 +1,4 @@
-"""One stage of a run: evaluate, train, evaluate; and what all stages of a run have in common."""
+"""One stage of a run: evaluate, train, choose a checkpoint, evaluate again."""
 
 import time
 from collections.abc import Callable
@@ -48,7 +48,7 @@ AfterStage = Callable[[str, LanguageModel, Tokenizer, StageDirectory], None]
 
 @dataclass(kw_only=True)
 class RunContext:
-    """What the stages of a run share."""
+    """The objects that all stages of a run share."""
 
     recipe: Recipe
     console: Console
@@ -59,21 +59,21 @@ class RunContext:
     ranks: DistributedContext
     startup: StartupTimer | None
     after_stage: AfterStage | None = None
-    recipe_changes: list[Change] = field(default_factory=list)  # to the recipe that the run was begun with
+    recipe_changes: list[Change] = field(default_factory=list)  # since the run began
     token_bytes: torch.Tensor | None = None  # [V], bytes of each token's text
 
     def timed(self, name: str) -> AbstractContextManager[None]:
-        """Inside, time counts as this part of the time before the first step."""
+        """A context whose time counts as this phase of the time before the first step."""
         return nullcontext() if self.startup is None else self.startup.phase(name)
 
     def take_startup_report(self) -> StartupTimer | None:
-        """Where the time before the first step of the process went; None once it is taken."""
+        """The timer of the time before the first step; None after the first call."""
         startup, self.startup = self.startup, None
         return startup
 
 
 class StageRunner:
-    """Runs one stage in its directory, from the model directory `init_directory`, or from fresh weights where it is None."""
+    """Runs one stage in its directory. It starts from the model directory `init_directory`; None: from new weights."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class StageRunner:
         self.recipe, self.console, self.ranks, self.tokenizer = shared.recipe, shared.console, shared.ranks, shared.tokenizer
 
     def run(self) -> dict[str, Any]:
-        """All of it; returns what result.json says."""
+        """Run the stage and return the content of result.json."""
         name, stage, started = self.prepared.name, self.prepared.stage, time.monotonic()
         self.console.title(name)
         for line in self.prepared.data.report.lines():
@@ -98,33 +98,40 @@ class StageRunner:
         changed = {change.key: [change.before, change.after] for change in self.shared.recipe_changes if change.concerns(name)}
         if self.ranks.is_main_process:
             self._write_data_report()
-            of_stage = any(key.startswith(f"stages.{name}.") for key in changed)
-            if of_stage or not (self.directory.root / "plan.json").exists():  # as it was planned when it began
+            stage_changed = any(key.startswith(f"stages.{name}.") for key in changed)
+            if stage_changed or not (self.directory.root / "plan.json").exists():  # the plan of the beginning stays
                 write_json(self.directory.root / "plan.json", self.prepared.plan.as_dict())
-        self.console.log(plan_line(self.prepared.plan))
+        self.console.log(describe_plan(self.prepared.plan))
         for note in self.prepared.plan.notes:
             self.console.log(f"  {note}")
         model = self._start_model()
         model.activation_checkpoint_every = self.recipe.runtime.activation_checkpoint_every
         reset_compiler()
         with self.shared.timed("probe"), self.ranks.main_process_first():
-            decision = self._decision(model)
-        self.console.log(_machine_line(decision))
+            compute = self._compute_config(model)
+        self.console.log(_describe_compute(compute))
         if self.ranks.is_distributed:
             self.console.log(f"{self.ranks.world_size} processes share each update ({self.recipe.runtime.parallelism})")
-        reference = ReferenceProvider(stage, model, self._start_model, decision, self.directory.root, self.console.log)
+        reference = ReferenceProvider(
+            stage=stage,
+            model=model,
+            load_start_model=self._start_model,
+            compute=compute,
+            folder=self.directory.root,
+            log=self.console.log,
+        )
         with self.ranks.main_process_first():
-            objective = self._objective(self.prepared.data.train, "training", head_kernel(decision), reference)
-            validation = self._validation_set(head_kernel(decision), reference)
+            objective = self._objective(self.prepared.data.train, "training", head_kernel(compute), reference)
+            validation = self._validation_set(head_kernel(compute), reference)
         before_file = self.directory.evaluations / "before.json"
         if self.ranks.broadcast_object(not before_file.exists()):
             with self.shared.timed("evaluation"):
                 self._evaluate(before_file, model, validation, stage.batch.micro_batch_rows)
-        divided = self.recipe.runtime.parallelism == "fsdp" and self.ranks.is_distributed
-        state = self._train(model, objective, validation, decision, changed, divided)
+        is_sharded = self.recipe.runtime.parallelism == "fsdp" and self.ranks.is_distributed
+        state = self._train(model, objective, validation, compute=compute, recipe_changes=changed, is_sharded=is_sharded)
         chosen = self._select_checkpoint(state)
-        if divided:
-            model = decision.apply(self._load(self.directory.root / chosen))
+        if is_sharded:
+            model = compute.apply(self._load(self.directory.root / chosen))
         elif chosen != self._checkpoint(state.step, averaged=False):
             model.load_state_dict(self._load(self.directory.root / chosen).state_dict())
         rows = state.micro_batch_size or stage.batch.micro_batch_rows
@@ -132,51 +139,58 @@ class StageRunner:
         if self.shared.after_stage is not None and self.ranks.is_main_process:
             with force_eager():
                 self.shared.after_stage(name, model, self.tokenizer, self.directory)
-        done = {"order": self.order, "model": str(chosen), "step": state.step, "seconds": state.seconds,
-                "wall_seconds": round(time.monotonic() - started, 3), "stop": state.stop_reason}  # fmt: skip
+        result = {
+            "order": self.order,
+            "model": str(chosen),
+            "step": state.step,
+            "seconds": state.seconds,
+            "wall_seconds": round(time.monotonic() - started, 3),
+            "stop": state.stop_reason,
+        }
         if self.ranks.is_main_process:
-            write_json(self.directory.result_file, done)
-        return done
+            write_json(self.directory.result_file, result)
+        return result
 
     def _train(
         self,
         model: LanguageModel,
         objective: Objective,
         validation: ValidationSet | None,
-        decision: ComputeConfig,
-        changed: dict[str, list[Any]],
-        divided: bool,
+        *,
+        compute: ComputeConfig,
+        recipe_changes: dict[str, list[Any]],
+        is_sharded: bool,
     ) -> TrainState:
-        """The loop, until the last checkpoint is there for all ranks."""
+        """Train until the last checkpoint is complete on all ranks."""
         data, shared = self.prepared.data, self.shared
         context = TrainContext(
             stage=self.prepared.stage,
-            horizon=self.prepared.extent,
+            horizon=self.prepared.horizon,
             seed=self.seed,
             model=model,
             objective=objective,
             data=data.train,
-            locate_example=_places(data),
-            compute=decision,
+            locate_example=_example_locator(data),
+            compute=compute,
             log=LogTargets(
                 directory=self.directory,
                 config=self.recipe.logging,
                 alerts=shared.alerts,
                 take_startup_report=shared.take_startup_report,
-                recipe_changes=changed,
+                recipe_changes=recipe_changes,
             ),
             write_model=_writer(model, self.tokenizer),
             stopping=shared.stopping,
             hooks=self._hooks(validation),
             ranks=self.ranks,
-            is_sharded=divided,
+            is_sharded=is_sharded,
         )
         state = Trainer(context, self.console).run()
         self.ranks.barrier()
         return state
 
     def _start_model(self) -> LanguageModel:
-        """The model with its start weights."""
+        """The model with its initial weights."""
         if self.init_directory is None:
             model = Decoder(self.recipe.model, self.tokenizer.vocab_size)
             model.initialise(self.recipe.seed)
@@ -189,8 +203,11 @@ class StageRunner:
     def _load(self, folder: Path) -> LanguageModel:
         return load_model(folder, self.recipe.model.implementation)
 
-    def _decision(self, model: LanguageModel) -> ComputeConfig:
-        """As it was measured when the stage began, and applied; the last bits of every number depend on it."""
+    def _compute_config(self, model: LanguageModel) -> ComputeConfig:
+        """The compute configuration, applied to the model: read if the stage has begun, else measured and stored.
+
+        The last bits of every number depend on it, so a resumed stage keeps the configuration of its beginning.
+        """
         file = self.directory.root / "compute.json"
         train = self.prepared.data.train
         batch = train.batch(0, self.prepared.stage.batch.micro_batch_rows)
@@ -199,20 +216,22 @@ class StageRunner:
             return self._objective(train, "training", kernel, reference=None)
 
         if file.exists():
-            decision = ComputeConfig.from_dict(read_json(file))
-            if decision.device == "cuda" and not torch.cuda.is_available():
+            compute = ComputeConfig.from_dict(read_json(file))
+            if compute.device == "cuda" and not torch.cuda.is_available():
                 raise FledgeError("this stage was begun on a CUDA device; none is at hand", where=str(file))
-            decision.apply(model)
-            compiling = warm_up(decision, model, batch, objective, self.console.log)
+            compute.apply(model)
+            compile_seconds = warm_up(compute, model, batch, objective, self.console.log)
         else:
-            micro_steps = self.prepared.extent.micro_batches(self.prepared.extent.steps)
-            decision = autotune(self.recipe.runtime, model, batch, objective, micro_steps, self.console.log)
-            decision.apply(model)
-            write_json(file, decision.as_dict())
-            compiling = float(decision.measurements.get("compile_seconds", 0.0))
+            micro_steps = self.prepared.horizon.micro_batches(self.prepared.horizon.steps)
+            compute = autotune(
+                self.recipe.runtime, model, batch, objective=objective, micro_steps=micro_steps, log=self.console.log
+            )
+            compute.apply(model)
+            write_json(file, compute.as_dict())
+            compile_seconds = float(compute.measurements.get("compile_seconds", 0.0))
         if self.shared.startup is not None:
-            self.shared.startup.reassign("compile", compiling, out_of="probe")
-        return decision
+            self.shared.startup.reassign("compile", compile_seconds, out_of="probe")
+        return compute
 
     def _objective(
         self, data: PackedDataset, split: str, kernel: LossKernel | None, reference: ReferenceProvider | None
@@ -230,7 +249,7 @@ class StageRunner:
         )
 
     def _validation_set(self, kernel: LossKernel | None, reference: ReferenceProvider) -> ValidationSet | None:
-        """What the model is validated on, if there are validation data."""
+        """The validation data and their objective; None without validation data."""
         data = self.prepared.data.validation
         if data is None:
             return None
@@ -238,21 +257,19 @@ class StageRunner:
         return ValidationSet(data, objective, self.prepared.stage.evaluation.max_packed_rows)
 
     def _write_data_report(self) -> None:
-        """Write data_report.json; FledgeError where a stage that has begun would go on with other data."""
-        file, account = self.directory.root / "data_report.json", self.prepared.data.as_dict()
-        if self.directory.events.exists() and file.exists():
-            before = read_json(file)
-            prints = [[part and part["fingerprint"] for part in (one["train"], one["validation"])] for one in (before, account)]
-            if prints[0] != prints[1]:
-                raise FledgeError(
-                    f"the data of stage {self.prepared.name} changed since it began: it cannot be resumed exactly",
-                    where=str(file),
-                    hint="put the files back as they were, or start under another --name",
-                )
-        write_json(file, account)
+        """Write data_report.json. Raises FledgeError if a stage that has begun would go on with other data."""
+        file, report = self.directory.root / "data_report.json", self.prepared.data.as_dict()
+        has_begun = self.directory.events.exists() and file.exists()
+        if has_begun and _fingerprints(read_json(file)) != _fingerprints(report):
+            raise FledgeError(
+                f"the data of stage {self.prepared.name} changed since it began: it cannot be resumed exactly",
+                where=str(file),
+                hint="put the files back as they were, or start under another --name",
+            )
+        write_json(file, report)
 
     def _select_checkpoint(self, state: TrainState) -> Path:
-        """The model directory that goes on, within the stage's."""
+        """The model directory that is the result of the stage, relative to the directory of the stage."""
         best, averaged = state.best_step, self.prepared.stage.ema.decay is not None
         last = self._checkpoint(state.step, averaged)
         if self.prepared.stage.select_checkpoint != "best" or best is None or best == state.step:
@@ -267,20 +284,20 @@ class StageRunner:
         return Path("checkpoints") / step_name(step) / ("averaged" if averaged else "model")
 
     def _evaluate(self, file: Path, model: LanguageModel, validation: ValidationSet | None, micro_batch_rows: int) -> None:
-        """Write the metrics of the validation set and, from the main process, answers to the fixed prompts."""
-        measured: dict[str, Any] = {}
+        """Write the metrics of the validation set and the answers to the fixed prompts to `file`."""
+        metrics: dict[str, Any] = {}
         if validation is not None:
-            measured = validate(model, validation, micro_batch_rows, ranks=self.ranks)
-            self.console.log(f"{file.stem} {self.prepared.name}: validation {metrics_line(measured)}")
+            metrics = validate(model, validation, micro_batch_rows, ranks=self.ranks)
+            self.console.log(f"{file.stem} {self.prepared.name}: validation {metrics_line(metrics)}")
         if not self.ranks.is_main_process:
             return
         with force_eager():
             samples = sample(model, self.tokenizer, self.recipe.generation_samples, self.prepared.stage.kind)
-        write_json(file, {**measured, "samples": [one.as_dict() for one in samples]})
+        write_json(file, {**metrics, "samples": [one.as_dict() for one in samples]})
 
     def _hooks(self, validation: ValidationSet | None) -> tuple[Hook, ...]:
-        """What is done between steps: evaluation where there is validation data, prompt tests where the recipe has some."""
-        stage, total_steps = self.prepared.stage, self.prepared.extent.steps
+        """The hooks of the trainer: evaluation if there are validation data, prompt tests if the recipe has some."""
+        stage, total_steps = self.prepared.stage, self.prepared.horizon.steps
         hooks: list[Hook] = []
         if validation is not None:
             hooks.append(Evaluation(stage=stage, total_steps=total_steps, validation=validation))
@@ -292,8 +309,7 @@ class StageRunner:
     def _run_prompt_tests(
         self, model: LanguageModel, step: int, previous_failures: list[str] | None
     ) -> tuple[dict[str, Any], list[str]]:
-        """Figures of the stage's prompt tests, and the names of those that fail; failing ones are written to
-        `prompt_tests/step-….jsonl`."""
+        """Run the prompt tests; returns their metrics and the names of failing ones, written to `prompt_tests/step-….jsonl`."""
         config = self.prepared.stage.prompt_tests
         assert config is not None
         cases = self.shared.prompt_test_cases[self.prepared.name]
@@ -304,14 +320,19 @@ class StageRunner:
         return report.metrics(), report.failing
 
 
-def _places(data: StageDataset) -> Callable[[int], str]:
-    """Where the row of a training example stands; what that takes is read when it is first asked."""
+def _example_locator(data: StageDataset) -> Callable[[int], str]:
+    """A function that gives the location (file:line) of a training example's row; it reads its index at the first call."""
 
     @cache
-    def places() -> RowLocator:
+    def locator() -> RowLocator:
         return RowLocator(data)
 
-    return lambda example: places().example(example)
+    return lambda example: locator().example(example)
+
+
+def _fingerprints(data_report: dict[str, Any]) -> list[str | None]:
+    """The fingerprints of the training and validation data in a data_report.json."""
+    return [split and split["fingerprint"] for split in (data_report["train"], data_report["validation"])]
 
 
 def _writer(model: LanguageModel, tokenizer: Tokenizer) -> WriteModel:
@@ -323,7 +344,8 @@ def _writer(model: LanguageModel, tokenizer: Tokenizer) -> WriteModel:
     return write
 
 
-def plan_line(plan: StagePlan) -> str:
+def describe_plan(plan: StagePlan) -> str:
+    """The plan on one line, for the console."""
     return (
         f"plan: {plan.parameters / 1e6:.1f}M parameters, {plan.steps:,} steps, {plan.tokens:,} tokens "
         f"({plan.epochs:.3g} epochs of {plan.rows:,} rows), warm-up {plan.warmup_steps:,} steps ({plan.warmup_share:.1%}), "
@@ -332,9 +354,9 @@ def plan_line(plan: StagePlan) -> str:
     )
 
 
-def _machine_line(decision: ComputeConfig) -> str:
-    reason = decision.measurements.get("compile_reason", "")
+def _describe_compute(compute: ComputeConfig) -> str:
+    reason = compute.measurements.get("compile_reason", "")
     return (
-        f"machine: {decision.device}, {decision.precision}, {decision.threads} threads, attention {decision.attention}, "
-        f"compile {'on' if decision.compile else 'off'}" + (f" ({reason})" if reason else "")
+        f"machine: {compute.device}, {compute.precision}, {compute.threads} threads, attention {compute.attention}, "
+        f"compile {'on' if compute.compile else 'off'}" + (f" ({reason})" if reason else "")
     )

@@ -61,7 +61,9 @@ class Run:
         model.activation_checkpoint_every = more.get("recompute", 0)
         self.data, self.horizon = (
             _data(pairs),
-            TrainingHorizon(steps=STEPS, rows=6 * STEPS - 5, micro=3, accumulation=2, start=2),
+            TrainingHorizon(
+                steps=STEPS, rows=6 * STEPS - 5, micro_batch_size=3, gradient_accumulation_steps=2, initial_accumulation_steps=2
+            ),
         )
         objective = dpo(torch.zeros(30, 2), sft_loss_weight=0.3) if pairs else CausalLMObjective()
         self.validation = ValidationSet(self.data, objective, 20)
@@ -194,7 +196,11 @@ def test_shard_ranges_cover_every_row_once_in_nearly_equal_parts(first: int, cou
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12))
 def test_micro_batches_respect_the_requested_size_and_need_minimal_padding(micro: int, accumulation: int, size: int) -> None:
     horizon = TrainingHorizon(
-        steps=2, rows=2 * micro * accumulation, micro=micro, accumulation=accumulation, start=accumulation
+        steps=2,
+        rows=2 * micro * accumulation,
+        micro_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        initial_accumulation_steps=accumulation,
     )
     if horizon.global_batch_rows < size:
         with pytest.raises(FledgeError, match="cannot share"):

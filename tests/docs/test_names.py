@@ -102,7 +102,7 @@ def option_problem(span: str, document: Path) -> str | None:
         return None
     if name in ("--key.of.recipe", "--any.key", "--dotted.key", "--key"):
         return None
-    sources = [source_index.PACKAGE / "cli.py", *(ROOT / "benchmarks").glob("*.py")]
+    sources = [*(source_index.PACKAGE / "cli").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
     known = any(re.search(rf'"{name}"', file.read_text(encoding="utf-8")) for file in sources)
     return None if known or name in ("--help", "--version") else f"no command has the option {name}"
 
@@ -116,7 +116,7 @@ def test_what_stands_in_backticks_exists(document: Path, find: Callable[[str, Pa
 
 def test_each_finder_finds_what_does_not_exist() -> None:
     document = ROOT / "README.md"
-    assert path_problem("src/fledge/nowhere.py", document) and not path_problem("src/fledge/cli.py", document)
+    assert path_problem("src/fledge/nowhere.py", document) and not path_problem("src/fledge/pipeline.py", document)
     assert path_problem("nowhere.py --quick", document) and not path_problem("kill_resume.py --kills 100", document)
     assert symbol_problem("cli.nothing", document) and not symbol_problem("cli.main", document)
     assert symbol_problem("batch.micro", document) and not symbol_problem("batch.micro_batch_size", document)

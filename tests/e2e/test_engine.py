@@ -187,14 +187,14 @@ def test_an_automatic_micro_batch_size_is_kept_on_resume_though_free_memory_chan
         patch.setattr(TrainStep, "_step", stopped)
         Pipeline(recipe, QUIET).run()
     plan = json.loads((tmp_path / "tiny" / "pretrain" / "plan.json").read_text())
-    assert (plan["micro_rows"], plan["effective_batch_rows"]) == (12, 12)
+    assert (plan["micro_batch_size"], plan["effective_batch_rows"]) == (12, 12)
     assert any("micro-batches of 12 rows, 1 per step: a step takes about" in note for note in plan["notes"])
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20, total=2**30))
     with pytest.raises(FledgeError, match="not even one row") as caught:
         Pipeline(_recipe(world, tmp_path / "other", batch=batch), QUIET).run()
     assert caught.value.where == "stages.pretrain.batch.micro_batch_size"
     run = Pipeline(recipe, QUIET).run(resume=True)
-    assert json.loads((run / "pretrain" / "plan.json").read_text())["micro_rows"] == 12
+    assert json.loads((run / "pretrain" / "plan.json").read_text())["micro_batch_size"] == 12
     assert len(_events(run, "step")) == 4
 
 

@@ -53,7 +53,7 @@ def test_batch_warm_up_reads_every_row_once_in_the_fewest_steps(
     except FledgeError as error:
         assert error.where == "batch.warmup.ramp_steps" and (ramp_steps >= 1 or rows <= 5 * micro * (start + more))
         return
-    counts = [horizon.window_at(step) for step in range(horizon.steps)]
+    counts = [horizon.accumulation_steps_at(step) for step in range(horizon.steps)]
     offsets = [sum(counts[:step]) * micro for step in range(horizon.steps + 1)]
     assert [horizon.first_row(step) for step in range(horizon.steps)] == offsets[:-1]
     assert offsets[-2] < rows == horizon.rows == horizon.first_row(horizon.steps) <= offsets[-1]
@@ -65,14 +65,14 @@ def test_batch_warm_up_reads_every_row_once_in_the_fewest_steps(
 
 def test_batch_warm_up_grows_in_equal_parts() -> None:
     horizon = compute_steps("10 steps", warmup_batch(2, 4, 1, 6), lambda n: n * 1000, 64)
-    assert [horizon.window_at(step) for step in range(10)] == [1, 1, 2, 2, 3, 3, 4, 4, 4, 4]
+    assert [horizon.accumulation_steps_at(step) for step in range(10)] == [1, 1, 2, 2, 3, 3, 4, 4, 4, 4]
     assert [horizon.first_row(step) for step in range(11)] == [0, 2, 4, 8, 12, 18, 24, 32, 40, 48, 56]
     assert (horizon.rows, horizon.global_batch_rows, horizon.micro_batches(10)) == (56, 8, 28)
 
 
 def test_without_batch_warm_up_every_step_is_full() -> None:
     horizon = compute_steps("5 steps", BatchConfig(micro_batch_size=4, gradient_accumulation_steps=2), lambda n: n * 1000, 64)
-    assert [horizon.window_at(step) for step in range(5)] == [2] * 5
+    assert [horizon.accumulation_steps_at(step) for step in range(5)] == [2] * 5
     assert [horizon.first_row(step) for step in range(6)] == [0, 8, 16, 24, 32, 40]
 
 

@@ -22,9 +22,11 @@ from tests.support.packed import Sequence, pack, random_sequences
 CPU = torch.device("cpu")
 LENGTHS = [32, 9, 20, 33, 5, 17, 30, 28, 25, 31, 12, 39]
 HORIZON = TrainingHorizon(
-    steps=6, rows=22, micro=2, accumulation=2, start=2
+    steps=6, rows=22, micro_batch_size=2, gradient_accumulation_steps=2, initial_accumulation_steps=2
 )  # eight rows an epoch; the last batch is half full
-WARMING = TrainingHorizon(steps=6, rows=34, micro=2, accumulation=4, start=1, batch_warmup_steps=4)
+WARMING = TrainingHorizon(
+    steps=6, rows=34, micro_batch_size=2, gradient_accumulation_steps=4, initial_accumulation_steps=1, batch_warmup_steps=4
+)
 TENSORS = ("input_ids", "targets", "loss_weights", "position_ids", "documents", "sequence_ids")
 
 
@@ -57,7 +59,7 @@ def _recording(**changes: Any) -> RecordingDataset:
 
 
 def _loader(data: PackedDataset, horizon: TrainingHorizon = HORIZON, micro_batch_size: int | None = None) -> BatchLoader:
-    source = DatasetSource(data, horizon, micro_batch_size or horizon.micro, lambda batch: batch.weight)
+    source = DatasetSource(data, horizon, micro_batch_size or horizon.micro_batch_size, lambda batch: batch.weight)
     return BatchLoader(source, horizon.steps, CPU)
 
 
@@ -83,8 +85,8 @@ def _set_micro_batch_size(loader: BatchLoader, size: int) -> None:
 
 def _expected(data: PackedDataset, horizon: TrainingHorizon, step: int, size: int) -> StepBatch:
     """The batch by its definition: the rows of the stream after those of all steps before."""
-    first = sum(horizon.micro * horizon.window_at(number) for number in range(step))
-    stop = min(horizon.rows, first + horizon.micro * horizon.window_at(step))
+    first = sum(horizon.micro_batch_size * horizon.accumulation_steps_at(number) for number in range(step))
+    stop = min(horizon.rows, first + horizon.micro_batch_size * horizon.accumulation_steps_at(step))
     every = [data.batch(row, size, stop) for row in range(first, stop, size)]
     some = tuple(batch for batch in every if int((batch.loss_weights > 0).sum()))
     return StepBatch(
@@ -119,7 +121,7 @@ def _assert_same(got: StepBatch, expected: StepBatch) -> None:
 def test_every_batch_is_the_one_of_its_definition(horizon: TrainingHorizon, order: Any, loaders: Any) -> None:
     loader, data = loaders(_data(), horizon), _data()
     for step in order:
-        _assert_same(loader.batch(step)[0], _expected(data, horizon, step, horizon.micro))
+        _assert_same(loader.batch(step)[0], _expected(data, horizon, step, horizon.micro_batch_size))
 
 
 @given(order=st.lists(st.integers(0, 5), min_size=1, max_size=8), sizes=st.lists(st.sampled_from([1, 2, 4]), min_size=8))
@@ -230,7 +232,7 @@ def test_micro_batches_without_targets_are_left_out_and_their_tokens_counted(loa
     sequences = [Sequence(s.tokens, s.weights if number % 2 else 0 * s.weights) for number, s in
                  enumerate(random_sequences([40] * 8))]  # fmt: skip
     data = pack(sequences, packed_length=40)
-    horizon = TrainingHorizon(steps=1, rows=8, micro=1, accumulation=8, start=8)
+    horizon = TrainingHorizon(steps=1, rows=8, micro_batch_size=1, gradient_accumulation_steps=8, initial_accumulation_steps=8)
     batch, _ = loaders(data, horizon).batch(0)
     assert len(batch.batches) == 4 and all(micro_batch.num_target_tokens for micro_batch in batch.batches)
     assert batch.num_tokens == 8 * 39
@@ -247,7 +249,9 @@ def test_a_mixture_counts_its_sources_and_draws_other_examples_in_each_epoch(loa
     def data() -> PackedDataset:
         return PackedDataset(examples, 40, 0, 1, False, mixture=mixture, sources=("many", "few"))
 
-    horizon = TrainingHorizon(steps=6, rows=24, micro=2, accumulation=2, start=2)  # three epochs of eight rows
+    horizon = TrainingHorizon(
+        steps=6, rows=24, micro_batch_size=2, gradient_accumulation_steps=2, initial_accumulation_steps=2
+    )  # three epochs of eight rows
     loader = loaders(data(), horizon)
     batches = [loader.batch(step)[0] for step in range(6)]
     for batch in batches:

@@ -158,7 +158,13 @@ def _final_loss(data: PackedDataset, seed: int, change: Callable[[Decoder], Any]
     kernel = change(model)
     optimizers = build_optimizers(model.train(), OptimizerConfig(learning_rate=3e-3))
     train_step = TrainStep(model, CausalLMObjective(0.0, kernel), optimizers, max_grad_norm=1.0, seed=seed)
-    horizon = TrainingHorizon(steps=200, rows=1600, micro=micro, accumulation=8 // micro, start=8 // micro)
+    horizon = TrainingHorizon(
+        steps=200,
+        rows=1600,
+        micro_batch_size=micro,
+        gradient_accumulation_steps=8 // micro,
+        initial_accumulation_steps=8 // micro,
+    )
     source = DatasetSource(data, horizon, micro, lambda batch: batch.weight)
     losses = [float(train_step(source.batch(step), 3e-3 * min(1, (step + 1) / 20)).loss) for step in range(200)]
     assert losses[0] > 5.5 and losses[-1] < 0.8 * losses[0]

@@ -67,7 +67,9 @@ def train(folder: Path, *hooks: Hook) -> TrainState:
 
     context = TrainContext(
         stage=PretrainStage.model_validate(STAGE),
-        horizon=TrainingHorizon(steps=STEPS, rows=4 * STEPS, micro=2, accumulation=2, start=2),
+        horizon=TrainingHorizon(
+            steps=STEPS, rows=4 * STEPS, micro_batch_size=2, gradient_accumulation_steps=2, initial_accumulation_steps=2
+        ),
         seed=7,
         model=model,
         objective=CausalLMObjective(),

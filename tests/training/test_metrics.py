@@ -36,7 +36,10 @@ CLOCKS = ("seconds", "time", "eta", "memory", "per_second", "phases", "mfu")
 def _batch() -> StepBatch:
     data = pack(random_sequences(LENGTHS), packed_length=40)
     return DatasetSource(
-        data, TrainingHorizon(steps=1, rows=8, micro=2, accumulation=4, start=4), 2, lambda batch: batch.weight
+        data,
+        TrainingHorizon(steps=1, rows=8, micro_batch_size=2, gradient_accumulation_steps=4, initial_accumulation_steps=4),
+        2,
+        lambda batch: batch.weight,
     ).batch(0)
 
 

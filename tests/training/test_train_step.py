@@ -42,7 +42,11 @@ def _batch(micro_batch_size: int, step: int = 0, rows: int = 8) -> StepBatch:
     assert len(data) == 8
     accumulation = 8 // micro_batch_size
     horizon = TrainingHorizon(
-        steps=-(-rows // 8), rows=rows, micro=micro_batch_size, accumulation=accumulation, start=accumulation
+        steps=-(-rows // 8),
+        rows=rows,
+        micro_batch_size=micro_batch_size,
+        gradient_accumulation_steps=accumulation,
+        initial_accumulation_steps=accumulation,
     )
     return DatasetSource(data, horizon, micro_batch_size, lambda batch: batch.weight).batch(step)
 

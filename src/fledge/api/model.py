@@ -10,7 +10,7 @@ import numpy as np
 
 from fledge.errors import FledgeError
 from fledge.run import resolve_model_path
-from fledge.tokenizer import Message, Tokenizer, load_tokenizer
+from fledge.tokenizer import Message, Tokenizer
 
 if TYPE_CHECKING:
     from fledge.generation import Engine, SamplingParams
@@ -188,15 +188,8 @@ def load(path: str | Path) -> Model:
     >>> fledge.load("runs/mine/sft").num_parameters > 1000
     True
     """
-    from fledge.generation import Engine
-    from fledge.model.loading import load_model
+    from fledge.generation import load_engine
 
     folder = resolve_model_path(str(path))
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
-    if tokenizer.vocab_size > model.vocab_size:
-        raise FledgeError(
-            f"the chat template needs control tokens that this model has never seen: it knows {model.vocab_size:,} tokens, "
-            f"the tokenizer with them has {tokenizer.vocab_size:,}",
-            where=str(folder),
-        )
-    return Model(Engine(model.eval(), tokenizer.stop_ids), tokenizer, folder)
+    engine, tokenizer = load_engine(folder)
+    return Model(engine, tokenizer, folder)

@@ -1,6 +1,7 @@
 """Generation: an engine that decodes requests together, sampling, the key-value cache, packed weights, streamed text."""
 
 from fledge.generation.engine import Engine, generate, stream
+from fledge.generation.loading import load_engine
 from fledge.generation.request import Completion, FinishReason, PromptTooLongError, TokenOutput, check_prompt
 from fledge.generation.sampling import SamplingParams
 from fledge.generation.scoring import score_tokens
@@ -17,6 +18,7 @@ __all__ = [
     "check_prompt",
     "decode_stream",
     "generate",
+    "load_engine",
     "score_tokens",
     "stream",
 ]

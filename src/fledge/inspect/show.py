@@ -68,7 +68,7 @@ def print_example(terminal: Console, build: OpenBuild, examples: Examples, examp
 
 
 def show(
-    targets: Sequence[str], overrides: Overrides, stage: str | None, first: int, count: int, row: str | None, log: Log
+    targets: Sequence[str], overrides: Overrides, stage: str | None, offset: int, limit: int, row: str | None, log: Log
 ) -> None:
     """Print training examples of a stage, or the examples of one row of a file."""
     location = None if row is None else parse_row_location(row)
@@ -81,7 +81,7 @@ def show(
         terminal.print(Text(legend(terminal), style="italic"))
         opened = [open_build(name, folder) for name, folder in builds.folders.items()]
         if location is None:
-            _show_some(terminal, opened[0], first, count)
+            _show_some(terminal, opened[0], offset, limit)
             return
         located = [(build, located_row) for build in opened for located_row in find_rows(build, location)]
         shown = [print_row(terminal, build, located_row.shard.number, located_row.row) for build, located_row in located]

@@ -11,43 +11,42 @@ from fledge.recipe.units import Duration
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingHorizon:
-    """How a stage reads its rows: `rows` packed rows of the endless stream of epochs in `steps` steps.
+    """The steps of a stage and the packed rows that each reads: `rows` rows of the endless stream of epochs in `steps` steps.
 
-    A step has `accumulation` micro-batches of `micro` rows. If rows run out, the last step is filled with empty rows of weight
-    0. With a batch warm-up, step 0 has `start` micro-batches and the number grows to `accumulation` within the first
-    `batch_warmup_steps` steps: micro-batch k of the d = accumulation − start additional ones is added at step ⌈k ·
-    batch_warmup_steps / d⌉.
+    A step has `gradient_accumulation_steps` micro-batches of `micro_batch_size` rows. If rows run out, the last step is filled
+    with empty rows of weight 0. With a batch warm-up, step 0 has `initial_accumulation_steps` micro-batches, and the number
+    grows within the first `batch_warmup_steps` steps: of the d = gradient_accumulation_steps − initial_accumulation_steps
+    additional micro-batches, the k-th is added at step ⌈k · batch_warmup_steps / d⌉.
     """
 
     steps: int
     rows: int
-    micro: int
-    accumulation: int
-    start: int
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    initial_accumulation_steps: int
     batch_warmup_steps: int = 0
 
     @property
     def global_batch_rows(self) -> int:
         """Rows of a full batch, i.e. of one step after the batch warm-up."""
-        return self.micro * self.accumulation
+        return self.micro_batch_size * self.gradient_accumulation_steps
 
-    def window_at(self, step: int) -> int:
+    def accumulation_steps_at(self, step: int) -> int:
         """Number of micro-batches of a step."""
-        return (
-            self.accumulation
-            if step >= self.batch_warmup_steps
-            else self.start + step * (self.accumulation - self.start) // self.batch_warmup_steps
-        )
+        if step >= self.batch_warmup_steps:
+            return self.gradient_accumulation_steps
+        additional = self.gradient_accumulation_steps - self.initial_accumulation_steps
+        return self.initial_accumulation_steps + step * additional // self.batch_warmup_steps
 
     def first_row(self, step: int) -> int:
         """Index in the row stream of a step's first row; for `steps`, the number of rows in total."""
-        return min(self.rows, self.micro * self.micro_batches(step))
+        return min(self.rows, self.micro_batch_size * self.micro_batches(step))
 
     def micro_batches(self, steps: int) -> int:
         """Number of micro-batches of the first `steps` steps."""
-        additional = self.accumulation - self.start
+        additional = self.gradient_accumulation_steps - self.initial_accumulation_steps
         added_at = [-(-k * self.batch_warmup_steps // additional) for k in range(1, additional + 1)]
-        return self.start * steps + sum(max(0, steps - step) for step in added_at)
+        return self.initial_accumulation_steps * steps + sum(max(0, steps - step) for step in added_at)
 
 
 def resolve_batch_warmup(batch: BatchConfig, steps: int) -> int:
@@ -68,9 +67,13 @@ def compute_steps(duration: str, batch: BatchConfig, rows_in: Callable[[float], 
 
     def horizon(steps: int, rows: int, warmup: int) -> TrainingHorizon:
         return TrainingHorizon(
-            steps=steps, rows=rows, micro=batch.micro_batch_rows, accumulation=batch.gradient_accumulation_steps,
-            start=start, batch_warmup_steps=warmup,
-        )  # fmt: skip
+            steps=steps,
+            rows=rows,
+            micro_batch_size=batch.micro_batch_rows,
+            gradient_accumulation_steps=batch.gradient_accumulation_steps,
+            initial_accumulation_steps=start,
+            batch_warmup_steps=warmup,
+        )
 
     if length.unit == "steps":
         steps = int(length.amount)

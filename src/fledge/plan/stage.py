@@ -34,7 +34,7 @@ class StagePlan:
     warmup_steps: int
     warmup_share: float
     effective_batch_rows: int
-    micro_rows: int
+    micro_batch_size: int
     effective_batch_tokens: int
     first_batch_rows: int
     batch_warmup_steps: int
@@ -84,9 +84,9 @@ def plan_stage(
         warmup_steps=warmup,
         warmup_share=warmup / horizon.steps,
         effective_batch_rows=horizon.global_batch_rows,
-        micro_rows=horizon.micro,
+        micro_batch_size=horizon.micro_batch_size,
         effective_batch_tokens=batch_tokens,
-        first_batch_rows=horizon.micro * horizon.window_at(0),
+        first_batch_rows=horizon.micro_batch_size * horizon.accumulation_steps_at(0),
         batch_warmup_steps=horizon.batch_warmup_steps,
         optimizer=resolved.optimizer.name,
         learning_rate=rate,
@@ -101,7 +101,7 @@ def plan_stage(
 def with_recorded_settings(stage: Stage, recorded: dict[str, Any]) -> Stage:
     """The stage with the numbers that were chosen when it began; `recorded`: the values of its plan.json."""
     rows, optimizer = recorded["effective_batch_rows"], stage.optimizer
-    micro = recorded["micro_rows"] if stage.batch.micro_batch_size == "auto" else stage.batch.micro_batch_size
+    micro = recorded["micro_batch_size"] if stage.batch.micro_batch_size == "auto" else stage.batch.micro_batch_size
     chosen = {
         "learning_rate": recorded["learning_rate"],
         "betas": tuple(recorded["betas"]),

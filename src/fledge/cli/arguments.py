@@ -1,0 +1,203 @@
+"""The arguments of the command: its parsers, and overrides of recipe keys such as `--seed 7`."""
+
+import argparse
+from collections.abc import Sequence
+
+from fledge.version import __version__
+
+DESCRIPTION = """fledge raises small language models: raw text -> tokenizer -> pretrain -> SFT -> DPO -> a model to talk to.
+
+Start here:
+  fledge quickstart                          a bilingual model from nothing, in minutes
+  fledge chat runs/quickstart                talk to it
+  fledge train recipes/real-data.yaml        your own data, from a recipe
+"""
+MINUTES, SEED = 5.0, 7  # of the quickstart
+MAX_RESTARTS = 3  # of all processes of a run
+Overrides = list[tuple[str, str]]
+RENAMED_OPTIONS = {
+    "--allow": "--allow-change", "--restarts": "--max-restarts", "--slurm": "--slurm-option", "--first": "--offset",
+    "--count": "--limit", "--built": "--built_dataset",
+}  # fmt: skip
+OVERRIDES = "Any key of the recipe can be set on the command line: --stages.sft.optimizer.learning_rate 1e-4, --seed 7."
+SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed")
+TARGETS = {
+    "stats": "recipe (YAML), or files and folders of rows",
+    "check": "recipe (YAML; later files override earlier ones)",
+    "account": "run directory, built directory, or recipe",
+    "show": "recipe, run directory or built directory",
+    "build": "recipe (YAML; later files override earlier ones)",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="fledge", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"fledge {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_quickstart(commands)
+    _add_train(commands)
+    _add_data(commands)
+    for name, text in (("generate", "answer one prompt"), ("chat", "talk to a model")):
+        _add_generation(commands, name, text)
+    report = commands.add_parser("report", help="write a run's report.html again", allow_abbrev=False)
+    report.add_argument("run", help="run directory")
+    return parser
+
+
+def _add_quickstart(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("quickstart", help="raise a bilingual model from nothing on this machine", allow_abbrev=False)
+    command.add_argument("--minutes", type=float, help=f"training time to aim at on this machine (default {MINUTES:g})")
+    command.add_argument("--seed", type=int, help=f"seed of the world and of the run (default {SEED})")
+    command.add_argument("--name", default="quickstart", help="name of the run (default quickstart)")
+    command.add_argument("--output", default="runs", help="folder of runs (default runs)")
+    command.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    command.add_argument("--quiet", action="store_true", help="print only the result")
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "train",
+        help="run the stages of a recipe",
+        epilog=OVERRIDES,
+        allow_abbrev=False,
+        usage="fledge train RECIPE... [options] [--key.of.recipe VALUE]...",
+    )
+    command.add_argument("recipe", nargs="+", help="YAML files; later ones override earlier ones")
+    command.add_argument("--dry-run", action="store_true", help="print the resolved recipe and the plan, and stop")
+    command.add_argument("--resume", action="store_true", help="go on with an interrupted run (this also happens by itself)")
+    command.add_argument(
+        "--allow-change", metavar="KEY", action="append", default=[], help="resume although this key of the recipe has changed"
+    )
+    command.add_argument(
+        "--processes", "--nproc-per-node", type=int, help="processes on this machine, or on each node (default 1)"
+    )
+    command.add_argument(
+        "--max-restarts", dest="restarts", type=int, help=f"restarts of all processes when one is lost (default {MAX_RESTARTS})"
+    )
+    command.add_argument("--cluster", choices=("slurm", "ray"), help="run on a Slurm or Ray cluster instead of here")
+    command.add_argument("--nodes", type=int, help="machines of the cluster (default 1)")
+    command.add_argument(
+        "--slurm-option",
+        dest="slurm",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="an option of the Slurm job, e.g. partition=gpu",
+    )
+    command.add_argument("--quiet", action="store_true", help="print only the result")
+
+
+def _add_data(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("data", help="look at data before training on it", allow_abbrev=False)
+    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
+    stats = _add_data_action(actions, "stats", "lengths, languages, duplicates, mixture and answers of each source")
+    stats.add_argument(
+        "--kind", choices=("pretrain", "sft", "preference"), help="stage kind of files of rows (default: guessed)"
+    )
+    stats.add_argument("--tokenizer", metavar="DIR", help="tokenizer to count with (default: the recipe's, or trained now)")
+    stats.add_argument("--page", metavar="FILE", help="also write one HTML page with plots")
+    check = _add_data_action(
+        actions, "check", "checks for data that would make training meaningless; exit code 2 if there is some"
+    )
+    account = _add_data_action(actions, "account", "every row and what was done with it: used, changed or dropped, and why")
+    account.add_argument("--source", help="only sources with this in their name or path")
+    account.add_argument("--reason", help="rows with this in their reason")
+    account.add_argument("--state", help="rows that were dropped, truncated, shortened, split, changed or noticed")
+    account.add_argument("--limit", type=int, default=20, help="most rows to print for each stage (default 20)")
+    show = _add_data_action(actions, "show", "examples token by token, coloured by weight")
+    show.add_argument("--limit", type=int, default=3, help="examples to show (default 3)")
+    show.add_argument("--offset", type=int, default=0, help="number of the first example (default 0)")
+    build = _add_data_action(actions, "build", "read, clean, tokenise and pack once, to train from with built_dataset: DIR")
+    build.add_argument("--out", metavar="DIR", required=True, help="directory to build into; an interrupted build goes on")
+    build.add_argument(
+        "--executor", choices=("processes", "ray", "slurm"), default="processes", help="what processes the shards"
+    )
+    build.add_argument("--workers", type=int, help="processes, or most Slurm jobs at a time (default: one a core; 64 jobs)")
+    build.add_argument(
+        "--slurm-option",
+        dest="slurm",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="an option of the Slurm jobs, e.g. partition=cpu",
+    )
+    for action in (stats, check, account):
+        action.add_argument("--json", action="store_true", help="print JSON")
+    for action in (account, show):
+        action.add_argument("--row", metavar="FILE:LINE", help="one row, by its file and line")
+
+
+def _add_data_action(actions: argparse._SubParsersAction, name: str, text: str) -> argparse.ArgumentParser:
+    """An action of `fledge data` on targets, with a stage and overrides of the recipe."""
+    action = actions.add_parser(
+        name,
+        help=text,
+        epilog=OVERRIDES,
+        allow_abbrev=False,
+        usage=f"fledge data {name} TARGET... [options] [--key.of.recipe VALUE]...",
+    )
+    action.add_argument("target", nargs="+", metavar="TARGET", help=TARGETS[name])
+    action.add_argument("--stage", help="name of the stage (default: all of them)")
+    return action
+
+
+def _add_generation(commands: argparse._SubParsersAction, name: str, text: str) -> None:
+    command = commands.add_parser(name, help=text, allow_abbrev=False)
+    command.add_argument("model", help="run, stage, checkpoint or model directory")
+    if name == "generate":
+        command.add_argument("prompt", help="what to answer")
+        command.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    command.add_argument("--system", help="system prompt")
+    command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    command.add_argument("--top-k", type=int, default=0, help="sample among the k likeliest tokens; 0: all")
+    command.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest tokens of this total probability")
+    command.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: avoid tokens already there")
+    command.add_argument("--max-new-tokens", type=int, default=256)
+    command.add_argument("--seed", type=int, default=0)
+
+
+def split_overrides(argv: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], Overrides]:
+    """Split the arguments of a command that has a recipe: those of the command, and the overrides `--a.b value`, `--a.b=value`.
+
+    An option that the command's own parser knows stays; every other one is a key of the recipe.
+    """
+    own = _own_options(argv, parser)
+    if own is None:
+        return list(argv), []
+    kept, pairs, remaining = [], [], list(argv)
+    while remaining:
+        argument = remaining.pop(0)
+        key, equals, value = argument.partition("=")
+        if not argument.startswith("--") or argument == "--" or key in own:
+            kept.append(argument)
+            continue
+        if key in RENAMED_OPTIONS:
+            parser.error(f"{key} is now {RENAMED_OPTIONS[key]}")
+        if not equals:
+            if not remaining:
+                parser.error(f"{key} needs a value; {OVERRIDES}")
+            value = remaining.pop(0)
+        pairs.append((key[2:], value))
+    return kept, pairs
+
+
+def _own_options(argv: Sequence[str], parser: argparse.ArgumentParser) -> set[str] | None:
+    """The options of the command that `argv` names; None where it has no recipe."""
+    words = iter(argument for argument in argv if not argument.startswith("-"))
+    command = next(words, None)
+    if command not in ("train", "data"):
+        return None
+    chosen = _subparsers(parser)[command]
+    if command == "data":
+        actions = _subparsers(chosen)
+        return {option for action in actions.values() for option in action._option_string_actions}
+    return set(chosen._option_string_actions)
+
+
+def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The commands below a parser, by name."""
+    return next(dict(action.choices) for action in parser._actions if isinstance(action, argparse._SubParsersAction))

@@ -1,0 +1,231 @@
+"""The commands: each calls one function and shows its result. Nothing heavy is imported before it is needed."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fledge.cli.arguments import MAX_RESTARTS, MINUTES, SAMPLING_OPTIONS, SEED, Overrides, build_parser, split_overrides
+from fledge.entrypoint import TrainCommand, exit_code, to_stderr, write_report_and_summarise
+from fledge.errors import FledgeError
+from fledge.run.stopping import SignalHandler
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code.
+
+    0: done; 2: an error that the user can mend; 3: another process of the run has ended; 128 + the signal's number (130, 143):
+    an interruption.
+    """
+    # Threads that wait by spinning halve the speed of a machine that also does something else; read when torch loads.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    parser = build_parser()
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in argv
+    kept, overrides = split_overrides([argument for argument in argv if argument != "--debug"], parser)
+    options = parser.parse_args(kept)
+    on_exit = _ignore_signals if arguments is None else lambda: None  # the end of the process, and not only of this function
+
+    def run(log: Callable[[str], None] = to_stderr) -> int:
+        code = exit_code(lambda: _run_command(options, overrides, argv), debug, on_exit, log)
+        on_exit()
+        return code
+
+    if options.command != "train" or arguments is not None:
+        return run()
+    from fledge.launch.local import is_worker_process, run_worker_and_exit
+
+    return run_worker_and_exit(run) if is_worker_process() else run()
+
+
+def _run_command(options: argparse.Namespace, overrides: Overrides, argv: list[str]) -> int | None:
+    """Run the command that the options name; returns its exit code, None for 0."""
+    if options.command in ("quickstart", "train"):
+        return _run_with_signals(options, overrides, argv)
+    if options.command == "data":
+        _run_data(options, overrides)
+    elif options.command == "report":
+        _run_report(options)
+    else:
+        _run_generation(options)
+    return None
+
+
+def _run_quickstart(options: argparse.Namespace) -> None:
+    from fledge.quickstart import quickstart
+    from fledge.run import Console
+
+    if options.resume and (options.minutes is not None or options.seed is not None):
+        raise FledgeError("--resume goes on with the stored recipe", hint="leave --minutes and --seed out")
+    minutes = MINUTES if options.minutes is None else options.minutes
+    if not 0 < minutes < float("inf"):
+        raise FledgeError("--minutes must be a number above zero")
+    if not 0 < len(options.name) == len(Path(options.name).name):
+        raise FledgeError(f"--name is one folder's name, not '{options.name}'")
+    seed = SEED if options.seed is None else options.seed
+    run = quickstart(
+        name=options.name,
+        output=options.output,
+        seed=seed,
+        minutes=minutes,
+        resume=options.resume,
+        console=Console(quiet=options.quiet),
+    )
+    write_report_and_summarise(run)
+
+
+def _run_train(options: argparse.Namespace, overrides: Overrides, argv: list[str], stopping: SignalHandler) -> int | None:
+    from fledge.launch.local import is_worker_process, launch, start_watchdog
+    from fledge.recipe import load_recipe
+    from fledge.run import Console
+
+    _check_process_options(options)
+    training = TrainCommand(tuple(options.recipe), tuple(overrides), tuple(options.allow_change), options.resume, options.quiet)
+    if is_worker_process():
+        start_watchdog()
+        return training.run(stopping)
+    recipe = load_recipe(options.recipe, overrides)  # here, so that an error appears once and not for every process
+    if options.dry_run:
+        from fledge.pipeline import dry_run
+
+        print(dry_run(recipe, Console(quiet=options.quiet)))
+        return 0
+    if options.cluster is not None:
+        return _on_cluster(options, training, Path(recipe.output) / recipe.name / "jobs")
+    if options.processes is not None and options.processes > 1:
+        return launch(argv, options.processes, MAX_RESTARTS if options.restarts is None else options.restarts, stopping)
+    return training.run(stopping)
+
+
+def _check_process_options(options: argparse.Namespace) -> None:
+    """FledgeError for options that do not go together."""
+    for name in ("processes", "nodes"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise FledgeError("it must be at least 1", where=f"--{name}")
+    if options.restarts is not None and options.restarts < 0:
+        raise FledgeError("it cannot be negative", where="--max-restarts")
+    several = options.processes is not None and options.processes > 1
+    if options.restarts is not None and (options.cluster == "slurm" or not (several or options.cluster)):
+        hint = "Slurm queues a job again by itself" if options.cluster else "add --processes"
+        raise FledgeError("this is for several processes that are started here, or by Ray", where="--max-restarts", hint=hint)
+    if options.cluster != "slurm" and (options.slurm or options.nodes is not None):
+        name = "--slurm-option" if options.slurm else "--nodes"
+        raise FledgeError("this is for Slurm jobs", where=name, hint="add --cluster slurm")
+
+
+def _on_cluster(options: argparse.Namespace, training: TrainCommand, folder: Path) -> int:
+    """Submit the run to Slurm, or run it on Ray's workers; returns the exit code."""
+    from fledge.launch.ray import run_on_ray
+    from fledge.launch.slurm import submit
+
+    processes, nodes = options.processes or 1, options.nodes or 1
+    if options.cluster == "ray":
+        return run_on_ray(training, folder, processes, MAX_RESTARTS if options.restarts is None else options.restarts)
+    job = submit(training, folder, nodes, processes, options.slurm)
+    print(f"submitted as Slurm job {job.job_id}: {nodes * processes} processes")
+    print(f"its logs: {job.paths.stdout}, {job.paths.stderr}")
+    return 0
+
+
+def _run_data(options: argparse.Namespace, overrides: Overrides) -> None:
+    from fledge.run import Console
+
+    log, target, stage = Console().log, options.target, options.stage
+    if options.action == "build":
+        _run_build(options, overrides)
+    elif options.action == "stats":
+        from fledge.inspect.stats import stats
+
+        stats(
+            target,
+            overrides,
+            stage=stage,
+            kind=options.kind,
+            tokenizer_path=options.tokenizer,
+            as_json=options.json,
+            page=options.page,
+            log=log,
+        )
+    elif options.action == "check":
+        from fledge.inspect.check import check
+
+        check(target, overrides, stage, options.json, log)
+    elif options.action == "account":
+        from fledge.inspect.account import Filter, account
+
+        account(
+            target,
+            overrides,
+            stage=stage,
+            row_filter=Filter(options.source, options.reason, options.state),
+            row=options.row,
+            limit=options.limit,
+            as_json=options.json,
+            log=log,
+        )
+    else:
+        from fledge.inspect.show import show
+
+        show(target, overrides, stage=stage, offset=options.offset, limit=options.limit, row=options.row, log=log)
+
+
+def _run_build(options: argparse.Namespace, overrides: Overrides) -> None:
+    from fledge.data.build.executors import chosen_executor
+    from fledge.recipe import load_recipe
+    from fledge.run import Console
+
+    if options.stage is not None:
+        raise FledgeError("all stages are built together: they share a tokenizer", where="--stage", hint="leave it out")
+    recipe = load_recipe(options.target, overrides)
+    executor = chosen_executor(options.executor, options.workers, options.slurm)
+    from fledge.build_dataset import build
+
+    for name, data in build(recipe, Path(options.out), executor, Console().log).items():
+        held_out = data.validation.num_tokens if data.validation else 0
+        tokens, packed_rows = data.train.num_tokens, len(data.train)
+        print(f"{name}: {tokens:,} tokens in {packed_rows:,} packed rows an epoch, {held_out:,} for validation")
+        for line in data.report.lines():
+            print(f"  {line}")
+    print(f"train from it: fledge train {' '.join(options.target)} --built_dataset {options.out}")
+
+
+def _run_generation(options: argparse.Namespace) -> None:
+    from fledge.chat import chat, generate_once
+    from fledge.generation import SamplingParams
+
+    try:
+        params = SamplingParams(**{name: getattr(options, name) for name in SAMPLING_OPTIONS})
+    except FledgeError as error:  # it names the parameter
+        raise FledgeError(error.what, where=f"--{error.where}".replace("_", "-"), hint=error.hint) from None
+    if options.command == "generate":
+        generate_once(options.model, options.prompt, params, system=options.system, raw=options.raw)
+    else:
+        chat(options.model, params, system=options.system)
+
+
+def _run_report(options: argparse.Namespace) -> None:
+    from fledge.report import write_report
+
+    try:
+        print(write_report(Path(options.run)))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FledgeError("there is no such run", where=options.run) from error
+
+
+def _run_with_signals(options: argparse.Namespace, overrides: Overrides, argv: list[str]) -> int | None:
+    """Run `quickstart` or `train`. SIGTERM ends both as SIGINT does, also before the data is read and after the last step."""
+    with SignalHandler(lambda text: None, "stopped on request") as stopping:
+        if options.command == "quickstart":
+            _run_quickstart(options)
+            return 0
+        return _run_train(options, overrides, argv, stopping)
+
+
+def _ignore_signals() -> None:
+    """Ignore SIGINT and SIGTERM while the process ends."""
+    import signal
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,26 @@
+"""The engine and the tokenizer of a model directory."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fledge.errors import FledgeError
+from fledge.generation.engine import MAX_BATCH_SIZE, Engine
+from fledge.model.loading import load_model
+from fledge.tokenizer import Tokenizer, load_tokenizer
+
+
+def load_engine(
+    folder: Path, log: Callable[[str], None] = lambda text: None, max_batch_size: int = MAX_BATCH_SIZE
+) -> tuple[Engine, Tokenizer]:
+    """The engine of a model directory, and its tokenizer. `log` receives notes about the model.
+
+    Raises FledgeError if there is no model, or if the tokenizer has more tokens than the model.
+    """
+    model, tokenizer = load_model(folder, log=log), load_tokenizer(folder)
+    if tokenizer.vocab_size > model.vocab_size:
+        raise FledgeError(
+            f"the chat template needs control tokens that this model has never seen: it knows {model.vocab_size:,} tokens, "
+            f"the tokenizer with them has {tokenizer.vocab_size:,}",
+            where=str(folder),
+        )
+    return Engine(model.eval(), tokenizer.stop_ids, max_batch_size=max_batch_size), tokenizer

@@ -1,0 +1,69 @@
+"""The training speed of this machine, measured on the quickstart's model before its recipe is made."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from fledge.autotune.autotune import autotune, head_kernel
+from fledge.data import Batch
+from fledge.model.decoder import Decoder
+from fledge.objective import CausalLMObjective
+from fledge.optim.build import build_optimizers
+from fledge.quickstart.budget import MICRO_BATCH_SIZE
+from fledge.quickstart.recipe import MAX_SEQ_LEN, MODEL, VOCAB_SIZE
+from fledge.recipe import ModelConfig
+from fledge.recipe.schema import OptimizerConfig, RuntimeConfig
+
+TRAINING_FRACTION = 0.95  # of the time of a run; evaluations and checkpoints take the rest
+EXPECTED_STEPS = 1000  # micro-batches that autotune weighs the time of compilation against
+MIN_STEPS, MIN_SECONDS = 5, 4.0
+
+
+def measure_speed(log: Callable[[str], None]) -> float:
+    """Packed rows per second of training the quickstart's model, measured on random tokens, less the time of evaluations."""
+    log("measuring this machine …")
+    model = Decoder(ModelConfig(**MODEL), VOCAB_SIZE)
+    model.initialise(0)
+    batch = _random_batch()
+    compute = autotune(
+        RuntimeConfig(),
+        model,
+        batch,
+        objective=lambda kernel: CausalLMObjective(kernel=kernel),
+        micro_steps=EXPECTED_STEPS,
+        log=log,
+    )
+    compute.apply(model)
+    objective = CausalLMObjective(kernel=head_kernel(compute))
+    optimizers = build_optimizers(model, OptimizerConfig(name="muon", learning_rate=1e-4))
+
+    def train_step() -> None:
+        (objective(model, batch).loss / objective.normalizer(batch)).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
+
+    train_step()
+    start, steps = time.perf_counter(), 0
+    while steps < MIN_STEPS or time.perf_counter() - start < MIN_SECONDS:
+        train_step()
+        steps += 1
+    return TRAINING_FRACTION * MICRO_BATCH_SIZE * steps / (time.perf_counter() - start)
+
+
+def _random_batch() -> Batch:
+    """One micro-batch of random tokens [B, T], each row one document."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, VOCAB_SIZE, (MICRO_BATCH_SIZE, MAX_SEQ_LEN), generator=generator)
+    ones = torch.ones_like(tokens)
+    return Batch(
+        input_ids=tokens,
+        targets=tokens,
+        loss_weights=ones.float(),
+        position_ids=ones.cumsum(1) - 1,
+        documents=ones,
+        sequence_ids=ones * 0,
+        num_sequences=1,
+        examples=(0,),
+    )
