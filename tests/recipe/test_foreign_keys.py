@@ -12,10 +12,10 @@ from pydantic import BaseModel
 
 from fledge.errors import FledgeError
 from fledge.recipe import load_recipe, recipe_from_dict
-from fledge.recipe.foreign.answer import Answer, Around
+from fledge.recipe.foreign.answer import Answer, Context
 from fledge.recipe.foreign.renamed import RENAMED, RENAMED_VALUES
-from fledge.recipe.foreign.synonyms import SYNONYMS, TABLES, answer_of, as_recipe
-from fledge.recipe.foreign.wording import flow
+from fledge.recipe.foreign.synonyms import SYNONYMS, TABLES, answer_for, minimal_recipe
+from fledge.recipe.foreign.wording import inline_yaml
 from fledge.recipe.schema import Recipe, Source
 from fledge.recipe.schema_keys import KINDS, models_in
 from fledge.recipe.yaml_dialect import RecipeLoader
@@ -81,7 +81,7 @@ def test_every_renamed_value_is_reported_with_its_new_name(tmp_path: Path, owner
         tree = with_value({"stages": {"sft": {"data": DATA}}}, (*path, name), old)
         text = load_error(tmp_path, yaml.safe_dump(tree))
         dotted = ".".join(map(str, (*path, name)))
-        assert f"'{dotted}: {old}' is now '{dotted}: {flow(new)}'" in text
+        assert f"'{dotted}: {old}' is now '{dotted}: {inline_yaml(new)}'" in text
 
 
 def test_renamed_section_is_reported_with_its_keys(tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ CANDIDATES: list[Any] = [
 def loads(answer: Answer, kind: str) -> bool:
     """Whether a recipe with nothing but this answer loads."""
     try:
-        recipe_from_dict(as_recipe(answer.writes, kind))
+        recipe_from_dict(minimal_recipe(answer.settings, kind))
     except FledgeError:
         return False
     return True
@@ -324,13 +324,13 @@ def test_answer_to_each_foreign_key_is_a_loadable_recipe(name: str) -> None:
         (kind, answer)
         for kind in KINDS
         for value in CANDIDATES
-        if (answer := answer_of(name, value, Around({**context, name: value}, kind, positions=512))) is not None
+        if (answer := answer_for(name, value, Context({**context, name: value}, kind, max_positions=512))) is not None
     ]
-    assert all(answer.writes or answer.note for _, answer in answers)
-    written = [(kind, answer) for kind, answer in answers if answer.writes]
+    assert all(answer.settings or answer.note for _, answer in answers)
+    written = [(kind, answer) for kind, answer in answers if answer.settings]
     assert not written or any(loads(answer, kind) for kind, answer in written)
     for _, answer in written:
-        assert {path: yaml.load(flow(value), RecipeLoader) for path, value in answer.writes} == dict(answer.writes)
+        assert {path: yaml.load(inline_yaml(value), RecipeLoader) for path, value in answer.settings} == dict(answer.settings)
 
 
 VALUES = st.recursive(

@@ -2,6 +2,6 @@
 
 from fledge.recipe.foreign.explain import explain
 from fledge.recipe.foreign.translate import translate
-from fledge.recipe.foreign.wording import Told, lines
+from fledge.recipe.foreign.wording import AnsweredKey, answer_lines
 
-__all__ = ["Told", "explain", "lines", "translate"]
+__all__ = ["AnsweredKey", "answer_lines", "explain", "translate"]

@@ -13,38 +13,38 @@ class Answer:
     A path is that of a stage (`batch.micro_batch_size`) or of the top level (`runtime.precision`).
     """
 
-    writes: tuple[tuple[str, Any], ...] = ()
+    settings: tuple[tuple[str, Any], ...] = ()
     note: str = ""
 
 
 @dataclass(frozen=True)
-class Around:
+class Context:
     """What stands around a key: it decides what the key means."""
 
-    beside: Mapping[str, Any] = field(default_factory=dict)  # the keys of the same stage by their plain names
+    siblings: Mapping[str, Any] = field(default_factory=dict)  # the keys of the same stage by their plain names
     kind: str | None = None  # of the stage; None: not known
     model_key: str = "model.path"  # where the model to start from is named; empty: the stage before gives it
-    positions: int | None = None  # model.max_position_embeddings; None: those of a model directory
-    sizes: Mapping[str, Any] = field(default_factory=dict)  # the section `model` of the recipe
+    max_positions: int | None = None  # model.max_position_embeddings; None: those of a model directory
+    model_section: Mapping[str, Any] = field(default_factory=dict)  # the section `model` of the recipe
 
-    def first(self, names: tuple[str, ...]) -> Any:
+    def first_value(self, names: tuple[str, ...]) -> Any:
         """The first of these keys that says something, or None."""
-        return next((self.beside[name] for name in names if self.beside.get(name) is not None), None)
+        return next((self.siblings[name] for name in names if self.siblings.get(name) is not None), None)
 
     def number(self, names: tuple[str, ...]) -> float | None:
         """The same as a number."""
-        return number(self.first(names))
+        return number(self.first_value(names))
 
-    def whole(self, names: tuple[str, ...]) -> int | None:
+    def integer(self, names: tuple[str, ...]) -> int | None:
         """The same as a whole number."""
-        return whole(self.first(names))
+        return integer(self.first_value(names))
 
     def has(self, names: tuple[str, ...]) -> bool:
         """Whether one of these keys says something."""
-        return self.first(names) is not None
+        return self.first_value(names) is not None
 
 
-Rule = Callable[[Any, Around], Answer]
+Rule = Callable[[Any, Context], Answer]
 Table = dict[str, Rule]
 
 
@@ -59,13 +59,13 @@ def number(value: Any) -> float | None:
     return read if math.isfinite(read) else None
 
 
-def whole(value: Any) -> int | None:
+def integer(value: Any) -> int | None:
     """A whole number; else None."""
     read = number(value)
     return int(read) if read is not None and read == int(read) else None
 
 
-def switch(value: Any) -> bool | None:
+def boolean(value: Any) -> bool | None:
     """True or false, also as `yes`, `off`, 1 or 0; else None."""
     if isinstance(value, bool):
         return value
@@ -81,7 +81,7 @@ def word(value: Any) -> str:
     return str(value).strip().lower()
 
 
-def texts(value: Any) -> list[str]:
+def text_list(value: Any) -> list[str]:
     """A text, texts with commas between them, or a list of texts, as a list."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
@@ -95,9 +95,9 @@ def percent(share: float) -> str | int:
     return f"{share * 100:.10g}%" if share else 0
 
 
-def plain(value: Any) -> Any:
+def as_integer(value: Any) -> Any:
     """A number that is whole as such, also where it is written as text; everything else as it is."""
-    read = whole(value)
+    read = integer(value)
     return read if read is not None else value
 
 
@@ -107,38 +107,38 @@ def as_number(value: Any) -> Any:
     return read if isinstance(value, str) and read is not None else value
 
 
-def to(path: str, read: Callable[[Any], Any] = as_number, note: str = "") -> Rule:
+def replaced_by(path: str, read: Callable[[Any], Any] = as_number, note: str = "") -> Rule:
     """The key is `path` in fledge."""
-    return lambda value, around: Answer(((path, read(value)),), note)
+    return lambda value, context: Answer(((path, read(value)),), note)
 
 
-def said(text: str) -> Rule:
+def advice(text: str) -> Rule:
     """fledge has no such key; the sentence says what it does instead, or what to write."""
     answer = Answer(note=text)
-    return lambda value, around: answer
+    return lambda value, context: answer
 
 
-def leave(why: str) -> Rule:
+def unneeded(why: str) -> Rule:
     """The key is not needed."""
-    return said(f"leave it out; {why}")
+    return advice(f"leave it out; {why}")
 
 
-def absent(what: str) -> Rule:
+def unsupported(what: str) -> Rule:
     """What fledge cannot do, where it is switched on; where it is switched off nothing is lost."""
     off, on = Answer(note="leave it out; it is off"), Answer(note=what)
-    return lambda value, around: off if switch(value) is False or value in ("", "none", "None", 0) else on
+    return lambda value, context: off if boolean(value) is False or value in ("", "none", "None", 0) else on
 
 
-def either(on: Rule, off: Rule) -> Rule:
+def if_true(on: Rule, off: Rule) -> Rule:
     """One rule where the key is true (or anything else than false), another where it is false."""
-    return lambda value, around: (off if switch(value) is False else on)(value, around)
+    return lambda value, context: (off if boolean(value) is False else on)(value, context)
 
 
-def names(text: str) -> tuple[str, ...]:
+def name_list(text: str) -> tuple[str, ...]:
     """Names with blanks between them."""
     return tuple(text.split())
 
 
-def every(called: str | tuple[str, ...], rule: Rule) -> Table:
+def for_keys(called: str | tuple[str, ...], rule: Rule) -> Table:
     """One rule for several names of the same thing."""
-    return dict.fromkeys(names(called) if isinstance(called, str) else called, rule)
+    return dict.fromkeys(name_list(called) if isinstance(called, str) else called, rule)

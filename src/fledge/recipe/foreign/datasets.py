@@ -5,70 +5,70 @@ from typing import Any
 
 from fledge.recipe.foreign.answer import (
     Answer,
-    Around,
+    Context,
     Table,
-    absent,
-    either,
-    every,
-    leave,
-    names,
+    advice,
+    as_integer,
+    boolean,
+    for_keys,
+    if_true,
+    integer,
+    name_list,
     percent,
-    plain,
-    said,
-    switch,
-    texts,
-    to,
-    whole,
+    replaced_by,
+    text_list,
+    unneeded,
+    unsupported,
     word,
 )
 from fledge.recipe.foreign.learning import LENGTH
 
-FILES = names("""
+FILES = name_list("""
     train_file train_files train_data train_data_path data_path dataset_path train_path train_dataset training_data
     data_file data_files data_dir train_data_file sft_data_path dpo_data_path pretrain_data_path pretrain_data sft_data
     dpo_data training_file pretraining_dataset corpus
     """)
-NAMED = names("""
+DATASET_NAMES = name_list("""
     dataset dataset_dir dataset_name dataset_config dataset_config_name dataset_train_split datasets dataset_split
     """)
-VALIDATION_FILES = names("""
+VALIDATION_FILES = name_list("""
     validation_file val_file valid_file eval_file val_data_path valid_data_path eval_data_path validation_data
     validation_path val_path valid_path eval_path val_data eval_data test_datasets val_dataset valid_dataset
     """)
-VALIDATION_SHARES = names("""
+VALIDATION_SHARES = name_list("""
     val_size val_set_size test_split_size validation_split val_split val_ratio validation_ratio eval_ratio valid_ratio
     val_split_fraction test_size val_fraction split_ratio
     """)
-TEST_FILES = names("test_file test_data_path test_path test_data test_dataset")
+TEST_FILES = name_list("test_file test_data_path test_path test_data test_dataset")
 STRATEGY = ("eval_strategy", "evaluation_strategy")
-_REGISTRY_HINTS = names("""
+_REGISTRY_HINTS = name_list("""
     dataset_dir template finetuning_type cutoff_len stage preprocessing_num_workers overwrite_cache
     """)
 _FILE = re.compile(r"(^[./~])|(/$)|(\.(json|jsonl|csv|tsv|parquet|txt|arrow|gz|zst|bz2|xz)$)|(^[A-Za-z]:\\)|(/.*/)|[*?]", re.I)
 _SOURCE = "a training source: data: {train: {path: chat.jsonl}}"
 
 
-def source(name: str, around: Around) -> dict[str, Any]:
+def source(name: str, context: Context) -> dict[str, Any]:
     """One source of rows by its name: a file, an entry of a registry, or a dataset of the hub."""
     if _FILE.search(name):
         return {"path": name}
-    if around.has(("block_size", "n_embd")):
+    if context.has(("block_size", "n_embd")):
         return {"path": f"data/{name}/input.txt"}  # where nanoGPT keeps the text of a dataset
-    if any(around.has((hint,)) for hint in _REGISTRY_HINTS):
-        folder = str(around.first(("dataset_dir",)) or "data").rstrip("/")
+    if any(context.has((hint,)) for hint in _REGISTRY_HINTS):
+        folder = str(context.first_value(("dataset_dir",)) or "data").rstrip("/")
         return {"registry": f"{folder}/dataset_info.json", "name": name}
     return {"hub": name}
 
 
-def _listed(entry: Any, around: Around) -> dict[str, Any] | None:
+def _dataset_entry(entry: Any, context: Context) -> dict[str, Any] | None:
     """An item of `datasets`, as axolotl and TRL write them."""
     if not isinstance(entry, dict):
-        return source(entry, around) if isinstance(entry, str) and entry else None
-    files = texts(entry.get("data_files"))
+        return source(entry, context) if isinstance(entry, str) and entry else None
+    files = text_list(entry.get("data_files"))
     where = files[0] if len(files) == 1 else entry.get("path")
     if not isinstance(where, str) or not where:
         return None
-    found = source(where, Around())
+    found = source(where, Context())
     if "hub" in found:
         found |= {
             key: entry[name] for key, name in (("subset", "name"), ("split", "split")) if isinstance(entry.get(name), str)
@@ -76,27 +76,30 @@ def _listed(entry: Any, around: Around) -> dict[str, Any] | None:
     return found
 
 
-def train_sources(around: Around) -> list[dict[str, Any]]:
+def train_sources(context: Context) -> list[dict[str, Any]]:
     """The training sources that all keys together name."""
-    listed = around.first(("datasets",))
-    found = [_listed(entry, around) for entry in listed] if isinstance(listed, list) else []
-    found += [source(name, around) for name in texts(around.first(("dataset",)))]
-    name = around.first(("dataset_name",))
+    listed = context.first_value(("datasets",))
+    found = [_dataset_entry(entry, context) for entry in listed] if isinstance(listed, list) else []
+    found += [source(name, context) for name in text_list(context.first_value(("dataset",)))]
+    name = context.first_value(("dataset_name",))
     if isinstance(name, str) and name:
-        found.append(source(name, Around()))
+        found.append(source(name, Context()))
         if "hub" in (found[-1] or {}):
             extra = {"subset": ("dataset_config", "dataset_config_name"), "split": ("dataset_train_split", "dataset_split")}
             found[-1] = (found[-1] or {}) | {
-                key: str(value) for key, names in extra.items() if (value := around.first(names)) is not None
+                key: str(value) for key, names in extra.items() if (value := context.first_value(names)) is not None
             }
-    found += [{"path": path} for key in FILES for path in texts(around.beside.get(key))]
+    found += [{"path": path} for key in FILES for path in text_list(context.siblings.get(key))]
     sources = [entry for entry in found if entry]
-    return [_limited(entry, around) for entry in sources]
+    return [_with_options(entry, context) for entry in sources]
 
 
-def _limited(entry: dict[str, Any], around: Around) -> dict[str, Any]:
+def _with_options(entry: dict[str, Any], context: Context) -> dict[str, Any]:
     """With what is said of every source: how many rows are read, and which column is the text."""
-    rows, column = around.whole(("max_samples", "max_train_samples")), around.first(("dataset_text_field", "text_column"))
+    rows, column = (
+        context.integer(("max_samples", "max_train_samples")),
+        context.first_value(("dataset_text_field", "text_column")),
+    )
     if rows and rows > 0:
         entry = {**entry, "max_samples": rows}
     if isinstance(column, str) and column not in ("", "text"):
@@ -104,46 +107,46 @@ def _limited(entry: dict[str, Any], around: Around) -> dict[str, Any]:
     return entry
 
 
-def short(sources: list[dict[str, Any]]) -> Any:
+def shortest_form(sources: list[dict[str, Any]]) -> Any:
     """One source that is nothing but a path is written as that path."""
     short = [entry["path"] if set(entry) == {"path"} else entry for entry in sources]
     return short[0] if len(short) == 1 else short
 
 
-def _train(value: Any, around: Around) -> Answer:
-    sources = train_sources(around)
+def _train(value: Any, context: Context) -> Answer:
+    sources = train_sources(context)
     if not sources:
         return Answer(note=f"it belongs to {_SOURCE}")
     note = "a dataset of the hub needs pip install 'fledge[hub]'" if any("hub" in entry for entry in sources) else ""
-    if around.has(("block_size", "n_embd")):
+    if context.has(("block_size", "n_embd")):
         note = "name the file with the text, not the one with its tokens"
-    return Answer((("data.train", short(sources)),), note)
+    return Answer((("data.train", shortest_form(sources)),), note)
 
 
-def _text_field(value: Any, around: Around) -> Answer:
-    return Answer(note="leave it out; the column 'text' is known") if word(value) == "text" else _train(value, around)
+def _text_field(value: Any, context: Context) -> Answer:
+    return Answer(note="leave it out; the column 'text' is known") if word(value) == "text" else _train(value, context)
 
 
-def _validation(value: Any, around: Around) -> Answer:
+def _validation(value: Any, context: Context) -> Answer:
     """Files go before a share of the training rows."""
-    files = [{"path": path} for key in VALIDATION_FILES for path in texts(around.beside.get(key))]
-    named = [source(name, around) for name in texts(around.first(("eval_dataset",)))]
-    name, split = around.first(("dataset_name",)), around.first(("dataset_test_split",))
-    if isinstance(name, str) and isinstance(split, str) and "hub" in source(name, Around()):
+    files = [{"path": path} for key in VALIDATION_FILES for path in text_list(context.siblings.get(key))]
+    named = [source(name, context) for name in text_list(context.first_value(("eval_dataset",)))]
+    name, split = context.first_value(("dataset_name",)), context.first_value(("dataset_test_split",))
+    if isinstance(name, str) and isinstance(split, str) and "hub" in source(name, Context()):
         named.append({"hub": name, "split": split})
     if files or named:
-        return Answer((("data.validation", short([*files, *named])),))
-    share = around.number(VALIDATION_SHARES)
-    rows = around.whole(("max_samples",))
-    if share is not None and share >= 1 and rows and share < rows and len(train_sources(around)) == 1:
+        return Answer((("data.validation", shortest_form([*files, *named])),))
+    share = context.number(VALIDATION_SHARES)
+    rows = context.integer(("max_samples",))
+    if share is not None and share >= 1 and rows and share < rows and len(train_sources(context)) == 1:
         return Answer((("data.validation", percent(share / rows)),), f"{share:g} of {rows} rows")
     if share is not None and 0 <= share < 1:
         return Answer((("data.validation", percent(share)),))
     return Answer(note="write a share of the training rows, or a file of its own: data: {validation: 2%}")
 
 
-def _test(value: Any, around: Around) -> Answer:
-    files = texts(value)
+def _test(value: Any, context: Context) -> Answer:
+    files = text_list(value)
     if not files:
         return Answer(note="leave it out; there is no file in it")
     return Answer(
@@ -152,28 +155,28 @@ def _test(value: Any, around: Around) -> Answer:
     )
 
 
-def _length(value: Any, around: Around) -> Answer:
+def _length(value: Any, context: Context) -> Answer:
     """The length of a row, and the longest sequence of a model that is made for it."""
-    length = plain(value)
+    length = as_integer(value)
     writes = [("data.max_seq_len", length)]
-    if isinstance(length, int) and around.positions is not None and length > around.positions:
+    if isinstance(length, int) and context.max_positions is not None and length > context.max_positions:
         writes.append(("model.max_position_embeddings", length))
     return Answer(tuple(writes))
 
 
-def _part_length(value: Any, around: Around) -> Answer:
+def _prompt_and_answer_length(value: Any, context: Context) -> Answer:
     """The limits of prompt and answer: fledge has one for both together."""
     prompt, answer = (
-        around.whole(("max_prompt_length",)),
-        around.whole(("max_completion_length", "max_target_length", "max_response_length")),
+        context.integer(("max_prompt_length",)),
+        context.integer(("max_completion_length", "max_target_length", "max_response_length")),
     )
-    if around.has(LENGTH) or prompt is None or answer is None:
+    if context.has(LENGTH) or prompt is None or answer is None:
         return Answer(note="leave it out; data.max_seq_len is the limit of prompt and answer together")
-    length = _length(prompt + answer, around)
-    return Answer(length.writes, "one limit for prompt and answer together")
+    length = _length(prompt + answer, context)
+    return Answer(length.settings, "one limit for prompt and answer together")
 
 
-def template(value: Any, around: Around) -> Answer:
+def template(value: Any, context: Context) -> Answer:
     """The chat template, by its name in other trainers."""
     name = word(value)
     known = {"chatml": "chatml", "llama2": "inst", "mistral": "inst", "inst": "inst", "tokenizer": "tokenizer"}
@@ -184,9 +187,9 @@ def template(value: Any, around: Around) -> Answer:
     )
 
 
-def _strategy(value: Any, around: Around) -> Answer:
+def _evaluation_strategy(value: Any, context: Context) -> Answer:
     name = word(value)
-    if name == "no" and not around.has((*VALIDATION_FILES, *VALIDATION_SHARES, "eval_dataset")):
+    if name == "no" and not context.has((*VALIDATION_FILES, *VALIDATION_SHARES, "eval_dataset")):
         return Answer((("data.validation", 0),), "without validation rows nothing is evaluated")
     if name == "epoch":
         return Answer(
@@ -195,13 +198,13 @@ def _strategy(value: Any, around: Around) -> Answer:
     return Answer(note="leave it out; evaluation.every_steps says it, without it ten times a stage")
 
 
-def _prompt_trained(value: Any, around: Around) -> Answer:
-    if switch(value) is False:
+def _train_on_prompt(value: Any, context: Context) -> Answer:
+    if boolean(value) is False:
         return Answer(note="leave it out; the prompt is never trained in an sft stage")
     return Answer(note="only answers are trained in an sft stage; a pretrain stage trains every token")
 
 
-def truncation(value: Any, around: Around) -> Answer:
+def truncation(value: Any, context: Context) -> Answer:
     """What is kept of a conversation that is too long, by its name in other trainers."""
     name = word(value)
     known = {
@@ -216,39 +219,41 @@ def truncation(value: Any, around: Around) -> Answer:
     return Answer(note="leave it out; what is too long is cut, as data.truncation says: keep_recent, keep_start or split")
 
 
-def _workers(value: Any, around: Around) -> Answer:
-    if whole(value) == 0:
+def _workers(value: Any, context: Context) -> Answer:
+    if integer(value) == 0:
         return Answer(note="leave it out; fledge chooses how many processes prepare the data")
-    return Answer((("runtime.data_workers", plain(value)),))
+    return Answer((("runtime.data_workers", as_integer(value)),))
 
 
-def _tokenizer(value: Any, around: Around) -> Answer:
+def _tokenizer(value: Any, context: Context) -> Answer:
     if not isinstance(value, str) or not value:
         return Answer(note="write a directory with tokenizer.json: tokenizer: {path: models/base}")
     note = "a tokenizer is a tokenizer.json or its directory" if value.endswith((".model", ".tiktoken", ".vocab")) else ""
     return Answer((("tokenizer.path", value),), note)
 
 
-_PACKED = leave("rows are always packed, and documents stay apart in them")
-_UNPACKED = leave("rows are always packed, which changes no gradient: documents stay apart in them")
-_SHUFFLED = leave("rows are shuffled anew in each epoch, by the seed")
-_ANSWERS = leave("only answers are trained in an sft stage")
+_PACKED = unneeded("rows are always packed, and documents stay apart in them")
+_UNPACKED = unneeded("rows are always packed, which changes no gradient: documents stay apart in them")
+_SHUFFLED = unneeded("rows are shuffled anew in each epoch, by the seed")
+_ANSWERS = unneeded("only answers are trained in an sft stage")
 
 DATASETS: Table = {
-    **every((*FILES, *NAMED, "max_samples", "max_train_samples", "text_column"), _train),
+    **for_keys((*FILES, *DATASET_NAMES, "max_samples", "max_train_samples", "text_column"), _train),
     "dataset_text_field": _text_field,
-    **every((*VALIDATION_FILES, *VALIDATION_SHARES, "eval_dataset", "dataset_test_split"), _validation),
-    **every(TEST_FILES, _test),
-    **every(LENGTH, _length),
-    **every("max_prompt_length max_completion_length max_target_length max_response_length", _part_length),
-    **every(STRATEGY, _strategy),
-    "do_eval": either(leave("validation rows are evaluated where there are any"), to("data.validation", lambda value: 0)),
-    **every("template chat_template prompt_template conversation_template", template),
-    "chat_template_path": leave("a tokenizer comes with its own chat template"),
-    **every("default_system system_prompt default_system_message system_message", to("data.system", str)),
-    **every("tokenizer_name_or_path tokenizer_path tokenizer_dir tokenizer_name tokenizer_file", _tokenizer),
-    **every("packing sample_packing neat_packing pack_sequences multipack packed pack", either(_PACKED, _UNPACKED)),
-    **every(
+    **for_keys((*VALIDATION_FILES, *VALIDATION_SHARES, "eval_dataset", "dataset_test_split"), _validation),
+    **for_keys(TEST_FILES, _test),
+    **for_keys(LENGTH, _length),
+    **for_keys("max_prompt_length max_completion_length max_target_length max_response_length", _prompt_and_answer_length),
+    **for_keys(STRATEGY, _evaluation_strategy),
+    "do_eval": if_true(
+        unneeded("validation rows are evaluated where there are any"), replaced_by("data.validation", lambda value: 0)
+    ),
+    **for_keys("template chat_template prompt_template conversation_template", template),
+    "chat_template_path": unneeded("a tokenizer comes with its own chat template"),
+    **for_keys("default_system system_prompt default_system_message system_message", replaced_by("data.system", str)),
+    **for_keys("tokenizer_name_or_path tokenizer_path tokenizer_dir tokenizer_name tokenizer_file", _tokenizer),
+    **for_keys("packing sample_packing neat_packing pack_sequences multipack packed pack", if_true(_PACKED, _UNPACKED)),
+    **for_keys(
         """
         eval_packing eval_sample_packing packing_strategy padding_free pad_to_sequence_len pad_to_multiple_of padding
         group_by_length length_column_name sample_packing_eff_est pad_to_max_length padding_side attention_mask
@@ -257,27 +262,27 @@ DATASETS: Table = {
         """,
         _PACKED,
     ),
-    **every("shuffle shuffle_dataset shuffle_data shuffle_merged_datasets disable_shuffling", _SHUFFLED),
-    **every(
+    **for_keys("shuffle shuffle_dataset shuffle_data shuffle_merged_datasets disable_shuffling", _SHUFFLED),
+    **for_keys(
         """
         completion_only_loss assistant_only_loss train_on_responses_only mask_prompt only_assistant_loss
         """,
-        either(_ANSWERS, said("only answers are trained in an sft stage; a pretrain stage trains every token")),
+        if_true(_ANSWERS, advice("only answers are trained in an sft stage; a pretrain stage trains every token")),
     ),
-    **every("train_on_prompt train_on_inputs train_on_input", _prompt_trained),
-    **every(
+    **for_keys("train_on_prompt train_on_inputs train_on_input", _train_on_prompt),
+    **for_keys(
         "mask_history train_on_last train_last_turn_only",
-        to("data.train_on_turns", lambda value: "all" if switch(value) is False else "last"),
+        replaced_by("data.train_on_turns", lambda value: "all" if boolean(value) is False else "last"),
     ),
-    **every("roles_to_train train_on_eos train_on_eot", leave("the assistant's turns and their end tokens are trained")),
-    **every("truncation_mode truncation_side truncation_strategy", truncation),
-    **every(
+    **for_keys("roles_to_train train_on_eos train_on_eot", unneeded("the assistant's turns and their end tokens are trained")),
+    **for_keys("truncation_mode truncation_side truncation_strategy", truncation),
+    **for_keys(
         """
         preprocessing_num_workers dataset_num_proc num_proc dataset_processes preprocessing_workers
         """,
         _workers,
     ),
-    **every(
+    **for_keys(
         """
         dataloader_num_workers num_workers dataloader_prefetch_factor dataloader_pin_memory pin_memory prefetch_factor
         dataloader_persistent_workers persistent_workers dataloader_drop_last drop_last dataloader_in_order
@@ -285,34 +290,38 @@ DATASETS: Table = {
         preprocessing_batch_size dataset_batch_size split_batches dispatch_batches dataset_kwargs data_shared_file_system
         streaming_multipack_buffer_size data_seed_workers
         """,
-        leave("rows are tokenised and packed before training, and read from the disk without waiting"),
+        unneeded("rows are tokenised and packed before training, and read from the disk without waiting"),
     ),
-    **every(
+    **for_keys(
         """
         overwrite_cache tokenized_path dataset_prepared_path cache_dir preprocess_shards data_cache
         """,
-        leave("prepared data is kept in the run; fledge data build prepares it once for many runs"),
+        unneeded("prepared data is kept in the run; fledge data build prepares it once for many runs"),
     ),
-    **every(
+    **for_keys(
         "mix_strategy interleave_probs dataset_weights dataset_probs probabilities",
-        said("write a share of the tokens to each source: train: [{path: a.jsonl, token_fraction: 30%}, b.jsonl]"),
+        advice("write a share of the tokens to each source: train: [{path: a.jsonl, token_fraction: 30%}, b.jsonl]"),
     ),
-    **every("remove_unused_columns label_names dataset_fields skip_prepare_dataset", leave("columns are known by their names")),
-    **every("enable_thinking preserve_thinking reasoning_template", leave("the chat template says what becomes of thoughts")),
-    **every("tool_format tool_prompt", leave("tool calls are written as the chat template has them")),
-    **every(
+    **for_keys(
+        "remove_unused_columns label_names dataset_fields skip_prepare_dataset", unneeded("columns are known by their names")
+    ),
+    **for_keys(
+        "enable_thinking preserve_thinking reasoning_template", unneeded("the chat template says what becomes of thoughts")
+    ),
+    **for_keys("tool_format tool_prompt", unneeded("tool calls are written as the chat template has them")),
+    **for_keys(
         """
         split_special_tokens add_bos_token add_eos_token add_special_tokens add_tokens eos_token pad_token bos_token
         special_tokens resize_vocab use_fast_tokenizer tokenizer_type tokenizer_use_fast new_special_tokens_config
         init_special_tokens unk_token pad_token_id eos_token_id bos_token_id
         """,
-        leave("special tokens are those of the tokenizer and its chat template"),
+        unneeded("special tokens are those of the tokenizer and its chat template"),
     ),
-    **every(
+    **for_keys(
         """
         media_dir is_multimodal freeze_vision_tower freeze_multi_modal_projector freeze_language_model mm_plugin
         crop_to_patches use_audio_in_video
         """,
-        absent("there are models for text only"),
+        unsupported("there are models for text only"),
     ),
 }

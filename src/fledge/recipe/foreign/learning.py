@@ -4,62 +4,62 @@ from typing import Any
 
 from fledge.recipe.foreign.answer import (
     Answer,
-    Around,
+    Context,
     Table,
-    absent,
+    advice,
+    as_integer,
     as_number,
-    either,
-    every,
-    leave,
-    names,
+    boolean,
+    for_keys,
+    if_true,
+    integer,
+    name_list,
     number,
     percent,
-    plain,
-    said,
-    switch,
-    to,
-    whole,
+    replaced_by,
+    unneeded,
+    unsupported,
     word,
 )
 
-MICRO = names("""
+MICRO = name_list("""
     per_device_train_batch_size micro_batch_size batch_size train_batch_size per_gpu_train_batch_size batch_size_per_gpu
     batch_size_per_device per_device_batch_size device_batch_size train_micro_batch_size_per_gpu mini_batch_size
     """)
-ACCUMULATION = names("""
+ACCUMULATION = name_list("""
     gradient_accumulation_steps accumulation_steps accumulation grad_accum_steps gradient_accumulation
     accumulate_grad_batches grad_accumulation_steps gradient_accumulation_iters accum_steps accum_iter
     """)
-GLOBAL = ("global_batch_size", "effective_batch_size", "total_batch_size")
+GLOBAL_BATCH = ("global_batch_size", "effective_batch_size", "total_batch_size")
 TOKENS_PER_STEP = ("tokens_per_batch", "total_batch_tokens", "batch_size_in_tokens", "batch_tokens")
-DEVICES = names("world_size devices n_gpus num_gpus n_gpu gpus num_devices nproc_per_node num_processes")
-LENGTH = names("""
+DEVICES = name_list("world_size devices n_gpus num_gpus n_gpu gpus num_devices nproc_per_node num_processes")
+LENGTH = name_list("""
     max_seq_len max_seq_length cutoff_len max_length block_size sequence_len seq_len seq_length sequence_length
     context_length context_len model_max_length max_len n_ctx n_positions
     """)
-EPOCHS = names("""
+EPOCHS = name_list("""
     num_train_epochs num_epochs epochs max_epochs n_epochs train_epochs num_train_epoches total_epochs
     """)
-STEPS = names("""
+STEPS = name_list("""
     max_steps max_iters num_steps train_steps training_steps total_steps num_training_steps train_iters max_train_steps
     iterations num_iterations
     """)
 TOKENS = ("total_tokens", "train_tokens", "num_train_tokens", "max_tokens")
-WARMUP_STEPS = names("""
+WARMUP_STEPS = name_list("""
     warmup_steps warmup_iters num_warmup_steps lr_warmup_steps lr_warmup_iters warmup_updates
     """)
-WARMUP_SHARES = names("""
+WARMUP_SHARES = name_list("""
     warmup_ratio warmup_fraction lr_warmup_fraction lr_warmup_ratio warmup_proportion pct_start
     """)
-SCHEDULE = names("""
+SCHEDULE = name_list("""
     lr_scheduler_type lr_scheduler lr_schedule scheduler scheduler_type lr_decay_style scheduler_name
     """)
-OPTIMIZER = names("optim optimizer_type optimizer_name optim_type optimizer")
-RATE = names("""
+OPTIMIZER = name_list("optim optimizer_type optimizer_name optim_type optimizer")
+LEARNING_RATE = name_list("""
     lr learning_rate learn_rate base_lr max_lr peak_lr peak_learning_rate initial_learning_rate init_lr
     """)
 BETA1, BETA2 = ("adam_beta1", "beta1", "beta_1"), ("adam_beta2", "beta2", "beta_2")
-ADAPTERS = names("""
+ADAPTERS = name_list("""
     lora peft qlora lora_config peft_config lora_rank lora_r lora_alpha lora_target use_peft adapter lora_target_modules
     lora_dropout
     """)
@@ -125,31 +125,31 @@ OPTIMIZERS = {
 OPTIMIZER_NAMES = "adamw, adamw8bit and muon"
 
 
-def _accumulation(value: Any, around: Around) -> Answer:
-    count, devices = whole(value), around.whole(DEVICES) or 1
-    if count is None or devices <= 1 or around.has(GLOBAL):
-        return Answer((("batch.gradient_accumulation_steps", plain(value)),))
+def _accumulation(value: Any, context: Context) -> Answer:
+    count, devices = integer(value), context.integer(DEVICES) or 1
+    if count is None or devices <= 1 or context.has(GLOBAL_BATCH):
+        return Answer((("batch.gradient_accumulation_steps", as_integer(value)),))
     return Answer((("batch.gradient_accumulation_steps", count * devices),), f"{count} on each of {devices} devices")
 
 
-def _devices(value: Any, around: Around) -> Answer:
+def _devices(value: Any, context: Context) -> Answer:
     """How many devices share an update: fledge counts its rows for all of them together."""
-    count = whole(value)
+    count = integer(value)
     start = "start the processes with fledge train --processes N"
-    if count and count > 1 and around.has(MICRO) and not around.has(ACCUMULATION) and not around.has(GLOBAL):
+    if count and count > 1 and context.has(MICRO) and not context.has(ACCUMULATION) and not context.has(GLOBAL_BATCH):
         return Answer(
             (("batch.gradient_accumulation_steps", count),), f"an update reads as many rows as on {count} devices; {start}"
         )
     return Answer(note=f"leave it out; {start}")
 
 
-def _global(value: Any, around: Around) -> Answer:
+def _global_batch(value: Any, context: Context) -> Answer:
     """Rows of one update: so many micro-batches, or so many tokens."""
-    rows, micro, length = whole(value), around.whole(MICRO), around.whole(LENGTH) or 512
-    if rows is None or rows < 1 or around.has(ACCUMULATION):
+    rows, micro, length = integer(value), context.integer(MICRO), context.integer(LENGTH) or 512
+    if rows is None or rows < 1 or context.has(ACCUMULATION):
         return Answer(note="leave it out; an update reads micro_batch_size × gradient_accumulation_steps rows")
     if rows >= 16_384:  # more than rows can be: these are tokens
-        return _tokens(rows, around)
+        return _tokens(rows, context)
     if micro and micro > 0 and rows % micro == 0:
         return Answer(
             (("batch.gradient_accumulation_steps", rows // micro),), f"{rows} rows are {rows // micro} micro-batches of {micro}"
@@ -158,19 +158,23 @@ def _global(value: Any, around: Around) -> Answer:
         return Answer(
             note=f"write gradient_accumulation_steps so that its product with micro_batch_size {micro} is near {rows}"
         )
-    return _tokens(rows * length * (2 if around.kind == "preference" else 1), around)
+    return _tokens(rows * length * (2 if context.kind == "preference" else 1), context)
 
 
-def _tokens(value: Any, around: Around) -> Answer:
+def _tokens(value: Any, context: Context) -> Answer:
     return Answer(
-        (("batch.micro_batch_size", "auto"), ("batch.gradient_accumulation_steps", 1), ("batch.tokens_per_step", plain(value))),
+        (
+            ("batch.micro_batch_size", "auto"),
+            ("batch.gradient_accumulation_steps", 1),
+            ("batch.tokens_per_step", as_integer(value)),
+        ),
         "as many rows at a time as memory allows",
     )
 
 
-def _duration(value: Any, around: Around) -> Answer:
+def _duration(value: Any, context: Context) -> Answer:
     """Epochs, steps and tokens are one key; steps go before epochs, as in Hugging Face's trainer."""
-    steps, tokens, epochs = around.whole(STEPS), around.whole(TOKENS), around.number(EPOCHS)
+    steps, tokens, epochs = context.integer(STEPS), context.integer(TOKENS), context.number(EPOCHS)
     if steps is not None and steps > 0:
         note = "max_steps has priority over epochs, as in Hugging Face's trainer" if epochs is not None else ""
         return Answer((("duration", f"{steps} steps"),), note)
@@ -183,25 +187,25 @@ def _duration(value: Any, around: Around) -> Answer:
     return Answer((("duration", value),))
 
 
-def _warmup(value: Any, around: Around) -> Answer:
+def _warmup(value: Any, context: Context) -> Answer:
     """Steps or a share of them are one key; steps go before the share."""
-    steps, share = around.number(WARMUP_STEPS), around.number(WARMUP_SHARES)
+    steps, share = context.number(WARMUP_STEPS), context.number(WARMUP_SHARES)
     note = "" if not steps or share is None else "steps have priority over the ratio, as in Hugging Face's trainer"
     if steps:
-        return Answer((("schedule.warmup", plain(steps) if steps >= 1 else percent(steps)),), note)
+        return Answer((("schedule.warmup", as_integer(steps) if steps >= 1 else percent(steps)),), note)
     if share is not None:
         return Answer((("schedule.warmup", percent(share)),))
     return Answer((("schedule.warmup", as_number(value)),))
 
 
-def _warmup_epochs(value: Any, around: Around) -> Answer:
-    part, epochs = number(value), around.number(EPOCHS)
-    if part is not None and epochs and not around.has(STEPS):
+def _warmup_epochs(value: Any, context: Context) -> Answer:
+    part, epochs = number(value), context.number(EPOCHS)
+    if part is not None and epochs and not context.has(STEPS):
         return Answer((("schedule.warmup", percent(part / epochs)),), f"{part:g} of {epochs:g} epochs")
     return Answer(note="write steps or a share of the stage: schedule: {warmup: 5%}")
 
 
-def schedule(value: Any, around: Around) -> Answer:
+def schedule(value: Any, context: Context) -> Answer:
     """The shape of the learning rate, by any of its names."""
     name = word(value).rpartition(".")[2]
     if name not in SCHEDULES:
@@ -210,7 +214,7 @@ def schedule(value: Any, around: Around) -> Answer:
     return Answer((("schedule.name", here),), note)
 
 
-def _schedule_settings(value: Any, around: Around) -> Answer:
+def _schedule_options(value: Any, context: Context) -> Answer:
     """lr_scheduler_kwargs of Hugging Face's trainer."""
     given = value if isinstance(value, dict) else {}
     writes: list[tuple[str, Any]] = []
@@ -219,7 +223,7 @@ def _schedule_settings(value: Any, around: Around) -> Answer:
     share = number(given.get("min_lr_rate", given.get("min_lr_ratio")))
     if share is not None and not writes:
         writes.append(("schedule.min_lr", percent(share)))
-    fall, steps = number(given.get("num_decay_steps")), around.number(STEPS)
+    fall, steps = number(given.get("num_decay_steps")), context.number(STEPS)
     if fall and steps and steps > 0:
         writes.append(("schedule.decay_fraction", percent(fall / steps)))
     if writes:
@@ -228,11 +232,11 @@ def _schedule_settings(value: Any, around: Around) -> Answer:
 
 
 def _one_cycle(path: str) -> Any:
-    def rule(value: Any, around: Around) -> Answer:
-        named = around.first(SCHEDULE)
+    def rule(value: Any, context: Context) -> Answer:
+        named = context.first_value(SCHEDULE)
         if named is not None and SCHEDULES.get(word(named), ("", ""))[0] not in ("", "onecycle"):
             return Answer(note=f"leave it out; it belongs to schedule: {{name: onecycle}}, and this one is {word(named)}")
-        product = (number(around.first(RATE)) or 0) * (number(value) or 0)
+        product = (number(context.first_value(LEARNING_RATE)) or 0) * (number(value) or 0)
         note = (
             f"learning_rate is the peak; if your max_lr was div_factor × learning rate, write learning_rate: {product:.6g}"
             if product
@@ -243,7 +247,7 @@ def _one_cycle(path: str) -> Any:
     return rule
 
 
-def optimizer(value: Any, around: Around) -> Answer:
+def optimizer(value: Any, context: Context) -> Answer:
     """The optimizer, by any of its names."""
     name = word(value).rpartition(".")[2]
     if name in ("adam", "adam_torch", "fused_adam"):
@@ -253,88 +257,91 @@ def optimizer(value: Any, around: Around) -> Answer:
     return Answer(note=f"the optimizers are {OPTIMIZER_NAMES}: optimizer: {{name: adamw}}")
 
 
-def _rate(value: Any, around: Around) -> Answer:
-    adapters = around.has(ADAPTERS) or word(around.first(("finetuning_type",))) in ("lora", "oft", "qlora")
+def _learning_rate(value: Any, context: Context) -> Answer:
+    adapters = context.has(ADAPTERS) or word(context.first_value(("finetuning_type",))) in ("lora", "oft", "qlora")
     note = "the whole model is trained, with about a tenth of an adapter's learning rate" if adapters else ""
     return Answer((("optimizer.learning_rate", as_number(value)),), note)
 
 
-def _betas(value: Any, around: Around) -> Answer:
-    first, second = around.number(BETA1), around.number(BETA2)
+def _betas(value: Any, context: Context) -> Answer:
+    first, second = context.number(BETA1), context.number(BETA2)
     missing = "" if first is not None and second is not None else "the other one is AdamW's usual value"
     pair = [0.9 if first is None else first, 0.999 if second is None else second]
     return Answer((("optimizer.betas", pair),), missing)
 
 
-def _clip(value: Any, around: Around) -> Answer:
+def _max_grad_norm(value: Any, context: Context) -> Answer:
     return Answer((("optimizer.max_grad_norm", None if value is None or number(value) == 0 else as_number(value)),))
 
 
-def _smoothing(value: Any, around: Around) -> Answer:
-    if around.kind == "preference" and number(value):
+def _label_smoothing(value: Any, context: Context) -> Answer:
+    if context.kind == "preference" and number(value):
         return Answer(note="leave it out; targets are smoothed in pretrain and sft stages only")
     return Answer((("label_smoothing", as_number(value)),))
 
 
-def _decay_lr(value: Any, around: Around) -> Answer:
-    return Answer((("schedule.name", "constant" if switch(value) is False else "cosine"),))
+def _decay_lr(value: Any, context: Context) -> Answer:
+    return Answer((("schedule.name", "constant" if boolean(value) is False else "cosine"),))
 
 
 _AUTOMATIC = "write the size of an update, and memory chooses the rest: batch: {micro_batch_size: auto, tokens_per_step: 32768}"
 
 LEARNING: Table = {
-    **every(MICRO, to("batch.micro_batch_size", plain, ROWS)),
-    **every(ACCUMULATION, _accumulation),
-    **every(GLOBAL, _global),
-    **every(TOKENS_PER_STEP, _tokens),
-    **every(DEVICES, _devices),
-    **every((*EPOCHS, *STEPS, *TOKENS), _duration),
-    **every((*WARMUP_STEPS, *WARMUP_SHARES, "warmup"), _warmup),
+    **for_keys(MICRO, replaced_by("batch.micro_batch_size", as_integer, ROWS)),
+    **for_keys(ACCUMULATION, _accumulation),
+    **for_keys(GLOBAL_BATCH, _global_batch),
+    **for_keys(TOKENS_PER_STEP, _tokens),
+    **for_keys(DEVICES, _devices),
+    **for_keys((*EPOCHS, *STEPS, *TOKENS), _duration),
+    **for_keys((*WARMUP_STEPS, *WARMUP_SHARES, "warmup"), _warmup),
     "warmup_epochs": _warmup_epochs,
-    **every(SCHEDULE, schedule),
-    "lr_scheduler_kwargs": _schedule_settings,
-    **every("min_lr min_learning_rate lr_min eta_min lr_end end_lr final_lr", to("schedule.min_lr")),
-    **every(
+    **for_keys(SCHEDULE, schedule),
+    "lr_scheduler_kwargs": _schedule_options,
+    **for_keys("min_lr min_learning_rate lr_min eta_min lr_end end_lr final_lr", replaced_by("schedule.min_lr")),
+    **for_keys(
         "min_lr_ratio min_lr_rate cosine_min_lr_ratio final_lr_fraction",
-        lambda value, around: Answer((("schedule.min_lr", value if (share := number(value)) is None else percent(share)),)),
+        lambda value, context: Answer((("schedule.min_lr", value if (share := number(value)) is None else percent(share)),)),
     ),
     "div_factor": _one_cycle("schedule.div_factor"),
     "final_div_factor": _one_cycle("schedule.final_div_factor"),
     "decay_lr": _decay_lr,
-    **every(
-        "lr_decay_iters lr_decay_steps decay_steps lr_decay_samples", leave("the learning rate falls until the stage ends")
+    **for_keys(
+        "lr_decay_iters lr_decay_steps decay_steps lr_decay_samples", unneeded("the learning rate falls until the stage ends")
     ),
-    **every(OPTIMIZER, optimizer),
-    "use_muon": either(
-        to("optimizer.name", lambda value: "muon"), leave("optimizer: {name: adamw} is what fine-tuning has by itself")
+    **for_keys(OPTIMIZER, optimizer),
+    "use_muon": if_true(
+        replaced_by("optimizer.name", lambda value: "muon"),
+        unneeded("optimizer: {name: adamw} is what fine-tuning has by itself"),
     ),
-    **every(RATE, _rate),
-    **every("weight_decay wd", to("optimizer.weight_decay")),
-    **every((*BETA1, *BETA2), _betas),
-    "adam_betas": to("optimizer.betas"),
-    **every("adam_epsilon adam_eps epsilon eps", to("optimizer.eps")),
-    **every(
+    **for_keys(LEARNING_RATE, _learning_rate),
+    **for_keys("weight_decay wd", replaced_by("optimizer.weight_decay")),
+    **for_keys((*BETA1, *BETA2), _betas),
+    "adam_betas": replaced_by("optimizer.betas"),
+    **for_keys("adam_epsilon adam_eps epsilon eps", replaced_by("optimizer.eps")),
+    **for_keys(
         """
         max_grad_norm grad_clip gradient_clipping gradient_clip_val clip_grad clip_grad_norm grad_clip_norm clip max_norm
         """,
-        _clip,
+        _max_grad_norm,
     ),
-    **every("label_smoothing_factor label_smoothing_epsilon", _smoothing),
-    **every("ema_decay model_ema_decay", to("ema.decay")),
-    **every("use_ema ema", either(to("ema.decay", lambda value: 0.999), leave("without ema.decay nothing is averaged"))),
-    "auto_find_batch_size": either(said(_AUTOMATIC), leave("batch.micro_batch_size says it")),
-    **every(
+    **for_keys("label_smoothing_factor label_smoothing_epsilon", _label_smoothing),
+    **for_keys("ema_decay model_ema_decay", replaced_by("ema.decay")),
+    **for_keys(
+        "use_ema ema", if_true(replaced_by("ema.decay", lambda value: 0.999), unneeded("without ema.decay nothing is averaged"))
+    ),
+    "auto_find_batch_size": if_true(advice(_AUTOMATIC), unneeded("batch.micro_batch_size says it")),
+    **for_keys(
         "optim_args optim_target_modules optimizer_kwargs",
-        absent("the settings of an optimizer are keys: betas, eps, weight_decay"),
+        unsupported("the settings of an optimizer are keys: betas, eps, weight_decay"),
     ),
-    **every(
+    **for_keys(
         "neftune_noise_alpha noise_alpha",
-        absent("there is no noise on embeddings; label_smoothing and model.dropout are there"),
+        unsupported("there is no noise on embeddings; label_smoothing and model.dropout are there"),
     ),
-    "adafactor": absent(f"the optimizers are {OPTIMIZER_NAMES}"),
-    "num_cycles": leave("the cosine falls once, from the peak to min_lr"),
-    "max_steps_per_epoch": absent("an epoch is all of the data; max_samples in a source reads less of it"),
-    **every("fused foreach capturable", leave("an optimizer is fused where it can be")),
-    "optimizer_in_bwd": absent("gradients are kept until the update is complete, and clipped together"),
-    "average_tokens_across_devices": leave("sums are divided by the targets of the whole update, always"),
+    "adafactor": unsupported(f"the optimizers are {OPTIMIZER_NAMES}"),
+    "num_cycles": unneeded("the cosine falls once, from the peak to min_lr"),
+    "max_steps_per_epoch": unsupported("an epoch is all of the data; max_samples in a source reads less of it"),
+    **for_keys("fused foreach capturable", unneeded("an optimizer is fused where it can be")),
+    "optimizer_in_bwd": unsupported("gradients are kept until the update is complete, and clipped together"),
+    "average_tokens_across_devices": unneeded("sums are divided by the targets of the whole update, always"),
 }

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fledge.recipe.foreign.wording import flow
+from fledge.recipe.foreign.wording import inline_yaml
 from fledge.recipe.schema import Recipe
 from fledge.recipe.schema_keys import Models, fields_of, models_at, stage_models
 
@@ -34,10 +34,10 @@ def _lines(tree: Mapping[str, Any], key: tuple[str, ...], comments: Comments) ->
     for name, value in tree.items():
         here, indent = (*key, name), "  " * len(key)
         comment = f"  # {comments[here]}" if here in comments else ""
-        line = f"{indent}{flow(name)}: {flow(value)}"
+        line = f"{indent}{inline_yaml(name)}: {inline_yaml(value)}"
         opened = here == ("stages",) or key == ("stages",) or len(line) > WIDTH
         if isinstance(value, dict) and value and opened:
-            found += [f"{indent}{flow(name)}:{comment}", *_lines(value, here, comments)]
+            found += [f"{indent}{inline_yaml(name)}:{comment}", *_lines(value, here, comments)]
         else:
             found.append(line + comment)
     return found

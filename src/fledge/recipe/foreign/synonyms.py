@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fledge.recipe.foreign.answer import Answer, Around, Rule, Table, names, number, to
-from fledge.recipe.foreign.datasets import DATASETS, short, source, template, truncation
+from fledge.recipe.foreign.answer import Answer, Context, Rule, Table, name_list, number, replaced_by
+from fledge.recipe.foreign.datasets import DATASETS, shortest_form, source, template, truncation
 from fledge.recipe.foreign.learning import LEARNING, optimizer, schedule
 from fledge.recipe.foreign.methods import METHODS, PREFIXES
 from fledge.recipe.foreign.running import RUNNING, attention, checkpointing, device, precision
@@ -21,12 +21,12 @@ SECTION_WORDS: Table = {  # a section of fledge that another trainer writes as o
     "schedule": schedule,
     "model": SIZES["model_path"],
     "tokenizer": DATASETS["tokenizer_path"],
-    "data": lambda value, around: Answer((("data.train", short([source(str(value), around)])),)),
+    "data": lambda value, context: Answer((("data.train", shortest_form([source(str(value), context)])),)),
     "batch": LEARNING["batch_size"],
-    "early_stopping": lambda value, around: RUNNING["early_stop" if number(value) is None else "early_stopping_patience"](
-        value, around
+    "early_stopping": lambda value, context: RUNNING["early_stop" if number(value) is None else "early_stopping_patience"](
+        value, context
     ),
-    "ema": lambda value, around: LEARNING["use_ema" if number(value) is None else "ema_decay"](value, around),
+    "ema": lambda value, context: LEARNING["use_ema" if number(value) is None else "ema_decay"](value, context),
     "logging": RUNNING["report_to"],
     "evaluation": RUNNING["eval_steps"],
     "checkpoint": RUNNING["save_steps"],
@@ -34,24 +34,24 @@ SECTION_WORDS: Table = {  # a section of fledge that another trainer writes as o
 VALUES: Table = {  # values of fledge's own keys by their names in other trainers
     "optimizer.name": optimizer,
     "schedule.name": schedule,
-    "runtime.precision": lambda value, around: precision(value, Around({"dtype": value})),
+    "runtime.precision": lambda value, context: precision(value, Context({"dtype": value})),
     "runtime.device": device,
     "runtime.attention": attention,
     "runtime.activation_checkpointing": checkpointing,
     "tokenizer.template": template,
     "data.truncation": truncation,
-    "duration": lambda value, around: (
+    "duration": lambda value, context: (
         Answer() if number(value) is None else Answer((("duration", f"{number(value):.10g} epochs"),))
     ),
 }
-WHOLE = frozenset(
-    names("""
+ANSWERED_AS_ONE = frozenset(
+    name_list("""
     lora peft deepspeed quantization special_tokens wandb swanlab rope_scaling rope_parameters metric_logger profiler
     zero_optimization qlora fsdp gptq
     """)
 )
-EMPTY = Answer(note="leave it out; it is empty")
-_NULL_SAYS_SOMETHING = {"max_grad_norm", "grad_clip"}  # null: no clipping
+EMPTY_VALUE = Answer(note="leave it out; it is empty")
+_NULL_IS_A_VALUE = {"max_grad_norm", "grad_clip"}  # null: no clipping
 
 
 def plain_name(name: object) -> str:
@@ -59,7 +59,7 @@ def plain_name(name: object) -> str:
     return str(name).strip().lstrip("-").replace("-", "_").lower()
 
 
-def called(key: Key) -> str:
+def table_name(key: Key) -> str:
     """What a key is called in the tables: `eval.interval` is `eval_interval`."""
     name = plain_name(key[-1])
     if len(key) < 2 or (key[0] == "stages" and len(key) < 4):
@@ -68,67 +68,69 @@ def called(key: Key) -> str:
     return together if together in SYNONYMS else name
 
 
-def flat(tree: Mapping[Any, Any], key: Key = ()) -> dict[str, Any]:
+def flattened(tree: Mapping[Any, Any], key: Key = ()) -> dict[str, Any]:
     """The keys of a mapping and of all mappings in it as the tables call them; those further out stay."""
-    own = {called((*key, name)): value for name, value in tree.items() if not isinstance(value, Mapping)}
+    own = {table_name((*key, name)): value for name, value in tree.items() if not isinstance(value, Mapping)}
     deeper: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            deeper = {**flat(value, (*key, name)), **deeper}
+            deeper = {**flattened(value, (*key, name)), **deeper}
     return {**deeper, **own}
 
 
-def rule_of(name: str) -> Rule | None:
+def rule_for(name: str) -> Rule | None:
     """The rule for a key of another trainer, or of fledge at another place."""
     key = plain_name(name)
     if key in SYNONYMS:
         return SYNONYMS[key]
     started = next((rule for prefix, rule in PREFIXES if key.startswith(prefix)), None)
     home = paths_by_name().get(key)
-    return to(home, lambda value: value) if home and started is None else started
+    return replaced_by(home, lambda value: value) if home and started is None else started
 
 
-def is_whole(name: str) -> bool:
+def is_answered_as_one(name: str) -> bool:
     """Whether a mapping with this name is answered as one, and not key by key."""
     key = plain_name(name)
-    return rule_of(key) is not None and (key in WHOLE or (key.endswith(("_kwargs", "_config", "_args")) and key != "init_args"))
+    return rule_for(key) is not None and (
+        key in ANSWERED_AS_ONE or (key.endswith(("_kwargs", "_config", "_args")) and key != "init_args")
+    )
 
 
-def answer_of(name: str, value: Any, around: Around) -> Answer | None:
+def answer_for(name: str, value: Any, context: Context) -> Answer | None:
     """What is written in place of a key; None where fledge has never heard of it."""
-    rule = rule_of(name)
+    rule = rule_for(name)
     if rule is None:
         return None
-    if value is None and plain_name(name) not in _NULL_SAYS_SOMETHING:
-        return EMPTY
-    return checked(rule(value, around), around.kind)
+    if value is None and plain_name(name) not in _NULL_IS_A_VALUE:
+        return EMPTY_VALUE
+    return loadable_answer(rule(value, context), context.kind)
 
 
-def checked(answer: Answer, kind: str | None) -> Answer:
+def loadable_answer(answer: Answer, kind: str | None) -> Answer:
     """The answer without what a recipe would refuse; its sentence then says why."""
-    if not answer.writes:
+    if not answer.settings:
         return answer
-    wrong = min((faults(answer.writes, name) for name in ([kind] if kind else KINDS)), key=len)
+    wrong = min((load_errors(answer.settings, name) for name in ([kind] if kind else KINDS)), key=len)
     if not wrong:
         return answer
-    good = tuple(pair for pair in answer.writes if pair[0] not in wrong)
-    return Answer(() if len(good) < len(answer.writes) else good, "; ".join(wrong.values()))
+    good = tuple(pair for pair in answer.settings if pair[0] not in wrong)
+    return Answer(() if len(good) < len(answer.settings) else good, "; ".join(wrong.values()))
 
 
-def faults(writes: tuple[tuple[str, Any], ...], kind: str) -> dict[str, str]:
+def load_errors(writes: tuple[tuple[str, Any], ...], kind: str) -> dict[str, str]:
     """Which of these paths a recipe with a stage of this kind refuses by themselves, and why."""
     for path, value in writes:
         if isinstance(value, bool) and not accepts_bool(path, (KINDS[kind],) if is_stage_path(path) else (Recipe,)):
             return {path: f"{path} replaces it, and is neither true nor false"}
-    tree = as_recipe(writes, kind)
+    tree = minimal_recipe(writes, kind)
     try:
         Recipe.model_validate(tree)
     except ValidationError as error:
-        return {path: why for path, why in _by_path(error, tree, writes)}
+        return {path: why for path, why in _errors_by_path(error, tree, writes)}
     return {}
 
 
-def as_recipe(writes: tuple[tuple[str, Any], ...], kind: str) -> dict[str, Any]:
+def minimal_recipe(writes: tuple[tuple[str, Any], ...], kind: str) -> dict[str, Any]:
     """A recipe of one stage that has nothing but this."""
     stage = {"kind": kind, **nested([pair for pair in writes if is_stage_path(pair[0])])}
     data = stage.get("data")
@@ -137,7 +139,7 @@ def as_recipe(writes: tuple[tuple[str, Any], ...], kind: str) -> dict[str, Any]:
     return {**nested([pair for pair in writes if not is_stage_path(pair[0])]), "stages": {"stage": stage}}
 
 
-def _by_path(error: ValidationError, tree: Any, writes: tuple[tuple[str, Any], ...]) -> Iterator[tuple[str, str]]:
+def _errors_by_path(error: ValidationError, tree: Any, writes: tuple[tuple[str, Any], ...]) -> Iterator[tuple[str, str]]:
     for item in error.errors():
         key = written_key(tuple(item["loc"]), tree, missing=False)
         for path, value in writes:

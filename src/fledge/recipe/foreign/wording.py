@@ -40,7 +40,7 @@ SnippetDumper.add_representer(tuple, lambda dumper, value: dumper.represent_list
 SnippetDumper.add_multi_representer(object, lambda dumper, value: dumper.represent_str(str(value)))
 
 
-def flow(value: Any) -> str:
+def inline_yaml(value: Any) -> str:
     """A value as YAML on one line."""
     text = yaml.dump(
         value, Dumper=SnippetDumper, default_flow_style=True, allow_unicode=True, width=float("inf"), sort_keys=False
@@ -48,64 +48,64 @@ def flow(value: Any) -> str:
     return text.removesuffix("\n...")
 
 
-def shown(key: Key, value: Any) -> str:
+def shown_key(key: Key, value: Any) -> str:
     """A key and its value as they were written, not longer than a line can hold."""
-    text = flow(value)
+    text = inline_yaml(value)
     text = text if len(text) <= WIDEST else f"{text[: WIDEST - 1]}…"
     return f"{'.'.join(map(str, key))}: {text}"
 
 
 def snippet(writes: Iterable[tuple[str, Any]]) -> str:
     """What is to be written: `batch: {micro_batch_size: 4}`."""
-    return " and ".join(f"{name}: {flow(value)}" for name, value in nested(list(writes)).items())
+    return " and ".join(f"{name}: {inline_yaml(value)}" for name, value in nested(list(writes)).items())
 
 
 def as_flags(writes: Iterable[tuple[str, Any]], stage: str) -> str:
     """The same on the command line: `--stages.sft.batch.micro_batch_size 4`."""
     flags = []
     for path, value in writes:
-        text = flow(value)
+        text = inline_yaml(value)
         quoted = f"'{text}'" if set(text) & set(" {}[]'\"*?$&|;<>()#") else text
         flags.append(f"--{f'stages.{stage}.' if is_stage_path(path) else ''}{path} {quoted}")
     return " ".join(flags)
 
 
 @dataclass(frozen=True)
-class Told:
+class AnsweredKey:
     """What is said of one key: where it stands, how it was written, and the answer; and the keys that take its place.
 
     Nothing is said of a section whose keys are answered one by one.
     """
 
     key: Key
-    place: str
-    was: str
+    location: str
+    written: str
     text: str
-    gives: tuple[Key, ...] = ()
+    provides: tuple[Key, ...] = ()
 
 
-def lines(told: Sequence[Told]) -> list[str]:
+def answer_lines(told: Sequence[AnsweredKey]) -> list[str]:
     """One line for each answer: keys of one section with the same answer share it."""
-    groups: dict[tuple[Key, str], list[Told]] = {}
+    groups: dict[tuple[Key, str], list[AnsweredKey]] = {}
     for item in told:
         if item.text:
             groups.setdefault((item.key[:-1], item.text), []).append(item)
     return [_line(group) for group in groups.values()]
 
 
-def _line(group: list[Told]) -> str:
-    places = ", ".join(dict.fromkeys(item.place for item in group))
-    return f"{places}: {', '.join(item.was for item in group)}{group[0].text}"
+def _line(group: list[AnsweredKey]) -> str:
+    places = ", ".join(dict.fromkeys(item.location for item in group))
+    return f"{places}: {', '.join(item.written for item in group)}{group[0].text}"
 
 
-def sentence(answer: Answer, where: Callable[[str], str] = lambda path: "", flags_of: str | None = None) -> str:
+def answer_text(answer: Answer, where: Callable[[str], str] = lambda path: "", flags_of: str | None = None) -> str:
     """An answer in words. `where` says of a path where it is written; `flags_of` is the stage of an answer for the command
     line."""
-    if not answer.writes:
+    if not answer.settings:
         return answer.note
     if flags_of is not None:
-        write = as_flags(answer.writes, flags_of)
+        write = as_flags(answer.settings, flags_of)
     else:
-        parts = [[pair for pair in answer.writes if is_stage_path(pair[0]) is inner] for inner in (True, False)]
+        parts = [[pair for pair in answer.settings if is_stage_path(pair[0]) is inner] for inner in (True, False)]
         write = " and ".join(f"{snippet(part)}{where(part[0][0])}" for part in parts if part)
     return f"write {write}" + (f"; {answer.note}" if answer.note else "")
