@@ -1,4 +1,4 @@
-"""Keys that are not fledge's, answered in its words: those of other trainers, and those that fledge had before."""
+"""Answers to keys that a recipe does not have: keys of other trainers, and earlier names of fledge's own keys."""
 
 from fledge.recipe.foreign.explain import explain
 from fledge.recipe.foreign.translate import translate

@@ -1,14 +1,10 @@
-"""Which trainer a configuration is of, and which stages it is about."""
+"""The trainer that a configuration was written for, from keys that only this trainer has."""
 
-import re
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
-from fledge.recipe.foreign.answer import Context, name_list, word
-from fledge.recipe.foreign.methods import KIND_KEYS, PREFERENCE_KEYS, PRETRAIN_KEYS, SFT_KEYS, named_kind
-from fledge.recipe.foreign.sizes import PATHS
+from fledge.recipe.foreign.answer import name_list
 
-CHARACTERISTIC_KEYS: dict[str, frozenset[str]] = {  # keys that one trainer has, and the others have not
+CHARACTERISTIC_KEYS: dict[str, frozenset[str]] = {  # keys that one trainer has and the others do not have
     "LLaMA-Factory": frozenset(
         name_list("""
     finetuning_type cutoff_len stage dataset_dir pref_beta pref_loss pref_ftx preprocessing_num_workers plot_loss
@@ -63,40 +59,18 @@ HUGGING_FACE = frozenset(
     evaluation_strategy logging_steps save_steps
     """)
 )
-COSINE_BY_DEFAULT = {"nanoGPT", "LitGPT", "minimind"}  # trainers whose rate falls along a cosine where nothing is written
-
-_SECTIONS = (
-    (re.compile(r"dpo|preference"), "dpo"),
-    (re.compile(r"sft|fine_?tun|instruct"), "sft"),
-    (re.compile(r"pre_?train|^pt$"), "pretrain"),
-)
-STAGE_KINDS = {"pretrain": "pretrain", "sft": "sft", "dpo": "preference"}
-STAGE_NAMES = {kind: name for name, kind in STAGE_KINDS.items()}
+COSINE_BY_DEFAULT = {
+    "nanoGPT",
+    "LitGPT",
+    "minimind",
+}  # trainers whose learning rate follows a cosine unless a schedule is named
 
 
 def detect_trainer(names: Collection[str]) -> str:
-    """The trainer that has these keys, in words."""
-    scores = {trainer: len(signs & set(names)) for trainer, signs in CHARACTERISTIC_KEYS.items()}
+    """The name of the trainer whose configuration has keys of these names; `another trainer` if it is unclear."""
+    scores = {trainer: len(keys & set(names)) for trainer, keys in CHARACTERISTIC_KEYS.items()}
     best = max(scores, key=lambda trainer: scores[trainer])
     common = len(HUGGING_FACE & set(names))
     if scores[best] >= 2 or (scores[best] == 1 and common >= 2 and best in ("LLaMA-Factory", "TRL")):
         return best
     return "Hugging Face TrainingArguments" if common >= 2 else "another trainer"
-
-
-def stage_of_section(name: str) -> str | None:
-    """The stage that a section is about by its name: `sft`, `TrainConfigSFT`, `pretraining`."""
-    return next((stage for pattern, stage in _SECTIONS if pattern.search(name.lower())), None)
-
-
-def guessed_kind(beside: Mapping[str, Any]) -> str:
-    """The kind of stage that keys without a stage are about."""
-    context = Context(beside)
-    for key in KIND_KEYS:
-        if context.has((key,)) and (found := named_kind(beside[key])):
-            return found[0]
-    if context.has(PREFERENCE_KEYS):
-        return "preference"
-    if context.has(SFT_KEYS) or context.has(PATHS[:-1]) or word(context.first_value(("finetuning_type",))) in ("lora", "full"):
-        return "sft"
-    return "pretrain" if context.has(PRETRAIN_KEYS) else "sft"

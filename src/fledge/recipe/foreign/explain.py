@@ -1,4 +1,4 @@
-"""A recipe with keys that fledge does not have, or has no more: each is answered, with its place."""
+"""Answers to the unknown keys of a recipe with stages: earlier names of fledge's keys, and keys of other trainers."""
 
 import difflib
 from collections.abc import Callable, Collection, Mapping
@@ -19,7 +19,7 @@ from fledge.recipe.foreign.synonyms import (
     table_name,
 )
 from fledge.recipe.foreign.wording import AnsweredKey, answer_text, shown_key
-from fledge.recipe.schema import Recipe
+from fledge.recipe.schema import ModelConfig, Recipe
 from fledge.recipe.schema_keys import (
     Key,
     Models,
@@ -33,50 +33,54 @@ from fledge.recipe.schema_keys import (
 )
 
 Locate = Callable[[Key], str]
-DEFAULT_MAX_POSITIONS = 512  # model.max_position_embeddings, where nothing is written
+DEFAULT_MAX_POSITIONS: int = ModelConfig.model_fields["max_position_embeddings"].default
 
 
 @dataclass
 class _Explanations:
-    """What is told so far of a recipe."""
+    """A recipe and the answers to its keys so far."""
 
     tree: Mapping[str, Any]
     locate: Locate
-    invalid: Collection[Key]  # keys with a value that the schema refuses
+    invalid: Collection[Key]  # keys whose value the schema does not accept
     answers: list[AnsweredKey] = field(default_factory=list)
 
-    def add(self, key: Key, was: str, text: str, gives: tuple[Key, ...] = ()) -> None:
-        self.answers.append(AnsweredKey(key, self.locate(key), was, text, gives))
+    def add(self, key: Key, written: str, text: str, provides: tuple[Key, ...] = ()) -> None:
+        """Add the answer to a key."""
+        self.answers.append(AnsweredKey(key, self.locate(key), written, text, provides))
 
 
-def explain(tree: Mapping[str, Any], place: Locate, wrong: Collection[Key]) -> list[AnsweredKey]:
-    """An answer to every key of a recipe that was renamed, or that another trainer has, and to each value of them."""
-    walk = _Explanations(tree, place, wrong)
+def explain(tree: Mapping[str, Any], locate: Locate, invalid: Collection[Key]) -> list[AnsweredKey]:
+    """The answers to all keys and values of a recipe that were renamed, or that another trainer has.
+
+    `locate` gives the file and line of a key; `invalid` are the keys whose value the schema does not accept.
+    """
+    walk = _Explanations(tree, locate, invalid)
     _mapping(walk, tree, (Recipe,), (), ())
     return walk.answers
 
 
 def _mapping(walk: _Explanations, tree: Any, models: Models, key: Key, now: Key) -> None:
-    """The keys of one section; `now` is what the section is called today."""
+    """Answer the keys of one section; `now` is the present path of the section."""
     if isinstance(tree, list):
         for i, item in enumerate(tree):
             _mapping(walk, item, models, (*key, i), (*now, i))
     for name, value in tree.items() if isinstance(tree, dict) else ():
         if not isinstance(name, str):
             continue
-        here = (*key, name)
+        path = (*key, name)
         if now == ("stages",):
-            _mapping(walk, value, stage_models(name, value), here, (*now, name))
+            _mapping(walk, value, stage_models(name, value), path, (*now, name))
         elif has_key(models, name):
-            _known(walk, value, models, here, (*now, name))
+            _known(walk, value, models, path, (*now, name))
         elif (new := new_name(models, name)) is not None:
-            _renamed(walk, value, models, here, (*now, new))
+            _renamed(walk, value, models, path, (*now, new))
         else:
-            _unknown(walk, value, models, here)
+            _unknown(walk, value, models, path)
 
 
 def _inside(walk: _Explanations, value: Any, models: Models, key: Key, now: Key) -> None:
-    """What a key of the schema holds, if it is a section; stages are one by one."""
+    """Answer the keys inside the value of a key of the schema, if it is a section."""
     name = str(now[-1])
     if now == ("stages",):
         _mapping(walk, value, (), key, now)
@@ -90,14 +94,14 @@ def _known(walk: _Explanations, value: Any, models: Models, key: Key, now: Key) 
     new = new_value(models, name, value)
     if new is not value:
         walk.add(key, f"'{shown_key(key, value)}'", f" is now '{shown_key(now, new)}'", (now,))
-    elif key in walk.invalid and not isinstance(value, dict | list):
+    elif key in walk.invalid and not isinstance(value, dict):
         _value(walk, value, key)
 
 
 def _value(walk: _Explanations, value: Any, key: Key) -> None:
-    """A value of fledge's own key that is a word of another trainer, or stands where a section is."""
-    path = ".".join(str(part) for part in (key[2:] if key[:1] == ("stages",) else key))
-    rule = VALUES.get(path) or SECTION_WORDS.get(path)
+    """Answer a value of another trainer under fledge's own key, or a value in place of a section."""
+    path = ".".join(map(str, key[2:] if key[:1] == ("stages",) else key))
+    rule = VALUES.get(path) or (None if isinstance(value, list) else SECTION_WORDS.get(path))
     if rule is None:
         return
     context = context_at(walk.tree, key)
@@ -119,7 +123,7 @@ def _renamed(walk: _Explanations, value: Any, models: Models, key: Key, now: Key
 def _unknown(walk: _Explanations, value: Any, models: Models, key: Key) -> None:
     name = table_name(key)
     if difflib.get_close_matches(str(key[-1]), fields_of(models), 1, cutoff=0.9) and name not in SYNONYMS:
-        return  # a slip of the pen
+        return  # a spelling mistake: pydantic's error suggests the key
     if isinstance(value, dict) and not is_answered_as_one(name):
         _section(walk, value, key)
         return
@@ -133,7 +137,7 @@ def _unknown(walk: _Explanations, value: Any, models: Models, key: Key) -> None:
 
 
 def _section(walk: _Explanations, value: dict[str, Any], key: Key) -> None:
-    """A section that is not one of fledge's, or is one at another place."""
+    """Answer a section that is not in the schema, or is in the wrong section."""
     home = paths_by_name().get(plain_name(key[-1]))
     if home is not None and _location_suffix(home, walk.tree, key):
         walk.add(key, f"'{'.'.join(map(str, key))}'", f" belongs {_section_phrase(home, walk.tree, key)}, as '{home}'")
@@ -145,7 +149,7 @@ def _section(walk: _Explanations, value: dict[str, Any], key: Key) -> None:
     answered = {item.key[: len(key) + 1] for item in inner.answers}
     for name in value:
         if isinstance(name, str) and (*key, name) not in answered:
-            inner.add((*key, name), shown_key((*key, name), value[name]), " → not known here")
+            inner.add((*key, name), shown_key((*key, name), value[name]), " → unknown key")
     walk.answers += inner.answers
     walk.add(key, "", "")
 
@@ -154,14 +158,14 @@ def _add_answer(walk: _Explanations, key: Key, value: Any, answer: Answer, form:
     stage = stage_name_at(walk.tree, key) or "STAGE"
     flags_of = stage if walk.locate(key).startswith("--") else None
     text = answer_text(answer, lambda path: _location_suffix(path, walk.tree, key), flags_of)
-    gives = tuple(
+    provides = tuple(
         ("stages", stage, *path.split(".")) if is_stage_path(path) else tuple(path.split(".")) for path, _ in answer.settings
     )
-    walk.add(key, shown_key(key, value), f" → {form.format(text)}", gives)
+    walk.add(key, shown_key(key, value), f" → {form.format(text)}", provides)
 
 
 def _location_suffix(path: str, tree: Mapping[str, Any], key: Key) -> str:
-    """Where to write a path, if that is not just beside the key."""
+    """The section in which to write a path, in words; empty if it is the section of the key."""
     if not is_stage_path(path):
         return "" if len(key) == 1 else " at the top level"
     if key[:1] == ("stages",):
@@ -170,15 +174,15 @@ def _location_suffix(path: str, tree: Mapping[str, Any], key: Key) -> str:
 
 
 def _section_phrase(path: str, tree: Mapping[str, Any], key: Key) -> str:
-    """Where a path stands, in words: at the top level, or in a stage."""
+    """The section of a path in words: at the top level, or in a stage."""
     stage = stage_name_at(tree, key)
     if not is_stage_path(path):
         return "at the top level"
-    return f"in stages.{stage}" if stage else "in the stage that it is meant for"
+    return f"in stages.{stage}" if stage else "in the stage that it is for"
 
 
 def stage_name_at(tree: Mapping[str, Any], key: Key) -> str | None:
-    """The stage that a key is about: its own, or the only one."""
+    """The name of the stage of a key: its own stage, or the only stage of the recipe; None if there are several."""
     if key[:1] == ("stages",) and len(key) > 1:
         return str(key[1])
     stages = tree.get("stages")
@@ -186,19 +190,19 @@ def stage_name_at(tree: Mapping[str, Any], key: Key) -> str | None:
 
 
 def context_at(tree: Mapping[str, Any], key: Key) -> Context:
-    """What stands around a key of a recipe with stages."""
+    """The context of a key in a recipe with stages."""
     stages, name = tree.get("stages"), stage_name_at(tree, key)
     stage = stages.get(name, {}) if isinstance(stages, dict) and name is not None else {}
     stage = stage if isinstance(stage, dict) else {}
     model = tree.get("model")
-    sizes = model if isinstance(model, dict) else {}
-    made = sizes.get("path") is None and stage.get("init_from") is None
-    positions = sizes.get("max_position_embeddings", DEFAULT_MAX_POSITIONS)
-    beside = {**flattened({part: value for part, value in tree.items() if part != "stages"}), **flattened(stage)}
+    model_section = model if isinstance(model, dict) else {}
+    from_scratch = model_section.get("path") is None and stage.get("init_from") is None
+    positions = model_section.get("max_position_embeddings", DEFAULT_MAX_POSITIONS)
+    siblings = {**flattened({name: value for name, value in tree.items() if name != "stages"}), **flattened(stage)}
     return Context(
-        beside,
+        siblings,
         kind_of(name, stage) if name is not None else None,
         "init_from" if key[:1] == ("stages",) else "model.path",
-        positions if made and isinstance(positions, int) else None,
-        sizes,
+        positions if from_scratch and isinstance(positions, int) else None,
+        model_section,
     )

@@ -1,4 +1,4 @@
-"""Keys of other trainers about learning: batch, length, optimizer, schedule."""
+"""Keys of other trainers about optimization: batch, duration, optimizer, learning-rate schedule."""
 
 from typing import Any
 
@@ -21,6 +21,8 @@ from fledge.recipe.foreign.answer import (
     unsupported,
     word,
 )
+from fledge.recipe.foreign.stage_kinds import STAGE_KINDS
+from fledge.recipe.schema_keys import KINDS
 
 MICRO = name_list("""
     per_device_train_batch_size micro_batch_size batch_size train_batch_size per_gpu_train_batch_size batch_size_per_gpu
@@ -74,17 +76,17 @@ SCHEDULES: dict[str, tuple[str, str]] = {
     "warmup_stable_decay": ("wsd", ""),
     "onecycle": ("onecycle", ""),
     "one_cycle": ("onecycle", ""),
-    "cosine_with_min_lr": ("cosine", "its lowest learning rate is schedule.min_lr: a number, or a share such as 10%"),
+    "cosine_with_min_lr": ("cosine", "its lowest learning rate is schedule.min_lr: a number, or a percentage such as 10%"),
     "cosine_warmup_with_min_lr": (
         "cosine",
-        "its lowest learning rate is schedule.min_lr: a number, or a share such as 10%",
+        "its lowest learning rate is schedule.min_lr: a number, or a percentage such as 10%",
     ),
-    "cosine_with_restarts": ("cosine", "there are no restarts: it falls once"),
-    "polynomial": ("linear", "there are no other powers than 1"),
-    "inverse_sqrt": ("cosine", "there is no inverse square root; cosine and wsd are near"),
+    "cosine_with_restarts": ("cosine", "there are no restarts: the learning rate falls once"),
+    "polynomial": ("linear", "the only power is 1"),
+    "inverse_sqrt": ("cosine", "there is no inverse square root; cosine and wsd are the nearest"),
     "reduce_lr_on_plateau": (
         "cosine",
-        "no schedule waits for the validation loss; early_stopping: {patience: 3} ends the stage then",
+        "no schedule depends on the validation loss; early_stopping: {patience: 3} stops the stage instead",
     ),
     "cosineannealinglr": ("cosine", ""),
     "linearlr": ("linear", ""),
@@ -133,7 +135,7 @@ def _accumulation(value: Any, context: Context) -> Answer:
 
 
 def _devices(value: Any, context: Context) -> Answer:
-    """How many devices share an update: fledge counts its rows for all of them together."""
+    """The answer to a number of devices: fledge counts the rows of an update over all devices together."""
     count = integer(value)
     start = "start the processes with fledge train --processes N"
     if count and count > 1 and context.has(MICRO) and not context.has(ACCUMULATION) and not context.has(GLOBAL_BATCH):
@@ -144,11 +146,11 @@ def _devices(value: Any, context: Context) -> Answer:
 
 
 def _global_batch(value: Any, context: Context) -> Answer:
-    """Rows of one update: so many micro-batches, or so many tokens."""
+    """The answer to the rows of one update: a number of micro-batches, or of tokens."""
     rows, micro, length = integer(value), context.integer(MICRO), context.integer(LENGTH) or 512
     if rows is None or rows < 1 or context.has(ACCUMULATION):
         return Answer(note="leave it out; an update reads micro_batch_size × gradient_accumulation_steps rows")
-    if rows >= 16_384:  # more than rows can be: these are tokens
+    if rows >= 16_384:  # too many for rows: these are tokens
         return _tokens(rows, context)
     if micro and micro > 0 and rows % micro == 0:
         return Answer(
@@ -158,7 +160,8 @@ def _global_batch(value: Any, context: Context) -> Answer:
         return Answer(
             note=f"write gradient_accumulation_steps so that its product with micro_batch_size {micro} is near {rows}"
         )
-    return _tokens(rows * length * (2 if context.kind == "preference" else 1), context)
+    rows_per_example = STAGE_KINDS[context.kind].rows_per_example if context.kind else 1
+    return _tokens(rows * length * rows_per_example, context)
 
 
 def _tokens(value: Any, context: Context) -> Answer:
@@ -173,24 +176,24 @@ def _tokens(value: Any, context: Context) -> Answer:
 
 
 def _duration(value: Any, context: Context) -> Answer:
-    """Epochs, steps and tokens are one key; steps go before epochs, as in Hugging Face's trainer."""
+    """The answer to epochs, steps and tokens, which are one key; steps take precedence, as in Hugging Face's trainer."""
     steps, tokens, epochs = context.integer(STEPS), context.integer(TOKENS), context.number(EPOCHS)
     if steps is not None and steps > 0:
-        note = "max_steps has priority over epochs, as in Hugging Face's trainer" if epochs is not None else ""
+        note = "max_steps takes precedence over epochs, as in Hugging Face's trainer" if epochs is not None else ""
         return Answer((("duration", f"{steps} steps"),), note)
     if epochs is not None:
         return Answer((("duration", f"{epochs:.10g} epochs"),))
     if tokens is not None and tokens > 0:
         return Answer((("duration", f"{tokens} tokens"),))
     if number(value) is not None:
-        return Answer(note="leave it out; duration says how long a stage trains: 3 epochs, 500 steps or 20M tokens")
+        return Answer(note="leave it out; duration is the length of a stage: 3 epochs, 500 steps or 20M tokens")
     return Answer((("duration", value),))
 
 
 def _warmup(value: Any, context: Context) -> Answer:
-    """Steps or a share of them are one key; steps go before the share."""
+    """The answer to warm-up steps and a warm-up ratio, which are one key; steps take precedence."""
     steps, share = context.number(WARMUP_STEPS), context.number(WARMUP_SHARES)
-    note = "" if not steps or share is None else "steps have priority over the ratio, as in Hugging Face's trainer"
+    note = "" if not steps or share is None else "steps take precedence over the ratio, as in Hugging Face's trainer"
     if steps:
         return Answer((("schedule.warmup", as_integer(steps) if steps >= 1 else percent(steps)),), note)
     if share is not None:
@@ -199,43 +202,45 @@ def _warmup(value: Any, context: Context) -> Answer:
 
 
 def _warmup_epochs(value: Any, context: Context) -> Answer:
-    part, epochs = number(value), context.number(EPOCHS)
-    if part is not None and epochs and not context.has(STEPS):
-        return Answer((("schedule.warmup", percent(part / epochs)),), f"{part:g} of {epochs:g} epochs")
-    return Answer(note="write steps or a share of the stage: schedule: {warmup: 5%}")
+    warmup, epochs = number(value), context.number(EPOCHS)
+    if warmup is not None and epochs and not context.has(STEPS):
+        return Answer((("schedule.warmup", percent(warmup / epochs)),), f"{warmup:g} of {epochs:g} epochs")
+    return Answer(note="write steps or a percentage of the stage: schedule: {warmup: 5%}")
 
 
 def schedule(value: Any, context: Context) -> Answer:
-    """The shape of the learning rate, by any of its names."""
+    """The answer to the name of a learning-rate schedule."""
     name = word(value).rpartition(".")[2]
     if name not in SCHEDULES:
         return Answer(note="the schedules are linear, cosine, wsd, constant and onecycle: schedule: {name: cosine}")
-    here, note = SCHEDULES[name]
-    return Answer((("schedule.name", here),), note)
+    schedule_name, note = SCHEDULES[name]
+    return Answer((("schedule.name", schedule_name),), note)
 
 
 def _schedule_options(value: Any, context: Context) -> Answer:
-    """lr_scheduler_kwargs of Hugging Face's trainer."""
-    given = value if isinstance(value, dict) else {}
-    writes: list[tuple[str, Any]] = []
-    if number(given.get("min_lr")) is not None:
-        writes.append(("schedule.min_lr", as_number(given["min_lr"])))
-    share = number(given.get("min_lr_rate", given.get("min_lr_ratio")))
-    if share is not None and not writes:
-        writes.append(("schedule.min_lr", percent(share)))
-    fall, steps = number(given.get("num_decay_steps")), context.number(STEPS)
-    if fall and steps and steps > 0:
-        writes.append(("schedule.decay_fraction", percent(fall / steps)))
-    if writes:
-        return Answer(tuple(writes))
-    return Answer(note="leave it out; schedule has its settings as keys: min_lr, decay_fraction, decay_shape")
+    """The answer to `lr_scheduler_kwargs` of Hugging Face's trainer."""
+    options = value if isinstance(value, dict) else {}
+    settings: list[tuple[str, Any]] = []
+    if number(options.get("min_lr")) is not None:
+        settings.append(("schedule.min_lr", as_number(options["min_lr"])))
+    share = number(options.get("min_lr_rate", options.get("min_lr_ratio")))
+    if share is not None and not settings:
+        settings.append(("schedule.min_lr", percent(share)))
+    decay_steps, steps = number(options.get("num_decay_steps")), context.number(STEPS)
+    if decay_steps and steps and steps > 0:
+        settings.append(("schedule.decay_fraction", percent(decay_steps / steps)))
+    if settings:
+        return Answer(tuple(settings))
+    return Answer(note="leave it out; the options of a schedule are keys of schedule: min_lr, decay_fraction, decay_shape")
 
 
 def _one_cycle(path: str) -> Any:
     def rule(value: Any, context: Context) -> Answer:
         named = context.first_value(SCHEDULE)
         if named is not None and SCHEDULES.get(word(named), ("", ""))[0] not in ("", "onecycle"):
-            return Answer(note=f"leave it out; it belongs to schedule: {{name: onecycle}}, and this one is {word(named)}")
+            return Answer(
+                note=f"leave it out; it is an option of schedule: {{name: onecycle}}, and this schedule is {word(named)}"
+            )
         product = (number(context.first_value(LEARNING_RATE)) or 0) * (number(value) or 0)
         note = (
             f"learning_rate is the peak; if your max_lr was div_factor × learning rate, write learning_rate: {product:.6g}"
@@ -248,7 +253,7 @@ def _one_cycle(path: str) -> Any:
 
 
 def optimizer(value: Any, context: Context) -> Answer:
-    """The optimizer, by any of its names."""
+    """The answer to the name of an optimizer."""
     name = word(value).rpartition(".")[2]
     if name in ("adam", "adam_torch", "fused_adam"):
         return Answer((("optimizer.name", "adamw"),), "weight decay is decoupled from the gradient")
@@ -275,8 +280,9 @@ def _max_grad_norm(value: Any, context: Context) -> Answer:
 
 
 def _label_smoothing(value: Any, context: Context) -> Answer:
-    if context.kind == "preference" and number(value):
-        return Answer(note="leave it out; targets are smoothed in pretrain and sft stages only")
+    if context.kind and not STAGE_KINDS[context.kind].smooths_targets and number(value):
+        smoothing = " and ".join(kind for kind in KINDS if STAGE_KINDS[kind].smooths_targets)
+        return Answer(note=f"leave it out; targets are smoothed in {smoothing} stages only")
     return Answer((("label_smoothing", as_number(value)),))
 
 
@@ -284,7 +290,10 @@ def _decay_lr(value: Any, context: Context) -> Answer:
     return Answer((("schedule.name", "constant" if boolean(value) is False else "cosine"),))
 
 
-_AUTOMATIC = "write the size of an update, and memory chooses the rest: batch: {micro_batch_size: auto, tokens_per_step: 32768}"
+_AUTOMATIC = (
+    "write the size of an update, and micro_batch_size is chosen by the free memory: "
+    "batch: {micro_batch_size: auto, tokens_per_step: 32768}"
+)
 
 LEARNING: Table = {
     **for_keys(MICRO, replaced_by("batch.micro_batch_size", as_integer, ROWS)),
@@ -311,7 +320,7 @@ LEARNING: Table = {
     **for_keys(OPTIMIZER, optimizer),
     "use_muon": if_true(
         replaced_by("optimizer.name", lambda value: "muon"),
-        unneeded("optimizer: {name: adamw} is what fine-tuning has by itself"),
+        unneeded("sft and preference stages use adamw by default; a pretrain stage needs optimizer: {name: adamw}"),
     ),
     **for_keys(LEARNING_RATE, _learning_rate),
     **for_keys("weight_decay wd", replaced_by("optimizer.weight_decay")),
@@ -327,21 +336,22 @@ LEARNING: Table = {
     **for_keys("label_smoothing_factor label_smoothing_epsilon", _label_smoothing),
     **for_keys("ema_decay model_ema_decay", replaced_by("ema.decay")),
     **for_keys(
-        "use_ema ema", if_true(replaced_by("ema.decay", lambda value: 0.999), unneeded("without ema.decay nothing is averaged"))
+        "use_ema ema",
+        if_true(replaced_by("ema.decay", lambda value: 0.999), unneeded("without ema.decay weights are not averaged")),
     ),
-    "auto_find_batch_size": if_true(advice(_AUTOMATIC), unneeded("batch.micro_batch_size says it")),
+    "auto_find_batch_size": if_true(advice(_AUTOMATIC), unneeded("batch.micro_batch_size is the batch size")),
     **for_keys(
         "optim_args optim_target_modules optimizer_kwargs",
         unsupported("the settings of an optimizer are keys: betas, eps, weight_decay"),
     ),
     **for_keys(
         "neftune_noise_alpha noise_alpha",
-        unsupported("there is no noise on embeddings; label_smoothing and model.dropout are there"),
+        unsupported("there is no noise on embeddings; model.dropout and label_smoothing regularise as well"),
     ),
     "adafactor": unsupported(f"the optimizers are {OPTIMIZER_NAMES}"),
     "num_cycles": unneeded("the cosine falls once, from the peak to min_lr"),
-    "max_steps_per_epoch": unsupported("an epoch is all of the data; max_samples in a source reads less of it"),
-    **for_keys("fused foreach capturable", unneeded("an optimizer is fused where it can be")),
-    "optimizer_in_bwd": unsupported("gradients are kept until the update is complete, and clipped together"),
-    "average_tokens_across_devices": unneeded("sums are divided by the targets of the whole update, always"),
+    "max_steps_per_epoch": unsupported("an epoch is the whole data; max_samples in a source limits its rows"),
+    **for_keys("fused foreach capturable", unneeded("fledge chooses the implementation of an optimizer")),
+    "optimizer_in_bwd": unsupported("gradients are kept until the update is complete, and are clipped together"),
+    "average_tokens_across_devices": unneeded("a loss is always divided by the number of targets of the whole update"),
 }

@@ -24,7 +24,7 @@ from fledge.recipe.schema_keys import preset_names
 PATHS = name_list("""
     model_name_or_path model_path base_model pretrained_model_name_or_path pretrained_model pretrained_path model_id
     base_model_path model_dir checkpoint_dir finetune_from_ckp_file init_checkpoint from_pretrained load_from
-    pretrained_model_path from_weight initial_checkpoint_dir model_name
+    pretrained_model_path from_weight initial_checkpoint_dir
     """)
 WIDTH = name_list("n_embd dim d_model embed_dim embedding_dim n_embed hidden_size emb_dim model_dim")
 LAYERS = name_list("n_layer n_layers num_layers num_hidden_layers depth")
@@ -57,33 +57,34 @@ def _model_path(value: Any, context: Context) -> Answer:
 
 
 def _model_name(value: Any, context: Context) -> Answer:
-    """`model_name`: a model to start from, or only what it is called."""
-    if isinstance(value, str) and "/" in value and not context.has(PATHS[:-1]):
+    """The answer to `model_name`: a model to start from if it holds a slash, else only a label."""
+    if isinstance(value, str) and "/" in value and not context.has(PATHS):
         return _model_path(value, context)
-    return Answer(note="leave it out; a model has no name, a run has one: name")
+    return Answer(note="leave it out; the name of a run is the key name")
 
 
 def _init_from(value: Any, context: Context) -> Answer:
-    """nanoGPT's init_from: scratch, resume, or a GPT-2."""
+    """The answer to nanoGPT's `init_from`: scratch, resume, or the name of a GPT-2."""
     if word(value) == "scratch":
         return Answer(note="leave it out; without model.path the model is trained from scratch")
     if word(value) == "resume":
-        return Answer(note="leave it out; the same command goes on with a run that was interrupted")
-    return Answer(note="write the directory of a Llama or Qwen3 model: model: {path: models/base}")
+        return Answer(note="leave it out; the same command continues an interrupted run")
+    return Answer(note="write a model directory: model: {path: models/base}; a GPT-2 directory needs pip install 'fledge[hf]'")
 
 
 def _model_size(value: Any, context: Context) -> Answer:
-    """`26M`: fledge has some sizes as presets."""
+    """The answer to a model size such as `26M`, which may be the name of a preset."""
     name = word(value).replace("_", "-")
     if name in preset_names():
         return Answer(
-            (("preset", name),), "the preset sets sizes and learning for each kind of stage; what you write goes before it"
+            (("preset", name),),
+            "the preset sets model sizes and hyper-parameters for each kind of stage; keys of the recipe take precedence",
         )
-    return Answer(note=f"leave it out; the sizes say it; there are the presets {', '.join(preset_names())}")
+    return Answer(note=f"leave it out; the keys of model set each size; the presets are {', '.join(preset_names())}")
 
 
 def inner_width(width: int) -> int:
-    """The feed-forward width that has as many weights as one of four times the width without a gate: 8/3, in steps of 64."""
+    """The width of a SwiGLU network with as many weights as an ungated one of 4 × `width`: 8/3 × `width`, rounded up to 64."""
     return -(-8 * width // 192) * 64
 
 
@@ -93,7 +94,7 @@ def _hidden_size(value: Any, context: Context) -> Answer:
         return Answer((("model.hidden_size", as_integer(value)),))
     return Answer(
         (("model.hidden_size", width), ("model.intermediate_size", inner_width(width))),
-        "the feed-forward network is SwiGLU: 8/3 of the width has as many weights as 4 times without a gate",
+        "the feed-forward network is SwiGLU: 8/3 of the width gives as many weights as 4 times the width without a gate",
     )
 
 
@@ -108,12 +109,12 @@ def _attention_heads(value: Any, context: Context) -> Answer:
 
 
 def _moe(value: Any, context: Context) -> Answer:
-    """A mixture of experts by all of its keys together."""
-    on = context.first_value(("use_moe",))
-    if boolean(on) is False:
+    """The answer to the keys of a mixture of experts, which form one section together."""
+    use_moe = context.first_value(("use_moe",))
+    if boolean(use_moe) is False:
         return Answer(note="leave it out; without model.moe the model is dense")
     experts, active, shared = context.integer(EXPERTS), context.integer(ACTIVE_EXPERTS), context.integer(SHARED_EXPERTS)
-    if experts is None and active is None and on is None:
+    if experts is None and active is None and use_moe is None:
         return Answer(note="a mixture of experts is model: {moe: {num_experts: 4, num_experts_per_tok: 2}}")
     moe: dict[str, Any] = {
         "num_experts": 4 if experts is None else experts,
@@ -165,7 +166,7 @@ SIZES: Table = {
         scoring_func seq_aux topk_group n_group router_jitter_noise moe_grouped_gemm moe_token_dispatcher_type
         moe_layer_freq first_k_dense_replace
         """,
-        unneeded("a router chooses by softmax, in every block"),
+        unneeded("every block has a router, and it chooses experts by softmax"),
     ),
     **for_keys("moe_intermediate_size", replaced_by("model.intermediate_size", as_integer)),
     **for_keys(
@@ -176,16 +177,18 @@ SIZES: Table = {
         """,
         _FIXED,
     ),
-    **for_keys("head_dim d_head", unneeded("it is hidden_size / num_attention_heads")),
+    **for_keys(
+        "head_dim d_head", unneeded("it is hidden_size / num_attention_heads, or is read from the directory model.path")
+    ),
     **for_keys(
         """
         rope_scaling rope_parameters inference_rope_scaling shift_attn mixture_of_depths use_sliding_window sliding_window
         """,
-        unsupported("positions are plain rotary ones over the whole context; model.rope_theta is their base"),
+        unsupported("rotary positions are not scaled, except as a model directory says; model.rope_theta is their base"),
     ),
     **for_keys(
         "model_config_file model_config config_name config_path config_overrides",
-        unneeded("sizes are written in model, or are those of the directory model.path"),
+        unneeded("sizes are keys of model, or are read from the directory model.path"),
     ),
     **for_keys(
         """
@@ -196,7 +199,9 @@ SIZES: Table = {
     ),
     **for_keys(
         "train_from_scratch from_scratch",
-        if_true(unneeded("without model.path the model is trained from scratch"), unneeded("model.path says it")),
+        if_true(
+            unneeded("without model.path the model is trained from scratch"), unneeded("model.path is the model to start from")
+        ),
     ),
     **for_keys(
         "initializer_seed init_device init_method", unneeded("initial weights follow from seed and model.initializer_range")
