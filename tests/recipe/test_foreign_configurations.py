@@ -29,6 +29,11 @@ TRAINERS = {
     "litgpt.yaml": "LitGPT",
     "adapter.yaml": "Hugging Face TrainingArguments",
     "minimind.yaml": "minimind",
+    "llama-factory-lora.yaml": "LLaMA-Factory",
+    "trl-dpo.yaml": "TRL",
+    "training-arguments.yaml": "Hugging Face TrainingArguments",
+    "axolotl-ipo.yaml": "axolotl",
+    "minimind-dpo.yaml": "minimind",
 }
 
 
@@ -50,7 +55,9 @@ def answered(folder: Path, text: str) -> tuple[str, Recipe]:
 
 def keys_of(tree: dict[str, Any]) -> list[str]:
     """All keys of a configuration, by dotted path."""
-    answered_as_one = {"lora", "lr_scheduler_kwargs"}
+    answered_as_one = {
+        "lora", "lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "fsdp_config", "accelerator_config", "special_tokens",
+    }  # fmt: skip
     return [
         f"{name}.{key}" if isinstance(value, dict) and name not in answered_as_one else name
         for name, value in tree.items()
@@ -99,6 +106,54 @@ def test_dpo_configuration_becomes_a_preference_stage_and_reports_missing_adapte
     assert "# a learning rate for adapters; full training takes about a tenth of it" in message
 
 
+def test_preference_losses_of_other_trainers_become_loss_types(tmp_path: Path) -> None:
+    hinge = sample("llama-factory-dpo.yaml").replace("pref_loss: sigmoid", "pref_loss: hinge")
+    for text, loss_type, beta in [
+        (hinge, "hinge", 0.1),
+        (sample("trl-dpo.yaml"), "ipo", 0.1),
+        (sample("axolotl-ipo.yaml"), "ipo", 0.2),
+    ]:
+        stage = answered(tmp_path, text)[1].stages["dpo"]
+        assert isinstance(stage, PreferenceStage)
+        assert (stage.loss_type, stage.beta) == (loss_type, beta)
+
+
+def test_method_of_another_trainer_sets_the_loss_together_with_its_own_keys(tmp_path: Path) -> None:
+    message, recipe = answered(tmp_path, "rl: ipo\ndpo_label_smoothing: 0.1\nlearning_rate: 1e-6\nnum_epochs: 1\n")
+    stage = recipe.stages["dpo"]
+    assert isinstance(stage, PreferenceStage)
+    assert (stage.loss_type, stage.label_smoothing) == ("ipo", 0)
+    assert "dpo_label_smoothing: 0.1 → left out of the recipe below: stages.dpo: label_smoothing 0.1 is defined for" in message
+
+
+def test_values_of_a_large_lora_configuration_are_converted(tmp_path: Path) -> None:
+    message, recipe = answered(tmp_path, sample("llama-factory-lora.yaml"))
+    stage = recipe.stages["sft"]
+    assert (stage.data.max_seq_len, stage.data.train_on_turns, stage.duration) == (2048, "last", "3 epochs")
+    assert isinstance(stage.data.validation, list)
+    assert [source.name for source in stage.data.validation] == ["alpaca_zh_demo"]
+    assert (stage.batch.micro_batch_size, stage.batch.gradient_accumulation_steps) == (1, 8)
+    assert (stage.optimizer.name, stage.optimizer.learning_rate, stage.optimizer.weight_decay) == ("adamw", 1e-4, 0)
+    assert (recipe.runtime.precision, recipe.runtime.data_workers, recipe.name) == ("bf16", 16, "sft")
+    assert "quantization_bit: 4, quantization_method: bnb → quantized weights are not supported" in message
+
+
+def test_values_of_many_training_arguments_are_converted(tmp_path: Path) -> None:
+    message, recipe = answered(tmp_path, sample("training-arguments.yaml"))
+    stage = recipe.stages["sft"]
+    assert (recipe.output, recipe.name, recipe.runtime.precision, recipe.runtime.parallelism) == ("out", "run1", "fp16", "fsdp")
+    assert (recipe.runtime.compile, recipe.runtime.activation_checkpointing, recipe.logging.tensorboard) == (True, "full", True)
+    assert (stage.optimizer.betas, stage.optimizer.max_grad_norm) == ((0.9, 0.98), 0.5)
+    assert (stage.schedule.name, stage.schedule.warmup, stage.evaluation.every_steps) == ("linear", 0.03, 200)
+    assert (stage.checkpoint.keep_last, stage.select_checkpoint) == (2, "best")
+    assert "optim: adafactor → the optimizers are adamw, adamw8bit and muon" in message
+
+
+def test_options_of_a_parallelism_that_is_off_do_not_switch_it_on(tmp_path: Path) -> None:
+    text = "output_dir: a\nnum_train_epochs: 1\nfsdp: []\nfsdp_config: {xla: false}\naccelerator_config: {even_batches: true}\n"
+    assert answered(tmp_path, text)[1].runtime.parallelism == "ddp"
+
+
 def test_training_arguments_in_json_become_an_equivalent_recipe(tmp_path: Path) -> None:
     message, recipe = answered(tmp_path, sample("training-arguments.json"))
     stage = recipe.stages["sft"]
@@ -127,7 +182,7 @@ def test_sections_named_after_stages_become_these_stages(tmp_path: Path) -> None
     assert (dpo.beta, dpo.duration, dpo.data.max_seq_len) == (0.5, "2 epochs", 512)
     assert "write 0.1 if this beta was chosen for the mean" in message
     assert (
-        "sft.model_path: path/to/pretrained_model.pt → leave it out; a stage starts from the model of the stage before"
+        "sft.model_path: path/to/pretrained_model.pt → leave it out; a stage starts from the model of the previous stage"
         in message
     )
 

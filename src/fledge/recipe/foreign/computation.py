@@ -28,7 +28,7 @@ PRECISIONS = {
     **dict.fromkeys(("tf32", "tensorfloat32"), "tf32"),
     **dict.fromkeys(("auto", "yes", "true", "default"), "auto"),
 }
-REPLICATED = {"auto", "ddp", "ddp_spawn", "dp", "multi_gpu", "multi_cpu", "single_device"}  # every device holds the whole model
+SHARDING_STRATEGIES = ("fsdp", "deepspeed", "zero", "megatron")  # parts of the names of strategies that shard the model
 ATTENTIONS = {
     "sdpa": "sdpa",
     "flex_attention": "flex",
@@ -101,12 +101,17 @@ def _is_off(value: Any) -> bool:
 
 
 def _parallelism(value: Any, context: Context) -> Answer:
-    """The answer to the name or the file of a way to train on several devices."""
+    """The answer to a switch or a configuration of FSDP or DeepSpeed."""
     if _is_off(value):
         return Answer(note="leave it out; it is off")
-    if word(value) in REPLICATED:
-        return _PROCESSES(value, context)
     return Answer((("runtime.parallelism", "fsdp"),), _FSDP)
+
+
+def _strategy(value: Any, context: Context) -> Answer:
+    """The answer to the name of a strategy that shards the model, or gives each device all of it: `fsdp`, `MULTI_GPU`."""
+    if any(name in word(value) for name in SHARDING_STRATEGIES):
+        return _parallelism(value, context)
+    return _PROCESSES(value, context)
 
 
 def _fsdp_option(value: Any, context: Context) -> Answer:
@@ -143,7 +148,7 @@ COMPUTATION: Table = {
     **for_keys(
         """
         gradient_checkpointing_kwargs use_reentrant_gc activation_checkpointing_kwargs use_unsloth_gc use_cache
-        activation_offloading enable_activation_offloading torch_empty_cache_steps
+        activation_offloading enable_activation_offloading torch_empty_cache_steps gradient_checkpointing_use_reentrant
         """,
         unneeded("runtime.activation_checkpointing is the only setting: none, full, or n for every n-th block"),
     ),
@@ -156,14 +161,14 @@ COMPUTATION: Table = {
     **for_keys(
         """
         use_flash_attention flash_attention use_flash_attn flash_attention_2 sdp_attention xformers_attention s2_attention
-        flash_attn_fuse_mlp flash_attn_cross_entropy flash_attn_rms_norm use_sdpa
+        flash_attn_fuse_mlp flash_attn_cross_entropy flash_attn_rms_norm use_sdpa eager_attention
         """,
         unneeded("the fastest attention is measured at the start of the run"),
     ),
     **for_keys(
         """
         use_liger_kernel enable_liger_kernel liger_kernel_config use_liger use_unsloth use_v1_kernels chunked_cross_entropy
-        cut_cross_entropy use_logits_to_keep
+        cut_cross_entropy use_logits_to_keep use_liger_loss
         """,
         unneeded("the loss is computed in chunks, so that the logits of a batch are never in memory at once"),
     ),
@@ -174,10 +179,11 @@ COMPUTATION: Table = {
     ),
     **for_keys(
         """
-        deepspeed fsdp deepspeed_config zero_stage zero_optimization use_fsdp sharded_ddp strategy distributed_type
+        deepspeed fsdp deepspeed_config zero_stage zero_optimization use_fsdp sharded_ddp
         """,
         _parallelism,
     ),
+    **for_keys("strategy distributed_type", _strategy),
     **for_keys("fsdp_config fsdp_version fsdp_transformer_layer_cls_to_wrap", _fsdp_option),
     **for_keys(
         """
@@ -191,8 +197,8 @@ COMPUTATION: Table = {
         """
         use_ddp ddp rank local_rank distributed multi_gpu dist_backend backend num_nodes nnodes node_rank master_addr
         master_port distributed_backend num_machines machine_rank main_process_port same_network ray_num_workers
-        ray_init_kwargs sequence_parallel use_distributed_optimizer overlap_grad_reduce overlap_param_gather ray_scope
-        mp_parameters accelerator_config tpu_num_cores tpu_metrics_debug rdzv_backend
+        ray_init_kwargs sequence_parallel ignore_bias_buffers use_distributed_optimizer overlap_grad_reduce overlap_param_gather
+        ray_scope mp_parameters accelerator_config tpu_num_cores tpu_metrics_debug rdzv_backend
         """,
         _PROCESSES,
     ),

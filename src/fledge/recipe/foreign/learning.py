@@ -286,6 +286,20 @@ def _label_smoothing(value: Any, context: Context) -> Answer:
     return Answer((("label_smoothing", as_number(value)),))
 
 
+def _warmdown(value: Any, context: Context) -> Answer:
+    """The answer to nanochat's share of the steps in which the learning rate falls, after a constant part."""
+    share = number(value)
+    if share is None:
+        return Answer(note="write a share of the steps: schedule: {name: wsd, decay_fraction: 20%}")
+    return Answer((("schedule.name", "wsd"), ("schedule.decay_fraction", percent(share))))
+
+
+def _computed_duration(value: Any, context: Context) -> Answer:
+    if number(value) is not None and (number(value) or 0) <= 0:
+        return Answer(note="leave it out; it is off")
+    return Answer(note="write the number of tokens or steps, which fledge does not compute: duration: 20M tokens")
+
+
 def _decay_lr(value: Any, context: Context) -> Answer:
     return Answer((("schedule.name", "constant" if boolean(value) is False else "cosine"),))
 
@@ -308,7 +322,7 @@ LEARNING: Table = {
     "lr_scheduler_kwargs": _schedule_options,
     **for_keys("min_lr min_learning_rate lr_min eta_min lr_end end_lr final_lr", replaced_by("schedule.min_lr")),
     **for_keys(
-        "min_lr_ratio min_lr_rate cosine_min_lr_ratio final_lr_fraction",
+        "min_lr_ratio min_lr_rate cosine_min_lr_ratio final_lr_fraction final_lr_frac",
         lambda value, context: Answer((("schedule.min_lr", value if (share := number(value)) is None else percent(share)),)),
     ),
     "div_factor": _one_cycle("schedule.div_factor"),
@@ -345,10 +359,15 @@ LEARNING: Table = {
         unsupported("the settings of an optimizer are keys: betas, eps, weight_decay"),
     ),
     **for_keys(
-        "neftune_noise_alpha noise_alpha",
+        "neftune_noise_alpha noise_alpha noisy_embedding_alpha",
         unsupported("there is no noise on embeddings; model.dropout and label_smoothing regularise as well"),
     ),
     "adafactor": unsupported(f"the optimizers are {OPTIMIZER_NAMES}"),
+    "warmdown_ratio": _warmdown,
+    "lr_quadratic_warmup": unsupported("warm-up is linear"),
+    "cosine_constant_lr_ratio": unsupported("the cosine falls until the stage ends; schedule: {name: wsd} has a constant part"),
+    **for_keys("matrix_lr embedding_lr unembedding_lr", unsupported("optimizer.learning_rate is the rate of all parameters")),
+    **for_keys("target_flops target_param_data_ratio", _computed_duration),
     "num_cycles": unneeded("the cosine falls once, from the peak to min_lr"),
     "max_steps_per_epoch": unsupported("an epoch is the whole data; max_samples in a source limits its rows"),
     **for_keys("fused foreach capturable", unneeded("fledge chooses the implementation of an optimizer")),

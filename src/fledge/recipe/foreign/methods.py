@@ -146,7 +146,7 @@ METHODS: Table = {
     ),
     **for_keys(
         """
-        ld_alpha f_divergence_type f_alpha_divergence_coef use_weighting discopop_tau pref_bco_weight
+        ld_alpha dpo_use_weighting f_divergence_type f_alpha_divergence_coef use_weighting discopop_tau pref_bco_weight
         simpo_gamma desirable_weight undesirable_weight kto_chosen_weight kto_rejected_weight ppo_score_norm
         """,
         unsupported(PREFERENCE_LOSSES),
@@ -179,10 +179,8 @@ METHODS: Table = {
         unsupported("nothing is uploaded; a model directory loads in transformers"),
     ),
     **for_keys(
-        """
-        temperature top_k top_p do_sample num_beams repetition_penalty length_penalty skip_special_tokens
-        """,
-        unneeded("fledge generate and fledge chat have it as an option"),
+        "temperature top_k top_p do_sample repetition_penalty skip_special_tokens",
+        unneeded("sampling is set by options of fledge generate and fledge chat"),
     ),
     **for_keys(
         "infer_backend vllm use_vllm sglang use_kv_cache offload_folder",
@@ -195,6 +193,7 @@ METHODS: Table = {
         """,
         unsupported(NO_REINFORCEMENT_LEARNING),
     ),
+    **for_keys("num_beams length_penalty", unsupported("there is no beam search; answers are sampled or greedy")),
     **for_keys("_component_ class_path _target_", _component),
     "strict": unneeded("an unknown key is always an error"),
     "beta_schedule": unsupported("beta does not change during a stage"),

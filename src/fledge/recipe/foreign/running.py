@@ -149,7 +149,7 @@ RUNNING: Table = {
         """
         per_device_eval_batch_size eval_batch_size per_gpu_eval_batch_size eval_accumulation_steps batch_eval_metrics
         eval_do_concat_batches eval_use_gather_object prediction_loss_only val_batch_size
-        include_for_metrics eval_max_samples eval_table_size eval_on_each_dataset max_eval_samples
+        include_for_metrics eval_tokens eval_max_samples eval_table_size eval_on_each_dataset max_eval_samples
         """,
         _EVALUATIONS,
     ),
@@ -158,7 +158,7 @@ RUNNING: Table = {
         """
         do_predict predict_with_generate generation_max_length generation_num_beams eval_num_beams compute_accuracy
         do_bench_eval generate_during_eval eval_max_new_tokens include_inputs_for_metrics generation_config
-        do_causal_lm_eval
+        do_causal_lm_eval sample_every core_metric_every
         """,
         unsupported(
             "generation_samples: {prompts: [Who are you?]} answers prompts before and after a stage; prompt_tests check answers"
@@ -239,6 +239,14 @@ RUNNING: Table = {
     "do_train": if_true(
         unneeded("fledge train always trains"), unneeded("fledge train RECIPE --dry-run shows the plan without training")
     ),
+    **for_keys(
+        "loss_watchdog_threshold loss_watchdog_patience",
+        advice("a guard watches the loss: guards: {divergence: {action: stop, min_increase: 1.0}}"),
+    ),
+    **for_keys(
+        "resources_per_worker placement_strategy", unneeded("fledge train --cluster ray --nodes N runs on a Ray cluster")
+    ),
+    "plugins": unsupported("there are no plugins"),
     **for_keys("max_time max_train_time time_limit", advice("write it with its unit: guards: {time: {max_time: 8 h}}")),
     **for_keys("num_cpu_threads_per_process num_threads omp_num_threads", replaced_by("runtime.threads", as_integer)),
 }

@@ -46,7 +46,7 @@ def _model_path(value: Any, context: Context) -> Answer:
     if not isinstance(value, str) or not value.strip():
         return Answer(note="write the directory of a model: model: {path: models/base}")
     if not context.model_key:
-        return Answer(note="leave it out; a stage starts from the model of the stage before")
+        return Answer(note="leave it out; a stage starts from the model of the previous stage")
     name = value.strip()
     suffix = next((end for end in TORCH_FILES if name.lower().endswith(end)), "")
     if suffix:
@@ -173,7 +173,7 @@ SIZES: Table = {
         """
         bias attention_bias mlp_bias hidden_act activation norm_type multiple_of use_bias architecture architectures
         model_type model_arch ffn_type position_embedding_type add_bias_linear apply_rope_fusion bias_activation_fusion
-        is_encoder_decoder
+        is_encoder_decoder is_falcon_derived_model base_model_attribute_name
         """,
         _FIXED,
     ),
@@ -207,6 +207,7 @@ SIZES: Table = {
         "initializer_seed init_device init_method", unneeded("initial weights follow from seed and model.initializer_range")
     ),
     **for_keys("freeze_layers unfreeze_layers unfrozen_parameters freeze", unsupported("the whole model is trained")),
+    "aspect_ratio": advice("write the width of the model: model: {hidden_size: 768}"),
     "model_max_position_embeddings": replaced_by("model.max_position_embeddings", as_number),
     "tokenizer_vocab_size": replaced_by("tokenizer.vocab_size", as_integer),
     "finetune": advice("start from a model directory: model: {path: models/base}"),
