@@ -55,94 +55,98 @@ def explain(tree: Mapping[str, Any], locate: Locate, invalid: Collection[Key]) -
 
     `locate` gives the file and line of a key; `invalid` are the keys whose value the schema does not accept.
     """
-    walk = _Explanations(tree, locate, invalid)
-    _mapping(walk, tree, (Recipe,), (), ())
-    return walk.answers
+    explanations = _Explanations(tree, locate, invalid)
+    _mapping(explanations, tree, (Recipe,), (), ())
+    return explanations.answers
 
 
-def _mapping(walk: _Explanations, tree: Any, models: Models, key: Key, now: Key) -> None:
-    """Answer the keys of one section; `now` is the present path of the section."""
+def _mapping(explanations: _Explanations, tree: Any, models: Models, key: Key, present_key: Key) -> None:
+    """Answer the keys of one section; `present_key` is the section under its present name."""
     if isinstance(tree, list):
         for i, item in enumerate(tree):
-            _mapping(walk, item, models, (*key, i), (*now, i))
+            _mapping(explanations, item, models, (*key, i), (*present_key, i))
     for name, value in tree.items() if isinstance(tree, dict) else ():
         if not isinstance(name, str):
             continue
         path = (*key, name)
-        if now == ("stages",):
-            _mapping(walk, value, stage_models(name, value), path, (*now, name))
+        if present_key == ("stages",):
+            _mapping(explanations, value, stage_models(name, value), path, (*present_key, name))
         elif has_key(models, name):
-            _known(walk, value, models, path, (*now, name))
+            _known(explanations, value, models, path, (*present_key, name))
         elif (new := new_name(models, name)) is not None:
-            _renamed(walk, value, models, path, (*now, new))
+            _renamed(explanations, value, models, path, (*present_key, new))
         else:
-            _unknown(walk, value, models, path)
+            _unknown(explanations, value, models, path)
 
 
-def _inside(walk: _Explanations, value: Any, models: Models, key: Key, now: Key) -> None:
+def _inside(explanations: _Explanations, value: Any, models: Models, key: Key, present_key: Key) -> None:
     """Answer the keys inside the value of a key of the schema, if it is a section."""
-    name = str(now[-1])
-    if now == ("stages",):
-        _mapping(walk, value, (), key, now)
+    name = str(present_key[-1])
+    if present_key == ("stages",):
+        _mapping(explanations, value, (), key, present_key)
     elif inner := models_at(models, name, value):
-        _mapping(walk, value, inner, key, now)
+        _mapping(explanations, value, inner, key, present_key)
 
 
-def _known(walk: _Explanations, value: Any, models: Models, key: Key, now: Key) -> None:
-    _inside(walk, value, models, key, now)
-    name = str(now[-1])
+def _known(explanations: _Explanations, value: Any, models: Models, key: Key, present_key: Key) -> None:
+    _inside(explanations, value, models, key, present_key)
+    name = str(present_key[-1])
     new = new_value(models, name, value)
     if new is not value:
-        walk.add(key, f"'{shown_key(key, value)}'", f" is now '{shown_key(now, new)}'", (now,))
-    elif key in walk.invalid and not isinstance(value, dict):
-        _value(walk, value, key)
+        explanations.add(key, f"'{shown_key(key, value)}'", f" is now '{shown_key(present_key, new)}'", (present_key,))
+    elif key in explanations.invalid and not isinstance(value, dict):
+        _value(explanations, value, key)
 
 
-def _value(walk: _Explanations, value: Any, key: Key) -> None:
+def _value(explanations: _Explanations, value: Any, key: Key) -> None:
     """Answer a value of another trainer under fledge's own key, or a value in place of a section."""
     path = ".".join(map(str, key[2:] if key[:1] == ("stages",) else key))
     rule = VALUES.get(path) or (None if isinstance(value, list) else SECTION_WORDS.get(path))
     if rule is None:
         return
-    context = context_at(walk.tree, key)
+    context = context_at(explanations.tree, key)
     answer = loadable_answer(rule(value, context), context.kind)
     if answer.settings and dict(answer.settings).get(path, ...) != value:
-        _add_answer(walk, key, value, answer)
+        _add_answer(explanations, key, value, answer)
 
 
-def _renamed(walk: _Explanations, value: Any, models: Models, key: Key, now: Key) -> None:
-    name = str(now[-1])
+def _renamed(explanations: _Explanations, value: Any, models: Models, key: Key, present_key: Key) -> None:
+    name = str(present_key[-1])
     new = new_value(models, name, value)
     if new is value:
-        walk.add(key, f"'{'.'.join(map(str, key))}'", f" is now '{'.'.join(map(str, now))}'", (now,))
+        explanations.add(key, f"'{'.'.join(map(str, key))}'", f" is now '{'.'.join(map(str, present_key))}'", (present_key,))
     else:
-        walk.add(key, f"'{shown_key(key, value)}'", f" is now '{shown_key(now, new)}'", (now,))
-    _inside(walk, value, models, key, now)
+        explanations.add(key, f"'{shown_key(key, value)}'", f" is now '{shown_key(present_key, new)}'", (present_key,))
+    _inside(explanations, value, models, key, present_key)
 
 
-def _unknown(walk: _Explanations, value: Any, models: Models, key: Key) -> None:
+def _unknown(explanations: _Explanations, value: Any, models: Models, key: Key) -> None:
     name = table_name(key)
     if difflib.get_close_matches(str(key[-1]), fields_of(models), 1, cutoff=0.9) and name not in SYNONYMS:
         return  # a spelling mistake: pydantic's error suggests the key
     if isinstance(value, dict) and not is_answered_as_one(name):
-        _section(walk, value, key)
+        _section(explanations, value, key)
         return
-    context = context_at(walk.tree, key)
+    context = context_at(explanations.tree, key)
     answer = answer_for(name, value, context)
     if answer is not None:
-        _add_answer(walk, key, value, answer)
-    elif (near := difflib.get_close_matches(name, SYNONYMS, 1, cutoff=0.88)) and not has_key(models, near[0]):
-        meant = answer_for(near[0], value, context) or Answer()
-        _add_answer(walk, key, value, meant, f"did you mean '{near[0]}'? Then {{}}")
+        _add_answer(explanations, key, value, answer)
+    elif (nearest := difflib.get_close_matches(name, SYNONYMS, 1, cutoff=0.88)) and not has_key(models, nearest[0]):
+        suggested = answer_for(nearest[0], value, context) or Answer()
+        _add_answer(explanations, key, value, suggested, f"did you mean '{nearest[0]}'? Then {{}}")
 
 
-def _section(walk: _Explanations, value: dict[str, Any], key: Key) -> None:
+def _section(explanations: _Explanations, value: dict[str, Any], key: Key) -> None:
     """Answer a section that is not in the schema, or is in the wrong section."""
-    home = paths_by_name().get(plain_name(key[-1]))
-    if home is not None and _location_suffix(home, walk.tree, key):
-        walk.add(key, f"'{'.'.join(map(str, key))}'", f" belongs {_section_phrase(home, walk.tree, key)}, as '{home}'")
+    schema_path = paths_by_name().get(plain_name(key[-1]))
+    if schema_path is not None and _location_suffix(schema_path, explanations.tree, key):
+        explanations.add(
+            key,
+            f"'{'.'.join(map(str, key))}'",
+            f" belongs {_section_phrase(schema_path, explanations.tree, key)}, as '{schema_path}'",
+        )
         return
-    inner = _Explanations(walk.tree, walk.locate, walk.invalid)
+    inner = _Explanations(explanations.tree, explanations.locate, explanations.invalid)
     _mapping(inner, value, (), key, key)
     if not inner.answers:
         return
@@ -150,18 +154,18 @@ def _section(walk: _Explanations, value: dict[str, Any], key: Key) -> None:
     for name in value:
         if isinstance(name, str) and (*key, name) not in answered:
             inner.add((*key, name), shown_key((*key, name), value[name]), " → unknown key")
-    walk.answers += inner.answers
-    walk.add(key, "", "")
+    explanations.answers += inner.answers
+    explanations.add(key, "", "")
 
 
-def _add_answer(walk: _Explanations, key: Key, value: Any, answer: Answer, form: str = "{}") -> None:
-    stage = stage_name_at(walk.tree, key) or "STAGE"
-    flags_of = stage if walk.locate(key).startswith("--") else None
-    text = answer_text(answer, lambda path: _location_suffix(path, walk.tree, key), flags_of)
+def _add_answer(explanations: _Explanations, key: Key, value: Any, answer: Answer, form: str = "{}") -> None:
+    stage = stage_name_at(explanations.tree, key) or "STAGE"
+    flags_of = stage if explanations.locate(key).startswith("--") else None
+    text = answer_text(answer, lambda path: _location_suffix(path, explanations.tree, key), flags_of)
     provides = tuple(
         ("stages", stage, *path.split(".")) if is_stage_path(path) else tuple(path.split(".")) for path, _ in answer.settings
     )
-    walk.add(key, shown_key(key, value), f" → {form.format(text)}", provides)
+    explanations.add(key, shown_key(key, value), f" → {form.format(text)}", provides)
 
 
 def _location_suffix(path: str, tree: Mapping[str, Any], key: Key) -> str:

@@ -86,8 +86,8 @@ def rule_for(name: str) -> Rule | None:
     if key in SYNONYMS:
         return SYNONYMS[key]
     by_prefix = next((rule for prefix, rule in PREFIXES if key.startswith(prefix)), None)
-    home = paths_by_name().get(key)
-    return replaced_by(home, lambda value: value) if home and by_prefix is None else by_prefix
+    schema_path = paths_by_name().get(key)
+    return replaced_by(schema_path, lambda value: value) if schema_path and by_prefix is None else by_prefix
 
 
 def is_answered_as_one(name: str) -> bool:
