@@ -1,4 +1,4 @@
-"""A whole configuration of another trainer: each key is answered, and the recipe that is given in its place loads."""
+"""Whole configurations of other trainers: each key is answered, and the suggested recipe loads."""
 
 from pathlib import Path
 from typing import Any
@@ -29,32 +29,39 @@ TRAINERS = {
     "litgpt.yaml": "LitGPT",
     "adapter.yaml": "Hugging Face TrainingArguments",
     "minimind.yaml": "minimind",
+    "llama-factory-lora.yaml": "LLaMA-Factory",
+    "trl-dpo.yaml": "TRL",
+    "training-arguments.yaml": "Hugging Face TrainingArguments",
+    "axolotl-ipo.yaml": "axolotl",
+    "minimind-dpo.yaml": "minimind",
 }
 
 
 def sample(name: str) -> str:
-    """A configuration as its trainer has it."""
+    """The text of a configuration in the format of its trainer."""
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
 def answered(folder: Path, text: str) -> tuple[str, Recipe]:
-    """What is said of a configuration, and the recipe that is given in its place, loaded from a file."""
+    """The error message for a configuration, and the suggested recipe in it, loaded from a file."""
     file = folder / ("c.json" if text.startswith("{") else "c.yaml")
     file.write_text(text, encoding="utf-8")
     with pytest.raises(FledgeError) as caught:
         load_recipe([str(file)])
     message = str(caught.value).replace(f"{folder}/", "")
-    (folder / "made.yaml").write_text(message.split(END)[1], encoding="utf-8")
-    return message, load_recipe([str(folder / "made.yaml")])
+    (folder / "suggested.yaml").write_text(message.split(END)[1], encoding="utf-8")
+    return message, load_recipe([str(folder / "suggested.yaml")])
 
 
 def keys_of(tree: dict[str, Any]) -> list[str]:
     """All keys of a configuration, by dotted path."""
-    whole = {"lora", "lr_scheduler_kwargs"}
+    answered_as_one = {
+        "lora", "lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "fsdp_config", "accelerator_config", "special_tokens",
+    }  # fmt: skip
     return [
-        f"{name}.{key}" if isinstance(value, dict) and name not in whole else name
+        f"{name}.{key}" if isinstance(value, dict) and name not in answered_as_one else name
         for name, value in tree.items()
-        for key in (keys_of(value) if isinstance(value, dict) and name not in whole else [""])
+        for key in (keys_of(value) if isinstance(value, dict) and name not in answered_as_one else [""])
     ]
 
 
@@ -68,7 +75,7 @@ def test_every_key_is_answered_with_its_line_and_the_converted_recipe_loads(tmp_
         line = next((line for line in answers.splitlines() if f" {key}: " in line), "")
         assert ". c." in line, key
         assert " → " in line, key
-    assert "not known here" not in answers
+    assert "unknown key" not in answers
     assert "left out of the recipe" not in answers
     assert recipe.stages
 
@@ -99,6 +106,54 @@ def test_dpo_configuration_becomes_a_preference_stage_and_reports_missing_adapte
     assert "# a learning rate for adapters; full training takes about a tenth of it" in message
 
 
+def test_preference_losses_of_other_trainers_become_loss_types(tmp_path: Path) -> None:
+    hinge = sample("llama-factory-dpo.yaml").replace("pref_loss: sigmoid", "pref_loss: hinge")
+    for text, loss_type, beta in [
+        (hinge, "hinge", 0.1),
+        (sample("trl-dpo.yaml"), "ipo", 0.1),
+        (sample("axolotl-ipo.yaml"), "ipo", 0.2),
+    ]:
+        stage = answered(tmp_path, text)[1].stages["dpo"]
+        assert isinstance(stage, PreferenceStage)
+        assert (stage.loss_type, stage.beta) == (loss_type, beta)
+
+
+def test_method_of_another_trainer_sets_the_loss_together_with_its_own_keys(tmp_path: Path) -> None:
+    message, recipe = answered(tmp_path, "rl: ipo\ndpo_label_smoothing: 0.1\nlearning_rate: 1e-6\nnum_epochs: 1\n")
+    stage = recipe.stages["dpo"]
+    assert isinstance(stage, PreferenceStage)
+    assert (stage.loss_type, stage.label_smoothing) == ("ipo", 0)
+    assert "dpo_label_smoothing: 0.1 → left out of the recipe below: stages.dpo: label_smoothing 0.1 is defined for" in message
+
+
+def test_values_of_a_large_lora_configuration_are_converted(tmp_path: Path) -> None:
+    message, recipe = answered(tmp_path, sample("llama-factory-lora.yaml"))
+    stage = recipe.stages["sft"]
+    assert (stage.data.max_seq_len, stage.data.train_on_turns, stage.duration) == (2048, "last", "3 epochs")
+    assert isinstance(stage.data.validation, list)
+    assert [source.name for source in stage.data.validation] == ["alpaca_zh_demo"]
+    assert (stage.batch.micro_batch_size, stage.batch.gradient_accumulation_steps) == (1, 8)
+    assert (stage.optimizer.name, stage.optimizer.learning_rate, stage.optimizer.weight_decay) == ("adamw", 1e-4, 0)
+    assert (recipe.runtime.precision, recipe.runtime.data_workers, recipe.name) == ("bf16", 16, "sft")
+    assert "quantization_bit: 4, quantization_method: bnb → quantized weights are not supported" in message
+
+
+def test_values_of_many_training_arguments_are_converted(tmp_path: Path) -> None:
+    message, recipe = answered(tmp_path, sample("training-arguments.yaml"))
+    stage = recipe.stages["sft"]
+    assert (recipe.output, recipe.name, recipe.runtime.precision, recipe.runtime.parallelism) == ("out", "run1", "fp16", "fsdp")
+    assert (recipe.runtime.compile, recipe.runtime.activation_checkpointing, recipe.logging.tensorboard) == (True, "full", True)
+    assert (stage.optimizer.betas, stage.optimizer.max_grad_norm) == ((0.9, 0.98), 0.5)
+    assert (stage.schedule.name, stage.schedule.warmup, stage.evaluation.every_steps) == ("linear", 0.03, 200)
+    assert (stage.checkpoint.keep_last, stage.select_checkpoint) == (2, "best")
+    assert "optim: adafactor → the optimizers are adamw, adamw8bit and muon" in message
+
+
+def test_options_of_a_parallelism_that_is_off_do_not_switch_it_on(tmp_path: Path) -> None:
+    text = "output_dir: a\nnum_train_epochs: 1\nfsdp: []\nfsdp_config: {xla: false}\naccelerator_config: {even_batches: true}\n"
+    assert answered(tmp_path, text)[1].runtime.parallelism == "ddp"
+
+
 def test_training_arguments_in_json_become_an_equivalent_recipe(tmp_path: Path) -> None:
     message, recipe = answered(tmp_path, sample("training-arguments.json"))
     stage = recipe.stages["sft"]
@@ -108,7 +163,7 @@ def test_training_arguments_in_json_become_an_equivalent_recipe(tmp_path: Path) 
     assert (stage.select_checkpoint, stage.checkpoint.keep_last, stage.label_smoothing) == ("best", 3, 0.1)
     assert (stage.duration, recipe.runtime.precision) == ("3 epochs", "fp32")
     assert "c.json:25: neftune_noise_alpha: null → leave it out; it is empty" in message
-    assert "c.json:26: seed: 42 → the same here" in message
+    assert "c.json:26: seed: 42 → the key is the same in fledge" in message
 
 
 def test_sections_named_after_stages_become_these_stages(tmp_path: Path) -> None:
@@ -125,9 +180,9 @@ def test_sections_named_after_stages_become_these_stages(tmp_path: Path) -> None
     assert [source.path for source in sft.data.validation] == ["data/sft_val_data.jsonl"]
     assert isinstance(dpo, PreferenceStage)
     assert (dpo.beta, dpo.duration, dpo.data.max_seq_len) == (0.5, "2 epochs", 512)
-    assert "write 0.1 if this one was made for the mean" in message
+    assert "write 0.1 if this beta was chosen for the mean" in message
     assert (
-        "sft.model_path: path/to/pretrained_model.pt → leave it out; a stage starts from the model of the stage before"
+        "sft.model_path: path/to/pretrained_model.pt → leave it out; a stage starts from the model of the previous stage"
         in message
     )
 
@@ -158,8 +213,8 @@ def test_recipe_without_stages_is_shown_where_its_keys_belong(tmp_path: Path) ->
 
 def test_unknown_key_gets_the_nearest_spelling(tmp_path: Path) -> None:
     message, recipe = answered(tmp_path, sample("llama-factory-sft.yaml") + "num_train_epoch: 3\nqqqq: 1\nseed: 1\nseed: 2\n")
-    assert "c.yaml:39: num_train_epoch: 3 → not known here; did you mean 'num_train_epochs'?" in message
-    assert "c.yaml:40: qqqq: 1 → not known here\n" in message
+    assert "c.yaml:39: num_train_epoch: 3 → unknown key; did you mean 'num_train_epochs'?" in message
+    assert "c.yaml:40: qqqq: 1 → unknown key\n" in message
     assert "1. c.yaml:42: the key 'seed' is written twice" in message
     assert recipe.seed == 2
 
@@ -168,7 +223,7 @@ def test_contradicting_keys_are_reported_and_the_first_one_counts(tmp_path: Path
     message, recipe = answered(
         tmp_path, "num_train_epochs: 1\nmax_length: 256\ncutoff_len: 128\nmin_lr: 1\nlearning_rate: 1e-4\n"
     )
-    assert "c.yaml:3: cutoff_len: 128 → leave it out; 'max_length' says data.max_seq_len already" in message
+    assert "c.yaml:3: cutoff_len: 128 → leave it out; 'max_length' already sets data.max_seq_len" in message
     assert (
         "c.yaml:4: min_lr: 1 → left out of the recipe below: stages.sft: schedule.min_lr 1.0 is above optimizer.learning_rate"
         in message
@@ -177,17 +232,17 @@ def test_contradicting_keys_are_reported_and_the_first_one_counts(tmp_path: Path
 
 
 def test_unsupported_method_is_reported(tmp_path: Path) -> None:
-    for method, kind, words in [
+    for method, kind, remark in [
         ("kto", "sft", "there is no KTO"),
         ("rm", "dpo", "no reward models"),
         ("ppo", "dpo", "there is no PPO"),
     ]:
         message, recipe = answered(tmp_path, f"stage: {method}\nlearning_rate: 1e-4\n")
-        assert words in message
+        assert remark in message
         assert list(recipe.stages) == [kind]
 
 
-def test_recipe_without_stages_and_without_foreign_keys_misses_the_key_stages() -> None:
+def test_recipe_without_stages_and_without_foreign_keys_lacks_the_key_stages() -> None:
     with pytest.raises(FledgeError, match="the key 'stages' is missing"):
         recipe_from_dict({"name": "a", "model": {"hidden_size": 64}, "tokenizer": {"path": "t"}})
     with pytest.raises(FledgeError, match="'machine' is now 'runtime'"):
@@ -215,6 +270,6 @@ def test_every_converted_recipe_loads(
         recipe_from_dict({**common, **sections})
     except FledgeError as error:
         if END in str(error):
-            file = tmp_path_factory.getbasetemp() / "made.yaml"
+            file = tmp_path_factory.getbasetemp() / "suggested.yaml"
             file.write_text(str(error).split(END)[1], encoding="utf-8")
             assert load_recipe([str(file)]).stages

@@ -1,4 +1,4 @@
-"""A key that fledge does not have is answered in fledge's words: its old names, and those of other trainers."""
+"""An unknown key is answered with a key of fledge, if it is an earlier name or a key of another trainer."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +12,13 @@ from pydantic import BaseModel
 
 from fledge.errors import FledgeError
 from fledge.recipe import load_recipe, recipe_from_dict
-from fledge.recipe.foreign.answer import Answer, Around
+from fledge.recipe.foreign.answer import Answer, Context
 from fledge.recipe.foreign.renamed import RENAMED, RENAMED_VALUES
-from fledge.recipe.foreign.synonyms import SYNONYMS, TABLES, answer_of, as_recipe
-from fledge.recipe.foreign.wording import flow
+from fledge.recipe.foreign.stage_kinds import KIND_KEYS, STAGE_KINDS, guessed_kind, kind_of_section, loss_types
+from fledge.recipe.foreign.synonyms import SYNONYMS, TABLES, answer_for, minimal_recipe
+from fledge.recipe.foreign.wording import inline_yaml
 from fledge.recipe.schema import Recipe, Source
-from fledge.recipe.schema_keys import KINDS, models_in
+from fledge.recipe.schema_keys import KINDS, kind_of, models_in
 from fledge.recipe.yaml_dialect import RecipeLoader
 
 DATA = {"train": "a.jsonl"}
@@ -25,7 +26,7 @@ SFT = "stages:\n  sft:\n    data: {train: a.jsonl}\n"
 
 
 def load_error(folder: Path, text: str, *overrides: tuple[str, str]) -> str:
-    """The error for a recipe with this text."""
+    """The error message for a recipe with this text."""
     file = folder / "r.yaml"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(FledgeError) as caught:
@@ -44,7 +45,7 @@ def section_paths(model: type[BaseModel], section: type[BaseModel], path: tuple[
 
 
 def with_value(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """A recipe with a value at a path; a number stands for an element of a list."""
+    """The recipe with a value at a path; 0 in a path is the first element of a list."""
     if not path:
         return value
     if path[0] == 0:
@@ -81,7 +82,7 @@ def test_every_renamed_value_is_reported_with_its_new_name(tmp_path: Path, owner
         tree = with_value({"stages": {"sft": {"data": DATA}}}, (*path, name), old)
         text = load_error(tmp_path, yaml.safe_dump(tree))
         dotted = ".".join(map(str, (*path, name)))
-        assert f"'{dotted}: {old}' is now '{dotted}: {flow(new)}'" in text
+        assert f"'{dotted}: {old}' is now '{dotted}: {inline_yaml(new)}'" in text
 
 
 def test_renamed_section_is_reported_with_its_keys(tmp_path: Path) -> None:
@@ -139,17 +140,17 @@ ANSWERS = [
     ("dtype: bfloat16", "write runtime: {precision: bf16} at the top level"),
     ("gradient_checkpointing: true", "write runtime: {activation_checkpointing: full} at the top level"),
     ("load_best_model_at_end: true", "write select_checkpoint: best"),
-    ("metric_for_best_model: eval_loss", "leave it out; the best checkpoint is the one of the lowest validation loss"),
+    ("metric_for_best_model: eval_loss", "leave it out; the best checkpoint is the checkpoint with the lowest validation loss"),
     ("save_steps: 500", "write checkpoint: {every_steps: 500}"),
     ("save_total_limit: 3", "write checkpoint: {keep_last: 3}"),
     ("eval_steps: 50", "write evaluation: {every_steps: 50}"),
-    ("eval_steps: 0.1", "leave it out; a stage is evaluated ten times, which is this share"),
+    ("eval_steps: 0.1", "leave it out; the default is ten evaluations per stage, which is this share"),
     ("logging_steps: 10", "write logging: {every_steps: 10} at the top level"),
     ("report_to: tensorboard", "write logging: {tensorboard: true} at the top level"),
     ("report_to: [wandb]", "wandb is not supported"),
     ("eval_strategy: no", "write data: {validation: 0}"),
     ("output_dir: saves/a/b", "write output: saves/a and name: b at the top level"),
-    ("overwrite_output_dir: true", "a run is never written over: choose another name"),
+    ("overwrite_output_dir: true", "a run is never overwritten: choose another name"),
     ("optim: adamw_torch", "write optimizer: {name: adamw}"),
     ("optim: adamw_8bit", "write optimizer: {name: adamw8bit}"),
     ("optim: lion_32bit", "the optimizers are adamw, adamw8bit and muon"),
@@ -164,17 +165,17 @@ ANSWERS = [
     ("validation_file: v.jsonl", "write data: {validation: v.jsonl}"),
     ("dataset: a.jsonl", "write data: {train: a.jsonl}"),
     ("dataset_name: org/name", "write data: {train: {hub: org/name}}"),
-    ("packing: true", "leave it out; rows are always packed, and documents stay apart"),
+    ("packing: true", "leave it out; rows are always packed, and attention never crosses"),
     ("mask_history: true", "write data: {train_on_turns: last}"),
-    ("train_on_prompt: false", "leave it out; the prompt is never trained"),
+    ("train_on_prompt: false", "leave it out; an sft stage never trains on the prompt"),
     ("truncation_mode: keep_end", "write data: {truncation: keep_recent}"),
     ("preprocessing_num_workers: 16", "write runtime: {data_workers: 16} at the top level"),
-    ("plot_loss: true", "leave it out; report.html always has the curves"),
+    ("plot_loss: true", "leave it out; report.html always shows the curves"),
     ("lora_rank: 8", "adapters are not there yet"),
     ("lora_rank_of_something: 8", "adapters are not there yet"),
     ("deepspeed: ds_z3.json", "write runtime: {parallelism: fsdp} at the top level"),
     ("deepspeed: null", "leave it out; it is empty"),
-    ("resume_from_checkpoint: true", "the same command goes on with a run that was interrupted"),
+    ("resume_from_checkpoint: true", "the same command continues an interrupted run"),
     ("model_name_or_path: Qwen/Qwen3-0.6B", "write init_from: Qwen/Qwen3-0.6B; a directory on this machine"),
     ("n_layer: 6", "write model: {num_hidden_layers: 6} at the top level"),
     ("n_embd: 384", "write model: {hidden_size: 384, intermediate_size: 1024} at the top level"),
@@ -182,6 +183,30 @@ ANSWERS = [
     ("use_moe: true", "write model: {qk_norm: true, moe: {num_experts: 4, num_experts_per_tok: 2}} at the top level"),
     ("dropout: 0.1", "write model: {dropout: 0.1} at the top level"),
     ("seed: 3", "write seed: 3 at the top level"),
+    ("loss_type: nll", "leave it out; pretrain and sft stages train by cross-entropy"),
+    ("loss_type: ipo", "pretrain and sft stages train by cross-entropy only"),
+    ("fsdp: full_shard", "write runtime: {parallelism: fsdp} at the top level"),
+    ("fsdp: ''\n    fsdp_config: {min_num_params: 0}", "leave it out; runtime: {parallelism: fsdp} is the only setting"),
+    ("fsdp_config: {fsdp_version: 2}", "write runtime: {parallelism: fsdp} at the top level"),
+    ("accelerator_config: {split_batches: false}", "leave it out; fledge train --processes N starts the processes"),
+    ("distributed_type: MULTI_GPU", "leave it out; fledge train --processes N starts the processes"),
+    ("distributed_type: FSDP", "write runtime: {parallelism: fsdp} at the top level"),
+    ("distributed_type: TPU", "leave it out; fledge train --processes N starts the processes"),
+    ("strategy: deepspeed_stage_2", "write runtime: {parallelism: fsdp} at the top level"),
+    ("strategy: ddp", "leave it out; fledge train --processes N starts the processes"),
+    ("tensor_parallel_size: 1", "leave it out; it is off"),
+    ("tensor_parallel_size: 2", "write runtime: {parallelism: fsdp} at the top level"),
+    ("eval_on_start: true", "leave it out; a stage is evaluated before its first step"),
+    ("use_logits_to_keep: false", "leave it out; the loss is computed in chunks"),
+    ("warmdown_ratio: 0.4", "write schedule: {name: wsd, decay_fraction: 40%}"),
+    ("final_lr_frac: 0.1", "write schedule: {min_lr: 10%}"),
+    ("matrix_lr: 0.02", "optimizer.learning_rate is the rate of all parameters"),
+    ("loss_watchdog_threshold: 5.0", "guards: {divergence: {action: stop, min_increase: 1.0}}"),
+    ("target_flops: -1", "leave it out; it is off"),
+    ("target_param_data_ratio: 20", "write the number of tokens or steps"),
+    ("temperature: 0.7", "sampling is set by options of fledge generate"),
+    ("num_beams: 4", "there is no beam search"),
+    ("profiler_schedule: 3", "compute.json and report.html of a run"),
     ("precompute_ref_log_probs: true", "precompute_ref_log_probs belongs to a stage of kind preference"),
     ("per_device_train_batch_size: -4", "batch.micro_batch_size replaces it: Input should be greater than 0 (it is -4)"),
     ("per_device_train_batchsize: 4", "did you mean 'per_device_train_batch_size'? Then write batch: {micro_batch_size: 4}"),
@@ -203,7 +228,16 @@ def test_foreign_key_in_a_stage_is_answered_with_fledges_key(tmp_path: Path, wri
         ("pref_beta: 0.2", "write beta: 0.2"),
         ("dpo_beta: 0.5", "write beta: 0.5; fledge sums log-probabilities over an answer"),
         ("pref_loss: sigmoid", "write loss_type: sigmoid"),
-        ("pref_loss: [ipo]", "the loss of a preference stage is that of DPO only"),
+        ("pref_loss: hinge", "write loss_type: hinge"),
+        ("pref_loss: ipo", "write loss_type: ipo"),
+        ("loss_type: [ipo]", "write loss_type: ipo"),
+        ("dpo_loss_type: [hinge]", "write loss_type: hinge"),
+        ("loss_type: [ipo, sft]\n    loss_weights: [1.0, 0.5]", "write loss_type: ipo and sft_loss_weight: 0.5"),
+        ("pref_loss: orpo", "the losses of a preference stage are sigmoid, hinge, ipo: loss_type: sigmoid"),
+        ("pref_loss: [sigmoid, hinge]", "the losses of a preference stage are sigmoid, hinge, ipo"),
+        ("pref_loss: nll", "the losses of a preference stage are sigmoid, hinge, ipo"),
+        ("simpo_gamma: 0.5", "a preference stage has the losses sigmoid, hinge, ipo"),
+        ("rl: ipo", "write kind: preference and loss_type: ipo"),
         ("rpo_alpha: 1.0", "write sft_loss_weight: 1.0"),
         ("pref_ftx: 0.5", "write sft_loss_weight: 0.5"),
         ("loss_type: [sigmoid, sft]\n    loss_weights: [2.0, 0.5]", "write loss_type: sigmoid and sft_loss_weight: 0.25"),
@@ -217,6 +251,30 @@ def test_foreign_key_in_a_stage_is_answered_with_fledges_key(tmp_path: Path, wri
 )
 def test_foreign_preference_key_is_answered_in_a_preference_stage(tmp_path: Path, written: str, message: str) -> None:
     assert message in load_error(tmp_path, f"stages:\n  dpo:\n    data: {{train: a.jsonl}}\n    {written}\n")
+
+
+def test_high_beta_is_not_questioned_for_a_loss_on_mean_log_probabilities(tmp_path: Path) -> None:
+    stage = "stages:\n  dpo:\n    data: {train: a.jsonl}\n    dpo_beta: 0.5\n"
+    assert "fledge sums log-probabilities" in load_error(tmp_path, stage + "    pref_loss: hinge\n")
+    assert "fledge sums log-probabilities" not in load_error(tmp_path, stage + "    pref_loss: ipo\n")
+    assert "fledge sums log-probabilities" not in load_error(tmp_path, stage + "    rl: ipo\n")
+
+
+def test_every_kind_of_stage_has_an_entry_for_configurations_of_other_trainers() -> None:
+    assert sorted(STAGE_KINDS) == sorted(KINDS)
+    for kind, stage in STAGE_KINDS.items():
+        assert kind_of(stage.stage_name, {}) == kind
+        assert kind_of_section(stage.stage_name) == kind
+        assert all(guessed_kind({key: method}) == kind for key in KIND_KEYS for method in stage.methods)
+        assert guessed_kind({stage.keys[0]: 1}) == kind
+
+
+def test_every_loss_of_the_schema_is_known_by_its_name_in_other_trainers() -> None:
+    assert loss_types("preference") == ("sigmoid", "hinge", "ipo")
+    assert loss_types("pretrain") == loss_types("sft") == ()
+    for name in loss_types("preference"):
+        answer = answer_for("pref_loss", name, Context({"pref_loss": name}, "preference"))
+        assert answer == Answer((("loss_type", name),))
 
 
 def test_foreign_keys_that_form_one_key_are_answered_together(tmp_path: Path) -> None:
@@ -251,7 +309,7 @@ def test_batch_size_per_device_is_converted_to_the_total(tmp_path: Path) -> None
         (SFT + "    optimizer: AdamW\n", "write optimizer: {name: adamw}"),
         ("model: models/base\n" + SFT, "r.yaml:1: model: models/base → write model: {path: models/base}"),
         ("training: {learning_rate: 1e-4}\n" + SFT, "training.learning_rate: 0.0001 → write optimizer: {learning_rate: "),
-        ("lr: 1\nstages:\n  sft: {data: a}\n  dpo: {data: b}\n", "{learning_rate: 1} in the stage that it is meant for"),
+        ("lr: 1\nstages:\n  sft: {data: a}\n  dpo: {data: b}\n", "{learning_rate: 1} in the stage that it is for"),
         ("stages:\n  tune:\n    batch: {micro: 4}\n", "'stages.tune.batch.micro' is now 'stages.tune.batch.micro_batch_size'"),
         ("stages:\n  sft:\n    dataset: a.jsonl\n", "write data: {train: a.jsonl}"),
     ],
@@ -311,7 +369,7 @@ CANDIDATES: list[Any] = [
 def loads(answer: Answer, kind: str) -> bool:
     """Whether a recipe with nothing but this answer loads."""
     try:
-        recipe_from_dict(as_recipe(answer.writes, kind))
+        recipe_from_dict(minimal_recipe(answer.settings, kind))
     except FledgeError:
         return False
     return True
@@ -324,13 +382,13 @@ def test_answer_to_each_foreign_key_is_a_loadable_recipe(name: str) -> None:
         (kind, answer)
         for kind in KINDS
         for value in CANDIDATES
-        if (answer := answer_of(name, value, Around({**context, name: value}, kind, positions=512))) is not None
+        if (answer := answer_for(name, value, Context({**context, name: value}, kind, max_positions=512))) is not None
     ]
-    assert all(answer.writes or answer.note for _, answer in answers)
-    written = [(kind, answer) for kind, answer in answers if answer.writes]
+    assert all(answer.settings or answer.note for _, answer in answers)
+    written = [(kind, answer) for kind, answer in answers if answer.settings]
     assert not written or any(loads(answer, kind) for kind, answer in written)
     for _, answer in written:
-        assert {path: yaml.load(flow(value), RecipeLoader) for path, value in answer.writes} == dict(answer.writes)
+        assert {path: yaml.load(inline_yaml(value), RecipeLoader) for path, value in answer.settings} == dict(answer.settings)
 
 
 VALUES = st.recursive(

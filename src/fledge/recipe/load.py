@@ -191,10 +191,10 @@ def _validate(layers: _Layers) -> Recipe:
 
 def _problems(errors: list[Any], layers: _Layers) -> list[str]:
     """Every problem once: answers for renamed keys and keys of other trainers, pydantic's messages for the rest."""
-    from fledge.recipe.foreign import explain, lines
+    from fledge.recipe.foreign import answer_lines, explain
 
     explanations = explain(layers.tree, layers.location, {_written_key(item, layers) for item in errors})
-    answered, provided = {item.key for item in explanations}, {key for item in explanations for key in item.gives}
+    answered, provided = {item.key for item in explanations}, {key for item in explanations for key in item.provides}
 
     def is_answered(item: Any) -> bool:
         key = _written_key(item, layers)
@@ -202,7 +202,7 @@ def _problems(errors: list[Any], layers: _Layers) -> list[str]:
         return bool(parents & answered) or (item["type"] == "missing" and any(path[: len(key)] == key for path in provided))
 
     others = dict.fromkeys(_explain(item, layers) for item in errors if not is_answered(item))
-    return [*lines(explanations), *others]
+    return [*answer_lines(explanations), *others]
 
 
 def _validate_with_preset(layers: _Layers) -> Recipe:

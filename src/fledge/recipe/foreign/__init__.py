@@ -1,7 +1,7 @@
-"""Keys that are not fledge's, answered in its words: those of other trainers, and those that fledge had before."""
+"""Answers to keys that a recipe does not have: keys of other trainers, and earlier names of fledge's own keys."""
 
 from fledge.recipe.foreign.explain import explain
 from fledge.recipe.foreign.translate import translate
-from fledge.recipe.foreign.wording import Told, lines
+from fledge.recipe.foreign.wording import AnsweredKey, answer_lines
 
-__all__ = ["Told", "explain", "lines", "translate"]
+__all__ = ["AnsweredKey", "answer_lines", "explain", "translate"]

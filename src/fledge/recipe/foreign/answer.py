@@ -1,4 +1,4 @@
-"""What is answered to a key of another trainer, and the small rules that the tables of them are made of."""
+"""An answer to a key of another trainer, and the rules from which the tables of answers are made."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,65 +8,65 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Answer:
-    """What to write in place of a key, as dotted paths and their values; and a sentence beside it.
+    """The answer to a key: settings of fledge that replace it, as dotted paths and values, and a remark.
 
-    A path is that of a stage (`batch.micro_batch_size`) or of the top level (`runtime.precision`).
+    A path starts in a stage (`batch.micro_batch_size`) or at the top level (`runtime.precision`).
     """
 
-    writes: tuple[tuple[str, Any], ...] = ()
+    settings: tuple[tuple[str, Any], ...] = ()
     note: str = ""
 
 
 @dataclass(frozen=True)
-class Around:
-    """What stands around a key: it decides what the key means."""
+class Context:
+    """The other keys of a configuration, which decide the meaning of a key."""
 
-    beside: Mapping[str, Any] = field(default_factory=dict)  # the keys of the same stage by their plain names
-    kind: str | None = None  # of the stage; None: not known
-    model_key: str = "model.path"  # where the model to start from is named; empty: the stage before gives it
-    positions: int | None = None  # model.max_position_embeddings; None: those of a model directory
-    sizes: Mapping[str, Any] = field(default_factory=dict)  # the section `model` of the recipe
+    siblings: Mapping[str, Any] = field(default_factory=dict)  # keys of one stage and of the top level, by plain name
+    kind: str | None = None  # of the stage; None: unknown
+    model_key: str = "model.path"  # key for the model to start from; empty: the previous stage gives it
+    max_positions: int | None = None  # model.max_position_embeddings; None: as the model directory says
+    model_section: Mapping[str, Any] = field(default_factory=dict)  # the section `model` of the recipe
 
-    def first(self, names: tuple[str, ...]) -> Any:
-        """The first of these keys that says something, or None."""
-        return next((self.beside[name] for name in names if self.beside.get(name) is not None), None)
+    def first_value(self, names: tuple[str, ...]) -> Any:
+        """The value of the first of these keys that is present and not null; None without such a key."""
+        return next((self.siblings[name] for name in names if self.siblings.get(name) is not None), None)
 
     def number(self, names: tuple[str, ...]) -> float | None:
-        """The same as a number."""
-        return number(self.first(names))
+        """The first value of these keys, if it is a finite number; else None."""
+        return number(self.first_value(names))
 
-    def whole(self, names: tuple[str, ...]) -> int | None:
-        """The same as a whole number."""
-        return whole(self.first(names))
+    def integer(self, names: tuple[str, ...]) -> int | None:
+        """The first value of these keys, if it is a whole number; else None."""
+        return integer(self.first_value(names))
 
     def has(self, names: tuple[str, ...]) -> bool:
-        """Whether one of these keys says something."""
-        return self.first(names) is not None
+        """Whether one of these keys is present and not null."""
+        return self.first_value(names) is not None
 
 
-Rule = Callable[[Any, Around], Answer]
+Rule = Callable[[Any, Context], Answer]
 Table = dict[str, Rule]
 
 
 def number(value: Any) -> float | None:
-    """A finite number, also where it is written as text; else None."""
+    """The value as a finite number, also from a text; None for other values."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        read = float(value)
+        parsed = float(value)
     except (ValueError, OverflowError):
         return None
-    return read if math.isfinite(read) else None
+    return parsed if math.isfinite(parsed) else None
 
 
-def whole(value: Any) -> int | None:
-    """A whole number; else None."""
-    read = number(value)
-    return int(read) if read is not None and read == int(read) else None
+def integer(value: Any) -> int | None:
+    """The value as a whole number, also from a text or `3.0`; None for other values."""
+    parsed = number(value)
+    return int(parsed) if parsed is not None and parsed == int(parsed) else None
 
 
-def switch(value: Any) -> bool | None:
-    """True or false, also as `yes`, `off`, 1 or 0; else None."""
+def boolean(value: Any) -> bool | None:
+    """The value as true or false, also from `yes`, `off`, 1 or 0; None for other values."""
     if isinstance(value, bool):
         return value
     return {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}.get(
@@ -75,70 +75,70 @@ def switch(value: Any) -> bool | None:
 
 
 def word(value: Any) -> str:
-    """A value as one word in small letters: YAML reads `no` as false."""
+    """The value as a text in lower case. True and false become `yes` and `no`, because YAML reads `no` as false."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value).strip().lower()
 
 
-def texts(value: Any) -> list[str]:
-    """A text, texts with commas between them, or a list of texts, as a list."""
+def text_list(value: Any) -> list[str]:
+    """The texts of a list, or of one text with commas between them."""
     if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
+        return [item.strip() for item in value.split(",") if item.strip()]
     if isinstance(value, list | tuple):
-        return [str(part) for part in value if isinstance(part, str | int | float) and str(part).strip()]
+        return [str(item) for item in value if isinstance(item, str | int | float) and str(item).strip()]
     return []
 
 
-def percent(share: float) -> str | int:
-    """0.1 as `10%`."""
-    return f"{share * 100:.10g}%" if share else 0
+def percent(fraction: float) -> str | int:
+    """The fraction as a percentage: `10%` for 0.1, and 0 for 0."""
+    return f"{fraction * 100:.10g}%" if fraction else 0
 
 
-def plain(value: Any) -> Any:
-    """A number that is whole as such, also where it is written as text; everything else as it is."""
-    read = whole(value)
-    return read if read is not None else value
+def as_integer(value: Any) -> Any:
+    """The value as an int if it is a whole number, also from a text; other values unchanged."""
+    parsed = integer(value)
+    return parsed if parsed is not None else value
 
 
 def as_number(value: Any) -> Any:
-    """A text that is a number as the number; everything else as it is."""
-    read = number(value)
-    return read if isinstance(value, str) and read is not None else value
+    """The value as a float if it is a text that holds a number; other values unchanged."""
+    parsed = number(value)
+    return parsed if isinstance(value, str) and parsed is not None else value
 
 
-def to(path: str, read: Callable[[Any], Any] = as_number, note: str = "") -> Rule:
-    """The key is `path` in fledge."""
-    return lambda value, around: Answer(((path, read(value)),), note)
+def replaced_by(path: str, convert: Callable[[Any], Any] = as_number, note: str = "") -> Rule:
+    """A rule that replaces the key by `path`, with the converted value."""
+    return lambda value, context: Answer(((path, convert(value)),), note)
 
 
-def said(text: str) -> Rule:
-    """fledge has no such key; the sentence says what it does instead, or what to write."""
+def advice(text: str) -> Rule:
+    """A rule that only gives advice, and no settings."""
     answer = Answer(note=text)
-    return lambda value, around: answer
+    return lambda value, context: answer
 
 
-def leave(why: str) -> Rule:
-    """The key is not needed."""
-    return said(f"leave it out; {why}")
+def unneeded(why: str) -> Rule:
+    """A rule for a key that fledge does not need, for the reason `why`."""
+    return advice(f"leave it out; {why}")
 
 
-def absent(what: str) -> Rule:
-    """What fledge cannot do, where it is switched on; where it is switched off nothing is lost."""
-    off, on = Answer(note="leave it out; it is off"), Answer(note=what)
-    return lambda value, around: off if switch(value) is False or value in ("", "none", "None", 0) else on
+def unsupported(limitation: str) -> Rule:
+    """A rule for what fledge cannot do: it names the limitation, unless the key switches the feature off."""
+    off, on = Answer(note="leave it out; it is off"), Answer(note=limitation)
+    return lambda value, context: off if boolean(value) is False or value in ("", "none", "None", 0) else on
 
 
-def either(on: Rule, off: Rule) -> Rule:
-    """One rule where the key is true (or anything else than false), another where it is false."""
-    return lambda value, around: (off if switch(value) is False else on)(value, around)
+def if_true(on: Rule, off: Rule) -> Rule:
+    """A rule that applies `on` to every value except false, and `off` to false."""
+    return lambda value, context: (off if boolean(value) is False else on)(value, context)
 
 
-def names(text: str) -> tuple[str, ...]:
-    """Names with blanks between them."""
+def name_list(text: str) -> tuple[str, ...]:
+    """The names in a text, which are separated by blanks."""
     return tuple(text.split())
 
 
-def every(called: str | tuple[str, ...], rule: Rule) -> Table:
-    """One rule for several names of the same thing."""
-    return dict.fromkeys(names(called) if isinstance(called, str) else called, rule)
+def for_keys(keys: str | tuple[str, ...], rule: Rule) -> Table:
+    """A table with one rule for several keys."""
+    return dict.fromkeys(name_list(keys) if isinstance(keys, str) else keys, rule)

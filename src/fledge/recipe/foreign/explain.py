@@ -1,25 +1,25 @@
-"""A recipe with keys that fledge does not have, or has no more: each is answered, with its place."""
+"""Answers to the unknown keys of a recipe with stages: earlier names of fledge's keys, and keys of other trainers."""
 
 import difflib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fledge.recipe.foreign.answer import Answer, Around
+from fledge.recipe.foreign.answer import Answer, Context
 from fledge.recipe.foreign.renamed import new_name, new_value
 from fledge.recipe.foreign.synonyms import (
     SECTION_WORDS,
     SYNONYMS,
     VALUES,
-    answer_of,
-    called,
-    checked,
-    flat,
-    is_whole,
+    answer_for,
+    flattened,
+    is_answered_as_one,
+    loadable_answer,
     plain_name,
+    table_name,
 )
-from fledge.recipe.foreign.wording import Told, sentence, shown
-from fledge.recipe.schema import Recipe
+from fledge.recipe.foreign.wording import AnsweredKey, answer_text, shown_key
+from fledge.recipe.schema import ModelConfig, Recipe
 from fledge.recipe.schema_keys import (
     Key,
     Models,
@@ -32,173 +32,181 @@ from fledge.recipe.schema_keys import (
     stage_models,
 )
 
-Place = Callable[[Key], str]
-POSITIONS = 512  # model.max_position_embeddings, where nothing is written
+Locate = Callable[[Key], str]
+DEFAULT_MAX_POSITIONS: int = ModelConfig.model_fields["max_position_embeddings"].default
 
 
 @dataclass
-class _Walk:
-    """What is told so far of a recipe."""
+class _Explanations:
+    """A recipe and the answers to its keys so far."""
 
     tree: Mapping[str, Any]
-    place: Place
-    wrong: Collection[Key]  # keys with a value that the schema refuses
-    told: list[Told] = field(default_factory=list)
+    locate: Locate
+    invalid: Collection[Key]  # keys whose value the schema does not accept
+    answers: list[AnsweredKey] = field(default_factory=list)
 
-    def tell(self, key: Key, was: str, text: str, gives: tuple[Key, ...] = ()) -> None:
-        self.told.append(Told(key, self.place(key), was, text, gives))
-
-
-def explain(tree: Mapping[str, Any], place: Place, wrong: Collection[Key]) -> list[Told]:
-    """An answer to every key of a recipe that was renamed, or that another trainer has, and to each value of them."""
-    walk = _Walk(tree, place, wrong)
-    _mapping(walk, tree, (Recipe,), (), ())
-    return walk.told
+    def add(self, key: Key, written: str, text: str, provides: tuple[Key, ...] = ()) -> None:
+        """Add the answer to a key."""
+        self.answers.append(AnsweredKey(key, self.locate(key), written, text, provides))
 
 
-def _mapping(walk: _Walk, tree: Any, models: Models, key: Key, now: Key) -> None:
-    """The keys of one section; `now` is what the section is called today."""
+def explain(tree: Mapping[str, Any], locate: Locate, invalid: Collection[Key]) -> list[AnsweredKey]:
+    """The answers to all keys and values of a recipe that were renamed, or that another trainer has.
+
+    `locate` gives the file and line of a key; `invalid` are the keys whose value the schema does not accept.
+    """
+    explanations = _Explanations(tree, locate, invalid)
+    _mapping(explanations, tree, (Recipe,), (), ())
+    return explanations.answers
+
+
+def _mapping(explanations: _Explanations, tree: Any, models: Models, key: Key, present_key: Key) -> None:
+    """Answer the keys of one section; `present_key` is the section under its present name."""
     if isinstance(tree, list):
         for i, item in enumerate(tree):
-            _mapping(walk, item, models, (*key, i), (*now, i))
+            _mapping(explanations, item, models, (*key, i), (*present_key, i))
     for name, value in tree.items() if isinstance(tree, dict) else ():
         if not isinstance(name, str):
             continue
-        here = (*key, name)
-        if now == ("stages",):
-            _mapping(walk, value, stage_models(name, value), here, (*now, name))
+        path = (*key, name)
+        if present_key == ("stages",):
+            _mapping(explanations, value, stage_models(name, value), path, (*present_key, name))
         elif has_key(models, name):
-            _known(walk, value, models, here, (*now, name))
+            _known(explanations, value, models, path, (*present_key, name))
         elif (new := new_name(models, name)) is not None:
-            _renamed(walk, value, models, here, (*now, new))
+            _renamed(explanations, value, models, path, (*present_key, new))
         else:
-            _unknown(walk, value, models, here)
+            _unknown(explanations, value, models, path)
 
 
-def _inside(walk: _Walk, value: Any, models: Models, key: Key, now: Key) -> None:
-    """What a key of the schema holds, if it is a section; stages are one by one."""
-    name = str(now[-1])
-    if now == ("stages",):
-        _mapping(walk, value, (), key, now)
+def _inside(explanations: _Explanations, value: Any, models: Models, key: Key, present_key: Key) -> None:
+    """Answer the keys inside the value of a key of the schema, if it is a section."""
+    name = str(present_key[-1])
+    if present_key == ("stages",):
+        _mapping(explanations, value, (), key, present_key)
     elif inner := models_at(models, name, value):
-        _mapping(walk, value, inner, key, now)
+        _mapping(explanations, value, inner, key, present_key)
 
 
-def _known(walk: _Walk, value: Any, models: Models, key: Key, now: Key) -> None:
-    _inside(walk, value, models, key, now)
-    name = str(now[-1])
+def _known(explanations: _Explanations, value: Any, models: Models, key: Key, present_key: Key) -> None:
+    _inside(explanations, value, models, key, present_key)
+    name = str(present_key[-1])
     new = new_value(models, name, value)
     if new is not value:
-        walk.tell(key, f"'{shown(key, value)}'", f" is now '{shown(now, new)}'", (now,))
-    elif key in walk.wrong and not isinstance(value, dict | list):
-        _value(walk, value, key)
+        explanations.add(key, f"'{shown_key(key, value)}'", f" is now '{shown_key(present_key, new)}'", (present_key,))
+    elif key in explanations.invalid and not isinstance(value, dict):
+        _value(explanations, value, key)
 
 
-def _value(walk: _Walk, value: Any, key: Key) -> None:
-    """A value of fledge's own key that is a word of another trainer, or stands where a section is."""
-    path = ".".join(str(part) for part in (key[2:] if key[:1] == ("stages",) else key))
-    rule = VALUES.get(path) or SECTION_WORDS.get(path)
+def _value(explanations: _Explanations, value: Any, key: Key) -> None:
+    """Answer a value of another trainer under fledge's own key, or a value in place of a section."""
+    path = ".".join(map(str, key[2:] if key[:1] == ("stages",) else key))
+    rule = VALUES.get(path) or (None if isinstance(value, list) else SECTION_WORDS.get(path))
     if rule is None:
         return
-    around = around_of(walk.tree, key)
-    answer = checked(rule(value, around), around.kind)
-    if answer.writes and dict(answer.writes).get(path, ...) != value:
-        _tell(walk, key, value, answer)
+    context = context_at(explanations.tree, key)
+    answer = loadable_answer(rule(value, context), context.kind)
+    if answer.settings and dict(answer.settings).get(path, ...) != value:
+        _add_answer(explanations, key, value, answer)
 
 
-def _renamed(walk: _Walk, value: Any, models: Models, key: Key, now: Key) -> None:
-    name = str(now[-1])
+def _renamed(explanations: _Explanations, value: Any, models: Models, key: Key, present_key: Key) -> None:
+    name = str(present_key[-1])
     new = new_value(models, name, value)
     if new is value:
-        walk.tell(key, f"'{'.'.join(map(str, key))}'", f" is now '{'.'.join(map(str, now))}'", (now,))
+        explanations.add(key, f"'{'.'.join(map(str, key))}'", f" is now '{'.'.join(map(str, present_key))}'", (present_key,))
     else:
-        walk.tell(key, f"'{shown(key, value)}'", f" is now '{shown(now, new)}'", (now,))
-    _inside(walk, value, models, key, now)
+        explanations.add(key, f"'{shown_key(key, value)}'", f" is now '{shown_key(present_key, new)}'", (present_key,))
+    _inside(explanations, value, models, key, present_key)
 
 
-def _unknown(walk: _Walk, value: Any, models: Models, key: Key) -> None:
-    name = called(key)
+def _unknown(explanations: _Explanations, value: Any, models: Models, key: Key) -> None:
+    name = table_name(key)
     if difflib.get_close_matches(str(key[-1]), fields_of(models), 1, cutoff=0.9) and name not in SYNONYMS:
-        return  # a slip of the pen
-    if isinstance(value, dict) and not is_whole(name):
-        _section(walk, value, key)
+        return  # a spelling mistake: pydantic's error suggests the key
+    if isinstance(value, dict) and not is_answered_as_one(name):
+        _section(explanations, value, key)
         return
-    around = around_of(walk.tree, key)
-    answer = answer_of(name, value, around)
+    context = context_at(explanations.tree, key)
+    answer = answer_for(name, value, context)
     if answer is not None:
-        _tell(walk, key, value, answer)
-    elif (near := difflib.get_close_matches(name, SYNONYMS, 1, cutoff=0.88)) and not has_key(models, near[0]):
-        meant = answer_of(near[0], value, around) or Answer()
-        _tell(walk, key, value, meant, f"did you mean '{near[0]}'? Then {{}}")
+        _add_answer(explanations, key, value, answer)
+    elif (nearest := difflib.get_close_matches(name, SYNONYMS, 1, cutoff=0.88)) and not has_key(models, nearest[0]):
+        suggested = answer_for(nearest[0], value, context) or Answer()
+        _add_answer(explanations, key, value, suggested, f"did you mean '{nearest[0]}'? Then {{}}")
 
 
-def _section(walk: _Walk, value: dict[str, Any], key: Key) -> None:
-    """A section that is not one of fledge's, or is one at another place."""
-    home = paths_by_name().get(plain_name(key[-1]))
-    if home is not None and _where(home, walk.tree, key):
-        walk.tell(key, f"'{'.'.join(map(str, key))}'", f" belongs {_place_of(home, walk.tree, key)}, as '{home}'")
+def _section(explanations: _Explanations, value: dict[str, Any], key: Key) -> None:
+    """Answer a section that is not in the schema, or is in the wrong section."""
+    schema_path = paths_by_name().get(plain_name(key[-1]))
+    if schema_path is not None and _location_suffix(schema_path, explanations.tree, key):
+        explanations.add(
+            key,
+            f"'{'.'.join(map(str, key))}'",
+            f" belongs {_section_phrase(schema_path, explanations.tree, key)}, as '{schema_path}'",
+        )
         return
-    inner = _Walk(walk.tree, walk.place, walk.wrong)
+    inner = _Explanations(explanations.tree, explanations.locate, explanations.invalid)
     _mapping(inner, value, (), key, key)
-    if not inner.told:
+    if not inner.answers:
         return
-    answered = {item.key[: len(key) + 1] for item in inner.told}
+    answered = {item.key[: len(key) + 1] for item in inner.answers}
     for name in value:
         if isinstance(name, str) and (*key, name) not in answered:
-            inner.tell((*key, name), shown((*key, name), value[name]), " → not known here")
-    walk.told += inner.told
-    walk.tell(key, "", "")
+            inner.add((*key, name), shown_key((*key, name), value[name]), " → unknown key")
+    explanations.answers += inner.answers
+    explanations.add(key, "", "")
 
 
-def _tell(walk: _Walk, key: Key, value: Any, answer: Answer, form: str = "{}") -> None:
-    stage = stage_of(walk.tree, key) or "STAGE"
-    flags_of = stage if walk.place(key).startswith("--") else None
-    text = sentence(answer, lambda path: _where(path, walk.tree, key), flags_of)
-    gives = tuple(
-        ("stages", stage, *path.split(".")) if is_stage_path(path) else tuple(path.split(".")) for path, _ in answer.writes
+def _add_answer(explanations: _Explanations, key: Key, value: Any, answer: Answer, form: str = "{}") -> None:
+    stage = stage_name_at(explanations.tree, key) or "STAGE"
+    flags_of = stage if explanations.locate(key).startswith("--") else None
+    text = answer_text(answer, lambda path: _location_suffix(path, explanations.tree, key), flags_of)
+    provides = tuple(
+        ("stages", stage, *path.split(".")) if is_stage_path(path) else tuple(path.split(".")) for path, _ in answer.settings
     )
-    walk.tell(key, shown(key, value), f" → {form.format(text)}", gives)
+    explanations.add(key, shown_key(key, value), f" → {form.format(text)}", provides)
 
 
-def _where(path: str, tree: Mapping[str, Any], key: Key) -> str:
-    """Where to write a path, if that is not just beside the key."""
+def _location_suffix(path: str, tree: Mapping[str, Any], key: Key) -> str:
+    """The section in which to write a path, in words; empty if it is the section of the key."""
     if not is_stage_path(path):
         return "" if len(key) == 1 else " at the top level"
     if key[:1] == ("stages",):
         return "" if len(key) == 3 else f" in stages.{key[1]}"
-    return f" {_place_of(path, tree, key)}"
+    return f" {_section_phrase(path, tree, key)}"
 
 
-def _place_of(path: str, tree: Mapping[str, Any], key: Key) -> str:
-    """Where a path stands, in words: at the top level, or in a stage."""
-    stage = stage_of(tree, key)
+def _section_phrase(path: str, tree: Mapping[str, Any], key: Key) -> str:
+    """The section of a path in words: at the top level, or in a stage."""
+    stage = stage_name_at(tree, key)
     if not is_stage_path(path):
         return "at the top level"
-    return f"in stages.{stage}" if stage else "in the stage that it is meant for"
+    return f"in stages.{stage}" if stage else "in the stage that it is for"
 
 
-def stage_of(tree: Mapping[str, Any], key: Key) -> str | None:
-    """The stage that a key is about: its own, or the only one."""
+def stage_name_at(tree: Mapping[str, Any], key: Key) -> str | None:
+    """The name of the stage of a key: its own stage, or the only stage of the recipe; None if there are several."""
     if key[:1] == ("stages",) and len(key) > 1:
         return str(key[1])
     stages = tree.get("stages")
     return str(next(iter(stages))) if isinstance(stages, dict) and len(stages) == 1 else None
 
 
-def around_of(tree: Mapping[str, Any], key: Key) -> Around:
-    """What stands around a key of a recipe with stages."""
-    stages, name = tree.get("stages"), stage_of(tree, key)
+def context_at(tree: Mapping[str, Any], key: Key) -> Context:
+    """The context of a key in a recipe with stages."""
+    stages, name = tree.get("stages"), stage_name_at(tree, key)
     stage = stages.get(name, {}) if isinstance(stages, dict) and name is not None else {}
     stage = stage if isinstance(stage, dict) else {}
     model = tree.get("model")
-    sizes = model if isinstance(model, dict) else {}
-    made = sizes.get("path") is None and stage.get("init_from") is None
-    positions = sizes.get("max_position_embeddings", POSITIONS)
-    beside = {**flat({part: value for part, value in tree.items() if part != "stages"}), **flat(stage)}
-    return Around(
-        beside,
+    model_section = model if isinstance(model, dict) else {}
+    from_scratch = model_section.get("path") is None and stage.get("init_from") is None
+    positions = model_section.get("max_position_embeddings", DEFAULT_MAX_POSITIONS)
+    siblings = {**flattened({name: value for name, value in tree.items() if name != "stages"}), **flattened(stage)}
+    return Context(
+        siblings,
         kind_of(name, stage) if name is not None else None,
         "init_from" if key[:1] == ("stages",) else "model.path",
-        positions if made and isinstance(positions, int) else None,
-        sizes,
+        positions if from_scratch and isinstance(positions, int) else None,
+        model_section,
     )

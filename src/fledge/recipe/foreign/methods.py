@@ -1,248 +1,245 @@
-"""Keys of other trainers about the method: kinds of training, preferences, adapters, and what fledge does not have."""
+"""Keys of other trainers about the training method: kinds of stages, preference losses, adapters, inference."""
 
 from typing import Any
 
 from fledge.recipe.foreign.answer import (
     Answer,
-    Around,
+    Context,
     Rule,
     Table,
-    absent,
+    advice,
     as_number,
-    either,
-    every,
-    leave,
-    names,
+    boolean,
+    for_keys,
+    if_true,
     number,
-    said,
-    switch,
-    to,
+    replaced_by,
+    unneeded,
+    unsupported,
     word,
 )
+from fledge.recipe.foreign.learning import OPTIMIZER_NAMES, OPTIMIZERS, SCHEDULES, optimizer, schedule
+from fledge.recipe.foreign.stage_kinds import KIND_KEYS, kinds_with_one_loss, loss_types, method_named
+from fledge.recipe.schema_keys import KINDS
 
-KIND_KEYS = names("stage mode training_stage train_type trainer_type rl")
-KINDS_THERE: dict[str, tuple[str, str]] = {
-    **dict.fromkeys(("sft", "full_sft", "finetune", "fine_tune", "instruction", "chat"), ("sft", "")),
-    **dict.fromkeys(("pt", "pretrain", "pretraining", "cpt"), ("pretrain", "")),
-    **dict.fromkeys(("dpo", "preference"), ("preference", "")),
-    **dict.fromkeys(("ipo", "orpo", "simpo"), ("preference", "there is no {}; DPO learns from the same pairs")),
-    "rm": ("preference", "there are no reward models; DPO learns from the same pairs without one"),
-    "reward": ("preference", "there are no reward models; DPO learns from the same pairs without one"),
-    "ppo": ("preference", "there is no PPO; DPO learns from preference pairs without a reward model"),
-    "grpo": ("preference", "there is no GRPO; DPO learns from preference pairs without rewards"),
-    "kto": ("sft", "there is no KTO; an sft stage trains the rows that are labelled true"),
-}
-PREFERENCE_KEYS = names("""
-    pref_beta dpo_beta beta pref_loss rpo_alpha pref_ftx precompute_ref_log_probs max_prompt_length dpo_data_path
-    dpo_label_smoothing ref_model ld_alpha sync_ref_model max_completion_length loss_weights precompute_ref_batch_size
-    """)
-PRETRAIN_KEYS = names("""
-    n_layer n_embd block_size n_layers dim d_model pretrain_data_path pretraining_dataset pretrain_data max_tokens
-    total_tokens
-    """)
-SFT_KEYS = names("""
-    sft_data_path assistant_only_loss completion_only_loss train_on_prompt train_on_inputs is_finetune sft_data
-    """)
 LOSSES = ("pref_loss", "loss_type", "dpo_loss", "dpo_loss_type")
-HIGH_BETA = 0.3  # such a beta was made for the mean of log-probabilities, and not for their sum
-ADAPTERS_ABSENT = "adapters are not there yet: the whole model is trained"
-QUANTIZED = "quantized weights are not supported; optimizer: {name: adamw8bit} saves memory"
+LOSS_ALIASES = {"dpo": "sigmoid", "slic": "hinge"}  # names of losses in other trainers -> values of `loss_type`
+CROSS_ENTROPY = {"nll", "chunked_nll", "cross_entropy", "ce"}
+LOSSES_OF_MEANS = {"ipo"}  # values of `loss_type` that take the mean of log-probabilities over an answer, not their sum
+HIGH_BETA = 0.3  # a beta above this value was chosen for the mean of log-probabilities
+NO_ADAPTERS = "adapters are not there yet: the whole model is trained"
+NO_QUANTIZATION = "quantized weights are not supported; optimizer: {name: adamw8bit} saves memory"
+NO_REINFORCEMENT_LEARNING = "there is no reinforcement learning; DPO trains on preference pairs"
+PREFERENCE_LOSSES = (
+    f"a preference stage has the losses {', '.join(loss_types('preference'))}, with beta, label_smoothing and sft_loss_weight"
+)
+OTHER_OPTIMIZERS = f"the optimizers are {OPTIMIZER_NAMES}"
 
 
-def named_kind(value: Any) -> tuple[str, str] | None:
-    """The kind of stage by its name in other trainers, and what to say about it."""
-    name = word(value)
-    if name not in KINDS_THERE:
-        return None
-    kind, note = KINDS_THERE[name]
-    return kind, note.format(name.upper())
+def _kind(value: Any, context: Context) -> Answer:
+    method = method_named(value)
+    if method is None:
+        return Answer(note=f"the kinds of stages are {', '.join(KINDS)}")
+    loss_type = (("loss_type", method.loss_type),) if method.loss_type else ()
+    return Answer((("kind", method.kind), *loss_type), method.note)
 
 
-def _kind(value: Any, around: Around) -> Answer:
-    found = named_kind(value)
-    if found is None:
-        return Answer(note="the kinds of stages are pretrain, sft and preference")
-    return Answer((("kind", found[0]),), found[1])
+def _is_finetuning(value: Any, context: Context) -> Answer:
+    return Answer((("kind", "pretrain" if boolean(value) is False else "sft"),))
 
 
-def _finetuned(value: Any, around: Around) -> Answer:
-    return Answer((("kind", "pretrain" if switch(value) is False else "sft"),))
-
-
-def _method(value: Any, around: Around) -> Answer:
-    """LLaMA-Factory's finetuning_type."""
+def _finetuning_type(value: Any, context: Context) -> Answer:
+    """The answer to LLaMA-Factory's `finetuning_type`: full, lora, freeze."""
     if word(value) == "full":
         return Answer(note="leave it out; the whole model is trained")
-    return Answer(note=ADAPTERS_ABSENT)
+    return Answer(note=NO_ADAPTERS)
 
 
-def _loss(value: Any, around: Around) -> Answer:
-    given = around.first(LOSSES) or value
-    losses = [word(name) for name in given] if isinstance(given, list) else [word(given)]
-    if losses == ["sigmoid"] and around.kind in (None, "preference"):
-        return Answer((("loss_type", "sigmoid"),))
-    if sorted(losses) == ["sft", "sigmoid"]:
-        return _with_answers(losses, around)
-    if around.kind != "preference" and set(losses) <= {"nll", "chunked_nll", "cross_entropy", "ce"}:
-        return Answer(note="leave it out; pretrain and sft stages train by cross-entropy")
-    if around.kind not in (None, "preference"):
-        return Answer(note="pretrain and sft stages train by cross-entropy only")
+def _loss_names(value: Any, context: Context) -> list[str]:
+    """The losses that a configuration names, as values of `loss_type` where fledge has them."""
+    losses = context.first_value(LOSSES) or value
+    names = [word(name) for name in losses] if isinstance(losses, list) else [word(losses)]
+    return [LOSS_ALIASES.get(name, name) for name in names]
+
+
+def _loss(value: Any, context: Context) -> Answer:
+    """The answer to the name of a loss, or to a list of names as in TRL: `[sigmoid, sft]`."""
+    names, types = _loss_names(value, context), loss_types(context.kind)
+    preference = [name for name in names if name in types]
+    if len(preference) == 1 and names == preference:
+        return Answer((("loss_type", preference[0]),))
+    if len(preference) == 1 and sorted(names) == sorted([preference[0], "sft"]):
+        return _with_sft_loss(preference[0], names, context)
+    if set(names) <= CROSS_ENTROPY and (context.kind is None or not types):
+        return Answer(note=f"leave it out; {kinds_with_one_loss()} stages train by cross-entropy")
+    if not types:
+        return Answer(note=f"{kinds_with_one_loss()} stages train by cross-entropy only")
     return Answer(
-        note="the loss of a preference stage is that of DPO only, loss_type: sigmoid; "
+        note=f"the losses of a preference stage are {', '.join(types)}: loss_type: {types[0]}; "
         "sft_loss_weight adds the loss of the chosen answer"
     )
 
 
-def _with_answers(losses: list[str], around: Around) -> Answer:
-    """TRL adds the loss of the chosen answer as a second loss, with a weight for each."""
-    given = around.first(("loss_weights",))
-    weights = given if isinstance(given, list) else [1.0, 1.0]
-    by_name = dict(zip(losses, map(number, weights), strict=False))
-    first, second = by_name.get("sigmoid"), by_name.get("sft")
-    if not first or second is None:
-        return Answer(note="write the weight of the chosen answer's loss, relative to that of DPO: sft_loss_weight: 0.2")
-    return Answer((("loss_type", "sigmoid"), ("sft_loss_weight", second / first)), "relative to the loss of DPO")
+def _with_sft_loss(loss_type: str, names: list[str], context: Context) -> Answer:
+    """The answer to a preference loss and the SFT loss together, each with an entry in `loss_weights`, as in TRL."""
+    listed = context.first_value(("loss_weights",))
+    weights = dict(zip(names, map(number, listed if isinstance(listed, list) else [1.0, 1.0]), strict=False))
+    preference, sft = weights.get(loss_type), weights.get("sft")
+    if not preference or sft is None:
+        return Answer(note="write the weight of the chosen answer's loss relative to the preference loss: sft_loss_weight: 0.2")
+    return Answer((("loss_type", loss_type), ("sft_loss_weight", sft / preference)), "relative to the preference loss")
 
 
-def _beta(value: Any, around: Around) -> Answer:
+def _uses_means(context: Context) -> bool:
+    """Whether the configuration names a loss on mean log-probabilities."""
+    method = method_named(context.first_value(KIND_KEYS))
+    names = {*_loss_names(None, context), *([method.loss_type] if method else [])}
+    return bool(names & LOSSES_OF_MEANS)
+
+
+def _beta(value: Any, context: Context) -> Answer:
     note = (
-        "fledge sums log-probabilities over an answer; if this beta was made for their mean, write 0.1"
-        if (number(value) or 0) > HIGH_BETA
+        "fledge sums log-probabilities over an answer; if this beta was chosen for their mean, write 0.1"
+        if (number(value) or 0) > HIGH_BETA and not _uses_means(context)
         else ""
     )
     return Answer((("beta", as_number(value)),), note)
 
 
-def _alpha(value: Any, around: Around) -> Answer:
-    """The weight of the chosen answers' own loss: RPO's alpha, LLaMA-Factory's pref_ftx."""
+def _sft_loss_weight(value: Any, context: Context) -> Answer:
+    """The answer to a weight of the chosen answer's own loss: `rpo_alpha` of TRL, `pref_ftx` of LLaMA-Factory."""
     return Answer(
         (("sft_loss_weight", 0.0 if value is None else as_number(value)),), "the mean over the chosen answer's tokens"
     )
 
 
+def _component(value: Any, context: Context) -> Answer:
+    """The answer to a class by its path in Python, as torchtune and LitGPT name optimizers and schedules."""
+    name = word(value).rpartition(".")[2]
+    if name in SCHEDULES:
+        return schedule(name, context)
+    if name in OPTIMIZERS or name == "adam":
+        return optimizer(name, context)
+    return Answer(note="leave it out; fledge uses its own classes; keys of the recipe choose between them")
+
+
 METHODS: Table = {
-    **every(KIND_KEYS, _kind),
-    **every("is_finetune is_sft", _finetuned),
-    "finetuning_type": _method,
-    **every("tuner train_method tuning_type sft_type", _method),
-    **every("pref_beta dpo_beta beta rl_beta", _beta),
-    **every((*LOSSES, "loss_weights"), _loss),
-    **every("pref_ftx rpo_alpha sft_weight_in_dpo nll_loss_coef", _alpha),
-    **every("dpo_label_smoothing label_smoothing", to("label_smoothing")),
-    **every("precompute_ref_log_probs", to("precompute_ref_log_probs", lambda value: switch(value) is not False)),
-    **every(
+    **for_keys(KIND_KEYS, _kind),
+    **for_keys("is_finetune is_sft", _is_finetuning),
+    "finetuning_type": _finetuning_type,
+    **for_keys("tuner train_method tuning_type sft_type", _finetuning_type),
+    **for_keys("pref_beta dpo_beta beta rl_beta", _beta),
+    **for_keys((*LOSSES, "loss_weights"), _loss),
+    **for_keys("pref_ftx rpo_alpha sft_weight_in_dpo nll_loss_coef", _sft_loss_weight),
+    **for_keys("dpo_label_smoothing label_smoothing", replaced_by("label_smoothing")),
+    **for_keys("precompute_ref_log_probs", replaced_by("precompute_ref_log_probs", lambda value: boolean(value) is not False)),
+    **for_keys(
         """
         precompute_ref_batch_size reference_free model_adapter_name ref_adapter_name ref_model ref_model_path
         ref_model_init_kwargs force_use_ref_model reference_model
         """,
-        leave("the reference is the model that the stage starts from"),
+        unneeded("the reference is the model that the stage starts from"),
     ),
-    **every("sync_ref_model ref_model_mixup_alpha ref_model_sync_steps", absent("the reference stays as it is")),
-    **every(
+    **for_keys(
+        "sync_ref_model ref_model_mixup_alpha ref_model_sync_steps",
+        unsupported("the reference model does not change during a stage"),
+    ),
+    **for_keys(
         """
-        ld_alpha f_divergence_type f_alpha_divergence_coef use_weighting discopop_tau pref_bco_weight
+        ld_alpha dpo_use_weighting f_divergence_type f_alpha_divergence_coef use_weighting discopop_tau pref_bco_weight
         simpo_gamma desirable_weight undesirable_weight kto_chosen_weight kto_rejected_weight ppo_score_norm
         """,
-        absent("the loss of a preference stage is that of DPO, with beta, label_smoothing and sft_loss_weight"),
+        unsupported(PREFERENCE_LOSSES),
     ),
-    **every("use_dft_loss use_asft_loss use_eaft_loss asft_alpha eaft_alpha", absent("an sft stage trains by cross-entropy")),
-    **every(
+    **for_keys(
+        "use_dft_loss use_asft_loss use_eaft_loss asft_alpha eaft_alpha", unsupported("an sft stage trains by cross-entropy")
+    ),
+    **for_keys(
         """
         adapter use_peft peft_type use_lora lora peft peft_config adapter_name_or_path qlora lora_config r target_modules
         modules_to_save use_dora use_rslora use_qlora additional_target create_new_adapter module_dropout pissa_init
         use_llama_pro adapter_folder task_type train_bias merge_lora
         """,
-        absent(ADAPTERS_ABSENT),
+        unsupported(NO_ADAPTERS),
     ),
-    **every(
+    **for_keys(
         """
         load_in_4bit load_in_8bit quantization_bit quantization double_quantization use_bnb_nested_quant quantize gptq fp8
         quantization_method quantization_config
         """,
-        absent(QUANTIZED),
+        unsupported(NO_QUANTIZATION),
     ),
-    **every("use_galore use_apollo use_badam use_adam_mini use_lomo", absent("the optimizers are adamw, adamw8bit and muon")),
-    **every(
-        "use_kt use_mca use_megatron_bridge use_hyper_parallel megatron_bridge_args", absent("fledge trains by its own loop")
+    **for_keys("use_galore use_apollo use_badam use_adam_mini use_lomo", unsupported(OTHER_OPTIMIZERS)),
+    **for_keys(
+        "use_kt use_mca use_megatron_bridge use_hyper_parallel megatron_bridge_args",
+        unsupported("fledge trains by its own loop"),
     ),
-    **every(
+    **for_keys(
         "push_to_hub hub_model_id hf_use_auth_token push_to_hub_model_id export_dir export_size",
-        absent("nothing is uploaded; a model directory loads in transformers"),
+        unsupported("nothing is uploaded; a model directory loads in transformers"),
     ),
-    **every(
-        """
-        temperature top_k top_p do_sample num_beams repetition_penalty length_penalty skip_special_tokens
-        """,
-        leave("fledge generate and fledge chat have it as an option"),
+    **for_keys(
+        "temperature top_k top_p do_sample repetition_penalty skip_special_tokens",
+        unneeded("sampling is set by options of fledge generate and fledge chat"),
     ),
-    **every(
-        "infer_backend vllm use_vllm sglang use_kv_cache offload_folder", absent("fledge generate and fledge chat run a model")
+    **for_keys(
+        "infer_backend vllm use_vllm sglang use_kv_cache offload_folder",
+        unsupported("fledge generate and fledge chat run a model"),
     ),
-    **every(
+    **for_keys(
         """
         num_generations center_rewards_coefficient reward_model reward_funcs reward_weights epsilon_high kl_coef vf_coef
         cliprange
         """,
-        absent("there is no reinforcement learning; DPO learns from preference pairs"),
+        unsupported(NO_REINFORCEMENT_LEARNING),
     ),
-    **every("_component_ class_path _target_", lambda value, around: _component(value, around)),
-    "strict": leave("an unknown key is always an error"),
-    "beta_schedule": absent("beta stays as it is"),
-    "disable_flash_attn": either(
-        said("runtime: {attention: sdpa} is one of the others"), leave("the fastest attention is measured")
+    **for_keys("num_beams length_penalty", unsupported("there is no beam search; answers are sampled or greedy")),
+    **for_keys("_component_ class_path _target_", _component),
+    "strict": unneeded("an unknown key is always an error"),
+    "beta_schedule": unsupported("beta does not change during a stage"),
+    "disable_flash_attn": if_true(
+        advice("another attention is chosen with runtime: {attention: sdpa}"), unneeded("the fastest attention is measured")
     ),
 }
 
 PREFIXES: tuple[tuple[str, Rule], ...] = (
-    ("lora_", absent(ADAPTERS_ABSENT)),
-    ("loraplus_", absent(ADAPTERS_ABSENT)),
-    ("pissa_", absent(ADAPTERS_ABSENT)),
-    ("oft_", absent(ADAPTERS_ABSENT)),
-    ("peft_", absent(ADAPTERS_ABSENT)),
-    ("freeze_", absent("the whole model is trained")),
-    ("bnb_4bit_", absent(QUANTIZED)),
-    ("quantization_", absent(QUANTIZED)),
-    ("fp8_", absent(QUANTIZED)),
-    ("galore_", absent("the optimizers are adamw, adamw8bit and muon")),
-    ("apollo_", absent("the optimizers are adamw, adamw8bit and muon")),
-    ("badam_", absent("the optimizers are adamw, adamw8bit and muon")),
-    ("wandb_", leave("events.jsonl and report.html hold the metrics of a run")),
-    ("swanlab_", leave("events.jsonl and report.html hold the metrics of a run")),
-    ("mlflow_", leave("events.jsonl and report.html hold the metrics of a run")),
-    ("comet_", leave("events.jsonl and report.html hold the metrics of a run")),
-    ("trackio_", leave("events.jsonl and report.html hold the metrics of a run")),
-    ("hub_", leave("nothing is uploaded; a model directory loads in transformers")),
-    ("export_", leave("a model directory loads in transformers")),
-    ("vllm_", leave("fledge generate and fledge chat run a model")),
-    ("sglang_", leave("fledge generate and fledge chat run a model")),
-    ("kt_", leave("fledge trains by its own loop")),
-    ("hyper_parallel_", leave("fledge trains by its own loop")),
-    ("ppo_", absent("there is no reinforcement learning; DPO learns from preference pairs")),
-    ("grpo_", absent("there is no reinforcement learning; DPO learns from preference pairs")),
-    ("kto_", absent("there is no KTO; an sft stage trains the rows that are labelled true")),
-    ("reward_model", absent("there are no reward models; DPO learns from the same pairs without one")),
-    ("ref_model_", leave("the reference is the model that the stage starts from")),
-    ("fsdp_", leave("runtime: {parallelism: fsdp} is the only setting")),
-    ("deepspeed_", leave("runtime: {parallelism: fsdp} is the only setting")),
-    ("ddp_", leave("the processes of a run find each other; start them with fledge train --processes N")),
-    ("ray_", leave("fledge train --cluster ray runs on a Ray cluster")),
-    ("image_", absent("there are models for text only")),
-    ("video_", absent("there are models for text only")),
-    ("audio_", absent("there are models for text only")),
-    ("profiler_", leave("machine.json and the report hold what was measured")),
-    ("dataloader_", leave("rows are tokenised and packed before training, and read from the disk without waiting")),
-    ("flash_attn_", leave("the fastest attention is measured at the start of the run")),
-    ("torch_compile_", leave("runtime.compile is the only setting")),
+    ("lora_", unsupported(NO_ADAPTERS)),
+    ("loraplus_", unsupported(NO_ADAPTERS)),
+    ("pissa_", unsupported(NO_ADAPTERS)),
+    ("oft_", unsupported(NO_ADAPTERS)),
+    ("peft_", unsupported(NO_ADAPTERS)),
+    ("freeze_", unsupported("the whole model is trained")),
+    ("bnb_4bit_", unsupported(NO_QUANTIZATION)),
+    ("quantization_", unsupported(NO_QUANTIZATION)),
+    ("fp8_", unsupported(NO_QUANTIZATION)),
+    ("galore_", unsupported(OTHER_OPTIMIZERS)),
+    ("apollo_", unsupported(OTHER_OPTIMIZERS)),
+    ("badam_", unsupported(OTHER_OPTIMIZERS)),
+    ("wandb_", unneeded("events.jsonl and report.html hold the metrics of a run")),
+    ("swanlab_", unneeded("events.jsonl and report.html hold the metrics of a run")),
+    ("mlflow_", unneeded("events.jsonl and report.html hold the metrics of a run")),
+    ("comet_", unneeded("events.jsonl and report.html hold the metrics of a run")),
+    ("trackio_", unneeded("events.jsonl and report.html hold the metrics of a run")),
+    ("hub_", unneeded("nothing is uploaded; a model directory loads in transformers")),
+    ("export_", unneeded("a model directory loads in transformers")),
+    ("vllm_", unneeded("fledge generate and fledge chat run a model")),
+    ("sglang_", unneeded("fledge generate and fledge chat run a model")),
+    ("kt_", unneeded("fledge trains by its own loop")),
+    ("hyper_parallel_", unneeded("fledge trains by its own loop")),
+    ("ppo_", unsupported(NO_REINFORCEMENT_LEARNING)),
+    ("grpo_", unsupported(NO_REINFORCEMENT_LEARNING)),
+    ("kto_", unsupported("there is no KTO; an sft stage trains on the rows that are labelled true")),
+    ("reward_model", unsupported("there are no reward models; DPO trains on the same pairs without one")),
+    ("ref_model_", unneeded("the reference is the model that the stage starts from")),
+    ("fsdp_", unneeded("runtime: {parallelism: fsdp} is the only setting")),
+    ("deepspeed_", unneeded("runtime: {parallelism: fsdp} is the only setting")),
+    ("ddp_", unneeded("the processes of a run find each other; start them with fledge train --processes N")),
+    ("ray_", unneeded("fledge train --cluster ray runs on a Ray cluster")),
+    ("image_", unsupported("there are models for text only")),
+    ("video_", unsupported("there are models for text only")),
+    ("audio_", unsupported("there are models for text only")),
+    ("profiler_", unneeded("compute.json and report.html of a run hold what was measured")),
+    ("dataloader_", unneeded("rows are tokenised and packed before training, and read from the disk without waiting")),
+    ("flash_attn_", unneeded("the fastest attention is measured at the start of the run")),
+    ("torch_compile_", unneeded("runtime.compile is the only setting")),
 )
-
-
-def _component(value: Any, around: Around) -> Answer:
-    """torchtune names a part by its path in Python."""
-    from fledge.recipe.foreign.learning import OPTIMIZERS, SCHEDULES, optimizer, schedule
-
-    name = word(value).rpartition(".")[2]
-    if name in SCHEDULES:
-        return schedule(name, around)
-    if name in OPTIMIZERS or name == "adam":
-        return optimizer(name, around)
-    return Answer(note="leave it out; fledge has its own parts, which the keys of the recipe choose")

@@ -1,4 +1,4 @@
-"""Keys that were called otherwise in fledge before: section by section, what each is called now."""
+"""Earlier names of fledge's own keys and values, section by section, with their present names."""
 
 from typing import Any
 
@@ -107,7 +107,7 @@ RENAMED_VALUES: dict[tuple[type[BaseModel], str], dict[Any, Any]] = {
 
 
 def new_name(models: Models, name: str) -> str | None:
-    """What a key of one of these sections is called now; None: it never had another name."""
+    """The present name of a key that one of these sections had earlier; None if there was no such key."""
     for model in models:
         for owner in model.__mro__:
             if name in RENAMED.get(owner, {}):
@@ -116,7 +116,7 @@ def new_name(models: Models, name: str) -> str | None:
 
 
 def new_value(models: Models, name: str, value: Any) -> Any:
-    """What a value of the key is called now; the value itself where it is still called so."""
+    """The present name of a value of this key; the value itself if it was not renamed."""
     for model in models:
         values = RENAMED_VALUES.get((model, name), {})
         if isinstance(value, str) and value in values:

@@ -1,4 +1,4 @@
-"""How answers are written: snippets of YAML on one line, and lines that tell of several keys at once."""
+"""Answers as text: snippets of YAML on one line, and one line for several keys with equal answers."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from fledge.recipe.foreign.answer import Answer
 from fledge.recipe.schema_keys import Key, is_stage_path, nested
 from fledge.recipe.yaml_dialect import RecipeDumper
 
-WIDEST = 60  # characters of a value in a line
+WIDEST = 60  # characters of a value in an answer, at most
 
 
 class SnippetDumper(RecipeDumper):
-    """Writes numbers as people do: 1e-05, and not 1.0e-05."""
+    """PyYAML dumper for snippets; it writes 1e-05 and not 1.0e-05."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """A value that appears twice is written twice."""
+        """True: a value that appears twice is written twice, without a YAML alias."""
         return True
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    """A text of several lines stays on one."""
+    """The node of a text; line breaks are escaped, so that it takes one line."""
     style = '"' if any(mark in text for mark in "\n\r\x85\u2028\u2029") else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -40,72 +40,75 @@ SnippetDumper.add_representer(tuple, lambda dumper, value: dumper.represent_list
 SnippetDumper.add_multi_representer(object, lambda dumper, value: dumper.represent_str(str(value)))
 
 
-def flow(value: Any) -> str:
-    """A value as YAML on one line."""
+def inline_yaml(value: Any) -> str:
+    """The YAML of a value on one line."""
     text = yaml.dump(
         value, Dumper=SnippetDumper, default_flow_style=True, allow_unicode=True, width=float("inf"), sort_keys=False
     ).rstrip("\n")
     return text.removesuffix("\n...")
 
 
-def shown(key: Key, value: Any) -> str:
-    """A key and its value as they were written, not longer than a line can hold."""
-    text = flow(value)
+def shown_key(key: Key, value: Any) -> str:
+    """The key and its value as the user wrote them; a long value is cut."""
+    text = inline_yaml(value)
     text = text if len(text) <= WIDEST else f"{text[: WIDEST - 1]}…"
     return f"{'.'.join(map(str, key))}: {text}"
 
 
-def snippet(writes: Iterable[tuple[str, Any]]) -> str:
-    """What is to be written: `batch: {micro_batch_size: 4}`."""
-    return " and ".join(f"{name}: {flow(value)}" for name, value in nested(list(writes)).items())
+def snippet(settings: Iterable[tuple[str, Any]]) -> str:
+    """The settings as YAML on one line: `batch: {micro_batch_size: 4}`."""
+    return " and ".join(f"{name}: {inline_yaml(value)}" for name, value in nested(list(settings)).items())
 
 
-def as_flags(writes: Iterable[tuple[str, Any]], stage: str) -> str:
-    """The same on the command line: `--stages.sft.batch.micro_batch_size 4`."""
+def as_flags(settings: Iterable[tuple[str, Any]], stage: str) -> str:
+    """The settings as flags of the command line: `--stages.sft.batch.micro_batch_size 4`."""
     flags = []
-    for path, value in writes:
-        text = flow(value)
+    for path, value in settings:
+        text = inline_yaml(value)
         quoted = f"'{text}'" if set(text) & set(" {}[]'\"*?$&|;<>()#") else text
         flags.append(f"--{f'stages.{stage}.' if is_stage_path(path) else ''}{path} {quoted}")
     return " ".join(flags)
 
 
 @dataclass(frozen=True)
-class Told:
-    """What is said of one key: where it stands, how it was written, and the answer; and the keys that take its place.
+class AnsweredKey:
+    """A key with its location, its spelling by the user, the text of the answer, and the keys that the answer provides.
 
-    Nothing is said of a section whose keys are answered one by one.
+    The text is empty for a section whose keys are answered one by one.
     """
 
     key: Key
-    place: str
-    was: str
+    location: str
+    written: str
     text: str
-    gives: tuple[Key, ...] = ()
+    provides: tuple[Key, ...] = ()
 
 
-def lines(told: Sequence[Told]) -> list[str]:
-    """One line for each answer: keys of one section with the same answer share it."""
-    groups: dict[tuple[Key, str], list[Told]] = {}
-    for item in told:
+def answer_lines(answers: Sequence[AnsweredKey]) -> list[str]:
+    """One line for each answer; keys of one section with equal answers share a line."""
+    groups: dict[tuple[Key, str], list[AnsweredKey]] = {}
+    for item in answers:
         if item.text:
             groups.setdefault((item.key[:-1], item.text), []).append(item)
     return [_line(group) for group in groups.values()]
 
 
-def _line(group: list[Told]) -> str:
-    places = ", ".join(dict.fromkeys(item.place for item in group))
-    return f"{places}: {', '.join(item.was for item in group)}{group[0].text}"
+def _line(group: list[AnsweredKey]) -> str:
+    locations = ", ".join(dict.fromkeys(item.location for item in group))
+    return f"{locations}: {', '.join(item.written for item in group)}{group[0].text}"
 
 
-def sentence(answer: Answer, where: Callable[[str], str] = lambda path: "", flags_of: str | None = None) -> str:
-    """An answer in words. `where` says of a path where it is written; `flags_of` is the stage of an answer for the command
-    line."""
-    if not answer.writes:
+def answer_text(answer: Answer, section_of: Callable[[str], str] = lambda path: "", stage_of_flags: str | None = None) -> str:
+    """The answer in words.
+
+    `section_of` gives the section of a path in words. `stage_of_flags` is the stage of a key that was a flag of the command
+    line; the answer is then written as flags.
+    """
+    if not answer.settings:
         return answer.note
-    if flags_of is not None:
-        write = as_flags(answer.writes, flags_of)
+    if stage_of_flags is not None:
+        replacement = as_flags(answer.settings, stage_of_flags)
     else:
-        parts = [[pair for pair in answer.writes if is_stage_path(pair[0]) is inner] for inner in (True, False)]
-        write = " and ".join(f"{snippet(part)}{where(part[0][0])}" for part in parts if part)
-    return f"write {write}" + (f"; {answer.note}" if answer.note else "")
+        groups = [[pair for pair in answer.settings if is_stage_path(pair[0]) is in_stage] for in_stage in (True, False)]
+        replacement = " and ".join(f"{snippet(group)}{section_of(group[0][0])}" for group in groups if group)
+    return f"write {replacement}" + (f"; {answer.note}" if answer.note else "")

@@ -1,0 +1,124 @@
+"""The kinds of stages, as configurations of other trainers name them, and what differs in the translation of each kind."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from fledge.recipe.foreign.answer import Context, name_list, word
+from fledge.recipe.foreign.sizes import PATHS
+from fledge.recipe.schema_keys import KINDS
+
+KIND_KEYS = name_list("stage mode training_stage train_type trainer_type rl")
+DEFAULT_KIND = "sft"  # of a configuration whose keys say nothing about the kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageKind:
+    """One kind of stage in configurations of other trainers."""
+
+    stage_name: str  # name of the stage in a converted recipe
+    section: re.Pattern[str]  # names of sections that describe such a stage: `TrainConfigSFT`
+    methods: tuple[str, ...]  # values of KIND_KEYS that mean this kind
+    keys: tuple[str, ...]  # keys that only configurations of this kind have
+    example_file: str  # training file of a converted recipe where the configuration names none
+    rows_per_example: int = 1  # rows of `max_seq_len` tokens that one example takes; a preference pair takes two
+    smooths_targets: bool = True  # whether `label_smoothing` spreads the target's probability over the vocabulary
+    from_scratch: bool = False  # whether the model is made from sizes where the configuration names no model
+    optimizer: str | None = None  # optimizer of other trainers where nothing is written and fledge has a different default
+
+
+STAGE_KINDS: dict[str, StageKind] = {  # in the order in which sections and keys are tried
+    "preference": StageKind(
+        stage_name="dpo",
+        section=re.compile(r"dpo|preference"),
+        methods=("dpo", "preference"),
+        keys=name_list("""
+            pref_beta dpo_beta beta pref_loss rpo_alpha pref_ftx precompute_ref_log_probs max_prompt_length dpo_data_path
+            dpo_label_smoothing ref_model ld_alpha sync_ref_model max_completion_length loss_weights
+            precompute_ref_batch_size
+            """),
+        example_file="pairs.jsonl",
+        rows_per_example=2,
+        smooths_targets=False,
+    ),
+    "sft": StageKind(
+        stage_name="sft",
+        section=re.compile(r"sft|fine_?tun|instruct"),
+        methods=("sft", "full_sft", "finetune", "fine_tune", "instruction", "chat"),
+        keys=(
+            *name_list("""
+            sft_data_path assistant_only_loss completion_only_loss train_on_prompt train_on_inputs is_finetune sft_data
+            finetuning_type
+            """),
+            *(name for name in PATHS if name != "model_name"),
+        ),
+        example_file="train.jsonl",
+    ),
+    "pretrain": StageKind(
+        stage_name="pretrain",
+        section=re.compile(r"pre_?train|^pt$"),
+        methods=("pt", "pretrain", "pretraining", "cpt"),
+        keys=name_list("""
+            n_layer n_embd block_size n_layers dim d_model pretrain_data_path pretraining_dataset pretrain_data max_tokens
+            total_tokens
+            """),
+        example_file="train.txt",
+        from_scratch=True,
+        optimizer="adamw",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A training method by its name in other trainers: the kind of stage, the loss of that stage, and a remark."""
+
+    kind: str
+    loss_type: str | None = None
+    note: str = ""
+
+
+METHODS_BY_NAME: dict[str, Method] = {
+    **{name: Method(kind) for kind, stage in STAGE_KINDS.items() for name in stage.methods},
+    "ipo": Method("preference", "ipo"),
+    "orpo": Method("preference", note="there is no ORPO; a preference stage trains on the same pairs with a reference model"),
+    "simpo": Method("preference", note="there is no SimPO; a preference stage trains on the same pairs with a reference model"),
+    "rm": Method("preference", note="there are no reward models; DPO trains on the same pairs without one"),
+    "reward": Method("preference", note="there are no reward models; DPO trains on the same pairs without one"),
+    "ppo": Method("preference", note="there is no PPO; DPO trains on preference pairs without a reward model"),
+    "grpo": Method("preference", note="there is no GRPO; DPO trains on preference pairs without rewards"),
+    "kto": Method("sft", note="there is no KTO; an sft stage trains on the rows that are labelled true"),
+}
+
+
+def method_named(value: Any) -> Method | None:
+    """The method with this name in other trainers; None for an unknown name."""
+    return METHODS_BY_NAME.get(word(value))
+
+
+def loss_types(kind: str | None) -> tuple[str, ...]:
+    """The values of `loss_type` in a stage of this kind; of all kinds if it is unknown. Empty: the kind has one loss."""
+    if kind is None:
+        return tuple(name for known in KINDS for name in loss_types(known))
+    field = KINDS[kind].model_fields.get("loss_type")
+    return tuple(str(name) for name in get_args(field.annotation)) if field else ()
+
+
+def kinds_with_one_loss() -> str:
+    """The kinds of stages without a choice of the loss, in words: `pretrain and sft`."""
+    return " and ".join(kind for kind in KINDS if not loss_types(kind))
+
+
+def kind_of_section(name: str) -> str | None:
+    """The kind of stage that a section describes, from its name: `sft`, `TrainConfigSFT`, `pretraining`."""
+    return next((kind for kind, stage in STAGE_KINDS.items() if stage.section.search(name.lower())), None)
+
+
+def guessed_kind(keys: Mapping[str, Any]) -> str:
+    """The kind of stage that these keys and values describe."""
+    context = Context(keys)
+    for key in KIND_KEYS:
+        if context.has((key,)) and (method := method_named(keys[key])):
+            return method.kind
+    return next((kind for kind, stage in STAGE_KINDS.items() if context.has(stage.keys)), DEFAULT_KIND)
