@@ -12,7 +12,7 @@ from fledge.data.build.plan import plan_build
 from fledge.errors import FledgeError
 from fledge.prepare import Preparation, save_tokenizer_once
 from fledge.recipe import Recipe, differences, load_recipe, to_yaml
-from fledge.run import exclusive_lock, write_text
+from fledge.run import check_layout, exclusive_lock, write_text
 
 
 def build(recipe: Recipe, out: Path, executor: Executor | None, log: Callable[[str], None]) -> dict[str, StageDataset]:
@@ -45,6 +45,7 @@ def build(recipe: Recipe, out: Path, executor: Executor | None, log: Callable[[s
 
 def _check_output_folder(out: Path) -> None:
     """Raise FledgeError for a folder that holds anything but a build."""
+    check_layout(out)
     if (out / "environment.json").exists():
         raise FledgeError("this is the directory of a run", where=str(out), hint="choose another --out")
     if out.exists() and not (out / "recipe.yaml").exists() and any(out.iterdir()):

@@ -15,7 +15,7 @@ from fledge.prepare import Preparation, PreparedStage, save_tokenizer_once
 from fledge.recipe import Recipe, load_recipe, to_yaml
 from fledge.recipe.initial_weights import first_initial_weights, initial_weights
 from fledge.recipe.resume_policy import Change, Changes, compare_recipes
-from fledge.run import Console, RunDirectory, environment, exclusive_lock, write_json, write_text
+from fledge.run import Console, RunDirectory, check_layout, environment, exclusive_lock, write_json, write_text
 from fledge.run.alerts import Alerts, Webhook
 from fledge.run.startup import StartupTimer
 from fledge.run.stopping import SignalHandler
@@ -180,6 +180,7 @@ class Pipeline:
         folder = self.directory
         if not folder.recipe.exists():
             return
+        check_layout(folder.root)
         before = load_recipe([str(folder.recipe)])
         started = [name for name in before.stages if folder.stage(name).events.exists()]
         changes = compare_recipes(before, self.recipe, started, self.allow)

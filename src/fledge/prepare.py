@@ -16,6 +16,7 @@ from fledge.plan.horizon import TrainingHorizon
 from fledge.recipe import Recipe, Stage, differences, load_recipe
 from fledge.recipe.initial_weights import first_initial_weights, initial_weights
 from fledge.recipe.schema import BatchConfig
+from fledge.run.directory import check_layout
 from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -115,6 +116,7 @@ class Preparation:
         """The tokenizer of a built dataset. Raises FledgeError if the recipe asks for another tokenizer."""
         if not (built / "recipe.yaml").exists():
             raise FledgeError("this is not a directory of `fledge data build`", where=str(built), hint="check built_dataset")
+        check_layout(built)
         before = load_recipe([str(built / "recipe.yaml")])
         changed = [line for line in differences(before, self.recipe) if line.startswith("tokenizer.")]
         if changed:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fledge.errors import FledgeError
 from fledge.recipe import Recipe, load_recipe
-from fledge.run.directory import RunDirectory, StageDirectory
+from fledge.run.directory import RunDirectory, StageDirectory, check_layout
 from fledge.run.events import read_events
 from fledge.run.text_files import read_json
 
@@ -98,6 +98,7 @@ class Run:
         object.__setattr__(self, "path", Path(path))
         if not self._directory.recipe.exists():
             raise FledgeError("there is no such run: it has no recipe.yaml", where=str(path), hint="`ls runs` shows the runs")
+        check_layout(self.path)
 
     @property
     def _directory(self) -> RunDirectory:

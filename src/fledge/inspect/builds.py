@@ -13,7 +13,7 @@ from fledge.errors import FledgeError
 from fledge.inspect.target import Overrides, recipe_of, stages_of, tokenizer_folder, without_drop_limit
 from fledge.prepare import Preparation
 from fledge.recipe import Recipe, load_recipe
-from fledge.run import Log
+from fledge.run import Log, check_layout
 from fledge.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -74,6 +74,7 @@ def builds_of(targets: Sequence[str], overrides: Overrides, stage: str | None, l
 
 def _built_in(root: Path) -> dict[str, Path]:
     """The builds below a directory, in the order of its recipe; empty when the directory is neither a run nor a build."""
+    check_layout(root)
     folder_itself = _build_folder(root)
     if folder_itself is not None:
         return {BuildPlan.read(folder_itself / PLAN_FILE).name: folder_itself}

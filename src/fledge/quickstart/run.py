@@ -10,7 +10,7 @@ from fledge.quickstart.grading import describe_grades, grade_answers
 from fledge.quickstart.recipe import make_recipe
 from fledge.quickstart.speed import measure_speed
 from fledge.recipe import Recipe, load_recipe
-from fledge.run import Console, RunDirectory, StageDirectory, read_json, write_json
+from fledge.run import Console, RunDirectory, StageDirectory, check_layout, read_json, write_json
 from fledge.tokenizer import Tokenizer
 from fledge.world import build, load_questions
 
@@ -23,6 +23,7 @@ def quickstart(*, name: str, output: str, seed: int, minutes: float, resume: boo
     directory = RunDirectory(Path(output) / name)
     world = directory.root / "world"
     if resume and directory.recipe.exists():
+        check_layout(directory.root)
         recipe = load_recipe([str(directory.recipe)])
     else:
         recipe = _begin(directory, name, output, seed, minutes, console)

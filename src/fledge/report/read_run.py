@@ -21,6 +21,7 @@ from fledge.report.records import (
     World,
     WrongAnswer,
 )
+from fledge.run.directory import check_layout
 
 STAGE_FILES = ("plan.json", "data_report.json", "events.jsonl", "eval")
 
@@ -105,10 +106,11 @@ class Reader:
 
 
 def read_run(run_directory: Path) -> Run:
-    """The records of a run directory. Raises FileNotFoundError when the directory does not exist."""
+    """The records of a run directory. Raises FileNotFoundError if it is missing, FledgeError if an earlier version wrote it."""
     root = Path(run_directory)
     if not root.is_dir():
         raise FileNotFoundError(f"no run directory at {root}")
+    check_layout(root)
     reader = Reader(root)
     summary = reader.json_object("summary.json") or {}
     names = stage_names(root, summary.get("stages"))

@@ -1,7 +1,7 @@
 """A run on disk and on screen: its directory, events, alerts, environment, and what the terminal shows."""
 
 from fledge.run.console import Console, Log
-from fledge.run.directory import RunDirectory, StageDirectory, resolve_model_path
+from fledge.run.directory import RunDirectory, StageDirectory, check_layout, resolve_model_path
 from fledge.run.environment import environment, memory_bytes, peak_memory_bytes
 from fledge.run.events import EventLog, nan_to_none, read_events
 from fledge.run.lock import exclusive_lock
@@ -13,6 +13,7 @@ __all__ = [
     "Log",
     "RunDirectory",
     "StageDirectory",
+    "check_layout",
     "environment",
     "exclusive_lock",
     "memory_bytes",

@@ -75,6 +75,23 @@ class RunDirectory:
         return StageDirectory(self.root / name)
 
 
+EARLIER_FILES = ("done.json", "machine.json", "account.json")  # now result.json, compute.json, data_report.json
+
+
+def check_layout(root: Path) -> None:
+    """Raise FledgeError for a run, a stage or a built dataset that an earlier version wrote, under other names of files."""
+    for folder in (root, root / "data", *sorted(root.glob("*/")), *sorted(root.glob("*/data"))):
+        for name in EARLIER_FILES:
+            if (folder / name).exists():
+                models = sorted(root.glob("**/checkpoints/last/model"), key=lambda model: model.stat().st_mtime)
+                hint = "start anew under another name" + (
+                    f"; its models can be loaded as before: {models[-1]}" if models else ""
+                )
+                raise FledgeError(
+                    f"an earlier version of fledge wrote this: it has {folder / name}", where=str(root), hint=hint
+                )
+
+
 def _checkpoint_model(path: Path) -> Path:
     """The model folder of a checkpoint: the averaged weights when the stage averages weights, else the trained weights."""
     return path / "averaged" if (path / "averaged" / "config.json").exists() else path / "model"
@@ -84,7 +101,7 @@ def resolve_model_path(location: str) -> Path:
     """The model folder that a run, a stage, a checkpoint or a model folder stands for.
 
     A run stands for its last finished stage, or else for its last checkpoint. Raises FledgeError when nothing exists at
-    the location, or when no model has been saved there yet.
+    the location, when no model has been saved there yet, or when an earlier version wrote it.
     """
     path = Path(location)
     if not path.exists():
@@ -93,6 +110,7 @@ def resolve_model_path(location: str) -> Path:
         return path
     if (path / "model" / "config.json").exists():
         return _checkpoint_model(path)
+    check_layout(path)
     if (path / "result.json").exists():
         return path / read_json(path / "result.json")["model"]
     if (path / "recipe.yaml").exists():
