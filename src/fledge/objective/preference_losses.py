@@ -62,8 +62,8 @@ def hinge_loss(logps: PairLogps, params: LossParams) -> Tensor:
 
 
 def ipo_loss(logps: PairLogps, params: LossParams) -> Tensor:
-    """(Δ̄ − 1 / (2β))² [P] (Azar et al. 2024, eq. 17), with Δ̄ of log-probabilities averaged over the tokens of each completion,
-    as in TRL: with sums, the square would grow with the lengths of the completions."""
+    """(Δ̄ − 1 / (2β))² [P] (Azar et al. 2024, eq. 17). Δ̄ is the difference of log-probabilities averaged over the tokens of
+    each completion, like in TRL: with sums, the square would grow with the lengths of the completions."""
     return (logps.mean_delta() - 1 / (2 * params.beta)) ** 2
 
 

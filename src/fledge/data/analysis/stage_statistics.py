@@ -67,7 +67,7 @@ class _StageCounts:
             return self.dataset.train.mixture
         examples = self.dataset.train.examples
         assert examples.source is not None
-        quotas = tuple(SourceQuota(item.name) for item in self.plan.sources if item.split == "train")
+        quotas = tuple(SourceQuota(name=item.name) for item in self.plan.sources if item.split == "train")
         return Mixture(examples.source, examples.tokens_per_example(), quotas, self.plan.seed)
 
     @cached_property

@@ -29,7 +29,7 @@ from fledge.tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class StageDataset:
-    """What a stage trains on and is validated on, and the build that it was loaded from."""
+    """The training and validation data of a stage, the report of its rows, and the build that it was loaded from."""
 
     build: BuildDirectory
     train: PackedDataset
@@ -48,7 +48,7 @@ class StageDataset:
         return self.build.plan
 
     def as_dict(self) -> dict[str, Any]:
-        """data_report.json of a run: the sources, and what training and validation see."""
+        """The content of a run's data_report.json: the sources, the packed training and validation data, and the mixture."""
         mixture = self.train.mixture
         return {
             **self.report.as_dict(),

@@ -44,7 +44,7 @@ class Document:
         return ""
 
     def description(self) -> str:
-        """What the item is, in words."""
+        """A short description of the item in words."""
         return f"a {self.label} of {len(self.text):,} characters"
 
     def fields(self) -> tuple[Any, ...]:
@@ -59,10 +59,10 @@ class Document:
 
 
 class Dialogue(ABC):
-    """What items made of turns have in common: `turns`, answers that may follow them, and tools.
+    """Abstract class of items that consist of turns, alternative answers, and tools.
 
-    `turns` is an optional system turn, then rounds of question and answer. `answers` are alternative answers to the turns;
-    there are none where the last turn is the answer. `tools` is the JSON text of a list of tool descriptions, or None."""
+    `turns`: an optional system turn, then rounds of question and answer. `answers`: alternative answers to the turns; empty
+    if the last turn is the answer. `tools`: JSON text of a list of tool descriptions, or None."""
 
     tag: ClassVar[str]  # names the type in `serialize`
     label: ClassVar[str]
@@ -71,12 +71,12 @@ class Dialogue(ABC):
     @property
     @abstractmethod
     def turns(self) -> tuple[Message, ...]:
-        """The turns that a row begins with."""
+        """The turns before the answers."""
 
     @property
     @abstractmethod
     def answers(self) -> tuple[str, ...]:
-        """The answers that follow the turns; none where the last turn is the answer."""
+        """The alternative answers to the turns; empty if the last turn is the answer."""
 
     @abstractmethod
     def map_texts(self, change: Callable[[str], str]) -> Self:
@@ -111,7 +111,7 @@ class Dialogue(ABC):
         return self.answers[0] if self.answers else self.turns[-1].content
 
     def description(self) -> str:
-        """What the item is, in words."""
+        """A short description of the item in words."""
         return f"a {self.label} with turns {', '.join(turn.role for turn in self.turns)}"
 
 

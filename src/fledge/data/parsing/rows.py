@@ -1,4 +1,4 @@
-"""From the columns of a row to an item: a document, a conversation, a preference pair or binary feedback."""
+"""Parsing of a row's columns into an item: a document, a conversation, a preference pair or binary feedback."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -51,11 +51,11 @@ def _conversation(row: Mapping[str, Any], source: Source) -> Any:
 
 def is_turns(value: Any) -> bool:
     """Whether a value is a list of turns; a list of texts is not."""
-    return isinstance(value, list) and not all(isinstance(part, str) for part in value)
+    return isinstance(value, list) and not all(isinstance(entry, str) for entry in value)
 
 
 def _query(row: Mapping[str, Any], source: Source) -> str:
-    """What stands below the prompt: alpaca's `input`, or what the recipe names."""
+    """The text to append to the prompt: alpaca's `input`, or the query column that the recipe names."""
     alpaca = source.columns.get("prompt", INSTRUCTION) == INSTRUCTION
     extra = text_of(row, source, "query", (INPUT,) if alpaca and isinstance(row.get(INPUT), str) else ())
     return extra if extra and extra.strip() else ""
@@ -238,9 +238,9 @@ def _unweighted(turns: Sequence[Message]) -> tuple[Message, ...]:
 
 
 def parse_row(row: Any, source: Source, parser: Parser, system: str | None = None) -> Item:
-    """The item that `parser` makes of a row; RowError says why it cannot.
+    """Parse a row with `parser`. Raises RowError with the reason if the row cannot be used.
 
-    `system` is put before conversations that bring no system turn.
+    `system`: system prompt for conversations without a system turn.
     """
     if not isinstance(row, Mapping):
         raise RowError("not an object", type(row).__name__)
@@ -257,9 +257,9 @@ def parse_row(row: Any, source: Source, parser: Parser, system: str | None = Non
 
 
 def parse_any(row: Any, source: Source, parsers: Iterable[Parser]) -> Item:
-    """The item that the first parser makes of a row that can read it, or its question alone as a document.
+    """The item of the first parser that can read the row, or the row's question alone as a document.
 
-    For rows that are not trained on, such as those of an evaluation file. RowError where there is neither."""
+    For rows that are not trained on, such as the rows of an evaluation file. Raises RowError if the row has neither."""
     for parser in parsers:
         try:
             return parse_row(row, source, parser)
