@@ -61,7 +61,7 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x·Wᵀ."""
-        return self.operator(x, self.weight, None, attr="none", scalars=[], algorithm="")
+        return self.operator(x, self.weight, None, "none", [], "")
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
         """other + x·Wᵀ."""
@@ -69,7 +69,7 @@ class PackedLinear:
 
     def silu(self, x: Tensor) -> Tensor:
         """silu(x·Wᵀ)."""
-        return self.operator(x, self.weight, None, attr="swish", scalars=[], algorithm="")
+        return self.operator(x, self.weight, None, "swish", [], "")
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
         """other · x·Wᵀ, element by element."""

@@ -15,7 +15,7 @@ MAX_MICRO_BATCH_TOKENS = {"cpu": 16_384, "cuda": 131_072}  # larger micro-batche
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryInputs:
-    """What determines the memory of a training step, except the number of rows."""
+    """The inputs of the memory estimate of a training step, except the number of rows."""
 
     cost: ModelCost
     row_length: int
