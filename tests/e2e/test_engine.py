@@ -104,7 +104,7 @@ def test_a_run_whose_micro_batch_does_not_fit_goes_on_with_half_of_it(world: Pat
     recipe = tiny_run.write(tmp_path / "limited.yaml", _large_rows(world, tmp_path / "limited", 128, 8, 1))
     done = _train_limited(recipe, 150 << 20)
     assert done.returncode == 0, done.stderr[-3000:]
-    said = "out of memory with micro-batches of 8 rows: continuing with 4; the rows of an update do not change"
+    said = "out of memory with micro-batches of 8 rows: continuing with 4; the batch size does not change"
     assert f"warning: {said}" in done.stderr
     run = tmp_path / "limited" / "tiny"
     (alert,) = _events(run, "alert")

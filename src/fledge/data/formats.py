@@ -1,7 +1,7 @@
 """The example formats: everything that the data room knows about the kinds of stages, in one table.
 
 A new kind of stage gets an entry in `FORMATS`. Reading, cleaning, encoding, packing, mixing, statistics and checks read the
-entry; none of them compares with the name of a kind.
+entry instead of comparing with the name of a kind.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

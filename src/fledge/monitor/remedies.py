@@ -48,8 +48,8 @@ REMEDIES: dict[str, Remedy] = {
     ),
     "overflow": Remedy("set runtime.precision to bf16 or fp32, or lower optimizer.learning_rate", lower_learning_rate),
     "validation_increase": Remedy(
-        "the model overfits: select_checkpoint: best continues with the best checkpoint, early_stopping.patience ends the stage "
-        "earlier",
+        "the model overfits: select_checkpoint: best continues with the best checkpoint, early_stopping.patience ends the "
+        "stage earlier",
         keep_best,
     ),
     "disk": Remedy("free some space, then run the same command again"),

@@ -50,8 +50,9 @@ class UpdateRatioMonitor:
             self.ranks.all_reduce_(squares)
             weights, changes = (values.sqrt_() for values in squares)
         ratios = {}
-        for group in dict.fromkeys(kind for kind, _ in self.parameters):
-            members = torch.tensor([kind == group for kind, _ in self.parameters], device=weights.device)
+        groups = [group for group, _ in self.parameters]
+        for group in dict.fromkeys(groups):
+            members = torch.tensor([name == group for name in groups], device=weights.device)
             change, weight = (torch.linalg.vector_norm(norms * members) for norms in (changes, weights))
             ratios[group] = torch.where(weight > 0, change / weight, 0.0)
         return ratios

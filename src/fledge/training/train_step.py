@@ -258,7 +258,7 @@ class TrainStep:
                 raise FledgeError(
                     "out of memory for the optimizer's state",
                     where="optimizer.name",
-                    hint="use a smaller model, or optimizer.name: adamw8bit, whose state for the blocks is a quarter of the size",
+                    hint="use a smaller model, or optimizer.name: adamw8bit, whose state for the blocks takes a quarter",
                 ) from None
 
 

@@ -155,9 +155,7 @@ class Trainer:
         half = size // 2
         self.source.micro_batch_size = self.state.micro_batch_size = half
         self.loader.drop_prefetched()
-        message = (
-            f"out of memory with micro-batches of {size} rows: continuing with {half}; the rows of an update do not change"
-        )
+        message = f"out of memory with micro-batches of {size} rows: continuing with {half}; the batch size does not change"
         evidence = {"micro_batch_size": half, "error": str(error)}
         finding = Finding(check="out_of_memory", severity="warning", message=message, evidence=evidence)
         self.logger.report(finding, self.state.step)

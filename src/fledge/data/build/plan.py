@@ -86,7 +86,7 @@ class BuildPlan:
         return [shard for shard in self.shards if self.sources[shard.source].split in splits]
 
     def encoded_shards(self) -> list[Shard]:
-        """The shards whose rows become tokens: those of training and validation sources."""
+        """The shards of training and validation sources, whose rows become tokens."""
         return self.shards_of("train", "validation")
 
     def source_of(self, shard: Shard) -> PlannedSource:

@@ -283,7 +283,13 @@ def _pack(turns: Sequence[Message]) -> list[tuple]:
 
 
 def _unpack(turns: Sequence[list]) -> tuple[Message, ...]:
-    return tuple(
-        Message(*turn) if len(turn) == 2 else Message(turn[0], turn[1], tuple(ToolCall(*call) for call in turn[2]), turn[3])
-        for turn in turns
-    )
+    """The messages of `_pack`."""
+    return tuple(_unpack_turn(turn) for turn in turns)
+
+
+def _unpack_turn(turn: list) -> Message:
+    if len(turn) == 2:
+        role, content = turn
+        return Message(role, content)
+    role, content, tool_calls, weight = turn
+    return Message(role, content, tuple(ToolCall(name, arguments) for name, arguments in tool_calls), weight)
