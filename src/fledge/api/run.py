@@ -1,4 +1,4 @@
-"""A run as Python sees it: its stages, metrics, samples, report and model."""
+"""A run in Python: its stages, metrics, samples, report and model."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -139,7 +139,7 @@ class ProbeWorkload:
         return seconds * flops[0] / flops[1]
 
     def describe(self) -> str:
-        """A description of what is timed, for compute.json."""
+        """A description of the timed workload, for compute.json."""
         rows, context = self.batch.input_ids.shape
         return f"1 of {self.model.config.num_hidden_layers} layers and the head, {rows} rows of {context} tokens"
 

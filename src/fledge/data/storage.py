@@ -120,7 +120,7 @@ def token_type(vocab_size: int) -> np.dtype:
 
 
 def load_arrays(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of a .safetensors file; FledgeError where it is missing or damaged."""
+    """Load the arrays of a .safetensors file. Raises FledgeError if it is missing or damaged."""
     try:
         return load_file(file)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """Causal attention inside one document, as one function with exchangeable backends.
 
-Every backend computes softmax(q·kᵀ/√d)·v (Vaswani et al. 2017, eq. 1), where a position sees itself and the
-positions before it *in its own document*. They differ in speed only; the tests hold each to `reference_attention`.
+Every backend computes softmax(q·kᵀ/√d)·v (Vaswani et al. 2017, eq. 1), where a position attends to itself and to the
+earlier positions *of its own document*. Backends differ only in speed; the tests compare each with `reference_attention`.
 """
 
 from collections.abc import Callable

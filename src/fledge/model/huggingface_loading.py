@@ -25,7 +25,7 @@ PROBE_TOLERANCE = 1e-4  # relative to the largest value
 
 
 def import_transformers(purpose: str) -> Any:
-    """The library, without its progress bars and remarks. FledgeError where it is not installed."""
+    """The library, without its progress bars and remarks. Raises FledgeError if it is not installed."""
     try:
         import transformers
     except ImportError:

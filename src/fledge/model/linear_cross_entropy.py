@@ -25,7 +25,7 @@ LossKernel = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 def chunk_rows(vocabulary: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Rows of the buffer of logits. They do not depend on the batch, so that a compiled kernel sees one shape."""
+    """Number of rows of the buffer of logits; it does not depend on the batch, so that a kernel is compiled for one shape."""
     on_gpu = device.type != "cpu"
     most, size = (_CHUNK_ON_GPU, _LOGITS_BYTES_ON_GPU) if on_gpu else (CHUNK, _LOGITS_BYTES)
     return max(16, min(most, size // (vocabulary * dtype.itemsize) // 16 * 16))

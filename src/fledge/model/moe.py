@@ -108,7 +108,7 @@ class RouterStats:
 
 
 class Router(nn.Module):
-    """Scores the experts for each token, in float32 whatever the experts compute in."""
+    """Scores the experts for each token, in float32 for any dtype of the experts."""
 
     e_score_correction_bias: Tensor | None
 

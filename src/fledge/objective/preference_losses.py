@@ -16,7 +16,7 @@ from torch import Tensor
 class PairLogps:
     """Log-probabilities of P pairs, summed over the tokens of each completion. Every tensor is [P, 2]: chosen, rejected.
 
-    `lengths` are the summed weights of the completions' tokens, which are their numbers of tokens where all weights are 1.
+    `lengths`: summed weights of each completion's tokens, which is its number of tokens if all weights are 1.
     """
 
     policy: Tensor

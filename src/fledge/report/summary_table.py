@@ -47,7 +47,7 @@ def metric(stage: Stage, name: str, moment: str) -> float | None:
 
 
 def loss_unit(stage: Stage) -> str:
-    """The unit of the stage's loss as its plan says; no unit where the plan could not be read."""
+    """The unit of the stage's loss from its plan; empty if the plan could not be read."""
     unit = text(stage.plan.get("loss_unit"))
     return unit if unit in UNITS else ""
 

@@ -87,7 +87,7 @@ def duplicate_rows(stage: CheckContext) -> Iterator[Finding]:
 
 
 def unfilled_placeholders(stage: CheckContext) -> Iterator[Finding]:
-    """Rows hold template variables that nobody filled in."""
+    """Rows hold template variables that were not filled in."""
     for source in stage.training_sources:
         count = source.report.noticed["unfilled placeholder"]
         if count:

@@ -1,4 +1,4 @@
-"""Statistics of a stage's data, computed from what the build recorded and from what `measure` found in the items.
+"""Statistics of a stage's data, computed from the records of the build and from the results of `measure`.
 
 Nothing here prints.
 """

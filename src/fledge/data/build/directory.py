@@ -1,4 +1,4 @@
-"""The directory of a build: where each phase keeps its files, and how a build is begun, continued, replaced and cleared.
+"""The directory of a build: the files of each phase, and the functions that begin, continue, replace and remove a build.
 
 ```
 build_plan.json            what was requested, the files, the shards
@@ -35,7 +35,7 @@ EVENTS_FILE = "row_events.jsonl"
 
 @dataclass(frozen=True)
 class BuildDirectory:
-    """A folder with the plan of what is built in it. Knows where the files of each shard are."""
+    """A build directory and its plan; gives the paths of each shard's files."""
 
     folder: Path
     plan: BuildPlan

@@ -28,7 +28,7 @@ RESUME_HINT = "run the same command again: what is finished is kept"
 
 
 class Executor(Protocol):
-    """Runs a phase on shards; calls `done(number)` after each; raises FledgeError where one cannot be finished."""
+    """Runs a phase on shards and calls `done(number)` after each. Raises FledgeError if a shard cannot be finished."""
 
     def run(self, build: "BuildDirectory", phase: str, numbers: Sequence[int], done: Done) -> None:
         """Run `phase` on the shards with these numbers."""

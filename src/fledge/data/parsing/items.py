@@ -25,7 +25,7 @@ class Document:
         return [self.text]
 
     def map_texts(self, change: Callable[[str], str]) -> Self:
-        """The document with its text changed; itself where the text stays as it is."""
+        """The document with its text changed; the document itself if the text does not change."""
         text = change(self.text)
         return self if text == self.text else replace(self, text=text)
 
@@ -35,7 +35,7 @@ class Document:
 
     @property
     def question(self) -> str:
-        """The whole text: what must not be trained on where the document belongs to an evaluation set."""
+        """The complete text, which must not be trained on if the document belongs to an evaluation set."""
         return self.text
 
     @property
@@ -102,7 +102,7 @@ class Dialogue(ABC):
 
     @property
     def question(self) -> str:
-        """The first question; empty where no turn is the user's."""
+        """The first question; empty if no turn is the user's."""
         return next((turn.content for turn in self.turns if turn.role == "user"), "")
 
     @property
@@ -250,7 +250,7 @@ def own_text(item: Item) -> str:
 
 
 def serialize(item: Item) -> bytes:
-    """An item as one line of JSON: its tag, then its fields. TypeError for text that UTF-8 cannot say."""
+    """An item as one line of JSON: its tag, then its fields. Raises TypeError for text without a UTF-8 form."""
     return orjson.dumps((item.tag, *item.fields()))
 
 

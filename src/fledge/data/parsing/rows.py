@@ -10,7 +10,7 @@ from fledge.data.parsing.messages import json_text, read_turns
 from fledge.recipe.schema import Source
 from fledge.tokenizer.template import Message
 
-Parser = Callable[[Mapping[str, Any], Source], Item]  # what a row of a source means; RowError says why it means nothing
+Parser = Callable[[Mapping[str, Any], Source], Item]  # (row, source) -> item; raises RowError with the reason
 INSTRUCTION, INPUT = "instruction", "input"  # alpaca's
 TEXTS = ("text", "content")
 NAME_THEM = "; name the column in the source's columns"
@@ -130,7 +130,7 @@ def _dialogue(row: Mapping[str, Any], source: Source) -> list[Message]:
 
 
 def _response(row: Mapping[str, Any], source: Source) -> list[Message]:
-    """The answer that stands in a column of its own: text, or turns."""
+    """The answer in a column of its own, as turns; empty if the row has no such column."""
     value = present(row, source, "response", RESPONSES)
     if isinstance(value, list) and "response" not in source.columns and not is_turns(value):
         raise RowError("wrong type", "the answer is a list of texts; name a list of two, the better first, as columns.ranked")
@@ -144,7 +144,7 @@ def _response(row: Mapping[str, Any], source: Source) -> list[Message]:
 
 
 def parse_document(row: Mapping[str, Any], source: Source) -> Item:
-    """The text of a row; RowError where it has none."""
+    """The text of a row as a document. Raises RowError if it has none."""
     text = text_of(row, source, "text", TEXTS)
     if text is None and not source.columns.get("text"):
         raise RowError("no known column", f"expected one of {', '.join(TEXTS)}; {columns_of(row)}{NAME_THEM}")
@@ -154,7 +154,7 @@ def parse_document(row: Mapping[str, Any], source: Source) -> Item:
 
 
 def parse_conversation(row: Mapping[str, Any], source: Source) -> Item:
-    """The conversation of a row, with its answer last; RowError where there is no answer to train on."""
+    """The conversation of a row, which ends with an answer. Raises RowError if there is no answer to train on."""
     if _label(row, source, required=False) is False:
         raise RowError("labelled undesirable")
     turns = _dialogue(row, source)
@@ -164,7 +164,7 @@ def parse_conversation(row: Mapping[str, Any], source: Source) -> Item:
 
 
 def _label(row: Mapping[str, Any], source: Source, required: bool) -> bool | None:
-    """Whether the answer is wanted. A column that the recipe does not name counts only where it says true or false."""
+    """The label of the answer: desirable or not. A column that the recipe does not name counts only if it holds a bool."""
     value = value_of(row, source, "label", LABELS)
     if isinstance(value, bool) or (not required and (value is None or "label" not in source.columns)):
         return value if isinstance(value, bool) else None
@@ -183,7 +183,7 @@ def parse_binary_feedback(row: Mapping[str, Any], source: Source) -> Item:
 
 
 def parse_preference_pair(row: Mapping[str, Any], source: Source) -> Item:
-    """The prompt of a row with its better and its worse answer; RowError where they are missing or equal."""
+    """The prompt of a row with its chosen and its rejected answer. Raises RowError if they are missing or equal."""
     (before_chosen, chosen), (before_rejected, rejected) = (_answer(*pair, source) for pair in _pair(row, source))
     if before_chosen != before_rejected:
         raise RowError("prompts differ", "chosen and rejected do not share their first turns")
