@@ -162,8 +162,8 @@ def trial(base: Path, prepared: Path, fault: str, place: int, expected: bytes) -
     if not ended:
         again = Said()
         Pipeline(recipe, again).run(resume=True)
-        going = [line for line in again.lines if line.startswith("going on from step")]
-        reached = int(going[0].split()[4].rstrip(",")) if going else -1
+        going = [line for line in again.lines if line.startswith("resuming from step")]
+        reached = int(going[0].split()[3].rstrip(",")) if going else -1
         told = told or any("is not used" in line for line in again.lines) or reached in (AT - EVERY, AT)
         if reached < AT - EVERY:
             return f"went on from step {reached}"

@@ -1,7 +1,7 @@
-"""fledge raises small language models: raw text to a model one can talk to.
+"""fledge raises small language models, from raw text to a model that chats.
 
-The Python API, with what the commands do: `load` a model and `chat`, `generate`, `stream` or `score` with it; `train` a recipe
-and look at the `Run`; build and check a `Recipe`. Everything is loaded when it is first used.
+The Python API does what the commands do: `load` a model and `chat`, `generate`, `stream` or `score` with it; `train` a recipe
+and inspect the `Run`; build and check a `Recipe`. Every name is imported when it is first used.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What a check reports: of the data before a run, of the events while a stage trains."""
+"""The findings of checks: of the data before a run, and of the events while a stage trains."""
 
 import json
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ Severity = Literal["info", "warning", "error"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What one check found, where, and what to do about it.
+    """One problem that a check found: message, location, and hint.
 
-    `evidence` are the figures behind the message, as JSON values. `patch` is the change of the recipe that would help, from
-    dotted keys to new values; None where no such change is known.
+    `evidence`: the figures behind the message, as JSON values. `patch`: a change of the recipe that would help, as dotted keys
+    and their new values; None if no such change is known.
     """
 
     check: str
@@ -25,7 +25,7 @@ class Finding:
     patch: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """The finding as JSON values."""
         return {
             "check": self.check,
             "severity": self.severity,

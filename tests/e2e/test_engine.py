@@ -104,7 +104,7 @@ def test_a_run_whose_micro_batch_does_not_fit_goes_on_with_half_of_it(world: Pat
     recipe = tiny_run.write(tmp_path / "limited.yaml", _large_rows(world, tmp_path / "limited", 128, 8, 1))
     done = _train_limited(recipe, 150 << 20)
     assert done.returncode == 0, done.stderr[-3000:]
-    said = "out of memory with micro-batches of 8 rows: going on with 4, the batch stays as it was"
+    said = "out of memory with micro-batches of 8 rows: continuing with 4; the batch size does not change"
     assert f"warning: {said}" in done.stderr
     run = tmp_path / "limited" / "tiny"
     (alert,) = _events(run, "alert")
@@ -128,7 +128,7 @@ def test_a_row_that_does_not_fit_into_memory_ends_the_run_with_advice(world: Pat
     recipe = tiny_run.write(tmp_path / "limited.yaml", _large_rows(world, tmp_path / "limited", 2048, 2, 1))
     done = _train_limited(recipe, 120 << 20)
     assert done.returncode == 2, done.stderr[-3000:]
-    assert "going on with 1" in done.stderr
+    assert "continuing with 1" in done.stderr
     assert "one row of 2,048 tokens does not fit into memory" in done.stderr and "batch.micro_batch_size" in done.stderr
     assert "runtime.activation_checkpointing" in done.stderr and "Traceback" not in done.stderr
 

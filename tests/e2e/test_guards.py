@@ -135,7 +135,7 @@ def test_a_fault_that_persists_ends_the_run_after_the_allowed_rollbacks(
         return LossOutput(call(objective, model, batch).loss * float("nan"))
 
     monkeypatch.setattr(CausalLMObjective, "__call__", bad)
-    with pytest.raises(FledgeError, match="2 roll-backs did not help") as caught:
+    with pytest.raises(FledgeError, match="2 rollbacks did not help") as caught:
         Pipeline(recipe(world, tmp_path, rollback={"retries": 2}), QUIET).run()
     assert "the last good state is step 0" in (caught.value.hint or "")
     folder = tmp_path / "tiny" / "pretrain"

@@ -168,7 +168,7 @@ def test_a_run_that_diverges_stops_after_its_rollbacks(world: Path, tmp_path: Pa
     tree = tiny_run.tree(world, tmp_path)
     wild = {**tree["stages"]["pretrain"], "optimizer": {"learning_rate": 1e30, "max_grad_norm": None}, "duration": "30 steps"}
     tree["stages"] = {"pretrain": wild}
-    with pytest.raises(FledgeError, match="the gradient is not finite in 3 updates in a row; 3 roll-backs did not help"):
+    with pytest.raises(FledgeError, match="the gradient is not finite in 3 updates in a row; 3 rollbacks did not help"):
         Pipeline(recipe_from_dict(tree), QUIET).run()
 
 

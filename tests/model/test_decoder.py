@@ -21,7 +21,8 @@ def _packed(lengths: list[int], packed_length: int) -> tuple[PackedDataset, list
     sequences = [random_tokens(n + 1, seed=i).numpy().astype(np.int32) for i, n in enumerate(lengths)]
     offsets = np.concatenate(([0], np.cumsum([len(s) for s in sequences]))).astype(np.int64)
     tokens = np.concatenate(sequences)
-    examples = Examples(tokens, np.ones(len(tokens), np.float32), offsets, 1)
+    weights = np.ones(len(tokens), np.float32)
+    examples = Examples(tokens=tokens, weights=weights, offsets=offsets, sequences_per_example=1)
     return PackedDataset(examples, packed_length, pad=0, seed=3, split_documents=False), sequences
 
 

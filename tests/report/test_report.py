@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fledge.errors import FledgeError
 from fledge.report import stage_table, write_report
 from fledge.report.page import digest, plotly_script, script_json
 from tests.support.report_run import HOSTILE, dump, write_run
@@ -235,8 +236,9 @@ def test_a_missing_run_directory_raises_an_error(tmp_path: Path) -> None:
 
 def test_missing_plotly_raises_an_error_that_says_what_to_install(run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    with pytest.raises(RuntimeError, match="pip install plotly"):
+    with pytest.raises(FledgeError, match="needs the package 'plotly'") as caught:
         write_report(run_directory)
+    assert caught.value.hint == "pip install plotly"
     assert not (run_directory / "report.html").exists()
 
 

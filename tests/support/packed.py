@@ -26,7 +26,7 @@ def pack(sequences: list[Sequence], packed_length: int, sequences_per_example: i
     offsets = np.concatenate(([0], np.cumsum([len(s.tokens) for s in sequences]))).astype(np.int64)
     tokens = torch.cat([s.tokens for s in sequences]).numpy().astype(np.int32)
     weights = torch.cat([s.weights for s in sequences]).numpy().astype(np.float32)
-    examples = Examples(tokens, weights, offsets, sequences_per_example)
+    examples = Examples(tokens=tokens, weights=weights, offsets=offsets, sequences_per_example=sequences_per_example)
     return PackedDataset(examples, packed_length, pad=0, seed=seed, split_documents=False)
 
 

@@ -244,7 +244,7 @@ def test_a_mixture_counts_its_sources_and_draws_other_examples_in_each_epoch(loa
     source = np.repeat([0, 1], 6)
     examples = replace(plain.examples, source=source.astype(np.int16))
     tokens = np.full(12, 30)
-    mixture = Mixture(source, tokens, (SourceQuota("many"), SourceQuota("few", max_rows=2)), seed=5)
+    mixture = Mixture(source, tokens, (SourceQuota(name="many"), SourceQuota(name="few", max_rows=2)), seed=5)
 
     def data() -> PackedDataset:
         return PackedDataset(examples, 40, 0, 1, False, mixture=mixture, sources=("many", "few"))

@@ -1,4 +1,4 @@
-"""A model as Python sees it: chat, text generation, streaming, scores."""
+"""A loaded model in Python: chat, text generation, streaming, scores."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,10 +21,10 @@ ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True)
 class Score:
-    """How likely a model finds a text.
+    """The log-probabilities of a text under a model.
 
-    `tokens` are the ids of the text [n]; `logprobs` [n] are log p(token | the tokens before it) in nats, NaN for a first token
-    that nothing precedes; `num_bytes` are the bytes of the text in UTF-8.
+    `tokens`: the n token ids of the text. `logprobs` [n]: log p(token | all earlier tokens) in nats, NaN for a first token
+    without an earlier one. `num_bytes`: length of the text in UTF-8.
     """
 
     tokens: tuple[int, ...]
@@ -52,8 +52,8 @@ class Model:
     """A loaded model with its tokenizer and chat template. Weights are prepared once; answers of one call share a batch.
 
     All methods that generate take the parameters of `SamplingParams`: `max_new_tokens`, `temperature` (0 is greedy), `top_k`,
-    `top_p`, `repetition_penalty`, `seed`. An answer is a function of the model, the prompt and these. FledgeError is raised
-    for a prompt that leaves no room for an answer.
+    `top_p`, `repetition_penalty`, `seed`. An answer is a function of the model, the prompt and these parameters. The methods
+    raise FledgeError for a prompt that leaves no room for an answer.
 
     >>> import fledge
     >>> model = fledge.load("runs/mine")
@@ -70,7 +70,7 @@ class Model:
 
     @property
     def max_positions(self) -> int:
-        """Tokens that a prompt and its answer may have together."""
+        """Largest number of tokens of a prompt and its answer together."""
         return self._engine.max_positions
 
     @property
@@ -79,7 +79,7 @@ class Model:
         return sum(parameter.numel() for parameter in self._engine.model.parameters())
 
     def chat(self, messages: Messages, **sampling: Any) -> str:
-        """The answer to a conversation: a list of `{"role": …, "content": …}`, or one user message as a string.
+        """Answer a conversation: a list of `{"role": …, "content": …}`, or one user message as a string.
 
         >>> import fledge
         >>> model = fledge.load("runs/mine")
@@ -96,7 +96,7 @@ class Model:
     def generate(self, text: list[str], **sampling: Any) -> list[str]: ...
 
     def generate(self, text: str | list[str], **sampling: Any) -> str | list[str]:
-        """The continuation of a plain text, without the chat template; of several texts in one batch.
+        """Continue a plain text, without the chat template; a list of texts is continued in one batch.
 
         >>> import fledge
         >>> model = fledge.load("runs/mine/pretrain")
@@ -104,27 +104,28 @@ class Model:
         2
         """
         texts = [text] if isinstance(text, str) else list(text)
-        prompts = [self.tokenizer.encode_prefix(one) for one in texts]
-        where = [f"text {number}" for number in range(1, len(texts) + 1)]
-        answers = [self._text(one.tokens) for one in self._engine.generate(prompts, self._params(sampling), where=where)]
+        prompts = [self.tokenizer.encode_prefix(prompt) for prompt in texts]
+        names = [f"text {number}" for number in range(1, len(texts) + 1)]
+        completions = self._engine.generate(prompts, self._params(sampling), where=names)
+        answers = [self._text(completion.tokens) for completion in completions]
         return answers[0] if isinstance(text, str) else answers
 
     def stream(self, messages: Messages, **sampling: Any) -> Iterator[str]:
-        """The answer that `chat` gives, in pieces of whole characters, each as soon as it is generated."""
+        """Yield the answer of `chat` in pieces of complete characters, each as soon as it is generated."""
         from fledge.generation import decode_stream
 
         tokens = self._engine.stream(self._prompt(messages), self._params(sampling), where="messages")
         return decode_stream(self.tokenizer, tokens)
 
     def stream_text(self, text: str, **sampling: Any) -> Iterator[str]:
-        """The continuation that `generate` gives, in pieces of whole characters."""
+        """Yield the continuation of `generate` in pieces of complete characters, each as soon as it is generated."""
         from fledge.generation import decode_stream
 
         tokens = self._engine.stream(self.tokenizer.encode_prefix(text), self._params(sampling), where="text")
         return decode_stream(self.tokenizer, tokens)
 
     def score(self, text: str) -> Score:
-        """The log-probabilities of a text under the model, as a document from its beginning.
+        """The log-probabilities of a text under the model; the text is the beginning of a document.
 
         >>> import fledge
         >>> score = fledge.load("runs/mine/pretrain").score("A cat is an animal.")
@@ -158,31 +159,31 @@ class Model:
 
 
 def as_messages(messages: Messages) -> list[Message]:
-    """A conversation from one user message or from mappings with `role` and `content`. FledgeError for anything else."""
+    """Convert one user message, or mappings with `role` and `content`, to messages. Raises FledgeError for anything else."""
     if isinstance(messages, str):
         return [Message("user", messages)]
-    read = []
+    conversation = []
     for number, message in enumerate(messages, 1):
-        where = f"message {number}"
+        location = f"message {number}"
         if isinstance(message, Message):
-            read.append(message)
+            conversation.append(message)
             continue
         if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-            raise FledgeError("a message has the keys role and content, and no others", where=where)
+            raise FledgeError("a message has the keys role and content, and no others", where=location)
         if message["role"] not in ROLES:
-            raise FledgeError(f"unknown role '{message['role']}'", where=where, hint=f"write one of {', '.join(ROLES)}")
+            raise FledgeError(f"unknown role '{message['role']}'", where=location, hint=f"write one of {', '.join(ROLES)}")
         if not isinstance(message["content"], str):
-            raise FledgeError("the content is no text", where=where)
-        read.append(Message(message["role"], message["content"]))
-    if not read:
+            raise FledgeError("the content is no text", where=location)
+        conversation.append(Message(message["role"], message["content"]))
+    if not conversation:
         raise FledgeError("the conversation is empty", where="messages")
-    return read
+    return conversation
 
 
 def load(path: str | Path) -> Model:
-    """The model of a run (its last finished stage), a stage, a checkpoint or a model directory.
+    """Load the model of a run (its last finished stage), a stage, a checkpoint or a model directory.
 
-    Raises FledgeError where there is none, or where its tokenizer does not fit it.
+    Raises FledgeError if there is none, or if its tokenizer does not fit the model.
 
     >>> import fledge
     >>> fledge.load("runs/mine/sft").num_parameters > 1000

@@ -1,4 +1,4 @@
-"""A run as Python sees it: its stages, metrics, samples, report and model."""
+"""A run in Python: its stages, metrics, samples, report and model."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ Moment = Literal["before", "after"]
 
 @dataclass(frozen=True)
 class Sample:
-    """What the model answered to one fixed prompt before or after a stage.
+    """The model's answer to one fixed prompt before or after a stage.
 
     `finish_reason` is "stop" if the model ended the answer, "length" if it was cut.
     """
@@ -55,7 +55,7 @@ class RunStage:
         return self.result is not None
 
     def evaluation(self, moment: Moment) -> dict[str, Any]:
-        """The metrics on validation data before or after the stage; empty where they were not measured."""
+        """The metrics on validation data before or after the stage; empty if they were not measured."""
         file = self.path / "eval" / f"{moment}.json"
         values = read_json(file) if file.exists() else {}
         return {key: value for key, value in values.items() if key != "samples"}
@@ -94,7 +94,7 @@ class Run:
     path: Path
 
     def __init__(self, path: str | Path) -> None:
-        """FledgeError where `path` is no run directory."""
+        """Raises FledgeError if `path` is not a run directory."""
         object.__setattr__(self, "path", Path(path))
         if not self._directory.recipe.exists():
             raise FledgeError("there is no such run: it has no recipe.yaml", where=str(path), hint="`ls runs` shows the runs")
@@ -106,7 +106,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The run's name: that of its directory."""
+        """The name of the run's directory."""
         return self.path.resolve().name
 
     @property
@@ -127,7 +127,7 @@ class Run:
     def metrics(self, stage: str | None = None, *, frame: None = None) -> "pandas.DataFrame | dict[str, np.ndarray]": ...
 
     def metrics(self, stage: str | None = None, *, frame: bool | None = None) -> Any:
-        """Every metric of every step, of one stage or of all: a column a metric, a row a step.
+        """All metrics of one stage, or of all stages, as a table: one column per metric, one row per step.
 
         The columns are `stage`, `step` and the metric names of events.jsonl (`train/loss`, `eval/loss`,
         `system/tokens_per_second`, …). A metric that was not measured at a step is NaN there; columns of lists hold objects.
@@ -154,7 +154,7 @@ class Run:
         return write_report(self.path)
 
     def model(self, stage: str | None = None) -> "Model":
-        """The model that a stage ended with; without a name that of the last finished stage."""
+        """Load the final model of a stage; `stage=None` means the last finished stage."""
         from fledge.api.model import load
 
         return load(self.path if stage is None else self.stages[self._chosen(stage)[0]].path)
@@ -169,7 +169,7 @@ class Run:
 
 
 def metric_rows(stage: RunStage) -> list[dict[str, Any]]:
-    """One row a step: the metrics of all events of that step together. Mappings become one column a key."""
+    """One row per step with the metrics of all its events. A mapping becomes one column per key."""
     rows: dict[int, dict[str, Any]] = {}
     for event in stage.events(*METRIC_EVENTS):
         row = rows.setdefault(event["step"], {"stage": stage.name, "step": event["step"]})
@@ -182,7 +182,7 @@ def metric_rows(stage: RunStage) -> list[dict[str, Any]]:
 
 
 def as_columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Rows as columns [len(rows)]: float64 where every value is a number or missing (NaN), else objects; `step` is int64."""
+    """Rows as columns [len(rows)]: float64 if every value is a number or missing (NaN), else objects; `step` is int64."""
     names = list(dict.fromkeys(name for row in rows for name in row)) or ["stage", "step"]
     return {name: _column(name, [row.get(name) for row in rows]) for name in names}
 

@@ -19,10 +19,10 @@ def train(
 ) -> Run:
     """Train the stages of a recipe in this process and return the run. A run that was begun before is resumed.
 
-    `recipe` is a YAML file, a mapping with the same keys, or a `Recipe`. `overrides` are keys of the recipe: a name
-    (`seed=7`), or a dotted key, written with two underscores for each dot or given by `**{"…": …}`. `allow_change` are keys
-    that may differ from those of the run that is resumed; `quiet` prints nothing. Raises FledgeError for a recipe that cannot
-    be trained, with every problem of it.
+    `recipe`: a YAML file, a mapping with the keys of a recipe, or a `Recipe`. `overrides`: values for keys of the recipe, given
+    by name (`seed=7`) or by dotted key (two underscores for each dot, or `**{"…": …}`). `allow_change`: keys that may differ
+    from the recipe of the resumed run. `quiet`: print nothing. Raises FledgeError, with every problem, for a recipe that cannot
+    be trained.
 
     >>> import fledge
     >>> run = fledge.train("mine.yaml", name="shorter", stages__sft__duration="4 steps", quiet=True)
@@ -40,7 +40,7 @@ def train(
 
 
 def resolve(recipe: "str | Path | Mapping[str, Any] | Recipe", overrides: Mapping[str, Any]) -> Recipe:
-    """The recipe with the overrides laid over it, checked as one from a file is."""
+    """The recipe with the overrides applied, validated like a recipe file."""
     changes = nested(overrides)
     if isinstance(recipe, Recipe):
         recipe = recipe.model_dump(mode="json")
@@ -56,14 +56,14 @@ def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for key, value in overrides.items():
         inner: Any = value
-        for part in reversed(key.replace("__", ".").split(".")):
-            inner = {part: inner}
+        for name in reversed(key.replace("__", ".").split(".")):
+            inner = {name: inner}
         tree = merge(tree, inner)
     return tree
 
 
 def _as_texts(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Dotted keys and YAML texts, as they stand on a command line."""
+    """(dotted key, YAML text) pairs, in the form of command-line options."""
     import yaml
 
     from fledge.recipe.yaml_dialect import RecipeDumper

@@ -96,7 +96,7 @@ def autotune(
 def warm_up(
     decision: ComputeConfig, model: LanguageModel, batch: Batch, objective: MakeObjective, log: Log = lambda text: None
 ) -> float:
-    """Compile what a stored configuration needs before the first step (on resume); returns the seconds, 0 without compilation.
+    """Compile the code of a stored configuration before the first step (on resume); returns the seconds, 0 without compilation.
 
     The configuration must already be applied to the model; weights are not changed.
     """

@@ -40,10 +40,10 @@ def wait_for(device: str) -> None:
 
 
 def benchmark(runs: dict[str, Callable[[], Any]], device: str, repeats: int = 3, budget: float = 4.0) -> dict[str, float]:
-    """The least seconds of each call in `runs`, over `repeats` rounds after one warm-up round.
+    """The minimum seconds of each call in `runs`, over `repeats` rounds after one warm-up round.
 
-    The calls take turns, so a busy moment affects all of them, and interference only makes a call slower. After `budget`
-    seconds no further round starts, but at least one is timed.
+    The calls take turns, so a busy moment of the machine affects all calls; the minimum is taken because interference only
+    makes a call slower. After `budget` seconds no further round starts, but at least one is timed.
     """
     best = dict.fromkeys(runs, float("inf"))
     start_time = time.perf_counter()
@@ -139,7 +139,7 @@ class ProbeWorkload:
         return seconds * flops[0] / flops[1]
 
     def describe(self) -> str:
-        """A description of what is timed, for compute.json."""
+        """A description of the timed workload, for compute.json."""
         rows, context = self.batch.input_ids.shape
         return f"1 of {self.model.config.num_hidden_layers} layers and the head, {rows} rows of {context} tokens"
 
@@ -214,9 +214,9 @@ def _differ(left: list[Tensor], right: list[Tensor]) -> bool:
 def time_attention(
     workload: ProbeWorkload, dtype: torch.dtype, names: Sequence[str], compiling: bool, log: Log = lambda text: None
 ) -> dict[str, float | str]:
-    """Seconds of each backend's forward and backward pass on the batch's shapes and documents, compiled or not.
+    """Seconds of each backend's forward and backward pass with the shapes and documents of the batch, compiled or not.
 
-    A backend that fails, or whose results differ from those of the first one that works, gets the reason instead.
+    The entry of a backend that fails, or whose results differ from the first working backend, is a sentence with the reason.
     """
     if compiling:
         use_compile_cache()

@@ -82,8 +82,8 @@ def compile_blocks(model: LanguageModel) -> None:
 def reset_compiler() -> None:
     """Drop the compiled code of earlier stages.
 
-    The compiler keeps a limited number of variants of each function and would silently run further ones uncompiled; from here
-    on it raises an error instead.
+    The compiler keeps a limited number of variants of each function and silently runs further ones uncompiled. After this call
+    it raises an error instead.
     """
     _compiled_kernel.clear()
     torch._dynamo.reset()

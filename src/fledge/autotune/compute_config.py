@@ -73,7 +73,7 @@ def capability(device: str) -> tuple[int, int] | None:
 
 
 def check_device(config: RuntimeConfig) -> None:
-    """Raise FledgeError if the device is missing or cannot do what the recipe asks for."""
+    """Raise FledgeError if the device is missing or does not support the settings of the recipe."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise FledgeError("no CUDA device is available", where="runtime.device", hint="set runtime.device to auto or cpu")
     device = chosen_device(config)

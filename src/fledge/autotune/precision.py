@@ -41,7 +41,7 @@ def compiled_precision(seconds: Mapping[str, float], peaks: Mapping[str, float])
 
 
 def check_supported(config: RuntimeConfig, device: str, capability: Capability | None) -> None:
-    """Raise FledgeError if the device cannot do what the recipe asks for; nothing is replaced silently.
+    """Raise FledgeError if the device does not support the settings of the recipe; nothing is replaced silently.
 
     `capability`: compute capability of the CUDA device, None on a CPU.
     """

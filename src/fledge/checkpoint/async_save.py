@@ -54,8 +54,8 @@ class AsyncCheckpointer:
         return finished
 
     def poll(self) -> list[SaveResult]:
-        """The result of a finished save that was not returned yet, if there is one; never waits. If all ranks write, it
-        returns nothing, because the ranks would not finish at the same moment."""
+        """The result of a finished save, unless it was returned before; never waits. Always empty if all ranks write, because
+        the ranks finish at different moments."""
         return self.wait() if self._pending is not None and not self.sharded and self._pending.done() else []
 
     def wait(self) -> list[SaveResult]:

@@ -61,10 +61,9 @@ def save_checkpoint(
 ) -> tuple[Path, int]:
     """Write one checkpoint, read its tensors back, and return its path and size in bytes.
 
-    `write_model` writes a model directory. `ranks`: the ranks that hold the shards of a sharded snapshot; all of them write,
-    and the main process completes the checkpoint (the others return size 0). Raises CheckpointError if the disk is full or does
-    not return what was written; nothing is lost then.
-    """
+    `write_model` writes a model directory. `ranks`: the ranks that hold the shards of a sharded snapshot; every rank writes,
+    and the main process completes the checkpoint (the others return size 0). Raises CheckpointError if the disk is full or
+    returns other bytes than were written; earlier checkpoints stay valid."""
     step, ranks = snapshot.state.step, ranks or DistributedContext()
     target, tmp_path = folder / step_name(step), folder / f"{WRITING}{step_name(step)}"
     try:
@@ -211,9 +210,9 @@ def latest_before(folder: Path, since: int) -> tuple[Path, TrainState] | None:
 
 
 def load_optimizer_state(path: Path, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The tensors that a checkpoint stores in addition to the weights, however many ranks wrote them.
+    """Load the tensors that a checkpoint stores in addition to the weights, for any number of ranks that wrote it.
 
-    Without `like` they are full tensors. With `like`, parameters by name, each is this rank's shard, placed like its parameter.
+    `like`: parameters by name; each tensor is then this rank's shard, placed like its parameter. None: full tensors.
     """
     unsharded, sharded = path / "state" / "optimizer.safetensors", path / "state" / SHARDED_OPTIMIZER_DIR
     if like is not None:

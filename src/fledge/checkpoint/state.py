@@ -54,10 +54,10 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of the training state at one moment, which can be written while training continues.
+    """A copy of the training state at one step, which can be written while training continues.
 
-    `models`: weights by directory name, `model` (current) and, if weights are averaged, `averaged`. `tensors`: optimizer state
-    and average. If `sharded`, `tensors` are this rank's shards and only the main process has `models`.
+    `models`: weights by directory name, `model` (current) and, with EMA, `averaged`. `tensors`: state of the optimizers and the
+    average. If `sharded`, `tensors` are this rank's shards and only the main process has `models`.
     """
 
     state: TrainState

@@ -1,4 +1,4 @@
-"""From files to batches: record -> row -> item -> example -> packed row -> batch, with a report of every row."""
+"""Data preparation: record -> row -> item -> example -> packed row -> batch, with a report of every row."""
 
 from fledge.data.build.build import CollectedRows, collect, encode
 from fledge.data.build.directory import is_complete

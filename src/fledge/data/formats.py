@@ -1,7 +1,7 @@
-"""The example formats: all that the data room knows about the kinds of stages, in one table.
+"""The example formats: everything that the data room knows about the kinds of stages, in one table.
 
-A new kind of stage gets an entry in `FORMATS`. Reading, cleaning, encoding, packing, mixing, statistics and checks ask the
-entry; none of them knows a kind by name.
+A new kind of stage gets an entry in `FORMATS`. Reading, cleaning, encoding, packing, mixing, statistics and checks read the
+entry instead of comparing with the name of a kind.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ MIN_DOCUMENT_TOKENS = 10  # where the recipe sets no clean.min_tokens
 
 
 class DataStage(Protocol):
-    """What the data room reads of a stage of a recipe: its kind, which is a key of `FORMATS`, its data and its batch."""
+    """The parts of a recipe's stage that the data room reads: `kind` (a key of `FORMATS`), `data` and `batch`."""
 
     @property
     def kind(self) -> str:
@@ -37,7 +37,7 @@ class DataStage(Protocol):
 
     @property
     def data(self) -> DataConfig:
-        """What the stage reads."""
+        """The sources of the stage and how their rows are prepared."""
         ...
 
     @property
@@ -47,7 +47,7 @@ class DataStage(Protocol):
 
 
 def all_texts(item: Item) -> Sequence[str]:
-    """All texts of an item: what a tokenizer learns from, unless a format says otherwise."""
+    """All texts of an item; the default of `ExampleFormat.tokenizer_texts`."""
     return item.texts()
 
 
@@ -55,17 +55,20 @@ def all_texts(item: Item) -> Sequence[str]:
 class ExampleFormat:
     """How the rows of one kind of stage become training examples.
 
-    `label`: what one example is called in reports.
-    `parse`: the item that a row means. `item_types`: the types of items that rows of this format look like, the most fitting
-    first; decides the kind of stage for files given without a recipe.
-    `encode`: the examples of items, in order. `sequence_names`: the names of the sequences of one example, in order; an unnamed
-    one where an example is a single sequence.
-    `has_loss_weights`: only answers are trained, so each token has a weight, which is stored. Otherwise every token counts once
-    and no weight is stored.
-    `splits_documents`: a sequence may continue in the next packed row, so none is ever cut. Otherwise a packed row holds whole
-    examples, and `encode` makes each fit.
-    `min_tokens`: items with fewer tokens are dropped, where the recipe sets no clean.min_tokens.
-    `strips_html`: what clean.html: auto means. `tokenizer_texts`: the texts of an item that a tokenizer is trained on.
+    `label`: name of one example in reports.
+    `parse`: function from a row to its item.
+    `item_types`: types of items that belong to this format, the most typical first; they decide the kind of stage for files
+    that are given without a recipe.
+    `encode`: function from items to their examples, in order.
+    `sequence_names`: names of the sequences of one example, in order; one empty name if an example is a single sequence.
+    `has_loss_weights`: only answers are trained, so each token has a weight, which is stored. If false, every token has weight
+    1 and no weight is stored.
+    `splits_documents`: a sequence may continue in the next packed row and is never truncated. If false, a packed row holds
+    complete examples, and `encode` truncates each to the context.
+    `is_dialogue`: the model learns to answer chat messages. If false, it learns to continue a text.
+    `min_tokens`: items with fewer tokens are dropped, unless the recipe sets clean.min_tokens.
+    `strips_html`: value of clean.html: auto.
+    `tokenizer_texts`: function from an item to the texts to train a tokenizer on.
     """
 
     label: str
@@ -75,6 +78,7 @@ class ExampleFormat:
     sequence_names: tuple[str, ...] = ("",)
     has_loss_weights: bool = True
     splits_documents: bool = False
+    is_dialogue: bool = True
     min_tokens: int = 0
     strips_html: bool = False
     tokenizer_texts: Callable[[Item], Sequence[str]] = all_texts
@@ -85,15 +89,15 @@ class ExampleFormat:
 
     @property
     def sequences_per_example(self) -> int:
-        """Number of sequences that make one example."""
+        """Number of sequences of one example."""
         return len(self.sequence_names)
 
     def packed_length(self, max_seq_len: int) -> int:
-        """Positions of a packed row: an example whose sequences all have `max_seq_len` positions fits."""
+        """Positions of a packed row: enough for an example whose sequences all have `max_seq_len` positions."""
         return max_seq_len * self.sequences_per_example
 
     def encoding_config(self, data: DataConfig, seed: int) -> EncodingConfig:
-        """How the items of a stage with this data become examples."""
+        """The encoding settings of a stage with this data."""
         min_tokens = data.clean.min_tokens
         return EncodingConfig(
             max_seq_len=data.max_seq_len,
@@ -113,6 +117,7 @@ FORMATS: dict[str, ExampleFormat] = {
         encode=encode_documents,
         has_loss_weights=False,
         splits_documents=True,
+        is_dialogue=False,
         min_tokens=MIN_DOCUMENT_TOKENS,
         strips_html=True,
     ),
@@ -133,13 +138,13 @@ FORMATS: dict[str, ExampleFormat] = {
 
 
 def parse_evaluation_row(row: Any, source: Source) -> Item:
-    """A row that must not be trained on, of whatever format, or its question alone. RowError where there is neither."""
+    """The item of an evaluation row, parsed in any format, or its question alone as a document. RowError if it has none."""
     parsers = dict.fromkeys([*(example_format.parse for example_format in FORMATS.values()), parse_binary_feedback])
     return parse_any(row, source, parsers)
 
 
 def kind_for(item_type: type[Item]) -> str:
-    """The kind of stage that rows which look like this type of item are for."""
+    """The kind of stage whose format lists this type of item earliest."""
     rank: Mapping[str, int] = {
         kind: example_format.item_types.index(item_type)
         for kind, example_format in FORMATS.items()

@@ -1,6 +1,6 @@
-"""The data report: what became of every row of every source. Its totals always add up.
+"""The data report: counts of every source's rows. They always add up: every row is used, or dropped for one reason.
 
-The numbers of a source are sums of what the phases counted of its shards.
+The numbers of a source are sums over its shards and the phases.
 """
 
 from collections import Counter
@@ -14,14 +14,15 @@ from fledge.errors import FledgeError
 
 @dataclass(kw_only=True)
 class SourceReport:
-    """What became of the rows of one source: rows = used_rows + all of `dropped`.
+    """Counts of one source's rows: read, used, and dropped by reason (rows = used_rows + sum of `dropped`).
 
-    `split`: what the source is for: train, validation or evaluation. `validation_rows`: of the used rows, those for validation.
-    Of the used rows, `truncated_rows` had an answer cut, `shortened_rows` their oldest turns left out, and `split_rows` made
-    several examples or continue in another packed row; `cut` counts the events of these three by reason.
+    `split`: train, validation or evaluation. `validation_rows`: used rows that went to validation.
+    `truncated_rows`: used rows with an answer cut. `shortened_rows`: used rows with their oldest turns left out. `split_rows`:
+    used rows with several examples or with a continuation in another packed row.
+    `cut`: reason -> number of events of these three states. `lost_tokens`: tokens cut away.
     `dropped`, `changed` and `noticed`: reason -> number of rows (noticed: also of files).
-    `examples`, `tokens`, `target_tokens`: what the used rows became, validation included. `lost_tokens`: cut away.
-    `first_events`: reason -> its first events, each with `reason`, `where` and `detail`.
+    `examples`, `tokens`, `target_tokens`: totals of the used rows, validation included.
+    `first_events`: reason -> its first events, each with `reason`, `where` (location) and `detail`.
     """
 
     name: str
@@ -61,24 +62,25 @@ class SourceReport:
         self.lost_tokens += counted["amounts"].get("truncated", 0)
 
     def keep_first_events(self, events: Iterable[Mapping[str, Any]]) -> None:
-        """Keep the first events of each reason, for the user to look at."""
+        """Keep the first EVENTS_KEPT events of each reason, as examples for the user."""
         for event in events:
             kept = self.first_events.setdefault(event["reason"], [])
             if len(kept) < EVENTS_KEPT:
                 kept.append({key: event[key] for key in ("reason", "where", "detail")})
 
     def add_file_notice(self, reason: str, file: str) -> None:
-        """Add what is worth a look about a file as a whole."""
+        """Add a notice about a whole file."""
         self.noticed[reason] += 1
         self.keep_first_events([{"reason": reason, "where": file, "detail": ""}])
 
     def check_sum(self) -> None:
-        """AssertionError where the rows do not add up: a fault of fledge, not of the data."""
+        """Raise AssertionError if the rows do not add up, which is a fault of fledge, not of the data."""
         if self.rows != self.used_rows + self.dropped_rows:
             raise AssertionError(f"{self.name}: {self.rows} rows != {self.used_rows} used + {dict(self.dropped)} dropped")
 
     def check_usable(self, key: str, max_drop_fraction: float | None) -> None:
-        """FledgeError where no row is left, or a larger fraction of the rows is dropped than allowed (None: any)."""
+        """Raise FledgeError if no row can be used, or if more than the fraction `max_drop_fraction` of the rows is dropped
+        (None: no limit). `key`: the recipe key of the data."""
         if self.rows and self.dropped_rows >= self.rows:
             raise FledgeError(
                 f"none of the {self.rows:,} rows of '{self.path}' can be used ({self.drop_reasons()})",
@@ -94,23 +96,23 @@ class SourceReport:
             )
 
     def drop_reasons(self) -> str:
-        """Why rows were dropped, most frequent first."""
+        """The reasons for which rows were dropped, with their counts, most frequent first."""
         return ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.most_common())
 
     def _first_drop(self) -> str:
-        """Where the first row dropped for the most frequent reason stands."""
+        """Location and detail of the first row that was dropped for the most frequent reason."""
         event = self.first_events[self.dropped.most_common(1)[0][0]][0]
         return f"first at {event['where']}: {event['detail'] or event['reason']}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For data_report.json."""
+        """The counts as JSON values, for data_report.json."""
         counters = {name: dict(getattr(self, name).most_common()) for name in ("dropped", "cut", "changed", "noticed")}
         events = [event for events in self.first_events.values() for event in events]
         return {**vars(self), **counters, "first_events": events}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> "SourceReport":
-        """The report that `as_dict` gave."""
+        """The report from the output of `as_dict`."""
         counters = {name: Counter(saved[name]) for name in ("dropped", "cut", "changed", "noticed")}
         report = cls(**{**saved, **counters, "first_events": {}})
         report.keep_first_events(saved["first_events"])
@@ -119,33 +121,33 @@ class SourceReport:
 
 @dataclass
 class DataReport:
-    """What became of the rows of a stage: a report for each of its sources."""
+    """The reports of all sources of a stage."""
 
     sources: list[SourceReport] = field(default_factory=list)
 
     def check(self, key: str, max_drop_fraction: float | None = None) -> None:
-        """AssertionError where the rows do not add up; FledgeError for a source that cannot be trained on."""
+        """Raise AssertionError if rows do not add up, and FledgeError for a source that cannot be used (`check_usable`)."""
         for source in self.sources:
             source.check_sum()
         for source in self.sources:
             source.check_usable(key, max_drop_fraction)
 
     def as_dict(self) -> dict[str, Any]:
-        """For data_report.json."""
+        """The reports as JSON values, for data_report.json."""
         return {"sources": [source.as_dict() for source in self.sources]}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> "DataReport":
-        """The report that data_report.json holds."""
+        """The report from the content of data_report.json."""
         return cls([SourceReport.from_dict(source) for source in saved["sources"]])
 
     def lines(self) -> list[str]:
-        """What the console prints: a line for each source, and one for each reason with its first location."""
+        """The console lines: one for each source, and one for each reason, with the location of its first event."""
         return [line for source in self.sources for line in source_lines(source.as_dict())]
 
 
 def source_lines(source: Mapping[str, Any]) -> list[str]:
-    """One source of data_report.json in words."""
+    """The console lines of one source of data_report.json."""
     dropped = sum(source["dropped"].values())
     totals = [f"{source['rows']:,} rows", f"{source['used_rows']:,} used"]
     totals += [f"{source['validation_rows']:,} of them for validation"] if source["validation_rows"] else []

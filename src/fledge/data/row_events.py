@@ -1,4 +1,4 @@
-"""Events about rows: one for each thing that happened to a row beyond its being used as it is.
+"""Events about rows: one for each way in which a row was dropped, cut, split, changed or noticed.
 
 Workers write them to `row_events.jsonl`, a JSON object a line, and count them; the data report adds up the counts.
 """
@@ -22,7 +22,7 @@ class RowEvent:
     """One event about one row.
 
     `state`: dropped (the row is not used), truncated (an answer is cut), shortened (its oldest turns are left out), split (it
-    makes several examples), changed (its text is mended or varied), noticed (it is used as it is, but worth a look).
+    makes several examples), changed (its text is cleaned or augmented), noticed (it is used, but worth a look).
     `amount`: tokens lost (truncated), rounds left out (shortened), examples made (split), rounds or letters (changed).
     `excerpts`: the text before and after a change, around the first difference.
     """
@@ -64,5 +64,5 @@ class RowEventLog:
 
 
 def read_row_events(file: Path) -> list[dict[str, Any]]:
-    """The events that one phase wrote about the rows of one shard; none where the file is missing."""
+    """The events that one phase wrote about the rows of one shard; empty if the file is missing."""
     return [orjson.loads(line) for line in file.read_bytes().splitlines()] if file.exists() else []

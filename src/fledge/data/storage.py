@@ -1,7 +1,7 @@
 """Token sequences end to end, in memory or in the memory-mapped files of a built directory."""
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -17,13 +17,13 @@ MAX_UINT16_VOCABULARY = 2**16
 
 @dataclass(frozen=True)
 class ConcatenatedArrays:
-    """Arrays read as one. A slice must lie within one of them, as every sequence does."""
+    """Arrays that are read as one concatenated array. A slice must lie within one array, as every sequence does."""
 
     arrays: tuple[np.ndarray, ...]
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """Where each array begins, and the end: int64 [K + 1]."""
+        """The position of each array's first element, and the total length at the end: int64 [K + 1]."""
         return np.concatenate(([0], np.cumsum([len(array) for array in self.arrays]))).astype(np.int64)
 
     def __len__(self) -> int:
@@ -48,21 +48,20 @@ class UniformWeights:
         return np.ones(max(0, span.stop - span.start), np.float32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Token sequences, end to end: N tokens in S sequences, which make E examples.
+    """Token sequences, concatenated: N tokens in S sequences, which are E examples.
 
     tokens integer [N], weights float32 [N], offsets int64 [S + 1]. A weight belongs to the token at its position *as a target*.
-    `sequences_per_example` neighbouring sequences make one example, so S = E · sequences_per_example. `digest` stands for the
-    content where it is known already. `source`, `shard` and `row` [E] say where an example comes from.
-    `counted_target_tokens` [S]: `target_tokens`, where they are known already.
+    Each `sequences_per_example` neighbouring sequences are one example, so S = E · sequences_per_example. `digest`: of tokens
+    and weights, if it is known already. `source`, `shard`, `row` [E]: number of each example's source, shard, and row in the
+    shard. `counted_target_tokens` [S]: `target_tokens`, if they are known already.
     """
 
     tokens: np.ndarray | ConcatenatedArrays
     weights: np.ndarray | ConcatenatedArrays | UniformWeights
     offsets: np.ndarray
     sequences_per_example: int
-    _: KW_ONLY
     digest: str | None = None
     source: np.ndarray | None = None
     shard: np.ndarray | None = None
@@ -86,7 +85,7 @@ class Examples:
 
     @cached_property
     def target_tokens(self) -> np.ndarray:
-        """Targets with weight of each sequence, int64 [S]; the first token of a sequence is nobody's target."""
+        """Number of targets with weight in each sequence, int64 [S]; the first token of a sequence is not a target."""
         if self.counted_target_tokens is not None:
             return self.counted_target_tokens
         sequences = (self.sequence(index)[1] for index in range(len(self.offsets) - 1))
@@ -103,7 +102,7 @@ class Examples:
         return digest.hexdigest()
 
     def row_numbers(self) -> np.ndarray:
-        """A number for the row that each example comes from, int64 [E]: examples of one row share it."""
+        """Number of the row that each example comes from, counted over all shards, int64 [E]; examples of one row are equal."""
         assert self.shard is not None and self.row is not None
         if not self.count:
             return np.zeros(0, np.int64)
@@ -111,17 +110,17 @@ class Examples:
         return np.concatenate(([0], np.cumsum(begins))).astype(np.int64)
 
     def tokens_per_example(self) -> np.ndarray:
-        """Positions of each example, int64 [E]."""
+        """Number of positions (tokens with a target) of each example, int64 [E]."""
         return (np.diff(self.offsets) - 1).reshape(-1, self.sequences_per_example).sum(axis=1)
 
 
 def token_type(vocab_size: int) -> np.dtype:
-    """The narrowest type that holds every id."""
+    """The narrowest integer type that holds every token id."""
     return np.dtype(np.uint16 if vocab_size <= MAX_UINT16_VOCABULARY else np.int32)
 
 
 def load_arrays(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of a .safetensors file; FledgeError where it is missing or damaged."""
+    """Load the arrays of a .safetensors file. Raises FledgeError if it is missing or damaged."""
     try:
         return load_file(file)
     except FileNotFoundError:
@@ -138,9 +137,9 @@ def memmap(file: Path, dtype: np.dtype) -> np.ndarray:
 
 
 class SequenceWriter:
-    """Appends sequences to `<split>.tokens` and, where weights differ, `<split>.weights`; keeps a digest of both.
+    """Appends sequences to `<split>.tokens` and, if `weighted`, to `<split>.weights`; computes a digest of both.
 
-    `lengths` and `target_tokens` (targets with weight) are those of the sequences written so far."""
+    `lengths` and `target_tokens` have an entry for each sequence written so far: its tokens, and its targets with weight."""
 
     def __init__(self, folder: Path, split: str, dtype: np.dtype, weighted: bool) -> None:
         self._dtype, self._digests = dtype, (xxhash.xxh3_64(), xxhash.xxh3_64())
@@ -173,7 +172,7 @@ class SequenceWriter:
 
 
 def digest_of(folder: Path, split: str) -> str:
-    """The digest of the files of a split as they are now (see `SequenceWriter.close`)."""
+    """The digest of the files of a split, computed from their content (see `SequenceWriter.close`)."""
     digests = ""
     for kind in ("tokens", "weights"):
         digest, file = xxhash.xxh3_64(), folder / f"{split}.{kind}"

@@ -48,10 +48,10 @@ def is_peer_lost_error(error: RuntimeError) -> bool:
 
 
 class DistributedContext:
-    """This process as rank `rank` of `world_size` ranks; a process on its own is rank 0 of 1, and communicates with nobody.
+    """This process as rank `rank` of `world_size` ranks; a single process is rank 0 of 1 and does not communicate.
 
-    Every method except `shard_range` must be called by all ranks in the same order. The methods raise PeerLostError if another
-    rank has ended.
+    All ranks must call the methods (except `shard_range`) in one common order. The methods raise PeerLostError if another rank
+    has ended.
     """
 
     def __init__(self, rank: int = 0, world_size: int = 1, group: Any = None, owns_group: bool = False) -> None:

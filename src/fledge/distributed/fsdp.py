@@ -86,7 +86,7 @@ def reshard_after(model: nn.Module) -> Iterator[None]:
 def load_full_state_dict(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy full weights, present on every rank, into a model that may be sharded.
 
-    Raises FledgeError if names or shapes are those of another model.
+    Raises FledgeError if names or shapes differ from the model's.
     """
     own = model.state_dict()
     if set(own) != set(weights) or any(own[name].shape != weights[name].shape for name in own):

@@ -1,4 +1,4 @@
-"""Prompt tests: fixed prompts with rules for their answers, run again and again while a model is trained."""
+"""Prompt tests: fixed prompts with rules for their answers, run at intervals while a model is trained."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -60,7 +60,7 @@ class Case(ConfigModel):
 
 @dataclass(frozen=True, kw_only=True)
 class CaseResult:
-    """A case, the answer to it, and the rules that the answer violates, each with what was found instead."""
+    """A case, its answer, the answer's repetition (0 to 1), and a sentence for each rule that the answer violates."""
 
     name: str
     prompt: str
@@ -77,14 +77,14 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class PromptTestReport:
-    """The results of all cases, compared with the names of the cases that failed the previous time (None: no such time)."""
+    """The results of all cases, and the names of the cases that failed the previous time (None: they were not run before)."""
 
     results: tuple[CaseResult, ...]
     previously_failing: frozenset[str] | None = None
 
     @property
     def failing(self) -> list[str]:
-        """Names of the cases that fail, sorted: the state to keep for the next time."""
+        """Names of the failing cases, sorted; `previously_failing` of the next run."""
         return sorted(result.name for result in self.results if not result.passed)
 
     @property
@@ -112,7 +112,7 @@ class PromptTestReport:
 
 
 def load_cases(file: Path) -> list[Case]:
-    """The cases of a YAML file, which is a list of them. FledgeError names file and line of what is wrong."""
+    """Read a YAML file with a list of cases. Raises FledgeError, with file and line, for an invalid file."""
     try:
         node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except FileNotFoundError:
@@ -156,8 +156,8 @@ def run_cases(
     `previously_failing` is `PromptTestReport.failing` of the run before, None for the first run. Raises PromptTooLongError
     for a case whose prompt leaves no room for an answer.
     """
-    conversations, where = [case.conversation() for case in cases], [f"prompt test '{case.title}'" for case in cases]
-    answers = chat_batch(Engine(model, tokenizer.stop_ids), tokenizer, conversations, params, where)
+    conversations, names = [case.conversation() for case in cases], [f"prompt test '{case.title}'" for case in cases]
+    answers = chat_batch(Engine(model, tokenizer.stop_ids), tokenizer, conversations, params, where=names)
     results = tuple(_check(case, answer) for case, answer in zip(cases, answers, strict=True))
     return PromptTestReport(results, None if previously_failing is None else frozenset(previously_failing))
 

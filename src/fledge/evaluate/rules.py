@@ -42,7 +42,7 @@ class LengthRule(ConfigModel):
 
 
 class Rules(ConfigModel):
-    """What an answer must be like; every rule that is given must hold. Texts are compared without surrounding white space."""
+    """The rules for an answer; every given rule must hold. Texts are compared without surrounding white space."""
 
     contains: list[str] = Field(default=[], description="every one of these")
     contains_any: list[str] = Field(default=[], description="at least one of these")
@@ -117,7 +117,7 @@ def repetition(text: str) -> float:
 
 def resemblance(one: str, other: str) -> float:
     """Twice the units in matching runs ÷ the units of both texts (Ratcliff & Obershelp 1988): 1 for equal texts, 0 for texts
-    with nothing in common."""
+    without a unit in common."""
     return difflib.SequenceMatcher(None, split_units(one), split_units(other), autojunk=False).ratio()
 
 

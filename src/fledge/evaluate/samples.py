@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fledge.data.formats import FORMATS
 from fledge.generation import Completion, Engine, FinishReason, SamplingParams
 from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import GenerationSamplesConfig
@@ -38,9 +39,10 @@ def chat_batch(
     params: SamplingParams,
     where: Sequence[str] | None = None,
 ) -> list[ChatAnswer]:
-    """Answers to conversations that end with the user's turn.
+    """Answer conversations that end with the user's turn.
 
-    Raises PromptTooLongError for a conversation that leaves no room for an answer; `where` names the conversations.
+    Raises PromptTooLongError for a conversation that leaves no room for an answer; `where` are the names of the
+    conversations for the error message.
     """
     prompts = [tokenizer.encode_prompt(conversation) for conversation in conversations]
     completions = engine.generate(prompts, params, where=where)
@@ -52,16 +54,16 @@ def _text(tokenizer: Tokenizer, completion: Completion) -> str:
 
 
 def sample(model: LanguageModel, tokenizer: Tokenizer, config: GenerationSamplesConfig, kind: str) -> list[Sample]:
-    """Greedy answers to the recipe's prompts; for a stage of kind "pretrain", continuations of its texts.
+    """Greedy answers to the recipe's prompts if stages of this kind train on dialogues, else continuations of its texts.
 
     Raises PromptTooLongError, with the recipe key, for a prompt that leaves no room for an answer.
     """
-    if kind == "pretrain":
-        key, texts = "texts", config.texts
-        prompts = [tokenizer.encode_prefix(text) for text in texts]
-    else:
+    if FORMATS[kind].is_dialogue:
         key, texts = "prompts", config.prompts
         prompts = [tokenizer.encode_prompt([Message("user", text)]) for text in texts]
+    else:
+        key, texts = "texts", config.texts
+        prompts = [tokenizer.encode_prefix(text) for text in texts]
     numbers = [number for number, prompt in enumerate(prompts) if prompt]  # an empty text has no tokens to start from
     if not numbers:
         return []

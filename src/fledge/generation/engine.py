@@ -1,12 +1,12 @@
 """The generation engine: requests join and leave while it runs, and a free slot is refilled in the next pass.
 
-Greedy answers equal those of one whole forward pass for each token, and no answer depends on the other requests (up to the
-rounding of sums whose order depends on the batch size). It computes in the model's `compute_dtype`: float32 for a loaded
-model, what autotune chose for a model in training.
+A greedy answer equals the answer of a full forward pass for each token, and no answer depends on the other requests (up to
+the rounding of sums whose order depends on the batch size). The engine computes in the model's `compute_dtype`: float32 for a
+loaded model, autotune's choice for a model in training.
 
 Memory: the packed weights; the cache (`kv_cache.cache_bytes`: 2 · layers · slots · key-value heads · head size · capacity ·
-bytes of a number, where the slots are at most `max_batch_size` and the capacity follows the longest running sequence, at
-most the model's positions); and the activations of one pass. The cache is freed whenever nothing is left to do.
+bytes of a number, with at most `max_batch_size` slots, and a capacity that follows the longest running sequence, at most the
+model's positions); and the activations of one pass. The cache is freed when no request is left.
 """
 
 from collections import deque
@@ -34,9 +34,9 @@ class Engine:
 
     `add` accepts a request at any time, `step` computes one more token of every running request, `cancel` ends a request
     early. `generate` and `stream` are the short forms for a list of prompts and for one prompt; they may be used while
-    other requests are running. Requests start in the order in which they were added. One thread at a time.
+    other requests are running. Requests start in the order in which they were added. Not thread-safe.
 
-    The weights are cast and packed once, here: after they have changed, build another engine.
+    The weights are cast and packed once, in the constructor: after they have changed, build another engine.
     """
 
     @torch.no_grad()
@@ -64,10 +64,10 @@ class Engine:
     ) -> int:
         """Queue a request and return its id.
 
-        Its answer ends with a stop token, after `max_new_tokens`, or at the last position of the model. Random draws are a
+        The answer ends with a stop token, after `max_new_tokens`, or at the last position of the model. Random draws are a
         function of `params.seed`, `sample_index` and the position in the answer: give different indices to draw several
-        answers to one prompt with one seed. Raises FledgeError for an empty prompt and PromptTooLongError for one that
-        leaves no room for an answer; `where` names the prompt in the message.
+        answers to one prompt with one seed. Raises FledgeError for an empty prompt and PromptTooLongError for a prompt that
+        leaves no room for an answer; `where` is the name of the prompt in the message.
         """
         return self._add(prompt, params, sample_index, where, self._outputs).request_id
 
@@ -89,9 +89,9 @@ class Engine:
         return request
 
     def step(self) -> list[TokenOutput]:
-        """Compute one more token of every running request, those that start now included.
+        """Compute one more token of every running request, including the requests that start in this pass.
 
-        Returns all outputs, since the last call, of requests that `add` queued. With nothing left to do it computes nothing.
+        Returns all outputs since the last call, for requests that were queued by `add`. Computes nothing if no request is left.
         """
         self._forward_pass()
         outputs = self._outputs.copy()
@@ -99,8 +99,8 @@ class Engine:
         return outputs
 
     def cancel(self, request_id: int) -> bool:
-        """End a request; its slot is free for the next pass. Its last output, with the finish reason "cancelled", comes with
-        the next `step`. Returns False if there is no unfinished request with this id."""
+        """End a request; its slot is free for the next pass. The next `step` returns its last output, with the finish reason
+        "cancelled". Returns False if there is no unfinished request with this id."""
         for request in (*self.running, *self.waiting):
             if request.request_id == request_id:
                 self._finish(request, TokenOutput(request_id, None, None, "cancelled"))
@@ -120,11 +120,11 @@ class Engine:
         where: Sequence[str] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Completion]:
-        """The completions of prompts, in their order; `params` are for all of them or one for each.
+        """The completions of prompts, in the order of the prompts; `params` are common to all prompts or one for each.
 
         The sample index of a prompt is its index in the list. `progress` is called with the number of newly finished
-        completions whenever there are some. Raises FledgeError for a prompt that is empty or too long before anything is
-        computed; `where` names the prompts in the message.
+        completions whenever there are some. Raises FledgeError, before computing anything, for a prompt that is empty or too
+        long; `where` are the names of the prompts in the message.
         """
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
@@ -147,9 +147,10 @@ class Engine:
         return [Completion.from_outputs(requests[number].outputs) for number in range(len(prompts))]
 
     def stream(self, prompt: Sequence[int], params: SamplingParams = GREEDY, *, where: str | None = "prompt") -> Iterator[int]:
-        """The tokens of one answer, each as soon as it is chosen: those that `generate` gives for this prompt alone.
+        """Yield the tokens of one answer, each as soon as it is chosen; they equal the answer of `generate` to this prompt
+        alone.
 
-        The request is cancelled when the iterator is closed early.
+        The request is cancelled if the iterator is closed early.
         """
         outputs: list[TokenOutput] = []
         request = self._add(prompt, params, 0, where, outputs)
@@ -189,7 +190,7 @@ class Engine:
         return finished
 
     def _next_prompts(self) -> list[Request]:
-        """The requests that start in this pass: as many as there are free slots, but no more than a pass may hold."""
+        """The requests that start in this pass: at most one per free slot, and at most PREFILL_TOKENS prompt tokens."""
         starting: list[Request] = []
         longest = 0
         for request in islice(self.waiting, self.max_batch_size - len(self.running)):
@@ -200,15 +201,15 @@ class Engine:
         return starting
 
     def _grow_cache(self) -> None:
-        """Have a slot for each present request, up to the batch size. Slots at least double when they grow, so that a cache
-        that grows with its requests is copied only a few times."""
+        """Give every waiting or running request a slot, up to `max_batch_size`. The number of slots at least doubles when it
+        grows, so that a cache that grows with its requests is copied only a few times."""
         slots = min(self.max_batch_size, self.num_unfinished)
         if slots > self.cache.slots:
             slots = min(self.max_batch_size, max(slots, 2 * self.cache.slots))
         self.cache.resize(slots, self._longest)
 
     def _append_tokens(self, logits: Tensor, seen: Tensor | None) -> list[Request]:
-        """Choose the next token of each running request from its logits [n, V]; returns the requests that it finishes."""
+        """Choose the next token of each running request from its logits [n, V]; returns the requests that are now finished."""
         tokens = sample_batch(logits, [request.params for request in self.running], seen, self._draws())
         logprobs = self._logprobs(logits, tokens)
         finished = []
@@ -240,7 +241,7 @@ class Engine:
         )
 
     def _logprobs(self, logits: Tensor, tokens: Tensor) -> dict[int, float]:
-        """Log-probabilities of the chosen tokens [n], by slot, of the requests that ask for them."""
+        """Log-probabilities of the chosen tokens [n], by slot, for the requests with `params.logprobs`."""
         slots = [slot for slot, request in enumerate(self.running) if request.params.logprobs]
         if not slots:
             return {}
@@ -254,7 +255,7 @@ class Engine:
         request.outputs.append(output)
 
     def _compact_slots(self) -> None:
-        """Finished requests leave; the last requests move into their slots."""
+        """Remove finished requests and move the last requests into their slots."""
         kept = [slot for slot, request in enumerate(self.running) if request.finish_reason is None]
         movers = [slot for slot in kept if slot >= len(kept)]
         holes = [slot for slot in range(len(kept)) if self.running[slot].finish_reason is not None]
@@ -266,7 +267,7 @@ class Engine:
         del self.running[len(kept) :]
 
     def _free_if_idle(self) -> None:
-        """Give the memory of cache and seen tokens back when no request is left."""
+        """Free the memory of the cache and of the seen tokens if no request is left."""
         if not self.num_unfinished:
             self.cache.clear()
             self._seen.clear()
@@ -281,7 +282,7 @@ def generate(
     max_batch_size: int = MAX_BATCH_SIZE,
     progress: Callable[[int], None] | None = None,
 ) -> list[Completion]:
-    """`Engine.generate` with an engine for this one call."""
+    """`Engine.generate` with a new engine."""
     if not prompts:
         return []
     return Engine(model, stop_ids, max_batch_size=max_batch_size).generate(prompts, params, progress=progress)
@@ -290,5 +291,5 @@ def generate(
 def stream(
     model: LanguageModel, prompt: Sequence[int], stop_ids: Collection[int] = (), params: SamplingParams = GREEDY
 ) -> Iterator[int]:
-    """`Engine.stream` with an engine for this one call."""
+    """`Engine.stream` with a new engine."""
     return Engine(model, stop_ids, max_batch_size=1).stream(prompt, params)

@@ -28,7 +28,7 @@ class TransformersCache:
         self.sequences.clear()
 
     def move(self, sources: list[int], targets: list[int], length: int) -> None:
-        """Give the slots `targets` the sequences of the slots `sources`, as a whole, whatever their `length`."""
+        """Move the complete sequences of the slots `sources` to the slots `targets`; `length` is not used."""
         moved = [self.sequences.pop(source) for source in sources]
         self.sequences.update(zip(targets, moved, strict=True))
 

@@ -25,7 +25,7 @@ def cache_bytes(*, num_layers: int, slots: int, num_kv_heads: int, head_dim: int
 
 
 class KVCache:
-    """Keys and values of S slots, per layer [S, 2K, C, d]: the K heads of keys, then those of values.
+    """Keys and values of S slots, per layer [S, 2K, C, d]: the K heads of keys, then the K heads of values.
 
     The capacity C grows with the sequences, up to `max_length` tokens (rounded up to a multiple of 64); the number of
     slots grows with `resize`. Growing holds one layer twice. Positions that were never written are 0 and not arbitrary,

@@ -1,11 +1,11 @@
-"""The decoder in the form that generation runs: it computes the decoder's function with fewer operations and weights cast once.
+"""The native decoder for inference: equal values up to rounding, with fewer operations and with weights that are cast once.
 
-It is built once for each engine from the model's weights, in `compute_dtype` (training casts its float32 weights in every
-call). Query, key and value are one product, residuals are added and gates multiplied by the products that end in them, and
-the matrices are packed for the machine (`packed_linear.py`). It holds a second copy of the weights while it exists.
+Each engine builds one from the model's weights, in `compute_dtype` (training casts its float32 weights in every call). Query,
+key and value are one product; additions of residuals and multiplications by gates are fused into the products before them;
+matrices are packed for the machine (`packed_linear.py`). The packed matrices are a second copy of the weights.
 
-One pass takes the next token of every running request together with whole new prompts (Yu et al. 2022, "Orca", §4.2): their
-tokens share the matrix products without padding, and only attention tells them apart.
+One pass takes the next token of every running request together with complete new prompts (Yu et al. 2022, "Orca", §4.2): all
+tokens share the matrix products without padding, and only attention distinguishes the requests.
 """
 
 from collections.abc import Sequence
@@ -25,13 +25,12 @@ READ_GRAIN = 16  # attention reads a multiple of this many positions: an odd num
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardBatch:
-    """The layout of the N tokens of a pass: first one token for each of the n decoding requests, then m prompts one after
-    another.
+    """The layout of the N tokens of a pass: one token for each of the n decoding requests, then m prompts one after another.
 
-    `slots` and `cache_positions` [N] say where the keys and values of the tokens are stored, `logit_index` [n + m] which
-    tokens get logits (None: all of them), `prompt_lengths` how many tokens each prompt has. `mask` [n, 1, 1, length] is 0
-    where a decoding request attends and -inf elsewhere. `cos` and `sin` [N, 1, d] are the rotary angles of the tokens; the
-    first half of `sin` is negated.
+    `slots` and `cache_positions` [N]: slot and position in the cache of each token's key and value. `logit_index` [n + m]: the
+    tokens that get logits (None: all). `prompt_lengths`: tokens of each prompt. `mask` [n, 1, 1, length]: 0 where a decoding
+    request attends, -inf elsewhere. `cos` and `sin` [N, 1, d]: of the rotary angles of the tokens; the first half of `sin` is
+    negated.
     """
 
     slots: Tensor
@@ -46,7 +45,7 @@ class ForwardBatch:
 
 
 class InferenceLayer:
-    """One block of the decoder."""
+    """One block of the decoder for inference."""
 
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
         attention = block.self_attn

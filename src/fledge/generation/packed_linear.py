@@ -1,8 +1,8 @@
-"""Products with weights that stay as they are, x·Wᵀ, for inference.
+"""Products x·Wᵀ with constant weights, for inference.
 
-On a CPU the weights are packed once, by oneDNN through the operators that PyTorch's own compiler calls, instead of in
-every product: with 64 rows that is 1.2 times (512×512) to 1.5 times (512×2816, float32) as fast, with one row up to three
-times. Where these operators are missing the plain product gives the same values.
+oneDNN packs the weights on a CPU once instead of in every product, through the operators that PyTorch's own compiler calls:
+1.2 times (512×512) to 1.5 times (512×2816, float32) as fast with 64 rows, up to three times with one row. If these operators
+are missing, the plain product computes equal values.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fledge.model.linear import Linear
 
-TYPICAL_ROWS = 64  # what the packing is laid out for; other numbers of rows work too
+TYPICAL_ROWS = 64  # the number of rows that the packed layout is optimized for; other numbers work too
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -30,7 +30,7 @@ def can_pack(weight: Tensor) -> bool:
 
 
 class PlainProduct:
-    """x [N, in] -> x·Wᵀ [N, out], and what often follows."""
+    """x [N, in] -> x·Wᵀ [N, out], alone or fused with the operation that follows in a block."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
@@ -53,7 +53,7 @@ class PlainProduct:
 
 
 class PackedLinear:
-    """The same as `PlainProduct`, on a copy of the weight in the layout that oneDNN computes with."""
+    """`PlainProduct` on a copy of the weight in oneDNN's packed layout."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), TYPICAL_ROWS)
@@ -77,8 +77,7 @@ class PackedLinear:
 
 
 class ModuleProduct:
-    """A module in the place of a plain linear layer (an adapter around one, for example), called as it is. Its results
-    are those of `PlainProduct` with the module for x·Wᵀ."""
+    """`PlainProduct` with a call of `module` instead of x·Wᵀ, for a module that is not a plain linear layer (an adapter)."""
 
     def __init__(self, module: Callable[[Tensor], Tensor]) -> None:
         self.module = module
@@ -104,7 +103,7 @@ Product = PlainProduct | PackedLinear | ModuleProduct
 
 
 def product(weight: Tensor, dtype: torch.dtype) -> Product:
-    """The product with a weight [out, in] in this dtype, packed where the machine can."""
+    """The product with a weight [out, in] in this dtype, packed if the machine supports it."""
     weight = weight.detach().to(dtype)
     return PackedLinear(weight) if can_pack(weight) else PlainProduct(weight)
 
@@ -115,15 +114,15 @@ def module_product(module: nn.Module, dtype: torch.dtype) -> Product:
 
 
 def joint_product(modules: Sequence[nn.Module], dtype: torch.dtype) -> Product:
-    """The outputs of several modules with one input, side by side in the last dimension: one product where all of them are
-    plain `Linear` layers, else a call of each."""
+    """The outputs of several modules for one input, concatenated in the last dimension: one product if all modules are plain
+    `Linear` layers, else a call of each module."""
     if all(_is_plain(module) for module in modules):
         return product(torch.cat([module.weight for module in modules]), dtype)  # pyright: ignore[reportArgumentType]
     return ModuleProduct(lambda x: torch.cat([module(x) for module in modules], dim=-1))
 
 
 def _is_plain(module: nn.Module) -> TypeGuard[Linear]:
-    """Whether the module is exactly a `Linear` without bias: then its weight says all."""
+    """Whether the module is exactly a `Linear` without bias, so that its weight determines its outputs."""
     return type(module) is Linear and module.bias is None
 
 
@@ -138,5 +137,5 @@ class PackedSwiGLU:
         return self.up.times(normed, self.gate.silu(normed))
 
     def __call__(self, x: Tensor, normed: Tensor) -> Tensor:
-        """Residual x [N, D] plus the network of its norm [N, D]."""
+        """Residual x [N, D] plus the output of the network for the normed residual [N, D]."""
         return self.down.plus(self.inner(normed), x)

@@ -1,4 +1,4 @@
-"""The feed-forward part of a block for inference: from the residual and its norm to the new residual, weights packed once."""
+"""The feed-forward part of a block for inference, with packed weights: (residual, normed residual) -> new residual."""
 
 from collections.abc import Callable
 
@@ -13,8 +13,8 @@ ResidualMLP = Callable[[Tensor, Tensor], Tensor]  # residual [N, D] and normed [
 
 
 def feed_of(mlp: nn.Module, dtype: torch.dtype) -> ResidualMLP:
-    """A dense network or a mixture with packed weights. Any other module, and a mixture on a machine that packs nothing
-    (many experts are one kernel there), is called as it is."""
+    """A dense network or a mixture of experts with packed weights. Any other module is called unchanged, and so is a mixture on
+    a machine without packing, where all experts are one kernel."""
     if type(mlp) is FeedForward:
         return network_feed(mlp, dtype)
     if type(mlp) is MoELayer and type(mlp.experts) is GroupedExperts and can_pack(_first_matrix(mlp.experts).to(dtype)):
@@ -23,15 +23,21 @@ def feed_of(mlp: nn.Module, dtype: torch.dtype) -> ResidualMLP:
 
 
 def network_feed(mlp: FeedForward, dtype: torch.dtype) -> PackedSwiGLU:
-    """A dense network."""
-    return PackedSwiGLU(*(module_product(module, dtype) for module in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)))
+    """A dense network with packed weights."""
+    return PackedSwiGLU(
+        gate=module_product(mlp.gate_proj, dtype),
+        up=module_product(mlp.up_proj, dtype),
+        down=module_product(mlp.down_proj, dtype),
+    )
 
 
 def mixture_feed(mixture: MoELayer, dtype: torch.dtype) -> ResidualMLP:
-    """A mixture: each expert with the rows that chose it, in the order of experts."""
+    """A mixture of experts with packed weights: each expert computes the rows that are routed to it, in expert order."""
     stacks = mixture.experts
-    matrices = zip(stacks.gate_proj, stacks.up_proj, stacks.down_proj, strict=True)
-    experts = [PackedSwiGLU(*(product(weight, dtype) for weight in weights)) for weights in matrices]
+    experts = [
+        PackedSwiGLU(gate=product(gate, dtype), up=product(up, dtype), down=product(down, dtype))
+        for gate, up, down in zip(stacks.gate_proj, stacks.up_proj, stacks.down_proj, strict=True)
+    ]
     shared = _shared_feed(mixture, dtype)
 
     def feed(x: Tensor, normed: Tensor) -> Tensor:
@@ -54,7 +60,7 @@ def _first_matrix(experts: GroupedExperts) -> Tensor:
 
 
 def _shared_feed(mixture: MoELayer, dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """Adds the shared network, scaled by its own gate, to `out` [N, D] in place; None where the mixture has none."""
+    """A function that adds the shared network, scaled by its gate, to `out` [N, D] in place; None if the mixture has none."""
     network, gate = mixture.shared_expert, mixture.shared_expert_gate
     if network is None or gate is None:
         return None

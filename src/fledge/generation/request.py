@@ -1,4 +1,4 @@
-"""Requests to the engine and what comes back: one output for each token, and whole completions."""
+"""Requests to the engine and their results: one output for each token, and completions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,8 +8,8 @@ from fledge.errors import FledgeError
 from fledge.generation.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length", "cancelled"]
-"""Why a request is finished: a stop token was chosen; `max_new_tokens` or the last position of the model was reached; it
-was cancelled."""
+"""The reason why a request is finished: "stop", a stop token was chosen; "length", `max_new_tokens` or the last position of the
+model was reached; "cancelled", `Engine.cancel` was called."""
 
 
 class PromptTooLongError(FledgeError):
@@ -25,9 +25,9 @@ class PromptTooLongError(FledgeError):
 
 
 def check_prompt(prompt: Sequence[int], max_positions: int, where: str | None = None) -> None:
-    """Raise FledgeError for an empty prompt, PromptTooLongError for one that leaves no position for a first token.
+    """Raise FledgeError for an empty prompt, and PromptTooLongError for a prompt that leaves no position for a first token.
 
-    `where` names the prompt in the message.
+    `where` is the name of the prompt in the message.
     """
     if not prompt:
         raise FledgeError("it is empty: there is nothing to continue", where=where)
@@ -67,7 +67,7 @@ class Completion:
 
     @classmethod
     def from_outputs(cls, outputs: Sequence[TokenOutput]) -> "Completion":
-        """The completion that all outputs of one finished request add up to. Raises ValueError if it is not finished."""
+        """The completion from all outputs of one request. Raises ValueError if the request is not finished."""
         last = outputs[-1] if outputs else None
         if last is None or last.finish_reason is None:
             raise ValueError("these outputs do not end with a finish reason")
@@ -85,9 +85,9 @@ class Completion:
 
 @dataclass(kw_only=True, eq=False)
 class Request:
-    """A request in the engine: waiting, running or finished. Two requests are equal only if they are the same object.
+    """A request in the engine: waiting, running or finished. Requests are compared by identity.
 
-    `max_tokens` is how many tokens its answer may have, `outputs` the list that its outputs are appended to.
+    `max_tokens`: largest number of tokens of its answer. `outputs`: the list to append its outputs to.
     """
 
     request_id: int

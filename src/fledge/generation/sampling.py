@@ -55,7 +55,7 @@ class SamplingParams:
 
     @property
     def distribution(self) -> tuple[float, int, float, float]:
-        """The values that shape the distribution; requests in which they are equal are processed together."""
+        """The parameters that determine the distribution; requests with equal values are processed together."""
         return self.temperature, self.top_k, self.top_p, self.repetition_penalty
 
 
@@ -65,8 +65,8 @@ GREEDY = SamplingParams()
 def process_logits(logits: Tensor, params: SamplingParams, seen: Tensor | None = None) -> Tensor:
     """Logits [B, V] after repetition penalty, temperature, top-k and top-p; excluded tokens are -inf.
 
-    `seen` [B, V] marks tokens already present; only a repetition penalty needs it. Tokens whose logit equals that of the
-    last token kept are kept too.
+    `seen` bool [B, V] marks the tokens of prompt and answer; only a repetition penalty needs it. Tokens whose logit equals the
+    lowest kept logit are kept too.
     """
     if params.needs_seen_tokens:
         if seen is None:
@@ -130,8 +130,8 @@ def uniform_draws(
 
 
 def sample_next_token(logits: Tensor, params: SamplingParams, seen: Tensor | None, draws: Tensor | None) -> Tensor:
-    """The next token [B] of each row of logits [B, V]: the likeliest one at temperature 0, else the one in whose interval
-    of the cumulative distribution the row's draw [B] lies."""
+    """The next token [B] of each row of logits [B, V]: the likeliest token at temperature 0, else the token whose interval of
+    the cumulative distribution contains the row's draw [B]."""
     processed = process_logits(logits, params, seen)
     if params.temperature <= 0:
         return processed.argmax(-1)
@@ -145,7 +145,7 @@ def sample_next_token(logits: Tensor, params: SamplingParams, seen: Tensor | Non
 def sample_batch(logits: Tensor, params: Sequence[SamplingParams], seen: Tensor | None, draws: Tensor | None) -> Tensor:
     """The next token [B] of each row of logits [B, V], where each row has its own parameters.
 
-    `seen` [B, V] is needed where a row has a repetition penalty, `draws` [B] where a row has a temperature above 0.
+    `seen` [B, V] is needed if any row has a repetition penalty, `draws` [B] if any row has a temperature above 0.
     """
     groups: dict[tuple[float, int, float, float], list[int]] = {}
     for row, row_params in enumerate(params):

@@ -1,4 +1,4 @@
-"""Text from a stream of tokens, as soon as it consists of whole characters."""
+"""Incremental decoding of a stream of tokens into text of complete characters."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,9 +10,8 @@ REPLACEMENT = "\ufffd"  # what decoding gives for the bytes of an incomplete cha
 class TextStream:
     """Decodes tokens one by one; a character of several tokens appears with its last token. Special tokens give no text.
 
-    What a token decodes to depends on the tokens before it, so each new text is the difference of two decoded windows. A
-    window begins where a piece of text was complete; decoding the whole answer anew for each token would take quadratic
-    time.
+    The text of a token depends on the tokens before it, so each new text is the difference of two decoded windows. A window
+    begins where a piece of text was complete: decoding the complete answer for each token would take quadratic time.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -21,12 +20,12 @@ class TextStream:
         self._num_returned = 0  # tokens of the window whose text has been returned
 
     def add(self, token: int) -> str:
-        """The text that this token completes; often empty."""
+        """The new text that is complete with this token; often empty."""
         self._window.append(token)
         return self._take(complete_only=True)
 
     def finish(self) -> str:
-        """What is left at the end: replacement characters for an incomplete character, mostly nothing."""
+        """The remaining text at the end: empty, or replacement characters for an incomplete character."""
         return self._take(complete_only=False)
 
     def _take(self, complete_only: bool) -> str:
@@ -42,7 +41,8 @@ class TextStream:
 
 
 def decode_stream(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
-    """The text of tokens in pieces of whole characters, each as soon as it is complete; the pieces add up to all of it."""
+    """Yield the text of tokens in pieces of complete characters, each as early as possible; joined they are the complete
+    text."""
     stream = TextStream(tokenizer)
     for token in tokens:
         if text := stream.add(token):

@@ -48,7 +48,9 @@ def open_build(name: str, folder: Path) -> OpenBuild:
     """The complete build in a folder. Raises FledgeError when the build is not complete."""
     plan = BuildPlan.read(folder / PLAN_FILE)
     if not is_complete(folder):
-        raise FledgeError("this build is not complete", where=str(folder), hint="run the same command again: it goes on")
+        raise FledgeError(
+            "this build is not complete", where=str(folder), hint="run the same command again: it continues the build"
+        )
     tokenizer = load_tokenizer(folder / "tokenizer")
     return OpenBuild(name, load_built_dataset(folder, plan, tokenizer, plan.seed), tokenizer)
 

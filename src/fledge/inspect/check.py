@@ -73,7 +73,14 @@ def _check_stage(preparation: Preparation, recipe: Recipe, name: str, tokenizer:
     if init_checkpoint is not None:
         vocabulary, max_positions, model_findings = _model(preparation, name, tokenizer)
     max_drop_fraction = recipe.stages[name].data.max_drop_fraction
-    context = CheckContext(data, stage_statistics(data), tokenizer, vocabulary, max_drop_fraction, max_positions)
+    context = CheckContext(
+        data,
+        stage_statistics(data),
+        tokenizer,
+        vocab_size=vocabulary,
+        max_drop_fraction=max_drop_fraction,
+        max_positions=max_positions,
+    )
     return {BUILD: [], MODEL: model_findings, **findings(context)}
 
 

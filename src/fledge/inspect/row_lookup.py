@@ -53,7 +53,7 @@ class LocatedRow:
 
 
 def parse_row_location(text: str) -> RowLocation:
-    """The location that `FILE:LINE` or `FILE#INDEX` stands for."""
+    """Parse `FILE:LINE` or `FILE#INDEX`. Raises FledgeError for other texts."""
     match = _LOCATION.fullmatch(text)
     if match is None:
         raise FledgeError(f"'{text}' is not the location of a row", where="--row", hint="write FILE:LINE or FILE#INDEX")

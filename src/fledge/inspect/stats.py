@@ -34,7 +34,8 @@ def inspect_stages(recipe: Recipe, stage: str | None, log: Log) -> tuple[list[St
         measured = measure(preparation.collect_rows(name), tokenizer, log)
         data = preparation.stage_data(name, tokenizer)
         statistics = stage_statistics(data, measured)
-        stage_findings = findings(CheckContext(data, statistics, tokenizer, None, recipe.stages[name].data.max_drop_fraction))
+        limit = recipe.stages[name].data.max_drop_fraction
+        stage_findings = findings(CheckContext(data, statistics, tokenizer, max_drop_fraction=limit))
         inspections.append(
             StageInspection(statistics, tuple(finding for group in stage_findings.values() for finding in group))
         )

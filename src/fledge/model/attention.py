@@ -1,7 +1,7 @@
 """Causal attention inside one document, as one function with exchangeable backends.
 
-Every backend computes softmax(q·kᵀ/√d)·v (Vaswani et al. 2017, eq. 1), where a position sees itself and the
-positions before it *in its own document*. They differ in speed only; the tests hold each to `reference_attention`.
+Every backend computes softmax(q·kᵀ/√d)·v (Vaswani et al. 2017, eq. 1), where a position attends to itself and to the
+earlier positions *of its own document*. Backends differ only in speed; the tests compare each with `reference_attention`.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,8 @@ Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def causal_document_mask(documents: Tensor | None, start: int, stop: int, device: torch.device) -> Tensor:
-    """Which keys [0, stop) the queries [start, stop) see: bool, [stop-start, stop] or [B, 1, stop-start, stop]."""
+    """The mask of the keys [0, stop) that the queries [start, stop) attend to: bool, [stop-start, stop], or with documents
+    [B, 1, stop-start, stop]."""
     queries = torch.arange(start, stop, device=device)
     keys = torch.arange(stop, device=device)
     causal = queries[:, None] >= keys[None, :]
@@ -30,8 +31,8 @@ def causal_document_mask(documents: Tensor | None, start: int, stop: int, device
 
 
 class _Blocked(torch.autograd.Function):
-    """Attention over blocks of queries. The backward pass computes the scores again (Dao 2023, algorithms 1 and 2), so that
-    what is kept for it grows with T, not with T²."""
+    """Attention over blocks of queries. The backward pass computes the scores again (Dao 2023, algorithms 1 and 2), so that the
+    tensors saved for it grow with T, not with T²."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
@@ -94,7 +95,7 @@ def blockwise(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tens
     """Plain matrix products over blocks of queries; grouped heads share one product instead of copied keys.
 
     q [B, H, T, d], k and v [B, K, T, d], documents [B, T] or None -> [B, H, T, d].
-    On a CPU the backward pass of these products is faster than that of the fused kernel.
+    Its backward pass is faster on a CPU than the backward pass of the fused kernel.
     """
     return _Blocked.apply(q, k, v, documents)  # type: ignore[return-value]
 

@@ -1,4 +1,4 @@
-"""The cost of a decoder, from its sizes alone: for planning before anything is built, and for MFU afterwards."""
+"""The cost of a decoder, computed from its sizes: for planning before anything is built, and for MFU."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,8 @@ from fledge.recipe.schema import ModelConfig
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of parameters: all of them (`total`), those that one token passes through (`active`), and those of the active
-    ones that enter a matrix product (`matmul`: the head, but not the lookup of the embedding)."""
+    """Numbers of parameters. `total`: all. `active`: the parameters that one token passes through. `matmul`: the active
+    parameters in matrix products (with the head, without the lookup of the embedding)."""
 
     total: int
     active: int
@@ -16,7 +16,7 @@ class Parameters:
 
 
 def embedding_parameters(config: ModelConfig, vocab_size: int) -> int:
-    """Parameters of the embedding, and of the head where it has a matrix of its own."""
+    """Number of parameters of the embedding, and of the head if it is not tied to the embedding."""
     return vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
 
 
@@ -51,9 +51,9 @@ VISIBILITY_BYTES = 128  # for each key: which queries of a block see it
 class ModelCost:
     """Parameters, floating-point operations and memory of a decoder of these sizes.
 
-    A multiply-add is two operations. Only matrix products are counted: everything else is less than a hundredth of them.
-    `counts` are the parameters of a model that is not a native decoder; its operations and memory are estimated as those
-    of a native decoder of the same sizes.
+    A multiply-add is two operations. Only matrix products are counted: all other operations are less than a hundredth.
+    `counts`: the parameters of a model that is not a native decoder; its operations and memory are estimated as for a native
+    decoder of equal sizes.
     """
 
     config: ModelConfig
@@ -75,8 +75,8 @@ class ModelCost:
         return 2.0 * self.config.hidden_size * self.vocab_size
 
     def body_flops(self, context: int) -> float:
-        """Operations of one token in all blocks: 2 for each parameter that multiplies, and for attention 4·width for each of
-        the positions it sees, on average half the context (Chowdhery et al. 2022, appendix B)."""
+        """Operations of one token in all blocks: 2 for each `matmul` parameter, and in attention 4·width for each position that
+        it attends to, on average half the context (Chowdhery et al. 2022, appendix B)."""
         config = self.config
         matrices = self.parameters().matmul - config.hidden_size * self.vocab_size
         return 2.0 * matrices + 4.0 * config.num_hidden_layers * config.hidden_size * context / 2
@@ -86,9 +86,8 @@ class ModelCost:
         return self.body_flops(context) + self.head_flops()
 
     def training_body_flops(self, context: int, recomputed: float = 0.0) -> float:
-        """Operations of one token in all blocks while training: forward once, backward twice as much (gradients of inputs
-        and of weights), and the share `recomputed` of the blocks once more (activation checkpointing): 3 to 4 times the
-        forward pass."""
+        """Operations of one token in all blocks in training, 3 to 4 times the forward pass: forward (1), gradients of inputs
+        and of weights (2), and the share `recomputed` of the blocks once more for activation checkpointing."""
         return (3 + recomputed) * self.body_flops(context)
 
     def training_head_flops(self) -> float:
@@ -96,31 +95,31 @@ class ModelCost:
         return 3 * self.head_flops()
 
     def training_flops(self, context: int, recomputed: float = 0.0) -> float:
-        """Operations of one supervised token: 6·N for the N parameters that multiply, and attention."""
+        """Operations of one supervised token: 6·N for the N `matmul` parameters, and attention."""
         return self.training_body_flops(context, recomputed) + self.training_head_flops()
 
     # -- memory -----------------------------------------------------------------------------------------------------
 
     def kv_bytes(self, tokens: int, size: int = 2) -> int:
-        """Bytes of the keys and values of so many tokens, at `size` bytes a number."""
+        """Bytes of the keys and values of `tokens` tokens, at `size` bytes a number."""
         config = self.config
         head = config.hidden_size // config.num_attention_heads
         return 2 * config.num_hidden_layers * config.num_key_value_heads * head * size * tokens
 
     def state_bytes(self, optimizer: str) -> float:
-        """Bytes that are held from step to step: float32 weights, their gradients, and the optimizer's state. Muon's momentum
-        and 8-bit moments are for the matrices of the blocks; embedding and head have AdamW's two moments in float32."""
+        """Bytes held from step to step: float32 weights, their gradients, and the optimizer's state. Only the matrices of the
+        blocks have Muon's momentum or 8-bit moments; embedding and head have AdamW's two moments in float32."""
         total, tables = self.parameters().total, embedding_parameters(self.config, self.vocab_size)
         return 8 * total + STATE_BYTES[optimizer] * (total - tables) + STATE_BYTES["adamw"] * tables
 
     def block_bytes(self, size: int, compiled: bool) -> float:
-        """Bytes that one block keeps of one token for the backward pass, at `size` bytes a number, with `blocked` attention.
+        """Bytes that one block saves per token for the backward pass, at `size` bytes a number, with `blocked` attention.
 
-        Plain and compiled code keep the outputs of the two norms, q, k, v, the output of attention (in its own layout and in
-        that of the output projection), gate, up and their product. Plain code also keeps silu(gate), and two float32 copies
-        inside each norm. Compiled code also keeps the inputs of the norms, and which keys the last block of queries sees
-        (in rows of two blocks, k and v half as much again). A mixture keeps its rows once for each of a token's experts; its
-        plain code also keeps the product of gate and up before it is multiplied by the expert's weight.
+        Uncompiled and compiled code save the outputs of the two norms, q, k, v, the output of attention (in two layouts: of
+        attention and of the output projection), gate, up and their product. Uncompiled code also saves silu(gate), and two
+        float32 copies inside each norm. Compiled code also saves the inputs of the norms, and the mask of the last block of
+        queries (in rows of two blocks, k and v half as much again). A mixture saves its rows once for each of a token's
+        experts; uncompiled, also the product of gate and up before it is multiplied by the expert's weight.
         """
         config, moe = self.config, self.config.moe
         width, heads, groups = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
@@ -144,8 +143,8 @@ class ModelCost:
         return size * kept + fixed + statistics
 
     def weight_copies(self, size: int) -> float:
-        """Bytes of the copies of one block's weights that its products read: all matrices where `size` is less than the 4
-        bytes of the weights; and always gate and up of routed experts, which are put side by side."""
+        """Bytes of the copies of one block's weights that its products read: all matrices if `size` is less than the 4 bytes of
+        the weights; else gate and up of routed experts, which are concatenated."""
         config, moe = self.config, self.config.moe
         if size < 4:
             router = 0 if moe is None else moe.num_experts * config.hidden_size
@@ -154,14 +153,13 @@ class ModelCost:
         return 0.0 if moe is None else size * 2 * moe.num_experts * config.intermediate_size * config.hidden_size
 
     def _all_multiplying(self) -> int:
-        """Parameters that enter a matrix product for some token: with those of all experts."""
+        """Number of parameters in the matrix products of any token, all experts included."""
         counts = self.parameters()
         return counts.matmul + counts.total - counts.active
 
     def kept_bytes(self, tokens: int, size: int, compiled: bool, every: int = 0) -> float:
-        """Bytes that a micro-batch of so many tokens keeps from the forward to the backward pass. With `every` n, each n-th
-        block keeps only its input. Besides the blocks: rotary angles, the last norm (never compiled) and the gradient of its
-        output."""
+        """Bytes that a micro-batch of `tokens` tokens saves for the backward pass: in the blocks (each `every`-th one saves
+        only its input; 0: none), the rotary angles, the last norm (never compiled) and the gradient of its output."""
         config = self.config
         recomputed = len(checkpointed_layers(config.num_hidden_layers, every))
         block = tokens * self.block_bytes(size, compiled) + self.weight_copies(size)
@@ -170,7 +168,7 @@ class ModelCost:
         return (config.num_hidden_layers - recomputed) * block + tokens * (recomputed * size * config.hidden_size + rest)
 
     def activation_bytes(self, tokens: int, size: int, compiled: bool, every: int = 0) -> float:
-        """The most bytes that a micro-batch keeps at a time: a block that is computed again is kept as a whole then."""
+        """The maximum of the bytes that a micro-batch saves at a time, with the activations of one recomputed block."""
         block = tokens * self.block_bytes(size, compiled) + self.weight_copies(size)
         again = checkpointed_layers(self.config.num_hidden_layers, every)
         later = self.config.num_hidden_layers - 1 - again[-1] if again else 0  # freed before the last one is computed again
@@ -183,7 +181,7 @@ class ModelCost:
 
 
 def checkpointed_layers(layers: int, every: int) -> list[int]:
-    """Numbers of the blocks that are computed again in the backward pass: every n-th; 0 is none, 1 all."""
+    """Indices of the blocks that are computed again in the backward pass: every `every`-th block; 0: none, 1: all."""
     return [] if every == 0 else list(range(every - 1, layers, every))
 
 

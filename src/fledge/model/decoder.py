@@ -1,8 +1,8 @@
-"""The native decoder: a Llama/Qwen3-shaped transformer, whole, in the order in which a token passes through it.
+"""The native decoder: a complete Llama/Qwen3-like transformer, in the order in which a token passes through it.
 
 Pre-norm blocks (RMSNorm: Zhang & Sennrich 2019) of grouped-query attention (Ainslie et al. 2023) with rotary
-positions (Su et al. 2021) and SwiGLU (Shazeer 2020). Parameter names are those of the Hugging Face files.
-Parameters are float32; `compute_dtype` is what activations and matrix products use.
+positions (Su et al. 2021) and SwiGLU (Shazeer 2020). Parameters have the names of the Hugging Face files.
+Parameters are float32; activations and matrix products have the dtype `compute_dtype`.
 """
 
 import math
@@ -76,7 +76,7 @@ class Attention(nn.Module):
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: Tensor | None) -> Tensor:
-        """x [B, T, D] -> [B, T, D]. `documents` is what `cuda_attention.attention_metadata` gives for the backend."""
+        """x [B, T, D] -> [B, T, D]. `documents`: result of `cuda_attention.attention_metadata` for the backend."""
         B, T, width = x.shape
         q, k, v = self.project(x, cos, sin)
         mixed = self.backend(q, k, v, documents)
@@ -98,7 +98,7 @@ class FeedForward(nn.Module):
 
 
 def feed_forward(config: ModelConfig) -> FeedForward | MoELayer:
-    """A block's feed-forward part: one network, or a mixture of them."""
+    """The feed-forward part of a block: one network, or a mixture of experts."""
     width, size, moe = config.hidden_size, config.intermediate_size, config.moe
     if moe is None:
         return FeedForward(width, size)
@@ -133,7 +133,7 @@ class Block(nn.Module):
 
 
 class Decoder(LanguageModel):
-    """The native language model: tokens to hidden states, and the matrix that turns those into logits."""
+    """The native language model: computes hidden states from tokens, and has the matrix of the head for the logits."""
 
     implementation = "native"
 
@@ -152,8 +152,8 @@ class Decoder(LanguageModel):
         self.register_buffer("frequencies", frequencies.float(), persistent=False)
 
     def initialise(self, seed: int) -> None:
-        """Normal(0, initializer_range); the two projections that write to the residual are scaled by 1/√(2·layers)
-        (Radford et al. 2019, §2.3). The same seed gives the same weights."""
+        """Draw the matrices from Normal(0, initializer_range), the two projections that write to the residual with a standard
+        deviation scaled by 1/√(2·layers) (Radford et al. 2019, §2.3). The weights are a function of the seed."""
         generator = torch.Generator().manual_seed(seed)
         std = self.config.initializer_range
         residual = std / math.sqrt(2 * self.config.num_hidden_layers)
@@ -171,13 +171,13 @@ class Decoder(LanguageModel):
         return angles.cos().to(self.compute_dtype), angles.sin().to(self.compute_dtype)
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
-        """Hidden states [B, T, D]; see `LanguageModel.forward`. Without positions they count from 0 in each row."""
+        """Hidden states [B, T, D]; see `LanguageModel.forward`. `positions=None`: 0 … T - 1 in each row."""
         return self._hidden_states(tokens, positions, documents)[0]
 
     def forward_with_router_stats(
         self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None
     ) -> tuple[Tensor, RouterStats | None]:
-        """Hidden states [B, T, D], and the statistics of the routers over what is not padding; None for a dense model."""
+        """Hidden states [B, T, D], and the statistics of the routers without padding (None for a dense model)."""
         return self._hidden_states(tokens, positions, documents)
 
     def _hidden_states(
@@ -201,15 +201,15 @@ class Decoder(LanguageModel):
         return self.norm(x), RouterStats.of_layers(statistics) if statistics else None
 
     def _recomputed_blocks(self) -> frozenset[int]:
-        """Blocks to compute again in the backward pass; none where no backward pass follows."""
+        """Indices of the blocks to compute again in the backward pass; empty without gradients."""
         if not (self.training and torch.is_grad_enabled()):
             return frozenset()
         return frozenset(checkpointed_layers(len(self.layers), self.activation_checkpoint_every))
 
     @property
     def lm_head_weight(self) -> Tensor:
-        """The matrix of the head [V, D]; the embedding's own if they are tied. FledgeError if another module wraps the head:
-        losses and logits are products with this matrix, a chunk at a time, and would not call the module."""
+        """The matrix of the head [V, D]; the embedding matrix if they are tied. Raises FledgeError if another module wraps the
+        head: losses and logits are products with this matrix, a chunk at a time, and would not call the module."""
         head = self.embed_tokens if self.lm_head is None else self.lm_head
         if type(head) not in (nn.Embedding, Linear):
             raise FledgeError(f"the head of the model is a {type(head).__name__}, which cannot be used as one matrix")
@@ -228,7 +228,7 @@ class Decoder(LanguageModel):
 
     @contextmanager
     def only_first_block(self) -> Iterator[None]:
-        """Inside, the model has one layer; afterwards all of them again."""
+        """A context in which the model has only its first layer."""
         layers = self.layers
         self.layers = layers[:1]
         try:
@@ -279,7 +279,7 @@ class Decoder(LanguageModel):
         write_model_directory(folder, config, self.state_dict() if weights is None else weights)
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> "Decoder":
-        """A new decoder of the same sizes, device and settings."""
+        """A new decoder with the weights of a `state_dict`; sizes, device and settings are copied from this one."""
         copy = Decoder(self.config, self.vocab_size).to(self.device)
         copy.load_state_dict(weights)
         copy.compute_dtype = self.compute_dtype

@@ -17,7 +17,7 @@ from fledge.recipe.schema import ModelConfig, MoeConfig
 
 @dataclass(frozen=True)
 class Architecture:
-    """What an architecture of transformers has beyond a plain decoder."""
+    """An architecture of transformers: its `model_type`, and whether it has query-key norms, routed and shared experts."""
 
     model_type: str
     qk_norm: bool = False
@@ -103,7 +103,7 @@ def _mixture_keys(config: ModelConfig, moe: MoeConfig) -> dict[str, Any]:
 
 
 def _own_keys(config: ModelConfig) -> dict[str, Any]:
-    """What training needs and the architectures have no name for."""
+    """The settings for training that the architectures of transformers have no name for."""
     own: dict[str, Any] = {"dropout": config.dropout}
     if config.moe is not None:
         own["moe"] = config.moe.model_dump(include={"load_balancing", "router_z_loss_coef", "bias_update_rate"})
@@ -114,8 +114,8 @@ def _own_keys(config: ModelConfig) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> tuple[ModelConfig, int]:
-    """Sizes and vocabulary of a model directory for the native decoder. NotCoveredError names what the decoder does not
-    compute; FledgeError where there is no config.json, or not a readable one."""
+    """Sizes and vocabulary of a model directory for the native decoder. Raises NotCoveredError, with the unsupported settings,
+    if the decoder does not cover the model, and FledgeError if config.json is missing or not readable."""
     path = folder / "config.json"
     raw = read_config_json(folder)
     architecture = (raw.get("architectures") or ["?"])[0]
@@ -135,12 +135,12 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
         raise FledgeError(f"the key {error} is missing", where=str(path)) from None
     except ValidationError as error:
         problem = error.errors()[0]
-        key = "".join(f"{part}: " for part in problem["loc"])
+        key = "".join(f"{name}: " for name in problem["loc"])
         raise FledgeError(key + problem["msg"].removeprefix("Value error, "), where=str(path)) from None
 
 
 def read_config_json(folder: Path) -> dict[str, Any]:
-    """config.json of a model directory as it is. FledgeError where there is none, or not a readable one."""
+    """The content of a model directory's config.json. Raises FledgeError if it is missing or not readable."""
     path = folder / "config.json"
     if not path.exists():
         raise FledgeError("there is no config.json here: not a model directory", where=str(folder))

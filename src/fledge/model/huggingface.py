@@ -50,8 +50,8 @@ class TransformersModel(LanguageModel):
     # -- computing ----------------------------------------------------------------------------------------------------
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
-        """Hidden states [B, T, D]; see `LanguageModel.forward`. The library finds where documents begin in their positions,
-        which must count up from 0 in each of them."""
+        """Hidden states [B, T, D]; see `LanguageModel.forward`. The library separates documents by their positions, which must
+        count up from 0 in each document."""
         self._set_recomputed_blocks()
         positions = document_positions(tokens, documents) if positions is None else positions
         return self.decode(tokens, positions, use_cache=False).last_hidden_state.to(self.compute_dtype)
@@ -84,7 +84,7 @@ class TransformersModel(LanguageModel):
 
     @property
     def notes(self) -> list[str]:
-        """What a mixture of experts of the library lacks."""
+        """A note for a mixture of experts: the library has no load-balancing loss here."""
         if _experts(self.causal_lm.config)[0] is None:
             return []
         return ["transformers trains the experts of this model without a load-balancing loss"]
@@ -99,7 +99,7 @@ class TransformersModel(LanguageModel):
 
     @contextmanager
     def only_first_block(self) -> Iterator[None]:
-        """Inside, the model has one layer; afterwards all of them again."""
+        """A context in which the model has only its first layer."""
         owner_path, _, name = self._layers_path.rpartition(".")
         owner, layers = self.get_submodule(owner_path), self.get_submodule(self._layers_path)
         setattr(owner, name, nn.ModuleList(self.blocks()[:1]))
@@ -109,7 +109,7 @@ class TransformersModel(LanguageModel):
             setattr(owner, name, layers)
 
     def _set_recomputed_blocks(self) -> None:
-        """Tell the layers which of them are computed again in the backward pass. FledgeError for layers that cannot be."""
+        """Mark the layers to compute again in the backward pass. Raises FledgeError for layers that do not support it."""
         layers = self.config.num_hidden_layers
         recomputed = frozenset(checkpointed_layers(layers, self.activation_checkpoint_every))
         if recomputed == self._recomputed:
@@ -151,7 +151,7 @@ class TransformersModel(LanguageModel):
 
     @property
     def cost(self) -> ModelCost:
-        """The exact number of parameters; operations and memory as those of a native decoder of the nearest sizes."""
+        """The exact number of parameters; operations and memory are estimated as for a native decoder of the nearest sizes."""
         return ModelCost(self.config, self.vocab_size, count_parameters(self))
 
     # -- directories ----------------------------------------------------------------------------------------------------
@@ -169,8 +169,8 @@ class TransformersModel(LanguageModel):
             verify_tensors(file, tensors)
 
     def _file_tensors(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights under the library's names. Those that are tied in the model are one tensor here too, whichever copies the
-        weights hold, so that the library recognises them and writes one."""
+        """The weights under the library's names. Weights that are tied in the model become one tensor, so that the library
+        recognises them as tied and writes one."""
         tensors: dict[str, Tensor] = {}
         first_name: dict[int, str] = {}
         live = dict(self.named_parameters(remove_duplicate=False))
@@ -180,7 +180,7 @@ class TransformersModel(LanguageModel):
         return tensors
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> "TransformersModel":
-        """A new model of the same configuration, device and settings."""
+        """A new model with the weights of a `state_dict`; configuration, device and settings are copied from this one."""
         copy = TransformersModel(type(self.causal_lm)(self.causal_lm.config)).to(self.device)
         copy.load_state_dict(weights)
         copy.compute_dtype = self.compute_dtype
@@ -206,8 +206,8 @@ def _text_config(config: Any) -> Any:
 
 
 def nearest_config(config: Any) -> ModelConfig:
-    """The sizes of a configuration of transformers in the recipe's names, unchecked: of architectures that the recipe cannot
-    describe, what it can. FledgeError where a size is missing."""
+    """The sizes of a configuration of transformers in the recipe's names, without validation; an approximation for
+    architectures that the recipe cannot describe. Raises FledgeError if a size is missing."""
     text = _text_config(config)
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
     sizes = {name: getattr(text, name, None) for name in names}
@@ -223,7 +223,7 @@ def nearest_config(config: Any) -> ModelConfig:
 
 
 def _find_layers(model: nn.Module, count: int) -> str:
-    """The name of the list of the model's layers. FledgeError where there is none."""
+    """The name of the submodule that is the list of layers. Raises FledgeError if there is none."""
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return name
@@ -231,15 +231,15 @@ def _find_layers(model: nn.Module, count: int) -> str:
 
 
 def _experts(config: Any) -> tuple[int | None, int | None]:
-    """How many experts a layer has, and how many of them a token passes through; None where there are none."""
+    """Number of experts of a layer, and number of experts per token; None for a dense model."""
     text, names = _text_config(config), ("num_experts", "num_local_experts", "n_routed_experts")
     count = next((count for name in names if (count := getattr(text, name, None))), None)
     return count, getattr(text, "num_experts_per_tok", None)
 
 
 def count_parameters(model: TransformersModel) -> Parameters:
-    """Parameters of a built model, each counted once. Of stacked experts [E, …] a token passes through its share, where the
-    configuration says how many experts are chosen."""
+    """Parameters of a built model, each counted once. The active share of stacked experts [E, …] is experts per token ÷ E, if
+    the configuration has these numbers."""
     experts, chosen = _experts(model.causal_lm.config)
     share = chosen / experts if experts and chosen else 1.0
     total = active = matmul = 0

@@ -25,7 +25,7 @@ PROBE_TOLERANCE = 1e-4  # relative to the largest value
 
 
 def import_transformers(purpose: str) -> Any:
-    """The library, without its progress bars and remarks. FledgeError where it is not installed."""
+    """The library, without its progress bars and remarks. Raises FledgeError if it is not installed."""
     try:
         import transformers
     except ImportError:
@@ -103,8 +103,8 @@ def _first_line(error: Exception) -> str:
 
 @torch.no_grad()
 def check_forward(model: TransformersModel, folder: str) -> None:
-    """FledgeError where the model's logits are more than hidden states times the head's matrix, or where a document in a
-    packed row sees another one: tried out on random tokens."""
+    """Test a model on random tokens. Raises FledgeError if its logits are not hidden states times the head's matrix, or if a
+    document in a packed row attends to another document."""
     name = type(model.causal_lm).__name__
     tokens = torch.randint(model.vocab_size, (1, sum(PROBE_LENGTHS)), generator=torch.Generator().manual_seed(0))
     documents = torch.tensor([[number for number, length in enumerate(PROBE_LENGTHS, 1) for _ in range(length)]])
@@ -113,7 +113,7 @@ def check_forward(model: TransformersModel, folder: str) -> None:
             logits = model.causal_lm(input_ids=tokens, use_cache=False).logits.float()
             product = model.logits(model(tokens))
             packed = model(tokens, None, documents)
-            alone = torch.cat([model(part) for part in tokens.split(PROBE_LENGTHS, dim=1)], dim=1)
+            alone = torch.cat([model(document) for document in tokens.split(PROBE_LENGTHS, dim=1)], dim=1)
     except Exception as error:  # the library raises errors of many kinds
         raise FledgeError(f"transformers cannot compute it: {_first_line(error)}", where=folder) from error
     if not _near(product, logits):

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 class Linear(nn.Linear):
     """x·Wᵀ + b in the dtype of x. The parameters stay in float32 and are rounded in every call.
 
-    The decoder calls its linear layers and never reads their weights itself, so a module that wraps one of them (an
-    adapter, a quantised layer) takes part in training and in generation.
+    The decoder calls its linear layers and never reads their weights, so a module that replaces such a layer (an adapter, a
+    quantised layer) takes part in training and in generation.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]

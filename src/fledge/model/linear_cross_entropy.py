@@ -1,9 +1,9 @@
 """Cross-entropy and log-probabilities from hidden states and the head's matrix, a chunk of rows at a time.
 
-The logits of a batch never exist together, and in float32 not even those of a chunk: all chunks share one buffer in the
-dtype of the hidden states, a few of its rows at a time are converted to float32, and the gradients of the logits replace
-them in place. Memory is therefore that of the head's matrix and its gradient plus a bounded buffer, whatever the context
-and the vocabulary. N rows of hidden states, n of them with a target, r in a chunk; width D, vocabulary V.
+The logits of a batch never exist together: all chunks share one buffer in the dtype of the hidden states, only a few of its
+rows at a time are converted to float32, and the gradients of the logits replace the logits in place. The memory is therefore
+the head's matrix, its gradient, and a bounded buffer, for any context and vocabulary. Symbols: N rows of hidden states, n rows
+with a target, r rows of a chunk; width D, vocabulary V.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ LossKernel = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 def chunk_rows(vocabulary: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Rows of the buffer of logits. They do not depend on the batch, so that a compiled kernel sees one shape."""
+    """Number of rows of the buffer of logits; it does not depend on the batch, so that a kernel is compiled for one shape."""
     on_gpu = device.type != "cpu"
     most, size = (_CHUNK_ON_GPU, _LOGITS_BYTES_ON_GPU) if on_gpu else (CHUNK, _LOGITS_BYTES)
     return max(16, min(most, size // (vocabulary * dtype.itemsize) // 16 * 16))
@@ -83,8 +83,8 @@ class _Chunks:
         self.buffer = hidden.new_empty(self.size if full_buffer else min(self.size, self.count), len(weight))
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """The slice of the rows that a chunk covers, its hidden states [r, D], and its logits [r, V], which are overwritten
-        by the next chunk."""
+        """Yield for each chunk the slice of its rows, its hidden states [r, D], and its logits [r, V], which the next chunk
+        overwrites."""
         for start in range(0, self.count, self.size):
             span = slice(start, min(start + self.size, self.count))
             states = self.hidden[span] if self.rows is None else self.hidden.index_select(0, self.rows[span])
@@ -92,10 +92,10 @@ class _Chunks:
 
 
 class _Gradients:
-    """Gradients of the hidden states [N, D] and of the head's matrix [V, D], each where it is needed, accumulated over the
+    """Gradients of the hidden states [N, D] and of the head's matrix [V, D], each if it is needed, accumulated over the
     chunks."""
 
-    def __init__(self, chunks: _Chunks, for_hidden: bool, for_weight: bool) -> None:
+    def __init__(self, chunks: _Chunks, *, for_hidden: bool, for_weight: bool) -> None:
         hidden, weight = chunks.hidden, chunks.weight
         self.chunks, self.has_weight_sum = chunks, False
         make = torch.empty_like if chunks.rows is None else torch.zeros_like
@@ -131,7 +131,13 @@ class _Gradients:
 
 
 def _differentiate(
-    chunks: _Chunks, gradients: _Gradients, targets: Tensor, weights: Tensor, smoothing: float, kernel: LossKernel | None
+    chunks: _Chunks,
+    gradients: _Gradients,
+    targets: Tensor,
+    weights: Tensor,
+    *,
+    smoothing: float = 0.0,
+    kernel: LossKernel | None = None,
 ) -> Tensor:
     """Σ w·ℓ over all chunks (scalar), with its gradients accumulated in `gradients`. targets and weights [n].
 
@@ -169,8 +175,9 @@ class _CrossEntropy(torch.autograd.Function):
         kernel: LossKernel | None,
     ) -> Tensor:
         chunks = _Chunks(hidden, weight, rows, full_buffer=kernel is not None)
-        gradients = _Gradients(chunks, *ctx.needs_input_grad[:2])
-        total = _differentiate(chunks, gradients, targets, weights.float(), smoothing, kernel)
+        for_hidden, for_weight, *_ = ctx.needs_input_grad
+        gradients = _Gradients(chunks, for_hidden=for_hidden, for_weight=for_weight)
+        total = _differentiate(chunks, gradients, targets, weights.float(), smoothing=smoothing, kernel=kernel)
         ctx.save_for_backward(gradients.hidden, gradients.weight)
         ctx.weight_dtype = weight.dtype
         return total
@@ -198,9 +205,9 @@ def cross_entropy(
 ) -> Tensor:
     """Σ w·[(1−ε)·nll + ε·mean over the vocabulary of −log p], a float32 scalar that can be differentiated once.
 
-    hidden [N, D], weight [V, D], targets [N], weights w [N], smoothing ε. Rows of weight 0 are left out before any product:
-    `rows` [n] are the others, where the caller knows them (finding them on a GPU would wait for the device). `kernel` is
-    the compiled `_softmax_grad_chunk`: it always gets logits of `chunk_rows` rows.
+    hidden [N, D], weight [V, D], targets [N], weights w [N], smoothing ε. Rows of weight 0 are left out before any product.
+    `rows` [n]: the rows with weight, if the caller knows them (finding them on a GPU would wait for the device). `kernel`: the
+    compiled `_softmax_grad_chunk`, which always gets logits of `chunk_rows` rows; None: not compiled.
     """
     rows = weights.nonzero(as_tuple=True)[0] if rows is None else rows
     if len(rows) == len(weights):
@@ -237,14 +244,15 @@ class _LogProbabilities(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden, weight, targets, rows = ctx.saved_tensors
         chunks = _Chunks(hidden, weight, rows)
-        sums = _Gradients(chunks, *ctx.needs_input_grad[:2])
-        _differentiate(chunks, sums, targets, -gradients[0], 0.0, None)
+        for_hidden, for_weight, *_ = ctx.needs_input_grad
+        sums = _Gradients(chunks, for_hidden=for_hidden, for_weight=for_weight)
+        _differentiate(chunks, sums, targets, -gradients[0])
         return sums.hidden, None if sums.weight is None else sums.weight.to(weight.dtype), None, None
 
 
 def log_probabilities(hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor | None = None) -> Tensor:
     """log p(target) [n] in float32, with gradients, for hidden [N, D], weight [V, D] and targets [n]. `rows` [n], all
-    different, are the rows of hidden that the targets belong to; None: all rows, n = N."""
+    different: the row of hidden for each target; None: all rows, n = N."""
     return _LogProbabilities.apply(hidden, weight, targets, rows)  # type: ignore[return-value]
 
 

@@ -15,8 +15,8 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Implementation:
-    """What an implementation does with a model directory: `load` it, `describe` its cost from config.json alone; and
-    `check_runtime`, which raises FledgeError for settings of the recipe's `runtime` that it cannot follow."""
+    """The functions of one implementation: `load` a model directory, `describe` its cost from config.json alone, and
+    `check_runtime`, which raises FledgeError for unsupported settings of the recipe's `runtime`."""
 
     load: Callable[[Path], LanguageModel]
     describe: Callable[[Path], ModelCost]
@@ -24,7 +24,8 @@ class Implementation:
 
 
 def _describe_native(folder: Path) -> ModelCost:
-    return ModelCost(*read_config(folder))
+    config, vocab_size = read_config(folder)
+    return ModelCost(config, vocab_size)
 
 
 def _follows_every_setting(runtime: RuntimeConfig) -> None:
@@ -41,7 +42,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """A model directory before its weights are read."""
+    """The description of a model directory whose weights are not loaded."""
 
     implementation: str
     cost: ModelCost
@@ -56,8 +57,8 @@ def _silent(text: str) -> None:
 
 
 def choose_implementation(folder: Path, requested: str = "auto", log: Log = _silent) -> str:
-    """The key in `IMPLEMENTATIONS` for a model directory: what is requested, or with `auto` the native decoder where it
-    covers the model, else transformers, which is logged. FledgeError where there is no readable config.json."""
+    """The key in `IMPLEMENTATIONS` for a model directory: the requested one, or for `auto` the native decoder if it covers the
+    model, else transformers, with a log line. Raises FledgeError without a readable config.json."""
     if requested != "auto":
         return requested
     try:
@@ -69,7 +70,7 @@ def choose_implementation(folder: Path, requested: str = "auto", log: Log = _sil
 
 
 def load_model(folder: str | Path, implementation: str = "auto", log: Log = _silent) -> LanguageModel:
-    """A model directory as a language model with float32 parameters, on the CPU. FledgeError for what cannot be loaded."""
+    """Load a model directory with float32 parameters on the CPU. Raises FledgeError if it cannot be loaded."""
     folder = Path(folder)
     return IMPLEMENTATIONS[choose_implementation(folder, implementation, log)].load(folder)
 

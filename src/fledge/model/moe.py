@@ -3,18 +3,18 @@
 No token is dropped: every token reaches all its experts, however uneven the load. Assignments (token, expert) are sorted
 by expert, and the experts are products over ranges of rows (`grouped_mm.py`).
 
-Without load balancing a router favours few experts. The recipe offers two ways (`load_balancing`):
+A router without load balancing favours few experts. The recipe has two methods (`load_balancing`):
 
-- `aux_loss`: a loss on uneven load (Fedus et al. 2022, eq. 4) and one on large router logits (Zoph et al. 2022, eq. 5).
+- `aux_loss`: a loss on uneven load (Fedus et al. 2022, eq. 4) and a loss on large router logits (Zoph et al. 2022, eq. 5).
 - `bias`: a number for each expert that is added to its probability when experts are chosen, but not when their outputs
-  are weighted; after each update it rises by `bias_update_rate` where the load is below the mean and falls where it is
-  above (Wang et al. 2024, algorithm 1). The bias is a buffer of the model, and a tensor of its file under the name that
-  DeepSeek-V3 gave it. The Qwen-MoE classes of transformers have no such tensor: they report it as an unexpected key and
-  choose experts without it, so a model that is to be used elsewhere is better balanced by `aux_loss`.
+  are weighted. After each update the bias of an expert rises by `bias_update_rate` if its load is below the mean, and falls
+  if it is above (Wang et al. 2024, algorithm 1). The bias is a buffer of the model, saved under DeepSeek-V3's name. The
+  Qwen-MoE classes of transformers have no such tensor: they report an unexpected key and choose experts without it, so use
+  `aux_loss` for a model that will be loaded by transformers.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +29,10 @@ from fledge.recipe.schema import ModelConfig, MoeConfig
 class RouterStats:
     """How the routers of L layers distributed the tokens of a batch over E experts. Padding is not counted.
 
-    `counts` [L, E] are assignments, `tokens` (scalar) is the number of tokens, `entropy` [L] the mean entropy of the router's
-    distribution (nats). `balance` and `z` (scalars) are means over the layers and have gradients: Σ_e E·f_e·P_e, with f_e
-    the share of tokens that chose expert e (the shares sum to `num_experts_per_tok`, which is the value of an even load)
-    and P_e the mean probability of e; and the mean of (log Σ exp logits)².
+    `counts` [L, E]: assignments of tokens to experts. `tokens` (scalar): number of tokens. `entropy` [L]: mean entropy of the
+    router's distribution (nats). `balance` and `z` (scalars with gradients) are means over the layers: `balance` of
+    Σ_e E·f_e·P_e, where f_e is the share of tokens that chose expert e and P_e its mean probability (an even load gives
+    `num_experts_per_tok`); `z` of the mean of (log Σ exp logits)².
     """
 
     counts: Tensor
@@ -43,10 +43,16 @@ class RouterStats:
 
     @classmethod
     def of_layers(cls, statistics: Sequence[Tensor]) -> "RouterStats":
-        """From the statistics [E + 4] of each layer (`MoELayer.forward_with_stats`)."""
+        """Combine the statistics [E + 4] of all layers (`MoELayer.forward_with_stats`)."""
         table = torch.stack(tuple(statistics))
         tokens, entropy, balance, z = table[:, -4:].unbind(1)
-        return cls(table[:, :-4].detach(), tokens[0].detach(), entropy.detach(), balance.mean(), z.mean())
+        return cls(
+            counts=table[:, :-4].detach(),
+            tokens=tokens[0].detach(),
+            entropy=entropy.detach(),
+            balance=balance.mean(),
+            z=z.mean(),
+        )
 
     @classmethod
     def merged(cls, routings: Iterable["RouterStats"]) -> "RouterStats":
@@ -73,7 +79,7 @@ class RouterStats:
 
     def detach(self) -> "RouterStats":
         """The statistics without their graph."""
-        return RouterStats(self.counts, self.tokens, self.entropy, self.balance.detach(), self.z.detach())
+        return replace(self, balance=self.balance.detach(), z=self.z.detach())
 
     def all_reduced(self, all_reduce_: Callable[[list[Tensor]], None]) -> "RouterStats":
         """The statistics of the batches of all ranks together; `all_reduce_` sums tensors over the ranks in place."""
@@ -81,21 +87,28 @@ class RouterStats:
         totals += [value * self.tokens for value in (self.entropy, self.balance, self.z)]
         all_reduce_(totals)
         counts, tokens, *sums = totals
-        return RouterStats(counts, tokens, *(value / tokens.clamp(min=1) for value in sums))
+        entropy, balance, z = (value / tokens.clamp(min=1) for value in sums)
+        return RouterStats(counts=counts, tokens=tokens, entropy=entropy, balance=balance, z=z)
 
     def zeros_like(self) -> "RouterStats":
         """The statistics of a batch without tokens."""
-        return RouterStats(*map(torch.zeros_like, (self.counts, self.tokens, self.entropy, self.balance, self.z)))
+        return RouterStats(
+            counts=torch.zeros_like(self.counts),
+            tokens=torch.zeros_like(self.tokens),
+            entropy=torch.zeros_like(self.entropy),
+            balance=torch.zeros_like(self.balance),
+            z=torch.zeros_like(self.z),
+        )
 
     def penalty(self, config: MoeConfig) -> Tensor:
-        """The loss (scalar) that is added to the mean loss of a batch: router_aux_loss_coef · balance + router_z_loss_coef · z,
-        without the first term where biases balance the load."""
+        """The loss (scalar) to add to the mean loss of a batch: router_aux_loss_coef · balance + router_z_loss_coef · z; the
+        first term is 0 if biases balance the load."""
         weight = config.router_aux_loss_coef if config.load_balancing == "aux_loss" else 0.0
         return weight * self.balance + config.router_z_loss_coef * self.z
 
 
 class Router(nn.Module):
-    """Scores the experts for each token, in float32 whatever the experts compute in."""
+    """Scores the experts for each token, in float32 for any dtype of the experts."""
 
     e_score_correction_bias: Tensor | None
 
@@ -146,10 +159,10 @@ class GroupedExperts(nn.Module):
 
 
 class MoELayer(nn.Module):
-    """The feed-forward part of a block: routed experts and, where there is one, a shared network for every token.
+    """The feed-forward part of a block: routed experts and, optionally, a shared network for every token.
 
-    The output of the shared network is scaled by the sigmoid of a gate (Yang et al. 2024, Qwen2-MoE). Names are those of
-    the Qwen-MoE files.
+    The output of the shared network is scaled by the sigmoid of a gate (Yang et al. 2024, Qwen2-MoE). Parameters have the names
+    of the Qwen-MoE files.
     """
 
     def __init__(self, config: ModelConfig, moe: MoeConfig, shared: nn.Module | None) -> None:
@@ -185,7 +198,7 @@ class MoELayer(nn.Module):
 
 
 def _one_hot_choices(chosen: Tensor, experts: int) -> Tensor:
-    """Which experts each token chose: [N, k] -> 0 or 1 [N, E]."""
+    """The chosen experts of each token as 0 or 1: [N, k] -> [N, E]."""
     return (chosen[:, :, None] == torch.arange(experts, device=chosen.device)).sum(1)
 
 
@@ -204,12 +217,11 @@ def _statistics(logits: Tensor, probabilities: Tensor, chosen: Tensor, token_mas
 
 @torch.no_grad()
 def update_biases(model: nn.Module, routing: RouterStats, applied: Tensor | None = None) -> None:
-    """After an update, raise the biases of experts with less than the mean load and lower those of experts with more.
+    """After an update, raise the bias of every expert whose load is below the mean, and lower it if the load is above.
 
-    `routing` is that of the whole update (`RouterStats.merged`) over all ranks. `applied` is a bool scalar: where the update
-    was skipped it is false, and the biases stay too. A model that is balanced by a loss has no biases. They are part of
-    the model's state, so a resumed run goes on with them exactly.
-    """
+    `routing`: statistics of the complete update (`RouterStats.merged`) over all ranks. `applied`: bool scalar, false for a
+    skipped update, which leaves the biases unchanged; None: true. A model that is balanced by a loss has no biases. The biases
+    are part of the model's state, so a resumed run continues with equal values."""
     config: ModelConfig = model.config  # type: ignore[assignment]
     if config.moe is None or config.moe.load_balancing != "bias":
         return

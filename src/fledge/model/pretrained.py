@@ -1,7 +1,7 @@
-"""Model directories in the Hugging Face layout as native decoders.
+"""Loading of model directories in the Hugging Face layout as native decoders.
 
-What `Decoder.save_pretrained` writes loads in transformers, and what transformers writes of a covered architecture
-(`hf_config.ARCHITECTURES`) loads here.
+Transformers can load the output of `Decoder.save_pretrained`, and this module can load the output of transformers for a
+supported architecture (`hf_config.ARCHITECTURES`).
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from fledge.model.weights import file_tensors, shard_files
 
 
 def from_pretrained(folder: str | Path, device: torch.device | str = "cpu") -> Decoder:
-    """A model directory as a native decoder with float32 parameters.
+    """Load a model directory as a native decoder with float32 parameters.
 
     Raises FledgeError for missing or truncated files, and for tensors that are missing, surplus or of another shape.
     """

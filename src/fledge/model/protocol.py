@@ -1,7 +1,7 @@
-"""`LanguageModel`: what training, evaluation, autotune, checkpoints and generation use of a model.
+"""`LanguageModel`: the interface of models for training, evaluation, autotune, checkpoints and generation.
 
 Two classes implement it: `decoder.Decoder`, the native one, and `huggingface.TransformersModel`, a bridge to the
-architectures of transformers. Other code takes any `LanguageModel` and reads nothing that is not declared here.
+architectures of transformers. Other code accepts any `LanguageModel` and uses only what is declared here.
 """
 
 from abc import ABC, abstractmethod
@@ -19,9 +19,9 @@ from fledge.model.moe import RouterStats
 from fledge.recipe.schema import ModelConfig
 
 ParameterRole = Literal["embedding", "head", "gate", "matrix", "vector"]
-"""What a parameter is for: `embedding`, a table of one vector for each token; `head`, the matrix that makes logits;
-`gate`, a matrix whose rows score a choice each (a router); `matrix`, a map between hidden states inside a block, or a
-stack of such maps; `vector`, a norm or a bias."""
+"""The role of a parameter: `embedding`, a table of one vector for each token; `head`, the matrix of the logits; `gate`, a
+matrix with one row for each choice (a router); `matrix`, a map between hidden states inside a block, or a stack of such maps;
+`vector`, a norm or a bias."""
 
 
 class LanguageModel(nn.Module, ABC):
@@ -29,8 +29,8 @@ class LanguageModel(nn.Module, ABC):
 
     Attributes:
         implementation: the key of the implementation in `loading.IMPLEMENTATIONS`.
-        config: sizes in the names of the recipe, for planning, for limits, and for `cost`. Those of an architecture that
-            the recipe cannot describe are the nearest ones that it can.
+        config: sizes in the names of the recipe, for planning, for limits, and for `cost`. For an architecture that the
+            recipe cannot describe, the nearest sizes.
         vocab_size: V.
         compute_dtype: dtype of activations and matrix products; may be changed between two passes.
         attention: the attention backend in use; changed by `set_attention_backend`.
@@ -59,13 +59,12 @@ class LanguageModel(nn.Module, ABC):
     def forward_with_router_stats(
         self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None
     ) -> tuple[Tensor, RouterStats | None]:
-        """Hidden states as `forward` gives them, and how the native mixture of experts routed the tokens; None for other
-        models."""
+        """Hidden states as from `forward`, and the routing of the native mixture of experts (None for other models)."""
 
     @property
     @abstractmethod
     def lm_head_weight(self) -> Tensor:
-        """The matrix [V, D] whose product with hidden states are the logits; the embedding's own where they are tied."""
+        """The matrix [V, D] of the head, for logits = hidden · matrixᵀ; the embedding matrix if they are tied."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] in float32 of hidden states [..., D]."""
@@ -94,22 +93,23 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def only_first_block(self) -> AbstractContextManager[None]:
-        """Inside, the model consists of its first block, embedding, norm and head: what autotune measures."""
+        """A context in which the model consists of embedding, first block, norm and head; used by the benchmarks of
+        autotune."""
 
     @property
     @abstractmethod
     def attention_backends(self) -> Sequence[str]:
-        """The backends that `set_attention_backend` takes, whatever the device can do."""
+        """The backends that `set_attention_backend` accepts; the device may not support all of these."""
 
     @abstractmethod
     def set_attention_backend(self, backend: str) -> None:
-        """Compute attention in all blocks by this backend. FledgeError for one that the model does not have."""
+        """Compute attention in all blocks with this backend. Raises FledgeError for a backend that the model does not have."""
 
     # -- parameters -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def parameter_role(self, name: str) -> ParameterRole:
-        """What the parameter of this name (as `named_parameters` gives it) is for. AttributeError for an unknown name."""
+        """The role of the parameter with this name (from `named_parameters`). Raises AttributeError for an unknown name."""
 
     @property
     @abstractmethod
@@ -117,9 +117,8 @@ class LanguageModel(nn.Module, ABC):
         """Parameters, operations and memory of the model."""
 
     def update_router_biases(self, routing: RouterStats, applied: Tensor | None = None) -> None:
-        """Move the biases of routers that are balanced by biases, after an update. `routing` is that of the whole update
-        over all ranks; where the bool scalar `applied` is false, nothing changes. A model without such biases has nothing
-        to do."""
+        """Adjust the load-balancing biases of the routers after an update. `routing`: statistics of the complete update over
+        all ranks; `applied`: bool scalar, nothing changes if it is false. Does nothing for a model without such biases."""
 
     # -- directories ----------------------------------------------------------------------------------------------------
 
@@ -127,17 +126,17 @@ class LanguageModel(nn.Module, ABC):
     def save_pretrained(
         self, folder: Path, *, bos: int | None, eos: list[int], pad: int, weights: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Write a Hugging Face model directory: the model's own weights, or others with the names and shapes of its
-        `state_dict`. OSError where the disk has not kept what was written."""
+        """Write a Hugging Face model directory with the model's weights, or with `weights` of equal names and shapes. Raises
+        OSError if reading back gives other bytes than were written."""
 
     @abstractmethod
     def with_weights(self, weights: Mapping[str, Tensor]) -> Self:
-        """A new model of the same architecture, device and settings with the weights of a `state_dict`."""
+        """A new model with the weights of a `state_dict`; architecture, device and settings are copied from this one."""
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout is off inside; afterwards the model is in the mode it was in before, also after an error."""
+    """A context in which the model is in evaluation mode (no dropout); the earlier mode is restored at the end."""
     was_training = model.training
     model.eval()
     try:

@@ -1,6 +1,6 @@
 """The safetensors files of a model directory: names, writing with verification, shards.
 
-In the files each expert of a mixture has its own three matrices; in memory they are stacked.
+The files have three matrices for each expert of a mixture; in memory the matrices of all experts are stacked.
 """
 
 import json
@@ -22,8 +22,8 @@ STACKED = re.compile(r"(.*\.mlp\.experts)\.(gate_proj|up_proj|down_proj)")
 
 
 def write_model_directory(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Write config.json, generation_config.json (its special tokens) and the weights of a decoder's `state_dict` as
-    model.safetensors. OSError where the disk has not kept what was written."""
+    """Write config.json, generation_config.json (special tokens) and model.safetensors with the weights of a decoder's
+    `state_dict`. Raises OSError if reading back gives other bytes than were written."""
     folder.mkdir(parents=True, exist_ok=True)
     write_and_verify(folder / "config.json", json.dumps(config, indent=1))
     generation = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -33,8 +33,8 @@ def write_model_directory(folder: Path, config: Mapping[str, Any], weights: Mapp
 
 
 def file_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a decoder's `state_dict` under their names in the files. The matrices of experts are views of their
-    stack."""
+    """The tensors of a decoder's `state_dict` under their names in the files. The matrices of experts are views of the stacked
+    tensors."""
     named: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         full = name if name.startswith("lm_head.") else f"model.{name}"
@@ -47,15 +47,15 @@ def file_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write a safetensors file, and read it back: OSError where the disk has not kept what was written."""
+    """Write a safetensors file and read it back. Raises OSError if reading back gives other bytes than were written."""
     save_file(tensors, file, metadata={"format": "pt"})
     if verify_tensors(file, tensors) != set(tensors):
         raise OSError(f"{file.name} does not hold the tensors that were written")
 
 
 def verify_tensors(file: Path, tensors: Mapping[str, Tensor]) -> set[str]:
-    """Read all tensors of a safetensors file and compare those that have a name in `tensors`, byte by byte; returns the
-    names in the file. OSError where the file is not readable or differs."""
+    """Read all tensors of a safetensors file, compare them byte by byte with the tensors of equal name in `tensors`, and return
+    the names in the file. Raises OSError if the file is not readable or differs."""
     try:
         with safe_open(file, framework="pt") as written:
             names = set(written.keys())
@@ -68,7 +68,7 @@ def verify_tensors(file: Path, tensors: Mapping[str, Tensor]) -> set[str]:
 
 
 def _equal(written: Tensor, tensor: Tensor | None) -> bool:
-    """Whether the bytes are the same (NaN is not equal to itself, its bytes are)."""
+    """Whether the bytes are equal (as numbers, NaN would not equal itself)."""
     return tensor is None or torch.equal(_bytes(written), _bytes(tensor))
 
 
@@ -77,8 +77,8 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model directory, which all exist. FledgeError for one that is missing, and for an index
-    that is damaged or names a file outside the directory."""
+    """The existing safetensors files of a model directory. Raises FledgeError for a missing file, and for an index that is
+    damaged or names a file outside the directory."""
     shards = _listed_files(folder)
     for shard in shards:
         if not shard.exists():

@@ -1,1 +1,1 @@
-"""What watches a run: events, guards, timers, the size of updates."""
+"""Monitoring of a run: events, guards, timers, the size of updates."""

@@ -46,15 +46,15 @@ class Guards:
         self.rules = [rule for action, rule in rules if action != "ignore"]
 
     def skip_above_grad_norm(self, step: int) -> float | None:
-        """The gradient norm above which update number `step` (from 1) is left out; None where no update is."""
+        """The gradient norm above which update number `step` (from 1) is skipped; None if no update is skipped."""
         return self.grad_spike.limit(step) if self.config.grad_spike.action == "skip" else None
 
     def update(self, event: Event) -> list[GuardTrigger]:
-        """Read the next event; returns what the rules find in it."""
+        """Read the next event; returns the triggers of the rules."""
         return [trigger for rule in self.rules if (trigger := rule.update(event)) is not None]
 
     def replay(self, events: Iterable[Event]) -> None:
-        """Forget everything and read these events; what the rules find in them was reported before."""
+        """Reset the rules and read these events; their triggers are ignored, because they were reported before."""
         self._reset()
         for event in events:
             self.update(event)

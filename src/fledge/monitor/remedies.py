@@ -1,4 +1,4 @@
-"""What helps against the finding of a guard: advice, and a change of the recipe where there is one."""
+"""Remedies for the findings of guards: advice, and the change of the recipe that follows it, if there is one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ Patch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Remedy:
-    """Advice, and the keys of the stage that follow it, with their new values."""
+    """A hint, and a function to the keys and new values of the stage that follow the hint."""
 
     hint: str
     stage_patch: Callable[[StageBase], Patch] | None = None
@@ -24,12 +24,12 @@ def lower_learning_rate(stage: StageBase) -> Patch:
 
 
 def skip_spikes(stage: StageBase) -> Patch:
-    """Leave updates with a gradient spike out; where that is done already, a lower learning rate."""
+    """Skip updates with a gradient spike; if they are skipped already, a lower learning rate."""
     return lower_learning_rate(stage) if stage.guards.grad_spike.action == "skip" else {"guards.grad_spike.action": "skip"}
 
 
 def keep_best(stage: StageBase) -> Patch:
-    """Go on with the best checkpoint; where that is done already, end the stage early."""
+    """Select the best checkpoint; if it is selected already, end the stage early."""
     if stage.select_checkpoint != "best":
         return {"select_checkpoint": "best"}
     return {"early_stopping.patience": stage.guards.validation_increase.patience}
@@ -48,16 +48,16 @@ REMEDIES: dict[str, Remedy] = {
     ),
     "overflow": Remedy("set runtime.precision to bf16 or fp32, or lower optimizer.learning_rate", lower_learning_rate),
     "validation_increase": Remedy(
-        "the model overfits: select_checkpoint: best goes on with the best checkpoint, early_stopping.patience ends the stage "
-        "earlier",
+        "the model overfits: select_checkpoint: best continues with the best checkpoint, early_stopping.patience ends the "
+        "stage earlier",
         keep_best,
     ),
-    "disk": Remedy("make room, then go on with the same command"),
+    "disk": Remedy("free some space, then run the same command again"),
 }
 
 
 def with_remedy(finding: Finding, stage_name: str, stage: StageBase) -> Finding:
-    """The finding of a guard with its hint and its patch, where there are some."""
+    """The finding with the hint and the patch of its remedy, if there is one."""
     remedy = REMEDIES.get(finding.check)
     if remedy is None:
         return finding

@@ -1,7 +1,7 @@
-"""The rules of the guards: each reads the events of a stage one by one and reports when something goes wrong.
+"""The rules of the guards: each reads the events of a stage one by one and returns a trigger when training goes wrong.
 
-The state of a rule is a function of the events it has read, so a resumed run, which reads its events again, is guarded as
-one that was never interrupted.
+The state of a rule is a function of the events it has read. A resumed run replays its events, so its guards trigger like the
+guards of an uninterrupted run.
 """
 
 import math
@@ -35,7 +35,7 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class GuardTrigger:
-    """What a rule found after update number `step`, and the action to take. Updates count from 1."""
+    """The finding of a rule after update number `step` (from 1), and the action to take."""
 
     finding: Finding
     action: str  # warn, skip, stop or rollback
@@ -43,11 +43,11 @@ class GuardTrigger:
     first_bad_step: int  # the update with which it went wrong
     rollback_policy: str | None = None  # skip_rows or lower_lr
     stop_scope: str = "run"  # what `stop` ends: run or stage
-    state_is_valid: bool = False  # whether the state of now is worth saving before a stop
+    state_is_valid: bool = False  # whether the current state is worth saving before a stop
 
 
 def trigger(check: str, action: str, message: str, event: Event, **more: Any) -> GuardTrigger:
-    """A trigger at the step of an event. `more`: `evidence` of the finding, `first_bad_step` where it is an earlier update,
+    """A trigger at the step of an event. `more`: `evidence` of the finding, `first_bad_step` (default: the step of the event),
     and the other fields of GuardTrigger."""
     evidence = more.pop("evidence", {})
     finding = Finding(check=check, severity=SEVERITIES[action], message=message, evidence=evidence)
@@ -56,21 +56,22 @@ def trigger(check: str, action: str, message: str, event: Event, **more: Any) ->
 
 
 class Rule:
-    """Reads every event of a stage in order."""
+    """Interface of the rules: reads every event of a stage in order."""
 
     def update(self, event: Event) -> GuardTrigger | None:
-        """Read the next event; returns a trigger where it shows that something is wrong."""
+        """Read the next event; returns a trigger if the event shows a problem, else None."""
         raise NotImplementedError
 
 
 class NonFinite(Rule):
-    """Updates in a row without a finite gradient. With fp16 that is an overflow, until the loss scale is tiny."""
+    """Triggers on consecutive updates without a finite gradient. In fp16 these are overflows until the loss scale is below
+    MIN_LOSS_SCALE."""
 
     def __init__(self, config: NonFiniteGuard) -> None:
         self.config, self.consecutive = config, 0
 
     def update(self, event: Event) -> GuardTrigger | None:
-        """A `skip` for each such update; the configured action once there are too many in a row."""
+        """A trigger with the action `skip` for each such update; the configured action after `consecutive` updates."""
         if event["kind"] != "step":
             return None
         is_finite = event["train/grad_norm"] is not None and event["train/loss"] is not None
@@ -84,7 +85,7 @@ class NonFinite(Rule):
             "consecutive": self.consecutive,
         }
         if self.consecutive < self.config.consecutive:
-            message = "the gradient is not finite: this update is left out"
+            message = "the gradient is not finite: this update is skipped"
             return trigger("non_finite", "skip", message, event, evidence=evidence)
         return trigger(
             "non_finite",
@@ -98,13 +99,13 @@ class NonFinite(Rule):
 
 
 class Overflow(Rule):
-    """fp16 that overflows in many steps in a row learns nothing."""
+    """Triggers on MAX_OVERFLOWS consecutive fp16 overflows: their updates are all skipped, so nothing is learned."""
 
     def __init__(self) -> None:
         self.consecutive = 0
 
     def update(self, event: Event) -> GuardTrigger | None:
-        """A trigger at the last of MAX_OVERFLOWS such steps."""
+        """A trigger at the last of MAX_OVERFLOWS consecutive steps with an overflow."""
         if event["kind"] != "step" or "train/loss_scale" not in event:
             return None
         self.consecutive = self.consecutive + 1 if event["train/grad_norm"] is None else 0
@@ -113,7 +114,7 @@ class Overflow(Rule):
         return trigger(
             "overflow",
             "warn",
-            f"fp16 overflowed in {MAX_OVERFLOWS} steps in a row, which learned nothing",
+            f"fp16 overflowed in {MAX_OVERFLOWS} steps in a row; all of these updates were skipped",
             event,
             first_bad_step=event["step"] - self.consecutive + 1,
             evidence={"loss_scale": event["train/loss_scale"]},
@@ -121,10 +122,10 @@ class Overflow(Rule):
 
 
 class Spike(Rule):
-    """A value far above the earlier ones: by `sigma` standard deviations and by a factor.
+    """Triggers on a value above the mean of the last `window` values by `sigma` standard deviations and by a factor.
 
-    An update must know its limit while the figures of the update before are still on the device, so step n is compared with
-    the steps up to n − 2. After a spike, none is reported for as many steps as are compared with.
+    The limit of an update must be known while the figures of the update before are still on the device, so step n is compared
+    with the steps up to n − 2. After a spike, no other spike is reported for `window` steps.
     """
 
     def __init__(self, name: str, key: str, config: GradSpikeGuard | LossSpikeGuard, logarithmic: bool) -> None:
@@ -134,7 +135,7 @@ class Spike(Rule):
         self._cooldown_until = 0
 
     def limit(self, step: int) -> float:
-        """The value above which that of `step` is a spike; infinite while there are too few earlier steps."""
+        """The limit for the value of `step`, above which it is a spike; infinite while there are too few earlier steps."""
         return self.limits.get(step - 2, math.inf)
 
     def _next_limit(self) -> float:
@@ -148,7 +149,7 @@ class Spike(Rule):
         return max(above, mean * self.config.factor)
 
     def update(self, event: Event) -> GuardTrigger | None:
-        """A trigger for a value above its limit."""
+        """A trigger if the value is above its limit."""
         if event["kind"] != "step":
             return None
         value, step, result = event.get(self.key), event["step"], None
@@ -164,14 +165,14 @@ class Spike(Rule):
 
     def _spike(self, value: float, limit: float, event: Event) -> GuardTrigger:
         name = self.name.replace("_", " ")
-        message = f"{name}: {value:.4g}, where the {len(self.values)} steps before allow {limit:.4g}"
+        message = f"{name}: {value:.4g} is above the limit {limit:.4g} that follows from the {len(self.values)} steps before"
         evidence, policy = {"value": value, "limit": limit}, self.config.on_rollback
         return trigger(self.name, self.config.action, message, event, evidence=evidence, rollback_policy=policy)
 
 
 class Divergence(Rule):
-    """The smoothed training loss is far above its lowest value. It is smoothed by an exponential average with the correction
-    of its start that Adam has (Kingma & Ba 2015, section 3)."""
+    """Triggers when the smoothed training loss is above its lowest value by `min_increase`. The smoothing is an exponential
+    moving average with bias correction (Kingma & Ba 2015, section 3)."""
 
     def __init__(self, config: DivergenceGuard) -> None:
         self.config, self.decay = config, 1 - 1 / config.window
@@ -179,7 +180,7 @@ class Divergence(Rule):
         self.lowest, self.lowest_step, self.reported = math.inf, 0, False
 
     def update(self, event: Event) -> GuardTrigger | None:
-        """A trigger when the smoothed loss is too far above its lowest value, once until it is lower again."""
+        """A trigger when the smoothed loss is too high; the next one only after the loss has reached a new minimum."""
         loss = event.get("train/loss") if event["kind"] == "step" else None
         if loss is None:
             return None
@@ -202,9 +203,10 @@ class Divergence(Rule):
 
 
 class Threshold(Rule):
-    """A figure on the wrong side of a bound: reported when it crosses the bound, and again only after it was back."""
+    """Interface of the rules that compare one figure with a bound: they trigger when the figure crosses the bound, and again
+    only after it was back on the right side."""
 
-    kind: str  # of the events that carry the figure
+    kind: str  # of the events with the figure
     key: str
 
     def __init__(self) -> None:
@@ -228,7 +230,7 @@ class Threshold(Rule):
 
 
 class LowDisk(Threshold):
-    """The disk of the run fills up."""
+    """Triggers when the free space on the disk of the run is below `min_free`."""
 
     kind, key = "system", "system/disk_free_bytes"
 
@@ -240,12 +242,14 @@ class LowDisk(Threshold):
         return value < self.min_free
 
     def _crossing(self, value: float, event: Event) -> GuardTrigger:
-        message = f"{value / 2**30:.2f} GiB are free on the disk of the run, {self.min_free / 2**30:.2f} are to stay free"
+        message = (
+            f"{value / 2**30:.2f} GiB are free on the disk of the run, less than min_free ({self.min_free / 2**30:.2f} GiB)"
+        )
         return trigger("disk", self.action, message, event, evidence={"free": value}, state_is_valid=True)
 
 
 class MaxTime(Threshold):
-    """The stage has trained for as long as it may."""
+    """Triggers when the stage has trained for `max_time`."""
 
     kind, key = "system", "system/seconds"
 
@@ -257,12 +261,12 @@ class MaxTime(Threshold):
         return value >= self.max_time
 
     def _crossing(self, value: float, event: Event) -> GuardTrigger:
-        message = f"the stage has trained for {duration(value)}, its time is {duration(self.max_time)}"
+        message = f"the stage has trained for {duration(value)}, its max_time is {duration(self.max_time)}"
         return trigger("time", self.action, message, event, stop_scope="stage")
 
 
 class PassRate(Threshold):
-    """Too few prompt tests pass."""
+    """Triggers when the fraction of passing prompt tests is below `min_pass_rate`."""
 
     kind, key = "prompt_tests", "prompt_tests/pass_rate"
 
@@ -275,13 +279,13 @@ class PassRate(Threshold):
 
     def _crossing(self, value: float, event: Event) -> GuardTrigger:
         passed, cases = event["prompt_tests/passed"], event["prompt_tests/cases"]
-        message = f"{passed} of {cases} regression prompts pass, less than {self.config.min_pass_rate:.0%}"
+        message = f"{passed} of {cases} prompt tests pass, less than {self.config.min_pass_rate:.0%}"
         evidence = {"pass_rate": value, "newly_failing": event.get("prompt_tests/newly_failing", [])}
         return trigger("pass_rate", self.config.action, message, event, evidence=evidence, stop_scope="stage")
 
 
 class Repetition(Threshold):
-    """The answers to prompt tests repeat themselves."""
+    """Triggers when the mean repetition of the answers to prompt tests is above `max_repetition`."""
 
     kind, key = "prompt_tests", "prompt_tests/repetition"
 
@@ -293,12 +297,12 @@ class Repetition(Threshold):
         return value > self.config.max_repetition
 
     def _crossing(self, value: float, event: Event) -> GuardTrigger:
-        message = f"answers repeat themselves: {value:.0%} of their pieces were there before"
+        message = f"answers to the prompt tests are repetitive: {value:.0%} of their n-grams are repeated"
         return trigger("repetition", self.config.action, message, event, evidence={"repetition": value}, stop_scope="stage")
 
 
 class ValidationIncrease(Rule):
-    """Evaluations in a row, each with a higher validation loss than the one before."""
+    """Triggers after `patience` consecutive evaluations that each have a higher validation loss than the evaluation before."""
 
     def __init__(self, config: ValidationIncreaseGuard) -> None:
         self.config = config
@@ -306,7 +310,7 @@ class ValidationIncrease(Rule):
         self.reported = False
 
     def update(self, event: Event) -> GuardTrigger | None:
-        """A trigger after `patience` increases, once until the loss falls again."""
+        """A trigger after `patience` increases; the next one only after the loss has fallen."""
         loss = event.get("eval/loss") if event["kind"] == "eval" else None
         if loss is None:
             return None
@@ -330,7 +334,8 @@ class ValidationIncrease(Rule):
 
 
 class Throughput(Rule):
-    """Steps became slower than they were."""
+    """Triggers when the median speed of the last RECENT_STEPS steps is below the fraction `min_speed_ratio` of the steps
+    before."""
 
     def __init__(self, config: ThroughputGuard) -> None:
         self.config = config

@@ -1,4 +1,4 @@
-"""What a stage reports: events, TensorBoard, console lines and alerts; and what the guards find in its events."""
+"""The logger of a stage: events, TensorBoard, console lines and alerts; and the guards, which read the events."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ STYLES = {"error": "red", "warning": "yellow", "info": None}
 
 @dataclass(frozen=True, kw_only=True)
 class LogTargets:
-    """Where a stage reports to, and what it reports once."""
+    """The outputs of a stage's logger, and the values that it logs once."""
 
     directory: StageDirectory
     config: LoggingConfig = field(default_factory=LoggingConfig)
@@ -29,11 +29,10 @@ class LogTargets:
 
 
 class RunLogger:
-    """Every event of a stage goes through here. Opened at a step, it replays the events up to it to the guards.
+    """Writes all events of a stage, and passes them to the guards. A logger opened at a step first replays the earlier events.
 
-    Of several ranks the first one keeps the events. `check_guards` sends them to the others, so that the guards of all ranks
-    read the same events and find the same.
-    """
+    Only the main process holds the events. `check_guards` broadcasts them, so that the guards of all ranks read equal events
+    and return equal triggers."""
 
     def __init__(
         self, targets: LogTargets, step: int, stage: StageBase, console: Console, ranks: DistributedContext | None = None
@@ -54,20 +53,21 @@ class RunLogger:
             self._unchecked.append(self.events.write(kind, step, **values))
 
     def log_scalars(self, step: int, values: dict[str, Any]) -> None:
-        """Write figures for TensorBoard, where the recipe asks for it."""
+        """Write figures to TensorBoard, if `logging.tensorboard` is on."""
         if self.tensorboard is not None:
             self.tensorboard.write(step, values)
 
     def check_guards(self) -> list[GuardTrigger]:
-        """What the guards find in the events since the last call. Collective: all ranks must call it."""
+        """Let the guards read the events since the last call; returns their triggers, with remedies. Collective: all ranks must
+        call it."""
         events, self._unchecked = self.ranks.broadcast_object(self._unchecked), []
         triggers = [trigger for event in events for trigger in self.guards.update(event)]
         name = self.directory.root.name
         return [replace(trigger, finding=with_remedy(trigger.finding, name, self.stage)) for trigger in triggers]
 
     def report(self, finding: Finding, step: int, kind: str = "alert", **more: Any) -> None:
-        """Report a finding: as an event with the fields of the finding and `more`, on the console, and to the receivers of
-        alerts, whose evidence holds all that the event does."""
+        """Report a finding as an event with the fields of the finding and `more`, on the console, and as an alert with equal
+        content."""
         self.write(kind, step, **finding.as_dict(), **more)
         self.console.log(f"{finding.severity}: {finding.message}", style=STYLES[finding.severity])
         if self.alerts is not None and self.ranks.is_main_process:
@@ -76,8 +76,7 @@ class RunLogger:
             self.alerts.send(finding.severity, finding.message, self.directory.root.name, step, evidence)
 
     def rewind(self, step: int, rollback: int) -> None:
-        """Go back to a step: move the events after it to `events.rolled_back.<rollback>.jsonl`, and let the guards forget
-        them."""
+        """Go back to `step`: move later events to `events.rolled_back.<rollback>.jsonl`, and reset the guards to `step`."""
         rolled_back = self.directory.root / f"events.rolled_back.{rollback}.jsonl"
         self.guards.replay(self.ranks.broadcast_object(self.events and self.events.rewind(step, rolled_back)))
         self._unchecked = []
@@ -91,7 +90,7 @@ class RunLogger:
 
 
 def _world_size(events: list[Event]) -> int | None:
-    """The number of processes that wrote the last of these events; None without events."""
+    """The world size at the last event; None without events."""
     sizes = [event["world_size"] for event in events if event["kind"] == "world_size"]
     return sizes[-1] if sizes else 1 if events else None
 

@@ -15,7 +15,7 @@ GROUPS = ("embed", "attention", "mlp", "norm", "head")
 def group_of(name: str) -> str:
     """The kind of a parameter by its name; `other` for a name that the decoder does not have."""
     groups = {"norm": "norm", "embed_tokens": "embed", "lm_head": "head", "self_attn": "attention", "mlp": "mlp"}
-    return next((group for part, group in groups.items() if part in name), "other")
+    return next((group for substring, group in groups.items() if substring in name), "other")
 
 
 class UpdateRatioMonitor:
@@ -23,7 +23,7 @@ class UpdateRatioMonitor:
     between."""
 
     def __init__(self, model: nn.Module, ranks: DistributedContext | None = None) -> None:
-        """`ranks`: those that the model is sharded among, where it is."""
+        """`ranks`: the ranks that share a sharded model."""
         trained = [(group_of(name), p) for name, p in model.named_parameters() if p.requires_grad]
         self.ranks = ranks if ranks is not None and any(is_sharded(p) for _, p in trained) else None
         self.parameters = [(group, get_local_tensor(p.detach())) for group, p in trained]
@@ -36,8 +36,8 @@ class UpdateRatioMonitor:
 
     @torch.no_grad()
     def after(self) -> dict[str, Tensor]:
-        """RMS(Δw) / RMS(w before) of each group that the model has, as float32 scalars on its device; 0 where all weights
-        were 0. Frees the copy. ValueError without `before`."""
+        """RMS(Δw) / RMS(w before) of each group that the model has, as float32 scalars on its device; 0 if all weights were 0.
+        Frees the copy. Raises ValueError without an earlier `before`."""
         if not self._copies:
             raise ValueError("after() without before()")
         now = [parameter for _, parameter in self.parameters]
@@ -48,10 +48,11 @@ class UpdateRatioMonitor:
         if self.ranks is not None:
             squares = [weights.square_(), changes.square_()]
             self.ranks.all_reduce_(squares)
-            weights, changes = (part.sqrt_() for part in squares)
+            weights, changes = (values.sqrt_() for values in squares)
         ratios = {}
-        for group in dict.fromkeys(kind for kind, _ in self.parameters):
-            members = torch.tensor([kind == group for kind, _ in self.parameters], device=weights.device)
+        groups = [group for group, _ in self.parameters]
+        for group in dict.fromkeys(groups):
+            members = torch.tensor([name == group for name in groups], device=weights.device)
             change, weight = (torch.linalg.vector_norm(norms * members) for norms in (changes, weights))
             ratios[group] = torch.where(weight > 0, change / weight, 0.0)
         return ratios

@@ -1,4 +1,4 @@
-"""From a model and a batch to sums of losses and metrics, never means: what an update adds up is divided once."""
+"""Objectives: sums of losses and metrics of a model on a batch. An update adds the sums up and divides once."""
 
 from fledge.objective.base import LossOutput, Objective, Ratio
 from fledge.objective.build import BUILDERS, ObjectiveContext, build_objective

@@ -1,4 +1,4 @@
-"""What every objective is: from a model and a batch to sums, which are divided once for a whole update or evaluation."""
+"""The interface of objectives: a model and a batch give sums, which an update or an evaluation adds up and divides once."""
 
 import math
 from collections.abc import Callable
@@ -31,16 +31,16 @@ def bits_per_unit(nll: float, count: float) -> float:
 
 
 def integer_total(total: float, count: float) -> int:
-    """The total itself, which is a whole number."""
+    """The total as an int; `count` is not used."""
     return int(total)
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A metric as a numerator and its own denominator, so that micro-batches and processes add up exactly.
+    """A metric as numerator `total` and denominator `count`, so that micro-batches and processes add up exactly.
 
-    In an evaluation both are floats. In training they may be scalar tensors on the device, which nobody waits for.
-    `reduction` makes the metric's value of the two sums.
+    Both are floats in an evaluation. In training they may be scalar tensors on the device, which are read later.
+    `reduction(total, count)` is the value of the metric.
     """
 
     total: Number
@@ -52,7 +52,7 @@ class Ratio:
 
     @property
     def value(self) -> Any:
-        """The metric."""
+        """The value of the metric."""
         return self.reduction(self.total, self.count)
 
     def zeroed(self) -> "Ratio":
@@ -94,16 +94,16 @@ class LossOutput:
 
 
 class Objective(Protocol):
-    """What a stage minimizes and how it is measured. New kinds of stages are entries of `objective.build.BUILDERS`."""
+    """The loss that a stage minimizes and its metrics. New kinds of stages are entries of `objective.build.BUILDERS`."""
 
     def normalizer(self, batch: Batch) -> float:
-        """What the loss of the batch is divided by, once it is summed over an update: its weight, or its pairs."""
+        """The contribution of the batch to the divisor of an update's loss: the sum of its weights, or its number of pairs."""
         ...
 
     def __call__(self, model: LanguageModel, batch: Batch) -> LossOutput:
-        """The loss of the batch, with gradients."""
+        """The summed loss of the batch and its metrics, with gradients."""
         ...
 
     def evaluate(self, model: LanguageModel, batch: Batch) -> dict[str, Ratio]:
-        """The metrics of the batch, with `loss` among them; without gradients and without dropout."""
+        """The metrics of the batch, including `loss`, without gradients and without dropout."""
         ...

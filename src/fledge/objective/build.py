@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
@@ -12,18 +13,20 @@ from fledge.objective.language import CausalLMObjective
 from fledge.objective.preference import DPOObjective, Reference
 from fledge.recipe.schema import PreferenceStage, PretrainStage, SftStage
 
+StageT = TypeVar("StageT", bound=PretrainStage | SftStage | PreferenceStage, covariant=True)
+
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveContext:
-    """What an objective may be built from.
+class ObjectiveContext(Generic[StageT]):
+    """The inputs from which the objective of a stage is built.
 
-    `data` are the packed examples of one `split` (training or validation) of the stage. `kernel` is the compiled part of the
-    head, or None for the plain one. `token_bytes` [V] are the UTF-8 lengths of the tokens' texts, where they are fixed.
-    `reference` gives the reference of the model for the examples of a split; it is None while the machine is measured, when
-    there is no reference yet.
+    `data`: the packed examples of one `split` (training or validation) of the stage. `kernel`: the compiled chunk of the
+    cross-entropy; None: not compiled. `token_bytes` [V]: UTF-8 length of each token's text; None if the lengths are not fixed.
+    `reference`: gives the reference model or its log-probabilities for the examples of a split; None while autotune measures,
+    when there is no reference yet.
     """
 
-    stage: PretrainStage | SftStage | PreferenceStage
+    stage: StageT
     data: PackedDataset
     split: str
     kernel: LossKernel | None = None
@@ -31,16 +34,14 @@ class ObjectiveContext:
     reference: Callable[[PackedDataset, str], Reference] | None = None
 
 
-def build_causal_lm(context: ObjectiveContext) -> Objective:
+def build_causal_lm(context: ObjectiveContext[PretrainStage | SftStage]) -> Objective:
     """Next-token prediction, for pretraining and supervised fine-tuning."""
-    assert isinstance(context.stage, PretrainStage | SftStage)
     return CausalLMObjective(context.stage.label_smoothing, context.kernel, context.token_bytes)
 
 
-def build_preference(context: ObjectiveContext) -> Objective:
+def build_preference(context: ObjectiveContext[PreferenceStage]) -> Objective:
     """The preference loss that the recipe names, against the reference of the context."""
     stage = context.stage
-    assert isinstance(stage, PreferenceStage)
     return DPOObjective(
         loss_type=stage.loss_type,
         beta=stage.beta,
@@ -51,13 +52,13 @@ def build_preference(context: ObjectiveContext) -> Objective:
     )
 
 
-BUILDERS: dict[str, Callable[[ObjectiveContext], Objective]] = {
+BUILDERS: dict[str, Callable[[ObjectiveContext[Any]], Objective]] = {
     "pretrain": build_causal_lm,
     "sft": build_causal_lm,
     "preference": build_preference,
 }
 
 
-def build_objective(context: ObjectiveContext) -> Objective:
-    """The objective of a stage."""
+def build_objective(context: ObjectiveContext[Any]) -> Objective:
+    """Build the objective of the context's stage, by the kind of the stage."""
     return BUILDERS[context.stage.kind](context)

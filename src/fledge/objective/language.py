@@ -15,8 +15,8 @@ from fledge.objective.base import LossOutput, Ratio, bits_per_unit, integer_tota
 class CausalLMObjective:
     """Σ weight × cross-entropy of the next token.
 
-    `kernel` is the compiled part of the head where compiling was found to pay. `token_bytes` [V] is the UTF-8 length of each
-    token's text; with it evaluations also give bits per byte, by which models with different tokenizers can be compared.
+    `kernel`: the compiled chunk of the cross-entropy, if autotune found that compiling pays. `token_bytes` [V]: UTF-8 length of
+    each token's text; with it evaluations also give bits per byte, which compares models with different tokenizers.
     """
 
     label_smoothing: float = 0.0
@@ -33,7 +33,13 @@ class CausalLMObjective:
         hidden = states.flatten(0, 1)
         targets, weights = batch.targets.flatten(), batch.loss_weights.flatten()
         loss = cross_entropy(
-            hidden, model.lm_head_weight, targets, weights, self.label_smoothing, self.kernel, batch.target_index
+            hidden,
+            model.lm_head_weight,
+            targets,
+            weights,
+            smoothing=self.label_smoothing,
+            kernel=self.kernel,
+            rows=batch.target_index,
         )
         output = LossOutput(loss)
         return output if routing is None else output.with_router_loss(model, routing, self.normalizer(batch))

@@ -16,7 +16,7 @@ from torch import Tensor
 class PairLogps:
     """Log-probabilities of P pairs, summed over the tokens of each completion. Every tensor is [P, 2]: chosen, rejected.
 
-    `lengths` are the summed weights of the completions' tokens, which are their numbers of tokens where all weights are 1.
+    `lengths`: summed weights of each completion's tokens, which is its number of tokens if all weights are 1.
     """
 
     policy: Tensor
@@ -62,8 +62,8 @@ def hinge_loss(logps: PairLogps, params: LossParams) -> Tensor:
 
 
 def ipo_loss(logps: PairLogps, params: LossParams) -> Tensor:
-    """(Δ̄ − 1 / (2β))² [P] (Azar et al. 2024, eq. 17), with Δ̄ of log-probabilities averaged over the tokens of each completion,
-    as in TRL: with sums, the square would grow with the lengths of the completions."""
+    """(Δ̄ − 1 / (2β))² [P] (Azar et al. 2024, eq. 17). Δ̄ is the difference of log-probabilities averaged over the tokens of
+    each completion, like in TRL: with sums, the square would grow with the lengths of the completions."""
     return (logps.mean_delta() - 1 / (2 * params.beta)) ** 2
 
 

@@ -11,9 +11,9 @@ from fledge.recipe.schema import OptimizerConfig
 
 
 def build_optimizers(model: LanguageModel, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
-    """The optimizers of a model; every trained parameter belongs to exactly one of them.
+    """Build the optimizers of a model; every trained parameter belongs to exactly one optimizer.
 
-    Each optimizer skips a step where its `found_inf` is 1, as torch's fused AdamW does.
+    Each optimizer skips a step if its `found_inf` is 1, like torch's fused AdamW.
 
     - `adamw` (Loshchilov & Hutter 2019): weight decay applies to matrices. Norms, biases and the embedding (a table of vectors,
       not a map) do not decay, unless `weight_decay_on` is `everything`.

@@ -1,8 +1,8 @@
-"""Muon: the momentum of a matrix, orthogonalized, is its update (Jordan et al. 2024).
+"""Muon: the update of a matrix is its orthogonalized momentum (Jordan et al. 2024).
 
 Matrices of equal shape are orthogonalized together in batched products, which are fewer and larger operations. A tensor [E,
-out, in] is a stack of E matrices, each with an update of its own. If the model is sharded, every rank gathers the matrices and
-orthogonalizes all of them.
+out, in] is a stack of E matrices, each with an update of its own. Every rank of a sharded model gathers and orthogonalizes all
+matrices.
 """
 
 import math
@@ -28,7 +28,7 @@ MAX_STACK_NUMEL = 2**25  # most numbers in one batch of matrices: bounds the mem
 def orthogonal_dtype(device: torch.device) -> torch.dtype:
     """The dtype of Newton–Schulz products: bfloat16 where the device multiplies it fast, else float32.
 
-    It depends on the machine alone, so a resumed run computes as the run before did.
+    The choice depends only on the machine, so a resumed run computes with the dtype of the interrupted run.
     """
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)

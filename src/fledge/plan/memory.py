@@ -1,4 +1,5 @@
-"""The largest micro-batch that fits into memory according to the cost model. It does not change what is learned."""
+"""The largest micro-batch that fits into memory according to the cost model. Its size does not change the result of
+training."""
 
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ MAX_MICRO_BATCH_TOKENS = {"cpu": 16_384, "cuda": 131_072}  # larger micro-batche
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryInputs:
-    """What determines the memory of a training step, except the number of rows."""
+    """The inputs of the memory estimate of a training step, except the number of rows."""
 
     cost: ModelCost
     row_length: int
@@ -33,7 +34,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def budget(runtime: RuntimeConfig, device: str) -> int:
-    """Bytes that training may use: `memory_budget` of the recipe, else nine tenths of what is free now.
+    """Bytes that training may use: `memory_budget` of the recipe, else nine tenths of the free memory.
 
     Processes on one machine share its main memory; each has a GPU of its own.
     """

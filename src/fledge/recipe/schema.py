@@ -227,7 +227,7 @@ class GenerationSamplesConfig(ConfigModel):
 
 
 class LoggingConfig(ConfigModel):
-    """What is logged during training. events.jsonl is always written."""
+    """Logging during training. events.jsonl is always written."""
 
     every_steps: Positive = Field(
         default=10,

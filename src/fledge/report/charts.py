@@ -194,7 +194,7 @@ def accuracy_chart(stage: Stage) -> Chart:
 
 
 def prompts_chart(stage: Stage) -> Chart:
-    """The share of regression prompts that pass, and how repetitive their answers are, in percent."""
+    """The share of prompt tests that pass, and the repetition of their answers, in percent."""
     curves = [
         (Text("passed", "通过"), "good", "prompt_tests/pass_rate"),
         (Text("repetition", "重复"), "bad", "prompt_tests/repetition"),
@@ -204,7 +204,7 @@ def prompts_chart(stage: Stage) -> Chart:
         for name, role, key in curves
         for curve in trace([(step, share * 100) for step, share in points(stage.events.prompt_tests, key)], role, name)
     )
-    return Chart(name="prompts", title=Text("Regression prompts", "回归提示"), unit=UNITS["%"], traces=traces, from_zero=True)
+    return Chart(name="prompts", title=Text("Prompt tests", "提示测试"), unit=UNITS["%"], traces=traces, from_zero=True)
 
 
 def gradient_traces(stage: Stage) -> tuple[dict[str, object], ...]:

@@ -48,7 +48,7 @@ KINDS = {
 
 
 def unit_text(unit: str) -> Text:
-    """A unit in both languages. A unit without a translation stays as it is."""
+    """A unit in both languages. A unit without a translation is returned unchanged."""
     return UNITS.get(unit, same(unit))
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from fledge.errors import FledgeError
 from fledge.report import formatting
 from fledge.report.charts import stage_charts
 from fledge.report.facts import facts
@@ -31,7 +32,7 @@ LANGUAGE_SCRIPT = """
 def write_report(run_directory: Path) -> Path:
     """Write `report.html` into the run directory and return its path.
 
-    Raises RuntimeError when plotly is missing and FileNotFoundError when there is no such directory.
+    Raises FledgeError when plotly is missing and FileNotFoundError when there is no such directory.
     """
     root = Path(run_directory)
     html = render(read_run(root))
@@ -43,14 +44,17 @@ def write_report(run_directory: Path) -> Path:
 
 
 def plotly_script() -> str:
-    """The source of plotly.js. Raises RuntimeError when plotly is missing or cannot be placed inside a page."""
+    """The source of plotly.js. Raises FledgeError when plotly is missing or cannot be placed inside a page."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
-        raise RuntimeError("the report draws its curves with plotly, which is missing: pip install plotly") from error
+        raise FledgeError("the report needs the package 'plotly'", hint="pip install plotly") from error
     script = inline(get_plotlyjs())
     if "</script" in script.lower() or "<!--" in script:
-        raise RuntimeError("this plotly.js cannot be placed inside a page; install another version: pip install plotly")
+        raise FledgeError(
+            "the installed plotly.js cannot be placed inside a page: it contains an end of a script or a comment",
+            hint="pip install plotly (another version)",
+        )
     return script
 
 

@@ -47,7 +47,7 @@ def metric(stage: Stage, name: str, moment: str) -> float | None:
 
 
 def loss_unit(stage: Stage) -> str:
-    """The unit of the stage's loss as its plan says; no unit where the plan could not be read."""
+    """The unit of the stage's loss from its plan; empty if the plan could not be read."""
     unit = text(stage.plan.get("loss_unit"))
     return unit if unit in UNITS else ""
 
@@ -114,7 +114,7 @@ def plain_cell(value: float | None, unit: str, format_: Callable[[float], str]) 
 def change_cell(
     before: float | None, after: float | None, unit: str, format_: Callable[[float], str], falling: bool
 ) -> Cell | None:
-    """A value after the stage beside its value before. `falling` means that lower is better."""
+    """A value after the stage with its value before. `falling` means that lower is better."""
     if after is None and before is None:
         return None
     if after is None:
@@ -131,7 +131,7 @@ def kind_cell(stage: Stage) -> Cell | None:
 
 
 def steps_cell(stage: Stage) -> Cell | None:
-    """The steps done, beside the planned steps when some are missing."""
+    """The steps done, with the planned steps if some are missing."""
     done, planned = last_value(stage.events.steps, "step"), number(stage.plan.get("steps"))
     if done is None:
         return None if planned is None else Cell(same(formatting.whole(planned)), Text("steps planned", "步（计划）"))
@@ -161,7 +161,7 @@ def score_cell(stage: Stage, pick: Callable[[Scores], float | None], interval: b
 
 
 def prompts_cell(stage: Stage) -> Cell | None:
-    """The pass rate of the regression prompts: the first and the last time they were sampled."""
+    """The pass rate of the prompt tests: the first and the last time they were run."""
     rates = [rate for row in stage.events.prompt_tests if (rate := number(row.get("prompt_tests/pass_rate"))) is not None]
     if not rates:
         return None
@@ -169,7 +169,7 @@ def prompts_cell(stage: Stage) -> Cell | None:
 
 
 def stop_cell(stage: Stage) -> Cell | None:
-    """Why the stage ended: the recorded reason, or that all steps are done."""
+    """The reason why the stage ended: the recorded one, or that all steps are done."""
     if stage.events.stops:
         return Cell(same(text(stage.events.stops[-1].get("reason")) or "?"))
     done, planned = last_value(stage.events.steps, "step"), number(stage.plan.get("steps"))
@@ -217,7 +217,7 @@ def stage_rows(stages: Sequence[Stage]) -> list[Row]:
         row("Reward margin", "奖励差", before_and_after("rewards/margins", "nats", formatting.loss, False)),
         row("Exact match", "完全匹配率", lambda s: score_cell(s, lambda scores: scores.exact_match, True)),
         row("Habit rate", "不良习惯率", lambda s: score_cell(s, lambda scores: scores.habit_rate, False)),
-        row("Regression prompts passed", "回归提示通过率", prompts_cell),
+        row("Prompt tests passed", "提示测试通过率", prompts_cell),
         row("Ended because", "结束原因", stop_cell),
     ]
     return always + [measure for measure in optional if any(measure.cells)]

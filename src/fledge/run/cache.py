@@ -31,8 +31,8 @@ def cache_folder() -> Path:
 class BenchmarkCache:
     """Figures by name, cached for one `key`. Each figure is measured at most once, in this run or in an earlier one.
 
-    The key holds everything that the figures depend on, besides their names. A damaged file, a file with another key
-    and a folder that cannot be written are reported by `log`; the figures are then measured again.
+    `key`: everything that the figures depend on, besides their names. A damaged file, a file with another key and a folder that
+    cannot be written are reported by `log`; the figures are then measured again. `remeasure`: ignore the stored figures.
     """
 
     def __init__(self, key: Mapping[str, Any], log: Log = lambda text: None, remeasure: bool = False) -> None:

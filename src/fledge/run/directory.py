@@ -1,4 +1,4 @@
-"""The layout of a run directory, and the model that a path to a run, stage or checkpoint stands for."""
+"""The layout of a run directory, and the model folder of a path to a run, stage or checkpoint."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,9 +98,9 @@ def _checkpoint_model(path: Path) -> Path:
 
 
 def resolve_model_path(location: str) -> Path:
-    """The model folder that a run, a stage, a checkpoint or a model folder stands for.
+    """The model folder of a path to a run, a stage, a checkpoint or a model folder.
 
-    A run stands for its last finished stage, or else for its last checkpoint. Raises FledgeError when nothing exists at
+    A run resolves to its last finished stage, or else to its last checkpoint. Raises FledgeError when nothing exists at
     the location, when no model has been saved there yet, or when an earlier version wrote it.
     """
     path = Path(location)

@@ -55,7 +55,7 @@ class EventLog:
         try:
             self._file.write(_line(event))
         except OSError as error:
-            hint = "free some space, then go on with the same command"
+            hint = "free some space, then run the same command again"
             raise FledgeError(f"cannot write: {error.strerror}", where=str(self.path), hint=hint) from None
         return event
 

@@ -1,4 +1,4 @@
-"""Encoding many texts at once, by a faster library where it is proven to give identical ids."""
+"""Encoding of many texts at once, with a faster library if tests show that it gives identical ids."""
 
 from collections.abc import Sequence
 from itertools import chain, islice

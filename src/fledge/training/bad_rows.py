@@ -1,4 +1,4 @@
-"""The rows that an update most probably went wrong with."""
+"""The rows that probably caused a bad update: the rows with the highest losses."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,9 +20,9 @@ MAX_ROWS = 5
 def highest_loss_rows(
     model: LanguageModel, batch: StepBatch, locate: Callable[[int], str], device: torch.device, ranks: DistributedContext
 ) -> list[dict[str, Any]]:
-    """The MAX_ROWS examples of a step batch whose loss is not finite, or highest: `where` they are (FILE:LINE, by `locate`),
-    and their `loss` (nats a target, None where it is not finite). Computed with the weights of now, without dropout; changes
-    nothing. Collective."""
+    """The MAX_ROWS examples of a step batch with the highest losses, as mappings: `where` (FILE:LINE, from `locate`) and `loss`
+    (nats per target; None for a loss that is not finite, which counts as highest). The losses are computed with the current
+    weights, without dropout. Collective."""
     losses: list[tuple[float, int]] = []
     with force_eager(), eval_mode(model), reshard_after(model):
         for number in range(batch.num_micro_steps):
@@ -44,7 +44,7 @@ def _highest(losses: list[tuple[float, int]]) -> list[tuple[float | None, int]]:
 
 
 def _example_losses(model: LanguageModel, batch: Batch) -> list[tuple[float, int]]:
-    """Mean loss and index of each example; infinite where it is not finite."""
+    """(mean loss, index) of each example; an infinite loss for one that is not finite."""
     hidden = model(batch.input_ids, batch.position_ids, batch.documents).flatten(0, 1)
     index = batch.target_index
     logps, _ = token_logps_and_correct(hidden, model.lm_head_weight, batch.targets.flatten()[index], index)

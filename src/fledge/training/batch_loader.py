@@ -1,5 +1,5 @@
-"""Hands out the batches of a source; where the source allows it, each is made one step ahead in a thread, so that a step
-does not wait for its data. The thread changes when a batch is made, not what is in it."""
+"""Loading of batches from a source. If the source allows it, a thread prefetches the batch of the next step; the content of a
+batch does not depend on the prefetching."""
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,17 +13,17 @@ from fledge.training.batch_source import BatchSource, StepBatch
 
 
 class BatchLoader:
-    """The batches of a stage, step by step."""
+    """Returns the batches of a stage, step by step, and prefetches the next one."""
 
     def __init__(self, source: BatchSource, steps: int, device: torch.device, ranks: DistributedContext | None = None) -> None:
-        """`steps`: updates of the stage; nothing is made ahead after the last one."""
+        """`steps`: number of updates of the stage; nothing is prefetched beyond."""
         self.source, self.steps, self.device, self.ranks = source, steps, device, ranks or DistributedContext()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fledge-data")
-        self._ahead: tuple[int, Future[StepBatch]] | None = None  # the step that is made ahead
+        self._ahead: tuple[int, Future[StepBatch]] | None = None  # the step that is prefetched, and its batch
 
     def batch(self, step: int) -> tuple[StepBatch, float]:
-        """The batch of a step with the counts of all ranks, and the seconds spent waiting for it. FledgeError where no rank
-        has a target in it. Collective."""
+        """(batch of a step with the counts of all ranks, seconds spent waiting). Raises FledgeError if the batch has no target
+        on any rank. Collective."""
         started = time.perf_counter()
         ahead = self._ahead
         batch = ahead[1].result() if ahead is not None and ahead[0] == step else self.rebuild(step)
@@ -32,13 +32,13 @@ class BatchLoader:
         return self._with_global_counts(batch), time.perf_counter() - started
 
     def rebuild(self, step: int) -> StepBatch:
-        """This rank's part of the batch of any step; what is made ahead stays."""
+        """This rank's share of the batch of any step; a prefetched batch is kept."""
         if not self.source.prefetchable:
             return self._make(step)
         return self._thread.submit(self._make, step).result()  # one thread reads the data
 
     def drop_prefetched(self) -> None:
-        """Forget the batch that was made ahead: the source makes another one now."""
+        """Drop the prefetched batch, because the source would now build another one."""
         self._ahead = None
 
     def _make(self, step: int) -> StepBatch:
@@ -64,5 +64,5 @@ class BatchLoader:
         )
 
     def close(self) -> None:
-        """End the thread; a batch that is being made is dropped."""
+        """End the thread; a batch that is being built is dropped."""
         self._thread.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Where the batch of each update comes from: a protocol, and the rows of a packed dataset."""
+"""Sources of the batches: a protocol, and its implementation for the rows of a packed dataset."""
 
 import math
 from collections.abc import Callable
@@ -13,19 +13,19 @@ from fledge.plan.horizon import TrainingHorizon
 
 @dataclass(frozen=True, kw_only=True)
 class StepBatch:
-    """What one update learns from: the micro-batches of this rank that have targets.
+    """The batch of one optimizer step: the micro-batches of this rank that have targets.
 
-    Rows are counted in the endless stream of epochs, without those that are skipped; ranges are [first, stop). The counts and
-    `normalizer` are of this rank when a source makes the batch, and of all ranks together when the loader hands it out.
+    `rows` and `local_rows` are ranges [first, stop) of the endless stream of epochs, without skipped rows. The counts and
+    `normalizer` are of this rank in a batch from a `BatchSource`, and of all ranks together in a batch from the `BatchLoader`.
     """
 
     step: int
     rows: tuple[int, int]
-    local_rows: tuple[int, int]  # those of this rank
+    local_rows: tuple[int, int]  # the rows of this rank
     batches: tuple[Batch, ...]
-    num_micro_steps: int  # micro-batches of the rank with the most
-    padding_batch: Batch | None  # computed without learning from it, by a rank with fewer micro-batches than others
-    normalizer: float  # what the sum of the losses is divided by
+    num_micro_steps: int  # largest number of micro-batches of a rank
+    padding_batch: Batch | None  # computed with zero gradients by a rank with fewer micro-batches than others
+    normalizer: float  # the divisor of the sum of the losses
     num_tokens: int
     num_target_tokens: int
     by_source: tuple[int, ...]  # tokens of each source
@@ -37,17 +37,17 @@ class BatchSource(Protocol):
 
     @property
     def prefetchable(self) -> bool:
-        """Whether a batch depends on its step alone, so that it may be made before the update before it has ended."""
+        """Whether a batch depends on its step alone, so that it may be built while the update before it is still running."""
         ...
 
     def batch(self, step: int) -> StepBatch:
-        """This rank's part of the batch of a step (from 0), with the counts of this rank."""
+        """This rank's share of the batch of a step (from 0), with the counts of this rank."""
         ...
 
 
 class DatasetSource:
-    """The rows of a packed dataset in order. A batch is a function of its step: its rows depend neither on
-    `micro_batch_size`, the rows that are computed together, nor on how many ranks share them."""
+    """The rows of a packed dataset in order. The rows of a batch are a function of its step: they depend neither on
+    `micro_batch_size` (rows computed together) nor on the number of ranks."""
 
     prefetchable = True
 
@@ -59,7 +59,7 @@ class DatasetSource:
         normalizer: Callable[[Batch], float],
         ranks: DistributedContext | None = None,
     ) -> None:
-        """FledgeError where there are more ranks than rows in an update."""
+        """Raises FledgeError if there are more ranks than rows in an update."""
         self.data, self.horizon, self.normalizer = data, horizon, normalizer
         self.ranks = ranks or DistributedContext()
         check_enough_rows(horizon, self.ranks)
@@ -67,14 +67,14 @@ class DatasetSource:
         self.skipped_rows: Skipped = ()  # (first, count) of the stream
 
     def stream_rows(self, step: int) -> list[int]:
-        """The rows of a step, by their index in the stream with the skipped rows."""
+        """The rows of a step, as indices in the stream that includes the skipped rows."""
         return [skip_offset(row, self.skipped_rows) for row in range(*self._row_range(step))]
 
     def _row_range(self, step: int) -> tuple[int, int]:
         return self.horizon.first_row(step), min(self.horizon.first_row(step + 1), self.horizon.rows)
 
     def batch(self, step: int) -> StepBatch:
-        """This rank's part of the batch of a step (from 0), with the counts of this rank."""
+        """This rank's share of the batch of a step (from 0), with the counts of this rank."""
         data, size, skipped = self.data, self.micro_batch_size, self.skipped_rows
         first, stop = self._row_range(step)
         local_first, local_stop = self.ranks.shard_range(first, stop)
@@ -98,7 +98,7 @@ class DatasetSource:
 
 
 def check_enough_rows(horizon: TrainingHorizon, ranks: DistributedContext) -> None:
-    """FledgeError where an update has fewer rows than there are ranks."""
+    """Raise FledgeError if an update has fewer rows than there are ranks."""
     if horizon.global_batch_rows < ranks.world_size:
         raise FledgeError(
             f"{ranks.world_size} processes cannot share the {horizon.global_batch_rows} rows of an update",
@@ -108,8 +108,8 @@ def check_enough_rows(horizon: TrainingHorizon, ranks: DistributedContext) -> No
 
 
 def _even_micro_batch_size(micro_batch_size: int, horizon: TrainingHorizon, world_size: int) -> int:
-    """The largest micro-batch of at most `micro_batch_size` rows with which ranks compute no more micro-batches than needed
-    and as few empty rows as possible."""
+    """The number of rows of a micro-batch, at most `micro_batch_size`, that needs no more micro-batches per rank than
+    `micro_batch_size` and the fewest empty rows."""
     if world_size == 1:
         return micro_batch_size
     local_rows = math.ceil(horizon.global_batch_rows / world_size)

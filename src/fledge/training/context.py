@@ -1,4 +1,4 @@
-"""What the training of one stage is given."""
+"""The inputs of the training of one stage."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from fledge.training.hooks import Hook
 
 @dataclass(frozen=True, kw_only=True)
 class TrainContext:
-    """The stage with plain numbers, the model and its objective, the rows, how to compute, and where to report."""
+    """The inputs of the Trainer: the stage with all settings resolved, model, objective, data, compute configuration, log."""
 
     stage: PretrainStage | SftStage | PreferenceStage
     horizon: TrainingHorizon
@@ -33,4 +33,4 @@ class TrainContext:
     stopping: SignalHandler
     hooks: tuple[Hook, ...] = ()  # run in this order between two steps, before checkpoints are written
     ranks: DistributedContext = field(default_factory=DistributedContext)
-    is_sharded: bool = False  # the model among the ranks
+    is_sharded: bool = False  # whether the model is sharded among the ranks

@@ -1,7 +1,6 @@
-"""What a step writes to events.jsonl: figures of the model in `step` events, of the machine in `system` events.
+"""The figures of a step in events.jsonl: of the model in `step` events, of the machine in `system` events.
 
-`step` and `eval` events are the same, byte for byte, in a run that was interrupted and resumed; `system` events differ from
-run to run.
+A resumed run writes `step` and `eval` events byte-identical to an uninterrupted run; `system` events differ from run to run.
 """
 
 import math
@@ -18,8 +17,8 @@ from fledge.training.train_step import HalfBatchStats, StepOutput, noise_scale
 
 
 def step_metrics(output: StepOutput, state: TrainState, sources: tuple[str, ...], perplexity: bool) -> dict[str, Any]:
-    """The `step` event of an update that `state` already counts. `sources`: the names of the sources of rows; `perplexity`:
-    whether exp(loss) is one. Reads tensors: on a GPU it waits for the step."""
+    """The `step` event of an update that `state` already counts. `sources`: names of the data sources. `perplexity`: whether
+    exp(loss) is a perplexity. Reads tensors, so it waits for the step on a GPU."""
     loss, grad_norm = float(output.loss), float(output.grad_norm)
     batch = output.batch
     values: dict[str, Any] = {
@@ -48,7 +47,7 @@ def step_metrics(output: StepOutput, state: TrainState, sources: tuple[str, ...]
 
 
 def _six_digits(value: float) -> float | None:
-    """The value with six significant digits, enough to plot; None where it is not finite."""
+    """The value with six significant digits, enough to plot; None if it is not finite."""
     return nan_to_none(float(f"{value:.6g}"))
 
 
@@ -88,10 +87,9 @@ def system_metrics(
 ) -> dict[str, Any]:
     """The `system` event: time by phase, throughput, memory, and the share of the device's measured matmul peak (MFU).
 
-    `seconds_before` is the stage's clock at the event before, `other_seconds` what evaluating and saving took since, by phase.
-    `peak_flops` is in FLOP/s, 0 where it was not measured; the free space is that of the disk of `folder`. MFU counts what the
-    update had to compute: the head only at targets.
-    """
+    `seconds_before`: the stage's clock at the previous event. `other_seconds`: time of evaluation and saving since then, by
+    phase. `peak_flops`: FLOP/s, 0 if it was not measured. `folder`: a folder on the disk whose free space is reported. MFU
+    counts the operations that the update needs: the head only at targets."""
     device = output.grad_norm.device.type
     phases = output.timer.seconds()
     busy = sum(phases.values())

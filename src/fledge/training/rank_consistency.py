@@ -1,6 +1,6 @@
-"""Checks while several ranks train: that they hold the same weights, and read different rows.
+"""Consistency checks of several ranks during training: equal weights, and different rows.
 
-Ranks that drift apart, or learn from the same rows, train on without any sign of it: the loss falls all the same.
+Ranks with different weights, or with equal rows, would train on unnoticed, because the loss falls nevertheless.
 """
 
 from collections.abc import Sequence
@@ -19,21 +19,21 @@ MAX_IDENTICAL_STEPS = 3  # steps in which ranks read equal tokens before it is a
 
 
 class RankConsistencyCheck:
-    """Compares what the ranks hold and read. Does nothing where there is one rank."""
+    """Compares the weights and the rows of the ranks. Does nothing for a single rank."""
 
     def __init__(self, ranks: DistributedContext, model: nn.Module) -> None:
         self.ranks, self.model = ranks, model
         self._identical_steps = 0
 
     def check_start(self, step: int) -> None:
-        """Compare the weights before the first step. Collective; FledgeError on every rank where they differ."""
+        """Compare the weights before the first step. Collective. Raises FledgeError on every rank if they differ."""
         if self.ranks.is_distributed:
             self._check_weights(self.ranks.all_gather_object(checksum(self.model)), step)
 
     def check_step(self, batch: StepBatch, step: int) -> None:
-        """Compare the rows of the update number `step` (from 1), and every CHECK_INTERVAL steps the weights. Collective;
-        FledgeError on every rank where the ranks' rows are not the rows of the step, tokens are read twice, or weights
-        differ."""
+        """Compare the rows of update number `step` (from 1), and the weights every CHECK_INTERVAL steps. Collective. Raises
+        FledgeError on every rank if the ranks' rows together are not the rows of the step, if ranks read equal tokens in
+        MAX_IDENTICAL_STEPS consecutive steps, or if weights differ."""
         if not self.ranks.is_distributed:
             return
         compares_weights = step % CHECK_INTERVAL == 0
@@ -52,7 +52,7 @@ class RankConsistencyCheck:
                     f"process {rank} does not hold the weights of process 0 after step {step:,} "
                     f"(first difference: {different})",
                     where=f"process {rank}",
-                    hint="processes must run the same code on machines of one kind; go on from the last checkpoint",
+                    hint="processes must run the same code on machines of one kind; run the same command again to resume",
                 )
 
     def _check_rows(self, ranges: list[list[int]], digests: list[str | None], batch: StepBatch, step: int) -> None:
@@ -64,12 +64,12 @@ class RankConsistencyCheck:
         if self._identical_steps == MAX_IDENTICAL_STEPS:
             raise FledgeError(
                 f"processes read the same rows in {MAX_IDENTICAL_STEPS} steps in a row, up to step {step:,}",
-                hint="every process must see the same files; is the data one row, many times over?",
+                hint="every process must see the same files; check that the data is not one row repeated",
             )
 
 
 def digest(batch: StepBatch) -> str | None:
-    """A hash of the tokens that this rank learns from; None where there are none."""
+    """A hash of the tokens of this rank's micro-batches; None without tokens."""
     hashed = xxhash.xxh3_64()
     num_tokens = 0
     for micro_batch in batch.batches:
@@ -79,14 +79,14 @@ def digest(batch: StepBatch) -> str | None:
 
 
 def _replicated(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """The tensors that every rank holds whole."""
+    """The tensors that are not sharded, by name."""
     return [(name, tensor) for name, tensor in model.state_dict().items() if not is_sharded(tensor)]
 
 
 @torch.no_grad()
 def checksum(model: nn.Module) -> list[int]:
-    """One number for each tensor that every rank holds whole: the sum of its bits as integers, in whatever order they are
-    added."""
+    """One number for each tensor that is not sharded: the sum of its elements' bits as integers, which does not depend on the
+    order of summation."""
     integers = {4: torch.int32, 2: torch.int16, 8: torch.int64}  # by bytes of an element
     tensors = [tensor.detach().contiguous() for _, tensor in _replicated(model)]
     sums = [tensor.view(integers[tensor.element_size()]).sum(dtype=torch.int64) for tensor in tensors]

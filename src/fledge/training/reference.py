@@ -18,11 +18,10 @@ from fledge.training.validation import row_batches
 
 
 class ReferenceProvider:
-    """Gives the reference of a stage's objective for the examples of a split.
+    """Returns the reference of a stage's objective for the examples of a split.
 
-    Where `stage.keeps_reference_model` it is a frozen copy of the start model, loaded once; otherwise the log-probabilities of
-    `model`, which must still have the start weights, cached in `folder`.
-    """
+    If `stage.keeps_reference_model`, the reference is a frozen copy of the start model, loaded once. Otherwise it is the table
+    of log-probabilities of `model`, which must still have the start weights; the table is cached in `folder`."""
 
     def __init__(
         self,
@@ -38,7 +37,7 @@ class ReferenceProvider:
         self._frozen: LanguageModel | None = None
 
     def __call__(self, data: PackedDataset, split: str) -> Reference:
-        """The frozen model, or the table [examples, 2] on the device of the stage."""
+        """The frozen model, or the table [examples, 2] of log-probabilities on the device of the stage."""
         if self.stage.keeps_reference_model:
             return self._frozen_model()
         self.log(f"reference log-probabilities of {data.examples.count:,} {split} pairs …")
@@ -64,17 +63,18 @@ def fingerprint(model: LanguageModel, data: PackedDataset, compute: ComputeConfi
 def precompute_ref_log_probs(
     model: LanguageModel, data: PackedDataset, micro_batch_rows: int, compute: ComputeConfig, cache: Path
 ) -> Tensor:
-    """Summed log-probabilities [examples, 2] of (chosen, rejected) under the model; from `cache` where its fingerprint fits."""
-    mark = fingerprint(model, data, compute)
+    """Summed log-probabilities [examples, 2] of (chosen, rejected) under the model; read from `cache` if its fingerprint
+    matches."""
+    expected = fingerprint(model, data, compute)
     if cache.exists():
         with safe_open(cache, framework="pt") as file:
-            if (file.metadata() or {}).get("fingerprint") == mark:
+            if (file.metadata() or {}).get("fingerprint") == expected:
                 return file.get_tensor("log_probabilities")
     with force_eager(), eval_mode(model):
         batches = row_batches(data, len(data.layout), micro_batch_rows)
         table = compute_ref_log_probs(model, batches, data.examples.count, torch.device(compute.device))
     cache.parent.mkdir(parents=True, exist_ok=True)
     tmp_path = cache.with_name(f".{cache.name}")
-    save_file({"log_probabilities": table}, tmp_path, metadata={"fingerprint": mark})
+    save_file({"log_probabilities": table}, tmp_path, metadata={"fingerprint": expected})
     tmp_path.replace(cache)
     return table

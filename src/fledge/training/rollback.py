@@ -1,4 +1,4 @@
-"""Going back to a checkpoint: whether it may be done again, what is different afterwards, and how it is reported."""
+"""Rollback to a checkpoint: the checkpoint to return to, the state to continue with, and the report."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ Checkpoint = tuple[Path, TrainState]
 
 
 def recovery_hint(checkpoints: Path, trigger: GuardTrigger) -> str:
-    """What to do about a run that a guard ended."""
+    """The hint for a run that a guard ended: the last good state, and the hint of the finding."""
     if trigger.state_is_valid:
         return f"the state is saved: {trigger.finding.hint}"
     latest = latest_checkpoint(checkpoints, before=trigger.first_bad_step)
@@ -26,10 +26,10 @@ def recovery_hint(checkpoints: Path, trigger: GuardTrigger) -> str:
 def rollback_target(
     checkpoint: Checkpoint | None, state: TrainState, trigger: GuardTrigger, config: RollbackConfig, checkpoints: Path
 ) -> Checkpoint:
-    """The checkpoint to go back to. FledgeError where there is none, or the stage has been rolled back too often."""
+    """The checkpoint to return to. Raises FledgeError if there is none, or after `config.retries` rollbacks of the stage."""
     if checkpoint is not None and state.rollbacks < config.retries:
         return checkpoint
-    reason = "there is no whole checkpoint" if checkpoint is None else f"{config.retries} roll-backs did not help"
+    reason = "there is no valid checkpoint" if checkpoint is None else f"{config.retries} rollbacks did not help"
     raise FledgeError(
         f"{trigger.finding.message}; {reason}",
         where=str(checkpoints.parent),
@@ -40,9 +40,9 @@ def rollback_target(
 def rolled_back_state(
     state: TrainState, saved: TrainState, trigger: GuardTrigger, config: RollbackConfig, source: DatasetSource
 ) -> TrainState:
-    """The `saved` state of a checkpoint as training goes on from it: with a lower learning rate, or without the rows of the
-    updates from the first bad one to the one at which the guard triggered."""
-    skipped_rows, lr_factor = [list(part) for part in state.skipped_rows], state.lr_factor
+    """The state to continue with from a checkpoint's `saved` state: with a lower learning rate, or without the rows of the
+    updates from the first bad update to the update at which the guard triggered."""
+    skipped_rows, lr_factor = [list(run) for run in state.skipped_rows], state.lr_factor
     if trigger.rollback_policy == "lower_lr":
         lr_factor *= config.lr_factor
     else:
@@ -52,13 +52,13 @@ def rolled_back_state(
 
 
 def rollback_finding(reached_step: int, state: TrainState, trigger: GuardTrigger) -> Finding:
-    """The finding of the `guard` event after a roll-back: from which step to which, and what is different now."""
-    change = "without the rows it went wrong with"
+    """The finding of the `guard` event after a rollback; its message names both steps and the change."""
+    change = "skipping the rows of these updates"
     if trigger.rollback_policy == "lower_lr":
-        change = f"with {state.lr_factor:g} of the learning rate"
+        change = f"with {state.lr_factor:g} times the learning rate"
     return replace(
         trigger.finding,
-        message=f"{trigger.finding.message}: back from step {reached_step:,} to step {state.step:,}, and on {change}",
+        message=f"{trigger.finding.message}: rolled back from step {reached_step:,} to step {state.step:,}, now {change}",
         evidence={
             "reached_step": reached_step,
             "rollbacks": state.rollbacks,

@@ -1,4 +1,4 @@
-"""Writes the events of each update, once its figures are known."""
+"""Writing of the events of each update."""
 
 import math
 import time
@@ -13,13 +13,13 @@ from fledge.training.train_step import StepOutput
 
 
 class StepRecorder:
-    """Writes `step` and `system` events, TensorBoard and the progress line. On a GPU an update is written one step later, so
+    """Writes `step` and `system` events, TensorBoard and the progress line. An update on a GPU is written one step later, so
     that the host does not wait for the device."""
 
     def __init__(
         self, context: TrainContext, logger: RunLogger, console: Console, progress: Progress, seconds_before: float
     ) -> None:
-        """`seconds_before`: how long the stage has trained before this process."""
+        """`seconds_before`: training time of the stage before this process."""
         self.context, self.logger, self.console, self.progress = context, logger, console, progress
         self.cost = context.model.cost
         self.peak_flops = (context.compute.matmul_peak or 0.0) * context.ranks.world_size
@@ -28,13 +28,13 @@ class StepRecorder:
         self._started = time.monotonic() - seconds_before
 
     def submit(self, output: StepOutput, state: TrainState) -> None:
-        """Take an update that `state` counts already: on a CPU it is written now, on a GPU at the next flush."""
+        """Submit an update that `state` counts already. It is written now on a CPU, at the next flush on a GPU."""
         self._pending = output
         if self.context.compute.device == "cpu":
             self.flush(state)
 
     def flush(self, state: TrainState) -> None:
-        """Write the update that is not written yet, if there is one; `state` is the state after it."""
+        """Write the pending update, if there is one; `state` is the state after the update."""
         if self._pending is None:
             return
         output, self._pending = self._pending, None
@@ -68,7 +68,8 @@ class StepRecorder:
         self.progress.update(step, step_line(shown))
 
     def _write_startup(self, step: int, first_step_seconds: float) -> None:
-        """Where the time before the first step went, and how long that step took; once a process."""
+        """Write the `startup` event with the time of each phase before the first step and of the first step; once per
+        process."""
         startup = self.context.log.take_startup_report()
         if startup is None:
             return
@@ -81,5 +82,5 @@ class StepRecorder:
         self._other_seconds[phase] = self._other_seconds.get(phase, 0.0) + seconds
 
     def discard(self) -> None:
-        """Forget what is not written yet: training goes back to an earlier step."""
+        """Drop the pending update and times, because training goes back to an earlier step."""
         self._pending, self._other_seconds = None, {}

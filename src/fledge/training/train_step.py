@@ -1,6 +1,6 @@
 """One update: forward and backward over the micro-batches of a step batch, one division, clipping, one optimizer step.
 
-On a GPU nothing here waits for the device: what a step measures stays in tensors until they are read.
+The host never waits for a GPU here: the figures of a step stay in tensors until they are read.
 """
 
 import math
@@ -29,7 +29,7 @@ aten: Any = torch.ops.aten  # its `_foreach` operations: one launch for many ten
 
 
 class OutOfMemory(Exception):
-    """A micro-batch did not fit into memory. The model is as it was before the step."""
+    """A micro-batch did not fit into memory. The weights have not changed."""
 
 
 class StopRequested(Exception):
@@ -38,9 +38,8 @@ class StopRequested(Exception):
 
 @dataclass(frozen=True)
 class HalfBatchStats:
-    """The two halves of a step batch: how much more the gradient of fewer tokens varies tells how noisy gradients are
-    (McCandlish et al. 2018, appendix A.1). `losses` are the means of the halves, `norm` is that of the first half's mean
-    gradient, `weights` are the normalizers of the halves."""
+    """Statistics of the two halves of a step batch, for the gradient noise scale (McCandlish et al. 2018, appendix A.1).
+    `losses`: mean loss of each half. `norm`: norm of the first half's mean gradient. `weights`: normalizer of each half."""
 
     losses: tuple[Tensor, Tensor]
     norm: Tensor
@@ -49,7 +48,7 @@ class HalfBatchStats:
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutput:
-    """What one update measured. Tensors are scalars, perhaps still being computed on the device."""
+    """The results of one update. Tensors are scalars, which the device may still be computing."""
 
     batch: StepBatch
     lr: float
@@ -71,10 +70,10 @@ def derive_seed(seed: int, step: int, number: int) -> int:
 
 
 class TrainStep:
-    """Performs updates. Each rank computes its own part of a step batch.
+    """Performs updates. Each rank computes its own share of a step batch.
 
-    Gradients are summed over the ranks after the last micro-batch, or by FSDP in each micro-batch where the model is sharded.
-    They are divided by the normalizer of the whole step batch.
+    Gradients are summed over the ranks after the last micro-batch, or by FSDP in each micro-batch if the model is sharded, and
+    divided by the normalizer of the complete step batch.
     """
 
     def __init__(
@@ -89,8 +88,8 @@ class TrainStep:
         stop_requested: Callable[[], bool] = lambda: False,
         ranks: DistributedContext | None = None,
     ) -> None:
-        """`grad_scaler` is for fp16 only. `stop_requested` is called before every micro-batch but the first, and must return
-        the same on all ranks."""
+        """`grad_scaler`: for fp16 only. `stop_requested`: called before every micro-batch except the first; all ranks must get
+        equal results."""
         self.model, self.objective, self.optimizers = model, objective, optimizers
         self.max_grad_norm, self.seed, self.grad_scaler = max_grad_norm, seed, grad_scaler
         self.stop_requested = stop_requested
@@ -106,9 +105,9 @@ class TrainStep:
         log_details: bool = False,
         skip_above_grad_norm: float | None = None,
     ) -> StepOutput:
-        """Learn from a step batch. `data_seconds` is how long it was waited for. With `log_details` the sizes of the update
-        and the halves of the batch are measured too, which costs time. Raises OutOfMemory, or StopRequested where a stop is
-        requested between two micro-batches, before anything has changed."""
+        """Update the weights with a step batch. `data_seconds`: time spent waiting for the batch. `log_details`: measure also
+        the update ratios and the half-batch statistics, which costs time. Raises OutOfMemory, and StopRequested if a stop is
+        requested between two micro-batches; the weights have not changed then."""
         timer = PhaseTimer(self.device)
         timer.add("data", data_seconds)
         try:
@@ -140,17 +139,18 @@ class TrainStep:
         )
 
     def _reduce(self, batch: StepBatch, outputs: list[LossOutput]) -> tuple[Tensor, dict[str, Tensor], RouterStats | None]:
-        """The mean loss of the step batch, its metrics, each over its own denominator, and its routing, over all ranks."""
+        """The mean loss of the step batch, its metrics (each with its own denominator) and its router statistics, over all
+        ranks."""
         loss = torch.stack([output.loss for output in outputs]).sum()
         ratios = {name: [output.metrics[name] for output in outputs] for name in outputs[0].metrics}
-        totals = [torch.stack([_scalar_like(ratio.total, loss) for ratio in parts]).sum() for parts in ratios.values()]
-        counts = [sum(ratio.count for ratio in parts) for parts in ratios.values()]
+        totals = [torch.stack([_scalar_like(ratio.total, loss) for ratio in values]).sum() for values in ratios.values()]
+        counts = [sum(ratio.count for ratio in values) for values in ratios.values()]
         if self.ranks.is_distributed:
             counts = [_scalar_like(count, loss) for count in counts]
             self.ranks.all_reduce_([loss, *totals, *counts])
         metrics = {
-            name: parts[0].reduction(total, count)
-            for (name, parts), total, count in zip(ratios.items(), totals, counts, strict=True)
+            name: values[0].reduction(total, count)
+            for (name, values), total, count in zip(ratios.items(), totals, counts, strict=True)
         }
         routed = [output.routing for output in outputs if output.routing is not None]
         router_stats = RouterStats.merged(routed) if routed else None
@@ -161,7 +161,7 @@ class TrainStep:
     def _gradients(
         self, batch: StepBatch, timer: PhaseTimer, log_details: bool
     ) -> tuple[list[LossOutput], HalfBatchStats | None]:
-        """Forward and backward of every micro-batch; afterwards the gradients are those of the mean loss."""
+        """Forward and backward of every micro-batch, which leaves the gradients of the mean loss in the parameters."""
         outputs: list[LossOutput] = []
         middle, first_norm = len(batch.batches) // 2, None
         for number in range(batch.num_micro_steps):
@@ -188,8 +188,8 @@ class TrainStep:
         return outputs, HalfBatchStats((means[0], means[1]), first_norm * (batch.normalizer / first), (first, second))
 
     def _dense_grads(self) -> list[Tensor]:
-        """The gradient of every trained parameter in order; zeros where this rank has none, so that all ranks have the same
-        ones."""
+        """The gradient of every trained parameter in order; zeros for a parameter without one, so that all ranks have equally
+        many."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         for parameter in trained:
             if parameter.grad is None:
@@ -199,7 +199,8 @@ class TrainStep:
     def _forward_backward(
         self, batch: StepBatch, number: int, micro_batch: Batch, timer: PhaseTimer, learn: bool = True
     ) -> LossOutput:
-        """One micro-batch; its gradients are added to those of the micro-batches before. Without `learn` they are zero."""
+        """Forward and backward of one micro-batch, which adds to the gradients of the earlier ones; it adds zeros if not
+        `learn`."""
         if self.model.draws_random_numbers:
             torch.manual_seed(derive_seed(self.seed, batch.step, number + self.ranks.rank * MAX_MICRO_STEPS))
         output = self.objective(self.model, micro_batch.to(self.device))
@@ -240,8 +241,8 @@ class TrainStep:
         return norm, is_skipped, loss_scale
 
     def _step_optimizers(self, lr: float, is_skipped: Tensor) -> None:
-        """Step all optimizers, or leave the update out. On a GPU the optimizers leave it out themselves, so that the host does
-        not wait; on the CPU, and for sharded models, it is decided here."""
+        """Step all optimizers, unless the update is skipped. The optimizers skip it themselves on a GPU, so that the host does
+        not wait; on the CPU, and for sharded models, the host decides here."""
         decided_on_device = is_skipped.device.type != "cpu" and not self.is_sharded
         if not decided_on_device and bool(is_skipped):
             return
@@ -255,21 +256,21 @@ class TrainStep:
                 if not is_out_of_memory(error):
                     raise
                 raise FledgeError(
-                    "there is no memory left for the optimizer's state",
+                    "out of memory for the optimizer's state",
                     where="optimizer.name",
-                    hint="a smaller model, or optimizer adamw8bit, whose state of the blocks is a quarter",
+                    hint="use a smaller model, or optimizer.name: adamw8bit, whose state for the blocks takes a quarter",
                 ) from None
 
 
 def _scalar_like(value: Tensor | float, like: Tensor) -> Tensor:
-    """A scalar of the dtype and on the device of `like`; a float becomes one there, without waiting for the device."""
+    """The value as a scalar with the dtype and the device of `like`; a float is filled in on the device without waiting."""
     return value.to(like) if isinstance(value, Tensor) else torch.full_like(like, value)
 
 
 def noise_scale(halves: HalfBatchStats, norm: float) -> float | None:
-    """The batch size (in tokens, or pairs) at which the gradient's noise is as large as the gradient: B_simple = tr(Σ)/|G|²
-    from the norms at two batch sizes (McCandlish et al. 2018, eq. A.1–A.2). One step's value is very noisy: average many.
-    None where it is not positive."""
+    """The gradient noise scale B_simple = tr(Σ)/|G|², a batch size in tokens (or pairs) at which the noise of the gradient is
+    as large as the gradient, from the norms at two batch sizes (McCandlish et al. 2018, eq. A.1–A.2). The value of one step is
+    very noisy: average many. None if it is not positive."""
     small, large = halves.weights[0], sum(halves.weights)
     squared, squared_small = norm**2, float(halves.norm) ** 2
     signal = (large * squared - small * squared_small) / (large - small)

@@ -1,4 +1,4 @@
-"""The model in training with all its state: weights, optimizer state, average, loss scale; copied, saved and restored."""
+"""The model in training with all its state: weights, optimizer state, EMA, loss scale; with snapshot and restore."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,8 +21,8 @@ from fledge.recipe.schema import StageBase
 
 
 class TrainableModel:
-    """Weights, the state of their optimizers, their average, and the loss scale of fp16: the same on every rank, or, where
-    the model is sharded, each rank's shard of them."""
+    """The model in training: weights, optimizer state, EMA, and the loss scale of fp16. Equal on every rank, or, if
+    `is_sharded`, this rank's shards."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class TrainableModel:
         ranks: DistributedContext | None = None,
         is_sharded: bool = False,
     ) -> None:
-        """Shards the model among the ranks where `is_sharded` says so. `steps`: updates of the stage."""
+        """Shards the model among the ranks if `is_sharded`. `steps`: updates of the stage."""
         self.model, self.device, self.is_sharded = model, device, is_sharded
         self.ranks = ranks or DistributedContext()
         if is_sharded:
@@ -51,13 +51,13 @@ class TrainableModel:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the model has its averaged weights, if the stage averages them."""
+        """A context in which the model has its averaged weights, if the stage averages weights."""
         with self.ema.swapped_in(self.model) if self.ema is not None else nullcontext():
             yield
 
     def full_model(self) -> LanguageModel | None:
-        """The model as one rank alone can run it. Where it is sharded, all ranks must call this; the first one gets a copy
-        with the weights of now, the others None."""
+        """The model in a form that one rank can run alone. All ranks must call this if the model is sharded: the main process
+        gets a copy with the current weights, the others get None."""
         if not self.is_sharded:
             return self.model
         weights = full_state_dict(self.model, keep=self.ranks.is_main_process)
@@ -66,8 +66,8 @@ class TrainableModel:
         return self.model.with_weights(weights)
 
     def snapshot(self, state: TrainState) -> Snapshot:
-        """A copy of everything in main memory: the weights on the first rank, the other tensors there or, where the model is
-        sharded, each rank's shard of them."""
+        """A copy of the complete training state in main memory. The main process has the weights and the other tensors; if the
+        model is sharded, each rank has its shards of the other tensors."""
         if self.grad_scaler is not None:
             state.grad_scaler = self.grad_scaler.state()
         if not (self.ranks.is_main_process or self.is_sharded):
@@ -87,7 +87,7 @@ class TrainableModel:
         return to_cpu_copy(self.model.state_dict())
 
     def restore(self, path: Path, state: TrainState) -> None:
-        """Load a checkpoint, saved by any number of ranks. FledgeError where it is of another model."""
+        """Load a checkpoint, saved by any number of ranks. Raises FledgeError if it belongs to another model."""
         load_full_state_dict(self.model, load_model(path / "model", self.model.implementation).state_dict())
         like = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         tensors = load_optimizer_state(path, like if self.is_sharded else None)

@@ -1,7 +1,7 @@
-"""Trains one stage; every kind of stage alike.
+"""The Trainer, which trains one stage of any kind.
 
-Everything random is a function of (seed, step, micro-batch) and the position in the data is a function of the step, so a
-run resumed from any checkpoint goes on exactly as the one that was never interrupted.
+Everything random is a function of (seed, step, micro-batch), and the position in the data is a function of the step, so a run
+resumed from any checkpoint gives exactly the results of an uninterrupted run.
 """
 
 from dataclasses import replace
@@ -36,8 +36,8 @@ CHECKS_CAUSED_BY_ROWS = ("non_finite", "grad_spike", "loss_spike")  # guards who
 class Trainer:
     """Trains one stage, from its newest checkpoint if there is one.
 
-    Every rank runs it. What it does next follows from its state, from the events, which the first rank sends to the others,
-    and from what the ranks have agreed on, so all ranks do the same.
+    Every rank runs a Trainer. All decisions follow from the state, from the events, which the main process broadcasts, and from
+    values reduced over the ranks, so all ranks take equal decisions.
     """
 
     def __init__(self, context: TrainContext, console: Console) -> None:
@@ -65,8 +65,7 @@ class Trainer:
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def run(self) -> TrainState:
-        """Train to the end of the stage; returns its last state. Raises Interrupted after a signal, once the state is
-        saved."""
+        """Train to the end of the stage; returns the last state. Raises Interrupted after a signal, when the state is saved."""
         with self.context.stopping.deferred():
             self._restore()
             every_steps = self.context.log.config.every_steps
@@ -93,8 +92,8 @@ class Trainer:
         self._save_and_wait()
 
     def _between_steps(self) -> None:
-        """Act on what the guards find in the step, run the hooks that are due, act on what the guards find in their events,
-        and save where that is due."""
+        """Apply the guards' actions on the step, run the hooks that are due, apply the guards' actions on the hooks' events,
+        and save if a checkpoint is due."""
         due = [hook for hook in self.context.hooks if hook.due(self.state)]
         if due or self.checkpointing.due(self.state):
             self.recorder.flush(self.state)
@@ -109,13 +108,13 @@ class Trainer:
             return
         if self.checkpointing.due(self.state):
             self._save()
-        if self.state.step == 0:  # a run that cannot be saved ends here, before it has cost anything
+        if self.state.step == 0:  # a run that cannot be saved ends before the first step
             self.checkpointing.wait(self._hook_context(), must_succeed=True)
         else:
             self.checkpointing.poll(self._hook_context())
 
     def step(self) -> None:
-        """One update, counted. Its events are written when its figures are known."""
+        """Perform one update and count it in the state. Its events are written when its figures are known."""
         batch, output = self._update()
         self.trainable.update_ema(self.state.step)
         if output.router_stats is not None:
@@ -130,7 +129,7 @@ class Trainer:
         self.recorder.submit(output, state)
 
     def _update(self) -> tuple[StepBatch, StepOutput]:
-        """Learn from the batch of this step, with smaller micro-batches where it does not fit into memory."""
+        """Train on the batch of this step, with smaller micro-batches if it does not fit into memory."""
         stage, step = self.context.stage, self.state.step
         lr = learning_rate(step, self.total_steps, stage.optimizer, stage.schedule) * self.state.lr_factor
         log_details = step % self.context.log.config.every_steps == 0
@@ -143,7 +142,7 @@ class Trainer:
                 self._halve_micro_batch(error)
 
     def _halve_micro_batch(self, error: OutOfMemory) -> None:
-        """Go on with half the micro-batch. The rows of the update, and with them what is learned, stay the same."""
+        """Halve the micro-batch. The rows of the update do not change, so its result is equal up to rounding."""
         size = self.source.micro_batch_size
         if size == 1 or self.context.ranks.is_distributed:
             rows = "one row" if size == 1 else f"one batch of {size} rows"
@@ -156,7 +155,7 @@ class Trainer:
         half = size // 2
         self.source.micro_batch_size = self.state.micro_batch_size = half
         self.loader.drop_prefetched()
-        message = f"out of memory with micro-batches of {size} rows: going on with {half}, the batch stays as it was"
+        message = f"out of memory with micro-batches of {size} rows: continuing with {half}; the batch size does not change"
         evidence = {"micro_batch_size": half, "error": str(error)}
         finding = Finding(check="out_of_memory", severity="warning", message=message, evidence=evidence)
         self.logger.report(finding, self.state.step)
@@ -164,7 +163,7 @@ class Trainer:
     # -- starting and ending ----------------------------------------------------------------------------------------
 
     def _restore(self) -> None:
-        """Go on from the newest checkpoint, if there is one."""
+        """Restore the newest checkpoint, if there is one."""
         checkpoint = self.checkpointing.latest(self.console)
         if checkpoint is None:
             return
@@ -173,11 +172,11 @@ class Trainer:
         self.context.ranks.barrier()  # before older checkpoints are removed
         if remark := self.checkpointing.resumed(path, self.state):
             self.console.log(f"warning: {remark}", style="yellow")
-        self.console.log(f"going on from step {self.state.step:,} ({path})")
+        self.console.log(f"resuming from step {self.state.step:,} ({path})")
 
     def start(self, progress: Progress) -> None:
-        """Build the train step, the batches and the logger for the state of now, and write the events with which the stage
-        begins or goes on."""
+        """Build the train step, the batch loader and the logger for the current state, and write the events of the start or of
+        the resumption."""
         context, state, ranks = self.context, self.state, self.context.ranks
         self.train_step = TrainStep(
             context.model,
@@ -203,16 +202,17 @@ class Trainer:
         context.model.train()
 
     def _write_world_size(self, before: int | None) -> None:
-        """Write how many processes train, and tell where it is another number than before."""
+        """Write the `world_size` event, and a console note if the number of processes has changed."""
         size, step = self.context.ranks.world_size, self.state.step
         if size > 1 or before not in (None, 1):
             parallelism = "fsdp" if self.context.is_sharded else "ddp"
             self.logger.write("world_size", step, world_size=size, parallelism=parallelism)
         if before not in (None, size):
-            self.console.log(f"note: from step {step:,} on with {size} processes instead of {before}: equal but for rounding")
+            note = f"note: from step {step:,} on, {size} processes train instead of {before}; results are equal up to rounding"
+            self.console.log(note)
 
     def close(self) -> None:
-        """Finish what is being written and end the threads."""
+        """Finish the writing of checkpoint and events, and end the threads."""
         self.checkpointing.close()
         self.loader.close()
         self.logger.close()
@@ -250,18 +250,18 @@ class Trainer:
         self.checkpointing.run(self._hook_context())
 
     def _save_and_wait(self) -> None:
-        """Save, and wait until the checkpoint is whole. CheckpointError where it cannot be written."""
+        """Save, and wait until the checkpoint is complete. Raises CheckpointError if it cannot be written."""
         self._save()
         self.checkpointing.wait(self._hook_context(), must_succeed=True)
 
     # -- guards -----------------------------------------------------------------------------------------------------
 
     def _apply_guard_actions(self) -> bool:
-        """Report what the guards found and act on it; returns whether training went back to an earlier step. FledgeError where
-        a guard ends the run."""
+        """Report the triggers of the guards and apply their actions; returns whether training went back to an earlier step.
+        Raises FledgeError if a guard ends the run."""
         for trigger in self.logger.check_guards():
             finding = self._with_suspected_rows(trigger)
-            self.logger.report(finding, trigger.step, "guard", **_taken(trigger))
+            self.logger.report(finding, trigger.step, "guard", **_action_fields(trigger))
             if trigger.action == "rollback":
                 self._roll_back(trigger)
                 return True
@@ -276,19 +276,19 @@ class Trainer:
         return False
 
     def _with_suspected_rows(self, trigger: GuardTrigger) -> Finding:
-        """The finding of a guard; where rows may be the cause, with the rows of the first bad update that have the highest
+        """The finding of a guard; if rows may be the cause, with the rows of the first bad update that have the highest
         losses."""
         finding, context = trigger.finding, self.context
         if finding.check not in CHECKS_CAUSED_BY_ROWS:
             return finding
         batch = self.loader.rebuild(trigger.first_bad_step - 1)
         rows = highest_loss_rows(context.model, batch, context.locate_example, self.device, context.ranks)
-        where = rows[0]["where"] if rows else ""
-        message = f"{finding.message} (worst: {where})" if where else finding.message
-        return replace(finding, message=message, where=where, evidence={**finding.evidence, "rows": rows})
+        location = rows[0]["where"] if rows else ""
+        message = f"{finding.message} (highest loss: {location})" if location else finding.message
+        return replace(finding, message=message, where=location, evidence={**finding.evidence, "rows": rows})
 
     def _roll_back(self, trigger: GuardTrigger) -> None:
-        """Go back to the last good checkpoint, and on without the rows in question or with a lower learning rate."""
+        """Restore the last good checkpoint, and continue without the suspected rows or with a lower learning rate."""
         self.checkpointing.wait(self._hook_context())
         config, log = self.context.stage.guards.rollback, self.context.log.directory
         checkpoint = self.checkpointing.latest_before(trigger.first_bad_step)
@@ -300,11 +300,11 @@ class Trainer:
         self.recorder.discard()
         self.logger.rewind(self.state.step, self.state.rollbacks)
         finding = rollback_finding(reached_step, self.state, trigger)
-        self.logger.report(finding, self.state.step, "guard", **_taken(trigger))
+        self.logger.report(finding, self.state.step, "guard", **_action_fields(trigger))
         self.checkpointing.save(self._hook_context())
         self.checkpointing.wait(self._hook_context())
 
 
-def _taken(trigger: GuardTrigger) -> dict[str, Any]:
-    """What a `guard` event says besides the finding."""
+def _action_fields(trigger: GuardTrigger) -> dict[str, Any]:
+    """The fields of a `guard` event besides the finding."""
     return {"action": trigger.action, "first_bad_step": trigger.first_bad_step}

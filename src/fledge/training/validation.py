@@ -24,7 +24,7 @@ CONSOLE_METRICS = {  # in this order, where the objective has them
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """Packed validation data, the objective that measures a model on them, and the most packed rows that are read."""
+    """Packed validation data, the objective that evaluates them, and the maximum number of packed rows to read."""
 
     data: PackedDataset
     objective: Objective
@@ -32,7 +32,7 @@ class ValidationSet:
 
 
 def row_batches(data: PackedDataset, rows: int, micro_batch_rows: int) -> Iterator[Batch]:
-    """The first `rows` packed rows in their order, which never changes, `micro_batch_rows` at a time."""
+    """Yield the first `rows` packed rows in their fixed order, `micro_batch_rows` at a time."""
     count = min(rows, len(data.layout))
     for start in range(0, count, micro_batch_rows):
         yield data.assemble(list(range(start, min(start + micro_batch_rows, count))))
@@ -41,8 +41,8 @@ def row_batches(data: PackedDataset, rows: int, micro_batch_rows: int) -> Iterat
 def local_row_batches(
     data: PackedDataset, rows: int, micro_batch_rows: int, ranks: DistributedContext
 ) -> Iterator[tuple[Batch, bool]]:
-    """Every `ranks.world_size`-th batch of `row_batches`, from number `ranks.rank` on, each with True. Where a rank has one
-    batch fewer than others, the last batch of all is repeated with False: it keeps the ranks in step and is not counted."""
+    """Yield every `ranks.world_size`-th batch of `row_batches`, from number `ranks.rank` on, each with True. A rank with one
+    batch fewer than others repeats the last batch of all with False: it keeps the ranks in step and is not counted."""
     count = min(rows, len(data.layout))
     starts = list(range(0, count, micro_batch_rows))
     for first in range(0, len(starts), ranks.world_size):
@@ -59,10 +59,10 @@ def validate(
     asked_to_stop: Callable[[], bool] = lambda: False,
     ranks: DistributedContext | None = None,
 ) -> dict[str, float]:
-    """The metrics that the objective evaluates, `loss` among them, over all rows of the validation set; dropout is off.
+    """The metrics of the objective, including `loss`, over all rows of the validation set, without dropout.
 
-    Several ranks take batches in turn and get equal figures. A metric whose denominator is 0 is left out. Raises StopRequested
-    as soon as `asked_to_stop` says so, and FledgeError where the rows have no targets at all."""
+    Several ranks share the batches and get equal figures. A metric whose denominator is 0 is left out. Raises StopRequested if
+    `asked_to_stop` returns True before a batch, and FledgeError if the rows have no targets."""
     device, ranks = model.device, ranks or DistributedContext()
     sums: dict[str, Ratio] = {}
     with force_eager(), eval_mode(model), reshard_after(model):
@@ -78,8 +78,8 @@ def validate(
 
 
 def _all_reduced(sums: dict[str, Ratio], ranks: DistributedContext) -> dict[str, Ratio]:
-    """The sums of all ranks, in float64."""
-    values = ranks.all_reduce_sum([float(part) for ratio in sums.values() for part in (ratio.total, ratio.count)])
+    """The ratios summed over all ranks, in float64."""
+    values = ranks.all_reduce_sum([float(value) for ratio in sums.values() for value in (ratio.total, ratio.count)])
     totals, counts = values[::2], values[1::2]
     return {
         name: replace(sums[name], total=total, count=count) for name, total, count in zip(sums, totals, counts, strict=True)
@@ -87,5 +87,5 @@ def _all_reduced(sums: dict[str, Ratio], ranks: DistributedContext) -> dict[str,
 
 
 def metrics_line(metrics: dict[str, float]) -> str:
-    """The metrics of an evaluation for the console, such as "loss 2.3026, perplexity 10, token accuracy 40.0%"."""
+    """The metrics of an evaluation as console text, such as "loss 2.3026, perplexity 10, token accuracy 40.0%"."""
     return ", ".join(text.format(metrics[name]) for name, text in CONSOLE_METRICS.items() if name in metrics)

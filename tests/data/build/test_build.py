@@ -229,9 +229,9 @@ def test_a_built_directory_for_something_else_is_refused(tmp_path: Path, tokeniz
     file = jsonl(tmp_path / "a.jsonl", documents(40))
     stage = stage_of("pretrain", file)
     encode(collect(stage, "x", 1, tmp_path / "b"), tokenizer)
-    with pytest.raises(FledgeError, match=r"data.max_seq_len: built with 64, asked for 32"):
+    with pytest.raises(FledgeError, match=r"data.max_seq_len: built with 64, requested 32"):
         load_built_dataset(tmp_path / "b", stage_of("pretrain", file, max_seq_len=32), tokenizer, 1)
-    with pytest.raises(FledgeError, match="seed: built with 1, asked for 2"):
+    with pytest.raises(FledgeError, match="seed: built with 1, requested 2"):
         load_built_dataset(tmp_path / "b", stage, tokenizer, 2)
     other = train_tokenizer(["other text"], 300)
     with pytest.raises(FledgeError, match="another tokenizer"):

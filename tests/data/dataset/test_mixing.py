@@ -23,11 +23,11 @@ def counts(mix: Mixture, epoch: int) -> np.ndarray:
 
 
 def test_a_source_without_a_quota_gives_every_row_once() -> None:
-    assert (counts(mixture([7, 5], [SourceQuota("a"), SourceQuota("b")]), 3) == 1).all()
+    assert (counts(mixture([7, 5], [SourceQuota(name="a"), SourceQuota(name="b")]), 3) == 1).all()
 
 
 def test_max_rows_draws_other_rows_in_another_epoch_and_the_same_ones_again() -> None:
-    mix = mixture([100, 10], [SourceQuota("a", max_rows=20), SourceQuota("b")])
+    mix = mixture([100, 10], [SourceQuota(name="a", max_rows=20), SourceQuota(name="b")])
     first, second = counts(mix, 0), counts(mix, 1)
     assert first[:100].sum() == second[:100].sum() == 20
     assert first.max() == 1 and (first[:100] != second[:100]).any()
@@ -39,7 +39,7 @@ def test_max_rows_draws_other_rows_in_another_epoch_and_the_same_ones_again() ->
 def test_ratio_max_tokens_and_repeat_say_how_many_rows_an_epoch_takes() -> None:
     mix = mixture(
         [100, 100, 10],
-        [SourceQuota("a", ratio=0.25), SourceQuota("b", max_tokens=200), SourceQuota("c", repeat=2.5)],
+        [SourceQuota(name="a", ratio=0.25), SourceQuota(name="b", max_tokens=200), SourceQuota(name="c", repeat=2.5)],
         tokens=10,
     )
     taken = counts(mix, 0)
@@ -49,14 +49,14 @@ def test_ratio_max_tokens_and_repeat_say_how_many_rows_an_epoch_takes() -> None:
 
 
 def test_a_share_is_a_share_of_the_epoch_s_tokens() -> None:
-    mix = mixture([4000, 300], [SourceQuota("large", share=0.5), SourceQuota("small", share=0.5)])
+    mix = mixture([4000, 300], [SourceQuota(name="large", share=0.5), SourceQuota(name="small", share=0.5)])
     large, small = mix.summary(0)
     assert large["token_share"] == pytest.approx(0.5, abs=0.002)
     assert small["passes"] > 5 and large["passes"] < 0.6
 
 
 def test_sources_without_a_share_give_the_rest_of_the_epoch() -> None:
-    mix = mixture([1000, 1000, 1000], [SourceQuota("identity", share=0.1), SourceQuota("b"), SourceQuota("c")])
+    mix = mixture([1000, 1000, 1000], [SourceQuota(name="identity", share=0.1), SourceQuota(name="b"), SourceQuota(name="c")])
     identity, b, c = mix.summary(2)
     assert identity["token_share"] == pytest.approx(0.1, abs=0.001)
     assert b["passes"] == c["passes"] == 1
@@ -64,7 +64,12 @@ def test_sources_without_a_share_give_the_rest_of_the_epoch() -> None:
 
 def _data(mix: Mixture, split: bool) -> PackedDataset:
     offsets = np.concatenate(([0], np.cumsum(mix.tokens + 1)))
-    examples = Examples(np.arange(offsets[-1]) % 50, np.ones(int(offsets[-1]), np.float32), offsets, 1)
+    examples = Examples(
+        tokens=np.arange(offsets[-1]) % 50,
+        weights=np.ones(int(offsets[-1]), np.float32),
+        offsets=offsets,
+        sequences_per_example=1,
+    )
     return PackedDataset(examples, 64, 0, 9, split, mixture=mix)
 
 
@@ -73,10 +78,8 @@ def _data(mix: Mixture, split: bool) -> PackedDataset:
 def test_the_packed_row_at_a_position_does_not_depend_on_the_order_of_reading(
     split: bool, sizes: list[int], seed: int, data: st.DataObject
 ) -> None:
-    quotas = [
-        data.draw(st.sampled_from([SourceQuota("x"), SourceQuota("x", max_rows=3), SourceQuota("x", repeat=1.5)]))
-        for _ in sizes
-    ]
+    choices = st.sampled_from([SourceQuota(name="x"), SourceQuota(name="x", max_rows=3), SourceQuota(name="x", repeat=1.5)])
+    quotas = [data.draw(choices) for _ in sizes]
     one, other = (_data(mixture(sizes, quotas, seed), split) for _ in range(2))
     rows = int(one.packed_rows_in(3))
     positions = data.draw(st.permutations(range(rows)))
@@ -89,7 +92,7 @@ def test_the_packed_row_at_a_position_does_not_depend_on_the_order_of_reading(
 @given(st.booleans(), st.integers(0, 9))
 @settings(max_examples=15, deadline=None)
 def test_an_epoch_holds_exactly_what_was_drawn(split: bool, epoch: int) -> None:
-    mix = mixture([30, 12], [SourceQuota("a", ratio=0.5), SourceQuota("b", repeat=1.25)])
+    mix = mixture([30, 12], [SourceQuota(name="a", ratio=0.5), SourceQuota(name="b", repeat=1.25)])
     rows, order = _data(mix, split).epoch(epoch)
     assert sorted(order.tolist()) == list(range(len(rows)))
     filled = np.bincount(rows.sequence, weights=rows.length, minlength=len(mix.source))
@@ -97,10 +100,10 @@ def test_an_epoch_holds_exactly_what_was_drawn(split: bool, epoch: int) -> None:
 
 
 def test_a_small_repeat_of_a_small_source_takes_at_least_one_row() -> None:
-    assert mixture([1], [SourceQuota("one", repeat=0.4)]).sample_epoch(0).tolist() == [0]
+    assert mixture([1], [SourceQuota(name="one", repeat=0.4)]).sample_epoch(0).tolist() == [0]
 
 
 def test_a_share_larger_than_the_source_repeats_all_its_rows_equally_often() -> None:
-    mix = mixture([10, 1000], [SourceQuota("few", share=0.5), SourceQuota("many", share=0.5)], tokens=10)
+    mix = mixture([10, 1000], [SourceQuota(name="few", share=0.5), SourceQuota(name="many", share=0.5)], tokens=10)
     taken = counts(mix, 0)[:10]
     assert taken.max() - taken.min() <= 1

@@ -21,7 +21,7 @@ def examples_of(lengths: list[int], sequences_per_example: int = 1) -> Examples:
     tokens = np.concatenate([1000 * s + np.arange(n) for s, n in enumerate(lengths)]).astype(np.int32)
     weights = np.where(tokens % 4 == 3, 0, 1 + tokens % 1000).astype(np.float32)
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
-    return Examples(tokens, weights, offsets, sequences_per_example)
+    return Examples(tokens=tokens, weights=weights, offsets=offsets, sequences_per_example=sequences_per_example)
 
 
 def positions_of(layout: PackedLayout) -> list[list[tuple[int, int]]]:

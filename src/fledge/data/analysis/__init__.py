@@ -1,1 +1,1 @@
-"""What is in the data, and whether training on it could mean anything: numbers, no presentation."""
+"""Statistics of the data, and checks of whether training on it makes sense: numbers, no presentation."""

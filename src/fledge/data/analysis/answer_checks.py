@@ -1,4 +1,4 @@
-"""Checks of answers: whether they are supervised, end, differ, fit the context, and whether the chat template takes them."""
+"""Checks of answers: whether they are supervised, end, differ, fit the context, and whether the chat template accepts them."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ ALIKE, ALIKE_LEAST = 0.95, 20  # share of equal answers, of at least so many
 IDENTITY = 0.1  # share of an epoch's answers
 CUT = 0.05  # share of a source's rows
 SHORT = 0.5  # share of a source's sequences
-REFUSED = "the chat template refuses it"
+TEMPLATE_ERROR = "the chat template refuses it"  # the reason of the event of a dropped row
 
 
 def supervision(stage: CheckContext) -> Iterator[Finding]:
@@ -50,26 +50,26 @@ def end_token(stage: CheckContext) -> Iterator[Finding]:
             )
 
 
-def refused_by_template(stage: CheckContext) -> Iterator[Finding]:
-    """The chat template refuses rows: an error where it refuses plain questions and answers too."""
+def template_errors(stage: CheckContext) -> Iterator[Finding]:
+    """The chat template rejects rows of a source; an error if it rejects plain questions and answers too, else a warning."""
     for source in stage.training_sources:
-        count = source.report.dropped[REFUSED]
+        count = source.report.dropped[TEMPLATE_ERROR]
         if count:
-            where, detail = first_event(source.report, REFUSED)
+            location, detail = first_event(source.report, TEMPLATE_ERROR)
             remedy = _template_remedy(stage.tokenizer)
             yield source_finding(
                 check="template",
                 severity="error" if remedy else "warning",
                 message=f"the chat template refuses {count_of_rows(count, source.report.rows)}: {detail}",
                 source=source.name,
-                where=where,
+                where=location,
                 hint=remedy or "another tokenizer.template may have a place for them",
                 patch={"tokenizer.template": "chatml"} if remedy else None,
             )
 
 
 def _template_remedy(tokenizer: Tokenizer) -> str:
-    """What to do about a template that refuses plain rounds of question and answer; empty where it takes them."""
+    """The hint for a template that rejects plain rounds of question and answer; empty if it accepts them."""
     rounds = (Message("user", "1"), Message("assistant", "2"), Message("user", "3"), Message("assistant", "4"))
     try:
         tokenizer.template.render(rounds)
@@ -79,7 +79,7 @@ def _template_remedy(tokenizer: Tokenizer) -> str:
 
 
 def equal_answers(stage: CheckContext) -> Iterator[Finding]:
-    """Nearly all answers of a source are the same."""
+    """More than ALIKE of a source's answers are equal (checked from ALIKE_LEAST answers on)."""
     for source in stage.training_sources:
         answers = source.statistics.answers
         if answers is not None and answers.count >= ALIKE_LEAST and answers.most_frequent_share > ALIKE:
@@ -95,7 +95,7 @@ def equal_answers(stage: CheckContext) -> Iterator[Finding]:
 
 
 def identity_answers(stage: CheckContext) -> Iterator[Finding]:
-    """Many answers of an epoch say who the assistant is."""
+    """More than IDENTITY of an epoch's answers say who the assistant is."""
     share = stage.statistics.epoch.identity_share
     if share is not None and share > IDENTITY:
         answers = [source.statistics.answers for source in stage.training_sources]
@@ -112,7 +112,7 @@ def identity_answers(stage: CheckContext) -> Iterator[Finding]:
 
 
 def cut_answers(stage: CheckContext) -> Iterator[Finding]:
-    """Many answers of a source are cut to the context."""
+    """More than CUT of a source's used rows have an answer that is cut to the context."""
     for source in stage.training_sources:
         report = source.report
         if report.truncated_rows > CUT * report.used_rows:
@@ -129,7 +129,7 @@ def cut_answers(stage: CheckContext) -> Iterator[Finding]:
 
 
 def short_answers(stage: CheckContext) -> Iterator[Finding]:
-    """Most answers of a source have a token or two."""
+    """More than SHORT of a source's answers have fewer than SHORT_ANSWER tokens."""
     for source in stage.training_sources:
         training = source.statistics.training
         if training is not None and training.short_share is not None and training.short_share > SHORT:

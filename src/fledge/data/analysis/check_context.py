@@ -1,4 +1,4 @@
-"""What the checks look at: the build of a stage with its statistics, and one scan over its tokens."""
+"""The input of the checks: the build of a stage with its statistics, and one scan over its tokens."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,12 +15,15 @@ from fledge.data.storage import ConcatenatedArrays
 from fledge.findings import Finding, Severity
 from fledge.tokenizer import Tokenizer
 
-BLOCK = 2**22  # tokens looked at together
+BLOCK = 2**22  # tokens scanned together
 
 
 @dataclass(frozen=True)
 class TokenScan:
-    """What one scan over a file of tokens found; the file belongs to one source. `first_unknown`: a sequence, or -1."""
+    """The result of scanning one file of training tokens, which belongs to one source.
+
+    `source`: its number. `largest`: the largest token id. `unknown` of the `size` tokens are the tokenizer's unknown token;
+    `first_unknown` is the number of the first sequence with one, -1 if there is none."""
 
     source: int
     largest: int
@@ -44,16 +47,17 @@ class TrainingSource:
 
 
 class CheckContext:
-    """The build of a stage, as the checks see it.
+    """The build of a stage as the checks read it.
 
-    `vocab_size` is the number of tokens that the model knows, `max_positions` the most positions that it takes, and
-    `max_drop_fraction` the largest fraction of a source's rows that may be dropped; None: no limit."""
+    `vocab_size`: size of the model's embedding. `max_drop_fraction`: largest fraction of a source's rows that may be
+    dropped. `max_positions`: longest sequence that the model can process. None stands for no limit."""
 
     def __init__(
         self,
         dataset: StageDataset,
         statistics: StageStatistics,
         tokenizer: Tokenizer,
+        *,
         vocab_size: int | None = None,
         max_drop_fraction: float | None = None,
         max_positions: int | None = None,
@@ -66,7 +70,7 @@ class CheckContext:
 
     @cached_property
     def training_sources(self) -> list[TrainingSource]:
-        """The sources that are trained on, in their order."""
+        """The training sources, in the order of the recipe."""
         return [
             TrainingSource(statistics, self.reports[number], TrainingSequences.of(self.dataset, number))
             for number, statistics in enumerate(self.statistics.sources)
@@ -74,7 +78,7 @@ class CheckContext:
         ]
 
     def first_location(self, source: TrainingSource) -> str:
-        """FILE:LINE of the first training example of a source; empty where it has none."""
+        """FILE:LINE of the row of a source's first training example; empty if it has none."""
         examples = source.sequences.examples
         return self._locator.example(int(examples[0])) if len(examples) else ""
 
@@ -83,14 +87,14 @@ class CheckContext:
         return {f"stages.{self.statistics.stage}.{key}": value}
 
     def longer_rows(self) -> dict[str, Any] | None:
-        """A recipe patch that doubles data.max_seq_len, up to what the model takes; None where it takes no more."""
+        """A recipe patch that doubles data.max_seq_len, at most to `max_positions`; None if it is that long already."""
         length = self.statistics.context
         longer = 2 * length if self.max_positions is None else min(2 * length, self.max_positions)
         return self.patch("data.max_seq_len", longer) if longer > length else None
 
     @cached_property
     def scans(self) -> list[TokenScan]:
-        """One scan over all training tokens."""
+        """The scan of each file of training tokens."""
         tokens = self.dataset.train.examples.tokens
         assert isinstance(tokens, ConcatenatedArrays)
         return [self._scan(array, int(start)) for array, start in zip(tokens.arrays, tokens.starts[:-1], strict=True)]
@@ -110,7 +114,7 @@ class CheckContext:
         return TokenScan(source, largest, count, len(array), self._sequence_at(first) if first >= 0 else -1)
 
     def _sequence_at(self, token: int) -> int:
-        """The sequence that a token of the training data lies in."""
+        """Number of the training sequence that contains token number `token` of the training data."""
         return int(np.searchsorted(self.dataset.train.examples.offsets, token, side="right")) - 1
 
     def sequence_location(self, sequence: int) -> str:
@@ -119,7 +123,7 @@ class CheckContext:
 
 
 def unknown_token(tokenizer: Tokenizer) -> int | None:
-    """The id of the token that stands for what cannot be encoded; None where everything can."""
+    """The id of the tokenizer's unknown token; None if it has none, because it can encode every text."""
     model = tokenizer.core.model
     number = getattr(model, "unk_id", None)
     if number is not None:
@@ -129,12 +133,12 @@ def unknown_token(tokenizer: Tokenizer) -> int | None:
 
 
 def source_finding(*, source: str, check: str, severity: Severity, message: str, **more: Any) -> Finding:
-    """A finding about one source of rows."""
+    """A finding about one source of rows; the name of the source is its evidence."""
     return Finding(check=check, severity=severity, message=message, evidence={"source": source}, **more)
 
 
 def first_event(report: SourceReport, reason: str) -> tuple[str, str]:
-    """Location and detail of the first event with this reason; empty where there is none."""
+    """Location and detail of the first event with this reason; two empty strings if there is none."""
     events = report.first_events.get(reason)
     return (events[0]["where"], events[0]["detail"]) if events else ("", "")
 

@@ -1,4 +1,7 @@
-"""The checks: what would make a training run meaningless, and what is worth a look before it. A new check is an entry here."""
+"""The table of the data checks: faults that make a training run meaningless (errors), and oddities worth a look (warnings).
+
+A new check is an entry of `CHECKS`.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +13,7 @@ from fledge.findings import Finding
 
 @dataclass(frozen=True)
 class Check:
-    """One question to the data; `passed` says what holds where nothing is found."""
+    """One check of a stage's data. `find` yields its findings; `passed` is the sentence to print if there are none."""
 
     name: str
     passed: str
@@ -22,7 +25,7 @@ CHECKS = (
     Check("supervision", "every source has supervised tokens", answer_checks.supervision),
     Check("end token", "the end token is supervised", answer_checks.end_token),
     Check("start token", "no sequence begins with two start tokens", token_checks.doubled_start_token),
-    Check("template", "the chat template takes every row", answer_checks.refused_by_template),
+    Check("template", "the chat template takes every row", answer_checks.template_errors),
     Check("validation", "training and validation share no row", row_checks.shared_with_validation),
     Check("vocabulary", "the model knows every token", token_checks.vocabulary),
     Check("unknown tokens", "unknown tokens are rare", token_checks.unknown_tokens),
@@ -37,5 +40,5 @@ CHECKS = (
 
 
 def findings(stage: CheckContext) -> dict[str, list[Finding]]:
-    """What each check found; an empty list where it passed."""
+    """The findings of each check by its name; an empty list if it passed."""
     return {check.name: list(check.find(stage)) for check in CHECKS}

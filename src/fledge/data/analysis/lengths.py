@@ -20,7 +20,7 @@ class Lengths:
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Lengths | None":
-        """The lengths `values` [n] in numbers; None where there are none."""
+        """The statistics of the lengths `values` [n]; None if n is 0."""
         if not len(values):
             return None
         points = np.quantile(values, [p / 100 for p in PERCENTILES], method="inverted_cdf").tolist()

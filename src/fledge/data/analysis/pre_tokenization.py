@@ -1,5 +1,5 @@
-"""A second look at the items, before they become tokens, for what no build needs to know: near duplicates that stay in, and
-lengths before anything is cut. Nothing is changed by it."""
+"""Statistics that a build does not need and that only the items give, before they are tokenized: near duplicates that are
+kept, and lengths before truncation. The build is not changed."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +24,8 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """Rows of a source that overlap an earlier row of the stage, and the first of them: (row, earlier row, overlap)."""
+    """Number of a source's rows that nearly duplicate an earlier row of the stage, and the first few as examples:
+    (FILE:LINE, FILE:LINE of the earlier row, Jaccard overlap)."""
 
     count: int = 0
     examples: tuple[tuple[str, str, float], ...] = ()
@@ -32,10 +33,10 @@ class NearDuplicates:
 
 @dataclass(frozen=True)
 class Measured:
-    """What only the items tell. The keys are numbers of sources in the plan.
+    """Measurements of the kept items of each source, by the number of the source in the plan.
 
-    `near`: None where the recipe drops near duplicates. `tokens`: of the longest sequence of each item, before any cut; empty
-    where sequences are never cut."""
+    `threshold`: Jaccard overlap from which rows are near duplicates. `near`: None if the recipe drops near duplicates.
+    `tokens`: length of each item's longest sequence before truncation, int64 [items]; empty if sequences are never cut."""
 
     threshold: float
     near: dict[int, NearDuplicates] | None
@@ -43,7 +44,7 @@ class Measured:
 
 
 def measure(collected: CollectedRows, tokenizer: Tokenizer, progress: Progress) -> Measured:
-    """Look at the items once more; call it before `encode`, after which a run removes them."""
+    """Measure the kept items. Call it before `encode`, after which a run removes the items."""
     plan = collected.plan
     threshold, near, tokens = plan.data.clean.near_duplicates, None, {}
     if threshold is None:
@@ -57,7 +58,7 @@ def measure(collected: CollectedRows, tokenizer: Tokenizer, progress: Progress) 
 
 
 def measure_near(collected: CollectedRows, threshold: float) -> dict[int, NearDuplicates]:
-    """Rows that stay though they overlap an earlier one by at least `threshold` (true Jaccard); nothing is dropped."""
+    """Kept rows whose exact Jaccard overlap with an earlier row is at least `threshold`, by source; nothing is dropped."""
     kept = _KeptItems(collected)
     if not len(kept):
         return {}
@@ -69,11 +70,11 @@ def measure_near(collected: CollectedRows, threshold: float) -> dict[int, NearDu
     def examples(pairs: list[tuple[int, int, float]]) -> tuple[tuple[str, str, float], ...]:
         return tuple((kept.location(row), kept.location(first), overlap) for row, first, overlap in pairs[:EXAMPLES_KEPT])
 
-    return {source: NearDuplicates(len(found), examples(found)) for source, found in pairs.items()}
+    return {source: NearDuplicates(len(matches), examples(matches)) for source, matches in pairs.items()}
 
 
 def measure_tokens(collected: CollectedRows, tokenizer: Tokenizer) -> dict[int, np.ndarray]:
-    """Tokens of each item that stays, before anything is cut for the context: of the longest of its sequences."""
+    """Length in tokens of each kept item's longest sequence, before truncation, by source: int64 [items]."""
     build, plan = collected.build, collected.plan
     config = plan.format.encoding_config(plan.data, plan.seed)
     config = replace(config, max_seq_len=ANY_LENGTH, truncation="keep_recent")
@@ -87,7 +88,7 @@ def measure_tokens(collected: CollectedRows, tokenizer: Tokenizer) -> dict[int, 
 
 
 class _KeptItems:
-    """The items that stay, as one sequence over all shards of the training sources."""
+    """The kept items of all shards of the training sources, as one sequence."""
 
     def __init__(self, collected: CollectedRows) -> None:
         build = collected.build
@@ -100,7 +101,7 @@ class _KeptItems:
         return int(self.starts[-1])
 
     def _locate(self, index: int) -> tuple[ShardItems, int]:
-        """The shard of an item, and its index there."""
+        """The shard of an item, and its index in the shard."""
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
         return self.shards[number], int(self.inside[number][index - int(self.starts[number])])
 

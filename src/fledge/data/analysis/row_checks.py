@@ -37,7 +37,7 @@ def dropped_rows(stage: CheckContext) -> Iterator[Finding]:
 
 
 def shared_with_validation(stage: CheckContext) -> Iterator[Finding]:
-    """Rows are trained on and validated on."""
+    """Rows of equal content are trained on and validated on."""
     train, shards, inside = _kept_hashes(stage, TRAIN)
     held_out, *_ = _kept_hashes(stage, VALIDATION)
     suspects = np.flatnonzero(np.isin(train[:, 0], held_out[:, 0]))
@@ -57,7 +57,7 @@ def shared_with_validation(stage: CheckContext) -> Iterator[Finding]:
 
 
 def _kept_hashes(stage: CheckContext, mark: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Content hashes of the items with this mark [N, 2], and of each its shard [N] and its index there [N]."""
+    """Content hashes [N, 2] of the items with this mark, their shards [N], and their indices in the shards [N]."""
     hashes, shards, inside = [np.zeros((0, 2), np.uint64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for shard in stage.plan.encoded_shards():
         chosen = np.flatnonzero(stage.build.keep_mask(shard) == mark)
@@ -68,42 +68,42 @@ def _kept_hashes(stage: CheckContext, mark: int) -> tuple[np.ndarray, np.ndarray
 
 
 def duplicate_rows(stage: CheckContext) -> Iterator[Finding]:
-    """Many rows of a source equal an earlier one."""
+    """More than DUPLICATES of a source's rows equal an earlier row."""
     left_out = stage.plan.data.clean.exact_duplicates
     for source in stage.training_sources:
         duplicates, rows = source.statistics.exact_duplicates, source.statistics.rows
         if duplicates > DUPLICATES * rows:
-            where, detail = first_event(source.report, "exact duplicate")
+            location, detail = first_event(source.report, "exact duplicate")
             use = "are left out, being" if left_out else "are trained on although they are"
             yield source_finding(
                 check="duplicates",
                 severity="warning",
                 message=f"{count_of_rows(duplicates, rows)} {use} equal to an earlier one",
                 source=source.name,
-                where=f"{where} ({detail})" if where else "",
+                where=f"{location} ({detail})" if location else "",
                 hint="look where they come from" if left_out else "set data.clean.exact_duplicates to true",
                 patch=None if left_out else stage.patch("data.clean.exact_duplicates", True),
             )
 
 
 def unfilled_placeholders(stage: CheckContext) -> Iterator[Finding]:
-    """Rows hold template variables that nobody filled in."""
+    """Rows hold template variables that were not filled in."""
     for source in stage.training_sources:
         count = source.report.noticed["unfilled placeholder"]
         if count:
-            where, detail = first_event(source.report, "unfilled placeholder")
+            location, detail = first_event(source.report, "unfilled placeholder")
             yield source_finding(
                 check="placeholders",
                 severity="warning",
                 message=f"{count_of_rows(count, source.statistics.rows)} hold placeholders such as {detail}",
                 source=source.name,
-                where=where,
+                where=location,
                 hint="fill them in before training",
             )
 
 
 def outweighing_sources(stage: CheckContext) -> Iterator[Finding]:
-    """A source gives most of an epoch's tokens, or an epoch takes its rows many times."""
+    """A source gives most of an epoch's tokens, or an epoch draws its rows more than PASSES times."""
     entries = stage.statistics.mixture
     for entry, source in zip(entries, stage.training_sources, strict=True):
         share, answers = entry.token_share, source.statistics.answers

@@ -1,4 +1,4 @@
-"""What a build recorded of one source: the sums of its shards' row statistics, and its training sequences."""
+"""The records of a build about one source: the sums of its shards' row statistics, and its training sequences."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from fledge.data.build.phase_output import read_result
 
 @dataclass(frozen=True, kw_only=True)
 class SourceCounts:
-    """Sums of the row statistics of the shards of one source (see RowStatistics)."""
+    """Row statistics of one source (see RowStatistics), summed over its shards."""
 
     schemas: Counter[str] = field(default_factory=Counter)
     columns: Counter[str] = field(default_factory=Counter)
@@ -38,7 +38,7 @@ class SourceCounts:
 
     @property
     def distinct_openings(self) -> int:
-        """In how many ways answers begin; where a shard had more than it recorded, at most so many."""
+        """Number of distinct openings of answers. An upper bound if a shard had more openings than it recorded."""
         complete = self.numbers["recorded_openings"] == self.numbers["distinct_openings"]
         return len(self.openings) if complete else self.numbers["distinct_openings"]
 
@@ -47,8 +47,9 @@ class SourceCounts:
 class TrainingSequences:
     """The training sequences of one source.
 
-    `examples` [E]: the numbers of its examples in the stage's training data. `lengths` [S]: tokens of each sequence, int64.
-    `target_tokens` [S]: of them targets with weight, int64. `ended`: sequences whose end token is a target with weight."""
+    `examples` [E]: numbers of its examples in the stage's training data. `lengths` [S]: tokens of each sequence, int64.
+    `target_tokens` [S]: targets with weight in each sequence, int64. `ended`: number of sequences whose end token is a
+    target with weight."""
 
     examples: np.ndarray
     lengths: np.ndarray
@@ -57,7 +58,7 @@ class TrainingSequences:
 
     @classmethod
     def of(cls, dataset: StageDataset, source: int) -> "TrainingSequences":
-        """What training sees of the source with this number."""
+        """The training sequences of the source with this number."""
         examples = dataset.train.examples
         assert examples.source is not None
         numbers = np.flatnonzero(examples.source == source)
@@ -71,5 +72,5 @@ class TrainingSequences:
 
     @property
     def tokens(self) -> int:
-        """All its tokens, the first of each sequence included."""
+        """Number of all tokens, the first of each sequence included."""
         return int(self.lengths.sum())

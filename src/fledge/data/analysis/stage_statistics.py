@@ -1,4 +1,4 @@
-"""Statistics of a stage's data, computed from what the build recorded and from what `measure` found in the items.
+"""Statistics of a stage's data, computed from the records of the build and from the results of `measure`.
 
 Nothing here prints.
 """
@@ -67,7 +67,7 @@ class _StageCounts:
             return self.dataset.train.mixture
         examples = self.dataset.train.examples
         assert examples.source is not None
-        quotas = tuple(SourceQuota(item.name) for item in self.plan.sources if item.split == "train")
+        quotas = tuple(SourceQuota(name=item.name) for item in self.plan.sources if item.split == "train")
         return Mixture(examples.source, examples.tokens_per_example(), quotas, self.plan.seed)
 
     @cached_property

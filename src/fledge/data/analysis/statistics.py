@@ -10,7 +10,7 @@ SHORT_ANSWER = 3  # tokens; an answer with fewer is called short
 
 @dataclass(frozen=True)
 class Opening:
-    """How answers begin, how many do, and their share of all answers."""
+    """A beginning that answers have in common, the number of answers that begin so, and their share of all answers."""
 
     text: str
     count: int
@@ -19,8 +19,9 @@ class Opening:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerStatistics:
-    """The answers of the rows that could be read (duplicates included). `most_frequent_share`: of the answer that is given most
-    often. `identity`: answers that say who the assistant is."""
+    """Statistics of the answers of all parsed rows, duplicates included.
+
+    `most_frequent_share`: share of the most frequent answer. `identity`: number of answers that say who the assistant is."""
 
     count: int
     openings: tuple[Opening, ...]
@@ -32,10 +33,10 @@ class AnswerStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStatistics:
-    """What training sees of a source in one pass over it.
+    """The training examples of a source, each counted once.
 
-    `ended_share`: of the sequences, those whose end token is supervised. `short_share`: of the sequences, those with fewer than
-    SHORT_ANSWER supervised tokens and an end token. Both are None where every token counts: there are no answers."""
+    `ended_share`: share of the sequences whose end token is supervised. `short_share`: share of the sequences with fewer
+    than SHORT_ANSWER supervised tokens and an end token. Both are None for documents, which have no answers."""
 
     examples: int
     tokens: int
@@ -47,9 +48,10 @@ class TrainingStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class ContextFit:
-    """What became of rows that are longer than the context. Documents continue in the next packed row and are split.
+    """How many rows fit the context, and how the longer ones were treated. A document that is too long continues in the next
+    packed row and counts as split.
 
-    `share`: of the rows that fit as they are; None where lengths were not measured."""
+    `share`: share of the rows that fit unchanged; None if lengths were not measured. `lost_tokens`: tokens cut away."""
 
     share: float | None
     truncated_rows: int
@@ -61,9 +63,10 @@ class ContextFit:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceStatistics:
-    """One source. `characters` and `tokens` are lengths of rows that stay, before anything is cut.
+    """The statistics of one source. `characters` and `tokens` are lengths of the kept rows before truncation.
 
-    `columns`: column -> rows in which it is missing, null, empty. `near_examples`: (row, earlier row, overlap)."""
+    `dropped`, `changed`, `noticed`: reason -> rows. `columns`: column -> number of rows in which it is missing, null, empty.
+    `near_examples`: (FILE:LINE, FILE:LINE of the earlier row, Jaccard overlap)."""
 
     name: str
     path: str
@@ -89,7 +92,8 @@ class SourceStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochStatistics:
-    """The first epoch: packed rows of `packed_length` positions, and what one update sees (batch_rows, batch_tokens)."""
+    """Statistics of the first epoch: packed rows of `packed_length` positions, and the size of one update's batch
+    (`batch_rows`, `batch_tokens`)."""
 
     examples: int
     packed_rows: int
@@ -106,7 +110,8 @@ class EpochStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureStatistics:
-    """What the first epoch takes of a source, its shares of that epoch, and how often a row is taken on average."""
+    """The rows that the first epoch draws from one source: examples, tokens, shares of the epoch's rows and tokens, and
+    `passes`, how often a row is drawn on average."""
 
     source: str
     examples: int
@@ -118,7 +123,8 @@ class MixtureStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class StageStatistics:
-    """A stage. `mixture` has an entry for each training source, in their order."""
+    """The statistics of a stage. `context`: data.max_seq_len. `mixture` and `sources` are in the order of the recipe;
+    `mixture` has training sources only."""
 
     stage: str
     kind: str
@@ -129,5 +135,5 @@ class StageStatistics:
     sources: tuple[SourceStatistics, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """The statistics as JSON values."""
         return asdict(self)

@@ -58,7 +58,7 @@ def vocabulary(stage: CheckContext) -> Iterator[Finding]:
 
 
 def unknown_tokens(stage: CheckContext) -> Iterator[Finding]:
-    """Many tokens of a source stand for what the tokenizer cannot encode."""
+    """More than UNKNOWN of a source's tokens are the tokenizer's unknown token."""
     for number, source in enumerate(stage.training_sources):
         scans = [scan for scan in stage.scans if scan.source == number]
         count, size = sum(scan.unknown for scan in scans), sum(scan.size for scan in scans)
@@ -70,5 +70,5 @@ def unknown_tokens(stage: CheckContext) -> Iterator[Finding]:
                 message=f"{count:,} of {size:,} tokens ({count / size:.1%}) are unknown to the tokenizer",
                 source=source.name,
                 where=stage.sequence_location(first),
-                hint="use a tokenizer made for this language, or train one",
+                hint="use a tokenizer that was trained on this language, or train one",
             )

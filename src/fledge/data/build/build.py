@@ -38,7 +38,7 @@ Progress = Callable[[str], None]
 
 
 def silent(_line: str) -> None:
-    """Progress that nobody watches."""
+    """Progress that is not shown."""
 
 
 @dataclass(frozen=True)

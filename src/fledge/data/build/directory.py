@@ -1,4 +1,4 @@
-"""The directory of a build: where each phase keeps its files, and how a build is begun, continued, replaced and cleared.
+"""The directory of a build: the files of each phase, and the functions that begin, continue, replace and remove a build.
 
 ```
 build_plan.json            what was requested, the files, the shards
@@ -7,9 +7,8 @@ rows/<shard>/              read phase: items.jsonl (until the build is complete)
 keep/<shard>.*             which items stay, and why others do not
 tokenizer/                 the tokenizer that the tokens were made with
 tokens/<shard>/            tokenize phase: train.tokens, train.weights, validation.…, index.safetensors, events, result.json
-data_report.json           what became of every row
-manifest.json              written last: fingerprints and sizes
-```
+data_report.json           counts of the rows: read, used, dropped and changed, by reason
+manifest.json              written last: fingerprints and sizes ```
 
 `events` are the events about the shard's rows (`row_events.jsonl`).
 """
@@ -36,21 +35,21 @@ EVENTS_FILE = "row_events.jsonl"
 
 @dataclass(frozen=True)
 class BuildDirectory:
-    """A folder with the plan of what is built in it. Knows where the files of each shard are."""
+    """A build directory and its plan; gives the paths of each shard's files."""
 
     folder: Path
     plan: BuildPlan
 
     @classmethod
     def open(cls, folder: Path) -> "BuildDirectory":
-        """A build that has begun; FledgeError where there is none."""
+        """Open a build that was begun. Raises FledgeError if the folder has none."""
         return cls(folder, BuildPlan.read(folder / PLAN_FILE))
 
     @classmethod
     def begin(cls, folder: Path, plan: BuildPlan) -> "BuildDirectory":
-        """A new build, or one of the same data continued; a build of other data is removed.
+        """Begin a build, or continue one that was begun for equal data; a build of other data is removed.
 
-        FledgeError where the folder holds something else."""
+        Raises FledgeError if the folder holds something else than a build."""
         file = folder / PLAN_FILE
         if not file.exists() and folder.exists() and any(folder.iterdir()):
             raise FledgeError(
@@ -68,32 +67,32 @@ class BuildDirectory:
     # -- where things are -------------------------------------------------------------------------------------------
 
     def rows(self, shard: Shard) -> Path:
-        """What the read phase wrote of a shard."""
+        """The output folder of the read phase for a shard."""
         return self.folder / "rows" / shard.folder
 
     def tokens(self, shard: Shard) -> Path:
-        """What the tokenize phase wrote of a shard."""
+        """The output folder of the tokenize phase for a shard."""
         return self.folder / "tokens" / shard.folder
 
     @property
     def keep(self) -> Path:
-        """Which items stay: for each shard a mask, counts and events."""
+        """The folder of the keep masks: for each shard the mask of the kept items, counts and events."""
         return self.folder / "keep"
 
     @property
     def contamination(self) -> Path:
-        """The n-grams of what must not be trained on."""
+        """The file with the n-grams of the evaluation texts, which must not be trained on."""
         return self.folder / "evaluation.safetensors"
 
     @property
     def tokenizer(self) -> Path:
-        """The tokenizer that the tokens are made with."""
+        """The folder of the tokenizer that encodes the items."""
         return self.folder / "tokenizer"
 
     # -- what is there ----------------------------------------------------------------------------------------------
 
     def keep_mask(self, shard: Shard) -> np.ndarray:
-        """Of each item of a shard whether it is dropped (0), TRAIN or VALIDATION: uint8 [items]."""
+        """The keep mask of a shard, uint8 [items]: 0 (dropped), TRAIN or VALIDATION."""
         return load_arrays(self.keep / f"{shard.folder}.safetensors")["keep"]
 
     def kept_items(self, shard: Shard) -> int:
@@ -109,7 +108,7 @@ class BuildDirectory:
         )
 
     def has_items(self) -> bool:
-        """Whether the items of all shards that were read are still there to be encoded."""
+        """Whether the items of all read shards still exist, so that they can be encoded."""
         read = [self.rows(shard) for shard in self.plan.shards if is_finished(self.rows(shard))]
         return all((rows / "items.jsonl").exists() for rows in read)
 
@@ -118,7 +117,7 @@ class BuildDirectory:
 
 
 def _holds_same_data(file: Path, plan: BuildPlan) -> bool:
-    """Whether a build was begun for the same data. One whose plan cannot be read was not."""
+    """Whether the build of this plan file was begun for equal data; false if the file cannot be read."""
     try:
         return BuildPlan.read(file).same_data_as(plan)
     except FledgeError:
@@ -131,7 +130,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def remove_build(folder: Path) -> None:
-    """Remove what a build wrote into a folder, and the folder if nothing else is in it."""
+    """Remove the files of a build, and its folder if nothing else is in it."""
     if not (folder / PLAN_FILE).exists():
         return
     for name in ("rows", "keep", "tokens", "tokenizer", "jobs"):
@@ -150,7 +149,7 @@ def drop_items(folder: Path) -> None:
 
 
 def check_unchanged(folder: Path, plan: BuildPlan) -> None:
-    """FledgeError where a complete build was made from other files or with another recipe."""
+    """Raise FledgeError if a complete build was made from other files or with another recipe."""
     before = BuildPlan.read(folder / PLAN_FILE)
     if before.same_data_as(plan):
         return
@@ -164,6 +163,6 @@ def check_unchanged(folder: Path, plan: BuildPlan) -> None:
 
 
 def differences(built: dict[str, Any], requested: dict[str, Any]) -> list[str]:
-    """One line for each thing that a build was made with and that is requested otherwise now."""
+    """One line for each value that the build was made with and that differs from the requested one."""
     changed = changed_leaves(built, requested)
-    return [f"{key}: built with {before!r}, asked for {after!r}" for key, before, after in changed]
+    return [f"{key}: built with {before!r}, requested {after!r}" for key, before, after in changed]

@@ -1,8 +1,7 @@
 """Executors run a phase on shards: in this process, in processes of this machine, on a Ray cluster, in a Slurm array.
 
-All of them call `run_shard(build, phase, number)` for each shard, and workers exchange nothing but the build directory. So all
-give equal bytes, and a build that one executor began can be finished by another one.
-"""
+Each calls `run_shard(build, phase, number)` for every shard. Workers exchange data only through the build directory, so
+every executor writes equal bytes, and one executor can finish a build that another one began."""
 
 import logging
 import os
@@ -29,7 +28,7 @@ RESUME_HINT = "run the same command again: what is finished is kept"
 
 
 class Executor(Protocol):
-    """Runs a phase on shards; calls `done(number)` after each; raises FledgeError where one cannot be finished."""
+    """Runs a phase on shards and calls `done(number)` after each. Raises FledgeError if a shard cannot be finished."""
 
     def run(self, build: "BuildDirectory", phase: str, numbers: Sequence[int], done: Done) -> None:
         """Run `phase` on the shards with these numbers."""

@@ -29,7 +29,7 @@ from fledge.tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class StageDataset:
-    """What a stage trains on and is validated on, and the build that it was loaded from."""
+    """The training and validation data of a stage, the report of its rows, and the build that it was loaded from."""
 
     build: BuildDirectory
     train: PackedDataset
@@ -48,7 +48,7 @@ class StageDataset:
         return self.build.plan
 
     def as_dict(self) -> dict[str, Any]:
-        """data_report.json of a run: the sources, and what training and validation see."""
+        """The content of a run's data_report.json: the sources, the packed training and validation data, and the mixture."""
         mixture = self.train.mixture
         return {
             **self.report.as_dict(),
@@ -59,7 +59,7 @@ class StageDataset:
 
 
 def load_dataset(build: BuildDirectory, report: DataReport, tokenizer: Tokenizer, temporary: Any = None) -> StageDataset:
-    """Map the tokens of a build whose shards are all encoded. FledgeError where training or validation have no example."""
+    """Map the tokens of a build whose shards are all encoded. Raises FledgeError if training or validation has no example."""
     plan = build.plan
     dtype = token_type(tokenizer.vocab_size)
     train, validation = (_load_examples(build, split, dtype) for split in ("train", "validation"))
@@ -70,7 +70,7 @@ def load_dataset(build: BuildDirectory, report: DataReport, tokenizer: Tokenizer
         raise FledgeError(
             f"no validation example is left: none of its {intended:,} rows fits the context",
             where=f"{plan.key}.validation",
-            hint="take more rows for validation, lengthen data.max_seq_len, or set validation to 0",
+            hint="use more rows for validation, lengthen data.max_seq_len, or set validation to 0",
         )
 
     def packed(examples: Examples, mixture: Mixture | None = None) -> PackedDataset:
@@ -142,12 +142,12 @@ def _mapped(file: Path, dtype: np.dtype, count: int) -> np.ndarray:
 
 
 def _validation_items(build: BuildDirectory) -> int:
-    """How many items were meant for validation."""
+    """Number of items that were assigned to validation."""
     return sum(int((build.keep_mask(shard) == VALIDATION).sum()) for shard in build.plan.encoded_shards())
 
 
 def _mixture(plan: BuildPlan, train: Examples) -> Mixture | None:
-    """How epochs draw from the sources, if the recipe says anything about it."""
+    """The mixture of the training sources; None if no source has a quota."""
     planned = [item for item in plan.sources if item.split == "train"]
     if not any(item.source.mixed for item in planned):
         return None
@@ -157,7 +157,7 @@ def _mixture(plan: BuildPlan, train: Examples) -> Mixture | None:
 
 
 def load_built_dataset(folder: Path, stage: DataStage, tokenizer: Tokenizer, seed: int) -> StageDataset:
-    """The data of a complete build; FledgeError where it was built for something else or is damaged."""
+    """Load the data of a complete build. Raises FledgeError if it was built with other settings or is damaged."""
     build = BuildDirectory.open(folder)
     if not is_complete(folder):
         raise FledgeError("this build is not complete", where=str(folder), hint="run `fledge data build` again")

@@ -1,4 +1,4 @@
-"""The output of one phase for one shard: a folder that is there as a whole or not at all."""
+"""The output of one phase for one shard: a folder that appears complete, by a rename, or not at all."""
 
 import os
 import shutil
@@ -17,14 +17,14 @@ def is_finished(output: Path) -> bool:
 
 
 def read_result(output: Path) -> dict[str, Any]:
-    """What a phase counted of a shard, from its output folder."""
+    """The result that a phase wrote into its output folder of a shard: counts, files, events."""
     return orjson.loads((output / RESULT_FILE).read_bytes())
 
 
 def write_output(output: Path, write: Callable[[Path], dict[str, Any]]) -> None:
     """Let `write` fill a temporary folder, add the result that it returns, and rename the folder to `output`.
 
-    So a worker can die at any moment, and another one gives the same bytes. A finished output stays as it is."""
+    A worker can therefore die at any moment, and another one writes equal bytes. A finished output is not written again."""
     if is_finished(output):
         return
     tmp_path = output.with_name(f".{output.name}.{os.getpid()}")

@@ -25,9 +25,9 @@ Split = Literal["train", "validation", "evaluation"]
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedSource:
-    """A source with its place in the recipe. `split`: what its rows are for; evaluation rows are only kept out of training.
+    """A source of the recipe. `split`: use of its rows; evaluation rows are only kept out of training.
 
-    `key`: the recipe key that names it. `ignored_files`: what lies in a folder source and is not read."""
+    `key`: its recipe key. `ignored_files`: files in a folder source that are not read."""
 
     source: Source
     split: Split
@@ -39,7 +39,7 @@ class PlannedSource:
 
 @dataclass(frozen=True)
 class Shard:
-    """A piece of one source: its file ranges are read in order. A data set of a hub is one shard without ranges.
+    """A unit of work: ranges of one source's files, read in order. A dataset of the hub is one shard without ranges.
 
     `source` is the number of the source in the plan."""
 
@@ -49,16 +49,16 @@ class Shard:
 
     @property
     def folder(self) -> str:
-        """Name of its folder in the folder of each phase."""
+        """Name of the shard's folder in the folder of each phase."""
         return f"{self.number:05d}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildPlan:
-    """All that a worker has to know; build_plan.json.
+    """Everything that a worker needs to know; stored as build_plan.json.
 
-    `kind`, `data`, `batch`, `name`: of the stage. `size`: bytes of all files. `stamps`: (path, size, time of change) of each
-    file, to tell when one changed. `libraries`: versions of what cleaning may use."""
+    `kind`, `data`, `batch`, `name`: of the stage. `size`: bytes of all files. `stamps`: (path, bytes, modification time in
+    ns) of each file, to detect changes. `libraries`: versions of the optional libraries that cleaning may use."""
 
     kind: str
     data: DataConfig
@@ -86,20 +86,20 @@ class BuildPlan:
         return [shard for shard in self.shards if self.sources[shard.source].split in splits]
 
     def encoded_shards(self) -> list[Shard]:
-        """The shards whose rows become tokens: all but those of evaluation files."""
+        """The shards of training and validation sources, whose rows become tokens."""
         return self.shards_of("train", "validation")
 
     def source_of(self, shard: Shard) -> PlannedSource:
-        """The source that a shard is a piece of."""
+        """The source of a shard."""
         return self.sources[shard.source]
 
     @cached_property
     def requested(self) -> dict[str, Any]:
-        """What the recipe asks of the data, without where the files are now."""
+        """The part of the plan that comes from the recipe, without the files (see `requested_data`)."""
         return requested_data(self, self.seed)
 
     def as_dict(self) -> dict[str, Any]:
-        """build_plan.json."""
+        """The plan as JSON values, for build_plan.json."""
         return {
             "requested": self.requested,
             "name": self.name,
@@ -112,17 +112,17 @@ class BuildPlan:
         }
 
     def to_json(self) -> bytes:
-        """build_plan.json as bytes."""
+        """The bytes of build_plan.json."""
         return orjson.dumps(self.as_dict(), option=orjson.OPT_INDENT_2)
 
     def same_data_as(self, other: "BuildPlan") -> bool:
-        """Whether both plans are for the same data. The batch may differ: it only tells how many steps an epoch has."""
+        """Whether both plans describe equal data. Their batch may differ: it only decides how many steps an epoch has."""
         plans = [{name: value for name, value in plan.as_dict().items() if name != "batch"} for plan in (self, other)]
         return plans[0] == plans[1]
 
     @classmethod
     def read(cls, file: Path) -> "BuildPlan":
-        """The plan of a build directory; FledgeError where there is none that can be read."""
+        """Read build_plan.json of a build directory. Raises FledgeError if it is missing, damaged or of another version."""
         try:
             saved = orjson.loads(file.read_bytes())
         except FileNotFoundError:
@@ -140,7 +140,7 @@ class BuildPlan:
 
 
 def requested_data(stage: DataStage, seed: int) -> dict[str, Any]:
-    """What a stage asks of its data: two builds with equal requests and equal files hold equal data."""
+    """The settings that determine a stage's data: builds with equal settings and equal files hold equal data."""
     return {"version": VERSION, "kind": stage.kind, "data": stage.data.model_dump(mode="json"), "seed": seed}
 
 
@@ -173,7 +173,7 @@ def _read_source(saved: Mapping[str, Any]) -> PlannedSource:
 
 
 def _planned_sources(data: DataConfig, key: str) -> list[PlannedSource]:
-    """Every source of the stage, registry entries resolved, with the recipe key that names it."""
+    """Every source of the stage with its recipe key; entries of a dataset_info.json are resolved to files."""
     validation = [] if isinstance(data.validation, int | float) else data.validation
     named: list[tuple[Split, str, list[Source]]] = [
         ("train", f"{key}.train", data.train),
@@ -193,7 +193,8 @@ def _planned_sources(data: DataConfig, key: str) -> list[PlannedSource]:
 
 
 def _without_quota(source: Source, key: str) -> Source:
-    """A source that no epoch is drawn from: max_rows are its first rows. FledgeError for another quota."""
+    """A validation or evaluation source, with max_rows turned into max_samples: no epoch is drawn from it. FledgeError for
+    every other quota."""
     if not source.mixed:
         return source
     if source.token_fraction or source.ratio or source.max_tokens or source.repeat != 1:
@@ -204,7 +205,7 @@ def _without_quota(source: Source, key: str) -> Source:
 
 
 def plan_build(stage: DataStage, name: str, seed: int) -> BuildPlan:
-    """Find all files and divide them into shards. FledgeError names the key of a missing file."""
+    """Find all files and divide them into shards. Raises FledgeError, with the recipe key, for a missing file."""
     key = f"stages.{name}.data"
     _check_languages(stage.data, key)
     sources, shards, stamps, total = [], [], {}, 0
@@ -237,7 +238,7 @@ def plan_build(stage: DataStage, name: str, seed: int) -> BuildPlan:
 
 
 def _check_languages(data: DataConfig, key: str) -> None:
-    """FledgeError for a language that cannot be detected."""
+    """Raise FledgeError for a language that cannot be detected."""
     for language in data.clean.languages or ():
         if language not in LANGUAGES:
             near = difflib.get_close_matches(language, LANGUAGES, 1, 0.3)
@@ -249,7 +250,7 @@ def _check_languages(data: DataConfig, key: str) -> None:
 
 
 def _libraries() -> dict[str, str | None]:
-    """Versions of what cleaning may use: another one may clean otherwise, so it must not go on with the same build."""
+    """Versions of the optional libraries that cleaning may use; another version may clean differently and needs a new build."""
     versions: dict[str, str | None] = {}
     for name in ("ftfy", "selectolax", "rensa"):
         try:
@@ -260,7 +261,7 @@ def _libraries() -> dict[str, str | None]:
 
 
 def _grouped(spans: list[FileRange], source: Source) -> list[tuple[FileRange, ...]]:
-    """Ranges of small files together; a source of which only the first rows are read is one shard."""
+    """Groups of file ranges, one for each shard: small files share a shard; a source with max_samples is one shard."""
     if source.max_samples is not None:
         return [tuple(spans)]
     ranges_of_file = Counter(span.file for span in spans)

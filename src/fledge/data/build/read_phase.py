@@ -2,9 +2,8 @@
 
     records -> parsed rows -> cleaned rows -> filtered rows -> items.jsonl
 
-Each step is a function that takes what the step before it yields. A step that drops or changes a row adds an event to the log
-of the shard. The output is a pure function of the plan, the shard and the n-grams of what must not be trained on.
-"""
+Each step is a function that consumes the output of the step before it. A step that drops or changes a row adds an event to
+the log of the shard. The output is a pure function of the plan, the shard and the n-grams of the evaluation texts."""
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,9 +36,9 @@ CHUNK_ROWS = 1000  # rows whose languages, n-grams and signatures are computed t
 
 
 class RowPosition(NamedTuple):
-    """Which row of a shard it is, and where it stands. The records of this module are tuples: there is one for every row.
+    """The position of a row in its shard and in its file. A NamedTuple, because one is created for every row.
 
-    `row`: its number in the shard. `file`: the number of its file in the shard. `number`: its line or index in the file."""
+    `row`: number of the row in the shard. `file`: number of its file in the shard. `number`: its line or index in the file."""
 
     row: int
     file: int
@@ -53,14 +52,14 @@ class RowPosition(NamedTuple):
 
 
 class ParsedRow(NamedTuple):
-    """A row that means something to the stage."""
+    """A row that was parsed into an item."""
 
     position: RowPosition
     item: Item
 
 
 class FilteredRow(NamedTuple):
-    """A cleaned row that stays, with what the filters measured. `chars`: length of all its texts, joined by line breaks."""
+    """A cleaned row that passed the filters. `chars`: length of all its texts, joined by line breaks."""
 
     position: RowPosition
     item: Item
@@ -70,7 +69,7 @@ class FilteredRow(NamedTuple):
 
 
 class RowCounter:
-    """Counts the rows of a shard as they pass: all that were read, and statistics of what they hold."""
+    """Counts the rows that were read from a shard, and collects statistics of their columns and answers."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -78,13 +77,13 @@ class RowCounter:
 
 
 def run_read_phase(build: BuildDirectory, shard: Shard) -> None:
-    """Read one shard: write its items, what is known of each, and the events about the rows that were dropped or changed."""
+    """Read one shard: write its items, the arrays of ShardItems, and the events about dropped and changed rows."""
     forbidden = Contamination.load(build.contamination) if build.contamination.exists() else None
     write_output(build.rows(shard), lambda folder: _read_shard(build.plan, shard, forbidden, folder))
 
 
 def _read_shard(plan: BuildPlan, shard: Shard, forbidden: Contamination | None, folder: Path) -> dict[str, Any]:
-    """The walk of all rows of a shard. Writes items.jsonl, rows.safetensors and row_events.jsonl; returns the counts."""
+    """Run all rows of a shard through the steps. Writes items.jsonl, rows.safetensors, row_events.jsonl; returns the counts."""
     source, counter = plan.source_of(shard), RowCounter()
     with (folder / EVENTS_FILE).open("wb") as events_file, (folder / "items.jsonl").open("wb") as items_file:
         events = RowEventLog(events_file)
@@ -106,7 +105,7 @@ def _read_shard(plan: BuildPlan, shard: Shard, forbidden: Contamination | None, 
 
 
 def _is_signed(plan: BuildPlan, source: PlannedSource) -> bool:
-    """Whether near duplicates are looked for among the rows of a source."""
+    """Whether near duplicates are searched among the rows of a source, which needs MinHash signatures."""
     return plan.data.clean.near_duplicates is not None and source.split == "train"
 
 
@@ -118,7 +117,7 @@ def _file_names(source: PlannedSource, shard: Shard) -> list[str]:
 
 
 def read_records(source: PlannedSource, shard: Shard) -> Iterator[tuple[RowPosition, Record]]:
-    """The records of a shard's files, in order; no more than the source's max_samples."""
+    """The records of a shard's files, in order; at most the source's max_samples."""
     if source.source.hub:
         streams: list[Iterator[Record]] = [read_hub(source.source, source.key)]
     else:
@@ -136,7 +135,7 @@ def parse_rows(
     counter: RowCounter,
     events: RowEventLog,
 ) -> Iterator[ParsedRow]:
-    """The rows that mean something to the stage."""
+    """The rows as items; a row that cannot be parsed is dropped, with an event."""
     for position, record in records:
         counter.rows += 1
         if record.broken:
@@ -152,7 +151,7 @@ def parse_rows(
 
 
 def _parse(value: Any, plan: BuildPlan, source: PlannedSource) -> Item:
-    """The item of a row. A row of an evaluation file may be of any format, or a question alone; RowError for others."""
+    """The item of a row. A row of an evaluation file may have any format, or be a question alone. RowError if it has none."""
     try:
         return parse_row(value, source.source, plan.format.parse, plan.data.system)
     except RowError:
@@ -162,7 +161,7 @@ def _parse(value: Any, plan: BuildPlan, source: PlannedSource) -> Item:
 
 
 def clean_rows(rows: Iterable[ParsedRow], plan: BuildPlan, events: RowEventLog) -> Iterator[ParsedRow]:
-    """The rows with their texts mended; a row of which nothing is left is dropped."""
+    """The rows with cleaned texts; a row without any text after cleaning is dropped, with an event."""
     steps = CleaningSteps.of(plan.data.clean, plan.format.strips_html)
     for row in rows:
         position = row.position
@@ -183,7 +182,7 @@ def filter_rows(
     forbidden: Contamination | None,
     events: RowEventLog,
 ) -> list[FilteredRow]:
-    """The rows that stay. Only training rows are dropped for their language, or for what they share with `forbidden` texts."""
+    """The rows that pass the filters. Only training rows are dropped for their language or for text shared with `forbidden`."""
     texts, own_texts = [row.item.texts() for row in rows], [own_text(row.item) for row in rows]
     languages = [detect_language(text) for text in own_texts]
     accepted_languages, shared = None, [None] * len(rows)
@@ -191,22 +190,23 @@ def filter_rows(
         accepted_languages = plan.data.clean.languages
         shared = shared if forbidden is None else forbidden.check_rows(texts)
     kept = []
-    for row, parts, own, language, shared_text in zip(rows, texts, own_texts, languages, shared, strict=True):
+    for row, row_texts, own, language, shared_text in zip(rows, texts, own_texts, languages, shared, strict=True):
         if accepted_languages is not None and language not in accepted_languages:
             event = RowEvent("dropped", "other language", language)
         elif shared_text is not None:
             event = RowEvent("dropped", "contaminated by the evaluation set", shared_text)
         else:
-            kept.append(FilteredRow(row.position, row.item, own, sum(map(len, parts)) + len(parts) - 1, language))
+            chars = sum(map(len, row_texts)) + len(row_texts) - 1
+            kept.append(FilteredRow(row.position, row.item, own, chars, language))
             continue
         events.add(row.position.row, row.position.location, event)
     return kept
 
 
 class ItemWriter:
-    """Writes the items of a shard to a file of lines, and keeps what is known of each (see ShardItems) until it is saved.
+    """Writes the items of a shard to items.jsonl, and holds their arrays (see ShardItems) until `save`.
 
-    `signed`: with the signatures that near duplicates are found by."""
+    `signed`: whether the MinHash signatures for the search of near duplicates are computed too."""
 
     def __init__(self, file: IO[bytes], seed: int, statistics: RowStatistics, events: RowEventLog, signed: bool) -> None:
         self._file, self._seed, self._statistics, self._events, self.signed = file, seed, statistics, events, signed
@@ -220,7 +220,7 @@ class ItemWriter:
         return len(self._columns["row"])
 
     def write(self, rows: Sequence[FilteredRow]) -> None:
-        """Add the items of some rows."""
+        """Append the items of some rows."""
         for row in rows:
             self._write_row(row)
         if self.signed:
@@ -240,7 +240,7 @@ class ItemWriter:
             self._events.add(position.row, position.location, event)
 
     def save(self, folder: Path) -> None:
-        """Write rows.safetensors, and signatures.safetensors where items are signed."""
+        """Write rows.safetensors, and signatures.safetensors if `signed`."""
         arrays = {name: np.asarray(column) for name, column in self._columns.items()}
         arrays["hash"] = arrays["hash"].reshape(-1, 2)
         save_file(arrays, folder / "rows.safetensors")

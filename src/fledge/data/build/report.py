@@ -1,4 +1,4 @@
-"""The data report of a build: sums of what the phases counted of each shard, as far as they have come."""
+"""The data report of a build: sums of the counts that the finished phases wrote for each shard."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -16,7 +16,7 @@ from fledge.data.row_events import read_row_events
 
 
 def report_rows(build: BuildDirectory) -> DataReport:
-    """What was read and which items stay, in the order of the shards. What is not dropped counts as used."""
+    """The report of the rows read and of the items kept, in shard order. Rows that were not dropped count as used."""
     plan = build.plan
     report = DataReport([SourceReport(name=item.name, path=item.path, split=item.split) for item in plan.sources])
     _add_file_notices(build, report)
@@ -27,7 +27,7 @@ def report_rows(build: BuildDirectory) -> DataReport:
 
 
 def report_tokens(rows: DataReport, build: BuildDirectory) -> DataReport:
-    """The report of the rows, and what was encoded of them: what was kept is used only if it could be encoded."""
+    """The report `rows` with the counts of the tokenize phase added: a kept row counts as used only if it could be encoded."""
     report = deepcopy(rows)
     for shard in build.plan.encoded_shards():
         if is_finished(build.tokens(shard)):
@@ -46,21 +46,21 @@ def add_split_documents(report: DataReport, train: PackedDataset) -> None:
 
 
 def _add_file_notices(build: BuildDirectory, report: DataReport) -> None:
-    """What is worth a look in the files themselves, once for each."""
+    """Add the notices about whole files, once for each file."""
     for source, planned in zip(report.sources, build.plan.sources, strict=True):
         for file in planned.ignored_files:
             source.add_file_notice("passed over in the folder: not a file of rows", file)
-    seen: set[str] = set()
+    noticed: set[str] = set()
     for shard in build.plan.shards:
         for span in shard.spans:
-            if span.file not in seen and Path(span.file).exists():
-                seen.add(span.file)
+            if span.file not in noticed and Path(span.file).exists():
+                noticed.add(span.file)
                 for notice in file_notices(Path(span.file), build.plan.source_of(shard).source):
                     report.sources[shard.source].add_file_notice(notice, span.file)
 
 
 def _add_rows(build: BuildDirectory, shard: Shard, source: SourceReport) -> None:
-    """Add what the read phase, and deduplication and split, counted of a shard."""
+    """Add the counts of the read phase and of the deduplication and split for a shard."""
     rows_events, keep_events, _ = build.event_files(shard)
     result = read_result(build.rows(shard))
     source.rows += result["rows"]
@@ -76,7 +76,7 @@ def _add_rows(build: BuildDirectory, shard: Shard, source: SourceReport) -> None
 
 
 def _add_tokens(build: BuildDirectory, shard: Shard, source: SourceReport) -> None:
-    """Add what the tokenize phase counted of a shard."""
+    """Add the counts of the tokenize phase for a shard."""
     *_, token_events = build.event_files(shard)
     result = read_result(build.tokens(shard))
     source.add_counts(result["row_events"])

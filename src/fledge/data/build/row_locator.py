@@ -1,4 +1,4 @@
-"""Where the row of a training example stands in its file."""
+"""The file and line of the row that a training example comes from."""
 
 from functools import lru_cache
 
@@ -9,7 +9,7 @@ from fledge.data.build.shard_items import ShardItems
 
 
 class RowLocator:
-    """FILE:LINE of the training examples of a stage."""
+    """Gives FILE:LINE of the rows of a stage's training examples."""
 
     def __init__(self, dataset: StageDataset) -> None:
         self.build, self.examples = dataset.build, dataset.train.examples
@@ -19,7 +19,7 @@ class RowLocator:
         return ShardItems.of(self.build, self.build.plan.shards[shard])
 
     def example(self, number: int) -> str:
-        """Where the row of an example stands."""
+        """FILE:LINE (or FILE#INDEX) of the row of example `number`."""
         assert self.examples.shard is not None and self.examples.row is not None
         items = self._items(int(self.examples.shard[number]))
         return items.location(int(np.searchsorted(items.arrays["row"], int(self.examples.row[number]))))

@@ -1,4 +1,4 @@
-"""The items of one shard as the read phase left them."""
+"""The items of one shard as the read phase wrote them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from fledge.data.storage import load_arrays
 
 @dataclass(frozen=True)
 class ShardItems:
-    """What is known of the items of one shard: their arrays (rows.safetensors), the files that they come from, and the library
-    that made their signatures.
+    """The N items of one shard: `arrays` (rows.safetensors), the `files` that they come from, and the library that computed
+    their MinHash signatures (None: there are none).
 
-    `arrays` of N items: row [N] (number of the row in the shard), file [N] (number of its file in `files`), number [N] (line or
-    index in the file), start [N + 1] (bytes of items.jsonl), hash [N, 2], draw [N] (decides training or validation), chars [N],
-    language [N]."""
+    `arrays`: row [N] (number of the row in the shard), file [N] (number of its file in `files`), number [N] (line or index
+    in the file), start [N + 1] (byte offsets in items.jsonl), hash [N, 2] (of the content), draw [N] (random number that
+    decides training or validation), chars [N] (length of the texts), language [N] (index in LANGUAGES)."""
 
     shard: Shard
     folder: Path
@@ -31,7 +31,7 @@ class ShardItems:
 
     @classmethod
     def of(cls, build: BuildDirectory, shard: Shard) -> "ShardItems":
-        """The items of a shard that was read."""
+        """The items of a shard whose read phase is finished."""
         folder = build.rows(shard)
         result = read_result(folder)
         return cls(shard, folder, load_arrays(folder / "rows.safetensors"), result["files"], result["signatures"])
@@ -48,7 +48,7 @@ class ShardItems:
         return row_location(self.files[int(self.arrays["file"][index])], int(self.arrays["number"][index]))
 
     def read(self, mask: np.ndarray | None = None) -> Iterator[Item]:
-        """The items in order; of a mask bool [N], those that it marks."""
+        """The items in order: all, or those that `mask` (bool [N]) marks."""
         with (self.folder / "items.jsonl").open("rb") as lines:
             for index, line in enumerate(lines):
                 if mask is None or mask[index]:

@@ -33,7 +33,7 @@ def run_tokenize_phase(build: BuildDirectory, shard: Shard) -> None:
 
 
 def _tokenize_shard(build: BuildDirectory, shard: Shard, folder: Path) -> dict[str, Any]:
-    """The walk of all kept items of a shard, one split after the other; returns the counts."""
+    """Run all kept items of a shard through the steps, one split after the other; returns the counts."""
     tokenizer, items, keep = tokenizer_of(build), ShardItems.of(build, shard), build.keep_mask(shard)
     arrays: dict[str, np.ndarray] = {}
     counts: dict[str, Any] = {}
@@ -59,8 +59,8 @@ def _tokenize_shard(build: BuildDirectory, shard: Shard, folder: Path) -> dict[s
 def encode_split(
     items: ShardItems, mask: np.ndarray, plan: BuildPlan, split: str, tokenizer: Tokenizer
 ) -> Iterator[tuple[int, Encoded]]:
-    """(index of the item in the shard, what became of it) for the items that `mask` [items] marks. Validation is not
-    augmented."""
+    """Encode the items that `mask` (bool [items]) marks; yields (index of the item in the shard, its encoding). Validation
+    items are not augmented."""
     config = plan.format.encoding_config(plan.data, plan.seed)
     if split != "train":
         config = replace(config, augment=AugmentConfig())
@@ -68,7 +68,7 @@ def encode_split(
 
 
 def log_events(encoded: Iterator[tuple[int, Encoded]], items: ShardItems, events: RowEventLog) -> Iterator[tuple[int, Encoded]]:
-    """(number of the row in the shard, what became of it), with its events logged."""
+    """Log the events of each item; yields (number of the row in the shard, the encoding of its item)."""
     for index, item in encoded:
         row = items.row(index)
         for event in item.events:
@@ -79,8 +79,8 @@ def log_events(encoded: Iterator[tuple[int, Encoded]], items: ShardItems, events
 def write_sequences(
     encoded: Iterator[tuple[int, Encoded]], plan: BuildPlan, split: str, tokenizer: Tokenizer, folder: Path
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Store the sequences of a split. Returns its counts and its index: `lengths` [S] and `target_tokens` [S] of the sequences,
-    and `row` [E] of the examples."""
+    """Store the sequences of a split. Returns its counts and its index, int64: `lengths` [S] and `target_tokens` [S] of the
+    sequences, `row` [E] of the examples."""
     weighted = plan.format.has_loss_weights
     writer = SequenceWriter(folder, split, token_type(tokenizer.vocab_size), weighted)
     stop_ids = np.asarray(sorted(tokenizer.stop_ids))

@@ -28,9 +28,9 @@ _TEXTS_AT_ONCE = 1000
 class Contamination:
     """Evaluation texts as sorted hashes (uint64) to search in training rows.
 
-    `long`: all n-grams of texts with at least 13 words or 26 characters. `heads`: the first 8 words or 16 characters of shorter
-    texts, and `short`: all units of these texts, compared where a head matches. `whole`: texts that are shorter still.
-    """
+    `long`: all n-grams of texts with at least 13 words or 26 characters. `heads`: the first 8 words or 16 characters of
+    shorter texts, and `short`: all units of these texts, compared where a head matches. `whole`: texts that are shorter
+    still, which match only an equal text."""
 
     long: np.ndarray
     heads: np.ndarray
@@ -47,7 +47,7 @@ class Contamination:
         return cls(**{name: np.unique(np.concatenate([np.zeros(0, np.uint64), *arrays])) for name, arrays in collected.items()})
 
     def check(self, texts: Sequence[str]) -> str | None:
-        """An excerpt of the first of a row's texts that contains an evaluation text or a long part of it; None if none does."""
+        """An excerpt of the first text of a row that contains an evaluation text or a long part of one; None if none does."""
         return self.check_rows([texts])[0]
 
     def check_rows(self, rows: Sequence[Sequence[str]]) -> list[str | None]:

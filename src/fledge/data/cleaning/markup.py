@@ -1,7 +1,7 @@
 """Removal of HTML markup from text.
 
-Whole pages are parsed as a browser does. In other text only real markup is removed; operators, type parameters and code stay.
-"""
+Whole pages are parsed as a browser does. In other text only real markup is removed; operators, type parameters and code
+stay."""
 
 import re
 from collections.abc import Callable
@@ -47,12 +47,11 @@ _SPACES = re.compile(rf"[ \t\n{_LINE}{_BLOCK}{_PARAGRAPH}]+")
 
 
 def strip_markup(text: str) -> tuple[str, str | None]:
-    """Text without HTML tags, comments, scripts and styles, and with entities decoded; and a notice if selectolax is needed but
-    not installed.
+    """Remove HTML tags, comments, scripts and styles, and decode entities; (text, a notice if selectolax is needed but not
+    installed).
 
-    In text that is not a page, only real markup is removed: known tags that are closed, have attributes or need no end tag.
-    Code (in Markdown, in a program, or in XML) stays. Raises RowError "HTML only" if no text is left.
-    """
+    A text that is not a page loses only real markup: known tags that are closed, have attributes or need no end tag. Code
+    (in Markdown, in a program, or in XML) is kept. Raises RowError "HTML only" if no text is left."""
     text = _RESERVED.sub("", text) if "<" in text else text
     is_page = "<" in text and _PAGE.match(text) is not None
     protected: list[str] = []

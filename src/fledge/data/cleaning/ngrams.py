@@ -1,8 +1,7 @@
 """N-grams of texts as 64-bit hashes; everything is a function of the texts alone.
 
-The units of an n-gram are words, or characters in scripts that are written without spaces. The hash of a sequence of units is a
-polynomial in a fixed base modulo 2^64, so hashes of all n-grams are differences of prefix sums.
-"""
+The units of an n-gram are words, or characters in scripts that are written without spaces. The hash of a sequence of units
+is a polynomial in a fixed base modulo 2^64, so hashes of all n-grams are differences of prefix sums."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -25,8 +24,8 @@ _SEPARATOR, _WORD, _SINGLE = 0, 1, 2
 class Units:
     """The units of texts: words, and single characters of scripts that are written without spaces.
 
-    hashes: uint64 [U]; positions: int64 [U], characters before the unit in its text; unspaced: bool [U]; counts: int64 [texts].
-    """
+    hashes: uint64 [U]; positions: int64 [U], characters before the unit in its text; unspaced: bool [U]; counts: int64
+    [texts]."""
 
     hashes: np.ndarray
     positions: np.ndarray
@@ -155,16 +154,15 @@ def ngram_hashes(sums: np.ndarray, n: int) -> np.ndarray:
 
 
 def span_hashes(sums: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Hashes of the units from each start to its end; equal to those of `ngram_hashes`. uint64."""
+    """Hashes of the units from each start to its end, uint64; equal to `ngram_hashes` for spans of n units."""
     return mix_bits((sums[ends] - sums[starts]) * _powers(len(sums))[1][starts] + (ends - starts).astype(np.uint64))
 
 
 def shingles(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The n-grams of texts: 64-bit hashes, concatenated [S], repetitions included, and offsets [texts + 1], both uint64.
 
-    N-grams are of 3 words, or of 5 characters if most units of the text are characters of scripts without spaces. A text with
-    fewer units is one n-gram; for a text without units, the raw text is hashed.
-    """
+    N-grams are of 3 words, or of 5 characters if most units of the text are characters of scripts without spaces. A text
+    with fewer units is one n-gram; for a text without units, the raw text is hashed."""
     text_units = units(texts)
     ends = np.cumsum(text_units.counts)
     starts = ends - text_units.counts

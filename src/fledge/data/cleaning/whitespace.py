@@ -12,13 +12,13 @@ _LEADING = re.compile(f"\\A[{_BLANKS}\n\u200b]*\n|\\A\u200b+")
 
 
 def normalize_unicode(text: str) -> tuple[str, str | None]:
-    """The text in Unicode normalisation form C; never a notice."""
+    """The text in Unicode normalization form C. The notice is always None."""
     return (text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)), None
 
 
 def normalize_whitespace(text: str) -> tuple[str, str | None]:
-    """The text with line feeds as line ends, without control characters, trailing blanks or blanks around the text, and with
-    at most two consecutive blank lines; indentation stays. Never a notice."""
+    """Normalize line ends to line feeds; remove control characters, trailing blanks, blanks around the text, and blank lines
+    beyond two in a row. Indentation is kept. The notice is always None."""
     if _CONTROL.search(text):
         text = _CONTROL.sub("", _LINE_ENDS.sub("\n", text))
     if _HAS_TRAILING.search(text):

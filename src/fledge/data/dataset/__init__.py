@@ -1,1 +1,1 @@
-"""From encoded examples to batches: storage, packing, mixing, the packed dataset."""
+"""Datasets of encoded examples, up to batches: mixing, packing, the packed dataset."""

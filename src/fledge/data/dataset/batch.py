@@ -1,11 +1,11 @@
-"""One batch: packed rows as tensors."""
+"""A batch: packed rows as tensors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # torch is imported where a batch is made: workers that only read and encode start without it
+if TYPE_CHECKING:  # torch is imported in the functions: workers that only read and encode start without it
     import torch
     from torch import Tensor
 
@@ -16,13 +16,13 @@ COUNTED = ("weight", "num_target_tokens", "num_tokens")
 class Batch:
     """B packed rows of T positions. Every tensor is [B, T] unless said otherwise.
 
-    `targets[b, t]` is the token after `input_ids[b, t]` in the same sequence, and `loss_weights` its weight in the loss;
-    `position_ids` restart at 0 with each piece of a sequence; `documents` number the pieces of a packed row from 1, padding is
-    0; `sequence_ids` number the sequences of the batch from 0, padding is `num_sequences`.
+    `targets[b, t]` is the token that follows `input_ids[b, t]` in its sequence, `loss_weights[b, t]` the weight of this
+    target in the loss. `position_ids` restart at 0 with each piece of a sequence. `documents` number the pieces of a packed
+    row from 1; padding is 0. `sequence_ids` number the sequences of the batch from 0; padding is `num_sequences`.
 
-    `sequences_per_example` neighbouring sequences make one example; `examples` are the numbers of the examples in the data, in
-    the order of their sequences. `tokens_by_source` counts the tokens of each source, where sources are known.
-    `known_target_index` [n] is `target_index`, found on the host, where that costs no waiting for a device.
+    Each `sequences_per_example` neighbouring sequences are one example. `examples`: numbers of the examples in the data, in the
+    order of their sequences. `tokens_by_source`: tokens of each source, if sources are known. `known_target_index` [n]:
+    `target_index`, computed on the host so that no code waits for a device.
     """
 
     input_ids: "Tensor"
@@ -38,7 +38,7 @@ class Batch:
     known_target_index: "Tensor | None" = None
 
     def _with(self, change: "Callable[[Tensor], Tensor]") -> "Batch":
-        """The batch with every tensor changed, and the counts that are known already."""
+        """A copy with `change` applied to every tensor, and with the counts that were computed already."""
         index = None if self.known_target_index is None else change(self.known_target_index)
         batch = Batch(
             input_ids=change(self.input_ids),
@@ -58,7 +58,7 @@ class Batch:
 
     @property
     def target_index(self) -> "Tensor":
-        """Positions (b · T + t) of the targets with weight, in order [n]."""
+        """Flat positions b · T + t of the targets with weight, ascending, int64 [n]."""
         return (
             self.loss_weights.flatten().nonzero(as_tuple=True)[0]
             if self.known_target_index is None
@@ -66,13 +66,13 @@ class Batch:
         )
 
     def to(self, device: "torch.device") -> "Batch":
-        """The batch on a device; pinned tensors are copied while the host continues."""
+        """The batch on a device; pinned tensors are copied asynchronously."""
         if self.input_ids.device.type == device.type:
             return self
         return self._with(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> "Batch":
-        """The batch in page-locked memory, from which copies to a GPU need no waiting."""
+        """The batch in page-locked memory, which can be copied to a GPU asynchronously."""
         return self._with(lambda tensor: tensor.pin_memory())
 
     @cached_property

@@ -1,10 +1,10 @@
-"""Which examples an epoch takes from each source. A pure function of (seed, epoch): drawn afresh for every epoch.
+"""The mixture of sources: the examples that each epoch draws from each source, a pure function of (seed, epoch).
 
-"Row" here is a row of a file: all examples that it became are drawn together.
+"Row" here is a row of a file: all examples of a row are drawn together.
 """
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,13 +14,12 @@ from fledge.data.dataset.packing import permutation
 from fledge.recipe.schema import Source
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SourceQuota:
-    """How much of one source an epoch takes, as the recipe's source says. `share`: of the epoch's tokens; `ratio`: of the
-    source's rows; `max_rows`, `max_tokens`: at most; `repeat`: times that what is taken is read."""
+    """The amount of one source that an epoch draws. `share`: fraction of the epoch's tokens; `ratio`: fraction of the
+    source's rows; `max_rows`, `max_tokens`: upper limits; `repeat`: how often the drawn rows are read. None: no limit."""
 
     name: str
-    _: KW_ONLY
     share: float | None = None
     ratio: float | None = None
     max_rows: int | None = None
@@ -29,9 +28,9 @@ class SourceQuota:
 
     @classmethod
     def of(cls, source: Source, name: str) -> "SourceQuota":
-        """The quota of a recipe's source."""
+        """The quota of a source of the recipe."""
         return cls(
-            name,
+            name=name,
             share=source.token_fraction,
             ratio=source.ratio,
             max_rows=source.max_rows,
@@ -44,8 +43,8 @@ class SourceQuota:
 class Mixture:
     """E examples by source, and the quotas of the sources.
 
-    `source`, `tokens` and `row` are [E]: of each example the number of its source, its length, and the number of the row that
-    it comes from (None: each example is a row)."""
+    `source` [E]: number of each example's source. `tokens` [E]: its length. `row` [E]: number of the row that it comes from
+    (None: every example is a row)."""
 
     source: np.ndarray
     tokens: np.ndarray
@@ -55,7 +54,7 @@ class Mixture:
 
     @cached_property
     def _first(self) -> np.ndarray:
-        """The first example of each row, and the end: int64 [R + 1]."""
+        """Number of the first example of each row, and E at the end: int64 [R + 1]."""
         if self.row is None:
             return np.arange(len(self.source) + 1)
         return np.concatenate((np.flatnonzero(np.diff(self.row, prepend=-1)), [len(self.row)]))
@@ -73,14 +72,14 @@ class Mixture:
         return [np.flatnonzero(source == number) for number in range(len(self.quotas))]
 
     def sample_epoch(self, epoch: int) -> np.ndarray:
-        """The examples of an epoch, int64; one that is taken k times stands there k times."""
+        """Numbers of the examples of an epoch, int64; an example that is drawn k times occurs k times."""
         rows = self._sample_rows(epoch)
         counts = self._first[rows + 1] - self._first[rows]
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return np.repeat(self._first[rows], counts) + within
 
     def _sample_rows(self, epoch: int) -> np.ndarray:
-        """The rows of an epoch, int64; one that is taken k times stands there k times."""
+        """Numbers of the rows of an epoch, int64; a row that is drawn k times occurs k times."""
         without_shares = [self._by_quota(number, epoch) for number in range(len(self.quotas))]
         total = self._epoch_tokens(without_shares)
         sampled = [
@@ -90,7 +89,7 @@ class Mixture:
         return np.concatenate(sampled) if sampled else np.zeros(0, np.int64)
 
     def _shuffled(self, number: int, epoch: int, draw: int = 0) -> np.ndarray:
-        """The rows of a source in an order of this epoch; each `draw` has an order of its own."""
+        """The rows of a source, shuffled for this epoch; each `draw` gives another order."""
         rows = self._rows_of_source[number]
         return rows[permutation(len(rows), self.seed, number, epoch, draw)]
 
@@ -116,14 +115,14 @@ class Mixture:
         return np.concatenate([np.tile(chosen, int(passes)), extra_rows])
 
     def _epoch_tokens(self, without_shares: Sequence[np.ndarray]) -> float:
-        """Tokens of an epoch: decided by the sources without a share; where all have one, all tokens that there are."""
+        """Tokens of an epoch, determined by the sources without a share; if all have a share, the tokens of all sources."""
         tokens = [int(self._row_tokens[rows].sum()) for rows in without_shares]
         shares = sum(quota.share or 0.0 for quota in self.quotas)
         free = sum(count for count, quota in zip(tokens, self.quotas, strict=True) if quota.share is None)
         return free / (1 - shares) if any(quota.share is None for quota in self.quotas) else float(sum(tokens))
 
     def _by_share(self, number: int, epoch: int, target_tokens: float) -> np.ndarray:
-        """So many rows of a source that their tokens come nearest to the target: whole passes first, then a part of one."""
+        """The rows of a source whose tokens come nearest to the target: complete passes, then a part of one."""
         rows = self._rows_of_source[number]
         size = int(self._row_tokens[rows].sum())
         if not size:
@@ -137,8 +136,8 @@ class Mixture:
         return np.concatenate([np.tile(rows, passes), last_pass[:count]])
 
     def summary(self, epoch: int) -> list[dict[str, Any]]:
-        """What an epoch takes of each source: rows, examples, tokens, shares of the epoch, and how often a row is taken on
-        average."""
+        """The rows, examples and tokens that an epoch draws from each source, their shares of the epoch, and `passes`, how
+        often a row is drawn on average."""
         examples, rows = self.sample_epoch(epoch), self._sample_rows(epoch)
         sources = len(self.quotas)
         row_counts = np.bincount(self.source[self._first[rows]], minlength=sources)

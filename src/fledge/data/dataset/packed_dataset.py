@@ -12,11 +12,11 @@ from fledge.data.dataset.packing import PackedLayout, pack_best_fit, pack_concat
 from fledge.data.storage import Examples
 
 Skipped = Sequence[Sequence[int]]
-"""Runs of packed rows that are left out of the stream: (first position, count) of each."""
+"""Runs of packed rows to leave out of the stream, each as (first position, count)."""
 
 
 def skip_offset(position: int, skipped: Skipped) -> int:
-    """The position in the whole stream of the packed row at `position` of the stream without the `skipped` runs."""
+    """Convert a position in the stream without the `skipped` runs into the position in the complete stream."""
     for first, count in sorted(map(tuple, skipped)):
         if first <= position:
             position += count
@@ -26,11 +26,10 @@ def skip_offset(position: int, skipped: Skipped) -> int:
 class PackedDataset:
     """Examples packed into rows of `packed_length` positions, and the packed rows of each epoch in order.
 
-    `split_documents`: a sequence may continue in the next packed row; otherwise a packed row holds whole examples. `pad`: the
-    token of padding. `sources`: names of the sources that `examples.source` counts.
-    Without a mixture every epoch has the same packed rows in another order; with one, each epoch's examples are drawn and
-    packed afresh.
-    """
+    `split_documents`: a sequence may continue in the next packed row; otherwise a packed row holds complete examples.
+    `pad`: id of the padding token. `sources`: names of the sources, in the order of their numbers in `examples.source`.
+    `mixture`: draws the examples of each epoch, which are packed anew. None: every epoch has equal packed rows, in another
+    order."""
 
     def __init__(
         self,
@@ -51,7 +50,7 @@ class PackedDataset:
     # -- epochs -----------------------------------------------------------------------------------------------------
 
     def _pack(self, examples: np.ndarray | None, seed: int) -> PackedLayout:
-        """The packed rows of these examples (None: of all)."""
+        """Pack these examples (None: all)."""
         lengths, sequences = np.diff(self.examples.offsets) - 1, None
         if examples is not None:
             sequences = self.examples.sequences_of(examples)
@@ -66,7 +65,7 @@ class PackedDataset:
 
     @cached_property
     def layout(self) -> PackedLayout:
-        """All examples once, packed: what an epoch has without a mixture, and what validation reads."""
+        """All examples once, packed: an epoch without a mixture, or the validation data."""
         return self._pack(None, self.seed)
 
     def epoch(self, epoch: int) -> tuple[PackedLayout, np.ndarray]:
@@ -100,15 +99,15 @@ class PackedDataset:
         return self.num_packed_rows(0)
 
     def packed_rows_in(self, epochs: float) -> float:
-        """Number of packed rows of so many epochs; not rounded."""
-        whole = int(epochs)
+        """Number of packed rows of `epochs` epochs; not rounded."""
+        complete = int(epochs)
         if self.mixture is None:
             return epochs * len(self.layout)
-        rows = sum(self.num_packed_rows(epoch) for epoch in range(whole))
-        return rows + ((epochs - whole) * self.num_packed_rows(whole) if epochs > whole else 0)
+        rows = sum(self.num_packed_rows(epoch) for epoch in range(complete))
+        return rows + ((epochs - complete) * self.num_packed_rows(complete) if epochs > complete else 0)
 
     def _locate(self, position: int) -> tuple[int, int]:
-        """The epoch of a position of the stream, and the position in that epoch."""
+        """(epoch, position in the epoch) of a position in the stream."""
         if self.mixture is None:
             return divmod(position, len(self.layout))
         epoch = 0
@@ -118,13 +117,13 @@ class PackedDataset:
         return epoch, position
 
     def epochs_after(self, packed_rows: int) -> float:
-        """How many epochs have passed after so many packed rows."""
+        """Number of epochs that have passed after `packed_rows` packed rows."""
         if self.mixture is None:
             return packed_rows / len(self.layout)
         epoch, position = self._locate(packed_rows)
         return epoch + position / self.num_packed_rows(epoch)
 
-    # -- what the first epoch holds ---------------------------------------------------------------------------------
+    # -- the first epoch --------------------------------------------------------------------------------------------
 
     @cached_property
     def num_tokens(self) -> int:
@@ -133,14 +132,14 @@ class PackedDataset:
 
     @cached_property
     def num_target_tokens(self) -> int:
-        """Targets with weight in the first epoch; the first token of a sequence is nobody's target."""
+        """Number of targets with weight in the first epoch; the first token of a sequence is not a target."""
         counts = self.examples.target_tokens
         if self.mixture is None:
             return int(counts.sum())
         return int(counts[self.examples.sequences_of(self.mixture.sample_epoch(0))].sum())
 
     def summary(self) -> dict[str, float | int | str]:
-        """What training will see in its first epoch, for data_report.json."""
+        """The sizes of the first epoch and the fingerprint, for data_report.json."""
         size = len(self) * self.packed_length
         return {
             "examples": self.examples.count,
@@ -164,9 +163,8 @@ class PackedDataset:
     # -- batches ----------------------------------------------------------------------------------------------------
 
     def batch(self, first: int, count: int, stop: int | None = None, skipped: Skipped = ()) -> Batch:
-        """The packed rows at positions first … first + count - 1 of the endless stream of epochs without the `skipped` runs.
-
-        Rows from position `stop` on are empty (weight 0)."""
+        """The batch of the packed rows at positions first … first + count - 1 of the endless stream of epochs, `skipped`
+        runs left out. Rows from position `stop` on are empty (weight 0)."""
         chosen: list[tuple[PackedLayout, int] | None] = []
         for position in range(first, first + count):
             if stop is not None and position >= stop:
@@ -178,7 +176,7 @@ class PackedDataset:
         return self._assemble(chosen)
 
     def assemble(self, packed_rows: Sequence[int | None]) -> Batch:
-        """The batch of these packed rows of `layout`; None is an empty one."""
+        """The batch of these packed rows of `layout`; None stands for an empty row."""
         return self._assemble([None if row is None else (self.layout, row) for row in packed_rows])
 
     def _assemble(self, chosen: Sequence[tuple[PackedLayout, int] | None]) -> Batch:

@@ -8,10 +8,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class PackedLayout:
-    """Which piece of which sequence lies in which of R packed rows. offsets int64 [R + 1].
+    """The assignment of pieces of sequences to R packed rows. offsets int64 [R + 1].
 
-    Slot s of packed row r, for s in [offsets[r], offsets[r + 1]), holds `length[s]` positions of sequence `sequence[s]`, from
-    its position `start[s]` on."""
+    Slot s of packed row r, for s in [offsets[r], offsets[r + 1]), holds `length[s]` positions of sequence `sequence[s]`,
+    beginning at position `start[s]` of the sequence."""
 
     offsets: np.ndarray
     sequence: np.ndarray
@@ -23,12 +23,12 @@ class PackedLayout:
 
 
 def permutation(count: int, *key: int) -> np.ndarray:
-    """A shuffle that is a pure function of its key (counter-based generator: Salmon et al. 2011)."""
+    """A random permutation of 0 … count - 1, a pure function of its key (counter-based generator: Salmon et al. 2011)."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).permutation(count)
 
 
 def pack_concat_and_chunk(lengths: np.ndarray, packed_length: int, seed: int) -> PackedLayout:
-    """Documents end to end in shuffled order, cut where a packed row ends: no position is lost, only the last row is padded."""
+    """Concatenate documents in shuffled order and cut them into packed rows. No position is lost; the last row is padded."""
     order = permutation(len(lengths), seed)
     ends = np.cumsum(lengths[order])
     starts = ends - lengths[order]
@@ -42,9 +42,9 @@ def pack_concat_and_chunk(lengths: np.ndarray, packed_length: int, seed: int) ->
 
 
 def pack_best_fit(lengths: np.ndarray, packed_length: int, seed: int, sequences_per_example: int = 1) -> PackedLayout:
-    """Whole examples into packed rows by best fit, in shuffled order: nothing is cut, few positions stay empty.
+    """Pack complete examples into rows by best fit, in shuffled order: nothing is cut, few positions stay empty.
 
-    `lengths` [S] of the sequences; `sequences_per_example` neighbours make one example."""
+    `lengths` [S]: positions of each sequence; `sequences_per_example` neighbouring sequences are one example."""
     sizes = lengths.reshape(-1, sequences_per_example).sum(axis=1)
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (positions left, packed row), sorted

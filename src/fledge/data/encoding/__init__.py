@@ -1,1 +1,1 @@
-"""From conversations and documents to tokens and loss weights: examples, truncation, augmentation."""
+"""Encoding of conversations and documents as tokens and loss weights: examples, truncation, augmentation."""

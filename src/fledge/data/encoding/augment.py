@@ -43,9 +43,9 @@ def _mistype(text: str, rate: float, draw: Callable[[], float]) -> tuple[str, in
 
 
 def augment(rounds: Sequence[Round], config: AugmentConfig, seed: int, may_end: bool = True) -> tuple[list[Round], int, int]:
-    """(rounds as they are trained, number of rounds left out at the end, number of letters changed in the user's turns).
+    """Augment a dialogue: (rounds to train, number of rounds left out at the end, number of letters changed in user turns).
 
-    At least one round stays. `may_end` is false where an answer belongs to the last round: then none is left out.
+    At least one round is kept. `may_end` is false if an answer follows the last round: then no round is left out.
     """
     tail, noise = _draws(rounds, seed)
     kept = list(rounds)

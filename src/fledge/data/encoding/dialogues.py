@@ -1,4 +1,4 @@
-"""From dialogues to token sequences in which the answers count: render, encode many at once, weigh, and make each fit."""
+"""Encoding of dialogues as token sequences with weight on the answers: render, encode in batches, weigh, truncate."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -15,9 +15,9 @@ from fledge.tokenizer.tokenizer import Encoding
 
 
 def encode_dialogues(items: Iterable[Item], tokenizer: Tokenizer, config: EncodingConfig) -> Iterator[Encoded]:
-    """The examples of each dialogue, in order: one sequence for each of its answers, or one where its turns hold them.
+    """The examples of each dialogue, in order: one sequence for each alternative answer, or one for a conversation.
 
-    Many are encoded at once, in constant memory. TypeError for a document."""
+    Dialogues are encoded in batches, in constant memory. Raises TypeError for a document."""
     for batch in item_batches(items):
         yield from _encode_batch(batch, tokenizer, config)
 
@@ -40,8 +40,8 @@ def _encode_batch(items: Sequence[Item], tokenizer: Tokenizer, config: EncodingC
         try:
             if index in refusals:
                 raise TemplateError(refusals[index])
-            whole = weigh_rounds(dialogue, 0, len(dialogue.rounds), encodings, config.train_on_turns)
-            encoded = fit_dialogue(dialogue, whole, tokenizer, config)
+            uncut = weigh_rounds(dialogue, 0, len(dialogue.rounds), encodings, config.train_on_turns)
+            encoded = fit_dialogue(dialogue, uncut, tokenizer, config)
         except TemplateError as error:
             yield dropped("the chat template refuses it", str(error))
         except RowError as error:

@@ -1,5 +1,4 @@
-"""From documents to token sequences in which every token counts. Documents are never cut: packing continues them in the next
-packed row."""
+"""Encoding of documents as token sequences of weight 1. They are never truncated: packing continues them in the next row."""
 
 from collections.abc import Iterable, Iterator, Sequence
 

@@ -21,7 +21,7 @@ BATCH_ITEMS, BATCH_CHARACTERS = 1000, 4_000_000
 
 @dataclass(frozen=True)
 class Encoded:
-    """The examples of one item, and the events about its row; where there is no example, an event "dropped" says why."""
+    """The examples of one item, and the events about its row; without an example, there is an event "dropped"."""
 
     examples: tuple[Example, ...]
     events: tuple[RowEvent, ...] = ()
@@ -29,7 +29,7 @@ class Encoded:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodingConfig:
-    """How items become examples.
+    """The settings of encoding.
 
     A sequence of n tokens gives n − 1 positions, so n ≤ `max_seq_len` + 1. Items with fewer than `min_tokens` are dropped.
     """
@@ -43,7 +43,7 @@ class EncodingConfig:
 
 
 def dropped(reason: str, detail: str) -> Encoded:
-    """No example, for this reason."""
+    """The encoding of an item without examples, with the event "dropped"."""
     return Encoded((), (RowEvent("dropped", reason, detail.encode(errors="replace").decode()),))
 
 
@@ -51,7 +51,7 @@ NOT_UNICODE = dropped("not valid Unicode", "a lone surrogate has no UTF-8 form")
 
 
 def item_batches(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Lists of the items, in order: no more items or characters at once than memory should hold."""
+    """Lists of the items, in order, each with at most BATCH_ITEMS items and about BATCH_CHARACTERS characters."""
     batch: list[Item] = []
     size = 0
     for item in items:

@@ -54,8 +54,8 @@ class DialogueRounds:
 class WeightedRounds:
     """Some rounds of a dialogue as token sequences with weights, one for each ending, before any cut.
 
-    `turns` [n] of each sequence are the numbers of the messages that its tokens belong to. `ends` are the lengths up to the
-    last trained text: what a template writes behind that is no loss. `tool_call_turns` are the messages that call a tool.
+    `turns` [n] of each sequence: number of each token's message. `ends`: length of each sequence up to its last trained token;
+    later tokens can be cut without loss. `tool_call_turns`: numbers of the messages that call a tool.
     """
 
     sequences: list[TokenSequence]
@@ -85,9 +85,9 @@ def split_rounds(messages: Sequence[Message]) -> tuple[Round, list[Round]]:
 def weigh_rounds(
     dialogue: DialogueRounds, first: int, stop: int, encodings: Sequence[Encoding], train_on_turns: str
 ) -> WeightedRounds:
-    """Rounds first … stop - 1, whose `renderings` became `encodings`, with the weights of their tokens.
+    """The weighted token sequences of rounds first … stop - 1, from the `encodings` of their `renderings`.
 
-    TemplateError, RowError: the template does not let the weights be told."""
+    Raises TemplateError or RowError if the template does not show which tokens belong to which turn."""
     messages = dialogue.messages(first, stop)
     sequences, turns, ends = [], [], []
     for encoding, _ in zip(encodings, dialogue.endings, strict=False):
@@ -112,7 +112,7 @@ def _mask_prompt(prompt: np.ndarray, tokens: np.ndarray, weights: np.ndarray) ->
 
 
 def _apply_turn_weights(encoding: Encoding, messages: Sequence[Message], train_on_turns: str) -> np.ndarray:
-    """The template's weights times the weight of each turn; where only the last answer is trained, the others have 0."""
+    """The template's weights times the weight of each turn; with `train_on_turns: last`, all answers but the last have 0."""
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
     factors = np.ones(len(messages) + 1, np.float32)  # the last is for tokens of no turn
     for index in answers:

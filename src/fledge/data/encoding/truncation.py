@@ -1,4 +1,4 @@
-"""Making one dialogue fit the context: cut an answer, leave out the oldest rounds, or make several examples."""
+"""Truncation of one dialogue to the context: cut an answer, leave out the oldest rounds, or make several examples."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -12,13 +12,14 @@ from fledge.data.row_events import RowEvent
 from fledge.tokenizer import Tokenizer
 
 
-def fit_dialogue(dialogue: DialogueRounds, whole: WeightedRounds, tokenizer: Tokenizer, config: EncodingConfig) -> Encoded:
-    """The examples of one dialogue, which is `whole` before any cut; RowError or TemplateError where it has none."""
-    longest = max(len(tokens) for tokens, _ in whole.sequences)
+def fit_dialogue(dialogue: DialogueRounds, uncut: WeightedRounds, tokenizer: Tokenizer, config: EncodingConfig) -> Encoded:
+    """The examples of one dialogue, truncated to the context. `uncut`: its sequences before truncation. Raises RowError or
+    TemplateError if no example is left."""
+    longest = max(len(tokens) for tokens, _ in uncut.sequences)
     if longest < config.min_tokens:
         raise RowError("too short", f"{longest} tokens, at least {config.min_tokens} wanted")
-    _check_trained(whole)
-    truncator = _Truncator(dialogue, whole, tokenizer, config)
+    _check_trained(uncut)
+    truncator = _Truncator(dialogue, uncut, tokenizer, config)
     if config.truncation == "keep_start":
         return truncator.keep_start()
     if config.truncation == "split" and config.train_on_turns == "all" and not dialogue.completion_only:
@@ -27,21 +28,21 @@ def fit_dialogue(dialogue: DialogueRounds, whole: WeightedRounds, tokenizer: Tok
 
 
 def _check_trained(weighted: WeightedRounds) -> None:
-    """RowError where a sequence has no target with weight."""
+    """Raise RowError if a sequence has no target with weight."""
     if not all(weights[1:].any() for _, weights in weighted.sequences):
         raise RowError("nothing to train", "every turn that could be trained has weight 0")
 
 
 class _Truncator:
-    """Makes one dialogue fit the context. Runs of rounds are rendered when they are first measured, and kept."""
+    """Truncates one dialogue. Runs of rounds are rendered when they are first measured, and cached."""
 
-    def __init__(self, dialogue: DialogueRounds, whole: WeightedRounds, tokenizer: Tokenizer, config: EncodingConfig) -> None:
+    def __init__(self, dialogue: DialogueRounds, uncut: WeightedRounds, tokenizer: Tokenizer, config: EncodingConfig) -> None:
         self.dialogue, self.tokenizer, self.config = dialogue, tokenizer, config
         self.limit, self.num_rounds = config.max_seq_len + 1, len(dialogue.rounds)  # limit: tokens of a sequence
-        self._weighted = {(0, self.num_rounds): whole}
+        self._weighted = {(0, self.num_rounds): uncut}
 
     def weighted(self, first: int, stop: int) -> WeightedRounds:
-        """Rounds first … stop - 1 as they render on their own."""
+        """The sequences of rounds first … stop - 1, rendered as a dialogue of their own."""
         if (first, stop) not in self._weighted:
             encodings = self.tokenizer.encode_segments(self.dialogue.renderings(first, stop, self.tokenizer))
             self._weighted[first, stop] = weigh_rounds(self.dialogue, first, stop, encodings, self.config.train_on_turns)
@@ -52,7 +53,7 @@ class _Truncator:
         return not self.weighted(first, stop).lost_tokens(self.limit)
 
     def truncate(self, weighted: WeightedRounds) -> tuple[Example, list[RowEvent]]:
-        """The example without what does not fit; RowError where no target is left, or no difference between the answers."""
+        """Cut an example to the context. Raises RowError if no target is left, or if all its sequences become equal."""
         _check_trained(weighted)
         size = f"{max(weighted.ends):,} tokens, context {self.config.max_seq_len:,}"
         example = tuple(
@@ -69,14 +70,14 @@ class _Truncator:
         return example, [RowEvent("truncated", "answer cut to the context", self._cut_answers(weighted) + size, lost)]
 
     def _kept_weights(self, weights: np.ndarray, turns: np.ndarray, tool_call_turns: frozenset[int]) -> np.ndarray:
-        """The weights of what fits. A tool call that is cut is no JSON any more, so none of it is trained."""
+        """The weights of the tokens that fit. A tool call that is cut is not valid JSON, so all its weights become 0."""
         kept = weights[: self.limit]
         if len(turns) > self.limit and turns[self.limit] == turns[self.limit - 1] and int(turns[self.limit]) in tool_call_turns:
             kept = np.where(turns[: self.limit] == turns[self.limit], np.float32(0), kept)
         return kept
 
     def _cut_answers(self, weighted: WeightedRounds) -> str:
-        """How many answers of a conversation are cut or lost, where the template tells and it has several."""
+        """The number of answers that are cut or lost, as text for the event; empty for a dialogue with one trained answer."""
         if self.dialogue.completion_only:
             return ""
         (_, weights), turns = weighted.sequences[0], weighted.turns[0]
@@ -84,14 +85,14 @@ class _Truncator:
         return "" if len(trained) == 1 else f"{len(cut)} of {len(trained)} answers cut or lost, "
 
     def keep_start(self) -> Encoded:
-        """Keep the beginning."""
+        """Cut the dialogue at the end."""
         example, events = self.truncate(self.weighted(0, self.num_rounds))
         return Encoded((example,), tuple(events))
 
     def keep_recent(self) -> Encoded:
-        """Keep the newest whole rounds; the last one's answer is cut where it does not fit alone.
+        """Keep the newest complete rounds; the answer of the last round is cut if the round alone does not fit.
 
-        Searched by bisection: fewer rounds are taken to be shorter, and what is chosen is rendered and measured.
+        The first round to keep is found by bisection, which assumes that fewer rounds are shorter.
         """
         first = 0
         if not self.fits(0, self.num_rounds):
@@ -105,7 +106,7 @@ class _Truncator:
         return Encoded((example,), tuple(events))
 
     def split(self) -> Encoded:
-        """Several examples of whole rounds, each round in one of them."""
+        """Divide the rounds into several examples of complete rounds."""
         examples: list[Example] = []
         events: list[RowEvent] = []
         left_out: Counter[str] = Counter()  # reason -> rounds

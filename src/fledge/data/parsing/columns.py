@@ -1,4 +1,4 @@
-"""Columns of a row: those that the recipe names for a role, else those with a usual name."""
+"""Columns of a row by role: the column that the recipe names, else a column with a usual name."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

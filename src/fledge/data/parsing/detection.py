@@ -11,7 +11,7 @@ from fledge.recipe.schema import Source
 
 
 def detect_item_type(row: Any, source: Source) -> type[Item]:
-    """The type of item that a row's columns suggest, the most specific first; RowError where none is known."""
+    """The type of item that a row's columns suggest, the most specific first. Raises RowError if none matches."""
     if not isinstance(row, Mapping):
         raise RowError("not an object", type(row).__name__)
 
@@ -32,7 +32,7 @@ def detect_item_type(row: Any, source: Source) -> type[Item]:
 
 
 def schema_name(row: Any, source: Source) -> str:
-    """The name of a row's schema, such as alpaca or messages (role/content); 'unknown' where there is none. Never raises."""
+    """The name of a row's schema, such as alpaca or messages (role/content); 'unknown' if none matches. Never raises."""
     try:
         item_type = detect_item_type(row, source)
     except RowError:

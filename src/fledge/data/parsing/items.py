@@ -25,7 +25,7 @@ class Document:
         return [self.text]
 
     def map_texts(self, change: Callable[[str], str]) -> Self:
-        """The document with its text changed; itself where the text stays as it is."""
+        """The document with its text changed; the document itself if the text does not change."""
         text = change(self.text)
         return self if text == self.text else replace(self, text=text)
 
@@ -35,7 +35,7 @@ class Document:
 
     @property
     def question(self) -> str:
-        """The whole text: what must not be trained on where the document belongs to an evaluation set."""
+        """The complete text, which must not be trained on if the document belongs to an evaluation set."""
         return self.text
 
     @property
@@ -44,7 +44,7 @@ class Document:
         return ""
 
     def description(self) -> str:
-        """What the item is, in words."""
+        """A short description of the item in words."""
         return f"a {self.label} of {len(self.text):,} characters"
 
     def fields(self) -> tuple[Any, ...]:
@@ -59,10 +59,10 @@ class Document:
 
 
 class Dialogue(ABC):
-    """What items made of turns have in common: `turns`, answers that may follow them, and tools.
+    """Abstract class of items that consist of turns, alternative answers, and tools.
 
-    `turns` is an optional system turn, then rounds of question and answer. `answers` are alternative answers to the turns;
-    there are none where the last turn is the answer. `tools` is the JSON text of a list of tool descriptions, or None."""
+    `turns`: an optional system turn, then rounds of question and answer. `answers`: alternative answers to the turns; empty
+    if the last turn is the answer. `tools`: JSON text of a list of tool descriptions, or None."""
 
     tag: ClassVar[str]  # names the type in `serialize`
     label: ClassVar[str]
@@ -71,12 +71,12 @@ class Dialogue(ABC):
     @property
     @abstractmethod
     def turns(self) -> tuple[Message, ...]:
-        """The turns that a row begins with."""
+        """The turns before the answers."""
 
     @property
     @abstractmethod
     def answers(self) -> tuple[str, ...]:
-        """The answers that follow the turns; none where the last turn is the answer."""
+        """The alternative answers to the turns; empty if the last turn is the answer."""
 
     @abstractmethod
     def map_texts(self, change: Callable[[str], str]) -> Self:
@@ -102,7 +102,7 @@ class Dialogue(ABC):
 
     @property
     def question(self) -> str:
-        """The first question; empty where no turn is the user's."""
+        """The first question; empty if no turn is the user's."""
         return next((turn.content for turn in self.turns if turn.role == "user"), "")
 
     @property
@@ -111,7 +111,7 @@ class Dialogue(ABC):
         return self.answers[0] if self.answers else self.turns[-1].content
 
     def description(self) -> str:
-        """What the item is, in words."""
+        """A short description of the item in words."""
         return f"a {self.label} with turns {', '.join(turn.role for turn in self.turns)}"
 
 
@@ -250,7 +250,7 @@ def own_text(item: Item) -> str:
 
 
 def serialize(item: Item) -> bytes:
-    """An item as one line of JSON: its tag, then its fields. TypeError for text that UTF-8 cannot say."""
+    """An item as one line of JSON: its tag, then its fields. Raises TypeError for text without a UTF-8 form."""
     return orjson.dumps((item.tag, *item.fields()))
 
 
@@ -283,7 +283,13 @@ def _pack(turns: Sequence[Message]) -> list[tuple]:
 
 
 def _unpack(turns: Sequence[list]) -> tuple[Message, ...]:
-    return tuple(
-        Message(*turn) if len(turn) == 2 else Message(turn[0], turn[1], tuple(ToolCall(*call) for call in turn[2]), turn[3])
-        for turn in turns
-    )
+    """The messages of `_pack`."""
+    return tuple(_unpack_turn(turn) for turn in turns)
+
+
+def _unpack_turn(turn: list) -> Message:
+    if len(turn) == 2:
+        role, content = turn
+        return Message(role, content)
+    role, content, tool_calls, weight = turn
+    return Message(role, content, tuple(ToolCall(name, arguments) for name, arguments in tool_calls), weight)

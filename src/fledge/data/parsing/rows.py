@@ -1,4 +1,4 @@
-"""From the columns of a row to an item: a document, a conversation, a preference pair or binary feedback."""
+"""Parsing of a row's columns into an item: a document, a conversation, a preference pair or binary feedback."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ from fledge.data.parsing.messages import json_text, read_turns
 from fledge.recipe.schema import Source
 from fledge.tokenizer.template import Message
 
-Parser = Callable[[Mapping[str, Any], Source], Item]  # what a row of a source means; RowError says why it means nothing
+Parser = Callable[[Mapping[str, Any], Source], Item]  # (row, source) -> item; raises RowError with the reason
 INSTRUCTION, INPUT = "instruction", "input"  # alpaca's
 TEXTS = ("text", "content")
 NAME_THEM = "; name the column in the source's columns"
@@ -51,11 +51,11 @@ def _conversation(row: Mapping[str, Any], source: Source) -> Any:
 
 def is_turns(value: Any) -> bool:
     """Whether a value is a list of turns; a list of texts is not."""
-    return isinstance(value, list) and not all(isinstance(part, str) for part in value)
+    return isinstance(value, list) and not all(isinstance(entry, str) for entry in value)
 
 
 def _query(row: Mapping[str, Any], source: Source) -> str:
-    """What stands below the prompt: alpaca's `input`, or what the recipe names."""
+    """The text to append to the prompt: alpaca's `input`, or the query column that the recipe names."""
     alpaca = source.columns.get("prompt", INSTRUCTION) == INSTRUCTION
     extra = text_of(row, source, "query", (INPUT,) if alpaca and isinstance(row.get(INPUT), str) else ())
     return extra if extra and extra.strip() else ""
@@ -130,7 +130,7 @@ def _dialogue(row: Mapping[str, Any], source: Source) -> list[Message]:
 
 
 def _response(row: Mapping[str, Any], source: Source) -> list[Message]:
-    """The answer that stands in a column of its own: text, or turns."""
+    """The answer in a column of its own, as turns; empty if the row has no such column."""
     value = present(row, source, "response", RESPONSES)
     if isinstance(value, list) and "response" not in source.columns and not is_turns(value):
         raise RowError("wrong type", "the answer is a list of texts; name a list of two, the better first, as columns.ranked")
@@ -144,7 +144,7 @@ def _response(row: Mapping[str, Any], source: Source) -> list[Message]:
 
 
 def parse_document(row: Mapping[str, Any], source: Source) -> Item:
-    """The text of a row; RowError where it has none."""
+    """The text of a row as a document. Raises RowError if it has none."""
     text = text_of(row, source, "text", TEXTS)
     if text is None and not source.columns.get("text"):
         raise RowError("no known column", f"expected one of {', '.join(TEXTS)}; {columns_of(row)}{NAME_THEM}")
@@ -154,7 +154,7 @@ def parse_document(row: Mapping[str, Any], source: Source) -> Item:
 
 
 def parse_conversation(row: Mapping[str, Any], source: Source) -> Item:
-    """The conversation of a row, with its answer last; RowError where there is no answer to train on."""
+    """The conversation of a row, which ends with an answer. Raises RowError if there is no answer to train on."""
     if _label(row, source, required=False) is False:
         raise RowError("labelled undesirable")
     turns = _dialogue(row, source)
@@ -164,7 +164,7 @@ def parse_conversation(row: Mapping[str, Any], source: Source) -> Item:
 
 
 def _label(row: Mapping[str, Any], source: Source, required: bool) -> bool | None:
-    """Whether the answer is wanted. A column that the recipe does not name counts only where it says true or false."""
+    """The label of the answer: desirable or not. A column that the recipe does not name counts only if it holds a bool."""
     value = value_of(row, source, "label", LABELS)
     if isinstance(value, bool) or (not required and (value is None or "label" not in source.columns)):
         return value if isinstance(value, bool) else None
@@ -183,7 +183,7 @@ def parse_binary_feedback(row: Mapping[str, Any], source: Source) -> Item:
 
 
 def parse_preference_pair(row: Mapping[str, Any], source: Source) -> Item:
-    """The prompt of a row with its better and its worse answer; RowError where they are missing or equal."""
+    """The prompt of a row with its chosen and its rejected answer. Raises RowError if they are missing or equal."""
     (before_chosen, chosen), (before_rejected, rejected) = (_answer(*pair, source) for pair in _pair(row, source))
     if before_chosen != before_rejected:
         raise RowError("prompts differ", "chosen and rejected do not share their first turns")
@@ -238,9 +238,9 @@ def _unweighted(turns: Sequence[Message]) -> tuple[Message, ...]:
 
 
 def parse_row(row: Any, source: Source, parser: Parser, system: str | None = None) -> Item:
-    """The item that `parser` makes of a row; RowError says why it cannot.
+    """Parse a row with `parser`. Raises RowError with the reason if the row cannot be used.
 
-    `system` is put before conversations that bring no system turn.
+    `system`: system prompt for conversations without a system turn.
     """
     if not isinstance(row, Mapping):
         raise RowError("not an object", type(row).__name__)
@@ -257,9 +257,9 @@ def parse_row(row: Any, source: Source, parser: Parser, system: str | None = Non
 
 
 def parse_any(row: Any, source: Source, parsers: Iterable[Parser]) -> Item:
-    """The item that the first parser makes of a row that can read it, or its question alone as a document.
+    """The item of the first parser that can read the row, or the row's question alone as a document.
 
-    For rows that are not trained on, such as those of an evaluation file. RowError where there is neither."""
+    For rows that are not trained on, such as the rows of an evaluation file. Raises RowError if the row has neither."""
     for parser in parsers:
         try:
             return parse_row(row, source, parser)

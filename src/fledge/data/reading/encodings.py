@@ -1,9 +1,8 @@
 """Detection of a file's encoding, and its text as UTF-8.
 
-A wrong guess garbles text silently, so only encodings that can be verified are detected: by a byte order mark, UTF-8, UTF-16 by
-its zero bytes, and Chinese encodings by their most frequent characters. Single-byte encodings fit any bytes and are never
-guessed.
-"""
+A wrong guess garbles text silently, so only encodings that can be verified are detected: by a byte order mark, UTF-8, UTF-16
+by its zero bytes, and Chinese encodings by their most frequent characters. Single-byte encodings fit any bytes and are never
+guessed."""
 
 import codecs
 import re
@@ -48,9 +47,9 @@ codecs.register_error("fledge.undecodable", _mark_undecodable)
 
 
 def encoding_of(file: Path, source: Source) -> str:
-    """The encoding of a text file: the one that the source names, else the one detected in its first 256 KiB.
+    """The encoding of a text file: named by the source, or detected in the file's first 256 KiB.
 
-    If nothing is detected the result is "utf-8", and rows that are not UTF-8 are rejected one by one. A UTF-8 file may begin
+    If nothing is detected the result is "utf-8", and rows that are not UTF-8 are dropped one by one. A UTF-8 file may begin
     with a byte order mark. Raises FledgeError for an unknown encoding name.
     """
     name = "auto" if source.encoding.lower() == "auto" else canonical_encoding(source.encoding, str(file))
@@ -127,9 +126,8 @@ def _fraction_of_frequent_han(lines: list[bytes], encoding: str) -> float:
 def utf8_blocks(file: Path, encoding: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
     """The text of a file as UTF-8 in blocks, without a byte order mark.
 
-    UTF-8 is passed through unchecked. For other encodings, undecodable characters become invalid UTF-8, so that only their row
-    is rejected.
-    """
+    UTF-8 is passed through unchecked. For other encodings, undecodable characters become invalid UTF-8, so that only their
+    row is rejected."""
     blocks = _text_blocks(file, start, stop)
     for index, block in enumerate(blocks if encoding == "utf-8" else _recode(blocks, encoding)):
         yield block.removeprefix(codecs.BOM_UTF8) if start == 0 and index == 0 else block
@@ -150,7 +148,7 @@ def _recode(blocks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
 
 
 def undecodable_detail(raw: bytes, encoding: str) -> str | None:
-    """Where bytes read from a file of this encoding are not valid UTF-8, as text; None if they are valid."""
+    """A sentence about the first byte of `raw` that is not valid UTF-8; None if all are valid. `encoding`: of the file."""
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -116,7 +116,7 @@ def ignored_files(source: Source) -> list[Path]:
 
 
 def file_notices(file: Path, source: Source) -> list[str]:
-    """What to tell the user about how a file is read: a detected encoding, a .json file that is not an array."""
+    """Notices for the user about how a file is read: a detected encoding, a .json file that is not an array."""
     extension = format_of(file)
     if extension == ".parquet":
         return []
@@ -129,9 +129,8 @@ def file_notices(file: Path, source: Source) -> list[str]:
 def spans_of(files: Sequence[Path], source: Source, target_bytes: int) -> list[FileRange]:
     """All files in ranges of about `target_bytes`, in order; together they cover each row once. Empty files have none.
 
-    Only line ends are read for this. Plain .jsonl files and .txt files with one document per line are split at line ends, and
-    .parquet files between row groups; other files are one range.
-    """
+    Only line ends are read for this. Plain .jsonl files and .txt files with one document per line are split at line ends,
+    and .parquet files between row groups; other files are one range."""
     return [span for file in files for span in _spans(file, source, target_bytes)]
 
 

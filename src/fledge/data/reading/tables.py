@@ -80,12 +80,11 @@ def _decode_lines(blocks: Blocks, encoding: str) -> Iterator[_Line]:
 
 
 def csv_rows(blocks: Blocks, file: Path, encoding: str, delimiter: str | None = None) -> Iterator[Record]:
-    """Rows after the header as dicts of texts. A row may span lines inside quotes; its number is its first line's.
+    """Rows after the header as dicts of texts. A quoted field may span lines; a row's number is the number of its first line.
 
-    Without `delimiter`, the first lines decide between comma, semicolon and tab. A row whose number of fields differs from the
-    header is broken, and so is a line with inconsistent quotes; reading continues with the next line. Raises FledgeError for an
-    invalid header.
-    """
+    `delimiter`: None to detect comma, semicolon or tab from the first lines. A row whose number of fields differs from the
+    header is broken, and so is a line with inconsistent quotes; reading continues with the next line. Raises FledgeError for
+    an invalid header."""
     csv.field_size_limit(ROW_LIMIT)
     lines = _LineReader(source=_decode_lines(blocks, encoding))
     header: list[str] | None = None

@@ -142,7 +142,7 @@ def as_training_source(value: object) -> object:
 
 
 class DataConfig(ConfigModel):
-    """The data of a stage: training sources, and validation as a fraction of them or as sources of its own."""
+    """The data of a stage: training sources, and validation data as a fraction of their rows or as sources of its own."""
 
     train: Annotated[Sources, Field(min_length=1)]
     validation: Annotated[FractionOrSources, BeforeValidator(as_fraction)] = 0.02

@@ -190,7 +190,7 @@ class OptimizerConfig(ConfigModel):
         return [key for key in ("learning_rate", "betas", "weight_decay") if getattr(self, key) == "auto"]
 
     def numbers(self) -> tuple[float, tuple[float, float], float]:
-        """Learning rate, betas and weight decay. Raises ValueError while one of them is `auto`."""
+        """(learning rate, betas, weight decay). Raises ValueError if one is still `auto`."""
         if self.learning_rate == "auto" or self.betas == "auto" or self.weight_decay == "auto":
             raise ValueError(f"{', '.join(self.automatic)}: still auto, not derived yet")
         return self.learning_rate, self.betas, self.weight_decay

@@ -1,4 +1,4 @@
-"""The guards of a stage: what they watch, and what happens when they trigger."""
+"""The guards of a stage: the figures that they watch, and the actions when they trigger."""
 
 from typing import Annotated, Any, Literal
 

@@ -1,4 +1,4 @@
-"""What a stage does between two steps, besides guarding: evaluation, prompt tests, checkpoints."""
+"""The work between two steps, besides the guards: evaluation, prompt tests, checkpoints."""
 
 from fledge.training.hooks.checkpointing import Checkpointing
 from fledge.training.hooks.evaluation import Evaluation, evaluation_interval

@@ -1,4 +1,4 @@
-"""Checkpoints while a stage trains: when they are written, what becomes of them, and which one is gone on from."""
+"""Checkpoints while a stage trains: when one is written, how its result is reported, and which one training resumes from."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from fledge.findings import Finding
 from fledge.run import Console
 from fledge.training.hooks.hook import HookContext
 
-Moment = tuple[int, int, int]  # updates done, and after which of them were the last evaluation and the last prompt tests
+Moment = tuple[int, int, int]  # steps: of the state, of the last evaluation, of the last prompt tests
 
 
 def _moment(state: TrainState) -> Moment:
@@ -22,7 +22,7 @@ def _moment(state: TrainState) -> Moment:
 class Checkpointing:
     """Saves the state before the first step, at an interval, at a best evaluation and at the end of a stage.
 
-    A checkpoint is written while training goes on. One that cannot be written is reported and tried again at the next save.
+    A checkpoint is written while training continues. A failed write is reported, and the next save writes again.
     """
 
     def __init__(self, checkpointer: AsyncCheckpointer, every_steps: int, total_steps: int) -> None:
@@ -33,29 +33,29 @@ class Checkpointing:
     # -- saving -----------------------------------------------------------------------------------------------------
 
     def due(self, state: TrainState) -> bool:
-        """At the interval, at the best evaluation so far, and where the stage ends."""
+        """Whether to save now: at the interval, at the best evaluation so far, and at the end of the stage."""
         at_interval = state.step == self.total_steps or state.step % self.every_steps == 0
         return at_interval or state.best_step == state.step or state.stop_reason is not None
 
     def run(self, context: HookContext) -> None:
-        """Begin to write a checkpoint, unless the newest one is of this moment."""
+        """Begin to write a checkpoint, unless the newest checkpoint has this state already."""
         if self._saved != _moment(context.state):
             self.save(context)
 
     def save(self, context: HookContext) -> None:
-        """Begin to write a checkpoint, once the one before is written."""
+        """Wait for the previous checkpoint, then begin to write a new one."""
         started = time.monotonic()
         self._report(context, self.checkpointer.save_async(context.trainable.snapshot(context.state)))
         self._saved = _moment(context.state)
         context.add_seconds("save", time.monotonic() - started)
 
     def poll(self, context: HookContext) -> None:
-        """Report a checkpoint that has been written meanwhile."""
+        """Report a checkpoint whose write has finished, if there is one."""
         self._report(context, self.checkpointer.poll())
 
     def wait(self, context: HookContext, must_succeed: bool = False) -> None:
-        """Wait for the checkpoint that is being written, and report it. CheckpointError where it `must_succeed` and cannot be
-        written."""
+        """Wait for the checkpoint that is being written, and report it. Raises CheckpointError if it `must_succeed` and cannot
+        be written."""
         self._report(context, self.checkpointer.wait(), must_succeed)
 
     def _report(self, context: HookContext, results: list[SaveResult], must_succeed: bool = False) -> None:
@@ -81,13 +81,13 @@ class Checkpointing:
                 raise problem
 
     def close(self) -> None:
-        """Let the checkpoint that is being written finish."""
+        """Wait for the checkpoint that is being written, and end its thread."""
         self.checkpointer.close()
 
-    # -- going on ---------------------------------------------------------------------------------------------------
+    # -- resuming ---------------------------------------------------------------------------------------------------
 
     def latest(self, console: Console) -> tuple[Path, TrainState] | None:
-        """The newest whole checkpoint, for all ranks; damaged ones are named on the console."""
+        """The newest valid checkpoint, broadcast to all ranks; damaged checkpoints are reported on the console."""
 
         def warn(path: Path, problem: str) -> None:
             console.log(f"warning: {path} is not used: {problem}", style="yellow")
@@ -95,17 +95,17 @@ class Checkpointing:
         return self._broadcast(lambda: latest_checkpoint(self.folder, warn))
 
     def latest_before(self, step: int) -> tuple[Path, TrainState] | None:
-        """The newest whole checkpoint from before update number `step`, else the oldest one, for all ranks."""
+        """The newest valid checkpoint before update number `step`, else the oldest valid one, broadcast to all ranks."""
         return self._broadcast(lambda: latest_before(self.folder, step))
 
     def _broadcast(self, find: Callable[[], tuple[Path, TrainState] | None]) -> tuple[Path, TrainState] | None:
-        """The checkpoint that the first rank finds, for all ranks."""
+        """The result of `find` on the main process, broadcast to all ranks."""
         checkpoint = find() if self.ranks.is_main_process else None
         fields = self.ranks.broadcast_object(checkpoint and [str(checkpoint[0]), asdict(checkpoint[1])])
         return fields and (Path(fields[0]), TrainState(**fields[1]))
 
     def resumed(self, path: Path, state: TrainState) -> str | None:
-        """Note that training goes on from this checkpoint, and put links and older checkpoints in order; returns what could
-        not be done."""
+        """Record that training resumes from this checkpoint, update the links and remove old checkpoints. Returns a sentence
+        about a failure, or None."""
         self._saved = _moment(state)
         return self.checkpointer.update_links_and_prune(path, state.step, state.best_step)

@@ -9,30 +9,30 @@ from fledge.recipe.schema import StageBase
 from fledge.training.hooks.hook import HookContext
 from fledge.training.validation import ValidationSet, metrics_line, validate
 
-DEFAULT_EVALUATIONS = 10  # of a stage, where the recipe does not say
+DEFAULT_EVALUATIONS = 10  # number of evaluations in a stage without evaluation.every_steps
 
 
 def evaluation_interval(stage: StageBase, total_steps: int) -> int:
-    """Steps between two evaluations."""
+    """Steps between two evaluations: `evaluation.every_steps`, else a tenth of the stage."""
     return stage.evaluation.every_steps or max(1, math.ceil(total_steps / DEFAULT_EVALUATIONS))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Evaluates at its interval and after the last step, with averaged weights where there are some."""
+    """Evaluates at its interval and after the last step, with the averaged weights if the stage averages weights."""
 
     stage: StageBase
     total_steps: int
     validation: ValidationSet
 
     def due(self, state: TrainState) -> bool:
-        """At the interval and after the last step, once each."""
+        """Whether to evaluate now: at the interval and after the last step, once each."""
         step = state.step
         at_interval = step == self.total_steps or step % evaluation_interval(self.stage, self.total_steps) == 0
         return at_interval and state.last_eval_step < step
 
     def run(self, context: HookContext) -> None:
-        """Write the `eval` event, and note whether the loss is the best so far."""
+        """Evaluate, write the `eval` event, update the best loss, and check for early stopping."""
         state, started = context.state, time.monotonic()
         with context.trainable.averaged():
             measured = validate(

@@ -1,4 +1,4 @@
-"""The interface of what is done between two steps."""
+"""The interface of hooks, which run between two steps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from fledge.training.trainable import TrainableModel
 
 @dataclass(frozen=True, kw_only=True)
 class HookContext:
-    """What a hook may read and use. It may change `state`, the state of training: a best loss, a reason to stop."""
+    """The objects that a hook may use. It may change `state`, for example the best loss or the reason to stop."""
 
     state: TrainState
     total_steps: int
@@ -22,7 +22,7 @@ class HookContext:
     logger: RunLogger
     console: Console
     ranks: DistributedContext
-    stop_requested: Callable[[], bool]  # collective; the same on all ranks
+    stop_requested: Callable[[], bool]  # collective; equal on all ranks
     add_seconds: Callable[[str, float], None]  # time of a phase between two steps, for the next `system` event
 
     def finish_stage(self, reason: str) -> None:
@@ -34,10 +34,11 @@ class HookContext:
 
 
 class Hook(Protocol):
-    """Something to do between two steps. It must not change what is learned.
+    """Work between two steps that must not change the weights.
 
-    All ranks call `due` and `run` with equal states, so `run` may be collective. A resumed run asks again at the step of its
-    checkpoint and has nothing but the TrainState: what a hook must remember belongs there, such as the step it last ran at.
+    All ranks call `due` and `run` with equal states, so `run` may be collective. A resumed run calls `due` again at the step of
+    its checkpoint, and only the TrainState is restored: everything that a hook must remember, such as the step of its last run,
+    is a field of TrainState.
     """
 
     def due(self, state: TrainState) -> bool:
@@ -45,5 +46,5 @@ class Hook(Protocol):
         ...
 
     def run(self, context: HookContext) -> None:
-        """Do it. StopRequested where a stop is requested meanwhile and nothing has changed yet."""
+        """Do the work. Raises StopRequested if a stop is requested before the state has changed."""
         ...
