@@ -3,6 +3,7 @@
 import importlib
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -50,13 +51,12 @@ def path_problem(span: str, document: Path) -> str | None:
 def _imports(dotted: str) -> bool:
     """Whether a symbol of an installed library exists."""
     module, _, name = dotted.rpartition(".")
-    try:
-        return hasattr(importlib.import_module(module), name)
-    except ImportError:
-        try:
-            return bool(importlib.import_module(dotted))
-        except ImportError:
-            return False
+    with suppress(ImportError):
+        if hasattr(importlib.import_module(module), name):
+            return True
+    with suppress(ImportError):  # a submodule is an attribute of its package only after its import
+        return bool(importlib.import_module(dotted))
+    return False
 
 
 def symbol_problem(span: str, document: Path) -> str | None:
