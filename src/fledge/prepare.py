@@ -68,7 +68,7 @@ class Preparation:
         if name not in self._collected:
             stage, seed = self.recipe.stages[name], self.seed(name)
             directory = self.build_directory(name)
-            self._collected[name] = collect(stage, name, seed, directory, self.executor, self.log)
+            self._collected[name] = collect(stage, name, seed, folder=directory, executor=self.executor, progress=self.log)
         return self._collected[name]
 
     def tokenizer(self, folder: Path | None = None) -> Tokenizer:

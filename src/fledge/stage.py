@@ -93,17 +93,8 @@ class StageRunner:
         """Run the stage and return the content of result.json."""
         name, stage, started = self.prepared.name, self.prepared.stage, time.monotonic()
         self.console.title(name)
-        for line in self.prepared.data.report.lines():
-            self.console.log(line)
         changed = {change.key: [change.before, change.after] for change in self.shared.recipe_changes if change.concerns(name)}
-        if self.ranks.is_main_process:
-            self._write_data_report()
-            stage_changed = any(key.startswith(f"stages.{name}.") for key in changed)
-            if stage_changed or not (self.directory.root / "plan.json").exists():  # the plan of the beginning stays
-                write_json(self.directory.root / "plan.json", self.prepared.plan.as_dict())
-        self.console.log(describe_plan(self.prepared.plan))
-        for note in self.prepared.plan.notes:
-            self.console.log(f"  {note}")
+        self._report_data_and_plan(changed)
         model = self._start_model()
         model.activation_checkpoint_every = self.recipe.runtime.activation_checkpoint_every
         reset_compiler()
@@ -150,6 +141,20 @@ class StageRunner:
         if self.ranks.is_main_process:
             write_json(self.directory.result_file, result)
         return result
+
+    def _report_data_and_plan(self, changed: dict[str, list[Any]]) -> None:
+        """Log the data report and the plan, and write their files. `changed`: changed keys of the recipe."""
+        name, plan = self.prepared.name, self.prepared.plan
+        for line in self.prepared.data.report.lines():
+            self.console.log(line)
+        if self.ranks.is_main_process:
+            self._write_data_report()
+            stage_changed = any(key.startswith(f"stages.{name}.") for key in changed)
+            if stage_changed or not (self.directory.root / "plan.json").exists():  # the plan of the beginning stays
+                write_json(self.directory.root / "plan.json", plan.as_dict())
+        self.console.log(describe_plan(plan))
+        for note in plan.notes:
+            self.console.log(f"  {note}")
 
     def _train(
         self,

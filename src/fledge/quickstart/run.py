@@ -15,7 +15,7 @@ from fledge.tokenizer import Tokenizer
 from fledge.world import build, load_questions
 
 
-def quickstart(*, name: str, output: str, seed: int, minutes: float, resume: bool, console: Console) -> Path:
+def quickstart(*, name: str, output: str, *, seed: int, minutes: float, resume: bool, console: Console) -> Path:
     """Run the quickstart in `output/name` and return the run directory; `minutes` is the training time to aim at.
 
     Raises FledgeError if the run exists and `resume` is false.
@@ -26,7 +26,7 @@ def quickstart(*, name: str, output: str, seed: int, minutes: float, resume: boo
         check_layout(directory.root)
         recipe = load_recipe([str(directory.recipe)])
     else:
-        recipe = _begin(directory, name, output, seed, minutes, console)
+        recipe = _begin(directory, name, output, seed=seed, minutes=minutes, console=console)
     questions = load_questions(world)
 
     def grade(stage: str, model: LanguageModel, tokenizer: Tokenizer, folder: StageDirectory) -> None:
