@@ -15,7 +15,7 @@ from fledge.tokenizer import Tokenizer
 from fledge.world import build, load_questions
 
 
-def quickstart(*, name: str, output: str, *, seed: int, minutes: float, resume: bool, console: Console) -> Path:
+def quickstart(*, name: str, output: str, seed: int, minutes: float, resume: bool, console: Console) -> Path:
     """Run the quickstart in `output/name` and return the run directory; `minutes` is the training time to aim at.
 
     Raises FledgeError if the run exists and `resume` is false.
@@ -43,7 +43,7 @@ def quickstart(*, name: str, output: str, *, seed: int, minutes: float, resume: 
     return directory.root
 
 
-def _begin(directory: RunDirectory, name: str, output: str, seed: int, minutes: float, console: Console) -> Recipe:
+def _begin(directory: RunDirectory, name: str, output: str, *, seed: int, minutes: float, console: Console) -> Recipe:
     """Measure this machine, generate the world, and return the recipe. Raises FledgeError if the run exists."""
     if directory.recipe.exists():
         raise FledgeError(
