@@ -102,7 +102,7 @@ def test_a_score_is_the_sum_of_log_probabilities_of_the_tokens(project: Path) ->
     decoder = model._engine.model
     with torch.no_grad():
         logps = decoder.logits(decoder(torch.tensor([ids[:-1]])))[0].log_softmax(-1)
-    expected = [float(logps[place, token]) for place, token in enumerate(ids[1:])]
+    expected = [float(logps[position, token]) for position, token in enumerate(ids[1:])]
     assert score.logprob == pytest.approx(sum(expected), abs=1e-4)
     counted = score.logprobs[~np.isnan(score.logprobs)]
     assert counted == pytest.approx(expected, abs=1e-4)

@@ -141,9 +141,9 @@ def test_several_ranks_learn_the_same_weights_as_one_process(
             assert measured == pytest.approx(measured_alone, rel=1e-4), name
             assert metrics == pytest.approx(metrics_alone, rel=1e-4) and bool(metrics) == (name == "preferences")
     for name in VARIANTS:
-        whole, shared = load_file(folder / f"{name}.safetensors"), load_file(tmp_path / f"{name}.safetensors")
-        assert set(whole) == set(shared)
-        for key, tensor in whole.items():
+        unsharded, shared = load_file(folder / f"{name}.safetensors"), load_file(tmp_path / f"{name}.safetensors")
+        assert set(unsharded) == set(shared)
+        for key, tensor in unsharded.items():
             assert (tensor - shared[key]).abs().max() < 2e-4, (name, key)  # of steps of RATE: Adam divides by tiny numbers
 
 

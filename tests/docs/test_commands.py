@@ -103,21 +103,21 @@ def run_all(document: Path, workplace: Path, small: list[str], rows: int | None 
         if SLOW & set(words):
             continue
         sys.stdin = io.StringIO("hello\n/new\n/quit\n")
-        place = f"{markdown.label(document)}:{command.line}: {command}"
+        location = f"{markdown.label(document)}:{command.line}: {command}"
         if words[0] == "train":
             words += small
         if INTERRUPTED in command.comment:
             with interruption(workplace / "runs" / "pip" / "pretrain"):
-                assert fledge(words) == 130, place
+                assert fledge(words) == 130, location
             assert not (workplace / "runs" / "pip" / "pretrain" / "result.json").exists(), "the interruption came too late"
         else:
-            assert fledge(words) == 0, place
+            assert fledge(words) == 0, location
 
 
 def test_the_commands_of_the_readme_run(workplace: Path) -> None:
     lay_out(README, workplace)
-    in_place_of_the_quickstart = tiny_run.recipe(workplace / "world", workplace / "runs", name="quickstart")
-    Pipeline(in_place_of_the_quickstart, Console(quiet=True)).run()
+    recipe = tiny_run.recipe(workplace / "world", workplace / "runs", name="quickstart")
+    Pipeline(recipe, Console(quiet=True)).run()
     run_all(README, workplace, [*SMALL, *SHORT])
     assert (workplace / "look.html").exists() and (workplace / "runs" / "mine" / "report.html").exists()
 
@@ -182,14 +182,14 @@ def help_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     capsys.readouterr()
     fledge([*command.split(), "--help"])
     text = capsys.readouterr().out.partition("options:")[2]
-    found = {}
+    options = {}
     for line in text.splitlines():
         if re.match(r"  (-h, )?--", line) and "--help" not in line:
             head = line.strip().partition("  ")[0]
             choices = re.search(r"\{([\w,]+)\}", head)
             for option in re.findall(r"--[\w-]+", head):
-                found[option] = set(choices[1].split(",")) if choices else set()
-    return found
+                options[option] = set(choices[1].split(",")) if choices else set()
+    return options
 
 
 SECTIONS = sorted({row.headings[1] for row in markdown.tables(COMMANDS) if row.headings[-1].startswith("fledge ")})
@@ -271,7 +271,7 @@ def _problem_of_make(words: list[str]) -> str | None:
         name, equals, value = word.partition("=")
         if name not in (variables if equals else targets):
             return f"the Makefile has no {name}"
-        missing = [part for part in value.split() if "/" in part and not (ROOT / part).exists()]
+        missing = [path for path in value.split() if "/" in path and not (ROOT / path).exists()]
         if missing:
             return f"there is no {missing[0]}"
     return None

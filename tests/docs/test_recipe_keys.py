@@ -30,16 +30,16 @@ Documented = dict[tuple[str, str], markdown.Row]
 
 def documented() -> Documented:
     """The row of each key of each kind of stage."""
-    found: Documented = {}
+    rows: Documented = {}
     for row in markdown.tables(DOCUMENT):
         prefix = next((SECTIONS[title] for title in reversed(row.headings) if title in SECTIONS), None)
         if prefix is None or "key" not in row.cells:
             continue
         (name,) = markdown.ticked(row.cells["key"])
         for kind in [row.cells["kind"]] if "kind" in row.cells else KINDS:
-            assert (kind, prefix + name) not in found, f"{row.line}: {prefix}{name} has two rows"
-            found[kind, prefix + name] = row
-    return found
+            assert (kind, prefix + name) not in rows, f"{row.line}: {prefix}{name} has two rows"
+            rows[kind, prefix + name] = row
+    return rows
 
 
 def keys_of(kind: str) -> dict[str, recipe_keys.Key]:
@@ -157,7 +157,7 @@ class _Reads(ast.NodeVisitor):
     """Attributes that are read, with the function that reads them."""
 
     def __init__(self) -> None:
-        self.found: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         self.by_method: dict[tuple[str, str], set[str]] = {}
         self._inside: list[str] = []
 
@@ -174,7 +174,7 @@ class _Reads(ast.NodeVisitor):
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         if isinstance(node.ctx, ast.Load):
-            self.found[node.attr] += 1
+            self.counts[node.attr] += 1
         self.generic_visit(node)
 
 
@@ -182,8 +182,8 @@ def _reads(defining: bool) -> _Reads:
     """The reads in the files that define, load and compare recipes, or in all others."""
     reads = _Reads()
     for file in source_index.PACKAGE.rglob("*.py"):
-        part = file.relative_to(source_index.PACKAGE).parts
-        if defining == (part[0] == "recipe" and (len(part) > 2 or part[1].removesuffix(".py") in DEFINING)):
+        path = file.relative_to(source_index.PACKAGE).parts
+        if defining == (path[0] == "recipe" and (len(path) > 2 or path[1].removesuffix(".py") in DEFINING)):
             reads.visit(ast.parse(file.read_text(encoding="utf-8")))
     return reads
 
@@ -204,12 +204,12 @@ def unread_keys(keys: Iterable[recipe_keys.Key]) -> list[str]:
     unread = []
     for name, sections in owners.items():
         through = sum(
-            method in outside.found and name in reads
+            method in outside.counts and name in reads
             for (owner, method), reads in inside.by_method.items()
             if owner in {section.__name__ for section in sections}
         )
         different = {frozenset(section.model_fields) for section in sections}
-        if outside.found[name] + through < len(different) and name not in READ_IN_RECIPE:
+        if outside.counts[name] + through < len(different) and name not in READ_IN_RECIPE:
             unread.append(f"{name} of {', '.join(sorted(section.__name__ for section in sections))}")
     return unread
 

@@ -134,8 +134,8 @@ def test_every_key_of_the_data_report_is_in_the_document(run: Path) -> None:
     known, unnamed = spans(DOCUMENT), set()
     for file in run.glob("*/data_report.json"):
         report = json.loads(file.read_text(encoding="utf-8"))
-        parts = [report, *report["sources"], report["train"], report["validation"], *_mixture(report)]
-        unnamed |= {key for part in parts for key in part} - known
+        sections = [report, *report["sources"], report["train"], report["validation"], *_mixture(report)]
+        unnamed |= {key for section in sections for key in section} - known
     assert sorted(unnamed) == []
 
 

@@ -30,12 +30,12 @@ def fledge(*words: object, text: str = "", limit: int | None = None) -> subproce
     )  # fmt: skip
 
 
-def refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+def assert_error(result: subprocess.CompletedProcess[str], *messages: str) -> None:
     """Exit code 2, no traceback, and each part of the explanation."""
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
-    for part in parts:
-        assert part in result.stderr, result.stderr
+    for message in messages:
+        assert message in result.stderr, result.stderr
 
 
 def test_help_is_quick_and_does_not_import_torch() -> None:
@@ -43,9 +43,9 @@ def test_help_is_quick_and_does_not_import_torch() -> None:
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
-        made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         seconds.append(time.perf_counter() - started)
-    assert made.stdout.endswith("False\n") and "quickstart" in made.stdout
+    assert result.stdout.endswith("False\n") and "quickstart" in result.stdout
     assert min(seconds) < 0.3
 
 
@@ -56,8 +56,8 @@ def test_generate_and_chat_answer_from_a_run(finished: Path) -> None:
     assert again.stdout == one.stdout
     talk = fledge("chat", finished, "--max-new-tokens", 4, text="你是谁？\n/new\nhello\n/quit\n")
     assert talk.returncode == 0 and talk.stdout.count("› ") == 4
-    refused(fledge("generate", finished, "x", "--top-p", "0"), "--top-p: must be above 0, and at most 1")
-    refused(fledge("chat", finished / "nothing"), "there is no such run or model")
+    assert_error(fledge("generate", finished, "x", "--top-p", "0"), "--top-p: must be above 0, and at most 1")
+    assert_error(fledge("chat", finished / "nothing"), "there is no such run or model")
 
 
 def test_data_show_marks_the_trained_tokens(world: Path, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_data_show_marks_the_trained_tokens(world: Path, tmp_path: Path) -> None
     shown = fledge("data", "show", file, "--stage", "dpo", "--limit", 1)
     assert shown.returncode == 0, shown.stderr
     assert "chosen" in shown.stdout and "rejected" in shown.stdout and "<|im_end|>" in shown.stdout
-    refused(fledge("data", "show", file, "--stage", "sftt"), "no stage 'sftt'", "it has pretrain, sft, dpo")
+    assert_error(fledge("data", "show", file, "--stage", "sftt"), "no stage 'sftt'", "it has pretrain, sft, dpo")
 
 
 def test_five_mistakes_are_reported_together_with_their_lines(world: Path, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ stages:
 """
     (tmp_path / "bad.yaml").write_text(text)
     result = fledge("train", tmp_path / "bad.yaml")
-    refused(
+    assert_error(
         result, "5 problems", "bad.yaml:2: unknown key 'sed'; did you mean 'seed'?",
         "bad.yaml:3: unknown key 'model.hidden_sise'; did you mean 'hidden_size'?",
         "bad.yaml:7: stages.pretrain.duration", "bad.yaml:8: stages.pretrain.optimizer.learning_rate",
@@ -109,7 +109,7 @@ def test_broken_rows_are_counted_and_named_and_the_others_are_trained(world: Pat
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "parts"),
+    ("name", "content", "messages"),
     [
         ("missing.jsonl", None, ("stages.sft.data.train.0", "there is no file")),
         ("empty.jsonl", "", ("stages.sft.data.train.0", "holds no rows")),
@@ -118,20 +118,20 @@ def test_broken_rows_are_counted_and_named_and_the_others_are_trained(world: Pat
         ("what.xyz", "hello", ("cannot read", "extension is not one of")),
     ],
 )
-def test_unusable_files_are_refused(world: Path, tmp_path: Path, name: str, content: str | None, parts: tuple) -> None:
+def test_unusable_files_are_refused(world: Path, tmp_path: Path, name: str, content: str | None, messages: tuple) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
     tree = tiny_run.tree(world, tmp_path)
     tree["stages"] = {"sft": tree["stages"]["sft"]}
     tree["stages"]["sft"]["data"] = {"train": str(tmp_path / name), "max_seq_len": 64}
-    refused(fledge("train", tiny_run.write(tmp_path / "r.yaml", tree)), *parts)
+    assert_error(fledge("train", tiny_run.write(tmp_path / "r.yaml", tree)), *messages)
 
 
 def test_a_full_disk_stops_the_run_and_it_can_be_resumed(world: Path, tmp_path: Path) -> None:
     tree = tiny_run.tree(world, tmp_path)
     tree["stages"] = {"pretrain": tree["stages"]["pretrain"]}
     file = tiny_run.write(tmp_path / "r.yaml", tree)
-    refused(fledge("train", file, limit=60_000), "cannot write the checkpoint of step 0", "no checkpoint is saved yet")
+    assert_error(fledge("train", file, limit=60_000), "cannot write the checkpoint of step 0", "no checkpoint is saved yet")
     result = fledge("train", file, "--resume")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "tiny" / "pretrain" / "result.json").exists()
@@ -139,14 +139,14 @@ def test_a_full_disk_stops_the_run_and_it_can_be_resumed(world: Path, tmp_path: 
 
 def test_unknown_options_and_missing_values_are_refused(world: Path, tmp_path: Path) -> None:
     file = tiny_run.write(tmp_path / "r.yaml", tiny_run.tree(world, tmp_path))
-    refused(fledge("train", file, "--seed"), "--seed needs a value")
-    refused(
+    assert_error(fledge("train", file, "--seed"), "--seed needs a value")
+    assert_error(
         fledge("train", file, "--stages.sft.optimizer.learning_rat", "1"),
         "--stages.sft.optimizer.learning_rat",
         "did you mean 'learning_rate'?",
     )
-    refused(fledge("train", tmp_path / "none.yaml"), "this recipe does not exist")
-    refused(fledge("report", tmp_path / "none"), "there is no such run")
+    assert_error(fledge("train", tmp_path / "none.yaml"), "this recipe does not exist")
+    assert_error(fledge("report", tmp_path / "none"), "there is no such run")
 
 
 def test_a_mixture_of_experts_is_planned_with_its_active_parameters(world: Path, tmp_path: Path) -> None:
@@ -158,5 +158,5 @@ def test_a_mixture_of_experts_is_planned_with_its_active_parameters(world: Path,
 
 def test_rooms_import_only_from_the_floors_below() -> None:
     script = Path(sys.executable).with_name("lint-imports")
-    made = subprocess.run([script, "--no-logo"], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-    assert " 0 broken" in made.stdout, made.stdout
+    result = subprocess.run([script, "--no-logo"], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert " 0 broken" in result.stdout, result.stdout

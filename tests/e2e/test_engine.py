@@ -104,11 +104,11 @@ def test_a_run_whose_micro_batch_does_not_fit_goes_on_with_half_of_it(world: Pat
     recipe = tiny_run.write(tmp_path / "limited.yaml", _large_rows(world, tmp_path / "limited", 128, 8, 1))
     done = _train_limited(recipe, 150 << 20)
     assert done.returncode == 0, done.stderr[-3000:]
-    said = "out of memory with micro-batches of 8 rows: going on with 4, the batch stays as it was"
-    assert f"warning: {said}" in done.stderr
+    message = "out of memory with micro-batches of 8 rows: going on with 4, the batch stays as it was"
+    assert f"warning: {message}" in done.stderr
     run = tmp_path / "limited" / "tiny"
     (alert,) = _events(run, "alert")
-    assert (alert["check"], alert["step"], alert["severity"], alert["message"]) == ("out_of_memory", 0, "warning", said)
+    assert (alert["check"], alert["step"], alert["severity"], alert["message"]) == ("out_of_memory", 0, "warning", message)
     assert alert["evidence"]["micro_batch_size"] == 4 and "allocate" in alert["evidence"]["error"]
     state = json.loads((run / "pretrain" / "checkpoints" / "last" / "state" / "trainer.json").read_text())
     assert state["micro_batch_size"] == 4 and state["step"] == 3
@@ -137,14 +137,14 @@ def test_a_run_that_halved_its_micro_batch_resumes_with_the_half(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A micro-batch that became smaller stays so: the newest checkpoint says it."""
-    recipe, seen = _recipe(world, tmp_path), []
+    recipe, batches = _recipe(world, tmp_path), []
     step = TrainStep._step
 
-    def stop(updater: TrainStep, *given: Any) -> Any:
-        if len(seen) == 4:
+    def stop(updater: TrainStep, *arguments: Any) -> Any:
+        if len(batches) == 4:
             raise KeyboardInterrupt
-        seen.append(given[0])
-        return step(updater, *given)
+        batches.append(arguments[0])
+        return step(updater, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(TrainStep, "_step", stop)
@@ -243,19 +243,19 @@ def test_an_overflow_of_fp16_is_skipped_counted_and_survived(
 # -- evidence ----------------------------------------------------------------------------------------------------------
 
 
-def _refuse(text: str) -> float:
+def _fail_on_constant(text: str) -> float:
     raise AssertionError(f"{text} is not JSON")
 
 
 def test_figures_in_events_add_up_and_are_valid_json(world: Path, tmp_path: Path) -> None:
     tree = _tree(world, tmp_path, {}, {}, optimizer={"learning_rate": 1e-3, "max_grad_norm": 0.61})
     lines = (world / "pretrain.jsonl").read_text(encoding="utf-8").splitlines()
-    for name, part in (("old", lines[:80]), ("new", lines[80:])):
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(part) + "\n", encoding="utf-8")
+    for name, rows in (("old", lines[:80]), ("new", lines[80:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     tree["stages"]["pretrain"]["data"]["train"] = [{"path": str(tmp_path / f"{name}.jsonl")} for name in ("old", "new")]
     run = Pipeline(recipe_from_dict(tree), QUIET).run()
     for line in (run / "pretrain" / "events.jsonl").read_text(encoding="utf-8").splitlines():
-        json.loads(line, parse_constant=_refuse)
+        json.loads(line, parse_constant=_fail_on_constant)
     steps, resources = _events(run, "step"), _events(run, "system")
     assert len(steps) == len(resources) == 8
     clipped = 0

@@ -43,10 +43,10 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the loss NaN for every batch that holds the first row of step 7 (of update 8)."""
     call, update, victim = CausalLMObjective.__call__, TrainStep.__call__, []
 
-    def noting(updater: TrainStep, window: Any, *given: Any) -> Any:
+    def noting(updater: TrainStep, window: Any, *arguments: Any) -> Any:
         if window.step == 7 and not victim:
             victim.append(window.batches[0].input_ids[0].clone())
-        return update(updater, window, *given)
+        return update(updater, window, *arguments)
 
     def bad(objective: CausalLMObjective, model: Decoder, batch: Batch) -> LossOutput:
         outcome = call(objective, model, batch)
@@ -70,17 +70,17 @@ def test_one_bad_update_is_left_out_and_its_rows_are_named(world: Path, tmp_path
 
 @pytest.mark.usefixtures("poison")
 def test_a_bad_row_is_skipped_after_a_rollback(world: Path, tmp_path: Path) -> None:
-    asked = recipe(world, tmp_path / "whole", non_finite={"consecutive": 1})
-    run = Pipeline(asked, QUIET).run()
+    guarded = recipe(world, tmp_path / "whole", non_finite={"consecutive": 1})
+    run = Pipeline(guarded, QUIET).run()
     steps, guards = events(run, "step"), events(run, "guard")
     assert [event["step"] for event in steps] == list(range(1, 21)) and all(event["train/grad_norm"] for event in steps)
     assert [(one["action"], one["step"]) for one in guards] == [("rollback", 6)]
     evidence = guards[0]["evidence"]
     assert evidence["reached_step"] == 8 and evidence["skipped_rows"] == [[28, 4]]
-    gone = [json.loads(line) for line in (run / "pretrain" / "events.rolled_back.1.jsonl").read_text().splitlines()]
-    found = [event for event in gone if event["kind"] == "guard"]
-    assert found[0]["step"] == 8 and len(found[0]["evidence"]["rows"]) > 0
-    assert {event["step"] for event in gone if event["kind"] == "step"} == {7, 8}
+    rolled_back = [json.loads(line) for line in (run / "pretrain" / "events.rolled_back.1.jsonl").read_text().splitlines()]
+    triggered = [event for event in rolled_back if event["kind"] == "guard"]
+    assert triggered[0]["step"] == 8 and len(triggered[0]["evidence"]["rows"]) > 0
+    assert {event["step"] for event in rolled_back if event["kind"] == "step"} == {7, 8}
     state = json.loads((run / "pretrain" / "checkpoints" / "last" / "state" / "trainer.json").read_text())
     assert state["rollbacks"] == 1 and state["skipped_rows"] == [[28, 4]] and state["step"] == 20
 
@@ -92,9 +92,9 @@ def test_a_run_that_was_rolled_back_resumes_bit_for_bit(
 ) -> None:
     """Killed inside its at-th update: before the fault, after it, on the second way."""
     rules = {"non_finite": {"consecutive": 1}}
-    whole = finals(Pipeline(recipe(world, tmp_path / "whole", **rules), QUIET).run(), PRETRAIN)
+    expected = finals(Pipeline(recipe(world, tmp_path / "whole", **rules), QUIET).run(), PRETRAIN)
     run_until_killed(recipe(world, tmp_path / "killed", **rules), at, monkeypatch)
-    assert finals(Pipeline(recipe(world, tmp_path / "killed", **rules), QUIET).run(resume=True), PRETRAIN) == whole
+    assert finals(Pipeline(recipe(world, tmp_path / "killed", **rules), QUIET).run(resume=True), PRETRAIN) == expected
 
 
 def test_weights_that_became_infinite_are_restored_from_the_last_good_checkpoint(
@@ -103,14 +103,14 @@ def test_weights_that_became_infinite_are_restored_from_the_last_good_checkpoint
     """A flipped bit, once: every update after it is bad, until training goes back."""
     step, count = TrainStep._step, 0
 
-    def flipped(updater: TrainStep, *given: Any) -> Any:
+    def flipped(updater: TrainStep, *arguments: Any) -> Any:
         nonlocal count
-        made = step(updater, *given)
+        output = step(updater, *arguments)
         count += 1
         if count == 8:
             with torch.no_grad():
                 updater.model.layers[0].mlp.down_proj.weight[0, 0] = float("inf")
-        return made
+        return output
 
     monkeypatch.setattr(TrainStep, "_step", flipped)
     rules = {"non_finite": {"on_rollback": "lower_lr"}, "rollback": {"lr_factor": 0.25}}
@@ -147,12 +147,12 @@ def test_an_update_above_the_gradient_limit_is_left_out_where_the_recipe_says_sk
 ) -> None:
     call = TrainStep._gradients
 
-    def large(updater: TrainStep, window: Any, *given: Any) -> Any:
-        made = call(updater, window, *given)
+    def large(updater: TrainStep, window: Any, *arguments: Any) -> Any:
+        gradients = call(updater, window, *arguments)
         if window.step == 37:
             for parameter in updater.model.parameters():
                 parameter.grad.mul_(1000)
-        return made
+        return gradients
 
     monkeypatch.setattr(TrainStep, "_gradients", large)
     tree = recipe(world, tmp_path, grad_spike="skip").model_dump(mode="json")

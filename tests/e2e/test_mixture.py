@@ -33,29 +33,29 @@ def _steps(run: Path, stage: str) -> list[dict[str, Any]]:
 
 
 def _finals(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for stage in ("pretrain", "dpo"):
         last = run / stage / "checkpoints" / "last"
-        found[f"{stage} weights"] = (last / "model" / "model.safetensors").read_bytes()
-        found[f"{stage} optimizer"] = (last / "state" / "optimizer.safetensors").read_bytes()
-        found[f"{stage} steps"] = _steps(run, stage)
-    return found
+        results[f"{stage} weights"] = (last / "model" / "model.safetensors").read_bytes()
+        results[f"{stage} optimizer"] = (last / "state" / "optimizer.safetensors").read_bytes()
+        results[f"{stage} steps"] = _steps(run, stage)
+    return results
 
 
 @pytest.fixture(scope="module")
-def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupted."""
     return Pipeline(_recipe(world, tmp_path_factory.mktemp("whole"), "bias"), QUIET).run()
 
 
 @pytest.mark.parametrize("at", [2, 12])
 def test_a_mixture_killed_before_its_biases_move_resumes_bit_for_bit(
-    at: int, world: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: int, world: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = _recipe(world, tmp_path, "bias")
     run_until_killed(recipe, at, monkeypatch, Decoder, "update_router_biases")
-    assert _finals(Pipeline(recipe, QUIET).run(resume=True)) == _finals(whole)
-    model = from_pretrained(whole / "dpo" / "checkpoints" / "last" / "model")
+    assert _finals(Pipeline(recipe, QUIET).run(resume=True)) == _finals(uninterrupted)
+    model = from_pretrained(uninterrupted / "dpo" / "checkpoints" / "last" / "model")
     biases = torch.stack([m.e_score_correction_bias for m in model.modules() if isinstance(m, Router)])  # type: ignore[misc]
     moves = (biases / 0.001).round()
     torch.testing.assert_close(biases, moves * 0.001)  # whole steps of bias_rate

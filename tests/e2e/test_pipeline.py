@@ -74,7 +74,7 @@ def test_a_live_and_a_precomputed_reference_give_the_same_losses(world: Path, tm
 
 def test_gradient_accumulation_does_not_change_the_losses(world: Path, tmp_path: Path) -> None:
     """8 × 1, 1 × 8 and 2 × 4 rows make the same losses, step after step."""
-    made = []
+    curves = []
     for micro, accumulation in ((8, 1), (1, 8), (2, 4)):
         tree = tiny_run.tree(world, tmp_path, name=f"a{micro}", model={**tiny_run.MODEL, "dropout": 0.0})
         sft = {
@@ -84,9 +84,9 @@ def test_gradient_accumulation_does_not_change_the_losses(world: Path, tmp_path:
         }
         tree["stages"] = {"sft": sft}
         run = Pipeline(recipe_from_dict(tree), QUIET).run()
-        made.append([(event["train/loss"], event["train/grad_norm"]) for event in events(run, "sft", "step")])
-    for other in made[1:]:
-        for (loss, norm), (loss0, norm0) in zip(other, made[0], strict=True):
+        curves.append([(event["train/loss"], event["train/grad_norm"]) for event in events(run, "sft", "step")])
+    for other in curves[1:]:
+        for (loss, norm), (loss0, norm0) in zip(other, curves[0], strict=True):
             assert loss == pytest.approx(loss0, abs=2e-5) and norm == pytest.approx(norm0, rel=1e-3)
 
 
@@ -181,8 +181,8 @@ def test_tensorboard_has_every_step(world: Path, tmp_path: Path) -> None:
     run = Pipeline(recipe_from_dict(tree), QUIET).run()
     board = EventAccumulator(str(run / "pretrain" / "tensorboard"), size_guidance={"scalars": 0})
     board.Reload()
-    made = {point.step: point.value for point in board.Scalars("train/loss")}
-    assert made == pytest.approx({e["step"]: e["train/loss"] for e in events(run, "pretrain", "step")}, rel=1e-6)
+    losses = {point.step: point.value for point in board.Scalars("train/loss")}
+    assert losses == pytest.approx({e["step"]: e["train/loss"] for e in events(run, "pretrain", "step")}, rel=1e-6)
 
 
 def test_logging_changes_no_weight(world: Path, finished: Path, tmp_path: Path) -> None:

@@ -37,14 +37,16 @@ def _events(run: Path, kind: str) -> list[dict[str, Any]]:
 def test_a_run_with_another_loss_begins_where_it_must_and_resumes_bit_for_bit(
     loss_type: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Pipeline(recipe_from_dict(_tree(world, tmp_path / "whole", loss_type=loss_type)), QUIET).run()
+    uninterrupted = Pipeline(recipe_from_dict(_tree(world, tmp_path / "whole", loss_type=loss_type)), QUIET).run()
     recipe = recipe_from_dict(_tree(world, tmp_path / "killed", loss_type=loss_type))
     run_until_killed(recipe, 5, monkeypatch)
-    assert finals(Pipeline(recipe, QUIET).run(resume=True), ("dpo",)) == finals(whole, ("dpo",))
-    assert _events(whole, "step")[0]["train/loss"] == pytest.approx(FIRST_LOSS[loss_type], rel=1e-5)
-    assert json.loads((whole / "dpo" / "eval" / "before.json").read_text())["loss"] == pytest.approx(FIRST_LOSS[loss_type])
-    assert json.loads((whole / "dpo" / "plan.json").read_text())["loss_unit"] == "per pair"
-    page = write_report(whole).read_text(encoding="utf-8")
+    assert finals(Pipeline(recipe, QUIET).run(resume=True), ("dpo",)) == finals(uninterrupted, ("dpo",))
+    assert _events(uninterrupted, "step")[0]["train/loss"] == pytest.approx(FIRST_LOSS[loss_type], rel=1e-5)
+    assert json.loads((uninterrupted / "dpo" / "eval" / "before.json").read_text())["loss"] == pytest.approx(
+        FIRST_LOSS[loss_type]
+    )
+    assert json.loads((uninterrupted / "dpo" / "plan.json").read_text())["loss_unit"] == "per pair"
+    page = write_report(uninterrupted).read_text(encoding="utf-8")
     assert re.search(r"validation loss fell from [\d.]+ to [\d.]+ per pair", page) and "nats/pair" not in page
 
 

@@ -55,9 +55,9 @@ def losses(run: Path, stage: str) -> dict[tuple[str, int], float]:
 
 def assert_same_losses(one: Path, two: Path, stages: tuple[str, ...]) -> None:
     for stage in stages:
-        expected, found = losses(one, stage), losses(two, stage)
-        assert expected and set(found) == set(expected)
-        assert max(abs(found[key] - loss) for key, loss in expected.items()) < 1e-5
+        expected, actual = losses(one, stage), losses(two, stage)
+        assert expected and set(actual) == set(expected)
+        assert max(abs(actual[key] - loss) for key, loss in expected.items()) < 1e-5
 
 
 def test_two_processes_reach_the_losses_of_one(world: Path, tmp_path: Path) -> None:
@@ -66,17 +66,17 @@ def test_two_processes_reach_the_losses_of_one(world: Path, tmp_path: Path) -> N
     train(tmp_path, tree(world, tmp_path / "two", stages), "--processes", "2")
     assert_same_losses(tmp_path / "one" / "tiny", tmp_path / "two" / "tiny", stages)
     run = tmp_path / "two" / "tiny"
-    told = [event for event in read_events(run / "pretrain" / "events.jsonl") if event["kind"] == "world_size"]
-    assert told == [{"kind": "world_size", "step": 0, "world_size": 2, "parallelism": "ddp"}]
+    world_sizes = [event for event in read_events(run / "pretrain" / "events.jsonl") if event["kind"] == "world_size"]
+    assert world_sizes == [{"kind": "world_size", "step": 0, "world_size": 2, "parallelism": "ddp"}]
     assert (run / "report.html").exists() and (run / "summary.json").exists()
 
 
 def test_an_error_is_printed_once_and_not_by_every_process(world: Path, tmp_path: Path) -> None:
     values = tree(world, tmp_path / "runs", ("pretrain",))
     values["stages"]["pretrain"]["batch"] = {"micro_batch_size": 1, "gradient_accumulation_steps": 1}
-    said = train(tmp_path, values, "--processes", "2", code=2)
-    assert said.count("stages.pretrain.batch: 2 processes cannot share the 1 rows of an update") == 1
-    assert "Traceback" not in said and "another process" not in said and not (tmp_path / "runs" / "tiny").exists()
+    errors = train(tmp_path, values, "--processes", "2", code=2)
+    assert errors.count("stages.pretrain.batch: 2 processes cannot share the 1 rows of an update") == 1
+    assert "Traceback" not in errors and "another process" not in errors and not (tmp_path / "runs" / "tiny").exists()
 
 
 WRONG = [
@@ -88,9 +88,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("options", "said"), WRONG)
-def test_options_that_exclude_each_other_are_refused(world: Path, tmp_path: Path, options: list[str], said: str) -> None:
-    assert said in train(tmp_path, tree(world, tmp_path / "runs"), *options, code=2)
+@pytest.mark.parametrize(("options", "message"), WRONG)
+def test_options_that_exclude_each_other_are_refused(world: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    assert message in train(tmp_path, tree(world, tmp_path / "runs"), *options, code=2)
 
 
 def test_eight_bit_optimizer_state_cannot_be_sharded(world: Path, tmp_path: Path) -> None:
@@ -195,9 +195,9 @@ def test_all_ranks_roll_back_when_one_reads_a_bad_row(parallel: str, world: Path
     assert [event["step"] for event in steps] == list(range(1, 21)) and all(event["train/grad_norm"] for event in steps)
     assert [(one["action"], one["step"], one["evidence"]["reached_step"]) for one in guards] == [("rollback", 6, 8)]
     assert guards[0]["evidence"]["skipped_rows"] == [[42, 6]]
-    gone = [json.loads(line) for line in (run / "pretrain" / "events.rolled_back.1.jsonl").read_text().splitlines()]
-    found = [event["evidence"]["rows"] for event in gone if event["kind"] == "guard"]
-    assert found and all("pretrain.jsonl:" in row["where"] for rows in found for row in rows)
+    rolled_back = [json.loads(line) for line in (run / "pretrain" / "events.rolled_back.1.jsonl").read_text().splitlines()]
+    bad_rows = [event["evidence"]["rows"] for event in rolled_back if event["kind"] == "guard"]
+    assert bad_rows and all("pretrain.jsonl:" in row["where"] for rows in bad_rows for row in rows)
 
 
 def everything(ranks: DistributedContext, world: str, folder: str, parallel: str) -> str:
@@ -219,8 +219,8 @@ def test_prompt_tests_averages_and_the_next_stage_get_the_whole_of_a_sharded_mod
     assert json.loads((one / "sft" / "result.json").read_text())["model"].endswith("averaged")
     for run in (one, two):
         assert json.loads((run / "sft" / "result.json").read_text())["step"] == 8
-    asked = [[e for e in read_events(run / "sft" / "events.jsonl") if e["kind"] == "prompt_tests"] for run in (one, two)]
-    assert [e["step"] for e in asked[0]] == [4, 8] and asked[0] == asked[1]
+    prompt_tests = [[e for e in read_events(run / "sft" / "events.jsonl") if e["kind"] == "prompt_tests"] for run in (one, two)]
+    assert [e["step"] for e in prompt_tests[0]] == [4, 8] and prompt_tests[0] == prompt_tests[1]
     after = [json.loads((run / "sft" / "eval" / "after.json").read_text()) for run in (one, two)]
     assert after[0]["samples"] == after[1]["samples"] and after[0]["loss"] == pytest.approx(after[1]["loss"], abs=1e-4)
 
@@ -246,7 +246,7 @@ def test_ray_workers_train_together(world: Path, tmp_path: Path) -> None:
     train(tmp_path, tree(world, tmp_path / "one", stages))
     train(tmp_path, tree(world, tmp_path / "two", stages), "--cluster", "ray", "--processes", "2")
     assert_same_losses(tmp_path / "one" / "tiny", tmp_path / "two" / "tiny", stages)
-    told = [
+    world_sizes = [
         event for event in read_events(tmp_path / "two" / "tiny" / "pretrain" / "events.jsonl") if event["kind"] == "world_size"
     ]
-    assert told[0]["processes"] == 2
+    assert world_sizes[0]["processes"] == 2

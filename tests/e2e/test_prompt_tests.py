@@ -39,15 +39,15 @@ def test_a_resumed_run_compares_its_prompt_tests_with_those_before_the_kill(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed inside the 8th update; the files of failing cases are gone when the run is resumed."""
-    whole = Pipeline(_recipe(world, tmp_path / "whole"), QUIET).run()
-    events = _prompt_tests(whole)
+    uninterrupted = Pipeline(_recipe(world, tmp_path / "whole"), QUIET).run()
+    events = _prompt_tests(uninterrupted)
     assert [event["step"] for event in events] == [2, 4, 6, 8]
     assert [event["prompt_tests/passed"] for event in events] == [1, 1, 1, 1]
     assert "prompt_tests/newly_failing" not in events[0]
     assert all(event["prompt_tests/newly_failing"] == event["prompt_tests/newly_passing"] == [] for event in events[1:])
-    state = json.loads((whole / "sft" / "checkpoints" / "last" / "state" / "trainer.json").read_text(encoding="utf-8"))
+    state = json.loads((uninterrupted / "sft" / "checkpoints" / "last" / "state" / "trainer.json").read_text(encoding="utf-8"))
     assert state["failing_prompt_tests"] == ["你是谁？"]
-    [failing] = (whole / "sft" / "prompt_tests" / "step-00000008.jsonl").read_text(encoding="utf-8").splitlines()
+    [failing] = (uninterrupted / "sft" / "prompt_tests" / "step-00000008.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(failing)["name"] == "你是谁？"
 
     killed = _recipe(world, tmp_path / "killed")

@@ -25,16 +25,16 @@ QUIET = Console(quiet=True)
 
 def finals(run: Path, stages: tuple[str, ...] = ("pretrain", "sft", "dpo")) -> dict[str, bytes]:
     """Everything that must be equal: weights, optimizer state, step and eval events of every stage."""
-    found = {}
+    results = {}
     for stage in stages:
         last = run / stage / "checkpoints" / "last"
-        found[f"{stage} weights"] = (last / "model" / "model.safetensors").read_bytes()
-        found[f"{stage} optimizer"] = (last / "state" / "optimizer.safetensors").read_bytes()
+        results[f"{stage} weights"] = (last / "model" / "model.safetensors").read_bytes()
+        results[f"{stage} optimizer"] = (last / "state" / "optimizer.safetensors").read_bytes()
         lines = (run / stage / "events.jsonl").read_bytes().splitlines()
-        found[f"{stage} events"] = b"\n".join(x for x in lines if json.loads(x)["kind"] in ("step", "eval", "stop"))
+        results[f"{stage} events"] = b"\n".join(x for x in lines if json.loads(x)["kind"] in ("step", "eval", "stop"))
         state = json.loads((last / "state" / "trainer.json").read_text())
-        found[f"{stage} best"] = repr((state["best_loss"], state["best_step"], state["evals_since_best"])).encode()
-    return found
+        results[f"{stage} best"] = repr((state["best_loss"], state["best_step"], state["evals_since_best"])).encode()
+    return results
 
 
 @pytest.mark.parametrize("at", [1, 4, 7, 11, 17, 20])
@@ -85,9 +85,9 @@ def test_every_part_of_the_engine_resumes_bit_for_bit(
         stage = {**tree["stages"]["pretrain"], **changes}
         tree |= {"stages": {"pretrain": stage}, "model": {**tree["model"], **model}, "runtime": {**tree["runtime"], **machine}}
         recipes.append(recipe_from_dict(tree))
-    whole = finals(Pipeline(recipes[0], QUIET).run(), ("pretrain",))
+    expected = finals(Pipeline(recipes[0], QUIET).run(), ("pretrain",))
     run_until_killed(recipes[1], 5, monkeypatch)
-    assert finals(Pipeline(recipes[1], QUIET).run(resume=True), ("pretrain",)) == whole
+    assert finals(Pipeline(recipes[1], QUIET).run(resume=True), ("pretrain",)) == expected
 
 
 def test_a_run_stopped_by_sigterm_saves_and_resumes_bit_for_bit(
@@ -95,13 +95,13 @@ def test_a_run_stopped_by_sigterm_saves_and_resumes_bit_for_bit(
 ) -> None:
     count, step = 0, TrainStep._step
 
-    def signalled(updater: TrainStep, *given: Any) -> Any:
+    def signalled(updater: TrainStep, *arguments: Any) -> Any:
         nonlocal count
         count += 1
         if count == 5:
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(updater, *given)
+        return step(updater, *arguments)
 
     recipe = tiny_run.recipe(world, tmp_path)
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 5 of 8"):
@@ -149,10 +149,10 @@ def test_a_run_resumes_with_the_recipe_changes_that_were_allowed_and_reports_the
     assert f"--allow-change {key}" in (caught.value.hint or "")
     run = Pipeline(recipe_from_dict(changed), QUIET, allow=[key]).run()
     events = [json.loads(line) for line in (run / "sft" / "events.jsonl").read_text().splitlines()]
-    told = [event for event in events if event["kind"] == "recipe_changed"]
-    assert [event["keys"][key] for event in told] == [[0.001, 1e-05]]
+    changes = [event for event in events if event["kind"] == "recipe_changed"]
+    assert [event["keys"][key] for event in changes] == [[0.001, 1e-05]]
     rates = {event["step"]: event["train/lr"] for event in events if event["kind"] == "step"}
-    assert all((rate <= 1e-5) == (number > told[0]["step"]) for number, rate in rates.items())
+    assert all((rate <= 1e-5) == (number > changes[0]["step"]) for number, rate in rates.items())
     assert json.loads((run / "dpo" / "result.json").read_text())["step"] == 3
     assert (run / "recipe.1.yaml").exists() and "learning_rate: 1.0e-05" in (run / "recipe.yaml").read_text()
     assert finals(run, ("pretrain",)) == finals(finished, ("pretrain",))
@@ -166,10 +166,10 @@ def test_an_interrupted_evaluation_is_repeated_on_resume(
 
     batches, count = validation.local_row_batches, 0
 
-    def signalled(*given: Any) -> Any:
+    def signalled(*arguments: Any) -> Any:
         nonlocal count
         count += 1
-        for number, batch in enumerate(batches(*given)):
+        for number, batch in enumerate(batches(*arguments)):
             if count == 2 and number == 1:  # the first one is before the stage
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch

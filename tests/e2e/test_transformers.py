@@ -52,8 +52,8 @@ def tree(
     return values
 
 
-def run(*given: Any, **more: Any) -> Path:
-    return Pipeline(recipe_from_dict(tree(*given, **more)), QUIET).run()
+def run(*arguments: Any, **more: Any) -> Path:
+    return Pipeline(recipe_from_dict(tree(*arguments, **more)), QUIET).run()
 
 
 def prompt_tests(folder: Path, every_steps: int) -> dict[str, Any]:
@@ -155,13 +155,17 @@ def test_a_model_of_transformers_answers_on_the_command_line(
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(world: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = run(world, tmp_path / "whole", start, "transformers")
+    uninterrupted = run(world, tmp_path / "whole", start, "transformers")
     recipe = recipe_from_dict(tree(world, tmp_path / "killed", start, "transformers"))
     run_until_killed(recipe, 6, monkeypatch)
     resumed = Pipeline(recipe, QUIET).run(resume=True)
     for name in ("model/model.safetensors", "state/optimizer.safetensors"):
-        assert (resumed / "sft/checkpoints/last" / name).read_bytes() == (whole / "sft/checkpoints/last" / name).read_bytes()
-    assert [e["train/loss"] for e in events(resumed, "sft", "step")] == [e["train/loss"] for e in events(whole, "sft", "step")]
+        assert (resumed / "sft/checkpoints/last" / name).read_bytes() == (
+            uninterrupted / "sft/checkpoints/last" / name
+        ).read_bytes()
+    assert [e["train/loss"] for e in events(resumed, "sft", "step")] == [
+        e["train/loss"] for e in events(uninterrupted, "sft", "step")
+    ]
 
 
 @pytest.mark.slow

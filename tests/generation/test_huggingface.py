@@ -67,8 +67,8 @@ def test_greedy_answers_equal_those_of_the_library(tmp_path: Path, kind: str) ->
     answers = greedy(load_model(tmp_path).eval(), PROMPTS, [15] * 4, 3)
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         settings = {"do_sample": False, "max_new_tokens": 15, "eos_token_id": None, "pad_token_id": 0}
-        whole = theirs.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), **settings)
-        assert whole[0, len(prompt) :].tolist() == answer
+        generated = theirs.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), **settings)
+        assert generated[0, len(prompt) :].tolist() == answer
 
 
 @torch.no_grad()

@@ -118,8 +118,8 @@ def test_log_probabilities_are_those_of_the_models_own_distribution(dtype: torch
 
 def test_log_probabilities_come_only_where_they_are_asked_for() -> None:
     engine = Engine(make_decoder())
-    asked, other = engine.generate(PROMPTS[:2], [SamplingParams(logprobs=True, max_new_tokens=3), SamplingParams()])
-    assert asked.logprobs is not None and len(asked.logprobs) == 3 and max(asked.logprobs) < 0
+    with_logprobs, other = engine.generate(PROMPTS[:2], [SamplingParams(logprobs=True, max_new_tokens=3), SamplingParams()])
+    assert with_logprobs.logprobs is not None and len(with_logprobs.logprobs) == 3 and max(with_logprobs.logprobs) < 0
     assert other.logprobs is None
 
 

@@ -88,10 +88,12 @@ PARAMS = st.builds(
 def test_rows_with_their_own_parameters_are_chosen_as_if_each_were_alone(rows: list[SamplingParams], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(len(rows), 50, generator=generator)
-    seen = torch.rand(len(rows), 50, generator=generator) < 0.3
+    in_context = torch.rand(len(rows), 50, generator=generator) < 0.3
     draws = torch.rand(len(rows), generator=generator, dtype=torch.float64)
-    alone = [sample_next_token(logits[i : i + 1], params, seen[i : i + 1], draws[i : i + 1]) for i, params in enumerate(rows)]
-    assert torch.equal(sample_batch(logits, rows, seen, draws), torch.cat(alone))
+    alone = [
+        sample_next_token(logits[i : i + 1], params, in_context[i : i + 1], draws[i : i + 1]) for i, params in enumerate(rows)
+    ]
+    assert torch.equal(sample_batch(logits, rows, in_context, draws), torch.cat(alone))
 
 
 def test_excluded_tokens_are_never_chosen() -> None:

@@ -116,8 +116,8 @@ def test_kv_bytes_are_those_of_the_keys_and_values_of_all_blocks() -> None:
     for one in (model, shared):
         cos, sin = one.rope_cos_sin(torch.arange(24)[None])
         x = one.embed_tokens(random_tokens(1, 24))
-        made = [tensor for block in one.blocks() for tensor in block.self_attn.project(x, cos, sin)[1:]]
-        assert ModelCost(one.config, 97).kv_bytes(24, size=4) == sum(tensor.numel() * tensor.itemsize for tensor in made)
+        tensors = [tensor for block in one.blocks() for tensor in block.self_attn.project(x, cos, sin)[1:]]
+        assert ModelCost(one.config, 97).kv_bytes(24, size=4) == sum(tensor.numel() * tensor.itemsize for tensor in tensors)
     assert ModelCost(model.config, 97).kv_bytes(24) == 2 * ModelCost(shared.config, 97).kv_bytes(24)
 
 

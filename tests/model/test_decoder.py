@@ -62,17 +62,17 @@ def test_packing_changes_no_gradient(lengths: list[int], backend: str) -> None:
 
 
 @settings(deadline=None, max_examples=12)
-@given(place=st.integers(0, 149), backend=st.sampled_from(sorted(BACKENDS)))
-def test_a_changed_token_changes_nothing_before_it(place: int, backend: str) -> None:
+@given(position=st.integers(0, 149), backend=st.sampled_from(sorted(BACKENDS)))
+def test_a_changed_token_changes_nothing_before_it(position: int, backend: str) -> None:
     model = make_decoder(max_position_embeddings=256)
     model.set_attention_backend(backend)
     tokens = random_tokens(1, 150)
     other = tokens.clone()
-    other[0, place] = (other[0, place] + 1) % VOCAB
+    other[0, position] = (other[0, position] + 1) % VOCAB
     with torch.no_grad():
         difference = (model(tokens) - model(other))[0].abs().amax(-1)
-    assert difference[:place].sum() == 0 or difference[:place].max() < 1e-6
-    assert (difference[place:] > 1e-4).float().mean() > 0.9
+    assert difference[:position].sum() == 0 or difference[:position].max() < 1e-6
+    assert (difference[position:] > 1e-4).float().mean() > 0.9
 
 
 def test_rotation_turns_each_pair_by_position_times_frequency() -> None:

@@ -15,13 +15,13 @@ def test_grouped_products_and_their_gradients_are_those_of_each_group(lengths: l
     rows, upstream = random_tensor(sum(lengths), inner).requires_grad_(), random_tensor(sum(lengths), outer, seed=2)
     matrices = random_tensor(len(lengths), inner, outer, seed=1).requires_grad_()
     turned = matrices.detach().transpose(1, 2).contiguous().requires_grad_()
-    parts = rows.split(lengths)
-    wanted = torch.cat([part @ matrix for part, matrix in zip(parts, matrices, strict=True)])
-    by_rows, by_matrices = torch.autograd.grad(wanted, (rows, matrices), upstream)
+    groups = rows.split(lengths)
+    expected = torch.cat([group @ matrix for group, matrix in zip(groups, matrices, strict=True)])
+    by_rows, by_matrices = torch.autograd.grad(expected, (rows, matrices), upstream)
     for form, transpose in ((matrices, False), (turned, True)):
-        made = grouped_mm(rows, form, ends, transpose)
-        torch.testing.assert_close(made, wanted, atol=1e-5, rtol=1e-5)
-        mine, theirs = torch.autograd.grad(made, (rows, form), upstream)
+        product = grouped_mm(rows, form, ends, transpose)
+        torch.testing.assert_close(product, expected, atol=1e-5, rtol=1e-5)
+        mine, theirs = torch.autograd.grad(product, (rows, form), upstream)
         torch.testing.assert_close(mine, by_rows, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(theirs.transpose(1, 2) if transpose else theirs, by_matrices, atol=1e-5, rtol=1e-5)
 
@@ -42,13 +42,13 @@ def test_the_custom_operators_pass_pytorchs_opcheck() -> None:
 
 def test_permute_and_unpermute_are_transposes_of_each_other() -> None:
     source = torch.tensor([0, 2, 1, 0, 1, 2])
-    places = torch.tensor([[0, 3], [2, 4], [1, 5]])
+    positions = torch.tensor([[0, 3], [2, 4], [1, 5]])
     x, y = random_tensor(3, 5).double().requires_grad_(), random_tensor(6, 5, seed=1).double().requires_grad_()
-    left, right = permute(x, source, places), unpermute(y, source, places)
-    assert torch.equal(left, x[source]) and torch.equal(right, y[places].sum(1))
+    left, right = permute(x, source, positions), unpermute(y, source, positions)
+    assert torch.equal(left, x[source]) and torch.equal(right, y[positions].sum(1))
     torch.testing.assert_close((left * y).sum(), (x * right).sum())
-    assert torch.autograd.gradcheck(lambda a: permute(a, source, places), x)
-    assert torch.autograd.gradcheck(lambda a: unpermute(a, source, places), y)
+    assert torch.autograd.gradcheck(lambda a: permute(a, source, positions), x)
+    assert torch.autograd.gradcheck(lambda a: unpermute(a, source, positions), y)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -56,11 +56,11 @@ def test_permute_and_unpermute_are_transposes_of_each_other() -> None:
 def test_the_grouped_gpu_kernel_equals_the_loop_over_groups(lengths: list[int]) -> None:
     ends = torch.tensor(lengths).cumsum(0)
     rows, matrices, upstream = random_tensor(128, 64), random_tensor(4, 96, 64), random_tensor(128, 96, seed=2)
-    made = []
+    results = []
     for device, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
         a, b = (t.to(device, dtype).requires_grad_() for t in (rows, matrices))
         out = grouped_mm(a, b, ends.to(device), True)
         out.backward(upstream.to(device, dtype))
-        made.append([t.detach().float().cpu() for t in (out, a.grad, b.grad) if t is not None])
-    for left, right in zip(*made, strict=True):
+        results.append([t.detach().float().cpu() for t in (out, a.grad, b.grad) if t is not None])
+    for left, right in zip(*results, strict=True):
         torch.testing.assert_close(left, right, atol=0.3, rtol=0.05)

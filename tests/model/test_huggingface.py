@@ -193,13 +193,13 @@ def test_a_block_that_cannot_be_computed_again_is_refused(tmp_path: Path) -> Non
 def test_the_first_block_stands_for_all_and_all_are_back_afterwards(tmp_path: Path) -> None:
     _, model = both(tmp_path, num_hidden_layers=3)
     tokens, names = random_tokens(1, 8), list(model.state_dict())
-    whole = model(tokens)
+    expected = model(tokens)
     with pytest.raises(RuntimeError), model.only_first_block():
         assert len(model.blocks()) == 1
-        assert not torch.equal(model(tokens), whole)
+        assert not torch.equal(model(tokens), expected)
         raise RuntimeError
     assert len(model.blocks()) == 3 and list(model.state_dict()) == names
-    assert torch.equal(model(tokens), whole)
+    assert torch.equal(model(tokens), expected)
 
 
 @pytest.mark.slow

@@ -157,15 +157,15 @@ def test_no_tensor_grows_with_tokens_times_vocabulary(work: str, dtype: torch.dt
     hidden = torch.randn(rows, 8).to(dtype).requires_grad_()
     weight = torch.randn(vocabulary, 8).requires_grad_()
     targets = torch.randint(vocabulary, (rows,))
-    with _Largest(vocabulary) as seen:
+    with _Largest(vocabulary) as watch:
         if work == "loss":
             cross_entropy(hidden, weight, targets, torch.ones(rows)).backward()
         elif work == "log probabilities":
             log_probabilities(hidden, weight, targets).sum().backward()
         else:
             token_logps_and_correct(hidden, weight, targets)
-    assert seen.entries <= limit * vocabulary
-    assert seen.wide <= (2**20 if dtype == torch.bfloat16 else limit * vocabulary)  # in bfloat16 not even a whole chunk
+    assert watch.entries <= limit * vocabulary
+    assert watch.wide <= (2**20 if dtype == torch.bfloat16 else limit * vocabulary)  # in bfloat16 not even a whole chunk
 
 
 @pytest.mark.parametrize("vocabulary", [6_400, 65_536, 151_936, 2_000_000])
@@ -183,10 +183,10 @@ def test_the_gradient_of_the_head_is_scaled_in_place_and_not_copied(rows: int) -
     hidden, weight, targets, weights = _inputs(rows)
     loss = cross_entropy(hidden, weight, targets, weights)
     held = loss.grad_fn.saved_tensors[1]  # type: ignore[union-attr]
-    place = held.data_ptr()
+    address = held.data_ptr()
     del held
     (loss / 3).backward()
-    assert weight.grad is not None and weight.grad.data_ptr() == place
+    assert weight.grad is not None and weight.grad.data_ptr() == address
 
 
 def test_a_second_backward_pass_raises() -> None:
@@ -203,7 +203,7 @@ def test_a_frozen_tensor_gets_no_gradient_and_leaves_the_others_unchanged(frozen
     moving = weight if frozen == "hidden" else hidden
     (hidden if frozen == "hidden" else weight).requires_grad_(False)
     loss = cross_entropy(hidden, weight, targets, weights, 0.1)
-    assert sum(made is not None for made in loss.grad_fn.saved_tensors) == 1  # type: ignore[union-attr]
+    assert sum(tensor is not None for tensor in loss.grad_fn.saved_tensors) == 1  # type: ignore[union-attr]
     _assert_equal(loss, _plain(hidden, weight, targets, weights, 0.1), (moving,))
     logps = log_probabilities(hidden, weight, targets).sum()
     plain = (hidden @ weight.t()).log_softmax(-1).gather(-1, targets[:, None]).sum()
@@ -212,8 +212,8 @@ def test_a_frozen_tensor_gets_no_gradient_and_leaves_the_others_unchanged(frozen
 
 def test_micro_batches_add_up_in_the_gradient() -> None:
     hidden, weight, targets, weights = _inputs(300)
-    for part in (slice(0, 100), slice(100, 300)):
-        (cross_entropy(hidden[part], weight, targets[part], weights[part]) / 7).backward()
+    for rows in (slice(0, 100), slice(100, 300)):
+        (cross_entropy(hidden[rows], weight, targets[rows], weights[rows]) / 7).backward()
     expected = torch.autograd.grad(_plain(hidden, weight, targets, weights, 0.0) / 7, (hidden, weight))
     torch.testing.assert_close((hidden.grad, weight.grad), expected, atol=1e-5, rtol=1e-5)
 
@@ -244,8 +244,8 @@ def test_log_probabilities_equal_the_plain_ones_under_any_upstream_gradient(rows
     plain = (hidden @ weight.t()).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     torch.testing.assert_close(got, plain, atol=1e-5, rtol=1e-5)
     assert got.dtype == torch.float32 and got.shape == (rows,)
-    made = torch.autograd.grad(got, (hidden, weight), upstream)
-    for a, b in zip(made, torch.autograd.grad(plain, (hidden, weight), upstream), strict=True):
+    grads = torch.autograd.grad(got, (hidden, weight), upstream)
+    for a, b in zip(grads, torch.autograd.grad(plain, (hidden, weight), upstream), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 

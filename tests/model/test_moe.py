@@ -29,16 +29,16 @@ SHAPES = [
 @pytest.mark.parametrize("moe", SHAPES)
 def test_values_and_all_gradients_equal_a_loop_over_tokens(moe: dict[str, object]) -> None:
     experts, upstream = make_experts(**moe), random_tensor(3, 9, WIDTH, seed=8)
-    made = []
+    results = []
     for run in (experts, lambda x: one_by_one(experts, x)):
         x = random_tensor(3, 9, WIDTH, seed=7).requires_grad_()
         out = run(x)
         (out * upstream).sum().backward()
         assert x.grad is not None
-        made.append((out.detach(), {**gradients(experts), "x": x.grad}))
-    torch.testing.assert_close(made[0][0], made[1][0], atol=1e-5, rtol=1e-5)
-    assert len(made[0][1]) == len(list(experts.parameters())) + 1
-    assert_same_gradients(made[0][1], made[1][1], atol=1e-5, rtol=1e-5)
+        results.append((out.detach(), {**gradients(experts), "x": x.grad}))
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=1e-5)
+    assert len(results[0][1]) == len(list(experts.parameters())) + 1
+    assert_same_gradients(results[0][1], results[1][1], atol=1e-5, rtol=1e-5)
 
 
 def test_no_token_is_dropped_however_uneven_the_load() -> None:
@@ -81,8 +81,8 @@ def test_balance_and_z_follow_their_formulas(top_k: int, padded: bool) -> None:
     assert torch.equal(routing.counts[0], counts) and routing.tokens == real.sum()
     torch.testing.assert_close(routing.load[0], counts / (top_k * real.sum()))
     mine = torch.autograd.grad(routing.balance + routing.z, experts.gate.weight, retain_graph=True)[0]
-    wanted = torch.autograd.grad(theirs + kept.logsumexp(-1).square().mean(), experts.gate.weight)[0]
-    torch.testing.assert_close(mine, wanted, atol=1e-6, rtol=1e-5)
+    expected = torch.autograd.grad(theirs + kept.logsumexp(-1).square().mean(), experts.gate.weight)[0]
+    torch.testing.assert_close(mine, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_an_even_load_has_the_least_balance_loss_top_k_and_full_entropy() -> None:
@@ -101,16 +101,16 @@ def test_padding_changes_neither_statistics_nor_their_gradients() -> None:
     model = make_decoder(qk_norm=True, moe={"num_experts": 4, "num_experts_per_tok": 2})
     tokens, documents = random_tokens(2, 24), torch.ones(2, 24, dtype=torch.long)
     documents[:, 15:] = 0
-    made = []
+    results = []
     for filling in (0, 1):
         tokens[:, 15:] = random_tokens(2, 9, seed=filling)
         hidden, routing = model.forward_with_router_stats(tokens, None, documents)
         assert routing is not None
         (routing.balance + routing.z).backward()
-        made.append((hidden[:, :15].detach(), routing.detach(), gradients(model)))
+        results.append((hidden[:, :15].detach(), routing.detach(), gradients(model)))
     alone = model.forward_with_router_stats(tokens[:, :15])[1]
     assert alone is not None
-    for left, right in ((made[0], made[1]), (made[0], (made[0][0], alone.detach(), made[0][2]))):
+    for left, right in ((results[0], results[1]), (results[0], (results[0][0], alone.detach(), results[0][2]))):
         torch.testing.assert_close(left[0], right[0])
         assert torch.equal(left[1].counts, right[1].counts) and left[1].tokens == right[1].tokens == 30
         torch.testing.assert_close(left[1].entropy, right[1].entropy)
@@ -159,14 +159,14 @@ def test_merged_statistics_of_two_batches_equal_those_of_both_together() -> None
     model = make_decoder(qk_norm=True, moe={"num_experts": 4, "num_experts_per_tok": 2})
     tokens, documents = random_tokens(3, 20), torch.ones(3, 20, dtype=torch.long)
     documents[0, 4:] = 0
-    whole = model.forward_with_router_stats(tokens, None, documents)[1]
-    parts = [model.forward_with_router_stats(tokens[rows], None, documents[rows])[1] for rows in (slice(0, 1), slice(1, 3))]
-    assert whole is not None and parts[0] is not None and parts[1] is not None
-    merged = RouterStats.merged([part for part in parts if part is not None])
-    assert torch.equal(merged.counts, whole.counts) and merged.tokens == whole.tokens == 44
-    torch.testing.assert_close(merged.entropy, whole.entropy)
-    torch.testing.assert_close(merged.z, whole.z)
-    torch.testing.assert_close(merged.balance, (4 * parts[0].balance + 40 * parts[1].balance) / 44)
+    together = model.forward_with_router_stats(tokens, None, documents)[1]
+    batches = [model.forward_with_router_stats(tokens[rows], None, documents[rows])[1] for rows in (slice(0, 1), slice(1, 3))]
+    assert together is not None and batches[0] is not None and batches[1] is not None
+    merged = RouterStats.merged([batch for batch in batches if batch is not None])
+    assert torch.equal(merged.counts, together.counts) and merged.tokens == together.tokens == 44
+    torch.testing.assert_close(merged.entropy, together.entropy)
+    torch.testing.assert_close(merged.z, together.z)
+    torch.testing.assert_close(merged.balance, (4 * batches[0].balance + 40 * batches[1].balance) / 44)
 
 
 def test_penalty_is_weighted_and_a_bias_has_no_balance_loss() -> None:
@@ -195,15 +195,15 @@ def test_routing_and_gradients_survive_activation_checkpointing() -> None:
     block, experts = model.blocks()[0], model.blocks()[0].mlp
     assert isinstance(experts, MoELayer)
     cos, sin = model.rope_cos_sin(torch.arange(12)[None])
-    made = []
+    grads = []
     for kept in (True, False):
         x = random_tensor(1, 12, WIDTH).requires_grad_()
         call = (x, cos, sin, None, None)
         out, statistics = block(*call) if kept else checkpoint(block, *call, use_reentrant=False)
         (out.square().sum() + 3 * RouterStats.of_layers([statistics]).balance).backward()
         assert x.grad is not None
-        made.append({**gradients(block), "x": x.grad})
-    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+        grads.append({**gradients(block), "x": x.grad})
+    assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
 
 
 def test_initial_weights_have_the_standard_deviation_of_the_recipe() -> None:
@@ -211,12 +211,12 @@ def test_initial_weights_have_the_standard_deviation_of_the_recipe() -> None:
     model.initialise(3)
     for name, parameter in model.named_parameters():
         if ".mlp." in name:
-            wanted = 0.2 / math.sqrt(4) if "down_proj" in name else 0.2
-            assert float(parameter.detach().std()) == pytest.approx(wanted, rel=0.15), name
+            expected = 0.2 / math.sqrt(4) if "down_proj" in name else 0.2
+            assert float(parameter.detach().std()) == pytest.approx(expected, rel=0.15), name
 
 
 @pytest.mark.parametrize(
-    ("moe", "qk_norm", "said"),
+    ("moe", "qk_norm", "message"),
     [
         (
             {"num_experts": 4, "num_experts_per_tok": 2},
@@ -239,8 +239,8 @@ def test_initial_weights_have_the_standard_deviation_of_the_recipe() -> None:
         ({"num_experts": 4, "num_experts_per_tok": 2, "router_z_loss_coef": -1}, True, "router_z_loss_coef"),
     ],
 )
-def test_mixtures_that_cannot_be_trained_or_saved_are_refused(moe: dict[str, object], qk_norm: bool, said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_mixtures_that_cannot_be_trained_or_saved_are_refused(moe: dict[str, object], qk_norm: bool, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         make_config(moe=moe, qk_norm=qk_norm)
 
 
@@ -265,9 +265,9 @@ def test_a_compiled_block_equals_the_plain_one_and_is_compiled_once_for_all_load
     torch._dynamo.utils.counters.clear()
     for block in model.blocks():
         block.compile(dynamic=False, fullgraph=True)
-    for seed, (wanted, routing) in enumerate(plain):
-        made, routed = backward(seed)
-        assert_same_gradients(made, wanted, atol=1e-4, rtol=1e-3)
+    for seed, (expected, routing) in enumerate(plain):
+        actual, routed = backward(seed)
+        assert_same_gradients(actual, expected, atol=1e-4, rtol=1e-3)
         assert torch.equal(routed.counts, routing.counts)
         torch.testing.assert_close(routed.balance, routing.balance)
         torch.testing.assert_close(routed.entropy, routing.entropy)

@@ -94,8 +94,8 @@ def test_transformers_reads_what_fledge_writes(tmp_path: Path, changes: dict[str
         torch.testing.assert_close(_logits(model, tokens), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
     ours = generate(model, prompts, frozenset(eos), SamplingParams(max_new_tokens=20))
     for prompt, answer in zip(prompts, ours, strict=True):
-        whole = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20)[0, len(prompt) :].tolist()
-        assert answer.finish_reason == "stop" and whole == [*answer.tokens, answer.stop_token] and whole[-1] in eos
+        generated = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20)[0, len(prompt) :].tolist()
+        assert answer.finish_reason == "stop" and generated == [*answer.tokens, answer.stop_token] and generated[-1] in eos
 
 
 @pytest.mark.parametrize("changes", SHAPES)
@@ -193,7 +193,7 @@ def _index(name: object) -> Callable[[Path], None]:
 
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
-REFUSED = {
+UNSUPPORTED = {
     "truncated": (_truncate, r"model\.safetensors: the weights are damaged or truncated"),
     "empty file": (lambda f: (f / "model.safetensors").write_bytes(b""), "damaged or truncated"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors: the weights are missing"),
@@ -226,9 +226,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("case", UNSUPPORTED)
 def test_a_damaged_or_uncovered_directory_is_refused_with_its_reason(tmp_path: Path, case: str) -> None:
-    spoil, message = REFUSED[case]
+    spoil, message = UNSUPPORTED[case]
     _save(make_decoder(), tmp_path, [2])
     from_pretrained(tmp_path)
     spoil(tmp_path)
@@ -237,7 +237,7 @@ def test_a_damaged_or_uncovered_directory_is_refused_with_its_reason(tmp_path: P
     assert caught.value.where is not None and str(tmp_path) in caught.value.where
 
 
-MIXTURE_REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+UNSUPPORTED_MIXTURES: dict[str, tuple[str, dict[str, Any], str]] = {
     "some layers dense": ("qwen3-moe", {"mlp_only_layers": [1]}, r"mlp_only_layers = \[1\]"),
     "every other layer": ("qwen3-moe", {"decoder_sparse_step": 2}, "decoder_sparse_step = 2"),
     "biases": ("qwen2-moe", {"qkv_bias": True}, "qkv_bias = true"),
@@ -249,9 +249,9 @@ MIXTURE_REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", MIXTURE_REFUSED)
+@pytest.mark.parametrize("case", UNSUPPORTED_MIXTURES)
 def test_a_mixture_that_the_decoder_does_not_cover_is_refused(tmp_path: Path, case: str) -> None:
-    kind, changes, message = MIXTURE_REFUSED[case]
+    kind, changes, message = UNSUPPORTED_MIXTURES[case]
     _written_by_transformers(tmp_path, kind, True, torch.float32)
     from_pretrained(tmp_path)
     _edit(tmp_path, **changes)

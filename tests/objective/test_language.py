@@ -59,12 +59,12 @@ def test_every_split_into_micro_batches_gives_the_gradient_of_the_whole_window(s
 def test_the_mean_of_micro_batch_means_would_be_something_else() -> None:
     _, data = _eight_rows()
     model, objective = make_decoder(), CausalLMObjective()
-    whole = _window(model, objective, [data.batch(0, 8)])
+    expected = _window(model, objective, [data.batch(0, 8)])
     for row in range(8):
         batch = data.batch(row, 1)
         (objective(model, batch).loss / objective.normalizer(batch) / 8).backward()
     means = gradients(model)
-    assert max(float((whole[name] - means[name]).abs().max()) for name in whole) > 1e-4
+    assert max(float((expected[name] - means[name]).abs().max()) for name in expected) > 1e-4
 
 
 def test_a_partial_last_window_divides_by_what_is_in_it() -> None:

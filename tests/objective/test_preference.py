@@ -104,10 +104,10 @@ def test_micro_batches_of_pairs_give_the_gradient_of_the_whole() -> None:
     policy, objective = make_decoder(1), dpo(make_decoder(0), sft_loss_weight=0.3)
     data = pack_pairs(PAIRS)
     objective(policy, data.batch(0, len(data))).loss.backward()
-    whole = gradients(policy)
+    expected = gradients(policy)
     for row in range(len(data) + 1):  # the last one is empty
         objective(policy, data.batch(row, 1, stop=len(data))).loss.backward()
-    assert_same_gradients(whole, gradients(policy), atol=1e-5, rtol=1e-4)
+    assert_same_gradients(expected, gradients(policy), atol=1e-5, rtol=1e-4)
 
 
 def test_metrics_are_what_their_names_say_per_pair() -> None:
@@ -131,14 +131,14 @@ def test_metrics_are_what_their_names_say_per_pair() -> None:
 
 def test_swapping_chosen_and_rejected_flips_every_sign() -> None:
     policy, reference = make_decoder(1), make_decoder(0)
-    there = dpo(reference)(policy, _whole(PAIRS))
-    back = dpo(reference)(policy, _whole([pair.swapped() for pair in PAIRS]))
-    forth, reverse = ({name: ratio.total for name, ratio in one.metrics.items()} for one in (there, back))
+    original = dpo(reference)(policy, _whole(PAIRS))
+    swapped = dpo(reference)(policy, _whole([pair.swapped() for pair in PAIRS]))
+    forth, reverse = ({name: ratio.total for name, ratio in one.metrics.items()} for one in (original, swapped))
     torch.testing.assert_close(reverse["rewards/margins"], -forth["rewards/margins"], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(reverse["rewards/chosen"], forth["rewards/rejected"], atol=1e-4, rtol=1e-4)
     assert reverse["rewards/accuracies"] == 7 - forth["rewards/accuracies"]
     pc, pr, rc, rr = _plain(policy, reference, PAIRS)
-    torch.testing.assert_close(back.loss, F.softplus(0.1 * ((pc - rc) - (pr - rr))).sum(), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(swapped.loss, F.softplus(0.1 * ((pc - rc) - (pr - rr))).sum(), atol=1e-4, rtol=1e-5)
 
 
 def test_label_smoothing_is_cdpo() -> None:
@@ -167,12 +167,12 @@ def test_log_probabilities_are_summed_over_each_completion_alone() -> None:
     model, batch = make_decoder(), _whole(PAIRS)
     sums, counts = sequence_log_probabilities(model, batch)
     assert sums.shape == counts.shape == (14,)
-    for place, example in enumerate(batch.examples):
+    for index, example in enumerate(batch.examples):
         pair = PAIRS[example]
-        for part, answer in enumerate((pair.chosen, pair.rejected)):
+        for side, answer in enumerate((pair.chosen, pair.rejected)):
             alone = _padded_log_probabilities(model, [pair.prompt], [answer])[0]
-            torch.testing.assert_close(sums[2 * place + part], alone, atol=1e-5, rtol=1e-5)
-            assert counts[2 * place + part] == len(answer)
+            torch.testing.assert_close(sums[2 * index + side], alone, atol=1e-5, rtol=1e-5)
+            assert counts[2 * index + side] == len(answer)
 
 
 def test_a_weight_counts_as_often_as_it_says() -> None:
@@ -180,11 +180,11 @@ def test_a_weight_counts_as_often_as_it_says() -> None:
     data = pack(sequences, packed_length=40)
     batch = data.batch(0, len(data))
     sums, counts = sequence_log_probabilities(model, batch)
-    for place, example in enumerate(batch.examples):
+    for index, example in enumerate(batch.examples):
         tokens, weights = sequences[example].tokens, sequences[example].weights[1:]
         logps = -F.cross_entropy(model.logits(model(tokens[None, :-1]))[0], tokens[1:], reduction="none")
-        torch.testing.assert_close(sums[place], (logps * weights).sum(), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(counts[place], weights.sum())
+        torch.testing.assert_close(sums[index], (logps * weights).sum(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(counts[index], weights.sum())
 
 
 def test_an_evaluation_gives_each_metric_its_own_denominator() -> None:
@@ -207,7 +207,7 @@ def test_an_evaluation_gives_each_metric_its_own_denominator() -> None:
     alone = CausalLMObjective().evaluate(policy, pack_pairs([Pair(p.prompt, p.chosen, p.chosen) for p in PAIRS]).batch(0, 9))
     assert values["token_accuracy"] == pytest.approx(alone["token_accuracy"].value)
     assert policy.training and not any(p.grad is not None for p in policy.parameters())
-    assert all(isinstance(part, float) for ratio in metrics.values() for part in (ratio.total, ratio.count))
+    assert all(isinstance(value, float) for ratio in metrics.values() for value in (ratio.total, ratio.count))
 
 
 def test_the_chosen_half_of_a_batch_is_what_the_weights_of_the_chosen_answers_say() -> None:

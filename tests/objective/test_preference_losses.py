@@ -60,10 +60,10 @@ def test_loss_and_gradient_of_packed_pairs_equal_the_formula_on_padded_single_pa
 def test_micro_batches_of_pairs_give_the_gradient_of_the_whole(loss_type: str) -> None:
     policy, objective, data = make_decoder(1), dpo(make_decoder(0), 0.3, loss_type), pack_pairs(PAIRS)
     objective(policy, data.batch(0, len(data))).loss.backward()
-    whole = gradients(policy)
+    expected = gradients(policy)
     for row in range(len(data) + 1):  # the last one is empty
         objective(policy, data.batch(row, 1, stop=len(data))).loss.backward()
-    assert_same_gradients(whole, gradients(policy), atol=1e-4, rtol=1e-4)
+    assert_same_gradients(expected, gradients(policy), atol=1e-4, rtol=1e-4)
 
 
 @EACH_LOSS

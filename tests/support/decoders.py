@@ -47,9 +47,9 @@ def random_tokens(*shape: int, seed: int = 0, vocab: int = VOCAB) -> Tensor:
 
 def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
     """A copy of every gradient, by name; afterwards there is none."""
-    made = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    copies = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
-    return made
+    return copies
 
 
 def assert_same_gradients(left: dict[str, Tensor], right: dict[str, Tensor], atol: float, rtol: float = 0.0) -> None:

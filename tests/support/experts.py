@@ -38,11 +38,11 @@ def one_by_one(experts: MoELayer, x: Tensor) -> Tensor:
         score = p if router.e_score_correction_bias is None else p + router.e_score_correction_bias
         chosen = score.topk(router.top_k).indices.tolist()
         total = sum(p[e] for e in chosen) if router.normalise else 1.0
-        made = torch.zeros_like(token)
+        output = torch.zeros_like(token)
         for e in chosen:
             inner = F.silu(stacked.gate_proj[e] @ token) * (stacked.up_proj[e] @ token)
-            made = made + p[e] / total * (stacked.down_proj[e] @ inner)
+            output = output + p[e] / total * (stacked.down_proj[e] @ inner)
         if experts.shared_expert is not None and experts.shared_expert_gate is not None:
-            made = made + torch.sigmoid(experts.shared_expert_gate.weight[0] @ token) * experts.shared_expert(token)
-        out.append(made)
+            output = output + torch.sigmoid(experts.shared_expert_gate.weight[0] @ token) * experts.shared_expert(token)
+        out.append(output)
     return torch.stack(out).view_as(x)

@@ -21,12 +21,12 @@ def run_until_killed(
     the gradients and before the optimizers, counted over all stages."""
     count, act = 0, getattr(owner, name)
 
-    def dying(*given: Any) -> Any:
+    def dying(*arguments: Any) -> Any:
         nonlocal count
         count += 1
         if count == at:
             raise Killed
-        return act(*given)
+        return act(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(owner, name, dying)

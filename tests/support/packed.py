@@ -33,11 +33,11 @@ def pack(sequences: list[Sequence], packed_length: int, sequences_per_example: i
 def random_sequences(lengths: list[int], seed: int = 0) -> list[Sequence]:
     """Sequences of these lengths; a third of the targets has no weight, the others different ones."""
     generator = torch.Generator().manual_seed(seed)
-    made = []
+    sequences = []
     for length in lengths:
         weights = (0.5 + torch.rand(length, generator=generator)) * (torch.rand(length, generator=generator) > 1 / 3)
-        made.append(Sequence(torch.randint(VOCAB, (length,), generator=generator), weights))
-    return made
+        sequences.append(Sequence(torch.randint(VOCAB, (length,), generator=generator), weights))
+    return sequences
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,6 @@ SIZES = ModelConfig(
 
 
 def model(vocabulary: int = 300) -> Decoder:
-    made = Decoder(SIZES, vocabulary)
-    made.initialise(0)
-    return made
+    decoder = Decoder(SIZES, vocabulary)
+    decoder.initialise(0)
+    return decoder

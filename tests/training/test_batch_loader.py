@@ -64,14 +64,14 @@ def _loader(data: PackedDataset, horizon: TrainingHorizon = HORIZON, micro_batch
 @pytest.fixture
 def loaders() -> Iterator[Any]:
     """Makes loaders, and closes them."""
-    made: list[BatchLoader] = []
+    opened: list[BatchLoader] = []
 
-    def make(*given: Any) -> BatchLoader:
-        made.append(_loader(*given))
-        return made[-1]
+    def make(*arguments: Any) -> BatchLoader:
+        opened.append(_loader(*arguments))
+        return opened[-1]
 
     yield make
-    for loader in made:
+    for loader in opened:
         loader.close()
 
 
@@ -135,11 +135,11 @@ def test_neither_the_order_of_steps_nor_the_micro_batch_size_changes_a_batch(ord
 
 
 def test_a_halved_micro_batch_reads_the_same_rows_in_the_same_order(loaders: Any) -> None:
-    whole, halved = loaders(_data()), loaders(_data())
+    complete, halved = loaders(_data()), loaders(_data())
     halved.batch(0)
     _set_micro_batch_size(halved, 1)  # after the next batch was begun
     for step in range(HORIZON.steps):
-        one, two = whole.batch(step)[0], halved.batch(step)[0]
+        one, two = complete.batch(step)[0], halved.batch(step)[0]
         assert replace(one, batches=(), num_micro_steps=0, normalizer=0) == replace(
             two, batches=(), num_micro_steps=0, normalizer=0
         )
@@ -207,10 +207,10 @@ class ModelDependentSource:
 
     def __init__(self, source: DatasetSource) -> None:
         self.source, self.steps_done = source, 0
-        self.made: list[tuple[int, int, str]] = []
+        self.calls: list[tuple[int, int, str]] = []
 
     def batch(self, step: int) -> StepBatch:
-        self.made.append((step, self.steps_done, threading.current_thread().name))
+        self.calls.append((step, self.steps_done, threading.current_thread().name))
         return self.source.batch(step)
 
 
@@ -223,7 +223,7 @@ def test_a_source_that_depends_on_the_model_is_never_asked_ahead() -> None:
             source.steps_done += 1
     finally:
         loader.close()
-    assert source.made == [(step, step, threading.current_thread().name) for step in range(4)]
+    assert source.calls == [(step, step, threading.current_thread().name) for step in range(4)]
 
 
 def test_micro_batches_without_targets_are_left_out_and_their_tokens_counted(loaders: Any) -> None:

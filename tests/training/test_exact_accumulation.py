@@ -32,7 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "mixture with a shared network": {"moe": {"num_experts": 3, "num_experts_per_tok": 2, "num_shared_experts": 1}},
 }
 EACH_KIND = pytest.mark.parametrize("kind", KINDS)
-Made = tuple[float, dict[str, Tensor]]
+LossAndGradients = tuple[float, dict[str, Tensor]]
 
 
 def _data() -> PackedDataset:
@@ -46,7 +46,7 @@ def _model(kind: str, backend: str = "written_out", every: int = 0, **more: Any)
     return model
 
 
-def _learn(model: Decoder, batch: Batch, kernel: Any = None) -> Made:
+def _learn(model: Decoder, batch: Batch, kernel: Any = None) -> LossAndGradients:
     """Mean loss of a batch, and its gradients with what the routing of a mixture adds."""
     torch.manual_seed(11)
     outcome = CausalLMObjective(0.0, kernel)(model, batch)
@@ -55,7 +55,7 @@ def _learn(model: Decoder, batch: Batch, kernel: Any = None) -> Made:
     return float(outcome.loss.detach()) / batch.weight, gradients(model)
 
 
-def _assert_equal(got: Made, expected: Made, bound: float = 1e-5) -> None:
+def _assert_equal(got: LossAndGradients, expected: LossAndGradients, bound: float = 1e-5) -> None:
     assert got[0] == pytest.approx(expected[0], abs=bound)
     assert_same_gradients(got[1], expected[1], atol=bound, rtol=bound)
 

@@ -155,10 +155,10 @@ def test_a_hook_can_end_the_stage_and_its_state_is_saved(tmp_path: Path) -> None
 
 def test_prompt_tests_are_compared_with_the_last_time_also_after_a_resume(tmp_path: Path) -> None:
     failures = {2: ["a", "b"], 4: ["b"], 6: [], 8: ["a"], 9: ["a"]}
-    seen: list[tuple[int, list[str] | None]] = []
+    changes: list[tuple[int, list[str] | None]] = []
 
     def run_tests(model: Any, step: int, previous: list[str] | None) -> tuple[dict[str, Any], list[str]]:
-        seen.append((step, previous))
+        changes.append((step, previous))
         passed = 2 - len(failures[step])
         return {"pass_rate": passed / 2, "repetition": 0.0, "passed": passed, "cases": 2}, failures[step]
 
@@ -167,7 +167,7 @@ def test_prompt_tests_are_compared_with_the_last_time_also_after_a_resume(tmp_pa
         train(tmp_path, hook, EveryN(8, killed_at=8))  # after the tests of step 8, before its checkpoint
     state = train(tmp_path, hook)
     first = [(2, None), (4, ["a", "b"]), (6, ["b"]), (8, [])]
-    assert seen == [*first, (8, []), (9, ["a"])]
+    assert changes == [*first, (8, []), (9, ["a"])]
     assert state.failing_prompt_tests == ["a"] and state.last_prompt_test_step == 9
     events = [event["step"] for event in read_events(tmp_path / "events.jsonl") if event["kind"] == "prompt_tests"]
     assert events == [2, 4, 6, 8, 9]

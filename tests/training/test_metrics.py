@@ -54,9 +54,9 @@ def _output(**sizes: Any) -> tuple[StepOutput, Decoder, Decoder]:
 
 def _system_metrics(output: StepOutput, state: TrainState, model: Decoder, **changes: Any) -> dict[str, Any]:
     """The `system` event; 40 positions a row."""
-    given: dict[str, Any] = {"total_steps": 40, "seconds_before": 0.0, "other_seconds": {}, "peak_flops": 0.0, **changes}
+    arguments: dict[str, Any] = {"total_steps": 40, "seconds_before": 0.0, "other_seconds": {}, "peak_flops": 0.0, **changes}
     cost = ModelCost(model.config, model.vocab_size)
-    return system_metrics(output, state, cost=cost, row_length=40, folder=Path("."), **given)
+    return system_metrics(output, state, cost=cost, row_length=40, folder=Path("."), **arguments)
 
 
 def _state(output: StepOutput, **more: Any) -> TrainState:
@@ -106,8 +106,8 @@ def test_update_ratios_of_a_known_update_are_exact() -> None:
     sizes = {"embed": 0.01, "attention": 0.02, "mlp": 0.0, "norm": 0.5, "head": 0.003}
 
     def group(name: str) -> str:
-        parts = {"embed_tokens": "embed", "lm_head": "head", "norm": "norm", "mlp": "mlp", "self_attn": "attention"}
-        return next(kind for part, kind in parts.items() if part in name.removeprefix("layers."))
+        groups = {"embed_tokens": "embed", "lm_head": "head", "norm": "norm", "mlp": "mlp", "self_attn": "attention"}
+        return next(kind for word, kind in groups.items() if word in name.removeprefix("layers."))
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -119,17 +119,17 @@ def test_update_ratios_of_a_known_update_are_exact() -> None:
 def test_update_ratios_of_a_step_are_the_change_between_the_models_before_and_after() -> None:
     output, before, after = _output()
     values = step_metrics(output, _state(output), ("text",), True)
-    found = {name.removeprefix("update_ratio/"): value for name, value in values.items() if name.startswith("update_ratio/")}
-    assert set(found) == {"embed", "attention", "mlp", "norm"}
+    ratios = {name.removeprefix("update_ratio/"): value for name, value in values.items() if name.startswith("update_ratio/")}
+    assert set(ratios) == {"embed", "attention", "mlp", "norm"}
     kinds = {"embed": "embed_tokens", "attention": "proj.weight", "mlp": "mlp."}
-    for kind, part in kinds.items():
+    for kind, word in kinds.items():
         pairs = [
             (old.detach(), new.detach())
             for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True)
-            if part in name and (kind != "attention" or "self_attn" in name)
+            if word in name and (kind != "attention" or "self_attn" in name)
         ]
         change = math.sqrt(sum(float((a - b).square().sum()) for a, b in pairs))
-        assert found[kind] == pytest.approx(change / math.sqrt(sum(float(a.square().sum()) for a, _ in pairs)), rel=1e-4)
+        assert ratios[kind] == pytest.approx(change / math.sqrt(sum(float(a.square().sum()) for a, _ in pairs)), rel=1e-4)
 
 
 def test_the_routing_of_a_mixture_is_counted_over_the_whole_step_batch() -> None:
@@ -195,8 +195,8 @@ def test_a_system_event_holds_time_by_phase_throughput_memory_and_mfu() -> None:
     output = replace(output, timer=timer)
     batch = output.batch
     state = _state(output, step=10, seconds=20.0, tokens=1000)
-    given = {"seconds_before": 14.0, "other_seconds": {"save": 1.5}, "peak_flops": 1e6}
-    values = _system_metrics(output, state, model, **given)
+    timing = {"seconds_before": 14.0, "other_seconds": {"save": 1.5}, "peak_flops": 1e6}
+    values = _system_metrics(output, state, model, **timing)
     phases = {"data": 0.5, "forward": 1.0, "backward": 2.0, "optimizer": 0.5, "save": 1.5}
     assert values["system/phases"] == phases and values["system/seconds"] == 20 and values["system/step_seconds"] == 6
     assert values["system/tokens_per_second"] == 50 and values["system/eta_seconds"] == 60

@@ -32,8 +32,8 @@ class _Start:
 def _provider(folder: Path, start: _Start, log: list[str] | None = None, **stage: Any) -> ReferenceProvider:
     values = {"kind": "preference", "data": {"train": "x"}, "batch": {"micro_batch_size": 2}, **stage}
     model = COMPUTE.apply(make_decoder(dropout=0.5).train())
-    say = (lambda text: None) if log is None else log.append
-    return ReferenceProvider(PreferenceStage.model_validate(values), model, start, COMPUTE, folder, say)
+    write_line = (lambda text: None) if log is None else log.append
+    return ReferenceProvider(PreferenceStage.model_validate(values), model, start, COMPUTE, folder, write_line)
 
 
 def test_a_kept_model_is_frozen_and_loaded_once_for_both_splits(tmp_path: Path) -> None:

@@ -54,11 +54,11 @@ def test_every_metric_has_its_own_denominator_and_one_without_any_is_left_out(mi
 def test_a_language_model_is_measured_alike_however_the_rows_are_split(micro: int) -> None:
     model = make_decoder(dropout=0.5).train()
     objective = CausalLMObjective(0.1, token_bytes=torch.full((97,), 3.0))
-    metrics, whole = (
+    metrics, expected = (
         validate(model, ValidationSet(DATA, objective, 5), micro),
         objective.evaluate(model, DATA.assemble(range(5))),
     )
-    assert metrics == pytest.approx({name: ratio.value for name, ratio in whole.items()}, rel=1e-5)
+    assert metrics == pytest.approx({name: ratio.value for name, ratio in expected.items()}, rel=1e-5)
     assert metrics["perplexity"] == math.exp(metrics["loss"])
     assert metrics["bits_per_byte"] == pytest.approx(metrics["loss"] / math.log(2) / 3)
     assert model.training and not any(p.grad is not None for p in model.parameters())
@@ -67,8 +67,8 @@ def test_a_language_model_is_measured_alike_however_the_rows_are_split(micro: in
 def test_pairs_are_measured_per_pair_and_their_chosen_answers_per_token() -> None:
     data, model = pack_pairs(random_pairs(9)), make_decoder(1)
     metrics = validate(model, ValidationSet(data, dpo(make_decoder(0)), 99), 2)
-    whole = dpo(make_decoder(0)).evaluate(model, data.assemble(range(len(data))))
-    assert metrics == pytest.approx({name: ratio.value for name, ratio in whole.items()}, rel=1e-4)
+    expected = dpo(make_decoder(0)).evaluate(model, data.assemble(range(len(data))))
+    assert metrics == pytest.approx({name: ratio.value for name, ratio in expected.items()}, rel=1e-4)
     assert metrics["pairs"] == 9 and metrics["loss"] != pytest.approx(math.log(metrics["perplexity"]), rel=0.1)
 
 
@@ -82,10 +82,10 @@ def test_rows_without_any_target_are_an_error_and_no_number() -> None:
 
 
 def test_validation_stops_between_two_batches_where_somebody_asks() -> None:
-    asked = iter([False, False, True])
+    answers = iter([False, False, True])
     with pytest.raises(StopRequested):
-        validate(make_decoder(), ValidationSet(DATA, CausalLMObjective(), 9), 2, lambda: next(asked))
-    assert next(asked, None) is None
+        validate(make_decoder(), ValidationSet(DATA, CausalLMObjective(), 9), 2, lambda: next(answers))
+    assert next(answers, None) is None
 
 
 @given(rows=st.integers(1, 12), micro=st.integers(1, 9), size=st.integers(1, 5))

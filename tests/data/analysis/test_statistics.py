@@ -93,8 +93,8 @@ def test_near_duplicates_are_measured_and_stay_in(tmp_path: Path, chatml: Tokeni
     stage, data, measured = statistics("pretrain", file, chatml)
     source = only(stage)
     assert source.near_duplicates == 1 and data.train.examples.count == 3
-    [(where, first, overlap)] = source.near_examples
-    assert (where, first) == (f"{file}:3", f"{file}:1") and measured.threshold <= overlap < 1
+    [(location, first_location, overlap)] = source.near_examples
+    assert (location, first_location) == (f"{file}:3", f"{file}:1") and measured.threshold <= overlap < 1
     left_out, *_ = statistics("pretrain", file, chatml, clean={"near_duplicates": 0.8})
     assert only(left_out).near_duplicates == 1 == only(left_out).dropped["near duplicate"]
 

@@ -43,10 +43,10 @@ def test_a_row_that_makes_several_examples_is_drawn_as_one(tmp_path: Path, token
     rows = [{"messages": [{"role": "system", "content": f"row {n}"}, *turns]} for n in range(9)]
     source = {"path": str(jsonl(tmp_path / "a.jsonl", rows)), "max_rows": 4}
     data = prepare("sft", [source], tokenizer, max_seq_len=128, truncation="split")
-    (taken,) = data.as_dict()["mixture"]
-    assert taken["rows"] == 4 and taken["examples"] > 4
-    whole = np.bincount(data.train.examples.row_numbers())
-    assert taken["examples"] == 4 * whole[0]
+    (summary,) = data.as_dict()["mixture"]
+    assert summary["rows"] == 4 and summary["examples"] > 4
+    examples_per_row = np.bincount(data.train.examples.row_numbers())
+    assert summary["examples"] == 4 * examples_per_row[0]
 
 
 def test_a_validation_source_may_only_limit_its_rows(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -96,14 +96,14 @@ row_values = st.one_of(
 @given(st.lists(row_values, min_size=1, max_size=25), st.booleans(), st.sampled_from([0, 0.3]))
 @settings(max_examples=40, deadline=None)
 def test_totals_add_up_whatever_the_rows_are(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[object], exact: bool, share: float
+    tmp_path_factory: pytest.TempPathFactory, rows: list[object], exact: bool, validation: float
 ) -> None:
     folder = tmp_path_factory.mktemp("rows")
     file = folder / "a.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"text": WORDS[0] + " is a document that stays " * 4}]))
     tokenizer = train_tokenizer(["a b c"], 300)
     try:
-        data = prepare("pretrain", file, tokenizer, validation=share, clean={"exact_duplicates": exact})
+        data = prepare("pretrain", file, tokenizer, validation=validation, clean={"exact_duplicates": exact})
     except FledgeError as error:
         assert "no training example is left" in error.text() or "none of" in error.text()
         return

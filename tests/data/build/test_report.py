@@ -38,13 +38,13 @@ ROWS = st.lists(
 
 
 @settings(max_examples=60)
-@given(rows=ROWS, kind=st.sampled_from(["pretrain", "sft", "preference"]), share=st.sampled_from([0, 0.3]))
+@given(rows=ROWS, kind=st.sampled_from(["pretrain", "sft", "preference"]), validation=st.sampled_from([0, 0.3]))
 def test_every_row_is_used_or_dropped_whatever_the_rows(
-    chatml: Tokenizer, tmp_path_factory: pytest.TempPathFactory, rows: list[Any], kind: str, share: float
+    chatml: Tokenizer, tmp_path_factory: pytest.TempPathFactory, rows: list[Any], kind: str, validation: float
 ) -> None:
     file = jsonl(tmp_path_factory.getbasetemp() / "mixture.jsonl", [GOOD, *rows])
     try:
-        data = prepare(kind, file, chatml, validation=share)
+        data = prepare(kind, file, chatml, validation=validation)
     except FledgeError as error:
         # All that can be used fell to validation, or all that fell to validation cannot be used.
         assert "no training example is left" in str(error) or "no validation example is left" in str(error)
@@ -151,9 +151,9 @@ def test_a_stage_without_a_training_row_is_an_error(tmp_path: Path, chatml: Toke
 # What does not fit
 
 
-def talk(*parts: str) -> list[dict[str, str]]:
+def turns_of(*texts: str) -> list[dict[str, str]]:
     roles = ("user", "assistant")
-    return [{"role": roles[i % 2], "content": part} for i, part in enumerate(parts)]
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 def written(data: Any, tokenizer: Tokenizer, index: int = 0) -> tuple[str, str]:
@@ -163,10 +163,10 @@ def written(data: Any, tokenizer: Tokenizer, index: int = 0) -> tuple[str, str]:
 
 
 def test_a_long_conversation_keeps_its_system_turn_and_the_newest_whole_rounds(tmp_path: Path, chatml: Tokenizer) -> None:
-    turns = talk(*(part for i in range(9) for part in (f"ask {i}", f"tell {i}")))
+    turns = turns_of(*(text for i in range(9) for text in (f"ask {i}", f"tell {i}")))
     file = jsonl(tmp_path / "a.jsonl", [{"messages": [{"role": "system", "content": "sys"}, *turns]}])
-    whole = prepare("sft", file, chatml, max_seq_len=2000)
-    size = len(whole.train.examples.tokens) - 1
+    complete = prepare("sft", file, chatml, max_seq_len=2000)
+    size = len(complete.train.examples.tokens) - 1
     exact = prepare("sft", file, chatml, max_seq_len=size)
     assert exact.report.sources[0].shortened_rows == 0
     source = (data := prepare("sft", file, chatml, max_seq_len=size - 2)).report.sources[0]
@@ -180,7 +180,7 @@ def test_a_long_conversation_keeps_its_system_turn_and_the_newest_whole_rounds(t
 
 def test_an_answer_longer_than_the_context_is_cut_and_counted(tmp_path: Path, chatml: Tokenizer) -> None:
     answer = " ".join(map(str, range(100)))
-    file = jsonl(tmp_path / "a.jsonl", [{"messages": talk("old", "older", "new", answer)}])
+    file = jsonl(tmp_path / "a.jsonl", [{"messages": turns_of("old", "older", "new", answer)}])
     data = prepare("sft", file, chatml, max_seq_len=64)
     source = data.report.sources[0]
     assert (source.truncated_rows, source.shortened_rows, source.used_rows) == (1, 1, 1)
@@ -219,7 +219,7 @@ def test_preferences_that_do_not_fit_are_cut_or_dropped_and_counted(
 
 
 def test_a_preference_with_a_long_history_keeps_the_newest_rounds_in_both_answers(tmp_path: Path, chatml: Tokenizer) -> None:
-    turns = talk(*(part for i in range(9) for part in (f"ask {i}", f"tell {i}")), "last")
+    turns = turns_of(*(text for i in range(9) for text in (f"ask {i}", f"tell {i}")), "last")
     file = jsonl(tmp_path / "a.jsonl", [{"prompt": turns, "chosen": "yes", "rejected": "no"}])
     data = prepare("preference", file, chatml, max_seq_len=64)
     source = data.report.sources[0]

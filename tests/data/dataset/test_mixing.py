@@ -32,8 +32,8 @@ def test_max_rows_draws_other_rows_in_another_epoch_and_the_same_ones_again() ->
     assert first[:100].sum() == second[:100].sum() == 20
     assert first.max() == 1 and (first[:100] != second[:100]).any()
     assert (counts(mix, 0) == first).all()
-    seen = sum(counts(mix, epoch)[:100] > 0 for epoch in range(40))
-    assert (seen > 0).mean() > 0.95  # no row is out of reach
+    draws = sum(counts(mix, epoch)[:100] > 0 for epoch in range(40))
+    assert (draws > 0).mean() > 0.95  # no row is out of reach
 
 
 def test_ratio_max_tokens_and_repeat_say_how_many_rows_an_epoch_takes() -> None:
@@ -42,10 +42,10 @@ def test_ratio_max_tokens_and_repeat_say_how_many_rows_an_epoch_takes() -> None:
         [SourceQuota("a", ratio=0.25), SourceQuota("b", max_tokens=200), SourceQuota("c", repeat=2.5)],
         tokens=10,
     )
-    taken = counts(mix, 0)
-    assert taken[:100].sum() == 25
-    assert taken[100:200].sum() == 20
-    assert taken[200:].sum() == 25 and set(taken[200:]) == {2, 3}
+    drawn = counts(mix, 0)
+    assert drawn[:100].sum() == 25
+    assert drawn[100:200].sum() == 20
+    assert drawn[200:].sum() == 25 and set(drawn[200:]) == {2, 3}
 
 
 def test_a_share_is_a_share_of_the_epoch_s_tokens() -> None:
@@ -102,5 +102,5 @@ def test_a_small_repeat_of_a_small_source_takes_at_least_one_row() -> None:
 
 def test_a_share_larger_than_the_source_repeats_all_its_rows_equally_often() -> None:
     mix = mixture([10, 1000], [SourceQuota("few", share=0.5), SourceQuota("many", share=0.5)], tokens=10)
-    taken = counts(mix, 0)[:10]
-    assert taken.max() - taken.min() <= 1
+    drawn = counts(mix, 0)[:10]
+    assert drawn.max() - drawn.min() <= 1

@@ -41,11 +41,11 @@ def test_concat_and_chunk_loses_no_position_and_pads_only_the_last_packed_row(
     lengths: list[int], width: int, seed: int
 ) -> None:
     rows = positions_of(pack_concat_and_chunk(np.asarray(lengths, dtype=np.int64), width, seed))
-    seen = [position for row in rows for position in row]
-    assert sorted(seen) == [(s, p) for s, n in enumerate(lengths) for p in range(n)]
+    positions = [position for row in rows for position in row]
+    assert sorted(positions) == [(s, p) for s, n in enumerate(lengths) for p in range(n)]
     assert all(len(row) == width for row in rows[:-1])
     assert all(0 < len(row) <= width for row in rows)
-    for before, after in pairwise(seen):  # documents lie end to end, in order
+    for before, after in pairwise(positions):  # documents lie end to end, in order
         assert after == (before[0], before[1] + 1) or after[1] == 0
 
 
@@ -114,7 +114,7 @@ def test_the_examples_of_a_batch_of_pairs_are_its_pairs(lengths: list[int], seed
     assert batch.sequences_per_example == 2
     assert batch.num_sequences == 2 * len(lengths)
     for i, example in enumerate(batch.examples):
-        firsts = [int(batch.input_ids[batch.sequence_ids == 2 * i + part].min()) // 1000 for part in (0, 1)]
+        firsts = [int(batch.input_ids[batch.sequence_ids == 2 * i + index].min()) // 1000 for index in (0, 1)]
         assert firsts == [2 * example, 2 * example + 1]
 
 

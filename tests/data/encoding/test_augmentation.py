@@ -51,9 +51,9 @@ def test_augmentation_changes_about_the_requested_share_of_conversations(chatml:
     again = list(encode_dialogues(items, chatml, replace(config, seed=8)))
     assert [e.events for e in encoded] != [e.events for e in again]
     plain = list(encode_dialogues(items, chatml, replace(config, augment=AugmentConfig())))
-    for varied, whole in zip(encoded, plain, strict=True):
-        assert trained(chatml, whole.examples[0][0]).startswith(trained(chatml, varied.examples[0][0]))
-        unchanged = np.array_equal(varied.examples[0][0][0], whole.examples[0][0][0])
+    for varied, unaugmented in zip(encoded, plain, strict=True):
+        assert trained(chatml, unaugmented.examples[0][0]).startswith(trained(chatml, varied.examples[0][0]))
+        unchanged = np.array_equal(varied.examples[0][0][0], unaugmented.examples[0][0][0])
         assert unchanged == (not varied.events)
 
 

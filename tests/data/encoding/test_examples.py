@@ -85,7 +85,7 @@ def test_text_without_a_utf8_form_is_dropped_and_its_neighbours_are_kept(chatml:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_item_is_encoded_the_same_in_a_batch_and_alone(tokenizers: dict[str, Tokenizer], kind: str) -> None:
-    items = [talk(*(f"{number} {part}" for part in range(number % 4 + 1))) for number in range(40)]
+    items = [talk(*(f"{number} {answer}" for answer in range(number % 4 + 1))) for number in range(40)]
     config = replace(CONFIG, max_seq_len=40, truncation="split")
     together = list(encode_dialogues(items, tokenizers[kind], config))
     for item, encoded in zip(items, together, strict=True):

@@ -38,10 +38,10 @@ def test_only_the_completions_of_a_pair_are_trained_and_share_one_prompt(
         for (tokens, weights), answer in zip(example, answers, strict=True):
             assert len(tokens) == len(weights) <= context + 1
             messages = [*item.prompt, Message("assistant", answer)]
-            whole = answer_texts(tokenizer, messages, None)[-1]
+            complete = answer_texts(tokenizer, messages, None)[-1]
             text = trained(tokenizer, (tokens, weights))
-            assert text == whole or reasons(encoded, "truncated")
-            assert whole.startswith(text.rstrip("\ufffd"))
+            assert text == complete or reasons(encoded, "truncated")
+            assert complete.startswith(text.rstrip("\ufffd"))
 
 
 def test_a_pair_that_differs_only_beyond_the_context_is_dropped(chatml: Tokenizer) -> None:

@@ -88,13 +88,13 @@ def test_split_fills_each_example_with_as_many_rounds_as_fit(
         return
     head, rounds = split_rounds(item.messages)
 
-    def whole(first: int, stop: int) -> tuple[list[int], list[float]]:
+    def encoded_rounds(first: int, stop: int) -> tuple[list[int], list[float]]:
         return tokenizer.encode_conversation([*head, *(m for turns in rounds[first:stop] for m in turns)], item.tools)
 
     expected, first = [], 0
     while first < len(rounds):
         stop = first + 1
-        while stop < len(rounds) and np.flatnonzero(whole(first, stop + 1)[1])[-1] <= context:
+        while stop < len(rounds) and np.flatnonzero(encoded_rounds(first, stop + 1)[1])[-1] <= context:
             stop += 1
         messages = [*head, *(m for turns in rounds[first:stop] for m in turns)]
         tokens, weights = fitting(tokenizer, messages, item.tools, context)
