@@ -1,7 +1,6 @@
-"""The command as a person types it: results, and what wrong input is told."""
+"""The `fledge` command in a process of its own: its results, and its messages for wrong input."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -10,32 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import tiny_run
-
-COMMAND = [sys.executable, "-m", "fledge.cli"]
-
-
-def fledge(*words: object, text: str = "", limit: int | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command; `limit` is the largest file it may write, in bytes, as on a full disk."""
-
-    def restrict() -> None:
-        import resource
-        import signal
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit or 0, limit or 0))
-
-    return subprocess.run(
-        [*COMMAND, *map(str, words)], input=text, capture_output=True, text=True, check=False,
-        preexec_fn=restrict if limit else None, env={**os.environ, "COLUMNS": "100"},
-    )  # fmt: skip
-
-
-def assert_error(result: subprocess.CompletedProcess[str], *messages: str) -> None:
-    """Exit code 2, no traceback, and each part of the explanation."""
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    for message in messages:
-        assert message in result.stderr, result.stderr
+from tests.support.command import assert_error, fledge
 
 
 def test_help_is_quick_and_does_not_import_torch() -> None:

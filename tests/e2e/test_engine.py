@@ -25,11 +25,11 @@ from fledge.pipeline import Pipeline, dry_run
 from fledge.prepare import Preparation
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.run import Console
-from fledge.run.events import read_events
 from fledge.tokenizer import load_tokenizer
 from fledge.training import trainable
 from fledge.training.train_step import TrainStep
 from tests.support import tiny_run
+from tests.support.run_directory import events
 
 QUIET = Console(quiet=True)
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits its address space as Linux does")
@@ -46,8 +46,8 @@ def _recipe(world: Path, output: Path, machine: dict[str, Any] | None = None, **
     return recipe_from_dict(_tree(world, output, {}, machine or {}, **stage))
 
 
-def _events(run: Path, kind: str, stage: str = "pretrain") -> list[dict[str, Any]]:
-    return [event for event in read_events(run / stage / "events.jsonl") if event["kind"] == kind]
+def _events(run: Path, kind: str) -> list[dict[str, Any]]:
+    return events(run, "pretrain", kind)
 
 
 def _weights(run: Path) -> dict[str, torch.Tensor]:

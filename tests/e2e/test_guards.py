@@ -13,11 +13,12 @@ from fledge.model.decoder import Decoder
 from fledge.objective import CausalLMObjective, LossOutput
 from fledge.pipeline import Pipeline
 from fledge.recipe import Recipe, recipe_from_dict
-from fledge.run import Console, read_events
+from fledge.run import Console
 from fledge.training.train_step import TrainStep
-from tests.e2e.test_resume import finals
 from tests.support import tiny_run
+from tests.support.bad_rows import poison_one_row
 from tests.support.killing import run_until_killed
+from tests.support.run_directory import events, final_results
 
 QUIET = Console(quiet=True)
 PRETRAIN = ("pretrain",)
@@ -30,37 +31,16 @@ def recipe(world: Path, folder: Path, **guards: Any) -> Recipe:
     return recipe_from_dict({**tree, "stages": {"pretrain": stage}})
 
 
-def events(run: Path, *kinds: str) -> list[dict[str, Any]]:
-    return [event for event in read_events(run / "pretrain" / "events.jsonl") if event["kind"] in kinds]
-
-
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    poisoned(monkeypatch)
-
-
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the loss NaN for every batch that holds the first row of step 7 (of update 8)."""
-    call, update, victim = CausalLMObjective.__call__, TrainStep.__call__, []
-
-    def noting(updater: TrainStep, window: Any, *arguments: Any) -> Any:
-        if window.step == 7 and not victim:
-            victim.append(window.batches[0].input_ids[0].clone())
-        return update(updater, window, *arguments)
-
-    def bad(objective: CausalLMObjective, model: Decoder, batch: Batch) -> LossOutput:
-        outcome = call(objective, model, batch)
-        hit = bool(victim) and any(torch.equal(row, victim[0]) for row in batch.input_ids)
-        return LossOutput(outcome.loss * float("nan")) if hit else outcome
-
-    monkeypatch.setattr(TrainStep, "__call__", noting)
-    monkeypatch.setattr(CausalLMObjective, "__call__", bad)
+    """Makes the loss NaN for every batch that holds the first row of update 8."""
+    poison_one_row(monkeypatch)
 
 
 @pytest.mark.usefixtures("poison")
 def test_one_bad_update_is_left_out_and_its_rows_are_named(world: Path, tmp_path: Path) -> None:
     run = Pipeline(recipe(world, tmp_path), QUIET).run()
-    steps, guards = events(run, "step"), events(run, "guard")
+    steps, guards = events(run, "pretrain", "step"), events(run, "pretrain", "guard")
     assert [event["step"] for event in steps] == list(range(1, 21))
     assert [event["step"] for event in steps if event["train/grad_norm"] is None] == [8]
     assert [(one["check"], one["action"], one["step"]) for one in guards] == [("non_finite", "skip", 8)]
@@ -72,7 +52,7 @@ def test_one_bad_update_is_left_out_and_its_rows_are_named(world: Path, tmp_path
 def test_a_bad_row_is_skipped_after_a_rollback(world: Path, tmp_path: Path) -> None:
     guarded = recipe(world, tmp_path / "whole", non_finite={"consecutive": 1})
     run = Pipeline(guarded, QUIET).run()
-    steps, guards = events(run, "step"), events(run, "guard")
+    steps, guards = events(run, "pretrain", "step"), events(run, "pretrain", "guard")
     assert [event["step"] for event in steps] == list(range(1, 21)) and all(event["train/grad_norm"] for event in steps)
     assert [(one["action"], one["step"]) for one in guards] == [("rollback", 6)]
     evidence = guards[0]["evidence"]
@@ -92,9 +72,9 @@ def test_a_run_that_was_rolled_back_resumes_bit_for_bit(
 ) -> None:
     """Killed inside its at-th update: before the fault, after it, on the second way."""
     rules = {"non_finite": {"consecutive": 1}}
-    expected = finals(Pipeline(recipe(world, tmp_path / "whole", **rules), QUIET).run(), PRETRAIN)
+    expected = final_results(Pipeline(recipe(world, tmp_path / "whole", **rules), QUIET).run(), PRETRAIN)
     run_until_killed(recipe(world, tmp_path / "killed", **rules), at, monkeypatch)
-    assert finals(Pipeline(recipe(world, tmp_path / "killed", **rules), QUIET).run(resume=True), PRETRAIN) == expected
+    assert final_results(Pipeline(recipe(world, tmp_path / "killed", **rules), QUIET).run(resume=True), PRETRAIN) == expected
 
 
 def test_weights_that_became_infinite_are_restored_from_the_last_good_checkpoint(
@@ -115,11 +95,11 @@ def test_weights_that_became_infinite_are_restored_from_the_last_good_checkpoint
     monkeypatch.setattr(TrainStep, "_step", flipped)
     rules = {"non_finite": {"on_rollback": "lower_lr"}, "rollback": {"lr_factor": 0.25}}
     run = Pipeline(recipe(world, tmp_path, **rules), QUIET).run()
-    guards, steps = events(run, "guard"), events(run, "step")
+    guards, steps = events(run, "pretrain", "guard"), events(run, "pretrain", "step")
     assert [(one["action"], one["evidence"]["reached_step"], one["first_bad_step"]) for one in guards] == [("rollback", 11, 9)]
     assert guards[0]["step"] == 8 or guards[0]["step"] == 6
     rates = {event["step"]: event["train/lr"] for event in steps}
-    plain = events(Pipeline(recipe(world, tmp_path / "plain"), QUIET).run(), "step")
+    plain = events(Pipeline(recipe(world, tmp_path / "plain"), QUIET).run(), "pretrain", "step")
     back = guards[0]["step"]
     for event in plain:
         assert rates[event["step"]] == pytest.approx(event["train/lr"] * (0.25 if event["step"] > back else 1))
@@ -161,9 +141,9 @@ def test_an_update_above_the_gradient_limit_is_left_out_where_the_recipe_says_sk
         "optimizer": {"name": "adamw", "learning_rate": 1e-3, "max_grad_norm": None},
     }
     run = Pipeline(recipe_from_dict(tree), QUIET).run()
-    guards = events(run, "guard")
+    guards = events(run, "pretrain", "guard")
     assert [(one["check"], one["action"], one["step"]) for one in guards] == [("grad_spike", "skip", 38)]
-    after = events(run, "step")[38]
+    after = events(run, "pretrain", "step")[38]
     assert after["train/loss"] < 7 and guards[0]["evidence"]["value"] > 100 * guards[0]["evidence"]["limit"] / 4
 
 
@@ -171,5 +151,5 @@ def test_guards_of_a_healthy_run_change_nothing(world: Path, tmp_path: Path) -> 
     ignored = dict.fromkeys(("grad_spike", "loss_spike", "divergence", "validation_increase", "throughput"), "ignore")
     with_guards = Pipeline(recipe(world, tmp_path / "on"), QUIET).run()
     without = Pipeline(recipe(world, tmp_path / "off", **ignored), QUIET).run()
-    assert finals(with_guards, PRETRAIN) == finals(without, PRETRAIN)
-    assert not events(with_guards, "guard", "alert")
+    assert final_results(with_guards, PRETRAIN) == final_results(without, PRETRAIN)
+    assert not events(with_guards, "pretrain", "guard", "alert")

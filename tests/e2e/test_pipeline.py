@@ -12,16 +12,13 @@ from fledge.model.pretrained import from_pretrained
 from fledge.pipeline import Pipeline, dry_run
 from fledge.recipe import load_recipe, recipe_from_dict
 from fledge.report import write_report
-from fledge.run import Console, read_events
+from fledge.run import Console
 from fledge.tokenizer import load_tokenizer
 from tests.support import tiny_run
+from tests.support.run_directory import events
 
 QUIET = Console(quiet=True)
 STAGES = ("pretrain", "sft", "dpo")
-
-
-def events(run: Path, stage: str, kind: str) -> list[dict]:
-    return [event for event in read_events(run / stage / "events.jsonl") if event["kind"] == kind]
 
 
 def test_every_stage_writes_the_files_of_the_run_directory(finished: Path) -> None:

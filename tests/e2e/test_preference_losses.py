@@ -12,9 +12,9 @@ from fledge.pipeline import Pipeline, dry_run
 from fledge.recipe import recipe_from_dict
 from fledge.report import write_report
 from fledge.run import Console
-from tests.e2e.test_resume import finals
 from tests.support import tiny_run
 from tests.support.killing import run_until_killed
+from tests.support.run_directory import events, final_results
 
 QUIET = Console(quiet=True)
 FIRST_LOSS = {"sigmoid": math.log(2), "hinge": 1.0, "ipo": 25.0}  # of a pair, at β = 0.1
@@ -29,8 +29,7 @@ def _tree(world: Path, output: Path, **stage: Any) -> dict[str, Any]:
 
 
 def _events(run: Path, kind: str) -> list[dict[str, Any]]:
-    lines = (run / "dpo" / "events.jsonl").read_text(encoding="utf-8").splitlines()
-    return [event for line in lines if (event := json.loads(line))["kind"] == kind]
+    return events(run, "dpo", kind)
 
 
 @pytest.mark.parametrize("loss_type", ["hinge", "ipo"])
@@ -40,7 +39,7 @@ def test_a_run_with_another_loss_begins_where_it_must_and_resumes_bit_for_bit(
     uninterrupted = Pipeline(recipe_from_dict(_tree(world, tmp_path / "whole", loss_type=loss_type)), QUIET).run()
     recipe = recipe_from_dict(_tree(world, tmp_path / "killed", loss_type=loss_type))
     run_until_killed(recipe, 5, monkeypatch)
-    assert finals(Pipeline(recipe, QUIET).run(resume=True), ("dpo",)) == finals(uninterrupted, ("dpo",))
+    assert final_results(Pipeline(recipe, QUIET).run(resume=True), ("dpo",)) == final_results(uninterrupted, ("dpo",))
     assert _events(uninterrupted, "step")[0]["train/loss"] == pytest.approx(FIRST_LOSS[loss_type], rel=1e-5)
     assert json.loads((uninterrupted / "dpo" / "eval" / "before.json").read_text())["loss"] == pytest.approx(
         FIRST_LOSS[loss_type]
@@ -57,7 +56,7 @@ def test_a_reference_model_that_is_kept_trains_the_bits_that_its_precomputed_tab
         batch = {"micro_batch_size": 1, "gradient_accumulation_steps": 4}
         tree = _tree(world, tmp_path / str(precompute), precompute_ref_log_probs=precompute, batch=batch)
         runs[precompute] = Pipeline(recipe_from_dict(tree), QUIET).run()
-    assert finals(runs[True], ("dpo",)) == finals(runs[False], ("dpo",))
+    assert final_results(runs[True], ("dpo",)) == final_results(runs[False], ("dpo",))
     assert [len(list((run / "dpo").glob("reference.*"))) for run in runs.values()] == [2, 0]
 
 

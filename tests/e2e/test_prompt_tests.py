@@ -9,9 +9,10 @@ import pytest
 
 from fledge.pipeline import Pipeline
 from fledge.recipe import Recipe, recipe_from_dict
-from fledge.run import Console, read_events
+from fledge.run import Console
 from tests.support import tiny_run
 from tests.support.killing import run_until_killed
+from tests.support.run_directory import events
 
 QUIET = Console(quiet=True)
 
@@ -32,7 +33,7 @@ def _recipe(world: Path, output: Path) -> Recipe:
 
 
 def _prompt_tests(run: Path) -> list[dict[str, Any]]:
-    return [event for event in read_events(run / "sft" / "events.jsonl") if event["kind"] == "prompt_tests"]
+    return events(run, "sft", "prompt_tests")
 
 
 def test_a_resumed_run_compares_its_prompt_tests_with_those_before_the_kill(

@@ -20,6 +20,7 @@ from fledge.tokenizer import train_tokenizer
 from tests.conftest import TEXTS
 from tests.support import tiny_run
 from tests.support.killing import run_until_killed
+from tests.support.run_directory import events
 from tests.support.transformers_models import write_model
 
 QUIET = Console(quiet=True)
@@ -53,6 +54,7 @@ def tree(
 
 
 def run(*arguments: Any, **more: Any) -> Path:
+    """Run the recipe that `tree` gives for these arguments: the run directory."""
     return Pipeline(recipe_from_dict(tree(*arguments, **more)), QUIET).run()
 
 
@@ -69,11 +71,6 @@ def prompt_tests(folder: Path, every_steps: int) -> dict[str, Any]:
 def passed_tests(run: Path) -> list[int]:
     """How many prompts passed each time."""
     return [event["prompt_tests/passed"] for event in events(run, "sft", "prompt_tests")]
-
-
-def events(run: Path, stage: str, kind: str) -> list[dict[str, Any]]:
-    lines = (run / stage / "events.jsonl").read_text(encoding="utf-8").splitlines()
-    return [event for event in map(json.loads, lines) if event["kind"] == kind]
 
 
 def assert_same_curves(left: Path, right: Path, stage: str, steps: int) -> None:
