@@ -65,7 +65,7 @@ class RankedAnswers(Dialogue):
         return RankedAnswers(prompt, tuple(map(change, self.ranking)))
 
     def with_system(self, prompt: str) -> "RankedAnswers":
-        """The same question behind a system prompt."""
+        """The question and its answers with a system prompt before them."""
         return RankedAnswers((Message("system", prompt), *self.prompt), self.ranking)
 
     def fields(self) -> tuple[Any, ...]:

@@ -16,12 +16,14 @@ CONTEXT = 4096
 
 @pytest.fixture(scope="module", params=["chatml", "inst", "minimind"])
 def tokenizer(request: pytest.FixtureRequest, shared_data: Path) -> Tokenizer:
+    """A tokenizer with the template chatml, inst or minimind."""
     if request.param == "minimind":
         return load_tokenizer(shared_data / "tokenizers" / "minimind")
     return request.getfixturevalue(request.param)
 
 
 def first_thirty(path: Path) -> dict:
+    """A source of the first thirty rows of a file."""
     return {"path": str(path), "max_samples": 30}
 
 
@@ -38,6 +40,7 @@ def supervised(data: StageDataset, tokenizer: Tokenizer) -> list[str]:
 
 
 def end_of(tokenizer: Tokenizer) -> str:
+    """The text of the end-of-turn token."""
     return tokenizer.decode([tokenizer.eot_id])
 
 

@@ -1,4 +1,4 @@
-"""Several ranks: communication, sharing of rows, and equality of their training with that of a single process."""
+"""Several ranks communicate, share rows, and train as a single process does."""
 
 from itertools import pairwise
 from pathlib import Path

@@ -89,8 +89,10 @@ def interruption(stage: Path) -> Iterator[None]:
 
 
 def run_all(document: Path, workplace: Path, small: list[str], rows: int | None = None) -> None:
-    """Every command of fledge in a document, in order, but for the slow ones. `small` is added to training runs; of the data
-    that a script of the document makes, the first `rows` rows are kept."""
+    """Run every command of fledge in a document in order, without the slow ones.
+
+    `small` is added to training runs; data that a script of the document makes is cut to its first `rows` rows.
+    """
     for command in markdown.commands(document):
         words = of_fledge(command)
         if words is None:
@@ -231,7 +233,7 @@ def test_every_command_line_of_a_document_names_commands_options_and_targets_tha
 
 
 def problem_of(command: markdown.Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str | None:
-    """What is wrong with a command line, whatever it would do."""
+    """The problem of a command line, or None; the command is not run."""
     program, words = Path(command.words[0]).name, list(command.words[1:])
     if program == "make":
         return _problem_of_make(words)

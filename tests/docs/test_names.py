@@ -1,4 +1,4 @@
-"""What stands in backticks exists: files, symbols, recipe keys, metrics, options."""
+"""Names in backticks exist: files, symbols, recipe keys, metrics, options."""
 
 import importlib
 import re

@@ -1,4 +1,4 @@
-"""A run that goes wrong says with which rows, goes back, and goes on; a resumed one does the same."""
+"""A run with a fault names the bad rows, rolls back and continues; a resumed run does so too."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ PRETRAIN = ("pretrain",)
 
 
 def recipe(world: Path, folder: Path, **guards: Any) -> Recipe:
-    """Only pretraining, 20 steps of 4 rows, a checkpoint every 3."""
+    """A recipe of pretraining only: 20 steps of 4 rows, a checkpoint every 3 steps."""
     tree = tiny_run.tree(world, folder)
     stage = {**tree["stages"]["pretrain"], "duration": "20 steps", "guards": guards}
     return recipe_from_dict({**tree, "stages": {"pretrain": stage}})
@@ -70,7 +70,7 @@ def test_a_bad_row_is_skipped_after_a_rollback(world: Path, tmp_path: Path) -> N
 def test_a_run_that_was_rolled_back_resumes_bit_for_bit(
     at: int, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed inside its at-th update: before the fault, after it, on the second way."""
+    """The run is killed inside its at-th update: before the fault, after it, or after the rollback."""
     rules = {"non_finite": {"consecutive": 1}}
     expected = final_results(Pipeline(recipe(world, tmp_path / "whole", **rules), QUIET).run(), PRETRAIN)
     run_until_killed(recipe(world, tmp_path / "killed", **rules), at, monkeypatch)
@@ -80,7 +80,7 @@ def test_a_run_that_was_rolled_back_resumes_bit_for_bit(
 def test_weights_that_became_infinite_are_restored_from_the_last_good_checkpoint(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A flipped bit, once: every update after it is bad, until training goes back."""
+    """One flipped bit makes every later update bad, until training is rolled back."""
     step, count = TrainStep._step, 0
 
     def flipped(updater: TrainStep, *arguments: Any) -> Any:

@@ -15,6 +15,7 @@ CONFIG = GenerationSamplesConfig(prompts=["What is a cat?", "A dog?"], texts=["A
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
+    """A tiny tokenizer."""
     return train_tokenizer(["A cat is an animal. What is a dog? Dogs are animals."] * 20, 300)
 
 

@@ -30,7 +30,7 @@ QUIET = Console(quiet=True)
 
 
 def arithmetic() -> str:
-    """What decides the last bits of a sum here: the processor and PyTorch's build."""
+    """The processor and PyTorch's build, which decide the last bits of a sum."""
     names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith(("model name", "flags"))][:2]
     flags = hashlib.sha256(" ".join(names).encode()).hexdigest()[:16]
     return f"torch {torch.__version__}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {flags}"

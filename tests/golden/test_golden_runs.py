@@ -1,4 +1,4 @@
-"""Recorded runs stay what they were: refactoring changes no number.
+"""Recorded runs end with the recorded numbers: refactoring changes none.
 
 Where the processor and PyTorch are those of the recording, weights, optimizer state and every figure are equal to the last bit.
 Elsewhere sums round differently: there the figures are equal within a tolerance, and everything that is counted is equal.

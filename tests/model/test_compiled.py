@@ -1,4 +1,4 @@
-"""What training compiles gives what it gives uncompiled."""
+"""Compiled parts of training give the values of the uncompiled ones."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def test_compiled_head_and_blocks_equal_the_eager_ones() -> None:
 
     def backward(kernel: object) -> dict[str, torch.Tensor]:
         hidden = model(tokens, None, documents).flatten(0, 1)
-        loss = cross_entropy(hidden, model.lm_head_weight, targets, weights, 0.1, kernel)  # type: ignore[arg-type]
+        loss = cross_entropy(hidden, model.lm_head_weight, targets, weights, smoothing=0.1, kernel=kernel)  # type: ignore[arg-type]
         loss.backward()
         losses.append(loss.detach())
         return gradients(model)

@@ -1,4 +1,4 @@
-"""What a decoder costs, held to the decoder that is built and to the products it does."""
+"""The cost model of a decoder agrees with the built decoder and with the products that it computes."""
 
 import weakref
 

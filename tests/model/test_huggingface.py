@@ -1,5 +1,4 @@
-"""Models of transformers behind `LanguageModel`: they compute what the native decoder computes and train on packed documents
-of any architecture."""
+"""Models of transformers behind `LanguageModel` compute as the native decoder does, for any architecture."""
 
 from pathlib import Path
 from typing import Any

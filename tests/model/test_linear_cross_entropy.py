@@ -50,7 +50,7 @@ def _assert_equal(left: Tensor, right: Tensor, wrt: tuple[Tensor, ...], upstream
 @pytest.mark.parametrize("rows", [0, 1, 7, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 300])
 def test_cross_entropy_equals_the_plain_one(rows: int, smoothing: float, kernel: object) -> None:
     hidden, weight, targets, weights = _inputs(rows)
-    got = cross_entropy(hidden, weight, targets, weights, smoothing, kernel)  # type: ignore[arg-type]
+    got = cross_entropy(hidden, weight, targets, weights, smoothing=smoothing, kernel=kernel)  # type: ignore[arg-type]
     assert got.dtype == torch.float32 and got.dim() == 0
     _assert_equal(got, _plain(hidden, weight, targets, weights, smoothing), (hidden, weight), upstream=0.37)
 
@@ -61,7 +61,7 @@ def test_cross_entropy_equals_the_plain_one_for_any_size_and_smoothing(
     rows: int, seed: int, smoothing: float, passed: bool
 ) -> None:
     hidden, weight, targets, weights = _inputs(rows, seed)
-    got = cross_entropy(hidden, weight, targets, weights, smoothing, _softmax_grad_chunk if passed else None)
+    got = cross_entropy(hidden, weight, targets, weights, smoothing=smoothing, kernel=_softmax_grad_chunk if passed else None)
     _assert_equal(got, _plain(hidden, weight, targets, weights, smoothing), (hidden, weight))
 
 
@@ -74,7 +74,7 @@ def test_rows_of_weight_zero_are_never_read(kernel: object) -> None:
     spoiled = hidden.detach().clone()
     spoiled[off] = float("nan")
     spoiled.requires_grad_()
-    got = cross_entropy(spoiled, weight, targets.masked_fill(off, -100), weights, 0.1, kernel)  # type: ignore[arg-type]
+    got = cross_entropy(spoiled, weight, targets.masked_fill(off, -100), weights, smoothing=0.1, kernel=kernel)  # type: ignore[arg-type]
     torch.testing.assert_close(got, expected)
     by_hidden, by_weight = torch.autograd.grad(got, (spoiled, weight))
     assert not by_weight.isnan().any() and (by_hidden[off] == 0).all()
@@ -96,7 +96,7 @@ def test_a_kernel_always_gets_full_chunks() -> None:
 
     for rows in (5, CHUNK, 2 * CHUNK + 9):
         hidden, weight, targets, weights = _inputs(rows)
-        cross_entropy(hidden, weight, targets, weights, 0.0, watched)
+        cross_entropy(hidden, weight, targets, weights, smoothing=0.0, kernel=watched)
     assert set(shapes) == {(CHUNK, VOCAB, CHUNK)}
 
 
@@ -111,7 +111,7 @@ def test_bfloat16_keeps_loss_and_gradients_to_one_percent(width: int, vocabulary
     weights[::5] = 0
     exact = rounded.detach().float().requires_grad_()
     plain = _plain(exact, weight, targets, weights, 0.1)
-    got = cross_entropy(rounded, weight, targets, weights, 0.1, kernel)  # type: ignore[arg-type]
+    got = cross_entropy(rounded, weight, targets, weights, smoothing=0.1, kernel=kernel)  # type: ignore[arg-type]
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, plain, atol=0, rtol=1e-3)
     by_hidden, by_weight = torch.autograd.grad(got, (rounded, weight))
@@ -138,13 +138,13 @@ class _Largest(TorchDispatchMode):
         self.vocabulary, self.entries, self.wide = vocabulary, 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self.entries = max(self.entries, tensor.numel())
                 if tensor.dtype == torch.float32 and tensor.shape[-1:] == (self.vocabulary,):
                     self.wide = max(self.wide, tensor.numel())
-        return made
+        return result
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

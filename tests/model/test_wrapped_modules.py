@@ -34,6 +34,7 @@ class LowRank(nn.Module):
         self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
+        """The product of the base plus the low-rank product."""
         self.calls += 1
         return self.base(x) + x @ self.A.to(x.dtype).T @ self.B.to(x.dtype).T
 

@@ -35,12 +35,13 @@ def healthy(steps: int, seed: int = 0) -> Events:
 
 
 def triggers(events: Events, **config: Any) -> list[GuardTrigger]:
+    """All triggers of guards that see these events in order."""
     guards = Guards(GuardsConfig(**config))
     return [trigger for event in events for trigger in guards.update(event)]
 
 
 def changed(events: Events, steps: range, **values: Any) -> Events:
-    """The same with other values, or functions of the old ones, in these steps."""
+    """The events with other values in these steps; a value may be a function of the old one."""
     changed_events = []
     for event in events:
         event = dict(event)

@@ -1,4 +1,4 @@
-"""What a stage reports is in its events, on the console and with the receivers of alerts, in one form."""
+"""Reports of a stage reach its events, the console and the receivers of alerts in one form."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a mixture of experts adds to a batch: a penalty beside the loss, which neither loss nor perplexity contains."""
+"""A mixture of experts adds a penalty to a batch, which neither loss nor perplexity contains."""
 
 import pytest
 import torch

@@ -44,6 +44,7 @@ KINDS = ("chatml", "inst", "unmarked", "marked")
 
 
 def with_template(tokenizer: Tokenizer, folder: Path, jinja: str) -> Tokenizer:
+    """Load the tokenizer again with this chat template."""
     tokenizer.core.save(str(folder / "tokenizer.json"))
     config = {"eos_token": "<|im_end|>", "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": jinja}
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -61,7 +62,7 @@ WEIGHTS = st.sampled_from([None, None, None, 0.0, 1.0, 0.5, 2.0])
 
 @st.composite
 def conversations(draw: st.DrawFn, tools: bool = True, weights: bool = True) -> Conversation:
-    """A system turn or none, then rounds, some of which call a tool. The k-th answer ends in `#k.`"""
+    """Conversations with or without a system turn; some rounds call a tool; the k-th answer ends in `#k.`"""
     messages = [Message("system", draw(TEXT))] if draw(st.booleans()) else []
     uses_tools = tools and draw(st.booleans())
     for _ in range(draw(st.integers(1, 6))):
@@ -79,7 +80,7 @@ def _answer(draw: st.DrawFn, before: Sequence[Message], weights: bool, calls: tu
 
 
 def talk(*answers: str, weights: Sequence[float | None] = ()) -> Conversation:
-    """Rounds of a question and one of these answers."""
+    """A conversation of one round for each answer, with weights for the answers."""
     messages = []
     for number, (answer, weight) in enumerate(zip(answers, weights or [None] * len(answers), strict=True)):
         messages += [Message("user", f"question {number}"), Message("assistant", answer, (), weight)]
@@ -87,17 +88,19 @@ def talk(*answers: str, weights: Sequence[float | None] = ()) -> Conversation:
 
 
 def encode(item: Item, tokenizer: Tokenizer, config: EncodingConfig) -> Encoded:
+    """Encode one item."""
     (encoded,) = encode_dialogues([item], tokenizer, config)
     return encoded
 
 
 def trained(tokenizer: Tokenizer, sequence: tuple[np.ndarray, np.ndarray]) -> str:
+    """The text of the trained tokens of a sequence."""
     tokens, weights = sequence
     return tokenizer.decode(tokens[1:][weights[1:] > 0].tolist())
 
 
 def answer_texts(tokenizer: Tokenizer, messages: Sequence[Message], tools: str | None) -> list[str]:
-    """What each assistant turn trains, by the template's own account of the whole conversation."""
+    """The text that each assistant turn trains, from the rendering of the whole conversation by the template."""
     pieces = tokenizer.template.render(messages, tools)
     return [
         "".join(piece.text for piece in pieces if piece.weight and piece.turn == turn)
@@ -107,15 +110,17 @@ def answer_texts(tokenizer: Tokenizer, messages: Sequence[Message], tools: str |
 
 
 def reasons(encoded: Encoded, state: str) -> list[str]:
+    """The reasons of the events with this state."""
     return [event.reason for event in encoded.events if event.state == state]
 
 
 def amount(encoded: Encoded, state: str) -> int:
+    """The sum of the amounts of the events with this state."""
     return sum(event.amount for event in encoded.events if event.state == state)
 
 
 def fitting(tokenizer: Tokenizer, messages: list[Message], tools: str | None, context: int) -> tuple[list[int], list[float]]:
-    """Tokens and weights of what fits: the beginning; half a tool call has no weight."""
+    """Tokens and weights of the beginning that fits into the context; a cut tool call has weight 0."""
     ((tokens, weights, turns),) = tokenizer.encode_segments([tokenizer.template.render(messages, tools)])
     limit, kept = context + 1, weights.copy()
     if len(turns) > limit and turns[limit] == turns[limit - 1] >= 0 and messages[turns[limit]].tool_calls:

@@ -16,7 +16,7 @@ def random_tensor(*shape: int, seed: int = 0) -> Tensor:
 
 
 def make_experts(seed: int = 0, **moe: object) -> MoELayer:
-    """A mixture of width 32 whose weights are large enough to matter; biases that change the choice, where there are."""
+    """A mixture of width 32 with large weights, and with biases that change the choice of experts if it has biases."""
     shared = int(moe.get("num_shared_experts", 0))  # type: ignore[call-overload]
     config = make_config(moe=moe, qk_norm=not shared, hidden_size=WIDTH, intermediate_size=SIZE)
     assert config.moe is not None
@@ -30,7 +30,7 @@ def make_experts(seed: int = 0, **moe: object) -> MoELayer:
 
 
 def one_by_one(experts: MoELayer, x: Tensor) -> Tensor:
-    """The definition: each token [D] through each of its experts, as plain formulas."""
+    """The definition in plain formulas: each token [D] passes through each of its experts."""
     router, stacked = experts.gate, experts.experts
     out = []
     for token in x.flatten(0, -2):

@@ -16,7 +16,7 @@ _FILE_NAME = re.compile(r"`([\w.-]+\.\w+)`[:：]\s*\Z")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. `file` is the name in backticks with which the paragraph before it ends: the block is that file."""
+    """A fenced block. `file` is the file name in backticks at the end of the paragraph before: the block shows this file."""
 
     language: str
     text: str
@@ -26,8 +26,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: its cells by the titles of their columns, all of it as text, and the headings above it, outermost
-    first."""
+    """A row of a table: its cells by column title, its text, and the headings above the table, outermost first."""
 
     headings: tuple[str, ...]
     cells: dict[str, str]
@@ -124,7 +123,7 @@ def ticked(cell: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Command:
-    """A command line of a document; `comment` is what stands behind it."""
+    """A command line of a document, and the comment after it."""
 
     words: tuple[str, ...]
     comment: str

@@ -1,4 +1,4 @@
-"""Packed rows of random sequences, with the sequences beside them for computing everything again unpacked."""
+"""Packed rows of random sequences; the sequences themselves serve to compute results without packing."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,7 @@ def pack(sequences: list[Sequence], packed_length: int, sequences_per_example: i
 
 
 def random_sequences(lengths: list[int], seed: int = 0) -> list[Sequence]:
-    """Sequences of these lengths; a third of the targets has no weight, the others different ones."""
+    """Sequences of these lengths; a third of the targets has weight 0, the others have different weights."""
     generator = torch.Generator().manual_seed(seed)
     sequences = []
     for length in lengths:
@@ -71,5 +71,5 @@ def pack_pairs(pairs: list[Pair], packed_length: int = 48) -> PackedDataset:
 
 
 def dpo(reference: Reference | None, beta: float = 0.1, loss_type: str = "sigmoid", **more: Any) -> DPOObjective:
-    """The objective, with only what a test is about spelt out."""
+    """A DPO objective with default settings for all that a test does not set."""
     return DPOObjective(loss_type=loss_type, beta=beta, reference=reference, **more)

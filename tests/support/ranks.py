@@ -1,4 +1,4 @@
-"""Several processes that train together, for tests: `run_ranks(2, body, ...)` calls `body(ranks, ...)` in each of them."""
+"""Several processes that train together: `run_ranks(2, body, ...)` calls `body(ranks, ...)` in each process."""
 
 import json
 import os
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_ranks(size: int, body: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Call a function of a module in `size` processes, with their Ranks and JSON values; what each returns, in their order."""
+    """Call a function in `size` processes with their DistributedContext and JSON values: the results in the order of ranks."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

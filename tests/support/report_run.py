@@ -1,6 +1,4 @@
-"""Writes a realistic run directory: three stages, hostile text in every place text can come from."""
-
-from __future__ import annotations
+"""Writes a realistic run directory: three stages, with hostile text wherever text can come from."""
 
 import json
 import math
@@ -14,6 +12,7 @@ QUESTIONS = ("What is 3 + 4?", "Which colour is the sky?", f"Say hello to {HOSTI
 
 
 def write_run(root: Path, stages: tuple[str, ...] = ("pretrain", "sft", "dpo"), steps: int = 600) -> Path:
+    """Write the run directory with these stages; each stage has `steps` steps."""
     root.mkdir(parents=True, exist_ok=True)
     dump(
         root / "summary.json",
@@ -33,6 +32,7 @@ def write_run(root: Path, stages: tuple[str, ...] = ("pretrain", "sft", "dpo"), 
 
 
 def environment() -> dict[str, object]:
+    """The content of environment.json."""
     return {
         "python": "3.11.7",
         "torch": "2.9.0",
@@ -51,6 +51,7 @@ def environment() -> dict[str, object]:
 
 
 def write_stage(folder: Path, kind: str, number: int, steps: int) -> None:
+    """Write the directory of stage number `number`."""
     (folder / "eval").mkdir(parents=True)
     dump(
         folder / "plan.json",
@@ -67,7 +68,7 @@ def write_stage(folder: Path, kind: str, number: int, steps: int) -> None:
             "rows": 12_000,
         },
     )
-    dump(folder / "data_report.json", ledger(number))
+    dump(folder / "data_report.json", data_report(number))
     lines = [json.dumps(row) for row in events(kind, number, steps)]
     if kind == "sft":
         lines.insert(5, '{"kind": "step", "step": 5')
@@ -78,7 +79,8 @@ def write_stage(folder: Path, kind: str, number: int, steps: int) -> None:
         dump(folder / "eval" / "world.json", world(number))
 
 
-def ledger(number: int) -> dict[str, object]:
+def data_report(number: int) -> dict[str, object]:
+    """The content of data_report.json."""
     source = {
         "name": f"stories-{number}",
         "path": f"data/stories-{number}.jsonl",
@@ -116,6 +118,7 @@ def ledger(number: int) -> dict[str, object]:
 
 
 def events(kind: str, number: int, steps: int) -> list[dict[str, object]]:
+    """The events of a stage: steps, system figures, evaluations, prompt tests, a checkpoint, and an alert."""
     chance = random.Random(number)
     start, floor = (7.6, 1.6) if kind == "pretrain" else (2.4, 0.7) if kind == "sft" else (0.69, 0.2)
     rows: list[dict[str, object]] = []
@@ -166,6 +169,7 @@ def events(kind: str, number: int, steps: int) -> list[dict[str, object]]:
 
 
 def evaluation(kind: str, number: int, after: bool) -> dict[str, object]:
+    """The content of eval/before.json, or of eval/after.json."""
     loss = {"pretrain": (7.612, 1.634), "sft": (2.431, 0.702), "preference": (0.693, 0.214)}[kind][after]
     answers = ("soft  the 7 and", "The answer is 7.", "7")
     answer = answers[min(2, number + after)]
@@ -188,6 +192,7 @@ def evaluation(kind: str, number: int, after: bool) -> dict[str, object]:
 
 
 def world(number: int) -> dict[str, object]:
+    """The content of eval/world.json."""
     exact = 0.82 + 0.09 * (number == 2)
     return {
         "exact_match": exact,
@@ -213,4 +218,5 @@ def world(number: int) -> dict[str, object]:
 
 
 def dump(path: Path, value: object) -> None:
+    """Write a value as JSON."""
     path.write_text(json.dumps(value), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What the source code defines and mentions, read without importing it."""
+"""Names that the source code defines and mentions, read without importing it."""
 
 import ast
 import re
@@ -41,8 +41,8 @@ def _targets(node: ast.stmt) -> list[str]:
 
 @cache
 def members() -> dict[str, set[str]]:
-    """What can be reached by a dot: the names in a module, by its last name and by its full one; the methods and fields of a
-    class, by its name."""
+    """Names after a dot, by the name before it: names of a module (by its last and its full name), methods and fields of a
+    class."""
     names_by_owner: dict[str, set[str]] = defaultdict(set)
     for module, tree in _trees().items():
         names = {name for node in tree.body for name in _targets(node)}
@@ -58,7 +58,7 @@ def members() -> dict[str, set[str]]:
 
 
 def resolves(dotted: str) -> bool:
-    """Whether `module.symbol`, `package.module.symbol`, `Class.member` or a longer chain of them exists."""
+    """Whether `module.symbol`, `package.module.symbol`, `Class.member` or a longer chain exists."""
     owner, _, name = dotted.removeprefix("fledge.").rpartition(".")
     known = members()
     if not owner:  # of the package itself

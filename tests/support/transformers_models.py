@@ -44,7 +44,7 @@ def write_kind(folder: Path, kind: str) -> Any:
 
 
 def both(folder: Path, **changes: Any) -> tuple[Decoder, TransformersModel]:
-    """A native decoder, and the model of transformers with the same weights."""
+    """A native decoder, and a model of transformers with equal weights."""
     native = make_decoder(**changes)
     native.save_pretrained(folder, bos=1, eos=[2], pad=0)
     return native, from_pretrained(folder).eval()

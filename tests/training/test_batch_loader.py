@@ -36,6 +36,7 @@ class RecordingDataset(PackedDataset):
     seconds = 0.0
 
     def batch(self, first: int, count: int, stop: int | None = None, skipped: Skipped = ()) -> Batch:
+        """Record the read, wait, and return the batch; OSError from row `fails_at` on."""
         self.reads.append((threading.current_thread().name, first))
         time.sleep(self.seconds)
         if self.fails_at is not None and first >= self.fails_at:
@@ -63,7 +64,7 @@ def _loader(data: PackedDataset, horizon: TrainingHorizon = HORIZON, micro_batch
 
 @pytest.fixture
 def loaders() -> Iterator[Any]:
-    """Makes loaders, and closes them."""
+    """Makes loaders, and closes them after the test."""
     opened: list[BatchLoader] = []
 
     def make(*arguments: Any) -> BatchLoader:
@@ -201,7 +202,7 @@ def test_nothing_is_made_after_the_last_batch(loaders: Any) -> None:
 
 
 class ModelDependentSource:
-    """Batches that depend on what the steps before have changed: those of an on-policy objective do."""
+    """A source whose batches depend on the weights, as with an on-policy objective: it cannot be read ahead."""
 
     prefetchable = False
 
@@ -210,6 +211,7 @@ class ModelDependentSource:
         self.calls: list[tuple[int, int, str]] = []
 
     def batch(self, step: int) -> StepBatch:
+        """Record the call and return the batch of the step."""
         self.calls.append((step, self.steps_done, threading.current_thread().name))
         return self.source.batch(step)
 

@@ -1,4 +1,4 @@
-"""Whatever the engine does to be fast or small, loss and gradients stay those of the plain computation."""
+"""Every optimisation of speed or memory gives the loss and the gradients of the plain computation."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -33,12 +33,12 @@ STAGE = {
 
 
 class Killed(BaseException):
-    """The process is gone."""
+    """The end of the process: no handler catches it."""
 
 
 @dataclass
 class EveryN:
-    """Counts the steps of training, every n; may end the process or the stage at one of them."""
+    """A hook that counts every n-th step, and may kill the process or finish the stage at a given step."""
 
     n: int
     killed_at: int | None = None
@@ -46,9 +46,11 @@ class EveryN:
     ran_at: list[int] = field(default_factory=list)
 
     def due(self, state: TrainState) -> bool:
+        """Whether the step is a multiple of n."""
         return state.step % self.n == 0
 
     def run(self, context: HookContext) -> None:
+        """Count the step; kill the process or finish the stage at its step."""
         step = context.state.step
         if step == self.killed_at:
             raise Killed
@@ -93,6 +95,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 def counted(folder: Path) -> list[int]:
+    """The steps of the events that the hook wrote."""
     return [event["step"] for event in read_events(folder / "events.jsonl") if event["kind"] == "counted"]
 
 

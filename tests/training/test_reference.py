@@ -33,7 +33,10 @@ def _provider(folder: Path, start: _Start, log: list[str] | None = None, **stage
     values = {"kind": "preference", "data": {"train": "x"}, "batch": {"micro_batch_size": 2}, **stage}
     model = COMPUTE.apply(make_decoder(dropout=0.5).train())
     write_line = (lambda text: None) if log is None else log.append
-    return ReferenceProvider(PreferenceStage.model_validate(values), model, start, COMPUTE, folder, write_line)
+    return ReferenceProvider(
+        stage=PreferenceStage.model_validate(values), model=model, load_start_model=start, compute=COMPUTE, folder=folder,
+        log=write_line,
+    )  # fmt: skip
 
 
 def test_a_kept_model_is_frozen_and_loaded_once_for_both_splits(tmp_path: Path) -> None:

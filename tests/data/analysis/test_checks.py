@@ -34,10 +34,12 @@ def finding_of(check: str, stage_findings: list[Finding]) -> Finding:
 
 
 def row(question: str, answer: str) -> dict[str, str]:
+    """A row of one question and its answer."""
     return {"prompt": question, "response": answer}
 
 
 def rows(count: int, answer: str = "The answer to it is {}, my friend.") -> list[dict[str, str]]:
+    """Rows of different questions, each with an answer of its own."""
     return [row(f"What is {n}?", answer.format(n * 7)) for n in range(count)]
 
 

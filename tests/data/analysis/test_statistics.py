@@ -33,10 +33,12 @@ def statistics(
 
 
 def row(question: str, answer: str) -> dict[str, str]:
+    """A row of one question and its answer."""
     return {"prompt": question, "response": answer}
 
 
 def only(stage: StageStatistics) -> SourceStatistics:
+    """The statistics of the only source of a stage."""
     [source] = stage.sources
     return source
 

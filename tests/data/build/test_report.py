@@ -110,10 +110,12 @@ def test_each_source_has_a_report_of_its_own(tmp_path: Path, chatml: Tokenizer) 
 
 
 def rows_of(count: int) -> list[dict]:
+    """Rows of this many different documents."""
     return [{"text": f"document {i}"} for i in range(count)]
 
 
 def texts(collected: CollectedRows, mark: int) -> list[str]:
+    """The texts of the documents with this mark (training or validation)."""
     return [item.text for item in collected.items(mark) if isinstance(item, Document)]
 
 
@@ -152,6 +154,7 @@ def test_a_stage_without_a_training_row_is_an_error(tmp_path: Path, chatml: Toke
 
 
 def turns_of(*texts: str) -> list[dict[str, str]]:
+    """Turns with these texts, of user and assistant alternately."""
     roles = ("user", "assistant")
     return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
 

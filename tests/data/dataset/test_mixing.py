@@ -1,4 +1,4 @@
-"""What an epoch takes of each source."""
+"""An epoch draws rows from each source as its quota says."""
 
 import numpy as np
 import pytest

@@ -119,7 +119,7 @@ def test_the_examples_of_a_batch_of_pairs_are_its_pairs(lengths: list[int], seed
 
 
 def equal(a: Batch, b: Batch) -> bool:
-    """Whether two batches hold the same examples and tensors."""
+    """Whether two batches hold equal examples and tensors."""
     tensors = ("input_ids", "targets", "loss_weights", "position_ids", "documents", "sequence_ids")
     return a.examples == b.examples and all(torch.equal(getattr(a, name), getattr(b, name)) for name in tensors)
 

@@ -44,10 +44,12 @@ def outcome(file: Path, source: Source, kind: str) -> tuple[int, dict[str, str]]
 
 
 NAMES = [
-    Case("a file of an unknown format", "a.docx", LINE, error="its extension is not one of"),
-    Case("a file without an ending", "rows", LINE, error="its extension is not one of"),
-    Case("a compressed file of no format", "rows.gz", gzip.compress(LINE), error="its extension is not one of"),
-    Case("a hidden name that looks like an ending", ".jsonl", LINE, error="its extension is not one of"),
+    Case(name="a file of an unknown format", file="a.docx", content=LINE, error="its extension is not one of"),
+    Case(name="a file without an ending", file="rows", content=LINE, error="its extension is not one of"),
+    Case(
+        name="a compressed file of no format", file="rows.gz", content=gzip.compress(LINE), error="its extension is not one of"
+    ),
+    Case(name="a hidden name that looks like an ending", file=".jsonl", content=LINE, error="its extension is not one of"),
 ]
 
 

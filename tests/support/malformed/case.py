@@ -17,7 +17,7 @@ LINE = json.dumps(GOOD).encode()
 KEY = "stages.x.data.train.0"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """A file and the expected outcome: usable rows, dropped rows (location -> reason), or an error message."""
 

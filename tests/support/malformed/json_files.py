@@ -94,104 +94,186 @@ WRONG_SHAPES: dict[str, tuple[str, Any]] = {
 
 
 JSONL = [
-    Case(f"jsonl: {name}", "a.jsonl", b"\n".join([LINE, raw, LINE, b""]), bad={":2": reason})
+    Case(name=f"jsonl: {name}", file="a.jsonl", content=b"\n".join([LINE, raw, LINE, b""]), bad={":2": reason})
     for name, (raw, reason) in BAD_JSON.items()
 ] + [
     Case(
-        "jsonl: last line without its end and its half", "a.jsonl", LINE + b"\n" + LINE + b'\n{"te', bad={":3": "invalid JSON"}
+        name="jsonl: last line without its end and its half",
+        file="a.jsonl",
+        content=LINE + b"\n" + LINE + b'\n{"te',
+        bad={":3": "invalid JSON"},
     ),
-    Case("jsonl: blank lines are no rows", "a.jsonl", b"\n\n" + LINE + b"\n \t\r\n" + LINE + b"\n\n"),
-    Case("jsonl: carriage returns and line feeds", "a.jsonl", LINE + b"\r\n{\r\n" + LINE + b"\r\n", bad={":2": "invalid JSON"}),
-    Case("jsonl: carriage returns alone", "a.jsonl", b"\r".join([LINE, LINE]), good=0, bad={":1": "invalid JSON"}),
-    Case("jsonl: a byte order mark before a later row", "a.jsonl", LINE + b"\n\xef\xbb\xbf" + LINE + b"\n"),
+    Case(name="jsonl: blank lines are no rows", file="a.jsonl", content=b"\n\n" + LINE + b"\n \t\r\n" + LINE + b"\n\n"),
     Case(
-        "jsonl: NaN, a huge integer and a key written twice",
-        "a.jsonl",
-        b'{"text": "x", "n": NaN, "m": -Infinity}\n{"text": "a", "text": "b", "n": 123456789012345678901234567890}\n',
+        name="jsonl: carriage returns and line feeds",
+        file="a.jsonl",
+        content=LINE + b"\r\n{\r\n" + LINE + b"\r\n",
+        bad={":2": "invalid JSON"},
     ),
-    Case("jsonl: an integer of 400 digits", "a.jsonl", LINE + b'\n{"text": "x", "n": 1' + b"0" * 400 + b"}\n"),
     Case(
-        "jsonl: an array over several lines",
-        "a.jsonl",
-        b"[\n" + LINE + b",\n" + LINE + b"\n]\n",
+        name="jsonl: carriage returns alone",
+        file="a.jsonl",
+        content=b"\r".join([LINE, LINE]),
+        good=0,
+        bad={":1": "invalid JSON"},
+    ),
+    Case(name="jsonl: a byte order mark before a later row", file="a.jsonl", content=LINE + b"\n\xef\xbb\xbf" + LINE + b"\n"),
+    Case(
+        name="jsonl: NaN, a huge integer and a key written twice",
+        file="a.jsonl",
+        content=b'{"text": "x", "n": NaN, "m": -Infinity}\n{"text": "a", "text": "b", "n": 123456789012345678901234567890}\n',
+    ),
+    Case(
+        name="jsonl: an integer of 400 digits", file="a.jsonl", content=LINE + b'\n{"text": "x", "n": 1' + b"0" * 400 + b"}\n"
+    ),
+    Case(
+        name="jsonl: an array over several lines",
+        file="a.jsonl",
+        content=b"[\n" + LINE + b",\n" + LINE + b"\n]\n",
         good=1,
         bad={":1": "invalid JSON", ":2": "invalid JSON", ":4": "invalid JSON"},
     ),
-    Case("jsonl: gzip data without the ending", "a.jsonl", gzip.compress(LINE), error="this is gzip data"),
-    Case("jsonl: Zstandard data without the ending", "a.ndjson", zstandard.compress(LINE), error="this is Zstandard data"),
-    Case("jsonl: a ZIP archive", "a.jsonl", b"PK\x03\x04" + LINE, error="this is a ZIP archive"),
-    Case("jsonl: Parquet data", "a.jsonl", as_parquet([GOOD]), error="this is Parquet data"),
+    Case(name="jsonl: gzip data without the ending", file="a.jsonl", content=gzip.compress(LINE), error="this is gzip data"),
+    Case(
+        name="jsonl: Zstandard data without the ending",
+        file="a.ndjson",
+        content=zstandard.compress(LINE),
+        error="this is Zstandard data",
+    ),
+    Case(name="jsonl: a ZIP archive", file="a.jsonl", content=b"PK\x03\x04" + LINE, error="this is a ZIP archive"),
+    Case(name="jsonl: Parquet data", file="a.jsonl", content=as_parquet([GOOD]), error="this is Parquet data"),
 ]
 
 
 JSON = [
-    Case(f"json: {name}", "a.json", b"[\n" + LINE + b",\n" + raw + b",\n" + LINE + b"]", bad={"#1": reason})
+    Case(name=f"json: {name}", file="a.json", content=b"[\n" + LINE + b",\n" + raw + b",\n" + LINE + b"]", bad={"#1": reason})
     for name, (raw, reason) in BAD_JSON.items()
     if name not in BREAKS_ARRAY
 ] + [
-    Case("json: nothing between two commas", "a.json", b"[" + LINE + b",," + LINE + b"]", bad={"#1": "invalid JSON"}),
-    Case("json: a comma at the end", "a.json", b"[" + LINE + b"," + LINE + b", ]", bad={"#2": "invalid JSON"}),
-    Case("json: a comma at the beginning", "a.json", b"[," + LINE + b"," + LINE + b"]", bad={"#0": "invalid JSON"}),
     Case(
-        "json: a comma is missing", "a.json", b"[" + LINE + b" " + LINE + b"," + LINE + b"]", good=1, bad={"#0": "invalid JSON"}
+        name="json: nothing between two commas",
+        file="a.json",
+        content=b"[" + LINE + b",," + LINE + b"]",
+        bad={"#1": "invalid JSON"},
     ),
-    Case("json: scalars", "a.json", b"[" + LINE + b', 1, "x", null, ' + LINE + b"]", bad=dict.fromkeys(["#1", "#2", "#3"])),
-    Case("json: an empty array", "a.json", b" [ ] \n", good=0),
-    Case("json: blank", "a.json", b" \n\n", good=0),
-    Case("json: empty", "a.json", b"", good=0),
     Case(
-        "json: a quote is missing",
-        "a.json",
-        b"[\n" + LINE + b',\n{"text": "x},\n' + LINE + b"]",
+        name="json: a comma at the end", file="a.json", content=b"[" + LINE + b"," + LINE + b", ]", bad={"#2": "invalid JSON"}
+    ),
+    Case(
+        name="json: a comma at the beginning",
+        file="a.json",
+        content=b"[," + LINE + b"," + LINE + b"]",
+        bad={"#0": "invalid JSON"},
+    ),
+    Case(
+        name="json: a comma is missing",
+        file="a.json",
+        content=b"[" + LINE + b" " + LINE + b"," + LINE + b"]",
+        good=1,
+        bad={"#0": "invalid JSON"},
+    ),
+    Case(
+        name="json: scalars",
+        file="a.json",
+        content=b"[" + LINE + b', 1, "x", null, ' + LINE + b"]",
+        bad=dict.fromkeys(["#1", "#2", "#3"]),
+    ),
+    Case(name="json: an empty array", file="a.json", content=b" [ ] \n", good=0),
+    Case(name="json: blank", file="a.json", content=b" \n\n", good=0),
+    Case(name="json: empty", file="a.json", content=b"", good=0),
+    Case(
+        name="json: a quote is missing",
+        file="a.json",
+        content=b"[\n" + LINE + b',\n{"text": "x},\n' + LINE + b"]",
         error="a.json:3: the array does not end",
     ),
     Case(
-        "json: a bracket is missing",
-        "a.json",
-        b"[\n" + LINE + b',\n{"text": "x",\n' + LINE + b"]",
+        name="json: a bracket is missing",
+        file="a.json",
+        content=b"[\n" + LINE + b',\n{"text": "x",\n' + LINE + b"]",
         error="a.json:3: the array does not end",
     ),
-    Case("json: the file ends within a row", "a.json", b"[\n" + LINE + b',\n{"te', error="a.json:3: the array does not end"),
-    Case("json: the file ends between rows", "a.json", b"[\n" + LINE + b",\n", error="the array does not end"),
-    Case("json: two arrays", "a.json", b"[" + LINE + b"]\n[" + LINE + b"]", error="a.json:2: something follows the end"),
-    Case("json: text behind the array", "a.json", b"[" + LINE + b"]\n\nend", error="a.json:3: something follows the end"),
     Case(
-        "json: text behind the object",
-        "a.json",
-        b'{"a": [\n' + LINE + b'],\n"b":\n1}\nend',
+        name="json: the file ends within a row",
+        file="a.json",
+        content=b"[\n" + LINE + b',\n{"te',
+        error="a.json:3: the array does not end",
+    ),
+    Case(
+        name="json: the file ends between rows", file="a.json", content=b"[\n" + LINE + b",\n", error="the array does not end"
+    ),
+    Case(
+        name="json: two arrays",
+        file="a.json",
+        content=b"[" + LINE + b"]\n[" + LINE + b"]",
+        error="a.json:2: something follows the end",
+    ),
+    Case(
+        name="json: text behind the array",
+        file="a.json",
+        content=b"[" + LINE + b"]\n\nend",
+        error="a.json:3: something follows the end",
+    ),
+    Case(
+        name="json: text behind the object",
+        file="a.json",
+        content=b'{"a": [\n' + LINE + b'],\n"b":\n1}\nend',
         error="a.json:5: something follows the end",
     ),
-    Case("json: a number", "a.json", b"3", error="expected a JSON array of rows"),
-    Case("json: a text", "a.json", b'"text"', error="expected a JSON array of rows"),
-    Case("json: HTML", "a.json", b"<html></html>", error="expected a JSON array of rows"),
-    Case("json: one object", "a.json", LINE, error="expected a JSON array of rows"),
-    Case("json: an object of columns", "a.json", b'{"text": ["a", "b"]}', error="expected a JSON array of rows"),
+    Case(name="json: a number", file="a.json", content=b"3", error="expected a JSON array of rows"),
+    Case(name="json: a text", file="a.json", content=b'"text"', error="expected a JSON array of rows"),
+    Case(name="json: HTML", file="a.json", content=b"<html></html>", error="expected a JSON array of rows"),
+    Case(name="json: one object", file="a.json", content=LINE, error="expected a JSON array of rows"),
     Case(
-        "json: an object of objects",
-        "a.json",
-        b'{"1": {"text": "a"}, "2": {"text": "b"}}',
+        name="json: an object of columns", file="a.json", content=b'{"text": ["a", "b"]}', error="expected a JSON array of rows"
+    ),
+    Case(
+        name="json: an object of objects",
+        file="a.json",
+        content=b'{"1": {"text": "a"}, "2": {"text": "b"}}',
         error="expected a JSON array of rows",
     ),
     Case(
-        "json: an object with two lists of rows",
-        "a.json",
-        b'{"a": [' + LINE + b'],\n"b": [' + LINE + b"]}",
+        name="json: an object with two lists of rows",
+        file="a.json",
+        content=b'{"a": [' + LINE + b'],\n"b": [' + LINE + b"]}",
         error="a.json:2: the object holds several lists",
     ),
-    Case("json: an object that does not end", "a.json", b'{"a": [' + LINE + b"]", error="the object does not end"),
-    Case("json: a list in an object that does not end", "a.json", b'{"a": [' + LINE, error="the array does not end"),
     Case(
-        "json: a broken row in an object's list",
-        "a.json",
-        b'{"n": [1], "a": [' + LINE + b", {]}," + LINE + b"]}",
+        name="json: an object that does not end",
+        file="a.json",
+        content=b'{"a": [' + LINE + b"]",
+        error="the object does not end",
+    ),
+    Case(
+        name="json: a list in an object that does not end",
+        file="a.json",
+        content=b'{"a": [' + LINE,
+        error="the array does not end",
+    ),
+    Case(
+        name="json: a broken row in an object's list",
+        file="a.json",
+        content=b'{"n": [1], "a": [' + LINE + b", {]}," + LINE + b"]}",
         bad={"#1": "invalid JSON"},
     ),
-    Case("json: an object a line, one broken", "a.json", b"\n".join([LINE, b"{broken", LINE]), bad={"#1": "invalid JSON"}),
-    Case("json: a Parquet file", "a.json", as_parquet([GOOD]), error="this is Parquet data"),
+    Case(
+        name="json: an object a line, one broken",
+        file="a.json",
+        content=b"\n".join([LINE, b"{broken", LINE]),
+        bad={"#1": "invalid JSON"},
+    ),
+    Case(name="json: a Parquet file", file="a.json", content=as_parquet([GOOD]), error="this is Parquet data"),
 ]
 
 
 SHAPES = [
-    Case(f"{kind}: {name}", "a.jsonl", b"\n".join([LINE, json.dumps(row).encode(), LINE]), kind=kind, bad={":2": None})
+    Case(
+        name=f"{kind}: {name}",
+        file="a.jsonl",
+        content=b"\n".join([LINE, json.dumps(row).encode(), LINE]),
+        kind=kind,
+        bad={":2": None},
+    )
     for name, (kind, row) in WRONG_SHAPES.items()
 ]
