@@ -82,7 +82,7 @@ def test_the_weights_are_packed_once_for_a_whole_conversation(
     assert len(packed) == 1
 
 
-def test_a_conversation_that_is_too_long_says_so_and_can_be_started_anew(
+def test_a_conversation_that_is_too_long_is_reported_and_can_be_restarted(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     type_lines(monkeypatch, "dog " * 200, "What is a cat?")

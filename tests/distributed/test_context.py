@@ -171,7 +171,7 @@ def test_collective_operations_give_every_rank_the_same_result() -> None:
     assert first[4] == [[[3.0, 3.0]] * 3, [0.0, 3.0, 6.0, 9.0]] and first[5] == [0]
 
 
-def test_single_process_communicates_with_nobody() -> None:
+def test_a_single_process_does_not_communicate() -> None:
     ranks = DistributedContext()
     assert (
         not ranks.is_distributed

@@ -14,12 +14,12 @@ def floors() -> list[str]:
     return tools["importlinter"]["contracts"][0]["layers"]
 
 
-def test_the_diagram_has_the_floors_of_the_import_contract_in_their_order() -> None:
+def test_the_diagram_has_the_layers_of_the_import_contract_in_their_order() -> None:
     diagram = next(block.text for block in markdown.blocks(DOCUMENT) if "flowchart TB" in block.text)
     assert re.findall(r'\["([^"]+)"\]', diagram) == floors()
 
 
-def test_the_table_has_every_room_of_the_contract_and_no_other() -> None:
+def test_the_table_has_every_package_of_the_contract_and_no_other() -> None:
     named = [
         name.rstrip("/")
         for row in markdown.tables(DOCUMENT)

@@ -131,7 +131,7 @@ def test_the_commands_of_the_command_reference_run(workplace: Path) -> None:
     assert (workplace / "runs" / "from-built" / "sft" / "result.json").exists()
 
 
-def test_the_commands_of_the_tutorial_run_and_the_interrupted_run_goes_on(workplace: Path) -> None:
+def test_the_commands_of_the_tutorial_run_and_the_interrupted_run_continues(workplace: Path) -> None:
     lay_out(TUTORIAL, workplace)
     lengths = ["--stages.pretrain.duration", "100 steps", "--stages.sft.duration", "3 steps"]
     run_all(TUTORIAL, workplace, [*SMALL, *lengths], rows=410)

@@ -109,12 +109,12 @@ def option_problem(span: str, document: Path) -> str | None:
 
 @pytest.mark.parametrize("find", [path_problem, symbol_problem, word_problem, metric_problem, option_problem])
 @pytest.mark.parametrize("document", DOCUMENTS, ids=markdown.label)
-def test_what_stands_in_backticks_exists(document: Path, find: Callable[[str, Path], str | None]) -> None:
+def test_names_in_backticks_exist(document: Path, find: Callable[[str, Path], str | None]) -> None:
     problems = [f"{line}: {text}" for line, span in markdown.code_spans(document) if (text := find(span, document))]
     assert not problems, "\n".join(problems)
 
 
-def test_each_finder_finds_what_does_not_exist() -> None:
+def test_each_check_reports_a_name_that_does_not_exist() -> None:
     document = ROOT / "README.md"
     assert path_problem("src/fledge/nowhere.py", document) and not path_problem("src/fledge/cli.py", document)
     assert path_problem("nowhere.py --quick", document) and not path_problem("kill_resume.py --kills 100", document)

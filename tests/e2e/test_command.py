@@ -92,7 +92,7 @@ def test_broken_rows_are_counted_and_named_and_the_others_are_trained(world: Pat
         ("what.xyz", "hello", ("cannot read", "extension is not one of")),
     ],
 )
-def test_unusable_files_are_refused(world: Path, tmp_path: Path, name: str, content: str | None, messages: tuple) -> None:
+def test_unusable_files_are_errors(world: Path, tmp_path: Path, name: str, content: str | None, messages: tuple) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
     tree = tiny_run.tree(world, tmp_path)
@@ -111,7 +111,7 @@ def test_a_full_disk_stops_the_run_and_it_can_be_resumed(world: Path, tmp_path: 
     assert (tmp_path / "tiny" / "pretrain" / "result.json").exists()
 
 
-def test_unknown_options_and_missing_values_are_refused(world: Path, tmp_path: Path) -> None:
+def test_unknown_options_and_missing_values_are_errors(world: Path, tmp_path: Path) -> None:
     file = tiny_run.write(tmp_path / "r.yaml", tiny_run.tree(world, tmp_path))
     assert_error(fledge("train", file, "--seed"), "--seed needs a value")
     assert_error(
@@ -130,7 +130,7 @@ def test_a_mixture_of_experts_is_planned_with_its_active_parameters(world: Path,
     assert planned.returncode == 0 and "active per token" in planned.stdout
 
 
-def test_rooms_import_only_from_the_floors_below() -> None:
+def test_packages_import_only_from_the_layers_below() -> None:
     script = Path(sys.executable).with_name("lint-imports")
     result = subprocess.run([script, "--no-logo"], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert " 0 broken" in result.stdout, result.stdout

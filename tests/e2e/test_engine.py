@@ -99,7 +99,7 @@ def _large_rows(world: Path, output: Path, context: int, micro: int, accumulatio
 
 
 @LINUX
-def test_a_run_whose_micro_batch_does_not_fit_goes_on_with_half_of_it(world: Path, tmp_path: Path) -> None:
+def test_a_run_whose_micro_batch_does_not_fit_continues_with_half_the_size(world: Path, tmp_path: Path) -> None:
     """Eight rows of 128 tokens keep about 150 MiB for the backward pass, four half of that."""
     recipe = tiny_run.write(tmp_path / "limited.yaml", _large_rows(world, tmp_path / "limited", 128, 8, 1))
     done = _train_limited(recipe, 150 << 20)
@@ -133,7 +133,7 @@ def test_a_row_that_does_not_fit_into_memory_ends_the_run_with_advice(world: Pat
     assert "runtime.activation_checkpointing" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_run_that_halved_its_micro_batch_resumes_with_the_half(
+def test_a_run_that_halved_its_micro_batch_resumes_with_the_halved_size(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A micro-batch that became smaller stays so: the newest checkpoint says it."""
@@ -198,7 +198,7 @@ def test_an_automatic_micro_batch_size_is_kept_on_resume_though_free_memory_chan
     assert len(_events(run, "step")) == 4
 
 
-def test_tokens_that_are_no_whole_rows_are_refused_before_anything_is_written(world: Path, tmp_path: Path) -> None:
+def test_tokens_per_step_that_are_not_whole_rows_are_an_error_before_anything_is_written(world: Path, tmp_path: Path) -> None:
     recipe = _recipe(world, tmp_path, batch={"micro_batch_size": "auto", "tokens_per_step": 1000})
     for attempt in (lambda: Pipeline(recipe, QUIET).run(), lambda: dry_run(recipe, QUIET)):
         with pytest.raises(FledgeError, match="1,000 tokens are not a whole number of rows of 64") as caught:
@@ -222,7 +222,7 @@ def test_fp16_trains_and_writes_its_loss_scale(world: Path, tmp_path: Path) -> N
     assert [e["train/grad_norm"] for e in steps] == pytest.approx([e["train/grad_norm"] for e in exact], rel=0.05)
 
 
-def test_an_overflow_of_fp16_is_skipped_counted_and_survived(
+def test_an_overflow_of_fp16_is_skipped_and_counted_and_training_continues(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A scale so high that the first gradients overflow, until it has come down."""
@@ -283,7 +283,7 @@ def test_figures_in_events_add_up_and_are_valid_json(world: Path, tmp_path: Path
             assert event["system/mfu"] == pytest.approx(flops / busy / peak, rel=0.05, abs=1e-4)
 
 
-def test_bits_per_byte_is_the_loss_in_bits_over_the_bytes_of_what_was_predicted(finished: Path, world: Path) -> None:
+def test_bits_per_byte_is_the_loss_in_bits_divided_by_the_predicted_bytes(finished: Path, world: Path) -> None:
     last = _events(finished, "eval")[-1]
     model = from_pretrained(finished / "pretrain" / "checkpoints" / "last" / "model").eval()
     tokenizer = load_tokenizer(finished / "tokenizer")

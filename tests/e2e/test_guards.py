@@ -38,7 +38,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("poison")
-def test_one_bad_update_is_left_out_and_its_rows_are_named(world: Path, tmp_path: Path) -> None:
+def test_one_bad_update_is_skipped_and_its_rows_are_named(world: Path, tmp_path: Path) -> None:
     run = Pipeline(recipe(world, tmp_path), QUIET).run()
     steps, guards = events(run, "pretrain", "step"), events(run, "pretrain", "guard")
     assert [event["step"] for event in steps] == list(range(1, 21))
@@ -122,7 +122,7 @@ def test_a_fault_that_persists_ends_the_run_after_the_allowed_rollbacks(
     assert (folder / "events.rolled_back.2.jsonl").exists() and not (folder / "events.rolled_back.3.jsonl").exists()
 
 
-def test_an_update_above_the_gradient_limit_is_left_out_where_the_recipe_says_skip(
+def test_an_update_above_the_gradient_limit_is_skipped_where_the_recipe_says_skip(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = TrainStep._gradients

@@ -142,7 +142,7 @@ def test_target_loss_and_patience_stop_the_stage(world: Path, tmp_path: Path) ->
     assert stop["step"] == 6 and "2 evaluations" in stop["reason"]
 
 
-def test_select_checkpoint_best_goes_on_with_the_best_checkpoint(world: Path, tmp_path: Path) -> None:
+def test_select_checkpoint_best_continues_with_the_best_checkpoint(world: Path, tmp_path: Path) -> None:
     tree = tiny_run.tree(world, tmp_path)
     sft = {
         **tree["stages"]["sft"],

@@ -33,7 +33,7 @@ def _events(run: Path, kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("loss_type", ["hinge", "ipo"])
-def test_a_run_with_another_loss_begins_where_it_must_and_resumes_bit_for_bit(
+def test_a_run_with_another_loss_begins_at_its_known_value_and_resumes_bit_for_bit(
     loss_type: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uninterrupted = Pipeline(recipe_from_dict(_tree(world, tmp_path / "whole", loss_type=loss_type)), QUIET).run()
@@ -49,7 +49,7 @@ def test_a_run_with_another_loss_begins_where_it_must_and_resumes_bit_for_bit(
     assert re.search(r"validation loss fell from [\d.]+ to [\d.]+ per pair", page) and "nats/pair" not in page
 
 
-def test_a_reference_model_that_is_kept_trains_the_bits_that_its_precomputed_table_trains(world: Path, tmp_path: Path) -> None:
+def test_a_live_reference_model_and_its_precomputed_table_train_identical_weights(world: Path, tmp_path: Path) -> None:
     """One row at a time, so that both score it in the same batch."""
     runs = {}
     for precompute in (True, False):
@@ -60,7 +60,7 @@ def test_a_reference_model_that_is_kept_trains_the_bits_that_its_precomputed_tab
     assert [len(list((run / "dpo").glob("reference.*"))) for run in runs.values()] == [2, 0]
 
 
-def test_memory_is_planned_for_the_reference_model_exactly_where_one_is_kept(world: Path, tmp_path: Path) -> None:
+def test_memory_is_planned_for_the_reference_model_only_where_one_is_kept(world: Path, tmp_path: Path) -> None:
     planned, plans = [], []
     for precompute in (True, False):
         batch = {"micro_batch_size": "auto", "tokens_per_step": 512}
@@ -76,7 +76,7 @@ def test_memory_is_planned_for_the_reference_model_exactly_where_one_is_kept(wor
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss_type", FIRST_LOSS)
-def test_real_pairs_are_learned_from_the_loss_of_an_untrained_pair_on(
+def test_training_on_real_pairs_lowers_the_loss_from_that_of_an_untrained_pair(
     loss_type: str, shared_data: Path, world: Path, tmp_path: Path
 ) -> None:
     files = [shared_data / "llamafactory" / f"dpo_{language}_demo.json" for language in ("zh", "en")]

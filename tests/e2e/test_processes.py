@@ -63,7 +63,7 @@ def assert_same_losses(one: Path, two: Path, stages: tuple[str, ...]) -> None:
         assert max(abs(actual[key] - loss) for key, loss in expected.items()) < 1e-5
 
 
-def test_two_processes_reach_the_losses_of_one(world: Path, tmp_path: Path) -> None:
+def test_two_processes_have_the_losses_of_one_process(world: Path, tmp_path: Path) -> None:
     stages = ("pretrain",)
     Pipeline(recipe_from_dict(tree(world, tmp_path / "one", stages)), Console(quiet=True)).run()
     train(tmp_path, tree(world, tmp_path / "two", stages), "--processes", "2")
@@ -92,7 +92,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("options", "message"), WRONG)
-def test_options_that_exclude_each_other_are_refused(world: Path, tmp_path: Path, options: list[str], message: str) -> None:
+def test_options_that_exclude_each_other_are_errors(world: Path, tmp_path: Path, options: list[str], message: str) -> None:
     assert message in train(tmp_path, tree(world, tmp_path / "runs"), *options, code=2)
 
 
@@ -105,7 +105,7 @@ def test_eight_bit_optimizer_state_cannot_be_sharded(world: Path, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "parallel"), [("4", "ddp"), ("2", "fsdp"), ("4", "fsdp")])
-def test_fifty_steps_of_several_processes_have_the_losses_of_one(
+def test_fifty_steps_of_several_processes_have_the_losses_of_one_process(
     processes: str, parallel: str, world: Path, tmp_path: Path
 ) -> None:
     stages = ("sft", "dpo")
@@ -213,7 +213,9 @@ def run_with_all_options(ranks: DistributedContext, world: str, folder: str, par
 
 
 @pytest.mark.slow
-def test_prompt_tests_averages_and_the_next_stage_get_the_whole_of_a_sharded_model(world: Path, tmp_path: Path) -> None:
+def test_prompt_tests_averages_and_the_next_stage_get_the_gathered_weights_of_a_sharded_model(
+    world: Path, tmp_path: Path
+) -> None:
     """A sharded model is gathered for prompts, for its average, and for the next stage."""
     one = Path(run_with_all_options(DistributedContext(), str(world), str(tmp_path / "one"), "ddp"))
     two, _ = map(Path, run_ranks(2, run_with_all_options, str(world), str(tmp_path / "two"), "fsdp"))

@@ -36,7 +36,7 @@ def _prompt_tests(run: Path) -> list[dict[str, Any]]:
     return events(run, "sft", "prompt_tests")
 
 
-def test_a_resumed_run_compares_its_prompt_tests_with_those_before_the_kill(
+def test_a_resumed_run_compares_its_prompt_tests_with_the_results_before_the_kill(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed inside the 8th update; the files of failing cases are gone when the run is resumed."""

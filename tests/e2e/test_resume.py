@@ -108,7 +108,7 @@ def test_resume_falls_back_from_a_truncated_checkpoint(world: Path, finished: Pa
     assert final_results(Pipeline(recipe, QUIET).run(resume=True)) == final_results(finished)
 
 
-def test_resume_with_another_recipe_is_refused_key_by_key(world: Path, finished: Path) -> None:
+def test_resuming_with_a_changed_recipe_is_an_error_that_names_each_key(world: Path, finished: Path) -> None:
     changed = tiny_run.tree(world, finished.parent, seed=4)
     changed["stages"]["sft"]["optimizer"]["learning_rate"] = 0.5
     with pytest.raises(FledgeError, match=r"seed: 3 -> 4(.|\n)*stages.sft.optimizer.learning_rate: 0.001 -> 0.5") as caught:

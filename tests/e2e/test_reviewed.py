@@ -60,7 +60,7 @@ def test_a_stage_starts_from_a_model_directory_with_its_tokenizer_and_sizes(
         Pipeline(recipe_from_dict({**tree, "name": "other"}), QUIET).run()
 
 
-def test_a_tokenizer_that_differs_from_that_of_the_model_is_refused(world: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_other_than_the_tokenizer_of_the_model_is_an_error(world: Path, finished: Path, tmp_path: Path) -> None:
     tree = tiny_run.tree(world, tmp_path)
     start = str(finished / "pretrain" / "checkpoints" / "last" / "model")
     tree["stages"]["sft"]["init_from"] = start

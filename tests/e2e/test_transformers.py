@@ -111,7 +111,7 @@ def test_a_whole_fine_tuning_stage_has_the_native_decoders_losses_at_every_step(
 
 
 @pytest.mark.slow
-def test_an_uncovered_architecture_passes_through_all_stages_and_loads_in_transformers(
+def test_an_unsupported_architecture_passes_through_all_stages_and_loads_in_transformers(
     world: Path, start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two stages, an average of the weights, Muon, activation checkpointing and regression of the console line."""
@@ -167,7 +167,7 @@ def test_a_killed_run_resumes_bit_for_bit(world: Path, start: Path, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
-def test_two_processes_have_the_losses_of_one(world: Path, start: Path, tmp_path: Path, parallelism: str) -> None:
+def test_two_processes_have_the_losses_of_one_process(world: Path, start: Path, tmp_path: Path, parallelism: str) -> None:
     alone = run(world, tmp_path / "alone", start, "transformers")
     more: dict[str, Any] = {"runtime": {"parallelism": parallelism}, "prompt_tests": prompt_tests(tmp_path, every_steps=4)}
     values = tree(world, tmp_path / "two", start, "transformers", **more)
@@ -187,7 +187,9 @@ def test_half_precision_trains_and_fp16_scales_its_loss(world: Path, start: Path
         assert ("train/loss_scale" in ours) == (precision == "fp16")
 
 
-def test_what_transformers_cannot_do_is_refused_before_anything_is_written(world: Path, start: Path, tmp_path: Path) -> None:
+def test_a_setting_unsupported_by_transformers_is_an_error_before_anything_is_written(
+    world: Path, start: Path, tmp_path: Path
+) -> None:
     recipe = recipe_from_dict(tree(world, tmp_path, start, "transformers", runtime={"attention": "blocked"}))
     for attempt in (lambda: Pipeline(recipe, QUIET).run(), lambda: dry_run(recipe, QUIET)):
         with pytest.raises(FledgeError, match="cannot compute attention by 'blocked'"):
@@ -195,14 +197,14 @@ def test_what_transformers_cannot_do_is_refused_before_anything_is_written(world
     assert not (tmp_path / "tiny").exists()
 
 
-def test_transformers_without_a_model_directory_is_refused() -> None:
+def test_transformers_without_a_model_directory_is_an_error() -> None:
     with pytest.raises(FledgeError, match="implementation: transformers needs path"):
         recipe_from_dict(
             {"model": {"implementation": "transformers"}, "stages": {"x": {"kind": "sft", "data": {"train": "a.jsonl"}}}}
         )
 
 
-def test_a_run_that_was_begun_keeps_its_implementation(world: Path, start: Path, tmp_path: Path) -> None:
+def test_a_started_run_keeps_its_implementation(world: Path, start: Path, tmp_path: Path) -> None:
     run(world, tmp_path, start, "native", duration="2 steps")
     with pytest.raises(FledgeError, match=r"model\.implementation: 'native' -> 'transformers'"):
         run(world, tmp_path, start, "transformers", duration="2 steps")

@@ -45,7 +45,7 @@ def greedy(model: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: S
     return answers
 
 
-def test_the_form_that_generates_is_chosen_by_the_implementation(tmp_path: Path) -> None:
+def test_the_inference_model_depends_on_the_implementation(tmp_path: Path) -> None:
     native, bridge = both(tmp_path)
     assert type(inference_model(native)) is InferenceModel
     assert type(inference_model(bridge)) is TransformersInferenceModel

@@ -98,7 +98,7 @@ def test_samples_of_one_prompt_differ_by_their_index_and_repeat_with_it() -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_log_probabilities_are_those_of_the_models_own_distribution(dtype: torch.dtype) -> None:
+def test_log_probabilities_belong_to_the_unchanged_distribution_of_the_model(dtype: torch.dtype) -> None:
     """Whatever shapes the choice: the log-softmax of a whole forward pass at the chosen tokens, stop tokens included."""
     model = wandering_decoder()
     model.compute_dtype = dtype
@@ -116,14 +116,14 @@ def test_log_probabilities_are_those_of_the_models_own_distribution(dtype: torch
         assert logprobs == pytest.approx(expected, abs=tolerance)
 
 
-def test_log_probabilities_come_only_where_they_are_asked_for() -> None:
+def test_log_probabilities_are_returned_only_when_requested() -> None:
     engine = Engine(make_decoder())
     with_logprobs, other = engine.generate(PROMPTS[:2], [SamplingParams(logprobs=True, max_new_tokens=3), SamplingParams()])
     assert with_logprobs.logprobs is not None and len(with_logprobs.logprobs) == 3 and max(with_logprobs.logprobs) < 0
     assert other.logprobs is None
 
 
-def test_a_cancelled_request_frees_its_slot_and_says_so() -> None:
+def test_a_cancelled_request_frees_its_slot_and_is_reported_as_cancelled() -> None:
     engine = Engine(make_decoder(), max_batch_size=1)
     first, second, third = (engine.add(prompt, SamplingParams(max_new_tokens=5)) for prompt in PROMPTS[:3])
     assert [output.request_id for output in engine.step()] == [first]

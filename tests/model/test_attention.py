@@ -180,7 +180,7 @@ def test_uncompiled_flex_equals_sdpa_on_packed_documents() -> None:
     torch.testing.assert_close(model(tokens, None, documents), expected)
 
 
-def test_a_backend_that_cannot_train_says_why() -> None:
+def test_a_backend_that_cannot_train_gives_the_reason() -> None:
     assert all("CUDA only" in str(unavailable(name, "cpu", torch.bfloat16, True)) for name in ON_CUDA)
     assert "16" in str(unavailable("varlen", "cuda", torch.float32, True))
     assert "compile" in str(unavailable("flex", "cuda", torch.bfloat16, False))

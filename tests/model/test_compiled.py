@@ -31,7 +31,7 @@ def test_compiled_head_and_blocks_equal_the_eager_ones() -> None:
 
 
 @pytest.mark.slow
-def test_one_graph_serves_all_layers_partial_batches_checkpointing_and_pairs() -> None:
+def test_one_compiled_graph_serves_all_layers_partial_batches_checkpointing_and_pairs() -> None:
     import torch._dynamo
     from torch._dynamo.utils import counters
 
@@ -69,7 +69,7 @@ def test_one_graph_serves_all_layers_partial_batches_checkpointing_and_pairs() -
 
 
 @pytest.mark.slow
-def test_flex_attention_compiled_for_a_cpu_meets_new_documents_without_compiling_again() -> None:
+def test_flex_attention_compiled_for_a_cpu_accepts_new_documents_without_recompiling() -> None:
     """Forward only: it has no backward pass on a CPU."""
     from torch._dynamo.utils import counters
 

@@ -111,7 +111,7 @@ def test_training_flops_count_forward_backward_and_recomputation(every: int) -> 
     assert cost.training_flops(context, again) - cost.training_flops(context) == pytest.approx(again * cost.body_flops(context))
 
 
-def test_kv_bytes_are_those_of_the_keys_and_values_of_all_blocks() -> None:
+def test_kv_bytes_count_the_keys_and_values_of_all_blocks() -> None:
     model, shared = make_decoder(num_key_value_heads=2), make_decoder(num_key_value_heads=1)
     for one in (model, shared):
         cos, sin = one.rope_cos_sin(torch.arange(24)[None])
@@ -121,7 +121,7 @@ def test_kv_bytes_are_those_of_the_keys_and_values_of_all_blocks() -> None:
     assert ModelCost(model.config, 97).kv_bytes(24) == 2 * ModelCost(shared.config, 97).kv_bytes(24)
 
 
-def test_state_bytes_are_those_of_weights_gradients_and_each_optimizers_state() -> None:
+def test_state_bytes_count_weights_gradients_and_optimizer_states() -> None:
     config = make_config(hidden_size=128, intermediate_size=256)
     for name in ("adamw", "muon", "adamw8bit"):
         model = Decoder(config, 512)
@@ -188,7 +188,7 @@ def _measurable(dtype: torch.dtype, **changes: object) -> Decoder:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_kept_bytes_are_those_that_autograd_keeps(kind: str, dtype: torch.dtype) -> None:
+def test_kept_bytes_equal_the_bytes_that_autograd_keeps(kind: str, dtype: torch.dtype) -> None:
     model, tokens = _measurable(dtype, **KINDS[kind]), random_tokens(2, 192)
     for every in (0, 1, 2, 3):
         model.activation_checkpoint_every = every
@@ -196,7 +196,7 @@ def test_kept_bytes_are_those_that_autograd_keeps(kind: str, dtype: torch.dtype)
         assert expected == pytest.approx(_saved_bytes(model, tokens), rel=0.001), f"every {every}"
 
 
-def test_a_block_counts_as_a_whole_while_it_is_computed_again() -> None:
+def test_a_block_counts_in_full_while_it_is_recomputed() -> None:
     cost = ModelCost(make_config(num_hidden_layers=4), 97)
     block = 100 * cost.block_bytes(4, False)
     kept = [cost.kept_bytes(100, 4, False, every) for every in range(5)]
@@ -213,7 +213,7 @@ def test_a_block_counts_as_a_whole_while_it_is_computed_again() -> None:
     [("dense", torch.bfloat16), ("dense, norms of queries and keys", torch.float32), ("mixture", torch.bfloat16)],
     ids=str,
 )
-def test_kept_bytes_of_compiled_code_are_those_that_autograd_keeps(kind: str, dtype: torch.dtype) -> None:
+def test_kept_bytes_of_compiled_code_equal_the_bytes_that_autograd_keeps(kind: str, dtype: torch.dtype) -> None:
     torch._dynamo.reset()
     model, tokens = _measurable(dtype, **{**KINDS[kind], "num_hidden_layers": 2}), random_tokens(2, 256)
     for block in model.blocks():

@@ -10,7 +10,7 @@ from tests.support.experts import random_tensor
 
 
 @given(lengths=st.lists(st.integers(0, 7), min_size=1, max_size=6), inner=st.integers(1, 5), outer=st.integers(1, 5))
-def test_grouped_products_and_their_gradients_are_those_of_each_group(lengths: list[int], inner: int, outer: int) -> None:
+def test_grouped_products_and_their_gradients_equal_products_of_each_group(lengths: list[int], inner: int, outer: int) -> None:
     ends = torch.tensor(lengths).cumsum(0)
     rows, upstream = random_tensor(sum(lengths), inner).requires_grad_(), random_tensor(sum(lengths), outer, seed=2)
     matrices = random_tensor(len(lengths), inner, outer, seed=1).requires_grad_()

@@ -81,7 +81,7 @@ def test_roles_and_costs_equal_the_native_decoders(tmp_path: Path, changes: dict
     assert native.cost.training_flops(64) == bridge.cost.training_flops(64)
 
 
-def test_the_token_that_pads_learns_where_it_is_also_text(tmp_path: Path) -> None:
+def test_the_padding_token_gets_gradients_where_it_is_text(tmp_path: Path) -> None:
     native, bridge = both(tmp_path)
     tokens = torch.tensor([[5, 0, 7, 8]])
     rows = []
@@ -93,7 +93,7 @@ def test_the_token_that_pads_learns_where_it_is_also_text(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_architecture_that_the_native_decoder_lacks_gives_the_librarys_logits(tmp_path: Path, kind: str) -> None:
+def test_an_architecture_without_native_decoder_gives_the_logits_of_transformers(tmp_path: Path, kind: str) -> None:
     theirs, tokens = write_kind(tmp_path, kind), random_tokens(3, 20)
     lines: list[str] = []
     model = load_model(tmp_path, log=lines.append).eval()
@@ -127,7 +127,7 @@ def test_packing_changes_neither_states_nor_gradients(tmp_path: Path, kind: str)
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "mixtral", "gpt2"])
-def test_muon_takes_matrices_of_blocks_and_leaves_the_rest_to_adamw(tmp_path: Path, kind: str) -> None:
+def test_muon_trains_matrices_of_blocks_and_adamw_trains_the_rest(tmp_path: Path, kind: str) -> None:
     write_kind(tmp_path, kind)
     model = load_model(tmp_path).train()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -160,7 +160,7 @@ def test_half_precision_stays_close_to_float32_and_gradients_stay_float32(tmp_pa
 
 
 @pytest.mark.parametrize(("every", "calls"), [(0, [1, 1, 1]), (1, [2, 2, 2]), (2, [1, 2, 1])])
-def test_each_nth_block_is_computed_again_with_the_same_gradients(tmp_path: Path, every: int, calls: list[int]) -> None:
+def test_each_nth_block_is_recomputed_with_equal_gradients(tmp_path: Path, every: int, calls: list[int]) -> None:
     _, model = both(tmp_path, num_hidden_layers=3)
     batch, counted = _batch(), [0, 0, 0]
     CausalLMObjective()(model.train(), batch).loss.backward()
@@ -177,7 +177,7 @@ def test_each_nth_block_is_computed_again_with_the_same_gradients(tmp_path: Path
     assert counted == [1, 1, 1]
 
 
-def test_a_block_that_cannot_be_computed_again_is_refused(tmp_path: Path) -> None:
+def test_a_block_that_cannot_be_recomputed_is_an_error(tmp_path: Path) -> None:
     _, model = both(tmp_path)
 
     class Plain(nn.Module):
@@ -189,7 +189,7 @@ def test_a_block_that_cannot_be_computed_again_is_refused(tmp_path: Path) -> Non
         model(random_tokens(1, 4))
 
 
-def test_the_first_block_stands_for_all_and_all_are_back_afterwards(tmp_path: Path) -> None:
+def test_only_first_block_keeps_one_block_and_restores_all_afterwards(tmp_path: Path) -> None:
     _, model = both(tmp_path, num_hidden_layers=3)
     tokens, names = random_tokens(1, 8), list(model.state_dict())
     expected = model(tokens)

@@ -56,7 +56,9 @@ def test_other_weights_are_saved_instead_of_the_models_own(tmp_path: Path) -> No
     assert torch.equal(native.lm_head_weight, averaged["causal_lm.lm_head.weight"])
 
 
-def test_weights_that_the_disk_has_not_kept_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_read_back_differently_after_saving_raise_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, model = both(tmp_path / "source")
     save = model.causal_lm.save_pretrained
 
@@ -81,7 +83,7 @@ def test_a_copy_with_other_weights_has_the_same_settings_and_leaves_the_model_al
     assert all(torch.equal(tensor, before[name] + 1) for name, tensor in copy.state_dict().items())
 
 
-def test_auto_takes_the_native_decoder_where_it_covers_the_model_and_says_nothing(tmp_path: Path) -> None:
+def test_auto_chooses_the_native_decoder_silently_where_it_covers_the_model(tmp_path: Path) -> None:
     make_decoder().save_pretrained(tmp_path, bos=1, eos=[2], pad=0)
     lines: list[str] = []
     assert choose_implementation(tmp_path, "auto", lines.append) == "native" and lines == []
@@ -89,7 +91,7 @@ def test_auto_takes_the_native_decoder_where_it_covers_the_model_and_says_nothin
     assert load_model(tmp_path, "transformers").implementation == "transformers"
 
 
-def test_a_model_that_native_does_not_cover_is_refused_with_a_hint_where_native_is_asked_for(tmp_path: Path) -> None:
+def test_requesting_native_for_an_unsupported_model_is_an_error_with_a_hint(tmp_path: Path) -> None:
     write_kind(tmp_path, "qwen2")
     for read in (load_model, describe_model):
         with pytest.raises(FledgeError, match="does not cover Qwen2ForCausalLM") as caught:
@@ -98,7 +100,7 @@ def test_a_model_that_native_does_not_cover_is_refused_with_a_hint_where_native_
 
 
 @pytest.mark.parametrize("implementation", ["auto", "native", "transformers"])
-def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path, implementation: str) -> None:
+def test_a_folder_without_a_model_is_an_error(tmp_path: Path, implementation: str) -> None:
     for read in (load_model, describe_model):
         with pytest.raises(FledgeError, match="not a model directory"):
             read(tmp_path, implementation)
@@ -114,7 +116,7 @@ def test_a_missing_library_names_the_extra_that_installs_it(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("backend", ["blocked", "flex", "varlen"])
-def test_attention_backends_of_the_native_decoder_are_refused(tmp_path: Path, backend: Any) -> None:
+def test_attention_backends_of_the_native_decoder_are_errors_for_transformers(tmp_path: Path, backend: Any) -> None:
     _, model = both(tmp_path)
     for ask in (
         lambda: model.set_attention_backend(backend),
@@ -136,7 +138,7 @@ UNSUITABLE: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", UNSUITABLE)
-def test_a_model_that_cannot_be_trained_on_packed_rows_is_refused_when_it_is_loaded(tmp_path: Path, case: str) -> None:
+def test_a_model_that_cannot_be_trained_on_packed_rows_is_an_error_when_it_is_loaded(tmp_path: Path, case: str) -> None:
     architecture, sizes, problem = UNSUITABLE[case]
     write_model(tmp_path, architecture, **sizes)
     with pytest.raises(FledgeError, match=problem):
@@ -188,7 +190,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("case", DAMAGES)
-def test_a_damaged_or_unfit_directory_is_refused_with_its_reason(tmp_path: Path, case: str) -> None:
+def test_a_damaged_or_unsuitable_directory_is_an_error_with_its_reason(tmp_path: Path, case: str) -> None:
     damage, problem = DAMAGES[case]
     make_decoder().save_pretrained(tmp_path, bos=1, eos=[2], pad=0)
     damage(tmp_path)
@@ -196,12 +198,12 @@ def test_a_damaged_or_unfit_directory_is_refused_with_its_reason(tmp_path: Path,
         huggingface_loading.from_pretrained(tmp_path)
 
 
-def test_a_configuration_without_a_size_is_refused() -> None:
+def test_a_configuration_without_a_size_is_an_error() -> None:
     with pytest.raises(FledgeError, match="BloomConfig does not say max_position_embeddings"):
         nearest_config(BloomConfig())
 
 
-def test_vocabularies_are_those_of_the_directory(tmp_path: Path) -> None:
+def test_the_vocabulary_size_is_read_from_the_directory(tmp_path: Path) -> None:
     write_kind(tmp_path, "qwen2")
     description = describe_model(tmp_path)
     assert description.cost.vocab_size == VOCAB and description.cost.config.max_position_embeddings == 64

@@ -259,7 +259,7 @@ def test_log_probabilities_of_selected_rows_equal_those_of_all_rows() -> None:
     assert torch.equal(logps, got.detach()) and torch.equal(correct, token_logps_and_correct(hidden, weight, targets)[1][rows])
 
 
-def test_scores_say_where_the_target_is_the_likeliest_token() -> None:
+def test_scores_mark_targets_that_are_the_likeliest_token() -> None:
     hidden, weight, targets, _ = _inputs(64)
     logits = (hidden @ weight.t()).detach()
     targets[:10] = logits[:10].argmax(-1)

@@ -155,7 +155,7 @@ def test_the_router_is_float32_under_bfloat16() -> None:
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in experts.parameters())
 
 
-def test_merged_statistics_of_two_batches_equal_those_of_both_together() -> None:
+def test_merged_statistics_of_two_batches_equal_the_statistics_of_one_joint_batch() -> None:
     model = make_decoder(qk_norm=True, moe={"num_experts": 4, "num_experts_per_tok": 2})
     tokens, documents = random_tokens(3, 20), torch.ones(3, 20, dtype=torch.long)
     documents[0, 4:] = 0
@@ -239,7 +239,7 @@ def test_initial_weights_have_the_standard_deviation_of_the_recipe() -> None:
         ({"num_experts": 4, "num_experts_per_tok": 2, "router_z_loss_coef": -1}, True, "router_z_loss_coef"),
     ],
 )
-def test_mixtures_that_cannot_be_trained_or_saved_are_refused(moe: dict[str, object], qk_norm: bool, message: str) -> None:
+def test_mixtures_that_cannot_be_trained_or_saved_are_errors(moe: dict[str, object], qk_norm: bool, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         make_config(moe=moe, qk_norm=qk_norm)
 

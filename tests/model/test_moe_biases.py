@@ -74,7 +74,7 @@ def test_biases_make_a_lopsided_load_even() -> None:
     assert off[0] > 0.3 and max(off[-5:]) < 0.1
 
 
-def test_biases_go_on_exactly_from_a_saved_model(tmp_path: Path) -> None:
+def test_biases_continue_exactly_from_a_saved_model(tmp_path: Path) -> None:
     model = make_decoder(qk_norm=True, moe={"num_experts": 4, "num_experts_per_tok": 2, "load_balancing": "bias"})
     _train(model, 0, 5)
     assert _biases(model).abs().max() > 0

@@ -107,7 +107,7 @@ def test_a_saved_model_loads_with_the_same_weights_and_configuration(tmp_path: P
     assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_config_json_says_rope_in_the_old_and_the_new_place(tmp_path: Path) -> None:
+def test_config_json_has_rope_under_the_old_and_the_new_key(tmp_path: Path) -> None:
     raw = json.loads((_save(make_decoder(rope_theta=77.0), tmp_path, [2, 3]) / "config.json").read_text())
     assert raw["rope_theta"] == 77.0
     assert raw["rope_parameters"] == {"rope_type": "default", "rope_theta": 77.0}
@@ -153,7 +153,7 @@ def test_bfloat16_weights_load_as_the_same_numbers_in_float32(tmp_path: Path, ki
         torch.testing.assert_close(_logits(model, tokens), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_a_configuration_of_transformers_4_is_read_too(tmp_path: Path) -> None:
+def test_a_configuration_of_transformers_4_is_read(tmp_path: Path) -> None:
     _save(make_decoder(rope_theta=5000.0), tmp_path, [2])
     _edit(tmp_path, rope_parameters=None, rope_scaling=None, rope_theta=42.0)
     assert read_config(tmp_path)[0].rope_theta == 42.0
@@ -227,7 +227,7 @@ UNSUPPORTED = {
 
 
 @pytest.mark.parametrize("case", UNSUPPORTED)
-def test_a_damaged_or_uncovered_directory_is_refused_with_its_reason(tmp_path: Path, case: str) -> None:
+def test_a_damaged_or_unsupported_directory_is_an_error_with_its_reason(tmp_path: Path, case: str) -> None:
     spoil, message = UNSUPPORTED[case]
     _save(make_decoder(), tmp_path, [2])
     from_pretrained(tmp_path)
@@ -250,7 +250,7 @@ UNSUPPORTED_MIXTURES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", UNSUPPORTED_MIXTURES)
-def test_a_mixture_that_the_decoder_does_not_cover_is_refused(tmp_path: Path, case: str) -> None:
+def test_a_mixture_that_the_decoder_does_not_cover_is_an_error(tmp_path: Path, case: str) -> None:
     kind, changes, message = UNSUPPORTED_MIXTURES[case]
     _written_by_transformers(tmp_path, kind, True, torch.float32)
     from_pretrained(tmp_path)

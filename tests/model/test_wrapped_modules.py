@@ -104,7 +104,7 @@ def test_generation_calls_a_wrapped_embedding() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_a_wrapped_head_is_refused_because_only_its_matrix_would_be_read(tied: bool) -> None:
+def test_a_wrapped_head_is_an_error_because_only_its_matrix_would_be_read(tied: bool) -> None:
     model = make_decoder(tie_word_embeddings=tied)
     name = "embed_tokens" if tied else "lm_head"
     setattr(model, name, LowRank(getattr(model, name), 32, 97))

@@ -58,7 +58,7 @@ def test_a_healthy_run_triggers_no_guard(seed: int) -> None:
     assert triggers(healthy(2000, seed)) == []
 
 
-def test_gradients_that_are_not_finite_are_left_out_and_then_roll_back() -> None:
+def test_updates_with_gradients_that_are_not_finite_are_skipped_and_then_rolled_back() -> None:
     triggered = triggers(changed(healthy(100), range(40, 43), grad_norm=None))
     assert [(one.action, one.step, one.first_bad_step) for one in triggered] == [
         ("skip", 40, 40),
@@ -84,11 +84,11 @@ def test_a_spike_is_found_at_its_step_and_reported_once(key: str, check: str, ti
     assert triggered[0].finding.evidence["value"] > triggered[0].finding.evidence["limit"]
 
 
-def test_the_first_steps_are_too_few_to_call_anything_a_spike() -> None:
+def test_the_first_steps_never_trigger_a_spike() -> None:
     assert triggers(changed(healthy(60), range(20, 22), grad_norm=50.0)) == []
 
 
-def test_the_limit_of_an_update_is_known_before_the_figures_of_the_update_before() -> None:
+def test_the_gradient_limit_of_a_step_does_not_need_the_figures_of_the_previous_step() -> None:
     """On a GPU the figures of step n − 1 are not read yet when step n is made."""
     config, events = GuardsConfig(grad_spike={"action": "skip"}), healthy(120)  # type: ignore[arg-type]
     prompt, late = Guards(config), Guards(config)
@@ -127,7 +127,7 @@ def test_training_that_becomes_slow_is_found_once() -> None:
     assert len(triggered) == 1
 
 
-def test_little_disk_space_and_the_end_of_the_time_stop() -> None:
+def test_little_disk_space_and_an_exceeded_time_limit_stop_the_run() -> None:
     events = [
         {"kind": "system", "step": n, "system/seconds": 60.0 * n, "system/disk_free_bytes": 10_000 - n} for n in range(1, 9)
     ]
@@ -143,7 +143,7 @@ def test_an_ignored_guard_finds_nothing() -> None:
 
 
 @pytest.mark.parametrize("at", [1, 90, 199, 200, 203, 251])
-def test_guards_that_replay_their_events_find_the_same_afterwards(at: int) -> None:
+def test_guards_that_replay_their_events_have_equal_findings_afterwards(at: int) -> None:
     """What a rule knows is a function of the events: so is what a resumed run finds."""
     events = changed(healthy(300), range(200, 300), loss=lambda value: value + 2.5, grad_norm=lambda value: value * 20)
     uninterrupted, resumed = Guards(GuardsConfig()), Guards(GuardsConfig())

@@ -32,7 +32,7 @@ def test_a_timer_without_marks_has_no_phases() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_phases_on_a_gpu_are_its_time_and_not_that_of_the_host() -> None:
+def test_phases_on_a_gpu_measure_the_time_of_the_gpu_and_not_of_the_host() -> None:
     device = torch.device("cuda")
     matrix = torch.randn(4096, 4096, device=device)
     torch.mm(matrix, matrix)

@@ -56,7 +56,7 @@ def test_every_split_into_micro_batches_gives_the_gradient_of_the_whole_window(s
         assert_same_gradients(_window(model, objective, batches), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_the_mean_of_micro_batch_means_would_be_something_else() -> None:
+def test_the_mean_of_micro_batch_means_differs_from_the_loss() -> None:
     _, data = _eight_rows()
     model, objective = make_decoder(), CausalLMObjective()
     expected = _window(model, objective, [data.batch(0, 8)])
@@ -144,7 +144,7 @@ def test_evaluation_of_an_empty_batch_adds_nothing() -> None:
     assert batch.sequences_per_example == empty.sequences_per_example == 1
 
 
-def test_a_few_steps_learn_the_next_token_and_not_the_same_or_the_one_after() -> None:
+def test_a_few_steps_learn_the_next_token_and_not_its_neighbours() -> None:
     model = make_decoder(vocab=10, initializer_range=0.05).train()
     cycle = torch.arange(61) * 3 % 10  # the next token is always three more
     data = pack([Sequence(cycle[i : i + 31], torch.ones(31)) for i in range(10)], packed_length=60)

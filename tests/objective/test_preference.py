@@ -80,7 +80,7 @@ def test_the_table_is_in_the_order_of_the_examples_whatever_the_batches() -> Non
     torch.testing.assert_close(table, torch.stack((rc, rr), -1), atol=1e-4, rtol=1e-5)
 
 
-def test_a_pair_that_no_batch_brought_is_an_error() -> None:
+def test_a_pair_missing_from_all_batches_is_an_error() -> None:
     data = pack_pairs(PAIRS)
     with pytest.raises(AssertionError, match="not scored"):
         compute_ref_log_probs(make_decoder(), [data.batch(0, 1)], len(PAIRS), CPU)
@@ -110,7 +110,7 @@ def test_micro_batches_of_pairs_give_the_gradient_of_the_whole() -> None:
     assert_same_gradients(expected, gradients(policy), atol=1e-5, rtol=1e-4)
 
 
-def test_metrics_are_what_their_names_say_per_pair() -> None:
+def test_metrics_equal_their_formulas_per_pair() -> None:
     policy, reference = make_decoder(1), make_decoder(0)
     metrics = dpo(reference, 0.2)(policy, _whole(PAIRS)).metrics
     pc, pr, rc, rr = (t.detach() for t in _plain(policy, reference, PAIRS))
@@ -175,7 +175,7 @@ def test_log_probabilities_are_summed_over_each_completion_alone() -> None:
             assert counts[2 * index + side] == len(answer)
 
 
-def test_a_weight_counts_as_often_as_it_says() -> None:
+def test_log_probabilities_are_multiplied_by_the_weights_of_their_tokens() -> None:
     model, sequences = make_decoder(), random_sequences([9, 14, 20, 5, 11, 30])
     data = pack(sequences, packed_length=40)
     batch = data.batch(0, len(data))
@@ -210,7 +210,7 @@ def test_an_evaluation_gives_each_metric_its_own_denominator() -> None:
     assert all(isinstance(value, float) for ratio in metrics.values() for value in (ratio.total, ratio.count))
 
 
-def test_the_chosen_half_of_a_batch_is_what_the_weights_of_the_chosen_answers_say() -> None:
+def test_chosen_only_keeps_the_targets_of_the_chosen_answers() -> None:
     batch = _whole(PAIRS)
     half = chosen_only(batch)
     lengths = torch.zeros(batch.num_sequences).index_add(
@@ -220,7 +220,7 @@ def test_the_chosen_half_of_a_batch_is_what_the_weights_of_the_chosen_answers_sa
     torch.testing.assert_close(by_pair(lengths, batch), expected)
 
 
-def test_without_a_reference_the_log_probabilities_of_the_policy_stand_alone() -> None:
+def test_without_a_reference_only_the_log_probabilities_of_the_policy_count() -> None:
     policy = make_decoder(1)
     absent, zeros = (dpo(reference)(policy, _whole(PAIRS)) for reference in (None, torch.zeros(7, 2)))
     assert torch.equal(absent.loss, zeros.loss)

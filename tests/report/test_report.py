@@ -154,7 +154,7 @@ def test_page_says_whether_the_row_counts_of_each_source_add_up(run_directory: P
     assert "data/stories.jsonl:481" in page.text
 
 
-def test_samples_of_all_moments_stand_side_by_side(run_directory: Path) -> None:
+def test_samples_before_and_after_each_stage_are_shown_side_by_side(run_directory: Path) -> None:
     _, page = read(run_directory)
     assert "after pretrainpretrain 之后" in page.text and "at the start开始时" in page.text
     assert "there was a small bird who wanted to fly over the river." in page.text

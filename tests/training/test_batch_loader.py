@@ -117,7 +117,7 @@ def _assert_same(got: StepBatch, expected: StepBatch) -> None:
 
 @pytest.mark.parametrize("horizon", [HORIZON, WARMING], ids=["even", "batch warm-up"])
 @pytest.mark.parametrize("order", [range(6), (3, 0, 5, 4, 4, 1, 2)], ids=["in order", "any order"])
-def test_every_batch_is_the_one_of_its_definition(horizon: TrainingHorizon, order: Any, loaders: Any) -> None:
+def test_every_batch_equals_its_definition(horizon: TrainingHorizon, order: Any, loaders: Any) -> None:
     loader, data = loaders(_data(), horizon), _data()
     for step in order:
         _assert_same(loader.batch(step)[0], _expected(data, horizon, step, horizon.micro))
@@ -216,7 +216,7 @@ class ModelDependentSource:
         return self.source.batch(step)
 
 
-def test_a_source_that_depends_on_the_model_is_never_asked_ahead() -> None:
+def test_a_source_that_depends_on_the_model_is_never_read_ahead() -> None:
     source = ModelDependentSource(DatasetSource(_data(), HORIZON, 2, lambda batch: batch.weight))
     loader = BatchLoader(source, HORIZON.steps, CPU)
     try:

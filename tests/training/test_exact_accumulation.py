@@ -181,7 +181,7 @@ def _compiled(model: Decoder) -> Any:
 
 
 @pytest.mark.slow
-def test_every_way_to_compute_reaches_the_same_loss_within_the_spread_of_seeds(tmp_path: Path) -> None:
+def test_every_compute_configuration_reaches_an_equal_loss_within_the_spread_of_seeds(tmp_path: Path) -> None:
     data = _world_text(tmp_path / "world")
     seeds = [_final_loss(data, seed) for seed in range(4)]
     spread = max(seeds) - min(seeds)

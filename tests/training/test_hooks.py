@@ -156,7 +156,7 @@ def test_a_hook_can_end_the_stage_and_its_state_is_saved(tmp_path: Path) -> None
     assert (tmp_path / "checkpoints" / "last").resolve().name == "step-00000004"
 
 
-def test_prompt_tests_are_compared_with_the_last_time_also_after_a_resume(tmp_path: Path) -> None:
+def test_prompt_tests_are_compared_with_the_previous_ones_also_after_a_resume(tmp_path: Path) -> None:
     failures = {2: ["a", "b"], 4: ["b"], 6: [], 8: ["a"], 9: ["a"]}
     changes: list[tuple[int, list[str] | None]] = []
 

@@ -90,7 +90,7 @@ def test_a_step_event_holds_tokens_loss_gradient_norm_and_learning_rate() -> Non
     assert "train/tokens_by_source" not in values and "train/loss_scale" not in values and "router/load" not in values
 
 
-def test_clip_fraction_and_tokens_by_source_are_of_the_whole_run_so_far() -> None:
+def test_clip_fraction_and_tokens_by_source_count_the_whole_run_so_far() -> None:
     output, _, _ = _output()
     state = _state(output, step=7, clipped_steps=3, by_source=[120, 33], tokens=153)
     values = step_metrics(output, state, ("old", "new"), False)
@@ -209,7 +209,7 @@ def test_a_system_event_holds_time_by_phase_throughput_memory_and_mfu() -> None:
     json.dumps(values, allow_nan=False)
 
 
-def test_memory_is_that_of_the_process_and_the_peak_is_not_below_it() -> None:
+def test_memory_is_measured_for_the_process_and_its_peak_is_not_lower() -> None:
     output, _, model = _output()
     ballast = np.ones(30 << 20, np.uint8)
     held = memory_bytes()

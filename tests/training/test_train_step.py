@@ -98,7 +98,7 @@ def test_every_split_into_micro_batches_gives_the_same_gradients_loss_and_norm(s
     assert norm == pytest.approx(math.sqrt(squares), rel=1e-5)
 
 
-def test_the_loss_is_the_mean_over_the_step_batch_and_the_gradients_are_those_of_the_mean() -> None:
+def test_the_loss_is_the_mean_over_the_step_batch_and_the_gradients_belong_to_the_mean() -> None:
     batch, model = _batch(2), make_decoder().train()
     total, loss = 0.0, torch.zeros(())
     for micro_batch in batch.batches:
@@ -205,7 +205,7 @@ def test_neighbouring_micro_batches_have_seeds_far_apart() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("name", ["adamw", "muon", "adamw8bit"])
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "fp16's scale"])
-def test_gradients_that_are_not_finite_change_no_bit(name: str, bad: float, scaled: bool) -> None:
+def test_an_update_with_gradients_that_are_not_finite_changes_no_bit(name: str, bad: float, scaled: bool) -> None:
     scale = GradScaler(CPU) if scaled else None
     train_step = _train_step(make_decoder(hidden_size=64).train(), 1.0, scale, name=name)
     train_step(_batch(4), 0.01)
@@ -254,13 +254,13 @@ def test_the_first_half_is_measured_as_if_it_were_the_step_batch(micro: int) -> 
     assert float(output.loss) == pytest.approx(mean, rel=1e-6)
 
 
-def test_one_micro_batch_has_no_halves_and_details_are_measured_only_when_asked_for() -> None:
+def test_one_micro_batch_has_no_halves_and_details_are_measured_only_when_requested() -> None:
     assert _train_step(make_decoder().train())(_batch(8), 0.01, log_details=True).halves is None
     output = _train_step(make_decoder().train())(_batch(2), 0.01)
     assert output.halves is None and output.update_ratios == {}
 
 
-def test_the_noise_scale_of_gradients_with_known_covariance_is_estimated_rightly() -> None:
+def test_the_noise_scale_of_gradients_with_known_covariance_is_estimated_correctly() -> None:
     """Gradients g + noise of covariance diag(c) / tokens, averaged over 20 and 60 of 80 tokens: B = Σc / |g|²."""
     generator = torch.Generator().manual_seed(0)
     signal, spread = torch.linspace(0.5, 1.5, 50).double(), torch.linspace(0.1, 40, 50).double()

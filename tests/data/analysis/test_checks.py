@@ -110,7 +110,7 @@ def test_a_template_that_rewrites_earlier_turns_is_an_error(tmp_path: Path, chat
     assert "generation" in finding.hint
 
 
-def test_rows_that_a_usable_template_refuses_are_a_warning(tmp_path: Path, inst: Tokenizer) -> None:
+def test_rows_that_a_usable_template_rejects_are_a_warning(tmp_path: Path, inst: Tokenizer) -> None:
     tools = json.dumps([{"name": "clock", "parameters": {}}])
     file = jsonl(tmp_path / "a.jsonl", [*rows(3), {**row("time?", "It is late now."), "tools": tools}])
     finding = finding_of("template", check_data("sft", file, inst))
@@ -191,7 +191,7 @@ def test_a_source_of_few_openings_that_gives_half_of_the_tokens_is_a_warning(tmp
     assert finding.evidence["source"] == "alike.jsonl" and "begin in few ways (1)" in finding.message
 
 
-def test_a_finding_that_a_recipe_change_settles_carries_that_change(tmp_path: Path, chatml: Tokenizer) -> None:
+def test_a_finding_that_a_recipe_change_solves_carries_this_change(tmp_path: Path, chatml: Tokenizer) -> None:
     long = jsonl(tmp_path / "long.jsonl", [row(f"{n}", f"{n} word" * 100) for n in range(3)])
     for limits, patch in (
         ({}, {"stages.x.data.max_seq_len": 64}),

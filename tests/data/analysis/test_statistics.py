@@ -109,7 +109,7 @@ def test_a_higher_threshold_finds_no_more_near_duplicates(tmp_path: Path) -> Non
     assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1]
 
 
-def test_lengths_are_of_whole_conversations_and_say_what_fits(tmp_path: Path, chatml: Tokenizer) -> None:
+def test_lengths_count_whole_conversations_and_how_many_fit(tmp_path: Path, chatml: Tokenizer) -> None:
     rows = [row("hi", "x " * n) for n in (1, 5, 100, 200)]
     stage, data, _ = statistics("sft", jsonl(tmp_path / "a.jsonl", rows), chatml, max_seq_len=64)
     source = only(stage)

@@ -36,7 +36,7 @@ def test_a_built_directory_gives_the_batches_of_a_temporary_build(tmp_path: Path
         assert (data.train.batch(0, 4).input_ids == fresh.train.batch(0, 4).input_ids).all()
 
 
-def test_a_built_directory_for_something_else_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_built_directory_for_other_settings_is_an_error(tmp_path: Path, tokenizer: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", documents(40))
     stage = stage_of("pretrain", file)
     encode(collect(stage, "x", 1, tmp_path / "b"), tokenizer)
@@ -68,7 +68,7 @@ def test_a_complete_build_names_the_files_that_changed_since(tmp_path: Path) -> 
         build_recipe(pretraining_recipe(file, max_seq_len=32), tmp_path / "out", None, ignore_line)
 
 
-def test_a_complete_build_is_not_taken_for_a_stage_that_starts_from_another_model(tmp_path: Path) -> None:
+def test_a_complete_build_is_not_used_for_a_stage_that_starts_from_another_model(tmp_path: Path) -> None:
     """The model that the first stage starts from brings the tokenizer."""
     recipe = pretraining_recipe(jsonl(tmp_path / "a.jsonl", documents(40)))
     build_recipe(recipe, tmp_path / "out", None, ignore_line)
@@ -106,7 +106,7 @@ def test_only_one_process_writes_a_build(tmp_path: Path) -> None:
     build_recipe(pretraining_recipe(file), tmp_path / "out", None, ignore_line)
 
 
-def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_folder_with_other_files_is_not_changed(tmp_path: Path, tokenizer: Tokenizer) -> None:
     file, folder = jsonl(tmp_path / "a.jsonl", documents(40)), tmp_path / "x" / "data"
     folder.mkdir(parents=True)
     (folder / "mine.txt").write_text("mine")

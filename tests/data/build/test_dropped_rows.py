@@ -38,7 +38,7 @@ def test_evaluation_rows_of_any_kind_and_language_are_kept_out_of_training(tmp_p
     assert dict(account.dropped) == {"contaminated by the evaluation set": 1}
 
 
-def test_a_row_that_makes_several_examples_is_drawn_as_one(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_row_that_gives_several_examples_is_drawn_as_one_row(tmp_path: Path, tokenizer: Tokenizer) -> None:
     turns = [{"role": role, "content": f"{role} {n} says a few words"} for n in range(6) for role in ("user", "assistant")]
     rows = [{"messages": [{"role": "system", "content": f"row {n}"}, *turns]} for n in range(9)]
     source = {"path": str(jsonl(tmp_path / "a.jsonl", rows)), "max_rows": 4}
@@ -78,7 +78,7 @@ def test_training_rows_with_a_question_of_the_validation_file_are_dropped(tmp_pa
     assert (validation.split, validation.used_rows, validation.validation_rows) == ("validation", 1, 1)
 
 
-def test_more_dropped_than_allowed_stops_with_the_reasons(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_more_dropped_rows_than_allowed_are_an_error_with_the_reasons(tmp_path: Path, tokenizer: Tokenizer) -> None:
     file = jsonl(tmp_path / "a.jsonl", [*documents(40), b"{broken"])
     with pytest.raises(FledgeError) as caught:
         prepare("pretrain", file, tokenizer, max_drop_fraction="1%")
@@ -95,7 +95,7 @@ row_values = st.one_of(
 
 @given(st.lists(row_values, min_size=1, max_size=25), st.booleans(), st.sampled_from([0, 0.3]))
 @settings(max_examples=40, deadline=None)
-def test_totals_add_up_whatever_the_rows_are(
+def test_totals_add_up_for_any_rows(
     tmp_path_factory: pytest.TempPathFactory, rows: list[object], exact: bool, validation: float
 ) -> None:
     folder = tmp_path_factory.mktemp("rows")

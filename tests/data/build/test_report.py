@@ -39,7 +39,7 @@ ROWS = st.lists(
 
 @settings(max_examples=60)
 @given(rows=ROWS, kind=st.sampled_from(["pretrain", "sft", "preference"]), validation=st.sampled_from([0, 0.3]))
-def test_every_row_is_used_or_dropped_whatever_the_rows(
+def test_every_row_is_used_or_dropped_for_any_rows(
     chatml: Tokenizer, tmp_path_factory: pytest.TempPathFactory, rows: list[Any], kind: str, validation: float
 ) -> None:
     file = jsonl(tmp_path_factory.getbasetemp() / "mixture.jsonl", [GOOD, *rows])
@@ -60,7 +60,7 @@ def test_every_row_is_used_or_dropped_whatever_the_rows(
     assert all(event["where"].startswith(f"{file}:") for event in source["first_events"])
 
 
-def test_validation_of_which_no_row_fits_is_an_error(chatml: Tokenizer, tmp_path: Path) -> None:
+def test_validation_without_a_row_that_fits_is_an_error(chatml: Tokenizer, tmp_path: Path) -> None:
     file = jsonl(tmp_path / "rows.jsonl", [GOOD, {"prompt": "word " * 400, "response": "answer"}])
     errors = []
     for seed in range(20):  # some seeds put exactly the row that does not fit on the side of validation
@@ -139,7 +139,7 @@ def test_duplicates_fall_on_the_same_side(tmp_path: Path) -> None:
     assert all(texts(collected, VALIDATION).count(text) == 3 for text in texts(collected, VALIDATION))
 
 
-def test_validation_has_at_least_one_row_unless_none_is_wanted(tmp_path: Path) -> None:
+def test_validation_has_at_least_one_row_unless_it_is_zero(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "a.jsonl", rows_of(5))
     assert len(texts(read("pretrain", file, validation=1e-9), VALIDATION)) == 1
     assert texts(read("pretrain", file, validation=0), VALIDATION) == []
@@ -240,7 +240,7 @@ def test_documents_that_continue_in_another_packed_row_are_counted_as_split(tmp_
     assert data.train.num_tokens == len(data.train.examples.tokens) - 2
 
 
-def test_what_the_template_refuses_is_dropped_with_its_reason(tmp_path: Path, chatml: Tokenizer) -> None:
+def test_a_row_that_the_template_rejects_is_dropped_with_its_reason(tmp_path: Path, chatml: Tokenizer) -> None:
     chatml.core.save(str(tmp_path / "tokenizer.json"))
     jinja = (
         "{% for m in messages %}{% if 'bad' in m.content %}{{ raise_exception('not this') }}{% endif %}"
@@ -256,7 +256,7 @@ def test_what_the_template_refuses_is_dropped_with_its_reason(tmp_path: Path, ch
         assert source.first_events["the chat template refuses it"][0]["detail"] == "not this"
 
 
-def test_a_template_whose_prompt_does_not_begin_the_answer_is_refused_for_preferences(
+def test_a_template_whose_prompt_does_not_begin_the_answer_is_an_error_for_preferences(
     tmp_path: Path, chatml: Tokenizer
 ) -> None:
     chatml.core.save(str(tmp_path / "tokenizer.json"))

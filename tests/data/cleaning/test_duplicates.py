@@ -219,7 +219,7 @@ def test_planted_copies_are_found_and_nothing_else(threshold: float, bench: Modu
 def test_unrelated_paragraphs_are_never_duplicates(kind: str, threshold: float, bench: ModuleType, data: Path) -> None:
     texts = bench.unrelated(data, 1000)[kind]
     assert len(texts) == 1000
-    assert bench.found(texts, bench.signatures_of(texts), threshold).tolist() == list(range(1000))
+    assert bench.representatives(texts, bench.signatures_of(texts), threshold).tolist() == list(range(1000))
 
 
 def test_similarity_is_not_transitive() -> None:

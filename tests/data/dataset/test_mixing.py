@@ -26,7 +26,7 @@ def test_a_source_without_a_quota_gives_every_row_once() -> None:
     assert (counts(mixture([7, 5], [SourceQuota("a"), SourceQuota("b")]), 3) == 1).all()
 
 
-def test_max_rows_draws_other_rows_in_another_epoch_and_the_same_ones_again() -> None:
+def test_max_rows_draws_other_rows_in_another_epoch_and_equal_rows_in_an_equal_epoch() -> None:
     mix = mixture([100, 10], [SourceQuota("a", max_rows=20), SourceQuota("b")])
     first, second = counts(mix, 0), counts(mix, 1)
     assert first[:100].sum() == second[:100].sum() == 20
@@ -36,7 +36,7 @@ def test_max_rows_draws_other_rows_in_another_epoch_and_the_same_ones_again() ->
     assert (draws > 0).mean() > 0.95  # no row is out of reach
 
 
-def test_ratio_max_tokens_and_repeat_say_how_many_rows_an_epoch_takes() -> None:
+def test_ratio_max_tokens_and_repeat_set_how_many_rows_an_epoch_draws() -> None:
     mix = mixture(
         [100, 100, 10],
         [SourceQuota("a", ratio=0.25), SourceQuota("b", max_tokens=200), SourceQuota("c", repeat=2.5)],
@@ -96,7 +96,7 @@ def test_an_epoch_holds_exactly_what_was_drawn(split: bool, epoch: int) -> None:
     assert (filled == counts(mix, epoch) * mix.tokens).all()
 
 
-def test_a_small_repeat_of_a_small_source_takes_at_least_one_row() -> None:
+def test_a_small_repeat_of_a_small_source_draws_at_least_one_row() -> None:
     assert mixture([1], [SourceQuota("one", repeat=0.4)]).sample_epoch(0).tolist() == [0]
 
 

@@ -90,7 +90,7 @@ def test_a_target_is_the_next_token_of_the_same_sequence_and_padding_has_no_weig
 
 
 @given(LENGTHS, SEED, st.booleans())
-def test_position_document_and_sequence_ids_tell_pieces_apart(lengths: list[int], seed: int, split: bool) -> None:
+def test_position_document_and_sequence_ids_separate_the_pieces_of_a_row(lengths: list[int], seed: int, split: bool) -> None:
     data = PackedDataset(examples_of(lengths), 8, PAD, seed, split)
     batch = data.assemble([*range(len(data)), None])
     for b in range(len(data)):
@@ -149,7 +149,7 @@ def test_epochs_and_seeds_differ_in_order() -> None:
     assert len(orders) == 25
 
 
-def test_packed_rows_after_the_end_are_empty_and_weigh_nothing() -> None:
+def test_packed_rows_after_the_end_are_empty_and_have_weight_zero() -> None:
     data = PackedDataset(examples_of([9] * 6), 8, PAD, 1, False)
     batch = data.batch(4, 4, stop=6)
     assert batch.input_ids.shape == (4, 8)
@@ -161,7 +161,7 @@ def test_packed_rows_after_the_end_are_empty_and_weigh_nothing() -> None:
     assert (batch.to(torch.device("cpu")).sequence_ids[2:] == 2).all()
 
 
-def test_a_batch_of_empty_rows_still_says_how_many_sequences_an_example_has() -> None:
+def test_a_batch_of_empty_rows_has_the_number_of_sequences_per_example() -> None:
     data = PackedDataset(examples_of([5] * 4, 2), 16, PAD, 1, False)
     batch = data.batch(0, 2, stop=0)
     assert (batch.num_sequences, batch.examples, batch.sequences_per_example) == (0, (), 2)

@@ -24,7 +24,7 @@ from tests.support.conversations import CONFIG, KINDS, TEXT, answer_texts, conve
     item=conversations(), kind=st.sampled_from(KINDS), context=st.integers(8, 160),
     policy=st.sampled_from(["keep_recent", "keep_start", "split"]), train_on_turns=st.sampled_from(["all", "last"]),
 )  # fmt: skip
-def test_every_conversation_becomes_valid_examples_or_says_why_not(
+def test_every_conversation_gives_valid_examples_or_a_reason(
     tokenizers: dict[str, Tokenizer], item: Conversation, kind: str, context: int, policy: str, train_on_turns: str
 ) -> None:
     tokenizer = tokenizers[kind]
@@ -48,7 +48,7 @@ def test_every_conversation_becomes_valid_examples_or_says_why_not(
         assert [trained(tokenizer, example[0]) for example in encoded.examples] == expected
 
 
-def test_what_a_template_refuses_is_dropped_with_its_message(inst: Tokenizer) -> None:
+def test_an_item_that_the_template_rejects_is_dropped_with_its_message(inst: Tokenizer) -> None:
     item = Conversation((Message("user", "a"), Message("assistant", "b"), Message("tool", "c"), Message("assistant", "d")))
     (event,) = encode(item, inst, CONFIG).events
     assert (event.state, event.reason) == ("dropped", "the chat template refuses it")
@@ -67,7 +67,7 @@ def test_documents_are_kept_whole_or_dropped_as_too_short(inst: Tokenizer, texts
             assert weights.tolist() == [1.0] * len(tokens)
 
 
-def test_conversations_shorter_than_asked_for_are_dropped(chatml: Tokenizer) -> None:
+def test_conversations_below_min_tokens_are_dropped(chatml: Tokenizer) -> None:
     item = talk("a")
     size = len(chatml.encode_conversation(item.messages)[0])
     assert encode(item, chatml, replace(CONFIG, min_tokens=size)).examples

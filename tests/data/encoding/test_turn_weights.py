@@ -22,7 +22,7 @@ def test_weights_of_turns_multiply_and_zero_is_not_trained(tokenizers: dict[str,
 
 
 @pytest.mark.parametrize("policy", ["keep_recent", "keep_start", "split"])
-def test_only_the_last_answer_is_trained_where_that_is_asked_for(tokenizers: dict[str, Tokenizer], policy: str) -> None:
+def test_only_the_last_answer_is_trained_when_requested(tokenizers: dict[str, Tokenizer], policy: str) -> None:
     for kind in KINDS:
         item = talk(*(f"answer {number}" for number in range(8)))
         config = replace(CONFIG, max_seq_len=80, train_on_turns="last", truncation=policy)
