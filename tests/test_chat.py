@@ -40,7 +40,7 @@ def answer(folder: Path, messages: list[Message], params: SamplingParams = PARAM
 
 
 def type_lines(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
-    """Lines that a person types, and then the end of the input."""
+    """Simulate lines that a person types, followed by the end of the input."""
     rest: Iterator[str] = iter(lines)
 
     def read(prompt: str) -> str:

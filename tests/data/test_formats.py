@@ -76,7 +76,7 @@ class RankedAnswers(Dialogue):
     def from_fields(cls, *fields: Any) -> "RankedAnswers":
         """The item with these fields."""
         prompt, answers = fields
-        return cls(tuple(Message(*turn) for turn in prompt), tuple(answers))
+        return cls(tuple(Message(role, content) for role, content in prompt), tuple(answers))
 
 
 def parse_ranked(row: Mapping[str, Any], source: Source) -> Any:

@@ -210,7 +210,7 @@ def _source(horizon: TrainingHorizon, micro: int, ranks: DistributedContext) -> 
 
 
 def train_with_drift(ranks: DistributedContext, parallel: str) -> list[Any]:
-    """Rank 1's weights move by themselves after step 3."""
+    """The weights of rank 1 change without an update after step 3."""
     run = Run(ranks, parallel == "fsdp", **VARIANTS["mixture"])
     run.train(3)
     if ranks.rank == 1:
@@ -321,7 +321,7 @@ def test_checkpoint_resumes_with_any_number_of_ranks_and_parallelism(
 
 
 def test_sharded_checkpoint_holds_the_tensors_of_an_unsharded_one(tmp_path: Path) -> None:
-    """The shards written by four ranks make up what one process would have written."""
+    """The shards of four ranks together equal the checkpoint of one process."""
     run_ranks(4, train_half_and_save, "fsdp", str(tmp_path / "sharded"))
     train_half_and_save(DistributedContext(), "ddp", str(tmp_path / "unsharded"))
     sharded, unsharded = (load_optimizer_state(tmp_path / name / "step-00000004") for name in ("sharded", "unsharded"))

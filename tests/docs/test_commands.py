@@ -1,4 +1,4 @@
-"""The commands in the documents run as they stand there, on small data; docs/commands.md has every option."""
+"""The commands in the documents run unchanged, on small data; docs/commands.md has every option."""
 
 import io
 import json
@@ -31,7 +31,7 @@ INTERRUPTED = "press Ctrl-C"
 
 
 def fledge(words: list[str]) -> int:
-    """The command in this process; `--help` and the like leave by an exception."""
+    """Run the command in this process and return its exit code; `--help` exits by an exception."""
     try:
         return main(words)
     except SystemExit as leaving:
@@ -61,7 +61,7 @@ def lay_out(document: Path, folder: Path) -> None:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to run commands in. The standard input is put back afterwards."""
+    """An empty folder to run commands in; the standard input is restored after the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", sys.stdin)
     return tmp_path
@@ -179,7 +179,7 @@ def test_the_slow_commands_of_the_documents_run(workplace: Path) -> None:
 
 
 def help_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str) -> dict[str, set[str]]:
-    """The options of a command as its help has them, each with the words that may follow."""
+    """The options in the help of a command, each with its choices."""
     monkeypatch.setenv("COLUMNS", "400")
     capsys.readouterr()
     fledge([*command.split(), "--help"])

@@ -33,7 +33,7 @@ def _is_file(span: str, document: Path) -> bool:
 
 
 def path_problem(span: str, document: Path) -> str | None:
-    """A path of the code that does not exist. Files that the document itself has are its own."""
+    """The path if it names a file of the code that does not exist. Files that the document itself shows are exempt."""
     name = span.split()[0]
     own = {block.file for block in markdown.blocks(document)}
     first = name.partition("/")[0]

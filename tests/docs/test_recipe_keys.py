@@ -1,4 +1,4 @@
-"""docs/recipes.md says of each key what the schema says, and each key has an effect."""
+"""docs/recipes.md describes each key as the schema does, and each key has an effect."""
 
 import ast
 import re
@@ -90,7 +90,7 @@ def test_the_tables_give_the_defaults_of_the_schema(kind: str) -> None:
 
 
 def _default_of(kind: str, path: str, field: FieldInfo) -> object:
-    """The default as a stage of this kind has it: its optimizer section differs."""
+    """The default of a key in a stage of this kind; the optimizer sections of kinds differ."""
     if path.startswith("stages.*.optimizer."):
         optimizer = recipe_keys.KINDS[kind].model_fields["optimizer"].default
         value = getattr(optimizer, path.rpartition(".")[2])
@@ -112,7 +112,7 @@ def test_the_tables_give_the_choices_of_the_schema(kind: str) -> None:
 
 
 def _wrapped(text: str) -> str:
-    """A block of YAML as a whole recipe: fragments of a stage or of a recipe are put where they belong."""
+    """A block of YAML as a complete recipe: a fragment is put into the recipe or into a stage."""
     tree = yaml.load(text, Loader=RecipeLoader)
     if not isinstance(tree, dict) or "stages" in tree:
         return text
@@ -188,7 +188,7 @@ def _reads(defining: bool) -> _Reads:
     return reads
 
 
-DEFINING = {"__init__", "schema", "load", "places", "diff", "resume_policy", "units", "yaml_dialect"}
+DEFINING = {"__init__", "schema", "schema_keys", "load", "diff", "resume_policy", "units", "yaml_dialect"}
 READ_IN_RECIPE = {"preset"}  # read where the recipe is put together
 
 

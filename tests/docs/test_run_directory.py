@@ -21,7 +21,7 @@ CASES = "- {prompt: 你是谁？, expect: {contains: [雏鹰]}}\n- {prompt: hell
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that writes all that it can on one CPU: three stages, averaged weights, prompt tests, a mixture of sources."""
+    """A run that writes every kind of file on one CPU: three stages, averaged weights, prompt tests, a mixture of sources."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "prompts.yaml").write_text(CASES, encoding="utf-8")
     tree = tiny_run.tree(folder / "world", folder / "runs", logging={"every_steps": 2})

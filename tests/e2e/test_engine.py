@@ -1,4 +1,4 @@
-"""The engine through whole runs: memory that runs out, fp16 that overflows, derived batches, evidence that adds up."""
+"""Complete runs of the engine: out of memory, overflow of fp16, derived batch sizes, and events that add up."""
 
 import json
 import math
@@ -36,7 +36,7 @@ LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits 
 
 
 def _tree(world: Path, output: Path, model: dict[str, Any], machine: dict[str, Any], **stage: Any) -> dict[str, Any]:
-    """Pretraining alone, changed."""
+    """The recipe with its pretraining stage only, with these changes."""
     tree = tiny_run.tree(world, output)
     tree["stages"] = {"pretrain": {**tree["stages"]["pretrain"], **stage}}
     return tree | {"model": {**tree["model"], **model}, "runtime": {**tree["runtime"], **machine}}
@@ -76,14 +76,14 @@ BIG = {"intermediate_size": 4096, "dropout": 0.0, "max_position_embeddings": 204
 
 
 def _train_limited(recipe: Path, free: int) -> subprocess.CompletedProcess[str]:
-    """`fledge train` in a process that may take `free` bytes more than it has when the stage begins."""
+    """Run `fledge train` in a process that may allocate `free` bytes more than at the start of the stage."""
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", LIMITED, str(free), "train", str(recipe)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
 def _large_rows(world: Path, output: Path, context: int, micro: int, accumulation: int) -> dict[str, Any]:
-    """Rows whose activations are most of what a step needs: 16 KiB a token in each of nine tensors."""
+    """A recipe whose steps need memory mostly for activations: 16 KiB per token in each of nine tensors."""
     tree = _tree(
         world,
         output,
@@ -136,7 +136,7 @@ def test_a_row_that_does_not_fit_into_memory_ends_the_run_with_advice(world: Pat
 def test_a_run_that_halved_its_micro_batch_resumes_with_the_halved_size(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A micro-batch that became smaller stays so: the newest checkpoint says it."""
+    """The newest checkpoint stores the size of the halved micro-batch."""
     recipe, batches = _recipe(world, tmp_path), []
     step = TrainStep._step
 
@@ -225,7 +225,7 @@ def test_fp16_trains_and_writes_its_loss_scale(world: Path, tmp_path: Path) -> N
 def test_an_overflow_of_fp16_is_skipped_and_counted_and_training_continues(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A scale so high that the first gradients overflow, until it has come down."""
+    """The first gradients overflow because the initial loss scale is very high."""
     monkeypatch.setattr(trainable, "GradScaler", lambda device: GradScaler(device, 2.0**22))
     run = Pipeline(_recipe(world, tmp_path, {"precision": "fp16"}, duration="14 steps"), QUIET).run()
     steps = _events(run, "step")

@@ -1,4 +1,4 @@
-"""A whole run: what it writes, and that what it says is so."""
+"""A complete run: its files, and the values in them."""
 
 import json
 import math
@@ -70,7 +70,7 @@ def test_a_live_and_a_precomputed_reference_give_the_same_losses(world: Path, tm
 
 
 def test_gradient_accumulation_does_not_change_the_losses(world: Path, tmp_path: Path) -> None:
-    """8 × 1, 1 × 8 and 2 × 4 rows make the same losses, step after step."""
+    """8 × 1, 1 × 8 and 2 × 4 rows give equal losses at every step."""
     curves = []
     for micro, accumulation in ((8, 1), (1, 8), (2, 4)):
         tree = tiny_run.tree(world, tmp_path, name=f"a{micro}", model={**tiny_run.MODEL, "dropout": 0.0})

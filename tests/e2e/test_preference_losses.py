@@ -21,7 +21,7 @@ FIRST_LOSS = {"sigmoid": math.log(2), "hinge": 1.0, "ipo": 25.0}  # of a pair, a
 
 
 def _tree(world: Path, output: Path, **stage: Any) -> dict[str, Any]:
-    """A preference stage alone, without dropout."""
+    """A recipe of a preference stage only, without dropout."""
     tree = tiny_run.tree(world, output, model={**tiny_run.MODEL, "dropout": 0.0})
     tree["stages"] = {"dpo": {**tree["stages"]["dpo"], **stage}}
     tree["generation_samples"] = {}
@@ -50,7 +50,7 @@ def test_a_run_with_another_loss_begins_at_its_known_value_and_resumes_bit_for_b
 
 
 def test_a_live_reference_model_and_its_precomputed_table_train_identical_weights(world: Path, tmp_path: Path) -> None:
-    """One row at a time, so that both score it in the same batch."""
+    """Micro-batches have one row, so that model and table score equal batches."""
     runs = {}
     for precompute in (True, False):
         batch = {"micro_batch_size": 1, "gradient_accumulation_steps": 4}

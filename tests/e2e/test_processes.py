@@ -230,7 +230,7 @@ def test_prompt_tests_averages_and_the_next_stage_get_the_gathered_weights_of_a_
 
 @pytest.mark.slow
 def test_a_slurm_job_trains_with_its_tasks_as_processes(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """submitit's local executor: the same script, processes and environment, without a queue."""
+    """submitit's local executor starts the script and processes of a job without a queue."""
     stages = ("pretrain",)
     train(tmp_path, tree(world, tmp_path / "one", stages))
     recipe = tiny_run.write(tmp_path / "two.yaml", tree(world, tmp_path / "two", stages))

@@ -1,4 +1,4 @@
-"""Prompt tests of a run: what failed the last time is part of the state that a run resumes from."""
+"""Prompt tests of a run: the failures of the previous test are part of the state that a run resumes from."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ QUIET = Console(quiet=True)
 
 
 def _recipe(world: Path, output: Path) -> Recipe:
-    """Fine-tuning alone, from fresh weights; prompts every two steps, one of which must fail and one of which must pass."""
+    """A recipe of fine-tuning only, with a failing and a passing prompt every two steps."""
     tree = tiny_run.tree(world, output)
     prompts = output / "prompts.yaml"
     output.mkdir(exist_ok=True)
@@ -39,7 +39,7 @@ def _prompt_tests(run: Path) -> list[dict[str, Any]]:
 def test_a_resumed_run_compares_its_prompt_tests_with_the_results_before_the_kill(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed inside the 8th update; the files of failing cases are gone when the run is resumed."""
+    """The run is killed inside the 8th update; the files of failing cases are removed before it is resumed."""
     uninterrupted = Pipeline(_recipe(world, tmp_path / "whole"), QUIET).run()
     events = _prompt_tests(uninterrupted)
     assert [event["step"] for event in events] == [2, 4, 6, 8]

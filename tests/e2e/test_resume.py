@@ -1,4 +1,4 @@
-"""A run stopped anywhere and resumed ends with the bytes of one that was never stopped."""
+"""A run that is stopped at any moment and resumed ends with the bytes of an uninterrupted run."""
 
 import json
 import os
@@ -28,7 +28,7 @@ QUIET = Console(quiet=True)
 def test_killed_run_resumes_bit_for_bit(
     at: int, world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process dies (no handler runs) inside its at-th update of 22, after the gradients, before the step."""
+    """The process is killed inside the at-th of 22 updates, after the gradients and before the optimizer step."""
     recipe = tiny_run.recipe(world, tmp_path)
     run_until_killed(recipe, at, monkeypatch)
     assert final_results(Pipeline(recipe, QUIET).run(resume=True)) == final_results(finished)
@@ -125,7 +125,7 @@ def test_a_finished_run_is_not_repeated(world: Path, finished: Path) -> None:
 def test_a_run_resumes_with_the_recipe_changes_that_were_allowed_and_reports_them(
     world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped in SFT; then a lower rate there, another length of DPO, and more logging."""
+    """The run is killed in SFT and continues with a lower learning rate, a shorter DPO stage and more logging."""
     run_until_killed(tiny_run.recipe(world, tmp_path), 8 + 5, monkeypatch)
     changed = tiny_run.tree(world, tmp_path, logging={"every_steps": 2})
     changed["stages"]["sft"]["optimizer"]["learning_rate"] = 1e-5
@@ -148,7 +148,7 @@ def test_a_run_resumes_with_the_recipe_changes_that_were_allowed_and_reports_the
 def test_an_interrupted_evaluation_is_repeated_on_resume(
     world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The signal comes after step 4, within the evaluation: its figures, and the best step, are those of a whole run."""
+    """The signal arrives in the evaluation after step 4; its results and the best step equal those of an uninterrupted run."""
     from fledge.training import validation
 
     batches, count = validation.local_row_batches, 0

@@ -1,4 +1,4 @@
-"""Mistakes that once ended badly: each is told, and nothing is lost."""
+"""Mistakes of users that were once handled badly: each is reported, and no data is lost."""
 
 import json
 import shutil

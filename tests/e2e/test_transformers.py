@@ -1,4 +1,4 @@
-"""A model directory that the library transformers computes goes through whole runs: `model.implementation: transformers`."""
+"""A model that the library transformers computes passes through complete runs: `model.implementation: transformers`."""
 
 import json
 from pathlib import Path
@@ -69,12 +69,12 @@ def prompt_tests(folder: Path, every_steps: int) -> dict[str, Any]:
 
 
 def passed_tests(run: Path) -> list[int]:
-    """How many prompts passed each time."""
+    """The number of passed prompts of each prompt test."""
     return [event["prompt_tests/passed"] for event in events(run, "sft", "prompt_tests")]
 
 
 def assert_same_curves(left: Path, right: Path, stage: str, steps: int) -> None:
-    """Losses and gradient norms of all steps, and validation losses, to 1e-4."""
+    """Check that losses of all steps and validation losses differ by less than 1e-4, gradient norms by less than 1e-3."""
     both = [events(run, stage, "step") for run in (left, right)]
     assert [event["step"] for event in both[0]] == [event["step"] for event in both[1]] == list(range(1, steps + 1))
     for ours, theirs in zip(*both, strict=True):
@@ -114,7 +114,7 @@ def test_a_whole_fine_tuning_stage_has_the_native_decoders_losses_at_every_step(
 def test_an_unsupported_architecture_passes_through_all_stages_and_loads_in_transformers(
     world: Path, start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two stages, an average of the weights, Muon, activation checkpointing and regression of the console line."""
+    """Two stages with averaged weights, Muon and activation checkpointing, started on the command line."""
     vocabulary = len(AutoTokenizer.from_pretrained(start))
     write_model(tmp_path / "qwen2", "Qwen2", vocab_size=vocabulary, max_position_embeddings=96, initializer_range=0.02)
     for file in start.glob("*token*"):

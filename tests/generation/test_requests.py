@@ -99,7 +99,7 @@ def test_samples_of_one_prompt_differ_by_their_index_and_repeat_with_it() -> Non
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_log_probabilities_belong_to_the_unchanged_distribution_of_the_model(dtype: torch.dtype) -> None:
-    """Whatever shapes the choice: the log-softmax of a whole forward pass at the chosen tokens, stop tokens included."""
+    """Log-probabilities equal the log-softmax of a whole forward pass at the chosen tokens, with any sampling parameters."""
     model = wandering_decoder()
     model.compute_dtype = dtype
     each = [SamplingParams(**{**vars(params), "logprobs": True}) for params in PARAMS]

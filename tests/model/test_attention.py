@@ -31,7 +31,7 @@ def _inputs(length: int, heads: int, kv_heads: int, seed: int = 0) -> tuple[Tens
 
 
 def _documents(length: int, cuts: tuple[int, ...] = (3, 100, 129)) -> Tensor:
-    """Numbers from 1, two rows cut at different places, the second ending in padding (0)."""
+    """Document numbers from 1 in two rows with different boundaries; the second row ends in padding (0)."""
     positions = torch.arange(length)
     first = 1 + sum((positions >= cut).long() for cut in cuts)
     second = 1 + sum((positions >= cut + 2).long() for cut in cuts)

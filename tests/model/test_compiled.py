@@ -70,7 +70,7 @@ def test_one_compiled_graph_serves_all_layers_partial_batches_checkpointing_and_
 
 @pytest.mark.slow
 def test_flex_attention_compiled_for_a_cpu_accepts_new_documents_without_recompiling() -> None:
-    """Forward only: it has no backward pass on a CPU."""
+    """Forward only, because flex attention has no backward pass on a CPU."""
     from torch._dynamo.utils import counters
 
     from fledge.model.attention import reference_attention

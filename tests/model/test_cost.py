@@ -138,7 +138,7 @@ def test_state_bytes_count_weights_gradients_and_optimizer_states() -> None:
 
 
 class _Kept:
-    """A tensor that autograd keeps, for as long as it does."""
+    """A tensor that autograd keeps; its bytes count as long as it lives."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor

@@ -103,7 +103,7 @@ def test_a_kernel_always_gets_full_chunks() -> None:
 @pytest.mark.parametrize("kernel", [None, _softmax_grad_chunk], ids=["own", "passed"])
 @pytest.mark.parametrize("width, vocabulary", [(WIDTH, VOCAB), (512, 9000)], ids=["small", "several tiles"])
 def test_bfloat16_keeps_loss_and_gradients_to_one_percent(width: int, vocabulary: int, kernel: object) -> None:
-    """Against the plain head in float32 on the same hidden states: the loss to 0.1 %, gradients to 1 % of their norm."""
+    """Compared with the plain head in float32 on equal hidden states: loss within 0.1 %, gradients within 1 % of their norm."""
     generator = torch.Generator().manual_seed(0)
     rounded = torch.randn(700, width, generator=generator).bfloat16().requires_grad_()
     weight = (torch.randn(vocabulary, width, generator=generator) * 2 / width**0.5).requires_grad_()
@@ -131,7 +131,7 @@ def test_a_row_that_is_nearly_certain_keeps_its_small_gradient_in_bfloat16() -> 
 
 
 class _Largest(TorchDispatchMode):
-    """Remembers the most entries that any tensor had, and any tensor in float32 that has a vocabulary's columns."""
+    """Records the largest number of entries of any tensor, and of any float32 tensor with one column per vocabulary entry."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ def test_a_chunk_is_bounded_in_bytes_and_keeps_products_efficient(vocabulary: in
 
 @pytest.mark.parametrize("rows", [8, CHUNK + 40])
 def test_the_gradient_of_the_head_is_scaled_in_place_and_not_copied(rows: int) -> None:
-    """One gradient [V, D] from the forward pass to .grad: no copy."""
+    """The gradient [V, D] of the forward pass becomes .grad without a copy."""
     hidden, weight, targets, weights = _inputs(rows)
     loss = cross_entropy(hidden, weight, targets, weights)
     held = loss.grad_fn.saved_tensors[1]  # type: ignore[union-attr]

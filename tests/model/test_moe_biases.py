@@ -39,7 +39,7 @@ def test_a_bias_rises_where_the_load_is_small_and_falls_where_it_is_large() -> N
 
 
 def _train(model: Decoder, first: int, last: int) -> RouterStats:
-    """Plain gradient descent, biases after each update."""
+    """Train by plain gradient descent, with an update of the biases after each step: the last routing statistics."""
     routing = None
     for step in range(first, last):
         hidden, routing = model.forward_with_router_stats(random_tokens(2, 40, seed=step))

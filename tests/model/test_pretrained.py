@@ -160,7 +160,7 @@ def test_a_configuration_of_transformers_4_is_read(tmp_path: Path) -> None:
 
 
 def _edit(folder: Path, **changes: object) -> None:
-    """Change config.json; None takes a key away."""
+    """Change config.json; None removes a key."""
     path = folder / "config.json"
     raw = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({key: value for key, value in raw.items() if value is not None}))

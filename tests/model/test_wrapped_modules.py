@@ -40,12 +40,13 @@ class LowRank(nn.Module):
 
 
 def wrap(model: Decoder, name: str) -> LowRank:
-    """Put a wrapper in the place of one module of the first block."""
+    """Replace one module of the first block by a wrapper."""
     block = model.blocks()[0]
     owner, _, attribute = name.rpartition(".")
     base = block.get_submodule(name)
-    sizes = (base.in_features, base.out_features) if isinstance(base, Linear) else (model.config.hidden_size,) * 2
-    wrapper = LowRank(base, *sizes)  # type: ignore[arg-type]
+    width = model.config.hidden_size
+    width_in, width_out = (base.in_features, base.out_features) if isinstance(base, Linear) else (width, width)
+    wrapper = LowRank(base, width_in, width_out)
     setattr(block.get_submodule(owner), attribute, wrapper)
     return wrapper
 

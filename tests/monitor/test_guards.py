@@ -89,7 +89,7 @@ def test_the_first_steps_never_trigger_a_spike() -> None:
 
 
 def test_the_gradient_limit_of_a_step_does_not_need_the_figures_of_the_previous_step() -> None:
-    """On a GPU the figures of step n − 1 are not read yet when step n is made."""
+    """On a GPU the figures of step n − 1 are not read yet when step n starts."""
     config, events = GuardsConfig(grad_spike={"action": "skip"}), healthy(120)  # type: ignore[arg-type]
     prompt, late = Guards(config), Guards(config)
     steps = [event for event in events if event["kind"] == "step"]
@@ -144,7 +144,7 @@ def test_an_ignored_guard_finds_nothing() -> None:
 
 @pytest.mark.parametrize("at", [1, 90, 199, 200, 203, 251])
 def test_guards_that_replay_their_events_have_equal_findings_afterwards(at: int) -> None:
-    """What a rule knows is a function of the events: so is what a resumed run finds."""
+    """The state of a guard is a function of the events, so a resumed run has equal findings."""
     events = changed(healthy(300), range(200, 300), loss=lambda value: value + 2.5, grad_norm=lambda value: value * 20)
     uninterrupted, resumed = Guards(GuardsConfig()), Guards(GuardsConfig())
     before = [event for event in events if event["step"] <= at]

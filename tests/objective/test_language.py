@@ -27,7 +27,7 @@ def _eight_rows() -> tuple[list[Sequence], PackedDataset]:
 
 
 def _window(model: Decoder, objective: CausalLMObjective, batches: list[Batch]) -> dict[str, torch.Tensor]:
-    """Gradients of the accumulation window, divided once."""
+    """The gradients of an accumulation window, divided once by its weight."""
     for batch in batches:
         objective(model, batch).loss.backward()
     total = sum(objective.normalizer(batch) for batch in batches)
@@ -35,7 +35,7 @@ def _window(model: Decoder, objective: CausalLMObjective, batches: list[Batch]) 
 
 
 def _plain_window(model: Decoder, sequences: list[Sequence], smoothing: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss and gradients of the same sequences, one at a time and unpacked, by the textbook."""
+    """Loss and gradients of the sequences one at a time, without packing, by the plain formula."""
     loss, total = torch.zeros(()), torch.zeros(())
     for sequence in sequences:
         logits = model.logits(model(sequence.tokens[None, :-1]))[0]

@@ -28,7 +28,7 @@ def _whole(pairs: list[Pair]) -> Batch:
 
 
 def _padded_log_probabilities(model: Decoder, prompts: list[list[int]], answers: list[list[int]]) -> Tensor:
-    """Sum of the completion's log-probabilities, one row each and padded on the right: as TRL computes it."""
+    """The sum of log-probabilities of each completion, computed as in TRL: one row each, padded on the right."""
     longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
     tokens, mask = torch.zeros(len(prompts), longest, dtype=torch.long), torch.zeros(len(prompts), longest)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):

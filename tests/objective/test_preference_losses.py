@@ -94,7 +94,7 @@ def test_a_few_steps_make_every_chosen_answer_preferred(loss_type: str) -> None:
 
 
 def _pair(delta: float, lengths: tuple[float, float] = (1.0, 1.0)) -> tuple[Tensor, PairLogps]:
-    """One pair with this Δ, all of it on the chosen side, and the variable it depends on."""
+    """One pair with the difference Δ on the chosen side, and the variable that sets Δ."""
     x = torch.tensor([delta], dtype=torch.float64, requires_grad=True)
     policy = torch.stack((x, torch.zeros_like(x)), dim=-1) - 50
     return x, PairLogps(policy, torch.full_like(policy, -50.0).detach(), torch.tensor([lengths], dtype=torch.float64))

@@ -12,6 +12,7 @@ WIDTH, SIZE = 32, 48
 
 
 def random_tensor(*shape: int, seed: int = 0) -> Tensor:
+    """A tensor of this shape from the standard normal distribution."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 

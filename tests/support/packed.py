@@ -57,7 +57,11 @@ def random_pairs(count: int, seed: int = 0) -> list[Pair]:
     """Pairs of unequal lengths."""
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.randint(1, 10, (count, 3), generator=generator).tolist()
-    return [Pair(*(torch.randint(VOCAB, (size,), generator=generator).tolist() for size in row)) for row in sizes]
+    pairs = []
+    for row in sizes:
+        prompt, chosen, rejected = (torch.randint(VOCAB, (size,), generator=generator).tolist() for size in row)
+        pairs.append(Pair(prompt, chosen, rejected))
+    return pairs
 
 
 def pack_pairs(pairs: list[Pair], packed_length: int = 48) -> PackedDataset:

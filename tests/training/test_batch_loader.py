@@ -83,7 +83,7 @@ def _set_micro_batch_size(loader: BatchLoader, size: int) -> None:
 
 
 def _expected(data: PackedDataset, horizon: TrainingHorizon, step: int, size: int) -> StepBatch:
-    """The batch by its definition: the rows of the stream after those of all steps before."""
+    """The batch by its definition: the rows of the stream after the rows of all earlier steps."""
     first = sum(horizon.micro * horizon.window_at(number) for number in range(step))
     stop = min(horizon.rows, first + horizon.micro * horizon.window_at(step))
     every = [data.batch(row, size, stop) for row in range(first, stop, size)]

@@ -47,7 +47,7 @@ def _model(kind: str, backend: str = "written_out", every: int = 0, **more: Any)
 
 
 def _learn(model: Decoder, batch: Batch, kernel: Any = None) -> LossAndGradients:
-    """Mean loss of a batch, and its gradients with what the routing of a mixture adds."""
+    """Mean loss of a batch, and its gradients with the auxiliary loss of a mixture."""
     torch.manual_seed(11)
     outcome = CausalLMObjective(0.0, kernel)(model, batch)
     trained = outcome.loss if outcome.aux_loss is None else outcome.loss + outcome.aux_loss
@@ -97,7 +97,7 @@ def test_every_attention_backend_gives_the_loss_and_the_gradients_of_the_definit
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
 @pytest.mark.parametrize("every", [0, 1])
 def test_packed_documents_give_the_gradients_of_each_document_alone(kind: str, backend: str, every: int) -> None:
-    """Without the mixture's penalties, which are of a whole batch."""
+    """Penalties of a mixture are left out: they belong to the batch as a whole."""
     model, sequences = _model(kind, backend, every), random_sequences(LENGTHS)
     batch = _data().batch(0, 8)
     (CausalLMObjective()(model, batch).loss / batch.weight).backward()
@@ -151,7 +151,7 @@ def _world_text(folder: Path) -> PackedDataset:
 
 
 def _final_loss(data: PackedDataset, seed: int, change: Callable[[Decoder], Any] = lambda model: None, micro: int = 8) -> float:
-    """Mean loss of the last 40 of 200 steps. `change` makes the engine another one; it may return a head's kernel."""
+    """Mean loss of the last 40 of 200 steps. `change` changes the compute configuration; it may return a head kernel."""
     model = Decoder(make_config(initializer_range=0.02), 400)
     model.initialise(seed)
     model.set_attention_backend("blocked")

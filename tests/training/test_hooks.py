@@ -61,7 +61,7 @@ class EveryN:
 
 
 def train(folder: Path, *hooks: Hook) -> TrainState:
-    """Train a small model in a folder, from its newest checkpoint."""
+    """Train a small model in a folder, from the newest checkpoint there."""
     model = make_decoder(dropout=0.1).train()
 
     def write_model(target: Path, weights: dict[str, Tensor]) -> None:
@@ -118,7 +118,7 @@ def test_a_hook_runs_at_its_steps_and_changes_nothing_that_is_learned(tmp_path: 
 def test_a_resumed_run_calls_the_hook_at_its_steps_and_learns_the_same(
     killed_at: int, again: list[int], tmp_path: Path, plain: dict[str, Any]
 ) -> None:
-    """The newest checkpoints are of steps 3 and 6; at the step of a checkpoint the hook is asked once more."""
+    """The newest checkpoints hold steps 3 and 6; at the step of a checkpoint the hook runs once more."""
     with pytest.raises(Killed):
         train(tmp_path, EveryN(2, killed_at=killed_at))
     hook = EveryN(2)

@@ -46,7 +46,7 @@ def _train_step(model: Decoder, max_grad_norm: float | None = None, grad_scaler:
 
 
 def _output(**sizes: Any) -> tuple[StepOutput, Decoder, Decoder]:
-    """The output of an update with details, the model before it and after."""
+    """The output of an update with details, the model before and the model after the update."""
     model = make_decoder(**sizes).train()
     before = make_decoder(**sizes)
     return _train_step(model)(_batch(), 0.01, 0.25, log_details=True), before, model

@@ -1,4 +1,4 @@
-"""The reference of a preference stage: kept as a model or as a table, as the recipe says, and equal either way."""
+"""The reference of a preference stage is a live model or a table, with equal results."""
 
 from pathlib import Path
 from typing import Any

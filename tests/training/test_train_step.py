@@ -55,7 +55,7 @@ def _train_step(
 
 
 def _applied_gradients(train_step: TrainStep) -> dict[str, Tensor]:
-    """The gradients that the optimizers are given, filled when they step."""
+    """The gradients that the optimizers get, filled when they step."""
     applied: dict[str, Tensor] = {}
 
     def keep(*_: Any) -> None:
@@ -130,7 +130,7 @@ def test_the_auxiliary_loss_of_a_mixture_is_trained_and_not_reported() -> None:
 
 
 class _Counting(CausalLMObjective):
-    """Next-token prediction with metrics whose denominators are not the loss's: rows, and the targets of even tokens."""
+    """Next-token prediction with metrics that have denominators of their own: rows, and targets of even tokens."""
 
     def __call__(self, model: Decoder, batch: Batch) -> LossOutput:
         even = (batch.targets % 2 == 0) & (batch.loss_weights > 0)
@@ -339,7 +339,7 @@ print("as promised")
 
 
 def limited_gradients(limit: Callable[[int], None]) -> None:
-    """A forward or backward pass that needs more than there is."""
+    """A forward or backward pass that runs out of memory."""
     batch = _batch(8)
     for free, far in ((20 << 20, False), (92 << 20, True)):  # 83 MiB are enough for the forward pass, 104 for both
         train_step = _train_step(make_decoder(intermediate_size=8192).train())
@@ -363,7 +363,7 @@ def limited_gradients(limit: Callable[[int], None]) -> None:
 
 
 def limited_state(limit: Callable[[int], None]) -> None:
-    """Gradients fit, the optimizer's state does not."""
+    """Gradients fit into memory, the optimizer state does not."""
     model = make_decoder(vocab=200_000).train()
     train_step = _train_step(model)
     for parameter in model.parameters():

@@ -25,7 +25,7 @@ DATA = pack(random_sequences(LENGTHS), packed_length=40)
 
 @dataclass(frozen=True)
 class _ByExample:
-    """An objective whose loss is per example, beside a metric per row and one that has nothing to count."""
+    """An objective with a loss per example, a metric per row, and a metric with denominator zero."""
 
     def normalizer(self, batch: Batch) -> float:
         return float(len(batch.examples))

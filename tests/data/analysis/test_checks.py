@@ -21,7 +21,7 @@ PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
 
 def check_data(kind: str, train: Any, tokenizer: Tokenizer, limits: dict[str, Any] | None = None, **data: Any) -> list[Finding]:
-    """Everything that the checks find in a stage."""
+    """All findings of the checks in a stage."""
     dataset = prepare(kind, train, tokenizer, **data)
     context = CheckContext(dataset, stage_statistics(dataset), tokenizer, **(limits or {}))
     return [finding for group in findings(context).values() for finding in group]

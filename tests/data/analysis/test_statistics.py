@@ -24,7 +24,7 @@ SEED = 1
 def statistics(
     kind: str, train: object, tokenizer: Tokenizer, **data: object
 ) -> tuple[StageStatistics, StageDataset, Measured]:
-    """A stage's numbers, the data they are about, and what was measured."""
+    """The statistics of a stage, its data, and the measurement of the collected rows."""
     stage = stage_of(kind, train, **data)
     collected = collect(stage, "x", SEED)
     measured = measure(collected, tokenizer, lambda _: None)

@@ -69,7 +69,7 @@ def test_a_complete_build_names_the_files_that_changed_since(tmp_path: Path) -> 
 
 
 def test_a_complete_build_is_not_used_for_a_stage_that_starts_from_another_model(tmp_path: Path) -> None:
-    """The model that the first stage starts from brings the tokenizer."""
+    """The tokenizer comes from the model that the first stage starts from."""
     recipe = pretraining_recipe(jsonl(tmp_path / "a.jsonl", documents(40)))
     build_recipe(recipe, tmp_path / "out", None, ignore_line)
     stages = {"x": recipe.stages["x"].model_copy(update={"init_from": "base"})}

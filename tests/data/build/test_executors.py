@@ -33,7 +33,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def built(folder: Path, file: Path, tokenizer: Tokenizer, executor: Executor, **data: object) -> dict[str, bytes]:
-    """Build one stage and give its bytes."""
+    """Build one stage: the bytes of all files."""
     stage = stage_of("pretrain", file, validation=0.1, **data)
     encode(collect(stage, "x", 1, folder, executor), tokenizer, executor)
     return tree(folder)
@@ -49,7 +49,7 @@ def test_worker_processes_write_the_bytes_of_one_process(tmp_path: Path, tokeniz
 
 
 class _Dying(InProcessExecutor):
-    """Does some shards and dies in the middle of one."""
+    """An executor that completes some shards and is interrupted in the next one."""
 
     def __init__(self, after: int) -> None:
         self.left = after

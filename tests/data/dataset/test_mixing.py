@@ -11,14 +11,14 @@ from fledge.data.storage import Examples
 
 
 def mixture(sizes: list[int], quotas: list[SourceQuota], seed: int = 1, tokens: int | None = None) -> Mixture:
-    """Sources of so many examples; lengths vary unless given."""
+    """A mixture of sources with these numbers of examples; lengths vary unless given."""
     source = np.repeat(np.arange(len(sizes)), sizes)
     lengths = np.full(len(source), tokens) if tokens else 5 + np.arange(len(source)) % 17
     return Mixture(source, lengths, tuple(quotas), seed)
 
 
 def counts(mix: Mixture, epoch: int) -> np.ndarray:
-    """How often an epoch takes each example."""
+    """The number of times that an epoch draws each example."""
     return np.bincount(mix.sample_epoch(epoch), minlength=len(mix.source))
 
 

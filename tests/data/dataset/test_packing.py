@@ -17,7 +17,7 @@ LENGTHS = st.lists(st.integers(2, 9), min_size=1, max_size=30)
 
 
 def examples_of(lengths: list[int], sequences_per_example: int = 1) -> Examples:
-    """Position p of sequence s is token 1000·s + p; the weight of a token tells its position, each fourth has none."""
+    """Examples whose token at position p of sequence s is 1000·s + p; the weight depends on p, every fourth weight is 0."""
     tokens = np.concatenate([1000 * s + np.arange(n) for s, n in enumerate(lengths)]).astype(np.int32)
     weights = np.where(tokens % 4 == 3, 0, 1 + tokens % 1000).astype(np.float32)
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)

@@ -26,7 +26,7 @@ def test_only_the_completions_of_a_pair_are_trained_and_share_one_prompt(
     context: int, policy: str,
 ) -> None:  # fmt: skip
     tokenizer = tokenizers[kind]
-    item = PreferencePair((*history, Message("user", question)), *answers)
+    item = PreferencePair((*history, Message("user", question)), chosen=answers[0], rejected=answers[1])
     config = replace(CONFIG, max_seq_len=context, truncation=policy)
     encoded = encode(item, tokenizer, config)
     assert bool(encoded.examples) != bool(reasons(encoded, "dropped"))

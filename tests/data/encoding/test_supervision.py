@@ -1,4 +1,4 @@
-"""Real conversations of every chat format: what is trained is the answers and their end tokens, nothing else."""
+"""Real conversations of every chat format: exactly the answers and their end tokens are trained."""
 
 import json
 from collections.abc import Callable

@@ -30,7 +30,7 @@ from tests.support.conversations import (
 def test_keep_recent_keeps_as_many_of_the_newest_rounds_as_fit(
     tokenizers: dict[str, Tokenizer], item: Conversation, kind: str, context: int
 ) -> None:
-    """Against the plain way: leave out one more round until what is left fits."""
+    """Comparison with a loop that leaves out one more round until the rest fits."""
     tokenizer = tokenizers[kind]
     item = Conversation(tuple(replace(message, weight=None) for message in item.messages), item.tools)
     encoded = encode(item, tokenizer, replace(CONFIG, max_seq_len=context))
@@ -81,7 +81,7 @@ def test_split_trains_every_answer_exactly_once(
 def test_split_fills_each_example_with_as_many_rounds_as_fit(
     tokenizers: dict[str, Tokenizer], item: Conversation, kind: str, context: int
 ) -> None:
-    """Against the plain way: add one more round until it does not fit."""
+    """Comparison with a loop that adds one more round until the example does not fit."""
     tokenizer = tokenizers[kind]
     encoded = encode(item, tokenizer, replace(CONFIG, max_seq_len=context, truncation="split"))
     if reasons(encoded, "dropped") == ["the chat template refuses it"]:

@@ -44,7 +44,7 @@ REAL = [
 
 
 def rows_of(file: Path) -> Iterator[Any]:
-    """The rows of a file, read in the plainest way."""
+    """The rows of a file, read without fledge."""
     if file.suffix == ".json":
         yield from json.loads(file.read_text(encoding="utf-8"))
     elif file.suffix == ".parquet":
