@@ -22,7 +22,7 @@ EXTERNAL = {  # names of other projects that no code of ours mentions
     "mlp.gate.e_score_correction_bias", "transformers.generate",
 }  # fmt: skip
 PLACEHOLDERS = {"threads_N_seconds"}
-RUN_FOLDERS = {"data", "model", "tokenizer", "world"}  # of a run directory; rooms of the code are called so as well
+RUN_FOLDERS = {"data", "model", "tokenizer", "world"}  # of a run directory; packages of the code have these names too
 METRICS = ("train", "eval", "system", "router", "grad_noise", "update_ratio", "prompt_tests", "rewards", "logps")
 OTHER_COMMANDS = {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"}  # torchrun's
 
@@ -42,7 +42,7 @@ def path_problem(span: str, document: Path) -> str | None:
     if name.endswith(".py"):  # the end of a path is enough
         anywhere = any(True for folder in ("src", "tests", "benchmarks") for _ in (ROOT / folder).rglob(name))
         return None if anywhere or _is_file(name, document) else f"there is no file {name}"
-    if first in CODE_FOLDERS or (name.endswith("/") and first in source_index.rooms() - RUN_FOLDERS and name.count("/") > 1):
+    if first in CODE_FOLDERS or (name.endswith("/") and first in source_index.packages() - RUN_FOLDERS and name.count("/") > 1):
         return None if _is_file(name, document) else f"there is no file {name}"
     return None
 

@@ -20,7 +20,7 @@ def _trees() -> dict[str, ast.Module]:
     return trees
 
 
-def rooms() -> set[str]:
+def packages() -> set[str]:
     """The packages and modules directly below `fledge`."""
     return {name.partition(".")[0] for name in _trees()} - {""}
 
