@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from hypothesis import strategies as st
@@ -11,7 +10,7 @@ from fledge.data.encoding.dialogues import encode_dialogues
 from fledge.data.encoding.examples import Encoded, EncodingConfig
 from fledge.data.parsing.items import Conversation, Item
 from fledge.recipe.schema import AugmentConfig
-from fledge.tokenizer import Message, Tokenizer, load_tokenizer
+from fledge.tokenizer import Message, Tokenizer
 from fledge.tokenizer.template import ToolCall
 
 UNMARKED = (
@@ -43,14 +42,6 @@ TOOLS = '[{"name": "add", "parameters": {"a": "number"}}]'
 KINDS = ("chatml", "inst", "unmarked", "marked")
 
 
-def with_template(tokenizer: Tokenizer, folder: Path, jinja: str) -> Tokenizer:
-    """Load the tokenizer again with this chat template."""
-    tokenizer.core.save(str(folder / "tokenizer.json"))
-    config = {"eos_token": "<|im_end|>", "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": jinja}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    return load_tokenizer(folder)
-
-
 TEXT = st.one_of(
     st.text(st.characters(codec="utf-8", exclude_characters="\ufffd#"), max_size=20),
     st.sampled_from(["", " ", "<|im_end|>", "</s>[INST]", "12 + 30", "春眠不觉晓，处处闻啼鸟", "a" * 40, "\n x \n"]),
@@ -79,7 +70,7 @@ def _answer(draw: st.DrawFn, before: Sequence[Message], weights: bool, calls: tu
     return Message("assistant", f"{draw(TEXT)}#{number}.", calls, draw(WEIGHTS) if weights else None)
 
 
-def talk(*answers: str, weights: Sequence[float | None] = ()) -> Conversation:
+def conversation_of(*answers: str, weights: Sequence[float | None] = ()) -> Conversation:
     """A conversation of one round for each answer, with weights for the answers."""
     messages = []
     for number, (answer, weight) in enumerate(zip(answers, weights or [None] * len(answers), strict=True)):

@@ -28,6 +28,11 @@ def jsonl(path: Path, rows: Iterable[Any]) -> Path:
     return path
 
 
+def row(question: str, answer: str) -> dict[str, str]:
+    """A row of one question and its answer."""
+    return {"prompt": question, "response": answer}
+
+
 def stage_of(kind: str, train: Any, **data: Any) -> PretrainStage | SftStage | PreferenceStage:
     """A stage that reads `train` (a path, or sources as in a recipe) without cleaning and, by default, without validation."""
     train = str(train) if isinstance(train, Path) else train

@@ -14,7 +14,7 @@ from fledge.data.analysis.checks import CHECKS, findings
 from fledge.data.analysis.stage_statistics import stage_statistics
 from fledge.findings import Finding
 from fledge.tokenizer import Tokenizer, load_tokenizer
-from tests.support.sources import UNCLEANED, jsonl, prepare
+from tests.support.sources import UNCLEANED, jsonl, prepare, row
 
 TURN = "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>"
 PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -31,11 +31,6 @@ def finding_of(check: str, stage_findings: list[Finding]) -> Finding:
     """The one finding of a check."""
     [finding] = [finding for finding in stage_findings if finding.check == check]
     return finding
-
-
-def row(question: str, answer: str) -> dict[str, str]:
-    """A row of one question and its answer."""
-    return {"prompt": question, "response": answer}
 
 
 def rows(count: int, answer: str = "The answer to it is {}, my friend.") -> list[dict[str, str]]:

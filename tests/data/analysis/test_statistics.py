@@ -16,7 +16,7 @@ from fledge.data.analysis.pre_tokenization import Measured, measure, measure_nea
 from fledge.data.analysis.stage_statistics import stage_statistics
 from fledge.data.analysis.statistics import SourceStatistics, StageStatistics
 from fledge.tokenizer import Tokenizer
-from tests.support.sources import jsonl, stage_of
+from tests.support.sources import jsonl, row, stage_of
 
 SEED = 1
 
@@ -30,11 +30,6 @@ def statistics(
     measured = measure(collected, tokenizer, lambda _: None)
     dataset = encode(collected, tokenizer)
     return stage_statistics(dataset, measured), dataset, measured
-
-
-def row(question: str, answer: str) -> dict[str, str]:
-    """A row of one question and its answer."""
-    return {"prompt": question, "response": answer}
 
 
 def only(stage: StageStatistics) -> SourceStatistics:

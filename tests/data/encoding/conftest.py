@@ -3,7 +3,8 @@
 import pytest
 
 from fledge.tokenizer import Tokenizer
-from tests.support.conversations import MARKED, UNMARKED, with_template
+from tests.support.conversations import MARKED, UNMARKED
+from tests.support.templates import with_template
 
 
 @pytest.fixture(scope="session")

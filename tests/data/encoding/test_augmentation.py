@@ -12,7 +12,7 @@ from fledge.data.encoding.rendering import split_rounds
 from fledge.data.parsing.items import Conversation, PreferencePair
 from fledge.recipe.schema import AugmentConfig
 from fledge.tokenizer import Message, Tokenizer
-from tests.support.conversations import CONFIG, conversations, encode, reasons, talk, trained
+from tests.support.conversations import CONFIG, conversation_of, conversations, encode, reasons, trained
 
 
 @given(item=conversations(), seed=st.integers(0, 2**32 - 1), share=st.sampled_from([0.0, 0.5, 0.99]))
@@ -41,7 +41,7 @@ def test_augmentation_depends_on_seed_and_content_and_never_changes_answers(
 
 
 def test_augmentation_changes_about_the_requested_share_of_conversations(chatml: Tokenizer) -> None:
-    items = [talk(f"answer {number}", "more", "end") for number in range(1000)]
+    items = [conversation_of(f"answer {number}", "more", "end") for number in range(1000)]
     config = replace(CONFIG, max_seq_len=500, augment=AugmentConfig(drop_last_turns=0.3, noise=0.2, noise_rate=0.3))
     encoded = list(encode_dialogues(items, chatml, config))
     ended = sum("ended after an earlier round" in reasons(e, "changed") for e in encoded)
@@ -58,7 +58,7 @@ def test_augmentation_changes_about_the_requested_share_of_conversations(chatml:
 
 
 def test_augmentation_leaves_out_no_round_of_a_pair(chatml: Tokenizer) -> None:
-    prompt = (*talk("a", "b", "c").messages, Message("user", "please tell me more about that"))
+    prompt = (*conversation_of("a", "b", "c").messages, Message("user", "please tell me more about that"))
     config = replace(CONFIG, max_seq_len=500, augment=AugmentConfig(drop_last_turns=0.99, noise=0.99, noise_rate=0.5))
     encoded = encode(PreferencePair(prompt, "good", "bad"), chatml, config)
     assert reasons(encoded, "changed") == ["typing errors in questions"]

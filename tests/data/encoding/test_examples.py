@@ -16,7 +16,17 @@ from fledge.data.formats import FORMATS
 from fledge.data.parsing.items import Conversation, Document
 from fledge.recipe.schema import AugmentConfig, PreferenceStage, PretrainStage, SftStage
 from fledge.tokenizer import Message, Tokenizer
-from tests.support.conversations import CONFIG, KINDS, TEXT, answer_texts, conversations, encode, reasons, talk, trained
+from tests.support.conversations import (
+    CONFIG,
+    KINDS,
+    TEXT,
+    answer_texts,
+    conversation_of,
+    conversations,
+    encode,
+    reasons,
+    trained,
+)
 
 
 @settings(max_examples=100)
@@ -68,14 +78,14 @@ def test_documents_are_kept_whole_or_dropped_as_too_short(inst: Tokenizer, texts
 
 
 def test_conversations_below_min_tokens_are_dropped(chatml: Tokenizer) -> None:
-    item = talk("a")
+    item = conversation_of("a")
     size = len(chatml.encode_conversation(item.messages)[0])
     assert encode(item, chatml, replace(CONFIG, min_tokens=size)).examples
     assert reasons(encode(item, chatml, replace(CONFIG, min_tokens=size + 1)), "dropped") == ["too short"]
 
 
 def test_text_without_a_utf8_form_is_dropped_and_its_neighbours_are_kept(chatml: Tokenizer) -> None:
-    broken, fine = talk("a\ud800"), talk("b")
+    broken, fine = conversation_of("a\ud800"), conversation_of("b")
     documents = [Document("good text"), Document("bad \udc00 text"), Document("more text")]
     texts = [reasons(encoded, "dropped") for encoded in encode_dialogues([fine, broken, fine], chatml, CONFIG)]
     assert texts == [[], ["not valid Unicode"], []]
@@ -85,7 +95,7 @@ def test_text_without_a_utf8_form_is_dropped_and_its_neighbours_are_kept(chatml:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_item_is_encoded_the_same_in_a_batch_and_alone(tokenizers: dict[str, Tokenizer], kind: str) -> None:
-    items = [talk(*(f"{number} {answer}" for answer in range(number % 4 + 1))) for number in range(40)]
+    items = [conversation_of(*(f"{number} {answer}" for answer in range(number % 4 + 1))) for number in range(40)]
     config = replace(CONFIG, max_seq_len=40, truncation="split")
     together = list(encode_dialogues(items, tokenizers[kind], config))
     for item, encoded in zip(items, together, strict=True):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from fledge.data.parsing.items import BinaryFeedback, PreferencePair
 from fledge.tokenizer import Message, Tokenizer
-from tests.support.conversations import CONFIG, KINDS, MARKED, TEXT, answer_texts, encode, reasons, trained, with_template
+from tests.support.conversations import CONFIG, KINDS, MARKED, TEXT, answer_texts, encode, reasons, trained
+from tests.support.templates import with_template
 
 PROMPTS = st.lists(st.tuples(TEXT, TEXT), max_size=4).map(
     lambda pairs: [Message(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]

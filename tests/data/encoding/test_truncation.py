@@ -16,11 +16,11 @@ from tests.support.conversations import (
     KINDS,
     amount,
     answer_texts,
+    conversation_of,
     conversations,
     encode,
     fitting,
     reasons,
-    talk,
     trained,
 )
 
@@ -122,7 +122,7 @@ def test_keep_start_keeps_the_beginning_and_counts_what_is_lost(
 
 
 def test_keep_start_counts_the_answers_that_are_cut_or_lost(chatml: Tokenizer) -> None:
-    item = talk("one", "two", "three", "four")
+    item = conversation_of("one", "two", "three", "four")
     tokens, _ = chatml.encode_conversation(item.messages)
     second = len(chatml.encode_conversation(item.messages[:4])[0])
     config = replace(CONFIG, max_seq_len=second - 4, truncation="keep_start")
@@ -132,7 +132,7 @@ def test_keep_start_counts_the_answers_that_are_cut_or_lost(chatml: Tokenizer) -
 
 
 def test_a_round_that_is_too_long_alone_is_cut_on_the_right(chatml: Tokenizer) -> None:
-    item = talk("short", "long " * 50)
+    item = conversation_of("short", "long " * 50)
     encoded = encode(item, chatml, CONFIG)
     (event, cut) = encoded.events
     assert event == RowEvent("shortened", "oldest turns left out", "1 of 2 rounds", 1)
@@ -145,7 +145,9 @@ def test_a_round_that_is_too_long_alone_is_cut_on_the_right(chatml: Tokenizer) -
 
 def test_split_cuts_or_leaves_out_a_round_that_is_too_long_and_keeps_the_others(chatml: Tokenizer) -> None:
     question = Message("user", "why " * 100)
-    item = Conversation((*talk("a").messages, question, Message("assistant", "b"), *talk("c", "d " * 80).messages))
+    item = Conversation(
+        (*conversation_of("a").messages, question, Message("assistant", "b"), *conversation_of("c", "d " * 80).messages)
+    )
     encoded = encode(item, chatml, replace(CONFIG, truncation="split"))
     texts = [trained(chatml, example[0]) for example in encoded.examples]
     assert texts[:2] == ["a<|im_end|>", "c<|im_end|>"]
@@ -157,7 +159,7 @@ def test_split_cuts_or_leaves_out_a_round_that_is_too_long_and_keeps_the_others(
 
 
 def test_a_line_break_after_the_last_end_token_costs_no_round(chatml: Tokenizer) -> None:
-    item = talk("one", "two", "three")
+    item = conversation_of("one", "two", "three")
     tokens, weights = chatml.encode_conversation(item.messages)
     assert weights[-1] == 0
     encoded = encode(item, chatml, replace(CONFIG, max_seq_len=len(tokens) - 2))
