@@ -24,8 +24,6 @@ SHAPES = [
     pytest.param({"qk_norm": True}, id="qwen3"),
     pytest.param({"moe": {"num_experts": 4, "num_experts_per_tok": 2, "num_shared_experts": 1}}, id="qwen2-moe"),
 ]
-
-
 DENSE = SHAPES[:3]
 
 

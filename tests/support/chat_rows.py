@@ -10,26 +10,12 @@ from fledge.tokenizer import Message
 from tests.support.parsing import parse_row
 
 KINDS = ("pretrain", "sft", "preference", "label")
-
-
 Q, A, S = Message("user", "q"), Message("assistant", "a"), Message("system", "s")
-
-
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-
-
 FROM = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
-
-
 GOOD, BAD = ({"role": "assistant", "content": text} for text in ("good", "bad"))
-
-
 FROM_GOOD, FROM_BAD = ({"from": "gpt", "value": text} for text in ("good", "bad"))
-
-
 MORE = [*TURNS, {"role": "user", "content": "more"}]
-
-
 DESCRIBED = [{"name": "add", "parameters": {"数": [1.5, None]}}]
 
 

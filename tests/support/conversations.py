@@ -19,8 +19,6 @@ UNMARKED = (
     "{% for call in m.tool_calls or [] %}(({{ call.function | tojson }})){% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
 )
-
-
 MARKED = (
     "{% if tools %}<|im_start|>system:{% for tool in tools %}{{ tool | tojson }}{% endfor %}<|im_end|>{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}:"
@@ -29,25 +27,15 @@ MARKED = (
     "{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
 )
-
-
 CONFIG = EncodingConfig(
     max_seq_len=64, truncation="keep_recent", train_on_turns="all", min_tokens=0, augment=AugmentConfig(), seed=7
 )
-
-
 TOOLS = '[{"name": "add", "parameters": {"a": "number"}}]'
-
-
 KINDS = ("chatml", "inst", "unmarked", "marked")
-
-
 TEXT = st.one_of(
     st.text(st.characters(codec="utf-8", exclude_characters="\ufffd#"), max_size=20),
     st.sampled_from(["", " ", "<|im_end|>", "</s>[INST]", "12 + 30", "春眠不觉晓，处处闻啼鸟", "a" * 40, "\n x \n"]),
 )
-
-
 WEIGHTS = st.sampled_from([None, None, None, 0.0, 1.0, 0.5, 2.0])
 
 

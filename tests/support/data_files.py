@@ -19,11 +19,7 @@ from fledge.data.reading.records import read, spans_of
 from fledge.recipe.schema import Source
 
 ROWS = [{"prompt": f'第{i}个问题, "so"?\n', "response": f"答案 {i}; yes\tno 🙂"} for i in range(7)]
-
-
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
-
-
 CHINESE = "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。\n我们的国家是一个很大的国家。\n"
 
 

@@ -19,11 +19,7 @@ from tests.support.chat_rows import FROM, FROM_BAD, KINDS, MORE, TURNS, call, re
 from tests.support.parsing import parse_row
 
 FUNCTION = {"from": "function_call", "value": '{"name": "add", "arguments": {}}'}
-
-
 IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
-
-
 BROKEN = [
     ("pretrain", "just text", "not an object", "str"),
     ("pretrain", [1], "not an object", "list"),
@@ -137,28 +133,18 @@ KEYS = st.sampled_from(
      "rejected", "system", "tools", "label", "role", "content", "from", "value", "tool_calls", "function_call", "function",
      "name", "arguments", "weight", "train", "type", "images", "reasoning_content"]
 )  # fmt: skip
-
-
 ATOMS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5),
     st.sampled_from([*ROLES, "text", "{}", "[]", "\ud800"]),
 )  # fmt: skip
-
-
 ANYTHING = st.recursive(ATOMS, lambda inside: st.lists(inside, max_size=3) | st.dictionaries(KEYS, inside, max_size=4))
-
-
 TURN = st.fixed_dictionaries({"role": st.sampled_from([*ROLES]), "content": ANYTHING}, optional={"tool_calls": ANYTHING,
                               "weight": ATOMS, "train": ATOMS})  # fmt: skip
-
-
 ROWS = st.one_of(
     ANYTHING,
     st.dictionaries(KEYS, ANYTHING, max_size=6),
     st.fixed_dictionaries({"messages": st.lists(TURN, max_size=4)}, optional={"tools": ANYTHING, "label": ATOMS}),
 )
-
-
 SOURCES = st.sampled_from(
     [source(), source(columns={"prompt": "instruction", "query": "input", "response": "output", "history": "history"}),
      source(columns={"messages": "messages", "ranked": "output"}, turns={"role": "name", "content": "text"}),

@@ -12,8 +12,6 @@ from fledge.recipe.schema import Source
 from tests.support.data_files import CHINESE, COMPRESS, encode_rows, records, values
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "gb18030", "gbk", "big5"]
-
-
 DETECTED_AS = {"utf-8-sig": "utf-8", "utf-16": "utf-16-le", "utf-32": "utf-32-le", "gbk": "gb18030", "big5": "cp950"}
 
 

@@ -51,8 +51,6 @@ NAMES = [
     ),
     Case(name="a hidden name that looks like an ending", file=".jsonl", content=LINE, error="its extension is not one of"),
 ]
-
-
 CASES = [*JSONL, *JSON, *CSV, *TEXT, *COMPRESSED, *PARQUET, *SHAPES, *NAMES]
 
 

@@ -19,17 +19,9 @@ def flip_bytes(content: bytes, position: int, count: int = 1) -> bytes:
 
 
 THREE = b"\n".join([LINE, LINE, b'{"text": "the third row, which is cut"}', b""])
-
-
 MIXED = "".join(random.Random(1).choices(string.ascii_letters, k=4000)).encode()
-
-
 LONG = b"\n".join(b'{"text": "%b"}' % MIXED[i : i + 40] for i in range(0, 4000, 40))
-
-
 CUT_ZST = zstandard.ZstdCompressor().compress(LINE + b"\n" + LINE + b"\n") + zstandard.compress(LONG)[:-9]
-
-
 COMPRESSED = [
     Case(name="gz: the end is missing", file="a.jsonl.gz", content=gzip.compress(THREE)[:-16], bad={":3": "damaged file"}),
     Case(
@@ -118,19 +110,11 @@ COMPRESSED = [
         error="not a readable Parquet file",
     ),
 ]
-
-
 GROUPS = as_parquet(
     pa.table({"text": [f"row {i} " + "x" * 50 for i in range(30)]}), row_group_size=10, use_dictionary=False, compression="none"
 )
-
-
 PAGE = GROUPS.index(b"row 10 ")
-
-
 NOT_UTF8 = pa.StringArray.from_buffers(2, pa.py_buffer(struct.pack("<3i", 0, 2, 6)), pa.py_buffer(b"\xff\xfefine"))
-
-
 PARQUET = [
     Case(name="parquet: no Parquet data", file="a.parquet", content=b"PAR1 no PAR1", error="not a readable Parquet file"),
     Case(name="parquet: text", file="a.parquet", content=LINE, error="not a readable Parquet file"),

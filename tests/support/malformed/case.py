@@ -9,11 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 GOOD = {"text": "t", "prompt": "q", "response": "a", "chosen": "c", "rejected": "r"}
-
-
 LINE = json.dumps(GOOD).encode()
-
-
 KEY = "stages.x.data.train.0"
 
 

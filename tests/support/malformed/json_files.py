@@ -51,8 +51,6 @@ BAD_JSON: dict[str, tuple[bytes, str]] = {
 
 # In an array, some mistakes affect more than the row: its elements cannot be told apart any more.
 BREAKS_ARRAY = {"an open object", "an open string", "an open array"}
-
-
 WRONG_SHAPES: dict[str, tuple[str, Any]] = {
     "a number": ("pretrain", 3),
     "a text": ("pretrain", "text"),
@@ -91,8 +89,6 @@ WRONG_SHAPES: dict[str, tuple[str, Any]] = {
     "a chosen number": ("preference", {"prompt": "q", "chosen": 1, "rejected": "b"}),
     "an empty rejected answer": ("preference", {"prompt": "q", "chosen": "a", "rejected": " "}),
 }
-
-
 JSONL = [
     Case(name=f"jsonl: {name}", file="a.jsonl", content=b"\n".join([LINE, raw, LINE, b""]), bad={":2": reason})
     for name, (raw, reason) in BAD_JSON.items()
@@ -143,8 +139,6 @@ JSONL = [
     Case(name="jsonl: a ZIP archive", file="a.jsonl", content=b"PK\x03\x04" + LINE, error="this is a ZIP archive"),
     Case(name="jsonl: Parquet data", file="a.jsonl", content=as_parquet([GOOD]), error="this is Parquet data"),
 ]
-
-
 JSON = [
     Case(name=f"json: {name}", file="a.json", content=b"[\n" + LINE + b",\n" + raw + b",\n" + LINE + b"]", bad={"#1": reason})
     for name, (raw, reason) in BAD_JSON.items()
@@ -265,8 +259,6 @@ JSON = [
     ),
     Case(name="json: a Parquet file", file="a.json", content=as_parquet([GOOD]), error="this is Parquet data"),
 ]
-
-
 SHAPES = [
     Case(
         name=f"{kind}: {name}",

@@ -74,8 +74,6 @@ CSV = [
     ),
     Case(name="csv: a spreadsheet", file="a.csv", content=b"PK\x03\x04\x14\x00", error="this is a ZIP archive"),
 ]
-
-
 TEXT = [
     Case(
         name="txt: a line that is not UTF-8",
