@@ -127,7 +127,7 @@ def test_metrics_have_a_row_for_every_step_and_a_column_for_every_metric(project
     assert len(frame) == len(everything["step"]) and list(frame.columns) == list(everything)
 
 
-def test_samples_report_and_stages_are_those_of_the_run_directory(project: Path) -> None:
+def test_samples_report_and_stages_are_read_from_the_run_directory(project: Path) -> None:
     run = fledge.Run(project / "runs" / "mine")
     assert {(sample.stage, sample.moment) for sample in run.samples()} == {
         (stage, moment) for stage in ("pretrain", "sft", "dpo") for moment in ("before", "after")

@@ -76,7 +76,7 @@ def test_memory_is_planned_for_the_reference_model_only_where_one_is_kept(world:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss_type", FIRST_LOSS)
-def test_training_on_real_pairs_lowers_the_loss_from_that_of_an_untrained_pair(
+def test_training_on_real_pairs_lowers_the_loss_of_an_untrained_model(
     loss_type: str, shared_data: Path, world: Path, tmp_path: Path
 ) -> None:
     files = [shared_data / "llamafactory" / f"dpo_{language}_demo.json" for language in ("zh", "en")]

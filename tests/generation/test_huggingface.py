@@ -62,7 +62,7 @@ def test_greedy_answers_equal_the_native_decoders(tmp_path: Path, changes: dict[
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "mistral", "gemma3", "gpt2", "mixtral"])
-def test_greedy_answers_equal_those_of_the_library(tmp_path: Path, kind: str) -> None:
+def test_greedy_answers_equal_the_answers_of_transformers(tmp_path: Path, kind: str) -> None:
     theirs = write_kind(tmp_path, kind)
     answers = greedy(load_model(tmp_path).eval(), PROMPTS, [15] * 4, 3)
     for prompt, answer in zip(PROMPTS, answers, strict=True):
@@ -72,7 +72,7 @@ def test_greedy_answers_equal_those_of_the_library(tmp_path: Path, kind: str) ->
 
 
 @torch.no_grad()
-def test_logits_of_portions_equal_those_of_whole_passes_in_half_precision(tmp_path: Path) -> None:
+def test_logits_of_chunks_equal_logits_of_full_passes_in_half_precision(tmp_path: Path) -> None:
     _, model = both(tmp_path)
     model.compute_dtype = torch.bfloat16
     form = TransformersInferenceModel(model)

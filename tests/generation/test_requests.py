@@ -208,7 +208,7 @@ def test_the_cache_has_slots_and_room_for_the_present_requests_only_and_is_freed
     assert (engine.cache.slots, engine.cache.capacity) == (1, 128)  # of at most 256: it grows with its sequences
 
 
-def test_the_models_mode_is_left_as_it_is_between_passes() -> None:
+def test_the_mode_of_the_model_does_not_change_between_passes() -> None:
     model = make_decoder(dropout=0.5).train()
     engine = Engine(model)
     engine.add(PROMPTS[0], SamplingParams(max_new_tokens=4))

@@ -31,7 +31,7 @@ def _built(config: ModelConfig, vocab: int) -> Decoder:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("qk_norm", [True, False])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_counts_equal_those_of_the_built_model(tied: bool, qk_norm: bool, kv_heads: int) -> None:
+def test_parameter_counts_equal_the_built_model(tied: bool, qk_norm: bool, kv_heads: int) -> None:
     config = make_config(tie_word_embeddings=tied, qk_norm=qk_norm, num_key_value_heads=kv_heads, num_hidden_layers=3)
     model, counted = _built(config, 203), parameters(config, 203)
     assert counted.total == counted.active == sum(p.numel() for p in model.parameters())
@@ -55,7 +55,7 @@ def test_mixture_presets_have_their_published_size() -> None:
     assert round(parameters(config, vocab).active / 1e6, 1) == 26.6
 
 
-def test_a_mixture_counts_its_experts_its_router_and_those_active() -> None:
+def test_a_mixture_counts_experts_router_and_active_parameters() -> None:
     dense = parameters(make_config(), 97)
     mixture = parameters(make_config(moe={"num_experts": 8, "num_experts_per_tok": 2, "num_shared_experts": 1}), 97)
     expert, router, layers = 3 * 32 * 48, 32 * 8 + 32, 2  # the router, and the sigmoid of the shared expert
@@ -66,7 +66,7 @@ def test_a_mixture_counts_its_experts_its_router_and_those_active() -> None:
 
 @pytest.mark.parametrize("shared", [0, 1, 3])
 @pytest.mark.parametrize("top_k", [1, 2, 4])
-def test_counts_of_a_mixture_equal_those_of_the_built_model(shared: int, top_k: int) -> None:
+def test_parameter_counts_of_a_mixture_equal_the_built_model(shared: int, top_k: int) -> None:
     moe = {
         "num_experts": 4,
         "num_experts_per_tok": top_k,

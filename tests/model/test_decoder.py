@@ -27,7 +27,7 @@ def _packed(lengths: list[int], packed_length: int) -> tuple[PackedDataset, list
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
 @pytest.mark.parametrize("qk_norm", [False, True])
-def test_logits_of_a_packed_document_equal_those_of_the_document_alone(backend: str, qk_norm: bool) -> None:
+def test_logits_of_a_packed_document_equal_logits_of_the_document_alone(backend: str, qk_norm: bool) -> None:
     model = make_decoder(qk_norm=qk_norm, max_position_embeddings=256)
     model.set_attention_backend(backend)
     data, sequences = _packed([5, 1, 130, 20, 40, 129, 3, 7], packed_length=200)

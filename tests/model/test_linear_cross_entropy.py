@@ -220,7 +220,7 @@ def test_micro_batches_add_up_in_the_gradient() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_gradients_of_a_whole_model_equal_those_of_plain_logits(tied: bool, smoothing: float) -> None:
+def test_gradients_of_a_model_equal_the_gradients_of_plain_logits(tied: bool, smoothing: float) -> None:
     model, tokens = make_decoder(tie_word_embeddings=tied), random_tokens(3, 30)
     targets, weights = random_tokens(3, 30, seed=1).flatten(), torch.rand(90) * (torch.rand(90) > 0.3)
     cross_entropy(model(tokens).flatten(0, 1), model.lm_head_weight, targets, weights, smoothing).backward()
@@ -249,7 +249,7 @@ def test_log_probabilities_equal_the_plain_ones_under_any_upstream_gradient(rows
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-def test_log_probabilities_of_selected_rows_equal_those_of_all_rows() -> None:
+def test_log_probabilities_of_a_row_do_not_depend_on_the_selected_rows() -> None:
     hidden, weight, targets, _ = _inputs(CHUNK + 90)
     rows = torch.randperm(len(hidden), generator=torch.Generator().manual_seed(1))[: CHUNK + 20]
     got, expected = log_probabilities(hidden, weight, targets[rows], rows), log_probabilities(hidden, weight, targets)[rows]

@@ -118,7 +118,7 @@ def test_padding_changes_neither_statistics_nor_their_gradients() -> None:
         assert_same_gradients(left[2], right[2], atol=1e-6)
 
 
-def test_a_batch_of_nothing_but_padding_has_finite_statistics() -> None:
+def test_a_batch_of_padding_only_has_finite_statistics() -> None:
     experts = make_experts(num_experts=4, num_experts_per_tok=2)
     _, statistics = experts.forward_with_stats(random_tensor(1, 5, WIDTH), torch.zeros(1, 5, dtype=torch.bool))
     routing = RouterStats.of_layers([statistics])

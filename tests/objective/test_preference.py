@@ -72,7 +72,7 @@ def test_a_precomputed_reference_gives_the_identical_loss_and_gradient() -> None
     assert reference.training and not any(p.grad is not None for p in reference.parameters())
 
 
-def test_the_table_is_in_the_order_of_the_examples_whatever_the_batches() -> None:
+def test_the_table_is_in_the_order_of_the_examples_for_any_batches() -> None:
     reference = make_decoder(0)
     data = pack_pairs(PAIRS)
     table = compute_ref_log_probs(reference, [data.batch(0, 2), data.batch(2, len(data) - 2)], len(PAIRS), CPU)
@@ -100,7 +100,7 @@ def test_loss_and_gradient_equal_the_formula_on_padded_pairs(beta: float) -> Non
     assert_same_gradients(got, gradients(policy), atol=1e-5, rtol=1e-4)
 
 
-def test_micro_batches_of_pairs_give_the_gradient_of_the_whole() -> None:
+def test_micro_batches_of_pairs_give_the_gradient_of_the_whole_batch() -> None:
     policy, objective = make_decoder(1), dpo(make_decoder(0), sft_loss_weight=0.3)
     data = pack_pairs(PAIRS)
     objective(policy, data.batch(0, len(data))).loss.backward()

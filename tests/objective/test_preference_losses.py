@@ -57,7 +57,7 @@ def test_loss_and_gradient_of_packed_pairs_equal_the_formula_on_padded_single_pa
 
 
 @EACH_LOSS
-def test_micro_batches_of_pairs_give_the_gradient_of_the_whole(loss_type: str) -> None:
+def test_micro_batches_of_pairs_give_the_gradient_of_the_whole_batch(loss_type: str) -> None:
     policy, objective, data = make_decoder(1), dpo(make_decoder(0), 0.3, loss_type), pack_pairs(PAIRS)
     objective(policy, data.batch(0, len(data))).loss.backward()
     expected = gradients(policy)

@@ -170,7 +170,7 @@ def test_a_step_that_overflowed_is_written_without_nan_or_infinity() -> None:
 
 
 @pytest.mark.parametrize("loss", [math.inf, math.nan, 800.0])
-def test_an_event_is_valid_json_whatever_the_loss(loss: float) -> None:
+def test_an_event_is_valid_json_for_any_loss(loss: float) -> None:
     output, _, _ = _output()
     output = replace(output, loss=torch.tensor(loss), grad_norm=torch.tensor(math.nan))
     values = step_metrics(output, _state(output), ("text",), True)

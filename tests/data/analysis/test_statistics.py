@@ -72,7 +72,7 @@ def test_rows_columns_languages_and_openings_are_counted(tmp_path: Path, chatml:
     assert source.answers.openings[0].count == 2 and source.answers.distinct_openings == 10
 
 
-def test_duplicates_are_counted_where_they_are_not_left_out(tmp_path: Path, chatml: Tokenizer) -> None:
+def test_duplicates_are_counted_when_they_are_kept(tmp_path: Path, chatml: Tokenizer) -> None:
     rows = [row("a b c", "d"), row("e f g", "h"), row("a b c", "d"), row("a b c", "d")]
     stage, data, _ = statistics("sft", jsonl(tmp_path / "a.jsonl", rows), chatml)
     assert only(stage).exact_duplicates == 2

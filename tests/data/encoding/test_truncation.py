@@ -131,7 +131,7 @@ def test_keep_start_counts_the_answers_that_are_cut_or_lost(chatml: Tokenizer) -
     assert event.amount == len(tokens) - 1 - (config.max_seq_len + 1)  # the line break after the last end token is no loss
 
 
-def test_a_round_that_is_too_long_alone_is_cut_on_the_right(chatml: Tokenizer) -> None:
+def test_a_single_round_that_is_too_long_is_cut_on_the_right(chatml: Tokenizer) -> None:
     item = conversation_of("short", "long " * 50)
     encoded = encode(item, chatml, CONFIG)
     (event, cut) = encoded.events
