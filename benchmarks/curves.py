@@ -1,7 +1,7 @@
 """Draws the curves of `loss_for_compute.py` as an SVG: `python benchmarks/curves.py RESULT.json CURVES.svg`.
 
-RESULT.json is the benchmark's last line. Bits per byte of the validation text over tokens, a line for each seed; dashed, what
-the slower recipe reached on average.
+RESULT.json is the benchmark's last line. Bits per byte of the validation text over tokens, a line for each seed; dashed:
+the final average of the slower recipe.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def bits(run: dict, name: str) -> list[tuple[float, float]]:
 
 
 def label(x: float, y: float, words: object, anchor: str = "start", more: str = "") -> str:
-    """Words at a place."""
+    """Words at a position."""
     return f'<text x="{x}" y="{y}" text-anchor="{anchor}"{more}>{words}</text>'
 
 
@@ -45,7 +45,7 @@ def draw(runs: list[dict]) -> str:
         return round(TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
     middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts = [
+    elements = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         label((WIDTH + LEFT) / 2, HEIGHT - 8, "million tokens", "middle"),
@@ -53,20 +53,21 @@ def draw(runs: list[dict]) -> str:
     ]
     for tick in range(round(low * 10), round(high * 10) + 1):
         y = down(tick / 10)
-        parts += [level(y, 'stroke="#ddd"'), label(LEFT - 8, y + 4, tick / 10, "end")]
-    parts += [label(across(tick), HEIGHT - BOTTOM + 18, tick, "middle") for tick in range(most + 1)]
+        elements += [level(y, 'stroke="#ddd"'), label(LEFT - 8, y + 4, tick / 10, "end")]
+    elements += [label(across(tick), HEIGHT - BOTTOM + 18, tick, "middle") for tick in range(most + 1)]
     goal = statistics.mean(bits(run, "seed_recipe")[-1][1] for run in runs)
-    parts.append(level(down(goal), 'stroke="#555" stroke-dasharray="5 4"'))
+    elements.append(level(down(goal), 'stroke="#555" stroke-dasharray="5 4"'))
     for name, points in curves:
         line = " ".join(f"{across(x)},{down(y)}" for x, y in points)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{COLOURS[name]}" stroke-width="1.6"/>')
+        elements.append(f'<polyline points="{line}" fill="none" stroke="{COLOURS[name]}" stroke-width="1.6"/>')
     for number, (name, colour) in enumerate(COLOURS.items()):
         x, y = WIDTH - 190, TOP + 20 + 20 * number
-        parts += [f'<path d="M{x} {y - 4}h24" stroke="{colour}" stroke-width="2"/>', label(x + 32, y, NAMES[name])]
-    return "\n".join([*parts, "</svg>"]) + "\n"
+        elements += [f'<path d="M{x} {y - 4}h24" stroke="{colour}" stroke-width="2"/>', label(x + 32, y, NAMES[name])]
+    return "\n".join([*elements, "</svg>"]) + "\n"
 
 
 def main() -> None:
+    """Draw the curves of a result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("result", type=Path)
     parser.add_argument("picture", type=Path)

@@ -1,8 +1,8 @@
-"""Building data: read, clean, drop exact duplicates, tokenise, pack; against a `datasets` map pipeline that does the same.
+"""Building data: read, clean, drop exact duplicates, tokenise, pack; against a `datasets` map pipeline with equal steps.
 
 The corpus is made from real text ($FLEDGE_DATA or ../shared/data; without it, from the quickstart's world): documents of
-about 2 KB in English and Chinese, 3 % exact duplicates, some markup and some Windows line ends. Both use the same
-tokenizer files and the same cleaning function, and two processes. Peak memory is the sum over all processes, measured from
+about 2 KB in English and Chinese, 3 % exact duplicates, some markup and some Windows line ends. Both use one
+tokenizer and one cleaning function, and two processes. Peak memory is the sum over all processes, measured from
 outside. Near duplicates are measured by benchmarks/near_duplicates.py, whose figures are repeated here.
 """
 
@@ -43,9 +43,9 @@ def sentences() -> tuple[list[str], list[str]]:
     documents += (llama / "wiki_demo.txt").read_text().splitlines()
     documents.append((folder / "shakespeare" / "input.txt").read_text())
     for text in documents:
-        english += [part.strip() for part in re.split(r"(?<=[.!?])\s+", text) if 20 < len(part) < 400]
+        english += [sentence.strip() for sentence in re.split(r"(?<=[.!?])\s+", text) if 20 < len(sentence) < 400]
     for row in json.loads((llama / "alpaca_zh_demo.json").read_text()):
-        chinese += [part for part in re.split(r"(?<=[。！？])", row["output"]) if 8 < len(part) < 300]
+        chinese += [sentence for sentence in re.split(r"(?<=[。！？])", row["output"]) if 8 < len(sentence) < 300]
     for file in sorted((folder / "poetry").glob("*.json"))[:20]:
         chinese += [line for poem in json.loads(file.read_text()) for line in poem["paragraphs"]]
     return english, chinese
@@ -62,9 +62,9 @@ def make_corpus(file: Path, megabytes: float, seed: int = 3) -> None:
                 text = rng.choice(recent)
             else:
                 pool, count, glue = (english, 18, " ") if rng.random() < 0.6 else (chinese, 30, "")
-                parts = rng.choices(pool, k=max(1, int(rng.gauss(count, count / 3))))
-                parts = [part + ("\n\n" if rng.random() < 0.15 else glue) for part in parts]
-                text = "".join(parts).strip()
+                sentences_of_text = rng.choices(pool, k=max(1, int(rng.gauss(count, count / 3))))
+                sentences_of_text = [sentence + ("\n\n" if rng.random() < 0.15 else glue) for sentence in sentences_of_text]
+                text = "".join(sentences_of_text).strip()
                 if rng.random() < 0.05:
                     text = f"<div class='article'><p>{text}</p><br></div>"
                 elif rng.random() < 0.05:
@@ -88,7 +88,7 @@ def with_fledge(corpus: Path, tokenizer: Path, out: Path) -> int:
 
 
 def with_datasets(corpus: Path, tokenizer: Path, out: Path) -> int:
-    """The same with `datasets`: batched maps over two processes, everything cached as it does by itself."""
+    """Build with `datasets` (batched maps over two processes, default caching); the number of tokens."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import datasets
     import xxhash
@@ -98,7 +98,7 @@ def with_datasets(corpus: Path, tokenizer: Path, out: Path) -> int:
     coder = PreTrainedTokenizerFast.from_pretrained(tokenizer)
     start, end = coder.convert_tokens_to_ids("<|endoftext|>"), coder.convert_tokens_to_ids("<|endoftext|>")
     steps = CleaningSteps.of(CleanConfig(), strip_html=True)
-    seen: set[bytes] = set()
+    digests: set[bytes] = set()
 
     def clean(batch: dict) -> dict:
         texts = [clean_text(text, steps)[0] for text in batch["text"]]
@@ -107,13 +107,13 @@ def with_datasets(corpus: Path, tokenizer: Path, out: Path) -> int:
     def first(batch: dict) -> list[bool]:
         kept = []
         for digest in batch["hash"]:
-            kept.append(digest not in seen)
-            seen.add(digest)
+            kept.append(digest not in digests)
+            digests.add(digest)
         return kept
 
     def tokenise(batch: dict) -> dict:
-        found = coder(batch["text"], add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        return {"input_ids": [[start, *ids, end] for ids in found]}
+        encoded = coder(batch["text"], add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return {"input_ids": [[start, *ids, end] for ids in encoded]}
 
     def pack(batch: dict) -> dict:
         joined = [token for ids in batch["input_ids"] for token in ids]
@@ -196,7 +196,7 @@ def main() -> None:
         [sys.executable, str(Path(__file__).with_name("near_duplicates.py")), *(["--quick"] if chosen.quick else [])],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    found = json.loads(near.stdout.splitlines()[-1])
+    near_results = json.loads(near.stdout.splitlines()[-1])
     report(
         {
             "ratio_datasets": ratios(seconds["datasets"], seconds["fledge"]),
@@ -206,7 +206,7 @@ def main() -> None:
             "peak_mib": round(peaks["fledge"]),
             "peak_mib_datasets": round(peaks["datasets"]),
             "peak_mib_by_size": flat,
-            **{key: found[key] for key in ("near_dedup_docs_per_second", "recall", "false_positives")},
+            **{key: near_results[key] for key in ("near_dedup_docs_per_second", "recall", "false_positives")},
         }
     )
 

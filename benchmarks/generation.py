@@ -1,4 +1,4 @@
-"""Generation with the 26M preset against transformers.generate: the same weights, prompts, and number of sequences at once.
+"""Generation with the 26M preset against transformers.generate: equal weights, prompts, and sequences at once.
 
 Case `fixed`: 64 real prompts, 128 new tokens each. Case `ragged`: 256 prompts of which 64 are under way at a time, whose
 answers end by themselves after very different numbers of tokens; the opponent takes them in batches of 64 of similar
@@ -30,32 +30,34 @@ BATCH = 64
 
 
 def questions(folder: Path) -> list[str]:
-    """What users ask: real instructions in English and Chinese, or those of the generated world."""
+    """Prompts of users: real instructions in English and Chinese, else questions of the generated world."""
     real = data_folder() / "llamafactory"
     if real.exists():
         rows = [row for name in ("en", "zh") for row in json.loads((real / f"alpaca_{name}_demo.json").read_text("utf-8"))]
-        asked = [f"{row['instruction']}\n{row['input']}".strip() for row in rows]
+        prompts = [f"{row['instruction']}\n{row['input']}".strip() for row in rows]
     else:
         from fledge.world import build
 
         build(7, folder)
         lines = (folder / "sft.jsonl").read_text("utf-8").splitlines()
-        asked = [message["content"] for line in lines for message in json.loads(line)["messages"] if message["role"] == "user"]
-    random.Random(0).shuffle(asked)
-    return asked
+        prompts = [
+            message["content"] for line in lines for message in json.loads(line)["messages"] if message["role"] == "user"
+        ]
+    random.Random(0).shuffle(prompts)
+    return prompts
 
 
 def make_model(vocab: int, limit: int) -> Decoder:
     """The 26M preset's sizes (the defaults) with wide random weights and room for `limit` positions."""
     model = Decoder(ModelConfig(initializer_range=0.1, max_position_embeddings=limit), vocab)
-    model.initialise(0)
+    model.init_weights(0)
     return model.eval()
 
 
-def make_prompts(tokenizer: Tokenizer, asked: Sequence[str], count: int, longest: int) -> list[list[int]]:
+def make_prompts(tokenizer: Tokenizer, texts: Sequence[str], count: int, longest: int) -> list[list[int]]:
     """The first `count` of those that are at most `longest` tokens long, as the chat template writes them."""
     prompts: list[list[int]] = []
-    for text in asked:
+    for text in texts:
         prompt = tokenizer.encode_prompt([Message("user", text)])
         if len(prompt) <= longest:
             prompts.append(prompt)
@@ -72,7 +74,7 @@ class Contender:
         self.answers: list[list[int]] = []
 
     def run(self, prompts: list[list[int]], stop: frozenset[int], most: int) -> float:
-        """Seconds."""
+        """Answer the prompts and return the seconds."""
         before, started = time.process_time(), time.perf_counter()
         self.answers = self.answer(prompts, stop, most)
         seconds, self.cpu = time.perf_counter() - started, time.process_time() - before
@@ -110,12 +112,12 @@ class Opponent:
             width = max(len(prompts[index]) for index in group)
             ids = torch.tensor([[self.pad] * (width - len(prompts[index])) + prompts[index] for index in group])
             real = torch.tensor([[0] * (width - len(prompts[index])) + [1] * len(prompts[index]) for index in group])
-            made = self.model.generate(
+            generated = self.model.generate(
                 ids, attention_mask=real, do_sample=False, max_new_tokens=most, pad_token_id=self.pad,
                 eos_token_id=sorted(stop) or None,
             )  # fmt: skip
-            for index, row in zip(group, made[:, width:].tolist(), strict=True):
-                answers[index] = row[: next((place for place, token in enumerate(row) if token in stop), len(row))]
+            for index, row in zip(group, generated[:, width:].tolist(), strict=True):
+                answers[index] = row[: next((end for end, token in enumerate(row) if token in stop), len(row))]
         return answers
 
 
@@ -140,19 +142,22 @@ def compare(ours: Contender, theirs: Contender, work: tuple[list[list[int]], fro
         return run
 
     seconds = interleave({name: timed(name) for name in sides}, rounds)
-    taken = {name: [each / sides[name].tokens for each in times] for name, times in seconds.items()}  # greedy: always as many
+    seconds_per_token = {
+        name: [each / sides[name].tokens for each in times] for name, times in seconds.items()
+    }  # greedy: always as many
     equal = sum(a == b for a, b in zip(ours.answers, theirs.answers, strict=True)) / len(work[0])
     lengths = sorted(map(len, ours.answers))
     return {
-        "ratio": ratios(taken["theirs"], taken["ours"]),
+        "ratio": ratios(seconds_per_token["theirs"], seconds_per_token["ours"]),
         "ratio_cpu_time": ratios(cpu["theirs"], cpu["ours"]),
-        "tokens_per_second": {name: round(1 / statistics.median(taken[name])) for name in sides},
+        "tokens_per_second": {name: round(1 / statistics.median(seconds_per_token[name])) for name in sides},
         "answer_tokens": {"least": lengths[0], "median": lengths[len(lengths) // 2], "most": lengths[-1]},
         "equal_answers": round(equal, 3),
     }
 
 
 def main() -> None:
+    """Measure and print the results as one line of JSON."""
     parser = options(__doc__ or "")
     parser.add_argument("--rounds", type=int, help="rounds (default 5)")
     parser.add_argument("--threads", type=int, help="threads of the matrix products (default: as PyTorch chooses)")
@@ -162,9 +167,9 @@ def main() -> None:
     fixed, most, count = (24, 48, 96) if chosen.quick else (128, 256, 256)
     longest = 64
     with tempfile.TemporaryDirectory() as name:
-        asked = questions(Path(name))
-        tokenizer = train_tokenizer(asked, 6400)
-        prompts = make_prompts(tokenizer, asked, count, longest)
+        texts = questions(Path(name))
+        tokenizer = train_tokenizer(texts, 6400)
+        prompts = make_prompts(tokenizer, texts, count, longest)
         model = make_model(tokenizer.vocab_size, longest + most)
         model.save_pretrained(Path(name) / "model", bos=None, eos=[tokenizer.pad], pad=tokenizer.pad)
         theirs = {key: Contender(Opponent(Path(name) / "model", key, tokenizer.pad)) for key in DTYPES}

@@ -1,10 +1,10 @@
-"""What guards and checkpoints cost a run that is healthy.
+"""The cost of guards and checkpoints in a healthy run.
 
-Guards: one small model on real text is trained twice for 2,000 steps, with the guards as they are and with all of them off
-that can be. They must find nothing, and not change a byte of weights, optimizer state and step and eval events.
+Guards: one small model on real text is trained twice for 2,000 steps, with the default guards and with all guards ignored
+that can be. The guards must report nothing, and change no byte of weights, optimizer state, step events and eval events.
 
 Checkpoints: a 26M model is trained with one checkpoint every 20 steps, and with none between the first step and the last, in
-turns. What is compared is the time from the end of the first update to the end of the last but one, by the run's own clock.
+turns. The compared time is that between the end of the first update and the end of the last but one, by the clock of the run.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ OFF = ("grad_spike", "loss_spike", "divergence", "validation_increase", "pass_ra
 
 
 def healthy(folder: Path, sources: list[dict[str, Any]], steps: int, guards: dict[str, Any]) -> Path:
-    """A run directory, once the run is over."""
+    """Train a small model and return the directory of its stage."""
     stage = {
         "data": {"train": sources, "validation": "1%", "max_seq_len": 128},
         "batch": {"micro_batch_size": 8},
@@ -61,22 +61,22 @@ def fingerprint(stage: Path) -> dict[str, str]:
 
 
 def guards(base: Path, quick: bool) -> dict[str, Any]:
-    """With them and without."""
+    """Train with guards and without: alarms, and whether the results are identical."""
     steps, sources = 200 if quick else 2000, real_text(quick)
     with_them = healthy(base / "with", sources, steps, {})
     without = healthy(base / "without", sources, steps, {name: {"action": "ignore"} for name in OFF})
-    found = [event for event in read_events(with_them / "events.jsonl") if event["kind"] in ("guard", "alert")]
-    steps_seen = sum(event["kind"] == "step" for event in read_events(with_them / "events.jsonl"))
+    reports = [event for event in read_events(with_them / "events.jsonl") if event["kind"] in ("guard", "alert")]
+    steps_done = sum(event["kind"] == "step" for event in read_events(with_them / "events.jsonl"))
     return {
-        "steps": steps_seen,
-        "alarms": len(found),
+        "steps": steps_done,
+        "alarms": len(reports),
         "identical": fingerprint(with_them) == fingerprint(without),
-        "said": found,
+        "reports": reports,
     }
 
 
 def saving(base: Path, quick: bool) -> dict[str, Any]:
-    """Every 20 steps, and never between."""
+    """Train with frequent checkpoints and without: the ratio of their times, and the seconds of each save."""
     steps, every = (8, 4) if quick else (42, 20)
     context = 128 if quick else 512
     stage = {
@@ -99,7 +99,7 @@ def saving(base: Path, quick: bool) -> dict[str, Any]:
     def run(interval: int) -> float:
         output = base / "runs"
         shutil.rmtree(output, ignore_errors=True)
-        command = ["train", str(file), "--built", str(base / "built"), "--output", str(output), "--quiet"]
+        command = ["train", str(file), "--built_dataset", str(base / "built"), "--output", str(output), "--quiet"]
         command += ["--stages.pretrain.checkpoint.every_steps", str(interval)]
         subprocess.run([sys.executable, "-m", "fledge.cli", *command], check=True, stdout=subprocess.DEVNULL)
         events = list(read_events(output / "run" / "pretrain" / "events.jsonl"))
@@ -116,15 +116,16 @@ def saving(base: Path, quick: bool) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure and print the results as one line of JSON."""
     parser = options(__doc__ or "")
     parser.add_argument("--only", choices=("guards", "saving"), help="one of both")
     chosen = parser.parse_args()
     values: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
-        for part in (guards, saving):
-            if chosen.only in (None, part.__name__):
-                (Path(name) / part.__name__).mkdir()
-                values[part.__name__] = part(Path(name) / part.__name__, chosen.quick)
+        for measure_costs in (guards, saving):
+            if chosen.only in (None, measure_costs.__name__):
+                (Path(name) / measure_costs.__name__).mkdir()
+                values[measure_costs.__name__] = measure_costs(Path(name) / measure_costs.__name__, chosen.quick)
                 print(json.dumps(values), flush=True)
     report(values)
 

@@ -1,4 +1,4 @@
-"""Peak memory of training steps over large vocabularies: fledge's head against the plain one, on the same model.
+"""Peak memory of training steps over large vocabularies: fledge's head against the plain one, on one model.
 
 The model has two layers of width 512 (tied embeddings), so that the head dominates as it does wherever a vocabulary is
 large for its model. The plain head is what transformers computes: all logits, widened to float32, and cross_entropy.
@@ -44,7 +44,7 @@ def faster_precision() -> str:
 
 
 def step(head: str, vocabulary: int, rows: int, precision: str) -> dict:
-    """Two passes with one head; the seconds are those of the second."""
+    """Two passes with one head; the seconds of the second are measured."""
     import torch
     import torch.nn.functional as F
 
@@ -58,7 +58,7 @@ def step(head: str, vocabulary: int, rows: int, precision: str) -> dict:
         max_position_embeddings=CONTEXT, tie_word_embeddings=True,
     )  # fmt: skip
     model = Decoder(config, vocabulary)
-    model.initialise(0)
+    model.init_weights(0)
     model.set_attention_backend("blocked")
     model.compute_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     tokens = torch.randint(vocabulary, (rows, CONTEXT + 1), generator=torch.Generator().manual_seed(0))
@@ -78,7 +78,7 @@ def step(head: str, vocabulary: int, rows: int, precision: str) -> dict:
 
 
 def alone(*arguments: object) -> dict:
-    """What this script prints in a fresh process. (The parent imports no torch: a child's peak starts at its parent's.)"""
+    """The output of this script in a fresh process. (The parent imports no torch: a child's peak starts at the parent's.)"""
     command = [sys.executable, __file__, "--one", *map(str, arguments)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
@@ -87,15 +87,18 @@ def compare(vocabulary: int, rows: int, precision: str, repeats: int) -> dict:
     """Both heads in turns, repeated; medians, and the ratios' range."""
     runs: dict[str, list[dict]] = {"fledge": [], "plain": []}
     for number in range(repeats):
-        for head, made in runs.items():
-            made.append(alone(head, vocabulary, rows, precision))
+        for head, measurements in runs.items():
+            measurements.append(alone(head, vocabulary, rows, precision))
             print(
-                f"{vocabulary:,} {precision} {number + 1}/{repeats} {head}: {made[-1]['peak']:,.0f} MiB, "
-                f"{made[-1]['seconds']:.2f} s, loss {made[-1]['loss']:.5f}",
+                f"{vocabulary:,} {precision} {number + 1}/{repeats} {head}: {measurements[-1]['peak']:,.0f} MiB, "
+                f"{measurements[-1]['seconds']:.2f} s, loss {measurements[-1]['loss']:.5f}",
                 flush=True,
             )
     ratios = [a["peak"] / b["peak"] for a, b in zip(runs["fledge"], runs["plain"], strict=True)]
-    middle = {head: {key: statistics.median(run[key] for run in made) for key in made[0]} for head, made in runs.items()}
+    middle = {
+        head: {key: statistics.median(run[key] for run in measurements) for key in measurements[0]}
+        for head, measurements in runs.items()
+    }
     return {
         "tokens": [rows, CONTEXT],
         "ratio": round(statistics.median(ratios), 3),
@@ -108,6 +111,7 @@ def compare(vocabulary: int, rows: int, precision: str, repeats: int) -> dict:
 
 
 def main() -> None:
+    """Measure and print the results as one line of JSON."""
     parser = options(__doc__ or "")
     parser.add_argument("--repeats", type=int, help="processes per head and vocabulary (default 3, with --quick 1)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="default: the faster one here")
@@ -121,12 +125,12 @@ def main() -> None:
     precision = alone("precision")["precision"] if chosen.precision == "auto" else chosen.precision
     repeats = chosen.repeats or (1 if chosen.quick else 3)
     sizes = ROWS_QUICK if chosen.quick else ROWS
-    found = {vocabulary: compare(vocabulary, rows, precision, repeats) for vocabulary, rows in sizes.items()}
+    results = {vocabulary: compare(vocabulary, rows, precision, repeats) for vocabulary, rows in sizes.items()}
     report(
         {
-            "ratio": max(each["ratio"] for each in found.values()),
+            "ratio": max(each["ratio"] for each in results.values()),
             "precision": precision,
-            "vocabularies": found,
+            "vocabularies": results,
             "quick": chosen.quick,
         }
     )

@@ -3,8 +3,8 @@
 Each trial starts a run of its own, kills the process with SIGKILL at a moment drawn uniformly over the run (data,
 evaluation and saves included), resumes it, and compares final weights, optimizer state and step and eval events.
 
-With `--processes N` the run is trained by N processes. One of them, drawn as well, is killed, and nobody resumes the run: all
-must start again by themselves and end with what N processes that were never killed end with.
+With `--processes N` the run is trained by N processes. One of them, drawn at random, is killed, and nobody resumes the run:
+the launcher must restart all of them, and the results must equal those of N processes without a kill.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ from fledge.world import Sizes, build
 
 STAGES = ("pretrain", "sft", "dpo")
 START_UP = 1.5  # seconds of importing, in which there is nothing to lose
-WORKERS_UP = 4.0  # the same with several processes, which one more starts
+WORKERS_UP = 4.0  # seconds of importing with several processes, which a launcher starts
 
 
 def recipe(world: Path) -> dict:
-    """Small, with dropout, accumulation, several checkpoints and evaluations."""
+    """A small recipe with dropout, accumulation, several checkpoints and evaluations."""
 
     def stage(rows: str, **more: object) -> dict:
         data = {"train": str(world / f"{rows}.jsonl"), "validation": str(world / f"{rows}.validation.jsonl"), "max_seq_len": 64}
@@ -62,7 +62,7 @@ def recipe(world: Path) -> dict:
 
 
 def start(folder: Path, resume: bool = False, cache: Path | None = None, processes: int = 1) -> subprocess.Popen:
-    """Train in a process of its own, or several; with a cache of its own, if it is given."""
+    """Start training in one process or several, with its own cache if one is given."""
     command = [sys.executable, "-m", "fledge.cli", "train", str(folder / "recipe.yaml"), "--output", str(folder), "--quiet"]
     command += ["--processes", str(processes)]
     environment = os.environ if cache is None else {**os.environ, "FLEDGE_CACHE": str(cache)}
@@ -71,7 +71,7 @@ def start(folder: Path, resume: bool = False, cache: Path | None = None, process
 
 
 def finish(folder: Path, resume: bool = False, cache: Path | None = None, processes: int = 1) -> float:
-    """Train to the end; the seconds that took."""
+    """Train to the end and return the seconds."""
     started = time.monotonic()
     if start(folder, resume, cache, processes).wait() != 0:
         raise SystemExit(f"training failed:\n{(folder / 'log.txt').read_text()}")
@@ -79,7 +79,7 @@ def finish(folder: Path, resume: bool = False, cache: Path | None = None, proces
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """Hashes of all that must be equal."""
+    """Hashes of all results that must be equal."""
     marks = {}
     for stage in STAGES:
         root = folder / "run" / stage
@@ -93,7 +93,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
 
 
 def trial(base: Path, number: int, delay: float, expected: dict[str, str], compiled: bool) -> list[str]:
-    """One kill; returns what differs."""
+    """Kill a run and resume it: the names of differing results."""
     folder = base / f"trial-{number}"
     folder.mkdir()
     shutil.copy(base / "recipe.yaml", folder)
@@ -102,23 +102,23 @@ def trial(base: Path, number: int, delay: float, expected: dict[str, str], compi
     time.sleep(delay)
     process.kill()
     process.wait()
-    where = reached(folder)
+    last_checkpoint = reached(folder)
     finish(folder, resume=(folder / "run" / "recipe.yaml").exists(), cache=cache)
-    return compared(folder, number, f"after {delay:.2f} s ({where})", expected)
+    return compared(folder, number, f"after {delay:.2f} s ({last_checkpoint})", expected)
 
 
 def trial_of_one(
-    base: Path, number: int, delay: float, victim: int, processes: int, expected: dict[str, str]
+    base: Path, number: int, delay: float, *, victim: int, processes: int, expected: dict[str, str]
 ) -> list[str] | None:
-    """One of several processes is killed; returns what differs once the others have helped themselves, or None where there was
-    none to kill at that moment."""
+    """Kill one of several processes and wait for the run: the names of differing results; None if no process was there to
+    kill."""
     folder = base / f"trial-{number}"
     folder.mkdir()
     shutil.copy(base / "recipe.yaml", folder)
     starter = start(folder, processes=processes)
     time.sleep(delay)
     workers = sorted(psutil.Process(starter.pid).children(), key=lambda process: process.pid)
-    where = reached(folder)
+    last_checkpoint = reached(folder)
     if len(workers) == processes:
         workers[victim].kill()
     code = starter.wait()
@@ -127,25 +127,26 @@ def trial_of_one(
         return None
     if code != 0:
         return [f"exit code {code}: {(folder / 'log.txt').read_text()[-500:]}"]
-    return compared(folder, number, f"of process {victim} after {delay:.2f} s ({where})", expected)
+    return compared(folder, number, f"of process {victim} after {delay:.2f} s ({last_checkpoint})", expected)
 
 
 def reached(folder: Path) -> str:
-    """The newest checkpoint."""
-    found = sorted(str(path.relative_to(folder / "run")) for path in folder.glob("run/*/checkpoints/step-*"))
-    return found[-1] if found else "before the first checkpoint"
+    """The path of the newest checkpoint."""
+    checkpoints = sorted(str(path.relative_to(folder / "run")) for path in folder.glob("run/*/checkpoints/step-*"))
+    return checkpoints[-1] if checkpoints else "before the first checkpoint"
 
 
 def compared(folder: Path, number: int, what: str, expected: dict[str, str]) -> list[str]:
-    """What differs; the folder goes."""
-    found = fingerprint(folder)
-    differs = [name for name in expected if found[name] != expected[name]]
+    """The names of differing results; the folder is removed."""
+    actual = fingerprint(folder)
+    differs = [name for name in expected if actual[name] != expected[name]]
     print(f"kill {number + 1} {what}: {differs if differs else 'identical'}", flush=True)
     shutil.rmtree(folder)
     return differs
 
 
 def main() -> None:
+    """Measure and print the results as one line of JSON."""
     parser = options(__doc__ or "")
     parser.add_argument("--kills", type=int, help="how often (default 10, with --quick 2)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
@@ -160,22 +161,22 @@ def main() -> None:
         tree = recipe(base / "world")
         tree["runtime"]["compile"] = chosen.compiled
         (base / "recipe.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True, sort_keys=False))
-        whole = base / "whole"
-        whole.mkdir()
-        shutil.copy(base / "recipe.yaml", whole)
-        seconds = finish(whole, cache=whole / "cache" if chosen.compiled else None, processes=chosen.processes)
-        expected = fingerprint(whole)
+        uninterrupted = base / "whole"
+        uninterrupted.mkdir()
+        shutil.copy(base / "recipe.yaml", uninterrupted)
+        seconds = finish(uninterrupted, cache=uninterrupted / "cache" if chosen.compiled else None, processes=chosen.processes)
+        expected = fingerprint(uninterrupted)
         print(f"uninterrupted: {seconds:.1f} s", flush=True)
-        found: list[list[str]] = []
-        while len(found) < kills:
+        differences: list[list[str]] = []
+        while len(differences) < kills:
             if chosen.processes == 1:
-                found.append(trial(base, len(found), moments.uniform(START_UP, seconds), expected, chosen.compiled))
+                differences.append(trial(base, len(differences), moments.uniform(START_UP, seconds), expected, chosen.compiled))
                 continue
             delay, victim = moments.uniform(WORKERS_UP, seconds), moments.randrange(chosen.processes)
-            differs = trial_of_one(base, len(found), delay, victim, chosen.processes, expected)
+            differs = trial_of_one(base, len(differences), delay, victim=victim, processes=chosen.processes, expected=expected)
             if differs is not None:
-                found.append(differs)
-    bad = [differs for differs in found if differs]
+                differences.append(differs)
+    bad = [differs for differs in differences if differs]
     values = {"kills": kills, "identical": kills - len(bad), "seconds_uninterrupted": round(seconds, 1), "different": bad}
     report({"processes": chosen.processes, "compiled": chosen.compiled, **values})
     if bad:

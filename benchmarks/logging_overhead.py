@@ -1,13 +1,13 @@
-"""What watching costs: the loop's step with everything that watches against bare updates.
+"""The cost of logging: the step of the trainer with all events and metrics against bare updates.
 
 Watched: `Trainer` as `fledge train` runs it, with the metrics and update ratios of every step (`logging.every_steps: 1`),
-`step` and `system` events, TensorBoard and the console's figures. Bare: the same model, optimizers and batches, by
+`step` and `system` events, TensorBoard and the console's figures. Bare: equal model, optimizers and batches, by
 `BatchLoader` and `TrainStep` alone, with nothing read and nothing written. Evaluation, samples and checkpoints are off on
 both sides. The 26M preset, rows of 512 tokens, 2 micro-batches of 8 (so that halves of a batch are compared as well).
 
 Short segments take turns in one process; who begins changes from round to round. `ratio` is the median time of a
-watched segment ÷ that of a bare one; `ratio_cpu` the same in processor time, which other programs disturb less.
-`parts` are seconds of a step, each timed by itself; `ratio_of_parts` is what they come to, `ratio_shipped` the same at
+watched segment ÷ that of a bare one; `ratio_cpu` is measured in processor time, which other programs disturb less.
+`parts` are seconds of a step, each timed by itself; `ratio_of_parts` is their sum, `ratio_shipped` their sum at
 `logging.every_steps: 10`, the default. Real text is read from $FLEDGE_DATA or ../shared/data; without it, from the
 quickstart's world.
 """
@@ -56,7 +56,7 @@ class Bench:
         self.model, self.data = fresh(recipe, vocab), data
         batch = data.batch(0, self.stage.batch.micro_batch_rows)
         make = lambda kernel: CausalLMObjective(0.0, kernel)  # noqa: E731
-        self.decision = autotune(recipe.runtime, self.model, batch, make, 10_000, print)
+        self.decision = autotune(recipe.runtime, self.model, batch, make, micro_steps=10_000, log=print)
         self.decision.apply(self.model)
         self.device = torch.device(self.decision.device)
         objective, console = CausalLMObjective(kernel=head_kernel(self.decision)), Console(live=False)
@@ -99,7 +99,7 @@ class Bench:
         self.trainer.recorder.flush(self.trainer.state)
 
     def plain(self, steps: int) -> None:
-        """The same updates and nothing else."""
+        """Bare updates, without events."""
         for _ in range(steps):
             batch, _ = self.bare_loader.batch(self.bare_step)
             self.bare(batch, self._lr())
@@ -109,17 +109,17 @@ class Bench:
     def _lr(self) -> float:
         return learning_rate(self.bare_step, self.extent.steps, self.stage.optimizer, self.stage.schedule)
 
-    def parts(self, repeats: int) -> dict[str, float]:
-        """Seconds of each part of watching, the median of some steps, and of a bare step beside them."""
-        found: dict[str, list[float]] = {}
+    def phase_seconds(self, repeats: int) -> dict[str, float]:
+        """Median seconds of each part of watching a step."""
+        seconds_by_phase: dict[str, list[float]] = {}
 
         def timed(name: str, call: Callable[[], Any]) -> Any:
             wait_for(self.device.type)
             started = time.perf_counter()
-            made = call()
+            result = call()
             wait_for(self.device.type)
-            found.setdefault(name, []).append(time.perf_counter() - started)
-            return made
+            seconds_by_phase.setdefault(name, []).append(time.perf_counter() - started)
+            return result
 
         state, sources = self.trainer.state, self.data.sources
         for _ in range(repeats):
@@ -133,7 +133,7 @@ class Bench:
             resources = timed("resources", lambda o=output: self._resources(o))
             timed("events", lambda v=values, r=resources: self._write(v, r))
             timed("tensorboard", lambda v=values, r=resources: self._draw(v, r))
-        return {name: statistics.median(seconds) for name, seconds in found.items()}
+        return {name: statistics.median(seconds) for name, seconds in seconds_by_phase.items()}
 
     def _detailed_step(self) -> StepOutput:
         batch, data_seconds = self.bare_loader.batch(self.bare_step)
@@ -189,6 +189,7 @@ def take_turns(runs: dict[str, Callable[[], None]], rounds: int) -> tuple[Second
 
 
 def main() -> None:
+    """Measure and print the results as one line of JSON."""
     parser = options(__doc__ or "")
     parser.add_argument("--rounds", type=int, help="rounds (default 11, with --quick 9)")
     parser.add_argument("--steps", type=int, default=2, help="steps of a segment (default 2)")
@@ -205,10 +206,10 @@ def main() -> None:
                 warm(1)
             runs = {"watched": lambda: bench.watched(chosen.steps), "bare": lambda: bench.plain(chosen.steps)}
             wall, processor = take_turns(runs, rounds)
-            parts = bench.parts(5)
+            phase_seconds = bench.phase_seconds(5)
     step = statistics.median(wall["bare"]) / chosen.steps
-    rare = parts["update_sizes"] + parts.get("half_norm", 0.0)  # only at every `logging.every_steps`-th step
-    always = sum(parts.values()) - rare
+    rare = phase_seconds["update_sizes"] + phase_seconds.get("half_norm", 0.0)  # only at every `logging.every_steps`-th step
+    always = sum(phase_seconds.values()) - rare
     report(
         {
             "ratio": round(statistics.median(wall["watched"]) / statistics.median(wall["bare"]), 4),
@@ -218,8 +219,8 @@ def main() -> None:
             "ranges": {"wall": ratios(wall["watched"], wall["bare"]), "cpu": ratios(processor["watched"], processor["bare"])},
             "bare_step_seconds": round(step, 4),
             "least_step_seconds": {name: round(min(times) / chosen.steps, 4) for name, times in wall.items()},
-            "parts_seconds": {part: round(seconds, 6) for part, seconds in parts.items()},
-            "parts_share": {part: round(seconds / step, 5) for part, seconds in parts.items()},
+            "parts_seconds": {phase: round(seconds, 6) for phase, seconds in phase_seconds.items()},
+            "parts_share": {phase: round(seconds / step, 5) for phase, seconds in phase_seconds.items()},
             "batch": [rows, context, recipe.stages["pretrain"].batch.gradient_accumulation_steps],
             "rounds": rounds,
             "steps": chosen.steps,

@@ -1,10 +1,10 @@
-"""How many tokens fledge's default recipe needs to reach the final validation loss of the seed's recipe.
+"""Tokens that fledge's default recipe needs to reach the final validation loss of the seed's recipe.
 
-Both train the same 10M decoder on the same ≥ 20 MB of real text (Tang poems, Wikipedia, web pages, plays, word
-problems) with the same batch. The seed's recipe (AdamW, 5e-4, cosine, 4 % warm-up, decay 0.1 on everything) reads all
-of it once. The default recipe gets `--budget` of those tokens and must reach that loss; where it does so earlier is
-read off its evaluations, interpolated. `ratio` is tokens by tokens, a median over seeds. Finished runs in `--out` are
-not repeated, so an interrupted benchmark goes on.
+Both recipes train a 10M decoder on at least 20 MB of real text (Tang poems, Wikipedia, web pages, plays, word problems)
+with equal batches. The seed's recipe (AdamW, 5e-4, cosine, 4 % warm-up, decay 0.1 on everything) reads the text once. The
+default recipe gets the share `--budget` of these tokens; the number of tokens at which it reaches the loss is interpolated
+between its evaluations. `ratio` is the quotient of the tokens, a median over seeds. Finished runs in `--out` are not
+repeated, so an interrupted benchmark continues.
 """
 
 import json
@@ -30,19 +30,18 @@ SEED_RECIPE = {
 }
 
 
-def recipe(name: str, seed: int, out: Path, quick: bool, length: str, evaluations: int, changes: dict) -> dict:
-    """One run; the runs of one seed share tokenizer and data."""
-    steps = int(length.split()[0])
+def recipe(name: str, seed: int, out: Path, *, quick: bool, steps: int, evaluations: int, changes: dict) -> dict:
+    """The recipe of one run; the runs of one seed share tokenizer and data."""
     stage = {
         "data": {"train": real_text(quick), "validation": "1%", "max_seq_len": CONTEXT},
-        "batch": {"micro_batch_size": ROWS}, "duration": length,
+        "batch": {"micro_batch_size": ROWS}, "duration": f"{steps} steps",
         "evaluation": {"every_steps": max(1, steps // evaluations), "max_packed_rows": 320},
         "checkpoint": {"every_steps": max(1, steps // 4), "keep_last": 1},
     }  # fmt: skip
     model = {**MODEL, "num_hidden_layers": 2} if quick else MODEL
     base = {"name": name, "output": str(out), "seed": seed, "model": model, "stages": {"pretrain": stage}}
     for section, values in changes.items():
-        if section in ("model", "machine"):
+        if section in ("model", "runtime"):
             base[section] = {**base.get(section, {}), **values}
         else:
             stage[section] = {**stage.get(section, {}), **values}
@@ -52,9 +51,11 @@ def recipe(name: str, seed: int, out: Path, quick: bool, length: str, evaluation
 def build_data(out: Path, seed: int, quick: bool) -> tuple[Path, int, float]:
     """Build a seed's data once; returns the folder, the tokens of an epoch, and bytes per token of the validation text."""
     folder, file = out / f"data-{seed}", out / f"data-{seed}.yaml"
-    file.write_text(yaml.safe_dump(recipe("data", seed, out, quick, "1 steps", 1, {}), allow_unicode=True))
+    file.write_text(
+        yaml.safe_dump(recipe("data", seed, out, quick=quick, steps=1, evaluations=1, changes={}), allow_unicode=True)
+    )
     fledge("data", "build", str(file), "--out", str(folder))
-    preparation = Preparation(load_recipe([str(file)]).model_copy(update={"built": str(folder)}), print)
+    preparation = Preparation(load_recipe([str(file)]).model_copy(update={"built_dataset": str(folder)}), print)
     tokenizer = preparation.tokenizer()
     data = preparation.stage_data("pretrain", tokenizer)
     assert data.validation is not None
@@ -65,10 +66,13 @@ def build_data(out: Path, seed: int, quick: bool) -> tuple[Path, int, float]:
     return folder, data.train.num_tokens, sum(map(len, bytes_of)) / data.validation.num_target_tokens
 
 
-def run(name: str, seed: int, out: Path, built: Path, quick: bool, steps: int, evaluations: int, changes: dict) -> list:
-    """Train, or read what was trained before: (tokens, validation loss) of each evaluation."""
+def run(
+    name: str, seed: int, out: Path, built: Path, *, quick: bool, steps: int, changes: dict, evaluations: int = 10
+) -> list[tuple[int, float]]:
+    """Train, or read a finished run: (tokens, validation loss) of each evaluation."""
     folder, file = out / name, out / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(recipe(name, seed, out, quick, f"{steps} steps", evaluations, changes)))
+    tree = recipe(name, seed, out, quick=quick, steps=steps, evaluations=evaluations, changes=changes)
+    file.write_text(yaml.safe_dump(tree))
     tokens, curve = 0, []
     for event in trained(file, folder, built):
         if event["kind"] == "step":
@@ -91,7 +95,30 @@ def reached(curve: list, loss: float) -> float | None:
     return None
 
 
+def compare(seed: int, out: Path, quick: bool, budget: float) -> dict:
+    """Train both recipes with one seed: `ratio` is the default's tokens to the final loss ÷ the tokens of the seed's recipe."""
+    built, epoch, bytes_per_token = build_data(out, seed, quick)
+    steps = 40 if quick else math.floor(epoch / (CONTEXT * ROWS))
+    slow = run(f"seed-recipe-{seed}", seed, out, built, quick=quick, steps=steps, changes=SEED_RECIPE)
+    fast = run(f"default-{seed}", seed, out, built, quick=quick, steps=round(budget * steps), changes={})
+    (slow_tokens, final_loss), (fast_tokens, fast_loss) = slow[-1], fast[-1]
+    needed = reached(fast, final_loss)
+    return {
+        "seed": seed,
+        "ratio": None if needed is None else needed / slow_tokens,
+        "megabytes": round(epoch * bytes_per_token / 1e6, 1),
+        "bytes_per_token": round(bytes_per_token, 3),
+        "seed_recipe_tokens": slow_tokens,
+        "seed_recipe_bits_per_byte": round(final_loss / math.log(2) / bytes_per_token, 4),
+        "default_tokens": fast_tokens,
+        "default_bits_per_byte": round(fast_loss / math.log(2) / bytes_per_token, 4),
+        "default_needed_tokens": needed,
+        "curves": {"seed_recipe": slow, "default": fast},
+    }
+
+
 def main() -> None:
+    """Measure and print the results as one line of JSON."""
     parser = options(__doc__ or "")
     parser.add_argument("--out", type=Path, default=Path("runs/loss-for-compute"), help="where runs are kept")
     parser.add_argument("--seeds", type=int, help="how many (default 3, with --quick 1)")
@@ -104,39 +131,21 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     if chosen.trial is not None:
         built, _, _ = build_data(out, 1, chosen.quick)
-        curve = run(chosen.name, 1, out, built, chosen.quick, chosen.steps, 2, yaml.safe_load(chosen.trial))
+        changes = yaml.safe_load(chosen.trial)
+        curve = run(chosen.name, 1, out, built, quick=chosen.quick, steps=chosen.steps, changes=changes, evaluations=2)
         report({"trial": chosen.trial, "steps": chosen.steps, "curve": curve})
         return
-    pairs, results = [], []
+    results = []
     for seed in range(1, (chosen.seeds or (1 if chosen.quick else 3)) + 1):
-        built, epoch, bytes_per_token = build_data(out, seed, chosen.quick)
-        steps = 40 if chosen.quick else math.floor(epoch / (CONTEXT * ROWS))
-        shorter = round(chosen.budget * steps)
-        slow = run(f"seed-recipe-{seed}", seed, out, built, chosen.quick, steps, 10, SEED_RECIPE)
-        fast = run(f"default-{seed}", seed, out, built, chosen.quick, shorter, 10, {})
-        goal = slow[-1][1]
-        needed = reached(fast, goal)
-        pairs.append(None if needed is None else needed / slow[-1][0])
-        results.append(
-            {
-                "seed": seed,
-                "megabytes": round(epoch * bytes_per_token / 1e6, 1),
-                "bytes_per_token": round(bytes_per_token, 3),
-                "seed_recipe_tokens": slow[-1][0],
-                "seed_recipe_bits_per_byte": round(goal / math.log(2) / bytes_per_token, 4),
-                "default_tokens": fast[-1][0],
-                "default_bits_per_byte": round(fast[-1][1] / math.log(2) / bytes_per_token, 4),
-                "default_needed_tokens": needed,
-                "curves": {"seed_recipe": slow, "default": fast},
-            }
-        )
+        results.append(compare(seed, out, chosen.quick, chosen.budget))
         print(json.dumps(results[-1]), flush=True)
-    known = [pair for pair in pairs if pair is not None]
+    ratios = [one["ratio"] for one in results]
+    known = [ratio for ratio in ratios if ratio is not None]
     report(
         {
-            "ratio": round(statistics.median(known), 4) if len(known) == len(pairs) else None,
+            "ratio": round(statistics.median(known), 4) if len(known) == len(ratios) else None,
             "range": [round(min(known), 4), round(max(known), 4)] if known else None,
-            "seeds": len(pairs),
+            "seeds": len(ratios),
             "reached": len(known),
             "runs": results,
             "quick": chosen.quick,

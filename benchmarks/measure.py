@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, interleaved timing, and the one line of JSON at the end."""
+"""Shared by the benchmarks: options, interleaved timing, and the line of JSON at the end."""
 
 import argparse
 import json
@@ -9,19 +9,19 @@ from pathlib import Path
 
 
 def options(description: str) -> argparse.ArgumentParser:
-    """A parser that knows --quick."""
+    """A parser with the option --quick."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a smaller run of at most 50 s on two cores")
     return parser
 
 
 def data_folder() -> Path:
-    """Where real data lies, if it does."""
+    """The folder of real data, which may not exist."""
     return Path(os.environ.get("FLEDGE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
 def interleave(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender, taken in turns, so that a busy moment of the machine meets all of them."""
+    """Seconds of each contender; contenders take turns, so that a busy moment of the machine affects all."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
         for name, run in contenders.items():
@@ -31,11 +31,11 @@ def interleave(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[
 
 
 def ratios(slow: list[float], fast: list[float]) -> dict[str, float]:
-    """How many times faster, round by round: median and range."""
+    """The ratios of two contenders, round by round: median and range."""
     each = [a / b for a, b in zip(slow, fast, strict=True)]
     return {"median": round(statistics.median(each), 3), "low": round(min(each), 3), "high": round(max(each), 3)}
 
 
 def report(values: dict) -> None:
-    """The last line."""
+    """Print the results as one line of JSON."""
     print(json.dumps(values))

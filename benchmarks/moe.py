@@ -1,13 +1,13 @@
-"""A mixture of experts against a dense model of equal active parameters.
+"""Speed and loss of a mixture of experts against a dense model of equal active parameters.
 
 Speed: one training step (forward, backward, clipping, optimizers) of the 45m-moe preset, 4 experts of 736 of which 2 are
-active, against the same decoder with one feed-forward network of 1,472; rows of 512 tokens, 16 of them. Both compute as
+active, against a decoder with one feed-forward network of 1,472; 16 rows of 512 tokens. Both compute as
 the probe decides for the dense model. `ratio` is mixture ÷ dense, round by round.
 
-`--quality`: both kinds trained by `fledge train` on the same real text (poems, Wikipedia, web pages, plays, word problems), the
-same tokens in the same order, at some 3.5M active parameters, for several seeds, with the optimizer and schedule that are the
-default. `difference` is the mixture's bits per byte less the dense model's, a mean with its range; the load of the experts is
-that of the second half of training. Finished runs in `--out` are not repeated.
+`--quality`: both kinds are trained by `fledge train` on real text (poems, Wikipedia, web pages, plays, word problems) with
+equal tokens in equal order, about 3.5M active parameters, several seeds, and the default optimizer and schedule. `difference`
+is the mixture's bits per byte less the dense model's, a mean with its range; the load of the experts is measured in the
+second half of training. Finished runs in `--out` are not repeated.
 """
 
 import json
@@ -33,7 +33,7 @@ SMALL = {
     "max_position_embeddings": CONTEXT,
 }  # fmt: skip
 KINDS: dict[str, dict[str, Any]] = {
-    "moe": {"intermediate_size": 256, "moe": {"experts": 4, "top_k": 2}},
+    "moe": {"intermediate_size": 256, "moe": {"num_experts": 4, "num_experts_per_tok": 2}},
     "dense": {"intermediate_size": 512},
 }
 
@@ -50,7 +50,7 @@ def speed_recipe(rows: int, context: int, layers: int, quick: bool, folder: Path
 
 
 def speed(quick: bool, rounds: int) -> dict[str, Any]:
-    """The step of both, in turns."""
+    """Time the training step of both models in turns."""
     rows, context, layers = (8, 512, 2) if quick else (16, 512, 8)
     with tempfile.TemporaryDirectory() as name:
         recipe = speed_recipe(rows, context, layers, quick, Path(name))
@@ -87,7 +87,7 @@ def speed(quick: bool, rounds: int) -> dict[str, Any]:
 
 
 def quality_recipe(kind: str, seed: int, steps: int, quick: bool, balance: str, out: Path) -> tuple[str, Path]:
-    """Name and file of one run."""
+    """Write the recipe of one run: its name and its file."""
     sizes = {**SMALL, **KINDS[kind], **({"num_hidden_layers": 2} if quick else {})}
     name = f"{kind}-{seed}"
     if kind == "moe":
@@ -107,8 +107,10 @@ def quality_recipe(kind: str, seed: int, steps: int, quick: bool, balance: str, 
 
 
 def load_of_second_half(events: list[dict[str, Any]], steps: int) -> dict[str, float]:
-    """Load relative to an even one: extremes over layers, experts and steps, extremes of the means over steps, and the share
-    of single values (one step, one expert) outside 0.5 … 2."""
+    """The load of experts relative to an even load, in the second half of training.
+
+    Extremes over layers, experts and steps; extremes of the means over steps; the share of single values outside 0.5 … 2.
+    """
     tables = [event["router/load"] for event in events if event["kind"] == "step" and event["step"] > steps / 2]
     loads = torch.tensor(tables)  # [steps, L, E]
     means = loads.mean(0)
@@ -119,33 +121,34 @@ def load_of_second_half(events: list[dict[str, Any]], steps: int) -> dict[str, f
 
 
 def pairs(seeds: int, steps: int, quick: bool, balance: str, out: Path) -> Iterator[dict[str, Any]]:
-    """Both models for each seed."""
+    """Train both models for each seed: losses, bits per byte and load of the experts."""
     for seed in range(1, seeds + 1):
-        runs = {kind: quality_recipe(kind, seed, steps, quick, balance, out) for kind in KINDS}
-        built = out / f"data-{seed}"  # tokenizer and data are the same for both
+        runs = {kind: quality_recipe(kind, seed, steps=steps, quick=quick, balance=balance, out=out) for kind in KINDS}
+        built = out / f"data-{seed}"  # both models share tokenizer and data
         fledge("data", "build", str(runs["dense"][1]), "--out", str(built))
-        made: dict[str, Any] = {"seed": seed}
+        results: dict[str, Any] = {"seed": seed}
         for kind, (name, file) in runs.items():
             events = trained(file, out / name, built)
             last = [event for event in events if event["kind"] == "eval"][-1]
-            made[f"{kind}_loss"] = round(last["eval/loss"], 5)
-            made[f"{kind}_bits_per_byte"] = round(last["eval/bits_per_byte"], 5)
-            made["tokens"] = [event["train/tokens"] for event in events if event["kind"] == "step"][-1]
+            results[f"{kind}_loss"] = round(last["eval/loss"], 5)
+            results[f"{kind}_bits_per_byte"] = round(last["eval/bits_per_byte"], 5)
+            results["tokens"] = [event["train/tokens"] for event in events if event["kind"] == "step"][-1]
             if kind == "moe":
-                made["load"] = load_of_second_half(events, steps)
-        made["difference"] = round(made["moe_bits_per_byte"] - made["dense_bits_per_byte"], 5)
-        print(json.dumps(made), flush=True)
-        yield made
+                results["load"] = load_of_second_half(events, steps)
+        results["difference"] = round(results["moe_bits_per_byte"] - results["dense_bits_per_byte"], 5)
+        print(json.dumps(results), flush=True)
+        yield results
 
 
 def quality(quick: bool, seeds: int, steps: int, balance: str, out: Path) -> dict[str, Any]:
-    """Losses of both at equal tokens."""
+    """Compare the losses of both models after equal numbers of tokens."""
     out.mkdir(parents=True, exist_ok=True)
     runs = list(pairs(seeds, steps, quick, balance, out))
     differences = [run["difference"] for run in runs]
     counts = {}
     for kind in KINDS:
-        count = parameters(load_recipe([str(quality_recipe(kind, 1, steps, quick, balance, out)[1])]).model, 6400)
+        _, file = quality_recipe(kind, 1, steps=steps, quick=quick, balance=balance, out=out)
+        count = parameters(load_recipe([str(file)]).model, 6400)
         counts[kind] = {"total": count.total, "active": count.active}
     return {
         "difference": round(statistics.mean(differences), 5),
@@ -161,12 +164,13 @@ def quality(quick: bool, seeds: int, steps: int, balance: str, out: Path) -> dic
 
 
 def main() -> None:
+    """Measure and print the results as one line of JSON."""
     parser = options(__doc__ or "")
     parser.add_argument("--rounds", type=int, help="rounds (default 7, with --quick 5)")
     parser.add_argument("--quality", action="store_true", help="losses at equal tokens instead of the time of a step")
     parser.add_argument("--seeds", type=int, help="for --quality: how many (default 3, with --quick 1)")
     parser.add_argument("--steps", type=int, help="for --quality: steps of 4,096 tokens (default 600, with --quick 20)")
-    parser.add_argument("--balance", choices=["loss", "bias"], default="loss", help="for --quality")
+    parser.add_argument("--balance", choices=["aux_loss", "bias"], default="aux_loss", help="for --quality")
     parser.add_argument("--out", type=Path, default=Path("runs/moe-quality"), help="for --quality: where runs are kept")
     chosen = parser.parse_args()
     if chosen.quality:

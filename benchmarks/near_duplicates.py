@@ -1,7 +1,7 @@
-"""Near duplicates: documents a second through n-grams, signatures, candidates and verification; recall; false positives.
+"""Near duplicates: documents per second through n-grams, signatures, candidates and verification; recall; false positives.
 
 The documents are of about 2 KB, English and Chinese, made of real sentences from $FLEDGE_DATA or ../shared/data (without it,
-of generated ones). A tenth of them are edited copies of others: words replaced, sentences dropped, case and punctuation
+of generated ones). A tenth of the documents are edited copies: words replaced, sentences dropped, case and punctuation
 changed. Recall counts the copies whose true similarity to their original is at least the threshold; false positives are
 rows called duplicates among paragraphs that have nothing to do with each other.
 """
@@ -27,7 +27,7 @@ from fledge.data.cleaning.ngrams import jaccard, shingle_set, shingles
 THRESHOLD = 0.8
 CHUNK = 1000
 
-SUBJECTS, THINGS, QUALITIES, PLACES, ACTIONS = (
+SUBJECTS, THINGS, QUALITIES, PLATFORMS, ACTIONS = (
     line.split()
     for line in (
         "parser renderer scheduler router tokenizer sampler solver profiler planner compiler viewer indexer",
@@ -40,14 +40,14 @@ SUBJECTS, THINGS, QUALITIES, PLACES, ACTIONS = (
 
 
 def readme(number: int) -> str:
-    """A paragraph as it stands in thousands of README files: few words of its own, and much that all of them share."""
+    """A paragraph as in thousands of README files: few words of its own and much shared text."""
     draw = random.Random(number)
     name = f"{draw.choice(QUALITIES)}{draw.choice(SUBJECTS)}{number}"
-    subject, things, place = draw.choice(SUBJECTS), draw.sample(THINGS, 3), draw.sample(PLACES, 2)
+    subject, things, platforms = draw.choice(SUBJECTS), draw.sample(THINGS, 3), draw.sample(PLATFORMS, 2)
     actions, qualities = draw.sample(ACTIONS, 4), draw.sample(QUALITIES, 3)
     return (
-        f"# {name}\n\n{name} is a {qualities[0]}, {qualities[1]} {subject} for {things[0]} on {place[0]} and {place[1]}. It "
-        f"{actions[0]} {things[1]} and {actions[1]} {things[2]} in {draw.randint(2, 900)} lines of "
+        f"# {name}\n\n{name} is a {qualities[0]}, {qualities[1]} {subject} for {things[0]} on {platforms[0]} "
+        f"and {platforms[1]}. It {actions[0]} {things[1]} and {actions[1]} {things[2]} in {draw.randint(2, 900)} lines of "
         f"{draw.choice(['Python', 'Rust', 'Go', 'C', 'Zig'])}, and {actions[2]} what it {actions[3]}.\n\n"
         f"## Installation\n\n    pip install {name}\n\nRequires Python 3.{draw.randint(8, 13)} or newer. To install from "
         "source, clone the repository and run `pip install -e .` in it.\n\n"
@@ -68,7 +68,7 @@ def sentences(folder: Path) -> tuple[list[str], list[str]]:
     text = "\n".join(json.loads(line)["text"] for line in lines) + (folder / "llamafactory" / "wiki_demo.txt").read_text(
         "utf-8"
     )
-    english = [part for part in dict.fromkeys(re.split(r"(?<=[.!?])\s+|\n", text)) if len(part.split()) >= 6]
+    english = [sentence for sentence in dict.fromkeys(re.split(r"(?<=[.!?])\s+|\n", text)) if len(sentence.split()) >= 6]
     files = sorted(glob.glob(str(folder / "poetry" / "*.json")))[:20]
     poems = [poem for file in files for poem in json.loads(Path(file).read_text(encoding="utf-8"))]
     return english, list(dict.fromkeys(line for poem in poems for line in poem["paragraphs"]))
@@ -77,23 +77,23 @@ def sentences(folder: Path) -> tuple[list[str], list[str]]:
 def document(english: Sequence[str], chinese: Sequence[str], draw: random.Random) -> str:
     """About 2 KB of sentences in one of the two languages."""
     pool, joint, size = (chinese, "", 700) if draw.random() < 0.3 else (english, " ", 2000)
-    parts: list[str] = []
-    while sum(map(len, parts)) < size:
-        parts.append(draw.choice(pool))
-    return joint.join(parts)
+    sentences: list[str] = []
+    while sum(map(len, sentences)) < size:
+        sentences.append(draw.choice(pool))
+    return joint.join(sentences)
 
 
 def edited(text: str, draw: random.Random) -> str:
     """A copy with up to one word in sixteen changed, a sentence dropped, other case or other punctuation."""
     spaced = " " in text[:200]
     units = text.split(" ") if spaced else list(text)
-    for place in draw.sample(range(len(units)), int(len(units) * draw.choice([0.0, 0.005, 0.01, 0.02, 0.04, 0.06]))):
-        units[place] = draw.choice(["", draw.choice(units), units[place] + draw.choice(units)])
+    for index in draw.sample(range(len(units)), int(len(units) * draw.choice([0.0, 0.005, 0.01, 0.02, 0.04, 0.06]))):
+        units[index] = draw.choice(["", draw.choice(units), units[index] + draw.choice(units)])
     text = (" " if spaced else "").join(units)
     if draw.random() < 0.3:
-        parts = re.split(r"(?<=[.!?。])", text)
-        del parts[draw.randrange(len(parts))]
-        text = "".join(parts)
+        sentences = re.split(r"(?<=[.!?。])", text)
+        del sentences[draw.randrange(len(sentences))]
+        text = "".join(sentences)
     if draw.random() < 0.3:
         text = draw.choice([str.upper, str.lower, str.swapcase])(text)
     if draw.random() < 0.3:
@@ -119,8 +119,8 @@ def signatures_of(texts: list[str]) -> np.ndarray:
     return signatures(*shingles(texts))
 
 
-def found(texts: list[str], signs: np.ndarray, threshold: float) -> np.ndarray:
-    """near_duplicates, with the texts of candidates read once more."""
+def representatives(texts: list[str], signs: np.ndarray, threshold: float) -> np.ndarray:
+    """The row that represents each text, by `near_duplicates`; n-grams of candidates are computed again from their texts."""
 
     @lru_cache(maxsize=4096)
     def grams(row: int) -> np.ndarray:
@@ -130,12 +130,12 @@ def found(texts: list[str], signs: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def false_positives(texts: list[str]) -> int:
-    """How many of these texts, no two of which belong together, are called duplicates."""
-    return int(np.count_nonzero(found(texts, signatures_of(texts), THRESHOLD) != np.arange(len(texts))))
+    """The number of these unrelated texts that are called duplicates."""
+    return int(np.count_nonzero(representatives(texts, signatures_of(texts), THRESHOLD) != np.arange(len(texts))))
 
 
 def unrelated(folder: Path, count: int) -> dict[str, list[str]]:
-    """Paragraphs of which no two say the same: README-like English, real or generated English, Chinese."""
+    """Paragraphs that are no duplicates of each other: README-like English, real or generated English, Chinese."""
     english, chinese = sentences(folder)
     draw = random.Random(2)
     draw.shuffle(english)
@@ -159,24 +159,25 @@ def seconds_of(work: Callable[[], object]) -> Callable[[], float]:
 
 
 def main() -> None:
+    """Measure and print the results as one line of JSON."""
     chosen = options(__doc__ or "").parse_args()
     folder = Path(os.environ.get("FLEDGE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     texts, copies = planted(10_000 if chosen.quick else 100_000, folder)
     chunks = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
     with get_context("spawn").Pool(2) as pool:
         pool.map(signatures_of, chunks[:2], chunksize=1)
-        made = [np.concatenate(list(way(signatures_of, chunks))) for way in (map, pool.map)]
-        assert np.array_equal(*made)
+        signatures_by_method = [np.concatenate(list(way(signatures_of, chunks))) for way in (map, pool.map)]
+        assert np.array_equal(*signatures_by_method)
         stages = {
             "signatures_one_core": seconds_of(lambda: list(map(signatures_of, chunks))),
             "signatures_two_cores": seconds_of(lambda: pool.map(signatures_of, chunks)),
-            "candidates_and_verification": seconds_of(lambda: found(texts, made[0], THRESHOLD)),
+            "candidates_and_verification": seconds_of(lambda: representatives(texts, signatures_by_method[0], THRESHOLD)),
         }
         seconds = {name: statistics.median(times) for name, times in interleave(stages, 3).items()}
-    kept = found(texts, made[0], THRESHOLD)
+    kept = representatives(texts, signatures_by_method[0], THRESHOLD)
     true = {row: jaccard(shingle_set(texts[row]), shingle_set(texts[first])) for row, first in copies.items()}
     near = [row for row in copies if true[row] >= THRESHOLD]
-    wrong = {name: false_positives(part) for name, part in unrelated(folder, 1000).items()}
+    wrong = {name: false_positives(paragraphs) for name, paragraphs in unrelated(folder, 1000).items()}
     rest = seconds["candidates_and_verification"]
     report(
         {

@@ -1,6 +1,6 @@
-"""Pretraining speed of the 26M preset (rows of 512 tokens, 16 of them) against transformers.Trainer.
+"""Pretraining speed of the 26M preset (16 rows of 512 tokens) against transformers.Trainer.
 
-The opponent trains the same Llama configuration on the same packed rows with the same optimizer: once as it ships
+The opponent trains an equal Llama configuration on equal packed rows with an equal optimizer: once as it ships
 (fp32), once at its best (bf16 and torch.compile). fledge runs its own loop's step as its probe decides. All take turns
 in one process. Real text is read from $FLEDGE_DATA or ../shared/data; without it, from the quickstart's world.
 """
@@ -32,7 +32,7 @@ def make_recipe(rows: int, context: int, layers: int, quick: bool, folder: Path,
 
 
 class Opponent:
-    """transformers.Trainer on the same rows; seconds of the fastest of its steps after the first in each call."""
+    """transformers.Trainer on equal rows; a call returns the seconds of its fastest step after the first."""
 
     def __init__(self, recipe: Recipe, rows: list[Tensor], vocab: int, best: bool) -> None:
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -72,6 +72,7 @@ class Opponent:
 
 
 def main() -> None:
+    """Measure and print the results as one line of JSON."""
     parser = options(__doc__ or "")
     parser.add_argument("--rounds", type=int, help="rounds (default 5, with --quick 2)")
     chosen = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Whole runs of `fledge train` on real text, for the benchmarks of what is learned."""
+"""Whole runs of `fledge train` on real text, for the benchmarks that compare losses."""
 
 import subprocess
 import sys
@@ -11,13 +11,13 @@ from fledge.run.events import read_events
 
 
 def real_text(quick: bool) -> list[dict[str, Any]]:
-    """Tang poems, Wikipedia, web pages, plays and word problems, 20 MB and more; some poems only if it is to be quick."""
+    """Sources of 20 MB and more (Tang poems, Wikipedia, web pages, plays, word problems); with `quick` only some poems."""
     data = data_folder()
     if not (data / "poetry").exists():
         raise SystemExit(f"this benchmark needs real text, and there is none in {data}: set FLEDGE_DATA")
     poems = {"path": str(data / "poetry"), "name": "poems", "columns": {"text": ["title", "author", "paragraphs"]}}
     if quick:
-        return [{**poems, "first_rows": 4000}]
+        return [{**poems, "max_samples": 4000}]
     return [
         poems,
         {"path": str(data / "llamafactory" / "wiki_demo.txt")},
@@ -28,13 +28,13 @@ def real_text(quick: bool) -> list[dict[str, Any]]:
 
 
 def fledge(*words: str) -> None:
-    """A command of fledge, in a process of its own."""
+    """Run a command of fledge in a process of its own."""
     subprocess.run([sys.executable, "-m", "fledge.cli", *words], check=True)
 
 
 def trained(file: Path, folder: Path, built: Path) -> list[dict[str, Any]]:
-    """Events of the pretraining of a recipe in its run directory: trained now, or resumed, or read if it was before."""
+    """The events of the pretraining of a recipe; a run that is not finished is trained or resumed first."""
     if not (folder / "summary.json").exists():
         resume = ["--resume"] if (folder / "recipe.yaml").exists() else []
-        fledge("train", str(file), "--built", str(built), *resume)
+        fledge("train", str(file), "--built_dataset", str(built), *resume)
     return list(read_events(folder / "pretrain" / "events.jsonl"))

@@ -1,12 +1,12 @@
-"""SFT speed on real chats of all lengths: fledge against TRL's SFTTrainer, in useful tokens a second.
+"""SFT speed on real chats of all lengths: fledge against TRL's SFTTrainer, in useful tokens per second.
 
-Both train the same weights (the 26M preset, written by fledge and read by transformers) on the same sequences: fledge reads,
-renders and encodes the conversations, and the opponent is given those tokens, with labels on the same answers (TRL keeps
-labels that a data set brings), so template, tokenizer and assistant-only loss are the same by construction. 16 rows of at most
+Both train equal weights (the 26M preset, written by fledge and read by transformers) on equal sequences: fledge reads,
+renders and encodes the conversations, and the opponent gets these tokens with labels on the answers (TRL keeps the
+labels of a data set), so template, tokenizer and assistant-only loss are equal by construction. 16 rows of at most
 512 tokens make a step. TRL runs as it ships (its own defaults for precision, checkpointing and padding), and at its best: the
 fastest of several ways to pack, with bf16, without gradient checkpointing, and with torch.compile, each tried first.
 
-Useful tokens are those that are not padding; supervised ones have a weight in the loss. Seconds are those of whole steps; the
+Useful tokens are all tokens but padding; supervised tokens have a weight in the loss. Seconds count whole steps; the
 first of each call is left out. Real chats are read from $FLEDGE_DATA or ../shared/data; without them, from the quickstart's
 world.
 """
@@ -35,7 +35,7 @@ FILES = ("alpaca_zh_demo.json", "alpaca_en_demo.json", "glaive_toolcall_en_demo.
 
 @dataclass(frozen=True)
 class Work:
-    """Some steps: what they held and how long they took."""
+    """The seconds of some steps and their numbers of tokens."""
 
     seconds: float
     useful: int
@@ -62,7 +62,7 @@ def make_recipe(rows: int, context: int, layers: int, folder: Path) -> Recipe:
 
 
 def fledge_works(training: Training, steps: int) -> Work:
-    """Some of fledge's steps."""
+    """Train some steps with fledge."""
     started = time.perf_counter()
     batches = [training.learn() for _ in range(steps)]
     seconds = time.perf_counter() - started
@@ -72,33 +72,35 @@ def fledge_works(training: Training, steps: int) -> Work:
 
 
 def as_rows(examples: Examples) -> list[dict[str, list[int]]]:
-    """Every sequence with its labels, as TRL wants them: −100 where nothing is to be learned. (The model shifts them.)"""
+    """Every sequence with its labels in TRL's form: −100 where the loss has no weight. (The model shifts the labels.)"""
     rows = []
     for start, stop in zip(examples.offsets[:-1], examples.offsets[1:], strict=True):
-        place = slice(int(start), int(stop))
-        tokens, weights = np.asarray(examples.tokens[place], np.int64), np.asarray(examples.weights[place])
+        span = slice(int(start), int(stop))
+        tokens, weights = np.asarray(examples.tokens[span], np.int64), np.asarray(examples.weights[span])
         rows.append({"input_ids": tokens.tolist(), "labels": np.where(weights > 0, tokens, -100).tolist()})
     return rows
 
 
 class Counting:
-    """A collator that remembers what it gave out."""
+    """A collator that counts useful, supervised and computed tokens of each batch."""
 
     def __init__(self, collate: Callable[[list], dict[str, Any]]) -> None:
-        self.collate, self.given = collate, []
+        self.collate, self.counts = collate, []
 
     def __call__(self, rows: list) -> dict[str, Any]:
         batch = self.collate(rows)
         mask = batch.get("attention_mask")
         useful = batch["input_ids"].numel() if mask is None else int(mask.sum())
-        self.given.append((useful, int((batch["labels"] != -100).sum()), batch["input_ids"].numel()))
+        self.counts.append((useful, int((batch["labels"] != -100).sum()), batch["input_ids"].numel()))
         return batch
 
 
 class Opponent:
     """TRL's SFTTrainer. `accumulation` divides the rows of a step into as many micro-batches."""
 
-    def __init__(self, folder: Path, rows: list, context: int, micro: int, steps: int, accumulation: int, **how: Any) -> None:
+    def __init__(
+        self, folder: Path, rows: list, *, context: int, micro: int, steps: int, accumulation: int, **how: Any
+    ) -> None:
         from datasets import Dataset
         from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
         from trl import SFTConfig, SFTTrainer
@@ -140,12 +142,13 @@ class Opponent:
 
     def __call__(self) -> Work:
         self.seconds.clear()
-        self.counting.given.clear()
+        self.counting.counts.clear()
         self.calls += 1  # other rows in each call: by itself the trainer would begin with the same ones
         self.trainer.train_dataset = self.trainer.train_dataset.shuffle(seed=self.calls)
         self.trainer.train()
-        counts = self.counting.given[self.accumulation : len(self.seconds) * self.accumulation]
-        return Work(sum(self.seconds[1:]), *(sum(column) for column in zip(*counts, strict=True)))
+        counts = self.counting.counts[self.accumulation : len(self.seconds) * self.accumulation]
+        useful, supervised, computed = (sum(column) for column in zip(*counts, strict=True))
+        return Work(sum(self.seconds[1:]), useful, supervised, computed)
 
 
 PACKED = {"packing": True, "bf16": True, "gradient_checkpointing": False}
@@ -159,7 +162,7 @@ WAYS: dict[str, tuple[bool, dict[str, Any]]] = {  # whether rows go one by one, 
 
 
 def best_way(make: Callable[..., Opponent], micro: int) -> tuple[str, Opponent, dict[str, float | str]]:
-    """The fastest way that works here, and what each of them reached in a trial."""
+    """The fastest way that works here, and the speed of each way in a trial."""
     tried: dict[str, float | str] = {}
     best: tuple[float, str, Opponent] | None = None
     for name, (one_by_one, arguments) in WAYS.items():
@@ -167,7 +170,7 @@ def best_way(make: Callable[..., Opponent], micro: int) -> tuple[str, Opponent, 
             opponent = make(micro if one_by_one else 1, **arguments)
             opponent()
             speed = opponent().speed
-        except Exception as error:  # what torch.compile or the library cannot do here is said, and is not its best
+        except Exception as error:  # a way that torch.compile or the library does not support here is reported and not used
             tried[name] = f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
         else:
             tried[name] = round(speed)
@@ -180,7 +183,7 @@ def best_way(make: Callable[..., Opponent], micro: int) -> tuple[str, Opponent, 
 
 
 def summary(works: list[Work]) -> dict[str, Any]:
-    """What the speed is made of."""
+    """Speeds, and the counts of tokens behind them."""
     speeds = [work.speed for work in works]
     return {
         "useful_tokens_per_second": round(statistics.median(speeds)),
@@ -202,6 +205,7 @@ def prepare(rows: int, context: int, layers: int, folder: Path) -> tuple[Recipe,
 
 
 def main() -> None:
+    """Measure and print the results as one line of JSON."""
     parser = options(__doc__ or "")
     parser.add_argument("--rounds", type=int, help="rounds (default 5, with --quick 2)")
     parser.add_argument("--steps", type=int, help="steps in each (default 3, with --quick 2)")
@@ -214,7 +218,7 @@ def main() -> None:
         fledge, sequences = Training(recipe, "sft", data, model), as_rows(data.examples)
 
         def make(accumulation: int, **arguments: Any) -> Opponent:
-            return Opponent(folder, sequences, context, rows, steps, accumulation, **arguments)
+            return Opponent(folder, sequences, context=context, micro=rows, steps=steps, accumulation=accumulation, **arguments)
 
         shipped = make(1)
         shipped()

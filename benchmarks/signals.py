@@ -1,11 +1,11 @@
-"""SIGTERM at random moments: a valid checkpoint soon after, no process left, and the run goes on as if nothing had been.
+"""SIGTERM at random moments: a valid checkpoint soon after, no process left, and an unchanged result after resuming.
 
 A small pretrain + SFT + DPO run, compiled, with a cache of its own for each trial, so that the moments fall into reading
 data, compiling, training, evaluating, generating samples and saving. Every second trial sends a second SIGTERM shortly after
 the first. A trial counts as saved if the process ends by itself within the grace period with exit code 143, and the newest
-checkpoint of the stage it was in verifies and is of the last update that its events tell of (before a stage's first update
-there is nothing to save but what the stage begins from). Orphans are processes that it started and that are still there. Some
-of the trials are resumed to the end and compared, byte by byte.
+checkpoint of its stage verifies and holds the last update of the stage's events (before the first update of a stage there is
+nothing to save but the start of the stage). Orphans are processes that the run started and that still exist. Some of the
+trials are resumed to the end and compared, byte by byte.
 """
 
 import json
@@ -30,21 +30,21 @@ from fledge.world import Sizes, build
 GRACE = 10.0  # seconds
 
 
-def where(folder: Path) -> tuple[str, bool]:
-    """The stage that is under way and its last update, and whether that is saved."""
+def progress(folder: Path) -> tuple[str, bool]:
+    """The running stage with its last update, and whether this update is saved."""
     for stage in reversed(STAGES):
         file = folder / "run" / stage / "events.jsonl"
         if not file.exists():
             continue
         steps = [event["step"] for line in file.read_text().splitlines() if (event := json.loads(line))["kind"] == "step"]
         reached = max(steps, default=0)
-        found = latest_checkpoint(folder / "run" / stage / "checkpoints")
-        return f"{stage}, update {reached}", found is not None and found[1].step == reached
+        newest = latest_checkpoint(folder / "run" / stage / "checkpoints")
+        return f"{stage}, update {reached}", newest is not None and newest[1].step == reached
     return "before the first stage", True
 
 
 def trial(base: Path, number: int, delay: float, twice: bool) -> dict[str, Any] | None:
-    """One run, signalled; None where it had finished before that."""
+    """Send SIGTERM to one run; None if the run had finished before."""
     folder = base / f"trial-{number}"
     folder.mkdir()
     shutil.copy(base / "recipe.yaml", folder)
@@ -70,11 +70,30 @@ def trial(base: Path, number: int, delay: float, twice: bool) -> dict[str, Any] 
     orphans = [child.pid for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     if code == 0:  # all was done, and the process was about to end
         return None
-    place, kept = where(folder)
-    return {"seconds": round(seconds, 2), "code": code, "where": place, "kept": kept, "orphans": len(orphans)}
+    position, kept = progress(folder)
+    return {"seconds": round(seconds, 2), "code": code, "position": position, "kept": kept, "orphans": len(orphans)}
+
+
+def undisturbed(base: Path, compiled: bool) -> tuple[dict[str, str], float]:
+    """Write the recipe and its data, and train twice without signals: the hashes of the results, and the seconds of a run."""
+    build(5, base / "world", Sizes(pretrain=600, sft=800, preference=200, validation=60, questions=20))
+    tree = recipe(base / "world")
+    if compiled:
+        tree["runtime"]["compile"] = True
+    (base / "recipe.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True, sort_keys=False))
+    uninterrupted = base / "whole"
+    uninterrupted.mkdir()
+    shutil.copy(base / "recipe.yaml", uninterrupted)
+    finish(uninterrupted, cache=uninterrupted / "cache")  # the compiler keeps something of the first run beside the cache
+    expected = fingerprint(uninterrupted)
+    shutil.rmtree(uninterrupted / "run")
+    length = finish(uninterrupted, cache=uninterrupted / "cache again")
+    print(f"undisturbed: {length:.1f} s", flush=True)
+    return expected, length
 
 
 def main() -> None:
+    """Measure and print the results as one line of JSON."""
     parser = options(__doc__ or "")
     parser.add_argument("--times", type=int, help="how often (default 30, with --quick 4)")
     parser.add_argument("--resumed", type=int, help="how many of them are resumed and compared (default 6, with --quick 1)")
@@ -84,19 +103,7 @@ def main() -> None:
     moments = random.Random(chosen.seed)
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
-        build(5, base / "world", Sizes(pretrain=600, sft=800, preference=200, validation=60, questions=20))
-        tree = recipe(base / "world")
-        if not chosen.quick:
-            tree["runtime"]["compile"] = True
-        (base / "recipe.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True, sort_keys=False))
-        whole = base / "whole"
-        whole.mkdir()
-        shutil.copy(base / "recipe.yaml", whole)
-        finish(whole, cache=whole / "cache")  # the compiler keeps something of the first run beside the cache
-        expected = fingerprint(whole)
-        shutil.rmtree(whole / "run")
-        length = finish(whole, cache=whole / "cache again")
-        print(f"undisturbed: {length:.1f} s", flush=True)
+        expected, length = undisturbed(base, compiled=not chosen.quick)
         results, different = [], 0
         while len(results) < times:
             number = len(results)

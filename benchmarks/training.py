@@ -1,4 +1,4 @@
-"""What the benchmarks of training share: text, packed data, and fledge's own step."""
+"""Shared by the benchmarks of training: text, packed data, and a training step of fledge."""
 
 import time
 from pathlib import Path
@@ -46,13 +46,15 @@ def packed(recipe: Recipe, name: str) -> tuple[PackedDataset, Tokenizer]:
 def fresh(recipe: Recipe, vocab: int) -> Decoder:
     """The recipe's model with its first weights."""
     model = Decoder(recipe.model, vocab)
-    model.initialise(0)
+    model.init_weights(0)
     return model
 
 
 class Training:
-    """A model and its training as the trainer has them: a batch, made one step ahead, and one update. It computes as
-    `decision` says, else as the probe decides. A call takes one step and returns its seconds."""
+    """A model and its training steps as in the trainer: batches are made one step ahead.
+
+    It computes with `decision`, by default with the result of autotune. A call takes one step and returns its seconds.
+    """
 
     def __init__(
         self, recipe: Recipe, name: str, data: PackedDataset, model: Decoder, decision: ComputeConfig | None = None
@@ -62,7 +64,7 @@ class Training:
         self.extent = compute_steps(self.stage.duration, self.stage.batch, data.packed_rows_in, data.packed_length)
         self.model = model
         make = lambda kernel: CausalLMObjective(0.0, kernel)  # noqa: E731
-        self.decision = decision or autotune(recipe.runtime, model, data.batch(0, rows), make, 10_000, print)
+        self.decision = decision or autotune(recipe.runtime, model, data.batch(0, rows), make, micro_steps=10_000, log=print)
         self.decision.apply(model)
         model.train()
         objective = CausalLMObjective(kernel=head_kernel(self.decision))
@@ -75,7 +77,7 @@ class Training:
         self.last: StepOutput | None = None
 
     def learn(self) -> StepBatch:
-        """One step."""
+        """Take one step and return its batch."""
         batch, data_seconds = self.loader.batch(self.step)
         lr = learning_rate(self.step, self.extent.steps, self.stage.optimizer, self.stage.schedule)
         self.last = self.train_step(batch, lr, data_seconds)

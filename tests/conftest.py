@@ -1,4 +1,4 @@
-"""What the tests of several rooms share: real data, tiny real tokenizers, calm hypothesis settings."""
+"""Fixtures for all tests: real data and tiny trained tokenizers; settings of hypothesis."""
 
 import atexit
 import os

@@ -40,7 +40,7 @@ def answer(folder: Path, messages: list[Message], params: SamplingParams = PARAM
 
 
 def type_lines(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
-    """Lines that a person types, and then the end of the input."""
+    """Simulate lines that a person types, followed by the end of the input."""
     rest: Iterator[str] = iter(lines)
 
     def read(prompt: str) -> str:
@@ -82,7 +82,7 @@ def test_the_weights_are_packed_once_for_a_whole_conversation(
     assert len(packed) == 1
 
 
-def test_a_conversation_that_is_too_long_says_so_and_can_be_started_anew(
+def test_a_conversation_that_is_too_long_is_reported_and_can_be_restarted(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     type_lines(monkeypatch, "dog " * 200, "What is a cat?")

@@ -18,7 +18,7 @@ def test_a_finding_is_json_with_every_field() -> None:
     }
 
 
-def test_a_patch_is_shown_as_options_of_the_command() -> None:
+def test_a_recipe_change_is_shown_as_options_of_the_command() -> None:
     patch = {
         "stages.sft.optimizer.learning_rate": 1e-05,
         "stages.sft.data.clean.decontaminate": True,

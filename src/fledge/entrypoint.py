@@ -43,7 +43,7 @@ class TrainCommand:
                 raise
             raise PeerLostError from error
         if ranks.is_main_process:
-            write_report_and_summarise(run)
+            write_report_and_summarize(run)
         ranks.destroy()
 
 
@@ -54,7 +54,7 @@ def train_in_folder(training: TrainCommand, folder: str) -> None:
         training.run(stopping)
 
 
-def write_report_and_summarise(run: Path) -> None:
+def write_report_and_summarize(run: Path) -> None:
     """Write the report of a run and print its summary."""
     from rich.console import Console as RichConsole
 

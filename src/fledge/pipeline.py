@@ -119,7 +119,7 @@ class Pipeline:
                 self.console.log(f"{name}: finished before, not repeated")
             models[name] = directory.root / result["model"]
         if self.ranks.is_main_process:
-            self._summarise(tokenizer)
+            self._summarize(tokenizer)
         return self.directory.root
 
     def _begin(self, resume: bool) -> tuple[Tokenizer, dict[str, PreparedStage]]:
@@ -223,7 +223,7 @@ class Pipeline:
         if tokenizer.added:
             self.console.log(f"note: {tokenizer.added} control tokens of the chat template were added to the tokenizer")
 
-    def _summarise(self, tokenizer: Tokenizer) -> None:
+    def _summarize(self, tokenizer: Tokenizer) -> None:
         results = [self.directory.stage(name).result() or {} for name in self.recipe.stages]
         summary = {
             "name": self.recipe.name,

@@ -198,7 +198,7 @@ class StageRunner:
         """The model with its initial weights."""
         if self.init_directory is None:
             model = Decoder(self.recipe.model, self.tokenizer.vocab_size)
-            model.initialise(self.recipe.seed)
+            model.init_weights(self.recipe.seed)
             return model
         model = self._load(self.init_directory)
         for note in model.notes:

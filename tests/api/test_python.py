@@ -102,7 +102,7 @@ def test_a_score_is_the_sum_of_log_probabilities_of_the_tokens(project: Path) ->
     decoder = model._engine.model
     with torch.no_grad():
         logps = decoder.logits(decoder(torch.tensor([ids[:-1]])))[0].log_softmax(-1)
-    expected = [float(logps[place, token]) for place, token in enumerate(ids[1:])]
+    expected = [float(logps[position, token]) for position, token in enumerate(ids[1:])]
     assert score.logprob == pytest.approx(sum(expected), abs=1e-4)
     counted = score.logprobs[~np.isnan(score.logprobs)]
     assert counted == pytest.approx(expected, abs=1e-4)
@@ -127,7 +127,7 @@ def test_metrics_have_a_row_for_every_step_and_a_column_for_every_metric(project
     assert len(frame) == len(everything["step"]) and list(frame.columns) == list(everything)
 
 
-def test_samples_report_and_stages_are_those_of_the_run_directory(project: Path) -> None:
+def test_samples_report_and_stages_are_read_from_the_run_directory(project: Path) -> None:
     run = fledge.Run(project / "runs" / "mine")
     assert {(sample.stage, sample.moment) for sample in run.samples()} == {
         (stage, moment) for stage in ("pretrain", "sft", "dpo") for moment in ("before", "after")

@@ -48,7 +48,9 @@ def _language(kernel: Any) -> CausalLMObjective:
 
 def _decide(steps: int = 1, messages: list[str] | None = None, model: Decoder | None = None, **config: Any) -> ComputeConfig:
     log = (lambda text: None) if messages is None else messages.append
-    return autotune(RuntimeConfig(threads=1, **config), model or make_decoder(), _batch(), _language, steps, log)
+    return autotune(
+        RuntimeConfig(threads=1, **config), model or make_decoder(), _batch(), _language, micro_steps=steps, log=log
+    )
 
 
 # -- rules --------------------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class RankedAnswers(Dialogue):
         return RankedAnswers(prompt, tuple(map(change, self.ranking)))
 
     def with_system(self, prompt: str) -> "RankedAnswers":
-        """The same question behind a system prompt."""
+        """The question and its answers with a system prompt before them."""
         return RankedAnswers((Message("system", prompt), *self.prompt), self.ranking)
 
     def fields(self) -> tuple[Any, ...]:
@@ -76,7 +76,7 @@ class RankedAnswers(Dialogue):
     def from_fields(cls, *fields: Any) -> "RankedAnswers":
         """The item with these fields."""
         prompt, answers = fields
-        return cls(tuple(Message(*turn) for turn in prompt), tuple(answers))
+        return cls(tuple(Message(role, content) for role, content in prompt), tuple(answers))
 
 
 def parse_ranked(row: Mapping[str, Any], source: Source) -> Any:

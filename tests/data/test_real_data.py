@@ -16,28 +16,31 @@ CONTEXT = 4096
 
 @pytest.fixture(scope="module", params=["chatml", "inst", "minimind"])
 def tokenizer(request: pytest.FixtureRequest, shared_data: Path) -> Tokenizer:
+    """A tokenizer with the template chatml, inst or minimind."""
     if request.param == "minimind":
         return load_tokenizer(shared_data / "tokenizers" / "minimind")
     return request.getfixturevalue(request.param)
 
 
 def first_thirty(path: Path) -> dict:
+    """A source of the first thirty rows of a file."""
     return {"path": str(path), "max_samples": 30}
 
 
 def supervised(data: StageDataset, tokenizer: Tokenizer) -> list[str]:
     """The text that the packed batch trains, sequence by sequence, in the order of the data."""
     batch = data.train.assemble(list(range(len(data.train))))
-    found = {}
+    texts = {}
     for s in range(batch.num_sequences):
         mine = (batch.sequence_ids == s) & (batch.loss_weights > 0)
-        found[int(s)] = tokenizer.decode(batch.targets[mine].tolist())
+        texts[int(s)] = tokenizer.decode(batch.targets[mine].tolist())
     per_example = batch.sequences_per_example
     order = sorted(range(batch.num_sequences), key=lambda s: batch.examples[s // per_example] * per_example + s % per_example)
-    return [found[s] for s in order]
+    return [texts[s] for s in order]
 
 
 def end_of(tokenizer: Tokenizer) -> str:
+    """The text of the end-of-turn token."""
     return tokenizer.decode([tokenizer.eot_id])
 
 
@@ -120,7 +123,7 @@ def test_every_real_file_has_an_account_that_adds_up(
 
 def test_unfilled_placeholders_are_noticed(shared_data: Path) -> None:
     minimind = load_tokenizer(shared_data / "tokenizers" / "minimind")
-    found = prepare("sft", shared_data / "llamafactory" / "identity.json", minimind)
-    (account,) = found.report.sources
+    data = prepare("sft", shared_data / "llamafactory" / "identity.json", minimind)
+    (account,) = data.report.sources
     assert account.noticed["unfilled placeholder"] == 85
     assert "{{name}}" in account.first_events["unfilled placeholder"][0]["detail"]

@@ -1,4 +1,4 @@
-"""Several ranks: communication, sharing of rows, and equality of their training with that of a single process."""
+"""Several ranks communicate, share rows, and train as a single process does."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -143,9 +143,9 @@ def test_several_ranks_learn_the_same_weights_as_one_process(
             assert measured == pytest.approx(measured_alone, rel=1e-4), name
             assert metrics == pytest.approx(metrics_alone, rel=1e-4) and bool(metrics) == (name == "preferences")
     for name in VARIANTS:
-        whole, shared = load_file(folder / f"{name}.safetensors"), load_file(tmp_path / f"{name}.safetensors")
-        assert set(whole) == set(shared)
-        for key, tensor in whole.items():
+        unsharded, shared = load_file(folder / f"{name}.safetensors"), load_file(tmp_path / f"{name}.safetensors")
+        assert set(unsharded) == set(shared)
+        for key, tensor in unsharded.items():
             assert (tensor - shared[key]).abs().max() < 2e-4, (name, key)  # of steps of RATE: Adam divides by tiny numbers
 
 
@@ -173,7 +173,7 @@ def test_collective_operations_give_every_rank_the_same_result() -> None:
     assert first[4] == [[[3.0, 3.0]] * 3, [0.0, 3.0, 6.0, 9.0]] and first[5] == [0]
 
 
-def test_single_process_communicates_with_nobody() -> None:
+def test_a_single_process_does_not_communicate() -> None:
     ranks = DistributedContext()
     assert (
         not ranks.is_distributed
@@ -216,7 +216,7 @@ def _source(horizon: TrainingHorizon, micro: int, ranks: DistributedContext) -> 
 
 
 def train_with_drift(ranks: DistributedContext, parallel: str) -> list[Any]:
-    """Rank 1's weights move by themselves after step 3."""
+    """The weights of rank 1 change without an update after step 3."""
     run = Run(ranks, parallel == "fsdp", **VARIANTS["mixture"])
     run.train(3)
     if ranks.rank == 1:
@@ -327,7 +327,7 @@ def test_checkpoint_resumes_with_any_number_of_ranks_and_parallelism(
 
 
 def test_sharded_checkpoint_holds_the_tensors_of_an_unsharded_one(tmp_path: Path) -> None:
-    """The shards written by four ranks make up what one process would have written."""
+    """The shards of four ranks together equal the checkpoint of one process."""
     run_ranks(4, train_half_and_save, "fsdp", str(tmp_path / "sharded"))
     train_half_and_save(DistributedContext(), "ddp", str(tmp_path / "unsharded"))
     sharded, unsharded = (load_optimizer_state(tmp_path / name / "step-00000004") for name in ("sharded", "unsharded"))

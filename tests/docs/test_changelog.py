@@ -17,10 +17,10 @@ def test_every_renamed_key_and_option_is_in_the_changelog() -> None:
 
 
 def _names(cell: str) -> list[str]:
-    """The first word of each code span: `` `probe: auto, again` `` is about `probe`; and the keys in braces behind it."""
-    found = []
+    """The keys in a cell: the first word of code spans (`` `probe: auto, again` `` is about `probe`), and keys in braces."""
+    names = []
     for span in markdown.ticked(cell):
         head, _, rest = span.replace(" ", "").partition(":")
-        found.append(head if not head.startswith("--") else span.split()[0])
-        found += rest.strip("{}").split(",") if rest.startswith("{") else []
-    return found
+        names.append(head if not head.startswith("--") else span.split()[0])
+        names += rest.strip("{}").split(",") if rest.startswith("{") else []
+    return names

@@ -1,4 +1,4 @@
-"""The commands in the documents run as they stand there, on small data; docs/commands.md has every option."""
+"""The commands in the documents run unchanged, on small data; docs/commands.md has every option."""
 
 import io
 import json
@@ -31,7 +31,7 @@ INTERRUPTED = "press Ctrl-C"
 
 
 def fledge(words: list[str]) -> int:
-    """The command in this process; `--help` and the like leave by an exception."""
+    """Run the command in this process and return its exit code; `--help` exits by an exception."""
     try:
         return main(words)
     except SystemExit as leaving:
@@ -61,7 +61,7 @@ def lay_out(document: Path, folder: Path) -> None:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to run commands in. The standard input is put back afterwards."""
+    """An empty folder to run commands in; the standard input is restored after the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", sys.stdin)
     return tmp_path
@@ -89,8 +89,10 @@ def interruption(stage: Path) -> Iterator[None]:
 
 
 def run_all(document: Path, workplace: Path, small: list[str], rows: int | None = None) -> None:
-    """Every command of fledge in a document, in order, but for the slow ones. `small` is added to training runs; of the data
-    that a script of the document makes, the first `rows` rows are kept."""
+    """Run every command of fledge in a document in order, without the slow ones.
+
+    `small` is added to training runs; data that a script of the document makes is cut to its first `rows` rows.
+    """
     for command in markdown.commands(document):
         words = of_fledge(command)
         if words is None:
@@ -103,21 +105,21 @@ def run_all(document: Path, workplace: Path, small: list[str], rows: int | None 
         if SLOW & set(words):
             continue
         sys.stdin = io.StringIO("hello\n/new\n/quit\n")
-        place = f"{markdown.label(document)}:{command.line}: {command}"
+        location = f"{markdown.label(document)}:{command.line}: {command}"
         if words[0] == "train":
             words += small
         if INTERRUPTED in command.comment:
             with interruption(workplace / "runs" / "pip" / "pretrain"):
-                assert fledge(words) == 130, place
+                assert fledge(words) == 130, location
             assert not (workplace / "runs" / "pip" / "pretrain" / "result.json").exists(), "the interruption came too late"
         else:
-            assert fledge(words) == 0, place
+            assert fledge(words) == 0, location
 
 
 def test_the_commands_of_the_readme_run(workplace: Path) -> None:
     lay_out(README, workplace)
-    in_place_of_the_quickstart = tiny_run.recipe(workplace / "world", workplace / "runs", name="quickstart")
-    Pipeline(in_place_of_the_quickstart, Console(quiet=True)).run()
+    recipe = tiny_run.recipe(workplace / "world", workplace / "runs", name="quickstart")
+    Pipeline(recipe, Console(quiet=True)).run()
     run_all(README, workplace, [*SMALL, *SHORT])
     assert (workplace / "look.html").exists() and (workplace / "runs" / "mine" / "report.html").exists()
 
@@ -129,7 +131,7 @@ def test_the_commands_of_the_command_reference_run(workplace: Path) -> None:
     assert (workplace / "runs" / "from-built" / "sft" / "result.json").exists()
 
 
-def test_the_commands_of_the_tutorial_run_and_the_interrupted_run_goes_on(workplace: Path) -> None:
+def test_the_commands_of_the_tutorial_run_and_the_interrupted_run_continues(workplace: Path) -> None:
     lay_out(TUTORIAL, workplace)
     lengths = ["--stages.pretrain.duration", "100 steps", "--stages.sft.duration", "3 steps"]
     run_all(TUTORIAL, workplace, [*SMALL, *lengths], rows=410)
@@ -177,19 +179,19 @@ def test_the_slow_commands_of_the_documents_run(workplace: Path) -> None:
 
 
 def help_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str) -> dict[str, set[str]]:
-    """The options of a command as its help has them, each with the words that may follow."""
+    """The options in the help of a command, each with its choices."""
     monkeypatch.setenv("COLUMNS", "400")
     capsys.readouterr()
     fledge([*command.split(), "--help"])
     text = capsys.readouterr().out.partition("options:")[2]
-    found = {}
+    options = {}
     for line in text.splitlines():
         if re.match(r"  (-h, )?--", line) and "--help" not in line:
             head = line.strip().partition("  ")[0]
             choices = re.search(r"\{([\w,]+)\}", head)
             for option in re.findall(r"--[\w-]+", head):
-                found[option] = set(choices[1].split(",")) if choices else set()
-    return found
+                options[option] = set(choices[1].split(",")) if choices else set()
+    return options
 
 
 SECTIONS = sorted({row.headings[1] for row in markdown.tables(COMMANDS) if row.headings[-1].startswith("fledge ")})
@@ -231,7 +233,7 @@ def test_every_command_line_of_a_document_names_commands_options_and_targets_tha
 
 
 def problem_of(command: markdown.Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str | None:
-    """What is wrong with a command line, whatever it would do."""
+    """The problem of a command line, or None; the command is not run."""
     program, words = Path(command.words[0]).name, list(command.words[1:])
     if program == "make":
         return _problem_of_make(words)
@@ -271,7 +273,7 @@ def _problem_of_make(words: list[str]) -> str | None:
         name, equals, value = word.partition("=")
         if name not in (variables if equals else targets):
             return f"the Makefile has no {name}"
-        missing = [part for part in value.split() if "/" in part and not (ROOT / part).exists()]
+        missing = [path for path in value.split() if "/" in path and not (ROOT / path).exists()]
         if missing:
             return f"there is no {missing[0]}"
     return None

@@ -1,4 +1,4 @@
-"""What stands in backticks exists: files, symbols, recipe keys, metrics, options."""
+"""Names in backticks exist: files, symbols, recipe keys, metrics, options."""
 
 import importlib
 import re
@@ -23,7 +23,7 @@ EXTERNAL = {  # names of other projects that no code of ours mentions
     "mlp.gate.e_score_correction_bias", "transformers.generate",
 }  # fmt: skip
 PLACEHOLDERS = {"threads_N_seconds"}
-RUN_FOLDERS = {"data", "model", "tokenizer", "world"}  # of a run directory; rooms of the code are called so as well
+RUN_FOLDERS = {"data", "model", "tokenizer", "world"}  # of a run directory; packages of the code have these names too
 METRICS = ("train", "eval", "system", "router", "grad_noise", "update_ratio", "prompt_tests", "rewards", "logps")
 OTHER_COMMANDS = {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"}  # torchrun's
 
@@ -34,7 +34,7 @@ def _is_file(span: str, document: Path) -> bool:
 
 
 def path_problem(span: str, document: Path) -> str | None:
-    """A path of the code that does not exist. Files that the document itself has are its own."""
+    """The path if it names a file of the code that does not exist. Files that the document itself shows are exempt."""
     name = span.split()[0]
     own = {block.file for block in markdown.blocks(document)}
     first = name.partition("/")[0]
@@ -43,7 +43,7 @@ def path_problem(span: str, document: Path) -> str | None:
     if name.endswith(".py"):  # the end of a path is enough
         anywhere = any(True for folder in ("src", "tests", "benchmarks") for _ in (ROOT / folder).rglob(name))
         return None if anywhere or _is_file(name, document) else f"there is no file {name}"
-    if first in CODE_FOLDERS or (name.endswith("/") and first in source_index.rooms() - RUN_FOLDERS and name.count("/") > 1):
+    if first in CODE_FOLDERS or (name.endswith("/") and first in source_index.packages() - RUN_FOLDERS and name.count("/") > 1):
         return None if _is_file(name, document) else f"there is no file {name}"
     return None
 
@@ -109,12 +109,12 @@ def option_problem(span: str, document: Path) -> str | None:
 
 @pytest.mark.parametrize("find", [path_problem, symbol_problem, word_problem, metric_problem, option_problem])
 @pytest.mark.parametrize("document", DOCUMENTS, ids=markdown.label)
-def test_what_stands_in_backticks_exists(document: Path, find: Callable[[str, Path], str | None]) -> None:
+def test_names_in_backticks_exist(document: Path, find: Callable[[str, Path], str | None]) -> None:
     problems = [f"{line}: {text}" for line, span in markdown.code_spans(document) if (text := find(span, document))]
     assert not problems, "\n".join(problems)
 
 
-def test_each_finder_finds_what_does_not_exist() -> None:
+def test_each_check_reports_a_name_that_does_not_exist() -> None:
     document = ROOT / "README.md"
     assert path_problem("src/fledge/nowhere.py", document) and not path_problem("src/fledge/pipeline.py", document)
     assert path_problem("nowhere.py --quick", document) and not path_problem("kill_resume.py --kills 100", document)

@@ -1,4 +1,4 @@
-"""docs/recipes.md says of each key what the schema says, and each key has an effect."""
+"""docs/recipes.md describes each key as the schema does, and each key has an effect."""
 
 import ast
 import re
@@ -30,16 +30,16 @@ Documented = dict[tuple[str, str], markdown.Row]
 
 def documented() -> Documented:
     """The row of each key of each kind of stage."""
-    found: Documented = {}
+    rows: Documented = {}
     for row in markdown.tables(DOCUMENT):
         prefix = next((SECTIONS[title] for title in reversed(row.headings) if title in SECTIONS), None)
         if prefix is None or "key" not in row.cells:
             continue
         (name,) = markdown.ticked(row.cells["key"])
         for kind in [row.cells["kind"]] if "kind" in row.cells else KINDS:
-            assert (kind, prefix + name) not in found, f"{row.line}: {prefix}{name} has two rows"
-            found[kind, prefix + name] = row
-    return found
+            assert (kind, prefix + name) not in rows, f"{row.line}: {prefix}{name} has two rows"
+            rows[kind, prefix + name] = row
+    return rows
 
 
 def keys_of(kind: str) -> dict[str, recipe_keys.Key]:
@@ -90,7 +90,7 @@ def test_the_tables_give_the_defaults_of_the_schema(kind: str) -> None:
 
 
 def _default_of(kind: str, path: str, field: FieldInfo) -> object:
-    """The default as a stage of this kind has it: its optimizer section differs."""
+    """The default of a key in a stage of this kind; the optimizer sections of kinds differ."""
     if path.startswith("stages.*.optimizer."):
         optimizer = recipe_keys.KINDS[kind].model_fields["optimizer"].default
         value = getattr(optimizer, path.rpartition(".")[2])
@@ -112,7 +112,7 @@ def test_the_tables_give_the_choices_of_the_schema(kind: str) -> None:
 
 
 def _wrapped(text: str) -> str:
-    """A block of YAML as a whole recipe: fragments of a stage or of a recipe are put where they belong."""
+    """A block of YAML as a complete recipe: a fragment is put into the recipe or into a stage."""
     tree = yaml.load(text, Loader=RecipeLoader)
     if not isinstance(tree, dict) or "stages" in tree:
         return text
@@ -157,7 +157,7 @@ class _Reads(ast.NodeVisitor):
     """Attributes that are read, with the function that reads them."""
 
     def __init__(self) -> None:
-        self.found: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         self.by_method: dict[tuple[str, str], set[str]] = {}
         self._inside: list[str] = []
 
@@ -174,7 +174,7 @@ class _Reads(ast.NodeVisitor):
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         if isinstance(node.ctx, ast.Load):
-            self.found[node.attr] += 1
+            self.counts[node.attr] += 1
         self.generic_visit(node)
 
 
@@ -182,13 +182,13 @@ def _reads(defining: bool) -> _Reads:
     """The reads in the files that define, load and compare recipes, or in all others."""
     reads = _Reads()
     for file in source_index.PACKAGE.rglob("*.py"):
-        part = file.relative_to(source_index.PACKAGE).parts
-        if defining == (part[0] == "recipe" and (len(part) > 2 or part[1].removesuffix(".py") in DEFINING)):
+        path = file.relative_to(source_index.PACKAGE).parts
+        if defining == (path[0] == "recipe" and (len(path) > 2 or path[1].removesuffix(".py") in DEFINING)):
             reads.visit(ast.parse(file.read_text(encoding="utf-8")))
     return reads
 
 
-DEFINING = {"__init__", "schema", "load", "places", "diff", "resume_policy", "units", "yaml_dialect"}
+DEFINING = {"__init__", "schema", "schema_keys", "load", "diff", "resume_policy", "units", "yaml_dialect"}
 READ_IN_RECIPE = {"preset"}  # read where the recipe is put together
 
 
@@ -204,12 +204,12 @@ def unread_keys(keys: Iterable[recipe_keys.Key]) -> list[str]:
     unread = []
     for name, sections in owners.items():
         through = sum(
-            method in outside.found and name in reads
+            method in outside.counts and name in reads
             for (owner, method), reads in inside.by_method.items()
             if owner in {section.__name__ for section in sections}
         )
         different = {frozenset(section.model_fields) for section in sections}
-        if outside.found[name] + through < len(different) and name not in READ_IN_RECIPE:
+        if outside.counts[name] + through < len(different) and name not in READ_IN_RECIPE:
             unread.append(f"{name} of {', '.join(sorted(section.__name__ for section in sections))}")
     return unread
 

@@ -21,7 +21,7 @@ CASES = "- {prompt: 你是谁？, expect: {contains: [雏鹰]}}\n- {prompt: hell
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that writes all that it can on one CPU: three stages, averaged weights, prompt tests, a mixture of sources."""
+    """A run that writes every kind of file on one CPU: three stages, averaged weights, prompt tests, a mixture of sources."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "prompts.yaml").write_text(CASES, encoding="utf-8")
     tree = tiny_run.tree(folder / "world", folder / "runs", logging={"every_steps": 2})
@@ -134,8 +134,8 @@ def test_every_key_of_the_data_report_is_in_the_document(run: Path) -> None:
     known, unnamed = spans(DOCUMENT), set()
     for file in run.glob("*/data_report.json"):
         report = json.loads(file.read_text(encoding="utf-8"))
-        parts = [report, *report["sources"], report["train"], report["validation"], *_mixture(report)]
-        unnamed |= {key for part in parts for key in part} - known
+        sections = [report, *report["sources"], report["train"], report["validation"], *_mixture(report)]
+        unnamed |= {key for section in sections for key in section} - known
     assert sorted(unnamed) == []
 
 

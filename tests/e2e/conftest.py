@@ -11,6 +11,7 @@ from tests.support import tiny_run
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small generated world."""
     folder = tmp_path_factory.mktemp("data") / "world"
     tiny_run.tree(folder, folder)
     return folder

@@ -1,7 +1,6 @@
-"""The command as a person types it: results, and what wrong input is told."""
+"""The `fledge` command in a process of its own: its results, and its messages for wrong input."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -10,32 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import tiny_run
-
-COMMAND = [sys.executable, "-m", "fledge.cli"]
-
-
-def fledge(*words: object, text: str = "", limit: int | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command; `limit` is the largest file it may write, in bytes, as on a full disk."""
-
-    def restrict() -> None:
-        import resource
-        import signal
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit or 0, limit or 0))
-
-    return subprocess.run(
-        [*COMMAND, *map(str, words)], input=text, capture_output=True, text=True, check=False,
-        preexec_fn=restrict if limit else None, env={**os.environ, "COLUMNS": "100"},
-    )  # fmt: skip
-
-
-def refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:
-    """Exit code 2, no traceback, and each part of the explanation."""
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    for part in parts:
-        assert part in result.stderr, result.stderr
+from tests.support.command import assert_error, fledge
 
 
 def test_help_is_quick_and_does_not_import_torch() -> None:
@@ -43,9 +17,9 @@ def test_help_is_quick_and_does_not_import_torch() -> None:
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
-        made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         seconds.append(time.perf_counter() - started)
-    assert made.stdout.endswith("False\n") and "quickstart" in made.stdout
+    assert result.stdout.endswith("False\n") and "quickstart" in result.stdout
     assert min(seconds) < 0.3
 
 
@@ -56,8 +30,8 @@ def test_generate_and_chat_answer_from_a_run(finished: Path) -> None:
     assert again.stdout == one.stdout
     talk = fledge("chat", finished, "--max-new-tokens", 4, text="你是谁？\n/new\nhello\n/quit\n")
     assert talk.returncode == 0 and talk.stdout.count("› ") == 4
-    refused(fledge("generate", finished, "x", "--top-p", "0"), "--top-p: must be above 0, and at most 1")
-    refused(fledge("chat", finished / "nothing"), "there is no such run or model")
+    assert_error(fledge("generate", finished, "x", "--top-p", "0"), "--top-p: must be above 0, and at most 1")
+    assert_error(fledge("chat", finished / "nothing"), "there is no such run or model")
 
 
 def test_data_show_marks_the_trained_tokens(world: Path, tmp_path: Path) -> None:
@@ -65,7 +39,7 @@ def test_data_show_marks_the_trained_tokens(world: Path, tmp_path: Path) -> None
     shown = fledge("data", "show", file, "--stage", "dpo", "--limit", 1)
     assert shown.returncode == 0, shown.stderr
     assert "chosen" in shown.stdout and "rejected" in shown.stdout and "<|im_end|>" in shown.stdout
-    refused(fledge("data", "show", file, "--stage", "sftt"), "no stage 'sftt'", "it has pretrain, sft, dpo")
+    assert_error(fledge("data", "show", file, "--stage", "sftt"), "no stage 'sftt'", "it has pretrain, sft, dpo")
 
 
 def test_five_mistakes_are_reported_together_with_their_lines(world: Path, tmp_path: Path) -> None:
@@ -82,7 +56,7 @@ stages:
 """
     (tmp_path / "bad.yaml").write_text(text)
     result = fledge("train", tmp_path / "bad.yaml")
-    refused(
+    assert_error(
         result, "5 problems", "bad.yaml:2: unknown key 'sed'; did you mean 'seed'?",
         "bad.yaml:3: unknown key 'model.hidden_sise'; did you mean 'hidden_size'?",
         "bad.yaml:7: stages.pretrain.duration", "bad.yaml:8: stages.pretrain.optimizer.learning_rate",
@@ -109,7 +83,7 @@ def test_broken_rows_are_counted_and_named_and_the_others_are_trained(world: Pat
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "parts"),
+    ("name", "content", "messages"),
     [
         ("missing.jsonl", None, ("stages.sft.data.train.0", "there is no file")),
         ("empty.jsonl", "", ("stages.sft.data.train.0", "holds no rows")),
@@ -118,35 +92,35 @@ def test_broken_rows_are_counted_and_named_and_the_others_are_trained(world: Pat
         ("what.xyz", "hello", ("cannot read", "extension is not one of")),
     ],
 )
-def test_unusable_files_are_refused(world: Path, tmp_path: Path, name: str, content: str | None, parts: tuple) -> None:
+def test_unusable_files_are_errors(world: Path, tmp_path: Path, name: str, content: str | None, messages: tuple) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
     tree = tiny_run.tree(world, tmp_path)
     tree["stages"] = {"sft": tree["stages"]["sft"]}
     tree["stages"]["sft"]["data"] = {"train": str(tmp_path / name), "max_seq_len": 64}
-    refused(fledge("train", tiny_run.write(tmp_path / "r.yaml", tree)), *parts)
+    assert_error(fledge("train", tiny_run.write(tmp_path / "r.yaml", tree)), *messages)
 
 
 def test_a_full_disk_stops_the_run_and_it_can_be_resumed(world: Path, tmp_path: Path) -> None:
     tree = tiny_run.tree(world, tmp_path)
     tree["stages"] = {"pretrain": tree["stages"]["pretrain"]}
     file = tiny_run.write(tmp_path / "r.yaml", tree)
-    refused(fledge("train", file, limit=60_000), "cannot write the checkpoint of step 0", "no checkpoint is saved yet")
+    assert_error(fledge("train", file, limit=60_000), "cannot write the checkpoint of step 0", "no checkpoint is saved yet")
     result = fledge("train", file, "--resume")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "tiny" / "pretrain" / "result.json").exists()
 
 
-def test_unknown_options_and_missing_values_are_refused(world: Path, tmp_path: Path) -> None:
+def test_unknown_options_and_missing_values_are_errors(world: Path, tmp_path: Path) -> None:
     file = tiny_run.write(tmp_path / "r.yaml", tiny_run.tree(world, tmp_path))
-    refused(fledge("train", file, "--seed"), "--seed needs a value")
-    refused(
+    assert_error(fledge("train", file, "--seed"), "--seed needs a value")
+    assert_error(
         fledge("train", file, "--stages.sft.optimizer.learning_rat", "1"),
         "--stages.sft.optimizer.learning_rat",
         "did you mean 'learning_rate'?",
     )
-    refused(fledge("train", tmp_path / "none.yaml"), "this recipe does not exist")
-    refused(fledge("report", tmp_path / "none"), "there is no such run")
+    assert_error(fledge("train", tmp_path / "none.yaml"), "this recipe does not exist")
+    assert_error(fledge("report", tmp_path / "none"), "there is no such run")
 
 
 def test_a_mixture_of_experts_is_planned_with_its_active_parameters(world: Path, tmp_path: Path) -> None:
@@ -156,7 +130,7 @@ def test_a_mixture_of_experts_is_planned_with_its_active_parameters(world: Path,
     assert planned.returncode == 0 and "active per token" in planned.stdout
 
 
-def test_rooms_import_only_from_the_floors_below() -> None:
+def test_packages_import_only_from_the_layers_below() -> None:
     script = Path(sys.executable).with_name("lint-imports")
-    made = subprocess.run([script, "--no-logo"], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-    assert " 0 broken" in made.stdout, made.stdout
+    result = subprocess.run([script, "--no-logo"], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert " 0 broken" in result.stdout, result.stdout

@@ -1,4 +1,4 @@
-"""The engine through whole runs: memory that runs out, fp16 that overflows, derived batches, evidence that adds up."""
+"""Complete runs of the engine: out of memory, overflow of fp16, derived batch sizes, and events that add up."""
 
 import json
 import math
@@ -25,18 +25,18 @@ from fledge.pipeline import Pipeline, dry_run
 from fledge.prepare import Preparation
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.run import Console
-from fledge.run.events import read_events
 from fledge.tokenizer import load_tokenizer
 from fledge.training import trainable
 from fledge.training.train_step import TrainStep
 from tests.support import tiny_run
+from tests.support.run_directory import events
 
 QUIET = Console(quiet=True)
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits its address space as Linux does")
 
 
 def _tree(world: Path, output: Path, model: dict[str, Any], machine: dict[str, Any], **stage: Any) -> dict[str, Any]:
-    """Pretraining alone, changed."""
+    """The recipe with its pretraining stage only, with these changes."""
     tree = tiny_run.tree(world, output)
     tree["stages"] = {"pretrain": {**tree["stages"]["pretrain"], **stage}}
     return tree | {"model": {**tree["model"], **model}, "runtime": {**tree["runtime"], **machine}}
@@ -46,8 +46,8 @@ def _recipe(world: Path, output: Path, machine: dict[str, Any] | None = None, **
     return recipe_from_dict(_tree(world, output, {}, machine or {}, **stage))
 
 
-def _events(run: Path, kind: str, stage: str = "pretrain") -> list[dict[str, Any]]:
-    return [event for event in read_events(run / stage / "events.jsonl") if event["kind"] == kind]
+def _events(run: Path, kind: str) -> list[dict[str, Any]]:
+    return events(run, "pretrain", kind)
 
 
 def _weights(run: Path) -> dict[str, torch.Tensor]:
@@ -76,14 +76,14 @@ BIG = {"intermediate_size": 4096, "dropout": 0.0, "max_position_embeddings": 204
 
 
 def _train_limited(recipe: Path, free: int) -> subprocess.CompletedProcess[str]:
-    """`fledge train` in a process that may take `free` bytes more than it has when the stage begins."""
+    """Run `fledge train` in a process that may allocate `free` bytes more than at the start of the stage."""
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", LIMITED, str(free), "train", str(recipe)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
 def _large_rows(world: Path, output: Path, context: int, micro: int, accumulation: int) -> dict[str, Any]:
-    """Rows whose activations are most of what a step needs: 16 KiB a token in each of nine tensors."""
+    """A recipe whose steps need memory mostly for activations: 16 KiB per token in each of nine tensors."""
     tree = _tree(
         world,
         output,
@@ -99,16 +99,16 @@ def _large_rows(world: Path, output: Path, context: int, micro: int, accumulatio
 
 
 @LINUX
-def test_a_run_whose_micro_batch_does_not_fit_goes_on_with_half_of_it(world: Path, tmp_path: Path) -> None:
+def test_a_run_whose_micro_batch_does_not_fit_continues_with_half_the_size(world: Path, tmp_path: Path) -> None:
     """Eight rows of 128 tokens keep about 150 MiB for the backward pass, four half of that."""
     recipe = tiny_run.write(tmp_path / "limited.yaml", _large_rows(world, tmp_path / "limited", 128, 8, 1))
     done = _train_limited(recipe, 150 << 20)
     assert done.returncode == 0, done.stderr[-3000:]
-    said = "out of memory with micro-batches of 8 rows: continuing with 4; the batch size does not change"
-    assert f"warning: {said}" in done.stderr
+    message = "out of memory with micro-batches of 8 rows: continuing with 4; the batch size does not change"
+    assert f"warning: {message}" in done.stderr
     run = tmp_path / "limited" / "tiny"
     (alert,) = _events(run, "alert")
-    assert (alert["check"], alert["step"], alert["severity"], alert["message"]) == ("out_of_memory", 0, "warning", said)
+    assert (alert["check"], alert["step"], alert["severity"], alert["message"]) == ("out_of_memory", 0, "warning", message)
     assert alert["evidence"]["micro_batch_size"] == 4 and "allocate" in alert["evidence"]["error"]
     state = json.loads((run / "pretrain" / "checkpoints" / "last" / "state" / "trainer.json").read_text())
     assert state["micro_batch_size"] == 4 and state["step"] == 3
@@ -133,18 +133,18 @@ def test_a_row_that_does_not_fit_into_memory_ends_the_run_with_advice(world: Pat
     assert "runtime.activation_checkpointing" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_run_that_halved_its_micro_batch_resumes_with_the_half(
+def test_a_run_that_halved_its_micro_batch_resumes_with_the_halved_size(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A micro-batch that became smaller stays so: the newest checkpoint says it."""
-    recipe, seen = _recipe(world, tmp_path), []
+    """The newest checkpoint stores the size of the halved micro-batch."""
+    recipe, batches = _recipe(world, tmp_path), []
     step = TrainStep._step
 
-    def stop(updater: TrainStep, *given: Any) -> Any:
-        if len(seen) == 4:
+    def stop(updater: TrainStep, *arguments: Any) -> Any:
+        if len(batches) == 4:
             raise KeyboardInterrupt
-        seen.append(given[0])
-        return step(updater, *given)
+        batches.append(arguments[0])
+        return step(updater, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(TrainStep, "_step", stop)
@@ -198,7 +198,7 @@ def test_an_automatic_micro_batch_size_is_kept_on_resume_though_free_memory_chan
     assert len(_events(run, "step")) == 4
 
 
-def test_tokens_that_are_no_whole_rows_are_refused_before_anything_is_written(world: Path, tmp_path: Path) -> None:
+def test_tokens_per_step_that_are_not_whole_rows_are_an_error_before_anything_is_written(world: Path, tmp_path: Path) -> None:
     recipe = _recipe(world, tmp_path, batch={"micro_batch_size": "auto", "tokens_per_step": 1000})
     for attempt in (lambda: Pipeline(recipe, QUIET).run(), lambda: dry_run(recipe, QUIET)):
         with pytest.raises(FledgeError, match="1,000 tokens are not a whole number of rows of 64") as caught:
@@ -222,10 +222,10 @@ def test_fp16_trains_and_writes_its_loss_scale(world: Path, tmp_path: Path) -> N
     assert [e["train/grad_norm"] for e in steps] == pytest.approx([e["train/grad_norm"] for e in exact], rel=0.05)
 
 
-def test_an_overflow_of_fp16_is_skipped_counted_and_survived(
+def test_an_overflow_of_fp16_is_skipped_and_counted_and_training_continues(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A scale so high that the first gradients overflow, until it has come down."""
+    """The first gradients overflow because the initial loss scale is very high."""
     monkeypatch.setattr(trainable, "GradScaler", lambda device: GradScaler(device, 2.0**22))
     run = Pipeline(_recipe(world, tmp_path, {"precision": "fp16"}, duration="14 steps"), QUIET).run()
     steps = _events(run, "step")
@@ -243,19 +243,19 @@ def test_an_overflow_of_fp16_is_skipped_counted_and_survived(
 # -- evidence ----------------------------------------------------------------------------------------------------------
 
 
-def _refuse(text: str) -> float:
+def _fail_on_constant(text: str) -> float:
     raise AssertionError(f"{text} is not JSON")
 
 
 def test_figures_in_events_add_up_and_are_valid_json(world: Path, tmp_path: Path) -> None:
     tree = _tree(world, tmp_path, {}, {}, optimizer={"learning_rate": 1e-3, "max_grad_norm": 0.61})
     lines = (world / "pretrain.jsonl").read_text(encoding="utf-8").splitlines()
-    for name, part in (("old", lines[:80]), ("new", lines[80:])):
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(part) + "\n", encoding="utf-8")
+    for name, rows in (("old", lines[:80]), ("new", lines[80:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     tree["stages"]["pretrain"]["data"]["train"] = [{"path": str(tmp_path / f"{name}.jsonl")} for name in ("old", "new")]
     run = Pipeline(recipe_from_dict(tree), QUIET).run()
     for line in (run / "pretrain" / "events.jsonl").read_text(encoding="utf-8").splitlines():
-        json.loads(line, parse_constant=_refuse)
+        json.loads(line, parse_constant=_fail_on_constant)
     steps, resources = _events(run, "step"), _events(run, "system")
     assert len(steps) == len(resources) == 8
     clipped = 0
@@ -283,7 +283,7 @@ def test_figures_in_events_add_up_and_are_valid_json(world: Path, tmp_path: Path
             assert event["system/mfu"] == pytest.approx(flops / busy / peak, rel=0.05, abs=1e-4)
 
 
-def test_bits_per_byte_is_the_loss_in_bits_over_the_bytes_of_what_was_predicted(finished: Path, world: Path) -> None:
+def test_bits_per_byte_is_the_loss_in_bits_divided_by_the_predicted_bytes(finished: Path, world: Path) -> None:
     last = _events(finished, "eval")[-1]
     model = from_pretrained(finished / "pretrain" / "checkpoints" / "last" / "model").eval()
     tokenizer = load_tokenizer(finished / "tokenizer")

@@ -1,4 +1,4 @@
-"""A run that goes wrong says with which rows, goes back, and goes on; a resumed one does the same."""
+"""A run with a fault names the bad rows, rolls back and continues; a resumed run does so too."""
 
 import json
 from pathlib import Path
@@ -13,54 +13,34 @@ from fledge.model.decoder import Decoder
 from fledge.objective import CausalLMObjective, LossOutput
 from fledge.pipeline import Pipeline
 from fledge.recipe import Recipe, recipe_from_dict
-from fledge.run import Console, read_events
+from fledge.run import Console
 from fledge.training.train_step import TrainStep
-from tests.e2e.test_resume import finals
 from tests.support import tiny_run
+from tests.support.bad_rows import poison_one_row
 from tests.support.killing import run_until_killed
+from tests.support.run_directory import events, final_results
 
 QUIET = Console(quiet=True)
 PRETRAIN = ("pretrain",)
 
 
 def recipe(world: Path, folder: Path, **guards: Any) -> Recipe:
-    """Only pretraining, 20 steps of 4 rows, a checkpoint every 3."""
+    """A recipe of pretraining only: 20 steps of 4 rows, a checkpoint every 3 steps."""
     tree = tiny_run.tree(world, folder)
     stage = {**tree["stages"]["pretrain"], "duration": "20 steps", "guards": guards}
     return recipe_from_dict({**tree, "stages": {"pretrain": stage}})
 
 
-def events(run: Path, *kinds: str) -> list[dict[str, Any]]:
-    return [event for event in read_events(run / "pretrain" / "events.jsonl") if event["kind"] in kinds]
-
-
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    poisoned(monkeypatch)
-
-
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the loss NaN for every batch that holds the first row of step 7 (of update 8)."""
-    call, update, victim = CausalLMObjective.__call__, TrainStep.__call__, []
-
-    def noting(updater: TrainStep, window: Any, *given: Any) -> Any:
-        if window.step == 7 and not victim:
-            victim.append(window.batches[0].input_ids[0].clone())
-        return update(updater, window, *given)
-
-    def bad(objective: CausalLMObjective, model: Decoder, batch: Batch) -> LossOutput:
-        outcome = call(objective, model, batch)
-        hit = bool(victim) and any(torch.equal(row, victim[0]) for row in batch.input_ids)
-        return LossOutput(outcome.loss * float("nan")) if hit else outcome
-
-    monkeypatch.setattr(TrainStep, "__call__", noting)
-    monkeypatch.setattr(CausalLMObjective, "__call__", bad)
+    """Makes the loss NaN for every batch that holds the first row of update 8."""
+    poison_one_row(monkeypatch)
 
 
 @pytest.mark.usefixtures("poison")
-def test_one_bad_update_is_left_out_and_its_rows_are_named(world: Path, tmp_path: Path) -> None:
+def test_one_bad_update_is_skipped_and_its_rows_are_named(world: Path, tmp_path: Path) -> None:
     run = Pipeline(recipe(world, tmp_path), QUIET).run()
-    steps, guards = events(run, "step"), events(run, "guard")
+    steps, guards = events(run, "pretrain", "step"), events(run, "pretrain", "guard")
     assert [event["step"] for event in steps] == list(range(1, 21))
     assert [event["step"] for event in steps if event["train/grad_norm"] is None] == [8]
     assert [(one["check"], one["action"], one["step"]) for one in guards] == [("non_finite", "skip", 8)]
@@ -70,17 +50,17 @@ def test_one_bad_update_is_left_out_and_its_rows_are_named(world: Path, tmp_path
 
 @pytest.mark.usefixtures("poison")
 def test_a_bad_row_is_skipped_after_a_rollback(world: Path, tmp_path: Path) -> None:
-    asked = recipe(world, tmp_path / "whole", non_finite={"consecutive": 1})
-    run = Pipeline(asked, QUIET).run()
-    steps, guards = events(run, "step"), events(run, "guard")
+    guarded = recipe(world, tmp_path / "whole", non_finite={"consecutive": 1})
+    run = Pipeline(guarded, QUIET).run()
+    steps, guards = events(run, "pretrain", "step"), events(run, "pretrain", "guard")
     assert [event["step"] for event in steps] == list(range(1, 21)) and all(event["train/grad_norm"] for event in steps)
     assert [(one["action"], one["step"]) for one in guards] == [("rollback", 6)]
     evidence = guards[0]["evidence"]
     assert evidence["reached_step"] == 8 and evidence["skipped_rows"] == [[28, 4]]
-    gone = [json.loads(line) for line in (run / "pretrain" / "events.rolled_back.1.jsonl").read_text().splitlines()]
-    found = [event for event in gone if event["kind"] == "guard"]
-    assert found[0]["step"] == 8 and len(found[0]["evidence"]["rows"]) > 0
-    assert {event["step"] for event in gone if event["kind"] == "step"} == {7, 8}
+    rolled_back = [json.loads(line) for line in (run / "pretrain" / "events.rolled_back.1.jsonl").read_text().splitlines()]
+    triggered = [event for event in rolled_back if event["kind"] == "guard"]
+    assert triggered[0]["step"] == 8 and len(triggered[0]["evidence"]["rows"]) > 0
+    assert {event["step"] for event in rolled_back if event["kind"] == "step"} == {7, 8}
     state = json.loads((run / "pretrain" / "checkpoints" / "last" / "state" / "trainer.json").read_text())
     assert state["rollbacks"] == 1 and state["skipped_rows"] == [[28, 4]] and state["step"] == 20
 
@@ -90,36 +70,36 @@ def test_a_bad_row_is_skipped_after_a_rollback(world: Path, tmp_path: Path) -> N
 def test_a_run_that_was_rolled_back_resumes_bit_for_bit(
     at: int, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed inside its at-th update: before the fault, after it, on the second way."""
+    """The run is killed inside its at-th update: before the fault, after it, or after the rollback."""
     rules = {"non_finite": {"consecutive": 1}}
-    whole = finals(Pipeline(recipe(world, tmp_path / "whole", **rules), QUIET).run(), PRETRAIN)
+    expected = final_results(Pipeline(recipe(world, tmp_path / "whole", **rules), QUIET).run(), PRETRAIN)
     run_until_killed(recipe(world, tmp_path / "killed", **rules), at, monkeypatch)
-    assert finals(Pipeline(recipe(world, tmp_path / "killed", **rules), QUIET).run(resume=True), PRETRAIN) == whole
+    assert final_results(Pipeline(recipe(world, tmp_path / "killed", **rules), QUIET).run(resume=True), PRETRAIN) == expected
 
 
 def test_weights_that_became_infinite_are_restored_from_the_last_good_checkpoint(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A flipped bit, once: every update after it is bad, until training goes back."""
+    """One flipped bit makes every later update bad, until training is rolled back."""
     step, count = TrainStep._step, 0
 
-    def flipped(updater: TrainStep, *given: Any) -> Any:
+    def flipped(updater: TrainStep, *arguments: Any) -> Any:
         nonlocal count
-        made = step(updater, *given)
+        output = step(updater, *arguments)
         count += 1
         if count == 8:
             with torch.no_grad():
                 updater.model.layers[0].mlp.down_proj.weight[0, 0] = float("inf")
-        return made
+        return output
 
     monkeypatch.setattr(TrainStep, "_step", flipped)
     rules = {"non_finite": {"on_rollback": "lower_lr"}, "rollback": {"lr_factor": 0.25}}
     run = Pipeline(recipe(world, tmp_path, **rules), QUIET).run()
-    guards, steps = events(run, "guard"), events(run, "step")
+    guards, steps = events(run, "pretrain", "guard"), events(run, "pretrain", "step")
     assert [(one["action"], one["evidence"]["reached_step"], one["first_bad_step"]) for one in guards] == [("rollback", 11, 9)]
     assert guards[0]["step"] == 8 or guards[0]["step"] == 6
     rates = {event["step"]: event["train/lr"] for event in steps}
-    plain = events(Pipeline(recipe(world, tmp_path / "plain"), QUIET).run(), "step")
+    plain = events(Pipeline(recipe(world, tmp_path / "plain"), QUIET).run(), "pretrain", "step")
     back = guards[0]["step"]
     for event in plain:
         assert rates[event["step"]] == pytest.approx(event["train/lr"] * (0.25 if event["step"] > back else 1))
@@ -142,17 +122,17 @@ def test_a_fault_that_persists_ends_the_run_after_the_allowed_rollbacks(
     assert (folder / "events.rolled_back.2.jsonl").exists() and not (folder / "events.rolled_back.3.jsonl").exists()
 
 
-def test_an_update_above_the_gradient_limit_is_left_out_where_the_recipe_says_skip(
+def test_an_update_above_the_gradient_limit_is_skipped_where_the_recipe_says_skip(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = TrainStep._gradients
 
-    def large(updater: TrainStep, window: Any, *given: Any) -> Any:
-        made = call(updater, window, *given)
+    def large(updater: TrainStep, window: Any, *arguments: Any) -> Any:
+        gradients = call(updater, window, *arguments)
         if window.step == 37:
             for parameter in updater.model.parameters():
                 parameter.grad.mul_(1000)
-        return made
+        return gradients
 
     monkeypatch.setattr(TrainStep, "_gradients", large)
     tree = recipe(world, tmp_path, grad_spike="skip").model_dump(mode="json")
@@ -161,9 +141,9 @@ def test_an_update_above_the_gradient_limit_is_left_out_where_the_recipe_says_sk
         "optimizer": {"name": "adamw", "learning_rate": 1e-3, "max_grad_norm": None},
     }
     run = Pipeline(recipe_from_dict(tree), QUIET).run()
-    guards = events(run, "guard")
+    guards = events(run, "pretrain", "guard")
     assert [(one["check"], one["action"], one["step"]) for one in guards] == [("grad_spike", "skip", 38)]
-    after = events(run, "step")[38]
+    after = events(run, "pretrain", "step")[38]
     assert after["train/loss"] < 7 and guards[0]["evidence"]["value"] > 100 * guards[0]["evidence"]["limit"] / 4
 
 
@@ -171,5 +151,5 @@ def test_guards_of_a_healthy_run_change_nothing(world: Path, tmp_path: Path) -> 
     ignored = dict.fromkeys(("grad_spike", "loss_spike", "divergence", "validation_increase", "throughput"), "ignore")
     with_guards = Pipeline(recipe(world, tmp_path / "on"), QUIET).run()
     without = Pipeline(recipe(world, tmp_path / "off", **ignored), QUIET).run()
-    assert finals(with_guards, PRETRAIN) == finals(without, PRETRAIN)
-    assert not events(with_guards, "guard", "alert")
+    assert final_results(with_guards, PRETRAIN) == final_results(without, PRETRAIN)
+    assert not events(with_guards, "pretrain", "guard", "alert")

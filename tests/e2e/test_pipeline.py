@@ -1,4 +1,4 @@
-"""A whole run: what it writes, and that what it says is so."""
+"""A complete run: its files, and the values in them."""
 
 import json
 import math
@@ -12,16 +12,13 @@ from fledge.model.pretrained import from_pretrained
 from fledge.pipeline import Pipeline, dry_run
 from fledge.recipe import load_recipe, recipe_from_dict
 from fledge.report import write_report
-from fledge.run import Console, read_events
+from fledge.run import Console
 from fledge.tokenizer import load_tokenizer
 from tests.support import tiny_run
+from tests.support.run_directory import events
 
 QUIET = Console(quiet=True)
 STAGES = ("pretrain", "sft", "dpo")
-
-
-def events(run: Path, stage: str, kind: str) -> list[dict]:
-    return [event for event in read_events(run / stage / "events.jsonl") if event["kind"] == kind]
 
 
 def test_every_stage_writes_the_files_of_the_run_directory(finished: Path) -> None:
@@ -73,8 +70,8 @@ def test_a_live_and_a_precomputed_reference_give_the_same_losses(world: Path, tm
 
 
 def test_gradient_accumulation_does_not_change_the_losses(world: Path, tmp_path: Path) -> None:
-    """8 × 1, 1 × 8 and 2 × 4 rows make the same losses, step after step."""
-    made = []
+    """8 × 1, 1 × 8 and 2 × 4 rows give equal losses at every step."""
+    curves = []
     for micro, accumulation in ((8, 1), (1, 8), (2, 4)):
         tree = tiny_run.tree(world, tmp_path, name=f"a{micro}", model={**tiny_run.MODEL, "dropout": 0.0})
         sft = {
@@ -84,9 +81,9 @@ def test_gradient_accumulation_does_not_change_the_losses(world: Path, tmp_path:
         }
         tree["stages"] = {"sft": sft}
         run = Pipeline(recipe_from_dict(tree), QUIET).run()
-        made.append([(event["train/loss"], event["train/grad_norm"]) for event in events(run, "sft", "step")])
-    for other in made[1:]:
-        for (loss, norm), (loss0, norm0) in zip(other, made[0], strict=True):
+        curves.append([(event["train/loss"], event["train/grad_norm"]) for event in events(run, "sft", "step")])
+    for other in curves[1:]:
+        for (loss, norm), (loss0, norm0) in zip(other, curves[0], strict=True):
             assert loss == pytest.approx(loss0, abs=2e-5) and norm == pytest.approx(norm0, rel=1e-3)
 
 
@@ -145,7 +142,7 @@ def test_target_loss_and_patience_stop_the_stage(world: Path, tmp_path: Path) ->
     assert stop["step"] == 6 and "2 evaluations" in stop["reason"]
 
 
-def test_select_checkpoint_best_goes_on_with_the_best_checkpoint(world: Path, tmp_path: Path) -> None:
+def test_select_checkpoint_best_continues_with_the_best_checkpoint(world: Path, tmp_path: Path) -> None:
     tree = tiny_run.tree(world, tmp_path)
     sft = {
         **tree["stages"]["sft"],
@@ -181,8 +178,8 @@ def test_tensorboard_has_every_step(world: Path, tmp_path: Path) -> None:
     run = Pipeline(recipe_from_dict(tree), QUIET).run()
     board = EventAccumulator(str(run / "pretrain" / "tensorboard"), size_guidance={"scalars": 0})
     board.Reload()
-    made = {point.step: point.value for point in board.Scalars("train/loss")}
-    assert made == pytest.approx({e["step"]: e["train/loss"] for e in events(run, "pretrain", "step")}, rel=1e-6)
+    losses = {point.step: point.value for point in board.Scalars("train/loss")}
+    assert losses == pytest.approx({e["step"]: e["train/loss"] for e in events(run, "pretrain", "step")}, rel=1e-6)
 
 
 def test_logging_changes_no_weight(world: Path, finished: Path, tmp_path: Path) -> None:

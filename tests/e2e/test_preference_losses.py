@@ -12,16 +12,16 @@ from fledge.pipeline import Pipeline, dry_run
 from fledge.recipe import recipe_from_dict
 from fledge.report import write_report
 from fledge.run import Console
-from tests.e2e.test_resume import finals
 from tests.support import tiny_run
 from tests.support.killing import run_until_killed
+from tests.support.run_directory import events, final_results
 
 QUIET = Console(quiet=True)
 FIRST_LOSS = {"sigmoid": math.log(2), "hinge": 1.0, "ipo": 25.0}  # of a pair, at β = 0.1
 
 
 def _tree(world: Path, output: Path, **stage: Any) -> dict[str, Any]:
-    """A preference stage alone, without dropout."""
+    """A recipe of a preference stage only, without dropout."""
     tree = tiny_run.tree(world, output, model={**tiny_run.MODEL, "dropout": 0.0})
     tree["stages"] = {"dpo": {**tree["stages"]["dpo"], **stage}}
     tree["generation_samples"] = {}
@@ -29,37 +29,38 @@ def _tree(world: Path, output: Path, **stage: Any) -> dict[str, Any]:
 
 
 def _events(run: Path, kind: str) -> list[dict[str, Any]]:
-    lines = (run / "dpo" / "events.jsonl").read_text(encoding="utf-8").splitlines()
-    return [event for line in lines if (event := json.loads(line))["kind"] == kind]
+    return events(run, "dpo", kind)
 
 
 @pytest.mark.parametrize("loss_type", ["hinge", "ipo"])
-def test_a_run_with_another_loss_begins_where_it_must_and_resumes_bit_for_bit(
+def test_a_run_with_another_loss_begins_at_its_known_value_and_resumes_bit_for_bit(
     loss_type: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Pipeline(recipe_from_dict(_tree(world, tmp_path / "whole", loss_type=loss_type)), QUIET).run()
+    uninterrupted = Pipeline(recipe_from_dict(_tree(world, tmp_path / "whole", loss_type=loss_type)), QUIET).run()
     recipe = recipe_from_dict(_tree(world, tmp_path / "killed", loss_type=loss_type))
     run_until_killed(recipe, 5, monkeypatch)
-    assert finals(Pipeline(recipe, QUIET).run(resume=True), ("dpo",)) == finals(whole, ("dpo",))
-    assert _events(whole, "step")[0]["train/loss"] == pytest.approx(FIRST_LOSS[loss_type], rel=1e-5)
-    assert json.loads((whole / "dpo" / "eval" / "before.json").read_text())["loss"] == pytest.approx(FIRST_LOSS[loss_type])
-    assert json.loads((whole / "dpo" / "plan.json").read_text())["loss_unit"] == "per pair"
-    page = write_report(whole).read_text(encoding="utf-8")
+    assert final_results(Pipeline(recipe, QUIET).run(resume=True), ("dpo",)) == final_results(uninterrupted, ("dpo",))
+    assert _events(uninterrupted, "step")[0]["train/loss"] == pytest.approx(FIRST_LOSS[loss_type], rel=1e-5)
+    assert json.loads((uninterrupted / "dpo" / "eval" / "before.json").read_text())["loss"] == pytest.approx(
+        FIRST_LOSS[loss_type]
+    )
+    assert json.loads((uninterrupted / "dpo" / "plan.json").read_text())["loss_unit"] == "per pair"
+    page = write_report(uninterrupted).read_text(encoding="utf-8")
     assert re.search(r"validation loss fell from [\d.]+ to [\d.]+ per pair", page) and "nats/pair" not in page
 
 
-def test_a_reference_model_that_is_kept_trains_the_bits_that_its_precomputed_table_trains(world: Path, tmp_path: Path) -> None:
-    """One row at a time, so that both score it in the same batch."""
+def test_a_live_reference_model_and_its_precomputed_table_train_identical_weights(world: Path, tmp_path: Path) -> None:
+    """Micro-batches have one row, so that model and table score equal batches."""
     runs = {}
     for precompute in (True, False):
         batch = {"micro_batch_size": 1, "gradient_accumulation_steps": 4}
         tree = _tree(world, tmp_path / str(precompute), precompute_ref_log_probs=precompute, batch=batch)
         runs[precompute] = Pipeline(recipe_from_dict(tree), QUIET).run()
-    assert finals(runs[True], ("dpo",)) == finals(runs[False], ("dpo",))
+    assert final_results(runs[True], ("dpo",)) == final_results(runs[False], ("dpo",))
     assert [len(list((run / "dpo").glob("reference.*"))) for run in runs.values()] == [2, 0]
 
 
-def test_memory_is_planned_for_the_reference_model_exactly_where_one_is_kept(world: Path, tmp_path: Path) -> None:
+def test_memory_is_planned_for_the_reference_model_only_where_one_is_kept(world: Path, tmp_path: Path) -> None:
     planned, plans = [], []
     for precompute in (True, False):
         batch = {"micro_batch_size": "auto", "tokens_per_step": 512}
@@ -75,7 +76,7 @@ def test_memory_is_planned_for_the_reference_model_exactly_where_one_is_kept(wor
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss_type", FIRST_LOSS)
-def test_real_pairs_are_learned_from_the_loss_of_an_untrained_pair_on(
+def test_training_on_real_pairs_lowers_the_loss_of_an_untrained_model(
     loss_type: str, shared_data: Path, world: Path, tmp_path: Path
 ) -> None:
     files = [shared_data / "llamafactory" / f"dpo_{language}_demo.json" for language in ("zh", "en")]

@@ -1,4 +1,4 @@
-"""Runs of several processes: started, lost, stopped and resumed as one is, and learning what one learns."""
+"""Runs of several processes: they start, stop, restart and resume, and have the losses of one process."""
 
 import json
 import signal
@@ -18,17 +18,17 @@ from fledge.entrypoint import TrainCommand
 from fledge.launch.slurm import submit
 from fledge.pipeline import Pipeline
 from fledge.recipe import recipe_from_dict
-from fledge.run import Console, read_events
-from tests.e2e.test_guards import poisoned
-from tests.e2e.test_resume import finals
+from fledge.run import Console
 from tests.support import tiny_run
+from tests.support.bad_rows import poison_one_row
 from tests.support.ranks import run_ranks
+from tests.support.run_directory import events, final_results
 
 BATCH = {"micro_batch_size": 3, "gradient_accumulation_steps": 2}
 
 
 def tree(world: Path, folder: Path, stages: tuple[str, ...] = ("pretrain", "sft", "dpo"), steps: int = 8) -> dict[str, Any]:
-    """The small recipe without dropout, which ranks draw for themselves; updates of six rows."""
+    """The small recipe without dropout (each rank draws its own), with updates of six rows."""
     values = tiny_run.tree(world, folder, model={**tiny_run.MODEL, "dropout": 0.0})
     chosen = {name: {**values["stages"][name], "batch": BATCH, "duration": f"{steps} steps"} for name in stages}
     for stage in chosen.values():
@@ -37,46 +37,49 @@ def tree(world: Path, folder: Path, stages: tuple[str, ...] = ("pretrain", "sft"
 
 
 def command(folder: Path, values: dict[str, Any], *more: str) -> list[str]:
+    """The command line that trains a recipe, which is written into the folder."""
     folder.mkdir(exist_ok=True)
     return [sys.executable, "-m", "fledge.cli", "train", str(tiny_run.write(folder / "recipe.yaml", values)), "--quiet", *more]
 
 
 def train(folder: Path, values: dict[str, Any], *more: str, code: int = 0) -> str:
-    """Run the command; what it says on stderr."""
+    """Run the command and return its standard error."""
     done = subprocess.run(command(folder, values, *more), capture_output=True, text=True, timeout=280)
     assert done.returncode == code, done.stderr
     return done.stderr
 
 
 def losses(run: Path, stage: str) -> dict[tuple[str, int], float]:
-    events = [event for event in read_events(run / stage / "events.jsonl") if event["kind"] in ("step", "eval")]
-    return {(event["kind"], event["step"]): event.get("train/loss", event.get("eval/loss")) for event in events}
+    """The training and evaluation losses of a stage, by kind and step of their event."""
+    measured = events(run, stage, "step", "eval")
+    return {(event["kind"], event["step"]): event.get("train/loss", event.get("eval/loss")) for event in measured}
 
 
 def assert_same_losses(one: Path, two: Path, stages: tuple[str, ...]) -> None:
+    """Check that two runs have losses that differ by less than 1e-5."""
     for stage in stages:
-        expected, found = losses(one, stage), losses(two, stage)
-        assert expected and set(found) == set(expected)
-        assert max(abs(found[key] - loss) for key, loss in expected.items()) < 1e-5
+        expected, actual = losses(one, stage), losses(two, stage)
+        assert expected and set(actual) == set(expected)
+        assert max(abs(actual[key] - loss) for key, loss in expected.items()) < 1e-5
 
 
-def test_two_processes_reach_the_losses_of_one(world: Path, tmp_path: Path) -> None:
+def test_two_processes_have_the_losses_of_one_process(world: Path, tmp_path: Path) -> None:
     stages = ("pretrain",)
     Pipeline(recipe_from_dict(tree(world, tmp_path / "one", stages)), Console(quiet=True)).run()
     train(tmp_path, tree(world, tmp_path / "two", stages), "--processes", "2")
     assert_same_losses(tmp_path / "one" / "tiny", tmp_path / "two" / "tiny", stages)
     run = tmp_path / "two" / "tiny"
-    told = [event for event in read_events(run / "pretrain" / "events.jsonl") if event["kind"] == "world_size"]
-    assert told == [{"kind": "world_size", "step": 0, "world_size": 2, "parallelism": "ddp"}]
+    world_sizes = events(run, "pretrain", "world_size")
+    assert world_sizes == [{"kind": "world_size", "step": 0, "world_size": 2, "parallelism": "ddp"}]
     assert (run / "report.html").exists() and (run / "summary.json").exists()
 
 
 def test_an_error_is_printed_once_and_not_by_every_process(world: Path, tmp_path: Path) -> None:
     values = tree(world, tmp_path / "runs", ("pretrain",))
     values["stages"]["pretrain"]["batch"] = {"micro_batch_size": 1, "gradient_accumulation_steps": 1}
-    said = train(tmp_path, values, "--processes", "2", code=2)
-    assert said.count("stages.pretrain.batch: 2 processes cannot share the 1 rows of an update") == 1
-    assert "Traceback" not in said and "another process" not in said and not (tmp_path / "runs" / "tiny").exists()
+    errors = train(tmp_path, values, "--processes", "2", code=2)
+    assert errors.count("stages.pretrain.batch: 2 processes cannot share the 1 rows of an update") == 1
+    assert "Traceback" not in errors and "another process" not in errors and not (tmp_path / "runs" / "tiny").exists()
 
 
 WRONG = [
@@ -88,9 +91,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("options", "said"), WRONG)
-def test_options_that_exclude_each_other_are_refused(world: Path, tmp_path: Path, options: list[str], said: str) -> None:
-    assert said in train(tmp_path, tree(world, tmp_path / "runs"), *options, code=2)
+@pytest.mark.parametrize(("options", "message"), WRONG)
+def test_options_that_exclude_each_other_are_errors(world: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    assert message in train(tmp_path, tree(world, tmp_path / "runs"), *options, code=2)
 
 
 def test_eight_bit_optimizer_state_cannot_be_sharded(world: Path, tmp_path: Path) -> None:
@@ -102,7 +105,7 @@ def test_eight_bit_optimizer_state_cannot_be_sharded(world: Path, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "parallel"), [("4", "ddp"), ("2", "fsdp"), ("4", "fsdp")])
-def test_fifty_steps_of_several_processes_have_the_losses_of_one(
+def test_fifty_steps_of_several_processes_have_the_losses_of_one_process(
     processes: str, parallel: str, world: Path, tmp_path: Path
 ) -> None:
     stages = ("sft", "dpo")
@@ -113,7 +116,7 @@ def test_fifty_steps_of_several_processes_have_the_losses_of_one(
 
 
 def started(folder: Path, values: dict[str, Any], processes: int, when: Callable[[], bool]) -> tuple[subprocess.Popen, list]:
-    """A run of several processes, as soon as something is so; and these processes."""
+    """Start a run of several processes and wait until `when()` holds: the launcher, and its worker processes."""
     log = (folder / "log.txt").open("w")
     process = subprocess.Popen(command(folder, values, "--processes", str(processes)), stdout=log, stderr=log)
     until = time.monotonic() + 120
@@ -125,14 +128,14 @@ def started(folder: Path, values: dict[str, Any], processes: int, when: Callable
 
 @pytest.mark.slow
 def test_a_run_of_four_processes_resumes_with_two_and_then_with_one(world: Path, tmp_path: Path) -> None:
-    """SIGTERM, twice, to a run of four whose model is divided; then two, SIGTERM again; then one: losses as of one alone."""
+    """SIGTERM is sent twice to a sharded run of four processes, then to one of two; a single process finishes the run."""
     stages, steps = ("pretrain",), 60
     train(tmp_path, tree(world, tmp_path / "one", stages, steps))
     values = tree(world, tmp_path / "more", stages, steps)
-    divided = {**values, "runtime": {**values["runtime"], "parallelism": "fsdp"}}
+    sharded = {**values, "runtime": {**values["runtime"], "parallelism": "fsdp"}}
     checkpoints = tmp_path / "more" / "tiny" / "pretrain" / "checkpoints"
     for processes, saved in ((4, 9), (2, 30)):
-        process, workers = started(tmp_path, divided, processes, lambda saved=saved: reached(checkpoints) >= saved)
+        process, workers = started(tmp_path, sharded, processes, lambda saved=saved: reached(checkpoints) >= saved)
         process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
@@ -141,7 +144,7 @@ def test_a_run_of_four_processes_resumes_with_two_and_then_with_one(world: Path,
         assert "the state is saved" in (tmp_path / "log.txt").read_text()
         assert verify((checkpoints / "last").resolve()) is None
     assert 30 <= reached(checkpoints) < steps
-    train(tmp_path, divided)
+    train(tmp_path, sharded)
     assert_same_losses(tmp_path / "one" / "tiny", tmp_path / "more" / "tiny", stages)
 
 
@@ -152,14 +155,14 @@ def reached(checkpoints: Path) -> int:
 
 @pytest.mark.slow
 def test_a_run_whose_process_is_killed_restarts_by_itself_and_ends_with_the_same_bytes(world: Path, tmp_path: Path) -> None:
-    """Nobody resumes the run: it ends by itself, with the bytes of one in which nobody was killed."""
+    """The launcher restarts the run; its results equal those of a run without a kill, byte for byte."""
     stages, steps = ("pretrain",), 40
     train(tmp_path, tree(world, tmp_path / "whole", stages, steps), "--processes", "2")
     checkpoints = tmp_path / "hurt" / "tiny" / "pretrain" / "checkpoints"
     process, workers = started(tmp_path, tree(world, tmp_path / "hurt", stages, steps), 2, lambda: reached(checkpoints) >= 9)
     workers[1].kill()
     assert process.wait(timeout=120) == 0
-    assert finals(tmp_path / "hurt" / "tiny", stages) == finals(tmp_path / "whole" / "tiny", stages)
+    assert final_results(tmp_path / "hurt" / "tiny", stages) == final_results(tmp_path / "whole" / "tiny", stages)
 
 
 @pytest.mark.slow
@@ -175,10 +178,10 @@ def test_worker_processes_end_when_the_launcher_is_killed(world: Path, tmp_path:
     assert verify((checkpoints / "last").resolve()) is None and before <= reached(checkpoints) < 4000
 
 
-def goes_wrong(ranks: DistributedContext, world: str, folder: str, parallel: str) -> str:
+def run_with_a_bad_row(ranks: DistributedContext, world: str, folder: str, parallel: str) -> str:
     """A run whose first process reads a poisoned row in update 8."""
     if ranks.is_main_process:
-        poisoned(pytest.MonkeyPatch())
+        poison_one_row(pytest.MonkeyPatch())
     values = tree(Path(world), Path(folder), ("pretrain",), 20)
     values["stages"]["pretrain"]["guards"] = {"non_finite": {"consecutive": 1}}
     recipe = recipe_from_dict({**values, "runtime": {**values["runtime"], "parallelism": parallel}})
@@ -188,20 +191,18 @@ def goes_wrong(ranks: DistributedContext, world: str, folder: str, parallel: str
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_all_ranks_roll_back_when_one_reads_a_bad_row(parallel: str, world: Path, tmp_path: Path) -> None:
-    run, _ = map(Path, run_ranks(2, goes_wrong, str(world), str(tmp_path), parallel))
-    events = list(read_events(run / "pretrain" / "events.jsonl"))
-    steps = [event for event in events if event["kind"] == "step"]
-    guards = [event for event in events if event["kind"] == "guard"]
+    run, _ = map(Path, run_ranks(2, run_with_a_bad_row, str(world), str(tmp_path), parallel))
+    steps, guards = events(run, "pretrain", "step"), events(run, "pretrain", "guard")
     assert [event["step"] for event in steps] == list(range(1, 21)) and all(event["train/grad_norm"] for event in steps)
     assert [(one["action"], one["step"], one["evidence"]["reached_step"]) for one in guards] == [("rollback", 6, 8)]
     assert guards[0]["evidence"]["skipped_rows"] == [[42, 6]]
-    gone = [json.loads(line) for line in (run / "pretrain" / "events.rolled_back.1.jsonl").read_text().splitlines()]
-    found = [event["evidence"]["rows"] for event in gone if event["kind"] == "guard"]
-    assert found and all("pretrain.jsonl:" in row["where"] for rows in found for row in rows)
+    rolled_back = [json.loads(line) for line in (run / "pretrain" / "events.rolled_back.1.jsonl").read_text().splitlines()]
+    bad_rows = [event["evidence"]["rows"] for event in rolled_back if event["kind"] == "guard"]
+    assert bad_rows and all("pretrain.jsonl:" in row["where"] for rows in bad_rows for row in rows)
 
 
-def everything(ranks: DistributedContext, world: str, folder: str, parallel: str) -> str:
-    """Averaging, regression prompts, the best checkpoint, Muon."""
+def run_with_all_options(ranks: DistributedContext, world: str, folder: str, parallel: str) -> str:
+    """A run with averaged weights, prompt tests, the best checkpoint, and Muon."""
     values = tree(Path(world), Path(folder), ("pretrain", "sft"))
     stage = values["stages"]["sft"]
     stage["optimizer"]["name"] = "muon"
@@ -212,22 +213,24 @@ def everything(ranks: DistributedContext, world: str, folder: str, parallel: str
 
 
 @pytest.mark.slow
-def test_prompt_tests_averages_and_the_next_stage_get_the_whole_of_a_sharded_model(world: Path, tmp_path: Path) -> None:
-    """A divided model is put together for prompts, for its average, and for the next stage."""
-    one = Path(everything(DistributedContext(), str(world), str(tmp_path / "one"), "ddp"))
-    two, _ = map(Path, run_ranks(2, everything, str(world), str(tmp_path / "two"), "fsdp"))
+def test_prompt_tests_averages_and_the_next_stage_get_the_gathered_weights_of_a_sharded_model(
+    world: Path, tmp_path: Path
+) -> None:
+    """A sharded model is gathered for prompts, for its average, and for the next stage."""
+    one = Path(run_with_all_options(DistributedContext(), str(world), str(tmp_path / "one"), "ddp"))
+    two, _ = map(Path, run_ranks(2, run_with_all_options, str(world), str(tmp_path / "two"), "fsdp"))
     assert json.loads((one / "sft" / "result.json").read_text())["model"].endswith("averaged")
     for run in (one, two):
         assert json.loads((run / "sft" / "result.json").read_text())["step"] == 8
-    asked = [[e for e in read_events(run / "sft" / "events.jsonl") if e["kind"] == "prompt_tests"] for run in (one, two)]
-    assert [e["step"] for e in asked[0]] == [4, 8] and asked[0] == asked[1]
+    prompt_tests = [events(run, "sft", "prompt_tests") for run in (one, two)]
+    assert [e["step"] for e in prompt_tests[0]] == [4, 8] and prompt_tests[0] == prompt_tests[1]
     after = [json.loads((run / "sft" / "eval" / "after.json").read_text()) for run in (one, two)]
     assert after[0]["samples"] == after[1]["samples"] and after[0]["loss"] == pytest.approx(after[1]["loss"], abs=1e-4)
 
 
 @pytest.mark.slow
 def test_a_slurm_job_trains_with_its_tasks_as_processes(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """submitit's local executor: the same script, processes and environment, without a queue."""
+    """submitit's local executor starts the script and processes of a job without a queue."""
     stages = ("pretrain",)
     train(tmp_path, tree(world, tmp_path / "one", stages))
     recipe = tiny_run.write(tmp_path / "two.yaml", tree(world, tmp_path / "two", stages))
@@ -246,7 +249,4 @@ def test_ray_workers_train_together(world: Path, tmp_path: Path) -> None:
     train(tmp_path, tree(world, tmp_path / "one", stages))
     train(tmp_path, tree(world, tmp_path / "two", stages), "--cluster", "ray", "--processes", "2")
     assert_same_losses(tmp_path / "one" / "tiny", tmp_path / "two" / "tiny", stages)
-    told = [
-        event for event in read_events(tmp_path / "two" / "tiny" / "pretrain" / "events.jsonl") if event["kind"] == "world_size"
-    ]
-    assert told[0]["processes"] == 2
+    assert [event["world_size"] for event in events(tmp_path / "two" / "tiny", "pretrain", "world_size")] == [2]

@@ -1,4 +1,4 @@
-"""Prompt tests of a run: what failed the last time is part of the state that a run resumes from."""
+"""Prompt tests of a run: the failures of the previous test are part of the state that a run resumes from."""
 
 import json
 import shutil
@@ -9,15 +9,16 @@ import pytest
 
 from fledge.pipeline import Pipeline
 from fledge.recipe import Recipe, recipe_from_dict
-from fledge.run import Console, read_events
+from fledge.run import Console
 from tests.support import tiny_run
 from tests.support.killing import run_until_killed
+from tests.support.run_directory import events
 
 QUIET = Console(quiet=True)
 
 
 def _recipe(world: Path, output: Path) -> Recipe:
-    """Fine-tuning alone, from fresh weights; prompts every two steps, one of which must fail and one of which must pass."""
+    """A recipe of fine-tuning only, with a failing and a passing prompt every two steps."""
     tree = tiny_run.tree(world, output)
     prompts = output / "prompts.yaml"
     output.mkdir(exist_ok=True)
@@ -32,22 +33,22 @@ def _recipe(world: Path, output: Path) -> Recipe:
 
 
 def _prompt_tests(run: Path) -> list[dict[str, Any]]:
-    return [event for event in read_events(run / "sft" / "events.jsonl") if event["kind"] == "prompt_tests"]
+    return events(run, "sft", "prompt_tests")
 
 
-def test_a_resumed_run_compares_its_prompt_tests_with_those_before_the_kill(
+def test_a_resumed_run_compares_its_prompt_tests_with_the_results_before_the_kill(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed inside the 8th update; the files of failing cases are gone when the run is resumed."""
-    whole = Pipeline(_recipe(world, tmp_path / "whole"), QUIET).run()
-    events = _prompt_tests(whole)
+    """The run is killed inside the 8th update; the files of failing cases are removed before it is resumed."""
+    uninterrupted = Pipeline(_recipe(world, tmp_path / "whole"), QUIET).run()
+    events = _prompt_tests(uninterrupted)
     assert [event["step"] for event in events] == [2, 4, 6, 8]
     assert [event["prompt_tests/passed"] for event in events] == [1, 1, 1, 1]
     assert "prompt_tests/newly_failing" not in events[0]
     assert all(event["prompt_tests/newly_failing"] == event["prompt_tests/newly_passing"] == [] for event in events[1:])
-    state = json.loads((whole / "sft" / "checkpoints" / "last" / "state" / "trainer.json").read_text(encoding="utf-8"))
+    state = json.loads((uninterrupted / "sft" / "checkpoints" / "last" / "state" / "trainer.json").read_text(encoding="utf-8"))
     assert state["failing_prompt_tests"] == ["你是谁？"]
-    [failing] = (whole / "sft" / "prompt_tests" / "step-00000008.jsonl").read_text(encoding="utf-8").splitlines()
+    [failing] = (uninterrupted / "sft" / "prompt_tests" / "step-00000008.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(failing)["name"] == "你是谁？"
 
     killed = _recipe(world, tmp_path / "killed")

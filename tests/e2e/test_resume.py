@@ -1,4 +1,4 @@
-"""A run stopped anywhere and resumed ends with the bytes of one that was never stopped."""
+"""A run that is stopped at any moment and resumed ends with the bytes of an uninterrupted run."""
 
 import json
 import os
@@ -19,32 +19,19 @@ from fledge.run.stopping import Interrupted
 from fledge.training.train_step import TrainStep
 from tests.support import tiny_run
 from tests.support.killing import run_until_killed
+from tests.support.run_directory import final_results
 
 QUIET = Console(quiet=True)
-
-
-def finals(run: Path, stages: tuple[str, ...] = ("pretrain", "sft", "dpo")) -> dict[str, bytes]:
-    """Everything that must be equal: weights, optimizer state, step and eval events of every stage."""
-    found = {}
-    for stage in stages:
-        last = run / stage / "checkpoints" / "last"
-        found[f"{stage} weights"] = (last / "model" / "model.safetensors").read_bytes()
-        found[f"{stage} optimizer"] = (last / "state" / "optimizer.safetensors").read_bytes()
-        lines = (run / stage / "events.jsonl").read_bytes().splitlines()
-        found[f"{stage} events"] = b"\n".join(x for x in lines if json.loads(x)["kind"] in ("step", "eval", "stop"))
-        state = json.loads((last / "state" / "trainer.json").read_text())
-        found[f"{stage} best"] = repr((state["best_loss"], state["best_step"], state["evals_since_best"])).encode()
-    return found
 
 
 @pytest.mark.parametrize("at", [1, 4, 7, 11, 17, 20])
 def test_killed_run_resumes_bit_for_bit(
     at: int, world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process dies (no handler runs) inside its at-th update of 22, after the gradients, before the step."""
+    """The process is killed inside the at-th of 22 updates, after the gradients and before the optimizer step."""
     recipe = tiny_run.recipe(world, tmp_path)
     run_until_killed(recipe, at, monkeypatch)
-    assert finals(Pipeline(recipe, QUIET).run(resume=True)) == finals(finished)
+    assert final_results(Pipeline(recipe, QUIET).run(resume=True)) == final_results(finished)
 
 
 QWEN_MOE = {
@@ -85,9 +72,9 @@ def test_every_part_of_the_engine_resumes_bit_for_bit(
         stage = {**tree["stages"]["pretrain"], **changes}
         tree |= {"stages": {"pretrain": stage}, "model": {**tree["model"], **model}, "runtime": {**tree["runtime"], **machine}}
         recipes.append(recipe_from_dict(tree))
-    whole = finals(Pipeline(recipes[0], QUIET).run(), ("pretrain",))
+    expected = final_results(Pipeline(recipes[0], QUIET).run(), ("pretrain",))
     run_until_killed(recipes[1], 5, monkeypatch)
-    assert finals(Pipeline(recipes[1], QUIET).run(resume=True), ("pretrain",)) == whole
+    assert final_results(Pipeline(recipes[1], QUIET).run(resume=True), ("pretrain",)) == expected
 
 
 def test_a_run_stopped_by_sigterm_saves_and_resumes_bit_for_bit(
@@ -95,20 +82,20 @@ def test_a_run_stopped_by_sigterm_saves_and_resumes_bit_for_bit(
 ) -> None:
     count, step = 0, TrainStep._step
 
-    def signalled(updater: TrainStep, *given: Any) -> Any:
+    def signalled(updater: TrainStep, *arguments: Any) -> Any:
         nonlocal count
         count += 1
         if count == 5:
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(updater, *given)
+        return step(updater, *arguments)
 
     recipe = tiny_run.recipe(world, tmp_path)
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 5 of 8"):
         patch.setattr(TrainStep, "_step", signalled)
         Pipeline(recipe, QUIET).run()
     assert (tmp_path / "tiny" / "pretrain" / "checkpoints" / "step-00000005" / "manifest.json").exists()
-    assert finals(Pipeline(recipe, QUIET).run(resume=True)) == finals(finished)
+    assert final_results(Pipeline(recipe, QUIET).run(resume=True)) == final_results(finished)
 
 
 def test_resume_falls_back_from_a_truncated_checkpoint(world: Path, finished: Path, tmp_path: Path) -> None:
@@ -118,10 +105,10 @@ def test_resume_falls_back_from_a_truncated_checkpoint(world: Path, finished: Pa
     newest = sorted((run / "dpo" / "checkpoints").glob("step-*"))[-1]
     weights = newest / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert finals(Pipeline(recipe, QUIET).run(resume=True)) == finals(finished)
+    assert final_results(Pipeline(recipe, QUIET).run(resume=True)) == final_results(finished)
 
 
-def test_resume_with_another_recipe_is_refused_key_by_key(world: Path, finished: Path) -> None:
+def test_resuming_with_a_changed_recipe_is_an_error_that_names_each_key(world: Path, finished: Path) -> None:
     changed = tiny_run.tree(world, finished.parent, seed=4)
     changed["stages"]["sft"]["optimizer"]["learning_rate"] = 0.5
     with pytest.raises(FledgeError, match=r"seed: 3 -> 4(.|\n)*stages.sft.optimizer.learning_rate: 0.001 -> 0.5") as caught:
@@ -130,15 +117,15 @@ def test_resume_with_another_recipe_is_refused_key_by_key(world: Path, finished:
 
 
 def test_a_finished_run_is_not_repeated(world: Path, finished: Path) -> None:
-    before = finals(finished)
+    before = final_results(finished)
     assert Pipeline(tiny_run.recipe(world, finished.parent), QUIET).run() == finished
-    assert finals(finished) == before
+    assert final_results(finished) == before
 
 
 def test_a_run_resumes_with_the_recipe_changes_that_were_allowed_and_reports_them(
     world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped in SFT; then a lower rate there, another length of DPO, and more logging."""
+    """The run is killed in SFT and continues with a lower learning rate, a shorter DPO stage and more logging."""
     run_until_killed(tiny_run.recipe(world, tmp_path), 8 + 5, monkeypatch)
     changed = tiny_run.tree(world, tmp_path, logging={"every_steps": 2})
     changed["stages"]["sft"]["optimizer"]["learning_rate"] = 1e-5
@@ -149,27 +136,27 @@ def test_a_run_resumes_with_the_recipe_changes_that_were_allowed_and_reports_the
     assert f"--allow-change {key}" in (caught.value.hint or "")
     run = Pipeline(recipe_from_dict(changed), QUIET, allow=[key]).run()
     events = [json.loads(line) for line in (run / "sft" / "events.jsonl").read_text().splitlines()]
-    told = [event for event in events if event["kind"] == "recipe_changed"]
-    assert [event["keys"][key] for event in told] == [[0.001, 1e-05]]
+    changes = [event for event in events if event["kind"] == "recipe_changed"]
+    assert [event["keys"][key] for event in changes] == [[0.001, 1e-05]]
     rates = {event["step"]: event["train/lr"] for event in events if event["kind"] == "step"}
-    assert all((rate <= 1e-5) == (number > told[0]["step"]) for number, rate in rates.items())
+    assert all((rate <= 1e-5) == (number > changes[0]["step"]) for number, rate in rates.items())
     assert json.loads((run / "dpo" / "result.json").read_text())["step"] == 3
     assert (run / "recipe.1.yaml").exists() and "learning_rate: 1.0e-05" in (run / "recipe.yaml").read_text()
-    assert finals(run, ("pretrain",)) == finals(finished, ("pretrain",))
+    assert final_results(run, ("pretrain",)) == final_results(finished, ("pretrain",))
 
 
 def test_an_interrupted_evaluation_is_repeated_on_resume(
     world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The signal comes after step 4, within the evaluation: its figures, and the best step, are those of a whole run."""
+    """The signal arrives in the evaluation after step 4; its results and the best step equal those of an uninterrupted run."""
     from fledge.training import validation
 
     batches, count = validation.local_row_batches, 0
 
-    def signalled(*given: Any) -> Any:
+    def signalled(*arguments: Any) -> Any:
         nonlocal count
         count += 1
-        for number, batch in enumerate(batches(*given)):
+        for number, batch in enumerate(batches(*arguments)):
             if count == 2 and number == 1:  # the first one is before the stage
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
@@ -178,7 +165,7 @@ def test_an_interrupted_evaluation_is_repeated_on_resume(
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 4 of 8"):
         patch.setattr(validation, "local_row_batches", signalled)
         Pipeline(recipe, QUIET).run()
-    assert finals(Pipeline(recipe, QUIET).run()) == finals(finished)
+    assert final_results(Pipeline(recipe, QUIET).run()) == final_results(finished)
 
 
 @pytest.mark.slow
@@ -192,4 +179,4 @@ def test_a_run_killed_by_sigkill_three_times_ends_with_the_same_bytes(world: Pat
         process.kill()
         process.wait()
     subprocess.run([*command, "--resume"], check=True)
-    assert finals(tmp_path / "tiny") == finals(finished)
+    assert final_results(tmp_path / "tiny") == final_results(finished)

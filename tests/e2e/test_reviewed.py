@@ -1,4 +1,4 @@
-"""Mistakes that once ended badly: each is told, and nothing is lost."""
+"""Mistakes of users that were once handled badly: each is reported, and no data is lost."""
 
 import json
 import shutil
@@ -10,8 +10,8 @@ from fledge.errors import FledgeError
 from fledge.pipeline import Pipeline
 from fledge.recipe import recipe_from_dict
 from fledge.run import Console
-from tests.e2e.test_command import fledge, refused
 from tests.support import tiny_run
+from tests.support.command import assert_error, fledge
 
 QUIET = Console(quiet=True)
 
@@ -60,7 +60,7 @@ def test_a_stage_starts_from_a_model_directory_with_its_tokenizer_and_sizes(
         Pipeline(recipe_from_dict({**tree, "name": "other"}), QUIET).run()
 
 
-def test_a_tokenizer_that_differs_from_that_of_the_model_is_refused(world: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_other_than_the_tokenizer_of_the_model_is_an_error(world: Path, finished: Path, tmp_path: Path) -> None:
     tree = tiny_run.tree(world, tmp_path)
     start = str(finished / "pretrain" / "checkpoints" / "last" / "model")
     tree["stages"]["sft"]["init_from"] = start
@@ -72,14 +72,14 @@ def test_a_tokenizer_that_differs_from_that_of_the_model_is_refused(world: Path,
 def test_an_unwritable_output_and_wrong_options_are_reported(world: Path, finished: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     tree = tiny_run.tree(world, tmp_path / "file")
-    refused(fledge("train", tiny_run.write(tmp_path / "r.yaml", tree)), "cannot write")
-    refused(fledge("quickstart", "--minutes", "nan"), "--minutes must be a number above zero")
-    refused(fledge("quickstart", "--name", "../x"), "--name is one folder's name")
-    refused(fledge("quickstart", "--resume", "--seed", "3"), "--resume goes on with the stored recipe")
-    refused(fledge("generate", finished, "x", "--raw", "--max-new-tokens", 0), "--max-new-tokens: must be 1 or more")
+    assert_error(fledge("train", tiny_run.write(tmp_path / "r.yaml", tree)), "cannot write")
+    assert_error(fledge("quickstart", "--minutes", "nan"), "--minutes must be a number above zero")
+    assert_error(fledge("quickstart", "--name", "../x"), "--name is one folder's name")
+    assert_error(fledge("quickstart", "--resume", "--seed", "3"), "--resume goes on with the stored recipe")
+    assert_error(fledge("generate", finished, "x", "--raw", "--max-new-tokens", 0), "--max-new-tokens: must be 1 or more")
     long = fledge("generate", finished, "x", "--max-new-tokens", 10**9)
     assert long.returncode == 0, long.stderr
-    refused(fledge("generate", finished, "word " * 200), "the model has 96 positions")
+    assert_error(fledge("generate", finished, "word " * 200), "the model has 96 positions")
 
 
 def test_links_are_repaired_after_a_kill_between_saving_and_linking(world: Path, tmp_path: Path) -> None:

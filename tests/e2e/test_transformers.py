@@ -1,4 +1,4 @@
-"""A model directory that the library transformers computes goes through whole runs: `model.implementation: transformers`."""
+"""A model that the library transformers computes passes through complete runs: `model.implementation: transformers`."""
 
 import json
 from pathlib import Path
@@ -20,6 +20,7 @@ from fledge.tokenizer import train_tokenizer
 from tests.conftest import TEXTS
 from tests.support import tiny_run
 from tests.support.killing import run_until_killed
+from tests.support.run_directory import events
 from tests.support.transformers_models import write_model
 
 QUIET = Console(quiet=True)
@@ -34,7 +35,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("start")
     tokenizer = train_tokenizer(TEXTS, 420, "chatml")
     model = Decoder(ModelConfig.model_validate(SIZES), tokenizer.vocab_size)
-    model.initialise(0)
+    model.init_weights(0)
     model.save_pretrained(folder, bos=tokenizer.bos_id, eos=sorted(tokenizer.stop_ids), pad=tokenizer.pad)
     tokenizer.save(folder)
     return folder
@@ -52,8 +53,9 @@ def tree(
     return values
 
 
-def run(*given: Any, **more: Any) -> Path:
-    return Pipeline(recipe_from_dict(tree(*given, **more)), QUIET).run()
+def run(*arguments: Any, **more: Any) -> Path:
+    """Run the recipe that `tree` gives for these arguments: the run directory."""
+    return Pipeline(recipe_from_dict(tree(*arguments, **more)), QUIET).run()
 
 
 def prompt_tests(folder: Path, every_steps: int) -> dict[str, Any]:
@@ -67,17 +69,12 @@ def prompt_tests(folder: Path, every_steps: int) -> dict[str, Any]:
 
 
 def passed_tests(run: Path) -> list[int]:
-    """How many prompts passed each time."""
+    """The number of passed prompts of each prompt test."""
     return [event["prompt_tests/passed"] for event in events(run, "sft", "prompt_tests")]
 
 
-def events(run: Path, stage: str, kind: str) -> list[dict[str, Any]]:
-    lines = (run / stage / "events.jsonl").read_text(encoding="utf-8").splitlines()
-    return [event for event in map(json.loads, lines) if event["kind"] == kind]
-
-
 def assert_same_curves(left: Path, right: Path, stage: str, steps: int) -> None:
-    """Losses and gradient norms of all steps, and validation losses, to 1e-4."""
+    """Check that losses of all steps and validation losses differ by less than 1e-4, gradient norms by less than 1e-3."""
     both = [events(run, stage, "step") for run in (left, right)]
     assert [event["step"] for event in both[0]] == [event["step"] for event in both[1]] == list(range(1, steps + 1))
     for ours, theirs in zip(*both, strict=True):
@@ -114,10 +111,10 @@ def test_a_whole_fine_tuning_stage_has_the_native_decoders_losses_at_every_step(
 
 
 @pytest.mark.slow
-def test_an_uncovered_architecture_passes_through_all_stages_and_loads_in_transformers(
+def test_an_unsupported_architecture_passes_through_all_stages_and_loads_in_transformers(
     world: Path, start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two stages, an average of the weights, Muon, activation checkpointing and regression of the console line."""
+    """Two stages with averaged weights, Muon and activation checkpointing, started on the command line."""
     vocabulary = len(AutoTokenizer.from_pretrained(start))
     write_model(tmp_path / "qwen2", "Qwen2", vocab_size=vocabulary, max_position_embeddings=96, initializer_range=0.02)
     for file in start.glob("*token*"):
@@ -155,18 +152,22 @@ def test_a_model_of_transformers_answers_on_the_command_line(
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(world: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = run(world, tmp_path / "whole", start, "transformers")
+    uninterrupted = run(world, tmp_path / "whole", start, "transformers")
     recipe = recipe_from_dict(tree(world, tmp_path / "killed", start, "transformers"))
     run_until_killed(recipe, 6, monkeypatch)
     resumed = Pipeline(recipe, QUIET).run(resume=True)
     for name in ("model/model.safetensors", "state/optimizer.safetensors"):
-        assert (resumed / "sft/checkpoints/last" / name).read_bytes() == (whole / "sft/checkpoints/last" / name).read_bytes()
-    assert [e["train/loss"] for e in events(resumed, "sft", "step")] == [e["train/loss"] for e in events(whole, "sft", "step")]
+        assert (resumed / "sft/checkpoints/last" / name).read_bytes() == (
+            uninterrupted / "sft/checkpoints/last" / name
+        ).read_bytes()
+    assert [e["train/loss"] for e in events(resumed, "sft", "step")] == [
+        e["train/loss"] for e in events(uninterrupted, "sft", "step")
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
-def test_two_processes_have_the_losses_of_one(world: Path, start: Path, tmp_path: Path, parallelism: str) -> None:
+def test_two_processes_have_the_losses_of_one_process(world: Path, start: Path, tmp_path: Path, parallelism: str) -> None:
     alone = run(world, tmp_path / "alone", start, "transformers")
     more: dict[str, Any] = {"runtime": {"parallelism": parallelism}, "prompt_tests": prompt_tests(tmp_path, every_steps=4)}
     values = tree(world, tmp_path / "two", start, "transformers", **more)
@@ -186,7 +187,9 @@ def test_half_precision_trains_and_fp16_scales_its_loss(world: Path, start: Path
         assert ("train/loss_scale" in ours) == (precision == "fp16")
 
 
-def test_what_transformers_cannot_do_is_refused_before_anything_is_written(world: Path, start: Path, tmp_path: Path) -> None:
+def test_a_setting_unsupported_by_transformers_is_an_error_before_anything_is_written(
+    world: Path, start: Path, tmp_path: Path
+) -> None:
     recipe = recipe_from_dict(tree(world, tmp_path, start, "transformers", runtime={"attention": "blocked"}))
     for attempt in (lambda: Pipeline(recipe, QUIET).run(), lambda: dry_run(recipe, QUIET)):
         with pytest.raises(FledgeError, match="cannot compute attention by 'blocked'"):
@@ -194,14 +197,14 @@ def test_what_transformers_cannot_do_is_refused_before_anything_is_written(world
     assert not (tmp_path / "tiny").exists()
 
 
-def test_transformers_without_a_model_directory_is_refused() -> None:
+def test_transformers_without_a_model_directory_is_an_error() -> None:
     with pytest.raises(FledgeError, match="implementation: transformers needs path"):
         recipe_from_dict(
             {"model": {"implementation": "transformers"}, "stages": {"x": {"kind": "sft", "data": {"train": "a.jsonl"}}}}
         )
 
 
-def test_a_run_that_was_begun_keeps_its_implementation(world: Path, start: Path, tmp_path: Path) -> None:
+def test_a_started_run_keeps_its_implementation(world: Path, start: Path, tmp_path: Path) -> None:
     run(world, tmp_path, start, "native", duration="2 steps")
     with pytest.raises(FledgeError, match=r"model\.implementation: 'native' -> 'transformers'"):
         run(world, tmp_path, start, "transformers", duration="2 steps")

@@ -61,7 +61,7 @@ def test_an_answer_that_follows_its_rule_has_no_violation(rules: dict[str, Any],
 
 
 @pytest.mark.parametrize(("rules", "answer", "message"), BAD)
-def test_an_answer_that_violates_its_rule_is_told_what_was_found(rules: dict[str, Any], answer: str, message: str) -> None:
+def test_a_violation_names_what_was_found_in_the_answer(rules: dict[str, Any], answer: str, message: str) -> None:
     violations = Rules.model_validate(rules).violations(answer, ended=True)
     assert len(violations) == 1 and message in violations[0]
 
@@ -84,7 +84,7 @@ def test_measures_stay_in_their_range(text: str) -> None:
     assert 0 <= resemblance(text, "the quick brown fox 快") <= 1
 
 
-def test_repetition_by_hand() -> None:
+def test_repetition_equals_values_counted_by_hand() -> None:
     assert repetition("a b c d a b c d") == pytest.approx(1 / 5)  # 5 four-grams, "a b c d" twice
     assert repetition("我我我我我我") == pytest.approx(2 / 3)
     assert repetition("short") == 0.0

@@ -15,22 +15,23 @@ CONFIG = GenerationSamplesConfig(prompts=["What is a cat?", "A dog?"], texts=["A
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
+    """A tiny tokenizer."""
     return train_tokenizer(["A cat is an animal. What is a dog? Dogs are animals."] * 20, 300)
 
 
 def _model(tokenizer: Tokenizer, room: int) -> Decoder:
     model = Decoder(ModelConfig.model_validate({**SIZES, "max_position_embeddings": room}), tokenizer.vocab_size)
-    model.initialise(0)
+    model.init_weights(0)
     return model
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "sft"])
 def test_samples_are_the_greedy_answers_in_the_order_of_the_recipe(tokenizer: Tokenizer, kind: str) -> None:
     model = _model(tokenizer, 100)
-    asked = CONFIG.texts if kind == "pretrain" else CONFIG.prompts
+    prompts = CONFIG.texts if kind == "pretrain" else CONFIG.prompts
     samples = sample(model, tokenizer, CONFIG, kind)
-    assert [one.prompt for one in samples] == asked
-    for text, one in zip(asked, samples, strict=True):
+    assert [one.prompt for one in samples] == prompts
+    for text, one in zip(prompts, samples, strict=True):
         prompt = tokenizer.encode_prefix(text) if kind == "pretrain" else tokenizer.encode_prompt([Message("user", text)])
         (alone,) = generate(model, [prompt], tokenizer.stop_ids, SamplingParams(max_new_tokens=5))
         assert (one.answer, one.finish_reason) == (tokenizer.decode(alone.tokens, skip_special=True), alone.finish_reason)
@@ -38,10 +39,10 @@ def test_samples_are_the_greedy_answers_in_the_order_of_the_recipe(tokenizer: To
 
 
 @pytest.mark.parametrize(
-    ("kind", "where"), [("pretrain", "generation_samples.texts, number 1"), ("sft", "generation_samples.prompts, number 1")]
+    ("kind", "location"), [("pretrain", "generation_samples.texts, number 1"), ("sft", "generation_samples.prompts, number 1")]
 )
-def test_a_prompt_without_room_for_an_answer_is_named(tokenizer: Tokenizer, kind: str, where: str) -> None:
-    with pytest.raises(PromptTooLongError, match=f"{where}: it has .* tokens, .* the model has 2 positions"):
+def test_a_prompt_without_room_for_an_answer_is_named(tokenizer: Tokenizer, kind: str, location: str) -> None:
+    with pytest.raises(PromptTooLongError, match=f"{location}: it has .* tokens, .* the model has 2 positions"):
         sample(_model(tokenizer, 2), tokenizer, CONFIG, kind)
 
 

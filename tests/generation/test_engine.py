@@ -195,7 +195,7 @@ OFF = float("-inf")
 
 
 @pytest.mark.parametrize(
-    ("sampling", "seen", "expected"),
+    ("sampling", "context", "expected"),
     [
         (SamplingParams(), [], [2.0, 1.0, 0.0, -1.0]),
         (SamplingParams(temperature=0.5), [], [4.0, 2.0, 0.0, -2.0]),
@@ -211,9 +211,9 @@ OFF = float("-inf")
         (SamplingParams(repetition_penalty=4.0, top_k=1), [0], [OFF, 1.0, OFF, OFF]),
     ],
 )
-def test_logits_are_shaped_as_the_settings_say(sampling: SamplingParams, seen: list[int], expected: list[float]) -> None:
+def test_logits_are_shaped_as_the_settings_say(sampling: SamplingParams, context: list[int], expected: list[float]) -> None:
     mask = UNSEEN.clone()
-    mask[0, seen] = True
+    mask[0, context] = True
     before = LOGITS.clone()
     torch.testing.assert_close(process_logits(LOGITS, sampling, mask), torch.tensor([expected]))
     assert torch.equal(LOGITS, before)
@@ -233,13 +233,13 @@ def test_logits_are_shaped_as_transformers_shapes_them(
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(4, 30, generator=generator)
     tokens = torch.randint(30, (4, 6), generator=generator)
-    seen = torch.zeros(4, 30, dtype=torch.bool).scatter_(1, tokens, True)
+    in_context = torch.zeros(4, 30, dtype=torch.bool).scatter_(1, tokens, True)
     theirs = [RepetitionPenaltyLogitsProcessor(penalty), TemperatureLogitsWarper(temperature)]
     theirs += [TopKLogitsWarper(top_k)] if top_k else []
     theirs += [TopPLogitsWarper(top_p)] if top_p < 1 else []
     expected = LogitsProcessorList(theirs)(tokens, logits.clone())  # type: ignore[arg-type]
     got = process_logits(
-        logits, SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=penalty), seen
+        logits, SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=penalty), in_context
     )
     torch.testing.assert_close(got, expected)
 

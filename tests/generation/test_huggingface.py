@@ -45,7 +45,7 @@ def greedy(model: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: S
     return answers
 
 
-def test_the_form_that_generates_is_chosen_by_the_implementation(tmp_path: Path) -> None:
+def test_the_inference_model_depends_on_the_implementation(tmp_path: Path) -> None:
     native, bridge = both(tmp_path)
     assert type(inference_model(native)) is InferenceModel
     assert type(inference_model(bridge)) is TransformersInferenceModel
@@ -62,17 +62,17 @@ def test_greedy_answers_equal_the_native_decoders(tmp_path: Path, changes: dict[
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "mistral", "gemma3", "gpt2", "mixtral"])
-def test_greedy_answers_equal_those_of_the_library(tmp_path: Path, kind: str) -> None:
+def test_greedy_answers_equal_the_answers_of_transformers(tmp_path: Path, kind: str) -> None:
     theirs = write_kind(tmp_path, kind)
     answers = greedy(load_model(tmp_path).eval(), PROMPTS, [15] * 4, 3)
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         settings = {"do_sample": False, "max_new_tokens": 15, "eos_token_id": None, "pad_token_id": 0}
-        whole = theirs.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), **settings)
-        assert whole[0, len(prompt) :].tolist() == answer
+        generated = theirs.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), **settings)
+        assert generated[0, len(prompt) :].tolist() == answer
 
 
 @torch.no_grad()
-def test_logits_of_portions_equal_those_of_whole_passes_in_half_precision(tmp_path: Path) -> None:
+def test_logits_of_chunks_equal_logits_of_full_passes_in_half_precision(tmp_path: Path) -> None:
     _, model = both(tmp_path)
     model.compute_dtype = torch.bfloat16
     form = TransformersInferenceModel(model)

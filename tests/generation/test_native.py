@@ -28,7 +28,7 @@ def _whole(model: Decoder, tokens: list[int]) -> Tensor:
 
 @pytest.mark.parametrize("changes", SIZES)
 @torch.no_grad()
-def test_logits_from_the_cache_equal_those_of_whole_forward_passes(changes: dict[str, object]) -> None:
+def test_logits_from_the_cache_equal_logits_of_full_forward_passes(changes: dict[str, object]) -> None:
     model = make_decoder(num_hidden_layers=3, **changes)
     form = InferenceModel(model)
     cache = form.empty_cache(3, 60)
@@ -61,7 +61,7 @@ def test_a_sequence_continues_unchanged_in_another_slot() -> None:
     torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-4)
 
 
-def test_a_cache_grows_with_its_sequences_and_keeps_what_it_holds() -> None:
+def test_a_cache_grows_with_its_sequences_and_keeps_its_contents() -> None:
     cache = KVCache(
         num_layers=2, slots=3, num_kv_heads=2, head_dim=4, max_length=1000, dtype=torch.float32, device=torch.device("cpu")
     )
@@ -133,9 +133,7 @@ def test_float32_weights_are_packed_on_a_cpu_and_float16_ones_are_not() -> None:
 
 @pytest.mark.parametrize("changes", SIZES)
 @torch.no_grad()
-def test_logits_without_packed_weights_equal_those_with_them(
-    changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logits_do_not_depend_on_the_packing_of_weights(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_decoder(**changes)
     packed = InferenceModel(model)
     for module in ("packed_linear", "packed_mlp"):
@@ -148,7 +146,7 @@ def test_logits_without_packed_weights_equal_those_with_them(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("changes", SIZES)
 @torch.no_grad()
-def test_logits_on_a_gpu_equal_those_on_a_cpu(changes: dict[str, object]) -> None:
+def test_logits_are_equal_on_gpu_and_cpu(changes: dict[str, object]) -> None:
     model = make_decoder(**changes)
     expected = torch.stack([_whole(model, tokens) for tokens in PROMPTS])
     form = InferenceModel(model.to("cuda"))

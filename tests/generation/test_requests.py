@@ -98,8 +98,8 @@ def test_samples_of_one_prompt_differ_by_their_index_and_repeat_with_it() -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_log_probabilities_are_those_of_the_models_own_distribution(dtype: torch.dtype) -> None:
-    """Whatever shapes the choice: the log-softmax of a whole forward pass at the chosen tokens, stop tokens included."""
+def test_log_probabilities_belong_to_the_unchanged_distribution_of_the_model(dtype: torch.dtype) -> None:
+    """Log-probabilities equal the log-softmax of a whole forward pass at the chosen tokens, with any sampling parameters."""
     model = wandering_decoder()
     model.compute_dtype = dtype
     each = [SamplingParams(**{**vars(params), "logprobs": True}) for params in PARAMS]
@@ -116,14 +116,14 @@ def test_log_probabilities_are_those_of_the_models_own_distribution(dtype: torch
         assert logprobs == pytest.approx(expected, abs=tolerance)
 
 
-def test_log_probabilities_come_only_where_they_are_asked_for() -> None:
+def test_log_probabilities_are_returned_only_when_requested() -> None:
     engine = Engine(make_decoder())
-    asked, other = engine.generate(PROMPTS[:2], [SamplingParams(logprobs=True, max_new_tokens=3), SamplingParams()])
-    assert asked.logprobs is not None and len(asked.logprobs) == 3 and max(asked.logprobs) < 0
+    with_logprobs, other = engine.generate(PROMPTS[:2], [SamplingParams(logprobs=True, max_new_tokens=3), SamplingParams()])
+    assert with_logprobs.logprobs is not None and len(with_logprobs.logprobs) == 3 and max(with_logprobs.logprobs) < 0
     assert other.logprobs is None
 
 
-def test_a_cancelled_request_frees_its_slot_and_says_so() -> None:
+def test_a_cancelled_request_frees_its_slot_and_is_reported_as_cancelled() -> None:
     engine = Engine(make_decoder(), max_batch_size=1)
     first, second, third = (engine.add(prompt, SamplingParams(max_new_tokens=5)) for prompt in PROMPTS[:3])
     assert [output.request_id for output in engine.step()] == [first]
@@ -208,7 +208,7 @@ def test_the_cache_has_slots_and_room_for_the_present_requests_only_and_is_freed
     assert (engine.cache.slots, engine.cache.capacity) == (1, 128)  # of at most 256: it grows with its sequences
 
 
-def test_the_models_mode_is_left_as_it_is_between_passes() -> None:
+def test_the_mode_of_the_model_does_not_change_between_passes() -> None:
     model = make_decoder(dropout=0.5).train()
     engine = Engine(model)
     engine.add(PROMPTS[0], SamplingParams(max_new_tokens=4))

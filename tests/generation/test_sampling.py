@@ -88,10 +88,12 @@ PARAMS = st.builds(
 def test_rows_with_their_own_parameters_are_chosen_as_if_each_were_alone(rows: list[SamplingParams], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(len(rows), 50, generator=generator)
-    seen = torch.rand(len(rows), 50, generator=generator) < 0.3
+    in_context = torch.rand(len(rows), 50, generator=generator) < 0.3
     draws = torch.rand(len(rows), generator=generator, dtype=torch.float64)
-    alone = [sample_next_token(logits[i : i + 1], params, seen[i : i + 1], draws[i : i + 1]) for i, params in enumerate(rows)]
-    assert torch.equal(sample_batch(logits, rows, seen, draws), torch.cat(alone))
+    alone = [
+        sample_next_token(logits[i : i + 1], params, in_context[i : i + 1], draws[i : i + 1]) for i, params in enumerate(rows)
+    ]
+    assert torch.equal(sample_batch(logits, rows, in_context, draws), torch.cat(alone))
 
 
 def test_excluded_tokens_are_never_chosen() -> None:
@@ -102,7 +104,7 @@ def test_excluded_tokens_are_never_chosen() -> None:
     assert abs((chosen == 3).float().mean() - 0.7311) < 0.03  # e / (1 + e)
 
 
-def test_a_choice_without_what_it_needs_is_an_error_and_not_greedy() -> None:
+def test_a_choice_without_draws_or_present_tokens_is_an_error() -> None:
     logits = torch.zeros(1, 5)
     with pytest.raises(ValueError, match="random draw"):
         sample_next_token(logits, SamplingParams(temperature=1.0), None, None)
@@ -110,7 +112,7 @@ def test_a_choice_without_what_it_needs_is_an_error_and_not_greedy() -> None:
         sample_next_token(logits, SamplingParams(repetition_penalty=2.0), None, None)
 
 
-def test_log_probabilities_are_those_of_the_unprocessed_logits() -> None:
+def test_log_probabilities_are_computed_from_the_unprocessed_logits() -> None:
     logits = 3 * torch.randn(4, 30, generator=torch.Generator().manual_seed(0))
     tokens = torch.tensor([3, 0, 29, 3])
     expected = logits.log_softmax(-1)[torch.arange(4), tokens]

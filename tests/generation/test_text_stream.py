@@ -14,7 +14,7 @@ BYTE_LEVEL = train_tokenizer(["hello world, 你好世界 " * 4], 300)
 
 
 def _sentencepiece_like() -> Tokenizer:
-    """A tokenizer as those of Llama 2: "▁" for a space, bytes for unknown characters, no space at the start of a text."""
+    """A tokenizer in the style of Llama 2: "▁" for a space, bytes for unknown characters, no space at the start of a text."""
     words = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdefgh你好", "▁a", "▁b", "ab", "▁ab"]
     vocab = {word: number for number, word in enumerate(words)}
     merges = [("▁", "a"), ("▁", "b"), ("a", "b"), ("▁", "ab")]

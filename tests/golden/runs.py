@@ -30,7 +30,7 @@ QUIET = Console(quiet=True)
 
 
 def arithmetic() -> str:
-    """What decides the last bits of a sum here: the processor and PyTorch's build."""
+    """The processor and PyTorch's build, which decide the last bits of a sum."""
     names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith(("model name", "flags"))][:2]
     flags = hashlib.sha256(" ".join(names).encode()).hexdigest()[:16]
     return f"torch {torch.__version__}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {flags}"
@@ -70,8 +70,10 @@ def two_processes(folder: Path) -> dict[str, Any]:
 def quickstart(folder: Path) -> dict[str, Any]:
     """The first 50 steps of the quickstart's pretraining, in fp32 on one thread."""
     build(7, folder / "world", Sizes(pretrain=4000, sft=4000))
-    whole = make_recipe(folder / "world", "q", str(folder / "runs"), 7, Budget(minutes=1.0, rows_per_second=50 * 8 / 60 / 0.24))
-    tree = whole.model_dump(mode="json")
+    recipe = make_recipe(
+        folder / "world", "q", str(folder / "runs"), 7, Budget(minutes=1.0, rows_per_second=50 * 8 / 60 / 0.24)
+    )
+    tree = recipe.model_dump(mode="json")
     tree["stages"] = {"pretrain": tree["stages"]["pretrain"]}
     tree["runtime"] |= {"threads": 1, "compile": False, "precision": "fp32", "attention": "sdpa"}
     return {"pretrain": record(Pipeline(recipe_from_dict(tree), QUIET).run() / "pretrain")}
@@ -112,11 +114,11 @@ def tensor_hash(file: Path, named: bool) -> str:
 
 def main() -> None:
     """Record all runs."""
-    made = {}
+    results = {}
     for name, run in RUNS.items():
         with tempfile.TemporaryDirectory() as folder:
-            made[name] = run(Path(folder))
-    EXPECTED.write_text(json.dumps({"arithmetic": arithmetic(), "runs": made}, indent=1) + "\n", encoding="utf-8")
+            results[name] = run(Path(folder))
+    EXPECTED.write_text(json.dumps({"arithmetic": arithmetic(), "runs": results}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

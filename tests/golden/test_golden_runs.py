@@ -1,4 +1,4 @@
-"""Recorded runs stay what they were: refactoring changes no number.
+"""Recorded runs end with the recorded numbers: refactoring changes none.
 
 Where the processor and PyTorch are those of the recording, weights, optimizer state and every figure are equal to the last bit.
 Elsewhere sums round differently: there the figures are equal within a tolerance, and everything that is counted is equal.
@@ -25,9 +25,9 @@ def test_a_recorded_run_ends_with_the_recorded_weights_and_curves(name: str, tmp
     for stage, curves in expected.items():
         for kind in ("steps", "evals"):
             assert len(actual[stage][kind]) == len(curves[kind]) > 0
-            for got, wanted in zip(actual[stage][kind], curves[kind], strict=True):
-                assert got[0] == wanted[0]  # the step
-                assert got[1:] == pytest.approx(wanted[1:], rel=2e-3, abs=1e-6)
+            for got, recorded in zip(actual[stage][kind], curves[kind], strict=True):
+                assert got[0] == recorded[0]  # the step
+                assert got[1:] == pytest.approx(recorded[1:], rel=2e-3, abs=1e-6)
         assert [row[-1] for row in actual[stage]["steps"]] == [row[-1] for row in curves["steps"]]  # tokens read so far
 
 

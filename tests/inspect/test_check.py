@@ -36,16 +36,16 @@ def test_a_recipe_change_is_shown_as_options_and_in_the_json(fledge: Fledge, tre
     file = jsonl(tmp_path / "long.jsonl", [{"prompt": f"{n}?", "response": f"{n} is a long answer " * 3} for n in range(9)])
     stage = {"data": {"train": str(file), "validation": 0, "max_seq_len": 32}}
     recipe = write(tmp_path / "r.yaml", {**tree, "stages": {"sft": stage}})
-    _, said, _ = fledge("check", recipe)
-    assert "cut answers: long.jsonl: 9 of 9 rows" in said
-    assert "    → lengthen data.max_seq_len\n    → --stages.sft.data.max_seq_len 64" in said
-    _, said, _ = fledge("check", recipe, "--json")
-    checks = {one["check"]: one for one in json.loads(said)["stages"][0]["checks"]}
+    _, output, _ = fledge("check", recipe)
+    assert "cut answers: long.jsonl: 9 of 9 rows" in output
+    assert "    → lengthen data.max_seq_len\n    → --stages.sft.data.max_seq_len 64" in output
+    _, output, _ = fledge("check", recipe, "--json")
+    checks = {one["check"]: one for one in json.loads(output)["stages"][0]["checks"]}
     [finding] = checks["cut answers"]["findings"]
     assert finding["patch"] == {"stages.sft.data.max_seq_len": 64} and finding["severity"] == "warning"
     assert finding["evidence"] == {"source": "long.jsonl"} and finding["where"] == f"{file}:1"
-    _, said, _ = fledge("check", recipe, "--stages.sft.data.max_seq_len", "64", "--json")
-    assert [one["level"] for one in json.loads(said)["stages"][0]["checks"] if one["check"] == "end token"] == ["passed"]
+    _, output, _ = fledge("check", recipe, "--stages.sft.data.max_seq_len", "64", "--json")
+    assert [one["level"] for one in json.loads(output)["stages"][0]["checks"] if one["check"] == "end token"] == ["passed"]
 
 
 def test_a_stage_that_cannot_be_built_does_not_hide_the_others(fledge: Fledge, tree: dict[str, Any], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from fledge.model.cuda_attention import (
 )
 from tests.support.decoders import assert_same_gradients, gradients, make_decoder, random_tokens
 
-FAST = sorted(set(BACKENDS) - {"written_out"})
+FAST = sorted(set(BACKENDS) - {"reference"})
 
 
 def _inputs(length: int, heads: int, kv_heads: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,10 +31,10 @@ def _inputs(length: int, heads: int, kv_heads: int, seed: int = 0) -> tuple[Tens
 
 
 def _documents(length: int, cuts: tuple[int, ...] = (3, 100, 129)) -> Tensor:
-    """Numbers from 1, two rows cut at different places, the second ending in padding (0)."""
-    places = torch.arange(length)
-    first = 1 + sum((places >= cut).long() for cut in cuts)
-    second = 1 + sum((places >= cut + 2).long() for cut in cuts)
+    """Document numbers from 1 in two rows with different boundaries; the second row ends in padding (0)."""
+    positions = torch.arange(length)
+    first = 1 + sum((positions >= cut).long() for cut in cuts)
+    second = 1 + sum((positions >= cut + 2).long() for cut in cuts)
     second[length - length // 5 :] = 0
     return torch.stack((torch.as_tensor(first), torch.as_tensor(second)))
 
@@ -53,7 +53,7 @@ def test_each_backend_equals_the_reference_forward_and_backward(backend: str, le
     documents = _documents(length) if packed else None
     for heads, kv_heads in ((4, 2), (4, 4), (6, 1)):
         tensors = _inputs(length, heads, kv_heads)
-        expected = _value_and_gradients("written_out", tensors, documents)
+        expected = _value_and_gradients("reference", tensors, documents)
         got = _value_and_gradients(backend, tensors, documents)
         for name, left, right in zip(("out", "q", "k", "v"), got, expected, strict=True):
             torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
@@ -81,8 +81,8 @@ def test_no_backend_sees_later_positions_or_other_documents(data: st.DataObject,
     k[:, :, changed] += 3.0
     v[:, :, changed] -= 5.0
     moved = (BACKENDS[backend](q, k, v, documents) - before).abs().amax(dim=(0, 1, 3)) > 1e-6
-    places = torch.arange(length)
-    may_see = (places >= changed) & (documents[0] == documents[0, changed])
+    positions = torch.arange(length)
+    may_see = (positions >= changed) & (documents[0] == documents[0, changed])
     assert not moved[~may_see].any()
     assert moved[changed]
 
@@ -109,27 +109,27 @@ on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA
 def test_the_block_mask_lists_every_block_that_holds_a_visible_pair_and_few_others(
     length: int, cuts: list[int], padding: int
 ) -> None:
-    places = torch.arange(length)
-    documents = torch.as_tensor(1 + sum((places >= cut).long() for cut in cuts)).repeat(2, length if not cuts else 1)
+    positions = torch.arange(length)
+    documents = torch.as_tensor(1 + sum((positions >= cut).long() for cut in cuts)).repeat(2, length if not cuts else 1)
     documents[1, length - min(length, padding) :] = 0
     mask = flex_metadata(documents, 2, length, CPU).mask
     n = -(-length // FLEX_BLOCK)
     pairs = torch.zeros(2, n * FLEX_BLOCK, n * FLEX_BLOCK, dtype=torch.bool)
     pairs[:, :length, :length] = causal_document_mask(documents, 0, length, CPU)[:, 0]
     by_block = pairs.view(2, n, FLEX_BLOCK, n, FLEX_BLOCK)
-    needed, whole = by_block.any(4).any(2), by_block.all(4).all(2)
+    needed, complete = by_block.any(4).any(2), by_block.all(4).all(2)
     listed = mask.to_dense()[:, 0].bool()
     assert torch.equal(listed, needed)
-    assert not (_whole_blocks(mask, n) & ~whole)[:, : length // FLEX_BLOCK].any()
+    assert not (_whole_blocks(mask, n) & ~complete)[:, : length // FLEX_BLOCK].any()
 
 
 def _whole_blocks(mask: object, n: int) -> Tensor:
     """The blocks that the kernel computes without looking at the mask."""
-    counts, places = mask.full_kv_num_blocks[:, 0], mask.full_kv_indices[:, 0]  # type: ignore[attr-defined]
+    counts, indices = mask.full_kv_num_blocks[:, 0], mask.full_kv_indices[:, 0]  # type: ignore[attr-defined]
     chosen = torch.zeros(2, n, n, dtype=torch.bool)
     for b in range(2):
         for row in range(n):
-            chosen[b, row, places[b, row, : counts[b, row]].long()] = True
+            chosen[b, row, indices[b, row, : counts[b, row]].long()] = True
     return chosen
 
 
@@ -153,12 +153,12 @@ def test_attention_inside_each_varlen_segment_equals_the_reference(length: int) 
         starts, longest = varlen_metadata(documents, 2, length, CPU)
         assert starts.dtype == torch.int32 and longest == length and starts[-1] == 2 * length
         flat = [x.transpose(1, 2).reshape(2 * length, -1, 8) for x in (q, k, v)]
-        parts = []
+        segments = []
         for start, stop in zip(starts.tolist(), starts.tolist()[1:], strict=False):
             if stop > start:
                 one = (x[start:stop].transpose(0, 1)[None] for x in flat)
-                parts.append(reference_attention(*one, None)[0].transpose(0, 1))
-        got = torch.cat(parts).view(2, length, 4, 8).transpose(1, 2)
+                segments.append(reference_attention(*one, None)[0].transpose(0, 1))
+        got = torch.cat(segments).view(2, length, 4, 8).transpose(1, 2)
         torch.testing.assert_close(got, reference_attention(q, k, v, documents), atol=1e-5, rtol=1e-5)
 
 
@@ -180,7 +180,7 @@ def test_uncompiled_flex_equals_sdpa_on_packed_documents() -> None:
     torch.testing.assert_close(model(tokens, None, documents), expected)
 
 
-def test_a_backend_that_cannot_train_says_why() -> None:
+def test_a_backend_that_cannot_train_gives_the_reason() -> None:
     assert all("CUDA only" in str(unavailable(name, "cpu", torch.bfloat16, True)) for name in ON_CUDA)
     assert "16" in str(unavailable("varlen", "cuda", torch.float32, True))
     assert "compile" in str(unavailable("flex", "cuda", torch.bfloat16, False))
@@ -198,11 +198,11 @@ def test_each_cuda_backend_equals_the_reference(name: str, dtype: str, length: i
     torch.manual_seed(0)
     tensors = [torch.randn(2, heads, length, 64, device="cuda", dtype=wide).requires_grad_() for heads in (4, 2, 2)]
     function = torch.compile(backend(name), dynamic=False) if name == "flex" else backend(name)
-    seen = attention_metadata(name, documents, 2, length, torch.device("cuda"))
-    made, expected = function(*tensors, seen), reference_attention(*tensors, documents)
-    upstream = torch.randn_like(made)
+    metadata = attention_metadata(name, documents, 2, length, torch.device("cuda"))
+    out, expected = function(*tensors, metadata), reference_attention(*tensors, documents)
+    upstream = torch.randn_like(out)
     bound = 2e-2 if wide == torch.bfloat16 else 2e-3
-    got = [made.detach(), *torch.autograd.grad(made, tensors, upstream)]
+    got = [out.detach(), *torch.autograd.grad(out, tensors, upstream)]
     for left, right in zip(got, [expected.detach(), *torch.autograd.grad(expected, tensors, upstream)], strict=True):
         assert (left - right).float().norm() <= bound * right.float().norm()
 
@@ -211,7 +211,7 @@ def test_each_cuda_backend_equals_the_reference(name: str, dtype: str, length: i
 @pytest.mark.slow
 def test_a_compiled_decoder_gets_equal_gradients_from_every_cuda_backend() -> None:
     documents = (1 + (torch.arange(60) >= 23).long()).expand(2, 60).cuda()
-    found = {}
+    gradients_by_backend = {}
     for name in ("sdpa", *ON_CUDA):
         model = make_decoder().cuda()
         model.set_attention_backend(name)
@@ -219,6 +219,6 @@ def test_a_compiled_decoder_gets_equal_gradients_from_every_cuda_backend() -> No
         for block in model.blocks():
             block.compile(dynamic=False)
         model(random_tokens(2, 60).cuda(), None, documents).float().pow(2).mean().backward()
-        found[name] = gradients(model)
+        gradients_by_backend[name] = gradients(model)
     for name in ON_CUDA:
-        assert_same_gradients(found[name], found["sdpa"], atol=2e-2, rtol=5e-2)
+        assert_same_gradients(gradients_by_backend[name], gradients_by_backend["sdpa"], atol=2e-2, rtol=5e-2)

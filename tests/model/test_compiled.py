@@ -1,4 +1,4 @@
-"""What training compiles gives what it gives uncompiled."""
+"""Compiled parts of training give the values of the uncompiled ones."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def test_compiled_head_and_blocks_equal_the_eager_ones() -> None:
 
     def backward(kernel: object) -> dict[str, torch.Tensor]:
         hidden = model(tokens, None, documents).flatten(0, 1)
-        loss = cross_entropy(hidden, model.lm_head_weight, targets, weights, 0.1, kernel)  # type: ignore[arg-type]
+        loss = cross_entropy(hidden, model.lm_head_weight, targets, weights, smoothing=0.1, kernel=kernel)  # type: ignore[arg-type]
         loss.backward()
         losses.append(loss.detach())
         return gradients(model)
@@ -31,7 +31,7 @@ def test_compiled_head_and_blocks_equal_the_eager_ones() -> None:
 
 
 @pytest.mark.slow
-def test_one_graph_serves_all_layers_partial_batches_checkpointing_and_pairs() -> None:
+def test_one_compiled_graph_serves_all_layers_partial_batches_checkpointing_and_pairs() -> None:
     import torch._dynamo
     from torch._dynamo.utils import counters
 
@@ -69,8 +69,8 @@ def test_one_graph_serves_all_layers_partial_batches_checkpointing_and_pairs() -
 
 
 @pytest.mark.slow
-def test_flex_attention_compiled_for_a_cpu_meets_new_documents_without_compiling_again() -> None:
-    """Forward only: it has no backward pass on a CPU."""
+def test_flex_attention_compiled_for_a_cpu_accepts_new_documents_without_recompiling() -> None:
+    """Forward only, because flex attention has no backward pass on a CPU."""
     from torch._dynamo.utils import counters
 
     from fledge.model.attention import reference_attention

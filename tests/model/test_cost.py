@@ -1,4 +1,4 @@
-"""What a decoder costs, held to the decoder that is built and to the products it does."""
+"""The cost model of a decoder agrees with the built decoder and with the products that it computes."""
 
 import weakref
 
@@ -31,7 +31,7 @@ def _built(config: ModelConfig, vocab: int) -> Decoder:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("qk_norm", [True, False])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_counts_equal_those_of_the_built_model(tied: bool, qk_norm: bool, kv_heads: int) -> None:
+def test_parameter_counts_equal_the_built_model(tied: bool, qk_norm: bool, kv_heads: int) -> None:
     config = make_config(tie_word_embeddings=tied, qk_norm=qk_norm, num_key_value_heads=kv_heads, num_hidden_layers=3)
     model, counted = _built(config, 203), parameters(config, 203)
     assert counted.total == counted.active == sum(p.numel() for p in model.parameters())
@@ -55,7 +55,7 @@ def test_mixture_presets_have_their_published_size() -> None:
     assert round(parameters(config, vocab).active / 1e6, 1) == 26.6
 
 
-def test_a_mixture_counts_its_experts_its_router_and_those_active() -> None:
+def test_a_mixture_counts_experts_router_and_active_parameters() -> None:
     dense = parameters(make_config(), 97)
     mixture = parameters(make_config(moe={"num_experts": 8, "num_experts_per_tok": 2, "num_shared_experts": 1}), 97)
     expert, router, layers = 3 * 32 * 48, 32 * 8 + 32, 2  # the router, and the sigmoid of the shared expert
@@ -66,7 +66,7 @@ def test_a_mixture_counts_its_experts_its_router_and_those_active() -> None:
 
 @pytest.mark.parametrize("shared", [0, 1, 3])
 @pytest.mark.parametrize("top_k", [1, 2, 4])
-def test_counts_of_a_mixture_equal_those_of_the_built_model(shared: int, top_k: int) -> None:
+def test_parameter_counts_of_a_mixture_equal_the_built_model(shared: int, top_k: int) -> None:
     moe = {
         "num_experts": 4,
         "num_experts_per_tok": top_k,
@@ -86,7 +86,7 @@ def test_counts_of_a_mixture_equal_those_of_the_built_model(shared: int, top_k: 
 @pytest.mark.parametrize("tied", [True, False])
 def test_training_flops_are_three_times_the_products_of_a_causal_forward_pass(tied: bool) -> None:
     model, context = make_decoder(tie_word_embeddings=tied, num_hidden_layers=3), 40
-    model.set_attention_backend("written_out")
+    model.set_attention_backend("reference")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.logits(model(random_tokens(1, context)))
     upper_half = 4 * 3 * 32 * context / 2  # per token: the written-out square also computes what nobody may see
@@ -98,7 +98,7 @@ def test_training_flops_are_three_times_the_products_of_a_causal_forward_pass(ti
 def test_training_flops_count_forward_backward_and_recomputation(every: int) -> None:
     layers, width, inner, context = 4, 32, 48, 40
     model, tokens = make_decoder(num_hidden_layers=layers).train(), random_tokens(1, context)
-    model.set_attention_backend("written_out")
+    model.set_attention_backend("reference")
     model.activation_checkpoint_every = every
     again = len(checkpointed_layers(layers, every)) / layers
     with FlopCounterMode(display=False) as counter:
@@ -111,17 +111,17 @@ def test_training_flops_count_forward_backward_and_recomputation(every: int) -> 
     assert cost.training_flops(context, again) - cost.training_flops(context) == pytest.approx(again * cost.body_flops(context))
 
 
-def test_kv_bytes_are_those_of_the_keys_and_values_of_all_blocks() -> None:
+def test_kv_bytes_count_the_keys_and_values_of_all_blocks() -> None:
     model, shared = make_decoder(num_key_value_heads=2), make_decoder(num_key_value_heads=1)
     for one in (model, shared):
         cos, sin = one.rope_cos_sin(torch.arange(24)[None])
         x = one.embed_tokens(random_tokens(1, 24))
-        made = [tensor for block in one.blocks() for tensor in block.self_attn.project(x, cos, sin)[1:]]
-        assert ModelCost(one.config, 97).kv_bytes(24, size=4) == sum(tensor.numel() * tensor.itemsize for tensor in made)
+        tensors = [tensor for block in one.blocks() for tensor in block.self_attn.project(x, cos, sin)[1:]]
+        assert ModelCost(one.config, 97).kv_bytes(24, size=4) == sum(tensor.numel() * tensor.itemsize for tensor in tensors)
     assert ModelCost(model.config, 97).kv_bytes(24) == 2 * ModelCost(shared.config, 97).kv_bytes(24)
 
 
-def test_state_bytes_are_those_of_weights_gradients_and_each_optimizers_state() -> None:
+def test_state_bytes_count_weights_gradients_and_optimizer_states() -> None:
     config = make_config(hidden_size=128, intermediate_size=256)
     for name in ("adamw", "muon", "adamw8bit"):
         model = Decoder(config, 512)
@@ -138,7 +138,7 @@ def test_state_bytes_are_those_of_weights_gradients_and_each_optimizers_state() 
 
 
 class _Kept:
-    """A tensor that autograd keeps, for as long as it does."""
+    """A tensor that autograd keeps; its bytes count as long as it lives."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
@@ -188,7 +188,7 @@ def _measurable(dtype: torch.dtype, **changes: object) -> Decoder:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_kept_bytes_are_those_that_autograd_keeps(kind: str, dtype: torch.dtype) -> None:
+def test_kept_bytes_equal_the_bytes_that_autograd_keeps(kind: str, dtype: torch.dtype) -> None:
     model, tokens = _measurable(dtype, **KINDS[kind]), random_tokens(2, 192)
     for every in (0, 1, 2, 3):
         model.activation_checkpoint_every = every
@@ -196,7 +196,7 @@ def test_kept_bytes_are_those_that_autograd_keeps(kind: str, dtype: torch.dtype)
         assert expected == pytest.approx(_saved_bytes(model, tokens), rel=0.001), f"every {every}"
 
 
-def test_a_block_counts_as_a_whole_while_it_is_computed_again() -> None:
+def test_a_block_counts_in_full_while_it_is_recomputed() -> None:
     cost = ModelCost(make_config(num_hidden_layers=4), 97)
     block = 100 * cost.block_bytes(4, False)
     kept = [cost.kept_bytes(100, 4, False, every) for every in range(5)]
@@ -213,7 +213,7 @@ def test_a_block_counts_as_a_whole_while_it_is_computed_again() -> None:
     [("dense", torch.bfloat16), ("dense, norms of queries and keys", torch.float32), ("mixture", torch.bfloat16)],
     ids=str,
 )
-def test_kept_bytes_of_compiled_code_are_those_that_autograd_keeps(kind: str, dtype: torch.dtype) -> None:
+def test_kept_bytes_of_compiled_code_equal_the_bytes_that_autograd_keeps(kind: str, dtype: torch.dtype) -> None:
     torch._dynamo.reset()
     model, tokens = _measurable(dtype, **{**KINDS[kind], "num_hidden_layers": 2}), random_tokens(2, 256)
     for block in model.blocks():

@@ -28,7 +28,7 @@ def _packed(lengths: list[int], packed_length: int) -> tuple[PackedDataset, list
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
 @pytest.mark.parametrize("qk_norm", [False, True])
-def test_logits_of_a_packed_document_equal_those_of_the_document_alone(backend: str, qk_norm: bool) -> None:
+def test_logits_of_a_packed_document_equal_logits_of_the_document_alone(backend: str, qk_norm: bool) -> None:
     model = make_decoder(qk_norm=qk_norm, max_position_embeddings=256)
     model.set_attention_backend(backend)
     data, sequences = _packed([5, 1, 130, 20, 40, 129, 3, 7], packed_length=200)
@@ -63,17 +63,17 @@ def test_packing_changes_no_gradient(lengths: list[int], backend: str) -> None:
 
 
 @settings(deadline=None, max_examples=12)
-@given(place=st.integers(0, 149), backend=st.sampled_from(sorted(BACKENDS)))
-def test_a_changed_token_changes_nothing_before_it(place: int, backend: str) -> None:
+@given(position=st.integers(0, 149), backend=st.sampled_from(sorted(BACKENDS)))
+def test_a_changed_token_changes_nothing_before_it(position: int, backend: str) -> None:
     model = make_decoder(max_position_embeddings=256)
     model.set_attention_backend(backend)
     tokens = random_tokens(1, 150)
     other = tokens.clone()
-    other[0, place] = (other[0, place] + 1) % VOCAB
+    other[0, position] = (other[0, position] + 1) % VOCAB
     with torch.no_grad():
         difference = (model(tokens) - model(other))[0].abs().amax(-1)
-    assert difference[:place].sum() == 0 or difference[:place].max() < 1e-6
-    assert (difference[place:] > 1e-4).float().mean() > 0.9
+    assert difference[:position].sum() == 0 or difference[:position].max() < 1e-6
+    assert (difference[position:] > 1e-4).float().mean() > 0.9
 
 
 def test_rotation_turns_each_pair_by_position_times_frequency() -> None:
@@ -146,10 +146,10 @@ def test_the_mode_is_restored_after_an_error() -> None:
 def test_initialisation_follows_the_seed_and_its_scales() -> None:
     first, same, other = (Decoder(make_config(hidden_size=128, num_hidden_layers=8), 500) for _ in range(3))
     torch.manual_seed(9)
-    first.initialise(4)
+    first.init_weights(4)
     torch.manual_seed(10)
-    same.initialise(4)
-    other.initialise(5)
+    same.init_weights(4)
+    other.init_weights(5)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), same.parameters(), strict=True))
     assert not torch.equal(first.embed_tokens.weight, other.embed_tokens.weight)
     for name, parameter in first.named_parameters():

@@ -50,7 +50,7 @@ def _assert_equal(left: Tensor, right: Tensor, wrt: tuple[Tensor, ...], upstream
 @pytest.mark.parametrize("rows", [0, 1, 7, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 300])
 def test_cross_entropy_equals_the_plain_one(rows: int, smoothing: float, kernel: object) -> None:
     hidden, weight, targets, weights = _inputs(rows)
-    got = cross_entropy(hidden, weight, targets, weights, smoothing, kernel)  # type: ignore[arg-type]
+    got = cross_entropy(hidden, weight, targets, weights, smoothing=smoothing, kernel=kernel)  # type: ignore[arg-type]
     assert got.dtype == torch.float32 and got.dim() == 0
     _assert_equal(got, _plain(hidden, weight, targets, weights, smoothing), (hidden, weight), upstream=0.37)
 
@@ -61,7 +61,7 @@ def test_cross_entropy_equals_the_plain_one_for_any_size_and_smoothing(
     rows: int, seed: int, smoothing: float, passed: bool
 ) -> None:
     hidden, weight, targets, weights = _inputs(rows, seed)
-    got = cross_entropy(hidden, weight, targets, weights, smoothing, _softmax_grad_chunk if passed else None)
+    got = cross_entropy(hidden, weight, targets, weights, smoothing=smoothing, kernel=_softmax_grad_chunk if passed else None)
     _assert_equal(got, _plain(hidden, weight, targets, weights, smoothing), (hidden, weight))
 
 
@@ -74,7 +74,7 @@ def test_rows_of_weight_zero_are_never_read(kernel: object) -> None:
     spoiled = hidden.detach().clone()
     spoiled[off] = float("nan")
     spoiled.requires_grad_()
-    got = cross_entropy(spoiled, weight, targets.masked_fill(off, -100), weights, 0.1, kernel)  # type: ignore[arg-type]
+    got = cross_entropy(spoiled, weight, targets.masked_fill(off, -100), weights, smoothing=0.1, kernel=kernel)  # type: ignore[arg-type]
     torch.testing.assert_close(got, expected)
     by_hidden, by_weight = torch.autograd.grad(got, (spoiled, weight))
     assert not by_weight.isnan().any() and (by_hidden[off] == 0).all()
@@ -96,14 +96,14 @@ def test_a_kernel_always_gets_full_chunks() -> None:
 
     for rows in (5, CHUNK, 2 * CHUNK + 9):
         hidden, weight, targets, weights = _inputs(rows)
-        cross_entropy(hidden, weight, targets, weights, 0.0, watched)
+        cross_entropy(hidden, weight, targets, weights, smoothing=0.0, kernel=watched)
     assert set(shapes) == {(CHUNK, VOCAB, CHUNK)}
 
 
 @pytest.mark.parametrize("kernel", [None, _softmax_grad_chunk], ids=["own", "passed"])
 @pytest.mark.parametrize("width, vocabulary", [(WIDTH, VOCAB), (512, 9000)], ids=["small", "several tiles"])
 def test_bfloat16_keeps_loss_and_gradients_to_one_percent(width: int, vocabulary: int, kernel: object) -> None:
-    """Against the plain head in float32 on the same hidden states: the loss to 0.1 %, gradients to 1 % of their norm."""
+    """Compared with the plain head in float32 on equal hidden states: loss within 0.1 %, gradients within 1 % of their norm."""
     generator = torch.Generator().manual_seed(0)
     rounded = torch.randn(700, width, generator=generator).bfloat16().requires_grad_()
     weight = (torch.randn(vocabulary, width, generator=generator) * 2 / width**0.5).requires_grad_()
@@ -111,7 +111,7 @@ def test_bfloat16_keeps_loss_and_gradients_to_one_percent(width: int, vocabulary
     weights[::5] = 0
     exact = rounded.detach().float().requires_grad_()
     plain = _plain(exact, weight, targets, weights, 0.1)
-    got = cross_entropy(rounded, weight, targets, weights, 0.1, kernel)  # type: ignore[arg-type]
+    got = cross_entropy(rounded, weight, targets, weights, smoothing=0.1, kernel=kernel)  # type: ignore[arg-type]
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, plain, atol=0, rtol=1e-3)
     by_hidden, by_weight = torch.autograd.grad(got, (rounded, weight))
@@ -131,20 +131,20 @@ def test_a_row_that_is_nearly_certain_keeps_its_small_gradient_in_bfloat16() -> 
 
 
 class _Largest(TorchDispatchMode):
-    """Remembers the most entries that any tensor had, and any tensor in float32 that has a vocabulary's columns."""
+    """Records the largest number of entries of any tensor, and of any float32 tensor with one column per vocabulary entry."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
         self.vocabulary, self.entries, self.wide = vocabulary, 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self.entries = max(self.entries, tensor.numel())
                 if tensor.dtype == torch.float32 and tensor.shape[-1:] == (self.vocabulary,):
                     self.wide = max(self.wide, tensor.numel())
-        return made
+        return result
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -157,15 +157,15 @@ def test_no_tensor_grows_with_tokens_times_vocabulary(work: str, dtype: torch.dt
     hidden = torch.randn(rows, 8).to(dtype).requires_grad_()
     weight = torch.randn(vocabulary, 8).requires_grad_()
     targets = torch.randint(vocabulary, (rows,))
-    with _Largest(vocabulary) as seen:
+    with _Largest(vocabulary) as watch:
         if work == "loss":
             cross_entropy(hidden, weight, targets, torch.ones(rows)).backward()
         elif work == "log probabilities":
             log_probabilities(hidden, weight, targets).sum().backward()
         else:
             token_logps_and_correct(hidden, weight, targets)
-    assert seen.entries <= limit * vocabulary
-    assert seen.wide <= (2**20 if dtype == torch.bfloat16 else limit * vocabulary)  # in bfloat16 not even a whole chunk
+    assert watch.entries <= limit * vocabulary
+    assert watch.wide <= (2**20 if dtype == torch.bfloat16 else limit * vocabulary)  # in bfloat16 not even a whole chunk
 
 
 @pytest.mark.parametrize("vocabulary", [6_400, 65_536, 151_936, 2_000_000])
@@ -179,14 +179,14 @@ def test_a_chunk_is_bounded_in_bytes_and_keeps_products_efficient(vocabulary: in
 
 @pytest.mark.parametrize("rows", [8, CHUNK + 40])
 def test_the_gradient_of_the_head_is_scaled_in_place_and_not_copied(rows: int) -> None:
-    """One gradient [V, D] from the forward pass to .grad: no copy."""
+    """The gradient [V, D] of the forward pass becomes .grad without a copy."""
     hidden, weight, targets, weights = _inputs(rows)
     loss = cross_entropy(hidden, weight, targets, weights)
     held = loss.grad_fn.saved_tensors[1]  # type: ignore[union-attr]
-    place = held.data_ptr()
+    address = held.data_ptr()
     del held
     (loss / 3).backward()
-    assert weight.grad is not None and weight.grad.data_ptr() == place
+    assert weight.grad is not None and weight.grad.data_ptr() == address
 
 
 def test_a_second_backward_pass_raises() -> None:
@@ -203,7 +203,7 @@ def test_a_frozen_tensor_gets_no_gradient_and_leaves_the_others_unchanged(frozen
     moving = weight if frozen == "hidden" else hidden
     (hidden if frozen == "hidden" else weight).requires_grad_(False)
     loss = cross_entropy(hidden, weight, targets, weights, 0.1)
-    assert sum(made is not None for made in loss.grad_fn.saved_tensors) == 1  # type: ignore[union-attr]
+    assert sum(tensor is not None for tensor in loss.grad_fn.saved_tensors) == 1  # type: ignore[union-attr]
     _assert_equal(loss, _plain(hidden, weight, targets, weights, 0.1), (moving,))
     logps = log_probabilities(hidden, weight, targets).sum()
     plain = (hidden @ weight.t()).log_softmax(-1).gather(-1, targets[:, None]).sum()
@@ -212,15 +212,15 @@ def test_a_frozen_tensor_gets_no_gradient_and_leaves_the_others_unchanged(frozen
 
 def test_micro_batches_add_up_in_the_gradient() -> None:
     hidden, weight, targets, weights = _inputs(300)
-    for part in (slice(0, 100), slice(100, 300)):
-        (cross_entropy(hidden[part], weight, targets[part], weights[part]) / 7).backward()
+    for rows in (slice(0, 100), slice(100, 300)):
+        (cross_entropy(hidden[rows], weight, targets[rows], weights[rows]) / 7).backward()
     expected = torch.autograd.grad(_plain(hidden, weight, targets, weights, 0.0) / 7, (hidden, weight))
     torch.testing.assert_close((hidden.grad, weight.grad), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_gradients_of_a_whole_model_equal_those_of_plain_logits(tied: bool, smoothing: float) -> None:
+def test_gradients_of_a_model_equal_the_gradients_of_plain_logits(tied: bool, smoothing: float) -> None:
     model, tokens = make_decoder(tie_word_embeddings=tied), random_tokens(3, 30)
     targets, weights = random_tokens(3, 30, seed=1).flatten(), torch.rand(90) * (torch.rand(90) > 0.3)
     cross_entropy(model(tokens).flatten(0, 1), model.lm_head_weight, targets, weights, smoothing).backward()
@@ -244,12 +244,12 @@ def test_log_probabilities_equal_the_plain_ones_under_any_upstream_gradient(rows
     plain = (hidden @ weight.t()).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     torch.testing.assert_close(got, plain, atol=1e-5, rtol=1e-5)
     assert got.dtype == torch.float32 and got.shape == (rows,)
-    made = torch.autograd.grad(got, (hidden, weight), upstream)
-    for a, b in zip(made, torch.autograd.grad(plain, (hidden, weight), upstream), strict=True):
+    grads = torch.autograd.grad(got, (hidden, weight), upstream)
+    for a, b in zip(grads, torch.autograd.grad(plain, (hidden, weight), upstream), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-def test_log_probabilities_of_selected_rows_equal_those_of_all_rows() -> None:
+def test_log_probabilities_of_a_row_do_not_depend_on_the_selected_rows() -> None:
     hidden, weight, targets, _ = _inputs(CHUNK + 90)
     rows = torch.randperm(len(hidden), generator=torch.Generator().manual_seed(1))[: CHUNK + 20]
     got, expected = log_probabilities(hidden, weight, targets[rows], rows), log_probabilities(hidden, weight, targets)[rows]
@@ -259,7 +259,7 @@ def test_log_probabilities_of_selected_rows_equal_those_of_all_rows() -> None:
     assert torch.equal(logps, got.detach()) and torch.equal(correct, token_logps_and_correct(hidden, weight, targets)[1][rows])
 
 
-def test_scores_say_where_the_target_is_the_likeliest_token() -> None:
+def test_scores_mark_targets_that_are_the_likeliest_token() -> None:
     hidden, weight, targets, _ = _inputs(64)
     logits = (hidden @ weight.t()).detach()
     targets[:10] = logits[:10].argmax(-1)

@@ -94,8 +94,8 @@ def test_transformers_reads_what_fledge_writes(tmp_path: Path, changes: dict[str
         torch.testing.assert_close(_logits(model, tokens), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
     ours = generate(model, prompts, frozenset(eos), SamplingParams(max_new_tokens=20))
     for prompt, answer in zip(prompts, ours, strict=True):
-        whole = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20)[0, len(prompt) :].tolist()
-        assert answer.finish_reason == "stop" and whole == [*answer.tokens, answer.stop_token] and whole[-1] in eos
+        generated = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20)[0, len(prompt) :].tolist()
+        assert answer.finish_reason == "stop" and generated == [*answer.tokens, answer.stop_token] and generated[-1] in eos
 
 
 @pytest.mark.parametrize("changes", SHAPES)
@@ -107,7 +107,7 @@ def test_a_saved_model_loads_with_the_same_weights_and_configuration(tmp_path: P
     assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_config_json_says_rope_in_the_old_and_the_new_place(tmp_path: Path) -> None:
+def test_config_json_has_rope_under_the_old_and_the_new_key(tmp_path: Path) -> None:
     raw = json.loads((_save(make_decoder(rope_theta=77.0), tmp_path, [2, 3]) / "config.json").read_text())
     assert raw["rope_theta"] == 77.0
     assert raw["rope_parameters"] == {"rope_type": "default", "rope_theta": 77.0}
@@ -153,14 +153,14 @@ def test_bfloat16_weights_load_as_the_same_numbers_in_float32(tmp_path: Path, ki
         torch.testing.assert_close(_logits(model, tokens), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_a_configuration_of_transformers_4_is_read_too(tmp_path: Path) -> None:
+def test_a_configuration_of_transformers_4_is_read(tmp_path: Path) -> None:
     _save(make_decoder(rope_theta=5000.0), tmp_path, [2])
     _edit(tmp_path, rope_parameters=None, rope_scaling=None, rope_theta=42.0)
     assert read_config(tmp_path)[0].rope_theta == 42.0
 
 
 def _edit(folder: Path, **changes: object) -> None:
-    """Change config.json; None takes a key away."""
+    """Change config.json; None removes a key."""
     path = folder / "config.json"
     raw = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({key: value for key, value in raw.items() if value is not None}))
@@ -193,7 +193,7 @@ def _index(name: object) -> Callable[[Path], None]:
 
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
-REFUSED = {
+UNSUPPORTED = {
     "truncated": (_truncate, r"model\.safetensors: the weights are damaged or truncated"),
     "empty file": (lambda f: (f / "model.safetensors").write_bytes(b""), "damaged or truncated"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors: the weights are missing"),
@@ -226,9 +226,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_a_damaged_or_uncovered_directory_is_refused_with_its_reason(tmp_path: Path, case: str) -> None:
-    spoil, message = REFUSED[case]
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_a_damaged_or_unsupported_directory_is_an_error_with_its_reason(tmp_path: Path, case: str) -> None:
+    spoil, message = UNSUPPORTED[case]
     _save(make_decoder(), tmp_path, [2])
     from_pretrained(tmp_path)
     spoil(tmp_path)
@@ -237,7 +237,7 @@ def test_a_damaged_or_uncovered_directory_is_refused_with_its_reason(tmp_path: P
     assert caught.value.where is not None and str(tmp_path) in caught.value.where
 
 
-MIXTURE_REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+UNSUPPORTED_MIXTURES: dict[str, tuple[str, dict[str, Any], str]] = {
     "some layers dense": ("qwen3-moe", {"mlp_only_layers": [1]}, r"mlp_only_layers = \[1\]"),
     "every other layer": ("qwen3-moe", {"decoder_sparse_step": 2}, "decoder_sparse_step = 2"),
     "biases": ("qwen2-moe", {"qkv_bias": True}, "qkv_bias = true"),
@@ -249,9 +249,9 @@ MIXTURE_REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", MIXTURE_REFUSED)
-def test_a_mixture_that_the_decoder_does_not_cover_is_refused(tmp_path: Path, case: str) -> None:
-    kind, changes, message = MIXTURE_REFUSED[case]
+@pytest.mark.parametrize("case", UNSUPPORTED_MIXTURES)
+def test_a_mixture_that_the_decoder_does_not_cover_is_an_error(tmp_path: Path, case: str) -> None:
+    kind, changes, message = UNSUPPORTED_MIXTURES[case]
     _written_by_transformers(tmp_path, kind, True, torch.float32)
     from_pretrained(tmp_path)
     _edit(tmp_path, **changes)

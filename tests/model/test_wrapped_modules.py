@@ -34,17 +34,19 @@ class LowRank(nn.Module):
         self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
+        """The product of the base plus the low-rank product."""
         self.calls += 1
         return self.base(x) + x @ self.A.to(x.dtype).T @ self.B.to(x.dtype).T
 
 
 def wrap(model: Decoder, name: str) -> LowRank:
-    """Put a wrapper in the place of one module of the first block."""
+    """Replace one module of the first block by a wrapper."""
     block = model.blocks()[0]
     owner, _, attribute = name.rpartition(".")
     base = block.get_submodule(name)
-    sizes = (base.in_features, base.out_features) if isinstance(base, Linear) else (model.config.hidden_size,) * 2
-    wrapper = LowRank(base, *sizes)  # type: ignore[arg-type]
+    width = model.config.hidden_size
+    width_in, width_out = (base.in_features, base.out_features) if isinstance(base, Linear) else (width, width)
+    wrapper = LowRank(base, width_in, width_out)
     setattr(block.get_submodule(owner), attribute, wrapper)
     return wrapper
 
@@ -103,7 +105,7 @@ def test_generation_calls_a_wrapped_embedding() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_a_wrapped_head_is_refused_because_only_its_matrix_would_be_read(tied: bool) -> None:
+def test_a_wrapped_head_is_an_error_because_only_its_matrix_would_be_read(tied: bool) -> None:
     model = make_decoder(tie_word_embeddings=tied)
     name = "embed_tokens" if tied else "lm_head"
     setattr(model, name, LowRank(getattr(model, name), 32, 97))

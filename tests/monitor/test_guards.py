@@ -35,21 +35,22 @@ def healthy(steps: int, seed: int = 0) -> Events:
 
 
 def triggers(events: Events, **config: Any) -> list[GuardTrigger]:
+    """All triggers of guards that see these events in order."""
     guards = Guards(GuardsConfig(**config))
     return [trigger for event in events for trigger in guards.update(event)]
 
 
 def changed(events: Events, steps: range, **values: Any) -> Events:
-    """The same with other values, or functions of the old ones, in these steps."""
-    made = []
+    """The events with other values in these steps; a value may be a function of the old one."""
+    changed_events = []
     for event in events:
         event = dict(event)
         for key, value in values.items():
             name = KEYS.get(key, key)
             if name in event and event["step"] in steps:
                 event[name] = value(event[name]) if callable(value) else value
-        made.append(event)
-    return made
+        changed_events.append(event)
+    return changed_events
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -57,14 +58,14 @@ def test_a_healthy_run_triggers_no_guard(seed: int) -> None:
     assert triggers(healthy(2000, seed)) == []
 
 
-def test_gradients_that_are_not_finite_are_left_out_and_then_roll_back() -> None:
-    found = triggers(changed(healthy(100), range(40, 43), grad_norm=None))
-    assert [(one.action, one.step, one.first_bad_step) for one in found] == [
+def test_updates_with_gradients_that_are_not_finite_are_skipped_and_then_rolled_back() -> None:
+    triggered = triggers(changed(healthy(100), range(40, 43), grad_norm=None))
+    assert [(one.action, one.step, one.first_bad_step) for one in triggered] == [
         ("skip", 40, 40),
         ("skip", 41, 41),
         ("rollback", 42, 40),
     ]
-    assert found[-1].rollback_policy == "skip_rows"
+    assert triggered[-1].rollback_policy == "skip_rows"
 
 
 def test_overflow_of_fp16_is_not_divergence_until_the_scale_is_tiny() -> None:
@@ -78,17 +79,17 @@ def test_overflow_of_fp16_is_not_divergence_until_the_scale_is_tiny() -> None:
 
 @pytest.mark.parametrize(("key", "check", "times"), [("grad_norm", "grad_spike", 12.0), ("loss", "loss_spike", 2.0)])
 def test_a_spike_is_found_at_its_step_and_reported_once(key: str, check: str, times: float) -> None:
-    found = triggers(changed(healthy(300), range(200, 206), **{key: lambda value: value * times}))
-    assert [(one.finding.check, one.action, one.step) for one in found] == [(check, "warn", 200)]
-    assert found[0].finding.evidence["value"] > found[0].finding.evidence["limit"]
+    triggered = triggers(changed(healthy(300), range(200, 206), **{key: lambda value: value * times}))
+    assert [(one.finding.check, one.action, one.step) for one in triggered] == [(check, "warn", 200)]
+    assert triggered[0].finding.evidence["value"] > triggered[0].finding.evidence["limit"]
 
 
-def test_the_first_steps_are_too_few_to_call_anything_a_spike() -> None:
+def test_the_first_steps_never_trigger_a_spike() -> None:
     assert triggers(changed(healthy(60), range(20, 22), grad_norm=50.0)) == []
 
 
-def test_the_limit_of_an_update_is_known_before_the_figures_of_the_update_before() -> None:
-    """On a GPU the figures of step n − 1 are not read yet when step n is made."""
+def test_the_gradient_limit_of_a_step_does_not_need_the_figures_of_the_previous_step() -> None:
+    """On a GPU the figures of step n − 1 are not read yet when step n starts."""
     config, events = GuardsConfig(grad_spike={"action": "skip"}), healthy(120)  # type: ignore[arg-type]
     prompt, late = Guards(config), Guards(config)
     steps = [event for event in events if event["kind"] == "step"]
@@ -103,33 +104,35 @@ def test_the_limit_of_an_update_is_known_before_the_figures_of_the_update_before
 
 
 def test_divergence_rolls_back_to_before_the_loss_rose() -> None:
-    found = triggers(changed(healthy(400), range(250, 401), loss=lambda value: value + 2.5), loss_spike="ignore")
-    assert [(one.finding.check, one.action, one.rollback_policy) for one in found] == [("divergence", "rollback", "lower_lr")]
-    assert 200 < found[0].first_bad_step <= 251 < found[0].step < 300
+    triggered = triggers(changed(healthy(400), range(250, 401), loss=lambda value: value + 2.5), loss_spike="ignore")
+    assert [(one.finding.check, one.action, one.rollback_policy) for one in triggered] == [
+        ("divergence", "rollback", "lower_lr")
+    ]
+    assert 200 < triggered[0].first_bad_step <= 251 < triggered[0].step < 300
 
 
 def test_a_validation_loss_that_rises_three_times_in_a_row_is_found() -> None:
     losses = [4.0, 3.0, 3.1, 3.05, 3.1, 3.2, 3.3, 3.4]
     events = [{"kind": "eval", "step": 10 * (n + 1), "eval/loss": loss} for n, loss in enumerate(losses)]
-    found = triggers(events)
-    assert [(one.finding.check, one.step, one.first_bad_step, one.stop_scope) for one in found] == [
+    triggered = triggers(events)
+    assert [(one.finding.check, one.step, one.first_bad_step, one.stop_scope) for one in triggered] == [
         ("validation_increase", 70, 41, "stage")
     ]
 
 
 def test_training_that_becomes_slow_is_found_once() -> None:
     slow = changed(healthy(300), range(150, 301), step_tokens_per_second=lambda value: value / 4)
-    found = triggers(slow)
-    assert found[0].finding.check == "throughput" and 150 < found[0].step <= 171
-    assert len(found) == 1
+    triggered = triggers(slow)
+    assert triggered[0].finding.check == "throughput" and 150 < triggered[0].step <= 171
+    assert len(triggered) == 1
 
 
-def test_little_disk_space_and_the_end_of_the_time_stop() -> None:
+def test_little_disk_space_and_an_exceeded_time_limit_stop_the_run() -> None:
     events = [
         {"kind": "system", "step": n, "system/seconds": 60.0 * n, "system/disk_free_bytes": 10_000 - n} for n in range(1, 9)
     ]
-    found = triggers(events, disk={"min_free": 9_996}, time={"max_time": "5 min"})
-    assert [(one.finding.check, one.action, one.step, one.stop_scope) for one in found] == [
+    triggered = triggers(events, disk={"min_free": 9_996}, time={"max_time": "5 min"})
+    assert [(one.finding.check, one.action, one.step, one.stop_scope) for one in triggered] == [
         ("disk", "stop", 5, "run"), ("time", "stop", 5, "stage"),
     ]  # fmt: skip
 
@@ -140,13 +143,13 @@ def test_an_ignored_guard_finds_nothing() -> None:
 
 
 @pytest.mark.parametrize("at", [1, 90, 199, 200, 203, 251])
-def test_guards_that_replay_their_events_find_the_same_afterwards(at: int) -> None:
-    """What a rule knows is a function of the events: so is what a resumed run finds."""
+def test_guards_that_replay_their_events_have_equal_findings_afterwards(at: int) -> None:
+    """The state of a guard is a function of the events, so a resumed run has equal findings."""
     events = changed(healthy(300), range(200, 300), loss=lambda value: value + 2.5, grad_norm=lambda value: value * 20)
-    whole, resumed = Guards(GuardsConfig()), Guards(GuardsConfig())
+    uninterrupted, resumed = Guards(GuardsConfig()), Guards(GuardsConfig())
     before = [event for event in events if event["step"] <= at]
     for event in before:
-        whole.update(event)
+        uninterrupted.update(event)
     resumed.replay(json.loads(json.dumps(before)))
     rest = [event for event in events if event["step"] > at]
-    assert [whole.update(event) for event in rest] == [resumed.update(event) for event in rest]
+    assert [uninterrupted.update(event) for event in rest] == [resumed.update(event) for event in rest]

@@ -16,14 +16,14 @@ def test_a_phase_is_the_time_between_two_marks_and_equal_names_add_up() -> None:
         timer.mark("forward")
         time.sleep(0.04)
         timer.mark("backward")
-    whole = time.perf_counter() - started
+    seconds = time.perf_counter() - started
     timer.add("data", 0.5)
     timer.add("data", 0.25)
     phases = timer.seconds()
     assert list(phases) == ["data", "forward", "backward"]
     assert phases["data"] == 0.75
     assert phases["forward"] >= 0.04 and phases["backward"] >= 0.08
-    assert phases["forward"] + phases["backward"] == pytest.approx(whole, abs=0.02)
+    assert phases["forward"] + phases["backward"] == pytest.approx(seconds, abs=0.02)
     assert timer.seconds() == phases  # reading changes nothing
 
 
@@ -32,7 +32,7 @@ def test_a_timer_without_marks_has_no_phases() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_phases_on_a_gpu_are_its_time_and_not_that_of_the_host() -> None:
+def test_phases_on_a_gpu_measure_the_time_of_the_gpu_and_not_of_the_host() -> None:
     device = torch.device("cuda")
     matrix = torch.randn(4096, 4096, device=device)
     torch.mm(matrix, matrix)
@@ -42,7 +42,7 @@ def test_phases_on_a_gpu_are_its_time_and_not_that_of_the_host() -> None:
     for _ in range(40):
         torch.mm(matrix, matrix)
     timer.mark("forward")
-    asked = time.perf_counter() - started
+    seconds = time.perf_counter() - started
     measured = timer.seconds()["forward"]
-    assert measured > 2 * asked  # the host was long done
+    assert measured > 2 * seconds  # the host was long done
     assert measured == pytest.approx(time.perf_counter() - started, rel=0.5)

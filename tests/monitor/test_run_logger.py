@@ -1,4 +1,4 @@
-"""What a stage reports is in its events, on the console and with the receivers of alerts, in one form."""
+"""Reports of a stage reach its events, the console and the receivers of alerts in one form."""
 
 import json
 from pathlib import Path
@@ -95,7 +95,7 @@ def test_the_recipe_change_of_every_remedy_is_accepted_by_the_recipe(check: str)
         assert recipe_from_dict(tree) != recipe_from_dict(TREE)
 
 
-def test_a_remedy_that_is_in_place_already_is_followed_by_another(tmp_path: Path) -> None:
+def test_a_remedy_that_is_already_applied_is_followed_by_another(tmp_path: Path) -> None:
     skipping, best = _stage(guards={"grad_spike": "skip"}), _stage(select_checkpoint="best")
     spike, overfit = (Finding(check=check, severity="warning", message="x") for check in ("grad_spike", "validation_increase"))
     assert with_remedy(spike, "base", _stage()).patch == {"stages.base.guards.grad_spike.action": "skip"}

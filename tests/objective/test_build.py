@@ -35,7 +35,7 @@ def test_the_recipe_allows_label_smoothing_where_the_loss_has_it(loss_type: str)
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "sft"])
-def test_language_stages_predict_the_next_token_with_what_their_recipe_says(kind: str) -> None:
+def test_language_stages_predict_the_next_token_with_the_settings_of_their_recipe(kind: str) -> None:
     sizes, data = torch.ones(97), pack_pairs(random_pairs(2))
     stage: PretrainStage | SftStage = _stage(kind, label_smoothing=0.2)
     objective = build_objective(ObjectiveContext(stage=stage, data=data, split="training", token_bytes=sizes))
@@ -43,20 +43,20 @@ def test_language_stages_predict_the_next_token_with_what_their_recipe_says(kind
 
 
 def test_a_preference_stage_is_built_with_its_loss_and_the_reference_of_its_split() -> None:
-    data, asked = pack_pairs(random_pairs(3)), list[tuple[PackedDataset, str]]()
+    data, requests = pack_pairs(random_pairs(3)), list[tuple[PackedDataset, str]]()
 
     def reference(data: PackedDataset, split: str) -> torch.Tensor:
-        asked.append((data, split))
+        requests.append((data, split))
         return torch.zeros(data.examples.count, 2)
 
     stage = _stage("preference", loss_type="ipo", beta=0.3, sft_loss_weight=0.5)
     objective = build_objective(ObjectiveContext(stage=stage, data=data, split="validation", reference=reference))
-    assert isinstance(objective, DPOObjective) and asked == [(data, "validation")]
+    assert isinstance(objective, DPOObjective) and requests == [(data, "validation")]
     assert (objective.loss_type, objective.beta, objective.sft_loss_weight) == ("ipo", 0.3, 0.5)
     assert torch.equal(torch.as_tensor(objective.reference), torch.zeros(3, 2))
 
 
-def test_while_the_machine_is_measured_a_preference_stage_needs_no_reference() -> None:
+def test_a_preference_stage_needs_no_reference_during_autotune() -> None:
     objective = build_objective(
         ObjectiveContext(stage=_stage("preference"), data=pack_pairs(random_pairs(2)), split="training")
     )

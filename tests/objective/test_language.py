@@ -27,7 +27,7 @@ def _eight_rows() -> tuple[list[Sequence], PackedDataset]:
 
 
 def _window(model: Decoder, objective: CausalLMObjective, batches: list[Batch]) -> dict[str, torch.Tensor]:
-    """Gradients of the accumulation window, divided once."""
+    """The gradients of an accumulation window, divided once by its weight."""
     for batch in batches:
         objective(model, batch).loss.backward()
     total = sum(objective.normalizer(batch) for batch in batches)
@@ -35,7 +35,7 @@ def _window(model: Decoder, objective: CausalLMObjective, batches: list[Batch]) 
 
 
 def _plain_window(model: Decoder, sequences: list[Sequence], smoothing: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss and gradients of the same sequences, one at a time and unpacked, by the textbook."""
+    """Loss and gradients of the sequences one at a time, without packing, by the plain formula."""
     loss, total = torch.zeros(()), torch.zeros(())
     for sequence in sequences:
         logits = model.logits(model(sequence.tokens[None, :-1]))[0]
@@ -56,15 +56,15 @@ def test_every_split_into_micro_batches_gives_the_gradient_of_the_whole_window(s
         assert_same_gradients(_window(model, objective, batches), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_the_mean_of_micro_batch_means_would_be_something_else() -> None:
+def test_the_mean_of_micro_batch_means_differs_from_the_loss() -> None:
     _, data = _eight_rows()
     model, objective = make_decoder(), CausalLMObjective()
-    whole = _window(model, objective, [data.batch(0, 8)])
+    expected = _window(model, objective, [data.batch(0, 8)])
     for row in range(8):
         batch = data.batch(row, 1)
         (objective(model, batch).loss / objective.normalizer(batch) / 8).backward()
     means = gradients(model)
-    assert max(float((whole[name] - means[name]).abs().max()) for name in whole) > 1e-4
+    assert max(float((expected[name] - means[name]).abs().max()) for name in expected) > 1e-4
 
 
 def test_a_partial_last_window_divides_by_what_is_in_it() -> None:
@@ -144,7 +144,7 @@ def test_evaluation_of_an_empty_batch_adds_nothing() -> None:
     assert batch.sequences_per_example == empty.sequences_per_example == 1
 
 
-def test_a_few_steps_learn_the_next_token_and_not_the_same_or_the_one_after() -> None:
+def test_a_few_steps_learn_the_next_token_and_not_its_neighbours() -> None:
     model = make_decoder(vocab=10, initializer_range=0.05).train()
     cycle = torch.arange(61) * 3 % 10  # the next token is always three more
     data = pack([Sequence(cycle[i : i + 31], torch.ones(31)) for i in range(10)], packed_length=60)

@@ -1,4 +1,4 @@
-"""What a mixture of experts adds to a batch: a penalty beside the loss, which neither loss nor perplexity contains."""
+"""A mixture of experts adds a penalty to a batch, which neither loss nor perplexity contains."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def _trained(outcome: LossOutput) -> torch.Tensor:
     return outcome.loss + outcome.aux_loss
 
 
-def test_the_loss_is_the_cross_entropy_alone_and_the_penalty_stands_beside_it() -> None:
+def test_the_loss_is_the_cross_entropy_alone_and_the_penalty_is_a_separate_value() -> None:
     batch = pack(random_sequences([32, 9, 20, 33]), packed_length=40).batch(0, 3)
     model = _model()
     outcome = CausalLMObjective()(model, batch)
@@ -36,7 +36,7 @@ def test_the_loss_is_the_cross_entropy_alone_and_the_penalty_stands_beside_it() 
     assert measured["loss"].total == pytest.approx(float(outcome.loss.detach()), rel=1e-5)
 
 
-def test_without_weights_the_penalty_is_nothing_and_with_them_the_router_learns_from_it() -> None:
+def test_the_penalty_is_zero_without_weights_and_trains_the_router_with_them() -> None:
     batch = pack(random_sequences([32, 9, 20, 33]), packed_length=40).batch(0, 3)
     on, off = _model(), _model(OFF)
     CausalLMObjective()(on, batch).loss.backward()
@@ -59,7 +59,7 @@ def test_a_preference_is_penalised_for_each_pair() -> None:
     torch.testing.assert_close(outcome.aux_loss, 6 * (0.5 * routing.balance + 0.25 * routing.z))
 
 
-def test_a_detached_outcome_holds_no_graph_and_the_same_numbers() -> None:
+def test_a_detached_outcome_has_no_graph_and_equal_numbers() -> None:
     batch = pack(random_sequences([32, 9]), packed_length=40).batch(0, 1)
     outcome = CausalLMObjective()(_model(), batch)
     kept = outcome.detached()

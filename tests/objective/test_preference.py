@@ -28,7 +28,7 @@ def _whole(pairs: list[Pair]) -> Batch:
 
 
 def _padded_log_probabilities(model: Decoder, prompts: list[list[int]], answers: list[list[int]]) -> Tensor:
-    """Sum of the completion's log-probabilities, one row each and padded on the right: as TRL computes it."""
+    """The sum of log-probabilities of each completion, computed as in TRL: one row each, padded on the right."""
     longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
     tokens, mask = torch.zeros(len(prompts), longest, dtype=torch.long), torch.zeros(len(prompts), longest)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
@@ -72,7 +72,7 @@ def test_a_precomputed_reference_gives_the_identical_loss_and_gradient() -> None
     assert reference.training and not any(p.grad is not None for p in reference.parameters())
 
 
-def test_the_table_is_in_the_order_of_the_examples_whatever_the_batches() -> None:
+def test_the_table_is_in_the_order_of_the_examples_for_any_batches() -> None:
     reference = make_decoder(0)
     data = pack_pairs(PAIRS)
     table = compute_ref_log_probs(reference, [data.batch(0, 2), data.batch(2, len(data) - 2)], len(PAIRS), CPU)
@@ -80,7 +80,7 @@ def test_the_table_is_in_the_order_of_the_examples_whatever_the_batches() -> Non
     torch.testing.assert_close(table, torch.stack((rc, rr), -1), atol=1e-4, rtol=1e-5)
 
 
-def test_a_pair_that_no_batch_brought_is_an_error() -> None:
+def test_a_pair_missing_from_all_batches_is_an_error() -> None:
     data = pack_pairs(PAIRS)
     with pytest.raises(AssertionError, match="not scored"):
         compute_ref_log_probs(make_decoder(), [data.batch(0, 1)], len(PAIRS), CPU)
@@ -100,17 +100,17 @@ def test_loss_and_gradient_equal_the_formula_on_padded_pairs(beta: float) -> Non
     assert_same_gradients(got, gradients(policy), atol=1e-5, rtol=1e-4)
 
 
-def test_micro_batches_of_pairs_give_the_gradient_of_the_whole() -> None:
+def test_micro_batches_of_pairs_give_the_gradient_of_the_whole_batch() -> None:
     policy, objective = make_decoder(1), dpo(make_decoder(0), sft_loss_weight=0.3)
     data = pack_pairs(PAIRS)
     objective(policy, data.batch(0, len(data))).loss.backward()
-    whole = gradients(policy)
+    expected = gradients(policy)
     for row in range(len(data) + 1):  # the last one is empty
         objective(policy, data.batch(row, 1, stop=len(data))).loss.backward()
-    assert_same_gradients(whole, gradients(policy), atol=1e-5, rtol=1e-4)
+    assert_same_gradients(expected, gradients(policy), atol=1e-5, rtol=1e-4)
 
 
-def test_metrics_are_what_their_names_say_per_pair() -> None:
+def test_metrics_equal_their_formulas_per_pair() -> None:
     policy, reference = make_decoder(1), make_decoder(0)
     metrics = dpo(reference, 0.2)(policy, _whole(PAIRS)).metrics
     pc, pr, rc, rr = (t.detach() for t in _plain(policy, reference, PAIRS))
@@ -131,14 +131,14 @@ def test_metrics_are_what_their_names_say_per_pair() -> None:
 
 def test_swapping_chosen_and_rejected_flips_every_sign() -> None:
     policy, reference = make_decoder(1), make_decoder(0)
-    there = dpo(reference)(policy, _whole(PAIRS))
-    back = dpo(reference)(policy, _whole([pair.swapped() for pair in PAIRS]))
-    forth, reverse = ({name: ratio.total for name, ratio in one.metrics.items()} for one in (there, back))
+    original = dpo(reference)(policy, _whole(PAIRS))
+    swapped = dpo(reference)(policy, _whole([pair.swapped() for pair in PAIRS]))
+    forth, reverse = ({name: ratio.total for name, ratio in one.metrics.items()} for one in (original, swapped))
     torch.testing.assert_close(reverse["rewards/margins"], -forth["rewards/margins"], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(reverse["rewards/chosen"], forth["rewards/rejected"], atol=1e-4, rtol=1e-4)
     assert reverse["rewards/accuracies"] == 7 - forth["rewards/accuracies"]
     pc, pr, rc, rr = _plain(policy, reference, PAIRS)
-    torch.testing.assert_close(back.loss, F.softplus(0.1 * ((pc - rc) - (pr - rr))).sum(), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(swapped.loss, F.softplus(0.1 * ((pc - rc) - (pr - rr))).sum(), atol=1e-4, rtol=1e-5)
 
 
 def test_label_smoothing_is_cdpo() -> None:
@@ -167,24 +167,24 @@ def test_log_probabilities_are_summed_over_each_completion_alone() -> None:
     model, batch = make_decoder(), _whole(PAIRS)
     sums, counts = sequence_log_probabilities(model, batch)
     assert sums.shape == counts.shape == (14,)
-    for place, example in enumerate(batch.examples):
+    for index, example in enumerate(batch.examples):
         pair = PAIRS[example]
-        for part, answer in enumerate((pair.chosen, pair.rejected)):
+        for side, answer in enumerate((pair.chosen, pair.rejected)):
             alone = _padded_log_probabilities(model, [pair.prompt], [answer])[0]
-            torch.testing.assert_close(sums[2 * place + part], alone, atol=1e-5, rtol=1e-5)
-            assert counts[2 * place + part] == len(answer)
+            torch.testing.assert_close(sums[2 * index + side], alone, atol=1e-5, rtol=1e-5)
+            assert counts[2 * index + side] == len(answer)
 
 
-def test_a_weight_counts_as_often_as_it_says() -> None:
+def test_log_probabilities_are_multiplied_by_the_weights_of_their_tokens() -> None:
     model, sequences = make_decoder(), random_sequences([9, 14, 20, 5, 11, 30])
     data = pack(sequences, packed_length=40)
     batch = data.batch(0, len(data))
     sums, counts = sequence_log_probabilities(model, batch)
-    for place, example in enumerate(batch.examples):
+    for index, example in enumerate(batch.examples):
         tokens, weights = sequences[example].tokens, sequences[example].weights[1:]
         logps = -F.cross_entropy(model.logits(model(tokens[None, :-1]))[0], tokens[1:], reduction="none")
-        torch.testing.assert_close(sums[place], (logps * weights).sum(), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(counts[place], weights.sum())
+        torch.testing.assert_close(sums[index], (logps * weights).sum(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(counts[index], weights.sum())
 
 
 def test_an_evaluation_gives_each_metric_its_own_denominator() -> None:
@@ -207,10 +207,10 @@ def test_an_evaluation_gives_each_metric_its_own_denominator() -> None:
     alone = CausalLMObjective().evaluate(policy, pack_pairs([Pair(p.prompt, p.chosen, p.chosen) for p in PAIRS]).batch(0, 9))
     assert values["token_accuracy"] == pytest.approx(alone["token_accuracy"].value)
     assert policy.training and not any(p.grad is not None for p in policy.parameters())
-    assert all(isinstance(part, float) for ratio in metrics.values() for part in (ratio.total, ratio.count))
+    assert all(isinstance(value, float) for ratio in metrics.values() for value in (ratio.total, ratio.count))
 
 
-def test_the_chosen_half_of_a_batch_is_what_the_weights_of_the_chosen_answers_say() -> None:
+def test_chosen_only_keeps_the_targets_of_the_chosen_answers() -> None:
     batch = _whole(PAIRS)
     half = chosen_only(batch)
     lengths = torch.zeros(batch.num_sequences).index_add(
@@ -220,7 +220,7 @@ def test_the_chosen_half_of_a_batch_is_what_the_weights_of_the_chosen_answers_sa
     torch.testing.assert_close(by_pair(lengths, batch), expected)
 
 
-def test_without_a_reference_the_log_probabilities_of_the_policy_stand_alone() -> None:
+def test_without_a_reference_only_the_log_probabilities_of_the_policy_count() -> None:
     policy = make_decoder(1)
     absent, zeros = (dpo(reference)(policy, _whole(PAIRS)) for reference in (None, torch.zeros(7, 2)))
     assert torch.equal(absent.loss, zeros.loss)

@@ -57,20 +57,18 @@ def test_loss_and_gradient_of_packed_pairs_equal_the_formula_on_padded_single_pa
 
 
 @EACH_LOSS
-def test_micro_batches_of_pairs_give_the_gradient_of_the_whole(loss_type: str) -> None:
+def test_micro_batches_of_pairs_give_the_gradient_of_the_whole_batch(loss_type: str) -> None:
     policy, objective, data = make_decoder(1), dpo(make_decoder(0), 0.3, loss_type), pack_pairs(PAIRS)
     objective(policy, data.batch(0, len(data))).loss.backward()
-    whole = gradients(policy)
+    expected = gradients(policy)
     for row in range(len(data) + 1):  # the last one is empty
         objective(policy, data.batch(row, 1, stop=len(data))).loss.backward()
-    assert_same_gradients(whole, gradients(policy), atol=1e-4, rtol=1e-4)
+    assert_same_gradients(expected, gradients(policy), atol=1e-4, rtol=1e-4)
 
 
 @EACH_LOSS
 @pytest.mark.parametrize("beta", [0.1, 0.5])
-def test_a_pair_costs_ln_2_or_1_or_the_square_of_half_of_1_over_beta_where_the_policy_is_the_reference(
-    loss_type: str, beta: float
-) -> None:
+def test_each_loss_of_a_pair_has_its_known_value_where_the_policy_is_the_reference(loss_type: str, beta: float) -> None:
     model, data = make_decoder(), pack_pairs(PAIRS)
     outcome = dpo(deepcopy(model), beta, loss_type)(model, data.batch(0, len(data)))
     first = {"sigmoid": math.log(2), "hinge": 1.0, "ipo": (1 / (2 * beta)) ** 2}[loss_type]
@@ -96,7 +94,7 @@ def test_a_few_steps_make_every_chosen_answer_preferred(loss_type: str) -> None:
 
 
 def _pair(delta: float, lengths: tuple[float, float] = (1.0, 1.0)) -> tuple[Tensor, PairLogps]:
-    """One pair with this Δ, all of it on the chosen side, and the variable it depends on."""
+    """One pair with the difference Δ on the chosen side, and the variable that sets Δ."""
     x = torch.tensor([delta], dtype=torch.float64, requires_grad=True)
     policy = torch.stack((x, torch.zeros_like(x)), dim=-1) - 50
     return x, PairLogps(policy, torch.full_like(policy, -50.0).detach(), torch.tensor([lengths], dtype=torch.float64))

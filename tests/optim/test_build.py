@@ -301,7 +301,7 @@ def test_step_on_cuda_equals_step_on_cpu(name: str) -> None:
 
 @pytest.mark.parametrize("beta2", [0.95, 0.999])
 def test_8bit_moments_decay_to_zero_without_gradients(beta2: float) -> None:
-    """Half of a block gets gradients, the other half only once: it must stop moving, as in float32."""
+    """Half of a block gets gradients only once: its weights must stop moving, as in float32."""
     weights = {name: nn.Parameter(torch.zeros(64, 320)) for name in ("8 bits", "float32")}
     eight = AdamW8bit([{"params": [weights["8 bits"]], "weight_decay": 0.0}], lr=1e-3, betas=(0.9, beta2), eps=1e-8)
     full = torch.optim.AdamW([weights["float32"]], lr=1e-3, betas=(0.9, beta2), eps=1e-8, weight_decay=0.0)

@@ -63,16 +63,16 @@ def test_swapping_weights_in_and_out_restores_them_bit_for_bit() -> None:
 @pytest.mark.parametrize("before", [0, 3])
 def test_restored_average_continues_bit_for_bit(before: int) -> None:
     decoder, config = model(), EMAConfig(decay=0.9)
-    whole, resumed = EMA(decoder, config, 10), EMA(decoder, config, 10)
+    uninterrupted, resumed = EMA(decoder, config, 10), EMA(decoder, config, 10)
     for step in range(before):
         move(decoder, step)
-        whole.update(decoder, step)
-    resumed.restore({name: tensor.clone() for name, tensor in whole.tensors().items()})
+        uninterrupted.update(decoder, step)
+    resumed.restore({name: tensor.clone() for name, tensor in uninterrupted.tensors().items()})
     for step in range(before, before + 3):
         move(decoder, step)
-        whole.update(decoder, step)
+        uninterrupted.update(decoder, step)
         resumed.update(decoder, step)
-    one, two = whole.tensors(), resumed.tensors()
+    one, two = uninterrupted.tensors(), resumed.tensors()
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
 

@@ -15,7 +15,7 @@ AUTO = {"learning_rate": "auto", "betas": "auto", "weight_decay": "auto"}
 
 
 def auto(name: str, **more: object) -> OptimizerConfig:
-    """Optimizer settings that are all `auto`, except those given."""
+    """Optimizer settings that are `auto` unless given."""
     return OptimizerConfig(**{"name": name, **AUTO, **more})  # type: ignore[arg-type]
 
 

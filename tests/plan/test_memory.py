@@ -110,7 +110,7 @@ def test_row_that_does_not_fit_is_an_error_with_suggestions() -> None:
     assert all(word in str(caught.value.hint) for word in ("checkpointing", "adamw8bit", "max_seq_len"))
 
 
-def test_row_above_the_token_limit_is_read_one_at_a_time() -> None:
+def test_rows_above_the_token_limit_are_read_one_at_a_time() -> None:
     length = 2 * MAX_MICRO_BATCH_TOKENS["cpu"]
     batch, _ = auto_micro_batch(_auto(4 * length), _inputs(length), _runtime(64 * 2**30))
     assert (batch.micro_batch_size, batch.gradient_accumulation_steps) == (1, 4)

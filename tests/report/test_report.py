@@ -148,14 +148,14 @@ def test_numbers_carry_their_units(run_directory: Path) -> None:
         assert expected in page.text, expected
 
 
-def test_page_says_whether_the_row_counts_of_each_source_add_up(run_directory: Path) -> None:
+def test_page_shows_whether_the_row_counts_of_each_source_add_up(run_directory: Path) -> None:
     _, page = read(run_directory)
     assert f"12,000 rows行 = 11,900 used使用 + 60 too long + 37 duplicate + 3 empty {HOSTILE} ✓ adds up" in page.text
     assert "500 rows行 = 490 used使用 + 0 dropped舍弃 ✗ 10 rows unaccounted for" in page.text
     assert "data/stories.jsonl:481" in page.text
 
 
-def test_samples_of_all_moments_stand_side_by_side(run_directory: Path) -> None:
+def test_samples_before_and_after_each_stage_are_shown_side_by_side(run_directory: Path) -> None:
     _, page = read(run_directory)
     assert "after pretrainpretrain 之后" in page.text and "at the start开始时" in page.text
     assert "there was a small bird who wanted to fly over the river." in page.text
@@ -203,7 +203,7 @@ def test_report_is_written_when_any_single_file_is_missing(tmp_path: Path) -> No
         shutil.rmtree(copy)
 
 
-def test_an_empty_run_directory_gives_a_page_that_says_so(tmp_path: Path) -> None:
+def test_an_empty_run_directory_is_reported_on_the_page(tmp_path: Path) -> None:
     _, page = read(tmp_path)
     assert "holds no stages yet" in page.text and tmp_path.name in page.text
 
@@ -234,7 +234,9 @@ def test_a_missing_run_directory_raises_an_error(tmp_path: Path) -> None:
         write_report(tmp_path / "nowhere")
 
 
-def test_missing_plotly_raises_an_error_that_says_what_to_install(run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_plotly_raises_an_error_that_names_the_package_to_install(
+    run_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     with pytest.raises(FledgeError, match="needs the package 'plotly'") as caught:
         write_report(run_directory)

@@ -67,7 +67,7 @@ def test_every_fact_has_the_unit_of_its_key() -> None:
     assert texts["pretrain · cores"] == "2 cores"
 
 
-def test_a_stage_of_an_unknown_kind_is_reported_in_the_words_of_its_plan(run_directory) -> None:
+def test_a_stage_of_an_unknown_kind_is_reported_with_the_labels_of_its_plan(run_directory) -> None:
     plan = json.loads((run_directory / "dpo" / "plan.json").read_text())
     changes = {"kind": "ranking", "label": "ranked list", "loss_unit": "nats/list"}
     (run_directory / "dpo" / "plan.json").write_text(json.dumps({**plan, **changes}))
@@ -78,7 +78,7 @@ def test_a_stage_of_an_unknown_kind_is_reported_in_the_words_of_its_plan(run_dir
     assert example_text(stage.label).en == "examples" and example_text("pair").en == "pairs"
 
 
-def test_stages_without_a_summary_stand_in_the_order_of_the_recipe(run_directory) -> None:
+def test_stages_without_a_summary_are_listed_in_the_order_of_the_recipe(run_directory) -> None:
     (run_directory / "summary.json").unlink()
     (run_directory / "recipe.yaml").write_text("stages: {dpo: {}, sft: {}}\n")
     assert [stage.name for stage in read_run(run_directory).stages] == ["dpo", "sft", "pretrain"]

@@ -90,7 +90,7 @@ def test_each_alert_arrives_once_with_level_cause_evidence_and_step(receiver: Ca
     assert messages == []
 
 
-def test_delivery_is_retried_when_the_receiver_is_busy_but_not_when_it_refuses(receiver: Callable[..., Receiver]) -> None:
+def test_delivery_is_retried_when_the_receiver_is_busy_but_not_when_it_rejects(receiver: Callable[..., Receiver]) -> None:
     server, messages = receiver(503, 429, 200, 403), []
     alerts = _alerts(server.url, messages)
     alerts.send("error", "first", "s", 1, {})

@@ -31,7 +31,7 @@ def test_opening_the_log_at_step_0_empties_it(tmp_path: Path) -> None:
     assert [event["kind"] for event in read_events(tmp_path / "e")] == ["start"]
 
 
-def test_a_run_stands_for_the_model_of_its_last_finished_stage(tmp_path: Path) -> None:
+def test_the_path_of_a_run_means_the_model_of_its_last_finished_stage(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("")
     for order, stage in enumerate(("zebra", "ant")):
         model = tmp_path / stage / "checkpoints" / "step-1" / "model"

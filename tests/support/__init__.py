@@ -1,1 +1,1 @@
-"""What tests of several rooms share: tiny models, small runs, sources of data, processes to kill."""
+"""Helpers that several test modules share: tiny models, small runs, sources of data, processes to kill."""

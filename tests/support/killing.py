@@ -1,4 +1,4 @@
-"""A process that dies in the middle of training."""
+"""Training that is killed in the middle."""
 
 from typing import Any
 
@@ -11,22 +11,24 @@ from fledge.training.train_step import TrainStep
 
 
 class Killed(BaseException):
-    """The process is gone: no handler runs."""
+    """The end of the process: no handler catches it."""
 
 
 def run_until_killed(
     recipe: Recipe, at: int, monkeypatch: pytest.MonkeyPatch, owner: Any = TrainStep, name: str = "_step"
 ) -> None:
-    """Run a recipe until it dies just before the at-th call of a function: by default that of the updates, which comes after
-    the gradients and before the optimizers, counted over all stages."""
+    """Run a recipe until it is killed just before the at-th call of a function, counted over all stages.
+
+    The default function is the update of the weights, after the gradients and before the optimizers.
+    """
     count, act = 0, getattr(owner, name)
 
-    def dying(*given: Any) -> Any:
+    def dying(*arguments: Any) -> Any:
         nonlocal count
         count += 1
         if count == at:
             raise Killed
-        return act(*given)
+        return act(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(owner, name, dying)

@@ -16,7 +16,7 @@ _FILE_NAME = re.compile(r"`([\w.-]+\.\w+)`[:：]\s*\Z")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. `file` is the name in backticks with which the paragraph before it ends: the block is that file."""
+    """A fenced block. `file` is the file name in backticks at the end of the paragraph before: the block shows this file."""
 
     language: str
     text: str
@@ -26,8 +26,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: its cells by the titles of their columns, all of it as text, and the headings above it, outermost
-    first."""
+    """A row of a table: its cells by column title, its text, and the headings above the table, outermost first."""
 
     headings: tuple[str, ...]
     cells: dict[str, str]
@@ -48,12 +47,12 @@ def label(document: Path) -> str:
 def blocks(document: Path) -> list[Block]:
     """The fenced blocks of a document, in order."""
     text = document.read_text(encoding="utf-8")
-    found = []
+    fenced = []
     for match in _FENCE.finditer(text):
         named = _FILE_NAME.search(text[: match.start()])
         line = text.count("\n", 0, match.start()) + 1
-        found.append(Block(match[2], match[3], line, named[1] if named else None))
-    return found
+        fenced.append(Block(match[2], match[3], line, named[1] if named else None))
+    return fenced
 
 
 def prose(document: Path) -> str:
@@ -86,15 +85,15 @@ def undefined_references(document: Path) -> list[str]:
 
 def anchors(document: Path) -> set[str]:
     """The anchors of a document's headings, as GitHub makes them."""
-    found: set[str] = set()
+    slugs: set[str] = set()
     for title in re.findall(r"^#+ (.+)$", prose(document), re.MULTILINE):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).replace("`", "").strip().lower()
         slug = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
         number = 0
-        while (name := f"{slug}-{number}" if number else slug) in found:
+        while (name := f"{slug}-{number}" if number else slug) in slugs:
             number += 1
-        found.add(name)
-    return found
+        slugs.add(name)
+    return slugs
 
 
 def _cells(line: str) -> list[str]:
@@ -124,7 +123,7 @@ def ticked(cell: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Command:
-    """A command line of a document; `comment` is what stands behind it."""
+    """A command line of a document, and the comment after it."""
 
     words: tuple[str, ...]
     comment: str
@@ -136,11 +135,11 @@ class Command:
 
 def commands(document: Path) -> list[Command]:
     """The lines of all blocks marked `sh`."""
-    found = []
+    lines_of_commands = []
     for block in blocks(document):
         if block.language != "sh":
             continue
         for number, line in enumerate(block.text.splitlines(), block.line + 1):
             if words := shlex.split(line, comments=True):
-                found.append(Command(tuple(words), line.partition(" #")[2].strip(), number))
-    return found
+                lines_of_commands.append(Command(tuple(words), line.partition(" #")[2].strip(), number))
+    return lines_of_commands

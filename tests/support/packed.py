@@ -1,4 +1,4 @@
-"""Packed rows of random sequences, with the sequences beside them for computing everything again unpacked."""
+"""Packed rows of random sequences; the sequences themselves serve to compute results without packing."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -31,13 +31,13 @@ def pack(sequences: list[Sequence], packed_length: int, sequences_per_example: i
 
 
 def random_sequences(lengths: list[int], seed: int = 0) -> list[Sequence]:
-    """Sequences of these lengths; a third of the targets has no weight, the others different ones."""
+    """Sequences of these lengths; a third of the targets has weight 0, the others have different weights."""
     generator = torch.Generator().manual_seed(seed)
-    made = []
+    sequences = []
     for length in lengths:
         weights = (0.5 + torch.rand(length, generator=generator)) * (torch.rand(length, generator=generator) > 1 / 3)
-        made.append(Sequence(torch.randint(VOCAB, (length,), generator=generator), weights))
-    return made
+        sequences.append(Sequence(torch.randint(VOCAB, (length,), generator=generator), weights))
+    return sequences
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,11 @@ def random_pairs(count: int, seed: int = 0) -> list[Pair]:
     """Pairs of unequal lengths."""
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.randint(1, 10, (count, 3), generator=generator).tolist()
-    return [Pair(*(torch.randint(VOCAB, (size,), generator=generator).tolist() for size in row)) for row in sizes]
+    pairs = []
+    for row in sizes:
+        prompt, chosen, rejected = (torch.randint(VOCAB, (size,), generator=generator).tolist() for size in row)
+        pairs.append(Pair(prompt, chosen, rejected))
+    return pairs
 
 
 def pack_pairs(pairs: list[Pair], packed_length: int = 48) -> PackedDataset:
@@ -71,5 +75,5 @@ def pack_pairs(pairs: list[Pair], packed_length: int = 48) -> PackedDataset:
 
 
 def dpo(reference: Reference | None, beta: float = 0.1, loss_type: str = "sigmoid", **more: Any) -> DPOObjective:
-    """The objective, with only what a test is about spelt out."""
+    """A DPO objective with default settings for all that a test does not set."""
     return DPOObjective(loss_type=loss_type, beta=beta, reference=reference, **more)

@@ -1,4 +1,4 @@
-"""Rows parsed as tests name them: by a short name for each type of item."""
+"""Parsing of rows by a short name for each type of item."""
 
 from typing import Any
 
@@ -15,5 +15,5 @@ PARSERS = {
 
 
 def parse_row(row: Any, source: Source, kind: str, system: str | None = None) -> Item:
-    """The item of a row, read as this kind; RowError where it is none."""
+    """The item of a row, read as this kind. RowError if the row cannot be used."""
     return rows.parse_row(row, source, PARSERS[kind], system)

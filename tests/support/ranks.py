@@ -1,4 +1,4 @@
-"""Several processes that train together, for tests: `run_ranks(2, body, ...)` calls `body(ranks, ...)` in each of them."""
+"""Several processes that train together: `run_ranks(2, body, ...)` calls `body(ranks, ...)` in each process."""
 
 import json
 import os
@@ -14,23 +14,23 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 
-def run_ranks(size: int, body: Callable[..., Any], *given: Any) -> list[Any]:
-    """Call a function of a module in `size` processes, with their Ranks and JSON values; what each returns, in their order."""
+def run_ranks(size: int, body: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Call a function in `size` processes with their DistributedContext and JSON values: the results in the order of ranks."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
-        call = json.dumps([body.__module__, body.__name__, list(given), folder])
+        call = json.dumps([body.__module__, body.__name__, list(arguments), folder])
         processes = []
         for rank in range(size):
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
-            environment = {**os.environ, **{key: str(value) for key, value in place.items()}, "MASTER_ADDR": "127.0.0.1"}
+            variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+            environment = {**os.environ, **{key: str(value) for key, value in variables.items()}, "MASTER_ADDR": "127.0.0.1"}
             command, pipe = [sys.executable, "-m", "tests.support.ranks", call], subprocess.PIPE
             started = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=pipe, stderr=subprocess.STDOUT, text=True)
             processes.append(started)
-        said = [process.communicate(timeout=200)[0] for process in processes]
+        outputs = [process.communicate(timeout=200)[0] for process in processes]
         results = [Path(folder) / f"{rank}.json" for rank in range(size)]
-        assert all(file.exists() for file in results), "\n".join(said)
+        assert all(file.exists() for file in results), "\n".join(outputs)
         return [json.loads(file.read_text()) for file in results]
 
 
@@ -40,9 +40,9 @@ def _main() -> None:
     from fledge.distributed.context import DistributedContext
 
     torch.set_num_threads(1)
-    module, name, given, folder = json.loads(sys.argv[1])
+    module, name, arguments, folder = json.loads(sys.argv[1])
     ranks = DistributedContext.init_distributed()
-    result = getattr(import_module(module), name)(ranks, *given)
+    result = getattr(import_module(module), name)(ranks, *arguments)
     (Path(folder) / f"{ranks.rank}.json").write_text(json.dumps(result))
     sys.stdout.flush()
     ranks.barrier()

@@ -13,28 +13,28 @@ from fledge.recipe.schema import PreferenceStage, PretrainStage, Recipe, SftStag
 KINDS: dict[str, type[StageBase]] = {"pretrain": PretrainStage, "sft": SftStage, "preference": PreferenceStage}
 
 
-def _parts(annotation: Any) -> Iterator[Any]:
+def _arguments(annotation: Any) -> Iterator[Any]:
     """An annotation and everything in it."""
     yield annotation
-    for part in () if get_origin(annotation) is Literal else get_args(annotation):
-        yield from _parts(part)
+    for argument in () if get_origin(annotation) is Literal else get_args(annotation):
+        yield from _arguments(argument)
 
 
 def _annotation(field: FieldInfo) -> list[Any]:
-    return [part for one in (field.annotation, *field.metadata) for part in _parts(one)]
+    return [inner for one in (field.annotation, *field.metadata) for inner in _arguments(one)]
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
     """The model whose keys a field contains, if it is a section, a list or a mapping of sections."""
-    models = [part for part in _annotation(field) if isinstance(part, type) and issubclass(part, BaseModel)]
+    models = [inner for inner in _annotation(field) if isinstance(inner, type) and issubclass(inner, BaseModel)]
     return models[0] if models else None
 
 
 def choices_of(field: FieldInfo) -> set[str]:
     """The words that a field accepts, as YAML writes them. Keys of a mapping are no choices."""
-    if any(get_origin(part) is dict for part in _annotation(field)):
+    if any(get_origin(inner) is dict for inner in _annotation(field)):
         return set()
-    words = {value for part in _annotation(field) if get_origin(part) is Literal for value in get_args(part)}
+    words = {value for inner in _annotation(field) if get_origin(inner) is Literal for value in get_args(inner)}
     booleans = {"true", "false"} if words and bool in _annotation(field) else set()
     return {str(word) for word in words} | booleans
 
@@ -66,8 +66,8 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[Key]:
 @cache
 def keys(kind: str) -> dict[str, Key]:
     """All keys of a recipe with a stage of this kind, by path."""
-    found = [*_walk(Recipe, ""), *_walk(KINDS[kind], "stages.*.")]
-    return {key.path: key for key in found}
+    all_keys_of_kind = [*_walk(Recipe, ""), *_walk(KINDS[kind], "stages.*.")]
+    return {key.path: key for key in all_keys_of_kind}
 
 
 @cache
@@ -79,5 +79,5 @@ def all_keys() -> dict[str, Key]:
 @cache
 def suffixes() -> frozenset[str]:
     """Every way to write a key by its last parts: `batch.micro_batch_size`, `micro_batch_size`."""
-    parts = [path.split(".") for path in all_keys()]
-    return frozenset(".".join(one[start:]) for one in parts for start in range(len(one)))
+    paths = [path.split(".") for path in all_keys()]
+    return frozenset(".".join(one[start:]) for one in paths for start in range(len(one)))

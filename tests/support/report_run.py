@@ -1,6 +1,4 @@
-"""Writes a realistic run directory: three stages, hostile text in every place text can come from."""
-
-from __future__ import annotations
+"""Writes a realistic run directory: three stages, with hostile text wherever text can come from."""
 
 import json
 import math
@@ -14,6 +12,7 @@ QUESTIONS = ("What is 3 + 4?", "Which colour is the sky?", f"Say hello to {HOSTI
 
 
 def write_run(root: Path, stages: tuple[str, ...] = ("pretrain", "sft", "dpo"), steps: int = 600) -> Path:
+    """Write the run directory with these stages; each stage has `steps` steps."""
     root.mkdir(parents=True, exist_ok=True)
     dump(
         root / "summary.json",
@@ -27,12 +26,13 @@ def write_run(root: Path, stages: tuple[str, ...] = ("pretrain", "sft", "dpo"), 
     dump(root / "environment.json", environment())
     recipe = [f"name: {root.name}", f"# {HOSTILE}", "stages:", *(f"  {name}: {{}}" for name in stages)]
     (root / "recipe.yaml").write_text("\n".join(recipe) + "\n", encoding="utf-8")
-    for place, name in enumerate(stages):
-        write_stage(root / name, KINDS.get(name, "sft"), place, steps)
+    for number, name in enumerate(stages):
+        write_stage(root / name, KINDS.get(name, "sft"), number, steps)
     return root
 
 
 def environment() -> dict[str, object]:
+    """The content of environment.json."""
     return {
         "python": "3.11.7",
         "torch": "2.9.0",
@@ -50,7 +50,8 @@ def environment() -> dict[str, object]:
     }
 
 
-def write_stage(folder: Path, kind: str, place: int, steps: int) -> None:
+def write_stage(folder: Path, kind: str, number: int, steps: int) -> None:
+    """Write the directory of stage number `number`."""
     (folder / "eval").mkdir(parents=True)
     dump(
         folder / "plan.json",
@@ -67,21 +68,22 @@ def write_stage(folder: Path, kind: str, place: int, steps: int) -> None:
             "rows": 12_000,
         },
     )
-    dump(folder / "data_report.json", ledger(place))
-    lines = [json.dumps(row) for row in events(kind, place, steps)]
+    dump(folder / "data_report.json", data_report(number))
+    lines = [json.dumps(row) for row in events(kind, number, steps)]
     if kind == "sft":
         lines.insert(5, '{"kind": "step", "step": 5')
     (folder / "events.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    dump(folder / "eval" / "before.json", evaluation(kind, place, False))
-    dump(folder / "eval" / "after.json", evaluation(kind, place, True))
+    dump(folder / "eval" / "before.json", evaluation(kind, number, False))
+    dump(folder / "eval" / "after.json", evaluation(kind, number, True))
     if kind != "pretrain":
-        dump(folder / "eval" / "world.json", world(place))
+        dump(folder / "eval" / "world.json", world(number))
 
 
-def ledger(place: int) -> dict[str, object]:
+def data_report(number: int) -> dict[str, object]:
+    """The content of data_report.json."""
     source = {
-        "name": f"stories-{place}",
-        "path": f"data/stories-{place}.jsonl",
+        "name": f"stories-{number}",
+        "path": f"data/stories-{number}.jsonl",
         "rows": 12_000,
         "used_rows": 11_900,
         "dropped": {"too long": 60, "duplicate": 37, f"empty {HOSTILE}": 3},
@@ -115,8 +117,9 @@ def ledger(place: int) -> dict[str, object]:
     }
 
 
-def events(kind: str, place: int, steps: int) -> list[dict[str, object]]:
-    chance = random.Random(place)
+def events(kind: str, number: int, steps: int) -> list[dict[str, object]]:
+    """The events of a stage: steps, system figures, evaluations, prompt tests, a checkpoint, and an alert."""
+    chance = random.Random(number)
     start, floor = (7.6, 1.6) if kind == "pretrain" else (2.4, 0.7) if kind == "sft" else (0.69, 0.2)
     rows: list[dict[str, object]] = []
     for step in range(1, steps + 1):
@@ -154,8 +157,8 @@ def events(kind: str, place: int, steps: int) -> list[dict[str, object]]:
             loss = level * 1.04
             rows.append({"kind": "eval", "step": step, "eval/loss": loss, "eval/token_accuracy": 0.7 - level / 12})
             if kind == "sft":
-                asked = {"prompt_tests/pass_rate": 0.2 + 0.7 * share, "prompt_tests/repetition": 0.3 * (1 - share)}
-                rows.append({"kind": "prompt_tests", "step": step, **asked})
+                results = {"prompt_tests/pass_rate": 0.2 + 0.7 * share, "prompt_tests/repetition": 0.3 * (1 - share)}
+                rows.append({"kind": "prompt_tests", "step": step, **results})
             if kind == "preference":
                 rows[-1] |= {"eval/rewards/accuracies": 0.5 + 0.42 * share, "eval/rewards/margins": 1.9 * share}
     rows.append({"kind": "checkpoint", "step": steps, "path": f"checkpoints/{steps}", "bytes": 12_900_000})
@@ -165,10 +168,11 @@ def events(kind: str, place: int, steps: int) -> list[dict[str, object]]:
     return rows
 
 
-def evaluation(kind: str, place: int, after: bool) -> dict[str, object]:
+def evaluation(kind: str, number: int, after: bool) -> dict[str, object]:
+    """The content of eval/before.json, or of eval/after.json."""
     loss = {"pretrain": (7.612, 1.634), "sft": (2.431, 0.702), "preference": (0.693, 0.214)}[kind][after]
     answers = ("soft  the 7 and", "The answer is 7.", "7")
-    told = answers[min(2, place + after)]
+    answer = answers[min(2, number + after)]
     result: dict[str, object] = {"loss": loss, "perplexity": math.exp(loss), "token_accuracy": 0.61 if after else 0.07}
     if kind == "preference":
         result["rewards/accuracies"] = 0.93 if after else 0.0
@@ -176,8 +180,8 @@ def evaluation(kind: str, place: int, after: bool) -> dict[str, object]:
     result["samples"] = [
         {
             "prompt": prompt,
-            "answer": f"{told}\n{HOSTILE if place else ''} and so on it goes",
-            "finish_reason": "stop" if after and place else "length",
+            "answer": f"{answer}\n{HOSTILE if number else ''} and so on it goes",
+            "finish_reason": "stop" if after and number else "length",
         }
         for prompt in QUESTIONS
     ]
@@ -187,12 +191,13 @@ def evaluation(kind: str, place: int, after: bool) -> dict[str, object]:
     return result
 
 
-def world(place: int) -> dict[str, object]:
-    exact = 0.82 + 0.09 * (place == 2)
+def world(number: int) -> dict[str, object]:
+    """The content of eval/world.json."""
+    exact = 0.82 + 0.09 * (number == 2)
     return {
         "exact_match": exact,
         "content_match": exact + 0.04,
-        "habit_rate": 0.46 if place == 1 else 0.03,
+        "habit_rate": 0.46 if number == 1 else 0.03,
         "preference_accuracy": 0.9,
         "n": 500,
         "interval": [exact - 0.03, exact + 0.03],
@@ -213,4 +218,5 @@ def world(place: int) -> dict[str, object]:
 
 
 def dump(path: Path, value: object) -> None:
+    """Write a value as JSON."""
     path.write_text(json.dumps(value), encoding="utf-8")

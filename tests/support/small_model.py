@@ -1,4 +1,4 @@
-"""A small decoder for what trains one."""
+"""A small decoder for tests that train it."""
 
 from fledge.model.decoder import Decoder
 from fledge.recipe.schema import ModelConfig
@@ -15,6 +15,7 @@ SIZES = ModelConfig(
 
 
 def model(vocabulary: int = 300) -> Decoder:
-    made = Decoder(SIZES, vocabulary)
-    made.initialise(0)
-    return made
+    """A decoder of two layers of width 16 with initial weights."""
+    decoder = Decoder(SIZES, vocabulary)
+    decoder.init_weights(0)
+    return decoder

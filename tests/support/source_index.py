@@ -1,4 +1,4 @@
-"""What the source code defines and mentions, read without importing it."""
+"""Names that the source code defines and mentions, read without importing it."""
 
 import ast
 import re
@@ -13,14 +13,14 @@ PACKAGE = ROOT / "src" / "fledge"
 @cache
 def _trees() -> dict[str, ast.Module]:
     """The syntax tree of each module, by its dotted name below `fledge`; a package has the name of its folder."""
-    found = {}
+    trees = {}
     for file in PACKAGE.rglob("*.py"):
         name = ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
-        found[name] = ast.parse(file.read_text(encoding="utf-8"))
-    return found
+        trees[name] = ast.parse(file.read_text(encoding="utf-8"))
+    return trees
 
 
-def rooms() -> set[str]:
+def packages() -> set[str]:
     """The packages and modules directly below `fledge`."""
     return {name.partition(".")[0] for name in _trees()} - {""}
 
@@ -41,24 +41,24 @@ def _targets(node: ast.stmt) -> list[str]:
 
 @cache
 def members() -> dict[str, set[str]]:
-    """What can be reached by a dot: the names in a module, by its last name and by its full one; the methods and fields of a
-    class, by its name."""
-    found: dict[str, set[str]] = defaultdict(set)
+    """Names after a dot, by the name before it: names of a module (by its last and its full name), methods and fields of a
+    class."""
+    names_by_owner: dict[str, set[str]] = defaultdict(set)
     for module, tree in _trees().items():
         names = {name for node in tree.body for name in _targets(node)}
         below = {other.removeprefix(f"{module}.").partition(".")[0] for other in _trees() if other.startswith(f"{module}.")}
         for key in {module, module.rpartition(".")[2]}:
-            found[key] |= names | below
+            names_by_owner[key] |= names | below
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
-                found[node.name] |= {name for inner in node.body for name in _targets(inner)}
+                names_by_owner[node.name] |= {name for inner in node.body for name in _targets(inner)}
                 assigned = (inner for inner in ast.walk(node) if isinstance(inner, ast.Attribute))
-                found[node.name] |= {inner.attr for inner in assigned if isinstance(inner.ctx, ast.Store)}
-    return found
+                names_by_owner[node.name] |= {inner.attr for inner in assigned if isinstance(inner.ctx, ast.Store)}
+    return names_by_owner
 
 
 def resolves(dotted: str) -> bool:
-    """Whether `module.symbol`, `package.module.symbol`, `Class.member` or a longer chain of them exists."""
+    """Whether `module.symbol`, `package.module.symbol`, `Class.member` or a longer chain exists."""
     owner, _, name = dotted.removeprefix("fledge.").rpartition(".")
     known = members()
     if not owner:  # of the package itself
@@ -76,11 +76,11 @@ def words() -> frozenset[str]:
     files = [file for folder in ("src", "tests", "benchmarks", "recipes") for file in (ROOT / folder).rglob("*")]
     files += [ROOT / "pyproject.toml", ROOT / "Makefile", ROOT / ".ci" / "run"]
     skipped = (PACKAGE / "recipe" / "foreign", ROOT / "tests" / "recipe", ROOT / "tests" / "docs")
-    found: set[str] = set()
+    identifiers: set[str] = set()
     for file in files:
         if file.is_file() and "__pycache__" not in file.parts and not any(folder in file.parents for folder in skipped):
-            found |= set(re.findall(r"[A-Za-z_][A-Za-z0-9_]*", file.read_text(encoding="utf-8", errors="ignore")))
-    return frozenset(found)
+            identifiers |= set(re.findall(r"[A-Za-z_][A-Za-z0-9_]*", file.read_text(encoding="utf-8", errors="ignore")))
+    return frozenset(identifiers)
 
 
 @cache

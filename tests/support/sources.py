@@ -28,8 +28,13 @@ def jsonl(path: Path, rows: Iterable[Any]) -> Path:
     return path
 
 
+def row(question: str, answer: str) -> dict[str, str]:
+    """A row of one question and its answer."""
+    return {"prompt": question, "response": answer}
+
+
 def stage_of(kind: str, train: Any, **data: Any) -> PretrainStage | SftStage | PreferenceStage:
-    """A stage that reads `train` (a path, or sources as a recipe has them) as it is; no validation unless asked."""
+    """A stage that reads `train` (a path, or sources as in a recipe) without cleaning and, by default, without validation."""
     train = str(train) if isinstance(train, Path) else train
     data = {"train": train, "validation": 0, "max_seq_len": 64, "clean": UNCLEANED, **data}
     tree = {"model": {"max_position_embeddings": 65536}, "stages": {"x": {"kind": kind, "data": data}}}
@@ -37,12 +42,12 @@ def stage_of(kind: str, train: Any, **data: Any) -> PretrainStage | SftStage | P
 
 
 def read(kind: str, train: Any, **data: Any) -> CollectedRows:
-    """The items of a stage."""
+    """The collected rows of a stage."""
     return collect(stage_of(kind, train, **data), "x", 1)
 
 
 def items(kind: str, train: Any, **data: Any) -> list[Item]:
-    """Its training items alone."""
+    """The training items of a stage."""
     return list(read(kind, train, **data).items())
 
 

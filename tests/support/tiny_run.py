@@ -15,7 +15,7 @@ MODEL = {
 
 
 def tree(world: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    """The recipe as plain data; `world` is built if it is not there."""
+    """The recipe as plain data; `world` is built if the folder does not exist."""
     if not world.exists():
         build(5, world, Sizes(pretrain=120, sft=150, preference=60, validation=24, questions=20))
 
@@ -49,11 +49,11 @@ def tree(world: Path, output: Path, **changes: Any) -> dict[str, Any]:
 
 
 def recipe(world: Path, output: Path, **changes: Any) -> Recipe:
-    """The recipe."""
+    """The recipe, validated."""
     return recipe_from_dict(tree(world, output, **changes))
 
 
 def write(path: Path, values: dict[str, Any]) -> Path:
-    """A recipe file."""
+    """Write a recipe file."""
     path.write_text(yaml.safe_dump(values, allow_unicode=True, sort_keys=False), encoding="utf-8")
     return path

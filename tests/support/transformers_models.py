@@ -31,10 +31,10 @@ def write_model(folder: Path, architecture: str, **sizes: Any) -> Any:
     """A model of the library with random weights, saved to a folder; the model itself, in evaluation mode."""
     config, model = CLASSES.get(architecture, (f"{architecture}Config", f"{architecture}ForCausalLM"))
     torch.manual_seed(0)
-    made = getattr(transformers, model)(getattr(transformers, config)(**{**SIZES, **sizes}))
-    scatter_norms(made)
-    made.save_pretrained(folder)
-    return made.eval()
+    instance = getattr(transformers, model)(getattr(transformers, config)(**{**SIZES, **sizes}))
+    scatter_norms(instance)
+    instance.save_pretrained(folder)
+    return instance.eval()
 
 
 def write_kind(folder: Path, kind: str) -> Any:
@@ -44,7 +44,7 @@ def write_kind(folder: Path, kind: str) -> Any:
 
 
 def both(folder: Path, **changes: Any) -> tuple[Decoder, TransformersModel]:
-    """A native decoder, and the model of transformers with the same weights."""
+    """A native decoder, and a model of transformers with equal weights."""
     native = make_decoder(**changes)
     native.save_pretrained(folder, bos=1, eos=[2], pad=0)
     return native, from_pretrained(folder).eval()

@@ -1,6 +1,5 @@
 """Chat templates: text, tokens and supervision agree with each other and with transformers."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from fledge.tokenizer import Message, TemplateError, Tokenizer, load_tokenizer
+from tests.support.templates import with_template
 
 ORDINARY = st.text(st.sampled_from("ab 好，.12\nZ"), min_size=1, max_size=12).map(str.strip).filter(bool)
 CONTROL = ("<|im_end|>", "<|im_start|>", "<|endoftext|>", "</s>", "<s>", "[/INST]", "<<SYS>>")
@@ -45,14 +45,6 @@ def supervised(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
     """The text of the tokens with a weight."""
     tokens, weights = tokenizer.encode_conversation(messages)
     return tokenizer.decode([token for token, weight in zip(tokens, weights, strict=True) if weight])
-
-
-def with_template(tokenizer: Tokenizer, folder: Path, jinja: str, **config: Any) -> Tokenizer:
-    """The tokenizer, saved with a Jinja template and loaded again."""
-    tokenizer.core.save(str(folder / "tokenizer.json"))
-    config = {"eos_token": "<|im_end|>", "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": jinja, **config}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    return load_tokenizer(folder)
 
 
 @pytest.fixture(scope="session", params=["chatml", "inst"])

@@ -326,7 +326,7 @@ def minimind_theirs(shared_data: Path) -> Any:
 
 
 def test_chatml_with_tools_equals_the_real_minimind_template_except_for_empty_thoughts(minimind: Tokenizer) -> None:
-    """Their system turn, questions and results are ours, letter by letter; answers differ by minimind's empty thoughts."""
+    """System turn, questions and results have equal text; answers differ by the empty thoughts of minimind."""
     theirs = text_of(minimind.template.render(TALK, ADD))
     assert theirs.replace("<think>\n\n</think>\n\n", "") == WRITTEN
 

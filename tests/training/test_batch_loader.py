@@ -38,6 +38,7 @@ class RecordingDataset(PackedDataset):
     seconds = 0.0
 
     def batch(self, first: int, count: int, stop: int | None = None, skipped: Skipped = ()) -> Batch:
+        """Record the read, wait, and return the batch; OSError from row `fails_at` on."""
         self.reads.append((threading.current_thread().name, first))
         time.sleep(self.seconds)
         if self.fails_at is not None and first >= self.fails_at:
@@ -65,15 +66,15 @@ def _loader(data: PackedDataset, horizon: TrainingHorizon = HORIZON, micro_batch
 
 @pytest.fixture
 def loaders() -> Iterator[Any]:
-    """Makes loaders, and closes them."""
-    made: list[BatchLoader] = []
+    """Makes loaders, and closes them after the test."""
+    opened: list[BatchLoader] = []
 
-    def make(*given: Any) -> BatchLoader:
-        made.append(_loader(*given))
-        return made[-1]
+    def make(*arguments: Any) -> BatchLoader:
+        opened.append(_loader(*arguments))
+        return opened[-1]
 
     yield make
-    for loader in made:
+    for loader in opened:
         loader.close()
 
 
@@ -84,7 +85,7 @@ def _set_micro_batch_size(loader: BatchLoader, size: int) -> None:
 
 
 def _expected(data: PackedDataset, horizon: TrainingHorizon, step: int, size: int) -> StepBatch:
-    """The batch by its definition: the rows of the stream after those of all steps before."""
+    """The batch by its definition: the rows of the stream after the rows of all earlier steps."""
     first = sum(horizon.micro_batch_size * horizon.accumulation_steps_at(number) for number in range(step))
     stop = min(horizon.rows, first + horizon.micro_batch_size * horizon.accumulation_steps_at(step))
     every = [data.batch(row, size, stop) for row in range(first, stop, size)]
@@ -118,7 +119,7 @@ def _assert_same(got: StepBatch, expected: StepBatch) -> None:
 
 @pytest.mark.parametrize("horizon", [HORIZON, WARMING], ids=["even", "batch warm-up"])
 @pytest.mark.parametrize("order", [range(6), (3, 0, 5, 4, 4, 1, 2)], ids=["in order", "any order"])
-def test_every_batch_is_the_one_of_its_definition(horizon: TrainingHorizon, order: Any, loaders: Any) -> None:
+def test_every_batch_equals_its_definition(horizon: TrainingHorizon, order: Any, loaders: Any) -> None:
     loader, data = loaders(_data(), horizon), _data()
     for step in order:
         _assert_same(loader.batch(step)[0], _expected(data, horizon, step, horizon.micro_batch_size))
@@ -137,11 +138,11 @@ def test_neither_the_order_of_steps_nor_the_micro_batch_size_changes_a_batch(ord
 
 
 def test_a_halved_micro_batch_reads_the_same_rows_in_the_same_order(loaders: Any) -> None:
-    whole, halved = loaders(_data()), loaders(_data())
+    complete, halved = loaders(_data()), loaders(_data())
     halved.batch(0)
     _set_micro_batch_size(halved, 1)  # after the next batch was begun
     for step in range(HORIZON.steps):
-        one, two = whole.batch(step)[0], halved.batch(step)[0]
+        one, two = complete.batch(step)[0], halved.batch(step)[0]
         assert replace(one, batches=(), num_micro_steps=0, normalizer=0) == replace(
             two, batches=(), num_micro_steps=0, normalizer=0
         )
@@ -203,20 +204,21 @@ def test_nothing_is_made_after_the_last_batch(loaders: Any) -> None:
 
 
 class ModelDependentSource:
-    """Batches that depend on what the steps before have changed: those of an on-policy objective do."""
+    """A source whose batches depend on the weights, as with an on-policy objective: it cannot be read ahead."""
 
     prefetchable = False
 
     def __init__(self, source: DatasetSource) -> None:
         self.source, self.steps_done = source, 0
-        self.made: list[tuple[int, int, str]] = []
+        self.calls: list[tuple[int, int, str]] = []
 
     def batch(self, step: int) -> StepBatch:
-        self.made.append((step, self.steps_done, threading.current_thread().name))
+        """Record the call and return the batch of the step."""
+        self.calls.append((step, self.steps_done, threading.current_thread().name))
         return self.source.batch(step)
 
 
-def test_a_source_that_depends_on_the_model_is_never_asked_ahead() -> None:
+def test_a_source_that_depends_on_the_model_is_never_read_ahead() -> None:
     source = ModelDependentSource(DatasetSource(_data(), HORIZON, 2, lambda batch: batch.weight))
     loader = BatchLoader(source, HORIZON.steps, CPU)
     try:
@@ -225,7 +227,7 @@ def test_a_source_that_depends_on_the_model_is_never_asked_ahead() -> None:
             source.steps_done += 1
     finally:
         loader.close()
-    assert source.made == [(step, step, threading.current_thread().name) for step in range(4)]
+    assert source.calls == [(step, step, threading.current_thread().name) for step in range(4)]
 
 
 def test_micro_batches_without_targets_are_left_out_and_their_tokens_counted(loaders: Any) -> None:

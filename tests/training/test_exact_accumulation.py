@@ -1,4 +1,4 @@
-"""Whatever the engine does to be fast or small, loss and gradients stay those of the plain computation."""
+"""Every optimisation of speed or memory gives the loss and the gradients of the plain computation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,22 +32,22 @@ KINDS: dict[str, dict[str, Any]] = {
     "mixture with a shared network": {"moe": {"num_experts": 3, "num_experts_per_tok": 2, "num_shared_experts": 1}},
 }
 EACH_KIND = pytest.mark.parametrize("kind", KINDS)
-Made = tuple[float, dict[str, Tensor]]
+LossAndGradients = tuple[float, dict[str, Tensor]]
 
 
 def _data() -> PackedDataset:
     return pack(random_sequences(LENGTHS), packed_length=40)
 
 
-def _model(kind: str, backend: str = "written_out", every: int = 0, **more: Any) -> Decoder:
+def _model(kind: str, backend: str = "reference", every: int = 0, **more: Any) -> Decoder:
     model = make_decoder(num_hidden_layers=3, **{**KINDS[kind], **more}).train()
     model.set_attention_backend(backend)
     model.activation_checkpoint_every = every
     return model
 
 
-def _learn(model: Decoder, batch: Batch, kernel: Any = None) -> Made:
-    """Mean loss of a batch, and its gradients with what the routing of a mixture adds."""
+def _learn(model: Decoder, batch: Batch, kernel: Any = None) -> LossAndGradients:
+    """Mean loss of a batch, and its gradients with the auxiliary loss of a mixture."""
     torch.manual_seed(11)
     outcome = CausalLMObjective(0.0, kernel)(model, batch)
     trained = outcome.loss if outcome.aux_loss is None else outcome.loss + outcome.aux_loss
@@ -55,7 +55,7 @@ def _learn(model: Decoder, batch: Batch, kernel: Any = None) -> Made:
     return float(outcome.loss.detach()) / batch.weight, gradients(model)
 
 
-def _assert_equal(got: Made, expected: Made, bound: float = 1e-5) -> None:
+def _assert_equal(got: LossAndGradients, expected: LossAndGradients, bound: float = 1e-5) -> None:
     assert got[0] == pytest.approx(expected[0], abs=bound)
     assert_same_gradients(got[1], expected[1], atol=bound, rtol=bound)
 
@@ -84,7 +84,7 @@ def test_activation_checkpointing_changes_neither_loss_nor_gradients(kind: str, 
 
 
 @EACH_KIND
-@pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"written_out"}))
+@pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"reference"}))
 def test_every_attention_backend_gives_the_loss_and_the_gradients_of_the_definition(kind: str, backend: str) -> None:
     data = pack(random_sequences([150, 40, 9, 130, 129, 33, 60]), packed_length=300)
     batch: Batch = data.batch(0, len(data))
@@ -97,7 +97,7 @@ def test_every_attention_backend_gives_the_loss_and_the_gradients_of_the_definit
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
 @pytest.mark.parametrize("every", [0, 1])
 def test_packed_documents_give_the_gradients_of_each_document_alone(kind: str, backend: str, every: int) -> None:
-    """Without the mixture's penalties, which are of a whole batch."""
+    """Penalties of a mixture are left out: they belong to the batch as a whole."""
     model, sequences = _model(kind, backend, every), random_sequences(LENGTHS)
     batch = _data().batch(0, 8)
     (CausalLMObjective()(model, batch).loss / batch.weight).backward()
@@ -151,9 +151,9 @@ def _world_text(folder: Path) -> PackedDataset:
 
 
 def _final_loss(data: PackedDataset, seed: int, change: Callable[[Decoder], Any] = lambda model: None, micro: int = 8) -> float:
-    """Mean loss of the last 40 of 200 steps. `change` makes the engine another one; it may return a head's kernel."""
+    """Mean loss of the last 40 of 200 steps. `change` changes the compute configuration; it may return a head kernel."""
     model = Decoder(make_config(initializer_range=0.02), 400)
-    model.initialise(seed)
+    model.init_weights(seed)
     model.set_attention_backend("blocked")
     kernel = change(model)
     optimizers = build_optimizers(model.train(), OptimizerConfig(learning_rate=3e-3))
@@ -187,7 +187,7 @@ def _compiled(model: Decoder) -> Any:
 
 
 @pytest.mark.slow
-def test_every_way_to_compute_reaches_the_same_loss_within_the_spread_of_seeds(tmp_path: Path) -> None:
+def test_every_compute_configuration_reaches_an_equal_loss_within_the_spread_of_seeds(tmp_path: Path) -> None:
     data = _world_text(tmp_path / "world")
     seeds = [_final_loss(data, seed) for seed in range(4)]
     spread = max(seeds) - min(seeds)

@@ -33,12 +33,12 @@ STAGE = {
 
 
 class Killed(BaseException):
-    """The process is gone."""
+    """The end of the process: no handler catches it."""
 
 
 @dataclass
 class EveryN:
-    """Counts the steps of training, every n; may end the process or the stage at one of them."""
+    """A hook that counts every n-th step, and may kill the process or finish the stage at a given step."""
 
     n: int
     killed_at: int | None = None
@@ -46,9 +46,11 @@ class EveryN:
     ran_at: list[int] = field(default_factory=list)
 
     def due(self, state: TrainState) -> bool:
+        """Whether the step is a multiple of n."""
         return state.step % self.n == 0
 
     def run(self, context: HookContext) -> None:
+        """Count the step; kill the process or finish the stage at its step."""
         step = context.state.step
         if step == self.killed_at:
             raise Killed
@@ -59,7 +61,7 @@ class EveryN:
 
 
 def train(folder: Path, *hooks: Hook) -> TrainState:
-    """Train a small model in a folder, from its newest checkpoint."""
+    """Train a small model in a folder, from the newest checkpoint there."""
     model = make_decoder(dropout=0.1).train()
 
     def write_model(target: Path, weights: dict[str, Tensor]) -> None:
@@ -95,6 +97,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 def counted(folder: Path) -> list[int]:
+    """The steps of the events that the hook wrote."""
     return [event["step"] for event in read_events(folder / "events.jsonl") if event["kind"] == "counted"]
 
 
@@ -117,7 +120,7 @@ def test_a_hook_runs_at_its_steps_and_changes_nothing_that_is_learned(tmp_path: 
 def test_a_resumed_run_calls_the_hook_at_its_steps_and_learns_the_same(
     killed_at: int, again: list[int], tmp_path: Path, plain: dict[str, Any]
 ) -> None:
-    """The newest checkpoints are of steps 3 and 6; at the step of a checkpoint the hook is asked once more."""
+    """The newest checkpoints hold steps 3 and 6; at the step of a checkpoint the hook runs once more."""
     with pytest.raises(Killed):
         train(tmp_path, EveryN(2, killed_at=killed_at))
     hook = EveryN(2)
@@ -155,12 +158,12 @@ def test_a_hook_can_end_the_stage_and_its_state_is_saved(tmp_path: Path) -> None
     assert (tmp_path / "checkpoints" / "last").resolve().name == "step-00000004"
 
 
-def test_prompt_tests_are_compared_with_the_last_time_also_after_a_resume(tmp_path: Path) -> None:
+def test_prompt_tests_are_compared_with_the_previous_ones_also_after_a_resume(tmp_path: Path) -> None:
     failures = {2: ["a", "b"], 4: ["b"], 6: [], 8: ["a"], 9: ["a"]}
-    seen: list[tuple[int, list[str] | None]] = []
+    changes: list[tuple[int, list[str] | None]] = []
 
     def run_tests(model: Any, step: int, previous: list[str] | None) -> tuple[dict[str, Any], list[str]]:
-        seen.append((step, previous))
+        changes.append((step, previous))
         passed = 2 - len(failures[step])
         return {"pass_rate": passed / 2, "repetition": 0.0, "passed": passed, "cases": 2}, failures[step]
 
@@ -169,7 +172,7 @@ def test_prompt_tests_are_compared_with_the_last_time_also_after_a_resume(tmp_pa
         train(tmp_path, hook, EveryN(8, killed_at=8))  # after the tests of step 8, before its checkpoint
     state = train(tmp_path, hook)
     first = [(2, None), (4, ["a", "b"]), (6, ["b"]), (8, [])]
-    assert seen == [*first, (8, []), (9, ["a"])]
+    assert changes == [*first, (8, []), (9, ["a"])]
     assert state.failing_prompt_tests == ["a"] and state.last_prompt_test_step == 9
     events = [event["step"] for event in read_events(tmp_path / "events.jsonl") if event["kind"] == "prompt_tests"]
     assert events == [2, 4, 6, 8, 9]

@@ -49,7 +49,7 @@ def _train_step(model: Decoder, max_grad_norm: float | None = None, grad_scaler:
 
 
 def _output(**sizes: Any) -> tuple[StepOutput, Decoder, Decoder]:
-    """The output of an update with details, the model before it and after."""
+    """The output of an update with details, the model before and the model after the update."""
     model = make_decoder(**sizes).train()
     before = make_decoder(**sizes)
     return _train_step(model)(_batch(), 0.01, 0.25, log_details=True), before, model
@@ -57,9 +57,9 @@ def _output(**sizes: Any) -> tuple[StepOutput, Decoder, Decoder]:
 
 def _system_metrics(output: StepOutput, state: TrainState, model: Decoder, **changes: Any) -> dict[str, Any]:
     """The `system` event; 40 positions a row."""
-    given: dict[str, Any] = {"total_steps": 40, "seconds_before": 0.0, "other_seconds": {}, "peak_flops": 0.0, **changes}
+    arguments: dict[str, Any] = {"total_steps": 40, "seconds_before": 0.0, "other_seconds": {}, "peak_flops": 0.0, **changes}
     cost = ModelCost(model.config, model.vocab_size)
-    return system_metrics(output, state, cost=cost, row_length=40, folder=Path("."), **given)
+    return system_metrics(output, state, cost=cost, row_length=40, folder=Path("."), **arguments)
 
 
 def _state(output: StepOutput, **more: Any) -> TrainState:
@@ -93,7 +93,7 @@ def test_a_step_event_holds_tokens_loss_gradient_norm_and_learning_rate() -> Non
     assert "train/tokens_by_source" not in values and "train/loss_scale" not in values and "router/load" not in values
 
 
-def test_clip_fraction_and_tokens_by_source_are_of_the_whole_run_so_far() -> None:
+def test_clip_fraction_and_tokens_by_source_count_the_whole_run_so_far() -> None:
     output, _, _ = _output()
     state = _state(output, step=7, clipped_steps=3, by_source=[120, 33], tokens=153)
     values = step_metrics(output, state, ("old", "new"), False)
@@ -109,8 +109,8 @@ def test_update_ratios_of_a_known_update_are_exact() -> None:
     sizes = {"embed": 0.01, "attention": 0.02, "mlp": 0.0, "norm": 0.5, "head": 0.003}
 
     def group(name: str) -> str:
-        parts = {"embed_tokens": "embed", "lm_head": "head", "norm": "norm", "mlp": "mlp", "self_attn": "attention"}
-        return next(kind for part, kind in parts.items() if part in name.removeprefix("layers."))
+        groups = {"embed_tokens": "embed", "lm_head": "head", "norm": "norm", "mlp": "mlp", "self_attn": "attention"}
+        return next(kind for word, kind in groups.items() if word in name.removeprefix("layers."))
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -122,17 +122,17 @@ def test_update_ratios_of_a_known_update_are_exact() -> None:
 def test_update_ratios_of_a_step_are_the_change_between_the_models_before_and_after() -> None:
     output, before, after = _output()
     values = step_metrics(output, _state(output), ("text",), True)
-    found = {name.removeprefix("update_ratio/"): value for name, value in values.items() if name.startswith("update_ratio/")}
-    assert set(found) == {"embed", "attention", "mlp", "norm"}
+    ratios = {name.removeprefix("update_ratio/"): value for name, value in values.items() if name.startswith("update_ratio/")}
+    assert set(ratios) == {"embed", "attention", "mlp", "norm"}
     kinds = {"embed": "embed_tokens", "attention": "proj.weight", "mlp": "mlp."}
-    for kind, part in kinds.items():
+    for kind, word in kinds.items():
         pairs = [
             (old.detach(), new.detach())
             for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True)
-            if part in name and (kind != "attention" or "self_attn" in name)
+            if word in name and (kind != "attention" or "self_attn" in name)
         ]
         change = math.sqrt(sum(float((a - b).square().sum()) for a, b in pairs))
-        assert found[kind] == pytest.approx(change / math.sqrt(sum(float(a.square().sum()) for a, _ in pairs)), rel=1e-4)
+        assert ratios[kind] == pytest.approx(change / math.sqrt(sum(float(a.square().sum()) for a, _ in pairs)), rel=1e-4)
 
 
 def test_the_routing_of_a_mixture_is_counted_over_the_whole_step_batch() -> None:
@@ -173,7 +173,7 @@ def test_a_step_that_overflowed_is_written_without_nan_or_infinity() -> None:
 
 
 @pytest.mark.parametrize("loss", [math.inf, math.nan, 800.0])
-def test_an_event_is_valid_json_whatever_the_loss(loss: float) -> None:
+def test_an_event_is_valid_json_for_any_loss(loss: float) -> None:
     output, _, _ = _output()
     output = replace(output, loss=torch.tensor(loss), grad_norm=torch.tensor(math.nan))
     values = step_metrics(output, _state(output), ("text",), True)
@@ -198,8 +198,8 @@ def test_a_system_event_holds_time_by_phase_throughput_memory_and_mfu() -> None:
     output = replace(output, timer=timer)
     batch = output.batch
     state = _state(output, step=10, seconds=20.0, tokens=1000)
-    given = {"seconds_before": 14.0, "other_seconds": {"save": 1.5}, "peak_flops": 1e6}
-    values = _system_metrics(output, state, model, **given)
+    timing = {"seconds_before": 14.0, "other_seconds": {"save": 1.5}, "peak_flops": 1e6}
+    values = _system_metrics(output, state, model, **timing)
     phases = {"data": 0.5, "forward": 1.0, "backward": 2.0, "optimizer": 0.5, "save": 1.5}
     assert values["system/phases"] == phases and values["system/seconds"] == 20 and values["system/step_seconds"] == 6
     assert values["system/tokens_per_second"] == 50 and values["system/eta_seconds"] == 60
@@ -212,7 +212,7 @@ def test_a_system_event_holds_time_by_phase_throughput_memory_and_mfu() -> None:
     json.dumps(values, allow_nan=False)
 
 
-def test_memory_is_that_of_the_process_and_the_peak_is_not_below_it() -> None:
+def test_memory_is_measured_for_the_process_and_its_peak_is_not_lower() -> None:
     output, _, model = _output()
     ballast = np.ones(30 << 20, np.uint8)
     held = memory_bytes()

@@ -1,4 +1,4 @@
-"""The reference of a preference stage: kept as a model or as a table, as the recipe says, and equal either way."""
+"""The reference of a preference stage is a live model or a table, with equal results."""
 
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,14 @@ class _Start:
 def _provider(folder: Path, start: _Start, log: list[str] | None = None, **stage: Any) -> ReferenceProvider:
     values = {"kind": "preference", "data": {"train": "x"}, "batch": {"micro_batch_size": 2}, **stage}
     model = COMPUTE.apply(make_decoder(dropout=0.5).train())
-    say = (lambda text: None) if log is None else log.append
-    return ReferenceProvider(PreferenceStage.model_validate(values), model, start, COMPUTE, folder, say)
+    write_line = (lambda text: None) if log is None else log.append
+    return ReferenceProvider(
+        stage=PreferenceStage.model_validate(values), model=model, load_start_model=start, compute=COMPUTE, folder=folder,
+        log=write_line,
+    )  # fmt: skip
 
 
-def test_a_kept_model_is_frozen_and_loaded_once_for_both_splits(tmp_path: Path) -> None:
+def test_a_live_reference_model_is_frozen_and_loaded_once_for_both_splits(tmp_path: Path) -> None:
     start = _Start()
     provider = _provider(tmp_path, start, precompute_ref_log_probs=False)
     assert start.loads == 0
@@ -46,7 +49,7 @@ def test_a_kept_model_is_frozen_and_loaded_once_for_both_splits(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_table_is_that_of_the_start_model_and_no_second_model_is_loaded(tmp_path: Path) -> None:
+def test_a_table_is_computed_by_the_start_model_without_loading_a_second_model(tmp_path: Path) -> None:
     start, log = _Start(), list[str]()
     provider = _provider(tmp_path, start, log)
     table = provider(DATA, "training")
@@ -57,7 +60,7 @@ def test_a_table_is_that_of_the_start_model_and_no_second_model_is_loaded(tmp_pa
     assert log == ["reference log-probabilities of 9 training pairs …"] and provider.model.training
 
 
-def test_a_table_is_read_from_its_file_and_computed_again_where_the_weights_are_others(tmp_path: Path) -> None:
+def test_a_table_is_read_from_its_file_and_recomputed_when_the_weights_differ(tmp_path: Path) -> None:
     first = _provider(tmp_path, _Start())(DATA, "training")
     file = tmp_path / "reference.training.safetensors"
     written = file.stat().st_mtime_ns, file.read_bytes()

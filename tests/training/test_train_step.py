@@ -59,7 +59,7 @@ def _train_step(
 
 
 def _applied_gradients(train_step: TrainStep) -> dict[str, Tensor]:
-    """The gradients that the optimizers are given, filled when they step."""
+    """The gradients that the optimizers get, filled when they step."""
     applied: dict[str, Tensor] = {}
 
     def keep(*_: Any) -> None:
@@ -97,12 +97,12 @@ def test_every_split_into_micro_batches_gives_the_same_gradients_loss_and_norm(s
         assert_same_gradients(applied, results[0][0], atol=1e-6)
         assert loss == pytest.approx(results[0][1], abs=1e-6)
         assert norm == pytest.approx(results[0][2], rel=1e-5)
-    given, _, norm = results[0]
-    squares = sum(float(gradient.double().square().sum()) for gradient in given.values())
+    applied_gradients, _, norm = results[0]
+    squares = sum(float(gradient.double().square().sum()) for gradient in applied_gradients.values())
     assert norm == pytest.approx(math.sqrt(squares), rel=1e-5)
 
 
-def test_the_loss_is_the_mean_over_the_step_batch_and_the_gradients_are_those_of_the_mean() -> None:
+def test_the_loss_is_the_mean_over_the_step_batch_and_the_gradients_belong_to_the_mean() -> None:
     batch, model = _batch(2), make_decoder().train()
     total, loss = 0.0, torch.zeros(())
     for micro_batch in batch.batches:
@@ -122,19 +122,19 @@ def test_the_loss_is_the_mean_over_the_step_batch_and_the_gradients_are_those_of
 
 
 def test_the_auxiliary_loss_of_a_mixture_is_trained_and_not_reported() -> None:
-    given, losses = [], []
+    gate_gradients, losses = [], []
     for weight in (0.0, 0.5):
         moe = {"num_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": weight}
         train_step = _train_step(make_decoder(qk_norm=True, moe=moe).train())
         applied = _applied_gradients(train_step)
         losses.append(float(train_step(_batch(4), 0.01).loss))
-        given.append(applied["layers.0.mlp.gate.weight"])
+        gate_gradients.append(applied["layers.0.mlp.gate.weight"])
     assert losses[0] == losses[1]
-    assert float((given[0] - given[1]).norm()) > 0.01 * float(given[0].norm())
+    assert float((gate_gradients[0] - gate_gradients[1]).norm()) > 0.01 * float(gate_gradients[0].norm())
 
 
 class _Counting(CausalLMObjective):
-    """Next-token prediction with metrics whose denominators are not the loss's: rows, and the targets of even tokens."""
+    """Next-token prediction with metrics that have denominators of their own: rows, and targets of even tokens."""
 
     def __call__(self, model: Decoder, batch: Batch) -> LossOutput:
         even = (batch.targets % 2 == 0) & (batch.loss_weights > 0)
@@ -165,11 +165,13 @@ def test_each_metric_of_an_update_is_divided_by_its_own_denominator(micro: int) 
 @pytest.mark.parametrize("clip", [None, 1e-3, 1e3])
 def test_gradients_are_clipped_to_the_norm_and_no_further(clip: float | None) -> None:
     plain, clipped = _train_step(make_decoder().train()), _train_step(make_decoder().train(), clip)
-    whole, cut = _applied_gradients(plain), _applied_gradients(clipped)
+    unclipped, clipped_gradients = _applied_gradients(plain), _applied_gradients(clipped)
     norm = float(plain(_batch(4), 0.01).grad_norm)
     assert float(clipped(_batch(4), 0.01).grad_norm) == norm > 1e-3  # as it was before clipping
     factor = 1.0 if clip is None else min(1.0, clip / norm)
-    assert_same_gradients(cut, {name: factor * gradient for name, gradient in whole.items()}, atol=1e-9, rtol=1e-4)
+    assert_same_gradients(
+        clipped_gradients, {name: factor * gradient for name, gradient in unclipped.items()}, atol=1e-9, rtol=1e-4
+    )
 
 
 def test_an_update_uses_the_learning_rate_that_it_is_given() -> None:
@@ -207,7 +209,7 @@ def test_neighbouring_micro_batches_have_seeds_far_apart() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("name", ["adamw", "muon", "adamw8bit"])
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "fp16's scale"])
-def test_gradients_that_are_not_finite_change_no_bit(name: str, bad: float, scaled: bool) -> None:
+def test_an_update_with_gradients_that_are_not_finite_changes_no_bit(name: str, bad: float, scaled: bool) -> None:
     scale = GradScaler(CPU) if scaled else None
     train_step = _train_step(make_decoder(hidden_size=64).train(), 1.0, scale, name=name)
     train_step(_batch(4), 0.01)
@@ -244,25 +246,25 @@ def test_the_first_half_is_measured_as_if_it_were_the_step_batch(micro: int) -> 
     output = _train_step(make_decoder().train())(batch, 0.01, log_details=True)
     middle, halves = len(batch.batches) // 2, output.halves
     assert halves is not None
-    parts = (batch.batches[:middle], batch.batches[middle:])
-    for part, loss, weight in zip(parts, halves.losses, halves.weights, strict=True):
-        total = sum(micro_batch.weight for micro_batch in part)
-        half_batch = replace(batch, batches=part, num_micro_steps=len(part), normalizer=total)
+    halves_of_batch = (batch.batches[:middle], batch.batches[middle:])
+    for half, loss, weight in zip(halves_of_batch, halves.losses, halves.weights, strict=True):
+        total = sum(micro_batch.weight for micro_batch in half)
+        half_batch = replace(batch, batches=half, num_micro_steps=len(half), normalizer=total)
         alone = _train_step(make_decoder().train())(half_batch, 0.01)
         assert weight == pytest.approx(total) and float(loss) == pytest.approx(float(alone.loss), rel=1e-5)
-        if part is parts[0]:
+        if half is halves_of_batch[0]:
             assert float(halves.norm) == pytest.approx(float(alone.grad_norm), rel=1e-5)
-    whole = sum(float(a) * b for a, b in zip(halves.losses, halves.weights, strict=True)) / sum(halves.weights)
-    assert float(output.loss) == pytest.approx(whole, rel=1e-6)
+    mean = sum(float(a) * b for a, b in zip(halves.losses, halves.weights, strict=True)) / sum(halves.weights)
+    assert float(output.loss) == pytest.approx(mean, rel=1e-6)
 
 
-def test_one_micro_batch_has_no_halves_and_details_are_measured_only_when_asked_for() -> None:
+def test_one_micro_batch_has_no_halves_and_details_are_measured_only_when_requested() -> None:
     assert _train_step(make_decoder().train())(_batch(8), 0.01, log_details=True).halves is None
     output = _train_step(make_decoder().train())(_batch(2), 0.01)
     assert output.halves is None and output.update_ratios == {}
 
 
-def test_the_noise_scale_of_gradients_with_known_covariance_is_estimated_rightly() -> None:
+def test_the_noise_scale_of_gradients_with_known_covariance_is_estimated_correctly() -> None:
     """Gradients g + noise of covariance diag(c) / tokens, averaged over 20 and 60 of 80 tokens: B = Σc / |g|²."""
     generator = torch.Generator().manual_seed(0)
     signal, spread = torch.linspace(0.5, 1.5, 50).double(), torch.linspace(0.1, 40, 50).double()
@@ -270,11 +272,11 @@ def test_the_noise_scale_of_gradients_with_known_covariance_is_estimated_rightly
     norms = torch.zeros(2, dtype=torch.float64)
     draws, weights = 4000, (20.0, 60.0)
     for _ in range(draws):
-        parts = [
+        samples = [
             signal + (spread / weight).sqrt() * torch.randn(50, generator=generator, dtype=torch.float64) for weight in weights
         ]
-        whole = (parts[0] * weights[0] + parts[1] * weights[1]) / sum(weights)
-        norms += torch.stack((parts[0].square().sum(), whole.square().sum())) / draws
+        mean = (samples[0] * weights[0] + samples[1] * weights[1]) / sum(weights)
+        norms += torch.stack((samples[0].square().sum(), mean.square().sum())) / draws
     halves = HalfBatchStats((torch.zeros(()), torch.zeros(())), norms[0].sqrt(), weights)
     estimated = noise_scale(halves, float(norms[1].sqrt()))
     assert estimated == pytest.approx(expected, rel=0.05)
@@ -341,7 +343,7 @@ print("as promised")
 
 
 def limited_gradients(limit: Callable[[int], None]) -> None:
-    """A forward or backward pass that needs more than there is."""
+    """A forward or backward pass that runs out of memory."""
     batch = _batch(8)
     for free, far in ((20 << 20, False), (92 << 20, True)):  # 83 MiB are enough for the forward pass, 104 for both
         train_step = _train_step(make_decoder(intermediate_size=8192).train())
@@ -365,7 +367,7 @@ def limited_gradients(limit: Callable[[int], None]) -> None:
 
 
 def limited_state(limit: Callable[[int], None]) -> None:
-    """Gradients fit, the optimizer's state does not."""
+    """Gradients fit into memory, the optimizer state does not."""
     model = make_decoder(vocab=200_000).train()
     train_step = _train_step(model)
     for parameter in model.parameters():

@@ -25,7 +25,7 @@ DATA = pack(random_sequences(LENGTHS), packed_length=40)
 
 @dataclass(frozen=True)
 class _ByExample:
-    """An objective whose loss is per example, beside a metric per row and one that has nothing to count."""
+    """An objective with a loss per example, a metric per row, and a metric with denominator zero."""
 
     def normalizer(self, batch: Batch) -> float:
         return float(len(batch.examples))
@@ -44,21 +44,21 @@ class _ByExample:
 
 
 @pytest.mark.parametrize("micro", [1, 3, 8])
-def test_every_metric_has_its_own_denominator_and_one_without_any_is_left_out(micro: int) -> None:
+def test_every_metric_has_its_own_denominator_and_a_metric_without_one_is_left_out(micro: int) -> None:
     metrics = validate(make_decoder(), ValidationSet(DATA, _ByExample(), 99), micro)
     assert metrics == {"loss": 5.5, "examples_per_row": 1.5, "examples": 12}
     assert isinstance(metrics["examples"], int)
 
 
 @pytest.mark.parametrize("micro", [1, 3, 8])
-def test_a_language_model_is_measured_alike_however_the_rows_are_split(micro: int) -> None:
+def test_metrics_of_a_language_model_do_not_depend_on_how_the_rows_are_split(micro: int) -> None:
     model = make_decoder(dropout=0.5).train()
     objective = CausalLMObjective(0.1, token_bytes=torch.full((97,), 3.0))
-    metrics, whole = (
+    metrics, expected = (
         validate(model, ValidationSet(DATA, objective, 5), micro),
         objective.evaluate(model, DATA.assemble(range(5))),
     )
-    assert metrics == pytest.approx({name: ratio.value for name, ratio in whole.items()}, rel=1e-5)
+    assert metrics == pytest.approx({name: ratio.value for name, ratio in expected.items()}, rel=1e-5)
     assert metrics["perplexity"] == math.exp(metrics["loss"])
     assert metrics["bits_per_byte"] == pytest.approx(metrics["loss"] / math.log(2) / 3)
     assert model.training and not any(p.grad is not None for p in model.parameters())
@@ -67,12 +67,12 @@ def test_a_language_model_is_measured_alike_however_the_rows_are_split(micro: in
 def test_pairs_are_measured_per_pair_and_their_chosen_answers_per_token() -> None:
     data, model = pack_pairs(random_pairs(9)), make_decoder(1)
     metrics = validate(model, ValidationSet(data, dpo(make_decoder(0)), 99), 2)
-    whole = dpo(make_decoder(0)).evaluate(model, data.assemble(range(len(data))))
-    assert metrics == pytest.approx({name: ratio.value for name, ratio in whole.items()}, rel=1e-4)
+    expected = dpo(make_decoder(0)).evaluate(model, data.assemble(range(len(data))))
+    assert metrics == pytest.approx({name: ratio.value for name, ratio in expected.items()}, rel=1e-4)
     assert metrics["pairs"] == 9 and metrics["loss"] != pytest.approx(math.log(metrics["perplexity"]), rel=0.1)
 
 
-def test_rows_without_any_target_are_an_error_and_no_number() -> None:
+def test_rows_without_any_target_are_an_error() -> None:
     sequences = random_sequences([20, 30])
     for sequence in sequences:
         sequence.weights.zero_()
@@ -81,11 +81,11 @@ def test_rows_without_any_target_are_an_error_and_no_number() -> None:
     assert caught.value.where == "data.validation"
 
 
-def test_validation_stops_between_two_batches_where_somebody_asks() -> None:
-    asked = iter([False, False, True])
+def test_validation_stops_between_two_batches_when_requested() -> None:
+    answers = iter([False, False, True])
     with pytest.raises(StopRequested):
-        validate(make_decoder(), ValidationSet(DATA, CausalLMObjective(), 9), 2, lambda: next(asked))
-    assert next(asked, None) is None
+        validate(make_decoder(), ValidationSet(DATA, CausalLMObjective(), 9), 2, lambda: next(answers))
+    assert next(answers, None) is None
 
 
 @given(rows=st.integers(1, 12), micro=st.integers(1, 9), size=st.integers(1, 5))
@@ -110,7 +110,7 @@ def test_the_console_shows_the_metrics_that_an_objective_has() -> None:
     assert metrics_line({"examples": 3.0, "loss": 0.5}) == "loss 0.5000"
 
 
-def test_the_reductions_are_their_formulas_on_exact_values() -> None:
+def test_the_reductions_equal_their_formulas_on_exact_values() -> None:
     assert perplexity(3 * math.log(7), 3) == pytest.approx(7) and perplexity(1e6, 1) == math.exp(700)
     assert bits_per_unit(8 * math.log(2), 4) == pytest.approx(2)
     assert Ratio(1.0, 2.0) + Ratio(2.0, 4.0) == Ratio(3.0, 6.0) and Ratio(3.0, 6.0).value == 0.5

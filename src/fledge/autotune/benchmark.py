@@ -246,7 +246,7 @@ def time_attention(
 def attention_candidates(device: str, dtype: torch.dtype, compiling: bool) -> list[str]:
     """Backends that can train on a device; the first one is the reference for the others."""
     if device == "cpu":
-        return [name for name in BACKENDS if name != "written_out"]
+        return [name for name in BACKENDS if name != "reference"]
     half = dtype in (torch.bfloat16, torch.float16)
     return ["sdpa", *(name for name in ON_CUDA if (half or name != "varlen") and (compiling or name != "flex"))]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fledge.cli.arguments import MAX_RESTARTS, MINUTES, SAMPLING_OPTIONS, SEED, Overrides, build_parser, split_overrides
-from fledge.entrypoint import TrainCommand, exit_code, to_stderr, write_report_and_summarise
+from fledge.entrypoint import TrainCommand, exit_code, to_stderr, write_report_and_summarize
 from fledge.errors import FledgeError
 from fledge.run.stopping import SignalHandler
 
@@ -73,7 +73,7 @@ def _run_quickstart(options: argparse.Namespace) -> None:
         resume=options.resume,
         console=Console(quiet=options.quiet),
     )
-    write_report_and_summarise(run)
+    write_report_and_summarize(run)
 
 
 def _run_train(options: argparse.Namespace, overrides: Overrides, argv: list[str], stopping: SignalHandler) -> int | None:

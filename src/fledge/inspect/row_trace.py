@@ -51,7 +51,7 @@ class RowTrace:
     where: str
     read: dict[str, str] = field(default_factory=dict)  # column -> the beginning of its value
     note: str = ""  # why the file was not read again
-    recognised: str = ""
+    recognized: str = ""
     changed: tuple[dict[str, str], ...] = ()
     dropped: str = ""
     events: tuple[str, ...] = ()  # truncated, shortened, split, noticed
@@ -85,7 +85,7 @@ def build_trace(build: OpenBuild, row: LocatedRow) -> RowTrace:
     dropped = [_event_text(event) for event in events if event["state"] == "dropped"]
     side = "" if dropped else _side(build, row)
     data = {"training": build.data.train, "validation": build.data.validation}.get(side)
-    recognised, changed = _recognised(build, row, record)
+    recognized, changed = _recognized(build, row, record)
     return RowTrace(
         stage=build.name,
         source=row.source.name,
@@ -93,7 +93,7 @@ def build_trace(build: OpenBuild, row: LocatedRow) -> RowTrace:
         where=row.location,
         read=_columns(record) if record is not None else {},
         note=note,
-        recognised=recognised,
+        recognized=recognized,
         changed=changed,
         dropped="; ".join(dropped),
         events=tuple(_event_text(event) for event in events if event["state"] not in ("dropped", "changed")),
@@ -133,7 +133,7 @@ def _shortened(content: Any) -> str:
     return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} … ({len(text):,} characters)"
 
 
-def _recognised(build: OpenBuild, row: LocatedRow, record: Record | None) -> tuple[str, tuple[dict[str, str], ...]]:
+def _recognized(build: OpenBuild, row: LocatedRow, record: Record | None) -> tuple[str, tuple[dict[str, str], ...]]:
     """The format of the row, and the changes that cleaning made. Both depend on the row alone."""
     if record is None or record.broken:
         return "", ()
@@ -192,11 +192,11 @@ def _print(terminal: Console, trace: RowTrace) -> None:
         line("read", trace.note)
     for name, content in trace.read.items():
         line("read", f"{name} = {content!r}" if name else content)
-    if trace.recognised:
-        line("recognised", trace.recognised)
+    if trace.recognized:
+        line("recognized", trace.recognized)
     for change in trace.changed:
         line("cleaned", f"{change['step']}: {change['before']!r} → {change['after']!r}")
-    if trace.recognised and not trace.changed and not trace.note:
+    if trace.recognized and not trace.changed and not trace.note:
         line("cleaned", "nothing to change")
     if trace.dropped:
         line("dropped", trace.dropped)

@@ -56,7 +56,7 @@ class _Blocked(torch.autograd.Function):
         grad_q, grad_k, grad_v = [], torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
         for start, stop in _query_blocks(q.shape[2]):
             queries, grad_out = _group_heads(q, k, start, stop), _group_heads(upstream, k, start, stop)
-            # Keys × queries: a compiler that recognised the scores of the forward pass here would keep them.
+            # Keys × queries: a compiler that recognized the scores of the forward pass here would keep them.
             transposed = (*k.shape[:2], stop, q.shape[1] // k.shape[1], stop - start)
             scores = (k[:, :, :stop] @ queries.transpose(-1, -2)).view(transposed).float() * scale
             mask = causal_document_mask(documents, start, stop, k.device).transpose(-1, -2).unsqueeze(-2)
@@ -118,4 +118,4 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | Non
     return (scores.softmax(dim=-1) @ v.float()).to(v.dtype)
 
 
-BACKENDS: dict[str, Attention] = {"blocked": blockwise, "sdpa": sdpa, "written_out": reference_attention}
+BACKENDS: dict[str, Attention] = {"blocked": blockwise, "sdpa": sdpa, "reference": reference_attention}

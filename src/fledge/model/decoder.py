@@ -151,7 +151,7 @@ class Decoder(LanguageModel):
         frequencies = config.rope_theta ** -(torch.arange(0, head, 2, dtype=torch.float64) / head)
         self.register_buffer("frequencies", frequencies.float(), persistent=False)
 
-    def initialise(self, seed: int) -> None:
+    def init_weights(self, seed: int) -> None:
         """Draw the matrices from Normal(0, initializer_range), the two projections that write to the residual with a standard
         deviation scaled by 1/√(2·layers) (Radford et al. 2019, §2.3). The weights are a function of the seed."""
         generator = torch.Generator().manual_seed(seed)

@@ -170,7 +170,7 @@ class TransformersModel(LanguageModel):
 
     def _file_tensors(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights under the library's names. Weights that are tied in the model become one tensor, so that the library
-        recognises them as tied and writes one."""
+        recognizes them as tied and writes one."""
         tensors: dict[str, Tensor] = {}
         first_name: dict[int, str] = {}
         live = dict(self.named_parameters(remove_duplicate=False))

@@ -24,7 +24,7 @@ def measure_speed(log: Callable[[str], None]) -> float:
     """Packed rows per second of training the quickstart's model, measured on random tokens, less the time of evaluations."""
     log("measuring this machine …")
     model = Decoder(ModelConfig(**MODEL), VOCAB_SIZE)
-    model.initialise(0)
+    model.init_weights(0)
     batch = _random_batch()
     compute = autotune(
         RuntimeConfig(),

@@ -14,14 +14,14 @@ from fledge.data.analysis.checks import CHECKS, findings
 from fledge.data.analysis.stage_statistics import stage_statistics
 from fledge.findings import Finding
 from fledge.tokenizer import Tokenizer, load_tokenizer
-from tests.support.sources import UNCLEANED, jsonl, prepare
+from tests.support.sources import UNCLEANED, jsonl, prepare, row
 
 TURN = "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>"
 PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
 
 def check_data(kind: str, train: Any, tokenizer: Tokenizer, limits: dict[str, Any] | None = None, **data: Any) -> list[Finding]:
-    """Everything that the checks find in a stage."""
+    """All findings of the checks in a stage."""
     dataset = prepare(kind, train, tokenizer, **data)
     context = CheckContext(dataset, stage_statistics(dataset), tokenizer, **(limits or {}))
     return [finding for group in findings(context).values() for finding in group]
@@ -33,11 +33,8 @@ def finding_of(check: str, stage_findings: list[Finding]) -> Finding:
     return finding
 
 
-def row(question: str, answer: str) -> dict[str, str]:
-    return {"prompt": question, "response": answer}
-
-
 def rows(count: int, answer: str = "The answer to it is {}, my friend.") -> list[dict[str, str]]:
+    """Rows of different questions, each with an answer of its own."""
     return [row(f"What is {n}?", answer.format(n * 7)) for n in range(count)]
 
 
@@ -108,7 +105,7 @@ def test_a_template_that_rewrites_earlier_turns_is_an_error(tmp_path: Path, chat
     assert "generation" in finding.hint
 
 
-def test_rows_that_a_usable_template_refuses_are_a_warning(tmp_path: Path, inst: Tokenizer) -> None:
+def test_rows_that_a_usable_template_rejects_are_a_warning(tmp_path: Path, inst: Tokenizer) -> None:
     tools = json.dumps([{"name": "clock", "parameters": {}}])
     file = jsonl(tmp_path / "a.jsonl", [*rows(3), {**row("time?", "It is late now."), "tools": tools}])
     finding = finding_of("template", check_data("sft", file, inst))
@@ -189,7 +186,7 @@ def test_a_source_of_few_openings_that_gives_half_of_the_tokens_is_a_warning(tmp
     assert finding.evidence["source"] == "alike.jsonl" and "begin in few ways (1)" in finding.message
 
 
-def test_a_finding_that_a_recipe_change_settles_carries_that_change(tmp_path: Path, chatml: Tokenizer) -> None:
+def test_a_finding_that_a_recipe_change_solves_carries_this_change(tmp_path: Path, chatml: Tokenizer) -> None:
     long = jsonl(tmp_path / "long.jsonl", [row(f"{n}", f"{n} word" * 100) for n in range(3)])
     for limits, patch in (
         ({}, {"stages.x.data.max_seq_len": 64}),

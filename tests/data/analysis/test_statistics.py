@@ -16,7 +16,7 @@ from fledge.data.analysis.pre_tokenization import Measured, measure, measure_nea
 from fledge.data.analysis.stage_statistics import stage_statistics
 from fledge.data.analysis.statistics import SourceStatistics, StageStatistics
 from fledge.tokenizer import Tokenizer
-from tests.support.sources import jsonl, stage_of
+from tests.support.sources import jsonl, row, stage_of
 
 SEED = 1
 
@@ -24,7 +24,7 @@ SEED = 1
 def statistics(
     kind: str, train: object, tokenizer: Tokenizer, **data: object
 ) -> tuple[StageStatistics, StageDataset, Measured]:
-    """A stage's numbers, the data they are about, and what was measured."""
+    """The statistics of a stage, its data, and the measurement of the collected rows."""
     stage = stage_of(kind, train, **data)
     collected = collect(stage, "x", SEED)
     measured = measure(collected, tokenizer, lambda _: None)
@@ -32,11 +32,8 @@ def statistics(
     return stage_statistics(dataset, measured), dataset, measured
 
 
-def row(question: str, answer: str) -> dict[str, str]:
-    return {"prompt": question, "response": answer}
-
-
 def only(stage: StageStatistics) -> SourceStatistics:
+    """The statistics of the only source of a stage."""
     [source] = stage.sources
     return source
 
@@ -75,7 +72,7 @@ def test_rows_columns_languages_and_openings_are_counted(tmp_path: Path, chatml:
     assert source.answers.openings[0].count == 2 and source.answers.distinct_openings == 10
 
 
-def test_duplicates_are_counted_where_they_are_not_left_out(tmp_path: Path, chatml: Tokenizer) -> None:
+def test_duplicates_are_counted_when_they_are_kept(tmp_path: Path, chatml: Tokenizer) -> None:
     rows = [row("a b c", "d"), row("e f g", "h"), row("a b c", "d"), row("a b c", "d")]
     stage, data, _ = statistics("sft", jsonl(tmp_path / "a.jsonl", rows), chatml)
     assert only(stage).exact_duplicates == 2
@@ -93,8 +90,8 @@ def test_near_duplicates_are_measured_and_stay_in(tmp_path: Path, chatml: Tokeni
     stage, data, measured = statistics("pretrain", file, chatml)
     source = only(stage)
     assert source.near_duplicates == 1 and data.train.examples.count == 3
-    [(where, first, overlap)] = source.near_examples
-    assert (where, first) == (f"{file}:3", f"{file}:1") and measured.threshold <= overlap < 1
+    [(location, first_location, overlap)] = source.near_examples
+    assert (location, first_location) == (f"{file}:3", f"{file}:1") and measured.threshold <= overlap < 1
     left_out, *_ = statistics("pretrain", file, chatml, clean={"near_duplicates": 0.8})
     assert only(left_out).near_duplicates == 1 == only(left_out).dropped["near duplicate"]
 
@@ -107,7 +104,7 @@ def test_a_higher_threshold_finds_no_more_near_duplicates(tmp_path: Path) -> Non
     assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1]
 
 
-def test_lengths_are_of_whole_conversations_and_say_what_fits(tmp_path: Path, chatml: Tokenizer) -> None:
+def test_lengths_count_whole_conversations_and_how_many_fit(tmp_path: Path, chatml: Tokenizer) -> None:
     rows = [row("hi", "x " * n) for n in (1, 5, 100, 200)]
     stage, data, _ = statistics("sft", jsonl(tmp_path / "a.jsonl", rows), chatml, max_seq_len=64)
     source = only(stage)

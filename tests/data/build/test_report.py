@@ -38,13 +38,13 @@ ROWS = st.lists(
 
 
 @settings(max_examples=60)
-@given(rows=ROWS, kind=st.sampled_from(["pretrain", "sft", "preference"]), share=st.sampled_from([0, 0.3]))
-def test_every_row_is_used_or_dropped_whatever_the_rows(
-    chatml: Tokenizer, tmp_path_factory: pytest.TempPathFactory, rows: list[Any], kind: str, share: float
+@given(rows=ROWS, kind=st.sampled_from(["pretrain", "sft", "preference"]), validation=st.sampled_from([0, 0.3]))
+def test_every_row_is_used_or_dropped_for_any_rows(
+    chatml: Tokenizer, tmp_path_factory: pytest.TempPathFactory, rows: list[Any], kind: str, validation: float
 ) -> None:
     file = jsonl(tmp_path_factory.getbasetemp() / "mixture.jsonl", [GOOD, *rows])
     try:
-        data = prepare(kind, file, chatml, validation=share)
+        data = prepare(kind, file, chatml, validation=validation)
     except FledgeError as error:
         # All that can be used fell to validation, or all that fell to validation cannot be used.
         assert "no training example is left" in str(error) or "no validation example is left" in str(error)
@@ -60,7 +60,7 @@ def test_every_row_is_used_or_dropped_whatever_the_rows(
     assert all(event["where"].startswith(f"{file}:") for event in source["first_events"])
 
 
-def test_validation_of_which_no_row_fits_is_an_error(chatml: Tokenizer, tmp_path: Path) -> None:
+def test_validation_without_a_row_that_fits_is_an_error(chatml: Tokenizer, tmp_path: Path) -> None:
     file = jsonl(tmp_path / "rows.jsonl", [GOOD, {"prompt": "word " * 400, "response": "answer"}])
     errors = []
     for seed in range(20):  # some seeds put exactly the row that does not fit on the side of validation
@@ -110,10 +110,12 @@ def test_each_source_has_a_report_of_its_own(tmp_path: Path, chatml: Tokenizer) 
 
 
 def rows_of(count: int) -> list[dict]:
+    """Rows of this many different documents."""
     return [{"text": f"document {i}"} for i in range(count)]
 
 
 def texts(collected: CollectedRows, mark: int) -> list[str]:
+    """The texts of the documents with this mark (training or validation)."""
     return [item.text for item in collected.items(mark) if isinstance(item, Document)]
 
 
@@ -137,7 +139,7 @@ def test_duplicates_fall_on_the_same_side(tmp_path: Path) -> None:
     assert all(texts(collected, VALIDATION).count(text) == 3 for text in texts(collected, VALIDATION))
 
 
-def test_validation_has_at_least_one_row_unless_none_is_wanted(tmp_path: Path) -> None:
+def test_validation_has_at_least_one_row_unless_it_is_zero(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "a.jsonl", rows_of(5))
     assert len(texts(read("pretrain", file, validation=1e-9), VALIDATION)) == 1
     assert texts(read("pretrain", file, validation=0), VALIDATION) == []
@@ -151,9 +153,10 @@ def test_a_stage_without_a_training_row_is_an_error(tmp_path: Path, chatml: Toke
 # What does not fit
 
 
-def talk(*parts: str) -> list[dict[str, str]]:
+def turns_of(*texts: str) -> list[dict[str, str]]:
+    """Turns with these texts, of user and assistant alternately."""
     roles = ("user", "assistant")
-    return [{"role": roles[i % 2], "content": part} for i, part in enumerate(parts)]
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 def written(data: Any, tokenizer: Tokenizer, index: int = 0) -> tuple[str, str]:
@@ -163,10 +166,10 @@ def written(data: Any, tokenizer: Tokenizer, index: int = 0) -> tuple[str, str]:
 
 
 def test_a_long_conversation_keeps_its_system_turn_and_the_newest_whole_rounds(tmp_path: Path, chatml: Tokenizer) -> None:
-    turns = talk(*(part for i in range(9) for part in (f"ask {i}", f"tell {i}")))
+    turns = turns_of(*(text for i in range(9) for text in (f"ask {i}", f"tell {i}")))
     file = jsonl(tmp_path / "a.jsonl", [{"messages": [{"role": "system", "content": "sys"}, *turns]}])
-    whole = prepare("sft", file, chatml, max_seq_len=2000)
-    size = len(whole.train.examples.tokens) - 1
+    complete = prepare("sft", file, chatml, max_seq_len=2000)
+    size = len(complete.train.examples.tokens) - 1
     exact = prepare("sft", file, chatml, max_seq_len=size)
     assert exact.report.sources[0].shortened_rows == 0
     source = (data := prepare("sft", file, chatml, max_seq_len=size - 2)).report.sources[0]
@@ -180,7 +183,7 @@ def test_a_long_conversation_keeps_its_system_turn_and_the_newest_whole_rounds(t
 
 def test_an_answer_longer_than_the_context_is_cut_and_counted(tmp_path: Path, chatml: Tokenizer) -> None:
     answer = " ".join(map(str, range(100)))
-    file = jsonl(tmp_path / "a.jsonl", [{"messages": talk("old", "older", "new", answer)}])
+    file = jsonl(tmp_path / "a.jsonl", [{"messages": turns_of("old", "older", "new", answer)}])
     data = prepare("sft", file, chatml, max_seq_len=64)
     source = data.report.sources[0]
     assert (source.truncated_rows, source.shortened_rows, source.used_rows) == (1, 1, 1)
@@ -219,7 +222,7 @@ def test_preferences_that_do_not_fit_are_cut_or_dropped_and_counted(
 
 
 def test_a_preference_with_a_long_history_keeps_the_newest_rounds_in_both_answers(tmp_path: Path, chatml: Tokenizer) -> None:
-    turns = talk(*(part for i in range(9) for part in (f"ask {i}", f"tell {i}")), "last")
+    turns = turns_of(*(text for i in range(9) for text in (f"ask {i}", f"tell {i}")), "last")
     file = jsonl(tmp_path / "a.jsonl", [{"prompt": turns, "chosen": "yes", "rejected": "no"}])
     data = prepare("preference", file, chatml, max_seq_len=64)
     source = data.report.sources[0]
@@ -237,7 +240,7 @@ def test_documents_that_continue_in_another_packed_row_are_counted_as_split(tmp_
     assert data.train.num_tokens == len(data.train.examples.tokens) - 2
 
 
-def test_what_the_template_refuses_is_dropped_with_its_reason(tmp_path: Path, chatml: Tokenizer) -> None:
+def test_a_row_that_the_template_rejects_is_dropped_with_its_reason(tmp_path: Path, chatml: Tokenizer) -> None:
     chatml.core.save(str(tmp_path / "tokenizer.json"))
     jinja = (
         "{% for m in messages %}{% if 'bad' in m.content %}{{ raise_exception('not this') }}{% endif %}"
@@ -253,7 +256,7 @@ def test_what_the_template_refuses_is_dropped_with_its_reason(tmp_path: Path, ch
         assert source.first_events["the chat template refuses it"][0]["detail"] == "not this"
 
 
-def test_a_template_whose_prompt_does_not_begin_the_answer_is_refused_for_preferences(
+def test_a_template_whose_prompt_does_not_begin_the_answer_is_an_error_for_preferences(
     tmp_path: Path, chatml: Tokenizer
 ) -> None:
     chatml.core.save(str(tmp_path / "tokenizer.json"))

@@ -42,7 +42,7 @@ def bench() -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="module")
 def data() -> Path:
-    """Where real data lies, if it does: the benchmark makes its own sentences otherwise."""
+    """The folder of real data; without it the benchmark makes its own sentences."""
     return Path(os.environ.get("FLEDGE_DATA", REPOSITORY.parent / "shared" / "data"))
 
 
@@ -53,7 +53,7 @@ def sets_of(texts: list[str]) -> list[np.ndarray]:
 
 
 def expected_sets(text: str) -> set[tuple[str, ...]]:
-    """What `shingles` should see, in plain Python: n-grams of words, or of characters where those prevail."""
+    """The n-grams of a text, in plain Python: of words, or of characters where most units are Chinese characters."""
     units = re.findall(r"[一-鿿]|[^\W_一-鿿]+", text.replace("Ｗ", "w").lower())
     n = 5 if 2 * sum("一" <= unit <= "鿿" for unit in units) > len(units) else 3
     if not units:
@@ -219,7 +219,7 @@ def test_planted_copies_are_found_and_nothing_else(threshold: float, bench: Modu
 def test_unrelated_paragraphs_are_never_duplicates(kind: str, threshold: float, bench: ModuleType, data: Path) -> None:
     texts = bench.unrelated(data, 1000)[kind]
     assert len(texts) == 1000
-    assert bench.found(texts, bench.signatures_of(texts), threshold).tolist() == list(range(1000))
+    assert bench.representatives(texts, bench.signatures_of(texts), threshold).tolist() == list(range(1000))
 
 
 def test_similarity_is_not_transitive() -> None:

@@ -17,7 +17,7 @@ LENGTHS = st.lists(st.integers(2, 9), min_size=1, max_size=30)
 
 
 def examples_of(lengths: list[int], sequences_per_example: int = 1) -> Examples:
-    """Position p of sequence s is token 1000·s + p; the weight of a token tells its position, each fourth has none."""
+    """Examples whose token at position p of sequence s is 1000·s + p; the weight depends on p, every fourth weight is 0."""
     tokens = np.concatenate([1000 * s + np.arange(n) for s, n in enumerate(lengths)]).astype(np.int32)
     weights = np.where(tokens % 4 == 3, 0, 1 + tokens % 1000).astype(np.float32)
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
@@ -41,11 +41,11 @@ def test_concat_and_chunk_loses_no_position_and_pads_only_the_last_packed_row(
     lengths: list[int], width: int, seed: int
 ) -> None:
     rows = positions_of(pack_concat_and_chunk(np.asarray(lengths, dtype=np.int64), width, seed))
-    seen = [position for row in rows for position in row]
-    assert sorted(seen) == [(s, p) for s, n in enumerate(lengths) for p in range(n)]
+    positions = [position for row in rows for position in row]
+    assert sorted(positions) == [(s, p) for s, n in enumerate(lengths) for p in range(n)]
     assert all(len(row) == width for row in rows[:-1])
     assert all(0 < len(row) <= width for row in rows)
-    for before, after in pairwise(seen):  # documents lie end to end, in order
+    for before, after in pairwise(positions):  # documents lie end to end, in order
         assert after == (before[0], before[1] + 1) or after[1] == 0
 
 
@@ -90,7 +90,7 @@ def test_a_target_is_the_next_token_of_the_same_sequence_and_padding_has_no_weig
 
 
 @given(LENGTHS, SEED, st.booleans())
-def test_position_document_and_sequence_ids_tell_pieces_apart(lengths: list[int], seed: int, split: bool) -> None:
+def test_position_document_and_sequence_ids_separate_the_pieces_of_a_row(lengths: list[int], seed: int, split: bool) -> None:
     data = PackedDataset(examples_of(lengths), 8, PAD, seed, split)
     batch = data.assemble([*range(len(data)), None])
     for b in range(len(data)):
@@ -114,12 +114,12 @@ def test_the_examples_of_a_batch_of_pairs_are_its_pairs(lengths: list[int], seed
     assert batch.sequences_per_example == 2
     assert batch.num_sequences == 2 * len(lengths)
     for i, example in enumerate(batch.examples):
-        firsts = [int(batch.input_ids[batch.sequence_ids == 2 * i + part].min()) // 1000 for part in (0, 1)]
+        firsts = [int(batch.input_ids[batch.sequence_ids == 2 * i + index].min()) // 1000 for index in (0, 1)]
         assert firsts == [2 * example, 2 * example + 1]
 
 
 def equal(a: Batch, b: Batch) -> bool:
-    """Whether two batches hold the same examples and tensors."""
+    """Whether two batches hold equal examples and tensors."""
     tensors = ("input_ids", "targets", "loss_weights", "position_ids", "documents", "sequence_ids")
     return a.examples == b.examples and all(torch.equal(getattr(a, name), getattr(b, name)) for name in tensors)
 
@@ -149,7 +149,7 @@ def test_epochs_and_seeds_differ_in_order() -> None:
     assert len(orders) == 25
 
 
-def test_packed_rows_after_the_end_are_empty_and_weigh_nothing() -> None:
+def test_packed_rows_after_the_end_are_empty_and_have_weight_zero() -> None:
     data = PackedDataset(examples_of([9] * 6), 8, PAD, 1, False)
     batch = data.batch(4, 4, stop=6)
     assert batch.input_ids.shape == (4, 8)
@@ -161,7 +161,7 @@ def test_packed_rows_after_the_end_are_empty_and_weigh_nothing() -> None:
     assert (batch.to(torch.device("cpu")).sequence_ids[2:] == 2).all()
 
 
-def test_a_batch_of_empty_rows_still_says_how_many_sequences_an_example_has() -> None:
+def test_a_batch_of_empty_rows_has_the_number_of_sequences_per_example() -> None:
     data = PackedDataset(examples_of([5] * 4, 2), 16, PAD, 1, False)
     batch = data.batch(0, 2, stop=0)
     assert (batch.num_sequences, batch.examples, batch.sequences_per_example) == (0, (), 2)

@@ -1,4 +1,4 @@
-"""Real conversations of every chat format: what is trained is the answers and their end tokens, nothing else."""
+"""Real conversations of every chat format: exactly the answers and their end tokens are trained."""
 
 import json
 from collections.abc import Callable
@@ -35,6 +35,7 @@ def call_text(value: str) -> str:
 
 
 def glaive_answers(row: Row) -> list[list[str]]:
+    """The answers of a glaive row: texts of `gpt` and calls of `function_call`, as one sequence."""
     turns = row["conversations"]
     texts = {"gpt": lambda value: value, "function_call": call_text}
     return [[texts[turn["from"]](turn["value"]) for turn in turns if turn["from"] in texts]]
@@ -57,6 +58,7 @@ WITH_TOOLS = [file for file in FORMATS if "glaive" in file]
 
 
 def raw_rows(file: Path) -> list[Row]:
+    """The first rows of a file."""
     if file.suffix == ".parquet":
         return parquet.read_table(file).slice(0, ROWS).to_pylist()
     text = file.read_text(encoding="utf-8")
@@ -64,20 +66,24 @@ def raw_rows(file: Path) -> list[Row]:
 
 
 def items_of(rows: list[Row], kind: str) -> list[Item]:
+    """The rows parsed as items of this kind."""
     return [parse_row(row, Source(path="real"), kind) for row in rows]
 
 
 def trained(encoded: Encoded, tokenizer: Tokenizer) -> list[str]:
+    """The text of the trained tokens of each sequence of the only example."""
     (example,) = encoded.examples
     return [tokenizer.decode(tokens[1:][weights[1:] > 0].tolist()) for tokens, weights in example]
 
 
 def joined(answers: list[str], end: str, strip: str = "") -> str:
+    """The answers joined, each with the end token; `strip` is removed from their beginning."""
     return "".join((answer.lstrip(strip) if strip else answer) + end for answer in answers)
 
 
 @pytest.fixture(scope="module")
 def minimind(shared_data: Path) -> Tokenizer:
+    """The tokenizer of minimind, with its chat template."""
     return load_tokenizer(shared_data / "tokenizers" / "minimind")
 
 

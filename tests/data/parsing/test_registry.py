@@ -221,8 +221,10 @@ def test_openai_uses_tags_or_its_usual_names(tmp_path: Path) -> None:
 def test_recipe_overrides_each_entry(tmp_path: Path) -> None:
     entries = {"a": {"file_name": "a.json"}, "b": {"file_name": "b.json", "formatting": "sharegpt", "num_samples": 5}}
     keys = {"repeat": 2.0, "max_samples": 9, "encoding": "gb18030", "documents": "paragraph"}
-    asked = Source(registry=registry(tmp_path, **entries), name="a, b", columns={"system": "s"}, roles={"gpt": "user"}, **keys)
-    first, second = resolve(asked, KEY)
+    request = Source(
+        registry=registry(tmp_path, **entries), name="a, b", columns={"system": "s"}, roles={"gpt": "user"}, **keys
+    )
+    first, second = resolve(request, KEY)
     for source in (first, second):
         assert {key: getattr(source, key) for key in keys} == keys
         assert (source.columns["system"], source.roles["gpt"], source.registry) == ("s", "user", None)

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from itertools import islice, pairwise
 from pathlib import Path
@@ -22,62 +21,19 @@ from hypothesis import strategies as st
 
 from fledge.data.reading.arrays import json_array
 from fledge.data.reading.blocks import blocks_of
-from fledge.data.reading.encodings import detect_encoding, encoding_of
 from fledge.data.reading.formats import Record, line_batches
 from fledge.data.reading.hub import read_hub
 from fledge.data.reading.records import FileRange, file_notices, files_of, ignored_files, read, row_location, spans_of
 from fledge.data.reading.tables import csv_rows
 from fledge.errors import FledgeError
 from fledge.recipe.schema import Source
+from tests.support.data_files import COMPRESS, CUTS, ROWS, encode_rows, pieces, records, values
 
-ROWS = [{"prompt": f'第{i}个问题, "so"?\n', "response": f"答案 {i}; yes\tno 🙂"} for i in range(7)]
-COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
-CHINESE = "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。\n我们的国家是一个很大的国家。\n"
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
-
-
-def encode_rows(ending: str, rows: list[dict]) -> bytes:
-    """The rows as the bytes of a file with this extension."""
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    if ending in (".jsonl", ".ndjson"):
-        return "\n".join(lines).encode()
-    if ending == ".json":
-        return json.dumps(rows, ensure_ascii=False, indent=2).encode()
-    if ending == ".parquet":
-        buffer = io.BytesIO()
-        parquet.write_table(pa.Table.from_pylist(rows), buffer)
-        return buffer.getvalue()
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(rows[0]), delimiter="\t" if ending == ".tsv" else ",")
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue().encode()
-
-
-def records(file: Path, target: int = 1 << 30, **source: Any) -> list[Record]:
-    """All records of a file, read range by range."""
-    spec = Source(path=str(file), **source)
-    return [record for span in spans_of([file], spec, target) for record in read(span, spec)]
-
-
-def values(file: Path, target: int = 1 << 30, **source: Any) -> list[Any]:
-    """The values of a file without broken rows."""
-    results = records(file, target, **source)
-    assert not [record for record in results if record.broken]
-    return [record.value for record in results]
-
-
-def pieces(content: bytes, cuts: Iterable[int]) -> Iterator[bytes]:
-    """The content split at these offsets."""
-    bounds = sorted({0, len(content), *(cut % (len(content) + 1) for cut in cuts)})
-    return (content[a:b] for a, b in pairwise(bounds))
-
-
-CUTS = st.lists(st.integers(0, 10_000), max_size=12)
 
 
 @pytest.mark.parametrize("compression", COMPRESS)
@@ -229,63 +185,6 @@ def test_unnamed_csv_column_is_named_by_its_position(tmp_path: Path) -> None:
     assert values(tmp_path / "a.csv") == [{"column 1": "0", "text": "x"}, {"column 1": "1", "text": "y"}]
     (tmp_path / "b.csv").write_bytes(b"text\n\nx\n")
     assert values(tmp_path / "b.csv") == [{"text": "x"}]
-
-
-ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "gb18030", "gbk", "big5"]
-DETECTED_AS = {"utf-8-sig": "utf-8", "utf-16": "utf-16-le", "utf-32": "utf-32-le", "gbk": "gb18030", "big5": "cp950"}
-
-
-@pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".txt"])
-def test_verifiable_encodings_are_detected_and_reported(tmp_path: Path, encoding: str, ending: str) -> None:
-    lines = (CHINESE if encoding != "big5" else "春眠不覺曉，處處聞啼鳥。我們說這個國家的人來了。\n") * 20
-    rows = [{"text": line} for line in lines.splitlines()]
-    content = lines.encode() if ending == ".txt" else encode_rows(ending, rows)
-    name = DETECTED_AS.get(encoding, encoding)
-    for compression, compress in COMPRESS.items():
-        file = tmp_path / f"a{ending}{compression}"
-        file.write_bytes(compress(content.decode().encode(encoding)))
-        assert values(file, target=100) == rows
-        assert encoding_of(file, Source(path="x")) == name
-        assert file_notices(file, Source(path="x")) == ([f"read as {name}"] if name != "utf-8" else [])
-        assert values(file, encoding=encoding) == rows
-        assert file_notices(file, Source(path="x", encoding=encoding)) == []
-        if encoding.startswith("utf-16"):
-            assert values(file, encoding="utf-16") == rows
-
-
-@pytest.mark.parametrize(
-    ("encoding", "text"),
-    [
-        ("cp1252", "Les élèves français étudient à l'école. “Déjà l'été”, naïve garçon.\n"),
-        ("cp1251", "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему.\n"),
-        ("koi8-r", "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему.\n"),
-        ("cp949", "한국어는 한국과 북한의 공용어이다. 세계 여러 지역에 한민족 인구가 거주하게 되면서 사용되고 있다.\n"),
-        ("euc-jp", "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。\n"),
-        ("euc-jp", "吾輩は猫である。名前はまだ無い。\n"),
-        ("shift_jis", "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。\n"),
-        ("cp874", "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ\n"),
-    ],
-)  # fmt: skip
-def test_unverifiable_encoding_is_never_guessed_but_read_when_named(tmp_path: Path, encoding: str, text: str) -> None:
-    file = tmp_path / "a.txt"
-    file.write_bytes(text.encode(encoding) * 30 + b"plain\n")
-    result = records(file)
-    assert [record.broken for record in result] == ["undecodable"] * 30 + [None]
-    assert "is not UTF-8" in result[0].detail
-    assert [value["text"] for value in values(file, target=50, encoding=encoding)] == [text.rstrip("\n")] * 30 + ["plain"]
-
-
-@given(st.text(max_size=60), st.integers(0, 60))
-def test_utf8_is_always_detected_even_if_cut_within_a_character(text: str, cut: int) -> None:
-    sample = text.replace("\0", "").encode()
-    assert detect_encoding(sample[: len(sample) - min(cut, 3)]) == "utf-8"
-
-
-def test_one_undecodable_line_does_not_change_the_detected_encoding(tmp_path: Path) -> None:
-    file = tmp_path / "a.txt"
-    file.write_bytes(CHINESE.encode() * 20 + CHINESE.encode("gb18030") + CHINESE.encode())
-    assert [record.number for record in records(file) if record.broken] == [41, 42]
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 3 << 20])

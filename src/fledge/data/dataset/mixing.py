@@ -16,11 +16,11 @@ from fledge.recipe.schema import Source
 
 @dataclass(frozen=True, kw_only=True)
 class SourceQuota:
-    """The amount of one source that an epoch draws. `share`: fraction of the epoch's tokens; `ratio`: fraction of the
+    """The amount of one source that an epoch draws. `token_fraction`: fraction of the epoch's tokens; `ratio`: fraction of the
     source's rows; `max_rows`, `max_tokens`: upper limits; `repeat`: how often the drawn rows are read. None: no limit."""
 
     name: str
-    share: float | None = None
+    token_fraction: float | None = None
     ratio: float | None = None
     max_rows: int | None = None
     max_tokens: int | None = None
@@ -31,7 +31,7 @@ class SourceQuota:
         """The quota of a source of the recipe."""
         return cls(
             name=name,
-            share=source.token_fraction,
+            token_fraction=source.token_fraction,
             ratio=source.ratio,
             max_rows=source.max_rows,
             max_tokens=source.max_tokens,
@@ -83,7 +83,7 @@ class Mixture:
         without_shares = [self._by_quota(number, epoch) for number in range(len(self.quotas))]
         total = self._epoch_tokens(without_shares)
         sampled = [
-            rows if quota.share is None else self._by_share(number, epoch, quota.share * total)
+            rows if quota.token_fraction is None else self._by_token_fraction(number, epoch, quota.token_fraction * total)
             for number, (quota, rows) in enumerate(zip(self.quotas, without_shares, strict=True))
         ]
         return np.concatenate(sampled) if sampled else np.zeros(0, np.int64)
@@ -117,11 +117,11 @@ class Mixture:
     def _epoch_tokens(self, without_shares: Sequence[np.ndarray]) -> float:
         """Tokens of an epoch, determined by the sources without a share; if all have a share, the tokens of all sources."""
         tokens = [int(self._row_tokens[rows].sum()) for rows in without_shares]
-        shares = sum(quota.share or 0.0 for quota in self.quotas)
-        free = sum(count for count, quota in zip(tokens, self.quotas, strict=True) if quota.share is None)
-        return free / (1 - shares) if any(quota.share is None for quota in self.quotas) else float(sum(tokens))
+        shares = sum(quota.token_fraction or 0.0 for quota in self.quotas)
+        free = sum(count for count, quota in zip(tokens, self.quotas, strict=True) if quota.token_fraction is None)
+        return free / (1 - shares) if any(quota.token_fraction is None for quota in self.quotas) else float(sum(tokens))
 
-    def _by_share(self, number: int, epoch: int, target_tokens: float) -> np.ndarray:
+    def _by_token_fraction(self, number: int, epoch: int, target_tokens: float) -> np.ndarray:
         """The rows of a source whose tokens come nearest to the target: complete passes, then a part of one."""
         rows = self._rows_of_source[number]
         size = int(self._row_tokens[rows].sum())

@@ -191,7 +191,7 @@ class Entry:
         return {tags[tag]: role for tag, role in ROLES.items() if tags.get(tag)}
 
     def _effective_tags(self) -> Mapping[str, str]:
-        """The tags of the entry. `openai` without tags is recognised by its usual names."""
+        """The tags of the entry. `openai` without tags is recognized by its usual names."""
         if self.format == "alpaca" or (self.format == "openai" and self.tags is None):
             return {}
         return TAGS if self.tags is None else self.tags

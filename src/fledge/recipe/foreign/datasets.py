@@ -124,7 +124,7 @@ def _train(value: Any, context: Context) -> Answer:
 
 
 def _text_field(value: Any, context: Context) -> Answer:
-    return Answer(note="leave it out; the column 'text' is recognised") if word(value) == "text" else _train(value, context)
+    return Answer(note="leave it out; the column 'text' is recognized") if word(value) == "text" else _train(value, context)
 
 
 def _validation(value: Any, context: Context) -> Answer:
@@ -302,7 +302,7 @@ DATASETS: Table = {
     ),
     **for_keys(
         "remove_unused_columns no_remove_unused_columns label_names dataset_fields skip_prepare_dataset",
-        unneeded("columns are recognised by their names; data.train.columns names others"),
+        unneeded("columns are recognized by their names; data.train.columns names others"),
     ),
     **for_keys("enable_thinking preserve_thinking reasoning_template", unneeded("the chat template decides about thoughts")),
     **for_keys("tool_format tool_prompt tools", unneeded("the chat template formats tool calls")),

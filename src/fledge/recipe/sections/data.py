@@ -15,7 +15,7 @@ Role = Literal["system", "user", "assistant", "tool", "call"]
 
 class Source(ConfigModel):
     """A source of rows: a file, folder or glob (`path`), an entry of a dataset_info.json (`registry` and `name`), or a dataset
-    of the Hugging Face hub (`hub`). Formats that are not recognised are described by `columns`, `turns` and `roles`.
+    of the Hugging Face hub (`hub`). Formats that are not recognized are described by `columns`, `turns` and `roles`.
 
     `token_fraction`, `ratio`, `max_rows`, `max_tokens` and `repeat` determine how much of the source one epoch uses; the rows
     are drawn again for each epoch.
@@ -35,7 +35,7 @@ class Source(ConfigModel):
     documents: Literal["line", "paragraph", "file"] = Field(default="line", description="unit of a document in .txt files")
     encoding: str = Field(
         default="auto",
-        description="text encoding; auto: UTF-8, else the encoding recognised from a byte order mark or the text",
+        description="text encoding; auto: UTF-8, else the encoding recognized from a byte order mark or the text",
     )
     max_samples: Positive | None = Field(default=None, description="read only the first rows, at most this many")
     token_fraction: Annotated[float, BeforeValidator(as_fraction), Field(gt=0, le=1)] | None = Field(
