@@ -89,7 +89,7 @@ def test_a_conversation_that_is_too_long_is_reported_and_can_be_restarted(
     chat(str(folder), PARAMS)
     captured = capsys.readouterr()
     assert "the conversation: it has" in captured.err and "the model has 100 positions" in captured.err
-    assert "start anew with /new" in captured.err
+    assert "start a new one with /new" in captured.err
     assert captured.out == answer(folder, [Message("user", "What is a cat?")]) + "\n\n"  # the last line ends the input
 
 

@@ -39,7 +39,7 @@ def chat(model_path: str, params: SamplingParams, *, system: str | None = None) 
     """`fledge chat MODEL`: read turns from the terminal and answer them. /new forgets the conversation, /quit leaves."""
     engine, tokenizer = _load(model_path)
     messages = _system_turn(system)
-    print(f"talking to {model_path}; /new starts anew, /quit leaves", file=sys.stderr)
+    print(f"talking to {model_path}; /new starts a new conversation, /quit leaves", file=sys.stderr)
     while True:
         try:
             text = input("› ").strip()
@@ -58,7 +58,7 @@ def chat(model_path: str, params: SamplingParams, *, system: str | None = None) 
             answer = _print_answer(engine, tokenizer, tokenizer.encode_prompt([*messages, question]), params)
             messages += [question, Message("assistant", answer)]
         except PromptTooLongError as error:
-            print(FledgeError(error.what, where="the conversation", hint="start anew with /new").text(), file=sys.stderr)
+            print(FledgeError(error.what, where="the conversation", hint="start a new one with /new").text(), file=sys.stderr)
         except FledgeError as error:
             print(error.text(), file=sys.stderr)
 

@@ -192,7 +192,7 @@ class Pipeline:
                 hint=_resume_hint(folder.recipe, changes),
             )
         if not resume:
-            self.console.log(f"this run was begun before: going on ({folder.root})")
+            self.console.log(f"resuming the run in {folder.root}")
         for change in changes.applied:
             self.console.log(f"changed: {change}", style="yellow")
         self.changed = changes.applied
@@ -241,9 +241,9 @@ def _resume_hint(recipe: Path, changes: Changes) -> str:
     """The hint for a recipe that differs from the run's."""
     if changes.rejected:
         keys = ", ".join(change.key for change in changes.rejected[:3])
-        return f"{keys} cannot change in a run that has begun: choose another --name, or go on with `fledge train {recipe}`"
+        return f"{keys} cannot change in a run that has begun: choose another --name, or resume it as it was: `fledge train {recipe}`"
     allow = " ".join(f"--allow-change {change.key}" for change in changes.needs_allow)
-    return f"go on with them: {allow}; or without them: `fledge train {recipe}`; or choose another --name"
+    return f"resume with these changes: {allow}; or without them: `fledge train {recipe}`; or choose another --name"
 
 
 def _token_bytes(tokenizer: Tokenizer) -> torch.Tensor | None:

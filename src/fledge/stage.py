@@ -280,9 +280,11 @@ class StageRunner:
         if self.prepared.stage.select_checkpoint != "best" or best is None or best == state.step:
             return last
         if not (self.directory.checkpoints / step_name(best)).exists():
-            self.console.log(f"warning: the best checkpoint, of step {best:,}, was not saved: the last one goes on", "yellow")
+            self.console.log(
+                f"warning: the best checkpoint, of step {best:,}, was not saved: the last one is the result", "yellow"
+            )
             return last
-        self.console.log(f"the best checkpoint goes on: step {best:,}")
+        self.console.log(f"the best checkpoint is the result: step {best:,}")
         return self._checkpoint(best, averaged)
 
     def _checkpoint(self, step: int, averaged: bool) -> Path:

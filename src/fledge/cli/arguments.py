@@ -54,7 +54,7 @@ def _add_quickstart(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--seed", type=int, help=f"seed of the world and of the run (default {SEED})")
     command.add_argument("--name", default="quickstart", help="name of the run (default quickstart)")
     command.add_argument("--output", default="runs", help="folder of runs (default runs)")
-    command.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    command.add_argument("--resume", action="store_true", help="resume an interrupted run")
     command.add_argument("--quiet", action="store_true", help="print only the result")
 
 
@@ -68,7 +68,9 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("recipe", nargs="+", help="YAML files; later ones override earlier ones")
     command.add_argument("--dry-run", action="store_true", help="print the resolved recipe and the plan, and stop")
-    command.add_argument("--resume", action="store_true", help="go on with an interrupted run (this also happens by itself)")
+    command.add_argument(
+        "--resume", action="store_true", help="resume an interrupted run (a run of this name is also resumed without it)"
+    )
     command.add_argument(
         "--allow-change", metavar="KEY", action="append", default=[], help="resume although this key of the recipe has changed"
     )
@@ -112,7 +114,7 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     show.add_argument("--limit", type=int, default=3, help="examples to show (default 3)")
     show.add_argument("--offset", type=int, default=0, help="number of the first example (default 0)")
     build = _add_data_action(actions, "build", "read, clean, tokenise and pack once, to train from with built_dataset: DIR")
-    build.add_argument("--out", metavar="DIR", required=True, help="directory to build into; an interrupted build goes on")
+    build.add_argument("--out", metavar="DIR", required=True, help="directory to build into; an interrupted build is resumed")
     build.add_argument(
         "--executor", choices=("processes", "ray", "slurm"), default="processes", help="what processes the shards"
     )

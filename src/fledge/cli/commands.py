@@ -58,7 +58,7 @@ def _run_quickstart(options: argparse.Namespace) -> None:
     from fledge.run import Console
 
     if options.resume and (options.minutes is not None or options.seed is not None):
-        raise FledgeError("--resume goes on with the stored recipe", hint="leave --minutes and --seed out")
+        raise FledgeError("--resume uses the stored recipe", hint="leave --minutes and --seed out")
     minutes = MINUTES if options.minutes is None else options.minutes
     if not 0 < minutes < float("inf"):
         raise FledgeError("--minutes must be a number above zero")

@@ -47,7 +47,7 @@ def _begin(directory: RunDirectory, name: str, output: str, *, seed: int, minute
     """Measure this machine, generate the world, and return the recipe. Raises FledgeError if the run exists."""
     if directory.recipe.exists():
         raise FledgeError(
-            "this run exists already", where=str(directory.root), hint="add --resume to go on, or choose another --name"
+            "this run exists already", where=str(directory.root), hint="add --resume to resume it, or choose another --name"
         )
     console.title("world")
     budget = Budget(minutes, measure_speed(console.log))

@@ -84,7 +84,7 @@ def check_layout(root: Path) -> None:
         for name in EARLIER_FILES:
             if (folder / name).exists():
                 models = sorted(root.glob("**/checkpoints/last/model"), key=lambda model: model.stat().st_mtime)
-                hint = "start anew under another name" + (
+                hint = "train again under another name" + (
                     f"; its models can be loaded as before: {models[-1]}" if models else ""
                 )
                 raise FledgeError(
