@@ -241,7 +241,7 @@ def _resume_hint(recipe: Path, changes: Changes) -> str:
     """The hint for a recipe that differs from the run's."""
     if changes.rejected:
         keys = ", ".join(change.key for change in changes.rejected[:3])
-        return f"{keys} cannot change in a run that has begun: choose another --name, or resume it as it was: `fledge train {recipe}`"
+        return f"{keys} cannot change in a run that has begun: choose another --name, or resume it: `fledge train {recipe}`"
     allow = " ".join(f"--allow-change {change.key}" for change in changes.needs_allow)
     return f"resume with these changes: {allow}; or without them: `fledge train {recipe}`; or choose another --name"
 
