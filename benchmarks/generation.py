@@ -89,6 +89,7 @@ class Fledge:
         self.model, self.dtype, self.cache_bytes = model, DTYPES[precision], 0
 
     def __call__(self, prompts: list[list[int]], stop: frozenset[int], max_new_tokens: int) -> list[list[int]]:
+        """The new tokens for each prompt."""
         self.model.compute_dtype = self.dtype
         engine = Engine(self.model, stop, max_batch_size=BATCH)
         completions = engine.generate(prompts, SamplingParams(max_new_tokens=max_new_tokens))
@@ -105,6 +106,7 @@ class Opponent:
         self.model, self.pad = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[precision]).eval(), pad
 
     def __call__(self, prompts: list[list[int]], stop: frozenset[int], most: int) -> list[list[int]]:
+        """The new tokens for each prompt."""
         answers: list[list[int]] = [[] for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         for start in range(0, len(order), BATCH):

@@ -49,6 +49,7 @@ class Opponent:
         )  # fmt: skip
 
     def __call__(self) -> float:
+        """Train a few steps; returns the seconds of the fastest after the first."""
         from transformers import Trainer, TrainerCallback, TrainingArguments
 
         marks: list[float] = []

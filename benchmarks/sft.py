@@ -88,6 +88,7 @@ class Counting:
         self.collate, self.counts = collate, []
 
     def __call__(self, rows: list) -> dict[str, Any]:
+        """The collated batch, after its tokens are counted."""
         batch = self.collate(rows)
         mask = batch.get("attention_mask")
         useful = batch["input_ids"].numel() if mask is None else int(mask.sum())
@@ -141,6 +142,7 @@ class Opponent:
         }
 
     def __call__(self) -> Work:
+        """Train a few steps on other rows than before; returns the seconds and the tokens of all but the first step."""
         self.seconds.clear()
         self.counting.counts.clear()
         self.calls += 1  # other rows in each call: by itself the trainer would begin with the same ones

@@ -85,6 +85,7 @@ class Training:
         return batch
 
     def __call__(self) -> float:
+        """Take one step; returns its seconds."""
         started = time.perf_counter()
         self.learn()
         return time.perf_counter() - started

@@ -130,17 +130,7 @@ class StageRunner:
         if self.shared.after_stage is not None and self.ranks.is_main_process:
             with force_eager():
                 self.shared.after_stage(name, model, self.tokenizer, self.directory)
-        result = {
-            "order": self.order,
-            "model": str(chosen),
-            "step": state.step,
-            "seconds": state.seconds,
-            "wall_seconds": round(time.monotonic() - started, 3),
-            "stop": state.stop_reason,
-        }
-        if self.ranks.is_main_process:
-            write_json(self.directory.result_file, result)
-        return result
+        return self._write_result(state, chosen, wall_seconds=time.monotonic() - started)
 
     def _report_data_and_plan(self, changed: dict[str, list[Any]]) -> None:
         """Log the data report and the plan, and write their files. `changed`: changed keys of the recipe."""
@@ -301,6 +291,20 @@ class StageRunner:
         with force_eager():
             samples = sample(model, self.tokenizer, self.recipe.generation_samples, self.prepared.stage.kind)
         write_json(file, {**metrics, "samples": [one.as_dict() for one in samples]})
+
+    def _write_result(self, state: TrainState, chosen: Path, wall_seconds: float) -> dict[str, Any]:
+        """Write result.json, which marks the stage as finished, and return its content."""
+        result = {
+            "order": self.order,
+            "model": str(chosen),
+            "step": state.step,
+            "seconds": state.seconds,
+            "wall_seconds": round(wall_seconds, 3),
+            "stop": state.stop_reason,
+        }
+        if self.ranks.is_main_process:
+            write_json(self.directory.result_file, result)
+        return result
 
     def _hooks(self, validation: ValidationSet | None) -> tuple[Hook, ...]:
         """The hooks of the trainer: evaluation if there are validation data, prompt tests if the recipe has some."""
