@@ -52,7 +52,7 @@ class Bench:
 
     def __init__(self, recipe: Recipe, data: PackedDataset, vocab: int, folder: Path) -> None:
         stage = recipe.stages["pretrain"]
-        _, self.extent, self.stage = plan_stage(stage, data, ModelCost(recipe.model, vocab))
+        _, self.horizon, self.stage = plan_stage(stage, data, ModelCost(recipe.model, vocab))
         self.model, self.data = fresh(recipe, vocab), data
         batch = data.batch(0, self.stage.batch.micro_batch_rows)
         make = lambda kernel: CausalLMObjective(0.0, kernel)  # noqa: E731
@@ -62,7 +62,7 @@ class Bench:
         objective, console = CausalLMObjective(kernel=head_kernel(self.decision)), Console(live=False)
         context = TrainContext(
             stage=self.stage,
-            horizon=self.extent,
+            horizon=self.horizon,
             seed=0,
             model=self.model,
             objective=objective,
@@ -75,7 +75,7 @@ class Bench:
         )
         self.trainer = Trainer(context, console)
         self.open = ExitStack()
-        self.trainer.start(self.open.enter_context(console.progress("step", self.extent.steps, 0, 1)))
+        self.trainer.start(self.open.enter_context(console.progress("step", self.horizon.steps, 0, 1)))
         self.bare, self.bare_loader, self.bare_step = self._train_step(objective), self._loader(objective), 0
         for one in (self.trainer, self.bare_loader):
             self.open.callback(one.close)
@@ -85,8 +85,8 @@ class Bench:
         return TrainStep(self.model, objective, optimizers, max_grad_norm=max_grad_norm, seed=0)
 
     def _loader(self, objective: CausalLMObjective) -> BatchLoader:
-        source = DatasetSource(self.data, self.extent, self.stage.batch.micro_batch_rows, objective.normalizer)
-        return BatchLoader(source, self.extent.steps, self.device)
+        source = DatasetSource(self.data, self.horizon, self.stage.batch.micro_batch_rows, objective.normalizer)
+        return BatchLoader(source, self.horizon.steps, self.device)
 
     @staticmethod
     def _no_model(folder: Path, weights: object) -> None:
@@ -107,7 +107,7 @@ class Bench:
         wait_for(self.device.type)
 
     def _lr(self) -> float:
-        return learning_rate(self.bare_step, self.extent.steps, self.stage.optimizer, self.stage.schedule)
+        return learning_rate(self.bare_step, self.horizon.steps, self.stage.optimizer, self.stage.schedule)
 
     def phase_seconds(self, repeats: int) -> dict[str, float]:
         """Median seconds of each part of watching a step."""
@@ -153,7 +153,7 @@ class Bench:
         return system_metrics(
             output,
             self.trainer.state,
-            total_steps=self.extent.steps,
+            total_steps=self.horizon.steps,
             seconds_before=0.0,
             other_seconds={},
             cost=recorder.cost,

@@ -61,7 +61,7 @@ class Training:
     ) -> None:
         self.stage = recipe.stages[name]
         rows = self.stage.batch.micro_batch_rows
-        self.extent = compute_steps(self.stage.duration, self.stage.batch, data.packed_rows_in, data.packed_length)
+        self.horizon = compute_steps(self.stage.duration, self.stage.batch, data.packed_rows_in, data.packed_length)
         self.model = model
         make = lambda kernel: CausalLMObjective(0.0, kernel)  # noqa: E731
         self.decision = decision or autotune(recipe.runtime, model, data.batch(0, rows), make, micro_steps=10_000, log=print)
@@ -69,8 +69,8 @@ class Training:
         model.train()
         objective = CausalLMObjective(kernel=head_kernel(self.decision))
         optimizers = build_optimizers(model, self.stage.optimizer)
-        source = DatasetSource(data, self.extent, rows, objective.normalizer)
-        self.loader = BatchLoader(source, self.extent.steps, torch.device(self.decision.device))
+        source = DatasetSource(data, self.horizon, rows, objective.normalizer)
+        self.loader = BatchLoader(source, self.horizon.steps, torch.device(self.decision.device))
         max_grad_norm = self.stage.optimizer.max_grad_norm
         self.train_step = TrainStep(model, objective, optimizers, max_grad_norm=max_grad_norm, seed=0)
         self.step = 0
@@ -79,7 +79,7 @@ class Training:
     def learn(self) -> StepBatch:
         """Take one step and return its batch."""
         batch, data_seconds = self.loader.batch(self.step)
-        lr = learning_rate(self.step, self.extent.steps, self.stage.optimizer, self.stage.schedule)
+        lr = learning_rate(self.step, self.horizon.steps, self.stage.optimizer, self.stage.schedule)
         self.last = self.train_step(batch, lr, data_seconds)
         self.step += 1
         return batch

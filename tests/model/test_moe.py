@@ -72,15 +72,15 @@ def test_balance_and_z_follow_their_formulas(top_k: int, padded: bool) -> None:
     logits = _logits(experts.gate, x)
     theirs = load_balancing_loss_func((logits,), 4, top_k, real.long() if padded else None)
     assert isinstance(theirs, Tensor)
-    torch.testing.assert_close(routing.balance, theirs)
+    torch.testing.assert_close(routing.aux_loss, theirs)
     kept = logits[real.flatten()]
-    torch.testing.assert_close(routing.z, kept.exp().sum(-1).log().square().mean())
+    torch.testing.assert_close(routing.z_loss, kept.exp().sum(-1).log().square().mean())
     p = kept.softmax(-1)
     torch.testing.assert_close(routing.entropy[0], torch.distributions.Categorical(p).entropy().mean())
     counts = torch.bincount(p.topk(top_k).indices.flatten(), minlength=4).float()
     assert torch.equal(routing.counts[0], counts) and routing.tokens == real.sum()
     torch.testing.assert_close(routing.load[0], counts / (top_k * real.sum()))
-    mine = torch.autograd.grad(routing.balance + routing.z, experts.gate.weight, retain_graph=True)[0]
+    mine = torch.autograd.grad(routing.aux_loss + routing.z_loss, experts.gate.weight, retain_graph=True)[0]
     expected = torch.autograd.grad(theirs + kept.logsumexp(-1).square().mean(), experts.gate.weight)[0]
     torch.testing.assert_close(mine, expected, atol=1e-6, rtol=1e-5)
 
@@ -93,7 +93,7 @@ def test_an_even_load_has_the_least_balance_loss_top_k_and_full_entropy() -> Non
     x = torch.eye(8).roll(1, 0) + torch.eye(8)  # token i likes the experts i and i - 1
     routing = RouterStats.of_layers([experts.forward_with_stats(F.pad(x, (0, WIDTH - 8))[None], None)[1]]).detach()
     assert torch.equal(routing.load, torch.full((1, 8), 1 / 8))
-    assert float(routing.balance) == pytest.approx(2.0, rel=1e-6)
+    assert float(routing.aux_loss) == pytest.approx(2.0, rel=1e-6)
     assert float(routing.entropy) == pytest.approx(math.log(8), rel=1e-6)
 
 
@@ -106,7 +106,7 @@ def test_padding_changes_neither_statistics_nor_their_gradients() -> None:
         tokens[:, 15:] = random_tokens(2, 9, seed=filling)
         hidden, routing = model.forward_with_router_stats(tokens, None, documents)
         assert routing is not None
-        (routing.balance + routing.z).backward()
+        (routing.aux_loss + routing.z_loss).backward()
         results.append((hidden[:, :15].detach(), routing.detach(), gradients(model)))
     alone = model.forward_with_router_stats(tokens[:, :15])[1]
     assert alone is not None
@@ -114,7 +114,7 @@ def test_padding_changes_neither_statistics_nor_their_gradients() -> None:
         torch.testing.assert_close(left[0], right[0])
         assert torch.equal(left[1].counts, right[1].counts) and left[1].tokens == right[1].tokens == 30
         torch.testing.assert_close(left[1].entropy, right[1].entropy)
-        torch.testing.assert_close(left[1].z, right[1].z)
+        torch.testing.assert_close(left[1].z, right[1].z_loss)
         assert_same_gradients(left[2], right[2], atol=1e-6)
 
 
@@ -132,7 +132,7 @@ def test_the_same_step_gives_the_same_bits(dtype: torch.dtype) -> None:
     def step() -> dict[str, Tensor]:
         x = random_tensor(4, 128, WIDTH).to(dtype).requires_grad_()
         out, statistics = experts.forward_with_stats(x, None)
-        (out.float().square().sum() + RouterStats.of_layers([statistics]).balance).backward()
+        (out.float().square().sum() + RouterStats.of_layers([statistics]).aux_loss).backward()
         assert x.grad is not None
         return {**gradients(experts), "x": x.grad}
 
@@ -165,13 +165,13 @@ def test_merged_statistics_of_two_batches_equal_the_statistics_of_one_joint_batc
     merged = RouterStats.merged([batch for batch in batches if batch is not None])
     assert torch.equal(merged.counts, together.counts) and merged.tokens == together.tokens == 44
     torch.testing.assert_close(merged.entropy, together.entropy)
-    torch.testing.assert_close(merged.z, together.z)
-    torch.testing.assert_close(merged.balance, (4 * batches[0].balance + 40 * batches[1].balance) / 44)
+    torch.testing.assert_close(merged.z_loss, together.z_loss)
+    torch.testing.assert_close(merged.aux_loss, (4 * batches[0].aux_loss + 40 * batches[1].aux_loss) / 44)
 
 
 def test_penalty_is_weighted_and_a_bias_has_no_balance_loss() -> None:
     one = torch.tensor(1.0)
-    routing = RouterStats(torch.ones(1, 2), one, torch.ones(1), balance=3 * one, z=5 * one)
+    routing = RouterStats(torch.ones(1, 2), one, torch.ones(1), aux_loss=3 * one, z_loss=5 * one)
     assert (
         float(
             routing.penalty(MoeConfig(num_experts=2, num_experts_per_tok=2, router_aux_loss_coef=0.5, router_z_loss_coef=0.25))
@@ -200,7 +200,7 @@ def test_routing_and_gradients_survive_activation_checkpointing() -> None:
         x = random_tensor(1, 12, WIDTH).requires_grad_()
         call = (x, cos, sin, None, None)
         out, statistics = block(*call) if kept else checkpoint(block, *call, use_reentrant=False)
-        (out.square().sum() + 3 * RouterStats.of_layers([statistics]).balance).backward()
+        (out.square().sum() + 3 * RouterStats.of_layers([statistics]).aux_loss).backward()
         assert x.grad is not None
         grads.append({**gradients(block), "x": x.grad})
     assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
@@ -256,7 +256,7 @@ def test_a_compiled_block_equals_the_plain_one_and_is_compiled_once_for_all_load
     def backward(seed: int) -> tuple[dict[str, Tensor], RouterStats]:
         hidden, routing = model.forward_with_router_stats(random_tokens(2, 40, seed=seed), None, documents)
         assert routing is not None
-        (hidden.square().sum() + routing.balance + routing.z).backward()
+        (hidden.square().sum() + routing.aux_loss + routing.z_loss).backward()
         return gradients(model), routing.detach()
 
     plain = [backward(seed) for seed in range(4)]
@@ -269,6 +269,6 @@ def test_a_compiled_block_equals_the_plain_one_and_is_compiled_once_for_all_load
         actual, routed = backward(seed)
         assert_same_gradients(actual, expected, atol=1e-4, rtol=1e-3)
         assert torch.equal(routed.counts, routing.counts)
-        torch.testing.assert_close(routed.balance, routing.balance)
+        torch.testing.assert_close(routed.aux_loss, routing.aux_loss)
         torch.testing.assert_close(routed.entropy, routing.entropy)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

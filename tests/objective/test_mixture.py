@@ -29,7 +29,7 @@ def test_the_loss_is_the_cross_entropy_alone_and_the_penalty_is_a_separate_value
     assert routing is not None and outcome.aux_loss is not None and outcome.routing is not None
     logps = model.logits(hidden).log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
     torch.testing.assert_close(outcome.loss, -(logps * batch.loss_weights).sum())
-    torch.testing.assert_close(outcome.aux_loss, batch.weight * (0.5 * routing.balance + 0.25 * routing.z))
+    torch.testing.assert_close(outcome.aux_loss, batch.weight * (0.5 * routing.aux_loss + 0.25 * routing.z_loss))
     assert float(outcome.routing.tokens) == batch.num_tokens < batch.input_ids.numel()
     assert torch.equal(outcome.routing.counts.sum(1), torch.full((2,), 2.0 * batch.num_tokens))
     measured = CausalLMObjective().evaluate(model, batch)
@@ -56,7 +56,7 @@ def test_a_preference_is_penalised_for_each_pair() -> None:
     routing = model.forward_with_router_stats(batch.input_ids, batch.position_ids, batch.documents)[1]
     assert routing is not None and outcome.aux_loss is not None
     torch.testing.assert_close(outcome.loss.detach(), 6 * torch.tensor(2.0).log(), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(outcome.aux_loss, 6 * (0.5 * routing.balance + 0.25 * routing.z))
+    torch.testing.assert_close(outcome.aux_loss, 6 * (0.5 * routing.aux_loss + 0.25 * routing.z_loss))
 
 
 def test_a_detached_outcome_has_no_graph_and_equal_numbers() -> None:
@@ -65,7 +65,7 @@ def test_a_detached_outcome_has_no_graph_and_equal_numbers() -> None:
     kept = outcome.detached()
     assert kept.routing is not None and outcome.routing is not None
     assert not any(t.requires_grad for t in (kept.loss, *vars(kept.routing).values()))
-    assert torch.equal(kept.routing.balance, outcome.routing.balance) and torch.equal(
+    assert torch.equal(kept.routing.aux_loss, outcome.routing.aux_loss) and torch.equal(
         kept.routing.counts, outcome.routing.counts
     )
 

@@ -61,7 +61,7 @@ class AutotuneSearch:
     ) -> None:
         self.config, self.workload, self.cache, self.micro_steps, self.log = config, workload, cache, micro_steps, log
         self.truncated = workload.truncated()
-        self.evidence: dict[str, float | str] = {"probe": self.truncated.describe()}
+        self.measurements: dict[str, float | str] = {"probe": self.truncated.describe()}
         self.threads = 0
 
     def decision(self) -> ComputeConfig:
@@ -78,14 +78,14 @@ class AutotuneSearch:
     def _store_measurements(self, load: float) -> None:
         cache = self.cache
         if cache.new and cache.recalled:
-            self.evidence["measured"] = f"partly before on this machine ({cache.measured_at})"
+            self.measurements["measured"] = f"partly before on this machine ({cache.measured_at})"
         elif cache.new:
-            self.evidence["measured"] = "in this run"
+            self.measurements["measured"] = "in this run"
         else:
-            self.evidence["measured"] = f"before on this machine ({cache.measured_at})"
-            self.log(f"as measured {self.evidence['measured']}; --runtime.autotune refresh measures again")
+            self.measurements["measured"] = f"before on this machine ({cache.measured_at})"
+            self.log(f"as measured {self.measurements['measured']}; --runtime.autotune refresh measures again")
         if cache.new:
-            self.evidence["load"] = round(load, 2)
+            self.measurements["load"] = round(load, 2)
             if self.workload.device == "cpu" and is_too_busy(load, cores()):
                 self.log(f"note: the machine is busy (load {load:.1f}): the measurements are not kept for later runs")
             else:
@@ -97,15 +97,15 @@ class AutotuneSearch:
         """The number of threads: all cores; with hyperthreads, all logical or all physical cores, as measured."""
         logical, physical = cores(), physical_cores()
         if local_world_size() > 1 and not self.config.threads:
-            self.evidence["threads_reason"] = (
+            self.measurements["threads_reason"] = (
                 f"its share of {logical} cores: {local_world_size()} processes train on this machine"
             )
             return max(1, logical // local_world_size())
         if self.config.threads:
-            self.evidence["threads_reason"] = SET_IN_RECIPE
+            self.measurements["threads_reason"] = SET_IN_RECIPE
             return self.config.threads
         if physical == logical or self.workload.device == "cuda":
-            self.evidence["threads_reason"] = "one per core"
+            self.measurements["threads_reason"] = "one per core"
             return logical
 
         def step_with_threads(count: int) -> Callable[[], None]:
@@ -121,8 +121,8 @@ class AutotuneSearch:
             return benchmark({str(count): step_with_threads(count) for count in (logical, physical)}, self.workload.device)
 
         seconds = self.cache.get_or_measure(f"fp32 by threads {logical} and {physical}", measure)
-        self.evidence.update({f"threads_{count}_seconds": round(elapsed, 4) for count, elapsed in seconds.items()})
-        self.evidence["threads_reason"] = f"measured: {physical} physical cores of {logical}"
+        self.measurements.update({f"threads_{count}_seconds": round(elapsed, 4) for count, elapsed in seconds.items()})
+        self.measurements["threads_reason"] = f"measured: {physical} physical cores of {logical}"
         return logical if seconds[str(logical)] < seconds[str(physical)] else physical
 
     # -- uncompiled or compiled -------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ class AutotuneSearch:
         def configure(precision: str, attention: str, compile: bool) -> ComputeConfig:
             return ComputeConfig(
                 device=self.workload.device, precision=precision, attention=attention, compile=compile,
-                threads=self.threads, measurements=self.evidence,
+                threads=self.threads, measurements=self.measurements,
             )  # fmt: skip
 
         seconds = self._uncompiled_seconds()
@@ -155,7 +155,7 @@ class AutotuneSearch:
                 if self._must_compile:
                     hint = "set runtime.compile to auto or false, and runtime.attention to auto"
                     raise FledgeError(failure, where="runtime.compile", hint=hint) from error
-                self.evidence["compile_reason"] = failure
+                self.measurements["compile_reason"] = failure
                 self.log(f"warning: {failure}; continuing with uncompiled code")
         return configure(uncompiled, self._attention(uncompiled, compiling=False), False)
 
@@ -166,12 +166,12 @@ class AutotuneSearch:
     def _should_try_compiling(self, seconds: float) -> bool:
         """Whether compiling is requested, or training is long enough; `seconds`: of the truncated step, uncompiled."""
         if self._must_compile or self.config.compile is False:
-            self.evidence["compile_reason"] = SET_IN_RECIPE
+            self.measurements["compile_reason"] = SET_IN_RECIPE
             return self._must_compile
         scale = self.workload.batch.input_ids.numel() / self.truncated.batch.input_ids.numel()
         remaining = self.workload.full_step_seconds(seconds * scale) * self.micro_steps
         if remaining < MIN_SECONDS_TO_COMPILE:
-            self.evidence["compile_reason"] = f"about {remaining:.0f} s of training is too short for compiling to save time"
+            self.measurements["compile_reason"] = f"about {remaining:.0f} s of training is too short for compiling to save time"
         return remaining >= MIN_SECONDS_TO_COMPILE
 
     def _is_compiling_faster(self, compiled: ComputeConfig, uncompiled: ComputeConfig) -> bool:
@@ -185,8 +185,8 @@ class AutotuneSearch:
             return time_compiled(uncompiled_step, compiled_step, self.workload.device)
 
         best = self.cache.get_or_measure(key, measure)
-        self.evidence.update({f"{name}_seconds": round(seconds, 4) for name, seconds in best.items()})
-        self.evidence["compile_reason"] = "measured on one layer and the head"
+        self.measurements.update({f"{name}_seconds": round(seconds, 4) for name, seconds in best.items()})
+        self.measurements["compile_reason"] = "measured on one layer and the head"
         is_faster = best["compiled"] < MAX_COMPILED_RATIO * best["eager"]
         if is_faster and key in self.cache.recalled:
             self._compile(compiled)
@@ -199,7 +199,7 @@ class AutotuneSearch:
         use_float32(config.precision)
         start_time = time.perf_counter()
         compile_with_cache_retry(step, self.log)
-        self.evidence["compile_seconds"] = round(time.perf_counter() - start_time, 1)
+        self.measurements["compile_seconds"] = round(time.perf_counter() - start_time, 1)
         return step
 
     # -- precision --------------------------------------------------------------------------------------------------
@@ -209,14 +209,14 @@ class AutotuneSearch:
         config, device = self.config, self.workload.device
         units = capability(device)
         if config.precision != "auto":
-            self.evidence["precision_reason"], names = SET_IN_RECIPE, [config.precision]
+            self.measurements["precision_reason"], names = SET_IN_RECIPE, [config.precision]
             if config.precision == "fp16" and device == "cpu":
                 self.log("warning: runtime.precision fp16 is slow on a CPU, which has no fp16 units")
         elif units is not None:
-            precision, self.evidence["precision_reason"] = precision_rules.gpu_precision(units)
+            precision, self.measurements["precision_reason"] = precision_rules.gpu_precision(units)
             names = [precision]
         else:
-            self.evidence["precision_reason"], names = "measured on a piece of a micro-batch", ["fp32", "bf16"]
+            self.measurements["precision_reason"], names = "measured on a piece of a micro-batch", ["fp32", "bf16"]
         if config.compile != "auto" and len(names) == 1:
             return dict.fromkeys(names, 0.0)  # no choice depends on the seconds
         use_float32(names[0])
@@ -224,7 +224,7 @@ class AutotuneSearch:
         runs = {name: self.truncated.step(DTYPES[name], attention) for name in names}
         key = f"plain {' '.join(names)}, attention {attention}, {self.threads} threads"
         seconds = self.cache.get_or_measure(key, lambda: benchmark(runs, device))
-        self.evidence.update({f"{name}_seconds": round(elapsed, 4) for name, elapsed in seconds.items()})
+        self.measurements.update({f"{name}_seconds": round(elapsed, 4) for name, elapsed in seconds.items()})
         return seconds
 
     def _precisions(self, seconds: dict[str, float], try_compiling: bool) -> tuple[str, str]:
@@ -236,7 +236,7 @@ class AutotuneSearch:
         if not try_compiling:
             return uncompiled, uncompiled
         peaks = {name: self._measure_matmul_peak(name) for name in ("fp32", "bf16")}
-        self.evidence.update({f"{name}_peak_flops": round(peak) for name, peak in peaks.items()})
+        self.measurements.update({f"{name}_peak_flops": round(peak) for name, peak in peaks.items()})
         return uncompiled, precision_rules.compiled_precision(seconds, peaks)
 
     def _measure_matmul_peak(self, precision: str) -> float:
@@ -248,7 +248,7 @@ class AutotuneSearch:
             return matmul_peak(device, DTYPES[precision], product_sizes(config, device))
 
         peak = self.cache.get_or_measure(f"matmul peak {precision}, {self.threads} threads", measure)
-        self.evidence["matmul_peak_flops"] = round(peak)
+        self.measurements["matmul_peak_flops"] = round(peak)
         return peak
 
     # -- attention --------------------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ class AutotuneSearch:
         """The fastest attention backend in this precision; uncompiled and compiled code differ in this."""
         config, dtype = self.config, DTYPES[precision]
         if config.attention != "auto":
-            self.evidence["attention_reason"] = SET_IN_RECIPE
+            self.measurements["attention_reason"] = SET_IN_RECIPE
             return config.attention
         names = self._candidates(dtype, compiling)
         mode = "compiled" if compiling else "plain"
@@ -270,8 +270,8 @@ class AutotuneSearch:
         if compiling:
             self.log("compiling attention to see which is fastest …")
         results = self.cache.get_or_measure(key, lambda: time_attention(self.truncated, dtype, names, compiling, self.log))
-        self.evidence.update({f"attention_{name}_{mode}": value for name, value in results.items()})
-        self.evidence["attention_reason"] = "measured forward and backward on the shapes of a micro-batch"
+        self.measurements.update({f"attention_{name}_{mode}": value for name, value in results.items()})
+        self.measurements["attention_reason"] = "measured forward and backward on the shapes of a micro-batch"
         return fastest(results)
 
 

@@ -30,28 +30,28 @@ class RouterStats:
     """How the routers of L layers distributed the tokens of a batch over E experts. Padding is not counted.
 
     `counts` [L, E]: assignments of tokens to experts. `tokens` (scalar): number of tokens. `entropy` [L]: mean entropy of the
-    router's distribution (nats). `balance` and `z` (scalars with gradients) are means over the layers: `balance` of
+    router's distribution (nats). `aux_loss` and `z_loss` (scalars with gradients) are means over the layers: `aux_loss` of
     Σ_e E·f_e·P_e, where f_e is the share of tokens that chose expert e and P_e its mean probability (an even load gives
-    `num_experts_per_tok`); `z` of the mean of (log Σ exp logits)².
+    `num_experts_per_tok`); `z_loss` of the mean of (log Σ exp logits)².
     """
 
     counts: Tensor
     tokens: Tensor
     entropy: Tensor
-    balance: Tensor
-    z: Tensor
+    aux_loss: Tensor
+    z_loss: Tensor
 
     @classmethod
     def of_layers(cls, statistics: Sequence[Tensor]) -> "RouterStats":
         """Combine the statistics [E + 4] of all layers (`MoELayer.forward_with_stats`)."""
         table = torch.stack(tuple(statistics))
-        tokens, entropy, balance, z = table[:, -4:].unbind(1)
+        tokens, entropy, aux_loss, z_loss = table[:, -4:].unbind(1)
         return cls(
             counts=table[:, :-4].detach(),
             tokens=tokens[0].detach(),
             entropy=entropy.detach(),
-            balance=balance.mean(),
-            z=z.mean(),
+            aux_loss=aux_loss.mean(),
+            z_loss=z_loss.mean(),
         )
 
     @classmethod
@@ -68,8 +68,8 @@ class RouterStats:
             counts=torch.stack([batch.counts for batch in batches]).sum(0),
             tokens=tokens.sum(),
             entropy=mean([batch.entropy for batch in batches]),
-            balance=mean([batch.balance for batch in batches]),
-            z=mean([batch.z for batch in batches]),
+            aux_loss=mean([batch.aux_loss for batch in batches]),
+            z_loss=mean([batch.z_loss for batch in batches]),
         )
 
     @property
@@ -79,16 +79,16 @@ class RouterStats:
 
     def detach(self) -> "RouterStats":
         """The statistics without their graph."""
-        return replace(self, balance=self.balance.detach(), z=self.z.detach())
+        return replace(self, aux_loss=self.aux_loss.detach(), z_loss=self.z_loss.detach())
 
     def all_reduced(self, all_reduce_: Callable[[list[Tensor]], None]) -> "RouterStats":
         """The statistics of the batches of all ranks together; `all_reduce_` sums tensors over the ranks in place."""
         totals = [self.counts.clone(), self.tokens.clone()]
-        totals += [value * self.tokens for value in (self.entropy, self.balance, self.z)]
+        totals += [value * self.tokens for value in (self.entropy, self.aux_loss, self.z_loss)]
         all_reduce_(totals)
         counts, tokens, *sums = totals
-        entropy, balance, z = (value / tokens.clamp(min=1) for value in sums)
-        return RouterStats(counts=counts, tokens=tokens, entropy=entropy, balance=balance, z=z)
+        entropy, aux_loss, z_loss = (value / tokens.clamp(min=1) for value in sums)
+        return RouterStats(counts=counts, tokens=tokens, entropy=entropy, aux_loss=aux_loss, z_loss=z_loss)
 
     def zeros_like(self) -> "RouterStats":
         """The statistics of a batch without tokens."""
@@ -96,15 +96,17 @@ class RouterStats:
             counts=torch.zeros_like(self.counts),
             tokens=torch.zeros_like(self.tokens),
             entropy=torch.zeros_like(self.entropy),
-            balance=torch.zeros_like(self.balance),
-            z=torch.zeros_like(self.z),
+            aux_loss=torch.zeros_like(self.aux_loss),
+            z_loss=torch.zeros_like(self.z_loss),
         )
 
     def penalty(self, config: MoeConfig) -> Tensor:
-        """The loss (scalar) to add to the mean loss of a batch: router_aux_loss_coef · balance + router_z_loss_coef · z; the
-        first term is 0 if biases balance the load."""
+        """The loss (scalar) to add to the mean loss of a batch: router_aux_loss_coef · aux_loss + router_z_loss_coef · z_loss.
+
+        The first term is 0 if biases balance the load.
+        """
         weight = config.router_aux_loss_coef if config.load_balancing == "aux_loss" else 0.0
-        return weight * self.balance + config.router_z_loss_coef * self.z
+        return weight * self.aux_loss + config.router_z_loss_coef * self.z_loss
 
 
 class Router(nn.Module):

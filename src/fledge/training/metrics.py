@@ -68,8 +68,8 @@ def _router_metrics(routing: RouterStats) -> dict[str, Any]:
         "router/max_load": _six_digits(float(relative.max())),
         "router/min_load": _six_digits(float(relative.min())),
         "router/entropy": _six_digits(float(routing.entropy.mean())),
-        "train/router_aux_loss": _six_digits(float(routing.balance)),
-        "train/router_z_loss": _six_digits(float(routing.z)),
+        "train/router_aux_loss": _six_digits(float(routing.aux_loss)),
+        "train/router_z_loss": _six_digits(float(routing.z_loss)),
     }
 
 
