@@ -114,7 +114,7 @@ def test_padding_changes_neither_statistics_nor_their_gradients() -> None:
         torch.testing.assert_close(left[0], right[0])
         assert torch.equal(left[1].counts, right[1].counts) and left[1].tokens == right[1].tokens == 30
         torch.testing.assert_close(left[1].entropy, right[1].entropy)
-        torch.testing.assert_close(left[1].z, right[1].z_loss)
+        torch.testing.assert_close(left[1].z_loss, right[1].z_loss)
         assert_same_gradients(left[2], right[2], atol=1e-6)
 
 
