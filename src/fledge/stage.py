@@ -98,7 +98,7 @@ class StageRunner:
         model = self._start_model()
         model.activation_checkpoint_every = self.recipe.runtime.activation_checkpoint_every
         reset_compiler()
-        with self.shared.timed("probe"), self.ranks.main_process_first():
+        with self.shared.timed("autotune"), self.ranks.main_process_first():
             compute = self._compute_config(model)
         self.console.log(_describe_compute(compute))
         if self.ranks.is_distributed:
@@ -225,7 +225,7 @@ class StageRunner:
             write_json(file, compute.as_dict())
             compile_seconds = float(compute.measurements.get("compile_seconds", 0.0))
         if self.shared.startup is not None:
-            self.shared.startup.reassign("compile", compile_seconds, out_of="probe")
+            self.shared.startup.reassign("compile", compile_seconds, out_of="autotune")
         return compute
 
     def _objective(

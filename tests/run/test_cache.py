@@ -110,11 +110,11 @@ def test_every_stored_figure_is_read_back_unchanged(values: dict[str, object]) -
 
 def test_startup_phases_do_not_overlap_and_are_all_listed() -> None:
     startup = StartupTimer()
-    with startup.phase("data"), startup.phase("probe"):
+    with startup.phase("data"), startup.phase("autotune"):
         pass
-    startup.reassign("compile", 2.0, out_of="probe")
-    assert set(startup.phases) == {"imports", "data", "probe", "compile"}
-    assert startup.phases["compile"] == 2.0 and startup.phases["probe"] == pytest.approx(-2.0, abs=0.5)
+    startup.reassign("compile", 2.0, out_of="autotune")
+    assert set(startup.phases) == {"imports", "data", "autotune", "compile"}
+    assert startup.phases["compile"] == 2.0 and startup.phases["autotune"] == pytest.approx(-2.0, abs=0.5)
     assert startup.phases["data"] >= 0
     written = startup.as_dict()
     assert written["ready_seconds"] > 0 and written["compile_seconds"] == 2.0

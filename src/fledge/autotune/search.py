@@ -61,7 +61,7 @@ class AutotuneSearch:
     ) -> None:
         self.config, self.workload, self.cache, self.micro_steps, self.log = config, workload, cache, micro_steps, log
         self.truncated = workload.truncated()
-        self.measurements: dict[str, float | str] = {"probe": self.truncated.describe()}
+        self.measurements: dict[str, float | str] = {"workload": self.truncated.describe()}
         self.threads = 0
 
     def decision(self) -> ComputeConfig:

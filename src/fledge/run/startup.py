@@ -33,7 +33,7 @@ class StartupTimer:
         return {"ready_seconds": round(total, 3), **{f"{name}_seconds": round(spent, 3) for name, spent in self.phases.items()}}
 
     def line(self) -> str:
-        """One line: `first step done after 12.3 s (imports 2.1 s, data 6.0 s, probe 0.1 s, compile 4.1 s)`."""
+        """One line: `first step done after 12.3 s (imports 2.1 s, data 6.0 s, autotune 0.1 s, compile 4.1 s)`."""
         listed = ", ".join(f"{name.replace('_', ' ')} {spent:.1f} s" for name, spent in self.phases.items())
         return f"first step done after {time.time() - self._process_start:.1f} s ({listed})"
 
