@@ -40,6 +40,7 @@ CONVERSATIONS = [
     ("alpaca", {"instruction": "q", "input": None, "output": "a", "history": None, "system": None}, (Q, A)),
     ("alpaca", {"instruction": "q", "input": "x", "output": "a"}, (Message("user", "q\nx"), A)),
     ("alpaca", {"instruction": "", "input": "q", "output": "a"}, (Q, A)),
+    ("alpaca", {"instruction": "q", "input": ["x", "y"], "output": "a"}, (Message("user", "q\nx\ny"), A)),
     ("alpaca", {"instruction": "q", "output": "a", "system": "s"}, (S, Q, A)),
     ("alpaca", {"instruction": "q", "output": "a", "history": [["q1", "a1"]], "system": "s"},
      (S, Message("user", "q1"), Message("assistant", "a1"), Q, A)),

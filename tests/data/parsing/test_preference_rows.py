@@ -65,9 +65,42 @@ def test_labelled_answers_are_detected_and_only_desirable_ones_are_used_for_fine
     assert reason(unwanted, "sft")[0] == "labelled undesirable"
 
 
-def test_label_that_is_not_boolean_is_ignored_unless_the_recipe_names_it() -> None:
-    row = {"prompt": "q", "response": "a", "label": 0}
-    assert parse_row(row, source(), "sft") == Conversation((Q, A))
+@pytest.mark.parametrize("column", ["label", "kto_tag"])
+@pytest.mark.parametrize(
+    ("yes", "no"),
+    [
+        (True, False),
+        (1, 0),
+        (1.0, 0.0),
+        ("true", "false"),
+        ("True", "FALSE"),
+        ("1", " 0 "),
+        ("yes", "no"),
+        ("Desirable", "undesirable"),
+    ],
+)
+def test_usual_spellings_of_a_label_decide_whether_an_answer_is_trained(yes: object, no: object, column: str) -> None:
+    wanted, unwanted = ({"prompt": "q", "response": "a", column: value} for value in (yes, no))
+    assert parse_row(wanted, source(), "sft") == Conversation((Q, A))
+    assert reason(unwanted, "sft")[0] == "labelled undesirable"
+    for row, desirable in ((wanted, True), (unwanted, False)):
+        assert parse_row(row, source(), "label") == BinaryFeedback((Q,), "a", desirable)
+        assert (schema_name(row, source()), detect_item_type(row, source())) == ("kto", BinaryFeedback)
+
+
+@pytest.mark.parametrize("value", [2, -1, 0.5, float("nan"), "good", "sports", [True], {"value": 1}])
+@pytest.mark.parametrize("columns", [{}, {"label": "label"}])
+def test_a_label_of_another_meaning_is_an_error_that_says_how_to_ignore_it(value: object, columns: dict[str, str]) -> None:
+    row = {"prompt": "q", "response": "a", "label": value}
+    for kind in ("sft", "label"):
+        text, detail = reason(row, kind, columns=columns)
+        assert text == "unknown label" and "columns: {label: ''}" in detail
+    assert parse_row(row, source(columns={"label": ""}), "sft") == Conversation((Q, A))
     assert detect_item_type(row, source()) is Conversation
-    assert reason(row, "label")[0] == "wrong type"
-    assert reason(row, "sft", columns={"label": "label"})[0] == "wrong type"
+
+
+@pytest.mark.parametrize("value", [None, "", "  "])
+def test_a_missing_label_leaves_a_row_to_fine_tuning_and_is_an_error_for_binary_feedback(value: str | None) -> None:
+    row = {"prompt": "q", "response": "a", "label": value}
+    assert parse_row(row, source(), "sft") == Conversation((Q, A))
+    assert reason(row, "label")[0] == "no known column"

@@ -104,8 +104,11 @@ BROKEN = [
     ("preference", {"prompt": "q", "chosen": TURNS, "rejected": "b"}, "prompts differ", ""),
     ("preference", {"chosen": TURNS, "rejected": [MORE[-1], TURNS[1]]}, "prompts differ", ""),
     ("preference", {"conversations": FROM[:1], "chosen": FUNCTION, "rejected": FROM_BAD}, "answer is a tool call", "chosen"),
+    ("sft", {"instruction": "q", "input": 7, "output": "a"}, "wrong type", "'input' is int"),
+    ("sft", {"instruction": "q", "input": {"x": 1}, "output": "a"}, "wrong type", "'input' is dict"),
+    ("sft", {"messages": [TURNS[0], {**TURNS[1], "reasoning_content": ["t"]}]}, "wrong type", "reasoning_content of turn 2"),
     ("label", {"prompt": "q", "completion": "a"}, "no known column", "no label"),
-    ("label", {"prompt": "q", "completion": "a", "label": "yes"}, "wrong type", "the label is str"),
+    ("label", {"prompt": "q", "completion": "a", "label": "maybe"}, "unknown label", "'maybe' is neither true nor false"),
     ("label", {"prompt": "q", "completion": "", "label": True}, "empty answer", ""),
     ("label", {"conversations": [FROM[0], FUNCTION], "label": True}, "answer is a tool call", ""),
 ]  # fmt: skip

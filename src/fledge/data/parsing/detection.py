@@ -6,7 +6,18 @@ from typing import Any
 from fledge.data.parsing.columns import RowError, columns_of, present
 from fledge.data.parsing.items import BinaryFeedback, Conversation, Document, Item, PreferencePair
 from fledge.data.parsing.messages import calls_tools, has_content_parts, turn_schema
-from fledge.data.parsing.rows import CONVERSATIONS, INSTRUCTION, LABELS, PAIR, PROMPTS, RESPONSES, TEXTS, is_pair, is_turns
+from fledge.data.parsing.rows import (
+    CONVERSATIONS,
+    INSTRUCTION,
+    LABELS,
+    PAIR,
+    PROMPTS,
+    RESPONSES,
+    TEXTS,
+    is_pair,
+    is_turns,
+    read_label,
+)
 from fledge.recipe.schema import Source
 
 
@@ -23,7 +34,7 @@ def detect_item_type(row: Any, source: Source) -> type[Item]:
     if has("ranked", ()) or all(has(side, (side,)) for side in PAIR) or is_pair(row.get("output")):
         return PreferencePair
     if turns or (prompt is not None and has("response", RESPONSES)):
-        return BinaryFeedback if isinstance(present(row, source, "label", LABELS), bool) else Conversation
+        return Conversation if read_label(present(row, source, "label", LABELS)) is None else BinaryFeedback
     if has("text", TEXTS):
         return Document
     if prompt is not None:

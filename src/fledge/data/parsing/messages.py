@@ -118,7 +118,9 @@ def _content(turn: Mapping[str, Any], number: int, source: Source) -> str | None
     if content is not None and not isinstance(content, str):
         raise RowError("wrong type", f"the content of turn {number} is {type(content).__name__}, not text")
     reasoning = turn.get("reasoning_content")
-    if isinstance(reasoning, str) and reasoning.strip():
+    if reasoning is not None and not isinstance(reasoning, str):
+        raise RowError("wrong type", f"the reasoning_content of turn {number} is {type(reasoning).__name__}, not text")
+    if reasoning and reasoning.strip():
         return f"<think>\n{reasoning}\n</think>\n\n{content or ''}"
     return content
 

@@ -18,6 +18,10 @@ PROMPTS = ("prompt", INSTRUCTION, "question", "query")
 RESPONSES = ("response", "output", "answer", "completion")
 CONVERSATIONS = ("messages", "conversations", "conversation")
 LABELS = ("label", "kto_tag")
+LABEL_TEXTS = {
+    **dict.fromkeys(("true", "1", "1.0", "yes", "desirable"), True),
+    **dict.fromkeys(("false", "0", "0.0", "no", "undesirable"), False),
+}
 MEDIA = ("images", "audios", "videos")
 PAIR = ("chosen", "rejected")
 AFTER = {"system": ("user",), "user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant")}
@@ -57,7 +61,7 @@ def is_turns(value: Any) -> bool:
 def _query(row: Mapping[str, Any], source: Source) -> str:
     """The text to append to the prompt: alpaca's `input`, or the query column that the recipe names."""
     alpaca = source.columns.get("prompt", INSTRUCTION) == INSTRUCTION
-    extra = text_of(row, source, "query", (INPUT,) if alpaca and isinstance(row.get(INPUT), str) else ())
+    extra = text_of(row, source, "query", (INPUT,) if alpaca else ())
     return extra if extra and extra.strip() else ""
 
 
@@ -164,13 +168,26 @@ def parse_conversation(row: Mapping[str, Any], source: Source) -> Item:
 
 
 def _label(row: Mapping[str, Any], source: Source, required: bool) -> bool | None:
-    """The label of the answer: desirable or not. A column that the recipe does not name counts only if it holds a bool."""
+    """Whether the answer of a row is labelled desirable; None without a label. RowError for a value of another meaning."""
     value = value_of(row, source, "label", LABELS)
-    if isinstance(value, bool) or (not required and (value is None or "label" not in source.columns)):
-        return value if isinstance(value, bool) else None
-    if value is None:
-        raise RowError("no known column", f"no label; {columns_of(row)}{NAME_THEM}")
-    raise RowError("wrong type", f"the label is {type(value).__name__}, not true or false")
+    if value is None or (isinstance(value, str) and not value.strip()):  # an empty cell of a table is a missing value
+        if required:
+            raise RowError("no known column", f"no label; {columns_of(row)}{NAME_THEM}")
+        return None
+    label = read_label(value)
+    if label is None:
+        detail = f"{str(value)[:40]!r} is neither true nor false; write columns: {{label: ''}} if it is no label of the answer"
+        raise RowError("unknown label", detail)
+    return label
+
+
+def read_label(value: Any) -> bool | None:
+    """A label as files spell it: true, 1, "True", "yes", "desirable", and their opposites; None for any other value."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int | float):
+        return bool(value) if value in (0, 1) else None
+    return LABEL_TEXTS.get(value.strip().lower()) if isinstance(value, str) else None
 
 
 def parse_binary_feedback(row: Mapping[str, Any], source: Source) -> Item:
