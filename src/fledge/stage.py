@@ -267,7 +267,10 @@ class StageRunner:
         """The model directory that is the result of the stage, relative to the directory of the stage."""
         best, averaged = state.best_step, self.prepared.stage.ema.decay is not None
         last = self._checkpoint(state.step, averaged)
-        if self.prepared.stage.select_checkpoint != "best" or best is None or best == state.step:
+        if self.prepared.stage.select_checkpoint != "best" or best == state.step:
+            return last
+        if best is None:
+            self.console.log("warning: no evaluation gave a finite loss: the last checkpoint is the result", "yellow")
             return last
         if not (self.directory.checkpoints / step_name(best)).exists():
             self.console.log(

@@ -25,6 +25,17 @@ def test_events_after_the_resumed_step_are_removed_and_an_incomplete_line_is_lef
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r", "\n"])
+def test_only_a_line_feed_ends_an_event(character: str, tmp_path: Path) -> None:
+    text = f"before{character}after"
+    log = EventLog(tmp_path / "events.jsonl", 0)
+    log.write("prompt_tests", 1, failing=[text])
+    log.write("step", 2)
+    log.close()
+    EventLog(tmp_path / "events.jsonl", 2).close()
+    assert [event.get("failing") for event in read_events(tmp_path / "events.jsonl")] == [[text], None]
+
+
 def test_opening_the_log_at_step_0_empties_it(tmp_path: Path) -> None:
     EventLog(tmp_path / "e", 0).write("step", 1)
     EventLog(tmp_path / "e", 0).write("start", 0)

@@ -47,8 +47,8 @@ def build(seed: int, folder: Path, sizes: Sizes | None = None) -> dict:
 
 def load_questions(folder: Path) -> list[Question]:
     """The scored questions of a built world."""
-    lines = (Path(folder) / "questions.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    with (Path(folder) / "questions.jsonl").open(encoding="utf-8") as lines:  # only a line feed ends a line
+        rows = [json.loads(line) for line in lines]
     return [Question(r["task"], tuple(r["messages"]), r["reference"], r["rule"], r["details"]) for r in rows]
 
 

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 
 from fledge.checkpoint.state import TrainState
+from fledge.findings import Finding
 from fledge.recipe.schema import StageBase
 from fledge.training.hooks.hook import HookContext
 from fledge.training.validation import ValidationSet, metrics_line, validate
@@ -46,13 +47,17 @@ class Evaluation:
         values = {f"eval/{name}": value for name, value in measured.items()}
         context.logger.write("eval", state.step, **values)
         context.logger.log_scalars(state.step, values)
+        if not math.isfinite(measured["loss"]):
+            context.logger.report(_non_finite(measured["loss"]), state.step)
         self._update_best(state, measured["loss"])
         self._check_early_stopping(context, measured["loss"])
         context.console.log(f"step {state.step:,}: validation {metrics_line(measured)}")
 
     def _update_best(self, state: TrainState, loss: float) -> None:
+        """Count the evaluation, and record its loss if it is the best. NaN and infinity are never the best."""
         state.last_eval_step = state.step
-        if state.best_loss is None or loss < state.best_loss - self.stage.early_stopping.threshold:
+        best, threshold = state.best_loss, self.stage.early_stopping.threshold
+        if math.isfinite(loss) and (best is None or loss < best - threshold):
             state.best_loss, state.best_step, state.evals_since_best = loss, state.step, 0
         else:
             state.evals_since_best += 1
@@ -63,3 +68,13 @@ class Evaluation:
             context.finish_stage(f"validation loss {loss:.4f} reached the target {config.target_loss}")
         elif config.patience is not None and context.state.evals_since_best >= config.patience:
             context.finish_stage(f"validation loss has not improved for {config.patience} evaluations")
+
+
+def _non_finite(loss: float) -> Finding:
+    """The alert for a validation loss that is no number."""
+    return Finding(
+        check="non_finite_evaluation",
+        severity="error",
+        message=f"the validation loss is {loss}: this evaluation counts as no improvement",
+        hint="look at the validation rows with `fledge data show`, and at the start weights",
+    )
