@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from fledge.chat import chat, generate_once
-from fledge.generation import PromptTooLongError, SamplingParams, generate
+from fledge.generation import PromptTooLongError, SamplingParams
 from fledge.generation.native import InferenceModel
 from fledge.model.decoder import Decoder
 from fledge.model.pretrained import from_pretrained
 from fledge.tokenizer import Message, Tokenizer, load_tokenizer, train_tokenizer
 from tests.support.decoders import make_decoder
+from tests.support.generating import generate
 
 PARAMS = SamplingParams(temperature=0.8, seed=3, max_new_tokens=6)
 

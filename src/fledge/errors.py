@@ -41,3 +41,9 @@ class PeerLostError(FledgeError):
 def missing_extra(package: str, extra: str, purpose: str) -> FledgeError:
     """The error for a library that only an extra installs."""
     return FledgeError(f"{purpose} needs the package '{package}'", hint=f"pip install 'fledge[{extra}]'")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of the message of a library's error, at most 200 characters; the name of its type if it has none."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]

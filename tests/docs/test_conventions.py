@@ -1,6 +1,7 @@
 """The conventions that CONTRIBUTING names and that no other tool checks: sizes, keywords, and tables instead of branches."""
 
 import ast
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,8 +76,7 @@ CHECKS = [long_files, long_functions, positional_constructions, positional_datac
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_the_source_keeps_the_conventions(check: object) -> None:
-    assert callable(check)
+def test_the_source_keeps_the_conventions(check: Callable[[Path, ast.Module], list[str]]) -> None:
     problems = [f"{_name(file)}: {text}" for file in FILES for text in check(file, ast.parse(file.read_text(encoding="utf-8")))]
     assert not problems, "\n".join(problems)
 

@@ -3,11 +3,12 @@
 import pytest
 
 from fledge.evaluate.samples import sample
-from fledge.generation import PromptTooLongError, SamplingParams, generate
+from fledge.generation import PromptTooLongError, SamplingParams
 from fledge.model.decoder import Decoder
 from fledge.recipe import ModelConfig
 from fledge.recipe.schema import GenerationSamplesConfig
 from fledge.tokenizer import Message, Tokenizer, train_tokenizer
+from tests.support.generating import generate
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 48}
 CONFIG = GenerationSamplesConfig(prompts=["What is a cat?", "A dog?"], texts=["A cat is", "Dogs"], max_new_tokens=5)

@@ -13,10 +13,11 @@ from transformers.generation.logits_process import (
 )
 
 from fledge.errors import FledgeError
-from fledge.generation import Completion, Engine, PromptTooLongError, SamplingParams, generate, stream
+from fledge.generation import Completion, Engine, PromptTooLongError, SamplingParams
 from fledge.generation.sampling import process_logits
 from fledge.model.decoder import Decoder
 from tests.support.decoders import VOCAB, make_decoder, random_tokens
+from tests.support.generating import generate, stream
 
 NEVER: frozenset[int] = frozenset()
 MIXTURE = {"moe": {"num_experts": 4, "num_experts_per_tok": 2}, "qk_norm": True}

@@ -22,12 +22,13 @@ from transformers import (
 )
 
 from fledge.errors import FledgeError
-from fledge.generation import SamplingParams, generate
+from fledge.generation import SamplingParams
 from fledge.model.decoder import Decoder
 from fledge.model.hf_config import read_config
 from fledge.model.pretrained import from_pretrained
 from fledge.recipe.schema import MoeConfig
 from tests.support.decoders import make_decoder, random_tokens, scatter_norms
+from tests.support.generating import generate
 
 MIXTURE = {"num_experts": 5, "num_experts_per_tok": 2}
 SHAPES = [

@@ -177,7 +177,8 @@ def test_an_event_is_valid_json_for_any_loss(loss: float) -> None:
     output, _, _ = _output()
     output = replace(output, loss=torch.tensor(loss), grad_norm=torch.tensor(math.nan))
     values = step_metrics(output, _state(output), ("text",), True)
-    json.dumps(values, allow_nan=False)
+    event = json.loads(json.dumps(values, allow_nan=False))
+    assert event["train/loss"] == (loss if math.isfinite(loss) else None) and event["train/grad_norm"] is None
 
 
 def test_a_step_event_holds_nothing_that_depends_on_time_or_memory() -> None:

@@ -56,26 +56,26 @@ class RunStage:
 
     def evaluation(self, moment: Moment) -> dict[str, Any]:
         """The metrics on validation data before or after the stage; empty if they were not measured."""
-        file = self.path / "eval" / f"{moment}.json"
-        values = read_json(file) if file.exists() else {}
-        return {key: value for key, value in values.items() if key != "samples"}
+        return {key: value for key, value in self._evaluation_file(moment).items() if key != "samples"}
 
     def samples(self) -> list[Sample]:
         """The answers to the recipe's fixed prompts, before and after the stage."""
         moments: tuple[Moment, ...] = ("before", "after")
-        files: list[tuple[Moment, Path]] = [(moment, self.path / "eval" / f"{moment}.json") for moment in moments]
         return [
             Sample(self.name, moment, sample["prompt"], sample["answer"], sample["finish_reason"])
-            for moment, file in files
-            if file.exists()
-            for sample in read_json(file).get("samples", [])
+            for moment in moments
+            for sample in self._evaluation_file(moment).get("samples", [])
         ]
 
     def events(self, *kinds: str) -> Iterator[dict[str, Any]]:
         """The events of the stage, of the given kinds or of all, in the order in which they were written."""
-        file = StageDirectory(self.path).events
-        if file.exists():
-            yield from (event for event in read_events(file) if not kinds or event["kind"] in kinds)
+        events = read_events(StageDirectory(self.path).events)
+        yield from (event for event in events if not kinds or event["kind"] in kinds)
+
+    def _evaluation_file(self, moment: Moment) -> dict[str, Any]:
+        """The content of `eval/before.json` or `eval/after.json`; empty if the file is missing."""
+        file = StageDirectory(self.path).evaluations / f"{moment}.json"
+        return read_json(file) if file.exists() else {}
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Run:
         `system/tokens_per_second`, …). A metric that was not measured at a step is NaN there; columns of lists hold objects.
         Returns a pandas DataFrame where pandas is installed, else a dict of NumPy arrays; `frame` asks for one of the two.
         """
-        rows = [row for name in self._chosen(stage) for row in metric_rows(self.stages[name])]
+        rows = [row for chosen in self._chosen(stage) for row in metric_rows(chosen)]
         columns = as_columns(rows)
         if frame is None:
             frame = _has_pandas()
@@ -145,7 +145,7 @@ class Run:
 
     def samples(self, stage: str | None = None) -> list[Sample]:
         """The answers to the recipe's fixed prompts before and after each stage, or one stage."""
-        return [sample for name in self._chosen(stage) for sample in self.stages[name].samples()]
+        return [sample for chosen in self._chosen(stage) for sample in chosen.samples()]
 
     def report(self) -> Path:
         """Write report.html again and return its path: one file that shows the whole run and fetches nothing."""
@@ -157,15 +157,15 @@ class Run:
         """Load the final model of a stage; `stage=None` means the last finished stage."""
         from fledge.api.model import load
 
-        return load(self.path if stage is None else self.stages[self._chosen(stage)[0]].path)
+        return load(self.path if stage is None else self._chosen(stage)[0].path)
 
-    def _chosen(self, stage: str | None) -> list[str]:
-        names = list(self.stages)
+    def _chosen(self, stage: str | None) -> list[RunStage]:
+        stages = self.stages
         if stage is None:
-            return names
-        if stage not in names:
-            raise FledgeError(f"this run has no stage '{stage}'", where=str(self.path), hint=f"it has {', '.join(names)}")
-        return [stage]
+            return list(stages.values())
+        if stage not in stages:
+            raise FledgeError(f"this run has no stage '{stage}'", where=str(self.path), hint=f"it has {', '.join(stages)}")
+        return [stages[stage]]
 
 
 def metric_rows(stage: RunStage) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fledge.autotune.compile import compile_with_cache_retry, force_eager, use_compile_cache
 from fledge.data import Batch
+from fledge.errors import first_line
 from fledge.model.attention import BACKENDS
 from fledge.model.cost import training_flops_per_token
 from fledge.model.cuda_attention import ON_CUDA, attention_metadata, backend
@@ -249,12 +250,6 @@ def attention_candidates(device: str, dtype: torch.dtype, compiling: bool) -> li
         return [name for name in BACKENDS if name != "reference"]
     half = dtype in (torch.bfloat16, torch.float16)
     return ["sdpa", *(name for name in ON_CUDA if (half or name != "varlen") and (compiling or name != "flex"))]
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, at most 200 characters."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]
 
 
 # -- compiling ----------------------------------------------------------------------------------------------------------

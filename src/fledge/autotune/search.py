@@ -12,7 +12,6 @@ from fledge.autotune.benchmark import (
     ProbeWorkload,
     attention_candidates,
     benchmark,
-    first_line,
     matmul_peak,
     physical_cores,
     product_sizes,
@@ -22,7 +21,7 @@ from fledge.autotune.benchmark import (
 from fledge.autotune.compile import compile_blocks, compile_with_cache_retry, compiled_kernel, uncompile
 from fledge.autotune.compute_config import ComputeConfig, capability, use_float32
 from fledge.autotune.precision import DTYPES
-from fledge.errors import FledgeError
+from fledge.errors import FledgeError, first_line
 from fledge.recipe.schema import RuntimeConfig
 from fledge.run.cache import BenchmarkCache
 from fledge.run.environment import cores, local_world_size

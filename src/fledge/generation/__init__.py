@@ -1,6 +1,6 @@
 """Generation: an engine that decodes requests together, sampling, the key-value cache, packed weights, streamed text."""
 
-from fledge.generation.engine import Engine, generate, stream
+from fledge.generation.engine import Engine
 from fledge.generation.loading import load_engine
 from fledge.generation.request import Completion, FinishReason, PromptTooLongError, TokenOutput, check_prompt
 from fledge.generation.sampling import SamplingParams
@@ -17,8 +17,6 @@ __all__ = [
     "TokenOutput",
     "check_prompt",
     "decode_stream",
-    "generate",
     "load_engine",
     "score_tokens",
-    "stream",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fledge.errors import FledgeError, missing_extra
+from fledge.errors import FledgeError, first_line, missing_extra
 from fledge.model.cost import ModelCost
 from fledge.model.hf_config import read_config_json
 from fledge.model.huggingface import ATTENTION, TransformersModel, check_attention
@@ -19,7 +19,6 @@ from fledge.model.weights import shard_files
 from fledge.recipe.schema import RuntimeConfig
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}  # nothing is fetched, and no code of a model is run
-MESSAGE_LENGTH = 200  # characters of an error of the library that are shown
 PROBE_LENGTHS = (5, 3)  # tokens of the two documents that a loaded model is tried out on
 PROBE_TOLERANCE = 1e-4  # relative to the largest value
 
@@ -56,7 +55,7 @@ def from_pretrained(folder: str | Path) -> TransformersModel:
             **LOCAL,
         )
     except Exception as error:  # the library raises errors of many kinds
-        raise FledgeError(f"transformers cannot load it: {_first_line(error)}", where=str(folder)) from error
+        raise FledgeError(f"transformers cannot load it: {first_line(error)}", where=str(folder)) from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, report[kind])):
             problem = f"{kind.removesuffix('_keys')} {names[:3]}"
@@ -75,7 +74,7 @@ def describe(folder: Path) -> ModelCost:
         with torch.device("meta"):
             causal_lm = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION["sdpa"])
     except Exception as error:  # the library raises errors of many kinds
-        raise FledgeError(f"transformers cannot load it: {_first_line(error)}", where=str(folder)) from error
+        raise FledgeError(f"transformers cannot load it: {first_line(error)}", where=str(folder)) from error
     return TransformersModel(causal_lm).cost
 
 
@@ -96,11 +95,6 @@ def _check_settings(folder: Path) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:MESSAGE_LENGTH] if lines else type(error).__name__
-
-
 @torch.no_grad()
 def check_forward(model: TransformersModel, folder: str) -> None:
     """Test a model on random tokens. Raises FledgeError if its logits are not hidden states times the head's matrix, or if a
@@ -115,7 +109,7 @@ def check_forward(model: TransformersModel, folder: str) -> None:
             packed = model(tokens, None, documents)
             alone = torch.cat([model(document) for document in tokens.split(PROBE_LENGTHS, dim=1)], dim=1)
     except Exception as error:  # the library raises errors of many kinds
-        raise FledgeError(f"transformers cannot compute it: {_first_line(error)}", where=folder) from error
+        raise FledgeError(f"transformers cannot compute it: {first_line(error)}", where=folder) from error
     if not _near(product, logits):
         raise FledgeError(f"not supported: the logits of {name} are not hidden states times one matrix", where=folder)
     if not _near(packed, alone):
