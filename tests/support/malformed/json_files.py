@@ -110,8 +110,6 @@ JSONL = [
         name="jsonl: carriage returns alone",
         file="a.jsonl",
         content=b"\r".join([LINE, LINE]),
-        good=0,
-        bad={":1": "invalid JSON"},
     ),
     Case(name="jsonl: a byte order mark before a later row", file="a.jsonl", content=LINE + b"\n\xef\xbb\xbf" + LINE + b"\n"),
     Case(
@@ -125,9 +123,46 @@ JSONL = [
     Case(
         name="jsonl: an array over several lines",
         file="a.jsonl",
-        content=b"[\n" + LINE + b",\n" + LINE + b"\n]\n",
-        good=1,
-        bad={":1": "invalid JSON", ":2": "invalid JSON", ":4": "invalid JSON"},
+        content=b"[\n" + LINE + b",\n{broken},\n" + LINE + b"\n]\n",
+        bad={":3": "invalid JSON"},
+    ),
+    Case(name="jsonl: an array on one line", file="a.jsonl", content=b"[" + LINE + b", " + LINE + b"]"),
+    Case(
+        name="jsonl: a comma at each line's end",
+        file="a.jsonl",
+        content=LINE + b",\n" + b'{"text": "x",},\n' + LINE + b" , \n",
+        bad={":2": "invalid JSON"},
+    ),
+    Case(
+        name="jsonl: objects over several lines",
+        file="a.jsonl",
+        content=b"{\n" + LINE[1:] + b"\n{\n\"text\": }\n" + LINE + b"\n",
+        bad={":3": "invalid JSON"},
+    ),
+    Case(
+        name="jsonl: the last of the objects over several lines does not end",
+        file="a.jsonl",
+        content=b"{\n" + LINE[1:] + b'\n{\n"text": "x"\n',
+        error="a.jsonl:3: the row that begins here does not end",
+    ),
+    Case(
+        name="jsonl: text between objects over several lines",
+        file="a.jsonl",
+        content=b"{\n" + LINE[1:] + b"\n\nend\n",
+        error="a.jsonl:4: expected a JSON object or array",
+    ),
+    Case(
+        name="jsonl: a first line that is broken",
+        file="a.jsonl",
+        content=b'{"text": "x\n' + LINE + b"\n" + LINE + b"\n",
+        bad={":1": "invalid JSON"},
+    ),
+    Case(
+        name="jsonl: nothing but a broken line",
+        file="a.jsonl",
+        content=b'{"text": "x\n',
+        good=0,
+        bad={":1": "invalid JSON"},
     ),
     Case(name="jsonl: gzip data without the ending", file="a.jsonl", content=gzip.compress(LINE), error="this is gzip data"),
     Case(
@@ -217,7 +252,10 @@ JSON = [
     Case(name="json: a number", file="a.json", content=b"3", error="expected a JSON array of rows"),
     Case(name="json: a text", file="a.json", content=b'"text"', error="expected a JSON array of rows"),
     Case(name="json: HTML", file="a.json", content=b"<html></html>", error="expected a JSON array of rows"),
-    Case(name="json: one object", file="a.json", content=LINE, error="expected a JSON array of rows"),
+    Case(name="json: one row", file="a.json", content=LINE, good=1),
+    Case(name="json: one row over several lines", file="a.json", content=LINE.replace(b" ", b"\n"), good=1),
+    Case(name="json: rows over several lines", file="a.json", content=LINE.replace(b" ", b"\n") * 2),
+    Case(name="json: an object of numbers", file="a.json", content=b'{"a": 1}', error="expected a JSON array of rows"),
     Case(
         name="json: an object of columns", file="a.json", content=b'{"text": ["a", "b"]}', error="expected a JSON array of rows"
     ),

@@ -5,6 +5,7 @@ messages).
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from fledge.data.reading.encodings import undecodable_detail
 ROW_LIMIT = 64 << 20  # bytes of one row
 TOO_LARGE = f"row larger than {ROW_LIMIT >> 20} MiB"
 MAX_NESTING = 250  # depth of brackets that orjson can write and that is safe for recursive code
+PYTHON_REPR = re.compile(rb"\s*(?:[\[(]\s*)*(?:\{\s*)?'|.*[:\[,]\s*(?:None|True|False)\s*[,\]}]", re.DOTALL)
+DETAIL_BYTES = 4096  # of a broken row, searched for its mistake
 Blocks = Iterable[bytes]
 
 
@@ -91,9 +94,19 @@ def _parse_leniently(number: int, raw: bytes, encoding: str, error: orjson.JSOND
         code = ord(surrogate_error.object[surrogate_error.start])
         return Record(number, broken="undecodable", detail=f"\\u{code:04x} is half of a surrogate pair, not a character")
     except ValueError:
-        problem = f"{error.msg} (character {error.pos:,} of the row)"
+        stripped = raw.rstrip().removesuffix(b",").rstrip()  # a line of an array
+        if stripped[-1:] in (b"}", b"]") and len(stripped) < len(raw.rstrip()):
+            return json_record(number, stripped, encoding)
+        problem = _problem(raw, f"{error.msg} (character {error.pos:,} of the row)")
         return Record(number, broken="invalid JSON", detail=f"empty: {problem}" if raw.isspace() or not raw else problem)
     return _too_deep(number) if _is_deep(value) else Record(number, value)
+
+
+def _problem(raw: bytes, message: str) -> str:
+    """What is wrong with a row that is not JSON, in the words of the usual mistake."""
+    if PYTHON_REPR.match(raw[:DETAIL_BYTES]):
+        return f"this is how Python prints a value, not JSON: write rows with json.dumps; {message}"
+    return message
 
 
 def _too_deep(number: int) -> Record:

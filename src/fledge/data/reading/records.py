@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fledge.data.reading.arrays import json_array, shape_of
+from fledge.data.reading.arrays import json_array
 from fledge.data.reading.blocks import BLOCK, DECOMPRESSORS, DamagedFile
 from fledge.data.reading.encodings import canonical_encoding, encoding_of, utf8_blocks
 from fledge.data.reading.formats import Record, json_lines, text_file, text_lines, text_paragraphs
+from fledge.data.reading.json_shapes import JSON_LINES, Shape, shape_of
 from fledge.data.reading.tables import csv_rows, parquet_file, parquet_rows
+from fledge.data.reading.values import json_values
 from fledge.errors import FledgeError
 from fledge.recipe.schema import Source
 
@@ -28,7 +30,14 @@ SPLITTABLE_ENCODINGS = (
     "cp1252",
     "iso8859-1",
 )  # in these, a byte 10 always ends a line
-SHAPE_NOTICES = {"lines": ["one object per line: read like .jsonl"], "object": ["rows are read from the list inside an object"]}
+SHAPE_NOTICES = {  # (extension is that of lines, shape) -> how the file is read, where its name promises something else
+    (False, "lines"): "one object per line: read like .jsonl",
+    (False, "object"): "rows are read from the list inside an object",
+    (False, "values"): "one object after another: each is a row",
+    (True, "array"): "a JSON array: each element is a row",
+    (True, "values"): "objects over several lines: each is a row",
+}
+JSON = (".json", *JSON_LINES)
 
 
 @dataclass(frozen=True)
@@ -122,8 +131,14 @@ def file_notices(file: Path, source: Source) -> list[str]:
         return []
     encoding = encoding_of(file, source)
     notices = [f"read as {encoding}"] if encoding != "utf-8" and source.encoding.lower() == "auto" else []
-    shape = shape_of(file, encoding) if extension == ".json" else "array"
-    return notices + SHAPE_NOTICES.get(shape, [])
+    if extension in JSON:
+        notice = SHAPE_NOTICES.get((extension in JSON_LINES, _shape(file, encoding, source)))
+        notices += [notice] if notice else []
+    return notices
+
+
+def _shape(file: Path, encoding: str, source: Source) -> Shape:
+    return shape_of(file, encoding, format_of(file) or "", source.turns.get("role"))
 
 
 def spans_of(files: Sequence[Path], source: Source, target_bytes: int) -> list[FileRange]:
@@ -142,13 +157,22 @@ def _spans(file: Path, source: Source, target_bytes: int) -> list[FileRange]:
             return []
         if extension == ".parquet" and not compressed:
             return _row_group_spans(file, target_bytes)
-        has_lines = extension in (".jsonl", ".ndjson") or (extension == ".txt" and source.documents == "line")
-        if has_lines and not compressed and size > target_bytes and encoding_of(file, source) in SPLITTABLE_ENCODINGS:
+        if not compressed and size > target_bytes and _has_lines(file, extension, source):
             return list(_line_spans(file, size, target_bytes))
     except OSError as error:
         raise FledgeError(f"cannot read it: {error.strerror or error}", where=str(file)) from None
     by_index = extension in (".json", ".parquet") or (extension == ".txt" and source.documents == "file")
     return [FileRange(str(file), 0, None, 0 if by_index else 1)]
+
+
+def _has_lines(file: Path, extension: str | None, source: Source) -> bool:
+    """Whether a file can be split at its line ends."""
+    if extension == ".txt" and source.documents != "line":
+        return False
+    encoding = encoding_of(file, source)
+    if extension not in (*JSON_LINES, ".txt") or encoding not in SPLITTABLE_ENCODINGS:
+        return False
+    return extension == ".txt" or _shape(file, encoding, source) == "lines"
 
 
 def _row_group_spans(file: Path, target_bytes: int) -> list[FileRange]:
@@ -200,8 +224,12 @@ def _rows(span: FileRange, source: Source) -> Iterator[Record]:
         return parquet_rows(file, span.start, span.stop, span.first)
     encoding = encoding_of(file, source)
     blocks = utf8_blocks(file, encoding, span.start, span.stop)
-    if extension == ".json" and (shape := shape_of(file, encoding)) != "lines":
-        return json_array(blocks, file, shape, encoding)
+    if extension in JSON and span.start == 0 and span.stop is None:
+        shape, by_line = _shape(file, encoding, source), extension in JSON_LINES
+        if shape == "values":
+            return json_values(blocks, file, encoding, by_line)
+        if shape != "lines":
+            return json_array(blocks, file, shape, encoding, by_line)
     if extension in (".csv", ".tsv"):
         return csv_rows(blocks, file, encoding, "\t" if extension == ".tsv" else None)
     if extension == ".txt":
