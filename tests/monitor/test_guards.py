@@ -111,6 +111,54 @@ def test_divergence_rolls_back_to_before_the_loss_rose() -> None:
     assert 200 < triggered[0].first_bad_step <= 251 < triggered[0].step < 300
 
 
+def test_a_suspicion_of_divergence_that_is_not_confirmed_sets_the_level_to_compare_with() -> None:
+    """Losses of different rows: 0 for a known one, 4 for an unknown one. The rows of the reference show no increase."""
+    guards, found = Guards(GuardsConfig()), []
+    noise = random.Random(3)
+    for step in range(1, 301):
+        for trigger in guards.update(
+            {"kind": "step", "step": step, "train/grad_norm": 1.0, "train/loss": noise.choice([0.0, 4.0])}
+        ):
+            if trigger.finding.check == "divergence":
+                found.append(trigger)
+                guards.update({"kind": "guard_check", "step": step, "confirmed": False})
+    assert 1 <= len(found) <= 5, "each rejection raises the level, so the suspicions end"
+    assert all(trigger.reference and trigger.reference[-1][0] < trigger.step for trigger in found)
+    events = [{"kind": "step", "step": step, "train/grad_norm": 1.0, "train/loss": 12.0} for step in range(301, 350)]
+    later = [trigger for event in events for trigger in guards.update(event) if trigger.finding.check == "divergence"]
+    assert len(later) == 1 and later[0].first_bad_step <= 301, "a rise after rejections is still found"
+
+
+def test_divergence_at_the_second_update_is_found_there() -> None:
+    events = changed(healthy(40), range(2, 41), loss=60.0)
+    found = triggers(events, loss_spike="ignore")
+    assert [(one.finding.check, one.step, one.first_bad_step) for one in found] == [("divergence", 2, 2)]
+    assert [step for step, _ in found[0].reference] == [1]
+    assert "rows" not in found[0].finding.hint
+
+
+def prompt_tested(*rates: float, every: int = 10) -> Events:
+    """The events of a stage of 30 steps with prompt tests."""
+    results = [
+        {"kind": "prompt_tests", "step": every * (n + 1), "prompt_tests/pass_rate": rate, "prompt_tests/passed": 1,
+         "prompt_tests/cases": 9, "prompt_tests/repetition": 1 - rate}
+        for n, rate in enumerate(rates)
+    ]  # fmt: skip
+    return [{"kind": "start", "step": 0, "steps": 30}, *results]
+
+
+@pytest.mark.parametrize(
+    ("rates", "steps"),
+    [((0.1, 0.3, 0.9), []), ((0.1, 0.9, 0.2), [30]), ((0.9, 0.2, 0.2), [20]), ((0.1, 0.2, 0.3), [30])],
+)
+def test_prompt_tests_that_an_untrained_model_fails_are_no_fault_before_the_end(
+    rates: tuple[float, ...], steps: list[int]
+) -> None:
+    for check, config in (("pass_rate", {"min_pass_rate": 0.5}), ("repetition", {"max_repetition": 0.5})):
+        found = [one for one in triggers(prompt_tested(*rates), **{check: config}) if one.finding.check == check]
+        assert [one.step for one in found] == steps
+
+
 def test_a_validation_loss_that_rises_three_times_in_a_row_is_found() -> None:
     losses = [4.0, 3.0, 3.1, 3.05, 3.1, 3.2, 3.3, 3.4]
     events = [{"kind": "eval", "step": 10 * (n + 1), "eval/loss": loss} for n, loss in enumerate(losses)]

@@ -6,17 +6,14 @@ from fledge.monitor.rules import (
     Divergence,
     Event,
     GuardTrigger,
-    LowDisk,
-    MaxTime,
     NonFinite,
     Overflow,
-    PassRate,
-    Repetition,
     Rule,
     Spike,
     Throughput,
     ValidationIncrease,
 )
+from fledge.monitor.thresholds import LowDisk, MaxTime, PassRate, Repetition
 from fledge.recipe.sections.guards import GuardsConfig
 
 

@@ -35,15 +35,14 @@ def keep_best(stage: StageBase) -> Patch:
     return {"early_stopping.patience": stage.guards.validation_increase.patience}
 
 
-UNSTABLE = Remedy(
-    "lower optimizer.learning_rate, lengthen schedule.warmup, or mend the rows that are named", lower_learning_rate
-)
+MEND_ROWS = "or mend the rows that are named"  # follows the hint where rows are named
+UNSTABLE = Remedy("lower optimizer.learning_rate, or lengthen schedule.warmup", lower_learning_rate)
 REMEDIES: dict[str, Remedy] = {
     "non_finite": UNSTABLE,
     "divergence": UNSTABLE,
     "loss_spike": UNSTABLE,
     "grad_spike": Remedy(
-        "guards.grad_spike: skip leaves such updates out; else lower optimizer.learning_rate, or mend the rows that are named",
+        "guards.grad_spike: skip leaves such updates out; else lower optimizer.learning_rate",
         skip_spikes,
     ),
     "overflow": Remedy("set runtime.precision to bf16 or fp32, or lower optimizer.learning_rate", lower_learning_rate),

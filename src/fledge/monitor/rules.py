@@ -12,23 +12,19 @@ from typing import Any
 
 from fledge.findings import Finding, Severity
 from fledge.recipe.sections.guards import (
-    DiskGuard,
     DivergenceGuard,
     GradSpikeGuard,
     LossSpikeGuard,
     NonFiniteGuard,
-    PassRateGuard,
-    RepetitionGuard,
     ThroughputGuard,
-    TimeGuard,
     ValidationIncreaseGuard,
 )
-from fledge.run.console import duration
 
 MIN_SPIKE_HISTORY = 32  # steps before a deviation is computed from them
 MIN_LOSS_SCALE = 2.0**-10  # of fp16: an overflow below it is divergence, not a scale that is too large
 MAX_OVERFLOWS = 10  # fp16 overflows in a row before they are reported
 RECENT_STEPS, EARLIER_STEPS = 20, 200  # steps whose speeds are compared
+REFERENCE_STEPS = 4  # updates whose rows are measured again when training seems to have diverged
 SEVERITIES: dict[str, Severity] = {"warn": "warning", "skip": "warning", "stop": "error", "rollback": "error"}
 Event = dict[str, Any]
 
@@ -44,6 +40,7 @@ class GuardTrigger:
     rollback_policy: str | None = None  # skip_rows or lower_lr
     stop_scope: str = "run"  # what `stop` ends: run or stage
     state_is_valid: bool = False  # whether the current state is worth saving before a stop
+    reference: tuple[tuple[int, float], ...] = ()  # (step, loss) to measure again with the current weights before acting
 
 
 def trigger(check: str, action: str, message: str, event: Event, **more: Any) -> GuardTrigger:
@@ -172,22 +169,38 @@ class Spike(Rule):
 
 class Divergence(Rule):
     """Triggers when the smoothed training loss is above its lowest value by `min_increase`. The smoothing is an exponential
-    moving average with bias correction (Kingma & Ba 2015, section 3)."""
+    moving average with bias correction (Kingma & Ba 2015, section 3).
+
+    Losses of different rows differ, of few rows very much, so this is only a suspicion. The trigger names the updates before
+    the lowest value; the rows of these are to be measured again, and the outcome read as a `guard_check` event: it is
+    divergence if the current weights are worse on the same rows. If not, the present level is the one to compare with.
+    """
 
     def __init__(self, config: DivergenceGuard) -> None:
         self.config, self.decay = config, 1 - 1 / config.window
         self.sum, self.weight = 0.0, 0.0
-        self.lowest, self.lowest_step, self.reported = math.inf, 0, False
+        self.recent: deque[tuple[int, float]] = deque(maxlen=REFERENCE_STEPS)
+        self.reported = False
+        self._compare_with(math.inf, 0)
+
+    def _compare_with(self, level: float, step: int) -> None:
+        self.lowest, self.lowest_step, self.reference = level, step, tuple(self.recent)
 
     def update(self, event: Event) -> GuardTrigger | None:
-        """A trigger when the smoothed loss is too high; the next one only after the loss has reached a new minimum."""
+        """A trigger when the smoothed loss is too high; the next one only after the loss has reached a new minimum, or after
+        the outcome that it was no divergence."""
+        if event["kind"] == "guard_check" and not event["confirmed"]:
+            self.reported = False
+            self._compare_with(self.sum / self.weight, event["step"])
         loss = event.get("train/loss") if event["kind"] == "step" else None
         if loss is None:
             return None
         self.sum, self.weight = self.decay * self.sum + loss, self.decay * self.weight + 1
+        self.recent.append((event["step"], loss))
         smoothed = self.sum / self.weight
         if smoothed <= self.lowest:
-            self.lowest, self.lowest_step, self.reported = smoothed, event["step"], False
+            self.reported = False
+            self._compare_with(smoothed, event["step"])
         if smoothed <= self.lowest + self.config.min_increase or self.reported:
             return None
         self.reported = True
@@ -199,106 +212,8 @@ class Divergence(Rule):
             first_bad_step=self.lowest_step + 1,
             evidence={"smoothed": smoothed, "lowest": self.lowest, "lowest_step": self.lowest_step},
             rollback_policy=self.config.on_rollback,
+            reference=self.reference,
         )
-
-
-class Threshold(Rule):
-    """Interface of the rules that compare one figure with a bound: they trigger when the figure crosses the bound, and again
-    only after it was back on the right side."""
-
-    kind: str  # of the events with the figure
-    key: str
-
-    def __init__(self) -> None:
-        self._is_crossed = False
-
-    def _crossed(self, value: float) -> bool:
-        """Whether the figure is on the wrong side."""
-        raise NotImplementedError
-
-    def _crossing(self, value: float, event: Event) -> GuardTrigger:
-        """The trigger for a figure that has crossed the bound."""
-        raise NotImplementedError
-
-    def update(self, event: Event) -> GuardTrigger | None:
-        """A trigger when the figure crosses the bound."""
-        value = event.get(self.key) if event["kind"] == self.kind else None
-        if value is None:
-            return None
-        was_crossed, self._is_crossed = self._is_crossed, self._crossed(value)
-        return self._crossing(value, event) if self._is_crossed and not was_crossed else None
-
-
-class LowDisk(Threshold):
-    """Triggers when the free space on the disk of the run is below `min_free`."""
-
-    kind, key = "system", "system/disk_free_bytes"
-
-    def __init__(self, config: DiskGuard) -> None:
-        super().__init__()
-        self.action, self.min_free = config.action, config.min_free or 0
-
-    def _crossed(self, value: float) -> bool:
-        return value < self.min_free
-
-    def _crossing(self, value: float, event: Event) -> GuardTrigger:
-        message = (
-            f"{value / 2**30:.2f} GiB are free on the disk of the run, less than min_free ({self.min_free / 2**30:.2f} GiB)"
-        )
-        return trigger("disk", self.action, message, event, evidence={"free": value}, state_is_valid=True)
-
-
-class MaxTime(Threshold):
-    """Triggers when the stage has trained for `max_time`."""
-
-    kind, key = "system", "system/seconds"
-
-    def __init__(self, config: TimeGuard) -> None:
-        super().__init__()
-        self.action, self.max_time = config.action, math.inf if config.max_time is None else config.max_time
-
-    def _crossed(self, value: float) -> bool:
-        return value >= self.max_time
-
-    def _crossing(self, value: float, event: Event) -> GuardTrigger:
-        message = f"the stage has trained for {duration(value)}, its max_time is {duration(self.max_time)}"
-        return trigger("time", self.action, message, event, stop_scope="stage")
-
-
-class PassRate(Threshold):
-    """Triggers when the fraction of passing prompt tests is below `min_pass_rate`."""
-
-    kind, key = "prompt_tests", "prompt_tests/pass_rate"
-
-    def __init__(self, config: PassRateGuard) -> None:
-        super().__init__()
-        self.config = config
-
-    def _crossed(self, value: float) -> bool:
-        return value < self.config.min_pass_rate
-
-    def _crossing(self, value: float, event: Event) -> GuardTrigger:
-        passed, cases = event["prompt_tests/passed"], event["prompt_tests/cases"]
-        message = f"{passed} of {cases} prompt tests pass, less than {self.config.min_pass_rate:.0%}"
-        evidence = {"pass_rate": value, "newly_failing": event.get("prompt_tests/newly_failing", [])}
-        return trigger("pass_rate", self.config.action, message, event, evidence=evidence, stop_scope="stage")
-
-
-class Repetition(Threshold):
-    """Triggers when the mean repetition of the answers to prompt tests is above `max_repetition`."""
-
-    kind, key = "prompt_tests", "prompt_tests/repetition"
-
-    def __init__(self, config: RepetitionGuard) -> None:
-        super().__init__()
-        self.config = config
-
-    def _crossed(self, value: float) -> bool:
-        return value > self.config.max_repetition
-
-    def _crossing(self, value: float, event: Event) -> GuardTrigger:
-        message = f"answers to the prompt tests are repetitive: {value:.0%} of their n-grams are repeated"
-        return trigger("repetition", self.config.action, message, event, evidence={"repetition": value}, stop_scope="stage")
 
 
 class ValidationIncrease(Rule):

@@ -13,6 +13,7 @@ from fledge.checkpoint.async_save import AsyncCheckpointer
 from fledge.checkpoint.state import TrainState
 from fledge.errors import FledgeError
 from fledge.findings import Finding
+from fledge.monitor.remedies import MEND_ROWS
 from fledge.monitor.rules import GuardTrigger
 from fledge.monitor.run_logger import RunLogger
 from fledge.plan.lr_schedule import learning_rate
@@ -23,6 +24,7 @@ from fledge.training.bad_rows import highest_loss_rows
 from fledge.training.batch_loader import BatchLoader
 from fledge.training.batch_source import DatasetSource, StepBatch
 from fledge.training.context import TrainContext
+from fledge.training.divergence import has_risen, loss_now
 from fledge.training.hooks import Checkpointing, HookContext, evaluation_interval
 from fledge.training.rank_consistency import RankConsistencyCheck
 from fledge.training.rollback import recovery_hint, rollback_finding, rollback_target, rolled_back_state
@@ -260,6 +262,8 @@ class Trainer:
         """Report the triggers of the guards and apply their actions; returns whether training went back to an earlier step.
         Raises FledgeError if a guard ends the run."""
         for trigger in self.logger.check_guards():
+            if trigger.reference and not self._is_confirmed(trigger):
+                continue
             finding = self._with_suspected_rows(trigger)
             self.logger.report(finding, trigger.step, "guard", **_action_fields(trigger))
             if trigger.action == "rollback":
@@ -275,6 +279,20 @@ class Trainer:
                 self._hook_context().finish_stage(trigger.finding.message)
         return False
 
+    def _is_confirmed(self, trigger: GuardTrigger) -> bool:
+        """Whether the current weights are worse than the earlier ones on the rows of earlier updates. Writes the `guard_check`
+        event, which the guards read."""
+        context, steps = self.context, [step for step, _ in trigger.reference]
+        then = [loss for _, loss in trigger.reference]
+        now = [
+            loss_now(context.model, context.objective, self.loader.rebuild(step - 1), self.device, context.ranks)
+            for step in steps
+        ]
+        confirmed = has_risen(then, now, context.stage.guards.divergence.min_increase)
+        values = {"steps": steps, "losses_then": then, "losses_now": now}
+        self.logger.write("guard_check", trigger.step, check=trigger.finding.check, confirmed=confirmed, **values)
+        return confirmed
+
     def _with_suspected_rows(self, trigger: GuardTrigger) -> Finding:
         """The finding of a guard; if rows may be the cause, with the rows of the first bad update that have the highest
         losses."""
@@ -284,8 +302,10 @@ class Trainer:
         batch = self.loader.rebuild(trigger.first_bad_step - 1)
         rows = highest_loss_rows(context.model, batch, context.locate_example, self.device, context.ranks)
         location = rows[0]["where"] if rows else ""
-        message = f"{finding.message} (highest loss: {location})" if location else finding.message
-        return replace(finding, message=message, where=location, evidence={**finding.evidence, "rows": rows})
+        if not location:
+            return finding
+        message, hint = f"{finding.message} (highest loss: {location})", f"{finding.hint}, {MEND_ROWS}"
+        return replace(finding, message=message, where=location, hint=hint, evidence={**finding.evidence, "rows": rows})
 
     def _roll_back(self, trigger: GuardTrigger) -> None:
         """Restore the last good checkpoint, and continue without the suspected rows or with a lower learning rate."""
