@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fledge.chat import chat, generate_once
+from fledge.escaping import escaped
 from fledge.generation import PromptTooLongError, SamplingParams
 from fledge.generation.native import InferenceModel
 from fledge.model.decoder import Decoder
@@ -40,6 +41,11 @@ def answer(folder: Path, messages: list[Message], params: SamplingParams = PARAM
     return tokenizer.decode(completion.tokens, skip_special=True)
 
 
+def shown(folder: Path, messages: list[Message]) -> str:
+    """The answer that `generate` gives, as the terminal shows it: this model's answers hold control characters."""
+    return escaped(answer(folder, messages))
+
+
 def type_lines(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
     """Simulate lines that a person types, followed by the end of the input."""
     rest: Iterator[str] = iter(lines)
@@ -63,7 +69,7 @@ def test_a_conversation_remembers_its_turns_until_new(
     second = answer(folder, messages)
     type_lines(monkeypatch, "What is a cat?", " And a dog? ", "", "/new", "What is a cat?", "/quit", "never read")
     chat(str(folder), PARAMS, system=system)
-    assert capsys.readouterr().out == f"{first}\n{second}\n{first}\n"
+    assert capsys.readouterr().out == escaped(f"{first}\n{second}\n{first}\n")
 
 
 def test_the_weights_are_packed_once_for_a_whole_conversation(
@@ -91,19 +97,19 @@ def test_a_conversation_that_is_too_long_is_reported_and_can_be_restarted(
     captured = capsys.readouterr()
     assert "the conversation: it has" in captured.err and "the model has 100 positions" in captured.err
     assert "start a new one with /new" in captured.err
-    assert captured.out == answer(folder, [Message("user", "What is a cat?")]) + "\n\n"  # the last line ends the input
+    assert captured.out == shown(folder, [Message("user", "What is a cat?")]) + "\n\n"  # the last line ends the input
 
 
 def test_generate_answers_one_prompt_by_the_chat_template_or_continues_a_raw_text(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     generate_once(str(folder), "What is a cat?", PARAMS, system="Be short.")
-    expected = answer(folder, [Message("system", "Be short."), Message("user", "What is a cat?")])
+    expected = shown(folder, [Message("system", "Be short."), Message("user", "What is a cat?")])
     assert capsys.readouterr().out == expected + "\n"
     model, tokenizer = loaded(folder)
     generate_once(str(folder), "A cat is", PARAMS, raw=True)
     (completion,) = generate(model, [tokenizer.encode_prefix("A cat is")], tokenizer.stop_ids, PARAMS)
-    assert capsys.readouterr().out == tokenizer.decode(completion.tokens, skip_special=True) + "\n"
+    assert capsys.readouterr().out == escaped(tokenizer.decode(completion.tokens, skip_special=True)) + "\n"
 
 
 def test_generate_names_a_prompt_that_is_too_long(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import sys
 
 from fledge.errors import FledgeError
+from fledge.escaping import escaped
 from fledge.generation import Engine, PromptTooLongError, SamplingParams, decode_stream, load_engine
 from fledge.run import resolve_model_path
 from fledge.tokenizer import Message, Tokenizer
@@ -10,7 +11,7 @@ from fledge.tokenizer import Message, Tokenizer
 
 def _load(path: str) -> tuple[Engine, Tokenizer]:
     """The engine for one request at a time, and the tokenizer, of a run, stage, checkpoint or model directory."""
-    return load_engine(resolve_model_path(path), lambda text: print(text, file=sys.stderr), max_batch_size=1)
+    return load_engine(resolve_model_path(path), lambda text: print(escaped(text), file=sys.stderr), max_batch_size=1)
 
 
 def _print_answer(engine: Engine, tokenizer: Tokenizer, prompt: list[int], params: SamplingParams) -> str:
@@ -18,7 +19,7 @@ def _print_answer(engine: Engine, tokenizer: Tokenizer, prompt: list[int], param
     answer = []
     for text in decode_stream(tokenizer, engine.stream(prompt, params)):
         answer.append(text)
-        print(text, end="", flush=True)
+        print(escaped(text), end="", flush=True)
     print()
     return "".join(answer)
 
@@ -39,7 +40,7 @@ def chat(model_path: str, params: SamplingParams, *, system: str | None = None) 
     """`fledge chat MODEL`: read turns from the terminal and answer them. /new forgets the conversation, /quit leaves."""
     engine, tokenizer = _load(model_path)
     messages = _system_turn(system)
-    print(f"talking to {model_path}; /new starts a new conversation, /quit leaves", file=sys.stderr)
+    print(escaped(f"talking to {model_path}; /new starts a new conversation, /quit leaves"), file=sys.stderr)
     while True:
         try:
             text = input("› ").strip()
@@ -58,9 +59,12 @@ def chat(model_path: str, params: SamplingParams, *, system: str | None = None) 
             answer = _print_answer(engine, tokenizer, tokenizer.encode_prompt([*messages, question]), params)
             messages += [question, Message("assistant", answer)]
         except PromptTooLongError as error:
-            print(FledgeError(error.what, where="the conversation", hint="start a new one with /new").text(), file=sys.stderr)
+            print(
+                escaped(FledgeError(error.what, where="the conversation", hint="start a new one with /new").text()),
+                file=sys.stderr,
+            )
         except FledgeError as error:
-            print(error.text(), file=sys.stderr)
+            print(escaped(error.text()), file=sys.stderr)
 
 
 def _system_turn(system: str | None) -> list[Message]:

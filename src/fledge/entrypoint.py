@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fledge.errors import EXIT_PEER_LOST, FledgeError, PeerLostError
+from fledge.escaping import escaped
 from fledge.run.stopping import SignalHandler
 
 
@@ -56,19 +57,18 @@ def train_in_folder(training: TrainCommand, folder: str) -> None:
 
 def write_report_and_summarize(run: Path) -> None:
     """Write the report of a run and print its summary."""
-    from rich.console import Console as RichConsole
-
     from fledge.report import stage_table, write_report
+    from fledge.run.terminal import Terminal
 
     report = write_report(run)
-    RichConsole().print(stage_table(run))
-    print(f"report: {report}")
-    print(f"talk to it: fledge chat {run}")
+    Terminal().print(stage_table(run))
+    print(escaped(f"report: {report}"))
+    print(escaped(f"talk to it: fledge chat {run}"))
 
 
 def to_stderr(message: str) -> None:
     """Print a message on stderr."""
-    print(f"fledge: {message}", file=sys.stderr)
+    print(escaped(f"fledge: {message}"), file=sys.stderr)
 
 
 def exit_code(

@@ -9,6 +9,7 @@ from pathlib import Path
 from fledge.cli.arguments import MAX_RESTARTS, MINUTES, SAMPLING_OPTIONS, SEED, Overrides, build_parser, split_overrides
 from fledge.entrypoint import TrainCommand, exit_code, to_stderr, write_report_and_summarize
 from fledge.errors import FledgeError
+from fledge.escaping import escaped
 from fledge.run.stopping import SignalHandler
 
 
@@ -90,7 +91,7 @@ def _run_train(options: argparse.Namespace, overrides: Overrides, argv: list[str
     if options.dry_run:
         from fledge.pipeline import dry_run
 
-        print(dry_run(recipe, Console(quiet=options.quiet)))
+        print(escaped(dry_run(recipe, Console(quiet=options.quiet))))
         return 0
     if options.cluster is not None:
         return _on_cluster(options, training, Path(recipe.output) / recipe.name / "jobs")
@@ -124,8 +125,8 @@ def _on_cluster(options: argparse.Namespace, training: TrainCommand, folder: Pat
     if options.cluster == "ray":
         return run_on_ray(training, folder, processes, MAX_RESTARTS if options.restarts is None else options.restarts)
     job = submit(training, folder, nodes, processes, options.slurm)
-    print(f"submitted as Slurm job {job.job_id}: {nodes * processes} processes")
-    print(f"its logs: {job.paths.stdout}, {job.paths.stderr}")
+    print(escaped(f"submitted as Slurm job {job.job_id}: {nodes * processes} processes"))
+    print(escaped(f"its logs: {job.paths.stdout}, {job.paths.stderr}"))
     return 0
 
 
@@ -185,10 +186,10 @@ def _run_build(options: argparse.Namespace, overrides: Overrides) -> None:
     for name, data in build(recipe, Path(options.out), executor, Console().log).items():
         held_out = data.validation.num_tokens if data.validation else 0
         tokens, packed_rows = data.train.num_tokens, len(data.train)
-        print(f"{name}: {tokens:,} tokens in {packed_rows:,} packed rows an epoch, {held_out:,} for validation")
+        print(escaped(f"{name}: {tokens:,} tokens in {packed_rows:,} packed rows an epoch, {held_out:,} for validation"))
         for line in data.report.lines():
-            print(f"  {line}")
-    print(f"train from it: fledge train {' '.join(options.target)} --built_dataset {options.out}")
+            print(escaped(f"  {line}"))
+    print(escaped(f"train from it: fledge train {' '.join(options.target)} --built_dataset {options.out}"))
 
 
 def _run_generation(options: argparse.Namespace) -> None:
@@ -209,7 +210,7 @@ def _run_report(options: argparse.Namespace) -> None:
     from fledge.report import write_report
 
     try:
-        print(write_report(Path(options.run)))
+        print(escaped(str(write_report(Path(options.run)))))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FledgeError("there is no such run", where=options.run) from error
 

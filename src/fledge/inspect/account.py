@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from rich.console import Console
 from rich.text import Text
 
 from fledge.data import is_complete
@@ -16,11 +15,13 @@ from fledge.data.build.report import report_rows, report_tokens
 from fledge.data.report import source_lines
 from fledge.data.row_events import SAMPLED_STATES, STATES
 from fledge.errors import FledgeError
+from fledge.escaping import escaped_json
 from fledge.inspect.builds import builds_of
 from fledge.inspect.row_lookup import row_events_of
 from fledge.inspect.row_trace import trace_row
 from fledge.inspect.target import Overrides
 from fledge.run import Log
+from fledge.run.terminal import Terminal
 from fledge.run.text_files import read_json
 
 
@@ -96,7 +97,7 @@ def account(
         if row_filter.source is not None and not accounts:
             raise FledgeError(f"no source is called '{row_filter.source}'", where="--source")
         if as_json:
-            print(orjson.dumps({"stages": accounts}, option=orjson.OPT_INDENT_2).decode())
+            print(escaped_json(orjson.dumps({"stages": accounts}, option=orjson.OPT_INDENT_2).decode()))
         else:
             _print(accounts)
         if builds.error:
@@ -115,7 +116,7 @@ def _stage(name: str, folder: Path, row_filter: Filter, limit: int) -> dict[str,
 
 
 def _print(stages: Sequence[dict[str, Any]]) -> None:
-    terminal = Console(highlight=False, soft_wrap=True)
+    terminal = Terminal(soft_wrap=True)
     for stage in stages:
         terminal.print(Text(stage["stage"], style="bold"))
         for source in stage["sources"]:

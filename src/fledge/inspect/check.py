@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
-from rich.console import Console
 from rich.text import Text
 
 from fledge.data.analysis.check_context import CheckContext
 from fledge.data.analysis.checks import CHECKS, findings
 from fledge.data.analysis.stage_statistics import stage_statistics
 from fledge.errors import FledgeError
+from fledge.escaping import escaped_json
 from fledge.findings import Finding
 from fledge.inspect.tables import MARKS, PIPED_WIDTH, finding_text
 from fledge.inspect.target import Overrides, recipe_of, stages_of, tokenizer_folder, without_drop_limit
@@ -19,6 +19,7 @@ from fledge.prepare import Preparation
 from fledge.recipe import Recipe
 from fledge.recipe.initial_weights import initial_weights
 from fledge.run import Log
+from fledge.run.terminal import Terminal
 from fledge.tokenizer import Tokenizer
 
 BUILD, MODEL = "build", "model"  # conditions of all other checks
@@ -32,7 +33,7 @@ def check(targets: Sequence[str], overrides: Overrides, stage: str | None, as_js
     results = check_stages(recipe, stages_of(recipe, stage), log)
     errors = sum(finding.severity == "error" for group in results.values() for item in group.values() for finding in item)
     if as_json:
-        print(orjson.dumps(_as_json_value(results), option=orjson.OPT_INDENT_2).decode())
+        print(escaped_json(orjson.dumps(_as_json_value(results), option=orjson.OPT_INDENT_2).decode()))
     else:
         _print(results)
     if errors:
@@ -102,7 +103,7 @@ PASSED: Mapping[str, str] = {
 
 
 def _print(results: Mapping[str, StageFindings]) -> None:
-    terminal = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    terminal = Terminal(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     for name, checks in results.items():
         terminal.print(Text(name, style="bold"))
         for check, items in checks.items():

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import orjson
-from rich.console import Console
 from rich.text import Text
 
 from fledge.data import PackedDataset
@@ -19,10 +18,12 @@ from fledge.data.parsing.detection import schema_name
 from fledge.data.parsing.rows import parse_row
 from fledge.data.reading.records import Record, read
 from fledge.errors import FledgeError
+from fledge.escaping import escaped_json
 from fledge.inspect.builds import Builds, OpenBuild, open_build
 from fledge.inspect.row_lookup import LocatedRow, find_rows, parse_row_location, row_events_of
 from fledge.inspect.show import examples_of, legend, print_row
 from fledge.plan.horizon import compute_steps
+from fledge.run.terminal import Terminal
 
 MAX_CHARACTERS = 200  # of a column's value
 
@@ -68,9 +69,9 @@ def trace_row(builds: Builds, row: str, as_json: bool) -> None:
         raise FledgeError("no source has this row", where=f"--row {row}", hint="lines are counted from 1, indices from 0")
     traces = [build_trace(build, located_row) for build, located_row in located]
     if as_json:
-        print(orjson.dumps({"rows": [asdict(trace) for trace in traces]}, option=orjson.OPT_INDENT_2).decode())
+        print(escaped_json(orjson.dumps({"rows": [asdict(trace) for trace in traces]}, option=orjson.OPT_INDENT_2).decode()))
         return
-    terminal = Console(highlight=False)
+    terminal = Terminal()
     for (build, located_row), trace in zip(located, traces, strict=True):
         _print(terminal, trace)
         if trace.side in ("training", "validation"):
@@ -182,7 +183,7 @@ def _packed(build: OpenBuild, row: LocatedRow, data: PackedDataset) -> tuple[Pac
     return tuple(packings)
 
 
-def _print(terminal: Console, trace: RowTrace) -> None:
+def _print(terminal: Terminal, trace: RowTrace) -> None:
     terminal.print(Text(f"{trace.stage}: {trace.where}  ({trace.source})", style="bold"))
 
     def line(label: str, text: str) -> None:

@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 
 import numpy as np
-from rich.console import Console
 from rich.text import Text
 
 from fledge.data.build.row_locator import RowLocator
 from fledge.data.storage import Examples
 from fledge.errors import FledgeError
+from fledge.escaping import PICTURES
 from fledge.inspect.builds import OpenBuild, builds_of, open_build
 from fledge.inspect.row_lookup import find_rows, parse_row_location
-from fledge.inspect.tables import PICTURES
 from fledge.inspect.target import Overrides
 from fledge.run import Log
+from fledge.run.terminal import Terminal
 from fledge.tokenizer import Tokenizer
 
 TRAINED, REJECTED, CONTEXT = "black on green", "black on red", "dim"
@@ -23,14 +23,14 @@ VISIBLE = {**PICTURES, ord("\ufffd"): "·", ord("\n"): "⏎\n", ord("\t"): "\t"}
 LEGEND = "⏎ is a line break, · an unfinished character; [0.5] is the weight of what follows, where it is not 1"
 
 
-def legend(terminal: Console) -> str:
+def legend(terminal: Terminal) -> str:
     """The meaning of the colours or, without colours, of the brackets."""
     if coloured(terminal):
         return f"green: trained (weight 1), a rejected answer red; dim: context only (weight 0); {LEGEND}"
     return f"{OPEN}trained{CLOSE} (weight 1); all else is context only (weight 0); {LEGEND}"
 
 
-def coloured(terminal: Console) -> bool:
+def coloured(terminal: Terminal) -> bool:
     """Whether the terminal shows styles."""
     return terminal.is_terminal and not terminal.no_color
 
@@ -56,7 +56,7 @@ def paint(
     return text.append(CLOSE if brackets and before else "")
 
 
-def print_example(terminal: Console, build: OpenBuild, examples: Examples, example: int, location: str) -> None:
+def print_example(terminal: Terminal, build: OpenBuild, examples: Examples, example: int, location: str) -> None:
     """Print all sequences of one example, each below a line that describes it."""
     names, sequences = build.plan.format.sequence_names, examples.sequences_of(np.asarray([example])).tolist()
     for name, sequence in zip(names, sequences, strict=True):
@@ -77,7 +77,7 @@ def show(
             raise builds.error
         if stage is None and row is None and len(builds.folders) > 1:
             raise FledgeError("say which stage", where="--stage", hint=f"there are {', '.join(builds.folders)}")
-        terminal = Console(highlight=False)
+        terminal = Terminal()
         terminal.print(Text(legend(terminal), style="italic"))
         opened = [open_build(name, folder) for name, folder in builds.folders.items()]
         if location is None:
@@ -92,7 +92,7 @@ def show(
                               hint="`fledge data account` with the same --row says why")  # fmt: skip
 
 
-def _show_some(terminal: Console, build: OpenBuild, first: int, count: int) -> None:
+def _show_some(terminal: Terminal, build: OpenBuild, first: int, count: int) -> None:
     examples, locator = build.data.train.examples, RowLocator(build.data)
     if not 0 <= first < examples.count:
         raise FledgeError(f"there is no example {first}: the stage has {examples.count:,}", where="--offset")
@@ -104,7 +104,7 @@ def _show_some(terminal: Console, build: OpenBuild, first: int, count: int) -> N
         terminal.print(Text(line, style="dim"), soft_wrap=True)
 
 
-def print_row(terminal: Console, build: OpenBuild, shard: int, row: int) -> int:
+def print_row(terminal: Terminal, build: OpenBuild, shard: int, row: int) -> int:
     """Print the examples of one row, from training or validation. Returns their number."""
     shown = 0
     for split, data in (("training", build.data.train), ("validation", build.data.validation)):

@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from rich.console import Console
 from rich.text import Text
 
 from fledge.data.analysis.check_context import CheckContext
 from fledge.data.analysis.checks import findings
 from fledge.data.analysis.pre_tokenization import measure
 from fledge.data.analysis.stage_statistics import stage_statistics
+from fledge.escaping import escaped_json
 from fledge.inspect.inspection import StageInspection
 from fledge.inspect.tables import PIPED_WIDTH, tables
 from fledge.inspect.target import Overrides, recipe_of, stages_of, tokenizer_folder, without_drop_limit
 from fledge.prepare import Preparation
 from fledge.recipe import Recipe
 from fledge.run import Log, write_text
+from fledge.run.terminal import Terminal
 from fledge.tokenizer import Tokenizer
 
 VERSION = 1  # of the JSON
@@ -63,9 +64,9 @@ def stats(
         write_text(Path(page), render(", ".join(Path(target).name for target in targets), inspections, tokenizer))
         log(f"page: {page}")
     if as_json:
-        print(orjson.dumps(as_json_value(inspections, tokenizer), option=orjson.OPT_INDENT_2).decode())
+        print(escaped_json(orjson.dumps(as_json_value(inspections, tokenizer), option=orjson.OPT_INDENT_2).decode()))
         return
-    terminal = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    terminal = Terminal(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     for inspection in inspections:
         for renderable in tables(inspection.statistics, inspection.findings):
             terminal.print(renderable, soft_wrap=isinstance(renderable, Text))

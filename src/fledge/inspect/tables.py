@@ -9,12 +9,11 @@ from rich.text import Text
 
 from fledge.data.analysis.lengths import PERCENTILES, Lengths
 from fledge.data.analysis.statistics import ContextFit, Opening, SourceStatistics, StageStatistics, TrainingStatistics
+from fledge.escaping import escaped_line
 from fledge.findings import Finding
 
 NAME_WIDTH = 28  # characters of a source's name
 PIPED_WIDTH = 200  # columns when the output is not a terminal
-PICTURES = {**{number: 0x2400 + number for number in range(0x20)}, 0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), "·")}
-"""Visible pictures of control characters, so that no text can control the terminal."""
 MARKS = {"passed": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}
 
 
@@ -162,7 +161,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 def _openings_table(openings: Sequence[Opening]) -> "Table":
     table = _table(("opening", "answers", "share"))
     for opening in openings:
-        table.add_row(Text(opening.text.translate(PICTURES)), _count(opening.count), percent(opening.share))
+        table.add_row(Text(escaped_line(opening.text)), _count(opening.count), percent(opening.share))
     return table
 
 

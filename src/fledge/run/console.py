@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from fledge.escaping import escaped_line
+
 PLAIN_SECONDS = 10.0  # between progress lines without a terminal
 Log = Callable[[str], None]
 """A function that shows one line of text to a person."""
@@ -47,15 +49,15 @@ class Console:
 
     def _terminal(self) -> Any:
         if self._rich is None:
-            from rich.console import Console as Rich
+            from fledge.run.terminal import Terminal
 
-            self._rich = Rich(stderr=True, highlight=False, soft_wrap=True)
+            self._rich = Terminal(stderr=True, soft_wrap=True)
         return self._rich
 
     def log(self, text: str = "", style: str | None = None) -> None:
         """Show one line."""
         if not self.quiet:
-            self._terminal().print(text, style=style, markup=False)
+            self._terminal().print(text, style=style)
 
     def title(self, text: str) -> None:
         """Show the title of a section."""
@@ -76,9 +78,10 @@ class Console:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bar
 
-        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+        label_column, text_column = (TextColumn(form, markup=False) for form in ("{task.description}", "{task.fields[text]}"))
+        columns = (label_column, BarColumn(24), MofNCompleteColumn(), text_column)
         with Bar(*columns, console=self._terminal(), refresh_per_second=4) as bar:
-            task = bar.add_task(label, total=total, completed=done, text="")
+            task = bar.add_task(escaped_line(label), total=total, completed=done, text="")
             yield _Live(bar, task)
 
 
@@ -97,7 +100,7 @@ class _Live(Progress):
         self._bar, self._task = bar, task
 
     def update(self, done: int, text: str = "") -> None:
-        self._bar.update(self._task, completed=done, text=text)
+        self._bar.update(self._task, completed=done, text=escaped_line(text))
 
 
 class _Plain(Progress):
