@@ -26,7 +26,7 @@ def source(**keys: Any) -> Source:
 
 def call(name: str = "add", arguments: Any = '{"x": 1}', **more: Any) -> dict:
     """A tool call in OpenAI's form."""
-    return {"id": "c1", "type": "function", "function": {"name": name, "arguments": arguments}, **more}
+    return {"type": "function", "function": {"name": name, "arguments": arguments}, **more}
 
 
 def reason(row: Any, kind: str, **keys: Any) -> tuple[str, str]:

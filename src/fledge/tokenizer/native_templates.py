@@ -54,10 +54,11 @@ def _chatml_answer(message: Message, turn: int) -> list[TextSegment]:
         f'<tool_call>\n{{"name": {to_json(call.name)}, "arguments": {to_json(parse_arguments(call, turn + 1))}}}\n</tool_call>'
         for call in message.tool_calls
     )
-    between = "\n" if message.content and calls else ""
+    content = message.full_content
+    between = "\n" if content and calls else ""
     return [
         TextSegment("<|im_start|>", 0.0, False), TextSegment("assistant\n", 0.0, True),
-        TextSegment(message.content + between + calls, 1.0, True, turn), TextSegment("<|im_end|>", 1.0, False, turn),
+        TextSegment(content + between + calls, 1.0, True, turn), TextSegment("<|im_end|>", 1.0, False, turn),
         TextSegment("\n", 0.0, False),
     ]  # fmt: skip
 
@@ -89,13 +90,16 @@ def _inst(messages: Sequence[Message], tools: list[Any] | None, generate: bool) 
                 system, before = "", "\n\n"
             segments += [TextSegment(f"{before}{message.content} ", 0.0, True), TextSegment("[/INST] ", 0.0, False)]
         elif message.role == "assistant" and not message.tool_calls:
-            segments += [TextSegment(message.content, 1.0, True, i), TextSegment("</s>", 1.0, False, i)]
+            segments += [TextSegment(message.full_content, 1.0, True, i), TextSegment("</s>", 1.0, False, i)]
         else:
             content = "tool calls" if message.tool_calls else f"role '{message.role}'"
             raise TemplateError(f"the [INST] template does not support {content} in turn {i + 1}")
     return [segment for segment in segments if segment.text]
 
 
+REASONING_JINJA = (  # as Message.full_content
+    "{% if message['reasoning_content'] %}{{ '<think>\n' + message['reasoning_content'] + '\n</think>\n\n' }}{% endif %}"
+)
 CHATML_JINJA = (
     "{% if tools %}"
     "{{ '<|im_start|>system\n' }}"
@@ -108,9 +112,10 @@ CHATML_JINJA = (
     "{% if message['role'] == 'assistant' %}"
     "{{ '<|im_start|>assistant\n' }}"
     "{% generation %}"
+    f"{REASONING_JINJA}"
     "{{ message['content'] or '' }}"
     "{% for call in message['tool_calls'] or [] %}"
-    "{{ '\n' if message['content'] or not loop.first else '' }}"
+    "{{ '\n' if message['content'] or message['reasoning_content'] or not loop.first else '' }}"
     "{{ '<tool_call>\n{\"name\": ' + (call['function']['name'] | tojson) + ', \"arguments\": ' }}"
     "{{ (call['function']['arguments'] | tojson) + '}\n</tool_call>' }}"
     "{% endfor %}"
@@ -137,7 +142,9 @@ INST_JINJA = (
     "{% if ns.system %}{{ '<<SYS>>\n' + ns.system + '\n<</SYS>>\n\n' }}{% set ns.system = '' %}{% endif %}"
     "{{ message['content'] + ' [/INST] ' }}"
     "{% elif message['role'] == 'assistant' and not message['tool_calls'] %}"
-    "{% generation %}{{ message['content'] + '</s>' }}{% endgeneration %}"
+    "{% generation %}"
+    f"{REASONING_JINJA}"
+    "{{ message['content'] + '</s>' }}{% endgeneration %}"
     "{% else %}{{ raise_exception('this template has no place for tool calls or role ' + message['role']) }}{% endif %}"
     "{% endfor %}"
 )

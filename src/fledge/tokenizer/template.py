@@ -8,35 +8,47 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from fledge.errors import FledgeError
 
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")  # names under which templates and data know reasoning
+_PROBE = "fledge probes for reasoning"
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call of a tool by the assistant. `arguments` is the text of a JSON object."""
+    """One call of a tool by the assistant. `arguments` is the text of a JSON object. `id` names the call, if the data does."""
 
     name: str
     arguments: str
+    id: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Message:
     """One turn. `role` is system, user, assistant, tool (the result of a call) or another role that the template knows.
 
     `tool_calls` follow an assistant's content. `weight` is the weight of this turn in the loss; None leaves it to the
-    template.
+    template. `reasoning` is what the assistant thought before it wrote the content, where the data keeps it separately.
+    `name`: of the speaker or of the tool. `tool_call_id`: the call that this tool result answers.
     """
 
-    role: str
-    content: str
-    tool_calls: tuple[ToolCall, ...] = ()
-    weight: float | None = None
+    role: str = field(kw_only=False)
+    content: str = field(kw_only=False)
+    tool_calls: tuple[ToolCall, ...] = field(default=(), kw_only=False)
+    weight: float | None = field(default=None, kw_only=False)
+    reasoning: str | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+
+    @property
+    def full_content(self) -> str:
+        """The content behind its reasoning in `<think>` tags: the text for templates without a place for reasoning."""
+        return f"<think>\n{self.reasoning}\n</think>\n\n{self.content}" if self.reasoning else self.content
 
 
 @dataclass(frozen=True)
@@ -135,9 +147,27 @@ class ChatTemplate:
     def _jinja_text(
         self, messages: Sequence[Message], tools: list[Any] | None, add_generation_prompt: bool = False, mark: str = ""
     ) -> str:
+        self._check_nothing_lost(messages, tools)
+        if not self._has_place_for_reasoning:
+            messages = [replace(m, content=m.full_content, reasoning=None) if m.reasoning else m for m in messages]
+        return self._jinja(messages, tools, add_generation_prompt, mark)
+
+    @cached_property
+    def _has_place_for_reasoning(self) -> bool:
+        """Whether the template writes the reasoning of an answer that is given separately from its content."""
+        if not any(key in self.jinja for key in REASONING_KEYS):
+            return False
+        conversation = (Message("user", "1"), Message("assistant", "2", reasoning=_PROBE))
+        try:
+            return _PROBE in self._jinja(conversation, None)
+        except TemplateError:
+            return False
+
+    def _jinja(
+        self, messages: Sequence[Message], tools: list[Any] | None, add_generation_prompt: bool = False, mark: str = ""
+    ) -> str:
         from jinja2 import TemplateError as JinjaError
 
-        self._check_nothing_lost(messages, tools)
         try:
             return self._compiled.render(
                 messages=_jinja_messages(messages), tools=tools, documents=None,
@@ -219,13 +249,22 @@ def _jinja_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The messages as Jinja templates expect them: tool calls in OpenAI's form, with parsed arguments."""
     turns: list[dict[str, Any]] = []
     for number, message in enumerate(messages, 1):
-        turns.append({"role": message.role, "content": message.content})
+        turn: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.name is not None:
+            turn["name"] = message.name
+        if message.reasoning:
+            turn |= dict.fromkeys(REASONING_KEYS, message.reasoning)
         if message.tool_calls:
-            turns[-1]["tool_calls"] = [
-                {"type": "function", "function": {"name": call.name, "arguments": parse_arguments(call, number)}}
-                for call in message.tool_calls
-            ]
+            turn["tool_calls"] = [_jinja_call(call, number) for call in message.tool_calls]
+        if message.tool_call_id is not None:
+            turn["tool_call_id"] = message.tool_call_id
+        turns.append(turn)
     return turns
+
+
+def _jinja_call(call: ToolCall, number: int) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": parse_arguments(call, number)}
+    return {**({} if call.id is None else {"id": call.id}), "type": "function", "function": function}
 
 
 def parse_arguments(call: ToolCall, number: int) -> Any:

@@ -59,7 +59,7 @@ CONVERSATIONS = [
         {"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "text", "value": "b"}]}]},
      (Q, Message("assistant", "ab"))),
     ("messages (role/content)", {"messages": [TURNS[0], {"role": "assistant", "content": "a", "reasoning_content": "hm"}]},
-     (Q, Message("assistant", "<think>\nhm\n</think>\n\na"))),
+     (Q, Message("assistant", "a", reasoning="hm"))),
     ("messages (role/content)", {"messages": TURNS, "images": [], "audios": None}, (Q, A)),
 ]  # fmt: skip
 
@@ -130,7 +130,7 @@ CALLING = (Q, Message("assistant", "", (ToolCall("add", '{"x": 1}'),)), Message(
         [TURNS[0], {"role": "assistant", "content": "", "tool_calls": json.dumps([call()])},
          {"role": "function", "content": "2", "tool_calls": ""}, TURNS[1]],
         [TURNS[0], {"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": '{"x": 1}'}},
-         {"role": "function", "name": "add", "content": "2"}, TURNS[1]],
+         {"role": "function", "content": "2"}, TURNS[1]],
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("tools", [DESCRIBED, json.dumps(DESCRIBED), None, [], "[]", " "])
@@ -191,3 +191,35 @@ def test_weights_of_turns_do_not_affect_preference_answers() -> None:
     before = [*({**turn, "train": False} for turn in TURNS), MORE[-1]]
     pair = {"chosen": [*before, {**GOOD, "weight": 0.5}], "rejected": [*before, BAD]}
     assert parse_row(pair, source(), "preference") == PreferencePair((Q, A, Message("user", "more")), "good", "bad")
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_every_field_of_a_turn_is_kept(key: str) -> None:
+    calling = {"role": "assistant", "content": None, key: "so", "tool_calls": [call(id="c1")]}
+    result = {"role": "tool", "name": "add", "tool_call_id": "c1", "content": "2"}
+    row = {"messages": [{**TURNS[0], "name": "Ann"}, calling, result, {**TURNS[1], key: ""}]}
+    assert parse_row(row, source(), "sft") == Conversation((
+        Message("user", "q", name="Ann"),
+        Message("assistant", "", (ToolCall("add", '{"x": 1}', "c1"),), reasoning="so"),
+        Message("tool", "2", name="add", tool_call_id="c1"),
+        A,
+    ))  # fmt: skip
+
+
+def test_legacy_functions_become_tools() -> None:
+    function = {"name": "add", "parameters": {}}
+    calling = {"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": "{}"}}
+    turns = [TURNS[0], calling, {"role": "function", "name": "add", "content": "2"}, TURNS[1]]
+    for row in ({"messages": turns, "functions": [function]}, {"messages": turns, "functions": json.dumps([function])}):
+        item = parse_row(row, source(), "sft")
+        assert isinstance(item, Conversation) and item.tools
+        assert json.loads(item.tools) == [{"type": "function", "function": function}]
+        assert item.messages[2] == Message("tool", "2", name="add")
+
+
+def test_the_reasoning_of_preference_answers_is_kept_apart_from_them() -> None:
+    good, bad = ({"role": "assistant", "content": "a", "reasoning_content": text} for text in ("right", "wrong"))
+    pair = parse_row({"prompt": "q", "chosen": [good], "rejected": [bad]}, source(), "preference")
+    assert pair.endings == (Message("assistant", "a", reasoning="right"), Message("assistant", "a", reasoning="wrong"))
+    one = parse_row({"messages": [TURNS[0], good], "label": True}, source(), "label")
+    assert one.endings == (Message("assistant", "a", reasoning="right"),)

@@ -19,16 +19,18 @@ from fledge.tokenizer.template import ToolCall
 from tests.support.chat_rows import Q
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
+OPTIONAL = st.none() | TEXT
 MESSAGES = st.lists(
     st.builds(
-        Message, TEXT, TEXT, st.lists(st.builds(ToolCall, TEXT, TEXT), max_size=2).map(tuple),
-        st.none() | st.floats(0, 1e300),
+        Message, TEXT, TEXT, st.lists(st.builds(ToolCall, TEXT, TEXT, OPTIONAL), max_size=2).map(tuple),
+        st.none() | st.floats(0, 1e300), reasoning=OPTIONAL, name=OPTIONAL, tool_call_id=OPTIONAL,
     ), max_size=4,
 ).map(tuple)  # fmt: skip
 TOOLS = st.none() | TEXT
 ITEMS = st.one_of(
-    st.builds(Document, TEXT), st.builds(Conversation, MESSAGES, TOOLS), st.builds(PreferencePair, MESSAGES, TEXT, TEXT, TOOLS),
-    st.builds(BinaryFeedback, MESSAGES, TEXT, st.booleans(), TOOLS),
+    st.builds(Document, TEXT), st.builds(Conversation, MESSAGES, TOOLS),
+    st.builds(PreferencePair, MESSAGES, TEXT, TEXT, TOOLS, st.just(()) | st.tuples(OPTIONAL, OPTIONAL)),
+    st.builds(BinaryFeedback, MESSAGES, TEXT, st.booleans(), TOOLS, OPTIONAL),
 )  # fmt: skip
 
 

@@ -65,7 +65,7 @@ def clean_item(item: Item, steps: CleaningSteps) -> tuple[Item, tuple[RowEvent, 
         return result
 
     result = item.map_texts(cleaned)
-    if len(result.answers) > 1 and len(set(result.answers)) == 1:
+    if len(result.answers) > 1 and len({ending.full_content for ending in result.endings}) == 1:
         raise RowError("chosen equals rejected", "after cleaning")
     return result, tuple(events.values())
 

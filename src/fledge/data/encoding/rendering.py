@@ -29,7 +29,7 @@ class DialogueRounds:
         if not isinstance(item, Dialogue):
             raise TypeError(f"{item.description()} is no dialogue")
         system, rounds = split_rounds(item.turns)
-        endings = tuple((Message("assistant", answer),) for answer in item.answers) or ((),)
+        endings = tuple((answer,) for answer in item.endings) or ((),)
         return cls(system, tuple(rounds), endings, item.tools)
 
     @property

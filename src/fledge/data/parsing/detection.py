@@ -8,6 +8,7 @@ from fledge.data.parsing.items import BinaryFeedback, Conversation, Document, It
 from fledge.data.parsing.messages import calls_tools, has_content_parts, turn_schema
 from fledge.data.parsing.rows import (
     CONVERSATIONS,
+    FUNCTIONS,
     INSTRUCTION,
     LABELS,
     PAIR,
@@ -64,7 +65,7 @@ def _conversation_schema(row: Any, source: Source) -> str:
     turns = present(row, source, "messages", CONVERSATIONS)
     prompt = present(row, source, "prompt", PROMPTS)
     turns = prompt if turns is None and is_turns(prompt) else turns
-    if calls_tools(turns, source) or present(row, source, "tools", ("tools",)) not in (None, "", "[]", []):
+    if calls_tools(turns, source) or present(row, source, "tools", ("tools", FUNCTIONS)) not in (None, "", "[]", []):
         return "tool calls"
     if turns is None:
         return "alpaca" if prompt is row.get(INSTRUCTION) else "prompt/response"

@@ -1,13 +1,15 @@
 """Items: what a row of a file means, whatever its columns are called. An item knows its texts and how it is written down."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import orjson
 
 from fledge.tokenizer.template import Message, ToolCall
+
+OPTIONAL_FIELDS = ("reasoning", "name", "tool_call_id")  # of a message, beside role, content, tool calls and weight
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Document:
     tag: ClassVar[str] = "document"
     label: ClassVar[str] = "document"
     answers: ClassVar[tuple[str, ...]] = ()
+    endings: ClassVar[tuple[Message, ...]] = ()
 
     def texts(self, system: bool = True) -> list[str]:
         """The text, as a list of one. A document has no system turn, so `system` changes nothing."""
@@ -78,6 +81,11 @@ class Dialogue(ABC):
     def answers(self) -> tuple[str, ...]:
         """The alternative answers to the turns; empty if the last turn is the answer."""
 
+    @property
+    def endings(self) -> tuple[Message, ...]:
+        """The alternative answers as messages."""
+        return tuple(Message("assistant", answer) for answer in self.answers)
+
     @abstractmethod
     def map_texts(self, change: Callable[[str], str]) -> Self:
         """The item with every text changed. Tools and tool calls stay as they are."""
@@ -98,7 +106,8 @@ class Dialogue(ABC):
     def texts(self, system: bool = True) -> list[str]:
         """All texts in order, answers last. `system`: with the system turn, which many rows may share and the recipe may
         have added."""
-        return [*(turn.content for turn in self.turns if system or turn.role != "system"), *self.answers]
+        turns = [turn for turn in self.turns if system or turn.role != "system"]
+        return [text for message in (*turns, *self.endings) for text in _texts_of(message)]
 
     @property
     def question(self) -> str:
@@ -163,6 +172,7 @@ class PreferencePair(Dialogue):
     chosen: str
     rejected: str
     tools: str | None = None
+    reasoning: tuple[str | None, ...] = ()  # of chosen and rejected, where the data keeps it apart from the answers
 
     tag: ClassVar[str] = "preference"
     label: ClassVar[str] = "preference pair"
@@ -177,10 +187,17 @@ class PreferencePair(Dialogue):
         """Chosen, rejected."""
         return self.chosen, self.rejected
 
+    @property
+    def endings(self) -> tuple[Message, ...]:
+        """The alternative answers as messages."""
+        reasoning = self.reasoning or (None, None)
+        return tuple(Message("assistant", text, reasoning=own) for text, own in zip(self.answers, reasoning, strict=True))
+
     def map_texts(self, change: Callable[[str], str]) -> Self:
         """The pair with the content of each turn and both answers changed. Tools and tool calls stay as they are."""
         prompt = _map_contents(self.prompt, change)
-        return replace(self, prompt=prompt, chosen=change(self.chosen), rejected=change(self.rejected))
+        reasoning = tuple(_map_reasoning(text, change) for text in self.reasoning)
+        return replace(self, prompt=prompt, chosen=change(self.chosen), rejected=change(self.rejected), reasoning=reasoning)
 
     def with_system(self, prompt: str) -> Self:
         """The pair behind a system prompt, unless it has one."""
@@ -188,13 +205,14 @@ class PreferencePair(Dialogue):
 
     def fields(self) -> tuple[Any, ...]:
         """The fields as plain data, for `serialize`."""
-        return _pack(self.prompt), self.chosen, self.rejected, self.tools
+        fields = (_pack(self.prompt), self.chosen, self.rejected, self.tools)
+        return (*fields, self.reasoning) if self.reasoning else fields
 
     @classmethod
     def from_fields(cls, *fields: Any) -> Self:
         """The item with these `fields`."""
-        prompt, chosen, rejected, tools = fields
-        return cls(_unpack(prompt), chosen, rejected, tools)
+        prompt, chosen, rejected, tools, *reasoning = fields
+        return cls(_unpack(prompt), chosen, rejected, tools, *map(tuple, reasoning))
 
 
 @dataclass(frozen=True)
@@ -205,6 +223,7 @@ class BinaryFeedback(Dialogue):
     answer: str
     desirable: bool
     tools: str | None = None
+    reasoning: str | None = None  # of the answer, where the data keeps it apart
 
     tag: ClassVar[str] = "labelled"
     label: ClassVar[str] = "labelled answer"
@@ -219,9 +238,15 @@ class BinaryFeedback(Dialogue):
         """The one answer."""
         return (self.answer,)
 
+    @property
+    def endings(self) -> tuple[Message, ...]:
+        """The one answer as a message."""
+        return (Message("assistant", self.answer, reasoning=self.reasoning),)
+
     def map_texts(self, change: Callable[[str], str]) -> Self:
         """The feedback with the content of each turn and the answer changed. Tools and tool calls stay as they are."""
-        return replace(self, prompt=_map_contents(self.prompt, change), answer=change(self.answer))
+        prompt, reasoning = _map_contents(self.prompt, change), _map_reasoning(self.reasoning, change)
+        return replace(self, prompt=prompt, answer=change(self.answer), reasoning=reasoning)
 
     def with_system(self, prompt: str) -> Self:
         """The feedback behind a system prompt, unless it has one."""
@@ -229,13 +254,14 @@ class BinaryFeedback(Dialogue):
 
     def fields(self) -> tuple[Any, ...]:
         """The fields as plain data, for `serialize`."""
-        return _pack(self.prompt), self.answer, self.desirable, self.tools
+        fields = (_pack(self.prompt), self.answer, self.desirable, self.tools)
+        return (*fields, self.reasoning) if self.reasoning is not None else fields
 
     @classmethod
     def from_fields(cls, *fields: Any) -> Self:
         """The item with these `fields`."""
-        prompt, answer, desirable, tools = fields
-        return cls(_unpack(prompt), answer, desirable, tools)
+        prompt, answer, desirable, tools, *reasoning = fields
+        return cls(_unpack(prompt), answer, desirable, tools, *reasoning)
 
 
 Item = Document | Conversation | PreferencePair | BinaryFeedback
@@ -260,12 +286,25 @@ def deserialize(line: bytes) -> Item:
     return ITEM_TYPES[tag].from_fields(*fields)
 
 
+def _texts_of(message: Message) -> list[str]:
+    return [message.content] if message.reasoning is None else [message.reasoning, message.content]
+
+
 def _map_contents(turns: tuple[Message, ...], change: Callable[[str], str]) -> tuple[Message, ...]:
-    """The turns with their contents changed; the turns themselves where every content stays as it is."""
-    contents = [change(turn.content) for turn in turns]
-    if all(turn.content == content for turn, content in zip(turns, contents, strict=True)):
-        return turns
-    return tuple(replace(turn, content=content) for turn, content in zip(turns, contents, strict=True))
+    """The turns with their contents and reasoning changed; the turns themselves where every text stays as it is."""
+    changed = tuple(_map_content(turn, change) for turn in turns)
+    return turns if all(before is after for before, after in zip(turns, changed, strict=True)) else changed
+
+
+def _map_content(turn: Message, change: Callable[[str], str]) -> Message:
+    content, reasoning = change(turn.content), _map_reasoning(turn.reasoning, change)
+    if content == turn.content and reasoning == turn.reasoning:
+        return turn
+    return replace(turn, content=content, reasoning=reasoning)
+
+
+def _map_reasoning(reasoning: str | None, change: Callable[[str], str]) -> str | None:
+    return None if reasoning is None else change(reasoning)
 
 
 def _with_system(turns: tuple[Message, ...], prompt: str) -> tuple[Message, ...]:
@@ -273,23 +312,24 @@ def _with_system(turns: tuple[Message, ...], prompt: str) -> tuple[Message, ...]
 
 
 def _pack(turns: Sequence[Message]) -> list[tuple]:
-    """Turns as (role, content), with tool calls and weight behind them where there are any."""
-    return [
-        (turn.role, turn.content, [(call.name, call.arguments) for call in turn.tool_calls], turn.weight)
-        if turn.tool_calls or turn.weight is not None
-        else (turn.role, turn.content)
-        for turn in turns
-    ]
+    """Turns as (role, content); tool calls, weight and the other fields are behind them where there are any."""
+    return [_pack_turn(turn) for turn in turns]
+
+
+def _pack_turn(turn: Message) -> tuple:
+    more = {name: value for name in OPTIONAL_FIELDS if (value := getattr(turn, name)) is not None}
+    if not (turn.tool_calls or more or turn.weight is not None):
+        return turn.role, turn.content
+    calls = [(call.name, call.arguments, *([] if call.id is None else [call.id])) for call in turn.tool_calls]
+    return (turn.role, turn.content, calls, turn.weight, *([more] if more else []))
 
 
 def _unpack(turns: Sequence[list]) -> tuple[Message, ...]:
     """The messages of `_pack`."""
-    return tuple(_unpack_turn(turn) for turn in turns)
+    return tuple(_unpack_turn(*turn) for turn in turns)
 
 
-def _unpack_turn(turn: list) -> Message:
-    if len(turn) == 2:
-        role, content = turn
-        return Message(role, content)
-    role, content, tool_calls, weight = turn
-    return Message(role, content, tuple(ToolCall(name, arguments) for name, arguments in tool_calls), weight)
+def _unpack_turn(
+    role: str, content: str, calls: Sequence[list] = (), weight: float | None = None, more: Mapping[str, str] | None = None
+) -> Message:
+    return Message(role, content, tuple(ToolCall(*call) for call in calls), weight, **(more or {}))

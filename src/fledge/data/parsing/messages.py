@@ -6,7 +6,7 @@ from typing import Any
 
 from fledge.data.parsing.columns import RowError
 from fledge.recipe.schema import Source
-from fledge.tokenizer.template import Message, ToolCall
+from fledge.tokenizer.template import REASONING_KEYS, Message, ToolCall
 
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter", "question", "用户", "用戶", "人类", "人類", "提问", "问"), "user"),
@@ -76,10 +76,11 @@ def _turn(turn: Any, number: int, source: Source) -> Message:
     if not isinstance(turn, Mapping):
         raise RowError("wrong type", f"turn {number} is {type(turn).__name__}, not an object")
     content = _content(turn, number, source)
+    reasoning = _reasoning(turn, number)
     named = _first_value(turn, _turn_keys(source, "role", ROLE_KEYS))
     role = _role_of(named, source)
     calls = _calls(turn.get("tool_calls") or turn.get("function_call"), number)
-    if content is None and not calls:
+    if content is None and not calls and not reasoning:
         expected = " or ".join(_turn_keys(source, "content", CONTENT_KEYS))
         raise RowError("wrong type", f"turn {number} has no {expected}; it has {', '.join(map(str, turn))}")
     if named is None:
@@ -91,7 +92,11 @@ def _turn(turn: Any, number: int, source: Source) -> Message:
         role, content, calls = "assistant", "", _calls(content, number)
     if calls and role != "assistant":
         raise RowError("wrong type", f"turn {number} is {role} and has tool calls")
-    return Message(role, content or "", calls, _weight(turn, role, number))
+    if reasoning and role != "assistant":
+        raise RowError("wrong type", f"turn {number} is {role} and has reasoning")
+    name, call_id = (_optional_text(turn, key, number) for key in ("name", "tool_call_id"))
+    return Message(role, content or "", calls, _weight(turn, role, number),
+                   reasoning=reasoning, name=name, tool_call_id=call_id)  # fmt: skip
 
 
 def _turn_keys(source: Source, field: str, usual: Sequence[str]) -> Sequence[str]:
@@ -111,18 +116,32 @@ def _role_of(name: Any, source: Source) -> str | None:
 
 
 def _content(turn: Mapping[str, Any], number: int, source: Source) -> str | None:
-    """The text of a turn, after its reasoning if that is stored separately; None if there is none."""
+    """The text of a turn; None if there is none."""
     content = _first_value(turn, _turn_keys(source, "content", CONTENT_KEYS))
     if isinstance(content, list):
         content = "".join(_content_part(item, number) for item in content)
     if content is not None and not isinstance(content, str):
         raise RowError("wrong type", f"the content of turn {number} is {type(content).__name__}, not text")
-    reasoning = turn.get("reasoning_content")
-    if reasoning is not None and not isinstance(reasoning, str):
-        raise RowError("wrong type", f"the reasoning_content of turn {number} is {type(reasoning).__name__}, not text")
-    if reasoning and reasoning.strip():
-        return f"<think>\n{reasoning}\n</think>\n\n{content or ''}"
     return content
+
+
+def _reasoning(turn: Mapping[str, Any], number: int) -> str | None:
+    """What the assistant thought, where a key of its own holds it; None if there is none."""
+    key = next((key for key in REASONING_KEYS if turn.get(key) is not None), None)
+    reasoning = turn[key] if key else None
+    if reasoning is not None and not isinstance(reasoning, str):
+        raise RowError("wrong type", f"the {key} of turn {number} is {type(reasoning).__name__}, not text")
+    return reasoning if reasoning and reasoning.strip() else None
+
+
+def _optional_text(turn: Mapping[str, Any], key: str, number: int) -> str | None:
+    """The text under a key that a turn need not have. A number is read as its text, as some files hold ids."""
+    value = turn.get(key)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if value is not None and not isinstance(value, str):
+        raise RowError("wrong type", f"the {key} of turn {number} is {type(value).__name__}, not text")
+    return value or None
 
 
 def _content_part(item: Any, number: int) -> str:
@@ -155,7 +174,7 @@ def _call(call: Any, number: int) -> ToolCall:
     if not isinstance(arguments, Mapping):
         type_name = type(arguments).__name__
         raise RowError("wrong type", f"the arguments of '{name}' in turn {number} are {type_name}, not an object")
-    return ToolCall(name, text)
+    return ToolCall(name, text, _optional_text(call, "id", number))
 
 
 def _weight(turn: Mapping[str, Any], role: str, number: int) -> float | None:

@@ -22,6 +22,7 @@ LABEL_TEXTS = {
     **dict.fromkeys(("true", "1", "1.0", "yes", "desirable"), True),
     **dict.fromkeys(("false", "0", "0.0", "no", "undesirable"), False),
 }
+FUNCTIONS = "functions"  # OpenAI's older name of tools: the functions alone, without {"type": "function", …} around each
 MEDIA = ("images", "audios", "videos")
 PAIR = ("chosen", "rejected")
 AFTER = {"system": ("user",), "user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant")}
@@ -84,10 +85,12 @@ def _with_system(turns: list[Message], row: Mapping[str, Any], source: Source) -
 
 def _tools(row: Mapping[str, Any], source: Source) -> str | None:
     """The tool descriptions as JSON text, from their column or from the system turn; None where there are none."""
-    value = value_of(row, source, "tools", ("tools",))
-    turns = _conversation(row, source) if value is None and "tools" not in source.columns else None
-    if isinstance(turns, list) and turns and isinstance(turns[0], Mapping):
-        value = turns[0].get("tools")
+    value, functions = value_of(row, source, "tools", ("tools",)), None
+    if value is None and "tools" not in source.columns:
+        turns = _conversation(row, source)
+        first = turns[0] if isinstance(turns, list) and turns and isinstance(turns[0], Mapping) else {}
+        value, functions = first.get("tools"), row.get(FUNCTIONS) or first.get(FUNCTIONS)
+    value = functions if value is None else value
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     tools, text = json_text(value, "tools")
@@ -95,6 +98,9 @@ def _tools(row: Mapping[str, Any], source: Source) -> str | None:
         tools, text = [tools], f"[{text}]"
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise RowError("wrong type", "the tools are not a list of objects")
+    if value is functions:
+        wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+        _, text = json_text(wrapped, "tools")
     return text if tools else None
 
 
@@ -113,7 +119,7 @@ def _check_order(turns: Sequence[Message], ends_with_answer: bool) -> None:
 
 
 def _check_texts(turns: Sequence[Message]) -> None:
-    if any(turn.role == "assistant" and not turn.content.strip() and not turn.tool_calls for turn in turns):
+    if any(turn.role == "assistant" and not turn.full_content.strip() and not turn.tool_calls for turn in turns):
         raise RowError("empty answer")
     if any(turn.role == "user" and not turn.content.strip() for turn in turns):
         raise RowError("empty question")
@@ -196,7 +202,7 @@ def parse_binary_feedback(row: Mapping[str, Any], source: Source) -> Item:
     *prompt, answer = _dialogue(row, source)
     if answer.tool_calls:
         raise RowError("answer is a tool call")
-    return BinaryFeedback(_unweighted(prompt), answer.content, bool(desirable), _tools(row, source))
+    return BinaryFeedback(_unweighted(prompt), answer.content, bool(desirable), _tools(row, source), answer.reasoning)
 
 
 def parse_preference_pair(row: Mapping[str, Any], source: Source) -> Item:
@@ -208,12 +214,13 @@ def parse_preference_pair(row: Mapping[str, Any], source: Source) -> Item:
     if prompt is None:
         raise RowError("no known column", f"no prompt; {columns_of(row)}{NAME_THEM}")
     _check_order(prompt, ends_with_answer=False)
-    if not chosen.strip() or not rejected.strip():
-        raise RowError("empty answer", "chosen" if not chosen.strip() else "rejected")
+    if not chosen.full_content.strip() or not rejected.full_content.strip():
+        raise RowError("empty answer", "chosen" if not chosen.full_content.strip() else "rejected")
     _check_texts(prompt)
-    if chosen == rejected:
+    if chosen.full_content == rejected.full_content:
         raise RowError("chosen equals rejected")
-    return PreferencePair(_unweighted(prompt), chosen, rejected, _tools(row, source))
+    reasoning = (chosen.reasoning, rejected.reasoning) if chosen.reasoning or rejected.reasoning else ()
+    return PreferencePair(_unweighted(prompt), chosen.content, rejected.content, _tools(row, source), reasoning)
 
 
 def _pair(row: Mapping[str, Any], source: Source) -> list[tuple[str, Any]]:
@@ -237,16 +244,16 @@ def is_pair(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(answer, str) for answer in value)
 
 
-def _answer(side: str, value: Any, source: Source) -> tuple[list[Message], str]:
+def _answer(side: str, value: Any, source: Source) -> tuple[list[Message], Message]:
     """A preference answer: text, one turn, or a whole conversation whose last turn it is."""
     if isinstance(value, str):
-        return [], value
+        return [], Message("assistant", value)
     turns = read_turns([value] if isinstance(value, Mapping) else value, source)
     if not turns or turns[-1].role != "assistant":
         raise RowError("no answer", f"'{side}' does not end with the assistant's turn")
     if turns[-1].tool_calls:
         raise RowError("answer is a tool call", side)
-    return turns[:-1], turns[-1].content
+    return turns[:-1], turns[-1]
 
 
 def _unweighted(turns: Sequence[Message]) -> tuple[Message, ...]:
