@@ -11,6 +11,9 @@ from typing import Any
 from fledge.data.row_events import EVENTS_KEPT
 from fledge.errors import FledgeError
 
+COUNTERS = ("dropped", "cut", "changed", "noticed", "unread_columns")
+LISTED_COLUMNS = 12  # in the line about columns that nothing reads
+
 
 @dataclass(kw_only=True)
 class SourceReport:
@@ -21,6 +24,7 @@ class SourceReport:
     used rows with several examples or with a continuation in another packed row.
     `cut`: reason -> number of events of these three states. `lost_tokens`: tokens cut away.
     `dropped`, `changed` and `noticed`: reason -> number of rows (noticed: also of files).
+    `unread_columns`: column with a value that nothing reads -> number of rows, of the rows that could be parsed.
     `examples`, `tokens`, `target_tokens`: totals of the used rows, validation included.
     `first_events`: reason -> its first events, each with `reason`, `where` (location) and `detail`.
     """
@@ -38,6 +42,7 @@ class SourceReport:
     cut: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)
     noticed: Counter[str] = field(default_factory=Counter)
+    unread_columns: Counter[str] = field(default_factory=Counter)
     examples: int = 0
     tokens: int = 0
     target_tokens: int = 0
@@ -106,14 +111,14 @@ class SourceReport:
 
     def as_dict(self) -> dict[str, Any]:
         """The counts as JSON values, for data_report.json."""
-        counters = {name: dict(getattr(self, name).most_common()) for name in ("dropped", "cut", "changed", "noticed")}
+        counters = {name: dict(getattr(self, name).most_common()) for name in COUNTERS}
         events = [event for events in self.first_events.values() for event in events]
         return {**vars(self), **counters, "first_events": events}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> "SourceReport":
         """The report from the output of `as_dict`."""
-        counters = {name: Counter(saved[name]) for name in ("dropped", "cut", "changed", "noticed")}
+        counters = {name: Counter(saved[name]) for name in COUNTERS}
         report = cls(**{**saved, **counters, "first_events": {}})
         report.keep_first_events(saved["first_events"])
         return report
@@ -163,4 +168,16 @@ def source_lines(source: Mapping[str, Any]) -> list[str]:
         label = f"{count:,} × {reason}" if count else reason
         detail = f" ({event['detail']})" if event["detail"] else ""
         lines.append(f"  {label}, first at {event['where']}{detail}")
+    if source["unread_columns"]:
+        lines.append(f"  columns that nothing reads: {_columns(source['unread_columns'])}")
     return lines
+
+
+def _columns(counts: Mapping[str, int]) -> str:
+    """Columns with the number of rows in which they have a value: `id, source (300 rows), lang (12 rows)`."""
+    by_count: dict[int, list[str]] = {}
+    for name, count in list(counts.items())[:LISTED_COLUMNS]:
+        by_count.setdefault(count, []).append(str(name))
+    groups = [f"{', '.join(names)} ({count:,} row{'s' if count > 1 else ''})" for count, names in by_count.items()]
+    more = len(counts) - LISTED_COLUMNS
+    return ", ".join(groups) + (f", and {more:,} more" if more > 0 else "")

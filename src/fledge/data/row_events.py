@@ -15,6 +15,8 @@ STATES: tuple[RowState, ...] = get_args(RowState)
 SAMPLED_STATES = ("changed", "noticed")  # of these only the first events of each reason are written; all are counted
 EVENTS_KEPT = 3  # of each reason, with location and detail
 DETAIL_LENGTH = 300
+MAX_REASONS = 100  # of one sampled state, as keys of turns may have any name; further ones count as OTHER
+OTHER = "other notices"
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,17 @@ class RowEventLog:
 
     def add(self, row: int, location: str, event: RowEvent) -> None:
         """Add an event about row number `row` of the shard, which stands at `location` (FILE:LINE)."""
-        state, counts = event.state, self.counts[event.state]
-        counts[event.reason] += 1
+        state, counts, reason = event.state, self.counts[event.state], event.reason
+        if state in SAMPLED_STATES and reason not in counts and len(counts) >= MAX_REASONS:
+            reason = OTHER
+        counts[reason] += 1
         self.amounts[state] += event.amount
         if self._last_row.get(state) != row:
             self._last_row[state] = row
             self.rows[state] += 1
-        if state in SAMPLED_STATES and counts[event.reason] > EVENTS_KEPT:
+        if state in SAMPLED_STATES and counts[reason] > EVENTS_KEPT:
             return
-        line = {"row": row, "where": location, "state": state, "reason": event.reason, "detail": event.detail[:DETAIL_LENGTH]}
+        line = {"row": row, "where": location, "state": state, "reason": reason, "detail": event.detail[:DETAIL_LENGTH]}
         self._file.write(orjson.dumps({**line, "amount": event.amount} if event.amount else line) + b"\n")
 
     def as_dict(self) -> dict[str, Any]:

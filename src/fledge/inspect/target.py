@@ -10,7 +10,7 @@ from fledge.data.build.plan import SHARD_BYTES
 from fledge.data.formats import FORMATS, kind_for
 from fledge.data.parsing.columns import RowError
 from fledge.data.parsing.detection import detect_item_type
-from fledge.data.reading.records import files_of, read, spans_of
+from fledge.data.reading.records import files_of, read, row_location, spans_of
 from fledge.errors import FledgeError
 from fledge.recipe import Recipe, Source, load_recipe
 from fledge.run import RunDirectory
@@ -53,17 +53,22 @@ def kind_of(target: str) -> str:
     format."""
     source = Source(path=target)
     spans = spans_of(files_of(source, target), source, SHARD_BYTES)
-    rows = (record for span in spans for record in read(span, source) if not record.broken)
+    records = ((span.file, record) for span in spans for record in read(span, source))
     kinds: Counter[str] = Counter()
-    problem = "it holds no rows"
-    for record in islice(rows, DETECTION_ROWS):
+    problems: list[str] = []
+    for file, record in islice(records, DETECTION_ROWS):
         try:
+            if record.broken:
+                raise RowError(record.broken, record.detail)
             kinds[kind_for(detect_item_type(record.value, source))] += 1
         except RowError as error:
-            problem = f"{error.reason}: {error.detail}"
+            detail = f": {error.detail}" if error.detail else ""
+            problems.append(f"{error.reason}, first at {row_location(file, record.number)}{detail}")
+    if not problems and not kinds:
+        raise FledgeError("it holds no rows", where=target)
     if not kinds:
-        raise FledgeError(f"cannot tell what the rows are: {problem}", where=target,
-                          hint="say --kind, or write a recipe that names the columns")  # fmt: skip
+        raise FledgeError(f"cannot tell what the rows are: {problems[0]}", where=target,
+                          hint="mend the rows; or say --kind, or write a recipe that names the columns")  # fmt: skip
     return kinds.most_common(1)[0][0]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fledge.recipe.sections.alerts import AlertsConfig, WebhookConfig
-from fledge.recipe.sections.base import ConfigModel, Fraction, Positive
+from fledge.recipe.sections.base import ConfigModel, Fraction, PathText, Positive
 from fledge.recipe.sections.data import (
     AugmentConfig,
     CleanConfig,
@@ -102,7 +102,7 @@ class EarlyStoppingConfig(ConfigModel):
 class PromptTestsConfig(ConfigModel):
     """Fixed prompts with rules for the answers, run while a stage trains; see docs/evaluation.md."""
 
-    prompts: str = Field(description="YAML file with the test cases")
+    prompts: PathText = Field(description="YAML file with the test cases")
     every_steps: Positive | None = Field(
         default=None, description="steps between runs of the tests; null: only at the end of the stage"
     )
@@ -112,7 +112,7 @@ class PromptTestsConfig(ConfigModel):
 class StageBase(ConfigModel):
     """The keys that all kinds of stage have."""
 
-    init_from: str | None = Field(
+    init_from: PathText | None = Field(
         default=None, description="model directory to start from; null: the result of the previous stage"
     )
     data: Annotated[DataConfig, BeforeValidator(as_training_source)]
@@ -240,10 +240,10 @@ class Recipe(ConfigModel):
     """One run: a tokenizer, a model and its stages, in order."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
-    output: str = "runs"
+    output: PathText = "runs"
     preset: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    built_dataset: str | None = Field(
+    built_dataset: PathText | None = Field(
         default=None, description="directory written by `fledge data build`; null: the run builds its data itself"
     )
     tokenizer: TokenizerConfig = TokenizerConfig()

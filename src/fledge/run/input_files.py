@@ -14,7 +14,9 @@ def check_input_file(file: Path, where: str | None = None) -> None:
     place = where or str(file)
     try:
         if not file.is_file():
-            raise FledgeError(f"'{file}' is not a regular file", where=place, hint=None if file.exists() else "it does not exist")
+            raise FledgeError(
+                f"'{file}' is not a regular file", where=place, hint=None if file.exists() else "it does not exist"
+            )
         with file.open("rb") as handle:
             head = handle.read(len(LFS_POINTER))
     except OSError as error:

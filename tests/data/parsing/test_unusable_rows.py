@@ -21,8 +21,12 @@ from tests.support.parsing import parse_row
 FUNCTION = {"from": "function_call", "value": '{"name": "add", "arguments": {}}'}
 IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
 BROKEN = [
-    ("pretrain", "just text", "not an object", "str"),
+    ("pretrain", 3, "not an object", "int"),
     ("pretrain", [1], "not an object", "list"),
+    ("pretrain", TURNS, "no known column", "the row is a list of turns; turns are for a stage of kind sft"),
+    ("sft", "just text", "no known column", "the row is a text; a text without a question is for a stage of kind pretrain"),
+    ("sft", ["q", "a"], "wrong type", "write alternating_turns: true"),
+    ("sft", {"prompt": ["q", "a"], "response": "b"}, "list of texts", "write columns: {prompt: prompt}"),
     ("pretrain", {"text": 3}, "wrong type", "'text' is int, not text"),
     ("pretrain", {"text": ["a", 3]}, "wrong type", "'text' is list"),
     ("pretrain", {"text": " \n"}, "empty text", ""),
@@ -55,7 +59,6 @@ BROKEN = [
     ("sft", {"messages": [{"role": "system", "content": "s"}, TURNS[1]]}, "roles out of order",
      "turn 2 is assistant, expected user"),
     ("sft", {"messages": [{"role": "tool", "content": "2"}, TURNS[1]]}, "roles out of order", "turn 1 is tool"),
-    ("sft", {"conversations": [FROM[0], FUNCTION, FUNCTION]}, "roles out of order", "turn 3 is assistant"),
     ("sft", {"conversations": [*FROM, {"from": "observation", "value": "2"}, FROM[0]]}, "roles out of order",
      "turn 4 is user, expected tool or assistant"),
     ("sft", {"messages": [{"role": "system", "content": "s"}]}, "no turns", ""),
@@ -89,8 +92,8 @@ BROKEN = [
     ("sft", {"messages": [TURNS[0], {**TURNS[1], "weight": -1}]}, "wrong weight", "the weight of turn 2 is -1"),
     ("sft", {"messages": [TURNS[0], {**TURNS[1], "weight": float("nan")}]}, "wrong weight", "nan"),
     ("sft", {"messages": [TURNS[0], {**TURNS[1], "weight": 10**400}]}, "wrong weight", "1000"),
-    ("sft", {"messages": [TURNS[0], {**TURNS[1], "weight": "1"}]}, "wrong type", "the weight of turn 2 is str"),
-    ("sft", {"messages": [TURNS[0], {**TURNS[1], "train": 1}]}, "wrong type", "not true or false"),
+    ("sft", {"messages": [TURNS[0], {**TURNS[1], "weight": "much"}]}, "wrong type", "the weight of turn 2 is str"),
+    ("sft", {"messages": [TURNS[0], {**TURNS[1], "train": []}]}, "wrong type", "the train of turn 2 is list"),
     ("sft", {"messages": [{**TURNS[0], "train": True}, TURNS[1]]}, "wrong weight", "turn 1 is user"),
     ("sft", {"messages": [TURNS[0], {**TURNS[1], "train": False}]}, "no trained turn", ""),
     ("preference", {"prompt": "q", "chosen": "a", "rejected": "a"}, "chosen equals rejected", ""),

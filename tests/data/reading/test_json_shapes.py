@@ -107,7 +107,12 @@ def test_a_row_that_python_printed_is_called_so(tmp_path: Path, row: str) -> Non
     assert all("write rows with json.dumps" in record.detail for record in result)
 
 
-@given(rows=st.lists(OBJECTS, max_size=6), indent=st.sampled_from([None, 0, 3]), between=st.sampled_from(["\n", ",\n", " "]), cuts=CUTS)
+@given(
+    rows=st.lists(OBJECTS, max_size=6),
+    indent=st.sampled_from([None, 0, 3]),
+    between=st.sampled_from(["\n", ",\n", " "]),
+    cuts=CUTS,
+)
 def test_values_do_not_depend_on_block_boundaries(rows: list[Any], indent: int | None, between: str, cuts: list[int]) -> None:
     content = between.join(dumps(row, indent) for row in rows).encode()
     result = list(json_values(pieces(content, cuts), Path("a.json"), "utf-8"))

@@ -136,7 +136,7 @@ JSONL = [
     Case(
         name="jsonl: objects over several lines",
         file="a.jsonl",
-        content=b"{\n" + LINE[1:] + b"\n{\n\"text\": }\n" + LINE + b"\n",
+        content=b"{\n" + LINE[1:] + b'\n{\n"text": }\n' + LINE + b"\n",
         bad={":3": "invalid JSON"},
     ),
     Case(

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fledge.data.build.dedup_split import run_deduplicate_and_split
-from fledge.data.build.directory import MANIFEST_FILE, REPORT_FILE, TRAIN, BuildDirectory
+from fledge.data.build.directory import MANIFEST_FILE, REPORT_FILE, TRAIN, VALIDATION, BuildDirectory
 from fledge.data.build.executors import Executor, InProcessExecutor, ProcessPoolExecutor
 from fledge.data.build.load import StageDataset, load_dataset
 from fledge.data.build.phase_output import is_finished
@@ -91,6 +93,7 @@ def collect(
     report = report_rows(build)
     _check_not_empty(plan, report)
     report.check(plan.key, plan.data.max_drop_fraction)
+    _check_training_rows(build)
     return CollectedRows(build, report, temporary)
 
 
@@ -156,6 +159,21 @@ def _check_not_empty(plan: BuildPlan, report: DataReport) -> None:
     for source, planned in zip(report.sources, plan.sources, strict=True):
         if source.rows == 0:
             raise FledgeError(f"'{source.path}' holds no rows: nothing but blank lines, or a header", where=planned.key)
+
+
+def _check_training_rows(build: BuildDirectory) -> None:
+    """FledgeError if the share for validation takes every row."""
+    shards = build.plan.shards_of("train")
+    counts = sum(
+        (np.bincount(build.keep_mask(shard), minlength=VALIDATION + 1) for shard in shards), np.zeros(VALIDATION + 1, int)
+    )
+    if counts[VALIDATION] and not counts[TRAIN]:
+        rows = f"all {counts[VALIDATION]:,} usable rows" if counts[VALIDATION] > 1 else "the only usable row"
+        raise FledgeError(
+            f"{rows} went to validation; none is left to train on",
+            where=f"{build.plan.key}.validation",
+            hint="write validation: 0, or add rows",
+        )
 
 
 def _use_tokenizer(build: BuildDirectory, tokenizer: Tokenizer) -> None:

@@ -27,7 +27,7 @@ from fledge.data.formats import parse_evaluation_row
 from fledge.data.parsing.columns import RowError
 from fledge.data.parsing.items import Item, own_text, serialize
 from fledge.data.parsing.row_statistics import RowStatistics
-from fledge.data.parsing.rows import parse_row
+from fledge.data.parsing.rows import Parsed, read_row
 from fledge.data.reading.hub import read_hub
 from fledge.data.reading.records import Record, read, row_location
 from fledge.data.row_events import RowEvent, RowEventLog
@@ -143,21 +143,24 @@ def parse_rows(
             continue
         counter.statistics.add_row(record.value, source.source)
         try:
-            item = _parse(record.value, plan, source)
+            parsed = _parse(record.value, plan, source)
         except RowError as error:
             events.add(position.row, position.location, error.event)
-        else:
-            yield ParsedRow(position, item)
+            continue
+        for event in parsed.events:
+            events.add(position.row, position.location, event)
+        counter.statistics.add_unread(parsed.unread_columns)
+        yield ParsedRow(position, parsed.item)
 
 
-def _parse(value: Any, plan: BuildPlan, source: PlannedSource) -> Item:
+def _parse(value: Any, plan: BuildPlan, source: PlannedSource) -> Parsed:
     """The item of a row. A row of an evaluation file may have any format, or be a question alone. RowError if it has none."""
     try:
-        return parse_row(value, source.source, plan.format.parse, plan.data.system)
+        return read_row(value, source.source, plan.format.parse, plan.data.system)
     except RowError:
         if source.split != "evaluation":
             raise
-        return parse_evaluation_row(value, source.source)
+        return Parsed(parse_evaluation_row(value, source.source), [], [])
 
 
 def clean_rows(rows: Iterable[ParsedRow], plan: BuildPlan, events: RowEventLog) -> Iterator[ParsedRow]:

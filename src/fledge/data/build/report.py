@@ -65,6 +65,7 @@ def _add_rows(build: BuildDirectory, shard: Shard, source: SourceReport) -> None
     result = read_result(build.rows(shard))
     source.rows += result["rows"]
     source.add_counts(result["row_events"])
+    source.unread_columns.update(result["statistics"]["unread"])
     source.keep_first_events(read_row_events(rows_events))
     counts = build.keep / f"{shard.folder}.json"
     if not counts.exists():  # an evaluation file, or not yet decided

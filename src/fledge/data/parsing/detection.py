@@ -1,80 +1,78 @@
 """Detection from the columns of a row: the type of item, and the name of the schema."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-from fledge.data.parsing.columns import RowError, columns_of, present
+from fledge.data.parsing.columns import INSTRUCTION, Row, RowError
+from fledge.data.parsing.dialogues import FUNCTIONS, conversation_of
 from fledge.data.parsing.items import BinaryFeedback, Conversation, Document, Item, PreferencePair
 from fledge.data.parsing.messages import calls_tools, has_content_parts, turn_schema
-from fledge.data.parsing.rows import (
-    CONVERSATIONS,
-    FUNCTIONS,
-    INSTRUCTION,
-    LABELS,
-    PAIR,
-    PROMPTS,
-    RESPONSES,
-    TEXTS,
-    is_pair,
-    is_turns,
-    read_label,
-)
+from fledge.data.parsing.preferences import COMPLETIONS, is_pair, is_scored
+from fledge.data.parsing.rows import read_label
+from fledge.data.parsing.turn_lists import is_list_of_other_than_texts, turns_in_text
 from fledge.recipe.schema import Source
 
 
-def detect_item_type(row: Any, source: Source) -> type[Item]:
+def detect_item_type(value: Any, source: Source) -> type[Item]:
     """The type of item that a row's columns suggest, the most specific first. Raises RowError if none matches."""
-    if not isinstance(row, Mapping):
-        raise RowError("not an object", type(row).__name__)
+    return _item_type(Row.of(value, source))
 
-    def has(role: str, usual: Sequence[str]) -> bool:
-        return present(row, source, role, usual) is not None
 
-    prompt = present(row, source, "prompt", PROMPTS)
-    turns = has("messages", CONVERSATIONS) or is_turns(prompt)
-    if has("ranked", ()) or all(has(side, (side,)) for side in PAIR) or is_pair(row.get("output")):
+def _item_type(row: Row) -> type[Item]:
+    if row.whole and "text" in row:
+        return Document
+    prompt = row.present("prompt")
+    turns = row.present("messages") is not None or is_list_of_other_than_texts(prompt)
+    ranked = row.present("ranked") is not None or is_pair(row.get("output")) or is_scored(row.get(COMPLETIONS))
+    if ranked or (row.present("chosen") is not None and row.present("rejected") is not None):
         return PreferencePair
-    if turns or (prompt is not None and has("response", RESPONSES)):
-        return Conversation if read_label(present(row, source, "label", LABELS)) is None else BinaryFeedback
-    if has("text", TEXTS):
+    answered = row.present("response") is not None or isinstance(row.get("instances"), list)
+    in_text = isinstance(prompt, str) and not answered and turns_in_text(prompt, row.source) is not None
+    if turns or in_text or (prompt is not None and answered):
+        return Conversation if read_label(row.present("label")) is None else BinaryFeedback
+    if row.present("text") is not None:
         return Document
     if prompt is not None:
         return Conversation
-    raise RowError("no known column", columns_of(row))
+    raise RowError("no known column", f"{row.description()}{row.naming_hint('prompt', 'response')}")
 
 
-def schema_name(row: Any, source: Source) -> str:
+def schema_name(value: Any, source: Source) -> str:
     """The name of a row's schema, such as alpaca or messages (role/content); 'unknown' if none matches. Never raises."""
     try:
-        item_type = detect_item_type(row, source)
+        row = Row.of(value, source)
+        return _SCHEMA_NAMES[_item_type(row)](row)
     except RowError:
         return "unknown"
-    return _SCHEMA_NAMES[item_type](row, source)
 
 
-def _preference_schema(row: Any, source: Source) -> str:
-    chosen = present(row, source, "chosen", ("chosen",))
+def _preference_schema(row: Row) -> str:
+    chosen = row.present("chosen")
     if chosen is None:
-        return "ranked list"
-    if isinstance(chosen, str):
+        return "scored list" if is_scored(row.get(COMPLETIONS)) else "ranked list"
+    if isinstance(chosen, str) and turns_in_text(chosen, row.source) is None:
         return "preference (strings)"
     return "ranked" if isinstance(chosen, Mapping) else "preference (messages)"
 
 
-def _conversation_schema(row: Any, source: Source) -> str:
-    turns = present(row, source, "messages", CONVERSATIONS)
-    prompt = present(row, source, "prompt", PROMPTS)
-    turns = prompt if turns is None and is_turns(prompt) else turns
-    if calls_tools(turns, source) or present(row, source, "tools", ("tools", FUNCTIONS)) not in (None, "", "[]", []):
+def _conversation_schema(row: Row) -> str:
+    turns, source = None, row.source
+    with suppress(RowError):
+        turns = conversation_of(row)
+    tools = row.present("tools")
+    tools = row.get(FUNCTIONS) if tools is None else tools
+    if calls_tools(turns, source) or tools not in (None, "", "[]", []):
         return "tool calls"
     if turns is None:
-        return "alpaca" if prompt is row.get(INSTRUCTION) else "prompt/response"
+        prompt = row.present("prompt")
+        return "alpaca" if prompt is not None and prompt is row.get(INSTRUCTION) else "prompt/response"
     return "openai content parts" if has_content_parts(turns, source) else turn_schema(turns, source)
 
 
 _SCHEMA_NAMES = {
-    Document: lambda row, source: "text",
-    BinaryFeedback: lambda row, source: "kto",
+    Document: lambda row: "text",
+    BinaryFeedback: lambda row: "kto",
     PreferencePair: _preference_schema,
     Conversation: _conversation_schema,
 }

@@ -2,9 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from fledge.data.parsing.columns import RowError
+from fledge.data.parsing.columns import MAX_NAME, Row, RowError
+from fledge.data.parsing.turn_lists import CONTENT_KEYS, PYTHON, ROLE_KEYS, is_python_value, turn_keys
+from fledge.data.parsing.weights import LOSS_KEYS, part_weight, turn_weight
 from fledge.recipe.schema import Source
 from fledge.tokenizer.template import REASONING_KEYS, Message, ToolCall
 
@@ -17,21 +20,27 @@ ROLES = {
                     "tool"),
     **dict.fromkeys(("function_call", "tool_call", "函数调用", "工具调用"), "call"),
 }  # fmt: skip
-ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
-MIN_WEIGHT, MAX_WEIGHT = 1e-6, 1e6
-WEIGHT_KEYS, TRAIN_KEYS = ("weight", "loss_weight"), ("train", "trainable")
+CALL_ROLE = "call"
+TURN_KEYS = (
+    frozenset(("tool_calls", "function_call", "name", "tool_call_id", "tools", "functions", *REASONING_KEYS)) | LOSS_KEYS
+)
+TEXT_PARTS = ("text", "input_text", "output_text")
+REASONING_PARTS, CALL_PARTS = ("reasoning", "thinking"), ("tool_call", "tool_use", "function_call")
+PART_KEYS = frozenset(("type", "text", "value", "content", *REASONING_PARTS)) | LOSS_KEYS
+ARGUMENT_KEYS = ("arguments", "parameters", "input")
+CALL_KEYS = frozenset(("id", "type", "index", "function", "name", *ARGUMENT_KEYS, *CALL_PARTS))
 
 
-def read_turns(value: Any, source: Source) -> list[Message]:
+def read_turns(value: Any, row: Row) -> list[Message]:
     """A list of turns as messages. Raises RowError with the number of the turn that cannot be read."""
     if not isinstance(value, list):
         raise RowError("wrong type", f"the turns are {type(value).__name__}, not a list")
-    return [_turn(turn, number, source) for number, turn in enumerate(value, 1)]
+    return [_turn(turn, number, row) for number, turn in enumerate(value, 1)]
 
 
 def calls_tools(value: Any, source: Source) -> bool:
     """Whether any turn of a conversation calls a tool or holds a tool result."""
-    keys = _turn_keys(source, "role", ROLE_KEYS)
+    keys = turn_keys(source, "role", ROLE_KEYS)
     return any(
         turn.get("tool_calls") or turn.get("function_call") or _role_of(_first_value(turn, keys), source) in ("tool", "call")
         for turn in (value if isinstance(value, list) else ())
@@ -41,7 +50,7 @@ def calls_tools(value: Any, source: Source) -> bool:
 
 def has_content_parts(value: Any, source: Source) -> bool:
     """Whether the content of any turn is a list of content parts."""
-    keys = _turn_keys(source, "content", CONTENT_KEYS)
+    keys = turn_keys(source, "content", CONTENT_KEYS)
     turns = value if isinstance(value, list) else ()
     return any(isinstance(turn, Mapping) and isinstance(_first_value(turn, keys), list) for turn in turns)
 
@@ -50,7 +59,7 @@ def turn_schema(value: Any, source: Source) -> str:
     """The schema of a list of turns, from the keys of the first turn: `messages (role/content)`, `sharegpt (from/value)`, …"""
     turn = value[0] if isinstance(value, list) and value and isinstance(value[0], Mapping) else {}
     role, content = (
-        next((key for key in _turn_keys(source, field, usual) if turn.get(key) is not None), usual[0])
+        next((key for key in turn_keys(source, field, usual) if turn.get(key) is not None), usual[0])
         for field, usual in (("role", ROLE_KEYS), ("content", CONTENT_KEYS))
     )
     return f"{'sharegpt' if role == 'from' else 'messages'} ({role}/{content})"
@@ -68,41 +77,52 @@ def json_text(value: Any, what: str) -> tuple[Any, str]:
     except UnicodeEncodeError:
         raise RowError("undecodable", f"{what} hold half a surrogate pair") from None
     except (TypeError, ValueError, RecursionError) as error:
-        raise RowError(f"{what} are not JSON", str(error)) from None
+        printed = isinstance(value, str) and is_python_value(value)
+        raise RowError(f"{what} are not JSON", PYTHON if printed else str(error)) from None
     return parsed, value if isinstance(value, str) else text
 
 
-def _turn(turn: Any, number: int, source: Source) -> Message:
+def _turn(turn: Any, number: int, row: Row) -> Message:
     if not isinstance(turn, Mapping):
         raise RowError("wrong type", f"turn {number} is {type(turn).__name__}, not an object")
-    content = _content(turn, number, source)
-    reasoning = _reasoning(turn, number)
-    named = _first_value(turn, _turn_keys(source, "role", ROLE_KEYS))
-    role = _role_of(named, source)
-    calls = _calls(turn.get("tool_calls") or turn.get("function_call"), number)
-    if content is None and not calls and not reasoning:
-        expected = " or ".join(_turn_keys(source, "content", CONTENT_KEYS))
-        raise RowError("wrong type", f"turn {number} has no {expected}; it has {', '.join(map(str, turn))}")
+    role_keys, content_keys = (
+        turn_keys(row.source, name, usual) for name, usual in (("role", ROLE_KEYS), ("content", CONTENT_KEYS))
+    )
+    named, content = _first_value(turn, role_keys), _first_value(turn, content_keys)
+    role = _role_of(named, row.source)
+    parts = _Parts.of(content, number, row) if isinstance(content, list) else _Parts(_text(content, role, number, row))
+    reasoning = _reasoning(turn, number) or parts.reasoning
+    calls = (*parts.calls, *_calls(turn.get("tool_calls") or turn.get("function_call"), number, row))
+    if parts.text is None and not calls and not reasoning:
+        raise RowError("wrong type", f"turn {number} has no {' or '.join(content_keys)}; it has {', '.join(map(str, turn))}")
     if named is None:
-        expected = " or ".join(_turn_keys(source, "role", ROLE_KEYS))
-        raise RowError("unknown role", f"turn {number} has no {expected}; it has {', '.join(map(str, turn))}")
+        raise RowError("unknown role", f"turn {number} has no {' or '.join(role_keys)}; it has {', '.join(map(str, turn))}")
     if role is None:
         raise RowError("unknown role", f"turn {number}: '{named}'; name it in the source's roles, such as {{{named}: user}}")
-    if role == "call":
-        role, content, calls = "assistant", "", _calls(content, number)
+    if len(turn) > 2:
+        _notice_unknown_keys(turn, TURN_KEYS, (role_keys, content_keys), "turns", number, row)
+    text = parts.text or ""
+    if role == CALL_ROLE:
+        role, text, calls = "assistant", "", _calls(parts.text, number, row)
     if calls and role != "assistant":
         raise RowError("wrong type", f"turn {number} is {role} and has tool calls")
     if reasoning and role != "assistant":
         raise RowError("wrong type", f"turn {number} is {role} and has reasoning")
     name, call_id = (_optional_text(turn, key, number) for key in ("name", "tool_call_id"))
-    return Message(role, content or "", calls, _weight(turn, role, number),
-                   reasoning=reasoning, name=name, tool_call_id=call_id)  # fmt: skip
+    weight = turn_weight(turn, role, number, row)
+    if parts.weight is not None and role == "assistant":
+        weight = parts.weight if weight is None else weight * parts.weight
+    return Message(role, text, calls, weight, reasoning=reasoning, name=name, tool_call_id=call_id)
 
 
-def _turn_keys(source: Source, field: str, usual: Sequence[str]) -> Sequence[str]:
-    """The keys that hold a turn's role or content: as set in the recipe, else the usual ones."""
-    named = source.turns.get(field)  # type: ignore[call-overload]
-    return usual if named is None else (named,)
+def _notice_unknown_keys(
+    values: Mapping[str, Any], known: frozenset[str], used: Sequence[Sequence[str]], what: str, number: int, row: Row
+) -> None:
+    """An event for each key that nothing reads, with the value of one turn. `used`: of each of these keys the first is read."""
+    read = {next((key for key in keys if values.get(key) is not None), "") for keys in used}
+    for key, value in values.items():
+        if key not in known and key not in read and value is not None and value not in ("", [], {}):
+            row.event(f"key '{str(key)[:MAX_NAME]}' of {what} is not read", f"turn {number}: {key}: {str(value)[:80]}")
 
 
 def _first_value(turn: Mapping[str, Any], keys: Sequence[str]) -> Any:
@@ -115,14 +135,14 @@ def _role_of(name: Any, source: Source) -> str | None:
     return source.roles.get(name) or ROLES.get(name.strip().lower())
 
 
-def _content(turn: Mapping[str, Any], number: int, source: Source) -> str | None:
-    """The text of a turn; None if there is none."""
-    content = _first_value(turn, _turn_keys(source, "content", CONTENT_KEYS))
-    if isinstance(content, list):
-        content = "".join(_content_part(item, number) for item in content)
-    if content is not None and not isinstance(content, str):
-        raise RowError("wrong type", f"the content of turn {number} is {type(content).__name__}, not text")
-    return content
+def _text(content: Any, role: str | None, number: int, row: Row) -> str | None:
+    """The content of a turn as text; None if there is none. A tool's result may be any JSON value."""
+    if content is None or isinstance(content, str):
+        return content
+    if role == "tool":
+        row.event("results of tools that are not text are written as JSON", f"turn {number}", changed=True)
+        return json_text(content, "tool results")[1]
+    raise RowError("wrong type", f"the content of turn {number} is {type(content).__name__}, not text")
 
 
 def _reasoning(turn: Mapping[str, Any], number: int) -> str | None:
@@ -144,52 +164,64 @@ def _optional_text(turn: Mapping[str, Any], key: str, number: int) -> str | None
     return value or None
 
 
-def _content_part(item: Any, number: int) -> str:
-    """The text of one content part: OpenAI's {"type": "text", "text": …}."""
-    if not isinstance(item, Mapping):
-        raise RowError("wrong type", f"a content part of turn {number} is {type(item).__name__}, not an object")
-    if item.get("type") != "text":
-        raise RowError("not text", f"turn {number} has a part of type '{item.get('type')}'")
-    text = _first_value(item, ("text", "value"))
+@dataclass(frozen=True)
+class _Parts:
+    """The content of a turn: its text (None if it has none), and what its parts say besides."""
+
+    text: str | None
+    reasoning: str | None = None
+    calls: tuple[ToolCall, ...] = ()
+    weight: float | None = None
+
+    @classmethod
+    def of(cls, parts: Sequence[Any], number: int, row: Row) -> "_Parts":
+        """The content parts of a turn: {type: text, text: …}, {type: reasoning, …} or {type: tool_call, …}."""
+        texts: list[str] = []
+        thoughts: list[str] = []
+        calls: list[ToolCall] = []
+        for part in parts:
+            if not isinstance(part, Mapping):
+                raise RowError("wrong type", f"a content part of turn {number} is {type(part).__name__}, not an object")
+            kind = part.get("type")
+            if kind in TEXT_PARTS:
+                texts.append(_part_text(part, ("text", "value"), number, row))
+            elif kind in REASONING_PARTS:
+                thoughts.append(_part_text(part, (kind, "text", "value", "content"), number, row))
+            elif kind in CALL_PARTS:
+                calls += _calls(_first_value(part, ("value", kind)) or part, number, row)
+            else:
+                raise RowError("not text", f"turn {number} has a part of type '{kind}'")
+        text = "".join(texts) if texts or not (thoughts or calls) else None
+        return cls(text, "\n".join(thoughts) or None, tuple(calls), part_weight(parts, number, row))
+
+
+def _part_text(part: Mapping[str, Any], keys: tuple[str, ...], number: int, row: Row) -> str:
+    text = _first_value(part, keys)
     if not isinstance(text, str):
         raise RowError("wrong type", f"a content part of turn {number} has no text")
+    if len(part) > 2:
+        _notice_unknown_keys(part, PART_KEYS, (), "content parts", number, row)
     return text
 
 
-def _calls(value: Any, number: int) -> tuple[ToolCall, ...]:
+def _calls(value: Any, number: int, row: Row) -> tuple[ToolCall, ...]:
     """Tool calls, one or a list, in OpenAI's form or as {name, arguments}, as values or as JSON text."""
     if value is None or value == "" or value == []:
         return ()
     parsed, _ = json_text(value, "tool calls")
-    return tuple(_call(call, number) for call in (parsed if isinstance(parsed, list) else [parsed]))
+    return tuple(_call(call, number, row) for call in (parsed if isinstance(parsed, list) else [parsed]))
 
 
-def _call(call: Any, number: int) -> ToolCall:
+def _call(call: Any, number: int, row: Row) -> ToolCall:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
         raise RowError("wrong type", f"a tool call of turn {number} has no name")
-    raw_arguments = function.get("arguments")
+    for values in (call, function):
+        _notice_unknown_keys(values, CALL_KEYS, (), "tool calls", number, row)
+    raw_arguments = _first_value(function, ARGUMENT_KEYS)
     arguments, text = json_text("{}" if raw_arguments is None or raw_arguments == "" else raw_arguments, "tool calls")
     if not isinstance(arguments, Mapping):
         type_name = type(arguments).__name__
         raise RowError("wrong type", f"the arguments of '{name}' in turn {number} are {type_name}, not an object")
     return ToolCall(name, text, _optional_text(call, "id", number))
-
-
-def _weight(turn: Mapping[str, Any], role: str, number: int) -> float | None:
-    """The loss weight of a turn, given as a number or as true/false; only answers can have one."""
-    value = _first_value(turn, WEIGHT_KEYS)
-    if value is None:
-        value = _first_value(turn, TRAIN_KEYS)
-        if value is not None and not isinstance(value, bool):
-            raise RowError("wrong type", f"whether turn {number} is trained is {type(value).__name__}, not true or false")
-    elif isinstance(value, bool) or not isinstance(value, int | float):
-        raise RowError("wrong type", f"the weight of turn {number} is {type(value).__name__}, not a number")
-    if value is None:
-        return None
-    if value and not MIN_WEIGHT <= value <= MAX_WEIGHT:  # also excludes NaN; smaller or larger weights would be lost in float32
-        raise RowError("wrong weight", f"the weight of turn {number} is {str(value)[:40]}")
-    if role != "assistant" and value:
-        raise RowError("wrong weight", f"turn {number} is {role} and has weight {value}, but only answers are trained")
-    return float(value) if role == "assistant" else None

@@ -13,6 +13,7 @@ import orjson
 
 from fledge.errors import FledgeError
 from fledge.recipe.schema import Source
+from fledge.run.input_files import check_input_file
 
 FILE_NAME = "dataset_info.json"
 # The location of an entry; the first key that is set counts.
@@ -60,9 +61,10 @@ def resolve(source: Source, key: str) -> list[Source]:
 
 def _read(file: Path, key: str) -> dict[str, Any]:
     try:
+        if not file.exists():
+            raise FledgeError(f"there is no registry '{file}'", where=key, hint=f"looked in {Path.cwd()}")
+        check_input_file(file, key)
         entries = orjson.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise FledgeError(f"there is no registry '{file}'", where=key, hint=f"looked in {Path.cwd()}") from None
     except orjson.JSONDecodeError as error:
         raise FledgeError(f"the registry '{file}' is not valid JSON: {error}", where=key) from None
     except (OSError, ValueError) as error:

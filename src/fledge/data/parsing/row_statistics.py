@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import xxhash
@@ -14,6 +14,7 @@ from fledge.recipe.schema import Source
 
 MAX_OPENINGS = 2000  # the most frequent openings stored per shard
 MAX_EQUAL_ANSWERS = 5  # the most frequent answers stored per shard
+MAX_UNREAD = 50  # columns whose names are stored per shard
 OPENING_WORDS, OPENING_CHARACTERS = 4, 12
 _WORDS = re.compile(r"\S+")
 _IDENTITY = re.compile(
@@ -50,6 +51,7 @@ class RowStatistics:
         self.columns: Counter[str] = Counter()
         self.nulls: Counter[str] = Counter()
         self.empty: Counter[str] = Counter()
+        self.unread: Counter[str] = Counter()  # columns with a value that parsing did not use, in the rows that it could parse
         self.schemas: Counter[str] = Counter()
         self.openings: Counter[str] = Counter()
         self.equal: Counter[int] = Counter()  # number of answers by hash
@@ -57,15 +59,17 @@ class RowStatistics:
 
     def add_row(self, value: Any, source: Source) -> None:
         """Count one row as it was read."""
-        if not isinstance(value, Mapping):
-            return
-        for column, content in value.items():
+        for column, content in value.items() if isinstance(value, Mapping) else ():
             self.columns[column] += 1
             if content is None:
                 self.nulls[column] += 1
             elif content == "" or content == []:
                 self.empty[column] += 1
         self.schemas[schema_name(value, source)] += 1
+
+    def add_unread(self, columns: Iterable[str]) -> None:
+        """Count the columns of one parsed row that nothing has read."""
+        self.unread.update(columns)
 
     def add_item(self, item: Item) -> Iterator[RowEvent]:
         """Count one parsed item; yields an event for anything unusual in it."""
@@ -85,6 +89,7 @@ class RowStatistics:
             "columns": dict(sorted(self.columns.items())),
             "nulls": dict(sorted(self.nulls.items())),
             "empty": dict(sorted(self.empty.items())),
+            "unread": dict(sorted(self.unread.most_common(MAX_UNREAD))),
             "schemas": dict(sorted(self.schemas.items())),
             "openings": dict(sorted(self.openings.most_common(MAX_OPENINGS))),
             "distinct_openings": len(self.openings),

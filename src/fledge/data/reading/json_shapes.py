@@ -117,5 +117,7 @@ def _is_row(value: Mapping[str, Any], role_keys: tuple[str, ...]) -> bool:
     """Whether the only object of a file is a row itself: it holds turns or a text, and no list of other objects."""
     if any(is_turns(value.get(name), role_keys) for name in CONVERSATIONS):
         return True
-    holds_rows = any(isinstance(item, list) and item and all(isinstance(row, Mapping) for row in item) for item in value.values())
+    holds_rows = any(
+        isinstance(item, list) and item and all(isinstance(row, Mapping) for row in item) for item in value.values()
+    )
     return not holds_rows and any(isinstance(item, str) for item in value.values())

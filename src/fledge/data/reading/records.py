@@ -7,17 +7,20 @@ from pathlib import Path
 
 from fledge.data.reading.arrays import json_array
 from fledge.data.reading.blocks import BLOCK, DECOMPRESSORS, DamagedFile
+from fledge.data.reading.columnar import arrow_rows, parquet_file, parquet_rows
 from fledge.data.reading.encodings import canonical_encoding, encoding_of, utf8_blocks
 from fledge.data.reading.formats import Record, json_lines, text_file, text_lines, text_paragraphs
 from fledge.data.reading.json_shapes import JSON_LINES, Shape, shape_of
-from fledge.data.reading.tables import csv_rows, parquet_file, parquet_rows
+from fledge.data.reading.saved_datasets import DESCRIPTIONS, saved_dataset_files
+from fledge.data.reading.tables import csv_rows
 from fledge.data.reading.values import json_values
 from fledge.errors import FledgeError
 from fledge.recipe.schema import Source
+from fledge.run.input_files import check_input_file
 
 __all__ = ["FileRange", "Record", "file_notices", "files_of", "ignored_files", "read", "row_location", "spans_of"]
 
-EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
+EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 NUMBERED_BY_LINE = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
 SPLITTABLE_ENCODINGS = (
     "utf-8",
@@ -38,6 +41,7 @@ SHAPE_NOTICES = {  # (extension is that of lines, shape) -> how the file is read
     (True, "values"): "objects over several lines: each is a row",
 }
 JSON = (".json", *JSON_LINES)
+COLUMNAR = (".parquet", ".arrow")
 
 
 @dataclass(frozen=True)
@@ -72,33 +76,50 @@ def row_location(file: str, number: int) -> str:
 
 
 def files_of(source: Source, key: str) -> list[Path]:
-    """The files of `source.path`: a file, the readable files of a folder, or the matches of a glob, sorted.
+    """The files of `source.path`: a file, the files of a saved dataset, the readable files of a folder, or the matches of a
+    glob, sorted.
 
-    Raises FledgeError with the recipe key if there are none, if one has an unknown format, or if the source's encoding is
-    unknown.
+    Raises FledgeError with the recipe key if there are none, if one cannot be read, has an unknown format or is a Git LFS
+    pointer, or if the source's encoding is unknown.
     """
     if source.encoding.lower() != "auto":
         canonical_encoding(source.encoding, f"{key}.encoding")
     try:
         path = Path(source.path or "").expanduser()
         if path.is_dir():
-            files = [item for item in path.iterdir() if _is_read(item)]
+            files = saved_dataset_files(path, key) or sorted(item for item in path.iterdir() if _is_read(item))
         elif path.exists():
             files = [path]
         else:
-            files = [file for name in glob.glob(str(path), recursive=True) if (file := Path(name)).is_file()]
+            files = sorted(file for name in glob.glob(str(path), recursive=True) if (file := Path(name)).is_file())
     except (OSError, ValueError, RuntimeError) as error:  # missing permission, a null character, an unknown home directory
         raise FledgeError(f"cannot search for '{source.path}': {error}", where=key) from None
     if not files:
-        raise FledgeError(f"there is no file '{source.path}'", where=key, hint=f"looked in {Path.cwd()}")
+        raise _no_files(path, source, key)
     for file in files:
         _check_file(file, key)
-    return sorted(files)
+    return files
+
+
+def _no_files(path: Path, source: Source, key: str) -> FledgeError:
+    """The error for a path that leads to no file of rows, with its cause."""
+    if path.is_dir():
+        names = ", ".join(sorted(item.name for item in path.iterdir())[:5]) or "nothing"
+        hint = f"it holds {names}; subfolders are read by a glob, such as {path}/**/*.jsonl"
+        return FledgeError(f"the folder '{source.path}' has no file of rows", where=key, hint=hint)
+    try:
+        path.lstat()
+    except PermissionError as error:
+        return FledgeError(f"cannot read '{source.path}': {error.strerror}", where=key)
+    except (OSError, ValueError):
+        pass
+    return FledgeError(f"there is no file '{source.path}'", where=key, hint=f"looked in {Path.cwd()}")
 
 
 def _is_read(item: Path) -> bool:
     """Whether a file in a folder is one of rows; hidden ones, such as macOS writes beside each file, are not."""
-    return format_of(item) is not None and item.is_file() and not item.name.startswith(".")
+    hidden = item.name.startswith(".") or item.name in DESCRIPTIONS
+    return format_of(item) is not None and item.is_file() and not hidden
 
 
 def _check_file(file: Path, key: str) -> None:
@@ -111,8 +132,7 @@ def _check_file(file: Path, key: str) -> None:
         raise FledgeError(
             f"cannot read '{file}': its extension is not one of {extensions}", where=key, hint="convert or rename it"
         )
-    if not file.is_file():
-        raise FledgeError(f"'{file}' is not a regular file", where=key)
+    check_input_file(file, key)
 
 
 def ignored_files(source: Source) -> list[Path]:
@@ -127,7 +147,7 @@ def ignored_files(source: Source) -> list[Path]:
 def file_notices(file: Path, source: Source) -> list[str]:
     """Notices for the user about how a file is read: a detected encoding, a .json file that is not an array."""
     extension = format_of(file)
-    if extension == ".parquet":
+    if extension in COLUMNAR:
         return []
     encoding = encoding_of(file, source)
     notices = [f"read as {encoding}"] if encoding != "utf-8" and source.encoding.lower() == "auto" else []
@@ -161,7 +181,7 @@ def _spans(file: Path, source: Source, target_bytes: int) -> list[FileRange]:
             return list(_line_spans(file, size, target_bytes))
     except OSError as error:
         raise FledgeError(f"cannot read it: {error.strerror or error}", where=str(file)) from None
-    by_index = extension in (".json", ".parquet") or (extension == ".txt" and source.documents == "file")
+    by_index = extension in (".json", *COLUMNAR) or (extension == ".txt" and source.documents == "file")
     return [FileRange(str(file), 0, None, 0 if by_index else 1)]
 
 
@@ -222,6 +242,8 @@ def _rows(span: FileRange, source: Source) -> Iterator[Record]:
     extension = format_of(file)
     if extension == ".parquet":
         return parquet_rows(file, span.start, span.stop, span.first)
+    if extension == ".arrow":
+        return arrow_rows(file)
     encoding = encoding_of(file, source)
     blocks = utf8_blocks(file, encoding, span.start, span.stop)
     if extension in JSON and span.start == 0 and span.stop is None:

@@ -1,28 +1,21 @@
-"""Rows of tables: .csv and .tsv as dicts of texts, .parquet as dicts of Python values."""
+"""Rows of .csv and .tsv tables as dicts of texts."""
 
 import csv
-import tempfile
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from fledge.data.reading.blocks import BLOCK, DECOMPRESSORS, DamagedFile, blocks_of
+from fledge.data.reading.blocks import DamagedFile
 from fledge.data.reading.encodings import undecodable_detail
 from fledge.data.reading.formats import ROW_LIMIT, TOO_LARGE, Blocks, Record, lines_of
-from fledge.errors import FledgeError, missing_extra
-
-if TYPE_CHECKING:
-    from pyarrow import RecordBatch
-    from pyarrow.parquet import ParquetFile
+from fledge.errors import FledgeError
 
 DELIMITERS = ",;\t"
 SAMPLE_LINES = 50  # lines used to detect the delimiter
 SAMPLE_CHARACTERS = 1 << 20
-PARQUET_BATCH_ROWS = 256  # rows converted to Python values at a time
 
 
 @dataclass(frozen=True)
@@ -164,66 +157,3 @@ def _detect_delimiter(lines: _LineReader) -> str:
         return (widths[0] > 1, widths.count(widths[0]) / len(widths), widths[0]) if widths else (False, 0, 0)
 
     return max(DELIMITERS, key=fit)
-
-
-def _parquet_errors() -> tuple[type[Exception], ...]:
-    """What pyarrow raises for damaged data and for values without an equivalent in Python."""
-    from pyarrow import ArrowException
-
-    return ArrowException, OSError, ValueError, ArithmeticError, LookupError, RuntimeError, TypeError, MemoryError
-
-
-@contextmanager
-def parquet_file(file: Path) -> Iterator["ParquetFile"]:
-    """The opened table; a compressed file is first decompressed to a temporary file. Raises FledgeError if it cannot be
-    read."""
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise missing_extra("pyarrow", "parquet", f"reading {file}") from None
-    with tempfile.TemporaryFile() as decompressed:
-        try:
-            if file.suffix.lower() in DECOMPRESSORS:
-                decompressed.writelines(blocks_of(file))
-                decompressed.seek(0)
-            table = parquet.ParquetFile(decompressed if file.suffix.lower() in DECOMPRESSORS else file, buffer_size=BLOCK)
-        except (*_parquet_errors(), DamagedFile) as error:
-            raise FledgeError(f"not a readable Parquet file: {error}", where=str(file)) from None
-        with table:
-            groups = sum(table.metadata.row_group(group).num_rows for group in range(table.num_row_groups))
-            if groups != table.metadata.num_rows:
-                raise FledgeError("not a readable Parquet file: its numbers of rows contradict each other", where=str(file))
-            yield table
-
-
-def parquet_rows(file: Path, start: int, stop: int | None, first: int) -> Iterator[Record]:
-    """Rows of the row groups from `start` to `stop` as dicts of Python values; nested columns are lists and dicts.
-
-    A row with a value that Python cannot represent is broken. If a row group is damaged, its remaining rows are broken.
-    """
-    with parquet_file(file) as table:
-        for group in range(start, table.num_row_groups if stop is None else stop):
-            end, detail = first + table.metadata.row_group(group).num_rows, "it ends early"
-            try:
-                for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS, row_groups=[group], use_threads=False):
-                    yield from _batch_rows(batch, first)
-                    first += batch.num_rows
-            except _parquet_errors() as error:
-                detail = str(error)
-            for number in range(first, end):
-                yield Record(number, broken="damaged file", detail=f"row group {group}: {detail}")
-            first = end
-
-
-def _batch_rows(batch: "RecordBatch", first: int) -> Iterator[Record]:
-    """The rows of a batch; converted one by one if Python cannot represent a value."""
-    try:
-        for number, row in enumerate(batch.to_pylist(), first):
-            yield Record(number, row)
-    except _parquet_errors() as error:
-        if batch.num_rows == 1:
-            reason = "undecodable" if isinstance(error, UnicodeDecodeError) else "unreadable value"
-            yield Record(first, broken=reason, detail=str(error))
-            return
-        for index in range(batch.num_rows):
-            yield from _batch_rows(batch.slice(index, 1), first + index)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fledge.recipe.sections.base import ConfigModel
+from fledge.recipe.sections.base import ConfigModel, PathText
 
 
 class WebhookConfig(ConfigModel):
@@ -20,5 +20,5 @@ class AlertsConfig(ConfigModel):
     """Alerts go to the console and events.jsonl; from `level` on also to a file and a webhook, if configured."""
 
     level: Literal["info", "warning", "error"] = "warning"
-    file: str | None = None
+    file: PathText | None = None
     webhook: WebhookConfig | None = None

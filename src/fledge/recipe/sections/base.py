@@ -1,14 +1,16 @@
 """Types that the sections of a recipe share."""
 
+import os
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from fledge.recipe.units import fraction as as_fraction
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 FractionOrPercent = Annotated[Fraction, BeforeValidator(as_fraction)]
 Positive = Annotated[int, Field(gt=0)]
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]  # a leading ~ is the home directory
 
 
 class ConfigModel(BaseModel):

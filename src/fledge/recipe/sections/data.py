@@ -4,12 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from fledge.recipe.sections.base import ConfigModel, Fraction, FractionOrPercent, Positive
+from fledge.recipe.sections.base import ConfigModel, Fraction, FractionOrPercent, PathText, Positive
 from fledge.recipe.units import fraction as as_fraction
 
 Column = Literal[
-    "text", "prompt", "query", "response", "system", "history", "messages", "tools", "chosen", "rejected", "ranked", "label"
-]
+    "text", "prompt", "query", "response", "system", "history", "messages", "tools", "chosen", "rejected", "ranked", "label",
+    "weight",
+]  # fmt: skip
 Role = Literal["system", "user", "assistant", "tool", "call"]
 
 
@@ -21,17 +22,28 @@ class Source(ConfigModel):
     are drawn again for each epoch.
     """
 
-    path: str | None = None
-    registry: str | None = Field(default=None, description="path of a dataset_info.json; `name` is the entry, or several: a,b")
+    path: PathText | None = None
+    registry: PathText | None = Field(
+        default=None, description="path of a dataset_info.json; `name` is the entry, or several: a,b"
+    )
     hub: str | None = Field(default=None, description="name of a dataset on the Hugging Face hub (needs the extra `hub`)")
     subset: str | None = Field(default=None, description="with hub: configuration of the dataset")
     split: str | None = Field(default=None, description="with hub: split of the dataset; null: train")
     name: str | None = None
     columns: dict[Column, str | list[str]] = {}
-    turns: dict[Literal["role", "content"], str] = Field(
-        default={}, description="names of the keys of a turn, by role and content"
+    turns: dict[Literal["role", "content", "weight", "masked"], str] = Field(
+        default={},
+        description="names of the keys of a turn: its role, its content, its weight in the loss, whether it is masked from it",
     )
     roles: dict[str, Role] = Field(default={}, description="role names of the file, mapped to fledge's roles")
+    turn_order: Literal["strict", "merge", "trim", "merge_and_trim"] = Field(
+        default="strict",
+        description="conversations whose roles do not alternate: strict: drop the row; merge: join turns of one role; trim: "
+        "leave out turns before the first question and after the last answer",
+    )
+    alternating_turns: bool = Field(
+        default=False, description="a list of texts is a conversation in which user and assistant speak in turn"
+    )
     documents: Literal["line", "paragraph", "file"] = Field(default="line", description="unit of a document in .txt files")
     encoding: str = Field(
         default="auto",

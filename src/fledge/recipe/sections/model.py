@@ -4,14 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fledge.recipe.sections.base import ConfigModel, Fraction, Positive
+from fledge.recipe.sections.base import ConfigModel, Fraction, PathText, Positive
 
 
 class TokenizerConfig(ConfigModel):
     """Train a byte-level BPE tokenizer on the training text of all stages, or load a directory or tokenizer.json from
     `path`."""
 
-    path: str | None = None
+    path: PathText | None = None
     vocab_size: Annotated[int, Field(ge=300, le=1_000_000)] = 6400
     template: Literal["auto", "chatml", "inst", "tokenizer"] = Field(
         default="auto", description="chat template: the tokenizer's own if it has one, else ChatML"
@@ -61,7 +61,7 @@ class MoeConfig(ConfigModel):
 class ModelConfig(ConfigModel):
     """The decoder's sizes, or a model directory to start from (`path`), whose own sizes are used then."""
 
-    path: str | None = None
+    path: PathText | None = None
     implementation: Literal["auto", "native", "transformers"] = Field(
         default="auto",
         description="implementation of the model in `path`: fledge's native decoder or the library transformers (extra `hf`); "
