@@ -220,8 +220,6 @@ class Pipeline:
             write_text(folder.recipe, to_yaml(self.recipe))
         elif self.changed:
             self._adopt_changed_recipe()
-        if tokenizer.added:
-            self.console.log(f"note: {tokenizer.added} control tokens of the chat template were added to the tokenizer")
 
     def _summarize(self, tokenizer: Tokenizer) -> None:
         results = [self.directory.stage(name).result() or {} for name in self.recipe.stages]

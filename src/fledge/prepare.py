@@ -7,7 +7,7 @@ from typing import Any
 
 import xxhash
 
-from fledge.data import CollectedRows, StageDataset, collect, encode, is_complete, load_built_dataset
+from fledge.data import FORMATS, CollectedRows, StageDataset, collect, encode, is_complete, load_built_dataset
 from fledge.data.build.executors import Executor, ProcessPoolExecutor
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
@@ -84,20 +84,34 @@ class Preparation:
 
         None if one has to be trained.
         """
-        config = self.recipe.tokenizer
         if folder is not None and (folder / "tokenizer_config.json").exists():
-            return load_tokenizer(folder, config.template)
+            return self._read_tokenizer(folder)
         if self.recipe.built_dataset is not None:
             return self._built_tokenizer(Path(self.recipe.built_dataset))
-        path = config.path or first_initial_weights(self.recipe).directory
-        return None if path is None else load_tokenizer(path, config.template)
+        first, path = next(iter(self.recipe.stages)), first_initial_weights(self.recipe).directory
+        key = f"stages.{first}.init_from" if self.recipe.stages[first].init_from else "model.path"
+        if self.recipe.tokenizer.path is not None:
+            key, path = "tokenizer.path", Path(self.recipe.tokenizer.path)
+        if path is None:
+            return None
+        tokenizer = self._read_tokenizer(path, key)
+        if tokenizer.added:
+            self.log(f"note: the tokenizer in {path} gets new tokens: {', '.join(tokenizer.added)}")
+        return tokenizer
+
+    def _read_tokenizer(self, path: Path, key: str = "") -> Tokenizer:
+        """The tokenizer in a folder with all that this run asks of it. A run that only continues texts needs no chat
+        template."""
+        config, stages = self.recipe.tokenizer, self.recipe.stages.values()
+        chats = any(FORMATS[stage.kind].is_dialogue or stage.prompt_tests is not None for stage in stages)
+        return load_tokenizer(path, config.template, special_tokens=config.special_tokens, needs_template=chats, key=key)
 
     def train_tokenizer(self, collected: Iterable[CollectedRows]) -> Tokenizer:
         """A tokenizer trained on the training texts of stages."""
         config = self.recipe.tokenizer
         self.log(f"training a tokenizer of {config.vocab_size:,} tokens …")
         texts = (text for rows in collected for text in rows.tokenizer_texts())
-        tokenizer = train_tokenizer(texts, config.vocab_size, config.template)
+        tokenizer = train_tokenizer(texts, config.vocab_size, config.template, config.special_tokens, self.log)
         if tokenizer.vocab_size < config.vocab_size:
             self.log(f"note: the text yields only {tokenizer.vocab_size:,} tokens, not {config.vocab_size:,}")
         return tokenizer
@@ -125,7 +139,7 @@ class Preparation:
                 where=str(built),
                 hint="build it again, or leave built_dataset out",
             )
-        return load_tokenizer(built / "tokenizer", self.recipe.tokenizer.template)
+        return self._read_tokenizer(built / "tokenizer")
 
     # -- model and plan ---------------------------------------------------------------------------------------------
 
@@ -150,18 +164,33 @@ class Preparation:
         if context > config.max_position_embeddings:
             raise FledgeError(f"context {context} is longer than the {config.max_position_embeddings} positions of {path}",
                               where=f"stages.{name}.data.max_seq_len")  # fmt: skip
-        if vocab_size < tokenizer.vocab_size:
+        unknown = tokenizer.tokens_from(vocab_size)
+        if not all(is_added for _, is_added in unknown):
             raise FledgeError(
-                f"the model knows {vocab_size:,} tokens, the tokenizer has {tokenizer.vocab_size:,}",
+                f"the model knows {vocab_size:,} tokens, the tokenizer has {tokenizer.vocab_size:,}: it is not the model's own",
                 where=str(path),
-                hint="use the tokenizer and chat template that belong to the model",
+                hint="set tokenizer.path to the tokenizer that the model was trained with",
             )
         if (path / "tokenizer.json").exists():
-            own = load_tokenizer(path, self.recipe.tokenizer.template)
+            own = self._read_tokenizer(path)
             if own.fingerprint() != tokenizer.fingerprint():
                 raise FledgeError("this model has another tokenizer or chat template than the run", where=str(path),
                                   hint=f"set tokenizer.path to {path}")  # fmt: skip
-        return description.cost
+        return description.cost.with_vocabulary(max(vocab_size, tokenizer.vocab_size))
+
+    def _growth_note(self, name: str, tokenizer: Tokenizer) -> list[str]:
+        """A note that names the tokens for which the stage's initial model gets new rows; empty if it knows all tokens."""
+        from fledge.model.loading import describe_model
+
+        path = initial_weights(self.recipe, name).directory
+        if path is None:
+            return []
+        vocab_size = describe_model(path, self.recipe.model.implementation).cost.vocab_size
+        new = [text for text, _ in tokenizer.tokens_from(vocab_size)]
+        if not new:
+            return []
+        return [f"embedding and head grow from {vocab_size:,} to {tokenizer.vocab_size:,} tokens; "
+                f"these begin as the mean of the others: {', '.join(new)}"]  # fmt: skip
 
     def prepare(self, name: str, tokenizer: Tokenizer) -> PreparedStage:
         """Read, encode, pack and plan a stage. Raises FledgeError, with the recipe key, for settings that cannot work."""
@@ -173,6 +202,7 @@ class Preparation:
             notes: list[str] = []
             if recorded is None:
                 batch, notes = self._batch(name, cost, data)
+                notes = [*self._growth_note(name, tokenizer), *notes]
                 stage = stage.model_copy(update={"batch": batch})
             else:
                 stage = with_recorded_settings(stage, recorded)

@@ -191,6 +191,8 @@ class StageRunner:
             model.init_weights(self.recipe.seed)
             return model
         model = self._load(self.init_directory)
+        if model.vocab_size < self.tokenizer.vocab_size:
+            model.grow_vocabulary(self.tokenizer.vocab_size)
         for note in model.notes:
             self.console.log(f"note: {note}")
         return model

@@ -61,7 +61,7 @@ def test_a_stage_that_cannot_be_built_does_not_hide_the_others(fledge: Fledge, t
 def test_a_missing_tokenizer_is_an_error_of_the_stage(fledge: Fledge, tree: dict[str, Any], tmp_path: Path) -> None:
     recipe = write(tmp_path / "r.yaml", {**tree, "tokenizer": {"path": str(tmp_path / "none")}})
     code, output, _ = fledge("check", recipe, "--stage", "dpo")
-    assert code == 2 and "✗ build: there is no tokenizer.json here" in output
+    assert code == 2 and "✗ build: there is no such file or folder" in output
 
 
 def test_a_model_that_does_not_fit_the_tokenizer_is_an_error(fledge: Fledge, tree: dict[str, Any], tmp_path: Path) -> None:

@@ -42,20 +42,42 @@ def test_colours_follow_the_weights(chatml: Tokenizer) -> None:
 
 def test_control_characters_are_shown_as_visible_pictures(chatml: Tokenizer) -> None:
     tokens = np.asarray(chatml.encode("a\x1b[31m\x07\nb\tc\x7f"))
-    assert paint(chatml, tokens, np.zeros(len(tokens), np.float32)).plain == "a␛[31m␇⏎\nb\tc␡"
+    assert paint(chatml, tokens, np.zeros(len(tokens), np.float32)).plain == "a␛[31m␇⏎\nb⇥c␡"
+
+
+def test_a_character_of_several_tokens_stands_at_its_last_token(chatml: Tokenizer) -> None:
+    tokens = np.asarray(chatml.encode("龘a 黃"))
+    assert len(tokens) > 4
+    assert paint(chatml, tokens, np.zeros(len(tokens), np.float32), brackets=True).plain == "龘a 黃"
+    assert paint(chatml, tokens, np.zeros(len(tokens), np.float32)).plain.replace("·", "") == "龘a 黃"
+    assert paint(chatml, tokens[:1], np.zeros(1, np.float32), brackets=True).plain == "·"  # cut inside of a character
+
+
+def test_a_control_token_looks_different_from_the_same_text_spelled_out(chatml: Tokenizer) -> None:
+    tokens = np.asarray([*chatml.encode("a<|im_end|>"), chatml.eot_id])
+    weights = np.zeros(len(tokens), np.float32)
+    assert paint(chatml, tokens, weights, brackets=True).plain == "a<|im_end|>«<|im_end|>»"
+    styles = {str(span.style) for span in paint(chatml, tokens, weights).spans if "blue" in str(span.style)}
+    assert len(styles) == 1
+
+
+def test_white_space_is_visible_where_it_could_be_missed(chatml: Tokenizer) -> None:
+    tokens = np.asarray([*chatml.encode(" a b  \n\tc\xa0 "), chatml.eot_id])
+    painted = paint(chatml, tokens, np.zeros(len(tokens), np.float32), brackets=True)
+    assert painted.plain == " a b␠␠⏎\n⇥c⍽␠«<|im_end|>»"
 
 
 def test_each_example_shows_the_location_of_its_row(fledge: Fledge, recipe: Path, folder: Path) -> None:
     code, output, _ = fledge("show", recipe, "--stage", "sft", "--limit", "2")
     assert code == 0 and output.count("example ") == 2
     assert f"trained · {folder / 'talks.jsonl'}:" in output.replace("\n", "")
-    assert "⟦" in output and "<|im_end|>⟧" in output
+    assert "⟦" in output and "«<|im_end|>»⟧" in output
 
 
 def test_a_preference_pair_shows_both_answers(fledge: Fledge, built: Path) -> None:
     code, output, _ = fledge("show", built, "--stage", "dpo", "--offset", "2", "--limit", "1")
     assert code == 0 and "example 2 chosen" in output and "example 2 rejected" in output
-    assert "⟦yes, 2 it is<|im_end|>⟧" in output and "⟦no, not 2 at all<|im_end|>⟧" in output
+    assert "⟦yes, 2 it is«<|im_end|>»⟧" in output and "⟦no, not 2 at all«<|im_end|>»⟧" in output
 
 
 def test_one_row_is_shown_by_its_location_without_a_stage(fledge: Fledge, recipe: Path) -> None:
@@ -68,7 +90,7 @@ def test_the_weight_of_a_single_turn_is_shown(fledge: Fledge, tree: dict[str, An
     file = jsonl(tmp_path / "a.jsonl", [{"messages": turns}])
     stages = {"sft": {"data": {"train": str(file), "validation": 0, "max_seq_len": 96}}}
     code, output, _ = fledge("show", write(tmp_path / "r.yaml", {**tree, "stages": stages}))
-    assert code == 0 and "⟦[0.5]bcd<|im_end|>⟧" in output
+    assert code == 0 and "⟦[0.5]bcd«<|im_end|>»⟧" in output
 
 
 def test_missing_stages_examples_and_rows_raise_errors(fledge: Fledge, recipe: Path) -> None:

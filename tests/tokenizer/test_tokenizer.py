@@ -234,7 +234,7 @@ def test_a_saved_tokenizer_is_loaded_unchanged(tmp_path: Path, template: str) ->
         assert again.fingerprint() == tokenizer.fingerprint()
         assert again.template == tokenizer.template
         assert again.encode_conversation(TALK) == tokenizer.encode_conversation(TALK)
-        ids = ("pad", "bos_id", "eos_id", "eot_id", "vocab_size", "stop_ids", "added")
+        ids = ("pad", "bos_id", "eos_id", "eot_id", "vocab_size", "stop_ids", "added", "document_start", "document_end")
         assert [getattr(again, name) for name in ids] == [getattr(tokenizer, name) for name in ids]
     again.save(tmp_path / "second")
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -261,15 +261,15 @@ def test_the_fingerprint_changes_with_the_template(tmp_path: Path, chatml: Token
 def test_control_tokens_that_a_template_needs_are_added_and_counted(tmp_path: Path, chatml: Tokenizer) -> None:
     chatml.save(tmp_path)
     again = load_tokenizer(tmp_path, "inst")
-    assert (chatml.added, again.added) == (0, 6)
+    assert (chatml.added, again.added) == ((), ("<s>", "</s>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"))
     assert again.vocab_size == chatml.vocab_size + 6
     assert again.decode([again.eot_id]) == "</s>"
-    assert again.stop_ids == {again.eos_id, again.eot_id}
+    assert again.stop_ids == {again.eos_id, again.eot_id, chatml.eot_id}  # the end of a turn that the model knows stays one
 
 
 def test_the_error_for_a_missing_or_broken_tokenizer_names_the_file(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(FledgeError, match=f"{path}: there is no tokenizer.json here"):
+    for path, what in ((tmp_path, "there is no tokenizer.json here"), (tmp_path / "nowhere", "there is no such file")):
+        with pytest.raises(FledgeError, match=f"{path}: {what}"):
             load_tokenizer(path)
     (tmp_path / "tokenizer.json").write_text('{"model": 3', encoding="utf-8")
     with pytest.raises(FledgeError, match=r"tokenizer\.json: not a readable tokenizer\.json"):

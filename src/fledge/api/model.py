@@ -134,11 +134,12 @@ class Model:
         """
         from fledge.generation import score_tokens
 
-        tokens = list(self.tokenizer.encode_prefix(text))
+        start = self.tokenizer.document_start
+        tokens = [*start, *self.tokenizer.encode(text)]
         if not text or not tokens:
             raise FledgeError("the text is empty: there is nothing to score", where="text")
         (values,) = score_tokens(self._engine.model, [tokens])
-        begun = 0 if self.tokenizer.bos_id is None else 1  # the token before the text is not part of it
+        begun = len(start)  # the tokens before the text are not part of it
         logprobs = np.array([math.nan, *values][begun:])
         return Score(tuple(tokens[begun:]), logprobs, len(text.encode("utf-8")))
 

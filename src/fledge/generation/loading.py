@@ -16,11 +16,14 @@ def load_engine(
 
     Raises FledgeError if there is no model, or if the tokenizer has more tokens than the model.
     """
-    model, tokenizer = load_model(folder, log=log), load_tokenizer(folder)
+    model, tokenizer = load_model(folder, log=log), load_tokenizer(folder, needs_template=False)
     if tokenizer.vocab_size > model.vocab_size:
+        unknown = tokenizer.tokens_from(model.vocab_size)
+        trainable = all(is_added for _, is_added in unknown)
         raise FledgeError(
-            f"the chat template needs control tokens that this model has never seen: it knows {model.vocab_size:,} tokens, "
-            f"the tokenizer with them has {tokenizer.vocab_size:,}",
+            f"the model knows {model.vocab_size:,} tokens, its tokenizer has {tokenizer.vocab_size:,}: it has no rows for "
+            + ", ".join(text for text, _ in unknown[:5]),
             where=str(folder),
+            hint="fine-tune it first: training adds the missing rows" if trainable else "use the tokenizer of this model",
         )
     return Engine(model.eval(), tokenizer.stop_ids, max_batch_size=max_batch_size), tokenizer

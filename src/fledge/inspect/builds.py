@@ -51,7 +51,7 @@ def open_build(name: str, folder: Path) -> OpenBuild:
         raise FledgeError(
             "this build is not complete", where=str(folder), hint="run the same command again: it continues the build"
         )
-    tokenizer = load_tokenizer(folder / "tokenizer")
+    tokenizer = load_tokenizer(folder / "tokenizer", needs_template=False)
     return OpenBuild(name, load_built_dataset(folder, plan, tokenizer, plan.seed), tokenizer)
 
 

@@ -1,5 +1,6 @@
 """The examples of a stage, token by token, coloured by their weight in the loss."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,19 +16,31 @@ from fledge.inspect.target import Overrides
 from fledge.run import Log
 from fledge.run.terminal import Terminal
 from fledge.tokenizer import Tokenizer
+from fledge.tokenizer.pieces import token_texts
 
 TRAINED, REJECTED, CONTEXT = "black on green", "black on red", "dim"
+CONTROL = "bold blue"  # added to the style of a control token
 STYLES = {"rejected": REJECTED}  # name of a sequence -> style of its trained tokens; TRAINED for others
 OPEN, CLOSE = "⟦", "⟧"  # around trained text when there are no colours
-VISIBLE = {**PICTURES, ord("\ufffd"): "·", ord("\n"): "⏎\n", ord("\t"): "\t"}
-LEGEND = "⏎ is a line break, · an unfinished character; [0.5] is the weight of what follows, where it is not 1"
+CONTROL_OPEN, CONTROL_CLOSE = "«", "»"  # around control tokens when there are no colours
+PART = "·"  # a token that is a part of a character, which stands at the character's last token
+TRAILING_BLANK = re.compile(r" +(?=\n|\Z)")
+BLANK = "␠"  # a blank before a line break, a control token or the end, where it would not be seen
+WHITE_SPACE = {ord("\n"): "⏎\n", ord("\t"): "⇥", 0xA0: "⍽", 0xFEFF: "\\ufeff", 0x200B: "\\u200b"}
+VISIBLE = {**PICTURES, **WHITE_SPACE, ord("\ufffd"): "·"}
+LEGEND = (
+    "⏎ is a line break, ⇥ a tab, ␠ a blank at an end, · a part of a character; [0.5] is the weight of what follows, where it "
+    "is not 1"
+)
 
 
 def legend(terminal: Terminal) -> str:
     """The meaning of the colours or, without colours, of the brackets."""
     if coloured(terminal):
-        return f"green: trained (weight 1), a rejected answer red; dim: context only (weight 0); {LEGEND}"
-    return f"{OPEN}trained{CLOSE} (weight 1); all else is context only (weight 0); {LEGEND}"
+        colours = "green: trained (weight 1), a rejected answer red; dim: context only (weight 0); bold blue: a control token"
+        return f"{colours}; {LEGEND}"
+    marks = f"{CONTROL_OPEN}a control token{CONTROL_CLOSE}, the same text without « » is spelled out"
+    return f"{OPEN}trained{CLOSE} (weight 1); all else is context only (weight 0); {marks}; {LEGEND}"
 
 
 def coloured(terminal: Terminal) -> bool:
@@ -43,17 +56,33 @@ def paint(
     The first token has no weight, because no position predicts it.
     """
     text, before = Text(), 0.0
-    for number, (token, weight) in enumerate(zip(tokens.tolist(), weights.tolist(), strict=True)):
+    shown_texts = _visible_texts(tokenizer, tokens)
+    for number, (weight, (shown, is_control)) in enumerate(zip(weights.tolist(), shown_texts, strict=True)):
         weight = weight if number else 0.0
         if weight != before:
             text.append(CLOSE if brackets and before and not weight else "")
             text.append(OPEN if brackets and weight and not before else "")
             text.append(f"[{weight:g}]" if weight not in (0.0, 1.0) else "", style="yellow")
             before = weight
-        shown = tokenizer.decode([token]).translate(VISIBLE)
-        style = trained if weight else CONTEXT
+        if brackets:
+            shown = f"{CONTROL_OPEN}{shown}{CONTROL_CLOSE}" if is_control else shown
+        style = f"{trained if weight else CONTEXT}{f' {CONTROL}' if is_control else ''}"
+        if not shown and not brackets:
+            shown = PART
         text.append(shown, style=f"{style} underline" if number % 2 and not brackets else style)
     return text.append(CLOSE if brackets and before else "")
+
+
+def _visible_texts(tokenizer: Tokenizer, tokens: np.ndarray) -> list[tuple[str, bool]]:
+    """The text of each token with visible white space, and whether it is a control token."""
+    visible = []
+    ends = True  # whether a line, a run of text or the sequence ends behind the token
+    for text, is_control in reversed(token_texts(tokenizer, tokens.tolist())):
+        shown = TRAILING_BLANK.sub(lambda match: BLANK * len(match[0]), text + ("" if ends else "\0"))
+        visible.append((shown.removesuffix("\0").translate(VISIBLE), is_control))
+        begins = text.lstrip(" ")
+        ends = is_control or (begins.startswith("\n") if begins else ends)
+    return visible[::-1]
 
 
 def print_example(terminal: Terminal, build: OpenBuild, examples: Examples, example: int, location: str) -> None:

@@ -64,6 +64,15 @@ class ModelCost:
         """Numbers of parameters."""
         return parameters(self.config, self.vocab_size) if self.counts is None else self.counts
 
+    def with_vocabulary(self, vocab_size: int) -> "ModelCost":
+        """The cost of this model with rows for another number of tokens in embedding and head."""
+        rows = embedding_parameters(self.config, vocab_size) - embedding_parameters(self.config, self.vocab_size)
+        head = (vocab_size - self.vocab_size) * self.config.hidden_size
+        counts = self.counts and Parameters(
+            total=self.counts.total + rows, active=self.counts.active + rows, matmul=self.counts.matmul + head
+        )
+        return ModelCost(self.config, vocab_size, counts)
+
     def scaling_parameters(self) -> int:
         """The N of scaling laws: active parameters without embedding and head (Kaplan et al. 2020, §2.1)."""
         return self.parameters().active - embedding_parameters(self.config, self.vocab_size)

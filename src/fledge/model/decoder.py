@@ -23,7 +23,7 @@ from fledge.model.cuda_attention import backend as attention_backend
 from fledge.model.hf_config import hf_config
 from fledge.model.linear import Linear
 from fledge.model.moe import MoELayer, Router, RouterStats, update_biases
-from fledge.model.protocol import LanguageModel, ParameterRole
+from fledge.model.protocol import LanguageModel, ParameterRole, grown_table
 from fledge.model.weights import write_model_directory
 from fledge.recipe.schema import ModelConfig
 
@@ -143,6 +143,7 @@ class Decoder(LanguageModel):
         self.compute_dtype = torch.float32
         self.attention = "sdpa"
         self.activation_checkpoint_every = 0
+        self.generation_settings = {}
         self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -265,6 +266,15 @@ class Decoder(LanguageModel):
         """The cost of a decoder of these sizes."""
         return ModelCost(self.config, self.vocab_size)
 
+    def grow_vocabulary(self, vocab_size: int) -> None:
+        """Add rows to embedding and head (`LanguageModel.grow_vocabulary`)."""
+        tables: list[nn.Module] = [self.embed_tokens, *([] if self.lm_head is None else [self.lm_head])]
+        for module in tables:
+            module.weight = nn.Parameter(grown_table(module.weight, vocab_size))  # type: ignore[arg-type]
+        self.vocab_size = self.embed_tokens.num_embeddings = vocab_size
+        if self.lm_head is not None:
+            self.lm_head.out_features = vocab_size
+
     def update_router_biases(self, routing: RouterStats, applied: Tensor | None = None) -> None:
         """Move the biases of all routers (`moe.update_biases`)."""
         update_biases(self, routing, applied)
@@ -276,12 +286,13 @@ class Decoder(LanguageModel):
     ) -> None:
         """Write config.json, generation_config.json and model.safetensors (float32)."""
         config = hf_config(self.config, self.vocab_size, bos=bos, eos=eos, pad=pad)
-        write_model_directory(folder, config, self.state_dict() if weights is None else weights)
+        weights = self.state_dict() if weights is None else weights
+        write_model_directory(folder, config, weights, self.generation_settings)
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> "Decoder":
         """A new decoder with the weights of a `state_dict`; sizes, device and settings are copied from this one."""
         copy = Decoder(self.config, self.vocab_size).to(self.device)
         copy.load_state_dict(weights)
-        copy.compute_dtype = self.compute_dtype
+        copy.compute_dtype, copy.generation_settings = self.compute_dtype, self.generation_settings
         copy.set_attention_backend(self.attention)
         return copy

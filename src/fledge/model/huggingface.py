@@ -5,6 +5,7 @@ Both conditions are tried out when a model is loaded (`huggingface_loading.check
 dtypes are PyTorch's autocast. This module works on models of the library without importing it.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -18,9 +19,10 @@ from torch.utils.checkpoint import checkpoint
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost, Parameters, checkpointed_layers
 from fledge.model.moe import RouterStats
-from fledge.model.protocol import LanguageModel, ParameterRole
+from fledge.model.protocol import LanguageModel, ParameterRole, grown_table
 from fledge.model.weights import verify_tensors
 from fledge.recipe.schema import ModelConfig
+from fledge.run.text_files import write_and_verify
 
 ATTENTION = {"sdpa": "sdpa"}  # fledge's name of a backend -> that of transformers
 ROUTERS = (".gate.weight", ".router.weight")  # ends of names, where the matrix is not an MLP's gate_proj
@@ -40,6 +42,7 @@ class TransformersModel(LanguageModel):
         self.compute_dtype = torch.float32
         self.attention = "sdpa"
         self.activation_checkpoint_every = 0
+        self.generation_settings = {}
         self._recomputed: frozenset[int] = frozenset()
         self._layers_path = _find_layers(self, self.config.num_hidden_layers)
         head = causal_lm.get_output_embeddings()
@@ -154,6 +157,20 @@ class TransformersModel(LanguageModel):
         """The exact number of parameters; operations and memory are estimated as for a native decoder of the nearest sizes."""
         return ModelCost(self.config, self.vocab_size, count_parameters(self))
 
+    def grow_vocabulary(self, vocab_size: int) -> None:
+        """Add rows to embedding and head (`LanguageModel.grow_vocabulary`)."""
+        grown = [grown_table(weight, vocab_size) for weight in self._tables()]
+        self.causal_lm.resize_token_embeddings(vocab_size, mean_resizing=False)
+        with torch.no_grad():
+            for weight, values in zip(self._tables(), grown, strict=True):
+                weight.copy_(values)
+        self.causal_lm.get_input_embeddings().padding_idx = None
+        self.vocab_size = vocab_size
+
+    def _tables(self) -> list[Tensor]:
+        """The weights of embedding and head: one and the same if they are tied."""
+        return [self.causal_lm.get_input_embeddings().weight, self.causal_lm.get_output_embeddings().weight]
+
     # -- directories ----------------------------------------------------------------------------------------------------
 
     def save_pretrained(
@@ -161,10 +178,18 @@ class TransformersModel(LanguageModel):
     ) -> None:
         """Write the directory as the library does, and read its tensors back."""
         folder.mkdir(parents=True, exist_ok=True)
-        for config in (self.causal_lm.config, self.causal_lm.generation_config):
-            config.bos_token_id, config.eos_token_id, config.pad_token_id = bos, eos, pad
+        special = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
+        for name, value in special.items():
+            setattr(self.causal_lm.config, name, value)
         tensors = self._file_tensors(self.state_dict() if weights is None else weights)
-        self.causal_lm.save_pretrained(folder, state_dict=dict(tensors))
+        # The library refuses to save settings that it would not follow, such as a temperature without do_sample.
+        settings = self.causal_lm.generation_config
+        self.causal_lm.generation_config = type(settings)()
+        try:
+            self.causal_lm.save_pretrained(folder, state_dict=dict(tensors))
+        finally:
+            self.causal_lm.generation_config = settings
+        write_and_verify(folder / "generation_config.json", json.dumps({**self.generation_settings, **special}, indent=1))
         for file in sorted(folder.glob("*.safetensors")):
             verify_tensors(file, tensors)
 
@@ -183,7 +208,7 @@ class TransformersModel(LanguageModel):
         """A new model with the weights of a `state_dict`; configuration, device and settings are copied from this one."""
         copy = TransformersModel(type(self.causal_lm)(self.causal_lm.config)).to(self.device)
         copy.load_state_dict(weights)
-        copy.compute_dtype = self.compute_dtype
+        copy.compute_dtype, copy.generation_settings = self.compute_dtype, self.generation_settings
         copy.set_attention_backend(self.attention)
         return copy
 

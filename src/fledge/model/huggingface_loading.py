@@ -15,7 +15,7 @@ from fledge.model.cost import ModelCost
 from fledge.model.hf_config import read_config_json
 from fledge.model.huggingface import ATTENTION, TransformersModel, check_attention
 from fledge.model.protocol import eval_mode
-from fledge.model.weights import shard_files
+from fledge.model.weights import read_generation_settings, shard_files
 from fledge.recipe.schema import RuntimeConfig
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}  # nothing is fetched, and no code of a model is run
@@ -61,6 +61,7 @@ def from_pretrained(folder: str | Path) -> TransformersModel:
             problem = f"{kind.removesuffix('_keys')} {names[:3]}"
             raise FledgeError(f"the weights do not fit the architecture of transformers: {problem}", where=str(folder))
     model = TransformersModel(causal_lm)
+    model.generation_settings = read_generation_settings(folder)
     check_forward(model, str(folder))
     return model
 

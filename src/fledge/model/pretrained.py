@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
 from fledge.model.hf_config import read_config
-from fledge.model.weights import file_tensors, shard_files
+from fledge.model.weights import file_tensors, read_generation_settings, shard_files
 
 
 def from_pretrained(folder: str | Path, device: torch.device | str = "cpu") -> Decoder:
@@ -23,6 +23,7 @@ def from_pretrained(folder: str | Path, device: torch.device | str = "cpu") -> D
     folder = Path(folder)
     config, vocab_size = read_config(folder)
     model = Decoder(config, vocab_size)
+    model.generation_settings = read_generation_settings(folder)
     missing = file_tensors(model.state_dict())
     surplus = []
     for shard in shard_files(folder):

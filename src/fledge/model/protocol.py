@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,8 @@ class LanguageModel(nn.Module, ABC):
         attention: the attention backend in use; changed by `set_attention_backend`.
         activation_checkpoint_every: each n-th block is computed again in the backward pass instead of kept (Chen et al.
             2016); 0: none. May be changed between two passes.
+        generation_settings: the settings of generation_config.json that the model came with, such as temperature; they are
+            saved with it again.
     """
 
     implementation: str
@@ -44,6 +46,7 @@ class LanguageModel(nn.Module, ABC):
     compute_dtype: torch.dtype
     attention: str
     activation_checkpoint_every: int
+    generation_settings: dict[str, Any]
 
     # -- computing ----------------------------------------------------------------------------------------------------
 
@@ -116,6 +119,11 @@ class LanguageModel(nn.Module, ABC):
     def cost(self) -> ModelCost:
         """Parameters, operations and memory of the model."""
 
+    @abstractmethod
+    def grow_vocabulary(self, vocab_size: int) -> None:
+        """Give embedding and head rows for a vocabulary of `vocab_size` tokens. New rows are the mean of the old ones, so that
+        a new token is neither likely nor unlikely (Hewitt 2021)."""
+
     def update_router_biases(self, routing: RouterStats, applied: Tensor | None = None) -> None:
         """Adjust the load-balancing biases of the routers after an update. `routing`: statistics of the complete update over
         all ranks; `applied`: bool scalar, nothing changes if it is false. Does nothing for a model without such biases."""
@@ -132,6 +140,12 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def with_weights(self, weights: Mapping[str, Tensor]) -> Self:
         """A new model with the weights of a `state_dict`; architecture, device and settings are copied from this one."""
+
+
+def grown_table(table: Tensor, rows: int) -> Tensor:
+    """The table [V, D] with further rows, all equal to the mean of the old ones: [rows, D]."""
+    mean = table.detach().mean(dim=0, keepdim=True)
+    return torch.cat((table.detach(), mean.expand(rows - len(table), -1)))
 
 
 @contextmanager

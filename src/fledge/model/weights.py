@@ -21,12 +21,24 @@ from fledge.run.text_files import write_and_verify
 STACKED = re.compile(r"(.*\.mlp\.experts)\.(gate_proj|up_proj|down_proj)")
 
 
-def write_model_directory(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Write config.json, generation_config.json (special tokens) and model.safetensors with the weights of a decoder's
-    `state_dict`. Raises OSError if reading back gives other bytes than were written."""
+def read_generation_settings(folder: Path) -> dict[str, Any]:
+    """The settings of generation_config.json in a model directory, such as temperature; empty if there is no such file."""
+    file = folder / "generation_config.json"
+    return read_json_object(file) if file.exists() else {}
+
+
+def write_model_directory(
+    folder: Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    generation_settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Write config.json, generation_config.json (special tokens and `generation_settings`) and model.safetensors with the
+    weights of a decoder's `state_dict`. Raises OSError if reading back gives other bytes than were written."""
     folder.mkdir(parents=True, exist_ok=True)
     write_and_verify(folder / "config.json", json.dumps(config, indent=1))
-    generation = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    special = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    generation = {**(generation_settings or {}), **special}
     write_and_verify(folder / "generation_config.json", json.dumps(generation, indent=1))
     tensors = {name: tensor.contiguous() for name, tensor in file_tensors(weights).items()}
     write_tensors(tensors, folder / "model.safetensors")

@@ -46,8 +46,10 @@ class VerifiedFastEncoder:
     kind (literal or not). `name` is the library in use, `reason` why it is not `fastokens`.
     """
 
-    def __init__(self, core: Core, literal: Core) -> None:
-        self._cores = {False: core, True: literal}
+    def __init__(self, core: Core, literal: Core | None) -> None:
+        """`literal`: the tokenizer of literal texts; None: they are encoded as all others are."""
+        self._has_literal = literal is not None
+        self._cores = {False: core, True: literal or core}
         self._checked: set[bool] = set()
         self._fast: Any = None
         self.reason = ""
@@ -60,7 +62,7 @@ class VerifiedFastEncoder:
             return
         added = islice((token.content for token in core.get_added_tokens_decoder().values()), CHECKED_TOKENS)
         tokens = [text for token in added for text in (token, f"a{token}{token} {token} \n{token}\nb.{token[:-1]}")]
-        for literal_text in (False, True):
+        for literal_text in (False, True) if self._has_literal else (False,):
             self._check([*CONFORMANCE_TEXTS, *tokens], literal_text)
 
     @property
@@ -103,6 +105,7 @@ class VerifiedFastEncoder:
 
         Raises UnicodeEncodeError for a text with lone surrogates.
         """
+        literal = literal and self._has_literal
         if literal not in self._checked and texts:
             self._check_first(texts, literal)
         if self._fast is not None:

@@ -1,88 +1,119 @@
 """Loading a tokenizer from its files: tokenizer.json, tokenizer_config.json and chat_template.jinja."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Core
+from tokenizers import processors
 
 from fledge.errors import FledgeError
+from fledge.tokenizer.files import read_core
 from fledge.tokenizer.native_templates import CHATML, NATIVE
-from fledge.tokenizer.template import ChatTemplate
+from fledge.tokenizer.settings import OwnSettings, TokenizerSettings, read_end_tokens, read_settings
+from fledge.tokenizer.template import ChatTemplate, Message, TemplateError, TextSegment
 from fledge.tokenizer.tokenizer import Tokenizer
 
+TEXT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>")  # in the order of preference
 PAD_CANDIDATES = ("<pad>", "<|pad|>", "<|endoftext|>", "</s>")
 END_CANDIDATES = ("<|endoftext|>", "</s>", "<|im_end|>", "<eos>")
 
 
-def _text_of(token: object) -> str | None:
-    """The text of a token: tokenizer_config.json has it as a string or as {"content": …}."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
+def _refuse(messages: Sequence[Message], tools: list[Any] | None, generate: bool) -> list[TextSegment]:
+    raise TemplateError(
+        "this model has no chat template: it continues texts",
+        hint="continue a text with `fledge generate --raw`, or fine-tune the model on conversations first",
+    )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        jinja_file = folder / "chat_template.jinja"
-        jinja = jinja_file.read_text(encoding="utf-8") if jinja_file.exists() else None
-    except (OSError, ValueError) as error:
-        raise FledgeError(f"cannot be read: {error}", where=str(path)) from None
-    if not isinstance(config, dict):
-        raise FledgeError("expected a JSON object", where=str(path))
-    chat_template = jinja if jinja is not None else config.get("chat_template")
-    if isinstance(chat_template, list):  # several named ones, as older transformers write them
-        named = {entry.get("name"): entry.get("template") for entry in chat_template if isinstance(entry, dict)}
-        chat_template = named.get("default")
-    config["chat_template"] = chat_template
-    return config
+NO_TEMPLATE = ChatTemplate(name="none", jinja="", specials=(), render_native=_refuse)
+"""The chat template of a base model, which knows texts only: it needs no control tokens and refuses conversations."""
 
 
-def _choose_template(requested: str, config: dict[str, Any], added: Sequence[str], path: Path) -> ChatTemplate:
-    chat_template = config.get("chat_template")
-    saved_name = config.get("fledge", {}).get("template")
+def load_tokenizer(
+    path: str | Path,
+    template: str = "auto",
+    *,
+    special_tokens: Sequence[str] = (),
+    needs_template: bool = True,
+    key: str = "",
+) -> Tokenizer:
+    """The tokenizer in a directory (tokenizer.json with its configuration) or in a tokenizer.json alone.
+
+    A tokenizer without a chat template gets ChatML, and the control tokens that it lacks; if `needs_template` is false, only if
+    it has these tokens already. `special_tokens`: tokens to add. `key`: recipe key that names the path, for hints.
+    Raises FledgeError, with file and key, if a file is missing or not readable, or if no token can end a text.
+    """
+    path = Path(path)
+    core, folder = read_core(path, key)
+    settings = read_settings(folder)
+    own = settings.fledge or OwnSettings(document_end=None)
+    added = [token.content for token in core.get_added_tokens_decoder().values() if token.special]
+    end_of_text = own.document_end or _document_end(settings.eos_token, added)
+    if end_of_text is None:
+        raise FledgeError("no token that ends a text is configured", where=str(folder / "tokenizer_config.json"),
+                          hint="add an eos_token to tokenizer_config.json")  # fmt: skip
+    if template == "auto" and settings.chat_template is None and own.template not in NATIVE:
+        has_chatml = needs_template or set(CHATML.specials) <= set(added)
+        chat_template = CHATML if has_chatml else NO_TEMPLATE
+    else:
+        chat_template = _choose_template(template, settings, added, path)
+    ends = [*read_end_tokens(folder), *([core.token_to_id(settings.eos_token)] if settings.eos_token else [])]
+    return Tokenizer(
+        core,
+        chat_template,
+        bos=settings.bos_token,
+        eos=end_of_text,
+        pad=settings.pad_token or _first(PAD_CANDIDATES, added) or end_of_text,
+        special_tokens=special_tokens,
+        stop_tokens=[*own.stop_tokens, *_control_tokens(core, ends)],
+        begins_with_bos=settings.fledge is not None and own.document_start != [],
+    )
+
+
+def _document_end(eos: str | None, added: Sequence[str]) -> str | None:
+    """The token that ends a document: `eos`, or the vocabulary's token for the end of a text where `eos` ends a turn."""
+    if eos in TEXT_ENDS:
+        return eos
+    return _first(TEXT_ENDS, added) or eos or _first(END_CANDIDATES, added)
+
+
+def _control_tokens(core: Core, ids: Sequence[int | None]) -> list[str]:
+    """The texts of those ids that are control tokens; a default of a configuration may be any token."""
+    added = core.get_added_tokens_decoder()
+    return [added[number].content for number in ids if number in added]
+
+
+def enclosing(core: Core, bos: str | None, eos: str | None) -> processors.TemplateProcessing:
+    """A post-processor that puts these tokens before and after each text."""
+    texts = dict.fromkeys(text for text in (bos, eos) if text)
+
+    def around(name: str, kind: int) -> list[str]:
+        return [*([f"{bos}:{kind}"] if bos else []), f"{name}:{kind}", *([f"{eos}:{kind}"] if eos else [])]
+
+    return processors.TemplateProcessing(
+        single=around("$A", 0),
+        pair=[*around("$A", 0), *around("$B", 1)],
+        special_tokens=[(text, core.token_to_id(text)) for text in texts],
+    )
+
+
+def _choose_template(requested: str, settings: TokenizerSettings, added: Sequence[str], path: Path) -> ChatTemplate:
+    chat_template, own = settings.chat_template, settings.fledge or OwnSettings(document_end=None)
     if requested == "auto":
-        requested = saved_name if saved_name in NATIVE else "tokenizer" if isinstance(chat_template, str) else CHATML.name
+        requested = own.template if own.template in NATIVE else "tokenizer"
     if requested in NATIVE:
         return NATIVE[requested]
-    if not isinstance(chat_template, str):
+    if chat_template is None:
         raise FledgeError(
             "the recipe asks for the tokenizer's own chat template, but it has none",
             where=str(path),
             hint="set tokenizer.template to chatml or inst",
         )
-    special_tokens = {f"{name}_token": _text_of(config.get(f"{name}_token")) for name in ("bos", "eos", "pad", "unk")}
-    variables = tuple((name, text) for name, text in special_tokens.items() if text)
-    specials = config.get("fledge", {}).get("specials") or (*(text for _, text in variables), *added)
+    named = {f"{name}_token": getattr(settings, f"{name}_token") for name in ("bos", "eos", "pad", "unk")}
+    variables = tuple((name, text) for name, text in named.items() if text)
+    specials = own.specials or (*(text for _, text in variables), *added)
     return ChatTemplate("tokenizer", chat_template, tuple(dict.fromkeys(specials)), variables=variables)
-
-
-def load_tokenizer(path: str | Path, template: str = "auto") -> Tokenizer:
-    """The tokenizer in a directory (tokenizer.json with its configuration) or in a tokenizer.json alone.
-
-    Raises FledgeError when the file is missing or unreadable, or when no token can end a text.
-    """
-    path = Path(path)
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.exists():
-        raise FledgeError("there is no tokenizer.json here", where=str(path), hint="check tokenizer.path")
-    try:
-        core = Core.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception
-        raise FledgeError(f"not a readable tokenizer.json: {error}", where=str(file)) from None
-    config = _read_config(file.parent)
-    added = [token.content for token in core.get_added_tokens_decoder().values() if token.special]
-    bos, eos, pad = (_text_of(config.get(f"{name}_token")) for name in ("bos", "eos", "pad"))
-    end_of_text = config.get("fledge", {}).get("document_end") or eos or _first(END_CANDIDATES, added)
-    if end_of_text is None:
-        raise FledgeError("no token that ends a text is configured", where=str(file.parent / "tokenizer_config.json"),
-                          hint="add an eos_token to tokenizer_config.json")  # fmt: skip
-    chat_template = _choose_template(template, config, added, path)
-    pad = pad or _first(PAD_CANDIDATES, added) or end_of_text
-    return Tokenizer(core, chat_template, bos=bos, eos=end_of_text, pad=pad)
 
 
 def _first(candidates: Sequence[str], among: Sequence[str]) -> str | None:

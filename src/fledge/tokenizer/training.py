@@ -1,11 +1,16 @@
 """Training a byte-level BPE tokenizer (Sennrich et al. 2016; bytes as in Radford et al. 2019)."""
 
-from collections.abc import Iterable
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import Event, Thread
 
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Core
 
 from fledge.errors import FledgeError
+from fledge.tokenizer.loading import enclosing
 from fledge.tokenizer.native_templates import CHATML, NATIVE
 from fledge.tokenizer.tokenizer import Tokenizer
 
@@ -14,11 +19,19 @@ SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 LONGEST_TOKEN = 24  # bytes: eight Chinese characters; longer tokens only memorise phrases
+LONGEST_PIECE = 512  # characters between which merges are learned; without a limit, the time grows with the square of a piece
+PROGRESS_SECONDS = 5.0
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, template: str = "auto") -> Tokenizer:
+def train_tokenizer(
+    texts: Iterable[str],
+    vocab_size: int,
+    template: str = "auto",
+    special_tokens: Sequence[str] = (),
+    progress: Callable[[str], None] = lambda line: None,
+) -> Tokenizer:
     """A tokenizer whose merges are learned from the texts. Every digit is a single token, so that numbers are never
-    memorised.
+    memorised. `special_tokens` are the last of its `vocab_size` tokens. `progress` receives a line every few seconds.
 
     Equal texts in equal order give an identical tokenizer. Raises FledgeError when all texts are empty.
     """
@@ -28,30 +41,68 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, template: str = "auto
         )
     chosen = NATIVE.get(template, CHATML)
     bos, eos, pad = ("<s>", "</s>", "<pad>") if chosen.name == "inst" else ("<|endoftext|>",) * 3
+    control = list(dict.fromkeys((pad, bos, eos, *chosen.specials)))
+    own = [text for text in dict.fromkeys(special_tokens) if text not in control]
     core = Core(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    core.pre_tokenizer = _pre_tokenizer(LONGEST_PIECE)
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(dict.fromkeys((pad, bos, eos, *chosen.specials))),
+        vocab_size=vocab_size - len(own),
+        special_tokens=control,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         max_token_length=LONGEST_TOKEN,
         show_progress=False,
     )
-    any_text = False
-
-    def checked_texts() -> Iterable[str]:
-        nonlocal any_text
-        for text in texts:
-            any_text = any_text or bool(text)
-            yield text
-
-    core.train_from_iterator(checked_texts(), trainer)
-    if not any_text:
+    pieces = _Pieces(texts, own)
+    with _reporting(pieces, progress):
+        core.train_from_iterator(pieces, trainer)
+    if not pieces.characters:
         raise FledgeError("there is no text to train the tokenizer on", where="tokenizer")
-    return Tokenizer(core, chosen, bos=bos, eos=eos, pad=pad)
+    core.pre_tokenizer = _pre_tokenizer(None)
+    core.post_processor = enclosing(core, bos, None)
+    return Tokenizer(core, chosen, bos=bos, eos=eos, pad=pad, special_tokens=own)
+
+
+def _pre_tokenizer(longest: int | None) -> pre_tokenizers.PreTokenizer:
+    """The division into pieces; `longest`: characters after which a longer piece is cut."""
+    steps = [
+        pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated"),
+        *([] if longest is None else [pre_tokenizers.Split(Regex(rf"[\s\S]{{{longest}}}"), "isolated")]),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+    return pre_tokenizers.Sequence(steps)
+
+
+class _Pieces:
+    """The texts without the tokens that are not learned but given; counts what has been read. It can be iterated once."""
+
+    def __init__(self, texts: Iterable[str], given: Sequence[str]) -> None:
+        self._texts, self.characters, self.all_read = texts, 0, False
+        ordered = sorted(map(re.escape, given), key=len, reverse=True)
+        self._given = re.compile("|".join(ordered)) if given else None
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._texts:
+            self.characters += len(text)
+            yield from (text,) if self._given is None else self._given.split(text)
+        self.all_read = True
+
+
+@contextmanager
+def _reporting(pieces: _Pieces, progress: Callable[[str], None]) -> Iterator[None]:
+    """A context in which another thread reports every few seconds how far the training is."""
+    done, began = Event(), time.monotonic()
+
+    def report() -> None:
+        while not done.wait(PROGRESS_SECONDS):
+            doing = "read, now learning merges" if pieces.all_read else "read"
+            seconds = time.monotonic() - began
+            progress(f"training the tokenizer: {pieces.characters / 1e6:,.1f}M characters {doing}, {seconds:,.0f} s")
+
+    thread = Thread(target=report, name="tokenizer-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

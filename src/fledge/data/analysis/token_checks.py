@@ -4,11 +4,22 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fledge.data.analysis.check_context import CheckContext, source_finding
+from fledge.data.analysis.check_context import CheckContext, count_of_rows, first_event, source_finding
+from fledge.data.encoding import control_tokens
 from fledge.data.storage import ConcatenatedArrays
 from fledge.findings import Finding
 
 UNKNOWN = 0.01  # share of unknown tokens
+OWN_HINT = "set data.parse_special_tokens to true to train them as tokens, or take them out of the texts"
+FOREIGN_HINT = "take them out, or name them in tokenizer.special_tokens so that each is a single token"
+RENDERED_HINT = (
+    "these are conversations that were rendered as texts: give their turns as messages to an sft stage, which trains only the "
+    "answers; or set data.parse_special_tokens to true to train every token"
+)
+CONTROL_TOKENS = {  # reason of the notice -> message, hint, and the share of rows above which it is a finding
+    control_tokens.SPELLED_OUT: ("hold control tokens, which are spelled out as text", OWN_HINT, 0.0),
+    control_tokens.FOREIGN: ("hold control tokens of another tokenizer, which this one spells out", FOREIGN_HINT, 0.01),
+}
 
 
 def doubled_start_token(stage: CheckContext) -> Iterator[Finding]:
@@ -71,4 +82,25 @@ def unknown_tokens(stage: CheckContext) -> Iterator[Finding]:
                 source=source.name,
                 where=stage.sequence_location(first),
                 hint="use a tokenizer that was trained on this language, or train one",
+            )
+
+
+def control_tokens_in_texts(stage: CheckContext) -> Iterator[Finding]:
+    """Texts contain control tokens: of this tokenizer, spelled out unless the recipe parses them, or of another one."""
+    for source in stage.training_sources:
+        rows, noticed = source.statistics.rows, source.report.noticed
+        rendered = noticed[control_tokens.RENDERED]
+        for reason, (message, hint, share) in CONTROL_TOKENS.items():
+            count = noticed[reason]
+            if count <= share * rows:
+                continue
+            location, detail = first_event(source.report, reason)
+            yield source_finding(
+                check="control tokens",
+                severity="warning",
+                message=f"{count_of_rows(count, rows)} {message}: {detail}",
+                source=source.name,
+                where=location,
+                hint=RENDERED_HINT if rendered > count / 2 else hint,
+                patch=stage.patch("data.parse_special_tokens", True) if reason == control_tokens.SPELLED_OUT else None,
             )

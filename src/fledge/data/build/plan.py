@@ -89,6 +89,11 @@ class BuildPlan:
         """The shards of training and validation sources, whose rows become tokens."""
         return self.shards_of("train", "validation")
 
+    def parses_special_tokens(self, shard: Shard) -> bool:
+        """Whether control tokens in the texts of a shard become single tokens."""
+        own = self.source_of(shard).source.parse_special_tokens
+        return self.data.parse_special_tokens if own is None else own
+
     def source_of(self, shard: Shard) -> PlannedSource:
         """The source of a shard."""
         return self.sources[shard.source]

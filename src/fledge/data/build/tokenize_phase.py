@@ -5,7 +5,7 @@
 The output is a pure function of the plan, the shard, its items and keep mask, and the tokenizer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,9 @@ from fledge.data.build.directory import EVENTS_FILE, TRAIN, VALIDATION, BuildDir
 from fledge.data.build.phase_output import write_output
 from fledge.data.build.plan import BuildPlan, Shard
 from fledge.data.build.shard_items import ShardItems
+from fledge.data.encoding.control_tokens import ControlTokenFinder, with_control_tokens_noticed
 from fledge.data.encoding.examples import Encoded
+from fledge.data.parsing.items import Item
 from fledge.data.row_events import RowEventLog
 from fledge.data.storage import SequenceWriter, token_type
 from fledge.recipe.schema import AugmentConfig
@@ -35,12 +37,13 @@ def run_tokenize_phase(build: BuildDirectory, shard: Shard) -> None:
 def _tokenize_shard(build: BuildDirectory, shard: Shard, folder: Path) -> dict[str, Any]:
     """Run all kept items of a shard through the steps, one split after the other; returns the counts."""
     tokenizer, items, keep = tokenizer_of(build), ShardItems.of(build, shard), build.keep_mask(shard)
+    parsed = build.plan.parses_special_tokens(shard)
     arrays: dict[str, np.ndarray] = {}
     counts: dict[str, Any] = {}
     with (folder / EVENTS_FILE).open("wb") as events_file:
         events = RowEventLog(events_file)
         for split, mark in SPLITS.items():
-            encoded = encode_split(items, keep == mark, build.plan, split, tokenizer)
+            encoded = encode_split(items, keep == mark, build.plan, split, tokenizer, parsed)
             logged = log_events(encoded, items, events)
             counts[split], index = write_sequences(logged, build.plan, split, tokenizer, folder)
             arrays.update({f"{split}.{column}": values for column, values in index.items()})
@@ -57,14 +60,20 @@ def _tokenize_shard(build: BuildDirectory, shard: Shard, folder: Path) -> dict[s
 
 
 def encode_split(
-    items: ShardItems, mask: np.ndarray, plan: BuildPlan, split: str, tokenizer: Tokenizer
+    items: ShardItems, mask: np.ndarray, plan: BuildPlan, split: str, tokenizer: Tokenizer, parsed: bool = False
 ) -> Iterator[tuple[int, Encoded]]:
     """Encode the items that `mask` (bool [items]) marks; yields (index of the item in the shard, its encoding). Validation
-    items are not augmented."""
+    items are not augmented. `parsed`: control tokens in the texts become single tokens."""
     config = plan.format.encoding_config(plan.data, plan.seed)
     if split != "train":
         config = replace(config, augment=AugmentConfig())
-    return zip(np.flatnonzero(mask).tolist(), plan.format.encode(items.read(mask), tokenizer, config), strict=True)
+    encoding = tokenizer.parsing_special_tokens() if parsed else tokenizer
+
+    def encode(observed: Iterable[Item]) -> Iterator[Encoded]:
+        return plan.format.encode(observed, encoding, config)
+
+    encoded = with_control_tokens_noticed(items.read(mask), ControlTokenFinder(tokenizer, parsed), encode)
+    return zip(np.flatnonzero(mask).tolist(), encoded, strict=True)
 
 
 def log_events(encoded: Iterator[tuple[int, Encoded]], items: ShardItems, events: RowEventLog) -> Iterator[tuple[int, Encoded]]:
@@ -116,4 +125,4 @@ def tokenizer_of(build: BuildDirectory) -> Tokenizer:
 
 @lru_cache(maxsize=2)
 def _tokenizer(folder: Path, _changed: int) -> Tokenizer:
-    return load_tokenizer(folder)
+    return load_tokenizer(folder, needs_template=False)

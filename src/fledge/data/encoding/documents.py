@@ -25,7 +25,7 @@ def _encode_batch(items: Sequence[Item], tokenizer: Tokenizer, config: EncodingC
             for item in items:
                 yield from _encode_batch([item], tokenizer, config)
         return
-    min_tokens, control_tokens = max(config.min_tokens, 1), 1 + (tokenizer.bos_id is not None)
+    min_tokens, control_tokens = max(config.min_tokens, 1), len(tokenizer.document_start) + len(tokenizer.document_end)
     for tokens in documents:
         size = len(tokens) - control_tokens
         if size < min_tokens:

@@ -49,6 +49,9 @@ class Source(ConfigModel):
         default="auto",
         description="text encoding; auto: UTF-8, else the encoding recognized from a byte order mark or the text",
     )
+    parse_special_tokens: bool | None = Field(
+        default=None, description="as data.parse_special_tokens, for this source; null: as there"
+    )
     max_samples: Positive | None = Field(default=None, description="read only the first rows, at most this many")
     token_fraction: Annotated[float, BeforeValidator(as_fraction), Field(gt=0, le=1)] | None = Field(
         default=None, description="fraction of the tokens of an epoch that come from this source"
@@ -161,6 +164,10 @@ class DataConfig(ConfigModel):
     max_seq_len: Annotated[int, Field(ge=8)] = 512
     system: str | None = Field(default=None, description="system prompt for conversations without one")
     clean: CleanConfig = CleanConfig()
+    parse_special_tokens: bool = Field(
+        default=False,
+        description="make tokens of control tokens such as <|im_end|> that the texts contain; false: they are spelled out",
+    )
     truncation: Literal["keep_recent", "keep_start", "split"] = Field(
         default="keep_recent",
         description="for conversations longer than max_seq_len: keep the most recent whole turns, cut at the end, or make "

@@ -2,9 +2,15 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from fledge.recipe.sections.base import ConfigModel, Fraction, PathText, Positive
+
+TokenText = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^\S(.*\S)?$")]
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
 
 
 class TokenizerConfig(ConfigModel):
@@ -16,6 +22,16 @@ class TokenizerConfig(ConfigModel):
     template: Literal["auto", "chatml", "inst", "tokenizer"] = Field(
         default="auto", description="chat template: the tokenizer's own if it has one, else ChatML"
     )
+    special_tokens: Annotated[list[TokenText], BeforeValidator(_as_list)] = Field(
+        default=[], description="texts that are one token each wherever they are written, such as <think>; added if missing"
+    )
+
+    @model_validator(mode="after")
+    def _check_special_tokens(self) -> "TokenizerConfig":
+        repeated = next((text for text in self.special_tokens if self.special_tokens.count(text) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"special_tokens names {repeated} twice")
+        return self
 
 
 class MoeConfig(ConfigModel):
