@@ -24,7 +24,7 @@ import yaml
 from kill_resume import STAGES, START_UP, fingerprint, finish, recipe, start
 from measure import options, report
 
-from fledge.checkpoint.checkpoint import latest_checkpoint
+from fledge.checkpoint.find import latest_checkpoint
 from fledge.world import Sizes, build
 
 GRACE = 10.0  # seconds

@@ -10,7 +10,7 @@ from fledge.data.build.directory import check_unchanged, drop_items
 from fledge.data.build.executors import Executor
 from fledge.data.build.plan import plan_build
 from fledge.errors import FledgeError
-from fledge.prepare import Preparation, save_tokenizer_once
+from fledge.prepare import Preparation, save_tokenizer
 from fledge.recipe import Recipe, differences, load_recipe, to_yaml
 from fledge.run import check_layout, exclusive_lock, write_text
 
@@ -22,7 +22,7 @@ def build(recipe: Recipe, out: Path, executor: Executor | None, log: Callable[[s
     """
     recipe = recipe.model_copy(update={"built_dataset": None})
     _check_output_folder(out)
-    with exclusive_lock(out.with_name(f".{out.name}.lock"), out):
+    with exclusive_lock(out):
         preparation = Preparation(recipe, log, lambda name: out / name, resuming=True, executor=executor)
         complete = [name for name in recipe.stages if is_complete(out / name)]
         plans = {name: plan_build(stage, name, preparation.seed(name)) for name, stage in recipe.stages.items()}
@@ -37,7 +37,7 @@ def build(recipe: Recipe, out: Path, executor: Executor | None, log: Callable[[s
         datasets = {}
         for name in recipe.stages:
             datasets[name] = preparation.stage_data(name, tokenizer)
-            save_tokenizer_once(tokenizer, out / "tokenizer")
+            save_tokenizer(tokenizer, out / "tokenizer")
         for name in recipe.stages:
             drop_items(out / name)
         return datasets

@@ -11,15 +11,16 @@ from fledge.data.build.directory import drop_items, remove_build
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.evaluate.prompt_tests import Case, load_cases
-from fledge.prepare import Preparation, PreparedStage, save_tokenizer_once
-from fledge.recipe import Recipe, load_recipe, to_yaml
+from fledge.plan import describe_plan
+from fledge.prepare import Preparation, PreparedStage, save_tokenizer
+from fledge.recipe import Recipe, differences, to_yaml
 from fledge.recipe.initial_weights import first_initial_weights, initial_weights
-from fledge.recipe.resume_policy import Change, Changes, compare_recipes
-from fledge.run import Console, RunDirectory, check_layout, environment, exclusive_lock, write_json, write_text
+from fledge.resume import RunHistory
+from fledge.run import Console, RunDirectory, environment, exclusive_lock, write_json, write_text
 from fledge.run.alerts import Alerts, Webhook
 from fledge.run.startup import StartupTimer
 from fledge.run.stopping import SignalHandler
-from fledge.stage import AfterStage, RunContext, StageRunner, describe_plan
+from fledge.stage import AfterStage, RunContext, StageRunner
 from fledge.tokenizer import Tokenizer
 from fledge.training.batch_source import check_enough_rows
 
@@ -44,10 +45,12 @@ class Pipeline:
         """
         self.recipe, self.console, self.after_stage, self.allow = recipe, console, after_stage, allow
         self.ranks = ranks or DistributedContext()
-        self.changed: list[Change] = []
         self.directory = RunDirectory(Path(recipe.output) / recipe.name)
-        resuming = self.directory.recipe.exists() or not self.ranks.is_main_process
-        self.preparation = Preparation(recipe, console.log, lambda name: self.directory.stage(name).data, resuming)
+        self.history = RunHistory(self.directory, recipe, console)
+        resuming = self.history.exists or not self.ranks.is_main_process
+        self.preparation = Preparation(
+            recipe, console.log, lambda name: self.directory.stage(name).data, resuming=resuming, run=self.directory
+        )
         self._startup = StartupTimer()
 
     # -- the run ----------------------------------------------------------------------------------------------------
@@ -67,8 +70,7 @@ class Pipeline:
 
     def _lock(self) -> AbstractContextManager[None]:
         """The lock of the run, which the main process holds for all ranks."""
-        root = self.directory.root
-        return exclusive_lock(root.with_name(f".{root.name}.lock"), root) if self.ranks.is_main_process else nullcontext()
+        return exclusive_lock(self.directory.root) if self.ranks.is_main_process else nullcontext()
 
     def _alerts(self) -> Alerts:
         """The receivers of alerts. Raises FledgeError if an environment variable that the recipe names is not set."""
@@ -88,7 +90,7 @@ class Pipeline:
             self.ranks.broadcast_object({name: stage.plan.as_dict() for name, stage in prepared.items()})
             for name in self.recipe.stages:
                 drop_items(self.directory.stage(name).data)
-        results = {name: self.directory.stage(name).result() for name in self.recipe.stages}
+        results = {name: None if name in prepared else self.directory.stage(name).result() for name in self.recipe.stages}
         shared = RunContext(
             recipe=self.recipe,
             console=self.console,
@@ -99,7 +101,9 @@ class Pipeline:
             ranks=self.ranks,
             startup=self._startup,
             after_stage=self.after_stage,
-            recipe_changes=self.changed,
+            recipe_changes=self.history.changed,
+            adopt_recipe=self.history.adopt,
+            measure_again=self.history.needs_measuring(),
             token_bytes=_token_bytes(tokenizer),
         )
         models: dict[str, Path] = {}
@@ -124,11 +128,17 @@ class Pipeline:
 
     def _begin(self, resume: bool) -> tuple[Tokenizer, dict[str, PreparedStage]]:
         """Prepare the unfinished stages and write the first files of the run. A FledgeError leaves nothing behind."""
-        self._check_recipe_changes(resume)
+        self._compare_with_earlier_run(resume)
         try:
             with self._startup.phase("data"):
-                tokenizer = self.preparation.tokenizer(self.directory.tokenizer)
+                if not self.preparation.resuming:
+                    self.preparation.check_start_models()
+                tokenizer = self.preparation.tokenizer(self.directory.tokenizer if self.preparation.resuming else None)
+                for name in self._unfinished_stages():
+                    self.preparation.model_cost(name, tokenizer)
                 prepared = {name: self._prepare(name, tokenizer) for name in self._unfinished_stages()}
+            if self.history.extended is not None:
+                self.history.check_extension(prepared[self.history.extended].plan.steps)
         except FledgeError:
             if not self.directory.recipe.exists():
                 self._remove_partial_run()
@@ -165,7 +175,20 @@ class Pipeline:
                 )
 
     def _unfinished_stages(self) -> list[str]:
-        return [name for name in self.recipe.stages if self.directory.stage(name).result() is None]
+        return [name for name in self.recipe.stages if not self.history.is_finished(name)]
+
+    def _compare_with_earlier_run(self, resume: bool) -> None:
+        """Check the changes of the recipe since the run began. A run that has not begun to train is begun anew if its recipe or
+        its data differ now."""
+        history = self.history
+        if history.before is None:
+            return
+        if history.has_begun():
+            history.check_changes(self.allow, resume)
+        elif differences(history.before, self.recipe) or self.preparation.data_differs():
+            self.console.log(f"note: the run in {self.directory.root} has not begun to train: it is prepared anew")
+            history.remove_preparation([*history.before.stages, *self.recipe.stages])
+            self.preparation.resuming = False
 
     def _remove_partial_run(self) -> None:
         """Remove the files that were prepared for a run that cannot begin."""
@@ -175,51 +198,14 @@ class Pipeline:
             with suppress(OSError):
                 folder.rmdir()
 
-    def _check_recipe_changes(self, resume: bool) -> None:
-        """Compare the recipe with the one of the earlier run. Raises FledgeError for changes that are not allowed."""
-        folder = self.directory
-        if not folder.recipe.exists():
-            return
-        check_layout(folder.root)
-        before = load_recipe([str(folder.recipe)])
-        started = [name for name in before.stages if folder.stage(name).events.exists()]
-        changes = compare_recipes(before, self.recipe, started, self.allow)
-        not_allowed = [*changes.rejected, *changes.needs_allow]
-        if not_allowed:
-            raise FledgeError(
-                "the recipe differs from the one this run was begun with:" + "".join(f"\n  {change}" for change in not_allowed),
-                where=str(folder.recipe),
-                hint=_resume_hint(folder.recipe, changes),
-            )
-        if not resume:
-            self.console.log(f"resuming the run in {folder.root}")
-        for change in changes.applied:
-            self.console.log(f"changed: {change}", style="yellow")
-        self.changed = changes.applied
-
-    def _adopt_changed_recipe(self) -> None:
-        """Write the changed recipe as recipe.yaml of the run; the earlier one is kept as `recipe.N.yaml`."""
-        folder, changed = self.directory, [change.key for change in self.changed]
-        number = len(list(folder.root.glob("recipe.*.yaml"))) + 1
-        write_text(folder.root / f"recipe.{number}.yaml", folder.recipe.read_text(encoding="utf-8"))
-        if any(
-            key.startswith("runtime.") and not key.startswith(("runtime.autotune", "runtime.memory_budget")) for key in changed
-        ):
-            for name in self.recipe.stages:
-                if folder.stage(name).result() is None:
-                    (folder.stage(name).root / "compute.json").unlink(missing_ok=True)
-        write_text(folder.recipe, to_yaml(self.recipe))
-
     def _write_first_files(self, tokenizer: Tokenizer) -> None:
         """Write recipe, environment and tokenizer. This comes after all checks, so that a mistake leaves no run."""
         folder = self.directory
-        save_tokenizer_once(tokenizer, folder.tokenizer)
+        save_tokenizer(tokenizer, folder.tokenizer, replace=not self.preparation.resuming)
         if not (folder.root / "environment.json").exists():
             write_json(folder.root / "environment.json", environment())
-        if not folder.recipe.exists():  # last: a run with this file has begun
+        if not folder.recipe.exists():  # last: a run with this file is prepared
             write_text(folder.recipe, to_yaml(self.recipe))
-        elif self.changed:
-            self._adopt_changed_recipe()
 
     def _summarize(self, tokenizer: Tokenizer) -> None:
         results = [self.directory.stage(name).result() or {} for name in self.recipe.stages]
@@ -233,15 +219,6 @@ class Pipeline:
             },
         }
         write_json(self.directory.summary, summary)
-
-
-def _resume_hint(recipe: Path, changes: Changes) -> str:
-    """The hint for a recipe that differs from the run's."""
-    if changes.rejected:
-        keys = ", ".join(change.key for change in changes.rejected[:3])
-        return f"{keys} cannot change in a run that has begun: choose another --name, or resume it: `fledge train {recipe}`"
-    allow = " ".join(f"--allow-change {change.key}" for change in changes.needs_allow)
-    return f"resume with these changes: {allow}; or without them: `fledge train {recipe}`; or choose another --name"
 
 
 def _token_bytes(tokenizer: Tokenizer) -> torch.Tensor | None:
@@ -267,6 +244,7 @@ def dry_run(recipe: Recipe, console: Console) -> str:
     check_device(recipe.runtime)
     load_prompt_test_cases(recipe)
     preparation = Preparation(recipe, console.log)
+    preparation.check_start_models()
     tokenizer = preparation.tokenizer()
     lines = [to_yaml(recipe).rstrip(), "", f"# tokenizer: {tokenizer.vocab_size:,} tokens"]
     for name in recipe.stages:

@@ -1,5 +1,6 @@
 """The preparation of a run: the rows of its stages, the tokenizer, the tokens of its stages, and the plan of each stage."""
 
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 import xxhash
 
 from fledge.data import FORMATS, CollectedRows, StageDataset, collect, encode, is_complete, load_built_dataset
+from fledge.data.build.directory import PLAN_FILE
 from fledge.data.build.executors import Executor, ProcessPoolExecutor
+from fledge.data.build.plan import BuildPlan, plan_build, requested_data
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
 from fledge.plan import StagePlan, check_settings_have_effect, plan_stage, with_recorded_settings
@@ -16,7 +19,7 @@ from fledge.plan.horizon import TrainingHorizon
 from fledge.recipe import Recipe, Stage, differences, load_recipe
 from fledge.recipe.initial_weights import first_initial_weights, initial_weights
 from fledge.recipe.schema import BatchConfig
-from fledge.run.directory import check_layout
+from fledge.run.directory import RunDirectory, check_layout
 from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -36,7 +39,8 @@ class Preparation:
     """Prepares the stages of a recipe.
 
     `build_directory_of` gives the directory in which the data of a stage is built; without it, data is built in temporary
-    directories. `resuming`: complete data in that directory is the data of this run. `executor` processes the shards.
+    directories. `resuming`: complete data in that directory is the data of this run. `executor` processes the shards. `run`:
+    the directory of the run; a stage that has begun goes on with what it has there.
     """
 
     def __init__(
@@ -44,13 +48,17 @@ class Preparation:
         recipe: Recipe,
         log: Callable[[str], None],
         build_directory_of: Callable[[str], Path] | None = None,
+        *,
         resuming: bool = False,
         executor: Executor | None = None,
+        run: RunDirectory | None = None,
     ) -> None:
         self.recipe, self.log, self.build_directory_of, self.resuming = recipe, log, build_directory_of, resuming
+        self.run = run
         workers = recipe.runtime.data_workers
         self.executor = executor or (None if workers is None else ProcessPoolExecutor(workers))
         self._collected: dict[str, CollectedRows] = {}
+        self._costs: dict[str, ModelCost] = {}
         self.plans: dict[str, dict[str, Any]] = {}  # by stage, as the main process has made them
 
     def build_directory(self, name: str) -> Path | None:
@@ -122,9 +130,46 @@ class Preparation:
         if self.recipe.built_dataset is not None:
             return load_built_dataset(Path(self.recipe.built_dataset) / name, stage, tokenizer, seed)
         directory = self.build_directory(name)
-        if self.resuming and directory is not None and is_complete(directory):
+        if self.resuming and directory is not None and is_complete(directory) and self._keeps_build(name, directory):
             return load_built_dataset(directory, stage, tokenizer, seed)
         return encode(self.collect_rows(name), tokenizer, self.executor, self.log)
+
+    def _keeps_build(self, name: str, directory: Path) -> bool:
+        """Whether the data that a stage of the run has built is what it trains on. The files of a stage that has begun do not
+        count any more; for any other stage changed files are read again. Both are logged."""
+        if self.run is None or name in self.plans:
+            return True
+        built = BuildPlan.read(directory / PLAN_FILE)
+        edited, gone = built.changed_files()
+        files = ", ".join([*edited[:3], *(f"{path} (gone)" for path in gone[:3])])
+        if self.run.stage(name).has_begun():
+            if files:
+                self.log(f"note: {name} has begun and goes on with the rows that it began with; changed since: {files}")
+            return True
+        if gone and not edited and built.requested == requested_data(self.recipe.stages[name], self.seed(name)):
+            self.log(f"note: {name} uses the rows that were read when the run was prepared: {files}")
+            return True
+        if built.same_data_as(plan_build(self.recipe.stages[name], name, self.seed(name))):
+            return True
+        self.log(f"{name}: its data is read again, it changed since it was read" + (f": {files}" if files else ""))
+        self.run.stage(name).forget_preparation()
+        return False
+
+    def data_differs(self) -> bool:
+        """Whether files of any stage changed since its data was built."""
+        directories = {name: self.build_directory(name) for name in self.recipe.stages}
+        built = [folder for folder in directories.values() if folder is not None and is_complete(folder)]
+        return any(BuildPlan.read(folder / PLAN_FILE).changed_files()[0] for folder in built)
+
+    def check_start_models(self) -> None:
+        """Load every model directory that a stage starts from, so that a damaged one is found before anything is written.
+
+        Raises FledgeError as `load_model`."""
+        from fledge.model.loading import load_model  # it loads torch, which data alone does not need
+
+        folders = (initial_weights(self.recipe, name).directory for name in self.recipe.stages)
+        for folder in dict.fromkeys(folder for folder in folders if folder is not None):
+            load_model(folder, self.recipe.model.implementation)
 
     def _built_tokenizer(self, built: Path) -> Tokenizer:
         """The tokenizer of a built dataset. Raises FledgeError if the recipe asks for another tokenizer."""
@@ -145,9 +190,25 @@ class Preparation:
 
     def model_cost(self, name: str, tokenizer: Tokenizer) -> ModelCost:
         """Sizes and cost of a stage's model. Raises FledgeError if stage, tokenizer or machine does not fit the model."""
+        if name not in self._costs:
+            self._costs[name] = self._model_cost(name, tokenizer)
+        return self._costs[name]
+
+    def _model_directory(self, name: str) -> Path | None:
+        """The model directory that has the sizes of a stage's model: what the run has saved, else what the recipe names; None:
+        the recipe gives the sizes."""
+        weights = initial_weights(self.recipe, name)
+        if weights.config_directory is None or self.run is None:
+            return weights.config_directory
+        saved = self.run.stage(name).newest_model()
+        if saved is None and weights.previous_stage is not None:
+            return self._model_directory(weights.previous_stage)
+        return saved or weights.directory
+
+    def _model_cost(self, name: str, tokenizer: Tokenizer) -> ModelCost:
         from fledge.model.loading import describe_model  # it loads torch, which data alone does not need
 
-        path, model = initial_weights(self.recipe, name).config_directory, self.recipe.model
+        path, model = self._model_directory(name), self.recipe.model
         if path is None:
             return ModelCost(model, tokenizer.vocab_size)
         description = describe_model(path, model.implementation, self.log)
@@ -242,15 +303,18 @@ class Preparation:
         """The plan.json of a stage that was begun before: its choices stay, whatever memory or rules are now."""
         if name in self.plans:
             return self.plans[name]
-        directory = self.build_directory(name)
-        if not self.resuming or directory is None or not (directory.parent / "plan.json").exists():
+        if not self.resuming or self.run is None or not self.run.stage(name).plan.exists():
             return None
-        return read_json(directory.parent / "plan.json")
+        return read_json(self.run.stage(name).plan)
 
 
-def save_tokenizer_once(tokenizer: Tokenizer, folder: Path) -> None:
-    """Save a tokenizer into a folder, which appears complete or not at all. A saved tokenizer stays as it is."""
-    if not (folder / "tokenizer_config.json").exists():
-        tmp_path = folder.with_name(f".{folder.name}")
-        tokenizer.save(tmp_path)
-        tmp_path.replace(folder)
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, replace: bool = False) -> None:
+    """Save a tokenizer into a folder, which appears complete or not at all. A saved tokenizer stays as it is, unless `replace`:
+    then it is one that a killed process has left, perhaps of another recipe."""
+    if (folder / "tokenizer_config.json").exists() and not replace:
+        return
+    tmp_path = folder.with_name(f".{folder.name}")
+    shutil.rmtree(tmp_path, ignore_errors=True)
+    tokenizer.save(tmp_path)
+    shutil.rmtree(folder, ignore_errors=True)
+    tmp_path.replace(folder)

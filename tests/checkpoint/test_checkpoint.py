@@ -6,14 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fledge.checkpoint.checkpoint import (
-    CheckpointError,
-    latest_checkpoint,
-    prune,
-    save_checkpoint,
-    update_symlink,
-    verify,
-)
+from fledge.checkpoint.checkpoint import CheckpointError, save_checkpoint
+from fledge.checkpoint.find import latest_checkpoint, prune, update_symlink, verify
 from fledge.checkpoint.state import Snapshot, TrainState, Weights
 
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from fledge.checkpoint.checkpoint import latest_checkpoint, load_optimizer_state, save_checkpoint, verify
+from fledge.checkpoint.checkpoint import load_optimizer_state, save_checkpoint
+from fledge.checkpoint.find import latest_checkpoint, verify
 from fledge.checkpoint.state import TrainState
 from fledge.data import PackedDataset
 from fledge.distributed.context import DistributedContext

@@ -1,23 +1,29 @@
 """A run with a fault names the bad rows, rolls back and continues; a resumed run does so too."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from fledge.checkpoint.async_save import AsyncCheckpointer
 from fledge.data import Batch
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
 from fledge.objective import CausalLMObjective, LossOutput
 from fledge.pipeline import Pipeline
 from fledge.recipe import Recipe, recipe_from_dict
-from fledge.run import Console
+from fledge.run import Console, read_events
+from fledge.run.stopping import Interrupted
+from fledge.training import trainer
+from fledge.training.hooks import Checkpointing
 from fledge.training.train_step import TrainStep
 from tests.support import tiny_run
 from tests.support.bad_rows import poison_one_row
-from tests.support.killing import run_until_killed
+from tests.support.killing import Killed, run_until_killed
 from tests.support.run_directory import events, final_results
 
 QUIET = Console(quiet=True)
@@ -153,3 +159,59 @@ def test_guards_of_a_healthy_run_change_nothing(world: Path, tmp_path: Path) -> 
     without = Pipeline(recipe(world, tmp_path / "off", **ignored), QUIET).run()
     assert final_results(with_guards, PRETRAIN) == final_results(without, PRETRAIN)
     assert not events(with_guards, "pretrain", "guard", "alert")
+
+
+def _die(*_: Any, **__: Any) -> Any:
+    raise Killed
+
+
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("place", ["before the report", "after the report", "before pruning"])
+def test_a_run_that_is_killed_in_a_rollback_makes_it_once_more_and_ends_as_if_it_had_made_it_once(
+    place: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = {"non_finite": {"consecutive": 1}}
+    whole = Pipeline(recipe(world, tmp_path / "whole", **rules), QUIET).run()
+    save, update = Checkpointing.save, AsyncCheckpointer.update_links_and_prune
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        if place == "before the report":
+            patch.setattr(trainer, "rollback_finding", _die)
+        elif place == "after the report":
+            patch.setattr(Checkpointing, "save", lambda *a: _die() if a[1].state.rollbacks else save(*a))
+        else:
+            written = tmp_path / "killed" / "tiny" / "pretrain" / "events.rolled_back.1.jsonl"
+            patch.setattr(AsyncCheckpointer, "update_links_and_prune", lambda *a: _die() if written.exists() else update(*a))
+        Pipeline(recipe(world, tmp_path / "killed", **rules), QUIET).run()
+    again = Pipeline(recipe(world, tmp_path / "killed", **rules), QUIET).run()
+    assert final_results(again, PRETRAIN) == final_results(whole, PRETRAIN)
+    assert len(events(again, "pretrain", "guard")) == 1
+    files = [read_events(run / "pretrain" / "events.rolled_back.1.jsonl") for run in (whole, again)]
+    taken_back = [[(one["kind"], one["step"]) for one in file if one["kind"] in ("step", "guard", "eval")] for file in files]
+    assert taken_back[0] == taken_back[1]
+
+
+@pytest.mark.usefixtures("poison")
+def test_a_run_that_was_stopped_and_resumed_rolls_back_to_the_checkpoint_that_it_would_have_gone_back_to(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints are due after steps 3, 4 and 6; the run is stopped after step 7, and step 8 is bad."""
+    rules = {"non_finite": {"consecutive": 1}}
+    whole = Pipeline(recipe(world, tmp_path / "whole", **rules), QUIET).run()
+    count, step = 0, TrainStep._step
+
+    def signalled(updater: TrainStep, *arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(updater, *arguments)
+
+    stopped = recipe(world, tmp_path / "stopped", **rules)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 7"):
+        patch.setattr(TrainStep, "_step", signalled)
+        Pipeline(stopped, QUIET).run()
+    checkpoints = tmp_path / "stopped" / "tiny" / "pretrain" / "checkpoints"
+    assert (checkpoints / "step-00000007").exists() and (checkpoints / "step-00000006").exists()
+    again = Pipeline(stopped, QUIET).run()
+    assert final_results(again, PRETRAIN) == final_results(whole, PRETRAIN)
+    assert [event["step"] for event in events(again, "pretrain", "guard")] == [6]

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from fledge.checkpoint.checkpoint import verify
+from fledge.checkpoint.find import verify
 from fledge.distributed.context import DistributedContext
 from fledge.entrypoint import TrainCommand
 from fledge.launch.slurm import submit

@@ -113,7 +113,9 @@ def test_resuming_with_a_changed_recipe_is_an_error_that_names_each_key(world: P
     changed["stages"]["sft"]["optimizer"]["learning_rate"] = 0.5
     with pytest.raises(FledgeError, match=r"seed: 3 -> 4(.|\n)*stages.sft.optimizer.learning_rate: 0.001 -> 0.5") as caught:
         Pipeline(recipe_from_dict(changed), QUIET).run(resume=True)
-    assert (caught.value.hint or "").startswith("seed cannot change in a run that has begun")
+    assert (caught.value.hint or "").startswith(
+        "seed, stages.sft.optimizer.learning_rate cannot change in a run that has begun"
+    )
 
 
 def test_a_finished_run_is_not_repeated(world: Path, finished: Path) -> None:

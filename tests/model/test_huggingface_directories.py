@@ -169,7 +169,7 @@ def _truncate(folder: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "the weights are missing"),
-    "truncated weights": (_truncate, "transformers cannot load it"),
+    "truncated weights": (_truncate, "the weights are truncated"),
     "a missing tensor": (_edit_weights(lambda t: t.pop("model.norm.weight")), r"missing \['model.norm.weight'\]"),
     "a surplus tensor": (_edit_weights(lambda t: t.update(extra=torch.ones(3))), r"unexpected \['extra'\]"),
     "another shape": (

@@ -195,8 +195,8 @@ def _index(name: object) -> Callable[[Path], None]:
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 UNSUPPORTED = {
-    "truncated": (_truncate, r"model\.safetensors: the weights are damaged or truncated"),
-    "empty file": (lambda f: (f / "model.safetensors").write_bytes(b""), "damaged or truncated"),
+    "truncated": (_truncate, r"model\.safetensors: the weights are truncated"),
+    "empty file": (lambda f: (f / "model.safetensors").write_bytes(b""), "no safetensors file, or it is cut off"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors: the weights are missing"),
     "missing tensor": (_weights(lambda t: t.pop(QUERY)), rf"missing \['{QUERY}'\]"),
     "surplus tensor": (_weights(lambda t: t.update({"model.extra": torch.ones(2)})), r"unknown \['model\.extra'\]"),

@@ -5,16 +5,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from fledge.checkpoint.checkpoint import (
-    CheckpointError,
-    WriteModel,
-    prune,
-    save_checkpoint,
-    step_name,
-    update_symlink,
-)
+from fledge.checkpoint.checkpoint import CheckpointError, WriteModel, save_checkpoint
+from fledge.checkpoint.find import prune, step_name, update_symlink
 from fledge.checkpoint.state import Snapshot
 from fledge.distributed.context import DistributedContext
+from fledge.errors import FledgeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +32,18 @@ class AsyncCheckpointer:
     """
 
     def __init__(
-        self, folder: Path, keep: int, write_model: WriteModel, ranks: DistributedContext | None = None, sharded: bool = False
+        self,
+        folder: Path,
+        keep: int,
+        write_model: WriteModel,
+        *,
+        ranks: DistributedContext | None = None,
+        sharded: bool = False,
+        keep_first: bool = False,
     ) -> None:
+        """`keep_first`: never remove the checkpoint of step 0, whose weights the stage still needs."""
         self.folder, self.keep, self.write_model, self.sharded = folder, keep, write_model, sharded
+        self.keep_first = keep_first
         self.ranks = ranks or DistributedContext()
         self._write_ranks = self.ranks.new_group() if sharded else DistributedContext()  # the thread's own connections
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fledge-save")
@@ -88,8 +92,8 @@ class AsyncCheckpointer:
             update_symlink(self.folder, "last", path)
             if best_step is not None and (self.folder / step_name(best_step)).exists():
                 update_symlink(self.folder, "best", self.folder / step_name(best_step))
-            prune(self.folder, self.keep, best_step, step)
-        except OSError as error:
+            prune(self.folder, self.keep, best_step, step, self.keep_first)
+        except (OSError, FledgeError) as error:
             return (
                 f"the checkpoint of step {step:,} is valid, but updating the links or removing old checkpoints failed: {error}"
             )

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fledge.checkpoint.state import Snapshot, TrainState, Weights
+from fledge.checkpoint.find import ON_REQUEST, REPLACED, WRITING, hash_file, latest_checkpoint, step_name
+from fledge.checkpoint.state import Snapshot, Weights
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import load_sharded, load_unsharded, save_sharded
 from fledge.errors import FledgeError, PeerLostError
@@ -27,21 +27,7 @@ from fledge.run.text_files import write_and_verify
 FORMAT = 1
 SHARDED_OPTIMIZER_DIR = "optimizer"  # folder of optimizer states written by several ranks
 DISK_MARGIN_BYTES = 2**22  # free disk space required in addition to the tensors
-WRITING, REPLACED = ".writing-", ".replaced-"  # prefixes: a checkpoint being written; an older one being replaced
 WriteModel = Callable[[Path, Weights], None]
-
-
-def step_name(step: int) -> str:
-    """Name of the checkpoint directory of a step."""
-    return f"step-{step:08d}"
-
-
-def _hash_file(path: Path) -> str:
-    digest = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _fsync(path: Path) -> None:
@@ -76,11 +62,10 @@ def save_checkpoint(
         raise
     except Exception as error:  # safetensors wraps system errors in its own type
         shutil.rmtree(tmp_path, ignore_errors=True)
-        latest = latest_checkpoint(folder)
         raise CheckpointError(
             f"cannot write the checkpoint of step {step:,}: {_reason(error)}",
             where=str(folder),
-            hint=f"free some space, then run the same command again; {_last_saved(latest)}",
+            hint=f"free some space, then run the same command again; {_last_saved(folder)}",
         ) from error
     return target, size
 
@@ -122,9 +107,10 @@ def _write_and_commit(tmp_path: Path, target: Path, snapshot: Snapshot, write_mo
     files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     for path in files:
         _fsync(path)
-    entries = {str(path.relative_to(tmp_path)): {"bytes": path.stat().st_size, "xxh3": _hash_file(path)} for path in files}
+    entries = {str(path.relative_to(tmp_path)): {"bytes": path.stat().st_size, "xxh3": hash_file(path)} for path in files}
     manifest = tmp_path / "manifest.json"
-    write_and_verify(manifest, json.dumps({"format": FORMAT, "step": snapshot.state.step, "files": entries}, indent=1))
+    step, on_request = snapshot.state.step, snapshot.state.saved_on_request
+    write_and_verify(manifest, json.dumps({"format": FORMAT, "step": step, ON_REQUEST: on_request, "files": entries}, indent=1))
     for path in (manifest, *{path.parent for path in files}, tmp_path):
         _fsync(path)
     _commit(tmp_path, target)
@@ -145,7 +131,11 @@ def _reason(error: Exception) -> str:
     return error.what if isinstance(error, FledgeError) else getattr(error, "strerror", None) or str(error)
 
 
-def _last_saved(latest: tuple[Path, TrainState] | None) -> str:
+def _last_saved(folder: Path) -> str:
+    try:
+        latest = latest_checkpoint(folder)
+    except FledgeError as error:  # the cause of the failed save, which is reported, may also prevent reading
+        return f"the checkpoints that are saved cannot be read now: {error.what}"
     return "no checkpoint is saved yet" if latest is None else f"the last saved checkpoint is step {latest[1].step:,}"
 
 
@@ -153,60 +143,6 @@ def _check_disk_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + DISK_MARGIN_BYTES:
         raise FledgeError(f"it needs {needed / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are free")
-
-
-def update_symlink(folder: Path, name: str, target: Path) -> None:
-    """Make the symbolic link `name` (`best` or `last`) point to a checkpoint, atomically."""
-    tmp_path = folder / f".{name}"
-    tmp_path.unlink(missing_ok=True)
-    tmp_path.symlink_to(target.name)
-    tmp_path.replace(folder / name)
-
-
-def verify(path: Path) -> str | None:
-    """None if the checkpoint is valid, else the first problem, as a sentence."""
-    try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        for name, entry in manifest["files"].items():
-            file = path / name
-            if not file.exists():
-                return f"{name} is missing"
-            if file.stat().st_size != entry["bytes"]:
-                return f"{name} has {file.stat().st_size:,} bytes, its manifest says {entry['bytes']:,}"
-            if _hash_file(file) != entry["xxh3"]:
-                return f"{name} does not have the hash of its manifest"
-    except FileNotFoundError:
-        return "it has no manifest"
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        return f"its manifest is damaged: {error}"
-    return None
-
-
-def latest_checkpoint(
-    folder: Path, on_damaged: Callable[[Path, str], None] | None = None, before: int | None = None
-) -> tuple[Path, TrainState] | None:
-    """Path and state of the newest valid checkpoint, of a step below `before` if given; None if there is none.
-
-    Each newer checkpoint that is damaged is passed to `on_damaged` with its problem.
-    """
-    paths = sorted(folder.glob("step-*"), reverse=True)
-    return _first_valid([path for path in paths if before is None or path.name < step_name(before)], on_damaged)
-
-
-def _first_valid(paths: list[Path], on_damaged: Callable[[Path, str], None] | None = None) -> tuple[Path, TrainState] | None:
-    for path in paths:
-        problem = verify(path)
-        if problem is None:
-            state = json.loads((path / "state" / "trainer.json").read_text(encoding="utf-8"))
-            return path, TrainState(**state)
-        if on_damaged:
-            on_damaged(path, problem)
-    return None
-
-
-def latest_before(folder: Path, since: int) -> tuple[Path, TrainState] | None:
-    """The newest valid checkpoint of a step below `since`; if there is none, the oldest valid checkpoint."""
-    return latest_checkpoint(folder, before=since) or _first_valid(sorted(folder.glob("step-*")))
 
 
 def load_optimizer_state(path: Path, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -218,20 +154,3 @@ def load_optimizer_state(path: Path, like: Mapping[str, Tensor] | None = None) -
     if like is not None:
         return load_sharded(unsharded.parent if unsharded.exists() else sharded, like)
     return load_file(unsharded) if unsharded.exists() else load_unsharded(sharded)
-
-
-def prune(folder: Path, keep: int, best_step: int | None, step: int) -> None:
-    """Remove all checkpoints except the newest `keep` up to `step` and the best one, and the remains of killed processes.
-
-    Checkpoints beyond `step` did not verify when the run was resumed, so they must not displace valid ones.
-    """
-    paths = sorted(folder.glob("step-*"))
-    kept = {path.name for path in [path for path in paths if path.name <= step_name(step)][-keep:]} | (
-        {step_name(best_step)} if best_step is not None else set()
-    )
-    for path in paths:
-        if path.name not in kept:
-            shutil.rmtree(path)
-    for prefix in (WRITING, REPLACED):
-        for path in folder.glob(f"{prefix}*"):
-            shutil.rmtree(path, ignore_errors=True)

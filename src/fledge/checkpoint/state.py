@@ -30,6 +30,7 @@ class TrainState:
         skipped_rows: [first, count] ranges of the row stream that rollbacks left out.
         lr_factor: Factor on the learning rate, below 1 after rollbacks that reduce it.
         rollbacks: Number of rollbacks.
+        saved_on_request: Whether this state was saved only because the run had to stop.
     """
 
     step: int = 0
@@ -50,6 +51,7 @@ class TrainState:
     skipped_rows: list[list[int]] = field(default_factory=list)
     lr_factor: float = 1.0
     rollbacks: int = 0
+    saved_on_request: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.model.protocol import LanguageModel
+from fledge.run.text_files import give_usual_mode
 
 FILE_INFIX = "model-"  # follows the rank in the file names of torch's safetensors writer
 
@@ -130,6 +131,7 @@ def save_sharded(tensors: Mapping[str, Tensor], folder: Path, ranks: Distributed
     except CheckpointException as error:
         raise OSError("; ".join(sorted({str(failure[0]) for failure in error.failures.values()}))) from error
     for file in folder.glob(f"shard-{ranks.rank + 1:05d}-{FILE_INFIX}*.safetensors"):
+        give_usual_mode(file)
         with safe_open(file, framework="pt") as saved:
             for name in sorted(saved.keys()):
                 if not torch.equal(_bytes(saved.get_tensor(name)), _bytes(get_local_tensor(tensors[name]))):

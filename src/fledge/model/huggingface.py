@@ -22,7 +22,7 @@ from fledge.model.moe import RouterStats
 from fledge.model.protocol import LanguageModel, ParameterRole, grown_table
 from fledge.model.weights import verify_tensors
 from fledge.recipe.schema import ModelConfig
-from fledge.run.text_files import write_and_verify
+from fledge.run.text_files import give_usual_mode, write_and_verify
 
 ATTENTION = {"sdpa": "sdpa"}  # fledge's name of a backend -> that of transformers
 ROUTERS = (".gate.weight", ".router.weight")  # ends of names, where the matrix is not an MLP's gate_proj
@@ -191,6 +191,7 @@ class TransformersModel(LanguageModel):
             self.causal_lm.generation_config = settings
         write_and_verify(folder / "generation_config.json", json.dumps({**self.generation_settings, **special}, indent=1))
         for file in sorted(folder.glob("*.safetensors")):
+            give_usual_mode(file)
             verify_tensors(file, tensors)
 
     def _file_tensors(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,8 @@ from fledge.model.cost import ModelCost
 from fledge.model.hf_config import read_config_json
 from fledge.model.huggingface import ATTENTION, TransformersModel, check_attention
 from fledge.model.protocol import eval_mode
-from fledge.model.weights import read_generation_settings, shard_files
+from fledge.model.weight_files import HEAD, check_finite, check_type, own_head_error, read_tensors, shard_files
+from fledge.model.weights import read_generation_settings
 from fledge.recipe.schema import RuntimeConfig
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}  # nothing is fetched, and no code of a model is run
@@ -34,16 +35,17 @@ def import_transformers(purpose: str) -> Any:
     return transformers
 
 
-def from_pretrained(folder: str | Path) -> TransformersModel:
+def from_pretrained(folder: str | Path, finite: bool = True) -> TransformersModel:
     """A model directory as a model of transformers with float32 parameters.
 
     Raises FledgeError where the library is not installed, does not know the architecture or cannot load the files, where
-    weights are missing or surplus, and where the model cannot be trained on packed documents.
+    weights are missing, surplus, integers or, if `finite`, not finite, and where the model cannot be trained on packed
+    documents.
     """
     folder = Path(folder)
     transformers = import_transformers(f"the model in {folder}")
     _check_settings(folder)
-    shard_files(folder)
+    shards = shard_files(folder)
     try:
         causal_lm, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
@@ -60,10 +62,28 @@ def from_pretrained(folder: str | Path) -> TransformersModel:
         if names := sorted(map(str, report[kind])):
             problem = f"{kind.removesuffix('_keys')} {names[:3]}"
             raise FledgeError(f"the weights do not fit the architecture of transformers: {problem}", where=str(folder))
+    _check_weights(causal_lm, shards, folder, finite)
     model = TransformersModel(causal_lm)
     model.generation_settings = read_generation_settings(folder)
-    check_forward(model, str(folder))
+    if finite:
+        check_forward(model, str(folder))
     return model
+
+
+def _check_weights(causal_lm: Any, shards: list[Path], folder: Path, finite: bool) -> None:
+    """FledgeError for weights of integers or not finite, which the library takes without a word, and for a head of its own in a
+    model whose configuration ties it to the embedding."""
+    parameters = {name for name, _ in causal_lm.named_parameters(remove_duplicate=False)}
+    for shard in shards:
+        for name, tensor in read_tensors(shard):
+            if name in parameters:
+                check_type(name, tensor, shard)
+            if name in parameters and finite:
+                check_finite(name, tensor, shard)
+            if name == HEAD and causal_lm.config.get_text_config().tie_word_embeddings:
+                embedding = causal_lm.get_input_embeddings().weight
+                if tensor.shape != embedding.shape or not torch.equal(tensor.float(), embedding.float()):
+                    raise own_head_error(folder)
 
 
 def describe(folder: Path) -> ModelCost:

@@ -15,10 +15,10 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Implementation:
-    """The functions of one implementation: `load` a model directory, `describe` its cost from config.json alone, and
-    `check_runtime`, which raises FledgeError for unsupported settings of the recipe's `runtime`."""
+    """The functions of one implementation: `load` a model directory (the flag: refuse values that are not finite); `describe`
+    its cost from config.json alone; `check_runtime`, which raises FledgeError for unsupported settings of `runtime`."""
 
-    load: Callable[[Path], LanguageModel]
+    load: Callable[[Path, bool], LanguageModel]
     describe: Callable[[Path], ModelCost]
     check_runtime: Callable[[RuntimeConfig], None]
 
@@ -28,12 +28,16 @@ def _describe_native(folder: Path) -> ModelCost:
     return ModelCost(config, vocab_size)
 
 
+def _load_native(folder: Path, finite: bool) -> LanguageModel:
+    return pretrained.from_pretrained(folder, finite=finite)
+
+
 def _follows_every_setting(runtime: RuntimeConfig) -> None:
     """The native decoder follows every setting that the machine can (`autotune.compute_config.check_device`)."""
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    "native": Implementation(pretrained.from_pretrained, _describe_native, _follows_every_setting),
+    "native": Implementation(_load_native, _describe_native, _follows_every_setting),
     "transformers": Implementation(
         huggingface_loading.from_pretrained, huggingface_loading.describe, huggingface_loading.check_runtime
     ),
@@ -69,10 +73,12 @@ def choose_implementation(folder: Path, requested: str = "auto", log: Log = _sil
     return "native"
 
 
-def load_model(folder: str | Path, implementation: str = "auto", log: Log = _silent) -> LanguageModel:
-    """Load a model directory with float32 parameters on the CPU. Raises FledgeError if it cannot be loaded."""
+def load_model(folder: str | Path, implementation: str = "auto", log: Log = _silent, finite: bool = True) -> LanguageModel:
+    """Load a model directory with float32 parameters on the CPU. Raises FledgeError if it cannot be loaded.
+
+    `finite`: refuse values that are not finite. The guards of a run decide about those of its own checkpoints."""
     folder = Path(folder)
-    return IMPLEMENTATIONS[choose_implementation(folder, implementation, log)].load(folder)
+    return IMPLEMENTATIONS[choose_implementation(folder, implementation, log)].load(folder, finite)
 
 
 def describe_model(folder: Path, implementation: str = "auto", log: Log = _silent) -> ModelDescription:

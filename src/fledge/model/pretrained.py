@@ -7,42 +7,53 @@ supported architecture (`hf_config.ARCHITECTURES`).
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
-from fledge.model.hf_config import read_config
-from fledge.model.weights import file_tensors, read_generation_settings, shard_files
+from fledge.model.hf_config import TRANSFORMERS_HINT, read_config
+from fledge.model.weight_files import EMBEDDING, HEAD, check_finite, check_type, own_head_error, read_tensors, shard_files
+from fledge.model.weights import file_tensors, read_generation_settings
+
+DERIVED = ".rotary_emb.inv_freq"  # end of the names of tensors that older files have and that follow from config.json
 
 
-def from_pretrained(folder: str | Path, device: torch.device | str = "cpu") -> Decoder:
+def from_pretrained(folder: str | Path, device: torch.device | str = "cpu", finite: bool = True) -> Decoder:
     """Load a model directory as a native decoder with float32 parameters.
 
-    Raises FledgeError for missing or truncated files, and for tensors that are missing, surplus or of another shape.
+    Raises FledgeError for files that are missing, unreadable or truncated; for tensors that are missing, surplus, of another
+    shape or of integers; for a head of its own where config.json ties the head to the embedding; and, if `finite`, for values
+    that are not finite.
     """
     folder = Path(folder)
     config, vocab_size = read_config(folder)
     model = Decoder(config, vocab_size)
     model.generation_settings = read_generation_settings(folder)
-    missing = file_tensors(model.state_dict())
-    surplus = []
+    expected = file_tensors(model.state_dict())
+    missing, surplus, head = dict(expected), list[str](), None
     for shard in shard_files(folder):
-        try:
-            with safe_open(shard, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - not a dict
-                    if name not in missing:
-                        surplus.append(name)
-                        continue
-                    tensor = file.get_tensor(name)
-                    target = missing.pop(name)
-                    if tensor.shape != target.shape:
-                        raise FledgeError(f"{name} is {list(tensor.shape)}, expected {list(target.shape)}", where=str(shard))
-                    with torch.no_grad():
-                        target.copy_(tensor)
-        except SafetensorError as error:
-            raise FledgeError(f"the weights are damaged or truncated: {error}", where=str(shard)) from None
-    surplus = [name for name in surplus if not (name == "lm_head.weight" and config.tie_word_embeddings)]
+        for name, tensor in read_tensors(shard):
+            if name == HEAD and config.tie_word_embeddings:
+                head = tensor
+            elif name not in missing:
+                surplus += [] if name.endswith(DERIVED) else [name]
+            else:
+                _copy(tensor, missing.pop(name), name, shard)
+                if finite:
+                    check_finite(name, tensor, shard)
     if missing or surplus:
         problem = f"missing {sorted(missing)[:3]}" if missing else f"unknown {sorted(surplus)[:3]}"
-        raise FledgeError(f"the weights do not fit the configuration: {problem}", where=str(folder))
+        hint = None if missing else TRANSFORMERS_HINT
+        raise FledgeError(f"the weights do not fit the configuration: {problem}", where=str(folder), hint=hint)
+    if head is not None and not torch.equal(head.float(), expected[EMBEDDING]):
+        raise own_head_error(folder)
     return model.to(device)
+
+
+@torch.no_grad()
+def _copy(tensor: Tensor, target: Tensor, name: str, shard: Path) -> None:
+    """Copy a tensor of a file into the model. Raises FledgeError if it is not a weight of this shape."""
+    if tensor.shape != target.shape:
+        raise FledgeError(f"{name} is {list(tensor.shape)}, expected {list(target.shape)}", where=str(shard))
+    check_type(name, tensor, shard)
+    target.copy_(tensor)

@@ -1,4 +1,4 @@
-"""The safetensors files of a model directory: names, writing with verification, shards.
+"""The safetensors files of a model directory: names of the tensors, writing with verification.
 
 The files have three matrices for each expert of a mixture; in memory the matrices of all experts are stacked.
 """
@@ -14,9 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fledge.errors import FledgeError
 from fledge.model.hf_config import read_json_object
-from fledge.run.text_files import write_and_verify
+from fledge.run.text_files import give_usual_mode, write_and_verify
 
 STACKED = re.compile(r"(.*\.mlp\.experts)\.(gate_proj|up_proj|down_proj)")
 
@@ -61,6 +60,7 @@ def file_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
     """Write a safetensors file and read it back. Raises OSError if reading back gives other bytes than were written."""
     save_file(tensors, file, metadata={"format": "pt"})
+    give_usual_mode(file)
     if verify_tensors(file, tensors) != set(tensors):
         raise OSError(f"{file.name} does not hold the tensors that were written")
 
@@ -86,27 +86,3 @@ def _equal(written: Tensor, tensor: Tensor | None) -> bool:
 
 def _bytes(tensor: Tensor) -> Tensor:
     return tensor.cpu().reshape(-1).view(torch.uint8)
-
-
-def shard_files(folder: Path) -> list[Path]:
-    """The existing safetensors files of a model directory. Raises FledgeError for a missing file, and for an index that is
-    damaged or names a file outside the directory."""
-    shards = _listed_files(folder)
-    for shard in shards:
-        if not shard.exists():
-            raise FledgeError("the weights are missing", where=str(shard))
-    return shards
-
-
-def _listed_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return [folder / "model.safetensors"]
-    files = read_json_object(index).get("weight_map")
-    if not isinstance(files, dict):
-        raise FledgeError("the index has no weight_map", where=str(index))
-    names = sorted({str(name) for name in files.values()})
-    for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise FledgeError(f"the index names a file outside the directory: '{name}'", where=str(index))
-    return [folder / name for name in names]

@@ -12,6 +12,7 @@ from fledge.monitor.rules import Event, GuardTrigger
 from fledge.recipe.schema import LoggingConfig, StageBase
 from fledge.run import Console, EventLog, StageDirectory
 from fledge.run.alerts import Alerts
+from fledge.run.events import rolled_back_file
 from fledge.run.startup import StartupTimer
 
 STYLES = {"error": "red", "warning": "yellow", "info": None}
@@ -35,22 +36,46 @@ class RunLogger:
     and return equal triggers."""
 
     def __init__(
-        self, targets: LogTargets, step: int, stage: StageBase, console: Console, ranks: DistributedContext | None = None
+        self,
+        targets: LogTargets,
+        step: int,
+        stage: StageBase,
+        console: Console,
+        *,
+        ranks: DistributedContext | None = None,
+        rollbacks: int = 0,
     ) -> None:
+        """`step`, `rollbacks`: of the state that training goes on from."""
         self.directory, self.alerts, self.stage, self.console = targets.directory, targets.alerts, stage, console
         self.ranks, self.guards = ranks or DistributedContext(), Guards(stage.guards)
-        self.events = EventLog(self.directory.events, step) if self.ranks.is_main_process else None
+        self.events = EventLog(self.directory.events, step, rollbacks, self._warn) if self.ranks.is_main_process else None
+        for warning in self.events.warnings if self.events is not None else ():
+            self._warn(f"warning: {warning}")
         kept = self.ranks.broadcast_object(self.events and self.events.kept)
-        self.guards.replay(kept)
+        self.guards.replay([event for event in kept if _has_figures(event)])
         self.world_size_before = _world_size(kept)
         use_tensorboard = targets.config.tensorboard and self.ranks.is_main_process
-        self.tensorboard = _tensorboard(self.directory, step) if use_tensorboard else None
+        self.tensorboard = _tensorboard(self.directory, step, self._warn) if use_tensorboard else None
         self._unchecked: list[Event] = []
+
+    def _warn(self, text: str) -> None:
+        self.console.log(text, style="yellow")
+
+    def flush(self) -> bool:
+        """Write the events that the disk refused; returns whether all events are in the file, on the main process."""
+        return self.events is None or self.events.flush()
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Write one event."""
         if self.events is not None:
             self._unchecked.append(self.events.write(kind, step, **values))
+
+    def write_changes(self, step: int, keys: dict[str, list[Any]]) -> None:
+        """Write the `recipe_changed` event, unless a process that was killed right afterwards has written it."""
+        if self.events is not None:
+            earlier = [event for event in self.events.kept if event["kind"] == "recipe_changed" and event["step"] == step]
+            if not any(event.get("keys") == keys for event in earlier):
+                self.write("recipe_changed", step, keys=keys)
 
     def log_scalars(self, step: int, values: dict[str, Any]) -> None:
         """Write figures to TensorBoard, if `logging.tensorboard` is on."""
@@ -77,7 +102,7 @@ class RunLogger:
 
     def rewind(self, step: int, rollback: int) -> None:
         """Go back to `step`: move later events to `events.rolled_back.<rollback>.jsonl`, and reset the guards to `step`."""
-        rolled_back = self.directory.root / f"events.rolled_back.{rollback}.jsonl"
+        rolled_back = rolled_back_file(self.directory.root, rollback)
         self.guards.replay(self.ranks.broadcast_object(self.events and self.events.rewind(step, rolled_back)))
         self._unchecked = []
 
@@ -89,13 +114,25 @@ class RunLogger:
             self.tensorboard.close()
 
 
+FIGURES = {  # that the guards and this logger read without asking whether they are there
+    "step": ("train/loss", "train/grad_norm"),
+    "prompt_tests": ("prompt_tests/pass_rate", "prompt_tests/passed", "prompt_tests/cases"),
+    "world_size": ("world_size",),
+}
+
+
+def _has_figures(event: Event) -> bool:
+    """Whether an event read from a file has the figures of its kind, as numbers or null."""
+    return all(name in event and isinstance(event[name], int | float | None) for name in FIGURES.get(event["kind"], ()))
+
+
 def _world_size(events: list[Event]) -> int | None:
     """The world size at the last event; None without events."""
-    sizes = [event["world_size"] for event in events if event["kind"] == "world_size"]
+    sizes = [event["world_size"] for event in events if event["kind"] == "world_size" and _has_figures(event)]
     return sizes[-1] if sizes else 1 if events else None
 
 
-def _tensorboard(directory: StageDirectory, step: int) -> Any:
+def _tensorboard(directory: StageDirectory, step: int, log: Callable[[str], None]) -> Any:
     from fledge.run.tensorboard import TensorBoard
 
-    return TensorBoard(directory.root / "tensorboard", step)
+    return TensorBoard(directory.root / "tensorboard", step, log)

@@ -39,7 +39,7 @@ class EMA:
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Update the average with the weights after step number `step` (from 0). Nothing waits for the device."""
-        if step < self.start_step:
+        if step < self.start_step and not self.updates:  # an average that has begun goes on in a stage that was made longer
             return
         parameters = self._parameters(model)
         if not self.averages:

@@ -1,7 +1,8 @@
 """The learning rate of every step, as a pure function.
 
 Steps are numbered 0 … N − 1. A warm-up of W steps uses base·(s + 1)/W, so step 0 already learns and step W − 1 has exactly the
-base rate; the last step has exactly the minimum. `onecycle` warms up along a cosine instead.
+base rate; the rate would be the minimum at step N, one after the last, so the last step learns too when the minimum is 0.
+`onecycle` warms up along a cosine instead.
 """
 
 import math
@@ -47,8 +48,8 @@ def warmup_steps(config: ScheduleConfig, steps: int) -> int:
 
 
 def min_lr(schedule: ScheduleConfig, base: float) -> float:
-    """The learning rate of the last step: `min_lr`, a number or a percentage of the base rate; for one-cycle with
-    `final_div_factor` it is base / div_factor / final_div_factor."""
+    """The learning rate that a schedule falls to, one step after the last: `min_lr`, a number or a percentage of the base rate;
+    for one-cycle with `final_div_factor` it is base / div_factor / final_div_factor."""
     if schedule.name == "onecycle" and schedule.final_div_factor is not None:
         return base / schedule.div_factor / schedule.final_div_factor
     low = schedule.min_lr
@@ -59,18 +60,18 @@ def learning_rate(step: int, steps: int, optimizer: OptimizerConfig, schedule: S
     """The learning rate of one step. Raises ValueError if settings of the optimizer are still `auto`.
 
     `wsd` (Hu et al. 2024) keeps the base rate and decays in the last `decay_fraction` of the steps. `onecycle` (Smith & Topin
-    2018) rises along a cosine from base / div_factor and falls along another cosine.
+    2018) rises along a cosine from base / div_factor and falls along another cosine. Every fall ends at step N = `steps`.
     """
     base, _, _ = optimizer.numbers()
     low, warmup = min_lr(schedule, base), warmup_steps(schedule, steps)
-    start, last = max(warmup - 1, 0), steps - 1
+    start = max(warmup - 1, 0)
     if step < start:
         if schedule.name == "onecycle":
             return base + (base / schedule.div_factor - base) * cosine(step / start)
         return base * (step + 1) / warmup
     shape = SHAPES.get(schedule.name)
     if schedule.name == "wsd":
-        start, shape = max(start, last - max(1, round(schedule.decay_fraction * steps))), DECAYS[schedule.decay_shape]
+        start, shape = max(start, steps - 1 - max(1, round(schedule.decay_fraction * steps))), DECAYS[schedule.decay_shape]
     if shape is None or step <= start:
         return base
-    return low if step == last else low + (base - low) * shape((step - start) / (last - start))
+    return low + (base - low) * shape((step - start) / (steps - start))

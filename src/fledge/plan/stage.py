@@ -69,6 +69,8 @@ def plan_stage(
     batch_tokens = round(horizon.global_batch_rows * train.num_tokens / len(train))
     resolved, notes = resolve_stage(stage, RunSize(cost.config.hidden_size, batch_tokens, horizon.steps, tokens))
     rate, betas, decay = resolved.optimizer.numbers()
+    if horizon.global_batch_rows >= len(train):
+        notes.append(_few_updates(horizon, len(train), epochs))
     plan = StagePlan(
         kind=stage.kind,
         label=FORMATS[stage.kind].label,
@@ -96,6 +98,25 @@ def plan_stage(
         notes=(chosen or []) + notes,
     )
     return plan, horizon, resolved
+
+
+def _few_updates(horizon: TrainingHorizon, rows: int, epochs: float) -> str:
+    """A sentence for data of which every update reads an epoch or more."""
+    updates = "1 update" if horizon.steps == 1 else f"{horizon.steps:,} updates"
+    return (
+        f"{epochs:.3g} epochs are {updates}: each reads up to {horizon.global_batch_rows:,} rows, and an epoch has {rows:,} "
+        "(packed); a smaller batch makes more updates of the same data"
+    )
+
+
+def describe_plan(plan: StagePlan) -> str:
+    """The plan on one line, for the console."""
+    return (
+        f"plan: {plan.parameters / 1e6:.1f}M parameters, {plan.steps:,} steps, {plan.tokens:,} tokens "
+        f"({plan.epochs:.3g} epochs of {plan.rows:,} rows), warm-up {plan.warmup_steps:,} steps ({plan.warmup_share:.1%}), "
+        f"effective batch {plan.effective_batch_rows:,} rows ≈ {plan.effective_batch_tokens:,} tokens"
+        + (f", from {plan.first_batch_rows:,} rows over {plan.batch_warmup_steps:,} steps" if plan.batch_warmup_steps else "")
+    )
 
 
 def with_recorded_settings(stage: Stage, recorded: dict[str, Any]) -> Stage:

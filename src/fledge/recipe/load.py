@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fledge.errors import FledgeError
+from fledge.recipe.run_location import at_its_place
 from fledge.recipe.schema import Recipe
 from fledge.recipe.schema_keys import ALIASES, KINDS, Key, preset_names, valid_keys, written_key
 from fledge.recipe.yaml_dialect import RecipeLoader
@@ -229,11 +230,12 @@ def _load_error(tree: dict[str, Any]) -> str | None:
 def load_recipe(files: Sequence[str], overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
     """Load a recipe. Precedence, lowest first: defaults, preset, files from left to right, overrides.
 
-    `overrides`: pairs of a dotted key and a YAML value. Raises one FledgeError that lists all problems.
+    The recipe.yaml of a run that was moved or renamed names the place where it lies. `overrides`: pairs of a dotted key and a
+    YAML value. Raises one FledgeError that lists all problems.
     """
     layers = _Layers()
     for file in files:
-        layers.tree = merge(layers.tree, _read_file(file, layers))
+        layers.tree = merge(layers.tree, at_its_place(file, _read_file(file, layers)))
     for key, text in overrides:
         layers.tree = _apply_override(layers.tree, key, text, layers)
     return _validate_with_preset(layers)

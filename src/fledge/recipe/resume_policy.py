@@ -1,8 +1,8 @@
 """Which changes of the recipe are possible when a run is resumed, key by key."""
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fledge.recipe.diff import changed_leaves
@@ -20,18 +20,19 @@ KEYS_NEEDING_ALLOW = re.compile(  # changes that affect training from now on; th
 
 @dataclass(frozen=True)
 class Change:
-    """A key with its value in the run and its value in the new recipe."""
+    """A key with its value in the run and its value in the new recipe. `reason`: why it cannot be changed; may be empty."""
 
     key: str
     before: Any
     after: Any
+    reason: str = ""
 
     def concerns(self, stage: str) -> bool:
         """Whether the key belongs to this stage or to the whole run."""
         return _stage_of(self.key) in (stage, None)
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.before!r} -> {self.after!r}"
+        return f"{self.key}: {self.before!r} -> {self.after!r}" + (f" ({self.reason})" if self.reason else "")
 
 
 @dataclass(frozen=True)
@@ -39,26 +40,38 @@ class Changes:
     """The differences between a new recipe and the recipe of a run.
 
     `applied`: changes that take effect. `needs_allow`: changes that the user must allow. `rejected`: changes that need a new
-    run.
+    run. `without_effect`: changes of finished stages that would change nothing about how they were trained.
     """
 
-    applied: list[Change]
-    needs_allow: list[Change]
-    rejected: list[Change]
+    applied: list[Change] = field(default_factory=list)
+    needs_allow: list[Change] = field(default_factory=list)
+    rejected: list[Change] = field(default_factory=list)
+    without_effect: list[Change] = field(default_factory=list)
 
 
-def compare_recipes(old: Recipe, new: Recipe, started_stages: Iterable[str], allowed: Iterable[str] = ()) -> Changes:
+def compare_recipes(
+    old: Recipe,
+    new: Recipe,
+    started_stages: Iterable[str],
+    allowed: Iterable[str] = (),
+    finished: Mapping[str, str] | None = None,
+) -> Changes:
     """Classify every difference of two recipes.
 
     Stages that have not started (not in `started_stages`) may change freely. `allowed`: keys, or prefixes of keys, that the
-    user allows.
+    user allows. `finished`: stages that are trained to their end, which no change can reach, with the reason to tell.
     """
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
-    started, prefixes = set(started_stages), tuple(allowed)
-    changes = Changes([], [], [])
+    started, prefixes, ended = set(started_stages), tuple(allowed), finished or {}
+    changes = Changes()
     for key, old_value, new_value in changed_leaves(before, after):
         change = Change(key, old_value, new_value)
-        if SAFE_KEYS.fullmatch(key) or _stage_of(key) not in started | {None}:
+        if (stage := _stage_of(key)) in ended and stage in new.stages:
+            if SAFE_KEYS.fullmatch(key):
+                changes.without_effect.append(change)
+            else:
+                changes.rejected.append(replace(change, reason=ended[stage]))
+        elif SAFE_KEYS.fullmatch(key) or _stage_of(key) not in started | {None}:
             changes.applied.append(change)
         elif not KEYS_NEEDING_ALLOW.fullmatch(key) or (
             ".batch." in key and not _same_rows_per_step(old, new, key.split(".")[1])

@@ -1,11 +1,29 @@
 """The layout of a run directory, and the model folder of a path to a run, stage or checkpoint."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fledge.errors import FledgeError
+from fledge.run.events import read_events
 from fledge.run.text_files import read_json
+
+READABLE_HINT = "make it readable again (permissions, a mounted disk), then run the same command again; nothing is lost"
+
+
+def checkpoint_paths(folder: Path) -> list[Path]:
+    """All checkpoints in a folder, whole or not, oldest first. Raises FledgeError if the folder cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(entry.path) for entry in entries if entry.name.startswith("step-"))
+    except FileNotFoundError:
+        if not folder.is_symlink():
+            return []
+        problem = "this folder of checkpoints is a link to a place that does not exist now"
+    except OSError as error:
+        problem = f"this folder of checkpoints cannot be read: {error.strerror}"
+    raise FledgeError(problem, where=str(folder), hint=READABLE_HINT)
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,31 @@ class StageDirectory:
     def prompt_tests(self) -> Path:
         """The folder of failing prompt tests: one file for each time that the tests ran."""
         return self.root / "prompt_tests"
+
+    @property
+    def plan(self) -> Path:
+        """The plan of the stage, as it was begun."""
+        return self.root / "plan.json"
+
+    def checkpoint_paths(self) -> list[Path]:
+        """The checkpoints of the stage, whole or not, oldest first. Raises FledgeError if their folder cannot be read."""
+        return checkpoint_paths(self.checkpoints)
+
+    def has_begun(self) -> bool:
+        """Whether the stage has saved a checkpoint, trained a step or finished. Raises FledgeError if that cannot be read."""
+        if self.result_file.exists() or self.checkpoint_paths():
+            return True
+        return any(event["step"] > 0 for event in read_events(self.events))
+
+    def newest_model(self) -> Path | None:
+        """The newest model directory that the stage has saved, by its name; None if there is none."""
+        models = (path / "model" for path in reversed(self.checkpoint_paths()))
+        return next((model for model in models if (model / "config.json").exists()), None)
+
+    def forget_preparation(self) -> None:
+        """Remove what was chosen and measured for a stage that has not begun, so that it is chosen and measured again."""
+        for file in (self.plan, self.root / "compute.json", self.root / "data_report.json", self.evaluations / "before.json"):
+            file.unlink(missing_ok=True)
 
     def result(self) -> dict[str, Any] | None:
         """The stage's result, or None while the stage is not finished."""

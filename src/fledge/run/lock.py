@@ -10,8 +10,14 @@ from fledge.errors import FledgeError
 
 
 @contextmanager
-def exclusive_lock(file: Path, folder: Path) -> Iterator[None]:
-    """Hold the lock `file` while writing into `folder`. Raises FledgeError when another process holds the lock."""
+def exclusive_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder while writing into it: `.<name>.lock` beside the real folder, so that every path to it, also
+    through symbolic links, means one lock. Raises FledgeError when another process holds the lock."""
+    try:
+        real = folder.resolve()
+    except RuntimeError:
+        raise FledgeError("this path is a loop of symbolic links", where=str(folder), hint="choose another folder") from None
+    file = real.with_name(f".{real.name}.lock")
     lock = FileLock(file, timeout=0)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

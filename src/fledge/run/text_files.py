@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,27 @@ def write_text(path: Path, text: str) -> None:
         with suppress(OSError):
             tmp_path.unlink(missing_ok=True)
         raise FledgeError(f"cannot write: {error.strerror}", where=str(path), hint="free some space or set output") from None
+
+
+def give_usual_mode(file: Path) -> None:
+    """Give a file that a library wrote the mode of any new file of this process, as the umask says.
+
+    Safetensors creates files that only their owner can read.
+    """
+    probe = file.with_name(f".{file.name}.mode")
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    file.chmod(mode)
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def is_lfs_pointer(file: Path) -> bool:
+    """Whether a file is the text that Git LFS leaves in place of a large file. Raises OSError if it cannot be read."""
+    with file.open("rb") as content:
+        return content.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def write_and_verify(path: Path, text: str) -> None:
@@ -53,5 +75,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FledgeError("this file is missing", where=str(path)) from None
+    except OSError as error:
+        raise FledgeError(f"cannot read: {error.strerror}", where=str(path)) from None
     except ValueError as error:
         raise FledgeError(f"damaged: {error}", where=str(path)) from None

@@ -31,6 +31,7 @@ class TrainContext:
     log: LogTargets
     write_model: WriteModel
     stopping: SignalHandler
+    on_start: Callable[[], None] = lambda: None  # called when the state is restored, before the first update
     hooks: tuple[Hook, ...] = ()  # run in this order between two steps, before checkpoints are written
     ranks: DistributedContext = field(default_factory=DistributedContext)
     is_sharded: bool = False  # whether the model is sharded among the ranks

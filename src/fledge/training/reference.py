@@ -5,15 +5,17 @@ from pathlib import Path
 
 import torch
 import xxhash
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fledge.autotune.autotune import ComputeConfig, force_eager
 from fledge.data import PackedDataset
+from fledge.errors import FledgeError
 from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective.preference import Reference, compute_ref_log_probs
 from fledge.recipe.schema import StageBase
+from fledge.run.text_files import give_usual_mode
 from fledge.training.validation import row_batches
 
 
@@ -21,18 +23,23 @@ class ReferenceProvider:
     """Returns the reference of a stage's objective for the examples of a split.
 
     If `stage.keeps_reference_model`, the reference is a frozen copy of the start model, loaded once. Otherwise it is the table
-    of log-probabilities of `model`, which must still have the start weights; the table is cached in `folder`."""
+    of log-probabilities of the start model; the table is cached in `folder` under the fingerprint of its weights, so a complete
+    table serves a resumed stage without them.
+
+    `model`: the model of the stage while it has the start weights, so that no second one is loaded; None in a stage that is
+    resumed. `fingerprint` identifies the start weights."""
 
     def __init__(
         self,
         stage: StageBase,
-        model: LanguageModel,
+        model: LanguageModel | None,
         load_start_model: Callable[[], LanguageModel],
+        fingerprint: str,
         compute: ComputeConfig,
         folder: Path,
         log: Callable[[str], None],
     ) -> None:
-        self.stage, self.model, self.load_start_model = stage, model, load_start_model
+        self.stage, self.model, self.load_start_model, self.fingerprint = stage, model, load_start_model, fingerprint
         self.compute, self.folder, self.log = compute, folder, log
         self._frozen: LanguageModel | None = None
 
@@ -43,7 +50,11 @@ class ReferenceProvider:
         self.log(f"reference log-probabilities of {data.examples.count:,} {split} pairs …")
         cache = self.folder / f"reference.{split}.safetensors"
         rows = self.stage.batch.micro_batch_rows
-        return precompute_ref_log_probs(self.model, data, rows, self.compute, cache).to(self.compute.device)
+        key = table_fingerprint(self.fingerprint, data, self.compute)
+        return precompute_ref_log_probs(self._start_model, data, rows, self.compute, cache, key).to(self.compute.device)
+
+    def _start_model(self) -> LanguageModel:
+        return self.compute.apply(self.load_start_model()) if self.model is None else self.model
 
     def _frozen_model(self) -> LanguageModel:
         if self._frozen is None:
@@ -51,30 +62,42 @@ class ReferenceProvider:
         return self._frozen
 
 
-def fingerprint(model: LanguageModel, data: PackedDataset, compute: ComputeConfig) -> str:
+def table_fingerprint(weights: str, data: PackedDataset, compute: ComputeConfig) -> str:
     """A hash of the reference's weights, the data (whose tokens depend on tokenizer and template) and the arithmetic."""
-    digest = xxhash.xxh3_64()
-    for tensor in model.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    digest.update(f"{data.fingerprint()} {compute.precision} {compute.attention}".encode())
-    return digest.hexdigest()
+    return xxhash.xxh3_64_hexdigest(f"{weights} {data.fingerprint()} {compute.precision} {compute.attention}".encode())
 
 
 def precompute_ref_log_probs(
-    model: LanguageModel, data: PackedDataset, micro_batch_rows: int, compute: ComputeConfig, cache: Path
+    start_model: Callable[[], LanguageModel],
+    data: PackedDataset,
+    micro_batch_rows: int,
+    compute: ComputeConfig,
+    cache: Path,
+    key: str,
 ) -> Tensor:
-    """Summed log-probabilities [examples, 2] of (chosen, rejected) under the model; read from `cache` if its fingerprint
-    matches."""
-    expected = fingerprint(model, data, compute)
-    if cache.exists():
-        with safe_open(cache, framework="pt") as file:
-            if (file.metadata() or {}).get("fingerprint") == expected:
-                return file.get_tensor("log_probabilities")
+    """Summed log-probabilities [examples, 2] of (chosen, rejected) under the start model; read from `cache` if it is the table
+    of this `key`. Raises FledgeError if the cache exists and cannot be read."""
+    table = _read_table(cache, key)
+    if table is not None:
+        return table
+    model = start_model()
     with force_eager(), eval_mode(model):
         batches = row_batches(data, len(data.layout), micro_batch_rows)
         table = compute_ref_log_probs(model, batches, data.examples.count, torch.device(compute.device))
     cache.parent.mkdir(parents=True, exist_ok=True)
     tmp_path = cache.with_name(f".{cache.name}")
-    save_file({"log_probabilities": table}, tmp_path, metadata={"fingerprint": expected})
+    save_file({"log_probabilities": table}, tmp_path, metadata={"fingerprint": key})
+    give_usual_mode(tmp_path)
     tmp_path.replace(cache)
     return table
+
+
+def _read_table(cache: Path, key: str) -> Tensor | None:
+    """The cached table; None if it is missing, damaged or of other weights or data."""
+    try:
+        with cache.open("rb"), safe_open(cache, framework="pt") as file:
+            return file.get_tensor("log_probabilities") if (file.metadata() or {}).get("fingerprint") == key else None
+    except (FileNotFoundError, SafetensorError):
+        return None
+    except OSError as error:
+        raise FledgeError(f"cannot read: {error.strerror}", where=str(cache), hint="make it readable again") from None

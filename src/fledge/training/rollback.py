@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from fledge.checkpoint.checkpoint import latest_checkpoint
+from fledge.checkpoint.find import latest_checkpoint
 from fledge.checkpoint.state import TrainState
 from fledge.errors import FledgeError
 from fledge.findings import Finding
@@ -18,8 +18,11 @@ def recovery_hint(checkpoints: Path, trigger: GuardTrigger) -> str:
     """The hint for a run that a guard ended: the last good state, and the hint of the finding."""
     if trigger.state_is_valid:
         return f"the state is saved: {trigger.finding.hint}"
-    latest = latest_checkpoint(checkpoints, before=trigger.first_bad_step)
-    good = f"step {latest[1].step:,}" if latest else "the beginning"
+    try:
+        latest = latest_checkpoint(checkpoints, before=trigger.first_bad_step)
+        good = f"step {latest[1].step:,}" if latest else "the beginning"
+    except FledgeError as error:  # the trigger is the error to report
+        good = f"in {checkpoints}, which cannot be read now ({error.what})"
     return f"the last good state is {good}; {trigger.finding.hint}"
 
 

@@ -88,7 +88,7 @@ class TrainableModel:
 
     def restore(self, path: Path, state: TrainState) -> None:
         """Load a checkpoint, saved by any number of ranks. Raises FledgeError if it belongs to another model."""
-        load_full_state_dict(self.model, load_model(path / "model", self.model.implementation).state_dict())
+        load_full_state_dict(self.model, load_model(path / "model", self.model.implementation, finite=False).state_dict())
         like = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         tensors = load_optimizer_state(path, like if self.is_sharded else None)
         if self.ema is not None:

@@ -19,6 +19,7 @@ from fledge.monitor.run_logger import RunLogger
 from fledge.plan.lr_schedule import learning_rate
 from fledge.run import Console
 from fledge.run.console import Progress
+from fledge.run.events import set_events_aside
 from fledge.run.stopping import Interrupted
 from fledge.training.bad_rows import highest_loss_rows
 from fledge.training.batch_loader import BatchLoader
@@ -57,7 +58,12 @@ class Trainer:
             is_sharded=context.is_sharded,
         )
         checkpointer = AsyncCheckpointer(
-            context.log.directory.checkpoints, stage.checkpoint.keep_last, context.write_model, ranks, context.is_sharded
+            context.log.directory.checkpoints,
+            stage.checkpoint.keep_last,
+            context.write_model,
+            ranks=ranks,
+            sharded=context.is_sharded,
+            keep_first=stage.keeps_reference_model,
         )
         save_interval = stage.checkpoint.every_steps or evaluation_interval(stage, self.total_steps)
         self.checkpointing = Checkpointing(checkpointer, save_interval, self.total_steps)
@@ -73,6 +79,7 @@ class Trainer:
             every_steps = self.context.log.config.every_steps
             with self.console.progress("step", self.total_steps, self.state.step, every_steps) as progress:
                 self.start(progress)
+                self.context.on_start()
                 try:
                     self._train_loop()
                 finally:
@@ -168,6 +175,7 @@ class Trainer:
         """Restore the newest checkpoint, if there is one."""
         checkpoint = self.checkpointing.latest(self.console)
         if checkpoint is None:
+            self._set_events_aside()
             return
         path, self.state = checkpoint
         self.trainable.restore(path, self.state)
@@ -175,6 +183,14 @@ class Trainer:
         if remark := self.checkpointing.resumed(path, self.state):
             self.console.log(f"warning: {remark}", style="yellow")
         self.console.log(f"resuming from step {self.state.step:,} ({path})")
+
+    def _set_events_aside(self) -> None:
+        """Keep the events of a stage whose checkpoints were taken away, so that it starts over."""
+        events = self.context.log.directory.events
+        if self.context.ranks.is_main_process and (earlier := set_events_aside(events)) is not None:
+            self.console.log(
+                f"warning: no checkpoint is here: starting over; the events so far are in {earlier}", style="yellow"
+            )
 
     def start(self, progress: Progress) -> None:
         """Build the train step, the batch loader and the logger for the current state, and write the events of the start or of
@@ -194,13 +210,15 @@ class Trainer:
         self.source = DatasetSource(context.data, context.horizon, micro_batch_size, context.objective.normalizer, ranks=ranks)
         self.source.skipped_rows = state.skipped_rows
         self.loader = BatchLoader(self.source, self.total_steps, self.device, ranks)
-        self.logger = RunLogger(context.log, state.step, context.stage, self.console, ranks)
+        self.logger = RunLogger(context.log, state.step, context.stage, self.console, ranks=ranks, rollbacks=state.rollbacks)
         self.recorder = StepRecorder(context, self.logger, self.console, progress, state.seconds)
         if state.step == 0:
             self.logger.write("start", 0, steps=self.total_steps, rows=context.horizon.rows)
         self._write_world_size(self.logger.world_size_before)
         if context.log.recipe_changes:
-            self.logger.write("recipe_changed", state.step, keys=context.log.recipe_changes)
+            self.logger.write_changes(state.step, context.log.recipe_changes)
+        if state.step > self.total_steps and state.stop_reason is None:
+            self._hook_context().finish_stage(f"its duration was shortened to {self.total_steps:,} steps when more were done")
         context.model.train()
 
     def _write_world_size(self, before: int | None) -> None:
@@ -226,8 +244,10 @@ class Trainer:
         return self._stop_signal is not None
 
     def _stop(self) -> None:
-        """Save the state and end the run."""
-        self._save_and_wait()
+        """Save the state and end the run. The guards see the last update first, as they would if training went on."""
+        self.recorder.flush(self.state)
+        self._apply_guard_actions()
+        self._save_and_wait(on_request=True)
         step, total = self.state.step, self.total_steps
         message = f"stopped on request after step {step:,} of {total:,}; the state is saved"
         raise Interrupted(self._stop_signal or 0, message)
@@ -251,8 +271,11 @@ class Trainer:
         self.recorder.flush(self.state)
         self.checkpointing.run(self._hook_context())
 
-    def _save_and_wait(self) -> None:
-        """Save, and wait until the checkpoint is complete. Raises CheckpointError if it cannot be written."""
+    def _save_and_wait(self, on_request: bool = False) -> None:
+        """Save, and wait until the checkpoint is complete. Raises CheckpointError if it cannot be written.
+
+        `on_request`: the run has to stop at a step at which no checkpoint is due."""
+        self.state.saved_on_request = on_request
         self._save()
         self.checkpointing.wait(self._hook_context(), must_succeed=True)
 
@@ -271,7 +294,7 @@ class Trainer:
                 return True
             if trigger.action == "stop" and trigger.stop_scope == "run":
                 if trigger.state_is_valid:
-                    self._save_and_wait()
+                    self._save_and_wait(on_request=True)
                 log = self.context.log.directory
                 hint = recovery_hint(log.checkpoints, trigger)
                 raise FledgeError(finding.message, where=str(log.root), hint=hint)

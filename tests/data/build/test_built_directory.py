@@ -99,7 +99,7 @@ def test_a_build_continues_when_only_training_settings_change(tmp_path: Path) ->
 def test_only_one_process_writes_a_build(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "a.jsonl", documents(40))
     with (
-        exclusive_lock(tmp_path / ".out.lock", tmp_path / "out"),
+        exclusive_lock(tmp_path / "out"),
         pytest.raises(FledgeError, match="another process is writing here"),
     ):
         build_recipe(pretraining_recipe(file), tmp_path / "out", None, ignore_line)

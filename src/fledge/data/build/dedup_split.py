@@ -18,6 +18,7 @@ from fledge.data.cleaning.duplicates import find_near_duplicates, first_occurren
 from fledge.data.row_events import RowEvent, RowEventLog
 from fledge.data.storage import load_arrays
 from fledge.errors import FledgeError
+from fledge.run.text_files import give_usual_mode
 
 DONE_FILE = "done"
 
@@ -121,4 +122,6 @@ class _JoinedShards:
                     if index in self.events:
                         log.add(items.row(index - start), items.location(index - start), self.events[index])
             (folder / f"{name}.json").write_bytes(orjson.dumps(log.as_dict()))
-            save_file({"keep": self.keep[start:stop]}, folder / f"{name}.safetensors")
+            file = folder / f"{name}.safetensors"
+            save_file({"keep": self.keep[start:stop]}, file)
+            give_usual_mode(file)

@@ -125,6 +125,19 @@ class BuildPlan:
         plans = [{name: value for name, value in plan.as_dict().items() if name != "batch"} for plan in (self, other)]
         return plans[0] == plans[1]
 
+    def changed_files(self) -> tuple[list[str], list[str]]:
+        """The files that have another size or modification time than when the plan was made, and those that are gone."""
+        edited, gone = [], []
+        for path, size, changed in self.stamps:
+            try:
+                state = Path(path).stat()
+            except (FileNotFoundError, NotADirectoryError):
+                gone.append(path)
+                continue
+            if (state.st_size, state.st_mtime_ns) != (size, changed):
+                edited.append(path)
+        return edited, gone
+
     @classmethod
     def read(cls, file: Path) -> "BuildPlan":
         """Read build_plan.json of a build directory. Raises FledgeError if it is missing, damaged or of another version."""

@@ -31,6 +31,7 @@ from fledge.data.parsing.rows import Parsed, read_row
 from fledge.data.reading.hub import read_hub
 from fledge.data.reading.records import Record, read, row_location
 from fledge.data.row_events import RowEvent, RowEventLog
+from fledge.run.text_files import give_usual_mode
 
 CHUNK_ROWS = 1000  # rows whose languages, n-grams and signatures are computed together
 
@@ -247,9 +248,11 @@ class ItemWriter:
         arrays = {name: np.asarray(column) for name, column in self._columns.items()}
         arrays["hash"] = arrays["hash"].reshape(-1, 2)
         save_file(arrays, folder / "rows.safetensors")
+        give_usual_mode(folder / "rows.safetensors")
         if self.signed:
             joined = np.concatenate(self._signatures or [signatures(*shingles([]))])
             save_file({"signatures": joined}, folder / "signatures.safetensors")
+            give_usual_mode(folder / "signatures.safetensors")
 
 
 def _chunks(rows: Iterable[ParsedRow], size: int) -> Iterator[list[ParsedRow]]:

@@ -24,6 +24,7 @@ from fledge.data.parsing.items import Item
 from fledge.data.row_events import RowEventLog
 from fledge.data.storage import SequenceWriter, token_type
 from fledge.recipe.schema import AugmentConfig
+from fledge.run.text_files import give_usual_mode
 from fledge.tokenizer import Tokenizer, load_tokenizer
 
 SPLITS = {"train": TRAIN, "validation": VALIDATION}  # names of the stored files -> values of the keep mask
@@ -48,6 +49,7 @@ def _tokenize_shard(build: BuildDirectory, shard: Shard, folder: Path) -> dict[s
             counts[split], index = write_sequences(logged, build.plan, split, tokenizer, folder)
             arrays.update({f"{split}.{column}": values for column, values in index.items()})
     save_file(arrays, folder / "index.safetensors")
+    give_usual_mode(folder / "index.safetensors")
     return {
         "row_events": events.as_dict(),
         "splits": counts,

@@ -15,6 +15,7 @@ import numpy as np
 from fledge.data.cleaning.ngrams import Units, ngram_hashes, prefix_sums, span_hashes, units
 from fledge.data.storage import load_arrays
 from fledge.errors import FledgeError
+from fledge.run.text_files import give_usual_mode
 
 WORDS, CHARACTERS = 13, 26  # units of an n-gram: of a text with spaces between words; of one without
 MIN_WORDS, MIN_CHARACTERS = 8, 16  # a shorter text is found only if a training text equals it
@@ -67,6 +68,7 @@ class Contamination:
 
         arrays = {"long": self.long, "heads": self.heads, "short": self.short, "whole": self.whole}
         save_file({**arrays, "version": np.asarray([VERSION])}, path)
+        give_usual_mode(path)
 
     @classmethod
     def load(cls, path: Path) -> "Contamination":

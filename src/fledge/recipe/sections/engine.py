@@ -244,7 +244,7 @@ class ScheduleConfig(ConfigModel):
     )
     min_lr: MinLr = Field(
         default=0.0,
-        description="learning rate of the last step: a number, or a percentage of optimizer.learning_rate, such as 10%",
+        description="learning rate one step after the last: a number, or a percentage of optimizer.learning_rate, such as 10%",
     )
     decay_fraction: Annotated[float, BeforeValidator(as_fraction), Field(gt=0, le=1)] = Field(
         default=0.2, description="wsd only: fraction of the steps for the final decay"

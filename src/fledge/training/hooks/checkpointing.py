@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fledge.checkpoint.async_save import AsyncCheckpointer, SaveResult
-from fledge.checkpoint.checkpoint import latest_before, latest_checkpoint
+from fledge.checkpoint.checkpoint import CheckpointError
+from fledge.checkpoint.find import checkpoint_to_resume, latest_before, set_aside_later
 from fledge.checkpoint.state import TrainState
 from fledge.findings import Finding
 from fledge.run import Console
@@ -19,6 +20,13 @@ def _moment(state: TrainState) -> Moment:
     return state.step, state.last_eval_step, state.last_prompt_test_step
 
 
+def _finding(problem: CheckpointError) -> Finding:
+    """The alert for a checkpoint that could not be written."""
+    return Finding(
+        check="checkpoint", severity="error", message=problem.what, where=problem.where or "", hint=problem.hint or ""
+    )
+
+
 class Checkpointing:
     """Saves the state before the first step, at an interval, at a best evaluation and at the end of a stage.
 
@@ -29,6 +37,7 @@ class Checkpointing:
         self.checkpointer, self.every_steps, self.total_steps = checkpointer, every_steps, total_steps
         self.folder, self.ranks = checkpointer.folder, checkpointer.ranks
         self._saved: Moment | None = None  # of the newest checkpoint
+        self._refused: CheckpointError | None = None  # why the newest save was not begun
 
     # -- saving -----------------------------------------------------------------------------------------------------
 
@@ -45,6 +54,9 @@ class Checkpointing:
     def save(self, context: HookContext) -> None:
         """Wait for the previous checkpoint, then begin to write a new one."""
         started = time.monotonic()
+        self._refused = None if self.ranks.broadcast_object(context.logger.flush()) else self._events_missing(context)
+        if self._refused is not None:
+            return
         self._report(context, self.checkpointer.save_async(context.trainable.snapshot(context.state)))
         self._saved = _moment(context.state)
         context.add_seconds("save", time.monotonic() - started)
@@ -57,6 +69,20 @@ class Checkpointing:
         """Wait for the checkpoint that is being written, and report it. Raises CheckpointError if it `must_succeed` and cannot
         be written."""
         self._report(context, self.checkpointer.wait(), must_succeed)
+        if must_succeed and self._refused is not None:
+            raise self._refused
+
+    def _events_missing(self, context: HookContext) -> CheckpointError:
+        """Report that no checkpoint is written: a run that goes on from one has all events before it."""
+        step = context.state.step
+        error = CheckpointError(
+            f"cannot write the checkpoint of step {step:,}: the disk refuses the events before it",
+            where=str(self.folder),
+            hint="free some space, then run the same command again",
+        )
+        self._saved = None
+        context.logger.report(_finding(error), step)
+        return error
 
     def _report(self, context: HookContext, results: list[SaveResult], must_succeed: bool = False) -> None:
         for result in results:
@@ -69,14 +95,7 @@ class Checkpointing:
                 continue
             self._saved = None
             problem = result.problem
-            finding = Finding(
-                check="checkpoint",
-                severity="error",
-                message=problem.what,
-                where=problem.where or "",
-                hint=problem.hint or "",
-            )
-            context.logger.report(finding, result.step)
+            context.logger.report(_finding(problem), result.step)
             if must_succeed:
                 raise problem
 
@@ -87,12 +106,14 @@ class Checkpointing:
     # -- resuming ---------------------------------------------------------------------------------------------------
 
     def latest(self, console: Console) -> tuple[Path, TrainState] | None:
-        """The newest valid checkpoint, broadcast to all ranks; damaged checkpoints are reported on the console."""
+        """The newest whole checkpoint, broadcast to all ranks; damaged checkpoints are reported on the console.
+
+        Raises FledgeError if one cannot be read, or if there are checkpoints and none is whole."""
 
         def warn(path: Path, problem: str) -> None:
             console.log(f"warning: {path} is not used: {problem}", style="yellow")
 
-        return self._broadcast(lambda: latest_checkpoint(self.folder, warn))
+        return self._broadcast(lambda: checkpoint_to_resume(self.folder, warn))
 
     def latest_before(self, step: int) -> tuple[Path, TrainState] | None:
         """The newest valid checkpoint before update number `step`, else the oldest valid one, broadcast to all ranks."""
@@ -105,7 +126,13 @@ class Checkpointing:
         return fields and (Path(fields[0]), TrainState(**fields[1]))
 
     def resumed(self, path: Path, state: TrainState) -> str | None:
-        """Record that training resumes from this checkpoint, update the links and remove old checkpoints. Returns a sentence
-        about a failure, or None."""
-        self._saved = _moment(state)
+        """Record that training resumes from this checkpoint, set damaged later ones aside, update the links and remove old
+        checkpoints. Returns a sentence about a failure, or None."""
+        self._saved = None if state.saved_on_request else _moment(state)
+        state.saved_on_request = False
+        if self.ranks.is_main_process:
+            try:
+                set_aside_later(self.folder, state.step)
+            except OSError as error:
+                return f"damaged checkpoints beyond step {state.step:,} could not be renamed: {error}"
         return self.checkpointer.update_links_and_prune(path, state.step, state.best_step)

@@ -28,7 +28,7 @@ class HookContext:
     def finish_stage(self, reason: str) -> None:
         """End the stage after this step."""
         self.state.stop_reason = reason
-        if self.state.step < self.total_steps:
+        if self.state.step != self.total_steps:
             self.logger.write("stop", self.state.step, reason=reason)
             self.console.log(f"stopping early at step {self.state.step:,}: {reason}", style="yellow")
 
