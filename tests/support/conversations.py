@@ -100,7 +100,7 @@ def amount(encoded: Encoded, state: str) -> int:
 
 def fitting(tokenizer: Tokenizer, messages: list[Message], tools: str | None, context: int) -> tuple[list[int], list[float]]:
     """Tokens and weights of the beginning that fits into the context; a cut tool call has weight 0."""
-    ((tokens, weights, turns),) = tokenizer.encode_segments([tokenizer.template.render(messages, tools)])
+    ((tokens, weights, turns, _),) = tokenizer.encode_segments([tokenizer.template.render(messages, tools)])
     limit, kept = context + 1, weights.copy()
     if len(turns) > limit and turns[limit] == turns[limit - 1] >= 0 and messages[turns[limit]].tool_calls:
         kept[turns == turns[limit]] = 0

@@ -36,9 +36,14 @@ def turns(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
-def answers(messages: Sequence[Message], end: str) -> str:
+def answers(messages: Sequence[Message], end: str, before: str = "") -> str:
     """All assistant contents, each followed by the end token."""
-    return "".join(message.content + end for message in messages if message.role == "assistant")
+    return "".join(before + message.content + end for message in messages if message.role == "assistant")
+
+
+def before_answer(tokenizer: Tokenizer) -> str:
+    """What the template writes before an answer as a part of it."""
+    return " " if tokenizer.template.name == "inst" else ""
 
 
 def supervised(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
@@ -76,8 +81,9 @@ def test_prompts_have_the_tokens_of_transformers(native: Tokenizer, exported: An
     first = messages[: 2 if messages[0].role == "system" else 1]
     theirs = exported.apply_chat_template(turns(first), add_generation_prompt=True, return_dict=False)
     assert native.encode_prompt(first) == theirs
-    if native.template.name == "chatml":  # [INST] text joins ` answer` to one token, a prompt cannot
-        assert native.encode_conversation(messages)[0] == exported.apply_chat_template(turns(messages), return_dict=False)
+    assert native.encode_conversation(messages)[0] == exported.apply_chat_template(turns(messages), return_dict=False)
+    theirs = exported.apply_chat_template(turns(messages[:-1]), add_generation_prompt=True, return_dict=False)
+    assert native.encode_prompt(messages[:-1]) == theirs
 
 
 @given(st.text(st.sampled_from("\n a好1"), min_size=1, max_size=8), st.none() | ORDINARY)
@@ -104,7 +110,7 @@ def test_a_prompt_is_always_a_prefix_of_its_training_row(native: Tokenizer, mess
 @given(conversations(ANYTHING))
 def test_exactly_the_answers_and_their_end_tokens_are_trained(native: Tokenizer, messages: list[Message]) -> None:
     end = native.decode([native.eot_id])
-    assert supervised(native, messages) == answers(messages, end)
+    assert supervised(native, messages) == answers(messages, end, before_answer(native))
 
 
 @given(conversations(ANYTHING))
@@ -113,7 +119,7 @@ def test_every_trained_segment_has_the_number_of_its_turn(native: Tokenizer, mes
     segments = native.template.render(messages)
     for i, message in enumerate(messages):
         own = "".join(segment.text for segment in segments if segment.turn == i)
-        assert own == (message.content + end if message.role == "assistant" else "")
+        assert own == (before_answer(native) + message.content + end if message.role == "assistant" else "")
     assert all((segment.weight > 0) == (segment.turn is not None) for segment in segments)
 
 
@@ -136,7 +142,7 @@ def test_the_inst_template_names_the_role_that_it_does_not_support(inst: Tokeniz
 def test_the_inst_template_writes_the_format_of_llama_2(inst: Tokenizer) -> None:
     messages = [Message("system", "S"), Message("user", "Q"), Message("assistant", "A"), Message("user", "R")]
     text = "".join(segment.text for segment in inst.template.prompt(messages))
-    assert text == "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nQ [/INST] A</s>\n<s>[INST] R [/INST] "
+    assert text == "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nQ [/INST] A</s>\n<s>[INST] R [/INST]"
 
 
 # Templates that come with a tokenizer
@@ -243,7 +249,7 @@ def test_generation_marks_do_not_change_the_rendered_text(
     assert text == theirs.apply_chat_template(turns(messages), tokenize=False)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_rejected_for_training(chatml: Tokenizer, tmp_path: Path) -> None:
+def test_a_template_that_leaves_out_an_answer_is_rejected_for_training(chatml: Tokenizer, tmp_path: Path) -> None:
     jinja = (
         "{% for m in messages %}<|im_start|>{{ m.role }}:"
         "{% if m.role == 'assistant' and not loop.last %}…{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}"
@@ -253,7 +259,7 @@ def test_a_template_that_rewrites_earlier_turns_is_rejected_for_training(chatml:
     one = [Message("user", "a"), Message("assistant", "long thoughts")]
     assert supervised(tokenizer, one) == "long thoughts<|im_end|>"
     two = [*one, Message("user", "b"), Message("assistant", "c")]
-    with pytest.raises(TemplateError, match="rewrites earlier turns when turn 2"):
+    with pytest.raises(TemplateError, match="leaves out or changes the text of turn 2: 'long thoughts'"):
         tokenizer.encode_conversation(two)
     assert "…" in tokenizer.decode(tokenizer.encode_prompt(two[:-1]))  # it may still be talked to
 
@@ -267,7 +273,7 @@ def test_a_template_that_rewrites_earlier_turns_is_rejected_for_training(chatml:
 )
 def test_a_template_whose_answers_have_no_end_token_is_rejected(chatml: Tokenizer, tmp_path: Path, jinja: str) -> None:
     tokenizer = with_template(chatml, tmp_path, jinja)
-    with pytest.raises(TemplateError, match="without a special token"):
+    with pytest.raises(TemplateError, match=r"no control token that ends turn 2|without a special token"):
         tokenizer.encode_conversation([Message("user", "a"), Message("assistant", "b")])
 
 

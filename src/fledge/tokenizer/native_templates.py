@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Any
 
-from fledge.tokenizer.template import ChatTemplate, Message, TemplateError, TextSegment, parse_arguments, to_json
+from fledge.tokenizer.message import Message, TemplateError, TextSegment, parse_arguments, to_json
+from fledge.tokenizer.template import ChatTemplate
 
 # The wording that Hermes and Qwen models are trained with, and that parsers of tool calls expect.
 TOOLS_BEFORE = (
@@ -70,7 +71,9 @@ def _results(messages: Sequence[Message]) -> Iterator[str]:
 
 
 def _inst(messages: Sequence[Message], tools: list[Any] | None, generate: bool) -> list[TextSegment]:
-    """`<s>[INST] <<SYS>>…<</SYS>> question [/INST] answer</s>`, one line for each round. Tools cannot be expressed."""
+    """`<s>[INST] <<SYS>>…<</SYS>> question [/INST] answer</s>`, one line for each round. Tools cannot be expressed.
+
+    The blank before an answer is part of it: tokenizers join it to the first word."""
     segments: list[TextSegment] = []
     system = ""
     if tools:
@@ -88,9 +91,9 @@ def _inst(messages: Sequence[Message], tools: list[Any] | None, generate: bool) 
                     TextSegment("<</SYS>>", 0.0, False),
                 ]
                 system, before = "", "\n\n"
-            segments += [TextSegment(f"{before}{message.content} ", 0.0, True), TextSegment("[/INST] ", 0.0, False)]
+            segments += [TextSegment(f"{before}{message.content} ", 0.0, True), TextSegment("[/INST]", 0.0, False)]
         elif message.role == "assistant" and not message.tool_calls:
-            segments += [TextSegment(message.full_content, 1.0, True, i), TextSegment("</s>", 1.0, False, i)]
+            segments += [TextSegment(f" {message.full_content}", 1.0, True, i), TextSegment("</s>", 1.0, False, i)]
         else:
             content = "tool calls" if message.tool_calls else f"role '{message.role}'"
             raise TemplateError(f"the [INST] template does not support {content} in turn {i + 1}")
@@ -140,15 +143,15 @@ INST_JINJA = (
     "{% elif message['role'] == 'user' %}"
     "{{ ('' if ns.first else '\n') + '<s>[INST] ' }}{% set ns.first = false %}"
     "{% if ns.system %}{{ '<<SYS>>\n' + ns.system + '\n<</SYS>>\n\n' }}{% set ns.system = '' %}{% endif %}"
-    "{{ message['content'] + ' [/INST] ' }}"
+    "{{ message['content'] + ' [/INST]' }}"
     "{% elif message['role'] == 'assistant' and not message['tool_calls'] %}"
-    "{% generation %}"
+    "{% generation %}{{ ' ' }}"
     f"{REASONING_JINJA}"
     "{{ message['content'] + '</s>' }}{% endgeneration %}"
     "{% else %}{{ raise_exception('this template has no place for tool calls or role ' + message['role']) }}{% endif %}"
     "{% endfor %}"
 )
 
-CHATML = ChatTemplate("chatml", CHATML_JINJA, ("<|im_start|>", "<|im_end|>"), _chatml)
-INST = ChatTemplate("inst", INST_JINJA, ("<s>", "</s>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"), _inst)
+CHATML = ChatTemplate("chatml", CHATML_JINJA, ("<|im_start|>", "<|im_end|>"), render_native=_chatml)
+INST = ChatTemplate("inst", INST_JINJA, ("<s>", "</s>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"), render_native=_inst)
 NATIVE = {template.name: template for template in (CHATML, INST)}

@@ -6,7 +6,6 @@ from copy import copy
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -15,18 +14,9 @@ from tokenizers import Tokenizer as Core
 
 from fledge.run.text_files import write_and_verify
 from fledge.tokenizer.fast_encoder import VerifiedFastEncoder
-from fledge.tokenizer.template import ChatTemplate, Message, TextSegment
-
-
-class Encoding(NamedTuple):
-    """A rendered conversation: tokens int32 [T], weights float32 [T], turns int32 [T].
-
-    A token's turn is the index of the message whose trained text it belongs to, or -1 when it is not trained.
-    """
-
-    tokens: np.ndarray
-    weights: np.ndarray
-    turns: np.ndarray
+from fledge.tokenizer.message import Message, TextSegment
+from fledge.tokenizer.segments import Encoding, SegmentEncoder
+from fledge.tokenizer.template import ChatTemplate
 
 
 class Tokenizer:
@@ -132,44 +122,22 @@ class Tokenizer:
         start, end = (np.array(ids, np.int32) for ids in (self.document_start, self.document_end))
         return [np.concatenate((start, ids, end)) for ids in self.encode_batch(texts)]
 
-    def encode_rendering(self, segments: Sequence[TextSegment]) -> tuple[list[int], list[float]]:
-        """The tokens and weights of one rendered conversation.
+    @cached_property
+    def _segment_encoder(self) -> SegmentEncoder:
+        return SegmentEncoder(self.core, lambda texts: self._fast_encoder.encode(texts, literal=True))
 
-        Segments are encoded separately, so that the tokens of a prompt are always a prefix of the tokens of its
-        training row.
-        """
-        tokens: list[int] = []
-        weights: list[float] = []
-        for segment in segments:
-            core = self._literal if segment.literal else self.core
-            ids = core.encode(segment.text, add_special_tokens=False).ids
-            tokens += ids
-            weights += [segment.weight] * len(ids)
-        return tokens, weights
+    def encode_rendering(self, segments: Sequence[TextSegment]) -> tuple[list[int], list[float]]:
+        """The tokens and weights of one rendered conversation."""
+        (encoding,) = self.encode_segments([segments])
+        return encoding.tokens.tolist(), encoding.weights.tolist()
 
     def encode_segments(self, batch: Sequence[Sequence[TextSegment]]) -> list[Encoding]:
         """The tokens, weights and turns of many rendered conversations. Equal texts are encoded only once.
 
-        Raises UnicodeEncodeError for a text with lone surrogates.
+        The tokens of a prompt are always a prefix of the tokens of its training row. Raises UnicodeEncodeError for a text with
+        lone surrogates.
         """
-        segments = [segment for rendering in batch for segment in rendering]
-        text_numbers: tuple[dict[str, int], dict[str, int]] = {}, {}  # control, literal: each text's number
-        text_index = np.empty(len(segments), np.int64)
-        for i, segment in enumerate(segments):
-            numbers = text_numbers[segment.literal]
-            text_index[i] = numbers.setdefault(segment.text, len(numbers))
-        control, literal = (self._fast_encoder.encode(list(numbers), bool(kind)) for kind, numbers in enumerate(text_numbers))
-        text_index[[segment.literal for segment in segments]] += len(text_numbers[0])
-
-        ids = np.concatenate((control[0], literal[0]))
-        starts = np.concatenate((control[1][:-1], literal[1][:-1] + len(control[0])))
-        sizes = np.concatenate((np.diff(control[1]), np.diff(literal[1])))[text_index]
-        ends = np.concatenate(([0], np.cumsum(sizes)))
-        tokens = ids[np.repeat(starts[text_index] - ends[:-1], sizes) + np.arange(ends[-1])]
-        weights = np.repeat(np.array([segment.weight for segment in segments], np.float32), sizes)
-        turns = np.repeat(np.array([-1 if segment.turn is None else segment.turn for segment in segments], np.int32), sizes)
-        boundaries = ends[np.cumsum([0, *(len(rendering) for rendering in batch)])].tolist()
-        return [Encoding(tokens[first:last], weights[first:last], turns[first:last]) for first, last in pairwise(boundaries)]
+        return self._segment_encoder.encode(batch)
 
     def encode_conversation(self, messages: Sequence[Message], tools: str | None = None) -> tuple[list[int], list[float]]:
         """The tokens and weights of a conversation. Raises TemplateError when the template cannot render the conversation."""

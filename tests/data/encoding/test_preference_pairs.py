@@ -57,8 +57,9 @@ def test_a_labelled_answer_is_one_sequence_with_its_completion_trained(chatml: T
     assert [trained(chatml, sequence) for sequence in encoded.examples[0]] == ["d<|im_end|>"]
 
 
-def test_a_template_whose_generation_prompt_does_not_precede_answers_drops_pairs(chatml: Tokenizer, tmp_path: Path) -> None:
+def test_a_template_whose_generation_prompt_does_not_precede_answers_is_noticed(chatml: Tokenizer, tmp_path: Path) -> None:
     jinja = MARKED.replace("{% if add_generation_prompt %}<|im_start|>assistant:", "{% if add_generation_prompt %}<|im_end|>")
     tokenizer = with_template(chatml, tmp_path, jinja)
     encoded = encode(PreferencePair((Message("user", "a"),), "b", "c"), tokenizer, CONFIG)
-    assert reasons(encoded, "dropped") == ["the chat template refuses it"]
+    assert [trained(tokenizer, sequence) for sequence in encoded.examples[0]] == ["b<|im_end|>", "c<|im_end|>"]
+    assert reasons(encoded, "noticed") == ["generation starts from another text than in training"]

@@ -76,9 +76,9 @@ def trained(encoded: Encoded, tokenizer: Tokenizer) -> list[str]:
     return [tokenizer.decode(tokens[1:][weights[1:] > 0].tolist()) for tokens, weights in example]
 
 
-def joined(answers: list[str], end: str, strip: str = "") -> str:
-    """The answers joined, each with the end token; `strip` is removed from their beginning."""
-    return "".join((answer.lstrip(strip) if strip else answer) + end for answer in answers)
+def joined(answers: list[str], end: str, strip: str = "", before: str = "") -> str:
+    """The answers joined, each between `before` and the end token; `strip` is removed from their beginning."""
+    return "".join(before + (answer.lstrip(strip) if strip else answer) + end for answer in answers)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,8 @@ def test_exactly_the_answers_and_their_end_tokens_are_trained(
             continue
         assert encoded.events == ()
         strip = "\n" if template == "minimind" else ""  # its template takes line breaks off the beginning of an answer
-        assert trained(encoded, tokenizer) == [joined(answers, end, strip) for answers in answers_of(row)]
+        before = " " if template == "inst" else ""
+        assert trained(encoded, tokenizer) == [joined(answers, end, strip, before) for answers in answers_of(row)]
 
 
 def openai_turns(item: Conversation) -> list[dict[str, Any]]:

@@ -6,12 +6,12 @@ from fledge.data.analysis.check_context import CheckContext, count_of_rows, firs
 from fledge.data.analysis.statistics import SHORT_ANSWER
 from fledge.findings import Finding
 from fledge.tokenizer import Message, TemplateError, Tokenizer
+from fledge.tokenizer.message import TEMPLATE_REASONS
 
 ALIKE, ALIKE_LEAST = 0.95, 20  # share of equal answers, of at least so many
 IDENTITY = 0.1  # share of an epoch's answers
 CUT = 0.05  # share of a source's rows
 SHORT = 0.5  # share of a source's sequences
-TEMPLATE_ERROR = "the chat template refuses it"  # the reason of the event of a dropped row
 
 
 def supervision(stage: CheckContext) -> Iterator[Finding]:
@@ -53,14 +53,16 @@ def end_token(stage: CheckContext) -> Iterator[Finding]:
 def template_errors(stage: CheckContext) -> Iterator[Finding]:
     """The chat template rejects rows of a source; an error if it rejects plain questions and answers too, else a warning."""
     for source in stage.training_sources:
-        count = source.report.dropped[TEMPLATE_ERROR]
-        if count:
-            location, detail = first_event(source.report, TEMPLATE_ERROR)
+        for reason in TEMPLATE_REASONS:
+            count = source.report.dropped[reason]
+            if not count:
+                continue
+            location, detail = first_event(source.report, reason)
             remedy = _template_remedy(stage.tokenizer)
             yield source_finding(
                 check="template",
                 severity="error" if remedy else "warning",
-                message=f"the chat template refuses {count_of_rows(count, source.report.rows)}: {detail}",
+                message=f"{reason.replace(' it', '')}: {count_of_rows(count, source.report.rows)} dropped: {detail}",
                 source=source.name,
                 where=location,
                 hint=remedy or "another tokenizer.template may have a place for them",

@@ -10,8 +10,11 @@ from fledge.data.encoding.truncation import fit_dialogue
 from fledge.data.parsing.columns import RowError
 from fledge.data.parsing.items import Item
 from fledge.data.row_events import RowEvent
-from fledge.tokenizer import TemplateError, TextSegment, Tokenizer
-from fledge.tokenizer.tokenizer import Encoding
+from fledge.tokenizer import TemplateError, Tokenizer
+from fledge.tokenizer.message import Note, Rendering
+from fledge.tokenizer.segments import Encoding
+
+SEAMS = "a token would join a prompt and its answer"
 
 
 def encode_dialogues(items: Iterable[Item], tokenizer: Tokenizer, config: EncodingConfig) -> Iterator[Encoded]:
@@ -24,13 +27,13 @@ def encode_dialogues(items: Iterable[Item], tokenizer: Tokenizer, config: Encodi
 
 def _encode_batch(items: Sequence[Item], tokenizer: Tokenizer, config: EncodingConfig) -> Iterator[Encoded]:
     dialogues = [_augmented(DialogueRounds.of(item), config) for item in items]
-    renderings: list[list[list[TextSegment]]] = []
-    refusals: dict[int, str] = {}  # index -> why the template refuses it
+    renderings: list[list[Rendering]] = []
+    refusals: dict[int, TemplateError] = {}  # index -> why it cannot be trained as the template writes it
     for index, (dialogue, _) in enumerate(dialogues):
         try:
-            renderings.append(dialogue.renderings(0, len(dialogue.rounds), tokenizer))
+            renderings.append(dialogue.renderings(0, len(dialogue.rounds), tokenizer, config.train_on_turns))
         except TemplateError as error:
-            refusals[index] = str(error)
+            refusals[index] = error
             renderings.append([])
     for index, encodings in enumerate(_encode_renderings(tokenizer, renderings)):
         dialogue, augment_events = dialogues[index]
@@ -39,15 +42,34 @@ def _encode_batch(items: Sequence[Item], tokenizer: Tokenizer, config: EncodingC
             continue
         try:
             if index in refusals:
-                raise TemplateError(refusals[index])
+                raise refusals[index]
             uncut = weigh_rounds(dialogue, 0, len(dialogue.rounds), encodings, config.train_on_turns)
             encoded = fit_dialogue(dialogue, uncut, tokenizer, config)
         except TemplateError as error:
-            yield dropped("the chat template refuses it", str(error))
+            yield dropped(error.reason, error.what)
         except RowError as error:
             yield dropped(error.reason, error.detail)
         else:
-            yield replace(encoded, events=(*augment_events, *encoded.events)) if augment_events else encoded
+            events = (*augment_events, *_notices(renderings[index], encodings), *encoded.events)
+            yield replace(encoded, events=events) if events else encoded
+
+
+def _notices(renderings: Sequence[Rendering], encodings: Sequence[Encoding]) -> list[RowEvent]:
+    """Events about what the template left out or changed, and about tokens that other software joins; one for each reason."""
+    notes: dict[str, list[Note]] = {}
+    for note in (note for rendering in renderings for note in rendering.notes):
+        if note not in notes.setdefault(note.reason, []):
+            notes[note.reason].append(note)
+    events = [
+        RowEvent("noticed", reason, _printable("; ".join(note.detail for note in own)), sum(note.amount for note in own))
+        for reason, own in notes.items()
+    ]
+    seams = sum(encoding.seams for encoding in encodings)
+    return [*events, RowEvent("noticed", SEAMS, f"{seams} places", seams)] if seams else events
+
+
+def _printable(text: str) -> str:
+    return text.encode(errors="replace").decode()
 
 
 def _augmented(dialogue: DialogueRounds, config: EncodingConfig) -> tuple[DialogueRounds, tuple[RowEvent, ...]]:
@@ -64,10 +86,11 @@ def _augmented(dialogue: DialogueRounds, config: EncodingConfig) -> tuple[Dialog
     return replace(dialogue, rounds=tuple(rounds)), tuple(events)
 
 
-def _encode_renderings(tokenizer: Tokenizer, items: Sequence[list[list[TextSegment]]]) -> list[list[Encoding] | None]:
+def _encode_renderings(tokenizer: Tokenizer, items: Sequence[list[Rendering]]) -> list[list[Encoding] | None]:
     """The encodings of each item's renderings; None where its text has no UTF-8 form."""
     try:
-        encodings = iter(tokenizer.encode_segments([rendering for renderings in items for rendering in renderings]))
+        segments = [rendering.segments for renderings in items for rendering in renderings]
+        encodings = iter(tokenizer.encode_segments(segments))
     except UnicodeEncodeError:
         if len(items) == 1:
             return [None]

@@ -9,7 +9,8 @@ from fledge.data.encoding.augment import Round
 from fledge.data.encoding.examples import TokenSequence
 from fledge.data.parsing.columns import RowError
 from fledge.data.parsing.items import Dialogue, Item
-from fledge.tokenizer import Message, TemplateError, TextSegment, Tokenizer
+from fledge.tokenizer import Message, Tokenizer
+from fledge.tokenizer.message import Rendering
 from fledge.tokenizer.tokenizer import Encoding
 
 
@@ -41,13 +42,10 @@ class DialogueRounds:
         """The system turn and rounds first … stop - 1."""
         return [*self.system, *(message for turns in self.rounds[first:stop] for message in turns)]
 
-    def renderings(self, first: int, stop: int, tokenizer: Tokenizer) -> list[list[TextSegment]]:
-        """Each ending behind rounds first … stop - 1; where only the ending is trained, also the prompt alone, as the last."""
-        messages, template = self.messages(first, stop), tokenizer.template
-        renderings = [template.render([*messages, *ending], self.tools) for ending in self.endings]
-        if self.completion_only:
-            renderings.append(template.prompt(messages, self.tools))
-        return renderings
+    def renderings(self, first: int, stop: int, tokenizer: Tokenizer, train_on_turns: str = "all") -> list[Rendering]:
+        """Each ending behind rounds first … stop - 1, as the chat template writes it."""
+        messages, only_last = self.messages(first, stop), self.completion_only or train_on_turns == "last"
+        return [tokenizer.template.rendering([*messages, *ending], self.tools, only_last) for ending in self.endings]
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def weigh_rounds(
 ) -> WeightedRounds:
     """The weighted token sequences of rounds first … stop - 1, from the `encodings` of their `renderings`.
 
-    Raises TemplateError or RowError if the template does not show which tokens belong to which turn."""
+    Raises RowError if the template does not show which tokens belong to which turn."""
     messages = dialogue.messages(first, stop)
     sequences, turns, ends = [], [], []
     for encoding, _ in zip(encodings, dialogue.endings, strict=False):
@@ -95,7 +93,7 @@ def weigh_rounds(
         trained = weights.nonzero()[0]
         ends.append(int(trained[-1]) + 1 if len(trained) else len(tokens))
         if dialogue.completion_only:
-            weights = _mask_prompt(encodings[-1].tokens, tokens, weights)
+            weights = _mask_prompt(encoding, len(messages))
         else:
             weights = _apply_turn_weights(encoding, messages, train_on_turns)
         sequences.append((tokens, weights))
@@ -104,11 +102,11 @@ def weigh_rounds(
     return WeightedRounds(sequences, turns, ends, tool_call_turns)
 
 
-def _mask_prompt(prompt: np.ndarray, tokens: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The weights of a completion: earlier answers are part of the prompt and have weight 0."""
-    if not np.array_equal(tokens[: len(prompt)], prompt):
-        raise TemplateError("the chat template writes an answer behind something else than its generation prompt")
-    return np.concatenate((np.zeros(len(prompt), np.float32), weights[len(prompt) :]))
+def _mask_prompt(encoding: Encoding, turn: int) -> np.ndarray:
+    """The weights of a completion, which is message number `turn`: earlier answers are part of the prompt and have weight 0."""
+    if (encoding.turns[encoding.weights > 0] < 0).any():
+        raise RowError("template does not tell turns apart", "it cannot show where the last answer begins")
+    return np.where(encoding.turns == turn, encoding.weights, np.float32(0))
 
 
 def _apply_turn_weights(encoding: Encoding, messages: Sequence[Message], train_on_turns: str) -> np.ndarray:

@@ -44,8 +44,10 @@ class _Truncator:
     def weighted(self, first: int, stop: int) -> WeightedRounds:
         """The sequences of rounds first … stop - 1, rendered as a dialogue of their own."""
         if (first, stop) not in self._weighted:
-            encodings = self.tokenizer.encode_segments(self.dialogue.renderings(first, stop, self.tokenizer))
-            self._weighted[first, stop] = weigh_rounds(self.dialogue, first, stop, encodings, self.config.train_on_turns)
+            train_on_turns = self.config.train_on_turns
+            renderings = self.dialogue.renderings(first, stop, self.tokenizer, train_on_turns)
+            encodings = self.tokenizer.encode_segments([rendering.segments for rendering in renderings])
+            self._weighted[first, stop] = weigh_rounds(self.dialogue, first, stop, encodings, train_on_turns)
         return self._weighted[first, stop]
 
     def fits(self, first: int, stop: int) -> bool:
