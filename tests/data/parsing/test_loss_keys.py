@@ -1,4 +1,4 @@
-"""Keys of turns, parts and rows that say what is trained: honoured under all their names, or the row is refused; never ignored."""
+"""Keys of turns, parts and rows that say what is trained: honoured under all their names, or the row is refused."""
 
 import json
 from typing import Any

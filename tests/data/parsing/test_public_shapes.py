@@ -1,4 +1,4 @@
-"""Shapes of rows that public data has: JSON in text, lists of texts, transcripts, seed tasks, scored answers, Chinese columns."""
+"""Shapes of rows that public data has: JSON in text, lists of texts, transcripts, seed tasks, Chinese columns."""
 
 import json
 from typing import Any

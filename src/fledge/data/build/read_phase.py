@@ -24,7 +24,7 @@ from fledge.data.cleaning.duplicates import content_hash, signature_backend, sig
 from fledge.data.cleaning.languages import LANGUAGES, detect_language
 from fledge.data.cleaning.ngrams import shingles
 from fledge.data.formats import parse_evaluation_row
-from fledge.data.parsing.columns import RowError
+from fledge.data.parsing.columns import Row, RowError
 from fledge.data.parsing.items import Item, own_text, serialize
 from fledge.data.parsing.row_statistics import RowStatistics
 from fledge.data.parsing.rows import Parsed, read_row
@@ -142,9 +142,10 @@ def parse_rows(
         if record.broken:
             events.add(position.row, position.location, RowEvent("dropped", record.broken, record.detail))
             continue
-        counter.statistics.add_row(record.value, source.source)
         try:
-            parsed = _parse(record.value, plan, source)
+            row = Row.of(record.value, source.source)
+            counter.statistics.add_row(row)
+            parsed = _parse(row, plan, source)
         except RowError as error:
             events.add(position.row, position.location, error.event)
             continue
@@ -154,14 +155,14 @@ def parse_rows(
         yield ParsedRow(position, parsed.item)
 
 
-def _parse(value: Any, plan: BuildPlan, source: PlannedSource) -> Parsed:
+def _parse(row: Row, plan: BuildPlan, source: PlannedSource) -> Parsed:
     """The item of a row. A row of an evaluation file may have any format, or be a question alone. RowError if it has none."""
     try:
-        return read_row(value, source.source, plan.format.parse, plan.data.system)
+        return read_row(row, source.source, plan.format.parse, plan.data.system)
     except RowError:
         if source.split != "evaluation":
             raise
-        return Parsed(parse_evaluation_row(value, source.source), [], [])
+        return Parsed(parse_evaluation_row(row, source.source), [], [])
 
 
 def clean_rows(rows: Iterable[ParsedRow], plan: BuildPlan, events: RowEventLog) -> Iterator[ParsedRow]:

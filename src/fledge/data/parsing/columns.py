@@ -29,6 +29,8 @@ USUAL: Mapping[str, tuple[str, ...]] = {  # role -> usual names of its column, t
 LISTED_COLUMNS = 12  # in a message about a row
 MAX_NAME = 40
 PLAIN = ("id", "idx", "index", "source", "url", "category", "lang", "language", "date", "model", "split", "type")
+UNKNOWN = object()
+EMPTY: tuple[Any, ...] = ("", [], {})
 Layout = Mapping[str, tuple[str, ...]]
 
 
@@ -67,21 +69,25 @@ class Row(dict[str, Any]):
 
     `whole`: what the row is if it has no columns, such as "a text"; else empty."""
 
-    __slots__ = ("_layout", "conversation", "events", "read", "source", "whole")
+    __slots__ = ("_layout", "_names", "conversation", "conversation_column", "events", "read", "source", "whole")
 
     def __init__(self, values: Mapping[str, Any], source: Source, whole: str = "") -> None:
         super().__init__(values)
         self.source, self.whole = source, whole
         self.events: list[RowEvent] = []
         self.read: set[str] = set()
-        self.conversation: Any = None  # the list of turns, once it has been found
+        self.conversation: Any = UNKNOWN  # the list of turns, or None if there is none, once it has been looked for
+        self.conversation_column = ""
         self._layout = _layout(tuple(values))
+        self._names: Mapping[str, str | list[str]] = source.columns  # type: ignore[assignment]
 
     @classmethod
     def of(cls, value: Any, source: Source) -> Self:
-        """The row that a value of a file is: an object of columns, a text, a list of texts, or a list of turns. RowError for
-        any other value."""
-        if isinstance(value, Mapping):
+        """The row that a value of a file is: an object of columns, a text, a list of texts, or a list of turns. A row stays as
+        it is. RowError for any other value."""
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, dict):
             return cls(value, source)
         if isinstance(value, str):
             return cls({"text": value}, source, "a text")
@@ -107,26 +113,37 @@ class Row(dict[str, Any]):
 
     def is_named(self, role: Column) -> bool:
         """Whether the recipe names a column for a role, or says that there is none."""
-        return role in self.source.columns
+        return role in self._names
 
-    def present(self, role: Column) -> Any:
-        """The value in a role's column: the one that the recipe names ('' means none), else the first usual one with a value.
-
-        None if the column is missing or null."""
-        configured = self.source.columns.get(role)
-        names = self._layout[role] if configured is None else (configured,) if isinstance(configured, str) else configured
+    def find(self, role: Column) -> tuple[str, Any]:
+        """The column of a role and its value: of the one that the recipe names ('' means none), else of the first usual one
+        with a value. ("", None) if the column is missing or null. The column does not count as read."""
+        names = self._layout[role]
+        if role in self._names:
+            configured = self._names[role]
+            names = (configured,) if isinstance(configured, str) else configured
         for name in names:
             value = dict.get(self, name) if name else None
             if value is not None:
-                self.read.add(name)
-                return value
-        return None
+                return name, value
+        return "", None
+
+    def present(self, role: Column) -> Any:
+        """The value in a role's column, as `find` finds it; None if there is none."""
+        name, value = self.find(role)
+        if name:
+            self.read.add(name)
+        return value
+
+    def has(self, role: Column) -> bool:
+        """Whether a role has a column with a value."""
+        return self.find(role)[1] is not None
 
     def named(self, role: Column) -> list[str] | None:
         """The column names that the recipe sets for a role; None if it sets none. Raises RowError if one is missing."""
-        configured = self.source.columns.get(role)
-        if configured is None:
+        if role not in self._names:
             return None
+        configured = self._names[role]
         names = [name for name in ([configured] if isinstance(configured, str) else configured) if name]
         for name in names:
             if name not in self:
@@ -135,7 +152,8 @@ class Row(dict[str, Any]):
 
     def value(self, role: Column) -> Any:
         """Like `present`, but RowError if a column that the recipe names is missing."""
-        self.named(role)
+        if role in self._names:
+            self.named(role)
         return self.present(role)
 
     def text(self, role: Column, *, joined: bool = True) -> str | None:
@@ -146,6 +164,9 @@ class Row(dict[str, Any]):
         names = self.named(role)
         by_recipe = names is not None
         if names is None:
+            value = self.present(role)
+            if value is None or isinstance(value, str):
+                return value
             names = [name for name in self._layout[role] if dict.get(self, name) is not None][:1]
         texts = []
         for name in names:

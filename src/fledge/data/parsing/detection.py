@@ -1,11 +1,10 @@
 """Detection from the columns of a row: the type of item, and the name of the schema."""
 
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from fledge.data.parsing.columns import INSTRUCTION, Row, RowError
-from fledge.data.parsing.dialogues import FUNCTIONS, conversation_of
+from fledge.data.parsing.dialogues import FUNCTIONS, INSTANCES, find_conversation
 from fledge.data.parsing.items import BinaryFeedback, Conversation, Document, Item, PreferencePair
 from fledge.data.parsing.messages import calls_tools, has_content_parts, turn_schema
 from fledge.data.parsing.preferences import COMPLETIONS, is_pair, is_scored
@@ -22,16 +21,16 @@ def detect_item_type(value: Any, source: Source) -> type[Item]:
 def _item_type(row: Row) -> type[Item]:
     if row.whole and "text" in row:
         return Document
-    prompt = row.present("prompt")
-    turns = row.present("messages") is not None or is_list_of_other_than_texts(prompt)
-    ranked = row.present("ranked") is not None or is_pair(row.get("output")) or is_scored(row.get(COMPLETIONS))
-    if ranked or (row.present("chosen") is not None and row.present("rejected") is not None):
+    _, prompt = row.find("prompt")
+    ranked = row.has("ranked") or is_pair(row.get("output")) or is_scored(row.get(COMPLETIONS))
+    if ranked or (row.has("chosen") and row.has("rejected")):
         return PreferencePair
-    answered = row.present("response") is not None or isinstance(row.get("instances"), list)
+    answered = row.has("response") or isinstance(row.get(INSTANCES), list)
+    turns = row.has("messages") or is_list_of_other_than_texts(prompt)
     in_text = isinstance(prompt, str) and not answered and turns_in_text(prompt, row.source) is not None
     if turns or in_text or (prompt is not None and answered):
-        return Conversation if read_label(row.present("label")) is None else BinaryFeedback
-    if row.present("text") is not None:
+        return Conversation if read_label(row.find("label")[1]) is None else BinaryFeedback
+    if row.has("text"):
         return Document
     if prompt is not None:
         return Conversation
@@ -48,24 +47,24 @@ def schema_name(value: Any, source: Source) -> str:
 
 
 def _preference_schema(row: Row) -> str:
-    chosen = row.present("chosen")
+    _, chosen = row.find("chosen")
     if chosen is None:
         return "scored list" if is_scored(row.get(COMPLETIONS)) else "ranked list"
     if isinstance(chosen, str) and turns_in_text(chosen, row.source) is None:
         return "preference (strings)"
-    return "ranked" if isinstance(chosen, Mapping) else "preference (messages)"
+    return "ranked" if isinstance(chosen, dict) else "preference (messages)"
 
 
 def _conversation_schema(row: Row) -> str:
     turns, source = None, row.source
     with suppress(RowError):
-        turns = conversation_of(row)
-    tools = row.present("tools")
+        turns = find_conversation(row)
+    _, tools = row.find("tools")
     tools = row.get(FUNCTIONS) if tools is None else tools
     if calls_tools(turns, source) or tools not in (None, "", "[]", []):
         return "tool calls"
     if turns is None:
-        prompt = row.present("prompt")
+        _, prompt = row.find("prompt")
         return "alpaca" if prompt is not None and prompt is row.get(INSTRUCTION) else "prompt/response"
     return "openai content parts" if has_content_parts(turns, source) else turn_schema(turns, source)
 

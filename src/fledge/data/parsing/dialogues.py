@@ -1,11 +1,11 @@
 """The turns, tools and answers in the columns of a row."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
-from fledge.data.parsing.columns import INSTRUCTION, Row, RowError
+from fledge.data.parsing.columns import INSTRUCTION, UNKNOWN, Row, RowError
 from fledge.data.parsing.messages import json_text, read_turns
 from fledge.data.parsing.turn_lists import (
     PYTHON,
@@ -48,20 +48,28 @@ def turns_of_row(row: Row) -> list[Message] | None:
 
 def conversation_of(row: Row) -> Any:
     """The list of turns, where the row has one: in a conversation column, or as its prompt."""
-    if row.conversation is None:
+    conversation = find_conversation(row)
+    if conversation is not None:
+        row.read.add(row.conversation_column)
+    return conversation
+
+
+def find_conversation(row: Row) -> Any:
+    """Like `conversation_of`, but its column does not count as read."""
+    if row.conversation is UNKNOWN:
         row.conversation = _find_conversation(row)
     return row.conversation
 
 
 def _find_conversation(row: Row) -> Any:
     if not row.is_named("prompt") or row.source.columns.get("messages"):
-        value = row.value("messages")
+        row.named("messages")
+        row.conversation_column, value = row.find("messages")
         if value is not None:
             return _as_turns(value, row)
-    prompt = row.present("prompt")
+    row.conversation_column, prompt = row.find("prompt")
     if isinstance(prompt, str):
-        turns = _in_text(prompt, "prompt", row)
-        return None if turns is None else turns
+        return _in_text(prompt, "prompt", row)
     return prompt if is_list_of_other_than_texts(prompt) or prompt == [] else None
 
 
@@ -77,13 +85,13 @@ def _as_turns(value: Any, row: Row) -> Any:
                 value = orjson.loads(text)
             except orjson.JSONDecodeError as error:
                 raise RowError("wrong type", f"the turns are text that is not JSON: {error}") from None
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return turns_of(value, row.source) or value
     if not isinstance(value, list) or not value:
         return value
     if all(isinstance(text, str) for text in value):
         return _alternating(value, row)
-    if all(isinstance(entry, Mapping) for entry in value) and not is_turns(value, row.source):
+    if all(isinstance(entry, dict) for entry in value) and not is_turns(value, row.source):
         return pairs_as_turns(value, row.source)
     return value
 
@@ -111,7 +119,7 @@ def _in_text(text: str, column: str, row: Row) -> list[Any] | None:
 def _query(row: Row) -> str:
     """The text to append to the prompt: alpaca's `input`, or the query column that the recipe names."""
     alpaca = row.source.columns.get("prompt", INSTRUCTION) == INSTRUCTION
-    if not row.is_named("query") and (not alpaca or _prompt_is_query(row)):
+    if not row.is_named("query") and not (alpaca and row.usual("query") and not _prompt_is_query(row)):
         return ""
     extra = row.text("query")
     return extra if extra and extra.strip() else ""
@@ -148,16 +156,16 @@ def tools_of_row(row: Row) -> str | None:
     value, functions = row.value("tools"), None
     if value is None and not row.is_named("tools"):
         turns = conversation_of(row)
-        first = turns[0] if isinstance(turns, list) and turns and isinstance(turns[0], Mapping) else {}
+        first = turns[0] if isinstance(turns, list) and turns and isinstance(turns[0], dict) else {}
         value, functions = first.get("tools"), row.get(FUNCTIONS) or first.get(FUNCTIONS)
         row.read.add(FUNCTIONS)
     value = functions if value is None else value
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     tools, text = json_text(value, "tools")
-    if isinstance(tools, Mapping):
+    if isinstance(tools, dict):
         tools, text = [tools], f"[{text}]"
-    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise RowError("wrong type", "the tools are not a list of objects")
     if value is functions:
         wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
@@ -203,7 +211,7 @@ def _open_instances(row: Row) -> None:
     if not isinstance(instances, list) or not instances or row.present("response") is not None:
         return
     first = instances[0]
-    if isinstance(first, Mapping) and "output" in first:
+    if isinstance(first, dict) and "output" in first:
         row.read.add(INSTANCES)
         row.add_columns({"input": first.get("input"), "output": first["output"]})
         if len(instances) > 1:

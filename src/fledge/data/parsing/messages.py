@@ -44,7 +44,7 @@ def calls_tools(value: Any, source: Source) -> bool:
     return any(
         turn.get("tool_calls") or turn.get("function_call") or _role_of(_first_value(turn, keys), source) in ("tool", "call")
         for turn in (value if isinstance(value, list) else ())
-        if isinstance(turn, Mapping)
+        if isinstance(turn, dict)
     )
 
 
@@ -52,12 +52,12 @@ def has_content_parts(value: Any, source: Source) -> bool:
     """Whether the content of any turn is a list of content parts."""
     keys = turn_keys(source, "content", CONTENT_KEYS)
     turns = value if isinstance(value, list) else ()
-    return any(isinstance(turn, Mapping) and isinstance(_first_value(turn, keys), list) for turn in turns)
+    return any(isinstance(turn, dict) and isinstance(_first_value(turn, keys), list) for turn in turns)
 
 
 def turn_schema(value: Any, source: Source) -> str:
     """The schema of a list of turns, from the keys of the first turn: `messages (role/content)`, `sharegpt (from/value)`, …"""
-    turn = value[0] if isinstance(value, list) and value and isinstance(value[0], Mapping) else {}
+    turn = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else {}
     role, content = (
         next((key for key in turn_keys(source, field, usual) if turn.get(key) is not None), usual[0])
         for field, usual in (("role", ROLE_KEYS), ("content", CONTENT_KEYS))
@@ -83,7 +83,7 @@ def json_text(value: Any, what: str) -> tuple[Any, str]:
 
 
 def _turn(turn: Any, number: int, row: Row) -> Message:
-    if not isinstance(turn, Mapping):
+    if not isinstance(turn, dict):
         raise RowError("wrong type", f"turn {number} is {type(turn).__name__}, not an object")
     role_keys, content_keys = (
         turn_keys(row.source, name, usual) for name, usual in (("role", ROLE_KEYS), ("content", CONTENT_KEYS))
@@ -126,7 +126,11 @@ def _notice_unknown_keys(
 
 
 def _first_value(turn: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    return next((turn[key] for key in keys if turn.get(key) is not None), None)
+    for key in keys:
+        value = turn.get(key)
+        if value is not None:
+            return value
+    return None
 
 
 def _role_of(name: Any, source: Source) -> str | None:
@@ -180,7 +184,7 @@ class _Parts:
         thoughts: list[str] = []
         calls: list[ToolCall] = []
         for part in parts:
-            if not isinstance(part, Mapping):
+            if not isinstance(part, dict):
                 raise RowError("wrong type", f"a content part of turn {number} is {type(part).__name__}, not an object")
             kind = part.get("type")
             if kind in TEXT_PARTS:
@@ -213,15 +217,15 @@ def _calls(value: Any, number: int, row: Row) -> tuple[ToolCall, ...]:
 
 
 def _call(call: Any, number: int, row: Row) -> ToolCall:
-    function = call.get("function", call) if isinstance(call, Mapping) else None
-    name = function.get("name") if isinstance(function, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(function, dict) or not isinstance(name, str) or not name:
         raise RowError("wrong type", f"a tool call of turn {number} has no name")
     for values in (call, function):
         _notice_unknown_keys(values, CALL_KEYS, (), "tool calls", number, row)
     raw_arguments = _first_value(function, ARGUMENT_KEYS)
     arguments, text = json_text("{}" if raw_arguments is None or raw_arguments == "" else raw_arguments, "tool calls")
-    if not isinstance(arguments, Mapping):
+    if not isinstance(arguments, dict):
         type_name = type(arguments).__name__
         raise RowError("wrong type", f"the arguments of '{name}' in turn {number} are {type_name}, not an object")
     return ToolCall(name, text, _optional_text(call, "id", number))

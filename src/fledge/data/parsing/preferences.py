@@ -1,6 +1,6 @@
 """The better and the worse answer in the columns of a row, and the prompt that they share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -75,7 +75,7 @@ def is_scored(value: Any) -> bool:
 
 def _scored(answer: Any) -> tuple[float, str] | None:
     """(score, text) of an answer in a list of scored answers; None for any other value."""
-    if not isinstance(answer, Mapping):
+    if not isinstance(answer, dict):
         return None
     text = next((answer[key] for key in TEXT_KEYS if isinstance(answer.get(key), str)), None)
     score = next((answer[key] for key in SCORE_KEYS if isinstance(answer.get(key), int | float)), None)

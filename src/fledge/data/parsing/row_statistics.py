@@ -2,15 +2,15 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import xxhash
 
+from fledge.data.parsing.columns import Row
 from fledge.data.parsing.detection import schema_name
 from fledge.data.parsing.items import Dialogue, Item
 from fledge.data.row_events import RowEvent
-from fledge.recipe.schema import Source
 
 MAX_OPENINGS = 2000  # the most frequent openings stored per shard
 MAX_EQUAL_ANSWERS = 5  # the most frequent answers stored per shard
@@ -57,15 +57,15 @@ class RowStatistics:
         self.equal: Counter[int] = Counter()  # number of answers by hash
         self.answers, self.identity = 0, 0
 
-    def add_row(self, value: Any, source: Source) -> None:
+    def add_row(self, row: Row) -> None:
         """Count one row as it was read."""
-        for column, content in value.items() if isinstance(value, Mapping) else ():
+        for column, content in row.items() if not row.whole else ():
             self.columns[column] += 1
             if content is None:
                 self.nulls[column] += 1
             elif content == "" or content == []:
                 self.empty[column] += 1
-        self.schemas[schema_name(value, source)] += 1
+        self.schemas[schema_name(row, row.source)] += 1
 
     def add_unread(self, columns: Iterable[str]) -> None:
         """Count the columns of one parsed row that nothing has read."""

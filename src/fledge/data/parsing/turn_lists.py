@@ -1,7 +1,6 @@
 """Lists of turns, wherever a file keeps them: as a value, as JSON text, inside an object, or as pairs."""
 
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -13,7 +12,7 @@ ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 CONVERSATION_KEYS = ("messages", "conversations", "conversation")
 PAIR_KEYS = ("input", "output")  # of xtuner's conversations
 PYTHON = "written as Python prints a value, not as JSON: write it with json.dumps"
-PYTHON_TURNS = re.compile(r"\s*\[?\s*\{\s*'[^']{1,40}'\s*:")
+PYTHON_TURNS = re.compile(r"\s*\[?\s*\{'[^']{1,40}'\s*:")
 TRANSCRIPT = re.compile(r"(?:\A\s*|\n\s*\n\s*)(Human|Assistant):")
 TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant"}
 
@@ -30,7 +29,7 @@ def is_turns(value: Any, source: Source) -> bool:
     return (
         isinstance(value, list)
         and bool(value)
-        and all(isinstance(turn, Mapping) for turn in value)
+        and all(isinstance(turn, dict) for turn in value)
         and any(key in value[0] for key in keys)
     )
 
@@ -61,7 +60,7 @@ def turns_of(value: Any, source: Source) -> list[Any] | None:
     """The turns of a list, of a single turn, or of an object that holds a list of turns; None for other values."""
     if is_turns(value, source):
         return value
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         if is_turns([value], source):
             return [value]
         return next((value[key] for key in CONVERSATION_KEYS if is_turns(value.get(key), source)), None)
@@ -70,13 +69,13 @@ def turns_of(value: Any, source: Source) -> list[Any] | None:
 
 def is_python_value(text: str) -> bool:
     """Whether a text is an object or a list of objects as Python prints them, which is not JSON."""
-    return PYTHON_TURNS.match(text[:200]) is not None
+    return "{'" in text[:200] and PYTHON_TURNS.match(text[:200]) is not None
 
 
 def pairs_as_turns(value: list[Any], source: Source) -> list[Any]:
     """A list of {input, output} as turns of user and assistant, `system` before them; other lists stay as they are."""
     role = turn_keys(source, "role", ROLE_KEYS)
-    if not all(isinstance(pair, Mapping) and PAIR_KEYS[1] in pair and not any(key in pair for key in role) for pair in value):
+    if not all(isinstance(pair, dict) and PAIR_KEYS[1] in pair and not any(key in pair for key in role) for pair in value):
         return value
     turns = []
     for pair in value:

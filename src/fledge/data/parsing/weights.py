@@ -59,7 +59,7 @@ def _product(values: Iterable[float]) -> float | None:
 
 def turn_weight(turn: Mapping[str, Any], role: str, number: int, row: Row) -> float | None:
     """The weight of a turn in the loss; None if nothing is said about it. Only answers may have one that is not 0."""
-    if not any(key in LOSS_KEYS for key in turn) and not row.source.turns.keys() & {"weight", "masked"}:
+    if LOSS_KEYS.isdisjoint(turn) and not row.source.turns:
         return None
     if detail := next((key for key in DETAIL_KEYS if turn.get(key)), None):
         raise RowError(INSIDE, f"turn {number} has {detail}; a turn is trained as a whole or not at all")
@@ -90,9 +90,7 @@ def _turn_factors(turn: Mapping[str, Any], number: int, row: Row) -> list[float]
 def _check_mask(value: Any, number: int, row: Row) -> None:
     """RowError unless `mask` must mean that a turn is hidden from the loss: it is true or false, or marks a question too."""
     turns = row.conversation if isinstance(row.conversation, list) else ()
-    questions = [
-        turn for turn in turns if isinstance(turn, Mapping) and turn.get("role", turn.get("from")) in ("user", "human")
-    ]
+    questions = [turn for turn in turns if isinstance(turn, dict) and turn.get("role", turn.get("from")) in ("user", "human")]
     marks = [read_switch(turn[MASK]) for turn in questions if turn.get(MASK) is not None]
     if any(marks) or (not marks and isinstance(value, bool)):
         row.event("'mask' is read as: true hides a turn from the loss", "turns: {weight: mask} says that it means trained")
@@ -106,7 +104,7 @@ def _check_mask(value: Any, number: int, row: Row) -> None:
 
 def part_weight(parts: Sequence[Any], number: int, row: Row) -> float | None:
     """The weight that the content parts of a turn have in common; None without any. RowError if their weights differ."""
-    weights = {_product(_turn_factors(part, number, row)) for part in parts if isinstance(part, Mapping)}
+    weights = {_product(_turn_factors(part, number, row)) for part in parts if isinstance(part, dict)}
     if len(weights) > 1:
         raise RowError(INSIDE, f"the parts of turn {number} have different weights; a turn is trained as a whole or not at all")
     return next(iter(weights), None)
@@ -134,7 +132,7 @@ def row_weights(row: Row, count: int) -> list[float] | None:
             continue
         row.read.add(name)
         weights = factors if weights is None else [a * b for a, b in zip(weights, factors, strict=True)]
-    if named is None:
+    if named is None and MASK in row:
         _read_mask(row)
     return weights
 
@@ -168,7 +166,7 @@ def _read_mask(row: Row) -> None:
 
 def apply_row_weights(turns: Sequence[Message], row: Row) -> list[Message]:
     """The turns with the weights that the row's columns give them."""
-    weights = row_weights(row, len(turns))
+    weights = row_weights(row, len(turns)) if row.usual("weight") or row.is_named("weight") or MASK in row else None
     if weights is None:
         return list(turns)
     return [_weighted(turn, weight) for turn, weight in zip(turns, weights, strict=True)]
