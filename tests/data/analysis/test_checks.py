@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer as Core
 from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from fledge.data.analysis.check_context import CheckContext
@@ -222,3 +223,33 @@ def test_answers_of_one_or_two_tokens_are_a_warning(tmp_path: Path, chatml: Toke
         "short answers", check_data("sft", jsonl(tmp_path / "a.jsonl", [row(f"{n}?", f"{n}") for n in range(9)]), chatml)
     )
     assert finding.severity == "warning" and finding.message.startswith("100% of the answers have fewer than 3 tokens")
+
+
+def test_control_tokens_in_texts_are_a_warning_with_the_option_that_parses_them(tmp_path: Path, chatml: Tokenizer) -> None:
+    file = jsonl(tmp_path / "a.jsonl", ({"text": f"<|im_start|>document number {n}<|im_end|>"} for n in range(9)))
+    finding = finding_of("control tokens", check_data("pretrain", file, chatml))
+    assert finding.severity == "warning" and finding.where == f"{file}:1" and "9 of 9 rows" in finding.message
+    assert finding.patch == {"stages.x.data.parse_special_tokens": True}
+    assert not check_data("pretrain", file, chatml, parse_special_tokens=True)
+
+
+def test_rendered_conversations_as_documents_get_a_hint_of_their_own(tmp_path: Path, chatml: Tokenizer) -> None:
+    texts = (f"<|im_start|>user\nquestion {n}<|im_end|>\n<|im_start|>assistant\nanswer {n}<|im_end|>" for n in range(9))
+    file = jsonl(tmp_path / "a.jsonl", ({"text": text} for text in texts))
+    assert "give their turns as messages" in finding_of("control tokens", check_data("pretrain", file, chatml)).hint
+
+
+def test_few_rows_with_control_tokens_of_other_tokenizers_are_no_finding(tmp_path: Path, chatml: Tokenizer) -> None:
+    plain = [{"text": f"This is document number {n}, and it says something."} for n in range(200)]
+    file = jsonl(tmp_path / "a.jsonl", [*plain, {"text": "<s>struck</s> out"}])
+    assert not check_data("pretrain", file, chatml)
+    finding = finding_of("control tokens", check_data("pretrain", jsonl(file, [*plain[:50], {"text": "<s>a b c</s>"}]), chatml))
+    assert "tokenizer.special_tokens" in finding.hint
+
+
+def test_a_tokenizer_that_changes_texts_is_a_warning(tmp_path: Path, chatml: Tokenizer) -> None:
+    core = Core.from_str(chatml.core.to_str())
+    core.normalizer = Lowercase()
+    tokenizer = Tokenizer(core, chatml.template, bos=chatml.bos, eos=chatml.eos, pad=chatml.pad_text)
+    finding = finding_of("round trip", check_data("sft", jsonl(tmp_path / "a.jsonl", rows(30)), tokenizer))
+    assert "the fox" in finding.message

@@ -29,6 +29,7 @@ CHECKS = (
     Check("validation", "training and validation share no row", row_checks.shared_with_validation),
     Check("vocabulary", "the model knows every token", token_checks.vocabulary),
     Check("unknown tokens", "unknown tokens are rare", token_checks.unknown_tokens),
+    Check("round trip", "the tokenizer gives texts back unchanged", token_checks.lossy_tokenizer),
     Check("control tokens", "no text holds control tokens", token_checks.control_tokens_in_texts),
     Check("equal answers", "answers differ", answer_checks.equal_answers),
     Check("duplicates", "exact duplicates are rare", row_checks.duplicate_rows),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from fledge.data.encoding.examples import Encoded
+from fledge.data.parsing.dialogues import RENDERED_TURN
 from fledge.data.parsing.items import Dialogue, Item
 from fledge.data.row_events import RowEvent
 from fledge.tokenizer import Tokenizer
@@ -23,7 +24,6 @@ SPELLED_OUT, PARSED, FOREIGN, RENDERED = (
     "a rendered conversation as a document",
 )
 """Reasons of the events "noticed"."""
-ROLE_BEHIND = re.compile(r"(?:<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>)(?:system|user|assistant|model)|\[/INST\]")
 MOST_SHOWN = 4  # control tokens in the detail of an event
 
 Events = tuple[RowEvent, ...]
@@ -55,7 +55,7 @@ class ControlTokenFinder:
         parsed = self._parsed or (self._template_parses and isinstance(item, Dialogue))
         kinds: tuple[tuple[str, set[str]], ...] = ((PARSED if parsed else SPELLED_OUT, self._own), (FOREIGN, self._foreign))
         events = [_event(reason, found, texts) for reason, texts in kinds if not texts.isdisjoint(found)]
-        if not isinstance(item, Dialogue) and any(ROLE_BEHIND.search(text) for text in item.texts()):
+        if not isinstance(item, Dialogue) and any(RENDERED_TURN.search(text) for text in item.texts()):
             events.append(RowEvent("noticed", RENDERED))
         return tuple(events)
 

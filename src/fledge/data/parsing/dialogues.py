@@ -1,5 +1,6 @@
 """The turns, tools and answers in the columns of a row."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,14 @@ from fledge.tokenizer.template import Message
 FUNCTIONS = "functions"  # OpenAI's older name of tools: the functions alone, without {"type": "function", …} around each
 INSTANCES = "instances"  # seed tasks': a list of {input, output} that follow one instruction
 ALTERNATING = ("user", "assistant")
+RENDERED_TURN = re.compile(
+    r"(?:<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>)(?:system|user|assistant|model)|\[/INST\]|<\|assistant\|>"
+)
+"""The beginning of a turn, or of an answer, as chat templates write it."""
+RENDERED_WAY_ON = (
+    "; its text is a conversation that a chat template has already written: give the turns as messages, or train every token "
+    "of it in a stage of kind pretrain with data.parse_special_tokens: true"
+)
 
 
 def turns_of_row(row: Row) -> list[Message] | None:
@@ -187,7 +196,7 @@ def dialogue_of_row(row: Row) -> list[Message]:
     turns = turns_of_row(row)
     if turns is None:
         what = f"no conversation, prompt or instruction; {row.description()}"
-        raise RowError("no known column", what + (row.naming_hint("prompt", "response") or _for_documents(row)))
+        raise RowError("no known column", what + (_for_documents(row) or row.naming_hint("prompt", "response")))
     if turns and turns[-1].role in ("user", "tool"):
         turns += _response(row)
     if turns and turns[-1].role == "user" and "chosen" in row and "rejected" in row:
@@ -201,7 +210,10 @@ def dialogue_of_row(row: Row) -> list[Message]:
 
 
 def _for_documents(row: Row) -> str:
-    text = row.present("text") if row.whole else None
+    text = row.present("text")
+    if isinstance(text, str) and RENDERED_TURN.search(text):
+        return RENDERED_WAY_ON
+    text = text if row.whole else None
     return "; a text without a question is for a stage of kind pretrain" if isinstance(text, str) else ""
 
 
