@@ -133,7 +133,7 @@ def test_rate_reaches_base_after_warmup_falls_to_the_end_and_stays_above_the_min
         return
     lrs = rates(steps, warmup=fraction, name=name, min_lr=low)
     assert lrs[max(warm - 1, 0)] == 1.0
-    assert lrs[-1] > low or low == 1.0
+    assert lrs[-1] > low or low > 0.999
     assert all(lrs[i] <= lrs[i + 1] for i in range(max(warm - 1, 0)))
     assert all(lrs[i] >= lrs[i + 1] - 1e-12 for i in range(max(warm - 1, 0), steps - 1))
     first = 1 / 25 if name == "onecycle" else 1 / max(warm, 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fledge.errors import FledgeError
 from fledge.model.hf_config import read_json_object
-from fledge.run.text_files import is_lfs_pointer
+from fledge.run.input_files import LFS_POINTER
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth", "model.pt")
@@ -49,8 +49,10 @@ def _check_file(file: Path) -> None:
     """FledgeError for a file that is missing, not readable, a Git LFS pointer, no safetensors file, or of another size than its
     header says."""
     try:
-        pointer, size = is_lfs_pointer(file), file.stat().st_size
+        size = file.stat().st_size
         with file.open("rb") as content:
+            pointer = content.read(len(LFS_POINTER)) == LFS_POINTER
+            content.seek(0)
             length = int.from_bytes(content.read(8), "little")
             text = content.read(length) if 0 < length <= min(MAX_HEADER, size) else b""
     except FileNotFoundError:

@@ -41,15 +41,6 @@ def give_usual_mode(file: Path) -> None:
     file.chmod(mode)
 
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-
-
-def is_lfs_pointer(file: Path) -> bool:
-    """Whether a file is the text that Git LFS leaves in place of a large file. Raises OSError if it cannot be read."""
-    with file.open("rb") as content:
-        return content.read(len(LFS_POINTER)) == LFS_POINTER
-
-
 def write_and_verify(path: Path, text: str) -> None:
     """Write one file of a folder that is renamed when it is complete, and read the file back.
 

@@ -79,8 +79,8 @@ class Trainer:
             every_steps = self.context.log.config.every_steps
             with self.console.progress("step", self.total_steps, self.state.step, every_steps) as progress:
                 self.start(progress)
-                self.context.on_start()
                 try:
+                    self.context.on_start()
                     self._train_loop()
                 finally:
                     self.close()
