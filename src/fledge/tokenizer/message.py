@@ -84,8 +84,8 @@ class TemplateError(FledgeError):
     `reason`: one of TEMPLATE_REASONS. The row is counted as dropped; the run continues.
     """
 
-    def __init__(self, what: str, reason: str = REFUSED) -> None:
-        super().__init__(what)
+    def __init__(self, what: str, reason: str = REFUSED, hint: str | None = None) -> None:
+        super().__init__(what, hint=hint)
         self.reason = reason
 
 

@@ -4,7 +4,10 @@ import json
 import resource
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -12,26 +15,39 @@ import pytest
 from pyarrow import ipc
 
 from fledge.data.reading.formats import ROW_LIMIT, TOO_LARGE
-from fledge.data.reading.records import files_of, ignored_files
+from fledge.data.reading.records import files_of, ignored_files, read, spans_of
 from fledge.errors import FledgeError
 from fledge.recipe.schema import Source
 from tests.support.data_files import ROWS, records, values
 
 LARGE = "a" * (15 << 20)
-BOMBS = {  # each of a few kilobytes
-    "one value in every row": (pa.table({"text": [LARGE] * 256}), {}),
-    "plain values": (pa.table({"text": [LARGE + str(number) for number in range(40)]}), {"use_dictionary": False}),
-    "one huge value": (pa.table({"text": ["a" * (600 << 20)]}), {}),
-    "one value many times in a row": (pa.table({"messages": [[{"content": LARGE}] * 40] * 8}), {}),
+
+
+def repeated(times: int) -> pa.DictionaryArray:
+    """One large value many times, which takes memory only where it is read."""
+    return pa.DictionaryArray.from_arrays(pa.array([0] * times, pa.int32()), pa.array([LARGE]))
+
+
+def turns_of(rows: int, turns: int) -> pa.ListArray:
+    """Rows of many turns that all have the same large content."""
+    contents = pa.StructArray.from_arrays([repeated(rows * turns)], names=["content"])
+    return pa.ListArray.from_arrays(pa.array(range(0, rows * turns + 1, turns), pa.int32()), contents)
+
+
+BOMBS: dict[str, tuple[Callable[[], pa.Table], dict[str, Any]]] = {  # each of a few kilobytes
+    "one value in every row": (lambda: pa.table({"text": repeated(256)}), {}),
+    "plain values": (lambda: pa.table({"text": [LARGE + str(number) for number in range(40)]}), {"use_dictionary": False}),
+    "one huge value": (lambda: pa.table({"text": ["a" * (600 << 20)]}), {}),
+    "one value many times in a row": (lambda: pa.table({"messages": turns_of(8, 40)}), {}),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_small_parquet_file_cannot_take_much_memory(tmp_path: Path, name: str) -> None:
-    table, options = BOMBS[name]
+    make_table, options = BOMBS[name]
     file = tmp_path / "a.parquet"
-    parquet.write_table(table, file, compression="zstd", **options)
+    parquet.write_table(make_table(), file, compression="zstd", store_schema=False, **options)  # as plain values
     assert file.stat().st_size < 200_000
     code = (
         "import sys; from tests.support.data_files import records; from pathlib import Path;"
@@ -46,6 +62,16 @@ def test_a_small_parquet_file_cannot_take_much_memory(tmp_path: Path, name: str)
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
     )
     assert int(done.stdout) == 0
+
+
+def test_values_of_a_dictionary_are_converted_a_few_rows_at_a_time(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"text": repeated(12)}), file)
+    source = Source(path=str(file))
+    tracemalloc.start()
+    assert all(record.value == {"text": LARGE} for record in read(spans_of([file], source, 1 << 30)[0], source))
+    assert tracemalloc.get_traced_memory()[1] < 8 * len(LARGE)
+    tracemalloc.stop()
 
 
 def test_a_large_row_of_a_table_is_dropped_and_its_neighbours_stay(tmp_path: Path) -> None:

@@ -109,9 +109,15 @@ def _batch_rows(group: "RowGroupMetaData") -> int:
     return BATCH_ROWS
 
 
+def _python_bytes(batch: "RecordBatch") -> int:
+    """The most bytes that the values of a batch can have; each row may hold all values of a dictionary."""
+    has_dictionary = any("dictionary<" in str(column.type) for column in batch.schema)
+    return batch.nbytes * batch.num_rows if has_dictionary else batch.nbytes
+
+
 def _records(batch: "RecordBatch", first: int) -> Iterator[Record]:
     """The rows of a batch; converted one by one if one is too large, or if Python cannot represent a value."""
-    large = batch.nbytes > ROW_LIMIT
+    large = _python_bytes(batch) > ROW_LIMIT
     if large and batch.num_rows == 1:
         yield Record(first, broken=TOO_LARGE, detail=f"{batch.nbytes >> 20:,} MiB")
         return
