@@ -22,6 +22,7 @@ from fledge.tokenizer.message import (
     TextSegment,
     to_json,
 )
+from fledge.tokenizer.segments import any_of
 from fledge.tokenizer.turn_shape import TurnShape, Writer, common_length, learn_shape
 
 THOUGHTS_LEFT_OUT = "the chat template leaves out thoughts"
@@ -47,7 +48,7 @@ class AnswerFinder:
 
     def __init__(self, write: Writer, specials: Sequence[str]) -> None:
         self.write = write
-        self._special = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or "(?!)")
+        self._special = any_of(specials)
 
     def rendering(self, messages: Sequence[Message], tools: list[Any] | None, needed: frozenset[int]) -> Rendering:
         """The conversation with the weight 1 on its answers. Only the `needed` ones must be found.
@@ -220,7 +221,7 @@ class _Search:
             if found < 0:
                 return None
             position = found + len(end)
-        if not message.tool_calls and self.text[content_end : position - len(end)].strip():
+        if not message.tool_calls and _visible(message) and self.text[content_end : position - len(end)].strip():
             return None
         return position
 

@@ -6,7 +6,6 @@ count steps and characters, not seconds, so that they do not depend on the machi
 
 import datetime
 import re
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import wraps
 from typing import Any
@@ -59,7 +58,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     def __init__(self, now: Callable[[], datetime.datetime]) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation])
-        self._used = threading.local()
+        self._steps, self._made, self._longest = 0, 0, MIN_CHARACTERS
         self.filters["tojson"] = _to_json
         self.filters = {name: self._limited(name, function) for name, function in self.filters.items()}
         self.filters |= {COUNTED: self._counted, JOINED: self._joined, WEIGHED: self._weighed}
@@ -75,8 +74,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     def start(self, characters: int) -> None:
         """Begin a rendering whose input has so many characters: its counters start at 0."""
-        self._used.steps = self._used.made = 0
-        self._used.longest = MIN_CHARACTERS + CHARACTERS_PER_INPUT * characters
+        self._steps = self._made = 0
+        self._longest = MIN_CHARACTERS + CHARACTERS_PER_INPUT * characters
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         template = super()._parse(source, name, filename)
@@ -121,6 +120,10 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Compute an operation whose result may be much larger than its operands."""
+        if operator == "+" and type(left) is str and type(right) is str:
+            if len(left) + len(right) > self._longest:
+                self._check_length(len(left) + len(right))
+            return left + right
         if operator == "*":
             self._check_product(left, right)
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
@@ -150,8 +153,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return limited
 
     def _step(self, count: int) -> None:
-        self._used.steps = getattr(self._used, "steps", 0) + count
-        if self._used.steps > MAX_STEPS:
+        self._steps += count
+        if self._steps > MAX_STEPS:
             raise LimitError(f"the chat template takes more than {MAX_STEPS:,} steps; it may loop for ever")
 
     def _counted(self, values: Any) -> Any:
@@ -171,9 +174,9 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     def _weighed(self, value: Any) -> Any:
         """The value, if all that it holds is short enough to be written; a list may hold one list many times."""
-        if isinstance(value, str) or not isinstance(value, list | tuple | dict):
+        if type(value) is str or not isinstance(value, (list, tuple, dict)):
             return value
-        waiting, size, longest = [value], 0, getattr(self._used, "longest", MIN_CHARACTERS)
+        waiting, size, longest = [value], 0, self._longest
         while waiting:
             entry = waiting.pop()
             size += len(entry) + 1 if isinstance(entry, Sized) else 1
@@ -191,9 +194,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return "".join(texts)
 
     def _check_length(self, length: int) -> None:
-        longest = getattr(self._used, "longest", MIN_CHARACTERS)
-        if length > longest:
-            raise LimitError(f"the chat template makes a text of more than {longest:,} characters")
+        if length > self._longest:
+            raise LimitError(f"the chat template makes a text of more than {self._longest:,} characters")
 
     def _check_bits(self, bits: int) -> None:
         if bits > MAX_BITS:
@@ -209,7 +211,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
-            if isinstance(value, int) and abs(value) > MAX_NUMBER and not isinstance(value, bool):
+            if isinstance(value, int) and abs(value) > MAX_NUMBER:
                 raise LimitError(f"the chat template passes {value:.3g} to a function; the limit is {MAX_NUMBER:,}")
 
     def _check_method(self, text: str, name: str, args: tuple[Any, ...]) -> None:
@@ -229,9 +231,9 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     def _checked(self, result: Any) -> Any:
         if isinstance(result, str):
             self._check_length(len(result))
-            self._used.made = getattr(self._used, "made", 0) + len(result)
-            if self._used.made > MADE_FACTOR * getattr(self._used, "longest", MIN_CHARACTERS):
-                raise LimitError(f"the chat template makes more than {self._used.made:,} characters of texts")
+            self._made += len(result)
+            if self._made > MADE_FACTOR * self._longest:
+                raise LimitError(f"the chat template makes more than {self._made:,} characters of texts")
         return result
 
 

@@ -84,8 +84,8 @@ class TemplateError(FledgeError):
     `reason`: one of TEMPLATE_REASONS. The row is counted as dropped; the run continues.
     """
 
-    def __init__(self, what: str, reason: str = REFUSED, hint: str | None = None) -> None:
-        super().__init__(what, hint=hint)
+    def __init__(self, what: str, reason: str = REFUSED, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(what, where=where, hint=hint)
         self.reason = reason
 
 

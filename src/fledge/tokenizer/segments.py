@@ -8,7 +8,7 @@ because a token cannot belong to a prompt and to its answer.
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from fledge.tokenizer.message import TextSegment
 
 TextEncoder = Callable[[Sequence[str]], EncodedTexts]
 Part = tuple[str, float, int]  # text, weight, turn
+CONTROL = 2  # the kind of a span that is a control token
 
 
 class Encoding(NamedTuple):
@@ -35,6 +36,17 @@ class Encoding(NamedTuple):
     seams: int = 0
 
 
+def any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that matches any of the texts, the longest that fits. What they begin with in common is searched for first."""
+    known = sorted(filter(None, texts), key=len, reverse=True)
+    begin = known[-1] if known else ""
+    while not all(text.startswith(begin) for text in known):
+        begin = begin[:-1]
+    return re.compile(
+        re.escape(begin) + f"(?:{'|'.join(re.escape(text[len(begin) :]) for text in known)})" if known else "(?!)"
+    )
+
+
 class SegmentEncoder:
     """Encodes rendered conversations with a tokenizer.
 
@@ -44,8 +56,8 @@ class SegmentEncoder:
 
     def __init__(self, core: Core, encode: TextEncoder, parses_literal: bool = False) -> None:
         tokens = {token.content: (number, token) for number, token in core.get_added_tokens_decoder().items() if token.special}
-        pattern = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
-        self._control = re.compile(pattern or "(?!)")
+        self._control = any_of(tokens)
+        self._shortest = min(map(len, tokens), default=0)
         self._order = {text: index for index, text in enumerate(tokens)}
         self._control_ids = np.array([number for number, _ in tokens.values()], np.int32)
         self._left = {text for text, (_, token) in tokens.items() if token.lstrip}
@@ -69,29 +81,32 @@ class SegmentEncoder:
 
     def _add(self, rendering: Sequence[TextSegment], spans: "_Spans") -> None:
         """Add one conversation: its control tokens, and the texts between them."""
-        order, left, right = self._order, self._left, self._right
+        order, left, right, append = self._order, self._left, self._right, spans.spans.append
+        strips, parses_literal, shortest = bool(left or right), self._parses_literal, self._shortest
         run: list[Part] = []
         after = ""  # the control token before the run
         for segment in rendering:
             text, weight, turn = segment.text, segment.weight, -1 if segment.turn is None else segment.turn
-            if segment.literal and not self._parses_literal:
+            if segment.literal and not parses_literal:
                 run.append((text, weight, turn))
                 continue
-            index = order.get(text)
-            matches = [(0, len(text), text)] if index is not None else [(*m.span(), m[0]) for m in self._control.finditer(text)]
+            if len(text) < shortest:
+                run.append((text, weight, turn))
+                continue
+            matches = [(0, len(text), text)] if text in order else [(*m.span(), m[0]) for m in self._control.finditer(text)]
             position = 0
             for start, stop, token in matches:
                 if start > position:
                     run.append((text[position:start], weight, turn))
                 if run:
-                    spans.add_run(_stripped(run, after in right, token in left) if left or right else run)
+                    spans.add_run(_stripped(run, after in right, token in left) if strips else run)
                     run = []
-                spans.add_control(order[token], weight, turn)
+                append((CONTROL, order[token], weight, turn))
                 position, after = stop, token
             if position < len(text):
                 run.append((text[position:], weight, turn))
         if run:
-            spans.add_run(_stripped(run, after in right, False) if right else run)
+            spans.add_run(_stripped(run, after in right, False) if strips else run)
 
 
 class _Spans:
@@ -100,45 +115,29 @@ class _Spans:
     def __init__(self, first_differs: bool) -> None:
         self.first_differs = first_differs
         self.texts: tuple[dict[str, int], dict[str, int]] = {}, {}  # inside, at the beginning of a row: each text's number
-        self.kinds: list[int] = []  # 0 or 1: of the texts above; 2: control token
-        self.numbers: list[int] = []
-        self.weights: list[float] = []
-        self.turns: list[int] = []
+        self.spans: list[tuple[int, int, float, int]] = []  # kind (0 or 1: of the texts above; CONTROL), number, weight, turn
         self.row_ends: list[int] = [0]
         self.joints: list[tuple[int, int, list[Part], list[int]]] = []  # first span, kind, parts, numbers of the prefixes
 
-    def add_control(self, index: int, weight: float, turn: int) -> None:
-        """Add a control token."""
-        self._span(2, index, weight, turn)
-
     def add_run(self, run: list[Part]) -> None:
         """Add the text between two control tokens, in parts of different weight or turn."""
-        kind = int(self.first_differs and len(self.kinds) == self.row_ends[-1])
+        kind = 1 if self.first_differs and len(self.spans) == self.row_ends[-1] else 0
+        numbers = self.texts[kind]
         parts = run if len(run) == 1 else _merged(run)
         if len(parts) == 1:
             text, weight, turn = parts[0]
-            self._span(kind, self._number(kind, text), weight, turn)
+            self.spans.append((kind, numbers.setdefault(text, len(numbers)), weight, turn))
         elif parts:
-            prefix, prefixes, first = "", [], len(self.kinds)
+            prefix, prefixes, first = "", [], len(self.spans)
             for text, weight, turn in parts:
                 prefix += text
-                prefixes.append(self._number(kind, prefix))
-                self._span(kind, 0, weight, turn)
+                prefixes.append(numbers.setdefault(prefix, len(numbers)))
+                self.spans.append((kind, 0, weight, turn))
             self.joints.append((first, kind, parts, prefixes))
 
     def end_row(self) -> None:
         """End a conversation."""
-        self.row_ends.append(len(self.kinds))
-
-    def _span(self, kind: int, number: int, weight: float, turn: int) -> None:
-        self.kinds.append(kind)
-        self.numbers.append(number)
-        self.weights.append(weight)
-        self.turns.append(turn)
-
-    def _number(self, kind: int, text: str) -> int:
-        numbers = self.texts[kind]
-        return numbers.setdefault(text, len(numbers))
+        self.row_ends.append(len(self.spans))
 
     def encodings(self, encode_first: TextEncoder, encode_inner: TextEncoder, controls: np.ndarray) -> list[Encoding]:
         """The encoding of each row."""
@@ -146,7 +145,9 @@ class _Spans:
         ids = np.concatenate((inner[0], first[0], controls))
         bases = (0, len(inner[0]), len(inner[0]) + len(first[0]))
         offsets = (inner[1], first[1] + bases[1], np.arange(len(controls) + 1) + bases[2])
-        kinds, numbers = np.array(self.kinds, np.int64), np.array(self.numbers, np.int64)
+        columns = list(zip(*self.spans, strict=True)) or [()] * 4
+        kinds, numbers = np.array(columns[0], np.int64), np.array(columns[1], np.int64)
+        weights, turns = np.array(columns[2], np.float32), np.array(columns[3], np.int32)
         starts, sizes = np.zeros(len(kinds), np.int64), np.zeros(len(kinds), np.int64)
         for kind, bounds in enumerate(offsets):
             chosen = np.flatnonzero(kinds == kind)
@@ -154,8 +155,7 @@ class _Spans:
         ids, seams = self._cut_joints(ids, offsets, starts, sizes, (encode_inner, encode_first))
         ends = np.concatenate(([0], np.cumsum(sizes)))
         tokens = ids[np.repeat(starts - ends[:-1], sizes) + np.arange(ends[-1])]
-        weights = np.repeat(np.array(self.weights, np.float32), sizes)
-        turns = np.repeat(np.array(self.turns, np.int32), sizes)
+        weights, turns = np.repeat(weights, sizes), np.repeat(turns, sizes)
         seams_of_rows = np.diff(np.searchsorted(np.array(seams, np.int64), self.row_ends)).tolist()
         bounds = pairwise(ends[self.row_ends].tolist())
         return [
@@ -172,17 +172,20 @@ class _Spans:
     ) -> tuple[np.ndarray, list[int]]:
         """Set start and size of the parts of texts that hold several: (ids with those of separate parts, spans with a seam)."""
         separate: list[tuple[int, int, list[Part]]] = []
+        content = memoryview(ids.tobytes())
+        size = ids.itemsize
         for first, kind, parts, prefixes in self.joints:
             bounds = offsets[kind]
             whole = int(bounds[prefixes[-1]])
             begin = 0
             for span, number in enumerate(prefixes, first):
                 start, stop = int(bounds[number]), int(bounds[number + 1])
-                if not np.array_equal(ids[whole : whole + stop - start], ids[start:stop]) or stop - start < begin:
+                length = stop - start
+                if content[size * whole : size * (whole + length)] != content[size * start : size * stop] or length < begin:
                     separate.append((first, kind, parts))
                     break
-                starts[span], sizes[span] = whole + begin, stop - start - begin
-                begin = stop - start
+                starts[span], sizes[span] = whole + begin, length - begin
+                begin = length
         extra = [ids]
         for first, kind, parts in separate:
             for span, (text, _, _) in enumerate(parts, first):

@@ -108,13 +108,13 @@ class ChatTemplate:
         """
         texts = self._marked_texts(messages, tools, generate=False)
         trained = texts[1::2]
-        if trained and not trained[-1].rstrip().endswith(self.specials):
-            raise TemplateError("the chat template ends the assistant's turn without a special token", UNENDED)
         turns: Sequence[int | None] = answers if len(answers) == len(trained) else [None] * len(trained)
         notes = left_out_notes(messages, "".join(texts))
         for turn, text in zip(turns, trained, strict=True):
             if turn is not None and turn in needed:
                 notes += check_answer(messages[turn], turn, text)
+        if trained and not trained[-1].rstrip().endswith(self.specials):
+            raise TemplateError("the chat template ends the assistant's turn without a special token", UNENDED)
         if answers and not self._marks_follow_prompt:
             prompt, text = self._jinja.text(messages[: answers[-1]], tools, True), "".join(texts)
             notes += [] if text.startswith(prompt) else [other_history(answers[-1], prompt, text)]

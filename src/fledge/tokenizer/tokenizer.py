@@ -13,7 +13,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Core
 
 from fledge.run.text_files import write_and_verify
-from fledge.tokenizer.fast_encoder import VerifiedFastEncoder
+from fledge.tokenizer.fast_encoder import EncodedTexts, VerifiedFastEncoder
 from fledge.tokenizer.message import Message, TextSegment
 from fledge.tokenizer.segments import Encoding, SegmentEncoder
 from fledge.tokenizer.template import ChatTemplate
@@ -124,7 +124,10 @@ class Tokenizer:
 
     @cached_property
     def _segment_encoder(self) -> SegmentEncoder:
-        return SegmentEncoder(self.core, lambda texts: self._fast_encoder.encode(texts, literal=True))
+        def encode(texts: Sequence[str]) -> EncodedTexts:
+            return self._fast_encoder.encode(texts, literal=True)
+
+        return SegmentEncoder(self.core, encode, parses_literal=self._literal is self.core)
 
     def encode_rendering(self, segments: Sequence[TextSegment]) -> tuple[list[int], list[float]]:
         """The tokens and weights of one rendered conversation."""
@@ -172,7 +175,8 @@ class Tokenizer:
     def parsing_special_tokens(self) -> "Tokenizer":
         """The same tokenizer for texts whose control tokens are meant as such: it makes single tokens of them everywhere."""
         parsing = copy(self)
-        parsing.__dict__.pop("_fast_encoder", None)
+        for encoder in ("_fast_encoder", "_segment_encoder"):
+            parsing.__dict__.pop(encoder, None)
         parsing._literal = self.core
         return parsing
 
