@@ -105,6 +105,8 @@ class Preparation:
         tokenizer = self._read_tokenizer(path, key)
         if tokenizer.added:
             self.log(f"note: the tokenizer in {path} gets new tokens: {', '.join(tokenizer.added)}")
+        if problem := tokenizer.round_trip_problem():
+            self.log(f"warning: {problem}")
         return tokenizer
 
     def _read_tokenizer(self, path: Path, key: str = "") -> Tokenizer:

@@ -217,14 +217,12 @@ class StageRunner:
             model.init_weights(self.recipe.seed)
             return model
         model = self._load(self.init_directory)
-        if model.vocab_size < self.tokenizer.vocab_size:
-            model.grow_vocabulary(self.tokenizer.vocab_size)
         for note in model.notes:
             self.console.log(f"note: {note}")
         return model
 
     def _load(self, folder: Path) -> LanguageModel:
-        return load_model(folder, self.recipe.model.implementation)
+        return load_model(folder, self.recipe.model.implementation, min_vocab_size=self.tokenizer.vocab_size)
 
     def _load_own(self, folder: Path) -> LanguageModel:
         """A model that this stage has saved."""

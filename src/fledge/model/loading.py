@@ -73,12 +73,18 @@ def choose_implementation(folder: Path, requested: str = "auto", log: Log = _sil
     return "native"
 
 
-def load_model(folder: str | Path, implementation: str = "auto", log: Log = _silent, finite: bool = True) -> LanguageModel:
+def load_model(
+    folder: str | Path, implementation: str = "auto", log: Log = _silent, finite: bool = True, min_vocab_size: int = 0
+) -> LanguageModel:
     """Load a model directory with float32 parameters on the CPU. Raises FledgeError if it cannot be loaded.
 
-    `finite`: refuse values that are not finite. The guards of a run decide about those of its own checkpoints."""
+    `finite`: refuse values that are not finite. The guards of a run decide about those of its own checkpoints.
+    `min_vocab_size`: tokens that it must have rows for; a smaller vocabulary grows."""
     folder = Path(folder)
-    return IMPLEMENTATIONS[choose_implementation(folder, implementation, log)].load(folder, finite)
+    model = IMPLEMENTATIONS[choose_implementation(folder, implementation, log)].load(folder, finite)
+    if model.vocab_size < min_vocab_size:
+        model.grow_vocabulary(min_vocab_size)
+    return model
 
 
 def describe_model(folder: Path, implementation: str = "auto", log: Log = _silent) -> ModelDescription:

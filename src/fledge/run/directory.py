@@ -7,6 +7,7 @@ from typing import Any
 
 from fledge.errors import FledgeError
 from fledge.run.events import read_events
+from fledge.run.input_files import hub_name_error
 from fledge.run.text_files import read_json
 
 READABLE_HINT = "make it readable again (permissions, a mounted disk), then run the same command again; nothing is lost"
@@ -148,7 +149,8 @@ def resolve_model_path(location: str) -> Path:
     """
     path = Path(location)
     if not path.exists():
-        raise FledgeError("there is no such run or model", where=location, hint="`ls runs` shows the runs")
+        missing = FledgeError("there is no such run or model", where=location, hint="`ls runs` shows the runs")
+        raise hub_name_error(path) or missing
     if (path / "config.json").exists():
         return path
     if (path / "model" / "config.json").exists():

@@ -1,10 +1,12 @@
 """Checks of a file that a user names, before its content is read."""
 
+import re
 from pathlib import Path
 
 from fledge.errors import FledgeError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/name
 
 
 def check_input_file(file: Path, where: str | None = None) -> None:
@@ -27,3 +29,16 @@ def check_input_file(file: Path, where: str | None = None) -> None:
             where=place,
             hint="run `git lfs pull` in the repository that it came from, or download the file",
         )
+
+
+def hub_name_error(path: Path, where: str | None = None) -> FledgeError | None:
+    """The error for a path that does not exist and looks like the name of a model on the Hugging Face hub; None for others.
+
+    `where`: the recipe key that names the path; None: the path itself."""
+    if path.exists() or path.parent.exists() or not HUB_NAME.fullmatch(str(path)):
+        return None
+    return FledgeError(
+        f"there is no such folder; '{path}' looks like a name on the Hugging Face hub, and models are not downloaded",
+        where=where or str(path),
+        hint=f"download it first: `hf download {path} --local-dir {path.name}`, and then write {path.name}",
+    )

@@ -1,7 +1,6 @@
 """The files of a tokenizer: which one a path means, what other formats there are, and reading them safely."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,10 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Core
 
 from fledge.errors import FledgeError, first_line
+from fledge.run.input_files import check_input_file, hub_name_error
 
 MAX_BYTES = {"tokenizer.json": 2**30}  # of a tokenizer's other files: MAX_OTHER_BYTES
 MAX_OTHER_BYTES = 2**26
-LFS_POINTER = b"version https://git-lfs"
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 BYTE_LEVEL_BPE = ("vocab.json", "merges.txt")
 GPT2_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast")
 IDS_PER_TOKEN, SPARE_IDS = 16, 100_000  # ids may have gaps, but not so many that tables of all ids would be absurd
@@ -23,19 +21,14 @@ PROBE = "The 7 quick foxes: (x != y)? 好 \U0001f600"
 def read_bytes(path: Path) -> bytes:
     """The content of one file of a tokenizer. Raises FledgeError if it is not a regular file of a sensible size, if it may not
     be read, or if it is a Git LFS pointer."""
+    check_input_file(path)
     try:
-        if path.exists() and not path.is_file():
-            raise FledgeError("this is not a regular file", where=str(path))
         size, limit = path.stat().st_size, MAX_BYTES.get(path.name, MAX_OTHER_BYTES)
         if size > limit:
             raise FledgeError(f"{size:,} bytes are too many for this file: at most {limit:,} are read", where=str(path))
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise FledgeError(f"cannot be read: {error.strerror or first_line(error)}", where=str(path)) from None
-    if content.startswith(LFS_POINTER):
-        raise FledgeError("this is a Git LFS pointer, not the file itself", where=str(path),
-                          hint="fetch the file with `git lfs pull` in its repository")  # fmt: skip
-    return content
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -92,7 +85,7 @@ def _problem(error: BaseException) -> str:
 
 
 def _check_core(core: Core, file: Path) -> None:
-    """Raise FledgeError for ids that leave large gaps, and for a tokenizer that cannot encode every text."""
+    """Raise FledgeError for ids that occur twice or leave large gaps, and for a tokenizer that cannot encode every text."""
     ids = core.get_vocab(with_added_tokens=True)
     largest = max(ids, key=ids.__getitem__, default=None)
     if largest is None:
@@ -100,6 +93,8 @@ def _check_core(core: Core, file: Path) -> None:
     if ids[largest] > IDS_PER_TOKEN * len(ids) + SPARE_IDS:
         what = f"the token {largest[:40]!r} has the id {ids[largest]:,}, although there are only {len(ids):,} tokens"
         raise FledgeError(what, where=str(file))
+    if len(set(ids.values())) < len(ids):
+        raise FledgeError("several tokens have the same id", where=str(file))
     try:
         core.encode(PROBE)
     except BaseException as error:
@@ -157,13 +152,7 @@ def _not_a_tokenizer(path: Path, key: str) -> FledgeError:
     """The error for a path without a tokenizer: what is there instead, and the way on."""
     name, check = str(path), f"check {key}" if key else "check the path"
     if not path.exists():
-        if HUB_NAME.fullmatch(name) and not path.parent.exists():
-            return FledgeError(
-                f"there is no such folder; '{name}' looks like a name on the Hugging Face hub, and nothing is downloaded here",
-                where=key or name,
-                hint=f"download it first: `hf download {name} --local-dir {path.name}`, and then write {path.name}",
-            )
-        return FledgeError("there is no such file or folder", where=name, hint=check)
+        return hub_name_error(path, key or None) or FledgeError("there is no such file or folder", where=name, hint=check)
     found: dict[str, str] = {
         "tokenizer.model": "a SentencePiece model (tokenizer.model)",
         "spiece.model": "a SentencePiece model (spiece.model)",

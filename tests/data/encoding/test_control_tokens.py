@@ -1,12 +1,15 @@
 """Control tokens that texts contain are counted, spelled out by default, and parsed on request."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fledge.data import StageDataset
-from fledge.data.encoding.control_tokens import FOREIGN, PARSED, RENDERED, SPELLED_OUT
+from fledge.data.encoding.control_tokens import FOREIGN, PARSED, RENDERED, SPELLED_OUT, _trie_pattern
 from fledge.tokenizer import Tokenizer
 from tests.support.sources import jsonl, prepare, row
 from tests.support.templates import with_template
@@ -16,6 +19,12 @@ JINJA = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+@given(st.sets(st.text("ab<|>", min_size=1, max_size=4), min_size=1), st.text("ab<|>"))
+def test_the_pattern_finds_the_longest_of_the_texts(texts: set[str], text: str) -> None:
+    plain = "|".join(re.escape(token) for token in sorted(texts, key=len, reverse=True))
+    assert re.findall(_trie_pattern(texts), text) == re.findall(plain, text)
 
 
 def documents(tmp_path: Path, *texts: str) -> Path:

@@ -16,7 +16,6 @@ RENDERED_HINT = (
     "these are conversations that were rendered as texts: give their turns as messages to an sft stage, which trains only the "
     "answers; or set data.parse_special_tokens to true to train every token"
 )
-ROUND_TRIP = "The Fox, it's 12:30!\n\tElle a dit : déjà  vu."
 CONTROL_TOKENS = {  # reason of the notice -> message, hint, and the share of rows above which it is a finding
     control_tokens.SPELLED_OUT: ("hold control tokens, which are spelled out as text", OWN_HINT, 0.0),
     control_tokens.FOREIGN: ("hold control tokens of another tokenizer, which this one spells out", FOREIGN_HINT, 0.01),
@@ -109,12 +108,11 @@ def control_tokens_in_texts(stage: CheckContext) -> Iterator[Finding]:
 
 def lossy_tokenizer(stage: CheckContext) -> Iterator[Finding]:
     """The tokenizer does not give a text back as it was, as those of encoders such as BERT."""
-    tokenizer = stage.tokenizer
-    back = tokenizer.decode(tokenizer.encode(ROUND_TRIP))
-    if back.strip() != ROUND_TRIP:
+    problem = stage.tokenizer.round_trip_problem()
+    if problem:
         yield Finding(
             check="round trip",
             severity="warning",
-            message=f"the tokenizer changes texts: {ROUND_TRIP!r} comes back as {back!r}",
+            message=problem,
             hint="a model can only write what its tokenizer can: use one of a generative model, or train one",
         )
