@@ -185,7 +185,7 @@ class Pipeline:
             return
         if history.has_begun():
             history.check_changes(self.allow, resume)
-        elif differences(history.before, self.recipe) or self.preparation.data_differs():
+        elif differences(history.before, self.recipe) or self.preparation.inputs_differ(self.directory.tokenizer):
             self.console.log(f"note: the run in {self.directory.root} has not begun to train: it is prepared anew")
             history.remove_preparation([*history.before.stages, *self.recipe.stages])
             self.preparation.resuming = False

@@ -94,6 +94,9 @@ class Preparation:
         """
         if folder is not None and (folder / "tokenizer_config.json").exists():
             return self._read_tokenizer(folder)
+        if self.resuming and (model := self._saved_model()) is not None:
+            self.log(f"note: the run's tokenizer is missing; the one in {model} is taken")
+            return self._read_tokenizer(model)
         if self.recipe.built_dataset is not None:
             return self._built_tokenizer(Path(self.recipe.built_dataset))
         first, path = next(iter(self.recipe.stages)), first_initial_weights(self.recipe).directory
@@ -157,8 +160,22 @@ class Preparation:
         self.run.stage(name).forget_preparation()
         return False
 
-    def data_differs(self) -> bool:
-        """Whether files of any stage changed since its data was built."""
+    def _saved_model(self) -> Path | None:
+        """A model directory with a tokenizer that the run has saved; None if it has saved none."""
+        stages = () if self.run is None else (self.run.stage(name) for name in self.recipe.stages)
+        models = (stage.newest_model() for stage in stages)
+        return next((model for model in models if model is not None and (model / "tokenizer.json").exists()), None)
+
+    def inputs_differ(self, tokenizer_folder: Path) -> bool:
+        """Whether the data of any stage, or the tokenizer that the recipe names, changed since the run was prepared."""
+        given = self.load_tokenizer()
+        saved = (tokenizer_folder / "tokenizer_config.json").exists()
+        if (
+            given is not None
+            and saved
+            and load_tokenizer(tokenizer_folder, self.recipe.tokenizer.template).fingerprint() != (given.fingerprint())
+        ):
+            return True
         directories = {name: self.build_directory(name) for name in self.recipe.stages}
         built = [folder for folder in directories.values() if folder is not None and is_complete(folder)]
         return any(BuildPlan.read(folder / PLAN_FILE).changed_files()[0] for folder in built)

@@ -110,7 +110,8 @@ class RunHistory:
                 where=f"stages.{self.extended}.duration",
                 hint=f"write more than {done:,} steps, or leave the duration as it was; nothing was changed",
             )
-        self.console.log(f"{self.extended}: trains on from step {done:,} to step {steps:,}", style="yellow")
+        line = f"{self.extended}: trains on from step {done:,} to step {steps:,}, with the schedule of the whole new length"
+        self.console.log(line, style="yellow")
 
     # -- what is recorded ---------------------------------------------------------------------------------------------
 

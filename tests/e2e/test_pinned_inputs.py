@@ -174,6 +174,20 @@ def _vocabulary(run: Path) -> int:
     return load_tokenizer(run / "tokenizer").vocab_size
 
 
+def test_a_run_whose_tokenizer_was_deleted_takes_it_from_its_own_checkpoint(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(one_stage("pretrain", world, tmp_path))
+    run_until_killed(recipe, 6, monkeypatch)
+    run = tmp_path / "tiny"
+    before = load_tokenizer(run / "tokenizer").fingerprint()
+    shutil.rmtree(run / "tokenizer")
+    console = Lines()
+    Pipeline(recipe, console).run()
+    assert load_tokenizer(run / "tokenizer").fingerprint() == before
+    assert console.holds("the run's tokenizer is missing") and console.holds("resuming from step 4")
+
+
 # -- a changed recipe -------------------------------------------------------------------------------------------------------
 
 DURATION = "stages.pretrain.duration"
