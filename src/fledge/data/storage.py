@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from fledge.errors import FledgeError
+from fledge.run.input_files import check_input_file
 
 MAX_UINT16_VOCABULARY = 2**16
 
@@ -123,7 +124,9 @@ def load_arrays(file: Path) -> dict[str, np.ndarray]:
     """Load the arrays of a .safetensors file. Raises FledgeError if it is missing or damaged."""
     try:
         return load_file(file)
-    except FileNotFoundError:
+    except FileNotFoundError:  # safetensors raises it for a file that may not be read, too
+        if file.exists():
+            check_input_file(file)
         raise FledgeError("this file is missing", where=str(file), hint="build the data again") from None
     except SafetensorError as error:
         raise FledgeError(f"damaged: {error}", where=str(file), hint="build the data again") from None

@@ -170,6 +170,15 @@ def test_unfilled_placeholders_are_a_warning(tmp_path: Path, chatml: Tokenizer) 
     assert finding.severity == "warning" and "{{name}}" in finding.message and finding.where == f"{file}:4"
 
 
+def test_keys_of_turns_that_nothing_reads_are_found(tmp_path: Path, chatml: Tokenizer) -> None:
+    turns = [{"role": "user", "content": "q", "learn": 1}, {"role": "assistant", "content": "a", "loss": True}]
+    file = jsonl(tmp_path / "a.jsonl", [{"messages": turns, "id": 1}, {"messages": turns[:1], "response": "b"}])
+    finding = finding_of("unread keys", check_data("sft", file, chatml))
+    assert finding.severity == "warning"
+    assert finding.message == "key 'learn' of turns is not read, in 2 of 2 rows (100.0%) (turn 1: learn: 1)"
+    assert finding.where == f"{file}:1"
+
+
 def test_a_source_that_outweighs_the_others_is_a_warning(tmp_path: Path, chatml: Tokenizer) -> None:
     large = jsonl(tmp_path / "large.jsonl", rows(40, "{} is the answer to it, my friend."))
     small = jsonl(tmp_path / "small.jsonl", rows(3, "It is {}, to be sure."))

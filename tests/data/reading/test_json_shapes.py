@@ -99,6 +99,21 @@ def test_a_large_array_in_a_jsonl_file_is_not_split_at_its_lines(tmp_path: Path)
     assert values(file, target=1 << 16) == rows
 
 
+def test_a_first_line_of_more_than_a_mib_is_a_row_or_an_array_of_rows(tmp_path: Path) -> None:
+    long = "x" * (2 << 20)
+    for name, rows in (
+        ("object", [{"text": long}, {"text": "y"}]),
+        ("conversation", [[{"role": "user", "content": "q"}, {"role": "assistant", "content": long}], TURNS]),
+    ):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("\n".join(map(dumps, rows)), encoding="utf-8")
+        assert values(file) == rows
+    rows = [{"text": str(number) + "x" * 999} for number in range(3000)]
+    for ending in ("json", "jsonl"):
+        (tmp_path / f"array.{ending}").write_text(dumps(rows), encoding="utf-8")
+        assert values(tmp_path / f"array.{ending}") == rows
+
+
 @pytest.mark.parametrize("row", ["{'instruction': '问', 'output': '答'}", "['a', 'b']", '{"text": None}', "{'a': 1}"])
 def test_a_row_that_python_printed_is_called_so(tmp_path: Path, row: str) -> None:
     (tmp_path / "a.jsonl").write_text(f"{row}\n{row}\n", encoding="utf-8")

@@ -34,6 +34,7 @@ CHECKS = (
     Check("equal answers", "answers differ", answer_checks.equal_answers),
     Check("duplicates", "exact duplicates are rare", row_checks.duplicate_rows),
     Check("placeholders", "no placeholder is left", row_checks.unfilled_placeholders),
+    Check("unread keys", "every key of turns is read", row_checks.unread_keys),
     Check("mixture", "no source outweighs the others", row_checks.outweighing_sources),
     Check("identity", "few answers speak of identity", answer_checks.identity_answers),
     Check("cut answers", "few answers are cut", answer_checks.cut_answers),

@@ -7,6 +7,7 @@ import numpy as np
 from fledge.data.analysis.check_context import CheckContext, count_of_rows, first_event, source_finding
 from fledge.data.build.directory import TRAIN, VALIDATION
 from fledge.data.build.shard_items import ShardItems
+from fledge.data.parsing.columns import NOT_READ
 from fledge.findings import Finding
 
 DROPPED = 0.1  # share of a source's rows, besides duplicates, where the recipe sets no limit
@@ -100,6 +101,22 @@ def unfilled_placeholders(stage: CheckContext) -> Iterator[Finding]:
                 where=location,
                 hint="fill them in before training",
             )
+
+
+def unread_keys(stage: CheckContext) -> Iterator[Finding]:
+    """Turns, parts or tool calls have keys that nothing reads, or rows a column that may be a weight but is not read as one."""
+    for source in stage.training_sources:
+        for reason, count in source.report.noticed.items():
+            if NOT_READ in reason:
+                location, detail = first_event(source.report, reason)
+                yield source_finding(
+                    check="unread keys",
+                    severity="warning",
+                    message=f"{reason}, in {count_of_rows(count, source.statistics.rows)} ({detail})",
+                    source=source.name,
+                    where=location,
+                    hint="docs/data.md lists the keys that say what is trained; `turns` of the source names others",
+                )
 
 
 def outweighing_sources(stage: CheckContext) -> Iterator[Finding]:

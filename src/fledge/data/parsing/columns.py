@@ -29,6 +29,7 @@ USUAL: Mapping[str, tuple[str, ...]] = {  # role -> usual names of its column, t
 LISTED_COLUMNS = 12  # in a message about a row
 MAX_NAME = 40
 PLAIN = ("id", "idx", "index", "source", "url", "category", "lang", "language", "date", "model", "split", "type")
+NOT_READ = "is not read"  # in the reason of each event about a key or column that may say what is trained
 UNKNOWN = object()
 EMPTY: tuple[Any, ...] = ("", [], {})
 Layout = Mapping[str, tuple[str, ...]]
@@ -212,7 +213,7 @@ class Row(dict[str, Any]):
             return ""
         columns = ", ".join(f"{role}: {_quoted(name)}" for role, name in zip(roles, names, strict=False))
         path = f"path: {_quoted(self.source.path)}, " if self.source.path else ""
-        return f"; name them, such as {{{path}columns: {{{columns}}}}}"
+        return f"; name them, such as train: {{{path}columns: {{{columns}}}}}"
 
 
 def _quoted(name: str) -> str:

@@ -317,9 +317,10 @@ def _pack(turns: Sequence[Message]) -> list[tuple]:
 
 
 def _pack_turn(turn: Message) -> tuple:
-    more = {name: value for name in OPTIONAL_FIELDS if (value := getattr(turn, name)) is not None}
-    if not (turn.tool_calls or more or turn.weight is not None):
+    is_plain = turn.reasoning is None and turn.name is None and turn.tool_call_id is None
+    if is_plain and not turn.tool_calls and turn.weight is None:
         return turn.role, turn.content
+    more = {name: value for name in OPTIONAL_FIELDS if (value := getattr(turn, name)) is not None}
     calls = [(call.name, call.arguments, *([] if call.id is None else [call.id])) for call in turn.tool_calls]
     return (turn.role, turn.content, calls, turn.weight, *([more] if more else []))
 

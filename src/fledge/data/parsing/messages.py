@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fledge.data.parsing.columns import MAX_NAME, Row, RowError
+from fledge.data.parsing.columns import MAX_NAME, NOT_READ, Row, RowError
 from fledge.data.parsing.turn_lists import CONTENT_KEYS, PYTHON, ROLE_KEYS, is_python_value, turn_keys
 from fledge.data.parsing.weights import LOSS_KEYS, part_weight, turn_weight
 from fledge.recipe.schema import Source
@@ -85,14 +85,12 @@ def json_text(value: Any, what: str) -> tuple[Any, str]:
 def _turn(turn: Any, number: int, row: Row) -> Message:
     if not isinstance(turn, dict):
         raise RowError("wrong type", f"turn {number} is {type(turn).__name__}, not an object")
-    role_keys, content_keys = (
-        turn_keys(row.source, name, usual) for name, usual in (("role", ROLE_KEYS), ("content", CONTENT_KEYS))
-    )
+    role_keys, content_keys = turn_keys(row.source, "role", ROLE_KEYS), turn_keys(row.source, "content", CONTENT_KEYS)
     named, content = _first_value(turn, role_keys), _first_value(turn, content_keys)
     role = _role_of(named, row.source)
     parts = _Parts.of(content, number, row) if isinstance(content, list) else _Parts(_text(content, role, number, row))
-    reasoning = _reasoning(turn, number) or parts.reasoning
-    calls = (*parts.calls, *_calls(turn.get("tool_calls") or turn.get("function_call"), number, row))
+    reasoning = (_reasoning(turn, number) or parts.reasoning) if len(turn) > 2 or parts.text is None else parts.reasoning
+    calls = parts.calls + _calls(turn.get("tool_calls") or turn.get("function_call"), number, row)
     if parts.text is None and not calls and not reasoning:
         raise RowError("wrong type", f"turn {number} has no {' or '.join(content_keys)}; it has {', '.join(map(str, turn))}")
     if named is None:
@@ -108,7 +106,7 @@ def _turn(turn: Any, number: int, row: Row) -> Message:
         raise RowError("wrong type", f"turn {number} is {role} and has tool calls")
     if reasoning and role != "assistant":
         raise RowError("wrong type", f"turn {number} is {role} and has reasoning")
-    name, call_id = (_optional_text(turn, key, number) for key in ("name", "tool_call_id"))
+    name, call_id = _optional_text(turn, "name", number), _optional_text(turn, "tool_call_id", number)
     weight = turn_weight(turn, role, number, row)
     if parts.weight is not None and role == "assistant":
         weight = parts.weight if weight is None else weight * parts.weight
@@ -122,7 +120,7 @@ def _notice_unknown_keys(
     read = {next((key for key in keys if values.get(key) is not None), "") for keys in used}
     for key, value in values.items():
         if key not in known and key not in read and value is not None and value not in ("", [], {}):
-            row.event(f"key '{str(key)[:MAX_NAME]}' of {what} is not read", f"turn {number}: {key}: {str(value)[:80]}")
+            row.event(f"key '{str(key)[:MAX_NAME]}' of {what} {NOT_READ}", f"turn {number}: {key}: {str(value)[:80]}")
 
 
 def _first_value(turn: Mapping[str, Any], keys: Sequence[str]) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fledge.data.parsing.columns import Row, RowError
+from fledge.data.parsing.columns import NOT_READ, Row, RowError
 from fledge.tokenizer.template import Message
 
 MIN_WEIGHT, MAX_WEIGHT = 1e-6, 1e6
@@ -127,7 +127,7 @@ def row_weights(row: Row, count: int) -> list[float] | None:
         factors = _row_factors(value, name, count, by_recipe=named is not None)
         if factors is None:
             row.event(
-                f"column '{name}' is not read as a weight", f"{name}: {str(value)[:40]}; columns: {{weight: {name}}} reads it"
+                f"column '{name}' {NOT_READ} as a weight", f"{name}: {str(value)[:40]}; columns: {{weight: {name}}} reads it"
             )
             continue
         row.read.add(name)

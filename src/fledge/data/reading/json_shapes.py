@@ -18,6 +18,7 @@ NOT_AN_ARRAY = "expected a JSON array of rows"
 JSON_LINES = (".jsonl", ".ndjson")
 ROLE_KEYS = ("role", "from")  # of a turn, where the recipe names no other key
 CONVERSATIONS = ("messages", "conversations", "conversation")
+FIRST_ELEMENT = 1 << 16  # bytes in which a turn is looked for
 HINT_START = "a JSON file begins with [ or {; a file of plain text ends in .txt"
 
 
@@ -29,6 +30,9 @@ def shape_of(file: Path, encoding: str, extension: str, role_key: str | None = N
     text, of_lines = head.lstrip(), extension in JSON_LINES
     if not text:
         return "lines" if of_lines else "array"
+    keys = ROLE_KEYS if role_key is None else (role_key,)
+    if not of_lines and text.startswith(b"[") and not _begins_with_turn(text, keys):
+        return "array"
     lines = _first_lines(text, complete, 2)
     parsed = [value for value in (_parsed(line) for line in lines) if value is not None]
     if text[:1] not in (b"[", b"{"):
@@ -36,10 +40,17 @@ def shape_of(file: Path, encoding: str, extension: str, role_key: str | None = N
             return "lines"
         where = f"{file}:{head[: len(head) - len(text)].count(10) + 1}"
         raise FledgeError(f"{NOT_AN_ARRAY}; the file begins with {text[:1]!r}", where=where, hint=HINT_START)
-    keys = ROLE_KEYS if role_key is None else (role_key,)
     if len(lines) == 2 and _are_lines(lines, parsed, of_lines, keys):
         return "lines"
-    return _shape_of_jsonl(text, lines[0], complete, keys) if of_lines else _shape_of_json(text, complete, keys)
+    return (
+        _shape_of_jsonl(text, lines[0] if lines else b"", complete, keys) if of_lines else _shape_of_json(text, complete, keys)
+    )
+
+
+def _begins_with_turn(text: bytes, role_keys: tuple[str, ...]) -> bool:
+    """Whether the first element of an array is a turn, so that the array may be a conversation."""
+    element = first_value(text[1:], FIRST_ELEMENT)
+    return element is not None and is_turns([_parsed(element[0])], role_keys)
 
 
 def _head(file: Path, encoding: str) -> tuple[bytes, bool]:
@@ -85,7 +96,8 @@ def _shape_of_jsonl(text: bytes, line: bytes, complete: bool, role_keys: tuple[s
     if found is not None and _parsed(found[0]) is not None:
         return "values" if text.startswith(b"{") else _shape_of_json(text, complete, role_keys)
     element = first_value(text[1:]) if text.startswith(b"[") else None
-    in_array = line == b"[" or (element is not None and _parsed(element[0]) is not None)
+    first = None if element is None else _parsed(element[0])
+    in_array = line == b"[" or (first is not None and not is_turns([first], role_keys))
     return "array" if text.startswith(b"[") and in_array else "lines"
 
 

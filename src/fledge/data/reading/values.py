@@ -72,11 +72,12 @@ def _values(blocks: Blocks, splitter: ValueSplitter) -> Iterator[tuple[int, byte
     splitter.finish()
 
 
-def first_value(head: bytes) -> tuple[bytes, bytes] | None:
-    """The first object or array of a text, and what follows it; None if the text does not begin with one that ends."""
+def first_value(head: bytes, limit: int | None = None) -> tuple[bytes, bytes] | None:
+    """The first object or array of a text, and what follows it; None if the text does not begin with one that ends (within
+    `limit` bytes)."""
     splitter = ValueSplitter(file=Path())
     try:
-        for _, content in splitter.split(head):
+        for _, content in splitter.split(head[:limit]):
             begin = len(head) - len(head.lstrip())
             return (content, head[begin + len(content) :]) if content else None
     except FledgeError:
