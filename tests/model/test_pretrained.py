@@ -295,3 +295,15 @@ def test_a_loaded_model_trains(tmp_path: Path) -> None:
     assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in model.parameters())
     model(random_tokens(1, 5)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_path_that_is_no_model_directory_is_named_with_the_way_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    for name, expected in (
+        ("Owner/Model", "hf download Owner/Model"),
+        ("nowhere", "there is no such folder"),
+        ("model.safetensors", "this is a file, not a model directory"),
+    ):
+        with pytest.raises(FledgeError, match=expected):
+            from_pretrained(name)

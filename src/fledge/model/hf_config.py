@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from fledge.errors import FledgeError
 from fledge.recipe.schema import ModelConfig, MoeConfig
+from fledge.run.input_files import hub_name_error
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,11 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
 def read_config_json(folder: Path) -> dict[str, Any]:
     """The content of a model directory's config.json. Raises FledgeError if it is missing or not readable."""
     path = folder / "config.json"
+    if not folder.exists():
+        missing = FledgeError("there is no such folder", where=str(folder), hint="check model.path and init_from of the stages")
+        raise hub_name_error(folder) or missing
+    if folder.is_file():
+        raise FledgeError("this is a file, not a model directory", where=str(folder), hint=f"name its folder: {folder.parent}")
     if not path.exists():
         raise FledgeError("there is no config.json here: not a model directory", where=str(folder))
     return read_json_object(path)
