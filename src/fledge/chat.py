@@ -57,7 +57,7 @@ def chat(model_path: str, params: SamplingParams, *, system: str | None = None) 
         question = Message("user", text)
         try:
             answer = _print_answer(engine, tokenizer, tokenizer.encode_prompt([*messages, question]), params)
-            messages += [question, Message("assistant", answer)]
+            messages += [question, Message("assistant", answer.strip())]  # a template may write a blank before it
         except PromptTooLongError as error:
             print(
                 escaped(FledgeError(error.what, where="the conversation", hint="start a new one with /new").text()),

@@ -1,5 +1,6 @@
 """The preparation of a run: the rows of its stages, the tokenizer, the tokens of its stages, and the plan of each stage."""
 
+import datetime
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -112,12 +113,13 @@ class Preparation:
             self.log(f"warning: {problem}")
         return tokenizer
 
-    def _read_tokenizer(self, path: Path, key: str = "") -> Tokenizer:
+    def _read_tokenizer(self, path: Path, key: str = "", date: datetime.date | None = None) -> Tokenizer:
         """The tokenizer in a folder with all that this run asks of it. A run that only continues texts needs no chat
         template."""
         config, stages = self.recipe.tokenizer, self.recipe.stages.values()
         chats = any(FORMATS[stage.kind].is_dialogue or stage.prompt_tests is not None for stage in stages)
-        return load_tokenizer(path, config.template, special_tokens=config.special_tokens, needs_template=chats, key=key)
+        return load_tokenizer(path, config.template, special_tokens=config.special_tokens, needs_template=chats, key=key,
+                              template_date=date or config.template_date)  # fmt: skip
 
     def train_tokenizer(self, collected: Iterable[CollectedRows]) -> Tokenizer:
         """A tokenizer trained on the training texts of stages."""
@@ -252,7 +254,7 @@ class Preparation:
                 hint="set tokenizer.path to the tokenizer that the model was trained with",
             )
         if (path / "tokenizer.json").exists():
-            own = self._read_tokenizer(path)
+            own = self._read_tokenizer(path, date=tokenizer.template.date)
             if own.fingerprint() != tokenizer.fingerprint():
                 raise FledgeError("this model has another tokenizer or chat template than the run", where=str(path),
                                   hint=f"set tokenizer.path to {path}")  # fmt: skip

@@ -1,6 +1,8 @@
 """Loading a tokenizer from its files: tokenizer.json, tokenizer_config.json and chat_template.jinja."""
 
+import datetime
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,13 @@ def load_tokenizer(
     special_tokens: Sequence[str] = (),
     needs_template: bool = True,
     key: str = "",
+    template_date: datetime.date | None = None,
 ) -> Tokenizer:
     """The tokenizer in a directory (tokenizer.json with its configuration) or in a tokenizer.json alone.
 
     A tokenizer without a chat template gets ChatML, and the control tokens that it lacks; if `needs_template` is false, only if
     it has these tokens already. `special_tokens`: tokens to add. `key`: recipe key that names the path, for hints.
+    `template_date`: what a template with `strftime_now` writes; None: the date that was saved with the tokenizer, else today.
     Raises FledgeError, with file and key, if a file is missing or not readable, or if no token can end a text.
     """
     path = Path(path)
@@ -58,6 +62,8 @@ def load_tokenizer(
         chat_template = CHATML if has_chatml else NO_TEMPLATE
     else:
         chat_template = _choose_template(template, settings, added, path)
+    if "strftime_now" in chat_template.jinja:
+        chat_template = replace(chat_template, date=template_date or own.template_date or datetime.date.today())
     ends = [*read_end_tokens(folder), *([core.token_to_id(settings.eos_token)] if settings.eos_token else [])]
     return Tokenizer(
         core,

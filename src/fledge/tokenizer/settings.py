@@ -1,5 +1,6 @@
 """tokenizer_config.json, chat_template.jinja and the model's end tokens beside them, validated once where they are read."""
 
+import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -44,6 +45,7 @@ class OwnSettings(BaseModel):
     document_end: Token
     document_start: Strings | None = None
     stop_tokens: Strings = []
+    template_date: datetime.date | None = None
 
 
 class TokenizerSettings(BaseModel):

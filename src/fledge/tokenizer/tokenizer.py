@@ -181,8 +181,9 @@ class Tokenizer:
         return parsing
 
     def fingerprint(self) -> str:
-        """A hash that changes with any token and with the template."""
-        return xxhash.xxh3_64_hexdigest((self.core.to_str() + self.template.jinja).encode())
+        """A hash that changes with any token, with the template and with the date that it writes."""
+        date = "" if self.template.date is None else self.template.date.isoformat()
+        return xxhash.xxh3_64_hexdigest((self.core.to_str() + self.template.jinja + date).encode())
 
     def save(self, folder: Path) -> None:
         """Write the files that transformers and fledge load: tokenizer.json, tokenizer_config.json and, if there is a chat
@@ -203,6 +204,7 @@ class Tokenizer:
                 "document_start": texts,
                 "document_end": self.eos,
                 "stop_tokens": list(self.stop_tokens),
+                **({"template_date": self.template.date.isoformat()} if self.template.date else {}),
             },
         }
         write_and_verify(folder / "tokenizer.json", self.core.to_str(pretty=False))

@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import Any, Self
 
 from fledge.data.parsing.turn_lists import is_turns
+from fledge.data.reading.formats import ColumnarRow
 from fledge.data.row_events import DETAIL_LENGTH, RowEvent
 from fledge.recipe.schema import Column, Source
 
@@ -68,13 +69,15 @@ def _layout(columns: tuple[str, ...]) -> Layout:
 class Row(dict[str, Any]):
     """The columns of one row. `events` are what is unusual in it; `read` are the columns whose values were used.
 
-    `whole`: what the row is if it has no columns, such as "a text"; else empty."""
+    `whole`: what the row is if it has no columns, such as "a text"; else empty. `columnar`: the row comes from a table whose
+    objects all have the same keys."""
 
-    __slots__ = ("_layout", "_names", "conversation", "conversation_column", "events", "read", "source", "whole")
+    __slots__ = ("_layout", "_names", "columnar", "conversation", "conversation_column", "events", "read", "source", "whole")
 
     def __init__(self, values: Mapping[str, Any], source: Source, whole: str = "") -> None:
         super().__init__(values)
         self.source, self.whole = source, whole
+        self.columnar = isinstance(values, ColumnarRow)
         self.events: list[RowEvent] = []
         self.read: set[str] = set()
         self.conversation: Any = UNKNOWN  # the list of turns, or None if there is none, once it has been looked for

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from fledge.data.parsing.columns import INSTRUCTION, UNKNOWN, Row, RowError
-from fledge.data.parsing.messages import json_text, read_turns
+from fledge.data.parsing.messages import json_text, read_turns, without_added_nulls
 from fledge.data.parsing.turn_lists import (
     PYTHON,
     ROLE_KEYS,
@@ -171,7 +171,7 @@ def tools_of_row(row: Row) -> str | None:
     value = functions if value is None else value
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    tools, text = json_text(value, "tools")
+    tools, text = json_text(without_added_nulls(value, "tools", row), "tools")
     if isinstance(tools, dict):
         tools, text = [tools], f"[{text}]"
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):

@@ -21,6 +21,7 @@ ROLES = {
     **dict.fromkeys(("function_call", "tool_call", "函数调用", "工具调用"), "call"),
 }  # fmt: skip
 CALL_ROLE = "call"
+ADDED_NULLS = "null keys that the columnar file added are left out"
 TURN_KEYS = (
     frozenset(("tool_calls", "function_call", "name", "tool_call_id", "tools", "functions", *REASONING_KEYS)) | LOSS_KEYS
 )
@@ -214,6 +215,30 @@ def _calls(value: Any, number: int, row: Row) -> tuple[ToolCall, ...]:
     return tuple(_call(call, number, row) for call in (parsed if isinstance(parsed, list) else [parsed]))
 
 
+def without_added_nulls(value: Any, what: str, row: Row) -> Any:
+    """A value of a columnar file without the null keys that such files add to objects, so that all have the same keys. JSON
+    text and values of other files are returned as they are."""
+    if not row.columnar or isinstance(value, str):
+        return value
+    stripped, removed = _without_nulls(value)
+    if removed:
+        row.event(ADDED_NULLS, f"{what} without {', '.join(sorted(removed)[:5])}", changed=True)
+    return stripped
+
+
+def _without_nulls(value: Any) -> tuple[Any, set[str]]:
+    """(the value without the null values of objects, the keys of those)."""
+    removed: set[str] = set()
+
+    def stripped(inner: Any) -> Any:
+        if isinstance(inner, Mapping):
+            removed.update(str(key) for key, entry in inner.items() if entry is None)
+            return {key: stripped(entry) for key, entry in inner.items() if entry is not None}
+        return [stripped(entry) for entry in inner] if isinstance(inner, list) else inner
+
+    return stripped(value), removed
+
+
 def _call(call: Any, number: int, row: Row) -> ToolCall:
     function = call.get("function", call) if isinstance(call, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
@@ -221,7 +246,7 @@ def _call(call: Any, number: int, row: Row) -> ToolCall:
         raise RowError("wrong type", f"a tool call of turn {number} has no name")
     for values in (call, function):
         _notice_unknown_keys(values, CALL_KEYS, (), "tool calls", number, row)
-    raw_arguments = _first_value(function, ARGUMENT_KEYS)
+    raw_arguments = without_added_nulls(_first_value(function, ARGUMENT_KEYS), f"the arguments of '{name}'", row)
     arguments, text = json_text("{}" if raw_arguments is None or raw_arguments == "" else raw_arguments, "tool calls")
     if not isinstance(arguments, dict):
         type_name = type(arguments).__name__

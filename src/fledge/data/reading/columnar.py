@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fledge.data.reading.blocks import BLOCK, DECOMPRESSORS, DamagedFile, blocks_of
-from fledge.data.reading.formats import ROW_LIMIT, TOO_LARGE, Record
+from fledge.data.reading.formats import ROW_LIMIT, TOO_LARGE, ColumnarRow, Record
 from fledge.errors import FledgeError, first_line, missing_extra
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _records(batch: "RecordBatch", first: int) -> Iterator[Record]:
     try:
         if not large:
             for number, row in enumerate(batch.to_pylist(), first):
-                yield Record(number, row)
+                yield Record(number, ColumnarRow(row))
             return
     except _arrow_errors() as error:
         if batch.num_rows == 1:

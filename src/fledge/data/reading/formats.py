@@ -22,6 +22,11 @@ DETAIL_BYTES = 4096  # of a broken row, searched for its mistake
 Blocks = Iterable[bytes]
 
 
+class ColumnarRow(dict[str, Any]):
+    """A row of a columnar file or data set. All objects in a column have the same keys there: those that an object lacks are
+    null."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One row: its value, or a short reason (`broken`) why it has none.

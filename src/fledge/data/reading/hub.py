@@ -1,8 +1,8 @@
 """Rows of a dataset on the Hugging Face hub, streamed with the library `datasets` (extra `hub`)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from fledge.data.reading.formats import Record
+from fledge.data.reading.formats import ColumnarRow, Record
 from fledge.errors import FledgeError, missing_extra
 from fledge.recipe.schema import Source
 
@@ -21,7 +21,7 @@ def read_hub(source: Source, key: str) -> Iterator[Record]:
     try:
         rows = datasets.load_dataset(str(source.hub), source.subset, split=source.split or "train", streaming=True)
         for number, row in enumerate(rows):
-            yield Record(number, row)
+            yield Record(number, ColumnarRow(row) if isinstance(row, Mapping) else row)
     except Exception as error:  # the library, its formats and the network raise many types
         position = f" after row {number}" if number >= 0 else ""
         message = f"{type(error).__name__}: {error}".strip().splitlines()[0]

@@ -1,5 +1,6 @@
 """The tokenizer and the sizes of the model."""
 
+import datetime
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -21,6 +22,11 @@ class TokenizerConfig(ConfigModel):
     vocab_size: Annotated[int, Field(ge=300, le=1_000_000)] = 6400
     template: Literal["auto", "chatml", "inst", "tokenizer"] = Field(
         default="auto", description="chat template: the tokenizer's own if it has one, else ChatML"
+    )
+    template_date: datetime.date | None = Field(
+        default=None,
+        description="the date that a chat template with strftime_now writes, such as 2025-01-31; null: the day on which the "
+        "data is built, which is saved with the tokenizer",
     )
     special_tokens: Annotated[list[TokenText], BeforeValidator(_as_list)] = Field(
         default=[], description="texts that are one token each wherever they are written, such as <think>; added if missing"
