@@ -172,11 +172,7 @@ class Preparation:
         """Whether the data of any stage, or the tokenizer that the recipe names, changed since the run was prepared."""
         given = self.load_tokenizer()
         saved = (tokenizer_folder / "tokenizer_config.json").exists()
-        if (
-            given is not None
-            and saved
-            and load_tokenizer(tokenizer_folder, self.recipe.tokenizer.template).fingerprint() != (given.fingerprint())
-        ):
+        if given is not None and saved and self._read_tokenizer(tokenizer_folder).fingerprint() != given.fingerprint():
             return True
         directories = {name: self.build_directory(name) for name in self.recipe.stages}
         built = [folder for folder in directories.values() if folder is not None and is_complete(folder)]
