@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from fledge.autotune.autotune import check_device
+from fledge.autotune.compute_config import describe_runtime
 from fledge.data.build.directory import drop_items, remove_build
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
@@ -158,6 +159,9 @@ class Pipeline:
             check_enough_rows(prepared.horizon, self.ranks)
         except FledgeError as error:
             raise FledgeError(error.what, where=f"stages.{name}.{error.where}", hint=error.hint) from None
+        for warning in prepared.warnings:
+            self.console.log(f"warning: {warning.where}: {warning.message}", style="yellow")
+            self.console.log(f"  → {warning.hint}")
         return prepared
 
     def _check_parallelism(self) -> None:
@@ -237,7 +241,7 @@ def load_prompt_test_cases(recipe: Recipe) -> dict[str, list[Case]]:
 
 
 def dry_run(recipe: Recipe, console: Console) -> str:
-    """The resolved recipe and the plan of every stage, as text; nothing is written.
+    """The plan of every stage, how it would be computed, and the resolved recipe, as text; nothing is written.
 
     Raises FledgeError as a run would before its first step.
     """
@@ -246,7 +250,7 @@ def dry_run(recipe: Recipe, console: Console) -> str:
     preparation = Preparation(recipe, console.log)
     preparation.check_start_models()
     tokenizer = preparation.tokenizer()
-    lines = [to_yaml(recipe).rstrip(), "", f"# tokenizer: {tokenizer.vocab_size:,} tokens"]
+    lines = [f"# tokenizer: {tokenizer.vocab_size:,} tokens"]
     for name in recipe.stages:
         prepared = preparation.prepare(name, tokenizer)
         lines += [f"# {name}", *(f"#   {line}" for line in prepared.data.report.lines())]
@@ -255,4 +259,7 @@ def dry_run(recipe: Recipe, console: Console) -> str:
         lines += [f"#   {describe_plan(prepared.plan)}", *(f"#   {note}" for note in prepared.plan.notes)]
         if prepared.plan.active_parameters != prepared.plan.parameters:
             lines.append(f"#   mixture of experts: {prepared.plan.active_parameters / 1e6:.1f}M parameters active per token")
+        for warning in prepared.warnings:
+            lines += [f"#   warning: {warning.where}: {warning.message}", f"#     → {warning.hint}"]
+    lines += ["# runtime", *(f"#   {line}" for line in describe_runtime(recipe.runtime)), "", to_yaml(recipe).rstrip()]
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 import datetime
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from fledge.data.build.directory import PLAN_FILE
 from fledge.data.build.executors import Executor, ProcessPoolExecutor
 from fledge.data.build.plan import BuildPlan, plan_build, requested_data
 from fledge.errors import FledgeError
+from fledge.findings import Finding
 from fledge.model.cost import ModelCost
 from fledge.plan import StagePlan, check_settings_have_effect, plan_stage, with_recorded_settings
-from fledge.plan.horizon import TrainingHorizon
+from fledge.plan.horizon import TrainingHorizon, capped_batch
+from fledge.plan.warnings import PlannedStage, plan_warnings
 from fledge.recipe import Recipe, Stage, differences, load_recipe
 from fledge.recipe.initial_weights import first_initial_weights, initial_weights
 from fledge.recipe.schema import BatchConfig
@@ -27,13 +29,15 @@ from fledge.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedStage:
-    """A stage that is ready to be trained: its data and its plan. `stage` has numbers where the recipe says `auto`."""
+    """A stage that is ready to be trained: its data and its plan. `stage` has numbers where the recipe says `auto`. `warnings`:
+    what is doubtful about the plan."""
 
     name: str
     stage: Stage
     data: StageDataset
     plan: StagePlan
     horizon: TrainingHorizon
+    warnings: list[Finding] = field(default_factory=list)
 
 
 class Preparation:
@@ -270,11 +274,12 @@ class Preparation:
         return [f"embedding and head grow from {vocab_size:,} to {tokenizer.vocab_size:,} tokens; "
                 f"these begin as the mean of the others: {', '.join(new)}"]  # fmt: skip
 
-    def prepare(self, name: str, tokenizer: Tokenizer) -> PreparedStage:
-        """Read, encode, pack and plan a stage. Raises FledgeError, with the recipe key, for settings that cannot work."""
+    def prepare(self, name: str, tokenizer: Tokenizer, data: StageDataset | None = None) -> PreparedStage:
+        """Read, encode, pack and plan a stage. `data`: its packed data, where it is at hand. Raises FledgeError, with the
+        recipe key, for settings that cannot work."""
         stage = self.recipe.stages[name]
         cost = self.model_cost(name, tokenizer)
-        data = self.stage_data(name, tokenizer)
+        data = data or self.stage_data(name, tokenizer)
         try:
             recorded = self._recorded_plan(name)
             notes: list[str] = []
@@ -283,8 +288,8 @@ class Preparation:
                 notes = [*self._growth_note(name, tokenizer), *notes]
                 stage = stage.model_copy(update={"batch": batch})
             else:
-                stage = with_recorded_settings(stage, recorded)
-            plan, horizon, stage = plan_stage(stage, data.train, cost, notes)
+                stage = with_recorded_settings(self._with_capped_batch(stage, data, recorded), recorded)
+            plan, horizon, stage = plan_stage(stage, data.train, cost, notes, data.validation)
             if recorded is not None:
                 plan = replace(plan, notes=recorded["notes"])
             check_settings_have_effect(stage, horizon.steps, cost.config, self.recipe.runtime)
@@ -295,14 +300,25 @@ class Preparation:
             raise FledgeError(
                 "early_stopping and select_checkpoint: best need validation data", where=f"stages.{name}.data.validation"
             )
-        return PreparedStage(name=name, stage=stage, data=data, plan=plan, horizon=horizon)
+        planned = PlannedStage(
+            name=name,
+            stage=stage,
+            plan=plan,
+            train=data.train,
+            validation=data.validation,
+            width=cost.config.hidden_size,
+            starts_fresh=initial_weights(self.recipe, name).are_fresh,
+        )
+        return PreparedStage(name=name, stage=stage, data=data, plan=plan, horizon=horizon, warnings=plan_warnings(planned))
 
     def _batch(self, name: str, cost: ModelCost, data: StageDataset) -> tuple[BatchConfig, list[str]]:
         """The batch of a stage with a number in place of `auto`, as the free memory allows, and notes that explain it."""
+        stage = self.recipe.stages[name]
+        if stage.batch.tokens_per_step is None:
+            return capped_batch(stage.batch, stage.duration, data.train)
         from fledge.autotune.compute_config import chosen_device  # they load torch
         from fledge.plan.memory import MemoryInputs, auto_micro_batch
 
-        stage = self.recipe.stages[name]
         device, averaged = chosen_device(self.recipe.runtime), stage.ema.decay is not None
         copies = 1 + (2 if averaged else 0) + (1 if stage.keeps_reference_model else 0)
         if device == "cpu":  # a checkpoint being saved is a copy in the same memory: weights, optimizer state, averages
@@ -315,6 +331,13 @@ class Preparation:
             copies=copies,
         )
         return auto_micro_batch(stage.batch, inputs, self.recipe.runtime)
+
+    def _with_capped_batch(self, stage: Stage, data: StageDataset, recorded: dict[str, Any]) -> Stage:
+        """The stage with the micro-batch that it began with, if the data could not fill the recipe's."""
+        if stage.batch.tokens_per_step is not None or not capped_batch(stage.batch, stage.duration, data.train)[1]:
+            return stage
+        batch = stage.batch.model_copy(update={"micro_batch_size": recorded["micro_batch_size"]})
+        return stage.model_copy(update={"batch": batch})
 
     def _recorded_plan(self, name: str) -> dict[str, Any] | None:
         """The plan.json of a stage that was begun before: its choices stay, whatever memory or rules are now."""

@@ -21,6 +21,7 @@ from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.evaluate import sample
 from fledge.evaluate.prompt_tests import Case, run_cases, write_failing
+from fledge.findings import Finding
 from fledge.generation import SamplingParams
 from fledge.model.decoder import Decoder
 from fledge.model.linear_cross_entropy import LossKernel
@@ -40,7 +41,9 @@ from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer
 from fledge.training.context import TrainContext
 from fledge.training.hooks import Evaluation, Hook, PromptTests
+from fledge.training.outcome import judge
 from fledge.training.reference import ReferenceProvider
+from fledge.training.selection import selected_step
 from fledge.training.start_weights import StartWeights
 from fledge.training.trainer import Trainer
 from fledge.training.validation import ValidationSet, metrics_line, validate
@@ -127,8 +130,11 @@ class StageRunner:
             with self.shared.timed("evaluation"):
                 self._evaluate(before_file, model, validation, stage.batch.micro_batch_rows)
         is_sharded = self.recipe.runtime.parallelism == "fsdp" and self.ranks.is_distributed
-        state = self._train(model, objective, validation, compute=compute, recipe_changes=changed, is_sharded=is_sharded)
-        chosen = self._select_checkpoint(state)
+        initial = self.ranks.broadcast_object(read_json(before_file) if self.ranks.is_main_process else None)
+        hooks = self._hooks(validation, initial.get("loss"))
+        state = self._train(model, objective, hooks, compute=compute, recipe_changes=changed, is_sharded=is_sharded)
+        step = selected_step(stage.select_checkpoint, state, self.directory.checkpoints, self.console.log)
+        chosen = self._checkpoint(step, stage.ema.decay is not None)
         if is_sharded:
             model = compute.apply(self._load_own(self.directory.root / chosen))
         elif chosen != self._checkpoint(state.step, averaged=False):
@@ -138,7 +144,8 @@ class StageRunner:
         if self.shared.after_stage is not None and self.ranks.is_main_process:
             with force_eager():
                 self.shared.after_stage(name, model, self.tokenizer, self.directory)
-        return self._write_result(state, chosen, wall_seconds=time.monotonic() - started)
+        found = judge(self.directory, validation, step, self.console, self.shared.alerts) if self.ranks.is_main_process else []
+        return self._write_result(state, chosen, found, wall_seconds=time.monotonic() - started)
 
     def _report_data_and_plan(self, changed: dict[str, list[Any]]) -> None:
         """Log the data report and the plan, and write their files. `changed`: changed keys of the recipe."""
@@ -159,7 +166,7 @@ class StageRunner:
         self,
         model: LanguageModel,
         objective: Objective,
-        validation: ValidationSet | None,
+        hooks: tuple[Hook, ...],
         *,
         compute: ComputeConfig,
         recipe_changes: dict[str, list[Any]],
@@ -185,7 +192,7 @@ class StageRunner:
             ),
             write_model=_writer(model, self.tokenizer),
             stopping=shared.stopping,
-            hooks=self._hooks(validation),
+            hooks=hooks,
             on_start=self._record_changes,
             ranks=self.ranks,
             is_sharded=is_sharded,
@@ -294,23 +301,6 @@ class StageRunner:
             )
         write_json(file, report)
 
-    def _select_checkpoint(self, state: TrainState) -> Path:
-        """The model directory that is the result of the stage, relative to the directory of the stage."""
-        best, averaged = state.best_step, self.prepared.stage.ema.decay is not None
-        last = self._checkpoint(state.step, averaged)
-        if self.prepared.stage.select_checkpoint != "best" or best == state.step:
-            return last
-        if best is None:
-            self.console.log("warning: no evaluation gave a finite loss: the last checkpoint is the result", "yellow")
-            return last
-        if not (self.directory.checkpoints / step_name(best)).exists():
-            self.console.log(
-                f"warning: the best checkpoint, of step {best:,}, was not saved: the last one is the result", "yellow"
-            )
-            return last
-        self.console.log(f"the best checkpoint is the result: step {best:,}")
-        return self._checkpoint(best, averaged)
-
     def _checkpoint(self, step: int, averaged: bool) -> Path:
         return Path("checkpoints") / step_name(step) / ("averaged" if averaged else "model")
 
@@ -326,7 +316,7 @@ class StageRunner:
             samples = sample(model, self.tokenizer, self.recipe.generation_samples, self.prepared.stage.kind)
         write_json(file, {**metrics, "samples": [one.as_dict() for one in samples]})
 
-    def _write_result(self, state: TrainState, chosen: Path, wall_seconds: float) -> dict[str, Any]:
+    def _write_result(self, state: TrainState, chosen: Path, found: list[Finding], wall_seconds: float) -> dict[str, Any]:
         """Write result.json, which marks the stage as finished, and return its content."""
         result = {
             "order": self.order,
@@ -335,17 +325,19 @@ class StageRunner:
             "seconds": state.seconds,
             "wall_seconds": round(wall_seconds, 3),
             "stop": state.stop_reason,
+            "best_step": state.best_step,
+            "verdicts": [one.as_dict() for one in found],
         }
         if self.ranks.is_main_process:
             write_json(self.directory.result_file, result)
         return result
 
-    def _hooks(self, validation: ValidationSet | None) -> tuple[Hook, ...]:
+    def _hooks(self, validation: ValidationSet | None, initial_loss: float | None) -> tuple[Hook, ...]:
         """The hooks of the trainer: evaluation if there are validation data, prompt tests if the recipe has some."""
         stage, total_steps = self.prepared.stage, self.prepared.horizon.steps
         hooks: list[Hook] = []
         if validation is not None:
-            hooks.append(Evaluation(stage=stage, total_steps=total_steps, validation=validation))
+            hooks.append(Evaluation(stage=stage, total_steps=total_steps, validation=validation, initial_loss=initial_loss))
         if stage.prompt_tests is not None:
             tests, every_steps = self._run_prompt_tests, stage.prompt_tests.every_steps
             hooks.append(PromptTests(run_tests=tests, every_steps=every_steps, total_steps=total_steps))

@@ -21,7 +21,7 @@ from fledge.autotune.benchmark import (
 )
 from fledge.autotune.compile import compile_with_cache_retry, model_code, use_compile_cache
 from fledge.autotune.compute_config import ComputeConfig, use_float32
-from fledge.autotune.search import fastest, is_too_busy
+from fledge.autotune.search import AutotuneSearch, fastest, is_too_busy
 from fledge.data import Batch
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
@@ -251,11 +251,26 @@ def test_second_run_reuses_the_measurements_and_chooses_alike() -> None:
     assert again.measurements["measured"] == "in this run"
 
 
-def test_measurements_of_a_busy_machine_are_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measurements_of_a_busy_machine_serve_until_it_is_less_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (999.0, 0.0, 0.0))
     messages: list[str] = []
-    assert _decide(messages=messages).measurements["load"] == 999.0 and any("not kept" in line for line in messages)
+    assert _decide(messages=messages).measurements["load"] == 999.0 and any("serve until" in line for line in messages)
+    assert "before on this machine" in str(_decide().measurements["measured"])
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 0.0, 0.0))
     assert _decide().measurements["measured"] == "in this run"
+    assert "before on this machine" in str(_decide().measurements["measured"])
+
+
+def test_what_was_measured_before_an_interruption_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 0.0, 0.0))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(AutotuneSearch, "_measure_matmul_peak", interrupt)
+        _decide()
+    assert "partly before" in str(_decide().measurements["measured"])
 
 
 def test_settings_of_the_recipe_are_followed() -> None:

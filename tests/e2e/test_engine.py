@@ -273,13 +273,15 @@ def test_figures_in_events_add_up_and_are_valid_json(world: Path, tmp_path: Path
     peak = json.loads((run / "pretrain" / "compute.json").read_text())["measurements"].get("matmul_peak_flops")
     config = recipe_from_dict(tree).model
     vocab = json.loads((run / "summary.json").read_text())["tokenizer"]["vocab_size"]
+    preparation = Preparation(recipe_from_dict(tree), lambda text: None)
     cost = ModelCost(config, vocab)
+    context = preparation.stage_data("pretrain", load_tokenizer(run / "tokenizer")).train.mean_context
     for event, size, supervised in zip(resources[1:], sizes, added, strict=True):
         assert event["system/peak_memory_bytes"] >= 0.95 * event["system/memory_bytes"] > 50 << 20
         busy = sum(event["system/phases"][name] for name in ("data", "forward", "backward", "optimizer"))
         assert event["system/step_tokens_per_second"] == pytest.approx(size / busy, rel=0.05)
         if peak:
-            flops = size * cost.training_body_flops(64) + supervised * cost.training_head_flops()
+            flops = size * cost.training_body_flops(context) + supervised * cost.training_head_flops()
             assert event["system/mfu"] == pytest.approx(flops / busy / peak, rel=0.05, abs=1e-4)
 
 

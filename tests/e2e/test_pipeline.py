@@ -123,6 +123,9 @@ def test_dry_run_writes_nothing_and_prints_steps_warmup_and_batch(world: Path, t
     text = dry_run(tiny_run.recipe(world, tmp_path), QUIET)
     assert not list(tmp_path.iterdir())
     assert "8 steps" in text and "effective batch 4 rows" in text and "warm-up" in text and "hidden_size: 32" in text
+    assert text.index("8 steps, ") < text.index("# runtime") < text.index("hidden_size: 32"), "the plan comes first"
+    assert "precision fp32: set in the recipe" in text and "device cpu: no GPU was found" in text
+    assert "warning: stages.pretrain.duration: the stage has only 8 updates" in text
 
 
 def test_target_loss_and_patience_stop_the_stage(world: Path, tmp_path: Path) -> None:
@@ -139,7 +142,7 @@ def test_target_loss_and_patience_stop_the_stage(world: Path, tmp_path: Path) ->
     tree["stages"]["pretrain"].update(early_stopping={"patience": 2, "threshold": 10.0}, evaluation={"every_steps": 2})
     run = Pipeline(recipe_from_dict(tree), QUIET).run()
     (stop,) = events(run, "pretrain", "stop")
-    assert stop["step"] == 6 and "2 evaluations" in stop["reason"]
+    assert stop["step"] == 4 and "2 evaluations" in stop["reason"]
 
 
 def test_select_checkpoint_best_continues_with_the_best_checkpoint(world: Path, tmp_path: Path) -> None:

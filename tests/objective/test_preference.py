@@ -202,6 +202,7 @@ def test_an_evaluation_gives_each_metric_its_own_denominator() -> None:
         "pairs": 7,
         "rewards/chosen": 0.2 * float((pc - rc).mean()),
         "logps/rejected": float(pr.mean()),
+        "logps/accuracies": float((pc > pr).float().mean()),
     }
     assert {name: values[name] for name in expected} == pytest.approx(expected, rel=1e-5)
     alone = CausalLMObjective().evaluate(policy, pack_pairs([Pair(p.prompt, p.chosen, p.chosen) for p in PAIRS]).batch(0, 9))

@@ -123,6 +123,27 @@ def test_chart_data_cannot_close_its_script_element() -> None:
     assert json.loads(written) == {"a": "</script><!--&\u2028"}
 
 
+def test_verdicts_stand_in_the_headline_and_take_the_praise_away(run_directory: Path) -> None:
+    evidence = {"accuracy_before": 0.61, "accuracy_after": 0.0, "perplexity_before": 5.2, "perplexity_after": 5.9e6}
+    found = [
+        {"check": "collapsed", "severity": "error", "message": "in English", "evidence": evidence},
+        {"check": "of a later version", "severity": "warning", "message": f"its own words {HOSTILE}", "evidence": {}},
+        {"check": "nothing_learned", "severity": "warning", "message": "without figures", "evidence": None},
+    ]
+    praised = read(run_directory)[0].count('class="value better"')
+    dump(run_directory / "dpo" / "result.json", {"verdicts": found})
+    source, page = read(run_directory)
+    for expected in (
+        "The model is destroyed: token accuracy 61.0 % → 0.0 %, perplexity 5.20 → 5.90e+06",
+        "模型已损坏：验证答案的词元准确率 61.0 % → 0.0 %",
+        f"its own words {HOSTILE}",
+        "without figures",
+        "destroyed; ",
+    ):
+        assert expected in page.text, expected
+    assert source.count('class="value better"') < praised
+
+
 def test_numbers_carry_their_units(run_directory: Path) -> None:
     _, page = read(run_directory)
     for expected in (
@@ -135,7 +156,8 @@ def test_numbers_carry_their_units(run_directory: Path) -> None:
         "2,022 → 5.12",
         "7.0 → 61.0 %",
         "46.0 %",
-        "28.7 → 90.0 %",
+        "90.0 %",
+        "(28.7 % after step 75)",
         "[88.0, 94.0] %",
         "12 min 11 s",
         "12.3 MiB",

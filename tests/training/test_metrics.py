@@ -59,7 +59,7 @@ def _system_metrics(output: StepOutput, state: TrainState, model: Decoder, **cha
     """The `system` event; 40 positions a row."""
     arguments: dict[str, Any] = {"total_steps": 40, "seconds_before": 0.0, "other_seconds": {}, "peak_flops": 0.0, **changes}
     cost = ModelCost(model.config, model.vocab_size)
-    return system_metrics(output, state, cost=cost, row_length=40, folder=Path("."), **arguments)
+    return system_metrics(output, state, cost=cost, mean_context=40, folder=Path("."), **arguments)
 
 
 def _state(output: StepOutput, **more: Any) -> TrainState:

@@ -24,12 +24,12 @@ from fledge.autotune.compile import (
 )
 from fledge.autotune.compute_config import ComputeConfig, check_device, chosen_device, head_kernel
 from fledge.autotune.precision import DTYPES
-from fledge.autotune.search import AutotuneSearch
+from fledge.autotune.search import AutotuneSearch, is_too_busy, machine_load
 from fledge.data import Batch
 from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import RuntimeConfig
 from fledge.run.cache import BenchmarkCache
-from fledge.run.environment import environment
+from fledge.run.environment import cores, environment
 from fledge.version import __version__
 
 __all__ = [
@@ -82,7 +82,8 @@ def autotune(
     device = chosen_device(config)
     model.to(device).train()
     workload = ProbeWorkload(model, batch.to(torch.device(device)), objective, device)
-    cache = BenchmarkCache(measurements_key(workload, config), log, remeasure=config.autotune == "refresh")
+    key, is_busy = measurements_key(workload, config), device == "cpu" and is_too_busy(machine_load(), cores())
+    cache = BenchmarkCache(key, log, remeasure=config.autotune == "refresh", is_busy=is_busy)
     decision = AutotuneSearch(config, workload, cache, micro_steps, log).decision()
     model.compute_dtype = DTYPES[decision.precision]
     model.set_attention_backend(decision.attention)

@@ -85,3 +85,22 @@ def chosen_device(config: RuntimeConfig) -> str:
     if config.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return config.device
+
+
+def describe_runtime(config: RuntimeConfig) -> list[str]:
+    """Device, precision, attention and compilation as far as they are known before anything is measured, with the reasons."""
+    device, units = chosen_device(config), capability(chosen_device(config))
+    measured = "auto: measured on this machine before the first step"
+    precision = f"precision {config.precision}: set in the recipe"
+    if config.precision == "auto":
+        precision = f"precision {measured}, fp32 or bf16"
+        if units is not None:
+            precision = "precision {}: {}".format(*precision_rules.gpu_precision(units))
+    attention = f"attention {config.attention}: set in the recipe"
+    if config.attention == "auto":
+        attention = f"attention {measured}; the fastest backend is taken"
+    compiles = f"compile {str(config.compile).lower()}: set in the recipe"
+    if config.compile == "auto":
+        compiles = f"compile {measured}, where a stage is long enough for compiling to save time"
+    found = "set in the recipe" if config.device != "auto" else "a GPU was found" if device == "cuda" else "no GPU was found"
+    return [f"device {device}: {found}", precision, attention, compiles]

@@ -36,6 +36,11 @@ def is_too_busy(load: float, available: int) -> bool:
     return load > 1.5 * available
 
 
+def machine_load() -> float:
+    """The load of the machine over the last minute; 0 where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
 def fastest(results: dict[str, float | str]) -> str:
     """The attention backend with the least seconds; backends with a reason instead of seconds are excluded.
 
@@ -64,13 +69,17 @@ class AutotuneSearch:
         self.threads = 0
 
     def decision(self) -> ComputeConfig:
-        """Make all choices in order and return the configuration."""
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-        self.threads = self._threads()
-        torch.set_num_threads(self.threads)
-        self.workload.model.set_attention_backend(self._candidates(torch.float32, compiling=False)[0])
-        chosen = self._choose()
-        self._measure_matmul_peak(chosen.precision)
+        """Make all choices in order and return the configuration. What was measured before an interruption is kept."""
+        load = machine_load()
+        try:
+            self.threads = self._threads()
+            torch.set_num_threads(self.threads)
+            self.workload.model.set_attention_backend(self._candidates(torch.float32, compiling=False)[0])
+            chosen = self._choose()
+            self._measure_matmul_peak(chosen.precision)
+        except BaseException:
+            self.cache.save()
+            raise
         self._store_measurements(load)
         return chosen
 
@@ -85,10 +94,9 @@ class AutotuneSearch:
             self.log(f"as measured {self.measurements['measured']}; --runtime.autotune refresh measures again")
         if cache.new:
             self.measurements["load"] = round(load, 2)
-            if self.workload.device == "cpu" and is_too_busy(load, cores()):
-                self.log(f"note: the machine is busy (load {load:.1f}): the measurements are not kept for later runs")
-            else:
-                cache.save()
+            if cache.is_busy:
+                self.log(f"note: the machine is busy (load {load:.1f}): its measurements serve until it is less so")
+            cache.save()
 
     # -- threads ----------------------------------------------------------------------------------------------------
 

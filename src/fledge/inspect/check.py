@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 from rich.text import Text
 
+from fledge.data import StageDataset
 from fledge.data.analysis.check_context import CheckContext
 from fledge.data.analysis.checks import CHECKS, findings
 from fledge.data.analysis.stage_statistics import stage_statistics
@@ -15,6 +16,7 @@ from fledge.escaping import escaped_json
 from fledge.findings import Finding
 from fledge.inspect.tables import MARKS, PIPED_WIDTH, finding_text
 from fledge.inspect.target import Overrides, recipe_of, stages_of, tokenizer_folder, without_drop_limit
+from fledge.plan.warnings import PLAN
 from fledge.prepare import Preparation
 from fledge.recipe import Recipe
 from fledge.recipe.initial_weights import initial_weights
@@ -82,7 +84,16 @@ def _check_stage(preparation: Preparation, recipe: Recipe, name: str, tokenizer:
         max_drop_fraction=max_drop_fraction,
         max_positions=max_positions,
     )
-    return {BUILD: [], MODEL: model_findings, **findings(context)}
+    planned = {} if model_findings else {PLAN: _plan(preparation, name, tokenizer, data)}
+    return {BUILD: [], MODEL: model_findings, **planned, **findings(context)}
+
+
+def _plan(preparation: Preparation, name: str, tokenizer: Tokenizer, data: StageDataset) -> list[Finding]:
+    """What is doubtful about the plan of the stage; an error if it cannot be planned."""
+    try:
+        return preparation.prepare(name, tokenizer, data).warnings
+    except FledgeError as error:
+        return [_as_finding(PLAN, error)]
 
 
 def _model(preparation: Preparation, name: str, tokenizer: Tokenizer) -> tuple[int, int | None, list[Finding]]:
@@ -98,6 +109,7 @@ def _model(preparation: Preparation, name: str, tokenizer: Tokenizer) -> tuple[i
 PASSED: Mapping[str, str] = {
     BUILD: "the data can be built",
     MODEL: "the model fits the tokenizer and the context",
+    PLAN: "updates, batch, rate and validation suit the data",
     **{check.name: check.passed for check in CHECKS},
 }
 

@@ -169,7 +169,8 @@ def finding_text(finding: Finding) -> Text:
     """`! source: message, first at file:line`; what to do, and the options that do it, on lines of their own."""
     mark, style = MARKS[finding.severity]
     source = f"{finding.evidence['source']}: " if "source" in finding.evidence else ""
-    location = f", first at {finding.where}" if finding.where else ""
+    is_key = finding.where.startswith("stages.")
+    location = f" ({finding.where})" if is_key else f", first at {finding.where}" if finding.where else ""
     advice = [finding.hint, finding.overrides()]
     lines = "".join(f"\n    → {line}" for line in advice if line)
     return Text.assemble(

@@ -83,7 +83,7 @@ class ModelCost:
         """Operations of one token's logits: 2·width·vocabulary."""
         return 2.0 * self.config.hidden_size * self.vocab_size
 
-    def body_flops(self, context: int) -> float:
+    def body_flops(self, context: float) -> float:
         """Operations of one token in all blocks: 2 for each `matmul` parameter, and in attention 4·width for each position that
         it attends to, on average half the context (Chowdhery et al. 2022, appendix B)."""
         config = self.config
@@ -94,7 +94,7 @@ class ModelCost:
         """Operations of one token's forward pass."""
         return self.body_flops(context) + self.head_flops()
 
-    def training_body_flops(self, context: int, recomputed: float = 0.0) -> float:
+    def training_body_flops(self, context: float, recomputed: float = 0.0) -> float:
         """Operations of one token in all blocks in training, 3 to 4 times the forward pass: forward (1), gradients of inputs
         and of weights (2), and the share `recomputed` of the blocks once more for activation checkpointing."""
         return (3 + recomputed) * self.body_flops(context)

@@ -86,13 +86,17 @@ class DPOObjective:
 
     def __call__(self, model: LanguageModel, batch: Batch) -> LossOutput:
         """The summed loss of the pairs, and their rewards and log-probabilities per pair."""
+        return self._with_logps(model, batch)[0]
+
+    def _with_logps(self, model: LanguageModel, batch: Batch) -> tuple[LossOutput, PairLogps]:
+        """The output for a batch, and the log-probabilities that it is made of."""
         sums, lengths, routing = _sequence_logps_with_router_stats(model, batch)
         logps = PairLogps(by_pair(sums, batch), self.reference_log_probabilities(batch), by_pair(lengths, batch))
         loss = PREFERENCE_LOSSES[self.loss_type](logps, LossParams(self.beta, self.label_smoothing)).sum()
         if self.sft_loss_weight:
             loss = loss - self.sft_loss_weight * (logps.policy[:, 0] / logps.lengths[:, 0]).sum()
         output = LossOutput(loss, self._metrics(logps, self.normalizer(batch)))
-        return output.with_router_loss(model, routing, self.normalizer(batch))
+        return output.with_router_loss(model, routing, self.normalizer(batch)), logps
 
     @torch.no_grad()
     def _metrics(self, logps: PairLogps, pairs: float) -> dict[str, Ratio]:
@@ -111,15 +115,17 @@ class DPOObjective:
 
     @torch.no_grad()
     def evaluate(self, model: LanguageModel, batch: Batch) -> dict[str, Ratio]:
-        """`loss`, rewards and log-probabilities per pair; perplexity, token accuracy, tokens and bits per byte of the chosen
-        completions; and `pairs`."""
+        """`loss`, rewards and log-probabilities per pair; the share of pairs whose chosen completion is the more likely one
+        (`logps/accuracies`); perplexity, token accuracy, tokens and bits per byte of the chosen completions; and `pairs`."""
         with eval_mode(model):
-            output = self(model, batch)
+            output, logps = self._with_logps(model, batch)
         pairs = self.normalizer(batch)
+        likelier = float((logps.policy[:, 0] > logps.policy[:, 1]).sum())
         return {
             **target_metrics(model, chosen_only(batch), self.token_bytes),
             "loss": Ratio(float(output.loss), pairs),
             "pairs": Ratio(pairs, 1.0, integer_total),
+            "logps/accuracies": Ratio(likelier, pairs),
             **{name: Ratio(float(ratio.total), float(ratio.count)) for name, ratio in output.metrics.items()},
         }
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fledge.data import PackedDataset
 from fledge.plan.lr_schedule import resolve_steps
 from fledge.recipe.schema import BatchConfig
 from fledge.recipe.units import Duration
@@ -89,6 +90,26 @@ def compute_steps(duration: str, batch: BatchConfig, rows_in: Callable[[float], 
         reads_all = horizon(steps, rows, _batch_warmup_unchecked(batch, steps)).micro_batches(steps) >= micro_batches
         low, high = (low, steps) if reads_all else (steps + 1, high)
     return horizon(low, rows, resolve_batch_warmup(batch, low))
+
+
+def capped_batch(batch: BatchConfig, duration: str, train: PackedDataset) -> tuple[BatchConfig, list[str]]:
+    """The batch with a micro-batch that the data can fill, and a sentence if that is a smaller one.
+
+    Rows beyond the last one of the stage would be empty. A stage of a number of steps reads its data again and again; there a
+    micro-batch above an epoch would hold rows several times, whose mean gradient is that of the epoch.
+    """
+    length, size = Duration.parse(duration), batch.micro_batch_rows
+    if length.unit == "steps":
+        rows, what = float(len(train)), "an epoch has"
+    elif length.unit == "epochs":
+        rows, what = train.packed_rows_in(length.amount), "the stage has"
+    else:
+        rows, what = length.amount / train.packed_length, "the stage has"
+    fillable = max(1, math.ceil(rows))
+    if size <= fillable:
+        return batch, []
+    note = f"micro-batches of {fillable:,} rows instead of {size:,}: {what} only {fillable:,} packed rows"
+    return batch.model_copy(update={"micro_batch_size": fillable}), [note]
 
 
 def _batch_warmup_unchecked(batch: BatchConfig, steps: int) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 from fledge.data import FORMATS, PackedDataset
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
+from fledge.plan.evaluation import Selection, resolve_selection
 from fledge.plan.horizon import TrainingHorizon, compute_steps
 from fledge.plan.hyperparameters import RunSize, resolve_stage
 from fledge.plan.lr_schedule import min_lr, warmup_steps
@@ -43,6 +44,7 @@ class StagePlan:
     min_learning_rate: float
     betas: tuple[float, float]
     weight_decay: float
+    select_checkpoint: Selection
     notes: list[str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -55,6 +57,7 @@ def plan_stage(
     train: PackedDataset,
     cost: ModelCost,
     chosen: list[str] | None = None,
+    validation: PackedDataset | None = None,
 ) -> tuple[StagePlan, TrainingHorizon, Stage]:
     """The plan of a stage, its horizon, and the stage with numbers in place of `auto`.
 
@@ -69,8 +72,8 @@ def plan_stage(
     batch_tokens = round(horizon.global_batch_rows * train.num_tokens / len(train))
     resolved, notes = resolve_stage(stage, RunSize(cost.config.hidden_size, batch_tokens, horizon.steps, tokens))
     rate, betas, decay = resolved.optimizer.numbers()
-    if horizon.global_batch_rows >= len(train):
-        notes.append(_few_updates(horizon, len(train), epochs))
+    selection, reasons = resolve_selection(resolved, validation, horizon.steps)
+    resolved = resolved.model_copy(update={"select_checkpoint": selection})
     plan = StagePlan(
         kind=stage.kind,
         label=FORMATS[stage.kind].label,
@@ -95,18 +98,10 @@ def plan_stage(
         min_learning_rate=min_lr(resolved.schedule, rate),
         betas=betas,
         weight_decay=decay,
-        notes=(chosen or []) + notes,
+        select_checkpoint=selection,
+        notes=(chosen or []) + notes + reasons,
     )
     return plan, horizon, resolved
-
-
-def _few_updates(horizon: TrainingHorizon, rows: int, epochs: float) -> str:
-    """A sentence for data of which every update reads an epoch or more."""
-    updates = "1 update" if horizon.steps == 1 else f"{horizon.steps:,} updates"
-    return (
-        f"{epochs:.3g} epochs are {updates}: each reads up to {horizon.global_batch_rows:,} rows, and an epoch has {rows:,} "
-        "(packed); a smaller batch makes more updates of the same data"
-    )
 
 
 def describe_plan(plan: StagePlan) -> str:
@@ -132,7 +127,8 @@ def with_recorded_settings(stage: Stage, recorded: dict[str, Any]) -> Stage:
         update={"micro_batch_size": micro, "gradient_accumulation_steps": rows // micro, "tokens_per_step": None}
     )
     optimizer = optimizer.model_copy(update={key: chosen[key] for key in optimizer.automatic})
-    return stage.model_copy(update={"batch": batch, "optimizer": optimizer})
+    selection = recorded["select_checkpoint"] if stage.select_checkpoint == "auto" else stage.select_checkpoint
+    return stage.model_copy(update={"batch": batch, "optimizer": optimizer, "select_checkpoint": selection})
 
 
 def check_settings_have_effect(stage: Stage, steps: int, config: ModelConfig, runtime: RuntimeConfig) -> None:

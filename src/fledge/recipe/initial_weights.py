@@ -19,6 +19,11 @@ class InitialWeights:
     previous_stage: str | None
     config_directory: Path | None
 
+    @property
+    def are_fresh(self) -> bool:
+        """Whether the stage starts from fresh weights."""
+        return self.directory is None and self.previous_stage is None
+
     def resolve(self, model_of_stage: Callable[[str], Path]) -> Path | None:
         """The model directory to load, or None for fresh weights. `model_of_stage` returns the final model of a finished
         stage."""

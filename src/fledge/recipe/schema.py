@@ -126,8 +126,10 @@ class StageBase(ConfigModel):
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     guards: GuardsConfig = GuardsConfig()
     prompt_tests: PromptTestsConfig | None = None
-    select_checkpoint: Literal["last", "best"] = Field(
-        default="last", description="which checkpoint the next stage starts from"
+    select_checkpoint: Literal["auto", "last", "best"] = Field(
+        default="auto",
+        description="which checkpoint the next stage starts from, the one before the first step included; auto: the best where "
+        "validation data can decide, else the last",
     )
 
     @property

@@ -13,7 +13,7 @@ from fledge.report.i18n import WORDS, example_text
 from fledge.report.read_run import number, read_run, text
 from fledge.report.records import Run
 from fledge.report.samples import sample_tables
-from fledge.report.summary_sentences import summary_sentences
+from fledge.report.summary_sentences import summary_sentences, verdict_sentences
 from fledge.report.summary_table import stage_rows
 
 HERE = Path(__file__).parent
@@ -122,6 +122,7 @@ def render(run: Run) -> str:
         chart_json=Markup(script_json(figures)),
         charts=charts,
         sentences=summary_sentences(run),
+        verdicts={stage.name: verdict_sentences(stage) for stage in run.stages},
         rows=stage_rows(run.stages),
         sample_tables=sample_tables(run.stages),
         worlds=[stage for stage in run.stages if stage.world],

@@ -174,6 +174,7 @@ def read_stage(reader: Reader, name: str) -> Stage:
         before=read_evaluation(reader.json_object(f"{name}/eval/before.json")),
         after=read_evaluation(reader.json_object(f"{name}/eval/after.json")),
         world=read_world(world) if world else None,
+        verdicts=tuple(mappings((reader.json_object(f"{name}/result.json") or {}).get("verdicts"))),
     )
 
 

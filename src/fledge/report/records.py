@@ -128,7 +128,8 @@ class Events:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage of a run: its plan, data report, events, evaluations and scores. None stands for a missing file."""
+    """One stage of a run: its plan, data report, events, evaluations, scores, and the findings about its result (`verdicts`, as
+    result.json has them). None stands for a missing file."""
 
     name: str
     plan: Mapping[str, object]
@@ -137,6 +138,7 @@ class Stage:
     before: Evaluation | None
     after: Evaluation | None
     world: World | None
+    verdicts: tuple[Mapping[str, object], ...] = ()
 
     @property
     def kind(self) -> str:

@@ -7,6 +7,7 @@ from fledge.report.i18n import KINDS, Text, same, unit_text
 from fledge.report.read_run import number
 from fledge.report.records import Run, Stage, World
 from fledge.report.summary_table import metric, preference_accuracy, stage_tokens
+from fledge.report.verdicts import Verdict, read_verdict
 
 
 def summary_sentences(run: Run) -> list[tuple[str, Text]]:
@@ -23,6 +24,11 @@ def summary_sentences(run: Run) -> list[tuple[str, Text]]:
         lines.append((stage.name, join_clauses(opening, clauses)))
         previous = stage.world or previous
     return lines
+
+
+def verdict_sentences(stage: Stage) -> list[Verdict]:
+    """The verdicts on a stage, the gravest first."""
+    return [read_verdict(finding) for finding in stage.verdicts]
 
 
 def join_clauses(opening: Text, clauses: list[Text]) -> Text:
@@ -76,8 +82,18 @@ def loss_clause(stage: Stage) -> Text | None:
 
 
 def preference_clause(stage: Stage) -> Text | None:
-    """The change of the preference accuracy, or None when none was recorded."""
-    before, after = preference_accuracy(stage, "before"), preference_accuracy(stage, "after")
+    """The change of the share of pairs whose chosen answer is the more likely one, and the accuracy of the rewards, which
+    compares with the model before the stage and has no value there. None when neither was recorded."""
+    before, after = metric(stage, "logps/accuracies", "before"), metric(stage, "logps/accuracies", "after")
+    rewards = preference_accuracy(stage, "after")
+    if before is not None and after is not None:
+        change = change_phrase(f"{formatting.percent(before)} %", f"{formatting.percent(after)} %", after > before)
+        clause = Text(f"pairs whose chosen answer is more likely {change.en}", f"被选答案概率更高的样本对占比{change.zh}")
+        if rewards is None:
+            return clause
+        share = f"{formatting.percent(rewards)} %"
+        return Text(f"{clause.en}; reward accuracy {share}", f"{clause.zh}；奖励准确率 {share}")
+    before, after = preference_accuracy(stage, "before"), rewards
     if after is None:
         return None
     if before is None:

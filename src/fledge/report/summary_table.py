@@ -3,13 +3,14 @@
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fledge.report import formatting
 from fledge.report.i18n import KINDS, UNITS, Text, same, unit_text
 from fledge.report.read_run import number, text
 from fledge.report.records import Scores, Stage
 from fledge.report.series import last_value
+from fledge.report.verdicts import read_verdict
 
 
 @dataclass(frozen=True)
@@ -161,11 +162,31 @@ def score_cell(stage: Stage, pick: Callable[[Scores], float | None], interval: b
 
 
 def prompts_cell(stage: Stage) -> Cell | None:
-    """The pass rate of the prompt tests: the first and the last time they were run."""
-    rates = [rate for row in stage.events.prompt_tests if (rate := number(row.get("prompt_tests/pass_rate"))) is not None]
-    if not rates:
+    """The pass rate of the last prompt tests. None are run before the stage, so the first ones are named with their step."""
+    rows = [(row, rate) for row in stage.events.prompt_tests if (rate := number(row.get("prompt_tests/pass_rate"))) is not None]
+    if not rows:
         return None
-    return change_cell(rates[0] if len(rates) > 1 else None, rates[-1], "%", formatting.percent, False)
+    (first, first_rate), (_, last_rate) = rows[0], rows[-1]
+    note = UNITS[""]
+    if len(rows) > 1:
+        rate, step = formatting.percent(first_rate), formatting.whole(number(first.get("step")) or 0)
+        note = Text(f"({rate} % after step {step})", f"（第 {step} 步后 {rate} %）")
+    return Cell(same(formatting.percent(last_rate)), UNITS["%"], note=note)
+
+
+def verdict_cell(stage: Stage) -> Cell | None:
+    """The verdicts on the stage in a few words."""
+    found = [read_verdict(finding) for finding in stage.verdicts]
+    if not found:
+        return None
+    words = Text("; ".join(one.label.en for one in found), "；".join(one.label.zh for one in found))
+    return Cell(words, better=False)
+
+
+def without_praise(stage: Stage, cell: Cell | None) -> Cell | None:
+    """The cell; for a stage with a verdict of an error, no change of it counts as an improvement."""
+    is_bad = any(finding.get("severity") == "error" for finding in stage.verdicts)
+    return replace(cell, better=None) if cell is not None and cell.better and is_bad else cell
 
 
 def stop_cell(stage: Stage) -> Cell | None:
@@ -182,7 +203,7 @@ def stage_rows(stages: Sequence[Stage]) -> list[Row]:
     """All rows of the summary. Optional measures appear only when some stage recorded them."""
 
     def row(en: str, zh: str, cell: Callable[[Stage], Cell | None]) -> Row:
-        return Row(Text(en, zh), tuple(cell(stage) for stage in stages))
+        return Row(Text(en, zh), tuple(without_praise(stage, cell(stage)) for stage in stages))
 
     def before_and_after(name: str, unit: str, format_: Callable[[float], str], falling: bool):
         return lambda s: change_cell(metric(s, name, "before"), metric(s, name, "after"), unit or s.loss_unit, format_, falling)
@@ -214,10 +235,16 @@ def stage_rows(stages: Sequence[Stage]) -> list[Row]:
                 preference_accuracy(s, "before"), preference_accuracy(s, "after"), "%", formatting.percent, False
             ),
         ),
+        row(
+            "Chosen answer more likely",
+            "被选答案概率更高",
+            before_and_after("logps/accuracies", "%", formatting.percent, False),
+        ),
         row("Reward margin", "奖励差", before_and_after("rewards/margins", "nats", formatting.loss, False)),
         row("Exact match", "完全匹配率", lambda s: score_cell(s, lambda scores: scores.exact_match, True)),
         row("Habit rate", "不良习惯率", lambda s: score_cell(s, lambda scores: scores.habit_rate, False)),
         row("Prompt tests passed", "提示测试通过率", prompts_cell),
         row("Ended because", "结束原因", stop_cell),
+        row("Verdict", "结论", verdict_cell),
     ]
     return always + [measure for measure in optional if any(measure.cells)]

@@ -33,9 +33,13 @@ class BenchmarkCache:
 
     `key`: everything that the figures depend on, besides their names. A damaged file, a file with another key and a folder that
     cannot be written are reported by `log`; the figures are then measured again. `remeasure`: ignore the stored figures.
+    `is_busy`: the machine is busy now, so figures are rough: they are stored as such, and used as long as the machine is busy.
     """
 
-    def __init__(self, key: Mapping[str, Any], log: Log = lambda text: None, remeasure: bool = False) -> None:
+    def __init__(
+        self, key: Mapping[str, Any], log: Log = lambda text: None, *, remeasure: bool = False, is_busy: bool = False
+    ) -> None:
+        self.is_busy = is_busy
         self.key = json.loads(json.dumps(key))
         self.file = cache_folder() / "measured" / f"{self._hash()}.json"
         self._log = log
@@ -54,6 +58,8 @@ class BenchmarkCache:
             stored = json.loads(self.file.read_text(encoding="utf-8"))
             if stored["format"] != FORMAT or stored["key"] != self.key or not isinstance(stored["values"], dict):
                 raise ValueError("it is of another machine or version")
+            if stored.get("rough") and not self.is_busy:
+                return
             self.measured_at, self._values = str(stored["when"]), stored["values"]
         except FileNotFoundError:
             return
@@ -75,7 +81,7 @@ class BenchmarkCache:
         if not self.new:
             return
         self.measured_at = datetime.now(UTC).isoformat(timespec="seconds")
-        content = {"format": FORMAT, "when": self.measured_at, "key": self.key, "values": self._values}
+        content = {"format": FORMAT, "when": self.measured_at, "rough": self.is_busy, "key": self.key, "values": self._values}
         try:
             write_text(self.file, json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
         except FledgeError as error:

@@ -18,6 +18,8 @@ from fledge.tokenizer.message import Message, TextSegment
 from fledge.tokenizer.segments import Encoding, SegmentEncoder
 from fledge.tokenizer.template import ChatTemplate
 
+ROUND_TRIP = "The Fox, it's 12:30!\n\tElle a dit : déjà  vu."
+
 
 class Tokenizer:
     """A Hugging Face tokenizer with its chat template and special token ids.
@@ -153,6 +155,12 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
         """The text of the ids. Special tokens are written out, unless they are skipped."""
         return self.core.decode(list(ids), skip_special_tokens=skip_special)
+
+    def round_trip_problem(self) -> str:
+        """A sentence about what the tokenizer changes in a text, as those of encoders such as BERT do; empty if nothing."""
+        back = self.decode(self.encode(ROUND_TRIP))
+        same = back.strip() == ROUND_TRIP
+        return "" if same else f"the tokenizer changes texts: {ROUND_TRIP!r} comes back as {back!r}"
 
     def token_bytes(self) -> list[int] | None:
         """The number of text bytes that each id stands for: 0 for control tokens.

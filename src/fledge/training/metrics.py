@@ -81,7 +81,7 @@ def system_metrics(
     seconds_before: float,
     other_seconds: Mapping[str, float],
     cost: ModelCost,
-    row_length: int,
+    mean_context: float,
     peak_flops: float,
     folder: Path,
 ) -> dict[str, Any]:
@@ -89,7 +89,8 @@ def system_metrics(
 
     `seconds_before`: the stage's clock at the previous event. `other_seconds`: time of evaluation and saving since then, by
     phase. `peak_flops`: FLOP/s, 0 if it was not measured. `folder`: a folder on the disk whose free space is reported. MFU
-    counts the operations that the update needs: the head only at targets."""
+    counts the operations that the update needs: the head only at targets, attention only inside a document (`mean_context`: of
+    the packed data)."""
     device = output.grad_norm.device.type
     phases = output.timer.seconds()
     busy = sum(phases.values())
@@ -106,6 +107,6 @@ def system_metrics(
         "system/eta_seconds": state.seconds / state.step * (total_steps - state.step),
     }
     if peak_flops and busy:
-        flops = batch.num_tokens * cost.training_body_flops(row_length) + batch.num_target_tokens * cost.training_head_flops()
+        flops = batch.num_tokens * cost.training_body_flops(mean_context) + batch.num_target_tokens * cost.training_head_flops()
         values["system/mfu"] = round(flops / busy / peak_flops, 4)
     return values

@@ -54,7 +54,7 @@ class StepRecorder:
             seconds_before=seconds_before,
             other_seconds=self._other_seconds,
             cost=self.cost,
-            row_length=context.data.packed_length,
+            mean_context=context.data.mean_context,
             peak_flops=self.peak_flops,
             folder=context.log.directory.root,
         )

@@ -16,6 +16,7 @@ from fledge.findings import Finding
 from fledge.monitor.remedies import MEND_ROWS
 from fledge.monitor.rules import GuardTrigger
 from fledge.monitor.run_logger import RunLogger
+from fledge.plan.evaluation import evaluation_interval
 from fledge.plan.lr_schedule import learning_rate
 from fledge.run import Console
 from fledge.run.console import Progress
@@ -26,7 +27,7 @@ from fledge.training.batch_loader import BatchLoader
 from fledge.training.batch_source import DatasetSource, StepBatch
 from fledge.training.context import TrainContext
 from fledge.training.divergence import has_risen, loss_now
-from fledge.training.hooks import Checkpointing, HookContext, evaluation_interval
+from fledge.training.hooks import Checkpointing, HookContext
 from fledge.training.rank_consistency import RankConsistencyCheck
 from fledge.training.rollback import recovery_hint, rollback_finding, rollback_target, rolled_back_state
 from fledge.training.step_recorder import StepRecorder

@@ -126,6 +126,13 @@ class PackedDataset:
     # -- the first epoch --------------------------------------------------------------------------------------------
 
     @cached_property
+    def mean_context(self) -> float:
+        """The sequence length at which causal attention has the operations of the first epoch: Σ n² / Σ n over its pieces of n
+        tokens. Pieces in one packed row do not see each other, so it is below `packed_length`."""
+        lengths = self.epoch(0)[0].length.astype(np.float64)
+        return float((lengths**2).sum() / lengths.sum())
+
+    @cached_property
     def num_tokens(self) -> int:
         """Positions of the first epoch that are not padding."""
         return int(self.epoch(0)[0].length.sum())

@@ -1,7 +1,7 @@
 """The work between two steps, besides the guards: evaluation, prompt tests, checkpoints."""
 
 from fledge.training.hooks.checkpointing import Checkpointing
-from fledge.training.hooks.evaluation import Evaluation, evaluation_interval
+from fledge.training.hooks.evaluation import Evaluation
 from fledge.training.hooks.hook import Hook, HookContext
 from fledge.training.hooks.prompt_tests import PromptTests, RunPromptTests
 
@@ -12,5 +12,4 @@ __all__ = [
     "HookContext",
     "PromptTests",
     "RunPromptTests",
-    "evaluation_interval",
 ]

@@ -6,35 +6,40 @@ from dataclasses import dataclass
 
 from fledge.checkpoint.state import TrainState
 from fledge.findings import Finding
+from fledge.plan.evaluation import evaluation_interval
 from fledge.recipe.schema import StageBase
 from fledge.training.hooks.hook import HookContext
 from fledge.training.validation import ValidationSet, metrics_line, validate
 
-DEFAULT_EVALUATIONS = 10  # number of evaluations in a stage without evaluation.every_steps
-
-
-def evaluation_interval(stage: StageBase, total_steps: int) -> int:
-    """Steps between two evaluations: `evaluation.every_steps`, else a tenth of the stage."""
-    return stage.evaluation.every_steps or max(1, math.ceil(total_steps / DEFAULT_EVALUATIONS))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Evaluates at its interval and after the last step, with the averaged weights if the stage averages weights."""
+    """Evaluates at its interval and after the last step, with the averaged weights if the stage averages weights.
+
+    `initial_loss`: the validation loss before the first step, which was measured before: the model that the stage starts from
+    is the first candidate for the best one.
+    """
 
     stage: StageBase
     total_steps: int
     validation: ValidationSet
+    initial_loss: float | None = None
 
     def due(self, state: TrainState) -> bool:
         """Whether to evaluate now: at the interval and after the last step, once each."""
         step = state.step
+        if step == 0:
+            return self.initial_loss is not None
         at_interval = step == self.total_steps or step % evaluation_interval(self.stage, self.total_steps) == 0
         return at_interval and state.last_eval_step < step
 
     def run(self, context: HookContext) -> None:
-        """Evaluate, write the `eval` event, update the best loss, and check for early stopping."""
+        """Evaluate, write the `eval` event, update the best loss, and check for early stopping. Before the first step the
+        known loss is the best one."""
         state, started = context.state, time.monotonic()
+        if state.step == 0:
+            self._update_best(state, self.initial_loss)
+            return
         with context.trainable.averaged():
             measured = validate(
                 context.trainable.model,
@@ -53,11 +58,11 @@ class Evaluation:
         self._check_early_stopping(context, measured["loss"])
         context.console.log(f"step {state.step:,}: validation {metrics_line(measured)}")
 
-    def _update_best(self, state: TrainState, loss: float) -> None:
-        """Count the evaluation, and record its loss if it is the best. NaN and infinity are never the best."""
+    def _update_best(self, state: TrainState, loss: float | None) -> None:
+        """Count the evaluation, and record its loss if it is the best. NaN and infinity (None in a file) are never the best."""
         state.last_eval_step = state.step
         best, threshold = state.best_loss, self.stage.early_stopping.threshold
-        if math.isfinite(loss) and (best is None or loss < best - threshold):
+        if loss is not None and math.isfinite(loss) and (best is None or loss < best - threshold):
             state.best_loss, state.best_step, state.evals_since_best = loss, state.step, 0
         else:
             state.evals_since_best += 1

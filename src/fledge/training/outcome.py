@@ -1,0 +1,47 @@
+"""The outcome of a finished stage, from the files of its directory."""
+
+from typing import Any
+
+from fledge.findings import Finding
+from fledge.monitor.run_logger import STYLES
+from fledge.monitor.verdicts import StageOutcome, verdicts
+from fledge.plan.evaluation import validation_rows
+from fledge.run import Console, StageDirectory
+from fledge.run.alerts import Alerts
+from fledge.run.events import read_events
+from fledge.run.text_files import read_json
+from fledge.training.validation import ValidationSet
+
+
+def judge(
+    directory: StageDirectory, validation: ValidationSet | None, selected_step: int, console: Console, alerts: Alerts
+) -> list[Finding]:
+    """The verdicts on a finished stage, which go to the console and out as alerts."""
+    found = verdicts(stage_outcome(directory, validation, selected_step))
+    for one in found:
+        console.log(f"{one.severity}: {one.message}", style=STYLES[one.severity])
+        console.log(f"  → {one.hint}")
+        alerts.send(one.severity, one.message, directory.root.name, selected_step, dict(one.evidence))
+    return found
+
+
+def stage_outcome(directory: StageDirectory, validation: ValidationSet | None, selected_step: int) -> StageOutcome:
+    """The outcome of a stage whose evaluations before and after are written."""
+    events = list(read_events(directory.events))
+    before, after = (read_json(directory.evaluations / name) for name in ("before.json", "after.json"))
+    evaluations = [(0, before.get("loss")), *((e["step"], e["eval/loss"]) for e in events if e["kind"] == "eval")]
+    losses = [event["train/loss"] for event in events if event["kind"] == "step"]
+    return StageOutcome(
+        before=_metrics(before),
+        after=_metrics(after),
+        evaluations=[(step, loss) for step, loss in evaluations if loss is not None],
+        train_losses=[loss for loss in losses if loss is not None],
+        steps=len(losses),
+        selected_step=selected_step,
+        validation_rows=None if validation is None else validation_rows(validation.data, validation.max_packed_rows),
+        answers=[(sample["prompt"], sample["answer"]) for sample in after["samples"]],
+    )
+
+
+def _metrics(evaluation: dict[str, Any]) -> dict[str, float | None]:
+    return {name: value for name, value in evaluation.items() if name != "samples"}
