@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fledge.errors import EXIT_PEER_LOST, FledgeError, PeerLostError
 from fledge.escaping import escaped
+from fledge.run.code_cache import set_code_cache
 from fledge.run.stopping import SignalHandler
 
 
@@ -50,6 +51,7 @@ class TrainCommand:
 
 def train_in_folder(training: TrainCommand, folder: str) -> None:
     """Train as a worker of a cluster: `folder` is the directory that the recipe's paths are relative to."""
+    set_code_cache()
     os.chdir(folder)
     with SignalHandler(lambda message: None, "stopped on request") as stopping:
         training.run(stopping)

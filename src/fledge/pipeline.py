@@ -18,7 +18,7 @@ from fledge.recipe import Recipe, differences, to_yaml
 from fledge.recipe.initial_weights import first_initial_weights, initial_weights
 from fledge.resume import RunHistory
 from fledge.run import Console, RunDirectory, environment, exclusive_lock, write_json, write_text
-from fledge.run.alerts import Alerts, Webhook
+from fledge.run.alerts import Alerts, Webhook, check_alert_file
 from fledge.run.startup import StartupTimer
 from fledge.run.stopping import SignalHandler
 from fledge.stage import AfterStage, RunContext, StageRunner
@@ -79,6 +79,8 @@ class Pipeline:
         if not self.ranks.is_main_process:
             return Alerts(self.recipe.name, config.level, None, None, log)
         hook = config.webhook
+        if config.file is not None:
+            check_alert_file(Path(config.file))
         webhook = None if hook is None else Webhook(hook.url, hook.headers, hook.format, log)
         return Alerts(self.recipe.name, config.level, Path(config.file) if config.file else None, webhook, log)
 

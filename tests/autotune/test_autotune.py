@@ -20,13 +20,14 @@ from fledge.autotune.benchmark import (
     truncate_batch,
 )
 from fledge.autotune.compile import compile_with_cache_retry, model_code, use_compile_cache
-from fledge.autotune.compute_config import ComputeConfig, use_float32
+from fledge.autotune.compute_config import ComputeConfig, check_device, use_float32
 from fledge.autotune.search import AutotuneSearch, fastest, is_too_busy
 from fledge.data import Batch
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
 from fledge.objective import CausalLMObjective
 from fledge.recipe.schema import RuntimeConfig
+from fledge.run.code_cache import code_cache_folder
 from tests.support.decoders import make_decoder
 from tests.support.packed import dpo, pack, pack_pairs, random_pairs, random_sequences
 
@@ -291,7 +292,7 @@ def test_fp16_on_a_cpu_works_with_a_warning() -> None:
 
 def test_failing_compiler_is_reported_and_is_an_error_only_if_compile_was_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "MIN_SECONDS_TO_COMPILE", 0.0)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path(os.environ["FLEDGE_CACHE"]) / "inductor" / model_code()))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(code_cache_folder() / model_code()))
 
     def broken(*anything: Any, **named: Any) -> Any:
         raise RuntimeError("no C++ compiler")
@@ -307,9 +308,19 @@ def test_failing_compiler_is_reported_and_is_an_error_only_if_compile_was_reques
 
 def test_compile_cache_is_in_the_fledge_cache_unless_the_user_set_a_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    assert use_compile_cache() == str(Path(os.environ["FLEDGE_CACHE"]) / "inductor" / model_code())
+    assert use_compile_cache() == str(code_cache_folder() / model_code())
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
     assert use_compile_cache() == "/elsewhere"
+
+
+def test_a_cache_that_others_can_write_is_refused_before_compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "shared"))
+    for start in (use_compile_cache, lambda: check_device(RuntimeConfig())):
+        with pytest.raises(FledgeError, match="would be executed, and other users can write into it"):
+            start()
+    check_device(RuntimeConfig(compile=False))
 
 
 def test_incomplete_compile_cache_of_a_killed_process_is_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,7 @@ def test_file_that_is_not_text_is_an_error(tmp_path: Path) -> None:
     assert "this recipe is not UTF-8" in load_error(tmp_path / "bad.yaml")
     (tmp_path / "nul.yaml").write_bytes(b"name: a\0b\n")
     assert "not readable as YAML" in load_error(tmp_path / "nul.yaml")
-    assert "cannot read the recipe" in load_error(tmp_path)
+    assert "this is a folder, not a recipe" in load_error(tmp_path)
 
 
 def test_missing_file_is_reported_by_name(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """Alerts reach their receivers exactly once, and no receiver can harm a run."""
 
 import json
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -159,3 +162,82 @@ def test_an_unwritable_alert_file_is_reported_once(tmp_path: Path) -> None:
     for step in range(3):
         alerts.send("error", "x", "s", step, {})
     assert len(messages) == 1 and "alerts cannot be written" in messages[0]
+
+
+class RawReceiver:
+    """A receiver that answers a request with these bytes, one after another with pauses between them."""
+
+    def __init__(self, answer: bytes, pause: float = 0.0) -> None:
+        self.answer, self.pause, self.accepted = answer, pause, 0
+        self.server = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        """The address that alerts are posted to."""
+        return f"http://127.0.0.1:{self.server.getsockname()[1]}/s3cret"
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self.server.accept()
+                self.accepted += 1
+                with connection, suppress(OSError):
+                    connection.recv(65536)
+                    for start in range(0, len(self.answer), 1 if self.pause else len(self.answer)):
+                        connection.sendall(self.answer[start : start + (1 if self.pause else len(self.answer))])
+                        time.sleep(self.pause)
+
+
+@pytest.mark.parametrize(
+    ("answer", "pause", "problem"),
+    [
+        (b"\x00\xff garbage\r\n\r\n", 0.0, "its answer is not HTTP (BadStatusLine)"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 500 + b"\r\n", 0.0, "its answer is not HTTP (HTTPException)"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n", 0.0, "its answer is not HTTP (LineTooLong)"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: yyyyyyyy\r\n" * 90, 0.01, "no complete answer in 0.3 s"),
+    ],
+)
+def test_an_answer_that_is_not_http_is_told_and_the_next_alert_is_tried(
+    answer: bytes, pause: float, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TIMEOUT", 0.3)
+    receiver, messages = RawReceiver(answer, pause), []
+    alerts = _alerts(receiver.url, messages)
+    started = time.monotonic()
+    alerts.send("error", "first", "s", 1, {})
+    alerts.send("error", "second", "s", 2, {})
+    alerts.close()
+    receiver.server.close()
+    assert time.monotonic() - started < 6 and receiver.accepted >= 2
+    assert messages[0] == f"warning: an alert of step 1 could not be delivered: {problem}"
+    assert messages[1].startswith("warning: an alert of step 2") and not any("s3cret" in line for line in messages)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["s3cret", "file:///s3cret", "data:text/plain,s3cret", "ftp://host/s3cret", "http://", "http://host:99999999/s3cret",
+     "http://host:0/s3cret", "http://ho st/s3cret", "https://host/s3cret\r\nX: y", "http://[::1/s3cret", "https://host/密s3cret"],
+)  # fmt: skip
+def test_an_unusable_address_is_refused_without_showing_it(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOOK", value)
+    with pytest.raises(FledgeError, match="not a complete address") as caught:
+        _alerts("${HOOK}", [])
+    assert caught.value.where == "alerts.webhook.url" and "s3cret" not in caught.value.text()
+
+
+def test_a_header_with_a_line_break_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "s3cret\nX: y")
+    with pytest.raises(FledgeError, match="a header is plain text") as caught:
+        _alerts("http://127.0.0.1:9/", [], headers={"Authorization": "${TOKEN}"})
+    assert "s3cret" not in caught.value.text()
+
+
+def test_a_pipe_as_alert_file_is_refused_and_never_waited_for(tmp_path: Path) -> None:
+    pipe, messages = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    with pytest.raises(FledgeError, match="this is not a file"):
+        module.check_alert_file(pipe)
+    alerts = Alerts("mine", "warning", pipe, None, messages.append)
+    alerts.send("error", "x", "s", 1, {})
+    assert len(messages) == 1 and "this is not a file" in messages[0]

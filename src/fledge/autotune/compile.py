@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,27 +17,42 @@ from fledge.errors import FledgeError
 from fledge.model.linear_cross_entropy import _softmax_grad_chunk
 from fledge.model.protocol import LanguageModel
 from fledge.plan.memory import is_out_of_memory
-from fledge.run.cache import cache_folder
+from fledge.run.code_cache import private_code_cache, set_by_user
 
 functorch: Any = import_module("torch._functorch.config")
+IMPORT_DEFAULT_FOLDER = ("torch._inductor.runtime.runtime_utils", "torch._inductor.codecache")  # they import its function
 _compiled_kernel: list[Any] = []
 
 
 def use_compile_cache() -> str:
-    """Make torch.compile cache its code in fledge's cache directory, unless the user has set TORCHINDUCTOR_CACHE_DIR.
+    """Make torch.compile keep its code in fledge's own cache, unless the user has set TORCHINDUCTOR_CACHE_DIR.
 
     Returns the directory. Must be called before anything is compiled; a second run then loads the code instead of compiling it.
     fledge's own directory is specific to this version of the model's code. There the backward pass of attention, a custom
     autograd function, is cached too: the compiler alone would not notice a change of that code.
+
+    Raises FledgeError if another user could have put code into the directory.
     """
-    chosen = os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_default_cache_dir()))
-    if chosen == str(_default_cache_dir()) and hasattr(functorch, "autograd_cache_allow_custom_autograd_functions"):
+    base = private_code_cache()
+    chosen = set_by_user("TORCHINDUCTOR_CACHE_DIR", base) or base / model_code()
+    if chosen == base / model_code() and hasattr(functorch, "autograd_cache_allow_custom_autograd_functions"):
         functorch.autograd_cache_allow_custom_autograd_functions = True
-    return chosen
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(chosen)
+    os.environ["TRITON_CACHE_DIR"] = str(set_by_user("TRITON_CACHE_DIR", base) or base / "triton")
+    _redirect_default_folder(base)
+    return str(chosen)
 
 
-def _default_cache_dir() -> Path:
-    return cache_folder() / "inductor" / model_code()
+def _redirect_default_folder(base: Path) -> None:
+    """torch keeps some files, such as precompiled headers, in its default folder whatever the variables say: make it ours."""
+    utils: Any = import_module("torch._inductor.runtime.cache_dir_utils")
+    loaded: list[Any] = [sys.modules[name] for name in IMPORT_DEFAULT_FOLDER if name in sys.modules]
+    for module in (utils, *loaded):
+        module.default_cache_dir = lambda: str(base)
+    for module in loaded:
+        if hasattr(module, "_HEADER_DIR"):
+            module._HEADER_DIR = str(base / "precompiled_headers")
+            module._HEADER_LOCK_DIR = str(base / "precompiled_headers" / "locks")
 
 
 @cache
@@ -60,7 +76,7 @@ def compile_with_cache_retry(step: Callable[[], None], log: Callable[[str], None
     except Exception as error:
         if isinstance(error, FledgeError) or is_out_of_memory(error):
             raise
-        folder = _default_cache_dir()
+        folder = private_code_cache() / model_code()
         if use_compile_cache() != str(folder) or not folder.is_dir():
             raise
         log(f"note: compiling failed ({type(error).__name__}); {folder} is emptied and the code is compiled again")

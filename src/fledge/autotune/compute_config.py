@@ -11,6 +11,7 @@ from fledge.autotune.precision import DTYPES
 from fledge.errors import FledgeError
 from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import RuntimeConfig
+from fledge.run.code_cache import private_code_cache
 from fledge.run.environment import cores, local_world_size
 
 
@@ -73,11 +74,14 @@ def capability(device: str) -> tuple[int, int] | None:
 
 
 def check_device(config: RuntimeConfig) -> None:
-    """Raise FledgeError if the device is missing or does not support the settings of the recipe."""
+    """Raise FledgeError if the device is missing or does not support the settings of the recipe, or if other users could put
+    compiled code into its cache."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise FledgeError("no CUDA device is available", where="runtime.device", hint="set runtime.device to auto or cpu")
     device = chosen_device(config)
     precision_rules.check_supported(config, device, capability(device))
+    if config.compile is not False:  # here, because later a compiler that fails is no error
+        private_code_cache()
 
 
 def chosen_device(config: RuntimeConfig) -> str:

@@ -10,6 +10,7 @@ from fledge.cli.arguments import MAX_RESTARTS, MINUTES, SAMPLING_OPTIONS, SEED, 
 from fledge.entrypoint import TrainCommand, exit_code, to_stderr, write_report_and_summarize
 from fledge.errors import FledgeError
 from fledge.escaping import escaped
+from fledge.run.code_cache import set_code_cache
 from fledge.run.stopping import SignalHandler
 
 
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_command(options: argparse.Namespace, overrides: Overrides, argv: list[str]) -> int | None:
     """Run the command that the options name; returns its exit code, None for 0."""
+    set_code_cache()
     if options.command in ("quickstart", "train"):
         return _run_with_signals(options, overrides, argv)
     if options.command == "data":

@@ -9,14 +9,18 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from fledge.errors import FledgeError
+from fledge.errors import FledgeError, first_line
 from fledge.evaluate.rules import Rules, repetition
 from fledge.evaluate.samples import ChatAnswer, chat_batch
 from fledge.generation import Engine, FinishReason, SamplingParams
 from fledge.model.protocol import LanguageModel
 from fledge.recipe.sections.base import ConfigModel
+from fledge.recipe.yaml_source import compose_yaml, has_surrogates, read_yaml_text
 from fledge.run.text_files import write_text
 from fledge.tokenizer import Message, Tokenizer
+
+WHAT = "file of prompt tests"
+MAX_BYTES = 2**24  # of it
 
 
 class Turn(ConfigModel):
@@ -37,6 +41,9 @@ class Case(ConfigModel):
 
     @model_validator(mode="after")
     def _check_prompt(self) -> "Case":
+        texts = [self.name, self.prompt, self.system, *(turn.content for turn in self.messages)]
+        if any(has_surrogates(text) for text in texts if text):
+            raise ValueError("a text holds half a character (a lone surrogate such as \\ud83d)")
         if (self.prompt is None) == (not self.messages):
             raise ValueError("needs either prompt or messages")
         if self.messages and self.system is not None:
@@ -113,15 +120,8 @@ class PromptTestReport:
 
 def load_cases(file: Path) -> list[Case]:
     """Read a YAML file with a list of cases. Raises FledgeError, with file and line, for an invalid file."""
-    try:
-        node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except FileNotFoundError:
-        raise FledgeError("there is no such file of prompt tests", where=str(file)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise FledgeError(f"cannot be read: {error}", where=str(file)) from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise FledgeError(f"not readable as YAML: {error.problem}", where=f"{file}:{line}") from None
+    text = read_yaml_text(str(file), WHAT, MAX_BYTES)
+    node = compose_yaml(text, str(file), WHAT)
     if not isinstance(node, yaml.SequenceNode) or not node.value:
         raise FledgeError("a file of prompt tests is a list of cases", where=str(file), hint="see docs/evaluation.md")
     cases = [_case(item, file) for item in node.value]
@@ -133,13 +133,20 @@ def load_cases(file: Path) -> list[Case]:
 
 def _case(node: yaml.Node, file: Path) -> Case:
     loader = yaml.SafeLoader("")
+    where = f"{file}:{node.start_mark.line + 1}"
     try:
-        return Case.model_validate(loader.construct_document(node))
-    except ValidationError as error:
+        case = Case.model_validate(loader.construct_document(node))
+        case.expect.check()
+        return case
+    except FledgeError as error:
+        raise FledgeError(f"expect.{error.where or 'rules'}: {error.what}", where=where, hint=error.hint) from None
+    except (yaml.YAMLError, ValueError) as error:
+        if not isinstance(error, ValidationError):
+            raise FledgeError(f"not readable as YAML: {first_line(error)}", where=where) from None
         problem = error.errors()[0]
         key = ".".join(str(name) for name in problem["loc"])
         message = (f"{key}: " if key else "") + problem["msg"].removeprefix("Value error, ")
-        raise FledgeError(message, where=f"{file}:{node.start_mark.line + 1}") from None
+        raise FledgeError(message, where=where) from None
     finally:
         loader.dispose()
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from fledge.data.cleaning.languages import LANGUAGES, detect_language
-from fledge.errors import missing_extra
+from fledge.errors import FledgeError, first_line, missing_extra
+from fledge.evaluate.time_limit import cpu_time_limit
 from fledge.recipe.sections.base import ConfigModel, Positive
 
 REFUSALS = re.compile(
@@ -18,6 +19,7 @@ REFUSALS = re.compile(
 )
 REFUSAL_CHARACTERS = 200  # at the start of an answer, in which a refusal is looked for
 NGRAM = 4  # units whose repetition is counted
+CHECK_SECONDS = 5.0  # of computing, for all rules of one answer; a usual check takes less than a millisecond
 
 
 def _check_pattern(text: str) -> str:
@@ -71,8 +73,27 @@ class Rules(ConfigModel):
         return self
 
     def violations(self, answer: str, ended: bool) -> list[str]:
-        """The rules that an answer violates, each with what was found. `ended`: the model ended the answer by itself."""
-        text = answer.strip()
+        """The rules that an answer violates, each with what was found. `ended`: the model ended the answer by itself.
+
+        Rules that take longer than CHECK_SECONDS are violated: some regular expressions would search for years.
+        """
+        try:
+            with cpu_time_limit(CHECK_SECONDS):
+                return self._violations(answer.strip(), ended)
+        except TimeoutError:
+            named = [name for name in ("regex", "json_schema", "reference") if getattr(self, name)]
+            return [f"could not be checked in {CHECK_SECONDS:g} s: simplify {' or '.join(named) or 'its rules'}"]
+
+    def check(self) -> None:
+        """Raise FledgeError, with the rule in `where`, for rules that cannot be applied to any answer."""
+        if self.json_schema is not None:
+            try:
+                with cpu_time_limit(CHECK_SECONDS):
+                    _check_schema(self.json_schema)
+            except TimeoutError:
+                raise FledgeError("it takes too long to check", where="json_schema", hint="simplify it") from None
+
+    def _violations(self, text: str, ended: bool) -> list[str]:
         problems = [f"lacks {required!r}" for required in self.contains if required not in text]
         problems += [f"contains {forbidden!r}" for forbidden in self.lacks if forbidden in text]
         if self.contains_any and not any(option in text for option in self.contains_any):
@@ -121,15 +142,55 @@ def resemblance(one: str, other: str) -> float:
     return difflib.SequenceMatcher(None, split_units(one), split_units(other), autojunk=False).ratio()
 
 
-def _schema_problem(text: str, schema: dict[str, Any]) -> str | None:
+def _validator(schema: dict[str, Any]) -> Any:
+    """A validator that loads nothing from elsewhere: `$ref` can name only what the schema itself holds."""
     try:
-        import jsonschema
+        from jsonschema import validators
+        from referencing import Registry
     except ImportError:
         raise missing_extra("jsonschema", "eval", "checking answers against a JSON schema") from None
+    kind = validators.validator_for(schema, default=validators.Draft202012Validator)  # type: ignore[attr-defined]
+    return kind(schema, registry=Registry())
+
+
+def _check_schema(schema: dict[str, Any]) -> None:
+    """Raise FledgeError for a schema that is not valid, or that refers to what it does not hold."""
+    validator = _validator(schema)
+    from referencing import Registry, Resource
+    from referencing.jsonschema import DRAFT202012
+
     try:
-        jsonschema.validate(json.loads(text), schema)
-    except ValueError as error:
-        return f"is not JSON: {error}"
-    except jsonschema.ValidationError as error:
-        return f"does not fit its schema: {error.message}"
-    return None
+        type(validator).check_schema(schema)
+        resource = Resource.from_contents(schema, default_specification=DRAFT202012)
+        resolver = Registry().with_resource(resource.id() or "", resource).resolver(resource.id() or "")
+        for name in _references(schema):
+            resolver.lookup(name)
+        validator.is_valid({})
+    except Exception as error:  # of jsonschema and of referencing, without a common type; RecursionError
+        raise FledgeError(f"not a usable JSON schema: {first_line(error)}", where="json_schema") from None
+
+
+def _references(schema: Any) -> list[str]:
+    """The values of all `$ref` in a schema, but not in parts that have an `$id` of their own."""
+    if isinstance(schema, list):
+        return [name for item in schema for name in _references(item)]
+    if not isinstance(schema, dict):
+        return []
+    own = [schema["$ref"]] if isinstance(schema.get("$ref"), str) else []
+    parts = [part for part in schema.values() if not (isinstance(part, dict) and "$id" in part)]
+    return own + [name for part in parts for name in _references(part)]
+
+
+def _schema_problem(text: str, schema: dict[str, Any]) -> str | None:
+    from jsonschema.exceptions import best_match
+    from referencing.exceptions import Unresolvable
+
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return f"is not JSON: {first_line(error)}"
+    try:
+        problem = best_match(_validator(schema).iter_errors(value))
+    except (RecursionError, Unresolvable) as error:
+        return f"cannot be compared with its schema: {first_line(error)}"
+    return None if problem is None else f"does not fit its schema: {problem.message}"

@@ -4,7 +4,6 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,6 +14,18 @@ from fledge.recipe.run_location import at_its_place
 from fledge.recipe.schema import Recipe
 from fledge.recipe.schema_keys import ALIASES, KINDS, Key, preset_names, valid_keys, written_key
 from fledge.recipe.yaml_dialect import RecipeLoader
+from fledge.recipe.yaml_source import (
+    FULL_WIDTH_HINT,
+    NULL_TAG,
+    PLAIN_TAGS,
+    compose_yaml,
+    data_given,
+    full_width_colon_in,
+    has_surrogates,
+    looks_like_data,
+    read_yaml_text,
+    shown_tag,
+)
 
 __all__ = ["load_recipe", "merge", "preset_names", "recipe_from_dict"]
 
@@ -35,42 +46,60 @@ class _Layers:
 
 
 def _node_to_tree(node: yaml.Node, file: str, key: Key, layers: _Layers) -> Any:
-    """A YAML node as plain data. Records line numbers; a repeated key is a problem."""
-    layers.locations[key] = f"{file}:{node.start_mark.line + 1}"
+    """A YAML node as plain data. Records line numbers; a repeated key, a tag and text with a full-width colon are problems."""
+    where = layers.locations[key] = f"{file}:{node.start_mark.line + 1}"
+    if node.tag not in PLAIN_TAGS and not isinstance(node, yaml.ScalarNode):
+        layers.problems.append(f"{where}: the tag '{shown_tag(node)}' means nothing in a recipe; leave it out")
     if isinstance(node, yaml.MappingNode):
         tree: dict[str, Any] = {}
         for name_node, value_node in node.value:
+            line = f"{file}:{name_node.start_mark.line + 1}"
+            if not isinstance(name_node, yaml.ScalarNode):
+                layers.problems.append(f"{line}: a key is one word, not a list or a section")
+                continue
             name = str(name_node.value)
             if name in tree:
-                layers.problems.append(f"{file}:{name_node.start_mark.line + 1}: the key '{name}' is written twice")
+                layers.problems.append(f"{line}: the key '{name}' is written twice")
             tree[name] = _node_to_tree(value_node, file, (*key, name), layers)
-            layers.locations[(*key, name)] = f"{file}:{name_node.start_mark.line + 1}"
+            layers.locations[(*key, name)] = line
         return tree
     if isinstance(node, yaml.SequenceNode):
         return [_node_to_tree(item, file, (*key, i), layers) for i, item in enumerate(node.value)]
+    assert isinstance(node, yaml.ScalarNode)
+    return _scalar(node, where, layers)
+
+
+def _scalar(node: yaml.ScalarNode, where: str, layers: _Layers) -> Any:
+    """The value of a scalar node; a value that cannot be read is a problem."""
+    if node.start_mark.line != node.end_mark.line and node.style is None and (message := full_width_colon_in(node)):
+        layers.problems.append(f"{where}: {message}")
     loader = RecipeLoader("")
     try:
-        return loader.construct_object(node)
+        value = loader.construct_object(node) if node.tag in PLAIN_TAGS else None
     except (yaml.YAMLError, ValueError):
-        layers.problems.append(f"{layers.locations[key]}: cannot read '{node.value}' as {node.tag}")
-        return node.value
+        value = None
     finally:
         loader.dispose()
+    if value is None and node.tag != NULL_TAG:
+        layers.problems.append(f"{where}: cannot read '{node.value[:60]}' as {shown_tag(node)}")
+        return node.value
+    if isinstance(value, str) and not value.isascii() and has_surrogates(value):
+        layers.problems.append(f"{where}: the text holds half a character (a lone surrogate such as \\ud83d)")
+    return value
 
 
 def _parse(text: str, file: str, layers: _Layers) -> dict[str, Any]:
-    try:
-        node = yaml.compose(text, Loader=RecipeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise FledgeError(f"not readable as YAML: {error.problem}", where=f"{file}:{line}") from None
-    except yaml.YAMLError as error:
-        raise FledgeError(f"not readable as YAML: {error}", where=file) from None
+    node = compose_yaml(text, file, "recipe")
     if node is None:
         return {}
-    if not isinstance(node, yaml.MappingNode):
-        raise FledgeError("a recipe is a mapping of keys", where=f"{file}:{node.start_mark.line + 1}")
-    return _node_to_tree(node, file, (), layers)
+    if isinstance(node, yaml.MappingNode):
+        return _node_to_tree(node, file, (), layers)
+    where = f"{file}:{node.start_mark.line + 1}"
+    if isinstance(node, yaml.ScalarNode) and (message := full_width_colon_in(node)):
+        raise FledgeError(message, where=where, hint=FULL_WIDTH_HINT)
+    if looks_like_data(text.split("\n")) or (isinstance(node, yaml.SequenceNode) and node.flow_style):
+        raise data_given(file, "recipe")
+    raise FledgeError("a recipe is a mapping of keys", where=where, hint="each line is `key: value`; see docs/recipes.md")
 
 
 def merge(low: Any, high: Any) -> Any:
@@ -81,15 +110,7 @@ def merge(low: Any, high: Any) -> Any:
 
 
 def _read_file(path: str, layers: _Layers) -> dict[str, Any]:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        hint = "check the path; `ls recipes` shows ready ones"
-        raise FledgeError("this recipe does not exist", where=path, hint=hint) from None
-    except UnicodeDecodeError as error:
-        raise FledgeError(f"this recipe is not UTF-8 (byte {error.start})", where=path, hint="save it as UTF-8") from None
-    except OSError as error:
-        raise FledgeError(f"cannot read the recipe: {error}", where=path) from None
+    text = read_yaml_text(path, "recipe")
     return _parse(text.replace("\t", " ") if path.endswith(".json") else text, path, layers)  # YAML allows no tabs between keys
 
 
@@ -106,8 +127,11 @@ def _first_digit(names: list[str]) -> str:
 def _apply_override(tree: dict[str, Any], key: str, text: str, layers: _Layers) -> dict[str, Any]:
     try:
         value = yaml.load(text, Loader=RecipeLoader)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         value = text
+    if has_surrogates(text):
+        layers.problems.append(f"--{key}: the value is not UTF-8")
+        return tree
     names = key.split(".")
     if any(name.isdigit() for name in names):
         whole_list = key[: key.index("." + _first_digit(names))]
@@ -173,7 +197,7 @@ def _explain(error: Any, layers: _Layers) -> str:
         return f"{location}: {dotted}: kind must be one of {kinds}"
     message = error["msg"].removeprefix("Value error, ")
     value = error["input"]
-    shown = "" if isinstance(value, dict | list | BaseModel) or error["type"] == "value_error" else f" (it is {value!r})"
+    shown = "" if isinstance(value, dict | list | BaseModel) or error["type"] == "value_error" else f" (it is {value!r:.80})"
     return f"{location}: {dotted}: {message}{shown}" if dotted else f"{location}: {message}"
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fledge.recipe.sections.alerts import AlertsConfig, WebhookConfig
-from fledge.recipe.sections.base import ConfigModel, Fraction, PathText, Positive
+from fledge.recipe.sections.base import ConfigModel, Fraction, Name, PathText, Positive
 from fledge.recipe.sections.data import (
     AugmentConfig,
     CleanConfig,
@@ -241,7 +241,7 @@ class LoggingConfig(ConfigModel):
 class Recipe(ConfigModel):
     """One run: a tokenizer, a model and its stages, in order."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    name: Name = "run"
     output: PathText = "runs"
     preset: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
@@ -251,7 +251,7 @@ class Recipe(ConfigModel):
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
     runtime: RuntimeConfig = RuntimeConfig()
-    stages: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Stage]
+    stages: dict[Annotated[Name, Field(pattern=r"^[^.]*$")], Stage]
     generation_samples: GenerationSamplesConfig = GenerationSamplesConfig()
     logging: LoggingConfig = LoggingConfig()
     alerts: AlertsConfig = AlertsConfig()

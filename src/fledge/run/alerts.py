@@ -1,12 +1,17 @@
 """Alerts to receivers outside the run: a file and a webhook. No receiver can stop or slow the run."""
 
+import http.client
 import json
 import os
 import re
+import socket
+import stat
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from queue import Empty, Full, Queue
@@ -78,23 +83,105 @@ def expand_env_vars(text: str, key: str) -> str:
     return _VARIABLE.sub(variable, text)
 
 
+def check_url(url: str, key: str) -> None:
+    """Raise FledgeError, which does not repeat the address, unless it is http or https with a host and a valid port."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        port = parts.port
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
+        url.encode("ascii") if valid else None
+    except ValueError:
+        valid = False
+    if not valid or any(character.isspace() or ord(character) < 32 for character in url):
+        hint = "it is not shown here, because it may be a secret; check it, and the environment variable that it comes from"
+        raise FledgeError("this is not a complete address, such as https://host/path", where=key, hint=hint)
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
         return None
 
 
+class _Attempt(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """One attempt to deliver. It ends after TIMEOUT seconds in all, however slowly a receiver sends its answer."""
+
+    def __init__(self) -> None:
+        urllib.request.HTTPSHandler.__init__(self)
+        self._sockets: list[socket.socket] = []
+        self.ran_out = False
+
+    def http_open(self, req: urllib.request.Request) -> Any:
+        """Open an http address."""
+        return self.do_open(self._watched(http.client.HTTPConnection), req)
+
+    def https_open(self, req: urllib.request.Request) -> Any:
+        """Open an https address."""
+        return self.do_open(self._watched(http.client.HTTPSConnection), req)
+
+    def _watched(self, kind: Any) -> Any:
+        attempt = self
+
+        class Watched(kind):
+            def connect(self) -> None:
+                create = self._create_connection
+
+                def created(*arguments: Any, **options: Any) -> socket.socket:
+                    opened = create(*arguments, **options)
+                    attempt._sockets.append(opened.dup())  # TLS takes the socket itself
+                    return opened
+
+                self._create_connection = created
+                super().connect()
+
+        return Watched
+
+    def _end(self) -> None:
+        self.ran_out = True
+        for opened in self._sockets:
+            with suppress(OSError):
+                opened.shutdown(socket.SHUT_RDWR)
+
+    def post(self, request: urllib.request.Request) -> None:
+        """Send the request. Raises what urllib raises, and TimeoutError."""
+        opener = urllib.request.OpenerDirector()
+        for handler in (urllib.request.ProxyHandler(), self, _NoRedirect(),
+                        urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor()):  # fmt: skip
+            opener.add_handler(handler)
+        timer = threading.Timer(TIMEOUT, self._end)
+        timer.daemon = True
+        timer.start()
+        try:
+            opener.open(request, timeout=TIMEOUT).close()
+        except (OSError, http.client.HTTPException):
+            if not self.ran_out:
+                raise
+        finally:
+            timer.cancel()
+            for opened in self._sockets:
+                opened.close()
+        if self.ran_out:  # also after headers that ended with the connection
+            raise TimeoutError(f"no complete answer in {TIMEOUT:g} s")
+
+
 class Webhook:
-    """Posts alerts in order, in its own thread. Each alert is tried until the receiver accepts it, at most five times."""
+    """Posts alerts in order, in its own thread. Each alert is tried until the receiver accepts it, at most five times.
+
+    No message of it holds the address or a header: they may be secrets.
+    """
 
     def __init__(self, url: str, headers: dict[str, str], payload_format: str, log: Log) -> None:
-        """Start the thread. Raises FledgeError when the URL or a header names a missing environment variable."""
+        """Start the thread. Raises FledgeError when URL or header are unusable, or name a missing environment variable."""
         self.payload_format, self.log = payload_format, log
         self.url = expand_env_vars(url, "alerts.webhook.url")
+        check_url(self.url, "alerts.webhook.url")
         self.headers = {name: expand_env_vars(value, f"alerts.webhook.headers.{name}") for name, value in headers.items()}
+        for name, value in self.headers.items():
+            if not (name.isascii() and name.isprintable() and value.isascii() and value.isprintable()):
+                raise FledgeError("a header is plain text without line breaks", where=f"alerts.webhook.headers.{name}")
         self.queue: Queue[Alert | None] = Queue(QUEUE_SIZE)
         self.lost = 0
+        self._sending = False
         self._ending = threading.Event()
-        self._opener = urllib.request.build_opener(_NoRedirect)
         self._thread = threading.Thread(target=self._work, name="fledge-webhook", daemon=True)
         self._thread.start()
 
@@ -107,7 +194,9 @@ class Webhook:
 
     def _work(self) -> None:
         while (alert := self.queue.get()) is not None:
+            self._sending = True
             problem = self._deliver(alert)
+            self._sending = False
             if problem is not None:
                 self.lost += 1
                 self.log(f"warning: an alert of step {alert.step:,} could not be delivered: {problem}")
@@ -123,17 +212,22 @@ class Webhook:
 
     def _post(self, alert: Alert) -> tuple[str | None, bool]:
         """The problem of one attempt (None: accepted), and whether a further attempt may succeed."""
-        data = json.dumps(payload(alert, self.payload_format), ensure_ascii=False).encode()
-        headers = {"Content-Type": "application/json; charset=utf-8", "Idempotency-Key": alert.id, **self.headers}
         try:
-            request = urllib.request.Request(self.url, data, headers, method="POST")
-            with self._opener.open(request, timeout=TIMEOUT):
-                return None, False
+            data = json.dumps(payload(alert, self.payload_format), ensure_ascii=False).encode("utf-8", "backslashreplace")
+            headers = {"Content-Type": "application/json; charset=utf-8", "Idempotency-Key": alert.id, **self.headers}
+            _Attempt().post(urllib.request.Request(self.url, data, headers, method="POST"))
+            return None, False
         except urllib.error.HTTPError as error:
             with error:
                 return f"HTTP {error.code}", error.code >= 500 or error.code in (408, 425, 429)
-        except (OSError, ValueError) as error:
-            return str(getattr(error, "reason", error)), not isinstance(error, ValueError)
+        except OSError as error:
+            cause = getattr(error, "reason", error)
+            known = isinstance(cause, OSError) and (cause.strerror or isinstance(cause, TimeoutError))
+            return (str(cause) if known else type(cause).__name__), True
+        except http.client.HTTPException as error:
+            return f"its answer is not HTTP ({type(error).__name__})", True
+        except Exception as error:  # the thread goes on with the next alert
+            return f"{type(error).__name__}", False
 
     def close(self) -> None:
         """Wait briefly for the queued alerts, and log how many were not delivered."""
@@ -143,7 +237,7 @@ class Webhook:
         except Full:
             pass
         self._ending.set()
-        undelivered = self.lost
+        undelivered = self.lost + self._sending
         while True:
             try:
                 undelivered += self.queue.get_nowait() is not None
@@ -151,6 +245,16 @@ class Webhook:
                 break
         if undelivered:
             self.log(f"warning: {undelivered} alert{'s' if undelivered > 1 else ''} could not be delivered to the webhook")
+
+
+def check_alert_file(file: Path) -> None:
+    """Raise FledgeError for a path that is no file to append to: a folder, or a pipe whose writer would wait for a reader."""
+    try:
+        mode = file.stat().st_mode
+    except OSError:
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode)):
+        raise FledgeError("this is not a file: a folder, a pipe or a socket", where="alerts.file", hint="name a file")
 
 
 class Alerts:
@@ -173,11 +277,13 @@ class Alerts:
     def _append(self, file: Path, alert: Alert) -> None:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("a", encoding="utf-8") as lines:
+            check_alert_file(file)
+            number = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
+            with os.fdopen(number, "a", encoding="utf-8", errors="backslashreplace") as lines:
                 lines.write(json.dumps(alert.as_dict(), ensure_ascii=False) + "\n")
-        except OSError as error:
+        except (OSError, FledgeError) as error:
             if not self._file_failed:
-                self.log(f"warning: alerts cannot be written to {file}: {error.strerror}")
+                self.log(f"warning: alerts cannot be written to {file}: {getattr(error, 'strerror', None) or error}")
             self._file_failed = True
 
     def close(self) -> None:

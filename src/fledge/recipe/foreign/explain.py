@@ -113,8 +113,12 @@ def _value(explanations: _Explanations, value: Any, key: Key) -> None:
 def _renamed(explanations: _Explanations, value: Any, models: Models, key: Key, present_key: Key) -> None:
     name = str(present_key[-1])
     new = new_value(models, name, value)
+    rule = VALUES.get(".".join(map(str, present_key[2:] if present_key[:1] == ("stages",) else present_key)))
     if new is value:
-        explanations.add(key, f"'{'.'.join(map(str, key))}'", f" is now '{'.'.join(map(str, present_key))}'", (present_key,))
+        text = f" is now '{'.'.join(map(str, present_key))}'"
+        if rule is not None and (answer := rule(value, Context())).settings:
+            text += f": write {name}: {answer.settings[0][1]}" + (f", {answer.note}" if answer.note else "")
+        explanations.add(key, f"'{'.'.join(map(str, key))}'", text, (present_key,))
     else:
         explanations.add(key, f"'{shown_key(key, value)}'", f" is now '{shown_key(present_key, new)}'", (present_key,))
     _inside(explanations, value, models, key, present_key)

@@ -81,7 +81,7 @@ def _output_directory(value: Any, context: Context) -> Answer:
     components = [name for name in str(value).replace("\\", "/").split("/") if name not in ("", ".")]
     if not components or not isinstance(value, str):
         return Answer(note="a run is written to output/name: output: runs, name: first")
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", components[-1]).lstrip("._-") or "run"
+    name = re.sub(r"[^\w.-]+", "-", components[-1]).lstrip("._-") or "run"
     folder = ("/" if value.startswith("/") else "") + "/".join(components[:-1])
     settings = (("output", folder), ("name", name)) if folder not in ("", "/") else (("name", name),)
     return Answer(settings)
@@ -90,7 +90,7 @@ def _output_directory(value: Any, context: Context) -> Answer:
 def _run_name(value: Any, context: Context) -> Answer:
     if context.has(OUTPUT):
         return Answer(note="leave it out; the run has the name of its directory")
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(value)).lstrip("._-")
+    name = re.sub(r"[^\w.-]+", "-", str(value)).lstrip("._-")
     return Answer((("name", name),)) if name else Answer(note="name: first")
 
 

@@ -32,6 +32,13 @@ SECTION_WORDS: Table = {  # sections of fledge that other trainers write as one 
     "evaluation": RUNNING["eval_steps"],
     "checkpoint": RUNNING["save_steps"],
 }
+
+
+def _duration(amount: float | None) -> Answer:
+    """The answer to a number without a unit: epochs are meant more often than steps."""
+    return Answer() if amount is None else Answer((("duration", f"{amount:.10g} epochs"),), f"or '{amount:.10g} steps'")
+
+
 VALUES: Table = {  # keys of fledge whose values have other names in other trainers
     "optimizer.name": optimizer,
     "schedule.name": schedule,
@@ -42,9 +49,7 @@ VALUES: Table = {  # keys of fledge whose values have other names in other train
     "tokenizer.template": template,
     "data.truncation": truncation,
     "loss_type": METHODS["loss_type"],
-    "duration": lambda value, context: (
-        Answer() if number(value) is None else Answer((("duration", f"{number(value):.10g} epochs"),))
-    ),
+    "duration": lambda value, context: _duration(number(value)),
 }
 ANSWERED_AS_ONE = frozenset(
     name_list("""
@@ -87,7 +92,12 @@ def rule_for(name: str) -> Rule | None:
         return SYNONYMS[key]
     by_prefix = next((rule for prefix, rule in PREFIXES if key.startswith(prefix)), None)
     schema_path = paths_by_name().get(key)
-    return replaced_by(schema_path, lambda value: value) if schema_path and by_prefix is None else by_prefix
+    if schema_path is None or by_prefix is not None:
+        return by_prefix
+    plain, special = replaced_by(schema_path, lambda value: value), VALUES.get(schema_path)
+    if special is None:
+        return plain
+    return lambda value, context: answer if (answer := special(value, context)).settings else plain(value, context)
 
 
 def is_answered_as_one(name: str) -> bool:

@@ -1,6 +1,7 @@
 """Types that the sections of a recipe share."""
 
 import os
+import unicodedata
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -11,6 +12,25 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 FractionOrPercent = Annotated[Fraction, BeforeValidator(as_fraction)]
 Positive = Annotated[int, Field(gt=0)]
 PathText = Annotated[str, AfterValidator(os.path.expanduser)]  # a leading ~ is the home directory
+
+
+MAX_NAME_BYTES = 180  # so that `.NAME.lock` and the like are still names of files
+
+
+def check_name(text: str) -> str:
+    """The text, if it can be the name of a folder everywhere and a word on a command line; else a ValueError that says why.
+
+    Letters and digits of all scripts are allowed.
+    """
+    allowed = all(unicodedata.category(character)[0] in "LMN" or character in "._-" for character in text)
+    if not allowed or not text or unicodedata.category(text[0])[0] not in "LN":
+        raise ValueError("a name has letters, digits, '.', '_' and '-', and begins with a letter or a digit")
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+        raise ValueError(f"a name has at most {MAX_NAME_BYTES} bytes: {MAX_NAME_BYTES // 3} Chinese characters")
+    return text
+
+
+Name = Annotated[str, AfterValidator(check_name)]
 
 
 class ConfigModel(BaseModel):
