@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,8 +70,19 @@ def write_report_and_summarize(run: Path) -> None:
 
 
 def to_stderr(message: str) -> None:
-    """Print a message on stderr."""
-    print(escaped(f"fledge: {message}"), file=sys.stderr)
+    """Print a message on stderr, if it can still be written."""
+    with suppress(OSError):
+        print(escaped(f"fledge: {message}"), file=sys.stderr, flush=True)
+
+
+def leave_output() -> None:
+    """Send what is still to be written to nowhere, because the reader of the output has ended."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def exit_code(
@@ -99,6 +111,7 @@ def exit_code(
         log(getattr(stop, "text", "interrupted"))
         return 128 + getattr(stop, "number", 2)
     except BrokenPipeError:
+        leave_output()
         return 0
     except OSError as error:
         if debug:

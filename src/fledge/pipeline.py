@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -10,8 +11,9 @@ from fledge.autotune.autotune import check_device
 from fledge.autotune.compute_config import describe_runtime
 from fledge.data.build.directory import drop_items, remove_build
 from fledge.distributed.context import DistributedContext
-from fledge.errors import FledgeError
-from fledge.evaluate.prompt_tests import Case, load_cases
+from fledge.errors import FledgeError, missing_extra
+from fledge.evaluate.prompt_tests import Case, check_cases, load_cases
+from fledge.evaluate.samples import check_samples
 from fledge.plan import describe_plan
 from fledge.prepare import Preparation, PreparedStage, save_tokenizer
 from fledge.recipe import Recipe, differences, to_yaml
@@ -21,6 +23,7 @@ from fledge.run import Console, RunDirectory, environment, exclusive_lock, write
 from fledge.run.alerts import Alerts, Webhook, check_alert_file
 from fledge.run.startup import StartupTimer
 from fledge.run.stopping import SignalHandler
+from fledge.run.text_files import remove_partial_files
 from fledge.stage import AfterStage, RunContext, StageRunner
 from fledge.tokenizer import Tokenizer
 from fledge.training.batch_source import check_enough_rows
@@ -56,17 +59,21 @@ class Pipeline:
 
     # -- the run ----------------------------------------------------------------------------------------------------
 
-    def run(self, resume: bool = False) -> Path:
+    def run(self, resume: bool = False, locked: bool = False) -> Path:
         """Run all unfinished stages in order and return the run directory.
 
-        `resume` says that an earlier run is expected. Raises FledgeError if the recipe differs from the earlier run's in a way
+        `resume` says that an earlier run is expected; `locked`, that the caller holds the lock of the run.
+
+        Raises FledgeError if the recipe differs from the earlier run's in a way
         that `allow` does not name, if data or machine do not fit the recipe, or if another process has locked the run.
         """
         with (
-            self._lock(),
+            nullcontext() if locked else self._lock(),
             SignalHandler(self.console.log, "stopped on request; what is finished is kept") as self.stopping,
             closing(self._alerts()) as self.alerts,
         ):
+            if self.ranks.is_main_process:
+                remove_partial_files(self.directory.root)
             return self._run(resume)
 
     def _lock(self) -> AbstractContextManager[None]:
@@ -87,7 +94,8 @@ class Pipeline:
     def _run(self, resume: bool) -> Path:
         check_device(self.recipe.runtime)
         self._check_parallelism()
-        cases = load_prompt_test_cases(self.recipe)
+        check_logging(self.recipe)
+        cases = self.cases = load_prompt_test_cases(self.recipe)
         tokenizer, prepared = self._begin(resume) if self.ranks.is_main_process else self._load_prepared()
         if self.ranks.is_main_process:
             self.ranks.broadcast_object({name: stage.plan.as_dict() for name, stage in prepared.items()})
@@ -139,6 +147,7 @@ class Pipeline:
                 tokenizer = self.preparation.tokenizer(self.directory.tokenizer if self.preparation.resuming else None)
                 for name in self._unfinished_stages():
                     self.preparation.model_cost(name, tokenizer)
+                    self._check_prompts(name, tokenizer)
                 prepared = {name: self._prepare(name, tokenizer) for name in self._unfinished_stages()}
             if self.history.extended is not None:
                 self.history.check_extension(prepared[self.history.extended].plan.steps)
@@ -154,6 +163,12 @@ class Pipeline:
         self.preparation.plans = self.ranks.broadcast_object(None)
         tokenizer = self.preparation.tokenizer(self.directory.tokenizer)
         return tokenizer, {name: self.preparation.prepare(name, tokenizer) for name in self.preparation.plans}
+
+    def _check_prompts(self, name: str, tokenizer: Tokenizer) -> None:
+        """Raise FledgeError for prompts of samples and tests that the model of a stage could not answer after its last step."""
+        positions = self.preparation.model_cost(name, tokenizer).config.max_position_embeddings
+        check_samples(tokenizer, self.recipe.generation_samples, self.recipe.stages[name].kind, positions)
+        check_cases(tokenizer, self.cases.get(name, []), positions)
 
     def _prepare(self, name: str, tokenizer: Tokenizer) -> PreparedStage:
         prepared = self.preparation.prepare(name, tokenizer)
@@ -233,6 +248,12 @@ def _token_bytes(tokenizer: Tokenizer) -> torch.Tensor | None:
     return None if sizes is None else torch.tensor(sizes, dtype=torch.float32)
 
 
+def check_logging(recipe: Recipe) -> None:
+    """Raise FledgeError if the recipe asks for TensorBoard and it is not installed: it is needed only after the first step."""
+    if recipe.logging.tensorboard and find_spec("tensorboard") is None:
+        raise missing_extra("tensorboard", "tensorboard", "logging.tensorboard")
+
+
 def load_prompt_test_cases(recipe: Recipe) -> dict[str, list[Case]]:
     """The prompt tests of each stage that has some. Raises FledgeError for a file that is missing or wrong."""
     return {
@@ -248,6 +269,7 @@ def dry_run(recipe: Recipe, console: Console) -> str:
     Raises FledgeError as a run would before its first step.
     """
     check_device(recipe.runtime)
+    check_logging(recipe)
     load_prompt_test_cases(recipe)
     preparation = Preparation(recipe, console.log)
     preparation.check_start_models()

@@ -5,6 +5,7 @@ import hashlib
 import html as markup
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -225,9 +226,25 @@ def test_report_is_written_when_any_single_file_is_missing(tmp_path: Path) -> No
         shutil.rmtree(copy)
 
 
-def test_an_empty_run_directory_is_reported_on_the_page(tmp_path: Path) -> None:
-    _, page = read(tmp_path)
-    assert "holds no stages yet" in page.text and tmp_path.name in page.text
+def test_a_folder_that_is_no_run_is_refused_and_nothing_is_written_into_it(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FledgeError, match="this is not a run"):
+        write_report(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_run_without_any_stage_is_reported_on_the_page(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: x\n")
+    assert write_report(tmp_path).exists()
+
+
+def test_a_report_is_never_written_through_a_link(run_directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    for name in ("report.html", "report.html.partial", f".report.html.{os.getpid()}"):
+        (run_directory / name).unlink(missing_ok=True)
+        (run_directory / name).symlink_to(tmp_path / "mine")
+    write_report(run_directory)
+    assert (tmp_path / "mine").read_text() == "mine" and not (run_directory / "report.html").is_symlink()
 
 
 def test_invalid_values_in_any_file_do_not_stop_the_report(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The arguments of the command: its parsers, and overrides of recipe keys such as `--seed 7`."""
 
 import argparse
+import os
 from collections.abc import Sequence
 
 from fledge.version import __version__
@@ -10,7 +11,7 @@ DESCRIPTION = """fledge raises small language models: raw text -> tokenizer -> p
 Start here:
   fledge quickstart                          a bilingual model from nothing, in minutes
   fledge chat runs/quickstart                talk to it
-  fledge train recipes/real-data.yaml        your own data, from a recipe
+  fledge train RECIPE.yaml                   your own data, from a recipe (docs/recipes.md)
 """
 MINUTES, SEED = 5.0, 7  # of the quickstart
 MAX_RESTARTS = 3  # of all processes of a run
@@ -44,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in (("generate", "answer one prompt"), ("chat", "talk to a model")):
         _add_generation(commands, name, text)
     report = commands.add_parser("report", help="write a run's report.html again", allow_abbrev=False)
-    report.add_argument("run", help="run directory")
+    report.add_argument("run", type=os.path.expanduser, help="run directory")
     return parser
 
 
@@ -53,7 +54,7 @@ def _add_quickstart(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--minutes", type=float, help=f"training time to aim at on this machine (default {MINUTES:g})")
     command.add_argument("--seed", type=int, help=f"seed of the world and of the run (default {SEED})")
     command.add_argument("--name", default="quickstart", help="name of the run (default quickstart)")
-    command.add_argument("--output", default="runs", help="folder of runs (default runs)")
+    command.add_argument("--output", type=os.path.expanduser, default="runs", help="folder of runs (default runs)")
     command.add_argument("--resume", action="store_true", help="resume an interrupted run")
     command.add_argument("--quiet", action="store_true", help="print only the result")
 
@@ -66,7 +67,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         allow_abbrev=False,
         usage="fledge train RECIPE... [options] [--key.of.recipe VALUE]...",
     )
-    command.add_argument("recipe", nargs="+", help="YAML files; later ones override earlier ones")
+    command.add_argument("recipe", type=os.path.expanduser, nargs="+", help="YAML files; later ones override earlier ones")
     command.add_argument("--dry-run", action="store_true", help="print the resolved recipe and the plan, and stop")
     command.add_argument(
         "--resume", action="store_true", help="resume an interrupted run (a run of this name is also resumed without it)"
@@ -100,8 +101,13 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     stats.add_argument(
         "--kind", choices=("pretrain", "sft", "preference"), help="stage kind of files of rows (default: guessed)"
     )
-    stats.add_argument("--tokenizer", metavar="DIR", help="tokenizer to count with (default: the recipe's, or trained now)")
-    stats.add_argument("--page", metavar="FILE", help="also write one HTML page with plots")
+    stats.add_argument(
+        "--tokenizer",
+        type=os.path.expanduser,
+        metavar="DIR",
+        help="tokenizer to count with (default: the recipe's, or trained now)",
+    )
+    stats.add_argument("--page", type=os.path.expanduser, metavar="FILE", help="also write one HTML page with plots")
     check = _add_data_action(
         actions, "check", "checks for data that would make training meaningless; exit code 2 if there is some"
     )
@@ -114,7 +120,13 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     show.add_argument("--limit", type=int, default=3, help="examples to show (default 3)")
     show.add_argument("--offset", type=int, default=0, help="number of the first example (default 0)")
     build = _add_data_action(actions, "build", "read, clean, tokenise and pack once, to train from with built_dataset: DIR")
-    build.add_argument("--out", metavar="DIR", required=True, help="directory to build into; an interrupted build is resumed")
+    build.add_argument(
+        "--out",
+        type=os.path.expanduser,
+        metavar="DIR",
+        required=True,
+        help="directory to build into; an interrupted build is resumed",
+    )
     build.add_argument(
         "--executor", choices=("processes", "ray", "slurm"), default="processes", help="what processes the shards"
     )
@@ -142,14 +154,14 @@ def _add_data_action(actions: argparse._SubParsersAction, name: str, text: str) 
         allow_abbrev=False,
         usage=f"fledge data {name} TARGET... [options] [--key.of.recipe VALUE]...",
     )
-    action.add_argument("target", nargs="+", metavar="TARGET", help=TARGETS[name])
+    action.add_argument("target", type=os.path.expanduser, nargs="+", metavar="TARGET", help=TARGETS[name])
     action.add_argument("--stage", help="name of the stage (default: all of them)")
     return action
 
 
 def _add_generation(commands: argparse._SubParsersAction, name: str, text: str) -> None:
     command = commands.add_parser(name, help=text, allow_abbrev=False)
-    command.add_argument("model", help="run, stage, checkpoint or model directory")
+    command.add_argument("model", type=os.path.expanduser, help="run, stage, checkpoint or model directory")
     if name == "generate":
         command.add_argument("prompt", help="what to answer")
         command.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")

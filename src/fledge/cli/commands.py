@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fledge.cli.arguments import MAX_RESTARTS, MINUTES, SAMPLING_OPTIONS, SEED, Overrides, build_parser, split_overrides
-from fledge.entrypoint import TrainCommand, exit_code, to_stderr, write_report_and_summarize
+from fledge.entrypoint import TrainCommand, exit_code, leave_output, to_stderr, write_report_and_summarize
 from fledge.errors import FledgeError
 from fledge.escaping import escaped
 from fledge.run.code_cache import set_code_cache
@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def run(log: Callable[[str], None] = to_stderr) -> int:
         code = exit_code(lambda: _run_command(options, overrides, argv), debug, on_exit, log)
         on_exit()
+        leave_output()
         return code
 
     if options.command != "train" or arguments is not None:
@@ -58,6 +59,7 @@ def _run_command(options: argparse.Namespace, overrides: Overrides, argv: list[s
 
 def _run_quickstart(options: argparse.Namespace) -> None:
     from fledge.quickstart import quickstart
+    from fledge.recipe.sections.base import check_name
     from fledge.run import Console
 
     if options.resume and (options.minutes is not None or options.seed is not None):
@@ -65,8 +67,12 @@ def _run_quickstart(options: argparse.Namespace) -> None:
     minutes = MINUTES if options.minutes is None else options.minutes
     if not 0 < minutes < float("inf"):
         raise FledgeError("--minutes must be a number above zero")
-    if not 0 < len(options.name) == len(Path(options.name).name):
-        raise FledgeError(f"--name is one folder's name, not '{options.name}'")
+    try:
+        check_name(options.name)
+    except ValueError as error:
+        raise FledgeError(str(error), where="--name") from None
+    if not 0 <= (options.seed or 0) < 2**32:
+        raise FledgeError("it must be at least 0 and below 2**32", where="--seed")
     seed = SEED if options.seed is None else options.seed
     run = quickstart(
         name=options.name,

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from fledge.errors import FledgeError, first_line
 from fledge.evaluate.rules import Rules, repetition
 from fledge.evaluate.samples import ChatAnswer, chat_batch
-from fledge.generation import Engine, FinishReason, SamplingParams
+from fledge.generation import Engine, FinishReason, SamplingParams, check_prompt
 from fledge.model.protocol import LanguageModel
 from fledge.recipe.sections.base import ConfigModel
 from fledge.recipe.yaml_source import compose_yaml, has_surrogates, read_yaml_text
@@ -149,6 +149,16 @@ def _case(node: yaml.Node, file: Path) -> Case:
         raise FledgeError(message, where=where) from None
     finally:
         loader.dispose()
+
+
+def check_cases(tokenizer: Tokenizer, cases: Sequence[Case], max_positions: int) -> None:
+    """Raise FledgeError for a case whose prompt leaves no room for an answer, or that the chat template cannot render."""
+    for case in cases:
+        where = f"prompt test '{case.title}'"
+        try:
+            check_prompt(tokenizer.encode_prompt(case.conversation()), max_positions, where)
+        except FledgeError as error:
+            raise FledgeError(error.what, where=where, hint=error.hint) from None
 
 
 def run_cases(

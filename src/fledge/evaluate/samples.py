@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fledge.data.formats import FORMATS
-from fledge.generation import Completion, Engine, FinishReason, SamplingParams
+from fledge.generation import Completion, Engine, FinishReason, SamplingParams, check_prompt
 from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import GenerationSamplesConfig
 from fledge.tokenizer import Message, Tokenizer
@@ -53,17 +53,29 @@ def _text(tokenizer: Tokenizer, completion: Completion) -> str:
     return tokenizer.decode(completion.tokens, skip_special=True)
 
 
+def _prompts(
+    tokenizer: Tokenizer, config: GenerationSamplesConfig, kind: str
+) -> tuple[str, Sequence[str], Sequence[Sequence[int]]]:
+    """The key of the recipe for stages of this kind, its texts, and their tokens."""
+    if FORMATS[kind].is_dialogue:
+        return "prompts", config.prompts, [tokenizer.encode_prompt([Message("user", text)]) for text in config.prompts]
+    return "texts", config.texts, [tokenizer.encode_prefix(text) for text in config.texts]
+
+
+def check_samples(tokenizer: Tokenizer, config: GenerationSamplesConfig, kind: str, max_positions: int) -> None:
+    """Raise PromptTooLongError, with the recipe key, for a prompt that leaves no room for an answer."""
+    key, _, prompts = _prompts(tokenizer, config, kind)
+    for number, prompt in enumerate(prompts):
+        if prompt:
+            check_prompt(prompt, max_positions, f"generation_samples.{key}, number {number + 1}")
+
+
 def sample(model: LanguageModel, tokenizer: Tokenizer, config: GenerationSamplesConfig, kind: str) -> list[Sample]:
     """Greedy answers to the recipe's prompts if stages of this kind train on dialogues, else continuations of its texts.
 
     Raises PromptTooLongError, with the recipe key, for a prompt that leaves no room for an answer.
     """
-    if FORMATS[kind].is_dialogue:
-        key, texts = "prompts", config.prompts
-        prompts = [tokenizer.encode_prompt([Message("user", text)]) for text in texts]
-    else:
-        key, texts = "texts", config.texts
-        prompts = [tokenizer.encode_prefix(text) for text in texts]
+    key, texts, prompts = _prompts(tokenizer, config, kind)
     numbers = [number for number, prompt in enumerate(prompts) if prompt]  # an empty text has no tokens to start from
     if not numbers:
         return []

@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fledge.errors import FledgeError
+from fledge.errors import FledgeError, first_line
+from fledge.model.config_types import check_config_types
 from fledge.recipe.schema import ModelConfig, MoeConfig
 from fledge.run.input_files import hub_name_error
 
@@ -34,6 +35,7 @@ ARCHITECTURES = {
 }
 
 
+MAX_JSON_BYTES = 2**26  # of config.json and of an index of weights
 TRANSFORMERS_HINT = "set model.implementation to auto or transformers: the library transformers may compute it"
 
 
@@ -119,6 +121,8 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
     if the decoder does not cover the model, and FledgeError if config.json is missing or not readable."""
     path = folder / "config.json"
     raw = read_config_json(folder)
+    check_config_types(raw, str(path))
+    raw = {key: value for key, value in raw.items() if value is not None}  # null is as good as missing
     architecture = (raw.get("architectures") or ["?"])[0]
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
@@ -132,6 +136,8 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
             what = f"the native decoder does not cover {', '.join(differences)}"
             raise NotCoveredError(what, where=str(path), hint=TRANSFORMERS_HINT)
         return _sizes(raw, rope, kind), raw["vocab_size"]
+    except (TypeError, AttributeError, OverflowError, ZeroDivisionError) as error:
+        raise FledgeError(f"a value has an unexpected type: {first_line(error)}", where=str(path)) from None
     except KeyError as error:
         raise FledgeError(f"the key {error} is missing", where=str(path)) from None
     except ValidationError as error:
@@ -156,9 +162,16 @@ def read_config_json(folder: Path) -> dict[str, Any]:
 def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON object from a file; FledgeError for anything else."""
     try:
+        if not path.is_file():
+            problem = "this is not a regular file" if path.exists() else "this file is missing"
+            raise FledgeError(problem, where=str(path))
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise FledgeError(f"not readable: it is larger than {MAX_JSON_BYTES >> 20} MiB", where=str(path))
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FledgeError(f"not readable: {error}", where=str(path)) from None
+    except OSError as error:
+        raise FledgeError(f"cannot read: {error.strerror or error}", where=str(path)) from None
+    except (ValueError, RecursionError) as error:
+        raise FledgeError(f"not readable: {first_line(error)}", where=str(path)) from None
     if not isinstance(raw, dict):
         raise FledgeError("not readable: it is not a JSON object", where=str(path))
     return raw
@@ -182,8 +195,10 @@ def _not_covered(raw: dict[str, Any], rope: dict[str, Any], kind: Architecture) 
         )
     layers = set(raw.get("layer_types") or []) - {"full_attention"}
     differences += [f"layer_types: {name}" for name in sorted(layers)]
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
-        differences.append(f"rope_type = {rope.get('rope_type', rope.get('type'))}")
+    for section in (raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}):  # one may contradict the other
+        rope_type = section.get("rope_type", section.get("type", "default"))
+        if rope_type != "default":
+            differences.append(f"rope_type = {rope_type}")
     if raw.get("head_dim") not in (None, raw["hidden_size"] // raw["num_attention_heads"]):
         differences.append(f"head_dim = {raw['head_dim']}")
     if raw.get("use_sliding_window"):

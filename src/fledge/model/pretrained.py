@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fledge.errors import FledgeError
+from fledge.model.cost import parameters
 from fledge.model.decoder import Decoder
 from fledge.model.hf_config import TRANSFORMERS_HINT, read_config
 from fledge.model.weight_files import EMBEDDING, HEAD, check_finite, check_type, own_head_error, read_tensors, shard_files
@@ -27,11 +28,18 @@ def from_pretrained(folder: str | Path, device: torch.device | str = "cpu", fini
     """
     folder = Path(folder)
     config, vocab_size = read_config(folder)
+    shards = shard_files(folder)
+    stored, wanted = sum(shard.stat().st_size for shard in shards), parameters(config, vocab_size).total
+    if wanted > stored:  # before the memory for it is allocated
+        raise FledgeError(
+            f"config.json describes {wanted:,} parameters, more than the {stored:,} bytes of weights can hold",
+            where=str(folder),
+        )
     model = Decoder(config, vocab_size)
     model.generation_settings = read_generation_settings(folder)
     expected = file_tensors(model.state_dict())
     missing, surplus, head = dict(expected), list[str](), None
-    for shard in shard_files(folder):
+    for shard in shards:
         for name, tensor in read_tensors(shard):
             if name == HEAD and config.tie_word_embeddings:
                 head = tensor

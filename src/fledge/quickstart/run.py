@@ -1,5 +1,6 @@
 """The quickstart: generate the world, raise the model, grade it after each stage that teaches it to answer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fledge.errors import FledgeError
@@ -10,9 +11,10 @@ from fledge.quickstart.grading import describe_grades, grade_answers
 from fledge.quickstart.recipe import make_recipe
 from fledge.quickstart.speed import measure_speed
 from fledge.recipe import Recipe, load_recipe
-from fledge.run import Console, RunDirectory, StageDirectory, check_layout, read_json, write_json
+from fledge.run import Console, RunDirectory, StageDirectory, check_layout, exclusive_lock, read_json, write_json
+from fledge.stage import AfterStage
 from fledge.tokenizer import Tokenizer
-from fledge.world import build, load_questions
+from fledge.world import Question, build, load_questions
 
 
 def quickstart(*, name: str, output: str, seed: int, minutes: float, resume: bool, console: Console) -> Path:
@@ -22,12 +24,15 @@ def quickstart(*, name: str, output: str, seed: int, minutes: float, resume: boo
     """
     directory = RunDirectory(Path(output) / name)
     world = directory.root / "world"
-    if resume and directory.recipe.exists():
-        check_layout(directory.root)
-        recipe = load_recipe([str(directory.recipe)])
-    else:
-        recipe = _begin(directory, name, output, seed=seed, minutes=minutes, console=console)
-    questions = load_questions(world)
+    with exclusive_lock(directory.root):
+        recipe = _recipe(directory, name, output, seed=seed, minutes=minutes, resume=resume, console=console)
+        grade = _grade_by(recipe, load_questions(world), console)
+        Pipeline(recipe, console, after_stage=grade).run(resume=resume, locked=True)
+    return directory.root
+
+
+def _grade_by(recipe: Recipe, questions: Sequence[Question], console: Console) -> AfterStage:
+    """The function that grades the model of each stage that has learned to answer."""
 
     def grade(stage: str, model: LanguageModel, tokenizer: Tokenizer, folder: StageDirectory) -> None:
         if recipe.stages[stage].prompt_tests is None:  # pretraining: the model does not answer yet
@@ -39,12 +44,17 @@ def quickstart(*, name: str, output: str, seed: int, minutes: float, resume: boo
         write_json(folder.evaluations / "world.json", grades)
         console.log(describe_grades(stage, grades))
 
-    Pipeline(recipe, console, after_stage=grade).run(resume=resume)
-    return directory.root
+    return grade
 
 
-def _begin(directory: RunDirectory, name: str, output: str, *, seed: int, minutes: float, console: Console) -> Recipe:
-    """Measure this machine, generate the world, and return the recipe. Raises FledgeError if the run exists."""
+def _recipe(
+    directory: RunDirectory, name: str, output: str, *, seed: int, minutes: float, resume: bool, console: Console
+) -> Recipe:
+    """The recipe of the run; for a new one, measure this machine and generate the world. Raises FledgeError if the run exists
+    and is not to be resumed. The run must be locked: another process may be reading its world."""
+    if resume and directory.recipe.exists():
+        check_layout(directory.root)
+        return load_recipe([str(directory.recipe)])
     if directory.recipe.exists():
         raise FledgeError(
             "this run exists already", where=str(directory.root), hint="add --resume to resume it, or choose another --name"

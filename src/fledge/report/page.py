@@ -15,6 +15,7 @@ from fledge.report.records import Run
 from fledge.report.samples import sample_tables
 from fledge.report.summary_sentences import summary_sentences, verdict_sentences
 from fledge.report.summary_table import stage_rows
+from fledge.run.text_files import write_text
 
 HERE = Path(__file__).parent
 MAX_ERRORS = 60
@@ -32,14 +33,12 @@ LANGUAGE_SCRIPT = """
 def write_report(run_directory: Path) -> Path:
     """Write `report.html` into the run directory and return its path.
 
-    Raises FledgeError when plotly is missing and FileNotFoundError when there is no such directory.
+    Raises FledgeError when plotly is missing or the directory is no run, and FileNotFoundError when there is no such directory.
     """
     root = Path(run_directory)
     html = render(read_run(root))
     target = root / "report.html"
-    partial = root / "report.html.partial"
-    partial.write_bytes(html.encode("utf-8", errors="replace"))
-    partial.replace(target)
+    write_text(target, html.encode("utf-8", errors="replace").decode("utf-8"))
     return target
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from fledge.errors import FledgeError
 from fledge.report.records import (
     DataReport,
     DroppedRow,
@@ -106,11 +107,13 @@ class Reader:
 
 
 def read_run(run_directory: Path) -> Run:
-    """The records of a run directory. Raises FileNotFoundError if it is missing, FledgeError if an earlier version wrote it."""
+    """The records of a run directory. Raises FileNotFoundError if it is missing, FledgeError if it is no run, or if an earlier
+    version wrote it."""
     root = Path(run_directory)
     if not root.is_dir():
         raise FileNotFoundError(f"no run directory at {root}")
     check_layout(root)
+    check_is_run(root)
     reader = Reader(root)
     summary = reader.json_object("summary.json") or {}
     names = stage_names(root, summary.get("stages"))
@@ -124,6 +127,18 @@ def read_run(run_directory: Path) -> Run:
         stages=stages,
         problems=tuple(reader.problems),
     )
+
+
+def check_is_run(root: Path) -> None:
+    """Raise FledgeError for a folder that holds no run: nothing is written into such a folder."""
+    stages = [entry for entry in root.iterdir() if entry.is_dir() and is_stage_directory(entry)]
+    if (root / "recipe.yaml").is_file() or (root / "summary.json").is_file() or stages:
+        return
+    runs = sorted(file.parent.name for file in root.glob("*/recipe.yaml"))[:3]
+    hint = f"name one of the runs in it: {', '.join(runs)}" if runs else "name a run directory, such as runs/NAME"
+    if is_stage_directory(root) and (root.parent / "recipe.yaml").is_file():
+        hint = f"this is a stage of the run {root.parent}: name the run"
+    raise FledgeError("this is not a run: it holds no recipe.yaml, no summary.json and no stage", where=str(root), hint=hint)
 
 
 def compute_configs(reader: Reader, names: list[str]) -> dict[str, object]:

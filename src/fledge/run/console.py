@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from fledge.escaping import escaped_line
@@ -40,7 +40,10 @@ def step_line(values: Mapping[str, Any]) -> str:
 
 
 class Console:
-    """Lines and progress for a person, on standard error. A quiet console shows nothing; errors are shown elsewhere."""
+    """Lines and progress for a person, on standard error. A quiet console shows nothing; errors are shown elsewhere.
+
+    A console that can no longer be written, such as a pipe whose reader has ended, becomes quiet: it ends no run.
+    """
 
     def __init__(self, quiet: bool = False, live: bool | None = None) -> None:
         self.quiet = quiet
@@ -56,8 +59,7 @@ class Console:
 
     def log(self, text: str = "", style: str | None = None) -> None:
         """Show one line."""
-        if not self.quiet:
-            self._terminal().print(text, style=style)
+        self._print(text, style=style)
 
     def title(self, text: str) -> None:
         """Show the title of a section."""
@@ -66,8 +68,15 @@ class Console:
 
     def show(self, renderable: Any) -> None:
         """Show a rich table or panel."""
-        if not self.quiet:
-            self._terminal().print(renderable)
+        self._print(renderable)
+
+    def _print(self, renderable: Any, style: str | None = None) -> None:
+        if self.quiet:
+            return
+        try:
+            self._terminal().print(renderable, style=style)
+        except OSError:
+            self.quiet = True
 
     @contextmanager
     def progress(self, label: str, total: int, done: int = 0, every: int = 1) -> Iterator["Progress"]:
@@ -80,9 +89,15 @@ class Console:
 
         label_column, text_column = (TextColumn(form, markup=False) for form in ("{task.description}", "{task.fields[text]}"))
         columns = (label_column, BarColumn(24), MofNCompleteColumn(), text_column)
-        with Bar(*columns, console=self._terminal(), refresh_per_second=4) as bar:
-            task = bar.add_task(escaped_line(label), total=total, completed=done, text="")
+        bar = Bar(*columns, console=self._terminal(), refresh_per_second=4)
+        task = bar.add_task(escaped_line(label), total=total, completed=done, text="")
+        with suppress(OSError):
+            bar.start()
+        try:
             yield _Live(bar, task)
+        finally:
+            with suppress(OSError):
+                bar.stop()
 
 
 class Progress:

@@ -147,10 +147,12 @@ def resolve_model_path(location: str) -> Path:
     A run resolves to its last finished stage, or else to its last checkpoint. Raises FledgeError when nothing exists at
     the location, when no model has been saved there yet, or when an earlier version wrote it.
     """
-    path = Path(location)
+    path = Path(location).expanduser()
     if not path.exists():
         missing = FledgeError("there is no such run or model", where=location, hint="`ls runs` shows the runs")
         raise hub_name_error(path) or missing
+    if not path.is_dir():
+        raise FledgeError("this is a file, and a model is a folder", where=location, hint=f"name the folder: {path.parent}")
     if (path / "config.json").exists():
         return path
     if (path / "model" / "config.json").exists():

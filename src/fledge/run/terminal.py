@@ -1,5 +1,7 @@
 """The terminal as all commands write to it: rich's, with escaped text."""
 
+import errno
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +21,10 @@ class Terminal(RichConsole):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"highlight": False, "markup": False, "emoji": False, **options})
+
+    def on_broken_pipe(self) -> None:
+        """Raise BrokenPipeError, where rich would end the process: a reader such as `head` has enough."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def render_str(self, text: str, **options: Any) -> Text:
         """A string as rich's text. Escaped here too: rich's `Text` leaves some control characters out without a trace."""

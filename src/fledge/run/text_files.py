@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,8 @@ def write_text(path: Path, text: str) -> None:
     tmp_path = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tmp_path.open("w", encoding="utf-8") as file:
+        tmp_path.unlink(missing_ok=True)
+        with tmp_path.open("x", encoding="utf-8") as file:  # a new file: never through a link that somebody has put there
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -27,6 +29,18 @@ def write_text(path: Path, text: str) -> None:
         with suppress(OSError):
             tmp_path.unlink(missing_ok=True)
         raise FledgeError(f"cannot write: {error.strerror}", where=str(path), hint="free some space or set output") from None
+
+
+PARTIAL = re.compile(r"\..+\.[0-9]+")
+
+
+def remove_partial_files(root: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder. No other process may be writing there."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            if PARTIAL.fullmatch(name):
+                with suppress(OSError):
+                    (Path(folder) / name).unlink()
 
 
 def give_usual_mode(file: Path) -> None:
