@@ -44,11 +44,16 @@ def end_of(tokenizer: Tokenizer) -> str:
     return tokenizer.decode([tokenizer.eot_id])
 
 
+def answer_in(tokenizer: Tokenizer, text: str) -> str:
+    """An answer as the tokenizer's template trains it: in `inst`, the blank before it belongs to it."""
+    return (" " if tokenizer.template.name == "inst" else "") + text + end_of(tokenizer)
+
+
 def test_alpaca_trains_exactly_the_answers(shared_data: Path, tokenizer: Tokenizer) -> None:
     file = shared_data / "llamafactory" / "alpaca_zh_demo.json"
     data = prepare("sft", first_thirty(file), tokenizer, max_seq_len=CONTEXT)
     rows = json.loads(file.read_text(encoding="utf-8"))[:30]
-    assert supervised(data, tokenizer) == [row["output"] + end_of(tokenizer) for row in rows]
+    assert supervised(data, tokenizer) == [answer_in(tokenizer, row["output"]) for row in rows]
     assert data.report.sources[0].truncated_rows == 0
 
 
@@ -60,14 +65,14 @@ def test_chatlm_parquet_trains_exactly_the_answers(shared_data: Path, tokenizer:
     answers = [row["response"] for row in rows]
     if tokenizer.template.name == "tokenizer":  # minimind's template takes newlines off the beginning of an answer
         answers = [answer.lstrip("\n") for answer in answers]
-    assert supervised(data, tokenizer) == [answer + end_of(tokenizer) for answer in answers]
+    assert supervised(data, tokenizer) == [answer_in(tokenizer, answer) for answer in answers]
 
 
 def test_real_preferences_train_exactly_both_answers(shared_data: Path, tokenizer: Tokenizer) -> None:
     file = shared_data / "llamafactory" / "dpo_zh_demo.json"
     data = prepare("preference", first_thirty(file), tokenizer, max_seq_len=4 * CONTEXT)
     rows = json.loads(file.read_text(encoding="utf-8"))[:30]
-    expected = [row[side]["value"] + end_of(tokenizer) for row in rows for side in ("chosen", "rejected")]
+    expected = [answer_in(tokenizer, row[side]["value"]) for row in rows for side in ("chosen", "rejected")]
     assert data.report.sources[0].truncated_rows == 0
     assert supervised(data, tokenizer) == expected
 

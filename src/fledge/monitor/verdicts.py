@@ -69,12 +69,17 @@ def _verdict(check: str, severity: Severity, message: str, hint: str, **evidence
     return Finding(check=check, severity=severity, message=message, hint=hint, evidence=evidence)
 
 
+def _nats(perplexity: tuple[float, float]) -> float:
+    """The increase of the loss per token, in nats, that two perplexities stand for."""
+    return math.log(max(perplexity[1], 1.0)) - math.log(max(perplexity[0], 1.0))
+
+
 def collapsed(outcome: StageOutcome) -> Finding | None:
     """The model predicts the validation text far worse than before, whatever its loss says."""
     accuracy, perplexity = outcome.change("token_accuracy"), outcome.change("perplexity")
     if accuracy is None or perplexity is None:
         return None
-    nats = math.log(max(perplexity[1], 1.0)) - math.log(max(perplexity[0], 1.0))
+    nats = _nats(perplexity)
     lost = accuracy[0] >= MIN_ACCURACY and accuracy[1] <= COLLAPSED_ACCURACY * accuracy[0]
     if not (nats >= COLLAPSED_NATS or (lost and nats >= DISPLACED_NATS)):
         return None
@@ -96,7 +101,7 @@ def displaced(outcome: StageOutcome) -> Finding | None:
     perplexity = outcome.change("perplexity")
     if perplexity is None or "rewards/margins" not in outcome.after or collapsed(outcome) is not None:
         return None
-    if math.log(perplexity[1]) - math.log(perplexity[0]) < DISPLACED_NATS:
+    if _nats(perplexity) < DISPLACED_NATS:
         return None
     return _verdict(
         "displaced",

@@ -96,13 +96,13 @@ def test_doubled_start_tokens_are_an_error(tmp_path: Path, chatml: Tokenizer) ->
     assert not check_data("sft", file, once)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_an_error(tmp_path: Path, chatml: Tokenizer) -> None:
+def test_a_template_that_leaves_out_earlier_answers_is_an_error(tmp_path: Path, chatml: Tokenizer) -> None:
     forgetful = "{% for m in messages %}{% if loop.last or m['role'] == 'user' %}" + TURN + "{% endif %}{% endfor %}" + PROMPT
     tokenizer = with_template(chatml, tmp_path / "t", forgetful)
     turns = [{"role": role, "content": f"turn {n}"} for n, role in enumerate(("user", "assistant") * 2)]
     file = jsonl(tmp_path / "a.jsonl", [*rows(3), {"messages": turns}])
     finding = finding_of("template", check_data("sft", file, tokenizer))
-    assert finding.severity == "error" and "rewrites earlier turns" in finding.message and finding.where == f"{file}:4"
+    assert finding.severity == "error" and "leaves out or changes the text of turn 2" in finding.message and finding.where == f"{file}:4"
     assert "generation" in finding.hint
 
 
