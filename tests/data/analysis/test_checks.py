@@ -102,7 +102,8 @@ def test_a_template_that_leaves_out_earlier_answers_is_an_error(tmp_path: Path, 
     turns = [{"role": role, "content": f"turn {n}"} for n, role in enumerate(("user", "assistant") * 2)]
     file = jsonl(tmp_path / "a.jsonl", [*rows(3), {"messages": turns}])
     finding = finding_of("template", check_data("sft", file, tokenizer))
-    assert finding.severity == "error" and "leaves out or changes the text of turn 2" in finding.message and finding.where == f"{file}:4"
+    assert finding.severity == "error" and finding.where == f"{file}:4"
+    assert "leaves out or changes the text of turn 2" in finding.message
     assert "generation" in finding.hint
 
 
