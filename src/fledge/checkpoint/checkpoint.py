@@ -142,7 +142,8 @@ def _last_saved(folder: Path) -> str:
 def _check_disk_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + DISK_MARGIN_BYTES:
-        raise FledgeError(f"it needs {needed / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are free")
+        margin = f"{needed / 2**20:,.1f} MiB, with {DISK_MARGIN_BYTES >> 20} MiB to spare"
+        raise FledgeError(f"it needs {margin}, and {free / 2**20:,.1f} MiB are free")
 
 
 def load_optimizer_state(path: Path, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -20,7 +20,8 @@ class PromptTooLongError(FledgeError):
         super().__init__(
             f"it has {prompt_length:,} tokens, which leaves no room for an answer: the model has {max_positions:,} positions",
             where=where,
-            hint="shorten it, or train with a larger model.max_position_embeddings",
+            hint=f"shorten it: prompt and answer have {max_positions:,} positions together; "
+            "model.max_position_embeddings sets them when a model is trained",
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from fledge.escaping import escaped_line
 
+BAR_WIDTH = 24
 PLAIN_SECONDS = 10.0  # between progress lines without a terminal
 Log = Callable[[str], None]
 """A function that shows one line of text to a person."""
@@ -84,12 +85,7 @@ class Console:
         if self.quiet or not self.live:
             yield _Plain(self, label, total, every)
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-        from rich.progress import Progress as Bar
-
-        label_column, text_column = (TextColumn(form, markup=False) for form in ("{task.description}", "{task.fields[text]}"))
-        columns = (label_column, BarColumn(24), MofNCompleteColumn(), text_column)
-        bar = Bar(*columns, console=self._terminal(), refresh_per_second=4)
+        bar = progress_bar(self._terminal())
         task = bar.add_task(escaped_line(label), total=total, completed=done, text="")
         with suppress(OSError):
             bar.start()
@@ -98,6 +94,24 @@ class Console:
         finally:
             with suppress(OSError):
                 bar.stop()
+
+
+def progress_bar(terminal: Any) -> Any:
+    """A bar of rich's, with label, bar, counter and current figures. On a narrow terminal the figures are cut first."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+    from rich.table import Column
+
+    figures = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # takes what the other columns leave
+    return Bar(
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+        BarColumn(min(BAR_WIDTH, terminal.width // 4)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[text]}", markup=False, table_column=figures),
+        console=terminal,
+        refresh_per_second=4,
+        expand=True,
+    )
 
 
 class Progress:
