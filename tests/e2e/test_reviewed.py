@@ -74,7 +74,7 @@ def test_an_unwritable_output_and_wrong_options_are_reported(world: Path, finish
     tree = tiny_run.tree(world, tmp_path / "file")
     assert_error(fledge("train", tiny_run.write(tmp_path / "r.yaml", tree)), "cannot write")
     assert_error(fledge("quickstart", "--minutes", "nan"), "--minutes must be a number above zero")
-    assert_error(fledge("quickstart", "--name", "../x"), "--name is one folder's name")
+    assert_error(fledge("quickstart", "--name", "../x"), "--name: a name has letters")
     assert_error(fledge("quickstart", "--resume", "--seed", "3"), "--resume uses the stored recipe")
     assert_error(fledge("generate", finished, "x", "--raw", "--max-new-tokens", 0), "--max-new-tokens: must be 1 or more")
     long = fledge("generate", finished, "x", "--max-new-tokens", 10**9)
