@@ -14,6 +14,7 @@ from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError, missing_extra
 from fledge.evaluate.prompt_tests import Case, check_cases, load_cases
 from fledge.evaluate.samples import check_samples
+from fledge.monitor.run_logger import show_finding
 from fledge.plan import describe_plan
 from fledge.prepare import Preparation, PreparedStage, save_tokenizer
 from fledge.recipe import Recipe, differences, to_yaml
@@ -177,8 +178,7 @@ class Pipeline:
         except FledgeError as error:
             raise FledgeError(error.what, where=f"stages.{name}.{error.where}", hint=error.hint) from None
         for warning in prepared.warnings:
-            self.console.log(f"warning: {warning.where}: {warning.message}", style="yellow")
-            self.console.log(f"  → {warning.hint}")
+            show_finding(self.console, warning)
         return prepared
 
     def _check_parallelism(self) -> None:

@@ -38,7 +38,12 @@ class RunHistory:
 
     def has_begun(self) -> bool:
         """Whether any stage of the run has begun to train."""
-        return self.before is not None and any(self.directory.stage(name).has_begun() for name in self.before.stages)
+        return bool(self._begun_stages())
+
+    def _begun_stages(self) -> list[str]:
+        """The stages of the run that have begun to train, in order."""
+        stages = () if self.before is None else self.before.stages
+        return [name for name in stages if self.directory.stage(name).has_begun()]
 
     def is_finished(self, name: str) -> bool:
         """Whether a stage is not to be trained any more."""
@@ -56,8 +61,7 @@ class RunHistory:
     def check_changes(self, allowed: Sequence[str], resume: bool) -> None:
         """Compare the recipe with that of the run. Raises FledgeError for changes that are not allowed or have no effect."""
         assert self.before is not None
-        stages = self.before.stages
-        started = [name for name in stages if self.directory.stage(name).has_begun()]
+        started = self._begun_stages()
         self.extended = self._stage_to_extend(started, allowed)
         finished = {
             name: self._why_finished(name, started)

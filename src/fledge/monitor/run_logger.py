@@ -29,6 +29,13 @@ class LogTargets:
     recipe_changes: dict[str, list[Any]] = field(default_factory=dict)  # key -> [value before, value now] of a resumed run
 
 
+def show_finding(console: Console, finding: Finding) -> None:
+    """Show a finding and its hint on the console."""
+    where = f"{finding.where}: " if finding.where else ""
+    console.log(f"{finding.severity}: {where}{finding.message}", style=STYLES[finding.severity])
+    console.log(f"  → {finding.hint}")
+
+
 class RunLogger:
     """Writes all events of a stage, and passes them to the guards. A logger opened at a step first replays the earlier events.
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fledge.findings import Finding
-from fledge.monitor.run_logger import STYLES
+from fledge.monitor.run_logger import show_finding
 from fledge.monitor.verdicts import StageOutcome, verdicts
 from fledge.plan.evaluation import validation_rows
 from fledge.run import Console, StageDirectory
@@ -19,8 +19,7 @@ def judge(
     """The verdicts on a finished stage, which go to the console and out as alerts."""
     found = verdicts(stage_outcome(directory, validation, selected_step))
     for one in found:
-        console.log(f"{one.severity}: {one.message}", style=STYLES[one.severity])
-        console.log(f"  → {one.hint}")
+        show_finding(console, one)
         alerts.send(one.severity, one.message, directory.root.name, selected_step, dict(one.evidence))
     return found
 

@@ -197,9 +197,7 @@ class Row(dict[str, Any]):
         """The columns with a value that nothing has read."""
         if self.whole:
             return []
-        return [
-            name for name, value in self.items() if name not in self.read and value is not None and value not in ("", [], {})
-        ]
+        return [name for name, value in self.items() if name not in self.read and value is not None and value not in EMPTY]
 
     def description(self) -> str:
         """The columns of the row as text, for messages about a missing column."""
