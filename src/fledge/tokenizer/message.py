@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from fledge.errors import FledgeError
 
@@ -46,8 +46,7 @@ class Message:
         return f"<think>\n{self.reasoning}\n</think>\n\n{self.content}" if self.reasoning else self.content
 
 
-@dataclass(frozen=True)
-class TextSegment:
+class TextSegment(NamedTuple):
     """A text with its weight in the loss.
 
     `literal` text is content: strings in it that look like control tokens are encoded as ordinary text, so that no

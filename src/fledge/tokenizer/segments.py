@@ -20,7 +20,7 @@ from fledge.tokenizer.message import TextSegment
 
 TextEncoder = Callable[[Sequence[str]], EncodedTexts]
 Part = tuple[str, float, int]  # text, weight, turn
-CONTROL = 2  # the kind of a span that is a control token
+NO_MATCHES: tuple[tuple[int, int, str], ...] = ()
 
 
 class Encoding(NamedTuple):
@@ -73,144 +73,156 @@ class SegmentEncoder:
 
         Raises UnicodeEncodeError for a text with lone surrogates.
         """
-        spans = _Spans(self.first_differs)
+        spans = _Spans(len(self._control_ids), self.first_differs)
         for rendering in batch:
             self._add(rendering, spans)
             spans.end_row()
         return spans.encodings(self._encode_first, self._encode_inner, self._control_ids)
 
     def _add(self, rendering: Sequence[TextSegment], spans: "_Spans") -> None:
-        """Add one conversation: its control tokens, and the texts between them."""
-        order, left, right, append = self._order, self._left, self._right, spans.spans.append
-        strips, parses_literal, shortest = bool(left or right), self._parses_literal, self._shortest
-        run: list[Part] = []
+        """Add one conversation: its control tokens, and the texts between them. Neighbours of equal weight and turn are joined."""
+        order, left, right, add_control = self._order, self._left, self._right, spans.spans.append
+        parses_literal, shortest, find = self._parses_literal, self._shortest, self._control.finditer
+        run: list[Part] = []  # the text since the last control token, but for its last part, which is in `pending`
+        pending, weight, turn = "", 0.0, -1
         after = ""  # the control token before the run
-        for segment in rendering:
-            text, weight, turn = segment.text, segment.weight, -1 if segment.turn is None else segment.turn
-            if segment.literal and not parses_literal:
-                run.append((text, weight, turn))
-                continue
-            if len(text) < shortest:
-                run.append((text, weight, turn))
-                continue
-            matches = [(0, len(text), text)] if text in order else [(*m.span(), m[0]) for m in self._control.finditer(text)]
+        for text, own_weight, literal, own_turn in rendering:
+            if own_turn is None:
+                own_turn = -1
+            if literal and not parses_literal or len(text) < shortest:
+                matches = NO_MATCHES
+            elif text in order:
+                matches = ((0, len(text), text),)
+            else:
+                matches = [(*match.span(), match[0]) for match in find(text)]
             position = 0
             for start, stop, token in matches:
                 if start > position:
-                    run.append((text[position:start], weight, turn))
-                if run:
-                    spans.add_run(_stripped(run, after in right, token in left) if strips else run)
-                    run = []
-                append((CONTROL, order[token], weight, turn))
+                    if pending and (own_weight != weight or own_turn != turn):
+                        run.append((pending, weight, turn))
+                        pending = ""
+                    pending, weight, turn = pending + text[position:start], own_weight, own_turn
+                if pending:
+                    run.append((pending, weight, turn))
+                    spans.add_run(_stripped(run, after in right, token in left) if left or right else run)
+                    run, pending = [], ""
+                add_control((order[token], own_weight, own_turn))
                 position, after = stop, token
             if position < len(text):
-                run.append((text[position:], weight, turn))
-        if run:
-            spans.add_run(_stripped(run, after in right, False) if strips else run)
+                if pending and (own_weight != weight or own_turn != turn):
+                    run.append((pending, weight, turn))
+                    pending = ""
+                pending, weight, turn = pending + text[position:] if position else pending + text, own_weight, own_turn
+        if pending:
+            run.append((pending, weight, turn))
+            spans.add_run(_stripped(run, after in right, False) if left or right else run)
+
+
+class _Joint(NamedTuple):
+    """Neighbouring spans whose texts are encoded as one: number of the first span, whether it begins a row, the parts."""
+
+    first: int
+    begins_row: bool
+    parts: list[Part]
 
 
 class _Spans:
-    """The spans of a batch: parts of texts and control tokens, each with its weight and turn, and the rows that they make."""
+    """The spans of a batch, control tokens and parts of texts, each with its weight and turn, and the rows that they make.
 
-    def __init__(self, first_differs: bool) -> None:
-        self.first_differs = first_differs
+    Control tokens have the numbers below `num_controls`, texts those from there on. A part that follows others in its run has
+    the number of the text from the beginning of the run to its own end.
+    """
+
+    def __init__(self, num_controls: int, first_differs: bool) -> None:
+        self.num_controls, self.first_differs = num_controls, first_differs
         self.texts: tuple[dict[str, int], dict[str, int]] = {}, {}  # inside, at the beginning of a row: each text's number
-        self.spans: list[tuple[int, int, float, int]] = []  # kind (0 or 1: of the texts above; CONTROL), number, weight, turn
+        self.spans: list[tuple[int, float, int]] = []  # number, weight, turn
         self.row_ends: list[int] = [0]
-        self.joints: list[tuple[int, int, list[Part], list[int]]] = []  # first span, kind, parts, numbers of the prefixes
+        self.joints: list[_Joint] = []
 
     def add_run(self, run: list[Part]) -> None:
-        """Add the text between two control tokens, in parts of different weight or turn."""
-        kind = 1 if self.first_differs and len(self.spans) == self.row_ends[-1] else 0
-        numbers = self.texts[kind]
-        parts = run if len(run) == 1 else _merged(run)
-        if len(parts) == 1:
-            text, weight, turn = parts[0]
-            self.spans.append((kind, numbers.setdefault(text, len(numbers)), weight, turn))
-        elif parts:
-            prefix, prefixes, first = "", [], len(self.spans)
-            for text, weight, turn in parts:
-                prefix += text
-                prefixes.append(numbers.setdefault(prefix, len(numbers)))
-                self.spans.append((kind, 0, weight, turn))
-            self.joints.append((first, kind, parts, prefixes))
+        """Add the text between two control tokens, in parts of which neighbours differ in weight or turn."""
+        begins_row = self.first_differs and len(self.spans) == self.row_ends[-1]
+        inside, first = self.texts
+        numbers = first if begins_row else inside
+        if len(run) > 1:
+            self.joints.append(_Joint(len(self.spans), begins_row, run))
+        prefix = ""
+        for text, weight, turn in run:
+            prefix = prefix + text if prefix else text
+            self.spans.append((numbers.setdefault(prefix, self.num_controls + len(inside) + len(first)), weight, turn))
 
     def end_row(self) -> None:
         """End a conversation."""
         self.row_ends.append(len(self.spans))
 
     def encodings(self, encode_first: TextEncoder, encode_inner: TextEncoder, controls: np.ndarray) -> list[Encoding]:
-        """The encoding of each row."""
-        inner, first = encode_inner(list(self.texts[0])), encode_first(list(self.texts[1]))
-        ids = np.concatenate((inner[0], first[0], controls))
-        bases = (0, len(inner[0]), len(inner[0]) + len(first[0]))
-        offsets = (inner[1], first[1] + bases[1], np.arange(len(controls) + 1) + bases[2])
-        columns = list(zip(*self.spans, strict=True)) or [()] * 4
-        kinds, numbers = np.array(columns[0], np.int64), np.array(columns[1], np.int64)
-        weights, turns = np.array(columns[2], np.float32), np.array(columns[3], np.int32)
-        starts, sizes = np.zeros(len(kinds), np.int64), np.zeros(len(kinds), np.int64)
-        for kind, bounds in enumerate(offsets):
-            chosen = np.flatnonzero(kinds == kind)
-            starts[chosen], sizes[chosen] = bounds[numbers[chosen]], np.diff(bounds)[numbers[chosen]]
-        ids, seams = self._cut_joints(ids, offsets, starts, sizes, (encode_inner, encode_first))
+        """The encoding of each row. `controls`: the ids of the control tokens, int32 [num_controls]."""
+        encoders = encode_inner, encode_first
+        encoded = [encode(list(texts)) for encode, texts in zip(encoders, self.texts, strict=True)]
+        ids = np.concatenate((controls, *(ids for ids, _ in encoded)))
+        starts_of = np.arange(self.num_controls + len(self.texts[0]) + len(self.texts[1]))
+        sizes_of = np.ones(len(starts_of), np.int64)
+        base = len(controls)
+        for texts, (own_ids, offsets) in zip(self.texts, encoded, strict=True):
+            numbers = np.fromiter(texts.values(), np.int64, len(texts))
+            starts_of[numbers], sizes_of[numbers] = base + offsets[:-1], np.diff(offsets)
+            base += len(own_ids)
+        numbers, weights, turns = zip(*self.spans, strict=True) if self.spans else ((), (), ())
+        numbers, weights, turns = np.array(numbers, np.int64), np.array(weights, np.float32), np.array(turns, np.int32)
+        starts, sizes = starts_of[numbers], sizes_of[numbers]
+        separate = self._cut_joints(ids, starts, sizes)
+        ids = _encode_separately(separate, encoders, ids, starts, sizes)
         ends = np.concatenate(([0], np.cumsum(sizes)))
-        tokens = ids[np.repeat(starts - ends[:-1], sizes) + np.arange(ends[-1])]
+        tokens = ids[_ranges(starts, sizes)]
         weights, turns = np.repeat(weights, sizes), np.repeat(turns, sizes)
-        seams_of_rows = np.diff(np.searchsorted(np.array(seams, np.int64), self.row_ends)).tolist()
+        seams = np.diff(np.searchsorted(np.array([joint.first for joint in separate], np.int64), self.row_ends)).tolist()
         bounds = pairwise(ends[self.row_ends].tolist())
-        return [
-            Encoding(tokens[a:b], weights[a:b], turns[a:b], seam) for (a, b), seam in zip(bounds, seams_of_rows, strict=True)
-        ]
+        return [Encoding(tokens[a:b], weights[a:b], turns[a:b], count) for (a, b), count in zip(bounds, seams, strict=True)]
 
-    def _cut_joints(
-        self,
-        ids: np.ndarray,
-        offsets: Sequence[np.ndarray],
-        starts: np.ndarray,
-        sizes: np.ndarray,
-        encoders: tuple[TextEncoder, TextEncoder],
-    ) -> tuple[np.ndarray, list[int]]:
-        """Set start and size of the parts of texts that hold several: (ids with those of separate parts, spans with a seam)."""
-        separate: list[tuple[int, int, list[Part]]] = []
-        content = memoryview(ids.tobytes())
-        size = ids.itemsize
-        for first, kind, parts, prefixes in self.joints:
-            bounds = offsets[kind]
-            whole = int(bounds[prefixes[-1]])
-            begin = 0
-            for span, number in enumerate(prefixes, first):
-                start, stop = int(bounds[number]), int(bounds[number + 1])
-                length = stop - start
-                if content[size * whole : size * (whole + length)] != content[size * start : size * stop] or length < begin:
-                    separate.append((first, kind, parts))
-                    break
-                starts[span], sizes[span] = whole + begin, length - begin
-                begin = length
-        extra = [ids]
-        for first, kind, parts in separate:
-            for span, (text, _, _) in enumerate(parts, first):
-                inside = encoders[kind if span == first else 0]([text])[0]
-                starts[span], sizes[span] = sum(map(len, extra)), len(inside)
-                extra.append(inside)
-        return np.concatenate(extra), [first for first, _, _ in separate]
+    def _cut_joints(self, ids: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> list[_Joint]:
+        """Cut the text of each joint to its parts, where each prefix has the tokens that the whole begins with: sets the start
+        and size of its spans. Gives the other joints."""
+        if not self.joints:
+            return []
+        first = np.array([joint.first for joint in self.joints])
+        count = np.array([len(joint.parts) for joint in self.joints])
+        spans, whole = _ranges(first, count), np.repeat(first + count - 1, count)
+        compared = np.where(spans == whole, 0, np.minimum(sizes[spans], sizes[whole]))
+        other = np.cumsum(np.concatenate(([0], ids[_ranges(starts[spans], compared)] != ids[_ranges(starts[whole], compared)])))
+        ends = np.cumsum(compared)
+        begins = np.where(spans == np.repeat(first, count), 0, sizes[spans - 1])
+        kept = (other[ends] == other[ends - compared]) & (begins <= sizes[spans]) & (sizes[spans] <= sizes[whole])
+        joint_kept = np.logical_and.reduceat(kept, np.cumsum(count) - count)
+        chosen = np.repeat(joint_kept, count)
+        new_starts, new_sizes = starts[whole] + begins, sizes[spans] - begins
+        starts[spans[chosen]], sizes[spans[chosen]] = new_starts[chosen], new_sizes[chosen]
+        return [self.joints[index] for index in np.flatnonzero(~joint_kept).tolist()]
 
 
-def _merged(run: list[Part]) -> list[Part]:
-    """The parts, with neighbours of equal weight and turn made one."""
-    parts: list[Part] = []
-    for text, weight, turn in run:
-        if not text:
-            continue
-        if parts and parts[-1][1:] == (weight, turn):
-            parts[-1] = (parts[-1][0] + text, weight, turn)
-        else:
-            parts.append((text, weight, turn))
-    return parts
+def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The indices start … start + size - 1 of each pair, one behind the other: int64 [sum of the sizes]."""
+    ends = np.cumsum(sizes)
+    return np.repeat(starts - ends + sizes, sizes) + np.arange(ends[-1] if len(ends) else 0)
+
+
+def _encode_separately(
+    joints: Sequence[_Joint], encoders: Sequence[TextEncoder], ids: np.ndarray, starts: np.ndarray, sizes: np.ndarray
+) -> np.ndarray:
+    """Encode each part of the joints for itself: the ids with theirs behind them; sets the start and size of their spans."""
+    pieces, total = [ids], len(ids)
+    for joint in joints:
+        for index, (text, _, _) in enumerate(joint.parts):
+            piece = encoders[joint.begins_row and index == 0]([text])[0]
+            starts[joint.first + index], sizes[joint.first + index] = total, len(piece)
+            pieces.append(piece)
+            total += len(piece)
+    return np.concatenate(pieces)
 
 
 def _stripped(run: list[Part], after_right: bool, before_left: bool) -> list[Part]:
     """The parts without the white space that a control token before or behind them takes in."""
-    parts = _merged(run)
+    parts = list(run)
     while parts and after_right and parts[0][0][0].isspace():
         text, weight, turn = parts[0]
         parts[:1] = [(text.lstrip(), weight, turn)] if text.strip() else []

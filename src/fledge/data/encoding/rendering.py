@@ -111,6 +111,8 @@ def _mask_prompt(encoding: Encoding, turn: int) -> np.ndarray:
 
 def _apply_turn_weights(encoding: Encoding, messages: Sequence[Message], train_on_turns: str) -> np.ndarray:
     """The template's weights times the weight of each turn; with `train_on_turns: last`, all answers but the last have 0."""
+    if train_on_turns != "last" and all(message.weight is None for message in messages):
+        return encoding.weights
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
     factors = np.ones(len(messages) + 1, np.float32)  # the last is for tokens of no turn
     for index in answers:

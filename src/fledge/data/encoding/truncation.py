@@ -37,7 +37,7 @@ class _Truncator:
     """Truncates one dialogue. Runs of rounds are rendered when they are first measured, and cached."""
 
     def __init__(self, dialogue: DialogueRounds, uncut: WeightedRounds, tokenizer: Tokenizer, config: EncodingConfig) -> None:
-        self.dialogue, self.tokenizer, self.config = dialogue, tokenizer, config
+        self.dialogue, self.uncut, self.tokenizer, self.config = dialogue, uncut, tokenizer, config
         self.limit, self.num_rounds = config.max_seq_len + 1, len(dialogue.rounds)  # limit: tokens of a sequence
         self._weighted = {(0, self.num_rounds): uncut}
 
@@ -56,7 +56,10 @@ class _Truncator:
 
     def truncate(self, weighted: WeightedRounds) -> tuple[Example, list[RowEvent]]:
         """Cut an example to the context. Raises RowError if no target is left, or if all its sequences become equal."""
-        _check_trained(weighted)
+        if weighted is not self.uncut:  # which is checked
+            _check_trained(weighted)
+        if len(weighted.sequences) == 1 and len(weighted.sequences[0][0]) <= self.limit:
+            return (weighted.sequences[0],), []
         size = f"{max(weighted.ends):,} tokens, context {self.config.max_seq_len:,}"
         example = tuple(
             (tokens[: self.limit], self._kept_weights(weights, turns, weighted.tool_call_turns))
