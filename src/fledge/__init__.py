@@ -4,9 +4,9 @@ The Python API does what the commands do: `load` a model and `chat`, `generate`,
 and inspect the `Run`; build and check a `Recipe`. Every name is imported when it is first used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fledge.lazy import lazy_names
 from fledge.version import __version__
 
 if TYPE_CHECKING:
@@ -19,10 +19,14 @@ if TYPE_CHECKING:
     from fledge.tokenizer import Message, Tokenizer
 
 _HOMES = {
-    "FledgeError": "fledge.errors", "Message": "fledge.tokenizer", "Model": "fledge.api.model", "Recipe": "fledge.recipe",
-    "Run": "fledge.api.run", "Sample": "fledge.api.run", "SamplingParams": "fledge.generation", "Score": "fledge.api.model",
-    "Tokenizer": "fledge.tokenizer", "load": "fledge.api.model", "train": "fledge.api.training",
-}  # fmt: skip
+    "fledge.api.model": ("Model", "Score", "load"),
+    "fledge.api.run": ("Run", "Sample"),
+    "fledge.api.training": ("train",),
+    "fledge.errors": ("FledgeError",),
+    "fledge.generation": ("SamplingParams",),
+    "fledge.recipe": ("Recipe",),
+    "fledge.tokenizer": ("Message", "Tokenizer"),
+}
 
 __all__ = [
     "FledgeError",
@@ -39,16 +43,4 @@ __all__ = [
     "train",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """A public name, loaded from its module when it is first used."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'fledge' has no attribute '{name}'")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """The public names."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -1,19 +1,33 @@
 """The recipe: one frozen configuration from presets, YAML files and dotted overrides."""
 
-from fledge.recipe.diff import differences, to_yaml
-from fledge.recipe.load import load_recipe, recipe_from_dict
-from fledge.recipe.schema import (
-    DataConfig,
-    ModelConfig,
-    MoeConfig,
-    PreferenceStage,
-    PretrainStage,
-    Recipe,
-    SftStage,
-    Source,
-    Stage,
-    TokenizerConfig,
-)
+from typing import TYPE_CHECKING
+
+from fledge.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from fledge.recipe.diff import differences, to_yaml
+    from fledge.recipe.load import load_recipe, recipe_from_dict
+    from fledge.recipe.schema import (
+        DataConfig,
+        ModelConfig,
+        MoeConfig,
+        PreferenceStage,
+        PretrainStage,
+        Recipe,
+        SftStage,
+        Source,
+        Stage,
+        TokenizerConfig,
+    )
+
+_HOMES = {
+    "fledge.recipe.diff": ("differences", "to_yaml"),
+    "fledge.recipe.load": ("load_recipe", "recipe_from_dict"),
+    "fledge.recipe.schema": (
+        "DataConfig", "ModelConfig", "MoeConfig", "PreferenceStage", "PretrainStage", "Recipe", "SftStage", "Source", "Stage",
+        "TokenizerConfig",
+    ),
+}  # fmt: skip
 
 __all__ = [
     "DataConfig",
@@ -31,3 +45,5 @@ __all__ = [
     "recipe_from_dict",
     "to_yaml",
 ]
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from fledge.errors import FledgeError
 
 
@@ -13,6 +11,8 @@ from fledge.errors import FledgeError
 def exclusive_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder while writing into it: `.<name>.lock` beside the real folder, so that every path to it, also
     through symbolic links, means one lock. Raises FledgeError when another process holds the lock."""
+    from filelock import FileLock, Timeout  # here: processes that hold no lock start sooner without it
+
     try:
         real = folder.resolve()
     except RuntimeError:

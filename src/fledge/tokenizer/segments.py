@@ -80,7 +80,7 @@ class SegmentEncoder:
         return spans.encodings(self._encode_first, self._encode_inner, self._control_ids)
 
     def _add(self, rendering: Sequence[TextSegment], spans: "_Spans") -> None:
-        """Add one conversation: its control tokens, and the texts between them. Neighbours of equal weight and turn are joined."""
+        """Add one conversation: its control tokens, and the texts between them, neighbours of equal weight and turn as one."""
         order, left, right, add_control = self._order, self._left, self._right, spans.spans.append
         parses_literal, shortest, find = self._parses_literal, self._shortest, self._control.finditer
         run: list[Part] = []  # the text since the last control token, but for its last part, which is in `pending`
@@ -89,7 +89,7 @@ class SegmentEncoder:
         for text, own_weight, literal, own_turn in rendering:
             if own_turn is None:
                 own_turn = -1
-            if literal and not parses_literal or len(text) < shortest:
+            if (literal and not parses_literal) or len(text) < shortest:
                 matches = NO_MATCHES
             elif text in order:
                 matches = ((0, len(text), text),)

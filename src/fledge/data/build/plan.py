@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -269,6 +268,8 @@ def _check_languages(data: DataConfig, key: str) -> None:
 
 def _libraries() -> dict[str, str | None]:
     """Versions of the optional libraries that cleaning may use; another version may clean differently and needs a new build."""
+    from importlib.metadata import PackageNotFoundError, version  # here: workers, which start often, do not need it
+
     versions: dict[str, str | None] = {}
     for name in ("ftfy", "selectolax", "rensa"):
         try:

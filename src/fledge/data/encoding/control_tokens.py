@@ -46,18 +46,23 @@ class ControlTokenFinder:
 
     def events(self, item: Item) -> Events:
         """An event for each kind of control token in the texts of an item."""
-        found: Counter[str] = Counter()
-        for text in item.texts():
-            if any(character in text for character in self._first):
-                found.update(self._any.findall(text))
-        if not found:
+        matches = [match for text in item.texts() if self._may_hold(text) for match in self._any.findall(text)]
+        if not matches:
             return ()
+        found = Counter(matches)
         parsed = self._parsed or (self._template_parses and isinstance(item, Dialogue))
         kinds: tuple[tuple[str, set[str]], ...] = ((PARSED if parsed else SPELLED_OUT, self._own), (FOREIGN, self._foreign))
         events = [_event(reason, found, texts) for reason, texts in kinds if not texts.isdisjoint(found)]
         if not isinstance(item, Dialogue) and any(RENDERED_TURN.search(text) for text in item.texts()):
             events.append(RowEvent("noticed", RENDERED))
         return tuple(events)
+
+    def _may_hold(self, text: str) -> bool:
+        """Whether a character that begins a control token is in the text: much faster than to search for the tokens."""
+        for character in self._first:  # noqa: SIM110 - `any` takes three times as long
+            if character in text:
+                return True
+        return False
 
 
 def _trie_pattern(texts: Iterable[str]) -> str:
