@@ -3,7 +3,9 @@
 import argparse
 import os
 from collections.abc import Sequence
+from typing import NoReturn
 
+from fledge.cli.mistyped_arguments import check_words, option_hint, usage_hint
 from fledge.version import __version__
 
 DESCRIPTION = """fledge raises small language models: raw text -> tokenizer -> pretrain -> SFT -> DPO -> a model to talk to.
@@ -31,9 +33,17 @@ TARGETS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors say what was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        hint = usage_hint(message)
+        super().error(f"{message}\n  → {hint}" if hint else message)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands and their options."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fledge", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"fledge {__version__}")
@@ -183,6 +193,8 @@ def split_overrides(argv: Sequence[str], parser: argparse.ArgumentParser) -> tup
     if own is None:
         return list(argv), []
     kept, pairs, remaining = [], [], list(argv)
+    if problem := check_words(argv, own):
+        parser.error(problem)
     while remaining:
         argument = remaining.pop(0)
         key, equals, value = argument.partition("=")
@@ -191,8 +203,10 @@ def split_overrides(argv: Sequence[str], parser: argparse.ArgumentParser) -> tup
             continue
         if key in RENAMED_OPTIONS:
             parser.error(f"{key} is now {RENAMED_OPTIONS[key]}")
+        if problem := option_hint(key, remaining):
+            parser.error(problem)
         if not equals:
-            if not remaining:
+            if not remaining or remaining[0].startswith("--"):
                 parser.error(f"{key} needs a value; {OVERRIDES}")
             value = remaining.pop(0)
         pairs.append((key[2:], value))

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fledge.errors import FledgeError
+from fledge.recipe.mistyped import meant
 from fledge.recipe.run_location import at_its_place
 from fledge.recipe.schema import Recipe
 from fledge.recipe.schema_keys import ALIASES, KINDS, Key, preset_names, valid_keys, written_key
@@ -20,6 +21,7 @@ from fledge.recipe.yaml_source import (
     PLAIN_TAGS,
     compose_yaml,
     data_given,
+    full_width_colon,
     full_width_colon_in,
     has_surrogates,
     looks_like_data,
@@ -60,6 +62,9 @@ def _node_to_tree(node: yaml.Node, file: str, key: Key, layers: _Layers) -> Any:
             name = str(name_node.value)
             if name in tree:
                 layers.problems.append(f"{line}: the key '{name}' is written twice")
+            if message := full_width_colon(name):
+                layers.problems.append(f"{line}: {message}; {FULL_WIDTH_HINT}")
+                continue
             tree[name] = _node_to_tree(value_node, file, (*key, name), layers)
             layers.locations[(*key, name)] = line
         return tree
@@ -91,6 +96,7 @@ def _scalar(node: yaml.ScalarNode, where: str, layers: _Layers) -> Any:
 def _parse(text: str, file: str, layers: _Layers) -> dict[str, Any]:
     node = compose_yaml(text, file, "recipe")
     if node is None:
+        layers.locations.setdefault((), f"{file}:1")
         return {}
     if isinstance(node, yaml.MappingNode):
         return _node_to_tree(node, file, (), layers)
@@ -188,17 +194,41 @@ def _explain(error: Any, layers: _Layers) -> str:
     key = _written_key(error, layers)
     location, dotted = layers.location(key), ".".join(map(str, key))
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(key[-1]), valid_keys(loc[:-1]), 1, cutoff=0.5)
-        return f"{location}: unknown key '{dotted}'" + (f"; did you mean '{near[0]}'?" if near else "")
+        keys = valid_keys(loc[:-1])
+        near = difflib.get_close_matches(str(key[-1]), keys, 1, cutoff=0.5)
+        known = f"; the keys there are {', '.join(keys)}" if keys else ""
+        return f"{location}: unknown key '{dotted}'" + (f"; did you mean '{near[0]}'?" if near else known)
     if error["type"] == "missing":
-        return f"{location}: the key '{dotted}' is missing"
+        example = f", such as {EXAMPLE}" if key == ("stages",) else ""
+        return f"{location}: the key '{dotted}' is missing{example}"
     if error["type"].startswith("union_tag"):
         kinds = ", ".join(KINDS)
         return f"{location}: {dotted}: kind must be one of {kinds}"
-    message = error["msg"].removeprefix("Value error, ")
-    value = error["input"]
+    message, value = error["msg"].removeprefix("Value error, "), error["input"]
+    if error["type"] in NO_SECTION:
+        message = _section_wanted(key, value)
     shown = "" if isinstance(value, dict | list | BaseModel) or error["type"] == "value_error" else f" (it is {value!r:.80})"
-    return f"{location}: {dotted}: {message}{shown}" if dotted else f"{location}: {message}"
+    way = meant(value, error["type"])
+    write = f"; write {way}" if way is not None else _as_share(error)
+    return f"{location}: {dotted}: {message}{shown}{write}" if dotted else f"{location}: {message}"
+
+
+EXAMPLE = "stages: {sft: {data: {train: chat.jsonl}}}"
+NO_SECTION = ("dict_type", "model_type", "model_attributes_type", "dataclass_type")
+
+
+def _section_wanted(key: Key, value: Any) -> str:
+    """The message for a value where a section belongs."""
+    example = f", such as {EXAMPLE}" if key == ("stages",) else ""
+    dash = "; leave out the `-` before its keys" if isinstance(value, list) else ""
+    return f"this is a section of keys, `key: value`{example}{dash}"
+
+
+def _as_share(error: Any) -> str:
+    """What a percentage is as a share, for a number that is too large for one."""
+    value, limit = error["input"], error.get("ctx", {}).get("lt")
+    is_percentage = error["type"] == "less_than" and limit == 1 and isinstance(value, int | float) and 1 < value < 100
+    return f"; this is a share: {value:g} % is {value / 100:g}" if is_percentage else ""
 
 
 def _validate(layers: _Layers) -> Recipe:
@@ -226,8 +256,24 @@ def _problems(errors: list[Any], layers: _Layers) -> list[str]:
         parents = {key[:end] for end in range(1, len(key) + 1)}
         return bool(parents & answered) or (item["type"] == "missing" and any(path[: len(key)] == key for path in provided))
 
-    others = dict.fromkeys(_explain(item, layers) for item in errors if not is_answered(item))
+    left = [item for item in errors if not is_answered(item)]
+    by_key: dict[Key, list[str]] = {}
+    for item in left:
+        by_key.setdefault(_written_key(item, layers), []).append(_explain(item, layers))
+    others = [line for lines in by_key.values() for line in _joined(list(dict.fromkeys(lines)))]
     return [*answer_lines(explanations), *others]
+
+
+def _joined(lines: list[str]) -> list[str]:
+    """The problems of one key: a key that takes a word or another type has one for each, which become one line."""
+    words, others = [line for line in lines if WORD in line], [line for line in lines if WORD not in line]
+    if len(words) != 1 or len(others) != 1:
+        return lines
+    choice = words[0].partition(WORD)[2].partition(" (it is")[0]
+    return [others[0].replace("Input should be ", f"{WORD}{choice} or ", 1)]
+
+
+WORD = "Input should be '"
 
 
 def _validate_with_preset(layers: _Layers) -> Recipe:

@@ -4,8 +4,10 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 
+from fledge.recipe.mistyped import meant_duration
+
 _NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9][0-9_]*)(?:\.[0-9]*)?(?:[eE][-+]?[0-9]{1,2})?"  # `1,5` is not a number
-_DURATION = re.compile(rf"^\s*({_NUMBER})\s*([kKmMbB]?)\s*(epochs?|steps?|tokens?)\s*$")
+_DURATION = re.compile(rf"^\s*({_NUMBER})\s*([kmb]?)\s*(epochs?|steps?|tokens?)\s*$", re.IGNORECASE)
 _SCALE = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 
@@ -21,9 +23,11 @@ class Duration:
         """Parse `3 epochs`, `0.5 epochs`, `500 steps` or `20M tokens`; a ValueError says what is accepted."""
         match = _DURATION.match(text)
         if not match:
-            raise ValueError(f"cannot read the duration '{text}': write '3 epochs', '500 steps' or '20M tokens'")
+            meant = meant_duration(text)
+            ways = f"'{meant}'" if _DURATION.match(meant) else "'3 epochs', '500 steps' or '20M tokens'"
+            raise ValueError(f"cannot read the duration '{text}': write {ways}")
         amount = float(Decimal(match[1].replace("_", "").replace(",", "")) * _SCALE[match[2].lower()])
-        unit = match[3].rstrip("s") + "s"
+        unit = match[3].lower().rstrip("s") + "s"
         if amount <= 0:
             raise ValueError(f"the duration '{text}' must be more than zero")
         if unit != "epochs" and amount != int(amount):

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from fledge.errors import FledgeError, first_line
+from fledge.recipe.mistyped import full_width_marks
 from fledge.recipe.yaml_dialect import RecipeLoader
 
 MAX_BYTES = 2**20  # of a recipe
@@ -18,7 +19,6 @@ PLAIN_TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "f
 NULL_TAG = "tag:yaml.org,2002:null"
 FULL_WIDTH_KEY = re.compile(r"^\s*(?:- )?\s*[\w.\"'-]+\s*：")
 NO_BLANK = re.compile(r"^\s*(?:- )?\s*[\w.-]+:[^\s/]")
-_QUOTES = re.compile(r"[“”‘’]")
 
 
 def read_yaml_text(path: str, what: str, max_bytes: int = MAX_BYTES) -> str:
@@ -182,8 +182,15 @@ def _explain(problem: str, line: int, lines: Sequence[str], path: str, what: str
     for number in near:
         if NO_BLANK.match(lines[number]):
             return "not readable as YAML: no blank stands after a colon", number, FULL_WIDTH_HINT
-    if _QUOTES.search(here):
-        return f"not readable as YAML: {problem}", line, 'write ordinary quotes: "…"'
+    if "escape" in problem:
+        return (
+            f"not readable as YAML: {problem}",
+            line,
+            "in double quotes a backslash begins an escape: write `/`, or single quotes",
+        )
+    for number in near:
+        if hint := full_width_marks(lines[number]):
+            return f"not readable as YAML: {problem}", number, hint
     if "but found another document" in problem or problem.startswith("but found"):
         return "not readable as YAML: a second document begins here", line, "keep one; the mark `---` divides documents"
     return f"not readable as YAML: {problem}", line, _HINTS.get(problem)

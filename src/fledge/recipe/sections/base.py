@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from fledge.recipe.mistyped import PUNCTUATION, bare
 from fledge.recipe.units import fraction as as_fraction
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -24,7 +25,9 @@ def check_name(text: str) -> str:
     """
     allowed = all(unicodedata.category(character)[0] in "LMN" or character in "._-" for character in text)
     if not allowed or not text or unicodedata.category(text[0])[0] not in "LN":
-        raise ValueError("a name has letters, digits, '.', '_' and '-', and begins with a letter or a digit")
+        meant = bare(text)
+        way = f": write {meant}" if meant not in ("", text) and PUNCTUATION.search(text) else ""
+        raise ValueError(f"a name has letters, digits, '.', '_' and '-', and begins with a letter or a digit{way}")
     if len(text.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
         raise ValueError(f"a name has at most {MAX_NAME_BYTES} bytes: {MAX_NAME_BYTES // 3} Chinese characters")
     return text
