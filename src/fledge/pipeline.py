@@ -12,9 +12,10 @@ from fledge.autotune.compute_config import describe_runtime
 from fledge.data.build.directory import drop_items, remove_build
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError, missing_extra
-from fledge.evaluate.prompt_tests import Case, check_cases, load_cases
+from fledge.evaluate.prompt_tests import check_cases, load_cases
 from fledge.evaluate.samples import check_samples
 from fledge.monitor.run_logger import show_finding
+from fledge.pinned_prompt_tests import PinnedPromptTests
 from fledge.plan import describe_plan
 from fledge.prepare import Preparation, PreparedStage, save_tokenizer
 from fledge.recipe import Recipe, differences, to_yaml
@@ -56,6 +57,7 @@ class Pipeline:
         self.preparation = Preparation(
             recipe, console.log, lambda name: self.directory.stage(name).data, resuming=resuming, run=self.directory
         )
+        self.prompt_tests = PinnedPromptTests(recipe, self.directory, console.log)
         self._startup = StartupTimer()
 
     # -- the run ----------------------------------------------------------------------------------------------------
@@ -96,7 +98,6 @@ class Pipeline:
         check_device(self.recipe.runtime)
         self._check_parallelism()
         check_logging(self.recipe)
-        cases = self.cases = load_prompt_test_cases(self.recipe)
         tokenizer, prepared = self._begin(resume) if self.ranks.is_main_process else self._load_prepared()
         if self.ranks.is_main_process:
             self.ranks.broadcast_object({name: stage.plan.as_dict() for name, stage in prepared.items()})
@@ -109,7 +110,7 @@ class Pipeline:
             tokenizer=tokenizer,
             stopping=self.stopping,
             alerts=self.alerts,
-            prompt_test_cases=cases,
+            prompt_test_cases=self.prompt_tests.cases,
             ranks=self.ranks,
             startup=self._startup,
             after_stage=self.after_stage,
@@ -141,6 +142,7 @@ class Pipeline:
     def _begin(self, resume: bool) -> tuple[Tokenizer, dict[str, PreparedStage]]:
         """Prepare the unfinished stages and write the first files of the run. A FledgeError leaves nothing behind."""
         self._compare_with_earlier_run(resume)
+        self.prompt_tests.load(self._unfinished_stages())
         try:
             with self._startup.phase("data"):
                 if not self.preparation.resuming:
@@ -162,6 +164,7 @@ class Pipeline:
     def _load_prepared(self) -> tuple[Tokenizer, dict[str, PreparedStage]]:
         """The tokenizer and the unfinished stages as the main process has prepared them."""
         self.preparation.plans = self.ranks.broadcast_object(None)
+        self.prompt_tests.load_pinned(self.preparation.plans)
         tokenizer = self.preparation.tokenizer(self.directory.tokenizer)
         return tokenizer, {name: self.preparation.prepare(name, tokenizer) for name in self.preparation.plans}
 
@@ -169,7 +172,7 @@ class Pipeline:
         """Raise FledgeError for prompts of samples and tests that the model of a stage could not answer after its last step."""
         positions = self.preparation.model_cost(name, tokenizer).config.max_position_embeddings
         check_samples(tokenizer, self.recipe.generation_samples, self.recipe.stages[name].kind, positions)
-        check_cases(tokenizer, self.cases.get(name, []), positions)
+        check_cases(tokenizer, self.prompt_tests.cases.get(name, []), positions)
 
     def _prepare(self, name: str, tokenizer: Tokenizer) -> PreparedStage:
         prepared = self.preparation.prepare(name, tokenizer)
@@ -206,6 +209,8 @@ class Pipeline:
             return
         if history.has_begun():
             history.check_changes(self.allow, resume)
+            if (change := self.preparation.tokenizer_change(self.directory.tokenizer)) is not None:
+                self.console.log(f"note: the run goes on with the tokenizer that it began with; {change}")
         elif differences(history.before, self.recipe) or self.preparation.inputs_differ(self.directory.tokenizer):
             self.console.log(f"note: the run in {self.directory.root} has not begun to train: it is prepared anew")
             history.remove_preparation([*history.before.stages, *self.recipe.stages])
@@ -223,6 +228,7 @@ class Pipeline:
         """Write recipe, environment and tokenizer. This comes after all checks, so that a mistake leaves no run."""
         folder = self.directory
         save_tokenizer(tokenizer, folder.tokenizer, replace=not self.preparation.resuming)
+        self.prompt_tests.pin()
         if not (folder.root / "environment.json").exists():
             write_json(folder.root / "environment.json", environment())
         if not folder.recipe.exists():  # last: a run with this file is prepared
@@ -254,15 +260,6 @@ def check_logging(recipe: Recipe) -> None:
         raise missing_extra("tensorboard", "tensorboard", "logging.tensorboard")
 
 
-def load_prompt_test_cases(recipe: Recipe) -> dict[str, list[Case]]:
-    """The prompt tests of each stage that has some. Raises FledgeError for a file that is missing or wrong."""
-    return {
-        name: load_cases(Path(stage.prompt_tests.prompts))
-        for name, stage in recipe.stages.items()
-        if stage.prompt_tests is not None
-    }
-
-
 def dry_run(recipe: Recipe, console: Console) -> str:
     """The plan of every stage, how it would be computed, and the resolved recipe, as text; nothing is written.
 
@@ -270,7 +267,9 @@ def dry_run(recipe: Recipe, console: Console) -> str:
     """
     check_device(recipe.runtime)
     check_logging(recipe)
-    load_prompt_test_cases(recipe)
+    for stage in recipe.stages.values():
+        if stage.prompt_tests is not None:
+            load_cases(Path(stage.prompt_tests.prompts))
     preparation = Preparation(recipe, console.log)
     preparation.check_start_models()
     tokenizer = preparation.tokenizer()

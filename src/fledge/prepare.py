@@ -104,10 +104,7 @@ class Preparation:
             return self._read_tokenizer(model)
         if self.recipe.built_dataset is not None:
             return self._built_tokenizer(Path(self.recipe.built_dataset))
-        first, path = next(iter(self.recipe.stages)), first_initial_weights(self.recipe).directory
-        key = f"stages.{first}.init_from" if self.recipe.stages[first].init_from else "model.path"
-        if self.recipe.tokenizer.path is not None:
-            key, path = "tokenizer.path", Path(self.recipe.tokenizer.path)
+        key, path = self._tokenizer_source()
         if path is None:
             return None
         tokenizer = self._read_tokenizer(path, key)
@@ -116,6 +113,28 @@ class Preparation:
         if problem := tokenizer.round_trip_problem():
             self.log(f"warning: {problem}")
         return tokenizer
+
+    def _tokenizer_source(self) -> tuple[str, Path | None]:
+        """The recipe key and the path of the tokenizer that the recipe names; None: the run trains one."""
+        if self.recipe.tokenizer.path is not None:
+            return "tokenizer.path", Path(self.recipe.tokenizer.path)
+        first, path = next(iter(self.recipe.stages)), first_initial_weights(self.recipe).directory
+        return f"stages.{first}.init_from" if self.recipe.stages[first].init_from else "model.path", path
+
+    def tokenizer_change(self, folder: Path) -> str | None:
+        """What became of the tokenizer that the recipe names since the run saved it in `folder`; None: it is the same, or there
+        is none of either."""
+        key, path = self._tokenizer_source()
+        if path is None or self.recipe.built_dataset is not None or not (folder / "tokenizer_config.json").exists():
+            return None
+        if not path.exists():  # a start model that is gone is told where its weights are
+            return f"gone: {path}" if key == "tokenizer.path" else None
+        saved = self._read_tokenizer(folder)
+        try:
+            is_same = self._read_tokenizer(path, key, saved.template.date).fingerprint() == saved.fingerprint()
+        except FledgeError as error:
+            return f"now: {error.what} ({path})"
+        return None if is_same else f"tokenizer or chat template changed since: {path}"
 
     def _read_tokenizer(self, path: Path, key: str = "", date: datetime.date | None = None) -> Tokenizer:
         """The tokenizer in a folder with all that this run asks of it. A run that only continues texts needs no chat
@@ -152,8 +171,10 @@ class Preparation:
             return True
         built = BuildPlan.read(directory / PLAN_FILE)
         edited, gone = built.changed_files()
-        files = ", ".join([*edited[:3], *(f"{path} (gone)" for path in gone[:3])])
-        if self.run.stage(name).has_begun():
+        has_begun = self.run.stage(name).has_begun()
+        other = built.added_or_renamed() if has_begun else []
+        files = ", ".join([*edited[:3], *(f"{path} (gone)" for path in gone[:3]), *other[:3]])
+        if has_begun:
             if files:
                 self.log(f"note: {name} has begun and goes on with the rows that it began with; changed since: {files}")
             return True

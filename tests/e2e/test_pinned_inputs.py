@@ -1,8 +1,11 @@
 """A run's recipe, report and weights tell one story, whatever becomes of its inputs between start and resume."""
 
+import datetime
+import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ from fledge.errors import FledgeError
 from fledge.pipeline import Pipeline
 from fledge.recipe import Recipe, load_recipe, recipe_from_dict
 from fledge.run import Console, read_json
-from fledge.tokenizer import load_tokenizer
+from fledge.tokenizer import Message, load_tokenizer
 from fledge.training.train_step import TrainStep
 from tests.run.test_events import disk_of
 from tests.support import tiny_run
@@ -76,6 +79,129 @@ def test_data_edited_before_its_stage_begins_is_read_again_and_data_of_a_begun_s
     assert console.holds("dpo uses the rows that were read", "preference.jsonl (gone)")
     sources = [read_json(run / stage / "data_report.json")["sources"][0]["rows"] for stage in ("pretrain", "sft")]
     assert sources == [120, len((rows / "sft.jsonl").read_text(encoding="utf-8").splitlines())] and sources[1] < 150
+
+
+def test_files_added_to_a_folder_and_a_changed_registry_are_told_for_a_begun_stage(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, registry = tmp_path / "folder", tmp_path / "dataset_info.json"
+    folder.mkdir()
+    (rows / "pretrain.jsonl").rename(folder / "pretrain.jsonl")
+    entry = {"file_name": "rows/pretrain.validation.jsonl", "columns": {"prompt": "text"}}
+    registry.write_text(json.dumps({"ours": entry}), encoding="utf-8")
+    data = {"train": [str(folder), {"registry": str(registry), "name": "ours"}], "max_seq_len": 64, "validation": 0}
+    recipe = recipe_of(one_stage("pretrain", rows, tmp_path, data=data))
+    run_until_killed(recipe, 5, monkeypatch)
+    shutil.copy(folder / "pretrain.jsonl", folder / "more.jsonl")
+    registry.write_text(json.dumps({"ours": {**entry, "num_samples": 7}}), encoding="utf-8")
+    console = Lines()
+    Pipeline(recipe, console).run()
+    assert console.holds("note: pretrain has begun and goes on", str(registry), f"{folder / 'more.jsonl'} (added)")
+
+
+# -- prompt tests and the tokenizer's files --------------------------------------------------------------------------------
+
+
+def _with_tests(rows: Path, output: Path, file: Path) -> Recipe:
+    stage = {"prompt_tests": {"prompts": str(file), "every_steps": 4, "max_new_tokens": 2}}
+    file.write_text("- {name: old, prompt: hi, expect: {length: {min: 0}}}\n", encoding="utf-8")
+    tree = tiny_run.tree(rows, output)
+    stages = {name: {**tree["stages"][name], **stage} for name in ("pretrain", "sft")}
+    return recipe_of({**tree, "stages": {"pretrain": {**stages["pretrain"], "kind": "pretrain"}, "sft": stages["sft"]}})
+
+
+@pytest.mark.parametrize("fate", ["changed since", "does not exist"])
+def test_a_begun_stage_keeps_its_prompt_tests_and_tells_that_their_file_changed(
+    fate: str, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "tests.yaml"
+    recipe = _with_tests(rows, tmp_path, file)
+    run_until_killed(recipe, 8 + 5, monkeypatch)  # in sft, whose checkpoint is of step 4; pretrain is finished
+    if fate == "does not exist":
+        file.unlink()
+    else:
+        file.write_text("- {name: new, prompt: hi, expect: {exact: [never]}}\n", encoding="utf-8")
+    console = Lines()
+    run = Pipeline(recipe, console).run()
+    assert console.holds("note: sft has begun and goes on with the prompt tests", fate, str(file))
+    assert not console.holds("pretrain has begun")
+    assert [event["prompt_tests/passed"] for event in events(run, "sft", "prompt_tests")] == [1, 1]
+
+
+def test_prompt_tests_that_are_edited_before_their_stage_begins_are_read_again(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "tests.yaml"
+    recipe = _with_tests(rows, tmp_path, file)
+    run_until_killed(recipe, 6, monkeypatch)  # in pretrain
+    file.write_text("- {name: new, prompt: hi, expect: {exact: [never]}}\n", encoding="utf-8")
+    console = Lines()
+    run = Pipeline(recipe, console).run()
+    assert console.holds("note: pretrain has begun and goes on with the prompt tests") and not console.holds(
+        "note: sft has begun"
+    )
+    passed = {stage: [event["prompt_tests/passed"] for event in events(run, stage, "prompt_tests")] for stage in recipe.stages}
+    assert passed == {"pretrain": [1, 1], "sft": [0, 0]}
+
+
+def test_a_tokenizer_or_chat_template_edited_since_the_run_began_is_told(
+    world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(finished / "tokenizer", tmp_path / "tokenizer"))
+    recipe = recipe_of({**one_stage("pretrain", world, tmp_path), "tokenizer": {"path": str(folder)}})
+    run_until_killed(recipe, 6, monkeypatch)
+    before = load_tokenizer(tmp_path / "tiny" / "tokenizer").fingerprint()
+    console = Lines()
+    for fate, told in (("same", ""), ("edited", "chat template changed since"), ("gone", f"gone: {folder}")):
+        if fate == "edited":
+            config = read_json(folder / "tokenizer_config.json")
+            config["chat_template"] = config["chat_template"].replace("\\n", "\\n ", 1)
+            config["fledge"]["template"] = "tokenizer"
+            (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+            (folder / "chat_template.jinja").unlink(missing_ok=True)
+        elif fate == "gone":
+            shutil.rmtree(folder)
+        console = Lines()
+        with pytest.raises(KeyboardInterrupt):
+            monkeypatch.setattr("fledge.pipeline.StageRunner.run", _interrupt)
+            Pipeline(recipe, console).run()
+        assert console.holds("note: the run goes on with the tokenizer that it began with", told) == bool(told), fate
+    assert load_tokenizer(tmp_path / "tiny" / "tokenizer").fingerprint() == before
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_template_that_writes_the_date_gives_equal_tokens_when_the_run_is_resumed_on_another_day(
+    world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The built data is removed as well, so that the resumed run writes all conversations again."""
+    folder = Path(shutil.copytree(finished / "tokenizer", tmp_path / "tokenizer"))
+    config = read_json(folder / "tokenizer_config.json")
+    config["chat_template"] = (
+        "{{ '<|im_start|>system\\n' + strftime_now('%Y-%m-%d') + '<|im_end|>\\n' }}" + config["chat_template"]
+    )
+    config["fledge"]["template"] = "tokenizer"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    stage, fingerprints, saved = tmp_path / "tiny" / "sft", [], tmp_path / "tiny" / "tokenizer"
+    recipe = recipe_of({**one_stage("sft", world, tmp_path), "tokenizer": {"path": str(folder)}})
+    console = Lines()
+    for day in (1, 2):
+        today = type("Date", (datetime.date,), {"today": classmethod(lambda cls, day=day: cls(2031, 5, day))})
+        monkeypatch.setattr("fledge.tokenizer.loading.datetime", SimpleNamespace(date=today))
+        if day == 1:
+            run_until_killed(recipe, 6, monkeypatch)
+            shutil.rmtree(stage / "data")
+        else:
+            Pipeline(recipe, console).run()
+        fingerprints.append(read_json(stage / "data_report.json")["train"]["fingerprint"])
+        assert read_json(saved / "tokenizer_config.json")["fledge"]["template_date"] == "2031-05-01"
+        prompt = load_tokenizer(saved).encode_prompt([Message("user", "hi")])
+        assert "2031-05-01" in load_tokenizer(saved).decode(prompt)
+    assert fingerprints[0] == fingerprints[1] and console.holds("resuming from step 4")
+    assert not console.holds("the run goes on with the tokenizer")
 
 
 # -- start models -------------------------------------------------------------------------------------------------------

@@ -120,7 +120,16 @@ class PromptTestReport:
 
 def load_cases(file: Path) -> list[Case]:
     """Read a YAML file with a list of cases. Raises FledgeError, with file and line, for an invalid file."""
-    text = read_yaml_text(str(file), WHAT, MAX_BYTES)
+    return parse_cases(read_cases_text(file), file)
+
+
+def read_cases_text(file: Path) -> str:
+    """The text of a file of cases. Raises FledgeError for a file that cannot be read."""
+    return read_yaml_text(str(file), WHAT, MAX_BYTES)
+
+
+def parse_cases(text: str, file: Path) -> list[Case]:
+    """The cases in the text of a file. Raises FledgeError, with file and line, for invalid text."""
     node = compose_yaml(text, str(file), WHAT)
     if not isinstance(node, yaml.SequenceNode) or not node.value:
         raise FledgeError("a file of prompt tests is a list of cases", where=str(file), hint="see docs/evaluation.md")

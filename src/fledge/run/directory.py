@@ -64,6 +64,11 @@ class StageDirectory:
         return self.root / "prompt_tests"
 
     @property
+    def prompt_test_cases(self) -> Path:
+        """The prompt tests of the stage, as it was begun."""
+        return self.prompt_tests / "cases.yaml"
+
+    @property
     def plan(self) -> Path:
         """The plan of the stage, as it was begun."""
         return self.root / "plan.json"

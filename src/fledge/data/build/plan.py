@@ -3,6 +3,7 @@
 import difflib
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -136,6 +137,28 @@ class BuildPlan:
             if (state.st_size, state.st_mtime_ns) != (size, changed):
                 edited.append(path)
         return edited, gone
+
+    def added_or_renamed(self) -> list[str]:
+        """What the sources of the plan lead to now and did not then: files that were added, entries of a registry that say
+        something else."""
+        try:
+            now = _planned_sources(self.data, self.key)
+        except FledgeError as error:
+            return [error.what]
+        known, added = {path for path, _, _ in self.stamps}, []
+        for planned in now:
+            with suppress(FledgeError):  # files that are gone are told as such
+                files = [] if planned.source.hub else files_of(planned.source, planned.key)
+                added += [f"{file} (added)" for file in files if str(file) not in known]
+        then = [replace(planned, ignored_files=()) for planned in self.sources]
+        registries = [name for planned in then if planned not in now and (name := self._registry(planned.key))]
+        return [*dict.fromkeys(registries), *added]
+
+    def _registry(self, key: str) -> str | None:
+        """The registry of the source with this recipe key; None if it has none."""
+        section: Any = {"train": self.data.train, "validation": self.data.validation}.get(key.split(".")[-2])
+        sources = self.data.clean.decontaminate_against if section is None else section
+        return sources[int(key.rpartition(".")[2])].registry
 
     @classmethod
     def read(cls, file: Path) -> "BuildPlan":
