@@ -265,8 +265,12 @@ class Preparation:
                               hint="leave them out, or leave model.path out")  # fmt: skip
         context = self.recipe.stages[name].data.max_seq_len
         if context > config.max_position_embeddings:
-            raise FledgeError(f"context {context} is longer than the {config.max_position_embeddings} positions of {path}",
-                              where=f"stages.{name}.data.max_seq_len")  # fmt: skip
+            positions = config.max_position_embeddings
+            raise FledgeError(
+                f"max_seq_len {context:,} is longer than the {positions:,} positions (max_position_embeddings) of {path}",
+                where=f"stages.{name}.data.max_seq_len",
+                hint=f"set data.max_seq_len to at most {positions}",
+            )
         unknown = tokenizer.tokens_from(vocab_size)
         if not all(is_added for _, is_added in unknown):
             raise FledgeError(

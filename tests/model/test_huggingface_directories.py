@@ -102,7 +102,7 @@ def test_requesting_native_for_an_unsupported_model_is_an_error_with_a_hint(tmp_
 @pytest.mark.parametrize("implementation", ["auto", "native", "transformers"])
 def test_a_folder_without_a_model_is_an_error(tmp_path: Path, implementation: str) -> None:
     for read in (load_model, describe_model):
-        with pytest.raises(FledgeError, match="not a model directory"):
+        with pytest.raises(FledgeError, match="neither a run nor a model"):
             read(tmp_path, implementation)
 
 

@@ -216,7 +216,7 @@ UNSUPPORTED = {
     "negative size": (_config(intermediate_size=-1), r"config\.json: intermediate_size"),
     "broken config": (lambda f: (f / "config.json").write_text("{"), r"config\.json: not readable"),
     "list config": (lambda f: (f / "config.json").write_text("[]"), r"config\.json: not readable"),
-    "no config": (lambda f: (f / "config.json").unlink(), "no config.json here"),
+    "no config": (lambda f: (f / "config.json").unlink(), "there is no config.json"),
     "shard above": (_index("../model.safetensors"), r"outside the directory: '\.\./model\.safetensors'"),
     "absolute shard": (_index("/tmp/model.safetensors"), "outside the directory: '/tmp/model.safetensors'"),
     "shard below": (_index("sub/model.safetensors"), "outside the directory"),

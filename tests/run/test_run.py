@@ -57,6 +57,9 @@ def test_the_path_of_a_run_means_the_model_of_its_last_finished_stage(tmp_path: 
 def test_a_missing_run_and_a_run_without_a_model_give_different_errors(tmp_path: Path) -> None:
     with pytest.raises(FledgeError, match="no such run"):
         resolve_model_path(str(tmp_path / "nothing"))
+    with pytest.raises(FledgeError, match="neither a run nor a model"):
+        resolve_model_path(str(tmp_path))
+    (tmp_path / "recipe.yaml").write_text("")
     with pytest.raises(FledgeError, match="no model here yet"):
         resolve_model_path(str(tmp_path))
 

@@ -14,6 +14,8 @@ from pydantic import ValidationError
 from fledge.errors import FledgeError, first_line
 from fledge.model.config_types import check_config_types
 from fledge.recipe.schema import ModelConfig, MoeConfig
+from fledge.run.directory import resolve_model_path
+from fledge.run.file_kinds import model_file_hint
 from fledge.run.input_files import hub_name_error
 
 
@@ -153,9 +155,10 @@ def read_config_json(folder: Path) -> dict[str, Any]:
         missing = FledgeError("there is no such folder", where=str(folder), hint="check model.path and init_from of the stages")
         raise hub_name_error(folder) or missing
     if folder.is_file():
-        raise FledgeError("this is a file, not a model directory", where=str(folder), hint=f"name its folder: {folder.parent}")
+        raise FledgeError("this is a file, not a model directory", where=str(folder), hint=model_file_hint(folder))
     if not path.exists():
-        raise FledgeError("there is no config.json here: not a model directory", where=str(folder))
+        model = resolve_model_path(str(folder))  # raises FledgeError for what is neither a run nor a model
+        raise FledgeError("this is not a model directory but holds one", where=str(folder), hint=f"write {model}")
     return read_json_object(path)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from fledge.errors import FledgeError
 from fledge.run.events import read_events
+from fledge.run.file_kinds import adapter_hint, model_file_hint
 from fledge.run.input_files import hub_name_error
 from fledge.run.text_files import read_json
 
@@ -157,7 +158,7 @@ def resolve_model_path(location: str) -> Path:
         missing = FledgeError("there is no such run or model", where=location, hint="`ls runs` shows the runs")
         raise hub_name_error(path) or missing
     if not path.is_dir():
-        raise FledgeError("this is a file, and a model is a folder", where=location, hint=f"name the folder: {path.parent}")
+        raise FledgeError("this is a file, and a model is a folder", where=location, hint=model_file_hint(path))
     if (path / "config.json").exists():
         return path
     if (path / "model" / "config.json").exists():
@@ -173,4 +174,10 @@ def resolve_model_path(location: str) -> Path:
     for last in [path / "checkpoints" / "last", *sorted(path.glob("*/checkpoints/last"))][::-1]:
         if (last / "model" / "config.json").exists():
             return _checkpoint_model(last)
+    if (path / "adapter_config.json").exists():
+        raise FledgeError("this is a LoRA adapter, not a whole model", where=location, hint=adapter_hint(path))
+    if not (path / "recipe.yaml").exists() and not (path / "plan.json").exists():
+        names = ", ".join(sorted(item.name for item in path.iterdir())[:5]) or "nothing"
+        hint = f"name a folder with config.json and model.safetensors; this one holds {names}"
+        raise FledgeError("this is neither a run nor a model: there is no config.json", where=location, hint=hint)
     raise FledgeError("there is no model here yet", where=location, hint="let its training reach a checkpoint")

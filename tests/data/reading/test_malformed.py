@@ -44,7 +44,8 @@ def outcome(file: Path, source: Source, kind: str) -> tuple[int, dict[str, str]]
 
 
 NAMES = [
-    Case(name="a file of an unknown format", file="a.docx", content=LINE, error="its extension is not one of"),
+    Case(name="a document", file="a.docx", content=LINE, error="this is a document of a word processor"),
+    Case(name="a file of an unknown format", file="a.what", content=LINE, error="its extension is not one of"),
     Case(name="a file without an ending", file="rows", content=LINE, error="its extension is not one of"),
     Case(
         name="a compressed file of no format", file="rows.gz", content=gzip.compress(LINE), error="its extension is not one of"

@@ -158,7 +158,19 @@ def _check_not_empty(plan: BuildPlan, report: DataReport) -> None:
     """FledgeError for a source without a row."""
     for source, planned in zip(report.sources, plan.sources, strict=True):
         if source.rows == 0:
-            raise FledgeError(f"'{source.path}' holds no rows: nothing but blank lines, or a header", where=planned.key)
+            raise FledgeError(f"'{source.path}' holds no rows{_emptiness(source.path)}", where=planned.key)
+
+
+def _emptiness(path: str | None) -> str:
+    """How a source is empty, for an error."""
+    file = Path(path or "")
+    if not file.is_file():
+        return ": its files are empty, or have only blank lines or a header"
+    if file.stat().st_size == 0:
+        return ": it is empty (0 bytes)"
+    return {".json": ": it is an empty array", ".csv": ": it has only a header", ".tsv": ": it has only a header"}.get(
+        file.suffix.lower(), ": it has only blank lines"
+    )
 
 
 def _check_training_rows(build: BuildDirectory) -> None:

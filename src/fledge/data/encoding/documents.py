@@ -29,6 +29,6 @@ def _encode_batch(items: Sequence[Item], tokenizer: Tokenizer, config: EncodingC
     for tokens in documents:
         size = len(tokens) - control_tokens
         if size < min_tokens:
-            yield dropped("too short", f"{size} tokens, at least {min_tokens} wanted")
+            yield dropped("too short", f"{size} tokens, at least {min_tokens} wanted (data.clean.min_tokens)")
         else:
             yield Encoded((((tokens, np.ones(len(tokens), np.float32)),),))

@@ -17,7 +17,7 @@ def fit_dialogue(dialogue: DialogueRounds, uncut: WeightedRounds, tokenizer: Tok
     TemplateError if no example is left."""
     longest = max(len(tokens) for tokens, _ in uncut.sequences)
     if longest < config.min_tokens:
-        raise RowError("too short", f"{longest} tokens, at least {config.min_tokens} wanted")
+        raise RowError("too short", f"{longest} tokens, at least {config.min_tokens} wanted (data.clean.min_tokens)")
     _check_trained(uncut)
     truncator = _Truncator(dialogue, uncut, tokenizer, config)
     if config.truncation == "keep_start":

@@ -213,7 +213,7 @@ def _for_documents(row: Row) -> str:
     text = row.present("text")
     if isinstance(text, str) and RENDERED_TURN.search(text):
         return RENDERED_WAY_ON
-    text = text if row.whole else None
+    text = text if row.whole or set(row) == {"text"} else None
     return "; a text without a question is for a stage of kind pretrain" if isinstance(text, str) else ""
 
 

@@ -59,7 +59,8 @@ def _pair(row: Row) -> list[tuple[str, Any]]:
     for side, value in pair:
         if value is None:
             hint = row.naming_hint("prompt", "chosen", "rejected")
-            raise RowError("no known column", f"no '{side}'; {row.description()}{hint}")
+            need = "; a preference stage compares a chosen with a rejected answer, and one answer is for a stage of kind sft"
+            raise RowError("no known column", f"no '{side}'; {row.description()}{hint or need}")
     return pair
 
 

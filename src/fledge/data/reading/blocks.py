@@ -9,6 +9,7 @@ from typing import BinaryIO
 import zstandard
 
 from fledge.errors import FledgeError
+from fledge.run.file_kinds import kind_of_content
 
 BLOCK = 1 << 20  # bytes per block
 GZIP_PIECE = 1 << 16  # compressed bytes decoded at a time
@@ -18,7 +19,6 @@ FOREIGN_FORMATS = {
     b"\x1f\x8b": ("gzip data", ".gz"),
     b"\x28\xb5\x2f\xfd": ("Zstandard data", ".zst"),
     b"PAR1\x15": ("Parquet data", ".parquet"),
-    b"PK\x03\x04": ("a ZIP archive", None),
 }
 
 
@@ -57,8 +57,10 @@ def check_is_text(file: Path, block: bytes) -> None:
     """Raise FledgeError if a text file begins with the signature of a binary format."""
     for signature, (content, extension) in FOREIGN_FORMATS.items():
         if block.startswith(signature):
-            hint = f"rename it to end in {extension}" if extension else "extract it"
+            hint = f"rename it to end in {extension}"
             raise FledgeError(f"this is {content}, not what its name says", where=str(file), hint=hint)
+    if kind := kind_of_content(block):
+        raise FledgeError(f"this is {kind.description}, not what its name says", where=str(file), hint=kind.way)
 
 
 def _plain(handle: BinaryIO, file: Path, start: int, stop: int | None) -> Iterator[bytes]:

@@ -1,5 +1,6 @@
 """Reading of a source's files: which files, how they are split into ranges, and every row with its number."""
 
+import difflib
 import glob
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from fledge.data.reading.saved_datasets import DESCRIPTIONS, saved_dataset_files
 from fledge.data.reading.tables import csv_rows
 from fledge.data.reading.values import json_values
 from fledge.errors import FledgeError
+from fledge.recipe.mistyped import bare
 from fledge.recipe.schema import Source
-from fledge.run.input_files import check_input_file
+from fledge.run.file_kinds import kind_of_folder, kind_of_name
+from fledge.run.input_files import HUB_NAME, check_input_file
 
 __all__ = ["FileRange", "Record", "file_notices", "files_of", "ignored_files", "read", "row_location", "spans_of"]
 
@@ -87,6 +90,7 @@ def files_of(source: Source, key: str) -> list[Path]:
     try:
         path = Path(source.path or "").expanduser()
         if path.is_dir():
+            _check_folder(path, source, key)
             files = saved_dataset_files(path, key) or sorted(item for item in path.iterdir() if _is_read(item))
         elif path.exists():
             files = [path]
@@ -113,7 +117,32 @@ def _no_files(path: Path, source: Source, key: str) -> FledgeError:
         return FledgeError(f"cannot read '{source.path}': {error.strerror}", where=key)
     except (OSError, ValueError):
         pass
-    return FledgeError(f"there is no file '{source.path}'", where=key, hint=f"looked in {Path.cwd()}")
+    return FledgeError(f"there is no file '{source.path}'", where=key, hint=_way_to_file(str(source.path), path))
+
+
+def _way_to_file(text: str, path: Path) -> str:
+    """What to do about a path at which nothing is: what was probably meant, where that can be seen."""
+    if "://" in text:
+        return "data are not downloaded: download the file and name it here, or write {hub: NAME} for a dataset of the hub"
+    meant = next(
+        (form for form in (bare(text), text.replace("\\", "/"), bare(text).replace("\\", "/")) if Path(form).exists()), None
+    )
+    if meant is not None and meant != text:
+        return f"did you mean '{meant}'?"
+    if not glob.has_magic(text) and path.parent.is_dir():
+        similar = difflib.get_close_matches(path.name, sorted(item.name for item in path.parent.iterdir()), 1, 0.75)
+        if similar:
+            return f"did you mean '{path.parent / similar[0]}'?"
+    if HUB_NAME.fullmatch(text) and not path.parent.exists() and format_of(path) is None:
+        return f"for a dataset of the Hugging Face hub, write {{hub: {text}}}; for a file, its path: looked in {Path.cwd()}"
+    return f"looked in {Path.cwd()}"
+
+
+def _check_folder(path: Path, source: Source, key: str) -> None:
+    """FledgeError for a folder that holds a run, a checkpoint or a model instead of rows."""
+    if kind := kind_of_folder(path):
+        way = "name a file of rows, or a folder of such files; a model is named in init_from or model.path"
+        raise FledgeError(f"'{source.path}' is the folder of {kind}: it holds no rows", where=key, hint=way)
 
 
 def _is_read(item: Path) -> bool:
@@ -128,6 +157,8 @@ def _check_file(file: Path, key: str) -> None:
     except UnicodeEncodeError:
         raise FledgeError(f"the name {str(file)!a} is not UTF-8", where=key, hint="rename the file") from None
     if format_of(file) is None:
+        if kind := kind_of_name(file):
+            raise FledgeError(f"cannot read '{file}': this is {kind.description}", where=key, hint=kind.way)
         extensions = f"{', '.join(EXTENSIONS)}, optionally followed by {' or '.join(DECOMPRESSORS)}"
         raise FledgeError(
             f"cannot read '{file}': its extension is not one of {extensions}", where=key, hint="convert or rename it"
