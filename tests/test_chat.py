@@ -1,6 +1,10 @@
 """`fledge generate` and `fledge chat`: what they print, and that a conversation packs the weights once."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -89,15 +93,66 @@ def test_the_weights_are_packed_once_for_a_whole_conversation(
     assert len(packed) == 1
 
 
-def test_a_conversation_that_is_too_long_is_reported_and_can_be_restarted(
+@pytest.mark.parametrize("system", [None, "Be short."])
+def test_the_oldest_rounds_are_left_out_of_a_conversation_that_is_too_long(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], system: str | None
+) -> None:
+    _, tokenizer = loaded(folder)
+    head, rounds, answers, notes = [Message("system", system)] if system else [], [], [], 0
+    questions = [f"What is a dog? {number}" for number in range(8)]
+    for question in questions:
+        rounds.append(Message("user", question))
+        before = len(rounds)
+        while len(tokenizer.encode_prompt([*head, *rounds])) + PARAMS.max_new_tokens > 100:
+            del rounds[:2]
+        notes += len(rounds) < before
+        answers.append(answer(folder, [*head, *rounds]))
+        rounds.append(Message("assistant", answers[-1].strip()))
+    type_lines(monkeypatch, *questions, "/quit")
+    chat(str(folder), PARAMS, system=system)
+    captured = capsys.readouterr()
+    assert captured.out == "".join(f"{escaped(text)}\n" for text in answers)
+    assert notes > 1 and captured.err.count("left out: the model has 100 positions") == notes
+
+
+def test_one_message_that_is_too_long_is_refused_and_forgotten(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     type_lines(monkeypatch, "dog " * 200, "What is a cat?")
     chat(str(folder), PARAMS)
     captured = capsys.readouterr()
-    assert "the conversation: it has" in captured.err and "the model has 100 positions" in captured.err
-    assert "start a new one with /new" in captured.err
+    assert "this message: it has" in captured.err and "the model has 100 positions" in captured.err
     assert captured.out == shown(folder, [Message("user", "What is a cat?")]) + "\n\n"  # the last line ends the input
+
+
+def test_commands_are_not_sent_to_the_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_lines(monkeypatch, "/help", "/nwe", "/new please", "/", "／new", " /nwe", "/usr/bin is what?", "/exit", "never read")
+    chat(str(folder), PARAMS)
+    captured = capsys.readouterr()
+    assert all(f"\n{command} " in captured.err for command in ("/help", "/new", "/quit"))
+    assert [line.split("'")[1] for line in captured.err.splitlines() if "is no command" in line] == [
+        "/nwe", "/new please", "/", "／new",
+    ]  # fmt: skip
+    first = answer(folder, [Message("user", "/nwe")])
+    second = answer(
+        folder, [Message("user", "/nwe"), Message("assistant", first.strip()), Message("user", "/usr/bin is what?")]
+    )
+    assert captured.out == escaped(f"{first}\n{second}\n")
+
+
+@pytest.mark.skipif(find_spec("readline") is None, reason="this Python has no readline")
+def test_arrow_keys_edit_the_line() -> None:
+    pty = pytest.importorskip("pty")
+    code = "from fledge.chat import _edit_lines; _edit_lines(); print(ascii(input('> ')))"
+    main, terminal = pty.openpty()
+    with subprocess.Popen([sys.executable, "-c", code], stdin=terminal, stdout=terminal, stderr=terminal) as process:
+        os.write(main, b"ac\x1b[Db\n")
+        process.wait(60)
+        os.close(terminal)
+        assert b"'abc'" in os.read(main, 1000)
+    os.close(main)
 
 
 def test_generate_answers_one_prompt_by_the_chat_template_or_continues_a_raw_text(

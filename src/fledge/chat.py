@@ -1,6 +1,9 @@
 """`fledge generate` and `fledge chat`: a model on the terminal, its answer printed as it is generated."""
 
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from fledge.errors import FledgeError
 from fledge.escaping import escaped
@@ -8,10 +11,22 @@ from fledge.generation import Engine, PromptTooLongError, SamplingParams, decode
 from fledge.run import resolve_model_path
 from fledge.tokenizer import Message, Tokenizer
 
+HELP = """/help  list these commands
+/new   start a new conversation
+/quit  leave; so do /exit and the end of the input
+Put a blank before a message that begins with a slash. Arrow keys edit the line and bring back earlier ones."""
+ANSWER_FRACTION = 4  # a quarter of the positions is kept for the answer, unless it may have fewer tokens
+_COMMAND = re.compile(r"[/／][^\s/／]*(\s|$)")  # a path such as /usr/bin is none
+
 
 def _load(path: str) -> tuple[Engine, Tokenizer]:
     """The engine for one request at a time, and the tokenizer, of a run, stage, checkpoint or model directory."""
-    return load_engine(resolve_model_path(path), lambda text: print(escaped(text), file=sys.stderr), max_batch_size=1)
+    return load_engine(resolve_model_path(path), _tell, max_batch_size=1)
+
+
+def _tell(text: str) -> None:
+    """Show a line that is not of the model."""
+    print(escaped(text), file=sys.stderr)
 
 
 def _print_answer(engine: Engine, tokenizer: Tokenizer, prompt: list[int], params: SamplingParams) -> str:
@@ -37,34 +52,68 @@ def generate_once(
 
 
 def chat(model_path: str, params: SamplingParams, *, system: str | None = None) -> None:
-    """`fledge chat MODEL`: read turns from the terminal and answer them. /new forgets the conversation, /quit leaves."""
+    """`fledge chat MODEL`: read messages from the terminal and answer them; `HELP` lists the commands.
+
+    When a conversation becomes too long for the model, its oldest rounds are left out, and a line says so.
+    """
+    _edit_lines()
     engine, tokenizer = _load(model_path)
     messages = _system_turn(system)
-    print(escaped(f"talking to {model_path}; /new starts a new conversation, /quit leaves"), file=sys.stderr)
+    _tell(f"talking to {model_path}; /help lists the commands, /quit leaves")
     while True:
         try:
-            text = input("› ").strip()
+            line = input("› ").rstrip()
         except EOFError:
             print()
             return
-        if text in ("/quit", "/exit"):
+        if line in ("/quit", "/exit"):
             return
-        if text == "/new":
+        if line == "/new":
             messages = _system_turn(system)
-            continue
-        if not text:
-            continue
-        question = Message("user", text)
-        try:
-            answer = _print_answer(engine, tokenizer, tokenizer.encode_prompt([*messages, question]), params)
-            messages += [question, Message("assistant", answer.strip())]  # a template may write a blank before it
-        except PromptTooLongError as error:
-            print(
-                escaped(FledgeError(error.what, where="the conversation", hint="start a new one with /new").text()),
-                file=sys.stderr,
-            )
-        except FledgeError as error:
-            print(escaped(error.text()), file=sys.stderr)
+        elif line == "/help":
+            _tell(HELP)
+        elif _COMMAND.match(line):
+            _tell(f"'{line}' is no command, and was not sent: /help lists them")
+        elif text := line.strip():
+            with _shown_errors():
+                asked, prompt = _fitted(engine, tokenizer, [*messages, Message("user", text)], params)
+                answer = _print_answer(engine, tokenizer, prompt, params)
+                messages = [*asked, Message("assistant", answer.strip())]  # a template may write a blank before it
+
+
+def _edit_lines() -> None:
+    """Let arrow keys edit the line that is typed, where Python has readline."""
+    if sys.stdin.isatty():
+        with suppress(ImportError):
+            import readline  # noqa: F401 - `input` uses it once it is loaded
+
+
+@contextmanager
+def _shown_errors() -> Iterator[None]:
+    """Show a FledgeError; the conversation goes on as it was before."""
+    try:
+        yield
+    except PromptTooLongError as error:
+        _tell(FledgeError(error.what, where="this message", hint="write a shorter one").text())
+    except FledgeError as error:
+        _tell(error.text())
+
+
+def _fitted(
+    engine: Engine, tokenizer: Tokenizer, messages: list[Message], params: SamplingParams
+) -> tuple[list[Message], list[int]]:
+    """The messages without the oldest rounds that leave no room for an answer, and their tokens."""
+    room = min(params.max_new_tokens, engine.max_positions // ANSWER_FRACTION)
+    system = [message for message in messages[:1] if message.role == "system"]
+    rounds, dropped = messages[len(system) :], 0  # question, answer, question, answer, …, question
+    prompt = tokenizer.encode_prompt(messages)
+    while len(prompt) + room > engine.max_positions and len(rounds) > 1:
+        rounds, dropped = rounds[2:], dropped + 1
+        prompt = tokenizer.encode_prompt([*system, *rounds])
+    if dropped:
+        left_out = "the oldest round is" if dropped == 1 else f"the {dropped} oldest rounds are"
+        _tell(f"note: {left_out} left out: the model has {engine.max_positions:,} positions for a conversation and its answer")
+    return [*system, *rounds], prompt
 
 
 def _system_turn(system: str | None) -> list[Message]:
