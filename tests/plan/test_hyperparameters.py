@@ -107,11 +107,15 @@ def test_minimum_rate_above_the_derived_rate_is_an_error() -> None:
         resolve_stage(stage, REFERENCE)
 
 
-@pytest.mark.parametrize("kind", ["sft", "preference"])
-def test_fine_tuning_requires_numbers_instead_of_auto(kind: str) -> None:
-    assert recipe({}, kind=kind).stages["one"].optimizer.name == "adamw"
-    with pytest.raises(FledgeError, match="learning_rate: auto is available for pretraining only"):
+@pytest.mark.parametrize(("kind", "rate"), [("sft", 2e-5), ("preference", 5e-6)])
+def test_fine_tuning_requires_numbers_instead_of_auto(kind: str, rate: float) -> None:
+    optimizer = recipe({}, kind=kind).stages["one"].optimizer
+    assert optimizer.name == "adamw" and optimizer.learning_rate == rate
+    with pytest.raises(FledgeError, match="learning_rate: auto is available for pretraining only") as caught:
         recipe({"learning_rate": "auto"}, kind=kind)
+    assert f"write a number (the default of learning_rate is {rate:g})" in str(caught.value)
+    with pytest.raises(FledgeError, match=r"the default of betas is \[0.9, 0.95\]; the default of weight_decay is 0.01\)"):
+        recipe({"betas": "auto", "weight_decay": "auto"}, kind=kind)
 
 
 @pytest.mark.parametrize(

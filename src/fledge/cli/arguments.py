@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import NoReturn
 
-from fledge.cli.mistyped_arguments import check_words, option_hint, usage_hint
+from fledge.cli.mistyped_arguments import check_words, option_hint, repeated_option, usage_hint
 from fledge.version import __version__
 
 DESCRIPTION = """fledge raises small language models: raw text -> tokenizer -> pretrain -> SFT -> DPO -> a model to talk to.
@@ -189,8 +189,18 @@ def split_overrides(argv: Sequence[str], parser: argparse.ArgumentParser) -> tup
 
     An option that the command's own parser knows stays; every other one is a key of the recipe.
     """
-    own = _own_options(argv, parser)
-    if own is None:
+    parsers, has_recipe = _command_parsers(argv, parser)
+    own = {option: action for command in parsers for option, action in command._option_string_actions.items()}
+
+    def name_of(option: str) -> str | None:
+        action = own.get(option)
+        if action is None:
+            return option if has_recipe else None
+        return action.dest if isinstance(action, argparse._StoreAction) else None
+
+    if problem := repeated_option(argv, name_of):
+        parser.error(problem)
+    if not has_recipe:
         return list(argv), []
     kept, pairs, remaining = [], [], list(argv)
     if problem := check_words(argv, own):
@@ -213,17 +223,13 @@ def split_overrides(argv: Sequence[str], parser: argparse.ArgumentParser) -> tup
     return kept, pairs
 
 
-def _own_options(argv: Sequence[str], parser: argparse.ArgumentParser) -> set[str] | None:
-    """The options of the command that `argv` names; None where it has no recipe."""
-    words = iter(argument for argument in argv if not argument.startswith("-"))
-    command = next(words, None)
-    if command not in ("train", "data"):
-        return None
-    chosen = _subparsers(parser)[command]
-    if command == "data":
-        actions = _subparsers(chosen)
-        return {option for action in actions.values() for option in action._option_string_actions}
-    return set(chosen._option_string_actions)
+def _command_parsers(argv: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[argparse.ArgumentParser], bool]:
+    """The parsers of the command that `argv` names, of `data` those of all actions; and whether the command has a recipe."""
+    command = next((argument for argument in argv if not argument.startswith("-")), None)
+    chosen = _subparsers(parser).get(command or "")
+    if chosen is None:
+        return [], False
+    return list(_subparsers(chosen).values()) if command == "data" else [chosen], command in ("train", "data")
 
 
 def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

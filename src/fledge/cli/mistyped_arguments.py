@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 RECIPES = (".yaml", ".yml", ".json")
@@ -50,6 +50,25 @@ def option_hint(option: str, words: Sequence[str]) -> str | None:
     if option not in RECIPE_OPTIONS or not words:
         return None
     return f"{option} is no option\n  → a recipe is named without one: fledge train {words[0]}"
+
+
+def repeated_option(argv: Sequence[str], name_of: Callable[[str], str | None]) -> str | None:
+    """The problem with an option that is given twice with two values; None if there is none.
+
+    `name_of(option)`: one name for all spellings of the option; None if it has no value, or may be given several times.
+    """
+    given: dict[str, str] = {}
+    for place, word in enumerate(argv):
+        if word == "--":
+            break
+        option, equals, value = word.partition("=")
+        name = name_of(option) if word.startswith("--") else None
+        if name is None:
+            continue
+        value = value if equals else " ".join(argv[place + 1 : place + 2])
+        if not value.startswith("--") and (first := given.setdefault(name, value)) != value:
+            return f"{option} is given twice: {first} and {value}\n  → leave one of them out"
+    return None
 
 
 def usage_hint(message: str) -> str | None:

@@ -202,19 +202,35 @@ def _with_defaults(**defaults: object) -> Callable[[object], object]:
     return lambda value: {**defaults, **value} if isinstance(value, dict) else value
 
 
-def _check_no_auto(value: OptimizerConfig) -> OptimizerConfig:
-    if value.automatic:
-        raise ValueError(f"{', '.join(value.automatic)}: auto is available for pretraining only; write a number")
-    return value
+def _without_auto(defaults: dict[str, Any]) -> Callable[[OptimizerConfig], OptimizerConfig]:
+    """A validator that refuses `auto`; its message names the defaults of the stage kind."""
+
+    def check(value: OptimizerConfig) -> OptimizerConfig:
+        if value.automatic:
+            numbers = "; ".join(f"the default of {key} is {_yaml_number(defaults[key])}" for key in value.automatic)
+            raise ValueError(
+                f"{', '.join(value.automatic)}: auto is available for pretraining only; write a number ({numbers})"
+            )
+        return value
+
+    return check
+
+
+def _yaml_number(value: float | tuple[float, ...]) -> str:
+    return f"[{', '.join(map(_yaml_number, value))}]" if isinstance(value, tuple) else f"{value:g}"
 
 
 PRETRAIN_OPTIMIZER: dict[str, Any] = {"name": "muon", "learning_rate": "auto", "betas": "auto", "weight_decay": "auto"}
 SFT_OPTIMIZER: dict[str, Any] = {"name": "adamw", "learning_rate": 2e-5, "betas": (0.9, 0.95), "weight_decay": 0.01}
 PREFERENCE_OPTIMIZER: dict[str, Any] = {**SFT_OPTIMIZER, "learning_rate": 5e-6}
 PretrainOptimizer = Annotated[OptimizerConfig, BeforeValidator(_with_defaults(**PRETRAIN_OPTIMIZER))]
-SftOptimizer = Annotated[OptimizerConfig, BeforeValidator(_with_defaults(**SFT_OPTIMIZER)), AfterValidator(_check_no_auto)]
+SftOptimizer = Annotated[
+    OptimizerConfig, BeforeValidator(_with_defaults(**SFT_OPTIMIZER)), AfterValidator(_without_auto(SFT_OPTIMIZER))
+]
 PreferenceOptimizer = Annotated[
-    OptimizerConfig, BeforeValidator(_with_defaults(**PREFERENCE_OPTIMIZER)), AfterValidator(_check_no_auto)
+    OptimizerConfig,
+    BeforeValidator(_with_defaults(**PREFERENCE_OPTIMIZER)),
+    AfterValidator(_without_auto(PREFERENCE_OPTIMIZER)),
 ]
 
 
