@@ -17,7 +17,7 @@ from fledge.evaluate.samples import check_samples
 from fledge.monitor.run_logger import show_finding
 from fledge.pinned_prompt_tests import PinnedPromptTests
 from fledge.plan import describe_plan
-from fledge.prepare import Preparation, PreparedStage, save_tokenizer
+from fledge.prepare import PlanError, Preparation, PreparedStage, save_tokenizer
 from fledge.recipe import Recipe, differences, to_yaml
 from fledge.recipe.initial_weights import first_initial_weights, initial_weights
 from fledge.resume import RunHistory
@@ -175,7 +175,7 @@ class Pipeline:
         check_cases(tokenizer, self.prompt_tests.cases.get(name, []), positions)
 
     def _prepare(self, name: str, tokenizer: Tokenizer) -> PreparedStage:
-        prepared = self.preparation.prepare(name, tokenizer)
+        prepared = prepare_stage(self.preparation, name, tokenizer, self.console)
         try:
             check_enough_rows(prepared.horizon, self.ranks)
         except FledgeError as error:
@@ -254,6 +254,16 @@ def _token_bytes(tokenizer: Tokenizer) -> torch.Tensor | None:
     return None if sizes is None else torch.tensor(sizes, dtype=torch.float32)
 
 
+def prepare_stage(preparation: Preparation, name: str, tokenizer: Tokenizer, console: Console) -> PreparedStage:
+    """A prepared stage. If its plan fails, the console shows what else is doubtful about it."""
+    try:
+        return preparation.prepare(name, tokenizer)
+    except PlanError as error:
+        for finding in error.others:
+            show_finding(console, finding)
+        raise
+
+
 def check_logging(recipe: Recipe) -> None:
     """Raise FledgeError if the recipe asks for TensorBoard and it is not installed: it is needed only after the first step."""
     if recipe.logging.tensorboard and find_spec("tensorboard") is None:
@@ -261,7 +271,8 @@ def check_logging(recipe: Recipe) -> None:
 
 
 def dry_run(recipe: Recipe, console: Console) -> str:
-    """The plan of every stage, how it would be computed, and the resolved recipe, as text; nothing is written.
+    """The resolved recipe, then how it would be computed and the plan of every stage, as text that is a recipe; nothing is
+    written. What a person needs stands last, because a terminal shows the end.
 
     Raises FledgeError as a run would before its first step.
     """
@@ -273,9 +284,11 @@ def dry_run(recipe: Recipe, console: Console) -> str:
     preparation = Preparation(recipe, console.log)
     preparation.check_start_models()
     tokenizer = preparation.tokenizer()
-    lines = [f"# tokenizer: {tokenizer.vocab_size:,} tokens"]
+    lines = ["# the recipe with all defaults; the plan is at the end", to_yaml(recipe)]
+    lines += ["# runtime", *(f"#   {line}" for line in describe_runtime(recipe.runtime))]
+    lines.append(f"# tokenizer: {tokenizer.vocab_size:,} tokens")
     for name in recipe.stages:
-        prepared = preparation.prepare(name, tokenizer)
+        prepared = prepare_stage(preparation, name, tokenizer, console)
         lines += [f"# {name}", *(f"#   {line}" for line in prepared.data.report.lines())]
         summary = prepared.data.train.summary()
         lines.append(f"#   {summary['target_tokens']:,} supervised tokens an epoch, padding {summary['padding_share']:.1%}")
@@ -284,5 +297,4 @@ def dry_run(recipe: Recipe, console: Console) -> str:
             lines.append(f"#   mixture of experts: {prepared.plan.active_parameters / 1e6:.1f}M parameters active per token")
         for warning in prepared.warnings:
             lines += [f"#   warning: {warning.where}: {warning.message}", f"#     → {warning.hint}"]
-    lines += ["# runtime", *(f"#   {line}" for line in describe_runtime(recipe.runtime)), "", to_yaml(recipe).rstrip()]
     return "\n".join(lines)

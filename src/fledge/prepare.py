@@ -16,7 +16,14 @@ from fledge.data.build.plan import BuildPlan, plan_build, requested_data
 from fledge.errors import FledgeError
 from fledge.findings import Finding
 from fledge.model.cost import ModelCost
-from fledge.plan import StagePlan, check_settings_have_effect, plan_stage, with_recorded_settings
+from fledge.plan import (
+    StagePlan,
+    check_settings_have_effect,
+    check_validation,
+    plan_stage,
+    with_recorded_settings,
+    without_warmup,
+)
 from fledge.plan.horizon import TrainingHorizon, capped_batch
 from fledge.plan.warnings import PlannedStage, plan_warnings
 from fledge.recipe import Recipe, Stage, differences, load_recipe
@@ -38,6 +45,14 @@ class PreparedStage:
     plan: StagePlan
     horizon: TrainingHorizon
     warnings: list[Finding] = field(default_factory=list)
+
+
+class PlanError(FledgeError):
+    """Settings of a stage with which it cannot be trained. `others`: what else is doubtful about its plan."""
+
+    def __init__(self, what: str, *, where: str, hint: str | None, others: list[Finding]) -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.others = others
 
 
 class Preparation:
@@ -300,45 +315,57 @@ class Preparation:
                 f"these begin as the mean of the others: {', '.join(new)}"]  # fmt: skip
 
     def prepare(self, name: str, tokenizer: Tokenizer, data: StageDataset | None = None) -> PreparedStage:
-        """Read, encode, pack and plan a stage. `data`: its packed data, where it is at hand. Raises FledgeError, with the
+        """Read, encode, pack and plan a stage. `data`: its packed data, where it is at hand. Raises PlanError, with the
         recipe key, for settings that cannot work."""
-        stage = self.recipe.stages[name]
-        cost = self.model_cost(name, tokenizer)
+        cost, stage = self.model_cost(name, tokenizer), self.recipe.stages[name]
         data = data or self.stage_data(name, tokenizer)
         try:
-            recorded = self._recorded_plan(name)
-            notes: list[str] = []
-            if recorded is None:
-                batch, notes = self._batch(name, cost, data)
-                notes = [*self._growth_note(name, tokenizer), *notes]
-                stage = stage.model_copy(update={"batch": batch})
-            else:
-                stage = with_recorded_settings(self._with_capped_batch(stage, data, recorded), recorded)
-            plan, horizon, stage = plan_stage(stage, data.train, cost, notes, data.validation)
-            if recorded is not None:
-                plan = replace(plan, notes=recorded["notes"])
-            check_settings_have_effect(stage, horizon.steps, cost.config, self.recipe.runtime)
+            plan, horizon, resolved = self._plan(name, tokenizer, data, stage)
+            check_settings_have_effect(resolved, horizon.steps, cost.config, self.recipe.runtime)
+            check_validation(resolved, data.validation)
         except FledgeError as error:
-            raise FledgeError(error.what, where=f"stages.{name}.{error.where}", hint=error.hint) from None
-        stopping = stage.early_stopping
-        if data.validation is None and (stopping.patience or stopping.target_loss or stage.select_checkpoint == "best"):
-            raise FledgeError(
-                "early_stopping and select_checkpoint: best need validation data", where=f"stages.{name}.data.validation"
-            )
+            others = self._findings_of_failed_plan(name, tokenizer, data)
+            raise PlanError(error.what, where=f"stages.{name}.{error.where}", hint=error.hint, others=others) from None
+        warnings = self._warnings(name, tokenizer, data, resolved, plan)
+        return PreparedStage(name=name, stage=resolved, data=data, plan=plan, horizon=horizon, warnings=warnings)
+
+    def _plan(
+        self, name: str, tokenizer: Tokenizer, data: StageDataset, stage: Stage
+    ) -> tuple[StagePlan, TrainingHorizon, Stage]:
+        """The plan of a stage, its horizon, and the stage with numbers in place of `auto`."""
+        cost, recorded = self.model_cost(name, tokenizer), self._recorded_plan(name)
+        if recorded is not None:
+            stage = with_recorded_settings(self._with_capped_batch(stage, data, recorded), recorded)
+            plan, horizon, stage = plan_stage(stage, data.train, cost, [], data.validation)
+            return replace(plan, notes=recorded["notes"]), horizon, stage
+        batch, notes = self._batch(stage, cost, data)
+        notes = [*self._growth_note(name, tokenizer), *notes]
+        return plan_stage(stage.model_copy(update={"batch": batch}), data.train, cost, notes, data.validation)
+
+    def _warnings(self, name: str, tokenizer: Tokenizer, data: StageDataset, stage: Stage, plan: StagePlan) -> list[Finding]:
+        """What is doubtful about the plan of a stage; `stage` has numbers in place of `auto`."""
         planned = PlannedStage(
             name=name,
             stage=stage,
             plan=plan,
             train=data.train,
             validation=data.validation,
-            width=cost.config.hidden_size,
+            width=self.model_cost(name, tokenizer).config.hidden_size,
             starts_fresh=initial_weights(self.recipe, name).are_fresh,
         )
-        return PreparedStage(name=name, stage=stage, data=data, plan=plan, horizon=horizon, warnings=plan_warnings(planned))
+        return plan_warnings(planned)
 
-    def _batch(self, name: str, cost: ModelCost, data: StageDataset) -> tuple[BatchConfig, list[str]]:
+    def _findings_of_failed_plan(self, name: str, tokenizer: Tokenizer, data: StageDataset) -> list[Finding]:
+        """What else is doubtful about a stage whose plan fails: the findings of its plan without warm-up and minimum rate;
+        none if that fails too."""
+        try:
+            plan, _, stage = self._plan(name, tokenizer, data, without_warmup(self.recipe.stages[name]))
+        except FledgeError:
+            return []
+        return self._warnings(name, tokenizer, data, stage, plan)
+
+    def _batch(self, stage: Stage, cost: ModelCost, data: StageDataset) -> tuple[BatchConfig, list[str]]:
         """The batch of a stage with a number in place of `auto`, as the free memory allows, and notes that explain it."""
-        stage = self.recipe.stages[name]
         if stage.batch.tokens_per_step is None:
             return capped_batch(stage.batch, stage.duration, data.train)
         from fledge.autotune.compute_config import chosen_device  # they load torch

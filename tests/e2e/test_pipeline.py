@@ -124,9 +124,23 @@ def test_dry_run_writes_nothing_and_prints_steps_warmup_and_batch(world: Path, t
     text = dry_run(tiny_run.recipe(world, tmp_path), QUIET)
     assert not list(tmp_path.iterdir())
     assert "8 steps" in text and "effective batch 4 rows" in text and "warm-up" in text and "hidden_size: 32" in text
-    assert text.index("8 steps, ") < text.index("# runtime") < text.index("hidden_size: 32"), "the plan comes first"
+    assert text.index("hidden_size: 32") < text.index("# runtime") < text.index("8 steps, "), "a terminal shows the end"
+    (tmp_path / "printed.yaml").write_text(text, encoding="utf-8")
+    assert load_recipe([str(tmp_path / "printed.yaml")]) == tiny_run.recipe(world, tmp_path), "what is printed is a recipe"
     assert "precision fp32: set in the recipe" in text and "device cpu: no GPU was found" in text
     assert "warning: stages.pretrain.duration: the stage has only 8 updates" in text
+
+
+def test_what_is_doubtful_is_shown_before_the_error_of_a_plan(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = tiny_run.tree(world, tmp_path)
+    tree["stages"] = {"dpo": {**tree["stages"]["dpo"], "schedule": {"warmup": 100}, "duration": "1 steps"}}
+    recipe = recipe_from_dict(tree)
+    for attempt in (lambda: Pipeline(recipe, Console()).run(), lambda: dry_run(recipe, Console())):
+        with pytest.raises(FledgeError, match="warm-up takes 100 steps but the stage has only 1"):
+            attempt()
+        assert "warning: stages.dpo.init_from: the stage prefers answers with " in capsys.readouterr().err
 
 
 def test_target_loss_and_patience_stop_the_stage(world: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fledge.plan.warnings import PLAN
-from fledge.prepare import Preparation, PreparedStage
+from fledge.prepare import PlanError, Preparation, PreparedStage
 from fledge.recipe import recipe_from_dict
 from tests.support import tiny_run
 from tests.support.sources import jsonl
@@ -94,3 +94,21 @@ def test_an_absurd_micro_batch_is_capped_and_the_updates_stay(tmp_path: Path, du
     assert stage.plan.micro_batch_size < 100 and stage.horizon.micro_batch_size == stage.plan.micro_batch_size
     assert stage.plan.steps == (5 if "steps" in duration else 1)
     assert stage.horizon.rows <= stage.plan.steps * stage.plan.micro_batch_size
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"schedule": {"warmup": 100}, "duration": "5 steps"}, "schedule.warmup: warm-up takes 100 steps"),
+        ({"batch": {"gradient_accumulation_steps": 4, "warmup": {"ramp_steps": 90}}, "duration": "5 steps"},
+         "batch.warmup.ramp_steps: batch warm-up takes 90 steps"),
+        ({"ema": {"decay": 0.9, "start_fraction": 0.99}, "duration": "5 steps"}, "ema.start_fraction: averaging"),
+        ({"validation": 0, "select_checkpoint": "best", "duration": "5 steps"}, "data.validation: early_stopping and"),
+    ],
+)  # fmt: skip
+def test_a_plan_that_fails_still_tells_what_else_is_doubtful(tmp_path: Path, changes: dict[str, Any], error: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        prepared(tmp_path, kind="preference", **changes)
+    assert caught.value.text().startswith(f"stages.s.{error}")
+    keys = [finding.where for finding in caught.value.others]
+    assert "stages.s.init_from" in keys and "stages.s.duration" in keys

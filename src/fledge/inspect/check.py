@@ -17,7 +17,7 @@ from fledge.findings import Finding
 from fledge.inspect.tables import MARKS, PIPED_WIDTH, finding_text
 from fledge.inspect.target import Overrides, recipe_of, stages_of, tokenizer_folder, without_drop_limit
 from fledge.plan.warnings import PLAN
-from fledge.prepare import Preparation
+from fledge.prepare import PlanError, Preparation
 from fledge.recipe import Recipe
 from fledge.recipe.initial_weights import initial_weights
 from fledge.run import Log
@@ -92,6 +92,8 @@ def _plan(preparation: Preparation, name: str, tokenizer: Tokenizer, data: Stage
     """What is doubtful about the plan of the stage; an error if it cannot be planned."""
     try:
         return preparation.prepare(name, tokenizer, data).warnings
+    except PlanError as error:
+        return [_as_finding(PLAN, error), *error.others]
     except FledgeError as error:
         return [_as_finding(PLAN, error)]
 

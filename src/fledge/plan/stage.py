@@ -147,3 +147,16 @@ def check_settings_have_effect(stage: Stage, steps: int, config: ModelConfig, ru
             where="ema.start_fraction",
             hint="write a smaller fraction",
         )
+
+
+def check_validation(stage: Stage, validation: PackedDataset | None) -> None:
+    """Raise FledgeError for settings that need validation data, if there is none."""
+    stopping = stage.early_stopping
+    if validation is None and (stopping.patience or stopping.target_loss or stage.select_checkpoint == "best"):
+        raise FledgeError("early_stopping and select_checkpoint: best need validation data", where="data.validation")
+
+
+def without_warmup(stage: Stage) -> Stage:
+    """The stage without warm-ups and with a minimum learning rate of 0, which can be planned for any number of steps."""
+    schedule = stage.schedule.model_copy(update={"warmup": 0.0, "min_lr": 0.0, "final_div_factor": None})
+    return stage.model_copy(update={"schedule": schedule, "batch": stage.batch.model_copy(update={"warmup": None})})
