@@ -185,6 +185,14 @@ def test_samples_before_and_after_each_stage_are_shown_side_by_side(run_director
     assert "cut off" in page.text
 
 
+def test_a_report_without_samples_says_which_key_gives_some(run_directory: Path) -> None:
+    for file in run_directory.glob("*/eval/*.json"):
+        dump(file, {**json.loads(file.read_text(encoding="utf-8")), "samples": []})
+    _, page = read(run_directory)
+    assert "No prompts were answered." in page.text and "generation_samples: {prompts: [" in page.text
+    assert "cut off" not in page.text
+
+
 def test_every_stage_has_the_charts_of_its_kind(run_directory: Path) -> None:
     _, page = read(run_directory)
     common = ("loss", "learning-rate", "gradient-norm", "speed", "memory")

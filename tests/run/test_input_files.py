@@ -31,6 +31,17 @@ def test_a_pipe_or_device_is_refused_without_waiting(tmp_path: Path) -> None:
             check_input_file(tmp_path / name)
 
 
+def test_a_missing_file_is_told_with_the_place_that_was_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("../data/a.jsonl", "none/*.jsonl"):
+        with pytest.raises(FledgeError, match="there is no file") as caught:
+            files_of(Source(path=path), "key")
+        assert f"looked in {tmp_path}: relative paths start where the command runs" in str(caught.value)
+    with pytest.raises(FledgeError, match="there is no file") as caught:
+        files_of(Source(path=str(tmp_path / "none.jsonl")), "key")
+    assert "check the path" in str(caught.value) and "looked in" not in str(caught.value)
+
+
 def test_a_file_that_may_not_be_read_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.jsonl").write_text("{}")
 

@@ -75,6 +75,10 @@ WORDS = {
         "limit before the model ended it.",
         "相同的提示，在每个阶段前后各回答一次。“被截断”表示模型未自行结束，回答达到了长度上限。",
     ),
+    "no_samples": Text(
+        "No prompts were answered. To see answers here, before and after each stage, name prompts in the recipe:",
+        "没有用任何提示试过模型。若想在此看到各阶段前后的回答，请在配方中写出提示：",
+    ),
     "prompt": Text("Prompt", "提示"),
     "before": Text("before", "之前"),
     "after": Text("after", "之后"),

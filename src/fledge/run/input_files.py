@@ -31,6 +31,15 @@ def check_input_file(file: Path, where: str | None = None) -> None:
         )
 
 
+def lookup_hint(path: Path) -> str:
+    """Where a path of a recipe that leads nowhere was looked for, and what to do."""
+    if path.is_absolute():
+        return "check the path, or put the data there"
+    return (
+        f"looked in {Path.cwd()}: relative paths start where the command runs; run it elsewhere, or write the path to your data"
+    )
+
+
 def hub_name_error(path: Path, where: str | None = None) -> FledgeError | None:
     """The error for a path that does not exist and looks like the name of a model on the Hugging Face hub; None for others.
 

@@ -13,7 +13,7 @@ import orjson
 
 from fledge.errors import FledgeError
 from fledge.recipe.schema import Source
-from fledge.run.input_files import check_input_file
+from fledge.run.input_files import check_input_file, lookup_hint
 
 FILE_NAME = "dataset_info.json"
 # The location of an entry; the first key that is set counts.
@@ -62,7 +62,7 @@ def resolve(source: Source, key: str) -> list[Source]:
 def _read(file: Path, key: str) -> dict[str, Any]:
     try:
         if not file.exists():
-            raise FledgeError(f"there is no registry '{file}'", where=key, hint=f"looked in {Path.cwd()}")
+            raise FledgeError(f"there is no registry '{file}'", where=key, hint=lookup_hint(file))
         check_input_file(file, key)
         entries = orjson.loads(file.read_bytes())
     except orjson.JSONDecodeError as error:

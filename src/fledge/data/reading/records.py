@@ -19,7 +19,7 @@ from fledge.errors import FledgeError
 from fledge.recipe.mistyped import bare
 from fledge.recipe.schema import Source
 from fledge.run.file_kinds import kind_of_folder, kind_of_name
-from fledge.run.input_files import HUB_NAME, check_input_file
+from fledge.run.input_files import HUB_NAME, check_input_file, lookup_hint
 
 __all__ = ["FileRange", "Record", "file_notices", "files_of", "ignored_files", "read", "row_location", "spans_of"]
 
@@ -135,7 +135,7 @@ def _way_to_file(text: str, path: Path) -> str:
             return f"did you mean '{path.parent / similar[0]}'?"
     if HUB_NAME.fullmatch(text) and not path.parent.exists() and format_of(path) is None:
         return f"for a dataset of the Hugging Face hub, write {{hub: {text}}}; for a file, its path: looked in {Path.cwd()}"
-    return f"looked in {Path.cwd()}"
+    return lookup_hint(path)
 
 
 def _check_folder(path: Path, source: Source, key: str) -> None:
