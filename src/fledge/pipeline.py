@@ -17,7 +17,8 @@ from fledge.evaluate.samples import check_samples
 from fledge.monitor.run_logger import show_finding
 from fledge.pinned_prompt_tests import PinnedPromptTests
 from fledge.plan import describe_plan
-from fledge.prepare import PlanError, Preparation, PreparedStage, save_tokenizer
+from fledge.plan.warnings import PlanError
+from fledge.prepare import Preparation, PreparedStage, save_tokenizer
 from fledge.recipe import Recipe, differences, to_yaml
 from fledge.recipe.initial_weights import first_initial_weights, initial_weights
 from fledge.resume import RunHistory

@@ -16,16 +16,9 @@ from fledge.data.build.plan import BuildPlan, plan_build, requested_data
 from fledge.errors import FledgeError
 from fledge.findings import Finding
 from fledge.model.cost import ModelCost
-from fledge.plan import (
-    StagePlan,
-    check_settings_have_effect,
-    check_validation,
-    plan_stage,
-    with_recorded_settings,
-    without_warmup,
-)
+from fledge.plan import StagePlan, check_settings_have_effect, plan_stage, with_recorded_settings, without_warmup
 from fledge.plan.horizon import TrainingHorizon, capped_batch
-from fledge.plan.warnings import PlannedStage, plan_warnings
+from fledge.plan.warnings import PlanError, PlannedStage, plan_warnings
 from fledge.recipe import Recipe, Stage, differences, load_recipe
 from fledge.recipe.initial_weights import first_initial_weights, initial_weights
 from fledge.recipe.schema import BatchConfig
@@ -45,14 +38,6 @@ class PreparedStage:
     plan: StagePlan
     horizon: TrainingHorizon
     warnings: list[Finding] = field(default_factory=list)
-
-
-class PlanError(FledgeError):
-    """Settings of a stage with which it cannot be trained. `others`: what else is doubtful about its plan."""
-
-    def __init__(self, what: str, *, where: str, hint: str | None, others: list[Finding]) -> None:
-        super().__init__(what, where=where, hint=hint)
-        self.others = others
 
 
 class Preparation:
@@ -321,8 +306,7 @@ class Preparation:
         data = data or self.stage_data(name, tokenizer)
         try:
             plan, horizon, resolved = self._plan(name, tokenizer, data, stage)
-            check_settings_have_effect(resolved, horizon.steps, cost.config, self.recipe.runtime)
-            check_validation(resolved, data.validation)
+            check_settings_have_effect(resolved, horizon.steps, cost.config, self.recipe.runtime, data.validation)
         except FledgeError as error:
             others = self._findings_of_failed_plan(name, tokenizer, data)
             raise PlanError(error.what, where=f"stages.{name}.{error.where}", hint=error.hint, others=others) from None

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from fledge.plan.warnings import PLAN
-from fledge.prepare import PlanError, Preparation, PreparedStage
+from fledge.plan.warnings import PLAN, PlanError
+from fledge.prepare import Preparation, PreparedStage
 from fledge.recipe import recipe_from_dict
 from tests.support import tiny_run
 from tests.support.sources import jsonl

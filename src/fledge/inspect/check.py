@@ -16,8 +16,8 @@ from fledge.escaping import escaped_json
 from fledge.findings import Finding
 from fledge.inspect.tables import MARKS, PIPED_WIDTH, finding_text
 from fledge.inspect.target import Overrides, recipe_of, stages_of, tokenizer_folder, without_drop_limit
-from fledge.plan.warnings import PLAN
-from fledge.prepare import PlanError, Preparation
+from fledge.plan.warnings import PLAN, PlanError
+from fledge.prepare import Preparation
 from fledge.recipe import Recipe
 from fledge.recipe.initial_weights import initial_weights
 from fledge.run import Log

@@ -3,7 +3,6 @@
 from fledge.plan.stage import (
     StagePlan,
     check_settings_have_effect,
-    check_validation,
     describe_plan,
     plan_stage,
     with_recorded_settings,
@@ -13,7 +12,6 @@ from fledge.plan.stage import (
 __all__ = [
     "StagePlan",
     "check_settings_have_effect",
-    "check_validation",
     "describe_plan",
     "plan_stage",
     "with_recorded_settings",

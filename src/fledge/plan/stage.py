@@ -131,8 +131,10 @@ def with_recorded_settings(stage: Stage, recorded: dict[str, Any]) -> Stage:
     return stage.model_copy(update={"batch": batch, "optimizer": optimizer, "select_checkpoint": selection})
 
 
-def check_settings_have_effect(stage: Stage, steps: int, config: ModelConfig, runtime: RuntimeConfig) -> None:
-    """Raise FledgeError for settings that cannot have an effect with this model or number of steps."""
+def check_settings_have_effect(
+    stage: Stage, steps: int, config: ModelConfig, runtime: RuntimeConfig, validation: PackedDataset | None
+) -> None:
+    """Raise FledgeError for settings that cannot have an effect with this model, number of steps or validation data."""
     layers = config.num_hidden_layers
     if runtime.activation_checkpoint_every > layers:
         raise FledgeError(
@@ -147,10 +149,6 @@ def check_settings_have_effect(stage: Stage, steps: int, config: ModelConfig, ru
             where="ema.start_fraction",
             hint="write a smaller fraction",
         )
-
-
-def check_validation(stage: Stage, validation: PackedDataset | None) -> None:
-    """Raise FledgeError for settings that need validation data, if there is none."""
     stopping = stage.early_stopping
     if validation is None and (stopping.patience or stopping.target_loss or stage.select_checkpoint == "best"):
         raise FledgeError("early_stopping and select_checkpoint: best need validation data", where="data.validation")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fledge.data import FORMATS, PackedDataset
+from fledge.errors import FledgeError
 from fledge.findings import Finding
 from fledge.plan.evaluation import MIN_VALIDATION_ROWS, validation_rows
 from fledge.plan.hyperparameters import RATES, REFERENCE_WIDTH
@@ -19,6 +20,14 @@ MAX_PREFERENCE = 0.05  # of the same rate, for preferences
 MAX_FRESH = 4.0  # times the rate of the reference run, carried over to this width
 PARAMETERS_PER_TOKEN = 100  # of fresh weights, for each training token of an epoch
 SAMPLED_STEPS = 1000  # of which the rates are added up
+
+
+class PlanError(FledgeError):
+    """Settings of a stage with which it cannot be trained. `others`: what else is doubtful about its plan."""
+
+    def __init__(self, what: str, *, where: str, hint: str | None, others: list[Finding]) -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.others = others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +122,7 @@ def _rate_too_small(planned: PlannedStage) -> Iterator[Finding]:
     if reach * planned.width < MIN_REACH:
         yield planned.warning(
             "optimizer.learning_rate",
-            f"learning rate {planned.plan.learning_rate:.3g} is too small for {steps:,} updates: they move a weight by "
+            f"learning rate {planned.plan.learning_rate:.3g} is too small for {counted(steps, 'update')}: a weight moves by "
             f"about {reach:.1g} in all, so hardly anything is learned",
             f"set optimizer.learning_rate to about {planned.plan.learning_rate * 4 * MIN_REACH / (reach * planned.width):.1g}, "
             "or train longer",
