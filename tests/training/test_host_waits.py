@@ -1,0 +1,209 @@
+"""Whole updates, evaluation and generation on fake CUDA tensors: no tensor is on the wrong device, and the host waits for the
+device exactly where this file says so. No GPU is needed, but a C++ compiler is (`tests/support/fake_cuda`).
+
+A wait costs the time in which the device has nothing to do, so every new one has to be written down here, with its reason.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from tests.support.fake_cuda import scenarios, stub
+
+Waits = dict[str, int]
+ROOT = Path(__file__).parents[2]
+
+# Reading the figures of the update before, once for each optimizer step.
+FIGURES = {
+    "monitor/phase_timer.py:PhaseTimer.seconds: event": 1,
+    "training/metrics.py:step_metrics: item": 2,
+    "training/step_recorder.py:StepRecorder._write: item": 1,
+    "training/step_recorder.py:StepRecorder.flush: item": 1,
+}
+# An update that is measured closely (every `logging.every_steps`-th), and the update after it, which reads those figures.
+DETAILS = {
+    "monitor/phase_timer.py:PhaseTimer.seconds: event": 2,
+    "monitor/update_ratio.py:UpdateRatioMonitor.after: copy to the device": 4,
+    "training/metrics.py:_grad_noise.<listcomp>: item": 2,
+    "training/metrics.py:_grad_noise: item": 1,
+    "training/metrics.py:step_metrics.<dictcomp>: item": 4,
+    "training/metrics.py:step_metrics: item": 4,
+    "training/step_recorder.py:StepRecorder._write: item": 2,
+    "training/step_recorder.py:StepRecorder.flush: item": 2,
+    "training/train_step.py:noise_scale: item": 1,
+}
+UPDATE = {"step": FIGURES}
+
+
+def plus(*tables: Waits) -> Waits:
+    """The sum of several tables."""
+    return dict(sum(map(Counter, tables), Counter[str]()))
+
+
+def update_with(*more: Waits) -> dict[str, Waits]:
+    """The waits of an update that has some more than `UPDATE`."""
+    return {"step": plus(FIGURES, *more)}
+
+
+def with_details(*more: Waits) -> dict[str, Waits]:
+    """The same, also of an update that is measured closely and the one after it, which have them twice."""
+    return {"step": plus(FIGURES, *more), "details": plus(DETAILS, *more, *more)}
+
+
+FP16 = {"training/metrics.py:step_metrics: item": 2}
+PREFERENCE_FIGURES = {"training/metrics.py:step_metrics.<dictcomp>: item": 6}
+ROUTER_FIGURES = {"training/metrics.py:_router_metrics: tolist": 1, "training/metrics.py:_router_metrics: item": 5}
+TABLE = {"objective/preference.py:DPOObjective.reference_log_probabilities: index on the host": 2}
+VARLEN_STARTS = {"model/cuda_attention.py:varlen_metadata: nonzero": 2}
+
+
+def batches(count: int, *, tables: tuple[Waits, ...] = ()) -> Waits:
+    """The waits of `count` batches in an evaluation."""
+    copies = "data/dataset/batch.py:Batch.to.<lambda>: copy to the device of memory that is not pinned"
+    one = {
+        copies: 7,
+        "objective/language.py:target_metrics: copy to the device": 1,
+        "objective/language.py:target_metrics: item": 4,
+    }
+    return {place: number * count for place, number in plus(one, *tables).items()}
+
+
+def evaluation(**more: Any) -> dict[str, Waits]:
+    """The waits of an evaluation of two batches, and of four more."""
+    return {"all of it": batches(2, **more), "four batches": batches(4, **more)}
+
+
+# A product by groups of rows has to know their lengths where no kernel takes them from the device: 6 a layer and micro-batch.
+GROUP_LENGTHS = {"model/grouped_mm.py:_ranges: tolist": 24}
+PAIRS = {
+    "data/dataset/batch.py:Batch.target_index: nonzero": 1,
+    "objective/preference.py:DPOObjective.evaluate.<dictcomp>: item": 6,
+    "objective/preference.py:DPOObjective.evaluate: item": 2,
+    "objective/preference.py:DPOObjective.reference_log_probabilities: index on the host": 1,
+}
+
+# The chosen tokens are read, and the next pass begins with them.
+GREEDY = {
+    "generation/engine.py:Engine._append_tokens: tolist": 1,
+    "generation/native.py:InferenceModel._lay_out: copy to the device": 1,
+}
+SAMPLED = {
+    "generation/engine.py:Engine._logprobs: tolist": 1,
+    "generation/sampling.py:uniform_draws: copy to the device": 1,
+    "generation/seen_tokens.py:SeenTokens.update: copy to the device": 1,
+}
+PREFILL = {
+    "generation/native.py:InferenceLayer._prefill: copy to the device": 2,
+    "generation/native.py:InferenceLayer._prefill: index by a mask": 4,
+    "generation/native.py:InferenceModel._lay_out: copy to the device": 1,
+}
+GENERATION = {
+    "greedy start": plus(GREEDY, PREFILL),
+    "greedy token": GREEDY,
+    "sampled start": plus(GREEDY, SAMPLED, PREFILL),
+    "sampled token": plus(GREEDY, SAMPLED),
+}
+
+EXPECTED: dict[str, dict[str, Waits]] = {
+    "pretrain": with_details(),
+    "pretrain, four micro-batches": UPDATE,
+    "pretrain, muon": UPDATE,
+    "pretrain, adamw8bit": UPDATE,
+    "pretrain, blocked": UPDATE,
+    "pretrain, varlen": update_with(VARLEN_STARTS),
+    "pretrain, checkpointing": UPDATE,
+    "pretrain, checkpointing with dropout": UPDATE,
+    "sft": UPDATE,
+    "sft, fp16": with_details(FP16),
+    "sft, flex": UPDATE,
+    "dpo, table": with_details(PREFERENCE_FIGURES, TABLE),
+    "dpo, reference model": update_with(PREFERENCE_FIGURES),
+    "mixture": with_details(ROUTER_FIGURES),
+    "mixture, fp16": update_with(ROUTER_FIGURES, FP16, GROUP_LENGTHS),
+    "mixture, biases and shared experts": update_with(ROUTER_FIGURES),
+    "evaluation": evaluation(),
+    "evaluation, varlen": evaluation(tables=({"model/cuda_attention.py:varlen_metadata: nonzero": 1},)),
+    "evaluation, dpo": {"all of it": batches(2, tables=(PAIRS,)), "four batches": batches(3, tables=(PAIRS,))},
+    "evaluation, mixture": evaluation(),
+    "generation": GENERATION,
+    "generation, mixture": GENERATION,
+}
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What all scenarios showed. The processes of a parallel test run share it."""
+    if (reason := stub.missing()) is not None:
+        pytest.skip(reason)
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with FileLock(folder / "fake_cuda.lock"):
+        result = folder / "fake_cuda.json"
+        if not result.exists():
+            command = [sys.executable, "-m", "tests.support.fake_cuda.scenarios", str(stub.build(folder))]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+            assert done.returncode == 0, done.stderr[-3000:]
+            result.write_text(done.stdout.splitlines()[-1])
+        return json.loads(result.read_text())
+
+
+def test_every_scenario_has_its_list() -> None:
+    assert list(EXPECTED) == list(scenarios.SCENARIOS)
+
+
+@pytest.mark.parametrize("scenario", EXPECTED)
+def test_the_host_waits_where_the_list_says_so_and_no_device_is_mixed_up(scenario: str, seen: dict[str, Any]) -> None:
+    pieces = seen[scenario]
+    assert "error" not in pieces, pieces["error"]
+    waits = {piece: values["waits"] for piece, values in pieces.items()}
+    assert waits == EXPECTED[scenario]
+    assert all(values["launches"] > 100 for piece, values in pieces.items() if piece != "four batches")
+
+
+def test_a_tensor_on_the_wrong_device_and_a_hidden_wait_are_found(seen: dict[str, Any], tmp_path: Path) -> None:
+    """The tests above can fail: a planted mistake of each kind is seen."""
+    library = stub.build(tmp_path)
+    program = f"""
+import sys
+from collections import Counter
+from pathlib import Path
+from tests.support.fake_cuda import stub
+stub.load(Path({str(library)!r}))
+import torch
+stub.pretend((9, 0))
+from tests.support.fake_cuda.watch import watched
+with watched() as watch:
+    x = torch.ones(4, 4, device="cuda", requires_grad=True)
+    y = (x * 2).sum()
+    y.backward()
+    assert not watch.waits, watch.waits
+    found = []
+    for plant in (
+        lambda: float(y), lambda: bool((x > 0).any()), lambda: x.tolist(), lambda: x.cpu(), lambda: torch.equal(x, x),
+        lambda: x[x > 0], lambda: (x > 0).nonzero(), lambda: x[torch.tensor([0])], lambda: torch.tensor([1, 2], device="cuda"),
+        lambda: torch.zeros(3).to("cuda", non_blocking=True), torch.cuda.synchronize, lambda: torch.cuda.Event().synchronize(),
+    ):
+        plant()
+        assert sum(watch.waits.values()) == 1, (plant.__code__.co_firstlineno, watch.waits, found)
+        found += watch.waits
+        watch.waits.clear()
+    torch.zeros(3).pin_memory().to("cuda", non_blocking=True)
+    torch.empty(4, 4, pin_memory=True).copy_(x.detach(), non_blocking=True)
+    assert not watch.waits, watch.waits
+    try:
+        x + torch.ones(4, 4)
+    except Exception as error:
+        assert "device" in str(error), error
+    else:
+        raise AssertionError("two devices in one sum")
+print(len(found))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "12", done.stderr[-3000:]
