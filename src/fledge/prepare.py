@@ -364,6 +364,7 @@ class Preparation:
             row_length=data.train.packed_length,
             optimizer=stage.optimizer,
             device=device,
+            documents_per_row=data.train.pieces_per_row,
             copies=copies,
         )
         return auto_micro_batch(stage.batch, inputs, self.recipe.runtime)

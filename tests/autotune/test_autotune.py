@@ -1,6 +1,7 @@
 """Autotune chooses by readable rules from measurements on this machine and never against the recipe."""
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from fledge.autotune.compute_config import ComputeConfig, check_device, use_floa
 from fledge.autotune.search import AutotuneSearch, fastest, is_too_busy
 from fledge.data import Batch
 from fledge.errors import FledgeError
+from fledge.model.cuda_attention import METADATA
 from fledge.model.decoder import Decoder
 from fledge.objective import CausalLMObjective
 from fledge.recipe.schema import RuntimeConfig
@@ -95,7 +97,12 @@ def test_tf32_without_hardware_support_is_an_error() -> None:
         ({"attention": "flex"}, "cpu", None, "CUDA only"),
         ({"attention": "varlen"}, "cpu", None, "CUDA only"),
         ({"attention": "varlen", "precision": "fp32"}, "cuda", (8, 0), "bf16 and fp16 only"),
-        ({"attention": "varlen"}, "cuda", (6, 1), "bf16 and fp16 only"),
+        (
+            {"attention": "varlen"},
+            "cuda",
+            (7, 5),
+            r"FlashAttention, which exists from compute capability 8\.0 on \(this GPU has 7\.5\)",
+        ),
         ({"attention": "flex", "compile": False}, "cuda", (8, 0), "compile is off"),
     ],
 )
@@ -108,7 +115,7 @@ def test_unsupported_attention_is_an_error(config: dict, device: str, capability
 def test_supported_attention_passes_the_check() -> None:
     for config in ({"attention": "varlen"}, {"attention": "flex"}, {"attention": "varlen", "precision": "fp16"}):
         precision.check_supported(RuntimeConfig.model_validate(config), "cuda", (8, 0))
-    precision.check_supported(RuntimeConfig(attention="varlen"), "cuda", (7, 5))
+    precision.check_supported(RuntimeConfig(attention="varlen"), "cuda", (8, 6))
 
 
 def test_bf16_must_be_clearly_faster_or_compiled_with_much_faster_products() -> None:
@@ -221,7 +228,25 @@ def test_attention_that_fails_or_gives_different_results_is_excluded_with_the_re
     assert results["broken"] == "failed: no kernel here" and results["wrong"] == "results differ from blocked"
     assert all(isinstance(results[name], float) for name in ("blocked", "sdpa"))
     monkeypatch.setitem(BACKENDS, "wrong", lambda q, *rest: float("nan") * BACKENDS["sdpa"](q, *rest))
-    assert time_attention(work, torch.float32, ["sdpa", "wrong"], compiling=False)["wrong"] == "results differ from sdpa"
+    alone = time_attention(work, torch.float32, ["wrong", "sdpa", "blocked"], compiling=False)
+    assert alone["wrong"] == "results are not finite", "also where it is the first, by which the others are judged"
+    assert isinstance(alone["sdpa"], float) and isinstance(alone["blocked"], float)
+
+
+def test_what_is_made_once_for_all_layers_counts_by_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def slow_metadata(documents: torch.Tensor, *rest: Any) -> torch.Tensor:
+        made.append(documents.shape)
+        time.sleep(0.05)
+        return documents
+
+    monkeypatch.setitem(METADATA, "blocked", slow_metadata)
+    seconds = {}
+    for layers in (1, 10):
+        work = ProbeWorkload(make_decoder(num_hidden_layers=layers), _batch(), _language, "cpu")
+        seconds[layers] = time_attention(work, torch.float32, ["blocked"], compiling=False)["blocked"]
+    assert float(seconds[1]) > 0.05 and 0.005 < float(seconds[10]) < 0.04 and made
 
 
 # -- decisions ----------------------------------------------------------------------------------------------------------
@@ -362,4 +387,4 @@ def test_autotune_chooses_a_gpu_with_a_correct_attention_backend() -> None:
     decision = _decide()
     assert decision.device == "cuda"
     assert decision.precision == precision.gpu_precision(torch.cuda.get_device_capability())[0]
-    assert decision.attention in ("sdpa", "flex", "varlen")
+    assert decision.attention in ("sdpa", "blocked", "flex", "varlen")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fledge.generation.kv_cache import GRAIN, KVCache, cache_bytes
-from fledge.generation.native import InferenceModel
+from fledge.generation.native import InferenceModel, _padding
 from fledge.generation.packed_linear import PackedLinear, PlainProduct, can_pack
 from fledge.model.decoder import Decoder
 from tests.support.decoders import make_decoder, random_tokens
@@ -152,3 +152,9 @@ def test_logits_are_equal_on_gpu_and_cpu(changes: dict[str, object]) -> None:
     form = InferenceModel(model.to("cuda"))
     cache = form.empty_cache(3, 20)
     torch.testing.assert_close(form.forward(cache, [], [], PROMPTS).cpu(), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_the_layout_of_prompts_goes_there_and_back() -> None:
+    padded, unpadded = _padding([2, 5, 1])
+    assert padded == [0, 1, 0, 0, 0, 2, 3, 4, 5, 6, 7, 7, 7, 7, 7]
+    assert [padded[index] for index in unpadded] == list(range(8))

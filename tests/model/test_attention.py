@@ -8,13 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fledge.model.attention import BACKENDS, QUERY_BLOCK, causal_document_mask, reference_attention
+from fledge.model.attention import (
+    BACKENDS,
+    QUERY_BLOCK,
+    avoid_cudnn_attention,
+    causal_document_mask,
+    reference_attention,
+    sdpa_mask,
+)
 from fledge.model.cuda_attention import (
     FLEX_BLOCK,
     ON_CUDA,
     attention_metadata,
     backend,
     flex_metadata,
+    segment_room,
+    segment_starts,
     unavailable,
     varlen_metadata,
 )
@@ -169,7 +178,54 @@ def test_the_number_of_varlen_segments_is_rounded_up_to_few_sizes() -> None:
         begins = torch.zeros(4, 512, dtype=torch.long)
         begins[:, torch.randperm(511, generator=generator)[:cuts] + 1] = 1
         sizes.add(len(varlen_metadata(1 + begins.cumsum(1), 4, 512, CPU).starts) - 1)
-    assert sizes <= {64, 128, 256, 512}
+    assert sizes <= {64, 96, 128, 192, 256, 384, 512}
+
+
+@given(segments=st.integers(1, 10_000))
+def test_room_for_segments_wastes_at_most_half_and_has_two_sizes_an_octave(segments: int) -> None:
+    room = segment_room(segments)
+    assert segments <= room <= max(64, 1.5 * segments)
+    assert room % 32 == 0 and (room // 32).bit_count() <= 2
+
+
+def test_starts_that_came_with_the_batch_are_used() -> None:
+    documents = _documents(40)
+    starts = segment_starts(documents)
+    assert varlen_metadata(documents, 2, 40, CPU, torch.bfloat16, starts).starts is starts
+    assert torch.equal(varlen_metadata(documents, 2, 40, CPU).starts, starts)
+
+
+@pytest.mark.parametrize("length", [7, 300])
+def test_the_mask_made_once_for_all_layers_gives_the_bits_of_the_documents(length: int) -> None:
+    tensors, documents = _inputs(length, 4, 2), _documents(length)
+    mask = attention_metadata("sdpa", documents, 2, length, CPU)
+    assert mask.shape == (2, 1, length, length) and sdpa_mask(None, torch.float32) is None
+    upstream = torch.linspace(-1, 1, 2 * 4 * length * 8).view(2, 4, length, 8)
+    results = []
+    for fourth in (documents, mask):
+        out = BACKENDS["sdpa"](*tensors, fourth)
+        results.append([out.detach(), *torch.autograd.grad(out, tensors, upstream)])
+    assert all(torch.equal(left, right) for left, right in zip(*results, strict=True))
+
+
+def test_layers_share_one_mask() -> None:
+    model, masks = make_decoder(num_hidden_layers=3), []
+    for block in model.blocks():
+        original = block.self_attn.backend
+        block.self_attn.backend = lambda q, k, v, mask, run=original: (masks.append(mask), run(q, k, v, mask))[1]
+    model(random_tokens(2, 40), None, _documents(40))
+    assert len(masks) == 3 and masks[0].dim() == 4 and all(mask is masks[0] for mask in masks)
+
+
+def test_cudnn_attention_is_off_once_a_model_computes_on_a_gpu() -> None:
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    avoid_cudnn_attention(CPU)
+    assert torch.backends.cuda.cudnn_sdp_enabled(), "a CPU has no reason to touch the setting"
+    try:
+        avoid_cudnn_attention(torch.device("cuda"))
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 def test_uncompiled_flex_equals_sdpa_on_packed_documents() -> None:
@@ -185,12 +241,16 @@ def test_a_backend_that_cannot_train_gives_the_reason() -> None:
     assert "16" in str(unavailable("varlen", "cuda", torch.float32, True))
     assert "compile" in str(unavailable("flex", "cuda", torch.bfloat16, False))
     assert all(unavailable(name, "cuda", torch.bfloat16, True) is None for name in (*ON_CUDA, *BACKENDS))
+    assert "8.0" in str(unavailable("varlen", "cuda", torch.float16, True, (7, 5)))
+    assert unavailable("varlen", "cuda", torch.float16, True, (8, 0)) is None
 
 
 @on_cuda
 @pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
 @pytest.mark.parametrize("length", [129, 512])
-@pytest.mark.parametrize(("name", "dtype"), [("flex", "bfloat16"), ("flex", "float32"), ("varlen", "bfloat16")])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("flex", "bfloat16"), ("flex", "float32"), ("varlen", "bfloat16"), ("sdpa", "bfloat16")]
+)
 def test_each_cuda_backend_equals_the_reference(name: str, dtype: str, length: int, packed: bool) -> None:
     """The bound of bf16 is 2 % of the norm: its own rounding of three significant digits, summed over keys."""
     wide = getattr(torch, dtype)
@@ -198,7 +258,7 @@ def test_each_cuda_backend_equals_the_reference(name: str, dtype: str, length: i
     torch.manual_seed(0)
     tensors = [torch.randn(2, heads, length, 64, device="cuda", dtype=wide).requires_grad_() for heads in (4, 2, 2)]
     function = torch.compile(backend(name), dynamic=False) if name == "flex" else backend(name)
-    metadata = attention_metadata(name, documents, 2, length, torch.device("cuda"))
+    metadata = attention_metadata(name, documents, 2, length, torch.device("cuda"), dtype=wide)
     out, expected = function(*tensors, metadata), reference_attention(*tensors, documents)
     upstream = torch.randn_like(out)
     bound = 2e-2 if wide == torch.bfloat16 else 2e-3

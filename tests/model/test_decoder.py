@@ -185,3 +185,17 @@ def test_tied_head_is_the_embedding_and_an_untied_one_is_not() -> None:
     assert untied.lm_head is not None and untied.lm_head_weight is untied.lm_head.weight
     hidden = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(untied.logits(hidden), hidden @ untied.lm_head.weight.t())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_checkpointing_keeps_the_state_of_the_generator_only_for_dropout(
+    dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the state is a copy from the device in every layer."""
+    read = []
+    original = torch.get_rng_state
+    monkeypatch.setattr(torch, "get_rng_state", lambda: (read.append(True), original())[1])
+    model = make_decoder(dropout=dropout).train()
+    model.activation_checkpoint_every = 1
+    model(random_tokens(2, 9)).pow(2).mean().backward()
+    assert bool(read) == bool(dropout)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledge.model.grouped_mm import grouped_mm, grouped_outer, permute, unpermute
+from fledge.model.grouped_mm import grouped_mm, grouped_outer, permute, place_ends, unpermute
 from tests.support.experts import random_tensor
 
 
@@ -64,3 +64,10 @@ def test_the_grouped_gpu_kernel_equals_the_loop_over_groups(lengths: list[int]) 
         results.append([t.detach().float().cpu() for t in (out, a.grad, b.grad) if t is not None])
     for left, right in zip(*results, strict=True):
         torch.testing.assert_close(left, right, atol=0.3, rtol=0.05)
+
+
+def test_the_ends_of_groups_are_placed_where_the_products_read_them() -> None:
+    ends, rows = torch.tensor([2, 6]), random_tensor(6, 4)
+    placed = place_ends(ends, rows, 8)
+    assert placed.device.type == "cpu" and torch.equal(placed, ends)
+    torch.library.opcheck(place_ends, (ends, rows, 8))

@@ -1,5 +1,6 @@
 """Micro-batches are as large as memory allows; what one update reads is what the recipe says."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -131,3 +132,21 @@ def test_processes_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
         budget(RuntimeConfig(memory_budget=12000), "cpu") == 3000
         and budget(RuntimeConfig(memory_budget=12000), "cuda") == 12000
     )
+
+
+def test_attention_on_cuda_is_part_of_the_estimate() -> None:
+    """By hand: 4 layers of width 256 with 4 heads that share 1 key; rows of 512 tokens with 8 documents; bf16."""
+    model = MODEL.model_copy(update={"num_key_value_heads": 1})
+    cost, optimizer = ModelCost(model, 6400), OptimizerConfig(name="adamw")
+    inputs = MemoryInputs(cost=cost, row_length=512, optimizer=optimizer, device="cuda", documents_per_row=8)
+
+    def extra(attention: str, **more: Any) -> float:
+        runtime = RuntimeConfig(device="cuda", precision="bf16", compile=False, attention=attention, **more)  # type: ignore[arg-type]
+        plain = replace(inputs, device="cpu")
+        return estimate(inputs, runtime, 32) - estimate(plain, runtime, 32)
+
+    tokens = 32 * 512
+    masked, varlen = 2 * tokens * (512 + 4 * 2 * (256 - 64)), 4 * 256 * (tokens + 128 * 256)
+    assert extra("sdpa") == masked and extra("varlen") == varlen and extra("blocked") == 0
+    assert extra("auto") == max(masked, varlen)
+    assert extra("sdpa", activation_checkpointing="full") == 2 * tokens * (512 + 2 * (256 - 64))

@@ -60,56 +60,16 @@ def with_details(*more: Waits) -> dict[str, Waits]:
 FP16 = {"training/metrics.py:step_metrics: item": 2}
 PREFERENCE_FIGURES = {"training/metrics.py:step_metrics.<dictcomp>: item": 6}
 ROUTER_FIGURES = {"training/metrics.py:_router_metrics: tolist": 1, "training/metrics.py:_router_metrics: item": 5}
-TABLE = {"objective/preference.py:DPOObjective.reference_log_probabilities: index on the host": 2}
-VARLEN_STARTS = {"model/cuda_attention.py:varlen_metadata: nonzero": 2}
 
 
-def batches(count: int, *, tables: tuple[Waits, ...] = ()) -> Waits:
-    """The waits of `count` batches in an evaluation."""
-    copies = "data/dataset/batch.py:Batch.to.<lambda>: copy to the device of memory that is not pinned"
-    one = {
-        copies: 7,
-        "objective/language.py:target_metrics: copy to the device": 1,
-        "objective/language.py:target_metrics: item": 4,
-    }
-    return {place: number * count for place, number in plus(one, *tables).items()}
+# All metrics of all batches are read together.
+EVALUATION: dict[str, Waits] = {"all of it": {"objective/base.py:read_numbers: tolist": 1}, "four batches": {}}
+# Where no kernel reads the lengths of the groups of rows from the device, a layer asks for them once: two layers, two batches.
+GROUP_LENGTHS = {"model/grouped_mm.py:place_ends: copy to the host": 4}
 
-
-def evaluation(**more: Any) -> dict[str, Waits]:
-    """The waits of an evaluation of two batches, and of four more."""
-    return {"all of it": batches(2, **more), "four batches": batches(4, **more)}
-
-
-# A product by groups of rows has to know their lengths where no kernel takes them from the device: 6 a layer and micro-batch.
-GROUP_LENGTHS = {"model/grouped_mm.py:_ranges: tolist": 24}
-PAIRS = {
-    "data/dataset/batch.py:Batch.target_index: nonzero": 1,
-    "objective/preference.py:DPOObjective.evaluate.<dictcomp>: item": 6,
-    "objective/preference.py:DPOObjective.evaluate: item": 2,
-    "objective/preference.py:DPOObjective.reference_log_probabilities: index on the host": 1,
-}
-
-# The chosen tokens are read, and the next pass begins with them.
-GREEDY = {
-    "generation/engine.py:Engine._append_tokens: tolist": 1,
-    "generation/native.py:InferenceModel._lay_out: copy to the device": 1,
-}
-SAMPLED = {
-    "generation/engine.py:Engine._logprobs: tolist": 1,
-    "generation/sampling.py:uniform_draws: copy to the device": 1,
-    "generation/seen_tokens.py:SeenTokens.update: copy to the device": 1,
-}
-PREFILL = {
-    "generation/native.py:InferenceLayer._prefill: copy to the device": 2,
-    "generation/native.py:InferenceLayer._prefill: index by a mask": 4,
-    "generation/native.py:InferenceModel._lay_out: copy to the device": 1,
-}
-GENERATION = {
-    "greedy start": plus(GREEDY, PREFILL),
-    "greedy token": GREEDY,
-    "sampled start": plus(GREEDY, SAMPLED, PREFILL),
-    "sampled token": plus(GREEDY, SAMPLED),
-}
+# The chosen tokens, and their log-probabilities, are read together, and the next pass begins with them.
+TOKENS = {"generation/engine.py:Engine._read: tolist": 1}
+GENERATION = dict.fromkeys(("greedy start", "greedy token", "sampled start", "sampled token"), TOKENS)
 
 EXPECTED: dict[str, dict[str, Waits]] = {
     "pretrain": with_details(),
@@ -117,21 +77,21 @@ EXPECTED: dict[str, dict[str, Waits]] = {
     "pretrain, muon": UPDATE,
     "pretrain, adamw8bit": UPDATE,
     "pretrain, blocked": UPDATE,
-    "pretrain, varlen": update_with(VARLEN_STARTS),
+    "pretrain, varlen": UPDATE,
     "pretrain, checkpointing": UPDATE,
     "pretrain, checkpointing with dropout": UPDATE,
     "sft": UPDATE,
     "sft, fp16": with_details(FP16),
     "sft, flex": UPDATE,
-    "dpo, table": with_details(PREFERENCE_FIGURES, TABLE),
+    "dpo, table": with_details(PREFERENCE_FIGURES),
     "dpo, reference model": update_with(PREFERENCE_FIGURES),
     "mixture": with_details(ROUTER_FIGURES),
     "mixture, fp16": update_with(ROUTER_FIGURES, FP16, GROUP_LENGTHS),
     "mixture, biases and shared experts": update_with(ROUTER_FIGURES),
-    "evaluation": evaluation(),
-    "evaluation, varlen": evaluation(tables=({"model/cuda_attention.py:varlen_metadata: nonzero": 1},)),
-    "evaluation, dpo": {"all of it": batches(2, tables=(PAIRS,)), "four batches": batches(3, tables=(PAIRS,))},
-    "evaluation, mixture": evaluation(),
+    "evaluation": EVALUATION,
+    "evaluation, varlen": EVALUATION,
+    "evaluation, dpo": EVALUATION,
+    "evaluation, mixture": EVALUATION,
     "generation": GENERATION,
     "generation, mixture": GENERATION,
 }

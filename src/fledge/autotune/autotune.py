@@ -26,6 +26,7 @@ from fledge.autotune.compute_config import ComputeConfig, check_device, chosen_d
 from fledge.autotune.precision import DTYPES
 from fledge.autotune.search import AutotuneSearch, is_too_busy, machine_load
 from fledge.data import Batch
+from fledge.model.attention import avoid_cudnn_attention
 from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import RuntimeConfig
 from fledge.run.cache import BenchmarkCache
@@ -81,6 +82,7 @@ def autotune(
     check_device(config)
     device = chosen_device(config)
     model.to(device).train()
+    avoid_cudnn_attention(model.device)
     workload = ProbeWorkload(model, batch.to(torch.device(device)), objective, device)
     key, is_busy = measurements_key(workload, config), device == "cpu" and is_too_busy(machine_load(), cores())
     cache = BenchmarkCache(key, log, remeasure=config.autotune == "refresh", is_busy=is_busy)

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,8 @@ from torch import Tensor
 from fledge.autotune.compile import compile_with_cache_retry, force_eager, use_compile_cache
 from fledge.data import Batch
 from fledge.errors import first_line
-from fledge.model.attention import BACKENDS
 from fledge.model.cost import training_flops_per_token
-from fledge.model.cuda_attention import ON_CUDA, attention_metadata, backend
+from fledge.model.cuda_attention import attention_metadata, backend, segment_starts
 from fledge.model.linear_cross_entropy import LossKernel
 from fledge.model.protocol import LanguageModel
 from fledge.objective import Objective
@@ -100,6 +100,7 @@ def truncate_batch(batch: Batch, tokens: int) -> Batch:
         examples=examples,
         tokens_by_source=(),
         known_target_index=None,
+        segment_starts=None,
     )
 
 
@@ -192,15 +193,15 @@ def _tensors(work: ProbeWorkload, dtype: torch.dtype) -> tuple[Tensor, Tensor, T
 
 
 def _attention_step(
-    name: str, tensors: tuple[Tensor, Tensor, Tensor], documents: Tensor, compiling: bool
+    name: str, tensors: tuple[Tensor, Tensor, Tensor], metadata: Any, compiling: bool
 ) -> Callable[[], list[Tensor]]:
-    """Forward and backward pass of an attention backend, as a function that returns the output and three gradients."""
+    """Forward and backward pass of an attention backend in one layer, as a function that returns the output and three
+    gradients. `metadata` is made before, because a micro-batch needs it once and not in every layer."""
     q, k, v = tensors
-    B, _, T, _ = q.shape
     attend = torch.compile(backend(name), dynamic=False) if compiling else backend(name)
 
     def run() -> list[Tensor]:
-        out = attend(q, k, v, attention_metadata(name, documents, B, T, q.device))
+        out = attend(q, k, v, metadata)
         return [out.detach(), *torch.autograd.grad(out, (q, k, v), grad_outputs=torch.ones_like(out))]
 
     return run
@@ -215,41 +216,42 @@ def _differ(left: list[Tensor], right: list[Tensor]) -> bool:
 def time_attention(
     workload: ProbeWorkload, dtype: torch.dtype, names: Sequence[str], compiling: bool, log: Log = lambda text: None
 ) -> dict[str, float | str]:
-    """Seconds of each backend's forward and backward pass with the shapes and documents of the batch, compiled or not.
+    """Seconds of each backend in one layer, forward and backward, with the shapes and documents of the batch, compiled or not,
+    and with the layer's share of the metadata that is made once for all layers.
 
-    The entry of a backend that fails, or whose results differ from the first working backend, is a sentence with the reason.
+    The entry of a backend that fails, whose results are not finite, or differ from those of the first working backend, is a
+    sentence with the reason.
     """
     if compiling:
         use_compile_cache()
-    tensors, results = _tensors(workload, dtype), dict[str, float | str]()
+    tensors, results, documents = _tensors(workload, dtype), dict[str, float | str](), workload.batch.documents
+    (B, T), starts = documents.shape, segment_starts(documents)  # made with the batch in training
     runs: dict[str, Callable[[], Any]] = {}
+    prepare: dict[str, Callable[[], Any]] = {}
     expected: list[Tensor] = []
     reference = ""
     for name in names:
-        run = _attention_step(name, tensors, workload.batch.documents, compiling)
+        make = partial(attention_metadata, name, documents, B, T, documents.device, dtype=dtype, starts=starts)
         try:
+            run = _attention_step(name, tensors, make(), compiling)
             outputs = list[Tensor]()
             step = lambda run=run, outputs=outputs: outputs.extend(run())  # noqa: E731
             compile_with_cache_retry(step, log) if compiling else step()
         except Exception as error:  # a kernel missing on this device or build; the other backends remain
             results[name] = f"failed: {first_line(error)}"
             continue
+        if not all(bool(values.isfinite().all()) for values in outputs):
+            results[name] = "results are not finite"
+            continue
         if not expected:
             reference, expected = name, outputs
         elif _differ(outputs, expected):
             results[name] = f"results differ from {reference}"
             continue
-        runs[name] = run
-    results.update({name: round(seconds, 6) for name, seconds in benchmark(runs, workload.device, budget=2.0).items()})
-    return results
-
-
-def attention_candidates(device: str, dtype: torch.dtype, compiling: bool) -> list[str]:
-    """Backends that can train on a device; the first one is the reference for the others."""
-    if device == "cpu":
-        return [name for name in BACKENDS if name != "reference"]
-    half = dtype in (torch.bfloat16, torch.float16)
-    return ["sdpa", *(name for name in ON_CUDA if (half or name != "varlen") and (compiling or name != "flex"))]
+        runs[name], prepare[name] = run, make
+    seconds, once = (benchmark(calls, workload.device, budget=2.0) for calls in (runs, prepare))
+    layers = workload.model.config.num_hidden_layers
+    return results | {name: round(seconds[name] + once[name] / layers, 6) for name in runs}
 
 
 # -- compiling ----------------------------------------------------------------------------------------------------------

@@ -7,8 +7,10 @@ import torch
 
 from fledge.autotune import precision as precision_rules
 from fledge.autotune.compile import compile_blocks, compiled_kernel
+from fledge.autotune.gpu_paths import check_build
 from fledge.autotune.precision import DTYPES
 from fledge.errors import FledgeError
+from fledge.model.attention import avoid_cudnn_attention
 from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import RuntimeConfig
 from fledge.run.code_cache import private_code_cache
@@ -50,6 +52,7 @@ class ComputeConfig:
             self.threads if local_world_size() == 1 else min(self.threads, max(1, cores() // local_world_size()))
         )
         use_float32(self.precision)
+        avoid_cudnn_attention(torch.device(self.device))
         model.compute_dtype = DTYPES[self.precision]
         model.set_attention_backend(self.attention)
         model.to(self.device)
@@ -79,7 +82,9 @@ def check_device(config: RuntimeConfig) -> None:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise FledgeError("no CUDA device is available", where="runtime.device", hint="set runtime.device to auto or cpu")
     device = chosen_device(config)
-    precision_rules.check_supported(config, device, capability(device))
+    if (units := capability(device)) is not None:
+        check_build(units, torch.cuda.get_arch_list(), torch.__version__)
+    precision_rules.check_supported(config, device, units)
     if config.compile is not False:  # here, because later a compiler that fails is no error
         private_code_cache()
 

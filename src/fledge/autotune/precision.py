@@ -4,26 +4,21 @@ from collections.abc import Mapping
 
 import torch
 
+from fledge.autotune.gpu_paths import Capability, gpu_path
 from fledge.errors import FledgeError
 from fledge.model.cuda_attention import unavailable
 from fledge.recipe.schema import RuntimeConfig
 
-Capability = tuple[int, int]  # CUDA compute capability, e.g. (7, 5)
-
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_BF16_TIME_RATIO = 0.9  # bf16 is chosen if it takes at most this fraction of fp32's time
 MIN_BF16_PEAK_RATIO = 1.5  # from this ratio of FLOP/s on, bf16 is compiled even if it is slower uncompiled
-MIN_FP16_CAPABILITY, MIN_BF16_CAPABILITY = (7, 0), (8, 0)  # with fast products of that dtype
+MIN_BF16_CAPABILITY = (8, 0)  # with fast products of that dtype
 
 
 def gpu_precision(capability: Capability) -> tuple[str, str]:
     """The precision for a GPU of this compute capability, and the reason."""
-    name = f"compute capability {capability[0]}.{capability[1]}"
-    if capability >= MIN_BF16_CAPABILITY:
-        return "bf16", f"the GPU has bf16 units ({name})"
-    if capability >= MIN_FP16_CAPABILITY:
-        return "fp16", f"the GPU has fp16 units and no bf16 units ({name})"
-    return "fp32", f"the GPU has neither bf16 nor fp16 units ({name})"
+    path = gpu_path(capability)
+    return path.precision, f"{path.reason} (compute capability {capability[0]}.{capability[1]})"
 
 
 def uncompiled_precision(seconds: Mapping[str, float]) -> str:
@@ -60,6 +55,6 @@ def check_supported(config: RuntimeConfig, device: str, capability: Capability |
         )
     by_rule = "fp32" if capability is None else gpu_precision(capability)[0]
     dtype = DTYPES[by_rule if precision == "auto" else precision]
-    problem = unavailable(config.attention, device, dtype, config.compile is not False)
+    problem = unavailable(config.attention, device, dtype, config.compile is not False, capability)
     if problem:
         raise FledgeError(problem, where="runtime.attention", hint="set runtime.attention to auto or sdpa")

@@ -10,7 +10,6 @@ from fledge.autotune import precision as precision_rules
 from fledge.autotune.benchmark import (
     Log,
     ProbeWorkload,
-    attention_candidates,
     benchmark,
     matmul_peak,
     physical_cores,
@@ -20,6 +19,7 @@ from fledge.autotune.benchmark import (
 )
 from fledge.autotune.compile import compile_blocks, compile_with_cache_retry, compiled_kernel, uncompile
 from fledge.autotune.compute_config import ComputeConfig, capability, use_float32
+from fledge.autotune.gpu_paths import attention_candidates
 from fledge.autotune.precision import DTYPES
 from fledge.errors import FledgeError, first_line
 from fledge.recipe.schema import RuntimeConfig
@@ -262,7 +262,7 @@ class AutotuneSearch:
 
     def _candidates(self, dtype: torch.dtype, compiling: bool) -> list[str]:
         """Attention backends that the device can train with and the model has."""
-        names = attention_candidates(self.workload.device, dtype, compiling)
+        names = attention_candidates(self.workload.device, dtype, compiling, capability(self.workload.device))
         return [name for name in names if name in self.workload.model.attention_backends]
 
     def _attention(self, precision: str, compiling: bool) -> str:

@@ -23,6 +23,7 @@ from fledge.generation.inference_model import inference_model
 from fledge.generation.request import Completion, FinishReason, Request, TokenOutput, check_prompt
 from fledge.generation.sampling import GREEDY, SamplingParams, sample_batch, token_log_probabilities, uniform_draws
 from fledge.generation.seen_tokens import SeenTokens
+from fledge.model.device_copy import to_device
 from fledge.model.protocol import LanguageModel, eval_mode
 
 PREFILL_TOKENS = 2048  # prompt tokens in one pass, padding included: bounds its memory. A longer prompt goes alone.
@@ -210,10 +211,10 @@ class Engine:
 
     def _append_tokens(self, logits: Tensor, seen: Tensor | None) -> list[Request]:
         """Choose the next token of each running request from its logits [n, V]; returns the requests that are now finished."""
-        tokens = sample_batch(logits, [request.params for request in self.running], seen, self._draws())
-        logprobs = self._logprobs(logits, tokens)
+        chosen = sample_batch(logits, [request.params for request in self.running], seen, self._draws())
+        tokens, logprobs = self._read(logits, chosen)
         finished = []
-        for slot, (request, token) in enumerate(zip(self.running, tokens.tolist(), strict=True)):
+        for slot, (request, token) in enumerate(zip(self.running, tokens, strict=True)):
             reason: FinishReason | None = None
             if token in self.stop_ids:
                 reason = "stop"
@@ -240,15 +241,19 @@ class Engine:
             self.inference_model.device,
         )
 
-    def _logprobs(self, logits: Tensor, tokens: Tensor) -> dict[int, float]:
-        """Log-probabilities of the chosen tokens [n], by slot, for the requests with `params.logprobs`."""
+    def _read(self, logits: Tensor, chosen: Tensor) -> tuple[list[int], dict[int, float]]:
+        """The chosen tokens [n] as numbers; and their log-probabilities, by slot, for the requests with `params.logprobs`. Both
+        are read together, because reading waits for the device; float64 holds both exactly."""
         slots = [slot for slot, request in enumerate(self.running) if request.params.logprobs]
         if not slots:
-            return {}
+            return chosen.tolist(), {}
+        tokens = chosen
         if len(slots) < len(self.running):
-            index = torch.tensor(slots, device=logits.device)
+            index = to_device(slots, logits.device)
             logits, tokens = logits[index], tokens[index]
-        return dict(zip(slots, token_log_probabilities(logits, tokens).tolist(), strict=True))
+        together = torch.cat((chosen.double(), token_log_probabilities(logits, tokens).double())).tolist()
+        count = len(self.running)
+        return [int(token) for token in together[:count]], dict(zip(slots, together[count:], strict=True))
 
     def _finish(self, request: Request, output: TokenOutput) -> None:
         request.finish_reason = output.finish_reason

@@ -10,6 +10,8 @@ stretches are only as long as the longest running sequence needs, at most half m
 import torch
 from torch import Tensor
 
+from fledge.model.device_copy import to_device
+
 GRAIN = 64  # capacities are multiples of this many tokens
 GROWTH = 1.5  # a capacity that is too small grows at least by this factor, so that a sequence is copied only a few times
 
@@ -92,8 +94,7 @@ class KVCache:
 
     def move(self, sources: list[int], targets: list[int], length: int) -> None:
         """Copy the first `length` positions of the slots `sources` to the slots `targets`."""
-        device = self.layers[0].device
-        target_index, source_index = torch.tensor(targets, device=device), torch.tensor(sources, device=device)
+        target_index, source_index = to_device([targets, sources], self.layers[0].device)
         for layer in self.layers:
             view = layer[:, :, :length]
             view[target_index] = view[source_index]

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from fledge.generation.kv_cache import KVCache, round_up
 from fledge.generation.packed_linear import joint_product, module_product, product
 from fledge.generation.packed_mlp import feed_of
+from fledge.model.attention import avoid_cudnn_attention
 from fledge.model.decoder import Block, Decoder
+from fledge.model.device_copy import to_device
 
 READ_GRAIN = 16  # attention reads a multiple of this many positions: an odd number makes its products slower
 
@@ -28,16 +30,19 @@ class ForwardBatch:
     """The layout of the N tokens of a pass: one token for each of the n decoding requests, then m prompts one after another.
 
     `slots` and `cache_positions` [N]: slot and position in the cache of each token's key and value. `logit_index` [n + m]: the
-    tokens that get logits (None: all). `prompt_lengths`: tokens of each prompt. `mask` [n, 1, 1, length]: 0 where a decoding
-    request attends, -inf elsewhere. `cos` and `sin` [N, 1, d]: of the rotary angles of the tokens; the first half of `sin` is
-    negated.
+    tokens that get logits (None: all). `num_prompts`: m. `padded` [m · T] and `unpadded` [N - n]: indices that lay the prompts'
+    tokens out in m rows of T and back (None for a single prompt); what stands behind the end of a prompt is any token.
+    `mask` [n, 1, 1, length]: 0 where a decoding request attends, -inf elsewhere. `cos` and `sin` [N, 1, d]: of the rotary
+    angles of the tokens; the first half of `sin` is negated.
     """
 
     slots: Tensor
     cache_positions: Tensor
     num_decoding: int
     length: int
-    prompt_lengths: list[int]
+    num_prompts: int
+    padded: Tensor | None
+    unpadded: Tensor | None
     logit_index: Tensor | None
     mask: Tensor
     cos: Tensor
@@ -64,8 +69,8 @@ class InferenceLayer:
         attended = []
         if n:
             attended.append(self._decode(qkv[:n, : self.heads], *cache.read(layer, n, batch.length), batch.mask))
-        if batch.prompt_lengths:
-            attended.append(self._prefill(qkv[n:], batch.prompt_lengths))
+        if batch.num_prompts:
+            attended.append(self._prefill(qkv[n:], batch))
         x = self.out.plus(attended[0] if len(attended) == 1 else torch.cat(attended), x)
         return self.feed(x, self.before_feed(x))
 
@@ -87,15 +92,13 @@ class InferenceLayer:
         grouped = q.reshape(rows, self.kv_heads, self.heads // self.kv_heads, self.head_size)
         return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).reshape(rows, -1)
 
-    def _prefill(self, qkv: Tensor, lengths: list[int]) -> Tensor:
+    def _prefill(self, qkv: Tensor, batch: ForwardBatch) -> Tensor:
         """Causal attention inside each of the prompts, [N, H + 2K, d] -> [N, H·d]. Prompts are padded on the right, where
         causal attention never looks."""
-        if len(lengths) == 1:
+        if batch.padded is None or batch.unpadded is None:
             return self._causal(qkv[None])[0]
-        is_token = torch.arange(max(lengths), device=qkv.device) < torch.tensor(lengths, device=qkv.device)[:, None]
-        padded = qkv.new_zeros(*is_token.shape, *qkv.shape[1:])
-        padded[is_token] = qkv
-        return self._causal(padded)[is_token]
+        rows = qkv.index_select(0, batch.padded).view(batch.num_prompts, -1, *qkv.shape[1:])
+        return self._causal(rows).flatten(0, 1).index_select(0, batch.unpadded)
 
     def _causal(self, qkv: Tensor) -> Tensor:
         """[B, T, H + 2K, d] -> [B, T, H·d]."""
@@ -105,12 +108,23 @@ class InferenceLayer:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
 
 
+def _padding(lengths: Sequence[int]) -> tuple[list[int], list[int]]:
+    """`ForwardBatch.padded` and `ForwardBatch.unpadded` for prompts of these lengths, one after another."""
+    longest, padded, unpadded, start = max(lengths), list[int](), list[int](), 0
+    for row, length in enumerate(lengths):
+        padded += [*range(start, start + length), *[start] * (longest - length)]
+        unpadded += range(row * longest, row * longest + length)
+        start += length
+    return padded, unpadded
+
+
 class InferenceModel:
     """A decoder ready to generate. Matrices are copied when it is built: after the model's weights change, build another."""
 
     def __init__(self, model: Decoder) -> None:
         self.model, dtype = model, model.compute_dtype
         self.device, self.dtype = model.lm_head_weight.device, dtype
+        avoid_cudnn_attention(self.device)
         embedding = model.embed_tokens
         table = embedding.weight.to(dtype) if type(embedding) is nn.Embedding else None
         self.embed = embedding if table is None else table.__getitem__
@@ -156,7 +170,10 @@ class InferenceModel:
             rows[1] += [slot] * len(prompt)
             rows[2] += range(len(prompt))
             last.append(len(rows[0]) - 1)
-        ids, slots, positions = torch.tensor(rows).to(self.device)
+        padding = _padding(prompt_lengths) if len(prompts) > 1 else ([], [])
+        parts = [*rows, last if prompts else [], *padding]  # one copy to the device for all of them
+        together = to_device([number for part in parts for number in part], self.device)
+        ids, slots, positions, logit_index, padded, unpadded = together.split([len(part) for part in parts])
         length = min(round_up(filled, READ_GRAIN), cache.capacity)
         attends = torch.arange(length, device=self.device) <= positions[:num_decoding, None]
         x = self.embed(ids).to(self.dtype)
@@ -166,8 +183,10 @@ class InferenceModel:
             cache_positions=positions,
             num_decoding=num_decoding,
             length=length,
-            prompt_lengths=prompt_lengths,
-            logit_index=torch.tensor(last, device=self.device) if prompts else None,
+            num_prompts=len(prompts),
+            padded=padded if len(prompts) > 1 else None,
+            unpadded=unpadded if len(prompts) > 1 else None,
+            logit_index=logit_index if prompts else None,
             mask=x.new_zeros(attends.shape).masked_fill_(~attends, float("-inf"))[:, None, None],
             cos=cos,
             sin=torch.cat((-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]), -1),

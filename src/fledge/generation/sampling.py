@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fledge.errors import FledgeError
+from fledge.model.device_copy import to_device
 
 NUCLEUS_CANDIDATES = 512  # likeliest tokens that nearly always contain the nucleus; five times faster than sorting all
 
@@ -122,7 +123,7 @@ def uniform_draws(
     The state starts as the seed. The numbers 0, sample and position are each added to it and mixed in (SplitMix64); the
     upper 32 bits of the result are the draw.
     """
-    numbers = torch.tensor([[_as_int64(seed) for seed in seeds], list(samples), list(positions)]).to(device)
+    numbers = to_device([[_as_int64(seed) for seed in seeds], list(samples), list(positions)], torch.device(device))
     state, samples_, positions_ = numbers
     for number in (torch.zeros_like(samples_), samples_, positions_):
         state = _mix(state + (number + 1) * _as_int64(_GAMMA))
@@ -154,7 +155,7 @@ def sample_batch(logits: Tensor, params: Sequence[SamplingParams], seen: Tensor 
         return sample_next_token(logits, params[0], seen, draws)
     tokens = torch.empty(len(params), dtype=torch.long, device=logits.device)
     for rows in groups.values():
-        index = torch.tensor(rows, device=logits.device)
+        index = to_device(rows, logits.device)
         of_group = (None if each is None else each[index] for each in (seen, draws))
         tokens[index] = sample_next_token(logits[index], params[rows[0]], *of_group)
     return tokens

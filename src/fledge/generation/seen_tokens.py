@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fledge.model.device_copy import to_device
+
 
 class SeenTokens:
     """A mask of the tokens in each slot's sequence: bool [slots, V], allocated when it is first needed."""
@@ -26,7 +28,7 @@ class SeenTokens:
         for slot, prompt in enumerate(prompts, num_decoding):
             slots += [slot] * len(prompt)
             tokens += prompt
-        slot_index, token_index = torch.tensor([slots, tokens]).to(self.mask.device)
+        slot_index, token_index = to_device([slots, tokens], self.mask.device)
         self.mask[slot_index, token_index] = True
         return self.mask[:count]
 
@@ -35,7 +37,8 @@ class SeenTokens:
         pairs = [(source, target) for source, target in zip(sources, targets, strict=True) if source < len(self.mask)]
         if pairs:
             allocated_sources, allocated_targets = map(list, zip(*pairs, strict=True))
-            self.mask[allocated_targets] = self.mask[allocated_sources]
+            target_index, source_index = to_device([allocated_targets, allocated_sources], self.mask.device)
+            self.mask[target_index] = self.mask[source_index]
 
     def clear(self) -> None:
         """Free the memory."""

@@ -100,13 +100,47 @@ def blockwise(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tens
     return _Blocked.apply(q, k, v, documents)  # type: ignore[return-value]
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
-    """PyTorch's fused kernel, with an explicit mask only where documents are packed. Shapes as in `blockwise`."""
-    grouped = q.shape[1] != k.shape[1]
+def sdpa_mask(documents: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The mask of `sdpa` for documents [B, T], made once for all layers: None without documents; on a CPU bool, on other
+    devices 0 or -inf in `dtype`, [B, 1, T, T].
+
+    The memory-efficient kernel of CUDA wants numbers that are added to the scores, and rows that begin at multiples of 16
+    bytes. It would convert and copy any other mask in every layer, forward and backward.
+    """
     if documents is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-    mask = causal_document_mask(documents, 0, q.shape[2], q.device)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+        return None
+    (B, T), device = documents.shape, documents.device
+    visible = causal_document_mask(documents, 0, T, device)
+    if device.type == "cpu":
+        return visible
+    mask = torch.zeros(B, 1, T, -(-T // 8) * 8, dtype=dtype, device=device)[..., :T]
+    return mask.masked_fill_(~visible, float("-inf"))
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
+    """PyTorch's fused kernel, with an explicit mask only where documents are packed. Shapes as in `blockwise`; `documents` may
+    also be the result of `sdpa_mask`."""
+    group = q.shape[1] // k.shape[1]
+    if documents is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=group > 1)
+    mask = sdpa_mask(documents, q.dtype) if documents.dim() == 2 else documents
+    if q.device.type == "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=group > 1)
+    # No kernel of CUDA takes a mask and shared keys at once (torch up to 2.13): the scores of all heads would be kept, in
+    # float32, [B, H, T, T]. With repeated keys the memory-efficient kernel runs.
+    if group > 1:
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def avoid_cudnn_attention(device: torch.device) -> None:
+    """Switch PyTorch's cuDNN attention off, for a model that computes on a CUDA device.
+
+    It plans each new shape for up to half a second, and generation has a new shape every few tokens; and it has given wrong
+    answers (pytorch issues 193893 and 196678). PyTorch prefers it on compute capabilities 9.0 and 10.0 from version 2.11 on.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:

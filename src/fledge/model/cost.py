@@ -183,6 +183,18 @@ class ModelCost:
         later = self.config.num_hidden_layers - 1 - again[-1] if again else 0  # freed before the last one is computed again
         return self.kept_bytes(tokens, size, compiled, every) + (block if again and not later else 0)
 
+    def masked_attention_bytes(self, tokens: int, row_length: int, size: int, every: int = 0) -> float:
+        """Bytes of what `sdpa` keeps on CUDA for packed documents beyond `block_bytes`: one mask for all layers, and in each
+        layer keys and values repeated for the heads that share them."""
+        config = self.config
+        width, keys = config.hidden_size, config.hidden_size // config.num_attention_heads * config.num_key_value_heads
+        kept = max(1, config.num_hidden_layers - len(checkpointed_layers(config.num_hidden_layers, every)))
+        return size * tokens * (row_length + kept * 2 * (width - keys))
+
+    def varlen_bytes(self, tokens: int, segments: int) -> float:
+        """Bytes of the sums of the backward pass of `varlen`: float32, padded by 128 rows for each segment."""
+        return 4.0 * self.config.hidden_size * (tokens + 128 * segments)
+
     def peak_bytes(self, tokens: int, size: int, compiled: bool, optimizer: str, every: int = 0) -> float:
         """Bytes of state and activations of a training step, without the program itself."""
         head_gradient = 4 * self.vocab_size * self.config.hidden_size

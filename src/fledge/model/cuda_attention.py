@@ -9,24 +9,28 @@ The decoder computes a backend's metadata from the documents of a batch with the
 layers as the fourth argument of the backend."""
 
 from collections.abc import Callable
+from functools import cache
+from inspect import signature
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from fledge.model.attention import BACKENDS, Attention, sdpa
+from fledge.model.attention import BACKENDS, Attention, sdpa, sdpa_mask
 
 FLEX_BLOCK = 128  # queries by keys that are computed or left out together
-FEWEST_SEGMENTS = 64  # room for segments grows in powers of two from here, so that compiled code meets few shapes
+FEWEST_SEGMENTS = 64  # room for segments grows from here by halves of powers of two, so that compiled code meets few shapes
 HALF = (torch.bfloat16, torch.float16)
+MIN_FLASH_CAPABILITY = (8, 0)  # compute capability from which FlashAttention, and so `varlen`, exists
 
 
 class FlexMetadata(NamedTuple):
     """The metadata of `flex`: the documents [B, T] of a batch, or None, and the BlockMask with the blocks of keys to compute
-    for each block of queries."""
+    for each block of queries. `uncompiled`: the mask of `sdpa`, in passes without gradients, which are not compiled."""
 
     documents: Tensor | None
     mask: Any
+    uncompiled: Tensor | None = None
 
 
 class VarlenMetadata(NamedTuple):
@@ -60,8 +64,15 @@ def _block_lists(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return blocks.sum(-1, dtype=torch.int32)[:, None], order.to(torch.int32)[:, None]
 
 
-def flex_metadata(documents: Tensor | None, B: int, T: int, device: torch.device) -> FlexMetadata:
-    """The block mask of a batch of B rows of T positions, without any tensor of the size T × T."""
+def flex_metadata(
+    documents: Tensor | None,
+    B: int,
+    T: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    starts: Tensor | None = None,
+) -> FlexMetadata:
+    """The block mask of a batch of B rows of T positions. In training without any tensor of the size T × T."""
     from torch.nn.attention.flex_attention import BlockMask
 
     def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -72,7 +83,7 @@ def flex_metadata(documents: Tensor | None, B: int, T: int, device: torch.device
     mask = BlockMask.from_kv_blocks(
         *_block_lists(needed & ~full), *_block_lists(full), BLOCK_SIZE=FLEX_BLOCK, mask_mod=visible, seq_lengths=(T, T)
     )
-    return FlexMetadata(documents, mask)
+    return FlexMetadata(documents, mask, None if torch.is_grad_enabled() else sdpa_mask(documents, dtype))
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, metadata: FlexMetadata) -> Tensor:
@@ -81,21 +92,51 @@ def flex(q: Tensor, k: Tensor, v: Tensor, metadata: FlexMetadata) -> Tensor:
     Uncompiled it would hold all scores, so uncompiled passes (validation, the reference) use PyTorch's fused kernel instead.
     """
     if not torch.compiler.is_compiling():
-        return sdpa(q, k, v, metadata.documents)
+        return sdpa(q, k, v, metadata.documents if metadata.uncompiled is None else metadata.uncompiled)
     from torch.nn.attention.flex_attention import flex_attention
 
     return cast(Tensor, flex_attention(q, k, v, block_mask=metadata.mask, enable_gqa=q.shape[1] != k.shape[1]))
 
 
-def varlen_metadata(documents: Tensor | None, B: int, T: int, device: torch.device) -> VarlenMetadata:
-    """The begins of the segments of B rows of T positions; padding at the end of a row is a segment of its own."""
-    if documents is None:
-        return VarlenMetadata(torch.arange(0, B * T + 1, T, dtype=torch.int32, device=device), T)
-    is_start = torch.ones(B, T, dtype=torch.bool, device=device)
+def segment_room(segments: int) -> int:
+    """The number of segments that the kernel is told of: the next power of two, or the middle between two. Each segment, empty
+    ones too, costs its backward pass 128 rows of float32 (`ModelCost.varlen_bytes`)."""
+    power = 1 << (segments - 1).bit_length()
+    return max(FEWEST_SEGMENTS, power * 3 // 4 if segments <= power * 3 // 4 else power)
+
+
+def segment_starts(documents: Tensor) -> Tensor:
+    """The begins of the segments of documents [B, T], int32 [room + 1], as `VarlenMetadata.starts`; padding at the end of a row
+    is a segment of its own. On a GPU the host waits for their number: it is better called where the batch is made."""
+    B, T = documents.shape
+    is_start = torch.ones(B, T, dtype=torch.bool, device=documents.device)
     is_start[:, 1:] = documents[:, 1:] != documents[:, :-1]
     starts = is_start.flatten().nonzero()[:, 0].to(torch.int32)
-    room = max(FEWEST_SEGMENTS, 1 << (len(starts) - 1).bit_length())
-    return VarlenMetadata(torch.cat((starts, starts.new_full((room + 1 - len(starts),), B * T))), T)
+    return torch.cat((starts, starts.new_full((segment_room(len(starts)) + 1 - len(starts),), B * T)))
+
+
+def varlen_metadata(
+    documents: Tensor | None,
+    B: int,
+    T: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.bfloat16,
+    starts: Tensor | None = None,
+) -> VarlenMetadata:
+    """The begins of the segments of B rows of T positions: `starts` if they are known."""
+    if documents is None:
+        return VarlenMetadata(torch.arange(0, B * T + 1, T, dtype=torch.int32, device=device), T)
+    return VarlenMetadata(segment_starts(documents) if starts is None else starts, T)
+
+
+@torch.compiler.assume_constant_result
+@cache
+def varlen_shares_keys() -> bool:
+    """Whether `varlen_attn` of this PyTorch lets several heads of queries share keys (not in 2.11): the keys of
+    grouped-query attention are then not repeated."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in signature(varlen_attn).parameters
 
 
 def varlen(q: Tensor, k: Tensor, v: Tensor, metadata: VarlenMetadata) -> Tensor:
@@ -103,18 +144,26 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, metadata: VarlenMetadata) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     B, H, T, d = q.shape
-    group = H // k.shape[1]
-    if group > 1:  # the kernel's own sharing of keys is missing in torch 2.11
+    group, options = H // k.shape[1], dict[str, Any]()
+    if group > 1 and varlen_shares_keys():
+        options["enable_gqa"] = True
+    elif group > 1:
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    queries, keys, values = (x.transpose(1, 2).reshape(B * T, H, d) for x in (q, k, v))
+    queries, keys, values = (x.transpose(1, 2).reshape(B * T, x.shape[1], d) for x in (q, k, v))
     starts, longest = metadata
-    out = varlen_attn(queries, keys, values, starts, starts, longest, longest, window_size=(-1, 0))
+    out = varlen_attn(queries, keys, values, starts, starts, longest, longest, window_size=(-1, 0), **options)
     return cast(Tensor, out).view(B, T, H, d).transpose(1, 2)
 
 
-MakeMetadata = Callable[[Tensor | None, int, int, torch.device], Any]
+def _sdpa_metadata(
+    documents: Tensor | None, B: int, T: int, device: torch.device, dtype: torch.dtype, starts: Tensor | None = None
+) -> Tensor | None:
+    return sdpa_mask(documents, dtype)
+
+
+MakeMetadata = Callable[[Tensor | None, int, int, torch.device, torch.dtype, Tensor | None], Any]
 ON_CUDA: dict[str, Callable[..., Tensor]] = {"flex": flex, "varlen": varlen}
-METADATA: dict[str, MakeMetadata] = {"flex": flex_metadata, "varlen": varlen_metadata}
+METADATA: dict[str, MakeMetadata] = {"sdpa": _sdpa_metadata, "flex": flex_metadata, "varlen": varlen_metadata}
 
 
 def backend(name: str) -> Attention:
@@ -122,18 +171,33 @@ def backend(name: str) -> Attention:
     return BACKENDS[name] if name in BACKENDS else ON_CUDA[name]
 
 
-def attention_metadata(name: str, documents: Tensor | None, B: int, T: int, device: torch.device) -> Any:
-    """The fourth argument of the backend `name` for a batch: the result of its entry in `METADATA`, else the documents [B,
-    T]."""
-    return METADATA[name](documents, B, T, device) if name in METADATA else documents
+def attention_metadata(
+    name: str,
+    documents: Tensor | None,
+    B: int,
+    T: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    starts: Tensor | None = None,
+) -> Any:
+    """The fourth argument of the backend `name` in all layers, made once for a batch: the result of its entry in `METADATA`,
+    else the documents [B, T]. `dtype`: of the queries. `starts`: result of `segment_starts`, if it is known."""
+    make = METADATA.get(name)
+    return documents if make is None else make(documents, B, T, device, dtype, starts)
 
 
-def unavailable(name: str, device: str, dtype: torch.dtype, compiled: bool) -> str | None:
-    """The reason why a backend cannot train on this device, in this dtype, compiled or not; None if it can."""
+def unavailable(
+    name: str, device: str, dtype: torch.dtype, compiled: bool, capability: tuple[int, int] | None = None
+) -> str | None:
+    """The reason why a backend cannot train on this device, in this dtype, compiled or not; None if it can. `capability`:
+    compute capability of the CUDA device, if it is known."""
     if name not in ON_CUDA:
         return None
     if device != "cuda":
         return f"attention {name} exists on CUDA only"
+    if name == "varlen" and capability is not None and capability < MIN_FLASH_CAPABILITY:
+        units = ".".join(map(str, capability))
+        return f"attention varlen needs FlashAttention, which exists from compute capability 8.0 on (this GPU has {units})"
     if name == "varlen" and dtype not in HALF:
         return "attention varlen computes in bf16 and fp16 only"
     if name == "flex" and not compiled:

@@ -171,30 +171,44 @@ class Decoder(LanguageModel):
         angles = torch.cat((angles, angles), dim=-1)[:, None]
         return angles.cos().to(self.compute_dtype), angles.sin().to(self.compute_dtype)
 
-    def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        segment_starts: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states [B, T, D]; see `LanguageModel.forward`. `positions=None`: 0 … T - 1 in each row."""
-        return self._hidden_states(tokens, positions, documents)[0]
+        return self._hidden_states(tokens, positions, documents, segment_starts)[0]
 
     def forward_with_router_stats(
-        self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        segment_starts: Tensor | None = None,
     ) -> tuple[Tensor, RouterStats | None]:
         """Hidden states [B, T, D], and the statistics of the routers without padding (None for a dense model)."""
-        return self._hidden_states(tokens, positions, documents)
+        return self._hidden_states(tokens, positions, documents, segment_starts)
 
     def _hidden_states(
-        self, tokens: Tensor, positions: Tensor | None, documents: Tensor | None
+        self, tokens: Tensor, positions: Tensor | None, documents: Tensor | None, segment_starts: Tensor | None
     ) -> tuple[Tensor, RouterStats | None]:
         B, T = tokens.shape
         if positions is None:
             positions = torch.arange(T, device=tokens.device).expand_as(tokens)
         cos, sin = self.rope_cos_sin(positions)
-        metadata = attention_metadata(self.attention, documents, B, T, tokens.device)
+        metadata = attention_metadata(
+            self.attention, documents, B, T, tokens.device, dtype=self.compute_dtype, starts=segment_starts
+        )
         x = self.embed_tokens(tokens).to(self.compute_dtype)
         token_mask = None if documents is None or self.config.moe is None else documents > 0
         statistics, recomputed = [], self._recomputed_blocks()
         for number, block in enumerate(self.layers):
             if number in recomputed:
-                x, routed = checkpoint(block, x, cos, sin, metadata, token_mask, use_reentrant=False)
+                # The generator's state is a copy from the device, and only dropout draws from it.
+                keep = self.draws_random_numbers
+                x, routed = checkpoint(block, x, cos, sin, metadata, token_mask, use_reentrant=False, preserve_rng_state=keep)
             else:
                 x, routed = block(x, cos, sin, metadata, token_mask)
             if routed is not None:

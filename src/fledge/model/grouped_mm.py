@@ -11,18 +11,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+KERNEL_CAPABILITIES = (9, 10)  # first numbers of the compute capabilities with the grouped kernel
 ALIGNMENT = 8  # bfloat16 numbers in the 16 bytes to which the rows of the grouped kernel are aligned
 
 
 def _has_grouped_kernel(rows: Tensor, *sizes: int) -> bool:
-    """Whether the device computes all groups in one kernel: bfloat16 on CUDA, with aligned rows."""
+    """Whether the device computes all groups in one kernel that reads their lengths itself: bfloat16 on CUDA with aligned rows,
+    on the architectures that PyTorch has this kernel for. On others, `F.grouped_mm` asks the device for the lengths."""
     return (
         rows.is_cuda
         and rows.dtype == torch.bfloat16
         and hasattr(F, "grouped_mm")
-        and torch.cuda.get_device_capability(rows.device) >= (8, 0)
+        and torch.cuda.get_device_capability(rows.device)[0] in KERNEL_CAPABILITIES
         and all(size % ALIGNMENT == 0 for size in sizes)
     )
+
+
+@torch.library.custom_op("fledge::place_ends", mutates_args=())
+def place_ends(ends: Tensor, rows: Tensor, size: int) -> Tensor:
+    """The ends [G] of the groups where all products of a layer read them: on the device, int32, if it has the kernel for rows
+    [M, K] and matrices of K and `size` columns; else in main memory, so that the host waits once and not in every product."""
+    if not rows.is_cuda or not _has_grouped_kernel(rows, rows.shape[1], size):
+        return ends.cpu() if ends.is_cuda else ends.clone()
+    return ends.to(torch.int32)
+
+
+@place_ends.register_fake
+def _(ends: Tensor, rows: Tensor, size: int) -> Tensor:
+    if not rows.is_cuda or not _has_grouped_kernel(rows, rows.shape[1], size):
+        return torch.empty_like(ends, device="cpu")
+    return torch.empty_like(ends, dtype=torch.int32)
 
 
 def _ranges(ends: Tensor) -> list[tuple[int, int]]:
@@ -35,12 +53,12 @@ def _ranges(ends: Tensor) -> list[tuple[int, int]]:
 def grouped_mm(rows: Tensor, matrices: Tensor, ends: Tensor, transpose: bool) -> Tensor:
     """Row m of group g times matrix g, or times its transpose: rows [M, K], matrices [G, K, O] or [G, O, K] -> [M, O].
 
-    Group g is rows ends[g-1] … ends[g]-1; the last of `ends` [G] is M. `rows` and `matrices` have one dtype, and both
-    get gradients.
+    Group g is rows ends[g-1] … ends[g]-1; the last of `ends` [G] is M. They are where `place_ends` puts them. `rows` and
+    `matrices` have one dtype, and both get gradients.
     """
     if transpose:
         matrices = matrices.transpose(1, 2)
-    if _has_grouped_kernel(rows, *matrices.shape[1:]):
+    if ends.is_cuda and _has_grouped_kernel(rows, *matrices.shape[1:]):
         return F.grouped_mm(rows.contiguous(), matrices, offs=ends.to(torch.int32))
     out = rows.new_empty(rows.shape[0], matrices.shape[2])
     for group, (start, stop) in enumerate(_ranges(ends)):
@@ -58,7 +76,7 @@ def _(rows: Tensor, matrices: Tensor, ends: Tensor, transpose: bool) -> Tensor:
 def grouped_outer(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
     """Σ over the rows m of group g of left[m] ⊗ right[m]: left [M, K], right [M, O], ends [G] -> [G, K, O]; zero for a
     group without rows."""
-    if _has_grouped_kernel(left, left.shape[1], right.shape[1]):
+    if ends.is_cuda and _has_grouped_kernel(left, left.shape[1], right.shape[1]):
         products = F.grouped_mm(left.contiguous().t(), right.contiguous(), offs=ends.to(torch.int32))
         empty = ends.diff(prepend=ends.new_zeros(1)) == 0  # the kernel may leave groups without rows unwritten
         return products.masked_fill_(empty[:, None, None], 0)

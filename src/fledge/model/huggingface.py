@@ -52,9 +52,15 @@ class TransformersModel(LanguageModel):
 
     # -- computing ----------------------------------------------------------------------------------------------------
 
-    def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        segment_starts: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states [B, T, D]; see `LanguageModel.forward`. The library separates documents by their positions, which must
-        count up from 0 in each document."""
+        count up from 0 in each document; it has no use for `segment_starts`."""
         self._set_recomputed_blocks()
         positions = document_positions(tokens, documents) if positions is None else positions
         return self.decode(tokens, positions, use_cache=False).last_hidden_state.to(self.compute_dtype)
@@ -65,7 +71,11 @@ class TransformersModel(LanguageModel):
             return self.causal_lm.base_model(input_ids=tokens, position_ids=positions, **options)
 
     def forward_with_router_stats(
-        self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        segment_starts: Tensor | None = None,
     ) -> tuple[Tensor, RouterStats | None]:
         """Hidden states [B, T, D], and None: the library's mixtures of experts say nothing about their routers here."""
         return self.forward(tokens, positions, documents), None

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fledge.model.grouped_mm import grouped_mm, permute, unpermute
+from fledge.model.grouped_mm import grouped_mm, permute, place_ends, unpermute
 from fledge.model.linear import Linear
 from fledge.recipe.schema import ModelConfig, MoeConfig
 
@@ -171,7 +171,7 @@ class MoELayer(nn.Module):
         super().__init__()
         self.gate = Router(config.hidden_size, moe)
         self.experts = GroupedExperts(config.hidden_size, config.intermediate_size, moe.num_experts)
-        self.shared_expert = shared
+        self.expert_size, self.shared_expert = config.intermediate_size, shared
         self.shared_expert_gate = None if shared is None else Linear(config.hidden_size, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -192,6 +192,7 @@ class MoELayer(nn.Module):
         source = order // k
         ends = _one_hot_choices(chosen, experts).sum(0).cumsum(0)
         rows = permute(flat, source, positions)
+        ends = place_ends(ends, rows.detach(), self.expert_size)
         out = unpermute(self.experts(rows, weights.flatten()[order], ends), source, positions).view_as(x)
         if self.shared_expert is not None and self.shared_expert_gate is not None:
             share = self.shared_expert_gate(x).sigmoid()

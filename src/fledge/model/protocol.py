@@ -51,16 +51,27 @@ class LanguageModel(nn.Module, ABC):
     # -- computing ----------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        segment_starts: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states [B, T, D] in `compute_dtype` of tokens [B, T].
 
         `positions` [B, T] count up from 0 in each document; None: the model counts them itself. `documents` [B, T] number
         the documents that are packed into a row, 0 is padding; no document sees another. None: a row is one document.
+        `segment_starts`: `cuda_attention.segment_starts` of the documents, where the caller knows them.
         """
 
     @abstractmethod
     def forward_with_router_stats(
-        self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        segment_starts: Tensor | None = None,
     ) -> tuple[Tensor, RouterStats | None]:
         """Hidden states as from `forward`, and the routing of the native mixture of experts (None for other models)."""
 

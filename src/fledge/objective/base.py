@@ -1,7 +1,7 @@
 """The interface of objectives: a model and a batch give sums, which an update or an evaluation adds up and divides once."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -13,6 +13,20 @@ from fledge.model.moe import RouterStats
 from fledge.model.protocol import LanguageModel
 
 Number = float | Tensor
+
+
+def as_number(value: Number) -> Number:
+    """A scalar as a number. What a GPU may still be computing stays there, in float64: reading it would wait for the GPU."""
+    if not isinstance(value, Tensor) or value.device.type == "cpu":
+        return float(value)
+    return value.detach().double()
+
+
+def read_numbers(values: Sequence[Number]) -> list[float]:
+    """The numbers as floats; the host waits once for all that are on a GPU."""
+    on_device = [value for value in values if isinstance(value, Tensor) and value.device.type != "cpu"]
+    read = iter(torch.stack([value.double() for value in on_device]).tolist() if on_device else ())
+    return [next(read) if isinstance(value, Tensor) and value.device.type != "cpu" else float(value) for value in values]
 
 
 def mean(total: Any, count: Any) -> Any:
@@ -39,7 +53,7 @@ def integer_total(total: float, count: float) -> int:
 class Ratio:
     """A metric as numerator `total` and denominator `count`, so that micro-batches and processes add up exactly.
 
-    Both are floats in an evaluation. In training they may be scalar tensors on the device, which are read later.
+    Both are floats in an evaluation on a CPU. Otherwise they may be scalar tensors on the device, which are read later.
     `reduction(total, count)` is the value of the metric.
     """
 

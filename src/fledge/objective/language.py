@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from fledge.data import Batch
+from fledge.model.device_copy import to_device
 from fledge.model.linear_cross_entropy import LossKernel, cross_entropy, token_logps_and_correct
 from fledge.model.protocol import LanguageModel, eval_mode
-from fledge.objective.base import LossOutput, Ratio, bits_per_unit, integer_total, perplexity
+from fledge.objective.base import LossOutput, Ratio, as_number, bits_per_unit, integer_total, perplexity
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class CausalLMObjective:
 
     def __call__(self, model: LanguageModel, batch: Batch) -> LossOutput:
         """Σ weight × cross-entropy, smoothed by `label_smoothing`."""
-        states, routing = model.forward_with_router_stats(batch.input_ids, batch.position_ids, batch.documents)
+        states, routing = model.forward_with_router_stats(*batch.model_inputs)
         hidden = states.flatten(0, 1)
         targets, weights = batch.targets.flatten(), batch.loss_weights.flatten()
         loss = cross_entropy(
@@ -54,19 +55,19 @@ def target_metrics(model: LanguageModel, batch: Batch, token_bytes: Tensor | Non
     """`loss` (nats), `perplexity` and `token_accuracy` per weighted target, `tokens` (the sum of the weights), and with
     `token_bytes` [V] `bits_per_byte` = Σ weight · nll / (ln 2 · Σ weight · bytes)."""
     with eval_mode(model):
-        hidden = model(batch.input_ids, batch.position_ids, batch.documents).flatten(0, 1)
+        hidden = model(*batch.model_inputs).flatten(0, 1)
     index = batch.target_index
     logps, correct = token_logps_and_correct(hidden, model.lm_head_weight, batch.targets.flatten()[index], index)
     weights = batch.loss_weights.flatten()[index].double()
-    nll, weight = -float((logps * weights).sum()), float(weights.sum())
+    nll, weight = as_number(-(logps * weights).sum()), as_number(weights.sum())
     metrics = {
         "loss": Ratio(nll, weight),
         "perplexity": Ratio(nll, weight, perplexity),
-        "token_accuracy": Ratio(float((correct * weights).sum()), weight),
+        "token_accuracy": Ratio(as_number((correct * weights).sum()), weight),
         "tokens": Ratio(weight, 1.0, integer_total),
     }
     if token_bytes is not None:
-        sizes = token_bytes.to(batch.targets.device)[batch.targets]
-        num_bytes = float((sizes * batch.loss_weights).sum(dtype=torch.float64))
+        sizes = to_device(token_bytes, batch.targets.device)[batch.targets]
+        num_bytes = as_number((sizes * batch.loss_weights).sum(dtype=torch.float64))
         metrics["bits_per_byte"] = Ratio(nll, num_bytes, bits_per_unit)
     return metrics

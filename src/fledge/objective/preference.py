@@ -8,10 +8,11 @@ from torch import Tensor
 
 from fledge.data import Batch
 from fledge.errors import FledgeError
+from fledge.model.device_copy import to_device
 from fledge.model.linear_cross_entropy import log_probabilities
 from fledge.model.moe import RouterStats
 from fledge.model.protocol import LanguageModel, eval_mode
-from fledge.objective.base import LossOutput, Ratio, integer_total
+from fledge.objective.base import LossOutput, Ratio, as_number, integer_total
 from fledge.objective.language import target_metrics
 from fledge.objective.preference_losses import PREFERENCE_LOSSES, SMOOTHED_LOSSES, LossParams, PairLogps
 
@@ -27,7 +28,7 @@ def sequence_log_probabilities(model: LanguageModel, batch: Batch) -> tuple[Tens
 
 
 def _sequence_logps_with_router_stats(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor, RouterStats | None]:
-    states, routing = model.forward_with_router_stats(batch.input_ids, batch.position_ids, batch.documents)
+    states, routing = model.forward_with_router_stats(*batch.model_inputs)
     hidden = states.flatten(0, 1)
     index = batch.target_index
     weights = batch.loss_weights.flatten()[index]
@@ -46,7 +47,9 @@ def by_pair(values: Tensor, batch: Batch) -> Tensor:
 def chosen_only(batch: Batch) -> Batch:
     """The batch of pairs with weight on the chosen completions alone."""
     chosen = (batch.sequence_ids % PAIR == 0) & (batch.sequence_ids < batch.num_sequences)
-    return replace(batch, loss_weights=batch.loss_weights * chosen, known_target_index=None)
+    # On a GPU the targets of all completions are computed, because the host would wait for those of the chosen ones.
+    index = batch.known_target_index if batch.loss_weights.is_cuda else None
+    return replace(batch, loss_weights=batch.loss_weights * chosen, known_target_index=index)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +83,7 @@ class DPOObjective:
         if self.reference is None:
             return torch.zeros(len(batch.examples), PAIR, device=batch.input_ids.device)
         if isinstance(self.reference, Tensor):
-            return self.reference[torch.tensor(batch.examples, dtype=torch.long)].to(batch.input_ids.device)
+            return self.reference[to_device(batch.examples, self.reference.device)].to(batch.input_ids.device)
         with torch.no_grad(), eval_mode(self.reference):
             return by_pair(sequence_log_probabilities(self.reference, batch)[0], batch)
 
@@ -120,13 +123,13 @@ class DPOObjective:
         with eval_mode(model):
             output, logps = self._with_logps(model, batch)
         pairs = self.normalizer(batch)
-        likelier = float((logps.policy[:, 0] > logps.policy[:, 1]).sum())
+        likelier = as_number((logps.policy[:, 0] > logps.policy[:, 1]).sum())
         return {
             **target_metrics(model, chosen_only(batch), self.token_bytes),
-            "loss": Ratio(float(output.loss), pairs),
+            "loss": Ratio(as_number(output.loss), pairs),
             "pairs": Ratio(pairs, 1.0, integer_total),
             "logps/accuracies": Ratio(likelier, pairs),
-            **{name: Ratio(float(ratio.total), float(ratio.count)) for name, ratio in output.metrics.items()},
+            **{name: Ratio(as_number(ratio.total), as_number(ratio.count)) for name, ratio in output.metrics.items()},
         }
 
 

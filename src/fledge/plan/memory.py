@@ -1,12 +1,14 @@
 """The largest micro-batch that fits into memory according to the cost model. Its size does not change the result of
 training."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
+from fledge.model.cuda_attention import segment_room
 from fledge.recipe.schema import BatchConfig, OptimizerConfig, RuntimeConfig
 from fledge.run.environment import local_world_size
 
@@ -22,6 +24,7 @@ class MemoryInputs:
     row_length: int
     optimizer: OptimizerConfig
     device: str
+    documents_per_row: float = 1.0  # pieces of documents in a packed row, on average
     copies: int = 0  # float32 copies of the weights: EMA, reference model, weights before an update
 
 
@@ -55,8 +58,21 @@ def estimate(inputs: MemoryInputs, runtime: RuntimeConfig, rows: int) -> float:
     return (
         BASELINE_BYTES
         + copies
+        + _cuda_attention_bytes(inputs, runtime, rows, 2 if half else 4)
         + inputs.cost.peak_bytes(tokens, 2 if half else 4, compiled, inputs.optimizer.name, runtime.activation_checkpoint_every)
     )
+
+
+def _cuda_attention_bytes(inputs: MemoryInputs, runtime: RuntimeConfig, rows: int, size: int) -> float:
+    """Bytes that attention needs on CUDA beyond the cost model, which counts `blocked`: the most of all backends that may be
+    chosen."""
+    if inputs.device != "cuda":
+        return 0.0
+    tokens, chosen = rows * inputs.row_length, runtime.attention
+    masked = inputs.cost.masked_attention_bytes(tokens, inputs.row_length, size, runtime.activation_checkpoint_every)
+    varlen = inputs.cost.varlen_bytes(tokens, segment_room(math.ceil(rows * inputs.documents_per_row)))
+    by_backend = {"sdpa": masked, "varlen": varlen, "auto": max(masked, varlen)}
+    return by_backend.get(chosen, 0.0)
 
 
 def auto_micro_batch(batch: BatchConfig, inputs: MemoryInputs, runtime: RuntimeConfig) -> tuple[BatchConfig, list[str]]:

@@ -45,7 +45,7 @@ def _highest(losses: list[tuple[float, int]]) -> list[tuple[float | None, int]]:
 
 def _example_losses(model: LanguageModel, batch: Batch) -> list[tuple[float, int]]:
     """(mean loss, index) of each example; an infinite loss for one that is not finite."""
-    hidden = model(batch.input_ids, batch.position_ids, batch.documents).flatten(0, 1)
+    hidden = model(*batch.model_inputs).flatten(0, 1)
     index = batch.target_index
     logps, _ = token_logps_and_correct(hidden, model.lm_head_weight, batch.targets.flatten()[index], index)
     owner = batch.sequence_ids.flatten()[index] // batch.sequences_per_example

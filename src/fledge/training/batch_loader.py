@@ -7,9 +7,21 @@ from dataclasses import replace
 
 import torch
 
+from fledge.data import Batch
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
+from fledge.model.cuda_attention import segment_starts
 from fledge.training.batch_source import BatchSource, StepBatch
+
+
+def pinned_for_gpu(batch: Batch) -> Batch:
+    """The batch in page-locked memory, with what the host would later have to ask the GPU for."""
+    return batch.with_segment_starts(segment_starts(batch.documents)).pinned()
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch of main memory on a device; the host does not wait for the copy."""
+    return (pinned_for_gpu(batch) if device.type == "cuda" else batch).to(device)
 
 
 class BatchLoader:
@@ -45,7 +57,7 @@ class BatchLoader:
         batch = self.source.batch(step)
         if self.device.type != "cuda":
             return batch
-        return replace(batch, batches=tuple(micro_batch.pinned() for micro_batch in batch.batches))
+        return replace(batch, batches=tuple(pinned_for_gpu(micro_batch) for micro_batch in batch.batches))
 
     def _with_global_counts(self, batch: StepBatch) -> StepBatch:
         local = (batch.normalizer, batch.num_tokens, batch.num_target_tokens, *batch.by_source)

@@ -12,6 +12,8 @@ from fledge.distributed.fsdp import reshard_after
 from fledge.errors import FledgeError
 from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective import Objective, Ratio
+from fledge.objective.base import read_numbers
+from fledge.training.batch_loader import on_device
 from fledge.training.train_step import StopRequested
 
 CONSOLE_METRICS = {  # in this order, where the objective has them
@@ -69,7 +71,7 @@ def validate(
         for batch, counts in local_row_batches(validation.data, validation.max_packed_rows, micro_batch_rows, ranks):
             if asked_to_stop():
                 raise StopRequested
-            for name, ratio in validation.objective.evaluate(model, batch.to(device)).items():
+            for name, ratio in validation.objective.evaluate(model, on_device(batch, device)).items():
                 sums[name] = sums.get(name, ratio.zeroed()) + (ratio if counts else ratio.zeroed())
     metrics = {name: ratio.value for name, ratio in _all_reduced(sums, ranks).items() if ratio.count}
     if "loss" not in metrics:
@@ -79,7 +81,7 @@ def validate(
 
 def _all_reduced(sums: dict[str, Ratio], ranks: DistributedContext) -> dict[str, Ratio]:
     """The ratios summed over all ranks, in float64."""
-    values = ranks.all_reduce_sum([float(value) for ratio in sums.values() for value in (ratio.total, ratio.count)])
+    values = ranks.all_reduce_sum(read_numbers([value for ratio in sums.values() for value in (ratio.total, ratio.count)]))
     totals, counts = values[::2], values[1::2]
     return {
         name: replace(sums[name], total=total, count=count) for name, total, count in zip(sums, totals, counts, strict=True)

@@ -178,7 +178,7 @@ def generation(*, precision: str = "bf16", **model: Any) -> Pieces:
     from fledge.generation.sampling import SamplingParams
     from tests.support.fake_cuda.watch import watched
 
-    prompts = [[1 + number] * length for number, length in enumerate((24, 24, 24))]
+    prompts = [[1 + number] * length for number, length in enumerate((5, 19, 40))]
     pieces = {}
     sampled = SamplingParams(
         temperature=0.8, top_k=20, top_p=0.9, repetition_penalty=1.1, logprobs=True, max_new_tokens=8, seed=3

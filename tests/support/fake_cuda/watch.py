@@ -15,9 +15,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 import fledge
-from fledge.model.grouped_mm import grouped_mm, grouped_outer
+from fledge.model import grouped_mm
 
-OWN_OPERATORS: dict[str, Any] = {"grouped_mm": grouped_mm, "grouped_outer": grouped_outer}
 PACKAGE = str(Path(fledge.__file__).parent)
 HOST_ONLY = (
     *("view", "_unsafe_view", "reshape", "transpose", "permute", "expand", "squeeze", "unsqueeze", "slice", "select", "split"),
@@ -83,8 +82,13 @@ class HostWaits(TorchDispatchMode):
             return _unknown(args[0].dtype)
         if name.startswith("fledge::") and on_device:  # an operator of our own: what matters is what it does inside
             with self:
-                return OWN_OPERATORS[name.partition("::")[2]]._init_fn(*args, **kwargs)
-        if on_device and name in DATA_DEPENDENT and (name != "aten::repeat_interleave" or is_cuda(args[0])):
+                return getattr(grouped_mm, name.partition("::")[2])._init_fn(*args, **kwargs)
+        if (
+            func.namespace == "aten" and func._can_decompose()
+        ):  # as called from inside such an operator; everywhere else autograd has done it
+            with self:
+                return func.decompose(*args, **kwargs)
+        if name in DATA_DEPENDENT and any(hasattr(tensor, "fake_mode") for tensor in tensors):
             return self._data_dependent(func, name, args, kwargs)
         if name in ("aten::_to_copy", "aten::copy_"):
             self._note_copy(name, args, kwargs)
@@ -103,10 +107,11 @@ class HostWaits(TorchDispatchMode):
     def _data_dependent(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         if name == "aten::repeat_interleave" and kwargs.get("output_size") is not None:
             return func(*args, **kwargs)
-        self.note(DATA_DEPENDENT[name])
+        x = args[0]
+        if is_cuda(x):
+            self.note(DATA_DEPENDENT[name])
         if name == "aten::equal":
             return True
-        x = args[0]
         if name == "aten::nonzero":
             return x.new_empty((1, x.dim()), dtype=torch.int64)
         raise NotImplementedError(f"{name} has no size here")

@@ -1,7 +1,7 @@
 """A batch: packed rows as tensors."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,8 @@ class Batch:
 
     Each `sequences_per_example` neighbouring sequences are one example. `examples`: numbers of the examples in the data, in the
     order of their sequences. `tokens_by_source`: tokens of each source, if sources are known. `known_target_index` [n]:
-    `target_index`, computed on the host so that no code waits for a device.
+    `target_index`, computed on the host so that no code waits for a device. `segment_starts`: where attention's segments begin
+    (`model.cuda_attention.segment_starts`), in a batch that is prepared for a GPU.
     """
 
     input_ids: "Tensor"
@@ -36,6 +37,12 @@ class Batch:
     sequences_per_example: int = 1
     tokens_by_source: tuple[int, ...] = ()
     known_target_index: "Tensor | None" = None
+    segment_starts: "Tensor | None" = None
+
+    @property
+    def model_inputs(self) -> "tuple[Tensor, Tensor, Tensor, Tensor | None]":
+        """The arguments of a model's forward pass."""
+        return self.input_ids, self.position_ids, self.documents, self.segment_starts
 
     def _with(self, change: "Callable[[Tensor], Tensor]") -> "Batch":
         """A copy with `change` applied to every tensor, and with the counts that were computed already."""
@@ -52,9 +59,18 @@ class Batch:
             sequences_per_example=self.sequences_per_example,
             tokens_by_source=self.tokens_by_source,
             known_target_index=index,
+            segment_starts=None if self.segment_starts is None else change(self.segment_starts),
         )
-        batch.__dict__.update({name: self.__dict__[name] for name in COUNTED if name in self.__dict__})
-        return batch
+        return batch._with_counts_of(self)
+
+    def _with_counts_of(self, batch: "Batch") -> "Batch":
+        """This batch, knowing the counts that `batch`, which has equal ones, has computed already."""
+        self.__dict__.update({name: batch.__dict__[name] for name in COUNTED if name in batch.__dict__})
+        return self
+
+    def with_segment_starts(self, starts: "Tensor") -> "Batch":
+        """The batch with `segment_starts`."""
+        return replace(self, segment_starts=starts)._with_counts_of(self)
 
     @property
     def target_index(self) -> "Tensor":

@@ -133,6 +133,12 @@ class PackedDataset:
         return float((lengths**2).sum() / lengths.sum())
 
     @cached_property
+    def pieces_per_row(self) -> float:
+        """Mean number of pieces of sequences in a packed row of the first epoch."""
+        layout = self.epoch(0)[0]
+        return len(layout.length) / len(layout) if len(layout) else 0.0
+
+    @cached_property
     def num_tokens(self) -> int:
         """Positions of the first epoch that are not padding."""
         return int(self.epoch(0)[0].length.sum())
