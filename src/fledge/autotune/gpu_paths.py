@@ -40,7 +40,8 @@ GPU_PATHS: dict[Capability, GpuPath] = {
     (8, 9): GpuPath(cards="RTX 40, L4", precision="bf16", reason=BF16, attention=ALL),
     (9, 0): GpuPath(cards="H100, H200", precision="bf16", reason=BF16, attention=ALL),
     (10, 0): GpuPath(cards="B200", precision="bf16", reason=BF16, attention=ALL),
-    (11, 0): GpuPath(cards="RTX 50, Thor", precision="bf16", reason=BF16, attention=ALL),
+    (11, 0): GpuPath(cards="Thor", precision="bf16", reason=BF16, attention=ALL),
+    (12, 0): GpuPath(cards="RTX 50", precision="bf16", reason=BF16, attention=ALL),
 }
 
 
