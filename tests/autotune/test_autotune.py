@@ -1,6 +1,7 @@
 """Autotune chooses by readable rules from measurements on this machine and never against the recipe."""
 
 import os
+import pickle
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from fledge.autotune.benchmark import (
     time_attention,
     truncate_batch,
 )
-from fledge.autotune.compile import compile_with_cache_retry, model_code, use_compile_cache
+from fledge.autotune.compile import compile_with_cache_retry, is_damaged_cache, model_code, use_compile_cache
 from fledge.autotune.compute_config import ComputeConfig, check_device, use_float32
 from fledge.autotune.search import AutotuneSearch, fastest, is_too_busy
 from fledge.data import Batch
@@ -361,6 +362,63 @@ def test_incomplete_compile_cache_of_a_killed_process_is_compiled_again(monkeypa
 
     compile_with_cache_retry(step, messages.append)
     assert not half.exists() and "compiled again" in messages[0]
+
+
+class Wrapped(RuntimeError):
+    """As torch wraps the error of a backend."""
+
+    def __init__(self, inner: Exception) -> None:
+        super().__init__(f"backend='inductor' raised: {inner}")
+        self.inner_exception = inner
+
+
+FAILING_BACKENDS = [
+    RuntimeError("PassManager::run failed"),
+    RuntimeError("out of resource: shared memory, Required: 114688, Hardware limit: 65536"),
+    Wrapped(RuntimeError("NoValidChoicesError: No choices to select")),
+    ModuleNotFoundError("No module named 'triton'"),
+    FileNotFoundError(2, "No such file or directory", "g++"),
+    torch.OutOfMemoryError("CUDA out of memory"),
+    FledgeError("refused"),
+]
+
+
+@pytest.mark.parametrize("error", FAILING_BACKENDS, ids=lambda error: str(error)[:30])
+def test_a_failing_backend_is_not_taken_for_a_damaged_cache(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    kept = Path(use_compile_cache()) / "of_another_process.so"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    calls, messages = [], list[str]()
+
+    def step() -> None:
+        calls.append(1)
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        compile_with_cache_retry(step, messages.append)
+    assert raised.value is error and len(calls) == 1 and not messages and kept.exists()
+
+
+def test_every_kind_of_unreadable_cache_is_recognised() -> None:
+    folder = code_cache_folder()
+    broken = folder / "x" / "half.py"
+    unreadable: list[Exception] = [
+        EOFError("Ran out of input"),
+        pickle.UnpicklingError("pickle data was truncated"),
+        SyntaxError("unexpected EOF while parsing", (str(broken), 3, 1, "def call(", 3, 1)),
+        OSError(f"{folder}/x.so: invalid ELF header"),
+        RuntimeError("Triton Error [CUDA]: device kernel image is invalid"),
+        ImportError(f"{folder}/x.so: undefined symbol: kernel"),
+    ]
+    for error in unreadable:
+        assert is_damaged_cache(error, folder) and is_damaged_cache(Wrapped(error), folder)
+    for error in (
+        SyntaxError("bad", ("/elsewhere/model.py", 3, 1, "", 3, 1)),
+        OSError("/elsewhere/x"),
+        ImportError("no triton"),
+    ):
+        assert not is_damaged_cache(error, folder)
 
 
 def test_compile_cache_directory_of_the_user_is_left_untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,20 +7,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
+from json import JSONDecodeError
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import xxhash
 
-from fledge.errors import FledgeError
+from fledge.errors import first_line
 from fledge.model.linear_cross_entropy import _softmax_grad_chunk
 from fledge.model.protocol import LanguageModel
-from fledge.plan.memory import is_out_of_memory
 from fledge.run.code_cache import private_code_cache, set_by_user
 
 functorch: Any = import_module("torch._functorch.config")
 IMPORT_DEFAULT_FOLDER = ("torch._inductor.runtime.runtime_utils", "torch._inductor.codecache")  # they import its function
+BROKEN_LIBRARY = (  # of the loader of libraries, and of CUDA for a kernel that it cannot read
+    "file too short", "invalid ELF header", "file truncated", "device kernel image is invalid",
+)  # fmt: skip
 _compiled_kernel: list[Any] = []
 
 
@@ -66,25 +70,57 @@ def model_code() -> str:
 
 
 def compile_with_cache_retry(step: Callable[[], None], log: Callable[[str], None] = lambda text: None) -> None:
-    """Run a step that compiles; if it fails with cached code, empty the cache and try once more.
+    """Run a step that compiles; if cached code cannot be loaded, empty the cache and try once more.
 
-    A process killed during compilation can leave an incomplete library behind, which would fail forever. A directory set by the
-    user is left untouched. The second failure is raised.
+    A process killed during compilation can leave an incomplete library behind, which would fail forever. Any other error, such
+    as that of a backend without a kernel for this device, is raised unchanged, and so is the second failure. A directory set by
+    the user is left untouched.
     """
     try:
         step()
     except Exception as error:
-        if isinstance(error, FledgeError) or is_out_of_memory(error):
+        base = private_code_cache()
+        own = [folder for folder in (base / model_code(), base / "triton") if folder.is_dir()]
+        if not own or use_compile_cache() != str(base / model_code()) or not is_damaged_cache(error, base):
             raise
-        folder = private_code_cache() / model_code()
-        if use_compile_cache() != str(folder) or not folder.is_dir():
-            raise
-        log(f"note: compiling failed ({type(error).__name__}); {folder} is emptied and the code is compiled again")
-        stale = folder.with_name(f".{folder.name}.{os.getpid()}")
-        folder.replace(stale)
-        shutil.rmtree(stale, ignore_errors=True)
+        names = ", ".join(map(str, own))
+        log(f"note: cached code could not be loaded ({first_line(error)}); {names}: emptied, and the code is compiled again")
+        for folder in own:
+            stale = folder.with_name(f".{folder.name}.{os.getpid()}")
+            folder.replace(stale)
+            shutil.rmtree(stale, ignore_errors=True)
         torch._dynamo.reset()
         step()
+
+
+def is_damaged_cache(error: BaseException, folder: Path) -> bool:
+    """Whether an error, or one of its causes, says that a file of cached code in `folder` is incomplete or not readable.
+
+    A compiler wraps the error of its backend, so all causes are looked at. A module or a compiler that is missing is not a
+    damaged cache: emptying it, which other processes use, would not help.
+    """
+    return any(_is_unreadable(cause, folder) for cause in _causes(error))
+
+
+def _is_unreadable(error: BaseException, folder: Path) -> bool:
+    text = str(error)
+    if isinstance(error, EOFError | UnpicklingError | JSONDecodeError) or any(words in text for words in BROKEN_LIBRARY):
+        return True
+    named = f"{text} {getattr(error, 'filename', None)}"
+    is_reading = isinstance(error, OSError | SyntaxError | ImportError)
+    return is_reading and not isinstance(error, ModuleNotFoundError) and str(folder) in named
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from, and the errors that torch's wrappers hold."""
+    seen: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is not None and one not in seen:
+            seen.append(one)
+            waiting += [one.__cause__, one.__context__, getattr(one, "inner_exception", None)]
+            yield one
 
 
 def compile_blocks(model: LanguageModel) -> None:

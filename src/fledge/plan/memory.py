@@ -13,6 +13,9 @@ from fledge.recipe.schema import BatchConfig, OptimizerConfig, RuntimeConfig
 from fledge.run.environment import local_world_size
 
 BASELINE_BYTES = 500 * 2**20  # interpreter, libraries, compiled code and temporary results
+OUT_OF_MEMORY = (  # in messages of allocators: of main memory, and of the driver and libraries of a GPU
+    "can't allocate memory", "not enough memory", "out of memory", "status_alloc_failed",
+)  # fmt: skip
 MAX_MICRO_BATCH_TOKENS = {"cpu": 16_384, "cuda": 131_072}  # larger micro-batches are not faster
 
 
@@ -32,8 +35,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or in main memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY)
 
 
 def budget(runtime: RuntimeConfig, device: str) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from fledge.autotune.autotune import autotune, head_kernel
+from fledge.autotune.benchmark import wait_for
 from fledge.data import Batch
 from fledge.model.decoder import Decoder
 from fledge.objective import CausalLMObjective
@@ -35,6 +36,7 @@ def measure_speed(log: Callable[[str], None]) -> float:
         log=log,
     )
     compute.apply(model)
+    batch = batch.to(model.device)
     objective = CausalLMObjective(kernel=head_kernel(compute))
     optimizers = build_optimizers(model, OptimizerConfig(name="muon", learning_rate=1e-4))
 
@@ -43,6 +45,7 @@ def measure_speed(log: Callable[[str], None]) -> float:
         for optimizer in optimizers:
             optimizer.step()
         model.zero_grad(set_to_none=True)
+        wait_for(compute.device)  # a GPU has only been told what to do
 
     train_step()
     start, steps = time.perf_counter(), 0
@@ -66,4 +69,5 @@ def _random_batch() -> Batch:
         sequence_ids=ones * 0,
         num_sequences=1,
         examples=(0,),
+        known_target_index=torch.arange(tokens.numel()),
     )

@@ -90,23 +90,25 @@ def system_metrics(
     `seconds_before`: the stage's clock at the previous event. `other_seconds`: time of evaluation and saving since then, by
     phase. `peak_flops`: FLOP/s, 0 if it was not measured. `folder`: a folder on the disk whose free space is reported. MFU
     counts the operations that the update needs: the head only at targets, attention only inside a document (`mean_context`: of
-    the packed data)."""
+    the packed data). Speed and MFU are by the time since the previous event without `other_seconds`, not by the phases: what a
+    GPU waits for between two updates counts."""
     device = output.grad_norm.device.type
     phases = output.timer.seconds()
-    busy = sum(phases.values())
+    step_seconds = state.seconds - seconds_before
+    training_seconds = step_seconds - sum(other_seconds.values())
     batch = output.batch
     values: dict[str, Any] = {
         "system/seconds": round(state.seconds, 3),
-        "system/step_seconds": round(state.seconds - seconds_before, 4),
+        "system/step_seconds": round(step_seconds, 4),
         "system/phases": {name: round(seconds, 4) for name, seconds in {**phases, **other_seconds}.items()},
         "system/tokens_per_second": state.tokens / state.seconds,
-        "system/step_tokens_per_second": round(batch.num_tokens / busy, 1) if busy else None,
+        "system/step_tokens_per_second": round(batch.num_tokens / training_seconds, 1) if training_seconds > 0 else None,
         "system/memory_bytes": (held := memory_bytes(device)),
         "system/peak_memory_bytes": max(held, peak_memory_bytes(device)),
         "system/disk_free_bytes": shutil.disk_usage(folder).free,
         "system/eta_seconds": state.seconds / state.step * (total_steps - state.step),
     }
-    if peak_flops and busy:
+    if peak_flops and training_seconds > 0:
         flops = batch.num_tokens * cost.training_body_flops(mean_context) + batch.num_target_tokens * cost.training_head_flops()
-        values["system/mfu"] = round(flops / busy / peak_flops, 4)
+        values["system/mfu"] = round(flops / training_seconds / peak_flops, 4)
     return values
