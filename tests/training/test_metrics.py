@@ -57,7 +57,14 @@ def _output(**sizes: Any) -> tuple[StepOutput, Decoder, Decoder]:
 
 def _system_metrics(output: StepOutput, state: TrainState, model: Decoder, **changes: Any) -> dict[str, Any]:
     """The `system` event; 40 positions a row."""
-    arguments: dict[str, Any] = {"total_steps": 40, "seconds_before": 0.0, "other_seconds": {}, "peak_flops": 0.0, **changes}
+    arguments: dict[str, Any] = {
+        "total_steps": 40,
+        "device": "cpu",
+        "seconds_before": 0.0,
+        "other_seconds": {},
+        "peak_flops": 0.0,
+        **changes,
+    }
     cost = ModelCost(model.config, model.vocab_size)
     return system_metrics(output, state, cost=cost, mean_context=40, folder=Path("."), **arguments)
 

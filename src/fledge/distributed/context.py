@@ -120,6 +120,22 @@ class DistributedContext:
         """The maximum of each value over the ranks, in float64."""
         return self._all_reduce_values(values, "MAX")
 
+    def begin_all_reduce_max(self, values: Sequence[float]) -> Callable[[], list[float]]:
+        """Begin `all_reduce_max`, and return the function that waits for its result. Other collective calls may lie between."""
+        if not self.is_distributed:
+            return lambda: list(values)
+        import torch.distributed as dist
+
+        tensor = torch.tensor(values, dtype=torch.float64)
+
+        @_raise_peer_lost
+        def finish() -> list[float]:
+            work.wait()
+            return tensor.tolist()
+
+        work: Any = _raise_peer_lost(dist.all_reduce)(tensor, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return finish
+
     @_raise_peer_lost
     def _all_reduce_values(self, values: Sequence[float], operation: str) -> list[float]:
         if not self.is_distributed:

@@ -32,7 +32,7 @@ class PhaseTimer:
     def seconds(self) -> dict[str, float]:
         """Seconds of each phase. On a GPU this waits for the step to be done."""
         phases = dict(self._added)
-        if self.cuda:
+        if self.cuda and not self._marks[-1][1].query():
             self._marks[-1][1].synchronize()
         for (_, before), (name, after) in zip(self._marks, self._marks[1:], strict=False):
             seconds = before.elapsed_time(after) / 1000 if self.cuda else after - before

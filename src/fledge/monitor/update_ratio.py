@@ -27,6 +27,11 @@ class UpdateRatioMonitor:
         trained = [(group_of(name), p) for name, p in model.named_parameters() if p.requires_grad]
         self.ranks = ranks if ranks is not None and any(is_sharded(p) for _, p in trained) else None
         self.parameters = [(group, get_local_tensor(p.detach())) for group, p in trained]
+        groups = [group for group, _ in trained]
+        self.members = {  # on the device from the beginning: a copy in every update would wait for it
+            group: torch.tensor([name == group for name in groups], device=self.parameters[0][1].device)
+            for group in dict.fromkeys(groups)
+        }
         self._copies: list[Tensor] = []
 
     @torch.no_grad()
@@ -50,9 +55,7 @@ class UpdateRatioMonitor:
             self.ranks.all_reduce_(squares)
             weights, changes = (values.sqrt_() for values in squares)
         ratios = {}
-        groups = [group for group, _ in self.parameters]
-        for group in dict.fromkeys(groups):
-            members = torch.tensor([name == group for name in groups], device=weights.device)
+        for group, members in self.members.items():
             change, weight = (torch.linalg.vector_norm(norms * members) for norms in (changes, weights))
             ratios[group] = torch.where(weight > 0, change / weight, 0.0)
         return ratios

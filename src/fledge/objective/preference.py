@@ -34,9 +34,14 @@ def _sequence_logps_with_router_stats(model: LanguageModel, batch: Batch) -> tup
     weights = batch.loss_weights.flatten()[index]
     logps = log_probabilities(hidden, model.lm_head_weight, batch.targets.flatten()[index], index)
     owner = batch.sequence_ids.flatten()[index]
-    sums = torch.zeros(batch.num_sequences, dtype=torch.float32, device=logps.device).index_add(0, owner, logps * weights)
-    lengths = torch.zeros(batch.num_sequences, device=logps.device).index_add(0, owner, weights)
-    return sums, lengths, routing
+    ends = torch.searchsorted(owner, torch.arange(batch.num_sequences + 1, device=owner.device))
+    return _segment_sums(logps * weights, ends), _segment_sums(weights, ends), routing
+
+
+def _segment_sums(values: Tensor, ends: Tensor) -> Tensor:
+    """The sum [S] of each of the S sequences, whose values lie one after another in `values` [n]: sequence s begins at
+    `ends`[s]. Each sum has one order, on a GPU too, where `index_add` adds in the order in which threads arrive."""
+    return torch.segment_reduce(values, "sum", offsets=ends, initial=0, unsafe=True)  # unsafe: checks would wait for a GPU
 
 
 def by_pair(values: Tensor, batch: Batch) -> Tensor:

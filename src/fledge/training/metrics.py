@@ -18,7 +18,7 @@ from fledge.training.train_step import HalfBatchStats, StepOutput, noise_scale
 
 def step_metrics(output: StepOutput, state: TrainState, sources: tuple[str, ...], perplexity: bool) -> dict[str, Any]:
     """The `step` event of an update that `state` already counts. `sources`: names of the data sources. `perplexity`: whether
-    exp(loss) is a perplexity. Reads tensors, so it waits for the step on a GPU."""
+    exp(loss) is a perplexity. Reads tensors, which should be in main memory."""
     loss, grad_norm = float(output.loss), float(output.grad_norm)
     batch = output.batch
     values: dict[str, Any] = {
@@ -78,6 +78,7 @@ def system_metrics(
     state: TrainState,
     *,
     total_steps: int,
+    device: str,
     seconds_before: float,
     other_seconds: Mapping[str, float],
     cost: ModelCost,
@@ -92,7 +93,6 @@ def system_metrics(
     counts the operations that the update needs: the head only at targets, attention only inside a document (`mean_context`: of
     the packed data). Speed and MFU are by the time since the previous event without `other_seconds`, not by the phases: what a
     GPU waits for between two updates counts."""
-    device = output.grad_norm.device.type
     phases = output.timer.seconds()
     step_seconds = state.seconds - seconds_before
     training_seconds = step_seconds - sum(other_seconds.values())

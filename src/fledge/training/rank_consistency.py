@@ -13,6 +13,7 @@ from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import is_sharded
 from fledge.errors import FledgeError
 from fledge.training.batch_source import StepBatch
+from fledge.training.host_copy import HostCopy
 
 CHECK_INTERVAL = 2  # steps between two comparisons of the weights
 MAX_IDENTICAL_STEPS = 3  # steps in which ranks read equal tokens before it is an error: rows may be in the data twice
@@ -24,6 +25,7 @@ class RankConsistencyCheck:
     def __init__(self, ranks: DistributedContext, model: nn.Module) -> None:
         self.ranks, self.model = ranks, model
         self._identical_steps = 0
+        self._pending: tuple[int, HostCopy] | None = None  # step, and the checksums of a GPU after it
 
     def check_start(self, step: int) -> None:
         """Compare the weights before the first step. Collective. Raises FledgeError on every rank if they differ."""
@@ -33,15 +35,31 @@ class RankConsistencyCheck:
     def check_step(self, batch: StepBatch, step: int) -> None:
         """Compare the rows of update number `step` (from 1), and the weights every CHECK_INTERVAL steps. Collective. Raises
         FledgeError on every rank if the ranks' rows together are not the rows of the step, if ranks read equal tokens in
-        MAX_IDENTICAL_STEPS consecutive steps, or if weights differ."""
+        MAX_IDENTICAL_STEPS consecutive steps, or if weights differ. The weights on a GPU are compared one step late, so that
+        the host does not wait for it."""
         if not self.ranks.is_distributed:
             return
-        compares_weights = step % CHECK_INTERVAL == 0
-        local = [list(batch.local_rows), digest(batch), checksum(self.model) if compares_weights else None]
-        gathered = self.ranks.all_gather_object(local)
+        known = self._known_checksums(step)
+        gathered = self.ranks.all_gather_object([list(batch.local_rows), digest(batch), known and known[1]])
         self._check_rows([rows for rows, _, _ in gathered], [tokens for _, tokens, _ in gathered], batch, step)
-        if compares_weights:
-            self._check_weights([sums for _, _, sums in gathered], step)
+        if known is not None:
+            self._check_weights([sums for _, _, sums in gathered], known[0])
+
+    def finish(self) -> None:
+        """Compare the weights that are still to be compared. Collective. Raises FledgeError on every rank if they differ."""
+        if self._pending is not None:
+            step, self._pending = self._pending, None
+            self._check_weights(self.ranks.all_gather_object(step[1].read()[0].tolist()), step[0])
+
+    def _known_checksums(self, step: int) -> tuple[int, list[int]] | None:
+        """The checksums to compare now, and the step that they belong to; on a GPU those of the step before."""
+        pending, self._pending = self._pending, None
+        if step % CHECK_INTERVAL == 0:
+            sums = _checksums(self.model)
+            if sums.device.type == "cpu":
+                return step, sums.tolist()
+            self._pending = step, HostCopy([sums])
+        return pending and (pending[0], pending[1].read()[0].tolist())
 
     def _check_weights(self, checksums: Sequence[list[int]], step: int) -> None:
         for rank, sums in enumerate(checksums):
@@ -83,11 +101,16 @@ def _replicated(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, tensor) for name, tensor in model.state_dict().items() if not is_sharded(tensor)]
 
 
-@torch.no_grad()
 def checksum(model: nn.Module) -> list[int]:
+    """The checksums of `_checksums` as numbers; on a GPU this waits for it."""
+    return _checksums(model).tolist()
+
+
+@torch.no_grad()
+def _checksums(model: nn.Module) -> Tensor:
     """One number for each tensor that is not sharded: the sum of its elements' bits as integers, which does not depend on the
     order of summation."""
     integers = {4: torch.int32, 2: torch.int16, 8: torch.int64}  # by bytes of an element
     tensors = [tensor.detach().contiguous() for _, tensor in _replicated(model)]
     sums = [tensor.view(integers[tensor.element_size()]).sum(dtype=torch.int64) for tensor in tensors]
-    return torch.stack(sums).tolist() if sums else []
+    return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)

@@ -8,13 +8,14 @@ from fledge.monitor.run_logger import RunLogger
 from fledge.run import Console
 from fledge.run.console import Progress, step_line
 from fledge.training.context import TrainContext
+from fledge.training.host_copy import PendingOutput
 from fledge.training.metrics import step_metrics, system_metrics
 from fledge.training.train_step import StepOutput
 
 
 class StepRecorder:
-    """Writes `step` and `system` events, TensorBoard and the progress line. An update on a GPU is written one step later, so
-    that the host does not wait for the device."""
+    """Writes `step` and `system` events, TensorBoard and the progress line. An update on a GPU is written one step later: its
+    figures are copied in one piece while the next update computes, so that the device never waits for the host."""
 
     def __init__(
         self, context: TrainContext, logger: RunLogger, console: Console, progress: Progress, seconds_before: float
@@ -23,21 +24,24 @@ class StepRecorder:
         self.context, self.logger, self.console, self.progress = context, logger, console, progress
         self.cost = context.model.cost
         self.peak_flops = (context.compute.matmul_peak or 0.0) * context.ranks.world_size
-        self._pending: StepOutput | None = None
+        self._pending: StepOutput | PendingOutput | None = None
         self._other_seconds: dict[str, float] = {}  # of phases between two steps
         self._started = time.monotonic() - seconds_before
 
     def submit(self, output: StepOutput, state: TrainState) -> None:
         """Submit an update that `state` counts already. It is written now on a CPU, at the next flush on a GPU."""
-        self._pending = output
         if self.context.compute.device == "cpu":
+            self._pending = output
             self.flush(state)
+        else:
+            self._pending = PendingOutput(output)
 
     def flush(self, state: TrainState) -> None:
         """Write the pending update, if there is one; `state` is the state after the update."""
         if self._pending is None:
             return
-        output, self._pending = self._pending, None
+        pending, self._pending = self._pending, None
+        output = pending.read() if isinstance(pending, PendingOutput) else pending
         grad_norm, limit = float(output.grad_norm), self.context.stage.optimizer.max_grad_norm
         state.clipped_steps += limit is not None and math.isfinite(grad_norm) and grad_norm > limit
         self._write(output, state)
@@ -51,6 +55,7 @@ class StepRecorder:
             output,
             state,
             total_steps=context.horizon.steps,
+            device=context.compute.device,
             seconds_before=seconds_before,
             other_seconds=self._other_seconds,
             cost=self.cost,

@@ -31,6 +31,7 @@ from fledge.training.hooks import Checkpointing, HookContext
 from fledge.training.rank_consistency import RankConsistencyCheck
 from fledge.training.rollback import recovery_hint, rollback_finding, rollback_target, rolled_back_state
 from fledge.training.step_recorder import StepRecorder
+from fledge.training.stop_poll import StopPoll
 from fledge.training.train_step import OutOfMemory, StepOutput, StopRequested, TrainStep
 from fledge.training.trainable import TrainableModel
 
@@ -69,7 +70,7 @@ class Trainer:
         save_interval = stage.checkpoint.every_steps or evaluation_interval(stage, self.total_steps)
         self.checkpointing = Checkpointing(checkpointer, save_interval, self.total_steps)
         self.rank_check = RankConsistencyCheck(ranks, context.model)
-        self._stop_signal: int | None = None  # the signal that all ranks know of
+        self.stop_poll = StopPoll(ranks, lambda: context.stopping.requested)
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -93,12 +94,13 @@ class Trainer:
             self._between_steps()
             if self.state.step == self.total_steps or self.state.stop_reason is not None:
                 break
-            if self._stop_requested():
+            if self.stop_poll():
                 self._stop()
             try:
                 self.step()
             except StopRequested:  # the update is computed again when the run is resumed
                 self._stop()
+        self.rank_check.finish()
         self._save_and_wait()
 
     def _between_steps(self) -> None:
@@ -204,7 +206,7 @@ class Trainer:
             max_grad_norm=context.stage.optimizer.max_grad_norm,
             seed=context.seed,
             grad_scaler=self.trainable.grad_scaler,
-            stop_requested=self._stop_requested,
+            stop_requested=self.stop_poll,
             ranks=ranks,
         )
         micro_batch_size = state.micro_batch_size or context.stage.batch.micro_batch_rows
@@ -238,12 +240,6 @@ class Trainer:
         self.loader.close()
         self.logger.close()
 
-    def _stop_requested(self) -> bool:
-        """Whether any rank got a signal to stop. Collective."""
-        if self._stop_signal is None:
-            self._stop_signal = int(self.context.ranks.all_reduce_max([self.context.stopping.requested or 0])[0]) or None
-        return self._stop_signal is not None
-
     def _stop(self) -> None:
         """Save the state and end the run. The guards see the last update first, as they would if training went on."""
         self.recorder.flush(self.state)
@@ -251,7 +247,7 @@ class Trainer:
         self._save_and_wait(on_request=True)
         step, total = self.state.step, self.total_steps
         message = f"stopped on request after step {step:,} of {total:,}; the state is saved"
-        raise Interrupted(self._stop_signal or 0, message)
+        raise Interrupted(self.stop_poll.signal or 0, message)
 
     # -- hooks and checkpoints --------------------------------------------------------------------------------------
 
@@ -264,7 +260,7 @@ class Trainer:
             logger=self.logger,
             console=self.console,
             ranks=self.context.ranks,
-            stop_requested=self._stop_requested,
+            stop_requested=self.stop_poll,
             add_seconds=self.recorder.add_seconds,
         )
 
