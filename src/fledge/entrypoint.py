@@ -37,7 +37,7 @@ class TrainCommand:
             from fledge.pipeline import Pipeline
 
         recipe = load_recipe(list(self.recipes), list(self.overrides))
-        ranks = DistributedContext.init_distributed()
+        ranks = DistributedContext.init_distributed(recipe.runtime.device)
         console = Console(quiet=self.quiet or not ranks.is_main_process)
         try:
             run = Pipeline(recipe, console, allow=self.allow, ranks=ranks).run(resume=self.resume)

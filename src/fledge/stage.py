@@ -12,6 +12,7 @@ import torch
 
 from fledge.autotune.autotune import ComputeConfig, autotune, force_eager, head_kernel, warm_up
 from fledge.autotune.compile import reset_compiler
+from fledge.autotune.determinism import allow_nondeterministic
 from fledge.checkpoint.checkpoint import WriteModel
 from fledge.checkpoint.find import step_name
 from fledge.checkpoint.state import TrainState, Weights
@@ -142,7 +143,7 @@ class StageRunner:
         rows = state.micro_batch_size or stage.batch.micro_batch_rows
         self._evaluate(self.directory.evaluations / "after.json", model, validation, rows)
         if self.shared.after_stage is not None and self.ranks.is_main_process:
-            with force_eager():
+            with force_eager(), allow_nondeterministic():
                 self.shared.after_stage(name, model, self.tokenizer, self.directory)
         found = judge(self.directory, validation, step, self.console, self.shared.alerts) if self.ranks.is_main_process else []
         return self._write_result(state, chosen, found, wall_seconds=time.monotonic() - started)
@@ -312,7 +313,7 @@ class StageRunner:
             self.console.log(f"{file.stem} {self.prepared.name}: validation {metrics_line(metrics)}")
         if not self.ranks.is_main_process:
             return
-        with force_eager():
+        with force_eager(), allow_nondeterministic():
             samples = sample(model, self.tokenizer, self.recipe.generation_samples, self.prepared.stage.kind)
         write_json(file, {**metrics, "samples": [one.as_dict() for one in samples]})
 
@@ -351,7 +352,7 @@ class StageRunner:
         assert config is not None
         cases = self.shared.prompt_test_cases[self.prepared.name]
         params = SamplingParams(max_new_tokens=config.max_new_tokens)
-        with force_eager():
+        with force_eager(), allow_nondeterministic():
             report = run_cases(model, self.tokenizer, cases, params, previous_failures)
         try:
             write_failing(report.results, self.directory.prompt_tests / f"{step_name(step)}.jsonl")

@@ -1,6 +1,7 @@
 """Every parameter is trained by exactly one optimizer, as its formula says, and its state survives a save or a skip."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
+from fledge.optim import adamw_8bit
 from fledge.optim.adamw_8bit import BLOCK, AdamW8bit, dequantize, dynamic_code, quantize
 from fledge.optim.build import build_optimizers, optimizer_tensors, restore_optimizers
 from fledge.optim.muon import Muon, newton_schulz, orthogonal_dtype
@@ -297,6 +300,67 @@ def test_step_on_cuda_equals_step_on_cpu(name: str) -> None:
         optimizer.step()
     for (full, one), two in zip(on_cpu.named_parameters(), on_cuda.parameters(), strict=True):
         assert (one - two.cpu()).norm() < 0.05 * (one - before[full]).norm() + 1e-7, full
+
+
+def test_the_code_of_zero_is_the_one_that_stands_for_zero() -> None:
+    assert dynamic_code(True, torch.device("cpu"))[adamw_8bit.ZERO] == 0
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+@pytest.mark.parametrize("at_once", [3, 40, 10_000])
+def test_blocks_of_several_parameters_together_have_the_results_that_they_have_alone(
+    skipped: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, also where one parameter has no gradient and steps differ."""
+    shapes = ((64, 128), (65, 100), (3, 1000), (16, 256), (70, 70))
+    results = []
+    for joins in (False, True):
+        monkeypatch.setitem(adamw_8bit.JOINS_PARAMETERS, "cpu", joins)
+        monkeypatch.setitem(adamw_8bit.BLOCKS_AT_ONCE, "cpu", at_once)
+        parameters = matrices(*shapes)
+        optimizer = AdamW8bit([{"params": parameters}], lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+        for number in range(4):
+            for index, parameter in enumerate(parameters):
+                parameter.grad = None if index == number == 2 else random(*parameter.shape, seed=31 * number + index)
+            optimizer.found_inf = torch.tensor(1.0 if skipped and number == 3 else 0.0) if skipped else None
+            optimizer.step()
+        results.append([(p.detach(), *(optimizer.state[p][key] for key in sorted(optimizer.state[p]))) for p in parameters])
+    for alone, together in zip(*results, strict=True):
+        for one, two in zip(alone, together, strict=True):
+            torch.testing.assert_close(one, two, atol=1e-9, rtol=1e-6)
+    steps = [3.0 if skipped else 4.0] * 5
+    steps[2] -= 1
+    assert [float(values[-1]) for values in results[1]] == steps
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_update_on_a_gpu_takes_as_many_operations_for_eight_matrices_as_for_thirty_two(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Views of a parameter start nothing on a device; `cat` and `_foreach_copy_` start one launch for many."""
+    monkeypatch.setitem(adamw_8bit.JOINS_PARAMETERS, "cpu", True)
+    counts = []
+    for number in (8, 32):
+        parameters = matrices(*[(64, 64)] * number)
+        optimizer = AdamW8bit([{"params": parameters}], lr=1e-3, betas=(0.9, 0.95), eps=1e-8)
+        with Launches() as launches:
+            for parameter in parameters:
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+            launches.count = 0
+            optimizer.step()
+        counts.append(launches.count)
+    alone = 60 * 32  # about what each parameter alone would take
+    assert counts[1] - counts[0] < 24 * 16 and counts[1] < alone / 2
 
 
 @pytest.mark.parametrize("beta2", [0.95, 0.999])

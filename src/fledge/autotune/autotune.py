@@ -23,6 +23,7 @@ from fledge.autotune.compile import (
     uncompile,
 )
 from fledge.autotune.compute_config import ComputeConfig, check_device, chosen_device, head_kernel
+from fledge.autotune.determinism import use_deterministic
 from fledge.autotune.precision import DTYPES
 from fledge.autotune.search import AutotuneSearch, is_too_busy, machine_load
 from fledge.data import Batch
@@ -63,6 +64,7 @@ def measurements_key(workload: ProbeWorkload, config: RuntimeConfig) -> dict[str
         "objective": type(workload.objective(None)).__name__,
         "batch": list(workload.batch.input_ids.shape),
         "recomputed": config.activation_checkpoint_every,
+        **({"deterministic": True} if config.deterministic and workload.device == "cuda" else {}),
     }
 
 
@@ -81,6 +83,7 @@ def autotune(
     """
     check_device(config)
     device = chosen_device(config)
+    use_deterministic(config.deterministic, device)
     model.to(device).train()
     avoid_cudnn_attention(model.device)
     workload = ProbeWorkload(model, batch.to(torch.device(device)), objective, device)

@@ -8,6 +8,7 @@ import torch
 from fledge.autotune import precision as precision_rules
 from fledge.autotune.compile import compile_blocks, compiled_kernel
 from fledge.autotune.gpu_paths import check_build
+from fledge.autotune.determinism import DETERMINISTIC_ATTENTION, use_deterministic
 from fledge.autotune.precision import DTYPES
 from fledge.errors import FledgeError
 from fledge.model.attention import avoid_cudnn_attention
@@ -26,6 +27,7 @@ class ComputeConfig:
     attention: str
     compile: bool
     threads: int
+    deterministic: bool = False
     measurements: dict[str, float | str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -53,6 +55,7 @@ class ComputeConfig:
         )
         use_float32(self.precision)
         avoid_cudnn_attention(torch.device(self.device))
+        use_deterministic(self.deterministic, self.device)
         model.compute_dtype = DTYPES[self.precision]
         model.set_attention_backend(self.attention)
         model.to(self.device)
@@ -85,6 +88,12 @@ def check_device(config: RuntimeConfig) -> None:
     if (units := capability(device)) is not None:
         check_build(units, torch.cuda.get_arch_list(), torch.__version__)
     precision_rules.check_supported(config, device, units)
+    if config.deterministic and device == "cuda" and config.attention not in ("auto", *DETERMINISTIC_ATTENTION):
+        raise FledgeError(
+            f"attention {config.attention} is not known to give the same bits each time",
+            where="runtime.deterministic",
+            hint=f"set runtime.attention to auto, {', '.join(DETERMINISTIC_ATTENTION)}",
+        )
     if config.compile is not False:  # here, because later a compiler that fails is no error
         private_code_cache()
 

@@ -20,6 +20,7 @@ from fledge.autotune.benchmark import (
 from fledge.autotune.compile import compile_blocks, compile_with_cache_retry, compiled_kernel, uncompile
 from fledge.autotune.compute_config import ComputeConfig, capability, use_float32
 from fledge.autotune.gpu_paths import attention_candidates
+from fledge.autotune.determinism import DETERMINISTIC_ATTENTION
 from fledge.autotune.precision import DTYPES
 from fledge.errors import FledgeError, first_line
 from fledge.recipe.schema import RuntimeConfig
@@ -138,7 +139,7 @@ class AutotuneSearch:
         def configure(precision: str, attention: str, compile: bool) -> ComputeConfig:
             return ComputeConfig(
                 device=self.workload.device, precision=precision, attention=attention, compile=compile,
-                threads=self.threads, measurements=self.measurements,
+                threads=self.threads, deterministic=self.config.deterministic, measurements=self.measurements,
             )  # fmt: skip
 
         seconds = self._uncompiled_seconds()
@@ -263,6 +264,8 @@ class AutotuneSearch:
     def _candidates(self, dtype: torch.dtype, compiling: bool) -> list[str]:
         """Attention backends that the device can train with and the model has."""
         names = attention_candidates(self.workload.device, dtype, compiling, capability(self.workload.device))
+        if self.config.deterministic and self.workload.device == "cuda":
+            names = [name for name in names if name in DETERMINISTIC_ATTENTION]
         return [name for name in names if name in self.workload.model.attention_backends]
 
     def _attention(self, precision: str, compiling: bool) -> str:

@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from fledge.distributed.startup import check_ranks, local_facts
 from fledge.errors import PeerLostError
 
 PROCESS_GROUP_TIMEOUT = timedelta(hours=12)  # the other ranks wait this long while the main process builds the data
@@ -59,9 +60,12 @@ class DistributedContext:
         self.rank, self.world_size, self._group, self._owns_group = rank, world_size, group, owns_group
 
     @classmethod
-    def init_distributed(cls) -> "DistributedContext":
+    def init_distributed(cls, device: str = "auto") -> "DistributedContext":
         """The context of this process: from torch's default process group if there is one, else from the environment
-        variables that torchrun sets (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), else a single process."""
+        variables that torchrun sets (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), else a single process.
+
+        `device`: `runtime.device` of the recipe. Raises FledgeError on every rank if they cannot train together: more
+        processes than GPUs, no NCCL, different versions."""
         import torch.distributed as dist
 
         if dist.is_available() and dist.is_initialized():
@@ -69,17 +73,18 @@ class DistributedContext:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         if world_size == 1 or "RANK" not in os.environ:
             return cls()
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        facts = local_facts(uses_gpu=device != "cpu" and torch.cuda.is_available())
         rank = int(os.environ["RANK"])
         dist.init_process_group(
-            backends(),
+            backends(uses_gpu=facts["gpu"] is not None),
             store=_rendezvous_store(rank, world_size),
             rank=rank,
             world_size=world_size,
             timeout=PROCESS_GROUP_TIMEOUT,
         )
-        return cls(rank, world_size, owns_group=True)
+        ranks = cls(rank, world_size, owns_group=True)
+        check_ranks(ranks.all_gather_object(facts))
+        return ranks
 
     @property
     def is_main_process(self) -> bool:
@@ -221,9 +226,9 @@ def _rendezvous_store(rank: int, world_size: int) -> Any:
     return store
 
 
-def backends() -> str:
+def backends(uses_gpu: bool) -> str:
     """torch's backend names: gloo for tensors in main memory, NCCL for tensors on GPUs."""
-    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    return "cpu:gloo,cuda:nccl" if uses_gpu else "gloo"
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

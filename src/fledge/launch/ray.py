@@ -31,7 +31,7 @@ def run_on_ray(training: TrainCommand, folder: Path, workers: int, restarts: int
         trainer = TorchTrainer(
             _on_worker,
             train_loop_config={"training": training, "folder": os.getcwd()},
-            torch_config=TorchConfig(backend=backends()),
+            torch_config=TorchConfig(backend=backends(uses_gpu=torch.cuda.is_available())),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=torch.cuda.is_available()),
             run_config=RunConfig(
                 name="ray", storage_path=str(folder.resolve()), failure_config=FailureConfig(max_failures=restarts)

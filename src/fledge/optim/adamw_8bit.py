@@ -6,7 +6,8 @@ Both moments are stored in blocks of 256 numbers. Each number is one byte, an in
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,9 +16,13 @@ from torch import Tensor
 
 from fledge.optim.skip_step import SkipStepOptimizer, masked_copy_
 
+aten: Any = torch.ops.aten  # for `_foreach` operations: one launch for many tensors
 BLOCK = 256
+ZERO = 127  # the code of 0 among the signed values
+BLOCK_STATE = ("first_codes", "first_scales", "second_codes", "second_scales")
 MIN_NUMEL = 4096  # smaller tensors keep a float32 state (limit chosen by fledge)
 BLOCKS_AT_ONCE = {"cpu": 2**10, "cuda": 2**15}  # blocks updated together: few on a CPU, so that they stay in its cache
+JOINS_PARAMETERS = {"cpu": False, "cuda": True}  # a GPU would spend the step on launches for each parameter
 LOOKUP_BITS = 18  # upper bits of a float32 that index the lookup table
 
 
@@ -81,41 +86,61 @@ class AdamW8bit(SkipStepOptimizer):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def update_group(self, group: dict[str, Any]) -> None:
-        """Update the parameters of `group` one by one."""
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                self._update(parameter, parameter.grad, group)
+        """Update the parameters of `group`, some blocks at a time. On a GPU blocks of several parameters are updated together;
+        each block has the result that it has alone."""
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter].update(self._init_state(parameter))
+        if not parameters:
+            return
+        device = parameters[0].device
+        skip = self.skipped_on(device)
+        old_steps = [self.state[parameter]["step"] for parameter in parameters]
+        steps, joins = torch.stack(old_steps) + 1, JOINS_PARAMETERS[device.type]
+        corrections: list[Sequence[Tensor] | Tensor] = [  # of each moment, one for each parameter
+            1 - beta**steps if joins else [1 - beta**step for step in steps.unbind()] for beta in group["betas"]
+        ]
+        for pieces in _rounds(parameters, BLOCKS_AT_ONCE[device.type], joins):
+            self._update(pieces, corrections, group, skip)
+        kept = steps if skip is None else torch.where(skip, steps - 1, steps)
+        aten._foreach_copy_.default(old_steps, list(kept.unbind()))
 
     def _init_state(self, parameter: Tensor) -> dict[str, Tensor]:
         blocks, device = -(-parameter.numel() // BLOCK), parameter.device
-        zero = int(dynamic_code(True, device).eq(0).nonzero())
         return {
             "step": torch.zeros((), device=device),
-            "first_codes": torch.full((blocks, BLOCK), zero, dtype=torch.uint8, device=device),
+            "first_codes": torch.full((blocks, BLOCK), ZERO, dtype=torch.uint8, device=device),
             "first_scales": torch.zeros(blocks, device=device),
             "second_codes": torch.zeros(blocks, BLOCK, dtype=torch.uint8, device=device),
             "second_scales": torch.zeros(blocks, device=device),
         }
 
-    def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        """Update one parameter, some blocks at a time."""
-        state = self.state[parameter]
-        if not state:
-            state.update(self._init_state(parameter))
-        skip = self.skipped_on(parameter.device)
-        step = state["step"] + 1
-        corrections = tuple(1 - beta**step for beta in group["betas"])
-        flat, flat_grad = parameter.view(-1), grad.reshape(-1)
-        size = BLOCKS_AT_ONCE[parameter.device.type]
-        for start in range(0, len(state["first_scales"]), size):
-            block_slice, element_slice = slice(start, start + size), slice(start * BLOCK, (start + size) * BLOCK)
-            blocks = {key: value[block_slice] for key, value in state.items() if key != "step"}
-            values = flat[element_slice]
-            updated = self._updated_values(
-                values, flat_grad[element_slice], blocks=blocks, corrections=corrections, group=group, skip=skip
-            )
-            masked_copy_(values, updated, skip)
-        masked_copy_(state["step"], step, skip)
+    def _update(
+        self, pieces: list["Piece"], corrections: list[Sequence[Tensor] | Tensor], group: dict[str, Any], skip: Tensor | None
+    ) -> None:
+        """Update some blocks of one parameter or of several."""
+        values = [piece.parameter.view(-1)[piece.elements] for piece in pieces]
+        grads = [get_grad(piece.parameter).reshape(-1)[piece.elements] for piece in pieces]
+        states = [{key: self.state[piece.parameter][key][piece.blocks] for key in BLOCK_STATE} for piece in pieces]
+        if len(pieces) == 1:
+            factors = tuple(correction[pieces[0].number] for correction in corrections)
+            updated = self._updated_values(values[0], grads[0], blocks=states[0], corrections=factors, group=group, skip=skip)
+            masked_copy_(values[0], updated, skip)
+            return
+        counts = [len(state["first_scales"]) for state in states]
+        joined = {key: torch.cat([state[key] for state in states]) for key in BLOCK_STATE}
+        first = pieces[0].number  # the pieces of a round are of neighbouring parameters, one piece each
+        factors = tuple(
+            torch.cat([correction[first + n].expand(count, 1) for n, count in enumerate(counts)]) for correction in corrections
+        )
+        values_padded, grads_padded = (torch.cat([_whole_blocks(one) for one in tensors]) for tensors in (values, grads))
+        updated = self._updated_values(values_padded, grads_padded, blocks=joined, corrections=factors, group=group, skip=skip)
+        for key in BLOCK_STATE:
+            aten._foreach_copy_.default([state[key] for state in states], list(joined[key].split(counts)))
+        result = updated if skip is None else torch.where(skip, values_padded, updated)
+        parts = result.split([count * BLOCK for count in counts])
+        aten._foreach_copy_.default(values, [part[: value.numel()] for part, value in zip(parts, values, strict=True)])
 
     def _updated_values(
         self,
@@ -127,7 +152,8 @@ class AdamW8bit(SkipStepOptimizer):
         group: dict[str, Any],
         skip: Tensor | None,
     ) -> Tensor:
-        """The parameters [n] after the step. The quantized moments in `blocks` are updated in place."""
+        """The parameters [n] after the step. The quantized moments in `blocks` are updated in place. `corrections`: of each
+        moment, a scalar or [K, 1]."""
         count, (beta1, beta2) = grad.numel(), group["betas"]
         grad = F.pad(grad, (0, -count % BLOCK)).view(-1, BLOCK)
         first = dequantize(blocks["first_codes"], blocks["first_scales"], True).lerp_(grad, 1 - beta1)
@@ -141,6 +167,49 @@ class AdamW8bit(SkipStepOptimizer):
             masked_copy_(blocks[f"{name}_scales"], scales, skip)
         update = (first / corrections[0]) / (second.div_(corrections[1]).sqrt_() + group["eps"])
         return (values * (1 - group["lr"] * group["weight_decay"])).sub_(update.view(-1)[:count], alpha=group["lr"])
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some blocks of a parameter, which is number `number` of those with a gradient."""
+
+    parameter: Tensor
+    number: int
+    blocks: slice
+
+    @property
+    def elements(self) -> slice:
+        """The positions of the blocks in the flat parameter."""
+        return slice(self.blocks.start * BLOCK, self.blocks.stop * BLOCK)
+
+
+def _rounds(parameters: list[Tensor], size: int, joins: bool) -> Iterator[list[Piece]]:
+    """Pieces that are updated together, of at most `size` blocks: of one parameter, or, if `joins`, of several."""
+    room, pieces = size, list[Piece]()
+    for number, parameter in enumerate(parameters):
+        blocks = -(-parameter.numel() // BLOCK)
+        start = 0
+        while start < blocks:
+            if pieces and (not joins or room == 0 or (start == 0 and blocks > room)):
+                yield pieces
+                room, pieces = size, []
+            stop = min(blocks, start + room)
+            pieces.append(Piece(parameter, number, slice(start, stop)))
+            room -= stop - start
+            start = stop
+    if pieces:
+        yield pieces
+
+
+def get_grad(parameter: Tensor) -> Tensor:
+    """The gradient of a parameter that has one."""
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def _whole_blocks(values: Tensor) -> Tensor:
+    """The values [n] with zeros up to a whole number of blocks."""
+    return F.pad(values, (0, -values.numel() % BLOCK)) if values.numel() % BLOCK else values
 
 
 def _round_towards_zero(codes: Tensor, scales: Tensor, values: Tensor, mask: Tensor) -> Tensor:

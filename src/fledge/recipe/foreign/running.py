@@ -235,7 +235,11 @@ RUNNING: Table = {
     ),
     **for_keys("data_seed shuffle_seed", unneeded("seed determines everything that is random")),
     **for_keys("random_seed manual_seed rng_seed", replaced_by("seed", as_number)),
-    **for_keys("full_determinism deterministic cudnn_deterministic_mode benchmark", unneeded("seed makes a run repeatable")),
+    **for_keys(
+        "full_determinism deterministic cudnn_deterministic_mode",
+        if_true(replaced_by("runtime.deterministic", boolean), unneeded("runtime.deterministic is off by default")),
+    ),
+    "benchmark": unneeded("autotune measures what is fastest"),
     "do_train": if_true(
         unneeded("fledge train always trains"), unneeded("fledge train RECIPE --dry-run shows the plan without training")
     ),

@@ -36,6 +36,11 @@ class RuntimeConfig(ConfigModel):
         default=None,
         description="memory that training may use, e.g. 6 GiB, for batch.micro_batch_size: auto; null: 90 % of the free memory",
     )
+    deterministic: bool = Field(
+        default=False,
+        description="on a GPU: kernels that give the same bits each time, so that a resumed run equals an uninterrupted one "
+        "byte for byte; slower, by how much is not measured. A CPU does so anyhow",
+    )
     threads: Positive | None = None
     parallelism: Literal["ddp", "fsdp"] = Field(
         default="ddp",
