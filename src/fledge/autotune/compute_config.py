@@ -7,8 +7,8 @@ import torch
 
 from fledge.autotune import precision as precision_rules
 from fledge.autotune.compile import compile_blocks, compiled_kernel
-from fledge.autotune.gpu_paths import check_build
 from fledge.autotune.determinism import DETERMINISTIC_ATTENTION, use_deterministic
+from fledge.autotune.gpu_paths import check_build
 from fledge.autotune.precision import DTYPES
 from fledge.errors import FledgeError
 from fledge.model.attention import avoid_cudnn_attention

@@ -19,8 +19,8 @@ from fledge.autotune.benchmark import (
 )
 from fledge.autotune.compile import compile_blocks, compile_with_cache_retry, compiled_kernel, uncompile
 from fledge.autotune.compute_config import ComputeConfig, capability, use_float32
-from fledge.autotune.gpu_paths import attention_candidates
 from fledge.autotune.determinism import DETERMINISTIC_ATTENTION
+from fledge.autotune.gpu_paths import attention_candidates
 from fledge.autotune.precision import DTYPES
 from fledge.errors import FledgeError, first_line
 from fledge.recipe.schema import RuntimeConfig

@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 import torch
 
-from fledge.autotune.autotune import autotune, head_kernel
+from fledge.autotune.autotune import ComputeConfig, autotune, head_kernel
 from fledge.autotune.benchmark import wait_for
 from fledge.data import Batch
 from fledge.model.decoder import Decoder
+from fledge.model.protocol import LanguageModel
 from fledge.objective import CausalLMObjective
 from fledge.optim.build import build_optimizers
 from fledge.quickstart.budget import MICRO_BATCH_SIZE
@@ -26,22 +27,26 @@ def measure_speed(log: Callable[[str], None]) -> float:
     log("measuring this machine …")
     model = Decoder(ModelConfig(**MODEL), VOCAB_SIZE)
     model.init_weights(0)
-    batch = _random_batch()
     compute = autotune(
         RuntimeConfig(),
         model,
-        batch,
+        _random_batch(),
         objective=lambda kernel: CausalLMObjective(kernel=kernel),
         micro_steps=EXPECTED_STEPS,
         log=log,
     )
+    return TRAINING_FRACTION * rows_per_second(model, compute)
+
+
+def rows_per_second(model: LanguageModel, compute: ComputeConfig) -> float:
+    """Packed rows per second of training the model on random tokens."""
     compute.apply(model)
-    batch = batch.to(model.device)
-    objective = CausalLMObjective(kernel=head_kernel(compute))
+    on_host, objective = _random_batch(), CausalLMObjective(kernel=head_kernel(compute))
+    batch, normalizer = on_host.to(model.device), objective.normalizer(on_host)
     optimizers = build_optimizers(model, OptimizerConfig(name="muon", learning_rate=1e-4))
 
     def train_step() -> None:
-        (objective(model, batch).loss / objective.normalizer(batch)).backward()
+        (objective(model, batch).loss / normalizer).backward()
         for optimizer in optimizers:
             optimizer.step()
         model.zero_grad(set_to_none=True)
@@ -52,7 +57,7 @@ def measure_speed(log: Callable[[str], None]) -> float:
     while steps < MIN_STEPS or time.perf_counter() - start < MIN_SECONDS:
         train_step()
         steps += 1
-    return TRAINING_FRACTION * MICRO_BATCH_SIZE * steps / (time.perf_counter() - start)
+    return MICRO_BATCH_SIZE * steps / (time.perf_counter() - start)
 
 
 def _random_batch() -> Batch:
