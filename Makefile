@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MINUTES ?= 5
 PYTEST ?= -n 2 -m "not slow"
 
-.PHONY: quickstart test format check bench clean
+.PHONY: quickstart test format check bench gpu-check clean
 
 # torch comes first, so that pip takes the CPU build at hand instead of gigabytes that another package asks for.
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -36,6 +36,9 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	for script in kill_resume save_faults signals pretrain moe generation logging_overhead head_memory data_build; do $(BIN)/python benchmarks/$$script.py --quick || exit 1; done
+
+gpu-check: $(VENV)/.core
+	$(BIN)/python benchmarks/on_gpu.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis

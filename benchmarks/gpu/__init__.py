@@ -1,0 +1,1 @@
+"""The checks of `benchmarks/on_gpu.py`."""
