@@ -23,6 +23,7 @@ from fledge.recipe import Recipe, Stage, differences, load_recipe
 from fledge.recipe.initial_weights import first_initial_weights, initial_weights
 from fledge.recipe.schema import BatchConfig
 from fledge.run.directory import RunDirectory, check_layout
+from fledge.run.file_shapes import RecordedPlan
 from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -304,6 +305,7 @@ class Preparation:
         recipe key, for settings that cannot work."""
         cost, stage = self.model_cost(name, tokenizer), self.recipe.stages[name]
         data = data or self.stage_data(name, tokenizer)
+        self._recorded_plan(name)  # a damaged file is no mistake of the recipe
         try:
             plan, horizon, resolved = self._plan(name, tokenizer, data, stage)
             check_settings_have_effect(resolved, horizon.steps, cost.config, self.recipe.runtime, data.validation)
@@ -382,7 +384,7 @@ class Preparation:
             return self.plans[name]
         if not self.resuming or self.run is None or not self.run.stage(name).plan.exists():
             return None
-        return read_json(self.run.stage(name).plan)
+        return read_json(self.run.stage(name).plan, RecordedPlan, "put the file back as it was, or start under another --name")
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, replace: bool = False) -> None:

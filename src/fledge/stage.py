@@ -36,6 +36,8 @@ from fledge.recipe import Recipe
 from fledge.recipe.resume_policy import Change
 from fledge.run import Console, StageDirectory, write_json
 from fledge.run.alerts import Alerts
+from fledge.run.file_shapes import Evaluation as SavedEvaluation
+from fledge.run.file_shapes import StageData
 from fledge.run.startup import StartupTimer
 from fledge.run.stopping import SignalHandler
 from fledge.run.text_files import read_json
@@ -131,7 +133,7 @@ class StageRunner:
             with self.shared.timed("evaluation"):
                 self._evaluate(before_file, model, validation, stage.batch.micro_batch_rows)
         is_sharded = self.recipe.runtime.parallelism == "fsdp" and self.ranks.is_distributed
-        initial = self.ranks.broadcast_object(read_json(before_file) if self.ranks.is_main_process else None)
+        initial = self.ranks.broadcast_object(read_json(before_file, SavedEvaluation) if self.ranks.is_main_process else None)
         hooks = self._hooks(validation, initial.get("loss"))
         state = self._train(model, objective, hooks, compute=compute, recipe_changes=changed, is_sharded=is_sharded)
         step = selected_step(stage.select_checkpoint, state, self.directory.checkpoints, self.console.log)
@@ -250,7 +252,7 @@ class StageRunner:
 
         measure_again = self.shared.measure_again and self.ranks.is_main_process  # the other ranks read what it has written
         if file.exists() and not measure_again:
-            compute = ComputeConfig.from_dict(read_json(file))
+            compute = ComputeConfig.read(file)
             if compute.device == "cuda" and not torch.cuda.is_available():
                 raise FledgeError("this stage was begun on a CUDA device; none is at hand", where=str(file))
             compute.apply(model)
@@ -294,7 +296,7 @@ class StageRunner:
         """Write data_report.json. Raises FledgeError if a stage that has begun would go on with other data."""
         file, report = self.directory.root / "data_report.json", self.prepared.data.as_dict()
         has_begun = self.directory.has_begun() and file.exists()
-        if has_begun and _fingerprints(read_json(file)) != _fingerprints(report):
+        if has_begun and _fingerprints(read_json(file, StageData)) != _fingerprints(report):
             raise FledgeError(
                 f"the data of stage {self.prepared.name} changed since it began: it cannot be resumed exactly",
                 where=str(file),

@@ -48,7 +48,8 @@ def test_the_path_of_a_run_means_the_model_of_its_last_finished_stage(tmp_path: 
         model = tmp_path / stage / "checkpoints" / "step-1" / "model"
         model.mkdir(parents=True)
         (model / "config.json").write_text("{}")
-        write_json(tmp_path / stage / "result.json", {"order": order, "model": "checkpoints/step-1/model"})
+        figures = {"step": 1, "seconds": 1.0, "wall_seconds": 1, "stop": None}
+        write_json(tmp_path / stage / "result.json", {"order": order, "model": "checkpoints/step-1/model", **figures})
     assert resolve_model_path(str(tmp_path)).parts[-4] == "ant"
     assert resolve_model_path(str(tmp_path / "zebra")).parts[-4] == "zebra"
     assert resolve_model_path(str(tmp_path / "zebra" / "checkpoints" / "step-1")).name == "model"

@@ -12,6 +12,7 @@ from fledge.errors import FledgeError
 from fledge.recipe import Recipe, load_recipe
 from fledge.run.directory import RunDirectory, StageDirectory, check_layout
 from fledge.run.events import read_events
+from fledge.run.file_shapes import Evaluation
 from fledge.run.text_files import read_json
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class RunStage:
     def _evaluation_file(self, moment: Moment) -> dict[str, Any]:
         """The content of `eval/before.json` or `eval/after.json`; empty if the file is missing."""
         file = StageDirectory(self.path).evaluations / f"{moment}.json"
-        return read_json(file) if file.exists() else {}
+        return read_json(file, Evaluation) if file.exists() else {}
 
 
 @dataclass(frozen=True)

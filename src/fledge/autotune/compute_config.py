@@ -1,9 +1,11 @@
 """The compute configuration of a stage and its application to a model."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, PositiveInt
 
 from fledge.autotune import precision as precision_rules
 from fledge.autotune.compile import compile_blocks, compiled_kernel
@@ -16,17 +18,18 @@ from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import RuntimeConfig
 from fledge.run.code_cache import private_code_cache
 from fledge.run.environment import cores, local_world_size
+from fledge.run.text_files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
     """How a stage computes, with the measurements that led to the choice. Stored as compute.json."""
 
-    device: str
-    precision: str
+    device: Annotated[str, Field(pattern="^(cpu|cuda)$")]
+    precision: Annotated[str, Field(pattern=f"^({'|'.join(DTYPES)})$")]
     attention: str
     compile: bool
-    threads: int
+    threads: PositiveInt
     deterministic: bool = False
     measurements: dict[str, float | str] = field(default_factory=dict)
 
@@ -35,9 +38,10 @@ class ComputeConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "ComputeConfig":
-        """The configuration from the values of compute.json."""
-        return cls(**values)
+    def read(cls, file: Path) -> "ComputeConfig":
+        """The configuration in a compute.json. Raises FledgeError if the file is damaged."""
+        values = read_json(file, cls, "remove this file: the machine is then measured again, and the last bits may differ")
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
     @property
     def matmul_peak(self) -> float | None:

@@ -14,6 +14,7 @@ import xxhash
 from fledge.checkpoint.state import TrainState
 from fledge.errors import FledgeError
 from fledge.run.directory import READABLE_HINT, checkpoint_paths
+from fledge.run.text_files import read_json
 
 WRITING, REPLACED, REMOVED = ".writing-", ".replaced-", ".removed-"  # prefixes of what a killed process may leave
 DAMAGED = "damaged-"  # prefix of a checkpoint that was not whole when training was resumed
@@ -50,7 +51,9 @@ def verify(path: Path) -> str | None:
         return "it has no manifest"
     except OSError as error:
         raise _unreadable(path / "manifest.json", error) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except RecursionError:
+        return "its manifest is damaged: nested too deeply"
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         return f"its manifest is damaged: {error}"
     if STATE_FILE not in files:
         return f"its manifest is damaged: it does not list {STATE_FILE}"
@@ -72,8 +75,12 @@ def _file_problem(file: Path, name: str, size: int, digest: str) -> str | None:
 
 
 def read_state(path: Path) -> TrainState:
-    """The training state of a whole checkpoint. Raises FledgeError if another version of fledge wrote it."""
-    values = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    """The training state of a whole checkpoint. Raises FledgeError if it is not a state of that step, or if another version of
+    fledge wrote it."""
+    file = path / STATE_FILE
+    values = read_json(file, TrainState, f"move {path} away: training then goes on from the checkpoint before it")
+    if step_name(values.get("step", 0)) != path.name:
+        raise FledgeError(f"damaged: this is the state of step {values.get('step', 0):,}", where=str(file))
     try:
         return TrainState(**values)
     except TypeError as error:
@@ -143,7 +150,7 @@ def is_on_request(path: Path) -> bool:
     """Whether a checkpoint was written because the run had to stop; False if its manifest cannot be read."""
     try:
         return bool(json.loads((path / "manifest.json").read_text(encoding="utf-8")).get(ON_REQUEST))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 Weights = dict[str, Tensor]
@@ -33,24 +35,24 @@ class TrainState:
         saved_on_request: Whether this state was saved only because the run had to stop.
     """
 
-    step: int = 0
-    tokens: int = 0
-    target_tokens: int = 0
-    by_source: list[int] = field(default_factory=list)
-    clipped_steps: int = 0
-    micro_batch_size: int | None = None
-    grad_scaler: dict[str, float] | None = None
-    seconds: float = 0.0
-    last_eval_step: int = 0
-    last_prompt_test_step: int = 0
+    step: NonNegativeInt = 0
+    tokens: NonNegativeInt = 0
+    target_tokens: NonNegativeInt = 0
+    by_source: list[NonNegativeInt] = field(default_factory=list)
+    clipped_steps: NonNegativeInt = 0
+    micro_batch_size: PositiveInt | None = None
+    grad_scaler: dict[str, FiniteFloat] | None = None
+    seconds: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    last_eval_step: NonNegativeInt = 0
+    last_prompt_test_step: NonNegativeInt = 0
     failing_prompt_tests: list[str] | None = None
     best_loss: float | None = None
-    best_step: int | None = None
-    evals_since_best: int = 0
+    best_step: NonNegativeInt | None = None
+    evals_since_best: NonNegativeInt = 0
     stop_reason: str | None = None
-    skipped_rows: list[list[int]] = field(default_factory=list)
-    lr_factor: float = 1.0
-    rollbacks: int = 0
+    skipped_rows: list[Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]] = field(default_factory=list)
+    lr_factor: Annotated[FiniteFloat, Field(gt=0, le=1)] = 1.0
+    rollbacks: NonNegativeInt = 0
     saved_on_request: bool = False
 
 

@@ -5,14 +5,57 @@ The numbers of a source are sums over its shards and the phases.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
-from fledge.data.row_events import EVENTS_KEPT
+from pydantic import NonNegativeInt
+from typing_extensions import TypedDict
+
+from fledge.data.row_events import BUILD_AGAIN, EVENTS_KEPT
 from fledge.errors import FledgeError
+from fledge.run.text_files import read_json
 
 COUNTERS = ("dropped", "cut", "changed", "noticed", "unread_columns")
 LISTED_COLUMNS = 12  # in the line about columns that nothing reads
+
+
+class SavedEvent(TypedDict):
+    """One of the first events of a source."""
+
+    reason: str
+    where: str
+    detail: str
+
+
+class SavedSource(TypedDict):
+    """The counts of one source as data_report.json has them (`SourceReport.as_dict`)."""
+
+    name: str
+    path: str
+    split: str
+    rows: NonNegativeInt
+    used_rows: NonNegativeInt
+    validation_rows: NonNegativeInt
+    dropped: dict[str, NonNegativeInt]
+    truncated_rows: NonNegativeInt
+    shortened_rows: NonNegativeInt
+    split_rows: NonNegativeInt
+    cut: dict[str, NonNegativeInt]
+    changed: dict[str, NonNegativeInt]
+    noticed: dict[str, NonNegativeInt]
+    unread_columns: dict[str, NonNegativeInt]
+    examples: NonNegativeInt
+    tokens: NonNegativeInt
+    target_tokens: NonNegativeInt
+    lost_tokens: NonNegativeInt
+    first_events: list[SavedEvent]
+
+
+class SavedReport(TypedDict):
+    """data_report.json of a build."""
+
+    sources: list[SavedSource]
 
 
 @dataclass(kw_only=True)
@@ -119,7 +162,8 @@ class SourceReport:
     def from_dict(cls, saved: Mapping[str, Any]) -> "SourceReport":
         """The report from the output of `as_dict`."""
         counters = {name: Counter(saved[name]) for name in COUNTERS}
-        report = cls(**{**saved, **counters, "first_events": {}})
+        values = {field.name: saved[field.name] for field in fields(cls)}
+        report = cls(**{**values, **counters, "first_events": {}})
         report.keep_first_events(saved["first_events"])
         return report
 
@@ -140,6 +184,11 @@ class DataReport:
     def as_dict(self) -> dict[str, Any]:
         """The reports as JSON values, for data_report.json."""
         return {"sources": [source.as_dict() for source in self.sources]}
+
+    @classmethod
+    def read(cls, file: Path) -> "DataReport":
+        """The report in the data_report.json of a build. Raises FledgeError if the file is damaged."""
+        return cls.from_dict(read_json(file, SavedReport, BUILD_AGAIN))
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> "DataReport":

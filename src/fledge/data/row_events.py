@@ -4,11 +4,16 @@ Workers write them to `row_events.jsonl`, a JSON object a line, and count them; 
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
 import orjson
+from pydantic import NonNegativeInt
+from typing_extensions import TypedDict
+
+from fledge.errors import FledgeError
 
 RowState = Literal["dropped", "truncated", "shortened", "split", "changed", "noticed"]
 STATES: tuple[RowState, ...] = get_args(RowState)
@@ -17,6 +22,8 @@ EVENTS_KEPT = 3  # of each reason, with location and detail
 DETAIL_LENGTH = 300
 MAX_REASONS = 100  # of one sampled state, as keys of turns may have any name; further ones count as OTHER
 OTHER = "other notices"
+EVENT_KEYS = ("where", "state", "reason", "detail")  # whose values are texts
+BUILD_AGAIN = "remove the folder of the build and build the data again"  # hint for a damaged file of a build
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,13 @@ class RowEvent:
     detail: str = ""
     amount: int = 0
     excerpts: tuple[str, str] | None = None
+
+
+class EventCounts(TypedDict):
+    """The counts of the events of one shard and phase (`RowEventLog.as_dict`), by state."""
+
+    counts: dict[str, dict[str, NonNegativeInt]]
+    rows: dict[str, NonNegativeInt]
 
 
 class RowEventLog:
@@ -69,4 +83,19 @@ class RowEventLog:
 
 def read_row_events(file: Path) -> list[dict[str, Any]]:
     """The events that one phase wrote about the rows of one shard; empty if the file is missing."""
-    return [orjson.loads(line) for line in file.read_bytes().splitlines()] if file.exists() else []
+    return list(_lines(file)) if file.exists() else []
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The events of a file. Raises FledgeError for a line that is none."""
+    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
+        if not line:
+            continue
+        try:
+            event = orjson.loads(line)
+            valid = isinstance(event, dict) and all(isinstance(event.get(key), str) for key in EVENT_KEYS)
+        except ValueError:
+            event, valid = None, False
+        if event is None or not valid:
+            raise FledgeError("damaged: this line is not an event of a row", where=f"{file}:{number}", hint=BUILD_AGAIN)
+        yield event

@@ -12,8 +12,8 @@ from rich.text import Text
 from fledge.data import is_complete
 from fledge.data.build.directory import REPORT_FILE, BuildDirectory
 from fledge.data.build.report import report_rows, report_tokens
-from fledge.data.report import source_lines
-from fledge.data.row_events import SAMPLED_STATES, STATES
+from fledge.data.report import SavedReport, source_lines
+from fledge.data.row_events import BUILD_AGAIN, SAMPLED_STATES, STATES
 from fledge.errors import FledgeError
 from fledge.escaping import escaped_json
 from fledge.inspect.builds import builds_of
@@ -55,7 +55,7 @@ class Filter:
 def totals(folder: Path) -> list[dict[str, Any]]:
     """The totals of a build's sources, as in data_report.json. For an incomplete build, the rows counted so far."""
     if is_complete(folder):
-        return read_json(folder / REPORT_FILE)["sources"]
+        return read_json(folder / REPORT_FILE, SavedReport, BUILD_AGAIN)["sources"]
     build = BuildDirectory.open(folder)
     return report_tokens(report_rows(build), build).as_dict()["sources"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fledge.data.build.directory import BuildDirectory
-from fledge.data.build.phase_output import read_result
+from fledge.data.build.phase_output import read_rows_result
 from fledge.data.build.plan import PlannedSource, Shard
 from fledge.data.build.shard_items import ShardItems
 from fledge.data.reading.records import row_location
@@ -63,7 +63,7 @@ def parse_row_location(text: str) -> RowLocation:
 def find_rows(build: OpenBuild, location: RowLocation) -> Iterator[LocatedRow]:
     """The rows of a stage at a location: none, one, or one for each source that reads the file."""
     for shard in build.plan.shards:
-        files = read_result(build.directory.rows(shard))["files"]
+        files = read_rows_result(build.directory.rows(shard))["files"]
         for index, file in enumerate(files):
             if location.matches_file(file):
                 _check_sign(location, file)

@@ -77,12 +77,15 @@ class RunLogger:
         if self.events is not None:
             self._unchecked.append(self.events.write(kind, step, **values))
 
-    def write_changes(self, step: int, keys: dict[str, list[Any]]) -> None:
-        """Write the `recipe_changed` event, unless a process that was killed right afterwards has written it."""
+    def write_changes(self, step: int, keys: dict[str, list[Any]]) -> bool:
+        """Write the `recipe_changed` event, unless a process that was killed right afterwards has written it; returns whether
+        it is written now."""
         if self.events is not None:
             earlier = [event for event in self.events.kept if event["kind"] == "recipe_changed" and event["step"] == step]
             if not any(event.get("keys") == keys for event in earlier):
                 self.write("recipe_changed", step, keys=keys)
+                return True
+        return False
 
     def log_scalars(self, step: int, values: dict[str, Any]) -> None:
         """Write figures to TensorBoard, if `logging.tensorboard` is on."""

@@ -73,6 +73,6 @@ def meant(value: Any, error: str) -> str | None:
         return _BOOLEANS.get(bare(value).lower())
     if error.startswith(("int_", "float_")) or error == "literal_error":
         number = meant_number(value)
-        whole = error.startswith("int_") and number is not None and float(number) != int(float(number))
+        whole = error.startswith("int_") and number is not None and not float(number).is_integer()
         return None if whole else number
     return None

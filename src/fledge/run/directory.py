@@ -8,9 +8,11 @@ from typing import Any
 from fledge.errors import FledgeError
 from fledge.run.events import read_events
 from fledge.run.file_kinds import adapter_hint, model_file_hint
+from fledge.run.file_shapes import StageResult
 from fledge.run.input_files import hub_name_error
 from fledge.run.text_files import read_json
 
+RESULT_HINT = "remove this file and run the same command again: the stage goes on from its last checkpoint"
 READABLE_HINT = "make it readable again (permissions, a mounted disk), then run the same command again; nothing is lost"
 
 
@@ -96,7 +98,7 @@ class StageDirectory:
 
     def result(self) -> dict[str, Any] | None:
         """The stage's result, or None while the stage is not finished."""
-        return read_json(self.result_file) if self.result_file.exists() else None
+        return read_json(self.result_file, StageResult, RESULT_HINT) if self.result_file.exists() else None
 
 
 @dataclass(frozen=True)
@@ -165,12 +167,12 @@ def resolve_model_path(location: str) -> Path:
         return _checkpoint_model(path)
     check_layout(path)
     if (path / "result.json").exists():
-        return path / read_json(path / "result.json")["model"]
+        return path / read_json(path / "result.json", StageResult, RESULT_HINT)["model"]
     if (path / "recipe.yaml").exists():
-        finished = list(path.glob("*/result.json"))
+        finished = {file: read_json(file, StageResult, RESULT_HINT) for file in path.glob("*/result.json")}
         if finished:
-            newest = max(finished, key=lambda file: (read_json(file)["order"], file.name))
-            return newest.parent / read_json(newest)["model"]
+            newest = max(finished, key=lambda file: (finished[file]["order"], file.name))
+            return newest.parent / finished[newest]["model"]
     for last in [path / "checkpoints" / "last", *sorted(path.glob("*/checkpoints/last"))][::-1]:
         if (last / "model" / "config.json").exists():
             return _checkpoint_model(last)

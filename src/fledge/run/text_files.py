@@ -5,6 +5,7 @@ import os
 import re
 import stat
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,38 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=True) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises FledgeError when the file is missing or damaged."""
+def read_json(path: Path, shape: Any = None, hint: str | None = None) -> Any:
+    """The value in a JSON file. Raises FledgeError when the file is missing or damaged.
+
+    `shape`: the type that the value must have, such as a TypedDict or a data class, whose values stand in a JSON object. Keys
+    beyond it are allowed. `hint`: what to do about a damaged file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if shape is not None:
+            _checker(shape).validate_json(text, strict=True)
+        return value
     except FileNotFoundError:
         raise FledgeError("this file is missing", where=str(path)) from None
     except OSError as error:
         raise FledgeError(f"cannot read: {error.strerror}", where=str(path)) from None
+    except RecursionError:
+        raise FledgeError("damaged: nested too deeply", where=str(path), hint=hint) from None
     except ValueError as error:
-        raise FledgeError(f"damaged: {error}", where=str(path)) from None
+        raise FledgeError(f"damaged: {_problem(error)}", where=str(path), hint=hint) from None
+
+
+@cache
+def _checker(shape: Any) -> Any:
+    from pydantic import TypeAdapter  # not every program that reads a file needs it
+
+    return TypeAdapter(shape)
+
+
+def _problem(error: ValueError) -> str:
+    """What a file that cannot be parsed, or has another shape, has wrong: the first problem, with its key."""
+    problems = getattr(error, "errors", list)()  # of pydantic
+    if not problems:
+        return str(error).splitlines()[0]
+    key = ".".join(str(name) for name in problems[0]["loc"])
+    return f"{key}: {problems[0]['msg']}" if key else problems[0]["msg"]

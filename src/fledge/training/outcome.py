@@ -9,6 +9,7 @@ from fledge.plan.evaluation import validation_rows
 from fledge.run import Console, StageDirectory
 from fledge.run.alerts import Alerts
 from fledge.run.events import read_events
+from fledge.run.file_shapes import Evaluation
 from fledge.run.text_files import read_json
 from fledge.training.validation import ValidationSet
 
@@ -27,7 +28,7 @@ def judge(
 def stage_outcome(directory: StageDirectory, validation: ValidationSet | None, selected_step: int) -> StageOutcome:
     """The outcome of a stage whose evaluations before and after are written."""
     events = list(read_events(directory.events))
-    before, after = (read_json(directory.evaluations / name) for name in ("before.json", "after.json"))
+    before, after = (read_json(directory.evaluations / name, Evaluation) for name in ("before.json", "after.json"))
     evaluations = [(0, before.get("loss")), *((e["step"], e["eval/loss"]) for e in events if e["kind"] == "eval")]
     losses = [event["train/loss"] for event in events if event["kind"] == "step"]
     return StageOutcome(

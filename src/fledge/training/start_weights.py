@@ -12,6 +12,7 @@ from fledge.checkpoint.find import step_name
 from fledge.errors import FledgeError
 from fledge.model.protocol import LanguageModel
 from fledge.run import StageDirectory, read_json, write_json
+from fledge.run.file_shapes import StartRecord
 
 Stamp = list[list[Any]]  # [name, bytes, modification time in ns] of each file
 
@@ -44,8 +45,7 @@ class StartWeights:
 
     def _record(self) -> dict[str, Any]:
         """What start.json says; empty for a stage that has not begun, or was begun by an earlier version."""
-        record = read_json(self._file) if self._file.exists() else {}
-        return record if isinstance(record, dict) else {}
+        return read_json(self._file, StartRecord) if self._file.exists() else {}
 
     def begin(self, write: bool) -> tuple[LanguageModel, str]:
         """The start model of a stage without a checkpoint, and its fingerprint; `write`: record it.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fledge.checkpoint.async_save import AsyncCheckpointer
+from fledge.checkpoint.find import STATE_FILE
 from fledge.checkpoint.state import TrainState
 from fledge.errors import FledgeError
 from fledge.findings import Finding
@@ -28,6 +29,7 @@ from fledge.training.batch_source import DatasetSource, StepBatch
 from fledge.training.context import TrainContext
 from fledge.training.divergence import has_risen, loss_now
 from fledge.training.hooks import Checkpointing, HookContext
+from fledge.training.moved_rows import moved_rows
 from fledge.training.rank_consistency import RankConsistencyCheck
 from fledge.training.rollback import recovery_hint, rollback_finding, rollback_target, rolled_back_state
 from fledge.training.step_recorder import StepRecorder
@@ -181,6 +183,11 @@ class Trainer:
             self._set_events_aside()
             return
         path, self.state = checkpoint
+        if len(self.state.by_source) != len(self.context.data.sources):
+            what = (
+                f"damaged: by_source has {len(self.state.by_source):,} numbers for {len(self.context.data.sources):,} sources"
+            )
+            raise FledgeError(what, where=str(path / STATE_FILE))
         self.trainable.restore(path, self.state)
         self.context.ranks.barrier()  # before older checkpoints are removed
         if remark := self.checkpointing.resumed(path, self.state):
@@ -218,11 +225,21 @@ class Trainer:
         if state.step == 0:
             self.logger.write("start", 0, steps=self.total_steps, rows=context.horizon.rows)
         self._write_world_size(self.logger.world_size_before)
-        if context.log.recipe_changes:
-            self.logger.write_changes(state.step, context.log.recipe_changes)
+        if (changes := context.log.recipe_changes) and self.logger.write_changes(state.step, changes):
+            self._report_moved_rows(changes)
         if state.step > self.total_steps and state.stop_reason is None:
             self._hook_context().finish_stage(f"its duration was shortened to {self.total_steps:,} steps when more were done")
         context.model.train()
+
+    def _report_moved_rows(self, changes: dict[str, list[Any]]) -> None:
+        """Report rows that have no turn, or two, because the duration has changed."""
+        context, step = self.context, self.state.step
+        key = f"stages.{context.log.directory.root.name}.duration"
+        if key not in changes or step > self.total_steps:
+            return
+        finding = moved_rows(step, changes[key][0], context.stage.batch, context.data, context.horizon)
+        if finding is not None:
+            self.logger.report(replace(finding, where=key), step)
 
     def _write_world_size(self, before: int | None) -> None:
         """Write the `world_size` event, and a console note if the number of processes has changed."""

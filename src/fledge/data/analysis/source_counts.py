@@ -7,7 +7,7 @@ import numpy as np
 
 from fledge.data.build.directory import BuildDirectory
 from fledge.data.build.load import StageDataset
-from fledge.data.build.phase_output import read_result
+from fledge.data.build.phase_output import read_rows_result, read_tokens_result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class SourceCounts:
         for shard in build.plan.shards:
             if shard.source != source:
                 continue
-            recorded = read_result(build.rows(shard))["statistics"]
+            recorded = read_rows_result(build.rows(shard))["statistics"]
             for name in ("schemas", "columns", "nulls", "empty", "openings", "equal"):
                 getattr(counts, name).update(recorded[name])
             counts.numbers.update({name: recorded[name] for name in ("answers", "identity", "distinct_openings")})
@@ -64,7 +64,7 @@ class TrainingSequences:
         numbers = np.flatnonzero(examples.source == source)
         sequences = examples.sequences_of(numbers)
         ended = sum(
-            read_result(dataset.build.tokens(shard))["splits"]["train"]["ended"]
+            read_tokens_result(dataset.build.tokens(shard))["splits"]["train"]["ended"]
             for shard in dataset.plan.shards_of("train")
             if shard.source == source
         )

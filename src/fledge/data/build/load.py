@@ -15,16 +15,24 @@ from fledge.data.build.directory import (
     differences,
     is_complete,
 )
-from fledge.data.build.phase_output import read_result
+from fledge.data.build.phase_output import read_tokens_result
 from fledge.data.build.plan import BuildPlan, requested_data
 from fledge.data.dataset.mixing import Mixture, SourceQuota
 from fledge.data.dataset.packed_dataset import PackedDataset
 from fledge.data.formats import DataStage
 from fledge.data.report import DataReport
+from fledge.data.row_events import BUILD_AGAIN
 from fledge.data.storage import ConcatenatedArrays, Examples, UniformWeights, digest_of, load_arrays, memmap, token_type
 from fledge.errors import FledgeError
+from fledge.run.file_shapes import StageData
 from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer
+
+
+class Manifest(StageData):
+    """manifest.json of a build: fingerprints of its tokenizer and of its packed data."""
+
+    tokenizer: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +125,7 @@ def _load_examples(build: BuildDirectory, split: str, dtype: np.dtype) -> Exampl
         examples = len(index[f"{split}.row"])
         columns["source"].append(np.full(examples, shard.source, np.int32))
         columns["shard"].append(np.full(examples, shard.number, np.int32))
-        digest.update(read_result(folder)["splits"][split]["digest"].encode())
+        digest.update(read_tokens_result(folder)["splits"][split]["digest"].encode())
     joined = {name: np.concatenate(arrays) for name, arrays in columns.items()}
     stream = ConcatenatedArrays(tuple(tokens))
     return Examples(
@@ -168,12 +176,12 @@ def load_built_dataset(folder: Path, stage: DataStage, tokenizer: Tokenizer, see
             where=str(folder),
             hint="build it again with `fledge data build`",
         )
-    manifest = read_json(folder / MANIFEST_FILE)
+    manifest = read_json(folder / MANIFEST_FILE, Manifest, BUILD_AGAIN)
     if manifest["tokenizer"] != tokenizer.fingerprint():
         raise FledgeError("this directory was built with another tokenizer", where=str(folder), hint="build it again")
-    dataset = load_dataset(build, DataReport.from_dict(read_json(folder / REPORT_FILE)), tokenizer)
+    dataset = load_dataset(build, DataReport.read(folder / REPORT_FILE), tokenizer)
     for split, packed in (("train", dataset.train), ("validation", dataset.validation)):
-        if packed is not None and packed.fingerprint() != manifest[split]["fingerprint"]:
+        if packed is not None and packed.fingerprint() != (manifest[split] or {}).get("fingerprint"):
             raise FledgeError(f"the {split} tokens are not those that were built", where=str(folder), hint="build it again")
     _check_digests(build)
     return dataset
@@ -183,7 +191,7 @@ def _check_digests(build: BuildDirectory) -> None:
     """FledgeError where the content of a file is not what was written."""
     for shard in build.plan.encoded_shards():
         folder = build.tokens(shard)
-        for split, counts in read_result(folder)["splits"].items():
+        for split, counts in read_tokens_result(folder)["splits"].items():
             if digest_of(folder, split) != counts["digest"]:
                 raise FledgeError(f"damaged: the {split} tokens are not those that were written", where=str(folder),
                                   hint="build it again")  # fmt: skip

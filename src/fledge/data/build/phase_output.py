@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import NonNegativeInt
+from typing_extensions import TypedDict
+
+from fledge.data.parsing.row_statistics import ShardStatistics
+from fledge.data.row_events import BUILD_AGAIN, EventCounts
+from fledge.run.text_files import read_json
 
 RESULT_FILE = "result.json"
 
@@ -16,9 +22,50 @@ def is_finished(output: Path) -> bool:
     return (output / RESULT_FILE).exists()
 
 
-def read_result(output: Path) -> dict[str, Any]:
-    """The result that a phase wrote into its output folder of a shard: counts, files, events."""
-    return orjson.loads((output / RESULT_FILE).read_bytes())
+class RowsResult(TypedDict):
+    """The result of the read phase: rows, items, the files, the library of the signatures, counts of events and columns."""
+
+    rows: NonNegativeInt
+    items: NonNegativeInt
+    files: list[str]
+    signatures: str | None
+    row_events: EventCounts
+    statistics: ShardStatistics
+
+
+class SplitCounts(TypedDict):
+    """The counts of one split in the result of the tokenize phase, and the digest of its tokens."""
+
+    used_rows: NonNegativeInt
+    digest: str
+    examples: NonNegativeInt
+    ended: NonNegativeInt
+    tokens: NonNegativeInt
+    target_tokens: NonNegativeInt
+
+
+class Splits(TypedDict):
+    """The counts of both splits."""
+
+    train: SplitCounts
+    validation: SplitCounts
+
+
+class TokensResult(TypedDict):
+    """The result of the tokenize phase: counts of events, and of each split."""
+
+    row_events: EventCounts
+    splits: Splits
+
+
+def read_rows_result(output: Path) -> dict[str, Any]:
+    """The result of the read phase for a shard. Raises FledgeError if the file is damaged."""
+    return read_json(output / RESULT_FILE, RowsResult, BUILD_AGAIN)
+
+
+def read_tokens_result(output: Path) -> dict[str, Any]:
+    """The result of the tokenize phase for a shard. Raises FledgeError if the file is damaged."""
+    return read_json(output / RESULT_FILE, TokensResult, BUILD_AGAIN)
 
 
 def write_output(output: Path, write: Callable[[Path], dict[str, Any]]) -> None:

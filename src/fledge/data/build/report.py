@@ -4,15 +4,15 @@ from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
-import orjson
 
 from fledge.data.build.directory import BuildDirectory
-from fledge.data.build.phase_output import is_finished, read_result
+from fledge.data.build.phase_output import is_finished, read_rows_result, read_tokens_result
 from fledge.data.build.plan import Shard
 from fledge.data.dataset.packed_dataset import PackedDataset
 from fledge.data.reading.records import file_notices
 from fledge.data.report import DataReport, SourceReport
-from fledge.data.row_events import read_row_events
+from fledge.data.row_events import BUILD_AGAIN, EventCounts, read_row_events
+from fledge.run.text_files import read_json
 
 
 def report_rows(build: BuildDirectory) -> DataReport:
@@ -62,7 +62,7 @@ def _add_file_notices(build: BuildDirectory, report: DataReport) -> None:
 def _add_rows(build: BuildDirectory, shard: Shard, source: SourceReport) -> None:
     """Add the counts of the read phase and of the deduplication and split for a shard."""
     rows_events, keep_events, _ = build.event_files(shard)
-    result = read_result(build.rows(shard))
+    result = read_rows_result(build.rows(shard))
     source.rows += result["rows"]
     source.add_counts(result["row_events"])
     source.unread_columns.update(result["statistics"]["unread"])
@@ -71,7 +71,7 @@ def _add_rows(build: BuildDirectory, shard: Shard, source: SourceReport) -> None
     if not counts.exists():  # an evaluation file, or not yet decided
         source.used_rows += result["items"]
         return
-    source.add_counts(orjson.loads(counts.read_bytes()))
+    source.add_counts(read_json(counts, EventCounts, BUILD_AGAIN))
     source.keep_first_events(read_row_events(keep_events))
     source.used_rows += build.kept_items(shard)
 
@@ -79,7 +79,7 @@ def _add_rows(build: BuildDirectory, shard: Shard, source: SourceReport) -> None
 def _add_tokens(build: BuildDirectory, shard: Shard, source: SourceReport) -> None:
     """Add the counts of the tokenize phase for a shard."""
     *_, token_events = build.event_files(shard)
-    result = read_result(build.tokens(shard))
+    result = read_tokens_result(build.tokens(shard))
     source.add_counts(result["row_events"])
     source.keep_first_events(read_row_events(token_events))
     source.used_rows -= build.kept_items(shard)

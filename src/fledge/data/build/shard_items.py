@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fledge.data.build.directory import BuildDirectory
-from fledge.data.build.phase_output import read_result
+from fledge.data.build.phase_output import read_rows_result
 from fledge.data.build.plan import Shard
 from fledge.data.parsing.items import Item, deserialize, own_text
 from fledge.data.reading.records import row_location
@@ -33,7 +33,7 @@ class ShardItems:
     def of(cls, build: BuildDirectory, shard: Shard) -> "ShardItems":
         """The items of a shard whose read phase is finished."""
         folder = build.rows(shard)
-        result = read_result(folder)
+        result = read_rows_result(folder)
         return cls(shard, folder, load_arrays(folder / "rows.safetensors"), result["files"], result["signatures"])
 
     def __len__(self) -> int:

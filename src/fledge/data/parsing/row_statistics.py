@@ -6,12 +6,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import xxhash
+from pydantic import NonNegativeInt
+from typing_extensions import TypedDict
 
 from fledge.data.parsing.columns import Row
 from fledge.data.parsing.detection import schema_name
 from fledge.data.parsing.items import Dialogue, Item
 from fledge.data.row_events import RowEvent
 
+Counts = dict[str, NonNegativeInt]
 MAX_OPENINGS = 2000  # the most frequent openings stored per shard
 MAX_EQUAL_ANSWERS = 5  # the most frequent answers stored per shard
 MAX_UNREAD = 50  # columns whose names are stored per shard
@@ -42,6 +45,21 @@ def placeholders(item: Item) -> list[str]:
     """Template variables that were not filled in, such as {{name}} or <AUTHOR>: each once, in order."""
     candidates = (text for text in item.texts() if any(mark in text for mark in ("{{", "<NAME>", "<AUTHOR>")))
     return list(dict.fromkeys(variable for text in candidates for variable in _PLACEHOLDER.findall(text)))
+
+
+class ShardStatistics(TypedDict):
+    """The counts over the rows of one shard, as they are stored (`RowStatistics.as_dict`)."""
+
+    columns: Counts
+    nulls: Counts
+    empty: Counts
+    unread: Counts
+    schemas: Counts
+    openings: Counts
+    distinct_openings: NonNegativeInt
+    equal: Counts
+    answers: NonNegativeInt
+    identity: NonNegativeInt
 
 
 class RowStatistics:
