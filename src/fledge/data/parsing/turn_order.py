@@ -6,7 +6,7 @@ from dataclasses import replace
 from fledge.data.parsing.columns import Row, RowError
 from fledge.tokenizer.template import Message
 
-AFTER = {"system": ("user",), "user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant")}
+AFTER = {"system": ("user",), "user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant", "user")}
 MERGES, TRIMS = ("merge", "merge_and_trim"), ("trim", "merge_and_trim")  # values of `turn_order`
 MERGE_HINT = "turn_order: merge joins turns of one role"
 TRIM_HINT = "turn_order: trim leaves such turns out"
@@ -14,7 +14,7 @@ TRIM_HINT = "turn_order: trim leaves such turns out"
 
 def in_order(turns: Sequence[Message], row: Row, ends_with_answer: bool) -> list[Message]:
     """The turns, after what the source's `turn_order` mends: a system turn or none; then user (or tool results, after an
-    answer) and assistant in turn. RowError if they are in another order.
+    answer) and assistant in turn; a user may speak before the answer to a tool result. RowError for another order.
 
     Tool calls in turns of their own, behind another turn of the assistant, always become calls of that turn."""
     result = _merge_calls(list(turns), row)
