@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,12 @@ def test_each_check_finds_what_it_looks_for(tmp_path: Path) -> None:
     assert branches_on_the_kind_of_a_stage(file, ast.parse("isinstance(stage, SftStage)"))
     (tmp_path / "long.py").write_text("\n" * (MAX_LINES + 1), encoding="utf-8")
     assert long_files(tmp_path / "long.py", ast.parse(""))
+
+
+def test_every_test_file_is_in_a_folder_that_pytest_reads(request: pytest.FixtureRequest) -> None:
+    """Pytest leaves out folders of some names, such as `build`, without a word."""
+    left_out = request.config.getini("norecursedirs")
+    folders = {
+        part for file in (markdown.ROOT / "tests").rglob("test_*.py") for part in file.relative_to(markdown.ROOT).parts[:-1]
+    }
+    assert not [folder for folder in folders for pattern in left_out if fnmatch(folder, pattern)]

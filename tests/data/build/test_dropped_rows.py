@@ -105,7 +105,7 @@ def test_totals_add_up_for_any_rows(
     try:
         data = prepare("pretrain", file, tokenizer, validation=validation, clean={"exact_duplicates": exact})
     except FledgeError as error:
-        assert "no training example is left" in error.text() or "none of" in error.text()
+        assert any(words in error.text() for words in ("no training example is left", "none of", "usable row"))
         return
     (account,) = data.report.sources
     assert account.rows == len(rows) + 1 == account.used_rows + account.dropped_rows

@@ -47,7 +47,10 @@ def test_every_row_is_used_or_dropped_for_any_rows(
         data = prepare(kind, file, chatml, validation=validation)
     except FledgeError as error:
         # All that can be used fell to validation, or all that fell to validation cannot be used.
-        assert "no training example is left" in str(error) or "no validation example is left" in str(error)
+        assert any(
+            words in str(error)
+            for words in ("no training example is left", "no validation example is left", "went to validation; none is left")
+        )
         return
     source = data.as_dict()["sources"][0]
     assert source["rows"] == 1 + sum(row != b"" for row in rows)
@@ -146,7 +149,7 @@ def test_validation_has_at_least_one_row_unless_it_is_zero(tmp_path: Path) -> No
 
 
 def test_a_stage_without_a_training_row_is_an_error(tmp_path: Path, chatml: Tokenizer) -> None:
-    with pytest.raises(FledgeError, match="no training example is left"):
+    with pytest.raises(FledgeError, match=r"all 3 usable rows went to validation(.|\n)*write validation: 0"):
         prepare("pretrain", jsonl(tmp_path / "a.jsonl", rows_of(1) * 3), chatml, validation=0.5)
 
 
@@ -253,10 +256,10 @@ def test_a_row_that_the_template_rejects_is_dropped_with_its_reason(tmp_path: Pa
     for kind in ("sft", "preference"):
         source = prepare(kind, file, load_tokenizer(tmp_path)).report.sources[0]
         assert (source.used_rows, dict(source.dropped)) == (1, {"the chat template refuses it": 1})
-        assert source.first_events["the chat template refuses it"][0]["detail"] == "not this"
+        assert source.first_events["the chat template refuses it"][0]["detail"].endswith(": not this")
 
 
-def test_a_template_whose_prompt_does_not_begin_the_answer_is_an_error_for_preferences(
+def test_a_template_whose_prompt_does_not_begin_the_answer_is_noticed_for_preferences(
     tmp_path: Path, chatml: Tokenizer
 ) -> None:
     chatml.core.save(str(tmp_path / "tokenizer.json"))
@@ -267,5 +270,5 @@ def test_a_template_whose_prompt_does_not_begin_the_answer_is_an_error_for_prefe
     )
     (tmp_path / "chat_template.jinja").write_text(jinja, encoding="utf-8")
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}', encoding="utf-8")
-    with pytest.raises(FledgeError, match="1 the chat template refuses it"):
-        prepare("preference", jsonl(tmp_path / "a.jsonl", [GOOD]), load_tokenizer(tmp_path))
+    source = prepare("preference", jsonl(tmp_path / "a.jsonl", [GOOD]), load_tokenizer(tmp_path)).report.sources[0]
+    assert source.used_rows == 1 and "generation starts from another text than in training" in source.noticed
