@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from fledge.autotune.compute_config import ComputeConfig
 from fledge.autotune.determinism import WORKSPACE, allow_nondeterministic, use_deterministic
 from fledge.errors import FledgeError
 from fledge.recipe import recipe_from_dict
+from fledge.run.text_files import write_json
 from tests.support import tiny_run
 from tests.support.decoders import make_decoder
 
@@ -60,16 +62,14 @@ def test_generation_may_use_every_kernel_and_training_goes_on_strictly() -> None
     assert torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
 
 
-def test_a_configuration_of_before_reads_as_not_deterministic(tmp_path: object) -> None:
+def test_a_configuration_of_before_reads_as_not_deterministic(tmp_path: Path) -> None:
     values = {"device": "cpu", "precision": "fp32", "attention": "blocked", "compile": False, "threads": 1}
-    assert ComputeConfig.from_dict(values).deterministic is False
+    write_json(tmp_path / "compute.json", values)
+    assert ComputeConfig.read(tmp_path / "compute.json").deterministic is False
 
 
-def test_the_recipe_has_the_key(tmp_path: object) -> None:
-    from pathlib import Path
-
-    folder = Path(str(tmp_path))
-    tree = tiny_run.tree(folder / "world", folder / "runs")
+def test_the_recipe_has_the_key(tmp_path: Path) -> None:
+    tree = tiny_run.tree(tmp_path / "world", tmp_path / "runs")
     tree["runtime"]["deterministic"] = True
     assert recipe_from_dict(tree).runtime.deterministic
     tree["runtime"]["deterministic"] = "sometimes"
