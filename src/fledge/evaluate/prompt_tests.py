@@ -21,6 +21,7 @@ from fledge.tokenizer import Message, Tokenizer
 
 WHAT = "file of prompt tests"
 MAX_BYTES = 2**24  # of it
+MOST_SHOWN = 60  # characters of the name of a case in an error
 
 
 class Turn(ConfigModel):
@@ -163,7 +164,7 @@ def _case(node: yaml.Node, file: Path) -> Case:
 def check_cases(tokenizer: Tokenizer, cases: Sequence[Case], max_positions: int) -> None:
     """Raise FledgeError for a case whose prompt leaves no room for an answer, or that the chat template cannot render."""
     for case in cases:
-        where = f"prompt test '{case.title}'"
+        where = _label(case)
         try:
             check_prompt(tokenizer.encode_prompt(case.conversation()), max_positions, where)
         except FledgeError as error:
@@ -182,7 +183,7 @@ def run_cases(
     `previously_failing` is `PromptTestReport.failing` of the run before, None for the first run. Raises PromptTooLongError
     for a case whose prompt leaves no room for an answer.
     """
-    conversations, names = [case.conversation() for case in cases], [f"prompt test '{case.title}'" for case in cases]
+    conversations, names = [case.conversation() for case in cases], [_label(case) for case in cases]
     answers = chat_batch(Engine(model, tokenizer.stop_ids), tokenizer, conversations, params, where=names)
     results = tuple(_check(case, answer) for case, answer in zip(cases, answers, strict=True))
     return PromptTestReport(results, None if previously_failing is None else frozenset(previously_failing))
@@ -203,3 +204,9 @@ def write_failing(results: Sequence[CaseResult], file: Path) -> None:
     """Write the failing cases to a file for people to read, one JSON object a line."""
     lines = (json.dumps(asdict(result), ensure_ascii=False) for result in results if not result.passed)
     write_text(file, "".join(f"{line}\n" for line in lines))
+
+
+def _label(case: Case) -> str:
+    """The name of a case in an error."""
+    title = case.title
+    return f"prompt test '{title if len(title) <= MOST_SHOWN else title[:MOST_SHOWN] + '…'}'"
