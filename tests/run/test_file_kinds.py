@@ -1,5 +1,6 @@
 """Files and folders that are named in the wrong place are called what they are, with what to do."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,12 @@ import pytest
 from fledge.data.reading.records import files_of
 from fledge.errors import FledgeError
 from fledge.model.hf_config import read_config_json
+from fledge.model.loading import load_model
 from fledge.recipe.schema import Source
 from fledge.run.directory import resolve_model_path
 from fledge.run.file_kinds import BY_EXTENSION, BY_SIGNATURE
+from fledge.run.text_files import read_json
+from tests.support.decoders import make_decoder
 
 
 def data_error(path: str) -> str:
@@ -120,3 +124,18 @@ def test_an_adapter_is_no_model_and_a_run_has_one(tmp_path: Path) -> None:
 
 def test_every_ending_is_written_as_it_is_compared() -> None:
     assert all(ending.startswith(".") and ending == ending.lower() for ending in BY_EXTENSION)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "generation_config.json"])
+def test_a_pipe_in_a_model_directory_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    make_decoder().save_pretrained(tmp_path, bos=1, eos=[2], pad=0)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(FledgeError, match="not a regular file"):
+        load_model(tmp_path)
+
+
+def test_a_pipe_among_the_files_of_a_run_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "result.json")
+    with pytest.raises(FledgeError, match="not a regular file"):
+        read_json(tmp_path / "result.json")

@@ -49,6 +49,8 @@ def _check_file(file: Path) -> None:
     """FledgeError for a file that is missing, not readable, a Git LFS pointer, no safetensors file, or of another size than its
     header says."""
     try:
+        if file.exists() and not file.is_file():
+            raise FledgeError("this is not a regular file", where=str(file), hint="copy or download the model again, whole")
         size = file.stat().st_size
         with file.open("rb") as content:
             pointer = content.read(len(LFS_POINTER)) == LFS_POINTER

@@ -21,6 +21,8 @@ def read_events(path: Path, on_damaged: Callable[[bytes], None] = lambda line: N
     """
     if not path.exists():
         return
+    if not path.is_file():  # a pipe might never end
+        raise FledgeError("this is not a regular file", where=str(path))
     with path.open("rb") as lines:
         for line in lines:
             if line.endswith(b"\n"):

@@ -80,6 +80,8 @@ def read_json(path: Path, shape: Any = None, hint: str | None = None) -> Any:
 
     `shape`: the type that the value must have, such as a TypedDict or a data class, whose values stand in a JSON object. Keys
     beyond it are allowed. `hint`: what to do about a damaged file."""
+    if path.exists() and not path.is_file():  # a pipe might never end
+        raise FledgeError("this is not a regular file", where=str(path), hint=hint)
     try:
         text = path.read_text(encoding="utf-8")
         value = json.loads(text)
