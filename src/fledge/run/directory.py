@@ -8,7 +8,6 @@ from typing import Any
 from fledge.errors import FledgeError
 from fledge.run.events import read_events
 from fledge.run.file_kinds import adapter_hint, model_file_hint
-from fledge.run.file_shapes import StageResult
 from fledge.run.input_files import hub_name_error
 from fledge.run.text_files import read_json
 
@@ -28,6 +27,13 @@ def checkpoint_paths(folder: Path) -> list[Path]:
     except OSError as error:
         problem = f"this folder of checkpoints cannot be read: {error.strerror}"
     raise FledgeError(problem, where=str(folder), hint=READABLE_HINT)
+
+
+def _read_result(file: Path) -> dict[str, Any]:
+    """A result.json. Raises FledgeError if it is damaged."""
+    from fledge.run.file_shapes import StageResult  # here: it loads pydantic, which `fledge --help` does not need
+
+    return read_json(file, StageResult, RESULT_HINT)
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ class StageDirectory:
 
     def result(self) -> dict[str, Any] | None:
         """The stage's result, or None while the stage is not finished."""
-        return read_json(self.result_file, StageResult, RESULT_HINT) if self.result_file.exists() else None
+        return _read_result(self.result_file) if self.result_file.exists() else None
 
 
 @dataclass(frozen=True)
@@ -167,9 +173,9 @@ def resolve_model_path(location: str) -> Path:
         return _checkpoint_model(path)
     check_layout(path)
     if (path / "result.json").exists():
-        return path / read_json(path / "result.json", StageResult, RESULT_HINT)["model"]
+        return path / _read_result(path / "result.json")["model"]
     if (path / "recipe.yaml").exists():
-        finished = {file: read_json(file, StageResult, RESULT_HINT) for file in path.glob("*/result.json")}
+        finished = {file: _read_result(file) for file in path.glob("*/result.json")}
         if finished:
             newest = max(finished, key=lambda file: (finished[file]["order"], file.name))
             return newest.parent / finished[newest]["model"]
