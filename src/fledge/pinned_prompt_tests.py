@@ -26,8 +26,9 @@ class PinnedPromptTests:
                 continue
             file = Path(config.prompts)
             if copy.exists() and self.directory.stage(name).has_begun():
-                self._tell_change(name, file, read_cases_text(copy))
-                self.cases[name] = load_cases(copy)
+                text = read_cases_text(copy)
+                self._tell_change(name, file, text)
+                self.cases[name] = parse_cases(text, copy)
                 continue
             text = read_cases_text(file)
             self.cases[name], self._to_pin[copy] = parse_cases(text, file), text

@@ -26,7 +26,7 @@ from fledge.autotune.compute_config import ComputeConfig, check_device, use_floa
 from fledge.autotune.search import AutotuneSearch, fastest, is_too_busy
 from fledge.data import Batch
 from fledge.errors import FledgeError
-from fledge.model.cuda_attention import METADATA
+from fledge.model.cuda_attention import METADATA, BatchLayout
 from fledge.model.decoder import Decoder
 from fledge.objective import CausalLMObjective
 from fledge.recipe.schema import RuntimeConfig
@@ -238,10 +238,10 @@ def test_attention_that_fails_or_gives_different_results_is_excluded_with_the_re
 def test_what_is_made_once_for_all_layers_counts_by_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 
-    def slow_metadata(documents: torch.Tensor, *rest: Any) -> torch.Tensor:
-        made.append(documents.shape)
+    def slow_metadata(batch: BatchLayout) -> torch.Tensor | None:
+        made.append((batch.B, batch.T))
         time.sleep(0.05)
-        return documents
+        return batch.documents
 
     monkeypatch.setitem(METADATA, "blocked", slow_metadata)
     seconds = {}

@@ -191,7 +191,7 @@ def test_room_for_segments_wastes_at_most_half_and_has_two_sizes_an_octave(segme
 def test_starts_that_came_with_the_batch_are_used() -> None:
     documents = _documents(40)
     starts = segment_starts(documents)
-    assert varlen_metadata(documents, 2, 40, CPU, torch.bfloat16, starts).starts is starts
+    assert varlen_metadata(documents, 2, 40, CPU, starts).starts is starts
     assert torch.equal(varlen_metadata(documents, 2, 40, CPU).starts, starts)
 
 

@@ -11,6 +11,7 @@ from fledge.model.attention import BACKENDS
 from fledge.model.cuda_attention import unavailable
 
 Capability = tuple[int, int]  # CUDA compute capability, e.g. (7, 5)
+_ARCH = re.compile(r"(sm|compute)_(\d+)(\d)[a-z]?$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,3 @@ def check_build(capability: Capability, arch_list: Sequence[str], version: str) 
             hint=f"install {'an older' if older else 'a newer'} build of PyTorch, with sm_{capability[0]}{capability[1]} in "
             "torch.cuda.get_arch_list(), or set runtime.device to cpu",
         )
-
-
-_ARCH = re.compile(r"(sm|compute)_(\d+)(\d)[a-z]?$")

@@ -65,12 +65,7 @@ def _block_lists(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def flex_metadata(
-    documents: Tensor | None,
-    B: int,
-    T: int,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    starts: Tensor | None = None,
+    documents: Tensor | None, B: int, T: int, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> FlexMetadata:
     """The block mask of a batch of B rows of T positions. In training without any tensor of the size T × T."""
     from torch.nn.attention.flex_attention import BlockMask
@@ -116,12 +111,7 @@ def segment_starts(documents: Tensor) -> Tensor:
 
 
 def varlen_metadata(
-    documents: Tensor | None,
-    B: int,
-    T: int,
-    device: torch.device,
-    dtype: torch.dtype = torch.bfloat16,
-    starts: Tensor | None = None,
+    documents: Tensor | None, B: int, T: int, device: torch.device, starts: Tensor | None = None
 ) -> VarlenMetadata:
     """The begins of the segments of B rows of T positions: `starts` if they are known."""
     if documents is None:
@@ -155,15 +145,23 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, metadata: VarlenMetadata) -> Tensor:
     return cast(Tensor, out).view(B, T, H, d).transpose(1, 2)
 
 
-def _sdpa_metadata(
-    documents: Tensor | None, B: int, T: int, device: torch.device, dtype: torch.dtype, starts: Tensor | None = None
-) -> Tensor | None:
-    return sdpa_mask(documents, dtype)
+class BatchLayout(NamedTuple):
+    """What is known of a batch before its first layer. Fields as the arguments of `attention_metadata`."""
+
+    documents: Tensor | None
+    B: int
+    T: int
+    device: torch.device
+    dtype: torch.dtype
+    starts: Tensor | None
 
 
-MakeMetadata = Callable[[Tensor | None, int, int, torch.device, torch.dtype, Tensor | None], Any]
 ON_CUDA: dict[str, Callable[..., Tensor]] = {"flex": flex, "varlen": varlen}
-METADATA: dict[str, MakeMetadata] = {"sdpa": _sdpa_metadata, "flex": flex_metadata, "varlen": varlen_metadata}
+METADATA: dict[str, Callable[[BatchLayout], Any]] = {
+    "sdpa": lambda batch: sdpa_mask(batch.documents, batch.dtype),
+    "flex": lambda batch: flex_metadata(batch.documents, batch.B, batch.T, batch.device, batch.dtype),
+    "varlen": lambda batch: varlen_metadata(batch.documents, batch.B, batch.T, batch.device, batch.starts),
+}
 
 
 def backend(name: str) -> Attention:
@@ -183,7 +181,9 @@ def attention_metadata(
     """The fourth argument of the backend `name` in all layers, made once for a batch: the result of its entry in `METADATA`,
     else the documents [B, T]. `dtype`: of the queries. `starts`: result of `segment_starts`, if it is known."""
     make = METADATA.get(name)
-    return documents if make is None else make(documents, B, T, device, dtype, starts)
+    if make is None:
+        return documents
+    return make(BatchLayout(documents=documents, B=B, T=T, device=device, dtype=dtype, starts=starts))
 
 
 def unavailable(

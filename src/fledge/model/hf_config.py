@@ -16,7 +16,7 @@ from fledge.model.config_types import check_config_types
 from fledge.recipe.schema import ModelConfig, MoeConfig
 from fledge.run.directory import resolve_model_path
 from fledge.run.file_kinds import model_file_hint
-from fledge.run.input_files import hub_name_error
+from fledge.run.input_files import check_regular_file, hub_name_error
 
 
 @dataclass(frozen=True)
@@ -165,9 +165,9 @@ def read_config_json(folder: Path) -> dict[str, Any]:
 def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON object from a file; FledgeError for anything else."""
     try:
-        if not path.is_file():
-            problem = "this is not a regular file" if path.exists() else "this file is missing"
-            raise FledgeError(problem, where=str(path))
+        check_regular_file(path)
+        if not path.exists():
+            raise FledgeError("this file is missing", where=str(path))
         if path.stat().st_size > MAX_JSON_BYTES:
             raise FledgeError(f"not readable: it is larger than {MAX_JSON_BYTES >> 20} MiB", where=str(path))
         raw = json.loads(path.read_text(encoding="utf-8"))

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from fledge.errors import FledgeError
 from fledge.model.hf_config import read_json_object
-from fledge.run.input_files import LFS_POINTER
+from fledge.run.input_files import LFS_POINTER, check_regular_file
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth", "model.pt")
+COPY_AGAIN = "copy or download the model again, whole"
 MAX_HEADER = 100_000_000  # bytes; the limit of safetensors
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -49,8 +50,7 @@ def _check_file(file: Path) -> None:
     """FledgeError for a file that is missing, not readable, a Git LFS pointer, no safetensors file, or of another size than its
     header says."""
     try:
-        if file.exists() and not file.is_file():
-            raise FledgeError("this is not a regular file", where=str(file), hint="copy or download the model again, whole")
+        check_regular_file(file, COPY_AGAIN)
         size = file.stat().st_size
         with file.open("rb") as content:
             pointer = content.read(len(LFS_POINTER)) == LFS_POINTER
@@ -93,7 +93,7 @@ def _missing(file: Path) -> FledgeError:
         )
     others = sorted(path.name for path in file.parent.glob("*.safetensors"))
     found = f"; the folder has {', '.join(others[:3])}" if others else ""
-    return FledgeError(f"the weights are missing{found}", where=str(file), hint="copy or download the model again, whole")
+    return FledgeError(f"the weights are missing{found}", where=str(file), hint=COPY_AGAIN)
 
 
 def read_tensors(shard: Path) -> Iterator[tuple[str, Tensor]]:

@@ -31,6 +31,10 @@ from fledge.recipe.yaml_source import (
 
 __all__ = ["load_recipe", "merge", "preset_names", "recipe_from_dict"]
 
+EXAMPLE = "stages: {sft: {data: {train: chat.jsonl}}}"
+NO_SECTION = ("dict_type", "model_type", "model_attributes_type", "dataclass_type")  # pydantic's errors for no mapping
+WORD = "Input should be '"  # begins pydantic's message for a key that takes one of some words
+
 
 @dataclass
 class _Layers:
@@ -213,10 +217,6 @@ def _explain(error: Any, layers: _Layers) -> str:
     return f"{location}: {dotted}: {message}{shown}{write}" if dotted else f"{location}: {message}"
 
 
-EXAMPLE = "stages: {sft: {data: {train: chat.jsonl}}}"
-NO_SECTION = ("dict_type", "model_type", "model_attributes_type", "dataclass_type")
-
-
 def _section_wanted(key: Key, value: Any) -> str:
     """The message for a value where a section belongs."""
     example = f", such as {EXAMPLE}" if key == ("stages",) else ""
@@ -271,9 +271,6 @@ def _joined(lines: list[str]) -> list[str]:
         return lines
     choice = words[0].partition(WORD)[2].partition(" (it is")[0]
     return [others[0].replace("Input should be ", f"{WORD}{choice} or ", 1)]
-
-
-WORD = "Input should be '"
 
 
 def _validate_with_preset(layers: _Layers) -> Recipe:

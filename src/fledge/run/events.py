@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fledge.errors import FledgeError
+from fledge.run.input_files import check_regular_file
 
 Event = dict[str, Any]
 DAMAGED_FILE = "events.damaged.txt"  # lines of a log that were no events when a run was resumed
@@ -21,8 +22,7 @@ def read_events(path: Path, on_damaged: Callable[[bytes], None] = lambda line: N
     """
     if not path.exists():
         return
-    if not path.is_file():  # a pipe might never end
-        raise FledgeError("this is not a regular file", where=str(path))
+    check_regular_file(path)
     with path.open("rb") as lines:
         for line in lines:
             if line.endswith(b"\n"):

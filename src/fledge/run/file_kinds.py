@@ -40,6 +40,9 @@ BY_EXTENSION: dict[str, FileKind] = {
     **dict.fromkeys((".yaml", ".yml", ".toml", ".ini", ".cfg"), CONFIGURATION),
 }
 BY_SIGNATURE: dict[bytes, FileKind] = {
+    b"\x1f\x8b": FileKind("gzip data", "rename it to end in .gz"),
+    b"\x28\xb5\x2f\xfd": FileKind("Zstandard data", "rename it to end in .zst"),
+    b"PAR1\x15": FileKind("Parquet data", "rename it to end in .parquet"),
     b"PK\x03\x04": FileKind(
         "a ZIP archive (spreadsheets and word processors write such files too)",
         "extract it; or save a spreadsheet as CSV in UTF-8, a document as plain text",

@@ -40,11 +40,22 @@ def lookup_hint(path: Path) -> str:
     )
 
 
+def looks_like_hub_name(path: Path) -> bool:
+    """Whether nothing is at a path that has the form of a name on the Hugging Face hub, `owner/name`."""
+    return not path.exists() and not path.parent.exists() and HUB_NAME.fullmatch(str(path)) is not None
+
+
+def check_regular_file(file: Path, hint: str | None = None) -> None:
+    """Raise FledgeError for a pipe, a device or a folder in place of a file: it might never end. A missing file passes."""
+    if file.exists() and not file.is_file():
+        raise FledgeError("this is not a regular file", where=str(file), hint=hint)
+
+
 def hub_name_error(path: Path, where: str | None = None) -> FledgeError | None:
     """The error for a path that does not exist and looks like the name of a model on the Hugging Face hub; None for others.
 
     `where`: the recipe key that names the path; None: the path itself."""
-    if path.exists() or path.parent.exists() or not HUB_NAME.fullmatch(str(path)):
+    if not looks_like_hub_name(path):
         return None
     return FledgeError(
         f"there is no such folder; '{path}' looks like a name on the Hugging Face hub, and models are not downloaded",

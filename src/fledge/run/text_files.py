@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fledge.errors import FledgeError
+from fledge.run.input_files import check_regular_file
 
 
 def write_text(path: Path, text: str) -> None:
@@ -80,8 +81,7 @@ def read_json(path: Path, shape: Any = None, hint: str | None = None) -> Any:
 
     `shape`: the type that the value must have, such as a TypedDict or a data class, whose values stand in a JSON object. Keys
     beyond it are allowed. `hint`: what to do about a damaged file."""
-    if path.exists() and not path.is_file():  # a pipe might never end
-        raise FledgeError("this is not a regular file", where=str(path), hint=hint)
+    check_regular_file(path, hint)
     try:
         text = path.read_text(encoding="utf-8")
         value = json.loads(text)

@@ -48,8 +48,8 @@ class RankConsistencyCheck:
     def finish(self) -> None:
         """Compare the weights that are still to be compared. Collective. Raises FledgeError on every rank if they differ."""
         if self._pending is not None:
-            step, self._pending = self._pending, None
-            self._check_weights(self.ranks.all_gather_object(step[1].read()[0].tolist()), step[0])
+            (step, sums), self._pending = self._pending, None
+            self._check_weights(self.ranks.all_gather_object(sums.read()[0].tolist()), step)
 
     def _known_checksums(self, step: int) -> tuple[int, list[int]] | None:
         """The checksums to compare now, and the step that they belong to; on a GPU those of the step before."""

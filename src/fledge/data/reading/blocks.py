@@ -15,11 +15,6 @@ BLOCK = 1 << 20  # bytes per block
 GZIP_PIECE = 1 << 16  # compressed bytes decoded at a time
 ZSTD_PIECE = 1 << 10  # small: zstandard does not limit its output, and 1 KiB decompresses to at most 32 MiB
 ZSTD_WINDOW = 1 << 31  # bytes, the window of `zstd --long=31`
-FOREIGN_FORMATS = {
-    b"\x1f\x8b": ("gzip data", ".gz"),
-    b"\x28\xb5\x2f\xfd": ("Zstandard data", ".zst"),
-    b"PAR1\x15": ("Parquet data", ".parquet"),
-}
 
 
 class DamagedFile(Exception):
@@ -55,10 +50,6 @@ def head_of(file: Path, size: int) -> bytes:
 
 def check_is_text(file: Path, block: bytes) -> None:
     """Raise FledgeError if a text file begins with the signature of a binary format."""
-    for signature, (content, extension) in FOREIGN_FORMATS.items():
-        if block.startswith(signature):
-            hint = f"rename it to end in {extension}"
-            raise FledgeError(f"this is {content}, not what its name says", where=str(file), hint=hint)
     if kind := kind_of_content(block):
         raise FledgeError(f"this is {kind.description}, not what its name says", where=str(file), hint=kind.way)
 

@@ -19,7 +19,7 @@ from fledge.errors import FledgeError
 from fledge.recipe.mistyped import bare
 from fledge.recipe.schema import Source
 from fledge.run.file_kinds import kind_of_folder, kind_of_name
-from fledge.run.input_files import HUB_NAME, check_input_file, lookup_hint
+from fledge.run.input_files import check_input_file, looks_like_hub_name, lookup_hint
 
 __all__ = ["FileRange", "Record", "file_notices", "files_of", "ignored_files", "read", "row_location", "spans_of"]
 
@@ -124,16 +124,15 @@ def _way_to_file(text: str, path: Path) -> str:
     """What to do about a path at which nothing is: what was probably meant, where that can be seen."""
     if "://" in text:
         return "data are not downloaded: download the file and name it here, or write {hub: NAME} for a dataset of the hub"
-    meant = next(
-        (form for form in (bare(text), text.replace("\\", "/"), bare(text).replace("\\", "/")) if Path(form).exists()), None
-    )
-    if meant is not None and meant != text:
-        return f"did you mean '{meant}'?"
+    plain = bare(text)
+    for meant in (plain, text.replace("\\", "/"), plain.replace("\\", "/")):
+        if Path(meant).exists():
+            return f"did you mean '{meant}'?"
     if not glob.has_magic(text) and path.parent.is_dir():
         similar = difflib.get_close_matches(path.name, sorted(item.name for item in path.parent.iterdir()), 1, 0.75)
         if similar:
             return f"did you mean '{path.parent / similar[0]}'?"
-    if HUB_NAME.fullmatch(text) and not path.parent.exists() and format_of(path) is None:
+    if looks_like_hub_name(path) and format_of(path) is None:
         return f"for a dataset of the Hugging Face hub, write {{hub: {text}}}; for a file, its path: looked in {Path.cwd()}"
     return lookup_hint(path)
 
