@@ -19,7 +19,7 @@ from torch import Tensor
 from fledge.model.attention import BACKENDS, Attention, sdpa, sdpa_mask
 
 FLEX_BLOCK = 128  # queries by keys that are computed or left out together
-FEWEST_SEGMENTS = 64  # room for segments grows from here by halves of powers of two, so that compiled code meets few shapes
+FEWEST_SEGMENTS = 64  # room for segments grows from here by halves of powers of two, so that memory is used again as it is
 HALF = (torch.bfloat16, torch.float16)
 MIN_FLASH_CAPABILITY = (8, 0)  # compute capability from which FlashAttention, and so `varlen`, exists
 
@@ -35,10 +35,12 @@ class FlexMetadata(NamedTuple):
 
 class VarlenMetadata(NamedTuple):
     """The metadata of `varlen`, for segments that are documents or padding. `starts` [segments + 1] int32: flat position b·T +
-    t of each segment's begin, with empty segments at the end. `longest`: upper limit of a segment's length."""
+    t of each segment's begin, with empty segments at the end. `longest`: upper limit of a segment's length. `shares_keys`:
+    whether the kernel lets several heads of queries share keys."""
 
     starts: Tensor
     longest: int
+    shares_keys: bool
 
 
 def _visible_blocks(documents: Tensor | None, B: int, T: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -113,13 +115,18 @@ def segment_starts(documents: Tensor) -> Tensor:
 def varlen_metadata(
     documents: Tensor | None, B: int, T: int, device: torch.device, starts: Tensor | None = None
 ) -> VarlenMetadata:
-    """The begins of the segments of B rows of T positions: `starts` if they are known."""
+    """The begins of the segments of B rows of T positions: `starts` if they are known. Their number is marked as dynamic, so
+    that compiled code serves every number of documents."""
+    from torch._dynamo.decorators import mark_dynamic
+
     if documents is None:
-        return VarlenMetadata(torch.arange(0, B * T + 1, T, dtype=torch.int32, device=device), T)
-    return VarlenMetadata(segment_starts(documents) if starts is None else starts, T)
+        starts = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=device)
+    elif starts is None:
+        starts = segment_starts(documents)
+    mark_dynamic(starts, 0)
+    return VarlenMetadata(starts, T, varlen_shares_keys())
 
 
-@torch.compiler.assume_constant_result
 @cache
 def varlen_shares_keys() -> bool:
     """Whether `varlen_attn` of this PyTorch lets several heads of queries share keys (not in 2.11): the keys of
@@ -134,13 +141,14 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, metadata: VarlenMetadata) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     B, H, T, d = q.shape
-    group, options = H // k.shape[1], dict[str, Any]()
-    if group > 1 and varlen_shares_keys():
+    group = H // k.shape[1]
+    options: dict[str, Any] = {}  # `dict[str, Any]()` would break the compiled graph
+    if group > 1 and metadata.shares_keys:
         options["enable_gqa"] = True
     elif group > 1:
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     queries, keys, values = (x.transpose(1, 2).reshape(B * T, x.shape[1], d) for x in (q, k, v))
-    starts, longest = metadata
+    starts, longest = metadata.starts, metadata.longest
     out = varlen_attn(queries, keys, values, starts, starts, longest, longest, window_size=(-1, 0), **options)
     return cast(Tensor, out).view(B, T, H, d).transpose(1, 2)
 
