@@ -352,24 +352,18 @@ class Preparation:
 
     def _batch(self, stage: Stage, cost: ModelCost, data: StageDataset) -> tuple[BatchConfig, list[str]]:
         """The batch of a stage with a number in place of `auto`, as the free memory allows, and notes that explain it."""
-        if stage.batch.tokens_per_step is None:
-            return capped_batch(stage.batch, stage.duration, data.train)
+        batch, notes = stage.batch, list[str]()
+        if batch.tokens_per_step is None:
+            batch, notes = capped_batch(batch, stage.duration, data.train)
+            if not batch.merge_micro_batches or batch.gradient_accumulation_steps == 1:
+                return batch, notes
         from fledge.autotune.compute_config import chosen_device  # they load torch
-        from fledge.plan.memory import MemoryInputs, auto_micro_batch
+        from fledge.plan.memory import auto_micro_batch, memory_inputs, merged_micro_batch
 
-        device, averaged = chosen_device(self.recipe.runtime), stage.ema.decay is not None
-        copies = 1 + (2 if averaged else 0) + (1 if stage.keeps_reference_model else 0)
-        if device == "cpu":  # a checkpoint being saved is a copy in the same memory: weights, optimizer state, averages
-            copies += 3 + (2 if averaged else 0)
-        inputs = MemoryInputs(
-            cost=cost,
-            row_length=data.train.packed_length,
-            optimizer=stage.optimizer,
-            device=device,
-            documents_per_row=data.train.pieces_per_row,
-            copies=copies,
-        )
-        return auto_micro_batch(stage.batch, inputs, self.recipe.runtime)
+        inputs = memory_inputs(stage, cost, data.train, chosen_device(self.recipe.runtime))
+        batch, chosen = auto_micro_batch(batch, inputs, self.recipe.runtime)
+        batch, merged = merged_micro_batch(batch, inputs, self.recipe.runtime)
+        return batch, [*notes, *chosen, *merged]
 
     def _with_capped_batch(self, stage: Stage, data: StageDataset, recorded: dict[str, Any]) -> Stage:
         """The stage with the micro-batch that it began with, if the data could not fill the recipe's."""

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
-from fledge.plan.memory import BASELINE_BYTES, MAX_MICRO_BATCH_TOKENS, MemoryInputs, auto_micro_batch, budget, estimate
+from fledge.plan import memory as planner
+from fledge.plan.memory import (
+    BASELINE_BYTES,
+    MAX_MICRO_BATCH_TOKENS,
+    MemoryInputs,
+    auto_micro_batch,
+    budget,
+    estimate,
+    merged_micro_batch,
+    useful_tokens,
+)
 from fledge.recipe.schema import BatchConfig, ModelConfig, OptimizerConfig, RuntimeConfig
 
 MODEL = ModelConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=704)
@@ -150,3 +160,97 @@ def test_attention_on_cuda_is_part_of_the_estimate() -> None:
     assert extra("sdpa") == masked and extra("varlen") == varlen and extra("blocked") == 0
     assert extra("auto") == max(masked, varlen)
     assert extra("sdpa", activation_checkpointing="full") == 2 * tokens * (512 + 2 * (256 - 64))
+
+
+# -- a GPU ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU with the multiprocessors of an H100."""
+    monkeypatch.setattr(planner, "multiprocessors", lambda: 132)
+
+
+def _gpu(gibibytes: float, **model: Any) -> tuple[MemoryInputs, RuntimeConfig]:
+    cost = ModelCost(MODEL.model_copy(update={"hidden_size": 512, **model}), 6400)
+    inputs = MemoryInputs(cost=cost, row_length=512, optimizer=OptimizerConfig(name="adamw"), device="cuda")
+    return inputs, RuntimeConfig(device="cuda", precision="bf16", compile=False, memory_budget=int(gibibytes * 2**30))
+
+
+@pytest.mark.parametrize(
+    ("multiprocessors", "width", "tokens"),
+    [(132, 512, 67_584), (132, 768, 45_056), (40, 768, 16_384), (132, 256, 131_072), (132, 4096, 16_384)],
+)
+def test_a_card_is_full_when_all_multiprocessors_have_enough_tiles(
+    multiprocessors: int, width: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planner, "multiprocessors", lambda: multiprocessors)
+    assert useful_tokens("cuda", width) == tokens
+    assert useful_tokens("cpu", width) == 16_384
+
+
+@given(micro=st.integers(1, 40), count=st.integers(1, 40), memory=st.floats(0.9, 40))
+def test_merged_micro_batches_keep_the_rows_fit_into_memory_and_never_shrink(micro: int, count: int, memory: float) -> None:
+    inputs, runtime = _gpu(memory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planner, "multiprocessors", lambda: 132)
+        batch = BatchConfig(micro_batch_size=micro, gradient_accumulation_steps=count, merge_micro_batches=True)
+        merged, notes = merged_micro_batch(batch, inputs, runtime)
+        size = merged.micro_batch_rows
+        assert size * merged.gradient_accumulation_steps == micro * count and size >= micro
+        if size == micro:
+            assert merged == batch and not notes
+            return
+        fits = [rows for rows in range(1, micro * count + 1) if (micro * count) % rows == 0]
+        fits = [rows for rows in fits if estimate(inputs, runtime, rows) <= budget(runtime, "cuda") and rows * 512 <= 67_584]
+        assert size == max(fits)
+        (note,) = notes
+        assert f"{size} rows instead of {micro}, {merged.gradient_accumulation_steps} per step" in note
+        assert "67,584 tokens fill this GPU (132 multiprocessors)" in note and f"of {memory:.2f} GiB" in note
+
+
+@pytest.mark.usefixtures("card")
+def test_only_an_open_micro_batch_is_merged_and_only_on_a_gpu() -> None:
+    inputs, runtime = _gpu(40)
+    open_size = BatchConfig(gradient_accumulation_steps=8)
+    written = BatchConfig(micro_batch_size=16, gradient_accumulation_steps=8)
+    assert open_size.merge_micro_batches and not written.merge_micro_batches
+    assert merged_micro_batch(open_size, inputs, runtime)[0].micro_batch_size == 128
+    assert merged_micro_batch(written, inputs, runtime) == (written, [])
+    assert merged_micro_batch(open_size, replace(inputs, device="cpu"), runtime) == (open_size, [])
+
+
+MOE: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "num_shared_experts": 1}
+
+
+@pytest.mark.usefixtures("card")
+@pytest.mark.parametrize(
+    ("batch", "model", "reason"),
+    [
+        ({"warmup": {}}, {}, "batch.warmup counts them"),
+        ({}, {"dropout": 0.1}, "dropout is drawn for each"),
+        ({}, {"moe": MOE}, "router's losses"),
+        ({}, {"moe": {**MOE, "load_balancing": "bias"}}, "router's losses"),
+        ({}, {"moe": {**MOE, "load_balancing": "bias", "router_z_loss_coef": 0}}, None),
+    ],
+)
+def test_micro_batches_stay_where_merging_would_change_more_than_rounding(
+    batch: dict[str, Any], model: dict[str, Any], reason: str | None
+) -> None:
+    changed = ModelConfig.model_validate({**MODEL.model_dump(), "hidden_size": 512, **model})
+    inputs, runtime = _gpu(40)
+    inputs = replace(inputs, cost=ModelCost(changed, 6400))
+    given = BatchConfig(gradient_accumulation_steps=8, **batch)
+    merged, (note,) = merged_micro_batch(given, inputs, runtime)
+    if reason is None:
+        assert merged.micro_batch_size == 128 and "128 rows instead of 16" in note
+    else:
+        assert merged == given and note.startswith("micro-batches stay at 16 rows, 8 per step: ") and reason in note
+
+
+@pytest.mark.usefixtures("card")
+def test_auto_takes_what_fills_the_card() -> None:
+    inputs, runtime = _gpu(60)
+    batch, (note,) = auto_micro_batch(_auto(512 * 512), inputs, runtime)
+    assert (batch.micro_batch_size, batch.gradient_accumulation_steps) == (128, 4)
+    assert "67,584 tokens fill this GPU" in note

@@ -8,9 +8,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fledge.errors import FledgeError
 from fledge.recipe import differences, load_recipe, recipe_from_dict, to_yaml
 from fledge.recipe.load import merge, preset_names
-from fledge.recipe.schema import PreferenceStage, PretrainStage, SftStage
+from fledge.recipe.schema import BatchConfig, PreferenceStage, PretrainStage, SftStage
 
 DATA = {"data": {"train": "rows.jsonl"}}
 STAGES = {"pretrain": DATA, "sft": DATA, "dpo": DATA}
@@ -187,6 +188,23 @@ def test_every_preset_works_for_every_kind_of_stage(preset: str) -> None:
     assert kinds == [PretrainStage, SftStage, PreferenceStage]
     assert "kinds" not in yaml.safe_load(to_yaml(recipe))
     assert all(stage.schedule.name == "cosine" for stage in recipe.stages.values())
+
+
+def test_a_written_micro_batch_is_exact_and_that_of_a_preset_is_left_open() -> None:
+    def batch_of(own: dict[str, Any], **more: Any) -> BatchConfig:
+        stage = {"data": {"train": "x.txt"}, **({"batch": own} if own else {})}
+        return recipe_from_dict({"stages": {"pretrain": stage}, **more}).stages["pretrain"].batch
+
+    for own in ({}, {"gradient_accumulation_steps": 4}):
+        assert batch_of(own).merge_micro_batches and batch_of(own, preset="104m").merge_micro_batches
+    own = {"micro_batch_size": 8}
+    assert not batch_of(own).merge_micro_batches and not batch_of(own, preset="104m").merge_micro_batches
+    assert batch_of({**own, "merge_micro_batches": True}, preset="104m").merge_micro_batches
+    stored = recipe_from_dict({"preset": "104m", "stages": STAGES})
+    again = recipe_from_dict(yaml.safe_load(to_yaml(stored)))
+    assert all(stage.batch.merge_micro_batches for stage in again.stages.values()) and again == stored
+    with pytest.raises(FledgeError, match="auto is as large as memory allows: leave merge_micro_batches: false out"):
+        batch_of({"tokens_per_step": 1024, "merge_micro_batches": False})
 
 
 def test_presets_have_the_published_values() -> None:

@@ -37,6 +37,7 @@ CASES = [
         stage("pretrain", batch={"micro_batch_size": 4, "gradient_accumulation_steps": 4}),
         "needs_allow",
     ),  # equal rows per step in other micro-batches
+    (stage("pretrain", batch={"merge_micro_batches": True}), "needs_allow"),
     ({"runtime": {"threads": 1}}, "needs_allow"),
     (stage("pretrain", batch={"gradient_accumulation_steps": 4}), "rejected"),
     (stage("pretrain", optimizer={"name": "adamw"}), "rejected"),

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from fledge.data import PackedDataset
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
 from fledge.model.cuda_attention import segment_room
-from fledge.recipe.schema import BatchConfig, OptimizerConfig, RuntimeConfig
+from fledge.recipe.schema import BatchConfig, ModelConfig, OptimizerConfig, RuntimeConfig, Stage
 from fledge.run.environment import local_world_size
 
 BASELINE_BYTES = 500 * 2**20  # interpreter, libraries, compiled code and temporary results
@@ -17,6 +18,9 @@ OUT_OF_MEMORY = (  # in messages of allocators: of main memory, and of the drive
     "can't allocate memory", "not enough memory", "out of memory", "status_alloc_failed",
 )  # fmt: skip
 MAX_MICRO_BATCH_TOKENS = {"cpu": 16_384, "cuda": 131_072}  # larger micro-batches are not faster
+MIN_FULL_TOKENS = 16_384  # on CUDA: below, a small model's time is that of launching its kernels
+TILE = 128  # rows and columns that one multiprocessor computes at a time of a matrix product
+FULL_ROUNDS = 16  # of all multiprocessors: the last one, perhaps not full, then costs at most a sixteenth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,22 @@ class MemoryInputs:
     device: str
     documents_per_row: float = 1.0  # pieces of documents in a packed row, on average
     copies: int = 0  # float32 copies of the weights: EMA, reference model, weights before an update
+
+
+def memory_inputs(stage: Stage, cost: ModelCost, train: PackedDataset, device: str) -> MemoryInputs:
+    """The inputs of the estimate for a stage on its training data."""
+    averaged = stage.ema.decay is not None
+    copies = 1 + (2 if averaged else 0) + (1 if stage.keeps_reference_model else 0)
+    if device == "cpu":  # a checkpoint being saved is a copy in the same memory: weights, optimizer state, averages
+        copies += 3 + (2 if averaged else 0)
+    return MemoryInputs(
+        cost=cost,
+        row_length=train.packed_length,
+        optimizer=stage.optimizer,
+        device=device,
+        documents_per_row=train.pieces_per_row,
+        copies=copies,
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -96,22 +116,76 @@ def auto_micro_batch(batch: BatchConfig, inputs: MemoryInputs, runtime: RuntimeC
         return batch.model_copy(
             update={"gradient_accumulation_steps": rows // batch.micro_batch_size, "tokens_per_step": None}
         ), []
-    limit = budget(runtime, inputs.device)
-    divisors = [size for size in range(1, rows + 1) if rows % size == 0]
-    fitting = [size for size in divisors if estimate(inputs, runtime, size) <= limit]
-    if not fitting:
+    limit, micro = budget(runtime, inputs.device), _largest_micro_batch(rows, inputs, runtime)
+    if micro is None:
         raise FledgeError(
             f"not even one row of {inputs.row_length:,} tokens fits: a step takes about "
             f"{estimate(inputs, runtime, 1) / 2**30:.2f} GiB, {limit / 2**30:.2f} GiB are available",
             where="batch.micro_batch_size",
             hint="runtime.activation_checkpointing: full, optimizer adamw8bit, a smaller data.max_seq_len or a smaller model",
         )
-    efficient = [size for size in fitting if size * inputs.row_length <= MAX_MICRO_BATCH_TOKENS[inputs.device]]
-    micro = max(efficient or [fitting[0]])
-    note = (
-        f"micro-batches of {micro} rows, {rows // micro} per step: a step takes about "
-        f"{estimate(inputs, runtime, micro) / 2**30:.2f} of {limit / 2**30:.2f} GiB"
-    )
+    note = f"micro-batches of {micro} rows, {rows // micro} per step: {_why(micro, inputs, runtime)}"
     return batch.model_copy(
         update={"micro_batch_size": micro, "gradient_accumulation_steps": rows // micro, "tokens_per_step": None}
     ), [note]
+
+
+def merged_micro_batch(batch: BatchConfig, inputs: MemoryInputs, runtime: RuntimeConfig) -> tuple[BatchConfig, list[str]]:
+    """The batch with fewer, larger micro-batches if it is computed on a GPU and leaves their size open, and a sentence that
+    says so, or why it must stay; rows per step do not change."""
+    micro, count = batch.micro_batch_rows, batch.gradient_accumulation_steps
+    if inputs.device == "cpu" or not batch.merge_micro_batches or count == 1:
+        return batch, []
+    merged = _largest_micro_batch(micro * count, inputs, runtime)
+    if merged is None or merged <= micro:
+        return batch, []
+    if reason := _why_not_mergeable(batch, inputs.cost.config):
+        return batch, [f"micro-batches stay at {micro} rows, {count} per step: {reason}"]
+    left = micro * count // merged
+    note = f"micro-batches of {merged} rows instead of {micro}, {left} per step: {_why(merged, inputs, runtime)}"
+    return batch.model_copy(update={"micro_batch_size": merged, "gradient_accumulation_steps": left}), [note]
+
+
+def _why_not_mergeable(batch: BatchConfig, model: ModelConfig) -> str | None:
+    """What a merged micro-batch would change beyond rounding; None if it changes nothing."""
+    moe = model.moe
+    if batch.warmup is not None:
+        return "batch.warmup counts them"
+    if model.dropout:
+        return "dropout is drawn for each of them"
+    if moe is not None and (moe.router_z_loss_coef or (moe.load_balancing == "aux_loss" and moe.router_aux_loss_coef)):
+        return "the router's losses of a mixture of experts are computed for each of them"
+    return None
+
+
+def _largest_micro_batch(rows: int, inputs: MemoryInputs, runtime: RuntimeConfig) -> int | None:
+    """The largest divisor of the rows of a step that fits into memory and is still useful; None if not even one row fits."""
+    limit = budget(runtime, inputs.device)
+    divisors = [size for size in range(1, rows + 1) if rows % size == 0]
+    fitting = [size for size in divisors if estimate(inputs, runtime, size) <= limit]
+    useful = useful_tokens(inputs.device, inputs.cost.config.hidden_size)
+    return max((size for size in fitting if size * inputs.row_length <= useful), default=fitting[0] if fitting else None)
+
+
+def multiprocessors() -> int:
+    """Number of multiprocessors of this process's GPU."""
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+
+
+def useful_tokens(device: str, width: int) -> int:
+    """Tokens of a micro-batch beyond which it is not faster. On CUDA as many as fill the card: a product with `width` columns
+    then keeps every multiprocessor busy for FULL_ROUNDS rounds. Computed, not measured."""
+    if device == "cpu":
+        return MAX_MICRO_BATCH_TOKENS["cpu"]
+    full = FULL_ROUNDS * multiprocessors() * TILE**2 // width
+    return min(max(full, MIN_FULL_TOKENS), MAX_MICRO_BATCH_TOKENS["cuda"])
+
+
+def _why(micro: int, inputs: MemoryInputs, runtime: RuntimeConfig) -> str:
+    """What decided about a micro-batch, for the plan."""
+    needed, limit = estimate(inputs, runtime, micro) / 2**30, budget(runtime, inputs.device) / 2**30
+    memory = f"a step takes about {needed:.2f} of {limit:.2f} GiB"
+    if inputs.device == "cpu":
+        return memory
+    useful = useful_tokens(inputs.device, inputs.cost.config.hidden_size)
+    return f"{memory}, and {useful:,} tokens fill this GPU ({multiprocessors()} multiprocessors)"

@@ -117,7 +117,8 @@ def describe_plan(plan: StagePlan) -> str:
 def with_recorded_settings(stage: Stage, recorded: dict[str, Any]) -> Stage:
     """The stage with the numbers that were chosen when it began; `recorded`: the values of its plan.json."""
     rows, optimizer = recorded["effective_batch_rows"], stage.optimizer
-    micro = recorded["micro_batch_size"] if stage.batch.micro_batch_size == "auto" else stage.batch.micro_batch_size
+    is_open = stage.batch.micro_batch_size == "auto" or stage.batch.merge_micro_batches
+    micro = recorded["micro_batch_size"] if is_open else stage.batch.micro_batch_rows
     chosen = {
         "learning_rate": recorded["learning_rate"],
         "betas": tuple(recorded["betas"]),

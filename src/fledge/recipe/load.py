@@ -158,6 +158,15 @@ def _apply_override(tree: dict[str, Any], key: str, text: str, layers: _Layers) 
     return merge(tree, nested)
 
 
+def _over_preset(preset: dict[str, Any], stage: dict[str, Any]) -> dict[str, Any]:
+    """A stage merged over what its preset says of its kind. A preset's `micro_batch_size` only says how many rows an update
+    has: unless the stage writes its own, it is left open how many are computed at a time."""
+    merged, own = merge(preset, stage), stage.get("batch", {})
+    if "batch" in preset and isinstance(own, dict) and "micro_batch_size" not in own:
+        merged["batch"] = {"merge_micro_batches": True, **merged["batch"]}
+    return merged
+
+
 def _apply_preset(tree: dict[str, Any], layers: _Layers) -> dict[str, Any]:
     """The tree merged over its preset: model sizes, and hyper-parameters by kind of stage."""
     name = tree.get("preset")
@@ -181,7 +190,7 @@ def _apply_preset(tree: dict[str, Any], layers: _Layers) -> dict[str, Any]:
             if isinstance(stage, dict):
                 kind = ALIASES.get(stage_name, stage_name)
                 stage = {"kind": kind, **stage} if kind in KINDS else stage
-                stage = merge(kinds.get(str(stage.get("kind")), {}), stage)
+                stage = _over_preset(kinds.get(str(stage.get("kind")), {}), stage)
             filled[stage_name] = stage
         tree = {**tree, "stages": filled}
     return merge(preset, tree)

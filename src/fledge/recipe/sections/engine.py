@@ -95,19 +95,24 @@ class BatchConfig(ConfigModel):
     tokens_per_step: Positive | None = Field(
         default=None, description="tokens of one update, a multiple of max_seq_len; replaces gradient_accumulation_steps"
     )
+    merge_micro_batches: bool = Field(
+        default=True,
+        description="on a GPU: compute the rows of an update in fewer, larger micro-batches, as memory allows; false where "
+        "micro_batch_size is written",
+    )
     warmup: BatchWarmupConfig | None = Field(
         default=None, description="smaller batches at the beginning of the stage; null: none"
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _default_to_auto(cls, value: object) -> object:
-        """`tokens_per_step` alone implies `micro_batch_size: auto`."""
-        return (
-            {"micro_batch_size": "auto", **value}
-            if isinstance(value, dict) and value.get("tokens_per_step") is not None
-            else value
-        )
+    def _fill_in(cls, value: object) -> object:
+        """`tokens_per_step` alone implies `micro_batch_size: auto`; a number as `micro_batch_size` is exact."""
+        if not isinstance(value, dict):
+            return value
+        if value.get("tokens_per_step") is not None:
+            value = {"micro_batch_size": "auto", **value}
+        return value if value.get("micro_batch_size", "auto") == "auto" else {"merge_micro_batches": False, **value}
 
     @property
     def micro_batch_rows(self) -> int:
@@ -140,6 +145,8 @@ class BatchConfig(ConfigModel):
             raise ValueError(
                 "tokens_per_step and gradient_accumulation_steps both set the size of an update: leave one of them out"
             )
+        if self.micro_batch_size == "auto" and not self.merge_micro_batches:
+            raise ValueError("micro_batch_size: auto is as large as memory allows: leave merge_micro_batches: false out")
         if self.micro_batch_size == "auto" and self.tokens_per_step is None:
             raise ValueError(
                 "micro_batch_size: auto needs tokens_per_step, the size of an update, which does not depend on memory"
