@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
+import torch
 
 from fledge.distributed.context import DistributedContext
-from fledge.distributed.startup import check_ranks, gpu_of, local_facts
+from fledge.distributed.startup import check_ranks, gpu_of, group_problem, local_facts
 from fledge.errors import FledgeError
+from fledge.launch.ray import check_cluster
 from tests.support.ranks import run_ranks
 
 CPU: dict[str, Any] = {"host": "a", "fledge": "1.0", "torch": "2.13.0", "gpu": None, "problem": None}
@@ -67,3 +69,69 @@ def facts_here(ranks: DistributedContext) -> list[dict[str, Any]]:
 def test_two_processes_of_one_installation_meet() -> None:
     for facts in run_ranks(2, facts_here):
         assert len(facts) == 2 and facts[0] == facts[1] and facts[0]["problem"] is None
+
+
+# -- a process group that somebody else has made: Ray, or the caller's own program -----------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "uses_gpu", "problem"),
+    [
+        ("cpu:gloo,cuda:nccl", True, None),
+        ("cpu:gloo,cuda:gloo", False, None),
+        ("cpu:gloo", False, None),
+        ("cuda:nccl", True, "carries no tensors of main memory"),
+        ("cuda:nccl", False, "carries no tensors of main memory"),
+        ("cpu:gloo,cuda:gloo", True, "no NCCL"),
+        ("cpu:gloo", True, "no NCCL"),
+    ],
+)
+def test_a_group_needs_a_way_for_main_memory_and_for_gpus(config: str, uses_gpu: bool, problem: str | None) -> None:
+    found = group_problem(config, uses_gpu)
+    if problem is None:
+        assert found is None
+    else:
+        assert found is not None and problem in found[0] and config in found[0]
+        assert ("cpu:gloo,cuda:nccl" if uses_gpu else "'gloo'") in found[2]
+
+
+def join_again_with(ranks: DistributedContext, versions: list[str]) -> str:
+    """What a process says that joins the group of before, as Ray's workers do, with a version of torch of its own."""
+    torch.__version__ = versions[ranks.rank]  # type: ignore[assignment]
+    try:
+        joined = DistributedContext.init_distributed()
+    except FledgeError as error:
+        return error.what
+    return f"joined as {joined.rank} of {joined.world_size}"
+
+
+def test_processes_in_a_group_of_somebody_else_are_checked_too() -> None:
+    assert run_ranks(2, join_again_with, ["2.13.0", "2.13.0"]) == ["joined as 0 of 2", "joined as 1 of 2"]
+    for said in run_ranks(2, join_again_with, ["2.13.0", "2.11.0"]):
+        assert "process 1 on" in said and "runs torch 2.11.0, process 0" in said
+
+
+RAY_REFUSED = [
+    ({"CPU": 8, "GPU": 2}, "auto", r"4 workers need 4 GPUs, and the Ray cluster has 2", "at most 2 workers"),
+    ({"CPU": 8}, "cuda", r"4 workers need 4 GPUs, and the Ray cluster has 0", "runtime.device"),
+    ({"CPU": 2, "GPU": 8}, "cpu", r"4 workers need 4 CPUs, and the Ray cluster has 2", "at most 2 workers"),
+]
+
+
+@pytest.mark.parametrize(("resources", "device", "message", "hint"), RAY_REFUSED)
+def test_a_ray_cluster_without_room_is_refused_or_told_of_where_it_can_grow(
+    resources: dict[str, float], device: str, message: str, hint: str
+) -> None:
+    with pytest.raises(FledgeError, match=message) as error:
+        check_cluster(resources, 4, device, can_grow=False)
+    assert hint in str(error.value.hint)
+    _, note = check_cluster(resources, 4, device, can_grow=True)
+    assert note is not None and "waiting" in note
+
+
+def test_ray_workers_get_gpus_where_the_cluster_has_them_and_the_recipe_wants_them() -> None:
+    with_gpus = {"CPU": 8.0, "GPU": 4.0}
+    assert check_cluster(with_gpus, 4, "auto", can_grow=False) == (True, None)
+    assert check_cluster(with_gpus, 4, "cuda", can_grow=False) == (True, None)
+    assert check_cluster(with_gpus, 4, "cpu", can_grow=False) == (False, None)
+    assert check_cluster({"CPU": 8.0}, 4, "auto", can_grow=False) == (False, None)

@@ -16,8 +16,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from fledge.distributed.startup import check_ranks, local_facts
-from fledge.errors import PeerLostError
+from fledge.distributed.startup import check_ranks, group_problem, local_facts
+from fledge.errors import FledgeError, PeerLostError
 
 PROCESS_GROUP_TIMEOUT = timedelta(hours=12)  # the other ranks wait this long while the main process builds the data
 POLL_INTERVAL = 0.02  # seconds between two checks for the other ranks
@@ -68,12 +68,13 @@ class DistributedContext:
         processes than GPUs, no NCCL, different versions."""
         import torch.distributed as dist
 
+        uses_gpu = device != "cpu" and torch.cuda.is_available()
         if dist.is_available() and dist.is_initialized():
-            return cls(dist.get_rank(), dist.get_world_size())
+            return _join_group(cls(dist.get_rank(), dist.get_world_size()), uses_gpu)
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         if world_size == 1 or "RANK" not in os.environ:
             return cls()
-        facts = local_facts(uses_gpu=device != "cpu" and torch.cuda.is_available())
+        facts = local_facts(uses_gpu)
         rank = int(os.environ["RANK"])
         dist.init_process_group(
             backends(uses_gpu=facts["gpu"] is not None),
@@ -208,6 +209,19 @@ class DistributedContext:
             import torch.distributed as dist
 
             dist.destroy_process_group()
+
+
+def _join_group(ranks: DistributedContext, uses_gpu: bool) -> DistributedContext:
+    """The ranks of a process group that Ray, or the caller's own program, has made; checked as if it were ours."""
+    if not ranks.is_distributed:
+        return ranks
+    import torch.distributed as dist
+
+    problem = group_problem(dist.get_backend_config(), uses_gpu)
+    if problem is not None:  # equal in all processes, which may be unable to tell each other
+        raise FledgeError(problem[0], where=problem[1], hint=problem[2])
+    check_ranks(ranks.all_gather_object(local_facts(uses_gpu)))
+    return ranks
 
 
 def _rendezvous_store(rank: int, world_size: int) -> Any:

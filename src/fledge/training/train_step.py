@@ -242,8 +242,8 @@ class TrainStep:
 
     def _step_optimizers(self, lr: float, is_skipped: Tensor) -> None:
         """Step all optimizers, unless the update is skipped. The optimizers skip it themselves on a GPU, so that the host does
-        not wait; on the CPU, and for sharded models, the host decides here."""
-        decided_on_device = is_skipped.device.type != "cpu" and not self.is_sharded
+        not wait; on the CPU the host decides here."""
+        decided_on_device = is_skipped.device.type != "cpu"
         if not decided_on_device and bool(is_skipped):
             return
         for optimizer in self.optimizers:
