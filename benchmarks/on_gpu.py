@@ -10,9 +10,9 @@ code is 1 if one failed. Lines are also appended to $OUT/on_gpu.jsonl where OUT 
 
 import sys
 
-from gpu import fast, right
+from gpu import compiled, fast, right
 from gpu.frame import main
 
 if __name__ == "__main__":
-    assert right and fast  # their checks are registered by the import
+    assert right and compiled and fast  # their checks are registered by the import
     sys.exit(main())

@@ -33,7 +33,7 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--cpu-smoke", action="store_true", help="the same program on a CPU, at tiny sizes: does it run at all?"
     )
-    parser.add_argument("--seconds", type=float, default=450.0, help="no check begins that would not fit into these")
+    parser.add_argument("--seconds", type=float, default=475.0, help="no check begins that would not fit into these")
     parser.add_argument("--only", default="", help="names of checks, with commas")
     parser.add_argument("--skip", default="", help="names of checks, with commas")
     parser.add_argument("--list", action="store_true", help="print the checks and about how long each takes")

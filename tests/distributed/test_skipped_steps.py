@@ -1,4 +1,4 @@
-"""Optimizers of a sharded model skip a step by a flag on the device, as those of a whole model do: no rank waits for its GPU."""
+"""Optimizers of a sharded model skip a step by a flag on the device, as those of a whole model do: no rank waits for a GPU."""
 
 import pytest
 import torch
