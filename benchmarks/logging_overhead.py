@@ -198,7 +198,7 @@ def main() -> None:
     rounds = chosen.rounds or (9 if chosen.quick else 11)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        recipe = make_recipe(rows, context, layers, chosen.quick, folder / "world", accumulation=2)
+        recipe = make_recipe(rows, context, {"num_hidden_layers": layers}, chosen.quick, folder / "world", accumulation=2)
         data, tokenizer = packed(recipe, "pretrain")
         bench = Bench(recipe, data, tokenizer.vocab_size, folder / "pretrain")
         with bench.open:

@@ -16,7 +16,7 @@ from fledge.model.decoder import Decoder
 from fledge.optim import adamw_8bit
 from fledge.optim.adamw_8bit import BLOCK, AdamW8bit, dequantize, dynamic_code, quantize
 from fledge.optim.build import build_optimizers, optimizer_tensors, restore_optimizers
-from fledge.optim.muon import Muon, newton_schulz, orthogonal_dtype
+from fledge.optim.muon import Muon
 from fledge.recipe.schema import OptimizerConfig
 from tests.support.decoders import make_decoder
 from tests.support.small_model import model
@@ -162,65 +162,6 @@ def test_step_with_found_inf_zero_equals_an_ordinary_step(name: str) -> None:
         step(guarded, theirs, seed)
     for (full, one), two in zip(plain.named_parameters(), guarded.parameters(), strict=True):
         torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-6, msg=full)
-
-
-# -- Muon -----------------------------------------------------------------------------------------------------------
-
-SHAPES = [(24, 16), (16, 24), (16, 16), (24, 16)]
-
-
-def test_muon_equals_torch_muon_on_matrices() -> None:
-    ours, theirs = matrices(*SHAPES), matrices(*SHAPES)
-    mine = Muon(ours, lr=0.02, weight_decay=0.1, dtype=torch.bfloat16)
-    reference = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    for number in range(3):
-        for one, two in zip(ours, theirs, strict=True):
-            one.grad = two.grad = random(*one.shape, seed=7 * number + one.numel())
-        before = [parameter.detach().clone() for parameter in ours]
-        mine.step()
-        reference.step()
-        for one, two, was in zip(ours, theirs, before, strict=True):
-            assert (one - two).norm() < 0.03 * (one - was).norm()
-            two.data.copy_(one.data)
-
-
-def test_muon_update_is_orthogonal_and_has_the_rms_of_adamw() -> None:
-    (parameter,) = matrices((64, 48))
-    before = parameter.detach().clone()
-    Muon([parameter], lr=1.0, weight_decay=0.0, dtype=torch.float32).step()
-    change = before - parameter.detach()
-    assert 0.15 < change.square().mean().sqrt() < 0.25
-    values = torch.linalg.svdvals(change / (0.2 * math.sqrt(64)))
-    assert values.min() > 0.5 and values.max() < 1.3
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(16, 24), (24, 16)])
-def test_newton_schulz_of_a_stack_equals_that_of_its_matrices(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    stack = random(5, *shape).to(dtype)
-    stacked = newton_schulz(stack)
-    one_by_one = torch.stack([newton_schulz(matrix[None])[0] for matrix in stack])
-    bound = 1e-5 if dtype is torch.float32 else 0.05
-    torch.testing.assert_close(stacked, one_by_one, atol=bound, rtol=0)
-    torch.testing.assert_close(newton_schulz(stack.mT.contiguous()).mT, stacked, atol=bound, rtol=0)
-
-
-def test_muon_trains_each_expert_of_a_stack_like_a_separate_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    (stacked,) = matrices((3, 16, 24))
-    separate = [nn.Parameter(matrix.clone()) for matrix in stacked.detach()]
-    assert stacked.grad is not None
-    for parameter, grad in zip(separate, stacked.grad, strict=True):
-        parameter.grad = grad.clone()
-    Muon([stacked], lr=0.1, weight_decay=0.1, dtype=torch.float32).step()
-    monkeypatch.setattr("fledge.optim.muon.MAX_STACK_NUMEL", 1)  # one by one
-    Muon(separate, lr=0.1, weight_decay=0.1, dtype=torch.float32).step()
-    torch.testing.assert_close(stacked.detach(), torch.stack([p.detach() for p in separate]), atol=1e-6, rtol=1e-5)
-
-
-def test_products_are_float32_or_bfloat16_and_vectors_are_an_error() -> None:
-    assert orthogonal_dtype(torch.device("cpu")) in (torch.float32, torch.bfloat16)
-    with pytest.raises(ValueError, match="stacks"):
-        Muon([nn.Parameter(torch.ones(3))], lr=0.1, weight_decay=0.0)
 
 
 # -- 8 bits ---------------------------------------------------------------------------------------------------------
