@@ -11,10 +11,10 @@ from torch import Tensor
 from fledge.model.attention import (
     BACKENDS,
     QUERY_BLOCK,
+    BlockedMetadata,
     avoid_cudnn_attention,
     causal_document_mask,
     reference_attention,
-    sdpa_mask,
 )
 from fledge.model.cuda_attention import (
     FLEX_BLOCK,
@@ -195,15 +195,17 @@ def test_starts_that_came_with_the_batch_are_used() -> None:
     assert torch.equal(varlen_metadata(documents, 2, 40, CPU).starts, starts)
 
 
+@pytest.mark.parametrize("backend", ["sdpa", "blocked"])
 @pytest.mark.parametrize("length", [7, 300])
-def test_the_mask_made_once_for_all_layers_gives_the_bits_of_the_documents(length: int) -> None:
+def test_the_mask_made_once_for_all_layers_gives_the_bits_of_the_documents(length: int, backend: str) -> None:
     tensors, documents = _inputs(length, 4, 2), _documents(length)
-    mask = attention_metadata("sdpa", documents, 2, length, CPU)
-    assert mask.shape == (2, 1, length, length) and sdpa_mask(None, torch.float32) is None
+    mask = attention_metadata(backend, documents, 2, length, CPU)
+    made = mask.added if isinstance(mask, BlockedMetadata) else mask
+    assert made.shape == (2, 1, length, length) and attention_metadata(backend, None, 2, length, CPU) is None
     upstream = torch.linspace(-1, 1, 2 * 4 * length * 8).view(2, 4, length, 8)
     results = []
     for fourth in (documents, mask):
-        out = BACKENDS["sdpa"](*tensors, fourth)
+        out = BACKENDS[backend](*tensors, fourth)
         results.append([out.detach(), *torch.autograd.grad(out, tensors, upstream)])
     assert all(torch.equal(left, right) for left, right in zip(*results, strict=True))
 

@@ -67,16 +67,17 @@ def test_less_memory_never_gives_larger_micro_batches() -> None:
     assert chosen == sorted(chosen) and chosen[0] == 1 and chosen[-1] == 48 and len(set(chosen)) > 3
 
 
-def test_estimate_is_the_cost_model_plus_the_baseline() -> None:
+def test_estimate_is_the_cost_model_plus_the_baseline_and_the_mask() -> None:
     cost = ModelCost(MODEL, 6400)
     for rows in (1, 8):
         tokens = rows * 256
-        assert estimate(_inputs(), _runtime(), rows) == BASELINE_BYTES + cost.peak_bytes(tokens, 4, False, "adamw")
-        assert estimate(_inputs(name="muon"), _runtime(activation_checkpointing=2), rows) == BASELINE_BYTES + cost.peak_bytes(
+        base, half_base = BASELINE_BYTES + 4 * tokens * 256, BASELINE_BYTES + 2 * tokens * 256
+        assert estimate(_inputs(), _runtime(), rows) == base + cost.peak_bytes(tokens, 4, False, "adamw")
+        assert estimate(_inputs(name="muon"), _runtime(activation_checkpointing=2), rows) == base + cost.peak_bytes(
             tokens, 4, False, "muon", 2
         )
         half = RuntimeConfig(precision="bf16", compile=True)
-        assert estimate(_inputs(), half, rows) == BASELINE_BYTES + cost.peak_bytes(tokens, 2, True, "adamw")
+        assert estimate(_inputs(), half, rows) == half_base + cost.peak_bytes(tokens, 2, True, "adamw")
     undecided = RuntimeConfig()  # undecided settings count as the larger case
     assert estimate(_inputs(), undecided, 8) == estimate(_inputs(), _runtime(), 8)
     assert estimate(_inputs(device="cuda"), undecided, 8) < estimate(_inputs(), undecided, 8)
@@ -153,7 +154,8 @@ def test_attention_on_cuda_is_part_of_the_estimate() -> None:
     def extra(attention: str, **more: Any) -> float:
         runtime = RuntimeConfig(device="cuda", precision="bf16", compile=False, attention=attention, **more)  # type: ignore[arg-type]
         plain = replace(inputs, device="cpu")
-        return estimate(inputs, runtime, 32) - estimate(plain, runtime, 32)
+        mask_on_cpu = 2 * tokens * 512
+        return estimate(inputs, runtime, 32) - (estimate(plain, runtime, 32) - mask_on_cpu)
 
     tokens = 32 * 512
     masked, varlen = 2 * tokens * (512 + 4 * 2 * (256 - 64)), 4 * 256 * (tokens + 128 * 256)

@@ -5,7 +5,7 @@ earlier positions *of its own document*. Backends differ only in speed; the test
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,15 +30,37 @@ def causal_document_mask(documents: Tensor | None, start: int, stop: int, device
     return (causal & same)[:, None]
 
 
+class BlockedMetadata(NamedTuple):
+    """What `blocked` needs to know of a batch: its documents [B, T], and their mask as numbers that are added to the scores, 0
+    or −∞, [B, 1, T, T]."""
+
+    documents: Tensor
+    added: Tensor
+
+
+def blocked_metadata(documents: Tensor | None, dtype: torch.dtype) -> BlockedMetadata | Tensor | None:
+    """The fourth argument of `blocked` in all layers: on a CPU with the mask, made once in `dtype`, which costs a forward pass
+    less than comparing positions and documents at every score. On other devices the documents."""
+    if documents is None or documents.device.type != "cpu":
+        return documents
+    visible = causal_document_mask(documents, 0, documents.shape[1], documents.device)
+    return BlockedMetadata(documents, torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf")))
+
+
 class _Blocked(torch.autograd.Function):
     """Attention over blocks of queries. The backward pass computes the scores again (Dao 2023, algorithms 1 and 2), so that the
     tensors saved for it grow with T, not with T²."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, added: Tensor | None) -> Tensor:
         outputs, norms = [], []
         for start, stop in _query_blocks(q.shape[2]):
-            scores = _scores(_group_heads(q, k, start, stop), k, documents, start, stop)
+            scores = _scores(_group_heads(q, k, start, stop), k, start, stop)
+            if added is None:
+                mask = causal_document_mask(documents, start, stop, k.device)
+                scores = scores.masked_fill(~(mask if mask.dim() == 2 else mask[:, :, None]), float("-inf"))
+            else:
+                scores = scores + added[:, :, None, start:stop, :stop]
             norm = scores.logsumexp(-1, keepdim=True)
             weights = (scores - norm).exp().to(v.dtype)
             outputs.append((weights.flatten(2, 3) @ v[:, :, :stop]).view_as(q[:, :, start:stop]))
@@ -69,7 +91,7 @@ class _Blocked(torch.autograd.Function):
             grad_q.append((grad_scores.transpose(-1, -2) @ k[:, :, :stop]).view_as(q[:, :, start:stop]))
             grad_k[:, :, :stop] += grad_scores @ queries
             grad_v[:, :, :stop] += weights @ grad_out
-        return torch.cat(grad_q, dim=2), grad_k.to(k.dtype), grad_v.to(v.dtype), None
+        return torch.cat(grad_q, dim=2), grad_k.to(k.dtype), grad_v.to(v.dtype), None, None
 
 
 def _query_blocks(length: int) -> list[tuple[int, int]]:
@@ -83,21 +105,20 @@ def _group_heads(x: Tensor, k: Tensor, start: int, stop: int) -> Tensor:
     return x[:, :, start:stop].reshape(x.shape[0], k.shape[1], -1, x.shape[-1])
 
 
-def _scores(queries: Tensor, k: Tensor, documents: Tensor | None, start: int, stop: int) -> Tensor:
-    """Scaled scores [B, K, group, rows, stop] in float32, −∞ where a query does not see a key."""
+def _scores(queries: Tensor, k: Tensor, start: int, stop: int) -> Tensor:
+    """Scaled scores [B, K, group, rows, stop] in float32."""
     shape = (*k.shape[:2], queries.shape[2] // (stop - start), stop - start, stop)
-    scores = (queries @ k[:, :, :stop].transpose(-1, -2)).view(shape).float() * queries.shape[-1] ** -0.5
-    mask = causal_document_mask(documents, start, stop, k.device)
-    return scores.masked_fill(~(mask if mask.dim() == 2 else mask[:, :, None]), float("-inf"))
+    return (queries @ k[:, :, :stop].transpose(-1, -2)).view(shape).float() * queries.shape[-1] ** -0.5
 
 
-def blockwise(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
+def blockwise(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | BlockedMetadata | None) -> Tensor:
     """Plain matrix products over blocks of queries; grouped heads share one product instead of copied keys.
 
-    q [B, H, T, d], k and v [B, K, T, d], documents [B, T] or None -> [B, H, T, d].
+    q [B, H, T, d], k and v [B, K, T, d], documents [B, T], their `blocked_metadata` or None -> [B, H, T, d].
     Its backward pass is faster on a CPU than the backward pass of the fused kernel.
     """
-    return _Blocked.apply(q, k, v, documents)  # type: ignore[return-value]
+    documents, added = documents if isinstance(documents, BlockedMetadata) else (documents, None)
+    return _Blocked.apply(q, k, v, documents, added)  # type: ignore[return-value]
 
 
 def sdpa_mask(documents: Tensor | None, dtype: torch.dtype) -> Tensor | None:

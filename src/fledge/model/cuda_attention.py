@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from fledge.model.attention import BACKENDS, Attention, sdpa, sdpa_mask
+from fledge.model.attention import BACKENDS, Attention, blocked_metadata, sdpa, sdpa_mask
 
 FLEX_BLOCK = 128  # queries by keys that are computed or left out together
 FEWEST_SEGMENTS = 64  # room for segments grows from here by halves of powers of two, so that memory is used again as it is
@@ -166,6 +166,7 @@ class BatchLayout(NamedTuple):
 
 ON_CUDA: dict[str, Callable[..., Tensor]] = {"flex": flex, "varlen": varlen}
 METADATA: dict[str, Callable[[BatchLayout], Any]] = {
+    "blocked": lambda batch: blocked_metadata(batch.documents, batch.dtype),
     "sdpa": lambda batch: sdpa_mask(batch.documents, batch.dtype),
     "flex": lambda batch: flex_metadata(batch.documents, batch.B, batch.T, batch.device, batch.dtype),
     "varlen": lambda batch: varlen_metadata(batch.documents, batch.B, batch.T, batch.device, batch.starts),

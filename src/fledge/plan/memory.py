@@ -81,17 +81,17 @@ def estimate(inputs: MemoryInputs, runtime: RuntimeConfig, rows: int) -> float:
     return (
         BASELINE_BYTES
         + copies
-        + _cuda_attention_bytes(inputs, runtime, rows, 2 if half else 4)
+        + _attention_bytes(inputs, runtime, rows, 2 if half else 4)
         + inputs.cost.peak_bytes(tokens, 2 if half else 4, compiled, inputs.optimizer.name, runtime.activation_checkpoint_every)
     )
 
 
-def _cuda_attention_bytes(inputs: MemoryInputs, runtime: RuntimeConfig, rows: int, size: int) -> float:
-    """Bytes that attention needs on CUDA beyond the cost model, which counts `blocked`: the most of all backends that may be
-    chosen."""
-    if inputs.device != "cuda":
-        return 0.0
+def _attention_bytes(inputs: MemoryInputs, runtime: RuntimeConfig, rows: int, size: int) -> float:
+    """Bytes that attention needs beyond the cost model, which counts `blocked` without its mask: on CUDA the most of all
+    backends that may be chosen, on a CPU the mask."""
     tokens, chosen = rows * inputs.row_length, runtime.attention
+    if inputs.device != "cuda":
+        return float(size * tokens * inputs.row_length)
     masked = inputs.cost.masked_attention_bytes(tokens, inputs.row_length, size, runtime.activation_checkpoint_every)
     varlen = inputs.cost.varlen_bytes(tokens, segment_room(math.ceil(rows * inputs.documents_per_row)))
     by_backend = {"sdpa": masked, "varlen": varlen, "auto": max(masked, varlen)}
