@@ -30,7 +30,6 @@ SMALL = {
     "hidden_size": 384, "num_hidden_layers": 7, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 1024,
 }  # fmt: skip
 ADAMW = {"name": "adamw", "learning_rate": 5e-4, "betas": [0.9, 0.95], "weight_decay": 0.1}
-OPTIMIZERS = {"26m": {}, "small": {**ADAMW, "name": "muon"}}  # of fledge; the preset has its own
 
 
 def make_recipe(
@@ -91,9 +90,8 @@ class Opponent:
 
 def contenders_of(small: bool, quick: bool, rows: int, context: int, folder: Path) -> tuple[Recipe, dict[str, Training], dict]:
     """fledge's recipe; fledge, with each optimizer that is compared; and the opponents."""
-    layers = {"num_hidden_layers": 2} if quick else {}
-    model = {**(SMALL if small else {}), **layers}
-    recipe = make_recipe(rows, context, model, quick, folder, optimizer=OPTIMIZERS["small" if small else "26m"])
+    model = {**(SMALL if small else {}), **({"num_hidden_layers": 2} if quick else {})}
+    recipe = make_recipe(rows, context, model, quick, folder, optimizer={**ADAMW, "name": "muon"} if small else None)
     data, tokenizer = packed(recipe, "pretrain")
     full: list[Tensor] = []
     for start in range(0, min(len(data), 64), rows):

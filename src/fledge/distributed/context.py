@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from fledge.distributed.startup import check_ranks, group_problem, local_facts
+from fledge.distributed.startup import backends, check_ranks, group_problem, local_facts
 from fledge.errors import FledgeError, PeerLostError
 
 PROCESS_GROUP_TIMEOUT = timedelta(hours=12)  # the other ranks wait this long while the main process builds the data
@@ -238,11 +238,6 @@ def _rendezvous_store(rank: int, world_size: int) -> Any:
     while store.add("ready", 0) < world_size:  # poll instead of waiting inside the library, where signals are not handled
         time.sleep(POLL_INTERVAL)
     return store
-
-
-def backends(uses_gpu: bool) -> str:
-    """torch's backend names: gloo for tensors in main memory, NCCL for tensors on GPUs."""
-    return "cpu:gloo,cuda:nccl" if uses_gpu else "gloo"
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

@@ -52,15 +52,19 @@ def local_facts(uses_gpu: bool) -> dict[str, Any]:
     return facts | {"gpu": str(getattr(torch.cuda.get_device_properties(gpu), "uuid", "")) or f"number {gpu}"}
 
 
+def backends(uses_gpu: bool) -> str:
+    """torch's backend names: gloo for tensors in main memory, NCCL for tensors on GPUs."""
+    return "cpu:gloo,cuda:nccl" if uses_gpu else "gloo"
+
+
 def group_problem(backend_config: str, uses_gpu: bool) -> list[str] | None:
     """What is wrong with a process group that somebody else has made; None if it will do. `backend_config`: what
     `torch.distributed.get_backend_config` answers, such as `cpu:gloo,cuda:nccl`. As `problem` of `local_facts`."""
-    backends = dict(part.split(":", 1) for part in backend_config.split(",") if ":" in part)
-    wanted = "cpu:gloo,cuda:nccl" if uses_gpu else "gloo"
-    hint = f"call torch.distributed.init_process_group('{wanted}'), or leave it to fledge"
-    if "cpu" not in backends:
+    by_device = dict(part.split(":", 1) for part in backend_config.split(",") if ":" in part)
+    hint = f"call torch.distributed.init_process_group('{backends(uses_gpu)}'), or leave it to fledge"
+    if "cpu" not in by_device:
         return [f"the process group ({backend_config}) carries no tensors of main memory", "torch.distributed", hint]
-    if uses_gpu and backends.get("cuda") != "nccl":
+    if uses_gpu and by_device.get("cuda") != "nccl":
         return [f"the process group ({backend_config}) has no NCCL for tensors of GPUs", "torch.distributed", hint]
     return None
 

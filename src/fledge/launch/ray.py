@@ -24,7 +24,7 @@ def run_on_ray(training: TrainCommand, folder: Path, workers: int, restarts: int
         from ray.train.torch import TorchConfig, TorchTrainer
     except ImportError:
         raise missing_extra("ray", "cluster", "training on a Ray cluster") from None
-    from fledge.distributed.context import backends
+    from fledge.distributed.startup import backends
     from fledge.recipe import load_recipe
 
     device = load_recipe(list(training.recipes), list(training.overrides)).runtime.device

@@ -30,9 +30,16 @@ def causal_document_mask(documents: Tensor | None, start: int, stop: int, device
     return (causal & same)[:, None]
 
 
+def additive_mask(documents: Tensor, dtype: torch.dtype, multiple: int = 1) -> Tensor:
+    """The mask of whole rows as numbers that are added to the scores, 0 or −∞: [B, 1, T, T]. Its rows begin at multiples of
+    `multiple` numbers."""
+    (B, T), device = documents.shape, documents.device
+    mask = torch.zeros(B, 1, T, -(-T // multiple) * multiple, dtype=dtype, device=device)[..., :T]
+    return mask.masked_fill_(~causal_document_mask(documents, 0, T, device), float("-inf"))
+
+
 class BlockedMetadata(NamedTuple):
-    """What `blocked` needs to know of a batch: its documents [B, T], and their mask as numbers that are added to the scores, 0
-    or −∞, [B, 1, T, T]."""
+    """What `blocked` needs to know of a batch: its documents [B, T], and their `additive_mask`."""
 
     documents: Tensor
     added: Tensor
@@ -43,8 +50,7 @@ def blocked_metadata(documents: Tensor | None, dtype: torch.dtype) -> BlockedMet
     less than comparing positions and documents at every score. On other devices the documents."""
     if documents is None or documents.device.type != "cpu":
         return documents
-    visible = causal_document_mask(documents, 0, documents.shape[1], documents.device)
-    return BlockedMetadata(documents, torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf")))
+    return BlockedMetadata(documents, additive_mask(documents, dtype))
 
 
 class _Blocked(torch.autograd.Function):
@@ -130,12 +136,9 @@ def sdpa_mask(documents: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """
     if documents is None:
         return None
-    (B, T), device = documents.shape, documents.device
-    visible = causal_document_mask(documents, 0, T, device)
-    if device.type == "cpu":
-        return visible
-    mask = torch.zeros(B, 1, T, -(-T // 8) * 8, dtype=dtype, device=device)[..., :T]
-    return mask.masked_fill_(~visible, float("-inf"))
+    if documents.device.type == "cpu":
+        return causal_document_mask(documents, 0, documents.shape[1], documents.device)
+    return additive_mask(documents, dtype, multiple=8)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:

@@ -49,7 +49,7 @@ def newton_schulz(matrices: Tensor) -> Tensor:
     tall = matrices.shape[1] > matrices.shape[2]
     norm = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True, dtype=torch.float32)
     x = matrices / norm.clamp_min(SMALLEST_NORM).to(matrices.dtype)
-    gram = torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT)
+    gram = _gram(x)
     largest = ROOM * torch.linalg.vector_norm(gram, dim=(1, 2), keepdim=True, dtype=torch.float32).clamp_min(SMALLEST_NORM)
     gram, scale = gram / largest.to(gram.dtype), largest.rsqrt().to(gram.dtype)
     if max(x.shape[1:]) >= GRAM_FROM * min(x.shape[1:]):
@@ -58,10 +58,15 @@ def newton_schulz(matrices: Tensor) -> Tensor:
     x = x * scale
     for number, (a, b, c) in enumerate(COEFFICIENTS):
         if number:
-            gram = torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT)
+            gram = _gram(x)
         step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, x, step, beta=a) if tall else torch.baddbmm(x, step, x, beta=a)
     return x
+
+
+def _gram(x: Tensor) -> Tensor:
+    """X·Xᵀ of matrices [N, r, c], or XᵀX if they are tall: the product with the shorter side."""
+    return torch.bmm(x.mT, x) if x.shape[1] > x.shape[2] else torch.bmm(x, x.mT)
 
 
 def _polynomial_of_gram(gram: Tensor) -> Tensor:
