@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fledge.autotune import precision, search
-from fledge.autotune.autotune import autotune
+from fledge.autotune.autotune import autotune, measurements_key
 from fledge.autotune.benchmark import (
     ProbeWorkload,
     benchmark,
@@ -30,6 +30,7 @@ from fledge.model.cuda_attention import METADATA, BatchLayout
 from fledge.model.decoder import Decoder
 from fledge.objective import CausalLMObjective
 from fledge.recipe.schema import RuntimeConfig
+from fledge.run.cache import BenchmarkCache
 from fledge.run.code_cache import code_cache_folder
 from fledge.run.text_files import write_json
 from tests.support.decoders import make_decoder
@@ -267,6 +268,21 @@ def test_short_stage_is_not_compiled_and_the_reason_is_recorded(tmp_path: Path) 
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     write_json(tmp_path / "compute.json", decision.as_dict())
     assert ComputeConfig.read(tmp_path / "compute.json") == decision
+
+
+def test_a_short_stage_may_compile_where_a_stage_of_the_same_shapes_has_compiled() -> None:
+    """A figure of another objective counts, so that DPO after SFT uses its code; a truly short stage stays uncompiled."""
+    config, tried = RuntimeConfig(threads=1), {}
+    for objective in (_language, lambda kernel: dpo(None)):
+        workload = ProbeWorkload(make_decoder(), _batch(), objective, "cpu")
+        cache = BenchmarkCache(measurements_key(workload, config))
+        seconds = 20 / workload.full_step_seconds(1.0)  # of the probe, where 20 s of training remain
+        for length in (0.1, 1):
+            search_here = AutotuneSearch(config, workload, cache, 1, lambda text: None)
+            tried[workload.objective_name, length] = search_here._should_try_compiling(length * seconds)
+        cache.get_or_measure(search.COMPILE_FIGURE, lambda: 25.0)
+        cache.save()
+    assert list(tried.values()) == [False, False, False, True], tried
 
 
 def test_second_run_reuses_the_measurements_and_chooses_alike() -> None:

@@ -161,7 +161,8 @@ def test_the_next_batch_is_made_in_another_thread_while_the_step_computes(loader
     while len(data.reads) < 4 and time.monotonic() < deadline:
         time.sleep(0.005)
     assert [first for _, first in data.reads] == [0, 2, 4, 6]  # nobody has asked for the second batch yet
-    assert {name for name, _ in data.reads} == {"fledge-data_0"} and threading.current_thread().name != "fledge-data_0"
+    assert {name for name, first in data.reads if first >= 4} == {"fledge-data_0"}
+    assert threading.current_thread().name != "fledge-data_0"
     loader.batch(1)
     loader.batch(2)
     assert [first for _, first in data.reads].count(4) == 1  # and it was not made again

@@ -49,7 +49,9 @@ __all__ = [
 
 
 def measurements_key(workload: ProbeWorkload, config: RuntimeConfig) -> dict[str, Any]:
-    """The cache key: everything that measurements depend on, except the choices that their names state."""
+    """The cache key: everything that measurements depend on, except the objective and the choices that their names state.
+
+    Stages that differ only in their objective share what does not depend on it: attention, peaks, and compiled code."""
     system = environment()
     return {
         "runtime": {name: system[name] for name in ("cpu", "cpu_capability", "cores", "platform")},
@@ -61,7 +63,6 @@ def measurements_key(workload: ProbeWorkload, config: RuntimeConfig) -> dict[str
             "vocab_size": workload.model.vocab_size,
             "implementation": workload.model.implementation,
         },
-        "objective": type(workload.objective(None)).__name__,
         "batch": list(workload.batch.input_ids.shape),
         "recomputed": config.activation_checkpoint_every,
         **({"deterministic": True} if config.deterministic and workload.device == "cuda" else {}),

@@ -113,6 +113,11 @@ class ProbeWorkload:
     objective: MakeObjective
     device: str
 
+    @property
+    def objective_name(self) -> str:
+        """The class of the objective, for the names of figures that depend on it."""
+        return type(self.objective(None)).__name__
+
     def truncated(self) -> "ProbeWorkload":
         """This workload with few rows."""
         return replace(self, batch=truncate_batch(self.batch, PROBE_TOKENS[self.device]))

@@ -1,7 +1,8 @@
 """Asynchronous checkpointing: a snapshot is copied first, then a thread writes it while training continues."""
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent import futures
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from fledge.checkpoint.find import prune, step_name, update_symlink
 from fledge.checkpoint.state import Snapshot
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
+from fledge.run.threads import start_thread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,6 @@ class AsyncCheckpointer:
         self.keep_first = keep_first
         self.ranks = ranks or DistributedContext()
         self._write_ranks = self.ranks.new_group() if sharded else DistributedContext()  # the thread's own connections
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="fledge-save")
         self._pending: Future[SaveResult] | None = None
 
     def save_async(self, snapshot: Snapshot) -> list[SaveResult]:
@@ -54,7 +55,7 @@ class AsyncCheckpointer:
         finished = self.wait()
         if not (self.ranks.is_main_process or self.sharded):
             return finished
-        self._pending = self._thread.submit(self._write, snapshot)
+        self._pending = start_thread("fledge-save", self._write, snapshot)
         return finished
 
     def poll(self) -> list[SaveResult]:
@@ -100,5 +101,6 @@ class AsyncCheckpointer:
         return None
 
     def close(self) -> None:
-        """Wait for a running save and end the thread."""
-        self._thread.shutdown(wait=True)
+        """Wait for a running save."""
+        if self._pending is not None:
+            futures.wait([self._pending])

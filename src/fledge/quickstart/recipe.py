@@ -7,6 +7,7 @@ from fledge.quickstart.budget import MICRO_BATCH_SIZE, Budget
 from fledge.recipe import Recipe, recipe_from_dict
 
 MAX_SEQ_LEN, VOCAB_SIZE = 256, 2048
+PAIR_SEQ_LEN = MAX_SEQ_LEN // 2  # of one answer with its prompt: rows of pairs then have the shape of other rows, and its code
 MODEL = {
     "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 704, "max_position_embeddings": MAX_SEQ_LEN, "qk_norm": True,
@@ -26,6 +27,8 @@ def make_recipe(world: Path, name: str, output: str, seed: int, budget: Budget) 
         "sft": _stage(world, "sft", 4e-3, budget.steps("sft")),
         "dpo": _stage(world, "preference", 4e-4, budget.steps("dpo")) | {"beta": 0.1, "sft_loss_weight": 1.0},
     }
+    stages["dpo"]["data"]["max_seq_len"] = PAIR_SEQ_LEN
+    stages["dpo"]["batch"]["gradient_accumulation_steps"] = MAX_SEQ_LEN // PAIR_SEQ_LEN
     for stage in (stages["sft"], stages["dpo"]):
         stage["prompt_tests"] = {"prompts": str(world / "prompts.yaml"), "max_new_tokens": 48, **stage["evaluation"]}
     return recipe_from_dict(

@@ -66,6 +66,10 @@ class BenchmarkCache:
         except (OSError, ValueError, KeyError, TypeError) as error:
             self._log(f"note: {self.file} is not used ({type(error).__name__}: {error}); measuring again")
 
+    def __contains__(self, name: str) -> bool:
+        """Whether the figure of this name is known."""
+        return name in self._values
+
     def get_or_measure(self, name: str, measure: Callable[[], Any]) -> Any:
         """The figure of this name: the stored figure, or else the result of `measure` (any JSON value)."""
         if name in self._values:

@@ -2,7 +2,8 @@
 batch does not depend on the prefetching."""
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent import futures
+from concurrent.futures import Future
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,7 @@ from fledge.data import Batch
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.model.cuda_attention import segment_starts
+from fledge.run.threads import start_thread
 from fledge.training.batch_source import BatchSource, StepBatch
 
 
@@ -30,7 +32,6 @@ class BatchLoader:
     def __init__(self, source: BatchSource, steps: int, device: torch.device, ranks: DistributedContext | None = None) -> None:
         """`steps`: number of updates of the stage; nothing is prefetched beyond."""
         self.source, self.steps, self.device, self.ranks = source, steps, device, ranks or DistributedContext()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="fledge-data")
         self._ahead: tuple[int, Future[StepBatch]] | None = None  # the step that is prefetched, and its batch
 
     def batch(self, step: int) -> tuple[StepBatch, float]:
@@ -40,17 +41,17 @@ class BatchLoader:
         ahead = self._ahead
         batch = ahead[1].result() if ahead is not None and ahead[0] == step else self.rebuild(step)
         if self.source.prefetchable and step + 1 < self.steps:
-            self._ahead = step + 1, self._thread.submit(self._make, step + 1)
+            self._ahead = step + 1, start_thread("fledge-data", self._make, step + 1)
         return self._with_global_counts(batch), time.perf_counter() - started
 
     def rebuild(self, step: int) -> StepBatch:
         """This rank's share of the batch of any step; a prefetched batch is kept."""
-        if not self.source.prefetchable:
-            return self._make(step)
-        return self._thread.submit(self._make, step).result()  # one thread reads the data
+        self._wait_for_prefetching()  # one thread reads the data
+        return self._make(step)
 
     def drop_prefetched(self) -> None:
         """Drop the prefetched batch, because the source would now build another one."""
+        self._wait_for_prefetching()
         self._ahead = None
 
     def _make(self, step: int) -> StepBatch:
@@ -76,5 +77,9 @@ class BatchLoader:
         )
 
     def close(self) -> None:
-        """End the thread; a batch that is being built is dropped."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """End prefetching; the batch that is being built is dropped."""
+        self.drop_prefetched()
+
+    def _wait_for_prefetching(self) -> None:
+        if self._ahead is not None:
+            futures.wait([self._ahead[1]])
