@@ -16,6 +16,8 @@ Start here:
   fledge train RECIPE.yaml                   your own data, from a recipe (docs/recipes.md)
 """
 MINUTES, SEED = 5.0, 7  # of the quickstart
+ROWS = 4000  # of `data make`
+TASKS = ("vehicle", "columns")  # as fledge.tasks has them, which is not loaded for the help
 MAX_RESTARTS = 3  # of all processes of a run
 Overrides = list[tuple[str, str]]
 RENAMED_OPTIONS = {
@@ -149,10 +151,19 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         default=[],
         help="an option of the Slurm jobs, e.g. partition=cpu",
     )
+    _add_make(actions)
     for action in (stats, check, account):
         action.add_argument("--json", action="store_true", help="print JSON")
     for action in (account, show):
         action.add_argument("--row", metavar="FILE:LINE", help="one row, by its file and line")
+
+
+def _add_make(actions: argparse._SubParsersAction) -> None:
+    make = actions.add_parser("make", help="rows of a task, with a test of names that training never shows", allow_abbrev=False)
+    make.add_argument("task", choices=TASKS, help="which rows")
+    make.add_argument("--out", type=os.path.expanduser, metavar="DIR", required=True, help="folder of the files")
+    make.add_argument("--rows", type=int, default=ROWS, help=f"training rows (default {ROWS})")
+    make.add_argument("--seed", type=int, default=SEED, help=f"seed of the rows and of what is held out (default {SEED})")
 
 
 def _add_data_action(actions: argparse._SubParsersAction, name: str, text: str) -> argparse.ArgumentParser:

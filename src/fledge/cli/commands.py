@@ -141,6 +141,8 @@ def _on_cluster(options: argparse.Namespace, training: TrainCommand, folder: Pat
 def _run_data(options: argparse.Namespace, overrides: Overrides) -> None:
     from fledge.run import Console
 
+    if options.action == "make":
+        return _run_make(options, overrides)
     log, target, stage = Console().log, options.target, options.stage
     if options.action == "build":
         _run_build(options, overrides)
@@ -178,6 +180,26 @@ def _run_data(options: argparse.Namespace, overrides: Overrides) -> None:
         from fledge.inspect.show import show
 
         show(target, overrides, stage=stage, offset=options.offset, limit=options.limit, row=options.row, log=log)
+
+
+def _run_make(options: argparse.Namespace, overrides: Overrides) -> None:
+    from fledge.tasks import make
+
+    if overrides:
+        raise FledgeError(
+            "this command has no recipe", where=f"--{overrides[0][0]}", hint="`fledge data make --help` lists its options"
+        )
+    folder = Path(options.out)
+    report = make(options.task, folder, options.seed, options.rows)
+    for split, rows in report["rows"].items():
+        groups = ", ".join(f"{count:,} {name}" for name, count in report["groups"][split].items())
+        print(
+            escaped(
+                f"{folder / split}.jsonl: {rows:,} rows"
+                + (f": {groups}, which training does not have" if split != "train" else "")
+            )
+        )
+    print(escaped(f"{folder / 'report.json'}: what is held out, with counts"))
 
 
 def _run_build(options: argparse.Namespace, overrides: Overrides) -> None:
