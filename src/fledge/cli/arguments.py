@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(commands)
     for name, text in (("generate", "answer one prompt"), ("chat", "talk to a model")):
         _add_generation(commands, name, text)
+    _add_score(commands)
     report = commands.add_parser("report", help="write a run's report.html again", allow_abbrev=False)
     report.add_argument("run", type=os.path.expanduser, help="run directory")
     return parser
@@ -193,6 +194,19 @@ def _add_generation(commands: argparse._SubParsersAction, name: str, text: str) 
     command.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: avoid tokens already there")
     command.add_argument("--max-new-tokens", type=int, default=256)
     command.add_argument("--seed", type=int, default=0)
+
+
+def _add_score(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("score", help="compare a model's answers with the answers of a file", allow_abbrev=False)
+    command.add_argument("file", type=os.path.expanduser, help="conversations that end with the right answer")
+    command.add_argument(
+        "model", type=os.path.expanduser, nargs="+", help="run, stage, checkpoint or model directory; several are compared"
+    )
+    command.add_argument(
+        "--errors", type=os.path.expanduser, metavar="FILE", help="write the wrong answers, one JSON object a line"
+    )
+    command.add_argument("--max-new-tokens", type=int, default=256)
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def split_overrides(argv: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], Overrides]:

@@ -52,6 +52,8 @@ def _run_command(options: argparse.Namespace, overrides: Overrides, argv: list[s
         _run_data(options, overrides)
     elif options.command == "report":
         _run_report(options)
+    elif options.command == "score":
+        _run_score(options)
     else:
         _run_generation(options)
     return None
@@ -234,6 +236,15 @@ def _run_generation(options: argparse.Namespace) -> None:
         generate_once(options.model, options.prompt, params, system=options.system, raw=options.raw)
     else:
         chat(options.model, params, system=options.system)
+
+
+def _run_score(options: argparse.Namespace) -> None:
+    from fledge.run import Console
+    from fledge.score import score
+
+    if options.max_new_tokens < 1:
+        raise FledgeError(f"must be 1 or more, not {options.max_new_tokens}", where="--max-new-tokens")
+    score(options.file, options.model, options.max_new_tokens, options.errors, options.json, Console().log)
 
 
 def _run_report(options: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fledge.evaluate import chat_batch
+from fledge.evaluate.intervals import wilson_interval
 from fledge.generation import Engine, SamplingParams
 from fledge.model.protocol import LanguageModel
 from fledge.tokenizer import Message, Tokenizer
@@ -63,11 +64,3 @@ def _rates(grades: Sequence[Grade]) -> dict[str, Any]:
         "habit_rate": sum(grade.habit for grade in grades) / count,
         "interval": wilson_interval(exact, count),
     }
-
-
-def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a rate of `successes` in `n` trials (Wilson 1927)."""
-    z, rate = 1.959964, successes / n
-    center = (rate + z * z / (2 * n)) / (1 + z * z / n)
-    half_width = z / (1 + z * z / n) * (rate * (1 - rate) / n + z * z / (4 * n * n)) ** 0.5
-    return max(0.0, center - half_width), min(1.0, center + half_width)

@@ -1,0 +1,190 @@
+"""`fledge score`: models answer the questions of a file, and their answers are compared with the file's own."""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from fledge.data.build.plan import SHARD_BYTES
+from fledge.data.parsing.columns import RowError
+from fledge.data.parsing.items import Conversation
+from fledge.data.parsing.rows import parse_conversation, parse_row
+from fledge.data.reading.records import files_of, read, row_location, spans_of
+from fledge.errors import FledgeError
+from fledge.escaping import escaped_json
+from fledge.evaluate.answers import RIGHT, AnsweredRow, Mark, mark, score_answers
+from fledge.evaluate.intervals import paired_difference
+from fledge.generation import SamplingParams, load_engine
+from fledge.recipe import Source
+from fledge.run import Log, resolve_model_path, write_text
+from fledge.run.terminal import Terminal
+from fledge.tokenizer import Tokenizer
+
+PIPED_WIDTH = 150
+
+
+class ScoredQuestion(NamedTuple):
+    """A conversation whose last turn is the reference answer, where it stands, its group and its held-out keys."""
+
+    where: str
+    conversation: Conversation
+    group: str
+    held_out: tuple[str, ...]
+
+
+def score(file: str, models: Sequence[str], max_new_tokens: int, errors: str | None, as_json: bool, log: Log) -> None:
+    """Print the scores of each model on the questions of a file; write wrong answers to `errors`, one JSON object a line.
+
+    Raises FledgeError for a file without a usable row, and for a question that leaves a model no room for an answer.
+    """
+    if len(set(models)) != len(models):
+        raise FledgeError("a model is named twice", where=", ".join(models))
+    questions = read_questions(file, log)
+    folders = [resolve_model_path(model) for model in models]  # all of them before the first one is asked
+    results: dict[str, dict[str, Any]] = {}
+    exact: list[np.ndarray] = []
+    wrong: list[str] = []
+    for model, folder in zip(models, folders, strict=True):
+        rows = answer(folder, questions, max_new_tokens, log)
+        marks = [mark(row) for row in rows]
+        exact.append(np.array([one.kind == RIGHT for one in marks]))
+        results[model] = score_answers(rows, marks)
+        if len(exact) > 1:
+            mean, interval = paired_difference(exact[0], exact[-1])
+            results[model]["exact_match_difference"] = {"to": models[0], "value": mean, "interval": interval}
+        wrong += _error_lines(model, rows, marks)
+    if errors is not None:
+        write_text(Path(errors), "".join(wrong))
+    if as_json:
+        print(escaped_json(json.dumps({"file": file, "models": results}, ensure_ascii=False, indent=1)))
+    else:
+        _print(results, errors, len(wrong))
+
+
+def read_questions(file: str, log: Log) -> list[ScoredQuestion]:
+    """The questions of a file or folder of conversations; rows that are none are counted and told with their reasons."""
+    source = Source(path=file)
+    questions: list[ScoredQuestion] = []
+    dropped: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for span in spans_of(files_of(source, file), source, SHARD_BYTES):
+        for record in read(span, source):
+            where = row_location(span.file, record.number)
+            try:
+                if record.broken:
+                    raise RowError(record.broken, record.detail)
+                questions.append(_question(where, record.value, source))
+            except RowError as error:
+                dropped[error.reason] += 1
+                first.setdefault(error.reason, f"{where}: {error.detail}" if error.detail else where)
+    problems = [f"{count:,} × {reason}, first at {first[reason]}" for reason, count in dropped.most_common()]
+    if not questions:
+        hint = "a row is a conversation that ends with the reference answer, see docs/evaluation.md"
+        raise FledgeError(f"no row can be scored: {'; '.join(problems) or 'it holds no rows'}", where=file, hint=hint)
+    for problem in problems:
+        log(f"not scored: {problem}")
+    return questions
+
+
+def _question(where: str, value: Any, source: Source) -> ScoredQuestion:
+    item = parse_row(value, source, parse_conversation)
+    if not isinstance(item, Conversation) or item.messages[-1].tool_calls:
+        raise RowError("the answer is a tool call")
+    row = value if isinstance(value, dict) else {}
+    group, held_out = row.get("group"), row.get("held_out")
+    keys = held_out if isinstance(held_out, list | tuple) else ()
+    return ScoredQuestion(where, item, str(group) if group is not None else "", tuple(map(str, keys)))
+
+
+def answer(folder: Path, questions: Sequence[ScoredQuestion], max_new_tokens: int, log: Log) -> list[AnsweredRow]:
+    """Greedy answers of the model in a folder to all questions."""
+    engine, tokenizer = load_engine(folder, log)
+    prompts = [_prompt(tokenizer, question) for question in questions]
+    names = [question.where for question in questions]
+    completions = engine.generate(prompts, SamplingParams(max_new_tokens=max_new_tokens), where=names)
+    return [
+        AnsweredRow(
+            where=question.where,
+            question=question.conversation.messages[-2].content,
+            expected=question.conversation.messages[-1].content,
+            given=tokenizer.decode(completion.tokens, skip_special=True),
+            finish_reason=completion.finish_reason,
+            group=question.group,
+            held_out=question.held_out,
+        )
+        for question, completion in zip(questions, completions, strict=True)
+    ]
+
+
+def _prompt(tokenizer: Tokenizer, question: ScoredQuestion) -> list[int]:
+    conversation = question.conversation
+    return tokenizer.encode_prompt(conversation.messages[:-1], conversation.tools)
+
+
+def _error_lines(model: str, rows: Sequence[AnsweredRow], marks: Sequence[Mark]) -> Iterator[str]:
+    """The wrong answers of a model, those of one kind together."""
+    pairs = [(row, one) for row, one in zip(rows, marks, strict=True) if one.kind != RIGHT]
+    frequent = Counter(one.kind for _, one in pairs)
+    for row, one in sorted(pairs, key=lambda pair: (-frequent[pair[1].kind], pair[1].kind)):
+        line = {
+            "model": model,
+            "kind": one.kind,
+            "where": row.where,
+            "group": row.group,
+            "question": row.question,
+            "expected": row.expected,
+            "given": row.given,
+            "details": list(one.details),
+        }
+        yield json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def _print(results: dict[str, dict[str, Any]], errors: str | None, wrong: int) -> None:
+    terminal = Terminal(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    for model, result in results.items():
+        terminal.print(Text(f"\n{model}", style="bold"), soft_wrap=True)
+        terminal.print(_table(result))
+        if "exact_match_difference" in result:
+            difference = result["exact_match_difference"]
+            low, high = difference["interval"]
+            text = f"exact match − that of {difference['to']}: {difference['value']:+.1%} [{low:+.1%}, {high:+.1%}]"
+            terminal.print(Text(text), soft_wrap=True)
+        for title, key in (("mistakes", "mistakes"), ("wrong names", "confused")):
+            if result[key]:
+                most = list(result[key].items())[:8]
+                terminal.print(Text(f"{title}: " + ", ".join(f"{count:,} × {name}" for name, count in most)), soft_wrap=True)
+    if errors is not None:
+        terminal.print(Text(f"\nwrong answers: {errors} ({wrong:,})"), soft_wrap=True)
+
+
+COLUMNS = {"exact_match": "exact match", "valid_json": "valid JSON", "precision": "precision", "recall": "recall", "f1": "F1"}
+
+
+def _table(result: dict[str, Any]) -> Table:
+    """A row for all answers, for each group, for held-out keys and for each field; 95 % intervals in brackets."""
+    lines = {"all": result}
+    lines |= {f"group {name}": scores for name, scores in result.get("groups", {}).items()}
+    if "held_out_fields" in result:
+        lines["held-out fields"] = result["held_out_fields"]
+    lines |= {f"field {name}": scores for name, scores in result.get("fields", {}).items()}
+    shown = [key for key in COLUMNS if any(key in scores for scores in lines.values())]
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for title in ("", "rows", *(COLUMNS[key] for key in shown)):
+        table.add_column(Text(title), justify="right" if title else "left", no_wrap=True)
+    for name, scores in lines.items():
+        cells = [_cell(scores.get(key)) for key in shown]
+        table.add_row(Text(name), f"{scores['rows']:,}" if "rows" in scores else "", *cells)
+    return table
+
+
+def _cell(score: dict[str, Any] | None) -> str:
+    if score is None:
+        return ""
+    low, high = score["interval"]
+    return f"{score['value']:.1%} [{low:.1%}, {high:.1%}]"
