@@ -130,6 +130,7 @@ def test_a_name_has_one_meaning_whatever_rule_wrote_it(name: str) -> None:
 def test_the_answer_is_json_with_the_row_s_own_fields_for_any_draw(name: str, draw: int, chosen: tuple[str, str]) -> None:
     row = MADE[name].row(random.Random(draw), *chosen)
     assert json.loads(row.messages[-1]["content"]) == row.answer == json.loads(json.dumps(row.answer))
+    assert row.question == "\n".join(line.rstrip() for line in row.question.strip().split("\n"))
     assert [turn["role"] for turn in row.messages] == ["system", "user", "assistant"]
     if name == "columns":
         escaped = json.dumps(row.question, ensure_ascii=False)[1:-1]

@@ -39,7 +39,8 @@ class TaskRow:
 
 
 def conversation(system: str, question: str, answer: str) -> tuple[dict[str, str], ...]:
-    """The three turns of a row."""
+    """The three turns of a row. The question has no blanks at the ends of its lines, which reading a file would take away."""
+    question = "\n".join(line.rstrip() for line in question.strip().split("\n"))
     turns = (("system", system), ("user", question), ("assistant", answer))
     return tuple({"role": role, "content": text} for role, text in turns)
 
