@@ -31,7 +31,7 @@ TEXTS = [
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data (FLEDGE_DATA, else ../shared/data)."""
-    folder = Path(os.environ.get("FLEDGE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    folder = Path(os.environ.get("FLEDGE_DATA") or Path(__file__).parents[2] / "shared" / "data")
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set FLEDGE_DATA")
     return folder

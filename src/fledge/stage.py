@@ -13,9 +13,8 @@ import torch
 from fledge.autotune.autotune import ComputeConfig, autotune, force_eager, head_kernel, warm_up
 from fledge.autotune.compile import reset_compiler
 from fledge.autotune.determinism import allow_nondeterministic
-from fledge.checkpoint.checkpoint import WriteModel
 from fledge.checkpoint.find import step_name
-from fledge.checkpoint.state import TrainState, Weights
+from fledge.checkpoint.state import TrainState
 from fledge.data import PackedDataset, StageDataset
 from fledge.data.build.row_locator import RowLocator
 from fledge.distributed.context import DistributedContext
@@ -44,9 +43,11 @@ from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer
 from fledge.training.context import TrainContext
 from fledge.training.hooks import Evaluation, Hook, PromptTests
+from fledge.training.model_writer import model_writer
 from fledge.training.outcome import judge
 from fledge.training.reference import ReferenceProvider
 from fledge.training.selection import selected_step
+from fledge.training.start_adapter import start_adapter
 from fledge.training.start_weights import StartWeights
 from fledge.training.trainer import Trainer
 from fledge.training.validation import ValidationSet, metrics_line, validate
@@ -193,7 +194,7 @@ class StageRunner:
                 take_startup_report=shared.take_startup_report,
                 recipe_changes=recipe_changes,
             ),
-            write_model=_writer(model, self.tokenizer),
+            write_model=model_writer(model, self.tokenizer),
             stopping=shared.stopping,
             hooks=hooks,
             on_start=self._record_changes,
@@ -229,10 +230,19 @@ class StageRunner:
         model = self._load(self.init_directory)
         for note in model.notes:
             self.console.log(f"note: {note}")
+        start_adapter(
+            model,
+            self.prepared.stage.adapter,
+            folder=self.init_directory,
+            vocab_size=self.tokenizer.vocab_size,
+            seed=self.recipe.seed,
+            log=self.console.log,
+        )
         return model
 
     def _load(self, folder: Path) -> LanguageModel:
-        return load_model(folder, self.recipe.model.implementation, min_vocab_size=self.tokenizer.vocab_size)
+        rows = self.tokenizer.vocab_size if self.prepared.stage.adapter is None else 0  # a frozen model cannot get rows
+        return load_model(folder, self.recipe.model.implementation, min_vocab_size=rows)
 
     def _load_own(self, folder: Path) -> LanguageModel:
         """A model that this stage has saved."""
@@ -376,15 +386,6 @@ def _example_locator(data: StageDataset) -> Callable[[int], str]:
 def _fingerprints(data_report: dict[str, Any]) -> list[str | None]:
     """The fingerprints of the training and validation data in a data_report.json."""
     return [split and split["fingerprint"] for split in (data_report["train"], data_report["validation"])]
-
-
-def _writer(model: LanguageModel, tokenizer: Tokenizer) -> WriteModel:
-    def write(folder: Path, weights: Weights) -> None:
-        stops = sorted(tokenizer.stop_ids, key=lambda token: token != tokenizer.eot_id)
-        model.save_pretrained(folder, bos=tokenizer.bos_id, eos=stops, pad=tokenizer.pad, weights=weights)
-        tokenizer.save(folder)
-
-    return write
 
 
 def _describe_compute(compute: ComputeConfig) -> str:

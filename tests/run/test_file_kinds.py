@@ -110,11 +110,11 @@ def test_a_file_where_a_model_is_wanted_is_answered_with_the_way_on(tmp_path: Pa
     assert f"name its folder: {tmp_path}" in model_error(tmp_path / "m.pt")
 
 
-def test_an_adapter_is_no_model_and_a_run_has_one(tmp_path: Path) -> None:
+def test_a_run_names_its_model_and_an_adapter_stands_for_one(tmp_path: Path) -> None:
     adapter, run = tmp_path / "ad", tmp_path / "run"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
-    assert "merge_and_unload" in model_error(adapter)
+    assert resolve_model_path(str(adapter)) == adapter
     model = run / "sft" / "checkpoints" / "last" / "model"
     model.mkdir(parents=True)
     (model / "config.json").write_text("{}")

@@ -17,7 +17,8 @@ def final_results(run: Path, stages: tuple[str, ...] = ("pretrain", "sft", "dpo"
     results = {}
     for stage in stages:
         last = run / stage / "checkpoints" / "last"
-        results[f"{stage} weights"] = (last / "model" / "model.safetensors").read_bytes()
+        (weights,) = (last / "model").glob("*.safetensors")
+        results[f"{stage} weights"] = weights.read_bytes()
         results[f"{stage} optimizer"] = (last / "state" / "optimizer.safetensors").read_bytes()
         lines = (run / stage / "events.jsonl").read_bytes().splitlines()
         results[f"{stage} events"] = b"\n".join(x for x in lines if json.loads(x)["kind"] in ("step", "eval", "stop"))

@@ -16,7 +16,10 @@ def load_engine(
 
     Raises FledgeError if there is no model, or if the tokenizer has more tokens than the model.
     """
-    model, tokenizer = load_model(folder, log=log), load_tokenizer(folder, needs_template=False)
+    model = load_model(folder, log=log)
+    base = None if model.adapter is None else model.adapter.base
+    has_own = base is None or (folder / "tokenizer.json").exists()  # an adapter of PEFT may have the tokenizer of its base
+    tokenizer = load_tokenizer(folder if has_own or base is None else base, needs_template=False)
     if tokenizer.vocab_size > model.vocab_size:
         unknown = tokenizer.tokens_from(model.vocab_size)
         trainable = all(is_added for _, is_added in unknown)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fledge.model.adapters import LoraLinear
 from fledge.model.linear import Linear
 
 TYPICAL_ROWS = 64  # the number of rows that the packed layout is optimized for; other numbers work too
@@ -110,20 +111,20 @@ def product(weight: Tensor, dtype: torch.dtype) -> Product:
 
 def module_product(module: nn.Module, dtype: torch.dtype) -> Product:
     """The product with the weight of a plain `Linear`; any other module is called."""
-    return product(module.weight, dtype) if _is_plain(module) else ModuleProduct(module)
+    return product(module.dense_weight(), dtype) if _is_plain(module) else ModuleProduct(module)
 
 
 def joint_product(modules: Sequence[nn.Module], dtype: torch.dtype) -> Product:
     """The outputs of several modules for one input, concatenated in the last dimension: one product if all modules are plain
     `Linear` layers, else a call of each module."""
     if all(_is_plain(module) for module in modules):
-        return product(torch.cat([module.weight for module in modules]), dtype)  # pyright: ignore[reportArgumentType]
+        return product(torch.cat([module.dense_weight() for module in modules]), dtype)  # pyright: ignore
     return ModuleProduct(lambda x: torch.cat([module(x) for module in modules], dim=-1))
 
 
 def _is_plain(module: nn.Module) -> TypeGuard[Linear]:
-    """Whether the module is exactly a `Linear` without bias, so that its weight determines its outputs."""
-    return type(module) is Linear and module.bias is None
+    """Whether the module is a `Linear` or a `LoraLinear` without bias, so that its `dense_weight` determines its outputs."""
+    return type(module) in (Linear, LoraLinear) and module.bias is None
 
 
 class PackedSwiGLU:

@@ -23,7 +23,7 @@ from fledge.model.cuda_attention import backend as attention_backend
 from fledge.model.hf_config import hf_config
 from fledge.model.linear import Linear
 from fledge.model.moe import MoELayer, Router, RouterStats, update_biases
-from fledge.model.protocol import LanguageModel, ParameterRole, grown_table
+from fledge.model.protocol import ADAPTER_MATRICES, LanguageModel, ParameterRole, grown_table
 from fledge.model.weights import write_model_directory
 from fledge.recipe.schema import ModelConfig
 
@@ -232,8 +232,8 @@ class Decoder(LanguageModel):
 
     @property
     def draws_random_numbers(self) -> bool:
-        """Whether the recipe asks for dropout."""
-        return self.config.dropout > 0
+        """Whether the recipe asks for dropout, of the model or of its adapter."""
+        return self.config.dropout > 0 or (self.adapter is not None and self.adapter.config.lora_dropout > 0)
 
     # -- blocks and attention -------------------------------------------------------------------------------------------
 
@@ -264,6 +264,10 @@ class Decoder(LanguageModel):
 
     # -- parameters -----------------------------------------------------------------------------------------------------
 
+    def file_name(self, name: str) -> str:
+        """The name with `model.` before it, except for the head."""
+        return name if name.split(".")[0] == "lm_head" else f"model.{name}"
+
     def parameter_role(self, name: str) -> ParameterRole:
         """The role of a parameter, by the module that owns it and by its shape."""
         parameter, owner = self.get_parameter(name), self.get_submodule(name.rpartition(".")[0])
@@ -271,6 +275,8 @@ class Decoder(LanguageModel):
             return "embedding"
         if owner is self.lm_head:
             return "head"
+        if name.rpartition(".")[2] in ADAPTER_MATRICES:
+            return "adapter"
         if parameter.dim() < 2:
             return "vector"
         return "gate" if isinstance(owner, Router) or min(parameter.shape[-2:]) == 1 else "matrix"

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost, Parameters, checkpointed_layers
 from fledge.model.moe import RouterStats
-from fledge.model.protocol import LanguageModel, ParameterRole, grown_table
+from fledge.model.protocol import ADAPTER_MATRICES, LanguageModel, ParameterRole, grown_table
 from fledge.model.weights import verify_tensors
 from fledge.recipe.schema import ModelConfig
 from fledge.run.text_files import give_usual_mode, write_and_verify
@@ -151,6 +151,10 @@ class TransformersModel(LanguageModel):
 
     # -- parameters -----------------------------------------------------------------------------------------------------
 
+    def file_name(self, name: str) -> str:
+        """The library's own name."""
+        return name.removeprefix(PREFIX)
+
     def parameter_role(self, name: str) -> ParameterRole:
         """The role of a parameter, by the module that owns it, by its name and by its shape."""
         parameter, owner = self.get_parameter(name), self.get_submodule(name.rpartition(".")[0])
@@ -158,6 +162,8 @@ class TransformersModel(LanguageModel):
             return "embedding"
         if owner is self.causal_lm.get_output_embeddings():
             return "head"
+        if name.rpartition(".")[2] in ADAPTER_MATRICES:
+            return "adapter"
         if parameter.dim() < 2:
             return "vector"
         return "gate" if name.endswith(ROUTERS) or min(parameter.shape[-2:]) == 1 else "matrix"

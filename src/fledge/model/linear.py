@@ -14,3 +14,7 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """x [..., in] -> [..., out]."""
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+    def dense_weight(self) -> Tensor:
+        """The weight [out, in] that determines the outputs."""
+        return self.weight

@@ -1,13 +1,17 @@
 """The implementations of `LanguageModel`, and the choice between them for a model directory, by its config.json."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fledge.errors import FledgeError
 from fledge.model import huggingface_loading, pretrained
+from fledge.model.adapter_files import BASE, find_base, is_adapter, load_adapter_weights, read_adapter_config
+from fledge.model.adapters import attach_adapter
 from fledge.model.cost import ModelCost
 from fledge.model.hf_config import NotCoveredError, read_config
 from fledge.model.protocol import LanguageModel
+from fledge.model.weight_files import weights_hash
 from fledge.recipe.schema import RuntimeConfig
 
 Log = Callable[[str], None]
@@ -81,13 +85,38 @@ def load_model(
     `finite`: refuse values that are not finite. The guards of a run decide about those of its own checkpoints.
     `min_vocab_size`: tokens that it must have rows for; a smaller vocabulary grows."""
     folder = Path(folder)
+    if is_adapter(folder):
+        return _load_adapted(folder, implementation, log, finite)
     model = IMPLEMENTATIONS[choose_implementation(folder, implementation, log)].load(folder, finite)
     if model.vocab_size < min_vocab_size:
         model.grow_vocabulary(min_vocab_size)
     return model
 
 
+def _load_adapted(folder: Path, implementation: str, log: Log, finite: bool) -> LanguageModel:
+    """The base model of an adapter directory with the adapter on it. Raises FledgeError if the base has other weights than the
+    adapter was trained on."""
+    adapter = read_adapter_config(folder)
+    base = find_base(folder, adapter.base)
+    if is_adapter(base):
+        raise FledgeError(
+            "the base model of this adapter has an adapter itself", where=str(folder), hint="merge that one first"
+        )
+    if adapter.base_hash is not None and weights_hash(base) != adapter.base_hash:
+        raise FledgeError(
+            f"the adapter was trained on other weights than those in {base}",
+            where=str(folder),
+            hint=f"put the base model back as it was, or remove {folder / BASE} to use these",
+        )
+    model = load_model(base, implementation, log)
+    attach_adapter(model, replace(adapter, base=base), seed=0)
+    load_adapter_weights(model, folder, finite)
+    return model
+
+
 def describe_model(folder: Path, implementation: str = "auto", log: Log = _silent) -> ModelDescription:
     """Implementation, sizes, vocabulary and cost of the model in a directory. FledgeError as `load_model`."""
+    if is_adapter(folder):
+        folder = find_base(folder, read_adapter_config(folder).base)
     chosen = choose_implementation(folder, implementation, log)
     return ModelDescription(chosen, IMPLEMENTATIONS[chosen].describe(folder))

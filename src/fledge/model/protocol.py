@@ -7,6 +7,7 @@ architectures of transformers. Other code accepts any `LanguageModel` and uses o
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,12 +17,24 @@ from torch import Tensor, nn
 
 from fledge.model.cost import ModelCost
 from fledge.model.moe import RouterStats
-from fledge.recipe.schema import ModelConfig
+from fledge.recipe.schema import AdapterConfig, ModelConfig
 
-ParameterRole = Literal["embedding", "head", "gate", "matrix", "vector"]
-"""The role of a parameter: `embedding`, a table of one vector for each token; `head`, the matrix of the logits; `gate`, a
-matrix with one row for each choice (a router); `matrix`, a map between hidden states inside a block, or a stack of such maps;
-`vector`, a norm or a bias."""
+ParameterRole = Literal["adapter", "embedding", "head", "gate", "matrix", "vector"]
+"""The role of a parameter: `adapter`, a thin matrix of an adapter; `embedding`, a table of one vector for each token; `head`,
+the matrix of the logits; `gate`, a matrix with one row for each choice (a router); `matrix`, a map between hidden states inside
+a block, or a stack of such maps; `vector`, a norm or a bias."""
+
+
+ADAPTER_MATRICES = ("lora_A", "lora_B")  # last parts of the names of an adapter's thin matrices
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The adapter of a model: its settings, and the base model's directory and `weights_hash`, if they are known."""
+
+    config: AdapterConfig
+    base: Path | None
+    base_hash: str | None
 
 
 class LanguageModel(nn.Module, ABC):
@@ -38,6 +51,7 @@ class LanguageModel(nn.Module, ABC):
             2016); 0: none. May be changed between two passes.
         generation_settings: the settings of generation_config.json that the model came with, such as temperature; they are
             saved with it again.
+        adapter: the adapter that the model has; all weights outside of it are frozen then.
     """
 
     implementation: str
@@ -47,6 +61,7 @@ class LanguageModel(nn.Module, ABC):
     attention: str
     activation_checkpoint_every: int
     generation_settings: dict[str, Any]
+    adapter: Adapter | None = None
 
     # -- computing ----------------------------------------------------------------------------------------------------
 
@@ -120,6 +135,10 @@ class LanguageModel(nn.Module, ABC):
         """Compute attention in all blocks with this backend. Raises FledgeError for a backend that the model does not have."""
 
     # -- parameters -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def file_name(self, name: str) -> str:
+        """The name in Hugging Face's files of the module or the parameter with this name."""
 
     @abstractmethod
     def parameter_role(self, name: str) -> ParameterRole:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from fledge.run.input_files import LFS_POINTER, check_regular_file
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth", "model.pt")
 COPY_AGAIN = "copy or download the model again, whole"
+HASH_BLOCK = 1 << 24  # bytes read at a time
 MAX_HEADER = 100_000_000  # bytes; the limit of safetensors
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -27,8 +29,18 @@ def shard_files(folder: Path) -> list[Path]:
     """
     shards = _listed_files(folder)
     for shard in shards:
-        _check_file(shard)
+        check_file(shard)
     return shards
+
+
+def weights_hash(folder: Path) -> str:
+    """A hash of the files that hold the weights of a model directory, whoever loads them. FledgeError as `shard_files`."""
+    digest = xxhash.xxh3_64()
+    for shard in shard_files(folder):
+        with shard.open("rb") as content:
+            while block := content.read(HASH_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _listed_files(folder: Path) -> list[Path]:
@@ -46,7 +58,7 @@ def _listed_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _check_file(file: Path) -> None:
+def check_file(file: Path) -> None:
     """FledgeError for a file that is missing, not readable, a Git LFS pointer, no safetensors file, or of another size than its
     header says."""
     try:

@@ -18,8 +18,8 @@ def build_optimizers(model: LanguageModel, config: OptimizerConfig) -> list[torc
     - `adamw` (Loshchilov & Hutter 2019): weight decay applies to matrices. Norms, biases and the embedding (a table of vectors,
       not a map) do not decay, unless `weight_decay_on` is `everything`.
     - `muon` (Jordan et al. 2024): the momentum of each matrix inside the blocks is orthogonalized. Updates are scaled to the
-      size of AdamW's (Liu et al. 2025, eq. 4), so both optimizers share one learning rate. The embedding, the head and the
-      routers are trained by AdamW.
+      size of AdamW's (Liu et al. 2025, eq. 4), so both optimizers share one learning rate. The embedding, the head, the
+      routers and adapters are trained by AdamW.
     - `adamw8bit` (Dettmers et al. 2022): 8-bit states for the matrices inside the blocks. The embedding and the head, whose
       rows get rare and uneven gradients, keep float32 states (ibid., §2.3), and so do tensors of fewer than 4,096 numbers.
 
@@ -46,7 +46,8 @@ def build_optimizers(model: LanguageModel, config: OptimizerConfig) -> list[torc
 
 
 def _param_groups(model: LanguageModel) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """Trained parameters in three lists: without weight decay; tables with decay; matrices inside the blocks."""
+    """Trained parameters in three lists: without weight decay; tables and adapters with decay; matrices inside the
+    blocks."""
     no_decay, tables, matrices = [], [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -54,7 +55,7 @@ def _param_groups(model: LanguageModel) -> tuple[list[nn.Parameter], list[nn.Par
         role = model.parameter_role(name)
         if role in ("vector", "embedding"):
             no_decay.append(parameter)
-        elif role in ("head", "gate"):
+        elif role in ("head", "gate", "adapter"):
             tables.append(parameter)
         else:
             matrices.append(parameter)

@@ -3,10 +3,12 @@
 Names of model sizes follow Hugging Face configuration files.
 """
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from fledge.recipe.sections.adapter import AdapterConfig
 from fledge.recipe.sections.alerts import AlertsConfig, WebhookConfig
 from fledge.recipe.sections.base import ConfigModel, Fraction, Name, PathText, Positive
 from fledge.recipe.sections.data import (
@@ -38,6 +40,7 @@ from fledge.recipe.sections.model import ModelConfig, MoeConfig, TokenizerConfig
 from fledge.recipe.units import Duration
 
 __all__ = [
+    "AdapterConfig",
     "AlertsConfig",
     "AugmentConfig",
     "BatchConfig",
@@ -114,6 +117,9 @@ class StageBase(ConfigModel):
 
     init_from: PathText | None = Field(
         default=None, description="model directory to start from; null: the result of the previous stage"
+    )
+    adapter: AdapterConfig | None = Field(
+        default=None, description="train a low-rank adapter and leave the weights as they are; null: train the weights"
     )
     data: Annotated[DataConfig, BeforeValidator(as_training_source)]
     duration: str = "1 epochs"
@@ -265,6 +271,26 @@ class Recipe(ConfigModel):
         if reserved:
             raise ValueError(f"a stage cannot be called '{reserved.pop()}': the run keeps its tokenizer there")
         return value
+
+    @model_validator(mode="after")
+    def _check_adapters(self) -> "Recipe":
+        """An adapter belongs to a model that has learned something."""
+        name, first = next(iter(self.stages.items()))
+        if first.adapter is not None and self.model.path is None and first.init_from is None:
+            raise ValueError(
+                f"stages.{name}.adapter needs a model to adapt: name its directory as model.path or stages.{name}.init_from, "
+                "or train one in a stage before"
+            )
+        for (before, stage), (after, following) in pairwise(self.stages.items()):
+            adapters = (stage.adapter, following.adapter)
+            if None not in adapters and adapters[0] != adapters[1] and following.init_from is None:
+                raise ValueError(
+                    f"stages.{after}.adapter differs from stages.{before}.adapter: write the same settings, to go on with that "
+                    f"adapter, or null, to merge it and train the weights"
+                )
+        if self.runtime.parallelism == "fsdp" and (adapted := [name for name, stage in self.stages.items() if stage.adapter]):
+            raise ValueError(f"stages.{adapted[0]}.adapter cannot be sharded yet: set runtime.parallelism to ddp")
+        return self
 
     @model_validator(mode="after")
     def _check_max_seq_len(self) -> "Recipe":

@@ -7,7 +7,7 @@ from typing import Any
 
 from fledge.errors import FledgeError
 from fledge.run.events import read_events
-from fledge.run.file_kinds import adapter_hint, model_file_hint
+from fledge.run.file_kinds import model_file_hint
 from fledge.run.input_files import hub_name_error
 from fledge.run.text_files import read_json
 
@@ -183,7 +183,7 @@ def resolve_model_path(location: str) -> Path:
         if (last / "model" / "config.json").exists():
             return _checkpoint_model(last)
     if (path / "adapter_config.json").exists():
-        raise FledgeError("this is a LoRA adapter, not a whole model", where=location, hint=adapter_hint(path))
+        return path
     if not (path / "recipe.yaml").exists() and not (path / "plan.json").exists():
         names = ", ".join(sorted(item.name for item in path.iterdir())[:5]) or "nothing"
         hint = f"name a folder with config.json and model.safetensors; this one holds {names}"

@@ -104,13 +104,3 @@ def model_file_hint(file: Path) -> str:
     if not (file.parent / "config.json").exists():
         return "weights alone are no model: name a folder that also has config.json and the tokenizer"
     return f"name its folder: {file.parent}"
-
-
-def adapter_hint(folder: Path) -> str:
-    """What to do with the folder of a LoRA adapter where that of a model is wanted."""
-    merged = folder.with_name(f"{folder.name}-merged")
-    return (
-        'merge it with its model: python -c "from peft import AutoPeftModelForCausalLM as M; '
-        f"M.from_pretrained('{folder}').merge_and_unload().save_pretrained('{merged}')\", copy the tokenizer there, "
-        f"and name {merged}"
-    )

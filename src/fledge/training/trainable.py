@@ -12,6 +12,8 @@ from fledge.checkpoint.checkpoint import load_optimizer_state
 from fledge.checkpoint.state import Snapshot, TrainState, to_cpu_copy
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import full_state_dict, load_full_state_dict, shard, stage_to_cpu
+from fledge.model.adapter_files import load_adapter_weights
+from fledge.model.adapters import adapter_weights
 from fledge.model.loading import load_model
 from fledge.model.protocol import LanguageModel
 from fledge.optim.build import build_optimizers, optimizer_tensors, restore_optimizers
@@ -84,11 +86,15 @@ class TrainableModel:
     def _weights(self) -> dict[str, Tensor]:
         if self.is_sharded:
             return full_state_dict(self.model, keep=self.ranks.is_main_process)
-        return to_cpu_copy(self.model.state_dict())
+        return to_cpu_copy(self.model.state_dict() if self.model.adapter is None else adapter_weights(self.model))
 
     def restore(self, path: Path, state: TrainState) -> None:
         """Load a checkpoint, saved by any number of ranks. Raises FledgeError if it belongs to another model."""
-        load_full_state_dict(self.model, load_model(path / "model", self.model.implementation, finite=False).state_dict())
+        if self.model.adapter is not None:  # the base, which is frozen, is loaded already
+            load_adapter_weights(self.model, path / "model", finite=False)
+        else:
+            weights = load_model(path / "model", self.model.implementation, finite=False).state_dict()
+            load_full_state_dict(self.model, weights)
         like = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         tensors = load_optimizer_state(path, like if self.is_sharded else None)
         if self.ema is not None:

@@ -43,7 +43,7 @@ def bench() -> Iterator[ModuleType]:
 @pytest.fixture(scope="module")
 def data() -> Path:
     """The folder of real data; without it the benchmark makes its own sentences."""
-    return Path(os.environ.get("FLEDGE_DATA", REPOSITORY.parent / "shared" / "data"))
+    return Path(os.environ.get("FLEDGE_DATA") or REPOSITORY.parent / "shared" / "data")
 
 
 def sets_of(texts: list[str]) -> list[np.ndarray]:

@@ -1,0 +1,202 @@
+"""Low-rank adapters on a model: LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023) and DoRA (Liu et al. 2024).
+
+An adapted layer keeps the weight of the layer that it replaces, under the same name. Only the adapter is trained. The
+definitions are those of PEFT, so that adapters can be exchanged with it (`adapter_files.py`).
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fledge.errors import FledgeError
+from fledge.model.linear import Linear
+from fledge.model.protocol import Adapter, LanguageModel
+from fledge.recipe.schema import AdapterConfig
+from fledge.recipe.sections.adapter import ALL_LINEAR
+
+
+class LoraLinear(Linear):
+    """x·Wᵀ + b + s·dropout(x)·Aᵀ·Bᵀ with the frozen W [out, in] and b of `base`, and the trained A [r, in] and B [out, r].
+
+    With DoRA each row of W + s·B·A is divided by its length, which counts as a constant in the backward pass (Liu et al. 2024,
+    §4.3), and multiplied by a trained number, at first the length of the row of W.
+    """
+
+    def __init__(self, base: nn.Linear, config: AdapterConfig, rank: int, alpha: float) -> None:
+        nn.Module.__init__(self)
+        self._replaced = (base,)  # in a tuple, so that its parameters are not counted twice
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight = base.weight
+        self.register_parameter("bias", base.bias)
+        self.scaling = alpha / (math.sqrt(rank) if config.use_rslora else rank)
+        self.dropout = config.lora_dropout
+        self.lora_A = nn.Parameter(base.weight.new_zeros(rank, base.in_features, dtype=torch.float32))
+        self.lora_B = nn.Parameter(base.weight.new_zeros(base.out_features, rank, dtype=torch.float32))
+        self.lora_magnitude_vector: nn.Parameter | None = None
+        if config.use_dora:
+            self.lora_magnitude_vector = nn.Parameter(torch.linalg.vector_norm(base.weight.detach().float(), dim=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out]."""
+        weight, out = self.weight.to(x.dtype), super().forward(x)
+        dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        update = F.linear(F.linear(dropped, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.scaling
+        if self.lora_magnitude_vector is None:
+            return out + update
+        ratio = self._row_ratio()
+        if dropped is not x and self.training:
+            product = F.linear(dropped, weight)
+        else:
+            product = out if self.bias is None else out - self.bias.to(x.dtype)
+        return out + (ratio - 1).to(x.dtype) * product + ratio.to(x.dtype) * update
+
+    def _row_ratio(self) -> Tensor:
+        """DoRA's factor of each row [out]: its trained length ÷ its length in W + s·B·A."""
+        assert self.lora_magnitude_vector is not None
+        with torch.no_grad():
+            length = torch.linalg.vector_norm(self.weight + self.update(), dim=1)
+        return self.lora_magnitude_vector / length
+
+    def update(self) -> Tensor:
+        """s·B·A [out, in] in float32."""
+        return self.scaling * (self.lora_B @ self.lora_A)
+
+    @torch.no_grad()
+    def dense_weight(self) -> Tensor:
+        """The weight [out, in] of a plain layer with the same outputs (without dropout)."""
+        merged = self.weight + self.update()
+        return merged if self.lora_magnitude_vector is None else merged * self._row_ratio()[:, None]
+
+    def replaced(self) -> nn.Linear:
+        """The layer that this one has replaced, with the weight as it is now."""
+        (base,) = self._replaced
+        base.weight, base.bias = self.weight, self.bias  # pyright: ignore[reportAttributeAccessIssue]
+        return base
+
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
+    """The adapted layers by name."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLinear))
+
+
+def attach_adapter(model: LanguageModel, adapter: Adapter, seed: int) -> None:
+    """Put an adapter on a model and freeze all else. A is drawn as in PEFT (uniform in ±1/√in), from the seed and the number of
+    the layer; B is zero, so that at first nothing changes.
+
+    Raises FledgeError if the settings fit no layer of the model, and if it has an adapter already.
+    """
+    if model.adapter is not None:
+        raise FledgeError("the model has an adapter already", where="adapter")
+    config = adapter.config
+    targets, saved = target_layers(model, config), _whole_modules(model, config)
+    model.requires_grad_(False)
+    for number, (name, base) in enumerate(targets.items()):
+        full = model.file_name(name)
+        layer = LoraLinear(base, config, *_rank_and_alpha(config, full))
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
+        with torch.no_grad():
+            drawn = torch.empty(layer.lora_A.shape)
+            nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+            layer.lora_A.copy_(drawn)
+        _replace(model, name, layer.train(base.training))
+    for module in saved.values():
+        module.requires_grad_(True)
+    model.adapter = adapter
+
+
+def target_layers(model: LanguageModel, config: AdapterConfig) -> dict[str, nn.Linear]:
+    """The linear layers that the settings name. Raises FledgeError for a name that fits none, with the nearest names."""
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if config.target_modules == ALL_LINEAR:
+        return {name: module for name, module in linear.items() if model.parameter_role(f"{name}.weight") == "matrix"}
+    wanted = config.target_modules
+    chosen = {name: module for name, module in linear.items() if _is_named(model.file_name(name), wanted)}
+    for pattern in wanted if isinstance(wanted, list) else [wanted]:
+        if not any(_is_named(model.file_name(name), [pattern] if isinstance(wanted, list) else pattern) for name in linear):
+            raise _unknown_module(pattern, "target_modules", [model.file_name(name) for name in linear])
+    head = next((name for name, module in chosen.items() if module.weight is model.lm_head_weight), None)
+    if head is not None:
+        hint = "leave it out, or train it whole: modules_to_save"
+        raise FledgeError(f"the head ({head}) cannot have an adapter", where="adapter.target_modules", hint=hint)
+    return chosen
+
+
+def _is_named(full: str, wanted: list[str] | str) -> bool:
+    """Whether a module's name is in a list of (ends of) names, or fits a regular expression as a whole, as in PEFT."""
+    if isinstance(wanted, list):
+        return any(full == name or full.endswith(f".{name}") for name in wanted)
+    try:
+        return re.fullmatch(wanted, full) is not None
+    except re.error as error:
+        what = f"'{wanted}' is no regular expression: {error}"
+        raise FledgeError(what, where="adapter.target_modules", hint="write a list for names, such as [q_proj]") from None
+
+
+def _unknown_module(name: str, key: str, full_names: list[str]) -> FledgeError:
+    ends = list(dict.fromkeys(full.rpartition(".")[2] for full in full_names))
+    near = difflib.get_close_matches(name, [*ends, *full_names], n=3, cutoff=0.5) or ends
+    return FledgeError(
+        f"no module of the model is called '{name}'", where=f"adapter.{key}", hint=f"the nearest are {', '.join(near[:8])}"
+    )
+
+
+def _whole_modules(model: LanguageModel, config: AdapterConfig) -> dict[str, nn.Module]:
+    """The modules whose names end with one of `modules_to_save`, which is PEFT's rule: norm means input_layernorm too."""
+    with_weights = {name: module for name, module in model.named_modules() if name and any(True for _ in module.parameters())}
+    chosen: dict[str, nn.Module] = {}
+    for wanted in config.modules_to_save:
+        found = {name: module for name, module in with_weights.items() if model.file_name(name).endswith(wanted)}
+        if not found:
+            raise _unknown_module(wanted, "modules_to_save", [model.file_name(name) for name in with_weights])
+        chosen |= found
+    return chosen
+
+
+def _rank_and_alpha(config: AdapterConfig, full: str) -> tuple[int, float]:
+    """Rank and lora_alpha of a module: of the first pattern that fits its name's end, else the common ones."""
+
+    def value(patterns: Mapping[str, float], common: float) -> float:
+        fitting = (number for pattern, number in patterns.items() if re.match(rf"(.*\.)?({pattern})$", full))
+        return next(fitting, common)
+
+    return int(value(config.rank_pattern, config.r)), float(value(config.alpha_pattern, config.lora_alpha))
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    owner, _, last = name.rpartition(".")
+    setattr(model.get_submodule(owner), last, module)
+
+
+def has_same_adapter(model: LanguageModel, config: AdapterConfig) -> bool:
+    """Whether the adapter of a model is what these settings would give it, however its modules are named."""
+    if model.adapter is None:
+        return False
+    named_alike = config.model_copy(update={"target_modules": model.adapter.config.target_modules})
+    return named_alike == model.adapter.config and set(target_layers(model, config)) == {name for name, _ in lora_layers(model)}
+
+
+def adapter_weights(model: LanguageModel) -> dict[str, Tensor]:
+    """The trained parameters of a model with an adapter, by name."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def merge_adapter(model: LanguageModel) -> None:
+    """Add the adapter to the weights and remove it; all weights can be trained again. Tied weights stay tied."""
+    for name, layer in list(lora_layers(model)):
+        merged, base = layer.dense_weight(), layer.replaced()
+        base.weight.copy_(merged)
+        _replace(model, name, base.train(layer.training))
+    model.adapter = None
+    model.requires_grad_(True)
+
+
+def trained_parameters(model: nn.Module) -> tuple[int, int]:
+    """Numbers of trained and of all parameters."""
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(count for count, trained in counts if trained), sum(count for count, _ in counts)

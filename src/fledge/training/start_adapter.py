@@ -1,0 +1,50 @@
+"""The adapter of a stage at its beginning: new, that of the stage before, or merged into the weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fledge.errors import FledgeError
+from fledge.model.adapters import attach_adapter, has_same_adapter, merge_adapter, trained_parameters
+from fledge.model.protocol import Adapter, LanguageModel
+from fledge.model.weight_files import weights_hash
+from fledge.recipe.schema import AdapterConfig
+
+
+def start_adapter(
+    model: LanguageModel,
+    config: AdapterConfig | None,
+    *,
+    folder: Path,
+    vocab_size: int,
+    seed: int,
+    log: Callable[[str], None],
+) -> None:
+    """Give the start model of a stage, loaded from `folder`, the adapter of the stage (None: none).
+
+    A model that comes with an adapter of the same settings goes on with it; for a stage without an adapter it is merged. Raises
+    FledgeError for other settings, and where the frozen model has no rows for `vocab_size` tokens.
+    """
+    if model.adapter is not None and config is None:
+        merge_adapter(model)
+        if model.vocab_size < vocab_size:
+            model.grow_vocabulary(vocab_size)
+        log(f"the adapter in {folder} is merged into the weights, which this stage trains")
+        return
+    if config is None:
+        return
+    if model.vocab_size < vocab_size:
+        raise FledgeError(
+            f"the model has rows for {model.vocab_size:,} tokens, the tokenizer has {vocab_size:,}: an adapter cannot add rows",
+            where=str(folder),
+            hint="leave tokenizer.special_tokens out, or train the weights (no adapter) in a stage before",
+        )
+    if model.adapter is None:
+        attach_adapter(model, Adapter(config, folder.resolve(), weights_hash(folder)), seed)
+    elif not has_same_adapter(model, config):
+        raise FledgeError(
+            f"the model in {folder} has an adapter with other settings",
+            where="adapter",
+            hint="write the same adapter section as in the stage before, to go on with it, or merge it first",
+        )
+    trained, total = trained_parameters(model)
+    log(f"adapter: {trained:,} of {total:,} parameters are trained ({trained / total:.2%})")

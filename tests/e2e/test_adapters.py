@@ -1,0 +1,100 @@
+"""Stages that train an adapter: exact resume, small checkpoints, one adapter through several stages, and merging."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fledge
+from fledge.errors import FledgeError
+from fledge.model.adapters import merge_adapter
+from fledge.model.loading import load_model
+from fledge.pipeline import Pipeline
+from fledge.recipe import Recipe, recipe_from_dict
+from fledge.run import Console, resolve_model_path
+from fledge.training.start_weights import weights_fingerprint
+from tests.support import tiny_run
+from tests.support.killing import run_until_killed
+from tests.support.run_directory import final_results
+
+QUIET = Console(quiet=True)
+ADAPTER = {"r": 4, "lora_dropout": 0.1}
+
+
+def _recipe(world: Path, output: Path, base: Path, adapters: dict[str, Any], **changes: Any) -> Recipe:
+    """SFT and then DPO of the model in `base`, with these adapters."""
+    tree = tiny_run.tree(world, output, model={"path": str(base)}, **changes)
+    tree["tokenizer"] = changes.get("tokenizer", {})
+    tree["stages"] = {name: {**tree["stages"][name], "adapter": adapters[name]} for name in ("sft", "dpo")}
+    return recipe_from_dict(tree)
+
+
+@pytest.fixture(scope="session")
+def base(finished: Path) -> Path:
+    """A pretrained model."""
+    return resolve_model_path(str(finished / "pretrain"))
+
+
+@pytest.fixture(scope="session")
+def adapted(world: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose two stages train one adapter."""
+    recipe = _recipe(world, tmp_path_factory.mktemp("runs"), base, {"sft": ADAPTER, "dpo": ADAPTER})
+    return Pipeline(recipe, QUIET).run()
+
+
+@pytest.mark.parametrize("at", [2, 5, 10, 13])
+def test_a_killed_run_resumes_bit_for_bit(
+    at: int, world: Path, base: Path, adapted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = _recipe(world, tmp_path, base, {"sft": ADAPTER, "dpo": ADAPTER})
+    run_until_killed(recipe, at, monkeypatch)
+    stages = ("sft", "dpo")
+    assert final_results(Pipeline(recipe, QUIET).run(resume=True), stages) == final_results(adapted, stages)
+
+
+def test_checkpoints_hold_the_adapter_and_no_other_weight_changes(base: Path, adapted: Path) -> None:
+    folders = sorted(adapted.glob("*/checkpoints/step-*/model"))
+    assert len(folders) >= 4
+    for folder in folders:
+        assert [file.name for file in folder.glob("*.safetensors")] == ["adapter_model.safetensors"]
+        loaded, start = load_model(folder), load_model(base).state_dict()
+        assert all(torch.equal(loaded.state_dict()[name], value) for name, value in start.items())
+    assert sum(file.stat().st_size for file in folder.iterdir()) < (base / "model.safetensors").stat().st_size
+
+
+def test_the_adapter_of_sft_goes_on_in_dpo_and_answers(adapted: Path) -> None:
+    moved = [load_model(resolve_model_path(str(adapted / name))).state_dict() for name in ("sft", "dpo")]
+    names = [name for name in moved[0] if name.endswith("lora_B")]
+    assert len(names) == 14 and all(not torch.equal(moved[0][name], moved[1][name]) for name in names)
+    assert isinstance(fledge.load(str(adapted)).chat("你是谁？", max_new_tokens=4), str)
+
+
+def test_a_stage_without_an_adapter_trains_the_merged_weights(world: Path, base: Path, adapted: Path, tmp_path: Path) -> None:
+    run = Pipeline(_recipe(world, tmp_path, base, {"sft": ADAPTER, "dpo": None}), QUIET).run()
+    merged = load_model(resolve_model_path(str(run / "sft")))
+    assert merged.adapter is not None
+    merge_adapter(merged)
+    assert json.loads((run / "dpo" / "start.json").read_text())["weights"] == weights_fingerprint(merged)
+    assert load_model(resolve_model_path(str(run / "dpo"))).adapter is None
+
+
+def test_recipes_that_cannot_work_are_refused(world: Path, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(FledgeError, match=r"stages.dpo.adapter differs from stages.sft.adapter"):
+        _recipe(world, tmp_path, base, {"sft": ADAPTER, "dpo": {"r": 2}})
+    tree = tiny_run.tree(world, tmp_path)
+    tree["stages"]["pretrain"]["adapter"] = ADAPTER
+    with pytest.raises(FledgeError, match=r"stages.pretrain.adapter needs a model to adapt"):
+        recipe_from_dict(tree)
+    with pytest.raises(FledgeError, match="cannot be sharded"):
+        _recipe(world, tmp_path, base, {"sft": ADAPTER, "dpo": ADAPTER}, runtime={"parallelism": "fsdp"})
+
+
+def test_another_adapter_and_missing_rows_are_refused(world: Path, base: Path, adapted: Path, tmp_path: Path) -> None:
+    last = resolve_model_path(str(adapted / "sft"))
+    with pytest.raises(FledgeError, match="has an adapter with other settings"):
+        Pipeline(_recipe(world, tmp_path, last, {"sft": {"r": 2}, "dpo": None}), QUIET).run()
+    words = {"tokenizer": {"special_tokens": ["<think>"]}}
+    with pytest.raises(FledgeError, match="an adapter cannot add rows"):
+        Pipeline(_recipe(world, tmp_path, base, {"sft": ADAPTER, "dpo": None}, name="rows", **words), QUIET).run()
