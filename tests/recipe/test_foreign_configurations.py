@@ -96,13 +96,15 @@ def test_llama_factory_configuration_becomes_an_equivalent_recipe(tmp_path: Path
     assert "c.yaml:10, c.yaml:13: dataset: identity,alpaca_en_demo, max_samples: 1000 → write data: {train:" in message
 
 
-def test_dpo_configuration_becomes_a_preference_stage_and_reports_missing_adapters(tmp_path: Path) -> None:
+def test_dpo_configuration_becomes_a_preference_stage_and_names_the_section_of_adapters(tmp_path: Path) -> None:
     message, recipe = answered(tmp_path, sample("llama-factory-dpo.yaml"))
     stage = recipe.stages["dpo"]
     assert isinstance(stage, PreferenceStage)
     assert (stage.beta, stage.loss_type, stage.sft_loss_weight) == (0.1, "sigmoid", 0.2)
     assert (stage.data.train[0].registry, stage.batch.gradient_accumulation_steps) == ("../data/dataset_info.json", 8)
-    assert "finetuning_type: lora, lora_rank: 8, lora_target: all → adapters are not there yet" in message
+    assert (
+        "finetuning_type: lora, lora_rank: 8, lora_target: all → write an adapter into the stage, adapter: {r: 16," in message
+    )
     assert "# a learning rate for adapters; full training takes about a tenth of it" in message
 
 

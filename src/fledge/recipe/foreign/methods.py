@@ -27,7 +27,7 @@ LOSS_ALIASES = {"dpo": "sigmoid", "slic": "hinge"}  # names of losses in other t
 CROSS_ENTROPY = {"nll", "chunked_nll", "cross_entropy", "ce"}
 LOSSES_OF_MEANS = {"ipo"}  # values of `loss_type` that take the mean of log-probabilities over an answer, not their sum
 HIGH_BETA = 0.3  # a beta above this value was chosen for the mean of log-probabilities
-NO_ADAPTERS = "adapters are not there yet: the whole model is trained"
+ADAPTERS = "write an adapter into the stage, adapter: {r: 16, lora_alpha: 32}; without it the whole model is trained"
 NO_QUANTIZATION = "quantized weights are not supported; optimizer: {name: adamw8bit} saves memory"
 NO_REINFORCEMENT_LEARNING = "there is no reinforcement learning; DPO trains on preference pairs"
 PREFERENCE_LOSSES = (
@@ -52,7 +52,7 @@ def _finetuning_type(value: Any, context: Context) -> Answer:
     """The answer to LLaMA-Factory's `finetuning_type`: full, lora, freeze."""
     if word(value) == "full":
         return Answer(note="leave it out; the whole model is trained")
-    return Answer(note=NO_ADAPTERS)
+    return Answer(note=ADAPTERS)
 
 
 def _loss_names(value: Any, context: Context) -> list[str]:
@@ -160,7 +160,7 @@ METHODS: Table = {
         modules_to_save use_dora use_rslora use_qlora additional_target create_new_adapter module_dropout pissa_init
         use_llama_pro adapter_folder task_type train_bias merge_lora
         """,
-        unsupported(NO_ADAPTERS),
+        unsupported(ADAPTERS),
     ),
     **for_keys(
         """
@@ -203,11 +203,11 @@ METHODS: Table = {
 }
 
 PREFIXES: tuple[tuple[str, Rule], ...] = (
-    ("lora_", unsupported(NO_ADAPTERS)),
-    ("loraplus_", unsupported(NO_ADAPTERS)),
-    ("pissa_", unsupported(NO_ADAPTERS)),
-    ("oft_", unsupported(NO_ADAPTERS)),
-    ("peft_", unsupported(NO_ADAPTERS)),
+    ("lora_", unsupported(ADAPTERS)),
+    ("loraplus_", unsupported(ADAPTERS)),
+    ("pissa_", unsupported(ADAPTERS)),
+    ("oft_", unsupported(ADAPTERS)),
+    ("peft_", unsupported(ADAPTERS)),
     ("freeze_", unsupported("the whole model is trained")),
     ("bnb_4bit_", unsupported(NO_QUANTIZATION)),
     ("quantization_", unsupported(NO_QUANTIZATION)),
