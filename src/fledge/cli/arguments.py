@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fledge.cli.mistyped_arguments import check_words, option_hint, repeated_option, usage_hint
+from fledge.export.targets import TARGETS as TARGETS_OF_EXPORT
 from fledge.version import __version__
 
 DESCRIPTION = """fledge raises small language models: raw text -> tokenizer -> pretrain -> SFT -> DPO -> a model to talk to.
@@ -57,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in (("generate", "answer one prompt"), ("chat", "talk to a model")):
         _add_generation(commands, name, text)
     _add_score(commands)
+    _add_export(commands)
     report = commands.add_parser("report", help="write a run's report.html again", allow_abbrev=False)
     report.add_argument("run", type=os.path.expanduser, help="run directory")
     return parser
@@ -207,6 +209,17 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--max-new-tokens", type=int, default=256)
     command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("export", help="write a model for other programs", allow_abbrev=False)
+    command.add_argument("model", type=os.path.expanduser, help="run, stage, checkpoint or model directory")
+    command.add_argument("--to", required=True, metavar="TARGET", help=f"what to write: {', '.join(TARGETS_OF_EXPORT)}")
+    types = "; ".join(f"{name}: {', '.join(target.types)}" for name, target in TARGETS_OF_EXPORT.items())
+    command.add_argument("--type", metavar="TYPE", help=f"type of the weights ({types}; the first is the default)")
+    command.add_argument(
+        "--out", type=os.path.expanduser, metavar="DIR", help="new or empty folder (default exports/NAME-TARGET-TYPE)"
+    )
 
 
 def split_overrides(argv: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], Overrides]:

@@ -54,6 +54,8 @@ def _run_command(options: argparse.Namespace, overrides: Overrides, argv: list[s
         _run_report(options)
     elif options.command == "score":
         _run_score(options)
+    elif options.command == "export":
+        _run_export(options)
     else:
         _run_generation(options)
     return None
@@ -245,6 +247,16 @@ def _run_score(options: argparse.Namespace) -> None:
     if options.max_new_tokens < 1:
         raise FledgeError(f"must be 1 or more, not {options.max_new_tokens}", where="--max-new-tokens")
     score(options.file, options.model, options.max_new_tokens, options.errors, options.json, Console().log)
+
+
+def _run_export(options: argparse.Namespace) -> None:
+    from fledge.export import export_model
+    from fledge.run import Console
+
+    folder, lines = export_model(options.model, to=options.to, weight_type=options.type, out=options.out, log=Console().log)
+    for line in lines:
+        print(escaped(line))
+    print(escaped(str(folder)))
 
 
 def _run_report(options: argparse.Namespace) -> None:

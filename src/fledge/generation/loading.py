@@ -6,6 +6,7 @@ from pathlib import Path
 from fledge.errors import FledgeError
 from fledge.generation.engine import MAX_BATCH_SIZE, Engine
 from fledge.model.loading import load_model
+from fledge.model.protocol import LanguageModel
 from fledge.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -16,6 +17,12 @@ def load_engine(
 
     Raises FledgeError if there is no model, or if the tokenizer has more tokens than the model.
     """
+    model, tokenizer = load_model_and_tokenizer(folder, log)
+    return Engine(model.eval(), tokenizer.stop_ids, max_batch_size=max_batch_size), tokenizer
+
+
+def load_model_and_tokenizer(folder: Path, log: Callable[[str], None] = lambda text: None) -> tuple[LanguageModel, Tokenizer]:
+    """The model of a model directory, and its tokenizer. FledgeError as `load_engine`."""
     model = load_model(folder, log=log)
     base = None if model.adapter is None else model.adapter.base
     has_own = base is None or (folder / "tokenizer.json").exists()  # an adapter of PEFT may have the tokenizer of its base
@@ -29,4 +36,4 @@ def load_engine(
             where=str(folder),
             hint="fine-tune it first: training adds the missing rows" if trainable else "use the tokenizer of this model",
         )
-    return Engine(model.eval(), tokenizer.stop_ids, max_batch_size=max_batch_size), tokenizer
+    return model, tokenizer

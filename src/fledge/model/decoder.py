@@ -24,7 +24,7 @@ from fledge.model.hf_config import hf_config
 from fledge.model.linear import Linear
 from fledge.model.moe import MoELayer, Router, RouterStats, update_biases
 from fledge.model.protocol import ADAPTER_MATRICES, LanguageModel, ParameterRole, grown_table
-from fledge.model.weights import write_model_directory
+from fledge.model.weights import file_tensors, write_model_directory
 from fledge.recipe.schema import ModelConfig
 
 
@@ -300,6 +300,10 @@ class Decoder(LanguageModel):
         update_biases(self, routing, applied)
 
     # -- directories ----------------------------------------------------------------------------------------------------
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """The weights under their names in a model directory; the matrices of experts are views of the stacked tensors."""
+        return file_tensors(self.state_dict())
 
     def save_pretrained(
         self, folder: Path, *, bos: int | None, eos: list[int], pad: int, weights: Mapping[str, Tensor] | None = None

@@ -189,6 +189,10 @@ class TransformersModel(LanguageModel):
 
     # -- directories ----------------------------------------------------------------------------------------------------
 
+    def file_tensors(self) -> dict[str, Tensor]:
+        """The weights under the library's names; a tied head is left out."""
+        return {name.removeprefix(PREFIX): tensor.detach() for name, tensor in self.named_parameters()}
+
     def save_pretrained(
         self, folder: Path, *, bos: int | None, eos: list[int], pad: int, weights: Mapping[str, Tensor] | None = None
     ) -> None:

@@ -161,6 +161,11 @@ class LanguageModel(nn.Module, ABC):
     # -- directories ----------------------------------------------------------------------------------------------------
 
     @abstractmethod
+    def file_tensors(self) -> dict[str, Tensor]:
+        """The weights under the names that they have in a model directory. These are the model's own tensors, or views of them:
+        what is written into one changes the model."""
+
+    @abstractmethod
     def save_pretrained(
         self, folder: Path, *, bos: int | None, eos: list[int], pad: int, weights: Mapping[str, Tensor] | None = None
     ) -> None:

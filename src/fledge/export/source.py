@@ -1,0 +1,75 @@
+"""What is exported: a model with its tokenizer and config.json, and the run that it comes from."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fledge.errors import FledgeError
+from fledge.generation.loading import load_model_and_tokenizer
+from fledge.model.hf_config import read_config_json
+from fledge.model.protocol import LanguageModel
+from fledge.run import resolve_model_path
+from fledge.tokenizer import Tokenizer
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSource:
+    """A loaded model: the folder that it comes from, its run and stage (None for a model outside of a run), and its content.
+
+    `config` is config.json as its file has it.
+    """
+
+    folder: Path
+    run: Path | None
+    stage: str | None
+    model: LanguageModel
+    tokenizer: Tokenizer
+    config: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name of the model in file names: run and stage, else the name of the folder."""
+        return model_name(self.folder)
+
+    @property
+    def architecture(self) -> str:
+        """The class of transformers that config.json names."""
+        return str((self.config.get("architectures") or ["?"])[0])
+
+
+def find_run(folder: Path) -> tuple[Path, str] | None:
+    """The run directory and the stage that a model folder lies in; None if it lies in no run."""
+    for parent in folder.resolve().parents:
+        if (parent / "recipe.yaml").is_file():
+            return parent, folder.resolve().relative_to(parent).parts[0]
+    return None
+
+
+def model_name(folder: Path) -> str:
+    """The name of a model folder: of its run and stage, else its own."""
+    found = find_run(folder)
+    text = folder.resolve().name if found is None else f"{found[0].name}-{found[1]}"
+    return re.sub(r"[^\w.-]+", "-", text)
+
+
+def load_source(location: str, log: Log) -> ExportSource:
+    """The model of a run, stage, checkpoint or model directory. Raises FledgeError if there is none, or if a token of the
+    tokenizer has no row in the model."""
+    folder = resolve_model_path(location)
+    model, tokenizer = load_model_and_tokenizer(folder, log)
+    if model.adapter is not None:
+        raise FledgeError("this is an adapter, and only whole models are exported yet", where=str(folder),
+                          hint="train a following stage from it, which merges the adapter, and export that")  # fmt: skip
+    run = find_run(folder)
+    return ExportSource(
+        folder=folder,
+        run=run[0] if run else None,
+        stage=run[1] if run else None,
+        model=model.eval(),
+        tokenizer=tokenizer,
+        config=read_config_json(folder),
+    )
