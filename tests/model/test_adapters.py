@@ -235,3 +235,11 @@ def test_damaged_and_pickled_adapters_are_refused(tmp_path: Path) -> None:
     (folder / "adapter_model.bin").write_bytes(b"\x80\x04")
     with pytest.raises(FledgeError, match="a pickle"):
         load_model(folder)
+
+
+def test_the_planner_counts_the_parameters_of_an_adapter_on_all_layers() -> None:
+    model = make_decoder()
+    attach_adapter(model, Adapter(AdapterConfig(r=3), None, None), 0)
+    assert model.cost.adapter_parameters(3) == trained_parameters(model)[0]
+    weights = 4 * model.cost.parameters().total
+    assert model.cost.state_bytes("muon", 1000) == weights + 16 * 1000 < model.cost.state_bytes("muon")

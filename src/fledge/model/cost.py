@@ -115,9 +115,19 @@ class ModelCost:
         head = config.hidden_size // config.num_attention_heads
         return 2 * config.num_hidden_layers * config.num_key_value_heads * head * size * tokens
 
-    def state_bytes(self, optimizer: str) -> float:
+    def adapter_parameters(self, rank: int) -> int:
+        """Parameters of low-rank adapters of this rank on all linear layers of dense blocks: the most that an adapter has."""
+        config = self.config
+        keys = config.hidden_size // config.num_attention_heads * config.num_key_value_heads
+        sides = 4 * config.hidden_size + 2 * (config.hidden_size + keys) + 3 * (config.hidden_size + config.intermediate_size)
+        return config.num_hidden_layers * rank * sides
+
+    def state_bytes(self, optimizer: str, adapter: int | None = None) -> float:
         """Bytes held from step to step: float32 weights, their gradients, and the optimizer's state. Only the matrices of the
-        blocks have Muon's momentum or 8-bit moments; embedding and head have AdamW's two moments in float32."""
+        blocks have Muon's momentum or 8-bit moments; embedding and head have AdamW's two moments in float32. With an adapter of
+        that many parameters, which AdamW trains, the weights have neither."""
+        if adapter is not None:
+            return 4 * self.parameters().total + (8 + STATE_BYTES["adamw"]) * adapter
         total, tables = self.parameters().total, embedding_parameters(self.config, self.vocab_size)
         return 8 * total + STATE_BYTES[optimizer] * (total - tables) + STATE_BYTES["adamw"] * tables
 
@@ -195,10 +205,12 @@ class ModelCost:
         """Bytes of the sums of the backward pass of `varlen`: float32, padded by 128 rows for each segment."""
         return 4.0 * self.config.hidden_size * (tokens + 128 * segments)
 
-    def peak_bytes(self, tokens: int, size: int, compiled: bool, optimizer: str, every: int = 0) -> float:
-        """Bytes of state and activations of a training step, without the program itself."""
-        head_gradient = 4 * self.vocab_size * self.config.hidden_size
-        return self.state_bytes(optimizer) + self.activation_bytes(tokens, size, compiled, every) + head_gradient
+    def peak_bytes(
+        self, tokens: int, size: int, compiled: bool, optimizer: str, every: int = 0, adapter: int | None = None
+    ) -> float:
+        """Bytes of state and activations of a training step, without the program itself. `adapter`: as in `state_bytes`."""
+        head_gradient = 4 * self.vocab_size * self.config.hidden_size if adapter is None else 0
+        return self.state_bytes(optimizer, adapter) + self.activation_bytes(tokens, size, compiled, every) + head_gradient
 
 
 def checkpointed_layers(layers: int, every: int) -> list[int]:

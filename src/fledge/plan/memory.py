@@ -10,7 +10,7 @@ from fledge.data import PackedDataset
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
 from fledge.model.cuda_attention import segment_room
-from fledge.recipe.schema import BatchConfig, ModelConfig, OptimizerConfig, RuntimeConfig, Stage
+from fledge.recipe.schema import AdapterConfig, BatchConfig, ModelConfig, OptimizerConfig, RuntimeConfig, Stage
 from fledge.run.environment import local_world_size
 
 BASELINE_BYTES = 500 * 2**20  # interpreter, libraries, compiled code and temporary results
@@ -32,13 +32,15 @@ class MemoryInputs:
     optimizer: OptimizerConfig
     device: str
     documents_per_row: float = 1.0  # pieces of documents in a packed row, on average
-    copies: int = 0  # float32 copies of the weights: EMA, reference model, weights before an update
+    copies: int = 0  # float32 copies of the trained weights: EMA, weights before an update, a checkpoint
+    models: int = 0  # further models in memory: the reference
+    adapter: int | None = None  # parameters of the adapter, if only one is trained
 
 
 def memory_inputs(stage: Stage, cost: ModelCost, train: PackedDataset, device: str) -> MemoryInputs:
     """The inputs of the estimate for a stage on its training data."""
     averaged = stage.ema.decay is not None
-    copies = 1 + (2 if averaged else 0) + (1 if stage.keeps_reference_model else 0)
+    copies = 1 + (2 if averaged else 0)
     if device == "cpu":  # a checkpoint being saved is a copy in the same memory: weights, optimizer state, averages
         copies += 3 + (2 if averaged else 0)
     return MemoryInputs(
@@ -48,7 +50,15 @@ def memory_inputs(stage: Stage, cost: ModelCost, train: PackedDataset, device: s
         device=device,
         documents_per_row=train.pieces_per_row,
         copies=copies,
+        models=1 if stage.keeps_reference_model else 0,
+        adapter=None if stage.adapter is None else _adapter_parameters(stage.adapter, cost),
     )
+
+
+def _adapter_parameters(config: AdapterConfig, cost: ModelCost) -> int:
+    """The most parameters that an adapter can have: all layers at the largest rank, and whole modules as large as tables."""
+    tables = len(config.modules_to_save) * cost.vocab_size * cost.config.hidden_size
+    return cost.adapter_parameters(max([config.r, *config.rank_pattern.values()])) + tables
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -77,12 +87,16 @@ def estimate(inputs: MemoryInputs, runtime: RuntimeConfig, rows: int) -> float:
     half = runtime.precision in ("bf16", "fp16") or (runtime.precision == "auto" and inputs.device == "cuda")
     compiled = runtime.compile is True
     tokens = rows * inputs.row_length
-    copies = 4 * inputs.copies * inputs.cost.parameters().total
+    total = inputs.cost.parameters().total
+    trained = total if inputs.adapter is None else inputs.adapter
+    copies = 4 * (inputs.copies * trained + inputs.models * total)
     return (
         BASELINE_BYTES
         + copies
         + _attention_bytes(inputs, runtime, rows, 2 if half else 4)
-        + inputs.cost.peak_bytes(tokens, 2 if half else 4, compiled, inputs.optimizer.name, runtime.activation_checkpoint_every)
+        + inputs.cost.peak_bytes(
+            tokens, 2 if half else 4, compiled, inputs.optimizer.name, runtime.activation_checkpoint_every, inputs.adapter
+        )
     )
 
 
