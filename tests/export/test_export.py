@@ -1,6 +1,7 @@
 """`fledge export`: what is written computes and tokenises as the model does, in other programs; refusals leave nothing."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,12 @@ from fledge.export import export_model
 from fledge.export.huggingface import readable_by_old_and_new
 from fledge.export.model_card import base_licence
 from fledge.export.source import load_source
+from fledge.model.adapter_files import write_adapter
+from fledge.model.adapters import adapter_weights, attach_adapter
 from fledge.model.loading import load_model
+from fledge.model.protocol import Adapter
+from fledge.model.weight_files import weights_hash
+from fledge.recipe.schema import AdapterConfig
 from tests.export.exporting import write_model
 
 
@@ -81,3 +87,21 @@ def test_the_licence_is_the_one_that_the_directory_names(tmp_path: Path) -> None
     assert base_licence(load_source(str(model), silent)) is None
     (model / "README.md").write_text("---\nlicense: apache-2.0\n---\n# M\n")
     assert base_licence(load_source(str(model), silent)) == "apache-2.0"
+
+
+def test_an_adapter_is_merged_into_its_base(tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base")
+    model = load_model(base).eval()
+    attach_adapter(model, Adapter(AdapterConfig(r=4), base, weights_hash(base)), 0)
+    for tensor in adapter_weights(model).values():
+        tensor.add_(0.05)
+    write_adapter(tmp_path / "adapter", model)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / file, tmp_path / "adapter")
+    lines: list[str] = []
+    export_model(str(tmp_path / "adapter"), to="hf", weight_type="f32", out=str(tmp_path / "out"), log=lines.append)
+    assert any("the adapter is merged into its base model" in line for line in lines), lines
+    merged, tokens = load_model(tmp_path / "out").eval(), torch.arange(3, 40)[None]
+    assert merged.adapter is None
+    with torch.no_grad():
+        torch.testing.assert_close(merged.logits(merged(tokens)), model.logits(model(tokens)), atol=2e-4, rtol=0)
