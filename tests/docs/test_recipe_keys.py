@@ -20,7 +20,7 @@ from tests.support import markdown, recipe_keys, source_index
 DOCUMENT = markdown.ROOT / "docs" / "recipes.md"
 SECTIONS = {  # the heading above a table -> where its keys are
     "Top level": "", "A stage": "stages.*.", "A source": "stages.*.data.train.", "Of one kind only": "stages.*.",
-    **{f"`{name}`": f"{name}." for name in ("tokenizer", "model", "model.moe", "runtime")},
+    **{f"`{name}`": f"{name}." for name in ("tokenizer", "model", "model.moe", "model.rope_scaling", "runtime")},
     **{f"`{name}`": f"{name}." for name in ("generation_samples", "logging", "alerts")},
     **{f"`{name}`": f"stages.*.{name}." for name in ("data", "data.clean", "batch", "optimizer", "schedule", "guards")},
     "`adapter`": "stages.*.adapter.",

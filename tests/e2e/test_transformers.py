@@ -116,15 +116,16 @@ def test_an_unsupported_architecture_passes_through_all_stages_and_loads_in_tran
 ) -> None:
     """Two stages with averaged weights, Muon and activation checkpointing, started on the command line."""
     vocabulary = len(AutoTokenizer.from_pretrained(start))
-    write_model(tmp_path / "qwen2", "Qwen2", vocab_size=vocabulary, max_position_embeddings=96, initializer_range=0.02)
+    sizes: dict[str, Any] = {"vocab_size": vocabulary, "max_position_embeddings": 96, "initializer_range": 0.02}
+    write_model(tmp_path / "other", "Llama", mlp_bias=True, **sizes)
     for file in start.glob("*token*"):
-        (tmp_path / "qwen2" / file.name).write_bytes(file.read_bytes())
+        (tmp_path / "other" / file.name).write_bytes(file.read_bytes())
     more: dict[str, Any] = {"optimizer": {**OPTIMIZER, "name": "muon"}, "ema": {"decay": 0.9, "start_fraction": 0.0}}
-    values = tree(world, tmp_path, tmp_path / "qwen2", "auto", ("sft", "dpo"), runtime={"activation_checkpointing": 2}, **more)
+    values = tree(world, tmp_path, tmp_path / "other", "auto", ("sft", "dpo"), runtime={"activation_checkpointing": 2}, **more)
     path = tiny_run.write(tmp_path / "recipe.yaml", values)
     assert main(["train", str(path)]) == 0
     printed = capsys.readouterr()
-    assert "the native decoder does not cover Qwen2ForCausalLM" in " ".join((printed.out + printed.err).split())
+    assert "the native decoder does not cover mlp_bias = True" in " ".join((printed.out + printed.err).split())
     finished = tmp_path / "tiny"
     assert events(finished, "dpo", "step")[0]["train/loss"] == pytest.approx(0.6931, abs=1e-3)
     for stage in ("sft", "dpo"):
@@ -132,7 +133,7 @@ def test_an_unsupported_architecture_passes_through_all_stages_and_loads_in_tran
         for name in ("model", "averaged"):
             theirs = AutoModelForCausalLM.from_pretrained(last / name, dtype=torch.float32).eval()
             ours = load_model(last / name).eval()
-            assert type(theirs).__name__ == "Qwen2ForCausalLM" and ours.implementation == "transformers"
+            assert type(theirs).__name__ == "LlamaForCausalLM" and ours.implementation == "transformers"
             tokens = torch.arange(20)[None]
             with torch.no_grad():
                 torch.testing.assert_close(ours.logits(ours(tokens)), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
@@ -142,7 +143,7 @@ def test_an_unsupported_architecture_passes_through_all_stages_and_loads_in_tran
 def test_a_model_of_transformers_answers_on_the_command_line(
     start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_model(tmp_path, "Qwen2", vocab_size=len(AutoTokenizer.from_pretrained(start)))
+    write_model(tmp_path, "Llama", mlp_bias=True, vocab_size=len(AutoTokenizer.from_pretrained(start)))
     for file in start.glob("*token*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     assert main(["generate", str(tmp_path), "你是谁？", "--max-new-tokens", "5"]) == 0

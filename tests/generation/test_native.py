@@ -16,6 +16,9 @@ SIZES: list[dict[str, object]] = [
     {"num_key_value_heads": 4},
     {"num_key_value_heads": 1},
     {"moe": {"num_experts": 4, "num_experts_per_tok": 2, "num_shared_experts": 1}},
+    {"attention_bias": "qkv"},
+    {"attention_bias": "qkvo", "qk_norm": True, "head_dim": 12},
+    {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
 ]
 PROMPTS = [random_tokens(length, seed=length).tolist() for length in (9, 4, 17)]
 NEXT = random_tokens(3, 30, seed=5).tolist()
@@ -103,12 +106,14 @@ def test_a_cache_gets_more_slots_and_keeps_its_contents_until_it_is_cleared() ->
     assert (cache.slots, cache.capacity, cache.nbytes, cache.peak_bytes) == (0, 0, 0, peak)
 
 
+@pytest.mark.parametrize("biased", [False, True], ids=["without bias", "with bias"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_products_equal_plain_ones(dtype: torch.dtype) -> None:
+def test_packed_products_equal_plain_ones(dtype: torch.dtype, biased: bool) -> None:
     weight = (torch.randn(24, 40, generator=torch.Generator().manual_seed(0)) / 5).to(dtype)
     if not can_pack(weight):
         pytest.skip("this machine packs no weights of this kind")
-    plain, packed = PlainProduct(weight), PackedLinear(weight)
+    bias = torch.randn(24, generator=torch.Generator().manual_seed(2)).to(dtype) if biased else None
+    plain, packed = PlainProduct(weight, bias), PackedLinear(weight, bias)
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 4e-2}[dtype]
     for rows in (1, 7, 64, 130):
         x = torch.randn(rows, 40, generator=torch.Generator().manual_seed(rows)).to(dtype)
@@ -119,6 +124,8 @@ def test_packed_products_equal_plain_ones(dtype: torch.dtype) -> None:
             (packed.plus(x, other), plain.plus(x, other)),
             (packed.times(x, other), plain.times(x, other)),
             (packed.silu(x), plain.silu(x)),
+            (plain.plus(x, other), other + plain(x)),
+            (plain.times(x, other), other * plain(x)),
         ]
         for got, expected in pairs:
             torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)

@@ -39,6 +39,15 @@ def test_parameter_counts_equal_the_built_model(tied: bool, qk_norm: bool, kv_he
     assert counted.matmul == sum(matrices)
 
 
+@pytest.mark.parametrize("bias", ["none", "qkv", "qkvo"])
+@pytest.mark.parametrize("head_dim", [None, 4, 24])
+def test_parameter_counts_include_biases_and_the_size_of_heads(bias: str, head_dim: int | None) -> None:
+    config = make_config(attention_bias=bias, head_dim=head_dim, num_hidden_layers=3)
+    model, counted = _built(config, 203), parameters(config, 203)
+    assert counted.total == counted.active == sum(p.numel() for p in model.parameters())
+    assert counted.matmul == sum(p.numel() for p in model.parameters() if p.dim() == 2)
+
+
 @pytest.mark.parametrize(("name", "millions"), [("26m", 25.8), ("104m", 104.0)])
 def test_dense_presets_have_their_published_size(name: str, millions: float) -> None:
     config, vocab = _preset(name)
@@ -84,12 +93,13 @@ def test_parameter_counts_of_a_mixture_equal_the_built_model(shared: int, top_k:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_training_flops_are_three_times_the_products_of_a_causal_forward_pass(tied: bool) -> None:
-    model, context = make_decoder(tie_word_embeddings=tied, num_hidden_layers=3), 40
+@pytest.mark.parametrize("head_dim", [None, 24])
+def test_training_flops_are_three_times_the_products_of_a_causal_forward_pass(tied: bool, head_dim: int | None) -> None:
+    model, context = make_decoder(tie_word_embeddings=tied, num_hidden_layers=3, head_dim=head_dim), 40
     model.set_attention_backend("reference")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.logits(model(random_tokens(1, context)))
-    upper_half = 4 * 3 * 32 * context / 2  # per token: the written-out square also computes what nobody may see
+    upper_half = 4 * 3 * 4 * (head_dim or 8) * context / 2  # per token: the square also has what nobody may see
     per_token = counter.get_total_flops() / context - upper_half
     assert training_flops_per_token(model.config, model.vocab_size, context) == pytest.approx(3 * per_token, rel=1e-9)
 
@@ -171,6 +181,8 @@ KINDS = {
     "dense": {},
     "dense, every head its own key": {"num_key_value_heads": 8},
     "dense, norms of queries and keys": {"qk_norm": True},
+    "dense, biases": {"attention_bias": "qkvo"},
+    "dense, wide heads": {"qk_norm": True, "head_dim": 32},
     "dense, a head of its own": {"tie_word_embeddings": False},
     "mixture": {"qk_norm": True, "moe": {"num_experts": 8, "num_experts_per_tok": 2}},
     "mixture with a shared network": {"moe": {"num_experts": 4, "num_experts_per_tok": 2, "num_shared_experts": 2}},
@@ -210,7 +222,12 @@ def test_a_block_counts_in_full_while_it_is_recomputed() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "dtype"),
-    [("dense", torch.bfloat16), ("dense, norms of queries and keys", torch.float32), ("mixture", torch.bfloat16)],
+    [
+        ("dense", torch.bfloat16),
+        ("dense, norms of queries and keys", torch.float32),
+        ("dense, wide heads", torch.float32),
+        ("mixture", torch.bfloat16),
+    ],
     ids=str,
 )
 def test_kept_bytes_of_compiled_code_equal_the_bytes_that_autograd_keeps(kind: str, dtype: torch.dtype) -> None:

@@ -92,9 +92,9 @@ def test_auto_chooses_the_native_decoder_silently_where_it_covers_the_model(tmp_
 
 
 def test_requesting_native_for_an_unsupported_model_is_an_error_with_a_hint(tmp_path: Path) -> None:
-    write_kind(tmp_path, "qwen2")
+    write_kind(tmp_path, "llama")
     for read in (load_model, describe_model):
-        with pytest.raises(FledgeError, match="does not cover Qwen2ForCausalLM") as caught:
+        with pytest.raises(FledgeError, match="does not cover mlp_bias = True") as caught:
             read(tmp_path, "native")
         assert caught.value.hint is not None and "model.implementation" in caught.value.hint
 
@@ -107,7 +107,7 @@ def test_a_folder_without_a_model_is_an_error(tmp_path: Path, implementation: st
 
 
 def test_a_missing_library_names_the_extra_that_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_kind(tmp_path, "qwen2")
+    write_kind(tmp_path, "llama")
     monkeypatch.setitem(sys.modules, "transformers", None)
     for read in (load_model, describe_model):
         with pytest.raises(FledgeError, match="needs the package 'transformers'") as caught:
@@ -204,6 +204,6 @@ def test_a_configuration_without_a_size_is_an_error() -> None:
 
 
 def test_the_vocabulary_size_is_read_from_the_directory(tmp_path: Path) -> None:
-    write_kind(tmp_path, "qwen2")
+    write_kind(tmp_path, "llama")
     description = describe_model(tmp_path)
     assert description.cost.vocab_size == VOCAB and description.cost.config.max_position_embeddings == 64

@@ -17,8 +17,8 @@ SIZES: dict[str, Any] = {
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen2": ("Qwen2", {}),
-    "qwen3 wide heads": ("Qwen3", {"head_dim": 16}),
+    "llama": ("Llama", {"mlp_bias": True, "head_dim": 16}),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0]}),
     "mistral": ("Mistral", {"sliding_window": 4}),
     "gemma3": ("Gemma3", {"head_dim": 8, "sliding_window": 4}),
     "gpt2": ("GPT2", {"n_positions": 64}),

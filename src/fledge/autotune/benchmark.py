@@ -191,7 +191,7 @@ def _tensors(work: ProbeWorkload, dtype: torch.dtype) -> tuple[Tensor, Tensor, T
     generator = torch.Generator().manual_seed(0)
 
     def random(heads: int) -> Tensor:
-        values = torch.randn(B, heads, T, sizes.hidden_size // sizes.num_attention_heads, generator=generator)
+        values = torch.randn(B, heads, T, sizes.head_size, generator=generator)
         return values.to(work.device, dtype).requires_grad_()
 
     return random(sizes.num_attention_heads), random(sizes.num_key_value_heads), random(sizes.num_key_value_heads)

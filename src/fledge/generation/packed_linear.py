@@ -1,4 +1,4 @@
-"""Products x·Wᵀ with constant weights, for inference.
+"""Products x·Wᵀ + b with constant weights, for inference.
 
 oneDNN packs the weights on a CPU once instead of in every product, through the operators that PyTorch's own compiler calls:
 1.2 times (512×512) to 1.5 times (512×2816, float32) as fast with 64 rows, up to three times with one row. If these operators
@@ -31,54 +31,55 @@ def can_pack(weight: Tensor) -> bool:
 
 
 class PlainProduct:
-    """x [N, in] -> x·Wᵀ [N, out], alone or fused with the operation that follows in a block."""
+    """x [N, in] -> x·Wᵀ + b [N, out], alone or fused with the operation that follows in a block."""
 
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight, self.bias = weight, bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x·Wᵀ."""
-        return F.linear(x, self.weight)
+        """x·Wᵀ + b."""
+        return F.linear(x, self.weight, self.bias)
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        """other + x·Wᵀ."""
-        return torch.addmm(other, x, self.weight.t())
+        """other + x·Wᵀ + b."""
+        added = other if self.bias is None else other + self.bias
+        return torch.addmm(added, x, self.weight.t())
 
     def silu(self, x: Tensor) -> Tensor:
-        """silu(x·Wᵀ)."""
-        return F.silu(F.linear(x, self.weight))
+        """silu(x·Wᵀ + b)."""
+        return F.silu(self(x))
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
-        """other · x·Wᵀ, element by element."""
-        return F.linear(x, self.weight).mul_(other)
+        """other · (x·Wᵀ + b), element by element."""
+        return self(x).mul_(other)
 
 
 class PackedLinear:
     """`PlainProduct` on a copy of the weight in oneDNN's packed layout."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), TYPICAL_ROWS)
-        self.operator = torch.ops.mkldnn._linear_pointwise
+        self.operator, self.bias = torch.ops.mkldnn._linear_pointwise, bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x·Wᵀ."""
-        return self.operator(x, self.weight, None, "none", [], "")
+        """x·Wᵀ + b."""
+        return self.operator(x, self.weight, self.bias, "none", [], "")
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        """other + x·Wᵀ."""
-        return self.operator.binary(x, other, self.weight, None, "add")
+        """other + x·Wᵀ + b."""
+        return self.operator.binary(x, other, self.weight, self.bias, "add")
 
     def silu(self, x: Tensor) -> Tensor:
-        """silu(x·Wᵀ)."""
-        return self.operator(x, self.weight, None, "swish", [], "")
+        """silu(x·Wᵀ + b)."""
+        return self.operator(x, self.weight, self.bias, "swish", [], "")
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
-        """other · x·Wᵀ, element by element."""
-        return self.operator.binary(x, other, self.weight, None, "mul")
+        """other · (x·Wᵀ + b), element by element."""
+        return self.operator.binary(x, other, self.weight, self.bias, "mul")
 
 
 class ModuleProduct:
-    """`PlainProduct` with a call of `module` instead of x·Wᵀ, for a module that is not a plain linear layer (an adapter)."""
+    """`PlainProduct` with a call of `module` instead of x·Wᵀ + b, for a module that is no plain linear layer (an adapter)."""
 
     def __init__(self, module: Callable[[Tensor], Tensor]) -> None:
         self.module = module
@@ -103,28 +104,33 @@ class ModuleProduct:
 Product = PlainProduct | PackedLinear | ModuleProduct
 
 
-def product(weight: Tensor, dtype: torch.dtype) -> Product:
-    """The product with a weight [out, in] in this dtype, packed if the machine supports it."""
-    weight = weight.detach().to(dtype)
-    return PackedLinear(weight) if can_pack(weight) else PlainProduct(weight)
+def product(weight: Tensor, dtype: torch.dtype, bias: Tensor | None = None) -> Product:
+    """The product with a weight [out, in] and a bias [out] in this dtype, packed if the machine supports it."""
+    weight, bias = weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
+    return PackedLinear(weight, bias) if can_pack(weight) else PlainProduct(weight, bias)
 
 
 def module_product(module: nn.Module, dtype: torch.dtype) -> Product:
-    """The product with the weight of a plain `Linear`; any other module is called."""
-    return product(module.dense_weight(), dtype) if _is_plain(module) else ModuleProduct(module)
+    """The product with weight and bias of a plain `Linear`; any other module is called."""
+    return product(module.dense_weight(), dtype, module.bias) if _is_plain(module) else ModuleProduct(module)
 
 
 def joint_product(modules: Sequence[nn.Module], dtype: torch.dtype) -> Product:
     """The outputs of several modules for one input, concatenated in the last dimension: one product if all modules are plain
     `Linear` layers, else a call of each module."""
-    if all(_is_plain(module) for module in modules):
-        return product(torch.cat([module.dense_weight() for module in modules]), dtype)  # pyright: ignore
-    return ModuleProduct(lambda x: torch.cat([module(x) for module in modules], dim=-1))
+    plain = [module for module in modules if _is_plain(module)]
+    if len(plain) < len(modules):
+        return ModuleProduct(lambda x: torch.cat([module(x) for module in modules], dim=-1))
+    biases = None
+    if any(module.bias is not None for module in plain):
+        zeros = (module.weight.new_zeros(module.out_features) for module in plain)
+        biases = torch.cat([zero if module.bias is None else module.bias for module, zero in zip(plain, zeros, strict=True)])
+    return product(torch.cat([module.dense_weight() for module in plain]), dtype, biases)
 
 
 def _is_plain(module: nn.Module) -> TypeGuard[Linear]:
-    """Whether the module is a `Linear` or a `LoraLinear` without bias, so that its `dense_weight` determines its outputs."""
-    return type(module) in (Linear, LoraLinear) and module.bias is None
+    """Whether the module is a `Linear` or a `LoraLinear`, so that its `dense_weight` and bias determine its outputs."""
+    return type(module) in (Linear, LoraLinear)
 
 
 class PackedSwiGLU:

@@ -22,9 +22,11 @@ def embedding_parameters(config: ModelConfig, vocab_size: int) -> int:
 
 def parameters(config: ModelConfig, vocab_size: int) -> Parameters:
     """Parameters of a native decoder of these sizes, dense or a mixture of experts."""
-    width, head = config.hidden_size, config.hidden_size // config.num_attention_heads
-    attention = 2 * width * width + 2 * width * head * config.num_key_value_heads
-    norms = 2 * width + (2 * head if config.qk_norm else 0)
+    width, head = config.hidden_size, config.head_size
+    keys = head * config.num_key_value_heads
+    attention = 2 * width * (config.attention_size + keys)
+    biases = {"none": 0, "qkv": config.attention_size + 2 * keys, "qkvo": config.attention_size + 2 * keys + width}
+    vectors = 2 * width + (2 * head if config.qk_norm else 0) + biases[config.attention_bias]
     expert = 3 * width * config.intermediate_size
     if config.moe is None:
         all_experts = active_experts = expert
@@ -35,7 +37,7 @@ def parameters(config: ModelConfig, vocab_size: int) -> Parameters:
         active_experts = router + expert * (config.moe.num_experts_per_tok + config.moe.num_shared_experts)
     embedding, tables = vocab_size * width, embedding_parameters(config, vocab_size)
     layers = config.num_hidden_layers
-    rest = tables + width + layers * (attention + norms)
+    rest = tables + width + layers * (attention + vectors)
     return Parameters(
         total=rest + layers * all_experts,
         active=rest + layers * active_experts,
@@ -84,11 +86,11 @@ class ModelCost:
         return 2.0 * self.config.hidden_size * self.vocab_size
 
     def body_flops(self, context: float) -> float:
-        """Operations of one token in all blocks: 2 for each `matmul` parameter, and in attention 4·width for each position that
-        it attends to, on average half the context (Chowdhery et al. 2022, appendix B)."""
+        """Operations of one token in all blocks: 2 for each `matmul` parameter, and in attention 4·(width of all query heads)
+        for each position that it attends to, on average half the context (Chowdhery et al. 2022, appendix B)."""
         config = self.config
         matrices = self.parameters().matmul - config.hidden_size * self.vocab_size
-        return 2.0 * matrices + 4.0 * config.num_hidden_layers * config.hidden_size * context / 2
+        return 2.0 * matrices + 4.0 * config.num_hidden_layers * config.attention_size * context / 2
 
     def forward_flops(self, context: int) -> float:
         """Operations of one token's forward pass."""
@@ -112,14 +114,13 @@ class ModelCost:
     def kv_bytes(self, tokens: int, size: int = 2) -> int:
         """Bytes of the keys and values of `tokens` tokens, at `size` bytes a number."""
         config = self.config
-        head = config.hidden_size // config.num_attention_heads
-        return 2 * config.num_hidden_layers * config.num_key_value_heads * head * size * tokens
+        return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_size * size * tokens
 
     def adapter_parameters(self, rank: int) -> int:
         """Parameters of low-rank adapters of this rank on all linear layers of dense blocks: the most that an adapter has."""
         config = self.config
-        keys = config.hidden_size // config.num_attention_heads * config.num_key_value_heads
-        sides = 4 * config.hidden_size + 2 * (config.hidden_size + keys) + 3 * (config.hidden_size + config.intermediate_size)
+        width, queries, keys = config.hidden_size, config.attention_size, config.head_size * config.num_key_value_heads
+        sides = 2 * (width + queries) + 2 * (width + keys) + 3 * (width + config.intermediate_size)
         return config.num_hidden_layers * rank * sides
 
     def state_bytes(self, optimizer: str, adapter: int | None = None) -> float:
@@ -142,13 +143,13 @@ class ModelCost:
         """
         config, moe = self.config, self.config.moe
         width, heads, groups = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
-        keys, inner = width // heads * groups, config.intermediate_size
-        kept = (7 if compiled else 5) * width + 2 * keys
+        queries, keys, inner = config.attention_size, config.head_size * groups, config.intermediate_size
+        kept = (4 if compiled else 2) * width + 3 * queries + 2 * keys
         fixed = VISIBILITY_BYTES if compiled else 16 * width  # bytes, whatever `size`
         statistics = 4 * (2 + heads)  # of the norms and of the softmax
         if config.qk_norm:
-            kept += width + keys if compiled else 0
-            fixed += 0 if compiled else 8 * (width + keys)
+            kept += queries + keys if compiled else 0
+            fixed += 0 if compiled else 8 * (queries + keys)
             statistics += 4 * (heads + groups)
         feed = 3 if compiled else 4
         if moe is None:
@@ -182,7 +183,7 @@ class ModelCost:
         config = self.config
         recomputed = len(checkpointed_layers(config.num_hidden_layers, every))
         block = tokens * self.block_bytes(size, compiled) + self.weight_copies(size)
-        angles = 2 * size * config.hidden_size // config.num_attention_heads
+        angles = 2 * size * config.head_size
         rest = angles + (8 + size) * config.hidden_size + 4
         return (config.num_hidden_layers - recomputed) * block + tokens * (recomputed * size * config.hidden_size + rest)
 
@@ -197,13 +198,13 @@ class ModelCost:
         """Bytes of what `sdpa` keeps on CUDA for packed documents beyond `block_bytes`: one mask for all layers, and in each
         layer keys and values repeated for the heads that share them."""
         config = self.config
-        width, keys = config.hidden_size, config.hidden_size // config.num_attention_heads * config.num_key_value_heads
+        queries, keys = config.attention_size, config.head_size * config.num_key_value_heads
         kept = max(1, config.num_hidden_layers - len(checkpointed_layers(config.num_hidden_layers, every)))
-        return size * tokens * (row_length + kept * 2 * (width - keys))
+        return size * tokens * (row_length + kept * 2 * (queries - keys))
 
     def varlen_bytes(self, tokens: int, segments: int) -> float:
         """Bytes of the sums of the backward pass of `varlen`: float32, padded by 128 rows for each segment."""
-        return 4.0 * self.config.hidden_size * (tokens + 128 * segments)
+        return 4.0 * self.config.attention_size * (tokens + 128 * segments)
 
     def peak_bytes(
         self, tokens: int, size: int, compiled: bool, optimizer: str, every: int = 0, adapter: int | None = None
@@ -220,5 +221,5 @@ def checkpointed_layers(layers: int, every: int) -> list[int]:
 
 def training_flops_per_token(config: ModelConfig, vocab_size: int, context: int) -> float:
     """`ModelCost.training_flops` of a decoder of these sizes: 6·N for the matrices plus causal attention's
-    12·layers·width·context·½."""
+    12·layers·(width of all query heads)·context·½."""
     return ModelCost(config, vocab_size).training_flops(context)

@@ -24,6 +24,7 @@ from fledge.model.hf_config import hf_config
 from fledge.model.linear import Linear
 from fledge.model.moe import MoELayer, Router, RouterStats, update_biases
 from fledge.model.protocol import ADAPTER_MATRICES, LanguageModel, ParameterRole, grown_table
+from fledge.model.rope import rope_frequencies, rope_magnitude
 from fledge.model.weights import file_tensors, write_model_directory
 from fledge.recipe.schema import ModelConfig
 
@@ -54,12 +55,13 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width, head = config.hidden_size, config.hidden_size // config.num_attention_heads
+        width, head = config.hidden_size, config.head_size
         self.heads, self.kv_heads, self.head_size = config.num_attention_heads, config.num_key_value_heads, head
-        self.q_proj = Linear(width, width, bias=False)
-        self.k_proj = Linear(width, self.kv_heads * head, bias=False)
-        self.v_proj = Linear(width, self.kv_heads * head, bias=False)
-        self.o_proj = Linear(width, width, bias=False)
+        bias = config.attention_bias != "none"
+        self.q_proj = Linear(width, self.heads * head, bias=bias)
+        self.k_proj = Linear(width, self.kv_heads * head, bias=bias)
+        self.v_proj = Linear(width, self.kv_heads * head, bias=bias)
+        self.o_proj = Linear(self.heads * head, width, bias=config.attention_bias == "qkvo")
         self.q_norm = RMSNorm(head, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(head, config.rms_norm_eps) if config.qk_norm else None
         self.backend = BACKENDS["sdpa"]
@@ -77,10 +79,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: Tensor | None) -> Tensor:
         """x [B, T, D] -> [B, T, D]. `documents`: result of `cuda_attention.attention_metadata` for the backend."""
-        B, T, width = x.shape
+        B, T, _ = x.shape
         q, k, v = self.project(x, cos, sin)
         mixed = self.backend(q, k, v, documents)
-        return self.o_proj(mixed.transpose(1, 2).reshape(B, T, width))
+        return self.o_proj(mixed.transpose(1, 2).reshape(B, T, self.heads * self.head_size))
 
 
 class FeedForward(nn.Module):
@@ -148,13 +150,12 @@ class Decoder(LanguageModel):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, vocab_size, bias=False)
-        head = config.hidden_size // config.num_attention_heads
-        frequencies = config.rope_theta ** -(torch.arange(0, head, 2, dtype=torch.float64) / head)
-        self.register_buffer("frequencies", frequencies.float(), persistent=False)
+        self.register_buffer("frequencies", rope_frequencies(config), persistent=False)
+        self.magnitude = rope_magnitude(config)
 
     def init_weights(self, seed: int) -> None:
         """Draw the matrices from Normal(0, initializer_range), the two projections that write to the residual with a standard
-        deviation scaled by 1/√(2·layers) (Radford et al. 2019, §2.3). The weights are a function of the seed."""
+        deviation scaled by 1/√(2·layers) (Radford et al. 2019, §2.3). Biases are 0. The weights are a function of the seed."""
         generator = torch.Generator().manual_seed(seed)
         std = self.config.initializer_range
         residual = std / math.sqrt(2 * self.config.num_hidden_layers)
@@ -162,14 +163,19 @@ class Decoder(LanguageModel):
             if parameter.dim() > 1:
                 writes = name.removesuffix(".weight").endswith(("o_proj", "down_proj"))
                 nn.init.normal_(parameter, 0.0, residual if writes else std, generator=generator)
+            elif name.endswith(".bias"):
+                nn.init.zeros_(parameter)
 
     # -- computing ----------------------------------------------------------------------------------------------------
 
     def rope_cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine [B, 1, T, d] of the rotary angles of positions [B, T]."""
+        """Cosine and sine [B, 1, T, d] of the rotary angles of positions [B, T], times `rope.rope_magnitude`."""
         angles = positions[:, :, None].float() * self.frequencies  # type: ignore[operator]
         angles = torch.cat((angles, angles), dim=-1)[:, None]
-        return angles.cos().to(self.compute_dtype), angles.sin().to(self.compute_dtype)
+        cos, sin = angles.cos(), angles.sin()
+        if self.magnitude != 1:
+            cos, sin = cos * self.magnitude, sin * self.magnitude
+        return cos.to(self.compute_dtype), sin.to(self.compute_dtype)
 
     def forward(
         self,

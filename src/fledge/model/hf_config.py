@@ -5,37 +5,19 @@ transformers has, these compute what `moe.py` does.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from fledge.errors import FledgeError, first_line
+from fledge.model.architectures import ARCHITECTURES, Architecture, not_covered
 from fledge.model.config_types import check_config_types
-from fledge.recipe.schema import ModelConfig, MoeConfig
+from fledge.recipe.schema import ModelConfig, MoeConfig, RopeScaling
+from fledge.recipe.sections.model import SCALING_KEYS
 from fledge.run.directory import resolve_model_path
 from fledge.run.file_kinds import model_file_hint
 from fledge.run.input_files import check_regular_file, hub_name_error
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """An architecture of transformers: its `model_type`, and whether it has query-key norms, routed and shared experts."""
-
-    model_type: str
-    qk_norm: bool = False
-    experts: bool = False
-    shared: bool = False
-
-
-ARCHITECTURES = {
-    "LlamaForCausalLM": Architecture("llama"),
-    "Qwen3ForCausalLM": Architecture("qwen3", qk_norm=True),
-    "Qwen3MoeForCausalLM": Architecture("qwen3_moe", qk_norm=True, experts=True),
-    "Qwen2MoeForCausalLM": Architecture("qwen2_moe", experts=True, shared=True),
-}
-
 
 MAX_JSON_BYTES = 2**26  # of config.json and of an index of weights
 TRANSFORMERS_HINT = "set model.implementation to auto or transformers: the library transformers may compute it"
@@ -52,6 +34,7 @@ def hf_config(config: ModelConfig, vocab_size: int, *, bos: int | None, eos: lis
     """config.json of the architecture that has the parts of a decoder of these sizes. RoPE is written in the old and the
     new place, because older readers take a default where they find only the new one."""
     name, architecture = _architecture(config)
+    scaling = _scaling_keys(config.rope_scaling)
     return {
         "architectures": [name],
         "model_type": architecture.model_type,
@@ -61,14 +44,15 @@ def hf_config(config: ModelConfig, vocab_size: int, *, bos: int | None, eos: lis
         "num_hidden_layers": config.num_hidden_layers,
         "num_attention_heads": config.num_attention_heads,
         "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.hidden_size // config.num_attention_heads,
+        "head_dim": config.head_size,
         "hidden_act": "silu",
         "max_position_embeddings": config.max_position_embeddings,
         "rms_norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_parameters": {"rope_type": "default", **scaling, "rope_theta": config.rope_theta},
+        **({"rope_scaling": scaling} if scaling else {}),
         "tie_word_embeddings": config.tie_word_embeddings,
-        "attention_bias": False,
+        **({architecture.bias_key: config.attention_bias != "none"} if architecture.bias_key else {}),
         "mlp_bias": False,
         "initializer_range": config.initializer_range,
         "bos_token_id": bos,
@@ -85,7 +69,8 @@ def _architecture(config: ModelConfig) -> tuple[str, Architecture]:
     shared = config.moe is not None and config.moe.num_shared_experts > 0
     features = (config.qk_norm, config.moe is not None, shared)
     for name, architecture in ARCHITECTURES.items():
-        if (architecture.qk_norm, architecture.experts, architecture.shared) == features:
+        same = (architecture.qk_norm, architecture.experts, architecture.shared) == features
+        if same and config.attention_bias in architecture.biases:
             return name, architecture
     raise AssertionError(f"the schema lets no such model pass: {config}")
 
@@ -103,8 +88,15 @@ def _mixture_keys(config: ModelConfig, moe: MoeConfig) -> dict[str, Any]:
         "use_sliding_window": False,
     }
     if moe.num_shared_experts:
-        keys |= {"shared_expert_intermediate_size": moe.num_shared_experts * config.intermediate_size, "qkv_bias": False}
+        keys["shared_expert_intermediate_size"] = moe.num_shared_experts * config.intermediate_size
     return keys
+
+
+def _scaling_keys(scaling: RopeScaling | None) -> dict[str, Any]:
+    if scaling is None:
+        return {}
+    names = ("factor", *SCALING_KEYS[scaling.rope_type])
+    return {"rope_type": scaling.rope_type, **{name: value for name in names if (value := getattr(scaling, name)) is not None}}
 
 
 def _own_keys(config: ModelConfig) -> dict[str, Any]:
@@ -124,16 +116,16 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
     path = folder / "config.json"
     raw = read_config_json(folder)
     check_config_types(raw, str(path))
-    raw = {key: value for key, value in raw.items() if value is not None}  # null is as good as missing
     architecture = (raw.get("architectures") or ["?"])[0]
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         what = f"the native decoder does not cover {architecture} (it covers {known})"
         raise NotCoveredError(what, where=str(path), hint=TRANSFORMERS_HINT)
-    rope = {**(raw.get("rope_parameters") or {}), **(raw.get("rope_scaling") or {})}  # new place, old place
+    kind = ARCHITECTURES[architecture]
+    raw = {key: value for key, value in {**kind.defaults, **raw}.items() if value is not None}  # null: no default either
+    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}  # old place, new place: as transformers chooses
     try:
-        kind = ARCHITECTURES[architecture]
-        differences = _not_covered(raw, rope, kind)
+        differences = not_covered(raw, rope, kind)
         if differences:
             what = f"the native decoder does not cover {', '.join(differences)}"
             raise NotCoveredError(what, where=str(path), hint=TRANSFORMERS_HINT)
@@ -180,35 +172,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _not_covered(raw: dict[str, Any], rope: dict[str, Any], kind: Architecture) -> list[str]:
-    """Settings of a configuration that the native decoder does not compute. A key that the configuration leaves out has
-    the default of transformers."""
-    plain: dict[str, Any] = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
-    if kind.experts:
-        plain |= {"decoder_sparse_step": 1}
-    differences = [f"{key} = {raw[key]}" for key, value in plain.items() if raw.get(key, value) != value]
-    if kind.experts and raw.get("mlp_only_layers"):
-        differences.append(f"mlp_only_layers = {raw['mlp_only_layers']}")
-    if kind.shared and raw.get("qkv_bias", True):
-        differences.append("qkv_bias = true")
-    if kind.shared and raw["shared_expert_intermediate_size"] % raw["moe_intermediate_size"]:
-        differences.append(
-            f"shared_expert_intermediate_size = {raw['shared_expert_intermediate_size']}, which is not a multiple of "
-            f"moe_intermediate_size = {raw['moe_intermediate_size']}"
-        )
-    layers = set(raw.get("layer_types") or []) - {"full_attention"}
-    differences += [f"layer_types: {name}" for name in sorted(layers)]
-    for section in (raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}):  # one may contradict the other
-        rope_type = section.get("rope_type", section.get("type", "default"))
-        if rope_type != "default":
-            differences.append(f"rope_type = {rope_type}")
-    if raw.get("head_dim") not in (None, raw["hidden_size"] // raw["num_attention_heads"]):
-        differences.append(f"head_dim = {raw['head_dim']}")
-    if raw.get("use_sliding_window"):
-        differences.append("use_sliding_window = true")
-    return differences
-
-
 def _mixture(raw: dict[str, Any], kind: Architecture) -> MoeConfig:
     size, own = raw["moe_intermediate_size"], raw.get("fledge", {}).get("moe", {})
     weights = {} if own.get("load_balancing") == "bias" else {"router_aux_loss_coef": raw.get("router_aux_loss_coef", 0.001)}
@@ -221,15 +184,35 @@ def _mixture(raw: dict[str, Any], kind: Architecture) -> MoeConfig:
     )
 
 
+def _rope_scaling(raw: dict[str, Any], rope: dict[str, Any]) -> RopeScaling | None:
+    """The scaling that a configuration describes. Its original length may stand in three places (`standardize_rope_params` of
+    transformers)."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    length = raw.get("original_max_position_embeddings", rope.get("original_max_position_embeddings"))
+    lengths = {"original_max_position_embeddings": length or raw["max_position_embeddings"]}
+    keys = SCALING_KEYS[kind]
+    factor = rope["factor"]
+    if factor is None and kind == "yarn":
+        factor = raw["max_position_embeddings"] / lengths["original_max_position_embeddings"]
+    given = {**rope, **lengths, "factor": factor}
+    return RopeScaling(rope_type=kind, **{name: given[name] for name in ("factor", *keys) if given.get(name) is not None})
+
+
 def _sizes(raw: dict[str, Any], rope: dict[str, Any], kind: Architecture) -> ModelConfig:
+    heads, head = raw["num_attention_heads"], raw.get("head_dim")
     return ModelConfig(
         hidden_size=raw["hidden_size"],
         num_hidden_layers=raw["num_hidden_layers"],
-        num_attention_heads=raw["num_attention_heads"],
-        num_key_value_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
+        num_attention_heads=heads,
+        num_key_value_heads=raw.get("num_key_value_heads", heads),
+        head_dim=None if head is not None and head * heads == raw["hidden_size"] else head,
+        attention_bias=kind.attention_bias(raw),
         intermediate_size=raw["moe_intermediate_size" if kind.experts else "intermediate_size"],
         max_position_embeddings=raw["max_position_embeddings"],
         rope_theta=rope.get("rope_theta", raw.get("rope_theta", 10_000.0)),
+        rope_scaling=_rope_scaling(raw, rope),
         rms_norm_eps=raw["rms_norm_eps"],
         qk_norm=kind.qk_norm,
         tie_word_embeddings=raw.get("tie_word_embeddings", False),

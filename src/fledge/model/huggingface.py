@@ -263,6 +263,7 @@ def nearest_config(config: Any) -> ModelConfig:
     return ModelConfig.model_construct(
         **sizes,
         num_key_value_heads=getattr(text, "num_key_value_heads", None) or sizes["num_attention_heads"],
+        head_dim=getattr(text, "head_dim", None),
         intermediate_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         tie_word_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
     )

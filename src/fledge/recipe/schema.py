@@ -36,7 +36,7 @@ from fledge.recipe.sections.engine import (
     SftOptimizer,
 )
 from fledge.recipe.sections.guards import GuardsConfig
-from fledge.recipe.sections.model import ModelConfig, MoeConfig, TokenizerConfig
+from fledge.recipe.sections.model import ModelConfig, MoeConfig, RopeScaling, TokenizerConfig
 from fledge.recipe.units import Duration
 
 __all__ = [
@@ -66,6 +66,7 @@ __all__ = [
     "PromptTestsConfig",
     "Recipe",
     "Role",
+    "RopeScaling",
     "RuntimeConfig",
     "ScheduleConfig",
     "SftOptimizer",

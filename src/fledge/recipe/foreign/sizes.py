@@ -108,6 +108,11 @@ def _attention_heads(value: Any, context: Context) -> Answer:
     )
 
 
+def _attention_bias(value: Any, context: Context) -> Answer:
+    """The answer to `attention_bias`, which is true or false in config.json."""
+    return Answer((("model.attention_bias", "qkvo" if boolean(value) else "none"),))
+
+
 def _moe(value: Any, context: Context) -> Answer:
     """The answer to the keys of a mixture of experts, which form one section together."""
     use_moe = context.first_value(("use_moe",))
@@ -171,20 +176,23 @@ SIZES: Table = {
     **for_keys("moe_intermediate_size", replaced_by("model.intermediate_size", as_integer)),
     **for_keys(
         """
-        bias attention_bias mlp_bias hidden_act activation norm_type multiple_of use_bias architecture architectures
+        bias mlp_bias hidden_act activation norm_type multiple_of use_bias architecture architectures
         model_type model_arch ffn_type position_embedding_type add_bias_linear apply_rope_fusion bias_activation_fusion
         is_encoder_decoder is_falcon_derived_model base_model_attribute_name
         """,
         _FIXED,
     ),
-    **for_keys(
-        "head_dim d_head", unneeded("it is hidden_size / num_attention_heads, or is read from the directory model.path")
-    ),
+    **for_keys("head_dim d_head", replaced_by("model.head_dim", as_integer)),
+    "attention_bias": _attention_bias,
     **for_keys(
         """
-        rope_scaling rope_parameters inference_rope_scaling shift_attn mixture_of_depths use_sliding_window sliding_window
+        rope_scaling rope_parameters inference_rope_scaling
         """,
-        unsupported("rotary positions are not scaled, except as a model directory says; model.rope_theta is their base"),
+        unsupported("model.rope_scaling stretches the positions of a fresh model; a model in model.path has its own scaling"),
+    ),
+    **for_keys(
+        "shift_attn mixture_of_depths use_sliding_window sliding_window",
+        unsupported("every layer attends to the whole text, except as a model directory says"),
     ),
     **for_keys(
         "model_config_file model_config config_name config_path config_overrides",

@@ -80,6 +80,61 @@ class MoeConfig(ConfigModel):
         return self
 
 
+SCALING_KEYS: dict[str, dict[str, bool]] = {
+    "linear": {},
+    "llama3": {"original_max_position_embeddings": True, "low_freq_factor": True, "high_freq_factor": True},
+    "yarn": {
+        "original_max_position_embeddings": True,
+        **dict.fromkeys(("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"), False),
+    },
+}
+"""The keys of each kind of scaling besides `factor`, and whether they are required."""
+AtLeastZero = Annotated[float, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0)]
+
+
+class RopeScaling(ConfigModel):
+    """Rotary positions stretched by `factor`, so that texts longer than `original_max_position_embeddings` have angles that the
+    model knows from training. Names and meanings are those of `rope_scaling` in config.json."""
+
+    rope_type: Literal["linear", "llama3", "yarn"]
+    factor: AboveZero
+    original_max_position_embeddings: Positive | None = Field(
+        default=None, description="longest sequence of the training before positions were scaled"
+    )
+    low_freq_factor: AboveZero | None = Field(
+        default=None, description="dimensions that turn less often in the original length are scaled in full"
+    )
+    high_freq_factor: AboveZero | None = Field(
+        default=None, description="dimensions that turn more often in the original length are not scaled"
+    )
+    attention_factor: AboveZero | None = Field(
+        default=None, description="factor of cosine and sine; null: 0.1 · ln(factor) + 1"
+    )
+    beta_fast: AboveZero | None = Field(default=None, description="as high_freq_factor; null: 32")
+    beta_slow: AboveZero | None = Field(default=None, description="as low_freq_factor; null: 1")
+    mscale: AtLeastZero | None = Field(
+        default=None,
+        description="with mscale_all_dim: attention_factor is the quotient of both 0.1 · scale · ln(factor) + 1",
+    )
+    mscale_all_dim: AtLeastZero | None = None
+    truncate: bool = Field(default=True, description="the bounds of the scaled dimensions are rounded to whole pairs")
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> "RopeScaling":
+        keys = SCALING_KEYS[self.rope_type]
+        for name, field in type(self).model_fields.items():
+            given = getattr(self, name) != field.default
+            if name not in ("rope_type", "factor", *keys) and given:
+                raise ValueError(f"{name} has no effect with rope_type: {self.rope_type}; leave it out")
+            if keys.get(name) and not given:
+                raise ValueError(f"rope_type: {self.rope_type} needs {name}")
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if low is not None and high is not None and high <= low:
+            raise ValueError(f"high_freq_factor {high} is not more than low_freq_factor {low}")
+        return self
+
+
 class ModelConfig(ConfigModel):
     """The decoder's sizes, or a model directory to start from (`path`), whose own sizes are used then."""
 
@@ -93,9 +148,14 @@ class ModelConfig(ConfigModel):
     num_hidden_layers: Positive = 8
     num_attention_heads: Positive = 8
     num_key_value_heads: Positive = 2
+    head_dim: Positive | None = Field(default=None, description="size of a head; null: hidden_size / num_attention_heads")
+    attention_bias: Literal["none", "qkv", "qkvo"] = Field(
+        default="none", description="which projections of attention add a bias: those of queries, keys and values, or o as well"
+    )
     intermediate_size: Positive = 1408
     max_position_embeddings: Positive = 512
     rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
+    rope_scaling: RopeScaling | None = None
     rms_norm_eps: Annotated[float, Field(gt=0)] = 1e-6
     qk_norm: bool = False
     tie_word_embeddings: bool = True
@@ -111,16 +171,50 @@ class ModelConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _check_heads(self) -> "ModelConfig":
-        if self.hidden_size % self.num_attention_heads:
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
-        if (self.hidden_size // self.num_attention_heads) % 2:
-            raise ValueError("hidden_size / num_attention_heads must be even: RoPE rotates pairs of dimensions")
+        if self.head_size % 2:
+            name = "hidden_size / num_attention_heads" if self.head_dim is None else "head_dim"
+            raise ValueError(f"{name} must be even: RoPE rotates pairs of dimensions")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        return self
+
+    @property
+    def head_size(self) -> int:
+        """Dimensions of a head of attention."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def attention_size(self) -> int:
+        """Dimensions of all query heads together."""
+        return self.num_attention_heads * self.head_size
+
+    @model_validator(mode="after")
+    def _check_rope(self) -> "ModelConfig":
+        if self.rope_scaling is not None and self.rope_scaling.rope_type == "yarn" and self.rope_theta <= 1:
+            raise ValueError(f"rope_theta {self.rope_theta} is not more than 1, which rope_type: yarn needs")
+        return self
+
+    @model_validator(mode="after")
+    def _check_bias_layout(self) -> "ModelConfig":
+        """A model is saved as one of the architectures of transformers."""
+        shared = self.moe is not None and self.moe.num_shared_experts > 0
+        if self.attention_bias == "qkv" and (self.qk_norm or (self.moe is not None and not shared)):
+            raise ValueError("no architecture of transformers has qk_norm with attention_bias: qkv; set it to none or qkvo")
+        if self.attention_bias == "qkvo" and shared:
+            raise ValueError(
+                "a mixture with shared experts is saved as Qwen2-MoE, which has no bias on o: set attention_bias to none or qkv"
+            )
+        if shared and self.attention_size != self.hidden_size:
+            raise ValueError(
+                "a mixture with shared experts is saved as Qwen2-MoE, whose heads have hidden_size / num_attention_heads "
+                "dimensions: leave head_dim out"
             )
         return self
 
