@@ -262,12 +262,17 @@ def split_overrides(argv: Sequence[str], parser: argparse.ArgumentParser) -> tup
 
 
 def _command_parsers(argv: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[argparse.ArgumentParser], bool]:
-    """The parsers of the command that `argv` names, of `data` those of all actions; and whether the command has a recipe."""
+    """The parsers of the command that `argv` names, of `data` that of its action (of all actions if none is named); and whether
+    the command has a recipe."""
     command = next((argument for argument in argv if not argument.startswith("-")), None)
     chosen = _subparsers(parser).get(command or "")
     if chosen is None:
         return [], False
-    return list(_subparsers(chosen).values()) if command == "data" else [chosen], command in ("train", "data")
+    if command != "data":
+        return [chosen], command == "train"
+    actions = _subparsers(chosen)
+    action = next((argument for argument in argv if argument in actions), None)
+    return list(actions.values()) if action is None else [actions[action]], True
 
 
 def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
