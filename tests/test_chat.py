@@ -15,9 +15,9 @@ from fledge.generation import PromptTooLongError, SamplingParams
 from fledge.generation.native import InferenceModel
 from fledge.model.decoder import Decoder
 from fledge.model.pretrained import from_pretrained
-from fledge.tokenizer import Message, Tokenizer, load_tokenizer, train_tokenizer
-from tests.support.decoders import make_decoder
+from fledge.tokenizer import Message, Tokenizer, load_tokenizer
 from tests.support.generating import generate
+from tests.support.small_model import write_model
 
 PARAMS = SamplingParams(temperature=0.8, seed=3, max_new_tokens=6)
 
@@ -25,12 +25,7 @@ PARAMS = SamplingParams(temperature=0.8, seed=3, max_new_tokens=6)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory with its tokenizer."""
-    path = tmp_path_factory.mktemp("model")
-    tokenizer = train_tokenizer(["A cat is an animal. What is a dog? Dogs are animals."] * 20, 300)
-    model = make_decoder(vocab=tokenizer.vocab_size, max_position_embeddings=100)
-    model.save_pretrained(path, bos=None, eos=sorted(tokenizer.stop_ids), pad=tokenizer.pad)
-    tokenizer.save(path)
-    return path
+    return write_model(tmp_path_factory.mktemp("model"))
 
 
 def loaded(folder: Path) -> tuple[Decoder, Tokenizer]:

@@ -7,8 +7,7 @@ import pytest
 
 from fledge.api.model import load
 from fledge.cli import main
-from fledge.tokenizer import train_tokenizer
-from tests.support.decoders import make_decoder
+from tests.support.small_model import write_model
 
 QUESTIONS = ["What is a cat?", "What is a dog?", "Dogs?", "A cat?"]
 
@@ -16,12 +15,7 @@ QUESTIONS = ["What is a cat?", "What is a dog?", "Dogs?", "A cat?"]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory with its tokenizer."""
-    path = tmp_path_factory.mktemp("model")
-    tokenizer = train_tokenizer(["A cat is an animal. What is a dog? Dogs are animals."] * 20, 300)
-    decoder = make_decoder(vocab=tokenizer.vocab_size, max_position_embeddings=100)
-    decoder.save_pretrained(path, bos=None, eos=sorted(tokenizer.stop_ids), pad=tokenizer.pad)
-    tokenizer.save(path)
-    return path
+    return write_model(tmp_path_factory.mktemp("model"))
 
 
 def write(file: Path, pairs: list[tuple[str, str]], **more: object) -> Path:

@@ -49,6 +49,7 @@ from fledge.training.reference import ReferenceProvider
 from fledge.training.selection import selected_step
 from fledge.training.start_adapter import start_adapter
 from fledge.training.start_weights import StartWeights
+from fledge.training.trainable import load_saved_weights
 from fledge.training.trainer import Trainer
 from fledge.training.validation import ValidationSet, metrics_line, validate
 
@@ -142,7 +143,7 @@ class StageRunner:
         if is_sharded:
             model = compute.apply(self._load_own(self.directory.root / chosen))
         elif chosen != self._checkpoint(state.step, averaged=False):
-            model.load_state_dict(self._load_own(self.directory.root / chosen).state_dict())
+            load_saved_weights(model, self.directory.root / chosen)
         rows = state.micro_batch_size or stage.batch.micro_batch_rows
         self._evaluate(self.directory.evaluations / "after.json", model, validation, rows)
         if self.shared.after_stage is not None and self.ranks.is_main_process:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 import fledge
-from fledge.checkpoint.find import hash_file
 from fledge.data.build.phase_output import read_rows_result
 from fledge.data.row_events import read_row_events
 from fledge.errors import FledgeError
@@ -17,6 +16,7 @@ from fledge.pipeline import Pipeline
 from fledge.recipe import load_recipe
 from fledge.report import write_report
 from fledge.run import Console
+from fledge.run.file_hash import hash_files
 from tests.support.small_runs import MODEL, train, write_rows
 
 CHECKPOINT = "sft/checkpoints/step-00000002"
@@ -67,7 +67,7 @@ def seal(checkpoint: Path) -> None:
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     for name in manifest["files"]:
         file = checkpoint / name
-        manifest["files"][name] = {"bytes": file.stat().st_size, "xxh3": hash_file(file)}
+        manifest["files"][name] = {"bytes": file.stat().st_size, "xxh3": hash_files(file)}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -1,7 +1,11 @@
-"""A small decoder for tests that train it."""
+"""A small decoder for tests that train it, and a model directory for tests that talk to it."""
+
+from pathlib import Path
 
 from fledge.model.decoder import Decoder
 from fledge.recipe.schema import ModelConfig
+from fledge.tokenizer import train_tokenizer
+from tests.support.decoders import make_decoder
 
 SIZES = ModelConfig(
     hidden_size=16,
@@ -19,3 +23,12 @@ def model(vocabulary: int = 300) -> Decoder:
     decoder = Decoder(SIZES, vocabulary)
     decoder.init_weights(0)
     return decoder
+
+
+def write_model(folder: Path) -> Path:
+    """A model of 100 positions with its tokenizer, written to a folder."""
+    tokenizer = train_tokenizer(["A cat is an animal. What is a dog? Dogs are animals."] * 20, 300)
+    decoder = make_decoder(vocab=tokenizer.vocab_size, max_position_embeddings=100)
+    decoder.save_pretrained(folder, bos=None, eos=sorted(tokenizer.stop_ids), pad=tokenizer.pad)
+    tokenizer.save(folder)
+    return folder

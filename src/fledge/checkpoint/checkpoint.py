@@ -16,12 +16,13 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fledge.checkpoint.find import ON_REQUEST, REPLACED, WRITING, hash_file, latest_checkpoint, step_name
+from fledge.checkpoint.find import ON_REQUEST, REPLACED, WRITING, latest_checkpoint, step_name
 from fledge.checkpoint.state import Snapshot, Weights
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import load_sharded, load_unsharded, save_sharded
 from fledge.errors import FledgeError, PeerLostError
 from fledge.model.weights import write_tensors
+from fledge.run.file_hash import hash_files
 from fledge.run.text_files import write_and_verify
 
 FORMAT = 1
@@ -107,7 +108,7 @@ def _write_and_commit(tmp_path: Path, target: Path, snapshot: Snapshot, write_mo
     files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     for path in files:
         _fsync(path)
-    entries = {str(path.relative_to(tmp_path)): {"bytes": path.stat().st_size, "xxh3": hash_file(path)} for path in files}
+    entries = {str(path.relative_to(tmp_path)): {"bytes": path.stat().st_size, "xxh3": hash_files(path)} for path in files}
     manifest = tmp_path / "manifest.json"
     step, on_request = snapshot.state.step, snapshot.state.saved_on_request
     write_and_verify(manifest, json.dumps({"format": FORMAT, "step": step, ON_REQUEST: on_request, "files": entries}, indent=1))

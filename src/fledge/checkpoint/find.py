@@ -9,11 +9,10 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import xxhash
-
 from fledge.checkpoint.state import TrainState
 from fledge.errors import FledgeError
 from fledge.run.directory import READABLE_HINT, checkpoint_paths
+from fledge.run.file_hash import hash_files
 from fledge.run.text_files import read_json
 
 WRITING, REPLACED, REMOVED = ".writing-", ".replaced-", ".removed-"  # prefixes of what a killed process may leave
@@ -30,15 +29,6 @@ def step_name(step: int) -> str:
 
 def _unreadable(path: Path, error: OSError) -> FledgeError:
     return FledgeError(f"this checkpoint cannot be read: {error.strerror}", where=str(path), hint=READABLE_HINT)
-
-
-def hash_file(path: Path) -> str:
-    """The xxh3 hash of a file."""
-    digest = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def verify(path: Path) -> str | None:
@@ -67,7 +57,7 @@ def _file_problem(file: Path, name: str, size: int, digest: str) -> str | None:
         found = file.stat().st_size
         if found != size:
             return f"{name} has {found:,} bytes, its manifest says {size:,}"
-        return None if hash_file(file) == digest else f"{name} does not have the hash of its manifest"
+        return None if hash_files(file) == digest else f"{name} does not have the hash of its manifest"
     except (FileNotFoundError, NotADirectoryError):
         return f"{name} is missing"
     except OSError as error:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from fledge.errors import FledgeError
+from fledge.run.file_hash import hash_files
 from fledge.run.input_files import check_input_file
 
 MAX_UINT16_VOCABULARY = 2**16
@@ -176,12 +177,5 @@ class SequenceWriter:
 
 def digest_of(folder: Path, split: str) -> str:
     """The digest of the files of a split, computed from their content (see `SequenceWriter.close`)."""
-    digests = ""
-    for kind in ("tokens", "weights"):
-        digest, file = xxhash.xxh3_64(), folder / f"{split}.{kind}"
-        if file.exists():
-            with file.open("rb") as content:
-                while block := content.read(2**20):
-                    digest.update(block)
-        digests += digest.hexdigest()
-    return digests
+    files = (folder / f"{split}.{kind}" for kind in ("tokens", "weights"))
+    return "".join(hash_files(*([file] if file.exists() else [])) for file in files)

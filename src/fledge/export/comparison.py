@@ -22,7 +22,7 @@ TOKENISED = (
     "0 00 123 4567 89012 3.14159 1e-9 0xFF １２３ ⅷ ½ x² №5",
     "你好，世界！Hello世界hello 中文English混排，“引号”、《书名》——破折号……",
     "🙂🙃 👩‍👩‍👧 🇨🇳 ❤️ ✅ e\u0301 é ñ ß ſ İ ı Ωμέγα Привет עברית العربية हिन्दी ไทย 日本語カタカナ 한국어",
-    "for (int i = 0; i < n; ++i) { a[i] = b[i] * c; } // TODO: x->y != z && !w\n\t\treturn NULL;\n",
+    "for (int i = 0; i < n; ++i) { a[i] = b[i] * c; } // then x->y != z && !w\n\t\treturn NULL;\n",
     '{"name": "小明", "tags": ["a", "b"], "n": -1.5e3, "ok": true, "path": "C:\\\\tmp\\\\x"}',
     "<b>bold</b> &amp; <!-- c --> https://example.org/a?b=c&d=%20#e user@example.org",
     "...---___***   !!!???\u3000全角\u00a0no-break\u200bzero\ufeffwidth\u2028line",
@@ -106,6 +106,19 @@ def check_tokens(program: str, what: str, ours: Sequence[int], theirs: Sequence[
         f"instead of {list(ours[place : place + 5])}; nothing was written",
         where=where,
     )
+
+
+def check_all_tokens(
+    program: str, tokenizer: Tokenizer, texts: Sequence[Sequence[int]], chats: Sequence[Sequence[int]], where: str
+) -> str:
+    """A line about the tokens that another program makes of `tokenised_texts` and `prompts`. FledgeError as `check_tokens`."""
+    ours = at_present(tokenizer)
+    for text, found in zip(tokenised_texts(ours), texts, strict=True):
+        check_tokens(program, f"the text {text[:40]!r}", ours.encode(text), found, where)
+    for messages, found in zip(prompts(ours), chats, strict=True):
+        what = f"the conversation that ends with {messages[-1].content!r}"
+        check_tokens(program, what, ours.encode_prompt(messages), found, where)
+    return f"equal tokens in {program}: {len(texts)} texts, {len(chats)} conversations"
 
 
 def check_difference(program: str, found: Difference, tolerance: float, where: str) -> None:

@@ -1,6 +1,5 @@
 """GGUF's names of architectures, sizes and tensors for a model in Hugging Face's names."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,9 @@ from torch import Tensor
 
 from fledge.errors import FledgeError
 from fledge.export.source import ExportSource
+from fledge.model.rope import SCALINGS
+from fledge.recipe.schema import RopeScaling
+from fledge.recipe.sections.model import SCALING_KEYS
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 FREQUENCY_FACTORS = "rope_freqs.weight"
@@ -146,14 +148,10 @@ def frequency_factors(config: Mapping[str, Any]) -> np.ndarray | None:
     rope = rope_settings(config)
     if rope["rope_type"] != "llama3":
         return None
-    size, old = head_size(config), rope["original_max_position_embeddings"]
-    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
-    factors = []
-    for index in range(0, size, 2):
-        turns = old * rope["rope_theta"] ** (-index / size) / (2 * math.pi)  # in the context that it was trained with
-        smooth = min(max((turns - low) / (high - low), 0.0), 1.0)
-        factors.append(1 / (smooth + (1 - smooth) / factor))
-    return np.array(factors, dtype=np.float32)
+    size, theta = head_size(config), rope["rope_theta"]
+    plain = theta ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
+    scaling = RopeScaling(**{name: rope[name] for name in ("rope_type", "factor", *SCALING_KEYS["llama3"])})
+    return (plain / SCALINGS["llama3"](plain, theta, scaling)).float().numpy()
 
 
 # -- tensors ------------------------------------------------------------------------------------------------------------

@@ -8,9 +8,8 @@ import torch
 
 from fledge.errors import FledgeError, first_line
 from fledge.export.comparison import (
-    at_present,
+    check_all_tokens,
     check_difference,
-    check_tokens,
     difference,
     prompts,
     scored_sequences,
@@ -23,6 +22,7 @@ from fledge.generation import score_tokens
 from fledge.model.hf_config import read_config_json
 from fledge.model.huggingface_loading import import_transformers
 from fledge.model.loading import load_model
+from fledge.model.saving import save_with_tokenizer
 from fledge.run.text_files import write_and_verify
 
 PROGRAM = "transformers"
@@ -32,11 +32,9 @@ DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 def write_directory(source: ExportSource, weight_type: WeightType, folder: Path) -> None:
     """Write model, tokenizer and generation settings. Raises FledgeError for weights that float16 cannot hold."""
-    dtype, tokenizer = DTYPES[weight_type.name], source.tokenizer
+    dtype = DTYPES[weight_type.name]
     weights = {name: _cast(name, tensor, dtype) for name, tensor in source.model.state_dict().items()}
-    stops = sorted(tokenizer.stop_ids, key=lambda token: token != tokenizer.eot_id)
-    source.model.save_pretrained(folder, bos=tokenizer.bos_id, eos=stops, pad=tokenizer.pad, weights=weights)
-    tokenizer.save(folder)
+    save_with_tokenizer(source.model, source.tokenizer, folder, weights)
     config = readable_by_old_and_new(read_config_json(folder), str(dtype).removeprefix("torch."))
     write_and_verify(folder / "config.json", json.dumps(config, indent=1))
 
@@ -78,7 +76,15 @@ def verify_with_transformers(source: ExportSource, folder: Path) -> list[str]:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     except Exception as error:  # the library raises errors of many kinds
         raise FledgeError(f"transformers cannot load what was written: {first_line(error)}", where=str(folder)) from error
-    lines = _check_all_tokens(source, tokenizer, str(folder))
+    turns = [[{"role": each.role, "content": each.content} for each in messages] for messages in prompts(source.tokenizer)]
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+    equal = check_all_tokens(
+        PROGRAM,
+        source.tokenizer,
+        [tokenizer(text, add_special_tokens=False)["input_ids"] for text in tokenised_texts(source.tokenizer)],
+        [tokenizer.apply_chat_template(each, **options)["input_ids"] for each in turns],
+        str(folder),
+    )
     theirs = [_scores(model, sequence) for sequence in sequences]
     same = difference(score_tokens(load_model(folder), sequences), theirs)
     check_difference(PROGRAM, same, TOLERANCE, str(folder))
@@ -86,7 +92,7 @@ def verify_with_transformers(source: ExportSource, folder: Path) -> list[str]:
     return [
         f"{PROGRAM} {transformers.__version__} against fledge from the same files, log-probabilities in nats: {same.text()}",
         f"{PROGRAM} against the model before export: {drift.text()}",
-        *lines,
+        equal,
     ]
 
 
@@ -95,17 +101,3 @@ def _scores(model: Any, sequence: list[int]) -> list[float]:
     tokens = torch.tensor([sequence], device=model.device)
     scores = model(input_ids=tokens[:, :-1], use_cache=False).logits.float().log_softmax(-1)
     return scores.gather(-1, tokens[:, 1:, None])[0, :, 0].tolist()
-
-
-def _check_all_tokens(source: ExportSource, tokenizer: Any, where: str) -> list[str]:
-    ours = at_present(source.tokenizer)
-    texts, chats = tokenised_texts(ours), prompts(ours)
-    for text in texts:
-        found = tokenizer(text, add_special_tokens=False)["input_ids"]
-        check_tokens(PROGRAM, f"the text {text[:40]!r}", ours.encode(text), found, where)
-    for messages in chats:
-        turns = [{"role": each.role, "content": each.content} for each in messages]
-        found = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
-        what = f"the conversation that ends with {messages[-1].content!r}"
-        check_tokens(PROGRAM, what, ours.encode_prompt(messages), found, where)
-    return [f"equal tokens in {PROGRAM}: {len(texts)} texts, {len(chats)} conversations"]

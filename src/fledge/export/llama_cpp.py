@@ -14,9 +14,8 @@ import torch
 
 from fledge.errors import FledgeError
 from fledge.export.comparison import (
-    at_present,
+    check_all_tokens,
     check_difference,
-    check_tokens,
     difference,
     prompts,
     scored_sequences,
@@ -26,6 +25,7 @@ from fledge.export.gguf_file import GgufFile, stored_values
 from fledge.export.source import ExportSource
 from fledge.export.weight_types import WeightType
 from fledge.generation import score_tokens
+from fledge.tokenizer import Tokenizer
 
 PROGRAM = "llama.cpp"
 NOT_VERIFIED = "not verified: llama.cpp is not installed; pip install 'fledge[llama-cpp]', and export again"
@@ -41,7 +41,7 @@ def verify_with_llama_cpp(file: GgufFile, source: ExportSource, weight_type: Wei
         return [NOT_VERIFIED]
     where, sequences = str(file.path), scored_sequences(source.tokenizer, source.model.config.max_position_embeddings)
     answer = _ask(file.path, _request(source, sequences))
-    lines = _check_all_tokens(answer, source, where)
+    equal = check_all_tokens(PROGRAM, source.tokenizer, answer["texts"], answer["conversations"], where)
     before = score_tokens(source.model, sequences)
     _take_stored_weights(file, source)
     same = difference(score_tokens(source.model, sequences), answer["log_probabilities"])
@@ -50,7 +50,8 @@ def verify_with_llama_cpp(file: GgufFile, source: ExportSource, weight_type: Wei
     return [
         f"{PROGRAM} against fledge with the weights of the file, log-probabilities in nats: {same.text()}",
         f"{PROGRAM} against the model before export: {drift.text()}; log-likelihood {_change(before, answer)}",
-        *lines,
+        equal,
+        *_silent_stops(answer, source.tokenizer),
     ]
 
 
@@ -69,22 +70,11 @@ def _take_stored_weights(file: GgufFile, source: ExportSource) -> None:
         tensors[name].copy_(values)
 
 
-def _check_all_tokens(answer: dict[str, Any], source: ExportSource, where: str) -> list[str]:
-    tokenizer = at_present(source.tokenizer)
-    texts, chats = tokenised_texts(tokenizer), prompts(tokenizer)
-    for text, found in zip(texts, answer["texts"], strict=True):
-        check_tokens(PROGRAM, f"the text {text[:40]!r}", tokenizer.encode(text), found, where)
-    for messages, found in zip(chats, answer["conversations"], strict=True):
-        what = f"the conversation that ends with {messages[-1].content!r}"
-        check_tokens(PROGRAM, what, tokenizer.encode_prompt(messages), found, where)
+def _silent_stops(answer: dict[str, Any], tokenizer: Tokenizer) -> list[str]:
+    """A line about the stop tokens at which llama.cpp goes on, if there are some."""
     names = [str(tokenizer.core.id_to_token(token)) for token in sorted(tokenizer.stop_ids)]
-    silent = [name for name, stops in zip(names, answer["stops"], strict=True) if not stops]
-    lines = [f"equal tokens in {PROGRAM}: {len(texts)} texts, {len(chats)} conversations"]
-    if silent:
-        lines.append(
-            f"{PROGRAM} does not end an answer at {', '.join(silent)} by itself: name it as a stop (as Modelfile does)"
-        )
-    return lines
+    silent = ", ".join(name for name, stops in zip(names, answer["stops"], strict=True) if not stops)
+    return [f"{PROGRAM} does not end an answer at {silent} by itself: name it as a stop (as Modelfile does)"] if silent else []
 
 
 def _request(source: ExportSource, sequences: Sequence[Sequence[int]]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ definitions are those of PEFT, so that adapters can be exchanged with it (`adapt
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from fledge.model.linear import Linear
 from fledge.model.protocol import Adapter, LanguageModel
 from fledge.recipe.schema import AdapterConfig
 from fledge.recipe.sections.adapter import ALL_LINEAR
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class LoraLinear(Linear):
@@ -43,14 +46,14 @@ class LoraLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""
-        weight, out = self.weight.to(x.dtype), super().forward(x)
-        dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        out, drops = super().forward(x), self.training and self.dropout > 0
+        dropped = F.dropout(x, self.dropout) if drops else x
         update = F.linear(F.linear(dropped, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.scaling
         if self.lora_magnitude_vector is None:
             return out + update
         ratio = self._row_ratio()
-        if dropped is not x and self.training:
-            product = F.linear(dropped, weight)
+        if drops:
+            product = F.linear(dropped, self.weight.to(x.dtype))
         else:
             product = out if self.bias is None else out - self.bias.to(x.dtype)
         return out + (ratio - 1).to(x.dtype) * product + ratio.to(x.dtype) * update
@@ -114,11 +117,10 @@ def target_layers(model: LanguageModel, config: AdapterConfig) -> dict[str, nn.L
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if config.target_modules == ALL_LINEAR:
         return {name: module for name, module in linear.items() if model.parameter_role(f"{name}.weight") == "matrix"}
-    wanted = config.target_modules
-    chosen = {name: module for name, module in linear.items() if _is_named(model.file_name(name), wanted)}
-    for pattern in wanted if isinstance(wanted, list) else [wanted]:
-        if not any(_is_named(model.file_name(name), [pattern] if isinstance(wanted, list) else pattern) for name in linear):
-            raise _unknown_module(pattern, "target_modules", [model.file_name(name) for name in linear])
+    if isinstance(config.target_modules, list):
+        chosen = _named(model, linear, config.target_modules, _ends_with_name, "target_modules")
+    else:
+        chosen = _named(model, linear, [config.target_modules], _fits_expression, "target_modules")
     head = next((name for name, module in chosen.items() if module.weight is model.lm_head_weight), None)
     if head is not None:
         hint = "leave it out, or train it whole: modules_to_save"
@@ -126,14 +128,35 @@ def target_layers(model: LanguageModel, config: AdapterConfig) -> dict[str, nn.L
     return chosen
 
 
-def _is_named(full: str, wanted: list[str] | str) -> bool:
-    """Whether a module's name is in a list of (ends of) names, or fits a regular expression as a whole, as in PEFT."""
-    if isinstance(wanted, list):
-        return any(full == name or full.endswith(f".{name}") for name in wanted)
+def _whole_modules(model: LanguageModel, config: AdapterConfig) -> dict[str, nn.Module]:
+    """The modules whose names end with one of `modules_to_save`, which is PEFT's rule: norm means input_layernorm too."""
+    with_weights = {name: module for name, module in model.named_modules() if name and any(True for _ in module.parameters())}
+    return _named(model, with_weights, config.modules_to_save, str.endswith, "modules_to_save")
+
+
+def _named(
+    model: LanguageModel, modules: Mapping[str, Module], wanted: Sequence[str], fits: Callable[[str, str], bool], key: str
+) -> dict[str, Module]:
+    """The modules whose names in the files fit one of the wanted names, in the order of the model. Raises FledgeError for a
+    wanted name that fits none; `key`: where it is written."""
+    full = {name: model.file_name(name) for name in modules}
+    for one in wanted:
+        if not any(fits(name, one) for name in full.values()):
+            raise _unknown_module(one, key, list(full.values()))
+    return {name: module for name, module in modules.items() if any(fits(full[name], one) for one in wanted)}
+
+
+def _ends_with_name(full: str, wanted: str) -> bool:
+    """Whether a module has this name, or a name that ends with it after a dot, as in PEFT."""
+    return full == wanted or full.endswith(f".{wanted}")
+
+
+def _fits_expression(full: str, expression: str) -> bool:
+    """Whether a regular expression describes a whole name, as in PEFT."""
     try:
-        return re.fullmatch(wanted, full) is not None
+        return re.fullmatch(expression, full) is not None
     except re.error as error:
-        what = f"'{wanted}' is no regular expression: {error}"
+        what = f"'{expression}' is no regular expression: {error}"
         raise FledgeError(what, where="adapter.target_modules", hint="write a list for names, such as [q_proj]") from None
 
 
@@ -143,18 +166,6 @@ def _unknown_module(name: str, key: str, full_names: list[str]) -> FledgeError:
     return FledgeError(
         f"no module of the model is called '{name}'", where=f"adapter.{key}", hint=f"the nearest are {', '.join(near[:8])}"
     )
-
-
-def _whole_modules(model: LanguageModel, config: AdapterConfig) -> dict[str, nn.Module]:
-    """The modules whose names end with one of `modules_to_save`, which is PEFT's rule: norm means input_layernorm too."""
-    with_weights = {name: module for name, module in model.named_modules() if name and any(True for _ in module.parameters())}
-    chosen: dict[str, nn.Module] = {}
-    for wanted in config.modules_to_save:
-        found = {name: module for name, module in with_weights.items() if model.file_name(name).endswith(wanted)}
-        if not found:
-            raise _unknown_module(wanted, "modules_to_save", [model.file_name(name) for name in with_weights])
-        chosen |= found
-    return chosen
 
 
 def _rank_and_alpha(config: AdapterConfig, full: str) -> tuple[int, float]:

@@ -5,18 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fledge.errors import FledgeError
 from fledge.model.hf_config import read_json_object
+from fledge.run.file_hash import hash_files
 from fledge.run.input_files import LFS_POINTER, check_regular_file
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth", "model.pt")
 COPY_AGAIN = "copy or download the model again, whole"
-HASH_BLOCK = 1 << 24  # bytes read at a time
 MAX_HEADER = 100_000_000  # bytes; the limit of safetensors
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -35,12 +34,7 @@ def shard_files(folder: Path) -> list[Path]:
 
 def weights_hash(folder: Path) -> str:
     """A hash of the files that hold the weights of a model directory, whoever loads them. FledgeError as `shard_files`."""
-    digest = xxhash.xxh3_64()
-    for shard in shard_files(folder):
-        with shard.open("rb") as content:
-            while block := content.read(HASH_BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
+    return hash_files(*shard_files(folder))
 
 
 def _listed_files(folder: Path) -> list[Path]:

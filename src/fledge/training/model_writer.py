@@ -8,6 +8,7 @@ from fledge.checkpoint.state import Weights
 from fledge.model.adapter_files import write_adapter
 from fledge.model.hf_config import read_json_object
 from fledge.model.protocol import LanguageModel
+from fledge.model.saving import save_with_tokenizer
 from fledge.run.text_files import write_and_verify
 from fledge.tokenizer import Tokenizer
 
@@ -19,13 +20,11 @@ def model_writer(model: LanguageModel, tokenizer: Tokenizer) -> WriteModel:
     base = None if adapter is None or adapter.base is None else read_json_object(adapter.base / "config.json")
 
     def write(folder: Path, weights: Weights) -> None:
-        if adapter is not None:
-            write_adapter(folder, model, weights)
-            if base is not None:
-                write_and_verify(folder / "config.json", json.dumps(base, indent=1))
-        else:
-            stops = sorted(tokenizer.stop_ids, key=lambda token: token != tokenizer.eot_id)
-            model.save_pretrained(folder, bos=tokenizer.bos_id, eos=stops, pad=tokenizer.pad, weights=weights)
+        if adapter is None:
+            return save_with_tokenizer(model, tokenizer, folder, weights)
+        write_adapter(folder, model, weights)
+        if base is not None:
+            write_and_verify(folder / "config.json", json.dumps(base, indent=1))
         tokenizer.save(folder)
 
     return write

@@ -22,6 +22,17 @@ from fledge.optim.grad_scaler import GradScaler
 from fledge.recipe.schema import StageBase
 
 
+def load_saved_weights(model: LanguageModel, folder: Path) -> None:
+    """Copy the weights that a stage has saved into its model: all of them, or, since the base is frozen, those of its adapter.
+
+    Raises FledgeError if they belong to another model.
+    """
+    if model.adapter is not None:
+        load_adapter_weights(model, folder, finite=False)
+    else:
+        load_full_state_dict(model, load_model(folder, model.implementation, finite=False).state_dict())
+
+
 class TrainableModel:
     """The model in training: weights, optimizer state, EMA, and the loss scale of fp16. Equal on every rank, or, if
     `is_sharded`, this rank's shards."""
@@ -90,11 +101,7 @@ class TrainableModel:
 
     def restore(self, path: Path, state: TrainState) -> None:
         """Load a checkpoint, saved by any number of ranks. Raises FledgeError if it belongs to another model."""
-        if self.model.adapter is not None:  # the base, which is frozen, is loaded already
-            load_adapter_weights(self.model, path / "model", finite=False)
-        else:
-            weights = load_model(path / "model", self.model.implementation, finite=False).state_dict()
-            load_full_state_dict(self.model, weights)
+        load_saved_weights(self.model, path / "model")
         like = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         tensors = load_optimizer_state(path, like if self.is_sharded else None)
         if self.ema is not None:
