@@ -4,10 +4,13 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
 
 from fledge.errors import FledgeError
 from fledge.escaping import escaped
 from fledge.generation import Engine, PromptTooLongError, SamplingParams, decode_stream, load_engine
+from fledge.generation.json_schema import JsonSchema
 from fledge.run import resolve_model_path
 from fledge.tokenizer import Message, Tokenizer
 
@@ -40,10 +43,19 @@ def _print_answer(engine: Engine, tokenizer: Tokenizer, prompt: list[int], param
 
 
 def generate_once(
-    model_path: str, prompt: str, params: SamplingParams, *, system: str | None = None, raw: bool = False
+    model_path: str,
+    prompt: str,
+    params: SamplingParams,
+    *,
+    system: str | None = None,
+    raw: bool = False,
+    schema: dict[str, Any] | None = None,
 ) -> None:
-    """`fledge generate MODEL PROMPT`: print the answer to one prompt, or, with `raw`, the continuation of a plain text."""
+    """`fledge generate MODEL PROMPT`: print the answer to one prompt, or, with `raw`, the continuation of a plain text.
+    `schema`: the answer follows this JSON schema."""
     engine, tokenizer = _load(model_path)
+    if schema is not None:
+        params = replace(params, json_schema=JsonSchema(schema, tokenizer))
     if raw:
         tokens = tokenizer.encode_prefix(prompt)
     else:

@@ -21,6 +21,7 @@ from fledge.escaping import escaped_json
 from fledge.evaluate.answers import RIGHT, AnsweredRow, Mark, mark, score_answers
 from fledge.evaluate.intervals import paired_difference
 from fledge.generation import SamplingParams, load_engine
+from fledge.generation.json_schema import JsonSchema
 from fledge.recipe import Source
 from fledge.run import Log, resolve_model_path, write_text
 from fledge.run.terminal import Terminal
@@ -38,10 +39,20 @@ class ScoredQuestion(NamedTuple):
     held_out: tuple[str, ...]
 
 
-def score(file: str, models: Sequence[str], max_new_tokens: int, errors: str | None, as_json: bool, log: Log) -> None:
+def score(
+    file: str,
+    models: Sequence[str],
+    max_new_tokens: int,
+    *,
+    schema: dict[str, Any] | None = None,
+    errors: str | None = None,
+    as_json: bool = False,
+    log: Log,
+) -> None:
     """Print the scores of each model on the questions of a file; write wrong answers to `errors`, one JSON object a line.
 
-    Raises FledgeError for a file without a usable row, and for a question that leaves a model no room for an answer.
+    `schema`: answers follow this JSON schema. Raises FledgeError for a file without a usable row, and for a question that
+    leaves a model no room for an answer.
     """
     if len(set(models)) != len(models):
         raise FledgeError("a model is named twice", where=", ".join(models))
@@ -51,7 +62,7 @@ def score(file: str, models: Sequence[str], max_new_tokens: int, errors: str | N
     exact: list[np.ndarray] = []
     wrong: list[str] = []
     for model, folder in zip(models, folders, strict=True):
-        rows = answer(folder, questions, max_new_tokens, log)
+        rows = answer(folder, questions, max_new_tokens, log, schema)
         marks = [mark(row) for row in rows]
         exact.append(np.array([one.kind == RIGHT for one in marks]))
         results[model] = score_answers(rows, marks)
@@ -102,12 +113,17 @@ def _question(where: str, value: Any, source: Source) -> ScoredQuestion:
     return ScoredQuestion(where, item, str(group) if group is not None else "", tuple(map(str, keys)))
 
 
-def answer(folder: Path, questions: Sequence[ScoredQuestion], max_new_tokens: int, log: Log) -> list[AnsweredRow]:
-    """Greedy answers of the model in a folder to all questions."""
+def answer(
+    folder: Path, questions: Sequence[ScoredQuestion], max_new_tokens: int, log: Log, schema: dict[str, Any] | None = None
+) -> list[AnsweredRow]:
+    """Greedy answers of the model in a folder to all questions, which follow the JSON schema if there is one."""
     engine, tokenizer = load_engine(folder, log)
+    params = SamplingParams(
+        max_new_tokens=max_new_tokens, json_schema=None if schema is None else JsonSchema(schema, tokenizer)
+    )
     prompts = [_prompt(tokenizer, question) for question in questions]
     names = [question.where for question in questions]
-    completions = engine.generate(prompts, SamplingParams(max_new_tokens=max_new_tokens), where=names)
+    completions = engine.generate(prompts, params, where=names)
     return [
         AnsweredRow(
             where=question.where,

@@ -19,10 +19,10 @@ from fledge.data import PackedDataset, StageDataset
 from fledge.data.build.row_locator import RowLocator
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
-from fledge.evaluate import sample
-from fledge.evaluate.prompt_tests import Case, run_cases, write_failing
+from fledge.evaluate.generated import GeneratedAnswers
+from fledge.evaluate.prompt_tests import Case
+from fledge.evaluate.stage_evaluation import StageEvaluation
 from fledge.findings import Finding
-from fledge.generation import SamplingParams
 from fledge.model.decoder import Decoder
 from fledge.model.linear_cross_entropy import LossKernel
 from fledge.model.loading import load_model
@@ -35,14 +35,13 @@ from fledge.recipe import Recipe
 from fledge.recipe.resume_policy import Change
 from fledge.run import Console, StageDirectory, write_json
 from fledge.run.alerts import Alerts
-from fledge.run.file_shapes import Evaluation as SavedEvaluation
 from fledge.run.file_shapes import StageData
 from fledge.run.startup import StartupTimer
 from fledge.run.stopping import SignalHandler
 from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer
 from fledge.training.context import TrainContext
-from fledge.training.hooks import Evaluation, Hook, PromptTests
+from fledge.training.hooks import Hook
 from fledge.training.model_writer import model_writer
 from fledge.training.outcome import judge
 from fledge.training.reference import ReferenceProvider
@@ -51,7 +50,7 @@ from fledge.training.start_adapter import start_adapter
 from fledge.training.start_weights import StartWeights
 from fledge.training.trainable import load_saved_weights
 from fledge.training.trainer import Trainer
-from fledge.training.validation import ValidationSet, metrics_line, validate
+from fledge.training.validation import ValidationSet
 
 AfterStage = Callable[[str, LanguageModel, Tokenizer, StageDirectory], None]
 
@@ -129,14 +128,13 @@ class StageRunner:
         )
         with self.ranks.main_process_first():
             objective = self._objective(self.prepared.data.train, "training", head_kernel(compute), reference)
-            validation = self._validation_set(head_kernel(compute), reference)
+            evaluation = self._evaluation(self._validation_set(head_kernel(compute), reference))
         before_file = self.directory.evaluations / "before.json"
         if self.ranks.broadcast_object(not before_file.exists()) and not has_begun:
             with self.shared.timed("evaluation"):
-                self._evaluate(before_file, model, validation, stage.batch.micro_batch_rows)
+                evaluation.evaluate(before_file, model, stage.batch.micro_batch_rows)
         is_sharded = self.recipe.runtime.parallelism == "fsdp" and self.ranks.is_distributed
-        initial = self.ranks.broadcast_object(read_json(before_file, SavedEvaluation) if self.ranks.is_main_process else None)
-        hooks = self._hooks(validation, initial.get("loss"))
+        hooks = evaluation.hooks(evaluation.initial_metrics(), self.prepared.horizon.steps)
         state = self._train(model, objective, hooks, compute=compute, recipe_changes=changed, is_sharded=is_sharded)
         step = selected_step(stage.select_checkpoint, state, self.directory.checkpoints, self.console.log)
         chosen = self._checkpoint(step, stage.ema.decay is not None)
@@ -145,12 +143,16 @@ class StageRunner:
         elif chosen != self._checkpoint(state.step, averaged=False):
             load_saved_weights(model, self.directory.root / chosen)
         rows = state.micro_batch_size or stage.batch.micro_batch_rows
-        self._evaluate(self.directory.evaluations / "after.json", model, validation, rows)
+        evaluation.evaluate(self.directory.evaluations / "after.json", model, rows)
         if self.shared.after_stage is not None and self.ranks.is_main_process:
             with force_eager(), allow_nondeterministic():
                 self.shared.after_stage(name, model, self.tokenizer, self.directory)
-        found = judge(self.directory, validation, step, self.console, self.shared.alerts) if self.ranks.is_main_process else []
+        found = self._judge(evaluation.validation, step) if self.ranks.is_main_process else []
         return self._write_result(state, chosen, found, wall_seconds=time.monotonic() - started)
+
+    def _judge(self, validation: ValidationSet | None, step: int) -> list[Finding]:
+        metric = self.prepared.stage.metric_for_best_model
+        return judge(self.directory, validation, step, metric, self.console, self.shared.alerts)
 
     def _report_data_and_plan(self, changed: dict[str, list[Any]]) -> None:
         """Log the data report and the plan, and write their files. `changed`: changed keys of the recipe."""
@@ -303,6 +305,26 @@ class StageRunner:
         objective = self._objective(data, "validation", kernel, reference)
         return ValidationSet(data, objective, self.prepared.stage.evaluation.max_packed_rows)
 
+    def _evaluation(self, validation: ValidationSet | None) -> StageEvaluation:
+        """What the stage is evaluated with."""
+        stage, answers, name = self.prepared.stage, None, self.prepared.name
+        if validation is not None and stage.evaluation.generated_answers is not None:
+            config, metric = stage.evaluation.generated_answers, stage.metric_for_best_model
+            answers = GeneratedAnswers.of(validation.data, self.tokenizer, config, metric)
+            self.console.log(answers.describe())
+        return StageEvaluation(
+            stage=stage,
+            kind=stage.kind,
+            tokenizer=self.tokenizer,
+            samples=self.recipe.generation_samples,
+            validation=validation,
+            answers=answers,
+            cases=self.shared.prompt_test_cases.get(name, ()),
+            directory=self.directory,
+            console=self.console,
+            ranks=self.ranks,
+        )
+
     def _write_data_report(self) -> None:
         """Write data_report.json. Raises FledgeError if a stage that has begun would go on with other data."""
         file, report = self.directory.root / "data_report.json", self.prepared.data.as_dict()
@@ -317,18 +339,6 @@ class StageRunner:
 
     def _checkpoint(self, step: int, averaged: bool) -> Path:
         return Path("checkpoints") / step_name(step) / ("averaged" if averaged else "model")
-
-    def _evaluate(self, file: Path, model: LanguageModel, validation: ValidationSet | None, micro_batch_rows: int) -> None:
-        """Write the metrics of the validation set and the answers to the fixed prompts to `file`."""
-        metrics: dict[str, Any] = {}
-        if validation is not None:
-            metrics = validate(model, validation, micro_batch_rows, ranks=self.ranks)
-            self.console.log(f"{file.stem} {self.prepared.name}: validation {metrics_line(metrics)}")
-        if not self.ranks.is_main_process:
-            return
-        with force_eager(), allow_nondeterministic():
-            samples = sample(model, self.tokenizer, self.recipe.generation_samples, self.prepared.stage.kind)
-        write_json(file, {**metrics, "samples": [one.as_dict() for one in samples]})
 
     def _write_result(self, state: TrainState, chosen: Path, found: list[Finding], wall_seconds: float) -> dict[str, Any]:
         """Write result.json, which marks the stage as finished, and return its content."""
@@ -345,33 +355,6 @@ class StageRunner:
         if self.ranks.is_main_process:
             write_json(self.directory.result_file, result)
         return result
-
-    def _hooks(self, validation: ValidationSet | None, initial_loss: float | None) -> tuple[Hook, ...]:
-        """The hooks of the trainer: evaluation if there are validation data, prompt tests if the recipe has some."""
-        stage, total_steps = self.prepared.stage, self.prepared.horizon.steps
-        hooks: list[Hook] = []
-        if validation is not None:
-            hooks.append(Evaluation(stage=stage, total_steps=total_steps, validation=validation, initial_loss=initial_loss))
-        if stage.prompt_tests is not None:
-            tests, every_steps = self._run_prompt_tests, stage.prompt_tests.every_steps
-            hooks.append(PromptTests(run_tests=tests, every_steps=every_steps, total_steps=total_steps))
-        return tuple(hooks)
-
-    def _run_prompt_tests(
-        self, model: LanguageModel, step: int, previous_failures: list[str] | None
-    ) -> tuple[dict[str, Any], list[str]]:
-        """Run the prompt tests; returns their metrics and the names of failing ones, written to `prompt_tests/step-….jsonl`."""
-        config = self.prepared.stage.prompt_tests
-        assert config is not None
-        cases = self.shared.prompt_test_cases[self.prepared.name]
-        params = SamplingParams(max_new_tokens=config.max_new_tokens)
-        with force_eager(), allow_nondeterministic():
-            report = run_cases(model, self.tokenizer, cases, params, previous_failures)
-        try:
-            write_failing(report.results, self.directory.prompt_tests / f"{step_name(step)}.jsonl")
-        except FledgeError as error:  # the file is for people to read; what was learned is worth more
-            self.console.log(f"warning: the failing prompt tests are not written: {error.what} ({error.where})", style="yellow")
-        return report.metrics(), report.failing
 
 
 def _example_locator(data: StageDataset) -> Callable[[int], str]:

@@ -140,7 +140,6 @@ ANSWERS = [
     ("dtype: bfloat16", "write runtime: {precision: bf16} at the top level"),
     ("gradient_checkpointing: true", "write runtime: {activation_checkpointing: full} at the top level"),
     ("load_best_model_at_end: true", "write select_checkpoint: best"),
-    ("metric_for_best_model: eval_loss", "leave it out; the best checkpoint is the checkpoint with the lowest validation loss"),
     ("save_steps: 500", "write checkpoint: {every_steps: 500}"),
     ("save_total_limit: 3", "write checkpoint: {keep_last: 3}"),
     ("eval_steps: 50", "write evaluation: {every_steps: 50}"),

@@ -23,5 +23,5 @@ def final_results(run: Path, stages: tuple[str, ...] = ("pretrain", "sft", "dpo"
         lines = (run / stage / "events.jsonl").read_bytes().splitlines()
         results[f"{stage} events"] = b"\n".join(x for x in lines if json.loads(x)["kind"] in ("step", "eval", "stop"))
         state = json.loads((last / "state" / "trainer.json").read_text())
-        results[f"{stage} best"] = repr((state["best_loss"], state["best_step"], state["evals_since_best"])).encode()
+        results[f"{stage} best"] = repr((state["best_metric"], state["best_step"], state["evals_since_best"])).encode()
     return results

@@ -52,14 +52,14 @@ def test_the_best_loss_is_the_lowest_finite_one(losses: list[float]) -> None:
         hook._update_best(state, loss)
     finite = [(loss, step) for step, loss in enumerate(losses) if math.isfinite(loss)]
     expected = min(finite) if finite else (None, None)
-    assert (state.best_loss, state.best_step) == expected
+    assert (state.best_metric, state.best_step) == expected
     assert state.evals_since_best == (len(losses) if expected[1] is None else len(losses) - 1 - expected[1])
 
 
 def test_a_validation_loss_that_is_no_number_is_an_alert_and_never_the_best(tmp_path: Path) -> None:
     patience = {"early_stopping": {"patience": 2, "target_loss": 100.0}}
     state = train(tmp_path, evaluation(math.nan, **patience))
-    assert (state.step, state.best_step, state.best_loss) == (4, None, None)  # evaluated at steps 2 and 4
+    assert (state.step, state.best_step, state.best_metric) == (4, None, None)  # evaluated at steps 2 and 4
     assert state.stop_reason == "validation loss has not improved for 2 evaluations"
     alerts = [event for event in read_events(tmp_path / "events.jsonl") if event["kind"] == "alert"]
     assert [(alert["check"], alert["severity"], alert["step"]) for alert in alerts] == [
@@ -71,5 +71,5 @@ def test_a_validation_loss_that_is_no_number_is_an_alert_and_never_the_best(tmp_
 
 def test_a_finite_validation_loss_is_recorded_and_raises_no_alert(tmp_path: Path) -> None:
     state = train(tmp_path, evaluation(1.0))
-    assert state.step == STEPS and state.best_step is not None and torch.isfinite(torch.tensor(state.best_loss))
+    assert state.step == STEPS and state.best_step is not None and torch.isfinite(torch.tensor(state.best_metric))
     assert not [event for event in read_events(tmp_path / "events.jsonl") if event["kind"] == "alert"]

@@ -1,5 +1,6 @@
 """A loaded model in Python: chat, text generation, streaming, scores."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from fledge.tokenizer import Message, Tokenizer
 
 if TYPE_CHECKING:
     from fledge.generation import Engine, SamplingParams
+    from fledge.generation.json_schema import JsonSchema
 
 Messages = str | Sequence[Mapping[str, str] | Message]
 ROLES = ("system", "user", "assistant", "tool")
@@ -67,6 +69,7 @@ class Model:
     def __init__(self, engine: "Engine", tokenizer: Tokenizer, path: Path) -> None:
         """Use `load`."""
         self._engine, self.tokenizer, self.path = engine, tokenizer, path
+        self._schemas: dict[str, JsonSchema] = {}
 
     @property
     def max_positions(self) -> int:
@@ -79,7 +82,8 @@ class Model:
         return sum(parameter.numel() for parameter in self._engine.model.parameters())
 
     def chat(self, messages: Messages, **sampling: Any) -> str:
-        """Answer a conversation: a list of `{"role": …, "content": …}`, or one user message as a string.
+        """Answer a conversation: a list of `{"role": …, "content": …}`, or one user message as a string. `json_schema`: a
+        mapping or JSON text that the answer follows (extra `eval`).
 
         >>> import fledge
         >>> model = fledge.load("runs/mine")
@@ -156,7 +160,21 @@ class Model:
         unknown = sorted(set(sampling) - set(known))
         if unknown:
             raise FledgeError(f"unknown parameter '{unknown[0]}'", hint=f"there are {', '.join(known)}")
-        return SamplingParams(**{"max_new_tokens": 256, **sampling})
+        values = {"max_new_tokens": 256, **sampling}
+        if values.get("json_schema") is not None:
+            values["json_schema"] = self._compiled(values["json_schema"])
+        return SamplingParams(**values)
+
+    def _compiled(self, schema: Any) -> "JsonSchema":
+        """The schema compiled for this tokenizer, once."""
+        from fledge.generation.json_schema import JsonSchema, as_schema
+
+        if isinstance(schema, JsonSchema):
+            return schema
+        key = schema if isinstance(schema, str) else json.dumps(schema, sort_keys=True, default=str)
+        if key not in self._schemas:
+            self._schemas[key] = as_schema(schema, self.tokenizer)
+        return self._schemas[key]
 
 
 def as_messages(messages: Messages) -> list[Message]:

@@ -26,7 +26,7 @@ class TrainState:
         last_eval_step: Step of the last evaluation.
         last_prompt_test_step: Step of the last prompt tests.
         failing_prompt_tests: Names of the prompt tests that failed last time; None before the first time.
-        best_loss: Lowest validation loss, reached at `best_step`.
+        best_metric: Best value of the stage's `metric_for_best_model`, reached at `best_step`.
         evals_since_best: Evaluations since then.
         stop_reason: Reason for ending the stage early.
         skipped_rows: [first, count] ranges of the row stream that rollbacks left out.
@@ -46,7 +46,7 @@ class TrainState:
     last_eval_step: NonNegativeInt = 0
     last_prompt_test_step: NonNegativeInt = 0
     failing_prompt_tests: list[str] | None = None
-    best_loss: float | None = None
+    best_metric: float | None = None
     best_step: NonNegativeInt | None = None
     evals_since_best: NonNegativeInt = 0
     stop_reason: str | None = None

@@ -189,6 +189,7 @@ def _add_generation(commands: argparse._SubParsersAction, name: str, text: str) 
     if name == "generate":
         command.add_argument("prompt", help="what to answer")
         command.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+        _add_json_schema(command)
     command.add_argument("--system", help="system prompt")
     command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     command.add_argument("--top-k", type=int, default=0, help="sample among the k likeliest tokens; 0: all")
@@ -208,7 +209,14 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
         "--errors", type=os.path.expanduser, metavar="FILE", help="write the wrong answers, one JSON object a line"
     )
     command.add_argument("--max-new-tokens", type=int, default=256)
+    _add_json_schema(command)
     command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_json_schema(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--json-schema", type=os.path.expanduser, metavar="FILE", help="answers follow the JSON schema in this file"
+    )
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:

@@ -235,7 +235,8 @@ def _run_generation(options: argparse.Namespace) -> None:
     except FledgeError as error:  # it names the parameter
         raise FledgeError(error.what, where=f"--{error.where}".replace("_", "-"), hint=error.hint) from None
     if options.command == "generate":
-        generate_once(options.model, options.prompt, params, system=options.system, raw=options.raw)
+        schema = _json_schema(options)
+        generate_once(options.model, options.prompt, params, system=options.system, raw=options.raw, schema=schema)
     else:
         chat(options.model, params, system=options.system)
 
@@ -246,7 +247,24 @@ def _run_score(options: argparse.Namespace) -> None:
 
     if options.max_new_tokens < 1:
         raise FledgeError(f"must be 1 or more, not {options.max_new_tokens}", where="--max-new-tokens")
-    score(options.file, options.model, options.max_new_tokens, options.errors, options.json, Console().log)
+    score(
+        options.file,
+        options.model,
+        options.max_new_tokens,
+        schema=_json_schema(options),
+        errors=options.errors,
+        as_json=options.json,
+        log=Console().log,
+    )
+
+
+def _json_schema(options: argparse.Namespace) -> dict[str, object] | None:
+    """The content of the file that `--json-schema` names."""
+    if options.json_schema is None:
+        return None
+    from fledge.generation.json_schema import read_schema
+
+    return read_schema(Path(options.json_schema))
 
 
 def _run_export(options: argparse.Namespace) -> None:

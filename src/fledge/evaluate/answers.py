@@ -13,6 +13,7 @@ from fledge.generation import FinishReason
 
 RIGHT = "right"
 Fields = dict[str, Any]
+JSON_SCORES = ("valid_json", "f1")  # of answers that are JSON objects
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = range(3)
 
 
@@ -59,6 +60,15 @@ def parse_object(text: str) -> Fields:
     if not isinstance(value, dict):
         raise ValueError("JSON, but no object")
     return value
+
+
+def is_object(text: str) -> bool:
+    """Whether the whole text is a JSON object."""
+    try:
+        parse_object(text)
+    except ValueError:
+        return False
+    return True
 
 
 class _RepeatedKey(ValueError):
@@ -160,6 +170,16 @@ def score_answers(rows: Sequence[AnsweredRow], marks: Sequence[Mark]) -> dict[st
     return result
 
 
+def summary_scores(marks: Sequence[Mark]) -> dict[str, float]:
+    """`exact_match` of all answers, and `valid_json` and `f1` of those whose reference is a JSON object, if there are any."""
+    scores = {"exact_match": sum(one.kind == RIGHT for one in marks) / len(marks)}
+    objects = [one for one in marks if one.valid_json is not None]
+    if objects:
+        scores["valid_json"] = sum(bool(one.valid_json) for one in objects) / len(objects)
+        scores["f1"] = float(_f1(_outcome_counts([one.fields for one in objects]).sum(axis=0)))
+    return scores
+
+
 def _only(fields: Sequence[tuple[str, Any, Any]], keys: Collection[str]) -> tuple[tuple[str, Any, Any], ...]:
     return tuple(field for field in fields if field[0] in keys)
 
@@ -198,14 +218,20 @@ def count_outcomes(fields: Sequence[tuple[str, Any, Any]]) -> list[tuple[Any, in
 
 def _field_scores(all_fields: Sequence[Sequence[tuple[str, Any, Any]]]) -> dict[str, Any]:
     """Precision, recall and F1 over all fields (micro averages), with intervals that resample rows."""
-    counts = np.zeros((len(all_fields), 3))
-    for number, fields in enumerate(all_fields):
-        for _, outcome in count_outcomes(fields):
-            counts[number, outcome] += 1
+    counts = _outcome_counts(all_fields)
     return {
         name: {"value": float(score(counts.sum(axis=0))), "interval": bootstrap_interval(counts, score)}
         for name, score in {"precision": _precision, "recall": _recall, "f1": _f1}.items()
     }
+
+
+def _outcome_counts(all_fields: Sequence[Sequence[tuple[str, Any, Any]]]) -> np.ndarray:
+    """True positives, false positives and false negatives of each answer [rows, 3]."""
+    counts = np.zeros((len(all_fields), 3))
+    for number, fields in enumerate(all_fields):
+        for _, outcome in count_outcomes(fields):
+            counts[number, outcome] += 1
+    return counts
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

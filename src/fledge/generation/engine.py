@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fledge.errors import FledgeError
 from fledge.generation.inference_model import inference_model
+from fledge.generation.json_schema import only_allowed
 from fledge.generation.request import Completion, FinishReason, Request, TokenOutput, check_prompt
 from fledge.generation.sampling import GREEDY, SamplingParams, sample_batch, token_log_probabilities, uniform_draws
 from fledge.generation.seen_tokens import SeenTokens
@@ -83,6 +84,7 @@ class Engine:
             sample_index=sample_index,
             max_tokens=min(params.max_new_tokens, self.max_positions - len(prompt)),
             outputs=outputs,
+            matcher=None if params.json_schema is None else params.json_schema.matcher(),
         )
         self._next_id += 1
         self._longest = max(self._longest, len(prompt) + request.max_tokens)
@@ -211,11 +213,15 @@ class Engine:
 
     def _append_tokens(self, logits: Tensor, seen: Tensor | None) -> list[Request]:
         """Choose the next token of each running request from its logits [n, V]; returns the requests that are now finished."""
-        chosen = sample_batch(logits, [request.params for request in self.running], seen, self._draws())
+        matchers = {slot: request.matcher for slot, request in enumerate(self.running) if request.matcher is not None}
+        allowed = only_allowed(logits, matchers) if matchers else logits
+        chosen = sample_batch(allowed, [request.params for request in self.running], seen, self._draws())
         tokens, logprobs = self._read(logits, chosen)
         finished = []
         for slot, (request, token) in enumerate(zip(self.running, tokens, strict=True)):
             reason: FinishReason | None = None
+            if request.matcher is not None:
+                request.matcher.accept(token)
             if token in self.stop_ids:
                 reason = "stop"
             else:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fledge.errors import FledgeError
+from fledge.generation.json_schema import SchemaMatcher
 from fledge.generation.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -88,7 +89,8 @@ class Completion:
 class Request:
     """A request in the engine: waiting, running or finished. Requests are compared by identity.
 
-    `max_tokens`: largest number of tokens of its answer. `outputs`: the list to append its outputs to.
+    `max_tokens`: largest number of tokens of its answer. `outputs`: the list to append its outputs to. `matcher`: which tokens
+    `params.json_schema` allows next.
     """
 
     request_id: int
@@ -97,6 +99,7 @@ class Request:
     sample_index: int
     max_tokens: int
     outputs: list[TokenOutput]
+    matcher: SchemaMatcher | None = None
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 

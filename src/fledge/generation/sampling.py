@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fledge.errors import FledgeError
+from fledge.generation.json_schema import JsonSchema
 from fledge.model.device_copy import to_device
 
 NUCLEUS_CANDIDATES = 512  # likeliest tokens that nearly always contain the nucleus; five times faster than sorting all
@@ -25,7 +26,8 @@ class SamplingParams:
     """How the tokens of one request are chosen. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 are off.
 
     `repetition_penalty` divides positive and multiplies negative logits of tokens already present (Keskar et al. 2019).
-    `logprobs` asks for the log-probability of every chosen token. Raises FledgeError for a value out of bounds; its
+    `json_schema`: the answer follows it; tokens that would break it have no probability. `logprobs` asks for the
+    log-probability of every chosen token. Raises FledgeError for a value out of bounds; its
     `where` is the name of the parameter.
     """
 
@@ -36,6 +38,7 @@ class SamplingParams:
     max_new_tokens: int = 128
     seed: int = 0
     logprobs: bool = False
+    json_schema: JsonSchema | None = None
 
     def __post_init__(self) -> None:
         bounds = (

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fledge.findings import Finding, Severity
-from fledge.plan.evaluation import MIN_VALIDATION_ROWS
+from fledge.plan.evaluation import METRICS, MIN_CHANGE, MIN_VALIDATION_ROWS, SelectionMetric
 
 NOISE = 0.005  # relative change of a loss that is no change
 WORSE = 0.01  # relative increase of a loss that is worth a word
-MIN_CHANGE = 0.002  # nats: a smaller change is none, however small the loss
 COLLAPSED_ACCURACY = 0.5  # of the token accuracy before, or less
 MIN_ACCURACY = 0.02  # token accuracy that can collapse
 COLLAPSED_NATS = 2.0  # increase of the negative log-likelihood of a token
@@ -28,7 +27,8 @@ class StageOutcome:
     """The figures of a finished stage.
 
     `before`, `after`: metrics on validation data, of the start and of the checkpoint that goes on; empty without validation
-    data. `evaluations`: (step, loss) in order, that of the start included. `train_losses`: of every step. `selected_step`: of
+    data. `metric_name`: the stage's `metric_for_best_model`. `evaluations`: (step, its value) in order, that of the start
+    included. `train_losses`: of every step. `selected_step`: of
     the checkpoint that goes on. `validation_rows`: as `plan.evaluation.validation_rows`. `answers`: (prompt, answer) after the
     stage.
     """
@@ -39,6 +39,7 @@ class StageOutcome:
     train_losses: Sequence[float] = ()
     steps: int
     selected_step: int
+    metric_name: str = "loss"
     validation_rows: int | None = None
     answers: Sequence[tuple[str, str]] = ()
 
@@ -50,10 +51,20 @@ class StageOutcome:
         return before, after
 
     @property
+    def metric(self) -> SelectionMetric:
+        """The metric that decides which checkpoint is the best."""
+        return METRICS[self.metric_name]
+
+    @property
     def best(self) -> tuple[int, float] | None:
-        """(step, loss) of the best evaluation; None without a finite one."""
-        finite = [(step, loss) for step, loss in self.evaluations if math.isfinite(loss)]
-        return min(finite, key=lambda one: one[1], default=None)
+        """(step, value) of the best evaluation; None without a finite one."""
+        finite = [(step, value) for step, value in self.evaluations if math.isfinite(value)]
+        return min(finite, key=lambda one: self.metric.badness(one[1]), default=None)
+
+    def is_worse(self, value: float, reference: float, share: float) -> bool:
+        """Whether a value is worse than a reference by more than this share of it, and by more than chance."""
+        by = self.metric.badness(value) - self.metric.badness(reference)
+        return by > max(self.metric.min_change, share * abs(reference))
 
 
 def verdicts(outcome: StageOutcome) -> list[Finding]:
@@ -115,21 +126,23 @@ def displaced(outcome: StageOutcome) -> Finding | None:
 
 def worse_than_start(outcome: StageOutcome) -> Finding | None:
     """No evaluation was as good as the one before the first step, or the checkpoint that goes on is worse than that."""
-    losses = dict(outcome.evaluations)
-    start = losses.get(0)
-    if start is None or len(losses) < 2:
+    values = dict(outcome.evaluations)
+    start = values.get(0)
+    if start is None or len(values) < 2:
         return None
     start_goes_on = outcome.selected_step == 0
-    now = outcome.evaluations[-1][1] if start_goes_on else losses.get(outcome.selected_step, outcome.evaluations[-1][1])
-    if now - start <= max(MIN_CHANGE, (NOISE if start_goes_on else WORSE) * abs(start)):
+    now = outcome.evaluations[-1][1] if start_goes_on else values.get(outcome.selected_step, outcome.evaluations[-1][1])
+    if not outcome.is_worse(now, start, NOISE if start_goes_on else WORSE):
         return None
+    change = f"{outcome.metric.format.format(start)} before, {outcome.metric.format.format(now)} after"
     goes_on = "the model it started from goes on" if start_goes_on else "it goes on all the same"
     return _verdict(
         "worse_than_start",
         "warning" if start_goes_on else "error",
-        f"the stage made the model worse: validation loss {start:.4f} before, {now:.4f} after; {goes_on}",
+        f"the stage made the model worse: {outcome.metric.label} {change}; {goes_on}",
         "lower optimizer.learning_rate; if the validation rows are not what is to be learned, "
         f"select_checkpoint: {'last goes on with what was trained' if start_goes_on else 'best keeps the start'}",
+        metric=outcome.metric_name,
         start=start,
         last=now,
         start_goes_on=start_goes_on,
@@ -141,7 +154,7 @@ def worse_than_best(outcome: StageOutcome) -> Finding | None:
     if outcome.best is None or outcome.best[0] == 0 or worse_than_start(outcome) is not None:
         return None
     (best_step, best), (last_step, last) = outcome.best, outcome.evaluations[-1]
-    if last_step == best_step or last - best <= max(MIN_CHANGE, WORSE * abs(best)):
+    if last_step == best_step or not outcome.is_worse(last, best, WORSE):
         return None
     before, after = _around(outcome.train_losses, best_step)
     overfits = before is not None and after is not None and after < before * (1 - NOISE)
@@ -153,8 +166,10 @@ def worse_than_best(outcome: StageOutcome) -> Finding | None:
     return _verdict(
         "worse_than_best",
         "warning",
-        f"worse than its best since step {best_step:,}: validation loss {best:.4f} then, {last:.4f} at the end{why}; {goes_on}",
+        f"worse than its best since step {best_step:,}: {outcome.metric.label} {outcome.metric.format.format(best)} then, "
+        f"{outcome.metric.format.format(last)} at the end{why}; {goes_on}",
         "train fewer epochs, lower optimizer.learning_rate, or set early_stopping.patience",
+        metric=outcome.metric_name,
         best_step=best_step,
         best=best,
         last=last,
@@ -174,7 +189,7 @@ def _around(losses: Sequence[float], step: int) -> tuple[float | None, float | N
 def nothing_learned(outcome: StageOutcome) -> Finding | None:
     """The loss is what it was before: of the validation data, else of the training rows."""
     change = outcome.change("loss")
-    if change is not None and outcome.selected_step == 0 and outcome.evaluations:
+    if change is not None and outcome.selected_step == 0 and outcome.evaluations and outcome.metric_name == "loss":
         change = change[0], outcome.evaluations[-1][1]  # of the training, and not of the start that goes on
     kind = "validation"
     if change is None:

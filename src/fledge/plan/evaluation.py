@@ -1,6 +1,7 @@
 """How often a stage evaluates, and whether its evaluations can decide which checkpoint is the best."""
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 from fledge.data import PackedDataset
@@ -11,6 +12,43 @@ MIN_EVALUATIONS = 3  # fewer leave nothing to choose from
 MIN_VALIDATION_ROWS = 20  # examples, or packed rows where documents are long: the loss of fewer depends on which these are
 
 Selection = Literal["last", "best"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionMetric:
+    """A metric that can decide which checkpoint is the best.
+
+    `label`: its name in sentences. `format`: of a value in sentences. `min_change`: a smaller change is none.
+    """
+
+    label: str
+    greater_is_better: bool
+    format: str
+    min_change: float
+
+    def badness(self, value: float) -> float:
+        """The value, or its negative if a greater one is better: the smallest badness is best."""
+        return -value if self.greater_is_better else value
+
+    def better(self, value: float, best: float, threshold: float) -> bool:
+        """Whether a value is better than the best one by more than the threshold."""
+        return self.badness(value) < self.badness(best) - threshold
+
+
+MIN_CHANGE = 0.002  # nats: a smaller change of a loss is none, however small the loss
+MIN_RATE_CHANGE = 0.05  # of a score of some hundred answers: a smaller change may be chance
+
+METRICS = {
+    "loss": SelectionMetric(label="validation loss", greater_is_better=False, format="{:.4f}", min_change=MIN_CHANGE),
+    "exact_match": SelectionMetric(
+        label="share of exact answers", greater_is_better=True, format="{:.1%}", min_change=MIN_RATE_CHANGE
+    ),
+    "valid_json": SelectionMetric(
+        label="share of valid JSON", greater_is_better=True, format="{:.1%}", min_change=MIN_RATE_CHANGE
+    ),
+    "f1": SelectionMetric(label="F1 of answers", greater_is_better=True, format="{:.1%}", min_change=MIN_RATE_CHANGE),
+}
+"""The values of `metric_for_best_model`."""
 
 
 def evaluation_interval(stage: StageBase, total_steps: int) -> int:
@@ -30,6 +68,14 @@ def validation_rows(validation: PackedDataset, max_packed_rows: int) -> int:
     return max(used, round(int(validation.summary()["examples"]) * used / packed))
 
 
+def deciding_rows(stage: StageBase, validation: PackedDataset) -> int:
+    """Number of validation rows that decide which checkpoint is the best."""
+    answers = stage.evaluation.generated_answers
+    if stage.metric_for_best_model == "loss" or answers is None:
+        return validation_rows(validation, stage.evaluation.max_packed_rows)
+    return min(answers.rows, validation.examples.count)
+
+
 def resolve_selection(stage: StageBase, validation: PackedDataset | None, total_steps: int) -> tuple[Selection, list[str]]:
     """The value of `select_checkpoint`, and for `auto` a sentence with the reason: `best` from MIN_EVALUATIONS evaluations
     of MIN_VALIDATION_ROWS rows on, else `last`."""
@@ -37,11 +83,12 @@ def resolve_selection(stage: StageBase, validation: PackedDataset | None, total_
         return stage.select_checkpoint, []
     if validation is None:
         return "last", ["select_checkpoint last: there is no validation data"]
-    rows = validation_rows(validation, stage.evaluation.max_packed_rows)
+    rows = deciding_rows(stage, validation)
     count = evaluations(stage, total_steps)
     if rows < MIN_VALIDATION_ROWS:
         row = "row" if rows == 1 else "rows"
         return "last", [f"select_checkpoint last: {rows} validation {row}, too few to tell which checkpoint is better"]
     if count < MIN_EVALUATIONS:
         return "last", [f"select_checkpoint last: {count} evaluation{'s' * (count > 1)}, nothing to choose from"]
-    return "best", [f"select_checkpoint best: of {count} evaluations of {rows:,} validation rows, and of the start"]
+    by = "" if stage.metric_for_best_model == "loss" else f" by {METRICS[stage.metric_for_best_model].label}"
+    return "best", [f"select_checkpoint best{by}: of {count} evaluations of {rows:,} validation rows, and of the start"]

@@ -153,6 +153,8 @@ def check_settings_have_effect(
     stopping = stage.early_stopping
     if validation is None and (stopping.patience or stopping.target_loss or stage.select_checkpoint == "best"):
         raise FledgeError("early_stopping and select_checkpoint: best need validation data", where="data.validation")
+    if validation is None and stage.evaluation.generated_answers is not None:
+        raise FledgeError("evaluation.generated_answers needs validation data", where="data.validation")
 
 
 def without_warmup(stage: Stage) -> Stage:

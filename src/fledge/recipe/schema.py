@@ -53,6 +53,7 @@ __all__ = [
     "EMAConfig",
     "EarlyStoppingConfig",
     "EvaluationConfig",
+    "GeneratedAnswersConfig",
     "GenerationSamplesConfig",
     "GuardsConfig",
     "LoggingConfig",
@@ -80,11 +81,21 @@ __all__ = [
 ]
 
 
+class GeneratedAnswersConfig(ConfigModel):
+    """Greedy answers to the questions of validation rows, compared with the rows' own answers at each evaluation."""
+
+    rows: Positive = Field(default=200, description="number of validation rows, spread evenly over the data; all, if fewer")
+    max_new_tokens: Positive = 128
+
+
 class EvaluationConfig(ConfigModel):
     """Evaluation on validation data during training, and before and after the stage."""
 
     every_steps: Positive | None = Field(default=None, description="steps between evaluations; null: ten evaluations per stage")
     max_packed_rows: Positive = Field(default=64, description="number of packed rows of validation data to use, at most")
+    generated_answers: GeneratedAnswersConfig | None = Field(
+        default=None, description="generate answers to validation questions and score them; null: only the loss is measured"
+    )
 
 
 class CheckpointConfig(ConfigModel):
@@ -95,8 +106,8 @@ class CheckpointConfig(ConfigModel):
 
 
 class EarlyStoppingConfig(ConfigModel):
-    """Stop the stage if the validation loss has not improved by `threshold` in `patience` evaluations, or reached
-    `target_loss`."""
+    """Stop the stage if `metric_for_best_model` has not improved by `threshold` in `patience` evaluations, or if the validation
+    loss reached `target_loss`."""
 
     patience: Positive | None = None
     threshold: Annotated[float, Field(ge=0)] = 0.0
@@ -111,6 +122,11 @@ class PromptTestsConfig(ConfigModel):
         default=None, description="steps between runs of the tests; null: only at the end of the stage"
     )
     max_new_tokens: Positive = 128
+
+
+def _without_eval_prefix(value: object) -> object:
+    """The metric without the prefix that transformers allows."""
+    return value.removeprefix("eval_") if isinstance(value, str) else value
 
 
 class StageBase(ConfigModel):
@@ -138,6 +154,13 @@ class StageBase(ConfigModel):
         description="which checkpoint the next stage starts from, the one before the first step included; auto: the best where "
         "validation data can decide, else the last",
     )
+    metric_for_best_model: Annotated[
+        Literal["loss", "exact_match", "valid_json", "f1"], BeforeValidator(_without_eval_prefix)
+    ] = Field(
+        default="loss",
+        description="what is best at an evaluation: the lowest loss, or the highest score of the answers that "
+        "evaluation.generated_answers generates",
+    )
 
     @property
     def loss_unit(self) -> str:
@@ -154,6 +177,15 @@ class StageBase(ConfigModel):
     def _check_duration(cls, value: str) -> str:
         Duration.parse(value)
         return value
+
+    @model_validator(mode="after")
+    def _check_metric(self) -> "StageBase":
+        if self.metric_for_best_model != "loss" and self.evaluation.generated_answers is None:
+            raise ValueError(
+                f"metric_for_best_model: {self.metric_for_best_model} is a score of answers: add the section "
+                "evaluation.generated_answers, such as evaluation: {generated_answers: {rows: 200}}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_min_lr(self) -> "StageBase":
@@ -174,6 +206,12 @@ class PretrainStage(StageBase):
     kind: Literal["pretrain"]
     label_smoothing: Fraction = 0.0
     optimizer: PretrainOptimizer = OptimizerConfig(**PRETRAIN_OPTIMIZER)
+
+    @model_validator(mode="after")
+    def _check_no_answers(self) -> "PretrainStage":
+        if self.evaluation.generated_answers is not None:
+            raise ValueError("evaluation.generated_answers needs rows with questions and answers; plain text has none")
+        return self
 
 
 class SftStage(StageBase):

@@ -15,26 +15,34 @@ from fledge.training.validation import ValidationSet
 
 
 def judge(
-    directory: StageDirectory, validation: ValidationSet | None, selected_step: int, console: Console, alerts: Alerts
+    directory: StageDirectory,
+    validation: ValidationSet | None,
+    selected_step: int,
+    metric: str,
+    console: Console,
+    alerts: Alerts,
 ) -> list[Finding]:
     """The verdicts on a finished stage, which go to the console and out as alerts."""
-    found = verdicts(stage_outcome(directory, validation, selected_step))
+    found = verdicts(stage_outcome(directory, validation, selected_step, metric))
     for one in found:
         show_finding(console, one)
         alerts.send(one.severity, one.message, directory.root.name, selected_step, dict(one.evidence))
     return found
 
 
-def stage_outcome(directory: StageDirectory, validation: ValidationSet | None, selected_step: int) -> StageOutcome:
-    """The outcome of a stage whose evaluations before and after are written."""
+def stage_outcome(
+    directory: StageDirectory, validation: ValidationSet | None, selected_step: int, metric: str = "loss"
+) -> StageOutcome:
+    """The outcome of a stage whose evaluations before and after are written. `metric`: its `metric_for_best_model`."""
     events = list(read_events(directory.events))
     before, after = (read_json(directory.evaluations / name, Evaluation) for name in ("before.json", "after.json"))
-    evaluations = [(0, before.get("loss")), *((e["step"], e["eval/loss"]) for e in events if e["kind"] == "eval")]
+    evaluations = [(0, before.get(metric)), *((e["step"], e[f"eval/{metric}"]) for e in events if e["kind"] == "eval")]
     losses = [event["train/loss"] for event in events if event["kind"] == "step"]
     return StageOutcome(
         before=_metrics(before),
         after=_metrics(after),
-        evaluations=[(step, loss) for step, loss in evaluations if loss is not None],
+        metric_name=metric,
+        evaluations=[(step, value) for step, value in evaluations if value is not None],
         train_losses=[loss for loss in losses if loss is not None],
         steps=len(losses),
         selected_step=selected_step,

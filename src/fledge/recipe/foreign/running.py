@@ -101,7 +101,13 @@ def _best(value: Any, context: Context) -> Answer:
 def _metric(value: Any, context: Context) -> Answer:
     if word(value) in ("eval_loss", "loss", "val_loss", "validation_loss"):
         return Answer(note="leave it out; the best checkpoint is the checkpoint with the lowest validation loss")
-    return Answer(note="checkpoints are compared by validation loss only; prompt_tests check answers to your own prompts")
+    name = word(value).removeprefix("eval_")
+    if name in ("exact_match", "valid_json", "f1"):
+        return Answer((("metric_for_best_model", name), ("evaluation.generated_answers.rows", 200)))
+    return Answer(
+        note="checkpoints are compared by validation loss, or by exact_match, valid_json or f1 of answers to validation "
+        "questions (metric_for_best_model with evaluation.generated_answers)"
+    )
 
 
 def _resume(value: Any, context: Context) -> Answer:
@@ -180,10 +186,7 @@ RUNNING: Table = {
     ),
     **for_keys("load_best_model_at_end save_best_model load_best save_best", _best),
     "metric_for_best_model": _metric,
-    "greater_is_better": if_true(
-        advice("checkpoints are compared by validation loss, and lower is better"),
-        unneeded("the lower validation loss is better"),
-    ),
+    "greater_is_better": unneeded("it follows from metric_for_best_model: a lower loss is better, a higher score is"),
     **for_keys(
         "early_stopping_patience early_stopping_steps early_stop_patience es_patience",
         replaced_by("early_stopping.patience", as_integer, "counted in evaluations"),

@@ -1,0 +1,99 @@
+"""Answers that a model generates to the questions of validation rows, scored against the rows' own answers."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from fledge.data import PackedDataset
+from fledge.data.storage import Examples
+from fledge.errors import FledgeError
+from fledge.evaluate.answers import JSON_SCORES, AnsweredRow, is_object, mark, summary_scores
+from fledge.generation import Engine, SamplingParams
+from fledge.model.protocol import LanguageModel
+from fledge.recipe.schema import GeneratedAnswersConfig
+from fledge.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Question:
+    """The tokens up to a row's last answer, and that answer's text."""
+
+    prompt: list[int]
+    answer: str
+
+
+@dataclass(frozen=True)
+class GeneratedAnswers:
+    """Questions from validation rows, and how they are answered. `skipped`: rows whose last answer was cut to fit the context,
+    or that have none."""
+
+    questions: tuple[Question, ...]
+    skipped: int
+    tokenizer: Tokenizer
+    max_new_tokens: int
+
+    @classmethod
+    def of(
+        cls, validation: PackedDataset, tokenizer: Tokenizer, config: GeneratedAnswersConfig, metric: str
+    ) -> "GeneratedAnswers":
+        """The questions of `config.rows` rows, spread evenly over the validation data, or of all if there are fewer.
+
+        Raises FledgeError if no row has a whole answer, or if `metric` is a score that their answers do not have."""
+        examples = validation.examples
+        numbers = np.unique(np.linspace(0, examples.count - 1, min(config.rows, examples.count)).round().astype(np.int64))
+        found = [last_question(examples, int(number), tokenizer.stop_ids) for number in numbers]
+        questions = tuple(
+            Question(prompt, tokenizer.decode(answer, skip_special=True))
+            for prompt, answer in (one for one in found if one is not None)
+        )
+        if not questions:
+            raise FledgeError(
+                f"none of {len(numbers):,} validation rows has a whole answer to compare with",
+                where="evaluation.generated_answers",
+                hint="the answers are cut at data.max_seq_len: make it larger, or leave generated_answers out",
+            )
+        if metric in JSON_SCORES and not any(is_object(question.answer) for question in questions):
+            raise FledgeError(
+                f"no answer of {len(questions):,} validation rows is a JSON object, which {metric} compares",
+                where="metric_for_best_model",
+                hint="set it to exact_match or loss",
+            )
+        return cls(questions, len(numbers) - len(questions), tokenizer, config.max_new_tokens)
+
+    def describe(self) -> str:
+        """A sentence for the console."""
+        skipped = f", {self.skipped:,} rows skipped: their last answer is cut or missing" if self.skipped else ""
+        return f"answers are generated to {len(self.questions):,} validation questions at each evaluation{skipped}"
+
+    def score(self, model: LanguageModel) -> dict[str, float]:
+        """Scores of the model's greedy answers: `exact_match`, and `valid_json` and `f1` where the rows' answers are JSON
+        objects (see `evaluate.answers`)."""
+        engine = Engine(model, self.tokenizer.stop_ids)
+        completions = engine.generate(
+            [question.prompt for question in self.questions], SamplingParams(max_new_tokens=self.max_new_tokens)
+        )
+        rows = [
+            AnsweredRow(
+                where="",
+                question="",
+                expected=question.answer,
+                given=self.tokenizer.decode(completion.tokens, skip_special=True),
+                finish_reason=completion.finish_reason,
+            )
+            for question, completion in zip(self.questions, completions, strict=True)
+        ]
+        return summary_scores([mark(row) for row in rows])
+
+
+def last_question(examples: Examples, number: int, stop_ids: Collection[int]) -> tuple[list[int], list[int]] | None:
+    """(prompt, answer) of the last answer in an example, as tokens; of its first sequence, the chosen answer of a pair. The
+    answer is without its stop token. None if there is no answer that ends with one."""
+    tokens, weights = examples.sequence(number * examples.sequences_per_example)
+    trained = np.flatnonzero(weights > 0)
+    if not len(trained) or int(tokens[trained[-1]]) not in stop_ids:
+        return None
+    end = int(trained[-1])
+    before = np.flatnonzero(weights[:end] <= 0)
+    start = int(before[-1]) + 1 if len(before) else 0
+    return (tokens[:start].tolist(), tokens[start:end].tolist()) if start else None

@@ -1,0 +1,103 @@
+"""The evaluation of a stage: metrics on validation data, generated answers, samples and prompt tests."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fledge.autotune.autotune import force_eager
+from fledge.autotune.determinism import allow_nondeterministic
+from fledge.checkpoint.find import step_name
+from fledge.distributed.context import DistributedContext
+from fledge.errors import FledgeError
+from fledge.evaluate.generated import GeneratedAnswers
+from fledge.evaluate.prompt_tests import Case, run_cases, write_failing
+from fledge.evaluate.samples import sample
+from fledge.generation import SamplingParams
+from fledge.model.protocol import LanguageModel
+from fledge.recipe.schema import GenerationSamplesConfig, StageBase
+from fledge.run import Console, StageDirectory, write_json
+from fledge.run.file_shapes import Evaluation as SavedEvaluation
+from fledge.run.text_files import read_json
+from fledge.tokenizer import Tokenizer
+from fledge.training.hooks import Evaluation, Hook, PromptTests
+from fledge.training.validation import ValidationSet, metrics_line, validate
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEvaluation:
+    """What a stage is evaluated with, before, while and after it trains.
+
+    `kind`: of the stage. `validation`: None without validation data. `answers`: of validation rows, if the recipe asks for
+    them. `cases`: of the prompt tests. Ranks other than the main process only take part in the metrics.
+    """
+
+    stage: StageBase
+    kind: str
+    tokenizer: Tokenizer
+    samples: GenerationSamplesConfig
+    validation: ValidationSet | None
+    answers: GeneratedAnswers | None
+    cases: Sequence[Case]
+    directory: StageDirectory
+    console: Console
+    ranks: DistributedContext
+
+    def evaluate(self, file: Path, model: LanguageModel, micro_batch_rows: int) -> None:
+        """Write the metrics on validation data and the answers to the fixed prompts to `file`."""
+        metrics: dict[str, Any] = {}
+        if self.validation is not None:
+            metrics = validate(model, self.validation, micro_batch_rows, ranks=self.ranks)
+        if not self.ranks.is_main_process:
+            return
+        with force_eager(), allow_nondeterministic():
+            if self.answers is not None:
+                metrics |= self.answers.score(model)
+            samples = sample(model, self.tokenizer, self.samples, self.kind)
+        if metrics:
+            self.console.log(f"{file.stem} {self.directory.root.name}: validation {metrics_line(metrics)}")
+        write_json(file, {**metrics, "samples": [one.as_dict() for one in samples]})
+
+    def initial_metrics(self) -> dict[str, Any]:
+        """The metrics before the first step, equal on all ranks."""
+        file = self.directory.evaluations / "before.json"
+        return self.ranks.broadcast_object(dict(read_json(file, SavedEvaluation)) if self.ranks.is_main_process else None)
+
+    def hooks(self, initial: dict[str, Any], total_steps: int) -> tuple[Hook, ...]:
+        """The hooks of the trainer: evaluation if there are validation data, prompt tests if the recipe has some. `initial`:
+        the metrics before the first step."""
+        hooks: list[Hook] = []
+        if self.validation is not None:
+            hooks.append(
+                Evaluation(
+                    stage=self.stage,
+                    total_steps=total_steps,
+                    validation=self.validation,
+                    score_answers=None if self.answers is None else self._score_answers,
+                    initial=initial.get(self.stage.metric_for_best_model),
+                )
+            )
+        if self.stage.prompt_tests is not None:
+            every_steps = self.stage.prompt_tests.every_steps
+            hooks.append(PromptTests(run_tests=self._run_prompt_tests, every_steps=every_steps, total_steps=total_steps))
+        return tuple(hooks)
+
+    def _score_answers(self, model: LanguageModel) -> dict[str, float]:
+        assert self.answers is not None
+        with force_eager(), allow_nondeterministic():
+            return self.answers.score(model)
+
+    def _run_prompt_tests(
+        self, model: LanguageModel, step: int, previous_failures: list[str] | None
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Run the prompt tests; returns their metrics and the names of failing ones, written to `prompt_tests/step-….jsonl`."""
+        config = self.stage.prompt_tests
+        assert config is not None
+        params = SamplingParams(max_new_tokens=config.max_new_tokens)
+        with force_eager(), allow_nondeterministic():
+            report = run_cases(model, self.tokenizer, self.cases, params, previous_failures)
+        try:
+            write_failing(report.results, self.directory.prompt_tests / f"{step_name(step)}.jsonl")
+        except FledgeError as error:  # the file is for people to read; what was learned is worth more
+            self.console.log(f"warning: the failing prompt tests are not written: {error.what} ({error.where})", style="yellow")
+        return report.metrics(), report.failing

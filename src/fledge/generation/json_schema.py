@@ -1,0 +1,100 @@
+"""Answers that follow a JSON schema: the library llguidance (extra `eval`) says which tokens may come next."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fledge.errors import FledgeError, missing_extra
+from fledge.run.text_files import read_json
+from fledge.tokenizer import Tokenizer
+
+KEY = "json_schema"
+
+
+class SchemaMatcher:
+    """The state of one answer: which tokens may come next, and whether it may end."""
+
+    def __init__(self, matcher: Any, vocab_size: int) -> None:
+        """Use `JsonSchema.matcher`."""
+        self._matcher, self._vocab_size = matcher, vocab_size
+
+    def allowed(self) -> np.ndarray:
+        """The tokens that may come next, bool [V]; stop tokens where the answer may end. Raises FledgeError if the library
+        gives up on the schema."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._check()
+        return np.unpackbits(bits, count=self._vocab_size, bitorder="little").astype(bool)
+
+    def accept(self, token: int) -> None:
+        """Go on by an allowed token."""
+        self._matcher.consume_token(token)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise FledgeError(f"the answer cannot follow the schema: {_first_line(self._matcher.get_error())}", where=KEY)
+
+
+class JsonSchema:
+    """A JSON schema that answers must follow, compiled for a tokenizer.
+
+    An answer is one JSON value with nothing around it; it is cut if the model does not end it within its largest length.
+    """
+
+    def __init__(self, schema: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+        """Raises FledgeError for a schema that is invalid or has keys that cannot be followed, and without llguidance."""
+        try:
+            import llguidance
+        except ImportError:
+            raise missing_extra("llguidance", "eval", "an answer that follows a JSON schema") from None
+        self._library, self._vocab_size = llguidance, tokenizer.vocab_size
+        self._tokenizer = llguidance.LLTokenizer(
+            tokenizer.core.to_str(), n_vocab=tokenizer.vocab_size, eos_token=sorted(tokenizer.stop_ids)
+        )
+        self._grammar = llguidance.LLMatcher.grammar_from_json_schema(dict(schema))
+        _, problems = llguidance.LLMatcher.validate_grammar_with_warnings(self._grammar, self._tokenizer)
+        if problems:
+            raise FledgeError(f"this schema cannot be followed: {_first_line('; '.join(problems))}", where=KEY)
+
+    def matcher(self) -> SchemaMatcher:
+        """The state at the beginning of an answer."""
+        return SchemaMatcher(self._library.LLMatcher(self._tokenizer, self._grammar), self._vocab_size)
+
+
+def _first_line(text: str) -> str:
+    return next(iter(text.strip().splitlines()), "the library gives no reason")
+
+
+def read_schema(file: Path) -> dict[str, Any]:
+    """The schema in a JSON file. Raises FledgeError if the file is missing or holds no JSON object."""
+    schema = read_json(file)
+    if not isinstance(schema, dict):
+        raise FledgeError('a JSON schema is an object, such as {"type": "object"}', where=str(file))
+    return schema
+
+
+def only_allowed(logits: Tensor, matchers: Mapping[int, SchemaMatcher]) -> Tensor:
+    """A copy of logits [B, V] with -inf for the tokens that the matchers, by row, do not allow."""
+    logits = logits.clone()
+    for row, matcher in matchers.items():
+        allowed = torch.from_numpy(matcher.allowed()).to(logits.device)
+        logits[row, : len(allowed)].masked_fill_(~allowed, float("-inf"))
+        logits[row, len(allowed) :] = float("-inf")  # rows of the head that no token has
+    return logits
+
+
+def as_schema(schema: object, tokenizer: Tokenizer) -> JsonSchema:
+    """The compiled form of a schema that a caller gives as a mapping or as JSON text. Raises FledgeError for anything else."""
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except ValueError as error:
+            raise FledgeError(f"this is no JSON: {error}", where=KEY) from None
+    if not isinstance(schema, Mapping):
+        raise FledgeError('a JSON schema is an object, such as {"type": "object"}', where=KEY)
+    return JsonSchema(schema, tokenizer)
