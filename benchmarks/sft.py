@@ -97,10 +97,21 @@ class Counting:
 
 
 class Opponent:
-    """TRL's SFTTrainer. `accumulation` divides the rows of a step into as many micro-batches."""
+    """TRL's SFTTrainer. `accumulation` divides the rows of a step into as many micro-batches; `adapter`: settings of PEFT's
+    LoraConfig, None to train the weights; `dtype`: of the weights."""
 
     def __init__(
-        self, folder: Path, rows: list, *, context: int, micro: int, steps: int, accumulation: int, **how: Any
+        self,
+        folder: Path,
+        rows: list,
+        *,
+        context: int,
+        micro: int,
+        steps: int,
+        accumulation: int,
+        adapter: dict[str, Any] | None = None,
+        dtype: torch.dtype = torch.float32,
+        **how: Any,
     ) -> None:
         from datasets import Dataset
         from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -123,8 +134,9 @@ class Opponent:
             logging_strategy="no", disable_tqdm=True, **how,
         )  # fmt: skip
         self.trainer = SFTTrainer(
-            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), arguments,
+            AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), arguments,
             train_dataset=Dataset.from_list(rows), processing_class=AutoTokenizer.from_pretrained(folder), callbacks=[Clock()],
+            peft_config=None if adapter is None else _lora_config(adapter),
         )  # fmt: skip
         self.counting = Counting(self.trainer.data_collator)
         self.trainer.data_collator = self.counting
@@ -153,6 +165,12 @@ class Opponent:
         return Work(sum(self.seconds[1:]), useful, supervised, computed)
 
 
+def _lora_config(settings: dict[str, Any]) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(task_type="CAUSAL_LM", **settings)
+
+
 PACKED = {"packing": True, "bf16": True, "gradient_checkpointing": False}
 WAYS: dict[str, tuple[bool, dict[str, Any]]] = {  # whether rows go one by one, and the arguments
     "padded": (False, {"bf16": True, "gradient_checkpointing": False}),
@@ -163,11 +181,13 @@ WAYS: dict[str, tuple[bool, dict[str, Any]]] = {  # whether rows go one by one, 
 }
 
 
-def best_way(make: Callable[..., Opponent], micro: int) -> tuple[str, Opponent, dict[str, float | str]]:
+def best_way(
+    make: Callable[..., Opponent], micro: int, ways: dict[str, tuple[bool, dict[str, Any]]] = WAYS
+) -> tuple[str, Opponent, dict[str, float | str]]:
     """The fastest way that works here, and the speed of each way in a trial."""
     tried: dict[str, float | str] = {}
     best: tuple[float, str, Opponent] | None = None
-    for name, (one_by_one, arguments) in WAYS.items():
+    for name, (one_by_one, arguments) in ways.items():
         try:
             opponent = make(micro if one_by_one else 1, **arguments)
             opponent()

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from measure import data_folder
 
-from fledge.autotune.autotune import ComputeConfig, autotune, head_kernel
+from fledge.autotune.autotune import DTYPES, ComputeConfig, autotune, head_kernel
 from fledge.data import PackedDataset, collect, encode
 from fledge.model.decoder import Decoder
+from fledge.model.frozen_weights import round_frozen_weights
 from fledge.objective import CausalLMObjective
 from fledge.optim.build import build_optimizers
 from fledge.plan.horizon import compute_steps
@@ -65,6 +66,7 @@ class Training:
         self.model = model
         make = lambda kernel: CausalLMObjective(0.0, kernel)  # noqa: E731
         self.decision = decision or autotune(recipe.runtime, model, data.batch(0, rows), make, micro_steps=10_000, log=print)
+        round_frozen_weights(model, DTYPES[self.decision.precision])
         self.decision.apply(model)
         model.train()
         objective = CausalLMObjective(kernel=head_kernel(self.decision))

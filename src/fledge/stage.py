@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from fledge.autotune.autotune import ComputeConfig, autotune, force_eager, head_kernel, warm_up
+from fledge.autotune.autotune import DTYPES, ComputeConfig, autotune, force_eager, head_kernel, warm_up
 from fledge.autotune.compile import reset_compiler
+from fledge.autotune.compute_config import known_precision
 from fledge.autotune.determinism import allow_nondeterministic
 from fledge.checkpoint.find import step_name
 from fledge.checkpoint.state import TrainState
@@ -24,6 +25,7 @@ from fledge.evaluate.prompt_tests import Case
 from fledge.evaluate.stage_evaluation import StageEvaluation
 from fledge.findings import Finding
 from fledge.model.decoder import Decoder
+from fledge.model.frozen_weights import round_frozen_weights
 from fledge.model.linear_cross_entropy import LossKernel
 from fledge.model.loading import load_model
 from fledge.model.protocol import LanguageModel
@@ -264,10 +266,12 @@ class StageRunner:
             return self._objective(train, "training", kernel, reference=None)
 
         measure_again = self.shared.measure_again and self.ranks.is_main_process  # the other ranks read what it has written
+        self._round_frozen(model, known_precision(self.recipe.runtime))  # before it is moved to a GPU
         if file.exists() and not measure_again:
             compute = ComputeConfig.read(file)
             if compute.device == "cuda" and not torch.cuda.is_available():
                 raise FledgeError("this stage was begun on a CUDA device; none is at hand", where=str(file))
+            self._round_frozen(model, compute.precision)
             compute.apply(model)
             compile_seconds = warm_up(compute, model, batch, objective, self.console.log)
         else:
@@ -275,12 +279,24 @@ class StageRunner:
             compute = autotune(
                 self.recipe.runtime, model, batch, objective=objective, micro_steps=micro_steps, log=self.console.log
             )
+            is_rounded = self._round_frozen(model, compute.precision)
             compute.apply(model)
             write_json(file, compute.as_dict())
             compile_seconds = float(compute.measurements.get("compile_seconds", 0.0))
+            if is_rounded:  # the code for other dtypes is another one
+                compile_seconds += warm_up(compute, model, batch, objective, self.console.log)
         if self.shared.startup is not None:
             self.shared.startup.reassign("compile", compile_seconds, out_of="autotune")
         return compute
+
+    def _round_frozen(self, model: LanguageModel, precision: str | None) -> bool:
+        """Keep the frozen weights of an adapted model in a precision (None: not known yet); returns whether one changed."""
+        saved = 0 if precision is None else round_frozen_weights(model, DTYPES[precision])
+        if saved:
+            self.console.log(
+                f"the frozen matrices are kept in {precision}, as products read them: {saved / 2**20:,.0f} MiB less"
+            )
+        return saved > 0
 
     def _objective(
         self, data: PackedDataset, split: str, kernel: LossKernel | None, reference: ReferenceProvider | None

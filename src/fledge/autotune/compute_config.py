@@ -109,6 +109,14 @@ def chosen_device(config: RuntimeConfig) -> str:
     return config.device
 
 
+def known_precision(config: RuntimeConfig) -> str | None:
+    """The precision, if it is known before anything is measured."""
+    units = capability(chosen_device(config))
+    if config.precision != "auto":
+        return config.precision
+    return None if units is None else precision_rules.gpu_precision(units)[0]
+
+
 def describe_runtime(config: RuntimeConfig) -> list[str]:
     """Device, precision, attention and compilation as far as they are known before anything is measured, with the reasons."""
     device, units = chosen_device(config), capability(chosen_device(config))

@@ -172,6 +172,14 @@ class ModelCost:
             return size * ((self._all_multiplying() - tables) / config.num_hidden_layers - router)
         return 0.0 if moe is None else size * 2 * moe.num_experts * config.intermediate_size * config.hidden_size
 
+    def rounded_savings(self, size: int, every: int = 0) -> float:
+        """Bytes that frozen matrices of dense blocks save if they are kept at `size` bytes a number instead of in float32
+        beside the copies of `weight_copies`, which blocks that are computed again do not keep."""
+        if self.config.moe is not None or size >= 4:
+            return 0.0
+        layers, copies = self.config.num_hidden_layers, self.weight_copies(size)
+        return layers * copies * 4 / size - len(checkpointed_layers(layers, every)) * copies
+
     def _all_multiplying(self) -> int:
         """Number of parameters in the matrix products of any token, all experts included."""
         counts = self.parameters()

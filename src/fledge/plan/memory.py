@@ -35,6 +35,7 @@ class MemoryInputs:
     copies: int = 0  # float32 copies of the trained weights: EMA, weights before an update, a checkpoint
     models: int = 0  # further models in memory: the reference
     adapter: int | None = None  # parameters of the adapter, if only one is trained
+    rounded: bool = False  # the frozen matrices are kept in the dtype of the products (`frozen_weights`)
 
 
 def memory_inputs(stage: Stage, cost: ModelCost, train: PackedDataset, device: str) -> MemoryInputs:
@@ -52,6 +53,7 @@ def memory_inputs(stage: Stage, cost: ModelCost, train: PackedDataset, device: s
         copies=copies,
         models=1 if stage.keeps_reference_model else 0,
         adapter=None if stage.adapter is None else _adapter_parameters(stage.adapter, cost),
+        rounded=stage.adapter is not None and not stage.adapter.use_dora,
     )
 
 
@@ -90,9 +92,11 @@ def estimate(inputs: MemoryInputs, runtime: RuntimeConfig, rows: int) -> float:
     total = inputs.cost.parameters().total
     trained = total if inputs.adapter is None else inputs.adapter
     copies = 4 * (inputs.copies * trained + inputs.models * total)
+    saved = inputs.cost.rounded_savings(2, runtime.activation_checkpoint_every) if half and inputs.rounded else 0
     return (
         BASELINE_BYTES
         + copies
+        - saved
         + _attention_bytes(inputs, runtime, rows, 2 if half else 4)
         + inputs.cost.peak_bytes(
             tokens, 2 if half else 4, compiled, inputs.optimizer.name, runtime.activation_checkpoint_every, inputs.adapter

@@ -1,0 +1,218 @@
+"""LoRA on real chats: fledge against TRL's SFTTrainer with PEFT, in useful tokens per second and in memory.
+
+Both adapt equal weights with equal adapters (rank 16, all seven linear layers of a block) on equal sequences, as `sft.py` does
+it: fledge reads, renders and encodes the conversations, and the opponent gets these tokens with labels on the answers. The
+model is Qwen2-shaped with random weights (biases on q, k and v, tied head), or the one in `--model DIR`. TRL runs as it
+ships, and at its best: the fastest of several ways to pack, with the frozen weights in float32 or bfloat16, each tried first.
+
+Memory is the highest resident size of a process of its own that takes a few steps, less its size before the model is loaded;
+TRL's is that of its best way. The mean loss of both on the same rows is given before and after equal numbers of steps, at equal
+learning rates.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import options, ratios, report
+from sft import PACKED, WAYS, Opponent, Work, as_rows, best_way, fledge_works, make_recipe, summary
+from training import Training, packed
+
+from fledge.data import PackedDataset
+from fledge.model.adapters import attach_adapter, trained_parameters
+from fledge.model.decoder import Decoder
+from fledge.model.loading import load_model
+from fledge.model.protocol import Adapter, LanguageModel, eval_mode
+from fledge.objective import CausalLMObjective
+from fledge.recipe import Recipe, recipe_from_dict
+from fledge.recipe.schema import AdapterConfig
+from fledge.tokenizer import Tokenizer, load_tokenizer
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+SETTINGS = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": TARGETS}
+SHAPE = {"attention_bias": "qkv", "tie_word_embeddings": True, "qk_norm": False}  # Qwen2
+LORA_WAYS = {
+    **{name: (one_by_one, {**how, "dtype": torch.bfloat16}) for name, (one_by_one, how) in WAYS.items()},
+    "packed, float32 weights": (False, PACKED),
+}
+MEMORY_STEPS = 3
+RATE = 2e-4
+SAME = {"learning_rate": RATE, "lr_scheduler_type": "constant", "weight_decay": 0.01, "warmup_steps": 0}
+
+
+def adapter_recipe(sizes: tuple[int, int, int], folder: Path) -> Recipe:
+    """The recipe of `sft.py` with AdamW at a constant rate, which TRL gets as well."""
+    recipe = make_recipe(*sizes, folder / "world")
+    values = recipe.model_dump()
+    values["stages"]["sft"] |= {"optimizer": {"learning_rate": RATE}, "schedule": {"name": "constant", "warmup": 0}}
+    return recipe_from_dict(values)
+
+
+def start(recipe: Recipe, folder: Path, directory: Path | None) -> tuple[PackedDataset, Tokenizer, Path]:
+    """Data, tokenizer and a model directory: the given one, or a new one of random weights in `folder`."""
+    from fledge.data import collect, encode
+
+    if directory is not None:
+        tokenizer = load_tokenizer(directory)
+        return encode(collect(recipe.stages["sft"], "sft", 0), tokenizer).train, tokenizer, directory
+    data, tokenizer = packed(recipe, "sft")
+    model = Decoder(recipe.model.model_copy(update=SHAPE), tokenizer.vocab_size)
+    model.init_weights(0)
+    model.save_pretrained(folder, bos=None, eos=sorted(tokenizer.stop_ids), pad=tokenizer.pad)
+    tokenizer.save(folder)
+    return data, tokenizer, folder
+
+
+def adapted(folder: Path) -> LanguageModel:
+    """The model of a directory with a new adapter."""
+    model = load_model(folder)
+    attach_adapter(model, Adapter(AdapterConfig.model_validate(SETTINGS), folder, None), seed=0)
+    return model
+
+
+def mean_loss(model: LanguageModel, data: PackedDataset, rows: int) -> float:
+    """The mean loss a target token of the first packed rows."""
+    with torch.no_grad(), eval_mode(model):
+        batch = data.assemble(list(range(rows))).to(model.device)
+        return CausalLMObjective().evaluate(model, batch)["loss"].value
+
+
+def opponents_loss(trainer: Any, data: PackedDataset, rows: int) -> float:
+    """The same of TRL's model, whose documents are read one by one."""
+    total, count = 0.0, 0
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    batch = data.assemble(list(range(rows)))
+    with torch.no_grad():
+        for row in range(rows):
+            for number in range(1, int(batch.documents[row].max()) + 1):
+                chosen = batch.documents[row] == number
+                logits = model(batch.input_ids[row, chosen][None]).logits[0].float()
+                losses = torch.nn.functional.cross_entropy(logits, batch.targets[row, chosen], reduction="none")
+                weights = batch.loss_weights[row, chosen]
+                total, count = total + float((losses * weights).sum()), count + int((weights > 0).sum())
+    model.train()
+    return total / count
+
+
+def resident(key: str) -> int:
+    """VmRSS or VmHWM of this process in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def measure_memory(who: str, way: str, folder: Path, sizes: tuple[int, int, int], directory: Path | None) -> None:
+    """Take a few steps in this process and print how far its resident size rose from that before the model was loaded."""
+    rows, context, _ = sizes
+    recipe = adapter_recipe(sizes, folder)
+    data, _, source = start(recipe, folder, directory or (folder if (folder / "config.json").exists() else None))
+    before = resident("VmRSS")
+    if who == "fledge":
+        training = Training(recipe, "sft", data, adapted(source))
+        fledge_works(training, MEMORY_STEPS)
+        training.loader.close()
+    else:
+        one_by_one, arguments = LORA_WAYS[way] if way else (False, {})
+        accumulation = rows if one_by_one else 1
+        opponent = Opponent(
+            source, as_rows(data.examples), context=context, micro=rows, steps=MEMORY_STEPS, accumulation=accumulation,
+            adapter=SETTINGS, **SAME, **arguments,
+        )  # fmt: skip
+        opponent()
+    print("memory", resident("VmHWM") - before)
+
+
+def memory(who: str, way: str, folder: Path, arguments: list[str]) -> int:
+    """`measure_memory` in a process of its own."""
+    command = [sys.executable, __file__, *arguments, "--memory", json.dumps([who, way, str(folder)])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("memory ")]
+    if not lines:
+        raise RuntimeError(done.stderr[-2000:])
+    return int(lines[-1].split()[1])
+
+
+def main() -> None:
+    """Measure and print the results as one line of JSON."""
+    parser = options(__doc__ or "")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="adapt this model instead of one with random weights")
+    parser.add_argument("--rounds", type=int, help="rounds (default 5, with --quick 1)")
+    parser.add_argument("--steps", type=int, help="steps in each (default 3, with --quick 2)")
+    parser.add_argument("--memory", help="used by the benchmark itself")
+    chosen = parser.parse_args()
+    sizes = rows, context, _ = (4, 256, 2) if chosen.quick else (8, 512, 8)
+    if chosen.memory:
+        who, way, name = json.loads(chosen.memory)
+        measure_memory(who, way, Path(name), sizes, chosen.model)
+        return
+    steps, rounds = chosen.steps or (2 if chosen.quick else 3), chosen.rounds or (1 if chosen.quick else 5)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        recipe = adapter_recipe(sizes, folder)
+        data, _, source = start(recipe, folder, chosen.model)
+        model = adapted(source)
+        fledge, sequences = Training(recipe, "sft", data, model), as_rows(data.examples)
+
+        def make(accumulation: int, **how: Any) -> Opponent:
+            return Opponent(
+                source,
+                sequences,
+                context=context,
+                micro=rows,
+                steps=steps,
+                accumulation=accumulation,
+                adapter=SETTINGS,
+                **SAME,
+                **how,
+            )
+
+        shipped = make(1)
+        losses = {"fledge": [mean_loss(model, data, rows)], "TRL": [opponents_loss(shipped.trainer, data, rows)]}
+        shipped()
+        ways = {key: LORA_WAYS[key] for key in ("packed", "packed, float32 weights")} if chosen.quick else LORA_WAYS
+        way, best, tried = best_way(make, rows, ways)
+        fledge_works(fledge, steps)
+        contenders: dict[str, Callable[[], Work]] = {
+            "fledge": lambda: fledge_works(fledge, steps), "as_shipped": shipped, "best": best
+        }  # fmt: skip
+        works: dict[str, list[Work]] = {name: [] for name in contenders}
+        for number in range(rounds):
+            for name, run in contenders.items():
+                works[name].append(run())
+                print(f"round {number + 1}/{rounds} {name}: {works[name][-1].speed:.0f} useful tokens/s", flush=True)
+        fledge.loader.close()
+        losses["fledge"].append(mean_loss(model, data, rows))
+        losses["TRL"].append(opponents_loss(best.trainer, data, rows))
+        given = ["--quick"] if chosen.quick else []
+        given += ["--model", str(chosen.model)] if chosen.model else []
+        peak = {"fledge": memory("fledge", "", folder, given), "best": memory("TRL", way, folder, given)}
+    speeds = {name: [work.speed for work in those] for name, those in works.items()}
+    against = {name: ratios(speeds["fledge"], speeds[name]) for name in ("as_shipped", "best")}
+    trained, total = trained_parameters(model)
+    report(
+        {
+            "ratio_as_shipped": against["as_shipped"]["median"],
+            "ratio_best": against["best"]["median"],
+            "memory_ratio": round(peak["fledge"] / peak["best"], 3),
+            "ranges": against,
+            "memory_bytes": peak,
+            "losses_before_and_after": losses,
+            "trained_parameters": trained,
+            "parameters": total,
+            "fledge": {**summary(works["fledge"]), "decision": fledge.decision.as_dict()},
+            "as_shipped": {**summary(works["as_shipped"]), "how": shipped.how()},
+            "best": {**summary(works["best"]), "is": way, "how": best.how(), "tried_useful_tokens_per_second": tried},
+            "batch": [rows, context],
+            "steps_per_round": steps,
+            "rounds": rounds,
+            "quick": chosen.quick,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
