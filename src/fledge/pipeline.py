@@ -20,7 +20,7 @@ from fledge.plan import describe_plan
 from fledge.plan.warnings import PlanError
 from fledge.prepare import Preparation, PreparedStage, save_tokenizer
 from fledge.recipe import Recipe, differences, to_yaml
-from fledge.recipe.initial_weights import first_initial_weights, initial_weights
+from fledge.recipe.initial_weights import first_initial_weights
 from fledge.resume import RunHistory
 from fledge.run import Console, RunDirectory, environment, exclusive_lock, write_json, write_text
 from fledge.run.alerts import Alerts, Webhook, check_alert_file
@@ -129,7 +129,7 @@ class Pipeline:
                     prepared[name],
                     order=order,
                     seed=self.preparation.seed(name),
-                    init_directory=initial_weights(self.recipe, name).resolve(models.__getitem__),
+                    init_directory=self.preparation.start_models.of_stage(name).resolve(models.__getitem__),
                     directory=directory,
                 )
                 result = runner.run()
@@ -232,6 +232,7 @@ class Pipeline:
         self.prompt_tests.pin()
         if not (folder.root / "environment.json").exists():
             write_json(folder.root / "environment.json", environment())
+        self.preparation.start_models.pin()
         if not folder.recipe.exists():  # last: a run with this file is prepared
             write_text(folder.recipe, to_yaml(self.recipe))
 

@@ -16,11 +16,11 @@ from fledge.data.build.plan import BuildPlan, plan_build, requested_data
 from fledge.errors import FledgeError
 from fledge.findings import Finding
 from fledge.model.cost import ModelCost
+from fledge.model.start_models import StartModels
 from fledge.plan import StagePlan, check_settings_have_effect, plan_stage, with_recorded_settings, without_warmup
 from fledge.plan.horizon import TrainingHorizon, capped_batch
 from fledge.plan.warnings import PlanError, PlannedStage, plan_warnings
 from fledge.recipe import Recipe, Stage, differences, load_recipe
-from fledge.recipe.initial_weights import first_initial_weights, initial_weights
 from fledge.recipe.schema import BatchConfig
 from fledge.run.directory import RunDirectory, check_layout
 from fledge.run.file_shapes import RecordedPlan
@@ -65,6 +65,7 @@ class Preparation:
         self.executor = executor or (None if workers is None else ProcessPoolExecutor(workers))
         self._collected: dict[str, CollectedRows] = {}
         self._costs: dict[str, ModelCost] = {}
+        self.start_models = StartModels(recipe, log, run)
         self.plans: dict[str, dict[str, Any]] = {}  # by stage, as the main process has made them
 
     def build_directory(self, name: str) -> Path | None:
@@ -105,7 +106,7 @@ class Preparation:
             return self._read_tokenizer(model)
         if self.recipe.built_dataset is not None:
             return self._built_tokenizer(Path(self.recipe.built_dataset))
-        key, path = self._tokenizer_source()
+        key, path = self.start_models.tokenizer_source()
         if path is None:
             return None
         tokenizer = self._read_tokenizer(path, key)
@@ -115,17 +116,10 @@ class Preparation:
             self.log(f"warning: {problem}")
         return tokenizer
 
-    def _tokenizer_source(self) -> tuple[str, Path | None]:
-        """The recipe key and the path of the tokenizer that the recipe names; None: the run trains one."""
-        if self.recipe.tokenizer.path is not None:
-            return "tokenizer.path", Path(self.recipe.tokenizer.path)
-        first, path = next(iter(self.recipe.stages)), first_initial_weights(self.recipe).directory
-        return f"stages.{first}.init_from" if self.recipe.stages[first].init_from else "model.path", path
-
     def tokenizer_change(self, folder: Path) -> str | None:
         """What became of the tokenizer that the recipe names since the run saved it in `folder`; None: it is the same, or there
         is none of either."""
-        key, path = self._tokenizer_source()
+        key, path = self.start_models.tokenizer_source()
         if path is None or self.recipe.built_dataset is not None or not (folder / "tokenizer_config.json").exists():
             return None
         if not path.exists():  # a start model that is gone is told where its weights are
@@ -210,8 +204,7 @@ class Preparation:
         Raises FledgeError as `load_model`."""
         from fledge.model.loading import load_model  # it loads torch, which data alone does not need
 
-        folders = (initial_weights(self.recipe, name).directory for name in self.recipe.stages)
-        for folder in dict.fromkeys(folder for folder in folders if folder is not None):
+        for folder in self.start_models.directories():
             load_model(folder, self.recipe.model.implementation)
 
     def _built_tokenizer(self, built: Path) -> Tokenizer:
@@ -240,7 +233,7 @@ class Preparation:
     def _model_directory(self, name: str) -> Path | None:
         """The model directory that has the sizes of a stage's model: what the run has saved, else what the recipe names; None:
         the recipe gives the sizes."""
-        weights = initial_weights(self.recipe, name)
+        weights = self.start_models.of_stage(name)
         if weights.config_directory is None or self.run is None:
             return weights.config_directory
         saved = self.run.stage(name).newest_model()
@@ -257,7 +250,7 @@ class Preparation:
         description = describe_model(path, model.implementation, self.log)
         description.check_runtime(self.recipe.runtime)
         config, vocab_size = description.cost.config, description.cost.vocab_size
-        sizes = sorted(model.model_fields_set - {"path", "implementation"})
+        sizes = sorted(model.model_fields_set - {"path", "revision", "implementation"})
         changed = [key for key in sizes if getattr(model, key) != getattr(config, key)]
         defaults = type(model)()
         changed = [key for key in changed if getattr(model, key) != getattr(defaults, key)]
@@ -290,7 +283,7 @@ class Preparation:
         """A note that names the tokens for which the stage's initial model gets new rows; empty if it knows all tokens."""
         from fledge.model.loading import describe_model
 
-        path = initial_weights(self.recipe, name).directory
+        path = self.start_models.of_stage(name).directory
         if path is None:
             return []
         vocab_size = describe_model(path, self.recipe.model.implementation).cost.vocab_size
@@ -337,7 +330,7 @@ class Preparation:
             train=data.train,
             validation=data.validation,
             width=self.model_cost(name, tokenizer).config.hidden_size,
-            starts_fresh=initial_weights(self.recipe, name).are_fresh,
+            starts_fresh=self.start_models.of_stage(name).are_fresh,
         )
         return plan_warnings(planned)
 

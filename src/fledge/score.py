@@ -22,8 +22,9 @@ from fledge.evaluate.answers import RIGHT, AnsweredRow, Mark, mark, score_answer
 from fledge.evaluate.intervals import paired_difference
 from fledge.generation import SamplingParams, load_engine
 from fledge.generation.json_schema import JsonSchema
+from fledge.model.locate import locate_model
 from fledge.recipe import Source
-from fledge.run import Log, resolve_model_path, write_text
+from fledge.run import Log, write_text
 from fledge.run.terminal import Terminal
 from fledge.tokenizer import Tokenizer
 
@@ -57,7 +58,7 @@ def score(
     if len(set(models)) != len(models):
         raise FledgeError("a model is named twice", where=", ".join(models))
     questions = read_questions(file, log)
-    folders = [resolve_model_path(model) for model in models]  # all of them before the first one is asked
+    folders = [locate_model(model, log) for model in models]  # all of them before the first one is asked
     results: dict[str, dict[str, Any]] = {}
     exact: list[np.ndarray] = []
     wrong: list[str] = []

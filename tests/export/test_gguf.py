@@ -11,8 +11,7 @@ from fledge.errors import FledgeError
 from fledge.export import export_model, llama_cpp
 from fledge.export.comparison import TOKENISED
 from fledge.export.gguf_architecture import (
-    ARCHITECTURES,
-    NamedTensor,
+    ModelTensor,
     frequency_factors,
     from_gguf,
     gguf_architecture,
@@ -23,13 +22,23 @@ from fledge.export.gguf_vocabulary import CONTROL, NORMAL, UNUSED, gguf_vocabula
 from fledge.export.modelfile import find_template, modelfile
 from fledge.export.source import load_source
 from fledge.export.weight_types import WEIGHT_TYPES
+from fledge.model.gguf.architectures import ARCHITECTURES
 from tests.export.exporting import tokenizer, write_model
 
 gguf = pytest.importorskip("gguf")
 
 
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+
+
 def silent(text: str) -> None:
     """Log nothing."""
+
+
+def tensor(name: str, file_name: str, values: torch.Tensor) -> ModelTensor:
+    """A tensor of one part."""
+    return ModelTensor(name, {file_name: values}, tuple(values.shape))
 
 
 def export(model: Path, out: Path, weight_type: str | None = None) -> list[str]:
@@ -40,6 +49,10 @@ def export(model: Path, out: Path, weight_type: str | None = None) -> list[str]:
 @pytest.mark.parametrize(("changes", "weight_type"), [
     ({"qk_norm": True, "tie_word_embeddings": True}, "f16"), ({"qk_norm": False, "tie_word_embeddings": False}, "f32"),
     ({"qk_norm": False, "hidden_size": 64, "intermediate_size": 96}, "q4_0"),
+    ({"qk_norm": True, "hidden_size": 64, "intermediate_size": 32, "moe": EXPERTS}, "q8_0"),
+    ({"qk_norm": False, "hidden_size": 64, "intermediate_size": 32, "attention_bias": "qkv",
+      "moe": {**EXPERTS, "norm_topk_prob": False, "num_shared_experts": 2}}, "f16"),
+    ({"rope_scaling": {**YARN, "attention_factor": 1.3}}, "f32"),
 ])  # fmt: skip
 @pytest.mark.slow
 def test_llama_cpp_computes_and_tokenises_as_fledge_does(tmp_path: Path, changes: dict[str, object], weight_type: str) -> None:
@@ -73,12 +86,12 @@ def test_without_llama_cpp_the_file_is_said_to_be_unverified(tmp_path: Path, mon
 
 @pytest.mark.parametrize("shape", [(32, 24), (32,)])
 def test_the_order_of_rows_is_undone(shape: tuple[int, ...]) -> None:
-    named = NamedTensor("x", "model.layers.0.self_attn.q_proj.weight", torch.randn(shape))
+    named = tensor("x", "model.layers.0.self_attn.q_proj.weight", torch.randn(shape))
     config = {"num_attention_heads": 4}
     written = to_gguf(named, ARCHITECTURES["LlamaForCausalLM"], config)
     assert not torch.equal(written, named.tensor)
     assert torch.equal(from_gguf(written, named, ARCHITECTURES["LlamaForCausalLM"], config), named.tensor)
-    assert to_gguf(named, ARCHITECTURES["Qwen3ForCausalLM"], config) is named.tensor
+    assert torch.equal(to_gguf(named, ARCHITECTURES["Qwen3ForCausalLM"], config), named.tensor)
 
 
 def test_the_factors_of_llama_3_are_those_of_transformers() -> None:
@@ -102,9 +115,9 @@ def test_the_factors_of_llama_3_are_those_of_transformers() -> None:
 def planned(rows: int, weight_type: str) -> list[str]:
     """The types of a tied embedding with 64 weights in a row, a matrix with `rows`, and a vector."""
     tensors = [
-        NamedTensor("a", "model.embed_tokens.weight", torch.zeros(8, 64)),
-        NamedTensor("b", "model.layers.0.mlp.down_proj.weight", torch.zeros(8, rows)),
-        NamedTensor("c", "model.norm.weight", torch.zeros(64)),
+        tensor("a", "model.embed_tokens.weight", torch.zeros(8, 64)),
+        tensor("b", "model.layers.0.mlp.down_proj.weight", torch.zeros(8, rows)),
+        tensor("c", "model.norm.weight", torch.zeros(64)),
     ]
     return [stored.type_name for stored in plan_types(tensors, WEIGHT_TYPES[weight_type], tied=True)]
 
@@ -116,19 +129,24 @@ def test_head_matrices_and_vectors_have_their_types() -> None:
 
 def test_rows_that_32_does_not_divide_stay_in_f16_and_are_counted() -> None:
     assert planned(48, "q4_0") == ["q8_0", "f16", "f32"]
-    tensors = [NamedTensor("b", "x.weight", torch.zeros(8, 48)), NamedTensor("c", "y.weight", torch.zeros(8, 64))]
+    tensors = [tensor("b", "x.weight", torch.zeros(8, 48)), tensor("c", "y.weight", torch.zeros(8, 64))]
     kept = left_in_f16(plan_types(tensors, WEIGHT_TYPES["q8_0"], tied=False), WEIGHT_TYPES["q8_0"])
     assert kept is not None and kept.startswith("1 matrices stay in F16") and "48" in kept
 
 
 def test_a_model_without_a_row_that_32_divides_is_refused() -> None:
     with pytest.raises(FledgeError, match=r"no matrix can be quantised.*have 48"):
-        plan_types([NamedTensor("b", "x.weight", torch.zeros(8, 48))], WEIGHT_TYPES["q8_0"], tied=False)
+        plan_types([tensor("b", "x.weight", torch.zeros(8, 48))], WEIGHT_TYPES["q8_0"], tied=False)
 
 
 @pytest.mark.parametrize(("changes", "reason"), [
     ({"architectures": ["Gemma3ForCausalLM"]}, "this architecture is not exported"),
-    ({"architectures": ["Qwen3MoeForCausalLM"]}, "mixture of experts"),
+    ({"architectures": ["MixtralForCausalLM"]}, "this architecture is not exported"),
+    ({"architectures": ["Qwen3MoeForCausalLM"], "norm_topk_prob": False}, "norm_topk_prob = false"),
+    ({"architectures": ["Qwen2MoeForCausalLM"], "norm_topk_prob": True}, "norm_topk_prob = true"),
+    ({"architectures": ["Qwen3MoeForCausalLM"], "norm_topk_prob": True, "mlp_only_layers": [0]}, "layers without experts"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.5, "mscale_all_dim": 0.3}}, r"mscale = 0\.5"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": False}}, "truncate = false"),
     ({"layer_types": ["sliding_attention"]}, "layer_types"), ({"hidden_act": "gelu"}, "hidden_act"),
     ({"rope_scaling": {"rope_type": "longrope"}}, "longrope"),
     ({"sliding_window": 4, "use_sliding_window": True}, "sliding_window"),

@@ -100,13 +100,15 @@ def test_a_folder_of_rows_with_a_configuration_beside_them_is_read(tmp_path: Pat
 
 def test_a_file_where_a_model_is_wanted_is_answered_with_the_way_on(tmp_path: Path) -> None:
     for name, way in (
-        ("m.gguf", "gguf_file"),
-        ("m.pt", "also has config.json"),
+        ("m.pt", "pickled weights can run code"),
+        ("m.h5", "also has config.json"),
         ("chat.jsonl", "config.json and model.safetensors"),
     ):
         (tmp_path / name).write_bytes(b"x")
         assert way in model_error(tmp_path / name) and way in model_error(tmp_path / name, read_config_json)
     (tmp_path / "config.json").write_text("{}")
+    assert "weights_only=True" in model_error(tmp_path / "m.pt")
+    (tmp_path / "model.safetensors").touch()
     assert f"name its folder: {tmp_path}" in model_error(tmp_path / "m.pt")
 
 

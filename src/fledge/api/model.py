@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from fledge.errors import FledgeError
-from fledge.run import resolve_model_path
+from fledge.model.locate import locate_model
 from fledge.tokenizer import Message, Tokenizer
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def as_messages(messages: Messages) -> list[Message]:
 
 
 def load(path: str | Path) -> Model:
-    """Load the model of a run (its last finished stage), a stage, a checkpoint or a model directory.
+    """Load the model of a run (its last finished stage), a stage, a checkpoint, a model directory or a GGUF file.
 
     Raises FledgeError if there is none, or if its tokenizer does not fit the model.
 
@@ -210,6 +210,6 @@ def load(path: str | Path) -> Model:
     """
     from fledge.generation import load_engine
 
-    folder = resolve_model_path(str(path))
+    folder = locate_model(str(path))
     engine, tokenizer = load_engine(folder)
     return Model(engine, tokenizer, folder)

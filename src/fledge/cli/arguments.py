@@ -185,7 +185,7 @@ def _add_data_action(actions: argparse._SubParsersAction, name: str, text: str) 
 
 def _add_generation(commands: argparse._SubParsersAction, name: str, text: str) -> None:
     command = commands.add_parser(name, help=text, allow_abbrev=False)
-    command.add_argument("model", type=os.path.expanduser, help="run, stage, checkpoint or model directory")
+    command.add_argument("model", type=os.path.expanduser, help="run, stage, checkpoint, model directory or GGUF file")
     if name == "generate":
         command.add_argument("prompt", help="what to answer")
         command.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
@@ -203,7 +203,10 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("score", help="compare a model's answers with the answers of a file", allow_abbrev=False)
     command.add_argument("file", type=os.path.expanduser, help="conversations that end with the right answer")
     command.add_argument(
-        "model", type=os.path.expanduser, nargs="+", help="run, stage, checkpoint or model directory; several are compared"
+        "model",
+        type=os.path.expanduser,
+        nargs="+",
+        help="run, stage, checkpoint, model directory or GGUF file; several are compared",
     )
     command.add_argument(
         "--errors", type=os.path.expanduser, metavar="FILE", help="write the wrong answers, one JSON object a line"
@@ -221,7 +224,7 @@ def _add_json_schema(command: argparse.ArgumentParser) -> None:
 
 def _add_export(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("export", help="write a model for other programs", allow_abbrev=False)
-    command.add_argument("model", type=os.path.expanduser, help="run, stage, checkpoint or model directory")
+    command.add_argument("model", type=os.path.expanduser, help="run, stage, checkpoint, model directory or GGUF file")
     command.add_argument("--to", required=True, metavar="TARGET", help=f"what to write: {', '.join(TARGETS_OF_EXPORT)}")
     types = "; ".join(f"{name}: {', '.join(target.types)}" for name, target in TARGETS_OF_EXPORT.items())
     command.add_argument("--type", metavar="TYPE", help=f"type of the weights ({types}; the first is the default)")

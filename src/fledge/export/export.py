@@ -11,12 +11,12 @@ from fledge.export.model_card import model_card
 from fledge.export.source import Log, load_source, model_name
 from fledge.export.targets import chosen_target
 from fledge.export.weight_types import chosen_type
-from fledge.run import resolve_model_path
+from fledge.model.locate import locate_model
 from fledge.run.text_files import write_and_verify
 
 
 def export_model(location: str, *, to: str, weight_type: str | None, out: str | None, log: Log) -> tuple[Path, list[str]]:
-    """Export the model of a run, stage, checkpoint or model directory.
+    """Export the model of a run, stage, checkpoint, model directory or GGUF file.
 
     `to`: a key of `TARGETS`. `weight_type`: a type of the target, None for its default. `out`: a new or empty folder. Returns
     the folder and lines about what is in it and how it compares. Raises FledgeError for a model that the target cannot hold,
@@ -25,7 +25,7 @@ def export_model(location: str, *, to: str, weight_type: str | None, out: str | 
     target = chosen_target(to)
     kind = chosen_type(weight_type, target.types)
     target.check_libraries()
-    folder = resolve_model_path(location)
+    folder = locate_model(location, log)
     destination = Path(out or f"exports/{model_name(folder)}-{to}-{kind.name}")
     _check_destination(destination)
     source = load_source(location, log)

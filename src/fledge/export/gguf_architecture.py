@@ -10,30 +10,16 @@ from torch import Tensor
 
 from fledge.errors import FledgeError
 from fledge.export.source import ExportSource
-from fledge.model.rope import SCALINGS
-from fledge.recipe.schema import RopeScaling
-from fledge.recipe.sections.model import SCALING_KEYS
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-FREQUENCY_FACTORS = "rope_freqs.weight"
-
-
-@dataclass(frozen=True)
-class GgufArchitecture:
-    """An architecture of llama.cpp. `interleaved`: it rotates neighbouring dimensions of a head, where transformers rotates
-    dimension i with i + half, so that the rows of query and key matrices change places."""
-
-    name: str
-    interleaved: bool = False
-
-
-ARCHITECTURES = {
-    "LlamaForCausalLM": GgufArchitecture("llama", interleaved=True),
-    "MistralForCausalLM": GgufArchitecture("llama", interleaved=True),
-    "Qwen2ForCausalLM": GgufArchitecture("qwen2"),
-    "Qwen3ForCausalLM": GgufArchitecture("qwen3"),
-}
-
+from fledge.model.gguf.architectures import (
+    ARCHITECTURES,
+    HEAD,
+    GgufArchitecture,
+    interleave,
+    rotated_heads,
+    undo_interleave,
+)
+from fledge.model.gguf.names import named_tensors
+from fledge.model.gguf.rope import llama3_factors, yarn_attention_factor
 
 # -- what can be exported -----------------------------------------------------------------------------------------------
 
@@ -43,13 +29,12 @@ def gguf_architecture(source: ExportSource) -> GgufArchitecture:
     does not compute in it."""
     where, found = str(source.folder / "config.json"), source.architecture
     if found not in ARCHITECTURES:
-        kind = "a mixture of experts" if "Moe" in found or "num_experts" in source.config else "this architecture"
         raise FledgeError(
-            f"{found}: {kind} is not exported to GGUF (covered: {', '.join(ARCHITECTURES)})",
+            f"{found}: this architecture is not exported to GGUF (covered: {', '.join(ARCHITECTURES)})",
             where=where,
             hint="export it with --to hf, and convert that directory with llama.cpp's own converter",
         )
-    if problems := list(_differences(source.config)):
+    if problems := [*_differences(source.config), *_other_experts(source.config, ARCHITECTURES[found])]:
         raise FledgeError(
             f"llama.cpp does not compute {', '.join(problems)} in the architecture {ARCHITECTURES[found].name}", where=where
         )
@@ -71,6 +56,19 @@ def _differences(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"rope_type = {rope['rope_type']}"
     if rope.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0) != 1.0:
         yield "partial_rotary_factor"
+    if rope["rope_type"] == "yarn":
+        yield from (f"{key} = {rope[key]}" for key in ("mscale", "mscale_all_dim") if rope.get(key))
+        yield from ("truncate = false",) if rope.get("truncate") is False else ()
+
+
+def _other_experts(config: Mapping[str, Any], architecture: GgufArchitecture) -> Iterator[str]:
+    """Settings of a mixture of experts that its architecture fixes otherwise."""
+    if architecture.norm_topk_prob is None:
+        return
+    if config.get("norm_topk_prob", False) != architecture.norm_topk_prob:
+        yield f"norm_topk_prob = {str(not architecture.norm_topk_prob).lower()}"
+    if config.get("decoder_sparse_step", 1) != 1 or config.get("mlp_only_layers"):
+        yield "layers without experts"
 
 
 # -- sizes --------------------------------------------------------------------------------------------------------------
@@ -104,10 +102,20 @@ def write_sizes(writer: Any, config: Mapping[str, Any], vocab_size: int) -> None
     writer.add_key_length(head_size(config))
     writer.add_value_length(head_size(config))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    if "num_experts_per_tok" in config:
+        _write_experts(writer, config)
     rope = rope_settings(config)
     writer.add_rope_dimension_count(head_size(config))
     writer.add_rope_freq_base(rope["rope_theta"])
     ROPE_SCALING[rope["rope_type"]](writer, rope, config)
+
+
+def _write_experts(writer: Any, config: Mapping[str, Any]) -> None:
+    writer.add_expert_count(config["num_experts"])
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    if "shared_expert_intermediate_size" in config:
+        writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
 
 
 def _unscaled(writer: Any, rope: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -126,6 +134,8 @@ def _yarn(writer: Any, rope: Mapping[str, Any], config: Mapping[str, Any]) -> No
 
     writer.add_rope_scaling_type(RopeScalingType.YARN)
     writer.add_rope_scaling_factor(float(rope["factor"]))
+    if rope.get("attention_factor"):  # llama.cpp multiplies the usual one by this
+        writer.add_rope_scaling_attn_factors(float(rope["attention_factor"]) / yarn_attention_factor(float(rope["factor"])))
     original = rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
     writer.add_rope_scaling_orig_ctx_len(original)
     if rope.get("beta_fast"):
@@ -148,66 +158,67 @@ def frequency_factors(config: Mapping[str, Any]) -> np.ndarray | None:
     rope = rope_settings(config)
     if rope["rope_type"] != "llama3":
         return None
-    size, theta = head_size(config), rope["rope_theta"]
-    plain = theta ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
-    scaling = RopeScaling(**{name: rope[name] for name in ("rope_type", "factor", *SCALING_KEYS["llama3"])})
-    return (plain / SCALINGS["llama3"](plain, theta, scaling)).float().numpy()
+    return llama3_factors(rope, rope["rope_theta"], head_size(config))
 
 
 # -- tensors ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class NamedTensor:
-    """A tensor of the model: its name in GGUF, its name in Hugging Face's files, and the tensor [rows, row]."""
+class ModelTensor:
+    """A tensor of the file: its name in GGUF, the matrices or the vector that it consists of by their names in Hugging Face's
+    files (more than one: of all experts), and its shape."""
 
     name: str
-    file_name: str
-    tensor: Tensor
+    parts: Mapping[str, Tensor]
+    shape: tuple[int, ...]
+
+    @property
+    def file_name(self) -> str:
+        """The name of the first part."""
+        return next(iter(self.parts))
+
+    @property
+    def tensor(self) -> Tensor:
+        """The values, [rows, row] or [experts, rows, row]."""
+        parts = list(self.parts.values())
+        return parts[0].reshape(self.shape) if len(parts) == 1 else torch.stack(parts)
 
 
-def named_tensors(source: ExportSource, architecture: GgufArchitecture) -> list[NamedTensor]:
+def model_tensors(source: ExportSource, architecture: GgufArchitecture) -> list[ModelTensor]:
     """The tensors of a model with their names in GGUF, a tied head left out. Raises FledgeError for a tensor that the
     architecture of llama.cpp does not have."""
-    import gguf
-
-    number = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.name)
-    names = gguf.get_tensor_name_map(number, source.config["num_hidden_layers"])
-    found = []
-    for file_name, tensor in source.model.file_tensors().items():
-        if file_name == HEAD and source.model.config.tie_word_embeddings:
-            continue
-        name = names.get_name(file_name, try_suffixes=(".weight", ".bias"))
-        if name is None:
-            raise FledgeError(f"{architecture.name} of llama.cpp has no tensor for {file_name}", where=str(source.folder))
-        found.append(NamedTensor(name, file_name, tensor))
-    return found
+    tensors = source.model.file_tensors()
+    if architecture.needs_head:
+        tensors.setdefault(HEAD, source.model.lm_head_weight.detach())
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    found, unknown = named_tensors(
+        shapes, architecture, source.config["num_hidden_layers"], has_tied_head(source, architecture)
+    )
+    if unknown:
+        raise FledgeError(f"{architecture.name} of llama.cpp has no tensor for {unknown[0]}", where=str(source.folder))
+    return [ModelTensor(each.name, {name: tensors[name] for name in each.file_names}, each.shape) for each in found]
 
 
-def to_gguf(named: NamedTensor, architecture: GgufArchitecture, config: Mapping[str, Any]) -> Tensor:
+def has_tied_head(source: ExportSource, architecture: GgufArchitecture) -> bool:
+    """Whether the head of the file is its embedding."""
+    return source.model.config.tie_word_embeddings and not architecture.needs_head
+
+
+def to_gguf(named: ModelTensor, architecture: GgufArchitecture, config: Mapping[str, Any]) -> Tensor:
     """The tensor as the file has it: of `interleaved` architectures, the rows of queries and keys in llama.cpp's order."""
     heads = _rotated_heads(named, architecture, config)
-    if not heads:
-        return named.tensor
-    rows = named.tensor.reshape(heads, 2, -1, *named.tensor.shape[1:])
-    return rows.transpose(1, 2).reshape(named.tensor.shape)
+    return interleave(named.tensor, heads) if heads else named.tensor
 
 
-def from_gguf(values: Tensor, named: NamedTensor, architecture: GgufArchitecture, config: Mapping[str, Any]) -> Tensor:
+def from_gguf(values: Tensor, named: ModelTensor, architecture: GgufArchitecture, config: Mapping[str, Any]) -> Tensor:
     """The inverse of `to_gguf`."""
     heads = _rotated_heads(named, architecture, config)
-    if not heads:
-        return values
-    rows = values.reshape(heads, -1, 2, *values.shape[1:])
-    return rows.transpose(1, 2).reshape(values.shape)
+    return undo_interleave(values, heads) if heads else values
 
 
-def _rotated_heads(named: NamedTensor, architecture: GgufArchitecture, config: Mapping[str, Any]) -> int:
-    """The heads of a matrix or bias of queries or keys whose rows change places; 0 for other tensors."""
-    if not architecture.interleaved:
-        return 0
-    owner = named.file_name.split(".")[-2]
-    return {"q_proj": config["num_attention_heads"], "k_proj": _key_value_heads(config)}.get(owner, 0)
+def _rotated_heads(named: ModelTensor, architecture: GgufArchitecture, config: Mapping[str, Any]) -> int:
+    return rotated_heads(named.file_name, architecture, config["num_attention_heads"], _key_value_heads(config))
 
 
 def as_numpy(tensor: Tensor) -> np.ndarray:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +12,32 @@ import torch
 import xxhash
 from torch import Tensor
 
-from fledge.errors import FledgeError, missing_extra
+from fledge.errors import FledgeError
 from fledge.export.gguf_architecture import (
-    EMBEDDING,
-    FREQUENCY_FACTORS,
-    HEAD,
-    GgufArchitecture,
-    NamedTensor,
+    ModelTensor,
     as_numpy,
     frequency_factors,
     from_gguf,
-    named_tensors,
+    has_tied_head,
+    model_tensors,
     to_gguf,
     write_sizes,
 )
 from fledge.export.gguf_vocabulary import Vocabulary, write_vocabulary
 from fledge.export.source import ExportSource
 from fledge.export.weight_types import BLOCK, WEIGHT_TYPES, WeightType
+from fledge.model.gguf.architectures import EMBEDDING, FREQUENCY_FACTORS, HEAD, GgufArchitecture
+from fledge.model.gguf.library import import_gguf
 
 F16_LARGEST = 65504.0
-
-
-def import_gguf() -> Any:
-    """The package gguf. Raises FledgeError if it is not installed."""
-    try:
-        import gguf
-    except ImportError:
-        raise missing_extra("gguf", "gguf", "a GGUF file") from None
-    return gguf
+ROUTER = ".ffn_gate_inp.weight"  # end of the names of routers
 
 
 @dataclass(frozen=True)
 class StoredTensor:
     """A tensor and the name of the type that it has in the file."""
 
-    source: NamedTensor
+    source: ModelTensor
     type_name: str
 
 
@@ -67,23 +59,23 @@ class GgufFile:
 # -- types of tensors ---------------------------------------------------------------------------------------------------
 
 
-def plan_types(tensors: list[NamedTensor], weight_type: WeightType, tied: bool) -> list[StoredTensor]:
-    """The type of each tensor: vectors in F32; matrices in the type asked for, the head (a tied one is the embedding) in its
-    `table`; matrices whose rows 32 does not divide in F16 instead of a quantised type, as llama.cpp does.
+def plan_types(tensors: list[ModelTensor], weight_type: WeightType, tied: bool) -> list[StoredTensor]:
+    """The type of each tensor: vectors and routers in F32; matrices in the type asked for, the head (if tied, the embedding) in
+    its `table`; matrices whose rows 32 does not divide in F16 instead of a quantised type, as llama.cpp does.
 
     Raises FledgeError if no matrix is left to quantise.
     """
 
-    def type_name(named: NamedTensor) -> str:
-        if named.tensor.dim() < 2:
+    def type_name(named: ModelTensor) -> str:
+        if len(named.shape) < 2 or named.name.endswith(ROUTER):
             return "f32"
         is_head = named.file_name == (EMBEDDING if tied else HEAD)
         chosen = WEIGHT_TYPES[weight_type.table] if is_head else weight_type
-        return "f16" if chosen.is_quantised and named.tensor.shape[-1] % BLOCK else chosen.name
+        return "f16" if chosen.is_quantised and named.shape[-1] % BLOCK else chosen.name
 
     planned = [StoredTensor(named, type_name(named)) for named in tensors]
     if weight_type.is_quantised and not any(WEIGHT_TYPES[stored.type_name].is_quantised for stored in planned):
-        rows = sorted({named.tensor.shape[-1] for named in tensors if named.tensor.dim() > 1})
+        rows = sorted({named.shape[-1] for named in tensors if len(named.shape) > 1})
         raise FledgeError(
             f"no matrix can be quantised: {weight_type.label} takes {BLOCK} weights of a row together, and the rows have "
             + ", ".join(map(str, rows)),
@@ -95,7 +87,7 @@ def plan_types(tensors: list[NamedTensor], weight_type: WeightType, tied: bool) 
 
 def left_in_f16(planned: list[StoredTensor], weight_type: WeightType) -> str | None:
     """A sentence about matrices that stay in F16 because 32 does not divide their rows; None if there are none."""
-    kept = [stored.source.tensor for stored in planned if weight_type.is_quantised and stored.type_name == "f16"]
+    kept = [stored.source for stored in planned if weight_type.is_quantised and stored.type_name == "f16"]
     if not kept:
         return None
     rows = ", ".join(map(str, sorted({tensor.shape[-1] for tensor in kept})))
@@ -119,7 +111,7 @@ def write_gguf(
     """Write a model to a GGUF file and read its tensors back. Raises FledgeError for what the type cannot hold, and OSError if
     reading back gives other bytes than were written."""
     gguf = import_gguf()
-    planned = plan_types(named_tensors(source, architecture), weight_type, source.model.config.tie_word_embeddings)
+    planned = plan_types(model_tensors(source, architecture), weight_type, has_tied_head(source, architecture))
     writer = gguf.GGUFWriter(path, architecture.name)
     writer.add_type("model")
     writer.add_name(source.name)
@@ -131,10 +123,10 @@ def write_gguf(
     if factors is not None:
         writer.add_tensor_info(FREQUENCY_FACTORS, factors.shape, factors.dtype, factors.nbytes)
     for stored in planned:
-        kind, tensor = gguf.GGMLQuantizationType[stored.type_name.upper()], stored.source.tensor
+        kind, shape = gguf.GGMLQuantizationType[stored.type_name.upper()], stored.source.shape
         block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-        size = tensor.numel() // block * block_bytes
-        writer.add_tensor_info(stored.source.name, tuple(tensor.shape), np.dtype(np.float32), size, raw_dtype=kind)
+        size = prod(shape) // block * block_bytes
+        writer.add_tensor_info(stored.source.name, shape, np.dtype(np.float32), size, raw_dtype=kind)
     try:
         hashes = _write(writer, planned, source, architecture, factors)
     finally:
@@ -183,5 +175,10 @@ def stored_values(file: GgufFile, config: dict[str, Any]) -> Iterator[tuple[str,
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(file.path).tensors}
     for each in file.tensors:
         tensor = stored[each.source.name]
-        values = gguf.quants.dequantize(np.asarray(tensor.data), tensor.tensor_type).reshape(each.source.tensor.shape)
-        yield each.source.file_name, from_gguf(torch.tensor(values), each.source, file.architecture, config)
+        values = gguf.quants.dequantize(np.asarray(tensor.data), tensor.tensor_type).reshape(each.source.shape)
+        parts = each.source.parts
+        if len(parts) > 1:
+            yield from zip(parts, torch.tensor(values), strict=True)
+        else:
+            ordered = from_gguf(torch.tensor(values), each.source, file.architecture, config)
+            yield each.source.file_name, ordered.reshape(parts[each.source.file_name].shape)

@@ -11,31 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fledge.errors import FledgeError
+from fledge.model.gguf.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
+from fledge.model.gguf.tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from fledge.tokenizer import Tokenizer
-
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # GGUF's types of tokens
-
-_QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-_BYTES, _WORDS_AND_BYTES = ("ByteLevel", False), ("ByteLevel", True)
-
-
-@dataclass(frozen=True)
-class PreTokenizer:
-    """A pre-tokenizer of llama.cpp: its name, the steps of tokenizers that equal it, and whether a piece in the vocabulary is
-    one token there without following the merges."""
-
-    name: str
-    steps: tuple[tuple[Any, ...], ...]
-    ignore_merges: bool = False
-
-
-PRE_TOKENIZERS = (
-    PreTokenizer("qwen2", (("Split", _QWEN2), _BYTES)),
-    PreTokenizer("llama-bpe", (("Split", _LLAMA3), _BYTES), ignore_merges=True),
-    PreTokenizer("gpt-2", (_WORDS_AND_BYTES,)),
-    PreTokenizer("smollm", (("Digits", True), _WORDS_AND_BYTES)),
-)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,7 +67,8 @@ def _take_stored_weights(file: GgufFile, source: ExportSource) -> None:
     """Put the weights of a file into the model."""
     tensors = source.model.file_tensors()
     for name, values in stored_values(file, source.config):
-        tensors[name].copy_(values)
+        if name in tensors:  # not the second copy of a tied head
+            tensors[name].copy_(values)
 
 
 def _silent_stops(answer: dict[str, Any], tokenizer: Tokenizer) -> list[str]:

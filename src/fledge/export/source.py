@@ -12,8 +12,8 @@ from fledge.errors import FledgeError
 from fledge.generation.loading import load_model_and_tokenizer
 from fledge.model.adapters import merge_adapter
 from fledge.model.hf_config import read_config_json
+from fledge.model.locate import locate_model
 from fledge.model.protocol import LanguageModel
-from fledge.run import resolve_model_path
 from fledge.tokenizer import Tokenizer
 
 Log = Callable[[str], None]
@@ -62,9 +62,9 @@ def model_name(folder: Path) -> str:
 
 
 def load_source(location: str, log: Log) -> ExportSource:
-    """The model of a run, stage, checkpoint or model directory. Raises FledgeError if there is none, or if a token of the
-    tokenizer has no row in the model."""
-    folder = resolve_model_path(location)
+    """The model of a run, stage, checkpoint, model directory or GGUF file. Raises FledgeError if there is none, or if a token
+    of the tokenizer has no row in the model."""
+    folder = locate_model(location, log)
     model, tokenizer = load_model_and_tokenizer(folder, log)
     config_folder = folder
     if model.adapter is not None:

@@ -35,7 +35,7 @@ def _write_directory(source: "ExportSource", weight_type: WeightType, folder: Pa
 
 
 def _check_gguf() -> None:
-    from fledge.export.gguf_file import import_gguf
+    from fledge.model.gguf.library import import_gguf
 
     import_gguf()
 

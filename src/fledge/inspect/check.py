@@ -19,7 +19,6 @@ from fledge.inspect.target import Overrides, recipe_of, stages_of, tokenizer_fol
 from fledge.plan.warnings import PLAN, PlanError
 from fledge.prepare import Preparation
 from fledge.recipe import Recipe
-from fledge.recipe.initial_weights import initial_weights
 from fledge.run import Log
 from fledge.run.terminal import Terminal
 from fledge.tokenizer import Tokenizer
@@ -67,7 +66,8 @@ def _as_finding(check: str, error: FledgeError) -> Finding:
 
 
 def _check_stage(preparation: Preparation, recipe: Recipe, name: str, tokenizer: Tokenizer) -> StageFindings:
-    init_checkpoint, vocabulary, model_findings = initial_weights(recipe, name).config_directory, tokenizer.vocab_size, []
+    init_checkpoint = preparation.start_models.of_stage(name).config_directory
+    vocabulary, model_findings = tokenizer.vocab_size, []
     max_positions: int | None = recipe.model.max_position_embeddings
     try:
         data = preparation.stage_data(name, tokenizer)

@@ -13,9 +13,19 @@ from torch import Tensor
 from fledge.errors import FledgeError, first_line, missing_extra
 from fledge.model.cost import ModelCost
 from fledge.model.hf_config import read_config_json
-from fledge.model.huggingface import ATTENTION, TransformersModel, check_attention
+from fledge.model.huggingface import ATTENTION, TransformersModel, check_attention, nearest_config
 from fledge.model.protocol import eval_mode
-from fledge.model.weight_files import HEAD, check_finite, check_type, own_head_error, read_tensors, shard_files
+from fledge.model.weight_files import (
+    HEAD,
+    WeightHeaders,
+    check_finite,
+    check_sizes,
+    check_type,
+    own_head_error,
+    read_headers,
+    read_tensors,
+    too_many_parameters,
+)
 from fledge.model.weights import read_generation_settings
 from fledge.recipe.schema import RuntimeConfig
 
@@ -45,7 +55,8 @@ def from_pretrained(folder: str | Path, finite: bool = True) -> TransformersMode
     folder = Path(folder)
     transformers = import_transformers(f"the model in {folder}")
     _check_settings(folder)
-    shards = shard_files(folder)
+    headers = read_headers(folder)
+    _check_size(transformers, folder, headers)
     try:
         causal_lm, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
@@ -62,7 +73,7 @@ def from_pretrained(folder: str | Path, finite: bool = True) -> TransformersMode
         if names := sorted(map(str, report[kind])):
             problem = f"{kind.removesuffix('_keys')} {names[:3]}"
             raise FledgeError(f"the weights do not fit the architecture of transformers: {problem}", where=str(folder))
-    _check_weights(causal_lm, shards, folder, finite)
+    _check_weights(causal_lm, headers.files, folder, finite)
     model = TransformersModel(causal_lm)
     model.generation_settings = read_generation_settings(folder)
     if finite:
@@ -90,13 +101,32 @@ def describe(folder: Path) -> ModelCost:
     """Sizes and exact parameters of a model directory, from its configuration alone. FledgeError as `from_pretrained`."""
     transformers = import_transformers(f"the model in {folder}")
     _check_settings(folder)
+    return _without_weights(transformers, folder).cost
+
+
+def _without_weights(transformers: Any, folder: Path, stored_bytes: int | None = None) -> TransformersModel:
+    """The model of a directory without memory for its weights. FledgeError if these could never be in `stored_bytes`: then not
+    even its modules are made."""
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
+    except Exception as error:  # the library raises errors of many kinds
+        raise FledgeError(f"transformers cannot load it: {first_line(error)}", where=str(folder)) from error
+    near = nearest_config(config)
+    least = near.num_hidden_layers * near.hidden_size  # one vector in each layer
+    if stored_bytes is not None and least > stored_bytes:
+        raise too_many_parameters(least, stored_bytes, folder)
+    try:
         with torch.device("meta"):
             causal_lm = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION["sdpa"])
     except Exception as error:  # the library raises errors of many kinds
         raise FledgeError(f"transformers cannot load it: {first_line(error)}", where=str(folder)) from error
-    return TransformersModel(causal_lm).cost
+    return TransformersModel(causal_lm)
+
+
+def _check_size(transformers: Any, folder: Path, headers: WeightHeaders) -> None:
+    """FledgeError, before memory is allocated, for files that are too small for the model that config.json describes."""
+    model = _without_weights(transformers, folder, headers.bytes)
+    check_sizes(headers, model.cost.parameters().total, folder)
 
 
 def check_runtime(runtime: RuntimeConfig) -> None:

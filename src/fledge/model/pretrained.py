@@ -7,14 +7,24 @@ supported architecture (`hf_config.ARCHITECTURES`).
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from fledge.errors import FledgeError
 from fledge.model.cost import parameters
 from fledge.model.decoder import Decoder
 from fledge.model.hf_config import TRANSFORMERS_HINT, read_config
-from fledge.model.weight_files import EMBEDDING, HEAD, check_finite, check_type, own_head_error, read_tensors, shard_files
+from fledge.model.weight_files import (
+    EMBEDDING,
+    HEAD,
+    WeightHeaders,
+    check_finite,
+    check_sizes,
+    check_stored_type,
+    own_head_error,
+    read_headers,
+    read_tensors,
+)
 from fledge.model.weights import file_tensors, read_generation_settings
+from fledge.recipe.schema import ModelConfig
 
 DERIVED = ".rotary_emb.inv_freq"  # end of the names of tensors that older files have and that follow from config.json
 
@@ -24,44 +34,56 @@ def from_pretrained(folder: str | Path, device: torch.device | str = "cpu", fini
 
     Raises FledgeError for files that are missing, unreadable or truncated; for tensors that are missing, surplus, of another
     shape or of integers; for a head of its own where config.json ties the head to the embedding; and, if `finite`, for values
-    that are not finite.
+    that are not finite. All but the last two are told from the headers, before memory is allocated.
     """
     folder = Path(folder)
     config, vocab_size = read_config(folder)
-    shards = shard_files(folder)
-    stored, wanted = sum(shard.stat().st_size for shard in shards), parameters(config, vocab_size).total
-    if wanted > stored:  # before the memory for it is allocated
-        raise FledgeError(
-            f"config.json describes {wanted:,} parameters, more than the {stored:,} bytes of weights can hold",
-            where=str(folder),
-        )
+    headers = read_headers(folder)
+    check_sizes(headers, parameters(config, vocab_size).total, folder)
+    expected = _check_tensors(headers, config, vocab_size, folder)
     model = Decoder(config, vocab_size)
     model.generation_settings = read_generation_settings(folder)
-    expected = file_tensors(model.state_dict())
-    missing, surplus, head = dict(expected), list[str](), None
-    for shard in shards:
+    targets, head = file_tensors(model.state_dict()), None
+    for shard in headers.files:
         for name, tensor in read_tensors(shard):
             if name == HEAD and config.tie_word_embeddings:
                 head = tensor
-            elif name not in missing:
-                surplus += [] if name.endswith(DERIVED) else [name]
-            else:
-                _copy(tensor, missing.pop(name), name, shard)
+            elif name in expected:
+                with torch.no_grad():
+                    targets[name].copy_(tensor)
                 if finite:
                     check_finite(name, tensor, shard)
-    if missing or surplus:
-        problem = f"missing {sorted(missing)[:3]}" if missing else f"unknown {sorted(surplus)[:3]}"
-        hint = None if missing else TRANSFORMERS_HINT
-        raise FledgeError(f"the weights do not fit the configuration: {problem}", where=str(folder), hint=hint)
-    if head is not None and not torch.equal(head.float(), expected[EMBEDDING]):
+    if head is not None and not torch.equal(head.float(), targets[EMBEDDING]):
         raise own_head_error(folder)
     return model.to(device)
 
 
-@torch.no_grad()
-def _copy(tensor: Tensor, target: Tensor, name: str, shard: Path) -> None:
-    """Copy a tensor of a file into the model. Raises FledgeError if it is not a weight of this shape."""
-    if tensor.shape != target.shape:
-        raise FledgeError(f"{name} is {list(tensor.shape)}, expected {list(target.shape)}", where=str(shard))
-    check_type(name, tensor, shard)
-    target.copy_(tensor)
+def file_shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of a decoder's tensors by their names in the files. Nothing is allocated."""
+    with torch.device("meta"):
+        decoder = Decoder(config, vocab_size)
+    return {name: tuple(tensor.shape) for name, tensor in file_tensors(decoder.state_dict()).items()}
+
+
+def _check_tensors(headers: WeightHeaders, config: ModelConfig, vocab_size: int, folder: Path) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the decoder's tensors. FledgeError if the files have others."""
+    expected = file_shapes(config, vocab_size)
+    missing = sorted(name for name in expected if name not in headers.tensors)
+    ignored = {HEAD} if config.tie_word_embeddings else set()
+    others = (name for name in headers.tensors if name not in expected and name not in ignored)
+    surplus = sorted(name for name in others if not name.endswith(DERIVED))
+    if missing or surplus:
+        problem = f"missing {missing[:3]}" if missing else f"unknown {surplus[:3]}"
+        total = parameters(config, vocab_size).total
+        raise FledgeError(
+            f"the weights do not fit the configuration: {problem} (it describes {total:,} parameters, the files have "
+            f"{headers.numbers:,})",
+            where=str(folder),
+            hint=None if missing else TRANSFORMERS_HINT,
+        )
+    for name, shape in expected.items():
+        found = headers.tensors[name]
+        if found.shape != shape:
+            raise FledgeError(f"{name} is {list(found.shape)}, expected {list(shape)}", where=str(found.file))
+        check_stored_type(name, found)
+    return expected

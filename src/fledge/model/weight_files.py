@@ -2,7 +2,11 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,25 +15,54 @@ from torch import Tensor
 from fledge.errors import FledgeError
 from fledge.model.hf_config import read_json_object
 from fledge.run.file_hash import hash_files
+from fledge.run.file_kinds import pickle_hint
 from fledge.run.input_files import LFS_POINTER, check_regular_file
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth", "model.pt")
-COPY_AGAIN = "copy or download the model again, whole"
+PICKLED = ("pytorch_model*.bin", "consolidated*.pth", "*.pt", "*.pth", "*.ckpt", "*.bin")  # the likeliest first
+COPY_AGAIN, FILE_AGAIN = "copy or download the model again, whole", "copy or download the file again"
+ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8,
+    "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+INTEGERS = {
+    "BOOL": "bool", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64", "U8": "uint8", "U16": "uint16",
+    "U32": "uint32", "U64": "uint64",
+}  # fmt: skip
 MAX_HEADER = 100_000_000  # bytes; the limit of safetensors
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
-def shard_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model directory, each with its whole content.
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a file by the file's header: its shape, its type in safetensors' words, and the file."""
 
-    Raises FledgeError for a missing, unreadable or truncated file, and for an index that is damaged or names a file outside the
-    directory.
-    """
-    shards = _listed_files(folder)
-    for shard in shards:
-        check_file(shard)
-    return shards
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+
+
+@dataclass(frozen=True)
+class WeightHeaders:
+    """The files that hold the weights of a model directory, and their tensors by name. No weight has been read."""
+
+    files: list[Path]
+    tensors: dict[str, StoredTensor]
+
+    @property
+    def bytes(self) -> int:
+        """The size of all files."""
+        return sum(file.stat().st_size for file in self.files)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the tensors have."""
+        return sum(prod(tensor.shape) for tensor in self.tensors.values())
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model directory. FledgeError as `read_headers`."""
+    return read_headers(folder).files
 
 
 def weights_hash(folder: Path) -> str:
@@ -37,24 +70,77 @@ def weights_hash(folder: Path) -> str:
     return hash_files(*shard_files(folder))
 
 
-def _listed_files(folder: Path) -> list[Path]:
-    """The files that hold the weights: those that an index names, else one file."""
+def read_headers(folder: Path) -> WeightHeaders:
+    """The files that hold the weights of a model directory, and what their headers say.
+
+    Raises FledgeError for a missing, unreadable or truncated file; for an index that is damaged, names a file outside the
+    directory, or places tensors elsewhere than they are; and for tensors of impossible sizes.
+    """
     index = folder / INDEX
     if not index.exists():
-        return [folder / SINGLE]
-    files = read_json_object(index).get("weight_map")
-    if not isinstance(files, dict):
+        file = folder / SINGLE
+        return WeightHeaders([file], check_file(file))
+    raw = read_json_object(index)
+    places = _weight_map(raw, index)
+    files = [folder / name for name in sorted(set(places.values()))]
+    missing = [file for file in files if not file.exists() and not file.is_symlink()]
+    if missing:
+        raise _missing(missing[0], _how_many(files, missing, raw))
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        found = check_file(file)
+        if twice := sorted(found.keys() & tensors.keys()):
+            raise FledgeError(f"{twice[0]} is in {tensors[twice[0]].file.name} too", where=str(file), hint=COPY_AGAIN)
+        tensors |= found
+    _check_places(places, tensors, index)
+    if (folder / SINGLE).exists() and folder / SINGLE not in files:
+        what = f"there are {SINGLE} and {len(files)} other files of weights that the index names: which of both is the model?"
+        raise FledgeError(what, where=str(index), hint="remove the one that it is not, with its index")
+    return WeightHeaders(files, tensors)
+
+
+def _weight_map(raw: dict[str, Any], index: Path) -> dict[str, str]:
+    """The file name of each tensor."""
+    places = raw.get("weight_map")
+    if not isinstance(places, dict):
         raise FledgeError("the index has no weight_map", where=str(index))
-    names = sorted({str(name) for name in files.values()})
-    for name in names:
+    for name in sorted({str(name) for name in places.values()}):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise FledgeError(f"the index names a file outside the directory: '{name}'", where=str(index))
-    return [folder / name for name in names]
+    return places
 
 
-def check_file(file: Path) -> None:
-    """FledgeError for a file that is missing, not readable, a Git LFS pointer, no safetensors file, or of another size than its
-    header says."""
+def _how_many(files: list[Path], missing: list[Path], raw: dict[str, Any]) -> str:
+    """How much of a model in several files is missing."""
+    metadata = raw.get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    found = sum(file.stat().st_size for file in files if file not in missing)
+    of_total = f" of {total:,}" if isinstance(total, int) else ""
+    return f" ({len(missing)} of the {len(files)} files that the index names; found are {found:,}{of_total} bytes)"
+
+
+def _check_places(places: dict[str, str], tensors: dict[str, StoredTensor], index: Path) -> None:
+    """FledgeError if tensors are not in the files in which the index has them."""
+    absent = [name for name in places if name not in tensors]
+    moved = [name for name, file in places.items() if name in tensors and tensors[name].file.name != file]
+    unlisted = [name for name in tensors if name not in places]
+    if absent:
+        what = f"the index has {absent[0]} in {places[absent[0]]}, which does not have it"
+    elif moved:
+        what = f"the index has {moved[0]} in {places[moved[0]]}, and it is in {tensors[moved[0]].file.name}"
+    elif unlisted:
+        what = f"{tensors[unlisted[0]].file.name} has {unlisted[0]}, which is not in the index"
+    else:
+        return
+    others = len(absent) + len(moved) + len(unlisted) - 1
+    more = f" (and {others:,} more such tensors)" if others else ""
+    hint = "files of different models are mixed: copy or download all of them again"
+    raise FledgeError(what + more, where=str(index), hint=hint)
+
+
+def check_file(file: Path) -> dict[str, StoredTensor]:
+    """The tensors that the header of a file describes. FledgeError for a file that is missing, not readable, a Git LFS pointer,
+    no safetensors file, or of another size than its header says, and for tensors of impossible sizes."""
     try:
         check_regular_file(file, COPY_AGAIN)
         size = file.stat().st_size
@@ -75,31 +161,56 @@ def check_file(file: Path) -> None:
         header = json.loads(text)
     except (ValueError, RecursionError):
         header = None
-    again = "copy or download the file again"
     if not isinstance(header, dict):
-        raise FledgeError(f"this is no safetensors file, or it is cut off ({size:,} bytes)", where=str(file), hint=again)
-    ends = [entry.get("data_offsets", [0, 0])[-1] for entry in header.values() if isinstance(entry, dict)]
-    expected = 8 + length + max((end for end in ends if isinstance(end, int)), default=0)
+        what = f"this is no safetensors file, or it is cut off ({size:,} bytes)"
+        raise FledgeError(what, where=str(file), hint=FILE_AGAIN)
+    tensors = {name: _described(name, entry, file) for name, entry in header.items() if name != "__metadata__"}
+    _check_offsets(header, file, size, 8 + length)
+    return tensors
+
+
+def _described(name: str, entry: Any, file: Path) -> StoredTensor:
+    """The tensor that an entry of a header describes. FledgeError for sizes that contradict each other."""
+    try:
+        (start, end), shape, dtype = entry["data_offsets"], tuple(entry["shape"]), entry["dtype"]
+        wanted = prod(shape) * ITEM_BYTES.get(dtype, 0)
+        is_sound = all(type(number) is int and number >= 0 for number in (start, end, *shape)) and end >= start
+    except (TypeError, KeyError, ValueError, OverflowError):
+        raise FledgeError(
+            f"the weights are damaged: the header does not describe {name}", where=str(file), hint=FILE_AGAIN
+        ) from None
+    if not is_sound or (dtype in ITEM_BYTES and wanted != end - start):
+        what = f"{name} is {list(shape)} of {dtype}, which is not the {end - start:,} bytes that it has" if is_sound else name
+        raise FledgeError(f"the weights are damaged: impossible sizes in the header: {what}", where=str(file), hint=FILE_AGAIN)
+    return StoredTensor(shape, dtype, file)
+
+
+def _check_offsets(header: dict[str, Any], file: Path, size: int, begin: int) -> None:
+    """FledgeError for a file of another size than its header says, and for tensors with gaps or overlaps."""
+    places = sorted(tuple(entry["data_offsets"]) for name, entry in header.items() if name != "__metadata__")
+    expected = begin + max((end for _, end in places), default=0)
     if size != expected:
         state = "truncated" if size < expected else "damaged"
-        raise FledgeError(
-            f"the weights are {state}: the file has {size:,} bytes, its header says {expected:,}", where=str(file), hint=again
-        )
+        what = f"the weights are {state}: the file has {size:,} bytes, its header says {expected:,}"
+        raise FledgeError(what, where=str(file), hint=FILE_AGAIN)
+    if any(start != end for (_, end), (start, _) in pairwise([(0, 0), *places])):
+        what = "the weights are damaged: the tensors in the header do not follow each other without gaps"
+        raise FledgeError(what, where=str(file), hint=FILE_AGAIN)
 
 
-def _missing(file: Path) -> FledgeError:
+def _missing(file: Path, how_many: str = "") -> FledgeError:
     """The error for weights that are not there; other files of the folder may say why."""
-    pickled = next((name for name in PICKLED if (file.parent / name).exists()), None)
+    pickled = next((path.name for pattern in PICKLED for path in sorted(file.parent.glob(pattern))), None)
     if pickled is not None:
         return FledgeError(
             f"the weights are missing: there is only {pickled}, a pickle, which fledge does not load because it can run code",
             where=str(file),
-            hint='convert them: python -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained('{file.parent}').save_pretrained('{file.parent}')\"",
+            hint=pickle_hint(file.parent / pickled),
         )
-    others = sorted(path.name for path in file.parent.glob("*.safetensors"))
-    found = f"; the folder has {', '.join(others[:3])}" if others else ""
-    return FledgeError(f"the weights are missing{found}", where=str(file), hint=COPY_AGAIN)
+    others = sorted(path.name for path in (*file.parent.glob("*.safetensors"), *file.parent.glob("*.gguf")))
+    found = f"; the folder has {', '.join(others[:3])}" if others and not how_many else ""
+    hint = f"name the file: {file.parent / others[0]}" if others and others[0].endswith(".gguf") else COPY_AGAIN
+    return FledgeError(f"the weights are missing{how_many}{found}", where=str(file), hint=hint)
 
 
 def read_tensors(shard: Path) -> Iterator[tuple[str, Tensor]]:
@@ -112,15 +223,40 @@ def read_tensors(shard: Path) -> Iterator[tuple[str, Tensor]]:
         raise FledgeError(f"the weights are damaged: {error}", where=str(shard)) from None
 
 
+def check_sizes(headers: WeightHeaders, parameters: int, folder: Path) -> None:
+    """FledgeError for a configuration that describes more parameters than the files can hold: before memory is allocated."""
+    if parameters > headers.bytes:
+        raise too_many_parameters(parameters, headers.bytes, folder)
+
+
+def too_many_parameters(parameters: int, stored: int, folder: Path) -> FledgeError:
+    """The error for a configuration that describes more parameters than the `stored` bytes can hold."""
+    return FledgeError(
+        f"config.json describes {parameters:,} parameters, more than the {stored:,} bytes of weights can hold: in 16 bits they "
+        f"are {2 * parameters:,} bytes",
+        where=str(folder),
+        hint=f"config.json is of another model, or weights are missing; {COPY_AGAIN}",
+    )
+
+
 def check_type(name: str, tensor: Tensor, where: Path) -> None:
     """FledgeError for a weight of integers."""
     if not tensor.is_floating_point():
-        kind = str(tensor.dtype).removeprefix("torch.")
-        raise FledgeError(
-            f"{name} has the type {kind}: fledge loads floating-point weights only",
-            where=str(where),
-            hint="quantized weights must be turned back into float16, bfloat16 or float32 first",
-        )
+        raise _integers(name, str(tensor.dtype).removeprefix("torch."), where)
+
+
+def check_stored_type(name: str, stored: StoredTensor) -> None:
+    """FledgeError for a weight that is stored as integers."""
+    if not stored.dtype.startswith(("F", "BF")):
+        raise _integers(name, INTEGERS.get(stored.dtype, stored.dtype), stored.file)
+
+
+def _integers(name: str, kind: str, where: Path) -> FledgeError:
+    return FledgeError(
+        f"{name} has the type {kind}: fledge loads floating-point weights only",
+        where=str(where),
+        hint="quantized weights must be turned back into float16, bfloat16 or float32 first",
+    )
 
 
 def check_finite(name: str, tensor: Tensor, where: Path) -> None:

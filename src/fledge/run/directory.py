@@ -124,6 +124,11 @@ class RunDirectory:
         return self.root / "tokenizer"
 
     @property
+    def models(self) -> Path:
+        """The commits of the models of the hub that the run began with."""
+        return self.root / "models.json"
+
+    @property
     def summary(self) -> Path:
         """The summary of the run."""
         return self.root / "summary.json"
@@ -187,5 +192,7 @@ def resolve_model_path(location: str) -> Path:
     if not (path / "recipe.yaml").exists() and not (path / "plan.json").exists():
         names = ", ".join(sorted(item.name for item in path.iterdir())[:5]) or "nothing"
         hint = f"name a folder with config.json and model.safetensors; this one holds {names}"
+        if gguf := sorted(path.glob("*.gguf")):
+            hint = f"name the file: {gguf[0]}"
         raise FledgeError("this is neither a run nor a model: there is no config.json", where=location, hint=hint)
     raise FledgeError("there is no model here yet", where=location, hint="let its training reach a checkpoint")

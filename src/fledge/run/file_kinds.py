@@ -92,13 +92,28 @@ def kind_of_folder(folder: Path) -> str | None:
     return next((kind for kind, names in FOLDERS if all(any(folder.glob(name)) for name in names)), None)
 
 
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def pickle_hint(file: Path) -> str:
+    """How to convert pickled weights."""
+    folder, target = file.parent, file.with_name("model.safetensors")
+    if file.suffix == ".bin" and (folder / "config.json").exists():
+        return (
+            'convert them: python -c "from transformers import AutoModelForCausalLM as M; '
+            f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
+        )
+    return (
+        f"convert them: python -c \"import torch, safetensors.torch as s; w = torch.load('{file}', weights_only=True); "
+        f"s.save_file({{k: v.clone() for k, v in w.items()}}, '{target}')\"; a model also needs a config.json, and the names "
+        "of tensors that transformers has"
+    )
+
+
 def model_file_hint(file: Path) -> str:
     """What to do with a file where the folder of a model is wanted."""
-    if file.suffix == ".gguf":
-        return (
-            "transformers reads GGUF files: load it with from_pretrained(folder, gguf_file=name) and write a folder with "
-            "save_pretrained, the tokenizer too; then name that folder"
-        )
+    if file.suffix in PICKLES and not any(file.parent.glob("*.safetensors")):
+        return f"pickled weights can run code and are not loaded; {pickle_hint(file)}"
     if kind_of_name(file) is not WEIGHTS:
         return "name a folder with config.json and model.safetensors, or a run"
     if not (file.parent / "config.json").exists():

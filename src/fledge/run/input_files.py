@@ -58,7 +58,7 @@ def hub_name_error(path: Path, where: str | None = None) -> FledgeError | None:
     if not looks_like_hub_name(path):
         return None
     return FledgeError(
-        f"there is no such folder; '{path}' looks like a name on the Hugging Face hub, and models are not downloaded",
+        f"there is no such folder; '{path}' looks like a name on the Hugging Face hub",
         where=where or str(path),
-        hint=f"download it first: `hf download {path} --local-dir {path.name}`, and then write {path.name}",
+        hint=f"write hub:{path} to download it; or run `hf download {path} --local-dir {path.name}`, and write {path.name}",
     )

@@ -235,7 +235,7 @@ class Trainer:
         """Report rows that have no turn, or two, because the duration has changed."""
         context, step = self.context, self.state.step
         key = f"stages.{context.log.directory.root.name}.duration"
-        if key not in changes or step > self.total_steps:
+        if key not in changes or not 0 < step <= self.total_steps:
             return
         finding = moved_rows(step, changes[key][0], context.stage.batch, context.data, context.horizon)
         if finding is not None:

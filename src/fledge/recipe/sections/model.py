@@ -136,9 +136,14 @@ class RopeScaling(ConfigModel):
 
 
 class ModelConfig(ConfigModel):
-    """The decoder's sizes, or a model directory to start from (`path`), whose own sizes are used then."""
+    """The decoder's sizes, or a model to start from (`path`), whose own sizes are used then."""
 
-    path: PathText | None = None
+    path: PathText | None = Field(
+        default=None, description="model directory, GGUF file, or hub:owner/name, which is downloaded from the Hugging Face hub"
+    )
+    revision: Annotated[str, Field(min_length=1, pattern=r"^\w[\w./-]*$")] | None = Field(
+        default=None, description="with a path of the hub: branch, tag or commit; null: the main branch"
+    )
     implementation: Literal["auto", "native", "transformers"] = Field(
         default="auto",
         description="implementation of the model in `path`: fledge's native decoder or the library transformers (extra `hf`); "
@@ -162,6 +167,12 @@ class ModelConfig(ConfigModel):
     dropout: Fraction = 0.0
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
     moe: MoeConfig | None = None
+
+    @model_validator(mode="after")
+    def _check_revision(self) -> "ModelConfig":
+        if self.revision is not None and not (self.path or "").startswith("hub:"):
+            raise ValueError("revision is of a model of the hub, which is written path: hub:owner/name")
+        return self
 
     @model_validator(mode="after")
     def _check_implementation(self) -> "ModelConfig":
