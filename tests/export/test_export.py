@@ -51,6 +51,12 @@ def test_rope_settings_are_written_for_older_versions_too() -> None:
     assert config["rope_theta"] == 500.0 and config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
 
 
+def test_a_library_that_composes_characters_by_itself_is_told_of(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    lines = export(write_model(tmp_path / "model", attention_bias="qkv"), "hf", tmp_path / "out")  # saved as Qwen2
+    assert "15 texts, 3 conversations" in lines[-2] and "form NFC for models of this type" in lines[-1]
+
+
 @pytest.mark.parametrize("arguments", [
     ["missing", "--to", "hf"], ["MODEL", "--to", "onnx"], ["MODEL", "--to", "hf", "--type", "q8_0"],
     ["MODEL", "--to", "gguf", "--type", "q3_k"], ["MODEL", "--to", "hf", "--out", "taken"],

@@ -82,9 +82,10 @@ def scored_sequences(tokenizer: Tokenizer, max_positions: int) -> list[list[int]
     return [tokens[:longest] for tokens in (*texts, *chats) if len(tokens) > 1]
 
 
-def tokenised_texts(tokenizer: Tokenizer) -> list[str]:
-    """The texts whose tokens are compared: in the form NFC for a tokenizer that brings texts into it."""
-    return [unicodedata.normalize("NFC", text) if tokenizer.core.normalizer else text for text in TOKENISED]
+def tokenised_texts(tokenizer: Tokenizer, composed: bool = False) -> list[str]:
+    """The texts whose tokens are compared: in the form NFC for a tokenizer that brings texts into it, and if `composed`."""
+    is_composed = composed or tokenizer.core.normalizer
+    return [unicodedata.normalize("NFC", text) if is_composed else text for text in TOKENISED]
 
 
 def at_present(tokenizer: Tokenizer) -> Tokenizer:
@@ -109,11 +110,17 @@ def check_tokens(program: str, what: str, ours: Sequence[int], theirs: Sequence[
 
 
 def check_all_tokens(
-    program: str, tokenizer: Tokenizer, texts: Sequence[Sequence[int]], chats: Sequence[Sequence[int]], where: str
+    program: str,
+    tokenizer: Tokenizer,
+    texts: Sequence[Sequence[int]],
+    chats: Sequence[Sequence[int]],
+    where: str,
+    *,
+    composed: bool = False,
 ) -> str:
     """A line about the tokens that another program makes of `tokenised_texts` and `prompts`. FledgeError as `check_tokens`."""
     ours = at_present(tokenizer)
-    for text, found in zip(tokenised_texts(ours), texts, strict=True):
+    for text, found in zip(tokenised_texts(ours, composed), texts, strict=True):
         check_tokens(program, f"the text {text[:40]!r}", ours.encode(text), found, where)
     for messages, found in zip(prompts(ours), chats, strict=True):
         what = f"the conversation that ends with {messages[-1].content!r}"
