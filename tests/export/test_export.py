@@ -16,7 +16,7 @@ from fledge.export.source import load_source
 from fledge.model.adapter_files import write_adapter
 from fledge.model.adapters import adapter_weights, attach_adapter
 from fledge.model.loading import load_model
-from fledge.model.protocol import Adapter
+from fledge.model.protocol import Adapter, LanguageModel
 from fledge.model.weight_files import weights_hash
 from fledge.recipe.schema import AdapterConfig
 from tests.export.exporting import write_model
@@ -95,19 +95,49 @@ def test_the_licence_is_the_one_that_the_directory_names(tmp_path: Path) -> None
     assert base_licence(load_source(str(model), silent)) == "apache-2.0"
 
 
-def test_an_adapter_is_merged_into_its_base(tmp_path: Path) -> None:
-    base = write_model(tmp_path / "base")
+def write_adapted(folder: Path) -> LanguageModel:
+    """A model with an adapter that is not zero, written to `folder`/adapter, its base to `folder`/base."""
+    base = write_model(folder / "base")
     model = load_model(base).eval()
     attach_adapter(model, Adapter(AdapterConfig(r=4), base, weights_hash(base)), 0)
     for tensor in adapter_weights(model).values():
         tensor.add_(0.05)
-    write_adapter(tmp_path / "adapter", model)
+    write_adapter(folder / "adapter", model)
     for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(base / file, tmp_path / "adapter")
-    lines: list[str] = []
-    export_model(str(tmp_path / "adapter"), to="hf", weight_type="f32", out=str(tmp_path / "out"), log=lines.append)
+        shutil.copy(base / file, folder / "adapter")
+    return model
+
+
+@pytest.mark.parametrize("target", ["hf", "merged"])
+def test_an_adapter_is_merged_into_its_base(tmp_path: Path, target: str) -> None:
+    model, lines = write_adapted(tmp_path), list[str]()
+    export_model(str(tmp_path / "adapter"), to=target, weight_type="f32", out=str(tmp_path / "out"), log=lines.append)
     assert any("the adapter is merged into its base model" in line for line in lines), lines
     merged, tokens = load_model(tmp_path / "out").eval(), torch.arange(3, 40)[None]
     assert merged.adapter is None
     with torch.no_grad():
         torch.testing.assert_close(merged.logits(merged(tokens)), model.logits(model(tokens)), atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("weight_type", ["f32", "bf16"])
+def test_an_adapter_is_written_alone_and_loads_in_peft(tmp_path: Path, weight_type: str) -> None:
+    pytest.importorskip("peft")
+    model, tokens = write_adapted(tmp_path), torch.arange(3, 40)[None]
+    lines = export(tmp_path / "adapter", "adapter", tmp_path / "out", weight_type)
+    assert lines[1] == f"base model: {tmp_path / 'base'}" and lines[2].startswith("PEFT")
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+    assert "library_name: peft" in (tmp_path / "out" / "README.md").read_text()
+    again = load_model(tmp_path / "out").eval()
+    assert again.adapter is not None
+    with torch.no_grad():
+        atol = 1e-5 if weight_type == "f32" else 0.05
+        torch.testing.assert_close(again.logits(again(tokens)), model.logits(model(tokens)), atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("target", ["merged", "adapter"])
+def test_a_model_without_an_adapter_is_told_the_right_target(tmp_path: Path, target: str) -> None:
+    with pytest.raises(FledgeError, match="this model has no adapter") as caught:
+        export(write_model(tmp_path / "model"), target, tmp_path / "out")
+    assert "--to hf" in (caught.value.hint or "") and not (tmp_path / "out").exists()

@@ -28,10 +28,12 @@ def export_model(location: str, *, to: str, weight_type: str | None, out: str | 
     folder = locate_model(location, log)
     destination = Path(out or f"exports/{model_name(folder)}-{to}-{kind.name}")
     _check_destination(destination)
-    source = load_source(location, log)
+    source = load_source(location, log, merge=target.merges)
+    if target.needs_adapter and not source.has_adapter:
+        raise FledgeError("this model has no adapter", where=location, hint="export the model itself with --to hf")
     with _complete_or_absent(destination) as partial:
         lines = target.write(source, kind, partial, log)
-        write_and_verify(partial / "README.md", model_card(source, to, kind, lines))
+        write_and_verify(partial / "README.md", model_card(source, target.library, kind, lines))
     return destination, lines
 
 

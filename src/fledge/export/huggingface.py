@@ -37,13 +37,14 @@ DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 def write_directory(source: ExportSource, weight_type: WeightType, folder: Path) -> None:
     """Write model, tokenizer and generation settings. Raises FledgeError for weights that float16 cannot hold."""
     dtype = DTYPES[weight_type.name]
-    weights = {name: _cast(name, tensor, dtype) for name, tensor in source.model.state_dict().items()}
+    weights = {name: cast_weight(name, tensor, dtype) for name, tensor in source.model.state_dict().items()}
     save_with_tokenizer(source.model, source.tokenizer, folder, weights)
     config = readable_by_old_and_new(read_config_json(folder), str(dtype).removeprefix("torch."))
     write_and_verify(folder / "config.json", json.dumps(config, indent=1))
 
 
-def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def cast_weight(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A weight in another type. Raises FledgeError for values that float16 cannot hold."""
     cast = tensor.to(dtype) if tensor.is_floating_point() else tensor
     if not bool(torch.isfinite(cast).all()):
         raise FledgeError(f"{name} has values that float16 cannot hold", where="--type", hint="use bf16")
@@ -91,7 +92,7 @@ def verify_with_transformers(source: ExportSource, folder: Path) -> list[str]:
         str(folder),
         composed=composed,
     )
-    theirs = [_scores(model, sequence) for sequence in sequences]
+    theirs = [transformers_scores(model, sequence) for sequence in sequences]
     same = difference(score_tokens(load_model(folder), sequences), theirs)
     check_difference(PROGRAM, same, TOLERANCE, str(folder))
     drift = difference(score_tokens(source.model, sequences), theirs)
@@ -110,7 +111,7 @@ def _only_theirs_composes(source: ExportSource, tokenizer: Any) -> bool:
     return source.tokenizer.core.normalizer is None and normalizer is not None and normalizer["type"] == "NFC"
 
 
-def _scores(model: Any, sequence: list[int]) -> list[float]:
+def transformers_scores(model: Any, sequence: list[int]) -> list[float]:
     """log p(token | tokens before it) of each token but the first, by the library's own forward pass."""
     tokens = torch.tensor([sequence], device=model.device)
     scores = model(input_ids=tokens[:, :-1], use_cache=False).logits.float().log_softmax(-1)

@@ -15,17 +15,18 @@ from fledge.export.weight_types import WeightType
 from fledge.report.read_run import mapping, read_run
 from fledge.report.records import Run, Stage
 from fledge.run.directory import StageDirectory
+from fledge.run.text_files import read_json
 from fledge.version import __version__
 
 METRICS = {"loss": "loss", "perplexity": "perplexity", "token_accuracy": "token accuracy", "bits_per_byte": "bits per byte",
            "accuracy": "preference accuracy"}  # fmt: skip
 
 
-def model_card(source: ExportSource, target: str, weight_type: WeightType, lines: list[str]) -> str:
-    """The text of README.md. `lines`: what was written and how it compares."""
+def model_card(source: ExportSource, library: str, weight_type: WeightType, lines: list[str]) -> str:
+    """The text of README.md. `library`: what loads the model. `lines`: what was written and how it compares."""
     run, licence = _run(source), base_licence(source)
     front = {"license": licence} if licence else {}
-    front |= {"library_name": "transformers" if target == "hf" else "gguf", "pipeline_tag": "text-generation"}
+    front |= {"library_name": library, "pipeline_tag": "text-generation"}
     parameters = source.model.cost.parameters().total
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=True, allow_unicode=True) + "---",
@@ -68,7 +69,19 @@ def base_licence(source: ExportSource) -> str | None:
     except (OSError, ValueError, yaml.YAMLError):
         return None
     path = mapping(mapping(recipe).get("model")).get("path")
-    return _named_licence(Path(path)) if isinstance(path, str) else None
+    if not isinstance(path, str):
+        return None
+    return _named_licence(Path(path)) or _named_licence(
+        _directory_of_start(source.run, next(iter(mapping(mapping(recipe).get("stages"))), ""))
+    )
+
+
+def _directory_of_start(run: Path, stage: str) -> Path:
+    """The directory that the first stage loaded, where the recipe names a file or a model of the hub."""
+    try:
+        return Path(str(mapping(read_json(run / stage / "start.json")).get("source")))
+    except FledgeError:
+        return run
 
 
 def _named_licence(folder: Path) -> str | None:

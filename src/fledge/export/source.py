@@ -25,7 +25,7 @@ MERGE_TOLERANCE = 0.01  # nats; float32 changes about 1e-4
 class ExportSource:
     """A loaded model: the folder that it comes from, its run and stage (None for a model outside of a run), and its content.
 
-    `config` is config.json as its file has it.
+    `config` is config.json as its file has it. `has_adapter`: whether the folder has an adapter, merged or not.
     """
 
     folder: Path
@@ -34,6 +34,7 @@ class ExportSource:
     model: LanguageModel
     tokenizer: Tokenizer
     config: dict[str, Any]
+    has_adapter: bool = False
 
     @property
     def name(self) -> str:
@@ -61,15 +62,16 @@ def model_name(folder: Path) -> str:
     return re.sub(r"[^\w.-]+", "-", text)
 
 
-def load_source(location: str, log: Log) -> ExportSource:
-    """The model of a run, stage, checkpoint, model directory or GGUF file. Raises FledgeError if there is none, or if a token
-    of the tokenizer has no row in the model."""
+def load_source(location: str, log: Log, merge: bool = True) -> ExportSource:
+    """The model of a run, stage, checkpoint, model directory or GGUF file. `merge`: add
+    an adapter to the weights. Raises FledgeError if there is none, or if a token of the tokenizer has no row in the model."""
     folder = locate_model(location, log)
     model, tokenizer = load_model_and_tokenizer(folder, log)
-    config_folder = folder
+    config_folder, has_adapter = folder, model.adapter is not None
     if model.adapter is not None:
         config_folder = model.adapter.base or folder
-        _merge(model, tokenizer, folder, log)
+        if merge:
+            _merge(model, tokenizer, folder, log)
     run = find_run(folder)
     return ExportSource(
         folder=folder,
@@ -78,6 +80,7 @@ def load_source(location: str, log: Log) -> ExportSource:
         model=model.eval(),
         tokenizer=tokenizer,
         config=read_config_json(config_folder),
+        has_adapter=has_adapter,
     )
 
 

@@ -12,18 +12,26 @@ if TYPE_CHECKING:
     from fledge.export.source import ExportSource, Log
 
 
-@dataclass(frozen=True)
+def _nothing_missing() -> None:
+    """The files are written without other libraries."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
-    """A target: the names of its types (the first is the default), a function that raises FledgeError if a library is missing,
-    and one that writes the files into a folder, compares them with the model, and returns lines about it."""
+    """A target of an export.
+
+    `types`: the names of its types, the first is the default. `library`: what loads it, for the model card. `write`: writes the
+    files into a folder, compares them with the model, and returns lines about it. `check_libraries` raises FledgeError if a
+    library is missing. `needs_adapter`: whether it is made only of a model with an adapter. `merges`: whether an adapter is
+    added to the weights.
+    """
 
     types: tuple[str, ...]
-    check_libraries: Callable[[], None]
+    library: str
     write: "Callable[[ExportSource, WeightType, Path, Log], list[str]]"
-
-
-def _nothing_missing() -> None:
-    """The directory is written without other libraries."""
+    check_libraries: Callable[[], None] = _nothing_missing
+    needs_adapter: bool = False
+    merges: bool = True
 
 
 def _write_directory(source: "ExportSource", weight_type: WeightType, folder: Path, log: "Log") -> list[str]:
@@ -60,10 +68,27 @@ def _write_gguf(source: "ExportSource", weight_type: WeightType, folder: Path, l
     return [*about_file, *vocabulary_summary(vocabulary), about, *verify_with_llama_cpp(file, source, weight_type)]
 
 
+def _write_adapter(source: "ExportSource", weight_type: WeightType, folder: Path, log: "Log") -> list[str]:
+    from fledge.export.adapter import verify_with_peft, write_adapter_directory
+
+    about = write_adapter_directory(source, weight_type, folder)
+    log("written; comparing it with PEFT")
+    return [*about, *verify_with_peft(source, folder)]
+
+
+FLOATS = ("f32", "f16", "bf16")
 TARGETS = {
-    "hf": Target(("f32", "f16", "bf16"), _nothing_missing, _write_directory),
-    "gguf": Target(("f16", *(name for name in WEIGHT_TYPES if name != "f16")), _check_gguf, _write_gguf),
+    "hf": Target(types=FLOATS, library="transformers", write=_write_directory),
+    "merged": Target(types=FLOATS, library="transformers", write=_write_directory, needs_adapter=True),
+    "adapter": Target(types=FLOATS, library="peft", write=_write_adapter, needs_adapter=True, merges=False),
+    "gguf": Target(
+        types=("f16", *(name for name in WEIGHT_TYPES if name != "f16")),
+        library="gguf",
+        write=_write_gguf,
+        check_libraries=_check_gguf,
+    ),
 }
+"""By their names after `--to`."""
 
 
 def chosen_target(name: str) -> Target:

@@ -1,0 +1,66 @@
+"""Writing the adapter of a model as a directory of PEFT, and comparing it with fledge by loading it with PEFT."""
+
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from fledge.errors import FledgeError, first_line
+from fledge.export.comparison import check_difference, difference, scored_sequences
+from fledge.export.huggingface import DTYPES, TOLERANCE, cast_weight, transformers_scores
+from fledge.export.source import ExportSource
+from fledge.export.weight_types import WeightType
+from fledge.generation import score_tokens
+from fledge.model.adapter_files import write_adapter
+from fledge.model.adapters import adapter_weights, trained_parameters
+from fledge.model.huggingface_loading import import_transformers
+from fledge.model.loading import load_model
+
+PROGRAM = "PEFT"
+NOT_VERIFIED = "not verified: PEFT or transformers is not installed; pip install peft 'fledge[hf]', and export again"
+
+
+def write_adapter_directory(source: ExportSource, weight_type: WeightType, folder: Path) -> list[str]:
+    """Write the adapter, which names its base model by its whole path, and the tokenizer; returns lines about them. Raises
+    FledgeError for weights that float16 cannot hold."""
+    model, dtype = source.model, DTYPES[weight_type.name]
+    assert model.adapter is not None
+    if model.adapter.base is not None:
+        model.adapter = replace(model.adapter, base=model.adapter.base.resolve())
+    weights = {name: cast_weight(name, tensor, dtype) for name, tensor in adapter_weights(model).items()}
+    write_adapter(folder, model, weights)
+    source.tokenizer.save(folder)
+    trained, total = trained_parameters(model)
+    base = model.adapter.base or "no directory: write it into adapter_config.json as base_model_name_or_path"
+    return [f"adapter of {trained:,} parameters beside {total - trained:,} of its base model", f"base model: {base}"]
+
+
+@torch.no_grad()
+def verify_with_peft(source: ExportSource, folder: Path) -> list[str]:
+    """Lines about the comparison of an adapter's directory with the model that it was made of.
+
+    Raises FledgeError if PEFT cannot load it, or computes other log-probabilities than fledge does from the same files.
+    """
+    base = source.model.adapter.base if source.model.adapter else None
+    if base is None:
+        return ["not verified: the adapter names no base model"]
+    if find_spec("peft") is None or find_spec("transformers") is None:
+        return [NOT_VERIFIED]
+    import peft
+
+    sequences = scored_sequences(source.tokenizer, source.model.config.max_position_embeddings)
+    try:
+        transformers = import_transformers("the comparison")
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+        adapted = peft.PeftModel.from_pretrained(theirs, str(folder)).eval()
+    except Exception as error:  # the libraries raise errors of many kinds
+        raise FledgeError(f"{PROGRAM} cannot load what was written: {first_line(error)}", where=str(folder)) from error
+    scores = [transformers_scores(adapted, sequence) for sequence in sequences]
+    same = difference(score_tokens(load_model(folder), sequences), scores)
+    check_difference(PROGRAM, same, TOLERANCE, str(folder))
+    drift = difference(score_tokens(source.model, sequences), scores)
+    return [
+        f"{PROGRAM} {peft.__version__} against fledge from the same files, log-probabilities in nats: {same.text()}",
+        f"{PROGRAM} against the model before export: {drift.text()}",
+    ]
