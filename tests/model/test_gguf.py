@@ -1,6 +1,7 @@
 """GGUF files as models: equal logits, weights, tokens and stops; settings that no model here computes are refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,16 @@ import torch
 import fledge
 from fledge.errors import FledgeError
 from fledge.export.comparison import CONVERSATIONS, TOKENISED
+from fledge.model.adapter_files import write_adapter
+from fledge.model.adapters import attach_adapter
 from fledge.model.decoder import Decoder
 from fledge.model.gguf.directory import gguf_directory
 from fledge.model.hf_config import read_config
 from fledge.model.loading import load_model
 from fledge.model.locate import locate_model
+from fledge.model.protocol import Adapter
+from fledge.model.weight_files import weights_hash
+from fledge.recipe.schema import AdapterConfig
 from fledge.run.cache import cache_folder
 from fledge.tokenizer import load_tokenizer
 from tests.export.exporting import tokenizer, write_model
@@ -215,3 +221,17 @@ def test_a_recipe_trains_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert f"path: {file}" in (Path(run.path) / "recipe.yaml").read_text()
     file.unlink()
     assert fledge.train(recipe).path == run.path  # finished: the file is not needed any more
+
+
+def test_an_adapter_on_a_file_finds_it_again_when_the_cache_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = export_gguf(write_model(tmp_path / "model"), tmp_path / "out", monkeypatch)
+    base = gguf_directory(file)
+    model = load_model(base)
+    attach_adapter(model, Adapter(AdapterConfig(r=2), base, weights_hash(base)), 0)
+    write_adapter(tmp_path / "adapter", model)
+    shutil.rmtree(cache_folder())
+    assert torch.equal(_logits(load_model(tmp_path / "adapter")), _logits(model))
+    file.unlink()
+    shutil.rmtree(cache_folder())
+    with pytest.raises(FledgeError, match="the base model of this adapter is not there"):
+        load_model(tmp_path / "adapter")

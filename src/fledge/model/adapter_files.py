@@ -11,6 +11,7 @@ from torch import Tensor
 from fledge.errors import FledgeError, first_line
 from fledge.model.adapters import adapter_weights, lora_layers
 from fledge.model.hf_config import read_json_object
+from fledge.model.locate import SOURCE, locate_named
 from fledge.model.protocol import ADAPTER_MATRICES, Adapter, LanguageModel
 from fledge.model.weight_files import check_file, check_finite, check_type, read_tensors
 from fledge.model.weights import write_tensors
@@ -59,7 +60,7 @@ def read_adapter_config(folder: Path) -> Adapter:
 def find_base(folder: Path, base: Path | None) -> Path:
     """The directory of an adapter's base model: as written, or beside the adapter. Raises FledgeError if it is not there."""
     candidates = [] if base is None else [base, folder / base, folder.parent / base.name]
-    found = next((path for path in candidates if (path / "config.json").exists()), None)
+    found = next((path for path in candidates if (path / "config.json").exists()), None) or _converted_again(folder)
     if found is None:
         raise FledgeError(
             f"the base model of this adapter is not there: {base or 'adapter_config.json does not name it'}",
@@ -67,6 +68,13 @@ def find_base(folder: Path, base: Path | None) -> Path:
             hint=f"put it there, or write its directory as base_model_name_or_path into {folder / CONFIG}",
         )
     return found
+
+
+def _converted_again(folder: Path) -> Path | None:
+    """The base model of an adapter that was trained on a GGUF file, whose converted copy is gone; None for other adapters."""
+    written = read_json_object(folder / BASE) if (folder / BASE).exists() else {}
+    file = Path(str(written.get("source", "")))
+    return locate_named(file) if file.is_file() else None
 
 
 def write_adapter(folder: Path, model: LanguageModel, weights: Mapping[str, Tensor] | None = None) -> None:
@@ -91,7 +99,8 @@ def write_adapter(folder: Path, model: LanguageModel, weights: Mapping[str, Tens
     }
     write_and_verify(folder / CONFIG, json.dumps(content, indent=1))
     if model.adapter.base_hash is not None:
-        write_and_verify(folder / BASE, json.dumps({"weights_hash": model.adapter.base_hash}))
+        source = {} if base is None or not (base / SOURCE).exists() else {"source": read_json_object(base / SOURCE).get("path")}
+        write_and_verify(folder / BASE, json.dumps({"weights_hash": model.adapter.base_hash, **source}))
     named = adapter_weights(model) if weights is None else weights
     write_tensors({file_name(model, name): tensor.contiguous() for name, tensor in named.items()}, folder / WEIGHTS)
 

@@ -7,6 +7,7 @@ from fledge.model.hub import hub_copy, is_hub_name, parse_hub_name
 from fledge.run import resolve_model_path
 
 GGUF, MAGIC = ".gguf", b"GGUF"
+SOURCE = "fledge_source.json"  # in a converted directory: the file that it was made of
 
 
 def _silent(text: str) -> None:

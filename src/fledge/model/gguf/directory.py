@@ -25,6 +25,7 @@ from fledge.model.gguf.library import import_gguf
 from fledge.model.gguf.names import NamedTensor, named_tensors
 from fledge.model.gguf.tokenizer import Vocabulary, special_ids, write_tokenizer
 from fledge.model.hf_config import read_config
+from fledge.model.locate import SOURCE
 from fledge.model.pretrained import file_shapes
 from fledge.model.weights import write_tensors
 from fledge.run.cache import cache_folder
@@ -102,6 +103,7 @@ class _Conversion:
         config = {**gguf_config(header), **special_ids(Vocabulary(header))}
         config["model_type"] = CLASSES[config["architectures"][0]].model_type
         write_tokenizer(header, folder)
+        write_and_verify(folder / SOURCE, json.dumps({"path": str(header.file.resolve())}))
         write_and_verify(folder / "config.json", json.dumps(config, indent=1))
         licence = header.settings.get("general.license")
         if isinstance(licence, str):
