@@ -21,11 +21,14 @@ from fledge.plan import StagePlan, check_settings_have_effect, plan_stage, with_
 from fledge.plan.horizon import TrainingHorizon, capped_batch
 from fledge.plan.warnings import PlanError, PlannedStage, plan_warnings
 from fledge.recipe import Recipe, Stage, differences, load_recipe
+from fledge.recipe.initial_weights import first_initial_weights
 from fledge.recipe.schema import BatchConfig
 from fledge.run.directory import RunDirectory, check_layout
 from fledge.run.file_shapes import RecordedPlan
 from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from fledge.tokenizer.native_templates import SEQ2SEQ
+from fledge.tokenizer.settings import read_decoder_start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,15 +139,20 @@ class Preparation:
         template."""
         config, stages = self.recipe.tokenizer, self.recipe.stages.values()
         chats = any(FORMATS[stage.kind].is_dialogue or stage.prompt_tests is not None for stage in stages)
-        return load_tokenizer(path, config.template, special_tokens=config.special_tokens, needs_template=chats, key=key,
+        return load_tokenizer(path, self._template(), special_tokens=config.special_tokens, needs_template=chats, key=key,
                               template_date=date or config.template_date)  # fmt: skip
+
+    def _template(self) -> str:
+        """The name of the chat template: `auto` is `seq2seq` where the run starts from an encoder–decoder."""
+        requested, start = self.recipe.tokenizer.template, first_initial_weights(self.recipe).config_directory
+        return SEQ2SEQ if requested == "auto" and start is not None and read_decoder_start(start) is not None else requested
 
     def train_tokenizer(self, collected: Iterable[CollectedRows]) -> Tokenizer:
         """A tokenizer trained on the training texts of stages."""
         config = self.recipe.tokenizer
         self.log(f"training a tokenizer of {config.vocab_size:,} tokens …")
         texts = (text for rows in collected for text in rows.tokenizer_texts())
-        tokenizer = train_tokenizer(texts, config.vocab_size, config.template, config.special_tokens, self.log)
+        tokenizer = train_tokenizer(texts, config.vocab_size, self._template(), config.special_tokens, self.log)
         if tokenizer.vocab_size < config.vocab_size:
             self.log(f"note: the text yields only {tokenizer.vocab_size:,} tokens, not {config.vocab_size:,}")
         return tokenizer
@@ -239,45 +247,25 @@ class Preparation:
         saved = self.run.stage(name).newest_model()
         if saved is None and weights.previous_stage is not None:
             return self._model_directory(weights.previous_stage)
-        return saved or weights.directory
+        return saved or weights.directory or weights.config_directory
 
     def _model_cost(self, name: str, tokenizer: Tokenizer) -> ModelCost:
-        from fledge.model.loading import describe_model  # it loads torch, which data alone does not need
+        from fledge.model.loading import describe_model  # they load torch, which data alone does not need
+        from fledge.plan.start_model import check_start_model
 
         path, model = self._model_directory(name), self.recipe.model
         if path is None:
             return ModelCost(model, tokenizer.vocab_size)
         description = describe_model(path, model.implementation, self.log)
-        description.check_runtime(self.recipe.runtime)
-        config, vocab_size = description.cost.config, description.cost.vocab_size
-        sizes = sorted(model.model_fields_set - {"path", "revision", "implementation"})
-        changed = [key for key in sizes if getattr(model, key) != getattr(config, key)]
-        defaults = type(model)()
-        changed = [key for key in changed if getattr(model, key) != getattr(defaults, key)]
-        if changed:
-            raise FledgeError(f"{path} has its own sizes; the recipe also sets {', '.join(changed)}", where="model",
-                              hint="leave them out, or leave model.path out")  # fmt: skip
-        context = self.recipe.stages[name].data.max_seq_len
-        if context > config.max_position_embeddings:
-            positions = config.max_position_embeddings
-            raise FledgeError(
-                f"max_seq_len {context:,} is longer than the {positions:,} positions (max_position_embeddings) of {path}",
-                where=f"stages.{name}.data.max_seq_len",
-                hint=f"set data.max_seq_len to at most {positions}",
-            )
-        unknown = tokenizer.tokens_from(vocab_size)
-        if not all(is_added for _, is_added in unknown):
-            raise FledgeError(
-                f"the model knows {vocab_size:,} tokens, the tokenizer has {tokenizer.vocab_size:,}: it is not the model's own",
-                where=str(path),
-                hint="set tokenizer.path to the tokenizer that the model was trained with",
-            )
+        is_new = model.config is not None and path == Path(model.config)
+        check_start_model(self.recipe, name, description, path, tokenizer, has_weights=not is_new)
+        vocab_size = tokenizer.vocab_size if is_new else max(description.cost.vocab_size, tokenizer.vocab_size)
         if (path / "tokenizer.json").exists():
             own = self._read_tokenizer(path, date=tokenizer.template.date)
             if own.fingerprint() != tokenizer.fingerprint():
                 raise FledgeError("this model has another tokenizer or chat template than the run", where=str(path),
                                   hint=f"set tokenizer.path to {path}")  # fmt: skip
-        return description.cost.with_vocabulary(max(vocab_size, tokenizer.vocab_size))
+        return description.cost.with_vocabulary(vocab_size)
 
     def _growth_note(self, name: str, tokenizer: Tokenizer) -> list[str]:
         """A note that names the tokens for which the stage's initial model gets new rows; empty if it knows all tokens."""

@@ -24,7 +24,6 @@ from fledge.evaluate.generated import GeneratedAnswers
 from fledge.evaluate.prompt_tests import Case
 from fledge.evaluate.stage_evaluation import StageEvaluation
 from fledge.findings import Finding
-from fledge.model.decoder import Decoder
 from fledge.model.frozen_weights import round_frozen_weights
 from fledge.model.linear_cross_entropy import LossKernel
 from fledge.model.loading import load_model
@@ -44,6 +43,7 @@ from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer
 from fledge.training.context import TrainContext
 from fledge.training.hooks import Hook
+from fledge.training.initial_model import initial_model
 from fledge.training.model_writer import model_writer
 from fledge.training.outcome import judge
 from fledge.training.reference import ReferenceProvider
@@ -229,9 +229,7 @@ class StageRunner:
     def _initial_model(self) -> LanguageModel:
         """The model with its initial weights."""
         if self.init_directory is None:
-            model = Decoder(self.recipe.model, self.tokenizer.vocab_size)
-            model.init_weights(self.recipe.seed)
-            return model
+            return initial_model(self.recipe, self.tokenizer, self.console.log)
         model = self._load(self.init_directory)
         for note in model.notes:
             self.console.log(f"note: {note}")

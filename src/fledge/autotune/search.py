@@ -178,6 +178,9 @@ class AutotuneSearch:
         if self._must_compile or self.config.compile is False:
             self.measurements["compile_reason"] = SET_IN_RECIPE
             return self._must_compile
+        if not self.workload.model.has_fixed_shapes:
+            self.measurements["compile_reason"] = "the lengths of sources and answers differ in each batch"
+            return False
         scale = self.workload.batch.input_ids.numel() / self.truncated.batch.input_ids.numel()
         remaining = self.workload.full_step_seconds(seconds * scale) * self.micro_steps
         enough = remaining >= (MIN_SECONDS_WITH_KEPT_CODE if COMPILE_FIGURE in self.cache else MIN_SECONDS_TO_COMPILE)

@@ -1,5 +1,6 @@
 """Scoring: the log-probabilities that a model gives to the tokens of texts."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +19,8 @@ def score_tokens(
     """log p(token | the tokens before it) of each token but the first, for each sequence.
 
     These are the model's own probabilities, as in `TokenOutput.logprob`: a prompt and its answer score, at the answer's
-    tokens, what generation reported for them. Raises FledgeError for a sequence that is longer than the model's positions.
+    tokens, what generation reported for them. An encoder–decoder predicts no token of a source: NaN stands there. Raises
+    FledgeError for a sequence that is longer than the model's positions, and, for an encoder–decoder, for a text alone.
     """
     max_positions = model.config.max_position_embeddings
     for number, sequence in enumerate(sequences, 1):
@@ -27,6 +29,12 @@ def score_tokens(
                 f"it has {len(sequence):,} tokens, the model has {max_positions:,} positions",
                 where=f"sequence {number}",
                 hint="shorten it, or train with a larger model.max_position_embeddings",
+            )
+        if model.decoder_start is not None and model.decoder_start not in sequence:
+            raise FledgeError(
+                "an encoder–decoder gives probabilities to the answer to a source, and this is a text alone",
+                where=f"sequence {number}",
+                hint="score tokens of Tokenizer.encode_conversation: source, start token and answer",
             )
     scores: list[list[float]] = [[] for _ in sequences]
     longest_first = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
@@ -37,6 +45,10 @@ def score_tokens(
             batch, scorable = scorable[:size], scorable[size:]
             for index, values in zip(batch, _score_batch(model, [sequences[index] for index in batch]), strict=True):
                 scores[index] = values
+    if model.decoder_start is not None:
+        for sequence, values in zip(sequences, scores, strict=True):
+            unpredicted = list(sequence).index(model.decoder_start)
+            values[:unpredicted] = [math.nan] * unpredicted
     return scores
 
 

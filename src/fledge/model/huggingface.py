@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -38,17 +38,25 @@ class TransformersModel(LanguageModel):
     def __init__(self, causal_lm: Any) -> None:
         super().__init__()
         self.causal_lm = causal_lm
-        self.config, self.vocab_size = nearest_config(causal_lm.config), _text_config(causal_lm.config).vocab_size
+        self.config, self.vocab_size = self._sizes(), _text_config(causal_lm.config).vocab_size
         self.compute_dtype = torch.float32
         self.attention = "sdpa"
         self.activation_checkpoint_every = 0
         self.generation_settings = {}
         self._recomputed: frozenset[int] = frozenset()
-        self._layers_path = _find_layers(self, self.config.num_hidden_layers)
+        self._layer_lists = self._find_layer_lists()
         head = causal_lm.get_output_embeddings()
         if not isinstance(head, nn.Linear) or head.bias is not None:
             raise FledgeError(f"the head of {type(causal_lm).__name__} is more than one matrix, which is not supported")
         causal_lm.get_input_embeddings().padding_idx = None  # else the row of a token that also ends turns would not learn
+
+    def _sizes(self) -> ModelConfig:
+        """The sizes in the recipe's names."""
+        return nearest_config(self.causal_lm.config)
+
+    def _find_layer_lists(self) -> list[str]:
+        """The names of the submodules that are lists of layers, in the order of `blocks`."""
+        return [_find_layers(self, self.config.num_hidden_layers)]
 
     # -- computing ----------------------------------------------------------------------------------------------------
 
@@ -69,6 +77,14 @@ class TransformersModel(LanguageModel):
         """The output of the library's decoder without the head, for tokens and positions [B, T], in `compute_dtype`."""
         with self._autocast():
             return self.causal_lm.base_model(input_ids=tokens, position_ids=positions, **options)
+
+    def library_logits(self, tokens: Tensor) -> Tensor:
+        """The logits [1, T, V] that the library itself computes for one document [1, T]; for comparisons."""
+        return self.causal_lm(input_ids=tokens, use_cache=False).logits.float()
+
+    def probe_document(self, length: int, generator: torch.Generator) -> Tensor:
+        """Random tokens [1, length] that can be a document."""
+        return torch.randint(self.vocab_size, (1, length), generator=generator)
 
     def forward_with_router_stats(
         self,
@@ -106,28 +122,36 @@ class TransformersModel(LanguageModel):
 
     def blocks(self) -> Sequence[nn.Module]:
         """The layers in order."""
-        layers = self.get_submodule(self._layers_path)
+        return [layer for path in self._layer_lists for layer in self._layers(path)]
+
+    def _layers(self, path: str) -> nn.ModuleList:
+        layers = self.get_submodule(path)
         assert isinstance(layers, nn.ModuleList)
-        return list(layers)
+        return layers
 
     @contextmanager
     def only_first_block(self) -> Iterator[None]:
-        """A context in which the model has only its first layer."""
-        owner_path, _, name = self._layers_path.rpartition(".")
-        owner, layers = self.get_submodule(owner_path), self.get_submodule(self._layers_path)
-        setattr(owner, name, nn.ModuleList(self.blocks()[:1]))
+        """A context in which the model has only its first layer, or the first one of each list of layers."""
+        complete = {path: self._layers(path) for path in self._layer_lists}
         try:
+            for path, layers in complete.items():
+                self._set_layers(path, layers[:1])
             yield
         finally:
-            setattr(owner, name, layers)
+            for path, layers in complete.items():
+                self._set_layers(path, layers)
+
+    def _set_layers(self, path: str, layers: nn.ModuleList) -> None:
+        owner, _, name = path.rpartition(".")
+        setattr(self.get_submodule(owner), name, layers)
 
     def _set_recomputed_blocks(self) -> None:
         """Mark the layers to compute again in the backward pass. Raises FledgeError for layers that do not support it."""
-        layers = self.config.num_hidden_layers
-        recomputed = frozenset(checkpointed_layers(layers, self.activation_checkpoint_every))
+        blocks = self.blocks()
+        recomputed = frozenset(checkpointed_layers(len(blocks), self.activation_checkpoint_every))
         if recomputed == self._recomputed:
             return
-        for number, block in enumerate(self.blocks()):
+        for number, block in enumerate(blocks):
             if not hasattr(block, "gradient_checkpointing"):
                 raise FledgeError(
                     f"{type(block).__name__} of transformers cannot be computed again in the backward pass",
@@ -198,7 +222,7 @@ class TransformersModel(LanguageModel):
     ) -> None:
         """Write the directory as the library does, and read its tensors back."""
         folder.mkdir(parents=True, exist_ok=True)
-        special = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
+        special = {**self._special_tokens(), "bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
         for name, value in special.items():
             setattr(self.causal_lm.config, name, value)
         tensors = self._file_tensors(self.state_dict() if weights is None else weights)
@@ -214,6 +238,10 @@ class TransformersModel(LanguageModel):
             give_usual_mode(file)
             verify_tensors(file, tensors)
 
+    def _special_tokens(self) -> dict[str, int]:
+        """Special tokens of config.json that are the model's and not the tokenizer's."""
+        return {}
+
     def _file_tensors(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights under the library's names. Weights that are tied in the model become one tensor, so that the library
         recognizes them as tied and writes one."""
@@ -225,9 +253,13 @@ class TransformersModel(LanguageModel):
             tensors[name.removeprefix(PREFIX)] = weights[first] if first != name else tensor
         return tensors
 
-    def with_weights(self, weights: Mapping[str, Tensor]) -> "TransformersModel":
+    def _new_library_model(self) -> Any:
+        """Another model of the library with this one's configuration."""
+        return type(self.causal_lm)(self.causal_lm.config)
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> Self:
         """A new model with the weights of a `state_dict`; configuration, device and settings are copied from this one."""
-        copy = TransformersModel(type(self.causal_lm)(self.causal_lm.config)).to(self.device)
+        copy = type(self)(self._new_library_model()).to(self.device)
         copy.load_state_dict(weights)
         copy.compute_dtype, copy.generation_settings = self.compute_dtype, self.generation_settings
         copy.set_attention_backend(self.attention)

@@ -4,7 +4,10 @@ No configuration says whether a model can be trained on packed rows, or whether 
 matrix. Both are tried out on a few tokens when a model is loaded.
 """
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,7 +30,7 @@ from fledge.model.weight_files import (
     too_many_parameters,
 )
 from fledge.model.weights import read_generation_settings
-from fledge.recipe.schema import RuntimeConfig
+from fledge.recipe.schema import ModelConfig, RuntimeConfig
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}  # nothing is fetched, and no code of a model is run
 PROBE_LENGTHS = (5, 3)  # tokens of the two documents that a loaded model is tried out on
@@ -45,7 +48,19 @@ def import_transformers(purpose: str) -> Any:
     return transformers
 
 
-def from_pretrained(folder: str | Path, finite: bool = True) -> TransformersModel:
+@dataclass(frozen=True)
+class Bridge:
+    """A family of architectures: the class of transformers that loads them, the `LanguageModel` around what it loads, sizes."""
+
+    auto_class: str
+    model: Callable[[Any], TransformersModel]
+    sizes: Callable[[Any], ModelConfig]  # of a configuration of the library, in the recipe's names
+
+
+CAUSAL = Bridge("AutoModelForCausalLM", TransformersModel, nearest_config)
+
+
+def from_pretrained(folder: str | Path, finite: bool = True, bridge: Bridge = CAUSAL) -> TransformersModel:
     """A model directory as a model of transformers with float32 parameters.
 
     Raises FledgeError where the library is not installed, does not know the architecture or cannot load the files, where
@@ -56,9 +71,9 @@ def from_pretrained(folder: str | Path, finite: bool = True) -> TransformersMode
     transformers = import_transformers(f"the model in {folder}")
     _check_settings(folder)
     headers = read_headers(folder)
-    _check_size(transformers, folder, headers)
+    _check_size(folder, headers, bridge)
     try:
-        causal_lm, report = transformers.AutoModelForCausalLM.from_pretrained(
+        causal_lm, report = getattr(transformers, bridge.auto_class).from_pretrained(
             folder,
             dtype=torch.float32,
             attn_implementation=ATTENTION["sdpa"],
@@ -74,7 +89,7 @@ def from_pretrained(folder: str | Path, finite: bool = True) -> TransformersMode
             problem = f"{kind.removesuffix('_keys')} {names[:3]}"
             raise FledgeError(f"the weights do not fit the architecture of transformers: {problem}", where=str(folder))
     _check_weights(causal_lm, headers.files, folder, finite)
-    model = TransformersModel(causal_lm)
+    model = bridge.model(causal_lm)
     model.generation_settings = read_generation_settings(folder)
     if finite:
         check_forward(model, str(folder))
@@ -83,49 +98,62 @@ def from_pretrained(folder: str | Path, finite: bool = True) -> TransformersMode
 
 def _check_weights(causal_lm: Any, shards: list[Path], folder: Path, finite: bool) -> None:
     """FledgeError for weights of integers or not finite, which the library takes without a word, and for a head of its own in a
-    model whose configuration ties it to the embedding."""
+    model whose configuration ties it to the embedding. Configurations of encoder–decoders say nothing about it: newer versions
+    of the library write that the head is tied where it is not, and find out from the weights."""
     parameters = {name for name, _ in causal_lm.named_parameters(remove_duplicate=False)}
+    tied = causal_lm.config.get_text_config().tie_word_embeddings and not causal_lm.config.is_encoder_decoder
     for shard in shards:
         for name, tensor in read_tensors(shard):
             if name in parameters:
                 check_type(name, tensor, shard)
             if name in parameters and finite:
                 check_finite(name, tensor, shard)
-            if name == HEAD and causal_lm.config.get_text_config().tie_word_embeddings:
+            if name == HEAD and tied:
                 embedding = causal_lm.get_input_embeddings().weight
                 if tensor.shape != embedding.shape or not torch.equal(tensor.float(), embedding.float()):
                     raise own_head_error(folder)
 
 
-def describe(folder: Path) -> ModelCost:
+def describe(folder: Path, bridge: Bridge = CAUSAL) -> ModelCost:
     """Sizes and exact parameters of a model directory, from its configuration alone. FledgeError as `from_pretrained`."""
+    with torch.device("meta"):
+        return new_model(folder, bridge).cost
+
+
+def new_model(
+    folder: Path,
+    bridge: Bridge = CAUSAL,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+    stored_bytes: int | None = None,
+) -> TransformersModel:
+    """A model of the architecture and the sizes in a config.json, with some keys changed, and with weights as the library draws
+    them from PyTorch's generator, on torch's default device.
+
+    FledgeError as `from_pretrained`, and if the weights could never be in `stored_bytes`: then no module is made."""
     transformers = import_transformers(f"the model in {folder}")
     _check_settings(folder)
-    return _without_weights(transformers, folder).cost
-
-
-def _without_weights(transformers: Any, folder: Path, stored_bytes: int | None = None) -> TransformersModel:
-    """The model of a directory without memory for its weights. FledgeError if these could never be in `stored_bytes`: then not
-    even its modules are made."""
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
+        changed = config if config.is_encoder_decoder else config.get_text_config()  # of an encoder–decoder that is a copy
+        for name, value in changes.items():
+            setattr(changed, name, value)
     except Exception as error:  # the library raises errors of many kinds
         raise FledgeError(f"transformers cannot load it: {first_line(error)}", where=str(folder)) from error
-    near = nearest_config(config)
+    near = bridge.sizes(config)
     least = near.num_hidden_layers * near.hidden_size  # one vector in each layer
     if stored_bytes is not None and least > stored_bytes:
         raise too_many_parameters(least, stored_bytes, folder)
     try:
-        with torch.device("meta"):
-            causal_lm = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION["sdpa"])
+        library_model = getattr(transformers, bridge.auto_class).from_config(config, attn_implementation=ATTENTION["sdpa"])
     except Exception as error:  # the library raises errors of many kinds
         raise FledgeError(f"transformers cannot load it: {first_line(error)}", where=str(folder)) from error
-    return TransformersModel(causal_lm)
+    return bridge.model(library_model)
 
 
-def _check_size(transformers: Any, folder: Path, headers: WeightHeaders) -> None:
+def _check_size(folder: Path, headers: WeightHeaders, bridge: Bridge) -> None:
     """FledgeError, before memory is allocated, for files that are too small for the model that config.json describes."""
-    model = _without_weights(transformers, folder, headers.bytes)
+    with torch.device("meta"):
+        model = new_model(folder, bridge, stored_bytes=headers.bytes)
     check_sizes(headers, model.cost.parameters().total, folder)
 
 
@@ -151,14 +179,15 @@ def check_forward(model: TransformersModel, folder: str) -> None:
     """Test a model on random tokens. Raises FledgeError if its logits are not hidden states times the head's matrix, or if a
     document in a packed row attends to another document."""
     name = type(model.causal_lm).__name__
-    tokens = torch.randint(model.vocab_size, (1, sum(PROBE_LENGTHS)), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    each = [model.probe_document(length, generator) for length in PROBE_LENGTHS]
     documents = torch.tensor([[number for number, length in enumerate(PROBE_LENGTHS, 1) for _ in range(length)]])
     try:
         with eval_mode(model):
-            logits = model.causal_lm(input_ids=tokens, use_cache=False).logits.float()
-            product = model.logits(model(tokens))
-            packed = model(tokens, None, documents)
-            alone = torch.cat([model(document) for document in tokens.split(PROBE_LENGTHS, dim=1)], dim=1)
+            logits = torch.cat([model.library_logits(document) for document in each], dim=1)
+            alone = torch.cat([model(document) for document in each], dim=1)
+            product = model.logits(alone)
+            packed = model(torch.cat(each, dim=1), None, documents)
     except Exception as error:  # the library raises errors of many kinds
         raise FledgeError(f"transformers cannot compute it: {first_line(error)}", where=folder) from error
     if not _near(product, logits):

@@ -9,10 +9,17 @@ from fledge.model import huggingface_loading, pretrained
 from fledge.model.adapter_files import BASE, find_base, is_adapter, load_adapter_weights, read_adapter_config
 from fledge.model.adapters import attach_adapter
 from fledge.model.cost import ModelCost
+from fledge.model.encoder_decoder import (
+    check_encoder_decoder_runtime,
+    describe_encoder_decoder,
+    is_encoder_decoder,
+    load_encoder_decoder,
+)
 from fledge.model.hf_config import NotCoveredError, read_config
 from fledge.model.protocol import LanguageModel
 from fledge.model.weight_files import weights_hash
 from fledge.recipe.schema import RuntimeConfig
+from fledge.tokenizer.settings import read_decoder_start
 
 Log = Callable[[str], None]
 
@@ -45,15 +52,18 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "transformers": Implementation(
         huggingface_loading.from_pretrained, huggingface_loading.describe, huggingface_loading.check_runtime
     ),
+    "encoder-decoder": Implementation(load_encoder_decoder, describe_encoder_decoder, check_encoder_decoder_runtime),
 }
 
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """The description of a model directory whose weights are not loaded."""
+    """The description of a model directory whose weights are not loaded. `decoder_start`: of an encoder–decoder, as in
+    `LanguageModel`."""
 
     implementation: str
     cost: ModelCost
+    decoder_start: int | None = None
 
     def check_runtime(self, runtime: RuntimeConfig) -> None:
         """FledgeError for settings of the recipe's `runtime` that the implementation cannot follow."""
@@ -67,14 +77,15 @@ def _silent(text: str) -> None:
 def choose_implementation(folder: Path, requested: str = "auto", log: Log = _silent) -> str:
     """The key in `IMPLEMENTATIONS` for a model directory: the requested one, or for `auto` the native decoder if it covers the
     model, else transformers, with a log line. Raises FledgeError without a readable config.json."""
-    if requested != "auto":
+    if requested == "native":
         return requested
-    try:
-        read_config(folder)
-    except NotCoveredError as error:
-        log(f"{folder}: {error.what}; the library transformers computes this model")
-        return "transformers"
-    return "native"
+    if requested == "auto":
+        try:
+            read_config(folder)
+            return "native"
+        except NotCoveredError as error:
+            log(f"{folder}: {error.what}; the library transformers computes this model")
+    return "encoder-decoder" if is_encoder_decoder(folder) else "transformers"
 
 
 def load_model(
@@ -119,4 +130,4 @@ def describe_model(folder: Path, implementation: str = "auto", log: Log = _silen
     if is_adapter(folder):
         folder = find_base(folder, read_adapter_config(folder).base)
     chosen = choose_implementation(folder, implementation, log)
-    return ModelDescription(chosen, IMPLEMENTATIONS[chosen].describe(folder))
+    return ModelDescription(chosen, IMPLEMENTATIONS[chosen].describe(folder), read_decoder_start(folder))

@@ -1,7 +1,8 @@
 """`LanguageModel`: the interface of models for training, evaluation, autotune, checkpoints and generation.
 
-Two classes implement it: `decoder.Decoder`, the native one, and `huggingface.TransformersModel`, a bridge to the
-architectures of transformers. Other code accepts any `LanguageModel` and uses only what is declared here.
+Three classes implement it: `decoder.Decoder`, the native one; `huggingface.TransformersModel`, a bridge to the decoder-only
+architectures of transformers; and `encoder_decoder.EncoderDecoderModel`, a bridge to its encoder–decoders. Other code accepts
+any `LanguageModel` and uses only what is declared here.
 """
 
 from abc import ABC, abstractmethod
@@ -38,7 +39,8 @@ class Adapter:
 
 
 class LanguageModel(nn.Module, ABC):
-    """A causal language model with float32 parameters. B rows, T positions, width D, V tokens of the vocabulary.
+    """A language model with float32 parameters, which predicts each token from those before it. B rows, T positions, width D, V
+    tokens of the vocabulary.
 
     Attributes:
         implementation: the key of the implementation in `loading.IMPLEMENTATIONS`.
@@ -52,6 +54,9 @@ class LanguageModel(nn.Module, ABC):
         generation_settings: the settings of generation_config.json that the model came with, such as temperature; they are
             saved with it again.
         adapter: the adapter that the model has; all weights outside of it are frozen then.
+        decoder_start: in an encoder–decoder, the token with which an answer begins. What stands before it in a document is the
+            source, at whose positions hidden states are zero. None: the model has a decoder only.
+        has_fixed_shapes: whether batches of equal shape are computed with equal shapes, which compiling needs.
     """
 
     implementation: str
@@ -62,6 +67,8 @@ class LanguageModel(nn.Module, ABC):
     activation_checkpoint_every: int
     generation_settings: dict[str, Any]
     adapter: Adapter | None = None
+    decoder_start: int | None = None
+    has_fixed_shapes: bool = True
 
     # -- computing ----------------------------------------------------------------------------------------------------
 

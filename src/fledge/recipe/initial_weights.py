@@ -12,7 +12,7 @@ class InitialWeights:
     """The source of a stage's initial weights: a model directory of the recipe, or the model of the previous stage, or, if both
     are None, fresh weights from the seed of the run.
 
-    `config_directory`: the model directory whose config.json gives the sizes of the model; None: the recipe's section `model`.
+    `config_directory`: the directory whose config.json gives the sizes of the model; None: the recipe's section `model`.
     """
 
     directory: Path | None
@@ -40,7 +40,7 @@ def initial_weights(recipe: Recipe, name: str) -> InitialWeights:
     before, init_from = names[: names.index(name)] if name in names else [], recipe.stages[name].init_from
     previous_stage = before[-1] if before and not init_from else None
     directory = init_from or (None if before else recipe.model.path)
-    named = [recipe.model.path, *(recipe.stages[stage].init_from for stage in (*before, name))]
+    named = [recipe.model.path or recipe.model.config, *(recipe.stages[stage].init_from for stage in (*before, name))]
     config_directory = next((path for path in reversed(named) if path), None)
     return InitialWeights(
         directory=Path(directory) if directory else None,

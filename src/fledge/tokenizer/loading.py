@@ -11,8 +11,8 @@ from tokenizers import processors
 
 from fledge.errors import FledgeError
 from fledge.tokenizer.files import read_core
-from fledge.tokenizer.native_templates import CHATML, NATIVE
-from fledge.tokenizer.settings import OwnSettings, TokenizerSettings, read_end_tokens, read_settings
+from fledge.tokenizer.native_templates import CHATML, NATIVE, SEQ2SEQ, seq2seq_template
+from fledge.tokenizer.settings import OwnSettings, TokenizerSettings, read_decoder_start, read_end_tokens, read_settings
 from fledge.tokenizer.template import ChatTemplate, Message, TemplateError, TextSegment
 from fledge.tokenizer.tokenizer import Tokenizer
 
@@ -43,9 +43,10 @@ def load_tokenizer(
 ) -> Tokenizer:
     """The tokenizer in a directory (tokenizer.json with its configuration) or in a tokenizer.json alone.
 
-    A tokenizer without a chat template gets ChatML, and the control tokens that it lacks; if `needs_template` is false, only if
-    it has these tokens already. `special_tokens`: tokens to add. `key`: recipe key that names the path, for hints.
-    `template_date`: what a template with `strftime_now` writes; None: the date that was saved with the tokenizer, else today.
+    A tokenizer beside an encoder–decoder model gets the template `seq2seq`. Another one without a chat template gets ChatML,
+    and the control tokens that it lacks; if `needs_template` is false, only if it has these tokens already. `special_tokens`:
+    tokens to add. `key`: recipe key that names the path, for hints. `template_date`: what a template with `strftime_now`
+    writes; None: the date that was saved with the tokenizer, else today.
     Raises FledgeError, with file and key, if a file is missing or not readable, or if no token can end a text.
     """
     path = Path(path)
@@ -57,7 +58,10 @@ def load_tokenizer(
     if end_of_text is None:
         raise FledgeError("no token that ends a text is configured", where=str(folder / "tokenizer_config.json"),
                           hint="add an eos_token to tokenizer_config.json")  # fmt: skip
-    if template == "auto" and settings.chat_template is None and own.template not in NATIVE:
+    decoder_start = read_decoder_start(folder)
+    if template == SEQ2SEQ or (template == "auto" and (own.template == SEQ2SEQ or decoder_start is not None)):
+        chat_template = _seq2seq_template(core, settings, decoder_start, folder)
+    elif template == "auto" and settings.chat_template is None and own.template not in NATIVE:
         has_chatml = needs_template or set(CHATML.specials) <= set(added)
         chat_template = CHATML if has_chatml else NO_TEMPLATE
     else:
@@ -75,6 +79,20 @@ def load_tokenizer(
         stop_tokens=[*own.stop_tokens, *_control_tokens(core, ends)],
         begins_with_bos=settings.fledge is not None and own.document_start != [],
     )
+
+
+def _seq2seq_template(core: Core, settings: TokenizerSettings, decoder_start: int | None, folder: Path) -> ChatTemplate:
+    """The template of an encoder–decoder: its source ends with the tokenizer's `eos_token`, its answer begins with the token
+    that the model beside it, or fledge's own file, says, else with the padding token."""
+    own = settings.fledge or OwnSettings(document_end=None)
+    start = settings.pad_token if decoder_start is None else core.id_to_token(decoder_start)
+    if own.template == SEQ2SEQ and decoder_start is None and len(own.specials) == 2:
+        start = own.specials[1]
+    if settings.eos_token is None or start is None:
+        missing = "eos_token" if settings.eos_token is None else "pad_token"
+        what = f"the template of an encoder–decoder needs the {missing} of the tokenizer, which is missing"
+        raise FledgeError(what, where=str(folder / "tokenizer_config.json"))
+    return seq2seq_template(settings.eos_token, start)
 
 
 def _document_end(eos: str | None, added: Sequence[str]) -> str | None:

@@ -1,7 +1,9 @@
-"""The chat templates that fledge renders without Jinja: ChatML with tools as in Hermes and Qwen, and Llama 2's [INST]."""
+"""The chat templates that fledge renders without Jinja: ChatML with tools as in Hermes and Qwen, Llama 2's [INST], and the one
+of encoder–decoder models."""
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
@@ -152,6 +154,54 @@ INST_JINJA = (
     "{% endfor %}"
 )
 
+SEQ2SEQ_JINJA = (
+    "{% if tools %}{{ raise_exception('this template has no place for tools') }}{% endif %}"
+    "{% for message in messages %}"
+    "{% if loop.last and message['role'] == 'assistant' and not add_generation_prompt %}"
+    "{{ END + START }}{% generation %}"
+    f"{REASONING_JINJA}"
+    "{{ message['content'] + END }}{% endgeneration %}"
+    "{% else %}"
+    "{{ '' if loop.first else '\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    f"{REASONING_JINJA}"
+    "{% endif %}"
+    "{{ message['content'] }}"
+    "{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ END + START }}{% endif %}"
+)
+
 CHATML = ChatTemplate("chatml", CHATML_JINJA, ("<|im_start|>", "<|im_end|>"), render_native=_chatml)
 INST = ChatTemplate("inst", INST_JINJA, ("<s>", "</s>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"), render_native=_inst)
 NATIVE = {template.name: template for template in (CHATML, INST)}
+SEQ2SEQ = "seq2seq"  # the name of the template of encoder–decoders, whose control tokens are those of the model
+
+
+def seq2seq_template(end: str, start: str) -> ChatTemplate:
+    """The template of an encoder–decoder: the turns before the answer, one line each, `end`, `start`, the answer, `end`. So a
+    single question is the source as it is. `start` is the token with which the model's decoder starts."""
+    jinja = SEQ2SEQ_JINJA.replace("END", json.dumps(end)).replace("START", json.dumps(start))
+    render = partial(_seq2seq, end=end, start=start)
+    return ChatTemplate(SEQ2SEQ, jinja, (end, start), render_native=render, decoder_start=start)
+
+
+def _seq2seq(
+    messages: Sequence[Message], tools: list[Any] | None, generate: bool, *, end: str, start: str
+) -> list[TextSegment]:
+    """The source and, unless an answer is to be generated, the answer in the last turn."""
+    if tools:
+        raise TemplateError("the seq2seq template does not support tools")
+    for number, message in enumerate(messages, 1):
+        if message.tool_calls or message.role not in ("system", "user", "assistant"):
+            content = "tool calls" if message.tool_calls else f"role '{message.role}'"
+            raise TemplateError(f"the seq2seq template does not support {content} in turn {number}")
+    if not generate and (not messages or messages[-1].role != "assistant"):
+        raise TemplateError("the seq2seq template needs an answer as the last turn")
+    before = messages if generate else messages[:-1]
+    source = "\n".join(message.full_content for message in before)
+    segments = [TextSegment(source, 0.0, True), TextSegment(end + start, 0.0, False)]
+    if not generate:
+        turn = len(messages) - 1
+        segments += [TextSegment(messages[turn].full_content, 1.0, True, turn), TextSegment(end, 1.0, False, turn)]
+    return [segment for segment in segments if segment.text]

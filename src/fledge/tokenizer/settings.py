@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, Field, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from fledge.errors import FledgeError
 from fledge.tokenizer.files import read_bytes, read_object
@@ -74,6 +74,15 @@ class EndTokens(BaseModel):
         return [] if ends is None else [ends] if isinstance(ends, int) else ends
 
 
+class DecoderStart(BaseModel):
+    """What a model's config.json says about an encoder–decoder: whether it is one, and the token with which an answer begins.
+    Token 0 is the padding token of a T5 whose configuration does not say it."""
+
+    is_encoder_decoder: StrictBool = False
+    decoder_start_token_id: StrictInt | None = None
+    pad_token_id: StrictInt | None = 0
+
+
 def _validated(kind: type[Validated], values: Mapping[str, Any], file: Path) -> Validated:
     try:
         return kind.model_validate(dict(values))
@@ -103,3 +112,16 @@ def read_end_tokens(folder: Path) -> list[int]:
     """The ids that end a text or turn of the model in a folder, as generation_config.json and config.json give them."""
     files = [folder / name for name in ("generation_config.json", "config.json")]
     return [token for file in files for token in _validated(EndTokens, read_object(file), file).ids]
+
+
+def read_decoder_start(folder: Path) -> int | None:
+    """The id of the token with which the decoder of the encoder–decoder in a folder starts, which is the padding token where
+    nothing else is said; None: there is no config.json of an encoder–decoder. Raises FledgeError if it says neither."""
+    file = folder / "config.json"
+    described = _validated(DecoderStart, read_object(file), file)
+    if not described.is_encoder_decoder:
+        return None
+    start = described.pad_token_id if described.decoder_start_token_id is None else described.decoder_start_token_id
+    if start is None:
+        raise FledgeError("an encoder–decoder needs decoder_start_token_id, which is missing", where=str(file))
+    return start

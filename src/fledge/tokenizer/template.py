@@ -38,7 +38,8 @@ _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 class ChatTemplate:
     """A way to write conversations. `jinja` is exported for other software; native templates render without it.
 
-    `date`: what `strftime_now` writes in a Jinja template; None is the present time.
+    `date`: what `strftime_now` writes in a Jinja template; None is the present time. `decoder_start`: for encoder–decoder
+    models, the control token between the source and its one answer; None: a conversation is one text with all its answers.
     """
 
     name: str = field(kw_only=False)
@@ -47,6 +48,7 @@ class ChatTemplate:
     render_native: Callable[[Sequence[Message], list[Any] | None, bool], list[TextSegment]] | None = None
     variables: tuple[tuple[str, str], ...] = ()  # names that the Jinja text may use: bos_token, eos_token, …
     date: datetime.date | None = None
+    decoder_start: str | None = None
 
     def render(self, messages: Sequence[Message], tools: str | None = None) -> list[TextSegment]:
         """The segments of `rendering`."""

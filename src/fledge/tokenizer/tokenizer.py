@@ -81,6 +81,12 @@ class Tokenizer:
         return [(text, number in added) for number, text in above]
 
     @property
+    def decoder_start(self) -> int | None:
+        """The token between a source and its answer, for encoder–decoder models; None for other chat templates."""
+        start = self.template.decoder_start
+        return None if start is None else self.core.get_vocab(with_added_tokens=True)[start]
+
+    @property
     def stop_ids(self) -> frozenset[int]:
         """The tokens that end a generated text."""
         vocabulary = self.core.get_vocab(with_added_tokens=True)
@@ -93,8 +99,10 @@ class Tokenizer:
 
     def encode_prefix(self, text: str) -> list[int]:
         """A plain text that a model will continue, as the tokenizer's own file encodes it: behind its start tokens, control
-        tokens in it parsed. Tokens that would end it are left out."""
-        return [*self.document_start, *self.core.encode(text, add_special_tokens=False).ids]
+        tokens in it parsed. Tokens that would end it are left out. For an encoder–decoder, the text is the source of an answer.
+        """
+        tokens = [*self.document_start, *self.core.encode(text, add_special_tokens=False).ids]
+        return tokens if self.decoder_start is None else [*tokens, *self.document_end, self.decoder_start]
 
     def encode_document(self, text: str) -> list[int]:
         """A plain text between its start tokens (if the tokenizer has some) and its end token."""

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer as Core
 
 from fledge.errors import FledgeError
 from fledge.tokenizer.loading import enclosing
-from fledge.tokenizer.native_templates import CHATML, NATIVE
+from fledge.tokenizer.native_templates import CHATML, NATIVE, SEQ2SEQ, seq2seq_template
+from fledge.tokenizer.template import ChatTemplate
 from fledge.tokenizer.tokenizer import Tokenizer
 
 # Merges never cross these pieces, as in Qwen2: contractions, letters with a preceding sign, single digits, signs, blanks.
@@ -37,11 +38,12 @@ def train_tokenizer(
     """
     if template == "tokenizer":
         raise FledgeError(
-            "a tokenizer trained now has no chat template of its own", where="tokenizer.template", hint="use chatml or inst"
+            "a tokenizer trained now has no chat template of its own",
+            where="tokenizer.template",
+            hint="use chatml, inst or seq2seq",
         )
-    chosen = NATIVE.get(template, CHATML)
-    bos, eos, pad = ("<s>", "</s>", "<pad>") if chosen.name == "inst" else ("<|endoftext|>",) * 3
-    control = list(dict.fromkeys((pad, bos, eos, *chosen.specials)))
+    chosen, (bos, eos, pad) = _template_and_control_tokens(template)
+    control = list(dict.fromkeys(text for text in (pad, bos, eos, *chosen.specials) if text is not None))
     own = [text for text in dict.fromkeys(special_tokens) if text not in control]
     core = Core(models.BPE())
     core.pre_tokenizer = _pre_tokenizer(LONGEST_PIECE)
@@ -59,8 +61,17 @@ def train_tokenizer(
     if not pieces.characters:
         raise FledgeError("there is no text to train the tokenizer on", where="tokenizer")
     core.pre_tokenizer = _pre_tokenizer(None)
-    core.post_processor = enclosing(core, bos, None)
+    core.post_processor = enclosing(core, bos, None if bos else eos)
     return Tokenizer(core, chosen, bos=bos, eos=eos, pad=pad, special_tokens=own)
+
+
+def _template_and_control_tokens(name: str) -> tuple[ChatTemplate, tuple[str | None, str, str]]:
+    """The chat template of this name, ChatML for `auto`, and the tokens that begin and end a text and that fill rows. The texts
+    of an encoder–decoder only end with one, like those of T5."""
+    if name == SEQ2SEQ:
+        return seq2seq_template("</s>", "<pad>"), (None, "</s>", "<pad>")
+    chosen, text = NATIVE.get(name, CHATML), "<|endoftext|>"
+    return chosen, ("<s>", "</s>", "<pad>") if chosen.name == "inst" else (text, text, text)
 
 
 def _pre_tokenizer(longest: int | None) -> pre_tokenizers.PreTokenizer:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from fledge.data.encoding.augment import augment
 from fledge.data.encoding.examples import NOT_UNICODE, Encoded, EncodingConfig, dropped, item_batches
 from fledge.data.encoding.rendering import DialogueRounds, weigh_rounds
+from fledge.data.encoding.single_answers import joined, one_per_answer
 from fledge.data.encoding.truncation import fit_dialogue
 from fledge.data.parsing.columns import RowError
 from fledge.data.parsing.items import Item
@@ -18,7 +19,8 @@ SEAMS = "a token would join a prompt and its answer"
 
 
 def encode_dialogues(items: Iterable[Item], tokenizer: Tokenizer, config: EncodingConfig) -> Iterator[Encoded]:
-    """The examples of each dialogue, in order: one sequence for each alternative answer, or one for a conversation.
+    """The examples of each dialogue, in order: one sequence for each alternative answer, or one for a conversation. For an
+    encoder–decoder, each answer of a conversation makes an example of its own.
 
     Dialogues are encoded in batches, in constant memory. Raises TypeError for a document."""
     for batch in item_batches(items):
@@ -27,6 +29,20 @@ def encode_dialogues(items: Iterable[Item], tokenizer: Tokenizer, config: Encodi
 
 def _encode_batch(items: Sequence[Item], tokenizer: Tokenizer, config: EncodingConfig) -> Iterator[Encoded]:
     dialogues = [_augmented(DialogueRounds.of(item), config) for item in items]
+    if tokenizer.decoder_start is None:
+        yield from _encode_dialogues(dialogues, tokenizer, config)
+        return
+    divided = [[(part, events) for part in one_per_answer(dialogue, config)] for dialogue, events in dialogues]
+    flat = [part for parts in divided for part in parts]
+    encoded = _encode_dialogues(flat, tokenizer, replace(config, train_on_turns="last"))
+    for parts in divided:
+        yield joined([next(encoded) for _ in parts])
+
+
+def _encode_dialogues(
+    dialogues: Sequence[tuple[DialogueRounds, tuple[RowEvent, ...]]], tokenizer: Tokenizer, config: EncodingConfig
+) -> Iterator[Encoded]:
+    """The encoding of each dialogue, with the events about its augmentation."""
     renderings: list[list[Rendering]] = []
     refusals: dict[int, TemplateError] = {}  # index -> why it cannot be trained as the template writes it
     for index, (dialogue, _) in enumerate(dialogues):

@@ -20,8 +20,9 @@ class TokenizerConfig(ConfigModel):
 
     path: PathText | None = None
     vocab_size: Annotated[int, Field(ge=300, le=1_000_000)] = 6400
-    template: Literal["auto", "chatml", "inst", "tokenizer"] = Field(
-        default="auto", description="chat template: the tokenizer's own if it has one, else ChatML"
+    template: Literal["auto", "chatml", "inst", "seq2seq", "tokenizer"] = Field(
+        default="auto",
+        description="chat template: the tokenizer's own if it has one, else ChatML; seq2seq for an encoder–decoder model",
     )
     template_date: datetime.date | None = Field(
         default=None,
@@ -136,7 +137,8 @@ class RopeScaling(ConfigModel):
 
 
 class ModelConfig(ConfigModel):
-    """The decoder's sizes, or a model to start from (`path`), whose own sizes are used then."""
+    """The decoder's sizes; or a model to start from (`path`), or the architecture of new weights (`config`), whose sizes are
+    used then."""
 
     path: PathText | None = Field(
         default=None, description="model directory, GGUF file, or hub:owner/name, which is downloaded from the Hugging Face hub"
@@ -144,10 +146,15 @@ class ModelConfig(ConfigModel):
     revision: Annotated[str, Field(min_length=1, pattern=r"^\w[\w./-]*$")] | None = Field(
         default=None, description="with a path of the hub: branch, tag or commit; null: the main branch"
     )
+    config: PathText | None = Field(
+        default=None,
+        description="folder with a config.json of transformers: new weights of this architecture and these sizes, drawn from "
+        "the seed; vocabulary and special tokens are those of the tokenizer",
+    )
     implementation: Literal["auto", "native", "transformers"] = Field(
         default="auto",
-        description="implementation of the model in `path`: fledge's native decoder or the library transformers (extra `hf`); "
-        "auto: the native decoder if it supports the architecture, else transformers",
+        description="implementation of the model in `path` or `config`: fledge's native decoder or the library transformers "
+        "(extra `hf`); auto: the native decoder if it supports the architecture, else transformers",
     )
     hidden_size: Positive = 512
     num_hidden_layers: Positive = 8
@@ -176,8 +183,13 @@ class ModelConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _check_implementation(self) -> "ModelConfig":
-        if self.implementation == "transformers" and self.path is None:
-            raise ValueError("implementation: transformers needs path, a model directory to start from")
+        if self.path is not None and self.config is not None:
+            raise ValueError("path and config both give the model: leave one of them out")
+        if self.implementation == "transformers" and self.path is None and self.config is None:
+            raise ValueError(
+                "implementation: transformers needs path, a model directory to start from, or config, the architecture of new "
+                "weights"
+            )
         return self
 
     @model_validator(mode="after")
