@@ -12,6 +12,7 @@ from fledge.autotune.compute_config import describe_runtime
 from fledge.data.build.directory import drop_items, remove_build
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError, missing_extra
+from fledge.evaluate.bleu import import_sacrebleu
 from fledge.evaluate.prompt_tests import check_cases, load_cases
 from fledge.evaluate.samples import check_samples
 from fledge.monitor.run_logger import show_finding
@@ -30,6 +31,9 @@ from fledge.run.text_files import remove_partial_files
 from fledge.stage import AfterStage, RunContext, StageRunner
 from fledge.tokenizer import Tokenizer
 from fledge.training.batch_source import check_enough_rows
+
+NOT_SHARDED = {"adamw8bit": "the blocks of 8-bit AdamW", "adafactor": "the means of rows and columns of Adafactor"}
+"""The state of optimizers that FSDP cannot shard."""
 
 
 class Pipeline:
@@ -98,7 +102,7 @@ class Pipeline:
     def _run(self, resume: bool) -> Path:
         check_device(self.recipe.runtime)
         self._check_parallelism()
-        check_logging(self.recipe)
+        check_extras(self.recipe)
         tokenizer, prepared = self._begin(resume) if self.ranks.is_main_process else self._load_prepared()
         if self.ranks.is_main_process:
             self.ranks.broadcast_object({name: stage.plan.as_dict() for name, stage in prepared.items()})
@@ -192,9 +196,9 @@ class Pipeline:
         if not self.ranks.is_distributed:
             self.console.log("note: runtime.parallelism fsdp has no effect: one process has nothing to divide", style="yellow")
         for name, stage in self.recipe.stages.items():
-            if stage.optimizer.name == "adamw8bit":
+            if stage.optimizer.name in NOT_SHARDED:
                 raise FledgeError(
-                    "the blocks of 8-bit AdamW cannot be divided among processes",
+                    f"{NOT_SHARDED[stage.optimizer.name]} cannot be divided among processes",
                     where=f"stages.{name}.optimizer.name",
                     hint="set adamw or muon, whose state is divided, or runtime.parallelism to ddp",
                 )
@@ -266,10 +270,14 @@ def prepare_stage(preparation: Preparation, name: str, tokenizer: Tokenizer, con
         raise
 
 
-def check_logging(recipe: Recipe) -> None:
-    """Raise FledgeError if the recipe asks for TensorBoard and it is not installed: it is needed only after the first step."""
+def check_extras(recipe: Recipe) -> None:
+    """Raise FledgeError if the recipe asks for TensorBoard or BLEU and the library is not installed, which is needed later."""
     if recipe.logging.tensorboard and find_spec("tensorboard") is None:
         raise missing_extra("tensorboard", "tensorboard", "logging.tensorboard")
+    for name, stage in recipe.stages.items():
+        answers = stage.evaluation.generated_answers
+        if answers is not None and answers.bleu is not None:
+            import_sacrebleu(f"stages.{name}.evaluation.generated_answers.bleu")
 
 
 def dry_run(recipe: Recipe, console: Console) -> str:
@@ -279,7 +287,7 @@ def dry_run(recipe: Recipe, console: Console) -> str:
     Raises FledgeError as a run would before its first step.
     """
     check_device(recipe.runtime)
-    check_logging(recipe)
+    check_extras(recipe)
     for stage in recipe.stages.values():
         if stage.prompt_tests is not None:
             load_cases(Path(stage.prompt_tests.prompts))

@@ -251,10 +251,11 @@ class Preparation:
 
     def _model_cost(self, name: str, tokenizer: Tokenizer) -> ModelCost:
         from fledge.model.loading import describe_model  # they load torch, which data alone does not need
-        from fledge.plan.start_model import check_start_model
+        from fledge.plan.start_model import check_start_model, check_template
 
         path, model = self._model_directory(name), self.recipe.model
         if path is None:
+            check_template(tokenizer, "the model of the recipe", is_encoder_decoder=False)
             return ModelCost(model, tokenizer.vocab_size)
         description = describe_model(path, model.implementation, self.log)
         is_new = model.config is not None and path == Path(model.config)

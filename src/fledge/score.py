@@ -19,6 +19,7 @@ from fledge.data.reading.records import files_of, read, row_location, spans_of
 from fledge.errors import FledgeError
 from fledge.escaping import escaped_json
 from fledge.evaluate.answers import RIGHT, AnsweredRow, Mark, mark, score_answers
+from fledge.evaluate.bleu import corpus_bleu, import_sacrebleu
 from fledge.evaluate.intervals import paired_difference
 from fledge.generation import SamplingParams, load_engine
 from fledge.generation.json_schema import JsonSchema
@@ -48,13 +49,17 @@ def score(
     schema: dict[str, Any] | None = None,
     errors: str | None = None,
     as_json: bool = False,
+    bleu: bool = False,
     log: Log,
 ) -> None:
-    """Print the scores of each model on the questions of a file; write wrong answers to `errors`, one JSON object a line.
+    """Print the scores of each model on the questions of a file, with `bleu` BLEU-4 too; write wrong answers to `errors`, one
+    JSON object a line.
 
-    `schema`: answers follow this JSON schema. Raises FledgeError for a file without a usable row, and for a question that
-    leaves a model no room for an answer.
+    `schema`: answers follow this JSON schema. Raises FledgeError for a file without a usable row, for a question that leaves a
+    model no room for an answer, and for `bleu` without sacrebleu.
     """
+    if bleu:
+        import_sacrebleu("--bleu")
     if len(set(models)) != len(models):
         raise FledgeError("a model is named twice", where=", ".join(models))
     questions = read_questions(file, log)
@@ -67,6 +72,8 @@ def score(
         marks = [mark(row) for row in rows]
         exact.append(np.array([one.kind == RIGHT for one in marks]))
         results[model] = score_answers(rows, marks)
+        if bleu:
+            results[model]["bleu"] = corpus_bleu([row.given for row in rows], [row.expected for row in rows]).as_dict()
         if len(exact) > 1:
             mean, interval = paired_difference(exact[0], exact[-1])
             results[model]["exact_match_difference"] = {"to": models[0], "value": mean, "interval": interval}
@@ -171,6 +178,9 @@ def _print(results: dict[str, dict[str, Any]], errors: str | None, wrong: int) -
             difference = result["exact_match_difference"]
             low, high = difference["interval"]
             text = f"exact match − that of {difference['to']}: {difference['value']:+.1%} [{low:+.1%}, {high:+.1%}]"
+            terminal.print(Text(text), soft_wrap=True)
+        if "bleu" in result:
+            text = f"BLEU-4: {result['bleu']['value']:.2f} of 100 ({result['bleu']['signature']})"
             terminal.print(Text(text), soft_wrap=True)
         for title, key in (("mistakes", "mistakes"), ("wrong names", "confused")):
             if result[key]:

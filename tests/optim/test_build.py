@@ -21,7 +21,7 @@ from fledge.recipe.schema import OptimizerConfig
 from tests.support.decoders import make_decoder
 from tests.support.small_model import model
 
-NAMES = ["adamw", "muon", "adamw8bit"]
+NAMES = ["adamw", "muon", "adamw8bit", "adafactor"]
 
 
 def config(name: str, **more: object) -> OptimizerConfig:

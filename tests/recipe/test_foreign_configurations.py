@@ -148,7 +148,7 @@ def test_values_of_many_training_arguments_are_converted(tmp_path: Path) -> None
     assert (stage.optimizer.betas, stage.optimizer.max_grad_norm) == ((0.9, 0.98), 0.5)
     assert (stage.schedule.name, stage.schedule.warmup, stage.evaluation.every_steps) == ("linear", 0.03, 200)
     assert (stage.checkpoint.keep_last, stage.select_checkpoint) == (2, "best")
-    assert "optim: adafactor → the optimizers are adamw, adamw8bit and muon" in message
+    assert "optim: adafactor → the optimizers are adamw, adamw8bit and muon; and adafactor" in message
 
 
 def test_options_of_a_parallelism_that_is_off_do_not_switch_it_on(tmp_path: Path) -> None:

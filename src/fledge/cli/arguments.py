@@ -213,6 +213,7 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--max-new-tokens", type=int, default=256)
     _add_json_schema(command)
+    command.add_argument("--bleu", action="store_true", help="BLEU-4 too, by sacrebleu")
     command.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -254,6 +254,7 @@ def _run_score(options: argparse.Namespace) -> None:
         schema=_json_schema(options),
         errors=options.errors,
         as_json=options.json,
+        bleu=options.bleu,
         log=Console().log,
     )
 

@@ -1,6 +1,6 @@
 """Answers that a model generates to the questions of validation rows, scored against the rows' own answers."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ from fledge.data import PackedDataset
 from fledge.data.storage import Examples
 from fledge.errors import FledgeError
 from fledge.evaluate.answers import JSON_SCORES, AnsweredRow, is_object, mark, summary_scores
+from fledge.evaluate.bleu import BleuScore, bleu_tokenization, corpus_bleu
 from fledge.generation import Engine, SamplingParams
 from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import GeneratedAnswersConfig
@@ -26,12 +27,13 @@ class Question:
 @dataclass(frozen=True)
 class GeneratedAnswers:
     """Questions from validation rows, and how they are answered. `skipped`: rows whose last answer was cut to fit the context,
-    or that have none."""
+    or that have none. `bleu`: the tokenization of BLEU; None: it is not computed."""
 
     questions: tuple[Question, ...]
     skipped: int
     tokenizer: Tokenizer
     max_new_tokens: int
+    bleu: str | None = None
 
     @classmethod
     def of(
@@ -59,7 +61,8 @@ class GeneratedAnswers:
                 where="metric_for_best_model",
                 hint="set it to exact_match or loss",
             )
-        return cls(questions, len(numbers) - len(questions), tokenizer, config.max_new_tokens)
+        bleu = config.bleu and bleu_tokenization(config.bleu, [question.answer for question in questions])
+        return cls(questions, len(numbers) - len(questions), tokenizer, config.max_new_tokens, bleu)
 
     def describe(self) -> str:
         """A sentence for the console."""
@@ -68,7 +71,7 @@ class GeneratedAnswers:
 
     def score(self, model: LanguageModel) -> dict[str, float]:
         """Scores of the model's greedy answers: `exact_match`, and `valid_json` and `f1` where the rows' answers are JSON
-        objects (see `evaluate.answers`)."""
+        objects (see `evaluate.answers`); `bleu` (0 to 100) if it is asked for."""
         engine = Engine(model, self.tokenizer.stop_ids)
         completions = engine.generate(
             [question.prompt for question in self.questions], SamplingParams(max_new_tokens=self.max_new_tokens)
@@ -83,7 +86,15 @@ class GeneratedAnswers:
             )
             for question, completion in zip(self.questions, completions, strict=True)
         ]
-        return summary_scores([mark(row) for row in rows])
+        scores = summary_scores([mark(row) for row in rows])
+        return scores if self.bleu is None else {**scores, "bleu": self._bleu([row.given for row in rows]).value}
+
+    def signatures(self) -> dict[str, str]:
+        """How scores are computed that depend on settings of a library."""
+        return {} if self.bleu is None else {"bleu_signature": self._bleu([one.answer for one in self.questions]).signature}
+
+    def _bleu(self, given: Sequence[str]) -> BleuScore:
+        return corpus_bleu(given, [question.answer for question in self.questions], self.bleu or "none")
 
 
 def last_question(examples: Examples, number: int, stop_ids: Collection[int]) -> tuple[list[int], list[int]] | None:

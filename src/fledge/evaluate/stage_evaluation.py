@@ -52,7 +52,7 @@ class StageEvaluation:
             return
         with force_eager(), allow_nondeterministic():
             if self.answers is not None:
-                metrics |= self.answers.score(model)
+                metrics |= {**self.answers.score(model), **self.answers.signatures()}
             samples = sample(model, self.tokenizer, self.samples, self.kind)
         if metrics:
             self.console.log(f"{file.stem} {self.directory.root.name}: validation {metrics_line(metrics)}")

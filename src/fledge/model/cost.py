@@ -45,7 +45,7 @@ def parameters(config: ModelConfig, vocab_size: int) -> Parameters:
     )
 
 
-STATE_BYTES = {"adamw": 8.0, "muon": 4.0, "adamw8bit": 2.03}  # of optimizer state for a parameter that it holds
+STATE_BYTES = {"adamw": 8.0, "muon": 4.0, "adamw8bit": 2.03, "adafactor": 0.1}  # of optimizer state for a parameter it holds
 VISIBILITY_BYTES = 128  # for each key: which queries of a block see it
 
 
@@ -125,12 +125,14 @@ class ModelCost:
 
     def state_bytes(self, optimizer: str, adapter: int | None = None) -> float:
         """Bytes held from step to step: float32 weights, their gradients, and the optimizer's state. Only the matrices of the
-        blocks have Muon's momentum or 8-bit moments; embedding and head have AdamW's two moments in float32. With an adapter of
-        that many parameters, which AdamW trains, the weights have neither."""
+        blocks have Muon's momentum or 8-bit moments; embedding and head have AdamW's two moments in float32. Adafactor has two
+        numbers for each row and column of any matrix. With an adapter of that many parameters, which AdamW trains, the weights
+        have neither."""
         if adapter is not None:
             return 4 * self.parameters().total + (8 + STATE_BYTES["adamw"]) * adapter
         total, tables = self.parameters().total, embedding_parameters(self.config, self.vocab_size)
-        return 8 * total + STATE_BYTES[optimizer] * (total - tables) + STATE_BYTES["adamw"] * tables
+        of_tables = STATE_BYTES["adafactor" if optimizer == "adafactor" else "adamw"]
+        return 8 * total + STATE_BYTES[optimizer] * (total - tables) + of_tables * tables
 
     def block_bytes(self, size: int, compiled: bool) -> float:
         """Bytes that one block saves per token for the backward pass, at `size` bytes a number, with `blocked` attention.

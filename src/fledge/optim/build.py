@@ -1,10 +1,11 @@
-"""Construction of a model's optimizers: AdamW, 8-bit AdamW, or Muon for the matrices and AdamW for the rest."""
+"""Construction of a model's optimizers: AdamW, 8-bit AdamW, Adafactor, or Muon for the matrices and AdamW for the rest."""
 
 import torch
 from torch import Tensor, nn
 
 from fledge.errors import FledgeError
 from fledge.model.protocol import LanguageModel
+from fledge.optim.adafactor import Adafactor
 from fledge.optim.adamw_8bit import MIN_NUMEL, AdamW8bit
 from fledge.optim.muon import Muon
 from fledge.recipe.schema import OptimizerConfig
@@ -22,6 +23,8 @@ def build_optimizers(model: LanguageModel, config: OptimizerConfig) -> list[torc
       routers and adapters are trained by AdamW.
     - `adamw8bit` (Dettmers et al. 2022): 8-bit states for the matrices inside the blocks. The embedding and the head, whose
       rows get rare and uneven gradients, keep float32 states (ibid., §2.3), and so do tensors of fewer than 4,096 numbers.
+    - `adafactor` (Shazeer & Stern 2018) for all parameters: it has no momentum, and its learning rate is relative to the size
+      of the weights.
 
     Raises ValueError if a setting of `config` is still `auto`.
     """
@@ -31,6 +34,9 @@ def build_optimizers(model: LanguageModel, config: OptimizerConfig) -> list[torc
         {"params": no_decay, "weight_decay": decay if config.weight_decay_on == "everything" else 0.0},
         {"params": tables, "weight_decay": decay},
     ]
+    if config.name == "adafactor":
+        groups = [*adamw_groups, {"params": matrices, "weight_decay": decay}]
+        return [Adafactor([group for group in groups if group["params"]], lr=lr)]
     eight_bit = [p for p in matrices if config.name == "adamw8bit" and p.numel() >= MIN_NUMEL]
     if config.name != "muon":
         eight_bit_ids = {id(p) for p in eight_bit}

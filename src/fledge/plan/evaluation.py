@@ -36,6 +36,7 @@ class SelectionMetric:
 
 
 MIN_CHANGE = 0.002  # nats: a smaller change of a loss is none, however small the loss
+MIN_BLEU_CHANGE = 1.0  # of 100: that of some hundred answers is no more certain
 MIN_RATE_CHANGE = 0.05  # of a score of some hundred answers: a smaller change may be chance
 
 METRICS = {
@@ -47,6 +48,7 @@ METRICS = {
         label="share of valid JSON", greater_is_better=True, format="{:.1%}", min_change=MIN_RATE_CHANGE
     ),
     "f1": SelectionMetric(label="F1 of answers", greater_is_better=True, format="{:.1%}", min_change=MIN_RATE_CHANGE),
+    "bleu": SelectionMetric(label="BLEU-4 of answers", greater_is_better=True, format="{:.2f}", min_change=MIN_BLEU_CHANGE),
 }
 """The values of `metric_for_best_model`."""
 

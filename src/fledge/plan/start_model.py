@@ -60,16 +60,22 @@ def _check_use(recipe: Recipe, name: str, description: ModelDescription, path: P
             where=f"stages.{name}.kind",
             hint="use an sft stage on prompts and responses; the span corruption of T5's pretraining is not supported",
         )
-    if (start is None) != (tokenizer.decoder_start is None):
-        kind = "decodes only" if start is None else "is an encoder–decoder"
-        hint = "set tokenizer.template to auto" if start is None else "set tokenizer.template to seq2seq or auto"
-        template = tokenizer.template.name
-        raise FledgeError(f"the model in {path} {kind}, and the chat template {template} is not for such a model",
-                          where="tokenizer.template", hint=hint)  # fmt: skip
+    check_template(tokenizer, f"the model in {path}", is_encoder_decoder=start is not None)
     if start is not None and recipe.model.config is None and start != tokenizer.decoder_start:
         raise FledgeError(
             f"the model's decoder starts with token {start}, the chat template writes token {tokenizer.decoder_start} before "
             "answers: the tokenizer is not the model's own",
             where=str(path),
             hint="set tokenizer.path to the tokenizer that the model was trained with",
+        )
+
+
+def check_template(tokenizer: Tokenizer, model: str, *, is_encoder_decoder: bool) -> None:
+    """Raise FledgeError for the chat template of the other kind of model. `model`: what it is called in the message."""
+    if is_encoder_decoder != (tokenizer.decoder_start is not None):
+        kind = "is an encoder–decoder" if is_encoder_decoder else "decodes only"
+        raise FledgeError(
+            f"{model} {kind}, and the chat template {tokenizer.template.name} is not for such a model",
+            where="tokenizer.template",
+            hint="set it to seq2seq or auto" if is_encoder_decoder else "set it to auto",
         )

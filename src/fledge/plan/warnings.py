@@ -19,6 +19,8 @@ MAX_FINE_TUNING = 0.8  # of the rate for fresh weights of the same width: more u
 MAX_PREFERENCE = 0.05  # of the same rate, for preferences
 MAX_FRESH = 4.0  # times the rate of the reference run, carried over to this width
 PARAMETERS_PER_TOKEN = 100  # of fresh weights, for each training token of an epoch
+RELATIVE_RATES = ("adafactor",)  # optimizers whose rate is a share of the size of the weights
+MIN_RELATIVE_REACH = 0.02  # sum of the rates below which such an optimizer hardly changes anything: a weight moves by 2 %
 SAMPLED_STEPS = 1000  # of which the rates are added up
 
 
@@ -119,7 +121,15 @@ def _rate_too_small(planned: PlannedStage) -> Iterator[Finding]:
     sampled = range(0, steps, stride)
     mean = sum(learning_rate(step, steps, stage.optimizer, stage.schedule) for step in sampled) / len(sampled)
     reach = mean * steps
-    if reach * planned.width < MIN_REACH:
+    if stage.optimizer.name in RELATIVE_RATES:
+        if reach < MIN_RELATIVE_REACH:
+            yield planned.warning(
+                "optimizer.learning_rate",
+                f"learning rate {planned.plan.learning_rate:.3g} of {stage.optimizer.name} is too small for "
+                f"{counted(steps, 'update')}: a weight moves by about {reach:.1%} of its size, so hardly anything is learned",
+                "set optimizer.learning_rate to about 0.001, or train longer",
+            )
+    elif reach * planned.width < MIN_REACH:
         yield planned.warning(
             "optimizer.learning_rate",
             f"learning rate {planned.plan.learning_rate:.3g} is too small for {counted(steps, 'update')}: a weight moves by "
@@ -132,7 +142,7 @@ def _rate_too_small(planned: PlannedStage) -> Iterator[Finding]:
 def _rate_too_large(planned: PlannedStage) -> Iterator[Finding]:
     rate, reference = planned.plan.learning_rate, _reference_rate(planned)
     share = MAX_FRESH if planned.starts_fresh else MAX_PREFERENCE if planned.compares_answers else MAX_FINE_TUNING
-    if planned.stage.optimizer.name == "muon" or rate <= share * reference:
+    if planned.stage.optimizer.name in ("muon", *RELATIVE_RATES) or rate <= share * reference:
         return
     weights = "fresh weights" if planned.starts_fresh else "weights that are trained already"
     yield planned.warning(

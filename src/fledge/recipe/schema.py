@@ -86,6 +86,11 @@ class GeneratedAnswersConfig(ConfigModel):
 
     rows: Positive = Field(default=200, description="number of validation rows, spread evenly over the data; all, if fewer")
     max_new_tokens: Positive = 128
+    bleu: Literal["auto", "zh", "13a", "intl", "char", "none"] | None = Field(
+        default=None,
+        description="BLEU-4 of the answers too, with this tokenization of sacrebleu; auto: zh where most of the rows' answers "
+        "have Chinese characters, else 13a; null: no BLEU",
+    )
 
 
 class EvaluationConfig(ConfigModel):
@@ -155,7 +160,7 @@ class StageBase(ConfigModel):
         "validation data can decide, else the last",
     )
     metric_for_best_model: Annotated[
-        Literal["loss", "exact_match", "valid_json", "f1"], BeforeValidator(_without_eval_prefix)
+        Literal["loss", "exact_match", "valid_json", "f1", "bleu"], BeforeValidator(_without_eval_prefix)
     ] = Field(
         default="loss",
         description="what is best at an evaluation: the lowest loss, or the highest score of the answers that "
@@ -185,6 +190,9 @@ class StageBase(ConfigModel):
                 f"metric_for_best_model: {self.metric_for_best_model} is a score of answers: add the section "
                 "evaluation.generated_answers, such as evaluation: {generated_answers: {rows: 200}}"
             )
+        answers = self.evaluation.generated_answers
+        if self.metric_for_best_model == "bleu" and answers is not None and answers.bleu is None:
+            raise ValueError("metric_for_best_model: bleu needs evaluation.generated_answers.bleu, such as bleu: auto")
         return self
 
     @model_validator(mode="after")

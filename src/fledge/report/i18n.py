@@ -31,6 +31,7 @@ UNITS = {
     "nats": Text("nats", "奈特"),
     "bits": Text("bits", "比特"),
     "choices": Text("choices", "个选择"),
+    "of 100": Text("of 100", "（满分 100）"),
     "%": same("%"),
 }
 

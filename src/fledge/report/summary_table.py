@@ -200,9 +200,10 @@ def stop_cell(stage: Stage) -> Cell | None:
 
 
 ANSWER_SCORES = {
-    "exact_match": ("Exact answers", "完全正确的回答"),
-    "valid_json": ("Valid JSON", "有效 JSON"),
-    "f1": ("F1 of answers", "回答的 F1"),
+    "exact_match": ("Exact answers", "完全正确的回答", "%", formatting.percent),
+    "valid_json": ("Valid JSON", "有效 JSON", "%", formatting.percent),
+    "f1": ("F1 of answers", "回答的 F1", "%", formatting.percent),
+    "bleu": ("BLEU-4 of answers", "回答的 BLEU-4", "of 100", formatting.three_figures),
 }
 
 
@@ -248,7 +249,7 @@ def stage_rows(stages: Sequence[Stage]) -> list[Row]:
             before_and_after("logps/accuracies", "%", formatting.percent, False),
         ),
         row("Reward margin", "奖励差", before_and_after("rewards/margins", "nats", formatting.loss, False)),
-        *(row(*title, before_and_after(name, "%", formatting.percent, False)) for name, title in ANSWER_SCORES.items()),
+        *(row(en, zh, before_and_after(name, unit, f, False)) for name, (en, zh, unit, f) in ANSWER_SCORES.items()),
         row("Exact match", "完全匹配率", lambda s: score_cell(s, lambda scores: scores.exact_match, True)),
         row("Habit rate", "不良习惯率", lambda s: score_cell(s, lambda scores: scores.habit_rate, False)),
         row("Prompt tests passed", "提示测试通过率", prompts_cell),

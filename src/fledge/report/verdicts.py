@@ -69,13 +69,14 @@ METRICS = {
     "exact_match": Text("share of exact answers", "完全正确的回答"),
     "valid_json": Text("share of valid JSON", "有效 JSON"),
     "f1": Text("F1 of answers", "回答的 F1"),
+    "bleu": Text("BLEU-4 of answers", "回答的 BLEU-4"),
 }
 
 
 def _metric(evidence: Evidence) -> tuple[Text, Callable[[Evidence, str], str]]:
     """The name of the metric that chooses the checkpoint, and how its values are written."""
     name = text(evidence.get("metric")) or "loss"
-    return METRICS[name], _loss if name == "loss" else _percent
+    return METRICS[name], _loss if name in ("loss", "bleu") else _percent
 
 
 def _worse_than_start(evidence: Evidence) -> Text:

@@ -24,6 +24,7 @@ CONSOLE_METRICS = {  # in this order, where the objective has them
     "exact_match": "exact answers {:.1%}",
     "valid_json": "valid JSON {:.1%}",
     "f1": "F1 {:.1%}",
+    "bleu": "BLEU-4 {:.2f}",
 }
 
 

@@ -124,7 +124,7 @@ OPTIMIZERS = {
     ),
     "muon": "muon",
 }
-OPTIMIZER_NAMES = "adamw, adamw8bit and muon"
+OPTIMIZER_NAMES = "adamw, adamw8bit and muon; and adafactor, with a learning rate relative to the size of each weight"
 
 
 def _accumulation(value: Any, context: Context) -> Answer:

@@ -178,12 +178,13 @@ WeightDecay = Annotated[Annotated[float, Field(ge=0), Tag("number")] | Auto, Dis
 
 
 class OptimizerConfig(ConfigModel):
-    """AdamW; AdamW with 8-bit state; or Muon for the matrices of the blocks and AdamW for the rest, with one learning rate.
+    """AdamW; AdamW with 8-bit state; Adafactor, whose learning rate is relative to the size of the weights; or Muon for the
+    matrices of the blocks and AdamW for the rest, with one learning rate.
 
     `auto`, the default for pretraining, is derived from width, batch size and length of the run; the plan shows the derivation.
     """
 
-    name: Literal["adamw", "muon", "adamw8bit"] = "adamw"
+    name: Literal["adamw", "muon", "adamw8bit", "adafactor"] = "adamw"
     learning_rate: LearningRate = 5e-4
     betas: Betas = (0.9, 0.95)
     eps: Annotated[float, Field(gt=0)] = 1e-8
@@ -195,6 +196,12 @@ class OptimizerConfig(ConfigModel):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
         default=1.0, description="gradients are clipped to this norm; null: no clipping"
     )
+
+    @model_validator(mode="after")
+    def _check_adafactor(self) -> "OptimizerConfig":
+        if self.name == "adafactor" and self.learning_rate == "auto":
+            raise ValueError("learning_rate: auto is not derived for adafactor; write a number, such as 1e-3")
+        return self
 
     @property
     def automatic(self) -> list[str]:
@@ -208,10 +215,26 @@ class OptimizerConfig(ConfigModel):
         return self.learning_rate, self.betas, self.weight_decay
 
 
-def _with_defaults(**defaults: object) -> Callable[[object], object]:
+def _with_defaults(**defaults: Any) -> Callable[[object], object]:
     """A validator that fills an optimizer section with the defaults of its stage kind, so that setting one key keeps the
-    others."""
-    return lambda value: {**defaults, **value} if isinstance(value, dict) else value
+    others, and that refuses other betas or eps for Adafactor, which has none."""
+
+    def fill(value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        if value.get("name") == "adafactor":
+            _refuse_unused(value, {"betas": defaults["betas"], "eps": OptimizerConfig.model_fields["eps"].default})
+        return {**defaults, **value}
+
+    return fill
+
+
+def _refuse_unused(value: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Raise ValueError for a key without effect, unless it has its default, as in a recipe that a run has written."""
+    for key, default in defaults.items():
+        given = value.get(key, default)
+        if (tuple(given) if isinstance(given, list) else given) != default:
+            raise ValueError(f"{key} has no effect with adafactor; leave it out")
 
 
 def _without_auto(defaults: dict[str, Any]) -> Callable[[OptimizerConfig], OptimizerConfig]:
