@@ -76,6 +76,8 @@ def test_fledge_chat_and_transformers_load_the_result(finished: Path, capsys: py
     assert capsys.readouterr().out.strip() == answer.strip()
     with pytest.raises(FledgeError, match="a text alone"):
         model.score("你是谁？")
+    assert main(["export", str(finished), "--to", "hf", "--out", str(finished / "exported")]) == 2
+    assert "an encoder–decoder is not exported" in capsys.readouterr().err
     theirs, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(model.path).eval(), AutoTokenizer.from_pretrained(model.path)
     with torch.no_grad():
         ids = theirs.generate(**tokenizer("你是谁？", return_tensors="pt"), max_new_tokens=6, do_sample=False)
@@ -105,9 +107,12 @@ def test_what_a_run_refuses(finished: Path, places: tuple[Path, Path], tmp_path:
 
 
 def test_an_adapter_trains_a_share_of_an_encoder_decoder(finished: Path, places: tuple[Path, Path], tmp_path: Path) -> None:
-    values = tree(places[0], tmp_path, places[1], ("sft",), adapter={"r": 4, "target_modules": ["q", "v"]})
+    adapter = {"r": 4, "target_modules": ["q", "v"]}
+    adamw = {"name": "adamw", "learning_rate": 2e-2}
+    values = tree(places[0], tmp_path, places[1], ("sft",), adapter=adapter, optimizer=adamw)
     start = fledge.load(finished / "sft").path
     values |= {"model": {"path": str(start)}, "tokenizer": {"path": str(start)}}
+    values["runtime"]["precision"] = "bf16"
     run = Pipeline(recipe_from_dict(values), QUIET).run()
     saved = [json.loads((run / "sft" / "eval" / f"{name}.json").read_text())["loss"] for name in ("before", "after")]
     assert saved[1] < saved[0]

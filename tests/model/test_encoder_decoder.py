@@ -213,6 +213,8 @@ def test_what_is_not_supported_is_refused(tmp_path: Path) -> None:
     description = describe_model(tmp_path / "t5")
     with pytest.raises(FledgeError, match="is not compiled"):
         description.check_runtime(RuntimeConfig(compile=True))
+    with pytest.raises(FledgeError, match="are not sharded"):
+        description.check_runtime(RuntimeConfig(parallelism="fsdp"))
     with pytest.raises(FledgeError, match="cannot compute attention by 'blocked'"):
         description.check_runtime(RuntimeConfig(attention="blocked"))
     config = json.loads((tmp_path / "t5" / "config.json").read_text())

@@ -75,11 +75,17 @@ def test_its_state_is_much_smaller_than_the_weights() -> None:
     ],
 )
 def test_settings_without_effect_are_refused(optimizer: dict[str, object], problem: str) -> None:
-    stage = {"data": {"train": "rows.jsonl"}, "optimizer": optimizer}
+    stage: dict[str, object] = {"data": {"train": "rows.jsonl"}, "optimizer": optimizer}
     with pytest.raises(Exception, match=problem):
         recipe_from_dict({"name": "x", "stages": {"sft": stage}})
     unchanged = {**stage, "optimizer": {"name": "adafactor", "betas": [0.9, 0.95], "eps": 1e-8}}  # as a run writes them
     assert recipe_from_dict({"name": "x", "stages": {"sft": unchanged}}).stages["sft"].optimizer.name == "adafactor"
+
+
+def test_an_adapter_which_begins_at_zero_is_refused() -> None:
+    stage = {"data": {"train": "rows.jsonl"}, "optimizer": {"name": "adafactor"}, "adapter": {}}
+    with pytest.raises(Exception, match="half of an adapter begins as zero"):
+        recipe_from_dict({"name": "x", "stages": {"sft": stage}})
 
 
 def test_no_rate_is_derived_for_it() -> None:

@@ -63,10 +63,16 @@ def model_name(folder: Path) -> str:
 
 
 def load_source(location: str, log: Log, merge: bool = True) -> ExportSource:
-    """The model of a run, stage, checkpoint, model directory or GGUF file. `merge`: add
-    an adapter to the weights. Raises FledgeError if there is none, or if a token of the tokenizer has no row in the model."""
+    """The model of a run, stage, checkpoint, model directory or GGUF file. `merge`: add an adapter to the weights. Raises
+    FledgeError if there is none, if a token of the tokenizer has no row in the model, and for an encoder–decoder."""
     folder = locate_model(location, log)
     model, tokenizer = load_model_and_tokenizer(folder, log)
+    if model.decoder_start is not None:
+        raise FledgeError(
+            "an encoder–decoder is not exported: nothing compares what would be written",
+            where=str(folder),
+            hint=f"{folder} is a Hugging Face directory already, which transformers loads: copy it",
+        )
     config_folder, has_adapter = folder, model.adapter is not None
     if model.adapter is not None:
         config_folder = model.adapter.base or folder

@@ -265,6 +265,12 @@ def check_encoder_decoder_runtime(runtime: RuntimeConfig) -> None:
             where="runtime.compile",
             hint="set runtime.compile to auto or false",
         )
+    if runtime.parallelism == "fsdp":
+        raise FledgeError(
+            "the weights of an encoder–decoder model are not sharded",
+            where="runtime.parallelism",
+            hint="set it to ddp: each process holds the whole model",
+        )
 
 
 def is_encoder_decoder(folder: Path) -> bool:

@@ -184,6 +184,15 @@ class StageBase(ConfigModel):
         return value
 
     @model_validator(mode="after")
+    def _check_adapter_optimizer(self) -> "StageBase":
+        if self.adapter is not None and self.optimizer.name == "adafactor":
+            raise ValueError(
+                "adafactor moves matrices by a share of their size, and half of an adapter begins as zero: it would hardly "
+                "learn; set optimizer.name to adamw"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_metric(self) -> "StageBase":
         if self.metric_for_best_model != "loss" and self.evaluation.generated_answers is None:
             raise ValueError(
