@@ -2,29 +2,40 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 from fledge.errors import FledgeError
 from fledge.escaping import escaped
-from fledge.generation import Engine, PromptTooLongError, SamplingParams, decode_stream, load_engine
+from fledge.generation import (
+    Engine,
+    PromptTooLongError,
+    SamplingParams,
+    SwitchableEngine,
+    decode_stream,
+    find_adapters,
+    load_engine,
+)
 from fledge.generation.json_schema import JsonSchema
+from fledge.model.adapter_switch import NO_ADAPTER
 from fledge.model.locate import locate_model
 from fledge.tokenizer import Message, Tokenizer
 
-HELP = """/help  list these commands
-/new   start a new conversation
-/quit  leave; so do /exit and the end of the input
+HELP = """/help     list these commands
+/new      start a new conversation
+/adapter  list the adapters; /adapter NAME answers with that one from now on, /adapter none with the base model alone
+/quit     leave; so do /exit and the end of the input
 Put a blank before a message that begins with a slash. Arrow keys edit the line and bring back earlier ones."""
 ANSWER_FRACTION = 4  # a quarter of the positions is kept for the answer, unless it may have fewer tokens
 _COMMAND = re.compile(r"[/／][^\s/／]*(\s|$)")  # a path such as /usr/bin is none
 
 
-def _load(path: str) -> tuple[Engine, Tokenizer]:
-    """The engine for one request at a time, and the tokenizer, of a run, stage, checkpoint, model directory or GGUF file."""
-    return load_engine(locate_model(path, _tell), _tell, max_batch_size=1)
+def _load(path: str, adapters: Sequence[str] = ()) -> SwitchableEngine:
+    """The engine for one request at a time, and the tokenizer, of a run, stage, checkpoint, model directory or GGUF file, with
+    adapters."""
+    return load_engine(locate_model(path, _tell), _tell, max_batch_size=1, adapters=find_adapters(adapters))
 
 
 def _tell(text: str) -> None:
@@ -47,31 +58,34 @@ def generate_once(
     prompt: str,
     params: SamplingParams,
     *,
+    adapter: str | None = None,
     system: str | None = None,
     raw: bool = False,
     schema: dict[str, Any] | None = None,
 ) -> None:
     """`fledge generate MODEL PROMPT`: print the answer to one prompt, or, with `raw`, the continuation of a plain text.
-    `schema`: the answer follows this JSON schema."""
-    engine, tokenizer = _load(model_path)
+    `adapter`: where an adapter for the model is. `schema`: the answer follows this JSON schema."""
+    loaded = _load(model_path, () if adapter is None else (adapter,))
     if schema is not None:
-        params = replace(params, json_schema=JsonSchema(schema, tokenizer))
+        params = replace(params, json_schema=JsonSchema(schema, loaded.tokenizer))
     if raw:
-        tokens = tokenizer.encode_prefix(prompt)
+        tokens = loaded.tokenizer.encode_prefix(prompt)
     else:
-        tokens = tokenizer.encode_prompt([*_system_turn(system), Message("user", prompt)])
-    _print_answer(engine, tokenizer, tokens, params)
+        tokens = loaded.tokenizer.encode_prompt([*_system_turn(system), Message("user", prompt)])
+    _print_answer(loaded.engine, loaded.tokenizer, tokens, params)
 
 
-def chat(model_path: str, params: SamplingParams, *, system: str | None = None) -> None:
+def chat(model_path: str, params: SamplingParams, *, adapters: Sequence[str] = (), system: str | None = None) -> None:
     """`fledge chat MODEL`: read messages from the terminal and answer them; `HELP` lists the commands.
+
+    `adapters`: where adapters for the model are; the first one answers, until another is chosen.
 
     When a conversation becomes too long for the model, its oldest rounds are left out, and a line says so.
     """
     _edit_lines()
-    engine, tokenizer = _load(model_path)
+    loaded = _load(model_path, adapters)
     messages = _system_turn(system)
-    _tell(f"talking to {model_path}; /help lists the commands, /quit leaves")
+    _tell(f"talking to {model_path}{_with_adapter(loaded)}; /help lists the commands, /quit leaves")
     while True:
         try:
             line = input("› ").rstrip()
@@ -84,13 +98,32 @@ def chat(model_path: str, params: SamplingParams, *, system: str | None = None) 
             messages = _system_turn(system)
         elif line == "/help":
             _tell(HELP)
+        elif line.split()[:1] == ["/adapter"]:
+            _choose_adapter(loaded, line.removeprefix("/adapter").strip())
         elif _COMMAND.match(line):
             _tell(f"'{line}' is no command, and was not sent: /help lists them")
         elif text := line.strip():
             with _shown_errors():
-                asked, prompt = _fitted(engine, tokenizer, [*messages, Message("user", text)], params)
-                answer = _print_answer(engine, tokenizer, prompt, params)
+                asked, prompt = _fitted(loaded.engine, loaded.tokenizer, [*messages, Message("user", text)], params)
+                answer = _print_answer(loaded.engine, loaded.tokenizer, prompt, params)
                 messages = [*asked, Message("assistant", answer.strip())]  # a template may write a blank before it
+
+
+def _choose_adapter(loaded: SwitchableEngine, name: str) -> None:
+    """`/adapter NAME`: answer with another adapter; without a name, list them."""
+    if not name:
+        names = [*loaded.adapters, NO_ADAPTER] if loaded.adapters else []
+        in_use = NO_ADAPTER if loaded.active is None else loaded.active
+        listed = ", ".join(f"{one} (in use)" if one == in_use else one for one in names)
+        _tell(f"adapters: {listed}" if listed else "there are no adapters: start with fledge chat MODEL --adapter DIR")
+        return
+    with _shown_errors():
+        loaded.set_adapter(None if name == NO_ADAPTER else name)
+        _tell(f"the next answer is{_with_adapter(loaded) or ' of the base model alone'}; /new starts a new conversation")
+
+
+def _with_adapter(loaded: SwitchableEngine) -> str:
+    return "" if loaded.active is None else f" with the adapter {loaded.active}"
 
 
 def _edit_lines() -> None:

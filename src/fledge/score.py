@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +21,9 @@ from fledge.escaping import escaped_json
 from fledge.evaluate.answers import RIGHT, AnsweredRow, Mark, mark, score_answers
 from fledge.evaluate.bleu import corpus_bleu, import_sacrebleu
 from fledge.evaluate.intervals import paired_difference
-from fledge.generation import SamplingParams, load_engine
+from fledge.generation import SamplingParams, SwitchableEngine, find_adapters, load_engine
 from fledge.generation.json_schema import JsonSchema
+from fledge.model.adapter_switch import NO_ADAPTER
 from fledge.model.locate import locate_model
 from fledge.recipe import Source
 from fledge.run import Log, write_text
@@ -46,6 +47,7 @@ def score(
     models: Sequence[str],
     max_new_tokens: int,
     *,
+    adapters: Sequence[str] = (),
     schema: dict[str, Any] | None = None,
     errors: str | None = None,
     as_json: bool = False,
@@ -53,7 +55,7 @@ def score(
     log: Log,
 ) -> None:
     """Print the scores of each model on the questions of a file, with `bleu` BLEU-4 too; write wrong answers to `errors`, one
-    JSON object a line.
+    JSON object a line. With `adapters`, the scores of the one model with each of them (`none`: alone).
 
     `schema`: answers follow this JSON schema. Raises FledgeError for a file without a usable row, for a question that leaves a
     model no room for an answer, and for `bleu` without sacrebleu.
@@ -62,21 +64,23 @@ def score(
         import_sacrebleu("--bleu")
     if len(set(models)) != len(models):
         raise FledgeError("a model is named twice", where=", ".join(models))
+    found = find_adapters([one for one in adapters if one != NO_ADAPTER])
     questions = read_questions(file, log)
-    folders = [locate_model(model, log) for model in models]  # all of them before the first one is asked
     results: dict[str, dict[str, Any]] = {}
     exact: list[np.ndarray] = []
     wrong: list[str] = []
-    for model, folder in zip(models, folders, strict=True):
-        rows = answer(folder, questions, max_new_tokens, log, schema)
+    for model, loaded in _loaded_models(models, adapters, found, log):
+        rows = answer(loaded, questions, max_new_tokens, schema)
         marks = [mark(row) for row in rows]
         exact.append(np.array([one.kind == RIGHT for one in marks]))
-        results[model] = score_answers(rows, marks)
-        if bleu:
-            results[model]["bleu"] = corpus_bleu([row.given for row in rows], [row.expected for row in rows]).as_dict()
         if len(exact) > 1:
             mean, interval = paired_difference(exact[0], exact[-1])
-            results[model]["exact_match_difference"] = {"to": models[0], "value": mean, "interval": interval}
+            difference = {"exact_match_difference": {"to": next(iter(results)), "value": mean, "interval": interval}}
+        else:
+            difference = {}
+        results[model] = {**score_answers(rows, marks), **difference}
+        if bleu:
+            results[model]["bleu"] = corpus_bleu([row.given for row in rows], [row.expected for row in rows]).as_dict()
         wrong += _error_lines(model, rows, marks)
     if errors is not None:
         write_text(Path(errors), "".join(wrong))
@@ -84,6 +88,25 @@ def score(
         print(escaped_json(json.dumps({"file": file, "models": results}, ensure_ascii=False, indent=1)))
     else:
         _print(results, errors, len(wrong))
+
+
+def _loaded_models(
+    models: Sequence[str], adapters: Sequence[str], found: Mapping[str, Path], log: Log
+) -> Iterator[tuple[str, SwitchableEngine]]:
+    """The models one after another, each loaded when it is needed; with adapters, the one model with each of them, in their
+    order. The names are those of the scores."""
+    folders = [locate_model(model, log) for model in models]  # all of them before the first one is asked
+    if not adapters:
+        for model, folder in zip(models, folders, strict=True):
+            yield model, load_engine(folder, log)
+        return
+    if len(models) > 1:
+        raise FledgeError("adapters belong to one model", where="--adapter", hint="name one model and its adapters")
+    loaded, names = load_engine(folders[0], log, adapters=found), iter(found)
+    for location in adapters:
+        name = None if location == NO_ADAPTER else next(names)
+        loaded.set_adapter(name)
+        yield f"{models[0]} with {name or 'no adapter'}", loaded
 
 
 def read_questions(file: str, log: Log) -> list[ScoredQuestion]:
@@ -122,10 +145,10 @@ def _question(where: str, value: Any, source: Source) -> ScoredQuestion:
 
 
 def answer(
-    folder: Path, questions: Sequence[ScoredQuestion], max_new_tokens: int, log: Log, schema: dict[str, Any] | None = None
+    loaded: SwitchableEngine, questions: Sequence[ScoredQuestion], max_new_tokens: int, schema: dict[str, Any] | None = None
 ) -> list[AnsweredRow]:
-    """Greedy answers of the model in a folder to all questions, which follow the JSON schema if there is one."""
-    engine, tokenizer = load_engine(folder, log)
+    """Greedy answers of a model to all questions, which follow the JSON schema if there is one."""
+    engine, tokenizer = loaded.engine, loaded.tokenizer
     params = SamplingParams(
         max_new_tokens=max_new_tokens, json_schema=None if schema is None else JsonSchema(schema, tokenizer)
     )

@@ -24,6 +24,7 @@ from fledge.evaluate.generated import GeneratedAnswers
 from fledge.evaluate.prompt_tests import Case
 from fledge.evaluate.stage_evaluation import StageEvaluation
 from fledge.findings import Finding
+from fledge.model.adapters import trained_parameters
 from fledge.model.frozen_weights import round_frozen_weights
 from fledge.model.linear_cross_entropy import LossKernel
 from fledge.model.loading import load_model
@@ -116,14 +117,15 @@ class StageRunner:
         reset_compiler()
         with self.shared.timed("autotune"), self.ranks.main_process_first():
             compute = self._compute_config(model)
-        self.console.log(_describe_compute(compute))
+        self.console.log(compute.describe())
         if self.ranks.is_distributed:
             self.console.log(f"{self.ranks.world_size} processes share each update ({self.recipe.runtime.parallelism})")
         reference = ReferenceProvider(
             stage=stage,
-            model=None if has_begun else model,
-            load_start_model=lambda: start.load_again(fingerprint),
+            model=model,
+            start=start,
             fingerprint=fingerprint,
+            resumed=has_begun,
             compute=compute,
             folder=self.directory.root,
             log=self.console.log,
@@ -150,7 +152,7 @@ class StageRunner:
             with force_eager(), allow_nondeterministic():
                 self.shared.after_stage(name, model, self.tokenizer, self.directory)
         found = self._judge(evaluation.validation, step) if self.ranks.is_main_process else []
-        return self._write_result(state, chosen, found, wall_seconds=time.monotonic() - started)
+        return self._write_result(state, chosen, found, model, wall_seconds=time.monotonic() - started)
 
     def _judge(self, validation: ValidationSet | None, step: int) -> list[Finding]:
         metric = self.prepared.stage.metric_for_best_model
@@ -238,6 +240,7 @@ class StageRunner:
             self.prepared.stage.adapter,
             folder=self.init_directory,
             vocab_size=self.tokenizer.vocab_size,
+            max_seq_len=self.prepared.stage.data.max_seq_len,
             seed=self.recipe.seed,
             log=self.console.log,
         )
@@ -354,8 +357,11 @@ class StageRunner:
     def _checkpoint(self, step: int, averaged: bool) -> Path:
         return Path("checkpoints") / step_name(step) / ("averaged" if averaged else "model")
 
-    def _write_result(self, state: TrainState, chosen: Path, found: list[Finding], wall_seconds: float) -> dict[str, Any]:
+    def _write_result(
+        self, state: TrainState, chosen: Path, found: list[Finding], model: LanguageModel, wall_seconds: float
+    ) -> dict[str, Any]:
         """Write result.json, which marks the stage as finished, and return its content."""
+        trained, total = trained_parameters(model)
         result = {
             "order": self.order,
             "model": str(chosen),
@@ -364,6 +370,8 @@ class StageRunner:
             "wall_seconds": round(wall_seconds, 3),
             "stop": state.stop_reason,
             "best_step": state.best_step,
+            "trained_parameters": trained,
+            "parameters": total,
             "verdicts": [one.as_dict() for one in found],
         }
         if self.ranks.is_main_process:
@@ -384,11 +392,3 @@ def _example_locator(data: StageDataset) -> Callable[[int], str]:
 def _fingerprints(data_report: dict[str, Any]) -> list[str | None]:
     """The fingerprints of the training and validation data in a data_report.json."""
     return [split and split["fingerprint"] for split in (data_report["train"], data_report["validation"])]
-
-
-def _describe_compute(compute: ComputeConfig) -> str:
-    reason = compute.measurements.get("compile_reason", "")
-    return (
-        f"machine: {compute.device}, {compute.precision}, {compute.threads} threads, attention {compute.attention}, "
-        f"compile {'on' if compute.compile else 'off'}" + (f" ({reason})" if reason else "")
-    )

@@ -9,7 +9,7 @@ import torch
 
 import fledge
 from fledge.errors import FledgeError
-from fledge.model.adapters import merge_adapter
+from fledge.model.adapters import merge_adapter, trained_parameters
 from fledge.model.loading import load_model
 from fledge.pipeline import Pipeline
 from fledge.recipe import Recipe, recipe_from_dict
@@ -17,10 +17,11 @@ from fledge.run import Console, resolve_model_path
 from fledge.training.start_weights import weights_fingerprint
 from tests.support import tiny_run
 from tests.support.killing import run_until_killed
-from tests.support.run_directory import final_results
+from tests.support.run_directory import events, final_results
 
 QUIET = Console(quiet=True)
 ADAPTER = {"r": 4, "lora_dropout": 0.1}
+PREFIX = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4}
 
 
 def _recipe(world: Path, output: Path, base: Path, adapters: dict[str, Any], **changes: Any) -> Recipe:
@@ -54,6 +55,38 @@ def test_a_killed_run_resumes_bit_for_bit(
     assert final_results(Pipeline(recipe, QUIET).run(resume=True), stages) == final_results(adapted, stages)
 
 
+@pytest.mark.parametrize("at", [5, 13])
+def test_a_killed_run_that_trains_a_prefix_resumes_bit_for_bit(
+    at: int, world: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = {"sft": PREFIX, "dpo": PREFIX}
+    whole = Pipeline(_recipe(world, tmp_path / "whole", base, both), QUIET).run()
+    run_until_killed(_recipe(world, tmp_path / "killed", base, both), at, monkeypatch)
+    resumed = Pipeline(_recipe(world, tmp_path / "killed", base, both), QUIET).run(resume=True)
+    assert final_results(resumed, ("sft", "dpo")) == final_results(whole, ("sft", "dpo"))
+    before, after = (load_model(resolve_model_path(str(whole / name))).state_dict() for name in ("sft", "dpo"))
+    moved = [name for name, value in before.items() if not torch.equal(value, after[name])]
+    assert moved == ["prefix.prompt_embeddings"] and before[moved[0]].shape[0] == 4
+    assert isinstance(fledge.load(str(whole)).chat("你是谁？", max_new_tokens=4), str)
+
+
+@pytest.mark.parametrize("at", [2, 13])
+def test_with_a_live_reference_a_run_learns_the_same_and_resumes_bit_for_bit(
+    at: int, world: Path, base: Path, adapted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recipe(folder: Path) -> Recipe:
+        tree = _recipe(world, folder, base, {"sft": ADAPTER, "dpo": ADAPTER}).model_dump(mode="json")
+        tree["stages"]["dpo"]["precompute_ref_log_probs"] = False
+        return recipe_from_dict(tree)
+
+    whole = Pipeline(recipe(tmp_path / "whole"), QUIET).run()
+    run_until_killed(recipe(tmp_path / "killed"), at, monkeypatch)
+    resumed = Pipeline(recipe(tmp_path / "killed"), QUIET).run(resume=True)
+    assert final_results(resumed, ("sft", "dpo")) == final_results(whole, ("sft", "dpo"))
+    steps = [[step["train/loss"] for step in events(run, "dpo", "step")] for run in (whole, adapted)]
+    assert steps[0] and steps[0] == pytest.approx(steps[1], abs=1e-5)
+
+
 def test_checkpoints_hold_the_adapter_and_no_other_weight_changes(base: Path, adapted: Path) -> None:
     folders = sorted(adapted.glob("*/checkpoints/step-*/model"))
     assert len(folders) >= 4
@@ -62,6 +95,14 @@ def test_checkpoints_hold_the_adapter_and_no_other_weight_changes(base: Path, ad
         loaded, start = load_model(folder), load_model(base).state_dict()
         assert all(torch.equal(loaded.state_dict()[name], value) for name, value in start.items())
     assert sum(file.stat().st_size for file in folder.iterdir()) < (base / "model.safetensors").stat().st_size
+
+
+def test_the_numbers_of_trained_and_of_all_parameters_are_stored(base: Path, adapted: Path) -> None:
+    model = load_model(resolve_model_path(str(adapted / "sft")))
+    for stage in ("sft", "dpo"):
+        result = json.loads((adapted / stage / "result.json").read_text())
+        assert (result["trained_parameters"], result["parameters"]) == trained_parameters(model)
+    assert 0 < result["trained_parameters"] < result["parameters"] / 4
 
 
 def test_the_adapter_of_sft_goes_on_in_dpo_and_answers(adapted: Path) -> None:
@@ -83,6 +124,8 @@ def test_a_stage_without_an_adapter_trains_the_merged_weights(world: Path, base:
 def test_recipes_that_cannot_work_are_refused(world: Path, base: Path, tmp_path: Path) -> None:
     with pytest.raises(FledgeError, match=r"stages.dpo.adapter differs from stages.sft.adapter"):
         _recipe(world, tmp_path, base, {"sft": ADAPTER, "dpo": {"r": 2}})
+    with pytest.raises(FledgeError, match=r"the prefix of stages.sft cannot be merged"):
+        _recipe(world, tmp_path, base, {"sft": PREFIX, "dpo": None})
     tree = tiny_run.tree(world, tmp_path)
     tree["stages"]["pretrain"]["adapter"] = ADAPTER
     with pytest.raises(FledgeError, match=r"stages.pretrain.adapter needs a model to adapt"):

@@ -17,10 +17,12 @@ from fledge.plan.memory import (
     auto_micro_batch,
     budget,
     estimate,
+    memory_inputs,
     merged_micro_batch,
     useful_tokens,
 )
-from fledge.recipe.schema import BatchConfig, ModelConfig, OptimizerConfig, RuntimeConfig
+from fledge.recipe.schema import AdapterConfig, BatchConfig, ModelConfig, OptimizerConfig, PreferenceStage, RuntimeConfig
+from tests.support.packed import pack_pairs, random_pairs
 
 MODEL = ModelConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=704)
 
@@ -256,3 +258,15 @@ def test_auto_takes_what_fills_the_card() -> None:
     batch, (note,) = auto_micro_batch(_auto(512 * 512), inputs, runtime)
     assert (batch.micro_batch_size, batch.gradient_accumulation_steps) == (128, 4)
     assert "67,584 tokens fill this GPU" in note
+
+
+def test_the_live_reference_of_an_adapter_counts_as_a_copy_of_the_adapter_and_not_as_a_second_model() -> None:
+    cost, data = ModelCost(MODEL, 6400), pack_pairs(random_pairs(4))
+
+    def size(adapter: AdapterConfig | None, is_table: bool) -> float:
+        values = {"kind": "preference", "data": {"train": "x"}, "adapter": adapter, "precompute_ref_log_probs": is_table}
+        return estimate(memory_inputs(PreferenceStage.model_validate(values), cost, data, "cpu"), _runtime(), 1)
+
+    adapter = AdapterConfig(r=4)
+    assert size(adapter, False) - size(adapter, True) == 4 * cost.adapter_parameters(4)
+    assert size(None, False) - size(None, True) == 4 * cost.parameters().total

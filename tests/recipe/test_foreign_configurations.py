@@ -12,6 +12,7 @@ from fledge.errors import FledgeError
 from fledge.recipe import PreferenceStage, Recipe, SftStage, load_recipe, recipe_from_dict
 from fledge.recipe.foreign.renamed import RENAMED
 from fledge.recipe.foreign.synonyms import SYNONYMS
+from fledge.recipe.schema import AdapterConfig
 from fledge.recipe.schema import Recipe as Schema
 
 END = "ready to copy; all other keys keep fledge's defaults:\n\n"
@@ -96,16 +97,15 @@ def test_llama_factory_configuration_becomes_an_equivalent_recipe(tmp_path: Path
     assert "c.yaml:10, c.yaml:13: dataset: identity,alpaca_en_demo, max_samples: 1000 → write data: {train:" in message
 
 
-def test_dpo_configuration_becomes_a_preference_stage_and_names_the_section_of_adapters(tmp_path: Path) -> None:
+def test_dpo_configuration_becomes_a_preference_stage_with_its_adapter(tmp_path: Path) -> None:
     message, recipe = answered(tmp_path, sample("llama-factory-dpo.yaml"))
     stage = recipe.stages["dpo"]
     assert isinstance(stage, PreferenceStage)
     assert (stage.beta, stage.loss_type, stage.sft_loss_weight) == (0.1, "sigmoid", 0.2)
     assert (stage.data.train[0].registry, stage.batch.gradient_accumulation_steps) == ("../data/dataset_info.json", 8)
-    assert (
-        "finetuning_type: lora, lora_rank: 8, lora_target: all → write an adapter into the stage, adapter: {r: 16," in message
-    )
-    assert "# a learning rate for adapters; full training takes about a tenth of it" in message
+    assert stage.adapter == AdapterConfig(r=8, lora_alpha=16)
+    assert "lora_rank: 8 → write adapter: {r: 8}" in message and "lora_alpha: LLaMA-Factory's default" in message
+    assert "full training takes about a tenth" not in message
 
 
 def test_preference_losses_of_other_trainers_become_loss_types(tmp_path: Path) -> None:
@@ -137,7 +137,64 @@ def test_values_of_a_large_lora_configuration_are_converted(tmp_path: Path) -> N
     assert (stage.batch.micro_batch_size, stage.batch.gradient_accumulation_steps) == (1, 8)
     assert (stage.optimizer.name, stage.optimizer.learning_rate, stage.optimizer.weight_decay) == ("adamw", 1e-4, 0)
     assert (recipe.runtime.precision, recipe.runtime.data_workers, recipe.name) == ("bf16", 16, "sft")
+    assert stage.adapter == AdapterConfig(r=8, lora_alpha=16, lora_dropout=0.05, use_rslora=True)
     assert "quantization_bit: 4, quantization_method: bnb → quantized weights are not supported" in message
+
+
+ADAPTERS: dict[str, tuple[str, dict[str, Any] | None, str]] = {
+    "LLaMA-Factory's alpha is twice its rank": (
+        "stage: sft\nfinetuning_type: lora\nlora_rank: 32\nadditional_target: embed_tokens,lm_head\n",
+        {"r": 32, "lora_alpha": 64, "modules_to_save": ["embed_tokens", "lm_head"]},
+        "lora_alpha: LLaMA-Factory's default",
+    ),
+    "LLaMA-Factory's rank": (
+        "stage: sft\nfinetuning_type: lora\ncutoff_len: 512\nuse_dora: true\n",
+        {"r": 8, "lora_alpha": 16, "use_dora": True},
+        "r and lora_alpha: LLaMA-Factory's defaults",
+    ),
+    "TRL's modules and dropout": (
+        "use_peft: true\nlora_r: 8\ndataset_name: a/b\n",
+        {"r": 8, "lora_dropout": 0.05, "target_modules": ["q_proj", "v_proj"]},
+        "lora_dropout and target_modules: TRL's defaults",
+    ),
+    "axolotl": (
+        "base_model: m\nadapter: lora\nlora_r: 8\nlora_alpha: 16\nlora_target_linear: true\nsequence_len: 512\n"
+        "lora_modules_to_save: [embed_tokens]\npeft_use_rslora: true\n",
+        {"r": 8, "lora_alpha": 16, "use_rslora": True, "modules_to_save": ["embed_tokens"]},
+        "it becomes the section adapter",
+    ),
+    "axolotl without an adapter": (
+        "base_model: m\nadapter:\nlora_r: 8\nsequence_len: 512\n", None, "lora_r: 8 → leave it out; no adapter is trained",
+    ),
+    "LitGPT says which layers": (
+        "checkpoint_dir: m\nlora_r: 4\nlora_key: true\nlora_mlp: true\nlora_value: false\nout_dir: x\n",
+        {"r": 4, "lora_alpha": 16, "lora_dropout": 0.05,
+         "target_modules": ["q_proj", "k_proj", "gate_proj", "up_proj", "down_proj"]},
+        "lora_alpha and lora_dropout: LitGPT's defaults",
+    ),
+    "a section of PEFT's keys": (
+        "base_model: m\npeft_config: {peft_type: LORA, r: 4, use_dora: true, layers_to_transform: [1]}\nnum_train_epochs: 1\n",
+        {"r": 4, "lora_alpha": 8, "use_dora": True, "target_modules": ["q_proj", "v_proj"]},
+        "without layers_to_transform",
+    ),
+    "full training": (
+        "model_name_or_path: m\nfinetuning_type: full\nlora_rank: 8\n", None, "lora_rank: 8 → leave it out; no adapter is",
+    ),
+    "another kind": (
+        "model_name_or_path: m\nfinetuning_type: oft\nlora_rank: 8\nlearning_rate: 1e-4\n", None, "tenth of an adapter's",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_keys_of_an_adapter_become_the_section_of_the_stage_with_the_defaults_of_their_trainer(
+    name: str, tmp_path: Path
+) -> None:
+    text, expected, words = ADAPTERS[name]
+    message, recipe = answered(tmp_path, text)
+    (stage,) = recipe.stages.values()
+    assert stage.adapter == (None if expected is None else AdapterConfig(**expected))
+    assert words in message
 
 
 def test_values_of_many_training_arguments_are_converted(tmp_path: Path) -> None:

@@ -145,6 +145,20 @@ def test_verdicts_stand_in_the_headline_and_take_the_praise_away(run_directory: 
     assert source.count('class="value better"') < praised
 
 
+def test_the_share_of_the_trained_parameters_is_shown_where_an_adapter_is_trained(run_directory: Path) -> None:
+    assert "Trained" not in read(run_directory)[1].text
+    dump(run_directory / "sft" / "result.json", {"trained_parameters": 3_210_000, "parameters": 3_210_000})
+    dump(run_directory / "dpo" / "result.json", {"trained_parameters": 96_300, "parameters": 3_306_300})
+    _, page = read(run_directory)
+    for expected in (
+        "Trained",
+        "96.3 k parameters (2.9 %)",
+        "训练其中 96.3 k（2.9 %）",
+        "96.3 k (2.9 %) of them trained,",
+    ):
+        assert expected in page.text.replace("\u00a0", " "), expected
+
+
 def test_numbers_carry_their_units(run_directory: Path) -> None:
     _, page = read(run_directory)
     for expected in (

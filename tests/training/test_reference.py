@@ -1,18 +1,29 @@
 """The reference of a preference stage is a live model or a table, with equal results."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from fledge.autotune.autotune import ComputeConfig
+from fledge.checkpoint.find import step_name
+from fledge.errors import FledgeError
+from fledge.model.adapter_files import write_adapter
+from fledge.model.adapter_reference import AdapterReference
+from fledge.model.adapters import adapter_weights, attach_adapter
 from fledge.model.decoder import Decoder
-from fledge.objective import sequence_log_probabilities
-from fledge.recipe.schema import PreferenceStage
+from fledge.model.loading import load_model
+from fledge.model.protocol import Adapter, LanguageModel
+from fledge.objective import DPOObjective, sequence_log_probabilities
+from fledge.recipe.schema import AdapterConfig, PreferenceStage
+from fledge.run import StageDirectory
 from fledge.training.reference import ReferenceProvider
-from fledge.training.start_weights import weights_fingerprint
+from fledge.training.start_weights import StartWeights, weights_fingerprint
+from tests.support.adapters import scatter
 from tests.support.decoders import make_decoder
 from tests.support.packed import pack_pairs, random_pairs
 
@@ -40,9 +51,14 @@ def _provider(
         model.norm.weight.mul_(scale)
     write_line = (lambda text: None) if log is None else log.append
     return ReferenceProvider(
-        stage=PreferenceStage.model_validate(values), model=None if resumed else model, load_start_model=start,
-        fingerprint=weights_fingerprint(model), compute=COMPUTE, folder=folder, log=write_line,
+        PreferenceStage.model_validate(values), model, _start_weights(folder, start), weights_fingerprint(model),
+        resumed=resumed, compute=COMPUTE, folder=folder, log=write_line,
     )  # fmt: skip
+
+
+def _start_weights(folder: Path, load_initial: Callable[[], LanguageModel]) -> StartWeights:
+    directory = StageDirectory(folder)
+    return StartWeights(directory=directory, source=None, load_initial=load_initial, load=load_model, log=lambda text: None)
 
 
 def test_a_live_reference_model_is_frozen_and_loaded_once_for_both_splits(tmp_path: Path) -> None:
@@ -63,7 +79,7 @@ def test_a_table_is_computed_by_the_start_model_without_loading_a_second_model(t
     batch = DATA.assemble(range(len(DATA)))
     expected = sequence_log_probabilities(make_decoder(), batch)[0].view(9, 2)
     torch.testing.assert_close(table[list(batch.examples)], expected, atol=1e-4, rtol=1e-5)
-    assert log == ["reference log-probabilities of 9 training pairs …"] and provider.model and provider.model.training
+    assert log == ["reference log-probabilities of 9 training pairs …"] and provider.model.training
 
 
 def test_a_table_is_read_from_its_file_and_recomputed_when_the_weights_differ(tmp_path: Path) -> None:
@@ -84,3 +100,66 @@ def test_a_resumed_stage_reads_its_table_without_any_model_and_loads_the_start_m
     assert torch.equal(torch.as_tensor(again(DATA, "training")), torch.as_tensor(first)) and start.loads == 0
     (tmp_path / "reference.training.safetensors").write_bytes(b"damaged")
     assert torch.equal(torch.as_tensor(again(DATA, "training")), torch.as_tensor(first)) and start.loads == 1
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {"r": 3, "lora_dropout": 0.4},
+    "dora": {"r": 2, "use_dora": True},
+    "whole": {"r": 2, "modules_to_save": ["embed_tokens", "norm"]},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize("is_new", [False, True])
+def test_the_reference_of_an_adapter_is_the_model_itself_with_the_adapter_of_the_start(
+    kind: str, tie: bool, is_new: bool, tmp_path: Path
+) -> None:
+    def start_model() -> LanguageModel:
+        model = make_decoder(dropout=0.5, tie_word_embeddings=tie)
+        if not is_new:
+            attach_adapter(model, Adapter(AdapterConfig(**KINDS[kind]), None, None), 1)
+            scatter(adapter_weights(model))
+        return model
+
+    model = start_model()
+    if is_new:
+        attach_adapter(model, Adapter(AdapterConfig(**KINDS[kind]), None, None), 1)
+    COMPUTE.apply(model.train())
+
+    def never() -> LanguageModel:
+        raise AssertionError("a second model is loaded")
+
+    stage = PreferenceStage.model_validate({"kind": "preference", "data": {"train": "x"}, "precompute_ref_log_probs": False})
+    start, fingerprint = _start_weights(tmp_path, never), weights_fingerprint(model)
+    options: dict[str, Any] = {"compute": COMPUTE, "folder": tmp_path, "log": lambda text: None}
+    provider = ReferenceProvider(stage, model, start, fingerprint, resumed=False, **options)
+    reference = provider(DATA, "training")
+    assert isinstance(reference, AdapterReference) and provider(DATA, "validation") is reference
+    write_adapter(tmp_path / "checkpoints" / step_name(0) / "model", model)
+
+    scatter(adapter_weights(model), seed=2)  # what training does
+    moved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    batch = DATA.assemble(range(len(DATA)))
+    separate = DPOObjective(loss_type="sigmoid", beta=0.1, reference=COMPUTE.apply(start_model()).requires_grad_(False))
+    ours = DPOObjective(loss_type="sigmoid", beta=0.1, reference=reference)
+    expected = separate.reference_log_probabilities(batch)
+    assert torch.equal(ours.reference_log_probabilities(batch), expected)
+    losses = []
+    for objective in (separate, ours):
+        torch.manual_seed(0)
+        model.zero_grad()
+        loss = objective(model, batch).loss
+        loss.backward()
+        losses.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    assert len(losses[0]) == len(adapter_weights(model)) + 1
+    assert all(torch.equal(left, right) for left, right in zip(*losses, strict=True))
+    assert model.training and all(torch.equal(model.state_dict()[name], tensor) for name, tensor in moved.items())
+
+    resumed = ReferenceProvider(stage, model, start, fingerprint, resumed=True, **options)(DATA, "training")
+    assert torch.equal(
+        DPOObjective(loss_type="sigmoid", beta=0.1, reference=resumed).reference_log_probabilities(batch), expected
+    )
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in moved.items())
+    with pytest.raises((FledgeError, AssertionError), match="a second model is loaded"):
+        ReferenceProvider(stage, model, start, "other", resumed=True, **options)(DATA, "training")

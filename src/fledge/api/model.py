@@ -14,7 +14,7 @@ from fledge.model.locate import locate_model
 from fledge.tokenizer import Message, Tokenizer
 
 if TYPE_CHECKING:
-    from fledge.generation import Engine, SamplingParams
+    from fledge.generation import Engine, SamplingParams, SwitchableEngine
     from fledge.generation.json_schema import JsonSchema
 
 Messages = str | Sequence[Mapping[str, str] | Message]
@@ -66,10 +66,35 @@ class Model:
     True
     """
 
-    def __init__(self, engine: "Engine", tokenizer: Tokenizer, path: Path) -> None:
+    def __init__(self, loaded: "SwitchableEngine", path: Path) -> None:
         """Use `load`."""
-        self._engine, self.tokenizer, self.path = engine, tokenizer, path
-        self._schemas: dict[str, JsonSchema] = {}
+        self._loaded, self.path = loaded, path
+        self._schemas: dict[str, JsonSchema] = {}  # for the tokenizer in use
+
+    @property
+    def _engine(self) -> "Engine":
+        return self._loaded.engine
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the model; of the adapter in use, if that has one of its own."""
+        return self._loaded.tokenizer
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that the model was loaded with."""
+        return self._loaded.adapters
+
+    @property
+    def adapter(self) -> str | None:
+        """The name of the adapter in use; None: the base model alone."""
+        return self._loaded.active
+
+    def set_adapter(self, name: str | None) -> None:
+        """Answer with the adapter of this name from now on; None: with the base model alone, whose weights no adapter changes.
+        Raises FledgeError for an unknown name."""
+        self._loaded.set_adapter(name)
+        self._schemas.clear()
 
     @property
     def max_positions(self) -> int:
@@ -199,17 +224,23 @@ def as_messages(messages: Messages) -> list[Message]:
     return conversation
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, adapters: Sequence[str | Path] | Mapping[str, str | Path] = ()) -> Model:
     """Load the model of a run (its last finished stage), a stage, a checkpoint, a model directory or a GGUF file.
 
-    Raises FledgeError if there is none, or if its tokenizer does not fit the model.
+    `adapters`: runs, stages, checkpoints or directories of adapters for this model, of which the first one is in use at first;
+    `Model.set_adapter` chooses another. In a mapping they have the names of its keys, else those of their directories.
+
+    Raises FledgeError if there is none, if its tokenizer does not fit the model, or if an adapter does not fit it.
 
     >>> import fledge
     >>> fledge.load("runs/mine/sft").num_parameters > 1000
     True
     """
-    from fledge.generation import load_engine
+    from fledge.generation import find_adapter, find_adapters, load_engine
 
     folder = locate_model(str(path))
-    engine, tokenizer = load_engine(folder)
-    return Model(engine, tokenizer, folder)
+    if isinstance(adapters, Mapping):
+        found = {str(name): find_adapter(location) for name, location in adapters.items()}
+    else:
+        found = find_adapters([adapters] if isinstance(adapters, str | Path) else adapters)
+    return Model(load_engine(folder, adapters=found), folder)

@@ -49,6 +49,14 @@ class ComputeConfig:
         peak = self.measurements.get("matmul_peak_flops")
         return None if peak is None else float(peak)
 
+    def describe(self) -> str:
+        """The configuration in one line, for the console."""
+        reason = self.measurements.get("compile_reason", "")
+        return (
+            f"machine: {self.device}, {self.precision}, {self.threads} threads, attention {self.attention}, "
+            f"compile {'on' if self.compile else 'off'}" + (f" ({reason})" if reason else "")
+        )
+
     def apply(self, model: LanguageModel) -> LanguageModel:
         """Configure the model and torch accordingly; returns the model.
 

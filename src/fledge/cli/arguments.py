@@ -27,6 +27,7 @@ RENAMED_OPTIONS = {
 }  # fmt: skip
 OVERRIDES = "Any key of the recipe can be set on the command line: --stages.sft.optimizer.learning_rate 1e-4, --seed 7."
 SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed")
+ADAPTER = "an adapter for the model: its run, stage, checkpoint or directory"
 TARGETS = {
     "stats": "recipe (YAML), or files and folders of rows",
     "check": "recipe (YAML; later files override earlier ones)",
@@ -190,6 +191,9 @@ def _add_generation(commands: argparse._SubParsersAction, name: str, text: str) 
         command.add_argument("prompt", help="what to answer")
         command.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
         _add_json_schema(command)
+        command.add_argument("--adapter", type=os.path.expanduser, metavar="DIR", help=ADAPTER)
+    else:
+        _add_adapters(command, f"{ADAPTER}; may be repeated, /adapter NAME switches")
     command.add_argument("--system", help="system prompt")
     command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     command.add_argument("--top-k", type=int, default=0, help="sample among the k likeliest tokens; 0: all")
@@ -197,6 +201,10 @@ def _add_generation(commands: argparse._SubParsersAction, name: str, text: str) 
     command.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: avoid tokens already there")
     command.add_argument("--max-new-tokens", type=int, default=256)
     command.add_argument("--seed", type=int, default=0)
+
+
+def _add_adapters(command: argparse.ArgumentParser, text: str) -> None:
+    command.add_argument("--adapter", type=os.path.expanduser, metavar="DIR", action="append", default=[], help=text)
 
 
 def _add_score(commands: argparse._SubParsersAction) -> None:
@@ -208,6 +216,7 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
         nargs="+",
         help="run, stage, checkpoint, model directory or GGUF file; several are compared",
     )
+    _add_adapters(command, f"{ADAPTER}, to score it with; may be repeated; none: the model alone")
     command.add_argument(
         "--errors", type=os.path.expanduser, metavar="FILE", help="write the wrong answers, one JSON object a line"
     )

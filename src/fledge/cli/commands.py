@@ -235,10 +235,17 @@ def _run_generation(options: argparse.Namespace) -> None:
     except FledgeError as error:  # it names the parameter
         raise FledgeError(error.what, where=f"--{error.where}".replace("_", "-"), hint=error.hint) from None
     if options.command == "generate":
-        schema = _json_schema(options)
-        generate_once(options.model, options.prompt, params, system=options.system, raw=options.raw, schema=schema)
+        generate_once(
+            options.model,
+            options.prompt,
+            params,
+            adapter=options.adapter,
+            system=options.system,
+            raw=options.raw,
+            schema=_json_schema(options),
+        )
     else:
-        chat(options.model, params, system=options.system)
+        chat(options.model, params, adapters=options.adapter, system=options.system)
 
 
 def _run_score(options: argparse.Namespace) -> None:
@@ -251,6 +258,7 @@ def _run_score(options: argparse.Namespace) -> None:
         options.file,
         options.model,
         options.max_new_tokens,
+        adapters=options.adapter,
         schema=_json_schema(options),
         errors=options.errors,
         as_json=options.json,

@@ -1,7 +1,7 @@
 """Generation: an engine that decodes requests together, sampling, the key-value cache, packed weights, streamed text."""
 
 from fledge.generation.engine import Engine
-from fledge.generation.loading import load_engine
+from fledge.generation.loading import SwitchableEngine, find_adapter, find_adapters, load_engine
 from fledge.generation.request import Completion, FinishReason, PromptTooLongError, TokenOutput, check_prompt
 from fledge.generation.sampling import SamplingParams
 from fledge.generation.scoring import score_tokens
@@ -13,10 +13,13 @@ __all__ = [
     "FinishReason",
     "PromptTooLongError",
     "SamplingParams",
+    "SwitchableEngine",
     "TextStream",
     "TokenOutput",
     "check_prompt",
     "decode_stream",
+    "find_adapter",
+    "find_adapters",
     "load_engine",
     "score_tokens",
 ]

@@ -46,7 +46,7 @@ class Engine:
         if max_batch_size < 1:
             raise FledgeError(f"must be 1 or more, not {max_batch_size}", where="max_batch_size")
         self.model, self.stop_ids, self.max_batch_size = model, frozenset(stop_ids), max_batch_size
-        self.max_positions = model.config.max_position_embeddings
+        self.max_positions = model.max_positions
         self.inference_model = inference_model(model)
         self.cache: Any = self.inference_model.empty_cache()  # of the kind that the inference model has
         self.waiting: deque[Request] = deque()

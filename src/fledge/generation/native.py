@@ -52,7 +52,9 @@ class ForwardBatch:
 class InferenceLayer:
     """One block of the decoder for inference."""
 
-    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+    def __init__(self, block: Block, dtype: torch.dtype, prefix: tuple[Tensor, Tensor] | None = None) -> None:
+        """`prefix`: the keys and values [K, P, d] of an adapter, before those of every request."""
+        self.prefix = prefix
         attention = block.self_attn
         self.heads, self.kv_heads, self.head_size = attention.heads, attention.kv_heads, attention.head_size
         self.qkv = joint_product((attention.q_proj, attention.k_proj, attention.v_proj), dtype)
@@ -89,6 +91,9 @@ class InferenceLayer:
         """Attention of one token of each decoding request, q [n, H, d], to its whole sequence -> [n, H·d]. The heads that
         share a key are the rows of one product."""
         rows = q.shape[0]
+        if self.prefix is not None:
+            keys, values = self._after_prefix(keys, values)
+            mask = F.pad(mask, (self.prefix[0].shape[1], 0))
         grouped = q.reshape(rows, self.kv_heads, self.heads // self.kv_heads, self.head_size)
         return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).reshape(rows, -1)
 
@@ -103,9 +108,24 @@ class InferenceLayer:
     def _causal(self, qkv: Tensor) -> Tensor:
         """[B, T, H + 2K, d] -> [B, T, H·d]."""
         q, k, v = qkv.transpose(1, 2).split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        if self.prefix is not None:
+            k, v = self._after_prefix(k, v)
         group = self.heads // self.kv_heads
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)  # PyTorch's own grouping is slower on a CPU
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        return self._attend(q, k, v).transpose(1, 2).flatten(2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.prefix is None:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        length, begun = q.shape[2], k.shape[2] - q.shape[2]
+        mask = torch.ones(length, length + begun, dtype=torch.bool, device=q.device).tril(begun)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    def _after_prefix(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [n, K, T, d] with those of the prefix before them."""
+        assert self.prefix is not None
+        before = (one.expand(len(keys), -1, -1, -1) for one in self.prefix)
+        return torch.cat((next(before), keys), dim=2), torch.cat((next(before), values), dim=2)
 
 
 def _padding(lengths: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -129,7 +149,9 @@ class InferenceModel:
         table = embedding.weight.to(dtype) if type(embedding) is nn.Embedding else None
         self.embed = embedding if table is None else table.__getitem__
         self.head = product(model.lm_head_weight, dtype)
-        self.layers = [InferenceLayer(block, dtype) for block in model.blocks()]
+        self.prefix_length = 0 if model.prefix is None else model.prefix.length
+        prefixes = [None] * len(model.layers) if model.prefix is None else model.prefix.keys_and_values(dtype)
+        self.layers = [InferenceLayer(block, dtype, prefix) for block, prefix in zip(model.blocks(), prefixes, strict=True)]
 
     def empty_cache(self, slots: int = 0, max_length: int = 0) -> KVCache:
         """A cache for `slots` sequences of at most `max_length` tokens; both can grow."""
@@ -177,7 +199,7 @@ class InferenceModel:
         length = min(round_up(filled, READ_GRAIN), cache.capacity)
         attends = torch.arange(length, device=self.device) <= positions[:num_decoding, None]
         x = self.embed(ids).to(self.dtype)
-        cos, sin = (angle[0, 0, :, None] for angle in self.model.rope_cos_sin(positions[None]))
+        cos, sin = (angle[0, 0, :, None] for angle in self.model.rope_cos_sin(positions[None] + self.prefix_length))
         return x, ForwardBatch(
             slots=slots,
             cache_positions=positions,

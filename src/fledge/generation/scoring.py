@@ -22,7 +22,7 @@ def score_tokens(
     tokens, what generation reported for them. An encoder–decoder predicts no token of a source: NaN stands there. Raises
     FledgeError for a sequence that is longer than the model's positions, and, for an encoder–decoder, for a text alone.
     """
-    max_positions = model.config.max_position_embeddings
+    max_positions = model.max_positions
     for number, sequence in enumerate(sequences, 1):
         if len(sequence) > max_positions + 1:  # the last token is predicted, but not read
             raise FledgeError(

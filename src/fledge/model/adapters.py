@@ -1,4 +1,4 @@
-"""Low-rank adapters on a model: LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023) and DoRA (Liu et al. 2024).
+"""Adapters on a model: LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023), DoRA (Liu et al. 2024), and a prefix (`prefix.py`).
 
 An adapted layer keeps the weight of the layer that it replaces, under the same name. Only the adapter is trained. The
 definitions are those of PEFT, so that adapters can be exchanged with it (`adapter_files.py`).
@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fledge.errors import FledgeError
+from fledge.model.decoder import Decoder
 from fledge.model.linear import Linear
+from fledge.model.prefix import Prefix
 from fledge.model.protocol import Adapter, LanguageModel
 from fledge.recipe.schema import AdapterConfig
-from fledge.recipe.sections.adapter import ALL_LINEAR
+from fledge.recipe.sections.adapter import ALL_LINEAR, LORA, PREFIX
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -87,16 +89,27 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLinear))
 
 
+def adapter_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that an adapter has put into a model, by name: adapted layers, or a prefix."""
+    prefix = model.prefix if isinstance(model, Decoder) else None
+    return dict(lora_layers(model)) if prefix is None else {"prefix": prefix}
+
+
 def attach_adapter(model: LanguageModel, adapter: Adapter, seed: int) -> None:
     """Put an adapter on a model and freeze all else. A is drawn as in PEFT (uniform in ±1/√in), from the seed and the number of
-    the layer; B is zero, so that at first nothing changes.
+    the layer; B is zero, so that at first nothing changes. The values of a prefix are
+    small random numbers, which change the outputs at once.
 
     Raises FledgeError if the settings fit no layer of the model, and if it has an adapter already.
     """
     if model.adapter is not None:
         raise FledgeError("the model has an adapter already", where="adapter")
-    config = adapter.config
-    targets, saved = target_layers(model, config), _whole_modules(model, config)
+    ATTACH[adapter.config.peft_type](model, adapter.config, seed)
+    model.adapter = adapter
+
+
+def _attach_lora(model: LanguageModel, config: AdapterConfig, seed: int) -> None:
+    targets, saved = target_layers(model, config), whole_modules(model, config)
     model.requires_grad_(False)
     for number, (name, base) in enumerate(targets.items()):
         full = model.file_name(name)
@@ -106,10 +119,25 @@ def attach_adapter(model: LanguageModel, adapter: Adapter, seed: int) -> None:
             drawn = torch.empty(layer.lora_A.shape)
             nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
             layer.lora_A.copy_(drawn)
-        _replace(model, name, layer.train(base.training))
+        put_module(model, name, layer.train(base.training))
     for module in saved.values():
         module.requires_grad_(True)
-    model.adapter = adapter
+
+
+def _attach_prefix(model: LanguageModel, config: AdapterConfig, seed: int) -> None:
+    if not isinstance(model, Decoder):
+        raise FledgeError(
+            "transformers computes this model, and a prefix needs fledge's own decoder: it keeps the documents of a row apart",
+            where="adapter.peft_type",
+            hint="train LORA",
+        )
+    model.requires_grad_(False)
+    prefix = Prefix(model.config, config.num_virtual_tokens)
+    prefix.init_weights(seed)
+    model.prefix = prefix.to(model.device)
+
+
+ATTACH: dict[str, Callable[[LanguageModel, AdapterConfig, int], None]] = {LORA: _attach_lora, PREFIX: _attach_prefix}
 
 
 def target_layers(model: LanguageModel, config: AdapterConfig) -> dict[str, nn.Linear]:
@@ -128,7 +156,7 @@ def target_layers(model: LanguageModel, config: AdapterConfig) -> dict[str, nn.L
     return chosen
 
 
-def _whole_modules(model: LanguageModel, config: AdapterConfig) -> dict[str, nn.Module]:
+def whole_modules(model: LanguageModel, config: AdapterConfig) -> dict[str, nn.Module]:
     """The modules whose names end with one of `modules_to_save`, which is PEFT's rule: norm means input_layernorm too."""
     with_weights = {name: module for name, module in model.named_modules() if name and any(True for _ in module.parameters())}
     return _named(model, with_weights, config.modules_to_save, str.endswith, "modules_to_save")
@@ -156,29 +184,56 @@ def _fits_expression(full: str, expression: str) -> bool:
     try:
         return re.fullmatch(expression, full) is not None
     except re.error as error:
-        what = f"'{expression}' is no regular expression: {error}"
-        raise FledgeError(what, where="adapter.target_modules", hint="write a list for names, such as [q_proj]") from None
+        raise _no_expression(expression, "target_modules", error) from None
 
 
 def _unknown_module(name: str, key: str, full_names: list[str]) -> FledgeError:
     ends = list(dict.fromkeys(full.rpartition(".")[2] for full in full_names))
     near = difflib.get_close_matches(name, [*ends, *full_names], n=3, cutoff=0.5) or ends
     return FledgeError(
-        f"no module of the model is called '{name}'", where=f"adapter.{key}", hint=f"the nearest are {', '.join(near[:8])}"
+        f"no {'adapted ' * key.endswith('_pattern')}module of the model is called '{name}'",
+        where=f"adapter.{key}",
+        hint=f"the nearest are {', '.join(near[:8])}",
     )
+
+
+def check_patterns(model: LanguageModel, config: AdapterConfig) -> None:
+    """FledgeError for a key of `rank_pattern` or `alpha_pattern` that fits no adapted layer, with the nearest names."""
+    if config.peft_type == PREFIX:
+        return
+    adapted = [model.file_name(name) for name in target_layers(model, config)]
+    for key, patterns in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        for pattern in patterns:
+            if not any(_fits_end(full, pattern, key) for full in adapted):
+                raise _unknown_module(pattern, key, adapted)
 
 
 def _rank_and_alpha(config: AdapterConfig, full: str) -> tuple[int, float]:
     """Rank and lora_alpha of a module: of the first pattern that fits its name's end, else the common ones."""
 
-    def value(patterns: Mapping[str, float], common: float) -> float:
-        fitting = (number for pattern, number in patterns.items() if re.match(rf"(.*\.)?({pattern})$", full))
+    def value(key: str, patterns: Mapping[str, float], common: float) -> float:
+        fitting = (number for pattern, number in patterns.items() if _fits_end(full, pattern, key))
         return next(fitting, common)
 
-    return int(value(config.rank_pattern, config.r)), float(value(config.alpha_pattern, config.lora_alpha))
+    rank = value("rank_pattern", config.rank_pattern, config.r)
+    return int(rank), float(value("alpha_pattern", config.alpha_pattern, config.lora_alpha))
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+def _fits_end(full: str, pattern: str, key: str) -> bool:
+    """Whether a regular expression describes the end of a name after a dot, as in PEFT; `key`: where it is written."""
+    try:
+        return re.match(rf"(.*\.)?({pattern})$", full) is not None
+    except re.error as error:
+        raise _no_expression(pattern, key, error) from None
+
+
+def _no_expression(text: str, key: str, error: re.error) -> FledgeError:
+    hint = "write a list for names, such as [q_proj]" if key == "target_modules" else None
+    return FledgeError(f"'{text}' is no regular expression: {error}", where=f"adapter.{key}", hint=hint)
+
+
+def put_module(model: nn.Module, name: str, module: nn.Module | None) -> None:
+    """Put a module, or none, in the place of the one with this name."""
     owner, _, last = name.rpartition(".")
     setattr(model.get_submodule(owner), last, module)
 
@@ -187,6 +242,8 @@ def has_same_adapter(model: LanguageModel, config: AdapterConfig) -> bool:
     """Whether the adapter of a model is what these settings would give it, however its modules are named."""
     if model.adapter is None:
         return False
+    if config.peft_type == PREFIX or model.adapter.config.peft_type == PREFIX:
+        return config == model.adapter.config
     named_alike = config.model_copy(update={"target_modules": model.adapter.config.target_modules})
     return named_alike == model.adapter.config and set(target_layers(model, config)) == {name for name, _ in lora_layers(model)}
 
@@ -198,11 +255,18 @@ def adapter_weights(model: LanguageModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def merge_adapter(model: LanguageModel) -> None:
-    """Add the adapter to the weights and remove it; all weights can be trained again. Tied weights stay tied."""
+    """Add the adapter to the weights and remove it; all weights can be trained again. Tied weights stay tied. FledgeError for a
+    prefix, which is no change of weights."""
+    if model.adapter is not None and model.adapter.config.peft_type == PREFIX:
+        raise FledgeError(
+            "a prefix cannot be merged: it stands before the text, and no weights compute the same without it",
+            where="adapter",
+            hint="use it as an adapter, with its base model",
+        )
     for name, layer in list(lora_layers(model)):
         merged, base = layer.dense_weight(), layer.replaced()
         base.weight.copy_(merged)
-        _replace(model, name, base.train(layer.training))
+        put_module(model, name, base.train(layer.training))
     model.adapter = None
     model.requires_grad_(True)
 

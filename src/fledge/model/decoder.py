@@ -6,9 +6,10 @@ Parameters are float32; activations and matrix products have the dtype `compute_
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,8 @@ from fledge.model.cuda_attention import backend as attention_backend
 from fledge.model.hf_config import hf_config
 from fledge.model.linear import Linear
 from fledge.model.moe import MoELayer, Router, RouterStats, update_biases
-from fledge.model.protocol import ADAPTER_MATRICES, LanguageModel, ParameterRole, grown_table
+from fledge.model.prefix import Prefix, PrefixedMetadata, prefixed_attention
+from fledge.model.protocol import ADAPTER_TENSORS, LanguageModel, ParameterRole, grown_table
 from fledge.model.rope import rope_frequencies, rope_magnitude
 from fledge.model.weights import file_tensors, write_model_directory
 from fledge.recipe.schema import ModelConfig
@@ -77,11 +79,13 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: Tensor | None) -> Tensor:
-        """x [B, T, D] -> [B, T, D]. `documents`: result of `cuda_attention.attention_metadata` for the backend."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: Any) -> Tensor:
+        """x [B, T, D] -> [B, T, D]. `documents`: result of `cuda_attention.attention_metadata` for the backend, or the
+        `PrefixedMetadata` of the layer."""
         B, T, _ = x.shape
         q, k, v = self.project(x, cos, sin)
-        mixed = self.backend(q, k, v, documents)
+        is_prefixed = isinstance(documents, PrefixedMetadata)
+        mixed = prefixed_attention(q, k, v, documents) if is_prefixed else self.backend(q, k, v, documents)
         return self.o_proj(mixed.transpose(1, 2).reshape(B, T, self.heads * self.head_size))
 
 
@@ -119,7 +123,7 @@ class Block(nn.Module):
         self.dropout = config.dropout
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, documents: Tensor | None, token_mask: Tensor | None = None
+        self, x: Tensor, cos: Tensor, sin: Tensor, documents: Any, token_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """x [B, T, D] -> hidden states [B, T, D], and the statistics of a mixture's router over the tokens where
         `token_mask` [B, T] is true (`MoELayer.forward_with_stats`), or None. `documents` as in `Attention.forward`."""
@@ -150,6 +154,7 @@ class Decoder(LanguageModel):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, vocab_size, bias=False)
+        self.prefix: Prefix | None = None  # of an adapter
         self.register_buffer("frequencies", rope_frequencies(config), persistent=False)
         self.magnitude = rope_magnitude(config)
 
@@ -200,26 +205,32 @@ class Decoder(LanguageModel):
     def _hidden_states(
         self, tokens: Tensor, positions: Tensor | None, documents: Tensor | None, segment_starts: Tensor | None
     ) -> tuple[Tensor, RouterStats | None]:
-        B, T = tokens.shape
         if positions is None:
-            positions = torch.arange(T, device=tokens.device).expand_as(tokens)
-        cos, sin = self.rope_cos_sin(positions)
-        metadata = attention_metadata(
-            self.attention, documents, B, T, tokens.device, dtype=self.compute_dtype, starts=segment_starts
-        )
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        cos, sin = self.rope_cos_sin(positions if self.prefix is None else positions + self.prefix.length)
+        metadata = self._metadata(tokens, documents, segment_starts)
         x = self.embed_tokens(tokens).to(self.compute_dtype)
         token_mask = None if documents is None or self.config.moe is None else documents > 0
         statistics, recomputed = [], self._recomputed_blocks()
         for number, block in enumerate(self.layers):
+            known = metadata[number]
             if number in recomputed:
                 # The generator's state is a copy from the device, and only dropout draws from it.
                 keep = self.draws_random_numbers
-                x, routed = checkpoint(block, x, cos, sin, metadata, token_mask, use_reentrant=False, preserve_rng_state=keep)
+                x, routed = checkpoint(block, x, cos, sin, known, token_mask, use_reentrant=False, preserve_rng_state=keep)
             else:
-                x, routed = block(x, cos, sin, metadata, token_mask)
+                x, routed = block(x, cos, sin, known, token_mask)
             if routed is not None:
                 statistics.append(routed)
         return self.norm(x), RouterStats.of_layers(statistics) if statistics else None
+
+    def _metadata(self, tokens: Tensor, documents: Tensor | None, segment_starts: Tensor | None) -> Sequence[Any]:
+        """The last argument of attention in each layer."""
+        if self.prefix is not None:
+            return self.prefix.metadata(documents, tokens, self.compute_dtype)
+        (B, T), dtype = tokens.shape, self.compute_dtype
+        one = attention_metadata(self.attention, documents, B, T, tokens.device, dtype=dtype, starts=segment_starts)
+        return [one] * len(self.layers)
 
     def _recomputed_blocks(self) -> frozenset[int]:
         """Indices of the blocks to compute again in the backward pass; empty without gradients."""
@@ -281,7 +292,7 @@ class Decoder(LanguageModel):
             return "embedding"
         if owner is self.lm_head:
             return "head"
-        if name.rpartition(".")[2] in ADAPTER_MATRICES:
+        if name.rpartition(".")[2] in ADAPTER_TENSORS:
             return "adapter"
         if parameter.dim() < 2:
             return "vector"

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost, Parameters, checkpointed_layers
 from fledge.model.moe import RouterStats
-from fledge.model.protocol import ADAPTER_MATRICES, LanguageModel, ParameterRole, grown_table
+from fledge.model.protocol import ADAPTER_TENSORS, LanguageModel, ParameterRole, grown_table
 from fledge.model.weights import verify_tensors
 from fledge.recipe.schema import ModelConfig
 from fledge.run.text_files import give_usual_mode, write_and_verify
@@ -186,7 +186,7 @@ class TransformersModel(LanguageModel):
             return "embedding"
         if owner is self.causal_lm.get_output_embeddings():
             return "head"
-        if name.rpartition(".")[2] in ADAPTER_MATRICES:
+        if name.rpartition(".")[2] in ADAPTER_TENSORS:
             return "adapter"
         if parameter.dim() < 2:
             return "vector"

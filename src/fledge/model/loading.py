@@ -1,12 +1,15 @@
 """The implementations of `LanguageModel`, and the choice between them for a model directory, by its config.json."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 from fledge.errors import FledgeError
 from fledge.model import huggingface_loading, pretrained
-from fledge.model.adapter_files import BASE, find_base, is_adapter, load_adapter_weights, read_adapter_config
+from fledge.model.adapter_files import BASE, CONFIG, find_base, is_adapter, load_adapter_weights, read_adapter_config
+from fledge.model.adapter_switch import AdapterSwitch
 from fledge.model.adapters import attach_adapter
 from fledge.model.cost import ModelCost
 from fledge.model.encoder_decoder import (
@@ -16,7 +19,7 @@ from fledge.model.encoder_decoder import (
     load_encoder_decoder,
 )
 from fledge.model.hf_config import NotCoveredError, read_config
-from fledge.model.protocol import LanguageModel
+from fledge.model.protocol import Adapter, LanguageModel
 from fledge.model.weight_files import weights_hash
 from fledge.recipe.schema import RuntimeConfig
 from fledge.tokenizer.settings import read_decoder_start
@@ -107,27 +110,82 @@ def load_model(
 def _load_adapted(folder: Path, implementation: str, log: Log, finite: bool) -> LanguageModel:
     """The base model of an adapter directory with the adapter on it. Raises FledgeError if the base has other weights than the
     adapter was trained on."""
-    adapter = read_adapter_config(folder)
-    base = find_base(folder, adapter.base)
+    adapter, base = read_adapter_config(folder), base_directory(folder)
+    _check_base(folder, adapter, base, weights_hash)
+    model = load_model(base, implementation, log)
+    _attach(folder, replace(adapter, base=base), model, finite)
+    return model
+
+
+def base_directory(folder: Path) -> Path:
+    """The directory of the base model of an adapter directory. FledgeError if it is not there or is an adapter itself."""
+    base = find_base(folder, read_adapter_config(folder))
     if is_adapter(base):
         raise FledgeError(
             "the base model of this adapter has an adapter itself", where=str(folder), hint="merge that one first"
         )
-    if adapter.base_hash is not None and weights_hash(base) != adapter.base_hash:
-        raise FledgeError(
-            f"the adapter was trained on other weights than those in {base}",
-            where=str(folder),
-            hint=f"put the base model back as it was, or remove {folder / BASE} to use these",
-        )
-    model = load_model(base, implementation, log)
-    attach_adapter(model, replace(adapter, base=base), seed=0)
+    return base
+
+
+def _check_base(folder: Path, adapter: Adapter, base: Path, hash_of: Callable[[Path], str]) -> None:
+    """FledgeError for a base model with other weights than those that the adapter says it was trained on."""
+    if adapter.base_hash is not None and hash_of(base) != adapter.base_hash:
+        raise _other_base(folder, base, f"put the base model back as it was, or remove {folder / BASE} to use these")
+
+
+def _other_base(folder: Path, base: Path, hint: str) -> FledgeError:
+    return FledgeError(f"the adapter was trained on other weights than those in {base}", where=str(folder), hint=hint)
+
+
+def _attach(folder: Path, adapter: Adapter, model: LanguageModel, finite: bool = True) -> None:
+    """Put the adapter of a directory on its base model."""
+    with _named_file(folder):
+        attach_adapter(model, adapter, seed=0)
     load_adapter_weights(model, folder, finite)
-    return model
+
+
+@contextmanager
+def _named_file(folder: Path) -> Iterator[None]:
+    """A context in which errors about keys of a recipe's `adapter` name the file of an adapter directory instead."""
+    try:
+        yield
+    except FledgeError as error:
+        section, _, key = (error.where or "").partition(".")
+        if section != "adapter":
+            raise
+        raise FledgeError(f"{key}: {error.what}", where=str(folder / CONFIG), hint=error.hint) from None
+
+
+def load_switch(folder: Path, adapters: Mapping[str, Path], implementation: str = "auto", log: Log = _silent) -> AdapterSwitch:
+    """The base model in `folder` with adapters from directories, by name; none of them is in use yet.
+
+    Raises FledgeError for an adapter that does not fit the base, or that was trained on other weights."""
+    switch, hash_of = AdapterSwitch(load_model(folder, implementation, log)), cache(weights_hash)
+    for name, source in adapters.items():
+        adapter = read_adapter_config(source)
+        _check_switched(source, adapter, folder, hash_of, log)
+        with _named_file(source):
+            switch.add(name, replace(adapter, base=folder), partial(_attach, source))
+    return switch
+
+
+def _check_switched(folder: Path, adapter: Adapter, base: Path, hash_of: Callable[[Path], str], log: Log) -> None:
+    """FledgeError for an adapter of another base model than the one in `base`, as far as it says what it was trained on."""
+    if adapter.base_hash is not None:
+        if hash_of(base) != adapter.base_hash:
+            raise _other_base(folder, base, f"its base model was {adapter.base}; use it with that one")
+        return
+    try:
+        own = find_base(folder, adapter)
+    except FledgeError:
+        return log(f"note: {folder} names no base model that is here; it is used with {base}")
+    if own.resolve() != base.resolve() and hash_of(own) != hash_of(base):
+        raise _other_base(folder, base, f"it names {own} as its base model; use it with that one")
 
 
 def describe_model(folder: Path, implementation: str = "auto", log: Log = _silent) -> ModelDescription:
     """Implementation, sizes, vocabulary and cost of the model in a directory. FledgeError as `load_model`."""
     if is_adapter(folder):
-        folder = find_base(folder, read_adapter_config(folder).base)
+        folder = base_directory(folder)
     chosen = choose_implementation(folder, implementation, log)
     return ModelDescription(chosen, IMPLEMENTATIONS[chosen].describe(folder), read_decoder_start(folder))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fledge.model.cost import ModelCost
 from fledge.model.moe import RouterStats
 from fledge.recipe.schema import AdapterConfig, ModelConfig
+from fledge.recipe.sections.adapter import PREFIX
 
 ParameterRole = Literal["adapter", "embedding", "head", "gate", "matrix", "vector"]
 """The role of a parameter: `adapter`, a thin matrix of an adapter; `embedding`, a table of one vector for each token; `head`,
@@ -27,6 +28,7 @@ a block, or a stack of such maps; `vector`, a norm or a bias."""
 
 
 ADAPTER_MATRICES = ("lora_A", "lora_B")  # last parts of the names of an adapter's thin matrices
+ADAPTER_TENSORS = (*ADAPTER_MATRICES, "prompt_embeddings")  # and of all tables that only an adapter has
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,12 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def draws_random_numbers(self) -> bool:
         """Whether a pass in training mode may use PyTorch's generator (dropout)."""
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence: the positions of the model without those of a prefix."""
+        prefix = self.adapter.config.num_virtual_tokens if self.adapter and self.adapter.config.peft_type == PREFIX else 0
+        return self.config.max_position_embeddings - prefix
 
     @property
     def notes(self) -> Sequence[str]:

@@ -1,6 +1,7 @@
 """Direct preference optimization (Rafailov et al. 2023) and its relatives on packed pairs."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from fledge.data import Batch
 from fledge.errors import FledgeError
+from fledge.model.adapter_reference import AdapterReference
 from fledge.model.device_copy import to_device
 from fledge.model.linear_cross_entropy import log_probabilities
 from fledge.model.moe import RouterStats
@@ -18,7 +20,7 @@ from fledge.objective.preference_losses import PREFERENCE_LOSSES, SMOOTHED_LOSSE
 
 PAIR = 2  # sequences of an example, side by side in a batch: the chosen one, then the rejected one
 
-Reference = LanguageModel | Tensor
+Reference = LanguageModel | AdapterReference | Tensor
 
 
 def sequence_log_probabilities(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -57,15 +59,20 @@ def chosen_only(batch: Batch) -> Batch:
     return replace(batch, loss_weights=batch.loss_weights * chosen, known_target_index=index)
 
 
+def _reference_model(reference: LanguageModel | AdapterReference) -> AbstractContextManager[LanguageModel]:
+    """A context with the model that computes the reference's log-probabilities."""
+    return reference.in_place() if isinstance(reference, AdapterReference) else nullcontext(reference)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DPOObjective:
     """A preference loss of the pairs of a batch against a reference, summed over the pairs.
 
     `loss_type` is a key of `PREFERENCE_LOSSES`. `sft_loss_weight` α adds α × the mean negative log-likelihood of the chosen
-    completion's tokens (compare Pang et al. 2024). `reference` is a frozen model, or the table [examples, 2] of its
-    log-probabilities; None stands for log-probabilities of 0, which is enough to measure how long a step takes. `token_bytes`
-    [V] are the UTF-8 lengths of the tokens' texts, for bits per byte in evaluations. Raises FledgeError for label smoothing of
-    a loss that has none.
+    completion's tokens (compare Pang et al. 2024). `reference` is a frozen model, the model with an earlier adapter, or the
+    table [examples, 2] of its log-probabilities; None stands for log-probabilities of 0, which is enough to measure how long a
+    step takes. `token_bytes` [V] are the UTF-8 lengths of the tokens' texts, for bits per byte in evaluations. Raises
+    FledgeError for label smoothing of a loss that has none.
     """
 
     loss_type: str
@@ -89,8 +96,8 @@ class DPOObjective:
             return torch.zeros(len(batch.examples), PAIR, device=batch.input_ids.device)
         if isinstance(self.reference, Tensor):
             return self.reference[to_device(batch.examples, self.reference.device)].to(batch.input_ids.device)
-        with torch.no_grad(), eval_mode(self.reference):
-            return by_pair(sequence_log_probabilities(self.reference, batch)[0], batch)
+        with torch.no_grad(), _reference_model(self.reference) as model, eval_mode(model):
+            return by_pair(sequence_log_probabilities(model, batch)[0], batch)
 
     def __call__(self, model: LanguageModel, batch: Batch) -> LossOutput:
         """The summed loss of the pairs, and their rewards and log-probabilities per pair."""

@@ -11,6 +11,7 @@ from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
 from fledge.model.cuda_attention import segment_room
 from fledge.recipe.schema import AdapterConfig, BatchConfig, ModelConfig, OptimizerConfig, RuntimeConfig, Stage
+from fledge.recipe.sections.adapter import PREFIX
 from fledge.run.environment import local_world_size
 
 BASELINE_BYTES = 500 * 2**20  # interpreter, libraries, compiled code and temporary results
@@ -44,14 +45,15 @@ def memory_inputs(stage: Stage, cost: ModelCost, train: PackedDataset, device: s
     copies = 1 + (2 if averaged else 0)
     if device == "cpu":  # a checkpoint being saved is a copy in the same memory: weights, optimizer state, averages
         copies += 3 + (2 if averaged else 0)
+    keeps_adapter = stage.keeps_reference_model and stage.adapter is not None  # the reference is the base with that adapter
     return MemoryInputs(
         cost=cost,
         row_length=train.packed_length,
         optimizer=stage.optimizer,
         device=device,
         documents_per_row=train.pieces_per_row,
-        copies=copies,
-        models=1 if stage.keeps_reference_model else 0,
+        copies=copies + keeps_adapter,
+        models=int(stage.keeps_reference_model and not keeps_adapter),
         adapter=None if stage.adapter is None else _adapter_parameters(stage.adapter, cost),
         rounded=stage.adapter is not None and not stage.adapter.use_dora,
     )
@@ -59,6 +61,8 @@ def memory_inputs(stage: Stage, cost: ModelCost, train: PackedDataset, device: s
 
 def _adapter_parameters(config: AdapterConfig, cost: ModelCost) -> int:
     """The most parameters that an adapter can have: all layers at the largest rank, and whole modules as large as tables."""
+    if config.peft_type == PREFIX:
+        return cost.kv_bytes(config.num_virtual_tokens, size=1)
     tables = len(config.modules_to_save) * cost.vocab_size * cost.config.hidden_size
     return cost.adapter_parameters(max([config.r, *config.rank_pattern.values()])) + tables
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from fledge.recipe.sections.adapter import AdapterConfig
+from fledge.recipe.sections.adapter import PREFIX, AdapterConfig
 from fledge.recipe.sections.alerts import AlertsConfig, WebhookConfig
 from fledge.recipe.sections.base import ConfigModel, Fraction, Name, PathText, Positive
 from fledge.recipe.sections.data import (
@@ -339,6 +339,16 @@ class Recipe(ConfigModel):
             )
         for (before, stage), (after, following) in pairwise(self.stages.items()):
             adapters = (stage.adapter, following.adapter)
+            if (
+                stage.adapter
+                and stage.adapter.peft_type == PREFIX
+                and following.adapter is None
+                and following.init_from is None
+            ):
+                raise ValueError(
+                    f"stages.{after} has no adapter, and the prefix of stages.{before} cannot be merged into weights: write "
+                    f"the same adapter, or stages.{after}.init_from"
+                )
             if None not in adapters and adapters[0] != adapters[1] and following.init_from is None:
                 raise ValueError(
                     f"stages.{after}.adapter differs from stages.{before}.adapter: write the same settings, to go on with that "

@@ -181,6 +181,8 @@ def read_stage(reader: Reader, name: str) -> Stage:
     """The records of one stage, from the files in its folder."""
     data_report = reader.json_object(f"{name}/data_report.json")
     world = reader.json_object(f"{name}/eval/world.json")
+    result = reader.json_object(f"{name}/result.json") or {}
+    trained, parameters = number(result.get("trained_parameters")), number(result.get("parameters"))
     return Stage(
         name=name,
         plan=reader.json_object(f"{name}/plan.json") or {},
@@ -189,7 +191,8 @@ def read_stage(reader: Reader, name: str) -> Stage:
         before=read_evaluation(reader.json_object(f"{name}/eval/before.json")),
         after=read_evaluation(reader.json_object(f"{name}/eval/after.json")),
         world=read_world(world) if world else None,
-        verdicts=tuple(mappings((reader.json_object(f"{name}/result.json") or {}).get("verdicts"))),
+        verdicts=tuple(mappings(result.get("verdicts"))),
+        trained=(trained, parameters) if trained and parameters else None,
     )
 
 

@@ -129,7 +129,8 @@ class Events:
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One stage of a run: its plan, data report, events, evaluations, scores, and the findings about its result (`verdicts`, as
-    result.json has them). None stands for a missing file."""
+    result.json has them). None stands for a missing file. `trained`: numbers of trained and of all parameters; None before the
+    stage is finished."""
 
     name: str
     plan: Mapping[str, object]
@@ -139,6 +140,7 @@ class Stage:
     after: Evaluation | None
     world: World | None
     verdicts: tuple[Mapping[str, object], ...] = ()
+    trained: tuple[float, float] | None = None
 
     @property
     def kind(self) -> str:

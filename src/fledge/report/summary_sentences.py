@@ -6,7 +6,7 @@ from fledge.report import formatting
 from fledge.report.i18n import KINDS, Text, same, unit_text
 from fledge.report.read_run import number
 from fledge.report.records import Run, Stage, World
-from fledge.report.summary_table import metric, preference_accuracy, stage_tokens
+from fledge.report.summary_table import metric, preference_accuracy, stage_tokens, trained_share
 from fledge.report.verdicts import Verdict, read_verdict
 
 
@@ -50,6 +50,9 @@ def opening_clause(stage: Stage) -> Text:
     en, zh = kind.en[:1].upper() + kind.en[1:], kind.zh
     if size is not None:
         en, zh = f"{en} of {formatting.compact(size)} parameters", f"{zh}（{formatting.compact(size)} 参数）"
+    if share := trained_share(stage):
+        count, percent = formatting.compact(share[0]), formatting.percent(share[1])
+        en, zh = f"{en}, {count} ({percent} %) of them trained,", f"{zh}，训练其中 {count}（{percent} %）"
     if tokens is not None:
         en, zh = f"{en} on {formatting.compact(tokens)} tokens", f"{zh}，{formatting.compact(tokens)} 词元"
     return Text(en, zh)

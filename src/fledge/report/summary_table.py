@@ -131,6 +131,26 @@ def kind_cell(stage: Stage) -> Cell | None:
     return Cell(KINDS.get(stage.kind, same(stage.kind))) if stage.kind else None
 
 
+def size_of_model(stage: Stage) -> Cell | None:
+    """The number of parameters."""
+    return plain_cell(number(stage.plan.get("parameters")), "parameters", formatting.compact)
+
+
+def trained_share(stage: Stage) -> tuple[float, float] | None:
+    """Number and share of the trained parameters, where they are not all of them."""
+    trained, parameters = stage.trained or (0, 0)
+    return (trained, trained / parameters) if 0 < trained < parameters else None
+
+
+def trained_cell(stage: Stage) -> Cell | None:
+    """The trained parameters with their share, where an adapter is trained."""
+    share = trained_share(stage)
+    if share is None:
+        return None
+    percent = formatting.percent(share[1])
+    return Cell(same(formatting.compact(share[0])), Text(f"parameters ({percent} %)", f"参数（{percent} %）"))
+
+
 def steps_cell(stage: Stage) -> Cell | None:
     """The steps done, with the planned steps if some are missing."""
     done, planned = last_value(stage.events.steps, "step"), number(stage.plan.get("steps"))
@@ -218,11 +238,7 @@ def stage_rows(stages: Sequence[Stage]) -> list[Row]:
 
     always = [
         row("Kind", "类型", kind_cell),
-        row(
-            "Model size",
-            "模型规模",
-            lambda s: plain_cell(number(s.plan.get("parameters")), "parameters", formatting.compact),
-        ),
+        row("Model size", "模型规模", size_of_model),
         row("Context", "上下文长度", lambda s: plain_cell(number(s.plan.get("context")), "tokens", formatting.compact)),
         row("Steps", "步数", steps_cell),
         row("Tokens seen", "训练词元", tokens_cell),
@@ -234,6 +250,7 @@ def stage_rows(stages: Sequence[Stage]) -> list[Row]:
         row("Token accuracy", "词元准确率", before_and_after("token_accuracy", "%", formatting.percent, False)),
     ]
     optional = [
+        row("Trained", "训练的参数", trained_cell),
         row("Bits per byte", "每字节比特数", before_and_after("bits_per_byte", "bits", formatting.loss, True)),
         row("Share of the peak (MFU)", "占峰值比例（MFU）", lambda s: plain_cell(stage_mfu(s), "%", formatting.percent)),
         row(

@@ -1,4 +1,5 @@
-"""The reference of a preference stage: a frozen copy of the model, or its log-probabilities, computed once and cached."""
+"""The reference of a preference stage: a frozen copy of the model, the model with the adapter that it began with, or its
+log-probabilities, computed once and cached."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,41 +13,47 @@ from torch import Tensor
 from fledge.autotune.autotune import ComputeConfig, force_eager
 from fledge.data import PackedDataset
 from fledge.errors import FledgeError
+from fledge.model.adapter_reference import AdapterReference
+from fledge.model.adapters import adapter_weights
 from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective.preference import Reference, compute_ref_log_probs
 from fledge.recipe.schema import StageBase
 from fledge.run.text_files import give_usual_mode
+from fledge.training.start_weights import StartWeights
 from fledge.training.validation import row_batches
 
 
 class ReferenceProvider:
     """Returns the reference of a stage's objective for the examples of a split.
 
-    If `stage.keeps_reference_model`, the reference is a frozen copy of the start model, loaded once. Otherwise it is the table
-    of log-probabilities of the start model; the table is cached in `folder` under the fingerprint of its weights, so a complete
-    table serves a resumed stage without them.
+    If `stage.keeps_reference_model`, the reference is a frozen copy of the start model, loaded once; where the stage trains an
+    adapter, it is the model of the stage itself with the adapter of the start. Otherwise it is the table of log-probabilities
+    of the start model; the table is cached in `folder` under the fingerprint of its weights, so a complete table serves a
+    resumed stage without them.
 
-    `model`: the model of the stage while it has the start weights, so that no second one is loaded; None in a stage that is
-    resumed. `fingerprint` identifies the start weights."""
+    `model`: the model of the stage; unless `resumed`, it has the start weights, so that no second one is loaded. `start`: the
+    weights that the stage begins with, or has begun with; `fingerprint` identifies them."""
 
     def __init__(
         self,
         stage: StageBase,
-        model: LanguageModel | None,
-        load_start_model: Callable[[], LanguageModel],
+        model: LanguageModel,
+        start: StartWeights,
         fingerprint: str,
+        *,
+        resumed: bool,
         compute: ComputeConfig,
         folder: Path,
         log: Callable[[str], None],
     ) -> None:
-        self.stage, self.model, self.load_start_model, self.fingerprint = stage, model, load_start_model, fingerprint
+        self.stage, self.model, self.start, self.fingerprint, self.resumed = stage, model, start, fingerprint, resumed
         self.compute, self.folder, self.log = compute, folder, log
-        self._frozen: LanguageModel | None = None
+        self._kept: LanguageModel | AdapterReference | None = None
 
     def __call__(self, data: PackedDataset, split: str) -> Reference:
         """The frozen model, or the table [examples, 2] of log-probabilities on the device of the stage."""
         if self.stage.keeps_reference_model:
-            return self._frozen_model()
+            return self._kept_reference()
         self.log(f"reference log-probabilities of {data.examples.count:,} {split} pairs …")
         cache = self.folder / f"reference.{split}.safetensors"
         rows = self.stage.batch.micro_batch_rows
@@ -54,12 +61,26 @@ class ReferenceProvider:
         return precompute_ref_log_probs(self._start_model, data, rows, self.compute, cache, key).to(self.compute.device)
 
     def _start_model(self) -> LanguageModel:
-        return self.compute.apply(self.load_start_model()) if self.model is None else self.model
+        return self._load_again() if self.resumed else self.model
 
-    def _frozen_model(self) -> LanguageModel:
-        if self._frozen is None:
-            self._frozen = self.compute.apply(self.load_start_model()).eval().requires_grad_(False)
-        return self._frozen
+    def _load_again(self) -> LanguageModel:
+        return self.compute.apply(self.start.load_again(self.fingerprint))
+
+    def _kept_reference(self) -> LanguageModel | AdapterReference:
+        if self._kept is None:
+            if self.model.adapter is None:
+                self._kept = self._load_again().eval().requires_grad_(False)
+            else:
+                self._kept = AdapterReference(self.model, self._start_adapter())
+        return self._kept
+
+    def _start_adapter(self) -> dict[str, Tensor]:
+        """Copies of the adapter's weights at the start, on the device of the stage."""
+        if self.resumed:
+            weights = self.start.load_adapter_again(self.model, self.fingerprint)
+        else:
+            weights = {name: tensor.clone() for name, tensor in adapter_weights(self.model).items()}
+        return {name: tensor.to(self.compute.device) for name, tensor in weights.items()}
 
 
 def table_fingerprint(weights: str, data: PackedDataset, compute: ComputeConfig) -> str:

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fledge.errors import FledgeError
-from fledge.model.adapters import attach_adapter, has_same_adapter, merge_adapter, trained_parameters
+from fledge.model.adapters import attach_adapter, check_patterns, has_same_adapter, merge_adapter, trained_parameters
 from fledge.model.protocol import Adapter, LanguageModel
 from fledge.model.weight_files import weights_hash
 from fledge.recipe.schema import AdapterConfig
+from fledge.recipe.sections.adapter import PREFIX
 
 
 def start_adapter(
@@ -16,13 +17,15 @@ def start_adapter(
     *,
     folder: Path,
     vocab_size: int,
+    max_seq_len: int,
     seed: int,
     log: Callable[[str], None],
 ) -> None:
     """Give the start model of a stage, loaded from `folder`, the adapter of the stage (None: none).
 
     A model that comes with an adapter of the same settings goes on with it; for a stage without an adapter it is merged. Raises
-    FledgeError for other settings, and where the frozen model has no rows for `vocab_size` tokens.
+    FledgeError for other settings, and where the frozen model has no rows for `vocab_size` tokens or no positions for sequences
+    of `max_seq_len` tokens.
     """
     if model.adapter is not None and config is None:
         merge_adapter(model)
@@ -39,12 +42,20 @@ def start_adapter(
             hint="leave tokenizer.special_tokens out, or train the weights (no adapter) in a stage before",
         )
     if model.adapter is None:
+        check_patterns(model, config)
         attach_adapter(model, Adapter(config, folder.resolve(), weights_hash(folder)), seed)
     elif not has_same_adapter(model, config):
         raise FledgeError(
             f"the model in {folder} has an adapter with other settings",
             where="adapter",
             hint="write the same adapter section as in the stage before, to go on with it, or merge it first",
+        )
+    if config.peft_type == PREFIX and max_seq_len > model.max_positions:
+        raise FledgeError(
+            f"the model has {model.max_positions:,} positions behind the {config.num_virtual_tokens:,} virtual tokens, and "
+            f"sequences have up to {max_seq_len:,} tokens",
+            where="adapter.num_virtual_tokens",
+            hint="write fewer of them, or a smaller data.max_seq_len",
         )
     trained, total = trained_parameters(model)
     log(f"adapter: {trained:,} of {total:,} parameters are trained ({trained / total:.2%})")

@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 import xxhash
+from torch import Tensor
 
 from fledge.checkpoint.find import step_name
 from fledge.errors import FledgeError
+from fledge.model.adapter_files import load_adapter_weights
+from fledge.model.adapters import adapter_weights
 from fledge.model.protocol import LanguageModel
 from fledge.run import StageDirectory, read_json, write_json
 from fledge.run.file_shapes import StartRecord
@@ -107,6 +110,22 @@ class StartWeights:
             where=str(self.directory.root),
             hint=f"put the model back to {self.source} as it was, or start under another --name",
         )
+
+    def load_adapter_again(self, model: LanguageModel, fingerprint: str) -> dict[str, Tensor]:
+        """Copies of the adapter's weights at the beginning of a stage that has begun, whose `model` keeps its own. Raises
+        FledgeError if they are not there any more."""
+        own = {name: tensor.clone() for name, tensor in adapter_weights(model).items()}
+        try:
+            load_adapter_weights(model, self.directory.checkpoints / step_name(0) / "model", finite=False)
+            begun = {name: tensor.clone() for name, tensor in adapter_weights(model).items()}
+            if weights_fingerprint(model) == fingerprint:
+                return begun
+        except (FledgeError, OSError):
+            pass
+        finally:
+            for name, tensor in adapter_weights(model).items():
+                tensor.copy_(own[name])
+        return {name: tensor.clone() for name, tensor in adapter_weights(self.load_again(fingerprint)).items()}
 
 
 def _stamp(source: Path | None) -> Stamp:

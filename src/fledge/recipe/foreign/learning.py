@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fledge.recipe.foreign.adapters import ADAPTERS, is_off, trains_adapter
 from fledge.recipe.foreign.answer import (
     Answer,
     Context,
@@ -61,10 +62,6 @@ LEARNING_RATE = name_list("""
     lr learning_rate learn_rate base_lr max_lr peak_lr peak_learning_rate initial_learning_rate init_lr
     """)
 BETA1, BETA2 = ("adam_beta1", "beta1", "beta_1"), ("adam_beta2", "beta2", "beta_2")
-ADAPTERS = name_list("""
-    lora peft qlora lora_config peft_config lora_rank lora_r lora_alpha lora_target use_peft adapter lora_target_modules
-    lora_dropout
-    """)
 
 ROWS = "an update reads micro_batch_size × gradient_accumulation_steps packed rows, however many devices share it"
 SCHEDULES: dict[str, tuple[str, str]] = {
@@ -263,8 +260,8 @@ def optimizer(value: Any, context: Context) -> Answer:
 
 
 def _learning_rate(value: Any, context: Context) -> Answer:
-    adapters = context.has(ADAPTERS) or word(context.first_value(("finetuning_type",))) in ("lora", "oft", "qlora")
-    note = "the whole model is trained, with about a tenth of an adapter's learning rate" if adapters else ""
+    other = context.has(ADAPTERS) and not is_off(context) and not trains_adapter(context)
+    note = "the whole model is trained, with about a tenth of an adapter's learning rate" if other else ""
     return Answer((("optimizer.learning_rate", as_number(value)),), note)
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fledge.recipe.foreign.adapters import ADAPTER_KEYS, ADAPTER_PREFIXES
 from fledge.recipe.foreign.answer import (
     Answer,
     Context,
@@ -27,7 +28,6 @@ LOSS_ALIASES = {"dpo": "sigmoid", "slic": "hinge"}  # names of losses in other t
 CROSS_ENTROPY = {"nll", "chunked_nll", "cross_entropy", "ce"}
 LOSSES_OF_MEANS = {"ipo"}  # values of `loss_type` that take the mean of log-probabilities over an answer, not their sum
 HIGH_BETA = 0.3  # a beta above this value was chosen for the mean of log-probabilities
-ADAPTERS = "write an adapter into the stage, adapter: {r: 16, lora_alpha: 32}; without it the whole model is trained"
 NO_QUANTIZATION = "quantized weights are not supported; optimizer: {name: adamw8bit} saves memory"
 NO_REINFORCEMENT_LEARNING = "there is no reinforcement learning; DPO trains on preference pairs"
 PREFERENCE_LOSSES = (
@@ -46,13 +46,6 @@ def _kind(value: Any, context: Context) -> Answer:
 
 def _is_finetuning(value: Any, context: Context) -> Answer:
     return Answer((("kind", "pretrain" if boolean(value) is False else "sft"),))
-
-
-def _finetuning_type(value: Any, context: Context) -> Answer:
-    """The answer to LLaMA-Factory's `finetuning_type`: full, lora, freeze."""
-    if word(value) == "full":
-        return Answer(note="leave it out; the whole model is trained")
-    return Answer(note=ADAPTERS)
 
 
 def _loss_names(value: Any, context: Context) -> list[str]:
@@ -126,8 +119,7 @@ def _component(value: Any, context: Context) -> Answer:
 METHODS: Table = {
     **for_keys(KIND_KEYS, _kind),
     **for_keys("is_finetune is_sft", _is_finetuning),
-    "finetuning_type": _finetuning_type,
-    **for_keys("tuner train_method tuning_type sft_type", _finetuning_type),
+    **ADAPTER_KEYS,
     **for_keys("pref_beta dpo_beta beta rl_beta", _beta),
     **for_keys((*LOSSES, "loss_weights"), _loss),
     **for_keys("pref_ftx rpo_alpha sft_weight_in_dpo nll_loss_coef", _sft_loss_weight),
@@ -153,14 +145,6 @@ METHODS: Table = {
     ),
     **for_keys(
         "use_dft_loss use_asft_loss use_eaft_loss asft_alpha eaft_alpha", unsupported("an sft stage trains by cross-entropy")
-    ),
-    **for_keys(
-        """
-        adapter use_peft peft_type use_lora lora peft peft_config adapter_name_or_path qlora lora_config r target_modules
-        modules_to_save use_dora use_rslora use_qlora additional_target create_new_adapter module_dropout pissa_init
-        use_llama_pro adapter_folder task_type train_bias merge_lora
-        """,
-        unsupported(ADAPTERS),
     ),
     **for_keys(
         """
@@ -203,11 +187,7 @@ METHODS: Table = {
 }
 
 PREFIXES: tuple[tuple[str, Rule], ...] = (
-    ("lora_", unsupported(ADAPTERS)),
-    ("loraplus_", unsupported(ADAPTERS)),
-    ("pissa_", unsupported(ADAPTERS)),
-    ("oft_", unsupported(ADAPTERS)),
-    ("peft_", unsupported(ADAPTERS)),
+    *ADAPTER_PREFIXES,
     ("freeze_", unsupported("the whole model is trained")),
     ("bnb_4bit_", unsupported(NO_QUANTIZATION)),
     ("quantization_", unsupported(NO_QUANTIZATION)),

@@ -148,7 +148,10 @@ def minimal_recipe(settings: tuple[tuple[str, Any], ...], kind: str) -> dict[str
     data = stage.get("data")
     if data is None or (isinstance(data, dict) and not {"path", "registry", "hub"} & set(data)):
         stage["data"] = {"train": "rows.jsonl", **(data or {})}
-    return {**nested([pair for pair in settings if not is_stage_path(pair[0])]), "stages": {"stage": stage}}
+    top = nested([pair for pair in settings if not is_stage_path(pair[0])])
+    if "adapter" in stage and not {"model", "init_from"} & {*top, *stage}:
+        top["model"] = {"path": "models/base"}  # an adapter needs a model to adapt
+    return {**top, "stages": {"stage": stage}}
 
 
 def _errors_by_path(error: ValidationError, tree: Any, settings: tuple[tuple[str, Any], ...]) -> Iterator[tuple[str, str]]:

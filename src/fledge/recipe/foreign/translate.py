@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fledge.recipe.foreign.adapters import ADAPTERS, is_off
 from fledge.recipe.foreign.answer import Answer, Context
 from fledge.recipe.foreign.dialects import COSINE_BY_DEFAULT, detect_trainer
 from fledge.recipe.foreign.explain import DEFAULT_MAX_POSITIONS, Locate
-from fledge.recipe.foreign.learning import ADAPTERS, OPTIMIZER
+from fledge.recipe.foreign.learning import OPTIMIZER
 from fledge.recipe.foreign.methods import HIGH_BETA, LOSSES_OF_MEANS
 from fledge.recipe.foreign.recipe_text import recipe_text
 from fledge.recipe.foreign.renamed import new_name
@@ -257,7 +258,11 @@ def _comments(recipe: Mapping[str, Any], plan: StagePlan) -> dict[tuple[str, ...
     for (name, stage), context in zip(recipe["stages"].items(), plan.contexts.values(), strict=False):
         if stage["data"].get("train") in example_files:
             comments["stages", name, "data"] = "your own files in place of this one"
-        if "learning_rate" in stage.get("optimizer", {}) and context.has(ADAPTERS):
+        if (
+            "learning_rate" in stage.get("optimizer", {})
+            and context.has(ADAPTERS)
+            and not (is_off(context) or "adapter" in stage)
+        ):
             comments["stages", name, "optimizer"] = "a learning rate for adapters; full training takes about a tenth of it"
         if stage.get("beta", 0) > HIGH_BETA and stage.get("loss_type") not in LOSSES_OF_MEANS:
             comments["stages", name, "beta"] = (
