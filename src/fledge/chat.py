@@ -98,7 +98,7 @@ def chat(model_path: str, params: SamplingParams, *, adapters: Sequence[str] = (
             messages = _system_turn(system)
         elif line == "/help":
             _tell(HELP)
-        elif line.split()[:1] == ["/adapter"]:
+        elif re.match(r"/adapter(\s|$)", line):
             _choose_adapter(loaded, line.removeprefix("/adapter").strip())
         elif _COMMAND.match(line):
             _tell(f"'{line}' is no command, and was not sent: /help lists them")

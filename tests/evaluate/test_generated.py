@@ -11,6 +11,7 @@ from fledge.data.storage import Examples
 from fledge.errors import FledgeError
 from fledge.evaluate.answers import mark, score_answers, summary_scores
 from fledge.evaluate.generated import last_question
+from fledge.generation import load_engine
 from fledge.plan.evaluation import METRICS
 from fledge.recipe import recipe_from_dict
 from fledge.recipe.schema import StageBase
@@ -41,6 +42,11 @@ def test_the_question_is_all_before_the_last_answer() -> None:
     assert last_question(examples(TWO_ROUNDS), 0, {END}) == ([1, 2, 3, END, 4, 5], [6, 7])
 
 
+def test_what_a_template_trains_behind_the_end_is_left_out() -> None:
+    newline = [(1, 0), (2, 0), (3, 1), (END, 1), (5, 1)]
+    assert last_question(examples(newline), 0, {END}) == ([1, 2], [3])
+
+
 def test_a_pair_is_asked_for_its_chosen_answer() -> None:
     chosen, rejected = [(1, 0), (2, 1), (END, 1)], [(1, 0), (3, 1), (END, 1)]
     data = examples(TWO_ROUNDS, TWO_ROUNDS, chosen, rejected, per_example=2)
@@ -67,18 +73,18 @@ def test_the_scores_are_those_of_the_report_on_all_answers() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on rows of which a tiny model learns half by heart, with answers at each evaluation."""
+    """A run in which a tiny model forgets what it knew by heart, while its validation loss falls."""
     folder = tmp_path_factory.mktemp("answers")
     start = small_runs.start_model(folder)
     stage = {
         "kind": "sft",
         "data": {
-            "train": str(folder / "mixed.jsonl"),
+            "train": str(folder / "codes.jsonl"),
             "validation": str(folder / "mixed.jsonl"),
             "clean": {"decontaminate": False},
         },
         "batch": {"micro_batch_size": 8},
-        "optimizer": {"learning_rate": 1e-4},
+        "optimizer": {"learning_rate": 5e-3},
         "duration": "6 steps",
         "evaluation": {"every_steps": 2, "generated_answers": {"rows": 999, "max_new_tokens": 40}},
         "metric_for_best_model": "exact_match",
@@ -91,7 +97,7 @@ def test_a_stage_scores_as_the_command_does(run: Path) -> None:
     after = json.loads((run / "sft" / "eval" / "after.json").read_text())
     result = json.loads((run / "sft" / "result.json").read_text())
     questions = read_questions(str(run.parent / "mixed.jsonl"), lambda text: None)
-    rows = answer(run / "sft" / result["model"], questions, 40, lambda text: None)
+    rows = answer(load_engine(run / "sft" / result["model"]), questions, 40)
     assert after["exact_match"] == summary_scores([mark(one) for one in rows])["exact_match"] >= 0.4
 
 
@@ -100,10 +106,9 @@ def test_the_best_checkpoint_has_the_most_exact_answers(run: Path) -> None:
     events = [event for event in read_events(run / "sft" / "events.jsonl") if event["kind"] == "eval"]
     scores = [(0, before["exact_match"]), *((event["step"], event["eval/exact_match"]) for event in events)]
     assert [step for step, _ in scores] == [0, 2, 4, 6]
-    best = max(scores, key=lambda one: one[1])  # the first one of equals
-    assert json.loads((run / "sft" / "result.json").read_text())["best_step"] == best[0]
     losses = [before["loss"], *(event["eval/loss"] for event in events)]
-    assert best[0] != 2 * losses.index(min(losses))  # the loss goes on falling: it would have chosen another one
+    best = max(zip(scores, losses, strict=True), key=lambda one: (one[0][1], -one[1]))[0]  # the lowest loss of equals
+    assert json.loads((run / "sft" / "result.json").read_text())["best_step"] == best[0]
 
 
 def test_scores_that_the_answers_cannot_have_are_refused(run: Path, tmp_path: Path) -> None:

@@ -82,7 +82,9 @@ def test_a_model_in_python_answers_with_the_chosen_adapter(base: Path, adapters:
         model.set_adapter("wdie")
     assert "did you mean wide" in str(raised.value.hint) and model.adapter is None
     own = fledge.load(adapters[0], adapters={"other": adapters[1]})  # an adapter is its base with itself
-    assert own.adapters == ("wide", "other") and own.chat("What is a cat?", max_new_tokens=6) == alone["wide"]
+    assert own.adapters == ("other", "wide") and own.chat("What is a cat?", max_new_tokens=6) == alone[adapters[1].name]
+    model.set_adapter("none")
+    assert model.adapter is None
 
 
 def test_a_conversation_goes_on_with_another_adapter(

@@ -1,12 +1,15 @@
 """Answers that follow a JSON schema, whatever the model would have said."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models
+from tokenizers import Tokenizer as Core
 
 from fledge.errors import FledgeError
 from fledge.generation import Engine, SamplingParams
@@ -60,6 +63,37 @@ def test_other_requests_of_the_batch_are_answered_as_they_are_alone(tokenizer: T
     assert together[0].tokens == engine.generate(prompts[:1], free)[0].tokens
     assert together[1].tokens == engine.generate(prompts[1:2], bound)[0].tokens
     assert tokenizer.decode(together[1].tokens).startswith("{") and tokenizer.decode(together[2].tokens).startswith("{")
+
+
+def test_a_stop_token_that_looks_like_text_does_not_end_a_string() -> None:
+    own = train_tokenizer(['{"a":"Taxi"}'] * 20, 300)
+    own.core.add_tokens([AddedToken("[STOP]", special=False)])
+    own = Tokenizer(own.core, own.template, bos=own.bos, eos=own.eos, pad=own.pad_text, stop_tokens=["[STOP]"])
+    stop = own.core.token_to_id("[STOP]")
+    matcher = JsonSchema({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}, own).matcher()
+    for token in own.encode('{"a":"x"'):
+        assert not matcher.allowed()[stop]
+        matcher.accept(token)
+    for token in own.encode("}"):
+        matcher.accept(token)
+    assert matcher.allowed()[stop]
+
+
+def test_blanks_between_parts_do_not_repeat(tokenizer: Tokenizer) -> None:
+    matcher, blank = JsonSchema(NAMES, tokenizer).matcher(), tokenizer.encode(" ")[0]
+    for token in tokenizer.encode("{"):
+        matcher.accept(token)
+    assert matcher.allowed()[blank]
+    matcher.accept(blank)
+    assert not matcher.allowed()[blank]
+
+
+def test_a_tokenizer_that_the_library_does_not_know_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    core = Core(models.Unigram([("<unk>", 0.0), ("▁a", -1.0), ("</s>", -2.0)], 0, False))
+    core.decoder = decoders.Metaspace()
+    own = Tokenizer(core, tokenizer.template, bos=None, eos="</s>", pad="</s>")
+    with pytest.raises(FledgeError, match="json_schema: llguidance cannot follow a schema with this model's tokenizer"):
+        JsonSchema(NAMES, own)
 
 
 def test_log_probabilities_stay_those_of_the_model(tokenizer: Tokenizer, model: Decoder) -> None:

@@ -102,6 +102,20 @@ def test_an_adapter_of_peft_is_read(tmp_path: Path, kind: str, architecture: str
     torch.testing.assert_close(_logits(loaded), expected, atol=2e-5, rtol=1e-4)
 
 
+def test_what_a_file_of_peft_leaves_out_is_what_peft_takes(tmp_path: Path) -> None:
+    base = _base(tmp_path / "base")
+    write_adapter(tmp_path / "adapter", _adapted(base, "lora"))
+    file = tmp_path / "adapter" / "adapter_config.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in content.items() if key not in ("lora_alpha", "r")}))
+    expected = peft.LoraConfig.from_pretrained(str(tmp_path / "adapter"))
+    read = read_adapter_config(tmp_path / "adapter").config
+    assert (read.r, read.lora_alpha) == (expected.r, expected.lora_alpha)
+    file.write_text(json.dumps({**content, "target_modules": None}))
+    with pytest.raises(FledgeError, match="it has no target_modules"):
+        read_adapter_config(tmp_path / "adapter")
+
+
 @pytest.mark.parametrize("tie", [False, True])
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_merging_changes_nothing_and_keeps_weights_tied(tmp_path: Path, kind: str, tie: bool) -> None:

@@ -13,7 +13,7 @@ from fledge.data import Batch
 from fledge.model.protocol import LanguageModel
 from fledge.objective import CausalLMObjective
 from fledge.objective.base import Ratio
-from fledge.recipe.schema import PretrainStage
+from fledge.recipe.schema import PretrainStage, SftStage
 from fledge.run import read_events
 from fledge.training.hooks import Evaluation
 from fledge.training.validation import ValidationSet
@@ -49,7 +49,7 @@ def test_the_best_loss_is_the_lowest_finite_one(losses: list[float]) -> None:
     hook, state = evaluation(1.0), TrainState(by_source=[])
     for step, loss in enumerate(losses):
         state.step = step
-        hook._update_best(state, loss)
+        hook._update_best(state, {"loss": loss})
     finite = [(loss, step) for step, loss in enumerate(losses) if math.isfinite(loss)]
     expected = min(finite) if finite else (None, None)
     assert (state.best_metric, state.best_step) == expected
@@ -67,6 +67,25 @@ def test_a_validation_loss_that_is_no_number_is_an_alert_and_never_the_best(tmp_
         ("non_finite_evaluation", "error", 4),
     ]
     assert "the validation loss is nan" in alerts[0]["message"]
+
+
+def test_where_scores_are_equal_the_lower_loss_is_better() -> None:
+    answers = {"evaluation": {"generated_answers": {}}, "kind": "sft", "metric_for_best_model": "exact_match"}
+    stage = SftStage.model_validate({**STAGE, **answers})
+    hook, state = replace(evaluation(1.0), stage=stage), TrainState(by_source=[])
+    found = []
+    for step, (score, loss) in enumerate([(0.0, 5.0), (0.0, 4.0), (0.0, 4.5), (0.2, 6.0), (0.2, math.nan), (0.2, 5.5)]):
+        state.step = step
+        hook._update_best(state, {"exact_match": score, "loss": loss})
+        found.append(state.best_step)
+    assert found == [0, 1, 1, 3, 3, 5] and (state.best_metric, state.loss_at_best, state.evals_since_best) == (0.2, 5.5, 0)
+
+
+def test_the_start_counts_once_when_a_run_is_resumed_before_its_first_evaluation() -> None:
+    hook, state = replace(evaluation(1.0), initial={"loss": 3.0}), TrainState(by_source=[])
+    assert hook.due(state)
+    hook._update_best(state, hook.initial)
+    assert not hook.due(state) and state.evals_since_best == 0
 
 
 def test_a_finite_validation_loss_is_recorded_and_raises_no_alert(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ class TrainState:
         last_prompt_test_step: Step of the last prompt tests.
         failing_prompt_tests: Names of the prompt tests that failed last time; None before the first time.
         best_metric: Best value of the stage's `metric_for_best_model`, reached at `best_step`.
+        loss_at_best: Validation loss at `best_step`; decides where values of that metric are equal.
         evals_since_best: Evaluations since then.
         stop_reason: Reason for ending the stage early.
         skipped_rows: [first, count] ranges of the row stream that rollbacks left out.
@@ -47,6 +48,7 @@ class TrainState:
     last_prompt_test_step: NonNegativeInt = 0
     failing_prompt_tests: list[str] | None = None
     best_metric: float | None = None
+    loss_at_best: float | None = None
     best_step: NonNegativeInt | None = None
     evals_since_best: NonNegativeInt = 0
     stop_reason: str | None = None

@@ -53,7 +53,8 @@ class GeneratedAnswers:
             raise FledgeError(
                 f"none of {len(numbers):,} validation rows has a whole answer to compare with",
                 where="evaluation.generated_answers",
-                hint="the answers are cut at data.max_seq_len: make it larger, or leave generated_answers out",
+                hint="they are cut at data.max_seq_len, or the chat template trains no token that ends an answer; "
+                "make max_seq_len larger, or leave generated_answers out",
             )
         if metric in JSON_SCORES and not any(is_object(question.answer) for question in questions):
             raise FledgeError(
@@ -99,12 +100,15 @@ class GeneratedAnswers:
 
 def last_question(examples: Examples, number: int, stop_ids: Collection[int]) -> tuple[list[int], list[int]] | None:
     """(prompt, answer) of the last answer in an example, as tokens; of its first sequence, the chosen answer of a pair. The
-    answer is without its stop token. None if there is no answer that ends with one."""
+    answer ends before its stop token; what a template trains behind that is left out. None if no answer ends with one."""
     tokens, weights = examples.sequence(number * examples.sequences_per_example)
     trained = np.flatnonzero(weights > 0)
-    if not len(trained) or int(tokens[trained[-1]]) not in stop_ids:
+    if not len(trained):
         return None
-    end = int(trained[-1])
-    before = np.flatnonzero(weights[:end] <= 0)
+    last = int(trained[-1])
+    before = np.flatnonzero(weights[:last] <= 0)
     start = int(before[-1]) + 1 if len(before) else 0
-    return (tokens[:start].tolist(), tokens[start:end].tolist()) if start else None
+    stops = np.flatnonzero(np.isin(tokens[start : last + 1], list(stop_ids)))
+    if not start or not len(stops):
+        return None
+    return tokens[:start].tolist(), tokens[start : start + int(stops[-1])].tolist()

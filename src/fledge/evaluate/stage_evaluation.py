@@ -74,7 +74,7 @@ class StageEvaluation:
                     total_steps=total_steps,
                     validation=self.validation,
                     score_answers=None if self.answers is None else self._score_answers,
-                    initial=initial.get(self.stage.metric_for_best_model),
+                    initial=initial,
                 )
             )
         if self.stage.prompt_tests is not None:

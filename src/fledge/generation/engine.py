@@ -185,12 +185,17 @@ class Engine:
             self.waiting.popleft()
         self.running += starting
         needs_seen = any(request.params.needs_seen_tokens for request in self.running)
-        seen = self._seen.update(decoded, prompts) if needs_seen else None
+        seen = self._seen.update(decoded, [self._of_decoder(prompt) for prompt in prompts]) if needs_seen else None
         finished = self._append_tokens(logits, seen)
         if finished:
             self._compact_slots()
             self._free_if_idle()
         return finished
+
+    def _of_decoder(self, prompt: Sequence[int]) -> Sequence[int]:
+        """The tokens of a prompt that count as present: of an encoder–decoder, those from the decoder's start token on."""
+        start = self.model.decoder_start
+        return prompt if start is None or start not in prompt else prompt[prompt.index(start) :]
 
     def _next_prompts(self) -> list[Request]:
         """The requests that start in this pass: at most one per free slot, and at most PREFILL_TOKENS prompt tokens."""

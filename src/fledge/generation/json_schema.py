@@ -14,21 +14,24 @@ from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer
 
 KEY = "json_schema"
+BLANKS = r"[ ]?"  # between two parts of the JSON: with more, a model that is unsure writes blanks without end
 
 
 class SchemaMatcher:
     """The state of one answer: which tokens may come next, and whether it may end."""
 
-    def __init__(self, matcher: Any, vocab_size: int) -> None:
+    def __init__(self, matcher: Any, vocab_size: int, stop_ids: list[int]) -> None:
         """Use `JsonSchema.matcher`."""
-        self._matcher, self._vocab_size = matcher, vocab_size
+        self._matcher, self._vocab_size, self._stop_ids = matcher, vocab_size, stop_ids
 
     def allowed(self) -> np.ndarray:
         """The tokens that may come next, bool [V]; stop tokens where the answer may end. Raises FledgeError if the library
         gives up on the schema."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
-        return np.unpackbits(bits, count=self._vocab_size, bitorder="little").astype(bool)
+        allowed = np.unpackbits(bits, count=self._vocab_size, bitorder="little").astype(bool)
+        allowed[self._stop_ids] = self._matcher.is_accepting()  # a stop token ends the answer, though it may look like text
+        return allowed
 
     def accept(self, token: int) -> None:
         """Go on by an allowed token."""
@@ -53,17 +56,23 @@ class JsonSchema:
         except ImportError:
             raise missing_extra("llguidance", "eval", "an answer that follows a JSON schema") from None
         self._library, self._vocab_size = llguidance, tokenizer.vocab_size
-        self._tokenizer = llguidance.LLTokenizer(
-            tokenizer.core.to_str(), n_vocab=tokenizer.vocab_size, eos_token=sorted(tokenizer.stop_ids)
-        )
-        self._grammar = llguidance.LLMatcher.grammar_from_json_schema(dict(schema))
+        self._stop_ids = sorted(tokenizer.stop_ids)
+        try:
+            self._tokenizer = llguidance.LLTokenizer(
+                tokenizer.core.to_str(), n_vocab=tokenizer.vocab_size, eos_token=self._stop_ids
+            )
+        except ValueError as error:
+            raise FledgeError(
+                f"llguidance cannot follow a schema with this model's tokenizer: {_first_line(str(error))}", where=KEY
+            ) from None
+        self._grammar = llguidance.LLMatcher.grammar_from_json_schema(dict(schema), {"whitespace_pattern": BLANKS})
         _, problems = llguidance.LLMatcher.validate_grammar_with_warnings(self._grammar, self._tokenizer)
         if problems:
             raise FledgeError(f"this schema cannot be followed: {_first_line('; '.join(problems))}", where=KEY)
 
     def matcher(self) -> SchemaMatcher:
         """The state at the beginning of an answer."""
-        return SchemaMatcher(self._library.LLMatcher(self._tokenizer, self._grammar), self._vocab_size)
+        return SchemaMatcher(self._library.LLMatcher(self._tokenizer, self._grammar), self._vocab_size, self._stop_ids)
 
 
 def _first_line(text: str) -> str:

@@ -44,7 +44,8 @@ class SwitchableEngine:
         return self._switch.active
 
     def set_adapter(self, name: str | None) -> None:
-        """Use the adapter with this name; None: the base model alone. Raises FledgeError for an unknown name."""
+        """Use the adapter with this name; None or "none": the base model alone. Raises FledgeError for an unknown name."""
+        name = None if name == NO_ADAPTER else name
         if name in self._folders and name not in self._tokenizers:
             self._tokenizers[name] = self._load_tokenizer(name)
         self._switch.use(name)
@@ -78,13 +79,13 @@ def load_engine(
     adapters: Mapping[str, Path] | None = None,
 ) -> SwitchableEngine:
     """The engine of a model directory with its tokenizer, and `adapters` for this model, of which the first one is in use. A
-    directory that is an adapter itself is its base model with this adapter before the others. `log` receives notes.
+    directory that is an adapter itself is its base model with this adapter after the others. `log` receives notes.
 
     Raises FledgeError if there is no model, if an adapter does not fit it, or if a tokenizer has more tokens than the model.
     """
     adapters = dict(adapters or {})
     if is_adapter(folder):
-        adapters = {_free_name(folder, adapters): folder, **adapters}
+        adapters[_free_name(folder, adapters)] = folder
         folder = base_directory(folder)
     switch = load_switch(folder, adapters, log=log)
     return SwitchableEngine(switch, {None: folder, **adapters}, max_batch_size)

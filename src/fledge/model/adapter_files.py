@@ -42,6 +42,10 @@ READ: dict[str, tuple[tuple[str, ...], dict[str, tuple[Any, ...]]]] = {  # of a 
 }
 
 
+DEFAULTS: dict[str, dict[str, Any]] = {LORA: {"r": 8, "lora_alpha": 8}}
+"""What PEFT takes for a key that is absent from a file, where it is not what a recipe takes."""
+
+
 def is_adapter(folder: Path) -> bool:
     """Whether a directory holds an adapter."""
     return (folder / CONFIG).exists()
@@ -59,12 +63,17 @@ def read_adapter_config(folder: Path) -> Adapter:
     used = [f"{key} = {raw[key]}" for key, values in neutral.items() if raw.get(key, values[0]) not in values]
     if used:
         raise FledgeError(f"the adapter uses what fledge does not compute: {', '.join(used)}", where=str(file))
-    values = {"peft_type": kind, **{key: raw[key] for key in keys if raw.get(key) is not None}}
+    absent = [key for key in ("target_modules",) if kind == LORA and raw.get(key) is None]
+    if absent:  # PEFT then takes a list of its own for each architecture
+        raise FledgeError(f"it has no {absent[0]}", where=str(file), hint="write the names of the layers that have an adapter")
+    values = {"peft_type": kind, **DEFAULTS.get(kind, {}), **{key: raw[key] for key in keys if raw.get(key) is not None}}
     try:
         config = AdapterConfig.model_validate(values)
     except ValidationError as error:
         raise FledgeError(f"not readable: {first_line(error)}", where=str(file)) from None
     base = raw.get("base_model_name_or_path")
+    if base is not None and not isinstance(base, str):
+        raise FledgeError(f"base_model_name_or_path is no text: {base}", where=str(file))
     written = _record(folder).get("weights_hash")
     return Adapter(config, Path(base) if base else None, None if written is None else str(written))
 
@@ -79,7 +88,7 @@ def find_base(folder: Path, adapter: Adapter) -> Path:
         candidates = [adapter.base, *candidates, folder / adapter.base, folder.parent / adapter.base.name]
     found: dict[Path, Path] = {}
     for path in candidates:
-        if (path / "config.json").exists():
+        if _is_model(path):
             found.setdefault(path.resolve(), path)
     places = list(found.values()) or _converted_again(folder)
     if not places:
@@ -91,6 +100,14 @@ def find_base(folder: Path, adapter: Adapter) -> Path:
     if len(places) == 1 or adapter.base_hash is None:
         return places[0]
     return next((path for path in places if _has_weights(path, adapter.base_hash)), places[0])
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether a directory holds a model and may be read."""
+    try:
+        return (folder / "config.json").is_file()
+    except (OSError, ValueError):  # of another user, too long, or no path
+        return False
 
 
 def _has_weights(folder: Path, expected: str) -> bool:
@@ -120,7 +137,7 @@ def write_adapter(folder: Path, model: LanguageModel, weights: Mapping[str, Tens
     config, base = model.adapter.config, model.adapter.base
     content = {
         "peft_type": config.peft_type,
-        "task_type": "CAUSAL_LM",
+        "task_type": "CAUSAL_LM" if model.decoder_start is None else "SEQ_2_SEQ_LM",
         "base_model_name_or_path": None if base is None else str(base),
         "inference_mode": True,
         **SETTINGS[config.peft_type](model, config),

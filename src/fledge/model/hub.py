@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -186,7 +186,7 @@ def _download(model: HubModel, commit: str, files: dict[str, int], log: Log) -> 
             what = f"{left:,} bytes are to be downloaded, and {free:,} are free in {cache}"
             raise FledgeError(what, where=str(model), hint="free space there, or set HF_HOME to a folder elsewhere")
     path = Path()
-    for name in files:
+    for name in sorted(files, key=lambda one: one.endswith(".safetensors")):  # last: a copy with its weights is whole
         try:
             with _errors_in_words(model):
                 path = Path(hf_hub_download(model.name, name, revision=commit, **settings))
@@ -198,5 +198,6 @@ def _download(model: HubModel, commit: str, files: dict[str, int], log: Log) -> 
             ) from None
     reference = path.parent.parent.parent / "refs" / (model.revision or "main")  # what the revision means, for when offline
     if not COMMIT.fullmatch(reference.name):
-        write_text(reference, commit)
+        with suppress(FledgeError):  # a cache that others may only read serves all the same
+            write_text(reference, commit)
     return HubCopy(path.parent, commit)

@@ -58,8 +58,12 @@ def file_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write a safetensors file and read it back. Raises OSError if reading back gives other bytes than were written."""
-    save_file(tensors, file, metadata={"format": "pt"})
+    """Write a safetensors file and read it back. Raises OSError if the disk refuses it, or if reading back gives other bytes
+    than were written."""
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:  # of the disk
+        raise OSError(str(error)) from error
     give_usual_mode(file)
     if verify_tensors(file, tensors) != set(tensors):
         raise OSError(f"{file.name} does not hold the tensors that were written")

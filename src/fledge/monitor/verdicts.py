@@ -28,14 +28,15 @@ class StageOutcome:
 
     `before`, `after`: metrics on validation data, of the start and of the checkpoint that goes on; empty without validation
     data. `metric_name`: the stage's `metric_for_best_model`. `evaluations`: (step, its value) in order, that of the start
-    included. `train_losses`: of every step. `selected_step`: of
-    the checkpoint that goes on. `validation_rows`: as `plan.evaluation.validation_rows`. `answers`: (prompt, answer) after the
-    stage.
+    included. `losses`: (step, validation loss) in the same way, where the metric is another one. `train_losses`: of every
+    step. `selected_step`: of the checkpoint that goes on. `validation_rows`: as `plan.evaluation.validation_rows`. `answers`:
+    (prompt, answer) after the stage.
     """
 
     before: Metrics = field(default_factory=dict)
     after: Metrics = field(default_factory=dict)
     evaluations: Sequence[tuple[int, float]] = ()
+    losses: Sequence[tuple[int, float]] = ()
     train_losses: Sequence[float] = ()
     steps: int
     selected_step: int
@@ -189,8 +190,9 @@ def _around(losses: Sequence[float], step: int) -> tuple[float | None, float | N
 def nothing_learned(outcome: StageOutcome) -> Finding | None:
     """The loss is what it was before: of the validation data, else of the training rows."""
     change = outcome.change("loss")
-    if change is not None and outcome.selected_step == 0 and outcome.evaluations and outcome.metric_name == "loss":
-        change = change[0], outcome.evaluations[-1][1]  # of the training, and not of the start that goes on
+    losses = outcome.evaluations if outcome.metric_name == "loss" else outcome.losses
+    if change is not None and outcome.selected_step == 0 and losses:
+        change = change[0], losses[-1][1]  # of the training, and not of the start that goes on
     kind = "validation"
     if change is None:
         losses, third = outcome.train_losses, len(outcome.train_losses) // 3

@@ -36,13 +36,15 @@ def stage_outcome(
     """The outcome of a stage whose evaluations before and after are written. `metric`: its `metric_for_best_model`."""
     events = list(read_events(directory.events))
     before, after = (read_json(directory.evaluations / name, Evaluation) for name in ("before.json", "after.json"))
-    evaluations = [(0, before.get(metric)), *((e["step"], e[f"eval/{metric}"]) for e in events if e["kind"] == "eval")]
+    evals = [event for event in events if event["kind"] == "eval"]
+    evaluations = [(0, before.get(metric)), *((e["step"], e[f"eval/{metric}"]) for e in evals)]
     losses = [event["train/loss"] for event in events if event["kind"] == "step"]
     return StageOutcome(
         before=_metrics(before),
         after=_metrics(after),
         metric_name=metric,
         evaluations=[(step, value) for step, value in evaluations if value is not None],
+        losses=[(event["step"], event["eval/loss"]) for event in evals if event["eval/loss"] is not None],
         train_losses=[loss for loss in losses if loss is not None],
         steps=len(losses),
         selected_step=selected_step,

@@ -56,11 +56,13 @@ def gguf_directory(file: Path, log: Log = _silent) -> Path:
         with FileLock(root / ".lock"):
             if found := _converted(root):
                 return found
+            for left in [path for path in root.iterdir() if path.is_dir()]:  # of a conversion that was killed, or damaged
+                shutil.rmtree(left, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix=".partial-", dir=root) as partial:
                 folder = Path(partial) / "model"
                 folder.mkdir()
                 _Conversion.begin(header, folder, log).write_weights()
-                return folder.rename(root / file.stem)
+                return folder.rename(root / (file.stem.lstrip(".") or "model"))
     except OSError as error:
         raise FledgeError(
             f"the GGUF file cannot be converted: {error.strerror or error}",
@@ -71,7 +73,8 @@ def gguf_directory(file: Path, log: Log = _silent) -> Path:
 
 def _converted(root: Path) -> Path | None:
     """The complete directory in a folder of the cache."""
-    return next((path.parent for path in root.glob("*/config.json") if not path.parent.name.startswith(".")), None)
+    folders = (path.parent for path in root.glob("*/config.json") if not path.parent.name.startswith("."))
+    return next((folder for folder in folders if any(folder.glob("*.safetensors"))), None)
 
 
 def _stamp(file: Path) -> tuple[int, int]:

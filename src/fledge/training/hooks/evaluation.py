@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from fledge.checkpoint.state import TrainState
 from fledge.findings import Finding
@@ -19,21 +19,20 @@ class Evaluation:
     """Evaluates at its interval and after the last step, with the averaged weights if the stage averages weights.
 
     `score_answers`: scores of answers that a model generates, called on the main process; None if the stage generates none.
-    `initial`: the value of `metric_for_best_model` before the first step: the model that the stage starts from is the first
-    candidate for the best one.
+    `initial`: the metrics before the first step: the model that the stage starts from is the first candidate for the best one.
     """
 
     stage: StageBase
     total_steps: int
     validation: ValidationSet
     score_answers: Callable[[LanguageModel], dict[str, float]] | None = None
-    initial: float | None = None
+    initial: Mapping[str, float | None] = field(default_factory=dict)
 
     def due(self, state: TrainState) -> bool:
         """Whether to evaluate now: at the interval and after the last step, once each."""
         step = state.step
         if step == 0:
-            return self.initial is not None
+            return self.initial.get(self.stage.metric_for_best_model) is not None and state.best_step is None
         at_interval = step == self.total_steps or step % evaluation_interval(self.stage, self.total_steps) == 0
         return at_interval and state.last_eval_step < step
 
@@ -59,7 +58,7 @@ class Evaluation:
         context.logger.log_scalars(state.step, values)
         if not math.isfinite(measured["loss"]):
             context.logger.report(_non_finite(measured["loss"]), state.step)
-        self._update_best(state, measured[self.stage.metric_for_best_model])
+        self._update_best(state, measured)
         self._check_early_stopping(context, measured["loss"])
         context.console.log(f"step {state.step:,}: validation {metrics_line(measured)}")
 
@@ -72,13 +71,18 @@ class Evaluation:
             scores = self.score_answers(model)
         return context.ranks.broadcast_object(scores)
 
-    def _update_best(self, state: TrainState, value: float | None) -> None:
-        """Count the evaluation, and record its value if it is the best. NaN and infinity (None in a file) never are."""
+    def _update_best(self, state: TrainState, metrics: Mapping[str, float | None]) -> None:
+        """Count the evaluation, and record its value if it is the best. NaN and infinity (None in a file) never are. Where
+        scores are equal, as they are while no answer is right yet, the lower loss is better."""
         state.last_eval_step = state.step
-        best, metric = state.best_metric, METRICS[self.stage.metric_for_best_model]
-        threshold = self.stage.early_stopping.threshold
-        if value is not None and math.isfinite(value) and (best is None or metric.better(value, best, threshold)):
-            state.best_metric, state.best_step, state.evals_since_best = value, state.step, 0
+        name = self.stage.metric_for_best_model
+        value, loss, best = metrics.get(name), metrics.get("loss"), state.best_metric
+        if value is None or not math.isfinite(value):
+            state.evals_since_best += 1
+            return
+        is_better = best is None or METRICS[name].better(value, best, self.stage.early_stopping.threshold)
+        if is_better or (name != "loss" and value == best and _is_lower(loss, state.loss_at_best)):
+            state.best_metric, state.loss_at_best, state.best_step, state.evals_since_best = value, loss, state.step, 0
         else:
             state.evals_since_best += 1
 
@@ -89,6 +93,11 @@ class Evaluation:
         elif config.patience is not None and context.state.evals_since_best >= config.patience:
             metric = METRICS[self.stage.metric_for_best_model]
             context.finish_stage(f"{metric.label} has not improved for {config.patience} evaluations")
+
+
+def _is_lower(loss: float | None, other: float | None) -> bool:
+    """Whether a loss is lower than another one, which may be unknown."""
+    return loss is not None and math.isfinite(loss) and (other is None or not loss >= other)
 
 
 def _non_finite(loss: float) -> Finding:
