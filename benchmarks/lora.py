@@ -6,21 +6,20 @@ model is Qwen2-shaped with random weights (biases on q, k and v, tied head), or 
 ships, and at its best: the fastest of several ways to pack, with the frozen weights in float32 or bfloat16, each tried first.
 
 Memory is the highest resident size of a process of its own that takes a few steps, less its size before the model is loaded;
-TRL's is that of its best way. The mean loss of both on the same rows is given before and after equal numbers of steps, at equal
-learning rates.
+TRL's is that of its best way. The mean loss of both on the same rows is given before, and after
+the steps that each has taken at one learning rate: more for TRL, whose ways are tried first.
 """
 
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import options, ratios, report
-from sft import PACKED, WAYS, Opponent, Work, as_rows, best_way, fledge_works, make_recipe, summary
+from measure import options, report
+from sft import PACKED, WAYS, Opponent, as_rows, best_way, comparison, fledge_works, make_recipe, summary, take_turns
 from training import Training, packed
 
 from fledge.data import PackedDataset
@@ -176,29 +175,18 @@ def main() -> None:
         ways = {key: LORA_WAYS[key] for key in ("packed", "packed, float32 weights")} if chosen.quick else LORA_WAYS
         way, best, tried = best_way(make, rows, ways)
         fledge_works(fledge, steps)
-        contenders: dict[str, Callable[[], Work]] = {
-            "fledge": lambda: fledge_works(fledge, steps), "as_shipped": shipped, "best": best
-        }  # fmt: skip
-        works: dict[str, list[Work]] = {name: [] for name in contenders}
-        for number in range(rounds):
-            for name, run in contenders.items():
-                works[name].append(run())
-                print(f"round {number + 1}/{rounds} {name}: {works[name][-1].speed:.0f} useful tokens/s", flush=True)
+        works = take_turns({"fledge": lambda: fledge_works(fledge, steps), "as_shipped": shipped, "best": best}, rounds)
         fledge.loader.close()
         losses["fledge"].append(mean_loss(model, data, rows))
         losses["TRL"].append(opponents_loss(best.trainer, data, rows))
         given = ["--quick"] if chosen.quick else []
         given += ["--model", str(chosen.model)] if chosen.model else []
         peak = {"fledge": memory("fledge", "", folder, given), "best": memory("TRL", way, folder, given)}
-    speeds = {name: [work.speed for work in those] for name, those in works.items()}
-    against = {name: ratios(speeds["fledge"], speeds[name]) for name in ("as_shipped", "best")}
     trained, total = trained_parameters(model)
     report(
         {
-            "ratio_as_shipped": against["as_shipped"]["median"],
-            "ratio_best": against["best"]["median"],
+            **comparison(works),
             "memory_ratio": round(peak["fledge"] / peak["best"], 3),
-            "ranges": against,
             "memory_bytes": peak,
             "losses_before_and_after": losses,
             "trained_parameters": trained,

@@ -216,6 +216,27 @@ def summary(works: list[Work]) -> dict[str, Any]:
     }
 
 
+def take_turns(contenders: dict[str, Callable[[], Work]], rounds: int) -> dict[str, list[Work]]:
+    """The work of each contender in each round; contenders take turns."""
+    works: dict[str, list[Work]] = {name: [] for name in contenders}
+    for number in range(rounds):
+        for name, run in contenders.items():
+            works[name].append(run())
+            print(f"round {number + 1}/{rounds} {name}: {works[name][-1].speed:.0f} useful tokens/s", flush=True)
+    return works
+
+
+def comparison(works: dict[str, list[Work]]) -> dict[str, Any]:
+    """The ratios of fledge's speed to that of TRL as it ships and at its best."""
+    speeds = {name: [work.speed for work in those] for name, those in works.items()}
+    against = {name: ratios(speeds["fledge"], speeds[name]) for name in ("as_shipped", "best")}
+    return {
+        "ratio_as_shipped": against["as_shipped"]["median"],
+        "ratio_best": against["best"]["median"],
+        "ranges": against,
+    }
+
+
 def prepare(rows: int, context: int, layers: int, folder: Path) -> tuple[Recipe, PackedDataset, Tokenizer, Decoder]:
     """Data, tokenizer and model, the last two also as files in `folder`."""
     recipe = make_recipe(rows, context, layers, folder / "world")
@@ -246,22 +267,11 @@ def main() -> None:
         shipped()
         way, best, tried = best_way(make, rows)
         fledge_works(fledge, steps)
-        contenders: dict[str, Callable[[], Work]] = {
-            "fledge": lambda: fledge_works(fledge, steps), "as_shipped": shipped, "best": best
-        }  # fmt: skip
-        works: dict[str, list[Work]] = {name: [] for name in contenders}
-        for number in range(rounds):
-            for name, run in contenders.items():
-                works[name].append(run())
-                print(f"round {number + 1}/{rounds} {name}: {works[name][-1].speed:.0f} useful tokens/s", flush=True)
+        works = take_turns({"fledge": lambda: fledge_works(fledge, steps), "as_shipped": shipped, "best": best}, rounds)
     fledge.loader.close()
-    speeds = {name: [work.speed for work in those] for name, those in works.items()}
-    against = {name: ratios(speeds["fledge"], speeds[name]) for name in ("as_shipped", "best")}
     report(
         {
-            "ratio_as_shipped": against["as_shipped"]["median"],
-            "ratio_best": against["best"]["median"],
-            "ranges": against,
+            **comparison(works),
             "fledge": {**summary(works["fledge"]), "decision": fledge.decision.as_dict()},
             "as_shipped": {**summary(works["as_shipped"]), "how": shipped.how()},
             "best": {**summary(works["best"]), "is": way, "how": best.how(), "tried_useful_tokens_per_second": tried},

@@ -118,7 +118,7 @@ def _choose_adapter(loaded: SwitchableEngine, name: str) -> None:
         _tell(f"adapters: {listed}" if listed else "there are no adapters: start with fledge chat MODEL --adapter DIR")
         return
     with _shown_errors():
-        loaded.set_adapter(None if name == NO_ADAPTER else name)
+        loaded.set_adapter(name)
         _tell(f"the next answer is{_with_adapter(loaded) or ' of the base model alone'}; /new starts a new conversation")
 
 

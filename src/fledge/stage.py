@@ -138,7 +138,7 @@ class StageRunner:
             with self.shared.timed("evaluation"):
                 evaluation.evaluate(before_file, model, stage.batch.micro_batch_rows)
         is_sharded = self.recipe.runtime.parallelism == "fsdp" and self.ranks.is_distributed
-        hooks = evaluation.hooks(evaluation.initial_metrics(), self.prepared.horizon.steps)
+        hooks = evaluation.hooks(self.prepared.horizon.steps)
         state = self._train(model, objective, hooks, compute=compute, recipe_changes=changed, is_sharded=is_sharded)
         step = selected_step(stage.select_checkpoint, state, self.directory.checkpoints, self.console.log)
         chosen = self._checkpoint(step, stage.ema.decay is not None)
@@ -331,7 +331,6 @@ class StageRunner:
             self.console.log(answers.describe())
         return StageEvaluation(
             stage=stage,
-            kind=stage.kind,
             tokenizer=self.tokenizer,
             samples=self.recipe.generation_samples,
             validation=validation,

@@ -15,7 +15,7 @@ from fledge.generation import load_engine
 from fledge.plan.evaluation import METRICS
 from fledge.recipe import recipe_from_dict
 from fledge.recipe.schema import StageBase
-from fledge.report.verdicts import METRICS as REPORTED
+from fledge.report.verdicts import CHINESE
 from fledge.run import read_events
 from fledge.score import answer, read_questions
 from tests.evaluate.test_answers import row
@@ -134,7 +134,7 @@ def test_a_metric_may_have_the_prefix_of_transformers() -> None:
 
 def test_every_metric_of_the_recipe_is_known_to_the_selection_and_to_the_report() -> None:
     annotation = StageBase.model_fields["metric_for_best_model"].annotation
-    assert set(get_args(annotation)) == set(METRICS) == set(REPORTED)
+    assert set(get_args(annotation)) == set(METRICS) == set(CHINESE)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from fledge.evaluate.prompt_tests import Case, run_cases, write_failing
 from fledge.evaluate.samples import sample
 from fledge.generation import SamplingParams
 from fledge.model.protocol import LanguageModel
-from fledge.recipe.schema import GenerationSamplesConfig, StageBase
+from fledge.recipe.schema import GenerationSamplesConfig, Stage
 from fledge.run import Console, StageDirectory, write_json
 from fledge.run.file_shapes import Evaluation as SavedEvaluation
 from fledge.run.text_files import read_json
@@ -28,12 +28,11 @@ from fledge.training.validation import ValidationSet, metrics_line, validate
 class StageEvaluation:
     """What a stage is evaluated with, before, while and after it trains.
 
-    `kind`: of the stage. `validation`: None without validation data. `answers`: of validation rows, if the recipe asks for
-    them. `cases`: of the prompt tests. Ranks other than the main process only take part in the metrics.
+    `validation`: None without validation data. `answers`: of validation rows, if the recipe asks for them. `cases`: of the
+    prompt tests. Ranks other than the main process only take part in the metrics.
     """
 
-    stage: StageBase
-    kind: str
+    stage: Stage
     tokenizer: Tokenizer
     samples: GenerationSamplesConfig
     validation: ValidationSet | None
@@ -53,19 +52,20 @@ class StageEvaluation:
         with force_eager(), allow_nondeterministic():
             if self.answers is not None:
                 metrics |= {**self.answers.score(model), **self.answers.signatures()}
-            samples = sample(model, self.tokenizer, self.samples, self.kind)
+            samples = sample(model, self.tokenizer, self.samples, self.stage.kind)
         if metrics:
             self.console.log(f"{file.stem} {self.directory.root.name}: validation {metrics_line(metrics)}")
         write_json(file, {**metrics, "samples": [one.as_dict() for one in samples]})
 
-    def initial_metrics(self) -> dict[str, Any]:
+    def _initial_metrics(self) -> dict[str, Any]:
         """The metrics before the first step, equal on all ranks."""
         file = self.directory.evaluations / "before.json"
         return self.ranks.broadcast_object(dict(read_json(file, SavedEvaluation)) if self.ranks.is_main_process else None)
 
-    def hooks(self, initial: dict[str, Any], total_steps: int) -> tuple[Hook, ...]:
-        """The hooks of the trainer: evaluation if there are validation data, prompt tests if the recipe has some. `initial`:
-        the metrics before the first step."""
+    def hooks(self, total_steps: int) -> tuple[Hook, ...]:
+        """The hooks of the trainer: evaluation if there are validation data, prompt tests if the recipe has some. All ranks
+        call it, after the evaluation before the first step is written."""
+        initial = self._initial_metrics()
         hooks: list[Hook] = []
         if self.validation is not None:
             hooks.append(

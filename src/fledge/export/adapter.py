@@ -7,15 +7,13 @@ from pathlib import Path
 import torch
 
 from fledge.errors import FledgeError, first_line
-from fledge.export.comparison import check_difference, difference, scored_sequences
-from fledge.export.huggingface import DTYPES, TOLERANCE, cast_weight, transformers_scores
+from fledge.export.comparison import scored_sequences
+from fledge.export.huggingface import DTYPES, cast_weight, compare_scores
 from fledge.export.source import ExportSource
 from fledge.export.weight_types import WeightType
-from fledge.generation import score_tokens
 from fledge.model.adapter_files import write_adapter
 from fledge.model.adapters import adapter_weights, trained_parameters
 from fledge.model.huggingface_loading import import_transformers
-from fledge.model.loading import load_model
 
 PROGRAM = "PEFT"
 NOT_VERIFIED = "not verified: PEFT or transformers is not installed; pip install peft 'fledge[hf]', and export again"
@@ -36,7 +34,6 @@ def write_adapter_directory(source: ExportSource, weight_type: WeightType, folde
     return [f"adapter of {trained:,} parameters beside {total - trained:,} of its base model", f"base model: {base}"]
 
 
-@torch.no_grad()
 def verify_with_peft(source: ExportSource, folder: Path) -> list[str]:
     """Lines about the comparison of an adapter's directory with the model that it was made of.
 
@@ -56,11 +53,4 @@ def verify_with_peft(source: ExportSource, folder: Path) -> list[str]:
         adapted = peft.PeftModel.from_pretrained(theirs, str(folder)).eval()
     except Exception as error:  # the libraries raise errors of many kinds
         raise FledgeError(f"{PROGRAM} cannot load what was written: {first_line(error)}", where=str(folder)) from error
-    scores = [transformers_scores(adapted, sequence) for sequence in sequences]
-    same = difference(score_tokens(load_model(folder), sequences), scores)
-    check_difference(PROGRAM, same, TOLERANCE, str(folder))
-    drift = difference(score_tokens(source.model, sequences), scores)
-    return [
-        f"{PROGRAM} {peft.__version__} against fledge from the same files, log-probabilities in nats: {same.text()}",
-        f"{PROGRAM} against the model before export: {drift.text()}",
-    ]
+    return compare_scores(source, folder, sequences, adapted, PROGRAM, peft.__version__)

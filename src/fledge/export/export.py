@@ -8,10 +8,11 @@ from pathlib import Path
 
 from fledge.errors import FledgeError
 from fledge.export.model_card import model_card
-from fledge.export.source import Log, load_source, model_name
+from fledge.export.source import load_source, model_name
 from fledge.export.targets import chosen_target
 from fledge.export.weight_types import chosen_type
 from fledge.model.locate import locate_model
+from fledge.run.console import Log
 from fledge.run.text_files import write_and_verify
 
 

@@ -19,7 +19,8 @@ from fledge.model.gguf.architectures import (
     undo_interleave,
 )
 from fledge.model.gguf.names import named_tensors
-from fledge.model.gguf.rope import llama3_factors, yarn_attention_factor
+from fledge.model.gguf.rope import llama3_factors
+from fledge.model.rope import yarn_attention_factor
 
 # -- what can be exported -----------------------------------------------------------------------------------------------
 

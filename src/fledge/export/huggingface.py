@@ -1,6 +1,7 @@
 """Writing a Hugging Face directory in one type of weights, and comparing it with fledge by loading it with transformers."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,22 @@ def readable_by_old_and_new(config: dict[str, Any], dtype: str) -> dict[str, Any
 
 
 @torch.no_grad()
+def compare_scores(
+    source: ExportSource, folder: Path, sequences: Sequence[list[int]], model: Any, program: str, version: str
+) -> list[str]:
+    """Lines about the log-probabilities that a program's `model`, which it has loaded from `folder`, gives to sequences. Raises
+    FledgeError if fledge computes others from the same files."""
+    theirs = [transformers_scores(model, sequence) for sequence in sequences]
+    same = difference(score_tokens(load_model(folder), sequences), theirs)
+    check_difference(program, same, TOLERANCE, str(folder))
+    drift = difference(score_tokens(source.model, sequences), theirs)
+    return [
+        f"{program} {version} against fledge from the same files, log-probabilities in nats: {same.text()}",
+        f"{program} against the model before export: {drift.text()}",
+    ]
+
+
+@torch.no_grad()
 def verify_with_transformers(source: ExportSource, folder: Path) -> list[str]:
     """Lines about the comparison of a directory with the model that it was made of.
 
@@ -92,13 +109,8 @@ def verify_with_transformers(source: ExportSource, folder: Path) -> list[str]:
         str(folder),
         composed=composed,
     )
-    theirs = [transformers_scores(model, sequence) for sequence in sequences]
-    same = difference(score_tokens(load_model(folder), sequences), theirs)
-    check_difference(PROGRAM, same, TOLERANCE, str(folder))
-    drift = difference(score_tokens(source.model, sequences), theirs)
     return [
-        f"{PROGRAM} {transformers.__version__} against fledge from the same files, log-probabilities in nats: {same.text()}",
-        f"{PROGRAM} against the model before export: {drift.text()}",
+        *compare_scores(source, folder, sequences, model, PROGRAM, transformers.__version__),
         equal,
         *([COMPOSES] if composed else []),
     ]

@@ -1,7 +1,6 @@
 """What is exported: a model with its tokenizer and config.json, and the run that it comes from."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from fledge.model.adapters import merge_adapter
 from fledge.model.hf_config import read_config_json
 from fledge.model.locate import locate_model
 from fledge.model.protocol import LanguageModel
+from fledge.run.console import Log
 from fledge.tokenizer import Tokenizer
 
-Log = Callable[[str], None]
 MERGE_TEXT = "The quick brown fox jumps over 13 lazy dogs. 一只敏捷的狐狸跳过了懒狗。"  # read before and after merging
 MERGE_TOLERANCE = 0.01  # nats; float32 changes about 1e-4
 

@@ -9,7 +9,8 @@ from fledge.errors import FledgeError
 from fledge.export.weight_types import WEIGHT_TYPES, WeightType
 
 if TYPE_CHECKING:
-    from fledge.export.source import ExportSource, Log
+    from fledge.export.source import ExportSource
+    from fledge.run.console import Log
 
 
 def _nothing_missing() -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fledge.errors import FledgeError
-from fledge.model.encoder_decoder import EncoderDecoderModel
+from fledge.model.encoder_decoder import EncoderDecoderModel, usable
 from fledge.model.huggingface_loading import import_transformers
 
 
@@ -130,12 +130,12 @@ class EncoderDecoderInferenceModel:
         source = torch.tensor([[*source, *[0] * (longest - len(source))] for source in sources], device=self.device)
         target = torch.tensor([[*[0] * (width - len(answer)), *answer] for answer in answers], device=self.device)
         is_source = self._first(new.source_lengths, longest)
-        new.states = self.model.encode(source, _usable(is_source[:, None, None].expand(-1, 1, longest, longest)))
+        new.states = self.model.encode(source, usable(is_source[:, None, None].expand(-1, 1, longest, longest)))
         order = torch.arange(width, device=self.device)
         mask = self._last(new.lengths, width)[:, None, None] & (order <= order[:, None])
         caches = [self.library.DynamicCache() for _ in range(2)]
         new.cache = self.library.EncoderDecoderCache(*caches)
-        return new, self._decode(new, target, _usable(mask))
+        return new, self._decode(new, target, usable(mask))
 
     def _continue(self, cache: AnswerCache, tokens: Sequence[int]) -> Tensor:
         """The decoder's states [n, D] after one more token of each answer."""
@@ -146,7 +146,7 @@ class EncoderDecoderInferenceModel:
     def _decode(self, cache: AnswerCache, target: Tensor, mask: Tensor) -> Tensor:
         assert cache.states is not None
         seen = self._first(cache.source_lengths, cache.states.shape[1])[:, None, None]
-        cross_mask = _usable(seen.expand(-1, 1, target.shape[1], -1))
+        cross_mask = usable(seen.expand(-1, 1, target.shape[1], -1))
         options = {"past_key_values": cache.cache, "use_cache": True}
         return self.model.decode_target(target, cache.states, mask, cross_mask, **options).last_hidden_state[:, -1]
 
@@ -169,8 +169,3 @@ class EncoderDecoderInferenceModel:
     def _last(self, lengths: Sequence[int], width: int) -> Tensor:
         """The last positions of each row: bool [n, width]."""
         return torch.arange(width, device=self.device) >= width - torch.tensor(lengths, device=self.device)[:, None]
-
-
-def _usable(mask: Tensor) -> Tensor:
-    """The mask, with all keys for a query that has none: what it gives is not used, but must be a number."""
-    return mask | ~mask.any(dim=-1, keepdim=True)

@@ -81,9 +81,13 @@ def _first_line(text: str) -> str:
 
 def read_schema(file: Path) -> dict[str, Any]:
     """The schema in a JSON file. Raises FledgeError if the file is missing or holds no JSON object."""
-    schema = read_json(file)
-    if not isinstance(schema, dict):
-        raise FledgeError('a JSON schema is an object, such as {"type": "object"}', where=str(file))
+    return dict(_checked_object(read_json(file), str(file)))
+
+
+def _checked_object(schema: object, where: str) -> Mapping[str, Any]:
+    """The schema, if it is an object. Raises FledgeError for anything else."""
+    if not isinstance(schema, Mapping):
+        raise FledgeError('a JSON schema is an object, such as {"type": "object"}', where=where)
     return schema
 
 
@@ -104,6 +108,4 @@ def as_schema(schema: object, tokenizer: Tokenizer) -> JsonSchema:
             schema = json.loads(schema)
         except ValueError as error:
             raise FledgeError(f"this is no JSON: {error}", where=KEY) from None
-    if not isinstance(schema, Mapping):
-        raise FledgeError('a JSON schema is an object, such as {"type": "object"}', where=KEY)
-    return JsonSchema(schema, tokenizer)
+    return JsonSchema(_checked_object(schema, KEY), tokenizer)

@@ -1,7 +1,7 @@
 """The engine and the tokenizer of a model directory, alone or with adapters that can be switched."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fledge.errors import FledgeError
@@ -10,14 +10,8 @@ from fledge.model.adapter_files import is_adapter
 from fledge.model.adapter_switch import NO_ADAPTER, AdapterSwitch
 from fledge.model.loading import base_directory, load_model, load_switch
 from fledge.model.protocol import LanguageModel
-from fledge.run import resolve_model_path
+from fledge.run import Log, resolve_model_path, silent
 from fledge.tokenizer import Tokenizer, load_tokenizer
-
-Log = Callable[[str], None]
-
-
-def _silent(text: str) -> None:
-    """Log nothing."""
 
 
 class SwitchableEngine:
@@ -74,7 +68,7 @@ class SwitchableEngine:
 
 def load_engine(
     folder: Path,
-    log: Log = _silent,
+    log: Log = silent,
     max_batch_size: int = MAX_BATCH_SIZE,
     adapters: Mapping[str, Path] | None = None,
 ) -> SwitchableEngine:
@@ -91,7 +85,7 @@ def load_engine(
     return SwitchableEngine(switch, {None: folder, **adapters}, max_batch_size)
 
 
-def load_model_and_tokenizer(folder: Path, log: Log = _silent) -> tuple[LanguageModel, Tokenizer]:
+def load_model_and_tokenizer(folder: Path, log: Log = silent) -> tuple[LanguageModel, Tokenizer]:
     """The model of a model directory, and its tokenizer. FledgeError as `load_engine`."""
     model = load_model(folder, log=log)
     base = None if model.adapter is None else model.adapter.base

@@ -63,9 +63,10 @@ def read_adapter_config(folder: Path) -> Adapter:
     used = [f"{key} = {raw[key]}" for key, values in neutral.items() if raw.get(key, values[0]) not in values]
     if used:
         raise FledgeError(f"the adapter uses what fledge does not compute: {', '.join(used)}", where=str(file))
-    absent = [key for key in ("target_modules",) if kind == LORA and raw.get(key) is None]
-    if absent:  # PEFT then takes a list of its own for each architecture
-        raise FledgeError(f"it has no {absent[0]}", where=str(file), hint="write the names of the layers that have an adapter")
+    if kind == LORA and raw.get("target_modules") is None:  # PEFT then takes a list of its own for each architecture
+        raise FledgeError(
+            "it has no target_modules", where=str(file), hint="write the names of the layers that have an adapter"
+        )
     values = {"peft_type": kind, **DEFAULTS.get(kind, {}), **{key: raw[key] for key in keys if raw.get(key) is not None}}
     try:
         config = AdapterConfig.model_validate(values)

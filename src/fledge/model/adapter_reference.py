@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from fledge.model.adapters import parameter_slots
 from fledge.model.protocol import LanguageModel
 
 
@@ -24,16 +25,11 @@ class AdapterReference:
         """A context in which the model has the earlier adapter. The parameters in training are put aside and not written to, so
         that a backward pass through them may follow."""
         names = {id(parameter): name for name, parameter in self.model.named_parameters() if name in self._weights}
-        slots = [  # every module that has one of them: a tied embedding is in two
-            (module, last, parameter)
-            for module in self.model.modules()
-            for last, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
-            if id(parameter) in names
-        ]
+        slots = parameter_slots(self.model, names)
         try:
-            for module, last, parameter in slots:
-                setattr(module, last, self._weights[names[id(parameter)]])
+            for module, attribute, parameter in slots:
+                setattr(module, attribute, self._weights[names[id(parameter)]])
             yield self.model
         finally:
-            for module, last, parameter in slots:
-                setattr(module, last, parameter)
+            for module, attribute, parameter in slots:
+                setattr(module, attribute, parameter)

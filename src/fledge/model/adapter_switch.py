@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fledge.errors import FledgeError
-from fledge.model.adapters import LoraLinear, adapter_modules, put_module, whole_modules
+from fledge.model.adapters import LoraLinear, adapter_modules, parameter_slots, put_module, whole_modules
 from fledge.model.protocol import Adapter, LanguageModel
 
 NO_ADAPTER = "none"  # the name of the base model alone
@@ -100,14 +100,9 @@ class AdapterSwitch:
 def _swaps(model: LanguageModel, adapter: Adapter) -> list[_Swap]:
     """A copy of each parameter of `modules_to_save`, for every module that has it: tied weights stay tied."""
     chosen = {id(one) for module in whole_modules(model, adapter.config).values() for one in module.parameters()}
-    copies: dict[int, nn.Parameter] = {}
-    swaps = []
-    for module in model.modules():
-        for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            if id(parameter) in chosen:
-                own = copies.setdefault(id(parameter), nn.Parameter(parameter.detach().clone()))
-                swaps.append(_Swap(module, attribute, parameter, own))
-    return swaps
+    slots = parameter_slots(model, chosen)
+    copies = {parameter: nn.Parameter(parameter.detach().clone()) for parameter in {each for _, _, each in slots}}
+    return [_Swap(module, attribute, parameter, copies[parameter]) for module, attribute, parameter in slots]
 
 
 def _set_parameters(parts: _Parts, own: bool) -> None:

@@ -7,7 +7,7 @@ definitions are those of PEFT, so that adapters can be exchanged with it (`adapt
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -246,6 +246,16 @@ def has_same_adapter(model: LanguageModel, config: AdapterConfig) -> bool:
         return config == model.adapter.config
     named_alike = config.model_copy(update={"target_modules": model.adapter.config.target_modules})
     return named_alike == model.adapter.config and set(target_layers(model, config)) == {name for name, _ in lora_layers(model)}
+
+
+def parameter_slots(model: nn.Module, chosen: Container[int]) -> list[tuple[nn.Module, str, nn.Parameter]]:
+    """(module, attribute, parameter) of every place of the parameters whose ids are chosen: a tied one has several."""
+    return [
+        (module, attribute, parameter)
+        for module in model.modules()
+        for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+        if id(parameter) in chosen
+    ]
 
 
 def adapter_weights(model: LanguageModel) -> dict[str, Tensor]:

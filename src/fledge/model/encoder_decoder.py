@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
 from fledge.model.hf_config import read_config_json
-from fledge.model.huggingface import TransformersModel, count_parameters
+from fledge.model.huggingface import TransformersModel, count_parameters, required_sizes
 from fledge.model.huggingface_loading import Bridge, check_runtime, from_pretrained, new_model
 from fledge.recipe.schema import ModelConfig, RuntimeConfig
 from fledge.tokenizer.settings import read_decoder_start
@@ -87,10 +87,13 @@ def _positions(chosen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _same(queries: Tensor, keys: Tensor) -> Tensor:
-    """Whether a query's document [B, Q] is a key's [B, K]: [B, 1, Q, K]. A query without any key sees all keys: what it gives
-    is not used, but must be a number."""
-    same = queries[:, :, None] == keys[:, None, :]
-    return (same | ~same.any(dim=2, keepdim=True))[:, None]
+    """Whether a query's document [B, Q] is a key's [B, K], `usable`: [B, 1, Q, K]."""
+    return usable(queries[:, :, None] == keys[:, None, :])[:, None]
+
+
+def usable(mask: Tensor) -> Tensor:
+    """A mask [..., Q, K] with all keys for a query that has none: what it gives is not used, but must be a number."""
+    return mask | ~mask.any(dim=-1, keepdim=True)
 
 
 class EncoderDecoderModel(TransformersModel):
@@ -206,17 +209,13 @@ class EncoderDecoderModel(TransformersModel):
 def decoder_sizes(config: Any) -> ModelConfig:
     """The sizes of the decoder in the recipe's names: every token passes through one of the two stacks of layers. Source and
     answer together have `max_position_embeddings` positions. Raises FledgeError if a size is missing."""
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    sizes = {name: getattr(config, name, None) for name in names}
-    absent = [name for name, value in sizes.items() if not isinstance(value, int)]
-    if absent:
-        raise FledgeError(f"the configuration of {type(config).__name__} does not say {', '.join(absent)}")
+    sizes = required_sizes(config, config, ("hidden_size", "num_hidden_layers", "num_attention_heads"))
     positions = getattr(config, "n_positions", None) or POSITIONS
     return ModelConfig.model_construct(
-        hidden_size=config.hidden_size,
-        num_hidden_layers=max(config.num_hidden_layers, getattr(config, "num_decoder_layers", None) or 0),
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_attention_heads,
+        hidden_size=sizes["hidden_size"],
+        num_hidden_layers=max(sizes["num_hidden_layers"], getattr(config, "num_decoder_layers", None) or 0),
+        num_attention_heads=sizes["num_attention_heads"],
+        num_key_value_heads=sizes["num_attention_heads"],
         head_dim=getattr(config, "d_kv", None),
         intermediate_size=getattr(config, "d_ff", None) or 4 * config.hidden_size,
         max_position_embeddings=2 * positions,

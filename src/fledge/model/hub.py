@@ -7,7 +7,7 @@ huggingface_hub. What is there already is used without the network.
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fledge.errors import FledgeError, first_line
+from fledge.run.console import Log
 from fledge.run.text_files import write_text
 
 PREFIX = "hub:"
@@ -26,7 +27,6 @@ OTHER_FILES = (
     "merges.txt", "added_tokens.json", "chat_template.jinja", "README.md", INDEX,
 )  # fmt: skip
 SHARDS = "model-*-of-*.safetensors"
-Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)

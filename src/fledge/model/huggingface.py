@@ -283,15 +283,21 @@ def _text_config(config: Any) -> Any:
     return config.get_text_config(decoder=True)
 
 
+def required_sizes(config: Any, part: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Sizes by name that `part` of a configuration has. Raises FledgeError if one is missing or no whole number."""
+    sizes = {name: getattr(part, name, None) for name in names}
+    absent = [name for name, value in sizes.items() if not isinstance(value, int)]
+    if absent:
+        raise FledgeError(f"the configuration of {type(config).__name__} does not say {', '.join(absent)}")
+    return sizes
+
+
 def nearest_config(config: Any) -> ModelConfig:
     """The sizes of a configuration of transformers in the recipe's names, without validation; an approximation for
     architectures that the recipe cannot describe. Raises FledgeError if a size is missing."""
     text = _text_config(config)
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
-    sizes = {name: getattr(text, name, None) for name in names}
-    absent = [name for name, value in sizes.items() if not isinstance(value, int)]
-    if absent:
-        raise FledgeError(f"the configuration of {type(config).__name__} does not say {', '.join(absent)}")
+    sizes = required_sizes(config, text, names)
     return ModelConfig.model_construct(
         **sizes,
         num_key_value_heads=getattr(text, "num_key_value_heads", None) or sizes["num_attention_heads"],

@@ -22,9 +22,8 @@ from fledge.model.hf_config import NotCoveredError, read_config
 from fledge.model.protocol import Adapter, LanguageModel
 from fledge.model.weight_files import weights_hash
 from fledge.recipe.schema import RuntimeConfig
+from fledge.run.console import Log, silent
 from fledge.tokenizer.settings import read_decoder_start
-
-Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -73,11 +72,7 @@ class ModelDescription:
         IMPLEMENTATIONS[self.implementation].check_runtime(runtime)
 
 
-def _silent(text: str) -> None:
-    """Log nothing."""
-
-
-def choose_implementation(folder: Path, requested: str = "auto", log: Log = _silent) -> str:
+def choose_implementation(folder: Path, requested: str = "auto", log: Log = silent) -> str:
     """The key in `IMPLEMENTATIONS` for a model directory: the requested one, or for `auto` the native decoder if it covers the
     model, else transformers, with a log line. Raises FledgeError without a readable config.json."""
     if requested == "native":
@@ -92,7 +87,7 @@ def choose_implementation(folder: Path, requested: str = "auto", log: Log = _sil
 
 
 def load_model(
-    folder: str | Path, implementation: str = "auto", log: Log = _silent, finite: bool = True, min_vocab_size: int = 0
+    folder: str | Path, implementation: str = "auto", log: Log = silent, finite: bool = True, min_vocab_size: int = 0
 ) -> LanguageModel:
     """Load a model directory with float32 parameters on the CPU. Raises FledgeError if it cannot be loaded.
 
@@ -156,7 +151,7 @@ def _named_file(folder: Path) -> Iterator[None]:
         raise FledgeError(f"{key}: {error.what}", where=str(folder / CONFIG), hint=error.hint) from None
 
 
-def load_switch(folder: Path, adapters: Mapping[str, Path], implementation: str = "auto", log: Log = _silent) -> AdapterSwitch:
+def load_switch(folder: Path, adapters: Mapping[str, Path], implementation: str = "auto", log: Log = silent) -> AdapterSwitch:
     """The base model in `folder` with adapters from directories, by name; none of them is in use yet.
 
     Raises FledgeError for an adapter that does not fit the base, or that was trained on other weights."""
@@ -183,7 +178,7 @@ def _check_switched(folder: Path, adapter: Adapter, base: Path, hash_of: Callabl
         raise _other_base(folder, base, f"it names {own} as its base model; use it with that one")
 
 
-def describe_model(folder: Path, implementation: str = "auto", log: Log = _silent) -> ModelDescription:
+def describe_model(folder: Path, implementation: str = "auto", log: Log = silent) -> ModelDescription:
     """Implementation, sizes, vocabulary and cost of the model in a directory. FledgeError as `load_model`."""
     if is_adapter(folder):
         folder = base_directory(folder)

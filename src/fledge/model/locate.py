@@ -1,20 +1,15 @@
 """The directory of a model that a user names: a run, a stage, a checkpoint, a directory, a GGUF file, or a model of the hub."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from fledge.model.hub import hub_copy, is_hub_name, parse_hub_name
-from fledge.run import resolve_model_path
+from fledge.run import Log, resolve_model_path, silent
 
 GGUF, MAGIC = ".gguf", b"GGUF"
 SOURCE = "fledge_source.json"  # in a converted directory: the file that it was made of
 
 
-def _silent(text: str) -> None:
-    """Log nothing."""
-
-
-def locate_model(location: str, log: Callable[[str], None] = _silent) -> Path:
+def locate_model(location: str, log: Log = silent) -> Path:
     """The model directory of a path to a run, stage, checkpoint or model directory, of a GGUF file, which is converted once, or
     of `hub:owner/name`, which is downloaded once. Raises FledgeError where there is no model, or one that cannot be read."""
     path = Path(location).expanduser()
@@ -22,7 +17,7 @@ def locate_model(location: str, log: Callable[[str], None] = _silent) -> Path:
     return resolve_model_path(location) if found == path else found
 
 
-def locate_named(path: Path, log: Callable[[str], None] = _silent) -> Path:
+def locate_named(path: Path, log: Log = silent) -> Path:
     """The model directory of a GGUF file or of a model of the hub; any other path as it is. FledgeError as `locate_model`."""
     if is_hub_name(str(path)):
         return hub_copy(parse_hub_name(str(path)), log=log).folder

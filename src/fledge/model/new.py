@@ -9,8 +9,9 @@ from fledge.model.decoder import Decoder
 from fledge.model.encoder_decoder import new_encoder_decoder
 from fledge.model.hf_config import read_config
 from fledge.model.huggingface_loading import new_model as new_transformers_model
-from fledge.model.loading import Log, choose_implementation
+from fledge.model.loading import choose_implementation
 from fledge.model.protocol import LanguageModel
+from fledge.run.console import Log
 from fledge.tokenizer import Tokenizer
 
 

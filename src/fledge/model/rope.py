@@ -12,8 +12,7 @@ from fledge.recipe.schema import ModelConfig, RopeScaling
 
 def rope_frequencies(config: ModelConfig) -> Tensor:
     """Radians per position of the d/2 pairs of dimensions of a head, float32."""
-    size = config.head_size
-    plain = config.rope_theta ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
+    plain = plain_frequencies(config.rope_theta, config.head_size)
     scaling = config.rope_scaling
     return (plain if scaling is None else SCALINGS[scaling.rope_type](plain, config.rope_theta, scaling)).float()
 
@@ -26,11 +25,18 @@ def rope_magnitude(config: ModelConfig) -> float:
     if scaling.attention_factor is not None:
         return scaling.attention_factor
     if scaling.mscale and scaling.mscale_all_dim:
-        return _temperature(scaling.factor, scaling.mscale) / _temperature(scaling.factor, scaling.mscale_all_dim)
-    return _temperature(scaling.factor, 1.0)
+        own, all_dim = scaling.mscale, scaling.mscale_all_dim
+        return yarn_attention_factor(scaling.factor, own) / yarn_attention_factor(scaling.factor, all_dim)
+    return yarn_attention_factor(scaling.factor)
 
 
-def _temperature(factor: float, scale: float) -> float:
+def plain_frequencies(theta: float, size: int) -> Tensor:
+    """Radians per position of the pairs of dimensions of a head without scaling, [size ÷ 2], float64."""
+    return theta ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
+
+
+def yarn_attention_factor(factor: float, scale: float = 1.0) -> float:
+    """What YaRN multiplies cosine and sine by where a model does not say (Peng et al. 2023, eq. 22)."""
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 

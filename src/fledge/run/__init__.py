@@ -1,6 +1,6 @@
 """A run on disk and on screen: its directory, events, alerts, environment, and what the terminal shows."""
 
-from fledge.run.console import Console, Log
+from fledge.run.console import Console, Log, silent
 from fledge.run.directory import RunDirectory, StageDirectory, check_layout, resolve_model_path
 from fledge.run.environment import environment, memory_bytes, peak_memory_bytes
 from fledge.run.events import EventLog, nan_to_none, read_events
@@ -22,6 +22,7 @@ __all__ = [
     "read_events",
     "read_json",
     "resolve_model_path",
+    "silent",
     "write_json",
     "write_text",
 ]

@@ -14,6 +14,10 @@ Log = Callable[[str], None]
 """A function that shows one line of text to a person."""
 
 
+def silent(text: str) -> None:
+    """Show nothing: a `Log` for callers without a console."""
+
+
 def duration(seconds: float) -> str:
     """Seconds as text: `45 s`, `1 min 15 s`, `2 h 5 min`."""
     seconds = int(seconds + 0.5)

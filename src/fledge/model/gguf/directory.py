@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -18,7 +18,7 @@ from torch import Tensor
 from fledge.errors import FledgeError
 from fledge.model.architectures import ARCHITECTURES as CLASSES
 from fledge.model.cost import parameters
-from fledge.model.gguf.architectures import ARCHITECTURES, FREQUENCY_FACTORS, rotated_heads, undo_interleave
+from fledge.model.gguf.architectures import ARCHITECTURES, FREQUENCY_FACTORS, GgufArchitecture, rotated_heads, undo_interleave
 from fledge.model.gguf.config import gguf_config, unknown_settings
 from fledge.model.gguf.header import AGAIN, GgufHeader, read_header
 from fledge.model.gguf.library import import_gguf
@@ -27,8 +27,10 @@ from fledge.model.gguf.tokenizer import Vocabulary, special_ids, write_tokenizer
 from fledge.model.hf_config import read_config
 from fledge.model.locate import SOURCE
 from fledge.model.pretrained import file_shapes
+from fledge.model.weight_files import INDEX, SINGLE
 from fledge.model.weights import write_tensors
 from fledge.run.cache import cache_folder
+from fledge.run.console import Log, silent
 from fledge.run.file_hash import hash_files
 from fledge.run.text_files import write_and_verify
 
@@ -37,14 +39,9 @@ SHARD_BYTES = 2**30
 KEPT = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # written as they are; all others as float32
 FAR_MORE = 4
 OLD_FREQUENCIES = ".attn_rot_embd.weight"  # end of the names of tensors that older files have and that follow from the header
-Log = Callable[[str], None]
 
 
-def _silent(text: str) -> None:
-    """Log nothing."""
-
-
-def gguf_directory(file: Path, log: Log = _silent) -> Path:
+def gguf_directory(file: Path, log: Log = silent) -> Path:
     """The model directory of a GGUF file, in the cache. Raises FledgeError for a file that is damaged or that holds what fledge
     does not compute, before anything is allocated, and if the disk refuses the directory."""
     header = read_header(file)
@@ -127,25 +124,29 @@ class _Conversion:
 
     def bytes_of(self, tensors: list[NamedTensor]) -> int:
         """The bytes of tensors as they are written."""
-        types = {each.name: self.header.tensors[each.name].type_name for each in tensors}
-        return sum(prod(each.shape) * KEPT.get(types[each.name], torch.float32).itemsize for each in tensors)
+        types = ((each, self.header.tensors[each.name].type_name) for each in tensors)
+        return sum(prod(each.shape) * KEPT.get(kind, torch.float32).itemsize for each, kind in types)
 
     def write_weights(self) -> None:
         """Write the weights, at most about SHARD_BYTES in memory and in a file."""
         shards: list[list[NamedTensor]] = [[]]
+        filled = 0
         for tensor in self.wanted:
-            if shards[-1] and self.bytes_of([*shards[-1], tensor]) > SHARD_BYTES:
+            size = self.bytes_of([tensor])
+            if shards[-1] and filled + size > SHARD_BYTES:
                 shards.append([])
+                filled = 0
             shards[-1].append(tensor)
+            filled += size
         files: dict[str, str] = {}
         for number, shard in enumerate(shards, 1):
-            name = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+            name = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
             tensors = dict(pair for tensor in shard for pair in self._values(tensor))
             write_tensors(tensors, self.folder / name)
             files |= dict.fromkeys(tensors, name)
         if len(shards) > 1:
             index = {"metadata": {"total_size": self.bytes_of(self.wanted)}, "weight_map": files}
-            write_and_verify(self.folder / "model.safetensors.index.json", json.dumps(index, indent=1))
+            write_and_verify(self.folder / INDEX, json.dumps(index, indent=1))
 
     def _values(self, named: NamedTensor) -> Iterator[tuple[str, Tensor]]:
         """The values of a tensor under its names in Hugging Face's files, rows in transformers' order."""
@@ -164,10 +165,15 @@ class _Conversion:
         if others:
             yield from zip(named.file_names, (matrix.clone() for matrix in values), strict=True)
             return
-        own = next(each for each in ARCHITECTURES.values() if each.name == self.header.architecture)
+        own = _architecture(self.header)
         heads = rotated_heads(name, own, self.config["num_attention_heads"], self.config["num_key_value_heads"])
         values = undo_interleave(values, heads) if heads else values
         yield name, values.reshape(named.file_shape).contiguous()
+
+
+def _architecture(header: GgufHeader) -> GgufArchitecture:
+    """The first architecture of this name: those that share one name their tensors alike."""
+    return next(each for each in ARCHITECTURES.values() if each.name == header.architecture)
 
 
 def _wanted_tensors(header: GgufHeader, folder: Path, config: dict[str, Any]) -> list[NamedTensor]:
@@ -184,7 +190,7 @@ def _wanted_tensors(header: GgufHeader, folder: Path, config: dict[str, Any]) ->
         raise FledgeError(
             f"the header describes {total:,} parameters, and the tensors have {stored:,}", where=where, hint=AGAIN
         )
-    own = next(each for each in ARCHITECTURES.values() if each.name == header.architecture)
+    own = _architecture(header)
     wanted, unknown = named_tensors(file_shapes(sizes, vocab_size), own, sizes.num_hidden_layers, sizes.tie_word_embeddings)
     names = {FREQUENCY_FACTORS, *(tensor.name for tensor in wanted)}
     surplus = [name for name in header.tensors if name not in names and not name.endswith(OLD_FREQUENCIES)]

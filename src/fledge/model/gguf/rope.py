@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from fledge.model.gguf.architectures import FREQUENCY_FACTORS
 from fledge.model.gguf.header import GgufHeader
-from fledge.model.rope import SCALINGS
+from fledge.model.rope import SCALINGS, plain_frequencies, yarn_attention_factor
 from fledge.recipe.schema import RopeScaling
 from fledge.recipe.sections.model import SCALING_KEYS
 
@@ -55,11 +54,6 @@ def _yarn(sizes: "Sizes", factor: float, positions: int) -> dict[str, Any]:
     return yarn
 
 
-def yarn_attention_factor(factor: float) -> float:
-    """What YaRN multiplies cosine and sine by where a model does not say (Peng et al. 2023, eq. 22)."""
-    return 1.0 if factor <= 1 else 0.1 * math.log(factor) + 1.0
-
-
 # -- the scaling of Llama 3 ---------------------------------------------------------------------------------------------
 
 
@@ -71,14 +65,9 @@ def factors_of(header: GgufHeader) -> np.ndarray:
         return np.frombuffer(file.read(tensor.size), np.float32 if tensor.type_name == "F32" else np.float16).astype(np.float64)
 
 
-def frequencies(theta: float, head: int) -> torch.Tensor:
-    """Radians per position of the pairs of dimensions, [head size ÷ 2], float64."""
-    return theta ** -(torch.arange(0, head, 2, dtype=torch.float64) / head)
-
-
 def llama3_factors(rope: Mapping[str, Any], theta: float, head: int) -> np.ndarray:
     """What llama.cpp divides the frequencies by, [head size ÷ 2], for the scaling of Llama 3."""
-    plain = frequencies(theta, head)
+    plain = plain_frequencies(theta, head)
     scaling = RopeScaling(**{name: rope[name] for name in ("rope_type", "factor", *SCALING_KEYS["llama3"])})
     return (plain / SCALINGS["llama3"](plain, theta, scaling)).float().numpy()
 
@@ -96,7 +85,7 @@ def _llama3(sizes: "Sizes", factors: np.ndarray, theta: float, head: int, positi
     factor = float(str(np.float32(factors.max())))
     if factor <= 1 + TOLERANCE:
         return {"rope_type": "default"}
-    plain = frequencies(theta, head).numpy()
+    plain = plain_frequencies(theta, head).numpy()
     kept = (1 / factors - 1 / factor) / (1 - 1 / factor)
     between = (kept > TOLERANCE) & (kept < 1 - TOLERANCE)
     said = sizes.header.settings.get(f"{sizes.prefix}rope.scaling.original_context_length")
