@@ -19,6 +19,7 @@ from fledge.model.cost import ModelCost
 from fledge.model.start_models import StartModels
 from fledge.plan import StagePlan, check_settings_have_effect, plan_stage, with_recorded_settings, without_warmup
 from fledge.plan.horizon import TrainingHorizon, capped_batch
+from fledge.plan.stage import check_labels
 from fledge.plan.warnings import PlanError, PlannedStage, plan_warnings
 from fledge.recipe import Recipe, Stage, differences, load_recipe
 from fledge.recipe.initial_weights import first_initial_weights
@@ -291,6 +292,7 @@ class Preparation:
         try:
             plan, horizon, resolved = self._plan(name, tokenizer, data, stage)
             check_settings_have_effect(resolved, horizon.steps, cost.config, self.recipe.runtime, data.validation)
+            check_labels(data.train, horizon)
         except FledgeError as error:
             others = self._findings_of_failed_plan(name, tokenizer, data)
             raise PlanError(error.what, where=f"stages.{name}.{error.where}", hint=error.hint, others=others) from None

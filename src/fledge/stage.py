@@ -133,6 +133,7 @@ class StageRunner:
         with self.ranks.main_process_first():
             objective = self._objective(self.prepared.data.train, "training", head_kernel(compute), reference)
             evaluation = self._evaluation(self._validation_set(head_kernel(compute), reference))
+        reference.check(objective, self.prepared.data.train)
         before_file = self.directory.evaluations / "before.json"
         if self.ranks.broadcast_object(not before_file.exists()) and not has_begun:
             with self.shared.timed("evaluation"):

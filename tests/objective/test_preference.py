@@ -11,6 +11,7 @@ from torch import Tensor
 from fledge.data import Batch
 from fledge.model.decoder import Decoder
 from fledge.objective import CausalLMObjective, sequence_log_probabilities
+from fledge.objective.base import CORRELATED, Ratio, with_correlation
 from fledge.objective.preference import by_pair, chosen_only, compute_ref_log_probs
 from tests.support.decoders import VOCAB, assert_same_gradients, gradients, make_decoder
 from tests.support.packed import Pair, dpo, pack, pack_pairs, random_pairs, random_sequences
@@ -122,11 +123,35 @@ def test_metrics_equal_their_formulas_per_pair() -> None:
         "logps/chosen": pc.sum(),
         "logps/rejected": pr.sum(),
     }
-    assert metrics.keys() == expected.keys()
+    rest = {"log_odds", "sft_loss", "lengths/chosen", "lengths/rejected", "drift/chosen", "drift/rejected"}
+    assert {name for name in metrics if not name.startswith(CORRELATED)} == expected.keys() | rest
     for name, value in expected.items():
         torch.testing.assert_close(metrics[name].total, value, atol=1e-4, rtol=1e-5)
         assert metrics[name].count == 7 and not metrics[name].value.requires_grad
     assert 0 < metrics["rewards/accuracies"].total < 7
+
+
+def test_drift_log_odds_lengths_and_their_correlation_with_margins_equal_their_formulas() -> None:
+    policy, reference, data = make_decoder(1), make_decoder(0), pack_pairs(PAIRS)
+    pc, pr, rc, rr = (t.detach() for t in _plain(policy, reference, PAIRS))
+    chosen, rejected = (torch.tensor([float(len(getattr(p, name))) for p in PAIRS]) for name in ("chosen", "rejected"))
+    totals: dict[str, Ratio] = {}
+    for row in range(len(data)):  # as micro-batches add up
+        for name, ratio in dpo(reference, 0.2)(policy, data.batch(row, 1)).metrics.items():
+            totals[name] = totals[name] + ratio if name in totals else ratio
+    values = with_correlation({name: ratio.value for name, ratio in totals.items()})
+    odds = [(logps / lengths).exp() / (1 - (logps / lengths).exp()) for logps, lengths in ((pc, chosen), (pr, rejected))]
+    margins = 0.2 * ((pc - rc) - (pr - rr))
+    expected = {
+        "drift/chosen": (pc - rc).sum() / chosen.sum(),
+        "drift/rejected": (pr - rr).sum() / rejected.sum(),
+        "log_odds": (odds[0] / odds[1]).log().mean(),
+        "sft_loss": -(pc / chosen).mean(),
+        "lengths/chosen": chosen.mean(),
+        "length_correlation": torch.corrcoef(torch.stack((margins, chosen - rejected)))[0, 1],
+    }
+    for name, value in expected.items():
+        assert float(values[name]) == pytest.approx(float(value), rel=1e-4, abs=1e-5), name
 
 
 def test_swapping_chosen_and_rejected_flips_every_sign() -> None:

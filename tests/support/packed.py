@@ -21,13 +21,26 @@ class Sequence:
     weights: torch.Tensor
 
 
-def pack(sequences: list[Sequence], packed_length: int, sequences_per_example: int = 1, seed: int = 1) -> PackedDataset:
-    """The sequences as packed data."""
+def pack(
+    sequences: list[Sequence],
+    packed_length: int,
+    sequences_per_example: int = 1,
+    seed: int = 1,
+    *,
+    labels: list[bool] | None = None,
+) -> PackedDataset:
+    """The sequences as packed data; with `labels`, as labelled answers."""
     offsets = np.concatenate(([0], np.cumsum([len(s.tokens) for s in sequences]))).astype(np.int64)
     tokens = torch.cat([s.tokens for s in sequences]).numpy().astype(np.int32)
     weights = torch.cat([s.weights for s in sequences]).numpy().astype(np.float32)
-    examples = Examples(tokens=tokens, weights=weights, offsets=offsets, sequences_per_example=sequences_per_example)
-    return PackedDataset(examples, packed_length, pad=0, seed=seed, split_documents=False)
+    examples = Examples(
+        tokens=tokens,
+        weights=weights,
+        offsets=offsets,
+        sequences_per_example=sequences_per_example,
+        labels=None if labels is None else np.asarray(labels),
+    )
+    return PackedDataset(examples, packed_length, pad=0, seed=seed, split_documents=False, halves_rows=labels is not None)
 
 
 def random_sequences(lengths: list[int], seed: int = 0) -> list[Sequence]:
@@ -72,6 +85,32 @@ def pack_pairs(pairs: list[Pair], packed_length: int = 48) -> PackedDataset:
             weights = [0.0] * len(pair.prompt) + [1.0] * len(answer)
             sequences.append(Sequence(torch.tensor(pair.prompt + answer), torch.tensor(weights)))
     return pack(sequences, packed_length, sequences_per_example=2)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One labelled answer: a prompt, the answer, an unrelated answer, and whether the answer is desirable."""
+
+    prompt: list[int]
+    answer: list[int]
+    unrelated: list[int]
+    desirable: bool
+
+
+def random_answers(count: int, seed: int = 0) -> list[Answer]:
+    """Labelled answers of unequal lengths, two of three desirable; the unrelated answer is that of the one before."""
+    pairs = random_pairs(count, seed)
+    return [Answer(pair.prompt, pair.chosen, pairs[i - 1].chosen, i % 3 != 1) for i, pair in enumerate(pairs)]
+
+
+def pack_answers(answers: list[Answer], packed_length: int = 60) -> PackedDataset:
+    """Labelled answers as packed data."""
+    sequences = []
+    for one in answers:
+        for completion in (one.answer, one.unrelated):
+            weights = [0.0] * len(one.prompt) + [1.0] * len(completion)
+            sequences.append(Sequence(torch.tensor(one.prompt + completion), torch.tensor(weights)))
+    return pack(sequences, packed_length, 2, labels=[one.desirable for one in answers])
 
 
 def dpo(reference: Reference | None, beta: float = 0.1, loss_type: str = "sigmoid", **more: Any) -> DPOObjective:

@@ -114,9 +114,8 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("data", help="look at data before training on it", allow_abbrev=False)
     actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
     stats = _add_data_action(actions, "stats", "lengths, languages, duplicates, mixture and answers of each source")
-    stats.add_argument(
-        "--kind", choices=("pretrain", "sft", "preference"), help="stage kind of files of rows (default: guessed)"
-    )
+    kinds = ("pretrain", "sft", "preference", "kto")
+    stats.add_argument("--kind", choices=kinds, help="stage kind of files of rows (default: guessed)")
     stats.add_argument(
         "--tokenizer",
         type=os.path.expanduser,

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from fledge.data.encoding.dialogues import encode_dialogues
 from fledge.data.encoding.documents import encode_documents
 from fledge.data.encoding.examples import Encoded, EncodingConfig
+from fledge.data.encoding.feedback import encode_feedback
 from fledge.data.parsing.items import BinaryFeedback, Conversation, Document, Item, PreferencePair
 from fledge.data.parsing.rows import (
     Parser,
@@ -69,6 +70,8 @@ class ExampleFormat:
     `min_tokens`: items with fewer tokens are dropped, unless the recipe sets clean.min_tokens.
     `strips_html`: value of clean.html: auto.
     `tokenizer_texts`: function from an item to the texts to train a tokenizer on.
+    `has_labels`: each example is labelled desirable or undesirable; the label is stored.
+    `halves_rows`: the two sequences of an example are computed apart, so each has one half of a packed row for itself.
     """
 
     label: str
@@ -82,6 +85,8 @@ class ExampleFormat:
     min_tokens: int = 0
     strips_html: bool = False
     tokenizer_texts: Callable[[Item], Sequence[str]] = all_texts
+    has_labels: bool = False
+    halves_rows: bool = False
 
     def __post_init__(self) -> None:
         if self.splits_documents and len(self.sequence_names) > 1:
@@ -134,12 +139,21 @@ FORMATS: dict[str, ExampleFormat] = {
         encode=encode_dialogues,
         sequence_names=("chosen", "rejected"),
     ),
+    "kto": ExampleFormat(
+        label="answer",
+        parse=parse_binary_feedback,
+        item_types=(BinaryFeedback,),
+        encode=encode_feedback,
+        sequence_names=("answer", "unrelated answer"),
+        has_labels=True,
+        halves_rows=True,
+    ),
 }
 
 
 def parse_evaluation_row(row: Any, source: Source) -> Item:
     """The item of an evaluation row, parsed in any format, or its question alone as a document. RowError if it has none."""
-    parsers = dict.fromkeys([*(example_format.parse for example_format in FORMATS.values()), parse_binary_feedback])
+    parsers = dict.fromkeys(example_format.parse for example_format in FORMATS.values())
     return parse_any(row, source, parsers)
 
 

@@ -57,7 +57,8 @@ class Examples:
     tokens integer [N], weights float32 [N], offsets int64 [S + 1]. A weight belongs to the token at its position *as a target*.
     Each `sequences_per_example` neighbouring sequences are one example, so S = E · sequences_per_example. `digest`: of tokens
     and weights, if it is known already. `source`, `shard`, `row` [E]: number of each example's source, shard, and row in the
-    shard. `counted_target_tokens` [S]: `target_tokens`, if they are known already.
+    shard. `counted_target_tokens` [S]: `target_tokens`, if they are known already. `labels` bool [E]: whether each example's
+    answer is desirable, in formats with labels.
     """
 
     tokens: np.ndarray | ConcatenatedArrays
@@ -69,6 +70,7 @@ class Examples:
     shard: np.ndarray | None = None
     row: np.ndarray | None = None
     counted_target_tokens: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
     @property
     def count(self) -> int:
@@ -94,13 +96,15 @@ class Examples:
         return np.asarray([np.count_nonzero(weights[1:] > 0) for weights in sequences], dtype=np.int64)
 
     def fingerprint(self) -> str:
-        """A digest that changes with any token, weight or length."""
+        """A digest that changes with any token, weight, length or label."""
         digest = xxhash.xxh3_64(np.ascontiguousarray(self.offsets, dtype=np.int64).tobytes())
         if self.digest is not None:
             digest.update(self.digest.encode())
         else:
             digest.update(np.asarray(self.tokens[0 : len(self.tokens)], dtype=np.int32).tobytes())
             digest.update(np.asarray(self.weights[0 : len(self.weights)], dtype=np.float32).tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.tobytes())
         return digest.hexdigest()
 
     def row_numbers(self) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from fledge.objective.base import LossOutput, Objective, Ratio
 from fledge.objective.build import BUILDERS, ObjectiveContext, build_objective
+from fledge.objective.kto import KTOObjective
 from fledge.objective.language import CausalLMObjective, target_metrics
 from fledge.objective.preference import DPOObjective, sequence_log_probabilities
 from fledge.objective.preference_losses import PREFERENCE_LOSSES, LossParams, PairLogps
@@ -11,6 +12,7 @@ __all__ = [
     "PREFERENCE_LOSSES",
     "CausalLMObjective",
     "DPOObjective",
+    "KTOObjective",
     "LossOutput",
     "LossParams",
     "Objective",

@@ -1,9 +1,9 @@
 """The interface of objectives: a model and a batch give sums, which an update or an evaluation adds up and divides once."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +13,10 @@ from fledge.model.moe import RouterStats
 from fledge.model.protocol import LanguageModel
 
 Number = float | Tensor
+WindowBatches = Callable[[], Iterable[tuple[Batch, bool]]]
+"""Yields this rank's batches of an update or evaluation, each with whether it counts: one that does not keeps ranks in step."""
+SumOverRanks = Callable[[Sequence[float]], Sequence[float]]
+CORRELATED = "correlate/"  # prefix of the metrics that a correlation is made of
 
 
 def as_number(value: Number) -> Number:
@@ -75,6 +79,24 @@ class Ratio:
         return replace(self, total=total, count=0.0)
 
 
+def correlation_terms(x: Tensor, y: Tensor, count: float) -> dict[str, Ratio]:
+    """The metrics from which `with_correlation` makes Pearson's correlation of x [n] and y [n]."""
+    terms = {"x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y}
+    return {f"{CORRELATED}{name}": Ratio(values.sum(), count) for name, values in terms.items()}
+
+
+def with_correlation(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics with `length_correlation` in place of the terms of `correlation_terms`, if these are among them; nan where x
+    or y does not vary. Values may be scalar tensors."""
+    terms = {name.removeprefix(CORRELATED): value for name, value in metrics.items() if name.startswith(CORRELATED)}
+    others = {name: value for name, value in metrics.items() if not name.startswith(CORRELATED)}
+    if not terms:
+        return others
+    x, y, xx, yy, xy = (torch.as_tensor(terms[name], dtype=torch.float64) for name in ("x", "y", "xx", "yy", "xy"))
+    correlation = (xy - x * y) / ((xx - x * x).clamp(min=0) * (yy - y * y).clamp(min=0)).sqrt()
+    return {**others, "length_correlation": correlation if isinstance(terms["x"], Tensor) else float(correlation)}
+
+
 @dataclass(frozen=True)
 class LossOutput:
     """The loss of a batch as a sum, and the metrics of the batch.
@@ -120,4 +142,9 @@ class Objective(Protocol):
 
     def evaluate(self, model: LanguageModel, batch: Batch) -> dict[str, Ratio]:
         """The metrics of the batch, including `loss`, without gradients and without dropout."""
+        ...
+
+    def in_window(self, model: LanguageModel, batches: WindowBatches, sum_over_ranks: SumOverRanks) -> Self:
+        """The objective for the batches of one update or evaluation: itself, unless its loss of a batch depends on what all
+        batches of all ranks have in common. Called with the current weights before the batches are computed."""
         ...

@@ -4,16 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from fledge.data import PackedDataset
 from fledge.model.linear_cross_entropy import LossKernel
 from fledge.objective.base import Objective
+from fledge.objective.kto import KTOObjective
 from fledge.objective.language import CausalLMObjective
 from fledge.objective.preference import DPOObjective, Reference
-from fledge.recipe.schema import PreferenceStage, PretrainStage, SftStage
+from fledge.recipe.schema import KtoStage, PreferenceStage, PretrainStage, SftStage, StageBase
 
-StageT = TypeVar("StageT", bound=PretrainStage | SftStage | PreferenceStage, covariant=True)
+StageT = TypeVar("StageT", bound=StageBase, covariant=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,22 +42,42 @@ def build_causal_lm(context: ObjectiveContext[PretrainStage | SftStage]) -> Obje
 
 
 def build_preference(context: ObjectiveContext[PreferenceStage]) -> Objective:
-    """The preference loss that the recipe names, against the reference of the context."""
+    """The preference loss that the recipe names, against the reference of the context where it has one."""
     stage = context.stage
     return DPOObjective(
         loss_type=stage.loss_type,
         beta=stage.beta,
         label_smoothing=stage.label_smoothing,
+        simpo_gamma=stage.simpo_gamma or 0.0,
         sft_loss_weight=stage.sft_loss_weight,
-        reference=None if context.reference is None else context.reference(context.data, context.split),
+        reference=_reference(context) if stage.loss_keys.has_reference else None,
         token_bytes=context.token_bytes,
     )
+
+
+def build_kto(context: ObjectiveContext[KtoStage]) -> Objective:
+    """The KTO loss, against the reference of the context."""
+    stage, labels = context.stage, context.data.examples.labels
+    assert labels is not None
+    return KTOObjective(
+        beta=stage.beta,
+        desirable_weight=stage.desirable_weight,
+        undesirable_weight=stage.undesirable_weight,
+        labels=torch.from_numpy(labels),
+        reference=_reference(context),
+        token_bytes=context.token_bytes,
+    )
+
+
+def _reference(context: ObjectiveContext[Any]) -> Reference | None:
+    return None if context.reference is None else context.reference(context.data, context.split)
 
 
 BUILDERS: dict[str, Callable[[ObjectiveContext[Any]], Objective]] = {
     "pretrain": build_causal_lm,
     "sft": build_causal_lm,
     "preference": build_preference,
+    "kto": build_kto,
 }
 
 

@@ -1,6 +1,7 @@
 """Next-token prediction: pretraining and supervised fine-tuning differ only in the weights of their batches."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -9,7 +10,16 @@ from fledge.data import Batch
 from fledge.model.device_copy import to_device
 from fledge.model.linear_cross_entropy import LossKernel, cross_entropy, token_logps_and_correct
 from fledge.model.protocol import LanguageModel, eval_mode
-from fledge.objective.base import LossOutput, Ratio, as_number, bits_per_unit, integer_total, perplexity
+from fledge.objective.base import (
+    LossOutput,
+    Ratio,
+    SumOverRanks,
+    WindowBatches,
+    as_number,
+    bits_per_unit,
+    integer_total,
+    perplexity,
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,10 @@ class CausalLMObjective:
     def evaluate(self, model: LanguageModel, batch: Batch) -> dict[str, Ratio]:
         """The metrics of `target_metrics`; the loss is not smoothed."""
         return target_metrics(model, batch, self.token_bytes)
+
+    def in_window(self, model: LanguageModel, batches: WindowBatches, sum_over_ranks: SumOverRanks) -> Self:
+        """Itself: the loss of a batch depends on nothing else."""
+        return self
 
 
 @torch.no_grad()

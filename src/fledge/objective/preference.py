@@ -1,8 +1,9 @@
-"""Direct preference optimization (Rafailov et al. 2023) and its relatives on packed pairs."""
+"""Direct preference optimization (Rafailov et al. 2023) and its relatives on packed pairs: with a reference or without one."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,9 +15,17 @@ from fledge.model.device_copy import to_device
 from fledge.model.linear_cross_entropy import log_probabilities
 from fledge.model.moe import RouterStats
 from fledge.model.protocol import LanguageModel, eval_mode
-from fledge.objective.base import LossOutput, Ratio, as_number, integer_total
+from fledge.objective.base import (
+    LossOutput,
+    Ratio,
+    SumOverRanks,
+    WindowBatches,
+    as_number,
+    correlation_terms,
+    integer_total,
+)
 from fledge.objective.language import target_metrics
-from fledge.objective.preference_losses import PREFERENCE_LOSSES, SMOOTHED_LOSSES, LossParams, PairLogps
+from fledge.objective.preference_losses import PREFERENCE_LOSSES, SMOOTHED_LOSSES, LossParams, PairLogps, PairLoss
 
 PAIR = 2  # sequences of an example, side by side in a batch: the chosen one, then the rejected one
 
@@ -26,10 +35,11 @@ Reference = LanguageModel | AdapterReference | Tensor
 def sequence_log_probabilities(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """For each of the S sequences of a batch, the weighted sum of its targets' log-probabilities and the sum of their weights,
     [S] each."""
-    return _sequence_logps_with_router_stats(model, batch)[:2]
+    return sequence_logps_with_router_stats(model, batch)[:2]
 
 
-def _sequence_logps_with_router_stats(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor, RouterStats | None]:
+def sequence_logps_with_router_stats(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor, RouterStats | None]:
+    """The results of `sequence_log_probabilities`, and the router statistics of a mixture of experts (None: a dense model)."""
     states, routing = model.forward_with_router_stats(*batch.model_inputs)
     hidden = states.flatten(0, 1)
     index = batch.target_index
@@ -59,25 +69,26 @@ def chosen_only(batch: Batch) -> Batch:
     return replace(batch, loss_weights=batch.loss_weights * chosen, known_target_index=index)
 
 
-def _reference_model(reference: LanguageModel | AdapterReference) -> AbstractContextManager[LanguageModel]:
+def reference_model(reference: LanguageModel | AdapterReference) -> AbstractContextManager[LanguageModel]:
     """A context with the model that computes the reference's log-probabilities."""
     return reference.in_place() if isinstance(reference, AdapterReference) else nullcontext(reference)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DPOObjective:
-    """A preference loss of the pairs of a batch against a reference, summed over the pairs.
+    """A preference loss of the pairs of a batch, against a reference where the loss has one, summed over the pairs.
 
     `loss_type` is a key of `PREFERENCE_LOSSES`. `sft_loss_weight` α adds α × the mean negative log-likelihood of the chosen
     completion's tokens (compare Pang et al. 2024). `reference` is a frozen model, the model with an earlier adapter, or the
-    table [examples, 2] of its log-probabilities; None stands for log-probabilities of 0, which is enough to measure how long a
-    step takes. `token_bytes` [V] are the UTF-8 lengths of the tokens' texts, for bits per byte in evaluations. Raises
-    FledgeError for label smoothing of a loss that has none.
+    table [examples, 2] of its log-probabilities; None stands for log-probabilities of 0, which is right for a loss without
+    reference, and for others enough to measure how long a step takes. `token_bytes` [V] are the UTF-8 lengths of the tokens'
+    texts, for bits per byte in evaluations. Raises FledgeError for label smoothing of a loss that has none.
     """
 
     loss_type: str
     beta: float
     label_smoothing: float = 0.0
+    simpo_gamma: float = 0.0
     sft_loss_weight: float = 0.0
     reference: Reference | None
     token_bytes: Tensor | None = None
@@ -86,9 +97,33 @@ class DPOObjective:
         if self.label_smoothing and self.loss_type not in SMOOTHED_LOSSES:
             raise FledgeError(f"label smoothing is not defined for the {self.loss_type} loss", where="label_smoothing")
 
+    @property
+    def pair_loss(self) -> PairLoss:
+        """The loss of a pair."""
+        return PREFERENCE_LOSSES[self.loss_type]
+
+    @property
+    def params(self) -> LossParams:
+        """The parameters of the loss."""
+        return LossParams(self.beta, self.label_smoothing, self.simpo_gamma)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the loss compares the model with a reference."""
+        return self.pair_loss.has_reference
+
+    @property
+    def loss_at_reference(self) -> float:
+        """The loss of a pair where the model is the reference, without the SFT loss."""
+        return self.pair_loss.at_reference(self.params)
+
     def normalizer(self, batch: Batch) -> float:
         """The number of pairs of the batch."""
         return float(len(batch.examples))
+
+    def in_window(self, model: LanguageModel, batches: WindowBatches, sum_over_ranks: SumOverRanks) -> Self:
+        """Itself: the loss of a pair depends on nothing else."""
+        return self
 
     def reference_log_probabilities(self, batch: Batch) -> Tensor:
         """Summed log-probabilities [pairs, 2] of (chosen, rejected) under the reference."""
@@ -96,7 +131,7 @@ class DPOObjective:
             return torch.zeros(len(batch.examples), PAIR, device=batch.input_ids.device)
         if isinstance(self.reference, Tensor):
             return self.reference[to_device(batch.examples, self.reference.device)].to(batch.input_ids.device)
-        with torch.no_grad(), _reference_model(self.reference) as model, eval_mode(model):
+        with torch.no_grad(), reference_model(self.reference) as model, eval_mode(model):
             return by_pair(sequence_log_probabilities(model, batch)[0], batch)
 
     def __call__(self, model: LanguageModel, batch: Batch) -> LossOutput:
@@ -105,28 +140,44 @@ class DPOObjective:
 
     def _with_logps(self, model: LanguageModel, batch: Batch) -> tuple[LossOutput, PairLogps]:
         """The output for a batch, and the log-probabilities that it is made of."""
-        sums, lengths, routing = _sequence_logps_with_router_stats(model, batch)
+        sums, lengths, routing = sequence_logps_with_router_stats(model, batch)
         logps = PairLogps(by_pair(sums, batch), self.reference_log_probabilities(batch), by_pair(lengths, batch))
-        loss = PREFERENCE_LOSSES[self.loss_type](logps, LossParams(self.beta, self.label_smoothing)).sum()
+        loss = self.pair_loss(logps, self.params).sum()
         if self.sft_loss_weight:
-            loss = loss - self.sft_loss_weight * (logps.policy[:, 0] / logps.lengths[:, 0]).sum()
+            loss = loss - self.sft_loss_weight * logps.means[:, 0].sum()
         output = LossOutput(loss, self._metrics(logps, self.normalizer(batch)))
         return output.with_router_loss(model, routing, self.normalizer(batch)), logps
 
     @torch.no_grad()
     def _metrics(self, logps: PairLogps, pairs: float) -> dict[str, Ratio]:
-        """Names are those of TRL; a pair counts as right only where the chosen reward is strictly larger."""
-        rewards = logps.rewards(self.beta)
-        chosen, rejected = rewards[:, 0], rewards[:, 1]
+        """Names are those of TRL where it has the metric; a pair counts as right only where the chosen reward is strictly
+        larger. Rewards of a loss without reference are β times the mean log-probabilities, as in TRL."""
+        rewards = logps.rewards(self.beta) if self.has_reference else self.beta * logps.means
+        margins, lengths = rewards[:, 0] - rewards[:, 1], logps.lengths
         totals = {
-            "rewards/chosen": chosen.sum(),
-            "rewards/rejected": rejected.sum(),
-            "rewards/margins": (chosen - rejected).sum(),
-            "rewards/accuracies": (chosen > rejected).float().sum(),
-            "logps/chosen": logps.policy.detach()[:, 0].sum(),
-            "logps/rejected": logps.policy.detach()[:, 1].sum(),
+            "rewards/chosen": rewards[:, 0].sum(),
+            "rewards/rejected": rewards[:, 1].sum(),
+            "rewards/margins": margins.sum(),
+            "rewards/accuracies": (margins > 0).float().sum(),
+            "logps/chosen": logps.policy[:, 0].sum(),
+            "logps/rejected": logps.policy[:, 1].sum(),
+            "log_odds": logps.log_odds().sum(),
+            "sft_loss": -logps.means[:, 0].sum(),
+            "lengths/chosen": lengths[:, 0].sum(),
+            "lengths/rejected": lengths[:, 1].sum(),
         }
-        return {name: Ratio(total, pairs) for name, total in totals.items()}
+        drift = {}
+        if self.has_reference:
+            moved = logps.policy - logps.reference
+            drift = {
+                "drift/chosen": Ratio(moved[:, 0].sum(), lengths[:, 0].sum()),
+                "drift/rejected": Ratio(moved[:, 1].sum(), lengths[:, 1].sum()),
+            }
+        return {
+            **{name: Ratio(total, pairs) for name, total in totals.items()},
+            **drift,
+            **correlation_terms(margins, lengths[:, 0] - lengths[:, 1], pairs),
+        }
 
     @torch.no_grad()
     def evaluate(self, model: LanguageModel, batch: Batch) -> dict[str, Ratio]:

@@ -9,7 +9,7 @@ from math import log, sqrt
 
 from fledge.errors import FledgeError
 from fledge.plan.lr_schedule import min_lr
-from fledge.recipe.schema import OptimizerConfig, PreferenceStage, PretrainStage, SftStage
+from fledge.recipe.schema import KtoStage, OptimizerConfig, PreferenceStage, PretrainStage, SftStage
 
 REFERENCE_WIDTH = 320
 REFERENCE_BATCH = 8192  # tokens
@@ -25,7 +25,7 @@ BETA2_RANGE = (0.9, 0.999)  # chosen by fledge
 DECAY_TIME_FRACTION = 1.0  # time scale of weight decay as a fraction of the run, chosen by fledge
 MAX_DECAY = 0.3  # chosen by fledge
 
-AnyStage = PretrainStage | SftStage | PreferenceStage
+AnyStage = PretrainStage | SftStage | PreferenceStage | KtoStage
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,10 @@
 """The plan of a stage: exact steps, tokens, warm-up, batch size and optimizer settings."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 from fledge.data import FORMATS, PackedDataset
 from fledge.errors import FledgeError
@@ -11,6 +14,8 @@ from fledge.plan.horizon import TrainingHorizon, compute_steps
 from fledge.plan.hyperparameters import RunSize, resolve_stage
 from fledge.plan.lr_schedule import min_lr, warmup_steps
 from fledge.recipe.schema import ModelConfig, RuntimeConfig, Stage
+
+BOTH_LABELS = 3  # of `PackedDataset.label_kinds`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +160,36 @@ def check_settings_have_effect(
         raise FledgeError("early_stopping and select_checkpoint: best need validation data", where="data.validation")
     if validation is None and stage.evaluation.generated_answers is not None:
         raise FledgeError("evaluation.generated_answers needs validation data", where="data.validation")
+
+
+def check_labels(train: PackedDataset, horizon: TrainingHorizon) -> None:
+    """Raise FledgeError if an update would read answers of one label only, where examples have labels; the last update may be
+    too small for both."""
+    labels = train.examples.labels
+    if labels is None:
+        return
+    if labels.all() or not labels.any():
+        label = "desirable" if labels.all() else "undesirable"
+        raise FledgeError(f"all {len(labels):,} answers are labelled {label}: KTO needs both labels", where="data.train",
+                          hint="add rows with the other label, or train on these in a stage of kind sft")  # fmt: skip
+    kinds: list[np.ndarray] = []
+    for epoch in range(math.ceil(train.epochs_after(horizon.rows))):
+        layout, order = train.epoch(epoch)
+        of_rows = train.label_kinds(layout)
+        assert of_rows is not None
+        kinds.append(of_rows[order])
+    stream = np.concatenate(kinds)[: horizon.rows]
+    starts = np.asarray([horizon.first_row(step) for step in range(horizon.steps)])
+    labels_of_steps = np.bitwise_or.reduceat(stream, starts)[:-1]
+    if (one_sided := int((labels_of_steps != BOTH_LABELS).sum())) == 0:
+        return
+    gaps = [np.diff(np.flatnonzero(stream & label)).max(initial=1) for label in (1, 2)]
+    raise FledgeError(
+        f"{one_sided:,} of {horizon.steps:,} updates would read answers of one label only: KTO compares both",
+        where="batch",
+        hint=f"let an update read at least {max(gaps)} packed rows (micro_batch_size × gradient_accumulation_steps), or "
+        "balance the labels",
+    )
 
 
 def without_warmup(stage: Stage) -> Stage:

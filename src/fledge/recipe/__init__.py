@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from fledge.recipe.load import load_recipe, recipe_from_dict
     from fledge.recipe.schema import (
         DataConfig,
+        KtoStage,
         ModelConfig,
         MoeConfig,
         PreferenceStage,
@@ -24,13 +25,14 @@ _HOMES = {
     "fledge.recipe.diff": ("differences", "to_yaml"),
     "fledge.recipe.load": ("load_recipe", "recipe_from_dict"),
     "fledge.recipe.schema": (
-        "DataConfig", "ModelConfig", "MoeConfig", "PreferenceStage", "PretrainStage", "Recipe", "SftStage", "Source", "Stage",
-        "TokenizerConfig",
+        "DataConfig", "KtoStage", "ModelConfig", "MoeConfig", "PreferenceStage", "PretrainStage", "Recipe", "SftStage",
+        "Source", "Stage", "TokenizerConfig",
     ),
 }  # fmt: skip
 
 __all__ = [
     "DataConfig",
+    "KtoStage",
     "ModelConfig",
     "MoeConfig",
     "PreferenceStage",

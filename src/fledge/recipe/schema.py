@@ -37,6 +37,7 @@ from fledge.recipe.sections.engine import (
 )
 from fledge.recipe.sections.guards import GuardsConfig
 from fledge.recipe.sections.model import ModelConfig, MoeConfig, RopeScaling, TokenizerConfig
+from fledge.recipe.sections.preference import KtoSettings, PreferenceSettings
 from fledge.recipe.units import Duration
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "GeneratedAnswersConfig",
     "GenerationSamplesConfig",
     "GuardsConfig",
+    "KtoStage",
     "LoggingConfig",
     "ModelConfig",
     "MoeConfig",
@@ -239,47 +241,21 @@ class SftStage(StageBase):
     optimizer: SftOptimizer = OptimizerConfig(**SFT_OPTIMIZER)
 
 
-class PreferenceStage(StageBase):
-    """Direct preference optimization (Rafailov et al. 2023, eq. 7) with a frozen reference model."""
+class PreferenceStage(PreferenceSettings, StageBase):
+    """Preference optimization on pairs of answers: DPO (Rafailov et al. 2023, eq. 7) and its relatives."""
 
     kind: Literal["preference"]
-    loss_type: Literal["sigmoid", "hinge", "ipo"] = Field(
-        default="sigmoid", description="sigmoid: DPO; hinge: SLiC-HF; ipo: IPO, on log-probabilities averaged over tokens"
-    )
-    beta: Annotated[float, Field(gt=0)] = 0.1
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
-        default=0.0, description="cDPO: assumed fraction of flipped labels"
-    )
-    sft_loss_weight: Annotated[float, Field(ge=0)] = Field(
-        default=0.0, description="weight of the SFT loss of the chosen answers"
-    )
-    precompute_ref_log_probs: bool = Field(
-        default=True,
-        description="compute the reference model's log-probabilities once and store them; false: keep a second model in memory",
-    )
     optimizer: PreferenceOptimizer = OptimizerConfig(**PREFERENCE_OPTIMIZER)
 
-    @property
-    def loss_unit(self) -> str:
-        """nats/pair for the sigmoid loss, a negative log-likelihood; hinge and ipo losses have no unit."""
-        return "nats/pair" if self.loss_type == "sigmoid" else "per pair"
 
-    @property
-    def keeps_reference_model(self) -> bool:
-        """Whether a second model computes the reference log-probabilities of each batch."""
-        return not self.precompute_ref_log_probs
+class KtoStage(KtoSettings, StageBase):
+    """Preference optimization on single answers with a label: KTO (Ethayarajh et al. 2024, eq. 7-8)."""
 
-    @model_validator(mode="after")
-    def _check_label_smoothing(self) -> "PreferenceStage":
-        if self.label_smoothing and self.loss_type != "sigmoid":
-            raise ValueError(
-                f"label_smoothing {self.label_smoothing} is defined for loss_type sigmoid only, not for {self.loss_type}: "
-                "set label_smoothing to 0, or loss_type to sigmoid"
-            )
-        return self
+    kind: Literal["kto"]
+    optimizer: PreferenceOptimizer = OptimizerConfig(**PREFERENCE_OPTIMIZER)
 
 
-Stage = Annotated[PretrainStage | SftStage | PreferenceStage, Field(discriminator="kind")]
+Stage = Annotated[PretrainStage | SftStage | PreferenceStage | KtoStage, Field(discriminator="kind")]
 
 
 class GenerationSamplesConfig(ConfigModel):
@@ -356,6 +332,8 @@ class Recipe(ConfigModel):
                 )
         if self.runtime.parallelism == "fsdp" and (adapted := [name for name, stage in self.stages.items() if stage.adapter]):
             raise ValueError(f"stages.{adapted[0]}.adapter cannot be sharded yet: set runtime.parallelism to ddp")
+        if self.runtime.parallelism == "fsdp" and (kto := [name for name, stage in self.stages.items() if stage.kind == "kto"]):
+            raise ValueError(f"stages.{kto[0]} of kind kto cannot be sharded yet: set runtime.parallelism to ddp")
         return self
 
     @model_validator(mode="after")

@@ -7,12 +7,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fledge.recipe.schema import DataConfig, PreferenceStage, PretrainStage, Recipe, SftStage, Source
+from fledge.recipe.schema import DataConfig, KtoStage, PreferenceStage, PretrainStage, Recipe, SftStage, Source
 
 Key = tuple[str | int, ...]
 Models = tuple[type[BaseModel], ...]  # the sections that a mapping can be: one, or all kinds of stage
 
-KINDS: dict[str, type[BaseModel]] = {"pretrain": PretrainStage, "sft": SftStage, "preference": PreferenceStage}
+KINDS: dict[str, type[BaseModel]] = {
+    "pretrain": PretrainStage,
+    "sft": SftStage,
+    "preference": PreferenceStage,
+    "kto": KtoStage,
+}
 ALIASES = {"dpo": "preference"}  # stage names that imply a kind
 STAGES: Models = tuple(KINDS.values())
 

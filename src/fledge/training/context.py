@@ -11,7 +11,7 @@ from fledge.model.protocol import LanguageModel
 from fledge.monitor.run_logger import LogTargets
 from fledge.objective import Objective
 from fledge.plan.horizon import TrainingHorizon
-from fledge.recipe.schema import PreferenceStage, PretrainStage, SftStage
+from fledge.recipe.schema import Stage
 from fledge.run.stopping import SignalHandler
 from fledge.training.hooks import Hook
 
@@ -20,7 +20,7 @@ from fledge.training.hooks import Hook
 class TrainContext:
     """The inputs of the Trainer: the stage with all settings resolved, model, objective, data, compute configuration, log."""
 
-    stage: PretrainStage | SftStage | PreferenceStage
+    stage: Stage
     horizon: TrainingHorizon
     seed: int
     model: LanguageModel

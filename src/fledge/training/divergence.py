@@ -20,6 +20,8 @@ def loss_now(
     """The loss of a step batch with the current weights, without dropout: the mean over the rows of all ranks. Collective."""
     total = count = 0.0
     with force_eager(), eval_mode(model), reshard_after(model):
+        window = ((micro_batch.to(device), True) for micro_batch in batch.batches)
+        objective = objective.in_window(model, lambda: window, ranks.all_reduce_sum)
         for number in range(batch.num_micro_steps):
             if number < len(batch.batches):
                 ratio = objective.evaluate(model, batch.batches[number].to(device))["loss"]

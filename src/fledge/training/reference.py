@@ -16,11 +16,15 @@ from fledge.errors import FledgeError
 from fledge.model.adapter_reference import AdapterReference
 from fledge.model.adapters import adapter_weights
 from fledge.model.protocol import LanguageModel, eval_mode
+from fledge.objective import DPOObjective, KTOObjective, Objective
 from fledge.objective.preference import Reference, compute_ref_log_probs
 from fledge.recipe.schema import StageBase
 from fledge.run.text_files import give_usual_mode
 from fledge.training.start_weights import StartWeights
 from fledge.training.validation import row_batches
+
+MAX_DRIFT = {"fp32": 2e-3, "bf16": 2e-2, "fp16": 2e-2}  # nats per token between the model and itself, in other batches
+MAX_CHANGE = 0.02  # of the loss, relative
 
 
 class ReferenceProvider:
@@ -54,11 +58,40 @@ class ReferenceProvider:
         """The frozen model, or the table [examples, 2] of log-probabilities on the device of the stage."""
         if self.stage.keeps_reference_model:
             return self._kept_reference()
-        self.log(f"reference log-probabilities of {data.examples.count:,} {split} pairs …")
+        self.log(f"reference log-probabilities of {data.examples.count:,} {split} examples …")
         cache = self.folder / f"reference.{split}.safetensors"
         rows = self.stage.batch.micro_batch_rows
         key = table_fingerprint(self.fingerprint, data, self.compute)
         return precompute_ref_log_probs(self._start_model, data, rows, self.compute, cache, key).to(self.compute.device)
+
+    @torch.no_grad()
+    def check(self, objective: Objective, data: PackedDataset) -> None:
+        """Check before the first step, when the model is the reference, that every reward is 0 and the loss what it is there;
+        for the first rows of the data. Nothing happens in a resumed stage, or for a loss without reference. Raises FledgeError
+        if the reference is another model."""
+        if self.resumed or not isinstance(objective, DPOObjective | KTOObjective) or not objective.has_reference:
+            return
+        batch = data.batch(0, self.stage.batch.micro_batch_rows).to(torch.device(self.compute.device))
+        with force_eager(), eval_mode(self.model):
+            objective = objective.in_window(self.model, lambda: [(batch, True)], list)
+            metrics = {name: ratio.value for name, ratio in objective.evaluate(self.model, batch).items() if ratio.count}
+        expected, loss = objective.loss_at_reference, metrics["loss"]
+        if isinstance(objective, DPOObjective):
+            loss -= objective.sft_loss_weight * metrics["sft_loss"]
+        drift = {name: metrics[f"drift/{name}"] for name in ("chosen", "rejected") if f"drift/{name}" in metrics}
+        allowed = MAX_DRIFT[self.compute.precision]
+        if all(abs(value) <= allowed for value in drift.values()) and abs(loss - expected) <= MAX_CHANGE * max(1.0, expected):
+            self.log(f"the reference is the model at the start: loss {loss:.4f}, as it has to be before the first step")
+            return
+        by = ", ".join(f"{value:+.3g} nats/token on {name} answers" for name, value in drift.items())
+        raise FledgeError(
+            f"the reference is not the model that the stage starts from: they differ by {by}; before the first step the loss "
+            f"has to be {expected:.4f} and is {loss:.4f}",
+            where=str(self.folder),
+            hint="remove reference.*.safetensors there, so that it is computed again"
+            if isinstance(objective.reference, Tensor)
+            else "check init_from, and that the adapter is the one of the start",
+        )
 
     def _start_model(self) -> LanguageModel:
         return self._load_again() if self.resumed else self.model

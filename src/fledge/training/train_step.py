@@ -4,7 +4,7 @@ The host never waits for a GPU here: the figures of a step stay in tensors until
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from fledge.model.protocol import LanguageModel
 from fledge.monitor.phase_timer import PhaseTimer
 from fledge.monitor.update_ratio import UpdateRatioMonitor
 from fledge.objective import LossOutput, Objective
+from fledge.objective.base import with_correlation
 from fledge.optim.grad_scaler import GradScaler
 from fledge.plan.memory import is_out_of_memory
 from fledge.training.batch_source import StepBatch
@@ -152,6 +153,7 @@ class TrainStep:
             name: values[0].reduction(total, count)
             for (name, values), total, count in zip(ratios.items(), totals, counts, strict=True)
         }
+        metrics = with_correlation(metrics)
         routed = [output.routing for output in outputs if output.routing is not None]
         router_stats = RouterStats.merged(routed) if routed else None
         if router_stats is not None and self.ranks.is_distributed:
@@ -164,6 +166,8 @@ class TrainStep:
         """Forward and backward of every micro-batch, which leaves the gradients of the mean loss in the parameters."""
         outputs: list[LossOutput] = []
         middle, first_norm = len(batch.batches) // 2, None
+        objective = self.objective.in_window(self.model, lambda: self._window(batch), self.ranks.all_reduce_sum)
+        timer.mark("forward")
         for number in range(batch.num_micro_steps):
             if number and self.stop_requested():
                 self.model.zero_grad(set_to_none=True)
@@ -171,9 +175,9 @@ class TrainStep:
             if log_details and middle and number == middle and not self.ranks.is_distributed:
                 first_norm = self._grad_norm()
             if number < len(batch.batches):
-                outputs.append(self._forward_backward(batch, number, batch.batches[number], timer))
+                outputs.append(self._forward_backward(objective, batch, number, batch.batches[number], timer))
             elif batch.padding_batch is not None and (self.is_sharded or not outputs):
-                outputs.append(self._forward_backward(batch, number, batch.padding_batch, timer, learn=False))
+                outputs.append(self._forward_backward(objective, batch, number, batch.padding_batch, timer, learn=False))
         if not self.is_sharded and self.ranks.is_distributed:
             self.ranks.all_reduce_(self._dense_grads())
             timer.mark("exchange")
@@ -196,14 +200,26 @@ class TrainStep:
                 parameter.grad = torch.zeros_like(parameter)
         return [parameter.grad for parameter in trained if parameter.grad is not None]
 
+    def _window(self, batch: StepBatch) -> Iterator[tuple[Batch, bool]]:
+        """This rank's micro-batches of an update on the device, each with whether it counts."""
+        for micro_batch in batch.batches:
+            yield micro_batch.to(self.device), True
+
     def _forward_backward(
-        self, batch: StepBatch, number: int, micro_batch: Batch, timer: PhaseTimer, learn: bool = True
+        self,
+        objective: Objective,
+        batch: StepBatch,
+        number: int,
+        micro_batch: Batch,
+        timer: PhaseTimer,
+        *,
+        learn: bool = True,
     ) -> LossOutput:
         """Forward and backward of one micro-batch, which adds to the gradients of the earlier ones; it adds zeros if not
         `learn`."""
         if self.model.draws_random_numbers:
             torch.manual_seed(derive_seed(self.seed, batch.step, number + self.ranks.rank * MAX_MICRO_STEPS))
-        output = self.objective(self.model, micro_batch.to(self.device))
+        output = objective(self.model, micro_batch.to(self.device))
         timer.mark("forward")
         loss = output.loss if output.aux_loss is None else output.loss + output.aux_loss
         loss = loss / batch.normalizer if learn else 0.0 * loss

@@ -1,5 +1,6 @@
 """Validation: the metrics of a stage's objective over a fixed set of packed rows."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,7 @@ from fledge.distributed.fsdp import reshard_after
 from fledge.errors import FledgeError
 from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective import Objective, Ratio
-from fledge.objective.base import read_numbers
+from fledge.objective.base import read_numbers, with_correlation
 from fledge.training.batch_loader import on_device
 from fledge.training.train_step import StopRequested
 
@@ -71,13 +72,20 @@ def validate(
     `asked_to_stop` returns True before a batch, and FledgeError if the rows have no targets."""
     device, ranks = model.device, ranks or DistributedContext()
     sums: dict[str, Ratio] = {}
-    with force_eager(), eval_mode(model), reshard_after(model):
+
+    def batches() -> Iterator[tuple[Batch, bool]]:
         for batch, counts in local_row_batches(validation.data, validation.max_packed_rows, micro_batch_rows, ranks):
             if asked_to_stop():
                 raise StopRequested
-            for name, ratio in validation.objective.evaluate(model, on_device(batch, device)).items():
+            yield on_device(batch, device), counts
+
+    with force_eager(), eval_mode(model), reshard_after(model):
+        objective = validation.objective.in_window(model, batches, ranks.all_reduce_sum)
+        for batch, counts in batches():
+            for name, ratio in objective.evaluate(model, batch).items():
                 sums[name] = sums.get(name, ratio.zeroed()) + (ratio if counts else ratio.zeroed())
-    metrics = {name: ratio.value for name, ratio in _all_reduced(sums, ranks).items() if ratio.count}
+    metrics = with_correlation({name: ratio.value for name, ratio in _all_reduced(sums, ranks).items() if ratio.count})
+    metrics = {name: value for name, value in metrics.items() if name == "loss" or not math.isnan(value)}
     if "loss" not in metrics:
         raise FledgeError("the validation rows have no targets to measure the loss on", where="data.validation")
     return metrics

@@ -88,6 +88,7 @@ def load_dataset(build: BuildDirectory, report: DataReport, tokenizer: Tokenizer
             pad=tokenizer.pad,
             seed=plan.seed,
             split_documents=plan.format.splits_documents,
+            halves_rows=plan.format.halves_rows,
             mixture=mixture,
             sources=tuple(source.name for source in plan.sources),
         )
@@ -104,10 +105,11 @@ def load_dataset(build: BuildDirectory, report: DataReport, tokenizer: Tokenizer
 def _load_examples(build: BuildDirectory, split: str, dtype: np.dtype) -> Examples:
     """The memory-mapped sequences of a split, over all shards."""
     example_format = build.plan.format
+    stored = ("lengths", "target_tokens", "row", *(["label"] if example_format.has_labels else []))
     tokens: list[np.ndarray] = []
     weights: list[np.ndarray] = []
     columns: dict[str, list[np.ndarray]] = {
-        **{name: [np.zeros(0, np.int64)] for name in ("lengths", "target_tokens", "row")},
+        **{name: [np.zeros(0, np.int64)] for name in stored},
         **{name: [np.zeros(0, np.int32)] for name in ("source", "shard")},
     }
     digest = xxhash.xxh3_64()
@@ -120,7 +122,7 @@ def _load_examples(build: BuildDirectory, split: str, dtype: np.dtype) -> Exampl
         tokens.append(_mapped(folder / f"{split}.tokens", dtype, count))
         if example_format.has_loss_weights:
             weights.append(_mapped(folder / f"{split}.weights", np.dtype(np.float32), count))
-        for name in ("lengths", "target_tokens", "row"):
+        for name in stored:
             columns[name].append(index[f"{split}.{name}"])
         examples = len(index[f"{split}.row"])
         columns["source"].append(np.full(examples, shard.source, np.int32))
@@ -138,6 +140,7 @@ def _load_examples(build: BuildDirectory, split: str, dtype: np.dtype) -> Exampl
         shard=joined["shard"],
         row=joined["row"],
         counted_target_tokens=joined["target_tokens"],
+        labels=joined["label"].astype(bool) if example_format.has_labels else None,
     )
 
 

@@ -8,7 +8,7 @@ import xxhash
 
 from fledge.data.dataset.batch import Batch
 from fledge.data.dataset.mixing import Mixture
-from fledge.data.dataset.packing import PackedLayout, pack_best_fit, pack_concat_and_chunk, permutation
+from fledge.data.dataset.packing import PackedLayout, evenly_spread, pack_best_fit, pack_concat_and_chunk, permutation
 from fledge.data.storage import Examples
 
 Skipped = Sequence[Sequence[int]]
@@ -29,7 +29,8 @@ class PackedDataset:
     `split_documents`: a sequence may continue in the next packed row; otherwise a packed row holds complete examples.
     `pad`: id of the padding token. `sources`: names of the sources, in the order of their numbers in `examples.source`.
     `mixture`: draws the examples of each epoch, which are packed anew. None: every epoch has equal packed rows, in another
-    order."""
+    order. `halves_rows`: as in `pack_best_fit`. Rows with desirable and rows with undesirable answers come at even intervals,
+    where examples have labels."""
 
     def __init__(
         self,
@@ -41,7 +42,9 @@ class PackedDataset:
         *,
         mixture: Mixture | None = None,
         sources: tuple[str, ...] = (),
+        halves_rows: bool = False,
     ) -> None:
+        self.halves_rows = halves_rows
         self.examples, self.packed_length, self.pad, self.seed = examples, packed_length, pad, seed
         self.split_documents, self.mixture, self.sources = split_documents, mixture, sources
         self._epochs: dict[int, tuple[PackedLayout, np.ndarray]] = {}
@@ -58,7 +61,8 @@ class PackedDataset:
         if self.split_documents:
             layout = pack_concat_and_chunk(lengths, self.packed_length, seed)
         else:
-            layout = pack_best_fit(lengths, self.packed_length, seed, self.examples.sequences_per_example)
+            per_example = self.examples.sequences_per_example
+            layout = pack_best_fit(lengths, self.packed_length, seed, per_example, self.halves_rows)
         if sequences is None:
             return layout
         return PackedLayout(layout.offsets, sequences[layout.sequence], layout.start, layout.length)
@@ -76,8 +80,21 @@ class PackedDataset:
             layout = self.layout
             if self.mixture is not None:
                 layout = self._pack(self.mixture.sample_epoch(epoch), self._epoch_seed(epoch))
-            self._epochs[epoch] = layout, permutation(len(layout), self.seed, epoch + 1)
+            kinds = self.label_kinds(layout)
+            key = (self.seed, epoch + 1)
+            self._epochs[epoch] = layout, permutation(len(layout), *key) if kinds is None else evenly_spread(kinds, *key)
         return self._epochs[epoch]
+
+    def label_kinds(self, layout: PackedLayout) -> np.ndarray | None:
+        """For each packed row [R], 1 if it holds an undesirable answer plus 2 if it holds a desirable one; None without
+        labels."""
+        labels = self.examples.labels
+        if labels is None:
+            return None
+        row = np.repeat(np.arange(len(layout)), np.diff(layout.offsets))
+        kinds = np.zeros(len(layout), np.int64)
+        np.bitwise_or.at(kinds, row, np.where(labels[layout.sequence // self.examples.sequences_per_example], 2, 1))
+        return kinds
 
     def _epoch_seed(self, epoch: int) -> int:
         return xxhash.xxh3_64_intdigest(f"{self.seed}/{epoch}".encode()) % 2**32
@@ -168,7 +185,7 @@ class PackedDataset:
         """A digest that changes with any token, weight or length, with the packing and with the mixture."""
         digest = xxhash.xxh3_64(self.examples.fingerprint().encode())
         packing = (self.packed_length, self.pad, self.seed, self.split_documents, self.examples.sequences_per_example)
-        digest.update(" ".join(map(str, packing)).encode())
+        digest.update(" ".join(map(str, (*packing, *(["halves"] if self.halves_rows else [])))).encode())
         if self.mixture is not None:
             digest.update(repr(self.mixture.quotas).encode())
         return digest.hexdigest()

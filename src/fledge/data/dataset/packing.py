@@ -27,6 +27,18 @@ def permutation(count: int, *key: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).permutation(count)
 
 
+def evenly_spread(kinds: np.ndarray, *key: int) -> np.ndarray:
+    """A random order of the items 0 … n - 1 in which each of their `kinds` [n] comes at even intervals: of K items of a kind,
+    any n / K + 3 consecutive places hold one where there are three kinds, also from one epoch to the next. A pure function of
+    its arguments."""
+    shuffled = permutation(len(kinds), *key)
+    place = np.zeros(len(kinds))
+    for kind in np.unique(kinds):
+        own = shuffled[kinds[shuffled] == kind]
+        place[own] = (np.arange(len(own)) + 0.5) / len(own)
+    return shuffled[np.argsort(place[shuffled], kind="stable")]
+
+
 def pack_concat_and_chunk(lengths: np.ndarray, packed_length: int, seed: int) -> PackedLayout:
     """Concatenate documents in shuffled order and cut them into packed rows. No position is lost; the last row is padded."""
     order = permutation(len(lengths), seed)
@@ -41,11 +53,15 @@ def pack_concat_and_chunk(lengths: np.ndarray, packed_length: int, seed: int) ->
     return PackedLayout(offsets, order[document], begin - starts[document], finish - begin)
 
 
-def pack_best_fit(lengths: np.ndarray, packed_length: int, seed: int, sequences_per_example: int = 1) -> PackedLayout:
+def pack_best_fit(
+    lengths: np.ndarray, packed_length: int, seed: int, sequences_per_example: int = 1, halves_rows: bool = False
+) -> PackedLayout:
     """Pack complete examples into rows by best fit, in shuffled order: nothing is cut, few positions stay empty.
 
-    `lengths` [S]: positions of each sequence; `sequences_per_example` neighbouring sequences are one example."""
-    sizes = lengths.reshape(-1, sequences_per_example).sum(axis=1)
+    `lengths` [S]: positions of each sequence; `sequences_per_example` neighbouring sequences are one example. `halves_rows`:
+    the sequences at each place of their examples take at most an equal part of the packed row."""
+    by_example = lengths.reshape(-1, sequences_per_example)
+    sizes = sequences_per_example * by_example.max(axis=1, initial=0) if halves_rows else by_example.sum(axis=1)
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (positions left, packed row), sorted
     for example in permutation(len(sizes), seed).tolist():

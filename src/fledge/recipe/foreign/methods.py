@@ -26,7 +26,12 @@ from fledge.recipe.schema_keys import KINDS
 LOSSES = ("pref_loss", "loss_type", "dpo_loss", "dpo_loss_type")
 LOSS_ALIASES = {"dpo": "sigmoid", "slic": "hinge"}  # names of losses in other trainers -> values of `loss_type`
 CROSS_ENTROPY = {"nll", "chunked_nll", "cross_entropy", "ce"}
-LOSSES_OF_MEANS = {"ipo"}  # values of `loss_type` that take the mean of log-probabilities over an answer, not their sum
+LOSSES_OF_MEANS = {
+    "ipo",
+    "sigmoid_norm",
+    "simpo",
+    "orpo",
+}  # values of `loss_type` that take the mean of log-probabilities over an answer, not their sum
 HIGH_BETA = 0.3  # a beta above this value was chosen for the mean of log-probabilities
 NO_QUANTIZATION = "quantized weights are not supported; optimizer: {name: adamw8bit} saves memory"
 NO_REINFORCEMENT_LEARNING = "there is no reinforcement learning; DPO trains on preference pairs"
@@ -58,6 +63,8 @@ def _loss_names(value: Any, context: Context) -> list[str]:
 def _loss(value: Any, context: Context) -> Answer:
     """The answer to the name of a loss, or to a list of names as in TRL: `[sigmoid, sft]`."""
     names, types = _loss_names(value, context), loss_types(context.kind)
+    if names == ["kto"] or names == ["kto_pair"]:
+        return Answer(note="KTO is a kind of stage: kind: kto")
     preference = [name for name in names if name in types]
     if len(preference) == 1 and names == preference:
         return Answer((("loss_type", preference[0]),))
@@ -123,6 +130,9 @@ METHODS: Table = {
     **for_keys("pref_beta dpo_beta beta rl_beta", _beta),
     **for_keys((*LOSSES, "loss_weights"), _loss),
     **for_keys("pref_ftx rpo_alpha sft_weight_in_dpo nll_loss_coef", _sft_loss_weight),
+    **for_keys("simpo_gamma", replaced_by("simpo_gamma")),
+    **for_keys("desirable_weight kto_chosen_weight", replaced_by("desirable_weight")),
+    **for_keys("undesirable_weight kto_rejected_weight", replaced_by("undesirable_weight")),
     **for_keys("dpo_label_smoothing label_smoothing", replaced_by("label_smoothing")),
     **for_keys("precompute_ref_log_probs", replaced_by("precompute_ref_log_probs", lambda value: boolean(value) is not False)),
     **for_keys(
@@ -139,7 +149,7 @@ METHODS: Table = {
     **for_keys(
         """
         ld_alpha dpo_use_weighting f_divergence_type f_alpha_divergence_coef use_weighting discopop_tau pref_bco_weight
-        simpo_gamma desirable_weight undesirable_weight kto_chosen_weight kto_rejected_weight ppo_score_norm
+        ppo_score_norm
         """,
         unsupported(PREFERENCE_LOSSES),
     ),
@@ -208,7 +218,6 @@ PREFIXES: tuple[tuple[str, Rule], ...] = (
     ("hyper_parallel_", unneeded("fledge trains by its own loop")),
     ("ppo_", unsupported(NO_REINFORCEMENT_LEARNING)),
     ("grpo_", unsupported(NO_REINFORCEMENT_LEARNING)),
-    ("kto_", unsupported("there is no KTO; an sft stage trains on the rows that are labelled true")),
     ("reward_model", unsupported("there are no reward models; DPO trains on the same pairs without one")),
     ("ref_model_", unneeded("the reference is the model that the stage starts from")),
     ("fsdp_", unneeded("runtime: {parallelism: fsdp} is the only setting")),

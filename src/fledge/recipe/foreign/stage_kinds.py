@@ -22,7 +22,7 @@ class StageKind:
     methods: tuple[str, ...]  # values of KIND_KEYS that mean this kind
     keys: tuple[str, ...]  # keys that only configurations of this kind have
     example_file: str  # training file of a converted recipe where the configuration names none
-    rows_per_example: int = 1  # rows of `max_seq_len` tokens that one example takes; a preference pair takes two
+    rows_per_example: int = 1  # rows of `max_seq_len` tokens that one example takes; two answers take two
     smooths_targets: bool = True  # whether `label_smoothing` spreads the target's probability over the vocabulary
     from_scratch: bool = False  # whether the model is made from sizes where the configuration names no model
     optimizer: str | None = None  # optimizer of other trainers where nothing is written and fledge has a different default
@@ -39,6 +39,15 @@ STAGE_KINDS: dict[str, StageKind] = {  # in the order in which sections and keys
             precompute_ref_batch_size
             """),
         example_file="pairs.jsonl",
+        rows_per_example=2,
+        smooths_targets=False,
+    ),
+    "kto": StageKind(
+        stage_name="kto",
+        section=re.compile(r"kto"),
+        methods=("kto",),
+        keys=name_list("desirable_weight undesirable_weight kto_chosen_weight kto_rejected_weight"),
+        example_file="labelled.jsonl",
         rows_per_example=2,
         smooths_targets=False,
     ),
@@ -82,13 +91,12 @@ class Method:
 METHODS_BY_NAME: dict[str, Method] = {
     **{name: Method(kind) for kind, stage in STAGE_KINDS.items() for name in stage.methods},
     "ipo": Method("preference", "ipo"),
-    "orpo": Method("preference", note="there is no ORPO; a preference stage trains on the same pairs with a reference model"),
-    "simpo": Method("preference", note="there is no SimPO; a preference stage trains on the same pairs with a reference model"),
+    "orpo": Method("preference", "orpo"),
+    "simpo": Method("preference", "simpo"),
     "rm": Method("preference", note="there are no reward models; DPO trains on the same pairs without one"),
     "reward": Method("preference", note="there are no reward models; DPO trains on the same pairs without one"),
     "ppo": Method("preference", note="there is no PPO; DPO trains on preference pairs without a reward model"),
     "grpo": Method("preference", note="there is no GRPO; DPO trains on preference pairs without rewards"),
-    "kto": Method("sft", note="there is no KTO; an sft stage trains on the rows that are labelled true"),
 }
 
 
