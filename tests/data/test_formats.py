@@ -26,10 +26,10 @@ from fledge.tokenizer import Message, Tokenizer
 from tests.support.sources import jsonl
 
 
-class KtoStage(StageBase):
-    """A stage that the package does not have: answers with a label, as KTO reads them."""
+class LabelledStage(StageBase):
+    """A stage that the package does not have: answers with a label, of which each makes one sequence."""
 
-    kind: Literal["kto"] = "kto"
+    kind: Literal["labelled"] = "labelled"
 
 
 class RankedStage(StageBase):
@@ -86,7 +86,7 @@ def parse_ranked(row: Mapping[str, Any], source: Source) -> Any:
     return RankedAnswers((Message("user", row["question"]),), tuple(row["ranking"]))
 
 
-KTO = ExampleFormat(
+LABELLED = ExampleFormat(
     label="labelled answer",
     parse=parse_binary_feedback,
     item_types=(BinaryFeedback,),
@@ -123,10 +123,10 @@ def test_every_kind_of_stage_in_a_recipe_has_a_format() -> None:
 def test_a_format_registered_in_the_table_is_built_without_another_line_of_code(
     tmp_path: Path, chatml: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(FORMATS, "kto", KTO)
+    monkeypatch.setitem(FORMATS, "labelled", LABELLED)
     rows = [{"prompt": f"What is {n} plus 1?", "response": f"It is {n + 1}.", "label": n % 3 > 0} for n in range(12)]
     file = jsonl(tmp_path / "a.jsonl", [*rows, {"prompt": "no label", "response": "a"}])
-    stage = KtoStage(data={"train": str(file), "validation": 0.2, "max_seq_len": 64})
+    stage = LabelledStage(data={"train": str(file), "validation": 0.2, "max_seq_len": 64})
     collected = collect(stage, "x", 1, tmp_path / "build")
     measured = measure(collected, chatml, lambda line: None)
     assert "What is 3 plus 1?" in list(collected.tokenizer_texts())
@@ -141,9 +141,9 @@ def test_a_format_registered_in_the_table_is_built_without_another_line_of_code(
 
     statistics = stage_statistics(dataset, measured)
     assert statistics.sources[0].answers is not None and statistics.sources[0].answers.count == 12
-    assert statistics.sources[0].tokens is not None and statistics.kind == "kto"
+    assert statistics.sources[0].tokens is not None and statistics.kind == "labelled"
     assert {name for name, results in findings(CheckContext(dataset, statistics, chatml)).items() if results} == set()
-    assert BuildDirectory.open(tmp_path / "build").plan.format is KTO
+    assert BuildDirectory.open(tmp_path / "build").plan.format is LABELLED
 
 
 def test_an_example_has_as_many_sequences_as_its_format_names(
@@ -183,6 +183,6 @@ def test_a_format_whose_documents_are_split_has_one_sequence_per_example() -> No
 
 def test_rows_belong_to_the_kind_whose_format_names_their_type_first(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = {item_type: kind_for(item_type) for item_type in (Document, Conversation, PreferencePair, BinaryFeedback)}
-    assert list(kinds.values()) == ["pretrain", "sft", "preference", "sft"]
-    monkeypatch.setitem(FORMATS, "kto", KTO)
-    assert (kind_for(BinaryFeedback), kind_for(Conversation)) == ("kto", "sft")
+    assert list(kinds.values()) == ["pretrain", "sft", "preference", "kto"]
+    monkeypatch.delitem(FORMATS, "kto")
+    assert (kind_for(BinaryFeedback), kind_for(Conversation)) == ("sft", "sft")

@@ -65,7 +65,8 @@ def test_a_precomputed_reference_gives_the_identical_loss_and_gradient() -> None
         live, precomputed = dpo(reference)(policy, batch), dpo(table)(policy, batch)
         assert torch.equal(live.loss, precomputed.loss)
         assert live.metrics.keys() == precomputed.metrics.keys()
-        assert all(torch.equal(ratio.value, precomputed.metrics[name].value) for name, ratio in live.metrics.items())
+        for name, ratio in live.metrics.items():
+            torch.testing.assert_close(ratio.value, precomputed.metrics[name].value, rtol=0, atol=0, equal_nan=True)
         live.loss.backward()
         by_live = gradients(policy)
         precomputed.loss.backward()
@@ -124,6 +125,7 @@ def test_metrics_equal_their_formulas_per_pair() -> None:
         "logps/rejected": pr.sum(),
     }
     rest = {"log_odds", "sft_loss", "lengths/chosen", "lengths/rejected", "drift/chosen", "drift/rejected"}
+    rest |= {"rewards/accuracies_shorter"}
     assert {name for name in metrics if not name.startswith(CORRELATED)} == expected.keys() | rest
     for name, value in expected.items():
         torch.testing.assert_close(metrics[name].total, value, atol=1e-4, rtol=1e-5)
@@ -148,6 +150,7 @@ def test_drift_log_odds_lengths_and_their_correlation_with_margins_equal_their_f
         "log_odds": (odds[0] / odds[1]).log().mean(),
         "sft_loss": -(pc / chosen).mean(),
         "lengths/chosen": chosen.mean(),
+        "rewards/accuracies_shorter": (margins > 0)[chosen < rejected].float().mean(),
         "length_correlation": torch.corrcoef(torch.stack((margins, chosen - rejected)))[0, 1],
     }
     for name, value in expected.items():

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from fledge.monitor.preference_rules import Displacement, LengthBias, NoPreference
 from fledge.monitor.rules import (
     Divergence,
     Event,
@@ -34,6 +35,9 @@ class Guards:
             (config.loss_spike.action, Spike("loss_spike", "train/loss", config.loss_spike, logarithmic=False)),
             (config.divergence.action, Divergence(config.divergence)),
             (config.validation_increase.action, ValidationIncrease(config.validation_increase)),
+            (config.displacement.action, Displacement(config.displacement)),
+            (config.length_bias.action, LengthBias(config.length_bias)),
+            (config.no_preference.action, NoPreference(config.no_preference)),
             (config.pass_rate.action, PassRate(config.pass_rate)),
             (config.repetition.action, Repetition(config.repetition)),
             (config.throughput.action, Throughput(config.throughput)),

@@ -6,6 +6,7 @@ from typing import Any
 
 from fledge.findings import Finding
 from fledge.recipe.schema import StageBase
+from fledge.recipe.sections.preference import PAIR_LOSSES, PreferenceSettings
 
 Patch = dict[str, Any]
 
@@ -35,6 +36,25 @@ def keep_best(stage: StageBase) -> Patch:
     return {"early_stopping.patience": stage.guards.validation_increase.patience}
 
 
+def keep_chosen_likely(stage: StageBase) -> Patch:
+    """The SFT loss of the chosen answers, where the stage can have it and has none; else a lower learning rate."""
+    if isinstance(stage, PreferenceSettings) and not stage.loss_keys.has_sft_loss and not stage.sft_loss_weight:
+        return {"sft_loss_weight": 0.2}
+    return lower_learning_rate(stage)
+
+
+def raise_learning_rate(stage: StageBase) -> Patch:
+    """Four times the learning rate."""
+    return {"optimizer.learning_rate": 4 * stage.optimizer.numbers()[0]}
+
+
+def average_over_tokens(stage: StageBase) -> Patch:
+    """The DPO loss on log-probabilities averaged over tokens, for a loss of pairs on sums; else a lower learning rate."""
+    if isinstance(stage, PreferenceSettings) and stage.loss_type in ("sigmoid", "hinge"):
+        return {"loss_type": "sigmoid_norm", "beta": PAIR_LOSSES["sigmoid_norm"].beta}
+    return lower_learning_rate(stage)
+
+
 MEND_ROWS = "or mend the rows that are named"  # follows the hint where rows are named
 UNSTABLE = Remedy("lower optimizer.learning_rate, or lengthen schedule.warmup", lower_learning_rate)
 REMEDIES: dict[str, Remedy] = {
@@ -50,6 +70,21 @@ REMEDIES: dict[str, Remedy] = {
         "the model overfits: select_checkpoint: best continues with the best checkpoint, early_stopping.patience ends the "
         "stage earlier",
         keep_best,
+    ),
+    "displacement": Remedy(
+        "set sft_loss_weight (0.2 to 1) to keep the chosen answers likely, or a lower optimizer.learning_rate, or a larger "
+        "beta; `fledge data check` shows pairs that are nearly equal",
+        keep_chosen_likely,
+    ),
+    "length_bias": Remedy(
+        "the data rewards length: `fledge data check` shows how often the longer answer is the chosen one; loss_type "
+        "sigmoid_norm or simpo averages over tokens",
+        average_over_tokens,
+    ),
+    "no_preference": Remedy(
+        "raise optimizer.learning_rate or train longer; where the margin is negative, look at chosen and rejected with `fledge "
+        "data show`",
+        raise_learning_rate,
     ),
     "disk": Remedy("free some space, then run the same command again"),
 }

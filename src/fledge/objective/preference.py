@@ -166,6 +166,7 @@ class DPOObjective:
             "lengths/chosen": lengths[:, 0].sum(),
             "lengths/rejected": lengths[:, 1].sum(),
         }
+        shorter = lengths[:, 0] < lengths[:, 1]
         drift = {}
         if self.has_reference:
             moved = logps.policy - logps.reference
@@ -176,6 +177,7 @@ class DPOObjective:
         return {
             **{name: Ratio(total, pairs) for name, total in totals.items()},
             **drift,
+            "rewards/accuracies_shorter": Ratio(((margins > 0) & shorter).float().sum(), shorter.float().sum()),
             **correlation_terms(margins, lengths[:, 0] - lengths[:, 1], pairs),
         }
 

@@ -228,7 +228,7 @@ def memory_chart(stage: Stage) -> Chart:
 
 
 def preference_charts(stage: Stage) -> list[Chart]:
-    """Rewards, reward margins, preference accuracy and log-probabilities, as far as the stage recorded them."""
+    """Rewards, reward margins, preference accuracy, log-probabilities and drift, as far as the stage recorded them."""
     chosen, rejected = Text("chosen", "被选"), Text("rejected", "被拒")
     train, validation = Text("train", "训练"), Text("validation", "验证")
 
@@ -258,5 +258,11 @@ def preference_charts(stage: Stage) -> list[Chart]:
             from_zero=True,
         ),
         Chart(name="logps", title=Text("Log-probability", "对数概率"), unit=UNITS["nats"], traces=chosen_and_rejected("logps")),
+        Chart(
+            name="drift",
+            title=Text("Drift from the reference", "相对参考模型的漂移"),
+            unit=UNITS["nats/token"],
+            traces=chosen_and_rejected("drift"),
+        ),
     ]
     return [chart for chart in charts if chart.traces]

@@ -28,6 +28,7 @@ UNITS = {
     "nats/token": Text("nats/token", "奈特/词元"),
     "nats/pair": Text("nats/pair", "奈特/对"),
     "per pair": Text("per pair", "每对"),
+    "per answer": Text("per answer", "每个回答"),
     "nats": Text("nats", "奈特"),
     "bits": Text("bits", "比特"),
     "choices": Text("choices", "个选择"),
@@ -39,12 +40,14 @@ EXAMPLES = {
     "document": Text("documents", "文档"),
     "conversation": Text("conversations", "对话"),
     "pair": Text("pairs", "样本对"),
+    "answer": Text("labelled answers", "带标签的回答"),
 }
 
 KINDS = {
     "pretrain": Text("pretraining", "预训练"),
     "sft": Text("supervised fine-tuning", "监督微调"),
     "preference": Text("preference optimisation", "偏好优化"),
+    "kto": Text("preference optimisation of labelled answers (KTO)", "带标签回答的偏好优化（KTO）"),
 }
 
 

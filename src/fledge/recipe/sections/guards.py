@@ -65,6 +65,33 @@ class ValidationIncreaseGuard(ConfigModel):
     min_increase: Fraction = Field(default=0.01, description="smaller increases are noise")
 
 
+class DisplacementGuard(ConfigModel):
+    """Likelihood displacement: over `window` steps, the chosen answers of the pairs are less likely than under the reference by
+    more than `max_drop`, and the rejected ones are less likely, too."""
+
+    action: Literal["ignore", "warn", "stop"] = "warn"
+    max_drop: Annotated[float, Field(gt=0)] = Field(default=0.2, description="nats per token of the chosen answers")
+    window: Positive = Field(default=10, description="number of steps to average over")
+
+
+class LengthBiasGuard(ConfigModel):
+    """The rewards follow the length of the answers: their margin is correlated with the difference in length by more than
+    `max_correlation` over `window` steps, and most pairs whose chosen answer is the shorter one are wrong."""
+
+    action: Literal["ignore", "warn", "stop"] = "warn"
+    max_correlation: Fraction = 0.5
+    window: Positive = Field(default=20, description="number of steps to average over")
+
+
+class NoPreferenceGuard(ConfigModel):
+    """In the second half of a stage on preferences, over `window` steps, the log-odds of chosen against rejected answers have
+    not grown by `min_growth`. With a reference, the margin of the rewards tells the growth."""
+
+    action: Literal["ignore", "warn", "stop"] = "warn"
+    min_growth: Annotated[float, Field(ge=0)] = 0.01
+    window: Positive = Field(default=10, description="number of steps to average over")
+
+
 class PassRateGuard(ConfigModel):
     """The fraction of prompt tests that pass is below `min_pass_rate`."""
 
@@ -122,6 +149,9 @@ class GuardsConfig(ConfigModel):
     loss_spike: _guard(LossSpikeGuard) = LossSpikeGuard()  # type: ignore[valid-type]
     divergence: _guard(DivergenceGuard) = DivergenceGuard()  # type: ignore[valid-type]
     validation_increase: _guard(ValidationIncreaseGuard) = ValidationIncreaseGuard()  # type: ignore[valid-type]
+    displacement: _guard(DisplacementGuard) = DisplacementGuard()  # type: ignore[valid-type]
+    length_bias: _guard(LengthBiasGuard) = LengthBiasGuard()  # type: ignore[valid-type]
+    no_preference: _guard(NoPreferenceGuard) = NoPreferenceGuard()  # type: ignore[valid-type]
     pass_rate: _guard(PassRateGuard) = PassRateGuard()  # type: ignore[valid-type]
     repetition: _guard(RepetitionGuard) = RepetitionGuard()  # type: ignore[valid-type]
     throughput: _guard(ThroughputGuard) = ThroughputGuard()  # type: ignore[valid-type]

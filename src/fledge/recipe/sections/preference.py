@@ -44,13 +44,29 @@ def _losses_where(has: str) -> str:
     return " or ".join(name for name, keys in PAIR_LOSSES.items() if keys.smoothing == has)
 
 
+PATIENCE = 2  # evaluations with a rising loss of preferences: they overfit sooner than the loss of tokens
+
+
 class ReferenceSettings(ConfigModel):
-    """The settings of the reference: the model as it was when the stage began."""
+    """The settings of the reference, the model as it was when the stage began, and of what watches it."""
 
     precompute_ref_log_probs: bool = Field(
         default=True,
         description="compute the reference model's log-probabilities once and store them; false: keep a second model in memory",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_patience_of_preferences(cls, values: Any) -> Any:
+        """The section with the patience of `guards.validation_increase` for preferences, where none is written."""
+        if not isinstance(values, dict) or not isinstance(values.get("guards", {}), dict):
+            return values
+        guards = values.get("guards", {})
+        guard = guards.get("validation_increase", {})
+        guard = {"action": guard} if isinstance(guard, str) else guard
+        if not isinstance(guard, dict):
+            return values
+        return {**values, "guards": {**guards, "validation_increase": {"patience": PATIENCE, **guard}}}
 
 
 class PreferenceSettings(ReferenceSettings):

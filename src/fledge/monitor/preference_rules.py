@@ -1,0 +1,114 @@
+"""The rules of the guards that watch a stage on preferences: whether the model learns to prefer, and what it gives up for it.
+
+They read the metrics of `objective.preference` and `objective.kto` and find nothing in the events of other stages.
+"""
+
+import statistics
+from collections import deque
+
+from fledge.monitor.rules import Event, GuardTrigger, Rule, trigger
+from fledge.recipe.sections.guards import DisplacementGuard, LengthBiasGuard, NoPreferenceGuard
+
+MIN_STEPS = 20  # of a stage in which growth can be expected
+MOST_WRONG = 0.5  # accuracy below which most pairs are wrong
+
+
+class Means:
+    """The means of some figures of `step` events over the last `window` steps that have all of them."""
+
+    def __init__(self, keys: tuple[str, ...], window: int) -> None:
+        self.keys, self.values = keys, deque[tuple[float, ...]](maxlen=window)
+
+    def add(self, event: Event) -> tuple[float, ...] | None:
+        """The means with this event; None if it lacks a figure, or as long as there are fewer than `window` steps."""
+        values = tuple(event.get(f"train/{key}") for key in self.keys) if event["kind"] == "step" else (None,)
+        if None in values:
+            return None
+        self.values.append(values)  # type: ignore[arg-type]
+        if len(self.values) < (self.values.maxlen or 0):
+            return None
+        return tuple(statistics.fmean(column) for column in zip(*self.values, strict=True))
+
+
+class Displacement(Rule):
+    """Triggers when chosen and rejected answers have both become less likely than under the reference, the chosen ones by more
+    than `max_drop` nats per token (likelihood displacement: Razin et al. 2024). Once per stage."""
+
+    def __init__(self, config: DisplacementGuard) -> None:
+        self.config, self.reported = config, False
+        self.means = Means(("drift/chosen", "drift/rejected"), config.window)
+
+    def update(self, event: Event) -> GuardTrigger | None:
+        """A trigger the first time that the means of the last steps are that low."""
+        means = self.means.add(event)
+        if means is None or self.reported or means[0] >= -self.config.max_drop or means[1] >= 0:
+            return None
+        self.reported = True
+        message = (
+            f"both answers become less likely: over {self.config.window} steps, the chosen ones by {-means[0]:.2f} nats/token "
+            f"and the rejected ones by {-means[1]:.2f}, against the reference"
+        )
+        evidence = {"drift_chosen": means[0], "drift_rejected": means[1]}
+        return trigger("displacement", self.config.action, message, event, evidence=evidence, stop_scope="stage")
+
+
+class LengthBias(Rule):
+    """Triggers when the margins of the rewards follow the difference in length and most pairs with a shorter chosen answer are
+    wrong (length exploitation: Park et al. 2024). Once per stage."""
+
+    def __init__(self, config: LengthBiasGuard) -> None:
+        self.config, self.reported = config, False
+        self.means = Means(("length_correlation", "rewards/accuracies_shorter"), config.window)
+
+    def update(self, event: Event) -> GuardTrigger | None:
+        """A trigger the first time that the means of the last steps say so."""
+        means = self.means.add(event)
+        if means is None or self.reported or means[0] <= self.config.max_correlation or means[1] >= MOST_WRONG:
+            return None
+        self.reported = True
+        message = (
+            f"the rewards follow the length of the answers: over {self.config.window} steps, margin and difference in length "
+            f"are correlated by {means[0]:.2f}, and of the pairs with a shorter chosen answer only {means[1]:.0%} are right"
+        )
+        evidence = {"correlation": means[0], "accuracy_shorter": means[1]}
+        return trigger("length_bias", self.config.action, message, event, evidence=evidence, stop_scope="stage")
+
+
+class NoPreference(Rule):
+    """Triggers when, in the second half of a stage of at least MIN_STEPS steps, nothing has come to be preferred: the mean
+    margin of the rewards is below `min_growth`, or, in a stage without reference, the log-odds have not grown by it since the
+    first steps. Once per stage."""
+
+    def __init__(self, config: NoPreferenceGuard) -> None:
+        self.config, self.total_steps, self.reported = config, 0, False
+        self.margins = Means(("rewards/margins", "drift/chosen"), config.window)
+        self.log_odds = Means(("log_odds",), config.window)
+        self.first: float | None = None
+
+    def update(self, event: Event) -> GuardTrigger | None:
+        """A trigger the first time that the growth up to now is too small."""
+        if event["kind"] == "start":
+            self.total_steps = event["steps"]
+        margins, log_odds = self.margins.add(event), self.log_odds.add(event)
+        if log_odds is not None and self.first is None:
+            self.first = log_odds[0]
+        growth = self._growth(margins, log_odds)
+        late = event["step"] > max(self.total_steps // 2, 2 * self.config.window) and self.total_steps >= MIN_STEPS
+        if growth is None or not late or self.reported or growth >= self.config.min_growth:
+            return None
+        self.reported = True
+        what = "the margin of the rewards is" if margins is not None else "the log-odds have grown by"
+        why = (
+            "chosen and rejected answers may be swapped"
+            if growth < -self.config.min_growth
+            else "the loss stands still at its value of the start"
+        )
+        message = f"after {event['step']:,} of {self.total_steps:,} steps nothing is preferred: {what} {growth:+.4f}; {why}"
+        return trigger("no_preference", self.config.action, message, event, evidence={"growth": growth}, stop_scope="stage")
+
+    def _growth(self, margins: tuple[float, ...] | None, log_odds: tuple[float, ...] | None) -> float | None:
+        if margins is not None:
+            return margins[0]
+        if self.margins.values or log_odds is None or self.first is None:
+            return None
+        return log_odds[0] - self.first

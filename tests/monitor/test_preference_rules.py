@@ -1,0 +1,115 @@
+"""Guards of preference stages find displacement, length bias and standing still at their step, and nothing else."""
+
+import random
+from typing import Any
+
+import pytest
+
+from fledge.monitor.guards import Guards
+from fledge.monitor.remedies import with_remedy
+from fledge.monitor.rules import GuardTrigger
+from fledge.recipe.schema import PreferenceStage
+from fledge.recipe.sections.guards import GuardsConfig
+
+Events = list[dict[str, Any]]
+
+
+def healthy(steps: int = 60, seed: int = 0, reference: bool = True) -> Events:
+    """A stage whose margins and log-odds grow with noise, and whose chosen answers stay as likely as they were."""
+    noise, events = random.Random(seed), [{"kind": "start", "step": 0, "steps": steps}]
+    for step in range(1, steps + 1):
+        values = {
+            "loss": 0.69 - 0.3 * step / steps,
+            "grad_norm": 1.0,
+            "log_odds": 0.4 + 0.5 * step / steps + noise.gauss(0, 0.05),
+            "length_correlation": noise.gauss(0.2, 0.2),
+            "rewards/accuracies_shorter": 0.8,
+            "rewards/margins": 0.8 * step / steps + noise.gauss(0, 0.02),
+        }
+        if reference:
+            values |= {"drift/chosen": noise.gauss(-0.05, 0.03), "drift/rejected": -0.5 * step / steps}
+        events.append({"kind": "step", "step": step, **{f"train/{name}": value for name, value in values.items()}})
+    return events
+
+
+def triggers(events: Events, **config: Any) -> list[GuardTrigger]:
+    """All triggers of guards that see these events in order."""
+    guards = Guards(GuardsConfig(**config))
+    return [trigger for event in events for trigger in guards.update(event)]
+
+
+def changed(events: Events, **values: Any) -> Events:
+    """The events with other values of training; a value may be a function of the step."""
+    return [
+        {**event, **{f"train/{name}": value(event["step"]) if callable(value) else value for name, value in values.items()}}
+        if event["kind"] == "step"
+        else event
+        for event in events
+    ]
+
+
+@pytest.mark.parametrize("reference", [True, False])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_healthy_stage_triggers_nothing(seed: int, reference: bool) -> None:
+    assert triggers(healthy(seed=seed, reference=reference)) == []
+
+
+def test_chosen_answers_that_fall_with_the_rejected_ones_are_displaced() -> None:
+    falling = {"drift/chosen": lambda step: -0.01 * step, "drift/rejected": lambda step: -0.03 * step}
+    (found,) = triggers(changed(healthy(), **falling))
+    assert (found.finding.check, found.action) == ("displacement", "warn")
+    assert found.step == 25  # the mean of steps 16 … 25 is the first one below -0.2
+    assert found.finding.evidence["drift_chosen"] == pytest.approx(-0.205)
+    only_rejected_falls = changed(healthy(), **{"drift/chosen": 0.1, "drift/rejected": lambda step: -0.03 * step})
+    assert triggers(only_rejected_falls) == []
+    assert triggers(changed(healthy(), **falling), displacement="ignore") == []
+
+
+def test_rewards_that_follow_the_length_are_told_only_where_shorter_chosen_answers_lose() -> None:
+    follows = {"length_correlation": 0.8, "rewards/accuracies_shorter": 0.1}
+    (found,) = triggers(changed(healthy(), **follows))
+    assert (found.finding.check, found.step) == ("length_bias", 20)
+    assert "only 10% are right" in found.finding.message
+    assert triggers(changed(healthy(), **{**follows, "rewards/accuracies_shorter": 0.9})) == []
+    no_shorter_pair = {"length_correlation": 0.8, "rewards/accuracies_shorter": None}
+    assert triggers(changed(healthy(), **no_shorter_pair)) == []
+
+
+@pytest.mark.parametrize(("margin", "why"), [(0.001, "stands still"), (-0.3, "swapped")])
+def test_margins_that_do_not_grow_are_told_in_the_second_half(margin: float, why: str) -> None:
+    (found,) = triggers(changed(healthy(), **{"rewards/margins": margin}))
+    assert (found.finding.check, found.step) == ("no_preference", 31) and why in found.finding.message
+
+
+def test_log_odds_that_do_not_grow_are_told_without_a_reference() -> None:
+    (found,) = triggers(changed(healthy(reference=False), log_odds=-0.2))
+    assert (found.finding.check, found.step) == ("no_preference", 31)
+    assert triggers(changed(healthy(12, reference=False), log_odds=-0.2)) == []  # too few steps to expect growth
+
+
+def test_guards_that_replay_their_events_trigger_once_all_the_same() -> None:
+    events = changed(healthy(), **{"rewards/margins": 0.001})
+    guards = Guards(GuardsConfig())
+    guards.replay(events[:40])
+    assert [trigger for event in events[40:] for trigger in guards.update(event)] == []
+
+
+def test_a_remedy_gives_a_stage_that_is_valid() -> None:
+    values: dict[str, Any] = {"kind": "preference", "data": {"train": "x"}}
+    stage = PreferenceStage.model_validate(values)
+    for name, key in (
+        ("displacement", "sft_loss_weight"),
+        ("length_bias", "loss_type"),
+        ("no_preference", "optimizer.learning_rate"),
+    ):
+        faults: dict[str, dict[str, Any]] = {
+            "displacement": {"drift/chosen": -1.0, "drift/rejected": -2.0},
+            "length_bias": {"length_correlation": 0.8, "rewards/accuracies_shorter": 0.1},
+            "no_preference": {"rewards/margins": 0.0},
+        }
+        (found,) = triggers(changed(healthy(), **faults[name]))
+        finding = with_remedy(found.finding, "dpo", stage)
+        assert finding.check == name and finding.hint and finding.patch and f"stages.dpo.{key}" in finding.patch
+        flat = {path.removeprefix("stages.dpo."): value for path, value in finding.patch.items()}
+        more = {"optimizer": {"learning_rate": flat.pop("optimizer.learning_rate")}} if key.startswith("optimizer") else {}
+        PreferenceStage.model_validate({**values, **flat, **more})
