@@ -207,7 +207,7 @@ def unread_keys(keys: Iterable[recipe_keys.Key]) -> list[str]:
         through = sum(
             method in outside.counts and name in reads
             for (owner, method), reads in inside.by_method.items()
-            if owner in {section.__name__ for section in sections}
+            if owner in {base.__name__ for section in sections for base in section.__mro__}
         )
         different = {frozenset(section.model_fields) for section in sections}
         if outside.counts[name] + through < len(different) and name not in READ_IN_RECIPE:

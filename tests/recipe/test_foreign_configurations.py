@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.errors import FledgeError
-from fledge.recipe import PreferenceStage, Recipe, SftStage, load_recipe, recipe_from_dict
+from fledge.recipe import KtoStage, PreferenceStage, Recipe, SftStage, load_recipe, recipe_from_dict
 from fledge.recipe.foreign.renamed import RENAMED
 from fledge.recipe.foreign.synonyms import SYNONYMS
 from fledge.recipe.schema import AdapterConfig
@@ -118,6 +118,14 @@ def test_preference_losses_of_other_trainers_become_loss_types(tmp_path: Path) -
         stage = answered(tmp_path, text)[1].stages["dpo"]
         assert isinstance(stage, PreferenceStage)
         assert (stage.loss_type, stage.beta) == (loss_type, beta)
+
+
+def test_methods_without_a_reference_and_on_labelled_answers_become_stages(tmp_path: Path) -> None:
+    stage = answered(tmp_path, "stage: dpo\npref_loss: simpo\nsimpo_gamma: 0.7\npref_beta: 2.5\n")[1].stages["dpo"]
+    assert isinstance(stage, PreferenceStage)
+    assert (stage.loss_type, stage.simpo_gamma, stage.beta) == ("simpo", 0.7, 2.5)
+    stage = answered(tmp_path, "stage: kto\npref_beta: 0.2\nkto_rejected_weight: 1.5\n")[1].stages["kto"]
+    assert isinstance(stage, KtoStage) and (stage.beta, stage.undesirable_weight) == (0.2, 1.5)
 
 
 def test_method_of_another_trainer_sets_the_loss_together_with_its_own_keys(tmp_path: Path) -> None:
@@ -292,7 +300,6 @@ def test_contradicting_keys_are_reported_and_the_first_one_counts(tmp_path: Path
 
 def test_unsupported_method_is_reported(tmp_path: Path) -> None:
     for method, kind, remark in [
-        ("kto", "sft", "there is no KTO"),
         ("rm", "dpo", "no reward models"),
         ("ppo", "dpo", "there is no PPO"),
     ]:

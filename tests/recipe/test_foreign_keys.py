@@ -232,10 +232,13 @@ def test_foreign_key_in_a_stage_is_answered_with_fledges_key(tmp_path: Path, wri
         ("loss_type: [ipo]", "write loss_type: ipo"),
         ("dpo_loss_type: [hinge]", "write loss_type: hinge"),
         ("loss_type: [ipo, sft]\n    loss_weights: [1.0, 0.5]", "write loss_type: ipo and sft_loss_weight: 0.5"),
-        ("pref_loss: orpo", "the losses of a preference stage are sigmoid, hinge, ipo: loss_type: sigmoid"),
-        ("pref_loss: [sigmoid, hinge]", "the losses of a preference stage are sigmoid, hinge, ipo"),
-        ("pref_loss: nll", "the losses of a preference stage are sigmoid, hinge, ipo"),
-        ("simpo_gamma: 0.5", "a preference stage has the losses sigmoid, hinge, ipo"),
+        ("pref_loss: orpo", "write loss_type: orpo"),
+        ("pref_loss: apo_zero", "the losses of a preference stage are sigmoid, robust, sigmoid_norm, hinge, ipo, simpo, orpo"),
+        ("pref_loss: [sigmoid, hinge]", "the losses of a preference stage are sigmoid, robust, sigmoid_norm, hinge, ipo"),
+        ("pref_loss: nll", "the losses of a preference stage are sigmoid, robust, sigmoid_norm, hinge, ipo"),
+        ("pref_loss: kto_pair", "KTO is a kind of stage"),
+        ("simpo_gamma: 0.5", "simpo_gamma belongs to loss_type simpo"),
+        ("ld_alpha: 0.5", "a preference stage has the losses sigmoid, robust, sigmoid_norm, hinge, ipo, simpo, orpo"),
         ("rl: ipo", "write kind: preference and loss_type: ipo"),
         ("rpo_alpha: 1.0", "write sft_loss_weight: 1.0"),
         ("pref_ftx: 0.5", "write sft_loss_weight: 0.5"),
@@ -269,7 +272,7 @@ def test_every_kind_of_stage_has_an_entry_for_configurations_of_other_trainers()
 
 
 def test_every_loss_of_the_schema_is_known_by_its_name_in_other_trainers() -> None:
-    assert loss_types("preference") == ("sigmoid", "hinge", "ipo")
+    assert loss_types("preference") == ("sigmoid", "robust", "sigmoid_norm", "hinge", "ipo", "simpo", "orpo")
     assert loss_types("pretrain") == loss_types("sft") == ()
     for name in loss_types("preference"):
         answer = answer_for("pref_loss", name, Context({"pref_loss": name}, "preference"))

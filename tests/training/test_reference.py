@@ -79,7 +79,7 @@ def test_a_table_is_computed_by_the_start_model_without_loading_a_second_model(t
     batch = DATA.assemble(range(len(DATA)))
     expected = sequence_log_probabilities(make_decoder(), batch)[0].view(9, 2)
     torch.testing.assert_close(table[list(batch.examples)], expected, atol=1e-4, rtol=1e-5)
-    assert log == ["reference log-probabilities of 9 training pairs …"] and provider.model.training
+    assert log == ["reference log-probabilities of 9 training examples …"] and provider.model.training
 
 
 def test_a_table_is_read_from_its_file_and_recomputed_when_the_weights_differ(tmp_path: Path) -> None:

@@ -331,6 +331,9 @@ def test_other_errors_are_raised_unchanged() -> None:
         def evaluate(self, *what: Any) -> dict[str, Ratio]:
             return {}
 
+        def in_window(self, *what: Any) -> "Broken":
+            return self
+
     train_step = _train_step(make_decoder())
     train_step.objective = Broken()
     with pytest.raises(RuntimeError, match="shapes"):

@@ -111,6 +111,8 @@ class ExampleFormat:
             min_tokens=self.min_tokens if min_tokens is None else min_tokens,
             augment=data.augment,
             seed=seed,
+            max_prompt_length=data.max_prompt_length,
+            max_completion_length=data.max_completion_length,
         )
 
 

@@ -21,7 +21,7 @@ class Means:
 
     def add(self, event: Event) -> tuple[float, ...] | None:
         """The means with this event; None if it lacks a figure, or as long as there are fewer than `window` steps."""
-        values = tuple(event.get(f"train/{key}") for key in self.keys) if event["kind"] == "step" else (None,)
+        values = tuple(event.get(key) for key in self.keys) if event["kind"] == "step" else (None,)
         if None in values:
             return None
         self.values.append(values)  # type: ignore[arg-type]
@@ -36,7 +36,7 @@ class Displacement(Rule):
 
     def __init__(self, config: DisplacementGuard) -> None:
         self.config, self.reported = config, False
-        self.means = Means(("drift/chosen", "drift/rejected"), config.window)
+        self.means = Means(("train/drift/chosen", "train/drift/rejected"), config.window)
 
     def update(self, event: Event) -> GuardTrigger | None:
         """A trigger the first time that the means of the last steps are that low."""
@@ -58,7 +58,7 @@ class LengthBias(Rule):
 
     def __init__(self, config: LengthBiasGuard) -> None:
         self.config, self.reported = config, False
-        self.means = Means(("length_correlation", "rewards/accuracies_shorter"), config.window)
+        self.means = Means(("train/length_correlation", "train/rewards/accuracies_shorter"), config.window)
 
     def update(self, event: Event) -> GuardTrigger | None:
         """A trigger the first time that the means of the last steps say so."""
@@ -81,8 +81,8 @@ class NoPreference(Rule):
 
     def __init__(self, config: NoPreferenceGuard) -> None:
         self.config, self.total_steps, self.reported = config, 0, False
-        self.margins = Means(("rewards/margins", "drift/chosen"), config.window)
-        self.log_odds = Means(("log_odds",), config.window)
+        self.margins = Means(("train/rewards/margins", "train/drift/chosen"), config.window)
+        self.log_odds = Means(("train/log_odds",), config.window)
         self.first: float | None = None
 
     def update(self, event: Event) -> GuardTrigger | None:

@@ -16,6 +16,7 @@ Number = float | Tensor
 WindowBatches = Callable[[], Iterable[tuple[Batch, bool]]]
 """Yields this rank's batches of an update or evaluation, each with whether it counts: one that does not keeps ranks in step."""
 SumOverRanks = Callable[[Sequence[float]], Sequence[float]]
+LENGTH_CORRELATION = "length_correlation"
 CORRELATED = "correlate/"  # prefix of the metrics that a correlation is made of
 
 
@@ -94,7 +95,7 @@ def with_correlation(metrics: Mapping[str, Any]) -> dict[str, Any]:
         return others
     x, y, xx, yy, xy = (torch.as_tensor(terms[name], dtype=torch.float64) for name in ("x", "y", "xx", "yy", "xy"))
     correlation = (xy - x * y) / ((xx - x * x).clamp(min=0) * (yy - y * y).clamp(min=0)).sqrt()
-    return {**others, "length_correlation": correlation if isinstance(terms["x"], Tensor) else float(correlation)}
+    return {**others, LENGTH_CORRELATION: correlation if isinstance(terms["x"], Tensor) else float(correlation)}
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from fledge.recipe.sections.engine import (
 )
 from fledge.recipe.sections.guards import GuardsConfig
 from fledge.recipe.sections.model import ModelConfig, MoeConfig, RopeScaling, TokenizerConfig
-from fledge.recipe.sections.preference import KtoSettings, PreferenceSettings
+from fledge.recipe.sections.preference import KtoSettings, PreferenceSettings, ReferenceSettings
 from fledge.recipe.units import Duration
 
 __all__ = [
@@ -192,6 +192,15 @@ class StageBase(ConfigModel):
                 "adafactor moves matrices by a share of their size, and half of an adapter begins as zero: it would hardly "
                 "learn; set optimizer.name to adamw"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_lengths_of_answers(self) -> "StageBase":
+        lengths = {name: getattr(self.data, name) for name in ("max_prompt_length", "max_completion_length")}
+        if given := [
+            name for name, length in lengths.items() if length is not None and not isinstance(self, ReferenceSettings)
+        ]:
+            raise ValueError(f"data.{given[0]} belongs to preference and kto stages; data.max_seq_len limits other rows")
         return self
 
     @model_validator(mode="after")

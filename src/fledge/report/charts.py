@@ -227,6 +227,10 @@ def memory_chart(stage: Stage) -> Chart:
     )
 
 
+def _margins(traces: tuple[dict[str, object], ...]) -> Chart:
+    return Chart(name="margins", title=Text("Reward margin", "奖励差"), unit=UNITS["nats"], traces=traces)
+
+
 def preference_charts(stage: Stage) -> list[Chart]:
     """Rewards, reward margins, preference accuracy, log-probabilities and drift, as far as the stage recorded them."""
     chosen, rejected = Text("chosen", "被选"), Text("rejected", "被拒")
@@ -244,12 +248,7 @@ def preference_charts(stage: Stage) -> list[Chart]:
 
     charts = [
         Chart(name="rewards", title=Text("Rewards", "奖励"), unit=UNITS["nats"], traces=chosen_and_rejected("rewards")),
-        Chart(
-            name="margins",
-            title=Text("Reward margin", "奖励差"),
-            unit=UNITS["nats"],
-            traces=train_and_validation("rewards/margins", 1),
-        ),
+        _margins(train_and_validation("rewards/margins", 1)),
         Chart(
             name="accuracy",
             title=Text("Preference accuracy", "偏好准确率"),
@@ -263,6 +262,18 @@ def preference_charts(stage: Stage) -> list[Chart]:
             title=Text("Drift from the reference", "相对参考模型的漂移"),
             unit=UNITS["nats/token"],
             traces=chosen_and_rejected("drift"),
+        ),
+        Chart(
+            name="chosen_loss",
+            title=Text("Loss of the chosen answers", "较好回答的损失"),
+            unit=UNITS["nats/token"],
+            traces=smoothed(points(stage.events.steps, "train/sft_loss"), "main", train),
+        ),
+        Chart(
+            name="kl",
+            title=Text("Estimated KL divergence from the reference", "与参考模型的 KL 散度（估计）"),
+            unit=UNITS["nats"],
+            traces=smoothed(points(stage.events.steps, "train/kl"), "main", train),
         ),
     ]
     return [chart for chart in charts if chart.traces]

@@ -13,7 +13,7 @@ from fledge.distributed.fsdp import reshard_after
 from fledge.errors import FledgeError
 from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective import Objective, Ratio
-from fledge.objective.base import read_numbers, with_correlation
+from fledge.objective.base import LENGTH_CORRELATION, read_numbers, with_correlation
 from fledge.training.batch_loader import on_device
 from fledge.training.train_step import StopRequested
 
@@ -85,7 +85,8 @@ def validate(
             for name, ratio in objective.evaluate(model, batch).items():
                 sums[name] = sums.get(name, ratio.zeroed()) + (ratio if counts else ratio.zeroed())
     metrics = with_correlation({name: ratio.value for name, ratio in _all_reduced(sums, ranks).items() if ratio.count})
-    metrics = {name: value for name, value in metrics.items() if name == "loss" or not math.isnan(value)}
+    if math.isnan(metrics.get(LENGTH_CORRELATION, 0.0)):  # nothing varies, as before the first step
+        del metrics[LENGTH_CORRELATION]
     if "loss" not in metrics:
         raise FledgeError("the validation rows have no targets to measure the loss on", where="data.validation")
     return metrics

@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from fledge.data.parsing.items import Document
 from fledge.data.report import SourceReport
 from fledge.errors import FledgeError
 from fledge.tokenizer import Tokenizer, load_tokenizer
-from tests.support.sources import jsonl, prepare, read
+from tests.support.sources import jsonl, prepare, read, stage_of
 
 GOOD = {"text": "some text", "prompt": "question", "response": "answer", "chosen": "yes", "rejected": "no"}
 ROWS = st.lists(
@@ -233,6 +234,31 @@ def test_a_preference_with_a_long_history_keeps_the_newest_rounds_in_both_answer
     (chosen, trained), (rejected, other) = (written(data, chatml, i) for i in (0, 1))
     assert (trained, other) == ("yes<|im_end|>", "no<|im_end|>")  # the answers before are part of the prompt
     assert chosen.split("yes")[0] == rejected.split("assistant\nno")[0] + "assistant\n"
+
+
+def test_prompts_and_answers_have_limits_of_their_own(tmp_path: Path, chatml: Tokenizer) -> None:
+    turns = turns_of(*(text for i in range(9) for text in (f"ask {i}", f"tell {i}")), "last")
+    rows = [
+        {"prompt": turns, "chosen": "yes " * 40, "rejected": "no"},  # a long history, and an answer that is cut
+        {"prompt": "long question " * 30, "chosen": "yes", "rejected": "no"},  # its last question alone is too long
+        {"prompt": "q", "chosen": "same " * 30 + "a", "rejected": "same " * 30 + "b"},  # equal when cut
+    ]
+    limits = {"max_seq_len": 64, "max_prompt_length": 40, "max_completion_length": 20}
+    data = prepare("preference", jsonl(tmp_path / "a.jsonl", rows), chatml, **limits)
+    source = data.report.sources[0]
+    dropped = {"prompt longer than max_prompt_length": 1, "answers equal after the cut": 1}
+    assert (source.used_rows, source.shortened_rows, source.truncated_rows, dict(source.dropped)) == (1, 1, 1, dropped)
+    _, weights = data.train.examples.sequence(0)
+    assert np.count_nonzero(weights) == 20 and np.flatnonzero(weights)[0] <= 40
+    assert np.count_nonzero(data.train.examples.sequence(1)[1]) == len(chatml.encode("no")) + 1
+
+
+@pytest.mark.parametrize("key", ["max_prompt_length", "max_completion_length"])
+def test_limits_of_answers_are_refused_where_rows_have_none_or_they_are_too_large(key: str) -> None:
+    with pytest.raises(FledgeError, match=f"data.{key} belongs to preference and kto stages"):
+        stage_of("sft", "a.jsonl", **{key: 32})
+    with pytest.raises(FledgeError, match=f"{key} 96 is longer than max_seq_len 64"):
+        stage_of("preference", "a.jsonl", max_seq_len=64, **{key: 96})
 
 
 def test_documents_that_continue_in_another_packed_row_are_counted_as_split(tmp_path: Path, chatml: Tokenizer) -> None:

@@ -1,5 +1,6 @@
 """Labelled answers become an answer with its label and an unrelated answer behind the same prompt."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +69,10 @@ def test_a_row_without_a_label_is_no_feedback(chatml: Tokenizer) -> None:
 def test_the_completion_of_another_sequence_goes_behind_the_prompt() -> None:
     first = np.array([1, 2, 3, 4]), np.array([0, 0, 1, 1], np.float32)
     second = np.array([7, 8, 9]), np.array([0, 1, 0], np.float32)
-    tokens, weights = behind_prompt(first, second, 10)
+    tokens, weights = behind_prompt(first, second, _config(10))
     assert tokens.tolist() == [1, 2, 8, 9] and weights.tolist() == [0, 0, 1, 0]
-    assert behind_prompt(first, second, 3)[0].tolist() == [1, 2, 8]
+    assert behind_prompt(first, second, _config(2))[0].tolist() == [1, 2, 8]
+    assert behind_prompt(first, second, replace(_config(10), max_completion_length=1))[0].tolist() == [1, 2, 8]
 
 
 def test_the_label_of_each_row_is_stored_and_changes_the_fingerprint(tmp_path: Path, chatml: Tokenizer) -> None:

@@ -31,7 +31,11 @@ from fledge.data.report import SourceReport
 from fledge.data.storage import load_arrays
 
 OPENINGS_SHOWN = 10
-TOO_LONG = ("prompt longer than the context", "answers equal after the cut")  # why encoding drops rows for their length
+TOO_LONG = (  # why encoding drops rows for their length
+    "prompt longer than the context",
+    "prompt longer than max_prompt_length",
+    "answers equal after the cut",
+)
 
 
 def stage_statistics(dataset: StageDataset, measured: Measured | None = None) -> StageStatistics:

@@ -34,6 +34,7 @@ class EncodingConfig:
     """The settings of encoding.
 
     A sequence of n tokens gives n − 1 positions, so n ≤ `max_seq_len` + 1. Items with fewer than `min_tokens` are dropped.
+    `max_prompt_length` and `max_completion_length`: most tokens of a prompt and of a completion behind it; None: no own limit.
     """
 
     max_seq_len: int
@@ -42,6 +43,22 @@ class EncodingConfig:
     min_tokens: int
     augment: AugmentConfig
     seed: int
+    max_prompt_length: int | None = None
+    max_completion_length: int | None = None
+
+    def is_too_long(self, prompt_length: int) -> bool:
+        """Whether a prompt has more tokens than its own limit."""
+        return self.max_prompt_length is not None and prompt_length > self.max_prompt_length
+
+    def limit(self, prompt_length: int) -> int:
+        """The most tokens of a sequence with a prompt of this length."""
+        most = self.max_seq_len + 1
+        return most if self.max_completion_length is None else min(most, prompt_length + self.max_completion_length)
+
+
+def prompt_length(weights: np.ndarray) -> int:
+    """Number of tokens before the first one with weight, which a completion begins with."""
+    return int(np.flatnonzero(weights)[0])
 
 
 def dropped(reason: str, detail: str) -> Encoded:

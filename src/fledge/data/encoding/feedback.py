@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from fledge.data.encoding.dialogues import encode_dialogues
-from fledge.data.encoding.examples import Encoded, EncodingConfig, TokenSequence, item_batches
+from fledge.data.encoding.examples import Encoded, EncodingConfig, TokenSequence, item_batches, prompt_length
 from fledge.data.parsing.items import BinaryFeedback, Item
 from fledge.tokenizer import Tokenizer
 
@@ -28,18 +28,14 @@ def encode_feedback(items: Iterable[Item], tokenizer: Tokenizer, config: Encodin
                 yield one
                 continue
             answer = one.examples[0][0]
-            example = (answer, behind_prompt(answer, next(before), config.max_seq_len + 1))
+            example = (answer, behind_prompt(answer, next(before), config))
             yield replace(one, examples=(example,), label=item.desirable)
 
 
-def behind_prompt(sequence: TokenSequence, other: TokenSequence, limit: int) -> TokenSequence:
-    """The prompt of a sequence with the completion of another one behind it, at most `limit` tokens. A completion begins at the
-    first token with weight."""
+def behind_prompt(sequence: TokenSequence, other: TokenSequence, config: EncodingConfig) -> TokenSequence:
+    """The prompt of a sequence with the completion of another one behind it, cut to the limits of the configuration."""
     (tokens, weights), (other_tokens, other_weights) = sequence, other
-    prompt, start = _prompt_length(weights), _prompt_length(other_weights)
+    prompt, start = prompt_length(weights), prompt_length(other_weights)
+    limit = config.limit(prompt)
     joined = np.concatenate((tokens[:prompt], other_tokens[start:]))[:limit]
     return joined, np.concatenate((weights[:prompt], other_weights[start:]))[:limit]
-
-
-def _prompt_length(weights: np.ndarray) -> int:
-    return int(np.flatnonzero(weights)[0])

@@ -61,9 +61,9 @@ class WeightedRounds:
     ends: list[int]
     tool_call_turns: frozenset[int]
 
-    def lost_tokens(self, limit: int) -> int:
-        """Tokens that do not fit into sequences of `limit` tokens."""
-        return sum(max(0, end - limit) for end in self.ends)
+    def lost_tokens(self, limits: Sequence[int]) -> int:
+        """Tokens that do not fit into sequences of at most `limits` tokens, one for each."""
+        return sum(max(0, end - limit) for end, limit in zip(self.ends, limits, strict=True))
 
 
 def split_rounds(messages: Sequence[Message]) -> tuple[Round, list[Round]]:

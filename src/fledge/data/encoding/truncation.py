@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 
-from fledge.data.encoding.examples import Encoded, EncodingConfig, Example
+from fledge.data.encoding.examples import Encoded, EncodingConfig, Example, prompt_length
 from fledge.data.encoding.rendering import DialogueRounds, WeightedRounds, weigh_rounds
 from fledge.data.parsing.columns import RowError
 from fledge.data.row_events import RowEvent
@@ -51,35 +51,44 @@ class _Truncator:
         return self._weighted[first, stop]
 
     def fits(self, first: int, stop: int) -> bool:
-        """Whether no trained token of rounds first … stop - 1 is cut."""
-        return not self.weighted(first, stop).lost_tokens(self.limit)
+        """Whether no trained token of rounds first … stop - 1 is cut by the context, and their prompt is short enough."""
+        weighted, most = self.weighted(first, stop), self.config.max_completion_length
+        prompts = self._prompts(weighted)
+        if any(self.config.is_too_long(prompt) for prompt in prompts):
+            return False
+        wanted = [end if most is None else min(end, prompt + most) for end, prompt in zip(weighted.ends, prompts, strict=True)]
+        return max(wanted) <= self.limit
+
+    def _prompts(self, weighted: WeightedRounds) -> list[int]:
+        """The length of each sequence's prompt; 0 where prompts and completions have no limits of their own."""
+        if self.config.max_prompt_length is None and self.config.max_completion_length is None:
+            return [0] * len(weighted.sequences)
+        return [prompt_length(weights) if weights.any() else 0 for _, weights in weighted.sequences]
 
     def truncate(self, weighted: WeightedRounds) -> tuple[Example, list[RowEvent]]:
         """Cut an example to the context. Raises RowError if no target is left, or if all its sequences become equal."""
         if weighted is not self.uncut:  # which is checked
             _check_trained(weighted)
-        if len(weighted.sequences) == 1 and len(weighted.sequences[0][0]) <= self.limit:
+        prompts = self._prompts(weighted)
+        if any(self.config.is_too_long(prompt) for prompt in prompts):
+            detail = f"{max(prompts):,} tokens, at most {self.config.max_prompt_length:,}"
+            raise RowError("prompt longer than max_prompt_length", detail)
+        limits = [self.config.limit(prompt) if self.config.max_completion_length else self.limit for prompt in prompts]
+        if len(weighted.sequences) == 1 and len(weighted.sequences[0][0]) <= limits[0]:
             return (weighted.sequences[0],), []
         size = f"{max(weighted.ends):,} tokens, context {self.config.max_seq_len:,}"
         example = tuple(
-            (tokens[: self.limit], self._kept_weights(weights, turns, weighted.tool_call_turns))
-            for (tokens, weights), turns in zip(weighted.sequences, weighted.turns, strict=True)
+            (tokens[:limit], _kept_weights(weights, turns, weighted.tool_call_turns, limit))
+            for (tokens, weights), turns, limit in zip(weighted.sequences, weighted.turns, limits, strict=True)
         )
         if not all(weights[1:].any() for _, weights in example):
             raise RowError("prompt longer than the context", size)
         if len(example) > 1 and all(np.array_equal(example[0][0], tokens) for tokens, _ in example[1:]):
             raise RowError("answers equal after the cut", size)
-        lost = weighted.lost_tokens(self.limit)
+        lost = weighted.lost_tokens(limits)
         if not lost:
             return example, []
         return example, [RowEvent("truncated", "answer cut to the context", self._cut_answers(weighted) + size, lost)]
-
-    def _kept_weights(self, weights: np.ndarray, turns: np.ndarray, tool_call_turns: frozenset[int]) -> np.ndarray:
-        """The weights of the tokens that fit. A tool call that is cut is not valid JSON, so all its weights become 0."""
-        kept = weights[: self.limit]
-        if len(turns) > self.limit and turns[self.limit] == turns[self.limit - 1] and int(turns[self.limit]) in tool_call_turns:
-            kept = np.where(turns[: self.limit] == turns[self.limit], np.float32(0), kept)
-        return kept
 
     def _cut_answers(self, weighted: WeightedRounds) -> str:
         """The number of answers that are cut or lost, as text for the event; empty for a dialogue with one trained answer."""
@@ -143,3 +152,11 @@ class _Truncator:
             count *= 2
         more = range(count + 1, min(2 * count, most + 1))
         return first + count + bisect_left(more, True, key=lambda rounds: not self.fits(first, first + rounds))
+
+
+def _kept_weights(weights: np.ndarray, turns: np.ndarray, tool_call_turns: frozenset[int], limit: int) -> np.ndarray:
+    """The weights of the first `limit` tokens. A tool call that is cut is not valid JSON, so all its weights become 0."""
+    kept = weights[:limit]
+    if len(turns) > limit and turns[limit] == turns[limit - 1] and int(turns[limit]) in tool_call_turns:
+        kept = np.where(turns[:limit] == turns[limit], np.float32(0), kept)
+    return kept

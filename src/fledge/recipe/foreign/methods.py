@@ -20,11 +20,12 @@ from fledge.recipe.foreign.answer import (
     word,
 )
 from fledge.recipe.foreign.learning import OPTIMIZER_NAMES, OPTIMIZERS, SCHEDULES, optimizer, schedule
-from fledge.recipe.foreign.stage_kinds import KIND_KEYS, kinds_with_one_loss, loss_types, method_named
+from fledge.recipe.foreign.stage_kinds import KIND_KEYS, STAGE_KINDS, cross_entropy_kinds, loss_types, method_named
 from fledge.recipe.schema_keys import KINDS
 
 LOSSES = ("pref_loss", "loss_type", "dpo_loss", "dpo_loss_type")
 LOSS_ALIASES = {"dpo": "sigmoid", "slic": "hinge"}  # names of losses in other trainers -> values of `loss_type`
+KTO = {"kto", "kto_pair"}
 CROSS_ENTROPY = {"nll", "chunked_nll", "cross_entropy", "ce"}
 LOSSES_OF_MEANS = {
     "ipo",
@@ -63,17 +64,19 @@ def _loss_names(value: Any, context: Context) -> list[str]:
 def _loss(value: Any, context: Context) -> Answer:
     """The answer to the name of a loss, or to a list of names as in TRL: `[sigmoid, sft]`."""
     names, types = _loss_names(value, context), loss_types(context.kind)
-    if names == ["kto"] or names == ["kto_pair"]:
-        return Answer(note="KTO is a kind of stage: kind: kto")
+    if set(names) <= KTO:
+        return Answer(note="KTO is a kind of stage, for rows with a label: kind: kto")
     preference = [name for name in names if name in types]
     if len(preference) == 1 and names == preference:
         return Answer((("loss_type", preference[0]),))
     if len(preference) == 1 and sorted(names) == sorted([preference[0], "sft"]):
         return _with_sft_loss(preference[0], names, context)
+    if context.kind is not None and not types and not STAGE_KINDS[context.kind].smooths_targets:
+        return Answer(note=f"leave it out; a {context.kind} stage has one loss")
     if set(names) <= CROSS_ENTROPY and (context.kind is None or not types):
-        return Answer(note=f"leave it out; {kinds_with_one_loss()} stages train by cross-entropy")
+        return Answer(note=f"leave it out; {cross_entropy_kinds()} stages train by cross-entropy")
     if not types:
-        return Answer(note=f"{kinds_with_one_loss()} stages train by cross-entropy only")
+        return Answer(note=f"{cross_entropy_kinds()} stages train by cross-entropy only")
     return Answer(
         note=f"the losses of a preference stage are {', '.join(types)}: loss_type: {types[0]}; "
         "sft_loss_weight adds the loss of the chosen answer"
@@ -88,6 +91,12 @@ def _with_sft_loss(loss_type: str, names: list[str], context: Context) -> Answer
     if not preference or sft is None:
         return Answer(note="write the weight of the chosen answer's loss relative to the preference loss: sft_loss_weight: 0.2")
     return Answer((("loss_type", loss_type), ("sft_loss_weight", sft / preference)), "relative to the preference loss")
+
+
+def _simpo_gamma(value: Any, context: Context) -> Answer:
+    """The answer to the margin of SimPO, which names the loss where the configuration does not."""
+    loss = () if context.has(LOSSES) else (("loss_type", "simpo"),)
+    return Answer((*loss, ("simpo_gamma", as_number(value))))
 
 
 def _uses_means(context: Context) -> bool:
@@ -130,7 +139,7 @@ METHODS: Table = {
     **for_keys("pref_beta dpo_beta beta rl_beta", _beta),
     **for_keys((*LOSSES, "loss_weights"), _loss),
     **for_keys("pref_ftx rpo_alpha sft_weight_in_dpo nll_loss_coef", _sft_loss_weight),
-    **for_keys("simpo_gamma", replaced_by("simpo_gamma")),
+    **for_keys("simpo_gamma", _simpo_gamma),
     **for_keys("desirable_weight kto_chosen_weight", replaced_by("desirable_weight")),
     **for_keys("undesirable_weight kto_rejected_weight", replaced_by("undesirable_weight")),
     **for_keys("dpo_label_smoothing label_smoothing", replaced_by("label_smoothing")),

@@ -113,9 +113,9 @@ def loss_types(kind: str | None) -> tuple[str, ...]:
     return tuple(str(name) for name in get_args(field.annotation)) if field else ()
 
 
-def kinds_with_one_loss() -> str:
-    """The kinds of stages without a choice of the loss, in words: `pretrain and sft`."""
-    return " and ".join(kind for kind in KINDS if not loss_types(kind))
+def cross_entropy_kinds() -> str:
+    """The kinds of stages that train by cross-entropy, in words: `pretrain and sft`."""
+    return " and ".join(kind for kind in KINDS if STAGE_KINDS[kind].smooths_targets)
 
 
 def kind_of_section(name: str) -> str | None:

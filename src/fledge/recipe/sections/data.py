@@ -173,11 +173,27 @@ class DataConfig(ConfigModel):
         description="for conversations longer than max_seq_len: keep the most recent whole turns, cut at the end, or make "
         "several examples of whole turns",
     )
+    max_prompt_length: Positive | None = Field(
+        default=None, description="preference and kto: most tokens of a prompt; the oldest turns of a longer one are left out"
+    )
+    max_completion_length: Positive | None = Field(
+        default=None, description="preference and kto: most tokens of an answer; a longer one is cut"
+    )
     train_on_turns: Literal["all", "last"] = Field(default="all", description="assistant turns that contribute to the loss")
     augment: AugmentConfig = AugmentConfig()
     max_drop_fraction: Annotated[float, BeforeValidator(as_fraction), Field(ge=0, le=1)] | None = Field(
         default=None, description="stop if a larger fraction of a source's rows is dropped, e.g. 1%"
     )
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> "DataConfig":
+        for name, length in (
+            ("max_prompt_length", self.max_prompt_length),
+            ("max_completion_length", self.max_completion_length),
+        ):
+            if length is not None and length > self.max_seq_len:
+                raise ValueError(f"{name} {length} is longer than max_seq_len {self.max_seq_len}")
+        return self
 
     @model_validator(mode="after")
     def _check_token_fractions(self) -> "DataConfig":
