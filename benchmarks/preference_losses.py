@@ -1,0 +1,162 @@
+"""Every loss of preferences on the quickstart's world: from its SFT model, over learning rates and seeds.
+
+Needs a finished quickstart: `--run runs/quickstart`. Each run trains the SFT model for some updates on the world's pairs (KTO:
+on single answers with labels, made of the same pairs). All models are measured alike, against the SFT model as the reference:
+`accuracy` of the implicit rewards on held-out pairs, `drift` of the chosen answers in nats per token, and of greedy answers to
+held-out questions the share that is right in content and the share with a bad habit.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import report
+
+from fledge.data import StageDataset
+from fledge.model.loading import load_model
+from fledge.objective.base import with_correlation
+from fledge.objective.preference import DPOObjective
+from fledge.pipeline import Pipeline
+from fledge.prepare import Preparation
+from fledge.quickstart.grading import grade_answers
+from fledge.recipe import recipe_from_dict
+from fledge.run import Console
+from fledge.run.events import read_events
+from fledge.run.text_files import read_json
+from fledge.tokenizer import load_tokenizer
+from fledge.training.validation import ValidationSet, validate
+from fledge.world.builder import load_questions
+
+LOSSES: dict[str, dict[str, Any]] = {
+    "sigmoid": {},
+    "sigmoid+sft": {"loss_type": "sigmoid", "sft_loss_weight": 1.0},
+    "robust": {"label_smoothing": 0.1},
+    "sigmoid_norm": {},
+    "hinge": {},
+    "ipo": {},
+    "simpo": {},
+    "orpo": {},
+    "kto": {},
+}
+RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+RUNTIME = {"precision": "fp32", "compile": False, "attention": "blocked"}
+
+
+def labelled(source: Path, target: Path) -> Path:
+    """The pairs of a file as labelled answers: of each pair one answer, in turns the chosen and the rejected one."""
+    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    lines = []
+    for number, row in enumerate(rows):
+        answer = row["chosen" if number % 2 == 0 else "rejected"]
+        lines.append(json.dumps({"messages": row["messages"], "completion": answer, "label": number % 2 == 0}))
+    target.write_text("\n".join(lines), encoding="utf-8")
+    return target
+
+
+def stage_of(loss: str, rate: float, world: Path, folder: Path, start: Path, steps: int) -> dict[str, Any]:
+    """The stage of one run."""
+    train, validation = world / "preference.jsonl", world / "preference.validation.jsonl"
+    settings = {"kind": "preference", "loss_type": loss, **LOSSES[loss]}
+    if loss == "kto":
+        train, validation = labelled(train, folder / "train.jsonl"), labelled(validation, folder / "validation.jsonl")
+        settings = {"kind": "kto"}
+    return {
+        **settings,
+        "init_from": str(start),
+        "data": {"train": str(train), "validation": str(validation), "max_seq_len": 128, "clean": {"decontaminate": False}},
+        "duration": f"{steps} steps",
+        "batch": {"micro_batch_size": 8},
+        "optimizer": {"learning_rate": rate},
+        "evaluation": {"max_packed_rows": 16, "every_steps": steps},
+        "select_checkpoint": "last",
+    }
+
+
+class World:
+    """What every run is measured with: the SFT model as the reference, held-out pairs, and held-out questions."""
+
+    def __init__(self, run: Path, questions: int) -> None:
+        self.run, self.world = run, run / "world"
+        self.start = run / "sft" / read_json(run / "sft" / "result.json", dict)["model"]
+        self.tokenizer = load_tokenizer(self.start)
+        held_out = load_questions(self.world)
+        self.questions = held_out[:: max(1, len(held_out) // questions)]
+        self.reference = load_model(self.start).eval()
+        with tempfile.TemporaryDirectory() as folder:
+            recipe = recipe_from_dict(self.recipe("sigmoid", 1e-4, 1, Path(folder), 20))
+            self.pairs: StageDataset = Preparation(recipe, lambda line: None).stage_data("stage", self.tokenizer)
+
+    def recipe(self, loss: str, rate: float, seed: int, folder: Path, steps: int) -> dict[str, Any]:
+        """The recipe of one run."""
+        stage = stage_of(loss, rate, self.world, folder, self.start, steps)
+        return {"name": "run", "output": str(folder), "seed": seed, "runtime": RUNTIME, "stages": {"stage": stage}}
+
+    def measure(self, model: Any) -> dict[str, float]:
+        """The figures of a model."""
+        objective, validation = DPOObjective(loss_type="sigmoid", beta=0.1, reference=self.reference), self.pairs.validation
+        assert validation is not None
+        found = with_correlation(validate(model, ValidationSet(validation, objective, 64), 8))
+        grades = grade_answers(model, self.tokenizer, self.questions)
+        return {
+            "accuracy": found["rewards/accuracies"],
+            "likelier": found["logps/accuracies"],
+            "drift_chosen": found["drift/chosen"],
+            "drift_rejected": found["drift/rejected"],
+            "content": grades["content_match"],
+            "habits": grades["habit_rate"],
+        }
+
+    def outcome(self, loss: str, rate: float, seed: int, steps: int) -> dict[str, Any]:
+        """Train one run and measure its model."""
+        folder = Path(tempfile.mkdtemp())
+        try:
+            run = Pipeline(recipe_from_dict(self.recipe(loss, rate, seed, folder, steps)), Console(quiet=True)).run()
+            guards = [event["check"] for event in read_events(run / "stage" / "events.jsonl") if event["kind"] == "guard"]
+            with torch.no_grad():
+                figures = self.measure(load_model(run / "stage" / "checkpoints" / "last" / "model").eval())
+        finally:
+            shutil.rmtree(folder)
+        rounded = {name: round(value, 4) for name, value in figures.items()}
+        return {"loss": loss, "rate": rate, "seed": seed, **rounded, "guards": guards}
+
+
+def runs(rates: tuple[float, ...], seeds: int, losses: list[str]) -> Iterator[tuple[str, float, int]]:
+    """Each run: its loss, learning rate and seed."""
+    for loss in losses:
+        for rate in rates:
+            for seed in range(1, seeds + 1):
+                yield loss, rate, seed
+
+
+def main() -> None:
+    """Train all runs, print a line for each, and one JSON object last."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one rate and one seed, in less than a minute")
+    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="a finished quickstart")
+    parser.add_argument("--steps", type=int, default=40, help="updates of each run")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds of each loss and rate")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates")
+    parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=LOSSES, help="losses")
+    parser.add_argument("--questions", type=int, default=100, help="held-out questions")
+    chosen = parser.parse_args()
+    started = time.perf_counter()
+    world = World(chosen.run, 20 if chosen.quick else chosen.questions)
+    print(json.dumps({"loss": "start", **world.measure(world.reference)}), flush=True)
+    rates, losses = ((3e-4,), chosen.losses[:1]) if chosen.quick else (tuple(chosen.rates), chosen.losses)
+    found = []
+    for loss, rate, seed in runs(rates, chosen.seeds, losses):
+        found.append(world.outcome(loss, rate, seed, 10 if chosen.quick else chosen.steps))
+        print(json.dumps(found[-1]), flush=True)
+    best = {loss: max((one for one in found if one["loss"] == loss), key=lambda one: one["accuracy"]) for loss in losses}
+    seconds = round(time.perf_counter() - started, 1)
+    report({"benchmark": "preference_losses", "runs": len(found), "best": best, "seconds": seconds})
+
+
+if __name__ == "__main__":
+    main()
