@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from fledge.data.analysis.checks import CHECKS
+from fledge.pipeline import Pipeline
+from fledge.recipe import recipe_from_dict
+from fledge.run import Console
 from tests.inspect.conftest import Fledge, write
 from tests.support.sources import jsonl
 
@@ -14,10 +17,50 @@ def test_every_check_prints_a_line_and_warnings_do_not_fail(fledge: Fledge, reci
     assert code == 0
     for stage in ("pretrain", "sft", "dpo"):
         stage_output = output.split(f"{stage}\n", 1)[1]
-        lines = stage_output.splitlines()[: len(CHECKS) + 2]
-        assert lines[0] == "✓ build: the data can be built"
-    assert output.count("✓ ") + output.count("! ") >= 3 * (len(CHECKS) + 2)
+        assert stage_output.splitlines()[0] == "✓ build: the data can be built"
+    of_pairs = sum(check.of_pairs for check in CHECKS)
+    assert output.count("✓ ") + output.count("! ") >= 3 * (len(CHECKS) + 2) - 2 * of_pairs
+    assert output.count("contradictory pairs: ") == 1
     assert "! duplicates: talks.jsonl: 1 of 24 rows (4.2%)" in output and "✗" not in output
+
+
+def test_pairs_are_scored_by_a_model_that_names_what_looks_swapped(
+    fledge: Fledge, tree: dict[str, Any], tmp_path: Path
+) -> None:
+    """The model has learned the rejected answers of the last three rows by heart: there the pairs look swapped."""
+    answers = [("yes, it is so", "no, never at all"), ("no, never at all", "yes, it is so")]
+    rows = [{"prompt": f"question {n}", "chosen": answers[n > 8][0], "rejected": answers[n > 8][1]} for n in range(12)]
+    known = [{"prompt": row["prompt"], "response": "yes, it is so"} for row in rows]
+    sft = {
+        "data": {"train": str(jsonl(tmp_path / "known.jsonl", known)), "validation": 0, "max_seq_len": 96},
+        "optimizer": {"learning_rate": 1e-2}, "duration": "40 steps", "batch": {"micro_batch_size": 2},
+    }  # fmt: skip
+    model = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+             "intermediate_size": 64, "max_position_embeddings": 96}  # fmt: skip
+    runtime = {"precision": "fp32", "compile": False, "threads": 1, "attention": "blocked"}
+    trained = {**tree, "output": str(tmp_path), "model": model, "runtime": runtime, "generation_samples": {}}
+    run = Pipeline(recipe_from_dict({**trained, "stages": {"sft": sft}}), Console(quiet=True)).run()
+    directory = run / "sft" / "checkpoints" / "last" / "model"
+    pairs = {"data": {"train": str(jsonl(tmp_path / "pairs.jsonl", rows)), "validation": 0, "max_seq_len": 96}}
+    recipe = write(tmp_path / "r.yaml", {**trained, "stages": {"sft": sft, "dpo": pairs}})
+    code, output, _ = fledge("check", recipe, "--with-model", directory, "--json")
+    assert code == 0
+    (stage,) = json.loads(output)["stages"]  # the stage on pairs alone
+    checks = {one["check"]: one for one in stage["checks"]}
+    (swapped,) = checks["swapped pairs"]["findings"]
+    assert "in 3 of 12 pairs" in swapped["message"] and swapped["where"].endswith(
+        ("pairs.jsonl:10", "pairs.jsonl:11", "pairs.jsonl:12")
+    )
+    (easy,) = checks["easy and hard pairs"]["findings"]
+    assert easy["evidence"]["by_sum"] == 0.75 and checks["easy and hard pairs"]["level"] == "warning"
+    (own,) = checks["off-policy pairs"]["findings"]
+    assert (
+        own["evidence"]["own"] < 0
+        and own["evidence"]["chosen"] < 0
+        and "its own samples to 12 of the prompts" in own["message"]
+    )
+    code, _, messages = fledge("check", recipe, "--stage", "sft", "--with-model", directory)
+    assert code == 2 and "--with-model looks at pairs of answers; stage sft is of kind sft" in messages
 
 
 def test_an_error_fails_with_its_location_and_a_hint(fledge: Fledge, tree: dict[str, Any], tmp_path: Path) -> None:

@@ -126,6 +126,12 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     check = _add_data_action(
         actions, "check", "checks for data that would make training meaningless; exit code 2 if there is some"
     )
+    check.add_argument(
+        "--with-model",
+        type=os.path.expanduser,
+        metavar="DIR",
+        help="also score the pairs of preference stages by this model, such as the one that the stage starts from",
+    )
     account = _add_data_action(actions, "account", "every row and what was done with it: used, changed or dropped, and why")
     account.add_argument("--source", help="only sources with this in their name or path")
     account.add_argument("--reason", help="rows with this in their reason")
@@ -134,6 +140,15 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     show = _add_data_action(actions, "show", "examples token by token, coloured by weight")
     show.add_argument("--limit", type=int, default=3, help="examples to show (default 3)")
     show.add_argument("--offset", type=int, default=0, help="number of the first example (default 0)")
+    _add_build(actions)
+    _add_make(actions)
+    for action in (stats, check, account):
+        action.add_argument("--json", action="store_true", help="print JSON")
+    for action in (account, show):
+        action.add_argument("--row", metavar="FILE:LINE", help="one row, by its file and line")
+
+
+def _add_build(actions: argparse._SubParsersAction) -> None:
     build = _add_data_action(actions, "build", "read, clean, tokenise and pack once, to train from with built_dataset: DIR")
     build.add_argument(
         "--out",
@@ -154,11 +169,6 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         default=[],
         help="an option of the Slurm jobs, e.g. partition=cpu",
     )
-    _add_make(actions)
-    for action in (stats, check, account):
-        action.add_argument("--json", action="store_true", help="print JSON")
-    for action in (account, show):
-        action.add_argument("--row", metavar="FILE:LINE", help="one row, by its file and line")
 
 
 def _add_make(actions: argparse._SubParsersAction) -> None:

@@ -166,7 +166,7 @@ def _run_data(options: argparse.Namespace, overrides: Overrides) -> None:
     elif options.action == "check":
         from fledge.inspect.check import check
 
-        check(target, overrides, stage, options.json, log)
+        check(target, overrides, stage, as_json=options.json, model=options.with_model, log=log)
     elif options.action == "account":
         from fledge.inspect.account import Filter, account
 

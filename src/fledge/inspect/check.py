@@ -2,18 +2,21 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import orjson
 from rich.text import Text
 
-from fledge.data import StageDataset
+from fledge.data import FORMATS, StageDataset
 from fledge.data.analysis.check_context import CheckContext
 from fledge.data.analysis.checks import CHECKS, findings
+from fledge.data.analysis.preference_checks import PAIR
 from fledge.data.analysis.stage_statistics import stage_statistics
 from fledge.errors import FledgeError
 from fledge.escaping import escaped_json
 from fledge.findings import Finding
+from fledge.inspect.pairs_under_model import EASY, OFF_POLICY, SWAPPED, check_under_model
 from fledge.inspect.tables import MARKS, PIPED_WIDTH, finding_text
 from fledge.inspect.target import Overrides, recipe_of, stages_of, tokenizer_folder, without_drop_limit
 from fledge.plan.warnings import PLAN, PlanError
@@ -28,10 +31,16 @@ StageFindings = dict[str, list[Finding]]
 """The findings of one stage by the name of the check; a check without findings has passed."""
 
 
-def check(targets: Sequence[str], overrides: Overrides, stage: str | None, as_json: bool, log: Log) -> None:
-    """Print a line for each check of each stage. Raises FledgeError when training would be meaningless."""
+def check(
+    targets: Sequence[str], overrides: Overrides, stage: str | None, *, as_json: bool, model: str | None, log: Log
+) -> None:
+    """Print a line for each check of each stage. `model`: directory of a model that pairs of answers are scored by. Raises
+    FledgeError when training would be meaningless."""
     recipe = recipe_of(targets, overrides)
-    results = check_stages(recipe, stages_of(recipe, stage), log)
+    names = stages_of(recipe, stage)
+    if model is not None and stage is None:
+        names = [name for name in names if FORMATS[recipe.stages[name].kind].sequence_names == PAIR] or names
+    results = check_stages(recipe, names, log, None if model is None else Path(model))
     errors = sum(finding.severity == "error" for group in results.values() for item in group.values() for finding in item)
     if as_json:
         print(escaped_json(orjson.dumps(_as_json_value(results), option=orjson.OPT_INDENT_2).decode()))
@@ -42,8 +51,9 @@ def check(targets: Sequence[str], overrides: Overrides, stage: str | None, as_js
                           where=", ".join(targets), hint="each ✗ above says what to do")  # fmt: skip
 
 
-def check_stages(recipe: Recipe, names: Sequence[str], log: Log) -> dict[str, StageFindings]:
-    """The findings of each stage. A stage whose data cannot be built has one finding, with the error of the build."""
+def check_stages(recipe: Recipe, names: Sequence[str], log: Log, model: Path | None = None) -> dict[str, StageFindings]:
+    """The findings of each stage, with those of its pairs under a model where one is given. A stage whose data cannot be built
+    has one finding, with the error of the build."""
     preparation = Preparation(recipe if recipe.built_dataset else without_drop_limit(recipe), log)
     results: dict[str, StageFindings] = {}
     for name in names if recipe.built_dataset is None else ():
@@ -57,7 +67,7 @@ def check_stages(recipe: Recipe, names: Sequence[str], log: Log) -> dict[str, St
         return {name: results.get(name) or {BUILD: [_as_finding(BUILD, error)]} for name in names}
     for name in names:
         if name not in results:
-            results[name] = _check_stage(preparation, recipe, name, tokenizer)
+            results[name] = _check_stage(preparation, recipe, name, tokenizer, model)
     return {name: results[name] for name in names}
 
 
@@ -65,7 +75,9 @@ def _as_finding(check: str, error: FledgeError) -> Finding:
     return Finding(check=check, severity="error", message=error.what, where=error.where or "", hint=error.hint or "")
 
 
-def _check_stage(preparation: Preparation, recipe: Recipe, name: str, tokenizer: Tokenizer) -> StageFindings:
+def _check_stage(
+    preparation: Preparation, recipe: Recipe, name: str, tokenizer: Tokenizer, model: Path | None
+) -> StageFindings:
     init_checkpoint = preparation.start_models.of_stage(name).config_directory
     vocabulary, model_findings = tokenizer.vocab_size, []
     max_positions: int | None = recipe.model.max_position_embeddings
@@ -85,7 +97,8 @@ def _check_stage(preparation: Preparation, recipe: Recipe, name: str, tokenizer:
         max_positions=max_positions,
     )
     planned = {} if model_findings else {PLAN: _plan(preparation, name, tokenizer, data)}
-    return {BUILD: [], MODEL: model_findings, **planned, **findings(context)}
+    under_model = {} if model is None else check_under_model(model, context, preparation.log)
+    return {BUILD: [], MODEL: model_findings, **planned, **findings(context), **under_model}
 
 
 def _plan(preparation: Preparation, name: str, tokenizer: Tokenizer, data: StageDataset) -> list[Finding]:
@@ -113,6 +126,9 @@ PASSED: Mapping[str, str] = {
     MODEL: "the model fits the tokenizer and the context",
     PLAN: "updates, batch, rate and validation suit the data",
     **{check.name: check.passed for check in CHECKS},
+    SWAPPED: "the model prefers no rejected answer by far",
+    EASY: "there are no pairs to score",
+    OFF_POLICY: "there are no prompts to answer",
 }
 
 

@@ -14,7 +14,7 @@ from fledge.findings import Finding
 
 NAME_WIDTH = 28  # characters of a source's name
 PIPED_WIDTH = 200  # columns when the output is not a terminal
-MARKS = {"passed": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}
+MARKS = {"passed": ("✓", "green"), "info": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}
 
 
 def tables(statistics: StageStatistics, findings: Sequence[Finding]) -> Iterator[RenderableType]:

@@ -82,6 +82,10 @@ class CheckContext:
         examples = source.sequences.examples
         return self._locator.example(int(examples[0])) if len(examples) else ""
 
+    def example_location(self, example: int) -> str:
+        """FILE:LINE of the row of a training example."""
+        return self._locator.example(example)
+
     def patch(self, key: str, value: Any) -> dict[str, Any]:
         """A recipe patch of one key of the stage."""
         return {f"stages.{self.statistics.stage}.{key}": value}

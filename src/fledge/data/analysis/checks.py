@@ -1,4 +1,5 @@
-"""The table of the data checks: faults that make a training run meaningless (errors), and oddities worth a look (warnings).
+"""The table of the data checks: faults that make a training run meaningless (errors), oddities worth a look (warnings),
+and figures to know (infos).
 
 A new check is an entry of `CHECKS`.
 """
@@ -6,7 +7,7 @@ A new check is an entry of `CHECKS`.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from fledge.data.analysis import answer_checks, row_checks, token_checks
+from fledge.data.analysis import answer_checks, preference_checks, row_checks, token_checks
 from fledge.data.analysis.check_context import CheckContext
 from fledge.findings import Finding
 
@@ -18,6 +19,7 @@ class Check:
     name: str
     passed: str
     find: Callable[[CheckContext], Iterator[Finding]]
+    of_pairs: bool = False  # made for formats of pairs of answers only
 
 
 CHECKS = (
@@ -39,9 +41,14 @@ CHECKS = (
     Check("identity", "few answers speak of identity", answer_checks.identity_answers),
     Check("cut answers", "few answers are cut", answer_checks.cut_answers),
     Check("short answers", "answers have a length", answer_checks.short_answers),
+    Check("equal pairs", "no pair has equal answers", preference_checks.equal_pairs, of_pairs=True),
+    Check("contradictory pairs", "no pair contradicts another one", preference_checks.contradictory_pairs, of_pairs=True),
+    Check("pair lengths", "no pairs of unequal length to compare", preference_checks.length_baseline, of_pairs=True),
+    Check("first tokens", "no pairs whose beginnings to compare", preference_checks.first_token_baseline, of_pairs=True),
 )
 
 
 def findings(stage: CheckContext) -> dict[str, list[Finding]]:
-    """The findings of each check by its name; an empty list if it passed."""
-    return {check.name: list(check.find(stage)) for check in CHECKS}
+    """The findings of each check that is made for the stage's format, by its name; an empty list if it passed."""
+    has_pairs = stage.format.sequence_names == preference_checks.PAIR
+    return {check.name: list(check.find(stage)) for check in CHECKS if has_pairs or not check.of_pairs}
