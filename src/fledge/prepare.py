@@ -213,8 +213,8 @@ class Preparation:
         Raises FledgeError as `load_model`."""
         from fledge.model.loading import load_model  # it loads torch, which data alone does not need
 
-        for folder in self.start_models.directories():
-            load_model(folder, self.recipe.model.implementation)
+        for folder, name in self.start_models.directories().items():
+            load_model(folder, self.recipe.model.implementation, quantization=self.recipe.stages[name].quantization)
 
     def _built_tokenizer(self, built: Path) -> Tokenizer:
         """The tokenizer of a built dataset. Raises FledgeError if the recipe asks for another tokenizer."""

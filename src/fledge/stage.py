@@ -249,11 +249,13 @@ class StageRunner:
 
     def _load(self, folder: Path) -> LanguageModel:
         rows = self.tokenizer.vocab_size if self.prepared.stage.adapter is None else 0  # a frozen model cannot get rows
-        return load_model(folder, self.recipe.model.implementation, min_vocab_size=rows)
+        return load_model(
+            folder, self.recipe.model.implementation, min_vocab_size=rows, quantization=self.prepared.stage.quantization
+        )
 
     def _load_own(self, folder: Path) -> LanguageModel:
         """A model that this stage has saved."""
-        return load_model(folder, self.recipe.model.implementation, finite=False)
+        return load_model(folder, self.recipe.model.implementation, finite=False, quantization=self.prepared.stage.quantization)
 
     def _compute_config(self, model: LanguageModel) -> ComputeConfig:
         """The compute configuration, applied to the model: read if the stage has begun, else measured and stored.

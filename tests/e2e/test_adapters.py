@@ -130,6 +130,10 @@ def test_recipes_that_cannot_work_are_refused(world: Path, base: Path, tmp_path:
     tree["stages"]["pretrain"]["adapter"] = ADAPTER
     with pytest.raises(FledgeError, match=r"stages.pretrain.adapter needs a model to adapt"):
         recipe_from_dict(tree)
+    tree = _recipe(world, tmp_path, base, {"sft": ADAPTER, "dpo": None}).model_dump(mode="json")
+    tree["stages"]["dpo"]["quantization"] = {}
+    with pytest.raises(FledgeError, match="weights in 4 bits cannot be trained"):
+        recipe_from_dict(tree)
     with pytest.raises(FledgeError, match="cannot be sharded"):
         _recipe(world, tmp_path, base, {"sft": ADAPTER, "dpo": ADAPTER}, runtime={"parallelism": "fsdp"})
 
@@ -141,3 +145,28 @@ def test_another_adapter_and_missing_rows_are_refused(world: Path, base: Path, a
     words = {"tokenizer": {"special_tokens": ["<think>"]}}
     with pytest.raises(FledgeError, match="an adapter cannot add rows"):
         Pipeline(_recipe(world, tmp_path, base, {"sft": ADAPTER, "dpo": None}, name="rows", **words), QUIET).run()
+
+
+@pytest.mark.parametrize("at", [5, 13])
+def test_a_killed_run_beside_weights_in_4_bits_resumes_bit_for_bit(
+    at: int, world: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("bitsandbytes")
+
+    def recipe(folder: Path) -> Recipe:
+        tree = _recipe(world, folder, base, {"sft": ADAPTER, "dpo": ADAPTER}).model_dump(mode="json")
+        for stage in tree["stages"].values():
+            stage["quantization"] = {"quant_type": "nf4"}
+        return recipe_from_dict(tree)
+
+    whole = Pipeline(recipe(tmp_path / "whole"), QUIET).run()
+    run_until_killed(recipe(tmp_path / "killed"), at, monkeypatch)
+    resumed = Pipeline(recipe(tmp_path / "killed"), QUIET).run(resume=True)
+    assert final_results(resumed, ("sft", "dpo")) == final_results(whole, ("sft", "dpo"))
+    for stage in ("sft", "dpo"):
+        result = json.loads((whole / stage / "result.json").read_text())
+        loaded = load_model(resolve_model_path(str(whole / stage)))  # beside the whole weights of the base
+        assert (result["trained_parameters"], result["parameters"]) == trained_parameters(loaded)
+        losses = [step["train/loss"] for step in events(whole, stage, "step")]
+        assert losses[-1] < losses[0]
+    assert isinstance(fledge.load(str(whole)).chat("你是谁？", max_new_tokens=4), str)

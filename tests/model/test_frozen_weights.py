@@ -89,6 +89,6 @@ def test_the_savings_are_those_of_the_planner(base: Path) -> None:
     saved = round_frozen_weights(model, torch.bfloat16)
     cost = ModelCost(model.config, model.vocab_size)
     copies = model.config.num_hidden_layers * cost.weight_copies(2)
-    assert cost.rounded_savings(2) == saved + copies  # float32 becomes bf16, and the copies are no others
-    assert cost.rounded_savings(2, every=1) == saved
-    assert cost.rounded_savings(4) == 0
+    assert cost.frozen_savings(2, 2) == saved + copies  # float32 becomes bf16, and the copies are no others
+    assert cost.frozen_savings(2, 2, every=1) == saved
+    assert cost.frozen_savings(4, 4) == 0

@@ -12,7 +12,7 @@ from fledge.errors import FledgeError
 from fledge.recipe import KtoStage, PreferenceStage, Recipe, SftStage, load_recipe, recipe_from_dict
 from fledge.recipe.foreign.renamed import RENAMED
 from fledge.recipe.foreign.synonyms import SYNONYMS
-from fledge.recipe.schema import AdapterConfig
+from fledge.recipe.schema import AdapterConfig, QuantizationConfig
 from fledge.recipe.schema import Recipe as Schema
 
 END = "ready to copy; all other keys keep fledge's defaults:\n\n"
@@ -146,7 +146,72 @@ def test_values_of_a_large_lora_configuration_are_converted(tmp_path: Path) -> N
     assert (stage.optimizer.name, stage.optimizer.learning_rate, stage.optimizer.weight_decay) == ("adamw", 1e-4, 0)
     assert (recipe.runtime.precision, recipe.runtime.data_workers, recipe.name) == ("bf16", 16, "sft")
     assert stage.adapter == AdapterConfig(r=8, lora_alpha=16, lora_dropout=0.05, use_rslora=True)
-    assert "quantization_bit: 4, quantization_method: bnb → quantized weights are not supported" in message
+    assert stage.quantization == QuantizationConfig()
+    assert "quant_type and use_double_quant: LLaMA-Factory's defaults" in message
+    assert "quantization_method: bnb → leave it out; it is bitsandbytes" in message
+
+
+QUANTIZED: dict[str, tuple[str, dict[str, Any] | None, str]] = {
+    "LLaMA-Factory": (
+        "stage: sft\nfinetuning_type: lora\nquantization_bit: 4\ndouble_quantization: false\n",
+        {"quant_type": "nf4", "use_double_quant": False},
+        "quant_type: LLaMA-Factory's default",
+    ),
+    "LLaMA-Factory in 8 bits": (
+        "stage: sft\nfinetuning_type: lora\nquantization_bit: 8\n",
+        None,
+        "frozen weights are kept in 4 bits by bitsandbytes",
+    ),
+    "axolotl": (
+        "base_model: x\nsequence_len: 512\nadapter: qlora\nload_in_4bit: true\nlora_r: 8\n",
+        {"quant_type": "nf4", "use_double_quant": True},
+        "quant_type and use_double_quant: axolotl's defaults",
+    ),
+    "TRL": (
+        "use_peft: true\ndataset_name: a/b\nload_in_4bit: true\n",
+        {"quant_type": "nf4", "use_double_quant": False},
+        "quant_type and use_double_quant: TRL's defaults",
+    ),
+    "transformers": (
+        "lora_config: {r: 8}\nquantization_config: {load_in_4bit: true, bnb_4bit_use_double_quant: true}\n",
+        {"quant_type": "fp4", "use_double_quant": True},
+        "quant_type: PEFT's default",
+    ),
+    "transformers, as keys": (
+        "lora_config: {r: 8}\nload_in_4bit: true\nbnb_4bit_quant_type: nf4\nbnb_4bit_compute_dtype: bfloat16\n",
+        {"quant_type": "nf4", "use_double_quant": False},
+        "use_double_quant: PEFT's default",
+    ),
+    "LitGPT": (
+        "checkpoint_dir: x\nlora_r: 8\nquantize: bnb.nf4-dq\nout_dir: y\n",
+        {"quant_type": "nf4", "use_double_quant": True},
+        "quantize",
+    ),
+    "the word alone": (
+        "qlora: true\nlora_r: 8\nlearning_rate: 1e-4\n",
+        {"quant_type": "nf4", "use_double_quant": True},
+        "adapter",
+    ),
+    "off": ("stage: sft\nfinetuning_type: lora\nload_in_4bit: false\n", None, "leave it out; it is off"),
+    "the whole model": ("stage: sft\nfinetuning_type: full\nquantization_bit: 4\n", None, "they need an adapter"),
+}
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_weights_in_4_bits_are_the_same_in_fledge(name: str, tmp_path: Path) -> None:
+    text, expected, note = QUANTIZED[name]
+    message, recipe = answered(tmp_path, text)
+    (stage,) = recipe.stages.values()
+    assert stage.quantization == (None if expected is None else QuantizationConfig(**expected))
+    assert note in message
+
+
+def test_llama_factory_trains_lora_unless_it_is_told_otherwise(tmp_path: Path) -> None:
+    text = "model_name_or_path: m\nstage: sft\ncutoff_len: 512\ntemplate: qwen\n"
+    message, recipe = answered(tmp_path, text)
+    assert recipe.stages["sft"].adapter == AdapterConfig(r=8, lora_alpha=16)
+    assert "LLaMA-Factory trains this unless it is told otherwise" in message
+    assert answered(tmp_path, text + "finetuning_type: full\n")[1].stages["sft"].adapter is None
 
 
 ADAPTERS: dict[str, tuple[str, dict[str, Any] | None, str]] = {

@@ -129,8 +129,9 @@ def joint_product(modules: Sequence[nn.Module], dtype: torch.dtype) -> Product:
 
 
 def _is_plain(module: nn.Module) -> TypeGuard[Linear]:
-    """Whether the module is a `Linear` or a `LoraLinear`, so that its `dense_weight` and bias determine its outputs."""
-    return type(module) in (Linear, LoraLinear)
+    """Whether the module is a `Linear` or a `LoraLinear`, so that its `dense_weight` and bias determine its outputs. A weight
+    in 4 bits is not made dense to be packed: it is in 4 bits because memory is short."""
+    return isinstance(module, Linear) and type(module) in (Linear, LoraLinear) and module.quantized is None
 
 
 class PackedSwiGLU:

@@ -18,7 +18,8 @@ from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
 from fledge.model.linear import Linear
 from fledge.model.prefix import Prefix
-from fledge.model.protocol import Adapter, LanguageModel
+from fledge.model.protocol import Adapter, LanguageModel, matrix_layers
+from fledge.model.quantization import QuantizedWeight, quantized_numbers
 from fledge.recipe.schema import AdapterConfig
 from fledge.recipe.sections.adapter import ALL_LINEAR, LORA, PREFIX
 
@@ -36,15 +37,17 @@ class LoraLinear(Linear):
         nn.Module.__init__(self)
         self._replaced = (base,)  # in a tuple, so that its parameters are not counted twice
         self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight = base.weight
+        self.register_parameter("weight", base.weight)  # pyright: ignore[reportArgumentType]
         self.register_parameter("bias", base.bias)
+        self.quantized = base.quantized if isinstance(base, Linear) else None
+        like = base.weight if self.quantized is None else self.quantized.levels  # the device
         self.scaling = alpha / (math.sqrt(rank) if config.use_rslora else rank)
         self.dropout = config.lora_dropout
-        self.lora_A = nn.Parameter(base.weight.new_zeros(rank, base.in_features, dtype=torch.float32))
-        self.lora_B = nn.Parameter(base.weight.new_zeros(base.out_features, rank, dtype=torch.float32))
+        self.lora_A = nn.Parameter(like.new_zeros(rank, base.in_features, dtype=torch.float32))
+        self.lora_B = nn.Parameter(like.new_zeros(base.out_features, rank, dtype=torch.float32))
         self.lora_magnitude_vector: nn.Parameter | None = None
         if config.use_dora:
-            self.lora_magnitude_vector = nn.Parameter(torch.linalg.vector_norm(base.weight.detach().float(), dim=1))
+            self.lora_magnitude_vector = nn.Parameter(torch.linalg.vector_norm(super().dense_weight().detach().float(), dim=1))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""
@@ -54,17 +57,16 @@ class LoraLinear(Linear):
         if self.lora_magnitude_vector is None:
             return out + update
         ratio = self._row_ratio()
-        if drops:
-            product = F.linear(dropped, self.weight.to(x.dtype))
-        else:
-            product = out if self.bias is None else out - self.bias.to(x.dtype)
+        product = super().forward(dropped) if drops else out
+        if self.bias is not None:
+            product = product - self.bias.to(x.dtype)
         return out + (ratio - 1).to(x.dtype) * product + ratio.to(x.dtype) * update
 
     def _row_ratio(self) -> Tensor:
         """DoRA's factor of each row [out]: its trained length ÷ its length in W + s·B·A."""
         assert self.lora_magnitude_vector is not None
         with torch.no_grad():
-            length = torch.linalg.vector_norm(self.weight + self.update(), dim=1)
+            length = torch.linalg.vector_norm(super().dense_weight() + self.update(), dim=1)
         return self.lora_magnitude_vector / length
 
     def update(self) -> Tensor:
@@ -74,7 +76,7 @@ class LoraLinear(Linear):
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
         """The weight [out, in] of a plain layer with the same outputs (without dropout)."""
-        merged = self.weight + self.update()
+        merged = super().dense_weight() + self.update()
         return merged if self.lora_magnitude_vector is None else merged * self._row_ratio()[:, None]
 
     def replaced(self) -> nn.Linear:
@@ -110,6 +112,7 @@ def attach_adapter(model: LanguageModel, adapter: Adapter, seed: int) -> None:
 
 def _attach_lora(model: LanguageModel, config: AdapterConfig, seed: int) -> None:
     targets, saved = target_layers(model, config), whole_modules(model, config)
+    _check_not_quantized(saved)
     model.requires_grad_(False)
     for number, (name, base) in enumerate(targets.items()):
         full = model.file_name(name)
@@ -122,6 +125,17 @@ def _attach_lora(model: LanguageModel, config: AdapterConfig, seed: int) -> None
         put_module(model, name, layer.train(base.training))
     for module in saved.values():
         module.requires_grad_(True)
+
+
+def _check_not_quantized(saved: Mapping[str, nn.Module]) -> None:
+    """FledgeError for a module to be trained whole whose weights are in 4 bits."""
+    for name, module in saved.items():
+        if any(isinstance(inner, QuantizedWeight) for inner in module.modules()):
+            raise FledgeError(
+                f"{name} has weights in 4 bits, which cannot be trained whole",
+                where="adapter.modules_to_save",
+                hint="leave it out, or leave the section quantization out",
+            )
 
 
 def _attach_prefix(model: LanguageModel, config: AdapterConfig, seed: int) -> None:
@@ -142,9 +156,9 @@ ATTACH: dict[str, Callable[[LanguageModel, AdapterConfig, int], None]] = {LORA: 
 
 def target_layers(model: LanguageModel, config: AdapterConfig) -> dict[str, nn.Linear]:
     """The linear layers that the settings name. Raises FledgeError for a name that fits none, with the nearest names."""
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if config.target_modules == ALL_LINEAR:
-        return {name: module for name, module in linear.items() if model.parameter_role(f"{name}.weight") == "matrix"}
+        return matrix_layers(model)
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if isinstance(config.target_modules, list):
         chosen = _named(model, linear, config.target_modules, _ends_with_name, "target_modules")
     else:
@@ -158,7 +172,7 @@ def target_layers(model: LanguageModel, config: AdapterConfig) -> dict[str, nn.L
 
 def whole_modules(model: LanguageModel, config: AdapterConfig) -> dict[str, nn.Module]:
     """The modules whose names end with one of `modules_to_save`, which is PEFT's rule: norm means input_layernorm too."""
-    with_weights = {name: module for name, module in model.named_modules() if name and any(True for _ in module.parameters())}
+    with_weights = {name: module for name, module in model.named_modules() if name and trained_parameters(module)[1]}
     return _named(model, with_weights, config.modules_to_save, str.endswith, "modules_to_save")
 
 
@@ -273,6 +287,8 @@ def merge_adapter(model: LanguageModel) -> None:
             where="adapter",
             hint="use it as an adapter, with its base model",
         )
+    if quantized_numbers(model):
+        raise FledgeError("an adapter cannot be added to weights in 4 bits", where="adapter", hint="load the base model whole")
     for name, layer in list(lora_layers(model)):
         merged, base = layer.dense_weight(), layer.replaced()
         base.weight.copy_(merged)
@@ -282,6 +298,6 @@ def merge_adapter(model: LanguageModel) -> None:
 
 
 def trained_parameters(model: nn.Module) -> tuple[int, int]:
-    """Numbers of trained and of all parameters."""
+    """Numbers of trained and of all parameters, those in 4 bits included."""
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    return sum(count for count, trained in counts if trained), sum(count for count, _ in counts)
+    return sum(count for count, trained in counts if trained), sum(count for count, _ in counts) + quantized_numbers(model)

@@ -174,13 +174,16 @@ class ModelCost:
             return size * ((self._all_multiplying() - tables) / config.num_hidden_layers - router)
         return 0.0 if moe is None else size * 2 * moe.num_experts * config.intermediate_size * config.hidden_size
 
-    def rounded_savings(self, size: int, every: int = 0) -> float:
-        """Bytes that frozen matrices of dense blocks save if they are kept at `size` bytes a number instead of in float32
-        beside the copies of `weight_copies`, which blocks that are computed again do not keep."""
-        if self.config.moe is not None or size >= 4:
+    def frozen_savings(self, stored: float, size: int, every: int = 0) -> float:
+        """Bytes that frozen matrices of dense blocks save if they are kept at `stored` bytes a number, and read by products at
+        `size` bytes, instead of in float32 beside the copies of `weight_copies`, which blocks that are computed again do not
+        keep. For a mixture of experts, whose experts stay as they are, 0."""
+        if self.config.moe is not None:
             return 0.0
-        layers, copies = self.config.num_hidden_layers, self.weight_copies(size)
-        return layers * copies * 4 / size - len(checkpointed_layers(layers, every)) * copies
+        layers = self.config.num_hidden_layers
+        numbers = self._all_multiplying() - self.config.hidden_size * self.vocab_size
+        copies = (layers - len(checkpointed_layers(layers, every))) * self.weight_copies(size)
+        return (4 - stored) * numbers + copies
 
     def _all_multiplying(self) -> int:
         """Number of parameters in the matrix products of any token, all experts included."""

@@ -1,22 +1,51 @@
-"""Frozen weights in the dtype of the matrix products that read them."""
+"""Frozen weights in the dtype of the matrix products that read them, or in 4 bits."""
 
 import torch
 from torch import Tensor, nn
 
-from fledge.model.adapters import LoraLinear
-from fledge.model.protocol import LanguageModel
+from fledge.model.adapters import LoraLinear, put_module
+from fledge.model.linear import quantized_linear
+from fledge.model.protocol import LanguageModel, matrix_layers
+from fledge.model.quantization import QuantizedWeight
+from fledge.recipe.schema import QuantizationConfig
+
+
+def quantize_matrices(model: LanguageModel, config: QuantizationConfig) -> None:
+    """Keep the matrices of a model's linear layers inside the blocks in 4 bits, and in no other form."""
+    for name in matrix_layers(model):
+        quantize_layer(model, name, config)
+
+
+def quantize_layer(model: LanguageModel, name: str, config: QuantizationConfig) -> None:
+    """Keep the weight of the linear layer with this name in 4 bits, and in no other form."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    put_module(model, name, quantized_linear(layer, config))
+
+
+def describe_quantized(model: LanguageModel) -> str | None:
+    """How many weights are in 4 bits, what they take, and what stays in float32; None for a model without such weights."""
+    weights = [module for module in model.modules() if isinstance(module, QuantizedWeight)]
+    if not weights:
+        return None
+    numbers, taken = sum(weight.numel() for weight in weights), sum(weight.nbytes() for weight in weights)
+    whole = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    return (
+        f"{numbers:,} frozen weights are kept in {weights[0].quant_type}, {8 * taken / numbers:.2f} bits each: "
+        f"{taken / 2**20:,.0f} MiB instead of {4 * numbers / 2**20:,.0f}; {whole:,} others stay in float32 "
+        f"({4 * whole / 2**20:,.0f} MiB)"
+    )
 
 
 def frozen_matrices(model: LanguageModel) -> list[Tensor]:
     """The frozen float32 weights of linear layers that are only read by products. DoRA measures the rows of its weight in
     float32; the weights of its layers are left out, and so are tables, which are read in float32 too."""
     found: list[Tensor] = []
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or model.parameter_role(f"{name}.weight") != "matrix":
-            continue
+    for module in matrix_layers(model).values():
+        weight: Tensor | None = module.weight  # None: in 4 bits
         reads_float32 = isinstance(module, LoraLinear) and module.lora_magnitude_vector is not None
-        if not reads_float32 and not module.weight.requires_grad and module.weight.dtype == torch.float32:
-            found.append(module.weight)
+        if weight is not None and not reads_float32 and not weight.requires_grad and weight.dtype == torch.float32:
+            found.append(weight)
     return found
 
 

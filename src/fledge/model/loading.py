@@ -18,20 +18,22 @@ from fledge.model.encoder_decoder import (
     is_encoder_decoder,
     load_encoder_decoder,
 )
+from fledge.model.frozen_weights import quantize_matrices
 from fledge.model.hf_config import NotCoveredError, read_config
 from fledge.model.protocol import Adapter, LanguageModel
 from fledge.model.weight_files import weights_hash
-from fledge.recipe.schema import RuntimeConfig
+from fledge.recipe.schema import QuantizationConfig, RuntimeConfig
 from fledge.run.console import Log, silent
 from fledge.tokenizer.settings import read_decoder_start
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """The functions of one implementation: `load` a model directory (the flag: refuse values that are not finite); `describe`
+    """The functions of one implementation: `load` a model directory (the flag: refuse values that are not finite; the settings:
+    keep matrices in 4 bits); `describe`
     its cost from config.json alone; `check_runtime`, which raises FledgeError for unsupported settings of `runtime`."""
 
-    load: Callable[[Path, bool], LanguageModel]
+    load: Callable[[Path, bool, QuantizationConfig | None], LanguageModel]
     describe: Callable[[Path], ModelCost]
     check_runtime: Callable[[RuntimeConfig], None]
 
@@ -41,8 +43,20 @@ def _describe_native(folder: Path) -> ModelCost:
     return ModelCost(config, vocab_size)
 
 
-def _load_native(folder: Path, finite: bool) -> LanguageModel:
-    return pretrained.from_pretrained(folder, finite=finite)
+def _load_native(folder: Path, finite: bool, quantization: QuantizationConfig | None) -> LanguageModel:
+    return pretrained.from_pretrained(folder, finite=finite, quantization=quantization)
+
+
+def _whole_then_quantized(load: Callable[[Path, bool], LanguageModel]) -> Callable[..., LanguageModel]:
+    """A function that loads a model in float32 first, and then keeps its matrices in 4 bits if that is asked for."""
+
+    def quantized(folder: Path, finite: bool, quantization: QuantizationConfig | None) -> LanguageModel:
+        model = load(folder, finite)
+        if quantization is not None:
+            quantize_matrices(model, quantization)
+        return model
+
+    return quantized
 
 
 def _follows_every_setting(runtime: RuntimeConfig) -> None:
@@ -52,9 +66,13 @@ def _follows_every_setting(runtime: RuntimeConfig) -> None:
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "native": Implementation(_load_native, _describe_native, _follows_every_setting),
     "transformers": Implementation(
-        huggingface_loading.from_pretrained, huggingface_loading.describe, huggingface_loading.check_runtime
+        _whole_then_quantized(huggingface_loading.from_pretrained),
+        huggingface_loading.describe,
+        huggingface_loading.check_runtime,
     ),
-    "encoder-decoder": Implementation(load_encoder_decoder, describe_encoder_decoder, check_encoder_decoder_runtime),
+    "encoder-decoder": Implementation(
+        _whole_then_quantized(load_encoder_decoder), describe_encoder_decoder, check_encoder_decoder_runtime
+    ),
 }
 
 
@@ -87,27 +105,36 @@ def choose_implementation(folder: Path, requested: str = "auto", log: Log = sile
 
 
 def load_model(
-    folder: str | Path, implementation: str = "auto", log: Log = silent, finite: bool = True, min_vocab_size: int = 0
+    folder: str | Path,
+    implementation: str = "auto",
+    log: Log = silent,
+    *,
+    finite: bool = True,
+    min_vocab_size: int = 0,
+    quantization: QuantizationConfig | None = None,
 ) -> LanguageModel:
     """Load a model directory with float32 parameters on the CPU. Raises FledgeError if it cannot be loaded.
 
     `finite`: refuse values that are not finite. The guards of a run decide about those of its own checkpoints.
-    `min_vocab_size`: tokens that it must have rows for; a smaller vocabulary grows."""
+    `min_vocab_size`: tokens that it must have rows for; a smaller vocabulary grows.
+    `quantization`: keep the matrices of the blocks in 4 bits, those beside an adapter too."""
     folder = Path(folder)
     if is_adapter(folder):
-        return _load_adapted(folder, implementation, log, finite)
-    model = IMPLEMENTATIONS[choose_implementation(folder, implementation, log)].load(folder, finite)
+        return _load_adapted(folder, implementation, log, finite, quantization)
+    model = IMPLEMENTATIONS[choose_implementation(folder, implementation, log)].load(folder, finite, quantization)
     if model.vocab_size < min_vocab_size:
         model.grow_vocabulary(min_vocab_size)
     return model
 
 
-def _load_adapted(folder: Path, implementation: str, log: Log, finite: bool) -> LanguageModel:
+def _load_adapted(
+    folder: Path, implementation: str, log: Log, finite: bool, quantization: QuantizationConfig | None
+) -> LanguageModel:
     """The base model of an adapter directory with the adapter on it. Raises FledgeError if the base has other weights than the
     adapter was trained on."""
     adapter, base = read_adapter_config(folder), base_directory(folder)
     _check_base(folder, adapter, base, weights_hash)
-    model = load_model(base, implementation, log)
+    model = load_model(base, implementation, log, quantization=quantization)
     _attach(folder, replace(adapter, base=base), model, finite)
     return model
 

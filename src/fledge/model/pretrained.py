@@ -11,7 +11,9 @@ import torch
 from fledge.errors import FledgeError
 from fledge.model.cost import parameters
 from fledge.model.decoder import Decoder
+from fledge.model.frozen_weights import quantize_layer
 from fledge.model.hf_config import TRANSFORMERS_HINT, read_config
+from fledge.model.protocol import matrix_layers
 from fledge.model.weight_files import (
     EMBEDDING,
     HEAD,
@@ -24,13 +26,19 @@ from fledge.model.weight_files import (
     read_tensors,
 )
 from fledge.model.weights import file_tensors, read_generation_settings
-from fledge.recipe.schema import ModelConfig
+from fledge.recipe.schema import ModelConfig, QuantizationConfig
 
 DERIVED = ".rotary_emb.inv_freq"  # end of the names of tensors that older files have and that follow from config.json
 
 
-def from_pretrained(folder: str | Path, device: torch.device | str = "cpu", finite: bool = True) -> Decoder:
-    """Load a model directory as a native decoder with float32 parameters.
+def from_pretrained(
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    finite: bool = True,
+    quantization: QuantizationConfig | None = None,
+) -> Decoder:
+    """Load a model directory as a native decoder with float32 parameters. With `quantization` each matrix inside a block is put
+    into 4 bits as soon as it is read, so that no more than one of them is in memory in float32.
 
     Raises FledgeError for files that are missing, unreadable or truncated; for tensors that are missing, surplus, of another
     shape or of integers; for a head of its own where config.json ties the head to the embedding; and, if `finite`, for values
@@ -44,6 +52,7 @@ def from_pretrained(folder: str | Path, device: torch.device | str = "cpu", fini
     model = Decoder(config, vocab_size)
     model.generation_settings = read_generation_settings(folder)
     targets, head = file_tensors(model.state_dict()), None
+    layers = {} if quantization is None else {model.file_name(f"{name}.weight"): name for name in matrix_layers(model)}
     for shard in headers.files:
         for name, tensor in read_tensors(shard):
             if name == HEAD and config.tie_word_embeddings:
@@ -53,6 +62,9 @@ def from_pretrained(folder: str | Path, device: torch.device | str = "cpu", fini
                     targets[name].copy_(tensor)
                 if finite:
                     check_finite(name, tensor, shard)
+                if quantization is not None and name in layers:
+                    del targets[name]
+                    quantize_layer(model, layers[name], quantization)
     if head is not None and not torch.equal(head.float(), targets[EMBEDDING]):
         raise own_head_error(folder)
     return model.to(device)

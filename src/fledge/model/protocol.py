@@ -192,6 +192,17 @@ class LanguageModel(nn.Module, ABC):
         """A new model with the weights of a `state_dict`; architecture, device and settings are copied from this one."""
 
 
+def matrix_layers(model: LanguageModel) -> dict[str, nn.Linear]:
+    """The linear layers that map hidden states inside a block, by name. A layer whose weight is quantized, which only such
+    layers are, has no parameter of that name."""
+    linear = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    return {
+        name: module
+        for name, module in linear
+        if module.weight is None or model.parameter_role(f"{name}.weight") == "matrix"  # pyright: ignore[reportUnnecessaryComparison]
+    }
+
+
 def grown_table(table: Tensor, rows: int) -> Tensor:
     """The table [V, D] with further rows, all equal to the mean of the old ones: [rows, D]."""
     mean = table.detach().mean(dim=0, keepdim=True)

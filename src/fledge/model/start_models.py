@@ -42,10 +42,14 @@ class StartModels:
         first, path = next(iter(self.recipe.stages)), first_initial_weights(self.recipe).directory
         return f"stages.{first}.init_from" if self.recipe.stages[first].init_from else "model.path", self._located(path)
 
-    def directories(self) -> list[Path]:
-        """Every model directory that a stage starts from, once."""
-        named = (self.of_stage(name).directory for name in self.recipe.stages)
-        return list(dict.fromkeys(path for path in named if path is not None))
+    def directories(self) -> dict[Path, str]:
+        """Every model directory that a stage starts from, with the name of the first such stage."""
+        found: dict[Path, str] = {}
+        for name in self.recipe.stages:
+            directory = self.of_stage(name).directory
+            if directory is not None:
+                found.setdefault(directory, name)
+        return found
 
     def pin(self) -> None:
         """Write the commits of models of the hub into the run, which takes these whatever their revisions mean later."""

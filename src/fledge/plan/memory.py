@@ -10,6 +10,7 @@ from fledge.data import PackedDataset
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
 from fledge.model.cuda_attention import segment_room
+from fledge.model.quantization import bytes_per_weight
 from fledge.recipe.schema import AdapterConfig, BatchConfig, ModelConfig, OptimizerConfig, RuntimeConfig, Stage
 from fledge.recipe.sections.adapter import PREFIX
 from fledge.run.environment import local_world_size
@@ -37,6 +38,7 @@ class MemoryInputs:
     models: int = 0  # further models in memory: the reference
     adapter: int | None = None  # parameters of the adapter, if only one is trained
     rounded: bool = False  # the frozen matrices are kept in the dtype of the products (`frozen_weights`)
+    quantized: float | None = None  # bytes of a number of the frozen matrices, if they are quantized
 
 
 def memory_inputs(stage: Stage, cost: ModelCost, train: PackedDataset, device: str) -> MemoryInputs:
@@ -56,6 +58,7 @@ def memory_inputs(stage: Stage, cost: ModelCost, train: PackedDataset, device: s
         models=int(stage.keeps_reference_model and not keeps_adapter),
         adapter=None if stage.adapter is None else _adapter_parameters(stage.adapter, cost),
         rounded=stage.adapter is not None and not stage.adapter.use_dora,
+        quantized=None if stage.quantization is None else bytes_per_weight(stage.quantization),
     )
 
 
@@ -96,14 +99,18 @@ def estimate(inputs: MemoryInputs, runtime: RuntimeConfig, rows: int) -> float:
     total = inputs.cost.parameters().total
     trained = total if inputs.adapter is None else inputs.adapter
     copies = 4 * (inputs.copies * trained + inputs.models * total)
-    saved = inputs.cost.rounded_savings(2, runtime.activation_checkpoint_every) if half and inputs.rounded else 0
+    size = 2 if half else 4
+    stored = size if inputs.rounded and half else 4.0
+    if inputs.quantized is not None:
+        stored = inputs.quantized
+    saved = inputs.cost.frozen_savings(stored, size, runtime.activation_checkpoint_every) if stored < 4 else 0.0
     return (
         BASELINE_BYTES
         + copies
         - saved
-        + _attention_bytes(inputs, runtime, rows, 2 if half else 4)
+        + _attention_bytes(inputs, runtime, rows, size)
         + inputs.cost.peak_bytes(
-            tokens, 2 if half else 4, compiled, inputs.optimizer.name, runtime.activation_checkpoint_every, inputs.adapter
+            tokens, size, compiled, inputs.optimizer.name, runtime.activation_checkpoint_every, inputs.adapter
         )
     )
 

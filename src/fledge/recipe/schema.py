@@ -38,6 +38,7 @@ from fledge.recipe.sections.engine import (
 from fledge.recipe.sections.guards import GuardsConfig
 from fledge.recipe.sections.model import ModelConfig, MoeConfig, RopeScaling, TokenizerConfig
 from fledge.recipe.sections.preference import KtoSettings, PreferenceSettings, ReferenceSettings
+from fledge.recipe.sections.quantization import QuantizationConfig
 from fledge.recipe.units import Duration
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "PretrainOptimizer",
     "PretrainStage",
     "PromptTestsConfig",
+    "QuantizationConfig",
     "Recipe",
     "Role",
     "RopeScaling",
@@ -145,6 +147,9 @@ class StageBase(ConfigModel):
     adapter: AdapterConfig | None = Field(
         default=None, description="train a low-rank adapter and leave the weights as they are; null: train the weights"
     )
+    quantization: QuantizationConfig | None = Field(
+        default=None, description="keep the weights beside the adapter in 4 bits (QLoRA); null: as the model has them"
+    )
     data: Annotated[DataConfig, BeforeValidator(as_training_source)]
     duration: str = "1 epochs"
     batch: BatchConfig = BatchConfig()
@@ -201,6 +206,15 @@ class StageBase(ConfigModel):
             name for name, length in lengths.items() if length is not None and not isinstance(self, ReferenceSettings)
         ]:
             raise ValueError(f"data.{given[0]} belongs to preference and kto stages; data.max_seq_len limits other rows")
+        return self
+
+    @model_validator(mode="after")
+    def _check_quantization(self) -> "StageBase":
+        if self.quantization is not None and self.adapter is None:
+            raise ValueError(
+                "weights in 4 bits cannot be trained: add the section adapter, which trains low-rank matrices beside them, or "
+                "leave quantization out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fledge.errors import FledgeError
 from fledge.model.adapters import attach_adapter, check_patterns, has_same_adapter, merge_adapter, trained_parameters
+from fledge.model.frozen_weights import describe_quantized
 from fledge.model.protocol import Adapter, LanguageModel
 from fledge.model.weight_files import weights_hash
 from fledge.recipe.schema import AdapterConfig
@@ -57,5 +58,7 @@ def start_adapter(
             where="adapter.num_virtual_tokens",
             hint="write fewer of them, or a smaller data.max_seq_len",
         )
+    if (quantized := describe_quantized(model)) is not None:
+        log(quantized)
     trained, total = trained_parameters(model)
     log(f"adapter: {trained:,} of {total:,} parameters are trained ({trained / total:.2%})")

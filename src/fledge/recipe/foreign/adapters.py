@@ -49,6 +49,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # of a trainer, where they differ from 
     "LitGPT": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": QUERY_VALUE},
     PEFT: {"r": 8, "lora_alpha": 8, "target_modules": QUERY_VALUE},
 }
+LORA_BY_DEFAULT = {
+    name: DEFAULTS[name] for name in ("LLaMA-Factory",)
+}  # trainers that train LoRA unless they are told otherwise
 GIVEN = {"r": RANKS, "lora_alpha": ALPHAS, "lora_dropout": DROPOUTS, "target_modules": (*TARGETS, "lora_target_linear", *PARTS)}
 
 
@@ -66,7 +69,7 @@ def trains_adapter(context: Context) -> bool:
     return not is_off(context) and (word(switch) in LORA or (switch is None and context.has(ADAPTERS)))
 
 
-def _trainer(context: Context) -> str:
+def trainer_of(context: Context) -> str:
     """The trainer whose defaults hold."""
     found = detect_trainer(list(context.siblings))
     if found in DEFAULTS or found == "axolotl":
@@ -78,7 +81,7 @@ def _trainer(context: Context) -> str:
 
 def _defaults(context: Context) -> tuple[tuple[tuple[str, Any], ...], str]:
     """What the trainer takes for keys that are absent, if fledge takes something else; and a remark that says so."""
-    trainer = _trainer(context)
+    trainer = trainer_of(context)
     missing = {key: value for key, value in DEFAULTS.get(trainer, {}).items() if not context.has(GIVEN[key])}
     rank = context.integer(RANKS)
     if trainer == "LLaMA-Factory" and rank and "lora_alpha" in missing:
@@ -125,9 +128,10 @@ def _switch(value: Any, context: Context) -> Answer:
     kinds = {"dora": "use_dora", "qdora": "use_dora", "rslora": "use_rslora"}
     settings = ((f"adapter.{kinds[kind]}", True),) if kind in kinds else ()
     if not settings and not context.has((*RANKS, *ALPHAS, *TARGETS)):
-        settings = (("adapter.r", DEFAULTS.get(_trainer(context), {}).get("r", AdapterConfig().r)),)
-    note = "it becomes the section adapter of the stage"
-    return Answer(settings, f"{note}; weights stay as they are, without 4-bit quantization" if kind.startswith("q") else note)
+        settings = (("adapter.r", DEFAULTS.get(trainer_of(context), {}).get("r", AdapterConfig().r)),)
+    if kind.startswith("q"):
+        settings = (*settings, ("quantization.quant_type", "nf4"))
+    return Answer(settings, "it becomes the section adapter of the stage")
 
 
 def _target_names(value: Any) -> list[str] | str:

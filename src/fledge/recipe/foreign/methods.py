@@ -20,6 +20,7 @@ from fledge.recipe.foreign.answer import (
     word,
 )
 from fledge.recipe.foreign.learning import OPTIMIZER_NAMES, OPTIMIZERS, SCHEDULES, optimizer, schedule
+from fledge.recipe.foreign.quantization import QUANTIZATION_KEYS, QUANTIZATION_PREFIXES
 from fledge.recipe.foreign.stage_kinds import KIND_KEYS, STAGE_KINDS, cross_entropy_kinds, loss_types, method_named
 from fledge.recipe.schema_keys import KINDS
 
@@ -34,7 +35,6 @@ LOSSES_OF_MEANS = {
     "orpo",
 }  # values of `loss_type` that take the mean of log-probabilities over an answer, not their sum
 HIGH_BETA = 0.3  # a beta above this value was chosen for the mean of log-probabilities
-NO_QUANTIZATION = "quantized weights are not supported; optimizer: {name: adamw8bit} saves memory"
 NO_REINFORCEMENT_LEARNING = "there is no reinforcement learning; DPO trains on preference pairs"
 PREFERENCE_LOSSES = (
     f"a preference stage has the losses {', '.join(loss_types('preference'))}, with beta, label_smoothing and sft_loss_weight"
@@ -165,13 +165,7 @@ METHODS: Table = {
     **for_keys(
         "use_dft_loss use_asft_loss use_eaft_loss asft_alpha eaft_alpha", unsupported("an sft stage trains by cross-entropy")
     ),
-    **for_keys(
-        """
-        load_in_4bit load_in_8bit quantization_bit quantization double_quantization use_bnb_nested_quant quantize gptq fp8
-        quantization_method quantization_config
-        """,
-        unsupported(NO_QUANTIZATION),
-    ),
+    **QUANTIZATION_KEYS,
     **for_keys("use_galore use_apollo use_badam use_adam_mini use_lomo", unsupported(OTHER_OPTIMIZERS)),
     **for_keys(
         "use_kt use_mca use_megatron_bridge use_hyper_parallel megatron_bridge_args",
@@ -208,9 +202,7 @@ METHODS: Table = {
 PREFIXES: tuple[tuple[str, Rule], ...] = (
     *ADAPTER_PREFIXES,
     ("freeze_", unsupported("the whole model is trained")),
-    ("bnb_4bit_", unsupported(NO_QUANTIZATION)),
-    ("quantization_", unsupported(NO_QUANTIZATION)),
-    ("fp8_", unsupported(NO_QUANTIZATION)),
+    *QUANTIZATION_PREFIXES,
     ("galore_", unsupported(OTHER_OPTIMIZERS)),
     ("apollo_", unsupported(OTHER_OPTIMIZERS)),
     ("badam_", unsupported(OTHER_OPTIMIZERS)),

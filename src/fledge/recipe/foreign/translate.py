@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fledge.recipe.foreign.adapters import ADAPTERS, is_off
+from fledge.recipe.foreign.adapters import ADAPTERS, LORA_BY_DEFAULT, is_off
 from fledge.recipe.foreign.answer import Answer, Context
 from fledge.recipe.foreign.dialects import COSINE_BY_DEFAULT, detect_trainer
 from fledge.recipe.foreign.explain import DEFAULT_MAX_POSITIONS, Locate
@@ -245,6 +245,9 @@ def _completed(stage: dict[str, Any], kind: str, plan: StagePlan, scope: Key) ->
         stage["optimizer"] = {"name": default, **stage.get("optimizer", {})}
     if plan.trainer in COSINE_BY_DEFAULT:
         stage["schedule"] = {"name": "cosine", **stage.get("schedule", {})}
+    adapts = context.has((*PATHS, "model")) or not STAGE_KINDS[kind].from_scratch
+    if plan.trainer in LORA_BY_DEFAULT and adapts and not context.has(ADAPTERS):
+        stage["adapter"] = dict(LORA_BY_DEFAULT[plan.trainer])
     return stage
 
 
@@ -256,6 +259,8 @@ def _comments(recipe: Mapping[str, Any], plan: StagePlan) -> dict[tuple[str, ...
     if model == EXAMPLE_MODEL:
         comments["model",] = "the directory of the model to start from"
     for (name, stage), context in zip(recipe["stages"].items(), plan.contexts.values(), strict=False):
+        if "adapter" in stage and not context.has(ADAPTERS):
+            comments["stages", name, "adapter"] = f"{plan.trainer} trains this unless it is told otherwise; null: all weights"
         if stage["data"].get("train") in example_files:
             comments["stages", name, "data"] = "your own files in place of this one"
         if (
