@@ -24,6 +24,7 @@ SECTIONS = {  # the heading above a table -> where its keys are
     **{f"`{name}`": f"{name}." for name in ("generation_samples", "logging", "alerts")},
     **{f"`{name}`": f"stages.*.{name}." for name in ("data", "data.clean", "batch", "optimizer", "schedule", "guards")},
     "`adapter`": "stages.*.adapter.",
+    "`quantization`": "stages.*.quantization.",
 }  # fmt: skip
 KINDS = tuple(recipe_keys.KINDS)
 Documented = dict[tuple[str, str], markdown.Row]
