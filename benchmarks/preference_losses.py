@@ -44,6 +44,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "orpo": {},
     "kto": {},
 }
+MOST_PAIRS, HELD_OUT = 400, 150  # pairs that are trained on, and held out
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 RUNTIME = {"precision": "fp32", "compile": False, "attention": "blocked"}
 
@@ -69,9 +70,14 @@ def stage_of(loss: str, rate: float, world: Path, folder: Path, start: Path, ste
     return {
         **settings,
         "init_from": str(start),
-        "data": {"train": str(train), "validation": str(validation), "max_seq_len": 128, "clean": {"decontaminate": False}},
+        "data": {
+            "train": {"path": str(train), "max_samples": MOST_PAIRS},
+            "validation": {"path": str(validation), "max_samples": HELD_OUT},
+            "max_seq_len": 128,
+            "clean": {"decontaminate": False},
+        },
         "duration": f"{steps} steps",
-        "batch": {"micro_batch_size": 8},
+        "batch": {"micro_batch_size": 4},
         "optimizer": {"learning_rate": rate},
         "evaluation": {"max_packed_rows": 16, "every_steps": steps},
         "select_checkpoint": "last",

@@ -17,6 +17,7 @@ from fledge.pipeline import Pipeline, dry_run
 from fledge.recipe import recipe_from_dict
 from fledge.report import write_report
 from fledge.run import Console
+from tests.e2e.test_processes import assert_same_losses, train
 from tests.support import tiny_run
 from tests.support.killing import run_until_killed
 from tests.support.run_directory import events, final_results
@@ -109,6 +110,18 @@ def test_kto_begins_at_a_half_resumes_bit_for_bit_and_has_one_kl_estimate_for_an
     for one, two in zip(_events(uninterrupted, "step"), _events(other, "step"), strict=True):
         for name in ("loss", "kl", "rewards/margins", "grad_norm"):
             assert one[f"train/{name}"] == pytest.approx(two[f"train/{name}"], rel=1e-3, abs=1e-5), name
+
+
+def test_two_processes_have_the_kto_losses_and_the_kl_estimate_of_one_process(world: Path, tmp_path: Path) -> None:
+    stage = {"batch": {"micro_batch_size": 1, "gradient_accumulation_steps": 5}, "duration": "5 steps"}
+    one, two = (_kto_tree(world, tmp_path / name, tmp_path, **stage) for name in ("one", "two"))
+    Pipeline(recipe_from_dict(one), QUIET).run()
+    train(tmp_path, two, "--processes", "2")
+    runs = [tmp_path / name / "tiny" for name in ("one", "two")]
+    assert_same_losses(*runs, ("dpo",))
+    for alone, shared in zip(*(_events(run, "step")[1:] for run in runs), strict=True):  # before, no reward varies
+        for name in ("kl", "rewards/chosen", "rewards/margins", "length_correlation"):
+            assert alone[f"train/{name}"] == pytest.approx(shared[f"train/{name}"], rel=1e-3, abs=1e-5), name
 
 
 def test_a_batch_that_cannot_hold_both_labels_is_refused_with_the_size_that_can(world: Path, tmp_path: Path) -> None:

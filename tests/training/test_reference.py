@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fledge.autotune.autotune import ComputeConfig
 from fledge.checkpoint.find import step_name
+from fledge.data import Batch
 from fledge.errors import FledgeError
 from fledge.model.adapter_files import write_adapter
 from fledge.model.adapter_reference import AdapterReference
@@ -18,9 +19,10 @@ from fledge.model.adapters import adapter_weights, attach_adapter
 from fledge.model.decoder import Decoder
 from fledge.model.loading import load_model
 from fledge.model.protocol import Adapter, LanguageModel
-from fledge.objective import DPOObjective, sequence_log_probabilities
+from fledge.objective import DPOObjective, preference, sequence_log_probabilities
 from fledge.recipe.schema import AdapterConfig, PreferenceStage
 from fledge.run import StageDirectory
+from fledge.training import reference
 from fledge.training.reference import ReferenceProvider
 from fledge.training.start_weights import StartWeights, weights_fingerprint
 from tests.support.adapters import scatter
@@ -100,6 +102,38 @@ def test_a_resumed_stage_reads_its_table_without_any_model_and_loads_the_start_m
     assert torch.equal(torch.as_tensor(again(DATA, "training")), torch.as_tensor(first)) and start.loads == 0
     (tmp_path / "reference.training.safetensors").write_bytes(b"damaged")
     assert torch.equal(torch.as_tensor(again(DATA, "training")), torch.as_tensor(first)) and start.loads == 1
+
+
+def test_a_table_whose_computation_was_cut_off_is_continued_where_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _provider(tmp_path / "whole", _Start())(DATA, "training")
+    scored: list[int] = []
+
+    def count(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        if len(scored) == 3:
+            raise KeyboardInterrupt
+        scored.append(len(batch.examples))
+        return sequence_log_probabilities(model, batch)
+
+    monkeypatch.setattr(reference, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(preference, "sequence_log_probabilities", count)
+    stage = {"batch": {"micro_batch_size": 1}}
+    with pytest.raises(KeyboardInterrupt):
+        _provider(tmp_path / "cut", _Start(), **stage)(DATA, "training")
+    with safe_open(tmp_path / "cut" / "reference.training.safetensors", framework="pt") as file:
+        begun = file.get_tensor("log_probabilities")
+    assert sum(scored) == int((~begun.isnan()).all(dim=1).sum()) < len(begun)
+    scored.clear()
+
+    def count_on(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        scored.append(len(batch.examples))
+        return sequence_log_probabilities(model, batch)
+
+    monkeypatch.setattr(preference, "sequence_log_probabilities", count_on)
+    again = _provider(tmp_path / "cut", _Start(), resumed=True, **stage)(DATA, "training")
+    assert len(scored) == len(DATA) - 3
+    torch.testing.assert_close(again, whole, atol=1e-5, rtol=1e-5)
 
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -1,6 +1,6 @@
 """Direct preference optimization (Rafailov et al. 2023) and its relatives on packed pairs: with a reference or without one."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Self
@@ -199,13 +199,28 @@ class DPOObjective:
 
 
 @torch.no_grad()
-def compute_ref_log_probs(model: LanguageModel, batches: Iterable[Batch], num_pairs: int, device: torch.device) -> Tensor:
-    """The table [num_pairs, 2] of summed log-probabilities of all pairs under the reference, on the CPU."""
-    table = torch.full((num_pairs, PAIR), float("nan"))
+def compute_ref_log_probs(
+    model: LanguageModel,
+    batches: Iterable[Batch],
+    num_pairs: int,
+    device: torch.device,
+    *,
+    begun: Tensor | None = None,
+    after_batch: Callable[[Tensor], None] = lambda table: None,
+) -> Tensor:
+    """The table [num_pairs, 2] of summed log-probabilities of all pairs under the reference, on the CPU.
+
+    `begun`: a table in which NaN stands for pairs that are not scored yet; batches without such a pair are passed over.
+    `after_batch` is called with the table after each scored batch."""
+    table = torch.full((num_pairs, PAIR), float("nan")) if begun is None else begun
     for batch in batches:
+        examples = torch.tensor(batch.examples, dtype=torch.long)
+        if not table[examples].isnan().any():
+            continue
         with eval_mode(model):
             sums, _ = sequence_log_probabilities(model, batch.to(device))
-        table[torch.tensor(batch.examples, dtype=torch.long)] = by_pair(sums, batch).cpu()
+        table[examples] = by_pair(sums, batch).cpu()
+        after_batch(table)
     if table.isnan().any():
         raise AssertionError("a pair was not scored by the reference")
     return table

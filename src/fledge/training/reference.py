@@ -1,6 +1,7 @@
 """The reference of a preference stage: a frozen copy of the model, the model with the adapter that it began with, or its
 log-probabilities, computed once and cached."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from fledge.training.validation import row_batches
 
 MAX_DRIFT = {"fp32": 2e-3, "bf16": 2e-2, "fp16": 2e-2}  # nats per token between the model and itself, in other batches
 MAX_CHANGE = 0.02  # of the loss, relative
+SAVE_SECONDS = 30.0  # between two saves of a table that is being computed
 
 
 class ReferenceProvider:
@@ -130,24 +132,42 @@ def precompute_ref_log_probs(
     key: str,
 ) -> Tensor:
     """Summed log-probabilities [examples, 2] of (chosen, rejected) under the start model; read from `cache` if it is the table
-    of this `key`. Raises FledgeError if the cache exists and cannot be read."""
+    of this `key`. A table that is not complete, because the process ended, is continued; it is written every SAVE_SECONDS.
+    Raises FledgeError if the cache exists and cannot be read."""
     table = _read_table(cache, key)
-    if table is not None:
+    if table is not None and not table.isnan().any():
         return table
-    model = start_model()
+    model, saved = start_model(), time.monotonic()
+
+    def save_now_and_then(begun: Tensor) -> None:
+        nonlocal saved
+        if time.monotonic() - saved >= SAVE_SECONDS:
+            _write_table(begun, cache, key)
+            saved = time.monotonic()
+
     with force_eager(), eval_mode(model):
-        batches = row_batches(data, len(data.layout), micro_batch_rows)
-        table = compute_ref_log_probs(model, batches, data.examples.count, torch.device(compute.device))
+        table = compute_ref_log_probs(
+            model,
+            row_batches(data, len(data.layout), micro_batch_rows),
+            data.examples.count,
+            torch.device(compute.device),
+            begun=table,
+            after_batch=save_now_and_then,
+        )
+    _write_table(table, cache, key)
+    return table
+
+
+def _write_table(table: Tensor, cache: Path, key: str) -> None:
     cache.parent.mkdir(parents=True, exist_ok=True)
     tmp_path = cache.with_name(f".{cache.name}")
     save_file({"log_probabilities": table}, tmp_path, metadata={"fingerprint": key})
     give_usual_mode(tmp_path)
     tmp_path.replace(cache)
-    return table
 
 
 def _read_table(cache: Path, key: str) -> Tensor | None:
-    """The cached table; None if it is missing, damaged or of other weights or data."""
+    """The cached table, with NaN where it is not complete; None if it is missing, damaged or of other weights or data."""
     try:
         with cache.open("rb"), safe_open(cache, framework="pt") as file:
             return file.get_tensor("log_probabilities") if (file.metadata() or {}).get("fingerprint") == key else None
