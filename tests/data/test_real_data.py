@@ -101,6 +101,7 @@ ACCOUNTS = [  # kind, source, rows, dropped
     ("preference", {"path": "llamafactory/dpo_en_demo.json"}, 300, {"exact duplicate": 5}),
     ("preference", {"registry": "llamafactory/dataset_info.json", "name": "dpo_zh_demo"}, 300, {"exact duplicate": 11}),
     ("sft", {"path": "llamafactory/kto_en_demo.json"}, 300, {"labelled undesirable": 150}),
+    ("kto", {"path": "llamafactory/kto_en_demo.json"}, 300, {}),
     ("sft", {"path": "llamafactory/glaive_toolcall_en_demo.json"}, 300, {"exact duplicate": 35}),
     ("sft", {"path": "llamafactory/glaive_toolcall_zh_demo.json"}, 300, {"exact duplicate": 43}),
     ("sft", {"path": "chatlm/*.parquet"}, 6000, {}),
