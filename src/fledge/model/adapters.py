@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
+from fledge.model.dropout import dropout
 from fledge.model.linear import Linear
 from fledge.model.prefix import Prefix
 from fledge.model.protocol import Adapter, LanguageModel, matrix_layers
@@ -52,7 +53,7 @@ class LoraLinear(Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""
         out, drops = super().forward(x), self.training and self.dropout > 0
-        dropped = F.dropout(x, self.dropout) if drops else x
+        dropped = dropout(x, self.dropout) if drops else x
         update = F.linear(F.linear(dropped, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.scaling
         if self.lora_magnitude_vector is None:
             return out + update

@@ -21,6 +21,7 @@ from fledge.model.attention import BACKENDS
 from fledge.model.cost import ModelCost, checkpointed_layers
 from fledge.model.cuda_attention import ON_CUDA, attention_metadata
 from fledge.model.cuda_attention import backend as attention_backend
+from fledge.model.dropout import dropout
 from fledge.model.hf_config import hf_config
 from fledge.model.linear import Linear
 from fledge.model.moe import MoELayer, Router, RouterStats, update_biases
@@ -135,7 +136,7 @@ class Block(nn.Module):
         return x + self._drop(mixed), statistics
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return dropout(x, self.dropout) if self.dropout and self.training else x
 
 
 class Decoder(LanguageModel):

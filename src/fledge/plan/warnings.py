@@ -11,6 +11,7 @@ from fledge.plan.hyperparameters import RATES, REFERENCE_WIDTH
 from fledge.plan.lr_schedule import learning_rate
 from fledge.plan.stage import StagePlan
 from fledge.recipe.schema import Stage
+from fledge.recipe.sections.engine import ADAPTER_RATE_FACTOR
 
 PLAN = "plan"  # the name of the check
 FEW_UPDATES = 10
@@ -142,6 +143,7 @@ def _rate_too_small(planned: PlannedStage) -> Iterator[Finding]:
 def _rate_too_large(planned: PlannedStage) -> Iterator[Finding]:
     rate, reference = planned.plan.learning_rate, _reference_rate(planned)
     share = MAX_FRESH if planned.starts_fresh else MAX_PREFERENCE if planned.compares_answers else MAX_FINE_TUNING
+    share *= ADAPTER_RATE_FACTOR if planned.stage.adapter is not None else 1
     if planned.stage.optimizer.name in ("muon", *RELATIVE_RATES) or rate <= share * reference:
         return
     weights = "fresh weights" if planned.starts_fresh else "weights that are trained already"

@@ -4,7 +4,7 @@ Names of model sizes follow Hugging Face configuration files.
 """
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -22,6 +22,7 @@ from fledge.recipe.sections.data import (
     as_training_source,
 )
 from fledge.recipe.sections.engine import (
+    ADAPTER_RATES,
     PREFERENCE_OPTIMIZER,
     PRETRAIN_OPTIMIZER,
     SFT_OPTIMIZER,
@@ -183,6 +184,17 @@ class StageBase(ConfigModel):
     def keeps_reference_model(self) -> bool:
         """Whether a frozen copy of the initial model stays in memory during training."""
         return False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adapter_rate(cls, value: Any) -> Any:
+        """An adapter's own learning rate where the recipe names none."""
+        if not isinstance(value, dict) or value.get("adapter") is None or value.get("kind") not in ADAPTER_RATES:
+            return value
+        optimizer = value.get("optimizer", {})
+        if not isinstance(optimizer, dict) or "learning_rate" in optimizer:
+            return value
+        return {**value, "optimizer": {**optimizer, "learning_rate": ADAPTER_RATES[value["kind"]]}}
 
     @field_validator("duration")
     @classmethod
