@@ -25,8 +25,8 @@ def dropout(x: Tensor, rate: float) -> Tensor:
 
 @torch.library.custom_op("fledge::random_words", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def _random_words(like: Tensor) -> Tensor:
-    """Random 64-bit numbers, as many as `like` has. The compiler takes one result for two calls with the same argument, but never
-    one `torch.empty` for two; the tag keeps the calls in their order."""
+    """Random 64-bit numbers, as many as `like` has. The compiler takes one result for two calls with the same argument, but
+    never one `torch.empty` for two; the tag keeps the calls in their order."""
     return torch.empty_like(like).random_(-(2**63), None)
 
 
