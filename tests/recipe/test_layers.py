@@ -78,6 +78,18 @@ def test_setting_one_optimizer_key_keeps_the_other_defaults_of_the_stage_kind() 
     assert [stage.optimizer.learning_rate for stage in plain.stages.values()] == ["auto", 2e-5, 5e-6]
 
 
+@pytest.mark.parametrize("optimizer", [{}, {"optimizer": {"max_grad_norm": 0.5}}])
+def test_an_adapter_has_ten_times_the_learning_rate_of_the_stage(optimizer: dict[str, Any]) -> None:
+    def rates(adapter: Any, **more: Any) -> list[Any]:
+        stages = {name: {**DATA, "adapter": adapter, **optimizer, **more} for name in ("sft", "dpo")}
+        recipe = recipe_from_dict({"model": {"path": "base"}, "stages": stages})
+        return [stage.optimizer.learning_rate for stage in recipe.stages.values()]
+
+    assert rates({}) == [pytest.approx(2e-4), pytest.approx(5e-5)]
+    assert rates(None) == [2e-5, 5e-6]
+    assert rates({"r": 4}, optimizer={"learning_rate": 1e-3}) == [1e-3, 1e-3]
+
+
 def test_source_may_be_a_path_a_mapping_or_a_list() -> None:
     for train in ("a.txt", ["a.txt"], {"path": "a.txt"}, [{"path": "a.txt"}]):
         for validation in (train, 0.1):
