@@ -44,7 +44,6 @@ LOSSES: dict[str, dict[str, Any]] = {
     "orpo": {},
     "kto": {},
 }
-MOST_PAIRS, HELD_OUT = 400, 150  # pairs that are trained on, and held out
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 RUNTIME = {"precision": "fp32", "compile": False, "attention": "blocked"}
 
@@ -60,8 +59,10 @@ def labelled(source: Path, target: Path) -> Path:
     return target
 
 
-def stage_of(loss: str, rate: float, world: Path, folder: Path, start: Path, steps: int) -> dict[str, Any]:
-    """The stage of one run."""
+def stage_of(
+    loss: str, rate: float, world: Path, folder: Path, start: Path, *, steps: int, pairs: tuple[int, int]
+) -> dict[str, Any]:
+    """The stage of one run. `pairs`: how many are trained on, and held out."""
     train, validation = world / "preference.jsonl", world / "preference.validation.jsonl"
     settings = {"kind": "preference", "loss_type": loss, **LOSSES[loss]}
     if loss == "kto":
@@ -71,8 +72,8 @@ def stage_of(loss: str, rate: float, world: Path, folder: Path, start: Path, ste
         **settings,
         "init_from": str(start),
         "data": {
-            "train": {"path": str(train), "max_samples": MOST_PAIRS},
-            "validation": {"path": str(validation), "max_samples": HELD_OUT},
+            "train": {"path": str(train), "max_samples": pairs[0]},
+            "validation": {"path": str(validation), "max_samples": pairs[1]},
             "max_seq_len": 128,
             "clean": {"decontaminate": False},
         },
@@ -87,8 +88,8 @@ def stage_of(loss: str, rate: float, world: Path, folder: Path, start: Path, ste
 class World:
     """What every run is measured with: the SFT model as the reference, held-out pairs, and held-out questions."""
 
-    def __init__(self, run: Path, questions: int) -> None:
-        self.run, self.world = run, run / "world"
+    def __init__(self, run: Path, questions: int, pairs: tuple[int, int]) -> None:
+        self.run, self.world, self.sizes = run, run / "world", pairs
         self.start = run / "sft" / read_json(run / "sft" / "result.json", dict)["model"]
         self.tokenizer = load_tokenizer(self.start)
         held_out = load_questions(self.world)
@@ -100,7 +101,7 @@ class World:
 
     def recipe(self, loss: str, rate: float, seed: int, folder: Path, steps: int) -> dict[str, Any]:
         """The recipe of one run."""
-        stage = stage_of(loss, rate, self.world, folder, self.start, steps)
+        stage = stage_of(loss, rate, self.world, folder, self.start, steps=steps, pairs=self.sizes)
         return {"name": "run", "output": str(folder), "seed": seed, "runtime": RUNTIME, "stages": {"stage": stage}}
 
     def measure(self, model: Any) -> dict[str, float]:
@@ -149,10 +150,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="seeds of each loss and rate")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates")
     parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=LOSSES, help="losses")
+    parser.add_argument("--pairs", type=int, nargs=2, default=(400, 150), help="pairs that are trained on, and held out")
     parser.add_argument("--questions", type=int, default=100, help="held-out questions")
     chosen = parser.parse_args()
     started = time.perf_counter()
-    world = World(chosen.run, 20 if chosen.quick else chosen.questions)
+    world = World(chosen.run, 20 if chosen.quick else chosen.questions, (100, 40) if chosen.quick else tuple(chosen.pairs))
     print(json.dumps({"loss": "start", **world.measure(world.reference)}), flush=True)
     rates, losses = ((3e-4,), chosen.losses[:1]) if chosen.quick else (tuple(chosen.rates), chosen.losses)
     found = []
