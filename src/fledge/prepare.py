@@ -286,8 +286,11 @@ class Preparation:
     def prepare(self, name: str, tokenizer: Tokenizer, data: StageDataset | None = None) -> PreparedStage:
         """Read, encode, pack and plan a stage. `data`: its packed data, where it is at hand. Raises PlanError, with the
         recipe key, for settings that cannot work."""
+        from fledge.evaluate.rewards import stage_rewards  # it loads torch, which data alone does not need
+
         cost, stage = self.model_cost(name, tokenizer), self.recipe.stages[name]
         data = data or self.stage_data(name, tokenizer)
+        stage_rewards(stage, name)  # raises for rewards that cannot be computed
         self._recorded_plan(name)  # a damaged file is no mistake of the recipe
         try:
             plan, horizon, resolved = self._plan(name, tokenizer, data, stage)

@@ -22,6 +22,7 @@ from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.evaluate.generated import GeneratedAnswers
 from fledge.evaluate.prompt_tests import Case
+from fledge.evaluate.rewards import stage_rewards
 from fledge.evaluate.stage_evaluation import StageEvaluation
 from fledge.findings import Finding
 from fledge.model.adapters import trained_parameters
@@ -49,6 +50,7 @@ from fledge.training.model_writer import model_writer
 from fledge.training.outcome import judge
 from fledge.training.reference import ReferenceProvider
 from fledge.training.selection import selected_step
+from fledge.training.sources import source_maker
 from fledge.training.start_adapter import start_adapter
 from fledge.training.start_weights import StartWeights
 from fledge.training.trainable import load_saved_weights
@@ -208,6 +210,7 @@ class StageRunner:
             on_start=self._record_changes,
             ranks=self.ranks,
             is_sharded=is_sharded,
+            make_source=source_maker(self.tokenizer, stage_rewards(self.prepared.stage, self.prepared.name)),
         )
         state = Trainer(context, self.console).run()
         self.ranks.barrier()
@@ -330,7 +333,7 @@ class StageRunner:
         stage, answers, name = self.prepared.stage, None, self.prepared.name
         if validation is not None and stage.evaluation.generated_answers is not None:
             config, metric = stage.evaluation.generated_answers, stage.metric_for_best_model
-            answers = GeneratedAnswers.of(validation.data, self.tokenizer, config, metric)
+            answers = GeneratedAnswers.of(validation.data, self.tokenizer, config, metric, stage_rewards(stage, name))
             self.console.log(answers.describe())
         return StageEvaluation(
             stage=stage,

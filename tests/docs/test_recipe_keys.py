@@ -38,7 +38,7 @@ def documented() -> Documented:
         if prefix is None or "key" not in row.cells:
             continue
         (name,) = markdown.ticked(row.cells["key"])
-        for kind in [row.cells["kind"]] if "kind" in row.cells else KINDS:
+        for kind in row.cells["kind"].split(", ") if "kind" in row.cells else KINDS:
             assert (kind, prefix + name) not in rows, f"{row.line}: {prefix}{name} has two rows"
             rows[kind, prefix + name] = row
     return rows

@@ -38,7 +38,7 @@ def load_error(folder: Path, text: str) -> str:
         ("optimizer: {learning_rate: 1%}", ("write 0.01",)),
         ("optimizer:\n      learning_rate: 1,5e-4", ("write 1.5e-4",)),
         ("optimizer: {learning_rate: 2×10^-4}", ("write 2e-4",)),
-        ("学习率: 1e-4", ("the keys there are init_from, adapter, data",)),
+        ("学习率: 1e-4", ("the keys there are init_from, adapter, quantization, data",)),
         ('init_from: "C:\\Users\\me"', ("a backslash begins an escape",)),
     ],
 )

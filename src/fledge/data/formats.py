@@ -12,6 +12,7 @@ from fledge.data.encoding.dialogues import encode_dialogues
 from fledge.data.encoding.documents import encode_documents
 from fledge.data.encoding.examples import Encoded, EncodingConfig
 from fledge.data.encoding.feedback import encode_feedback
+from fledge.data.encoding.questions import encode_questions
 from fledge.data.parsing.items import BinaryFeedback, Conversation, Document, Item, PreferencePair
 from fledge.data.parsing.rows import (
     Parser,
@@ -66,6 +67,7 @@ class ExampleFormat:
     1 and no weight is stored.
     `splits_documents`: a sequence may continue in the next packed row and is never truncated. If false, a packed row holds
     complete examples, and `encode` truncates each to the context.
+    `packs`: several examples share a packed row. If false, each has a packed row of its own.
     `is_dialogue`: the model learns to answer chat messages. If false, it learns to continue a text.
     `min_tokens`: items with fewer tokens are dropped, unless the recipe sets clean.min_tokens.
     `strips_html`: value of clean.html: auto.
@@ -81,6 +83,7 @@ class ExampleFormat:
     sequence_names: tuple[str, ...] = ("",)
     has_loss_weights: bool = True
     splits_documents: bool = False
+    packs: bool = True
     is_dialogue: bool = True
     min_tokens: int = 0
     strips_html: bool = False
@@ -149,6 +152,13 @@ FORMATS: dict[str, ExampleFormat] = {
         sequence_names=("answer", "unrelated answer"),
         has_labels=True,
         halves_rows=True,
+    ),
+    "grpo": ExampleFormat(
+        label="prompt",
+        parse=parse_conversation,
+        item_types=(),  # files without a recipe are conversations
+        encode=encode_questions,
+        packs=False,
     ),
 }
 

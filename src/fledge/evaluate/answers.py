@@ -180,6 +180,12 @@ def summary_scores(marks: Sequence[Mark]) -> dict[str, float]:
     return scores
 
 
+def answer_f1(marked: Mark) -> float:
+    """F1 of the fields of one answer, which is compared with a JSON object; 1 where neither has a name, only null."""
+    counts = _outcome_counts([marked.fields]).sum(axis=0)
+    return float(_f1(counts)) if counts.sum() else 1.0
+
+
 def _only(fields: Sequence[tuple[str, Any, Any]], keys: Collection[str]) -> tuple[tuple[str, Any, Any], ...]:
     return tuple(field for field in fields if field[0] in keys)
 

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from fledge.data import PackedDataset
+from fledge.data.encoding.questions import split_last_answer
 from fledge.data.storage import Examples
 from fledge.errors import FledgeError
 from fledge.evaluate.answers import JSON_SCORES, AnsweredRow, is_object, mark, summary_scores
 from fledge.evaluate.bleu import BleuScore, bleu_tokenization, corpus_bleu
-from fledge.generation import Engine, SamplingParams
+from fledge.generation import Completion, Engine, SamplingParams
 from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import GeneratedAnswersConfig
 from fledge.tokenizer import Tokenizer
+from fledge.training.rollout import DrawnAnswer, RewardTable
 
 
 @dataclass(frozen=True)
@@ -24,20 +26,26 @@ class Question:
     answer: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GeneratedAnswers:
     """Questions from validation rows, and how they are answered. `skipped`: rows whose last answer was cut to fit the context,
-    or that have none. `bleu`: the tokenization of BLEU; None: it is not computed."""
+    or that have none. `bleu`: the tokenization of BLEU; None: it is not computed. `rewards`: that a stage trains on."""
 
     questions: tuple[Question, ...]
     skipped: int
     tokenizer: Tokenizer
     max_new_tokens: int
     bleu: str | None = None
+    rewards: RewardTable | None = None
 
     @classmethod
     def of(
-        cls, validation: PackedDataset, tokenizer: Tokenizer, config: GeneratedAnswersConfig, metric: str
+        cls,
+        validation: PackedDataset,
+        tokenizer: Tokenizer,
+        config: GeneratedAnswersConfig,
+        metric: str,
+        rewards: RewardTable | None = None,
     ) -> "GeneratedAnswers":
         """The questions of `config.rows` rows, spread evenly over the validation data, or of all if there are fewer.
 
@@ -63,7 +71,14 @@ class GeneratedAnswers:
                 hint="set it to exact_match or loss",
             )
         bleu = config.bleu and bleu_tokenization(config.bleu, [question.answer for question in questions])
-        return cls(questions, len(numbers) - len(questions), tokenizer, config.max_new_tokens, bleu)
+        return cls(
+            questions=questions,
+            skipped=len(numbers) - len(questions),
+            tokenizer=tokenizer,
+            max_new_tokens=config.max_new_tokens,
+            bleu=bleu,
+            rewards=rewards,
+        )
 
     def describe(self) -> str:
         """A sentence for the console."""
@@ -72,7 +87,8 @@ class GeneratedAnswers:
 
     def score(self, model: LanguageModel) -> dict[str, float]:
         """Scores of the model's greedy answers: `exact_match`, and `valid_json` and `f1` where the rows' answers are JSON
-        objects (see `evaluate.answers`); `bleu` (0 to 100) if it is asked for."""
+        objects (see `evaluate.answers`); `bleu` (0 to 100) if it is asked for; and, of a stage with rewards, the mean `reward`
+        and that of each."""
         engine = Engine(model, self.tokenizer.stop_ids)
         completions = engine.generate(
             [question.prompt for question in self.questions], SamplingParams(max_new_tokens=self.max_new_tokens)
@@ -88,7 +104,20 @@ class GeneratedAnswers:
             for question, completion in zip(self.questions, completions, strict=True)
         ]
         scores = summary_scores([mark(row) for row in rows])
-        return scores if self.bleu is None else {**scores, "bleu": self._bleu([row.given for row in rows]).value}
+        if self.bleu is not None:
+            scores["bleu"] = self._bleu([row.given for row in rows]).value
+        return scores | self._rewards(completions)
+
+    def _rewards(self, completions: Sequence[Completion]) -> dict[str, float]:
+        if self.rewards is None:
+            return {}
+        drawn = [
+            DrawnAnswer.of(question.prompt, completion, question.answer, self.tokenizer)
+            for question, completion in zip(self.questions, completions, strict=True)
+        ]
+        values = self.rewards.score(drawn)
+        means = {f"rewards/{name}": float(mean) for name, mean in zip(self.rewards.names, values.mean(axis=0), strict=True)}
+        return {"reward": float(self.rewards.total(values).mean()), **means}
 
     def signatures(self) -> dict[str, str]:
         """How scores are computed that depend on settings of a library."""
@@ -100,15 +129,6 @@ class GeneratedAnswers:
 
 def last_question(examples: Examples, number: int, stop_ids: Collection[int]) -> tuple[list[int], list[int]] | None:
     """(prompt, answer) of the last answer in an example, as tokens; of its first sequence, the chosen answer of a pair. The
-    answer ends before its stop token; what a template trains behind that is left out. None if no answer ends with one."""
-    tokens, weights = examples.sequence(number * examples.sequences_per_example)
-    trained = np.flatnonzero(weights > 0)
-    if not len(trained):
-        return None
-    last = int(trained[-1])
-    before = np.flatnonzero(weights[:last] <= 0)
-    start = int(before[-1]) + 1 if len(before) else 0
-    stops = np.flatnonzero(np.isin(tokens[start : last + 1], list(stop_ids)))
-    if not start or not len(stops):
-        return None
-    return tokens[:start].tolist(), tokens[start : start + int(stops[-1])].tolist()
+    answer is without its stop token. None if no answer ends with one."""
+    found = split_last_answer(*examples.sequence(number * examples.sequences_per_example), stop_ids)
+    return None if found is None else (found[0].tolist(), found[1].tolist())

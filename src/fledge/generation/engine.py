@@ -120,14 +120,15 @@ class Engine:
         prompts: Sequence[Sequence[int]],
         params: SamplingParams | Sequence[SamplingParams] = GREEDY,
         *,
+        sample_indices: Sequence[int] | None = None,
         where: Sequence[str] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Completion]:
         """The completions of prompts, in the order of the prompts; `params` are common to all prompts or one for each.
 
-        The sample index of a prompt is its index in the list. `progress` is called with the number of newly finished
-        completions whenever there are some. Raises FledgeError, before computing anything, for a prompt that is empty or too
-        long; `where` are the names of the prompts in the message.
+        `sample_indices`: of each prompt (see `add`); None: its index in the list. `progress` is called with the number of newly
+        finished completions whenever there are some. Raises FledgeError, before computing anything, for a prompt that is empty
+        or too long; `where` are the names of the prompts in the message.
         """
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
@@ -136,7 +137,8 @@ class Engine:
             check_prompt(prompt, self.max_positions, where[number] if where else f"prompt {number + 1}")
         # The longest go first: the cache has its size early, and prompts that start together need little padding.
         order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
-        requests = {number: self._add(prompts[number], each[number], number, None, []) for number in order}
+        indices = range(len(prompts)) if sample_indices is None else sample_indices
+        requests = {number: self._add(prompts[number], each[number], indices[number], None, []) for number in order}
         unfinished = {request.request_id for request in requests.values()}
         try:
             while unfinished:

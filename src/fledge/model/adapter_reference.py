@@ -1,7 +1,7 @@
 """The model as it was when a stage began to train its adapter: the same base, and a copy of the adapter's weights."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from torch import Tensor, nn
 
@@ -33,3 +33,8 @@ class AdapterReference:
         finally:
             for module, attribute, parameter in slots:
                 setattr(module, attribute, parameter)
+
+
+def reference_model(reference: LanguageModel | AdapterReference) -> AbstractContextManager[LanguageModel]:
+    """A context with the model that computes the log-probabilities of a reference."""
+    return reference.in_place() if isinstance(reference, AdapterReference) else nullcontext(reference)

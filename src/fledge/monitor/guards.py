@@ -1,7 +1,9 @@
 """Guards: the rules that watch a stage through its events, and nothing else. Rules that find nothing change nothing."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
+from fledge.monitor.policy_rules import EntropyCollapse, LengthHacking, RewardHacking, equal_groups, truncated
 from fledge.monitor.preference_rules import Displacement, LengthBias, NoPreference
 from fledge.monitor.rules import (
     Divergence,
@@ -15,29 +17,55 @@ from fledge.monitor.rules import (
     ValidationIncrease,
 )
 from fledge.monitor.thresholds import LowDisk, MaxTime, PassRate, Repetition
-from fledge.recipe.sections.guards import GuardsConfig
+from fledge.recipe.sections.guards import CommonGuards, GuardsConfig
+from fledge.recipe.sections.policy_guards import PolicyGuardsConfig
+
+Actions = list[tuple[str, Rule]]
+"""Rules with the action that the recipe has for each."""
+
+
+def of_given_rows(config: GuardsConfig) -> Actions:
+    """The rules of stages that lower a loss on given rows."""
+    return [
+        (config.validation_increase.action, ValidationIncrease(config.validation_increase)),
+        (config.displacement.action, Displacement(config.displacement)),
+        (config.length_bias.action, LengthBias(config.length_bias)),
+        (config.no_preference.action, NoPreference(config.no_preference)),
+    ]
+
+
+def of_policies(config: PolicyGuardsConfig) -> Actions:
+    """The rules of stages that train on rewards."""
+    return [
+        (config.reward_hacking.action, RewardHacking(config.reward_hacking)),
+        (config.entropy_collapse.action, EntropyCollapse(config.entropy_collapse)),
+        (config.length_hacking.action, LengthHacking(config.length_hacking)),
+        (config.truncated.action, truncated(config.truncated)),
+        (config.equal_groups.action, equal_groups(config.equal_groups)),
+    ]
+
+
+OF_KINDS: dict[type[CommonGuards], Callable[[Any], Actions]] = {GuardsConfig: of_given_rows, PolicyGuardsConfig: of_policies}
+"""The rules that only some kinds of stage have, by the section of the recipe."""
 
 
 class Guards:
     """All rules of a stage that are not ignored."""
 
-    def __init__(self, config: GuardsConfig) -> None:
+    def __init__(self, config: CommonGuards) -> None:
         self.config = config
         self._reset()
 
     def _reset(self) -> None:
         config = self.config
         self.grad_spike = Spike("grad_spike", "train/grad_norm", config.grad_spike, logarithmic=True)
-        rules: list[tuple[str, Rule]] = [
+        rules: Actions = [
             (config.non_finite.action, NonFinite(config.non_finite)),
             ("warn", Overflow()),
             (config.grad_spike.action, self.grad_spike),
             (config.loss_spike.action, Spike("loss_spike", "train/loss", config.loss_spike, logarithmic=False)),
             (config.divergence.action, Divergence(config.divergence)),
-            (config.validation_increase.action, ValidationIncrease(config.validation_increase)),
-            (config.displacement.action, Displacement(config.displacement)),
-            (config.length_bias.action, LengthBias(config.length_bias)),
-            (config.no_preference.action, NoPreference(config.no_preference)),
+            *(OF_KINDS[type(config)](config) if type(config) in OF_KINDS else []),
             (config.pass_rate.action, PassRate(config.pass_rate)),
             (config.repetition.action, Repetition(config.repetition)),
             (config.throughput.action, Throughput(config.throughput)),

@@ -6,6 +6,7 @@ from typing import Any
 
 from fledge.findings import Finding
 from fledge.recipe.schema import StageBase
+from fledge.recipe.sections.guards import ValidationIncreaseGuard
 from fledge.recipe.sections.preference import PAIR_LOSSES, PreferenceSettings
 
 Patch = dict[str, Any]
@@ -33,7 +34,7 @@ def keep_best(stage: StageBase) -> Patch:
     """Select the best checkpoint; if it is selected already, end the stage early."""
     if stage.select_checkpoint != "best":
         return {"select_checkpoint": "best"}
-    return {"early_stopping.patience": stage.guards.validation_increase.patience}
+    return {"early_stopping.patience": getattr(stage.guards, "validation_increase", ValidationIncreaseGuard()).patience}
 
 
 def keep_chosen_likely(stage: StageBase) -> Patch:
@@ -85,6 +86,25 @@ REMEDIES: dict[str, Remedy] = {
         "raise optimizer.learning_rate or train longer; where the margin is negative, look at chosen and rejected with `fledge "
         "data show`",
         raise_learning_rate,
+    ),
+    "reward_hacking": Remedy(
+        "the rewards count something else than what is wanted: read the answers, mend the rewards, or set beta; "
+        "metric_for_best_model: exact_match with select_checkpoint: best keeps the best answers",
+    ),
+    "entropy_collapse": Remedy(
+        "if the reward is as high as it can be, the stage is done; else lower optimizer.learning_rate, set epsilon_high to "
+        "0.28, or set beta",
+        lower_learning_rate,
+    ),
+    "length_hacking": Remedy(
+        "add a reward of rule length with the bounds that are wanted, set loss_type to dr_grpo, or lower what rewards length"
+    ),
+    "truncated": Remedy(
+        "set rollout.max_new_tokens to more, or mask_truncated to true, or train the model on shorter answers first"
+    ),
+    "equal_groups": Remedy(
+        "if the reward is high, the stage is done; else the prompts are too hard: use easier ones, a reward that also counts "
+        "what is half right, more rollout.num_generations, or rollout.redraw_equal_groups"
     ),
     "disk": Remedy("free some space, then run the same command again"),
 }

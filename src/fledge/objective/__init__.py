@@ -4,6 +4,7 @@ from fledge.objective.base import LossOutput, Objective, Ratio
 from fledge.objective.build import BUILDERS, ObjectiveContext, build_objective
 from fledge.objective.kto import KTOObjective
 from fledge.objective.language import CausalLMObjective, target_metrics
+from fledge.objective.policy import PolicyObjective
 from fledge.objective.preference import DPOObjective, sequence_log_probabilities
 from fledge.objective.preference_losses import PREFERENCE_LOSSES, LossParams, PairLogps
 
@@ -18,6 +19,7 @@ __all__ = [
     "Objective",
     "ObjectiveContext",
     "PairLogps",
+    "PolicyObjective",
     "Ratio",
     "build_objective",
     "sequence_log_probabilities",

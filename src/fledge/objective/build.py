@@ -12,8 +12,9 @@ from fledge.model.linear_cross_entropy import LossKernel
 from fledge.objective.base import Objective
 from fledge.objective.kto import KTOObjective
 from fledge.objective.language import CausalLMObjective
+from fledge.objective.policy import PolicyObjective
 from fledge.objective.preference import DPOObjective, Reference
-from fledge.recipe.schema import KtoStage, PreferenceStage, PretrainStage, SftStage, StageBase
+from fledge.recipe.schema import GrpoStage, KtoStage, PreferenceStage, PretrainStage, SftStage, StageBase
 
 StageT = TypeVar("StageT", bound=StageBase, covariant=True)
 
@@ -69,6 +70,23 @@ def build_kto(context: ObjectiveContext[KtoStage]) -> Objective:
     )
 
 
+def build_policy(context: ObjectiveContext[GrpoStage]) -> Objective:
+    """The clipped objective of drawn answers, with a reference where the recipe asks for a KL term."""
+    stage = context.stage
+    reference = _reference(context) if stage.beta else None
+    assert not isinstance(reference, Tensor)  # a table has no log-probabilities of new answers
+    return PolicyObjective(
+        loss_type=stage.loss_type,
+        epsilon=stage.epsilon,
+        epsilon_high=stage.epsilon_high,
+        beta=stage.beta,
+        temperature=stage.rollout.temperature,
+        max_new_tokens=stage.rollout.max_new_tokens,
+        reference=reference,
+        token_bytes=context.token_bytes,
+    )
+
+
 def _reference(context: ObjectiveContext[Any]) -> Reference | None:
     return None if context.reference is None else context.reference(context.data, context.split)
 
@@ -78,6 +96,7 @@ BUILDERS: dict[str, Callable[[ObjectiveContext[Any]], Objective]] = {
     "sft": build_causal_lm,
     "preference": build_preference,
     "kto": build_kto,
+    "grpo": build_policy,
 }
 
 

@@ -1,7 +1,6 @@
 """Direct preference optimization (Rafailov et al. 2023) and its relatives on packed pairs: with a reference or without one."""
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from fledge.data import Batch
 from fledge.errors import FledgeError
-from fledge.model.adapter_reference import AdapterReference
+from fledge.model.adapter_reference import AdapterReference, reference_model
 from fledge.model.device_copy import to_device
 from fledge.model.linear_cross_entropy import log_probabilities
 from fledge.model.moe import RouterStats
@@ -67,11 +66,6 @@ def chosen_only(batch: Batch) -> Batch:
     # On a GPU the targets of all completions are computed, because the host would wait for those of the chosen ones.
     index = batch.known_target_index if batch.loss_weights.is_cuda else None
     return replace(batch, loss_weights=batch.loss_weights * chosen, known_target_index=index)
-
-
-def reference_model(reference: LanguageModel | AdapterReference) -> AbstractContextManager[LanguageModel]:
-    """A context with the model that computes the reference's log-probabilities."""
-    return reference.in_place() if isinstance(reference, AdapterReference) else nullcontext(reference)
 
 
 @dataclass(frozen=True, kw_only=True)

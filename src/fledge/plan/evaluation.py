@@ -41,6 +41,7 @@ MIN_RATE_CHANGE = 0.05  # of a score of some hundred answers: a smaller change m
 
 METRICS = {
     "loss": SelectionMetric(label="validation loss", greater_is_better=False, format="{:.4f}", min_change=MIN_CHANGE),
+    "reward": SelectionMetric(label="reward of answers", greater_is_better=True, format="{:.3f}", min_change=MIN_RATE_CHANGE),
     "exact_match": SelectionMetric(
         label="share of exact answers", greater_is_better=True, format="{:.1%}", min_change=MIN_RATE_CHANGE
     ),

@@ -9,7 +9,7 @@ from math import log, sqrt
 
 from fledge.errors import FledgeError
 from fledge.plan.lr_schedule import min_lr
-from fledge.recipe.schema import KtoStage, OptimizerConfig, PreferenceStage, PretrainStage, SftStage
+from fledge.recipe.schema import OptimizerConfig, Stage
 
 REFERENCE_WIDTH = 320
 REFERENCE_BATCH = 8192  # tokens
@@ -24,8 +24,6 @@ MAX_HALF_LIFE_FRACTION = 0.05  # of the run's tokens: chosen by fledge
 BETA2_RANGE = (0.9, 0.999)  # chosen by fledge
 DECAY_TIME_FRACTION = 1.0  # time scale of weight decay as a fraction of the run, chosen by fledge
 MAX_DECAY = 0.3  # chosen by fledge
-
-AnyStage = PretrainStage | SftStage | PreferenceStage | KtoStage
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def resolve(config: OptimizerConfig, run: RunSize) -> tuple[OptimizerConfig, lis
     return config.model_copy(update=values), notes
 
 
-def resolve_stage(stage: AnyStage, run: RunSize) -> tuple[AnyStage, list[str]]:
+def resolve_stage(stage: Stage, run: RunSize) -> tuple[Stage, list[str]]:
     """The stage with numbers for learning rate, betas, weight decay and minimum learning rate, and the sentences of `resolve`.
 
     Raises FledgeError if the minimum learning rate is above the learning rate.

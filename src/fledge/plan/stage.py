@@ -22,8 +22,9 @@ BOTH_LABELS = 3  # of `PackedDataset.label_kinds`
 class StagePlan:
     """The plan of a stage, stored as plan.json.
 
-    Tokens are positions of packed rows that hold data; padding is not counted. `label` names one example and `loss_unit` is the
-    unit of the stage's loss; reports read both. `notes` explain the numbers that the recipe left to `auto`.
+    Tokens are positions of packed rows that hold data; padding is not counted. Where a stage draws answers, these are taken to
+    be as long as the rows' own. `label` names one example and `loss_unit` is the unit of the stage's loss; reports read both.
+    `notes` explain the numbers that the recipe left to `auto`.
     """
 
     kind: str
@@ -73,8 +74,8 @@ def plan_stage(
     warmup = warmup_steps(stage.schedule, horizon.steps)
     count = cost.parameters()
     epochs = train.epochs_after(horizon.rows)
-    tokens = round(train.num_tokens * epochs)
-    batch_tokens = round(horizon.global_batch_rows * train.num_tokens / len(train))
+    tokens = round(stage.answers_per_example * train.num_tokens * epochs)
+    batch_tokens = round(stage.answers_per_example * horizon.global_batch_rows * train.num_tokens / len(train))
     resolved, notes = resolve_stage(stage, RunSize(cost.config.hidden_size, batch_tokens, horizon.steps, tokens))
     rate, betas, decay = resolved.optimizer.numbers()
     selection, reasons = resolve_selection(resolved, validation, horizon.steps)
@@ -90,7 +91,7 @@ def plan_stage(
         epochs=epochs,
         steps=horizon.steps,
         tokens=tokens,
-        target_tokens=round(train.num_target_tokens * epochs),
+        target_tokens=round(stage.answers_per_example * train.num_target_tokens * epochs),
         warmup_steps=warmup,
         warmup_share=warmup / horizon.steps,
         effective_batch_rows=horizon.global_batch_rows,

@@ -60,6 +60,12 @@ def _check_use(recipe: Recipe, name: str, description: ModelDescription, path: P
             where=f"stages.{name}.kind",
             hint="use an sft stage on prompts and responses; the span corruption of T5's pretraining is not supported",
         )
+    if start is not None and recipe.stages[name].answers_per_example > 1:
+        raise FledgeError(
+            f"{path} is an encoder–decoder: answers that are drawn cannot be trained there yet",
+            where=f"stages.{name}.kind",
+            hint="start from a model that decodes only",
+        )
     check_template(tokenizer, f"the model in {path}", is_encoder_decoder=start is not None)
     if start is not None and recipe.model.config is None and start != tokenizer.decoder_start:
         raise FledgeError(

@@ -12,6 +12,7 @@ from fledge.plan.lr_schedule import learning_rate
 from fledge.plan.stage import StagePlan
 from fledge.recipe.schema import Stage
 from fledge.recipe.sections.engine import ADAPTER_RATE_FACTOR
+from fledge.recipe.sections.policy import PolicySettings
 
 PLAN = "plan"  # the name of the check
 FEW_UPDATES = 10
@@ -154,6 +155,23 @@ def _rate_too_large(planned: PlannedStage) -> Iterator[Finding]:
     )
 
 
+def _long_prompts(planned: PlannedStage) -> Iterator[Finding]:
+    """Prompts that leave less room than an answer may take."""
+    stage, examples = planned.stage, planned.train.examples
+    if not isinstance(stage, PolicySettings):
+        return
+    longest = stage.data.max_seq_len + 1 - stage.rollout.max_new_tokens
+    lengths = [int((examples.sequence(number)[1] <= 0).argmin()) for number in range(examples.count)]
+    count = sum(length > longest for length in lengths)
+    if count:
+        yield planned.warning(
+            "data.max_seq_len",
+            f"{counted(count, 'prompt')} of {examples.count:,} leave fewer than {stage.rollout.max_new_tokens:,} tokens for an "
+            f"answer; the longest has {max(lengths):,} tokens",
+            f"set data.max_seq_len to {max(lengths) + stage.rollout.max_new_tokens - 1:,}, or rollout.max_new_tokens to less",
+        )
+
+
 def _model_above_data(planned: PlannedStage) -> Iterator[Finding]:
     tokens, parameters = planned.train.num_tokens, planned.plan.parameters
     if planned.starts_fresh and parameters > PARAMETERS_PER_TOKEN * tokens:
@@ -172,4 +190,5 @@ RULES: tuple[Callable[[PlannedStage], Iterator[Finding]], ...] = (
     _rate_too_small,
     _rate_too_large,
     _model_above_data,
+    _long_prompts,
 )

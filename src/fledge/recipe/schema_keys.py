@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fledge.recipe.schema import DataConfig, KtoStage, PreferenceStage, PretrainStage, Recipe, SftStage, Source
+from fledge.recipe.schema import DataConfig, GrpoStage, KtoStage, PreferenceStage, PretrainStage, Recipe, SftStage, Source
 
 Key = tuple[str | int, ...]
 Models = tuple[type[BaseModel], ...]  # the sections that a mapping can be: one, or all kinds of stage
@@ -17,6 +17,7 @@ KINDS: dict[str, type[BaseModel]] = {
     "sft": SftStage,
     "preference": PreferenceStage,
     "kto": KtoStage,
+    "grpo": GrpoStage,
 }
 ALIASES = {"dpo": "preference"}  # stage names that imply a kind
 STAGES: Models = tuple(KINDS.values())
@@ -58,6 +59,16 @@ def _annotation(model: type[BaseModel], name: str) -> Any:
 def has_key(models: Models, name: str) -> bool:
     """Whether one of these sections has the key."""
     return any(name in model.model_fields for model in models)
+
+
+def has_path(model: type[BaseModel], path: str) -> bool:
+    """Whether a section has the key at a dotted path."""
+    models: Models = (model,)
+    for name in path.split("."):
+        if not has_key(models, name):
+            return False
+        models = models_at(models, name, None)
+    return True
 
 
 def fields_of(models: Models) -> list[str]:

@@ -38,6 +38,7 @@ def stage_charts(stage: Stage) -> list[Chart]:
     charts = [
         Chart(name="loss", title=Text("Loss", "损失"), unit=unit_text(stage.loss_unit), traces=loss_traces(stage), wide=True),
         *preference_charts(stage),
+        *policy_charts(stage),
         *if_recorded(accuracy_chart(stage)),
         *if_recorded(prompts_chart(stage)),
         Chart(
@@ -165,10 +166,64 @@ def smoothed(curve: Points, role: str, name: Text) -> tuple[dict[str, object], .
 
 
 def loss_traces(stage: Stage) -> tuple[dict[str, object], ...]:
-    """The training loss, raw and smoothed, and the validation loss."""
+    """The training loss, raw and smoothed, and the validation loss where it is the same measure."""
+    if points(stage.events.steps, "train/reward"):
+        return smoothed(points(stage.events.steps, "train/loss"), "main", Text("train", "训练"))
     return smoothed(points(stage.events.steps, "train/loss"), "main", Text("train", "训练")) + trace(
         with_first_evaluation(stage, "loss"), "eval", Text("validation", "验证")
     )
+
+
+def policy_charts(stage: Stage) -> list[Chart]:
+    """Rewards, exact answers, entropy, lengths, and the shares of equal groups and cut answers, as far as the stage recorded
+    them."""
+    steps, train, validation = stage.events.steps, Text("train", "训练"), Text("validation", "验证")
+
+    def percent(curve: Points) -> Points:
+        return [(step, share * 100) for step, share in curve]
+
+    if not points(steps, "train/reward"):
+        return []
+    shares = [
+        (Text("groups with equal rewards", "奖励全同的组"), "main", "train/frac_reward_zero_std"),
+        (Text("cut answers", "被截断的回答"), "bad", "train/completions/clipped_ratio"),
+    ]
+    rewards = smoothed(points(steps, "train/reward"), "main", train) + trace(
+        with_first_evaluation(stage, "reward"), "eval", validation
+    )
+    exact = trace(percent(with_first_evaluation(stage, "exact_match")), "eval", validation)
+    charts = [
+        Chart(name="reward", title=Text("Reward", "奖励"), unit=UNITS[""], traces=rewards),
+        Chart(name="exact", title=Text("Exact answers", "完全正确的回答"), unit=UNITS["%"], traces=exact, from_zero=True),
+        Chart(
+            name="entropy",
+            title=Text("Entropy", "熵"),
+            unit=UNITS["nats/token"],
+            traces=smoothed(points(steps, "train/entropy"), "main", train),
+            from_zero=True,
+        ),
+        Chart(
+            name="lengths",
+            title=Text("Length of answers", "回答长度"),
+            unit=UNITS["tokens"],
+            traces=smoothed(points(steps, "train/completions/mean_length"), "main", train),
+            from_zero=True,
+        ),
+        Chart(
+            name="groups",
+            title=Text("Groups and cut answers", "组与截断"),
+            unit=UNITS["%"],
+            traces=tuple(curve for name, role, key in shares for curve in smoothed(percent(points(steps, key)), role, name)),
+            from_zero=True,
+        ),
+        Chart(
+            name="kl",
+            title=Text("Divergence from the start", "与起点的散度"),
+            unit=UNITS["nats/token"],
+            traces=smoothed(points(steps, "train/kl"), "main", train),
+        ),
+    ]
+    return [chart for chart in charts if chart.traces]
 
 
 def with_first_evaluation(stage: Stage, name: str) -> Points:

@@ -27,6 +27,7 @@ UNITS = {
     "questions": Text("questions", "题"),
     "nats/token": Text("nats/token", "奈特/词元"),
     "nats/pair": Text("nats/pair", "奈特/对"),
+    "per token": Text("per token", "每词元"),
     "per pair": Text("per pair", "每对"),
     "per answer": Text("per answer", "每个回答"),
     "nats": Text("nats", "奈特"),
@@ -40,6 +41,7 @@ EXAMPLES = {
     "document": Text("documents", "文档"),
     "conversation": Text("conversations", "对话"),
     "pair": Text("pairs", "样本对"),
+    "prompt": Text("prompts", "提示"),
     "answer": Text("labelled answers", "带标签的回答"),
 }
 
@@ -47,6 +49,7 @@ KINDS = {
     "pretrain": Text("pretraining", "预训练"),
     "sft": Text("supervised fine-tuning", "监督微调"),
     "preference": Text("preference optimisation", "偏好优化"),
+    "grpo": Text("training on rewards (GRPO)", "基于奖励的训练（GRPO）"),
     "kto": Text("preference optimisation of labelled answers (KTO)", "带标签回答的偏好优化（KTO）"),
 }
 

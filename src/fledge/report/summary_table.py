@@ -220,6 +220,7 @@ def stop_cell(stage: Stage) -> Cell | None:
 
 
 ANSWER_SCORES = {
+    "reward": ("Reward of answers", "回答的奖励", "", formatting.three_figures),
     "exact_match": ("Exact answers", "完全正确的回答", "%", formatting.percent),
     "valid_json": ("Valid JSON", "有效 JSON", "%", formatting.percent),
     "f1": ("F1 of answers", "回答的 F1", "%", formatting.percent),

@@ -67,6 +67,7 @@ def _displaced(evidence: Evidence) -> Text:
 
 CHINESE = {
     "loss": "验证损失",
+    "reward": "回答的奖励",
     "exact_match": "完全正确的回答",
     "valid_json": "有效 JSON",
     "f1": "回答的 F1",

@@ -33,6 +33,8 @@ def step_line(values: Mapping[str, Any]) -> str:
     figures = [f"loss {values['loss']:.3f}"]
     if "accuracy" in values:
         figures.append(f"pairs right {values['accuracy']:.0%}")
+    elif values.get("reward") is not None:
+        figures.append(f"reward {values['reward']:.3f}")
     else:
         figures.append(f"ppl {min(values['perplexity'], 99_999):.4g}")
     figures += [

@@ -44,6 +44,7 @@ class Evaluation(_Samples, total=False):
     """eval/before.json and eval/after.json: the metrics, if there is validation data, and the answers."""
 
     loss: float | None
+    reward: float | None
     exact_match: float | None
     valid_json: float | None
     f1: float | None

@@ -1,9 +1,11 @@
 """Sources of the batches: a protocol, and its implementation for the rows of a packed dataset."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
+
+from torch import Tensor
 
 from fledge.data import Batch, PackedDataset, Skipped, skip_offset
 from fledge.distributed.context import DistributedContext
@@ -30,14 +32,37 @@ class StepBatch:
     num_target_tokens: int
     by_source: tuple[int, ...]  # tokens of each source
     epoch: float  # passed after this update
+    metrics: Mapping[str, float] = field(default_factory=dict)  # of what the batch was made from, over all ranks
+    seconds: Mapping[str, float] = field(default_factory=dict)  # of the phases in which it was made, by name
 
 
 class BatchSource(Protocol):
-    """Makes the batch of each update."""
+    """Makes the batch of each update.
+
+    `micro_batch_size`: packed rows that are computed together; may be changed. `skipped_rows`: (first, count) of the stream of
+    packed rows, left out from the next batch on.
+    """
+
+    micro_batch_size: int
+    skipped_rows: Skipped
 
     @property
     def prefetchable(self) -> bool:
-        """Whether a batch depends on its step alone, so that it may be built while the update before it is still running."""
+        """Whether a batch depends on its step alone, so that it may be built while the update before it is still running, and
+        built again after later updates."""
+        ...
+
+    def stream_rows(self, step: int) -> list[int]:
+        """The packed rows of a step, as indices in the stream that includes the skipped rows."""
+        ...
+
+    def tensors(self, step: int) -> dict[str, Tensor]:
+        """What the batches after `step` updates depend on besides their step and the weights, for a checkpoint. Called on the
+        main process."""
+        ...
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on with the `tensors` of a checkpoint, and forget what was made with other weights."""
         ...
 
     def batch(self, step: int) -> StepBatch:
@@ -68,15 +93,23 @@ class DatasetSource:
 
     def stream_rows(self, step: int) -> list[int]:
         """The rows of a step, as indices in the stream that includes the skipped rows."""
-        return [skip_offset(row, self.skipped_rows) for row in range(*self._row_range(step))]
+        return [skip_offset(row, self.skipped_rows) for row in range(*self.row_range(step))]
 
-    def _row_range(self, step: int) -> tuple[int, int]:
+    def tensors(self, step: int) -> dict[str, Tensor]:
+        """Nothing: a batch depends on its step alone."""
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Nothing is to be restored."""
+
+    def row_range(self, step: int) -> tuple[int, int]:
+        """The range [first, stop) of the stream without the skipped rows that a step reads."""
         return self.horizon.first_row(step), min(self.horizon.first_row(step + 1), self.horizon.rows)
 
     def batch(self, step: int) -> StepBatch:
         """This rank's share of the batch of a step (from 0), with the counts of this rank."""
         data, size, skipped = self.data, self.micro_batch_size, self.skipped_rows
-        first, stop = self._row_range(step)
+        first, stop = self.row_range(step)
         local_first, local_stop = self.ranks.shard_range(first, stop)
         batches = [data.batch(row, size, local_stop, skipped) for row in range(local_first, local_stop, size)]
         with_targets = tuple(batch for batch in batches if batch.num_target_tokens)

@@ -13,7 +13,11 @@ from fledge.objective import Objective
 from fledge.plan.horizon import TrainingHorizon
 from fledge.recipe.schema import Stage
 from fledge.run.stopping import SignalHandler
+from fledge.training.batch_source import BatchSource, DatasetSource
 from fledge.training.hooks import Hook
+
+MakeSource = Callable[["TrainContext", int, Callable[[], bool]], BatchSource]
+"""A function from a context, the packed rows of a micro-batch, and the question whether to stop, to the source of batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,3 +39,10 @@ class TrainContext:
     hooks: tuple[Hook, ...] = ()  # run in this order between two steps, before checkpoints are written
     ranks: DistributedContext = field(default_factory=DistributedContext)
     is_sharded: bool = False  # whether the model is sharded among the ranks
+    make_source: MakeSource = field(default_factory=lambda: dataset_source)
+
+
+def dataset_source(context: TrainContext, micro_batch_size: int, stop_requested: Callable[[], bool]) -> DatasetSource:
+    """The rows of the context's data, in order."""
+    normalizer = context.objective.normalizer
+    return DatasetSource(context.data, context.horizon, micro_batch_size, normalizer, ranks=context.ranks)

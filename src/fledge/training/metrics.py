@@ -30,7 +30,7 @@ def step_metrics(output: StepOutput, state: TrainState, sources: tuple[str, ...]
         "train/tokens": state.tokens,
         "train/target_tokens": state.target_tokens,
         "train/target_token_fraction": round(batch.num_target_tokens / max(1, batch.num_tokens), 6),
-        **{f"train/{name}": nan_to_none(float(value)) for name, value in output.metrics.items()},
+        **{f"train/{name}": nan_to_none(float(value)) for name, value in (*output.metrics.items(), *batch.metrics.items())},
     }
     if perplexity:
         values["train/perplexity"] = math.exp(min(loss, 700.0)) if math.isfinite(loss) else None

@@ -9,7 +9,7 @@ from fledge.errors import FledgeError
 from fledge.findings import Finding
 from fledge.monitor.rules import GuardTrigger
 from fledge.recipe.sections.guards import RollbackConfig
-from fledge.training.batch_source import DatasetSource
+from fledge.training.batch_source import BatchSource
 
 Checkpoint = tuple[Path, TrainState]
 
@@ -41,7 +41,7 @@ def rollback_target(
 
 
 def rolled_back_state(
-    state: TrainState, saved: TrainState, trigger: GuardTrigger, config: RollbackConfig, source: DatasetSource
+    state: TrainState, saved: TrainState, trigger: GuardTrigger, config: RollbackConfig, source: BatchSource
 ) -> TrainState:
     """The state to continue with from a checkpoint's `saved` state: with a lower learning rate, or without the rows of the
     updates from the first bad update to the update at which the guard triggered."""

@@ -26,6 +26,7 @@ class StepRecorder:
         self.peak_flops = (context.compute.matmul_peak or 0.0) * context.ranks.world_size
         self._pending: StepOutput | PendingOutput | None = None
         self._other_seconds: dict[str, float] = {}  # of phases between two steps
+        self._reward: float | None = None  # of the last rollout
         self._started = time.monotonic() - seconds_before
 
     def submit(self, output: StepOutput, state: TrainState) -> None:
@@ -70,6 +71,8 @@ class StepRecorder:
         shown = {"loss": float(output.loss), "perplexity": metrics.get("train/perplexity") or 0.0, **metrics, **system}
         if "train/rewards/accuracies" in metrics:
             shown["accuracy"] = metrics["train/rewards/accuracies"]
+        self._reward = metrics.get("train/reward", self._reward)
+        shown["reward"] = self._reward
         self.progress.update(step, step_line(shown))
 
     def _write_startup(self, step: int, first_step_seconds: float) -> None:

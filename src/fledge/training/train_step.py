@@ -110,7 +110,9 @@ class TrainStep:
         the update ratios and the half-batch statistics, which costs time. Raises OutOfMemory, and StopRequested if a stop is
         requested between two micro-batches; the weights have not changed then."""
         timer = PhaseTimer(self.device)
-        timer.add("data", data_seconds)
+        timer.add("data", max(0.0, data_seconds - sum(batch.seconds.values())))
+        for name, seconds in batch.seconds.items():
+            timer.add(name, seconds)
         try:
             outputs, halves = self._gradients(batch, timer, log_details)
             if log_details:

@@ -21,6 +21,8 @@ from fledge.optim.ema import COUNT, EMA, PREFIX
 from fledge.optim.grad_scaler import GradScaler
 from fledge.recipe.schema import StageBase
 
+SOURCE = "source."  # of the names of the tensors that a source of batches needs
+
 
 def load_saved_weights(model: LanguageModel, folder: Path) -> None:
     """Copy the weights that a stage has saved into its model: all of them, or, since the base is frozen, those of its adapter.
@@ -56,6 +58,7 @@ class TrainableModel:
         self.optimizers = build_optimizers(model, stage.optimizer)
         self.ema = EMA(model, stage.ema, steps) if stage.ema.decay else None
         self.grad_scaler = GradScaler(device) if precision == "fp16" else None
+        self.source_tensors: dict[str, Tensor] = {}  # of the source of batches, saved with the rest
 
     def update_ema(self, step: int) -> None:
         """Add the weights after step `step` (from 0) to the average."""
@@ -87,6 +90,7 @@ class TrainableModel:
             return Snapshot(replace(state), {}, {})
         models = {"model": self._weights()}
         tensors = optimizer_tensors(self.model, self.optimizers)
+        tensors |= {f"{SOURCE}{name}": tensor for name, tensor in self.source_tensors.items()}
         if self.ema is not None:
             tensors |= self.ema.tensors()
             with self.averaged():
@@ -104,6 +108,9 @@ class TrainableModel:
         load_saved_weights(self.model, path / "model")
         like = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         tensors = load_optimizer_state(path, like if self.is_sharded else None)
+        self.source_tensors = {
+            name.removeprefix(SOURCE): tensors.pop(name) for name in list(tensors) if name.startswith(SOURCE)
+        }
         if self.ema is not None:
             saved = [name for name in tensors if name.startswith((PREFIX, COUNT))]
             self.ema.restore({name: tensors.pop(name) for name in saved}, self.device)

@@ -25,7 +25,7 @@ from fledge.run.events import set_events_aside
 from fledge.run.stopping import Interrupted
 from fledge.training.bad_rows import highest_loss_rows
 from fledge.training.batch_loader import BatchLoader
-from fledge.training.batch_source import DatasetSource, StepBatch
+from fledge.training.batch_source import StepBatch
 from fledge.training.context import TrainContext
 from fledge.training.divergence import has_risen, loss_now
 from fledge.training.hooks import Checkpointing, HookContext
@@ -217,8 +217,9 @@ class Trainer:
             ranks=ranks,
         )
         micro_batch_size = state.micro_batch_size or context.stage.batch.micro_batch_rows
-        self.source = DatasetSource(context.data, context.horizon, micro_batch_size, context.objective.normalizer, ranks=ranks)
+        self.source = context.make_source(context, micro_batch_size, self.stop_poll)
         self.source.skipped_rows = state.skipped_rows
+        self.source.restore(self.trainable.source_tensors)
         self.loader = BatchLoader(self.source, self.total_steps, self.device, ranks)
         self.logger = RunLogger(context.log, state.step, context.stage, self.console, ranks=ranks, rollbacks=state.rollbacks)
         self.recorder = StepRecorder(context, self.logger, self.console, progress, state.seconds)
@@ -283,6 +284,7 @@ class Trainer:
 
     def _save(self) -> None:
         self.recorder.flush(self.state)
+        self.trainable.source_tensors = self.source.tensors(self.state.step)
         self.checkpointing.run(self._hook_context())
 
     def _save_and_wait(self, on_request: bool = False) -> None:
@@ -317,8 +319,10 @@ class Trainer:
         return False
 
     def _is_confirmed(self, trigger: GuardTrigger) -> bool:
-        """Whether the current weights are worse than the earlier ones on the rows of earlier updates. Writes the `guard_check`
-        event, which the guards read."""
+        """Whether the current weights are worse than the earlier ones on the rows of earlier updates, as they are taken to be
+        where these cannot be built again. Writes the `guard_check` event, which the guards read."""
+        if not self.source.prefetchable:
+            return True
         context, steps = self.context, [step for step, _ in trigger.reference]
         then = [loss for _, loss in trigger.reference]
         now = [
@@ -334,7 +338,7 @@ class Trainer:
         """The finding of a guard; if rows may be the cause, with the rows of the first bad update that have the highest
         losses."""
         finding, context = trigger.finding, self.context
-        if finding.check not in CHECKS_CAUSED_BY_ROWS:
+        if finding.check not in CHECKS_CAUSED_BY_ROWS or not self.source.prefetchable:
             return finding
         batch = self.loader.rebuild(trigger.first_bad_step - 1)
         rows = highest_loss_rows(context.model, batch, context.locate_example, self.device, context.ranks)
@@ -353,11 +357,13 @@ class Trainer:
         reached_step, self.state = self.state.step, rolled_back_state(self.state, saved, trigger, config, self.source)
         self.trainable.restore(path, saved)
         self.source.skipped_rows = self.state.skipped_rows
+        self.source.restore(self.trainable.source_tensors)
         self.loader.drop_prefetched()
         self.recorder.discard()
         self.logger.rewind(self.state.step, self.state.rollbacks)
         finding = rollback_finding(reached_step, self.state, trigger)
         self.logger.report(finding, self.state.step, "guard", **_action_fields(trigger))
+        self.trainable.source_tensors = self.source.tensors(self.state.step)
         self.checkpointing.save(self._hook_context())
         self.checkpointing.wait(self._hook_context())
 

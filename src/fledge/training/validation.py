@@ -22,6 +22,7 @@ CONSOLE_METRICS = {  # in this order, where the objective has them
     "perplexity": "perplexity {:.4g}",
     "token_accuracy": "token accuracy {:.1%}",
     "rewards/accuracies": "pairs right {:.1%}",
+    "reward": "reward {:.3f}",
     "exact_match": "exact answers {:.1%}",
     "valid_json": "valid JSON {:.1%}",
     "f1": "F1 {:.1%}",

@@ -89,6 +89,7 @@ def load_dataset(build: BuildDirectory, report: DataReport, tokenizer: Tokenizer
             seed=plan.seed,
             split_documents=plan.format.splits_documents,
             halves_rows=plan.format.halves_rows,
+            packs=plan.format.packs,
             mixture=mixture,
             sources=tuple(source.name for source in plan.sources),
         )

@@ -1,7 +1,7 @@
 """A batch: packed rows as tensors."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,8 @@ class Batch:
 
     Each `sequences_per_example` neighbouring sequences are one example. `examples`: numbers of the examples in the data, in the
     order of their sequences. `tokens_by_source`: tokens of each source, if sources are known. `known_target_index` [n]:
-    `target_index`, computed on the host so that no code waits for a device. `segment_starts`: where attention's segments begin
+    `target_index`, computed on the host so that no code waits for a device. `token_values`: further figures of the targets by
+    name, such as the advantages of answers that a model has drawn. `segment_starts`: where attention's segments begin
     (`model.cuda_attention.segment_starts`), in a batch that is prepared for a GPU.
     """
 
@@ -37,6 +38,7 @@ class Batch:
     sequences_per_example: int = 1
     tokens_by_source: tuple[int, ...] = ()
     known_target_index: "Tensor | None" = None
+    token_values: "Mapping[str, Tensor]" = field(default_factory=dict)
     segment_starts: "Tensor | None" = None
 
     @property
@@ -59,6 +61,7 @@ class Batch:
             sequences_per_example=self.sequences_per_example,
             tokens_by_source=self.tokens_by_source,
             known_target_index=index,
+            token_values={name: change(values) for name, values in self.token_values.items()},
             segment_starts=None if self.segment_starts is None else change(self.segment_starts),
         )
         return batch._with_counts_of(self)

@@ -8,7 +8,14 @@ import xxhash
 
 from fledge.data.dataset.batch import Batch
 from fledge.data.dataset.mixing import Mixture
-from fledge.data.dataset.packing import PackedLayout, evenly_spread, pack_best_fit, pack_concat_and_chunk, permutation
+from fledge.data.dataset.packing import (
+    PackedLayout,
+    evenly_spread,
+    pack_best_fit,
+    pack_concat_and_chunk,
+    pack_singly,
+    permutation,
+)
 from fledge.data.storage import Examples
 
 Skipped = Sequence[Sequence[int]]
@@ -40,13 +47,14 @@ class PackedDataset:
         seed: int,
         split_documents: bool,
         *,
+        packs: bool = True,
         mixture: Mixture | None = None,
         sources: tuple[str, ...] = (),
         halves_rows: bool = False,
     ) -> None:
         self.halves_rows = halves_rows
         self.examples, self.packed_length, self.pad, self.seed = examples, packed_length, pad, seed
-        self.split_documents, self.mixture, self.sources = split_documents, mixture, sources
+        self.split_documents, self.packs, self.mixture, self.sources = split_documents, packs, mixture, sources
         self._epochs: dict[int, tuple[PackedLayout, np.ndarray]] = {}
         self._counts: list[int] = []
 
@@ -60,6 +68,8 @@ class PackedDataset:
             lengths = lengths[sequences]
         if self.split_documents:
             layout = pack_concat_and_chunk(lengths, self.packed_length, seed)
+        elif not self.packs:
+            layout = pack_singly(lengths, self.examples.sequences_per_example)
         else:
             per_example = self.examples.sequences_per_example
             layout = pack_best_fit(lengths, self.packed_length, seed, per_example, self.halves_rows)
@@ -186,6 +196,8 @@ class PackedDataset:
         digest = xxhash.xxh3_64(self.examples.fingerprint().encode())
         packing = (self.packed_length, self.pad, self.seed, self.split_documents, self.examples.sequences_per_example)
         digest.update(" ".join(map(str, (*packing, *(["halves"] if self.halves_rows else [])))).encode())
+        if not self.packs:
+            digest.update(b"singly")
         if self.mixture is not None:
             digest.update(repr(self.mixture.quotas).encode())
         return digest.hexdigest()
@@ -204,6 +216,18 @@ class PackedDataset:
                 layout, order = self.epoch(epoch)
                 chosen.append((layout, int(order[index])))
         return self._assemble(chosen)
+
+    def examples_at(self, first: int, count: int, skipped: Skipped = ()) -> list[int]:
+        """Numbers of the examples in the packed rows at positions first … first + count - 1 of the endless stream of epochs,
+        `skipped` runs left out, in order."""
+        numbers: list[int] = []
+        for position in range(first, first + count):
+            epoch, index = self._locate(skip_offset(position, skipped))
+            layout, order = self.epoch(epoch)
+            row = int(order[index])
+            sequences = layout.sequence[layout.offsets[row] : layout.offsets[row + 1]]
+            numbers += (sequences[:: self.examples.sequences_per_example] // self.examples.sequences_per_example).tolist()
+        return numbers
 
     def assemble(self, packed_rows: Sequence[int | None]) -> Batch:
         """The batch of these packed rows of `layout`; None stands for an empty row."""

@@ -80,3 +80,10 @@ def pack_best_fit(
     counts = [len(row) * sequences_per_example for row in rows]
     offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
     return PackedLayout(offsets, sequence, np.zeros_like(sequence), lengths[sequence])
+
+
+def pack_singly(lengths: np.ndarray, sequences_per_example: int = 1) -> PackedLayout:
+    """A packed row for each example, in order."""
+    sequence = np.arange(len(lengths), dtype=np.int64)
+    offsets = np.arange(0, len(lengths) + 1, sequences_per_example, dtype=np.int64)
+    return PackedLayout(offsets, sequence, np.zeros_like(sequence), lengths[sequence])

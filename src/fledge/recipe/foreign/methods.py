@@ -35,7 +35,7 @@ LOSSES_OF_MEANS = {
     "orpo",
 }  # values of `loss_type` that take the mean of log-probabilities over an answer, not their sum
 HIGH_BETA = 0.3  # a beta above this value was chosen for the mean of log-probabilities
-NO_REINFORCEMENT_LEARNING = "there is no reinforcement learning; DPO trains on preference pairs"
+NO_REWARD_MODEL = "there are no reward models; a grpo stage trains on rules and functions, a preference stage on pairs"
 PREFERENCE_LOSSES = (
     f"a preference stage has the losses {', '.join(loss_types('preference'))}, with beta, label_smoothing and sft_loss_weight"
 )
@@ -183,13 +183,14 @@ METHODS: Table = {
         "infer_backend vllm use_vllm sglang use_kv_cache offload_folder",
         unsupported("fledge generate and fledge chat run a model"),
     ),
-    **for_keys(
-        """
-        num_generations center_rewards_coefficient reward_model reward_funcs reward_weights epsilon_high kl_coef vf_coef
-        cliprange
-        """,
-        unsupported(NO_REINFORCEMENT_LEARNING),
-    ),
+    **for_keys("num_generations", replaced_by("rollout.num_generations")),
+    **for_keys("reward_funcs", advice("write rewards, such as rewards: {function: MODULE:FUNCTION}")),
+    **for_keys("reward_weights", advice("each of rewards has a weight: rewards: [{rule: exact_match, weight: 1}]")),
+    **for_keys("kl_coef", replaced_by("beta")),
+    **for_keys("cliprange", replaced_by("epsilon")),
+    **for_keys("steps_per_generation", advice("rollout.updates_per_rollout is the number of updates that share answers")),
+    **for_keys("vf_coef", unsupported("a grpo stage has no value model")),
+    **for_keys("center_rewards_coefficient reward_model", unsupported(NO_REWARD_MODEL)),
     **for_keys("num_beams length_penalty", unsupported("there is no beam search; answers are sampled or greedy")),
     **for_keys("_component_ class_path _target_", _component),
     "strict": unneeded("an unknown key is always an error"),
@@ -217,9 +218,9 @@ PREFIXES: tuple[tuple[str, Rule], ...] = (
     ("sglang_", unneeded("fledge generate and fledge chat run a model")),
     ("kt_", unneeded("fledge trains by its own loop")),
     ("hyper_parallel_", unneeded("fledge trains by its own loop")),
-    ("ppo_", unsupported(NO_REINFORCEMENT_LEARNING)),
-    ("grpo_", unsupported(NO_REINFORCEMENT_LEARNING)),
-    ("reward_model", unsupported("there are no reward models; DPO trains on the same pairs without one")),
+    ("ppo_", unsupported("a grpo stage trains on rewards without a value model")),
+    ("grpo_", advice("the keys of a grpo stage are in docs/recipes.md")),
+    ("reward_model", unsupported(NO_REWARD_MODEL)),
     ("ref_model_", unneeded("the reference is the model that the stage starts from")),
     ("fsdp_", unneeded("runtime: {parallelism: fsdp} is the only setting")),
     ("deepspeed_", unneeded("runtime: {parallelism: fsdp} is the only setting")),

@@ -25,10 +25,22 @@ class StageKind:
     rows_per_example: int = 1  # rows of `max_seq_len` tokens that one example takes; two answers take two
     smooths_targets: bool = True  # whether `label_smoothing` spreads the target's probability over the vocabulary
     from_scratch: bool = False  # whether the model is made from sizes where the configuration names no model
+    required: tuple[
+        tuple[str, str], ...
+    ] = ()  # keys that a stage must have and other trainers' configurations do not, with examples
     optimizer: str | None = None  # optimizer of other trainers where nothing is written and fledge has a different default
 
 
 STAGE_KINDS: dict[str, StageKind] = {  # in the order in which sections and keys are tried
+    "grpo": StageKind(
+        stage_name="grpo",
+        section=re.compile(r"grpo"),
+        methods=("grpo", "dr_grpo", "dapo"),
+        keys=name_list("num_generations reward_funcs reward_weights epsilon_high scale_rewards steps_per_generation"),
+        example_file="prompts.jsonl",
+        smooths_targets=False,
+        required=(("rewards", "exact_match"),),
+    ),
     "preference": StageKind(
         stage_name="dpo",
         section=re.compile(r"dpo|preference"),
@@ -95,8 +107,7 @@ METHODS_BY_NAME: dict[str, Method] = {
     "simpo": Method("preference", "simpo"),
     "rm": Method("preference", note="there are no reward models; DPO trains on the same pairs without one"),
     "reward": Method("preference", note="there are no reward models; DPO trains on the same pairs without one"),
-    "ppo": Method("preference", note="there is no PPO; DPO trains on preference pairs without a reward model"),
-    "grpo": Method("preference", note="there is no GRPO; DPO trains on preference pairs without rewards"),
+    "ppo": Method("grpo", note="there is no PPO; a grpo stage trains on rewards without a value model"),
 }
 
 

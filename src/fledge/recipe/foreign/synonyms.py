@@ -12,8 +12,9 @@ from fledge.recipe.foreign.learning import LEARNING, optimizer, schedule
 from fledge.recipe.foreign.methods import METHODS, PREFIXES
 from fledge.recipe.foreign.running import RUNNING
 from fledge.recipe.foreign.sizes import SIZES
+from fledge.recipe.foreign.stage_kinds import STAGE_KINDS
 from fledge.recipe.schema import Recipe
-from fledge.recipe.schema_keys import KINDS, Key, accepts_bool, is_stage_path, nested, paths_by_name, written_key
+from fledge.recipe.schema_keys import KINDS, Key, accepts_bool, has_path, is_stage_path, nested, paths_by_name, written_key
 
 TABLES: tuple[Table, ...] = (LEARNING, DATASETS, SIZES, COMPUTATION, RUNNING, METHODS)
 SYNONYMS: Table = {name: rule for table in TABLES for name, rule in table.items()}
@@ -145,6 +146,8 @@ def load_errors(settings: tuple[tuple[str, Any], ...], kind: str) -> dict[str, s
 def minimal_recipe(settings: tuple[tuple[str, Any], ...], kind: str) -> dict[str, Any]:
     """A recipe of one stage with these settings and nothing else."""
     stage = {"kind": kind, **nested([pair for pair in settings if is_stage_path(pair[0])])}
+    for name, example in STAGE_KINDS[kind].required if kind in STAGE_KINDS else ():
+        stage.setdefault(name, example)
     data = stage.get("data")
     if data is None or (isinstance(data, dict) and not {"path", "registry", "hub"} & set(data)):
         stage["data"] = {"train": "rows.jsonl", **(data or {})}
@@ -162,7 +165,7 @@ def _errors_by_path(error: ValidationError, tree: Any, settings: tuple[tuple[str
             if key[: len(full)] != full:
                 continue
             if item["type"] == "extra_forbidden":
-                kinds = " or ".join(name for name, model in KINDS.items() if path.split(".")[0] in model.model_fields)
+                kinds = " or ".join(name for name, model in KINDS.items() if has_path(model, path))
                 yield path, f"{path} belongs to a stage of kind {kinds}"
             else:
                 why = item["msg"].removeprefix("Value error, ")

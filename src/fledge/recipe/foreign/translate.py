@@ -240,6 +240,8 @@ def _completed(stage: dict[str, Any], kind: str, plan: StagePlan, scope: Key) ->
         stage["data"] = {"train": STAGE_KINDS[kind].example_file, **data}
     if context.max_positions is not None and context.max_positions < DEFAULT_MAX_POSITIONS:
         stage["data"] = {"max_seq_len": context.max_positions, **stage["data"]}
+    for name, example in STAGE_KINDS[kind].required:
+        stage.setdefault(name, example)
     default = STAGE_KINDS[kind].optimizer
     if default is not None and not context.has((*OPTIMIZER, "use_muon")):
         stage["optimizer"] = {"name": default, **stage.get("optimizer", {})}
@@ -258,11 +260,13 @@ def _comments(recipe: Mapping[str, Any], plan: StagePlan) -> dict[tuple[str, ...
     model = recipe.get("model", {}).get("path")
     if model == EXAMPLE_MODEL:
         comments["model",] = "the directory of the model to start from"
+    examples = [item for kind in STAGE_KINDS.values() for item in kind.required]
     for (name, stage), context in zip(recipe["stages"].items(), plan.contexts.values(), strict=False):
         if "adapter" in stage and not context.has(ADAPTERS):
             comments["stages", name, "adapter"] = f"{plan.trainer} trains this unless it is told otherwise; null: all weights"
         if stage["data"].get("train") in example_files:
             comments["stages", name, "data"] = "your own files in place of this one"
+        comments |= {("stages", name, key): "your own in place of this" for key, value in examples if stage.get(key) == value}
         if (
             "learning_rate" in stage.get("optimizer", {})
             and context.has(ADAPTERS)

@@ -136,25 +136,31 @@ class RollbackConfig(ConfigModel):
     lr_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
 
-def _guard(kind: type[ConfigModel]) -> Any:
+def guard(kind: type[ConfigModel]) -> Any:
+    """The type of a guard's section, for which the name of an action may stand."""
     return Annotated[kind, BeforeValidator(_action)]
 
 
-class GuardsConfig(ConfigModel):
-    """The guards of a stage. `warn` reports, `stop` ends the run, `skip` skips one update, `rollback` returns to the last
-    good checkpoint. The name of an action alone is short for a mapping with `action`."""
+class CommonGuards(ConfigModel):
+    """The guards of every kind of stage. `warn` reports, `stop` ends the run, `skip` skips one update, `rollback` returns to
+    the last good checkpoint. The name of an action alone is short for a mapping with `action`."""
 
-    non_finite: _guard(NonFiniteGuard) = NonFiniteGuard()  # type: ignore[valid-type]
-    grad_spike: _guard(GradSpikeGuard) = GradSpikeGuard()  # type: ignore[valid-type]
-    loss_spike: _guard(LossSpikeGuard) = LossSpikeGuard()  # type: ignore[valid-type]
-    divergence: _guard(DivergenceGuard) = DivergenceGuard()  # type: ignore[valid-type]
-    validation_increase: _guard(ValidationIncreaseGuard) = ValidationIncreaseGuard()  # type: ignore[valid-type]
-    displacement: _guard(DisplacementGuard) = DisplacementGuard()  # type: ignore[valid-type]
-    length_bias: _guard(LengthBiasGuard) = LengthBiasGuard()  # type: ignore[valid-type]
-    no_preference: _guard(NoPreferenceGuard) = NoPreferenceGuard()  # type: ignore[valid-type]
-    pass_rate: _guard(PassRateGuard) = PassRateGuard()  # type: ignore[valid-type]
-    repetition: _guard(RepetitionGuard) = RepetitionGuard()  # type: ignore[valid-type]
-    throughput: _guard(ThroughputGuard) = ThroughputGuard()  # type: ignore[valid-type]
-    disk: _guard(DiskGuard) = DiskGuard()  # type: ignore[valid-type]
-    time: _guard(TimeGuard) = TimeGuard()  # type: ignore[valid-type]
+    non_finite: guard(NonFiniteGuard) = NonFiniteGuard()  # type: ignore[valid-type]
+    grad_spike: guard(GradSpikeGuard) = GradSpikeGuard()  # type: ignore[valid-type]
+    loss_spike: guard(LossSpikeGuard) = LossSpikeGuard()  # type: ignore[valid-type]
+    divergence: guard(DivergenceGuard) = DivergenceGuard()  # type: ignore[valid-type]
+    pass_rate: guard(PassRateGuard) = PassRateGuard()  # type: ignore[valid-type]
+    repetition: guard(RepetitionGuard) = RepetitionGuard()  # type: ignore[valid-type]
+    throughput: guard(ThroughputGuard) = ThroughputGuard()  # type: ignore[valid-type]
+    disk: guard(DiskGuard) = DiskGuard()  # type: ignore[valid-type]
+    time: guard(TimeGuard) = TimeGuard()  # type: ignore[valid-type]
     rollback: RollbackConfig = RollbackConfig()
+
+
+class GuardsConfig(CommonGuards):
+    """The guards of a stage that lowers a loss on given rows."""
+
+    validation_increase: guard(ValidationIncreaseGuard) = ValidationIncreaseGuard()  # type: ignore[valid-type]
+    displacement: guard(DisplacementGuard) = DisplacementGuard()  # type: ignore[valid-type]
+    length_bias: guard(LengthBiasGuard) = LengthBiasGuard()  # type: ignore[valid-type]
+    no_preference: guard(NoPreferenceGuard) = NoPreferenceGuard()  # type: ignore[valid-type]

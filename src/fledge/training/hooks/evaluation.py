@@ -41,6 +41,9 @@ class Evaluation:
         known value is the best one."""
         state, started = context.state, time.monotonic()
         if state.step == 0:
+            if self.score_answers is not None:
+                figures = {f"eval/{name}": value for name, value in self.initial.items() if isinstance(value, int | float)}
+                context.logger.write("initial_eval", 0, **figures)
             self._update_best(state, self.initial)
             return
         with context.trainable.averaged():
