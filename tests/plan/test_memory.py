@@ -4,11 +4,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
+from fledge.model.decoder import Decoder
+from fledge.model.protocol import matrix_layers
+from fledge.model.quantization import bytes_per_weight
 from fledge.plan import memory as planner
 from fledge.plan.memory import (
     BASELINE_BYTES,
@@ -21,7 +25,15 @@ from fledge.plan.memory import (
     merged_micro_batch,
     useful_tokens,
 )
-from fledge.recipe.schema import AdapterConfig, BatchConfig, ModelConfig, OptimizerConfig, PreferenceStage, RuntimeConfig
+from fledge.recipe.schema import (
+    AdapterConfig,
+    BatchConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PreferenceStage,
+    QuantizationConfig,
+    RuntimeConfig,
+)
 from tests.support.packed import pack_pairs, random_pairs
 
 MODEL = ModelConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=704)
@@ -270,3 +282,23 @@ def test_the_live_reference_of_an_adapter_counts_as_a_copy_of_the_adapter_and_no
     adapter = AdapterConfig(r=4)
     assert size(adapter, False) - size(adapter, True) == 4 * cost.adapter_parameters(4)
     assert size(None, False) - size(None, True) == 4 * cost.parameters().total
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_weights_in_4_bits_take_what_they_take(precision: str, use_dora: bool) -> None:
+    cost, data = ModelCost(MODEL, 6400), pack_pairs(random_pairs(4))
+
+    def size(quantization: QuantizationConfig | None) -> float:
+        adapter = AdapterConfig(r=4, use_dora=use_dora)
+        values = {"kind": "preference", "data": {"train": "x"}, "adapter": adapter, "quantization": quantization}
+        runtime = _runtime().model_copy(update={"precision": precision})
+        return estimate(memory_inputs(PreferenceStage.model_validate(values), cost, data, "cpu"), runtime, 1)
+
+    with torch.device("meta"):
+        numbers = sum(layer.weight.numel() for layer in matrix_layers(Decoder(MODEL, 6400)).values())
+    stored, copied = {("bf16", False): (2, 0), ("bf16", True): (4, 2)}.get((precision, use_dora), (4, 0))
+    for double in (True, False):
+        config = QuantizationConfig(use_double_quant=double)
+        saved = (stored + copied - bytes_per_weight(config)) * numbers
+        assert size(None) - size(config) == pytest.approx(saved, rel=1e-3)
