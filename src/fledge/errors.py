@@ -43,7 +43,7 @@ def missing_extra(package: str, extra: str, purpose: str) -> FledgeError:
     return FledgeError(f"{purpose} needs the package '{package}'", hint=f"pip install 'fledge[{extra}]'")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of the message of a library's error, at most 200 characters; the name of its type if it has none."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:200]

@@ -271,13 +271,16 @@ def prepare_stage(preparation: Preparation, name: str, tokenizer: Tokenizer, con
 
 
 def check_extras(recipe: Recipe) -> None:
-    """Raise FledgeError if the recipe asks for TensorBoard or BLEU and the library is not installed, which is needed later."""
+    """Raise FledgeError if the recipe asks for TensorBoard, BLEU or 4-bit weights and the library, which is needed later, is
+    not installed."""
     if recipe.logging.tensorboard and find_spec("tensorboard") is None:
         raise missing_extra("tensorboard", "tensorboard", "logging.tensorboard")
     for name, stage in recipe.stages.items():
         answers = stage.evaluation.generated_answers
         if answers is not None and answers.bleu is not None:
             import_sacrebleu(f"stages.{name}.evaluation.generated_answers.bleu")
+        if stage.quantization is not None and find_spec("bitsandbytes") is None:
+            raise missing_extra("bitsandbytes", "qlora", f"stages.{name}.quantization")
 
 
 def dry_run(recipe: Recipe, console: Console) -> str:

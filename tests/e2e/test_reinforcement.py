@@ -87,12 +87,15 @@ def test_a_killed_run_resumes_bit_for_bit(
     assert final_results(Pipeline(killed, QUIET).run(resume=True), ("grpo",)) == final_results(finished, ("grpo",))
 
 
+@pytest.mark.parametrize("more", [{}, {"adapter": {"r": 2, "lora_dropout": 0.3}}], ids=["weights", "adapter with dropout"])
 def test_a_run_killed_between_the_updates_of_a_rollout_goes_on_with_its_answers(
-    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    more: dict[str, Any], start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The newest checkpoint is of step 4, and the second rollout, of the updates 4 to 6, was drawn by the weights of step 3."""
-    finished = Pipeline(recipe(start, tmp_path / "whole", **OFF_POLICY), QUIET).run()
-    killed = recipe(start, tmp_path / "killed", **OFF_POLICY)
+    finished = Pipeline(recipe(start, tmp_path / "whole", **OFF_POLICY, **more), QUIET).run()
+    first = next(event for event in events(finished, "grpo", "step"))
+    assert first["train/clip_ratio/region_mean"] == 0  # the first update has the masks of the old log-probabilities
+    killed = recipe(start, tmp_path / "killed", **OFF_POLICY, **more)
     run_until_killed(killed, 6, monkeypatch)
     assert final_results(Pipeline(killed, QUIET).run(resume=True), ("grpo",)) == final_results(finished, ("grpo",))
 

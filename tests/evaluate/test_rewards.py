@@ -1,5 +1,7 @@
 """The values of each rule, and what a table of rewards refuses."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,3 +104,59 @@ def test_the_correlation_of_length_and_reward_is_inside_groups() -> None:
     assert length_correlation(np.asarray([[0.0, 1.0], [0.0, 1.0]]), lengths) == pytest.approx(1.0)
     assert length_correlation(np.asarray([[1.0, 0.0], [1.0, 0.0]]), lengths) == pytest.approx(-1.0)
     assert length_correlation(np.zeros((2, 2)), lengths) is None
+
+
+FUNCTIONS = """
+import sys, time
+def slow(completions):
+    for one in completions:
+        time.sleep(5)
+        yield 1.0
+def fast(completions):
+    return (1.0 for one in completions)
+def fails(completions):
+    for one in completions:
+        yield {}["key"]
+def leaves(completions):
+    sys.exit()
+def own_timeout(completions):
+    raise TimeoutError("the judge did not answer")
+def all_at_once(completions, *others):
+    return [0.5] * len(completions)
+def by_place(completions, /):
+    return [0.5]
+"""
+
+
+@pytest.fixture
+def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of rewards that Python finds."""
+    (tmp_path / "some_rewards.py").write_text(FUNCTIONS)
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "some_rewards", raising=False)
+
+
+@pytest.mark.usefixtures("functions")
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("some_rewards:slow", r"not done with 1 answers after 0\.3 s"),
+        ("some_rewards:fails", r"it raised KeyError: 'key' .*some_rewards\.py:11"),
+        ("some_rewards:leaves", "it raised SystemExit"),
+        ("some_rewards:own_timeout", "it raised TimeoutError: the judge did not answer"),
+        ("leaving:f", "cannot import leaving: SystemExit"),
+        ("some_rewards:by_place", "it needs the argument completions"),
+        ("time:no_such", "time has no function no_such"),
+    ],
+)
+def test_what_a_function_does_wrong_is_told_as_what_it_is(path: str, message: str) -> None:
+    with pytest.raises(FledgeError, match=message):
+        build_rewards([RewardConfig(rule="function", function=path)], 0.3).score([drawn("x")])
+
+
+@pytest.mark.usefixtures("functions")
+def test_generators_and_further_arguments_are_fine() -> None:
+    for name, expected in (("fast", 1.0), ("all_at_once", 0.5)):
+        table = build_rewards([RewardConfig(rule="function", function=f"some_rewards:{name}")], 5.0)
+        assert table.score([drawn("x"), drawn("y")]).tolist() == [[expected], [expected]]

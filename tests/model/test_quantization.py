@@ -224,3 +224,14 @@ def test_the_library_is_imported_without_asking_a_hub_and_without_a_word(tmp_pat
 def test_without_the_library_the_error_says_what_to_install(tmp_path: Path) -> None:
     said = _import(tmp_path, "absent")
     assert "training beside 4-bit weights needs the package 'bitsandbytes'" in said and "pip install 'fledge[qlora]'" in said
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    weight, threads, made = torch.randn(2048, 2048, generator=torch.Generator().manual_seed(0)), torch.get_num_threads(), []
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            made.append(dict(QuantizedWeight(weight, QuantizationConfig()).named_buffers()))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(buffer, made[1][name]) for name, buffer in made[0].items())

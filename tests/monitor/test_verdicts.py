@@ -52,6 +52,21 @@ def test_each_verdict_is_given_alone_for_its_figures(expected: str, changes: dic
     assert checks(**changes) == [expected]
 
 
+REWARDED = {"evaluations": [(0, 0.4), (30, 0.9)], "metric_name": "exact_match", "losses": [(0, 0.5), (30, 0.502)]}
+
+
+def test_a_stage_with_rewards_is_judged_by_them() -> None:
+    flat = {"train_losses": [0.0] * 30, "before": {"loss": 0.5, "reward": 0.4}, "after": {"loss": 0.502, "reward": 0.95}}
+    assert checks(**REWARDED, **flat, train_rewards=[0.4 + n / 60 for n in range(30)]) == []
+    still = {**flat, "after": {"loss": 0.502, "reward": 0.4005}}
+    assert checks(**REWARDED, **still, train_rewards=[0.4] * 30) == ["nothing_learned"]
+    without = {"before": {}, "after": {}, "train_losses": [0.0] * 30}
+    assert checks(**REWARDED, **without, train_rewards=[n / 30 for n in range(30)]) == []
+    others = {"before": {**DPO, "reward": 0.1}, "after": {**DESTROYED, "reward": 0.9}, "train_losses": [0.0] * 30}
+    assert "collapsed" not in checks(**REWARDED, **others, train_rewards=[0.1] * 15 + [0.9] * 15)
+    assert "collapsed" in checks(**REWARDED, **{**others, "after": {**DESTROYED, "reward": 0.0}}, train_rewards=[0.1] * 30)
+
+
 def test_overfitting_is_said_only_where_the_training_loss_fell() -> None:
     figures = {"evaluations": [(0, 3.0), (10, 2.0), (30, 2.5)], "selected_step": 10, "after": {"loss": 2.0}}
     falling = verdicts(StageOutcome(**{**HEALTHY, **figures}))[0].message

@@ -8,6 +8,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -209,3 +210,7 @@ def test_the_reference_gets_no_gradient_and_no_dropout() -> None:
         values.append(float(output.metrics["kl"].value))
     assert values[0] == values[1] > 0
     assert all(parameter.grad is None for parameter in reference.parameters()) and reference.training
+
+
+def test_no_answers_make_no_batches() -> None:
+    assert fixed_rollout().batches(np.zeros(0, np.int64), (9, 24), 0) == []

@@ -12,7 +12,7 @@ from fledge.errors import FledgeError
 from fledge.recipe import KtoStage, PreferenceStage, Recipe, SftStage, load_recipe, recipe_from_dict
 from fledge.recipe.foreign.renamed import RENAMED
 from fledge.recipe.foreign.synonyms import SYNONYMS
-from fledge.recipe.schema import AdapterConfig, QuantizationConfig
+from fledge.recipe.schema import AdapterConfig, GrpoStage, QuantizationConfig
 from fledge.recipe.schema import Recipe as Schema
 
 END = "ready to copy; all other keys keep fledge's defaults:\n\n"
@@ -404,3 +404,34 @@ def test_every_converted_recipe_loads(
             file = tmp_path_factory.getbasetemp() / "suggested.yaml"
             file.write_text(str(error).split(END)[1], encoding="utf-8")
             assert load_recipe([str(file)]).stages
+
+
+def test_keys_of_grpo_keep_their_meaning(tmp_path: Path) -> None:
+    message, recipe = answered(tmp_path, sample("trl-grpo.yaml"))
+    (stage,) = recipe.stages.values()
+    assert isinstance(stage, GrpoStage)
+    assert (stage.epsilon, stage.epsilon_high, stage.mask_truncated, stage.scale_rewards) == (0.2, 0.28, True, "group")
+    assert (stage.optimizer.eps, stage.optimizer.learning_rate, stage.duration, stage.beta) == (1e-8, 1e-6, "1 epochs", 0.04)
+    rollout = stage.rollout
+    assert (rollout.num_generations, rollout.max_new_tokens, rollout.temperature, rollout.top_p) == (8, 256, 0.9, 0.95)
+    assert (stage.batch.micro_batch_size, stage.batch.gradient_accumulation_steps, stage.data.max_seq_len) == (2, 2, 512)
+    assert "num_iterations: 2 → rollout.updates_per_rollout" in message
+
+
+def test_4_bits_beside_the_lora_that_llama_factory_trains_by_default(tmp_path: Path) -> None:
+    text = "model_name_or_path: m\nstage: sft\ncutoff_len: 512\ntemplate: qwen\nquantization_bit: 4\n"
+    stage = answered(tmp_path, text)[1].stages["sft"]
+    assert stage.adapter == AdapterConfig(r=8, lora_alpha=16) and stage.quantization == QuantizationConfig()
+
+
+def test_an_explicit_no_beats_the_word_qlora(tmp_path: Path) -> None:
+    stage = answered(tmp_path, "base_model: x\nsequence_len: 512\nadapter: qlora\nload_in_4bit: false\nlora_r: 8\n")[1].stages[
+        "sft"
+    ]
+    assert stage.adapter is not None and stage.quantization is None
+
+
+def test_the_dtype_of_the_products_is_that_of_the_run(tmp_path: Path) -> None:
+    config = "{load_in_4bit: true, bnb_4bit_quant_type: nf4, bnb_4bit_compute_dtype: float16, bnb_4bit_quant_storage: uint8}"
+    message, recipe = answered(tmp_path, f"lora_config: {{r: 8}}\nquantization_config: {config}\n")
+    assert recipe.runtime.precision == "fp16" and "without bnb_4bit_quant_storage" in message

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from fledge.data.cleaning.languages import LANGUAGES, detect_language
 from fledge.errors import FledgeError, first_line
 from fledge.evaluate.answers import RIGHT, AnsweredRow, answer_f1, is_object, mark
 from fledge.evaluate.rules import repetition
-from fledge.evaluate.time_limit import wall_time_limit
+from fledge.evaluate.time_limit import TimeLimitReached, wall_time_limit
 from fledge.recipe.schema import StageBase
 from fledge.recipe.sections.policy import PolicySettings
 from fledge.recipe.sections.rewards import RewardConfig
@@ -130,14 +130,14 @@ def _imported(path: str, where: str) -> Callable[..., Any]:
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module does when it is loaded
+    except (Exception, SystemExit) as error:  # whatever the user's module does when it is loaded
         raise FledgeError(
             f"cannot import {module_name}: {type(error).__name__}: {first_line(error)}", where=where,
             hint="name a module that Python finds, such as a file in the working directory",
         ) from error  # fmt: skip
     called = getattr(module, name, None)
     if not callable(called):
-        raise FledgeError(f"{module.__file__} has no function {name}", where=where, hint="check the name behind the colon")
+        raise FledgeError(f"{module_name} has no function {name}", where=where, hint="check the name behind the colon")
     return called
 
 
@@ -149,7 +149,8 @@ def _accepted(called: Callable[..., Any], where: str) -> list[str]:
         return ["completions"]
     if any(one.kind is one.VAR_KEYWORD for one in parameters):
         return list(ARGUMENTS)
-    unknown = [one.name for one in parameters if one.name not in ARGUMENTS and one.default is one.empty]
+    needed = [one for one in parameters if one.default is one.empty and one.kind is not one.VAR_POSITIONAL]
+    unknown = [one.name for one in needed if one.name not in ARGUMENTS or one.kind is one.POSITIONAL_ONLY]
     if unknown:
         raise FledgeError(
             f"it needs the argument {unknown[0]}, which is not given", where=where,
@@ -198,14 +199,16 @@ def _checked(reward: Reward, answers: Sequence[DrawnAnswer], timeout: float, whe
     try:
         with wall_time_limit(timeout):
             values = reward(answers)
+            if isinstance(values, Iterable) and not isinstance(values, str):
+                values = list(values)  # a generator computes its values here, within the limit
     except FledgeError:
         raise
-    except TimeoutError:
+    except TimeLimitReached:
         raise FledgeError(
             f"not done with {len(answers):,} answers after {timeout:g} s", where=where,
             hint="make it faster, set reward_timeout to more seconds, and run the same command again to go on",
         ) from None  # fmt: skip
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise FledgeError(
             f"it raised {type(error).__name__}: {first_line(error)}{_line_of(error)}", where=where,
             hint="mend it, and run the same command again to go on",
@@ -213,7 +216,7 @@ def _checked(reward: Reward, answers: Sequence[DrawnAnswer], timeout: float, whe
     return _finite(values, answers, where)
 
 
-def _line_of(error: Exception) -> str:
+def _line_of(error: BaseException) -> str:
     """Where an error was raised, as ` (FILE:LINE)`."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

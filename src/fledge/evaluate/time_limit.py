@@ -10,6 +10,10 @@ from types import FrameType
 REPEAT = 0.1  # seconds until the next interruption, where code has swallowed the first one
 
 
+class TimeLimitReached(TimeoutError):
+    """Raised where the time of a limit is over, and by nothing else."""
+
+
 class _Interrupt(BaseException):
     """Raised by the timer; not an Exception, so that the code in between does not catch it."""
 
@@ -46,6 +50,6 @@ def _time_limit(seconds: float, signal_name: str, timer_name: str) -> Iterator[N
         finally:
             signal.setitimer(timer, 0)
     except _Interrupt:
-        raise TimeoutError(f"not done after {seconds:g} s") from None
+        raise TimeLimitReached(f"not done after {seconds:g} s") from None
     finally:
         signal.signal(number, previous)

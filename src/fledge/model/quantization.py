@@ -77,14 +77,18 @@ class QuantizedWeight(nn.Module):
         levels, state = functional.quantize_4bit(
             F.pad(weight.detach().flatten(), (0, -weight.numel() % BLOCK)).contiguous(),
             blocksize=BLOCK,
-            compress_statistics=config.use_double_quant,
+            compress_statistics=False,
             quant_type=config.quant_type,
         )
+        scales, mean, outer = state.absmax, None, None
+        if config.use_double_quant:
+            mean = _mean(scales)
+            scales, outer = functional.quantize_blockwise(scales - mean, blocksize=SCALE_BLOCK)
         self.register_buffer("levels", levels)
-        self.register_buffer("scales", state.absmax)
-        self.register_buffer("scales_of_scales", state.state2.absmax if state.nested else None)
-        self.register_buffer("scale_levels", state.state2.code if state.nested else None)
-        self.register_buffer("mean_scale", state.offset if state.nested else None)
+        self.register_buffer("scales", scales)
+        self.register_buffer("scales_of_scales", None if outer is None else outer.absmax)
+        self.register_buffer("scale_levels", None if outer is None else outer.code)
+        self.register_buffer("mean_scale", mean)
 
     def numel(self) -> int:
         """The number of weights."""
@@ -117,6 +121,16 @@ class QuantizedWeight(nn.Module):
 def quantized_numbers(model: nn.Module) -> int:
     """The number of weights that are in 4 bits."""
     return sum(module.numel() for module in model.modules() if isinstance(module, QuantizedWeight))
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean, by one thread: with several its last bit depends on their number, and so would weights of a resumed run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return values.mean()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _dense(levels: Tensor, scales: Tensor, shape: tuple[int, int], quant_type: str, dtype: torch.dtype) -> Tensor:

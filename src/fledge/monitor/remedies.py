@@ -52,7 +52,8 @@ def raise_learning_rate(stage: StageBase) -> Patch:
 def average_over_tokens(stage: StageBase) -> Patch:
     """The DPO loss on log-probabilities averaged over tokens, for a loss of pairs on sums; else a lower learning rate."""
     if isinstance(stage, PreferenceSettings) and stage.loss_type in ("sigmoid", "hinge"):
-        return {"loss_type": "sigmoid_norm", "beta": PAIR_LOSSES["sigmoid_norm"].beta}
+        changed: Patch = {"loss_type": "sigmoid_norm", "beta": PAIR_LOSSES["sigmoid_norm"].beta}
+        return {**changed, "label_smoothing": 0.0} if stage.label_smoothing else changed
     return lower_learning_rate(stage)
 
 

@@ -234,7 +234,8 @@ class ValidationIncrease(Rule):
             self.reported = False
         self.losses.append((event["step"], loss))
         (lowest_step, lowest), increases = self.losses[0], len(self.losses) - 1
-        if self.reported or increases < self.config.patience or loss < lowest * (1 + self.config.min_increase):
+        is_small = loss - lowest < self.config.min_increase * abs(lowest)  # the robust loss of pairs may be negative
+        if self.reported or increases < self.config.patience or is_small:
             return None
         self.reported = True
         return trigger(

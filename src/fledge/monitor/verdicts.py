@@ -29,7 +29,8 @@ class StageOutcome:
     `before`, `after`: metrics on validation data, of the start and of the checkpoint that goes on; empty without validation
     data. `metric_name`: the stage's `metric_for_best_model`. `evaluations`: (step, its value) in order, that of the start
     included. `losses`: (step, validation loss) in the same way, where the metric is another one. `train_losses`: of every
-    step. `selected_step`: of the checkpoint that goes on. `validation_rows`: as `plan.evaluation.validation_rows`. `answers`:
+    step. `train_rewards`: mean rewards of the rollouts, of a stage that trains on rewards, whose losses scatter around 0.
+    `selected_step`: of the checkpoint that goes on. `validation_rows`: as `plan.evaluation.validation_rows`. `answers`:
     (prompt, answer) after the stage.
     """
 
@@ -38,6 +39,7 @@ class StageOutcome:
     evaluations: Sequence[tuple[int, float]] = ()
     losses: Sequence[tuple[int, float]] = ()
     train_losses: Sequence[float] = ()
+    train_rewards: Sequence[float] = ()
     steps: int
     selected_step: int
     metric_name: str = "loss"
@@ -50,6 +52,18 @@ class StageOutcome:
         if before is None or after is None or not (math.isfinite(before) and math.isfinite(after)):
             return None
         return before, after
+
+    @property
+    def reward_change(self) -> tuple[float, float] | None:
+        """The mean reward of held-out answers before and after, else of the first and the last third of the rollouts; None for
+        a stage without rewards, or with too few."""
+        third = len(self.train_rewards) // 3
+        if not third:
+            return None
+        return self.change("reward") or (
+            statistics.fmean(self.train_rewards[:third]),
+            statistics.fmean(self.train_rewards[-third:]),
+        )
 
     @property
     def metric(self) -> SelectionMetric:
@@ -94,6 +108,9 @@ def collapsed(outcome: StageOutcome) -> Finding | None:
     nats = _nats(perplexity)
     lost = accuracy[0] >= MIN_ACCURACY and accuracy[1] <= COLLAPSED_ACCURACY * accuracy[0]
     if not (nats >= COLLAPSED_NATS or (lost and nats >= DISPLACED_NATS)):
+        return None
+    rewards = outcome.reward_change
+    if rewards is not None and rewards[1] > rewards[0]:  # other answers than those of the rows are rewarded
         return None
     return _verdict(
         "collapsed",
@@ -188,7 +205,9 @@ def _around(losses: Sequence[float], step: int) -> tuple[float | None, float | N
 
 
 def nothing_learned(outcome: StageOutcome) -> Finding | None:
-    """The loss is what it was before: of the validation data, else of the training rows."""
+    """The loss is what it was before: of the validation data, else of the training rows. With rewards, these decide."""
+    if outcome.train_rewards:
+        return _no_reward_gained(outcome)
     change = outcome.change("loss")
     losses = outcome.evaluations if outcome.metric_name == "loss" else outcome.losses
     if change is not None and outcome.selected_step == 0 and losses:
@@ -210,6 +229,24 @@ def nothing_learned(outcome: StageOutcome) -> Finding | None:
         before=before,
         after=after,
         split=kind,
+        steps=outcome.steps,
+    )
+
+
+def _no_reward_gained(outcome: StageOutcome) -> Finding | None:
+    """The rewards are what they were before."""
+    change = outcome.reward_change
+    if change is None or abs(change[1] - change[0]) > NOISE * abs(change[0]):
+        return None
+    return _verdict(
+        "nothing_learned",
+        "warning",
+        f"nothing was learned: the mean reward was {change[0]:.4g} and is {change[1]:.4g}",
+        "look at the share of equal groups: harder or easier prompts, more num_generations or a higher temperature make groups "
+        "differ; else raise optimizer.learning_rate or train longer",
+        before=change[0],
+        after=change[1],
+        split="reward",
         steps=outcome.steps,
     )
 

@@ -162,12 +162,13 @@ class KTOObjective:
                 f"drift/{name}": Ratio((moved * chosen).sum(), (lengths * chosen).sum()),
                 f"lengths/{name}": Ratio((lengths * chosen).sum(), number),
             }
-            margins = margins + (sign / count if count else torch.nan) * (rewards * chosen).sum()
+            margins = margins + (sign / count if count else 0.0) * (rewards * chosen).sum()
         right = torch.where(desirable, rewards > point, rewards < point)
         all_answers = window.desirable + window.undesirable
+        has_both = float(bool(window.desirable and window.undesirable))  # else there is no margin
         return {
             **metrics,
-            "rewards/margins": Ratio(margins, answers / max(1.0, all_answers)),
+            "rewards/margins": Ratio(margins * has_both, has_both * answers / max(1.0, all_answers)),
             "rewards/accuracies": Ratio(right.float().sum(), answers),
             **correlation_terms(rewards, lengths, answers),
         }

@@ -111,8 +111,8 @@ def _worse_than_best(evidence: Evidence) -> Text:
 
 def _nothing_learned(evidence: Evidence) -> Text:
     change = f"{formatting.loss(_known(evidence, 'before'))} → {formatting.loss(_known(evidence, 'after'))}"
-    is_training = evidence.get("split") == "training"
-    en, zh = ("training loss", "训练损失") if is_training else ("validation loss", "验证损失")
+    named = {"training": ("training loss", "训练损失"), "reward": ("mean reward", "平均奖励")}
+    en, zh = named.get(str(evidence.get("split")), ("validation loss", "验证损失"))
     steps = formatting.whole(_known(evidence, "steps"))
     return Text(f"Nothing was learned in {steps} steps: {en} {change}.", f"{steps} 步没有学到东西：{zh} {change}。")
 

@@ -46,6 +46,7 @@ def stage_outcome(
         evaluations=[(step, value) for step, value in evaluations if value is not None],
         losses=[(event["step"], event["eval/loss"]) for event in evals if event["eval/loss"] is not None],
         train_losses=[loss for loss in losses if loss is not None],
+        train_rewards=[event["train/reward"] for event in events if event["kind"] == "step" and "train/reward" in event],
         steps=len(losses),
         selected_step=selected_step,
         validation_rows=None if validation is None else validation_rows(validation.data, validation.max_packed_rows),

@@ -24,7 +24,12 @@ from fledge.run.text_files import give_usual_mode
 from fledge.training.start_weights import StartWeights
 from fledge.training.validation import row_batches
 
-MAX_DRIFT = {"fp32": 2e-3, "bf16": 2e-2, "fp16": 2e-2}  # nats per token between the model and itself, in other batches
+MAX_DRIFT = {
+    "fp32": 2e-3,
+    "tf32": 2e-2,
+    "bf16": 2e-2,
+    "fp16": 2e-2,
+}  # nats per token between the model and itself, in other batches
 MAX_CHANGE = 0.02  # of the loss, relative
 SAVE_SECONDS = 30.0  # between two saves of a table that is being computed
 

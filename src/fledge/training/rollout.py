@@ -139,6 +139,8 @@ class Rollout:
     def batches(self, sequences: np.ndarray, shape: tuple[int, int], pad: int) -> list[tuple[Batch, np.ndarray]]:
         """Some of the answers [n] as batches of one `shape` (packed rows, positions), each with the numbers of its answers in
         their order."""
+        if not len(sequences):
+            return []
         rows, packed_length = shape
         packed = self.packed(sequences, packed_length, pad)
         batches = []

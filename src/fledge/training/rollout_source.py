@@ -25,7 +25,7 @@ from fledge.training.batch_loader import on_device
 from fledge.training.batch_source import DatasetSource, StepBatch
 from fledge.training.rollout import DrawnAnswer, RewardTable, Rollout, group_advantages, has_equal_rewards
 from fledge.training.rollout_metrics import Group, rollout_metrics
-from fledge.training.train_step import StopRequested
+from fledge.training.train_step import StopRequested, micro_batch_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class RolloutSource:
                 f"all answers of step {step + 1:,} are cut at {self.config.max_new_tokens:,} tokens, and mask_truncated leaves "
                 "none to learn from",
                 where="mask_truncated",
-                hint="set rollout.max_new_tokens to more, or mask_truncated to false",
+                hint="in a new run, set rollout.max_new_tokens to more, or mask_truncated to false",
             )
         padding = data.assemble([None] * self._shape[0]) if len(batches) < most else None
         return StepBatch(
@@ -255,9 +255,10 @@ class RolloutSource:
         own: list[tuple[int, list[float]]] = []
         for step in range(rollout.first_step, rollout.first_step + rollout.num_steps):
             rows = ranks.shard_range(*self.prompts.row_range(step))
-            for batch, members in rollout.batches(self._members(rollout, step, rows), self._shape, self.inputs.data.pad):
-                if not batch.num_target_tokens:
-                    continue
+            made = rollout.batches(self._members(rollout, step, rows), self._shape, self.inputs.data.pad)
+            for number, (batch, members) in enumerate(one for one in made if one[0].num_target_tokens):
+                if model.draws_random_numbers:  # the masks of dropout are those of the update
+                    torch.manual_seed(micro_batch_seed(self.inputs.seed, step, number, ranks.rank))
                 logps = self.inputs.objective.log_probabilities(model, on_device(batch, model.device))[0].detach().cpu()
                 sizes = np.diff(rollout.target_offsets)[members].tolist()
                 own += [(int(one), part.tolist()) for one, part in zip(members, logps.split(sizes), strict=True)]

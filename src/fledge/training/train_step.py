@@ -65,6 +65,11 @@ class StepOutput:
     timer: PhaseTimer
 
 
+def micro_batch_seed(seed: int, step: int, number: int, rank: int) -> int:
+    """The seed of the random numbers of dropout in a rank's micro-batch `number` of an update."""
+    return derive_seed(seed, step, number + rank * MAX_MICRO_STEPS)
+
+
 def derive_seed(seed: int, step: int, number: int) -> int:
     """One seed for each micro-batch (splitmix64's odd constants keep neighbours apart)."""
     return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + number * 0x94D049BB133111EB) % 2**63
@@ -220,7 +225,7 @@ class TrainStep:
         """Forward and backward of one micro-batch, which adds to the gradients of the earlier ones; it adds zeros if not
         `learn`."""
         if self.model.draws_random_numbers:
-            torch.manual_seed(derive_seed(self.seed, batch.step, number + self.ranks.rank * MAX_MICRO_STEPS))
+            torch.manual_seed(micro_batch_seed(self.seed, batch.step, number, self.ranks.rank))
         output = objective(self.model, micro_batch.to(self.device))
         timer.mark("forward")
         loss = output.loss if output.aux_loss is None else output.loss + output.aux_loss

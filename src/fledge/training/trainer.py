@@ -357,7 +357,8 @@ class Trainer:
         reached_step, self.state = self.state.step, rolled_back_state(self.state, saved, trigger, config, self.source)
         self.trainable.restore(path, saved)
         self.source.skipped_rows = self.state.skipped_rows
-        self.source.restore(self.trainable.source_tensors)
+        are_same_rows = [list(run) for run in saved.skipped_rows] == [list(run) for run in self.state.skipped_rows]
+        self.source.restore(self.trainable.source_tensors if are_same_rows else {})  # else the rows of each step are others
         self.loader.drop_prefetched()
         self.recorder.discard()
         self.logger.rewind(self.state.step, self.state.rollbacks)

@@ -117,16 +117,18 @@ def cut_answers(stage: CheckContext) -> Iterator[Finding]:
     """More than CUT of a source's used rows have an answer that is cut to the context."""
     for source in stage.training_sources:
         report = source.report
+        by_completion = first_event(report, "answer cut to max_completion_length")[0]
         if report.truncated_rows > CUT * report.used_rows:
+            limit = "data.max_completion_length" if by_completion else f"the context of {stage.statistics.context:,} tokens"
             yield source_finding(
                 check="cut answers",
                 severity="warning",
-                message=f"{count_of_rows(report.truncated_rows, report.used_rows)} are cut to the context of "
-                f"{stage.statistics.context:,} tokens ({report.lost_tokens:,} tokens lost)",
+                message=f"{count_of_rows(report.truncated_rows, report.used_rows)} are cut to {limit} "
+                f"({report.lost_tokens:,} tokens lost)",
                 source=source.name,
-                where=first_event(report, "answer cut to the context")[0],
-                hint="lengthen data.max_seq_len",
-                patch=stage.longer_rows(),
+                where=by_completion or first_event(report, "answer cut to the context")[0],
+                hint="raise data.max_completion_length" if by_completion else "lengthen data.max_seq_len",
+                patch=None if by_completion else stage.longer_rows(),
             )
 
 

@@ -88,7 +88,9 @@ class _Truncator:
         lost = weighted.lost_tokens(limits)
         if not lost:
             return example, []
-        return example, [RowEvent("truncated", "answer cut to the context", self._cut_answers(weighted) + size, lost)]
+        by_completion = all(limit < self.limit for limit in limits)
+        reason = "answer cut to max_completion_length" if by_completion else "answer cut to the context"
+        return example, [RowEvent("truncated", reason, self._cut_answers(weighted) + size, lost)]
 
     def _cut_answers(self, weighted: WeightedRounds) -> str:
         """The number of answers that are cut or lost, as text for the event; empty for a dialogue with one trained answer."""

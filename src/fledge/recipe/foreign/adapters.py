@@ -129,7 +129,7 @@ def _switch(value: Any, context: Context) -> Answer:
     settings = ((f"adapter.{kinds[kind]}", True),) if kind in kinds else ()
     if not settings and not context.has((*RANKS, *ALPHAS, *TARGETS)):
         settings = (("adapter.r", DEFAULTS.get(trainer_of(context), {}).get("r", AdapterConfig().r)),)
-    if kind.startswith("q"):
+    if kind.startswith("q") and boolean(context.siblings.get("load_in_4bit")) is not False:
         settings = (*settings, ("quantization.quant_type", "nf4"))
     return Answer(settings, "it becomes the section adapter of the stage")
 

@@ -174,7 +174,8 @@ def _tokens(value: Any, context: Context) -> Answer:
 
 def _duration(value: Any, context: Context) -> Answer:
     """The answer to epochs, steps and tokens, which are one key; steps take precedence, as in Hugging Face's trainer."""
-    steps, tokens, epochs = context.integer(STEPS), context.integer(TOKENS), context.number(EPOCHS)
+    names = tuple(name for name in STEPS if name != "num_iterations") if context.kind == "grpo" else STEPS
+    steps, tokens, epochs = context.integer(names), context.integer(TOKENS), context.number(EPOCHS)
     if steps is not None and steps > 0:
         note = "max_steps takes precedence over epochs, as in Hugging Face's trainer" if epochs is not None else ""
         return Answer((("duration", f"{steps} steps"),), note)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fledge.recipe.foreign.adapters import PEFT, trainer_of, trains_adapter
+from fledge.recipe.foreign.adapters import ADAPTERS, LORA_BY_DEFAULT, PEFT, trainer_of, trains_adapter
 from fledge.recipe.foreign.answer import Answer, Context, Rule, Table, boolean, for_keys, integer, unsupported, word
 
 NO_OTHER = (
@@ -33,9 +33,9 @@ def _settings(quant_type: Any, double: Any) -> tuple[tuple[str, Any], ...]:
 
 def _in_4_bits(context: Context) -> Answer:
     """The settings of a configuration that asks for 4 bits; what it does not say is its trainer's default."""
-    if not trains_adapter(context):
-        return Answer(note=NO_ADAPTER)
     trainer = trainer_of(context)
+    if not trains_adapter(context) and (trainer not in LORA_BY_DEFAULT or context.has(ADAPTERS)):
+        return Answer(note=NO_ADAPTER)
     quant_type, double = DEFAULTS.get(trainer, DEFAULTS[PEFT])
     missing = [name for name, keys in (("quant_type", TYPES), ("use_double_quant", DOUBLE)) if not context.has(keys)]
     note = f"{' and '.join(missing)}: {trainer}'s default{'s' * (len(missing) > 1)}" if missing else ""
@@ -73,9 +73,11 @@ def _section(value: Any, context: Context) -> Answer:
     if not boolean(inner.get("load_in_4bit")):
         return Answer(note=NO_OTHER)
     asked = _in_4_bits(Context({**context.siblings, **inner}))
+    computed = [_compute(inner[key], context) for key in COMPUTE if key in inner]
     left = [name for name in inner if name not in ("load_in_4bit", "quant_method", *TYPES, *DOUBLE, *COMPUTE)]
-    note = "; ".join(text for text in (asked.note, f"without {', '.join(left)}" if left else "") if text)
-    return Answer(asked.settings, note)
+    notes = (asked.note, *(one.note for one in computed), f"without {', '.join(left)}" if left else "")
+    settings = (*asked.settings, *(pair for one in computed for pair in one.settings))
+    return Answer(settings, "; ".join(text for text in notes if text))
 
 
 def _detail(value: Any, context: Context) -> Answer:

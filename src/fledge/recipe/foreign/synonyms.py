@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from fledge.recipe.foreign.answer import Answer, Context, Rule, Table, name_list, number, replaced_by
 from fledge.recipe.foreign.computation import COMPUTATION, attention, checkpointing, device, precision
 from fledge.recipe.foreign.datasets import DATASETS, shortest_form, source, template, truncation
+from fledge.recipe.foreign.grpo import GRPO_KEYS
 from fledge.recipe.foreign.learning import LEARNING, optimizer, schedule
 from fledge.recipe.foreign.methods import METHODS, PREFIXES
 from fledge.recipe.foreign.running import RUNNING
@@ -58,6 +59,7 @@ ANSWERED_AS_ONE = frozenset(
     zero_optimization qlora fsdp gptq
     """)
 )
+OF_KINDS: dict[str, Table] = {"grpo": GRPO_KEYS}  # by kind of stage, what its keys mean there
 EMPTY_VALUE = Answer(note="leave it out; it is empty")
 _NULL_IS_A_VALUE = {"max_grad_norm", "grad_clip"}  # null: no clipping
 
@@ -111,7 +113,7 @@ def is_answered_as_one(name: str) -> bool:
 
 def answer_for(name: str, value: Any, context: Context) -> Answer | None:
     """The answer to a key and its value; None for an unknown key."""
-    rule = rule_for(name)
+    rule = OF_KINDS.get(context.kind or "", {}).get(plain_name(name)) or rule_for(name)
     if rule is None:
         return None
     if value is None and plain_name(name) not in _NULL_IS_A_VALUE:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fledge.recipe.sections.base import ConfigModel, Fraction, Positive
-from fledge.recipe.sections.guards import CommonGuards, guard
+from fledge.recipe.sections.guards import CommonGuards, DivergenceGuard, guard
 
 Action = Literal["ignore", "warn", "stop"]
 
@@ -54,7 +54,10 @@ class EqualGroupsGuard(ConfigModel):
 
 
 class PolicyGuardsConfig(CommonGuards):
-    """The guards of a stage that trains on rewards. There is no guard of its validation loss, which may rise."""
+    """The guards of a stage that trains on rewards. There is no guard of its validation loss, which may rise, and `divergence`
+    is off: the loss scatters around 0 while rewards rise, and its rows cannot be measured again."""
+
+    divergence: guard(DivergenceGuard) = DivergenceGuard(action="ignore")  # type: ignore[valid-type]
 
     reward_hacking: guard(RewardHackingGuard) = RewardHackingGuard()  # type: ignore[valid-type]
     entropy_collapse: guard(EntropyCollapseGuard) = EntropyCollapseGuard()  # type: ignore[valid-type]
