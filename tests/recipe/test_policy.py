@@ -55,6 +55,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rollout": {"num_generations": 1}}, "greater than or equal to 2"),
     ({"rollout": {"max_new_tokens": 600}}, "rollout.max_new_tokens 600 is above data.max_seq_len 512"),
     ({"batch": {"tokens_per_step": 1024}}, "an update of grpo is a number of prompts"),
+    ({"duration": "20M tokens"}, "write epochs or steps"),
     ({"data": {"train": "rows.jsonl", "train_on_turns": "all"}}, "train_on_turns: all has no effect"),
     (
         {"guards": {"validation_increase": "warn"}},

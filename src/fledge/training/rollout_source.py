@@ -19,6 +19,7 @@ from fledge.generation import Engine, SamplingParams
 from fledge.model.protocol import LanguageModel
 from fledge.objective.policy import PolicyObjective
 from fledge.plan.horizon import TrainingHorizon
+from fledge.plan.memory import is_out_of_memory
 from fledge.recipe.sections.policy import PolicySettings
 from fledge.tokenizer import Tokenizer
 from fledge.training.batch_loader import on_device
@@ -82,7 +83,7 @@ class RolloutSource:
         """This rank's share of the batch of a step; draws answers first if a rollout begins. Collective. Raises StopRequested
         if a stop is requested meanwhile, and FledgeError from rewards."""
         if self._rollout is None or not self._rollout.covers(step):
-            self._rollout = self._draw(step)
+            self._rollout = self._drawn_within_memory(step)
         rollout, data = self._rollout, self.inputs.data
         begins = step == rollout.first_step
         if not begins:  # the weights are no longer those of the generator
@@ -138,6 +139,19 @@ class RolloutSource:
         return tuple(counts[: len(self.inputs.data.sources)].tolist())
 
     # -- drawing --------------------------------------------------------------------------------------------------------
+
+    def _drawn_within_memory(self, step: int) -> Rollout:
+        """The rollout that begins with a step. FledgeError if memory is too short for it."""
+        try:
+            return self._draw(step)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise FledgeError(
+                f"memory is too short to draw and score the answers of step {step + 1:,}",
+                where="rollout",
+                hint="in a new run, write fewer num_generations, fewer max_new_tokens or a smaller batch",
+            ) from error
 
     def _draw(self, step: int) -> Rollout:
         """The rollout that begins with a step: this rank's answers, and those of all other ranks. Collective."""

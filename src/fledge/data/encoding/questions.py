@@ -10,6 +10,7 @@ from fledge.data.parsing.items import Item
 from fledge.tokenizer import Tokenizer
 
 NO_WHOLE_ANSWER = "no whole answer to compare with"
+NO_STOP_TOKEN = "the chat template trains no stop token behind the answer"
 
 
 def split_last_answer(
@@ -37,6 +38,8 @@ def encode_questions(items: Iterable[Item], tokenizer: Tokenizer, config: Encodi
         cut = [example for example in encoded.examples if split_last_answer(*example[0], tokenizer.stop_ids) is None]
         if cut:
             tokens = len(cut[0][0][0])
-            yield dropped(NO_WHOLE_ANSWER, f"{tokens:,} tokens fit the context of {config.max_seq_len:,}")
+            is_cut = tokens >= config.max_seq_len
+            why = f"{tokens:,} tokens fit the context of {config.max_seq_len:,}" if is_cut else NO_STOP_TOKEN
+            yield dropped(NO_WHOLE_ANSWER, why)
         else:
             yield encoded

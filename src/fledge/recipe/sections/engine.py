@@ -259,9 +259,7 @@ PRETRAIN_OPTIMIZER: dict[str, Any] = {"name": "muon", "learning_rate": "auto", "
 SFT_OPTIMIZER: dict[str, Any] = {"name": "adamw", "learning_rate": 2e-5, "betas": (0.9, 0.95), "weight_decay": 0.01}
 PREFERENCE_OPTIMIZER: dict[str, Any] = {**SFT_OPTIMIZER, "learning_rate": 5e-6}
 POLICY_OPTIMIZER: dict[str, Any] = {**SFT_OPTIMIZER, "learning_rate": 5e-6, "weight_decay": 0.0}
-ADAPTER_RATE_FACTOR = (
-    10  # an adapter's best learning rate ÷ that of the weights (docs/decisions/048-learning-rate-of-adapters.md)
-)
+ADAPTER_RATE_FACTOR = 10  # an adapter's best learning rate ÷ that of the weights, see decision 048
 ADAPTER_RATES = {  # by kind of stage, where a recipe names no learning rate
     "sft": ADAPTER_RATE_FACTOR * SFT_OPTIMIZER["learning_rate"],
     "preference": ADAPTER_RATE_FACTOR * PREFERENCE_OPTIMIZER["learning_rate"],

@@ -10,6 +10,7 @@ from fledge.recipe.sections.engine import POLICY_OPTIMIZER, OptimizerConfig, Pol
 from fledge.recipe.sections.policy_guards import PolicyGuardsConfig
 from fledge.recipe.sections.rewards import Rewards
 from fledge.recipe.sections.stage import EvaluationConfig, GeneratedAnswersConfig, SelectionMetricName, StageBase
+from fledge.recipe.units import Duration
 
 
 class RolloutConfig(ConfigModel):
@@ -104,6 +105,10 @@ class PolicySettings(StageBase):
             raise ValueError(
                 "batch.tokens_per_step: an update of grpo is a number of prompts: write micro_batch_size × "
                 "gradient_accumulation_steps"
+            )
+        if Duration.parse(self.duration).unit == "tokens":
+            raise ValueError(
+                f"duration: {self.duration}: how many tokens grpo draws is not known before: write epochs or steps"
             )
         if self.rollout.max_new_tokens > self.data.max_seq_len:
             raise ValueError(
