@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,20 @@ def _events(run: Path, kind: str) -> list[dict[str, Any]]:
     return events(run, "dpo", kind)
 
 
+def _whole_and_resumed(tree: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An uninterrupted run; one that is killed and resumed ends with the same bytes. `tree`: the recipe, by a folder's name."""
+    uninterrupted = Pipeline(recipe_from_dict(tree("whole")), QUIET).run()
+    recipe = recipe_from_dict(tree("killed"))
+    run_until_killed(recipe, 5, monkeypatch)
+    assert final_results(Pipeline(recipe, QUIET).run(resume=True), ("dpo",)) == final_results(uninterrupted, ("dpo",))
+    return uninterrupted
+
+
 @pytest.mark.parametrize("loss_type", ["hinge", "ipo"])
 def test_a_run_with_another_loss_begins_at_its_known_value_and_resumes_bit_for_bit(
     loss_type: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uninterrupted = Pipeline(recipe_from_dict(_tree(world, tmp_path / "whole", loss_type=loss_type)), QUIET).run()
-    recipe = recipe_from_dict(_tree(world, tmp_path / "killed", loss_type=loss_type))
-    run_until_killed(recipe, 5, monkeypatch)
-    assert final_results(Pipeline(recipe, QUIET).run(resume=True), ("dpo",)) == final_results(uninterrupted, ("dpo",))
+    uninterrupted = _whole_and_resumed(lambda name: _tree(world, tmp_path / name, loss_type=loss_type), monkeypatch)
     assert _events(uninterrupted, "step")[0]["train/loss"] == pytest.approx(FIRST_LOSS[loss_type], rel=1e-5)
     assert json.loads((uninterrupted / "dpo" / "eval" / "before.json").read_text())["loss"] == pytest.approx(
         FIRST_LOSS[loss_type]
@@ -59,10 +66,7 @@ def test_a_run_with_another_loss_begins_at_its_known_value_and_resumes_bit_for_b
 def test_a_loss_without_reference_loads_none_computes_none_and_resumes_bit_for_bit(
     loss_type: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uninterrupted = Pipeline(recipe_from_dict(_tree(world, tmp_path / "whole", loss_type=loss_type)), QUIET).run()
-    recipe = recipe_from_dict(_tree(world, tmp_path / "killed", loss_type=loss_type))
-    run_until_killed(recipe, 5, monkeypatch)
-    assert final_results(Pipeline(recipe, QUIET).run(resume=True), ("dpo",)) == final_results(uninterrupted, ("dpo",))
+    uninterrupted = _whole_and_resumed(lambda name: _tree(world, tmp_path / name, loss_type=loss_type), monkeypatch)
     assert not list((uninterrupted / "dpo").glob("reference.*"))
     steps = _events(uninterrupted, "step")
     assert (
@@ -95,10 +99,7 @@ def test_kto_begins_at_a_half_resumes_bit_for_bit_and_has_one_kl_estimate_for_an
     precompute: bool, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage: dict[str, Any] = {"precompute_ref_log_probs": precompute}
-    uninterrupted = Pipeline(recipe_from_dict(_kto_tree(world, tmp_path / "whole", tmp_path, **stage)), QUIET).run()
-    recipe = recipe_from_dict(_kto_tree(world, tmp_path / "killed", tmp_path, **stage))
-    run_until_killed(recipe, 5, monkeypatch)
-    assert final_results(Pipeline(recipe, QUIET).run(resume=True), ("dpo",)) == final_results(uninterrupted, ("dpo",))
+    uninterrupted = _whole_and_resumed(lambda name: _kto_tree(world, tmp_path / name, tmp_path, **stage), monkeypatch)
     first, *_ = _events(uninterrupted, "step")
     assert first["train/loss"] == pytest.approx(0.5, abs=1e-5) and first["train/kl"] == pytest.approx(0, abs=1e-5)
     before, after = (json.loads((uninterrupted / "dpo" / "eval" / f"{name}.json").read_text()) for name in ("before", "after"))

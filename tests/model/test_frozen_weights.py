@@ -12,7 +12,8 @@ from fledge.model.frozen_weights import frozen_matrices, round_frozen_weights
 from fledge.model.loading import load_model
 from fledge.model.protocol import Adapter, LanguageModel
 from fledge.recipe.schema import AdapterConfig
-from tests.support.decoders import make_decoder, random_tokens
+from tests.support.adapters import train_a_little
+from tests.support.decoders import make_decoder
 
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {"r": 4, "lora_dropout": 0.3},
@@ -36,21 +37,6 @@ def _adapted(base: Path, kind: str, implementation: str = "auto") -> LanguageMod
     return model
 
 
-def _train(model: LanguageModel) -> list[float]:
-    """The losses of a few updates."""
-    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-2)
-    tokens, losses = random_tokens(3, 12), []
-    for step in range(4):
-        torch.manual_seed(step)
-        logits = model.logits(model(tokens))
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
-
-
 @pytest.mark.parametrize("implementation", ["native", "transformers"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_computes_the_same_numbers(base: Path, kind: str, implementation: str) -> None:
@@ -60,8 +46,8 @@ def test_training_computes_the_same_numbers(base: Path, kind: str, implementatio
     count = sum(weight.numel() for weight in frozen_matrices(rounded))
     assert round_frozen_weights(rounded, torch.bfloat16) == 2 * count > 0
     assert frozen_matrices(rounded) == []
-    losses = _train(exact)
-    assert _train(rounded) == losses and losses[-1] < losses[0]
+    losses = train_a_little(exact, steps=4)
+    assert train_a_little(rounded, steps=4) == losses and losses[-1] < losses[0]
     learned = adapter_weights(exact)
     assert all(torch.equal(weight, learned[name]) for name, weight in adapter_weights(rounded).items())
 

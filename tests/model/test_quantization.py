@@ -20,6 +20,7 @@ from fledge.model.protocol import Adapter, LanguageModel
 from fledge.model.quantization import QuantizedWeight, bytes_per_weight, quantized_numbers
 from fledge.recipe.schema import AdapterConfig, QuantizationConfig
 from fledge.training.start_weights import weights_fingerprint
+from tests.support.adapters import train_a_little
 from tests.support.decoders import make_decoder, random_tokens
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -140,16 +141,7 @@ def test_the_adapter_learns_and_the_weights_stay(base: Path, kind: str, implemen
     assert round_frozen_weights(model, torch.bfloat16) == 0
     frozen = {name: value.clone() for name, value in model.state_dict().items() if name not in adapter_weights(model)}
     started = {name: value.clone() for name, value in adapter_weights(model).items()}
-    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-2)
-    tokens, losses = random_tokens(3, 12), []
-    for step in range(5):
-        torch.manual_seed(step)
-        logits = model.logits(model(tokens))
-        loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
+    losses = train_a_little(model, steps=5)
     assert losses[-1] < losses[0]
     assert all(not torch.equal(value, started[name]) for name, value in adapter_weights(model).items())
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in frozen.items())

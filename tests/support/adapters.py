@@ -41,3 +41,18 @@ def write_adapted(folder: Path, base: Path, seed: int = 9, **settings: Any) -> P
 def logits(model: LanguageModel, vocab: int = 97) -> Tensor:
     """The logits of two rows of random tokens."""
     return model.logits(model(random_tokens(2, 10, vocab=vocab)))
+
+
+def train_a_little(model: LanguageModel, steps: int) -> list[float]:
+    """The losses of a few updates of what a model trains."""
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-2)
+    tokens, losses = random_tokens(3, 12), []
+    for step in range(steps):
+        torch.manual_seed(step)
+        logits = model.logits(model(tokens))
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses

@@ -33,6 +33,10 @@ def _marked(answer: DrawnAnswer) -> Any:
     return mark(row)
 
 
+def _shown(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
 def _each(value: Callable[[DrawnAnswer], float]) -> Reward:
     """The reward that gives each answer its own value."""
     return lambda answers: [float(value(answer)) for answer in answers]
@@ -54,9 +58,8 @@ def field_f1(config: RewardConfig, where: str) -> Reward:
     def value(answer: DrawnAnswer) -> float:
         marked = _marked(answer)
         if marked.valid_json is None:
-            shown = answer.answer if len(answer.answer) <= SHOWN else f"{answer.answer[:SHOWN]}…"
             raise FledgeError(
-                f"the row's own answer is no JSON object: {shown!r}",
+                f"the row's own answer is no JSON object: {_shown(answer.answer)!r}",
                 where=where,
                 hint="use exact_match, or leave such rows out",
             )
@@ -237,7 +240,9 @@ def _finite(values: Any, answers: Sequence[DrawnAnswer], where: str) -> np.ndarr
     wrong = [(value, answer) for value, answer in zip(numbers, answers, strict=True) if not math.isfinite(value)]
     if wrong:
         value, answer = wrong[0]
-        shown = answer.completion if len(answer.completion) <= SHOWN else f"{answer.completion[:SHOWN]}…"
-        raise FledgeError(f"it gave {value} for {len(wrong):,} of {len(answers):,} answers, such as {shown!r}", where=where,
-                          hint="return a finite number for every answer")  # fmt: skip
+        raise FledgeError(
+            f"it gave {value} for {len(wrong):,} of {len(answers):,} answers, such as {_shown(answer.completion)!r}",
+            where=where,
+            hint="return a finite number for every answer",
+        )
     return np.asarray(numbers, np.float64)

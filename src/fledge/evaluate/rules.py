@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from fledge.data.cleaning.languages import LANGUAGES, detect_language
 from fledge.errors import FledgeError, first_line, missing_extra
 from fledge.evaluate.time_limit import cpu_time_limit
-from fledge.recipe.sections.base import ConfigModel, Positive
+from fledge.recipe.sections.base import ConfigModel, Pattern, Positive
 
 REFUSALS = re.compile(
     r"\b(i'?m sorry|i am sorry|i apologi[sz]e|i can(no|')t|i am (not able|unable)|i'?m (not able|unable)|as an ai)\b"
@@ -20,14 +20,6 @@ REFUSALS = re.compile(
 REFUSAL_CHARACTERS = 200  # at the start of an answer, in which a refusal is looked for
 NGRAM = 4  # units whose repetition is counted
 CHECK_SECONDS = 5.0  # of computing, for all rules of one answer; a usual check takes less than a millisecond
-
-
-def _check_pattern(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise ValueError(f"not a regular expression: {error}") from None
-    return text
 
 
 def _check_language(name: str) -> str:
@@ -49,9 +41,7 @@ class Rules(ConfigModel):
     contains: list[str] = Field(default=[], description="every one of these")
     contains_any: list[str] = Field(default=[], description="at least one of these")
     lacks: list[str] = Field(default=[], description="none of these")
-    regex: Annotated[str, AfterValidator(_check_pattern)] | None = Field(
-        default=None, description="matches somewhere in the answer"
-    )
+    regex: Pattern | None = Field(default=None, description="matches somewhere in the answer")
     exact: list[str] = Field(default=[], description="the answer is one of these")
     json_schema: dict[str, Any] | None = Field(default=None, description="the answer is JSON that fits this schema")
     not_refusal: Literal[True] | None = None

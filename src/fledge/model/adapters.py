@@ -20,7 +20,7 @@ from fledge.model.dropout import dropout
 from fledge.model.linear import Linear
 from fledge.model.prefix import Prefix
 from fledge.model.protocol import Adapter, LanguageModel, matrix_layers
-from fledge.model.quantization import QuantizedWeight, quantized_numbers
+from fledge.model.quantization import quantized_numbers, quantized_weights
 from fledge.recipe.schema import AdapterConfig
 from fledge.recipe.sections.adapter import ALL_LINEAR, LORA, PREFIX
 
@@ -131,7 +131,7 @@ def _attach_lora(model: LanguageModel, config: AdapterConfig, seed: int) -> None
 def _check_not_quantized(saved: Mapping[str, nn.Module]) -> None:
     """FledgeError for a module to be trained whole whose weights are in 4 bits."""
     for name, module in saved.items():
-        if any(isinstance(inner, QuantizedWeight) for inner in module.modules()):
+        if quantized_weights(module):
             raise FledgeError(
                 f"{name} has weights in 4 bits, which cannot be trained whole",
                 where="adapter.modules_to_save",
@@ -173,8 +173,12 @@ def target_layers(model: LanguageModel, config: AdapterConfig) -> dict[str, nn.L
 
 def whole_modules(model: LanguageModel, config: AdapterConfig) -> dict[str, nn.Module]:
     """The modules whose names end with one of `modules_to_save`, which is PEFT's rule: norm means input_layernorm too."""
-    with_weights = {name: module for name, module in model.named_modules() if name and trained_parameters(module)[1]}
+    with_weights = {name: module for name, module in model.named_modules() if name and _has_weights(module)}
     return _named(model, with_weights, config.modules_to_save, str.endswith, "modules_to_save")
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters()) or bool(quantized_weights(module))
 
 
 def _named(

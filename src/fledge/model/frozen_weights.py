@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from fledge.model.adapters import LoraLinear, put_module
 from fledge.model.linear import quantized_linear
 from fledge.model.protocol import LanguageModel, matrix_layers
-from fledge.model.quantization import QuantizedWeight
+from fledge.model.quantization import quantized_weights
 from fledge.recipe.schema import QuantizationConfig
 
 
@@ -25,7 +25,7 @@ def quantize_layer(model: LanguageModel, name: str, config: QuantizationConfig) 
 
 def describe_quantized(model: LanguageModel) -> str | None:
     """How many weights are in 4 bits, what they take, and what stays in float32; None for a model without such weights."""
-    weights = [module for module in model.modules() if isinstance(module, QuantizedWeight)]
+    weights = quantized_weights(model)
     if not weights:
         return None
     numbers, taken = sum(weight.numel() for weight in weights), sum(weight.nbytes() for weight in weights)

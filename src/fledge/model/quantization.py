@@ -118,9 +118,14 @@ class QuantizedWeight(nn.Module):
         return scales + self.mean_scale
 
 
+def quantized_weights(model: nn.Module) -> list[QuantizedWeight]:
+    """The weights of a model, or of a part of it, that are in 4 bits."""
+    return [module for module in model.modules() if isinstance(module, QuantizedWeight)]
+
+
 def quantized_numbers(model: nn.Module) -> int:
-    """The number of weights that are in 4 bits."""
-    return sum(module.numel() for module in model.modules() if isinstance(module, QuantizedWeight))
+    """How many numbers these have."""
+    return sum(weight.numel() for weight in quantized_weights(model))
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -1,11 +1,9 @@
 """The rules of the guards of policy stages, which read the events of updates and evaluations."""
 
 import statistics
-from collections import deque
-from collections.abc import Mapping
-from typing import Any
 
 from fledge.monitor.rules import Event, GuardTrigger, Rule, trigger
+from fledge.monitor.window_means import WindowMeans
 from fledge.recipe.sections.policy_guards import (
     EntropyCollapseGuard,
     EqualGroupsGuard,
@@ -18,38 +16,6 @@ REWARD, LENGTH, EQUAL = "train/reward", "train/completions/mean_length", "train/
 HELD_OUT = "eval/exact_match"
 EVALUATIONS = ("initial_eval", "eval")  # events with scores of held-out answers
 SOLVED_SHARE = 0.5  # of equal groups, above which little is left to explore
-
-
-class Means:
-    """Means of figures over the last `window` updates that have them, and over the first ones."""
-
-    def __init__(self, window: int) -> None:
-        self.window = window
-        self._first: dict[str, list[float]] = {}
-        self._recent: dict[str, deque[float]] = {}
-
-    def add(self, values: Mapping[str, Any], *names: str) -> bool:
-        """Add the figures of an event; returns whether all of them are there."""
-        if any(values.get(name) is None for name in names):
-            return False
-        for name in names:
-            first, recent = self._first.setdefault(name, []), self._recent.setdefault(name, deque(maxlen=self.window))
-            recent.append(values[name])
-            if len(first) < self.window:
-                first.append(values[name])
-        return True
-
-    def is_full(self, name: str) -> bool:
-        """Whether there were `window` updates."""
-        return len(self._recent.get(name, ())) == self.window
-
-    def now(self, name: str) -> float:
-        """The mean of the last updates."""
-        return statistics.fmean(self._recent[name])
-
-    def at_first(self, name: str) -> float:
-        """The mean of the first updates."""
-        return statistics.fmean(self._first[name])
 
 
 class OnceUntilRight(Rule):
@@ -108,22 +74,21 @@ class EntropyCollapse(OnceUntilRight):
 
     def __init__(self, config: EntropyCollapseGuard) -> None:
         super().__init__()
-        self.config, self.means = config, Means(config.window)
+        self.config, self.means = config, WindowMeans(("train/entropy", EQUAL, REWARD), config.window)
 
     def update(self, event: Event) -> GuardTrigger | None:
         """A trigger at an update."""
-        name = "train/entropy"
-        if event["kind"] != "step" or not self.means.add(event, name, EQUAL, REWARD) or not self.means.is_full(name):
+        means = self.means.add(event)
+        if means is None:
             return None
-        now, first = self.means.now(name), self.means.at_first(name)
-        equal = self.means.now(EQUAL)
+        (now, equal, reward), first = means, self.means.first[0]
         if not self._now_wrong(now < self.config.min_fraction * first and equal > SOLVED_SHARE):
             return None
         return trigger(
             "entropy_collapse",
             self.config.action,
             f"the entropy of the answers collapsed: {now:.4f} nats a token, {first:.4f} at first; {equal:.0%} of groups have "
-            f"equal rewards, {self.means.now(REWARD):.3f} on average",
+            f"equal rewards, {reward:.3f} on average",
             event,
             evidence={"entropy": now, "first": first, "equal_groups": equal},
             stop_scope="stage",
@@ -135,7 +100,7 @@ class LengthHacking(OnceUntilRight):
 
     def __init__(self, config: LengthHackingGuard) -> None:
         super().__init__()
-        self.config, self.means = config, Means(config.window)
+        self.config, self.means = config, WindowMeans((LENGTH,), config.window)
         self.scores: list[float] = []
         self.correlation: float | None = None
 
@@ -143,10 +108,11 @@ class LengthHacking(OnceUntilRight):
         """A trigger at an update."""
         if event["kind"] in EVALUATIONS and event.get(HELD_OUT) is not None:
             self.scores.append(event[HELD_OUT])
-        if event["kind"] != "step" or not self.means.add(event, LENGTH) or not self.means.is_full(LENGTH):
+        means = self.means.add(event)
+        if means is None:
             return None
         self.correlation = event.get("train/completions/length_reward_correlation", self.correlation)
-        now, first = self.means.now(LENGTH), self.means.at_first(LENGTH)
+        (now,), (first,) = means, self.means.first
         ratio = now / max(first, 1e-9)
         changed = ratio >= self.config.factor or ratio <= 1 / self.config.factor
         better = len(self.scores) > 1 and self.scores[-1] > self.scores[0]
@@ -170,14 +136,15 @@ class ShareAbove(OnceUntilRight):
     def __init__(self, check: str, key: str, config: TruncatedGuard | EqualGroupsGuard, message: str) -> None:
         """`message` has the places `share` and `reward`, the mean reward."""
         super().__init__()
-        self.check, self.key, self.config, self.message = check, key, config, message
-        self.means = Means(config.window)
+        self.check, self.config, self.message = check, config, message
+        self.means = WindowMeans((key, REWARD), config.window)
 
     def update(self, event: Event) -> GuardTrigger | None:
         """A trigger at an update."""
-        if event["kind"] != "step" or not self.means.add(event, self.key, REWARD) or not self.means.is_full(self.key):
+        means = self.means.add(event)
+        if means is None:
             return None
-        share, reward = self.means.now(self.key), self.means.now(REWARD)
+        share, reward = means
         if not self._now_wrong(share > self.config.max_share):
             return None
         message = self.message.format(share=share, reward=reward)

@@ -3,31 +3,12 @@
 They read the metrics of `objective.preference` and `objective.kto` and find nothing in the events of other stages.
 """
 
-import statistics
-from collections import deque
-
 from fledge.monitor.rules import Event, GuardTrigger, Rule, trigger
+from fledge.monitor.window_means import WindowMeans
 from fledge.recipe.sections.guards import DisplacementGuard, LengthBiasGuard, NoPreferenceGuard
 
 MIN_STEPS = 20  # of a stage in which growth can be expected
 MOST_WRONG = 0.5  # accuracy below which most pairs are wrong
-
-
-class Means:
-    """The means of some figures of `step` events over the last `window` steps that have all of them."""
-
-    def __init__(self, keys: tuple[str, ...], window: int) -> None:
-        self.keys, self.values = keys, deque[tuple[float, ...]](maxlen=window)
-
-    def add(self, event: Event) -> tuple[float, ...] | None:
-        """The means with this event; None if it lacks a figure, or as long as there are fewer than `window` steps."""
-        values = tuple(event.get(key) for key in self.keys) if event["kind"] == "step" else (None,)
-        if None in values:
-            return None
-        self.values.append(values)  # type: ignore[arg-type]
-        if len(self.values) < (self.values.maxlen or 0):
-            return None
-        return tuple(statistics.fmean(column) for column in zip(*self.values, strict=True))
 
 
 class Displacement(Rule):
@@ -36,7 +17,7 @@ class Displacement(Rule):
 
     def __init__(self, config: DisplacementGuard) -> None:
         self.config, self.reported = config, False
-        self.means = Means(("train/drift/chosen", "train/drift/rejected"), config.window)
+        self.means = WindowMeans(("train/drift/chosen", "train/drift/rejected"), config.window)
 
     def update(self, event: Event) -> GuardTrigger | None:
         """A trigger the first time that the means of the last steps are that low."""
@@ -58,7 +39,7 @@ class LengthBias(Rule):
 
     def __init__(self, config: LengthBiasGuard) -> None:
         self.config, self.reported = config, False
-        self.means = Means(("train/length_correlation", "train/rewards/accuracies_shorter"), config.window)
+        self.means = WindowMeans(("train/length_correlation", "train/rewards/accuracies_shorter"), config.window)
 
     def update(self, event: Event) -> GuardTrigger | None:
         """A trigger the first time that the means of the last steps say so."""
@@ -81,8 +62,8 @@ class NoPreference(Rule):
 
     def __init__(self, config: NoPreferenceGuard) -> None:
         self.config, self.total_steps, self.reported = config, 0, False
-        self.margins = Means(("train/rewards/margins", "train/drift/chosen"), config.window)
-        self.log_odds = Means(("train/log_odds",), config.window)
+        self.margins = WindowMeans(("train/rewards/margins", "train/drift/chosen"), config.window)
+        self.log_odds = WindowMeans(("train/log_odds",), config.window)
         self.first: float | None = None
 
     def update(self, event: Event) -> GuardTrigger | None:
@@ -109,6 +90,6 @@ class NoPreference(Rule):
     def _growth(self, margins: tuple[float, ...] | None, log_odds: tuple[float, ...] | None) -> float | None:
         if margins is not None:
             return margins[0]
-        if self.margins.values or log_odds is None or self.first is None:
+        if not self.margins.is_empty or log_odds is None or self.first is None:
             return None
         return log_odds[0] - self.first

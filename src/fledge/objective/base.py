@@ -112,6 +112,10 @@ class LossOutput:
     aux_loss: Tensor | None = None
     routing: RouterStats | None = None
 
+    def metric_numbers(self) -> dict[str, Ratio]:
+        """The metrics, each with `as_number` of its total and its count."""
+        return {name: Ratio(as_number(ratio.total), as_number(ratio.count)) for name, ratio in self.metrics.items()}
+
     def detached(self) -> "LossOutput":
         """The output without its graph, which is freed once the gradients exist; `aux_loss` is dropped."""
         routing = None if self.routing is None else self.routing.detach()

@@ -183,7 +183,7 @@ class KTOObjective:
             **target_metrics(model, self._desirable_only(batch), self.token_bytes),
             "loss": Ratio(as_number(output.loss), self.normalizer(batch)),
             "answers": Ratio(self.normalizer(batch), 1.0, integer_total),
-            **{name: Ratio(as_number(ratio.total), as_number(ratio.count)) for name, ratio in output.metrics.items()},
+            **output.metric_numbers(),
         }
 
     def _desirable_only(self, batch: Batch) -> Batch:

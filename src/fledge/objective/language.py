@@ -8,7 +8,8 @@ from torch import Tensor
 
 from fledge.data import Batch
 from fledge.model.device_copy import to_device
-from fledge.model.linear_cross_entropy import LossKernel, cross_entropy, token_logps_and_correct
+from fledge.model.linear_cross_entropy import LossKernel, cross_entropy, log_probabilities, token_logps_and_correct
+from fledge.model.moe import RouterStats
 from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective.base import (
     LossOutput,
@@ -20,6 +21,17 @@ from fledge.objective.base import (
     integer_total,
     perplexity,
 )
+
+
+def target_log_probabilities(model: LanguageModel, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, RouterStats | None]:
+    """The log-probabilities [n] of the targets with weight, at a temperature, and the router statistics of a mixture of experts
+    (None: a dense model)."""
+    states, routing = model.forward_with_router_stats(*batch.model_inputs)
+    hidden = states.flatten(0, 1)
+    if temperature != 1.0:
+        hidden = hidden / temperature  # logits are linear in it
+    index = batch.target_index
+    return log_probabilities(hidden, model.lm_head_weight, batch.targets.flatten()[index], index), routing
 
 
 @dataclass(frozen=True)

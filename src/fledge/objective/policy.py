@@ -9,11 +9,10 @@ from torch import Tensor
 
 from fledge.data import Batch
 from fledge.model.adapter_reference import AdapterReference, reference_model
-from fledge.model.linear_cross_entropy import log_probabilities
 from fledge.model.moe import RouterStats
 from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective.base import LossOutput, Ratio, SumOverRanks, WindowBatches
-from fledge.objective.language import target_metrics
+from fledge.objective.language import target_log_probabilities, target_metrics
 
 ADVANTAGES, OLD_LOGPS, SAMPLING_LOGPS = "advantages", "old_logps", "sampling_logps"  # names in `Batch.token_values`
 LossType = Literal["grpo", "dr_grpo", "dapo"]
@@ -75,18 +74,18 @@ class PolicyObjective:
     reference: LanguageModel | AdapterReference | None = None
     token_bytes: Tensor | None = field(default=None, repr=False)
 
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        """The bounds of ρ: 1 − ε and 1 + ε_high."""
+        return 1 - self.epsilon, 1 + (self.epsilon if self.epsilon_high is None else self.epsilon_high)
+
     def normalizer(self, batch: Batch) -> float:
         """The contribution of the batch to the divisor, by `loss_type`."""
         return NORMALIZATIONS[self.loss_type].divisor(batch, self.max_new_tokens)
 
     def log_probabilities(self, model: LanguageModel, batch: Batch) -> tuple[Tensor, RouterStats | None]:
         """log π [n] of the targets with weight, and the routing of a mixture of experts."""
-        states, routing = model.forward_with_router_stats(*batch.model_inputs)
-        hidden = states.flatten(0, 1)
-        if self.temperature != 1.0:
-            hidden = hidden / self.temperature  # logits are linear in it
-        index = batch.target_index
-        return log_probabilities(hidden, model.lm_head_weight, batch.targets.flatten()[index], index), routing
+        return target_log_probabilities(model, batch, self.temperature)
 
     def _reference_log_probabilities(self, batch: Batch) -> Tensor | None:
         """log π_ref [n]; None without a KL term."""
@@ -104,7 +103,7 @@ class PolicyObjective:
         advantages = values[ADVANTAGES].flatten()[index] if ADVANTAGES in values else torch.ones_like(logps)
         old_logps = values[OLD_LOGPS].flatten()[index] if OLD_LOGPS in values else logps.detach()
         ratio = (logps - old_logps).exp()
-        clipped = ratio.clamp(1 - self.epsilon, 1 + (self.epsilon if self.epsilon_high is None else self.epsilon_high))
+        clipped = ratio.clamp(*self.clip_range)
         losses = -torch.minimum(ratio * advantages, clipped * advantages)
         metrics = self._metrics(logps.detach(), ratio.detach(), advantages, weights)
         if reference_logps is not None:
@@ -123,8 +122,8 @@ class PolicyObjective:
     def _metrics(self, logps: Tensor, ratio: Tensor, advantages: Tensor, weights: Tensor) -> dict[str, Ratio]:
         """Names are those of TRL. `entropy` is estimated without logits, by −log π of the tokens that were drawn: its mean is
         the entropy where they are drawn from π itself."""
-        high = self.epsilon if self.epsilon_high is None else self.epsilon_high
-        is_low, is_high = (ratio < 1 - self.epsilon) & (advantages < 0), (ratio > 1 + high) & (advantages > 0)
+        low, high = self.clip_range
+        is_low, is_high = (ratio < low) & (advantages < 0), (ratio > high) & (advantages > 0)
         count = weights.sum()
         return {
             "entropy": Ratio(-(logps * weights).sum(), count),

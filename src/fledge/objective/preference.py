@@ -11,7 +11,6 @@ from fledge.data import Batch
 from fledge.errors import FledgeError
 from fledge.model.adapter_reference import AdapterReference, reference_model
 from fledge.model.device_copy import to_device
-from fledge.model.linear_cross_entropy import log_probabilities
 from fledge.model.moe import RouterStats
 from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective.base import (
@@ -23,7 +22,7 @@ from fledge.objective.base import (
     correlation_terms,
     integer_total,
 )
-from fledge.objective.language import target_metrics
+from fledge.objective.language import target_log_probabilities, target_metrics
 from fledge.objective.preference_losses import PREFERENCE_LOSSES, SMOOTHED_LOSSES, LossParams, PairLogps, PairLoss
 
 PAIR = 2  # sequences of an example, side by side in a batch: the chosen one, then the rejected one
@@ -39,11 +38,9 @@ def sequence_log_probabilities(model: LanguageModel, batch: Batch) -> tuple[Tens
 
 def sequence_logps_with_router_stats(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor, RouterStats | None]:
     """The results of `sequence_log_probabilities`, and the router statistics of a mixture of experts (None: a dense model)."""
-    states, routing = model.forward_with_router_stats(*batch.model_inputs)
-    hidden = states.flatten(0, 1)
+    logps, routing = target_log_probabilities(model, batch)
     index = batch.target_index
     weights = batch.loss_weights.flatten()[index]
-    logps = log_probabilities(hidden, model.lm_head_weight, batch.targets.flatten()[index], index)
     owner = batch.sequence_ids.flatten()[index]
     ends = torch.searchsorted(owner, torch.arange(batch.num_sequences + 1, device=owner.device))
     return _segment_sums(logps * weights, ends), _segment_sums(weights, ends), routing
@@ -188,7 +185,7 @@ class DPOObjective:
             "loss": Ratio(as_number(output.loss), pairs),
             "pairs": Ratio(pairs, 1.0, integer_total),
             "logps/accuracies": Ratio(likelier, pairs),
-            **{name: Ratio(as_number(ratio.total), as_number(ratio.count)) for name, ratio in output.metrics.items()},
+            **output.metric_numbers(),
         }
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fledge.data import FORMATS, PackedDataset
+from fledge.data.encoding.examples import prompt_length
 from fledge.errors import FledgeError
 from fledge.findings import Finding
 from fledge.plan.evaluation import MIN_VALIDATION_ROWS, validation_rows
@@ -161,7 +162,7 @@ def _long_prompts(planned: PlannedStage) -> Iterator[Finding]:
     if not isinstance(stage, PolicySettings):
         return
     longest = stage.data.max_seq_len + 1 - stage.rollout.max_new_tokens
-    lengths = [int((examples.sequence(number)[1] <= 0).argmin()) for number in range(examples.count)]
+    lengths = [prompt_length(examples.sequence(number)[1]) for number in range(examples.count)]
     count = sum(length > longest for length in lengths)
     if count:
         yield planned.warning(

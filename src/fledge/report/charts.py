@@ -71,7 +71,7 @@ def stage_charts(stage: Stage) -> list[Chart]:
 def engine_charts(stage: Stage) -> list[Chart]:
     """Charts of machine utilisation, update size, expert load and fp16 loss scale. Charts without records are left out."""
     steps, resources = stage.events.steps, stage.events.resources
-    mfu = [(step, share * 100) for step, share in points(resources, "system/mfu")]
+    mfu = percent(points(resources, "system/mfu"))
     return [
         *if_recorded(
             Chart(
@@ -179,9 +179,6 @@ def policy_charts(stage: Stage) -> list[Chart]:
     them."""
     steps, train, validation = stage.events.steps, Text("train", "训练"), Text("validation", "验证")
 
-    def percent(curve: Points) -> Points:
-        return [(step, share * 100) for step, share in curve]
-
     if not points(steps, "train/reward"):
         return []
     shares = [
@@ -226,6 +223,11 @@ def policy_charts(stage: Stage) -> list[Chart]:
     return [chart for chart in charts if chart.traces]
 
 
+def percent(curve: Points) -> Points:
+    """A curve of shares in percent."""
+    return [(step, share * 100) for step, share in curve]
+
+
 def with_first_evaluation(stage: Stage, name: str) -> Points:
     """The evaluations during training, preceded by the evaluation before the first step (at step 0) when there is one."""
     curve = points(stage.events.evals, f"eval/{name}")
@@ -237,7 +239,7 @@ def with_first_evaluation(stage: Stage, name: str) -> Points:
 
 def accuracy_chart(stage: Stage) -> Chart:
     """The validation token accuracy in percent."""
-    curve = [(step, share * 100) for step, share in with_first_evaluation(stage, "token_accuracy")]
+    curve = percent(with_first_evaluation(stage, "token_accuracy"))
     title = Text("Token accuracy", "词元准确率")
     return Chart(
         name="token-accuracy",
@@ -255,9 +257,7 @@ def prompts_chart(stage: Stage) -> Chart:
         (Text("repetition", "重复"), "bad", "prompt_tests/repetition"),
     ]
     traces = tuple(
-        curve
-        for name, role, key in curves
-        for curve in trace([(step, share * 100) for step, share in points(stage.events.prompt_tests, key)], role, name)
+        curve for name, role, key in curves for curve in trace(percent(points(stage.events.prompt_tests, key)), role, name)
     )
     return Chart(name="prompts", title=Text("Prompt tests", "提示测试"), unit=UNITS["%"], traces=traces, from_zero=True)
 

@@ -37,4 +37,5 @@ GRPO_KEYS: Table = {
     **for_keys("per_device_train_batch_size train_batch_size", _prompts),
     **{name: replaced_by(f"rollout.{name}") for name in ("temperature", "top_k", "top_p")},
 }
-"""Answers that come before those of the other tables in a stage of kind `grpo`."""
+OF_KINDS: dict[str, Table] = {"grpo": GRPO_KEYS}
+"""By kind of stage, answers that come before those of the other tables."""

@@ -22,6 +22,7 @@ from fledge.recipe.foreign.answer import (
     unsupported,
     word,
 )
+from fledge.recipe.foreign.grpo import OF_KINDS
 from fledge.recipe.foreign.stage_kinds import STAGE_KINDS
 from fledge.recipe.schema_keys import KINDS
 
@@ -47,7 +48,6 @@ STEPS = name_list("""
     max_steps max_iters num_steps train_steps training_steps total_steps num_training_steps train_iters max_train_steps
     iterations num_iterations
     """)
-OTHER_MEANING = {"grpo": ("num_iterations",)}  # by kind of stage, names in STEPS that are no steps there
 TOKENS = ("total_tokens", "train_tokens", "num_train_tokens", "max_tokens")
 WARMUP_STEPS = name_list("""
     warmup_steps warmup_iters num_warmup_steps lr_warmup_steps lr_warmup_iters warmup_updates
@@ -175,7 +175,7 @@ def _tokens(value: Any, context: Context) -> Answer:
 
 def _duration(value: Any, context: Context) -> Answer:
     """The answer to epochs, steps and tokens, which are one key; steps take precedence, as in Hugging Face's trainer."""
-    names = tuple(name for name in STEPS if name not in OTHER_MEANING.get(context.kind or "", ()))
+    names = tuple(name for name in STEPS if name not in OF_KINDS.get(context.kind or "", {}))
     steps, tokens, epochs = context.integer(names), context.integer(TOKENS), context.number(EPOCHS)
     if steps is not None and steps > 0:
         note = "max_steps takes precedence over epochs, as in Hugging Face's trainer" if epochs is not None else ""

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from fledge.recipe.foreign.answer import Answer, Context, Rule, Table, name_list, number, replaced_by
 from fledge.recipe.foreign.computation import COMPUTATION, attention, checkpointing, device, precision
 from fledge.recipe.foreign.datasets import DATASETS, shortest_form, source, template, truncation
-from fledge.recipe.foreign.grpo import GRPO_KEYS
+from fledge.recipe.foreign.grpo import OF_KINDS
 from fledge.recipe.foreign.learning import LEARNING, optimizer, schedule
 from fledge.recipe.foreign.methods import METHODS, PREFIXES
 from fledge.recipe.foreign.running import RUNNING
@@ -59,7 +59,6 @@ ANSWERED_AS_ONE = frozenset(
     zero_optimization qlora fsdp gptq
     """)
 )
-OF_KINDS: dict[str, Table] = {"grpo": GRPO_KEYS}  # by kind of stage, what its keys mean there
 EMPTY_VALUE = Answer(note="leave it out; it is empty")
 _NULL_IS_A_VALUE = {"max_grad_norm", "grad_clip"}  # null: no clipping
 

@@ -1,6 +1,7 @@
 """Types that the sections of a recipe share."""
 
 import os
+import re
 import unicodedata
 from typing import Annotated
 
@@ -33,7 +34,16 @@ def check_name(text: str) -> str:
     return text
 
 
+def _check_pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    return text
+
+
 Name = Annotated[str, AfterValidator(check_name)]
+Pattern = Annotated[str, AfterValidator(_check_pattern)]  # a regular expression
 
 
 class ConfigModel(BaseModel):

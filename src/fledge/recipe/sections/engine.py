@@ -261,10 +261,13 @@ PREFERENCE_OPTIMIZER: dict[str, Any] = {**SFT_OPTIMIZER, "learning_rate": 5e-6}
 POLICY_OPTIMIZER: dict[str, Any] = {**SFT_OPTIMIZER, "learning_rate": 5e-6, "weight_decay": 0.0}
 ADAPTER_RATE_FACTOR = 10  # an adapter's best learning rate ÷ that of the weights, see decision 048
 ADAPTER_RATES = {  # by kind of stage, where a recipe names no learning rate
-    "sft": ADAPTER_RATE_FACTOR * SFT_OPTIMIZER["learning_rate"],
-    "preference": ADAPTER_RATE_FACTOR * PREFERENCE_OPTIMIZER["learning_rate"],
-    "kto": ADAPTER_RATE_FACTOR * PREFERENCE_OPTIMIZER["learning_rate"],
-    "grpo": ADAPTER_RATE_FACTOR * POLICY_OPTIMIZER["learning_rate"],
+    kind: ADAPTER_RATE_FACTOR * defaults["learning_rate"]
+    for kind, defaults in (
+        ("sft", SFT_OPTIMIZER),
+        ("preference", PREFERENCE_OPTIMIZER),
+        ("kto", PREFERENCE_OPTIMIZER),
+        ("grpo", POLICY_OPTIMIZER),
+    )
 }
 PretrainOptimizer = Annotated[OptimizerConfig, BeforeValidator(_with_defaults(**PRETRAIN_OPTIMIZER))]
 SftOptimizer = Annotated[

@@ -1,12 +1,11 @@
 """The rewards of a policy stage: rules, Python functions and reward models, each with a weight."""
 
-import re
 from collections import Counter
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from fledge.recipe.sections.base import ConfigModel, Name, Positive
+from fledge.recipe.sections.base import ConfigModel, Name, Pattern, Positive
 
 OWNERS = {  # parameter -> the rule that it belongs to, which cannot do without it (True) or can (False)
     "language": ("language", True),
@@ -15,14 +14,6 @@ OWNERS = {  # parameter -> the rule that it belongs to, which cannot do without 
     "max_tokens": ("length", False),
     "function": ("function", True),
 }
-
-
-def _check_pattern(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise ValueError(f"not a regular expression: {error}") from None
-    return text
 
 
 def _check_function(text: str) -> str:
@@ -39,9 +30,7 @@ class RewardConfig(ConfigModel):
     name: Name | None = Field(default=None, description="in metrics; null: the rule, or the name of the function")
     weight: float = Field(default=1.0, description="factor in the sum of the rewards; negative: a penalty")
     language: str | None = Field(default=None, description="language only: such as zh or en")
-    pattern: Annotated[str, AfterValidator(_check_pattern)] | None = Field(
-        default=None, description="regex only: matches somewhere in the answer"
-    )
+    pattern: Pattern | None = Field(default=None, description="regex only: matches somewhere in the answer")
     min_tokens: Positive | None = Field(default=None, description="length only: a shorter answer gets less than 1")
     max_tokens: Positive | None = Field(default=None, description="length only: a longer answer gets less than 1")
     function: Annotated[str, AfterValidator(_check_function)] | None = Field(
