@@ -5,9 +5,11 @@ it: fledge reads, renders and encodes the conversations, and the opponent gets t
 model is Qwen2-shaped with random weights (biases on q, k and v, tied head), or the one in `--model DIR`. TRL runs as it
 ships, and at its best: the fastest of several ways to pack, with the frozen weights in float32 or bfloat16, each tried first.
 
-Memory is the highest resident size of a process of its own that takes a few steps, less its size before the model is loaded;
-TRL's is that of its best way. The mean loss of both on the same rows is given before, and after
-the steps that each has taken at one learning rate: more for TRL, whose ways are tried first.
+Memory is the highest resident size of a process of its own that takes a few steps, less its size before the model is loaded.
+TRL's is that of its best way, and fledge takes as many rows at a time for it (`memory_ratio`); `memory_ratio_as_timed` is that
+of fledge with all rows of a batch at a time, as it is timed. Where the best way takes rows one by one, fledge is timed so as
+well: `ratio_best_equal_rows`. The mean loss of both on the same rows is given before, and after the steps that each has taken
+at one learning rate: more for TRL, whose ways are tried first.
 """
 
 import json
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import options, report
+from measure import options, ratios, report
 from sft import PACKED, WAYS, Opponent, as_rows, best_way, comparison, fledge_works, make_recipe, summary, take_turns
 from training import Training, packed
 
@@ -44,11 +46,13 @@ RATE = 2e-4
 SAME = {"learning_rate": RATE, "lr_scheduler_type": "constant", "weight_decay": 0.01, "warmup_steps": 0}
 
 
-def adapter_recipe(sizes: tuple[int, int, int], folder: Path) -> Recipe:
-    """The recipe of `sft.py` with AdamW at a constant rate, which TRL gets as well."""
+def adapter_recipe(sizes: tuple[int, int, int], folder: Path, one_by_one: bool = False) -> Recipe:
+    """The recipe of `sft.py` with AdamW at a constant rate, which TRL gets as well; with `one_by_one` rows are accumulated."""
     recipe = make_recipe(*sizes, folder / "world")
     values = recipe.model_dump()
     values["stages"]["sft"] |= {"optimizer": {"learning_rate": RATE}, "schedule": {"name": "constant", "warmup": 0}}
+    if one_by_one:
+        values["stages"]["sft"]["batch"] = {"micro_batch_size": 1, "gradient_accumulation_steps": sizes[0]}
     return recipe_from_dict(values)
 
 
@@ -107,7 +111,8 @@ def resident(key: str) -> int:
 def measure_memory(who: str, way: str, folder: Path, sizes: tuple[int, int, int], directory: Path | None) -> None:
     """Take a few steps in this process and print how far its resident size rose from that before the model was loaded."""
     rows, context, _ = sizes
-    recipe = adapter_recipe(sizes, folder)
+    one_by_one, arguments = LORA_WAYS[way] if way else (False, {})
+    recipe = adapter_recipe(sizes, folder, one_by_one)
     data, _, source = start(recipe, folder, directory or (folder if (folder / "config.json").exists() else None))
     before = resident("VmRSS")
     if who == "fledge":
@@ -115,7 +120,6 @@ def measure_memory(who: str, way: str, folder: Path, sizes: tuple[int, int, int]
         fledge_works(training, MEMORY_STEPS)
         training.loader.close()
     else:
-        one_by_one, arguments = LORA_WAYS[way] if way else (False, {})
         accumulation = rows if one_by_one else 1
         opponent = Opponent(
             source, as_rows(data.examples), context=context, micro=rows, steps=MEMORY_STEPS, accumulation=accumulation,
@@ -175,18 +179,30 @@ def main() -> None:
         ways = {key: LORA_WAYS[key] for key in ("packed", "packed, float32 weights")} if chosen.quick else LORA_WAYS
         way, best, tried = best_way(make, rows, ways)
         fledge_works(fledge, steps)
-        works = take_turns({"fledge": lambda: fledge_works(fledge, steps), "as_shipped": shipped, "best": best}, rounds)
+        contenders = {"fledge": lambda: fledge_works(fledge, steps), "as_shipped": shipped, "best": best}
+        if LORA_WAYS[way][0]:
+            single = Training(adapter_recipe(sizes, folder, True), "sft", data, adapted(source), fledge.decision)
+            fledge_works(single, steps)
+            contenders["fledge, row by row"] = lambda: fledge_works(single, steps)
+        works = take_turns(contenders, rounds)
+        equal_rows = works.get("fledge, row by row", works["fledge"])
         fledge.loader.close()
         losses["fledge"].append(mean_loss(model, data, rows))
         losses["TRL"].append(opponents_loss(best.trainer, data, rows))
         given = ["--quick"] if chosen.quick else []
         given += ["--model", str(chosen.model)] if chosen.model else []
-        peak = {"fledge": memory("fledge", "", folder, given), "best": memory("TRL", way, folder, given)}
+        peak = {
+            "fledge": memory("fledge", "", folder, given),
+            "fledge, rows of best": memory("fledge", way, folder, given),
+            "best": memory("TRL", way, folder, given),
+        }
     trained, total = trained_parameters(model)
     report(
         {
             **comparison(works),
-            "memory_ratio": round(peak["fledge"] / peak["best"], 3),
+            "ratio_best_equal_rows": ratios([work.speed for work in equal_rows], [work.speed for work in works["best"]]),
+            "memory_ratio": round(peak["fledge, rows of best"] / peak["best"], 3),
+            "memory_ratio_as_timed": round(peak["fledge"] / peak["best"], 3),
             "memory_bytes": peak,
             "losses_before_and_after": losses,
             "trained_parameters": trained,
