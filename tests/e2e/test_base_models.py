@@ -84,6 +84,9 @@ def test_texts_need_no_chat_tokens(tmp_path: Path, base: Path, capsys: pytest.Ca
     assert main(["generate", str(folder), "A cat", "--raw", "--max-new-tokens", "3"]) == 0
     assert main(["generate", str(folder), "A cat"]) == 2
     assert "has no chat template" in capsys.readouterr().err
+    (tmp_path / "prompts.txt").write_text("A cat?\n", encoding="utf-8")
+    assert main(["prefer", "sample", str(folder), str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "a.jsonl")]) == 2
+    assert "has no chat template" in capsys.readouterr().err and not (tmp_path / "a.jsonl").exists()
 
 
 def test_own_special_tokens_grow_the_embedding(tmp_path: Path, base: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fledge.errors import FledgeError
 from fledge.generation import Completion, Engine, SamplingParams, TokenOutput, score_tokens
+from fledge.generation.scoring import next_token_logps
 from fledge.model.decoder import Decoder
 from tests.support.decoders import VOCAB, make_decoder, random_tokens
 
@@ -231,6 +232,18 @@ def test_scores_are_the_log_probabilities_of_each_sequence_alone(changes: dict[s
                 logits = model.logits(model(torch.tensor([sequence[:-1]])))[0].log_softmax(-1)
             expected = logits[torch.arange(len(values)), torch.tensor(sequence[1:])]
             assert values == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 10_000])
+def test_candidates_for_the_next_token_have_the_log_probabilities_of_each_sequence_alone(batch_tokens: int) -> None:
+    model = make_decoder(dropout=0.5).train()
+    sequences = [*PROMPTS, random_tokens(64, seed=1).tolist()]
+    found = next_token_logps(model, sequences, [5, 9, 5], batch_tokens)
+    assert model.training and found.shape == (len(sequences), 3)
+    expected = [[score_tokens(model, [[*one, token]])[0][-1] for token in (5, 9, 5)] for one in sequences]
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-4, rtol=0)
+    with pytest.raises(FledgeError, match=r"sequence 2: it has 65 tokens, the model has 64 positions"):
+        next_token_logps(model, [[1], [1] * 65], [5])
 
 
 def test_the_score_of_an_answer_is_what_generation_reported() -> None:

@@ -25,10 +25,10 @@ def model(vocabulary: int = 300) -> Decoder:
     return decoder
 
 
-def write_model(folder: Path) -> Path:
+def write_model(folder: Path, positions: int = 100, seed: int = 0) -> Path:
     """A model of 100 positions with its tokenizer, written to a folder."""
     tokenizer = train_tokenizer(["A cat is an animal. What is a dog? Dogs are animals."] * 20, 300)
-    decoder = make_decoder(vocab=tokenizer.vocab_size, max_position_embeddings=100)
+    decoder = make_decoder(seed, vocab=tokenizer.vocab_size, max_position_embeddings=positions)
     decoder.save_pretrained(folder, bos=None, eos=sorted(tokenizer.stop_ids), pad=tokenizer.pad)
     tokenizer.save(folder)
     return folder

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fledge.cli.mistyped_arguments import check_words, option_hint, repeated_option, usage_hint
+from fledge.cli.prefer_arguments import add_prefer
 from fledge.export.targets import TARGETS as TARGETS_OF_EXPORT
 from fledge.version import __version__
 
@@ -41,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors say what was probably meant."""
 
     def error(self, message: str) -> NoReturn:
-        hint = usage_hint(message)
+        hint = usage_hint(message, self.prog)
         super().error(f"{message}\n  → {hint}" if hint else message)
 
 
@@ -59,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in (("generate", "answer one prompt"), ("chat", "talk to a model")):
         _add_generation(commands, name, text)
     _add_score(commands)
+    add_prefer(commands, ADAPTER)
     _add_export(commands)
     report = commands.add_parser("report", help="write a run's report.html again", allow_abbrev=False)
     report.add_argument("run", type=os.path.expanduser, help="run directory")
@@ -292,19 +294,20 @@ def split_overrides(argv: Sequence[str], parser: argparse.ArgumentParser) -> tup
 
 
 def _command_parsers(argv: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[argparse.ArgumentParser], bool]:
-    """The parsers of the command that `argv` names, of `data` that of its action (of all actions if none is named); and whether
-    the command has a recipe."""
+    """The parsers of the command that `argv` names, of one with actions that of its action (of all actions if none is named);
+    and whether the command has a recipe."""
     command = next((argument for argument in argv if not argument.startswith("-")), None)
     chosen = _subparsers(parser).get(command or "")
     if chosen is None:
         return [], False
-    if command != "data":
-        return [chosen], command == "train"
-    actions = _subparsers(chosen)
+    actions, has_recipe = _subparsers(chosen), command in ("train", "data")
+    if not actions:
+        return [chosen], has_recipe
     action = next((argument for argument in argv if argument in actions), None)
-    return list(actions.values()) if action is None else [actions[action]], True
+    return list(actions.values()) if action is None else [actions[action]], has_recipe
 
 
 def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     """The commands below a parser, by name."""
-    return next(dict(action.choices) for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    found = (dict(action.choices) for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return next(found, {})

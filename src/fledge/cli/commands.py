@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fledge.cli.arguments import MAX_RESTARTS, MINUTES, SAMPLING_OPTIONS, SEED, Overrides, build_parser, split_overrides
+from fledge.cli.prefer_commands import run_prefer
 from fledge.entrypoint import TrainCommand, exit_code, leave_output, to_stderr, write_report_and_summarize
 from fledge.errors import FledgeError
 from fledge.escaping import escaped
@@ -54,6 +55,8 @@ def _run_command(options: argparse.Namespace, overrides: Overrides, argv: list[s
         _run_report(options)
     elif options.command == "score":
         _run_score(options)
+    elif options.command == "prefer":
+        run_prefer(options)
     elif options.command == "export":
         _run_export(options)
     else:

@@ -71,8 +71,9 @@ def repeated_option(argv: Sequence[str], name_of: Callable[[str], str | None]) -
     return None
 
 
-def usage_hint(message: str) -> str | None:
-    """What to write, for an error of argparse; None where its message is enough."""
+def usage_hint(message: str, program: str = "fledge") -> str | None:
+    """What to write, for an error of argparse; None where its message is enough. `program`: the command that was called,
+    such as `fledge data`."""
     if "required: COMMAND" in message:
         return "`fledge --help` lists the commands; `fledge quickstart` needs nothing else"
     if "unrecognized arguments" in message:
@@ -80,7 +81,7 @@ def usage_hint(message: str) -> str | None:
     found = re.search(r"argument (COMMAND|ACTION): invalid choice: '(.*)' \(choose from (.*)\)", message)
     if found is None:
         return None
-    command, word, choices = "fledge" if found[1] == "COMMAND" else "fledge data", found[2], re.findall(r"[\w-]+", found[3])
+    command, word, choices = program, found[2], re.findall(r"[\w-]+", found[3])
     if word in ("help", "-h"):
         return f"`{command} --help` lists what there is"
     if near := difflib.get_close_matches(word.lower(), choices, 1):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from fledge.errors import FledgeError
 from fledge.model.linear_cross_entropy import token_logps_and_correct
@@ -25,11 +26,7 @@ def score_tokens(
     max_positions = model.max_positions
     for number, sequence in enumerate(sequences, 1):
         if len(sequence) > max_positions + 1:  # the last token is predicted, but not read
-            raise FledgeError(
-                f"it has {len(sequence):,} tokens, the model has {max_positions:,} positions",
-                where=f"sequence {number}",
-                hint="shorten it, or train with a larger model.max_position_embeddings",
-            )
+            raise _too_long(len(sequence), max_positions, number)
         if model.decoder_start is not None and model.decoder_start not in sequence:
             raise FledgeError(
                 "an encoder–decoder gives probabilities to the answer to a source, and this is a text alone",
@@ -52,15 +49,53 @@ def score_tokens(
     return scores
 
 
+@torch.no_grad()
+def next_token_logps(
+    model: LanguageModel, sequences: Sequence[Sequence[int]], candidates: Sequence[int], batch_tokens: int = BATCH_TOKENS
+) -> Tensor:
+    """log p(token | a whole sequence) of k candidate tokens, float32 [n, k], for n sequences that are not empty.
+
+    Raises FledgeError for a sequence that is longer than the model's positions."""
+    for number, sequence in enumerate(sequences, 1):
+        if len(sequence) > model.max_positions:
+            raise _too_long(len(sequence), model.max_positions, number)
+    result = torch.empty(len(sequences), len(candidates))
+    longest_first = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
+    with eval_mode(model):
+        while longest_first:
+            size = max(1, batch_tokens // len(sequences[longest_first[0]]))
+            batch, longest_first = longest_first[:size], longest_first[size:]
+            inputs, lengths = _padded([sequences[index] for index in batch], model.device)
+            last = model(inputs)[torch.arange(len(batch), device=model.device), lengths - 1]
+            logps = model.logits(last).log_softmax(-1)[:, list(candidates)]
+            result[torch.tensor(batch)] = logps.float().cpu()
+    return result
+
+
+def _too_long(length: int, max_positions: int, number: int) -> FledgeError:
+    return FledgeError(
+        f"it has {length:,} tokens, the model has {max_positions:,} positions",
+        where=f"sequence {number}",
+        hint="shorten it, or train with a larger model.max_position_embeddings",
+    )
+
+
+def _padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sequences padded on the right, where causal attention never looks, [B, T], and their lengths [B]."""
+    lengths = [len(sequence) for sequence in sequences]
+    inputs = torch.zeros(len(sequences), max(lengths), dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        inputs[row, : lengths[row]] = torch.tensor(list(sequence))
+    return inputs.to(device), torch.tensor(lengths, device=device)
+
+
 def _score_batch(model: LanguageModel, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
     """The scores of sequences that are read together, padded on the right, where causal attention never looks."""
     device, lengths = model.device, [len(sequence) - 1 for sequence in sequences]
-    inputs = torch.zeros(len(sequences), max(lengths), dtype=torch.long)
-    for row, sequence in enumerate(sequences):
-        inputs[row, : lengths[row]] = torch.tensor(sequence[:-1])
+    inputs, _ = _padded([sequence[:-1] for sequence in sequences], device)
     is_token = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     targets = torch.tensor([token for sequence in sequences for token in sequence[1:]])
     rows = is_token.flatten().nonzero()[:, 0].to(device)
-    hidden = model(inputs.to(device)).flatten(0, 1)
+    hidden = model(inputs).flatten(0, 1)
     logps, _ = token_logps_and_correct(hidden, model.lm_head_weight, targets.to(device), rows)
     return [values.tolist() for values in logps.cpu().split(lengths)]

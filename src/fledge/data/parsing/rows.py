@@ -94,8 +94,7 @@ def read_row(value: Any, source: Source, parser: Parser, system: str | None = No
     `system`: system prompt for conversations without a system turn.
     """
     row = Row.of(value, source)
-    if media := [name for name in MEDIA if row.get(name)]:
-        raise RowError("not text", f"the row has {media[0]}")
+    check_media(row)
     item = parser(row, source)
     if system is not None:
         item = item.with_system(system)
@@ -104,6 +103,12 @@ def read_row(value: Any, source: Source, parser: Parser, system: str | None = No
     except TypeError:
         raise RowError("undecodable", "the text holds half a surrogate pair, which UTF-8 cannot say") from None
     return Parsed(item, row.events, row.unread())
+
+
+def check_media(row: Row) -> None:
+    """RowError for a row with images, sounds or videos."""
+    if media := [name for name in MEDIA if row.get(name)]:
+        raise RowError("not text", f"the row has {media[0]}")
 
 
 def parse_row(value: Any, source: Source, parser: Parser, system: str | None = None) -> Item:
