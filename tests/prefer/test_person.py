@@ -20,6 +20,7 @@ from fledge.prefer.person import Person, consistency
 from fledge.prefer.ratings import RATINGS, read_ratings, replayed
 from fledge.run import Console, silent
 from fledge.run.stopping import Interrupted
+from tests.support.command import assert_error, fledge
 from tests.support.preferences import asked, lines_of, write_answers
 
 QUIET = Console(quiet=True)
@@ -173,6 +174,17 @@ def read_all(end: int) -> bytes:
         return os.read(end, 1 << 16)
     except (BlockingIOError, OSError):
         return b""
+
+
+def test_a_full_disk_is_told_and_the_ratings_go_on_when_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = write_answers(tmp_path / "a.jsonl", *(asked(f"{number}?", "yes", "no") for number in range(40)))
+    words = ["prefer", "rank", str(answers), "--by", "person", "--repeat", "0", "--out", str(tmp_path / "r.jsonl")]
+    assert_error(fledge(*words, text="1\n" * 40, limit=3000), "r.jsonl: cannot write: File too large", "free some space")
+    assert (tmp_path / "r.jsonl").stat().st_size == 3000
+    monkeypatch.setattr(sys, "stdin", io.StringIO("2\n" * 40))
+    assert main(words) == 0
+    verdicts = [line["verdict"] for line in lines_of(tmp_path / "r.jsonl")[1:]]
+    assert verdicts == sorted(verdicts) and len(verdicts) == 40 and verdicts.count("first") > 10
 
 
 def test_a_piped_input_rates_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

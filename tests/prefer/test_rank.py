@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from fledge.cli import main
-from fledge.cli.prefer_arguments import PREFER_RATERS
+from fledge.cli.prefer_arguments import PREFER_RATERS, TEMPERATURES
 from fledge.prefer import scored
 from fledge.prefer.rank import OPTION_NAMES, RATERS, RankOptions
 from fledge.prefer.ratings import read_ratings
+from fledge.prefer.sampling import SampleSettings
 from tests.support.preferences import answer, asked, lines_of, write_answers
 
 SUM = asked("2+2?", "4", "5", "four", reference="4")
@@ -26,7 +27,7 @@ def rank(folder: Path, *words: str) -> int:
 
 
 def test_the_table_of_raters_is_that_of_the_command() -> None:
-    assert tuple(RATERS) == PREFER_RATERS
+    assert tuple(RATERS) == PREFER_RATERS and SampleSettings().temperatures == TEMPERATURES
     assert (
         {name for kind in RATERS.values() for name in kind.options}
         == set(OPTION_NAMES)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 PREFER_RATERS = ("rules", "judge", "person")  # as fledge.prefer has them, which is not loaded for the help
 TEMPERATURES = (0.3, 0.7, 1.0)
-KINDS_OF_PAIRS = ("human", "model")
 
 
 def add_prefer(commands: argparse._SubParsersAction, adapter: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import xxhash
@@ -13,14 +13,16 @@ import xxhash
 from fledge.data.parsing.columns import RowError
 from fledge.data.parsing.prompts import Prompt, parse_prompt, prompt_columns
 from fledge.errors import FledgeError
-from fledge.generation import Completion, FinishReason
 from fledge.prefer.journal import Journal, Line, read_journal
 from fledge.recipe import Source
 from fledge.run.file_hash import hash_files
 from fledge.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from fledge.generation import Completion, FinishReason  # they load torch, which who reads answers does not need
+
 ANSWERS = "answers"  # the kind of file
-STOPPED: FinishReason = "stop"
+STOPPED = "stop"  # the finish reason of an answer that the model ended
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Answer:
 
     text: str
     tokens: tuple[int, ...]
-    finish_reason: FinishReason
+    finish_reason: "FinishReason"
     draws: tuple[Draw, ...]
 
     @property
@@ -115,7 +117,7 @@ def merged(answers: Iterable[Answer]) -> tuple[Answer, ...]:
     return tuple(found.values())
 
 
-def answer_of(completion: Completion, draw: Draw, tokenizer: Tokenizer) -> Answer:
+def answer_of(completion: "Completion", draw: Draw, tokenizer: Tokenizer) -> Answer:
     """The answer of a completion."""
     stop = () if completion.stop_token is None else (completion.stop_token,)
     text = tokenizer.decode(completion.tokens, skip_special=True).strip()

@@ -100,9 +100,10 @@ class JournalWriter:
         self.lines.extend(lines)
 
     def _write(self, written: Sequence[bytes]) -> None:
+        rest = b"".join(written)
         try:
-            self._file.write(b"".join(written))
-            self._file.flush()
+            while rest:
+                rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             raise FledgeError(
@@ -145,7 +146,7 @@ class JournalWriter:
                     hint="name another file with --out, or remove this one",
                 )  # fmt: skip
             try:
-                file = path.open("wb" if journal is None else "r+b")
+                file = path.open("wb" if journal is None else "r+b", buffering=0)  # what is refused stays in no buffer
             except OSError as error:
                 raise FledgeError(f"cannot write: {error.strerror}", where=str(path)) from None
             with file:

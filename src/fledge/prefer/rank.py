@@ -1,4 +1,6 @@
-"""`fledge prefer rank`: a rater compares the answers to each prompt. What a rater can be stands in one table."""
+"""`fledge prefer rank`: a rater compares the answers to each prompt. What a rater can be stands in one table.
+
+A rater is imported when it is built: a person need not wait for torch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,10 +10,8 @@ from typing import Any, Protocol
 from fledge.errors import FledgeError
 from fledge.prefer.answers import AnswerSet, read_answers
 from fledge.prefer.journal import JournalWriter
-from fledge.prefer.judge import build_judge
 from fledge.prefer.person import PER_PROMPT, REPEAT, Person
 from fledge.prefer.ratings import RATINGS, RaterName, header_of
-from fledge.prefer.scored import rules_rater
 from fledge.run import Console
 
 
@@ -53,7 +53,15 @@ class RaterKind:
     is_human: bool = False
 
 
+def _rules(options: RankOptions, console: Console) -> Rater:
+    from fledge.prefer.scored import rules_rater
+
+    return rules_rater(options.rules, options.timeout)
+
+
 def _judge(options: RankOptions, console: Console) -> Rater:
+    from fledge.prefer.judge import build_judge
+
     if options.model is None:
         raise FledgeError("name the model that judges", where="--model", hint="a run, a model directory or a GGUF file")
     return build_judge(options.model, options.question, options.comparisons, options.seed, console)
@@ -66,7 +74,7 @@ def _person(options: RankOptions, console: Console) -> Rater:
 
 
 RATERS: dict[str, RaterKind] = {
-    "rules": RaterKind(lambda options, console: rules_rater(options.rules, options.timeout), ("rules", "timeout")),
+    "rules": RaterKind(_rules, ("rules", "timeout")),
     "judge": RaterKind(_judge, ("model", "question", "comparisons", "seed")),
     "person": RaterKind(_person, ("comparisons", "repeat", "seed"), is_human=True),
 }
