@@ -49,6 +49,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("", ("`fledge --help` lists the commands",)),
         ("data chat.jsonl", ("`fledge data stats chat.jsonl`",)),
         ("data chek r.yaml", ("`fledge data check`",)),
+        ("prefer smaple m p", ("did you mean `fledge prefer sample`?",)),
+        ("prefer", ("required: ACTION",)),
         ("generate model hello world", ("a text of several words stands in quotes",)),
     ],
 )

@@ -92,6 +92,16 @@ def test_people_outvote_models_and_equal_votes_are_no_pair(tmp_path: Path) -> No
     assert margins["bad"] == {"rules": 0.5, "judge": 2.0} and margins["good"] == {}
 
 
+@pytest.mark.parametrize(("verdict", "reason"), [("tie", "a tie"), ("both_bad", "both answers are bad")])
+def test_a_person_who_finds_both_equal_overrules_models_and_one_who_skips_does_not(
+    tmp_path: Path, verdict: str, reason: str
+) -> None:
+    rules = ratings(tmp_path, RULES, scores(ONE, 1.0, 0.5, 0.0), scores(TWO, 1.0, 0.0))
+    anna = ratings(tmp_path, PERSON, compared(TWO, verdict), compared(ONE, "skip", 0, 2))
+    report, rows = make(tmp_path, rules, anna)
+    assert report["left_out"] == {"beyond the pairs of a prompt": 2, reason: 1} and [row["chosen"] for row in rows] == ["good"]
+
+
 @pytest.mark.parametrize(
     ("verdict", "reason"),
     [

@@ -83,7 +83,8 @@ class PairSettings:
 
 
 def rated_pairs(files: Sequence[RatingsFile], answers: AnswerSet, settings: PairSettings) -> Gathered:
-    """The pairs on which the raters agree: of each two answers the one that more raters prefer, people before models.
+    """The pairs on which the raters agree: of each two answers the one that more raters prefer. Where a person has compared
+    them, only people are heard, also if they find both equal.
 
     A rater without a verdict, or below the smallest margin, does not vote; equal votes make no pair."""
     by_pair: dict[Pair, list[tuple[RatingsFile, Rating]]] = defaultdict(list)
@@ -119,12 +120,12 @@ def _of_ratings(
     largest: Mapping[tuple[str, str], float],
 ) -> Triple | str:
     """The pair of two answers that were rated; the reason, if it is none."""
-    decided = [(file, rating) for file, rating in ratings if rating.preferred is not None]
-    clear = [(file, rating) for file, rating in decided if _is_clear(file, rating, settings)]
-    if not clear:
-        return BELOW if decided else _reason([rating for _, rating in ratings])
-    people = [(file, rating) for file, rating in clear if file.is_human]
-    voters = people or clear
+    people = [(file, rating) for file, rating in ratings if file.is_human and rating.is_verdict]
+    heard = people or ratings
+    decided = [(file, rating) for file, rating in heard if rating.preferred is not None]
+    voters = [(file, rating) for file, rating in decided if _is_clear(file, rating, settings)]
+    if not voters:
+        return BELOW if decided else _reason([rating for _, rating in heard])
     votes = Counter(rating.preferred for _, rating in voters)
     (winner, most), *others = votes.most_common()
     if others and others[0][1] == most:
