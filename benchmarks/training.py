@@ -10,7 +10,7 @@ from fledge.autotune.autotune import DTYPES, ComputeConfig, autotune, head_kerne
 from fledge.data import PackedDataset, collect, encode
 from fledge.model.decoder import Decoder
 from fledge.model.frozen_weights import round_frozen_weights
-from fledge.objective import CausalLMObjective
+from fledge.objective import CausalLMObjective, Objective
 from fledge.optim.build import build_optimizers
 from fledge.plan.horizon import compute_steps
 from fledge.plan.lr_schedule import learning_rate
@@ -58,18 +58,26 @@ class Training:
     """
 
     def __init__(
-        self, recipe: Recipe, name: str, data: PackedDataset, model: Decoder, decision: ComputeConfig | None = None
+        self,
+        recipe: Recipe,
+        name: str,
+        data: PackedDataset,
+        model: Decoder,
+        decision: ComputeConfig | None = None,
+        *,
+        objective: Objective | None = None,
     ) -> None:
+        """`objective`: by default that of language models."""
         self.stage = recipe.stages[name]
         rows = self.stage.batch.micro_batch_rows
         self.horizon = compute_steps(self.stage.duration, self.stage.batch, data.packed_rows_in, data.packed_length)
         self.model = model
-        make = lambda kernel: CausalLMObjective(0.0, kernel)  # noqa: E731
+        make = lambda kernel: objective or CausalLMObjective(0.0, kernel)  # noqa: E731
         self.decision = decision or autotune(recipe.runtime, model, data.batch(0, rows), make, micro_steps=10_000, log=print)
         round_frozen_weights(model, DTYPES[self.decision.precision])
         self.decision.apply(model)
         model.train()
-        objective = CausalLMObjective(kernel=head_kernel(self.decision))
+        objective = objective or CausalLMObjective(kernel=head_kernel(self.decision))
         optimizers = build_optimizers(model, self.stage.optimizer)
         source = DatasetSource(data, self.horizon, rows, objective.normalizer)
         self.loader = BatchLoader(source, self.horizon.steps, torch.device(self.decision.device))

@@ -1,6 +1,7 @@
 """Stages that train an adapter: exact resume, small checkpoints, one adapter through several stages, and merging."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,14 @@ def base(finished: Path) -> Path:
     return resolve_model_path(str(finished / "pretrain"))
 
 
+def _without_dropout(model: Path, folder: Path) -> Path:
+    """A copy of a model directory that transformers computes as fledge does."""
+    shutil.copytree(model, folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "fledge": {}}))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def adapted(world: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose two stages train one adapter."""
@@ -55,14 +64,22 @@ def test_a_killed_run_resumes_bit_for_bit(
     assert final_results(Pipeline(recipe, QUIET).run(resume=True), stages) == final_results(adapted, stages)
 
 
-@pytest.mark.parametrize("at", [5, 13])
+@pytest.mark.parametrize(("at", "implementation"), [(5, "auto"), (13, "auto"), (5, "transformers")])
 def test_a_killed_run_that_trains_a_prefix_resumes_bit_for_bit(
-    at: int, world: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: int, implementation: str, world: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = {"sft": PREFIX, "dpo": PREFIX}
-    whole = Pipeline(_recipe(world, tmp_path / "whole", base, both), QUIET).run()
-    run_until_killed(_recipe(world, tmp_path / "killed", base, both), at, monkeypatch)
-    resumed = Pipeline(_recipe(world, tmp_path / "killed", base, both), QUIET).run(resume=True)
+    base = _without_dropout(base, tmp_path / "base")
+
+    def recipe(folder: Path) -> Recipe:
+        tree = _recipe(world, folder, base, both).model_dump(mode="json")
+        tree["model"]["implementation"] = implementation
+        tree["runtime"]["attention"] = "sdpa"
+        return recipe_from_dict(tree)
+
+    whole = Pipeline(recipe(tmp_path / "whole"), QUIET).run()
+    run_until_killed(recipe(tmp_path / "killed"), at, monkeypatch)
+    resumed = Pipeline(recipe(tmp_path / "killed"), QUIET).run(resume=True)
     assert final_results(resumed, ("sft", "dpo")) == final_results(whole, ("sft", "dpo"))
     before, after = (load_model(resolve_model_path(str(whole / name))).state_dict() for name in ("sft", "dpo"))
     moved = [name for name, value in before.items() if not torch.equal(value, after[name])]

@@ -11,10 +11,14 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 import fledge
 from fledge.cli import main
 from fledge.errors import FledgeError
+from fledge.export import export_model
+from fledge.model.adapter_files import write_adapter
 from fledge.pipeline import Pipeline
 from fledge.recipe import recipe_from_dict
 from fledge.run import Console
+from fledge.tokenizer import load_tokenizer
 from tests.support import tiny_run
+from tests.support.adapters import adapted_model
 from tests.support.encoder_decoders import write_config
 from tests.support.killing import run_until_killed
 from tests.support.run_directory import final_results
@@ -76,12 +80,31 @@ def test_fledge_chat_and_transformers_load_the_result(finished: Path, capsys: py
     assert capsys.readouterr().out.strip() == answer.strip()
     with pytest.raises(FledgeError, match="a text alone"):
         model.score("你是谁？")
-    assert main(["export", str(finished), "--to", "hf", "--out", str(finished / "exported")]) == 2
-    assert "an encoder–decoder is not exported" in capsys.readouterr().err
     theirs, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(model.path).eval(), AutoTokenizer.from_pretrained(model.path)
     with torch.no_grad():
         ids = theirs.generate(**tokenizer("你是谁？", return_tensors="pt"), max_new_tokens=6, do_sample=False)
     assert tokenizer.decode(ids[0], skip_special_tokens=True) == answer
+
+
+def test_an_encoder_decoder_is_exported_and_compared_whole_merged_and_as_an_adapter(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = fledge.load(finished).path
+    adapted = adapted_model(base, target_modules=["q", "v", "wo"], r=2)
+    write_adapter(tmp_path / "adapter", adapted)
+    load_tokenizer(base).save(tmp_path / "adapter")
+    for target, model in (("hf", finished), ("merged", tmp_path / "adapter"), ("adapter", tmp_path / "adapter")):
+        _, lines = export_model(
+            str(model), to=target, weight_type=None, out=str(tmp_path / f"{target}-out"), log=lambda text: None
+        )
+        text = "\n".join(lines)
+        assert "against fledge from the same files, log-probabilities in nats: mean 0.0000" in text
+        assert "of 0 tokens" not in text and ("1 conversations" in text or target == "adapter")
+    theirs, before = (AutoModelForSeq2SeqLM.from_pretrained(path).eval() for path in (tmp_path / "merged-out", base))
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 1]]), "decoder_input_ids": torch.tensor([[0, 8, 9]])}
+    assert (theirs(**inputs).logits - before(**inputs).logits).abs().max() > 1e-3
+    assert main(["export", str(finished), "--to", "gguf", "--out", str(tmp_path / "gguf")]) == 2
+    assert "T5ForConditionalGeneration: this architecture is not exported to GGUF" in capsys.readouterr().err
 
 
 def test_what_a_run_refuses(finished: Path, places: tuple[Path, Path], tmp_path: Path) -> None:

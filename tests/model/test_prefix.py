@@ -18,9 +18,9 @@ from fledge.model.protocol import Adapter
 from fledge.optim.build import build_optimizers
 from fledge.recipe.schema import AdapterConfig, OptimizerConfig
 from fledge.training.start_adapter import start_adapter
-from tests.support.adapters import adapted_model, logits, write_adapted
+from tests.support.adapters import adapted_model, logits, scatter, train_a_little, write_adapted
 from tests.support.decoders import make_decoder, random_tokens
-from tests.support.transformers_models import write_model
+from tests.support.transformers_models import write_kind, write_model
 
 PREFIX = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 5}
 SIZES: dict[str, dict[str, Any]] = {
@@ -80,6 +80,69 @@ def test_every_packed_document_sees_the_prefix_and_no_other_document(every: int,
         packed = model(tokens, positions, documents)
         alone = torch.cat([model(part) for part in tokens.split(lengths, dim=1)], dim=1)
         torch.testing.assert_close(packed, alone, atol=1e-5, rtol=1e-5)
+
+
+def _peft_directory(folder: Path, library: Any, **settings: Any) -> Tensor:
+    """A prefix of PEFT in a directory beside `base`; the logits that the library computes with it."""
+    peft = pytest.importorskip("peft")
+    wrapped = peft.get_peft_model(
+        library, peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, **settings)
+    ).eval()
+    scatter(dict(wrapped.prompt_encoder.state_dict()))
+    wrapped.save_pretrained(folder)
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": "../base"}))
+    with torch.no_grad():
+        return wrapped(input_ids=random_tokens(2, 10)).logits
+
+
+@pytest.mark.parametrize("kind", ["llama", "smollm3", "gpt2", "mixtral"])
+def test_a_bridged_model_with_a_prefix_computes_what_peft_does_in_both_directions(kind: str, tmp_path: Path) -> None:
+    expected = _peft_directory(tmp_path / "theirs", write_kind(tmp_path / "base", kind))
+    model = load_model(tmp_path / "theirs", "transformers").eval()
+    torch.testing.assert_close(logits(model), expected, atol=2e-5, rtol=1e-4)
+    assert (expected - logits(load_model(tmp_path / "base", "transformers").eval())).abs().max() > 0.01
+    write_adapter(tmp_path / "ours", model)
+    torch.testing.assert_close(_peft_logits(tmp_path / "base", tmp_path / "ours"), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_a_bridged_prefix_is_that_of_the_native_decoder_packed_generating_and_learning(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    base = _base(tmp_path / "base")
+    native, bridged = (adapted_model(base, implementation, **PREFIX) for implementation in ("auto", "transformers"))
+    tokens, lengths = random_tokens(2, 12), (5, 4, 3)
+    documents = torch.tensor([[number for number, length in enumerate(lengths, 1) for _ in range(length)], [1] * 9 + [0] * 3])
+    positions = torch.tensor([[p for length in lengths for p in range(length)], [*range(9), 0, 1, 2]])
+    real = documents > 0
+    with torch.no_grad():
+        expected, ours = (model(tokens, positions, documents)[real] for model in (native, bridged))
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    prompts = [[5, 6, 7], [9], [3, 4, 5, 6, 7, 8]]
+    answers = [
+        [answer.tokens for answer in Engine(model).generate(prompts, SamplingParams(max_new_tokens=6))]
+        for model in (native, bridged)
+    ]
+    assert answers[0] == answers[1]
+    losses = [train_a_little(model.train(), 5) for model in (native, bridged)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4) and losses[1][-1] < losses[1][0]
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma3"])
+def test_a_bridged_model_with_sliding_windows_refuses_a_prefix_and_stays_as_it_was(kind: str, tmp_path: Path) -> None:
+    write_kind(tmp_path, kind)
+    model = load_model(tmp_path, "transformers").eval()
+    before = logits(model)
+    with pytest.raises(FledgeError, match="not all of its layers attend to every earlier position"):
+        attach_adapter(model, Adapter(AdapterConfig(**PREFIX), None, None), seed=1)
+    assert model.adapter is None and model.prefix is None and torch.equal(logits(model), before)
+
+
+def test_a_bridged_prefix_is_refused_where_layers_are_computed_again(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    model = adapted_model(_base(tmp_path / "base"), "transformers", **PREFIX)
+    model.activation_checkpoint_every = 1
+    with pytest.raises(FledgeError, match="would be computed without the prefix"):
+        model(random_tokens(1, 4))
 
 
 def test_the_engine_answers_as_full_passes_do_also_in_a_batch(tmp_path: Path) -> None:
@@ -145,9 +208,6 @@ def test_what_a_prefix_cannot_do_is_refused(tmp_path: Path) -> None:
         AdapterConfig(r=3, **PREFIX)
     with pytest.raises(ValueError, match="num_virtual_tokens belongs to peft_type: PREFIX_TUNING"):
         AdapterConfig(num_virtual_tokens=3)
-    pytest.importorskip("transformers")
-    with pytest.raises(FledgeError, match="a prefix needs fledge's own decoder"):
-        adapted_model(base, "transformers", **PREFIX)
     write_adapter(tmp_path / "adapter", model)
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "num_virtual_tokens": 6}))

@@ -284,6 +284,20 @@ def test_the_live_reference_of_an_adapter_counts_as_a_copy_of_the_adapter_and_no
     assert size(None, False) - size(None, True) == 4 * cost.parameters().total
 
 
+def test_a_second_model_in_half_precision_or_on_another_device_takes_less() -> None:
+    cost, data = ModelCost(MODEL, 6400), pack_pairs(random_pairs(4))
+
+    def size(device: str, **placement: str) -> float:
+        values = {"kind": "preference", "data": {"train": "x"}, "precompute_ref_log_probs": False, **placement}
+        return memory_inputs(PreferenceStage.model_validate(values), cost, data, device).reference
+
+    with torch.device("meta"):
+        matrices = sum(layer.weight.numel() for layer in matrix_layers(Decoder(MODEL, 6400)).values())
+    assert size("cuda") == size("cuda", reference_precision="fp32") == 4 * cost.parameters().total
+    assert size("cuda", reference_precision="bf16") == 4 * cost.parameters().total - 2 * matrices
+    assert size("cuda", reference_device="cpu") == 0
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_weights_in_4_bits_take_what_they_take(precision: str, use_dora: bool) -> None:

@@ -21,7 +21,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0]}),
     "mistral": ("Mistral", {"sliding_window": 4}),
     "gemma3": ("Gemma3", {"head_dim": 8, "sliding_window": 4}),
-    "gpt2": ("GPT2", {"n_positions": 64}),
+    "gpt2": ("GPT2", {"n_positions": 64, "num_key_value_heads": 4}),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
 CLASSES = {"Gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM"), "GPT2": ("GPT2Config", "GPT2LMHeadModel")}

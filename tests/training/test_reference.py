@@ -73,6 +73,38 @@ def test_a_live_reference_model_is_frozen_and_loaded_once_for_both_splits(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_second_model_in_lower_precision_keeps_its_matrices_in_it_and_passes_the_check_before_the_first_step(
+    tmp_path: Path,
+) -> None:
+    log: list[str] = []
+    provider = _provider(tmp_path, _Start(), log, precompute_ref_log_probs=False, reference_precision="bf16")
+    model = provider(DATA, "training")
+    assert isinstance(model, Decoder) and model.compute_dtype == torch.bfloat16
+    assert model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16  # pyright: ignore
+    assert model.embed_tokens.weight.dtype == torch.float32 and provider.model.compute_dtype == torch.float32
+    objective = DPOObjective(loss_type="sigmoid", beta=0.1, reference=model)
+    provider.check(objective, DATA)
+    assert "second model in bf16 on cpu" in log[0] and "the reference is the model at the start" in log[-1]
+    batch = DATA.assemble(range(len(DATA)))
+    exact = sequence_log_probabilities(make_decoder(), batch)[0].view(9, 2)
+    found = objective.reference_log_probabilities(batch)
+    assert 0 < (found - exact).abs().max() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "no second model is in memory here"),
+        ({"precompute_ref_log_probs": False, "adapter": {}}, "with an adapter the reference is the model in training"),
+        ({"loss_type": "simpo"}, "no second model is in memory here"),
+    ],
+)
+def test_a_precision_or_device_for_a_second_model_that_is_not_there_is_refused(values: dict[str, Any], message: str) -> None:
+    for key, value in (("reference_precision", "bf16"), ("reference_device", "cpu")):
+        with pytest.raises(ValueError, match=f"{key}: {message}|{message}"):
+            PreferenceStage.model_validate({"kind": "preference", "data": {"train": "x"}, key: value, **values})
+
+
 def test_a_table_is_computed_by_the_start_model_without_loading_a_second_model(tmp_path: Path) -> None:
     start, log = _Start(), list[str]()
     provider = _provider(tmp_path, start, log)

@@ -68,6 +68,10 @@ class ComputeConfig:
         use_float32(self.precision)
         avoid_cudnn_attention(torch.device(self.device))
         use_deterministic(self.deterministic, self.device)
+        return self.place(model)
+
+    def place(self, model: LanguageModel) -> LanguageModel:
+        """Configure the model, and nothing of the process; returns the model."""
         model.compute_dtype = DTYPES[self.precision]
         model.set_attention_backend(self.attention)
         model.to(self.device)

@@ -175,11 +175,15 @@ class AutotuneSearch:
 
     def _should_try_compiling(self, seconds: float) -> bool:
         """Whether compiling is requested, or training is long enough; `seconds`: of the truncated step, uncompiled."""
+        reason = self.workload.model.not_compiled_because
+        if reason is not None and self._must_compile:
+            hint = "set runtime.compile to auto or false, and runtime.attention to auto"
+            raise FledgeError(f"this model is not compiled: {reason}", where="runtime.compile", hint=hint)
         if self._must_compile or self.config.compile is False:
             self.measurements["compile_reason"] = SET_IN_RECIPE
             return self._must_compile
-        if not self.workload.model.has_fixed_shapes:
-            self.measurements["compile_reason"] = "the lengths of sources and answers differ in each batch"
+        if reason is not None:
+            self.measurements["compile_reason"] = reason
             return False
         scale = self.workload.batch.input_ids.numel() / self.truncated.batch.input_ids.numel()
         remaining = self.workload.full_step_seconds(seconds * scale) * self.micro_steps

@@ -49,7 +49,8 @@ def verify_with_peft(source: ExportSource, folder: Path) -> list[str]:
     sequences = scored_sequences(source.tokenizer, source.model.config.max_position_embeddings)
     try:
         transformers = import_transformers("the comparison")
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+        auto_class = getattr(transformers, source.model.auto_class)
+        theirs = auto_class.from_pretrained(base, dtype=torch.float32, local_files_only=True)
         adapted = peft.PeftModel.from_pretrained(theirs, str(folder)).eval()
     except Exception as error:  # the libraries raise errors of many kinds
         raise FledgeError(f"{PROGRAM} cannot load what was written: {first_line(error)}", where=str(folder)) from error

@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from fledge.errors import FledgeError
 from fledge.tokenizer import Message, TemplateError, Tokenizer
@@ -63,8 +64,10 @@ def difference(left: Sequence[Sequence[float]], right: Sequence[Sequence[float]]
 
 
 def prompts(tokenizer: Tokenizer) -> list[tuple[Message, ...]]:
-    """The conversations that the tokenizer's template can express; none without a template."""
-    return [messages for messages in CONVERSATIONS if _can_render(tokenizer, messages)]
+    """The conversations that the tokenizer's template can express; none without a template. For an encoder–decoder, whose
+    source other programs know as a text only, those that are one text."""
+    expressible = [messages for messages in CONVERSATIONS if _can_render(tokenizer, messages)]
+    return expressible if tokenizer.decoder_start is None else [each for each in expressible if len(each) == 1]
 
 
 def _can_render(tokenizer: Tokenizer, messages: Sequence[Message]) -> bool:
@@ -75,11 +78,23 @@ def _can_render(tokenizer: Tokenizer, messages: Sequence[Message]) -> bool:
 
 
 def scored_sequences(tokenizer: Tokenizer, max_positions: int) -> list[list[int]]:
-    """The token sequences whose log-probabilities are compared: texts, and prompts of the chat template."""
+    """The token sequences whose log-probabilities are compared: texts, and prompts of the chat template; for an encoder–decoder
+    each text as the answer to the one before it."""
+    longest = min(MAX_TOKENS, max_positions)
+    if (start := tokenizer.decoder_start) is not None:
+        half = (longest - len(tokenizer.document_end) - 1) // 2
+        parts = [tokenizer.encode(text)[:half] for text in SCORED]
+        return [[*source, *tokenizer.document_end, start, *answer] for source, answer in pairwise(parts)]
     texts = [tokenizer.encode_prefix(text) for text in SCORED]
     chats = [tokenizer.encode_prompt(messages) for messages in prompts(tokenizer)]
-    longest = min(MAX_TOKENS, max_positions)
     return [tokens[:longest] for tokens in (*texts, *chats) if len(tokens) > 1]
+
+
+def predicted_scores(tokenizer: Tokenizer, sequences: Sequence[list[int]], scores: Sequence[list[float]]) -> list[list[float]]:
+    """The scores of sequences from `score_tokens` without the places of an encoder–decoder's sources, which have none."""
+    if (start := tokenizer.decoder_start) is None:
+        return list(scores)
+    return [values[sequence.index(start) :] for sequence, values in zip(sequences, scores, strict=True)]
 
 
 def tokenised_texts(tokenizer: Tokenizer, composed: bool = False) -> list[str]:

@@ -12,6 +12,7 @@ from fledge.export.comparison import (
     check_all_tokens,
     check_difference,
     difference,
+    predicted_scores,
     prompts,
     scored_sequences,
     tokenised_texts,
@@ -23,8 +24,10 @@ from fledge.generation import score_tokens
 from fledge.model.hf_config import read_config_json
 from fledge.model.huggingface_loading import import_transformers
 from fledge.model.loading import load_model
+from fledge.model.protocol import LanguageModel
 from fledge.model.saving import save_with_tokenizer
 from fledge.run.text_files import write_and_verify
+from fledge.tokenizer import Message
 
 PROGRAM = "transformers"
 TOLERANCE = 0.0005  # of the mean: both compute in float32 with the weights of the files
@@ -71,10 +74,14 @@ def compare_scores(
 ) -> list[str]:
     """Lines about the log-probabilities that a program's `model`, which it has loaded from `folder`, gives to sequences. Raises
     FledgeError if fledge computes others from the same files."""
-    theirs = [transformers_scores(model, sequence) for sequence in sequences]
-    same = difference(score_tokens(load_model(folder), sequences), theirs)
+    theirs = [transformers_scores(model, sequence, source.model.decoder_start) for sequence in sequences]
+
+    def ours(model: LanguageModel) -> list[list[float]]:
+        return predicted_scores(source.tokenizer, sequences, score_tokens(model, sequences))
+
+    same = difference(ours(load_model(folder)), theirs)
     check_difference(program, same, TOLERANCE, str(folder))
-    drift = difference(score_tokens(source.model, sequences), theirs)
+    drift = difference(ours(source.model), theirs)
     return [
         f"{program} {version} against fledge from the same files, log-probabilities in nats: {same.text()}",
         f"{program} against the model before export: {drift.text()}",
@@ -95,17 +102,16 @@ def verify_with_transformers(source: ExportSource, folder: Path) -> list[str]:
     sequences = scored_sequences(source.tokenizer, source.model.config.max_position_embeddings)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        auto_class = getattr(transformers, source.model.auto_class)
+        model = auto_class.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     except Exception as error:  # the library raises errors of many kinds
         raise FledgeError(f"transformers cannot load what was written: {first_line(error)}", where=str(folder)) from error
-    turns = [[{"role": each.role, "content": each.content} for each in messages] for messages in prompts(source.tokenizer)]
-    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
     composed = _only_theirs_composes(source, tokenizer)
     equal = check_all_tokens(
         PROGRAM,
         source.tokenizer,
         [tokenizer(text, add_special_tokens=False)["input_ids"] for text in tokenised_texts(source.tokenizer, composed)],
-        [tokenizer.apply_chat_template(each, **options)["input_ids"] for each in turns],
+        [_their_prompt(tokenizer, messages, source.model.decoder_start) for messages in prompts(source.tokenizer)],
         str(folder),
         composed=composed,
     )
@@ -123,8 +129,23 @@ def _only_theirs_composes(source: ExportSource, tokenizer: Any) -> bool:
     return source.tokenizer.core.normalizer is None and normalizer is not None and normalizer["type"] == "NFC"
 
 
-def transformers_scores(model: Any, sequence: list[int]) -> list[float]:
-    """log p(token | tokens before it) of each token but the first, by the library's own forward pass."""
+def _their_prompt(tokenizer: Any, messages: Sequence[Message], decoder_start: int | None) -> list[int]:
+    """The tokens that the library makes of a conversation, by its chat template; for an encoder–decoder of the text, and the
+    token that begins an answer."""
+    if decoder_start is not None:
+        return [*tokenizer(messages[0].content)["input_ids"], decoder_start]
+    turns = [{"role": each.role, "content": each.content} for each in messages]
+    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+
+
+def transformers_scores(model: Any, sequence: list[int], decoder_start: int | None) -> list[float]:
+    """log p(token | tokens before it) of each token but the first, by the library's own forward pass; of an encoder–decoder,
+    of each token behind the one that begins the answer."""
+    inputs: dict[str, Any] = {"use_cache": False}
+    if decoder_start is not None:
+        source, sequence = sequence[: sequence.index(decoder_start)], sequence[sequence.index(decoder_start) :]
+        inputs["input_ids"] = torch.tensor([source], device=model.device)
     tokens = torch.tensor([sequence], device=model.device)
-    scores = model(input_ids=tokens[:, :-1], use_cache=False).logits.float().log_softmax(-1)
+    inputs["input_ids" if decoder_start is None else "decoder_input_ids"] = tokens[:, :-1]
+    scores = model(**inputs).logits.float().log_softmax(-1)
     return scores.gather(-1, tokens[:, 1:, None])[0, :, 0].tolist()

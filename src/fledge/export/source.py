@@ -63,15 +63,9 @@ def model_name(folder: Path) -> str:
 
 def load_source(location: str, log: Log, merge: bool = True) -> ExportSource:
     """The model of a run, stage, checkpoint, model directory or GGUF file. `merge`: add an adapter to the weights. Raises
-    FledgeError if there is none, if a token of the tokenizer has no row in the model, and for an encoder–decoder."""
+    FledgeError if there is none, and if a token of the tokenizer has no row in the model."""
     folder = locate_model(location, log)
     model, tokenizer = load_model_and_tokenizer(folder, log)
-    if model.decoder_start is not None:
-        raise FledgeError(
-            "an encoder–decoder is not exported: nothing compares what would be written",
-            where=str(folder),
-            hint=f"{folder} is a Hugging Face directory already, which transformers loads: copy it",
-        )
     config_folder, has_adapter = folder, model.adapter is not None
     if model.adapter is not None:
         config_folder = model.adapter.base or folder
@@ -94,7 +88,8 @@ def _merge(model: LanguageModel, tokenizer: Tokenizer, folder: Path, log: Log) -
     """Add an adapter to the weights, and say by how much log-probabilities change, which should be rounding only.
 
     Raises FledgeError where it is more."""
-    tokens = torch.tensor([tokenizer.encode_prefix(MERGE_TEXT)])
+    answer = [] if tokenizer.decoder_start is None else tokenizer.encode(MERGE_TEXT)  # the rest has no log-probabilities
+    tokens = torch.tensor([[*tokenizer.encode_prefix(MERGE_TEXT), *answer]])
     model.eval()
     before = model.logits(model(tokens)).log_softmax(-1)
     merge_adapter(model)

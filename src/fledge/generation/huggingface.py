@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from fledge.model.huggingface import TransformersModel
-from fledge.model.huggingface_loading import import_transformers
 
 
 class TransformersCache:
@@ -38,7 +37,6 @@ class TransformersInferenceModel:
 
     def __init__(self, model: TransformersModel) -> None:
         self.model, self.device = model, model.device
-        self.library = import_transformers("generating with this model")
 
     def empty_cache(self, slots: int = 0, max_length: int = 0) -> TransformersCache:
         """A cache for `slots` sequences. It grows with them, so that `max_length` reserves nothing."""
@@ -54,7 +52,7 @@ class TransformersInferenceModel:
             for slot, (token, length) in enumerate(zip(tokens, lengths, strict=True))
         ]
         for slot, prompt in enumerate(prompts, len(tokens)):
-            cache.sequences[slot] = self.library.DynamicCache(config=self.model.causal_lm.config)
+            cache.sequences[slot] = self.model.new_cache(1)
             hidden.append(self._last_hidden(prompt, 0, cache.sequences[slot]))
         return self.model.logits(torch.stack(hidden).to(self.model.compute_dtype))
 

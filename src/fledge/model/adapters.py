@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fledge.errors import FledgeError
-from fledge.model.decoder import Decoder
 from fledge.model.dropout import dropout
 from fledge.model.linear import Linear
 from fledge.model.prefix import Prefix
@@ -94,7 +93,7 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
 
 def adapter_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The modules that an adapter has put into a model, by name: adapted layers, or a prefix."""
-    prefix = model.prefix if isinstance(model, Decoder) else None
+    prefix = model.prefix if isinstance(model, LanguageModel) else None
     return dict(lora_layers(model)) if prefix is None else {"prefix": prefix}
 
 
@@ -140,16 +139,10 @@ def _check_not_quantized(saved: Mapping[str, nn.Module]) -> None:
 
 
 def _attach_prefix(model: LanguageModel, config: AdapterConfig, seed: int) -> None:
-    if not isinstance(model, Decoder):
-        raise FledgeError(
-            "transformers computes this model, and a prefix needs fledge's own decoder: it keeps the documents of a row apart",
-            where="adapter.peft_type",
-            hint="train LORA",
-        )
-    model.requires_grad_(False)
     prefix = Prefix(model.config, config.num_virtual_tokens)
     prefix.init_weights(seed)
-    model.prefix = prefix.to(model.device)
+    model.requires_grad_(False)
+    model.set_prefix(prefix.to(model.device))
 
 
 ATTACH: dict[str, Callable[[LanguageModel, AdapterConfig, int], None]] = {LORA: _attach_lora, PREFIX: _attach_prefix}

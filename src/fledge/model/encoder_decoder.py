@@ -21,9 +21,12 @@ from fledge.model.cost import ModelCost
 from fledge.model.hf_config import read_config_json
 from fledge.model.huggingface import TransformersModel, count_parameters, required_sizes
 from fledge.model.huggingface_loading import Bridge, check_runtime, from_pretrained, new_model
+from fledge.model.huggingface_prefix import no_prefix
+from fledge.model.prefix import Prefix
 from fledge.recipe.schema import ModelConfig, RuntimeConfig
 from fledge.tokenizer.settings import read_decoder_start
 
+NOT_COMPILED = "the lengths of sources and answers differ in each batch"
 POSITIONS = 512  # of source and of answer each, where the configuration does not say: relative positions have no limit
 
 
@@ -101,7 +104,7 @@ class EncoderDecoderModel(TransformersModel):
     is predicted there."""
 
     implementation = "encoder-decoder"
-    has_fixed_shapes = False
+    auto_class = "AutoModelForSeq2SeqLM"
 
     def __init__(self, library_model: Any) -> None:
         super().__init__(library_model)
@@ -129,6 +132,15 @@ class EncoderDecoderModel(TransformersModel):
         if inner is None:
             raise FledgeError(f"not supported: {type(stack).__name__} has no list of its layers")
         return f"{path}.{inner}"
+
+    def set_prefix(self, prefix: Prefix) -> None:
+        """FledgeError: a prefix belongs to models with a decoder only."""
+        raise no_prefix("it is an encoder–decoder")
+
+    @property
+    def not_compiled_because(self) -> str | None:
+        """Its lengths."""
+        return NOT_COMPILED
 
     # -- computing ----------------------------------------------------------------------------------------------------
 
@@ -230,7 +242,7 @@ def untie(library_model: Any) -> None:
 
 # -- directories ----------------------------------------------------------------------------------------------------------
 
-SEQ2SEQ = Bridge("AutoModelForSeq2SeqLM", EncoderDecoderModel, decoder_sizes)
+SEQ2SEQ = Bridge(EncoderDecoderModel.auto_class, EncoderDecoderModel, decoder_sizes)
 
 
 def load_encoder_decoder(folder: Path, finite: bool) -> EncoderDecoderModel:
@@ -260,7 +272,7 @@ def check_encoder_decoder_runtime(runtime: RuntimeConfig) -> None:
     check_runtime(runtime)
     if runtime.compile is True:
         raise FledgeError(
-            "an encoder–decoder model is not compiled: the lengths of sources and answers differ in each batch",
+            f"an encoder–decoder model is not compiled: {NOT_COMPILED}",
             where="runtime.compile",
             hint="set runtime.compile to auto or false",
         )

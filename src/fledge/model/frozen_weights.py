@@ -51,12 +51,13 @@ def frozen_matrices(model: LanguageModel) -> list[Tensor]:
 
 @torch.no_grad()
 def round_frozen_weights(model: LanguageModel, dtype: torch.dtype) -> int:
-    """Keep the frozen matrices of a model with an adapter in `dtype`; returns the bytes that this saves.
+    """Keep the frozen matrices of a model with an adapter, or of a frozen reference, in `dtype`; returns the bytes that this
+    saves.
 
     Each product rounds its weight to the dtype of its input anyway, so training computes the same numbers, without rounding
     again in every pass and without keeping both forms. Does nothing for float32, and for a model whose weights are trained.
     """
-    if model.adapter is None or dtype.itemsize >= torch.float32.itemsize:
+    if dtype.itemsize >= torch.float32.itemsize:
         return 0
     weights = frozen_matrices(model)
     for weight in weights:

@@ -18,8 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost, Parameters, checkpointed_layers
+from fledge.model.huggingface_prefix import check_attention_spans, check_prefix, new_cache, prefixed_mask
 from fledge.model.moe import RouterStats
-from fledge.model.protocol import ADAPTER_TENSORS, LanguageModel, ParameterRole, grown_table
+from fledge.model.prefix import Prefix
+from fledge.model.protocol import ADAPTER_TENSORS, LanguageModel, ParameterRole, eval_mode, grown_table
 from fledge.model.weights import verify_tensors
 from fledge.recipe.schema import ModelConfig
 from fledge.run.text_files import give_usual_mode, write_and_verify
@@ -43,6 +45,7 @@ class TransformersModel(LanguageModel):
         self.attention = "sdpa"
         self.activation_checkpoint_every = 0
         self.generation_settings = {}
+        self.prefix = None
         self._recomputed: frozenset[int] = frozenset()
         self._layer_lists = self._find_layer_lists()
         head = causal_lm.get_output_embeddings()
@@ -71,10 +74,20 @@ class TransformersModel(LanguageModel):
         count up from 0 in each document; it has no use for `segment_starts`."""
         self._set_recomputed_blocks()
         positions = document_positions(tokens, documents) if positions is None else positions
-        return self.decode(tokens, positions, use_cache=False).last_hidden_state.to(self.compute_dtype)
+        if self.prefix is None:
+            return self.decode(tokens, positions, use_cache=False).last_hidden_state.to(self.compute_dtype)
+        cache, mask = self.new_cache(len(tokens)), prefixed_mask(self.prefix, tokens, documents)
+        out = self.decode(tokens, positions, attention_mask=mask, past_key_values=cache, use_cache=True)
+        return out.last_hidden_state.to(self.compute_dtype)
+
+    def new_cache(self, rows: int) -> Any:
+        """A cache of the library for `rows` sequences, which begins with the prefix, if the model has one."""
+        return new_cache(self.causal_lm.config, self.prefix, rows, self.compute_dtype)
 
     def decode(self, tokens: Tensor, positions: Tensor, **options: Any) -> Any:
-        """The output of the library's decoder without the head, for tokens and positions [B, T], in `compute_dtype`."""
+        """The output of the library's decoder without the head, for tokens and positions [B, T], in `compute_dtype`. Positions
+        count from the first token behind a prefix."""
+        positions = positions if self.prefix is None else positions + self.prefix.length
         with self._autocast():
             return self.causal_lm.base_model(input_ids=tokens, position_ids=positions, **options)
 
@@ -118,6 +131,11 @@ class TransformersModel(LanguageModel):
             return []
         return ["transformers trains the experts of this model without a load-balancing loss"]
 
+    @property
+    def not_compiled_because(self) -> str | None:
+        """With a prefix: layers find their part of the library's cache by their numbers: code of one does not fit another."""
+        return None if self.prefix is None else "with a prefix each layer of transformers would be compiled by itself"
+
     # -- blocks and attention -------------------------------------------------------------------------------------------
 
     def blocks(self) -> Sequence[nn.Module]:
@@ -149,6 +167,12 @@ class TransformersModel(LanguageModel):
         """Mark the layers to compute again in the backward pass. Raises FledgeError for layers that do not support it."""
         blocks = self.blocks()
         recomputed = frozenset(checkpointed_layers(len(blocks), self.activation_checkpoint_every))
+        if recomputed and self.prefix is not None:
+            raise FledgeError(
+                "a layer of transformers that is computed again in the backward pass would be computed without the prefix",
+                where="runtime.activation_checkpointing",
+                hint="set it to none",
+            )
         if recomputed == self._recomputed:
             return
         for number, block in enumerate(blocks):
@@ -172,6 +196,27 @@ class TransformersModel(LanguageModel):
         check_attention(backend)
         self.causal_lm.set_attn_implementation(ATTENTION[backend])
         self.attention = backend
+
+    def set_prefix(self, prefix: Prefix) -> None:
+        """Put keys and values before the tokens; they are tried out. FledgeError for a model that cannot compute with them."""
+        check_attention_spans(self.causal_lm.config)
+        self.prefix = prefix
+        if self.device.type == "meta":
+            return
+        try:
+            with eval_mode(self), self._in_float32():
+                check_prefix(self)
+        except FledgeError:
+            self.prefix = None
+            raise
+
+    @contextmanager
+    def _in_float32(self) -> Iterator[None]:
+        dtype, self.compute_dtype = self.compute_dtype, torch.float32
+        try:
+            yield
+        finally:
+            self.compute_dtype = dtype
 
     # -- parameters -----------------------------------------------------------------------------------------------------
 

@@ -57,7 +57,7 @@ class Bridge:
     sizes: Callable[[Any], ModelConfig]  # of a configuration of the library, in the recipe's names
 
 
-CAUSAL = Bridge("AutoModelForCausalLM", TransformersModel, nearest_config)
+CAUSAL = Bridge(TransformersModel.auto_class, TransformersModel, nearest_config)
 
 
 def from_pretrained(folder: str | Path, finite: bool = True, bridge: Bridge = CAUSAL) -> TransformersModel:

@@ -48,11 +48,15 @@ class Prefix(nn.Module):
         parts = self.prompt_embeddings.to(dtype).view(self.length, self.layers, 2, self.heads, self.head_size)
         return [(layer[0], layer[1]) for layer in parts.permute(1, 2, 3, 0, 4)]
 
+    def mask(self, documents: Tensor | None, tokens: Tensor) -> Tensor:
+        """True where a position of tokens [B, T] attends: to the prefix, and to the earlier positions of its document; bool
+        [T, P + T] or [B, 1, T, P + T]."""
+        causal = causal_document_mask(documents, 0, tokens.shape[1], tokens.device)
+        return torch.cat((causal.new_ones(*causal.shape[:-1], self.length), causal), dim=-1)
+
     def metadata(self, documents: Tensor | None, tokens: Tensor, dtype: torch.dtype) -> list[PrefixedMetadata]:
         """The metadata of each layer for tokens [B, T]."""
-        length = tokens.shape[1]
-        causal = causal_document_mask(documents, 0, length, tokens.device)
-        mask = torch.cat((causal.new_ones(*causal.shape[:-1], self.length), causal), dim=-1)
+        mask = self.mask(documents, tokens)
         return [PrefixedMetadata(keys, values, mask) for keys, values in self.keys_and_values(dtype)]
 
 

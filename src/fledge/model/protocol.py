@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fledge.model.cost import ModelCost
 from fledge.model.moe import RouterStats
+from fledge.model.prefix import Prefix
 from fledge.recipe.schema import AdapterConfig, ModelConfig
 from fledge.recipe.sections.adapter import PREFIX
 
@@ -46,6 +47,7 @@ class LanguageModel(nn.Module, ABC):
 
     Attributes:
         implementation: the key of the implementation in `loading.IMPLEMENTATIONS`.
+        auto_class: the class of transformers that loads the directories of the model.
         config: sizes in the names of the recipe, for planning, for limits, and for `cost`. For an architecture that the
             recipe cannot describe, the nearest sizes.
         vocab_size: V.
@@ -56,12 +58,13 @@ class LanguageModel(nn.Module, ABC):
         generation_settings: the settings of generation_config.json that the model came with, such as temperature; they are
             saved with it again.
         adapter: the adapter that the model has; all weights outside of it are frozen then.
+        prefix: the trained keys and values of an adapter that stand before every document; None: there are none.
         decoder_start: in an encoder–decoder, the token with which an answer begins. What stands before it in a document is the
             source, at whose positions hidden states are zero. None: the model has a decoder only.
-        has_fixed_shapes: whether batches of equal shape are computed with equal shapes, which compiling needs.
     """
 
     implementation: str
+    auto_class: str = "AutoModelForCausalLM"
     config: ModelConfig
     vocab_size: int
     compute_dtype: torch.dtype
@@ -69,8 +72,8 @@ class LanguageModel(nn.Module, ABC):
     activation_checkpoint_every: int
     generation_settings: dict[str, Any]
     adapter: Adapter | None = None
+    prefix: Prefix | None
     decoder_start: int | None = None
-    has_fixed_shapes: bool = True
 
     # -- computing ----------------------------------------------------------------------------------------------------
 
@@ -129,6 +132,11 @@ class LanguageModel(nn.Module, ABC):
         """Sentences for the console: what training leaves out for this model."""
         return ()
 
+    @property
+    def not_compiled_because(self) -> str | None:
+        """Why the model cannot be compiled; None: it can."""
+        return None
+
     # -- blocks and attention -------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -148,6 +156,13 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def set_attention_backend(self, backend: str) -> None:
         """Compute attention in all blocks with this backend. Raises FledgeError for a backend that the model does not have."""
+
+    # -- prefix ---------------------------------------------------------------------------------------------------------
+
+    def set_prefix(self, prefix: Prefix) -> None:
+        """Put trained keys and values before the tokens of every document. Raises FledgeError if the model cannot compute with
+        them."""
+        self.prefix = prefix
 
     # -- parameters -----------------------------------------------------------------------------------------------------
 

@@ -112,7 +112,7 @@ class KTOObjective:
         if isinstance(self.reference, Tensor):
             return self.reference[to_device(batch.examples, self.reference.device), place].to(batch.input_ids.device)
         with torch.no_grad(), reference_model(self.reference) as model, eval_mode(model):
-            return sequence_log_probabilities(model, part)[0]
+            return sequence_log_probabilities(model, part.to(model.device))[0].to(batch.input_ids.device)
 
     @torch.no_grad()
     def in_window(self, model: LanguageModel, batches: WindowBatches, sum_over_ranks: SumOverRanks) -> Self:

@@ -92,7 +92,8 @@ class PolicyObjective:
         if not self.beta or self.reference is None:
             return None
         with torch.no_grad(), reference_model(self.reference) as model, eval_mode(model):
-            return self.log_probabilities(model, batch)[0]
+            logps = self.log_probabilities(model, batch.to(model.device))[0]
+        return logps.to(batch.input_ids.device)
 
     def __call__(self, model: LanguageModel, batch: Batch) -> LossOutput:
         """The summed loss of the tokens, and the metrics that are means over tokens."""

@@ -123,7 +123,8 @@ class DPOObjective:
         if isinstance(self.reference, Tensor):
             return self.reference[to_device(batch.examples, self.reference.device)].to(batch.input_ids.device)
         with torch.no_grad(), reference_model(self.reference) as model, eval_mode(model):
-            return by_pair(sequence_log_probabilities(model, batch)[0], batch)
+            sums = sequence_log_probabilities(model, batch.to(model.device))[0]
+        return by_pair(sums, batch).to(batch.input_ids.device)
 
     def __call__(self, model: LanguageModel, batch: Batch) -> LossOutput:
         """The summed loss of the pairs, and their rewards and log-probabilities per pair."""

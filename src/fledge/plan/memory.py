@@ -35,7 +35,7 @@ class MemoryInputs:
     device: str
     documents_per_row: float = 1.0  # pieces of documents in a packed row, on average
     copies: int = 0  # float32 copies of the trained weights: EMA, weights before an update, a checkpoint
-    models: int = 0  # further models in memory: the reference
+    reference: float = 0.0  # bytes of the reference, where that is a second model on this device
     adapter: int | None = None  # parameters of the adapter, if only one is trained
     rounded: bool = False  # the frozen matrices are kept in the dtype of the products (`frozen_weights`)
     quantized: float | None = None  # bytes of a number of the frozen matrices, if they are quantized
@@ -55,11 +55,20 @@ def memory_inputs(stage: Stage, cost: ModelCost, train: PackedDataset, device: s
         device=device,
         documents_per_row=train.pieces_per_row,
         copies=copies + keeps_adapter,
-        models=int(stage.keeps_reference_model and not keeps_adapter),
+        reference=_reference_bytes(stage, cost, device),
         adapter=None if stage.adapter is None else _adapter_parameters(stage.adapter, cost),
         rounded=stage.adapter is not None and not stage.adapter.use_dora,
         quantized=None if stage.quantization is None else bytes_per_weight(stage.quantization),
     )
+
+
+def _reference_bytes(stage: Stage, cost: ModelCost, device: str) -> float:
+    """Bytes of the reference: 0 where it is no second model, or on another device."""
+    precision, place = stage.reference_placement
+    if not stage.keeps_reference_model or stage.adapter is not None or (place or device) != device:
+        return 0.0
+    saved = cost.frozen_savings(2, 4) if precision in ("bf16", "fp16") else 0.0
+    return 4 * cost.parameters().total - saved
 
 
 def _adapter_parameters(config: AdapterConfig, cost: ModelCost) -> int:
@@ -98,7 +107,7 @@ def estimate(inputs: MemoryInputs, runtime: RuntimeConfig, rows: int) -> float:
     tokens = rows * inputs.row_length
     total = inputs.cost.parameters().total
     trained = total if inputs.adapter is None else inputs.adapter
-    copies = 4 * (inputs.copies * trained + inputs.models * total)
+    copies = 4 * inputs.copies * trained + inputs.reference
     size = 2 if half else 4
     stored = size if inputs.rounded and half else 4.0
     if inputs.quantized is not None:

@@ -3,6 +3,7 @@ log-probabilities, computed once and cached."""
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,11 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fledge.autotune.autotune import ComputeConfig, force_eager
+from fledge.autotune.autotune import DTYPES, ComputeConfig, force_eager
 from fledge.data import PackedDataset
 from fledge.errors import FledgeError
 from fledge.model.adapter_reference import AdapterReference
 from fledge.model.adapters import adapter_weights
+from fledge.model.frozen_weights import round_frozen_weights
 from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective import DPOObjective, KTOObjective, Objective
 from fledge.objective.preference import Reference, compute_ref_log_probs
@@ -86,7 +88,7 @@ class ReferenceProvider:
         if isinstance(objective, DPOObjective):
             loss -= objective.sft_loss_weight * metrics["sft_loss"]
         drift = {name: metrics[f"drift/{name}"] for name in ("chosen", "rejected") if f"drift/{name}" in metrics}
-        allowed = MAX_DRIFT[self.compute.precision]
+        allowed = max(MAX_DRIFT[self.compute.precision], MAX_DRIFT[self._placement()[0]])
         if all(abs(value) <= allowed for value in drift.values()) and abs(loss - expected) <= MAX_CHANGE * max(1.0, expected):
             self.log(f"the reference is the model at the start: loss {loss:.4f}, as it has to be before the first step")
             return
@@ -109,10 +111,31 @@ class ReferenceProvider:
     def _kept_reference(self) -> LanguageModel | AdapterReference:
         if self._kept is None:
             if self.model.adapter is None:
-                self._kept = self._load_again().eval().requires_grad_(False)
+                self._kept = self._second_model()
             else:
                 self._kept = AdapterReference(self.model, self._start_adapter())
         return self._kept
+
+    def _second_model(self) -> LanguageModel:
+        """The start model, frozen, in the precision and on the device that the stage names for it."""
+        model = self.start.load_again(self.fingerprint).eval().requires_grad_(False)
+        precision, device = self._placement()
+        if (precision, device) == (self.compute.precision, self.compute.device):
+            return self.compute.place(model)
+        if device == "cuda" and not torch.cuda.is_available():
+            raise FledgeError("no CUDA device is available", where="reference_device", hint="leave it out")
+        saved = round_frozen_weights(model, DTYPES[precision])
+        attention = self.compute.attention if device == self.compute.device else "sdpa"
+        compiled = self.compute.compile and device == self.compute.device
+        replace(self.compute, precision=precision, device=device, attention=attention, compile=compiled).place(model)
+        kept = f": {saved / 2**20:,.0f} MiB less" if saved else ""
+        self.log(f"the reference is a second model in {precision} on {device}{kept}")
+        return model
+
+    def _placement(self) -> tuple[str, str]:
+        """Precision and device of the reference."""
+        precision, device = self.stage.reference_placement
+        return precision or self.compute.precision, device or self.compute.device
 
     def _start_adapter(self) -> dict[str, Tensor]:
         """Copies of the adapter's weights at the start, on the device of the stage."""

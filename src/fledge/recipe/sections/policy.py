@@ -8,6 +8,7 @@ from fledge.recipe.sections.base import ConfigModel, Positive
 from fledge.recipe.sections.data import DataConfig, as_training_source
 from fledge.recipe.sections.engine import POLICY_OPTIMIZER, OptimizerConfig, PolicyOptimizer
 from fledge.recipe.sections.policy_guards import PolicyGuardsConfig
+from fledge.recipe.sections.preference import KeptReferenceSettings
 from fledge.recipe.sections.rewards import Rewards
 from fledge.recipe.sections.stage import EvaluationConfig, GeneratedAnswersConfig, SelectionMetricName, StageBase
 from fledge.recipe.units import Duration
@@ -36,7 +37,7 @@ def _last_turn(data: DataConfig) -> DataConfig:
     return data.model_copy(update={"train_on_turns": "last"})
 
 
-class PolicySettings(StageBase):
+class PolicySettings(KeptReferenceSettings, StageBase):
     """Group relative policy optimization (Shao et al. 2024): answers drawn from the model itself are rewarded, and those above
     the mean of their group become likelier."""
 

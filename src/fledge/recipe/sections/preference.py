@@ -47,7 +47,39 @@ def _losses_where(has: str) -> str:
 PATIENCE = 2  # evaluations with a rising loss of preferences: they overfit sooner than the loss of tokens
 
 
-class ReferenceSettings(ConfigModel):
+class KeptReferenceSettings(ConfigModel):
+    """The settings of a reference that stays in memory as a second model."""
+
+    reference_precision: Literal["fp32", "bf16", "fp16"] | None = Field(
+        default=None,
+        description="what a second model computes in, and keeps its matrices in if it is half; null: as the model in training",
+    )
+    reference_device: Literal["cpu", "cuda"] | None = Field(
+        default=None, description="where a second model is; null: where the model in training is"
+    )
+
+    @property
+    def reference_placement(self) -> tuple[str | None, str | None]:
+        """Precision and device of the second model; None: those of the model in training."""
+        return self.reference_precision, self.reference_device
+
+    @model_validator(mode="after")
+    def _check_there_is_a_second_model(self) -> "KeptReferenceSettings":
+        chosen = [name for name in ("reference_precision", "reference_device") if getattr(self, name) is not None]
+        if chosen and not getattr(self, "keeps_reference_model", False):
+            raise ValueError(
+                f"{chosen[0]}: no second model is in memory here: the reference's log-probabilities are computed before by the "
+                "model itself, or are not needed; leave it out, or keep one (precompute_ref_log_probs: false; in grpo a beta)"
+            )
+        if chosen and getattr(self, "adapter", None) is not None:
+            raise ValueError(
+                f"{chosen[0]}: with an adapter the reference is the model in training with the adapter of the start, no second "
+                "model: leave it out"
+            )
+        return self
+
+
+class ReferenceSettings(KeptReferenceSettings):
     """The settings of the reference, the model as it was when the stage began, and of what watches it."""
 
     precompute_ref_log_probs: bool = Field(

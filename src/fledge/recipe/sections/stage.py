@@ -121,6 +121,11 @@ class StageBase(ConfigModel):
         """Whether a frozen copy of the initial model stays in memory during training."""
         return False
 
+    @property
+    def reference_placement(self) -> tuple[str | None, str | None]:
+        """Precision and device of that copy; None: those of the model in training."""
+        return None, None
+
     @model_validator(mode="before")
     @classmethod
     def _adapter_rate(cls, value: Any) -> Any:

@@ -1,0 +1,346 @@
+"""DPO on real pairs: fledge against TRL's DPOTrainer, in pairs per second and in memory.
+
+Both train equal weights (the 26M preset, written by fledge and read by transformers) on equal pairs: fledge reads, renders and
+encodes the conversations, and the opponent gets these tokens. Pairs count once: the passes of the reference and of the policy
+belong to the same seconds, as in a run of one epoch. fledge computes the reference's log-probabilities before, without a second
+model, as its stages do. TRL runs as it ships, and at its best: the fastest of several ways, each tried first.
+
+Memory is the highest resident size of a process of its own that takes a few steps, less its size before the model is loaded.
+The losses of both on the same pairs, step by step from the same start and at the same rate, are `loss_curves`.
+Real pairs are read from $FLEDGE_DATA or ../shared/data; without them, from the quickstart's world.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lora import resident
+from measure import data_folder, options, ratios, report
+from training import Training, fresh, packed, world_file
+
+from fledge.data import PackedDataset
+from fledge.data.storage import Examples
+from fledge.model.decoder import Decoder
+from fledge.model.loading import load_model
+from fledge.model.protocol import eval_mode
+from fledge.objective import DPOObjective
+from fledge.objective.preference import PAIR, by_pair, sequence_log_probabilities
+from fledge.recipe import Recipe, recipe_from_dict
+from fledge.tokenizer import Tokenizer
+
+FILES = ("dpo_zh_demo.json", "dpo_en_demo.json")
+BETA, RATE = 0.1, 1e-5
+MEMORY_STEPS, CURVE_STEPS, CURVE_RATE = 3, 6, 1e-4
+Rows = list[dict[str, list[int]]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """The seconds of some steps, and their pairs and tokens."""
+
+    seconds: float
+    pairs: int
+    tokens: int
+
+    @property
+    def speed(self) -> float:
+        """Pairs a second."""
+        return self.pairs / self.seconds
+
+
+def make_recipe(rows: int, context: int, layers: int, folder: Path) -> Recipe:
+    """The 26M preset on pairs, with AdamW at a constant rate, which TRL gets as well."""
+    real = data_folder() / "llamafactory"
+    train = [str(real / name) for name in FILES] if real.exists() else [world_file("preference", folder)]
+    stage = {
+        "kind": "preference",
+        "beta": BETA,
+        "data": {"train": train, "validation": 0.0, "max_seq_len": context, "clean": {"decontaminate": False}},
+        "batch": {"micro_batch_size": rows},
+        "duration": "100 steps",
+        "optimizer": {"name": "adamw", "learning_rate": RATE, "weight_decay": 0.0, "betas": [0.9, 0.999]},
+        "schedule": {"name": "constant", "warmup": 0},
+    }
+    return recipe_from_dict({"preset": "26m", "model": {"num_hidden_layers": layers}, "stages": {"dpo": stage}})
+
+
+def as_rows(examples: Examples) -> Rows:
+    """Every pair in TRL's form: tokens of the prompt, which both sequences begin with, and of the two completions."""
+    sides = []
+    for start, stop in zip(examples.offsets[:-1], examples.offsets[1:], strict=True):
+        span = slice(int(start), int(stop))
+        tokens = np.asarray(examples.tokens[span], np.int64).tolist()
+        prompt = int(np.argmax(np.asarray(examples.weights[span]) > 0))
+        sides.append((tokens[:prompt], tokens[prompt:]))
+    return [
+        {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+        for (prompt, chosen), (_, rejected) in zip(sides[::PAIR], sides[1::PAIR], strict=True)
+    ]
+
+
+class Fledge:
+    """DPO of fledge: the reference's log-probabilities of a batch, computed by a frozen copy of the start, then a step."""
+
+    def __init__(self, recipe: Recipe, data: PackedDataset, model: Decoder, reference: Decoder | None) -> None:
+        """`reference`: None where all log-probabilities are computed by the model itself before it learns."""
+        pairs = data.examples.count // PAIR
+        table = torch.zeros(pairs, PAIR)
+        self.reference = reference
+        self.training = Training(
+            recipe, "dpo", data, model, objective=DPOObjective(loss_type="sigmoid", beta=BETA, reference=table)
+        )
+        self.table = table
+        if reference is not None:
+            self.training.decision.apply(reference)
+            reference.eval().requires_grad_(False)
+
+    def score(self, model: Decoder, batch: Any) -> None:
+        """Write the log-probabilities of a batch into the table of the reference."""
+        with torch.no_grad(), eval_mode(model):
+            self.table[list(batch.examples)] = by_pair(sequence_log_probabilities(model, batch)[0], batch)
+
+    def __call__(self, steps: int) -> Work:
+        """Take some steps; the reference's pass of each batch counts."""
+        pairs = tokens = 0
+        started = time.perf_counter()
+        for _ in range(steps):
+            step = self.training.loader.rebuild(self.training.step)
+            for batch in step.batches:
+                if self.reference is not None:
+                    self.score(self.reference, batch)
+            learned = self.training.learn()
+            pairs += sum(len(batch.examples) for batch in learned.batches)
+            tokens += learned.num_tokens
+        return Work(time.perf_counter() - started, pairs, tokens)
+
+
+class Opponent:
+    """TRL's DPOTrainer on tokens. `accumulation` divides the pairs of a step into as many micro-batches."""
+
+    def __init__(self, folder: Path, rows: Rows, *, pairs: int, steps: int, accumulation: int, **how: Any) -> None:
+        from datasets import Dataset
+        from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+        from trl import DPOConfig, DPOTrainer
+
+        seconds: list[float] = []
+
+        class Clock(TrainerCallback):
+            def on_step_begin(self, *positional: object, **named: object) -> None:
+                seconds.append(-time.perf_counter())
+
+            def on_step_end(self, *positional: object, **named: object) -> None:
+                seconds[-1] += time.perf_counter()
+
+        class OnTokens(DPOTrainer):
+            before = 0.0  # seconds of the reference's passes, which precede the steps
+
+            def _prepare_dataset(self, dataset: Any, *positional: object, **named: object) -> Any:
+                return dataset
+
+            def _precompute_ref_logps(self, dataset: Any, *positional: Any, **named: Any) -> Any:
+                started = time.perf_counter()
+                done = super()._precompute_ref_logps(dataset, *positional, **named)
+                self.before = time.perf_counter() - started
+                return done
+
+        self.seconds, self.pairs, self.accumulation, self.calls = seconds, pairs, accumulation, 0
+        self.output = tempfile.TemporaryDirectory()
+        arguments = DPOConfig(
+            self.output.name, per_device_train_batch_size=pairs // accumulation, gradient_accumulation_steps=accumulation,
+            max_steps=steps + 1, max_length=None, beta=BETA, learning_rate=RATE, lr_scheduler_type="constant", weight_decay=0.0,
+            use_cpu=True, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, **how,
+        )  # fmt: skip
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.trainer = OnTokens(
+            model, args=arguments, train_dataset=Dataset.from_list(rows),
+            processing_class=AutoTokenizer.from_pretrained(folder), callbacks=[Clock()],
+        )  # fmt: skip
+        self.before = self.trainer.before / len(rows)  # of a pair
+
+    def how(self) -> dict[str, Any]:
+        """The arguments that decide speed, as the trainer has them."""
+        names = ("bf16", "gradient_checkpointing", "torch_compile", "precompute_ref_log_probs", "padding_free")
+        return {name: getattr(self.trainer.args, name, None) for name in names} | {
+            "gradient_accumulation_steps": self.accumulation,
+            "per_device_train_batch_size": self.trainer.args.per_device_train_batch_size,
+        }
+
+    def __call__(self) -> Work:
+        """Train a few steps on other pairs than before; all but the first count."""
+        self.seconds.clear()
+        self.calls += 1
+        self.trainer.train_dataset = data = self.trainer.train_dataset.shuffle(seed=self.calls)
+        self.trainer.train()
+        pairs = self.pairs * (len(self.seconds) - 1)
+        length = statistics.mean(len(row["prompt_ids"]) * 2 + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in data)
+        return Work(sum(self.seconds[1:]) + self.before * pairs, pairs, round(pairs * length))
+
+
+PLAIN = {"bf16": True, "gradient_checkpointing": False}
+WAYS: dict[str, tuple[bool, dict[str, Any]]] = {  # whether pairs go one by one, and the arguments
+    "padded": (False, PLAIN),
+    "pair by pair": (True, PLAIN),
+    "pair by pair, reference before": (True, {**PLAIN, "precompute_ref_log_probs": True, "precompute_ref_batch_size": 1}),
+    "pair by pair, compiled": (True, {**PLAIN, "torch_compile": True}),
+}
+
+
+def best_way(make: Callable[..., Opponent], pairs: int, names: list[str]) -> tuple[str, Opponent, dict[str, float | str]]:
+    """The fastest way that works here, and the speed of each way in a trial."""
+    tried: dict[str, float | str] = {}
+    working: dict[str, Opponent] = {}
+    for name in names:
+        one_by_one, arguments = WAYS[name]
+        try:
+            opponent = make(pairs if one_by_one else 1, **arguments)
+            opponent()
+            tried[name] = round(opponent().speed, 2)
+            working[name] = opponent
+        except Exception as error:  # a way that torch.compile or the library does not support here is reported and not used
+            tried[name] = f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
+        print(f"TRL, {name}: {tried[name]} pairs/s", flush=True)
+    if not working:
+        raise RuntimeError(f"TRL trains in none of these ways here: {tried}")
+    best = max(working, key=lambda name: float(tried[name]))
+    return best, working[best], tried
+
+
+def loss_curves(recipe: Recipe, data: PackedDataset, folder: Path, opponent: Opponent) -> dict[str, list[float]]:
+    """The mean loss of the same pairs in both, before each of a few updates by AdamW from the same start, in float32."""
+    from transformers import AutoModelForCausalLM
+
+    rows, rate = as_rows(data.examples), {"lr": CURVE_RATE, "weight_decay": 0.0, "betas": (0.9, 0.999)}
+    ours, reference = load_model(folder), load_model(folder).eval()
+    theirs, their_reference = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for _ in range(2))
+    objective = DPOObjective(loss_type="sigmoid", beta=BETA, reference=reference)
+    optimizers = {"fledge": torch.optim.AdamW(ours.parameters(), **rate), "TRL": torch.optim.AdamW(theirs.parameters(), **rate)}
+    trainer, curves = opponent.trainer, {"fledge": [], "TRL": []}
+    trainer.ref_model, trainer.precompute_ref_logps = their_reference.eval(), False
+    for step in range(CURVE_STEPS):
+        batch = data.batch(step % 2, 1)
+        losses = {
+            "fledge": objective(ours.train(), batch).loss / len(batch.examples),
+            "TRL": trainer._compute_loss(theirs.train(), trainer.data_collator([rows[i] for i in batch.examples]), False),
+        }
+        for name, loss in losses.items():
+            loss.backward()
+            curves[name].append(round(loss.item(), 6))
+            optimizers[name].step()
+            optimizers[name].zero_grad()
+    return curves
+
+
+def measure_memory(who: str, way: str, folder: Path, sizes: tuple[int, int, int], pairs: int) -> None:
+    """Take a few steps in this process and print how far its resident size rose from that before the model was loaded."""
+    recipe, data, _ = prepare(*sizes, folder, write=False)
+    before = resident("VmRSS")
+    if who == "fledge":
+        model = load_model(folder)
+        assert isinstance(model, Decoder)
+        fledge = Fledge(recipe, data, model, None)
+        for step in range(MEMORY_STEPS):
+            for batch in fledge.training.loader.rebuild(step).batches:
+                fledge.score(model, batch)
+        fledge(MEMORY_STEPS)
+        fledge.training.loader.close()
+    else:
+        one_by_one, arguments = WAYS[way]
+        accumulation = pairs if one_by_one else 1
+        Opponent(folder, as_rows(data.examples)[:64], pairs=pairs, steps=MEMORY_STEPS, accumulation=accumulation, **arguments)()
+    print("memory", resident("VmHWM") - before)
+
+
+def memory(who: str, way: str, folder: Path, quick: bool) -> int:
+    """`measure_memory` in a process of its own."""
+    command = [sys.executable, __file__, *(["--quick"] if quick else []), "--memory", json.dumps([who, way, str(folder)])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("memory ")]
+    if not lines:
+        raise RuntimeError(done.stderr[-2000:])
+    return int(lines[-1].split()[1])
+
+
+def prepare(
+    rows: int, context: int, layers: int, folder: Path, *, write: bool = True
+) -> tuple[Recipe, PackedDataset, Tokenizer]:
+    """The recipe, the packed pairs and the tokenizer; model and tokenizer are also written to `folder`."""
+    recipe = make_recipe(rows, context, layers, folder / "world")
+    data, tokenizer = packed(recipe, "dpo")
+    if write:
+        model = fresh(recipe, tokenizer.vocab_size)
+        model.save_pretrained(folder, bos=None, eos=sorted(tokenizer.stop_ids), pad=tokenizer.pad)
+        tokenizer.save(folder)
+    return recipe, data, tokenizer
+
+
+def main() -> None:
+    """Measure and print the results as one line of JSON."""
+    parser = options(__doc__ or "")
+    parser.add_argument("--rounds", type=int, help="rounds (default 5, with --quick 1)")
+    parser.add_argument("--steps", type=int, help="steps in each (default 3, with --quick 2)")
+    parser.add_argument("--memory", help="used by the benchmark itself")
+    chosen = parser.parse_args()
+    sizes = (2, 512, 2) if chosen.quick else (8, 1024, 8)
+    pairs = 2 if chosen.quick else 8
+    if chosen.memory:
+        who, way, name = json.loads(chosen.memory)
+        measure_memory(who, way, Path(name), sizes, pairs)
+        return
+    steps, rounds = chosen.steps or (2 if chosen.quick else 3), chosen.rounds or (1 if chosen.quick else 5)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        recipe, data, _ = prepare(*sizes, folder)
+        policy, reference = load_model(folder), load_model(folder)
+        assert isinstance(policy, Decoder) and isinstance(reference, Decoder)
+        fledge = Fledge(recipe, data, policy, reference)
+        rows = as_rows(data.examples)[:64]
+
+        def make(accumulation: int, **how: Any) -> Opponent:
+            return Opponent(folder, rows, pairs=pairs, steps=steps, accumulation=accumulation, **how)
+
+        shipped = make(1)
+        shipped()
+        way, best, tried = best_way(make, pairs, list(WAYS)[:2] if chosen.quick else list(WAYS))
+        fledge(steps)
+        contenders: dict[str, Callable[[], Work]] = {"fledge": lambda: fledge(steps), "as_shipped": shipped, "best": best}
+        works: dict[str, list[Work]] = {name: [] for name in contenders}
+        for number in range(rounds):
+            for name, run in contenders.items():
+                works[name].append(run())
+                print(f"round {number + 1}/{rounds} {name}: {works[name][-1].speed:.2f} pairs/s", flush=True)
+        fledge.training.loader.close()
+        curves = loss_curves(recipe, data, folder, shipped)
+        peak = {"fledge": memory("fledge", "", folder, chosen.quick), "best": memory("TRL", way, folder, chosen.quick)}
+    speeds = {name: [work.speed for work in those] for name, those in works.items()}
+    against = {name: ratios(speeds["fledge"], speeds[name]) for name in ("as_shipped", "best")}
+    report(
+        {
+            "ratio_as_shipped": against["as_shipped"]["median"],
+            "ratio_best": against["best"]["median"],
+            "memory_ratio": round(peak["fledge"] / peak["best"], 3),
+            "ranges": against,
+            "memory_bytes": peak,
+            "loss_curves": curves,
+            "pairs_per_second": {name: round(statistics.median(values), 2) for name, values in speeds.items()},
+            "tokens_of_a_pair": {n: round(sum(w.tokens for w in ws) / sum(w.pairs for w in ws)) for n, ws in works.items()},
+            "fledge": {"decision": fledge.training.decision.as_dict()},
+            "as_shipped": shipped.how(),
+            "best": {"is": way, "how": best.how(), "tried_pairs_per_second": tried},
+            "steps_per_round": steps,
+            "rounds": rounds,
+            "quick": chosen.quick,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
