@@ -32,6 +32,7 @@ from fledge.model.loading import load_model
 from fledge.model.protocol import LanguageModel
 from fledge.monitor.run_logger import LogTargets
 from fledge.objective import Objective, ObjectiveContext, build_objective
+from fledge.objective.disentanglement import disentanglement_probe
 from fledge.plan import describe_plan
 from fledge.prepare import PreparedStage
 from fledge.recipe import Recipe
@@ -321,12 +322,13 @@ class StageRunner:
         )
 
     def _validation_set(self, kernel: LossKernel | None, reference: ReferenceProvider) -> ValidationSet | None:
-        """The validation data and their objective; None without validation data."""
+        """The validation data and their objective; None without such data."""
         data = self.prepared.data.validation
         if data is None:
             return None
         objective = self._objective(data, "validation", kernel, reference)
-        return ValidationSet(data, objective, self.prepared.stage.evaluation.max_packed_rows)
+        probe, rows = disentanglement_probe(self.prepared.stage, objective), self.prepared.stage.evaluation.max_packed_rows
+        return ValidationSet(data, objective, rows, probe)
 
     def _evaluation(self, validation: ValidationSet | None) -> StageEvaluation:
         """What the stage is evaluated with."""

@@ -75,7 +75,8 @@ REMEDIES: dict[str, Remedy] = {
     ),
     "displacement": Remedy(
         "set sft_loss_weight (0.2 to 1) to keep the chosen answers likely, or a lower optimizer.learning_rate, or a larger "
-        "beta; `fledge data check` shows pairs that are nearly equal",
+        "beta; `fledge data check` shows pairs that are nearly equal; disentanglement: true measures whether updates can move "
+        "the two apart, and which weight the chosen answers would need",
         keep_chosen_likely,
     ),
     "length_bias": Remedy(

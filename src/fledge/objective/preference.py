@@ -128,9 +128,9 @@ class DPOObjective:
 
     def __call__(self, model: LanguageModel, batch: Batch) -> LossOutput:
         """The summed loss of the pairs, and their rewards and log-probabilities per pair."""
-        return self._with_logps(model, batch)[0]
+        return self.with_logps(model, batch)[0]
 
-    def _with_logps(self, model: LanguageModel, batch: Batch) -> tuple[LossOutput, PairLogps]:
+    def with_logps(self, model: LanguageModel, batch: Batch) -> tuple[LossOutput, PairLogps]:
         """The output for a batch, and the log-probabilities that it is made of."""
         sums, lengths, routing = sequence_logps_with_router_stats(model, batch)
         logps = PairLogps(by_pair(sums, batch), self.reference_log_probabilities(batch), by_pair(lengths, batch))
@@ -178,7 +178,7 @@ class DPOObjective:
         """`loss`, rewards and log-probabilities per pair; the share of pairs whose chosen completion is the more likely one
         (`logps/accuracies`); perplexity, token accuracy, tokens and bits per byte of the chosen completions; and `pairs`."""
         with eval_mode(model):
-            output, logps = self._with_logps(model, batch)
+            output, logps = self.with_logps(model, batch)
         pairs = self.normalizer(batch)
         likelier = as_number((logps.policy[:, 0] > logps.policy[:, 1]).sum())
         return {

@@ -3,6 +3,7 @@
 Names of model sizes follow Hugging Face configuration files.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -165,6 +166,15 @@ class LoggingConfig(ConfigModel):
     tensorboard: bool = False
 
 
+UNSHARDED: tuple[tuple[Callable[[Stage], object], str], ...] = (
+    (lambda stage: stage.answers_per_example > 1, " draws answers, which a sharded model cannot yet"),
+    (lambda stage: stage.adapter, ".adapter cannot be sharded yet"),
+    (lambda stage: stage.kind == "kto", " of kind kto cannot be sharded yet"),
+    (lambda stage: stage.measures_disentanglement, ".disentanglement is not measured on a sharded model yet"),
+)
+"""What a sharded model cannot do, and the end of a sentence about it."""
+
+
 class Recipe(ConfigModel):
     """One run: a tokenizer, a model and its stages, in order."""
 
@@ -219,15 +229,14 @@ class Recipe(ConfigModel):
                     f"stages.{after}.adapter differs from stages.{before}.adapter: write the same settings, to go on with that "
                     f"adapter, or null, to merge it and train the weights"
                 )
-        drawing = [name for name, stage in self.stages.items() if stage.answers_per_example > 1]
-        if self.runtime.parallelism == "fsdp" and drawing:
-            raise ValueError(
-                f"stages.{drawing[0]} draws answers, which a sharded model cannot yet: set runtime.parallelism to ddp"
-            )
-        if self.runtime.parallelism == "fsdp" and (adapted := [name for name, stage in self.stages.items() if stage.adapter]):
-            raise ValueError(f"stages.{adapted[0]}.adapter cannot be sharded yet: set runtime.parallelism to ddp")
-        if self.runtime.parallelism == "fsdp" and (kto := [name for name, stage in self.stages.items() if stage.kind == "kto"]):
-            raise ValueError(f"stages.{kto[0]} of kind kto cannot be sharded yet: set runtime.parallelism to ddp")
+        return self
+
+    @model_validator(mode="after")
+    def _check_sharding(self) -> "Recipe":
+        for name, stage in self.stages.items() if self.runtime.parallelism == "fsdp" else ():
+            problem = next((text for applies, text in UNSHARDED if applies(stage)), None)
+            if problem is not None:
+                raise ValueError(f"stages.{name}{problem}: set runtime.parallelism to ddp")
         return self
 
     @model_validator(mode="after")

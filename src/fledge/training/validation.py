@@ -32,11 +32,13 @@ CONSOLE_METRICS = {  # in this order, where the objective has them
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """Packed validation data, the objective that evaluates them, and the maximum number of packed rows to read."""
+    """Packed validation data, the objective that evaluates them, and the maximum number of packed rows to read. `probe`:
+    further figures of the first batch, which may take gradients."""
 
     data: PackedDataset
     objective: Objective
     max_packed_rows: int
+    probe: Callable[[LanguageModel, Batch], dict[str, float]] | None = None
 
 
 def row_batches(data: PackedDataset, rows: int, micro_batch_rows: int) -> Iterator[Batch]:
@@ -90,6 +92,10 @@ def validate(
         del metrics[LENGTH_CORRELATION]
     if "loss" not in metrics:
         raise FledgeError("the validation rows have no targets to measure the loss on", where="data.validation")
+    if validation.probe is not None:
+        with force_eager():
+            first = next(row_batches(validation.data, validation.max_packed_rows, micro_batch_rows))
+            metrics |= validation.probe(model, on_device(first, device))
     return metrics
 
 

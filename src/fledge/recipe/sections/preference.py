@@ -121,6 +121,9 @@ class PreferenceSettings(ReferenceSettings):
     sft_loss_weight: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="weight of the SFT loss of the chosen answers"
     )
+    disentanglement: bool = Field(
+        default=False, description="measure at evaluations whether updates can move chosen and rejected answers apart"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -150,6 +153,11 @@ class PreferenceSettings(ReferenceSettings):
     def keeps_reference_model(self) -> bool:
         """Whether a second model computes the reference log-probabilities of each batch."""
         return self.loss_keys.has_reference and not self.precompute_ref_log_probs
+
+    @property
+    def measures_disentanglement(self) -> bool:
+        """Whether evaluations compare the gradients of chosen and rejected answers."""
+        return self.disentanglement
 
     @model_validator(mode="after")
     def _check_keys_of_loss(self) -> "PreferenceSettings":

@@ -122,6 +122,11 @@ class StageBase(ConfigModel):
         return False
 
     @property
+    def measures_disentanglement(self) -> bool:
+        """Whether evaluations compare the gradients of chosen and rejected answers."""
+        return False
+
+    @property
     def reference_placement(self) -> tuple[str | None, str | None]:
         """Precision and device of that copy; None: those of the model in training."""
         return None, None
