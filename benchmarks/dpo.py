@@ -39,7 +39,7 @@ from fledge.tokenizer import Tokenizer
 
 FILES = ("dpo_zh_demo.json", "dpo_en_demo.json")
 BETA, RATE = 0.1, 1e-5
-MEMORY_STEPS, CURVE_STEPS, CURVE_RATE = 3, 6, 1e-4
+MEMORY_STEPS, CURVE_STEPS, CURVE_RATE = 3, 6, 0.003
 Rows = list[dict[str, list[int]]]
 
 
@@ -79,8 +79,8 @@ def as_rows(examples: Examples) -> Rows:
     for start, stop in zip(examples.offsets[:-1], examples.offsets[1:], strict=True):
         span = slice(int(start), int(stop))
         tokens = np.asarray(examples.tokens[span], np.int64).tolist()
-        prompt = int(np.argmax(np.asarray(examples.weights[span]) > 0))
-        sides.append((tokens[:prompt], tokens[prompt:]))
+        learned = np.flatnonzero(np.asarray(examples.weights[span]) > 0)
+        sides.append((tokens[: learned[0]], tokens[learned[0] : learned[-1] + 1]))  # TRL learns all that follows the prompt
     return [
         {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
         for (prompt, chosen), (_, rejected) in zip(sides[::PAIR], sides[1::PAIR], strict=True)
@@ -92,7 +92,7 @@ class Fledge:
 
     def __init__(self, recipe: Recipe, data: PackedDataset, model: Decoder, reference: Decoder | None) -> None:
         """`reference`: None where all log-probabilities are computed by the model itself before it learns."""
-        pairs = data.examples.count // PAIR
+        pairs = data.examples.count
         table = torch.zeros(pairs, PAIR)
         self.reference = reference
         self.training = Training(
@@ -214,22 +214,21 @@ def best_way(make: Callable[..., Opponent], pairs: int, names: list[str]) -> tup
     return best, working[best], tried
 
 
-def loss_curves(recipe: Recipe, data: PackedDataset, folder: Path, opponent: Opponent) -> dict[str, list[float]]:
-    """The mean loss of the same pairs in both, before each of a few updates by AdamW from the same start, in float32."""
-    from transformers import AutoModelForCausalLM
-
-    rows, rate = as_rows(data.examples), {"lr": CURVE_RATE, "weight_decay": 0.0, "betas": (0.9, 0.999)}
-    ours, reference = load_model(folder), load_model(folder).eval()
-    theirs, their_reference = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for _ in range(2))
-    objective = DPOObjective(loss_type="sigmoid", beta=BETA, reference=reference)
-    optimizers = {"fledge": torch.optim.AdamW(ours.parameters(), **rate), "TRL": torch.optim.AdamW(theirs.parameters(), **rate)}
-    trainer, curves = opponent.trainer, {"fledge": [], "TRL": []}
-    trainer.ref_model, trainer.precompute_ref_logps = their_reference.eval(), False
+def loss_curves(data: PackedDataset, folder: Path, opponent: Opponent) -> dict[str, list[float]]:
+    """The mean loss of the same pairs in both, before each of a few updates from the same start, in float32. Updates are plain
+    gradient descent: Adam would make much of rounding where gradients are nearly 0. `opponent` has not trained yet."""
+    rows = as_rows(data.examples)
+    ours, trainer = load_model(folder), opponent.trainer
+    objective = DPOObjective(loss_type="sigmoid", beta=BETA, reference=load_model(folder).eval())
+    models: dict[str, Any] = {"fledge": ours.train(), "TRL": trainer.model.train()}
+    optimizers = {name: torch.optim.SGD(model.parameters(), CURVE_RATE) for name, model in models.items()}
+    curves: dict[str, list[float]] = {name: [] for name in models}
     for step in range(CURVE_STEPS):
         batch = data.batch(step % 2, 1)
+        theirs = trainer.data_collator([rows[number] for number in batch.examples])
         losses = {
-            "fledge": objective(ours.train(), batch).loss / len(batch.examples),
-            "TRL": trainer._compute_loss(theirs.train(), trainer.data_collator([rows[i] for i in batch.examples]), False),
+            "fledge": objective(ours, batch).loss / len(batch.examples),
+            "TRL": trainer._compute_loss(trainer.model, theirs, False),
         }
         for name, loss in losses.items():
             loss.backward()
@@ -318,7 +317,7 @@ def main() -> None:
                 works[name].append(run())
                 print(f"round {number + 1}/{rounds} {name}: {works[name][-1].speed:.2f} pairs/s", flush=True)
         fledge.training.loader.close()
-        curves = loss_curves(recipe, data, folder, shipped)
+        curves = loss_curves(data, folder, make(1, bf16=False, gradient_checkpointing=False))
         peak = {"fledge": memory("fledge", "", folder, chosen.quick), "best": memory("TRL", way, folder, chosen.quick)}
     speeds = {name: [work.speed for work in those] for name, those in works.items()}
     against = {name: ratios(speeds["fledge"], speeds[name]) for name in ("as_shipped", "best")}
