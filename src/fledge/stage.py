@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from fledge.autotune.compute_config import known_precision
 from fledge.autotune.determinism import allow_nondeterministic
 from fledge.checkpoint.find import step_name
 from fledge.checkpoint.state import TrainState
-from fledge.data import PackedDataset, StageDataset
-from fledge.data.build.row_locator import RowLocator
+from fledge.data import PackedDataset
+from fledge.data.build.row_locator import example_locator
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.evaluate.generated import GeneratedAnswers
@@ -196,7 +195,7 @@ class StageRunner:
             model=model,
             objective=objective,
             data=data.train,
-            locate_example=_example_locator(data),
+            locate_example=example_locator(data),
             compute=compute,
             log=LogTargets(
                 directory=self.directory,
@@ -384,16 +383,6 @@ class StageRunner:
         if self.ranks.is_main_process:
             write_json(self.directory.result_file, result)
         return result
-
-
-def _example_locator(data: StageDataset) -> Callable[[int], str]:
-    """A function that gives the location (file:line) of a training example's row; it reads its index at the first call."""
-
-    @cache
-    def locator() -> RowLocator:
-        return RowLocator(data)
-
-    return lambda example: locator().example(example)
 
 
 def _fingerprints(data_report: dict[str, Any]) -> list[str | None]:

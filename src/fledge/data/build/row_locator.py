@@ -1,6 +1,7 @@
 """The file and line of the row that a training example comes from."""
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -23,3 +24,13 @@ class RowLocator:
         assert self.examples.shard is not None and self.examples.row is not None
         items = self._items(int(self.examples.shard[number]))
         return items.location(int(np.searchsorted(items.arrays["row"], int(self.examples.row[number]))))
+
+
+def example_locator(dataset: StageDataset) -> Callable[[int], str]:
+    """A function that gives FILE:LINE of a training example's row; it reads its index at the first call."""
+
+    @cache
+    def locator() -> RowLocator:
+        return RowLocator(dataset)
+
+    return lambda example: locator().example(example)
