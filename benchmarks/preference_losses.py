@@ -20,7 +20,7 @@ from measure import report
 
 from fledge.data import StageDataset
 from fledge.model.loading import load_model
-from fledge.objective.base import with_correlation
+from fledge.objective.base import with_derived
 from fledge.objective.preference import DPOObjective
 from fledge.pipeline import Pipeline
 from fledge.prepare import Preparation
@@ -108,7 +108,7 @@ class World:
         """The figures of a model."""
         objective, validation = DPOObjective(loss_type="sigmoid", beta=0.1, reference=self.reference), self.pairs.validation
         assert validation is not None
-        found = with_correlation(validate(model, ValidationSet(validation, objective, 64), 8))
+        found = with_derived(validate(model, ValidationSet(validation, objective, 64), 8))
         grades = grade_answers(model, self.tokenizer, self.questions)
         return {
             "accuracy": found["rewards/accuracies"],

@@ -1,7 +1,8 @@
 """fledge raises small language models, from raw text to a model that chats.
 
-The Python API does what the commands do: `load` a model and `chat`, `generate`, `stream` or `score` with it; `train` a recipe
-and inspect the `Run`; build and check a `Recipe`. Every name is imported when it is first used.
+The Python API does what the commands do: `load` a model and `chat`, `generate`, `stream` or `score` with it; let a model of
+`load_reward_model` judge answers; `train` a recipe and inspect the `Run`; build and check a `Recipe`. Every name is imported
+when it is first used.
 """
 
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from fledge.api.run import Run, Sample
     from fledge.api.training import train
     from fledge.errors import FledgeError
-    from fledge.generation import SamplingParams
+    from fledge.generation import RewardModel, SamplingParams, load_reward_model
     from fledge.recipe import Recipe
     from fledge.tokenizer import Message, Tokenizer
 
@@ -23,7 +24,7 @@ _HOMES = {
     "fledge.api.run": ("Run", "Sample"),
     "fledge.api.training": ("train",),
     "fledge.errors": ("FledgeError",),
-    "fledge.generation": ("SamplingParams",),
+    "fledge.generation": ("RewardModel", "SamplingParams", "load_reward_model"),
     "fledge.recipe": ("Recipe",),
     "fledge.tokenizer": ("Message", "Tokenizer"),
 }
@@ -33,6 +34,7 @@ __all__ = [
     "Message",
     "Model",
     "Recipe",
+    "RewardModel",
     "Run",
     "Sample",
     "SamplingParams",
@@ -40,6 +42,7 @@ __all__ = [
     "Tokenizer",
     "__version__",
     "load",
+    "load_reward_model",
     "train",
 ]
 

@@ -60,13 +60,18 @@ def train_in_folder(training: TrainCommand, folder: str) -> None:
 
 def write_report_and_summarize(run: Path) -> None:
     """Write the report of a run and print its summary."""
+    from fledge.model.loading import is_reward_model
     from fledge.report import stage_table, write_report
+    from fledge.run import resolve_model_path
     from fledge.run.terminal import Terminal
 
     report = write_report(run)
     Terminal().print(stage_table(run))
     print(escaped(f"report: {report}"))
-    print(escaped(f"talk to it: fledge chat {run}"))
+    if is_reward_model(resolve_model_path(str(run))):
+        print(escaped(f"choose answers by it: fledge score FILE MODEL --best-of 8 --reward-model {run}"))
+    else:
+        print(escaped(f"talk to it: fledge chat {run}"))
 
 
 def to_stderr(message: str) -> None:

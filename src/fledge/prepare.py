@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import xxhash
 
@@ -214,7 +214,8 @@ class Preparation:
         from fledge.model.loading import load_model  # it loads torch, which data alone does not need
 
         for folder, name in self.start_models.directories().items():
-            load_model(folder, self.recipe.model.implementation, quantization=self.recipe.stages[name].quantization)
+            quantization = self.recipe.stages[name].quantization
+            load_model(folder, self.recipe.model.implementation, purpose=self._purpose(name), quantization=quantization)
 
     def _built_tokenizer(self, built: Path) -> Tokenizer:
         """The tokenizer of a built dataset. Raises FledgeError if the recipe asks for another tokenizer."""
@@ -233,10 +234,15 @@ class Preparation:
 
     # -- model and plan ---------------------------------------------------------------------------------------------
 
+    def _purpose(self, name: str) -> Literal["language", "any"]:
+        """What the model that a stage starts from may be."""
+        return "any" if self.recipe.stages[name].trains_reward_model else "language"
+
     def model_cost(self, name: str, tokenizer: Tokenizer) -> ModelCost:
         """Sizes and cost of a stage's model. Raises FledgeError if stage, tokenizer or machine does not fit the model."""
         if name not in self._costs:
-            self._costs[name] = self._model_cost(name, tokenizer)
+            cost = self._model_cost(name, tokenizer)
+            self._costs[name] = cost.of_reward_model() if self.recipe.stages[name].trains_reward_model else cost
         return self._costs[name]
 
     def _model_directory(self, name: str) -> Path | None:
@@ -258,7 +264,7 @@ class Preparation:
         if path is None:
             check_template(tokenizer, "the model of the recipe", is_encoder_decoder=False)
             return ModelCost(model, tokenizer.vocab_size)
-        description = describe_model(path, model.implementation, self.log)
+        description = describe_model(path, model.implementation, self.log, purpose=self._purpose(name))
         is_new = model.config is not None and path == Path(model.config)
         check_start_model(self.recipe, name, description, path, tokenizer, has_weights=not is_new)
         vocab_size = tokenizer.vocab_size if is_new else max(description.cost.vocab_size, tokenizer.vocab_size)
@@ -276,7 +282,7 @@ class Preparation:
         path = self.start_models.of_stage(name).directory
         if path is None:
             return []
-        vocab_size = describe_model(path, self.recipe.model.implementation).cost.vocab_size
+        vocab_size = describe_model(path, self.recipe.model.implementation, purpose=self._purpose(name)).cost.vocab_size
         new = [text for text, _ in tokenizer.tokens_from(vocab_size)]
         if not new:
             return []
@@ -290,7 +296,7 @@ class Preparation:
 
         cost, stage = self.model_cost(name, tokenizer), self.recipe.stages[name]
         data = data or self.stage_data(name, tokenizer)
-        stage_rewards(stage, name)  # raises for rewards that cannot be computed
+        stage_rewards(self.recipe, name, tokenizer, self.run)  # raises for rewards that cannot be computed
         self._recorded_plan(name)  # a damaged file is no mistake of the recipe
         try:
             plan, horizon, resolved = self._plan(name, tokenizer, data, stage)

@@ -4,6 +4,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +20,10 @@ from fledge.data.reading.records import files_of, read, row_location, spans_of
 from fledge.errors import FledgeError
 from fledge.escaping import escaped_json
 from fledge.evaluate.answers import RIGHT, AnsweredRow, Mark, mark, score_answers
+from fledge.evaluate.best_of import BestOf
 from fledge.evaluate.bleu import corpus_bleu, import_sacrebleu
-from fledge.evaluate.intervals import paired_difference
-from fledge.generation import SamplingParams, SwitchableEngine, find_adapters, load_engine
+from fledge.evaluate.intervals import paired_difference, wilson_interval
+from fledge.generation import FinishReason, SamplingParams, SwitchableEngine, find_adapters, load_engine
 from fledge.generation.json_schema import JsonSchema
 from fledge.model.adapter_switch import NO_ADAPTER
 from fledge.model.locate import locate_model
@@ -49,6 +51,7 @@ def score(
     *,
     adapters: Sequence[str] = (),
     schema: dict[str, Any] | None = None,
+    best_of: BestOf | None = None,
     errors: str | None = None,
     as_json: bool = False,
     bleu: bool = False,
@@ -57,7 +60,8 @@ def score(
     """Print the scores of each model on the questions of a file, with `bleu` BLEU-4 too; write wrong answers to `errors`, one
     JSON object a line. With `adapters`, the scores of the one model with each of them (`none`: alone).
 
-    `schema`: answers follow this JSON schema. Raises FledgeError for a file without a usable row, for a question that leaves a
+    `schema`: answers follow this JSON schema. `best_of`: answers are drawn; the scores are those of one draw, and of the one
+    that a reward model chooses of several. Raises FledgeError for a file without a usable row, for a question that leaves a
     model no room for an answer, and for `bleu` without sacrebleu.
     """
     if bleu:
@@ -69,16 +73,16 @@ def score(
     results: dict[str, dict[str, Any]] = {}
     exact: list[np.ndarray] = []
     wrong: list[str] = []
-    for model, loaded in _loaded_models(models, adapters, found, log):
-        rows = answer(loaded, questions, max_new_tokens, schema)
+    params = SamplingParams(max_new_tokens=max_new_tokens) if best_of is None else best_of.params
+    answers = (
+        answered
+        for name, loaded in _loaded_models(models, adapters, found, log)
+        for answered in _answers(name, loaded, questions, _following(params, schema, loaded.tokenizer), best_of)
+    )
+    for model, rows, more in answers:
         marks = [mark(row) for row in rows]
         exact.append(np.array([one.kind == RIGHT for one in marks]))
-        if len(exact) > 1:
-            mean, interval = paired_difference(exact[0], exact[-1])
-            difference = {"exact_match_difference": {"to": next(iter(results)), "value": mean, "interval": interval}}
-        else:
-            difference = {}
-        results[model] = {**score_answers(rows, marks), **difference}
+        results[model] = {**score_answers(rows, marks), **more, **_difference(exact, next(iter(results), model))}
         if bleu:
             results[model]["bleu"] = corpus_bleu([row.given for row in rows], [row.expected for row in rows]).as_dict()
         wrong += _error_lines(model, rows, marks)
@@ -88,6 +92,14 @@ def score(
         print(escaped_json(json.dumps({"file": file, "models": results}, ensure_ascii=False, indent=1)))
     else:
         _print(results, errors, len(wrong))
+
+
+def _difference(exact: Sequence[np.ndarray], first: str) -> dict[str, Any]:
+    """How much better the last answers are than the first ones, those of the model `first`; nothing if there are no others."""
+    if len(exact) < 2:
+        return {}
+    mean, interval = paired_difference(exact[0], exact[-1])
+    return {"exact_match_difference": {"to": first, "value": mean, "interval": interval}}
 
 
 def _loaded_models(
@@ -144,29 +156,59 @@ def _question(where: str, value: Any, source: Source) -> ScoredQuestion:
     return ScoredQuestion(where, item, str(group) if group is not None else "", tuple(map(str, keys)))
 
 
-def answer(
-    loaded: SwitchableEngine, questions: Sequence[ScoredQuestion], max_new_tokens: int, schema: dict[str, Any] | None = None
-) -> list[AnsweredRow]:
-    """Greedy answers of a model to all questions, which follow the JSON schema if there is one."""
+def _following(params: SamplingParams, schema: dict[str, Any] | None, tokenizer: Tokenizer) -> SamplingParams:
+    """The parameters, with the JSON schema for this tokenizer if there is one."""
+    return params if schema is None else replace(params, json_schema=JsonSchema(schema, tokenizer))
+
+
+def _answers(
+    name: str,
+    loaded: SwitchableEngine,
+    questions: Sequence[ScoredQuestion],
+    params: SamplingParams,
+    best_of: BestOf | None,
+) -> Iterator[tuple[str, list[AnsweredRow], dict[str, Any]]]:
+    """The answers of a model, with what they are called and with further scores: the greedy ones, or one draw and the best of
+    several."""
+    if best_of is None:
+        yield name, answer(loaded, questions, params), {}
+        return
+    prompts = [(question.conversation.messages[:-1], question.conversation.tools) for question in questions]
+    names = [question.where for question in questions]
+    ranked = best_of.answer(loaded.engine, loaded.tokenizer, prompts, names, params)
+    drawn = [
+        [_answered(question, *one) for one in zip(answers.texts, answers.finish_reasons, strict=True)]
+        for question, answers in zip(questions, ranked, strict=True)
+    ]
+    right = sum(any(mark(one).kind == RIGHT for one in rows) for rows in drawn)
+    any_right = {"value": right / len(drawn), "interval": wilson_interval(right, len(drawn))}
+    yield f"{name}, one sample", [rows[0] for rows in drawn], {}
+    best = [rows[answers.best] for rows, answers in zip(drawn, ranked, strict=True)]
+    yield f"{name}, best of {best_of.count}", best, {"any_right": any_right}
+
+
+def answer(loaded: SwitchableEngine, questions: Sequence[ScoredQuestion], params: SamplingParams) -> list[AnsweredRow]:
+    """Answers of a model to all questions."""
     engine, tokenizer = loaded.engine, loaded.tokenizer
-    params = SamplingParams(
-        max_new_tokens=max_new_tokens, json_schema=None if schema is None else JsonSchema(schema, tokenizer)
-    )
     prompts = [_prompt(tokenizer, question) for question in questions]
     names = [question.where for question in questions]
     completions = engine.generate(prompts, params, where=names)
     return [
-        AnsweredRow(
-            where=question.where,
-            question=question.conversation.messages[-2].content,
-            expected=question.conversation.messages[-1].content,
-            given=tokenizer.decode(completion.tokens, skip_special=True),
-            finish_reason=completion.finish_reason,
-            group=question.group,
-            held_out=question.held_out,
-        )
+        _answered(question, tokenizer.decode(completion.tokens, skip_special=True), completion.finish_reason)
         for question, completion in zip(questions, completions, strict=True)
     ]
+
+
+def _answered(question: ScoredQuestion, given: str, finish_reason: FinishReason) -> AnsweredRow:
+    return AnsweredRow(
+        where=question.where,
+        question=question.conversation.messages[-2].content,
+        expected=question.conversation.messages[-1].content,
+        given=given,
+        finish_reason=finish_reason,
+        group=question.group,
+        held_out=question.held_out,
+    )
 
 
 def _prompt(tokenizer: Tokenizer, question: ScoredQuestion) -> list[int]:
@@ -201,6 +243,10 @@ def _print(results: dict[str, dict[str, Any]], errors: str | None, wrong: int) -
             difference = result["exact_match_difference"]
             low, high = difference["interval"]
             text = f"exact match − that of {difference['to']}: {difference['value']:+.1%} [{low:+.1%}, {high:+.1%}]"
+            terminal.print(Text(text), soft_wrap=True)
+        if "any_right" in result:
+            low, high = result["any_right"]["interval"]
+            text = f"some answer of all that were drawn is right: {result['any_right']['value']:.1%} [{low:.1%}, {high:.1%}]"
             terminal.print(Text(text), soft_wrap=True)
         if "bleu" in result:
             text = f"BLEU-4: {result['bleu']['value']:.2f} of 100 ({result['bleu']['signature']})"

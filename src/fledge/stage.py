@@ -21,13 +21,12 @@ from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.evaluate.generated import GeneratedAnswers
 from fledge.evaluate.prompt_tests import Case
-from fledge.evaluate.rewards import stage_rewards
+from fledge.evaluate.rewards import check_reward_models, stage_rewards
 from fledge.evaluate.stage_evaluation import StageEvaluation
 from fledge.findings import Finding
 from fledge.model.adapters import trained_parameters
 from fledge.model.frozen_weights import round_frozen_weights
 from fledge.model.linear_cross_entropy import LossKernel
-from fledge.model.loading import load_model
 from fledge.model.protocol import LanguageModel
 from fledge.monitor.run_logger import LogTargets
 from fledge.objective import Objective, ObjectiveContext, build_objective
@@ -36,7 +35,8 @@ from fledge.plan import describe_plan
 from fledge.prepare import PreparedStage
 from fledge.recipe import Recipe
 from fledge.recipe.resume_policy import Change
-from fledge.run import Console, StageDirectory, write_json
+from fledge.recipe.schema import GenerationSamplesConfig
+from fledge.run import Console, RunDirectory, StageDirectory, write_json
 from fledge.run.alerts import Alerts
 from fledge.run.file_shapes import StageData
 from fledge.run.startup import StartupTimer
@@ -45,13 +45,12 @@ from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer
 from fledge.training.context import TrainContext
 from fledge.training.hooks import Hook
-from fledge.training.initial_model import initial_model
+from fledge.training.initial_model import StageModels
 from fledge.training.model_writer import model_writer
 from fledge.training.outcome import judge
 from fledge.training.reference import ReferenceProvider
 from fledge.training.selection import selected_step
 from fledge.training.sources import source_maker
-from fledge.training.start_adapter import start_adapter
 from fledge.training.start_weights import StartWeights
 from fledge.training.trainable import load_saved_weights
 from fledge.training.trainer import Trainer
@@ -104,6 +103,15 @@ class StageRunner:
         self.shared, self.prepared, self.order, self.seed = shared, prepared, order, seed
         self.init_directory, self.directory = init_directory, directory
         self.recipe, self.console, self.ranks, self.tokenizer = shared.recipe, shared.console, shared.ranks, shared.tokenizer
+        self.models = StageModels(
+            recipe=shared.recipe,
+            stage=prepared.stage,
+            tokenizer=shared.tokenizer,
+            start=init_directory,
+            log=shared.console.log,
+        )
+        run = RunDirectory(directory.root.parent)
+        self.rewards = stage_rewards(shared.recipe, prepared.name, shared.tokenizer, run)
         self._on_start: list[Callable[[], None]] = []  # what records a changed recipe, once training goes on under it
 
     def run(self) -> dict[str, Any]:
@@ -113,8 +121,7 @@ class StageRunner:
         changed = {change.key: [change.before, change.after] for change in self.shared.recipe_changes if change.concerns(name)}
         self._report_data_and_plan(changed)
         start = self._start_weights()
-        has_begun = bool(self.ranks.broadcast_object(len(self.directory.checkpoint_paths())))
-        model, fingerprint = start.resume() if has_begun else start.begin(write=self.ranks.is_main_process)
+        model, fingerprint, has_begun = self._begin(start)
         model.activation_checkpoint_every = self.recipe.runtime.activation_checkpoint_every
         reset_compiler()
         with self.shared.timed("autotune"), self.ranks.main_process_first():
@@ -146,7 +153,7 @@ class StageRunner:
         step = selected_step(stage.select_checkpoint, state, self.directory.checkpoints, self.console.log)
         chosen = self._checkpoint(step, stage.ema.decay is not None)
         if is_sharded:
-            model = compute.apply(self._load_own(self.directory.root / chosen))
+            model = compute.apply(self.models.saved(self.directory.root / chosen))
         elif chosen != self._checkpoint(state.step, averaged=False):
             load_saved_weights(model, self.directory.root / chosen)
         rows = state.micro_batch_size or stage.batch.micro_batch_rows
@@ -210,7 +217,7 @@ class StageRunner:
             on_start=self._record_changes,
             ranks=self.ranks,
             is_sharded=is_sharded,
-            make_source=source_maker(self.tokenizer, stage_rewards(self.prepared.stage, self.prepared.name)),
+            make_source=source_maker(self.tokenizer, self.rewards),
         )
         state = Trainer(context, self.console).run()
         self.ranks.barrier()
@@ -221,44 +228,25 @@ class StageRunner:
         return StartWeights(
             directory=self.directory,
             source=self.init_directory,
-            load_initial=self._initial_model,
-            load=self._load_own,
+            load_initial=self.models.initial,
+            load=self.models.saved,
             log=self.console.log,
         )
+
+    def _begin(self, start: StartWeights) -> tuple[LanguageModel, str, bool]:
+        """The model that the stage begins or goes on with, the fingerprint of the weights that it began with, and whether it
+        has begun before."""
+        has_begun = bool(self.ranks.broadcast_object(len(self.directory.checkpoint_paths())))
+        model, fingerprint = start.resume() if has_begun else start.begin(write=self.ranks.is_main_process)
+        with self.ranks.main_process_first():
+            check_reward_models(self.directory, self.rewards, begins=not has_begun and self.ranks.is_main_process)
+        return model, fingerprint, has_begun
 
     def _record_changes(self) -> None:
         """Write what a changed recipe changes in the directories of stage and run, in the main process."""
         if self.ranks.is_main_process:
             for record in (*self._on_start, self.shared.adopt_recipe):
                 record()
-
-    def _initial_model(self) -> LanguageModel:
-        """The model with its initial weights."""
-        if self.init_directory is None:
-            return initial_model(self.recipe, self.tokenizer, self.console.log)
-        model = self._load(self.init_directory)
-        for note in model.notes:
-            self.console.log(f"note: {note}")
-        start_adapter(
-            model,
-            self.prepared.stage.adapter,
-            folder=self.init_directory,
-            vocab_size=self.tokenizer.vocab_size,
-            max_seq_len=self.prepared.stage.data.max_seq_len,
-            seed=self.recipe.seed,
-            log=self.console.log,
-        )
-        return model
-
-    def _load(self, folder: Path) -> LanguageModel:
-        rows = self.tokenizer.vocab_size if self.prepared.stage.adapter is None else 0  # a frozen model cannot get rows
-        return load_model(
-            folder, self.recipe.model.implementation, min_vocab_size=rows, quantization=self.prepared.stage.quantization
-        )
-
-    def _load_own(self, folder: Path) -> LanguageModel:
-        """A model that this stage has saved."""
-        return load_model(folder, self.recipe.model.implementation, finite=False, quantization=self.prepared.stage.quantization)
 
     def _compute_config(self, model: LanguageModel) -> ComputeConfig:
         """The compute configuration, applied to the model: read if the stage has begun, else measured and stored.
@@ -331,18 +319,18 @@ class StageRunner:
 
     def _evaluation(self, validation: ValidationSet | None) -> StageEvaluation:
         """What the stage is evaluated with."""
-        stage, answers, name = self.prepared.stage, None, self.prepared.name
+        stage, answers = self.prepared.stage, None
         if validation is not None and stage.evaluation.generated_answers is not None:
             config, metric = stage.evaluation.generated_answers, stage.metric_for_best_model
-            answers = GeneratedAnswers.of(validation.data, self.tokenizer, config, metric, stage_rewards(stage, name))
+            answers = GeneratedAnswers.of(validation.data, self.tokenizer, config, metric, self.rewards)
             self.console.log(answers.describe())
         return StageEvaluation(
             stage=stage,
             tokenizer=self.tokenizer,
-            samples=self.recipe.generation_samples,
+            samples=GenerationSamplesConfig() if stage.trains_reward_model else self.recipe.generation_samples,
             validation=validation,
             answers=answers,
-            cases=self.shared.prompt_test_cases.get(name, ()),
+            cases=self.shared.prompt_test_cases.get(self.prepared.name, ()),
             directory=self.directory,
             console=self.console,
             ranks=self.ranks,

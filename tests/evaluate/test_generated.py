@@ -11,7 +11,7 @@ from fledge.data.storage import Examples
 from fledge.errors import FledgeError
 from fledge.evaluate.answers import mark, score_answers, summary_scores
 from fledge.evaluate.generated import last_question
-from fledge.generation import load_engine
+from fledge.generation import SamplingParams, load_engine
 from fledge.plan.evaluation import METRICS
 from fledge.recipe import recipe_from_dict
 from fledge.recipe.schema import StageBase
@@ -97,7 +97,7 @@ def test_a_stage_scores_as_the_command_does(run: Path) -> None:
     after = json.loads((run / "sft" / "eval" / "after.json").read_text())
     result = json.loads((run / "sft" / "result.json").read_text())
     questions = read_questions(str(run.parent / "mixed.jsonl"), lambda text: None)
-    rows = answer(load_engine(run / "sft" / result["model"]), questions, 40)
+    rows = answer(load_engine(run / "sft" / result["model"]), questions, SamplingParams(max_new_tokens=40))
     assert after["exact_match"] == summary_scores([mark(one) for one in rows])["exact_match"] >= 0.4
 
 

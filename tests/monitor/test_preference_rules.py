@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
+from fledge.findings import Finding
 from fledge.monitor.guards import Guards
 from fledge.monitor.remedies import with_remedy
 from fledge.monitor.rules import GuardTrigger
-from fledge.recipe.schema import PreferenceStage
-from fledge.recipe.sections.guards import GuardsConfig
+from fledge.recipe.schema import PreferenceStage, RewardStage
+from fledge.recipe.sections.guards import CommonGuards, GuardsConfig, RewardGuardsConfig
 
 Events = list[dict[str, Any]]
 
@@ -32,9 +33,9 @@ def healthy(steps: int = 60, seed: int = 0, reference: bool = True) -> Events:
     return events
 
 
-def triggers(events: Events, **config: Any) -> list[GuardTrigger]:
+def triggers(events: Events, kind: type[CommonGuards] = GuardsConfig, **config: Any) -> list[GuardTrigger]:
     """All triggers of guards that see these events in order."""
-    guards = Guards(GuardsConfig(**config))
+    guards = Guards(kind(**config))
     return [trigger for event in events for trigger in guards.update(event)]
 
 
@@ -85,6 +86,34 @@ def test_log_odds_that_do_not_grow_are_told_without_a_reference() -> None:
     (found,) = triggers(changed(healthy(reference=False), log_odds=-0.2))
     assert (found.finding.check, found.step) == ("no_preference", 31)
     assert triggers(changed(healthy(12, reference=False), log_odds=-0.2)) == []  # too few steps to expect growth
+
+
+@pytest.mark.parametrize(("accuracy", "why"), [(0.51, "hardly more than by chance"), (0.2, "may be swapped")])
+def test_a_reward_model_that_is_right_by_chance_is_told_in_the_second_half(accuracy: float, why: str) -> None:
+    reward = changed(healthy(reference=False), **{"rewards/accuracies": accuracy})
+    (found,) = triggers(reward, RewardGuardsConfig)
+    assert (found.finding.check, found.step, found.action) == ("chance_accuracy", 31, "warn") and why in found.finding.message
+    assert f"right in {accuracy:.0%} of the pairs" in found.finding.message
+    assert triggers(reward, RewardGuardsConfig, chance_accuracy="ignore") == []
+    learning = changed(healthy(reference=False), **{"rewards/accuracies": lambda step: 0.5 + step / 100})
+    assert triggers(learning, RewardGuardsConfig) == []
+    assert triggers(changed(healthy(12, reference=False), **{"rewards/accuracies": 0.5}), RewardGuardsConfig) == []
+
+
+def test_a_reward_model_that_follows_the_length_is_told() -> None:
+    follows = {"length_correlation": 0.8, "rewards/accuracies_shorter": 0.1, "rewards/accuracies": 0.7}
+    (found,) = triggers(changed(healthy(reference=False), **follows), RewardGuardsConfig)
+    assert found.finding.check == "length_bias"
+    short = {"length_correlation": -0.8, "rewards/accuracies_longer": 0.3, "rewards/accuracies": 0.7}
+    (found,) = triggers(changed(healthy(reference=False), **short), RewardGuardsConfig)
+    assert "with a longer chosen answer only 30% are right" in found.finding.message
+    assert triggers(changed(healthy(reference=False), **{**short, "length_correlation": 0.2}), RewardGuardsConfig) == []
+    stage = RewardStage.model_validate({"kind": "reward", "data": {"train": "x"}})
+    for check in ("length_bias", "chance_accuracy"):
+        finding = with_remedy(Finding(check=check, severity="warning", message=""), "reward", stage)
+        ((path, rate),) = (finding.patch or {}).items()
+        assert path == "stages.reward.optimizer.learning_rate" and finding.hint
+        RewardStage.model_validate({"kind": "reward", "data": {"train": "x"}, "optimizer": {"learning_rate": rate}})
 
 
 def test_guards_that_replay_their_events_trigger_once_all_the_same() -> None:

@@ -44,6 +44,7 @@ def test_a_healthy_stage_has_no_verdict() -> None:
         ("nothing_learned", {"evaluations": [(0, 3.0), (30, 2.999)], "after": {**HEALTHY["before"], "loss": 2.999}}),
         ("nothing_learned", {"before": {}, "after": {}, "evaluations": [], "train_losses": [6.4, 6.401] * 15}),
         ("nothing_learned", {"evaluations": [(0, 3.0), (30, 3.001)], "after": HEALTHY["before"], "selected_step": 0}),
+        ("no_better_than_length", {"after": {"loss": 2.0, "rewards/accuracies": 0.8, "length_baseline": 0.8}}),
         ("few_validation_rows", {"validation_rows": 2}),
         ("equal_answers", {"answers": [("a?", "江南路"), ("b?", "江南路"), ("c?", "江南路 ")]}),
     ],

@@ -11,7 +11,7 @@ from torch import Tensor
 from fledge.data import Batch
 from fledge.model.decoder import Decoder
 from fledge.objective import CausalLMObjective, sequence_log_probabilities
-from fledge.objective.base import CORRELATED, Ratio, with_correlation
+from fledge.objective.base import CORRELATED, Ratio, with_derived
 from fledge.objective.preference import by_pair, chosen_only, compute_ref_log_probs
 from tests.support.decoders import VOCAB, assert_same_gradients, gradients, make_decoder
 from tests.support.packed import Pair, dpo, pack, pack_pairs, random_pairs, random_sequences
@@ -141,7 +141,7 @@ def test_drift_log_odds_lengths_and_their_correlation_with_margins_equal_their_f
     for row in range(len(data)):  # as micro-batches add up
         for name, ratio in dpo(reference, 0.2)(policy, data.batch(row, 1)).metrics.items():
             totals[name] = totals[name] + ratio if name in totals else ratio
-    values = with_correlation({name: ratio.value for name, ratio in totals.items()})
+    values = with_derived({name: ratio.value for name, ratio in totals.items()})
     odds = [(logps / lengths).exp() / (1 - (logps / lengths).exp()) for logps, lengths in ((pc, chosen), (pr, rejected))]
     margins = 0.2 * ((pc - rc) - (pr - rr))
     expected = {

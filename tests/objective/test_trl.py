@@ -11,10 +11,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from fledge.objective import DPOObjective, KTOObjective
+from fledge.objective import DPOObjective, KTOObjective, RewardObjective
 from fledge.tokenizer import Tokenizer
 from tests.support.decoders import make_decoder
-from tests.support.packed import Pair, dpo, pack_answers, pack_pairs, random_answers, random_pairs
+from tests.support.packed import Pair, dpo, pack_answers, pack_pairs, pack_ranked, random_answers, random_pairs
 
 pytest.importorskip("trl", exc_type=ImportError)
 KL_ABOVE_0 = {False: True, True: False}  # by whether policy and reference are swapped
@@ -176,3 +176,34 @@ def test_kto_equals_the_kto_trainer(weights: tuple[float, float], swapped: bool,
     assert float(output.loss.detach()) / len(ANSWERS) == pytest.approx(float(expected.detach()), rel=1e-5, abs=1e-5)
     for name in ("kl", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected"):
         assert float(output.metrics[name].value) == pytest.approx(theirs[name], rel=1e-5, abs=1e-5), name
+
+
+@pytest.mark.parametrize(("coefficient", "with_margins"), [(None, False), (0.01, False), (0.05, True)])
+def test_the_loss_of_a_reward_model_equals_the_reward_trainer(
+    coefficient: float | None, with_margins: bool, tmp_path: Path, chatml: Tokenizer
+) -> None:
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
+
+    native = make_decoder(3)
+    native.become_reward_model(3)
+    native.save_pretrained(tmp_path / "model", bos=1, eos=[2], pad=0)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    arguments = RewardConfig(**_arguments(tmp_path, center_rewards_coefficient=coefficient))
+    rows = Dataset.from_list([{"chosen_ids": [3, 4], "rejected_ids": [3, 5]}])
+    trainer = RewardTrainer(model, arguments, train_dataset=rows, processing_class=_tokenizer(tmp_path, chatml))
+    trainer.model.config.pad_token_id = 0
+    margins = [0.3 * number for number in range(len(PAIRS))] if with_margins else [0.0] * len(PAIRS)
+    padded = _padded([(p.prompt, p.chosen) for p in PAIRS] + [(p.prompt, p.rejected) for p in PAIRS])
+    batch = {name: padded[name] for name in ("input_ids", "attention_mask")}
+    given = {**batch, "margin": torch.tensor(margins)} if with_margins else batch
+    expected = float(trainer.compute_loss(trainer.model.train(), given).detach())
+    data = pack_ranked(PAIRS, margins)
+    objective = RewardObjective(margins=torch.tensor(margins), pad=0, center_rewards_coefficient=coefficient or 0.0)
+    output = objective(native, data.batch(0, len(data)))
+    assert float(output.loss.detach()) / len(PAIRS) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    theirs, ours = _metrics(trainer), {name: float(ratio.value) for name, ratio in output.metrics.items()}
+    assert ours["rewards/accuracies"] == pytest.approx(theirs["accuracy"])
+    assert ours["rewards/margins"] == pytest.approx(theirs["margin"], rel=1e-5, abs=1e-5)
+    mean = (ours["rewards/chosen"] + ours["rewards/rejected"]) / 2
+    assert mean == pytest.approx(theirs["mean_reward"], rel=1e-5, abs=1e-5)

@@ -365,7 +365,7 @@ def test_contradicting_keys_are_reported_and_the_first_one_counts(tmp_path: Path
 
 def test_unsupported_method_is_reported(tmp_path: Path) -> None:
     for method, kind, remark in [
-        ("rm", "dpo", "no reward models"),
+        ("rm", "reward", "kind: reward"),
         ("ppo", "grpo", "there is no PPO"),
     ]:
         message, recipe = answered(tmp_path, f"stage: {method}\nlearning_rate: 1e-4\n")

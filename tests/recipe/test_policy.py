@@ -59,7 +59,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"data": {"train": "rows.jsonl", "train_on_turns": "all"}}, "train_on_turns: all has no effect"),
     (
         {"guards": {"validation_increase": "warn"}},
-        "guards.validation_increase belongs to a stage of kind pretrain or sft or preference or kto$",
+        "guards.validation_increase belongs to a stage of kind pretrain or sft or preference or kto or reward$",
     ),
     ({"evaluation": {"generated_answers": None}}, "metric_for_best_model: reward is a score of answers"),
 ]

@@ -28,8 +28,9 @@ def pack(
     seed: int = 1,
     *,
     labels: list[bool] | None = None,
+    margins: list[float] | None = None,
 ) -> PackedDataset:
-    """The sequences as packed data; with `labels`, as labelled answers."""
+    """The sequences as packed data; with `labels`, as labelled answers; with `margins`, as pairs with margins."""
     offsets = np.concatenate(([0], np.cumsum([len(s.tokens) for s in sequences]))).astype(np.int64)
     tokens = torch.cat([s.tokens for s in sequences]).numpy().astype(np.int32)
     weights = torch.cat([s.weights for s in sequences]).numpy().astype(np.float32)
@@ -39,6 +40,7 @@ def pack(
         offsets=offsets,
         sequences_per_example=sequences_per_example,
         labels=None if labels is None else np.asarray(labels),
+        margins=None if margins is None else np.asarray(margins, np.float32),
     )
     return PackedDataset(examples, packed_length, pad=0, seed=seed, split_documents=False, halves_rows=labels is not None)
 
@@ -85,6 +87,16 @@ def pack_pairs(pairs: list[Pair], packed_length: int = 48) -> PackedDataset:
             weights = [0.0] * len(pair.prompt) + [1.0] * len(answer)
             sequences.append(Sequence(torch.tensor(pair.prompt + answer), torch.tensor(weights)))
     return pack(sequences, packed_length, sequences_per_example=2)
+
+
+def pack_ranked(pairs: list[Pair], margins: list[float] | None = None, packed_length: int = 48) -> PackedDataset:
+    """Pairs as a reward model reads them: the padding token 0 stands behind each answer."""
+    sequences = []
+    for pair in pairs:
+        for answer in (pair.chosen, pair.rejected):
+            weights = [0.0] * len(pair.prompt) + [1.0] * len(answer) + [0.0]
+            sequences.append(Sequence(torch.tensor([*pair.prompt, *answer, 0]), torch.tensor(weights)))
+    return pack(sequences, packed_length, sequences_per_example=2, margins=margins or [0.0] * len(pairs))
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from fledge.recipe.schema import GrpoStage, KtoStage, PreferenceStage, PretrainStage, Recipe, SftStage, StageBase
+from fledge.recipe.schema import GrpoStage, KtoStage, PreferenceStage, PretrainStage, Recipe, RewardStage, SftStage, StageBase
 
 KINDS: dict[str, type[StageBase]] = {
     "pretrain": PretrainStage,
     "sft": SftStage,
     "preference": PreferenceStage,
     "kto": KtoStage,
+    "reward": RewardStage,
     "grpo": GrpoStage,
 }
 

@@ -37,6 +37,16 @@ def write_model(folder: Path, architecture: str, **sizes: Any) -> Any:
     return instance.eval()
 
 
+def write_classifier(folder: Path, architecture: str, labels: int = 1, **sizes: Any) -> Any:
+    """A classifier of texts of the library with random weights, saved to a folder; the model itself, in evaluation mode."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{architecture}Config")(**{**SIZES, **sizes, "num_labels": labels})
+    instance = getattr(transformers, f"{architecture}ForSequenceClassification")(config)
+    scatter_norms(instance)
+    instance.save_pretrained(folder)
+    return instance.eval()
+
+
 def write_kind(folder: Path, kind: str) -> Any:
     """One of `KINDS`, saved to a folder."""
     architecture, sizes = KINDS[kind]

@@ -14,7 +14,7 @@ from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.model.decoder import Decoder
 from fledge.objective import CausalLMObjective, LossOutput, Ratio
-from fledge.objective.base import bits_per_unit, integer_total, perplexity, with_correlation
+from fledge.objective.base import bits_per_unit, integer_total, perplexity, with_derived
 from fledge.training.train_step import StopRequested
 from fledge.training.validation import ValidationSet, local_row_batches, metrics_line, row_batches, validate
 from tests.support.decoders import make_decoder
@@ -72,7 +72,7 @@ def test_pairs_are_measured_per_pair_and_their_chosen_answers_per_token() -> Non
     data, model = pack_pairs(random_pairs(9)), make_decoder(1)
     metrics = validate(model, ValidationSet(data, dpo(make_decoder(0)), 99), 2)
     expected = dpo(make_decoder(0)).evaluate(model, data.assemble(range(len(data))))
-    expected_values = with_correlation({name: ratio.value for name, ratio in expected.items()})
+    expected_values = with_derived({name: ratio.value for name, ratio in expected.items()})
     assert metrics == pytest.approx(expected_values, rel=1e-4)
     assert metrics["pairs"] == 9 and metrics["loss"] != pytest.approx(math.log(metrics["perplexity"]), rel=0.1)
 

@@ -11,14 +11,12 @@ import numpy as np
 
 from fledge.errors import FledgeError
 from fledge.model.locate import locate_model
-from fledge.tokenizer import Message, Tokenizer
+from fledge.tokenizer import Tokenizer
+from fledge.tokenizer.message import Messages, as_messages
 
 if TYPE_CHECKING:
     from fledge.generation import Engine, SamplingParams, SwitchableEngine
     from fledge.generation.json_schema import JsonSchema
-
-Messages = str | Sequence[Mapping[str, str] | Message]
-ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
@@ -200,28 +198,6 @@ class Model:
         if key not in self._schemas:
             self._schemas[key] = as_schema(schema, self.tokenizer)
         return self._schemas[key]
-
-
-def as_messages(messages: Messages) -> list[Message]:
-    """Convert one user message, or mappings with `role` and `content`, to messages. Raises FledgeError for anything else."""
-    if isinstance(messages, str):
-        return [Message("user", messages)]
-    conversation = []
-    for number, message in enumerate(messages, 1):
-        location = f"message {number}"
-        if isinstance(message, Message):
-            conversation.append(message)
-            continue
-        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-            raise FledgeError("a message has the keys role and content, and no others", where=location)
-        if message["role"] not in ROLES:
-            raise FledgeError(f"unknown role '{message['role']}'", where=location, hint=f"write one of {', '.join(ROLES)}")
-        if not isinstance(message["content"], str):
-            raise FledgeError("the content is no text", where=location)
-        conversation.append(Message(message["role"], message["content"]))
-    if not conversation:
-        raise FledgeError("the conversation is empty", where="messages")
-    return conversation
 
 
 def load(path: str | Path, adapters: Sequence[str | Path] | Mapping[str, str | Path] = ()) -> Model:

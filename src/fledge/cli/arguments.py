@@ -116,7 +116,7 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("data", help="look at data before training on it", allow_abbrev=False)
     actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
     stats = _add_data_action(actions, "stats", "lengths, languages, duplicates, mixture and answers of each source")
-    kinds = ("pretrain", "sft", "preference", "kto")
+    kinds = ("pretrain", "sft", "preference", "kto", "reward")
     stats.add_argument("--kind", choices=kinds, help="stage kind of files of rows (default: guessed)")
     stats.add_argument(
         "--tokenizer",
@@ -232,6 +232,17 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
         "--errors", type=os.path.expanduser, metavar="FILE", help="write the wrong answers, one JSON object a line"
     )
     command.add_argument("--max-new-tokens", type=int, default=256)
+    command.add_argument(
+        "--best-of", type=int, metavar="N", help="draw N answers to each question; --reward-model chooses one of them"
+    )
+    command.add_argument(
+        "--reward-model",
+        type=os.path.expanduser,
+        metavar="DIR",
+        help="with --best-of: run, stage, checkpoint or directory of a reward model",
+    )
+    command.add_argument("--temperature", type=float, help="with --best-of: of the draws (default 1)")
+    command.add_argument("--seed", type=int, help="with --best-of: of the draws (default 0)")
     _add_json_schema(command)
     command.add_argument("--bleu", action="store_true", help="BLEU-4 too, by sacrebleu")
     command.add_argument("--json", action="store_true", help="print JSON")

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fledge.cli.arguments import MAX_RESTARTS, MINUTES, SAMPLING_OPTIONS, SEED, Overrides, build_parser, split_overrides
 from fledge.cli.prefer_commands import run_prefer
@@ -13,6 +14,9 @@ from fledge.errors import FledgeError
 from fledge.escaping import escaped
 from fledge.run.code_cache import set_code_cache
 from fledge.run.stopping import SignalHandler
+
+if TYPE_CHECKING:
+    from fledge.evaluate.best_of import BestOf
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -263,11 +267,33 @@ def _run_score(options: argparse.Namespace) -> None:
         options.max_new_tokens,
         adapters=options.adapter,
         schema=_json_schema(options),
+        best_of=_best_of(options),
         errors=options.errors,
         as_json=options.json,
         bleu=options.bleu,
         log=Console().log,
     )
+
+
+def _best_of(options: argparse.Namespace) -> "BestOf | None":
+    """How several answers are drawn and ranked, if `--best-of` asks for it."""
+    given = {name: getattr(options, name) for name in ("reward_model", "temperature", "seed")}
+    if options.best_of is None:
+        if alone := [name for name, value in given.items() if value is not None]:
+            raise FledgeError("it belongs to --best-of", where=f"--{alone[0].replace('_', '-')}", hint="write --best-of 8 too")
+        return None
+    if options.reward_model is None:
+        raise FledgeError("a reward model chooses the answer", where="--best-of", hint="write --reward-model DIR too")
+    from fledge.evaluate.best_of import BestOf
+    from fledge.generation import SamplingParams, load_reward_model
+    from fledge.run import Console
+
+    params = SamplingParams(
+        max_new_tokens=options.max_new_tokens,
+        temperature=1.0 if options.temperature is None else options.temperature,
+        seed=options.seed or 0,
+    )
+    return BestOf(options.best_of, load_reward_model(options.reward_model, Console().log), params)
 
 
 def _json_schema(options: argparse.Namespace) -> dict[str, object] | None:

@@ -13,6 +13,7 @@ from fledge.data.encoding.documents import encode_documents
 from fledge.data.encoding.examples import Encoded, EncodingConfig
 from fledge.data.encoding.feedback import encode_feedback
 from fledge.data.encoding.questions import encode_questions
+from fledge.data.encoding.ranked import encode_ranked
 from fledge.data.parsing.items import BinaryFeedback, Conversation, Document, Item, PreferencePair
 from fledge.data.parsing.rows import (
     Parser,
@@ -20,6 +21,7 @@ from fledge.data.parsing.rows import (
     parse_binary_feedback,
     parse_conversation,
     parse_document,
+    parse_pair_with_margin,
     parse_preference_pair,
 )
 from fledge.recipe.schema import BatchConfig, DataConfig, Source
@@ -73,6 +75,7 @@ class ExampleFormat:
     `strips_html`: value of clean.html: auto.
     `tokenizer_texts`: function from an item to the texts to train a tokenizer on.
     `has_labels`: each example is labelled desirable or undesirable; the label is stored.
+    `has_margins`: each example has a margin, by which the first sequence is to be rewarded more; it is stored.
     `halves_rows`: the two sequences of an example are computed apart, so each has one half of a packed row for itself.
     """
 
@@ -89,6 +92,7 @@ class ExampleFormat:
     strips_html: bool = False
     tokenizer_texts: Callable[[Item], Sequence[str]] = all_texts
     has_labels: bool = False
+    has_margins: bool = False
     halves_rows: bool = False
 
     def __post_init__(self) -> None:
@@ -152,6 +156,14 @@ FORMATS: dict[str, ExampleFormat] = {
         sequence_names=("answer", "unrelated answer"),
         has_labels=True,
         halves_rows=True,
+    ),
+    "reward": ExampleFormat(
+        label="pair",
+        parse=parse_pair_with_margin,
+        item_types=(PreferencePair,),
+        encode=encode_ranked,
+        sequence_names=("chosen", "rejected"),
+        has_margins=True,
     ),
     "grpo": ExampleFormat(
         label="prompt",

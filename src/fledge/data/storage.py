@@ -58,7 +58,8 @@ class Examples:
     Each `sequences_per_example` neighbouring sequences are one example, so S = E · sequences_per_example. `digest`: of tokens
     and weights, if it is known already. `source`, `shard`, `row` [E]: number of each example's source, shard, and row in the
     shard. `counted_target_tokens` [S]: `target_tokens`, if they are known already. `labels` bool [E]: whether each example's
-    answer is desirable, in formats with labels.
+    answer is desirable, in formats with labels. `margins` float32 [E]: by how much the first sequence of each example is to be
+    rewarded more, in formats with margins.
     """
 
     tokens: np.ndarray | ConcatenatedArrays
@@ -71,6 +72,7 @@ class Examples:
     row: np.ndarray | None = None
     counted_target_tokens: np.ndarray | None = None
     labels: np.ndarray | None = None
+    margins: np.ndarray | None = None
 
     @property
     def count(self) -> int:
@@ -96,7 +98,7 @@ class Examples:
         return np.asarray([np.count_nonzero(weights[1:] > 0) for weights in sequences], dtype=np.int64)
 
     def fingerprint(self) -> str:
-        """A digest that changes with any token, weight, length or label."""
+        """A digest that changes with any token, weight, length, label or margin."""
         digest = xxhash.xxh3_64(np.ascontiguousarray(self.offsets, dtype=np.int64).tobytes())
         if self.digest is not None:
             digest.update(self.digest.encode())
@@ -105,6 +107,8 @@ class Examples:
             digest.update(np.asarray(self.weights[0 : len(self.weights)], dtype=np.float32).tobytes())
         if self.labels is not None:
             digest.update(self.labels.tobytes())
+        if self.margins is not None:
+            digest.update(self.margins.tobytes())
         return digest.hexdigest()
 
     def row_numbers(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Rewards of answers: one table of rules, and Python functions of the user."""
+"""Rewards of answers: one table of rules, Python functions of the user, and reward models."""
 
 import importlib
 import inspect
@@ -6,7 +6,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,27 @@ from fledge.errors import FledgeError, first_line
 from fledge.evaluate.answers import RIGHT, AnsweredRow, answer_f1, is_object, mark
 from fledge.evaluate.rules import repetition
 from fledge.evaluate.time_limit import TimeLimitReached, wall_time_limit
-from fledge.recipe.schema import StageBase
+from fledge.generation import RewardModel, load_reward_model
+from fledge.recipe.schema import Recipe
 from fledge.recipe.sections.policy import PolicySettings
 from fledge.recipe.sections.rewards import RewardConfig
+from fledge.run import RunDirectory, StageDirectory, read_json, write_json
+from fledge.tokenizer import Tokenizer, load_tokenizer
 from fledge.training.rollout import DrawnAnswer, RewardTable
+from fledge.training.start_weights import weights_fingerprint
 
 Reward = Callable[[Sequence[DrawnAnswer]], Sequence[float]]
 """A function from n answers to n rewards."""
 SHOWN = 60  # characters of an answer in a message
+
+
+@dataclass(frozen=True)
+class RewardContext:
+    """What a reward may be made of besides its section. `tokenizer`: of the answers. `stages`: directories of the reward stages
+    that a recipe has before this one, by name; None: of a run that is not there yet."""
+
+    tokenizer: Tokenizer | None = None
+    stages: Mapping[str, StageDirectory | None] = field(default_factory=dict)
 
 
 def _marked(answer: DrawnAnswer) -> Any:
@@ -42,17 +56,17 @@ def _each(value: Callable[[DrawnAnswer], float]) -> Reward:
     return lambda answers: [float(value(answer)) for answer in answers]
 
 
-def exact_match(config: RewardConfig, where: str) -> Reward:
+def exact_match(config: RewardConfig, where: str, context: RewardContext) -> Reward:
     """1 where the answer is the row's own (`evaluate.answers.mark`), else 0."""
     return _each(lambda answer: _marked(answer).kind == RIGHT)
 
 
-def valid_json(config: RewardConfig, where: str) -> Reward:
+def valid_json(config: RewardConfig, where: str, context: RewardContext) -> Reward:
     """1 where the whole answer is a JSON object, else 0."""
     return _each(lambda answer: is_object(answer.completion.strip()))
 
 
-def field_f1(config: RewardConfig, where: str) -> Reward:
+def field_f1(config: RewardConfig, where: str, context: RewardContext) -> Reward:
     """F1 of the fields of the row's own answer, which is a JSON object; 1 where both have no names, only null."""
 
     def value(answer: DrawnAnswer) -> float:
@@ -68,7 +82,7 @@ def field_f1(config: RewardConfig, where: str) -> Reward:
     return _each(value)
 
 
-def language(config: RewardConfig, where: str) -> Reward:
+def language(config: RewardConfig, where: str, context: RewardContext) -> Reward:
     """1 where the answer is in the language of the recipe, else 0."""
     if config.language not in LANGUAGES:
         raise FledgeError(
@@ -78,7 +92,7 @@ def language(config: RewardConfig, where: str) -> Reward:
     return _each(lambda answer: detect_language(answer.completion) == config.language)
 
 
-def length(config: RewardConfig, where: str) -> Reward:
+def length(config: RewardConfig, where: str, context: RewardContext) -> Reward:
     """1 for an answer of n tokens (the stop token included) between `min_tokens` and `max_tokens`; n ÷ `min_tokens` for a
     shorter one, 2 − n ÷ `max_tokens` for a longer one, 0 at least."""
 
@@ -93,12 +107,12 @@ def length(config: RewardConfig, where: str) -> Reward:
     return _each(value)
 
 
-def no_repetition(config: RewardConfig, where: str) -> Reward:
+def no_repetition(config: RewardConfig, where: str, context: RewardContext) -> Reward:
     """1 − the share of repeated n-grams (`evaluate.rules.repetition`)."""
     return _each(lambda answer: 1 - repetition(answer.completion))
 
 
-def regex(config: RewardConfig, where: str) -> Reward:
+def regex(config: RewardConfig, where: str, context: RewardContext) -> Reward:
     """1 where the pattern matches somewhere in the answer, without white space around it, else 0."""
     pattern = re.compile(config.pattern or "")
     return _each(lambda answer: pattern.search(answer.completion.strip()) is not None)
@@ -115,7 +129,7 @@ ARGUMENTS: dict[str, Callable[[DrawnAnswer], Any]] = {  # by name, what a functi
 }
 
 
-def function(config: RewardConfig, where: str) -> Reward:
+def function(config: RewardConfig, where: str, context: RewardContext) -> Reward:
     """A function of the user's, called by name with those ARGUMENTS that it takes. Raises FledgeError if it cannot be found, or
     needs other ones."""
     called = _imported(config.function or "", f"{where}.function")
@@ -162,7 +176,55 @@ def _accepted(called: Callable[..., Any], where: str) -> list[str]:
     return [one.name for one in parameters if one.name in ARGUMENTS]
 
 
-RULES: dict[str, Callable[[RewardConfig, str], Reward]] = {  # by name: from a reward and its key in the recipe
+# -- reward models --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ByModel:
+    """The reward that a model gives. `weights`: the fingerprint of its weights."""
+
+    model: RewardModel
+    weights: str
+
+    def __call__(self, answers: Sequence[DrawnAnswer]) -> Sequence[float]:
+        """The rewards of answers, whose tokens are those of the model's own tokenizer."""
+        return self.model.score_tokens([[*answer.prompt_tokens, *answer.completion_tokens] for answer in answers])
+
+
+def reward_model(config: RewardConfig, where: str, context: RewardContext) -> Reward:
+    """The reward of a model: of an earlier stage of the recipe, or of a path. Raises FledgeError if it is no reward model, or
+    has another tokenizer or chat template."""
+    named, key = config.model or "", f"{where}.model"
+    if named not in context.stages:
+        return _by_model(load_reward_model(named), context, key)
+    stage = context.stages[named]
+    if stage is not None and stage.result_file.exists():
+        return _by_model(load_reward_model(stage.root), context, key)
+
+    def not_trained(answers: Sequence[DrawnAnswer]) -> Sequence[float]:
+        raise FledgeError(f"stage {named} has no result yet", where=key, hint="train it first")
+
+    return not_trained
+
+
+def _by_model(model: RewardModel, context: RewardContext, where: str) -> ByModel:
+    own = context.tokenizer
+    if own is None:
+        raise FledgeError(
+            "a reward model reads the tokens of prompt and answer, and here are texts alone", where=where,
+            hint="write the rule in rewards of a grpo stage, or score texts with fledge.load_reward_model",
+        )  # fmt: skip
+    theirs = load_tokenizer(model.tokenizer_path, needs_template=False, template_date=own.template.date)
+    if theirs.fingerprint() != own.fingerprint():
+        raise FledgeError(
+            f"the reward model in {model.path} has another tokenizer or chat template than the run",
+            where=where,
+            hint="train it from a model of this run, or set tokenizer.path to its tokenizer",
+        )
+    return ByModel(model, weights_fingerprint(model.model))
+
+
+RULES: dict[str, Callable[[RewardConfig, str, RewardContext], Reward]] = {  # by name: from a reward and its key in the recipe
     "exact_match": exact_match,
     "valid_json": valid_json,
     "field_f1": field_f1,
@@ -171,30 +233,58 @@ RULES: dict[str, Callable[[RewardConfig, str], Reward]] = {  # by name: from a r
     "repetition": no_repetition,
     "regex": regex,
     "function": function,
+    "model": reward_model,
 }
 
 
-def build_rewards(configs: Sequence[RewardConfig], timeout: float, where: str = "rewards") -> RewardTable:
+def build_rewards(
+    configs: Sequence[RewardConfig], timeout: float, where: str = "rewards", context: RewardContext = RewardContext()
+) -> RewardTable:
     """The rewards of a recipe. `timeout`: seconds that each may take for the answers that it is given at once. `where`: their
     key in the recipe.
 
     Raises FledgeError for a reward that cannot be computed; the table raises it for one that fails, takes too long, or gives
     something else than a finite number for each answer."""
     keys = [f"{where}.{config.label}" for config in configs]
-    rewards = [RULES[config.rule](config, key) for config, key in zip(configs, keys, strict=True)]
+    rewards = [RULES[config.rule](config, key, context) for config, key in zip(configs, keys, strict=True)]
 
     def score(answers: Sequence[DrawnAnswer]) -> np.ndarray:
         columns = [_checked(reward, answers, timeout, key) for reward, key in zip(rewards, keys, strict=True)]
         return np.stack(columns, axis=1) if answers else np.zeros((0, len(rewards)))
 
-    return RewardTable(tuple(config.label for config in configs), tuple(config.weight for config in configs), score)
+    labels = tuple(config.label for config in configs)
+    models = {label: reward.weights for label, reward in zip(labels, rewards, strict=True) if isinstance(reward, ByModel)}
+    return RewardTable(labels, tuple(config.weight for config in configs), score, models)
 
 
-def stage_rewards(stage: StageBase, name: str) -> RewardTable | None:
-    """The rewards that the stage with this name trains on; None for a kind of stage without rewards."""
+def stage_rewards(recipe: Recipe, name: str, tokenizer: Tokenizer, run: RunDirectory | None) -> RewardTable | None:
+    """The rewards that the stage with this name trains on; None for a kind of stage without rewards. `run`: the directory of
+    the run, if it is there."""
+    stage, names = recipe.stages[name], list(recipe.stages)
     if not isinstance(stage, PolicySettings):
         return None
-    return build_rewards(stage.rewards, stage.reward_timeout, f"stages.{name}.rewards")
+    earlier = (one for one in names[: names.index(name)] if recipe.stages[one].trains_reward_model)
+    context = RewardContext(tokenizer, {one: run and run.stage(one) for one in earlier})
+    return build_rewards(stage.rewards, stage.reward_timeout, f"stages.{name}.rewards", context)
+
+
+def check_reward_models(directory: StageDirectory, rewards: RewardTable | None, *, begins: bool) -> None:
+    """Record which weights the reward models of a stage have when it `begins`. Raises FledgeError if a stage that has begun
+    would go on with other ones, so that its rewards would not be those of an uninterrupted run."""
+    if rewards is None or not rewards.models:
+        return
+    file = directory.root / "reward_models.json"
+    if begins or not file.exists():
+        write_json(file, dict(rewards.models))
+        return
+    recorded = read_json(file, dict[str, str])
+    changed = [name for name, weights in rewards.models.items() if recorded.get(name) != weights]
+    if changed:
+        raise FledgeError(
+            f"the reward model of '{changed[0]}' has other weights than when this stage began",
+            where=str(file),
+            hint="put it back as it was, or start under another --name",
+        )
 
 
 def _checked(reward: Reward, answers: Sequence[DrawnAnswer], timeout: float, where: str) -> np.ndarray:

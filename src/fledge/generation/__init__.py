@@ -3,6 +3,7 @@
 from fledge.generation.engine import Engine
 from fledge.generation.loading import SwitchableEngine, find_adapter, find_adapters, load_engine
 from fledge.generation.request import Completion, FinishReason, PromptTooLongError, TokenOutput, check_prompt
+from fledge.generation.reward_model import RewardModel, load_reward_model
 from fledge.generation.sampling import SamplingParams
 from fledge.generation.scoring import score_tokens
 from fledge.generation.text_stream import TextStream, decode_stream
@@ -12,6 +13,7 @@ __all__ = [
     "Engine",
     "FinishReason",
     "PromptTooLongError",
+    "RewardModel",
     "SamplingParams",
     "SwitchableEngine",
     "TextStream",
@@ -21,5 +23,6 @@ __all__ = [
     "find_adapter",
     "find_adapters",
     "load_engine",
+    "load_reward_model",
     "score_tokens",
 ]

@@ -8,7 +8,7 @@ from fledge.errors import FledgeError
 from fledge.generation.engine import MAX_BATCH_SIZE, Engine
 from fledge.model.adapter_files import is_adapter
 from fledge.model.adapter_switch import NO_ADAPTER, AdapterSwitch
-from fledge.model.loading import base_directory, load_model, load_switch
+from fledge.model.loading import Purpose, base_directory, load_model, load_switch
 from fledge.model.protocol import LanguageModel
 from fledge.run import Log, resolve_model_path, silent
 from fledge.tokenizer import Tokenizer, load_tokenizer
@@ -85,11 +85,16 @@ def load_engine(
     return SwitchableEngine(switch, {None: folder, **adapters}, max_batch_size)
 
 
-def load_model_and_tokenizer(folder: Path, log: Log = silent) -> tuple[LanguageModel, Tokenizer]:
-    """The model of a model directory, and its tokenizer. FledgeError as `load_engine`."""
-    model = load_model(folder, log=log)
+def load_model_and_tokenizer(folder: Path, log: Log = silent, purpose: Purpose = "language") -> tuple[LanguageModel, Tokenizer]:
+    """The model of a model directory, and its tokenizer. FledgeError as `load_engine`, and for a model of another purpose."""
+    model = load_model(folder, log=log, purpose=purpose)
     base = None if model.adapter is None else model.adapter.base
     return model, _fitting_tokenizer(folder, base or folder, model)
+
+
+def tokenizer_directory(folder: Path) -> Path:
+    """The directory with the tokenizer of a model directory; an adapter of PEFT may have that of its base."""
+    return folder if (folder / "tokenizer.json").exists() or not is_adapter(folder) else base_directory(folder)
 
 
 def _fitting_tokenizer(folder: Path, base: Path, model: LanguageModel) -> Tokenizer:

@@ -27,6 +27,8 @@ FILE_PREFIX = "base_model.model."  # of the names in the file
 BASE = "fledge_base.json"  # the base's weights and place; in a file of its own, since PEFT warns of unknown keys
 FIELDS = tuple(AdapterConfig.model_fields)
 PREFIX_TENSOR = "prompt_embeddings"
+CLASSIFIER_TASK, SCORE = "SEQ_CLS", "score"  # PEFT's name of the task of reward models, and the head that is trained whole
+CLASSIFIER_HEADS = ("classifier", SCORE)  # what PEFT names in `modules_to_save` of every such adapter
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # settings of PEFT that fledge does not compute, and the values that mean "not used"
     "bias": ("none",), "fan_in_fan_out": (False,), "layers_to_transform": (None,), "layer_replication": (None,),
     "trainable_token_indices": (None,), "target_parameters": (None, []), "exclude_modules": (None, []), "lora_bias": (False,),
@@ -51,6 +53,11 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).exists()
 
 
+def gives_rewards(folder: Path) -> bool:
+    """Whether an adapter directory is one of a reward model, whose head it holds."""
+    return read_json_object(folder / CONFIG).get("task_type") == CLASSIFIER_TASK
+
+
 def read_adapter_config(folder: Path) -> Adapter:
     """The settings of an adapter directory. Raises FledgeError for a kind of adapter or a setting that fledge does not have."""
     file = folder / CONFIG
@@ -72,11 +79,18 @@ def read_adapter_config(folder: Path) -> Adapter:
         config = AdapterConfig.model_validate(values)
     except ValidationError as error:
         raise FledgeError(f"not readable: {first_line(error)}", where=str(file)) from None
+    config = with_score(config) if raw.get("task_type") == CLASSIFIER_TASK else config
     base = raw.get("base_model_name_or_path")
     if base is not None and not isinstance(base, str):
         raise FledgeError(f"base_model_name_or_path is no text: {base}", where=str(file))
     written = _record(folder).get("weights_hash")
     return Adapter(config, Path(base) if base else None, None if written is None else str(written))
+
+
+def with_score(config: AdapterConfig) -> AdapterConfig:
+    """The settings of an adapter that trains the head of a reward model, too."""
+    whole = [name for name in config.modules_to_save if name not in CLASSIFIER_HEADS]
+    return config.model_copy(update={"modules_to_save": [*whole, SCORE]})
 
 
 def find_base(folder: Path, adapter: Adapter) -> Path:
@@ -138,7 +152,7 @@ def write_adapter(folder: Path, model: LanguageModel, weights: Mapping[str, Tens
     config, base = model.adapter.config, model.adapter.base
     content = {
         "peft_type": config.peft_type,
-        "task_type": "CAUSAL_LM" if model.decoder_start is None else "SEQ_2_SEQ_LM",
+        "task_type": _task_type(model),
         "base_model_name_or_path": None if base is None else str(base),
         "inference_mode": True,
         **SETTINGS[config.peft_type](model, config),
@@ -157,6 +171,12 @@ def write_adapter(folder: Path, model: LanguageModel, weights: Mapping[str, Tens
     if tied is not None:
         tensors[FILE_PREFIX + HEAD] = tensors[tied].clone()
     write_tensors(tensors, folder / WEIGHTS)
+
+
+def _task_type(model: LanguageModel) -> str:
+    if model.score_weight is not None:
+        return CLASSIFIER_TASK
+    return "CAUSAL_LM" if model.decoder_start is None else "SEQ_2_SEQ_LM"
 
 
 def _lora_settings(model: LanguageModel, config: AdapterConfig) -> dict[str, Any]:
@@ -187,6 +207,8 @@ SETTINGS: dict[str, Callable[[LanguageModel, AdapterConfig], dict[str, Any]]] = 
 def _tied_table(model: LanguageModel) -> str | None:
     """The name in the file of a trained embedding that is the head too. PEFT has it twice then, and ties the two only if the
     settings say so."""
+    if model.score_weight is not None:
+        return None
     for name, parameter in model.named_parameters():
         if parameter is model.lm_head_weight and parameter.requires_grad and model.parameter_role(name) == "embedding":
             return file_name(model, name)

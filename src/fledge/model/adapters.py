@@ -157,7 +157,8 @@ def target_layers(model: LanguageModel, config: AdapterConfig) -> dict[str, nn.L
         chosen = _named(model, linear, config.target_modules, _ends_with_name, "target_modules")
     else:
         chosen = _named(model, linear, [config.target_modules], _fits_expression, "target_modules")
-    head = next((name for name, module in chosen.items() if module.weight is model.lm_head_weight), None)
+    own = model.lm_head_weight if model.score_weight is None else model.score_weight
+    head = next((name for name, module in chosen.items() if module.weight is own), None)
     if head is not None:
         hint = "leave it out, or train it whole: modules_to_save"
         raise FledgeError(f"the head ({head}) cannot have an adapter", where="adapter.target_modules", hint=hint)

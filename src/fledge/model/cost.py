@@ -1,6 +1,6 @@
 """The cost of a decoder, computed from its sizes: for planning before anything is built, and for MFU."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fledge.recipe.schema import ModelConfig
 
@@ -15,13 +15,16 @@ class Parameters:
     matmul: int
 
 
-def embedding_parameters(config: ModelConfig, vocab_size: int) -> int:
-    """Number of parameters of the embedding, and of the head if it is not tied to the embedding."""
+def embedding_parameters(config: ModelConfig, vocab_size: int, has_lm_head: bool = True) -> int:
+    """Number of parameters of the embedding, and of the head if it is not tied to the embedding. A reward model
+    (`has_lm_head` false) has a head of one row."""
+    if not has_lm_head:
+        return (vocab_size + 1) * config.hidden_size
     return vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
 
 
-def parameters(config: ModelConfig, vocab_size: int) -> Parameters:
-    """Parameters of a native decoder of these sizes, dense or a mixture of experts."""
+def parameters(config: ModelConfig, vocab_size: int, has_lm_head: bool = True) -> Parameters:
+    """Parameters of a native decoder of these sizes, dense or a mixture of experts. `has_lm_head`: false for a reward model."""
     width, head = config.hidden_size, config.head_size
     keys = head * config.num_key_value_heads
     attention = 2 * width * (config.attention_size + keys)
@@ -35,13 +38,13 @@ def parameters(config: ModelConfig, vocab_size: int) -> Parameters:
         router = width * (config.moe.num_experts + shared_gate)
         all_experts = router + expert * (config.moe.num_experts + config.moe.num_shared_experts)
         active_experts = router + expert * (config.moe.num_experts_per_tok + config.moe.num_shared_experts)
-    embedding, tables = vocab_size * width, embedding_parameters(config, vocab_size)
+    head_rows, tables = vocab_size if has_lm_head else 1, embedding_parameters(config, vocab_size, has_lm_head)
     layers = config.num_hidden_layers
     rest = tables + width + layers * (attention + vectors)
     return Parameters(
         total=rest + layers * all_experts,
         active=rest + layers * active_experts,
-        matmul=embedding + layers * (attention + active_experts),
+        matmul=head_rows * width + layers * (attention + active_experts),
     )
 
 
@@ -55,41 +58,57 @@ class ModelCost:
 
     A multiply-add is two operations. Only matrix products are counted: all other operations are less than a hundredth.
     `counts`: the parameters of a model that is not a native decoder; its operations and memory are estimated as for a native
-    decoder of equal sizes.
+    decoder of equal sizes. `has_lm_head`: false for a reward model, which has one row in place of one for each token.
     """
 
     config: ModelConfig
     vocab_size: int
     counts: Parameters | None = None
+    has_lm_head: bool = True
+
+    @property
+    def head_parameters(self) -> int:
+        """Parameters of the head, tied or not."""
+        return self.config.hidden_size * (self.vocab_size if self.has_lm_head else 1)
+
+    @property
+    def table_parameters(self) -> int:
+        """Parameters of embedding and head; tied ones count once."""
+        return embedding_parameters(self.config, self.vocab_size, self.has_lm_head)
 
     def parameters(self) -> Parameters:
         """Numbers of parameters."""
-        return parameters(self.config, self.vocab_size) if self.counts is None else self.counts
+        return parameters(self.config, self.vocab_size, self.has_lm_head) if self.counts is None else self.counts
 
     def with_vocabulary(self, vocab_size: int) -> "ModelCost":
         """The cost of this model with rows for another number of tokens in embedding and head."""
-        rows = embedding_parameters(self.config, vocab_size) - embedding_parameters(self.config, self.vocab_size)
-        head = (vocab_size - self.vocab_size) * self.config.hidden_size
+        other = replace(self, vocab_size=vocab_size)
+        rows = other.table_parameters - self.table_parameters
+        head = other.head_parameters - self.head_parameters
         counts = self.counts and Parameters(
             total=self.counts.total + rows, active=self.counts.active + rows, matmul=self.counts.matmul + head
         )
-        return ModelCost(self.config, vocab_size, counts)
+        return replace(other, counts=counts)
+
+    def of_reward_model(self) -> "ModelCost":
+        """The cost of the reward model that a native decoder becomes."""
+        return replace(self, has_lm_head=False)
 
     def scaling_parameters(self) -> int:
         """The N of scaling laws: active parameters without embedding and head (Kaplan et al. 2020, §2.1)."""
-        return self.parameters().active - embedding_parameters(self.config, self.vocab_size)
+        return self.parameters().active - self.table_parameters
 
     # -- operations -------------------------------------------------------------------------------------------------
 
     def head_flops(self) -> float:
-        """Operations of one token's logits: 2·width·vocabulary."""
-        return 2.0 * self.config.hidden_size * self.vocab_size
+        """Operations of one token's logits: 2·width·vocabulary; of a reward, 2·width."""
+        return 2.0 * self.head_parameters
 
     def body_flops(self, context: float) -> float:
         """Operations of one token in all blocks: 2 for each `matmul` parameter, and in attention 4·(width of all query heads)
         for each position that it attends to, on average half the context (Chowdhery et al. 2022, appendix B)."""
         config = self.config
-        matrices = self.parameters().matmul - config.hidden_size * self.vocab_size
+        matrices = self.parameters().matmul - self.head_parameters
         return 2.0 * matrices + 4.0 * config.num_hidden_layers * config.attention_size * context / 2
 
     def forward_flops(self, context: int) -> float:
@@ -130,7 +149,7 @@ class ModelCost:
         have neither."""
         if adapter is not None:
             return 4 * self.parameters().total + (8 + STATE_BYTES["adamw"]) * adapter
-        total, tables = self.parameters().total, embedding_parameters(self.config, self.vocab_size)
+        total, tables = self.parameters().total, self.table_parameters
         of_tables = STATE_BYTES["adafactor" if optimizer == "adafactor" else "adamw"]
         return 8 * total + STATE_BYTES[optimizer] * (total - tables) + of_tables * tables
 
@@ -170,8 +189,7 @@ class ModelCost:
         config, moe = self.config, self.config.moe
         if size < 4:
             router = 0 if moe is None else moe.num_experts * config.hidden_size
-            tables = config.hidden_size * self.vocab_size
-            return size * ((self._all_multiplying() - tables) / config.num_hidden_layers - router)
+            return size * ((self._all_multiplying() - self.head_parameters) / config.num_hidden_layers - router)
         return 0.0 if moe is None else size * 2 * moe.num_experts * config.intermediate_size * config.hidden_size
 
     def frozen_savings(self, stored: float, size: int, every: int = 0) -> float:
@@ -181,7 +199,7 @@ class ModelCost:
         if self.config.moe is not None:
             return 0.0
         layers = self.config.num_hidden_layers
-        numbers = self._all_multiplying() - self.config.hidden_size * self.vocab_size
+        numbers = self._all_multiplying() - self.head_parameters
         copies = (layers - len(checkpointed_layers(layers, every))) * self.weight_copies(size)
         return (4 - stored) * numbers + copies
 
@@ -223,7 +241,7 @@ class ModelCost:
         self, tokens: int, size: int, compiled: bool, optimizer: str, every: int = 0, adapter: int | None = None
     ) -> float:
         """Bytes of state and activations of a training step, without the program itself. `adapter`: as in `state_bytes`."""
-        head_gradient = 4 * self.vocab_size * self.config.hidden_size if adapter is None else 0
+        head_gradient = 4 * self.head_parameters if adapter is None else 0
         return self.state_bytes(optimizer, adapter) + self.activation_bytes(tokens, size, compiled, every) + head_gradient
 
 

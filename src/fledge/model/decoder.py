@@ -28,7 +28,7 @@ from fledge.model.moe import MoELayer, Router, RouterStats, update_biases
 from fledge.model.prefix import Prefix, PrefixedMetadata, prefixed_attention
 from fledge.model.protocol import ADAPTER_TENSORS, LanguageModel, ParameterRole, grown_table
 from fledge.model.rope import rope_frequencies, rope_magnitude
-from fledge.model.weights import file_tensors, write_model_directory
+from fledge.model.weights import HEADS, file_tensors, write_model_directory
 from fledge.recipe.schema import ModelConfig
 
 
@@ -144,7 +144,8 @@ class Decoder(LanguageModel):
 
     implementation = "native"
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+    def __init__(self, config: ModelConfig, vocab_size: int, *, has_score: bool = False) -> None:
+        """`has_score`: a reward model, with the head `score` in place of `lm_head`."""
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
         self.compute_dtype = torch.float32
@@ -154,7 +155,9 @@ class Decoder(LanguageModel):
         self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, vocab_size, bias=False)
+        is_tied = config.tie_word_embeddings or has_score
+        self.lm_head = None if is_tied else Linear(config.hidden_size, vocab_size, bias=False)
+        self.score = Linear(config.hidden_size, 1, bias=False) if has_score else None
         self.prefix: Prefix | None = None  # of an adapter
         self.register_buffer("frequencies", rope_frequencies(config), persistent=False)
         self.magnitude = rope_magnitude(config)
@@ -243,10 +246,28 @@ class Decoder(LanguageModel):
     def lm_head_weight(self) -> Tensor:
         """The matrix of the head [V, D]; the embedding matrix if they are tied. Raises FledgeError if another module wraps the
         head: losses and logits are products with this matrix, a chunk at a time, and would not call the module."""
+        assert self.score is None, "a reward model has no head for tokens"
         head = self.embed_tokens if self.lm_head is None else self.lm_head
         if type(head) not in (nn.Embedding, Linear):
             raise FledgeError(f"the head of the model is a {type(head).__name__}, which cannot be used as one matrix")
         return head.weight
+
+    @property
+    def score_weight(self) -> Tensor | None:
+        """The matrix [1, D] of a reward model's head; None: a language model."""
+        return None if self.score is None else self.score.weight
+
+    def become_reward_model(self, seed: int) -> None:
+        """Put the head `score` in the place of `lm_head` (`LanguageModel.become_reward_model`)."""
+        self.lm_head, self.score = None, Linear(self.config.hidden_size, 1, bias=False)
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(self.score.weight, 0.0, self.config.initializer_range, generator=generator)
+        self.score.to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return self.embed_tokens.weight.device
 
     @property
     def draws_random_numbers(self) -> bool:
@@ -283,15 +304,15 @@ class Decoder(LanguageModel):
     # -- parameters -----------------------------------------------------------------------------------------------------
 
     def file_name(self, name: str) -> str:
-        """The name with `model.` before it, except for the head."""
-        return name if name.split(".")[0] == "lm_head" else f"model.{name}"
+        """The name with `model.` before it, except for a head."""
+        return name if f"{name}.".startswith(HEADS) else f"model.{name}"
 
     def parameter_role(self, name: str) -> ParameterRole:
         """The role of a parameter, by the module that owns it and by its shape."""
         parameter, owner = self.get_parameter(name), self.get_submodule(name.rpartition(".")[0])
         if owner is self.embed_tokens:
             return "embedding"
-        if owner is self.lm_head:
+        if owner is self.lm_head or owner is self.score:
             return "head"
         if name.rpartition(".")[2] in ADAPTER_TENSORS:
             return "adapter"
@@ -302,7 +323,7 @@ class Decoder(LanguageModel):
     @property
     def cost(self) -> ModelCost:
         """The cost of a decoder of these sizes."""
-        return ModelCost(self.config, self.vocab_size)
+        return ModelCost(self.config, self.vocab_size, has_lm_head=self.score is None)
 
     def grow_vocabulary(self, vocab_size: int) -> None:
         """Add rows to embedding and head (`LanguageModel.grow_vocabulary`)."""
@@ -327,13 +348,14 @@ class Decoder(LanguageModel):
         self, folder: Path, *, bos: int | None, eos: list[int], pad: int, weights: Mapping[str, Tensor] | None = None
     ) -> None:
         """Write config.json, generation_config.json and model.safetensors (float32)."""
-        config = hf_config(self.config, self.vocab_size, bos=bos, eos=eos, pad=pad)
+        is_reward_model = self.score is not None
+        config = hf_config(self.config, self.vocab_size, bos=bos, eos=eos, pad=pad, is_reward_model=is_reward_model)
         weights = self.state_dict() if weights is None else weights
         write_model_directory(folder, config, weights, self.generation_settings)
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> "Decoder":
         """A new decoder with the weights of a `state_dict`; sizes, device and settings are copied from this one."""
-        copy = Decoder(self.config, self.vocab_size).to(self.device)
+        copy = Decoder(self.config, self.vocab_size, has_score=self.score is not None).to(self.device)
         copy.load_state_dict(weights)
         copy.compute_dtype, copy.generation_settings = self.compute_dtype, self.generation_settings
         copy.set_attention_backend(self.attention)

@@ -20,6 +20,7 @@ from fledge.run.file_kinds import model_file_hint
 from fledge.run.input_files import check_regular_file, hub_name_error
 
 MAX_JSON_BYTES = 2**26  # of config.json and of an index of weights
+LANGUAGE_MODEL, CLASSIFIER = "ForCausalLM", "ForSequenceClassification"  # ends of the names of architectures
 TRANSFORMERS_HINT = "set model.implementation to auto or transformers: the library transformers may compute it"
 
 
@@ -30,13 +31,19 @@ class NotCoveredError(FledgeError):
 # -- writing ------------------------------------------------------------------------------------------------------------
 
 
-def hf_config(config: ModelConfig, vocab_size: int, *, bos: int | None, eos: list[int], pad: int) -> dict[str, Any]:
+def hf_config(
+    config: ModelConfig, vocab_size: int, *, bos: int | None, eos: list[int], pad: int, is_reward_model: bool = False
+) -> dict[str, Any]:
     """config.json of the architecture that has the parts of a decoder of these sizes. RoPE is written in the old and the
-    new place, because older readers take a default where they find only the new one."""
+    new place, because older readers take a default where they find only the new one. A reward model is a classifier with one
+    label."""
     name, architecture = _architecture(config)
     scaling = _scaling_keys(config.rope_scaling)
+    if is_reward_model:
+        name = name.removesuffix(LANGUAGE_MODEL) + CLASSIFIER
     return {
         "architectures": [name],
+        **({"id2label": {"0": "reward"}, "label2id": {"reward": 0}} if is_reward_model else {}),
         "model_type": architecture.model_type,
         "vocab_size": vocab_size,
         "hidden_size": config.hidden_size,
@@ -117,6 +124,8 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
     raw = read_config_json(folder)
     check_config_types(raw, str(path))
     architecture = (raw.get("architectures") or ["?"])[0]
+    if architecture.endswith(CLASSIFIER):
+        architecture = architecture.removesuffix(CLASSIFIER) + LANGUAGE_MODEL
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         what = f"the native decoder does not cover {architecture} (it covers {known})"
@@ -138,6 +147,25 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
         problem = error.errors()[0]
         key = "".join(f"{name}: " for name in problem["loc"])
         raise FledgeError(key + problem["msg"].removeprefix("Value error, "), where=str(path)) from None
+
+
+def is_classifier(folder: Path) -> bool:
+    """Whether the model in a directory is a classifier of texts, as reward models are. Raises FledgeError for one with several
+    labels, and as `read_config_json`."""
+    raw = read_config_json(folder)
+    check_config_types(raw, str(folder / "config.json"))
+    architecture = str((raw.get("architectures") or ["?"])[0])
+    if not architecture.endswith(CLASSIFIER):
+        return False
+    given = raw.get("id2label")
+    labels = len(given) if isinstance(given, dict) else raw.get("num_labels", 2)  # 2: transformers' default
+    if labels != 1:
+        raise FledgeError(
+            f"this {architecture} tells {labels} classes apart, and a reward model gives one number",
+            where=str(folder / "config.json"),
+            hint="name a model with one label (num_labels 1)",
+        )
+    return True
 
 
 def read_config_json(folder: Path) -> dict[str, Any]:

@@ -5,10 +5,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Literal
 
 from fledge.errors import FledgeError
 from fledge.model import huggingface_loading, pretrained
-from fledge.model.adapter_files import BASE, CONFIG, find_base, is_adapter, load_adapter_weights, read_adapter_config
+from fledge.model.adapter_files import (
+    BASE,
+    CONFIG,
+    find_base,
+    gives_rewards,
+    is_adapter,
+    load_adapter_weights,
+    read_adapter_config,
+)
 from fledge.model.adapter_switch import AdapterSwitch
 from fledge.model.adapters import attach_adapter
 from fledge.model.cost import ModelCost
@@ -19,12 +28,15 @@ from fledge.model.encoder_decoder import (
     load_encoder_decoder,
 )
 from fledge.model.frozen_weights import quantize_matrices
-from fledge.model.hf_config import NotCoveredError, read_config
+from fledge.model.hf_config import NotCoveredError, is_classifier, read_config
 from fledge.model.protocol import Adapter, LanguageModel
 from fledge.model.weight_files import weights_hash
 from fledge.recipe.schema import QuantizationConfig, RuntimeConfig
 from fledge.run.console import Log, silent
 from fledge.tokenizer.settings import read_decoder_start
+
+Purpose = Literal["language", "rewards", "any"]
+"""What a model is to be: one that writes, one that gives rewards, or either."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,7 @@ class Implementation:
 
 def _describe_native(folder: Path) -> ModelCost:
     config, vocab_size = read_config(folder)
-    return ModelCost(config, vocab_size)
+    return ModelCost(config, vocab_size, has_lm_head=not is_classifier(folder))
 
 
 def _load_native(folder: Path, finite: bool, quantization: QuantizationConfig | None) -> LanguageModel:
@@ -104,21 +116,47 @@ def choose_implementation(folder: Path, requested: str = "auto", log: Log = sile
     return "encoder-decoder" if is_encoder_decoder(folder) else "transformers"
 
 
+def is_reward_model(folder: Path) -> bool:
+    """Whether a model directory, or an adapter, gives rewards. FledgeError without a readable configuration."""
+    return gives_rewards(folder) if is_adapter(folder) else is_classifier(folder)
+
+
+def check_purpose(folder: Path, purpose: Purpose) -> None:
+    """Raise FledgeError for a reward model where a model that writes is needed, and the reverse."""
+    if purpose == "any" or is_reward_model(folder) == (purpose == "rewards"):
+        return
+    if purpose == "language":
+        raise FledgeError(
+            "this is a reward model: it gives a number for an answer, and writes none",
+            where=str(folder),
+            hint="name the model that writes; this one can be a reward of a grpo stage, or choose answers: fledge score "
+            "--reward-model",
+        )
+    raise FledgeError(
+        "this is a language model and no reward model: it has no head that gives one number",
+        where=str(folder),
+        hint="train a reward model on pairs with a stage of kind reward; a model that a preference stage has trained is none",
+    )
+
+
 def load_model(
     folder: str | Path,
     implementation: str = "auto",
     log: Log = silent,
     *,
+    purpose: Purpose = "language",
     finite: bool = True,
     min_vocab_size: int = 0,
     quantization: QuantizationConfig | None = None,
 ) -> LanguageModel:
-    """Load a model directory with float32 parameters on the CPU. Raises FledgeError if it cannot be loaded.
+    """Load a model directory with float32 parameters on the CPU. Raises FledgeError if it cannot be loaded, and if it is not
+    what `purpose` says.
 
     `finite`: refuse values that are not finite. The guards of a run decide about those of its own checkpoints.
     `min_vocab_size`: tokens that it must have rows for; a smaller vocabulary grows.
     `quantization`: keep the matrices of the blocks in 4 bits, those beside an adapter too."""
     folder = Path(folder)
+    check_purpose(folder, purpose)
     if is_adapter(folder):
         return _load_adapted(folder, implementation, log, finite, quantization)
     model = IMPLEMENTATIONS[choose_implementation(folder, implementation, log)].load(folder, finite, quantization)
@@ -134,7 +172,11 @@ def _load_adapted(
     adapter was trained on."""
     adapter, base = read_adapter_config(folder), base_directory(folder)
     _check_base(folder, adapter, base, weights_hash)
-    model = load_model(base, implementation, log, quantization=quantization)
+    rewards = gives_rewards(folder)
+    purpose = "any" if rewards else "language"
+    model = load_model(base, implementation, log, purpose=purpose, quantization=quantization)
+    if rewards and model.score_weight is None:
+        model.become_reward_model(seed=0)  # the adapter has the head
     _attach(folder, replace(adapter, base=base), model, finite)
     return model
 
@@ -185,6 +227,7 @@ def load_switch(folder: Path, adapters: Mapping[str, Path], implementation: str 
     switch, hash_of = AdapterSwitch(load_model(folder, implementation, log)), cache(weights_hash)
     for name, source in adapters.items():
         adapter = read_adapter_config(source)
+        check_purpose(source, "language")
         _check_switched(source, adapter, folder, hash_of, log)
         with _named_file(source):
             switch.add(name, replace(adapter, base=folder), partial(_attach, source))
@@ -205,8 +248,11 @@ def _check_switched(folder: Path, adapter: Adapter, base: Path, hash_of: Callabl
         raise _other_base(folder, base, f"it names {own} as its base model; use it with that one")
 
 
-def describe_model(folder: Path, implementation: str = "auto", log: Log = silent) -> ModelDescription:
+def describe_model(
+    folder: Path, implementation: str = "auto", log: Log = silent, *, purpose: Purpose = "language"
+) -> ModelDescription:
     """Implementation, sizes, vocabulary and cost of the model in a directory. FledgeError as `load_model`."""
+    check_purpose(folder, purpose)
     if is_adapter(folder):
         folder = base_directory(folder)
     chosen = choose_implementation(folder, implementation, log)

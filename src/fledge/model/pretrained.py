@@ -12,7 +12,7 @@ from fledge.errors import FledgeError
 from fledge.model.cost import parameters
 from fledge.model.decoder import Decoder
 from fledge.model.frozen_weights import quantize_layer
-from fledge.model.hf_config import TRANSFORMERS_HINT, read_config
+from fledge.model.hf_config import TRANSFORMERS_HINT, is_classifier, read_config
 from fledge.model.protocol import matrix_layers
 from fledge.model.weight_files import (
     EMBEDDING,
@@ -45,17 +45,17 @@ def from_pretrained(
     that are not finite. All but the last two are told from the headers, before memory is allocated.
     """
     folder = Path(folder)
-    config, vocab_size = read_config(folder)
+    (config, vocab_size), has_score = read_config(folder), is_classifier(folder)
     headers = read_headers(folder)
-    check_sizes(headers, parameters(config, vocab_size).total, folder)
-    expected = _check_tensors(headers, config, vocab_size, folder)
-    model = Decoder(config, vocab_size)
+    check_sizes(headers, parameters(config, vocab_size, not has_score).total, folder)
+    expected = _check_tensors(headers, config, vocab_size, has_score, folder)
+    model = Decoder(config, vocab_size, has_score=has_score)
     model.generation_settings = read_generation_settings(folder)
     targets, head = file_tensors(model.state_dict()), None
     layers = {} if quantization is None else {model.file_name(f"{name}.weight"): name for name in matrix_layers(model)}
     for shard in headers.files:
         for name, tensor in read_tensors(shard):
-            if name == HEAD and config.tie_word_embeddings:
+            if name == HEAD and name not in expected:
                 head = tensor
             elif name in expected:
                 with torch.no_grad():
@@ -70,23 +70,25 @@ def from_pretrained(
     return model.to(device)
 
 
-def file_shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of a decoder's tensors by their names in the files. Nothing is allocated."""
+def file_shapes(config: ModelConfig, vocab_size: int, has_score: bool = False) -> dict[str, tuple[int, ...]]:
+    """The shapes of a decoder's tensors by their names in the files; `has_score`: of a reward model. Nothing is allocated."""
     with torch.device("meta"):
-        decoder = Decoder(config, vocab_size)
+        decoder = Decoder(config, vocab_size, has_score=has_score)
     return {name: tuple(tensor.shape) for name, tensor in file_tensors(decoder.state_dict()).items()}
 
 
-def _check_tensors(headers: WeightHeaders, config: ModelConfig, vocab_size: int, folder: Path) -> dict[str, tuple[int, ...]]:
+def _check_tensors(
+    headers: WeightHeaders, config: ModelConfig, vocab_size: int, has_score: bool, folder: Path
+) -> dict[str, tuple[int, ...]]:
     """The names and shapes of the decoder's tensors. FledgeError if the files have others."""
-    expected = file_shapes(config, vocab_size)
+    expected = file_shapes(config, vocab_size, has_score)
     missing = sorted(name for name in expected if name not in headers.tensors)
-    ignored = {HEAD} if config.tie_word_embeddings else set()
+    ignored = {HEAD} if config.tie_word_embeddings and not has_score else set()
     others = (name for name in headers.tensors if name not in expected and name not in ignored)
     surplus = sorted(name for name in others if not name.endswith(DERIVED))
     if missing or surplus:
         problem = f"missing {missing[:3]}" if missing else f"unknown {surplus[:3]}"
-        total = parameters(config, vocab_size).total
+        total = parameters(config, vocab_size, not has_score).total
         raise FledgeError(
             f"the weights do not fit the configuration: {problem} (it describes {total:,} parameters, the files have "
             f"{headers.numbers:,})",

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
 from fledge.model.moe import RouterStats
 from fledge.model.prefix import Prefix
@@ -106,6 +107,26 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def lm_head_weight(self) -> Tensor:
         """The matrix [V, D] of the head, for logits = hidden · matrixᵀ; the embedding matrix if they are tied."""
+
+    @property
+    def score_weight(self) -> Tensor | None:
+        """The matrix [1, D] of a reward model's head, for reward = matrix · hidden; None: a language model. A reward model has
+        no head for tokens."""
+        return None
+
+    def rewards(self, hidden: Tensor) -> Tensor:
+        """Rewards [...] in float32 of hidden states [..., D] of a reward model."""
+        assert self.score_weight is not None, "a language model gives no rewards"
+        return F.linear(hidden, self.score_weight.to(hidden.dtype)).float()[..., 0]
+
+    def become_reward_model(self, seed: int) -> None:
+        """Replace the head for tokens by one that gives a reward, drawn from Normal(0, initializer_range) as a function of the
+        seed. Raises FledgeError for a model that is not fledge's own decoder."""
+        raise FledgeError(
+            "transformers computes this model, and a reward model needs fledge's own decoder",
+            where="model",
+            hint="start from a Llama- or Qwen-shaped model",
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] in float32 of hidden states [..., D]."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from fledge.model.hf_config import read_json_object
 from fledge.run.text_files import give_usual_mode, write_and_verify
 
+HEADS = ("lm_head.", "score.")  # beginnings of names outside `model.`
 STACKED = re.compile(r"(.*\.mlp\.experts)\.(gate_proj|up_proj|down_proj)")
 
 
@@ -48,7 +49,7 @@ def file_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     tensors."""
     named: dict[str, Tensor] = {}
     for name, tensor in weights.items():
-        full = name if name.startswith("lm_head.") else f"model.{name}"
+        full = name if name.startswith(HEADS) else f"model.{name}"
         if stack := STACKED.fullmatch(full):
             for expert, matrix in enumerate(tensor):
                 named[f"{stack[1]}.{expert}.{stack[2]}.weight"] = matrix

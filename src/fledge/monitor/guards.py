@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from fledge.monitor.policy_rules import EntropyCollapse, LengthHacking, RewardHacking, equal_groups, truncated
-from fledge.monitor.preference_rules import Displacement, LengthBias, NoPreference
+from fledge.monitor.preference_rules import ChanceAccuracy, Displacement, LengthBias, NoPreference
 from fledge.monitor.rules import (
     Divergence,
     Event,
@@ -17,7 +17,7 @@ from fledge.monitor.rules import (
     ValidationIncrease,
 )
 from fledge.monitor.thresholds import LowDisk, MaxTime, PassRate, Repetition
-from fledge.recipe.sections.guards import CommonGuards, GuardsConfig
+from fledge.recipe.sections.guards import CommonGuards, GuardsConfig, RewardGuardsConfig
 from fledge.recipe.sections.policy_guards import PolicyGuardsConfig
 
 Actions = list[tuple[str, Rule]]
@@ -34,6 +34,15 @@ def of_given_rows(config: GuardsConfig) -> Actions:
     ]
 
 
+def of_reward_models(config: RewardGuardsConfig) -> Actions:
+    """The rules of stages that train a reward model."""
+    return [
+        (config.validation_increase.action, ValidationIncrease(config.validation_increase)),
+        (config.length_bias.action, LengthBias(config.length_bias)),
+        (config.chance_accuracy.action, ChanceAccuracy(config.chance_accuracy)),
+    ]
+
+
 def of_policies(config: PolicyGuardsConfig) -> Actions:
     """The rules of stages that train on rewards."""
     return [
@@ -45,7 +54,11 @@ def of_policies(config: PolicyGuardsConfig) -> Actions:
     ]
 
 
-OF_KINDS: dict[type[CommonGuards], Callable[[Any], Actions]] = {GuardsConfig: of_given_rows, PolicyGuardsConfig: of_policies}
+OF_KINDS: dict[type[CommonGuards], Callable[[Any], Actions]] = {
+    GuardsConfig: of_given_rows,
+    RewardGuardsConfig: of_reward_models,
+    PolicyGuardsConfig: of_policies,
+}
 """The rules that only some kinds of stage have, by the section of the recipe."""
 
 

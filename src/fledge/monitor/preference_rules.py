@@ -1,11 +1,12 @@
 """The rules of the guards that watch a stage on preferences: whether the model learns to prefer, and what it gives up for it.
 
-They read the metrics of `objective.preference` and `objective.kto` and find nothing in the events of other stages.
+They read the metrics of `objective.preference`, `objective.kto` and `objective.reward`, and find nothing in the events of other
+stages.
 """
 
 from fledge.monitor.rules import Event, GuardTrigger, Rule, trigger
 from fledge.monitor.window_means import WindowMeans
-from fledge.recipe.sections.guards import DisplacementGuard, LengthBiasGuard, NoPreferenceGuard
+from fledge.recipe.sections.guards import ChanceAccuracyGuard, DisplacementGuard, LengthBiasGuard, NoPreferenceGuard
 
 MIN_STEPS = 20  # of a stage in which growth can be expected
 MOST_WRONG = 0.5  # accuracy below which most pairs are wrong
@@ -35,24 +36,33 @@ class Displacement(Rule):
 
 class LengthBias(Rule):
     """Triggers when the margins of the rewards follow the difference in length and most pairs with a shorter chosen answer are
-    wrong (length exploitation: Park et al. 2024). Once per stage."""
+    wrong (length exploitation: Park et al. 2024); for a reward model, also when short answers are rewarded and most pairs with
+    a longer chosen answer are wrong. Once per stage."""
 
     def __init__(self, config: LengthBiasGuard) -> None:
         self.config, self.reported = config, False
-        self.means = WindowMeans(("train/length_correlation", "train/rewards/accuracies_shorter"), config.window)
+        correlation = "train/length_correlation"
+        self.directions = (  # the pairs that are wrong, the sign of the correlation, the means
+            ("shorter", 1, WindowMeans((correlation, "train/rewards/accuracies_shorter"), config.window)),
+            ("longer", -1, WindowMeans((correlation, "train/rewards/accuracies_longer"), config.window)),
+        )
 
     def update(self, event: Event) -> GuardTrigger | None:
         """A trigger the first time that the means of the last steps say so."""
-        means = self.means.add(event)
-        if means is None or self.reported or means[0] <= self.config.max_correlation or means[1] >= MOST_WRONG:
-            return None
-        self.reported = True
-        message = (
-            f"the rewards follow the length of the answers: over {self.config.window} steps, margin and difference in length "
-            f"are correlated by {means[0]:.2f}, and of the pairs with a shorter chosen answer only {means[1]:.0%} are right"
-        )
-        evidence = {"correlation": means[0], "accuracy_shorter": means[1]}
-        return trigger("length_bias", self.config.action, message, event, evidence=evidence, stop_scope="stage")
+        found = [(which, sign, means.add(event)) for which, sign, means in self.directions]
+        for which, sign, means in found:
+            follows = means is not None and sign * means[0] > self.config.max_correlation and means[1] < MOST_WRONG
+            if means is None or not follows or self.reported:
+                continue
+            self.reported = True
+            message = (
+                f"the rewards follow the length of the answers: over {self.config.window} steps, margin and difference in "
+                f"length are correlated by {means[0]:.2f}, and of the pairs with a {which} chosen answer only {means[1]:.0%} "
+                "are right"
+            )
+            evidence = {"correlation": means[0], f"accuracy_{which}": means[1]}
+            return trigger("length_bias", self.config.action, message, event, evidence=evidence, stop_scope="stage")
+        return None
 
 
 class NoPreference(Rule):
@@ -93,3 +103,29 @@ class NoPreference(Rule):
         if not self.margins.is_empty or log_odds is None or self.first is None:
             return None
         return log_odds[0] - self.first
+
+
+class ChanceAccuracy(Rule):
+    """Triggers when, in the second half of a stage of at least MIN_STEPS steps, a reward model is right in too few pairs. Once
+    per stage."""
+
+    def __init__(self, config: ChanceAccuracyGuard) -> None:
+        self.config, self.total_steps, self.reported = config, 0, False
+        self.means = WindowMeans(("train/rewards/accuracies", "train/rewards/margins"), config.window)
+
+    def update(self, event: Event) -> GuardTrigger | None:
+        """A trigger the first time that the mean accuracy of the last steps is that low."""
+        if event["kind"] == "start":
+            self.total_steps = event["steps"]
+        means = self.means.add(event)
+        late = event["step"] > max(self.total_steps // 2, self.config.window) and self.total_steps >= MIN_STEPS
+        if means is None or not late or self.reported or means[0] >= self.config.min_accuracy:
+            return None
+        self.reported = True
+        why = "hardly more than by chance" if means[0] >= MOST_WRONG - 0.05 else "chosen and rejected answers may be swapped"
+        message = (
+            f"after {event['step']:,} of {self.total_steps:,} steps the reward model is right in {means[0]:.0%} of the pairs, "
+            f"over {self.config.window} steps: {why}"
+        )
+        evidence = {"accuracy": means[0], "margin": means[1]}
+        return trigger("chance_accuracy", self.config.action, message, event, evidence=evidence, stop_scope="stage")

@@ -80,13 +80,18 @@ REMEDIES: dict[str, Remedy] = {
         keep_chosen_likely,
     ),
     "length_bias": Remedy(
-        "the data rewards length: `fledge data check` shows how often the longer answer is the chosen one; loss_type "
-        "sigmoid_norm or simpo averages over tokens",
+        "the data rewards length: `fledge data check` shows how often the longer answer is the chosen one; add "
+        "pairs of the opposite kind, or in a preference stage average over tokens with loss_type sigmoid_norm or simpo",
         average_over_tokens,
     ),
     "no_preference": Remedy(
         "raise optimizer.learning_rate or train longer; where the margin is negative, look at chosen and rejected with `fledge "
         "data show`",
+        raise_learning_rate,
+    ),
+    "chance_accuracy": Remedy(
+        "raise optimizer.learning_rate or train longer; look at chosen and rejected with `fledge data show`, and at the "
+        "baselines of `fledge data check`: the answers may not differ in what the model can see",
         raise_learning_rate,
     ),
     "reward_hacking": Remedy(

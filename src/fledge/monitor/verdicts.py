@@ -251,6 +251,22 @@ def _no_reward_gained(outcome: StageOutcome) -> Finding | None:
     )
 
 
+def no_better_than_length(outcome: StageOutcome) -> Finding | None:
+    """A reward model tells the chosen from the rejected answers no better than their lengths do."""
+    accuracy, baseline = outcome.after.get("rewards/accuracies"), outcome.after.get("length_baseline")
+    if accuracy is None or baseline is None or accuracy > baseline:
+        return None
+    return _verdict(
+        "no_better_than_length",
+        "warning",
+        f"the reward model is right in {accuracy:.1%} of the validation pairs, and the length of the answers alone in "
+        f"{baseline:.1%}: it may have learned the length",
+        "compare rewards/accuracies_shorter and rewards/accuracies_longer, and add pairs of the opposite kind",
+        accuracy=accuracy,
+        length_baseline=baseline,
+    )
+
+
 def few_validation_rows(outcome: StageOutcome) -> Finding | None:
     """So few validation rows that their loss depends on which rows these are."""
     rows = outcome.validation_rows
@@ -289,6 +305,7 @@ RULES: tuple[Callable[[StageOutcome], Finding | None], ...] = (
     worse_than_start,
     worse_than_best,
     nothing_learned,
+    no_better_than_length,
     few_validation_rows,
     equal_answers,
 )

@@ -7,6 +7,7 @@ from fledge.objective.language import CausalLMObjective, target_metrics
 from fledge.objective.policy import PolicyObjective
 from fledge.objective.preference import DPOObjective, sequence_log_probabilities
 from fledge.objective.preference_losses import PREFERENCE_LOSSES, LossParams, PairLogps
+from fledge.objective.reward import RewardObjective
 
 __all__ = [
     "BUILDERS",
@@ -21,6 +22,7 @@ __all__ = [
     "PairLogps",
     "PolicyObjective",
     "Ratio",
+    "RewardObjective",
     "build_objective",
     "sequence_log_probabilities",
     "target_metrics",

@@ -18,6 +18,7 @@ WindowBatches = Callable[[], Iterable[tuple[Batch, bool]]]
 SumOverRanks = Callable[[Sequence[float]], Sequence[float]]
 LENGTH_CORRELATION = "length_correlation"
 CORRELATED = "correlate/"  # prefix of the metrics that a correlation is made of
+SQUARES = "squares/"  # prefix of the metrics that a standard deviation is made of, with the mean
 
 
 def as_number(value: Number) -> Number:
@@ -81,14 +82,37 @@ class Ratio:
 
 
 def correlation_terms(x: Tensor, y: Tensor, count: float) -> dict[str, Ratio]:
-    """The metrics from which `with_correlation` makes Pearson's correlation of x [n] and y [n]."""
+    """The metrics from which `with_derived` makes Pearson's correlation of x [n] and y [n]."""
     terms = {"x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y}
     return {f"{CORRELATED}{name}": Ratio(values.sum(), count) for name, values in terms.items()}
 
 
-def with_correlation(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics with `length_correlation` in place of the terms of `correlation_terms`, if these are among them; nan where x
-    or y does not vary. Values may be scalar tensors."""
+def spread_terms(mean: str, deviation: str, values: Tensor, count: float) -> dict[str, Ratio]:
+    """The metric `mean` of values [n], and the one from which `with_derived` makes their standard deviation `deviation`."""
+    return {mean: Ratio(values.sum(), count), f"{SQUARES}{mean} {deviation}": Ratio((values * values).sum(), count)}
+
+
+def with_derived(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics with `length_correlation` in place of the terms of `correlation_terms`, and with standard deviations in
+    place of the mean squares of `spread_terms`. Values may be scalar tensors."""
+    return _with_correlation(_with_spreads(metrics))
+
+
+def _with_spreads(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    derived: dict[str, Any] = {}
+    for name, value in metrics.items():
+        if not name.startswith(SQUARES):
+            derived[name] = value
+            continue
+        mean, deviation = name.removeprefix(SQUARES).split(" ")
+        variance = torch.as_tensor(value, dtype=torch.float64) - torch.as_tensor(metrics[mean], dtype=torch.float64) ** 2
+        spread = variance.clamp(min=0).sqrt()
+        derived[deviation] = spread if isinstance(value, Tensor) else float(spread)
+    return derived
+
+
+def _with_correlation(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics with `length_correlation`, which is nan where x or y does not vary."""
     terms = {name.removeprefix(CORRELATED): value for name, value in metrics.items() if name.startswith(CORRELATED)}
     others = {name: value for name, value in metrics.items() if not name.startswith(CORRELATED)}
     if not terms:
@@ -114,7 +138,10 @@ class LossOutput:
 
     def metric_numbers(self) -> dict[str, Ratio]:
         """The metrics, each with `as_number` of its total and its count."""
-        return {name: Ratio(as_number(ratio.total), as_number(ratio.count)) for name, ratio in self.metrics.items()}
+        return {
+            name: replace(ratio, total=as_number(ratio.total), count=as_number(ratio.count))
+            for name, ratio in self.metrics.items()
+        }
 
     def detached(self) -> "LossOutput":
         """The output without its graph, which is freed once the gradients exist; `aux_loss` is dropped."""

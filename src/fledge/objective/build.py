@@ -14,7 +14,8 @@ from fledge.objective.kto import KTOObjective
 from fledge.objective.language import CausalLMObjective
 from fledge.objective.policy import PolicyObjective
 from fledge.objective.preference import DPOObjective, Reference
-from fledge.recipe.schema import GrpoStage, KtoStage, PreferenceStage, PretrainStage, SftStage, StageBase
+from fledge.objective.reward import RewardObjective
+from fledge.recipe.schema import GrpoStage, KtoStage, PreferenceStage, PretrainStage, RewardStage, SftStage, StageBase
 
 StageT = TypeVar("StageT", bound=StageBase, covariant=True)
 
@@ -70,6 +71,17 @@ def build_kto(context: ObjectiveContext[KtoStage]) -> Objective:
     )
 
 
+def build_reward(context: ObjectiveContext[RewardStage]) -> Objective:
+    """The loss of a reward model on pairs."""
+    margins = context.data.examples.margins
+    assert margins is not None
+    return RewardObjective(
+        margins=torch.from_numpy(margins),
+        pad=context.data.pad,
+        center_rewards_coefficient=context.stage.center_rewards_coefficient,
+    )
+
+
 def build_policy(context: ObjectiveContext[GrpoStage]) -> Objective:
     """The clipped objective of drawn answers, with a reference where the recipe asks for a KL term."""
     stage = context.stage
@@ -96,6 +108,7 @@ BUILDERS: dict[str, Callable[[ObjectiveContext[Any]], Objective]] = {
     "sft": build_causal_lm,
     "preference": build_preference,
     "kto": build_kto,
+    "reward": build_reward,
     "grpo": build_policy,
 }
 

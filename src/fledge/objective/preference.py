@@ -39,10 +39,7 @@ def sequence_log_probabilities(model: LanguageModel, batch: Batch) -> tuple[Tens
 def sequence_logps_with_router_stats(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor, RouterStats | None]:
     """The results of `sequence_log_probabilities`, and the router statistics of a mixture of experts (None: a dense model)."""
     logps, routing = target_log_probabilities(model, batch)
-    index = batch.target_index
-    weights = batch.loss_weights.flatten()[index]
-    owner = batch.sequence_ids.flatten()[index]
-    ends = torch.searchsorted(owner, torch.arange(batch.num_sequences + 1, device=owner.device))
+    weights, ends = _targets_by_sequence(batch)
     return _segment_sums(logps * weights, ends), _segment_sums(weights, ends), routing
 
 
@@ -55,6 +52,19 @@ def _segment_sums(values: Tensor, ends: Tensor) -> Tensor:
 def by_pair(values: Tensor, batch: Batch) -> Tensor:
     """Values [S] of the sequences of a batch of pairs, as [pairs, 2]: chosen, rejected."""
     return values.view(len(batch.examples), PAIR)
+
+
+def completion_lengths(batch: Batch) -> Tensor:
+    """The summed weight [S] of the targets of each sequence."""
+    return _segment_sums(*_targets_by_sequence(batch))
+
+
+def _targets_by_sequence(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The weights [n] of all targets that have one, and the places [S + 1] at which each sequence begins among them."""
+    index = batch.target_index
+    owner = batch.sequence_ids.flatten()[index]
+    ends = torch.searchsorted(owner, torch.arange(batch.num_sequences + 1, device=owner.device))
+    return batch.loss_weights.flatten()[index], ends
 
 
 def chosen_only(batch: Batch) -> Batch:

@@ -4,10 +4,12 @@ from pathlib import Path
 
 from fledge.data import FORMATS
 from fledge.errors import FledgeError
+from fledge.model.decoder import Decoder
 from fledge.model.loading import ModelDescription
 from fledge.recipe import Recipe
 from fledge.tokenizer import Tokenizer
 
+NATIVE = Decoder.implementation
 OWN_KEYS = {"path", "revision", "config", "implementation"}  # of the recipe's model, which are no sizes
 
 
@@ -59,6 +61,12 @@ def _check_use(recipe: Recipe, name: str, description: ModelDescription, path: P
             f"{path} is an encoder–decoder: it learns answers to sources, and a pretrain stage has neither",
             where=f"stages.{name}.kind",
             hint="use an sft stage on prompts and responses; the span corruption of T5's pretraining is not supported",
+        )
+    if recipe.stages[name].trains_reward_model and description.implementation != NATIVE:
+        raise FledgeError(
+            f"transformers computes {path}, and a reward model needs fledge's own decoder",
+            where=f"stages.{name}.kind",
+            hint="start from a Llama- or Qwen-shaped model that it covers (model.implementation: native says what it lacks)",
         )
     if start is not None and recipe.stages[name].answers_per_example > 1:
         raise FledgeError(

@@ -32,12 +32,13 @@ class InitialWeights:
 
 def initial_weights(recipe: Recipe, name: str) -> InitialWeights:
     """The initial weights of a stage: its own `init_from`, else the previous stage; for the first stage `model.path`, else
-    fresh ones.
+    fresh ones. Only another reward stage goes on from a reward stage: for all others it is passed over.
 
     Raises KeyError if there is no stage of this name.
     """
-    names = list(recipe.stages)
-    before, init_from = names[: names.index(name)] if name in names else [], recipe.stages[name].init_from
+    names, stage = list(recipe.stages), recipe.stages[name]
+    earlier, init_from = names[: names.index(name)], stage.init_from
+    before = [one for one in earlier if stage.trains_reward_model or not recipe.stages[one].trains_reward_model]
     previous_stage = before[-1] if before and not init_from else None
     directory = init_from or (None if before else recipe.model.path)
     named = [recipe.model.path or recipe.model.config, *(recipe.stages[stage].init_from for stage in (*before, name))]

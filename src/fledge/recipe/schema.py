@@ -24,6 +24,7 @@ from fledge.recipe.sections.data import (
 from fledge.recipe.sections.engine import (
     PREFERENCE_OPTIMIZER,
     PRETRAIN_OPTIMIZER,
+    REWARD_OPTIMIZER,
     SFT_OPTIMIZER,
     BatchConfig,
     BatchWarmupConfig,
@@ -31,15 +32,16 @@ from fledge.recipe.sections.engine import (
     OptimizerConfig,
     PreferenceOptimizer,
     PretrainOptimizer,
+    RewardOptimizer,
     RuntimeConfig,
     ScheduleConfig,
     SftOptimizer,
 )
-from fledge.recipe.sections.guards import CommonGuards, GuardsConfig
+from fledge.recipe.sections.guards import CommonGuards, GuardsConfig, RewardGuardsConfig
 from fledge.recipe.sections.model import ModelConfig, MoeConfig, RopeScaling, TokenizerConfig
 from fledge.recipe.sections.policy import PolicySettings, RolloutConfig
 from fledge.recipe.sections.policy_guards import PolicyGuardsConfig
-from fledge.recipe.sections.preference import KtoSettings, PreferenceSettings
+from fledge.recipe.sections.preference import KtoSettings, PreferenceSettings, RewardSettings
 from fledge.recipe.sections.quantization import QuantizationConfig
 from fledge.recipe.sections.stage import (
     CheckpointConfig,
@@ -82,6 +84,9 @@ __all__ = [
     "PromptTestsConfig",
     "QuantizationConfig",
     "Recipe",
+    "RewardGuardsConfig",
+    "RewardOptimizer",
+    "RewardStage",
     "Role",
     "RolloutConfig",
     "RopeScaling",
@@ -138,6 +143,27 @@ class KtoStage(KtoSettings, StageBase):
     guards: GuardsConfig = GuardsConfig()  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
+class RewardStage(RewardSettings, StageBase):
+    """A reward model from pairs of answers: one number for an answer, the larger the better (Bradley & Terry 1952; Ouyang et
+    al. 2022, eq. 1)."""
+
+    kind: Literal["reward"]
+    optimizer: RewardOptimizer = OptimizerConfig(**REWARD_OPTIMIZER)
+    guards: RewardGuardsConfig = RewardGuardsConfig()  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @model_validator(mode="after")
+    def _check_no_answers(self) -> "RewardStage":
+        for key, value in (
+            ("evaluation.generated_answers", self.evaluation.generated_answers),
+            ("prompt_tests", self.prompt_tests),
+        ):
+            if value is not None:
+                raise ValueError(f"{key} needs answers, and a reward model writes none: leave it out")
+        if self.adapter is not None and self.adapter.peft_type == PREFIX:
+            raise ValueError("a reward stage has no prefix: write adapter: {peft_type: LORA}, or leave the section out")
+        return self
+
+
 class GrpoStage(PolicySettings):
     """Group relative policy optimization (Shao et al. 2024): answers drawn from the model itself are rewarded, and those above
     the mean of their group become likelier."""
@@ -145,7 +171,7 @@ class GrpoStage(PolicySettings):
     kind: Literal["grpo"]
 
 
-Stage = Annotated[PretrainStage | SftStage | PreferenceStage | KtoStage | GrpoStage, Field(discriminator="kind")]
+Stage = Annotated[PretrainStage | SftStage | PreferenceStage | KtoStage | RewardStage | GrpoStage, Field(discriminator="kind")]
 
 
 class GenerationSamplesConfig(ConfigModel):
@@ -169,6 +195,7 @@ class LoggingConfig(ConfigModel):
 UNSHARDED: tuple[tuple[Callable[[Stage], object], str], ...] = (
     (lambda stage: stage.answers_per_example > 1, " draws answers, which a sharded model cannot yet"),
     (lambda stage: stage.adapter, ".adapter cannot be sharded yet"),
+    (lambda stage: stage.trains_reward_model, " trains a reward model, which cannot be sharded yet"),
     (lambda stage: stage.kind == "kto", " of kind kto cannot be sharded yet"),
     (lambda stage: stage.measures_disentanglement, ".disentanglement is not measured on a sharded model yet"),
 )
@@ -212,7 +239,8 @@ class Recipe(ConfigModel):
                 f"stages.{name}.adapter needs a model to adapt: name its directory as model.path or stages.{name}.init_from, "
                 "or train one in a stage before"
             )
-        for (before, stage), (after, following) in pairwise(self.stages.items()):
+        in_turn = [(name, stage) for name, stage in self.stages.items() if not stage.trains_reward_model]
+        for (before, stage), (after, following) in pairwise(in_turn):
             adapters = (stage.adapter, following.adapter)
             if (
                 stage.adapter

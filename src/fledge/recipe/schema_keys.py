@@ -7,7 +7,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fledge.recipe.schema import DataConfig, GrpoStage, KtoStage, PreferenceStage, PretrainStage, Recipe, SftStage, Source
+from fledge.recipe.schema import (
+    DataConfig,
+    GrpoStage,
+    KtoStage,
+    PreferenceStage,
+    PretrainStage,
+    Recipe,
+    RewardStage,
+    SftStage,
+    Source,
+)
 
 Key = tuple[str | int, ...]
 Models = tuple[type[BaseModel], ...]  # the sections that a mapping can be: one, or all kinds of stage
@@ -17,6 +27,7 @@ KINDS: dict[str, type[BaseModel]] = {
     "sft": SftStage,
     "preference": PreferenceStage,
     "kto": KtoStage,
+    "reward": RewardStage,
     "grpo": GrpoStage,
 }
 ALIASES = {"dpo": "preference"}  # stage names that imply a kind

@@ -50,6 +50,7 @@ KINDS = {
     "sft": Text("supervised fine-tuning", "监督微调"),
     "preference": Text("preference optimisation", "偏好优化"),
     "grpo": Text("training on rewards (GRPO)", "基于奖励的训练（GRPO）"),
+    "reward": Text("reward model", "奖励模型"),
     "kto": Text("preference optimisation of labelled answers (KTO)", "带标签回答的偏好优化（KTO）"),
 }
 

@@ -1,6 +1,7 @@
 """Messages, and what a chat template makes of them: text segments with weights, and notes about what it changed."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -44,6 +45,33 @@ class Message:
     def full_content(self) -> str:
         """The content behind its reasoning in `<think>` tags: the text for templates without a place for reasoning."""
         return f"<think>\n{self.reasoning}\n</think>\n\n{self.content}" if self.reasoning else self.content
+
+
+Messages = str | Sequence[Mapping[str, str] | Message]
+"""A conversation as a user of the Python API writes it: one message of the user, or messages, also as mappings."""
+ROLES = ("system", "user", "assistant", "tool")
+
+
+def as_messages(messages: Messages) -> list[Message]:
+    """Convert one user message, or mappings with `role` and `content`, to messages. Raises FledgeError for anything else."""
+    if isinstance(messages, str):
+        return [Message("user", messages)]
+    conversation = []
+    for number, message in enumerate(messages, 1):
+        location = f"message {number}"
+        if isinstance(message, Message):
+            conversation.append(message)
+            continue
+        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+            raise FledgeError("a message has the keys role and content, and no others", where=location)
+        if message["role"] not in ROLES:
+            raise FledgeError(f"unknown role '{message['role']}'", where=location, hint=f"write one of {', '.join(ROLES)}")
+        if not isinstance(message["content"], str):
+            raise FledgeError("the content is no text", where=location)
+        conversation.append(Message(message["role"], message["content"]))
+    if not conversation:
+        raise FledgeError("the conversation is empty", where="messages")
+    return conversation
 
 
 class TextSegment(NamedTuple):

@@ -48,11 +48,12 @@ class DrawnAnswer:
 @dataclass(frozen=True)
 class RewardTable:
     """Names and weights of R rewards, and a function from n answers to their values, float64 [n, R], which raises FledgeError
-    where a reward has none."""
+    where a reward has none. `models`: fingerprints of the weights of those that are reward models, by name."""
 
     names: tuple[str, ...]
     weights: tuple[float, ...]
     score: Callable[[Sequence[DrawnAnswer]], np.ndarray]
+    models: Mapping[str, str] = field(default_factory=dict)
 
     def total(self, values: np.ndarray) -> np.ndarray:
         """Σ weight · reward [n] of values [n, R]."""

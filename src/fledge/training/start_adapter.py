@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fledge.errors import FledgeError
+from fledge.model.adapter_files import with_score
 from fledge.model.adapters import attach_adapter, check_patterns, has_same_adapter, merge_adapter, trained_parameters
 from fledge.model.frozen_weights import describe_quantized
 from fledge.model.protocol import Adapter, LanguageModel
@@ -36,6 +37,7 @@ def start_adapter(
         return
     if config is None:
         return
+    config = config if model.score_weight is None else with_score(config)
     if model.vocab_size < vocab_size:
         raise FledgeError(
             f"the model has rows for {model.vocab_size:,} tokens, the tokenizer has {vocab_size:,}: an adapter cannot add rows",
@@ -58,6 +60,11 @@ def start_adapter(
             where="adapter.num_virtual_tokens",
             hint="write fewer of them, or a smaller data.max_seq_len",
         )
+    _describe(model, log)
+
+
+def _describe(model: LanguageModel, log: Callable[[str], None]) -> None:
+    """Log how many parameters are trained, and how many of the others are in 4 bits."""
     if (quantized := describe_quantized(model)) is not None:
         log(quantized)
     trained, total = trained_parameters(model)

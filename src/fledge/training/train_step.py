@@ -20,7 +20,7 @@ from fledge.model.protocol import LanguageModel
 from fledge.monitor.phase_timer import PhaseTimer
 from fledge.monitor.update_ratio import UpdateRatioMonitor
 from fledge.objective import LossOutput, Objective
-from fledge.objective.base import with_correlation
+from fledge.objective.base import with_derived
 from fledge.optim.grad_scaler import GradScaler
 from fledge.plan.memory import is_out_of_memory
 from fledge.training.batch_source import StepBatch
@@ -99,7 +99,7 @@ class TrainStep:
         self.model, self.objective, self.optimizers = model, objective, optimizers
         self.max_grad_norm, self.seed, self.grad_scaler = max_grad_norm, seed, grad_scaler
         self.stop_requested = stop_requested
-        self.ranks, self.is_sharded = ranks or DistributedContext(), is_sharded(model.lm_head_weight)
+        self.ranks, self.is_sharded = ranks or DistributedContext(), is_sharded(next(model.parameters()))
         self.device = model.device
         self.update_ratios = UpdateRatioMonitor(model, self.ranks)
 
@@ -160,7 +160,7 @@ class TrainStep:
             name: values[0].reduction(total, count)
             for (name, values), total, count in zip(ratios.items(), totals, counts, strict=True)
         }
-        metrics = with_correlation(metrics)
+        metrics = with_derived(metrics)
         routed = [output.routing for output in outputs if output.routing is not None]
         router_stats = RouterStats.merged(routed) if routed else None
         if router_stats is not None and self.ranks.is_distributed:

@@ -32,7 +32,7 @@ def load_saved_weights(model: LanguageModel, folder: Path) -> None:
     if model.adapter is not None:
         load_adapter_weights(model, folder, finite=False)
     else:
-        load_full_state_dict(model, load_model(folder, model.implementation, finite=False).state_dict())
+        load_full_state_dict(model, load_model(folder, model.implementation, purpose="any", finite=False).state_dict())
 
 
 class TrainableModel:

@@ -341,7 +341,7 @@ class Trainer:
         if finding.check not in CHECKS_CAUSED_BY_ROWS or not self.source.prefetchable:
             return finding
         batch = self.loader.rebuild(trigger.first_bad_step - 1)
-        rows = highest_loss_rows(context.model, batch, context.locate_example, self.device, context.ranks)
+        rows = highest_loss_rows(context.model, context.objective, batch, context.locate_example, self.device, context.ranks)
         location = rows[0]["where"] if rows else ""
         if not location:
             return finding

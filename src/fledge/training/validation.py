@@ -13,7 +13,7 @@ from fledge.distributed.fsdp import reshard_after
 from fledge.errors import FledgeError
 from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective import Objective, Ratio
-from fledge.objective.base import LENGTH_CORRELATION, read_numbers, with_correlation
+from fledge.objective.base import LENGTH_CORRELATION, read_numbers, with_derived
 from fledge.training.batch_loader import on_device
 from fledge.training.train_step import StopRequested
 
@@ -22,6 +22,7 @@ CONSOLE_METRICS = {  # in this order, where the objective has them
     "perplexity": "perplexity {:.4g}",
     "token_accuracy": "token accuracy {:.1%}",
     "rewards/accuracies": "pairs right {:.1%}",
+    "length_baseline": "by length alone {:.1%}",
     "reward": "reward {:.3f}",
     "exact_match": "exact answers {:.1%}",
     "valid_json": "valid JSON {:.1%}",
@@ -87,7 +88,7 @@ def validate(
         for batch, counts in batches():
             for name, ratio in objective.evaluate(model, batch).items():
                 sums[name] = sums.get(name, ratio.zeroed()) + (ratio if counts else ratio.zeroed())
-    metrics = with_correlation({name: ratio.value for name, ratio in _all_reduced(sums, ranks).items() if ratio.count})
+    metrics = with_derived({name: ratio.value for name, ratio in _all_reduced(sums, ranks).items() if ratio.count})
     if math.isnan(metrics.get(LENGTH_CORRELATION, 0.0)):  # nothing varies, as before the first step
         del metrics[LENGTH_CORRELATION]
     if "loss" not in metrics:

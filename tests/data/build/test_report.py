@@ -255,7 +255,7 @@ def test_prompts_and_answers_have_limits_of_their_own(tmp_path: Path, chatml: To
 
 @pytest.mark.parametrize("key", ["max_prompt_length", "max_completion_length"])
 def test_limits_of_answers_are_refused_where_rows_have_none_or_they_are_too_large(key: str) -> None:
-    with pytest.raises(FledgeError, match=f"data.{key} belongs to preference and kto stages"):
+    with pytest.raises(FledgeError, match=f"data.{key} belongs to preference, kto and reward stages"):
         stage_of("sft", "a.jsonl", **{key: 32})
     with pytest.raises(FledgeError, match=f"{key} 96 is longer than max_seq_len 64"):
         stage_of("preference", "a.jsonl", max_seq_len=64, **{key: 96})

@@ -106,7 +106,8 @@ def load_dataset(build: BuildDirectory, report: DataReport, tokenizer: Tokenizer
 def _load_examples(build: BuildDirectory, split: str, dtype: np.dtype) -> Examples:
     """The memory-mapped sequences of a split, over all shards."""
     example_format = build.plan.format
-    stored = ("lengths", "target_tokens", "row", *(["label"] if example_format.has_labels else []))
+    own = (("label", example_format.has_labels), ("margin", example_format.has_margins))
+    stored = ("lengths", "target_tokens", "row", *(name for name, is_stored in own if is_stored))
     tokens: list[np.ndarray] = []
     weights: list[np.ndarray] = []
     columns: dict[str, list[np.ndarray]] = {
@@ -142,6 +143,7 @@ def _load_examples(build: BuildDirectory, split: str, dtype: np.dtype) -> Exampl
         row=joined["row"],
         counted_target_tokens=joined["target_tokens"],
         labels=joined["label"].astype(bool) if example_format.has_labels else None,
+        margins=joined["margin"].astype(np.float32) if example_format.has_margins else None,
     )
 
 

@@ -91,29 +91,34 @@ def write_sequences(
     encoded: Iterator[tuple[int, Encoded]], plan: BuildPlan, split: str, tokenizer: Tokenizer, folder: Path
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Store the sequences of a split. Returns its counts and its index, int64: `lengths` [S] and `target_tokens` [S] of the
-    sequences, `row` [E] and, in formats with labels, `label` [E] of the examples."""
+    sequences, `row` [E] of the examples and, in formats with labels or margins, `label` [E] or `margin` [E] (float64)."""
     weighted = plan.format.has_loss_weights
     writer = SequenceWriter(folder, split, token_type(tokenizer.vocab_size), weighted)
     stop_ids = np.asarray(sorted(tokenizer.stop_ids))
     rows: list[int] = []
     labels: list[int] = []
+    margins: list[float] = []
     used_rows = ended = 0
     for row, item in encoded:
         used_rows += bool(item.examples)
         for example in item.examples:
             rows.append(row)
             labels += [] if item.label is None else [item.label]
+            margins += [] if item.margin is None else [item.margin]
             for tokens, weights in example:
                 writer.write(tokens, weights)
                 ended += weighted and _trains_end(tokens, weights, stop_ids)
-    columns = {"lengths": writer.lengths, "target_tokens": writer.target_tokens, "row": rows}
+    columns: dict[str, list[int]] = {"lengths": writer.lengths, "target_tokens": writer.target_tokens, "row": rows}
     if plan.format.has_labels:
         columns["label"] = labels
     counts = {
         "used_rows": used_rows, "digest": writer.close(), "examples": len(rows), "ended": ended,
         "tokens": sum(writer.lengths), "target_tokens": sum(writer.target_tokens),
     }  # fmt: skip
-    return counts, {column: np.asarray(values, dtype=np.int64) for column, values in columns.items()}
+    index: dict[str, np.ndarray] = {column: np.asarray(values, dtype=np.int64) for column, values in columns.items()}
+    if plan.format.has_margins:
+        index["margin"] = np.asarray(margins, dtype=np.float64)
+    return counts, index
 
 
 def _trains_end(tokens: np.ndarray, weights: np.ndarray, stop_ids: np.ndarray) -> bool:

@@ -21,12 +21,13 @@ BATCH_ITEMS, BATCH_CHARACTERS = 1000, 4_000_000
 
 @dataclass(frozen=True)
 class Encoded:
-    """The examples of one item, and the events about its row; without an example, there is an event "dropped". `label`: of all
-    its examples, in formats whose examples have one."""
+    """The examples of one item, and the events about its row; without an example, there is an event "dropped". `label` and
+    `margin`: of all its examples, in formats whose examples have one."""
 
     examples: tuple[Example, ...]
     events: tuple[RowEvent, ...] = ()
     label: bool | None = None
+    margin: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

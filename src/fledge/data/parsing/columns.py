@@ -25,6 +25,7 @@ USUAL: Mapping[str, tuple[str, ...]] = {  # role -> usual names of its column, t
     "chosen": ("chosen",),
     "rejected": ("rejected",),
     "ranked": (),
+    "margin": ("margin",),
     "weight": ("weight", "loss_weight", "loss_scale", "loss", "loss_mask", "step_loss_mask", "train", "trainable", "training"),
 }  # fmt: skip
 LISTED_COLUMNS = 12  # in a message about a row

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import orjson
@@ -164,15 +164,16 @@ class Conversation(Dialogue):
         return cls(_unpack(messages), tools)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PreferencePair(Dialogue):
     """Turns that end with the user's (or a tool's result), and two answers of which one is preferred."""
 
-    prompt: tuple[Message, ...]
-    chosen: str
-    rejected: str
-    tools: str | None = None
-    reasoning: tuple[str | None, ...] = ()  # of chosen and rejected, where the data keeps it apart from the answers
+    prompt: tuple[Message, ...] = field(kw_only=False)
+    chosen: str = field(kw_only=False)
+    rejected: str = field(kw_only=False)
+    tools: str | None = field(default=None, kw_only=False)
+    reasoning: tuple[str | None, ...] = field(default=(), kw_only=False)  # of chosen and rejected, kept apart from the answers
+    margin: float | None = None  # by how much the chosen answer is to be rewarded more, where the data says it
 
     tag: ClassVar[str] = "preference"
     label: ClassVar[str] = "preference pair"
@@ -206,13 +207,16 @@ class PreferencePair(Dialogue):
     def fields(self) -> tuple[Any, ...]:
         """The fields as plain data, for `serialize`."""
         fields = (_pack(self.prompt), self.chosen, self.rejected, self.tools)
+        if self.margin is not None:
+            return (*fields, self.reasoning, self.margin)
         return (*fields, self.reasoning) if self.reasoning else fields
 
     @classmethod
     def from_fields(cls, *fields: Any) -> Self:
         """The item with these `fields`."""
-        prompt, chosen, rejected, tools, *reasoning = fields
-        return cls(_unpack(prompt), chosen, rejected, tools, *map(tuple, reasoning))
+        prompt, chosen, rejected, tools, *more = fields
+        reasoning, margin = [*more, *((), None)[len(more) :]]
+        return cls(_unpack(prompt), chosen, rejected, tools, tuple(reasoning), margin=margin)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """The better and the worse answer in the columns of a row, and the prompt that they share."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from fledge.data.parsing.columns import Row, RowError
 from fledge.data.parsing.dialogues import check_texts, tools_of_row, turns_of_row, with_own_system
-from fledge.data.parsing.items import Item, PreferencePair
+from fledge.data.parsing.items import PreferencePair
 from fledge.data.parsing.messages import read_turns
 from fledge.data.parsing.turn_lists import PYTHON, is_python_value, list_in_text, transcript_turns, turns_in_text, turns_of
 from fledge.data.parsing.turn_order import in_order
@@ -19,7 +20,7 @@ TEXT_KEYS = ("response", "text", "content", "completion", "answer", "output")
 SCORE_KEYS = ("overall_score", "score", "rating", "reward")
 
 
-def parse_preference_pair(row: Row, source: Source) -> Item:
+def parse_preference_pair(row: Row, source: Source) -> PreferencePair:
     """The prompt of a row with its chosen and its rejected answer. Raises RowError if they are missing or equal."""
     pair = _pair(row)
     transcripts = _without_prompt(row)
@@ -39,6 +40,23 @@ def parse_preference_pair(row: Row, source: Source) -> Item:
         row.event("weights of answers are not used in a preference stage")
     reasoning = (chosen.reasoning, rejected.reasoning) if chosen.reasoning or rejected.reasoning else ()
     return PreferencePair(unweighted(prompt), chosen.content, rejected.content, tools_of_row(row), reasoning)
+
+
+def parse_pair_with_margin(row: Row, source: Source) -> PreferencePair:
+    """The pair of a row, as `parse_preference_pair`, with the margin that a reward model reads. Raises RowError for a margin
+    that is no finite number."""
+    pair, value = parse_preference_pair(row, source), row.value("margin")
+    if value is None or (isinstance(value, str) and not value.strip()):  # an empty cell of a table is a missing value
+        return pair
+    try:
+        margin = float(value)
+    except (TypeError, ValueError):
+        margin = math.nan
+    if not math.isfinite(margin) or isinstance(value, bool):
+        raise RowError(
+            "margin is no number", f"{str(value)[:40]!r}; write columns: {{margin: ''}} if it is none of the rewards"
+        )
+    return replace(pair, margin=margin)
 
 
 def _pair(row: Row) -> list[tuple[str, Any]]:

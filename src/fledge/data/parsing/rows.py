@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 from fledge.data.parsing.columns import Row, RowError
 from fledge.data.parsing.dialogues import dialogue_of_row, tools_of_row
 from fledge.data.parsing.items import BinaryFeedback, Conversation, Document, Item, serialize
-from fledge.data.parsing.preferences import parse_preference_pair, unweighted
+from fledge.data.parsing.preferences import parse_pair_with_margin, parse_preference_pair, unweighted
 from fledge.data.parsing.weights import read_switch, row_weights
 from fledge.data.row_events import RowEvent
 from fledge.recipe.schema import Source
 
 __all__ = [
-    "Parsed", "Parser", "parse_any", "parse_binary_feedback", "parse_conversation", "parse_document", "parse_preference_pair",
-    "parse_row", "read_label", "read_row",
+    "Parsed", "Parser", "parse_any", "parse_binary_feedback", "parse_conversation", "parse_document", "parse_pair_with_margin",
+    "parse_preference_pair",    "parse_row", "read_label", "read_row",
 ]  # fmt: skip
 Parser = Callable[[Row, Source], Item]  # (row, source) -> item; raises RowError with the reason
 LABEL_TEXTS = {"desirable": True, "undesirable": False}

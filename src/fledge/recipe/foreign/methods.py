@@ -35,7 +35,7 @@ LOSSES_OF_MEANS = {
     "orpo",
 }  # values of `loss_type` that take the mean of log-probabilities over an answer, not their sum
 HIGH_BETA = 0.3  # a beta above this value was chosen for the mean of log-probabilities
-NO_REWARD_MODEL = "there are no reward models; a grpo stage trains on rules and functions, a preference stage on pairs"
+REWARD_MODEL = "name its directory in rewards of a grpo stage, such as rewards: {model: DIR}"
 PREFERENCE_LOSSES = (
     f"a preference stage has the losses {', '.join(loss_types('preference'))}, with beta, label_smoothing and sft_loss_weight"
 )
@@ -190,7 +190,8 @@ METHODS: Table = {
     **for_keys("cliprange", replaced_by("epsilon")),
     **for_keys("steps_per_generation", advice("rollout.updates_per_rollout is the number of updates that share answers")),
     **for_keys("vf_coef", unsupported("a grpo stage has no value model")),
-    **for_keys("center_rewards_coefficient reward_model", unsupported(NO_REWARD_MODEL)),
+    **for_keys("center_rewards_coefficient", replaced_by("center_rewards_coefficient", lambda value: number(value) or 0.0)),
+    **for_keys("reward_model", advice(REWARD_MODEL)),
     **for_keys("num_beams length_penalty", unsupported("there is no beam search; answers are sampled or greedy")),
     **for_keys("_component_ class_path _target_", _component),
     "strict": unneeded("an unknown key is always an error"),
@@ -220,7 +221,7 @@ PREFIXES: tuple[tuple[str, Rule], ...] = (
     ("hyper_parallel_", unneeded("fledge trains by its own loop")),
     ("ppo_", unsupported("a grpo stage trains on rewards without a value model")),
     ("grpo_", advice("the keys of a grpo stage are in docs/recipes.md")),
-    ("reward_model", unsupported(NO_REWARD_MODEL)),
+    ("reward_model", advice(REWARD_MODEL)),
     ("ref_model_", unneeded("the reference is the model that the stage starts from")),
     ("fsdp_", unneeded("runtime: {parallelism: fsdp} is the only setting")),
     ("deepspeed_", unneeded("runtime: {parallelism: fsdp} is the only setting")),

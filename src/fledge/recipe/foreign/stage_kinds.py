@@ -41,6 +41,15 @@ STAGE_KINDS: dict[str, StageKind] = {  # in the order in which sections and keys
         smooths_targets=False,
         required=(("rewards", "exact_match"),),
     ),
+    "reward": StageKind(
+        stage_name="reward",
+        section=re.compile(r"reward_?(model|train)|^reward$|^rm$"),
+        methods=("rm", "reward", "reward_model", "reward_modeling"),
+        keys=name_list("center_rewards_coefficient"),
+        example_file="pairs.jsonl",
+        rows_per_example=2,
+        smooths_targets=False,
+    ),
     "preference": StageKind(
         stage_name="dpo",
         section=re.compile(r"dpo|preference"),
@@ -105,8 +114,6 @@ METHODS_BY_NAME: dict[str, Method] = {
     "ipo": Method("preference", "ipo"),
     "orpo": Method("preference", "orpo"),
     "simpo": Method("preference", "simpo"),
-    "rm": Method("preference", note="there are no reward models; DPO trains on the same pairs without one"),
-    "reward": Method("preference", note="there are no reward models; DPO trains on the same pairs without one"),
     "ppo": Method("grpo", note="there is no PPO; a grpo stage trains on rewards without a value model"),
 }
 

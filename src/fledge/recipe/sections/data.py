@@ -9,7 +9,7 @@ from fledge.recipe.units import fraction as as_fraction
 
 Column = Literal[
     "text", "prompt", "query", "response", "system", "history", "messages", "tools", "chosen", "rejected", "ranked", "label",
-    "weight",
+    "margin", "weight",
 ]  # fmt: skip
 Role = Literal["system", "user", "assistant", "tool", "call"]
 

@@ -258,6 +258,7 @@ def _yaml_number(value: float | tuple[float, ...]) -> str:
 PRETRAIN_OPTIMIZER: dict[str, Any] = {"name": "muon", "learning_rate": "auto", "betas": "auto", "weight_decay": "auto"}
 SFT_OPTIMIZER: dict[str, Any] = {"name": "adamw", "learning_rate": 2e-5, "betas": (0.9, 0.95), "weight_decay": 0.01}
 PREFERENCE_OPTIMIZER: dict[str, Any] = {**SFT_OPTIMIZER, "learning_rate": 5e-6}
+REWARD_OPTIMIZER: dict[str, Any] = {**SFT_OPTIMIZER, "learning_rate": 2e-5}
 POLICY_OPTIMIZER: dict[str, Any] = {**SFT_OPTIMIZER, "learning_rate": 5e-6, "weight_decay": 0.0}
 ADAPTER_RATE_FACTOR = 10  # an adapter's best learning rate ÷ that of the weights, see decision 048
 ADAPTER_RATES = {  # by kind of stage, where a recipe names no learning rate
@@ -266,6 +267,7 @@ ADAPTER_RATES = {  # by kind of stage, where a recipe names no learning rate
         ("sft", SFT_OPTIMIZER),
         ("preference", PREFERENCE_OPTIMIZER),
         ("kto", PREFERENCE_OPTIMIZER),
+        ("reward", REWARD_OPTIMIZER),
         ("grpo", POLICY_OPTIMIZER),
     )
 }
@@ -277,6 +279,9 @@ PreferenceOptimizer = Annotated[
     OptimizerConfig,
     BeforeValidator(_with_defaults(**PREFERENCE_OPTIMIZER)),
     AfterValidator(_without_auto(PREFERENCE_OPTIMIZER)),
+]
+RewardOptimizer = Annotated[
+    OptimizerConfig, BeforeValidator(_with_defaults(**REWARD_OPTIMIZER)), AfterValidator(_without_auto(REWARD_OPTIMIZER))
 ]
 PolicyOptimizer = Annotated[
     OptimizerConfig, BeforeValidator(_with_defaults(**POLICY_OPTIMIZER)), AfterValidator(_without_auto(POLICY_OPTIMIZER))

@@ -76,7 +76,8 @@ class DisplacementGuard(ConfigModel):
 
 class LengthBiasGuard(ConfigModel):
     """The rewards follow the length of the answers: their margin is correlated with the difference in length by more than
-    `max_correlation` over `window` steps, and most pairs whose chosen answer is the shorter one are wrong."""
+    `max_correlation` over `window` steps, and most pairs whose chosen answer is the shorter one are wrong. Of a reward model
+    also the reverse: a negative correlation, and wrong pairs whose chosen answer is the longer one."""
 
     action: Literal["ignore", "warn", "stop"] = "warn"
     max_correlation: Fraction = 0.5
@@ -90,6 +91,15 @@ class NoPreferenceGuard(ConfigModel):
     action: Literal["ignore", "warn", "stop"] = "warn"
     min_growth: Annotated[float, Field(ge=0)] = 0.01
     window: Positive = Field(default=10, description="number of steps to average over")
+
+
+class ChanceAccuracyGuard(ConfigModel):
+    """In the second half of a reward stage, over `window` steps, the reward model gives the chosen answer more than the
+    rejected one in fewer than `min_accuracy` of the pairs; tossing a coin is right in half of them."""
+
+    action: Literal["ignore", "warn", "stop"] = "warn"
+    min_accuracy: Fraction = 0.55
+    window: Positive = Field(default=20, description="number of steps to average over")
 
 
 class PassRateGuard(ConfigModel):
@@ -164,3 +174,11 @@ class GuardsConfig(CommonGuards):
     displacement: guard(DisplacementGuard) = DisplacementGuard()  # type: ignore[valid-type]
     length_bias: guard(LengthBiasGuard) = LengthBiasGuard()  # type: ignore[valid-type]
     no_preference: guard(NoPreferenceGuard) = NoPreferenceGuard()  # type: ignore[valid-type]
+
+
+class RewardGuardsConfig(CommonGuards):
+    """The guards of a stage that trains a reward model."""
+
+    validation_increase: guard(ValidationIncreaseGuard) = ValidationIncreaseGuard()  # type: ignore[valid-type]
+    length_bias: guard(LengthBiasGuard) = LengthBiasGuard()  # type: ignore[valid-type]
+    chance_accuracy: guard(ChanceAccuracyGuard) = ChanceAccuracyGuard()  # type: ignore[valid-type]

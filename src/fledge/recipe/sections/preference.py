@@ -79,13 +79,8 @@ class KeptReferenceSettings(ConfigModel):
         return self
 
 
-class ReferenceSettings(KeptReferenceSettings):
-    """The settings of the reference, the model as it was when the stage began, and of what watches it."""
-
-    precompute_ref_log_probs: bool = Field(
-        default=True,
-        description="compute the reference model's log-probabilities once and store them; false: keep a second model in memory",
-    )
+class AnswerSettings(ConfigModel):
+    """The settings of stages that compare answers: prompts and answers may have limits of their own."""
 
     @model_validator(mode="before")
     @classmethod
@@ -99,6 +94,15 @@ class ReferenceSettings(KeptReferenceSettings):
         if not isinstance(guard, dict):
             return values
         return {**values, "guards": {**guards, "validation_increase": {"patience": PATIENCE, **guard}}}
+
+
+class ReferenceSettings(KeptReferenceSettings, AnswerSettings):
+    """The settings of the reference, the model as it was when the stage began."""
+
+    precompute_ref_log_probs: bool = Field(
+        default=True,
+        description="compute the reference model's log-probabilities once and store them; false: keep a second model in memory",
+    )
 
 
 class PreferenceSettings(ReferenceSettings):
@@ -198,3 +202,21 @@ class KtoSettings(ReferenceSettings):
     def keeps_reference_model(self) -> bool:
         """Whether a second model computes the reference log-probabilities of each batch."""
         return not self.precompute_ref_log_probs
+
+
+class RewardSettings(AnswerSettings):
+    """The settings of a stage that trains a reward model on pairs of answers."""
+
+    center_rewards_coefficient: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="weight of (reward of chosen + reward of rejected)², which keeps rewards around 0; 0: none"
+    )
+
+    @property
+    def loss_unit(self) -> str:
+        """The loss is a negative log-likelihood of the preference."""
+        return "nats/pair"
+
+    @property
+    def trains_reward_model(self) -> bool:
+        """The result of the stage gives rewards."""
+        return True

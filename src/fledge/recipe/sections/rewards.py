@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from fledge.recipe.sections.base import ConfigModel, Name, Pattern, Positive
+from fledge.recipe.sections.base import ConfigModel, Name, PathText, Pattern, Positive
 
 OWNERS = {  # parameter -> the rule that it belongs to, which cannot do without it (True) or can (False)
     "language": ("language", True),
@@ -13,6 +13,7 @@ OWNERS = {  # parameter -> the rule that it belongs to, which cannot do without 
     "min_tokens": ("length", False),
     "max_tokens": ("length", False),
     "function": ("function", True),
+    "model": ("model", True),
 }
 
 
@@ -26,7 +27,7 @@ def _check_function(text: str) -> str:
 class RewardConfig(ConfigModel):
     """One reward of an answer. `rule` is what is rewarded; see docs/reinforcement.md."""
 
-    rule: Literal["exact_match", "valid_json", "field_f1", "language", "length", "repetition", "regex", "function"]
+    rule: Literal["exact_match", "valid_json", "field_f1", "language", "length", "repetition", "regex", "function", "model"]
     name: Name | None = Field(default=None, description="in metrics; null: the rule, or the name of the function")
     weight: float = Field(default=1.0, description="factor in the sum of the rewards; negative: a penalty")
     language: str | None = Field(default=None, description="language only: such as zh or en")
@@ -35,6 +36,11 @@ class RewardConfig(ConfigModel):
     max_tokens: Positive | None = Field(default=None, description="length only: a longer answer gets less than 1")
     function: Annotated[str, AfterValidator(_check_function)] | None = Field(
         default=None, description="function only: MODULE:FUNCTION, found from the working directory too"
+    )
+    model: PathText | None = Field(
+        default=None,
+        description="model only: a reward model with the run's tokenizer: an earlier stage of the recipe by its name, or the "
+        "path of a run, stage, checkpoint or directory",
     )
 
     @property
@@ -45,10 +51,11 @@ class RewardConfig(ConfigModel):
     @model_validator(mode="before")
     @classmethod
     def _imply_rule(cls, value: object) -> object:
-        """A rule alone is short for a mapping; a function implies its rule."""
+        """A rule alone is short for a mapping; a function or a model implies its rule."""
         if isinstance(value, str):
             return {"rule": value}
-        return {"rule": "function", **value} if isinstance(value, dict) and value.get("function") is not None else value
+        named = [rule for rule in ("function", "model") if isinstance(value, dict) and value.get(rule) is not None]
+        return {"rule": named[0], **value} if isinstance(value, dict) and named else value
 
     @model_validator(mode="after")
     def _check_parameters(self) -> "RewardConfig":

@@ -9,7 +9,7 @@ from fledge.recipe.sections.base import ConfigModel, PathText, Positive
 from fledge.recipe.sections.data import DataConfig, as_training_source
 from fledge.recipe.sections.engine import ADAPTER_RATES, BatchConfig, EMAConfig, OptimizerConfig, ScheduleConfig
 from fledge.recipe.sections.guards import CommonGuards
-from fledge.recipe.sections.preference import ReferenceSettings
+from fledge.recipe.sections.preference import AnswerSettings
 from fledge.recipe.sections.quantization import QuantizationConfig
 from fledge.recipe.units import Duration
 
@@ -72,6 +72,9 @@ SelectionMetricName = Annotated[
 ]
 
 
+OF_REWARDS = ("reward",)  # metrics that only stages with rewards have
+
+
 class StageBase(ConfigModel):
     """The keys that all kinds of stage have."""
 
@@ -117,6 +120,11 @@ class StageBase(ConfigModel):
         return 1
 
     @property
+    def trains_reward_model(self) -> bool:
+        """Whether the result gives rewards for answers, and is no language model."""
+        return False
+
+    @property
     def keeps_reference_model(self) -> bool:
         """Whether a frozen copy of the initial model stays in memory during training."""
         return False
@@ -160,10 +168,10 @@ class StageBase(ConfigModel):
     @model_validator(mode="after")
     def _check_lengths_of_answers(self) -> "StageBase":
         lengths = {name: getattr(self.data, name) for name in ("max_prompt_length", "max_completion_length")}
-        if given := [
-            name for name, length in lengths.items() if length is not None and not isinstance(self, ReferenceSettings)
-        ]:
-            raise ValueError(f"data.{given[0]} belongs to preference and kto stages; data.max_seq_len limits other rows")
+        if given := [name for name, length in lengths.items() if length is not None and not isinstance(self, AnswerSettings)]:
+            raise ValueError(
+                f"data.{given[0]} belongs to preference, kto and reward stages; data.max_seq_len limits other rows"
+            )
         return self
 
     @model_validator(mode="after")
@@ -182,7 +190,7 @@ class StageBase(ConfigModel):
                 f"metric_for_best_model: {self.metric_for_best_model} is a score of answers: add the section "
                 "evaluation.generated_answers, such as evaluation: {generated_answers: {rows: 200}}"
             )
-        if self.metric_for_best_model == "reward" and "rewards" not in type(self).model_fields:
+        if self.metric_for_best_model in OF_REWARDS and "rewards" not in type(self).model_fields:
             raise ValueError("metric_for_best_model: reward is the mean of the rewards of a grpo stage; here there are none")
         answers = self.evaluation.generated_answers
         if self.metric_for_best_model == "bleu" and answers is not None and answers.bleu is None:
