@@ -13,7 +13,7 @@ from fledge.cli import main
 from fledge.data.parsing.items import PreferencePair
 from fledge.data.parsing.rows import parse_preference_pair, read_row
 from fledge.errors import FledgeError
-from fledge.prefer.pair_files import PairOptions, make_pairs
+from fledge.prefer.pair_files import PairOptions, make_pairs, report_lines
 from fledge.prefer.pairs import Gathered, PairSettings, Triple, mixed, split
 from fledge.prefer.ratings import RaterName
 from fledge.recipe import Source
@@ -40,14 +40,15 @@ def ratings(folder: Path, name: RaterName, *lines: dict[str, Any], prompts: tupl
 
 
 def make(folder: Path, *files: str, **options: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The report and the training rows."""
+    """The report and the training rows, with the texts of their answers as training reads them."""
     settings = {key: options.pop(key) for key in ("per_prompt", "min_margin", "keep_cut", "seed") if key in options}
     report = make_pairs(files, str(folder / "p.jsonl"), PairOptions(settings=PairSettings(**settings), **options), QUIET)
     rows = [json.loads(line) for line in (folder / "p.jsonl").read_text(encoding="utf-8").splitlines()]
     for row in rows:
         parsed = read_row(row, Source(path="p.jsonl"), parse_preference_pair)
         assert isinstance(parsed.item, PreferencePair) and parsed.unread_columns == ["source", "provenance"]
-        assert (parsed.item.chosen, parsed.item.rejected) == (row["chosen"], row["rejected"]) and not parsed.events
+        assert not parsed.events
+        row["chosen"], row["rejected"] = parsed.item.chosen, parsed.item.rejected
     total = report["rated_pairs"] + report["pairs_of_people"]
     assert sum(report["pairs"].values()) + sum(report["left_out"].values()) == total
     return report, rows
@@ -63,6 +64,28 @@ def test_the_clearest_pair_of_a_prompt_is_kept_with_where_it_comes_from(tmp_path
     assert origin["rejected"]["draws"] == [{"model": "runs/mine", "weights": "w1", "temperature": 1.0, "place": 2}]
     assert report["left_out"] == {"beyond the pairs of a prompt": 2, "a tie": 1}
     assert json.loads((tmp_path / "p.report.json").read_text(encoding="utf-8")) == json.loads(json.dumps(report))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"role": "assistant", "content": "hidden"}]',
+        "[{'role': 'user', 'content': 'x'}]",
+        '{"a": 1}',
+        "Human: a\n\nAssistant: b",
+    ],
+)
+def test_an_answer_that_looks_like_data_is_trained_as_it_stands(tmp_path: Path, text: str) -> None:
+    one = asked("q", text, "plain")
+    file = ratings(tmp_path, RULES, scores(one, 1.0, 0.0), prompts=(one,))
+    assert [(row["chosen"], row["rejected"]) for row in make(tmp_path, file)[1]] == [(text, "plain")]
+
+
+def test_rounding_is_no_preference(tmp_path: Path) -> None:
+    file = ratings(tmp_path, RULES, scores(ONE, 0.1 + 0.2, 0.3, 0.0), scores(TWO, 1e6 * (0.1 + 0.2), 3e5))
+    report, rows = make(tmp_path, file, per_prompt=None)
+    assert 0.1 + 0.2 != 0.3 and 1e6 * (0.1 + 0.2) != 3e5
+    assert report["left_out"] == {"a tie": 2} and {row["rejected"] for row in rows} == {"bad"}
 
 
 def test_all_pairs_of_a_prompt_and_the_smallest_margin(tmp_path: Path) -> None:
@@ -190,6 +213,56 @@ def _triple(prompt: int, number: int, source: str) -> Triple:
     return Triple(
         prompt=asked(f"q{prompt}", "x").prompt, chosen=f"a{number}", rejected=f"b{source}", source=source, provenance={}
     )
+
+
+def test_a_prompt_with_and_without_a_system_turn_is_on_one_side(tmp_path: Path) -> None:
+    prompts = tuple(asked(f"q{number}", "yes", "no", system="Be short.") for number in range(12))
+    file = ratings(tmp_path, RULES, *(scores(one, 1.0, 0.0) for one in prompts), prompts=prompts)
+    rows = [{"prompt": f" q{number}\n", "chosen": "fine", "rejected": "bad"} for number in range(12)]
+    rows.append({"prompt": "q0", "chosen": "no", "rejected": "yes"})
+    report, training = make(tmp_path, file, people=(str(jsonl(tmp_path / "people.jsonl", rows)),), validation=0.5)
+    held_out = [json.loads(line) for line in (tmp_path / "p.validation.jsonl").read_text(encoding="utf-8").splitlines()]
+    questions = [{row["messages"][-1]["content"].strip() for row in side} for side in (training, held_out)]
+    assert not questions[0] & questions[1] and report["prompts"] == {"training": 6, "validation": 6}
+    assert report["left_out"] == {"an equal pair is there already": 1}
+
+
+def test_different_system_prompts_may_prefer_different_answers(tmp_path: Path) -> None:
+    prompts = (asked("Hi", "yes", "no", system="Agree."), asked("Hi", "yes", "no", system="Disagree."))
+    file = ratings(tmp_path, RULES, scores(prompts[0], 1.0, 0.0), scores(prompts[1], 0.0, 1.0), prompts=prompts)
+    assert [row["chosen"] for row in make(tmp_path, file)[1]] == ["yes", "no"]
+
+
+def test_pairs_that_another_call_held_out_are_not_left_beside_new_ones(tmp_path: Path) -> None:
+    prompts = tuple(asked(f"q{number}", "yes", "no") for number in range(4))
+    file = ratings(tmp_path, RULES, *(scores(one, 1.0, 0.0) for one in prompts), prompts=prompts)
+    make(tmp_path, file, validation=0.5)
+    (tmp_path / "p.jsonl").unlink()
+    with pytest.raises(FledgeError, match=r"p\.validation\.jsonl: these pairs were held out by another call"):
+        make(tmp_path, file)
+    assert not (tmp_path / "p.jsonl").exists()
+
+
+def test_only_lengths_that_differ_tell_something(tmp_path: Path) -> None:
+    same = tuple(asked(f"q{number}", "one", "two") for number in range(20))
+    file = ratings(tmp_path, RULES, *(scores(one, 1.0, 0.0) for one in same), prompts=same)
+    report, _ = make(tmp_path, file)
+    assert report["longer_chosen"] == {"value": None, "interval": None, "pairs": 0, "equal_length": 20}
+    told = "\n".join(report_lines(report, "p.jsonl"))
+    assert "in no pair is one answer longer" in told and "length tells much" not in told
+    (other := tmp_path / "other").mkdir()
+    prompts = (*same, *(asked(f"r{number}", "long one", "short") for number in range(10)))
+    file = ratings(other, RULES, *(scores(one, 1.0, 0.0) for one in prompts), prompts=prompts)
+    told = "\n".join(report_lines(make(other, file)[0], "p.jsonl"))
+    assert "100.0% [72.2%, 100.0%] of 10 pairs of unequal length; 20 pairs of equal length" in told and "length tells" in told
+
+
+@pytest.mark.parametrize("name", ["pairs", "pairs.jsonl.gz", "pairs.csv", "pairs.json"])
+def test_a_name_that_training_does_not_read_as_lines_is_refused_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main(["prefer", "pairs", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / name)]) == 2
+    assert "--out: " in (told := capsys.readouterr().err) and "ends with .jsonl or .ndjson" in told
 
 
 def test_held_out_pairs_and_files_that_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,14 +73,20 @@ def test_functions_see_what_grpo_shows_them(tmp_path: Path, monkeypatch: pytest.
     assert third["scores"][OPEN.answers[0].id] == 6 + 20 + 0 + 2000 + 1
 
 
-def test_an_interrupted_ranking_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_ranking_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ("--by", "rules", "--rule", "exact_match")
     assert rank(tmp_path, *words) == 0
     whole = (tmp_path / "r.jsonl").read_bytes()
+    (tmp_path / "r.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:2]))
+    assert rank(tmp_path, *words) == 0 and (tmp_path / "r.jsonl").read_bytes() == whole
+    assert "ranked already" not in capsys.readouterr().err  # a part of a chunk is scored again with the rest
     monkeypatch.setattr(scored, "CHUNK_PROMPTS", 1)
     for lines in (1, 2, 3):
         (tmp_path / "r.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:lines]) + b'{"pro')
         assert rank(tmp_path, *words) == 0 and (tmp_path / "r.jsonl").read_bytes() == whole
+        assert (f"{lines - 1:,} of 3 prompts are ranked already" in capsys.readouterr().err) == (lines > 1)
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,12 @@ def prompt_id(prompt: Prompt) -> str:
     return _hash(orjson.dumps(prompt_columns(prompt.turns, prompt.tools), option=orjson.OPT_SORT_KEYS))
 
 
+def question_id(prompt: Prompt) -> str:
+    """A hash of the turns and tools of a prompt, without its system turn and without white space around the turns."""
+    turns = tuple(replace(turn, content=turn.content.strip()) for turn in prompt.turns if turn.role != "system")
+    return prompt_id(Prompt(turns, prompt.tools))
+
+
 def answer_id(text: str) -> str:
     """A hash of the text of an answer."""
     return _hash(text.encode("utf-8"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from fledge.data.reading.json_shapes import JSON_LINES
 from fledge.errors import FledgeError
 from fledge.escaping import escaped_json
 from fledge.evaluate.intervals import wilson_interval
@@ -46,7 +47,7 @@ class PairOptions:
 def make_pairs(ratings: Sequence[str], out: str, options: PairOptions, console: Console) -> dict[str, Any]:
     """Write the pairs that follow from files of ratings to `out`, those that are held out beside it, and a report, which is
     returned. Raises FledgeError if no pair is left, and for files that are there with another content."""
-    _check(options)
+    _check(options, Path(out))
     files = [read_ratings(path) for path in ratings]
     check_raters(files)
     if unknown := sorted(set(options.settings.min_margin) - {file.rater for file in files} - {""}):
@@ -69,7 +70,12 @@ def make_pairs(ratings: Sequence[str], out: str, options: PairOptions, console: 
     return report
 
 
-def _check(options: PairOptions) -> None:
+def _check(options: PairOptions, out: Path) -> None:
+    if out.suffix.lower() not in JSON_LINES:
+        raise FledgeError(
+            f"'{out}' is no name that a preference stage reads as lines of JSON", where="--out",
+            hint=f"write a name that ends with {' or '.join(JSON_LINES)}",
+        )  # fmt: skip
     if not 0 <= options.validation < 1:
         raise FledgeError(f"must be a share from 0 to below 1, not {options.validation:g}", where="--validation")
     per_prompt = options.settings.per_prompt
@@ -88,6 +94,11 @@ def _check(options: PairOptions) -> None:
 
 def _write(out: Path, training: Sequence[Triple], held_out: Sequence[Triple], report: Mapping[str, Any]) -> None:
     files = {out: _rows(training), **({validation_file(out): _rows(held_out)} if held_out else {})}
+    left = validation_file(out)
+    if not held_out and left.exists():
+        raise FledgeError("these pairs were held out by another call, and now their prompts would be trained on",
+                          where=str(left), hint="hold prompts out with --validation, name another --out, or remove this file",
+                          )  # fmt: skip
     for file, text in files.items():
         if file.exists() and (not file.is_file() or file.read_text(encoding="utf-8", errors="replace") != text):
             raise FledgeError("this is there already, with another content", where=str(file),
@@ -117,6 +128,7 @@ def report_file(out: Path) -> Path:
 def _report(training: Sequence[Triple], held_out: Sequence[Triple], left_out: Counter[str]) -> dict[str, Any]:
     everything = [*training, *held_out]
     longer = sum(len(one.chosen) > len(one.rejected) for one in everything)
+    unequal = sum(len(one.chosen) != len(one.rejected) for one in everything)
     margins: dict[str, list[float]] = {}
     for one in everything:
         for rater, margin in one.provenance["margins"].items():
@@ -131,7 +143,12 @@ def _report(training: Sequence[Triple], held_out: Sequence[Triple], left_out: Co
             "chosen": round(mean(len(one.chosen) for one in everything), 1),
             "rejected": round(mean(len(one.rejected) for one in everything), 1),
         },
-        "longer_chosen": {"value": longer / len(everything), "interval": wilson_interval(longer, len(everything))},
+        "longer_chosen": {
+            "value": longer / unequal if unequal else None,
+            "interval": wilson_interval(longer, unequal) if unequal else None,
+            "pairs": unequal,
+            "equal_length": len(everything) - unequal,
+        },
         "margins": {
             rater: {"least": min(values), "median": median(values), "largest": max(values)}
             for rater, values in sorted(margins.items())
@@ -140,7 +157,7 @@ def _report(training: Sequence[Triple], held_out: Sequence[Triple], left_out: Co
 
 
 def _prompts(triples: Sequence[Triple]) -> int:
-    return len({one.prompt_id for one in triples})
+    return len({one.question_id for one in triples})
 
 
 def report_lines(report: Mapping[str, Any], out: str) -> list[str]:
@@ -156,17 +173,26 @@ def report_lines(report: Mapping[str, Any], out: str) -> list[str]:
         told = ", ".join(f"{count:,} × {reason}" for reason, count in report["left_out"].items())
         total = report["rated_pairs"] + report["pairs_of_people"]
         lines.append(f"left out, of {total:,} pairs that were rated or given: {told}")
-    chosen, rejected, longer = report["characters"]["chosen"], report["characters"]["rejected"], report["longer_chosen"]
-    low, high = longer["interval"]
-    lines.append(
-        f"characters on average: chosen {chosen:,}, rejected {rejected:,}; the chosen answer is the longer one in "
-        f"{longer['value']:.1%} [{low:.1%}, {high:.1%}]"
-    )
-    if low > LONG or high < SHORT:
-        lines.append("note: length tells much about these pairs; `fledge data check` says what else does")
+    lines += _length_lines(report["characters"], report["longer_chosen"])
     for rater, values in report["margins"].items():
         lines.append(f"margins of {rater}: {values['least']:.3g} … {values['median']:.3g} (median) … {values['largest']:.3g}")
     lines.append(f"{report_file(file)}: these figures")
+    return lines
+
+
+def _length_lines(characters: Mapping[str, float], longer: Mapping[str, Any]) -> list[str]:
+    """What the lengths of the answers tell about which one is chosen; equal lengths tell nothing."""
+    means = f"characters on average: chosen {characters['chosen']:,}, rejected {characters['rejected']:,}"
+    if not longer["pairs"]:
+        return [f"{means}; in no pair is one answer longer than the other"]
+    low, high = longer["interval"]
+    equal = f"; {longer['equal_length']:,} pairs of equal length" if longer["equal_length"] else ""
+    lines = [
+        f"{means}; the chosen answer is the longer one in {longer['value']:.1%} [{low:.1%}, {high:.1%}] of {longer['pairs']:,} "
+        f"pairs of unequal length{equal}"
+    ]
+    if low > LONG or high < SHORT:
+        lines.append("note: length tells much about these pairs; `fledge data check` says what else does")
     return lines
 
 

@@ -13,7 +13,7 @@ from fledge.data.parsing.prompts import Prompt, prompt_columns
 from fledge.data.parsing.rows import parse_preference_pair, read_row
 from fledge.data.reading.records import files_of, read, row_location, spans_of
 from fledge.errors import FledgeError
-from fledge.prefer.answers import Answer, AnswerSet, PromptAnswers, answer_id, fraction_of, prompt_id
+from fledge.prefer.answers import Answer, AnswerSet, PromptAnswers, answer_id, fraction_of, prompt_id, question_id
 from fledge.prefer.prompts import Counts
 from fledge.prefer.ratings import Pair, Rating, RatingsFile
 from fledge.recipe import Source
@@ -45,6 +45,16 @@ class Triple:
         """The hash of the prompt."""
         return prompt_id(self.prompt)
 
+    @property
+    def question_id(self) -> str:
+        """The hash of the prompt without its system turn and without white space around its turns: rows that ask the same."""
+        return question_id(self.prompt)
+
+    @property
+    def system(self) -> str:
+        """The system prompt; "" without one."""
+        return next((turn.content for turn in self.prompt.turns if turn.role == "system"), "")
+
     def order(self, seed: int, what: str) -> float:
         """A number in [0, 1) for choosing among pairs."""
         return fraction_of(seed, what, self.prompt_id, answer_id(self.chosen), answer_id(self.rejected))
@@ -52,8 +62,13 @@ class Triple:
     def row(self) -> dict[str, Any]:
         """The row that a preference stage reads."""
         columns = prompt_columns(self.prompt.turns, self.prompt.tools)
-        answers = {"chosen": self.chosen, "rejected": self.rejected}
+        answers = {"chosen": [_turn(self.chosen)], "rejected": [_turn(self.rejected)]}
         return {**columns, **answers, "source": self.source, "provenance": dict(self.provenance)}
+
+
+def _turn(text: str) -> dict[str, str]:
+    """An answer as a turn. As a text alone, one that looks like JSON or Python would be read as what it says."""
+    return {"role": "assistant", "content": text}
 
 
 @dataclass
@@ -235,15 +250,16 @@ def clearest(gathered: Gathered, settings: PairSettings) -> Gathered:
 
 
 def without_equal_pairs(gathered: Gathered) -> Gathered:
-    """Each pair once; where a pair of a person names the other answer, that one stays."""
-    seen: set[tuple[str, frozenset[str]]] = set()
+    """Each pair once; where a pair of a person names the other answer, that one stays. A prompt without a system turn equals
+    the one with any; two different system prompts may prefer different answers."""
+    seen: dict[tuple[str, frozenset[str]], set[str]] = defaultdict(set)  # to the system prompts that are there
     kept = []
     for triple in sorted(gathered.triples, key=lambda one: one.source != HUMAN):
-        key = (triple.prompt_id, frozenset((triple.chosen, triple.rejected)))
-        if key in seen:
+        systems = seen[triple.question_id, frozenset((triple.chosen, triple.rejected))]
+        if systems & {triple.system, ""} or (systems and not triple.system):
             gathered.left_out[EQUAL_PAIR] += 1
             continue
-        seen.add(key)
+        systems.add(triple.system)
         kept.append(triple)
     return Gathered(kept, gathered.left_out)
 
@@ -266,14 +282,14 @@ def mixed(gathered: Gathered, shares: Mapping[str, float], seed: int) -> Gathere
 
 def split(triples: Iterable[Triple], share: float, seed: int) -> tuple[list[Triple], list[Triple]]:
     """Training and validation pairs, in the order of their prompts: a share of the prompts, with all of their pairs, validates.
-    Raises FledgeError if that leaves no prompt on one side."""
+    Prompts that differ only in their system turn stay on one side. Raises FledgeError if one side has no prompt."""
     everything = list(triples)
-    prompts = sorted({one.prompt_id for one in everything}, key=lambda prompt: fraction_of(seed, "validation", prompt))
+    prompts = sorted({one.question_id for one in everything}, key=lambda prompt: fraction_of(seed, "validation", prompt))
     count = max(1, round(share * len(prompts))) if share else 0
     if count >= len(prompts):
         raise FledgeError(
             f"{len(prompts):,} prompts are too few to hold {share:.0%} of them out", where="--validation", hint="write 0"
         )
     held_out = set(prompts[:count])
-    training = [one for one in everything if one.prompt_id not in held_out]
-    return training, [one for one in everything if one.prompt_id in held_out]
+    training = [one for one in everything if one.question_id not in held_out]
+    return training, [one for one in everything if one.question_id in held_out]

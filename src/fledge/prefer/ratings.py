@@ -1,5 +1,6 @@
 """Ratings of answers, as `fledge prefer rank` writes them: one rater to a file, scores of answers or comparisons of two."""
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ RATINGS = "ratings"  # the kind of file
 Verdict = Literal["first", "second", "tie", "both_bad", "skip", "inconsistent", "too_long", "no_reference"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 DECIDED: tuple[Verdict, ...] = ("first", "second")
+NOISE = 1e-9  # of scores: what a sum of rewards may differ by through rounding alone
 EQUAL: tuple[Verdict, ...] = ("tie", "both_bad")  # the rater saw both, and neither is better
 UNKNOWN = "name all files of answers that it rates with --answers"
 Pair = tuple[str, str, str]
@@ -71,6 +73,11 @@ class RatingsFile:
     def counts(self) -> Counter[str]:
         """How many pairs have each verdict: better, tie, both_bad, …"""
         return Counter("better" if one.verdict in DECIDED else one.verdict for one in self.first_ratings().values())
+
+
+def are_equal(one: float, other: float) -> bool:
+    """Whether two scores differ by rounding at most."""
+    return math.isclose(one, other, rel_tol=NOISE, abs_tol=NOISE)
 
 
 def pair_of(prompt: str, one: str, other: str) -> Pair:
@@ -151,10 +158,10 @@ def _is_line(line: Line) -> bool:
 
 
 def _of_scores(line: Line) -> Iterator[Rating]:
-    """The ratings that follow from scores: the higher one is better, equal ones are a tie."""
+    """The ratings that follow from scores: the higher one is better, equal ones (up to rounding) are a tie."""
     for (one, a), (other, b) in combinations(line["scores"].items(), 2):
         pair = pair_of(line["prompt"], one, other)
-        if a == b:
+        if are_equal(a, b):
             yield Rating(pair=pair, verdict="tie", margin=0.0)
         else:
             better, verdict = (one, "first") if a > b else (other, "second")

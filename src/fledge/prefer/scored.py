@@ -11,6 +11,7 @@ from fledge.errors import FledgeError, first_line
 from fledge.evaluate.rewards import build_rewards
 from fledge.prefer.answers import Answer, AnswerSet, PromptAnswers
 from fledge.prefer.journal import JournalWriter, Line
+from fledge.prefer.ratings import are_equal
 from fledge.recipe.sections.rewards import RewardConfig, Rewards
 from fledge.recipe.yaml_dialect import RecipeLoader
 from fledge.run import Console
@@ -18,6 +19,7 @@ from fledge.training.rollout import DrawnAnswer
 
 NEED_REFERENCE = ("exact_match", "field_f1")  # rules that compare with the reference answer
 EXAMPLE = "such as --rule exact_match --rule '{rule: length, max_tokens: 20, weight: 0.2}'"
+DECIMALS = 9  # of a score: more are rounding, such as that of 0.1 + 0.2
 CHUNK_PROMPTS = 64  # prompts that are scored and written together
 
 
@@ -44,7 +46,9 @@ class ScoreRater:
     def rate(self, answers: AnswerSet, writer: JournalWriter, console: Console) -> list[str]:
         """Write a line for each prompt; returns a summary in lines."""
         prompts = list(answers.prompts.values())
-        done = len(writer.lines)
+        done = writer.keep_chunks(CHUNK_PROMPTS, len(prompts))
+        if done:
+            console.log(f"{done:,} of {len(prompts):,} prompts are ranked already; it goes on behind them")
         with console.progress("prompts ranked", len(prompts), done) as progress:
             for start in range(done, len(prompts), CHUNK_PROMPTS):
                 writer.append(self._lines(prompts[start : start + CHUNK_PROMPTS]))
@@ -53,12 +57,12 @@ class ScoreRater:
 
     def _lines(self, prompts: Sequence[PromptAnswers]) -> list[Line]:
         ranked = [asked for asked in prompts if asked.prompt.reference is not None or not self.needs_reference]
-        scores = dict(zip([asked.id for asked in ranked], self.score(ranked), strict=True))
+        scores = dict(zip([asked.id for asked in ranked], self.score(ranked) if ranked else [], strict=True))
         return [_line(asked, scores.get(asked.id, {})) for asked in prompts]
 
 
 def _line(asked: PromptAnswers, scores: Mapping[str, Scores]) -> Line:
-    line: Line = {"prompt": asked.id, "scores": {identity: one.total for identity, one in scores.items()}}
+    line: Line = {"prompt": asked.id, "scores": {identity: round(one.total, DECIMALS) for identity, one in scores.items()}}
     if any(len(one.parts) > 1 for one in scores.values()):
         line["parts"] = {identity: dict(one.parts) for identity, one in scores.items()}
     return line
@@ -67,7 +71,7 @@ def _line(asked: PromptAnswers, scores: Mapping[str, Scores]) -> Line:
 def _summary(lines: Sequence[Line]) -> list[str]:
     scored = [list(line["scores"].values()) for line in lines if line["scores"]]
     comparable = [values for values in scored if len(values) > 1]
-    equal = sum(min(values) == max(values) for values in comparable)
+    equal = sum(are_equal(min(values), max(values)) for values in comparable)
     summary = [f"{len(scored):,} prompts ranked, {sum(map(len, scored)):,} different answers"]
     if len(scored) < len(lines):
         summary.append(f"{len(lines) - len(scored):,} prompts not ranked: they have no reference answer")
