@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.cli import main
+from fledge.evaluate.intervals import wilson_interval
 from fledge.prefer.agreement import FEW_PAIRS, agree, kappa, self_agreement
 from fledge.prefer.ratings import RaterName, Rating, RatingsFile, Verdict, pair_of
 from tests.support.preferences import asked, compared, write_answers, write_ratings
@@ -77,6 +78,14 @@ def test_complete_agreement_has_an_interval_below_one() -> None:
     found = agree(one, rated("b", ["first", "second", "tie"] * 10))
     assert found.kappa == 1 and found.kappa_interval is not None and 0.5 < found.kappa_interval[0] < 1
     assert found.kappa_interval[1] == pytest.approx(1)
+
+
+def test_pairs_of_one_prompt_are_no_independent_trials() -> None:
+    """15 prompts of 6 pairs each, all alike, tell as much as 15 pairs; 3 prompts tell nothing."""
+    many, alone = (agree(*(rated(name, ["first"] * 15 * size, size) for name in "ab")) for size in (6, 1))
+    assert many.pairs == 90 and many.raw_interval == pytest.approx(wilson_interval(15, 15)) and alone.raw_interval is None
+    few = agree(*(rated(name, ["first"] * 36, 4) for name in "ab"))
+    assert few.prompts == 9 and few.raw_interval is None and few.kappa_interval is None and "10 prompts" in few.too_few
 
 
 def test_skipped_and_inconsistent_pairs_do_not_count() -> None:

@@ -45,6 +45,14 @@ def test_answers_of_several_files_to_one_prompt_are_put_together(tmp_path: Path)
         read_answers([str(one), str(tmp_path / "." / "one.jsonl")])
 
 
+def test_a_reference_that_one_of_the_files_has_is_kept(tmp_path: Path) -> None:
+    one = write_answers(tmp_path / "one.jsonl", asked("q", "a"))
+    other = write_answers(tmp_path / "other.jsonl", asked("q", "b", reference="b"))
+    for paths in ((one, other), (other, one)):
+        (found,) = read_answers([str(path) for path in paths]).prompts.values()
+        assert found.prompt.reference == "b" and len(found.answers) == 2
+
+
 def test_a_file_whose_sampling_was_interrupted_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     with JournalWriter.open(file, ANSWERS, answers_header(2), silent) as writer:

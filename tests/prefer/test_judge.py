@@ -1,12 +1,14 @@
 """A judge's verdict is its own probability of A and B, counts only if both orders agree, and its bias is measured."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fledge.cli import main
+from fledge.data.parsing.prompts import Prompt
 from fledge.errors import FledgeError
 from fledge.generation import load_engine, score_tokens
 from fledge.prefer import judge as judging
@@ -15,6 +17,7 @@ from fledge.prefer.judge import build_judge, summary, verdict_of
 from fledge.prefer.ratings import read_ratings
 from fledge.run import Console
 from fledge.tokenizer import Message
+from fledge.tokenizer.template import ToolCall
 from tests.support.killing import Killed
 from tests.support.preferences import asked, lines_of, write_answers
 from tests.support.small_model import write_model
@@ -121,6 +124,19 @@ def test_a_judge_that_cannot_judge_is_refused(model: Path, tmp_path: Path) -> No
     ):  # fmt: skip
         with pytest.raises(FledgeError, match=message):
             build_judge(*arguments, None, 0, QUIET)
+
+
+def test_the_judge_sees_tools_and_calls(model: Path) -> None:
+    judge = build_judge(str(model), None, None, 0, QUIET)
+    turns = (
+        Message("user", "Rain?"),
+        Message("assistant", "", (ToolCall("weather", '{"city": "Rome"}'),)),
+        Message("tool", "dry"),
+    )
+    one = replace(asked("Rain?", "No.", "Yes."), prompt=Prompt(turns, '[{"name": "weather"}]'))
+    (comparison,) = plan_comparisons([one], None, 0)
+    text = judge.loaded.tokenizer.decode(judge._prompt(judge.loaded.tokenizer, comparison))
+    assert 'tools: [{"name": "weather"}]\nuser: Rain?\nassistant: weather({"city": "Rome"})\ntool: dry' in text
 
 
 def test_places_in_the_question_are_not_filled_twice(model: Path) -> None:

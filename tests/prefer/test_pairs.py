@@ -243,6 +243,38 @@ def test_pairs_that_another_call_held_out_are_not_left_beside_new_ones(tmp_path:
     assert not (tmp_path / "p.jsonl").exists()
 
 
+def test_ratings_that_are_not_complete_are_refused_of_models_and_told_of_people(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = write_answers(tmp_path / "a.jsonl", ONE, TWO)
+    rules = write_ratings(tmp_path / "rules.jsonl", answers, RULES, [scores(ONE, 1.0, 0.5, 0.0)], planned=2)
+    words = ["--out", str(tmp_path / "p.jsonl")]
+    for command in (["pairs", str(rules), *words], ["agreement", str(rules)]):
+        assert main(["prefer", *command]) == 2
+        assert "rules.jsonl: rating has not finished: it has 1 of 2 lines" in capsys.readouterr().err
+    lines = [compared(ONE, "first"), compared(TWO, "first"), {"undo": 1}]
+    anna = write_ratings(tmp_path / "anna.jsonl", answers, PERSON, lines, planned=4)
+    assert main(["prefer", "pairs", str(anna), *words]) == 0
+    assert "anna.jsonl: 1 of 4 comparisons rated; the others count as not rated" in capsys.readouterr().err
+    assert main(["prefer", "agreement", str(anna)]) == 0 and "(1 of 4 comparisons rated)" in capsys.readouterr().out
+    assert main(["prefer", "agreement", str(anna), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["raters"]["anna"]["planned"] == 4
+
+
+def test_what_is_unusual_in_rows_of_people_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = ratings(tmp_path, RULES, scores(ONE, 1.0, 0.5, 0.0))
+    (folder := tmp_path / "people").mkdir()
+    (folder / "notes.md").write_text("not rows", encoding="utf-8")
+    turns = [{"role": "assistant", "content": "good", "weight": 0.5}]
+    row = {"prompt": "q", "chosen": turns, "rejected": "bad", "colour": "red"}
+    (folder / "pairs.json").write_text(json.dumps({"rows": [row]}), encoding="utf-8")
+    assert main(["prefer", "pairs", file, "--human", str(folder), "--out", str(tmp_path / "p.jsonl")]) == 0
+    told = capsys.readouterr().err
+    for text in ("people: not read: notes.md", "pairs.json: rows are read from the list inside an object",
+                 "note: 1 × weights of answers are not used", "columns that nothing reads: colour (1 rows)"):  # fmt: skip
+        assert text in told, text
+
+
 def test_only_lengths_that_differ_tell_something(tmp_path: Path) -> None:
     same = tuple(asked(f"q{number}", "one", "two") for number in range(20))
     file = ratings(tmp_path, RULES, *(scores(one, 1.0, 0.0) for one in same), prompts=same)

@@ -7,19 +7,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fledge.cli import main
+from fledge.data.parsing.prompts import Prompt
 from fledge.errors import FledgeError
 from fledge.prefer.answers import AnswerSet
-from fledge.prefer.comparisons import plan_comparisons
+from fledge.prefer.comparisons import LAG, plan_comparisons
 from fledge.prefer.journal import JournalWriter
 from fledge.prefer.person import Person, consistency
+from fledge.prefer.prompts import shown_turns
 from fledge.prefer.ratings import RATINGS, read_ratings, replayed
 from fledge.run import Console, silent
 from fledge.run.stopping import Interrupted
+from fledge.tokenizer import Message
+from fledge.tokenizer.template import ToolCall
 from tests.support.command import assert_error, fledge
 from tests.support.preferences import asked, lines_of, write_answers
 
@@ -91,15 +96,41 @@ def test_fewer_comparisons_of_a_prompt_are_a_part_of_more() -> None:
 
 def test_repeated_comparisons_come_the_other_way_and_show_how_far_a_person_agrees_with_itself(tmp_path: Path) -> None:
     planned = plan_comparisons(PROMPTS, 1, 0, "anna", 0.25)
-    assert [number for number, one in enumerate(planned) if one.is_repeat] == [4, 9, 14]
-    assert (planned[4].first, planned[4].second) == (planned[0].second, planned[0].first)
+    assert [number for number, one in enumerate(planned) if one.is_repeat] == [12, 13, 14]
+    assert (planned[12].first, planned[12].second) == (planned[3].second, planned[3].first)
     file = tmp_path / "r.jsonl"
     always_first = rate(file, *["1"] * 15, repeat=0.25)
     assert "of 3 comparisons that came twice, 0 were rated alike" in always_first
     by_text = ["1" if one.first.text.startswith("动") else "2" for one in planned]
-    rate(tmp_path / "same.jsonl", *by_text[:9], "s", *by_text[10:], repeat=0.25)
+    rate(tmp_path / "same.jsonl", *by_text[:13], "s", *by_text[14:], repeat=0.25)
     assert consistency(replayed(lines_of(tmp_path / "same.jsonl")[1:])) == (2, 2)
     assert len(read_ratings(str(file)).first_ratings()) == 12
+
+
+@pytest.mark.parametrize(("repeat", "count"), [(0.0, 0), (1e-320, 0), (0.1, 4), (0.29, 11), (0.3, 12), (0.6, 24), (1.0, 40)])
+def test_as_many_come_twice_as_the_share_says_and_some_comparisons_later(repeat: float, count: int) -> None:
+    many = [asked(f"q{number}", "a", "b") for number in range(40)]
+    planned = plan_comparisons(many, 1, 0, "anna", repeat)
+    places = {one.asked.id: place for place, one in enumerate(planned) if not one.is_repeat}
+    gaps = [place - places[one.asked.id] for place, one in enumerate(planned) if one.is_repeat]
+    assert len(gaps) == count and len(planned) == 40 + count
+    originals = [one.asked.id for one in planned if one.is_repeat]
+    early = [gap for gap, prompt in zip(gaps, originals, strict=True) if places[prompt] < places[planned[-1].asked.id] - LAG]
+    assert all(gap >= LAG for gap in early) and len(set(originals)) == count
+
+
+def test_tools_and_their_calls_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calls = (ToolCall("weather", '{"city": "Rome"}'),)
+    turns = (Message("user", "Rain?"), Message("assistant", "", calls), Message("tool", "dry"))
+    prompt = Prompt(turns, '[{"name": "weather"}]')
+    assert shown_turns(prompt) == [
+        ("tools", '[{"name": "weather"}]'), ("user", "Rain?"), ("assistant", 'weather({"city": "Rome"})'), ("tool", "dry"),
+    ]  # fmt: skip
+    one = replace(asked("Rain?", "No.", "Yes."), prompt=prompt)
+    person = Person(rater="anna", per_prompt=1, repeat=0.0, seed=0, ask=typing("1"))
+    with JournalWriter.open(tmp_path / "r.jsonl", RATINGS, {}, silent) as writer:
+        person.rate(AnswerSet({one.id: one}, {}), writer, QUIET)
+    assert 'weather({"city": "Rome"})' in capsys.readouterr().out
 
 
 def test_control_c_keeps_every_rating(tmp_path: Path) -> None:

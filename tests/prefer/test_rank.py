@@ -58,7 +58,9 @@ def test_equal_scores_are_a_tie(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert read_ratings(str(tmp_path / "r.jsonl")).counts() == {"tie": 5}
 
 
-def test_functions_see_what_grpo_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_functions_see_what_grpo_shows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "my_preference.py").write_text(
         "def f(prompts, completions, answers, completion_ids, finish_reasons):\n"
         "    rows = zip(prompts, completions, answers, completion_ids, finish_reasons)\n"
@@ -66,11 +68,55 @@ def test_functions_see_what_grpo_shows_them(tmp_path: Path, monkeypatch: pytest.
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert rank(tmp_path, "--by", "rules", "--rule", "{function: 'my_preference:f'}", "--rater", "mine") == 0
+    words = ("--by", "rules", "--rule", "{function: 'my_preference:f'}", "--rater", "mine")
+    assert rank(tmp_path, *words) == 0
     sys.modules.pop("my_preference")
     header, first, _, third = lines_of(tmp_path / "r.jsonl")
     assert header["rater"] == "mine" and first["scores"][SUM.answers[2].id] == 4 + 40 + 100 + 4000 + 1
-    assert third["scores"][OPEN.answers[0].id] == 6 + 20 + 0 + 2000 + 1
+    assert third["scores"] == {}  # a function that cannot be called without `answers` needs a reference
+    text = (tmp_path / "my_preference.py").read_text()
+    (tmp_path / "my_preference.py").write_text(
+        text.replace("answers,", "answers=(),", 1).replace(
+            "completion_ids, finish_reasons)", "completion_ids=(), finish_reasons=())", 1
+        )
+    )
+    assert rank(tmp_path, *words) == 2 and "another settings rules" in capsys.readouterr().err  # the code is another one
+    sys.modules.pop("my_preference")
+    (tmp_path / "r.jsonl").unlink()
+    assert rank(tmp_path, *words) == 0
+    sys.modules.pop("my_preference")
+    assert lines_of(tmp_path / "r.jsonl")[3]["scores"][OPEN.answers[0].id] == 6 + 20 + 0 + 2000 + 1
+
+
+def test_errors_of_functions_name_the_option_and_the_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad_preference.py").write_text(
+        "import time\n"
+        "def slow(completions):\n    time.sleep(5)\n"
+        "def endless(completions):\n    return [float('nan')] * len(completions)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert rank(tmp_path, "--by", "rules", "--rule", "{function: 'bad_preference:slow'}", "--timeout", "0.2") == 2
+    assert "set --timeout to more seconds" in (told := capsys.readouterr().err) and "reward_timeout" not in told
+    (tmp_path / "r.jsonl").unlink()
+    assert rank(tmp_path, "--by", "rules", "--rule", "{function: 'bad_preference:endless'}") == 2
+    assert "such as '4' (a.jsonl:1)" in capsys.readouterr().err
+    (tmp_path / "r.jsonl").unlink()
+    assert rank(tmp_path, "--by", "rules", "--rule", "field_f1") == 2
+    assert "is no JSON object: '4' (a.jsonl:1)" in capsys.readouterr().err
+    sys.modules.pop("bad_preference")
+
+
+def test_no_prompt_with_a_reference_calls_no_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "some_preference.py").write_text("def f(completions, answers):\n    return [1 / len(answers)] * len(answers)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    write_answers(tmp_path / "a.jsonl", OPEN)
+    assert rank(tmp_path, "--by", "rules", "--rule", "{function: 'some_preference:f'}") == 0
+    assert "1 prompts not ranked: they have no reference answer" in capsys.readouterr().out
+    sys.modules.pop("some_preference")
 
 
 def test_an_interrupted_ranking_goes_on(
@@ -105,6 +151,10 @@ def test_an_interrupted_ranking_goes_on(
         (["--by", "rules", "--rule", "exact_match", "--timeout", "0"], ["--timeout: must be above 0"]),
         (["--by", "judge"], ["--model: name the model that judges"]),
         (["--by", "judge", "--rule", "exact_match"], ["--rule: this belongs to --by rules"]),
+        (["--by", "reward-model"], ["--model: name the reward model that scores"]),
+        (["--by", "person", "--rater", ""], ["--rater: '' is no name"]),
+        (["--by", "person", "--rater", "a,b"], ["--rater: 'a,b' is no name"]),
+        (["--by", "person", "--rater", "a=1"], ["--rater: 'a=1' is no name"]),
         (["--by", "person", "--comparisons", "0"], ["--comparisons: must be 1 or more"]),
         (["--by", "person", "--repeat", "2"], ["--repeat: must be between 0 and 1"]),
         (["--by", "person", "--model", "x"], ["--model: this belongs to --by judge"]),

@@ -12,7 +12,7 @@ from fledge.errors import FledgeError
 from fledge.prefer import sampling
 from fledge.prefer.answers import read_answers
 from fledge.prefer.journal import JournalWriter
-from fledge.prefer.sampling import SampleSettings, sample
+from fledge.prefer.sampling import SampleSettings, _summary, sample
 from fledge.run import Console
 from tests.support.killing import Killed
 from tests.support.preferences import lines_of
@@ -106,6 +106,40 @@ def test_what_is_not_asked_is_counted_and_told(model: Path, tmp_path: Path, caps
         assert text in told.err, text
     assert "3 prompts × 2 answers" in told.out and "1 prompts have a reference answer" in told.out
     assert lines_of(tmp_path / "a.jsonl")[1]["reference"] == "An animal."
+
+
+def test_rows_without_an_answer_references_that_are_numbers_and_answers_among_the_prompts(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder := tmp_path / "prompts").mkdir()
+    (folder / "notes.md").write_text("no rows", encoding="utf-8")
+    jsonl(folder / "p.jsonl", [
+        {"instruction": "2+2?", "input": "", "output": ""}, {"prompt": "3?", "reference": 3},
+        {"prompt": "4?", "response": " \n"}, {"prompt": "5?", "reference": True},
+    ])  # fmt: skip
+    words = ["prefer", "sample", str(model), "--n", "2", "--temperatures", "1", "--max-new-tokens", "3"]
+    for path, out in (
+        (folder, folder / "a.jsonl"),
+        (f"{folder}/*.jsonl", folder / "b.jsonl"),
+        (f"{tmp_path}/**/*.jsonl", folder / "c.jsonl"),
+    ):
+        assert main([*words, str(path), "--out", str(out)]) == 2 and not out.exists()
+        assert "would be read as prompts" in capsys.readouterr().err
+    assert main([*words, str(folder), "--out", str(tmp_path / "a.jsonl")]) == 0
+    told = capsys.readouterr()
+    assert "not read: notes.md" in told.err and "columns that nothing reads: reference (1 rows)" in told.err
+    _, first, second, third, fourth = lines_of(tmp_path / "a.jsonl")
+    assert first["messages"] == [{"role": "user", "content": "2+2?"}] and third["messages"][0]["content"] == "4?"
+    assert second["reference"] == "3" and not any("reference" in one for one in (first, third, fourth))
+
+
+def test_the_share_of_the_reference_counts_prompts_that_have_one() -> None:
+    draws = [{"place": 0, "temperature": 0.5}]
+    right = {"text": "4", "finish_reason": "stop", "draws": draws}
+    told = _summary(
+        "a", [{"reference": " 4", "answers": [right]}, {"answers": [right]}], SampleSettings(n=1, temperatures=(0.5,))
+    )
+    assert "of prompts that have one: 100.0% at 0.5" in told[-1]
 
 
 def test_settings_that_cannot_be_or_were_others_are_refused(

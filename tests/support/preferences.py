@@ -39,9 +39,11 @@ def write_answers(path: Path, *prompts: PromptAnswers) -> Path:
     return path
 
 
-def write_ratings(path: Path, answers: Path, rater: RaterName, lines: Sequence[Mapping[str, Any]]) -> Path:
+def write_ratings(
+    path: Path, answers: Path, rater: RaterName, lines: Sequence[Mapping[str, Any]], planned: int | None = None
+) -> Path:
     """A file of ratings of the answers in a file."""
-    header = header_of(rater, {}, read_answers([str(answers)]), path)
+    header = header_of(rater, {}, read_answers([str(answers)]), path, planned)
     with JournalWriter.open(path, RATINGS, header, silent) as writer:
         writer.append([dict(line) for line in lines])
     return path

@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Callable
 
-PREFER_RATERS = ("rules", "judge", "person")  # as fledge.prefer has them, which is not loaded for the help
+PREFER_RATERS = ("rules", "judge", "reward-model", "person")  # as fledge.prefer has them, which is not loaded for the help
 TEMPERATURES = (0.3, 0.7, 1.0)
 
 
@@ -42,7 +42,7 @@ def _add_sample(actions: argparse._SubParsersAction, adapter: str) -> None:
 
 
 def _add_rank(actions: argparse._SubParsersAction) -> None:
-    rank = actions.add_parser("rank", help="rate the answers, by rules, a judge model or a person", allow_abbrev=False)
+    rank = actions.add_parser("rank", help="rate the answers, by rules, a model or a person", allow_abbrev=False)
     rank.add_argument("answers", type=os.path.expanduser, nargs="+", help="files of `fledge prefer sample`")
     rank.add_argument("--by", choices=PREFER_RATERS, required=True, help="who rates")
     _add_out(rank, "file of ratings; an interrupted call goes on")
@@ -50,7 +50,10 @@ def _add_rank(actions: argparse._SubParsersAction) -> None:
     rank.add_argument("--rule", action="append", default=[], metavar="RULE", help="rules: a reward as in a recipe; repeatable")
     rank.add_argument("--timeout", type=float, default=60.0, help="rules: seconds that one may take at once (default 60)")
     rank.add_argument(
-        "--model", type=os.path.expanduser, metavar="MODEL", help="judge: run, stage, checkpoint, model directory or GGUF file"
+        "--model",
+        type=os.path.expanduser,
+        metavar="MODEL",
+        help="judge, reward-model: run, stage, checkpoint, model directory or, of a judge, GGUF file",
     )
     rank.add_argument(
         "--question", type=os.path.expanduser, metavar="FILE", help="judge: its question, with {conversation}, {a}, {b}"

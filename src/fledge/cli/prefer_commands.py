@@ -33,7 +33,7 @@ def _sample(options: argparse.Namespace) -> None:
         console=Console(),
     )
     _print(summary)
-    _print([f"next: fledge prefer rank {options.out} --by rules|judge|person --out ratings.jsonl"])
+    _print([f"next: fledge prefer rank {options.out} --by rules|judge|reward-model|person --out ratings.jsonl"])
 
 
 def _rank(options: argparse.Namespace) -> None:

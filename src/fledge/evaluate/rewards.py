@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,11 @@ def _shown(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
+def _row_of(answer: DrawnAnswer) -> str:
+    """The row of an answer's prompt in brackets, if it is known."""
+    return f" ({answer.where})" if answer.where else ""
+
+
 def _each(value: Callable[[DrawnAnswer], float]) -> Reward:
     """The reward that gives each answer its own value."""
     return lambda answers: [float(value(answer)) for answer in answers]
@@ -73,7 +79,7 @@ def field_f1(config: RewardConfig, where: str, context: RewardContext) -> Reward
         marked = _marked(answer)
         if marked.valid_json is None:
             raise FledgeError(
-                f"the row's own answer is no JSON object: {_shown(answer.answer)!r}",
+                f"the row's own answer is no JSON object: {_shown(answer.answer)!r}{_row_of(answer)}",
                 where=where,
                 hint="use exact_match, or leave such rows out",
             )
@@ -176,6 +182,25 @@ def _accepted(called: Callable[..., Any], where: str) -> list[str]:
     return [one.name for one in parameters if one.name in ARGUMENTS]
 
 
+def source_file(path: str) -> Path | None:
+    """The file of a user's function, MODULE:NAME; None if it is in none. Raises FledgeError if it cannot be found."""
+    called = inspect.unwrap(_imported(path, path))
+    try:
+        file = inspect.getsourcefile(called)
+    except TypeError:  # an object that can be called: the file of its module
+        file = getattr(sys.modules[path.partition(":")[0]], "__file__", None)
+    return Path(file) if file and Path(file).is_file() else None
+
+
+def requires(path: str, argument: str) -> bool:
+    """Whether a user's function, MODULE:NAME, needs an argument. Raises FledgeError if it cannot be found."""
+    try:
+        parameters = inspect.signature(_imported(path, path)).parameters
+    except (TypeError, ValueError):  # of some built-in functions
+        return False
+    return argument in parameters and parameters[argument].default is inspect.Parameter.empty
+
+
 # -- reward models --------------------------------------------------------------------------------------------------------
 
 
@@ -212,7 +237,7 @@ def _by_model(model: RewardModel, context: RewardContext, where: str) -> ByModel
     if own is None:
         raise FledgeError(
             "a reward model reads the tokens of prompt and answer, and here are texts alone", where=where,
-            hint="write the rule in rewards of a grpo stage, or score texts with fledge.load_reward_model",
+            hint="write the rule in rewards of a grpo stage, or rank answers with --by reward-model",
         )  # fmt: skip
     theirs = load_tokenizer(model.tokenizer_path, needs_template=False, template_date=own.template.date)
     if theirs.fingerprint() != own.fingerprint():
@@ -238,10 +263,14 @@ RULES: dict[str, Callable[[RewardConfig, str, RewardContext], Reward]] = {  # by
 
 
 def build_rewards(
-    configs: Sequence[RewardConfig], timeout: float, where: str = "rewards", context: RewardContext = RewardContext()
+    configs: Sequence[RewardConfig],
+    timeout: float,
+    where: str = "rewards",
+    context: RewardContext = RewardContext(),
+    timeout_name: str = "reward_timeout",
 ) -> RewardTable:
-    """The rewards of a recipe. `timeout`: seconds that each may take for the answers that it is given at once. `where`: their
-    key in the recipe.
+    """The rewards of a recipe. `timeout`: seconds that each may take for the answers that it is given at once, set by what
+    `timeout_name` says. `where`: their key in the recipe.
 
     Raises FledgeError for a reward that cannot be computed; the table raises it for one that fails, takes too long, or gives
     something else than a finite number for each answer."""
@@ -249,7 +278,7 @@ def build_rewards(
     rewards = [RULES[config.rule](config, key, context) for config, key in zip(configs, keys, strict=True)]
 
     def score(answers: Sequence[DrawnAnswer]) -> np.ndarray:
-        columns = [_checked(reward, answers, timeout, key) for reward, key in zip(rewards, keys, strict=True)]
+        columns = [_checked(reward, answers, (timeout, timeout_name), key) for reward, key in zip(rewards, keys, strict=True)]
         return np.stack(columns, axis=1) if answers else np.zeros((0, len(rewards)))
 
     labels = tuple(config.label for config in configs)
@@ -287,8 +316,9 @@ def check_reward_models(directory: StageDirectory, rewards: RewardTable | None, 
         )
 
 
-def _checked(reward: Reward, answers: Sequence[DrawnAnswer], timeout: float, where: str) -> np.ndarray:
-    """The values [n] of one reward. Raises FledgeError that names it."""
+def _checked(reward: Reward, answers: Sequence[DrawnAnswer], limit: tuple[float, str], where: str) -> np.ndarray:
+    """The values [n] of one reward. `limit`: seconds, and what sets them. Raises FledgeError that names it."""
+    timeout, name = limit
     try:
         with wall_time_limit(timeout):
             values = reward(answers)
@@ -299,7 +329,7 @@ def _checked(reward: Reward, answers: Sequence[DrawnAnswer], timeout: float, whe
     except TimeLimitReached:
         raise FledgeError(
             f"not done with {len(answers):,} answers after {timeout:g} s", where=where,
-            hint="make it faster, set reward_timeout to more seconds, and run the same command again to go on",
+            hint=f"make it faster, set {name} to more seconds, and run the same command again to go on",
         ) from None  # fmt: skip
     except (Exception, SystemExit) as error:
         raise FledgeError(
@@ -331,7 +361,8 @@ def _finite(values: Any, answers: Sequence[DrawnAnswer], where: str) -> np.ndarr
     if wrong:
         value, answer = wrong[0]
         raise FledgeError(
-            f"it gave {value} for {len(wrong):,} of {len(answers):,} answers, such as {_shown(answer.completion)!r}",
+            f"it gave {value} for {len(wrong):,} of {len(answers):,} answers, such as {_shown(answer.completion)!r}"
+            + _row_of(answer),
             where=where,
             hint="return a finite number for every answer",
         )

@@ -39,14 +39,17 @@ class RewardModel:
         Raises FledgeError for a conversation that ends otherwise, or that is longer than the model's positions."""
         each = [None] * len(conversations) if tools is None else tools
         numbered = enumerate(zip(conversations, each, strict=True), 1)
-        return self.score_tokens([self._tokens(one, number, own) for number, (one, own) in numbered])
+        return self.score_tokens([self.encode(one, own, f"conversation {number}") for number, (one, own) in numbered])
 
-    def _tokens(self, conversation: Messages, number: int, tools: str | None) -> list[int]:
+    def encode(self, conversation: Messages, tools: str | None = None, where: str = "conversation") -> list[int]:
+        """The tokens of a conversation, up to the one that ends the assistant's last turn. `where`: what errors call it.
+
+        Raises FledgeError for a conversation that ends otherwise, TemplateError for one that the chat template refuses."""
         messages = as_messages(conversation)
         if messages[-1].role != "assistant":
             raise FledgeError(
                 f"it ends with the turn of {messages[-1].role}, and a reward is for an answer",
-                where=f"conversation {number}",
+                where=where,
                 hint="let the assistant's turn be the last one",
             )
         tokens, weights = self.tokenizer.encode_conversation(messages, tools)

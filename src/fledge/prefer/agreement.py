@@ -18,7 +18,7 @@ from fledge.evaluate.intervals import Interval, resampled_sums, wilson_interval
 from fledge.prefer.ratings import Rating, RatingsFile, read_ratings
 from fledge.run.terminal import Terminal
 
-FEW_PAIRS = 20  # below, no interval says anything
+FEW_PAIRS, FEW_PROMPTS = 20, 10  # below, no interval says anything
 PIPED_WIDTH = 150
 SAME, PAIRS, TIES_ONE, TIES_OTHER = range(4)
 """Columns of the counts that κ is a function of: pairs with equal verdicts, all pairs, ties of either rater."""
@@ -39,6 +39,13 @@ class Agreement:
     kappa: float | None
     raw_interval: Interval | None
     kappa_interval: Interval | None
+
+    @property
+    def too_few(self) -> str:
+        """What there is too little of for an interval, in words; "" if there is enough."""
+        if self.pairs < FEW_PAIRS:
+            return f"{FEW_PAIRS} pairs are needed"
+        return f"pairs of {FEW_PROMPTS} prompts are needed" if self.prompts < FEW_PROMPTS else ""
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as JSON values."""
@@ -80,7 +87,7 @@ def agree(one: RatingsFile, other: RatingsFile) -> Agreement:
     sums = counts.sum(axis=0)
     n = len(common)
     value = float(kappa(sums)) if n else float("nan")
-    raw_interval, kappa_interval = _intervals(counts) if n >= FEW_PAIRS else (None, None)
+    raw_interval, kappa_interval = _intervals(counts) if n >= FEW_PAIRS and len(counts) >= FEW_PROMPTS else (None, None)
     return Agreement(
         one=one.rater,
         other=other.rater,
@@ -99,12 +106,12 @@ def _counts(mine: Rating, their: Rating) -> np.ndarray:
 
 def _intervals(counts: np.ndarray) -> tuple[Interval, Interval | None]:
     """The intervals of the raw agreement and of κ. Where all resamplings agree alike, as with complete agreement, they tell
-    nothing: then both follow from Wilson's interval of the raw agreement."""
+    nothing: then both follow from Wilson's interval of the raw agreement, with the prompts as trials."""
     draws = resampled_sums(counts)
     raw = draws[:, SAME] / draws[:, PAIRS]
     if np.ptp(raw) == 0:
         sums = counts.sum(axis=0)
-        low, high = wilson_interval(float(sums[SAME]), int(sums[PAIRS]))
+        low, high = wilson_interval(float(sums[SAME] / sums[PAIRS]) * len(counts), len(counts))
         expected = float(chance(sums))
         return (low, high), ((low - expected) / (1 - expected), (high - expected) / (1 - expected)) if expected < 1 else None
     values = kappa(draws)
@@ -187,11 +194,13 @@ def _as_json_value(files: Sequence[RatingsFile]) -> dict[str, Any]:
         raters[file.rater] = {
             "kind": file.kind,
             "pairs": len(file.first_ratings()),
+            "rated": file.done,
+            "planned": file.planned,
             "verdicts": dict(sorted(file.counts().items())),
             "self_agreement": None if own is None else own.as_dict(),
         }
-    pairs = [_without_nan(agree(one, other).as_dict()) for one, other in combinations(files, 2)]
-    return {"raters": raters, "agreement": [{**pair, "too_few": pair["pairs"] < FEW_PAIRS} for pair in pairs]}
+    pairs = [agree(one, other) for one, other in combinations(files, 2)]
+    return {"raters": raters, "agreement": [{**_without_nan(one.as_dict()), "too_few": bool(one.too_few)} for one in pairs]}
 
 
 def _without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,7 +219,8 @@ def _raters_table(files: Sequence[RatingsFile]) -> Table:
         counts, own = file.counts(), self_agreement(file)
         verdicts = ", ".join(f"{counts[name]:,} {word}" for name, word in WORDS.items() if counts[name])
         itself = Text("" if own is None else own.text())
-        table.add_row(Text(file.rater), Text(file.kind), f"{len(file.first_ratings()):,}", Text(verdicts), itself)
+        pairs = f"{len(file.first_ratings()):,}" + (f" ({file.unfinished})" if file.unfinished else "")
+        table.add_row(Text(file.rater), Text(file.kind), pairs, Text(verdicts), itself)
     return table
 
 
@@ -228,8 +238,8 @@ def _raw_cell(one: Agreement) -> Text:
 
 
 def _kappa_cell(one: Agreement) -> Text:
-    if one.pairs < FEW_PAIRS:
-        return Text(f"too few: {FEW_PAIRS} pairs are needed")
+    if one.too_few:
+        return Text(f"too few: {one.too_few}")
     if one.kappa is None:
         return Text("not defined: both give only ties")
     return Text(f"{one.kappa:.2f}" + ("" if one.kappa_interval is None else " [{:.2f}, {:.2f}]".format(*one.kappa_interval)))

@@ -171,7 +171,9 @@ def read_answers(paths: Sequence[str]) -> AnswerSet:
             asked = _damage(partial(_from_line, line, journal.header), journal, number)
             known = prompts.get(asked.id)
             if known is not None:
-                asked = replace(known, answers=merged((*known.answers, *asked.answers)))
+                reference = asked.prompt.reference if known.prompt.reference is None else known.prompt.reference
+                prompt, answers = replace(known.prompt, reference=reference), merged((*known.answers, *asked.answers))
+                asked = replace(known, prompt=prompt, answers=answers)
             prompts[asked.id] = asked
     return AnswerSet(prompts, hashes)
 

@@ -1,11 +1,16 @@
 """Which answers are compared with which, and in which order they are shown: a function of the seed and of the texts alone."""
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import floor
 
 from fledge.errors import FledgeError
 from fledge.prefer.answers import Answer, PromptAnswers, fraction_of
+
+LAG = 10  # comparisons between one and its repetition, so that it is not remembered
+ROUNDING = 1e-9  # of a product such as 100 · 0.29
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,8 @@ def plan_comparisons(
     """The comparisons of a rater, at most `per_prompt` for each prompt (None: all pairs of its answers).
 
     Equal seeds choose equal pairs, so that raters can be compared, and fewer a prompt are a part of more. With a `rater`, the
-    prompts are shuffled, alike for all raters of a seed, and which answer is shown first is drawn for each rater. Behind each
-    1 ÷ `repeat` comparisons, the first of these comes again with its answers exchanged."""
+    prompts are shuffled, alike for all raters of a seed, and which answer is shown first is drawn for each rater. Of n
+    comparisons ⌊n · `repeat`⌋ come again with their answers exchanged, LAG comparisons later or at the end."""
     planned: list[Comparison] = []
     order = sorted(prompts, key=lambda asked: fraction_of(seed, "prompt", asked.id)) if rater else prompts
     for asked in order:
@@ -56,11 +61,12 @@ def _in_order(asked: PromptAnswers, pair: tuple[Answer, Answer], seed: int, rate
 
 
 def _with_repeats(planned: Sequence[Comparison], repeat: float) -> list[Comparison]:
-    if not repeat:
-        return list(planned)
-    every, result = max(1, round(1 / repeat)), list[Comparison]()
+    """The comparisons with their repetitions: the k-th one is due at the first n with ⌊n · repeat⌋ ≥ k."""
+    result, waiting = list[Comparison](), deque[tuple[int, Comparison]]()
     for number, comparison in enumerate(planned, 1):
         result.append(comparison)
-        if number % every == 0:
-            result.append(planned[number - every].swapped)
-    return result
+        if floor(number * repeat + ROUNDING) > floor((number - 1) * repeat + ROUNDING):
+            waiting.append((number + LAG, comparison.swapped))
+        if waiting and waiting[0][0] <= number:
+            result.append(waiting.popleft()[1])
+    return [*result, *(comparison for _, comparison in waiting)]

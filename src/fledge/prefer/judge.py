@@ -19,6 +19,7 @@ from fledge.model.locate import locate_model
 from fledge.prefer.answers import AnswerSet
 from fledge.prefer.comparisons import Comparison, plan_comparisons
 from fledge.prefer.journal import JournalWriter, Line
+from fledge.prefer.prompts import shown_turns
 from fledge.prefer.ratings import Verdict
 from fledge.prefer.sampling import model_weights, require_template
 from fledge.run import Console
@@ -58,9 +59,16 @@ class Judge:
     seed: int
     settings: dict[str, object]
 
+    def planned(self, answers: AnswerSet) -> int:
+        """A line for each comparison."""
+        return len(self._plan(answers))
+
+    def _plan(self, answers: AnswerSet) -> list[Comparison]:
+        return plan_comparisons(list(answers.prompts.values()), self.per_prompt, self.seed)
+
     def rate(self, answers: AnswerSet, writer: JournalWriter, console: Console) -> list[str]:
         """Write a line for each comparison; returns a summary in lines."""
-        planned = plan_comparisons(list(answers.prompts.values()), self.per_prompt, self.seed)
+        planned = self._plan(answers)
         done = writer.keep_chunks(CHUNK_COMPARISONS, len(planned))
         with console.progress("comparisons judged", len(planned), done) as progress:
             for start in range(done, len(planned), CHUNK_COMPARISONS):
@@ -93,9 +101,8 @@ class Judge:
         return "too_long" if length > room else None
 
     def _prompt(self, tokenizer: Tokenizer, comparison: Comparison) -> list[int]:
-        turns = comparison.asked.prompt.turns
         values = {
-            "conversation": "\n".join(f"{turn.role}: {turn.full_content}" for turn in turns),
+            "conversation": "\n".join(f"{who}: {text}" for who, text in shown_turns(comparison.asked.prompt)),
             "a": comparison.first.text,
             "b": comparison.second.text,
             "reference": comparison.asked.prompt.reference or "",

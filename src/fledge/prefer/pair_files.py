@@ -50,6 +50,9 @@ def make_pairs(ratings: Sequence[str], out: str, options: PairOptions, console: 
     _check(options, Path(out))
     files = [read_ratings(path) for path in ratings]
     check_raters(files)
+    for file in files:
+        if file.unfinished:
+            console.log(f"{file.path}: {file.unfinished}; the others count as not rated")
     if unknown := sorted(set(options.settings.min_margin) - {file.rater for file in files} - {""}):
         raise FledgeError(f"no file has the rater '{unknown[0]}'", where="--min-margin",
                           hint=f"raters are {', '.join(file.rater for file in files)}")  # fmt: skip

@@ -6,15 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fledge.data.build.plan import SHARD_BYTES
 from fledge.data.parsing.columns import RowError
 from fledge.data.parsing.items import PreferencePair
 from fledge.data.parsing.prompts import Prompt, prompt_columns
-from fledge.data.parsing.rows import parse_preference_pair, read_row
-from fledge.data.reading.records import files_of, read, row_location, spans_of
+from fledge.data.parsing.rows import Parsed, parse_preference_pair, read_row
 from fledge.errors import FledgeError
 from fledge.prefer.answers import Answer, AnswerSet, PromptAnswers, answer_id, fraction_of, prompt_id, question_id
-from fledge.prefer.prompts import Counts
+from fledge.prefer.prompts import Counts, Told, rows_of
 from fledge.prefer.ratings import Pair, Rating, RatingsFile
 from fledge.recipe import Source
 from fledge.run import Log
@@ -199,29 +197,31 @@ def _origin(answer: Answer) -> dict[str, Any]:
 
 def pairs_of_people(paths: Sequence[str], log: Log) -> list[Triple]:
     """The pairs in files of rows, as a preference stage reads them, as pairs of people. Rows that are none are told with their
-    reasons. Raises FledgeError for a file without a pair."""
+    reasons, and so are events of rows and columns that nothing reads. Raises FledgeError for a file without a pair."""
     triples: list[Triple] = []
     for path in paths:
-        source, left_out, before = Source(path=path), Counts(), len(triples)
-        for span in spans_of(files_of(source, path), source, SHARD_BYTES):
-            for record in read(span, source):
-                where = row_location(span.file, record.number)
-                try:
-                    if record.broken:
-                        raise RowError(record.broken, record.detail)
-                    triples.append(_of_row(record.value, source, where))
-                except RowError as error:
-                    left_out.add(error.reason, where, error.detail)
+        source, left_out, told, before = Source(path=path), Counts(), Told(), len(triples)
+        for record, where in rows_of(source, path, log):
+            try:
+                if record.broken:
+                    raise RowError(record.broken, record.detail)
+                parsed = read_row(record.value, source, parse_preference_pair)
+            except RowError as error:
+                left_out.add(error.reason, where, error.detail)
+                continue
+            told.add(parsed, where)
+            triples.append(_of_row(parsed, where))
         if len(triples) == before:
             problems = "; ".join(left_out.lines()) or "it holds no rows"
             raise FledgeError(f"there is no pair in it: {problems}", where=path, hint="a row has a prompt, chosen and rejected")
         for problem in left_out.lines():
             log(f"no pair: {problem}")
+        told.tell(log)
     return triples
 
 
-def _of_row(value: Any, source: Source, where: str) -> Triple:
-    pair = read_row(value, source, parse_preference_pair).item
+def _of_row(parsed: Parsed, where: str) -> Triple:
+    pair = parsed.item
     assert isinstance(pair, PreferencePair)
     chosen, rejected = (ending.full_content for ending in pair.endings)
     return Triple(

@@ -11,8 +11,9 @@ from rich.rule import Rule
 from rich.text import Text
 
 from fledge.prefer.answers import AnswerSet
-from fledge.prefer.comparisons import Comparison, plan_comparisons
+from fledge.prefer.comparisons import LAG, Comparison, plan_comparisons
 from fledge.prefer.journal import JournalWriter, Line
+from fledge.prefer.prompts import shown_turns
 from fledge.prefer.ratings import Verdict, replayed
 from fledge.run import Console
 from fledge.run.stopping import Interrupted
@@ -46,14 +47,21 @@ class Person:
     @property
     def settings(self) -> dict[str, Any]:
         """What decides which comparisons come, as JSON values."""
-        return {"comparisons": self.per_prompt, "repeat": self.repeat, "seed": self.seed}
+        return {"comparisons": self.per_prompt, "repeat": self.repeat, "lag": LAG, "seed": self.seed}
+
+    def planned(self, answers: AnswerSet) -> int:
+        """A line for each comparison, those that come twice included."""
+        return len(self._plan(answers))
+
+    def _plan(self, answers: AnswerSet) -> list[Comparison]:
+        return plan_comparisons(list(answers.prompts.values()), self.per_prompt, self.seed, self.rater, self.repeat)
 
     def rate(self, answers: AnswerSet, writer: JournalWriter, console: Console) -> list[str]:
         """Ask until all comparisons are rated or the person quits; each rating is on the disk before the next question. Returns
         a summary in lines. Raises Interrupted for Ctrl-C."""
         with suppress(ImportError):
             import readline  # noqa: F401 - `input` edits the line once it is loaded
-        planned = plan_comparisons(list(answers.prompts.values()), self.per_prompt, self.seed, self.rater, self.repeat)
+        planned = self._plan(answers)
         terminal, done = Terminal(), len(replayed(writer.lines))
         if done:
             console.log(f"{done:,} ratings are there already; it goes on behind them")
@@ -105,8 +113,8 @@ def _show(terminal: Terminal, comparison: Comparison, title: str) -> None:
     """Show the prompt and both answers; of an answer only its text, and that it was cut, which can be seen anyway."""
     terminal.print()
     terminal.print(Rule(Text(title), align="left", style="bold"))
-    for turn in comparison.asked.prompt.turns:
-        terminal.print(Text.assemble((f"{turn.role}: ", "bold"), turn.full_content))
+    for who, text in shown_turns(comparison.asked.prompt):
+        terminal.print(Text.assemble((f"{who}: ", "bold"), text))
     for number, answer in enumerate((comparison.first, comparison.second), 1):
         terminal.print(Rule(Text(str(number)), align="left", style="cyan"))
         terminal.print(Text(answer.text or "(empty)"))

@@ -1,17 +1,25 @@
 """The prompts of a file or folder of rows of any kind, each once, with every row that is left out counted."""
 
+import glob
+import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path, PurePath
 
 from fledge.data.build.plan import SHARD_BYTES
 from fledge.data.parsing.columns import RowError
-from fledge.data.parsing.prompts import Prompt, parse_prompt
-from fledge.data.reading.records import files_of, read, row_location, spans_of
+from fledge.data.parsing.prompts import ParsedPrompt, Prompt, parse_prompt
+from fledge.data.parsing.rows import Parsed
+from fledge.data.reading.records import Record, file_notices, files_of, format_of, ignored_files, read, row_location, spans_of
 from fledge.errors import FledgeError
 from fledge.prefer.answers import prompt_id
 from fledge.recipe import Source
 from fledge.run import Log
+from fledge.tokenizer import Message
 
+SHOWN_FILES = 5  # names of files in one message
 EQUAL = "the prompt of an earlier row"
 OTHER_REFERENCE = "the prompt of an earlier row, with another reference answer"
 
@@ -42,32 +50,78 @@ class Counts:
         return [f"{count:,} × {reason}, first at {self.first[reason]}" for reason, count in self.counts.most_common()]
 
 
+@dataclass
+class Told:
+    """What is unusual in rows that are read, for the user: `events` of rows, and how many have columns that nothing reads."""
+
+    events: Counts = field(default_factory=Counts)
+    unread: Counter[str] = field(default_factory=Counter)
+
+    def add(self, parsed: ParsedPrompt | Parsed, where: str) -> None:
+        """Count the events and unread columns of a row."""
+        self.unread.update(parsed.unread_columns)
+        for event in parsed.events:
+            self.events.add(event.reason, where, event.detail)
+
+    def tell(self, log: Log) -> None:
+        """Log a line for each event, and one for the columns."""
+        for line in self.events.lines():
+            log(f"note: {line}")
+        if self.unread:
+            columns = ", ".join(f"{name} ({count:,} rows)" for name, count in self.unread.most_common())
+            log(f"columns that nothing reads: {columns}")
+
+
+def rows_of(source: Source, path: str, log: Log) -> Iterator[tuple[Record, str]]:
+    """The rows of a source with their places. Files of a folder that are not read, and what is unusual in how one is read, are
+    told."""
+    files = files_of(source, path)
+    if ignored := [item.name for item in ignored_files(source)]:
+        more = f" and {len(ignored) - SHOWN_FILES:,} more" if len(ignored) > SHOWN_FILES else ""
+        log(f"{path}: not read: {', '.join(ignored[:SHOWN_FILES])}{more}")
+    for file in files:
+        for notice in file_notices(file, source):
+            log(f"{file}: {notice}")
+    for span in spans_of(files, source, SHARD_BYTES):
+        for record in read(span, source):
+            yield record, row_location(span.file, record.number)
+
+
+def is_among(out: Path, path: str) -> bool:
+    """Whether a file is, or would be once it is there, among those that a path of rows names: a file, a folder or a glob."""
+    wanted, named = Path(path).expanduser(), os.path.realpath(out)
+    if wanted.is_dir():
+        return os.path.dirname(named) == os.path.realpath(wanted) and format_of(out) is not None
+    if not glob.has_magic(str(wanted)) or wanted.exists():
+        return named == os.path.realpath(wanted)
+    pattern = os.path.abspath(wanted)
+    if "**" in pattern:
+        return any(fnmatch(os.path.abspath(out), one) for one in (pattern, pattern.replace("**/", "")))
+    return PurePath(os.path.abspath(out)).match(pattern)
+
+
 def read_prompts(path: str, system: str | None, limit: int | None, log: Log) -> list[FoundPrompt]:
     """The prompts of a file, folder or glob, in the order of its rows, at most `limit`. Rows that are left out are told with
     their reasons, and so are columns that nothing has read. Raises FledgeError if no row is left."""
     source = Source(path=path)
     found: dict[str, FoundPrompt] = {}
-    left_out, events, unread = Counts(), Counts(), Counter[str]()
-    for span in spans_of(files_of(source, path), source, SHARD_BYTES):
-        for record in read(span, source):
-            where = row_location(span.file, record.number)
-            if limit is not None and len(found) >= limit:
-                left_out.add(f"beyond the first {limit:,} prompts (--limit)", where)
-                continue
-            try:
-                if record.broken:
-                    raise RowError(record.broken, record.detail)
-                parsed = parse_prompt(record.value, source, system)
-            except RowError as error:
-                left_out.add(error.reason, where, error.detail)
-                continue
-            unread.update(parsed.unread_columns)
-            for event in parsed.events:
-                events.add(event.reason, where, event.detail)
-            one = FoundPrompt(prompt_id(parsed.prompt), parsed.prompt, where)
-            first = found.setdefault(one.id, one)
-            if first is not one:
-                left_out.add(EQUAL if first.prompt.reference == one.prompt.reference else OTHER_REFERENCE, where)
+    left_out, told = Counts(), Told()
+    for record, where in rows_of(source, path, log):
+        if limit is not None and len(found) >= limit:
+            left_out.add(f"beyond the first {limit:,} prompts (--limit)", where)
+            continue
+        try:
+            if record.broken:
+                raise RowError(record.broken, record.detail)
+            parsed = parse_prompt(record.value, source, system)
+        except RowError as error:
+            left_out.add(error.reason, where, error.detail)
+            continue
+        told.add(parsed, where)
+        one = FoundPrompt(prompt_id(parsed.prompt), parsed.prompt, where)
+        first = found.setdefault(one.id, one)
+        if first is not one:
+            left_out.add(EQUAL if first.prompt.reference == one.prompt.reference else OTHER_REFERENCE, where)
     if not found:
         hint = "a row is a conversation, a question, a pair of answers or a text, see docs/data.md"
         raise FledgeError(
@@ -75,8 +129,17 @@ def read_prompts(path: str, system: str | None, limit: int | None, log: Log) -> 
         )
     for problem in left_out.lines():
         log(f"not asked: {problem}")
-    for line in events.lines():
-        log(f"note: {line}")
-    if unread:
-        log("columns that nothing reads: " + ", ".join(f"{name} ({count:,} rows)" for name, count in unread.most_common()))
+    told.tell(log)
     return list(found.values())
+
+
+def shown_turns(prompt: Prompt) -> list[tuple[str, str]]:
+    """The prompt for who compares its answers, as (speaker, text): the tools that it offers, then each turn with its tool
+    calls, as NAME(ARGUMENTS)."""
+    tools = [] if prompt.tools is None else [("tools", prompt.tools)]
+    return [*tools, *((turn.role, _shown(turn)) for turn in prompt.turns)]
+
+
+def _shown(turn: Message) -> str:
+    calls = [f"{call.name}({call.arguments})" for call in turn.tool_calls]
+    return "\n".join([turn.full_content, *calls] if turn.full_content else calls)

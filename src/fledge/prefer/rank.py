@@ -23,6 +23,10 @@ class Rater(Protocol):
         """What decides the ratings."""
         ...
 
+    def planned(self, answers: AnswerSet) -> int:
+        """How many lines the file has when all is rated. Raises FledgeError if there is nothing to rate."""
+        ...
+
     def rate(self, answers: AnswerSet, writer: JournalWriter, console: Console) -> list[str]:
         """Add the ratings that are missing to a file that may have some; returns a summary in lines."""
         ...
@@ -67,6 +71,14 @@ def _judge(options: RankOptions, console: Console) -> Rater:
     return build_judge(options.model, options.question, options.comparisons, options.seed, console)
 
 
+def _reward_model(options: RankOptions, console: Console) -> Rater:
+    from fledge.prefer.by_model import reward_model_rater
+
+    if options.model is None:
+        raise FledgeError("name the reward model that scores", where="--model", hint="a stage of kind reward, or its directory")
+    return reward_model_rater(options.model, console.log)
+
+
 def _person(options: RankOptions, console: Console) -> Rater:
     per_prompt = PER_PROMPT if options.comparisons is None else options.comparisons
     repeat = REPEAT if options.repeat is None else options.repeat
@@ -76,6 +88,7 @@ def _person(options: RankOptions, console: Console) -> Rater:
 RATERS: dict[str, RaterKind] = {
     "rules": RaterKind(_rules, ("rules", "timeout")),
     "judge": RaterKind(_judge, ("model", "question", "comparisons", "seed")),
+    "reward-model": RaterKind(_reward_model, ("model",)),
     "person": RaterKind(_person, ("comparisons", "repeat", "seed"), is_human=True),
 }
 
@@ -90,13 +103,18 @@ def rank(answers: Sequence[str], by: str, out: str, options: RankOptions, consol
     found = read_answers(answers)
     rater = kind.build(options, console)
     path = Path(out).expanduser()
-    header = header_of(RaterName(options.rater, by, kind.is_human), rater.settings, found, path)
+    header = header_of(RaterName(options.rater, by, kind.is_human), rater.settings, found, path, rater.planned(found))
     with JournalWriter.open(path, RATINGS, header, console.log) as writer:
         return rater.rate(found, writer, console)
 
 
 def _check_options(options: RankOptions, by: str) -> None:
     """FledgeError for an option of another rater, or one out of bounds."""
+    if not options.rater.strip() or set(options.rater) & set(",="):
+        raise FledgeError(
+            f"'{options.rater}' is no name: --min-margin has names with = and , behind them", where="--rater",
+            hint="write a word, such as anna",
+        )  # fmt: skip
     plain = RankOptions(rater=options.rater)
     for name in OPTION_NAMES:
         if getattr(options, name) != getattr(plain, name) and name not in RATERS[by].options:

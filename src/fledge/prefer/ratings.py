@@ -19,6 +19,7 @@ VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 DECIDED: tuple[Verdict, ...] = ("first", "second")
 NOISE = 1e-9  # of scores: what a sum of rewards may differ by through rounding alone
 EQUAL: tuple[Verdict, ...] = ("tie", "both_bad")  # the rater saw both, and neither is better
+PLANNED = "planned"  # a key of the header: the number of lines when the rater is done
 UNKNOWN = "name all files of answers that it rates with --answers"
 Pair = tuple[str, str, str]
 """A prompt and two answers to it, by their ids, the smaller id first."""
@@ -57,7 +58,7 @@ class Rating:
 @dataclass(frozen=True, kw_only=True)
 class RatingsFile:
     """The ratings of one rater. `kind`: how they were made. `is_human`: whether by a person. `answers`: paths of the answers
-    that were rated, with hashes."""
+    that were rated, with hashes. `done` of `planned` lines are there; None: the file does not say how many there will be."""
 
     path: Path
     rater: str
@@ -65,6 +66,15 @@ class RatingsFile:
     is_human: bool
     answers: Mapping[str, str]
     ratings: tuple[Rating, ...]
+    done: int = 0
+    planned: int | None = None
+
+    @property
+    def unfinished(self) -> str:
+        """How far a rater has come who is not done, in words; else ""."""
+        return (
+            "" if self.planned is None or self.done >= self.planned else f"{self.done:,} of {self.planned:,} comparisons rated"
+        )
 
     def first_ratings(self) -> dict[Pair, Rating]:
         """The rating of each pair, without repetitions."""
@@ -97,12 +107,15 @@ class RaterName:
     is_human: bool
 
 
-def header_of(rater: RaterName, settings: Mapping[str, Any], answers: AnswerSet, out: Path) -> dict[str, Any]:
-    """The header of a file of ratings. Paths of answers are relative to it, so that a folder can be moved as a whole."""
+def header_of(
+    rater: RaterName, settings: Mapping[str, Any], answers: AnswerSet, out: Path, planned: int | None = None
+) -> dict[str, Any]:
+    """The header of a file of ratings. Paths of answers are relative to it, so that a folder can be moved as a whole.
+    `planned`: how many lines it has when the rater is done."""
     folder = os.path.realpath(out.parent)
     paths = [os.path.relpath(path, folder) for path in answers.hashes]
     return {
-        "about": {"answers": paths},
+        "about": {"answers": paths, **({} if planned is None else {PLANNED: planned})},
         "rater": rater.name,
         "kind": rater.kind,
         "human": rater.is_human,
@@ -126,21 +139,38 @@ def replayed(lines: Iterable[Line]) -> list[Line]:
 
 
 def read_ratings(path: str) -> RatingsFile:
-    """A file of ratings. Raises FledgeError for one that is none or is damaged, with the line."""
+    """A file of ratings. Raises FledgeError for one that is none or is damaged, with the line, and for one that a model or a
+    rule has not finished. A person may stop at any time: see `RatingsFile.unfinished`."""
     journal = read_journal(Path(path).expanduser(), RATINGS)
     try:
         header = journal.header
         answers = dict(zip(header["about"]["answers"], header["answers"], strict=True))
         rater, kind, is_human = str(header["rater"]), str(header["kind"]), bool(header["human"])
-    except (KeyError, TypeError, ValueError) as error:
+        planned = None if header["about"].get(PLANNED) is None else int(header["about"][PLANNED])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FledgeError(f"damaged: no usable {error}", where=f"{path}:1", hint="make it again") from None
     ratings: list[Rating] = []
     for number, line in enumerate(journal.lines):
         if not _is_line(line):
             raise FledgeError("damaged: this is no rating", where=journal.location(number), hint="put back a copy")
-    for line in replayed(journal.lines):
+    kept = replayed(journal.lines)
+    if planned is not None and not is_human and (journal.torn or len(kept) < planned):
+        raise FledgeError(
+            f"rating has not finished: it has {len(kept):,} of {planned:,} lines", where=str(journal.path),
+            hint="run the command that writes it again: it goes on",
+        )  # fmt: skip
+    for line in kept:
         ratings += _of_scores(line) if "scores" in line else _of_comparison(line)
-    return RatingsFile(path=journal.path, rater=rater, kind=kind, is_human=is_human, answers=answers, ratings=tuple(ratings))
+    return RatingsFile(
+        path=journal.path,
+        rater=rater,
+        kind=kind,
+        is_human=is_human,
+        answers=answers,
+        ratings=tuple(ratings),
+        done=len(kept),
+        planned=planned,
+    )
 
 
 def _is_line(line: Line) -> bool:

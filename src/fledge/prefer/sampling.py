@@ -15,7 +15,7 @@ from fledge.model.locate import locate_model
 from fledge.model.weight_files import weights_hash
 from fledge.prefer.answers import ANSWERS, Draw, PromptAnswers, answer_of, as_line, merged
 from fledge.prefer.journal import JournalWriter, Line
-from fledge.prefer.prompts import Counts, FoundPrompt, read_prompts
+from fledge.prefer.prompts import Counts, FoundPrompt, is_among, read_prompts
 from fledge.run import Console, Log
 from fledge.run.file_hash import hash_files
 from fledge.tokenizer.message import TemplateError
@@ -99,6 +99,9 @@ def sample(
 
     `limit`: most prompts. Raises FledgeError for a model without a chat template, prompts of which none can be asked, and an
     `out` that was made with other settings."""
+    if is_among(Path(out).expanduser(), prompts):
+        raise FledgeError(f"'{out}' would be read as prompts, for it is among '{prompts}'", where="--out",
+                          hint="write the answers somewhere else")  # fmt: skip
     folder = locate_model(model, console.log)
     adapters = find_adapters([] if adapter is None else [adapter])
     found = read_prompts(prompts, system, limit, console.log)
@@ -217,10 +220,10 @@ def _summary(out: str, lines: Sequence[Line], settings: SampleSettings) -> list[
     drawn = Counter[float]()
     for line in lines:
         for answer in line[ANSWERS]:
-            for draw in answer["draws"]:
+            for draw in answer["draws"] if "reference" in line else ():
                 drawn[draw["temperature"]] += 1
-                right[draw["temperature"]] += answer["text"] == line.get("reference", "").strip() != ""
-    if reference:
+                right[draw["temperature"]] += answer["text"] == line["reference"].strip() != ""
+    if drawn:
         shares = ", ".join(f"{right[one] / drawn[one]:.1%} at {one:g}" for one in sorted(drawn))
-        summary.append(f"answers with the text of the reference, by temperature: {shares}")
+        summary.append(f"answers with the text of the reference, by temperature, of prompts that have one: {shares}")
     return summary

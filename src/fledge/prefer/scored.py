@@ -8,13 +8,14 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from fledge.errors import FledgeError, first_line
-from fledge.evaluate.rewards import build_rewards
+from fledge.evaluate.rewards import build_rewards, requires, source_file
 from fledge.prefer.answers import Answer, AnswerSet, PromptAnswers
 from fledge.prefer.journal import JournalWriter, Line
 from fledge.prefer.ratings import are_equal
 from fledge.recipe.sections.rewards import RewardConfig, Rewards
 from fledge.recipe.yaml_dialect import RecipeLoader
 from fledge.run import Console
+from fledge.run.file_hash import hash_files
 from fledge.training.rollout import DrawnAnswer
 
 NEED_REFERENCE = ("exact_match", "field_f1")  # rules that compare with the reference answer
@@ -43,6 +44,10 @@ class ScoreRater:
     score: Scorer
     needs_reference: bool
 
+    def planned(self, answers: AnswerSet) -> int:
+        """A line for each prompt."""
+        return len(answers.prompts)
+
     def rate(self, answers: AnswerSet, writer: JournalWriter, console: Console) -> list[str]:
         """Write a line for each prompt; returns a summary in lines."""
         prompts = list(answers.prompts.values())
@@ -53,12 +58,27 @@ class ScoreRater:
             for start in range(done, len(prompts), CHUNK_PROMPTS):
                 writer.append(self._lines(prompts[start : start + CHUNK_PROMPTS]))
                 progress.update(len(writer.lines))
-        return _summary(writer.lines)
+        return self._summary(writer.lines, answers)
 
     def _lines(self, prompts: Sequence[PromptAnswers]) -> list[Line]:
         ranked = [asked for asked in prompts if asked.prompt.reference is not None or not self.needs_reference]
         scores = dict(zip([asked.id for asked in ranked], self.score(ranked) if ranked else [], strict=True))
         return [_line(asked, scores.get(asked.id, {})) for asked in prompts]
+
+    def _summary(self, lines: Sequence[Line], answers: AnswerSet) -> list[str]:
+        ranked = [line for line in lines if line["scores"]]
+        comparable = [values for line in ranked if len(values := list(line["scores"].values())) > 1]
+        equal = sum(are_equal(min(values), max(values)) for values in comparable)
+        scored = sum(len(line["scores"]) for line in ranked)
+        summary = [f"{len(ranked):,} prompts ranked, {scored:,} different answers"]
+        if len(ranked) < len(lines):
+            reason = "they have no reference answer" if self.needs_reference else "none of their answers has a score"
+            summary.append(f"{len(lines) - len(ranked):,} prompts not ranked: {reason}")
+        if missing := sum(len(answers.prompts[line["prompt"]].answers) for line in ranked) - scored:
+            summary.append(f"{missing:,} answers to ranked prompts have no score")
+        if comparable:
+            summary.append(f"{equal:,} of {len(comparable):,} prompts with several answers have equal scores for all of them")
+        return summary
 
 
 def _line(asked: PromptAnswers, scores: Mapping[str, Scores]) -> Line:
@@ -66,18 +86,6 @@ def _line(asked: PromptAnswers, scores: Mapping[str, Scores]) -> Line:
     if any(len(one.parts) > 1 for one in scores.values()):
         line["parts"] = {identity: dict(one.parts) for identity, one in scores.items()}
     return line
-
-
-def _summary(lines: Sequence[Line]) -> list[str]:
-    scored = [list(line["scores"].values()) for line in lines if line["scores"]]
-    comparable = [values for values in scored if len(values) > 1]
-    equal = sum(are_equal(min(values), max(values)) for values in comparable)
-    summary = [f"{len(scored):,} prompts ranked, {sum(map(len, scored)):,} different answers"]
-    if len(scored) < len(lines):
-        summary.append(f"{len(lines) - len(scored):,} prompts not ranked: they have no reference answer")
-    if comparable:
-        summary.append(f"{equal:,} of {len(comparable):,} prompts with several answers have equal scores for all of them")
-    return summary
 
 
 # -- rules --------------------------------------------------------------------------------------------------------------------
@@ -90,7 +98,7 @@ def rules_rater(rules: Sequence[str], timeout: float) -> ScoreRater:
     if not rules:
         raise FledgeError("name at least one", where="--rule", hint=EXAMPLE)
     configs = _configs(rules)
-    table = build_rewards(configs, timeout, "--rule")
+    table = build_rewards(configs, timeout, "--rule", timeout_name="--timeout")
 
     def score(prompts: Sequence[PromptAnswers]) -> list[dict[str, Scores]]:
         values = table.score([_drawn(asked, answer) for asked in prompts for answer in asked.answers])
@@ -99,10 +107,23 @@ def rules_rater(rules: Sequence[str], timeout: float) -> ScoreRater:
         return [{answer.id: next(scores) for answer in asked.answers} for asked in prompts]
 
     return ScoreRater(
-        settings={"rules": [config.model_dump(exclude_defaults=True) | {"rule": config.rule} for config in configs]},
+        settings={"rules": [_setting(config) for config in configs]},
         score=score,
-        needs_reference=any(config.rule in NEED_REFERENCE for config in configs),
+        needs_reference=any(_needs_reference(config) for config in configs),
     )
+
+
+def _setting(config: RewardConfig) -> dict[str, Any]:
+    """A rule as JSON values, with the hash of the file of a Python function: when it is changed, its scores may be others."""
+    setting = config.model_dump(exclude_defaults=True) | {"rule": config.rule}
+    if config.function is None:
+        return setting
+    source = source_file(config.function)
+    return setting | {"source": None if source is None else hash_files(source)}
+
+
+def _needs_reference(config: RewardConfig) -> bool:
+    return config.rule in NEED_REFERENCE or (config.function is not None and requires(config.function, "answers"))
 
 
 def _drawn(asked: PromptAnswers, answer: Answer) -> DrawnAnswer:
@@ -113,6 +134,7 @@ def _drawn(asked: PromptAnswers, answer: Answer) -> DrawnAnswer:
         prompt_tokens=(),
         completion_tokens=answer.tokens,
         finish_reason=answer.finish_reason,
+        where=asked.where,
     )
 
 

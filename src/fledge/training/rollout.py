@@ -22,7 +22,8 @@ STD_EPSILON = 1e-4  # added to the standard deviation that advantages are divide
 class DrawnAnswer:
     """What a reward may look at: a prompt, an answer to it, and the reference answer of the prompt's row.
 
-    `prompt_tokens` and `completion_tokens`: with all special tokens, the answer with the stop token that ended it."""
+    `prompt_tokens` and `completion_tokens`: with all special tokens, the answer with the stop token that ended it. `where`: the
+    prompt's row, for messages; "" if it is not known."""
 
     prompt: str
     completion: str
@@ -30,6 +31,7 @@ class DrawnAnswer:
     prompt_tokens: Sequence[int]
     completion_tokens: Sequence[int]
     finish_reason: FinishReason
+    where: str = ""
 
     @classmethod
     def of(cls, prompt: Sequence[int], completion: Completion, answer: str, tokenizer: Tokenizer) -> "DrawnAnswer":

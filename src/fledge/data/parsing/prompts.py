@@ -52,17 +52,24 @@ def parse_prompt(value: Any, source: Source, system: str | None = None) -> Parse
 
 
 def _of_conversation(row: Row, source: Source) -> Prompt:
-    """The turns before the last answer; all turns, where the last one is the user's and no column holds an answer."""
+    """The turns before the last answer; all turns, where the last one is the user's and no column holds an answer, or a
+    blank one."""
     turns = turns_of_row(row)
-    is_open = not row.has("response") and not isinstance(row.get(INSTANCES), list)
+    response = row.find("response")[1]
+    is_blank = response is None or (isinstance(response, str) and not response.strip())
+    is_open = is_blank and not isinstance(row.get(INSTANCES), list)
     if turns and turns[-1].role in ("user", "tool") and is_open:
+        row.present("response")
         return Prompt(tuple(in_order(turns, row, ends_with_answer=False)), tools_of_row(row), _reference(row))
     *before, answer = dialogue_of_row(row)
     return Prompt(tuple(before), tools_of_row(row), None if answer.tool_calls else answer.content)
 
 
 def _reference(row: Row) -> str | None:
+    """The reference in a column of its own, also a number, as text; None if there is none."""
     value = dict.get(row, REFERENCE)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
     if not isinstance(value, str) or not value.strip():
         return None
     row.read.add(REFERENCE)
