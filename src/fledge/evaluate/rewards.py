@@ -198,7 +198,8 @@ def requires(path: str, argument: str) -> bool:
         parameters = inspect.signature(_imported(path, path)).parameters
     except (TypeError, ValueError):  # of some built-in functions
         return False
-    return argument in parameters and parameters[argument].default is inspect.Parameter.empty
+    found = parameters.get(argument)
+    return found is not None and found.default is found.empty and found.kind not in (found.VAR_POSITIONAL, found.VAR_KEYWORD)
 
 
 # -- reward models --------------------------------------------------------------------------------------------------------

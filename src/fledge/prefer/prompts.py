@@ -91,7 +91,8 @@ def is_among(out: Path, path: str) -> bool:
     """Whether a file is, or would be once it is there, among those that a path of rows names: a file, a folder or a glob."""
     wanted, named = Path(path).expanduser(), os.path.realpath(out)
     if wanted.is_dir():
-        return os.path.dirname(named) == os.path.realpath(wanted) and format_of(out) is not None
+        folders = (os.path.dirname(named), os.path.realpath(out.parent))  # they differ for a link
+        return os.path.realpath(wanted) in folders and format_of(out) is not None
     if not glob.has_magic(str(wanted)) or wanted.exists():
         return named == os.path.realpath(wanted)
     pattern = os.path.abspath(wanted)
