@@ -188,7 +188,7 @@ def help_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     for line in text.splitlines():
         if re.match(r"  (-h, )?--", line) and "--help" not in line:
             head = line.strip().partition("  ")[0]
-            choices = re.search(r"\{([\w,]+)\}", head)
+            choices = re.search(r"\{([\w,-]+)\}", head)
             for option in re.findall(r"--[\w-]+", head):
                 options[option] = set(choices[1].split(",")) if choices else set()
     return options
