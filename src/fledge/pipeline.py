@@ -137,6 +137,7 @@ class Pipeline:
                     directory=directory,
                 )
                 result = runner.run()
+                self.ranks.barrier()  # what the main process writes last is there for the next stage of every rank
             else:
                 self.console.log(f"{name}: finished before, not repeated")
             models[name] = directory.root / result["model"]

@@ -49,6 +49,7 @@ from fledge.training.initial_model import StageModels
 from fledge.training.model_writer import model_writer
 from fledge.training.outcome import judge
 from fledge.training.reference import ReferenceProvider
+from fledge.training.rollout import RewardTable
 from fledge.training.selection import selected_step
 from fledge.training.sources import source_maker
 from fledge.training.start_weights import StartWeights
@@ -110,8 +111,7 @@ class StageRunner:
             start=init_directory,
             log=shared.console.log,
         )
-        run = RunDirectory(directory.root.parent)
-        self.rewards = stage_rewards(shared.recipe, prepared.name, shared.tokenizer, run)
+        self.rewards: RewardTable | None = None  # made when the stage begins, from models that earlier stages have written
         self._on_start: list[Callable[[], None]] = []  # what records a changed recipe, once training goes on under it
 
     def run(self) -> dict[str, Any]:
@@ -239,6 +239,8 @@ class StageRunner:
         has_begun = bool(self.ranks.broadcast_object(len(self.directory.checkpoint_paths())))
         model, fingerprint = start.resume() if has_begun else start.begin(write=self.ranks.is_main_process)
         with self.ranks.main_process_first():
+            run = RunDirectory(self.directory.root.parent)
+            self.rewards = stage_rewards(self.recipe, self.prepared.name, self.tokenizer, run)
             check_reward_models(self.directory, self.rewards, begins=not has_begun and self.ranks.is_main_process)
         return model, fingerprint, has_begun
 

@@ -26,55 +26,10 @@ from fledge.tokenizer import Message
 from tests.e2e.test_processes import assert_same_losses, train
 from tests.support import small_runs, tiny_run
 from tests.support.killing import run_until_killed
+from tests.support.reward_runs import chain, conversation, model_of, run, tree
 from tests.support.run_directory import events, final_results
 
 QUIET = Console(quiet=True)
-QUESTION = "Hello number 7!"
-
-
-@pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of rows, with a link to a model that knows a half of them."""
-    folder = tmp_path_factory.mktemp("reward start")
-    (folder / "model").symlink_to(small_runs.start_model(folder))
-    return folder
-
-
-def tree(start: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    """The recipe of one reward stage, as plain data."""
-    stage = {
-        "kind": "reward",
-        "init_from": str(start / "model"),
-        "data": {"train": str(start / "pairs.jsonl"), "validation": 0.25, "max_seq_len": 64},
-        "batch": {"micro_batch_size": 2, "gradient_accumulation_steps": 2},
-        "optimizer": {"learning_rate": 3e-3},
-        "duration": "6 steps",
-        "evaluation": {"every_steps": 3},
-        "checkpoint": {"every_steps": 2},
-        **changes,
-    }
-    return {"name": "small", "output": str(output), "seed": 3, "runtime": small_runs.RUNTIME, "stages": {"reward": stage}}
-
-
-def run(values: dict[str, Any]) -> Path:
-    """Run a recipe."""
-    return Pipeline(recipe_from_dict(values), QUIET).run()
-
-
-def model_of(run: Path, stage: str = "reward") -> Path:
-    """The model directory of a finished stage."""
-    return run / stage / json.loads((run / stage / "result.json").read_text())["model"]
-
-
-@pytest.fixture(scope="session")
-def trained(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has learned that one answer is better than others."""
-    return run(tree(start, tmp_path_factory.mktemp("trained"), duration="12 steps", center_rewards_coefficient=0.01))
-
-
-def conversation(answer: str, question: str = QUESTION) -> list[dict[str, str]]:
-    """A question with an answer."""
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 def test_a_reward_model_learns_which_answers_are_better_and_reports_it(trained: Path) -> None:
@@ -154,25 +109,6 @@ def test_a_stage_goes_on_with_a_reward_model_and_its_head(start: Path, trained: 
 
 
 # -- a reward of a grpo stage ---------------------------------------------------------------------------------------------
-
-
-def chain(start: Path, output: Path, **grpo: Any) -> dict[str, Any]:
-    """A recipe that trains a reward model and then, from the same start, on its rewards."""
-    values = tree(start, output)
-    values["model"] = {"path": str(start / "model")}
-    values["stages"]["reward"].pop("init_from")
-    values["stages"]["grpo"] = {
-        "data": {"train": str(start / "mixed.jsonl"), "validation": 0.25, "max_seq_len": 64},
-        "rewards": [{"model": "reward", "weight": 1.0}],
-        "rollout": {"max_new_tokens": 14, "num_generations": 4},
-        "batch": {"micro_batch_size": 2, "gradient_accumulation_steps": 2},
-        "optimizer": {"learning_rate": 1e-3},
-        "duration": "4 steps",
-        "evaluation": {"every_steps": 2},
-        "checkpoint": {"every_steps": 2},
-        **grpo,
-    }
-    return values
 
 
 def test_a_recipe_trains_a_reward_model_and_then_on_its_rewards_and_resumes_bit_for_bit(

@@ -10,7 +10,6 @@ from fledge.generation.loading import load_model_and_tokenizer, tokenizer_direct
 from fledge.generation.scoring import BATCH_TOKENS
 from fledge.model.adapter_files import is_adapter
 from fledge.model.hf_config import read_config_json
-from fledge.model.loading import base_directory
 from fledge.model.locate import locate_model
 from fledge.model.protocol import LanguageModel
 from fledge.run import Log, silent
@@ -24,7 +23,8 @@ class RewardModel:
     `path`: its directory. `tokenizer`: its own, with its chat template."""
 
     def __init__(self, model: LanguageModel, tokenizer: Tokenizer, path: Path, pad: int | None) -> None:
-        """`pad`: the token that the model does not read a reward at, from its config.json; None: it reads at any token."""
+        """`pad`: the token that the model does not read a reward at, that of its config.json or, of an adapter,
+        of its tokenizer; None: it reads at any token."""
         self.model, self.tokenizer, self.path, self.pad = model.eval(), tokenizer, path, pad
 
     @property
@@ -95,7 +95,8 @@ def load_reward_model(path: str | Path, log: Log = silent) -> RewardModel:
     Raises FledgeError if there is none, if it is a language model, or if its tokenizer does not fit it."""
     folder = locate_model(str(path), log)
     model, tokenizer = load_model_and_tokenizer(folder, log, purpose="rewards")
-    config = read_config_json(base_directory(folder) if is_adapter(folder) else folder)
+    # an adapter has been trained with its tokenizer's padding token, and the config.json of its base may name another one
+    pad = tokenizer.pad if is_adapter(folder) else read_config_json(folder).get("pad_token_id")
     if torch.cuda.is_available():
         model = model.to("cuda")
-    return RewardModel(model, tokenizer, folder, config.get("pad_token_id"))
+    return RewardModel(model, tokenizer, folder, pad)

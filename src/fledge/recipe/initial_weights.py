@@ -32,13 +32,12 @@ class InitialWeights:
 
 def initial_weights(recipe: Recipe, name: str) -> InitialWeights:
     """The initial weights of a stage: its own `init_from`, else the previous stage; for the first stage `model.path`, else
-    fresh ones. Only another reward stage goes on from a reward stage: for all others it is passed over.
+    fresh ones.
 
     Raises KeyError if there is no stage of this name.
     """
-    names, stage = list(recipe.stages), recipe.stages[name]
-    earlier, init_from = names[: names.index(name)], stage.init_from
-    before = [one for one in earlier if stage.trains_reward_model or not recipe.stages[one].trains_reward_model]
+    init_from = recipe.stages[name].init_from
+    before = recipe.stages_before(name)
     previous_stage = before[-1] if before and not init_from else None
     directory = init_from or (None if before else recipe.model.path)
     named = [recipe.model.path or recipe.model.config, *(recipe.stages[stage].init_from for stage in (*before, name))]

@@ -4,7 +4,6 @@ Names of model sizes follow Hugging Face configuration files.
 """
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -161,6 +160,11 @@ class RewardStage(RewardSettings, StageBase):
                 raise ValueError(f"{key} needs answers, and a reward model writes none: leave it out")
         if self.adapter is not None and self.adapter.peft_type == PREFIX:
             raise ValueError("a reward stage has no prefix: write adapter: {peft_type: LORA}, or leave the section out")
+        head = next((one for one in self.adapter.modules_to_save if "lm_head".endswith(one)), None) if self.adapter else None
+        if head is not None:
+            raise ValueError(
+                f"adapter.modules_to_save: a reward model has no lm_head: leave {head} out; its head is trained"
+            )
         return self
 
 
@@ -202,6 +206,24 @@ UNSHARDED: tuple[tuple[Callable[[Stage], object], str], ...] = (
 """What a sharded model cannot do, and the end of a sentence about it."""
 
 
+def _check_goes_on(name: str, stage: Stage, before: str, start: Stage) -> None:
+    """ValueError if the adapter of a stage cannot follow that of the stage `before` from whose model it starts."""
+    own, theirs = stage.adapter, start.adapter
+    if theirs is None or own == theirs:
+        return
+    if theirs.peft_type == PREFIX:
+        same = "" if stage.trains_reward_model else "the same adapter, or "  # a reward model has no prefix
+        what = f"stages.{name} has {'no' if own is None else 'another'} adapter"
+        raise ValueError(
+            f"{what}, and the prefix of stages.{before} cannot be merged into weights: write {same}stages.{name}.init_from"
+        )
+    if own is not None:
+        raise ValueError(
+            f"stages.{name}.adapter differs from stages.{before}.adapter: write the same settings, to go on with that "
+            f"adapter, or null, to merge it and train the weights"
+        )
+
+
 class Recipe(ConfigModel):
     """One run: a tokenizer, a model and its stages, in order."""
 
@@ -219,6 +241,13 @@ class Recipe(ConfigModel):
     generation_samples: GenerationSamplesConfig = GenerationSamplesConfig()
     logging: LoggingConfig = LoggingConfig()
     alerts: AlertsConfig = AlertsConfig()
+
+    def stages_before(self, name: str) -> list[str]:
+        """The stages before the one of this name whose models it may go on from, in order. Only another reward stage goes on
+        from a reward stage: all others pass over it. Raises KeyError if there is no stage of this name."""
+        names, any_model = list(self.stages), self.stages[name].trains_reward_model
+        earlier = names[: names.index(name)]
+        return [one for one in earlier if any_model or not self.stages[one].trains_reward_model]
 
     @field_validator("stages")
     @classmethod
@@ -239,24 +268,10 @@ class Recipe(ConfigModel):
                 f"stages.{name}.adapter needs a model to adapt: name its directory as model.path or stages.{name}.init_from, "
                 "or train one in a stage before"
             )
-        in_turn = [(name, stage) for name, stage in self.stages.items() if not stage.trains_reward_model]
-        for (before, stage), (after, following) in pairwise(in_turn):
-            adapters = (stage.adapter, following.adapter)
-            if (
-                stage.adapter
-                and stage.adapter.peft_type == PREFIX
-                and following.adapter is None
-                and following.init_from is None
-            ):
-                raise ValueError(
-                    f"stages.{after} has no adapter, and the prefix of stages.{before} cannot be merged into weights: write "
-                    f"the same adapter, or stages.{after}.init_from"
-                )
-            if None not in adapters and adapters[0] != adapters[1] and following.init_from is None:
-                raise ValueError(
-                    f"stages.{after}.adapter differs from stages.{before}.adapter: write the same settings, to go on with that "
-                    f"adapter, or null, to merge it and train the weights"
-                )
+        for after, following in self.stages.items():
+            before = self.stages_before(after)[-1:]
+            if before and following.init_from is None:
+                _check_goes_on(after, following, before[0], self.stages[before[0]])
         return self
 
     @model_validator(mode="after")

@@ -1,17 +1,17 @@
 """The models of a stage: the one that it starts from, with new weights or those of a directory, and those that it has saved."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fledge.model.adapters import merge_adapter
+from fledge.model.adapter_files import with_score
 from fledge.model.decoder import Decoder
 from fledge.model.loading import load_model
 from fledge.model.new import new_model
 from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import Recipe, Stage
 from fledge.tokenizer import Tokenizer
-from fledge.training.start_adapter import start_adapter
+from fledge.training.start_adapter import merge_start_adapter, start_adapter
 
 
 def initial_model(recipe: Recipe, tokenizer: Tokenizer, log: Callable[[str], None]) -> LanguageModel:
@@ -50,6 +50,10 @@ class StageModels:
         )
         for note in model.notes:
             self.log(f"note: {note}")
+        if self.stage.adapter is None:
+            merge_start_adapter(model, folder=self.start, vocab_size=self.tokenizer.vocab_size, log=self.log)
+            self._give_head(model)
+            return model
         self._give_head(model)
         start_adapter(
             model,
@@ -63,11 +67,11 @@ class StageModels:
         return model
 
     def _give_head(self, model: LanguageModel) -> None:
-        """Make a reward model of a language model, where the stage trains one."""
+        """Make a reward model of a language model, where the stage trains one. An adapter stays, and has the head too."""
         if self.stage.trains_reward_model and model.score_weight is None:
-            if model.adapter is not None:  # which belongs to a language model
-                merge_adapter(model)
             model.become_reward_model(self.recipe.seed)
+            if model.adapter is not None:
+                model.adapter = replace(model.adapter, config=with_score(model.adapter.config))
             self.log("the head for tokens is replaced by a new one that gives a reward")
 
     def saved(self, folder: Path) -> LanguageModel:

@@ -13,9 +13,20 @@ from fledge.recipe.schema import AdapterConfig
 from fledge.recipe.sections.adapter import PREFIX
 
 
+def merge_start_adapter(model: LanguageModel, *, folder: Path, vocab_size: int, log: Callable[[str], None]) -> None:
+    """For a stage without an adapter: merge that of its start model, loaded from `folder`, if it has one, and give the model
+    rows for `vocab_size` tokens. Raises FledgeError for a prefix."""
+    if model.adapter is None:
+        return
+    merge_adapter(model)
+    if model.vocab_size < vocab_size:
+        model.grow_vocabulary(vocab_size)
+    log(f"the adapter in {folder} is merged into the weights, which this stage trains")
+
+
 def start_adapter(
     model: LanguageModel,
-    config: AdapterConfig | None,
+    config: AdapterConfig,
     *,
     folder: Path,
     vocab_size: int,
@@ -23,20 +34,11 @@ def start_adapter(
     seed: int,
     log: Callable[[str], None],
 ) -> None:
-    """Give the start model of a stage, loaded from `folder`, the adapter of the stage (None: none).
+    """Give the start model of a stage, loaded from `folder`, the adapter of the stage.
 
-    A model that comes with an adapter of the same settings goes on with it; for a stage without an adapter it is merged. Raises
-    FledgeError for other settings, and where the frozen model has no rows for `vocab_size` tokens or no positions for sequences
-    of `max_seq_len` tokens.
+    A model that comes with an adapter of the same settings goes on with it. Raises FledgeError for other settings, and where
+    the frozen model has no rows for `vocab_size` tokens or no positions for sequences of `max_seq_len` tokens.
     """
-    if model.adapter is not None and config is None:
-        merge_adapter(model)
-        if model.vocab_size < vocab_size:
-            model.grow_vocabulary(vocab_size)
-        log(f"the adapter in {folder} is merged into the weights, which this stage trains")
-        return
-    if config is None:
-        return
     config = config if model.score_weight is None else with_score(config)
     if model.vocab_size < vocab_size:
         raise FledgeError(
