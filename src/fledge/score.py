@@ -71,7 +71,7 @@ def score(
     found = find_adapters([one for one in adapters if one != NO_ADAPTER])
     questions = read_questions(file, log)
     results: dict[str, dict[str, Any]] = {}
-    exact: list[np.ndarray] = []
+    exact: dict[str, np.ndarray] = {}
     wrong: list[str] = []
     params = SamplingParams(max_new_tokens=max_new_tokens) if best_of is None else best_of.params
     answers = (
@@ -79,10 +79,10 @@ def score(
         for name, loaded in _loaded_models(models, adapters, found, log)
         for answered in _answers(name, loaded, questions, _following(params, schema, loaded.tokenizer), best_of)
     )
-    for model, rows, more in answers:
+    for model, rows, compared, more in answers:
         marks = [mark(row) for row in rows]
-        exact.append(np.array([one.kind == RIGHT for one in marks]))
-        results[model] = {**score_answers(rows, marks), **more, **_difference(exact, next(iter(results), model))}
+        exact[model] = np.array([one.kind == RIGHT for one in marks])
+        results[model] = {**score_answers(rows, marks), **more, **_difference(exact, model, compared or next(iter(exact)))}
         if bleu:
             results[model]["bleu"] = corpus_bleu([row.given for row in rows], [row.expected for row in rows]).as_dict()
         wrong += _error_lines(model, rows, marks)
@@ -94,12 +94,12 @@ def score(
         _print(results, errors, len(wrong))
 
 
-def _difference(exact: Sequence[np.ndarray], first: str) -> dict[str, Any]:
-    """How much better the last answers are than the first ones, those of the model `first`; nothing if there are no others."""
-    if len(exact) < 2:
+def _difference(exact: Mapping[str, np.ndarray], model: str, to: str) -> dict[str, Any]:
+    """How much better the answers of one model are than those of another; nothing if it is the same one."""
+    if model == to:
         return {}
-    mean, interval = paired_difference(exact[0], exact[-1])
-    return {"exact_match_difference": {"to": first, "value": mean, "interval": interval}}
+    mean, interval = paired_difference(exact[to], exact[model])
+    return {"exact_match_difference": {"to": to, "value": mean, "interval": interval}}
 
 
 def _loaded_models(
@@ -167,11 +167,11 @@ def _answers(
     questions: Sequence[ScoredQuestion],
     params: SamplingParams,
     best_of: BestOf | None,
-) -> Iterator[tuple[str, list[AnsweredRow], dict[str, Any]]]:
-    """The answers of a model, with what they are called and with further scores: the greedy ones, or one draw and the best of
-    several."""
+) -> Iterator[tuple[str, list[AnsweredRow], str | None, dict[str, Any]]]:
+    """The answers of a model, with what they are called, the name of those that they are compared with (None: the first ones of
+    all), and further scores: the greedy ones, or one draw and the best of several."""
     if best_of is None:
-        yield name, answer(loaded, questions, params), {}
+        yield name, answer(loaded, questions, params), None, {}
         return
     prompts = [(question.conversation.messages[:-1], question.conversation.tools) for question in questions]
     names = [question.where for question in questions]
@@ -181,10 +181,16 @@ def _answers(
         for question, answers in zip(questions, ranked, strict=True)
     ]
     right = sum(any(mark(one).kind == RIGHT for one in rows) for rows in drawn)
-    any_right = {"value": right / len(drawn), "interval": wilson_interval(right, len(drawn))}
-    yield f"{name}, one sample", [rows[0] for rows in drawn], {}
+    draws = len(drawn) * best_of.count
+    more = {
+        "any_right": {"value": right / len(drawn), "interval": wilson_interval(right, len(drawn))},
+        "cut_draws": {"value": sum(one.cut for one in ranked) / draws, "draws": draws},
+        "too_long_draws": sum(one.too_long for one in ranked),
+    }
+    one_sample = f"{name}, one sample"
+    yield one_sample, [rows[0] for rows in drawn], None, {}
     best = [rows[answers.best] for rows, answers in zip(drawn, ranked, strict=True)]
-    yield f"{name}, best of {best_of.count}", best, {"any_right": any_right}
+    yield f"{name}, best of {best_of.count}", best, one_sample, more
 
 
 def answer(loaded: SwitchableEngine, questions: Sequence[ScoredQuestion], params: SamplingParams) -> list[AnsweredRow]:
@@ -248,6 +254,7 @@ def _print(results: dict[str, dict[str, Any]], errors: str | None, wrong: int) -
             low, high = result["any_right"]["interval"]
             text = f"some answer of all that were drawn is right: {result['any_right']['value']:.1%} [{low:.1%}, {high:.1%}]"
             terminal.print(Text(text), soft_wrap=True)
+            _print_draws(terminal, result)
         if "bleu" in result:
             text = f"BLEU-4: {result['bleu']['value']:.2f} of 100 ({result['bleu']['signature']})"
             terminal.print(Text(text), soft_wrap=True)
@@ -257,6 +264,16 @@ def _print(results: dict[str, dict[str, Any]], errors: str | None, wrong: int) -
                 terminal.print(Text(f"{title}: " + ", ".join(f"{count:,} × {name}" for name, count in most)), soft_wrap=True)
     if errors is not None:
         terminal.print(Text(f"\nwrong answers: {errors} ({wrong:,})"), soft_wrap=True)
+
+
+def _print_draws(terminal: Terminal, result: Mapping[str, Any]) -> None:
+    """Say how many of the answers that were drawn did not end, and how many the reward model could not read."""
+    cut, draws, too_long = result["cut_draws"]["value"], result["cut_draws"]["draws"], result["too_long_draws"]
+    text = f"{cut:.1%} of {draws:,} draws were cut before their end; these are chosen only where no other is left"
+    terminal.print(Text(text), soft_wrap=True)
+    if too_long:
+        text = f"{too_long:,} of {draws:,} draws are too long for the reward model, and are not chosen"
+        terminal.print(Text(text), soft_wrap=True)
 
 
 COLUMNS = {"exact_match": "exact match", "valid_json": "valid JSON", "precision": "precision", "recall": "recall", "f1": "F1"}

@@ -215,7 +215,9 @@ def test_the_best_of_several_answers_is_the_one_with_the_highest_reward(
     for number, answers in enumerate(ranked):
         rewards = judge.score([conversation(text, f"Hello number {number}!") for text in answers.texts])
         assert rewards == pytest.approx(list(answers.rewards), abs=1e-5)
-        chosen.append(answers.texts[rewards.index(max(rewards))])
+        ended = [reason == "stop" for reason in answers.finish_reasons]
+        kept = [reward for reward, is_ended in zip(rewards, ended, strict=True) if is_ended or not any(ended)]
+        chosen.append(answers.texts[rewards.index(max(kept))])
     assert len({text for answers in ranked for text in answers.texts}) > 12
     first = sum(answers.texts[0].strip() == small_runs.KNOWN_ANSWER for answers in ranked)
     assert one["exact_match"]["value"] == pytest.approx(first / 12)
@@ -227,6 +229,30 @@ def test_the_best_of_several_answers_is_the_one_with_the_highest_reward(
     assert main([*command, *best_of[:-1]]) == 0
     shown = capsys.readouterr().out
     assert "best of 5" in shown and "some answer of all that were drawn is right" in shown
+
+
+def test_each_model_is_compared_with_its_own_samples_and_long_draws_are_counted(
+    start: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [small_runs.dialogue(f"Hello number {n}!", small_runs.KNOWN_ANSWER) for n in range(6)]
+    small_runs.write_jsonl(tmp_path / "test.jsonl", rows)
+    names = [str(start / "model"), str((start / "model").resolve())]
+    command = ["score", str(tmp_path / "test.jsonl"), *names, "--max-new-tokens", "99"]
+    best_of = ["--best-of", "4", "--reward-model", str(trained), "--seed", "4"]
+    assert main([*command, *best_of, "--temperature", "1.3", "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)["models"]
+    to = {name: scores[name].get("exact_match_difference", {}).get("to") for name in scores}
+    assert to == {
+        f"{names[0]}, one sample": None,
+        f"{names[0]}, best of 4": f"{names[0]}, one sample",
+        f"{names[1]}, one sample": f"{names[0]}, one sample",
+        f"{names[1]}, best of 4": f"{names[1]}, one sample",
+    }
+    best = scores[f"{names[0]}, best of 4"]
+    assert 0 < best["too_long_draws"] <= round(24 * best["cut_draws"]["value"]) < 24 == best["cut_draws"]["draws"]
+    assert main([*command, *best_of, "--temperature", "40"]) == 2
+    error = capsys.readouterr().err
+    assert "test.jsonl:1: all 4 answers are too long for the reward model, which has 64 positions" in error
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Best-of-N: several answers to a question, of which the one with the highest reward is taken (Stiennon et al. 2020)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,8 @@ from fledge.tokenizer import Message, Tokenizer
 
 @dataclass(frozen=True)
 class RankedAnswers:
-    """The N answers to one question, in the order in which they were drawn, with their rewards and why each ended."""
+    """The N answers to one question, in the order in which they were drawn, with their rewards and why each ended. The reward
+    of an answer that the reward model has no positions for is -inf."""
 
     texts: tuple[str, ...]
     rewards: tuple[float, ...]
@@ -18,8 +20,24 @@ class RankedAnswers:
 
     @property
     def best(self) -> int:
-        """The number of the answer with the highest reward; the first one of several."""
-        return max(range(len(self.rewards)), key=lambda number: self.rewards[number])
+        """The number of the answer with the highest reward among those that ended by themselves, among all if none did; the
+        first one of several. The reward of a cut answer is read where no answer ends, and means little."""
+
+        def rank(number: int) -> tuple[bool, bool, float]:
+            reward = self.rewards[number]
+            return reward > -math.inf, self.finish_reasons[number] == "stop", reward
+
+        return max(range(len(self.rewards)), key=rank)
+
+    @property
+    def cut(self) -> int:
+        """How many answers did not end by themselves."""
+        return sum(reason != "stop" for reason in self.finish_reasons)
+
+    @property
+    def too_long(self) -> int:
+        """How many answers the reward model could not read."""
+        return sum(reward == -math.inf for reward in self.rewards)
 
 
 @dataclass(frozen=True)
@@ -48,7 +66,7 @@ class BestOf:
         the questions in messages. `params`: in place of those of the draws, such as with a grammar for the model's tokens.
 
         Equal answers to a question are scored once. Raises FledgeError for a prompt that leaves no room for an answer, and for
-        one that the reward model cannot read."""
+        a question of whose answers the reward model can read none."""
         params, count = params or self.params, self.count
         prompts = [tokenizer.encode_prompt(messages, tools) for messages, tools in questions]
         completions = engine.generate(
@@ -64,7 +82,19 @@ class BestOf:
             own = slice(first, first + count)
             reasons: tuple[FinishReason, ...] = tuple(completion.finish_reason for completion in completions[own])
             ranked.append(RankedAnswers(tuple(texts[own]), tuple(rewards[own]), reasons))
+            if ranked[-1].too_long == count:
+                raise FledgeError(
+                    f"all {count} answers are too long for the reward model, which has {self._positions:,} positions for a "
+                    "question and its answer",
+                    where=where[first // count],
+                    hint="write a smaller --max-new-tokens, leave the question out, or train the reward model with a larger "
+                    "model.max_position_embeddings",
+                )
         return ranked
+
+    @property
+    def _positions(self) -> int:
+        return self.reward_model.model.max_positions
 
     def _rewards(self, questions: Sequence[tuple[Sequence[Message], str | None]], texts: Sequence[str]) -> list[float]:
         places: dict[tuple[int, str], list[int]] = {}
@@ -72,8 +102,12 @@ class BestOf:
             places.setdefault((place // self.count, text), []).append(place)
         conversations = [[*questions[number][0], Message("assistant", text)] for number, text in places]
         tools = [questions[number][1] for number, _ in places]
-        rewards = [0.0] * len(texts)
-        for own, reward in zip(places.values(), self.reward_model.score(conversations, tools), strict=True):
+        tokens = (self.reward_model.encode(one, own) for one, own in zip(conversations, tools, strict=True))
+        encoded = zip(places.values(), tokens, strict=True)
+        readable = [(own, sequence) for own, sequence in encoded if len(sequence) <= self._positions]
+        rewards = [-math.inf] * len(texts)
+        scores = self.reward_model.score_tokens([sequence for _, sequence in readable])
+        for (own, _), reward in zip(readable, scores, strict=True):
             for place in own:
                 rewards[place] = reward
         return rewards

@@ -58,7 +58,8 @@ class RewardModel:
     @torch.no_grad()
     def score_tokens(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """The reward of each sequence of tokens of this model's tokenizer: a prompt and its answer, up to the token that ends
-        it. Raises FledgeError for an empty sequence, or one that is longer than the model's positions."""
+        it. Equal sequences have equal rewards, to the last bit. Raises FledgeError for an empty sequence, or one that is longer
+        than the model's positions."""
         for number, sequence in enumerate(sequences, 1):
             if not 0 < len(sequence) <= self.model.max_positions:
                 raise FledgeError(
@@ -66,14 +67,14 @@ class RewardModel:
                     where=f"sequence {number}",
                     hint="shorten prompt or answer, or train the reward model with a larger model.max_position_embeddings",
                 )
-        rewards = [0.0] * len(sequences)
-        left = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
+        each = [tuple(sequence) for sequence in sequences]
+        rewards: dict[tuple[int, ...], float] = {}  # the last bits depend on what else is in a batch, so each is read once
+        left = sorted(dict.fromkeys(each), key=lambda sequence: -len(sequence))
         while left:
-            size = max(1, BATCH_TOKENS // len(sequences[left[0]]))
+            size = max(1, BATCH_TOKENS // len(left[0]))
             batch, left = left[:size], left[size:]
-            for index, reward in zip(batch, self._score_batch([sequences[index] for index in batch]), strict=True):
-                rewards[index] = reward
-        return rewards
+            rewards.update(zip(batch, self._score_batch(batch), strict=True))
+        return [rewards[sequence] for sequence in each]
 
     def _score_batch(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """The rewards of sequences that are read together, padded on the right, where causal attention never looks."""

@@ -162,9 +162,7 @@ class RewardStage(RewardSettings, StageBase):
             raise ValueError("a reward stage has no prefix: write adapter: {peft_type: LORA}, or leave the section out")
         head = next((one for one in self.adapter.modules_to_save if "lm_head".endswith(one)), None) if self.adapter else None
         if head is not None:
-            raise ValueError(
-                f"adapter.modules_to_save: a reward model has no lm_head: leave {head} out; its head is trained"
-            )
+            raise ValueError(f"adapter.modules_to_save: a reward model has no lm_head: leave {head} out; its head is trained")
         return self
 
 
