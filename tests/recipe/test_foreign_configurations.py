@@ -435,3 +435,21 @@ def test_the_dtype_of_the_products_is_that_of_the_run(tmp_path: Path) -> None:
     config = "{load_in_4bit: true, bnb_4bit_quant_type: nf4, bnb_4bit_compute_dtype: float16, bnb_4bit_quant_storage: uint8}"
     message, recipe = answered(tmp_path, f"lora_config: {{r: 8}}\nquantization_config: {config}\n")
     assert recipe.runtime.precision == "fp16" and "without bnb_4bit_quant_storage" in message
+
+
+def test_configurations_of_reward_models_become_reward_stages_and_those_of_policies_beside_one_do_not(tmp_path: Path) -> None:
+    axolotl = (
+        "base_model: a\nnum_labels: 1\nreward_model: true\nsequence_len: 256\ndatasets:\n  - {path: x}\nlearning_rate: 1e-5\n"
+    )
+    message, recipe = answered(tmp_path, axolotl)
+    assert list(recipe.stages) == ["reward"]
+    assert "reward_model: true → write kind: reward" in message and "num_labels: 1 → write kind: reward" in message
+    classifier = "base_model: a\nmodel_type: AutoModelForSequenceClassification\nsequence_len: 256\nlearning_rate: 1e-5\n"
+    assert list(answered(tmp_path, classifier)[1].stages) == ["reward"]
+    verl = (
+        "actor_rollout_ref: {model: {path: a}, rollout: {n: 5}}\nreward_model: {enable: false, model: {path: x}}\n"
+        "algorithm: {adv_estimator: grpo}\ntrainer: {total_epochs: 15}\n"
+    )
+    assert list(answered(tmp_path, verl)[1].stages) == ["grpo"]
+    message, recipe = answered(tmp_path, "stage: ppo\nreward_model: saves/reward\nlearning_rate: 1e-5\n")
+    assert list(recipe.stages) == ["grpo"] and "reward_model: saves/reward → name its directory in rewards" in message

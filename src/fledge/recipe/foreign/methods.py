@@ -13,6 +13,7 @@ from fledge.recipe.foreign.answer import (
     boolean,
     for_keys,
     if_true,
+    integer,
     number,
     replaced_by,
     unneeded,
@@ -48,6 +49,20 @@ def _kind(value: Any, context: Context) -> Answer:
         return Answer(note=f"the kinds of stages are {', '.join(KINDS)}")
     loss_type = (("loss_type", method.loss_type),) if method.loss_type else ()
     return Answer((("kind", method.kind), *loss_type), method.note)
+
+
+def _reward_model(value: Any, context: Context) -> Answer:
+    """The answer to a path, or to a flag for a stage that trains a reward model."""
+    is_one = boolean(value) if not isinstance(value, str) or word(value) in ("true", "false") else None
+    if is_one is None:
+        return Answer(note=REWARD_MODEL)
+    return Answer((("kind", "reward"),)) if is_one else Answer(note="leave it out; it is off")
+
+
+def _num_labels(value: Any, context: Context) -> Answer:
+    if integer(value) == 1:
+        return Answer((("kind", "reward"),), "a reward model gives one number")
+    return Answer(note="a model writes, or gives one number (kind: reward); there are no classes")
 
 
 def _is_finetuning(value: Any, context: Context) -> Answer:
@@ -191,7 +206,8 @@ METHODS: Table = {
     **for_keys("steps_per_generation", advice("rollout.updates_per_rollout is the number of updates that share answers")),
     **for_keys("vf_coef", unsupported("a grpo stage has no value model")),
     **for_keys("center_rewards_coefficient", replaced_by("center_rewards_coefficient", lambda value: number(value) or 0.0)),
-    **for_keys("reward_model", advice(REWARD_MODEL)),
+    **for_keys("reward_model", _reward_model),
+    **for_keys("num_labels", _num_labels),
     **for_keys("num_beams length_penalty", unsupported("there is no beam search; answers are sampled or greedy")),
     **for_keys("_component_ class_path _target_", _component),
     "strict": unneeded("an unknown key is always an error"),

@@ -1,15 +1,16 @@
 """The kinds of stages, as configurations of other trainers name them, and what differs in the translation of each kind."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from fledge.recipe.foreign.answer import Context, name_list, word
+from fledge.recipe.foreign.answer import Context, boolean, integer, name_list, word
 from fledge.recipe.foreign.sizes import PATHS
 from fledge.recipe.schema_keys import KINDS
 
 KIND_KEYS = name_list("stage mode training_stage train_type trainer_type rl")
+POLICY_SECTIONS = {"actor_rollout_ref", "algorithm"}  # beside which `reward_model` is a part of a policy's training
 DEFAULT_KIND = "sft"  # of a configuration whose keys say nothing about the kind
 
 
@@ -36,7 +37,9 @@ STAGE_KINDS: dict[str, StageKind] = {  # in the order in which sections and keys
         stage_name="grpo",
         section=re.compile(r"grpo"),
         methods=("grpo", "dr_grpo", "dapo"),
-        keys=name_list("num_generations reward_funcs reward_weights epsilon_high scale_rewards steps_per_generation"),
+        keys=name_list(
+            "num_generations reward_funcs reward_weights epsilon_high scale_rewards steps_per_generation adv_estimator"
+        ),
         example_file="prompts.jsonl",
         smooths_targets=False,
         required=(("rewards", "exact_match"),),
@@ -136,9 +139,11 @@ def cross_entropy_kinds() -> str:
     return " and ".join(kind for kind in KINDS if STAGE_KINDS[kind].smooths_targets)
 
 
-def kind_of_section(name: str) -> str | None:
-    """The kind of stage that a section describes, from its name: `sft`, `TrainConfigSFT`, `pretraining`."""
-    return next((kind for kind, stage in STAGE_KINDS.items() if stage.section.search(name.lower())), None)
+def kind_of_section(name: str, beside: Collection[str] = ()) -> str | None:
+    """The kind of stage that a section describes, from its name: `sft`, `TrainConfigSFT`, `pretraining`. `beside`: the names
+    of all sections; beside that of a policy a section about a reward model describes no stage, but what rewards that policy."""
+    kind = next((kind for kind, stage in STAGE_KINDS.items() if stage.section.search(name.lower())), None)
+    return None if kind == "reward" and POLICY_SECTIONS & set(beside) else kind
 
 
 def guessed_kind(keys: Mapping[str, Any]) -> str:
@@ -147,4 +152,12 @@ def guessed_kind(keys: Mapping[str, Any]) -> str:
     for key in KIND_KEYS:
         if context.has((key,)) and (method := method_named(keys[key])):
             return method.kind
+    if _describe_reward_model(keys):
+        return "reward"
     return next((kind for kind, stage in STAGE_KINDS.items() if context.has(stage.keys)), DEFAULT_KIND)
+
+
+def _describe_reward_model(keys: Mapping[str, Any]) -> bool:
+    """Whether these keys are those of a model with one number for a whole text."""
+    is_classifier = str(keys.get("model_type", "")).endswith("ForSequenceClassification")
+    return boolean(keys.get("reward_model")) is True or integer(keys.get("num_labels")) == 1 or is_classifier

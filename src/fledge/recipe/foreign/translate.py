@@ -103,7 +103,7 @@ def _leaves(tree: Mapping[str, Any], key: Key, scope: Key) -> Iterator[Leaf]:
             value = as_training_source(value)
         is_section = not is_answered_as_one(str(name)) and name not in MAPPINGS
         if isinstance(value, dict) and value and is_section:
-            is_stage = not scope and not has_key((Recipe, *STAGES), str(name)) and kind_of_section(str(name)) is not None
+            is_stage = not scope and not has_key((Recipe, *STAGES), str(name)) and kind_of_section(str(name), tree) is not None
             yield from _leaves(value, path, path if is_stage else scope)
         else:
             yield Leaf(path, value, scope)
