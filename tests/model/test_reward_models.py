@@ -103,6 +103,14 @@ def test_the_new_head_is_a_function_of_the_seed_and_the_rest_stays() -> None:
     assert torch.equal(_rewards(copy), _rewards(one))
 
 
+def test_rewards_of_activations_in_bf16_keep_the_precision_of_their_sum() -> None:
+    """A reward that is rounded to bf16 is equal for answers that differ a little, and none of the two is better then."""
+    model, hidden = _reward_model(), torch.randn(200, 32, generator=torch.Generator().manual_seed(1)).bfloat16()
+    assert model.score is not None
+    exact = hidden.double() @ model.score.weight.detach().double()[0]
+    torch.testing.assert_close(model.rewards(hidden).detach().double(), exact, rtol=1e-5, atol=1e-6)
+
+
 def test_a_model_of_the_other_purpose_is_refused_with_what_to_do(tmp_path: Path) -> None:
     reward, language = tmp_path / "reward", tmp_path / "language"
     _reward_model().save_pretrained(reward, bos=1, eos=[2], pad=0)

@@ -90,14 +90,16 @@ def test_log_odds_that_do_not_grow_are_told_without_a_reference() -> None:
 
 @pytest.mark.parametrize(("accuracy", "why"), [(0.51, "hardly more than by chance"), (0.2, "may be swapped")])
 def test_a_reward_model_that_is_right_by_chance_is_told_in_the_second_half(accuracy: float, why: str) -> None:
-    reward = changed(healthy(reference=False), **{"rewards/accuracies": accuracy})
+    reward = changed(healthy(reference=False), **{"rewards/accuracies": accuracy, "pairs": 64})
     (found,) = triggers(reward, RewardGuardsConfig)
     assert (found.finding.check, found.step, found.action) == ("chance_accuracy", 31, "warn") and why in found.finding.message
-    assert f"right in {accuracy:.0%} of the pairs" in found.finding.message
+    assert f"right in {accuracy:.0%} of 1,280 pairs over 20 steps" in found.finding.message
     assert triggers(reward, RewardGuardsConfig, chance_accuracy="ignore") == []
-    learning = changed(healthy(reference=False), **{"rewards/accuracies": lambda step: 0.5 + step / 100})
+    assert len(triggers(changed(reward, pairs=8), RewardGuardsConfig)) == (accuracy < 0.4)  # 0.51 of 160 is no sign yet
+    learning = changed(reward, **{"rewards/accuracies": lambda step: 0.5 + step / 100})
     assert triggers(learning, RewardGuardsConfig) == []
-    assert triggers(changed(healthy(12, reference=False), **{"rewards/accuracies": 0.5}), RewardGuardsConfig) == []
+    short = changed(healthy(12, reference=False), **{"rewards/accuracies": 0.5, "pairs": 64})
+    assert triggers(short, RewardGuardsConfig) == []
 
 
 def test_a_reward_model_that_follows_the_length_is_told() -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,13 @@ class ByModel:
 
     def __call__(self, answers: Sequence[DrawnAnswer]) -> Sequence[float]:
         """The rewards of answers, whose tokens are those of the model's own tokenizer."""
-        return self.model.score_tokens([[*answer.prompt_tokens, *answer.completion_tokens] for answer in answers])
+        return self.model.score_tokens([[*answer.prompt_tokens, *self._ended(answer)] for answer in answers])
+
+    def _ended(self, answer: DrawnAnswer) -> Sequence[int]:
+        """The tokens of an answer. An answer that another stop token has ended gets the one that ends a turn in its place:
+        only there have rewards been learned, and the other one may be the padding, which no reward is read at."""
+        tokens = answer.completion_tokens
+        return [*tokens[:-1], self.model.tokenizer.eot_id] if answer.finish_reason == "stop" else tokens
 
 
 def reward_model(config: RewardConfig, where: str, context: RewardContext) -> Reward:
@@ -271,7 +278,7 @@ def build_rewards(
     timeout_name: str = "reward_timeout",
 ) -> RewardTable:
     """The rewards of a recipe. `timeout`: seconds that each may take for the answers that it is given at once, set by what
-    `timeout_name` says. `where`: their key in the recipe.
+    `timeout_name` says; a reward model takes what it needs. `where`: their key in the recipe.
 
     Raises FledgeError for a reward that cannot be computed; the table raises it for one that fails, takes too long, or gives
     something else than a finite number for each answer."""
@@ -321,7 +328,7 @@ def _checked(reward: Reward, answers: Sequence[DrawnAnswer], limit: tuple[float,
     """The values [n] of one reward. `limit`: seconds, and what sets them. Raises FledgeError that names it."""
     timeout, name = limit
     try:
-        with wall_time_limit(timeout):
+        with nullcontext() if isinstance(reward, ByModel) else wall_time_limit(timeout):  # a model does not hang
             values = reward(answers)
             if isinstance(values, Iterable) and not isinstance(values, str):
                 values = list(values)  # a generator computes its values here, within the limit

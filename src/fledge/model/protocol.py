@@ -117,7 +117,7 @@ class LanguageModel(nn.Module, ABC):
     def rewards(self, hidden: Tensor) -> Tensor:
         """Rewards [...] in float32 of hidden states [..., D] of a reward model."""
         assert self.score_weight is not None, "a language model gives no rewards"
-        return F.linear(hidden, self.score_weight.to(hidden.dtype)).float()[..., 0]
+        return F.linear(hidden.float(), self.score_weight.float())[..., 0]  # rounded, close rewards would be equal
 
     def become_reward_model(self, seed: int) -> None:
         """Replace the head for tokens by one that gives a reward, drawn from Normal(0, initializer_range) as a function of the

@@ -4,6 +4,8 @@ They read the metrics of `objective.preference`, `objective.kto` and `objective.
 stages.
 """
 
+import math
+
 from fledge.monitor.rules import Event, GuardTrigger, Rule, trigger
 from fledge.monitor.window_means import WindowMeans
 from fledge.recipe.sections.guards import ChanceAccuracyGuard, DisplacementGuard, LengthBiasGuard, NoPreferenceGuard
@@ -106,12 +108,12 @@ class NoPreference(Rule):
 
 
 class ChanceAccuracy(Rule):
-    """Triggers when, in the second half of a stage of at least MIN_STEPS steps, a reward model is right in too few pairs. Once
-    per stage."""
+    """Triggers when, in the second half of a stage of at least MIN_STEPS steps, a reward model is right in too few pairs, and
+    more than two standard errors of a share of so many pairs too few. Once per stage."""
 
     def __init__(self, config: ChanceAccuracyGuard) -> None:
         self.config, self.total_steps, self.reported = config, 0, False
-        self.means = WindowMeans(("train/rewards/accuracies", "train/rewards/margins"), config.window)
+        self.means = WindowMeans(("train/rewards/accuracies", "train/rewards/margins", "train/pairs"), config.window)
 
     def update(self, event: Event) -> GuardTrigger | None:
         """A trigger the first time that the mean accuracy of the last steps is that low."""
@@ -119,13 +121,16 @@ class ChanceAccuracy(Rule):
             self.total_steps = event["steps"]
         means = self.means.add(event)
         late = event["step"] > max(self.total_steps // 2, self.config.window) and self.total_steps >= MIN_STEPS
-        if means is None or not late or self.reported or means[0] >= self.config.min_accuracy:
+        if means is None or not late or self.reported:
+            return None
+        pairs = max(means[2], 1.0) * self.config.window
+        if means[0] + 2 * math.sqrt(0.25 / pairs) >= self.config.min_accuracy:
             return None
         self.reported = True
         why = "hardly more than by chance" if means[0] >= MOST_WRONG - 0.05 else "chosen and rejected answers may be swapped"
         message = (
-            f"after {event['step']:,} of {self.total_steps:,} steps the reward model is right in {means[0]:.0%} of the pairs, "
-            f"over {self.config.window} steps: {why}"
+            f"after {event['step']:,} of {self.total_steps:,} steps the reward model is right in {means[0]:.0%} of "
+            f"{pairs:,.0f} pairs over {self.config.window} steps: {why}"
         )
-        evidence = {"accuracy": means[0], "margin": means[1]}
+        evidence = {"accuracy": means[0], "margin": means[1], "pairs": pairs}
         return trigger("chance_accuracy", self.config.action, message, event, evidence=evidence, stop_scope="stage")

@@ -91,7 +91,8 @@ class RewardObjective:
     def _metrics(self, rewards: Tensor, lengths: Tensor) -> dict[str, Ratio]:
         """Names are those of a preference stage. A pair counts as right only where the chosen answer has strictly the larger
         reward. `length_baseline`: the accuracy of the length alone, of whichever answer is right more often, the longer or the
-        shorter one; of equal lengths half are right."""
+        shorter one; of equal lengths half are right.
+        `pairs`: their number."""
         pairs, (chosen, rejected) = float(len(rewards)), rewards.unbind(1)
         margins, longer = chosen - rejected, lengths[:, 0] - lengths[:, 1]
         right = (margins > 0).float()
@@ -99,6 +100,7 @@ class RewardObjective:
         return {
             **spread_terms("rewards/chosen", "rewards/chosen_std", chosen, pairs),
             **spread_terms("rewards/rejected", "rewards/rejected_std", rejected, pairs),
+            "pairs": Ratio(pairs, 1.0, integer_total),
             "rewards/margins": Ratio(margins.sum(), pairs),
             "rewards/accuracies": Ratio(right.sum(), pairs),
             "rewards/accuracies_shorter": Ratio((right * is_shorter).sum(), is_shorter.sum()),
@@ -111,12 +113,7 @@ class RewardObjective:
 
     @torch.no_grad()
     def evaluate(self, model: LanguageModel, batch: Batch) -> dict[str, Ratio]:
-        """`loss`, the metrics of training, and `pairs`, their number."""
+        """`loss`, and the metrics of training."""
         with eval_mode(model):
             output = self(model, batch)
-        pairs = self.normalizer(batch)
-        return {
-            "loss": Ratio(as_number(output.loss), pairs),
-            "pairs": Ratio(pairs, 1.0, integer_total),
-            **output.metric_numbers(),
-        }
+        return {"loss": Ratio(as_number(output.loss), self.normalizer(batch)), **output.metric_numbers()}

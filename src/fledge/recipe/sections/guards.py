@@ -95,7 +95,7 @@ class NoPreferenceGuard(ConfigModel):
 
 class ChanceAccuracyGuard(ConfigModel):
     """In the second half of a reward stage, over `window` steps, the reward model gives the chosen answer more than the
-    rejected one in fewer than `min_accuracy` of the pairs; tossing a coin is right in half of them."""
+    rejected one in fewer than `min_accuracy` of the pairs, by more than chance explains; tossing a coin is right in half."""
 
     action: Literal["ignore", "warn", "stop"] = "warn"
     min_accuracy: Fraction = 0.55
