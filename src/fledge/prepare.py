@@ -24,6 +24,7 @@ from fledge.plan.warnings import PlanError, PlannedStage, plan_warnings
 from fledge.recipe import Recipe, Stage, differences, load_recipe
 from fledge.recipe.initial_weights import first_initial_weights
 from fledge.recipe.schema import BatchConfig
+from fledge.recipe.sections.policy import PolicySettings
 from fledge.run.directory import RunDirectory, check_layout
 from fledge.run.file_shapes import RecordedPlan
 from fledge.run.text_files import read_json
@@ -292,11 +293,14 @@ class Preparation:
     def prepare(self, name: str, tokenizer: Tokenizer, data: StageDataset | None = None) -> PreparedStage:
         """Read, encode, pack and plan a stage. `data`: its packed data, where it is at hand. Raises PlanError, with the
         recipe key, for settings that cannot work."""
-        from fledge.evaluate.rewards import stage_rewards  # it loads torch, which data alone does not need
+        from fledge.evaluate.reward_models import check_positions  # they load torch, which data alone does not need
+        from fledge.evaluate.rewards import stage_rewards
 
         cost, stage = self.model_cost(name, tokenizer), self.recipe.stages[name]
         data = data or self.stage_data(name, tokenizer)
-        stage_rewards(self.recipe, name, tokenizer, self.run)  # raises for rewards that cannot be computed
+        stage_rewards(self.recipe, name, tokenizer, self.run, loads=False)  # raises for rewards that cannot be computed
+        if isinstance(stage, PolicySettings):
+            check_positions(self._reward_model_costs(name, tokenizer), stage, name, data, tokenizer)
         self._recorded_plan(name)  # a damaged file is no mistake of the recipe
         try:
             plan, horizon, resolved = self._plan(name, tokenizer, data, stage)
@@ -317,7 +321,8 @@ class Preparation:
             stage = with_recorded_settings(self._with_capped_batch(stage, data, recorded), recorded)
             plan, horizon, stage = plan_stage(stage, data.train, cost, [], data.validation)
             return replace(plan, notes=recorded["notes"]), horizon, stage
-        batch, notes = self._batch(stage, cost, data)
+        judges = sum(4 * one.parameters().total for one in self._reward_model_costs(name, tokenizer).values())
+        batch, notes = self._batch(stage, cost, data, judges)
         notes = [*self._growth_note(name, tokenizer), *notes]
         return plan_stage(stage.model_copy(update={"batch": batch}), data.train, cost, notes, data.validation)
 
@@ -343,8 +348,14 @@ class Preparation:
             return []
         return self._warnings(name, tokenizer, data, stage, plan)
 
-    def _batch(self, stage: Stage, cost: ModelCost, data: StageDataset) -> tuple[BatchConfig, list[str]]:
-        """The batch of a stage with a number in place of `auto`, as the free memory allows, and notes that explain it."""
+    def _reward_model_costs(self, name: str, tokenizer: Tokenizer) -> dict[str, ModelCost]:
+        from fledge.evaluate.reward_models import reward_model_costs
+
+        return reward_model_costs(self.recipe, name, lambda stage: self.model_cost(stage, tokenizer))
+
+    def _batch(self, stage: Stage, cost: ModelCost, data: StageDataset, judges: int) -> tuple[BatchConfig, list[str]]:
+        """The batch of a stage with a number in place of `auto`, as the free memory allows beside `judges` bytes of reward
+        models, and notes that explain it."""
         batch, notes = stage.batch, list[str]()
         if batch.tokens_per_step is None:
             batch, notes = capped_batch(batch, stage.duration, data.train)
@@ -353,7 +364,7 @@ class Preparation:
         from fledge.autotune.compute_config import chosen_device  # they load torch
         from fledge.plan.memory import auto_micro_batch, memory_inputs, merged_micro_batch
 
-        inputs = memory_inputs(stage, cost, data.train, chosen_device(self.recipe.runtime))
+        inputs = memory_inputs(stage, cost, data.train, chosen_device(self.recipe.runtime), judges)
         batch, chosen = auto_micro_batch(batch, inputs, self.recipe.runtime)
         batch, merged = merged_micro_batch(batch, inputs, self.recipe.runtime)
         return batch, [*notes, *chosen, *merged]

@@ -11,7 +11,7 @@ import torch
 
 from fledge.autotune.autotune import DTYPES, ComputeConfig, autotune, force_eager, head_kernel, warm_up
 from fledge.autotune.compile import reset_compiler
-from fledge.autotune.compute_config import known_precision
+from fledge.autotune.compute_config import chosen_device, known_precision
 from fledge.autotune.determinism import allow_nondeterministic
 from fledge.checkpoint.find import step_name
 from fledge.checkpoint.state import TrainState
@@ -239,8 +239,8 @@ class StageRunner:
         has_begun = bool(self.ranks.broadcast_object(len(self.directory.checkpoint_paths())))
         model, fingerprint = start.resume() if has_begun else start.begin(write=self.ranks.is_main_process)
         with self.ranks.main_process_first():
-            run = RunDirectory(self.directory.root.parent)
-            self.rewards = stage_rewards(self.recipe, self.prepared.name, self.tokenizer, run)
+            run, device = RunDirectory(self.directory.root.parent), chosen_device(self.recipe.runtime)
+            self.rewards = stage_rewards(self.recipe, self.prepared.name, self.tokenizer, run, device=device)
             check_reward_models(self.directory, self.rewards, begins=not has_begun and self.ranks.is_main_process)
         return model, fingerprint, has_begun
 

@@ -13,7 +13,10 @@ from safetensors.torch import load_file
 from fledge import load_reward_model
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
-from fledge.pipeline import Pipeline
+from fledge.evaluate.reward_models import reward_model_costs
+from fledge.pipeline import Pipeline, dry_run
+from fledge.plan.memory import memory_inputs
+from fledge.prepare import Preparation
 from fledge.recipe import recipe_from_dict
 from fledge.run import Console
 from fledge.tokenizer import load_tokenizer
@@ -87,3 +90,32 @@ def test_several_processes_train_on_the_rewards_of_a_stage_that_they_have_just_t
     values["stages"]["reward"]["duration"] = "1 steps"
     folders = run_ranks(2, _train_and_linger, values)
     assert len(events(Path(folders[0]), "grpo", "step")) == 1
+
+
+@pytest.mark.parametrize("named", ["reward", "a directory"])
+def test_a_reward_model_with_too_few_positions_is_refused_before_anything_is_trained(
+    named: str, start: Path, trained: Path, tmp_path: Path
+) -> None:
+    values = chain(start, tmp_path, evaluation={"every_steps": 2, "generated_answers": None}, metric_for_best_model="loss")
+    grpo = values["stages"]["grpo"]
+    grpo["rollout"]["max_new_tokens"] = 50
+    if named != "reward":
+        grpo["rewards"] = [{"model": str(trained), "name": "judge"}]
+    with pytest.raises(FledgeError, match="can have 65 tokens, and the reward model has 64 positions") as caught:
+        dry_run(recipe_from_dict(values), Console(quiet=True))
+    assert caught.value.where == f"stages.grpo.rewards.{'model' if named == 'reward' else 'judge'}.model"
+    assert "data.max_seq_len: 63" in (caught.value.hint or "")
+    grpo["data"]["max_seq_len"] = 63
+    assert "rewards" in dry_run(recipe_from_dict(values), Console(quiet=True))
+
+
+def test_the_estimate_of_memory_counts_the_reward_models(start: Path, trained: Path, tmp_path: Path) -> None:
+    recipe = recipe_from_dict(chain(start, tmp_path, rewards=[{"model": "reward"}, {"model": str(trained), "name": "judge"}]))
+    preparation = Preparation(recipe, lambda line: None)
+    tokenizer = preparation.tokenizer()
+    costs = reward_model_costs(recipe, "grpo", lambda name: preparation.model_cost(name, tokenizer))
+    parameters = sum(tensor.numel() for tensor in load_file(model_of(trained) / "model.safetensors").values())
+    assert {label: cost.parameters().total for label, cost in costs.items()} == {"model": parameters, "judge": parameters}
+    train, cost = preparation.stage_data("grpo", tokenizer).train, preparation.model_cost("grpo", tokenizer)
+    alone, beside = (memory_inputs(recipe.stages["grpo"], cost, train, "cpu", more) for more in (0.0, 8.0 * parameters))
+    assert beside.reference - alone.reference == 8.0 * parameters

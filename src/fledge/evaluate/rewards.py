@@ -17,9 +17,13 @@ import numpy as np
 from fledge.data.cleaning.languages import LANGUAGES, detect_language
 from fledge.errors import FledgeError, first_line
 from fledge.evaluate.answers import RIGHT, AnsweredRow, answer_f1, is_object, mark
+from fledge.evaluate.reward_models import reward_stages_before
 from fledge.evaluate.rules import repetition
 from fledge.evaluate.time_limit import TimeLimitReached, wall_time_limit
 from fledge.generation import RewardModel, load_reward_model
+from fledge.generation.loading import tokenizer_directory
+from fledge.model.loading import check_purpose
+from fledge.model.locate import locate_model
 from fledge.recipe.schema import Recipe
 from fledge.recipe.sections.policy import PolicySettings
 from fledge.recipe.sections.rewards import RewardConfig
@@ -36,10 +40,13 @@ SHOWN = 60  # characters of an answer in a message
 @dataclass(frozen=True)
 class RewardContext:
     """What a reward may be made of besides its section. `tokenizer`: of the answers. `stages`: directories of the reward stages
-    that a recipe has before this one, by name; None: of a run that is not there yet."""
+    that a recipe has before this one, by name; None: of a run that is not there yet. `loads`: load reward models; else they
+    are only checked. `device`: cpu or cuda, for reward models; None: a GPU if there is one."""
 
     tokenizer: Tokenizer | None = None
     stages: Mapping[str, StageDirectory | None] = field(default_factory=dict)
+    loads: bool = True
+    device: str | None = None
 
 
 def _marked(answer: DrawnAnswer) -> Any:
@@ -228,33 +235,36 @@ def reward_model(config: RewardConfig, where: str, context: RewardContext) -> Re
     """The reward of a model: of an earlier stage of the recipe, or of a path. Raises FledgeError if it is no reward model, or
     has another tokenizer or chat template."""
     named, key = config.model or "", f"{where}.model"
-    if named not in context.stages:
-        return _by_model(load_reward_model(named), context, key)
-    stage = context.stages[named]
-    if stage is not None and stage.result_file.exists():
-        return _by_model(load_reward_model(stage.root), context, key)
+    stage = context.stages.get(named)
+    is_there = named not in context.stages or (stage is not None and stage.result_file.exists())
+    folder = locate_model(named if stage is None else str(stage.root)) if is_there else None
+    if folder is not None:
+        check_purpose(folder, "rewards")
+        _check_tokenizer(folder, context, key)
+    if folder is not None and context.loads:
+        model = load_reward_model(folder, device=context.device)
+        return ByModel(model, weights_fingerprint(model.model))
 
-    def not_trained(answers: Sequence[DrawnAnswer]) -> Sequence[float]:
-        raise FledgeError(f"stage {named} has no result yet", where=key, hint="train it first")
+    def not_loaded(answers: Sequence[DrawnAnswer]) -> Sequence[float]:
+        raise FledgeError(f"the reward model {named} is not loaded: it has no result yet", where=key, hint="train it first")
 
-    return not_trained
+    return not_loaded
 
 
-def _by_model(model: RewardModel, context: RewardContext, where: str) -> ByModel:
+def _check_tokenizer(folder: Path, context: RewardContext, where: str) -> None:
     own = context.tokenizer
     if own is None:
         raise FledgeError(
             "a reward model reads the tokens of prompt and answer, and here are texts alone", where=where,
             hint="write the rule in rewards of a grpo stage, or rank answers with --by reward-model",
         )  # fmt: skip
-    theirs = load_tokenizer(model.tokenizer_path, needs_template=False, template_date=own.template.date)
+    theirs = load_tokenizer(tokenizer_directory(folder), needs_template=False, template_date=own.template.date)
     if theirs.fingerprint() != own.fingerprint():
         raise FledgeError(
-            f"the reward model in {model.path} has another tokenizer or chat template than the run",
+            f"the reward model in {folder} has another tokenizer or chat template than the run",
             where=where,
             hint="train it from a model of this run, or set tokenizer.path to its tokenizer",
         )
-    return ByModel(model, weights_fingerprint(model.model))
 
 
 RULES: dict[str, Callable[[RewardConfig, str, RewardContext], Reward]] = {  # by name: from a reward and its key in the recipe
@@ -294,14 +304,22 @@ def build_rewards(
     return RewardTable(labels, tuple(config.weight for config in configs), score, models)
 
 
-def stage_rewards(recipe: Recipe, name: str, tokenizer: Tokenizer, run: RunDirectory | None) -> RewardTable | None:
+def stage_rewards(
+    recipe: Recipe,
+    name: str,
+    tokenizer: Tokenizer,
+    run: RunDirectory | None,
+    *,
+    loads: bool = True,
+    device: str | None = None,
+) -> RewardTable | None:
     """The rewards that the stage with this name trains on; None for a kind of stage without rewards. `run`: the directory of
-    the run, if it is there."""
-    stage, names = recipe.stages[name], list(recipe.stages)
+    the run, if it is there. `loads` and `device` as in `RewardContext`."""
+    stage = recipe.stages[name]
     if not isinstance(stage, PolicySettings):
         return None
-    earlier = (one for one in names[: names.index(name)] if recipe.stages[one].trains_reward_model)
-    context = RewardContext(tokenizer, {one: run and run.stage(one) for one in earlier})
+    stages = {one: run and run.stage(one) for one in reward_stages_before(recipe, name)}
+    context = RewardContext(tokenizer, stages, loads, device)
     return build_rewards(stage.rewards, stage.reward_timeout, f"stages.{name}.rewards", context)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from fledge.errors import FledgeError
-from fledge.generation.loading import load_model_and_tokenizer, tokenizer_directory
+from fledge.generation.loading import load_model_and_tokenizer
 from fledge.generation.scoring import BATCH_TOKENS
 from fledge.model.adapter_files import is_adapter
 from fledge.model.hf_config import read_config_json
@@ -26,11 +26,6 @@ class RewardModel:
         """`pad`: the token that the model does not read a reward at, that of its config.json or, of an adapter,
         of its tokenizer; None: it reads at any token."""
         self.model, self.tokenizer, self.path, self.pad = model.eval(), tokenizer, path, pad
-
-    @property
-    def tokenizer_path(self) -> Path:
-        """The directory of the tokenizer: the model's own, or that of the base of an adapter."""
-        return tokenizer_directory(self.path)
 
     def score(self, conversations: Sequence[Messages], tools: Sequence[str | None] | None = None) -> list[float]:
         """The reward of the last turn of each conversation, which is the assistant's. `tools`: of each conversation, a JSON
@@ -90,14 +85,14 @@ class RewardModel:
         return max((index for index, token in enumerate(sequence) if token != self.pad), default=0)
 
 
-def load_reward_model(path: str | Path, log: Log = silent) -> RewardModel:
-    """Load the reward model of a run, a stage, a checkpoint, a model directory or an adapter, on a GPU if there is one.
+def load_reward_model(path: str | Path, log: Log = silent, device: str | None = None) -> RewardModel:
+    """Load the reward model of a run, a stage, a checkpoint, a model directory or an adapter. `device`: cpu or cuda; None: a
+    GPU if there is one.
 
     Raises FledgeError if there is none, if it is a language model, or if its tokenizer does not fit it."""
     folder = locate_model(str(path), log)
     model, tokenizer = load_model_and_tokenizer(folder, log, purpose="rewards")
     # an adapter has been trained with its tokenizer's padding token, and the config.json of its base may name another one
     pad = tokenizer.pad if is_adapter(folder) else read_config_json(folder).get("pad_token_id")
-    if torch.cuda.is_available():
-        model = model.to("cuda")
+    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return RewardModel(model, tokenizer, folder, pad)

@@ -41,8 +41,8 @@ class MemoryInputs:
     quantized: float | None = None  # bytes of a number of the frozen matrices, if they are quantized
 
 
-def memory_inputs(stage: Stage, cost: ModelCost, train: PackedDataset, device: str) -> MemoryInputs:
-    """The inputs of the estimate for a stage on its training data."""
+def memory_inputs(stage: Stage, cost: ModelCost, train: PackedDataset, device: str, judges: float = 0.0) -> MemoryInputs:
+    """The inputs of the estimate for a stage on its training data. `judges`: bytes of its reward models."""
     averaged = stage.ema.decay is not None
     copies = 1 + (2 if averaged else 0)
     if device == "cpu":  # a checkpoint being saved is a copy in the same memory: weights, optimizer state, averages
@@ -55,7 +55,7 @@ def memory_inputs(stage: Stage, cost: ModelCost, train: PackedDataset, device: s
         device=device,
         documents_per_row=train.pieces_per_row,
         copies=copies + keeps_adapter,
-        reference=_reference_bytes(stage, cost, device),
+        reference=_reference_bytes(stage, cost, device) + judges,
         adapter=None if stage.adapter is None else _adapter_parameters(stage.adapter, cost),
         rounded=stage.adapter is not None and not stage.adapter.use_dora,
         quantized=None if stage.quantization is None else bytes_per_weight(stage.quantization),

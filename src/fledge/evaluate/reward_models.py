@@ -1,0 +1,64 @@
+"""The reward models of a grpo stage before anything is trained: their sizes, and whether answers are too long for them."""
+
+from collections.abc import Callable, Mapping
+
+from fledge.data import PackedDataset, StageDataset
+from fledge.errors import FledgeError
+from fledge.evaluate.generated import last_question
+from fledge.model.cost import ModelCost
+from fledge.model.loading import describe_model
+from fledge.model.locate import locate_model
+from fledge.recipe.schema import Recipe
+from fledge.recipe.sections.policy import PolicySettings
+from fledge.tokenizer import Tokenizer
+
+
+def reward_stages_before(recipe: Recipe, name: str) -> list[str]:
+    """The stages before the one of this name that train a reward model."""
+    names = list(recipe.stages)
+    return [one for one in names[: names.index(name)] if recipe.stages[one].trains_reward_model]
+
+
+def reward_model_costs(recipe: Recipe, name: str, cost_of_stage: Callable[[str], ModelCost]) -> dict[str, ModelCost]:
+    """The sizes of the reward models of a stage, by reward. `cost_of_stage`: those of the model of a stage. Raises FledgeError
+    for what is no reward model."""
+    stage, earlier = recipe.stages[name], reward_stages_before(recipe, name)
+    models = {one.label: one.model for one in stage.rewards} if isinstance(stage, PolicySettings) else {}
+    return {
+        label: cost_of_stage(model)
+        if model in earlier
+        else describe_model(locate_model(model), purpose="rewards").cost.of_reward_model()
+        for label, model in models.items()
+        if model is not None
+    }
+
+
+def check_positions(
+    costs: Mapping[str, ModelCost], stage: PolicySettings, name: str, data: StageDataset, tokenizer: Tokenizer
+) -> None:
+    """Raise FledgeError if a prompt with its answer can be longer than a reward model of the stage has positions."""
+    for label, cost in costs.items():
+        positions = cost.config.max_position_embeddings
+        for key, needed in _longest(stage, data, tokenizer, above=positions).items():
+            raise FledgeError(
+                f"a prompt with its answer can have {needed:,} tokens, and the reward model has {positions:,} positions",
+                where=f"stages.{name}.rewards.{label}.model",
+                hint=f"write a smaller stages.{name}.{key}.max_new_tokens, or stages.{name}.data.max_seq_len: {positions - 1}",
+            )
+
+
+def _longest(stage: PolicySettings, data: StageDataset, tokenizer: Tokenizer, above: int) -> dict[str, int]:
+    """The most tokens of a prompt with its answer, by the section that limits the answer, where they are more than `above`."""
+    answers = stage.evaluation.generated_answers
+    found = {}
+    if data.train.packed_length + 1 > above:
+        most = _longest_prompt(data.train, tokenizer) + stage.rollout.max_new_tokens
+        found["rollout"] = min(data.train.packed_length + 1, most)
+    if answers is not None and data.validation is not None and data.validation.packed_length + answers.max_new_tokens > above:
+        found["evaluation.generated_answers"] = _longest_prompt(data.validation, tokenizer) + answers.max_new_tokens
+    return {key: tokens for key, tokens in found.items() if tokens > above}
+
+
+def _longest_prompt(data: PackedDataset, tokenizer: Tokenizer) -> int:
+    questions = (last_question(data.examples, number, tokenizer.stop_ids) for number in range(data.examples.count))
+    return max((len(question[0]) for question in questions if question is not None), default=0)
