@@ -119,3 +119,10 @@ def test_the_estimate_of_memory_counts_the_reward_models(start: Path, trained: P
     train, cost = preparation.stage_data("grpo", tokenizer).train, preparation.model_cost("grpo", tokenizer)
     alone, beside = (memory_inputs(recipe.stages["grpo"], cost, train, "cpu", more) for more in (0.0, 8.0 * parameters))
     assert beside.reference - alone.reference == 8.0 * parameters
+
+
+def test_a_reward_by_a_stage_that_comes_later_is_refused_with_what_to_do(start: Path, tmp_path: Path) -> None:
+    values = chain(start, tmp_path)
+    values["stages"] = dict(reversed(values["stages"].items()))
+    with pytest.raises(FledgeError, match="reward is a stage of this recipe, and none that trains a reward model before"):
+        dry_run(recipe_from_dict(values), Console(quiet=True))

@@ -41,12 +41,13 @@ SHOWN = 60  # characters of an answer in a message
 class RewardContext:
     """What a reward may be made of besides its section. `tokenizer`: of the answers. `stages`: directories of the reward stages
     that a recipe has before this one, by name; None: of a run that is not there yet. `loads`: load reward models; else they
-    are only checked. `device`: cpu or cuda, for reward models; None: a GPU if there is one."""
+    are only checked. `device`: cpu or cuda, for reward models; None: a GPU if there is one. `others`: names of other stages."""
 
     tokenizer: Tokenizer | None = None
     stages: Mapping[str, StageDirectory | None] = field(default_factory=dict)
     loads: bool = True
     device: str | None = None
+    others: frozenset[str] = frozenset()
 
 
 def _marked(answer: DrawnAnswer) -> Any:
@@ -235,6 +236,11 @@ def reward_model(config: RewardConfig, where: str, context: RewardContext) -> Re
     """The reward of a model: of an earlier stage of the recipe, or of a path. Raises FledgeError if it is no reward model, or
     has another tokenizer or chat template."""
     named, key = config.model or "", f"{where}.model"
+    if named in context.others and not Path(named).exists():
+        raise FledgeError(
+            f"{named} is a stage of this recipe, and none that trains a reward model before this one", where=key,
+            hint="put a stage of kind reward before this one, and name it, or write the path of a reward model",
+        )  # fmt: skip
     stage = context.stages.get(named)
     is_there = named not in context.stages or (stage is not None and stage.result_file.exists())
     folder = locate_model(named if stage is None else str(stage.root)) if is_there else None
@@ -319,7 +325,7 @@ def stage_rewards(
     if not isinstance(stage, PolicySettings):
         return None
     stages = {one: run and run.stage(one) for one in reward_stages_before(recipe, name)}
-    context = RewardContext(tokenizer, stages, loads, device)
+    context = RewardContext(tokenizer, stages, loads, device, frozenset(recipe.stages) - set(stages))
     return build_rewards(stage.rewards, stage.reward_timeout, f"stages.{name}.rewards", context)
 
 
