@@ -21,7 +21,8 @@ from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.evaluate.generated import GeneratedAnswers
 from fledge.evaluate.prompt_tests import Case
-from fledge.evaluate.rewards import check_reward_models, stage_rewards
+from fledge.evaluate.reward_models import check_reward_models
+from fledge.evaluate.rewards import stage_rewards
 from fledge.evaluate.stage_evaluation import StageEvaluation
 from fledge.findings import Finding
 from fledge.model.adapters import trained_parameters

@@ -1,4 +1,4 @@
-"""The reward models of a grpo stage before anything is trained: their sizes, and whether answers are too long for them."""
+"""The reward models of a grpo stage: their sizes, whether answers are too long for them, and whether they have changed."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,7 +10,9 @@ from fledge.model.loading import describe_model
 from fledge.model.locate import locate_model
 from fledge.recipe.schema import Recipe
 from fledge.recipe.sections.policy import PolicySettings
+from fledge.run import StageDirectory, read_json, write_json
 from fledge.tokenizer import Tokenizer
+from fledge.training.rollout import RewardTable
 
 
 def reward_stages_before(recipe: Recipe, name: str) -> list[str]:
@@ -62,3 +64,22 @@ def _longest(stage: PolicySettings, data: StageDataset, tokenizer: Tokenizer, ab
 def _longest_prompt(data: PackedDataset, tokenizer: Tokenizer) -> int:
     questions = (last_question(data.examples, number, tokenizer.stop_ids) for number in range(data.examples.count))
     return max((len(question[0]) for question in questions if question is not None), default=0)
+
+
+def check_reward_models(directory: StageDirectory, rewards: RewardTable | None, *, begins: bool) -> None:
+    """Record which weights the reward models of a stage have when it `begins`. Raises FledgeError if a stage that has begun
+    would go on with other ones, so that its rewards would not be those of an uninterrupted run."""
+    if rewards is None or not rewards.models:
+        return
+    file = directory.root / "reward_models.json"
+    if begins or not file.exists():
+        write_json(file, dict(rewards.models))
+        return
+    recorded = read_json(file, dict[str, str])
+    changed = [name for name, weights in rewards.models.items() if recorded.get(name) != weights]
+    if changed:
+        raise FledgeError(
+            f"the reward model of '{changed[0]}' has other weights than when this stage began",
+            where=str(file),
+            hint="put it back as it was, or start under another --name",
+        )

@@ -27,7 +27,7 @@ from fledge.model.locate import locate_model
 from fledge.recipe.schema import Recipe
 from fledge.recipe.sections.policy import PolicySettings
 from fledge.recipe.sections.rewards import RewardConfig
-from fledge.run import RunDirectory, StageDirectory, read_json, write_json
+from fledge.run import RunDirectory, StageDirectory
 from fledge.tokenizer import Tokenizer, load_tokenizer
 from fledge.training.rollout import DrawnAnswer, RewardTable
 from fledge.training.start_weights import weights_fingerprint
@@ -327,25 +327,6 @@ def stage_rewards(
     stages = {one: run and run.stage(one) for one in reward_stages_before(recipe, name)}
     context = RewardContext(tokenizer, stages, loads, device, frozenset(recipe.stages) - set(stages))
     return build_rewards(stage.rewards, stage.reward_timeout, f"stages.{name}.rewards", context)
-
-
-def check_reward_models(directory: StageDirectory, rewards: RewardTable | None, *, begins: bool) -> None:
-    """Record which weights the reward models of a stage have when it `begins`. Raises FledgeError if a stage that has begun
-    would go on with other ones, so that its rewards would not be those of an uninterrupted run."""
-    if rewards is None or not rewards.models:
-        return
-    file = directory.root / "reward_models.json"
-    if begins or not file.exists():
-        write_json(file, dict(rewards.models))
-        return
-    recorded = read_json(file, dict[str, str])
-    changed = [name for name, weights in rewards.models.items() if recorded.get(name) != weights]
-    if changed:
-        raise FledgeError(
-            f"the reward model of '{changed[0]}' has other weights than when this stage began",
-            where=str(file),
-            hint="put it back as it was, or start under another --name",
-        )
 
 
 def _checked(reward: Reward, answers: Sequence[DrawnAnswer], limit: tuple[float, str], where: str) -> np.ndarray:
