@@ -5,7 +5,8 @@ encodes the conversations, and the opponent gets these tokens. Pairs count once:
 belong to the same seconds, as in a run of one epoch. fledge computes the reference's log-probabilities before, without a second
 model, as its stages do. TRL runs as it ships, and at its best: the fastest of several ways, each tried first.
 
-Memory is the highest resident size of a process of its own that takes a few steps, less its size before the model is loaded.
+Memory is the highest resident size of a process of its own that takes a few steps, less its size before the model is loaded,
+when the libraries of both are loaded already.
 The losses of both on the same pairs, step by step from the same start and at the same rate, are `loss_curves`.
 Real pairs are read from $FLEDGE_DATA or ../shared/data; without them, from the quickstart's world.
 """
@@ -23,10 +24,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from lora import resident
+from lora import resident, resident_at_start
 from measure import data_folder, options, ratios, report
 from training import Training, fresh, packed, world_file
 
+from fledge.autotune.autotune import force_eager
 from fledge.data import PackedDataset
 from fledge.data.storage import Examples
 from fledge.model.decoder import Decoder
@@ -70,7 +72,9 @@ def make_recipe(rows: int, context: int, layers: int, folder: Path) -> Recipe:
         "optimizer": {"name": "adamw", "learning_rate": RATE, "weight_decay": 0.0, "betas": [0.9, 0.999]},
         "schedule": {"name": "constant", "warmup": 0},
     }
-    return recipe_from_dict({"preset": "26m", "model": {"num_hidden_layers": layers}, "stages": {"dpo": stage}})
+    return recipe_from_dict(
+        {"preset": "26m", "model": {"num_hidden_layers": layers, "max_position_embeddings": context}, "stages": {"dpo": stage}}
+    )
 
 
 def as_rows(examples: Examples) -> Rows:
@@ -85,6 +89,12 @@ def as_rows(examples: Examples) -> Rows:
         {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
         for (prompt, chosen), (_, rejected) in zip(sides[::PAIR], sides[1::PAIR], strict=True)
     ]
+
+
+def some_rows(data: PackedDataset) -> Rows:
+    """As many pairs as the opponent needs, of all files alike."""
+    rows = as_rows(data.examples)
+    return [rows[number] for number in np.random.default_rng(0).permutation(len(rows))[:64]]
 
 
 class Fledge:
@@ -105,7 +115,7 @@ class Fledge:
 
     def score(self, model: Decoder, batch: Any) -> None:
         """Write the log-probabilities of a batch into the table of the reference."""
-        with torch.no_grad(), eval_mode(model):
+        with force_eager(), torch.no_grad(), eval_mode(model):  # as stages do it
             self.table[list(batch.examples)] = by_pair(sequence_log_probabilities(model, batch)[0], batch)
 
     def __call__(self, steps: int) -> Work:
@@ -191,6 +201,7 @@ WAYS: dict[str, tuple[bool, dict[str, Any]]] = {  # whether pairs go one by one,
     "pair by pair": (True, PLAIN),
     "pair by pair, reference before": (True, {**PLAIN, "precompute_ref_log_probs": True, "precompute_ref_batch_size": 1}),
     "pair by pair, compiled": (True, {**PLAIN, "torch_compile": True}),
+    "pair by pair, float32": (True, {"bf16": False, "gradient_checkpointing": False}),
 }
 
 
@@ -241,7 +252,8 @@ def loss_curves(data: PackedDataset, folder: Path, opponent: Opponent) -> dict[s
 def measure_memory(who: str, way: str, folder: Path, sizes: tuple[int, int, int], pairs: int) -> None:
     """Take a few steps in this process and print how far its resident size rose from that before the model was loaded."""
     recipe, data, _ = prepare(*sizes, folder, write=False)
-    before = resident("VmRSS")
+    rows_of_opponent = some_rows(data)
+    before = resident_at_start()
     if who == "fledge":
         model = load_model(folder)
         assert isinstance(model, Decoder)
@@ -254,13 +266,14 @@ def measure_memory(who: str, way: str, folder: Path, sizes: tuple[int, int, int]
     else:
         one_by_one, arguments = WAYS[way]
         accumulation = pairs if one_by_one else 1
-        Opponent(folder, as_rows(data.examples)[:64], pairs=pairs, steps=MEMORY_STEPS, accumulation=accumulation, **arguments)()
+        Opponent(folder, rows_of_opponent, pairs=pairs, steps=MEMORY_STEPS, accumulation=accumulation, **arguments)()
     print("memory", resident("VmHWM") - before)
 
 
-def memory(who: str, way: str, folder: Path, quick: bool) -> int:
+def memory(who: str, way: str, folder: Path, quick: bool, pairs: int) -> int:
     """`measure_memory` in a process of its own."""
-    command = [sys.executable, __file__, *(["--quick"] if quick else []), "--memory", json.dumps([who, way, str(folder)])]
+    given = json.dumps([who, way, str(folder), pairs])
+    command = [sys.executable, __file__, *(["--quick"] if quick else []), "--memory", given]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("memory ")]
     if not lines:
@@ -289,9 +302,8 @@ def main() -> None:
     parser.add_argument("--memory", help="used by the benchmark itself")
     chosen = parser.parse_args()
     sizes = (2, 512, 2) if chosen.quick else (8, 1024, 8)
-    pairs = 2 if chosen.quick else 8
     if chosen.memory:
-        who, way, name = json.loads(chosen.memory)
+        who, way, name, pairs = json.loads(chosen.memory)
         measure_memory(who, way, Path(name), sizes, pairs)
         return
     steps, rounds = chosen.steps or (2 if chosen.quick else 3), chosen.rounds or (1 if chosen.quick else 5)
@@ -301,7 +313,7 @@ def main() -> None:
         policy, reference = load_model(folder), load_model(folder)
         assert isinstance(policy, Decoder) and isinstance(reference, Decoder)
         fledge = Fledge(recipe, data, policy, reference)
-        rows = as_rows(data.examples)[:64]
+        rows, pairs = some_rows(data), max(1, round(sizes[0] * data.examples.count / data.packed_rows_in(1)))
 
         def make(accumulation: int, **how: Any) -> Opponent:
             return Opponent(folder, rows, pairs=pairs, steps=steps, accumulation=accumulation, **how)
@@ -318,7 +330,10 @@ def main() -> None:
                 print(f"round {number + 1}/{rounds} {name}: {works[name][-1].speed:.2f} pairs/s", flush=True)
         fledge.training.loader.close()
         curves = loss_curves(data, folder, make(1, bf16=False, gradient_checkpointing=False))
-        peak = {"fledge": memory("fledge", "", folder, chosen.quick), "best": memory("TRL", way, folder, chosen.quick)}
+        peak = {
+            "fledge": memory("fledge", "", folder, chosen.quick, pairs),
+            "best": memory("TRL", way, folder, chosen.quick, pairs),
+        }
     speeds = {name: [work.speed for work in those] for name, those in works.items()}
     against = {name: ratios(speeds["fledge"], speeds[name]) for name in ("as_shipped", "best")}
     report(
@@ -334,6 +349,7 @@ def main() -> None:
             "fledge": {"decision": fledge.training.decision.as_dict()},
             "as_shipped": shipped.how(),
             "best": {"is": way, "how": best.how(), "tried_pairs_per_second": tried},
+            "pairs_of_a_step": pairs,
             "steps_per_round": steps,
             "rounds": rounds,
             "quick": chosen.quick,

@@ -5,7 +5,8 @@ of 16 prompts of the world at temperature 1, reward those that are exactly the e
 seconds hold drawing, rewards and training. Tokens are those of prompts and answers that are trained, padding left out. TRL runs
 as it ships, and at its best: the fastest of several ways, each tried first. All contenders take turns, each on prompts of its
 own order; the first update of each turn is left out. Memory is the highest resident size of a process of its own, less its size
-before the model is loaded. `rewards`: the mean reward of the first and of the last update of each.
+before the model is loaded, when the libraries of both are loaded already. `rewards`: the mean reward of the first and of the
+last update of each; fledge begins at the SFT model in each turn, TRL goes on.
 """
 
 import json
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lora import resident
+from lora import resident, resident_at_start
 from measure import options, ratios, report
 
 from fledge.pipeline import Pipeline
@@ -186,7 +187,7 @@ def best_way(make: Callable[..., Opponent], names: list[str]) -> tuple[str, Oppo
 
 def measure_memory(who: str, way: str, run: Path, prompts: int) -> None:
     """Take a few updates in this process and print how far its resident size rose from that before the model was loaded."""
-    rows, before = read_prompts(run), resident("VmRSS")
+    rows, before = read_prompts(run), resident_at_start()
     with tempfile.TemporaryDirectory() as out:
         if who == "fledge":
             fledge_works(run, Path(out), prompts, 2, 1)
@@ -231,7 +232,11 @@ def main() -> None:
         numbers = iter(range(1, rounds + 2))
 
         def fledge() -> Work:
-            return fledge_works(run, Path(out), prompts, steps, next(numbers))
+            threads = torch.get_num_threads()
+            try:
+                return fledge_works(run, Path(out), prompts, steps, next(numbers))
+            finally:
+                torch.set_num_threads(threads)  # those of the opponent
 
         fledge()
         contenders: dict[str, Callable[[], Work]] = {"fledge": fledge, "as_shipped": shipped, "best": best}

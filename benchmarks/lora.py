@@ -5,13 +5,16 @@ it: fledge reads, renders and encodes the conversations, and the opponent gets t
 model is Qwen2-shaped with random weights (biases on q, k and v, tied head), or the one in `--model DIR`. TRL runs as it
 ships, and at its best: the fastest of several ways to pack, with the frozen weights in float32 or bfloat16, each tried first.
 
-Memory is the highest resident size of a process of its own that takes a few steps, less its size before the model is loaded.
+Memory is the highest resident size of a process of its own that takes a few steps, less its size before the model is loaded,
+when the libraries of both are loaded already.
 TRL's is that of its best way, and fledge takes as many rows at a time for it (`memory_ratio`); `memory_ratio_as_timed` is that
 of fledge with all rows of a batch at a time, as it is timed. Where the best way takes rows one by one, fledge is timed so as
 well: `ratio_best_equal_rows`. The mean loss of both on the same rows is given before, and after the steps that each has taken
 at one learning rate: more for TRL, whose ways are tried first.
 """
 
+import gc
+import importlib
 import json
 import subprocess
 import sys
@@ -42,6 +45,7 @@ LORA_WAYS = {
     "packed, float32 weights": (False, PACKED),
 }
 MEMORY_STEPS = 3
+LIBRARIES = ("torch._inductor.compile_fx", "datasets", "transformers", "peft", "trl")
 RATE = 2e-4
 SAME = {"learning_rate": RATE, "lr_scheduler_type": "constant", "weight_decay": 0.01, "warmup_steps": 0}
 
@@ -108,13 +112,23 @@ def resident(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
+def resident_at_start() -> int:
+    """VmRSS of this process with the libraries of both contenders loaded; VmHWM begins anew."""
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
 def measure_memory(who: str, way: str, folder: Path, sizes: tuple[int, int, int], directory: Path | None) -> None:
     """Take a few steps in this process and print how far its resident size rose from that before the model was loaded."""
     rows, context, _ = sizes
     one_by_one, arguments = LORA_WAYS[way] if way else (False, {})
     recipe = adapter_recipe(sizes, folder, one_by_one)
     data, _, source = start(recipe, folder, directory or (folder if (folder / "config.json").exists() else None))
-    before = resident("VmRSS")
+    rows_of_opponent = as_rows(data.examples)
+    before = resident_at_start()
     if who == "fledge":
         training = Training(recipe, "sft", data, adapted(source))
         fledge_works(training, MEMORY_STEPS)
@@ -122,7 +136,7 @@ def measure_memory(who: str, way: str, folder: Path, sizes: tuple[int, int, int]
     else:
         accumulation = rows if one_by_one else 1
         opponent = Opponent(
-            source, as_rows(data.examples), context=context, micro=rows, steps=MEMORY_STEPS, accumulation=accumulation,
+            source, rows_of_opponent, context=context, micro=rows, steps=MEMORY_STEPS, accumulation=accumulation,
             adapter=SETTINGS, **SAME, **arguments,
         )  # fmt: skip
         opponent()

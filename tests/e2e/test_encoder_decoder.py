@@ -102,6 +102,7 @@ def test_an_encoder_decoder_is_exported_and_compared_whole_merged_and_as_an_adap
         assert "of 0 tokens" not in text and ("1 conversations" in text or target == "adapter")
     theirs, before = (AutoModelForSeq2SeqLM.from_pretrained(path).eval() for path in (tmp_path / "merged-out", base))
     inputs = {"input_ids": torch.tensor([[5, 6, 7, 1]]), "decoder_input_ids": torch.tensor([[0, 8, 9]])}
+    assert "pipeline_tag: text2text-generation" in (tmp_path / "hf-out" / "README.md").read_text()
     assert (theirs(**inputs).logits - before(**inputs).logits).abs().max() > 1e-3
     assert main(["export", str(finished), "--to", "gguf", "--out", str(tmp_path / "gguf")]) == 2
     assert "T5ForConditionalGeneration: this architecture is not exported to GGUF" in capsys.readouterr().err

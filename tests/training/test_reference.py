@@ -1,6 +1,7 @@
 """The reference of a preference stage is a live model or a table, with equal results."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,25 @@ def test_a_second_model_in_lower_precision_keeps_its_matrices_in_it_and_passes_t
     exact = sequence_log_probabilities(make_decoder(), batch)[0].view(9, 2)
     found = objective.reference_log_probabilities(batch)
     assert 0 < (found - exact).abs().max() < 0.5
+
+
+def test_a_second_model_in_the_precision_of_training_keeps_its_matrices_in_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.training.test_reference.COMPUTE", replace(COMPUTE, precision="bf16"))
+    for named, dtype in ((None, torch.float32), ("bf16", torch.bfloat16)):
+        provider = _provider(tmp_path, _Start(), precompute_ref_log_probs=False, reference_precision=named)
+        model = provider(DATA, "training")
+        assert isinstance(model, Decoder) and model.compute_dtype == torch.bfloat16
+        assert model.layers[0].mlp.up_proj.weight.dtype == dtype  # pyright: ignore
+        provider.check(DPOObjective(loss_type="sigmoid", beta=0.1, reference=model), DATA)
+
+
+def test_another_reference_in_low_precision_is_still_found_out(tmp_path: Path) -> None:
+    provider = _provider(tmp_path, _Start(), precompute_ref_log_probs=False, reference_precision="bf16")
+    wrong = make_decoder(5).eval()
+    with pytest.raises(FledgeError, match="the reference is not the model that the stage starts from"):
+        provider.check(DPOObjective(loss_type="sigmoid", beta=0.1, reference=wrong), DATA)
 
 
 @pytest.mark.parametrize(

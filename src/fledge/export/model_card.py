@@ -22,11 +22,16 @@ METRICS = {"loss": "loss", "perplexity": "perplexity", "token_accuracy": "token 
            "accuracy": "preference accuracy"}  # fmt: skip
 
 
+def _task(source: ExportSource) -> str:
+    """The task in the words of the hub."""
+    return "text-generation" if source.model.decoder_start is None else "text2text-generation"
+
+
 def model_card(source: ExportSource, library: str, weight_type: WeightType, lines: list[str]) -> str:
     """The text of README.md. `library`: what loads the model. `lines`: what was written and how it compares."""
     run, licence = _run(source), base_licence(source)
     front = {"license": licence} if licence else {}
-    front |= {"library_name": library, "pipeline_tag": "text-generation"}
+    front |= {"library_name": library, "pipeline_tag": _task(source)}
     parameters = source.model.cost.parameters().total
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=True, allow_unicode=True) + "---",

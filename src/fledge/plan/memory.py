@@ -54,7 +54,7 @@ def memory_inputs(stage: Stage, cost: ModelCost, train: PackedDataset, device: s
         optimizer=stage.optimizer,
         device=device,
         documents_per_row=train.pieces_per_row,
-        copies=copies + keeps_adapter,
+        copies=copies + keeps_adapter + stage.measures_disentanglement,  # that takes a second gradient at once
         reference=_reference_bytes(stage, cost, device) + judges,
         adapter=None if stage.adapter is None else _adapter_parameters(stage.adapter, cost),
         rounded=stage.adapter is not None and not stage.adapter.use_dora,
@@ -67,7 +67,8 @@ def _reference_bytes(stage: Stage, cost: ModelCost, device: str) -> float:
     precision, place = stage.reference_placement
     if not stage.keeps_reference_model or stage.adapter is not None or (place or device) != device:
         return 0.0
-    saved = cost.frozen_savings(2, 4) if precision in ("bf16", "fp16") else 0.0
+    is_known = cost.counts is None  # of other models not all matrices are linear layers
+    saved = cost.frozen_savings(2, 4) if precision in ("bf16", "fp16") and is_known else 0.0
     return 4 * cost.parameters().total - saved
 
 

@@ -10,10 +10,11 @@ from fledge.recipe.schema import Recipe
 
 SAFE_KEYS = re.compile(  # changes that do not affect training
     r"output|preset|(logging|generation_samples|alerts)\..*|runtime\.(autotune|memory_budget)|stages\.[^.]+\.(guards|checkpoint)\..*"
-    r"|stages\.[^.]+\.reward_timeout"
+    r"|stages\.[^.]+\.(reward_timeout|disentanglement)"
 )
 KEYS_NEEDING_ALLOW = re.compile(  # changes that affect training from now on; they must be allowed explicitly
     r"runtime\..*|stages\.[^.]+\.(duration|select_checkpoint|label_smoothing|beta|sft_loss_weight|(schedule|evaluation|early_stopping)\..*"
+    r"|reference_(device|precision)"
     r"|optimizer\.(learning_rate|betas|eps|weight_decay|weight_decay_on|max_grad_norm)(\..*)?"
     r"|batch\.(micro_batch_size|gradient_accumulation_steps|merge_micro_batches))"
 )

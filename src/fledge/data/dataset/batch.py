@@ -85,10 +85,11 @@ class Batch:
         )
 
     def to(self, device: "torch.device") -> "Batch":
-        """The batch on a device; pinned tensors are copied asynchronously."""
+        """The batch on a device; pinned tensors are copied to a GPU asynchronously."""
         if self.input_ids.device.type == device.type:
             return self
-        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+        can_wait_later = device.type != "cpu"  # main memory would be read before the copy is complete
+        return self._with(lambda tensor: tensor.to(device, non_blocking=can_wait_later))
 
     def pinned(self) -> "Batch":
         """The batch in page-locked memory, which can be copied to a GPU asynchronously."""
