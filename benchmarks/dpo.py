@@ -301,7 +301,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="steps in each (default 3, with --quick 2)")
     parser.add_argument("--memory", help="used by the benchmark itself")
     chosen = parser.parse_args()
-    sizes = (2, 512, 2) if chosen.quick else (8, 1024, 8)
+    sizes = (2, 512, 2) if chosen.quick else (2, 512, 8)
     if chosen.memory:
         who, way, name, pairs = json.loads(chosen.memory)
         measure_memory(who, way, Path(name), sizes, pairs)
