@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fledge.errors import FledgeError
+from fledge.model.adapter_files import BASE, write_adapter
 from fledge.model.adapters import adapter_weights, attach_adapter, merge_adapter, trained_parameters
 from fledge.model.frozen_weights import describe_quantized, frozen_matrices, quantize_matrices, round_frozen_weights
 from fledge.model.linear import Linear, quantized_linear
-from fledge.model.loading import load_model
+from fledge.model.loading import load_model, load_switch
 from fledge.model.protocol import Adapter, LanguageModel
 from fledge.model.quantization import QuantizedWeight, bytes_per_weight, quantized_numbers
+from fledge.model.weight_files import weights_hash
 from fledge.recipe.schema import AdapterConfig, QuantizationConfig
 from fledge.training.start_weights import weights_fingerprint
-from tests.support.adapters import train_a_little
+from tests.support.adapters import logits, scatter, train_a_little, write_adapted
 from tests.support.decoders import make_decoder, random_tokens
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -169,6 +171,37 @@ def test_logits_are_those_of_transformers_with_bitsandbytes(tmp_path: Path) -> N
     expected, got = theirs(tokens).logits, ours.logits(ours(tokens))
     assert torch.allclose(got, expected, atol=1e-4)
     assert not torch.allclose(got, whole.logits(whole(tokens)), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("implementation", ["native", "transformers"])
+def test_an_adapter_is_loaded_beside_the_numbers_that_it_was_trained_beside(
+    implementation: str, kind: str, base: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("transformers")
+    trained = load_model(base, implementation, quantization=QuantizationConfig(use_double_quant=False)).eval()
+    attach_adapter(trained, Adapter(AdapterConfig(**KINDS[kind]), base, weights_hash(base)), seed=1)
+    scatter(adapter_weights(trained))
+    write_adapter(tmp_path / "adapter", trained)
+    told: list[str] = []
+    loaded = load_model(tmp_path / "adapter", implementation, told.append).eval()
+    torch.testing.assert_close(logits(loaded), logits(trained), atol=1e-5, rtol=1e-5)
+    assert any("matrices rounded to nf4, as where its adapter was trained" in line for line in told)
+    assert quantized_numbers(loaded) == 0 and loaded.adapter is not None
+    write_adapter(tmp_path / "again", loaded)
+    torch.testing.assert_close(
+        logits(load_model(tmp_path / "again", implementation).eval()), logits(trained), atol=1e-5, rtol=1e-5
+    )
+    merge_adapter(loaded)
+    torch.testing.assert_close(logits(loaded), logits(trained), atol=1e-4, rtol=1e-4)
+    (tmp_path / "adapter" / BASE).unlink()
+    assert not torch.allclose(logits(load_model(tmp_path / "adapter", implementation).eval()), logits(trained), atol=1e-3)
+    switch = load_switch(base, {"one": tmp_path / "again"}, implementation)
+    switch.use("one")
+    torch.testing.assert_close(logits(switch.model.eval()), logits(trained), atol=1e-5, rtol=1e-5)
+    write_adapted(tmp_path / "plain", base, r=2)
+    with pytest.raises(FledgeError, match="it was trained beside the numbers of its files, and one beside matrices rounded"):
+        load_switch(base, {"one": tmp_path / "again", "plain": tmp_path / "plain"}, implementation)
 
 
 def test_what_cannot_be_done_is_refused(base: Path) -> None:

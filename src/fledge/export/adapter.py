@@ -3,6 +3,7 @@
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,8 @@ from fledge.export.weight_types import WeightType
 from fledge.model.adapter_files import write_adapter
 from fledge.model.adapters import adapter_weights, trained_parameters
 from fledge.model.huggingface_loading import import_transformers
+from fledge.model.protocol import LanguageModel
+from fledge.recipe.schema import QuantizationConfig
 
 PROGRAM = "PEFT"
 NOT_VERIFIED = "not verified: PEFT or transformers is not installed; pip install peft 'fledge[hf]', and export again"
@@ -30,8 +33,34 @@ def write_adapter_directory(source: ExportSource, weight_type: WeightType, folde
     write_adapter(folder, model, weights)
     source.tokenizer.save(folder)
     trained, total = trained_parameters(model)
+    quantization = model.adapter.quantization
+    how = "" if quantization is None else f"load its base model with BitsAndBytesConfig({_written(quantization)})"
     base = model.adapter.base or "no directory: write it into adapter_config.json as base_model_name_or_path"
-    return [f"adapter of {trained:,} parameters beside {total - trained:,} of its base model", f"base model: {base}"]
+    return [
+        f"adapter of {trained:,} parameters beside {total - trained:,} of its base model",
+        f"base model: {base}",
+        *filter(None, [how]),
+    ]
+
+
+def _written(quantization: QuantizationConfig) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in _as_in_bnb(quantization).items())
+
+
+def _as_in_bnb(quantization: QuantizationConfig) -> dict[str, Any]:
+    """The settings of transformers' BitsAndBytesConfig."""
+    return {"load_in_4bit": True, **{f"bnb_4bit_{name}": value for name, value in quantization.model_dump().items()}}
+
+
+@torch.no_grad()
+def _give_rounded_weights(model: LanguageModel, theirs: Any) -> None:
+    """Give the library's base model the numbers that 4 bits leave of its weights, where the adapter was trained on those."""
+    if model.adapter is None or model.adapter.quantization is None:
+        return
+    others, own = dict(theirs.named_parameters()), adapter_weights(model)
+    for name, parameter in model.named_parameters():
+        if name not in own:
+            others[model.file_name(name)].copy_(parameter)
 
 
 def verify_with_peft(source: ExportSource, folder: Path) -> list[str]:
@@ -51,6 +80,7 @@ def verify_with_peft(source: ExportSource, folder: Path) -> list[str]:
         transformers = import_transformers("the comparison")
         auto_class = getattr(transformers, source.model.auto_class)
         theirs = auto_class.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+        _give_rounded_weights(source.model, theirs)
         adapted = peft.PeftModel.from_pretrained(theirs, str(folder)).eval()
     except Exception as error:  # the libraries raise errors of many kinds
         raise FledgeError(f"{PROGRAM} cannot load what was written: {first_line(error)}", where=str(folder)) from error

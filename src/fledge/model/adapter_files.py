@@ -15,9 +15,10 @@ from fledge.model.adapters import adapter_weights, lora_layers
 from fledge.model.hf_config import read_json_object
 from fledge.model.locate import SOURCE, locate_named
 from fledge.model.protocol import ADAPTER_MATRICES, Adapter, LanguageModel
+from fledge.model.quantization import quantization_of
 from fledge.model.weight_files import HEAD, check_file, check_finite, check_type, read_tensors, weights_hash
 from fledge.model.weights import write_tensors
-from fledge.recipe.schema import AdapterConfig
+from fledge.recipe.schema import AdapterConfig, QuantizationConfig
 from fledge.recipe.sections.adapter import ALL_LINEAR, LORA, PREFIX
 from fledge.run.text_files import write_and_verify
 
@@ -83,8 +84,13 @@ def read_adapter_config(folder: Path) -> Adapter:
     base = raw.get("base_model_name_or_path")
     if base is not None and not isinstance(base, str):
         raise FledgeError(f"base_model_name_or_path is no text: {base}", where=str(file))
-    written = _record(folder).get("weights_hash")
-    return Adapter(config, Path(base) if base else None, None if written is None else str(written))
+    record = _record(folder)
+    written, quantization = record.get("weights_hash"), record.get("quantization")
+    try:
+        quantized = None if quantization is None else QuantizationConfig.model_validate(quantization)
+    except ValidationError as error:
+        raise FledgeError(f"quantization is not readable: {first_line(error)}", where=str(folder / BASE)) from None
+    return Adapter(config, Path(base) if base else None, None if written is None else str(written), quantized)
 
 
 def with_score(config: AdapterConfig) -> AdapterConfig:
@@ -161,10 +167,12 @@ def write_adapter(folder: Path, model: LanguageModel, weights: Mapping[str, Tens
     if tied is not None:
         content[TYING] = True
     write_and_verify(folder / CONFIG, json.dumps(content, indent=1))
-    if model.adapter.base_hash is not None:
+    quantization = quantization_of(model) or model.adapter.quantization
+    if model.adapter.base_hash is not None or quantization is not None:
         path = None if base is None else os.path.relpath(base.resolve(), folder.resolve())
         source = {} if base is None or not (base / SOURCE).exists() else {"source": read_json_object(base / SOURCE).get("path")}
-        record = {"weights_hash": model.adapter.base_hash, "path": path, **source}
+        rounded = {} if quantization is None else {"quantization": quantization.model_dump()}
+        record = {"weights_hash": model.adapter.base_hash, "path": path, **source, **rounded}
         write_and_verify(folder / BASE, json.dumps(record))
     named = adapter_weights(model) if weights is None else weights
     tensors = {file_name(model, name): tensor.contiguous() for name, tensor in named.items()}

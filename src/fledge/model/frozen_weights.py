@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fledge.model.adapters import LoraLinear, put_module
-from fledge.model.linear import quantized_linear
+from fledge.model.linear import Linear, dense_linear, quantized_linear
 from fledge.model.protocol import LanguageModel, matrix_layers
 from fledge.model.quantization import quantized_weights
 from fledge.recipe.schema import QuantizationConfig
@@ -21,6 +21,13 @@ def quantize_layer(model: LanguageModel, name: str, config: QuantizationConfig) 
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Linear)
     put_module(model, name, quantized_linear(layer, config))
+
+
+def dequantize_matrices(model: LanguageModel) -> None:
+    """Give the layers whose weights are in 4 bits these weights in float32: the same outputs, without the 4 bits."""
+    for name, layer in matrix_layers(model).items():
+        if isinstance(layer, Linear) and layer.quantized is not None:
+            put_module(model, name, dense_linear(layer))
 
 
 def describe_quantized(model: LanguageModel) -> str | None:

@@ -35,6 +35,15 @@ class Linear(nn.Linear):
         return self.weight if self.quantized is None else self.quantized.dense()
 
 
+def dense_linear(layer: Linear) -> Linear:
+    """A layer with the same outputs as one whose weight is in 4 bits, and with a weight in float32."""
+    assert layer.quantized is not None
+    made = Linear(layer.in_features, layer.out_features, bias=False)
+    made.register_parameter("weight", nn.Parameter(layer.quantized.dense()))
+    made.register_parameter("bias", layer.bias)
+    return made.train(layer.training)
+
+
 def quantized_linear(layer: nn.Linear, config: QuantizationConfig) -> Linear:
     """A layer that has the weight of `layer` in 4 bits, and its bias."""
     made = Linear.__new__(Linear)

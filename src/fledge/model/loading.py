@@ -27,7 +27,7 @@ from fledge.model.encoder_decoder import (
     is_encoder_decoder,
     load_encoder_decoder,
 )
-from fledge.model.frozen_weights import quantize_matrices
+from fledge.model.frozen_weights import dequantize_matrices, quantize_matrices
 from fledge.model.hf_config import NotCoveredError, is_classifier, read_config
 from fledge.model.protocol import Adapter, LanguageModel
 from fledge.model.weight_files import weights_hash
@@ -168,17 +168,29 @@ def load_model(
 def _load_adapted(
     folder: Path, implementation: str, log: Log, finite: bool, quantization: QuantizationConfig | None
 ) -> LanguageModel:
-    """The base model of an adapter directory with the adapter on it. Raises FledgeError if the base has other weights than the
+    """The base model of an adapter directory with the adapter on it. An adapter that was trained beside weights in 4 bits gets
+    these numbers, in float32 unless `quantization` asks for 4 bits. Raises FledgeError if the base has other weights than the
     adapter was trained on."""
     adapter, base = read_adapter_config(folder), base_directory(folder)
+    if quantization is not None and adapter.quantization != quantization:
+        before, now = _numbers(adapter.quantization), _numbers(quantization)
+        log(f"note: the adapter was trained beside {before}, and goes on beside {now}")
     _check_base(folder, adapter, base, weights_hash)
     rewards = gives_rewards(folder)
     purpose = "any" if rewards else "language"
-    model = load_model(base, implementation, log, purpose=purpose, quantization=quantization)
+    if quantization is None:
+        model = _load_base(base, implementation, log, purpose, adapter.quantization)
+    else:
+        model = load_model(base, implementation, log, purpose=purpose, quantization=quantization)
     if rewards and model.score_weight is None:
         model.become_reward_model(seed=0)  # the adapter has the head
     _attach(folder, replace(adapter, base=base), model, finite)
     return model
+
+
+def _numbers(quantization: QuantizationConfig | None) -> str:
+    """Which numbers the matrices of a base model have, in words."""
+    return "the numbers of its files" if quantization is None else f"matrices rounded to {quantization.quant_type}"
 
 
 def base_directory(folder: Path) -> Path:
@@ -224,14 +236,40 @@ def load_switch(folder: Path, adapters: Mapping[str, Path], implementation: str 
     """The base model in `folder` with adapters from directories, by name; none of them is in use yet.
 
     Raises FledgeError for an adapter that does not fit the base, or that was trained on other weights."""
-    switch, hash_of = AdapterSwitch(load_model(folder, implementation, log)), cache(weights_hash)
+    read = {name: read_adapter_config(source) for name, source in adapters.items()}
+    base = _load_base(folder, implementation, log, quantization=_common_quantization(read, adapters))
+    switch, hash_of = AdapterSwitch(base), cache(weights_hash)
     for name, source in adapters.items():
-        adapter = read_adapter_config(source)
         check_purpose(source, "language")
-        _check_switched(source, adapter, folder, hash_of, log)
+        _check_switched(source, read[name], folder, hash_of, log)
         with _named_file(source):
-            switch.add(name, replace(adapter, base=folder), partial(_attach, source))
+            switch.add(name, replace(read[name], base=folder), partial(_attach, source))
     return switch
+
+
+def _common_quantization(read: Mapping[str, Adapter], folders: Mapping[str, Path]) -> QuantizationConfig | None:
+    """How the base was rounded where these adapters were trained. FledgeError where it was not the same for all."""
+    names = list(read)
+    for name in names[1:]:
+        first, other = read[names[0]].quantization, read[name].quantization
+        if first != other:
+            raise FledgeError(
+                f"it was trained beside {_numbers(other)}, and {names[0]} beside {_numbers(first)}: these are two base models",
+                where=str(folders[name]),
+                hint="use one of them at a time, or merge one: fledge export --to merged",
+            )
+    return read[names[0]].quantization if names else None
+
+
+def _load_base(
+    folder: Path, implementation: str, log: Log, purpose: Purpose = "language", quantization: QuantizationConfig | None = None
+) -> LanguageModel:
+    """A base model with the numbers that an adapter was trained beside, in float32."""
+    model = load_model(folder, implementation, log, purpose=purpose, quantization=quantization)
+    if quantization is not None:
+        dequantize_matrices(model)
+        log(f"the base model has {_numbers(quantization)}, as where its adapter was trained")
+    return model
 
 
 def _check_switched(folder: Path, adapter: Adapter, base: Path, hash_of: Callable[[Path], str], log: Log) -> None:

@@ -20,7 +20,7 @@ from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
 from fledge.model.moe import RouterStats
 from fledge.model.prefix import Prefix
-from fledge.recipe.schema import AdapterConfig, ModelConfig
+from fledge.recipe.schema import AdapterConfig, ModelConfig, QuantizationConfig
 from fledge.recipe.sections.adapter import PREFIX
 
 ParameterRole = Literal["adapter", "embedding", "head", "gate", "matrix", "vector"]
@@ -35,11 +35,14 @@ ADAPTER_TENSORS = (*ADAPTER_MATRICES, "prompt_embeddings")  # and of all tables 
 
 @dataclass(frozen=True)
 class Adapter:
-    """The adapter of a model: its settings, and the base model's directory and `weights_hash`, if they are known."""
+    """The adapter of a model: its settings, and the base model's directory and `weights_hash`, if they are known.
+
+    `quantization`: how the base's matrices were rounded to 4 bits where the adapter was trained; None: they were not."""
 
     config: AdapterConfig
     base: Path | None
     base_hash: str | None
+    quantization: QuantizationConfig | None = None
 
 
 class LanguageModel(nn.Module, ABC):

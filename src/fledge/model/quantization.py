@@ -128,6 +128,16 @@ def quantized_numbers(model: nn.Module) -> int:
     return sum(weight.numel() for weight in quantized_weights(model))
 
 
+def quantization_of(model: nn.Module) -> QuantizationConfig | None:
+    """How the weights of a model that are in 4 bits are quantized; None for a model without such weights."""
+    weights = quantized_weights(model)
+    if not weights:
+        return None
+    return QuantizationConfig.model_validate(
+        {"quant_type": weights[0].quant_type, "use_double_quant": weights[0].scales_of_scales is not None}
+    )
+
+
 def _mean(values: Tensor) -> Tensor:
     """The mean, by one thread: with several its last bit depends on their number, and so would weights of a resumed run."""
     threads = torch.get_num_threads()
