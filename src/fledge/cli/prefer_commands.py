@@ -1,9 +1,10 @@
 """The actions of `fledge prefer`: each calls one function and shows its result."""
 
 import argparse
+import json
 
 from fledge.errors import FledgeError
-from fledge.escaping import escaped
+from fledge.escaping import escaped, escaped_json
 
 
 def run_prefer(options: argparse.Namespace) -> None:
@@ -54,7 +55,7 @@ def _rank(options: argparse.Namespace) -> None:
 
 
 def _pairs(options: argparse.Namespace) -> None:
-    from fledge.prefer.pair_files import PairOptions, as_json, make_pairs, report_lines
+    from fledge.prefer.pair_files import PairOptions, make_pairs, report_lines
     from fledge.prefer.pairs import PairSettings
     from fledge.run import Console
 
@@ -70,7 +71,7 @@ def _pairs(options: argparse.Namespace) -> None:
     )
     report = make_pairs(options.ratings, options.out, made, Console())
     if options.json:
-        print(as_json(report))
+        print(escaped_json(json.dumps(report, ensure_ascii=False, indent=1)))
     else:
         _print(report_lines(report, options.out))
 

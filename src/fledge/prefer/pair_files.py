@@ -10,7 +10,6 @@ from typing import Any
 
 from fledge.data.reading.json_shapes import JSON_LINES
 from fledge.errors import FledgeError
-from fledge.escaping import escaped_json
 from fledge.evaluate.intervals import wilson_interval
 from fledge.prefer.agreement import check_raters
 from fledge.prefer.pairs import (
@@ -197,8 +196,3 @@ def _length_lines(characters: Mapping[str, float], longer: Mapping[str, Any]) ->
     if low > LONG or high < SHORT:
         lines.append("note: length tells much about these pairs; `fledge data check` says what else does")
     return lines
-
-
-def as_json(report: Mapping[str, Any]) -> str:
-    """The report as JSON that a terminal can show."""
-    return escaped_json(json.dumps(report, ensure_ascii=False, indent=1))
