@@ -71,6 +71,8 @@ def fledge_recipe(run: Path, out: Path, prompts: int, steps: int, seed: int) -> 
         "batch": {"micro_batch_size": prompts},
         "optimizer": {"name": "adamw", "learning_rate": RATE, "weight_decay": 0.0},
         "schedule": {"name": "constant", "warmup": 0},
+        "evaluation": {"generated_answers": None},
+        "metric_for_best_model": "loss",
         "checkpoint": {"every_steps": 100_000},
     }
     model = {"path": str(start_model(run))}
@@ -80,7 +82,7 @@ def fledge_recipe(run: Path, out: Path, prompts: int, steps: int, seed: int) -> 
 def fledge_works(run: Path, out: Path, prompts: int, steps: int, seed: int) -> Work:
     """A whole `grpo` stage of a new run; all updates but the first count."""
     recipe = recipe_from_dict(fledge_recipe(run, out, prompts, steps + 1, seed))
-    events = read_events(Pipeline(recipe, Console(quiet=True)).run() / "grpo" / "events.jsonl")
+    events = list(read_events(Pipeline(recipe, Console(quiet=True)).run() / "grpo" / "events.jsonl"))
     rewards = [event["train/reward"] for event in events if event["kind"] == "step"]
     system = [event for event in events if event["kind"] == "system"][1:]
     seconds = [event["system/step_seconds"] for event in system]
