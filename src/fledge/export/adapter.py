@@ -34,7 +34,7 @@ def write_adapter_directory(source: ExportSource, weight_type: WeightType, folde
     source.tokenizer.save(folder)
     trained, total = trained_parameters(model)
     quantization = model.adapter.quantization
-    how = "" if quantization is None else f"load its base model with BitsAndBytesConfig({_written(quantization)})"
+    how = "" if quantization is None else f"load its base model with {_in_bitsandbytes(quantization)}"
     base = model.adapter.base or "no directory: write it into adapter_config.json as base_model_name_or_path"
     return [
         f"adapter of {trained:,} parameters beside {total - trained:,} of its base model",
@@ -43,13 +43,10 @@ def write_adapter_directory(source: ExportSource, weight_type: WeightType, folde
     ]
 
 
-def _written(quantization: QuantizationConfig) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in _as_in_bnb(quantization).items())
-
-
-def _as_in_bnb(quantization: QuantizationConfig) -> dict[str, Any]:
-    """The settings of transformers' BitsAndBytesConfig."""
-    return {"load_in_4bit": True, **{f"bnb_4bit_{name}": value for name, value in quantization.model_dump().items()}}
+def _in_bitsandbytes(quantization: QuantizationConfig) -> str:
+    """The call of transformers that makes the same settings."""
+    settings = {"load_in_4bit": True, **{f"bnb_4bit_{name}": value for name, value in quantization.model_dump().items()}}
+    return f"BitsAndBytesConfig({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
 
 
 @torch.no_grad()

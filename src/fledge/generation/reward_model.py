@@ -7,7 +7,7 @@ import torch
 
 from fledge.errors import FledgeError
 from fledge.generation.loading import load_model_and_tokenizer
-from fledge.generation.scoring import BATCH_TOKENS
+from fledge.generation.scoring import BATCH_TOKENS, longest_first, padded
 from fledge.model.adapter_files import is_adapter
 from fledge.model.hf_config import read_config_json
 from fledge.model.locate import locate_model
@@ -64,21 +64,16 @@ class RewardModel:
                 )
         each = [tuple(sequence) for sequence in sequences]
         rewards: dict[tuple[int, ...], float] = {}  # the last bits depend on what else is in a batch, so each is read once
-        left = sorted(dict.fromkeys(each), key=lambda sequence: -len(sequence))
-        while left:
-            size = max(1, BATCH_TOKENS // len(left[0]))
-            batch, left = left[:size], left[size:]
+        for batch in longest_first({sequence: len(sequence) for sequence in each}, BATCH_TOKENS):
             rewards.update(zip(batch, self._score_batch(batch), strict=True))
         return [rewards[sequence] for sequence in each]
 
     def _score_batch(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """The rewards of sequences that are read together, padded on the right, where causal attention never looks."""
-        inputs = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
-        for row, sequence in enumerate(sequences):
-            inputs[row, : len(sequence)] = torch.tensor(sequence)
-        last = torch.tensor([self._last(sequence) for sequence in sequences])
+        """The rewards of sequences that are read together."""
         device = self.model.device
-        hidden = self.model(inputs.to(device))
+        inputs, _ = padded(sequences, device)
+        last = torch.tensor([self._last(sequence) for sequence in sequences])
+        hidden = self.model(inputs)
         return self.model.rewards(hidden[torch.arange(len(sequences), device=device), last.to(device)]).tolist()
 
     def _last(self, sequence: Sequence[int]) -> int:

@@ -1,7 +1,8 @@
 """Scoring: the log-probabilities that a model gives to the tokens of texts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from fledge.errors import FledgeError
 from fledge.model.linear_cross_entropy import token_logps_and_correct
 from fledge.model.protocol import LanguageModel, eval_mode
 
+Key = TypeVar("Key")
 BATCH_TOKENS = 8192  # tokens in one forward pass, padding included. A longer sequence goes alone.
 
 
@@ -34,12 +36,9 @@ def score_tokens(
                 hint="score tokens of Tokenizer.encode_conversation: source, start token and answer",
             )
     scores: list[list[float]] = [[] for _ in sequences]
-    longest_first = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
-    scorable = [index for index in longest_first if len(sequences[index]) > 1]
+    read = {index: len(sequence) - 1 for index, sequence in enumerate(sequences) if len(sequence) > 1}
     with eval_mode(model):
-        while scorable:
-            size = max(1, batch_tokens // (len(sequences[scorable[0]]) - 1))
-            batch, scorable = scorable[:size], scorable[size:]
+        for batch in longest_first(read, batch_tokens):
             for index, values in zip(batch, _score_batch(model, [sequences[index] for index in batch]), strict=True):
                 scores[index] = values
     if model.decoder_start is not None:
@@ -60,12 +59,9 @@ def next_token_logps(
         if len(sequence) > model.max_positions:
             raise _too_long(len(sequence), model.max_positions, number)
     result = torch.empty(len(sequences), len(candidates))
-    longest_first = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
     with eval_mode(model):
-        while longest_first:
-            size = max(1, batch_tokens // len(sequences[longest_first[0]]))
-            batch, longest_first = longest_first[:size], longest_first[size:]
-            inputs, lengths = _padded([sequences[index] for index in batch], model.device)
+        for batch in longest_first(dict(enumerate(map(len, sequences))), batch_tokens):
+            inputs, lengths = padded([sequences[index] for index in batch], model.device)
             last = model(inputs)[torch.arange(len(batch), device=model.device), lengths - 1]
             logps = model.logits(last).log_softmax(-1)[:, list(candidates)]
             result[torch.tensor(batch)] = logps.float().cpu()
@@ -80,7 +76,17 @@ def _too_long(length: int, max_positions: int, number: int) -> FledgeError:
     )
 
 
-def _padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+def longest_first(lengths: Mapping[Key, int], batch_tokens: int) -> Iterator[list[Key]]:
+    """What is read together: the keys of lengths above 0, the longest first, as many at a time as make at most `batch_tokens`
+    tokens with padding, at least one."""
+    left = sorted(lengths, key=lambda key: -lengths[key])
+    while left:
+        size = max(1, batch_tokens // lengths[left[0]])
+        batch, left = left[:size], left[size:]
+        yield batch
+
+
+def padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Sequences padded on the right, where causal attention never looks, [B, T], and their lengths [B]."""
     lengths = [len(sequence) for sequence in sequences]
     inputs = torch.zeros(len(sequences), max(lengths), dtype=torch.long)
@@ -92,7 +98,7 @@ def _padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[T
 def _score_batch(model: LanguageModel, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
     """The scores of sequences that are read together, padded on the right, where causal attention never looks."""
     device, lengths = model.device, [len(sequence) - 1 for sequence in sequences]
-    inputs, _ = _padded([sequence[:-1] for sequence in sequences], device)
+    inputs, _ = padded([sequence[:-1] for sequence in sequences], device)
     is_token = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     targets = torch.tensor([token for sequence in sequences for token in sequence[1:]])
     rows = is_token.flatten().nonzero()[:, 0].to(device)

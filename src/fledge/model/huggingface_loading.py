@@ -11,12 +11,12 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fledge.errors import FledgeError, first_line, missing_extra
 from fledge.model.cost import ModelCost
 from fledge.model.hf_config import read_config_json
 from fledge.model.huggingface import ATTENTION, TransformersModel, check_attention, nearest_config
+from fledge.model.probe import is_near, probe_documents
 from fledge.model.protocol import eval_mode
 from fledge.model.weight_files import (
     HEAD,
@@ -33,8 +33,6 @@ from fledge.model.weights import read_generation_settings
 from fledge.recipe.schema import ModelConfig, RuntimeConfig
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}  # nothing is fetched, and no code of a model is run
-PROBE_LENGTHS = (5, 3)  # tokens of the two documents that a loaded model is tried out on
-PROBE_TOLERANCE = 1e-4  # relative to the largest value
 
 
 def import_transformers(purpose: str) -> Any:
@@ -179,9 +177,7 @@ def check_forward(model: TransformersModel, folder: str) -> None:
     """Test a model on random tokens. Raises FledgeError if its logits are not hidden states times the head's matrix, or if a
     document in a packed row attends to another document."""
     name = type(model.causal_lm).__name__
-    generator = torch.Generator().manual_seed(0)
-    each = [model.probe_document(length, generator) for length in PROBE_LENGTHS]
-    documents = torch.tensor([[number for number, length in enumerate(PROBE_LENGTHS, 1) for _ in range(length)]])
+    each, documents = probe_documents(model)
     try:
         with eval_mode(model):
             logits = torch.cat([model.library_logits(document) for document in each], dim=1)
@@ -190,11 +186,7 @@ def check_forward(model: TransformersModel, folder: str) -> None:
             packed = model(torch.cat(each, dim=1), None, documents)
     except Exception as error:  # the library raises errors of many kinds
         raise FledgeError(f"transformers cannot compute it: {first_line(error)}", where=folder) from error
-    if not _near(product, logits):
+    if not is_near(product, logits):
         raise FledgeError(f"not supported: the logits of {name} are not hidden states times one matrix", where=folder)
-    if not _near(packed, alone):
+    if not is_near(packed, alone):
         raise FledgeError(f"not supported: {name} does not keep the documents of a packed row apart", where=folder)
-
-
-def _near(left: Tensor, right: Tensor) -> bool:
-    return bool((left - right).abs().max() <= PROBE_TOLERANCE * right.abs().max())

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from fledge.errors import FledgeError, first_line
 from fledge.model.prefix import Prefix
-
-PROBE_LENGTHS = (5, 3)  # tokens of the two documents that a model with a prefix is tried out on
-PROBE_TOLERANCE = 1e-4  # relative to the largest value
+from fledge.model.probe import is_near, probe_documents
 
 
 def new_cache(config: Any, prefix: Prefix | None, rows: int, dtype: torch.dtype) -> Any:
@@ -57,10 +55,8 @@ def check_prefix(model: Any) -> None:
     """Test a model of transformers that has just got a prefix on random tokens. Raises FledgeError if the library does not
     compute it, if the prefix changes nothing, or if documents of a packed row are not computed as each one alone is by the
     library's own mask."""
-    generator = torch.Generator().manual_seed(0)
-    each = [model.probe_document(length, generator).to(model.device) for length in PROBE_LENGTHS]
-    documents = torch.tensor([[number for number, length in enumerate(PROBE_LENGTHS, 1) for _ in range(length)]])
-    prefix = model.prefix
+    made, documents = probe_documents(model)
+    each, prefix = [document.to(model.device) for document in made], model.prefix
     try:
         packed = model(torch.cat(each, dim=1), None, documents.to(model.device))
         alone = torch.cat([_by_the_library(model, document) for document in each], dim=1)
@@ -70,10 +66,9 @@ def check_prefix(model: Any) -> None:
         raise no_prefix(f"transformers raises {type(error).__name__}: {first_line(error)}") from error
     finally:
         model.prefix = prefix
-    tolerance = PROBE_TOLERANCE * alone.abs().max()
-    if (alone - plain).abs().max() <= tolerance:
+    if is_near(plain, alone):
         raise no_prefix("keys and values before its tokens change nothing")
-    if (packed - alone).abs().max() > tolerance:
+    if not is_near(packed, alone):
         raise no_prefix("the documents of a packed row are not kept apart behind it")
 
 

@@ -10,11 +10,11 @@ weight.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fledge.data import Batch
 from fledge.model.protocol import LanguageModel, eval_mode
@@ -33,8 +33,8 @@ def disentanglement(objective: DPOObjective, model: LanguageModel, batch: Batch)
     with eval_mode(model):
         output, logps = objective.with_logps(model, batch)
         weights = torch.autograd.grad(output.loss, logps.policy, retain_graph=True)[0].double()
-        chosen = _gradients(logps.policy[:, 0].sum(), trained, keep_graph=True)
-        rejected = _gradients(logps.policy[:, 1].sum(), trained, keep_graph=False)
+        chosen = torch.autograd.grad(logps.policy[:, 0].sum(), trained, retain_graph=True, allow_unused=True)
+        rejected = torch.autograd.grad(logps.policy[:, 1].sum(), trained, allow_unused=True)
     squares, inner = (_dot(chosen, chosen), _dot(rejected, rejected)), _dot(chosen, rejected)
     pushed_up, pushed_down = -float(weights[:, 0].sum()), float(weights[:, 1].sum())
     figures = {
@@ -53,11 +53,7 @@ def disentanglement_probe(stage: StageBase, objective: Objective) -> Callable[[L
     return partial(disentanglement, objective)
 
 
-def _gradients(value: Tensor, trained: list[nn.Parameter], *, keep_graph: bool) -> list[Tensor | None]:
-    return list(torch.autograd.grad(value, trained, retain_graph=keep_graph, allow_unused=True))
-
-
-def _dot(left: list[Tensor | None], right: list[Tensor | None]) -> float:
+def _dot(left: Sequence[Tensor | None], right: Sequence[Tensor | None]) -> float:
     """The inner product of two gradients, summed in float64."""
     products = [(a * b).sum(dtype=torch.float64) for a, b in zip(left, right, strict=True) if a is not None and b is not None]
     return float(torch.stack(products).sum()) if products else 0.0

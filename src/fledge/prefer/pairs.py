@@ -4,15 +4,15 @@ is counted with its reason."""
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from fledge.data.parsing.columns import RowError
 from fledge.data.parsing.items import PreferencePair
 from fledge.data.parsing.prompts import Prompt, prompt_columns
 from fledge.data.parsing.rows import Parsed, parse_preference_pair, read_row
 from fledge.errors import FledgeError
 from fledge.prefer.answers import Answer, AnswerSet, PromptAnswers, answer_id, fraction_of, prompt_id, question_id
-from fledge.prefer.prompts import Counts, Told, rows_of
+from fledge.prefer.prompts import Counts, Told, parsed_row, rows_of
 from fledge.prefer.ratings import Pair, Rating, RatingsFile
 from fledge.recipe import Source
 from fledge.run import Log
@@ -202,15 +202,9 @@ def pairs_of_people(paths: Sequence[str], log: Log) -> list[Triple]:
     for path in paths:
         source, left_out, told, before = Source(path=path), Counts(), Told(), len(triples)
         for record, where in rows_of(source, path, log):
-            try:
-                if record.broken:
-                    raise RowError(record.broken, record.detail)
-                parsed = read_row(record.value, source, parse_preference_pair)
-            except RowError as error:
-                left_out.add(error.reason, where, error.detail)
-                continue
-            told.add(parsed, where)
-            triples.append(_of_row(parsed, where))
+            parsed = parsed_row(record, where, partial(read_row, source=source, parser=parse_preference_pair), left_out, told)
+            if parsed is not None:
+                triples.append(_of_row(parsed, where))
         if len(triples) == before:
             problems = "; ".join(left_out.lines()) or "it holds no rows"
             raise FledgeError(f"there is no pair in it: {problems}", where=path, hint="a row has a prompt, chosen and rejected")

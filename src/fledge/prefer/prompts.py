@@ -3,10 +3,11 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path, PurePath
+from typing import Any, TypeVar
 
 from fledge.data.build.plan import SHARD_BYTES
 from fledge.data.parsing.columns import RowError
@@ -19,6 +20,7 @@ from fledge.recipe import Source
 from fledge.run import Log
 from fledge.tokenizer import Message
 
+Row = TypeVar("Row", ParsedPrompt, Parsed)
 SHOWN_FILES = 5  # names of files in one message
 EQUAL = "the prompt of an earlier row"
 OTHER_REFERENCE = "the prompt of an earlier row, with another reference answer"
@@ -87,6 +89,19 @@ def rows_of(source: Source, path: str, log: Log) -> Iterator[tuple[Record, str]]
             yield record, row_location(span.file, record.number)
 
 
+def parsed_row(record: Record, where: str, parse: Callable[[Any], Row], left_out: Counts, told: Told) -> Row | None:
+    """What a row is parsed to; None for a row that is left out. Both are counted: the reason, or what is unusual in it."""
+    try:
+        if record.broken:
+            raise RowError(record.broken, record.detail)
+        parsed = parse(record.value)
+    except RowError as error:
+        left_out.add(error.reason, where, error.detail)
+        return None
+    told.add(parsed, where)
+    return parsed
+
+
 def is_among(out: Path, path: str) -> bool:
     """Whether a file is, or would be once it is there, among those that a path of rows names: a file, a folder or a glob."""
     wanted, named = Path(path).expanduser(), os.path.realpath(out)
@@ -111,14 +126,9 @@ def read_prompts(path: str, system: str | None, limit: int | None, log: Log) -> 
         if limit is not None and len(found) >= limit:
             left_out.add(f"beyond the first {limit:,} prompts (--limit)", where)
             continue
-        try:
-            if record.broken:
-                raise RowError(record.broken, record.detail)
-            parsed = parse_prompt(record.value, source, system)
-        except RowError as error:
-            left_out.add(error.reason, where, error.detail)
+        parsed = parsed_row(record, where, lambda value: parse_prompt(value, source, system), left_out, told)
+        if parsed is None:
             continue
-        told.add(parsed, where)
         one = FoundPrompt(prompt_id(parsed.prompt), parsed.prompt, where)
         first = found.setdefault(one.id, one)
         if first is not one:
