@@ -13,19 +13,18 @@ Real pairs are read from $FLEDGE_DATA or ../shared/data; without them, from the 
 
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lora import resident, resident_at_start
-from measure import data_folder, options, ratios, report
+from measure import data_folder, options, report
+from opponent import clock, comparison, fastest, memory, resident, resident_at_start, take_turns
 from training import Training, fresh, packed, world_file
 
 from fledge.autotune.autotune import force_eager
@@ -39,6 +38,7 @@ from fledge.objective.preference import PAIR, by_pair, sequence_log_probabilitie
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.tokenizer import Tokenizer
 
+UNIT = "pairs/s"
 FILES = ("dpo_zh_demo.json", "dpo_en_demo.json")
 BETA, RATE = 0.1, 1e-5
 MEMORY_STEPS, CURVE_STEPS, CURVE_RATE = 3, 6, 0.003
@@ -138,17 +138,10 @@ class Opponent:
 
     def __init__(self, folder: Path, rows: Rows, *, pairs: int, steps: int, accumulation: int, **how: Any) -> None:
         from datasets import Dataset
-        from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+        from transformers import AutoModelForCausalLM, AutoTokenizer
         from trl import DPOConfig, DPOTrainer
 
         seconds: list[float] = []
-
-        class Clock(TrainerCallback):
-            def on_step_begin(self, *positional: object, **named: object) -> None:
-                seconds.append(-time.perf_counter())
-
-            def on_step_end(self, *positional: object, **named: object) -> None:
-                seconds[-1] += time.perf_counter()
 
         class OnTokens(DPOTrainer):
             before = 0.0  # seconds of the reference's passes, which precede the steps
@@ -172,7 +165,7 @@ class Opponent:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self.trainer = OnTokens(
             model, args=arguments, train_dataset=Dataset.from_list(rows),
-            processing_class=AutoTokenizer.from_pretrained(folder), callbacks=[Clock()],
+            processing_class=AutoTokenizer.from_pretrained(folder), callbacks=[clock(seconds)],
         )  # fmt: skip
         self.before = self.trainer.before / len(rows)  # of a pair
 
@@ -203,26 +196,6 @@ WAYS: dict[str, tuple[bool, dict[str, Any]]] = {  # whether pairs go one by one,
     "pair by pair, compiled": (True, {**PLAIN, "torch_compile": True}),
     "pair by pair, float32": (True, {"bf16": False, "gradient_checkpointing": False}),
 }
-
-
-def best_way(make: Callable[..., Opponent], pairs: int, names: list[str]) -> tuple[str, Opponent, dict[str, float | str]]:
-    """The fastest way that works here, and the speed of each way in a trial."""
-    tried: dict[str, float | str] = {}
-    working: dict[str, Opponent] = {}
-    for name in names:
-        one_by_one, arguments = WAYS[name]
-        try:
-            opponent = make(pairs if one_by_one else 1, **arguments)
-            opponent()
-            tried[name] = round(opponent().speed, 2)
-            working[name] = opponent
-        except Exception as error:  # a way that torch.compile or the library does not support here is reported and not used
-            tried[name] = f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
-        print(f"TRL, {name}: {tried[name]} pairs/s", flush=True)
-    if not working:
-        raise RuntimeError(f"TRL trains in none of these ways here: {tried}")
-    best = max(working, key=lambda name: float(tried[name]))
-    return best, working[best], tried
 
 
 def loss_curves(data: PackedDataset, folder: Path, opponent: Opponent) -> dict[str, list[float]]:
@@ -270,17 +243,6 @@ def measure_memory(who: str, way: str, folder: Path, sizes: tuple[int, int, int]
     print("memory", resident("VmHWM") - before)
 
 
-def memory(who: str, way: str, folder: Path, quick: bool, pairs: int) -> int:
-    """`measure_memory` in a process of its own."""
-    given = json.dumps([who, way, str(folder), pairs])
-    command = [sys.executable, __file__, *(["--quick"] if quick else []), "--memory", given]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("memory ")]
-    if not lines:
-        raise RuntimeError(done.stderr[-2000:])
-    return int(lines[-1].split()[1])
-
-
 def prepare(
     rows: int, context: int, layers: int, folder: Path, *, write: bool = True
 ) -> tuple[Recipe, PackedDataset, Tokenizer]:
@@ -320,31 +282,26 @@ def main() -> None:
 
         shipped = make(1)
         shipped()
-        way, best, tried = best_way(make, pairs, list(WAYS)[:2] if chosen.quick else list(WAYS))
+        names = list(WAYS)[:2] if chosen.quick else list(WAYS)
+        ways = {name: partial(make, pairs if WAYS[name][0] else 1, **WAYS[name][1]) for name in names}
+        way, best, tried = fastest(ways, UNIT, digits=2)
         fledge(steps)
         contenders: dict[str, Callable[[], Work]] = {"fledge": lambda: fledge(steps), "as_shipped": shipped, "best": best}
-        works: dict[str, list[Work]] = {name: [] for name in contenders}
-        for number in range(rounds):
-            for name, run in contenders.items():
-                works[name].append(run())
-                print(f"round {number + 1}/{rounds} {name}: {works[name][-1].speed:.2f} pairs/s", flush=True)
+        works = take_turns(contenders, rounds, UNIT, digits=2)
         fledge.training.loader.close()
         curves = loss_curves(data, folder, make(1, bf16=False, gradient_checkpointing=False))
+        given = ["--quick"] if chosen.quick else []
         peak = {
-            "fledge": memory("fledge", "", folder, chosen.quick, pairs),
-            "best": memory("TRL", way, folder, chosen.quick, pairs),
+            "fledge": memory(__file__, given, ("fledge", "", str(folder), pairs)),
+            "best": memory(__file__, given, ("TRL", way, str(folder), pairs)),
         }
-    speeds = {name: [work.speed for work in those] for name, those in works.items()}
-    against = {name: ratios(speeds["fledge"], speeds[name]) for name in ("as_shipped", "best")}
     report(
         {
-            "ratio_as_shipped": against["as_shipped"]["median"],
-            "ratio_best": against["best"]["median"],
+            **comparison(works),
             "memory_ratio": round(peak["fledge"] / peak["best"], 3),
-            "ranges": against,
             "memory_bytes": peak,
             "loss_curves": curves,
-            "pairs_per_second": {name: round(statistics.median(values), 2) for name, values in speeds.items()},
+            "pairs_per_second": {n: round(statistics.median(work.speed for work in ws), 2) for n, ws in works.items()},
             "tokens_of_a_pair": {n: round(sum(w.tokens for w in ws) / sum(w.pairs for w in ws)) for n, ws in works.items()},
             "fledge": {"decision": fledge.training.decision.as_dict()},
             "as_shipped": shipped.how(),

@@ -11,18 +11,16 @@ last update of each; fledge begins at the SFT model in each turn, TRL goes on.
 
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from lora import resident, resident_at_start
-from measure import options, ratios, report
+from measure import options, report
+from opponent import clock, comparison, fastest, memory, resident, resident_at_start, take_turns
 
 from fledge.pipeline import Pipeline
 from fledge.recipe import recipe_from_dict
@@ -31,6 +29,7 @@ from fledge.run.events import read_events
 from fledge.run.text_files import read_json
 from fledge.tokenizer import Message, load_tokenizer
 
+UNIT = "tokens/s"
 ANSWERS, NEW_TOKENS, RATE = 8, 64, 1e-5
 Prompts = list[dict[str, str]]
 
@@ -113,17 +112,10 @@ class Opponent:
 
     def __init__(self, run: Path, rows: Prompts, *, prompts: int, steps: int, accumulation: int, **how: Any) -> None:
         from datasets import Dataset
-        from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+        from transformers import AutoModelForCausalLM, AutoTokenizer
         from trl import GRPOConfig, GRPOTrainer
 
         seconds: list[float] = []
-
-        class Clock(TrainerCallback):
-            def on_step_begin(self, *positional: object, **named: object) -> None:
-                seconds.append(-time.perf_counter())
-
-            def on_step_end(self, *positional: object, **named: object) -> None:
-                seconds[-1] += time.perf_counter()
 
         self.seconds, self.answers, self.accumulation, self.calls = seconds, prompts * ANSWERS, accumulation, 0
         self.output = tempfile.TemporaryDirectory()
@@ -137,7 +129,8 @@ class Opponent:
         folder = start_model(run)
         self.trainer = GRPOTrainer(
             AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), reward_funcs=reward, args=arguments,
-            train_dataset=Dataset.from_list(rows), processing_class=AutoTokenizer.from_pretrained(folder), callbacks=[Clock()],
+            train_dataset=Dataset.from_list(rows), processing_class=AutoTokenizer.from_pretrained(folder),
+            callbacks=[clock(seconds)],
         )  # fmt: skip
 
     def how(self) -> dict[str, Any]:
@@ -168,25 +161,6 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {  # micro-batches of an update, a
 }
 
 
-def best_way(make: Callable[..., Opponent], names: list[str]) -> tuple[str, Opponent, dict[str, float | str]]:
-    """The fastest way that works here, and the speed of each way in a trial."""
-    tried: dict[str, float | str] = {}
-    working: dict[str, Opponent] = {}
-    for name in names:
-        accumulation, arguments = WAYS[name]
-        try:
-            working[name] = make(accumulation, **arguments)
-            tried[name] = round(working[name]().speed)
-        except Exception as error:  # a way that the library does not support here is reported and not used
-            working.pop(name, None)
-            tried[name] = f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
-        print(f"TRL, {name}: {tried[name]} tokens/s", flush=True)
-    if not working:
-        raise RuntimeError(f"TRL trains in none of these ways here: {tried}")
-    best = max(working, key=lambda name: float(tried[name]))
-    return best, working[best], tried
-
-
 def measure_memory(who: str, way: str, run: Path, prompts: int) -> None:
     """Take a few updates in this process and print how far its resident size rose from that before the model was loaded."""
     rows, before = read_prompts(run), resident_at_start()
@@ -197,16 +171,6 @@ def measure_memory(who: str, way: str, run: Path, prompts: int) -> None:
             accumulation, arguments = WAYS[way]
             Opponent(run, rows, prompts=prompts, steps=2, accumulation=accumulation, **arguments)()
     print("memory", resident("VmHWM") - before)
-
-
-def memory(who: str, way: str, arguments: list[str]) -> int:
-    """`measure_memory` in a process of its own."""
-    command = [sys.executable, __file__, *arguments, "--memory", json.dumps([who, way])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("memory ")]
-    if not lines:
-        raise RuntimeError(done.stderr[-2000:])
-    return int(lines[-1].split()[1])
 
 
 def main() -> None:
@@ -230,7 +194,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as out:
         shipped = make(1)
         shipped()
-        way, best, tried = best_way(make, list(WAYS)[:1] if chosen.quick else list(WAYS))
+        names = list(WAYS)[:1] if chosen.quick else list(WAYS)
+        ways = {name: partial(make, WAYS[name][0], **WAYS[name][1]) for name in names}
+        way, best, tried = fastest(ways, UNIT, trials=1)
         numbers = iter(range(1, rounds + 2))
 
         def fledge() -> Work:
@@ -242,23 +208,17 @@ def main() -> None:
 
         fledge()
         contenders: dict[str, Callable[[], Work]] = {"fledge": fledge, "as_shipped": shipped, "best": best}
-        works: dict[str, list[Work]] = {name: [] for name in contenders}
-        for number in range(rounds):
-            for name, work in contenders.items():
-                works[name].append(work())
-                print(f"round {number + 1}/{rounds} {name}: {works[name][-1].speed:.0f} tokens/s", flush=True)
+        works = take_turns(contenders, rounds, UNIT)
     given = ["--run", str(run), *(["--quick"] if chosen.quick else [])]
-    peak = {"fledge": memory("fledge", "", given), "best": memory("TRL", way, given)}
-    speeds = {name: [work.speed for work in those] for name, those in works.items()}
-    against = {name: ratios(speeds["fledge"], speeds[name]) for name in ("as_shipped", "best")}
+    peak = {"fledge": memory(__file__, given, ("fledge", "")), "best": memory(__file__, given, ("TRL", way))}
     report(
         {
-            "ratio_as_shipped": against["as_shipped"]["median"],
-            "ratio_best": against["best"]["median"],
+            **comparison(works),
             "memory_ratio": round(peak["fledge"] / peak["best"], 3),
-            "ranges": against,
             "memory_bytes": peak,
-            "tokens_per_second": {name: round(statistics.median(values)) for name, values in speeds.items()},
+            "tokens_per_second": {
+                name: round(statistics.median(work.speed for work in those)) for name, those in works.items()
+            },
             "tokens_of_an_answer": {
                 name: round(sum(work.tokens for work in those) / sum(work.answers for work in those), 1)
                 for name, those in works.items()

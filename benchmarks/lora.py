@@ -13,18 +13,15 @@ well: `ratio_best_equal_rows`. The mean loss of both on the same rows is given b
 at one learning rate: more for TRL, whose ways are tried first.
 """
 
-import gc
-import importlib
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from measure import options, ratios, report
-from sft import PACKED, WAYS, Opponent, as_rows, best_way, comparison, fledge_works, make_recipe, summary, take_turns
+from opponent import comparison, fastest, memory, resident, resident_at_start, take_turns
+from sft import PACKED, UNIT, WAYS, Opponent, as_rows, fledge_works, make_recipe, summary, ways_of
 from training import Training, packed
 
 from fledge.data import PackedDataset
@@ -45,7 +42,6 @@ LORA_WAYS = {
     "packed, float32 weights": (False, PACKED),
 }
 MEMORY_STEPS = 3
-LIBRARIES = ("torch._inductor.compile_fx", "datasets", "transformers", "peft", "trl")
 RATE = 2e-4
 SAME = {"learning_rate": RATE, "lr_scheduler_type": "constant", "weight_decay": 0.01, "warmup_steps": 0}
 
@@ -106,21 +102,6 @@ def opponents_loss(trainer: Any, data: PackedDataset, rows: int) -> float:
     return total / count
 
 
-def resident(key: str) -> int:
-    """VmRSS or VmHWM of this process in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
-
-
-def resident_at_start() -> int:
-    """VmRSS of this process with the libraries of both contenders loaded; VmHWM begins anew."""
-    for library in LIBRARIES:
-        importlib.import_module(library)
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-    return resident("VmRSS")
-
-
 def measure_memory(who: str, way: str, folder: Path, sizes: tuple[int, int, int], directory: Path | None) -> None:
     """Take a few steps in this process and print how far its resident size rose from that before the model was loaded."""
     rows, context, _ = sizes
@@ -141,16 +122,6 @@ def measure_memory(who: str, way: str, folder: Path, sizes: tuple[int, int, int]
         )  # fmt: skip
         opponent()
     print("memory", resident("VmHWM") - before)
-
-
-def memory(who: str, way: str, folder: Path, arguments: list[str]) -> int:
-    """`measure_memory` in a process of its own."""
-    command = [sys.executable, __file__, *arguments, "--memory", json.dumps([who, way, str(folder)])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("memory ")]
-    if not lines:
-        raise RuntimeError(done.stderr[-2000:])
-    return int(lines[-1].split()[1])
 
 
 def main() -> None:
@@ -191,14 +162,14 @@ def main() -> None:
         losses = {"fledge": [mean_loss(model, data, rows)], "TRL": [opponents_loss(shipped.trainer, data, rows)]}
         shipped()
         ways = {key: LORA_WAYS[key] for key in ("packed", "packed, float32 weights")} if chosen.quick else LORA_WAYS
-        way, best, tried = best_way(make, rows, ways)
+        way, best, tried = fastest(ways_of(make, rows, ways), UNIT)
         fledge_works(fledge, steps)
         contenders = {"fledge": lambda: fledge_works(fledge, steps), "as_shipped": shipped, "best": best}
         if LORA_WAYS[way][0]:
             single = Training(adapter_recipe(sizes, folder, True), "sft", data, adapted(source), fledge.decision)
             fledge_works(single, steps)
             contenders["fledge, row by row"] = lambda: fledge_works(single, steps)
-        works = take_turns(contenders, rounds)
+        works = take_turns(contenders, rounds, UNIT)
         equal_rows = works.get("fledge, row by row", works["fledge"])
         fledge.loader.close()
         losses["fledge"].append(mean_loss(model, data, rows))
@@ -206,9 +177,9 @@ def main() -> None:
         given = ["--quick"] if chosen.quick else []
         given += ["--model", str(chosen.model)] if chosen.model else []
         peak = {
-            "fledge": memory("fledge", "", folder, given),
-            "fledge, rows of best": memory("fledge", way, folder, given),
-            "best": memory("TRL", way, folder, given),
+            "fledge": memory(__file__, given, ("fledge", "", str(folder))),
+            "fledge, rows of best": memory(__file__, given, ("fledge", way, str(folder))),
+            "best": memory(__file__, given, ("TRL", way, str(folder))),
         }
     trained, total = trained_parameters(model)
     report(

@@ -14,14 +14,16 @@ world.
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from measure import data_folder, options, ratios, report
+from measure import data_folder, options, report
+from opponent import clock, comparison, fastest, take_turns
 from training import Training, fresh, packed, world_file
 
 from fledge.data import PackedDataset
@@ -30,6 +32,7 @@ from fledge.model.decoder import Decoder
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.tokenizer import Tokenizer
 
+UNIT = "useful tokens/s"
 FILES = ("alpaca_zh_demo.json", "alpaca_en_demo.json", "glaive_toolcall_en_demo.json")
 
 
@@ -114,19 +117,10 @@ class Opponent:
         **how: Any,
     ) -> None:
         from datasets import Dataset
-        from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+        from transformers import AutoModelForCausalLM, AutoTokenizer
         from trl import SFTConfig, SFTTrainer
 
         self.accumulation, self.seconds, self.calls = accumulation, [], 0
-        seconds = self.seconds
-
-        class Clock(TrainerCallback):
-            def on_step_begin(self, *positional: object, **named: object) -> None:
-                seconds.append(-time.perf_counter())
-
-            def on_step_end(self, *positional: object, **named: object) -> None:
-                seconds[-1] += time.perf_counter()
-
         self.output = tempfile.TemporaryDirectory()
         arguments = SFTConfig(
             self.output.name, per_device_train_batch_size=micro // accumulation, gradient_accumulation_steps=accumulation,
@@ -135,7 +129,8 @@ class Opponent:
         )  # fmt: skip
         self.trainer = SFTTrainer(
             AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), arguments,
-            train_dataset=Dataset.from_list(rows), processing_class=AutoTokenizer.from_pretrained(folder), callbacks=[Clock()],
+            train_dataset=Dataset.from_list(rows), processing_class=AutoTokenizer.from_pretrained(folder),
+            callbacks=[clock(self.seconds)],
             peft_config=None if adapter is None else _lora_config(adapter),
         )  # fmt: skip
         self.counting = Counting(self.trainer.data_collator)
@@ -181,27 +176,11 @@ WAYS: dict[str, tuple[bool, dict[str, Any]]] = {  # whether rows go one by one, 
 }
 
 
-def best_way(
-    make: Callable[..., Opponent], micro: int, ways: dict[str, tuple[bool, dict[str, Any]]] = WAYS
-) -> tuple[str, Opponent, dict[str, float | str]]:
-    """The fastest way that works here, and the speed of each way in a trial."""
-    tried: dict[str, float | str] = {}
-    best: tuple[float, str, Opponent] | None = None
-    for name, (one_by_one, arguments) in ways.items():
-        try:
-            opponent = make(micro if one_by_one else 1, **arguments)
-            opponent()
-            speed = opponent().speed
-        except Exception as error:  # a way that torch.compile or the library does not support here is reported and not used
-            tried[name] = f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
-        else:
-            tried[name] = round(speed)
-            if best is None or speed > best[0]:
-                best = (speed, name, opponent)
-        print(f"TRL, {name}: {tried[name]}", flush=True)
-    if best is None:
-        raise RuntimeError(f"TRL trains in none of these ways here: {tried}")
-    return best[1], best[2], tried
+def ways_of(
+    make: Callable[..., Opponent], micro: int, ways: Mapping[str, tuple[bool, dict[str, Any]]] = WAYS
+) -> dict[str, Callable[[], Opponent]]:
+    """The opponent in each way. `micro`: rows of a step."""
+    return {name: partial(make, micro if one_by_one else 1, **how) for name, (one_by_one, how) in ways.items()}
 
 
 def summary(works: list[Work]) -> dict[str, Any]:
@@ -213,27 +192,6 @@ def summary(works: list[Work]) -> dict[str, Any]:
         "supervised_tokens_per_second": round(statistics.median(work.supervised / work.seconds for work in works)),
         "useful_share": round(sum(work.useful for work in works) / sum(work.computed for work in works), 3),
         "useful_tokens": sum(work.useful for work in works),
-    }
-
-
-def take_turns(contenders: dict[str, Callable[[], Work]], rounds: int) -> dict[str, list[Work]]:
-    """The work of each contender in each round; contenders take turns."""
-    works: dict[str, list[Work]] = {name: [] for name in contenders}
-    for number in range(rounds):
-        for name, run in contenders.items():
-            works[name].append(run())
-            print(f"round {number + 1}/{rounds} {name}: {works[name][-1].speed:.0f} useful tokens/s", flush=True)
-    return works
-
-
-def comparison(works: dict[str, list[Work]]) -> dict[str, Any]:
-    """The ratios of fledge's speed to that of TRL as it ships and at its best."""
-    speeds = {name: [work.speed for work in those] for name, those in works.items()}
-    against = {name: ratios(speeds["fledge"], speeds[name]) for name in ("as_shipped", "best")}
-    return {
-        "ratio_as_shipped": against["as_shipped"]["median"],
-        "ratio_best": against["best"]["median"],
-        "ranges": against,
     }
 
 
@@ -265,9 +223,9 @@ def main() -> None:
 
         shipped = make(1)
         shipped()
-        way, best, tried = best_way(make, rows)
+        way, best, tried = fastest(ways_of(make, rows), UNIT)
         fledge_works(fledge, steps)
-        works = take_turns({"fledge": lambda: fledge_works(fledge, steps), "as_shipped": shipped, "best": best}, rounds)
+        works = take_turns({"fledge": lambda: fledge_works(fledge, steps), "as_shipped": shipped, "best": best}, rounds, UNIT)
     fledge.loader.close()
     report(
         {
