@@ -98,6 +98,30 @@ def read_json(path: Path, shape: Any = None, hint: str | None = None) -> Any:
         raise FledgeError(f"damaged: {_problem(error)}", where=str(path), hint=hint) from None
 
 
+def read_json_lines(path: Path, shape: Any, hint: str | None = None) -> tuple[list[Any], str]:
+    """The values of a file with one JSON value a line, made into `shape` (see `read_json`), and the text of the file. Raises
+    FledgeError when the file is missing or a line is damaged."""
+    check_regular_file(path, hint)
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise FledgeError("this file is missing", where=str(path), hint=hint) from None
+    except OSError as error:
+        raise FledgeError(f"cannot read: {error.strerror}", where=str(path)) from None
+    except ValueError as error:
+        raise FledgeError(f"damaged: {error}", where=str(path), hint=hint) from None
+    values = []
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        try:
+            values.append(_checker(shape).validate_json(line, strict=True))
+        except (ValueError, RecursionError) as error:
+            problem = _problem(error) if isinstance(error, ValueError) else "nested too deeply"
+            raise FledgeError(f"damaged: {problem}", where=f"{path}:{number}", hint=hint) from None
+    if text and not text.endswith("\n"):
+        raise FledgeError("damaged: the last line has no end", where=str(path), hint=hint)
+    return values, text
+
+
 @cache
 def _checker(shape: Any) -> Any:
     from pydantic import TypeAdapter  # not every program that reads a file needs it
