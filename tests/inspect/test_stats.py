@@ -114,15 +114,15 @@ def test_the_page_is_self_contained_and_escapes_all_text(
     code, _, messages = fledge("stats", file, "--page", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert code == 0 and "page.html" in messages
-    body, plotly = page.split('<script type="application/json" id="plot-data">')
+    body, rest = page.split('<script type="application/json" id="chart-data">')
     assert "<script>alert" not in page and "&lt;script&gt;alert(0)" in body
     assert "<b>&.jsonl" not in page and "&lt;b&gt;&amp;.jsonl" in body
     assert "default-src 'none'" in html.unescape(body) and not re.search("(src|href)=.?http|url[(]", body)
-    drawn = json.loads(plotly.split("</script>")[0])
+    drawn = json.loads(rest.split("</script>")[0])
     assert set(drawn) == {f"plot-0-{name}" for name in ("characters", "tokens", "mixture", "languages", "supervised")}
     assert all(f'id="{name}"' in body for name in drawn)
-    assert drawn["plot-0-tokens"]["mark"] == 96 and len(drawn["plot-0-tokens"]["traces"]) == 2
-    assert sum(drawn["plot-0-characters"]["traces"][0]["y"]) == pytest.approx(100, abs=0.1)
+    assert drawn["plot-0-tokens"]["mark"]["at"] == 96 and len(drawn["plot-0-tokens"]["series"]) == 2
+    assert sum(drawn["plot-0-characters"]["series"][0]["y"]) == pytest.approx(100, abs=0.1)
 
 
 def test_commands_that_only_read_data_do_not_import_torch(recipe: Path) -> None:

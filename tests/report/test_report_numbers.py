@@ -7,9 +7,10 @@ import pytest
 from fledge.report import formatting
 from fledge.report.charts import stage_charts
 from fledge.report.facts import facts
+from fledge.report.figures import noisy
 from fledge.report.i18n import example_text
 from fledge.report.read_run import read_run
-from fledge.report.series import downsample, smooth
+from fledge.report.series import bucket_means, downsample, smooth
 from fledge.report.summary_table import stage_rows
 
 
@@ -20,6 +21,20 @@ def test_downsampling_keeps_both_ends_and_every_spike() -> None:
     assert len(kept) <= 802
     assert kept[0] == curve[0] and kept[-1] == curve[-1] and curve[54_321] in kept
     assert kept == sorted(kept)
+
+
+def test_a_long_noisy_curve_keeps_its_spikes_and_the_means_that_smoothing_starts_from() -> None:
+    curve = [(float(step), float(step % 2)) for step in range(50_000)]
+    curve[31_000] = (31_000.0, 77.0)
+    [series] = noisy(curve)
+    values = series.specification()
+    assert max(values["y"]) == 77 and min(values["y"]) == 0 and len(values["y"]) <= 802
+    means = bucket_means(curve)
+    assert len(means) <= 402 and [means[0][0], means[-1][0]] == [0, 49_999]
+    assert all(0.4 < mean < 0.6 for step, mean in means[1:-1] if abs(step - 31_000) > 200)
+    assert values["means"][1] == pytest.approx([mean for _, mean in means], rel=1e-5)
+    [short] = noisy(curve[:100])
+    assert "means" not in short.specification() and len(short.specification()["x"]) == 100
 
 
 def test_smoothing_keeps_a_constant_and_averages_noise() -> None:

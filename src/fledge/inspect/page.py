@@ -10,35 +10,53 @@ from fledge.data.analysis.statistics import SourceStatistics, StageStatistics
 from fledge.data.formats import FORMATS
 from fledge.inspect.inspection import StageInspection
 from fledge.inspect.tables import MARKS, percent
-from fledge.report.page import HERE as REPORT
-from fledge.report.page import inline, plotly_script, policy, script_json
+from fledge.report.html_page import render_page
 from fledge.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent
 NAME_LENGTH = 32  # characters of a source's name in a plot
 LANGUAGES_SHOWN = 6
+COLOURS = 8  # of the style sheet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """One figure. `kind` is histogram (bins on a log axis, `mark` a vertical line) or bars (one bar for each source)."""
+    """One figure. `kind` is steps (bins on a log axis, `mark` a vertical line) or bars (one bar for each source)."""
 
     name: str
     title: str
     unit: str
     kind: str
-    traces: tuple[dict[str, Any], ...]
+    series: tuple[dict[str, Any], ...]
     mark: int | None = None
     stacked: bool = False
     height: int = 260  # pixels
 
     def specification(self) -> dict[str, Any]:
         """The figure as JSON values for the page's script."""
-        return {"kind": self.kind, "traces": self.traces, "mark": self.mark, "stacked": self.stacked, "unit": self.unit}
+        coloured = [
+            {**one, "name": _words(one["name"]), "role": f"c{index % COLOURS}"} for index, one in enumerate(self.series)
+        ]
+        return {
+            "kind": self.kind,
+            "title": _words(self.title),
+            "unit": _words(self.unit),
+            "x_title": _words(self.name if self.kind == "steps" else ""),
+            "x_log": True,
+            "from_zero": True,
+            "mark": None if self.mark is None else {"at": self.mark, "name": _words(f"context {self.mark:,}")},
+            "stacked": self.stacked,
+            "series": coloured,
+        }
+
+
+def _words(text: str) -> dict[str, str]:
+    """A text of this page, which is in English, as the script of all pages reads it."""
+    return {"en": text, "zh": text}
 
 
 def plots(statistics: StageStatistics) -> list[Plot]:
-    """The figures of a stage. Figures without traces are left out."""
+    """The figures of a stage. Figures without series are left out."""
     names = _names(statistics.sources)
     height = 90 + 40 * len(statistics.sources)
     figures = [
@@ -46,15 +64,15 @@ def plots(statistics: StageStatistics) -> list[Plot]:
             name="characters",
             title="Length in characters",
             unit="% of rows",
-            kind="histogram",
-            traces=_histograms(statistics, names, "characters"),
+            kind="steps",
+            series=_histograms(statistics, names, "characters"),
         ),
         Plot(
             name="tokens",
             title="Length in tokens",
             unit="% of rows, before any cut",
-            kind="histogram",
-            traces=_histograms(statistics, names, "tokens"),
+            kind="steps",
+            series=_histograms(statistics, names, "tokens"),
             mark=statistics.context,
         ),
         Plot(
@@ -62,7 +80,7 @@ def plots(statistics: StageStatistics) -> list[Plot]:
             title="Mixture",
             unit="% of an epoch",
             kind="bars",
-            traces=_mixture(statistics, names),
+            series=_mixture(statistics, names),
             height=height,
         ),
         Plot(
@@ -70,17 +88,17 @@ def plots(statistics: StageStatistics) -> list[Plot]:
             title="Languages",
             unit="% of rows",
             kind="bars",
-            traces=_languages(statistics, names),
+            series=_languages(statistics, names),
             stacked=True,
             height=height,
         ),
     ]
     if FORMATS[statistics.kind].has_loss_weights:  # otherwise every token is supervised
-        traces = _supervised(statistics, names)
+        series = _supervised(statistics, names)
         figures.append(
-            Plot(name="supervised", title="Supervised", unit="% of tokens", kind="bars", traces=traces, height=height)
+            Plot(name="supervised", title="Supervised", unit="% of tokens", kind="bars", series=series, height=height)
         )
-    return [plot for plot in figures if plot.traces]
+    return [plot for plot in figures if plot.series]
 
 
 def _names(sources: Sequence[SourceStatistics]) -> list[str]:
@@ -98,18 +116,18 @@ def _names(sources: Sequence[SourceStatistics]) -> list[str]:
 def _histograms(statistics: StageStatistics, names: Sequence[str], quantity: str) -> tuple[dict[str, Any], ...]:
     """The outlines of the histograms: x is the beginning of each bin (a log axis has no zero), y its share of the rows in
     percent."""
-    traces = []
+    series = []
     for name, source in zip(names, statistics.sources, strict=True):
         lengths: Lengths | None = getattr(source, quantity)
         if lengths is not None:
             edges = [max(1, start) for start, _, _ in lengths.histogram] + [lengths.histogram[-1][1]]
             shares = [round(100 * count / lengths.count, 3) for _, _, count in lengths.histogram] + [0.0]
-            traces.append({"name": name, "x": edges, "y": shares})
-    return tuple(traces)
+            series.append({"name": name, "x": edges, "y": shares})
+    return tuple(series)
 
 
 def _mixture(statistics: StageStatistics, names: Sequence[str]) -> tuple[dict[str, Any], ...]:
-    """Two traces: the share of each training source of the rows and of the tokens. Empty for a single source."""
+    """Two series: the share of each training source of the rows and of the tokens. Empty for a single source."""
     if len(statistics.mixture) < 2:
         return ()
     labels = list(names[: len(statistics.mixture)])
@@ -122,14 +140,14 @@ def _mixture(statistics: StageStatistics, names: Sequence[str]) -> tuple[dict[st
 
 
 def _supervised(statistics: StageStatistics, names: Sequence[str]) -> tuple[dict[str, Any], ...]:
-    """One trace: the share of supervised tokens of each training source."""
+    """One series: the share of supervised tokens of each training source."""
     fractions = [source.training.target_token_fraction for source in statistics.sources if source.training is not None]
     labels = list(names[: len(fractions)])
     return ({"name": "supervised", "labels": labels, "values": [100 * fraction for fraction in fractions]},)
 
 
 def _languages(statistics: StageStatistics, names: Sequence[str]) -> tuple[dict[str, Any], ...]:
-    """A trace for each of the most frequent languages, and one for all others."""
+    """A series for each of the most frequent languages, and one for all others."""
     totals: dict[str, int] = {}
     for source in statistics.sources:
         for language, count in source.languages.items():
@@ -150,28 +168,16 @@ def _group(statistics: StageStatistics, languages: Sequence[str]) -> Iterator[fl
 def render(title: str, inspections: Sequence[StageInspection], tokenizer: Tokenizer) -> str:
     """The HTML of the page: nothing is loaded from the network, all text is escaped, and only the page's own scripts may
     run."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
     figures = [plots(inspection.statistics) for inspection in inspections]
     specifications = {
         f"plot-{index}-{plot.name}": plot.specification() for index, group in enumerate(figures) for plot in group
     }
-    scripts = [plotly_script(), inline((HERE / "page.js").read_text(encoding="utf-8"))]
-    style = (REPORT / "page.css").read_text(encoding="utf-8") + (HERE / "page.css").read_text(encoding="utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(percent=percent, whole=lambda number: "–" if number is None else f"{number:,.0f}")
-    return environment.get_template("page.html.j2").render(
-        title=title,
-        tokenizer={"vocab_size": tokenizer.vocab_size, "template": tokenizer.template.name},
-        inspections=inspections,
-        figures=figures,
-        marks={level: mark for level, (mark, _) in MARKS.items()},
-        policy=policy(scripts),
-        style=Markup(style),
-        plot_json=Markup(script_json(specifications)),
-        plotly_script=Markup(scripts[0]),
-        page_script=Markup(scripts[1]),
-    )
+    values = {
+        "title": title,
+        "tokenizer": {"vocab_size": tokenizer.vocab_size, "template": tokenizer.template.name},
+        "inspections": inspections,
+        "figures": figures,
+        "marks": {level: mark for level, (mark, _) in MARKS.items()},
+    }
+    filters = {"percent": percent, "whole": lambda number: "–" if number is None else f"{number:,.0f}"}
+    return render_page(HERE / "data_page.html.j2", values, specifications, styles=[HERE / "page.css"], filters=filters)

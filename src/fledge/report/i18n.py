@@ -77,6 +77,15 @@ WORDS = {
     ),
     "stage": Text("Stage", "阶段"),
     "curves": Text("Curves", "曲线"),
+    "log_axis": Text("log", "对数"),
+    "smoothing": Text("Smoothing", "平滑"),
+    "smoothing_note": Text("of a curve's points are averaged for each point", "：每个点取该曲线这一比例的点求平均"),
+    "curves_note": Text(
+        "Point at a curve, or move along it with the arrow keys, to read its values. Drag to zoom into a range of steps; "
+        "double click or Escape shows all. A name in a key hides its curve.",
+        "将指针移到曲线上，或用方向键沿曲线移动，即可读数。拖动可放大一段步数，双击或按 Esc 还原。"
+        "点击图例中的名称可隐藏该曲线。",
+    ),
     "samples": Text("What the model writes", "模型的输出"),
     "samples_note": Text(
         "The same prompts, answered before and after each stage. “Cut off” marks an answer that reached the length "
@@ -150,7 +159,10 @@ WORDS = {
     "broken_lines": Text("Unreadable lines, skipped:", "无法读取而跳过的行数："),
     "unreadable": Text("Could not be read:", "无法读取："),
     "no_stages": Text("This run directory holds no stages yet.", "此运行目录中还没有任何阶段。"),
-    "noscript": Text("The curves need JavaScript.", "曲线需要 JavaScript 才能显示。"),
+    "noscript": Text(
+        "The curves need JavaScript. `fledge report RUN --plots DIR` writes them as files.",
+        "曲线需要 JavaScript 才能显示。`fledge report RUN --plots DIR` 可将其写成文件。",
+    ),
     "contents": Text("Contents", "目录"),
     "language": Text("Language", "语言"),
 }

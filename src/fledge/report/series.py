@@ -2,12 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from fledge.report.read_run import number
 
 Points = list[tuple[float, float]]
 MAX_POINTS = 800
+SMOOTHING = 0.05  # share of a curve's points that a smoothed point is the mean of, unless the reader moves the slider
 
 
 def points(rows: Iterable[Mapping[str, object]], key: str) -> Points:
@@ -26,16 +27,11 @@ def last_value(rows: Iterable[Mapping[str, object]], key: str) -> float | None:
     return values[-1] if values else None
 
 
-def smoothing_span(count: int) -> int:
-    """The window of the moving average: an odd number of points, about a twentieth of the curve, from 3 to 101."""
-    return max(3, min(101, count // 20)) | 1
-
-
-def smooth(curve: Points) -> Points:
-    """The centred moving average of the curve, so that the mean does not lag behind a falling loss. Windows are shorter at
-    both ends."""
+def smooth(curve: Points, share: float = SMOOTHING) -> Points:
+    """The centred moving average over a share of the points, so that the mean does not lag behind a falling loss. Windows are
+    shorter at both ends."""
     sums = [0.0, *itertools.accumulate(value for _, value in curve)]
-    half = smoothing_span(len(curve)) // 2
+    half = math.floor(len(curve) * share / 2 + 0.5)
     result: Points = []
     for index, (step, _) in enumerate(curve):
         first, after = max(0, index - half), min(len(curve), index + half + 1)
@@ -48,12 +44,25 @@ def downsample(curve: Points, max_points: int = MAX_POINTS) -> Points:
     stay visible."""
     if len(curve) <= max_points:
         return curve
-    stretch = math.ceil(2 * (len(curve) - 2) / (max_points - 2))
     kept: Points = [curve[0]]
-    for start in range(1, len(curve) - 1, stretch):
-        indices = range(start, min(start + stretch, len(curve) - 1))
+    for indices in _stretches(len(curve), max_points):
         low = min(indices, key=lambda index: curve[index][1])
         high = max(indices, key=lambda index: curve[index][1])
         kept.extend(curve[index] for index in sorted({low, high}))
     kept.append(curve[-1])
     return kept
+
+
+def bucket_means(curve: Points, max_points: int = MAX_POINTS) -> Points:
+    """The mean step and the mean value of each stretch that `downsample` takes two points of: what smoothing starts from."""
+    means: Points = [curve[0]]
+    for indices in _stretches(len(curve), max_points):
+        part = [curve[index] for index in indices]
+        means.append((sum(step for step, _ in part) / len(part), sum(value for _, value in part) / len(part)))
+    return [*means, curve[-1]]
+
+
+def _stretches(count: int, max_points: int) -> Iterator[range]:
+    stretch = math.ceil(2 * (count - 2) / (max_points - 2))
+    for start in range(1, count - 1, stretch):
+        yield range(start, min(start + stretch, count - 1))

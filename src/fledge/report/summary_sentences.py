@@ -6,7 +6,8 @@ from fledge.report import formatting
 from fledge.report.i18n import KINDS, Text, same, unit_text
 from fledge.report.read_run import number
 from fledge.report.records import Run, Stage, World
-from fledge.report.summary_table import metric, preference_accuracy, stage_tokens, trained_share
+from fledge.report.stage_values import metric, preference_accuracy, stage_tokens
+from fledge.report.summary_table import trained_share
 from fledge.report.verdicts import Verdict, read_verdict
 
 

@@ -1,7 +1,5 @@
 """The stage summary: one row per measure and one cell per stage, for the page and for the terminal."""
 
-import math
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +8,15 @@ from fledge.report.i18n import KINDS, UNITS, Text, same, unit_text
 from fledge.report.read_run import number, text
 from fledge.report.records import Scores, Stage
 from fledge.report.series import last_value
+from fledge.report.stage_values import (
+    metric,
+    preference_accuracy,
+    stage_memory,
+    stage_mfu,
+    stage_seconds,
+    stage_speed,
+    stage_tokens,
+)
 from fledge.report.verdicts import read_verdict
 
 
@@ -38,73 +45,12 @@ class Row:
     cells: tuple[Cell | None, ...]
 
 
-def metric(stage: Stage, name: str, moment: str) -> float | None:
-    """A validation metric `before` or `after` a stage. The last evaluation during training stands in for a missing `after`."""
-    evaluation = stage.before if moment == "before" else stage.after
-    value = evaluation.metrics.get(name) if evaluation else None
-    if value is None and moment == "after":
-        return last_value(stage.events.evals, f"eval/{name}")
-    return value
-
-
-def loss_unit(stage: Stage) -> str:
-    """The unit of the stage's loss from its plan; empty if the plan could not be read."""
-    unit = text(stage.plan.get("loss_unit"))
-    return unit if unit in UNITS else ""
-
-
-def stage_seconds(stage: Stage) -> float | None:
-    """The training time in seconds."""
-    return last_value(stage.events.resources, "system/seconds")
-
-
-def stage_tokens(stage: Stage) -> float | None:
-    """The number of tokens that the stage was trained on."""
-    return last_value(stage.events.steps, "train/tokens")
-
-
 def tokens_cell(stage: Stage) -> Cell | None:
     """The tokens trained on, or the planned tokens while none are recorded."""
     trained, planned = stage_tokens(stage), number(stage.plan.get("tokens"))
     if trained is None and planned is not None:
         return Cell(same(formatting.compact(planned)), Text("tokens planned", "词元（计划）"))
     return plain_cell(trained, "tokens", formatting.compact)
-
-
-def stage_speed(stage: Stage) -> float | None:
-    """The median speed in tokens per second, or tokens over seconds when no speed was recorded."""
-    speeds = [number(row.get("system/tokens_per_second")) for row in stage.events.resources]
-    known = [speed for speed in speeds if speed is not None and math.isfinite(speed)]
-    if known:
-        return statistics.median(known)
-    seconds, tokens = stage_seconds(stage), stage_tokens(stage)
-    return tokens / seconds if seconds and tokens else None
-
-
-def stage_mfu(stage: Stage) -> float | None:
-    """The median model FLOPs utilisation: a fraction of the machine's measured matrix-product peak."""
-    shares = [number(row.get("system/mfu")) for row in stage.events.resources]
-    known = [share for share in shares if share is not None and math.isfinite(share)]
-    return statistics.median(known) if known else None
-
-
-def stage_memory(stage: Stage) -> float | None:
-    """The largest recorded memory use in bytes."""
-    sizes = [number(row.get("system/peak_memory_bytes", row.get("system/memory_bytes"))) for row in stage.events.resources]
-    return max((size for size in sizes if size is not None), default=None)
-
-
-def preference_accuracy(stage: Stage, moment: str) -> float | None:
-    """The fraction of pairs whose chosen answer gets the higher reward, `before` or `after` a stage.
-
-    None as long as policy and reference agree: every pair is then a tie, which must not be shown as 0 %.
-    """
-    accuracy = metric(stage, "rewards/accuracies", moment)
-    if accuracy == 0.0 and abs(metric(stage, "rewards/margins", moment) or 0.0) < 1e-6:
-        return None
-    if accuracy is None and moment == "after" and stage.world:
-        return stage.world.preference_accuracy
-    return accuracy
 
 
 def plain_cell(value: float | None, unit: str, format_: Callable[[float], str]) -> Cell | None:
