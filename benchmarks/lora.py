@@ -162,7 +162,7 @@ def main() -> None:
         losses = {"fledge": [mean_loss(model, data, rows)], "TRL": [opponents_loss(shipped.trainer, data, rows)]}
         shipped()
         ways = {key: LORA_WAYS[key] for key in ("packed", "packed, float32 weights")} if chosen.quick else LORA_WAYS
-        way, best, tried = fastest(ways_of(make, rows, ways), UNIT)
+        way, best, tried = fastest(ways_of(make, rows, ways), UNIT, trials=1 if chosen.quick else 2)
         fledge_works(fledge, steps)
         contenders = {"fledge": lambda: fledge_works(fledge, steps), "as_shipped": shipped, "best": best}
         if LORA_WAYS[way][0]:
@@ -178,9 +178,10 @@ def main() -> None:
         given += ["--model", str(chosen.model)] if chosen.model else []
         peak = {
             "fledge": memory(__file__, given, ("fledge", "", str(folder))),
-            "fledge, rows of best": memory(__file__, given, ("fledge", way, str(folder))),
             "best": memory(__file__, given, ("TRL", way, str(folder))),
         }
+        one_by_one = LORA_WAYS[way][0]
+        peak["fledge, rows of best"] = memory(__file__, given, ("fledge", way, str(folder))) if one_by_one else peak["fledge"]
     trained, total = trained_parameters(model)
     report(
         {
