@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fledge.errors import FledgeError
+from fledge.evaluate.metrics.overlap import resemblance
+from fledge.evaluate.metrics.repetition import repetition
 from fledge.evaluate.prompt_tests import (
     Case,
     CaseResult,
@@ -18,7 +20,7 @@ from fledge.evaluate.prompt_tests import (
     run_cases,
     write_failing,
 )
-from fledge.evaluate.rules import Rules, repetition, resemblance
+from fledge.evaluate.rules import Rules
 from fledge.generation import Engine, PromptTooLongError, SamplingParams
 from fledge.model.decoder import Decoder
 from fledge.tokenizer import Message, Tokenizer, train_tokenizer

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fledge.evaluate.intervals import bootstrap_interval, wilson_interval
+from fledge.evaluate.intervals import Interval, bootstrap_interval, wilson_interval
 from fledge.generation import FinishReason
 
 RIGHT = "right"
@@ -184,6 +184,12 @@ def answer_f1(marked: Mark) -> float:
     """F1 of the fields of one answer, which is compared with a JSON object; 1 where neither has a name, only null."""
     counts = _outcome_counts([marked.fields]).sum(axis=0)
     return float(_f1(counts)) if counts.sum() else 1.0
+
+
+def field_f1(marks: Sequence[Mark]) -> tuple[float, Interval]:
+    """F1 over the fields of all answers that are compared with JSON objects, and its 95 % interval, which resamples answers."""
+    counts = _outcome_counts([one.fields for one in marks])
+    return float(_f1(counts.sum(axis=0))), bootstrap_interval(counts, _f1)
 
 
 def _only(fields: Sequence[tuple[str, Any, Any]], keys: Collection[str]) -> tuple[tuple[str, Any, Any], ...]:

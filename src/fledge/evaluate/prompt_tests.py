@@ -10,7 +10,8 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from fledge.errors import FledgeError, first_line
-from fledge.evaluate.rules import Rules, repetition
+from fledge.evaluate.metrics.repetition import repetition
+from fledge.evaluate.rules import Rules
 from fledge.evaluate.samples import ChatAnswer, chat_batch
 from fledge.generation import Engine, FinishReason, SamplingParams, check_prompt
 from fledge.model.protocol import LanguageModel

@@ -37,12 +37,12 @@ class MetricValue:
     """A metric of a set of items.
 
     `interval`: 95 %, None where there is none. `count`: the items it is of. `signature`: how it is computed, as sacrebleu
-    writes it; None for a metric with one definition."""
+    writes it; None for a metric with one definition. `higher_is_better`: None where neither way is better."""
 
     value: Number
     interval: tuple[Number, Number] | None = None
     count: NonNegativeInt
-    higher_is_better: bool
+    higher_is_better: bool | None
     signature: str | None = None
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from fledge.data.cleaning.languages import LANGUAGES, detect_language
 from fledge.errors import FledgeError, first_line
 from fledge.evaluate.answers import RIGHT, AnsweredRow, answer_f1, is_object, mark
+from fledge.evaluate.metrics.repetition import repetition
 from fledge.evaluate.reward_models import reward_stages_before
-from fledge.evaluate.rules import repetition
 from fledge.evaluate.time_limit import TimeLimitReached, wall_time_limit
 from fledge.generation import RewardModel, load_reward_model
 from fledge.generation.loading import tokenizer_directory
@@ -123,7 +123,7 @@ def length(config: RewardConfig, where: str, context: RewardContext) -> Reward:
 
 
 def no_repetition(config: RewardConfig, where: str, context: RewardContext) -> Reward:
-    """1 − the share of repeated n-grams (`evaluate.rules.repetition`)."""
+    """1 − the share of repeated n-grams (`evaluate.metrics.repetition`)."""
     return _each(lambda answer: 1 - repetition(answer.completion))
 
 

@@ -1,6 +1,5 @@
 """Rules for answers: each is a pure function of the answer."""
 
-import difflib
 import json
 import re
 from typing import Annotated, Any, Literal
@@ -9,16 +8,12 @@ from pydantic import AfterValidator, Field, model_validator
 
 from fledge.data.cleaning.languages import LANGUAGES, detect_language
 from fledge.errors import FledgeError, first_line, missing_extra
+from fledge.evaluate.metrics.overlap import resemblance
+from fledge.evaluate.metrics.refusal import answer_kind
+from fledge.evaluate.metrics.repetition import repetition
 from fledge.evaluate.time_limit import cpu_time_limit
 from fledge.recipe.sections.base import ConfigModel, Pattern, Positive
 
-REFUSALS = re.compile(
-    r"\b(i'?m sorry|i am sorry|i apologi[sz]e|i can(no|')t|i am (not able|unable)|i'?m (not able|unable)|as an ai)\b"
-    r"|对不起|抱歉|我(不能|无法|没办法|没法)|作为(一个|一名)?(ai|人工智能|语言模型)",
-    re.IGNORECASE,
-)
-REFUSAL_CHARACTERS = 200  # at the start of an answer, in which a refusal is looked for
-NGRAM = 4  # units whose repetition is counted
 CHECK_SECONDS = 5.0  # of computing, for all rules of one answer; a usual check takes less than a millisecond
 
 
@@ -92,7 +87,7 @@ class Rules(ConfigModel):
             problems.append(f"does not match {self.regex!r}")
         if self.exact and text not in [option.strip() for option in self.exact]:
             problems.append(f"is not {' or '.join(map(repr, self.exact))}")
-        if self.not_refusal and REFUSALS.search(text[:REFUSAL_CHARACTERS]):
+        if self.not_refusal and answer_kind(text) == "refusal":
             problems.append("refuses")
         if self.ends and not ended:
             problems.append("does not end by itself")
@@ -111,25 +106,6 @@ class Rules(ConfigModel):
         if self.reference and (best := max(resemblance(text, one) for one in self.reference)) < self.at_least:
             problems.append(f"resembles the reference by {best:.2f}, less than {self.at_least:g}")
         return problems
-
-
-def split_units(text: str) -> list[str]:
-    """Words of Latin text, single characters of Chinese and the like, punctuation marks."""
-    return re.findall(r"[^\W\u2e80-\u9fff\uac00-\ud7af]+|[\u2e80-\u9fff\uac00-\ud7af]|[^\w\s]", text.lower())
-
-
-def repetition(text: str) -> float:
-    """Share of repeated n-grams of four units (rep-n: 1 − distinct ÷ all, Welleck et al. 2020); 0 if there are fewer than two
-    n-grams."""
-    units = split_units(text)
-    ngrams = [tuple(units[i : i + NGRAM]) for i in range(len(units) - NGRAM + 1)]
-    return 1 - len(set(ngrams)) / len(ngrams) if len(ngrams) > 1 else 0.0
-
-
-def resemblance(one: str, other: str) -> float:
-    """Twice the units in matching runs ÷ the units of both texts (Ratcliff & Obershelp 1988): 1 for equal texts, 0 for texts
-    without a unit in common."""
-    return difflib.SequenceMatcher(None, split_units(one), split_units(other), autojunk=False).ratio()
 
 
 def _validator(schema: dict[str, Any]) -> Any:

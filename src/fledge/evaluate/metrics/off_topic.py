@@ -1,0 +1,57 @@
+"""Whether an answer is about something else than its prompt.
+
+A logistic rule of a few features, whose weights stand in `off_topic.toml`. The strongest is how much likelier the prompt makes
+the answer under the model itself; overlap with the prompt and with the reference help where a model likes its answer for no
+good reason. Precision and recall on labelled answers are in docs/evaluation.md.
+"""
+
+import math
+import tomllib
+from functools import cache
+from pathlib import Path
+
+from fledge.evaluate.metrics.identity import asks_identity, is_identity_template, recites_identity
+from fledge.evaluate.metrics.overlap import rouge_n, shared_content
+from fledge.evaluate.metrics.refusal import answer_kind
+
+LEAST_GAIN, MOST_GAIN = -1.0, 2.0  # nats/token: what is beyond says no more
+
+
+@cache
+def weights() -> dict[str, float]:
+    """The weights of the features, and `constant`."""
+    return tomllib.loads((Path(__file__).parent / "off_topic.toml").read_text(encoding="utf-8"))
+
+
+def features(prompt: str, given: str, gain: float, expected: str | None = None) -> dict[str, float]:
+    """What the rule reads: `gain`, cut to [−1, 2]; shares of the content words of the prompt in the answer and of the answer in
+    the prompt; whether there is a reference, and ROUGE-1 with it, in [0, 1]; whether the answer recites who the model is,
+    unasked or asked."""
+    return {
+        "gain": min(max(gain, LEAST_GAIN), MOST_GAIN),
+        "prompt_in_answer": shared_content(prompt, given),
+        "answer_in_prompt": shared_content(given, prompt),
+        "has_reference": float(expected is not None),
+        "reference_overlap": 0.0 if expected is None else rouge_n(given, expected, 1) / 100,
+        "identity": float(is_identity_template(prompt, given)),
+        "identity_asked": float(asks_identity(prompt) and recites_identity(given)),
+    }
+
+
+def off_topic_probability(prompt: str, given: str, gain: float, expected: str | None = None) -> float:
+    """The probability that an answer is off topic, in [0, 1]."""
+    found = weights()
+    total = found["constant"] + sum(found[name] * value for name, value in features(prompt, given, gain, expected).items())
+    return 1 / (1 + math.exp(-total))
+
+
+def is_off_topic(prompt: str, given: str, gain: float | None, expected: str | None = None) -> bool | None:
+    """Whether an answer is off topic; None where its gain is not known. A refusal and an honest "I don't know" are about the
+    prompt; an empty answer is about nothing."""
+    if not given.strip():
+        return True
+    if gain is None:
+        return None
+    if answer_kind(given, prompt) != "answer":
+        return False
+    return off_topic_probability(prompt, given, gain, expected) >= 0.5
