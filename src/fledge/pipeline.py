@@ -25,6 +25,7 @@ from fledge.recipe.initial_weights import first_initial_weights
 from fledge.resume import RunHistory
 from fledge.run import Console, RunDirectory, environment, exclusive_lock, write_json, write_text
 from fledge.run.alerts import Alerts, Webhook, check_alert_file
+from fledge.run.sinks import check_sinks
 from fledge.run.startup import StartupTimer
 from fledge.run.stopping import SignalHandler
 from fledge.run.text_files import remove_partial_files
@@ -272,10 +273,9 @@ def prepare_stage(preparation: Preparation, name: str, tokenizer: Tokenizer, con
 
 
 def check_extras(recipe: Recipe) -> None:
-    """Raise FledgeError if the recipe asks for TensorBoard, BLEU or 4-bit weights and the library, which is needed later, is
-    not installed."""
-    if recipe.logging.tensorboard and find_spec("tensorboard") is None:
-        raise missing_extra("tensorboard", "tensorboard", "logging.tensorboard")
+    """Raise FledgeError if the recipe asks for a receiver of figures, BLEU or 4-bit weights and the library, which is needed
+    later, is not installed."""
+    check_sinks(recipe.logging.model_dump())
     for name, stage in recipe.stages.items():
         answers = stage.evaluation.generated_answers
         if answers is not None and answers.bleu is not None:

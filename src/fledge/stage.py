@@ -208,6 +208,7 @@ class StageRunner:
             log=LogTargets(
                 directory=self.directory,
                 config=self.recipe.logging,
+                recipe=self.recipe.model_dump(mode="json", exclude={"alerts"}),
                 alerts=shared.alerts,
                 take_startup_report=shared.take_startup_report,
                 recipe_changes=recipe_changes,

@@ -1,4 +1,4 @@
-"""The logger of a stage: events, TensorBoard, console lines and alerts; and the guards, which read the events."""
+"""The logger of a stage: events, receivers of figures, console lines and alerts; and the guards, which read the events."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -13,6 +13,8 @@ from fledge.recipe.schema import LoggingConfig, StageBase
 from fledge.run import Console, EventLog, StageDirectory
 from fledge.run.alerts import Alerts
 from fledge.run.events import rolled_back_file
+from fledge.run.sinks import open_sinks
+from fledge.run.sinks.sink import SinkContext
 from fledge.run.startup import StartupTimer
 
 STYLES = {"error": "red", "warning": "yellow", "info": None}
@@ -26,6 +28,7 @@ class LogTargets:
     config: LoggingConfig = field(default_factory=LoggingConfig)
     alerts: Alerts | None = None
     take_startup_report: Callable[[], StartupTimer | None] = lambda: None  # the time before the first step; None once taken
+    recipe: dict[str, Any] = field(default_factory=dict)  # the resolved recipe, for receivers of figures
     recipe_changes: dict[str, list[Any]] = field(default_factory=dict)  # key -> [value before, value now] of a resumed run
 
 
@@ -61,8 +64,8 @@ class RunLogger:
         kept = self.ranks.broadcast_object(self.events and self.events.kept)
         self.guards.replay([event for event in kept if _has_figures(event)])
         self.world_size_before = _world_size(kept)
-        use_tensorboard = targets.config.tensorboard and self.ranks.is_main_process
-        self.tensorboard = _tensorboard(self.directory, step, self._warn) if use_tensorboard else None
+        context = SinkContext(folder=self.directory.root, step=step, recipe=targets.recipe)
+        self.sinks = open_sinks(targets.config.model_dump(), context, self._warn) if self.ranks.is_main_process else []
         self._unchecked: list[Event] = []
 
     def _warn(self, text: str) -> None:
@@ -88,9 +91,9 @@ class RunLogger:
         return False
 
     def log_scalars(self, step: int, values: dict[str, Any]) -> None:
-        """Write figures to TensorBoard, if `logging.tensorboard` is on."""
-        if self.tensorboard is not None:
-            self.tensorboard.write(step, values)
+        """Pass figures to TensorBoard and to the other receivers that the recipe asks for."""
+        for sink in self.sinks:
+            sink.write(step, values)
 
     def check_guards(self) -> list[GuardTrigger]:
         """Let the guards read the events since the last call; returns their triggers, with remedies. Collective: all ranks must
@@ -120,8 +123,8 @@ class RunLogger:
         """Close the files."""
         if self.events is not None:
             self.events.close()
-        if self.tensorboard is not None:
-            self.tensorboard.close()
+        for sink in self.sinks:
+            sink.close()
 
 
 FIGURES = {  # that the guards and this logger read without asking whether they are there
@@ -140,9 +143,3 @@ def _world_size(events: list[Event]) -> int | None:
     """The world size at the last event; None without events."""
     sizes = [event["world_size"] for event in events if event["kind"] == "world_size" and _has_figures(event)]
     return sizes[-1] if sizes else 1 if events else None
-
-
-def _tensorboard(directory: StageDirectory, step: int, log: Callable[[str], None]) -> Any:
-    from fledge.run.tensorboard import TensorBoard
-
-    return TensorBoard(directory.root / "tensorboard", step, log)

@@ -37,6 +37,7 @@ from fledge.recipe.sections.engine import (
     SftOptimizer,
 )
 from fledge.recipe.sections.guards import CommonGuards, GuardsConfig, RewardGuardsConfig
+from fledge.recipe.sections.logging import LoggingConfig
 from fledge.recipe.sections.model import ModelConfig, MoeConfig, RopeScaling, TokenizerConfig
 from fledge.recipe.sections.policy import PolicySettings, RolloutConfig
 from fledge.recipe.sections.policy_guards import PolicyGuardsConfig
@@ -182,16 +183,6 @@ class GenerationSamplesConfig(ConfigModel):
     prompts: list[str] = []
     texts: list[str] = Field(default=[], description="beginnings of texts to continue after pretraining")
     max_new_tokens: Positive = 64
-
-
-class LoggingConfig(ConfigModel):
-    """Logging during training. events.jsonl is always written."""
-
-    every_steps: Positive = Field(
-        default=10,
-        description="steps between console lines, and between measurements of update ratios and gradient noise",
-    )
-    tensorboard: bool = False
 
 
 UNSHARDED: tuple[tuple[Callable[[Stage], object], str], ...] = (

@@ -65,14 +65,23 @@ def _keep_last(value: Any, context: Context) -> Answer:
     return Answer((("checkpoint.keep_last", as_integer(value)),), "the best checkpoint is kept in addition")
 
 
+RECEIVERS = {  # names of other trainers -> a key of the section `logging`, and its value
+    "tensorboard": ("logging.tensorboard", True),
+    "wandb": ("logging.wandb.mode", "offline"),
+    "trackio": ("logging.trackio.project", "fledge"),
+}
+NO_RECEIVER = ("none", "no", "jsonl", "csv", "disk", "stdout", "logger")
+
+
 def _trackers(value: Any, context: Context) -> Answer:
     names = [word(name) for name in text_list(value)]
-    others = [
-        name for name in names if name not in ("tensorboard", "all", "none", "no", "jsonl", "csv", "disk", "stdout", "logger")
-    ]
+    others = [name for name in names if name not in (*RECEIVERS, *NO_RECEIVER, "all")]
     note = f"{', '.join(others)} is not supported; events.jsonl and report.html hold the metrics" if others else ""
-    if {"tensorboard", "all"} & set(names):
-        return Answer((("logging.tensorboard", True),), note)
+    found = [name for name in RECEIVERS if name in names or ("all" in names and name == "tensorboard")]
+    if found:
+        offline = "mode: online sends the figures to W&B" if "wandb" in found else ""
+        told = "; ".join(part for part in (note, offline) if part)
+        return Answer(tuple(RECEIVERS[name] for name in found), told)
     return Answer(note=f"leave it out; {note or 'events.jsonl and report.html are always written'}")
 
 
@@ -116,7 +125,8 @@ def _resume(value: Any, context: Context) -> Answer:
 
 _SAVED = unneeded("checkpoint.every_steps is the interval; the default is at every evaluation; the last step is always saved")
 _TRACKED = unneeded(
-    "events.jsonl and report.html hold the metrics of a run; logging: {tensorboard: true} shows them in TensorBoard"
+    "events.jsonl and report.html hold the metrics of a run; tensorboard, wandb or trackio: true in the section logging shows "
+    "them elsewhere"
 )
 _CONSOLE = unneeded("the console always shows the progress; logging.every_steps is the only setting")
 _EVALUATIONS = unneeded("an evaluation uses the micro-batch size of training, and at most evaluation.max_packed_rows rows")
