@@ -275,7 +275,7 @@ def prepare_stage(preparation: Preparation, name: str, tokenizer: Tokenizer, con
 def check_extras(recipe: Recipe) -> None:
     """Raise FledgeError if the recipe asks for a receiver of figures, BLEU or 4-bit weights and the library, which is needed
     later, is not installed."""
-    check_sinks(recipe.logging.model_dump())
+    check_sinks(recipe.logging)
     for name, stage in recipe.stages.items():
         answers = stage.evaluation.generated_answers
         if answers is not None and answers.bleu is not None:

@@ -15,6 +15,7 @@ import pytest
 
 from fledge.errors import FledgeError
 from fledge.recipe import recipe_from_dict
+from fledge.recipe.schema import LoggingConfig
 from fledge.run.sinks import SINKS, check_sinks, open_sinks
 from fledge.run.sinks.sink import GuardedSink, SinkContext, scalars
 
@@ -43,9 +44,9 @@ def test_a_missing_package_is_an_error_that_names_the_extra(monkeypatch: pytest.
     monkeypatch.setattr("fledge.run.sinks.find_spec", lambda package: None)
     for name, kind in SINKS.items():
         with pytest.raises(FledgeError) as caught:
-            check_sinks({name: {"project": "p"}})
+            check_sinks(LoggingConfig.model_validate({name: True}))
         assert caught.value.hint == f"pip install 'fledge[{kind.extra}]'"
-    check_sinks({name: value for name in SINKS for value in (None, False)})
+    check_sinks(LoggingConfig())
 
 
 class Failing:
@@ -91,7 +92,7 @@ def test_tensorboard_gets_every_figure_at_its_step(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     told: list[str] = []
-    sinks = open_sinks({"tensorboard": True, "every_steps": 10}, SinkContext(folder=tmp_path), told.append)
+    sinks = open_sinks(LoggingConfig(tensorboard=True), SinkContext(folder=tmp_path), told.append)
     for step, values in STEPS:
         sinks[0].write(step, values)
     sinks[0].close()
@@ -118,11 +119,13 @@ def looked_up(host, *rest, **more):
         opened.append(str(host))
     return lookup(host, *rest, **more)
 socket.getaddrinfo = looked_up
+from fledge.recipe.schema import LoggingConfig
 from fledge.run.sinks import open_sinks
 from fledge.run.sinks.sink import SinkContext
 asked, folder, step, steps = json.loads(sys.argv[1])
 told = []
-[sink] = open_sinks(asked, SinkContext(folder=Path(folder), step=step, recipe={"seed": 7}), told.append)
+context = SinkContext(folder=Path(folder), step=step, recipe={"seed": 7})
+[sink] = open_sinks(LoggingConfig.model_validate(asked), context, told.append)
 for number, values in steps:
     sink.write(number, values)
 sink.close()

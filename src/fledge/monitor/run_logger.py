@@ -65,7 +65,7 @@ class RunLogger:
         self.guards.replay([event for event in kept if _has_figures(event)])
         self.world_size_before = _world_size(kept)
         context = SinkContext(folder=self.directory.root, step=step, recipe=targets.recipe)
-        self.sinks = open_sinks(targets.config.model_dump(), context, self._warn) if self.ranks.is_main_process else []
+        self.sinks = open_sinks(targets.config, context, self._warn) if self.ranks.is_main_process else []
         self._unchecked: list[Event] = []
 
     def _warn(self, text: str) -> None:

@@ -37,12 +37,12 @@ class Trackio:
 
     def close(self) -> None:
         """Write what is waiting, and end the run."""
-        import trackio
+        from trackio import context_vars  # type: ignore[attr-defined]
 
         with redirect_stdout(io.StringIO()):
             self._run.finish()
-            if trackio.context_vars.current_run.get() is self._run:  # else trackio ends it once more when the process ends
-                trackio.context_vars.current_run.set(None)
+            if context_vars.current_run.get() is self._run:  # else trackio ends it once more when the process ends
+                context_vars.current_run.set(None)
 
 
 @contextmanager

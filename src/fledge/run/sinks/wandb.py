@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 from uuid import uuid4
 
 from fledge.run.sinks.sink import SinkContext
@@ -13,7 +14,9 @@ GLOBAL_STEP = "train/global_step"  # the x axis, under the name that the trainer
 class Wandb:
     """Writes a run below `wandb/` of the stage; offline, `wandb sync` sends it later. A resumed stage goes on with its run."""
 
-    def __init__(self, context: SinkContext, *, project: str, entity: str | None, mode: str, tags: Sequence[str]) -> None:
+    def __init__(
+        self, context: SinkContext, *, project: str, entity: str | None, mode: Literal["offline", "online"], tags: Sequence[str]
+    ) -> None:
         """`mode`: offline, or online. The rest is as wandb names it."""
         if mode == "offline":
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when wandb is imported: reports of its own crashes
