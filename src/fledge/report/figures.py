@@ -58,9 +58,9 @@ class Chart:
 
     @property
     def offers_log(self) -> bool:
-        """Whether a log axis shows all values, and shows more of them: they are above zero and differ tenfold."""
+        """Whether a log axis shows all values, and shows more of them: they are above zero and differ threefold."""
         values = [value for one in self.series for _, value in one.points]
-        return bool(values) and min(values) > 0 and max(values) >= 10 * min(values)
+        return bool(values) and min(values) > 0 and max(values) >= 3 * min(values)
 
     def specification(self) -> dict[str, Any]:
         """The figure as JSON values for the page's script."""
