@@ -74,7 +74,7 @@ def test_rows_that_cannot_be_scored_are_told_and_a_file_of_them_is_an_error(
     (tmp_path / "bad.jsonl").write_text("broken\n", encoding="utf-8")
     long = write(tmp_path / "long.jsonl", [("word " * 200, "x")])
     for words, message in (
-        ([str(tmp_path / "bad.jsonl"), str(model)], "no row can be scored"),
+        ([str(tmp_path / "bad.jsonl"), str(model)], "no row can be used"),
         ([str(tmp_path / "none.jsonl"), str(model)], "none.jsonl"),
         ([str(file), str(tmp_path / "nothing")], "no such run or model"),
         ([str(file), str(model), str(model)], "named twice"),

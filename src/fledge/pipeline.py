@@ -15,6 +15,8 @@ from fledge.errors import FledgeError, missing_extra
 from fledge.evaluate.bleu import import_sacrebleu
 from fledge.evaluate.prompt_tests import check_cases, load_cases
 from fledge.evaluate.samples import check_samples
+from fledge.evaluate.sets.base import EvaluationSet
+from fledge.evaluate.sets.in_stage import check_sets, load_stage_sets
 from fledge.monitor.run_logger import show_finding
 from fledge.pinned_prompt_tests import PinnedPromptTests
 from fledge.plan import describe_plan
@@ -64,6 +66,7 @@ class Pipeline:
             recipe, console.log, lambda name: self.directory.stage(name).data, resuming=resuming, run=self.directory
         )
         self.prompt_tests = PinnedPromptTests(recipe, self.directory, console.log)
+        self.evaluation_sets: dict[str, list[EvaluationSet]] = {}  # of unfinished stages; the main process has them
         self._startup = StartupTimer()
 
     # -- the run ----------------------------------------------------------------------------------------------------
@@ -117,6 +120,7 @@ class Pipeline:
             stopping=self.stopping,
             alerts=self.alerts,
             prompt_test_cases=self.prompt_tests.cases,
+            evaluation_sets=self.evaluation_sets,
             ranks=self.ranks,
             startup=self._startup,
             after_stage=self.after_stage,
@@ -150,6 +154,7 @@ class Pipeline:
         """Prepare the unfinished stages and write the first files of the run. A FledgeError leaves nothing behind."""
         self._compare_with_earlier_run(resume)
         self.prompt_tests.load(self._unfinished_stages())
+        self.evaluation_sets = {name: load_stage_sets(self.recipe, name) for name in self._unfinished_stages()}
         try:
             with self._startup.phase("data"):
                 if not self.preparation.resuming:
@@ -180,6 +185,7 @@ class Pipeline:
         positions = self.preparation.model_cost(name, tokenizer).config.max_position_embeddings
         check_samples(tokenizer, self.recipe.generation_samples, self.recipe.stages[name].kind, positions)
         check_cases(tokenizer, self.prompt_tests.cases.get(name, []), positions)
+        check_sets(self.evaluation_sets.get(name, []), tokenizer, positions)
 
     def _prepare(self, name: str, tokenizer: Tokenizer) -> PreparedStage:
         prepared = prepare_stage(self.preparation, name, tokenizer, self.console)
@@ -292,9 +298,10 @@ def dry_run(recipe: Recipe, console: Console) -> str:
     """
     check_device(recipe.runtime)
     check_extras(recipe)
-    for stage in recipe.stages.values():
+    for name, stage in recipe.stages.items():
         if stage.prompt_tests is not None:
             load_cases(Path(stage.prompt_tests.prompts))
+        load_stage_sets(recipe, name)
     preparation = Preparation(recipe, console.log)
     preparation.check_start_models()
     tokenizer = preparation.tokenizer()

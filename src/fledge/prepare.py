@@ -140,7 +140,7 @@ class Preparation:
         """The tokenizer in a folder with all that this run asks of it. A run that only continues texts needs no chat
         template."""
         config, stages = self.recipe.tokenizer, self.recipe.stages.values()
-        chats = any(FORMATS[stage.kind].is_dialogue or stage.prompt_tests is not None for stage in stages)
+        chats = any(FORMATS[stage.kind].is_dialogue or stage.asks_in_turns for stage in stages)
         return load_tokenizer(path, self._template(), special_tokens=config.special_tokens, needs_template=chats, key=key,
                               template_date=date or config.template_date)  # fmt: skip
 

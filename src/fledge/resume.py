@@ -156,6 +156,8 @@ def _keep_result(stage: StageDirectory) -> None:
     after = stage.evaluations / "after.json"
     if after.exists():
         after.replace(stage.evaluations / f"after.{number}.json")
+    if (results := stage.set_results("after")).exists():
+        results.replace(stage.set_results(f"after.{number}"))
     stage.result_file.replace(stage.root / f"result.{number}.json")
 
 

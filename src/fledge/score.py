@@ -6,24 +6,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from fledge.data.build.plan import SHARD_BYTES
-from fledge.data.parsing.columns import RowError
-from fledge.data.parsing.items import Conversation
-from fledge.data.parsing.rows import parse_conversation, parse_row
-from fledge.data.reading.records import files_of, read, row_location, spans_of
 from fledge.errors import FledgeError
 from fledge.escaping import escaped_json
 from fledge.evaluate.answers import RIGHT, AnsweredRow, Mark, mark, score_answers
 from fledge.evaluate.best_of import BestOf
 from fledge.evaluate.bleu import corpus_bleu, import_sacrebleu
 from fledge.evaluate.intervals import paired_difference, wilson_interval
-from fledge.generation import FinishReason, SamplingParams, SwitchableEngine, find_adapters, load_engine
+from fledge.evaluate.sets.questions import ScoredQuestion, read_questions
+from fledge.generation import SamplingParams, SwitchableEngine, find_adapters, load_engine
 from fledge.generation.json_schema import JsonSchema
 from fledge.model.adapter_switch import NO_ADAPTER
 from fledge.model.locate import locate_model
@@ -33,15 +29,6 @@ from fledge.run.terminal import Terminal
 from fledge.tokenizer import Tokenizer
 
 PIPED_WIDTH = 150
-
-
-class ScoredQuestion(NamedTuple):
-    """A conversation whose last turn is the reference answer, where it stands, its group and its held-out keys."""
-
-    where: str
-    conversation: Conversation
-    group: str
-    held_out: tuple[str, ...]
 
 
 def score(
@@ -69,7 +56,9 @@ def score(
     if len(set(models)) != len(models):
         raise FledgeError("a model is named twice", where=", ".join(models))
     found = find_adapters([one for one in adapters if one != NO_ADAPTER])
-    questions = read_questions(file, log)
+    questions, problems = read_questions(Source(path=file), file)
+    for problem in problems:
+        log(f"not scored: {problem}")
     results: dict[str, dict[str, Any]] = {}
     exact: dict[str, np.ndarray] = {}
     wrong: list[str] = []
@@ -121,41 +110,6 @@ def _loaded_models(
         yield f"{models[0]} with {name or 'no adapter'}", loaded
 
 
-def read_questions(file: str, log: Log) -> list[ScoredQuestion]:
-    """The questions of a file or folder of conversations; rows that are none are counted and told with their reasons."""
-    source = Source(path=file)
-    questions: list[ScoredQuestion] = []
-    dropped: Counter[str] = Counter()
-    first: dict[str, str] = {}
-    for span in spans_of(files_of(source, file), source, SHARD_BYTES):
-        for record in read(span, source):
-            where = row_location(span.file, record.number)
-            try:
-                if record.broken:
-                    raise RowError(record.broken, record.detail)
-                questions.append(_question(where, record.value, source))
-            except RowError as error:
-                dropped[error.reason] += 1
-                first.setdefault(error.reason, f"{where}: {error.detail}" if error.detail else where)
-    problems = [f"{count:,} × {reason}, first at {first[reason]}" for reason, count in dropped.most_common()]
-    if not questions:
-        hint = "a row is a conversation that ends with the reference answer, see docs/evaluation.md"
-        raise FledgeError(f"no row can be scored: {'; '.join(problems) or 'it holds no rows'}", where=file, hint=hint)
-    for problem in problems:
-        log(f"not scored: {problem}")
-    return questions
-
-
-def _question(where: str, value: Any, source: Source) -> ScoredQuestion:
-    item = parse_row(value, source, parse_conversation)
-    if not isinstance(item, Conversation) or item.messages[-1].tool_calls:
-        raise RowError("the answer is a tool call")
-    row = value if isinstance(value, dict) else {}
-    group, held_out = row.get("group"), row.get("held_out")
-    keys = held_out if isinstance(held_out, list | tuple) else ()
-    return ScoredQuestion(where, item, str(group) if group is not None else "", tuple(map(str, keys)))
-
-
 def _following(params: SamplingParams, schema: dict[str, Any] | None, tokenizer: Tokenizer) -> SamplingParams:
     """The parameters, with the JSON schema for this tokenizer if there is one."""
     return params if schema is None else replace(params, json_schema=JsonSchema(schema, tokenizer))
@@ -177,7 +131,7 @@ def _answers(
     names = [question.where for question in questions]
     ranked = best_of.answer(loaded.engine, loaded.tokenizer, prompts, names, params)
     drawn = [
-        [_answered(question, *one) for one in zip(answers.texts, answers.finish_reasons, strict=True)]
+        [question.answered(*one) for one in zip(answers.texts, answers.finish_reasons, strict=True)]
         for question, answers in zip(questions, ranked, strict=True)
     ]
     right = sum(any(mark(one).kind == RIGHT for one in rows) for rows in drawn)
@@ -196,30 +150,13 @@ def _answers(
 def answer(loaded: SwitchableEngine, questions: Sequence[ScoredQuestion], params: SamplingParams) -> list[AnsweredRow]:
     """Answers of a model to all questions."""
     engine, tokenizer = loaded.engine, loaded.tokenizer
-    prompts = [_prompt(tokenizer, question) for question in questions]
+    prompts = [question.prompt(tokenizer) for question in questions]
     names = [question.where for question in questions]
     completions = engine.generate(prompts, params, where=names)
     return [
-        _answered(question, tokenizer.decode(completion.tokens, skip_special=True), completion.finish_reason)
+        question.answered(tokenizer.decode(completion.tokens, skip_special=True), completion.finish_reason)
         for question, completion in zip(questions, completions, strict=True)
     ]
-
-
-def _answered(question: ScoredQuestion, given: str, finish_reason: FinishReason) -> AnsweredRow:
-    return AnsweredRow(
-        where=question.where,
-        question=question.conversation.messages[-2].content,
-        expected=question.conversation.messages[-1].content,
-        given=given,
-        finish_reason=finish_reason,
-        group=question.group,
-        held_out=question.held_out,
-    )
-
-
-def _prompt(tokenizer: Tokenizer, question: ScoredQuestion) -> list[int]:
-    conversation = question.conversation
-    return tokenizer.encode_prompt(conversation.messages[:-1], conversation.tools)
 
 
 def _error_lines(model: str, rows: Sequence[AnsweredRow], marks: Sequence[Mark]) -> Iterator[str]:

@@ -23,6 +23,8 @@ from fledge.evaluate.generated import GeneratedAnswers
 from fledge.evaluate.prompt_tests import Case
 from fledge.evaluate.reward_models import check_reward_models
 from fledge.evaluate.rewards import stage_rewards
+from fledge.evaluate.sets.base import EvaluationSet
+from fledge.evaluate.sets.in_stage import StageSets
 from fledge.evaluate.stage_evaluation import StageEvaluation
 from fledge.findings import Finding
 from fledge.model.adapters import trained_parameters
@@ -71,6 +73,7 @@ class RunContext:
     stopping: SignalHandler
     alerts: Alerts
     prompt_test_cases: dict[str, list[Case]]  # by stage
+    evaluation_sets: dict[str, list[EvaluationSet]]  # by stage; of the main process
     ranks: DistributedContext
     startup: StartupTimer | None
     after_stage: AfterStage | None = None
@@ -335,6 +338,12 @@ class StageRunner:
             validation=validation,
             answers=answers,
             cases=self.shared.prompt_test_cases.get(self.prepared.name, ()),
+            sets=StageSets(
+                sets=self.shared.evaluation_sets.get(self.prepared.name, ()),
+                tokenizer=self.tokenizer,
+                directory=self.directory,
+                console=self.console,
+            ),
             directory=self.directory,
             console=self.console,
             ranks=self.ranks,

@@ -11,13 +11,14 @@ from fledge.data.storage import Examples
 from fledge.errors import FledgeError
 from fledge.evaluate.answers import mark, score_answers, summary_scores
 from fledge.evaluate.generated import last_question
+from fledge.evaluate.sets.questions import read_questions
 from fledge.generation import SamplingParams, load_engine
 from fledge.plan.evaluation import METRICS
-from fledge.recipe import recipe_from_dict
+from fledge.recipe import Source, recipe_from_dict
 from fledge.recipe.schema import StageBase
 from fledge.report.verdicts import CHINESE
 from fledge.run import read_events
-from fledge.score import answer, read_questions
+from fledge.score import answer
 from tests.evaluate.test_answers import row
 from tests.support import small_runs
 
@@ -96,7 +97,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_stage_scores_as_the_command_does(run: Path) -> None:
     after = json.loads((run / "sft" / "eval" / "after.json").read_text())
     result = json.loads((run / "sft" / "result.json").read_text())
-    questions = read_questions(str(run.parent / "mixed.jsonl"), lambda text: None)
+    questions = read_questions(Source(path=str(run.parent / "mixed.jsonl")), "file")[0]
     rows = answer(load_engine(run / "sft" / result["model"]), questions, SamplingParams(max_new_tokens=40))
     assert after["exact_match"] == summary_scores([mark(one) for one in rows])["exact_match"] >= 0.4
 

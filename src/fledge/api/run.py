@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from fledge.api.model import Model
 
-METRIC_EVENTS = ("step", "system", "eval", "prompt_tests")  # kinds of events whose numbers are metrics
+METRIC_EVENTS = ("step", "system", "eval", "prompt_tests", "sets")  # kinds of events whose numbers are metrics
 Moment = Literal["before", "after"]
 
 

@@ -25,6 +25,7 @@ class TrainState:
         seconds: Training time.
         last_eval_step: Step of the last evaluation.
         last_prompt_test_step: Step of the last prompt tests.
+        last_set_step: Step of the last evaluation sets.
         failing_prompt_tests: Names of the prompt tests that failed last time; None before the first time.
         best_metric: Best value of the stage's `metric_for_best_model`, reached at `best_step`.
         loss_at_best: Validation loss at `best_step`; decides where values of that metric are equal.
@@ -46,6 +47,7 @@ class TrainState:
     seconds: Annotated[FiniteFloat, Field(ge=0)] = 0.0
     last_eval_step: NonNegativeInt = 0
     last_prompt_test_step: NonNegativeInt = 0
+    last_set_step: NonNegativeInt = 0
     failing_prompt_tests: list[str] | None = None
     best_metric: float | None = None
     loss_at_best: float | None = None

@@ -39,11 +39,12 @@ class Case(ConfigModel):
     prompt: str | None = None
     system: str | None = None
     messages: list[Turn] = []
+    dimension: str = Field(default="", description="what it looks at, such as identity, knowledge, instruction, format")
     expect: Rules
 
     @model_validator(mode="after")
     def _check_prompt(self) -> "Case":
-        texts = [self.name, self.prompt, self.system, *(turn.content for turn in self.messages)]
+        texts = [self.name, self.prompt, self.system, self.dimension, *(turn.content for turn in self.messages)]
         if any(has_surrogates(text) for text in texts if text):
             raise ValueError("a text holds half a character (a lone surrogate such as \\ud83d)")
         if (self.prompt is None) == (not self.messages):

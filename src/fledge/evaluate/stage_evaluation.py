@@ -1,4 +1,4 @@
-"""The evaluation of a stage: metrics on validation data, generated answers, samples and prompt tests."""
+"""The evaluation of a stage: metrics on validation data, generated answers, samples, prompt tests and evaluation sets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from fledge.errors import FledgeError
 from fledge.evaluate.generated import GeneratedAnswers
 from fledge.evaluate.prompt_tests import Case, run_cases, write_failing
 from fledge.evaluate.samples import sample
+from fledge.evaluate.sets.in_stage import StageSets
 from fledge.generation import SamplingParams
 from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import GenerationSamplesConfig, Stage
@@ -20,7 +21,7 @@ from fledge.run import Console, StageDirectory, write_json
 from fledge.run.file_shapes import Evaluation as SavedEvaluation
 from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer
-from fledge.training.hooks import Evaluation, Hook, PromptTests
+from fledge.training.hooks import Evaluation, EvaluationSets, Hook, PromptTests
 from fledge.training.validation import ValidationSet, metrics_line, validate
 
 
@@ -29,7 +30,7 @@ class StageEvaluation:
     """What a stage is evaluated with, before, while and after it trains.
 
     `validation`: None without validation data. `answers`: of validation rows, if the recipe asks for them. `cases`: of the
-    prompt tests. Ranks other than the main process only take part in the metrics.
+    prompt tests. `sets`: evaluation sets. Ranks other than the main process only take part in the metrics.
     """
 
     stage: Stage
@@ -38,12 +39,14 @@ class StageEvaluation:
     validation: ValidationSet | None
     answers: GeneratedAnswers | None
     cases: Sequence[Case]
+    sets: StageSets
     directory: StageDirectory
     console: Console
     ranks: DistributedContext
 
     def evaluate(self, file: Path, model: LanguageModel, micro_batch_rows: int) -> None:
-        """Write the metrics on validation data and the answers to the fixed prompts to `file`."""
+        """Write the metrics on validation data and the answers to the fixed prompts to `file`, and the results of evaluation
+        sets to the folder of its name."""
         metrics: dict[str, Any] = {}
         if self.validation is not None:
             metrics = validate(model, self.validation, micro_batch_rows, ranks=self.ranks)
@@ -53,6 +56,7 @@ class StageEvaluation:
             if self.answers is not None:
                 metrics |= {**self.answers.score(model), **self.answers.signatures()}
             samples = sample(model, self.tokenizer, self.samples, self.stage.kind)
+            self.sets.evaluate(model, file.stem)
         if metrics:
             self.console.log(f"{file.stem} {self.directory.root.name}: validation {metrics_line(metrics)}")
         write_json(file, {**metrics, "samples": [one.as_dict() for one in samples]})
@@ -80,12 +84,20 @@ class StageEvaluation:
         if self.stage.prompt_tests is not None:
             every_steps = self.stage.prompt_tests.every_steps
             hooks.append(PromptTests(run_tests=self._run_prompt_tests, every_steps=every_steps, total_steps=total_steps))
+        intervals = {name: one.every_steps for name, one in self.stage.evaluation.sets.items() if one.every_steps is not None}
+        if intervals:
+            hooks.append(EvaluationSets(run_sets=self._run_sets, every_steps=intervals))
+        self.sets.tell_changes()
         return tuple(hooks)
 
     def _score_answers(self, model: LanguageModel) -> dict[str, float]:
         assert self.answers is not None
         with force_eager(), allow_nondeterministic():
             return self.answers.score(model)
+
+    def _run_sets(self, model: LanguageModel, step: int, names: Sequence[str]) -> dict[str, float]:
+        with force_eager(), allow_nondeterministic():
+            return self.sets.evaluate_at(model, step, names)
 
     def _run_prompt_tests(
         self, model: LanguageModel, step: int, previous_failures: list[str] | None

@@ -1,8 +1,8 @@
 """Scoring: the log-probabilities that a model gives to the tokens of texts."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,12 +39,49 @@ def score_tokens(
     read = {index: len(sequence) - 1 for index, sequence in enumerate(sequences) if len(sequence) > 1}
     with eval_mode(model):
         for batch in longest_first(read, batch_tokens):
-            for index, values in zip(batch, _score_batch(model, [sequences[index] for index in batch]), strict=True):
-                scores[index] = values
+            found = _score_batch(model, [sequences[index] for index in batch], [1] * len(batch))
+            for index, score in zip(batch, found, strict=True):
+                scores[index] = score.logprobs
     if model.decoder_start is not None:
         for sequence, values in zip(sequences, scores, strict=True):
             unpredicted = list(sequence).index(model.decoder_start)
             values[:unpredicted] = [math.nan] * unpredicted
+    return scores
+
+
+class ContinuationScore(NamedTuple):
+    """log p of each token of a continuation, and whether it is the likeliest token at its place."""
+
+    logprobs: list[float]
+    is_greedy: list[bool]
+
+
+@torch.no_grad()
+def score_continuations(
+    model: LanguageModel,
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Callable[[int], None] | None = None,
+) -> list[ContinuationScore]:
+    """The scores of the tokens of each sequence from number `starts[i]` (at least 1) on, after those before. Logits are
+    computed for them alone. `progress` is called with the number of sequences of each batch.
+
+    Raises FledgeError for a sequence that is longer than the model's positions."""
+    for number, sequence in enumerate(sequences, 1):
+        if len(sequence) > model.max_positions + 1:
+            raise _too_long(len(sequence), model.max_positions, number)
+    scores = [ContinuationScore([], []) for _ in sequences]
+    read = {index: len(sequence) - 1 for index, sequence in enumerate(sequences) if starts[index] < len(sequence)}
+    with eval_mode(model):
+        for batch in longest_first(read, batch_tokens):
+            found = _score_batch(model, [sequences[index] for index in batch], [starts[index] for index in batch])
+            for index, score in zip(batch, found, strict=True):
+                scores[index] = score
+            if progress is not None:
+                progress(len(batch))
+    if progress is not None:
+        progress(len(sequences) - len(read))
     return scores
 
 
@@ -95,13 +132,18 @@ def padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
     return inputs.to(device), torch.tensor(lengths, device=device)
 
 
-def _score_batch(model: LanguageModel, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-    """The scores of sequences that are read together, padded on the right, where causal attention never looks."""
-    device, lengths = model.device, [len(sequence) - 1 for sequence in sequences]
+def _score_batch(model: LanguageModel, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[ContinuationScore]:
+    """The scores from `starts` on of sequences that are read together, padded on the right, where causal attention never
+    looks."""
+    device = model.device
     inputs, _ = padded([sequence[:-1] for sequence in sequences], device)
-    is_token = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    targets = torch.tensor([token for sequence in sequences for token in sequence[1:]])
-    rows = is_token.flatten().nonzero()[:, 0].to(device)
+    places = torch.arange(inputs.shape[1])
+    first, last = (torch.tensor(values)[:, None] for values in (starts, [len(sequence) for sequence in sequences]))
+    is_scored = (places >= first - 1) & (places < last - 1)  # the place that predicts a token is the one before it
+    targets = torch.tensor([token for sequence, start in zip(sequences, starts, strict=True) for token in sequence[start:]])
+    rows = is_scored.flatten().nonzero()[:, 0].to(device)
     hidden = model(inputs).flatten(0, 1)
-    logps, _ = token_logps_and_correct(hidden, model.lm_head_weight, targets.to(device), rows)
-    return [values.tolist() for values in logps.cpu().split(lengths)]
+    logps, correct = token_logps_and_correct(hidden, model.lm_head_weight, targets.to(device), rows)
+    counts = [len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)]
+    pairs = zip(logps.cpu().split(counts), correct.cpu().bool().split(counts), strict=True)
+    return [ContinuationScore(values.tolist(), greedy.tolist()) for values, greedy in pairs]

@@ -10,7 +10,7 @@ from fledge.recipe.schema import Recipe
 
 SAFE_KEYS = re.compile(  # changes that do not affect training
     r"output|preset|(logging|generation_samples|alerts)\..*|runtime\.(autotune|memory_budget)|stages\.[^.]+\.(guards|checkpoint)\..*"
-    r"|stages\.[^.]+\.(reward_timeout|disentanglement)"
+    r"|stages\.[^.]+\.(reward_timeout|disentanglement|evaluation\.sets(\..*)?)"
 )
 KEYS_NEEDING_ALLOW = re.compile(  # changes that affect training from now on; they must be allowed explicitly
     r"runtime\..*|stages\.[^.]+\.(duration|select_checkpoint|label_smoothing|beta|sft_loss_weight|(schedule|evaluation|early_stopping)\..*"

@@ -155,6 +155,7 @@ class RewardStage(RewardSettings, StageBase):
     def _check_no_answers(self) -> "RewardStage":
         for key, value in (
             ("evaluation.generated_answers", self.evaluation.generated_answers),
+            ("evaluation.sets", self.evaluation.sets or None),
             ("prompt_tests", self.prompt_tests),
         ):
             if value is not None:

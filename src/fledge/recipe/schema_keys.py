@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel
 
@@ -67,6 +67,15 @@ def _annotation(model: type[BaseModel], name: str) -> Any:
     return field.annotation if field else None
 
 
+def holds_named_sections(models: Models, name: str) -> bool:
+    """Whether the key `name` holds sections under names of the user's own, such as evaluation sets."""
+    return any(_is_mapping_of_sections(_annotation(model, name)) for model in models)
+
+
+def _is_mapping_of_sections(annotation: Any) -> bool:
+    return get_origin(annotation) is dict and bool(models_in(annotation))
+
+
 def has_key(models: Models, name: str) -> bool:
     """Whether one of these sections has the key."""
     return any(name in model.model_fields for model in models)
@@ -125,7 +134,7 @@ def valid_keys(key: Key) -> list[str]:
 def _paths(model: type[BaseModel], path: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield path + name
-        for inner in models_in(field.annotation):
+        for inner in () if _is_mapping_of_sections(field.annotation) else models_in(field.annotation):
             if inner is not Source and inner not in STAGES:
                 yield from _paths(inner, f"{path}{name}.")
 

@@ -1,6 +1,7 @@
 """The layout of a run directory, and the model folder of a path to a run, stage or checkpoint."""
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,10 @@ class StageDirectory:
         """The folder of evaluations before and after the stage."""
         return self.root / "eval"
 
+    def set_results(self, moment: str) -> Path:
+        """The folder of the results of evaluation sets at a moment: `before`, `after` or `step-XXXXXXXX`."""
+        return self.evaluations / moment
+
     @property
     def prompt_tests(self) -> Path:
         """The folder of failing prompt tests: one file for each time that the tests ran."""
@@ -101,6 +106,7 @@ class StageDirectory:
         """Remove what was chosen and measured for a stage that has not begun, so that it is chosen and measured again."""
         for file in (self.plan, self.root / "compute.json", self.root / "data_report.json", self.evaluations / "before.json"):
             file.unlink(missing_ok=True)
+        shutil.rmtree(self.set_results("before"), ignore_errors=True)
 
     def result(self) -> dict[str, Any] | None:
         """The stage's result, or None while the stage is not finished."""

@@ -1,5 +1,6 @@
 """The weights that a stage starts from: identified by a fingerprint, so that a resumed stage never takes others for them."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ class StartWeights:
             if before is not None:
                 self.log(f"note: {self.source or 'the model'} holds other weights than when this stage was tried before")
                 (self.directory.evaluations / "before.json").unlink(missing_ok=True)
+                shutil.rmtree(self.directory.set_results("before"), ignore_errors=True)
             source = None if self.source is None else str(self.source)
             write_json(self._file, {"weights": found, "source": source, "files": _stamp(self.source)})
         return model, found

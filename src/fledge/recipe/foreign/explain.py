@@ -25,6 +25,7 @@ from fledge.recipe.schema_keys import (
     Models,
     fields_of,
     has_key,
+    holds_named_sections,
     is_stage_path,
     kind_of,
     models_at,
@@ -84,6 +85,9 @@ def _inside(explanations: _Explanations, value: Any, models: Models, key: Key, p
     name = str(present_key[-1])
     if present_key == ("stages",):
         _mapping(explanations, value, (), key, present_key)
+    elif holds_named_sections(models, name):
+        for own_name, section in value.items() if isinstance(value, dict) else ():
+            _mapping(explanations, section, models_at(models, name, value), (*key, own_name), (*present_key, own_name))
     elif inner := models_at(models, name, value):
         _mapping(explanations, value, inner, key, present_key)
 

@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fledge.recipe.sections.adapter import AdapterConfig
-from fledge.recipe.sections.base import ConfigModel, PathText, Positive
+from fledge.recipe.sections.base import ConfigModel, Name, PathText, Positive
 from fledge.recipe.sections.data import DataConfig, as_training_source
 from fledge.recipe.sections.engine import ADAPTER_RATES, BatchConfig, EMAConfig, OptimizerConfig, ScheduleConfig
+from fledge.recipe.sections.evaluation_sets import EvaluationSetConfig
 from fledge.recipe.sections.guards import CommonGuards
 from fledge.recipe.sections.preference import AnswerSettings
 from fledge.recipe.sections.quantization import QuantizationConfig
@@ -33,6 +34,9 @@ class EvaluationConfig(ConfigModel):
     max_packed_rows: Positive = Field(default=64, description="number of packed rows of validation data to use, at most")
     generated_answers: GeneratedAnswersConfig | None = Field(
         default=None, description="generate answers to validation questions and score them; null: only the loss is measured"
+    )
+    sets: dict[Name, EvaluationSetConfig] = Field(
+        default={}, description="evaluation sets by name, asked before and after the stage, and while it trains"
     )
 
 
@@ -123,6 +127,11 @@ class StageBase(ConfigModel):
     def trains_reward_model(self) -> bool:
         """Whether the result gives rewards for answers, and is no language model."""
         return False
+
+    @property
+    def asks_in_turns(self) -> bool:
+        """Whether the stage asks its model questions through the chat template, whatever it trains on."""
+        return self.prompt_tests is not None or any(one.uses_chat_template for one in self.evaluation.sets.values())
 
     @property
     def keeps_reference_model(self) -> bool:

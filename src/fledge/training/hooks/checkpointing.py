@@ -13,11 +13,11 @@ from fledge.findings import Finding
 from fledge.run import Console
 from fledge.training.hooks.hook import HookContext
 
-Moment = tuple[int, int, int]  # steps: of the state, of the last evaluation, of the last prompt tests
+Moment = tuple[int, int, int, int]  # steps: of the state, of the last evaluation, of the last prompt tests, of the last sets
 
 
 def _moment(state: TrainState) -> Moment:
-    return state.step, state.last_eval_step, state.last_prompt_test_step
+    return state.step, state.last_eval_step, state.last_prompt_test_step, state.last_set_step
 
 
 def _finding(problem: CheckpointError) -> Finding:
