@@ -25,6 +25,7 @@ SECTIONS = {  # the heading above a table -> where its keys are
     **{f"`{name}`": f"stages.*.{name}." for name in ("data", "data.clean", "batch", "optimizer", "schedule", "guards")},
     "`adapter`": "stages.*.adapter.",
     "`quantization`": "stages.*.quantization.",
+    "`evaluation.sets`": "stages.*.evaluation.sets.",
 }  # fmt: skip
 KINDS = tuple(recipe_keys.KINDS)
 Documented = dict[tuple[str, str], markdown.Row]

@@ -3,16 +3,26 @@
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fledge.data.parsing.columns import RowError
-from fledge.evaluate.answers import RIGHT, answer_f1, mark
+from fledge.evaluate.answers import RIGHT, mark
+from fledge.evaluate.bleu import import_sacrebleu
+from fledge.evaluate.metrics import (
+    METRICS,
+    Answer,
+    check_metrics,
+    empty_prompt,
+    gains,
+    measure_answers,
+    measure_set,
+    needs_gain,
+)
 from fledge.evaluate.prompt_tests import Case, load_cases
 from fledge.evaluate.records import ItemResult, MetricValue, item_ids
-from fledge.evaluate.rules import repetition
-from fledge.evaluate.sets.base import EvaluationSet, Measured, rate, ratio
+from fledge.evaluate.sets.base import EvaluationSet, Measured, rate
 from fledge.evaluate.sets.few_shot import FewShot, Solved
 from fledge.evaluate.sets.model import EvaluatedModel, GeneratedText, Progress
 from fledge.evaluate.sets.questions import ScoredQuestion, read_questions
@@ -21,47 +31,56 @@ from fledge.recipe import Source
 from fledge.recipe.sections.evaluation_sets import EvaluationSetConfig
 from fledge.tokenizer import Tokenizer
 
-RATES = ("exact_match", "passed", "valid_json", "ended")  # of an answer: 0 or 1
-MEANS = {"f1": True, "repetition": False, "length": False}  # of answers, and whether higher is better
+OF_ALL_ANSWERS = (
+    "refusal",
+    "repetition",
+    "longest_loop",
+    "prompt_copy",
+    "wrong_language",
+    "identity_template",
+    "ended",
+    "length",
+)
+WITH_REFERENCE = ("exact_match", "valid_json", "f1", "rouge_l")
 
 
 class GeneratedSet(EvaluationSet):
-    """A set whose items are answered greedily."""
+    """A set whose items are answered greedily. `metrics`: of the answers, as in `evaluate.metrics`; those of the recipe come
+    before these."""
 
     stop: Sequence[str] = ()  # texts that end an answer
+    metrics: Sequence[str] = OF_ALL_ANSWERS
+    own_rate = ""  # a metric, 0 or 1, that the set itself gives each item
+
+    def __init__(
+        self, name: str, config: EvaluationSetConfig, ids: Sequence[str], notes: Sequence[str] = (), *, key: str
+    ) -> None:
+        super().__init__(name, config, ids, notes)
+        check_metrics(config.metrics, f"{key}.metrics")
+        if any(METRICS[metric].needs_sacrebleu for metric in config.metrics):
+            import_sacrebleu(f"{key}.metrics")
+        self.metrics = [one for one in dict.fromkeys((*config.metrics, *type(self).metrics)) if one != self.own_rate]
 
     @abstractmethod
     def result(self, number: int, answer: GeneratedText) -> ItemResult:
-        """The result of item `number` with its answer, without the values that all answers have."""
+        """The result of item `number` with its answer, with the values that the set itself gives it."""
 
     def measure(self, model: EvaluatedModel, progress: Progress) -> Measured:
         """Answer all items."""
-        answers = model.generate(
-            self.prompts(model.tokenizer), self.config.max_new_tokens, stop=self.stop, where=self.places, progress=progress
-        )
-        return Measured(items=[_with_values(self.result(number, answer)) for number, answer in enumerate(answers)])
+        prompts = self.prompts(model.tokenizer)
+        answers = model.generate(prompts, self.config.max_new_tokens, stop=self.stop, where=self.places, progress=progress)
+        items = [self.result(number, answer) for number, answer in enumerate(answers)]
+        found: Sequence[float | None] = [None] * len(items)
+        if needs_gain(self.metrics):
+            found = gains(model.model, prompts, [one.tokens for one in answers], empty_prompt(model.tokenizer))
+        measured = [Answer.of(item, gain) for item, gain in zip(items, found, strict=True)]
+        values = measure_answers(self.metrics, measured)
+        return Measured(items=[replace(item, values={**item.values, **more}) for item, more in zip(items, values, strict=True)])
 
     def summarize(self, items: Sequence[ItemResult]) -> dict[str, MetricValue]:
-        """The mean of each value that items have."""
-        present = {name for item in items for name in item.values}
-        rates = {name: rate(items, name) for name in RATES if name in present}
-        return rates | {
-            name: ratio([one for one in items if name in one.values], lambda values, key=name: values[key], lambda values: 1.0,
-                        higher_is_better=better)
-            for name, better in MEANS.items()
-            if name in present
-        }  # fmt: skip
-
-
-def _with_values(item: ItemResult) -> ItemResult:
-    given = item.given or ""
-    values = {
-        "ended": float(item.finish_reason == "stop"),
-        "length": float(len(given)),
-        "repetition": repetition(given),
-        **item.values,
-    }
-    return ItemResult(**{**vars(item), "values": values})
+        """The set's own rate, and the metrics of the answers to which they apply."""
+        own = {self.own_rate: rate(items, self.own_rate)} if self.own_rate else {}
+        return own | measure_set(self.metrics, [Answer.of(item) for item in items], [item.values for item in items])
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------------
@@ -69,6 +88,8 @@ def _with_values(item: ItemResult) -> ItemResult:
 
 class AnswersSet(GeneratedSet):
     """Conversations that end with the reference answer."""
+
+    metrics = (*WITH_REFERENCE, *OF_ALL_ANSWERS)
 
     def __init__(self, name: str, config: EvaluationSetConfig, key: str) -> None:
         source = Source.model_validate({"path": config.path, "columns": config.columns})
@@ -78,7 +99,7 @@ class AnswersSet(GeneratedSet):
             [[[one.role, one.content] for one in question.conversation.messages], question.conversation.tools]
             for question in self.questions
         ]
-        super().__init__(name, config, item_ids(contents), [f"left out: {one}" for one in notes])
+        super().__init__(name, config, item_ids(contents), [f"left out: {one}" for one in notes], key=key)
 
     @property
     def places(self) -> list[str]:
@@ -90,12 +111,9 @@ class AnswersSet(GeneratedSet):
         return [question.prompt(tokenizer) for question in self.questions]
 
     def result(self, number: int, answer: GeneratedText) -> ItemResult:
-        """`exact_match`, and `valid_json` and `f1` where the reference is a JSON object, as `fledge score` has them."""
+        """What is wrong in the answer, as `fledge score` says it."""
         question = self.questions[number]
         marked = mark(question.answered(answer.text, answer.finish_reason))
-        values = {"exact_match": float(marked.kind == RIGHT)}
-        if marked.valid_json is not None:
-            values |= {"valid_json": float(marked.valid_json), "f1": answer_f1(marked)}
         return ItemResult(
             id=self.ids[number],
             group=question.group,
@@ -103,7 +121,6 @@ class AnswersSet(GeneratedSet):
             expected=question.expected,
             given=answer.text,
             finish_reason=answer.finish_reason,
-            values=values,
             failures=() if marked.kind == RIGHT else (marked.kind, *marked.details),
         )
 
@@ -114,9 +131,11 @@ class AnswersSet(GeneratedSet):
 class PromptSet(GeneratedSet):
     """Prompts with rules for the answers, as prompt tests have them, in groups by what they look at (`dimension`)."""
 
+    own_rate = "passed"
+
     def __init__(self, name: str, config: EvaluationSetConfig, key: str) -> None:
         self.cases: list[Case] = spread(load_cases(Path(str(config.path))), config.max_samples)
-        super().__init__(name, config, item_ids([case.model_dump(mode="json") for case in self.cases]))
+        super().__init__(name, config, item_ids([case.model_dump(mode="json") for case in self.cases]), key=key)
 
     @property
     def places(self) -> list[str]:
@@ -159,6 +178,9 @@ class GenerationSet(GeneratedSet):
     """Questions that a template writes as a prompt, with solved rows before them; the answer is what a regular expression finds
     in the text (GSM8K and its like)."""
 
+    own_rate = "exact_match"
+    metrics = ("repetition", "ended", "length")
+
     def __init__(self, name: str, config: EvaluationSetConfig, key: str) -> None:
         roles = {"answer": "answer", "group": "group", **config.columns}
         self._pattern = None if config.extract is None else re.compile(config.extract)
@@ -177,7 +199,8 @@ class GenerationSet(GeneratedSet):
         ids = item_ids([[one.prompt, one.expected] for one in self.items])
         solved = [Solved(one.prompt, one.answer) for one in self.items]
         self._few_shot = FewShot.of(config, key, solved, lambda row: Solved(*_prompt_and_answer(parse("", "", row))))
-        super().__init__(name, config, ids, [*(f"left out: {one}" for one in notes), *self._few_shot.notes])
+        told = [*(f"left out: {one}" for one in notes), *self._few_shot.notes]
+        super().__init__(name, config, ids, told, key=key)
         self.fingerprint = self._few_shot.joined(self.fingerprint)
 
     @property

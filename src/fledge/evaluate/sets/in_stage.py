@@ -9,13 +9,13 @@ from fledge.evaluate.records import BEFORE, MetricValue, SetResult, read_set_res
 from fledge.evaluate.sets.base import EvaluationSet
 from fledge.evaluate.sets.kinds import load_set
 from fledge.evaluate.sets.model import EvaluatedModel
+from fledge.metric_names import METRIC_NAMES
 from fledge.model.protocol import LanguageModel
 from fledge.recipe import Recipe
 from fledge.run import Console, StageDirectory
 from fledge.tokenizer import Tokenizer
 
 SHOWN = 4  # metrics of a set on the console
-RATES = ("passed", "exact_match", "accuracy", "accuracy_norm", "valid_json", "f1", "token_accuracy", "refusal", "ended")
 
 
 def load_stage_sets(recipe: Recipe, stage: str) -> list[EvaluationSet]:
@@ -93,6 +93,6 @@ def set_line(result: SetResult) -> str:
 
 def metric_text(name: str, metric: MetricValue) -> str:
     """The value of a metric with its 95 % interval, rates in per cent."""
-    form = "{:.1%}" if name in RATES else "{:.4g}"
+    form = METRIC_NAMES[name].format if name in METRIC_NAMES else "{:.4g}"
     text = form.format(metric.value)
     return text if metric.interval is None else f"{text} [{', '.join(form.format(end) for end in metric.interval)}]"

@@ -16,10 +16,11 @@ Progress = Callable[[int], None]
 
 
 class GeneratedText(NamedTuple):
-    """An answer, and why it ended: "stop" after a stop token or a stop text."""
+    """An answer, why it ended ("stop" after a stop token or a stop text), and its tokens, those of a stop text included."""
 
     text: str
     finish_reason: FinishReason
+    tokens: list[int]
 
 
 class Continuation(NamedTuple):
@@ -133,7 +134,8 @@ class EvaluatedModel:
         if stop:
             return _until(self.engine, self.tokenizer, prompts, params, stop=stop, where=where, progress=progress)
         completions = self.engine.generate(prompts, params, where=where, progress=progress)
-        return [GeneratedText(self.tokenizer.decode(one.tokens, skip_special=True), one.finish_reason) for one in completions]
+        texts = [self.tokenizer.decode(one.tokens, skip_special=True) for one in completions]
+        return [GeneratedText(text, one.finish_reason, one.tokens) for text, one in zip(texts, completions, strict=True)]
 
 
 def _until(
@@ -183,10 +185,10 @@ def _ended(
         tokens.append(output.token)
         tail = tokenizer.decode(tokens[-searched:], skip_special=True)
         if any(text in tail for text in stop):
-            return GeneratedText(_before(tokenizer.decode(tokens, skip_special=True), stop), "stop")
+            return GeneratedText(_before(tokenizer.decode(tokens, skip_special=True), stop), "stop", tokens)
     if output.finish_reason is None:
         return None
-    return GeneratedText(tokenizer.decode(tokens, skip_special=True), output.finish_reason)
+    return GeneratedText(tokenizer.decode(tokens, skip_special=True), output.finish_reason, tokens)
 
 
 def _before(text: str, stop: Sequence[str]) -> str:
