@@ -35,7 +35,11 @@ def infect(root: Path, text: str) -> None:
     for file in root.rglob("*"):
         if file.suffix in (".json", ".jsonl", ".yaml"):
             content = file.read_text(encoding="utf-8")
-            new = text.replace("\n", " ").replace("\u2028", " ") if file.suffix == ".yaml" else json.dumps(text)[1:-1]
+            new = (
+                text.replace("\n", " ").replace("\u2028", " ").replace("\u2029", " ")
+                if file.suffix == ".yaml"
+                else json.dumps(text)[1:-1]
+            )
             old = HOSTILE if file.suffix == ".yaml" else json.dumps(HOSTILE)[1:-1]
             file.write_text(content.replace(old, new), encoding="utf-8")
     for events in root.glob("*/events.jsonl"):

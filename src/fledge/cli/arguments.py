@@ -21,6 +21,7 @@ MINUTES, SEED = 5.0, 7  # of the quickstart
 ROWS = 4000  # of `data make`
 TASKS = ("vehicle", "columns")  # as fledge.tasks has them, which is not loaded for the help
 MAX_RESTARTS = 3  # of all processes of a run
+PLOT_FORMATS = ("svg", "png", "pdf")  # as fledge.report.plots has them, which is not loaded for the help
 Overrides = list[tuple[str, str]]
 RENAMED_OPTIONS = {
     "--allow": "--allow-change", "--restarts": "--max-restarts", "--slurm": "--slurm-option", "--first": "--offset",
@@ -62,9 +63,21 @@ def build_parser() -> argparse.ArgumentParser:
     _add_score(commands)
     add_prefer(commands, ADAPTER)
     _add_export(commands)
-    report = commands.add_parser("report", help="write a run's report.html again", allow_abbrev=False)
-    report.add_argument("run", type=os.path.expanduser, help="run directory")
+    _add_report(commands)
     return parser
+
+
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    report = commands.add_parser("report", help="write a run's report.html again, or compare runs", allow_abbrev=False)
+    report.add_argument("run", type=os.path.expanduser, nargs="+", help="run directory; several are compared on one page")
+    report.add_argument(
+        "--out", type=os.path.expanduser, metavar="FILE", help="page that compares runs (default comparison.html)"
+    )
+    report.add_argument(
+        "--plots", type=os.path.expanduser, metavar="DIR", help="write the figures of the run as files instead of the page"
+    )
+    report.add_argument("--format", choices=PLOT_FORMATS, help="with --plots: format of the files (default svg)")
+    report.add_argument("--language", choices=("en", "zh"), help="with --plots: language of the labels (default en)")
 
 
 def _add_quickstart(commands: argparse._SubParsersAction) -> None:

@@ -316,12 +316,34 @@ def _run_export(options: argparse.Namespace) -> None:
 
 
 def _run_report(options: argparse.Namespace) -> None:
+    runs = [Path(run) for run in options.run]
+    if options.plots is None and (given := [name for name in ("format", "language") if getattr(options, name) is not None]):
+        raise FledgeError("it belongs to --plots", where=f"--{given[0]}", hint="write --plots DIR too")
+    if len(runs) > 1 and options.plots is not None:
+        raise FledgeError("plots are written for one run", where="--plots", hint="name one run")
+    if len(runs) == 1 and options.out is not None:
+        raise FledgeError("the report of one run is its report.html", where="--out", hint="name two runs or more to compare")
+    try:
+        for file in _write_reports(runs, options):
+            print(escaped(str(file)))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        missing = next((str(run) for run in runs if not run.is_dir()), options.run[0])
+        raise FledgeError("there is no such run", where=missing) from error
+
+
+def _write_reports(runs: list[Path], options: argparse.Namespace) -> list[Path]:
+    """Write what `fledge report` is asked for; returns the paths."""
+    if len(runs) > 1:
+        from fledge.report.comparison import write_comparison
+
+        return [write_comparison(runs, Path(options.out or "comparison.html"))]
+    if options.plots is not None:
+        from fledge.report.plots import write_plots
+
+        return write_plots(runs[0], Path(options.plots), options.format or "svg", options.language or "en")
     from fledge.report import write_report
 
-    try:
-        print(escaped(str(write_report(Path(options.run)))))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise FledgeError("there is no such run", where=options.run) from error
+    return [write_report(runs[0])]
 
 
 def _run_with_signals(options: argparse.Namespace, overrides: Overrides, argv: list[str]) -> int | None:

@@ -1,4 +1,4 @@
-"""The report of a finished run: one self-contained HTML page, and a summary table for a terminal."""
+"""The report of a run and the comparison of runs: self-contained HTML pages, figures as files, and a table for a terminal."""
 
 from fledge.report.page import write_report
 from fledge.report.table import stage_table

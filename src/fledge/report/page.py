@@ -1,5 +1,6 @@
 """The report of a run as one self-contained HTML page."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from fledge.report import formatting
@@ -8,8 +9,9 @@ from fledge.report.facts import facts
 from fledge.report.html_page import HERE, render_page
 from fledge.report.i18n import WORDS, example_text
 from fledge.report.read_run import number, read_run, text
-from fledge.report.records import Run
+from fledge.report.records import Problem, Run
 from fledge.report.samples import sample_tables
+from fledge.report.sets import cut, stage_sets
 from fledge.report.summary_sentences import summary_sentences, verdict_sentences
 from fledge.report.summary_table import stage_rows
 from fledge.run.text_files import write_text
@@ -24,6 +26,7 @@ FILTERS = {
     "number": number,
     "text": text,
     "example_text": example_text,
+    "cut": cut,
 }
 
 
@@ -33,14 +36,17 @@ def write_report(run_directory: Path) -> Path:
     Raises FledgeError when the directory is no run, and FileNotFoundError when there is no such directory.
     """
     root = Path(run_directory)
-    html = render(read_run(root))
+    html = render(root)
     target = root / "report.html"
     write_text(target, html.encode("utf-8", errors="replace").decode("utf-8"))
     return target
 
 
-def render(run: Run) -> str:
-    """The HTML of the report."""
+def render(root: Path) -> str:
+    """The HTML of the report of the run in a directory."""
+    run, problems = read_run(root), list[Problem]()
+    sets = {stage.name: stage_sets(root / stage.name, problems) for stage in run.stages}
+    run = replace(run, problems=(*run.problems, *problems))
     charts = [stage_charts(stage) for stage in run.stages]
     figures = {
         f"stage-{index}-{chart.name}": chart.specification()
@@ -61,6 +67,7 @@ def render(run: Run) -> str:
         "machine": facts(run.environment),
         "tokenizer": facts(run.tokenizer),
         "max_errors": MAX_ERRORS,
+        "sets": {name: found for name, found in sets.items() if found},
     }
     return render_page(HERE / "page.html.j2", values, figures, filters=FILTERS)
 
