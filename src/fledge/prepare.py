@@ -19,6 +19,7 @@ from fledge.model.cost import ModelCost
 from fledge.model.start_models import StartModels
 from fledge.plan import StagePlan, check_settings_have_effect, plan_stage, with_recorded_settings, without_warmup
 from fledge.plan.horizon import TrainingHorizon, capped_batch
+from fledge.plan.prompt_sharing import share_prompts
 from fledge.plan.stage import check_labels
 from fledge.plan.warnings import PlanError, PlannedStage, plan_warnings
 from fledge.recipe import Recipe, Stage, differences, load_recipe
@@ -298,12 +299,14 @@ class Preparation:
 
         cost, stage = self.model_cost(name, tokenizer), self.recipe.stages[name]
         data = data or self.stage_data(name, tokenizer)
+        data, notes = share_prompts(self.recipe, name, data, self._model_directory(name))
         stage_rewards(self.recipe, name, tokenizer, self.run, loads=False)  # raises for rewards that cannot be computed
         if isinstance(stage, PolicySettings):
             check_positions(self._reward_model_costs(name, tokenizer), stage, name, data, tokenizer)
         self._recorded_plan(name)  # a damaged file is no mistake of the recipe
         try:
             plan, horizon, resolved = self._plan(name, tokenizer, data, stage)
+            plan = plan if self._recorded_plan(name) else replace(plan, notes=[*notes, *plan.notes])
             check_settings_have_effect(resolved, horizon.steps, cost.config, self.recipe.runtime, data.validation)
             check_labels(data.train, horizon)
         except FledgeError as error:

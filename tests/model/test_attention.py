@@ -159,7 +159,7 @@ def test_flex_attention_with_the_block_mask_equals_the_reference(packed: bool) -
 def test_attention_inside_each_varlen_segment_equals_the_reference(length: int) -> None:
     q, k, v = (t.detach() for t in _inputs(length, 4, 2))
     for documents in (_documents(length), None):
-        starts, longest, _ = varlen_metadata(documents, 2, length, CPU)
+        starts, longest, *_ = varlen_metadata(documents, 2, length, CPU)
         assert starts.dtype == torch.int32 and longest == length and starts[-1] == 2 * length
         flat = [x.transpose(1, 2).reshape(2 * length, -1, 8) for x in (q, k, v)]
         segments = []

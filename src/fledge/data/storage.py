@@ -97,6 +97,16 @@ class Examples:
         sequences = (self.sequence(index)[1] for index in range(len(self.offsets) - 1))
         return np.asarray([np.count_nonzero(weights[1:] > 0) for weights in sequences], dtype=np.int64)
 
+    @cached_property
+    def shared_lengths(self) -> np.ndarray:
+        """For each example, the positions at its beginning that all its sequences can share, int64 [E]: their tokens are equal
+        and none predicts a target with weight. So each sequence keeps the position that predicts its first such target, and no
+        position has two targets."""
+        per_example = self.sequences_per_example
+        sequences = (self.sequence(index) for index in range(len(self.offsets) - 1))
+        examples = zip(*[sequences] * per_example, strict=True)
+        return np.asarray([_shared_length(example) for example in examples], dtype=np.int64)
+
     def fingerprint(self) -> str:
         """A digest that changes with any token, weight, length, label or margin."""
         digest = xxhash.xxh3_64(np.ascontiguousarray(self.offsets, dtype=np.int64).tobytes())
@@ -122,6 +132,17 @@ class Examples:
     def tokens_per_example(self) -> np.ndarray:
         """Number of positions (tokens with a target) of each example, int64 [E]."""
         return (np.diff(self.offsets) - 1).reshape(-1, self.sequences_per_example).sum(axis=1)
+
+
+def _shared_length(example: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:
+    """The positions at the beginning of an example that its sequences, tokens and weights each, can share."""
+    weighted = [np.flatnonzero(weights[1:]) for _, weights in example]
+    length = min(int(places[0]) if len(places) else 0 for places in weighted)
+    first = example[0][0]
+    for tokens, _ in example[1:]:
+        differs = np.flatnonzero(first[:length] != tokens[:length])
+        length = int(differs[0]) if len(differs) else length
+    return length
 
 
 def token_type(vocab_size: int) -> np.dtype:

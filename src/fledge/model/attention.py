@@ -1,7 +1,8 @@
 """Causal attention inside one document, as one function with exchangeable backends.
 
 Every backend computes softmax(q·kᵀ/√d)·v (Vaswani et al. 2017, eq. 1), where a position attends to itself and to the
-earlier positions *of its own document*. Backends differ only in speed; the tests compare each with `reference_attention`.
+earlier positions *of its own document*, or of its trunk if that document is a branch (`document_numbers`). Backends differ only
+in speed; the tests compare each with `reference_attention`.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fledge.document_numbers import trunk
 
 QUERY_BLOCK = 128  # rows of queries scored at a time: half the causal square is never computed
 MOST_BLOCKS = 8  # of a row: longer rows have longer blocks, or compiling them would take minutes
@@ -26,8 +29,8 @@ def causal_document_mask(documents: Tensor | None, start: int, stop: int, device
     causal = queries[:, None] >= keys[None, :]
     if documents is None:
         return causal
-    same = documents[:, start:stop, None] == documents[:, None, :stop]
-    return (causal & same)[:, None]
+    own, seen = documents[:, start:stop, None], documents[:, None, :stop]
+    return (causal & ((own == seen) | (trunk(own) == seen)))[:, None]
 
 
 def additive_mask(documents: Tensor, dtype: torch.dtype, multiple: int = 1) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from fledge.document_numbers import BRANCH, trunk
 from fledge.model.attention import BACKENDS, Attention, blocked_metadata, sdpa, sdpa_mask
 
 FLEX_BLOCK = 128  # queries by keys that are computed or left out together
@@ -33,29 +34,45 @@ class FlexMetadata(NamedTuple):
     uncompiled: Tensor | None = None
 
 
+class BranchedSegments(NamedTuple):
+    """Segments of queries that attend to the keys of a trunk before their own, which are copied to where the kernel reads them.
+
+    `starts` [segments + 1] int32: flat position b·T + t of each segment's begin. `key_starts` [segments + 1] int32: begin of
+    each segment's keys among the copies. `keys` int64 [n]: the flat position that each copy is of."""
+
+    starts: Tensor
+    key_starts: Tensor
+    keys: Tensor
+
+
 class VarlenMetadata(NamedTuple):
     """The metadata of `varlen`, for segments that are documents or padding. `starts` [segments + 1] int32: flat position b·T +
     t of each segment's begin, with empty segments at the end. `longest`: upper limit of a segment's length. `shares_keys`:
-    whether the kernel lets several heads of queries share keys."""
+    whether the kernel lets several heads of queries share keys. `key_starts`, `keys`: as in `BranchedSegments`; None: the keys
+    of a segment are at its queries."""
 
     starts: Tensor
     longest: int
     shares_keys: bool
+    key_starts: Tensor | None = None
+    keys: Tensor | None = None
 
 
 def _visible_blocks(documents: Tensor | None, B: int, T: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Two masks of (block of queries, block of keys), bool [B, n, n]: some query attends to some key; every query to every
-    key."""
+    """Two masks of (block of queries, block of keys), bool [B, n, n]: some query may attend to some key; every query attends to
+    every key. Branches of one trunk count as one document in the first."""
     n = -(-T // FLEX_BLOCK)
     causal = torch.ones(n, n, dtype=torch.bool, device=device).tril()
     if documents is None:
         return causal.expand(B, n, n), causal.tril(-1).expand(B, n, n)
-    ordered = torch.where(documents > 0, documents, documents.amax() + 1)  # padding comes last
+    ordered = torch.where(documents > 0, documents, trunk(documents).amax() + 1)  # padding comes last
     filled = torch.cat((ordered, ordered[:, -1:].expand(B, n * FLEX_BLOCK - T)), dim=1).view(B, n, FLEX_BLOCK)
-    low, high = filled.amin(-1), filled.amax(-1)
+    trunks = trunk(filled)
+    low, high = trunks.amin(-1), trunks.amax(-1)
     overlap = (low[:, :, None] <= high[:, None, :]) & (low[:, None, :] <= high[:, :, None])
-    single = low == high
-    same = single[:, :, None] & single[:, None, :] & (low[:, :, None] == low[:, None, :])
+    number, single = filled[:, :, 0], filled.amin(-1) == filled.amax(-1)
+    own, seen = number[:, :, None], number[:, None, :]
+    same = single[:, :, None] & single[:, None, :] & ((own == seen) | (trunk(own) == seen))
     return causal & overlap, causal.tril(-1) & same
 
 
@@ -74,7 +91,10 @@ def flex_metadata(
 
     def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         causal = query >= key
-        return causal if documents is None else causal & (documents[b, query] == documents[b, key])
+        if documents is None:
+            return causal
+        own, seen = documents[b, query], documents[b, key]
+        return causal & ((own == seen) | (trunk(own) == seen))
 
     needed, full = _visible_blocks(documents, B, T, device)
     mask = BlockMask.from_kv_blocks(
@@ -102,18 +122,46 @@ def segment_room(segments: int) -> int:
     return max(FEWEST_SEGMENTS, power * 3 // 4 if segments <= power * 3 // 4 else power)
 
 
-def segment_starts(documents: Tensor) -> Tensor:
+SegmentStarts = Tensor | tuple[Tensor, ...]
+"""The result of `segment_starts`."""
+
+
+def segment_starts(documents: Tensor) -> SegmentStarts:
     """The begins of the segments of documents [B, T], int32 [room + 1], as `VarlenMetadata.starts`; padding at the end of a row
-    is a segment of its own. On a GPU the host waits for their number: it is better called where the batch is made."""
-    B, T = documents.shape
-    is_start = torch.ones(B, T, dtype=torch.bool, device=documents.device)
-    is_start[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    starts = is_start.flatten().nonzero()[:, 0].to(torch.int32)
-    return torch.cat((starts, starts.new_full((segment_room(len(starts)) + 1 - len(starts),), B * T)))
+    is a segment of its own. With branches the `BranchedSegments`, where a trunk and its first branch are one segment. On a GPU
+    the host waits for their number: it is better called where the batch is made."""
+    (B, T), device = documents.shape, documents.device
+    before = torch.full((B, T), -1, device=device)
+    before[:, 1:] = documents[:, :-1]
+    changes = (documents != before).flatten()
+    starts = (changes & (trunk(documents) != before).flatten()).nonzero()[:, 0]
+    room = segment_room(len(starts))
+    padded = _padded(starts, room + 1, B * T)
+    numbers = documents.flatten()[starts]
+    if not bool((numbers >= BRANCH).any()):
+        return padded
+    is_branch, ends = numbers >= BRANCH, torch.cat((starts[1:], starts.new_tensor([B * T])))
+    trunk_starts = torch.where(is_branch, 0, starts).cummax(0).values  # of the trunk before each branch
+    changed = changes.nonzero()[:, 0]
+    trunk_ends = torch.cat((changed, starts.new_tensor([B * T])))[torch.searchsorted(changed, trunk_starts, right=True)]
+    shared = torch.where(is_branch, trunk_ends - trunk_starts, 0)
+    counts = shared + ends - starts
+    first = counts.cumsum(0) - counts
+    total = int(counts.sum())
+    segment = torch.arange(len(starts), device=device).repeat_interleave(counts, output_size=total)
+    place = torch.arange(total, device=device) - first[segment]
+    keys = place + torch.where(place < shared[segment], trunk_starts[segment], (starts - shared)[segment])
+    return BranchedSegments(padded, _padded(first, room + 1, total), keys)
+
+
+def _padded(values: Tensor, length: int, value: int) -> Tensor:
+    """Values [n] as int32 [length], with `value` behind them."""
+    values = values.to(torch.int32)
+    return torch.cat((values, values.new_full((length - len(values),), value)))
 
 
 def varlen_metadata(
-    documents: Tensor | None, B: int, T: int, device: torch.device, starts: Tensor | None = None
+    documents: Tensor | None, B: int, T: int, device: torch.device, starts: SegmentStarts | None = None
 ) -> VarlenMetadata:
     """The begins of the segments of B rows of T positions: `starts` if they are known. Their number is marked as dynamic, so
     that compiled code serves every number of documents."""
@@ -123,8 +171,10 @@ def varlen_metadata(
         starts = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=device)
     elif starts is None:
         starts = segment_starts(documents)
-    mark_dynamic(starts, 0)
-    return VarlenMetadata(starts, T, varlen_shares_keys())
+    own, *of_keys = (starts,) if isinstance(starts, Tensor) else starts
+    for each in (own, *of_keys):
+        mark_dynamic(each, 0)
+    return VarlenMetadata(own, T, varlen_shares_keys(), *of_keys)
 
 
 @cache
@@ -148,8 +198,11 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, metadata: VarlenMetadata) -> Tensor:
     elif group > 1:
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     queries, keys, values = (x.transpose(1, 2).reshape(B * T, x.shape[1], d) for x in (q, k, v))
-    starts, longest = metadata.starts, metadata.longest
-    out = varlen_attn(queries, keys, values, starts, starts, longest, longest, window_size=(-1, 0), **options)
+    starts, longest, key_starts = metadata.starts, metadata.longest, metadata.starts
+    if metadata.keys is not None and metadata.key_starts is not None:
+        keys, values, key_starts = keys[metadata.keys], values[metadata.keys], metadata.key_starts
+    # Where a segment has more keys than queries, the last query is at the last key.
+    out = varlen_attn(queries, keys, values, starts, key_starts, longest, longest, window_size=(-1, 0), **options)
     return cast(Tensor, out).view(B, T, H, d).transpose(1, 2)
 
 
@@ -161,7 +214,7 @@ class BatchLayout(NamedTuple):
     T: int
     device: torch.device
     dtype: torch.dtype
-    starts: Tensor | None
+    starts: SegmentStarts | None
 
 
 ON_CUDA: dict[str, Callable[..., Tensor]] = {"flex": flex, "varlen": varlen}
@@ -185,7 +238,7 @@ def attention_metadata(
     T: int,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
-    starts: Tensor | None = None,
+    starts: SegmentStarts | None = None,
 ) -> Any:
     """The fourth argument of the backend `name` in all layers, made once for a batch: the result of its entry in `METADATA`,
     else the documents [B, T]. `dtype`: of the queries. `starts`: result of `segment_starts`, if it is known."""

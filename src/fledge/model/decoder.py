@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from fledge.errors import FledgeError
 from fledge.model.attention import BACKENDS
 from fledge.model.cost import ModelCost, checkpointed_layers
-from fledge.model.cuda_attention import ON_CUDA, attention_metadata
+from fledge.model.cuda_attention import ON_CUDA, SegmentStarts, attention_metadata
 from fledge.model.cuda_attention import backend as attention_backend
 from fledge.model.dropout import dropout
 from fledge.model.hf_config import hf_config
@@ -191,7 +191,7 @@ class Decoder(LanguageModel):
         tokens: Tensor,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        segment_starts: Tensor | None = None,
+        segment_starts: SegmentStarts | None = None,
     ) -> Tensor:
         """Hidden states [B, T, D]; see `LanguageModel.forward`. `positions=None`: 0 … T - 1 in each row."""
         return self._hidden_states(tokens, positions, documents, segment_starts)[0]
@@ -201,13 +201,13 @@ class Decoder(LanguageModel):
         tokens: Tensor,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        segment_starts: Tensor | None = None,
+        segment_starts: SegmentStarts | None = None,
     ) -> tuple[Tensor, RouterStats | None]:
         """Hidden states [B, T, D], and the statistics of the routers without padding (None for a dense model)."""
         return self._hidden_states(tokens, positions, documents, segment_starts)
 
     def _hidden_states(
-        self, tokens: Tensor, positions: Tensor | None, documents: Tensor | None, segment_starts: Tensor | None
+        self, tokens: Tensor, positions: Tensor | None, documents: Tensor | None, segment_starts: SegmentStarts | None
     ) -> tuple[Tensor, RouterStats | None]:
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
@@ -228,7 +228,7 @@ class Decoder(LanguageModel):
                 statistics.append(routed)
         return self.norm(x), RouterStats.of_layers(statistics) if statistics else None
 
-    def _metadata(self, tokens: Tensor, documents: Tensor | None, segment_starts: Tensor | None) -> Sequence[Any]:
+    def _metadata(self, tokens: Tensor, documents: Tensor | None, segment_starts: SegmentStarts | None) -> Sequence[Any]:
         """The last argument of attention in each layer."""
         if self.prefix is not None:
             return self.prefix.metadata(documents, tokens, self.compute_dtype)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
+from fledge.model.cuda_attention import SegmentStarts
 from fledge.model.hf_config import read_config_json
 from fledge.model.huggingface import TransformersModel, count_parameters, required_sizes
 from fledge.model.huggingface_loading import Bridge, check_runtime, from_pretrained, new_model
@@ -149,7 +150,7 @@ class EncoderDecoderModel(TransformersModel):
         tokens: Tensor,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        segment_starts: Tensor | None = None,
+        segment_starts: SegmentStarts | None = None,
     ) -> Tensor:
         """Hidden states [B, T, D] of the decoder, zero at the places of sources; see `LanguageModel.forward`. Only distances
         between positions count, so that `positions` are not used."""

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost, Parameters, checkpointed_layers
+from fledge.model.cuda_attention import SegmentStarts
 from fledge.model.huggingface_prefix import check_attention_spans, check_prefix, new_cache, prefixed_mask
 from fledge.model.moe import RouterStats
 from fledge.model.prefix import Prefix
@@ -68,7 +69,7 @@ class TransformersModel(LanguageModel):
         tokens: Tensor,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        segment_starts: Tensor | None = None,
+        segment_starts: SegmentStarts | None = None,
     ) -> Tensor:
         """Hidden states [B, T, D]; see `LanguageModel.forward`. The library separates documents by their positions, which must
         count up from 0 in each document; it has no use for `segment_starts`."""
@@ -104,7 +105,7 @@ class TransformersModel(LanguageModel):
         tokens: Tensor,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        segment_starts: Tensor | None = None,
+        segment_starts: SegmentStarts | None = None,
     ) -> tuple[Tensor, RouterStats | None]:
         """Hidden states [B, T, D], and None: the library's mixtures of experts say nothing about their routers here."""
         return self.forward(tokens, positions, documents), None

@@ -43,11 +43,13 @@ Purpose = Literal["language", "rewards", "any"]
 class Implementation:
     """The functions of one implementation: `load` a model directory (the flag: refuse values that are not finite; the settings:
     keep matrices in 4 bits); `describe`
-    its cost from config.json alone; `check_runtime`, which raises FledgeError for unsupported settings of `runtime`."""
+    its cost from config.json alone; `check_runtime`, which raises FledgeError for unsupported settings of `runtime`.
+    `no_branches_because`: why documents of a packed row cannot share their beginning (`document_numbers`); None: they can."""
 
     load: Callable[[Path, bool, QuantizationConfig | None], LanguageModel]
     describe: Callable[[Path], ModelCost]
     check_runtime: Callable[[RuntimeConfig], None]
+    no_branches_because: str | None = None
 
 
 def _describe_native(folder: Path) -> ModelCost:
@@ -81,9 +83,13 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         _whole_then_quantized(huggingface_loading.from_pretrained),
         huggingface_loading.describe,
         huggingface_loading.check_runtime,
+        "transformers, which computes this model, keeps documents apart by their positions alone",
     ),
     "encoder-decoder": Implementation(
-        _whole_then_quantized(load_encoder_decoder), describe_encoder_decoder, check_encoder_decoder_runtime
+        _whole_then_quantized(load_encoder_decoder),
+        describe_encoder_decoder,
+        check_encoder_decoder_runtime,
+        "an encoder–decoder computes sources and answers apart",
     ),
 }
 
@@ -100,6 +106,11 @@ class ModelDescription:
     def check_runtime(self, runtime: RuntimeConfig) -> None:
         """FledgeError for settings of the recipe's `runtime` that the implementation cannot follow."""
         IMPLEMENTATIONS[self.implementation].check_runtime(runtime)
+
+    @property
+    def no_branches_because(self) -> str | None:
+        """As in `Implementation`."""
+        return IMPLEMENTATIONS[self.implementation].no_branches_because
 
 
 def choose_implementation(folder: Path, requested: str = "auto", log: Log = silent) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
+from fledge.model.cuda_attention import SegmentStarts
 from fledge.model.moe import RouterStats
 from fledge.model.prefix import Prefix
 from fledge.recipe.schema import AdapterConfig, ModelConfig, QuantizationConfig
@@ -87,12 +88,13 @@ class LanguageModel(nn.Module, ABC):
         tokens: Tensor,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        segment_starts: Tensor | None = None,
+        segment_starts: SegmentStarts | None = None,
     ) -> Tensor:
         """Hidden states [B, T, D] in `compute_dtype` of tokens [B, T].
 
         `positions` [B, T] count up from 0 in each document; None: the model counts them itself. `documents` [B, T] number
-        the documents that are packed into a row, 0 is padding; no document sees another. None: a row is one document.
+        the documents that are packed into a row, 0 is padding; no document sees another, but a branch its trunk
+        (`document_numbers`), in models whose implementation says so (`loading.Implementation`). None: a row is one document.
         `segment_starts`: `cuda_attention.segment_starts` of the documents, where the caller knows them.
         """
 
@@ -102,7 +104,7 @@ class LanguageModel(nn.Module, ABC):
         tokens: Tensor,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        segment_starts: Tensor | None = None,
+        segment_starts: SegmentStarts | None = None,
     ) -> tuple[Tensor, RouterStats | None]:
         """Hidden states as from `forward`, and the routing of the native mixture of experts (None for other models)."""
 

@@ -1,6 +1,6 @@
 """A complete build as packed data: memory-mapped, mixed, checked against what was requested and what was written."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,11 @@ class StageDataset:
     def plan(self) -> BuildPlan:
         """The plan of the build."""
         return self.build.plan
+
+    def sharing_prompts(self) -> "StageDataset":
+        """This data, packed anew so that the sequences of an example share their beginning."""
+        validation = self.validation and self.validation.sharing_beginnings()
+        return replace(self, train=self.train.sharing_beginnings(), validation=validation)
 
     def as_dict(self) -> dict[str, Any]:
         """The content of a run's data_report.json: the sources, the packed training and validation data, and the mixture."""

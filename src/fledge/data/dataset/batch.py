@@ -20,6 +20,10 @@ class Batch:
     target in the loss. `position_ids` restart at 0 with each piece of a sequence. `documents` number the pieces of a packed
     row from 1; padding is 0. `sequence_ids` number the sequences of the batch from 0; padding is `num_sequences`.
 
+    Where the sequences of an example share their beginning, `documents` number it as a trunk and the rest of each sequence as
+    a branch (`document_numbers`). The positions of a branch go on from those of the trunk, which belongs to the first sequence
+    and has no target with weight.
+
     Each `sequences_per_example` neighbouring sequences are one example. `examples`: numbers of the examples in the data, in the
     order of their sequences. `tokens_by_source`: tokens of each source, if sources are known. `known_target_index` [n]:
     `target_index`, computed on the host so that no code waits for a device. `token_values`: further figures of the targets by
@@ -39,16 +43,19 @@ class Batch:
     tokens_by_source: tuple[int, ...] = ()
     known_target_index: "Tensor | None" = None
     token_values: "Mapping[str, Tensor]" = field(default_factory=dict)
-    segment_starts: "Tensor | None" = None
+    segment_starts: "Tensor | tuple[Tensor, ...] | None" = None
 
     @property
-    def model_inputs(self) -> "tuple[Tensor, Tensor, Tensor, Tensor | None]":
+    def model_inputs(self) -> "tuple[Tensor, Tensor, Tensor, Tensor | tuple[Tensor, ...] | None]":
         """The arguments of a model's forward pass."""
         return self.input_ids, self.position_ids, self.documents, self.segment_starts
 
     def _with(self, change: "Callable[[Tensor], Tensor]") -> "Batch":
         """A copy with `change` applied to every tensor, and with the counts that were computed already."""
         index = None if self.known_target_index is None else change(self.known_target_index)
+        starts = self.segment_starts
+        if starts is not None:
+            starts = tuple(map(change, starts)) if isinstance(starts, tuple) else change(starts)
         batch = Batch(
             input_ids=change(self.input_ids),
             targets=change(self.targets),
@@ -62,7 +69,7 @@ class Batch:
             tokens_by_source=self.tokens_by_source,
             known_target_index=index,
             token_values={name: change(values) for name, values in self.token_values.items()},
-            segment_starts=None if self.segment_starts is None else change(self.segment_starts),
+            segment_starts=starts,
         )
         return batch._with_counts_of(self)
 
@@ -71,7 +78,7 @@ class Batch:
         self.__dict__.update({name: batch.__dict__[name] for name in COUNTED if name in batch.__dict__})
         return self
 
-    def with_segment_starts(self, starts: "Tensor") -> "Batch":
+    def with_segment_starts(self, starts: "Tensor | tuple[Tensor, ...]") -> "Batch":
         """The batch with `segment_starts`."""
         return replace(self, segment_starts=starts)._with_counts_of(self)
 

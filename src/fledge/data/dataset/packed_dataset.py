@@ -1,6 +1,7 @@
 """Examples as an endless stream of packed rows: a pure function of the seed, so a resumed run reads equal batches."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +18,7 @@ from fledge.data.dataset.packing import (
     permutation,
 )
 from fledge.data.storage import Examples
+from fledge.document_numbers import BRANCH
 
 Skipped = Sequence[Sequence[int]]
 """Runs of packed rows to leave out of the stream, each as (first position, count)."""
@@ -37,7 +39,8 @@ class PackedDataset:
     `pad`: id of the padding token. `sources`: names of the sources, in the order of their numbers in `examples.source`.
     `mixture`: draws the examples of each epoch, which are packed anew. None: every epoch has equal packed rows, in another
     order. `halves_rows`: as in `pack_best_fit`. Rows with desirable and rows with undesirable answers come at even intervals,
-    where examples have labels."""
+    where examples have labels. `shares_beginnings`: the sequences of an example share the positions that they begin with
+    (`Examples.shared_lengths`), which stand in the packed row once."""
 
     def __init__(
         self,
@@ -51,12 +54,33 @@ class PackedDataset:
         mixture: Mixture | None = None,
         sources: tuple[str, ...] = (),
         halves_rows: bool = False,
+        shares_beginnings: bool = False,
     ) -> None:
-        self.halves_rows = halves_rows
+        self.halves_rows, self.shares_beginnings = halves_rows, shares_beginnings
         self.examples, self.packed_length, self.pad, self.seed = examples, packed_length, pad, seed
         self.split_documents, self.packs, self.mixture, self.sources = split_documents, packs, mixture, sources
         self._epochs: dict[int, tuple[PackedLayout, np.ndarray]] = {}
         self._counts: list[int] = []
+
+    def sharing_beginnings(self) -> "PackedDataset":
+        """These examples packed anew, with `shares_beginnings`."""
+        return PackedDataset(
+            self.examples,
+            self.packed_length,
+            self.pad,
+            self.seed,
+            self.split_documents,
+            packs=self.packs,
+            mixture=self.mixture,
+            sources=self.sources,
+            shares_beginnings=True,
+        )
+
+    @cached_property
+    def shareable_share(self) -> float:
+        """The share of the positions of all examples that `shares_beginnings` saves."""
+        saved = (self.examples.sequences_per_example - 1) * int(self.examples.shared_lengths.sum())
+        return saved / max(1, int(self.examples.tokens_per_example().sum()))
 
     # -- epochs -----------------------------------------------------------------------------------------------------
 
@@ -71,11 +95,12 @@ class PackedDataset:
         elif not self.packs:
             layout = pack_singly(lengths, self.examples.sequences_per_example)
         else:
+            shared = self.examples.shared_lengths if self.shares_beginnings else None
+            if shared is not None and examples is not None:
+                shared = shared[examples]
             per_example = self.examples.sequences_per_example
-            layout = pack_best_fit(lengths, self.packed_length, seed, per_example, self.halves_rows)
-        if sequences is None:
-            return layout
-        return PackedLayout(layout.offsets, sequences[layout.sequence], layout.start, layout.length)
+            layout = pack_best_fit(lengths, self.packed_length, seed, per_example, halves_rows=self.halves_rows, shared=shared)
+        return layout if sequences is None else replace(layout, sequence=sequences[layout.sequence])
 
     @cached_property
     def layout(self) -> PackedLayout:
@@ -155,9 +180,12 @@ class PackedDataset:
     @cached_property
     def mean_context(self) -> float:
         """The sequence length at which causal attention has the operations of the first epoch: Σ n² / Σ n over its pieces of n
-        tokens. Pieces in one packed row do not see each other, so it is below `packed_length`."""
-        lengths = self.epoch(0)[0].length.astype(np.float64)
-        return float((lengths**2).sum() / lengths.sum())
+        tokens. Pieces in one packed row do not see each other, so it is below `packed_length`; a branch sees the b tokens
+        before it, and counts as (b + n)² − b²."""
+        layout = self.epoch(0)[0]
+        lengths = layout.length.astype(np.float64)
+        before = np.where(layout.branches > 0, layout.start, 0)
+        return float((lengths**2 + 2 * before * lengths).sum() / lengths.sum())
 
     @cached_property
     def pieces_per_row(self) -> float:
@@ -198,6 +226,8 @@ class PackedDataset:
         digest.update(" ".join(map(str, (*packing, *(["halves"] if self.halves_rows else [])))).encode())
         if not self.packs:
             digest.update(b"singly")
+        if self.shares_beginnings:
+            digest.update(b"shared beginnings")
         if self.mixture is not None:
             digest.update(repr(self.mixture.quotas).encode())
         return digest.hexdigest()
@@ -225,7 +255,8 @@ class PackedDataset:
             epoch, index = self._locate(skip_offset(position, skipped))
             layout, order = self.epoch(epoch)
             row = int(order[index])
-            sequences = layout.sequence[layout.offsets[row] : layout.offsets[row + 1]]
+            pieces = slice(layout.offsets[row], layout.offsets[row + 1])
+            sequences = layout.sequence[pieces][layout.branches[pieces] != 1]  # a first branch goes on with a sequence
             numbers += (sequences[:: self.examples.sequences_per_example] // self.examples.sequences_per_example).tolist()
         return numbers
 
@@ -246,18 +277,21 @@ class PackedDataset:
             if entry is None:
                 continue
             layout, row = entry
-            t = 0
-            for number, slot in enumerate(range(layout.offsets[row], layout.offsets[row + 1]), 1):
+            t = number = 0
+            for slot in range(layout.offsets[row], layout.offsets[row + 1]):
                 n, sequence = int(layout.length[slot]), int(layout.sequence[slot])
-                start = int(data.offsets[sequence] + layout.start[slot])
+                first, branch = int(layout.start[slot]), int(layout.branches[slot])
+                start = int(data.offsets[sequence]) + first
                 tokens = data.tokens[start : start + n + 1]
+                number += branch == 0
+                if branch != 1:  # a first branch goes on with the sequence of its trunk
+                    sequences.append(sequence)
                 input_ids[b, t : t + n] = tokens[:-1]
                 targets[b, t : t + n] = tokens[1:]
                 weights[b, t : t + n] = data.weights[start + 1 : start + n + 1]
-                positions[b, t : t + n] = np.arange(n)
-                documents[b, t : t + n] = number
-                sequence_ids[b, t : t + n] = len(sequences)
-                sequences.append(sequence)
+                positions[b, t : t + n] = np.arange(n) + (first if branch else 0)
+                documents[b, t : t + n] = number + branch * BRANCH
+                sequence_ids[b, t : t + n] = len(sequences) - 1
                 if self.sources and data.source is not None:
                     by_source[data.source[sequence // data.sequences_per_example]] += n
                 t += n

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -11,15 +12,22 @@ class PackedLayout:
     """The assignment of pieces of sequences to R packed rows. offsets int64 [R + 1].
 
     Slot s of packed row r, for s in [offsets[r], offsets[r + 1]), holds `length[s]` positions of sequence `sequence[s]`,
-    beginning at position `start[s]` of the sequence."""
+    beginning at position `start[s]` of the sequence. `branch[s]`: 0, or from 1 the number of a piece that goes on from the last
+    piece before it whose branch is 0, which belongs to the beginning of several sequences. None: all are 0."""
 
     offsets: np.ndarray
     sequence: np.ndarray
     start: np.ndarray
     length: np.ndarray
+    branch: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    @cached_property
+    def branches(self) -> np.ndarray:
+        """`branch`, with zeros for None."""
+        return np.zeros_like(self.start) if self.branch is None else self.branch
 
 
 def permutation(count: int, *key: int) -> np.ndarray:
@@ -54,14 +62,23 @@ def pack_concat_and_chunk(lengths: np.ndarray, packed_length: int, seed: int) ->
 
 
 def pack_best_fit(
-    lengths: np.ndarray, packed_length: int, seed: int, sequences_per_example: int = 1, halves_rows: bool = False
+    lengths: np.ndarray,
+    packed_length: int,
+    seed: int,
+    sequences_per_example: int = 1,
+    *,
+    halves_rows: bool = False,
+    shared: np.ndarray | None = None,
 ) -> PackedLayout:
     """Pack complete examples into rows by best fit, in shuffled order: nothing is cut, few positions stay empty.
 
     `lengths` [S]: positions of each sequence; `sequences_per_example` neighbouring sequences are one example. `halves_rows`:
-    the sequences at each place of their examples take at most an equal part of the packed row."""
+    the sequences at each place of their examples take at most an equal part of the packed row. `shared` [E]: the positions at
+    the beginning of each example that its sequences share, and that stand in the row once."""
     by_example = lengths.reshape(-1, sequences_per_example)
     sizes = sequences_per_example * by_example.max(axis=1, initial=0) if halves_rows else by_example.sum(axis=1)
+    if shared is not None:
+        sizes = sizes - (sequences_per_example - 1) * shared
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (positions left, packed row), sorted
     for example in permutation(len(sizes), seed).tolist():
@@ -79,7 +96,24 @@ def pack_best_fit(
     sequence = (examples[:, None] * sequences_per_example + np.arange(sequences_per_example)).ravel()
     counts = [len(row) * sequences_per_example for row in rows]
     offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
-    return PackedLayout(offsets, sequence, np.zeros_like(sequence), lengths[sequence])
+    layout = PackedLayout(offsets, sequence, np.zeros_like(sequence), lengths[sequence])
+    return layout if shared is None else _with_branches(layout, examples, shared[examples])
+
+
+def _with_branches(layout: PackedLayout, examples: np.ndarray, shared: np.ndarray) -> PackedLayout:
+    """A layout of complete `examples` [n] whose sequences share their first `shared` [n] positions: a piece for these, and a
+    branch for the rest of each sequence."""
+    members, lengths = layout.sequence.reshape(len(examples), -1), layout.length.reshape(len(examples), -1)
+    count, has_trunk = members.shape[1], shared > 0
+    ends = np.cumsum(count + has_trunk)
+    first = ends - count - has_trunk  # piece of each example
+    sequence, start, length, branch = (np.zeros(ends[-1] if len(ends) else 0, np.int64) for _ in range(4))
+    trunks, own = first[has_trunk], (first + has_trunk)[:, None] + np.arange(count)
+    sequence[trunks], length[trunks] = members[has_trunk, 0], shared[has_trunk]
+    sequence[own], start[own], length[own] = members, shared[:, None], lengths - shared[:, None]
+    branch[own] = np.where(has_trunk[:, None], np.arange(1, count + 1), 0)
+    offsets = np.concatenate(([0], ends))[layout.offsets // count]
+    return PackedLayout(offsets, sequence, start, length, branch)
 
 
 def pack_singly(lengths: np.ndarray, sequences_per_example: int = 1) -> PackedLayout:

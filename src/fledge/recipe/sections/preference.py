@@ -96,6 +96,21 @@ class AnswerSettings(ConfigModel):
         return {**values, "guards": {**guards, "validation_increase": {"patience": PATIENCE, **guard}}}
 
 
+class PairSettings(AnswerSettings):
+    """The settings of stages whose examples are two answers to one prompt."""
+
+    share_prompts: Literal["auto"] | bool = Field(
+        default="auto",
+        description="compute the prompt of a pair once for both answers; auto: where the model can and it saves at least a "
+        "hundredth of the tokens",
+    )
+
+    @property
+    def prompt_sharing(self) -> Literal["auto"] | bool:
+        """Whether the two answers are to share their prompt."""
+        return self.share_prompts
+
+
 class ReferenceSettings(KeptReferenceSettings, AnswerSettings):
     """The settings of the reference, the model as it was when the stage began."""
 
@@ -105,7 +120,7 @@ class ReferenceSettings(KeptReferenceSettings, AnswerSettings):
     )
 
 
-class PreferenceSettings(ReferenceSettings):
+class PreferenceSettings(ReferenceSettings, PairSettings):
     """The settings of a stage on pairs of answers."""
 
     loss_type: Literal["sigmoid", "robust", "sigmoid_norm", "hinge", "ipo", "simpo", "orpo"] = Field(
@@ -204,7 +219,7 @@ class KtoSettings(ReferenceSettings):
         return not self.precompute_ref_log_probs
 
 
-class RewardSettings(AnswerSettings):
+class RewardSettings(PairSettings):
     """The settings of a stage that trains a reward model on pairs of answers."""
 
     center_rewards_coefficient: Annotated[float, Field(ge=0)] = Field(

@@ -139,6 +139,11 @@ class StageBase(ConfigModel):
         return False
 
     @property
+    def prompt_sharing(self) -> Literal["auto"] | bool:
+        """Whether the sequences of an example are to share their prompt; false where an example has but one."""
+        return False
+
+    @property
     def measures_disentanglement(self) -> bool:
         """Whether evaluations compare the gradients of chosen and rejected answers."""
         return False
