@@ -57,7 +57,8 @@ def test_a_run_with_another_loss_begins_at_its_known_value_and_resumes_bit_for_b
     assert json.loads((uninterrupted / "dpo" / "eval" / "before.json").read_text())["loss"] == pytest.approx(
         FIRST_LOSS[loss_type]
     )
-    assert json.loads((uninterrupted / "dpo" / "plan.json").read_text())["loss_unit"] == "per pair"
+    plan = json.loads((uninterrupted / "dpo" / "plan.json").read_text())
+    assert plan["loss_unit"] == "per pair" and any("the prompt of a pair is computed once" in note for note in plan["notes"])
     page = write_report(uninterrupted).read_text(encoding="utf-8")
     assert re.search(r"validation loss fell from [\d.]+ to [\d.]+ per pair", page) and "nats/pair" not in page
 
