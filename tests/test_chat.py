@@ -1,15 +1,23 @@
 """`fledge generate` and `fledge chat`: what they print, and that a conversation packs the weights once."""
 
+import io
+import json
 import os
-import subprocess
+import signal
 import sys
-from collections.abc import Iterator
-from importlib.util import find_spec
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from prompt_toolkit.history import InMemoryHistory
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
 
 from fledge.chat import chat, generate_once
+from fledge.chat.conversation import Conversation
+from fledge.chat.reader import TerminalReader, open_history
+from fledge.chat.session import COMMANDS
 from fledge.escaping import escaped
 from fledge.generation import PromptTooLongError, SamplingParams
 from fledge.generation.native import InferenceModel
@@ -137,17 +145,170 @@ def test_commands_are_not_sent_to_the_model(
     assert captured.out == escaped(f"{first}\n{second}\n")
 
 
-@pytest.mark.skipif(find_spec("readline") is None, reason="this Python has no readline")
-def test_arrow_keys_edit_the_line() -> None:
-    pty = pytest.importorskip("pty")
-    code = "from fledge.chat import _edit_lines; _edit_lines(); print(ascii(input('> ')))"
-    main, terminal = pty.openpty()
-    with subprocess.Popen([sys.executable, "-c", code], stdin=terminal, stdout=terminal, stderr=terminal) as process:
-        os.write(main, b"ac\x1b[Db\n")
-        process.wait(60)
-        os.close(terminal)
-        assert b"'abc'" in os.read(main, 1000)
-    os.close(main)
+@pytest.fixture
+def typed() -> Iterator[tuple[TerminalReader, Callable[[str], None]]]:
+    """A reader of a terminal, and a function that types keys into it."""
+    with create_pipe_input() as keys:
+        yield TerminalReader(COMMANDS, InMemoryHistory(), input=keys, output=DummyOutput()), keys.send_text
+
+
+@pytest.mark.parametrize(
+    ("keys", "read"),
+    [
+        ("ac\x1b[Db\r", ["abc"]),
+        ("\x1b[200~first\nsecond\x1b[201~\r", ["first\nsecond"]),  # pasted lines
+        ("first\x1b\rsecond\r", ["first\nsecond"]),  # Alt-Enter
+        ("你好\x7f吗\r", ["你吗"]),
+    ],
+)
+def test_a_line_is_edited_as_on_any_terminal(
+    typed: tuple[TerminalReader, Callable[[str], None]], keys: str, read: list[str]
+) -> None:
+    reader, send = typed
+    send(keys)
+    assert [reader() for _ in read] == read
+
+
+def test_the_arrow_up_brings_back_earlier_messages_and_the_tabulator_completes_commands(
+    typed: tuple[TerminalReader, Callable[[str], None]],
+) -> None:
+    reader, send = typed
+    send("one\rtwo\r")
+    assert [reader(), reader()] == ["one", "two"]
+    for first, then, read in (("", "\x1b[A\x1b[A\r", "one"), ("/und\t", "\r", "/undo")):
+        send(first)
+        later = threading.Timer(0.5, send, (then,))  # history and completions are found while a person types
+        later.start()
+        assert reader() == read
+        later.join()
+
+
+def test_ctrl_c_empties_the_line_and_ctrl_d_leaves(
+    typed: tuple[TerminalReader, Callable[[str], None]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, send = typed
+    send("not this\x03but this\r")
+    assert reader() == "but this"
+    assert "Ctrl-D" in capsys.readouterr().err
+    send("\x04")
+    with pytest.raises(EOFError):
+        reader()
+
+
+def test_messages_of_earlier_conversations_are_kept_for_their_owner_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEDGE_CACHE", str(tmp_path / "cache"))
+    for message in ("你好", "two\nlines"):
+        history = open_history()
+        assert history is not None
+        history.append_string(message)
+    again = open_history()
+    assert again is not None and list(again.load_history_strings()) == ["two\nlines", "你好"]
+    assert (tmp_path / "cache" / "chat_history").stat().st_mode & 0o777 == 0o600
+
+
+def test_undo_takes_back_the_last_round(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = answer(folder, [Message("user", "What is a cat?")])
+    other = answer(folder, [Message("user", "Dogs?")])
+    second = answer(
+        folder, [Message("user", "What is a cat?"), Message("assistant", first.strip()), Message("user", "And a dog?")]
+    )
+    type_lines(monkeypatch, "/undo", "What is a cat?", "Dogs!", "/undo", "And a dog?", "/undo", "/undo", "Dogs?")
+    chat(str(folder), PARAMS)
+    captured = capsys.readouterr()
+    out = captured.out
+    assert out.startswith(escaped(f"{first}\n")) and out.endswith(escaped(f"{second}\n{other}\n") + "\n")
+    assert captured.err.count("taken back: ") == 3 and captured.err.count("nothing to take back") == 1
+
+
+def test_rounds_that_were_left_out_come_back_when_there_is_room(folder: Path) -> None:
+    _, tokenizer = loaded(folder)
+    talk, most = Conversation(), 60
+    for number in range(8):
+        _, start = talk.fitted(f"What is a dog? {number}", tokenizer.encode_prompt, most)
+        talk.add(f"What is a dog? {number}", "A dog is an animal.", start)
+    assert talk.start > 0
+    while talk.rounds:
+        talk.undo()
+        prompt, start = talk.fitted("Hm?", tokenizer.encode_prompt, most)
+        turns = [*talk.rounds, Message("user", "Hm?")]
+        fitting = (one for one in range(0, len(turns), 2) if len(tokenizer.encode_prompt(turns[one:])) <= most)
+        assert start == next(fitting) and prompt == tokenizer.encode_prompt(turns[start:])
+
+
+def test_the_system_prompt_can_be_changed_while_talking(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = answer(folder, [Message("system", "Be short."), Message("user", "What is a cat?")])
+    plain = answer(folder, [Message("user", "What is a cat?")])
+    type_lines(
+        monkeypatch,
+        "/system",
+        "/system Be short.",
+        "What is a cat?",
+        "/new",
+        "What is a cat?",
+        "/new",
+        "/system none",
+        "What is a cat?",
+    )
+    chat(str(folder), PARAMS)
+    captured = capsys.readouterr()
+    assert captured.out == escaped(f"{short}\n{short}\n{plain}\n") + "\n"
+    assert captured.err.count("there is no system prompt") == 2 and captured.err.count("the system prompt is: Be short.") == 1
+
+
+def test_a_conversation_is_saved_as_rows_that_can_be_trained_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "talks.jsonl"
+    file.write_text('{"messages": []}')  # a row of another program, without a line end
+    type_lines(
+        monkeypatch, f"/save {file}", "What is a cat?", "And a dog?", "/save", f"/save {tmp_path}/talk.txt", f"/save {file}",
+        "/new", "Dogs?", f"/save {tmp_path}/no/folder.jsonl", f"/save {file}",
+    )  # fmt: skip
+    chat(str(folder), PARAMS, system="Be short.")
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    first = answer(folder, [Message("system", "Be short."), Message("user", "What is a cat?")]).strip()
+    roles = [[turn["role"] for turn in row["messages"]] for row in rows]
+    assert roles == [[], ["system", *["user", "assistant"] * 2], ["system", "user", "assistant"]]
+    assert rows[1]["messages"][2]["content"] == first
+    told = capsys.readouterr().err
+    for words in (
+        "nothing to save",
+        "name the file",
+        "one line of a .jsonl file",
+        "cannot be saved",
+        "2 rounds saved",
+        "1 round saved",
+    ):
+        assert words in told
+
+
+def test_ctrl_c_stops_one_answer_after_another_and_the_conversation_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    class Impatient(io.StringIO):
+        """Sends Ctrl-C when the first piece of an answer is written."""
+
+        def write(self, text: str) -> int:
+            if text.strip():
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().write(text)
+
+    file, output = tmp_path / "talk.jsonl", Impatient()
+    monkeypatch.setattr(sys, "stdout", output)
+    type_lines(monkeypatch, "What is a cat?", "And a dog?", f"/save {file}")
+    before = signal.getsignal(signal.SIGINT)
+    chat(str(folder), SamplingParams(temperature=0.8, seed=3, max_new_tokens=40))
+    assert signal.getsignal(signal.SIGINT) is before
+    (row,) = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    whole = answer(folder, [Message("user", "What is a cat?")], SamplingParams(temperature=0.8, seed=3, max_new_tokens=40))
+    assert len(row["messages"]) == 4 and capsys.readouterr().err.count("stopped; the answer so far") == 2
+    assert whole.strip().startswith(row["messages"][1]["content"]) and row["messages"][1]["content"] != whole.strip()
 
 
 def test_generate_answers_one_prompt_by_the_chat_template_or_continues_a_raw_text(
