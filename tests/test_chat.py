@@ -8,16 +8,19 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from fledge.chat import chat, generate_once
+from fledge.chat import chat, generate_file, generate_once
 from fledge.chat.conversation import Conversation
 from fledge.chat.reader import TerminalReader, open_history
 from fledge.chat.session import COMMANDS
+from fledge.cli import main
+from fledge.errors import FledgeError
 from fledge.escaping import escaped
 from fledge.generation import PromptTooLongError, SamplingParams
 from fledge.generation.native import InferenceModel
@@ -326,3 +329,97 @@ def test_generate_answers_one_prompt_by_the_chat_template_or_continues_a_raw_tex
 def test_generate_names_a_prompt_that_is_too_long(folder: Path) -> None:
     with pytest.raises(PromptTooLongError, match=r"prompt: it has .* tokens, .* 100 positions"):
         generate_once(str(folder), "dog " * 200, PARAMS)
+
+
+# -- prompts of a file ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    """A file with four prompts, one row that is none, and a prompt that is too long."""
+    rows = [
+        {"prompt": "What is a cat?"},
+        {"messages": [{"role": "system", "content": "Be short."}, {"role": "user", "content": "And a dog?"}]},
+        {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "not this"}]},
+        {"number": 3},
+        {"prompt": "dog " * 200},
+        {"prompt": "Dogs?"},
+    ]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def rows_in(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON Lines."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_prompts_of_a_file_are_answered_in_their_order(
+    folder: Path, prompts: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out, greedy = tmp_path / "answers" / "a.jsonl", SamplingParams(max_new_tokens=6)
+    out.parent.mkdir()
+    generate_file(str(folder), str(prompts), out, greedy, system="Be kind.")
+    rows, told = rows_in(out), capsys.readouterr().err
+    kind, short = Message("system", "Be kind."), Message("system", "Be short.")
+    asked = [[kind, Message("user", "What is a cat?")], [short, Message("user", "And a dog?")], [kind, Message("user", "Hi.")]]
+    asked.append([kind, Message("user", "Dogs?")])
+    assert [[(turn["role"], turn["content"]) for turn in row["messages"]] for row in rows] == [
+        [*((one.role, one.content) for one in messages), ("assistant", answer(folder, messages, greedy).strip())]
+        for messages in asked
+    ]
+    assert {row["finish_reason"] for row in rows} <= {"stop", "length"}
+    assert "no prompt: 1 × " in told and "not answered: 1 prompts leave no room" in told and "prompts.jsonl:5" in told
+
+
+def test_answers_to_a_file_go_on_where_they_were_stopped(
+    folder: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("fledge.chat.many.ROWS", 2)
+    whole, stopped = tmp_path / "out1" / "a.jsonl", tmp_path / "out2" / "a.jsonl"
+    for file in (whole, stopped):
+        file.parent.mkdir()
+    generate_file(str(folder), str(prompts), whole, PARAMS)
+    with pytest.raises(FledgeError, match="there already"):
+        generate_file(str(folder), str(prompts), whole, PARAMS)
+    lines = whole.read_bytes().splitlines(keepends=True)
+    stopped.write_bytes(b"".join(lines[:2]) + lines[2][:9])  # killed while the third one was written
+    generate_file(str(folder), str(prompts), stopped, PARAMS, resume=True)
+    assert stopped.read_bytes() == whole.read_bytes()
+    with pytest.raises(FledgeError, match="other prompts"):
+        generate_file(str(folder), str(prompts), stopped, PARAMS, system="Be kind.", resume=True)
+    stopped.write_text("no answers\n")
+    with pytest.raises(FledgeError, match="no file of answers"):
+        generate_file(str(folder), str(prompts), stopped, PARAMS, resume=True)
+
+
+def test_answers_are_not_written_among_their_prompts(folder: Path, prompts: Path) -> None:
+    with pytest.raises(FledgeError, match="among the prompts"):
+        generate_file(str(folder), str(prompts.parent), prompts.parent / "answers.jsonl", PARAMS)
+    assert not (prompts.parent / "answers.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "name PROMPT or --file"),
+        (["Hi.", "--file", "a.jsonl"], "a file of them"),
+        (["Hi.", "--out", "b.jsonl"], "--out: this is for the answers to a file"),
+        (["Hi.", "--resume"], "--resume: this is for the answers to a file"),
+        (["--file", "a.jsonl"], "name the file for the answers"),
+        (["--file", "a.jsonl", "--out", "b.jsonl", "--raw"], "--raw: the prompts of a file"),
+        (["--file", "nothing.jsonl", "--out", "b.jsonl"], "nothing.jsonl"),
+    ],
+)
+def test_generate_says_what_it_needs(
+    folder: Path,
+    options: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", str(folder), *options]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "b.jsonl").exists()

@@ -9,10 +9,10 @@ from fledge.model.locate import locate_model
 from fledge.tokenizer import Message, Tokenizer
 
 
-def load(path: str, adapters: Sequence[str] = ()) -> SwitchableEngine:
-    """The engine for one request at a time, and the tokenizer, of a run, stage, checkpoint, model directory or GGUF file, with
-    adapters."""
-    return load_engine(locate_model(path, tell), tell, max_batch_size=1, adapters=find_adapters(adapters))
+def load(path: str, adapters: Sequence[str] = (), *, together: int = 1) -> SwitchableEngine:
+    """The engine and the tokenizer of a run, stage, checkpoint, model directory or GGUF file, with adapters. `together`: most
+    requests at a time."""
+    return load_engine(locate_model(path, tell), tell, max_batch_size=together, adapters=find_adapters(adapters))
 
 
 def tell(text: str) -> None:

@@ -116,7 +116,8 @@ def _new(session: Session, _: str) -> None:
 def _undo(session: Session, _: str) -> None:
     question = session.conversation.undo()
     left = len(session.conversation.rounds) // 2
-    tell("there is nothing to take back" if question is None else f"taken back: {question} ({left} earlier rounds stay)")
+    stays = "no round is left" if not left else f"{left} round{'s' * (left > 1)} before it stay{'s' * (left == 1)}"
+    tell("there is nothing to take back" if question is None else f"taken back: {question} ({stays})")
 
 
 def _system(session: Session, text: str) -> None:

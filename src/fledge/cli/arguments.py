@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_quickstart(commands)
     _add_train(commands)
     _add_data(commands)
-    for name, text in (("generate", "answer one prompt"), ("chat", "talk to a model")):
+    for name, text in (("generate", "answer one prompt, or all of a file"), ("chat", "talk to a model")):
         _add_generation(commands, name, text)
     _add_score(commands)
     add_prefer(commands, ADAPTER)
@@ -212,7 +212,10 @@ def _add_generation(commands: argparse._SubParsersAction, name: str, text: str) 
     command = commands.add_parser(name, help=text, allow_abbrev=False)
     command.add_argument("model", type=os.path.expanduser, help="run, stage, checkpoint, model directory or GGUF file")
     if name == "generate":
-        command.add_argument("prompt", help="what to answer")
+        command.add_argument("prompt", nargs="?", help="what to answer")
+        command.add_argument("--file", type=os.path.expanduser, help="answer all prompts of this file, folder or glob instead")
+        command.add_argument("--out", type=os.path.expanduser, metavar="FILE", help="the .jsonl file for their answers")
+        command.add_argument("--resume", action="store_true", help="go on with the answers that --out has already")
         command.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
         _add_json_schema(command)
         command.add_argument("--adapter", type=os.path.expanduser, metavar="DIR", help=ADAPTER)

@@ -17,6 +17,7 @@ from fledge.run.stopping import SignalHandler
 
 if TYPE_CHECKING:
     from fledge.evaluate.best_of import BestOf
+    from fledge.generation import SamplingParams
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -234,25 +235,45 @@ def _run_build(options: argparse.Namespace, overrides: Overrides) -> None:
 
 
 def _run_generation(options: argparse.Namespace) -> None:
-    from fledge.chat import chat, generate_once
+    from fledge.chat import chat
     from fledge.generation import SamplingParams
 
+    if options.command == "generate":
+        _check_generate(options)
     try:
         params = SamplingParams(**{name: getattr(options, name) for name in SAMPLING_OPTIONS})
     except FledgeError as error:  # it names the parameter
         raise FledgeError(error.what, where=f"--{error.where}".replace("_", "-"), hint=error.hint) from None
-    if options.command == "generate":
-        generate_once(
-            options.model,
-            options.prompt,
-            params,
-            adapter=options.adapter,
-            system=options.system,
-            raw=options.raw,
-            schema=_json_schema(options),
-        )
-    else:
+    if options.command == "chat":
         chat(options.model, params, adapters=options.adapter, system=options.system)
+    else:
+        _generate(options, params)
+
+
+def _check_generate(options: argparse.Namespace) -> None:
+    """Raise FledgeError unless there is one prompt, or a file of them and a file for their answers."""
+    if (options.prompt is None) == (options.file is None):
+        raise FledgeError(
+            "one prompt is answered, or a file of them", where="fledge generate", hint="name PROMPT or --file FILE"
+        )
+    if options.file is None:
+        given = next((name for name in ("out", "resume") if getattr(options, name)), None)
+        if given:
+            raise FledgeError("this is for the answers to a file of prompts", where=f"--{given}", hint="add --file FILE")
+    elif options.out is None:
+        raise FledgeError("name the file for the answers", where="--file", hint="add --out answers.jsonl")
+    elif options.raw:
+        raise FledgeError("the prompts of a file are answered by the chat template", where="--raw", hint="leave it out")
+
+
+def _generate(options: argparse.Namespace, params: "SamplingParams") -> None:
+    from fledge.chat import generate_file, generate_once
+
+    same = {"adapter": options.adapter, "system": options.system, "schema": _json_schema(options)}
+    if options.file is None:
+        generate_once(options.model, options.prompt, params, raw=options.raw, **same)
+    else:
+        generate_file(options.model, options.file, Path(options.out), params, resume=options.resume, **same)
 
 
 def _run_score(options: argparse.Namespace) -> None:

@@ -1,19 +1,15 @@
 """The prompts of a file or folder of rows of any kind, each once, with every row that is left out counted."""
 
-import glob
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
-from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from fledge.data.build.plan import SHARD_BYTES
 from fledge.data.parsing.columns import RowError
 from fledge.data.parsing.prompts import ParsedPrompt, Prompt, parse_prompt
 from fledge.data.parsing.rows import Parsed
-from fledge.data.reading.records import Record, file_notices, files_of, format_of, ignored_files, read, row_location, spans_of
+from fledge.data.reading.records import Record, file_notices, files_of, ignored_files, read, row_location, spans_of
 from fledge.errors import FledgeError
 from fledge.prefer.answers import prompt_id
 from fledge.recipe import Source
@@ -100,20 +96,6 @@ def parsed_row(record: Record, where: str, parse: Callable[[Any], Row], left_out
         return None
     told.add(parsed, where)
     return parsed
-
-
-def is_among(out: Path, path: str) -> bool:
-    """Whether a file is, or would be once it is there, among those that a path of rows names: a file, a folder or a glob."""
-    wanted, named = Path(path).expanduser(), os.path.realpath(out)
-    if wanted.is_dir():
-        folders = (os.path.dirname(named), os.path.realpath(out.parent))  # they differ for a link
-        return os.path.realpath(wanted) in folders and format_of(out) is not None
-    if not glob.has_magic(str(wanted)) or wanted.exists():
-        return named == os.path.realpath(wanted)
-    pattern = os.path.abspath(wanted)
-    if "**" in pattern:
-        return any(fnmatch(os.path.abspath(out), one) for one in (pattern, pattern.replace("**/", "")))
-    return PurePath(os.path.abspath(out)).match(pattern)
 
 
 def read_prompts(path: str, system: str | None, limit: int | None, log: Log) -> list[FoundPrompt]:

@@ -2,9 +2,11 @@
 
 import difflib
 import glob
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from fnmatch import fnmatch
+from pathlib import Path, PurePath
 
 from fledge.data.reading.arrays import json_array
 from fledge.data.reading.blocks import BLOCK, DECOMPRESSORS, DamagedFile
@@ -294,3 +296,17 @@ DOCUMENTS: dict[str, Callable[..., Iterator[Record]]] = {
     "paragraph": text_paragraphs,
     "file": text_file,
 }
+
+
+def is_among(out: Path, path: str) -> bool:
+    """Whether a file is, or would be once it is there, among those that a path of rows names: a file, a folder or a glob."""
+    wanted, named = Path(path).expanduser(), os.path.realpath(out)
+    if wanted.is_dir():
+        folders = (os.path.dirname(named), os.path.realpath(out.parent))  # they differ for a link
+        return os.path.realpath(wanted) in folders and format_of(out) is not None
+    if not glob.has_magic(str(wanted)) or wanted.exists():
+        return named == os.path.realpath(wanted)
+    pattern = os.path.abspath(wanted)
+    if "**" in pattern:
+        return any(fnmatch(os.path.abspath(out), one) for one in (pattern, pattern.replace("**/", "")))
+    return PurePath(os.path.abspath(out)).match(pattern)
