@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from fledge.cli.mistyped_arguments import check_words, option_hint, repeated_option, usage_hint
 from fledge.cli.prefer_arguments import add_prefer
+from fledge.cli.rate import add_rate
 from fledge.export.targets import TARGETS as TARGETS_OF_EXPORT
 from fledge.version import __version__
 
@@ -62,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_generation(commands, name, text)
     _add_score(commands)
     add_prefer(commands, ADAPTER)
+    add_rate(commands)
     _add_export(commands)
     _add_report(commands)
     return parser

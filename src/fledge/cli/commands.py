@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fledge.cli.arguments import MAX_RESTARTS, MINUTES, SAMPLING_OPTIONS, SEED, Overrides, build_parser, split_overrides
 from fledge.cli.prefer_commands import run_prefer
+from fledge.cli.rate import run_rate
 from fledge.entrypoint import TrainCommand, exit_code, leave_output, to_stderr, write_report_and_summarize
 from fledge.errors import FledgeError
 from fledge.escaping import escaped
@@ -62,6 +63,8 @@ def _run_command(options: argparse.Namespace, overrides: Overrides, argv: list[s
         _run_score(options)
     elif options.command == "prefer":
         run_prefer(options)
+    elif options.command == "rate":
+        run_rate(options)
     elif options.command == "export":
         _run_export(options)
     else:

@@ -17,7 +17,11 @@ from fledge.run.input_files import check_input_file
 FORMAT, VERSION = "fledge", "version"  # keys of a header: the kind of file, and the version of its layout
 NOT_COMPARED = "about"  # a key of a header whose values may differ when a file goes on
 CURRENT = 1
-COMMANDS = {"answers": "sample", "ratings": "rank"}  # kind of file -> the command that writes it
+COMMANDS = {
+    "answers": "prefer sample",
+    "ratings": "prefer rank",
+    "quality": "rate ask",
+}  # kind of file -> the command that writes it
 BEGINNING, HEAD_BYTES = b'{"fledge":', 1 << 20
 SHOWN = 40  # characters of a value in a message
 Line = dict[str, Any]
@@ -79,7 +83,7 @@ def _check_header(header: Line, path: Path, kind: str) -> None:
 
 
 def _way(kind: str) -> str:
-    return f"`fledge prefer {COMMANDS[kind]}` writes files of {kind}"
+    return f"`fledge {COMMANDS[kind]}` writes files of {kind}"
 
 
 @dataclass
