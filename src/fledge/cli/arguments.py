@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import NoReturn
 
+from fledge.cli.eval_arguments import add_eval
 from fledge.cli.mistyped_arguments import check_words, option_hint, repeated_option, usage_hint
 from fledge.cli.prefer_arguments import add_prefer
 from fledge.cli.rate import add_rate
@@ -62,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in (("generate", "answer one prompt, or all of a file"), ("chat", "talk to a model")):
         _add_generation(commands, name, text)
     _add_score(commands)
+    add_eval(commands)
     add_prefer(commands, ADAPTER)
     add_rate(commands)
     _add_export(commands)

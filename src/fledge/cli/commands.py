@@ -61,6 +61,8 @@ def _run_command(options: argparse.Namespace, overrides: Overrides, argv: list[s
         _run_report(options)
     elif options.command == "score":
         _run_score(options)
+    elif options.command == "eval":
+        _run_eval(options)
     elif options.command == "prefer":
         run_prefer(options)
     elif options.command == "rate":
@@ -296,6 +298,22 @@ def _run_score(options: argparse.Namespace) -> None:
         as_json=options.json,
         bleu=options.bleu,
         log=Console().log,
+    )
+
+
+def _run_eval(options: argparse.Namespace) -> None:
+    from fledge.eval import evaluate_models
+    from fledge.run import Console
+
+    if options.max_samples is not None and options.max_samples < 1:
+        raise FledgeError(f"must be 1 or more, not {options.max_samples}", where="--max-samples")
+    evaluate_models(
+        options.model,
+        options.sets,
+        max_samples=options.max_samples,
+        out=None if options.out is None else Path(options.out),
+        as_json=options.json,
+        console=Console(),
     )
 
 

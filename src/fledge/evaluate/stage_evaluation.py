@@ -49,7 +49,7 @@ class StageEvaluation:
         sets to the folder of its name."""
         metrics: dict[str, Any] = {}
         if self.validation is not None:
-            metrics = validate(model, self.validation, micro_batch_rows, ranks=self.ranks)
+            metrics = validate(model, self.validation, micro_batch_rows, ranks=self.ranks, with_distribution=True)
         if not self.ranks.is_main_process:
             return
         with force_eager(), allow_nondeterministic():

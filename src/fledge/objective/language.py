@@ -1,6 +1,6 @@
 """Next-token prediction: pretraining and supervised fine-tuning differ only in the weights of their batches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -21,6 +21,7 @@ from fledge.objective.base import (
     integer_total,
     perplexity,
 )
+from fledge.objective.token_losses import TokenLosses
 
 
 def target_log_probabilities(model: LanguageModel, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, RouterStats | None]:
@@ -40,11 +41,13 @@ class CausalLMObjective:
 
     `kernel`: the compiled chunk of the cross-entropy, if autotune found that compiling pays. `token_bytes` [V]: UTF-8 length of
     each token's text; with it evaluations also give bits per byte, which compares models with different tokenizers.
+    `token_losses`: evaluations add their targets to it.
     """
 
     label_smoothing: float = 0.0
     kernel: LossKernel | None = None
     token_bytes: Tensor | None = None
+    token_losses: TokenLosses | None = None
 
     def normalizer(self, batch: Batch) -> float:
         """The sum of the weights of the batch."""
@@ -69,7 +72,11 @@ class CausalLMObjective:
 
     def evaluate(self, model: LanguageModel, batch: Batch) -> dict[str, Ratio]:
         """The metrics of `target_metrics`; the loss is not smoothed."""
-        return target_metrics(model, batch, self.token_bytes)
+        return target_metrics(model, batch, self.token_bytes, self.token_losses)
+
+    def adding_to(self, token_losses: TokenLosses) -> "CausalLMObjective":
+        """The objective whose evaluations add their targets to `token_losses`."""
+        return replace(self, token_losses=token_losses)
 
     def in_window(self, model: LanguageModel, batches: WindowBatches, sum_over_ranks: SumOverRanks) -> Self:
         """Itself: the loss of a batch depends on nothing else."""
@@ -77,9 +84,11 @@ class CausalLMObjective:
 
 
 @torch.no_grad()
-def target_metrics(model: LanguageModel, batch: Batch, token_bytes: Tensor | None = None) -> dict[str, Ratio]:
+def target_metrics(
+    model: LanguageModel, batch: Batch, token_bytes: Tensor | None = None, token_losses: TokenLosses | None = None
+) -> dict[str, Ratio]:
     """`loss` (nats), `perplexity` and `token_accuracy` per weighted target, `tokens` (the sum of the weights), and with
-    `token_bytes` [V] `bits_per_byte` = Σ weight · nll / (ln 2 · Σ weight · bytes)."""
+    `token_bytes` [V] `bits_per_byte` = Σ weight · nll / (ln 2 · Σ weight · bytes). The targets are added to `token_losses`."""
     with eval_mode(model):
         hidden = model(*batch.model_inputs).flatten(0, 1)
     index = batch.target_index
@@ -92,8 +101,11 @@ def target_metrics(model: LanguageModel, batch: Batch, token_bytes: Tensor | Non
         "token_accuracy": Ratio(as_number((correct * weights).sum()), weight),
         "tokens": Ratio(weight, 1.0, integer_total),
     }
+    token_bytes = None if token_bytes is None else to_device(token_bytes, batch.targets.device)
+    if token_losses is not None:
+        token_losses.add(batch, logps, token_bytes)
     if token_bytes is not None:
-        sizes = to_device(token_bytes, batch.targets.device)[batch.targets]
+        sizes = token_bytes[batch.targets]
         num_bytes = as_number((sizes * batch.loss_weights).sum(dtype=torch.float64))
         metrics["bits_per_byte"] = Ratio(nll, num_bytes, bits_per_unit)
     return metrics

@@ -55,4 +55,5 @@ def stage_outcome(
 
 
 def _metrics(evaluation: dict[str, Any]) -> dict[str, float | None]:
-    return {name: value for name, value in evaluation.items() if name != "samples"}
+    """The metrics that are one number, or null."""
+    return {name: value for name, value in evaluation.items() if value is None or isinstance(value, int | float)}

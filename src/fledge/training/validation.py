@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -12,8 +13,9 @@ from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import reshard_after
 from fledge.errors import FledgeError
 from fledge.model.protocol import LanguageModel, eval_mode
-from fledge.objective import Objective, Ratio
+from fledge.objective import CausalLMObjective, Objective, Ratio
 from fledge.objective.base import LENGTH_CORRELATION, read_numbers, with_derived
+from fledge.objective.token_losses import TokenLosses
 from fledge.training.batch_loader import on_device
 from fledge.training.train_step import StopRequested
 
@@ -69,13 +71,16 @@ def validate(
     micro_batch_rows: int,
     asked_to_stop: Callable[[], bool] = lambda: False,
     ranks: DistributedContext | None = None,
-) -> dict[str, float]:
+    with_distribution: bool = False,
+) -> dict[str, Any]:
     """The metrics of the objective, including `loss`, over all rows of the validation set, without dropout.
+    `with_distribution`: with those of `TokenLosses` too, if the loss is that of next tokens.
 
     Several ranks share the batches and get equal figures. A metric whose denominator is 0 is left out. Raises StopRequested if
     `asked_to_stop` returns True before a batch, and FledgeError if the rows have no targets."""
     device, ranks = model.device, ranks or DistributedContext()
     sums: dict[str, Ratio] = {}
+    token_losses: TokenLosses | None = None
 
     def batches() -> Iterator[tuple[Batch, bool]]:
         for batch, counts in local_row_batches(validation.data, validation.max_packed_rows, micro_batch_rows, ranks):
@@ -85,14 +90,20 @@ def validate(
 
     with force_eager(), eval_mode(model), reshard_after(model):
         objective = validation.objective.in_window(model, batches, ranks.all_reduce_sum)
+        counted = objective
+        if with_distribution and isinstance(objective, CausalLMObjective):
+            token_losses = TokenLosses(validation.data, device)
+            counted = objective.adding_to(token_losses)
         for batch, counts in batches():
-            for name, ratio in objective.evaluate(model, batch).items():
+            for name, ratio in (counted if counts else objective).evaluate(model, batch).items():
                 sums[name] = sums.get(name, ratio.zeroed()) + (ratio if counts else ratio.zeroed())
     metrics = with_derived({name: ratio.value for name, ratio in _all_reduced(sums, ranks).items() if ratio.count})
     if math.isnan(metrics.get(LENGTH_CORRELATION, 0.0)):  # nothing varies, as before the first step
         del metrics[LENGTH_CORRELATION]
     if "loss" not in metrics:
         raise FledgeError("the validation rows have no targets to measure the loss on", where="data.validation")
+    if token_losses is not None:
+        metrics |= token_losses.summary(ranks.all_reduce_sum(token_losses.numbers()))
     if validation.probe is not None:
         with force_eager():
             first = next(row_batches(validation.data, validation.max_packed_rows, micro_batch_rows))
