@@ -75,3 +75,11 @@ choose a checkpoint: an empty answer has none of them."""
 
 SELECTION_NAMES = tuple(name for name, facts in METRIC_NAMES.items() if facts.min_change is not None)
 """The values of `metric_for_best_model`."""
+
+ANSWER_METRICS = (
+    "exact_match", "valid_json", "f1", "bleu", "chrf", "rouge1", "rouge2", "rouge_l", "refusal", "off_topic",
+    "identity_template", "repetition", "distinct_2", "longest_loop", "prompt_copy", "wrong_language", "ended", "length",
+)  # fmt: skip
+"""Metrics of answers that a model generates (`evaluate.metrics`)."""
+
+ALWAYS = ("exact_match", "valid_json", "f1")  # of answers that are compared with a reference

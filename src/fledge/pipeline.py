@@ -284,8 +284,9 @@ def check_extras(recipe: Recipe) -> None:
     check_sinks(recipe.logging)
     for name, stage in recipe.stages.items():
         answers = stage.evaluation.generated_answers
-        if answers is not None and answers.bleu is not None:
-            import_sacrebleu(f"stages.{name}.evaluation.generated_answers.bleu")
+        if answers is not None and {"bleu", "chrf"} & set(answers.scores):
+            key = "bleu" if answers.bleu is not None else "metrics"
+            import_sacrebleu(f"stages.{name}.evaluation.generated_answers.{key}")
         if stage.quantization is not None and find_spec("bitsandbytes") is None:
             raise missing_extra("bitsandbytes", "qlora", f"stages.{name}.quantization")
 

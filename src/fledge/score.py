@@ -4,7 +4,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,20 @@ from fledge.evaluate.answers import RIGHT, AnsweredRow, Mark, mark, score_answer
 from fledge.evaluate.best_of import BestOf
 from fledge.evaluate.bleu import corpus_bleu, import_sacrebleu
 from fledge.evaluate.intervals import paired_difference, wilson_interval
+from fledge.evaluate.metrics import (
+    METRICS,
+    Answer,
+    check_metrics,
+    empty_prompt,
+    gains,
+    measure_answers,
+    measure_set,
+    needs_gain,
+)
 from fledge.evaluate.sets.questions import ScoredQuestion, read_questions
 from fledge.generation import SamplingParams, SwitchableEngine, find_adapters, load_engine
 from fledge.generation.json_schema import JsonSchema
+from fledge.metric_names import METRIC_NAMES, SHARE
 from fledge.model.adapter_switch import NO_ADAPTER
 from fledge.model.locate import locate_model
 from fledge.recipe import Source
@@ -42,19 +53,18 @@ def score(
     errors: str | None = None,
     as_json: bool = False,
     bleu: bool = False,
+    metrics: Sequence[str] = (),
     log: Log,
 ) -> None:
-    """Print the scores of each model on the questions of a file, with `bleu` BLEU-4 too; write wrong answers to `errors`, one
-    JSON object a line. With `adapters`, the scores of the one model with each of them (`none`: alone).
+    """Print the scores of each model on the questions of a file, with `bleu` BLEU-4 too, and with `metrics` these of
+    `evaluate.metrics`; write wrong answers to `errors`, one JSON object a line. With `adapters`, the scores of the one model
+    with each of them (`none`: alone).
 
     `schema`: answers follow this JSON schema. `best_of`: answers are drawn; the scores are those of one draw, and of the one
     that a reward model chooses of several. Raises FledgeError for a file without a usable row, for a question that leaves a
-    model no room for an answer, and for `bleu` without sacrebleu.
+    model no room for an answer, for a name that is no metric, and for BLEU and chrF without sacrebleu.
     """
-    if bleu:
-        import_sacrebleu("--bleu")
-    if len(set(models)) != len(models):
-        raise FledgeError("a model is named twice", where=", ".join(models))
+    _check(models, bleu, metrics)
     found = find_adapters([one for one in adapters if one != NO_ADAPTER])
     questions, problems = read_questions(Source(path=file), file)
     for problem in problems:
@@ -64,23 +74,33 @@ def score(
     wrong: list[str] = []
     params = SamplingParams(max_new_tokens=max_new_tokens) if best_of is None else best_of.params
     answers = (
-        answered
+        (loaded, *answered)
         for name, loaded in _loaded_models(models, adapters, found, log)
         for answered in _answers(name, loaded, questions, _following(params, schema, loaded.tokenizer), best_of)
     )
-    for model, rows, compared, more in answers:
+    for loaded, model, rows, compared, more in answers:
         marks = [mark(row) for row in rows]
         exact[model] = np.array([one.kind == RIGHT for one in marks])
         results[model] = {**score_answers(rows, marks), **more, **_difference(exact, model, compared or next(iter(exact)))}
         if bleu:
             results[model]["bleu"] = corpus_bleu([row.given for row in rows], [row.expected for row in rows]).as_dict()
+        if metrics:
+            results[model]["metrics"] = measured_metrics(loaded, questions, rows, metrics)
         wrong += _error_lines(model, rows, marks)
     if errors is not None:
         write_text(Path(errors), "".join(wrong))
-    if as_json:
-        print(escaped_json(json.dumps({"file": file, "models": results}, ensure_ascii=False, indent=1)))
-    else:
-        _print(results, errors, len(wrong))
+    if not as_json:
+        return _print(results, errors, len(wrong))
+    print(escaped_json(json.dumps({"file": file, "models": results}, ensure_ascii=False, indent=1)))
+
+
+def _check(models: Sequence[str], bleu: bool, metrics: Sequence[str]) -> None:
+    """Raise FledgeError for a model that is named twice, a name that is no metric, and a library that is not installed."""
+    check_metrics(metrics, "--metrics")
+    if bleu or any(METRICS[name].needs_sacrebleu for name in metrics):
+        import_sacrebleu("--bleu" if bleu else "--metrics")
+    if len(set(models)) != len(models):
+        raise FledgeError("a model is named twice", where=", ".join(models))
 
 
 def _difference(exact: Mapping[str, np.ndarray], model: str, to: str) -> dict[str, Any]:
@@ -159,6 +179,24 @@ def answer(loaded: SwitchableEngine, questions: Sequence[ScoredQuestion], params
     ]
 
 
+def measured_metrics(
+    loaded: SwitchableEngine, questions: Sequence[ScoredQuestion], rows: Sequence[AnsweredRow], metrics: Sequence[str]
+) -> dict[str, Any]:
+    """The values of metrics of a model's answers, with their 95 % intervals, the number of answers that they are of, and how
+    they are computed, as JSON values."""
+    measured: Sequence[float | None] = [None] * len(rows)
+    if needs_gain(metrics):
+        tokenizer = loaded.tokenizer
+        prompts, answers = [one.prompt(tokenizer) for one in questions], [tokenizer.encode(row.given) for row in rows]
+        measured = gains(loaded.engine.model, prompts, answers, empty_prompt(tokenizer))
+    given = [
+        Answer(prompt=row.question, given=row.given, expected=row.expected, finish_reason=row.finish_reason, gain=gain)
+        for row, gain in zip(rows, measured, strict=True)
+    ]
+    found = measure_set(metrics, given, measure_answers(metrics, given))
+    return {name: asdict(value) for name, value in found.items()}
+
+
 def _error_lines(model: str, rows: Sequence[AnsweredRow], marks: Sequence[Mark]) -> Iterator[str]:
     """The wrong answers of a model, those of one kind together."""
     pairs = [(row, one) for row, one in zip(rows, marks, strict=True) if one.kind != RIGHT]
@@ -195,12 +233,23 @@ def _print(results: dict[str, dict[str, Any]], errors: str | None, wrong: int) -
         if "bleu" in result:
             text = f"BLEU-4: {result['bleu']['value']:.2f} of 100 ({result['bleu']['signature']})"
             terminal.print(Text(text), soft_wrap=True)
+        for name, one in result.get("metrics", {}).items():
+            terminal.print(Text(metric_line(name, one)), soft_wrap=True)
         for title, key in (("mistakes", "mistakes"), ("wrong names", "confused")):
             if result[key]:
                 most = list(result[key].items())[:8]
                 terminal.print(Text(f"{title}: " + ", ".join(f"{count:,} × {name}" for name, count in most)), soft_wrap=True)
     if errors is not None:
         terminal.print(Text(f"\nwrong answers: {errors} ({wrong:,})"), soft_wrap=True)
+
+
+def metric_line(name: str, one: Mapping[str, Any]) -> str:
+    """A metric as a line of the console: its name, its value with unit and interval, of how many answers, and its signature."""
+    facts = METRIC_NAMES[name]
+    unit = "" if facts.unit in ("", SHARE) else f" {facts.unit}"
+    interval = "" if one["interval"] is None else f" [{', '.join(facts.format.format(end) for end in one['interval'])}]"
+    signature = "" if one["signature"] is None else f" ({one['signature']})"
+    return f"{facts.label}: {facts.format.format(one['value'])}{interval}{unit}, {one['count']:,} answers{signature}"
 
 
 def _print_draws(terminal: Terminal, result: Mapping[str, Any]) -> None:

@@ -19,6 +19,13 @@ from tests.support.run_directory import events
 sacrebleu = pytest.importorskip("sacrebleu")
 CHINESE = ["今天天气很好，我们去公园散步吧。", "人工智能是计算机科学的一个分支。", "请列出五种不同的水果。"]
 
+FURTHER = ["chrf", "rouge_l", "refusal", "off_topic", "repetition", "length"]
+
+
+def page(run: Path) -> str:
+    """The report of a run."""
+    return (run / "report.html").read_text(encoding="utf-8")
+
 
 def test_equal_answers_have_100_and_others_less() -> None:
     assert corpus_bleu(CHINESE, CHINESE).value == pytest.approx(100)
@@ -40,20 +47,30 @@ def test_values_and_signatures_are_those_of_the_library() -> None:
 def test_a_stage_has_it_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = tiny_run.tree(tmp_path / "world", tmp_path / "runs")
     values["stages"] = {"sft": values["stages"]["sft"]}
-    values["stages"]["sft"]["evaluation"] |= {"generated_answers": {"rows": 5, "max_new_tokens": 6, "bleu": "auto"}}
+    values["stages"]["sft"]["evaluation"] |= {
+        "generated_answers": {"rows": 5, "max_new_tokens": 6, "bleu": "auto", "metrics": FURTHER}
+    }
     values["stages"]["sft"]["metric_for_best_model"] = "bleu"
     run = Pipeline(recipe_from_dict(values), Console(quiet=True)).run()
     for name in ("before", "after"):
         saved = json.loads((run / "sft" / "eval" / f"{name}.json").read_text())
         assert 0 <= saved["bleu"] <= 100 and "tok:" in saved["bleu_signature"]
+        assert 0 <= saved["chrf"] <= 100 and "nc:6" in saved["chrf_signature"] and "fledge:" in saved["rouge_l_signature"]
+        assert set(FURTHER) <= set(saved) and 0 <= saved["off_topic"] <= 1
+    for event in events(run, "sft", "eval"):
+        assert {f"eval/{name}" for name in FURTHER} <= set(event)
     assert all(0 <= event["eval/bleu"] <= 100 for event in events(run, "sft", "eval"))
     assert main(["report", str(run)]) == 0
-    assert "BLEU-4" in (run / "report.html").read_text()
+    assert {"BLEU-4", "Refusals", "拒答"} <= {word for word in ("BLEU-4", "Refusals", "拒答") if word in page(run)}
     capsys.readouterr()
     rows = str(tmp_path / "world" / "sft.validation.jsonl")
-    assert main(["score", rows, str(run), "--max-new-tokens", "4", "--bleu", "--json"]) == 0
+    assert main(["score", rows, str(run), "--max-new-tokens", "4", "--bleu", "--json", "--metrics", *FURTHER]) == 0
     (scores,) = json.loads(capsys.readouterr().out)["models"].values()
     assert 0 <= scores["bleu"]["value"] <= 100 and "version" in scores["bleu"]["signature"]
+    assert set(scores["metrics"]) == set(FURTHER) and scores["metrics"]["off_topic"]["count"] >= 5
+    assert main(["score", rows, str(run), "--max-new-tokens", "4", "--metrics", "refusal", "length"]) == 0
+    printed = capsys.readouterr().out
+    assert "refusals: 0.0% [" in printed and " characters, " in printed
 
 
 def test_a_missing_library_and_a_metric_without_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

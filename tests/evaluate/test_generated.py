@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,14 +10,16 @@ from fledge.data.storage import Examples
 from fledge.errors import FledgeError
 from fledge.evaluate.answers import mark, score_answers, summary_scores
 from fledge.evaluate.generated import last_question
+from fledge.evaluate.last_turn import LastTurn
+from fledge.evaluate.metrics import METRICS as ANSWERS
 from fledge.evaluate.sets.questions import read_questions
 from fledge.generation import SamplingParams, load_engine
+from fledge.metric_names import ANSWER_METRICS, SELECTION_NAMES
 from fledge.plan.evaluation import METRICS
 from fledge.recipe import Source, recipe_from_dict
-from fledge.recipe.schema import StageBase
-from fledge.report.verdicts import CHINESE
 from fledge.run import read_events
 from fledge.score import answer
+from fledge.tokenizer import Message
 from tests.evaluate.test_answers import row
 from tests.support import small_runs
 
@@ -133,18 +134,33 @@ def test_a_metric_may_have_the_prefix_of_transformers() -> None:
     assert recipe_from_dict({"stages": {"one": stage}}).stages["one"].metric_for_best_model == "loss"
 
 
-def test_every_metric_of_the_recipe_is_known_to_the_selection_and_to_the_report() -> None:
-    annotation = StageBase.model_fields["metric_for_best_model"].annotation
-    assert set(get_args(annotation)) == set(METRICS) == set(CHINESE)
+def test_the_metrics_that_choose_are_those_of_the_selection() -> None:
+    assert set(SELECTION_NAMES) == set(METRICS) and {"rouge_l", "off_topic"} < set(METRICS)
+    assert set(ANSWER_METRICS) == set(ANSWERS) and not METRICS["off_topic"].greater_is_better
 
 
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
         ({"kind": "sft", "metric_for_best_model": "f1"}, "add the section evaluation.generated_answers"),
+        ({"kind": "sft", "metric_for_best_model": "length"}, "'length' cannot choose a checkpoint"),
+        (
+            {"kind": "sft", "metric_for_best_model": "rouge_l", "evaluation": {"generated_answers": {}}},
+            r"rouge_l needs evaluation\.generated_answers\.metrics, such as metrics: \[rouge_l\]",
+        ),
+        ({"kind": "sft", "evaluation": {"generated_answers": {"metrics": ["rogue"]}}}, "'rogue' is no metric of answers"),
         ({"kind": "pretrain", "evaluation": {"generated_answers": {}}}, "plain text has none"),
     ],
 )
 def test_a_recipe_that_cannot_work_is_refused(stage: dict[str, object], message: str) -> None:
     with pytest.raises(FledgeError, match=message):
         recipe_from_dict({"stages": {"one": {"data": {"train": "rows.jsonl"}, **stage}}})
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_the_last_text_of_the_user_is_found_in_the_tokens_of_a_prompt(run: Path, system: str | None) -> None:
+    tokenizer = load_engine(run.parent / "start" / "sft" / "checkpoints" / "last" / "model").tokenizer
+    found = LastTurn.of(tokenizer)
+    first = [] if system is None else [Message("system", system)]
+    for earlier in (first, [*first, Message("user", "one"), Message("assistant", "two")]):
+        assert found.text(tokenizer.encode_prompt([*earlier, Message("user", "What is a\ncat?")])) == "What is a\ncat?"

@@ -265,6 +265,9 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--seed", type=int, help="with --best-of: of the draws (default 0)")
     _add_json_schema(command)
     command.add_argument("--bleu", action="store_true", help="BLEU-4 too, by sacrebleu")
+    command.add_argument(
+        "--metrics", nargs="+", default=[], metavar="NAME", help="further metrics, such as chrf, rouge_l, refusal, off_topic"
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
 
 

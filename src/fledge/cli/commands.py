@@ -297,6 +297,7 @@ def _run_score(options: argparse.Namespace) -> None:
         errors=options.errors,
         as_json=options.json,
         bleu=options.bleu,
+        metrics=list(dict.fromkeys(options.metrics)),
         log=Console().log,
     )
 

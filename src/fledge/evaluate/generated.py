@@ -10,8 +10,12 @@ from fledge.data.encoding.questions import split_last_answer
 from fledge.data.storage import Examples
 from fledge.errors import FledgeError
 from fledge.evaluate.answers import JSON_SCORES, AnsweredRow, is_object, mark, summary_scores
-from fledge.evaluate.bleu import BleuScore, bleu_tokenization, corpus_bleu
+from fledge.evaluate.bleu import BleuScore, bleu_tokenization, corpus_bleu, corpus_chrf
+from fledge.evaluate.last_turn import LastTurn
+from fledge.evaluate.metrics import Answer, empty_prompt, gains, measure_answers, measure_set, needs_gain
+from fledge.evaluate.metrics.overlap import rouge_signature
 from fledge.generation import Completion, Engine, SamplingParams
+from fledge.metric_names import ALWAYS
 from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import GeneratedAnswersConfig
 from fledge.tokenizer import Tokenizer
@@ -20,22 +24,25 @@ from fledge.training.rollout import DrawnAnswer, RewardTable
 
 @dataclass(frozen=True)
 class Question:
-    """The tokens up to a row's last answer, and that answer's text."""
+    """The tokens up to a row's last answer, the user's last text in them, and that answer's text."""
 
     prompt: list[int]
+    text: str
     answer: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedAnswers:
     """Questions from validation rows, and how they are answered. `skipped`: rows whose last answer was cut to fit the context,
-    or that have none. `bleu`: the tokenization of BLEU; None: it is not computed. `rewards`: that a stage trains on."""
+    or that have none. `bleu`: the tokenization of BLEU; None: it is not computed. `metrics`: further ones, of
+    `evaluate.metrics`. `rewards`: that a stage trains on."""
 
     questions: tuple[Question, ...]
     skipped: int
     tokenizer: Tokenizer
     max_new_tokens: int
     bleu: str | None = None
+    metrics: tuple[str, ...] = ()
     rewards: RewardTable | None = None
 
     @classmethod
@@ -53,8 +60,9 @@ class GeneratedAnswers:
         examples = validation.examples
         numbers = np.unique(np.linspace(0, examples.count - 1, min(config.rows, examples.count)).round().astype(np.int64))
         found = [last_question(examples, int(number), tokenizer.stop_ids) for number in numbers]
+        last_turn = LastTurn.of(tokenizer)
         questions = tuple(
-            Question(prompt, tokenizer.decode(answer, skip_special=True))
+            Question(prompt, last_turn.text(prompt), tokenizer.decode(answer, skip_special=True))
             for prompt, answer in (one for one in found if one is not None)
         )
         if not questions:
@@ -70,25 +78,31 @@ class GeneratedAnswers:
                 where="metric_for_best_model",
                 hint="set it to exact_match or loss",
             )
-        bleu = config.bleu and bleu_tokenization(config.bleu, [question.answer for question in questions])
+        requested = config.bleu or ("auto" if "bleu" in config.metrics else None)
+        bleu = requested and bleu_tokenization(requested, [question.answer for question in questions])
         return cls(
             questions=questions,
             skipped=len(numbers) - len(questions),
             tokenizer=tokenizer,
             max_new_tokens=config.max_new_tokens,
             bleu=bleu,
+            metrics=tuple(name for name in config.metrics if name not in (*ALWAYS, "bleu")),
             rewards=rewards,
         )
 
     def describe(self) -> str:
         """A sentence for the console."""
         skipped = f", {self.skipped:,} rows skipped: their last answer is cut or missing" if self.skipped else ""
-        return f"answers are generated to {len(self.questions):,} validation questions at each evaluation{skipped}"
+        scored = f" and scored by {', '.join(self.metrics)}" if self.metrics else ""
+        twice = "; off_topic reads each answer twice more" if needs_gain(self.metrics) else ""
+        return (
+            f"answers are generated to {len(self.questions):,} validation questions at each evaluation{scored}{skipped}{twice}"
+        )
 
     def score(self, model: LanguageModel) -> dict[str, float]:
         """Scores of the model's greedy answers: `exact_match`, and `valid_json` and `f1` where the rows' answers are JSON
-        objects (see `evaluate.answers`); `bleu` (0 to 100) if it is asked for; and, of a stage with rewards, the mean `reward`
-        and that of each."""
+        objects (see `evaluate.answers`); `bleu` (0 to 100) and the further metrics that are asked for, where they apply to an
+        answer; and, of a stage with rewards, the mean `reward` and that of each."""
         engine = Engine(model, self.tokenizer.stop_ids)
         completions = engine.generate(
             [question.prompt for question in self.questions], SamplingParams(max_new_tokens=self.max_new_tokens)
@@ -106,7 +120,23 @@ class GeneratedAnswers:
         scores = summary_scores([mark(row) for row in rows])
         if self.bleu is not None:
             scores["bleu"] = self._bleu([row.given for row in rows]).value
-        return scores | self._rewards(completions)
+        return scores | self._further(model, completions, rows) | self._rewards(completions)
+
+    def _further(
+        self, model: LanguageModel, completions: Sequence[Completion], rows: Sequence[AnsweredRow]
+    ) -> dict[str, float]:
+        """The values of `metrics`."""
+        if not self.metrics:
+            return {}
+        measured: Sequence[float | None] = [None] * len(rows)
+        if needs_gain(self.metrics):
+            prompts, answers = [one.prompt for one in self.questions], [one.tokens for one in completions]
+            measured = gains(model, prompts, answers, empty_prompt(self.tokenizer))
+        given = [
+            Answer(prompt=one.text, given=row.given, expected=one.answer, finish_reason=row.finish_reason, gain=gain)
+            for one, row, gain in zip(self.questions, rows, measured, strict=True)
+        ]
+        return {name: one.value for name, one in measure_set(self.metrics, given, measure_answers(self.metrics, given)).items()}
 
     def _rewards(self, completions: Sequence[Completion]) -> dict[str, float]:
         if self.rewards is None:
@@ -121,7 +151,11 @@ class GeneratedAnswers:
 
     def signatures(self) -> dict[str, str]:
         """How scores are computed that depend on settings of a library."""
-        return {} if self.bleu is None else {"bleu_signature": self._bleu([one.answer for one in self.questions]).signature}
+        references = [one.answer for one in self.questions]
+        found = {} if self.bleu is None else {"bleu_signature": self._bleu(references).signature}
+        if "chrf" in self.metrics:
+            found["chrf_signature"] = corpus_chrf(references, references).signature
+        return found | {f"{name}_signature": rouge_signature(name) for name in self.metrics if name.startswith("rouge")}
 
     def _bleu(self, given: Sequence[str]) -> BleuScore:
         return corpus_bleu(given, [question.answer for question in self.questions], self.bleu or "none")

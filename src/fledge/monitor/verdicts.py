@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fledge.findings import Finding, Severity
-from fledge.plan.evaluation import METRICS, MIN_CHANGE, MIN_VALIDATION_ROWS, SelectionMetric
+from fledge.metric_names import MIN_CHANGE
+from fledge.plan.evaluation import METRICS, MIN_VALIDATION_ROWS, SelectionMetric
 
 NOISE = 0.005  # relative change of a loss that is no change
 WORSE = 0.01  # relative increase of a loss that is worth a word

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fledge.data import PackedDataset
+from fledge.metric_names import METRIC_NAMES
 from fledge.recipe.schema import StageBase
 
 DEFAULT_EVALUATIONS = 10  # number of evaluations in a stage without evaluation.every_steps
@@ -35,21 +36,15 @@ class SelectionMetric:
         return self.badness(value) < self.badness(best) - threshold
 
 
-MIN_CHANGE = 0.002  # nats: a smaller change of a loss is none, however small the loss
-MIN_BLEU_CHANGE = 1.0  # of 100: that of some hundred answers is no more certain
-MIN_RATE_CHANGE = 0.05  # of a score of some hundred answers: a smaller change may be chance
-
 METRICS = {
-    "loss": SelectionMetric(label="validation loss", greater_is_better=False, format="{:.4f}", min_change=MIN_CHANGE),
-    "reward": SelectionMetric(label="reward of answers", greater_is_better=True, format="{:.3f}", min_change=MIN_RATE_CHANGE),
-    "exact_match": SelectionMetric(
-        label="share of exact answers", greater_is_better=True, format="{:.1%}", min_change=MIN_RATE_CHANGE
-    ),
-    "valid_json": SelectionMetric(
-        label="share of valid JSON", greater_is_better=True, format="{:.1%}", min_change=MIN_RATE_CHANGE
-    ),
-    "f1": SelectionMetric(label="F1 of answers", greater_is_better=True, format="{:.1%}", min_change=MIN_RATE_CHANGE),
-    "bleu": SelectionMetric(label="BLEU-4 of answers", greater_is_better=True, format="{:.2f}", min_change=MIN_BLEU_CHANGE),
+    name: SelectionMetric(
+        label=facts.label,
+        greater_is_better=bool(facts.higher_is_better),
+        format=facts.format,
+        min_change=facts.min_change,
+    )
+    for name, facts in METRIC_NAMES.items()
+    if facts.min_change is not None
 }
 """The values of `metric_for_best_model`."""
 

@@ -34,6 +34,8 @@ UNITS = {
     "bits": Text("bits", "比特"),
     "choices": Text("choices", "个选择"),
     "of 100": Text("of 100", "（满分 100）"),
+    "characters": Text("characters", "字符"),
+    "units": Text("words or characters", "词或字"),
     "%": same("%"),
 }
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from fledge.metric_names import ANSWER_METRICS, METRIC_NAMES, SHARE
 from fledge.report import formatting
 from fledge.report.i18n import KINDS, UNITS, Text, same, unit_text
 from fledge.report.read_run import number, text
@@ -59,15 +60,15 @@ def plain_cell(value: float | None, unit: str, format_: Callable[[float], str]) 
 
 
 def change_cell(
-    before: float | None, after: float | None, unit: str, format_: Callable[[float], str], falling: bool
+    before: float | None, after: float | None, unit: str, format_: Callable[[float], str], falling: bool | None
 ) -> Cell | None:
-    """A value after the stage with its value before. `falling` means that lower is better."""
+    """A value after the stage with its value before. `falling`: whether lower is better; None where neither is."""
     if after is None and before is None:
         return None
     if after is None:
         return Cell(Text("not recorded", "未记录"), UNITS[""], before=format_(before or 0.0))
     better = None
-    if before is not None and format_(before) != format_(after):
+    if falling is not None and before is not None and format_(before) != format_(after):
         better = (after < before) if falling else (after > before)
     return Cell(same(format_(after)), unit_text(unit), formatting.format_or_none(format_, before), better)
 
@@ -165,13 +166,15 @@ def stop_cell(stage: Stage) -> Cell | None:
     return None
 
 
-ANSWER_SCORES = {
-    "reward": ("Reward of answers", "回答的奖励", "", formatting.three_figures),
-    "exact_match": ("Exact answers", "完全正确的回答", "%", formatting.percent),
-    "valid_json": ("Valid JSON", "有效 JSON", "%", formatting.percent),
-    "f1": ("F1 of answers", "回答的 F1", "%", formatting.percent),
-    "bleu": ("BLEU-4 of answers", "回答的 BLEU-4", "of 100", formatting.three_figures),
-}
+ANSWER_SCORES = ("reward", *ANSWER_METRICS)
+
+
+def answer_score(name: str) -> tuple[tuple[str, str], tuple[str, Callable[[float], str], bool | None]]:
+    """The label of a score of answers in English and Chinese; its unit, its format, and whether a lower one is better."""
+    facts = METRIC_NAMES[name]
+    unit, format_ = ("%", formatting.percent) if facts.unit == SHARE else (facts.unit, formatting.three_figures)
+    falling = None if facts.higher_is_better is None else not facts.higher_is_better
+    return (facts.label[0].upper() + facts.label[1:], facts.chinese), (unit, format_, falling)
 
 
 def stage_rows(stages: Sequence[Stage]) -> list[Row]:
@@ -180,7 +183,7 @@ def stage_rows(stages: Sequence[Stage]) -> list[Row]:
     def row(en: str, zh: str, cell: Callable[[Stage], Cell | None]) -> Row:
         return Row(Text(en, zh), tuple(without_praise(stage, cell(stage)) for stage in stages))
 
-    def before_and_after(name: str, unit: str, format_: Callable[[float], str], falling: bool):
+    def before_and_after(name: str, unit: str, format_: Callable[[float], str], falling: bool | None):
         return lambda s: change_cell(metric(s, name, "before"), metric(s, name, "after"), unit or s.loss_unit, format_, falling)
 
     always = [
@@ -213,7 +216,7 @@ def stage_rows(stages: Sequence[Stage]) -> list[Row]:
             before_and_after("logps/accuracies", "%", formatting.percent, False),
         ),
         row("Reward margin", "奖励差", before_and_after("rewards/margins", "nats", formatting.loss, False)),
-        *(row(en, zh, before_and_after(name, unit, f, False)) for name, (en, zh, unit, f) in ANSWER_SCORES.items()),
+        *(row(*label, before_and_after(name, *shown)) for name in ANSWER_SCORES for label, shown in [answer_score(name)]),
         row("Exact match", "完全匹配率", lambda s: score_cell(s, lambda scores: scores.exact_match, True)),
         row("Habit rate", "不良习惯率", lambda s: score_cell(s, lambda scores: scores.habit_rate, False)),
         row("Prompt tests passed", "提示测试通过率", prompts_cell),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from fledge.plan.evaluation import METRICS
+from fledge.metric_names import METRIC_NAMES, SHARE
 from fledge.report import formatting
 from fledge.report.i18n import Text, same
 from fledge.report.read_run import mapping, number, text
@@ -65,21 +65,11 @@ def _displaced(evidence: Evidence) -> Text:
     return Text(f"The chosen answers became less likely: perplexity {change}.", f"被选答案的概率下降：困惑度 {change}。")
 
 
-CHINESE = {
-    "loss": "验证损失",
-    "reward": "回答的奖励",
-    "exact_match": "完全正确的回答",
-    "valid_json": "有效 JSON",
-    "f1": "回答的 F1",
-    "bleu": "回答的 BLEU-4",
-}
-"""The Chinese names of the metrics that choose a checkpoint."""
-
-
 def _metric(evidence: Evidence) -> tuple[Text, Callable[[Evidence, str], str]]:
     """The name of the metric that chooses the checkpoint, and how its values are written."""
     name = text(evidence.get("metric")) or "loss"
-    return Text(METRICS[name].label, CHINESE[name]), _loss if name in ("loss", "bleu") else _percent
+    facts = METRIC_NAMES[name]
+    return Text(facts.label, facts.chinese), _percent if facts.unit in (SHARE, "") else _loss
 
 
 def _worse_than_start(evidence: Evidence) -> Text:

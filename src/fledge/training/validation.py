@@ -12,6 +12,7 @@ from fledge.data import Batch, PackedDataset
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import reshard_after
 from fledge.errors import FledgeError
+from fledge.metric_names import ANSWER_METRICS, METRIC_NAMES
 from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective import CausalLMObjective, Objective, Ratio
 from fledge.objective.base import LENGTH_CORRELATION, read_numbers, with_derived
@@ -30,6 +31,7 @@ CONSOLE_METRICS = {  # in this order, where the objective has them
     "valid_json": "valid JSON {:.1%}",
     "f1": "F1 {:.1%}",
     "bleu": "BLEU-4 {:.2f}",
+    **{name: f"{METRIC_NAMES[name].label} {METRIC_NAMES[name].format}" for name in ANSWER_METRICS[4:]},
 }
 
 

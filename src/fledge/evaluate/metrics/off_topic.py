@@ -10,10 +10,12 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
-from fledge.evaluate.metrics.identity import asks_identity, is_identity_template, recites_identity
-from fledge.evaluate.metrics.overlap import rouge_n, shared_content
+from fledge.evaluate.metrics.identity import asks_identity, recites_identity
+from fledge.evaluate.metrics.overlap import content_words, rouge_n, shared_content
 from fledge.evaluate.metrics.refusal import answer_kind
+from fledge.evaluate.metrics.units import split_units
 
+MOST_TOTAL_GAIN = 30.0  # nats
 LEAST_GAIN, MOST_GAIN = -1.0, 2.0  # nats/token: what is beyond says no more
 
 
@@ -29,11 +31,12 @@ def features(prompt: str, given: str, gain: float, expected: str | None = None) 
     unasked or asked."""
     return {
         "gain": min(max(gain, LEAST_GAIN), MOST_GAIN),
+        "total_gain": min(max(gain * len(split_units(given)), -MOST_TOTAL_GAIN), MOST_TOTAL_GAIN) / MOST_TOTAL_GAIN,
         "prompt_in_answer": shared_content(prompt, given),
         "answer_in_prompt": shared_content(given, prompt),
+        "no_overlap": float(not content_words(prompt) & content_words(given)),
         "has_reference": float(expected is not None),
         "reference_overlap": 0.0 if expected is None else rouge_n(given, expected, 1) / 100,
-        "identity": float(is_identity_template(prompt, given)),
         "identity_asked": float(asks_identity(prompt) and recites_identity(given)),
     }
 

@@ -8,6 +8,7 @@ from fledge.version import __version__
 
 MAX_ROUGE = 100.0
 COPIED_SHARE = 0.8  # of the prompt's units, in one run, that make an answer a copy of it
+STEM_LETTERS = 4  # of an English word that are compared, an `s` or `e` at its end left out
 MIN_COPIED = 4  # units of a prompt: less comes back by chance
 
 
@@ -73,23 +74,25 @@ _STOP_WORDS = """
 a an the and or but if so of to in on at by for from with about as into over than then that this these those it its is are was
 were be been being am do does did doing done have has had having will would can could should may might must shall not no nor yes
 i me my mine we us our you your yours he him his she her they them their who whom whose which what when where why how there here
-all any both each few more most other some such only own same too very just also please tell give me write name list make let
+all any both each few more most other some such only own same too very just also please tell give me write list make let
 explain describe say help want need like know get one two up out off down again because while
-的 了 是 在 我 你 您 他 她 它 们 这 那 有 和 与 或 不 没 也 都 就 而 及 被 把 给 对 为 以
-于 从 到 向 上 下 中 里 个 一 种 些 什 么 怎 样 吗
+请 介 绍 列 举 解 释 问 答 道 知 的 了 是 在 我 你 您 他 她 它 们 这 那 有 和 与 或 不 没 也 都 就 而 及 被 把 给 对
+为 以 于 从 到 向 上 下 中 里 个 一 种 些 什 么 怎 样 吗
 呢 吧 啊 请 能 会 可 以 要 想 让 用 说 写 做 如 何 哪 几 多 少 并 但 又 很 更 最 还 来 去 出 着 过 之 其 将 所 因 此 关 于
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 
 def content_words(text: str) -> set[str]:
-    """The words and characters of a text that say what it is about, English words without the ending of a plural."""
-    return {_singular(word) for word in split_words(text) if word not in STOP_WORDS}
+    """The words and characters of a text that say what it is about; of English words the first four letters, so that `vote`
+    meets `votes` and `invest` meets `investment`."""
+    return {_stem(word) for word in split_words(text) if word not in STOP_WORDS}
 
 
-def _singular(word: str) -> str:
-    is_plural = len(word) > 3 and word.isascii() and word.endswith("s") and not word.endswith("ss")
-    return word[:-1] if is_plural else word
+def _stem(word: str) -> str:
+    if not word.isascii():
+        return word
+    return word[:-1][:STEM_LETTERS] if len(word) > 3 and word[-1] in "se" else word[:STEM_LETTERS]
 
 
 def shared_content(of: str, within: str) -> float:

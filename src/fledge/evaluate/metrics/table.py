@@ -1,6 +1,6 @@
 """The table of metrics of answers: how one answer is measured, and how measured answers make the value of a set."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -201,7 +201,7 @@ def measure_answers(names: Collection[str], answers: Sequence[Answer]) -> list[d
 
 
 def measure_set(
-    names: Collection[str], answers: Sequence[Answer], values: Sequence[dict[str, float]]
+    names: Collection[str], answers: Sequence[Answer], values: Sequence[Mapping[str, float]]
 ) -> dict[str, MetricValue]:
     """The value of each metric of a set, of the answers to which it applies; a metric that applies to none is left out.
     `values`: those of `measure_answers`."""

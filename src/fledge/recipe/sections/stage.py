@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from fledge.metric_names import ALWAYS, ANSWER_METRICS, SELECTION_NAMES
 from fledge.recipe.sections.adapter import AdapterConfig
 from fledge.recipe.sections.base import ConfigModel, Name, PathText, Positive
 from fledge.recipe.sections.data import DataConfig, as_training_source
@@ -13,6 +14,18 @@ from fledge.recipe.sections.guards import CommonGuards
 from fledge.recipe.sections.preference import AnswerSettings
 from fledge.recipe.sections.quantization import QuantizationConfig
 from fledge.recipe.units import Duration
+
+
+def _check_answer_metric(name: str) -> str:
+    if name not in ANSWER_METRICS:
+        raise ValueError(f"'{name}' is no metric of answers (they are {', '.join(ANSWER_METRICS)})")
+    return name
+
+
+def _check_selection_metric(name: str) -> str:
+    if name not in SELECTION_NAMES:
+        raise ValueError(f"'{name}' cannot choose a checkpoint (these can: {', '.join(SELECTION_NAMES)})")
+    return name
 
 
 class GeneratedAnswersConfig(ConfigModel):
@@ -25,6 +38,14 @@ class GeneratedAnswersConfig(ConfigModel):
         description="BLEU-4 of the answers too, with this tokenization of sacrebleu; auto: zh where most of the rows' answers "
         "have Chinese characters, else 13a; null: no BLEU",
     )
+    metrics: list[Annotated[str, AfterValidator(_check_answer_metric)]] = Field(
+        default=[], description="further metrics of the answers, such as [bleu, rouge_l, repetition, refusal]"
+    )
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The names of all metrics of the answers."""
+        return tuple(dict.fromkeys((*ALWAYS, *(["bleu"] if self.bleu else []), *self.metrics)))
 
 
 class EvaluationConfig(ConfigModel):
@@ -71,9 +92,7 @@ def _without_eval_prefix(value: object) -> object:
     return value.removeprefix("eval_") if isinstance(value, str) else value
 
 
-SelectionMetricName = Annotated[
-    Literal["loss", "reward", "exact_match", "valid_json", "f1", "bleu"], BeforeValidator(_without_eval_prefix)
-]
+SelectionMetricName = Annotated[str, BeforeValidator(_without_eval_prefix), AfterValidator(_check_selection_metric)]
 
 
 OF_REWARDS = ("reward",)  # metrics that only stages with rewards have
@@ -207,8 +226,10 @@ class StageBase(ConfigModel):
         if self.metric_for_best_model in OF_REWARDS and "rewards" not in type(self).model_fields:
             raise ValueError("metric_for_best_model: reward is the mean of the rewards of a grpo stage; here there are none")
         answers = self.evaluation.generated_answers
-        if self.metric_for_best_model == "bleu" and answers is not None and answers.bleu is None:
-            raise ValueError("metric_for_best_model: bleu needs evaluation.generated_answers.bleu, such as bleu: auto")
+        name = self.metric_for_best_model
+        if name not in ("loss", *OF_REWARDS) and answers is not None and name not in answers.scores:
+            where = "bleu, such as bleu: auto" if name == "bleu" else f"metrics, such as metrics: [{name}]"
+            raise ValueError(f"metric_for_best_model: {name} needs evaluation.generated_answers.{where}")
         return self
 
     @model_validator(mode="after")
