@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import NoReturn
 
-from fledge.cli.eval_arguments import add_eval
+from fledge.cli.evaluation import add_eval
 from fledge.cli.mistyped_arguments import check_words, option_hint, repeated_option, usage_hint
 from fledge.cli.prefer_arguments import add_prefer
 from fledge.cli.rate import add_rate

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fledge.cli.arguments import MAX_RESTARTS, MINUTES, SAMPLING_OPTIONS, SEED, Overrides, build_parser, split_overrides
+from fledge.cli.evaluation import run_eval
 from fledge.cli.prefer_commands import run_prefer
 from fledge.cli.rate import run_rate
 from fledge.entrypoint import TrainCommand, exit_code, leave_output, to_stderr, write_report_and_summarize
@@ -62,7 +63,7 @@ def _run_command(options: argparse.Namespace, overrides: Overrides, argv: list[s
     elif options.command == "score":
         _run_score(options)
     elif options.command == "eval":
-        _run_eval(options)
+        run_eval(options)
     elif options.command == "prefer":
         run_prefer(options)
     elif options.command == "rate":
@@ -299,22 +300,6 @@ def _run_score(options: argparse.Namespace) -> None:
         bleu=options.bleu,
         metrics=list(dict.fromkeys(options.metrics)),
         log=Console().log,
-    )
-
-
-def _run_eval(options: argparse.Namespace) -> None:
-    from fledge.eval import evaluate_models
-    from fledge.run import Console
-
-    if options.max_samples is not None and options.max_samples < 1:
-        raise FledgeError(f"must be 1 or more, not {options.max_samples}", where="--max-samples")
-    evaluate_models(
-        options.model,
-        options.sets,
-        max_samples=options.max_samples,
-        out=None if options.out is None else Path(options.out),
-        as_json=options.json,
-        console=Console(),
     )
 
 
