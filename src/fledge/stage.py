@@ -347,6 +347,7 @@ class StageRunner:
             directory=self.directory,
             console=self.console,
             ranks=self.ranks,
+            locate=example_locator(self.prepared.data, self.prepared.data.validation),
         )
 
     def _write_data_report(self) -> None:

@@ -211,3 +211,10 @@ def test_logging_changes_no_weight(world: Path, finished: Path, tmp_path: Path) 
 def test_the_report_is_written_from_the_run_directory(finished: Path) -> None:
     page = write_report(finished).read_text(encoding="utf-8")
     assert "你是谁？" in page and "pretrain" in page
+    for stage in ("pretrain", "sft", "dpo"):
+        cases = [json.loads(line) for line in (finished / stage / "eval" / "errors.jsonl").read_text("utf-8").splitlines()]
+        losses = [case["loss"] for case in cases]
+        assert (
+            losses and losses == sorted(losses, reverse=True) and all(".validation.jsonl:" in case["where"] for case in cases)
+        )
+        assert all(case["where"].replace("&", "&amp;") in page for case in cases)

@@ -28,7 +28,7 @@ def write_set(run: Path, moment: str, right: int, fingerprint: str = "f") -> Non
     share = right / 40
     value = MetricValue(value=share, interval=(share - 0.1, min(1.0, share + 0.1)), count=40, higher_is_better=True)
     result = SetResult(name="questions", kind="questions", fingerprint=fingerprint, metrics={"exact_match": value}, items=items)
-    write_set_result(run / "sft" / "eval" / "sets" / moment, result)
+    write_set_result(run / "sft" / "eval" / moment, result)
 
 
 @pytest.fixture
@@ -60,9 +60,9 @@ def test_a_set_that_was_asked_otherwise_before_is_not_put_beside_the_value_after
 
 
 def test_a_damaged_result_of_a_set_is_told_and_the_page_is_written(runs: list[Path]) -> None:
-    (runs[0] / "sft" / "eval" / "sets" / "after" / "questions.json").write_text("{")
+    (runs[0] / "sft" / "eval" / "after" / "questions.json").write_text("{")
     page = page_of(write_report(runs[0]))
-    assert "Could not be read:" in page.text and "sft/eval/sets/after/questions.json" in page.text
+    assert "Could not be read:" in page.text and "sft/eval/after/questions.json" in page.text
 
 
 def test_compared_runs_have_their_figures_curves_sets_samples_and_differences_on_one_page(

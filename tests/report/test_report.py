@@ -155,6 +155,16 @@ def test_the_share_of_the_trained_parameters_is_shown_where_an_adapter_is_traine
         assert expected in page.text.replace("\u00a0", " "), expected
 
 
+def test_the_distribution_of_losses_and_the_worst_rows_are_shown(run_directory: Path) -> None:
+    _, page = read(run_directory)
+    drawn = json.loads(page.scripts[1])
+    assert {f"stage-1-loss-{name}" for name in ("percentiles", "histogram", "by-position")} <= set(drawn) <= page.ids
+    before, after = drawn["stage-1-loss-by-position"]["series"]
+    assert before["x"] == [0, 16] and before["y"][1] == 2.431 and after["name"]["en"] == "after"
+    assert sum(drawn["stage-1-loss-histogram"]["series"][0]["y"]) == 100
+    assert "Validation rows with the highest losses" in page.text and "v.jsonl:7" in page.text and "9.500" in page.text
+
+
 def test_numbers_carry_their_units(run_directory: Path) -> None:
     _, page = read(run_directory)
     for expected in (

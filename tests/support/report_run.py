@@ -75,6 +75,8 @@ def write_stage(folder: Path, kind: str, number: int, steps: int) -> None:
     (folder / "events.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     dump(folder / "eval" / "before.json", evaluation(kind, number, False))
     dump(folder / "eval" / "after.json", evaluation(kind, number, True))
+    case = {"kind": "loss", "group": f"s {HOSTILE}", "loss": 9.5, "where": "v.jsonl:7", "text": f"t {HOSTILE}", "targets": "x"}
+    (folder / "eval" / "errors.jsonl").write_text(json.dumps(case) + "\n" + json.dumps({**case, "loss": None}) + "\n")
     if kind != "pretrain":
         dump(folder / "eval" / "world.json", world(number))
 
@@ -174,6 +176,13 @@ def evaluation(kind: str, number: int, after: bool) -> dict[str, object]:
     answers = ("soft  the 7 and", "The answer is 7.", "7")
     answer = answers[min(2, number + after)]
     result: dict[str, object] = {"loss": loss, "perplexity": math.exp(loss), "token_accuracy": 0.61 if after else 0.07}
+    if kind != "preference":
+        result["loss_percentiles"] = [{"percent": percent, "loss": loss * percent / 60} for percent in (25, 50, 75, 95)]
+        result["loss_histogram"] = {"width": 0.25, "tokens": [40, 30, 20, 10]}
+        result["loss_by_position"] = [
+            {"from": 0, "to": 15, "loss": loss * 1.4, "tokens": 900.0},
+            {"from": 16, "to": None, "loss": loss, "tokens": 3000.0},
+        ]  # fmt: skip
     if kind == "preference":
         result["rewards/accuracies"] = 0.93 if after else 0.0
         result["rewards/margins"] = 1.87 if after else 0.0

@@ -1,6 +1,6 @@
 """The evaluation of a stage: metrics on validation data, generated answers, samples, prompt tests and evaluation sets."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ from fledge.autotune.determinism import allow_nondeterministic
 from fledge.checkpoint.find import step_name
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
+from fledge.evaluate.error_cases import WorstRow, loss_cases, rule_cases, worst_rows, write_error_cases
 from fledge.evaluate.generated import GeneratedAnswers
 from fledge.evaluate.prompt_tests import Case, run_cases, write_failing
+from fledge.evaluate.records import AFTER, read_set_result, set_result_files
 from fledge.evaluate.samples import sample
 from fledge.evaluate.sets.in_stage import StageSets
 from fledge.generation import SamplingParams
@@ -30,7 +32,8 @@ class StageEvaluation:
     """What a stage is evaluated with, before, while and after it trains.
 
     `validation`: None without validation data. `answers`: of validation rows, if the recipe asks for them. `cases`: of the
-    prompt tests. `sets`: evaluation sets. Ranks other than the main process only take part in the metrics.
+    prompt tests. `sets`: evaluation sets. `locate`: file and line of a validation example. Ranks other than the main process
+    only take part in the metrics.
     """
 
     stage: Stage
@@ -43,6 +46,7 @@ class StageEvaluation:
     directory: StageDirectory
     console: Console
     ranks: DistributedContext
+    locate: Callable[[int], str] = str
 
     def evaluate(self, file: Path, model: LanguageModel, micro_batch_rows: int) -> None:
         """Write the metrics on validation data and the answers to the fixed prompts to `file`, and the results of evaluation
@@ -50,6 +54,7 @@ class StageEvaluation:
         metrics: dict[str, Any] = {}
         if self.validation is not None:
             metrics = validate(model, self.validation, micro_batch_rows, ranks=self.ranks, with_distribution=True)
+        rows = self._worst_rows(model, micro_batch_rows) if file.stem == AFTER else []
         if not self.ranks.is_main_process:
             return
         with force_eager(), allow_nondeterministic():
@@ -60,6 +65,25 @@ class StageEvaluation:
         if metrics:
             self.console.log(f"{file.stem} {self.directory.root.name}: validation {metrics_line(metrics)}")
         write_json(file, {**metrics, "samples": [one.as_dict() for one in samples]})
+        if file.stem == AFTER:
+            self._write_error_cases(rows)
+
+    def _worst_rows(self, model: LanguageModel, micro_batch_rows: int) -> list[WorstRow]:
+        """The validation rows with the highest losses; none for a stage that draws its answers itself. Collective."""
+        if self.validation is None or self.stage.answers_per_example > 1:
+            return []
+        return worst_rows(model, self.validation, micro_batch_rows, self.ranks)
+
+    def _write_error_cases(self, rows: Sequence[WorstRow]) -> None:
+        """Write `eval/errors.jsonl`. It is for people to read: where it cannot be written, a warning says so."""
+        cases = [] if self.validation is None else loss_cases(rows, self.validation, self.tokenizer, self.locate)
+        try:
+            files = set_result_files(self.directory.set_results(AFTER))
+            cases += rule_cases(read_set_result(one) for one in files)
+            if cases:
+                write_error_cases(self.directory.evaluations / "errors.jsonl", cases)
+        except (FledgeError, OSError) as error:
+            self.console.log(f"warning: the error cases are not written: {error}", style="yellow")
 
     def _initial_metrics(self) -> dict[str, Any]:
         """The metrics before the first step, equal on all ranks."""

@@ -2,6 +2,7 @@
 
 from fledge.report.figures import Chart, Series, curve, if_recorded, noisy, percent, recorded
 from fledge.report.i18n import UNITS, Text, unit_text
+from fledge.report.loss_charts import loss_charts
 from fledge.report.method_charts import policy_charts, preference_charts
 from fledge.report.read_run import mapping
 from fledge.report.records import Stage
@@ -28,6 +29,7 @@ def stage_charts(stage: Stage) -> list[Chart]:
         *preference_charts(stage),
         *policy_charts(stage),
         *if_recorded(accuracy_chart(stage), bits_chart(stage), prompts_chart(stage)),
+        *loss_charts(stage),
         Chart(
             name="learning-rate",
             title=Text("Learning rate", "学习率"),

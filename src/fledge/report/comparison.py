@@ -21,7 +21,7 @@ from fledge.report.page import FILTERS
 from fledge.report.read_run import mapping, read_run, text
 from fledge.report.records import Problem, Run, Sample
 from fledge.report.samples import by_prompt
-from fledge.report.sets import FOLDER, metric_name, read_sets
+from fledge.report.sets import metric_name, read_sets
 from fledge.report.summary_table import Row, stage_rows
 from fledge.run.text_files import write_text
 
@@ -120,7 +120,7 @@ def _names(runs: Sequence[Run], paths: Sequence[Path]) -> list[str]:
 
 def _sets_after(run: Run, path: Path, problems: list[Problem]) -> dict[str, dict[str, SetResult]]:
     """The results after each stage of a run, by stage and set."""
-    return {stage.name: read_sets(path / stage.name / "eval" / FOLDER / AFTER, problems) for stage in run.stages}
+    return {stage.name: read_sets(path / stage.name / "eval" / AFTER, problems) for stage in run.stages}
 
 
 def _compared(

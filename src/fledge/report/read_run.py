@@ -20,6 +20,7 @@ from fledge.report.records import (
     Split,
     Stage,
     World,
+    WorstCase,
     WrongAnswer,
 )
 from fledge.run.directory import check_layout
@@ -193,6 +194,7 @@ def read_stage(reader: Reader, name: str) -> Stage:
         world=read_world(world) if world else None,
         verdicts=tuple(mappings(result.get("verdicts"))),
         trained=(trained, parameters) if trained and parameters else None,
+        worst=read_worst(reader.json_lines(f"{name}/eval/errors.jsonl")),
     )
 
 
@@ -226,7 +228,23 @@ def read_evaluation(row: Mapping[str, object] | None) -> Evaluation | None:
         )
         for item in mappings(row.get("samples"))
     )
-    return Evaluation({key: value for key, value in metrics.items() if value is not None}, samples)
+    losses = {key: value for key, value in row.items() if key.startswith("loss_") and isinstance(value, list | dict)}
+    return Evaluation({key: value for key, value in metrics.items() if value is not None}, samples, losses)
+
+
+def read_worst(rows: list[dict[str, object]]) -> tuple[WorstCase, ...]:
+    """The validation rows with the highest losses, from `eval/errors.jsonl`."""
+    return tuple(
+        WorstCase(
+            source=text(row.get("group")),
+            loss=number(row.get("loss")),
+            where=text(row.get("where")),
+            text=text(row.get("text")),
+            targets=text(row.get("targets")),
+        )
+        for row in rows
+        if row.get("kind") == "loss"
+    )
 
 
 def read_world(row: Mapping[str, object]) -> World:

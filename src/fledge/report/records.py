@@ -15,10 +15,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One pass over the validation split: metrics by name (without the prefix `eval/`) and sampled answers."""
+    """One pass over the validation split: metrics by name (without the prefix `eval/`), sampled answers, and how the losses of
+    tokens are distributed (the `loss_…` tables of the file)."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
+    losses: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,11 +128,23 @@ class Events:
     prompt_tests: tuple[Mapping[str, object], ...] = ()
 
 
+@dataclass(frozen=True)
+class WorstCase:
+    """A validation row with a high loss: its source, its loss (None for one that is no number), where it is, its text, and the
+    part of it that the model is trained on."""
+
+    source: str
+    loss: float | None
+    where: str
+    text: str
+    targets: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One stage of a run: its plan, data report, events, evaluations, scores, and the findings about its result (`verdicts`, as
     result.json has them). None stands for a missing file. `trained`: numbers of trained and of all parameters; None before the
-    stage is finished."""
+    stage is finished. `worst`: validation rows with the highest losses, by source."""
 
     name: str
     plan: Mapping[str, object]
@@ -141,6 +155,7 @@ class Stage:
     world: World | None
     verdicts: tuple[Mapping[str, object], ...] = ()
     trained: tuple[float, float] | None = None
+    worst: tuple[WorstCase, ...] = ()
 
     @property
     def kind(self) -> str:

@@ -11,7 +11,6 @@ from fledge.report import formatting
 from fledge.report.i18n import Text
 from fledge.report.records import Problem
 
-FOLDER = "sets"  # below eval/ of a stage
 MAX_FAILING = 40  # items of a set on the page
 MAX_TEXT = 1_000  # characters of a text on the page
 
@@ -52,14 +51,14 @@ def read_sets(folder: Path, problems: list[Problem]) -> dict[str, SetResult]:
         try:
             found[file.stem] = read_set_result(file)
         except FledgeError:
-            problems.append(Problem("/".join(file.parts[-5:]), None))
+            problems.append(Problem("/".join(file.parts[-4:]), None))
     return found
 
 
 def stage_sets(folder: Path, problems: list[Problem]) -> list[StageSet]:
-    """The sets of a stage, from `eval/sets/before` and `eval/sets/after` of its folder."""
-    before = read_sets(folder / "eval" / FOLDER / BEFORE, problems)
-    after = read_sets(folder / "eval" / FOLDER / AFTER, problems)
+    """The sets of a stage, from `eval/before` and `eval/after` of its folder."""
+    before = read_sets(folder / "eval" / BEFORE, problems)
+    after = read_sets(folder / "eval" / AFTER, problems)
     return [_stage_set(before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after])]
 
 

@@ -34,9 +34,9 @@ def highest_loss_rows(
     with force_eager(), eval_mode(model), reshard_after(model):
         for number in range(batch.num_micro_steps):
             if number < len(batch.batches):
-                losses += _example_losses(model, objective, batch.batches[number].to(device))
+                losses += example_losses(model, objective, batch.batches[number].to(device))
             elif batch.padding_batch is not None:
-                _example_losses(model, objective, batch.padding_batch.to(device))
+                example_losses(model, objective, batch.padding_batch.to(device))
     gathered = [tuple(item) for of_rank in ranks.all_gather_object(_highest(losses)) for item in of_rank]
     return [
         {"where": locate(int(example)), "loss": None if loss is None else round(loss, 4)}
@@ -50,7 +50,7 @@ def _highest(losses: list[tuple[float, int]]) -> list[tuple[float | None, int]]:
     return [(None if loss == torch.inf else loss, example) for loss, example in highest]
 
 
-def _example_losses(model: LanguageModel, objective: Objective, batch: Batch) -> list[tuple[float, int]]:
+def example_losses(model: LanguageModel, objective: Objective, batch: Batch) -> list[tuple[float, int]]:
     """(mean loss, index) of each example; an infinite loss for one that is not finite."""
     losses = objective.pair_losses(model, batch)[0] if isinstance(objective, RewardObjective) else _token_losses(model, batch)
     finite = torch.where(losses.isfinite(), losses, torch.inf)

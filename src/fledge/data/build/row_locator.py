@@ -7,13 +7,15 @@ import numpy as np
 
 from fledge.data.build.load import StageDataset
 from fledge.data.build.shard_items import ShardItems
+from fledge.data.dataset.packed_dataset import PackedDataset
 
 
 class RowLocator:
-    """Gives FILE:LINE of the rows of a stage's training examples."""
+    """Gives FILE:LINE of the rows of a stage's training examples, or of its validation examples."""
 
-    def __init__(self, dataset: StageDataset) -> None:
-        self.build, self.examples = dataset.build, dataset.train.examples
+    def __init__(self, dataset: StageDataset, split: PackedDataset | None = None) -> None:
+        """`split`: `dataset.validation` for its examples; None: those of training."""
+        self.build, self.examples = dataset.build, (split or dataset.train).examples
 
     @lru_cache(maxsize=64)  # noqa: B019  lives as long as the data
     def _items(self, shard: int) -> ShardItems:
@@ -26,11 +28,12 @@ class RowLocator:
         return items.location(int(np.searchsorted(items.arrays["row"], int(self.examples.row[number]))))
 
 
-def example_locator(dataset: StageDataset) -> Callable[[int], str]:
-    """A function that gives FILE:LINE of a training example's row; it reads its index at the first call."""
+def example_locator(dataset: StageDataset, split: PackedDataset | None = None) -> Callable[[int], str]:
+    """A function that gives FILE:LINE of the row of a training example, or of one of `split`; it reads its index at the first
+    call."""
 
     @cache
     def locator() -> RowLocator:
-        return RowLocator(dataset)
+        return RowLocator(dataset, split)
 
     return lambda example: locator().example(example)
