@@ -68,7 +68,7 @@ def test_rouge_of_mixed_text_takes_words_and_characters() -> None:
 
 
 @pytest.mark.parametrize("name", ["bleu", "chrf"])
-def test_bleu_and_chrf_are_those_of_sacrebleu(name: str) -> None:
+def test_bleu_and_chrf_are_those_of_sacrebleu(name: str, caplog: pytest.LogCaptureFixture) -> None:
     sacrebleu = pytest.importorskip("sacrebleu")
     given, expected = [one for one, _ in ENGLISH], [other for _, other in ENGLISH]
     found = of_set(name, *pairs(ENGLISH))
@@ -80,6 +80,7 @@ def test_bleu_and_chrf_are_those_of_sacrebleu(name: str) -> None:
     (one,) = measure_answers([name], pairs([(given[0], expected[0])]))
     sentence = sacrebleu.sentence_bleu if name == "bleu" else sacrebleu.sentence_chrf
     assert one[name] == pytest.approx(sentence(given[0], [expected[0]]).score)
+    assert not caplog.records  # the library warns where it is asked for what is not meant
 
 
 def test_the_figures_that_are_resampled_for_chrf_are_those_of_the_library() -> None:

@@ -55,7 +55,8 @@ def corpus_bleu(given: Sequence[str], expected: Sequence[str], tokenize: str = "
     score = BleuScore(round(float(found.score), 4), str(metric.get_signature()), len(given))
     if not interval or len(given) < 2:
         return score
-    each = [metric.sentence_score(one, [other]) for one, other in zip(given, expected, strict=True)]
+    # Not by sentence_score, which warns of every answer that orders without a match are not left out.
+    each = [metric.corpus_score([one], [[other]]) for one, other in zip(given, expected, strict=True)]
     counts = np.array([[*one.counts, *one.totals, one.sys_len, one.ref_len] for one in each])
 
     def resampled(sums: np.ndarray) -> float:
