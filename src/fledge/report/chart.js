@@ -127,8 +127,9 @@
       const { left, right, bottom } = this.frame;
       element("line", { x1: left, x2: right, y1: bottom, y2: bottom, class: "axis" }, this.svg);
       let end = -Infinity;
-      (this.spec.x_log ? logTicks(range[0], range[1]) : linearTicks(range[0], range[1], Math.max(2, (right - left) / 85)))
-        .forEach((value) => {
+      const values = this.spec.x_log ? logTicks(range[0], range[1]) : linearTicks(range[0], range[1], Math.max(2, (right - left) / 85));
+      const whole = values.filter((value) => Number.isInteger(Number(value.toPrecision(12))));  // no step is a fraction
+      (whole.length > 1 ? whole : values).forEach((value) => {
           const half = width(tick(value)) / 2, at = x.to(value);
           element("line", { x1: at, x2: at, y1: bottom, y2: bottom + 4, class: "axis" }, this.svg);
           if (at - half < end + 6) { return; }
