@@ -16,6 +16,7 @@ from fledge.autotune.determinism import allow_nondeterministic
 from fledge.checkpoint.find import step_name
 from fledge.checkpoint.state import TrainState
 from fledge.data import PackedDataset
+from fledge.data.build.load import split_fingerprints
 from fledge.data.build.row_locator import example_locator
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
@@ -26,7 +27,7 @@ from fledge.evaluate.rewards import stage_rewards
 from fledge.evaluate.sets.base import EvaluationSet
 from fledge.evaluate.sets.in_stage import StageSets
 from fledge.evaluate.stage_evaluation import StageEvaluation
-from fledge.findings import Finding
+from fledge.evaluate.stage_verdict import FinishedStage, conclude
 from fledge.model.adapters import trained_parameters
 from fledge.model.frozen_weights import round_frozen_weights
 from fledge.model.linear_cross_entropy import LossKernel
@@ -50,7 +51,6 @@ from fledge.training.context import TrainContext
 from fledge.training.hooks import Hook
 from fledge.training.initial_model import StageModels
 from fledge.training.model_writer import model_writer
-from fledge.training.outcome import judge
 from fledge.training.reference import ReferenceProvider
 from fledge.training.rollout import RewardTable
 from fledge.training.selection import selected_step
@@ -165,12 +165,24 @@ class StageRunner:
         if self.shared.after_stage is not None and self.ranks.is_main_process:
             with force_eager(), allow_nondeterministic():
                 self.shared.after_stage(name, model, self.tokenizer, self.directory)
-        found = self._judge(evaluation.validation, step) if self.ranks.is_main_process else []
-        return self._write_result(state, chosen, found, model, wall_seconds=time.monotonic() - started)
+        concluded = self._conclude(model, evaluation, state, step, start)
+        return self._write_result(state, concluded, model, wall_seconds=time.monotonic() - started)
 
-    def _judge(self, validation: ValidationSet | None, step: int) -> list[Finding]:
-        metric = self.prepared.stage.metric_for_best_model
-        return judge(self.directory, validation, step, metric, self.console, self.shared.alerts)
+    def _conclude(
+        self, model: LanguageModel, evaluation: StageEvaluation, state: TrainState, step: int, start: StartWeights
+    ) -> dict[str, Any]:
+        """The entries of result.json that say what the figures mean: the model that goes on, the findings and the verdict."""
+        finished = FinishedStage(
+            evaluation=evaluation,
+            train=self.prepared.data.train,
+            chosen=self._checkpoint(step, self.prepared.stage.ema.decay is not None),
+            step=step,
+            state=state,
+            is_explicit_last=self.recipe.stages[self.prepared.name].select_checkpoint == "last",
+            start=start,
+        )
+        is_main = self.ranks.is_main_process
+        return self.ranks.broadcast_object(conclude(finished, model, self.shared.alerts) if is_main else None)
 
     def _report_data_and_plan(self, changed: dict[str, list[Any]]) -> None:
         """Log the data report and the plan, and write their files. `changed`: changed keys of the recipe."""
@@ -354,7 +366,7 @@ class StageRunner:
         """Write data_report.json. Raises FledgeError if a stage that has begun would go on with other data."""
         file, report = self.directory.root / "data_report.json", self.prepared.data.as_dict()
         has_begun = self.directory.has_begun() and file.exists()
-        if has_begun and _fingerprints(read_json(file, StageData)) != _fingerprints(report):
+        if has_begun and split_fingerprints(read_json(file, StageData)) != split_fingerprints(report):
             raise FledgeError(
                 f"the data of stage {self.prepared.name} changed since it began: it cannot be resumed exactly",
                 where=str(file),
@@ -366,13 +378,13 @@ class StageRunner:
         return Path("checkpoints") / step_name(step) / ("averaged" if averaged else "model")
 
     def _write_result(
-        self, state: TrainState, chosen: Path, found: list[Finding], model: LanguageModel, wall_seconds: float
+        self, state: TrainState, concluded: dict[str, Any], model: LanguageModel, wall_seconds: float
     ) -> dict[str, Any]:
-        """Write result.json, which marks the stage as finished, and return its content."""
+        """Write result.json, which marks the stage as finished, and return its content. `concluded`: as `_conclude`."""
         trained, total = trained_parameters(model)
         result = {
             "order": self.order,
-            "model": str(chosen),
+            "model": concluded["model"],
             "step": state.step,
             "seconds": state.seconds,
             "wall_seconds": round(wall_seconds, 3),
@@ -380,13 +392,9 @@ class StageRunner:
             "best_step": state.best_step,
             "trained_parameters": trained,
             "parameters": total,
-            "verdicts": [one.as_dict() for one in found],
+            "verdicts": concluded["verdicts"],
+            "verdict": concluded["verdict"],
         }
         if self.ranks.is_main_process:
             write_json(self.directory.result_file, result)
         return result
-
-
-def _fingerprints(data_report: dict[str, Any]) -> list[str | None]:
-    """The fingerprints of the training and validation data in a data_report.json."""
-    return [split and split["fingerprint"] for split in (data_report["train"], data_report["validation"])]

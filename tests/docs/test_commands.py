@@ -213,11 +213,11 @@ def test_the_command_reference_has_every_option_with_its_choices(
 def test_the_command_reference_has_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     titles = re.findall(r"^## fledge (.+)$", COMMANDS.read_text(encoding="utf-8"), re.MULTILINE)
     expected = set()
-    for command in ("", "data", "prefer"):
+    for command in ("", "data", "prefer", "runs"):
         capsys.readouterr()
         fledge([*command.split(), "--help"])
         listed = re.findall(r"^    (\w+)\b", capsys.readouterr().out, re.MULTILINE)
-        expected |= {f"{command} {name}".strip() for name in listed} - {"data", "prefer"}
+        expected |= {f"{command} {name}".strip() for name in listed} - {"data", "prefer", "runs"}
     assert expected == set(titles)
 
 
@@ -251,7 +251,7 @@ def problem_of(command: markdown.Command, capsys: pytest.CaptureFixture[str], mo
 def _problem_of_fledge(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str | None:
     from tests.support import recipe_keys
 
-    name = " ".join(words[:2]) if words[0] in ("data", "prefer") else words[0]
+    name = " ".join(words[:2]) if words[0] in ("data", "prefer", "runs") else words[0]
     options = help_of(capsys, monkeypatch, name)
     if not options and name != "report":
         return f"there is no command {name}"

@@ -9,6 +9,7 @@ from fledge.cli.evaluation import add_eval
 from fledge.cli.mistyped_arguments import check_words, option_hint, repeated_option, usage_hint
 from fledge.cli.prefer_arguments import add_prefer
 from fledge.cli.rate import add_rate
+from fledge.cli.runs_arguments import add_runs
 from fledge.export.targets import TARGETS as TARGETS_OF_EXPORT
 from fledge.version import __version__
 
@@ -66,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_eval(commands)
     add_prefer(commands, ADAPTER)
     add_rate(commands)
+    add_runs(commands)
     _add_export(commands)
     _add_report(commands)
     return parser

@@ -11,6 +11,7 @@ from fledge.cli.arguments import MAX_RESTARTS, MINUTES, SAMPLING_OPTIONS, SEED, 
 from fledge.cli.evaluation import run_eval
 from fledge.cli.prefer_commands import run_prefer
 from fledge.cli.rate import run_rate
+from fledge.cli.runs_commands import run_runs
 from fledge.entrypoint import TrainCommand, exit_code, leave_output, to_stderr, write_report_and_summarize
 from fledge.errors import FledgeError
 from fledge.escaping import escaped
@@ -56,6 +57,8 @@ def _run_command(options: argparse.Namespace, overrides: Overrides, argv: list[s
     set_code_cache()
     if options.command in ("quickstart", "train"):
         return _run_with_signals(options, overrides, argv)
+    if options.command == "runs":
+        return run_runs(options)
     if options.command == "data":
         _run_data(options, overrides)
     elif options.command == "report":

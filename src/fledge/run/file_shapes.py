@@ -4,7 +4,7 @@ A file may say more. `read_json` checks a file against its shape, so that no rea
 """
 
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveInt
 from typing_extensions import TypedDict
@@ -17,8 +17,27 @@ def _inside(path: str) -> str:
     return path
 
 
+class VerdictReason(TypedDict):
+    """A figure that speaks for a decision, null where it cannot decide."""
+
+    check: str
+    decision: str | None
+    message: str
+    hint: str
+    evidence: dict[str, Any]
+
+
+class StageVerdict(TypedDict):
+    """The verdict in result.json: what to do with the model, what goes on (trained, best, start), and why."""
+
+    decision: Literal["release", "keep training", "roll back"]
+    goes_on: Literal["trained", "best", "start"]
+    reasons: list[VerdictReason]
+    thresholds: dict[str, dict[str, Any]]
+
+
 class StageResult(TypedDict):
-    """result.json of a finished stage."""
+    """result.json of a finished stage. Stages of earlier versions have no verdict."""
 
     order: NonNegativeInt
     model: Annotated[str, AfterValidator(_inside)]
@@ -26,6 +45,7 @@ class StageResult(TypedDict):
     seconds: Annotated[FiniteFloat, Field(ge=0)]
     wall_seconds: Annotated[FiniteFloat, Field(ge=0)]
     stop: str | None
+    verdict: NotRequired[StageVerdict]
 
 
 class EvaluatedSample(TypedDict):

@@ -113,6 +113,15 @@ class StartWeights:
             hint=f"put the model back to {self.source} as it was, or start under another --name",
         )
 
+    def load_recorded(self) -> LanguageModel:
+        """The start model of a stage that has begun, as `load_again`, by the fingerprint in start.json."""
+        record = self._record()
+        if "weights" not in record:
+            raise FledgeError(
+                "an earlier version of fledge began this stage and did not record its weights", where=str(self._file)
+            )
+        return self.load_again(str(record["weights"]))
+
     def load_adapter_again(self, model: LanguageModel, fingerprint: str) -> dict[str, Tensor]:
         """Copies of the adapter's weights at the beginning of a stage that has begun, whose `model` keeps its own. Raises
         FledgeError if they are not there any more."""

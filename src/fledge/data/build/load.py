@@ -1,5 +1,6 @@
 """A complete build as packed data: memory-mapped, mixed, checked against what was requested and what was written."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ class Manifest(StageData):
     """manifest.json of a build: fingerprints of its tokenizer and of its packed data."""
 
     tokenizer: str
+
+
+def split_fingerprints(data_report: Mapping[str, Any]) -> list[str | None]:
+    """The fingerprints of the training and validation data in a data_report.json."""
+    return [split and split["fingerprint"] for split in (data_report["train"], data_report["validation"])]
 
 
 @dataclass(frozen=True, kw_only=True)

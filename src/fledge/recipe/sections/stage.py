@@ -13,6 +13,7 @@ from fledge.recipe.sections.evaluation_sets import EvaluationSetConfig
 from fledge.recipe.sections.guards import CommonGuards
 from fledge.recipe.sections.preference import AnswerSettings
 from fledge.recipe.sections.quantization import QuantizationConfig
+from fledge.recipe.sections.verdict import VerdictConfig
 from fledge.recipe.units import Duration
 
 
@@ -58,6 +59,10 @@ class EvaluationConfig(ConfigModel):
     )
     sets: dict[Name, EvaluationSetConfig] = Field(
         default={}, description="evaluation sets by name, asked before and after the stage, and while it trains"
+    )
+    verdict: VerdictConfig = Field(
+        default=VerdictConfig(),
+        description="thresholds of the verdict at the end of the stage: release, keep training, roll back",
     )
 
 

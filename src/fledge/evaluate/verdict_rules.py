@@ -1,0 +1,296 @@
+"""The rules that turn the figures of a finished stage into reasons of its verdict."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fledge.evaluate.comparison import MetricComparison, compare_sets
+from fledge.evaluate.intervals import wilson_interval
+from fledge.evaluate.records import MetricValue, SetResult
+from fledge.evaluate.statistics import LEVEL
+from fledge.evaluate.training_targets import TargetFacts
+from fledge.evaluate.verdict import Decision, Reason, threshold
+from fledge.findings import Finding
+from fledge.plan.evaluation import MIN_VALIDATION_ROWS
+from fledge.recipe.sections.verdict import VerdictConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEvidence:
+    """What is known about a finished stage of some `kind`.
+
+    `findings`: of `monitor.verdicts`. `before`, `after`: metrics on validation data, of the start and of what goes on; empty
+    without such data. `validation_rows`: their number. `sets_before`, `sets_after`: results by the name of the set. `targets`:
+    of the training rows; None where they were not looked at.
+    """
+
+    kind: str
+    config: VerdictConfig
+    findings: Sequence[Finding] = ()
+    before: Mapping[str, Any] = field(default_factory=dict)
+    after: Mapping[str, Any] = field(default_factory=dict)
+    validation_rows: int | None = None
+    sets_before: Mapping[str, SetResult] = field(default_factory=dict)
+    sets_after: Mapping[str, SetResult] = field(default_factory=dict)
+    targets: TargetFacts | None = None
+
+    def threshold(self, key: str) -> float | None:
+        """A threshold of the recipe; None where it decides nothing."""
+        return threshold(self.config, key, self.kind)
+
+
+FINDINGS: dict[str, Decision | None] = {
+    "collapsed": "roll back",
+    "worse_than_start": "roll back",
+    "displaced": "keep training",
+    "nothing_learned": "keep training",
+    "no_better_than_length": "keep training",
+    "equal_answers": "keep training",
+    "few_validation_rows": None,
+}
+"""What a finding on a stage speaks for. `worse_than_best` speaks for a roll back unless the best checkpoint goes on anyway."""
+BY_LOSS = ("worse_than_start", "worse_than_best", "nothing_learned")  # what too few validation rows cannot decide
+
+
+def findings(stage: StageEvidence) -> Iterator[Reason]:
+    """What the findings on the stage speak for. Those on validation data decide nothing where there are too few rows."""
+    few = stage.validation_rows is not None and stage.validation_rows < MIN_VALIDATION_ROWS
+    for one in stage.findings:
+        decision = FINDINGS.get(one.check)
+        if one.check == "worse_than_best" and not one.evidence.get("best_goes_on"):
+            decision = "roll back"
+        if few and one.check in BY_LOSS:
+            decision = None
+        yield Reason(check=one.check, decision=decision, message=one.message, hint=one.hint, evidence=one.evidence)
+
+
+def learned(stage: StageEvidence) -> Iterator[Reason]:
+    """The validation data became likelier, which speaks for the stage, or are less likely than the recipe asks for."""
+    before, after = _number(stage.before, "loss"), _number(stage.after, "loss")
+    few = stage.validation_rows is not None and stage.validation_rows < MIN_VALIDATION_ROWS
+    if after is None or few:
+        return
+    most = stage.threshold("max_loss")
+    name = "bits_per_byte" if _number(stage.after, "bits_per_byte") is not None else "loss"
+    label = {"bits_per_byte": "bits per byte", "loss": "validation loss"}[name]
+    change = f"{label} {_shown(stage.before, name)} → {_shown(stage.after, name)}"
+    evidence = {"metric": name, "before": _number(stage.before, name), "after": _number(stage.after, name), "loss": after}
+    if most is not None and after > most:
+        yield Reason(
+            check="loss_above_threshold",
+            decision="keep training",
+            message=f"the validation loss is {after:.3f} nats per token, above {most:g} ({change})",
+            hint="train longer, on more data, or with a larger model; or set evaluation.verdict.max_loss",
+            evidence={**evidence, "threshold": most, "key": "max_loss"},
+        )
+    elif before is not None and after < before:
+        yield Reason(check="learned", decision="release", message=f"the stage has learned: {change}", evidence=evidence)
+
+
+BOUNDS: dict[str, tuple[str, bool, str, str]] = {
+    "ended": ("min_ended", True, "of the answers end by themselves", "look whether the end token is trained: fledge data show"),
+    "passed": ("min_pass_rate", True, "of the answers keep all rules", "look at the failing ones in the error cases"),
+    "repetition": (
+        "max_repetition",
+        False,
+        "of the n-grams in answers are repetitions",
+        "train longer, on more varied answers",
+    ),
+    "prompt_copy": ("max_prompt_copy", False, "of the answers is copied from their prompts", "train longer, mask the prompts"),
+    "refusal": ("max_refusal", False, "of the answers refuse", "lower the share of refusals in the training rows"),
+    "off_topic": (
+        "max_off_topic",
+        False,
+        "of the answers have nothing to do with their prompts",
+        "look whether the training answers belong to their prompts: fledge data show",
+    ),
+    "identity_template": (
+        "max_identity_template",
+        False,
+        "of the answers say who the assistant is, to prompts that do not ask",
+        "lower the share of identity rows: token_fraction, ratio or max_rows of their source",
+    ),
+    "wrong_language": ("max_wrong_language", False, "of the answers are in another language", "look at the training rows"),
+}
+"""Rates of answers: the key of their threshold, whether it is a least value, what they are, and what to do."""
+
+
+def answers(stage: StageEvidence) -> Iterator[Reason]:
+    """Rates of the answers to a set, against their thresholds. A rate decides where its interval lies beyond the threshold:
+    roll back if it was better before the stage, else keep training."""
+    for name, result in stage.sets_after.items():
+        for metric, (key, at_least, what, hint) in BOUNDS.items():
+            value, bound = result.metrics.get(metric), stage.threshold(key)
+            if value is None or bound is None or not value.count:
+                continue
+            low, high = value.interval or (value.value, value.value)
+            is_beyond = value.value < bound if at_least else value.value > bound
+            if not is_beyond:
+                continue
+            compared = _compared(stage, name, metric)
+            grew_worse = compared is not None and compared.better is False
+            decides = high < bound if at_least else low > bound
+            decision: Decision = "roll back" if grew_worse else "keep training"
+            limit = f"{'at least' if at_least else 'at most'} {bound:.0%}"
+            before = "" if compared is None else f"; before the stage {compared.first:.1%}"
+            message = f"{name}: {value.value:.1%} [{low:.1%}, {high:.1%}] {what}; {limit} should{before}"
+            yield Reason(
+                check=metric,
+                decision=decision if decides else None,
+                message=message if decides else f"{message}; {value.count:,} answers are too few to decide",
+                hint=hint,
+                evidence={**_evidence(name, metric, value), "threshold": bound, "key": key},
+            )
+
+
+PRIMARY = ("accuracy", "exact_match", "passed", "f1")  # of a set, the first that it has is compared with before
+
+
+def tasks(stage: StageEvidence) -> Iterator[Reason]:
+    """The main figure of each set before and after the stage, item by item. What a set is too small to show decides nothing,
+    and what it shows decides only where it is more than the chance of one in so many sets, and more than `max_drop`."""
+    compared = [
+        (name, one) for name in stage.sets_after if (one := next(filter(None, _primary(stage, name)), None)) is not None
+    ]
+    most = stage.threshold("max_drop")
+    for name, one in compared:
+        low, high = one.interval
+        change = f"{name}: {one.metric.replace('_', ' ')} {one.first:.1%} → {one.second:.1%} [{low:+.1%}, {high:+.1%}]"
+        evidence = {"set": name, "metric": one.metric, "before": one.first, "after": one.second, "interval": one.interval}
+        evidence |= {"count": one.count, "p_value": one.p_value, "detectable": one.detectable}
+        if not one.decides:
+            needed = "" if one.items_needed is None else f"; {one.items_needed:,} would be needed"
+            message = f"{change}: {one.count:,} items are too few to tell a difference of {one.relevant:.0%}{needed}"
+            yield Reason(check="too_few_items", decision=None, message=message, evidence=evidence)
+        elif one.better is False and one.p_value <= LEVEL / len(compared):
+            is_large = most is not None and -one.difference > most
+            yield Reason(
+                check="worse_answers",
+                decision="roll back" if is_large else None,
+                message=f"{change}: worse than before the stage"
+                + ("" if is_large else ", and less than evaluation.verdict.max_drop"),
+                hint="mix rows of what is to be kept into the stage, lower optimizer.learning_rate, or train fewer steps",
+                evidence={**evidence, "threshold": most, "key": "max_drop"},
+            )
+        elif one.better:
+            yield Reason(check="better_answers", decision="release", message=f"{change}: better than before", evidence=evidence)
+
+
+def _primary(stage: StageEvidence, name: str) -> Iterator[MetricComparison | None]:
+    return (_compared(stage, name, metric) for metric in PRIMARY)
+
+
+def forgetting(stage: StageEvidence) -> Iterator[Reason]:
+    """Texts of before the stage became less likely."""
+    for name in stage.sets_after:
+        one = _compared(stage, name, "bits_per_byte")
+        if one is None or not one.first or one.better is not False:
+            continue
+        share, most = one.difference / one.first, stage.threshold("max_forgetting")
+        is_large = most is not None and share > most
+        yield Reason(
+            check="forgetting",
+            decision="roll back" if is_large else None,
+            message=f"{name}: bits per byte {one.first:.3f} → {one.second:.3f} ({share:+.1%}): less of it is known than before",
+            hint="mix such texts into the stage, lower optimizer.learning_rate, or train an adapter",
+            evidence={
+                "set": name,
+                "before": one.first,
+                "after": one.second,
+                "interval": one.interval,
+                "count": one.count,
+                "share": share,
+                "threshold": most,
+                "key": "max_forgetting",
+            },
+        )
+
+
+def scores(stage: StageEvidence) -> Iterator[Reason]:
+    """The BLEU-4 of answers to validation questions is below its threshold."""
+    value, least = _number(stage.after, "bleu"), stage.threshold("min_bleu")
+    if value is None or least is None or value >= least:
+        return
+    yield Reason(
+        check="bleu",
+        decision="keep training",
+        message=f"BLEU-4 of the answers is {value:.1f} of 100, below {least:g}",
+        hint="train longer; BLEU of free answers is low by nature: set evaluation.verdict.min_bleu to what is enough here",
+        evidence={"after": value, "threshold": least, "key": "min_bleu"},
+    )
+
+
+def targets(stage: StageEvidence) -> Iterator[Reason]:
+    """The training rows teach what they should not: prompts, answers without an end, answers to other prompts."""
+    facts = stage.targets
+    if facts is None:
+        return
+    blind = facts.telling < TELLING
+    checks: tuple[tuple[str, str, int, int, Decision, str, str], ...] = (
+        ("prompt_targets", "max_prompt_targets", facts.prompt_targets, facts.targets, "roll back",
+         "of the trained tokens stand in prompts, not in answers",
+         "train the answers only: look at the weights with fledge data show"),
+        ("trained_ends", "min_trained_ends", facts.trained_ends, facts.answers, "roll back",
+         "of the training answers have an end that is trained: the model cannot learn to stop",
+         "train the token that ends an answer: look at the weights with fledge data show"),
+        ("identity_targets", "max_identity_targets", facts.identities, facts.answers, "keep training",
+         "of the training answers say who the assistant is: they will swamp the others",
+         "lower the share of identity rows: token_fraction, ratio or max_rows of their source"),
+        ("misfits", "max_misfits", facts.misfits, facts.compared, "keep training" if blind else "roll back",
+         "of the training answers are likelier after another prompt than after their own: they may belong to other prompts"
+         + (", or the model does not read prompts yet" if blind else ""),
+         "look whether questions and answers are paired rightly: fledge data show" + ("; else train longer" if blind else "")),
+    )  # fmt: skip
+    for check, key, count, of, decision, what, hint in checks:
+        bound = stage.threshold(key)
+        if bound is None or not of:
+            continue
+        low, high = wilson_interval(count, of)
+        if high < bound if key.startswith("min_") else low > bound:
+            yield Reason(
+                check=check,
+                decision=decision,
+                message=f"{count / of:.1%} [{low:.1%}, {high:.1%}] {what}",
+                hint=hint,
+                evidence={"value": count / of, "interval": (low, high), "count": of, "threshold": bound, "key": key},
+            )
+
+
+TELLING = 0.2  # nats a token by which the best fitting answers are likelier after their own prompts, at least
+
+RULES: tuple[Callable[[StageEvidence], Iterator[Reason]], ...] = (
+    targets,
+    findings,
+    answers,
+    tasks,
+    forgetting,
+    scores,
+    learned,
+)
+
+
+def reasons(stage: StageEvidence) -> list[Reason]:
+    """All reasons that the figures of a stage give."""
+    return [reason for rule in RULES for reason in rule(stage)]
+
+
+def _compared(stage: StageEvidence, name: str, metric: str) -> MetricComparison | None:
+    """A metric of a set before and after the stage; None unless both were asked the same."""
+    before, after = stage.sets_before.get(name), stage.sets_after[name]
+    if before is None or before.fingerprint != after.fingerprint:
+        return None
+    return compare_sets(before, after, metrics=(metric,)).metrics.get(metric)
+
+
+def _evidence(name: str, metric: str, value: MetricValue) -> dict[str, Any]:
+    return {"set": name, "metric": metric, "value": value.value, "interval": value.interval, "count": value.count}
+
+
+def _number(metrics: Mapping[str, Any], name: str) -> float | None:
+    value = metrics.get(name)
+    return value if isinstance(value, int | float) else None
+
+
+def _shown(metrics: Mapping[str, Any], name: str) -> str:
+    value = _number(metrics, name)
+    return "?" if value is None else f"{value:.3f}"

@@ -1,0 +1,66 @@
+"""The thresholds of the verdict on a stage."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fledge.recipe.sections.base import ConfigModel
+
+Rate = Annotated[float, Field(ge=0, le=1)]
+AboveZero = Annotated[float, Field(gt=0)]
+
+
+class VerdictConfig(ConfigModel):
+    """What a stage must reach to be released, and what makes it roll back. null: this figure decides nothing."""
+
+    max_loss: AboveZero | Literal["auto"] | None = Field(
+        default="auto",
+        description="validation loss in nats per token, at most; auto: 2.5 of a pretrain stage, 1.5 of an sft stage, none else",
+    )
+    min_bleu: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        default=15.0, description="BLEU-4 of answers, where measured"
+    )
+    min_pass_rate: Rate | None = Field(default=0.5, description="share of prompts whose answers keep all rules")
+    min_ended: Rate | None = Field(default=0.8, description="share of answers that the model ends by itself")
+    max_repetition: Rate | None = Field(default=0.3, description="mean share of repeated n-grams in answers")
+    max_prompt_copy: Rate | None = Field(default=0.5, description="mean share of an answer that is copied from its prompt")
+    max_refusal: Rate | None = Field(default=0.2, description="share of answers that refuse")
+    max_off_topic: Rate | None = Field(default=0.2, description="share of answers that have nothing to do with their prompt")
+    max_identity_template: Rate | None = Field(
+        default=0.1, description="share of answers that say who the assistant is, to prompts that do not ask"
+    )
+    max_wrong_language: Rate | None = Field(default=0.2, description="share of answers in another language than expected")
+    max_prompt_targets: Rate | None = Field(
+        default=0.02, description="share of the training targets that stand in prompts, of stages that train on answers"
+    )
+    min_trained_ends: Rate | None = Field(default=0.9, description="share of training answers whose end is a target")
+    max_identity_targets: Rate | None = Field(
+        default=0.15, description="share of training answers that say who the assistant is"
+    )
+    max_misfits: Rate | None = Field(
+        default=0.15, description="share of training answers that are likelier after another row's prompt than after their own"
+    )
+    max_drop: Rate | None = Field(
+        default=0.1, description="drop of a set's accuracy, exact match or pass rate that rolls back, if it is no chance"
+    )
+    max_forgetting: AboveZero | None = Field(
+        default=None, description="increase of the bits per byte of a set of texts that rolls back, as a share"
+    )
+    roll_back: Literal["auto"] | bool = Field(
+        default="auto",
+        description="whether a stage that is rolled back puts the last good model back as what goes on; auto: unless "
+        "select_checkpoint is set to last",
+    )
+
+
+ORIGINS = {
+    "max_loss": "the targets that MiniMind (pretrain, 2.5) and ChatLM-mini-Chinese (sft, 1.5) were trained for; losses depend "
+    "on tokenizer and language",
+    "min_bleu": "the target that ChatLM-mini-Chinese was trained for (BLEU-4 0.15)",
+    "min_pass_rate": "the guard pass_rate",
+    "max_repetition": "the guard repetition",
+}
+"""Where defaults come from. Those that are not named are fledge's own, from the trials in docs/evaluation.md."""
+
+LOSS_TARGETS = {"pretrain": 2.5, "sft": 1.5}
+"""`max_loss: auto` by kind of stage, in nats per token."""

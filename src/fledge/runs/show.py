@@ -1,0 +1,79 @@
+"""`fledge runs show`: what a run, a stage or a step has trained and reached."""
+
+from typing import Any
+
+from fledge.evaluate.records import BEFORE, SetResult
+from fledge.run import StageDirectory
+from fledge.runs.listing import planned_steps
+from fledge.runs.read import Subject, evaluation, metrics, metrics_at, sets, steps_of
+
+
+def show(subject: Subject) -> dict[str, Any]:
+    """What the directories say of a subject, as JSON values: each stage with its plan, metrics, checkpoints, sets, verdict."""
+    if subject.run is None:
+        return {"name": subject.name, "stages": {}, "sets": _sets({}, sets(subject, None))}
+    return {"name": subject.name, "stages": {name: _stage(subject, name) for name in subject.stages}}
+
+
+def _stage(subject: Subject, name: str) -> dict[str, Any]:
+    directory = subject.directory(name)
+    result = directory.result() or {}
+    return {
+        "kind": _plan(directory).get("kind"),
+        "finished": bool(result),
+        "steps": result.get("step", max(steps_of(directory), default=0)) if subject.step is None else subject.step,
+        "planned_steps": planned_steps(directory.plan),
+        "tokens": _plan(directory).get("tokens"),
+        "parameters": _plan(directory).get("parameters"),
+        "trained_parameters": result.get("trained_parameters"),
+        "seconds": result.get("wall_seconds"),
+        "stop": result.get("stop"),
+        "model": result.get("model"),
+        "before": evaluation(directory, BEFORE),
+        "after": metrics(subject, name),
+        "checkpoints": _checkpoints(directory, result),
+        "sets": _sets(sets(subject, name, BEFORE), sets(subject, name)),
+        "verdict": result.get("verdict") if subject.step is None else None,
+    }
+
+
+def _plan(directory: StageDirectory) -> dict[str, Any]:
+    import json
+
+    try:
+        plan = json.loads(directory.plan.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return plan if isinstance(plan, dict) else {}
+
+
+def _checkpoints(directory: StageDirectory, result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each step with an evaluation or a checkpoint: its metrics, whether it is saved, the best one, the one that goes on."""
+    saved = {int(path.name.removeprefix("step-")) for path in directory.checkpoint_paths()}
+    chosen = f"step-{result['best_step']:08d}" if result.get("best_step") is not None else None
+    return [
+        {
+            "step": step,
+            "saved": step in saved,
+            "best": chosen == f"step-{step:08d}",
+            "goes_on": f"/step-{step:08d}/" in f"/{result.get('model', '')}/",
+            "metrics": metrics_at(directory, step),
+        }
+        for step in sorted({*steps_of(directory), *saved})
+    ]
+
+
+def _sets(before: dict[str, SetResult], after: dict[str, SetResult]) -> dict[str, Any]:
+    """The metrics of each set before and now, as JSON values."""
+    return {
+        name: {
+            "kind": result.kind,
+            "items": len(result.items),
+            "same_set": name in before and before[name].fingerprint == result.fingerprint,
+            "before": {key: vars(value) for key, value in before[name].metrics.items()} if name in before else {},
+            "after": {key: vars(value) for key, value in result.metrics.items()},
+            "groups": {group: {key: vars(value) for key, value in values.items()} for group, values in result.groups.items()},
+            "notes": list(result.notes),
+        }
+        for name, result in after.items()
+    }
