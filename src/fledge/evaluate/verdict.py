@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from fledge.recipe.sections.verdict import LOSS_TARGETS, ORIGINS, VerdictConfig
+from fledge.recipe.sections.verdict import ORIGINS, VerdictConfig
 
 Decision = Literal["release", "keep training", "roll back"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)  # the worse, the later
@@ -92,19 +92,12 @@ def _weight(reason: Reason) -> int:
 def thresholds(config: VerdictConfig, kind: str) -> dict[str, dict[str, Any]]:
     """The thresholds of a stage of a kind by their keys: `value`, and `from`: `recipe`, or where the default comes from."""
     found: dict[str, dict[str, Any]] = {}
-    for key in VerdictConfig.model_fields:
-        value = threshold(config, key, kind)
-        if key == "roll_back" or value is None:
+    for key, value in config.thresholds(kind).items():
+        if value is None:
             continue
         is_given = getattr(config, key) != VerdictConfig.model_fields[key].default  # a run's own recipe has every key
         found[key] = {"value": value, "from": "recipe" if is_given else f"default: {ORIGINS.get(key, 'of fledge')}"}
     return found
-
-
-def threshold(config: VerdictConfig, key: str, kind: str) -> float | None:
-    """The value of one threshold of a stage of a kind; None where it decides nothing."""
-    value = getattr(config, key)
-    return LOSS_TARGETS.get(kind) if value == "auto" else value
 
 
 def describe_verdict(verdict: Verdict) -> list[str]:

@@ -9,7 +9,7 @@ from fledge.evaluate.intervals import wilson_interval
 from fledge.evaluate.records import MetricValue, SetResult
 from fledge.evaluate.statistics import LEVEL
 from fledge.evaluate.training_targets import TargetFacts
-from fledge.evaluate.verdict import Decision, Reason, threshold
+from fledge.evaluate.verdict import Decision, Reason
 from fledge.findings import Finding
 from fledge.plan.evaluation import MIN_VALIDATION_ROWS
 from fledge.recipe.sections.verdict import VerdictConfig
@@ -36,7 +36,7 @@ class StageEvidence:
 
     def threshold(self, key: str) -> float | None:
         """A threshold of the recipe; None where it decides nothing."""
-        return threshold(self.config, key, self.kind)
+        return self.config.thresholds(self.kind)[key]
 
 
 FINDINGS: dict[str, Decision | None] = {

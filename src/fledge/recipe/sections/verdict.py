@@ -52,6 +52,27 @@ class VerdictConfig(ConfigModel):
         "select_checkpoint is set to last",
     )
 
+    def thresholds(self, kind: str) -> dict[str, float | None]:
+        """The thresholds of a stage of a kind by their keys; None decides nothing."""
+        return {
+            "max_loss": LOSS_TARGETS.get(kind) if self.max_loss == "auto" else self.max_loss,
+            "min_bleu": self.min_bleu,
+            "min_pass_rate": self.min_pass_rate,
+            "min_ended": self.min_ended,
+            "max_repetition": self.max_repetition,
+            "max_prompt_copy": self.max_prompt_copy,
+            "max_refusal": self.max_refusal,
+            "max_off_topic": self.max_off_topic,
+            "max_identity_template": self.max_identity_template,
+            "max_wrong_language": self.max_wrong_language,
+            "max_prompt_targets": self.max_prompt_targets,
+            "min_trained_ends": self.min_trained_ends,
+            "max_identity_targets": self.max_identity_targets,
+            "max_misfits": self.max_misfits,
+            "max_drop": self.max_drop,
+            "max_forgetting": self.max_forgetting,
+        }
+
 
 ORIGINS = {
     "max_loss": "the targets that MiniMind (pretrain, 2.5) and ChatLM-mini-Chinese (sft, 1.5) were trained for; losses depend "
