@@ -3,7 +3,8 @@
 Both train equal weights (the 26M preset, written by fledge and read by transformers) on equal pairs: fledge reads, renders and
 encodes the conversations, and the opponent gets these tokens. Pairs count once: the passes of the reference and of the policy
 belong to the same seconds, as in a run of one epoch. fledge computes the reference's log-probabilities before, without a second
-model, as its stages do. TRL runs as it ships, and at its best: the fastest of several ways, each tried first.
+model, and the prompt of a pair once for both answers, as its stages do. TRL runs as it ships, and at its best: the fastest of
+several ways, each tried first. With --quick neither compiles anything, and a step has half the rows.
 
 Memory is the highest resident size of a process of its own that takes a few steps, less its size before the model is loaded,
 when the libraries of both are loaded already.
@@ -16,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,13 +38,31 @@ from fledge.model.protocol import eval_mode
 from fledge.objective import DPOObjective
 from fledge.objective.preference import PAIR, by_pair, sequence_log_probabilities
 from fledge.recipe import Recipe, recipe_from_dict
-from fledge.tokenizer import Tokenizer
+from fledge.tokenizer import Tokenizer, load_tokenizer
 
 UNIT = "pairs/s"
 FILES = ("dpo_zh_demo.json", "dpo_en_demo.json")
 BETA, RATE = 0.1, 1e-5
-MEMORY_STEPS, CURVE_STEPS, CURVE_RATE = 3, 6, 0.003
+MEMORY_STEPS, CURVE_RATE = 3, 0.003
 Rows = list[dict[str, list[int]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much is measured: packed rows of a step, positions of a sequence, layers; steps of a round and rounds; steps of the
+    loss curves; whether compiling is tried; trials of each of the opponent's ways."""
+
+    rows: int = 2
+    context: int = 512
+    layers: int = 8
+    steps: int = 3
+    rounds: int = 5
+    curve_steps: int = 6
+    compiles: bool = True
+    trials: int = 2
+
+
+QUICK = Size(rows=1, layers=2, steps=2, rounds=1, curve_steps=3, compiles=False, trials=1)
 
 
 @dataclass(frozen=True)
@@ -59,22 +79,22 @@ class Work:
         return self.pairs / self.seconds
 
 
-def make_recipe(rows: int, context: int, layers: int, folder: Path) -> Recipe:
+def make_recipe(size: Size, folder: Path) -> Recipe:
     """The 26M preset on pairs, with AdamW at a constant rate, which TRL gets as well."""
     real = data_folder() / "llamafactory"
     train = [str(real / name) for name in FILES] if real.exists() else [world_file("preference", folder)]
     stage = {
         "kind": "preference",
         "beta": BETA,
-        "data": {"train": train, "validation": 0.0, "max_seq_len": context, "clean": {"decontaminate": False}},
-        "batch": {"micro_batch_size": rows},
+        "data": {"train": train, "validation": 0.0, "max_seq_len": size.context, "clean": {"decontaminate": False}},
+        "batch": {"micro_batch_size": size.rows},
         "duration": "100 steps",
         "optimizer": {"name": "adamw", "learning_rate": RATE, "weight_decay": 0.0, "betas": [0.9, 0.999]},
         "schedule": {"name": "constant", "warmup": 0},
     }
-    return recipe_from_dict(
-        {"preset": "26m", "model": {"num_hidden_layers": layers, "max_position_embeddings": context}, "stages": {"dpo": stage}}
-    )
+    model = {"num_hidden_layers": size.layers, "max_position_embeddings": size.context}
+    runtime = {"compile": "auto" if size.compiles else False}
+    return recipe_from_dict({"preset": "26m", "model": model, "runtime": runtime, "stages": {"dpo": stage}})
 
 
 def as_rows(examples: Examples) -> Rows:
@@ -198,7 +218,7 @@ WAYS: dict[str, tuple[bool, dict[str, Any]]] = {  # whether pairs go one by one,
 }
 
 
-def loss_curves(data: PackedDataset, folder: Path, opponent: Opponent) -> dict[str, list[float]]:
+def loss_curves(data: PackedDataset, folder: Path, opponent: Opponent, steps: int) -> dict[str, list[float]]:
     """The mean loss of the same pairs in both, before each of a few updates from the same start, in float32. Updates are plain
     gradient descent: Adam would make much of rounding where gradients are nearly 0. `opponent` has not trained yet."""
     rows = as_rows(data.examples)
@@ -207,7 +227,7 @@ def loss_curves(data: PackedDataset, folder: Path, opponent: Opponent) -> dict[s
     models: dict[str, Any] = {"fledge": ours.train(), "TRL": trainer.model.train()}
     optimizers = {name: torch.optim.SGD(model.parameters(), CURVE_RATE) for name, model in models.items()}
     curves: dict[str, list[float]] = {name: [] for name in models}
-    for step in range(CURVE_STEPS):
+    for step in range(steps):
         batch = data.batch(step % 2, 1)
         theirs = trainer.data_collator([rows[number] for number in batch.examples])
         losses = {
@@ -222,9 +242,9 @@ def loss_curves(data: PackedDataset, folder: Path, opponent: Opponent) -> dict[s
     return curves
 
 
-def measure_memory(who: str, way: str, folder: Path, sizes: tuple[int, int, int], pairs: int) -> None:
+def measure_memory(who: str, way: str, folder: Path, size: Size, pairs: int) -> None:
     """Take a few steps in this process and print how far its resident size rose from that before the model was loaded."""
-    recipe, data, _ = prepare(*sizes, folder, write=False)
+    recipe, data = prepare(size, folder, load_tokenizer(folder))
     rows_of_opponent = some_rows(data)
     before = resident_at_start()
     if who == "fledge":
@@ -243,17 +263,16 @@ def measure_memory(who: str, way: str, folder: Path, sizes: tuple[int, int, int]
     print("memory", resident("VmHWM") - before)
 
 
-def prepare(
-    rows: int, context: int, layers: int, folder: Path, *, write: bool = True
-) -> tuple[Recipe, PackedDataset, Tokenizer]:
-    """The recipe, the packed pairs and the tokenizer; model and tokenizer are also written to `folder`."""
-    recipe = make_recipe(rows, context, layers, folder / "world")
-    data, tokenizer = packed(recipe, "dpo")
-    if write:
-        model = fresh(recipe, tokenizer.vocab_size)
-        model.save_pretrained(folder, bos=None, eos=sorted(tokenizer.stop_ids), pad=tokenizer.pad)
-        tokenizer.save(folder)
-    return recipe, data, tokenizer
+def prepare(size: Size, folder: Path, tokenizer: Tokenizer | None = None) -> tuple[Recipe, PackedDataset]:
+    """The recipe and the packed pairs, which share their prompts; without a `tokenizer`, one is trained, and written to
+    `folder` with the model."""
+    recipe = make_recipe(size, folder / "world")
+    data, used = packed(recipe, "dpo", tokenizer)
+    if tokenizer is None:
+        model = fresh(recipe, used.vocab_size)
+        model.save_pretrained(folder, bos=None, eos=sorted(used.stop_ids), pad=used.pad)
+        used.save(folder)
+    return recipe, data.sharing_beginnings()
 
 
 def main() -> None:
@@ -263,19 +282,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="steps in each (default 3, with --quick 2)")
     parser.add_argument("--memory", help="used by the benchmark itself")
     chosen = parser.parse_args()
-    sizes = (2, 512, 2) if chosen.quick else (2, 512, 8)
+    size = QUICK if chosen.quick else Size()
     if chosen.memory:
         who, way, name, pairs = json.loads(chosen.memory)
-        measure_memory(who, way, Path(name), sizes, pairs)
+        measure_memory(who, way, Path(name), size, pairs)
         return
-    steps, rounds = chosen.steps or (2 if chosen.quick else 3), chosen.rounds or (1 if chosen.quick else 5)
+    steps, rounds = chosen.steps or size.steps, chosen.rounds or size.rounds
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        recipe, data, _ = prepare(*sizes, folder)
+        recipe, data = prepare(size, folder)
         policy, reference = load_model(folder), load_model(folder)
         assert isinstance(policy, Decoder) and isinstance(reference, Decoder)
         fledge = Fledge(recipe, data, policy, reference)
-        rows, pairs = some_rows(data), max(1, round(sizes[0] * data.examples.count / data.packed_rows_in(1)))
+        rows, pairs = some_rows(data), max(1, round(size.rows * data.examples.count / data.packed_rows_in(1)))
 
         def make(accumulation: int, **how: Any) -> Opponent:
             return Opponent(folder, rows, pairs=pairs, steps=steps, accumulation=accumulation, **how)
@@ -284,17 +303,16 @@ def main() -> None:
         shipped()
         names = list(WAYS)[:2] if chosen.quick else list(WAYS)
         ways = {name: partial(make, pairs if WAYS[name][0] else 1, **WAYS[name][1]) for name in names}
-        way, best, tried = fastest(ways, UNIT, digits=2)
+        way, best, tried = fastest(ways, UNIT, digits=2, trials=size.trials)
         fledge(steps)
         contenders: dict[str, Callable[[], Work]] = {"fledge": lambda: fledge(steps), "as_shipped": shipped, "best": best}
         works = take_turns(contenders, rounds, UNIT, digits=2)
         fledge.training.loader.close()
-        curves = loss_curves(data, folder, make(1, bf16=False, gradient_checkpointing=False))
-        given = ["--quick"] if chosen.quick else []
-        peak = {
-            "fledge": memory(__file__, given, ("fledge", "", str(folder), pairs)),
-            "best": memory(__file__, given, ("TRL", way, str(folder), pairs)),
-        }
+        curves = loss_curves(data, folder, make(1, bf16=False, gradient_checkpointing=False), size.curve_steps)
+        given, whose = ["--quick"] if chosen.quick else [], {"fledge": ("fledge", ""), "best": ("TRL", way)}
+        with ThreadPoolExecutor() as pool:  # both at once: sizes do not depend on time
+            sizes = pool.map(lambda who: memory(__file__, given, (*who, str(folder), pairs)), whose.values())
+            peak = dict(zip(whose, sizes, strict=True))
     report(
         {
             **comparison(works),
@@ -307,6 +325,7 @@ def main() -> None:
             "as_shipped": shipped.how(),
             "best": {"is": way, "how": best.how(), "tried_pairs_per_second": tried},
             "pairs_of_a_step": pairs,
+            "saved_by_shared_prompts": round(data.shareable_share, 3),
             "steps_per_round": steps,
             "rounds": rounds,
             "quick": chosen.quick,

@@ -37,10 +37,10 @@ def world_file(name: str, folder: Path) -> str:
     return str(folder / f"{name}.jsonl")
 
 
-def packed(recipe: Recipe, name: str) -> tuple[PackedDataset, Tokenizer]:
-    """The training rows of a stage, and a tokenizer of 6,400 tokens trained on them."""
+def packed(recipe: Recipe, name: str, tokenizer: Tokenizer | None = None) -> tuple[PackedDataset, Tokenizer]:
+    """The training rows of a stage, and a tokenizer: by default one of 6,400 tokens trained on them."""
     collected = collect(recipe.stages[name], name, 0)
-    tokenizer = train_tokenizer(collected.tokenizer_texts(), 6400)
+    tokenizer = tokenizer or train_tokenizer(collected.tokenizer_texts(), 6400)
     return encode(collected, tokenizer).train, tokenizer
 
 
