@@ -13,9 +13,10 @@ from torch._dynamo.utils import counters
 from fledge.autotune.autotune import DTYPES, autotune
 from fledge.autotune.compile import compiled_kernel, reset_compiler, use_compile_cache
 from fledge.model.attention import avoid_cudnn_attention, sdpa_mask
-from fledge.model.cuda_attention import ON_CUDA, attention_metadata, backend, segment_starts, unavailable
+from fledge.model.cuda_attention import ON_CUDA, attention_metadata, backend, unavailable
 from fledge.model.decoder import Decoder
 from fledge.model.linear_cross_entropy import cross_entropy
+from fledge.model.segments import segment_starts
 from fledge.objective import CausalLMObjective
 from fledge.recipe import ModelConfig
 from fledge.recipe.schema import RuntimeConfig

@@ -22,14 +22,14 @@ from fledge.model.cuda_attention import (
     attention_metadata,
     backend,
     flex_metadata,
-    segment_room,
-    segment_starts,
     unavailable,
     varlen_metadata,
 )
+from fledge.model.segment_attention import ON_CPU
+from fledge.model.segments import segment_room, segment_starts
 from tests.support.decoders import assert_same_gradients, gradients, make_decoder, random_tokens
 
-FAST = sorted(set(BACKENDS) - {"reference"})
+FAST = sorted(set(BACKENDS) - {"reference"} | set(ON_CPU))
 
 
 def _inputs(length: int, heads: int, kv_heads: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,7 +50,7 @@ def _documents(length: int, cuts: tuple[int, ...] = (3, 100, 129)) -> Tensor:
 
 def _value_and_gradients(backend: str, tensors: tuple[Tensor, ...], documents: Tensor | None) -> list[Tensor]:
     q, k, v = tensors
-    out = BACKENDS[backend](q, k, v, documents)
+    out = {**BACKENDS, **ON_CPU}[backend](q, k, v, documents)
     upstream = torch.linspace(-1, 1, out.numel()).view_as(out)
     return [out.detach(), *torch.autograd.grad((out * upstream).sum(), (q, k, v))]
 
@@ -86,10 +86,10 @@ def test_no_backend_sees_later_positions_or_other_documents(data: st.DataObject,
     cut = data.draw(st.integers(0, length))
     changed = data.draw(st.integers(0, length - 1))
     documents = (1 + (torch.arange(length) >= cut).long()).expand(2, length)
-    before = BACKENDS[backend](q, k, v, documents)
+    before = {**BACKENDS, **ON_CPU}[backend](q, k, v, documents)
     k[:, :, changed] += 3.0
     v[:, :, changed] -= 5.0
-    moved = (BACKENDS[backend](q, k, v, documents) - before).abs().amax(dim=(0, 1, 3)) > 1e-6
+    moved = ({**BACKENDS, **ON_CPU}[backend](q, k, v, documents) - before).abs().amax(dim=(0, 1, 3)) > 1e-6
     positions = torch.arange(length)
     may_see = (positions >= changed) & (documents[0] == documents[0, changed])
     assert not moved[~may_see].any()
@@ -240,6 +240,8 @@ def test_uncompiled_flex_equals_sdpa_on_packed_documents() -> None:
 
 def test_a_backend_that_cannot_train_gives_the_reason() -> None:
     assert all("CUDA only" in str(unavailable(name, "cpu", torch.bfloat16, True)) for name in ON_CUDA)
+    assert "CPU" in str(unavailable("segments", "cuda", torch.float32, True))
+    assert unavailable("segments", "cpu", torch.float32, True) is None
     assert "16" in str(unavailable("varlen", "cuda", torch.float32, True))
     assert "compile" in str(unavailable("flex", "cuda", torch.bfloat16, False))
     assert all(unavailable(name, "cuda", torch.bfloat16, True) is None for name in (*ON_CUDA, *BACKENDS))

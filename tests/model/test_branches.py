@@ -14,14 +14,14 @@ from fledge.document_numbers import BRANCH, trunk
 from fledge.model.attention import BACKENDS, causal_document_mask, reference_attention
 from fledge.model.cuda_attention import (
     FLEX_BLOCK,
-    BranchedSegments,
     attention_metadata,
     flex_metadata,
-    segment_starts,
     varlen,
     varlen_metadata,
 )
 from fledge.model.decoder import Decoder
+from fledge.model.segment_attention import ON_CPU
+from fledge.model.segments import BranchedSegments, segment_starts
 from tests.support import varlen_on_cpu
 from tests.support.decoders import assert_same_gradients, gradients, make_decoder, random_tokens
 
@@ -77,14 +77,14 @@ def test_a_position_attends_to_its_own_document_and_to_its_trunk() -> None:
 
 
 @pytest.mark.parametrize("made_once", [False, True], ids=["documents", "metadata"])
-@pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"reference"}))
+@pytest.mark.parametrize("backend", sorted({*BACKENDS, *ON_CPU} - {"reference"}))
 def test_each_backend_equals_the_reference_forward_and_backward(backend: str, made_once: bool) -> None:
     for rows in (TREES, [[(130, (40, 150)), (3, ())], [(200, (1, 90))]]):
         documents = numbers(rows)
         inputs = tensors(documents)
         B, T = documents.shape
         fourth = attention_metadata(backend, documents, B, T, CPU) if made_once else documents
-        got = with_gradients(BACKENDS[backend](*inputs, fourth), documents, inputs)
+        got = with_gradients({**BACKENDS, **ON_CPU}[backend](*inputs, fourth), documents, inputs)
         expected = with_gradients(reference_attention(*inputs, documents), documents, inputs)
         for left, right in zip(got, expected, strict=True):
             torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5)
@@ -156,7 +156,7 @@ def test_flex_attention_with_the_block_mask_equals_the_reference() -> None:
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)  # pyright: ignore
 
 
-@pytest.mark.parametrize("backend", ["reference", "sdpa", "blocked", "varlen"])
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "blocked", "segments", "varlen"])
 def test_the_hidden_states_of_a_branch_are_those_of_its_document_alone(backend: str) -> None:
     model, documents = make_decoder(), numbers(TREES)
     model.set_attention_backend(backend)
@@ -187,7 +187,7 @@ def _learn(model: Decoder, documents: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.parametrize("backend", ["blocked", "sdpa", "varlen"])
+@pytest.mark.parametrize("backend", ["blocked", "sdpa", "segments", "varlen"])
 def test_compiled_code_serves_every_number_of_branches(backend: str) -> None:
     model, plain = make_decoder().train(), make_decoder().train()
     model.set_attention_backend(backend)

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from fledge.autotune.compile import reset_compiler
-from fledge.model.cuda_attention import segment_starts
 from fledge.model.decoder import Decoder
+from fledge.model.segments import segment_starts
 from tests.support import varlen_on_cpu
 from tests.support.decoders import assert_same_gradients, gradients, make_decoder, random_tokens
 
@@ -81,7 +81,7 @@ def test_rows_without_documents_are_served_by_the_same_code() -> None:
     assert counters["stats"]["unique_graphs"] == 1
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "blocked", "varlen"])
+@pytest.mark.parametrize("attention", ["sdpa", "blocked", "segments", "varlen"])
 @pytest.mark.parametrize("changes", [{}, MIXTURE], ids=["dense", "mixture"])
 def test_a_block_is_one_graph_whatever_its_attention(attention: str, changes: dict[str, Any]) -> None:
     model = compiled(make_decoder(qk_norm=True, **changes))

@@ -16,9 +16,10 @@ from fledge.autotune.compile import compile_with_cache_retry, force_eager, use_c
 from fledge.data import Batch
 from fledge.errors import first_line
 from fledge.model.cost import training_flops_per_token
-from fledge.model.cuda_attention import attention_metadata, backend, segment_starts
+from fledge.model.cuda_attention import attention_metadata, backend
 from fledge.model.linear_cross_entropy import LossKernel
 from fledge.model.protocol import LanguageModel
+from fledge.model.segments import segment_starts
 from fledge.objective import Objective
 from fledge.recipe.schema import ModelConfig
 from fledge.run.environment import cores

@@ -9,6 +9,7 @@ import torch
 from fledge.errors import FledgeError
 from fledge.model.attention import BACKENDS
 from fledge.model.cuda_attention import unavailable
+from fledge.model.segment_attention import ON_CPU
 
 Capability = tuple[int, int]  # CUDA compute capability, e.g. (7, 5)
 _ARCH = re.compile(r"(sm|compute)_(\d+)(\d)[a-z]?$")
@@ -54,7 +55,8 @@ def gpu_path(capability: Capability) -> GpuPath:
 def attention_candidates(device: str, dtype: torch.dtype, compiling: bool, capability: Capability | None = None) -> list[str]:
     """Backends that can train on a device; the first one is the reference for the others. `capability`: of the CUDA device."""
     if device == "cpu" or capability is None:
-        return [name for name in BACKENDS if name != "reference"]
+        of_cpu = ON_CPU if device == "cpu" else {}
+        return [*(name for name in BACKENDS if name != "reference"), *of_cpu]
     names = gpu_path(capability).attention
     return [name for name in names if unavailable(name, device, dtype, compiling, capability) is None]
 

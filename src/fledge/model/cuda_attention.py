@@ -16,11 +16,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from fledge.document_numbers import BRANCH, trunk
+from fledge.document_numbers import trunk
 from fledge.model.attention import BACKENDS, Attention, blocked_metadata, sdpa, sdpa_mask
+from fledge.model.segment_attention import ON_CPU, segments_metadata
+from fledge.model.segments import SegmentStarts, segment_starts
 
 FLEX_BLOCK = 128  # queries by keys that are computed or left out together
-FEWEST_SEGMENTS = 64  # room for segments grows from here by halves of powers of two, so that memory is used again as it is
 HALF = (torch.bfloat16, torch.float16)
 MIN_FLASH_CAPABILITY = (8, 0)  # compute capability from which FlashAttention, and so `varlen`, exists
 
@@ -34,22 +35,11 @@ class FlexMetadata(NamedTuple):
     uncompiled: Tensor | None = None
 
 
-class BranchedSegments(NamedTuple):
-    """Segments of queries that attend to the keys of a trunk before their own, which are copied to where the kernel reads them.
-
-    `starts` [segments + 1] int32: flat position b·T + t of each segment's begin. `key_starts` [segments + 1] int32: begin of
-    each segment's keys among the copies. `keys` int64 [n]: the flat position that each copy is of."""
-
-    starts: Tensor
-    key_starts: Tensor
-    keys: Tensor
-
-
 class VarlenMetadata(NamedTuple):
     """The metadata of `varlen`, for segments that are documents or padding. `starts` [segments + 1] int32: flat position b·T +
     t of each segment's begin, with empty segments at the end. `longest`: upper limit of a segment's length. `shares_keys`:
-    whether the kernel lets several heads of queries share keys. `key_starts`, `keys`: as in `BranchedSegments`; None: the keys
-    of a segment are at its queries."""
+    whether the kernel lets several heads of queries share keys. `key_starts`, `keys`: as in `segments.BranchedSegments`; None: the
+    keys of a segment are at its queries."""
 
     starts: Tensor
     longest: int
@@ -115,51 +105,6 @@ def flex(q: Tensor, k: Tensor, v: Tensor, metadata: FlexMetadata) -> Tensor:
     return cast(Tensor, flex_attention(q, k, v, block_mask=metadata.mask, enable_gqa=q.shape[1] != k.shape[1]))
 
 
-def segment_room(segments: int) -> int:
-    """The number of segments that the kernel is told of: the next power of two, or the middle between two. Each segment, empty
-    ones too, costs its backward pass 128 rows of float32 (`ModelCost.varlen_bytes`)."""
-    power = 1 << (segments - 1).bit_length()
-    return max(FEWEST_SEGMENTS, power * 3 // 4 if segments <= power * 3 // 4 else power)
-
-
-SegmentStarts = Tensor | tuple[Tensor, ...]
-"""The result of `segment_starts`."""
-
-
-def segment_starts(documents: Tensor) -> SegmentStarts:
-    """The begins of the segments of documents [B, T], int32 [room + 1], as `VarlenMetadata.starts`; padding at the end of a row
-    is a segment of its own. With branches the `BranchedSegments`, where a trunk and its first branch are one segment. On a GPU
-    the host waits for their number: it is better called where the batch is made."""
-    (B, T), device = documents.shape, documents.device
-    before = torch.full((B, T), -1, device=device)
-    before[:, 1:] = documents[:, :-1]
-    changes = (documents != before).flatten()
-    starts = (changes & (trunk(documents) != before).flatten()).nonzero()[:, 0]
-    room = segment_room(len(starts))
-    padded = _padded(starts, room + 1, B * T)
-    numbers = documents.flatten()[starts]
-    if not bool((numbers >= BRANCH).any()):
-        return padded
-    is_branch, ends = numbers >= BRANCH, torch.cat((starts[1:], starts.new_tensor([B * T])))
-    trunk_starts = torch.where(is_branch, 0, starts).cummax(0).values  # of the trunk before each branch
-    changed = changes.nonzero()[:, 0]
-    trunk_ends = torch.cat((changed, starts.new_tensor([B * T])))[torch.searchsorted(changed, trunk_starts, right=True)]
-    shared = torch.where(is_branch, trunk_ends - trunk_starts, 0)
-    counts = shared + ends - starts
-    first = counts.cumsum(0) - counts
-    total = int(counts.sum())
-    segment = torch.arange(len(starts), device=device).repeat_interleave(counts, output_size=total)
-    place = torch.arange(total, device=device) - first[segment]
-    keys = place + torch.where(place < shared[segment], trunk_starts[segment], (starts - shared)[segment])
-    return BranchedSegments(padded, _padded(first, room + 1, total), keys)
-
-
-def _padded(values: Tensor, length: int, value: int) -> Tensor:
-    """Values [n] as int32 [length], with `value` behind them."""
-    values = values.to(torch.int32)
-    return torch.cat((values, values.new_full((length - len(values),), value)))
-
-
 def varlen_metadata(
     documents: Tensor | None, B: int, T: int, device: torch.device, starts: SegmentStarts | None = None
 ) -> VarlenMetadata:
@@ -223,12 +168,13 @@ METADATA: dict[str, Callable[[BatchLayout], Any]] = {
     "sdpa": lambda batch: sdpa_mask(batch.documents, batch.dtype),
     "flex": lambda batch: flex_metadata(batch.documents, batch.B, batch.T, batch.device, batch.dtype),
     "varlen": lambda batch: varlen_metadata(batch.documents, batch.B, batch.T, batch.device, batch.starts),
+    "segments": lambda batch: segments_metadata(batch.documents, batch.B, batch.T, batch.device, batch.starts),
 }
 
 
 def backend(name: str) -> Attention:
     """The attention function of this name."""
-    return BACKENDS[name] if name in BACKENDS else ON_CUDA[name]
+    return {**BACKENDS, **ON_CUDA, **ON_CPU}[name]
 
 
 def attention_metadata(
@@ -253,6 +199,8 @@ def unavailable(
 ) -> str | None:
     """The reason why a backend cannot train on this device, in this dtype, compiled or not; None if it can. `capability`:
     compute capability of the CUDA device, if it is known."""
+    if name in ON_CPU and device != "cpu":
+        return f"attention {name} is made for a CPU"
     if name not in ON_CUDA:
         return None
     if device != "cuda":

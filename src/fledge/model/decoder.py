@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from fledge.errors import FledgeError
 from fledge.model.attention import BACKENDS
 from fledge.model.cost import ModelCost, checkpointed_layers
-from fledge.model.cuda_attention import ON_CUDA, SegmentStarts, attention_metadata
+from fledge.model.cuda_attention import ON_CUDA, attention_metadata
 from fledge.model.cuda_attention import backend as attention_backend
 from fledge.model.dropout import dropout
 from fledge.model.hf_config import hf_config
@@ -28,6 +28,8 @@ from fledge.model.moe import MoELayer, Router, RouterStats, update_biases
 from fledge.model.prefix import Prefix, PrefixedMetadata, prefixed_attention
 from fledge.model.protocol import ADAPTER_TENSORS, LanguageModel, ParameterRole, grown_table
 from fledge.model.rope import rope_frequencies, rope_magnitude
+from fledge.model.segment_attention import ON_CPU
+from fledge.model.segments import SegmentStarts
 from fledge.model.weights import HEADS, file_tensors, write_model_directory
 from fledge.recipe.schema import ModelConfig
 
@@ -292,11 +294,11 @@ class Decoder(LanguageModel):
 
     @property
     def attention_backends(self) -> list[str]:
-        """All backends of `attention` and `cuda_attention`."""
-        return [*BACKENDS, *ON_CUDA]
+        """All backends of `attention`, `segment_attention` and `cuda_attention`."""
+        return [*BACKENDS, *ON_CPU, *ON_CUDA]
 
     def set_attention_backend(self, backend: str) -> None:
-        """Choose the attention backend of every layer: a key of `attention.BACKENDS` or `cuda_attention.ON_CUDA`."""
+        """Choose the attention backend of every layer: one of `attention_backends`."""
         self.attention = backend
         for block in self.blocks():
             block.self_attn.backend = attention_backend(backend)

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
-from fledge.model.cuda_attention import SegmentStarts
 from fledge.model.hf_config import read_config_json
 from fledge.model.huggingface import TransformersModel, count_parameters, required_sizes
 from fledge.model.huggingface_loading import Bridge, check_runtime, from_pretrained, new_model
 from fledge.model.huggingface_prefix import no_prefix
 from fledge.model.prefix import Prefix
+from fledge.model.segments import SegmentStarts
 from fledge.recipe.schema import ModelConfig, RuntimeConfig
 from fledge.tokenizer.settings import read_decoder_start
 

@@ -18,11 +18,11 @@ from torch.utils.checkpoint import checkpoint
 
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost, Parameters, checkpointed_layers
-from fledge.model.cuda_attention import SegmentStarts
 from fledge.model.huggingface_prefix import check_attention_spans, check_prefix, new_cache, prefixed_mask
 from fledge.model.moe import RouterStats
 from fledge.model.prefix import Prefix
 from fledge.model.protocol import ADAPTER_TENSORS, LanguageModel, ParameterRole, eval_mode, grown_table
+from fledge.model.segments import SegmentStarts
 from fledge.model.weights import verify_tensors
 from fledge.recipe.schema import ModelConfig
 from fledge.run.text_files import give_usual_mode, write_and_verify

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
-from fledge.model.cuda_attention import SegmentStarts
 from fledge.model.moe import RouterStats
 from fledge.model.prefix import Prefix
+from fledge.model.segments import SegmentStarts
 from fledge.recipe.schema import AdapterConfig, ModelConfig, QuantizationConfig
 from fledge.recipe.sections.adapter import PREFIX
 
@@ -95,7 +95,7 @@ class LanguageModel(nn.Module, ABC):
         `positions` [B, T] count up from 0 in each document; None: the model counts them itself. `documents` [B, T] number
         the documents that are packed into a row, 0 is padding; no document sees another, but a branch its trunk
         (`document_numbers`), in models whose implementation says so (`loading.Implementation`). None: a row is one document.
-        `segment_starts`: `cuda_attention.segment_starts` of the documents, where the caller knows them.
+        `segment_starts`: `segments.segment_starts` of the documents, where the caller knows them.
         """
 
     @abstractmethod

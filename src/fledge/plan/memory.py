@@ -9,8 +9,8 @@ import torch
 from fledge.data import PackedDataset
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
-from fledge.model.cuda_attention import segment_room
 from fledge.model.quantization import bytes_per_weight
+from fledge.model.segments import segment_room
 from fledge.recipe.schema import AdapterConfig, BatchConfig, ModelConfig, OptimizerConfig, RuntimeConfig, Stage
 from fledge.recipe.sections.adapter import PREFIX
 from fledge.run.environment import local_world_size

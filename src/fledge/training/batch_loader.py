@@ -11,7 +11,7 @@ import torch
 from fledge.data import Batch
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
-from fledge.model.cuda_attention import segment_starts
+from fledge.model.segments import segment_starts
 from fledge.run.threads import start_thread
 from fledge.training.batch_source import BatchSource, StepBatch
 

@@ -28,7 +28,7 @@ class Batch:
     order of their sequences. `tokens_by_source`: tokens of each source, if sources are known. `known_target_index` [n]:
     `target_index`, computed on the host so that no code waits for a device. `token_values`: further figures of the targets by
     name, such as the advantages of answers that a model has drawn. `segment_starts`: where attention's segments begin
-    (`model.cuda_attention.segment_starts`), in a batch that is prepared for a GPU.
+    (`model.segments.segment_starts`), in a batch that is prepared for a GPU.
     """
 
     input_ids: "Tensor"

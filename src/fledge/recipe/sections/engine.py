@@ -26,7 +26,7 @@ class RuntimeConfig(ConfigModel):
         default="auto", description="dtype of activations and matrix products; tf32 and fp16 are useful on GPUs only"
     )
     compile: Literal["auto"] | bool = "auto"
-    attention: Literal["auto", "blocked", "sdpa", "flex", "varlen"] = "auto"
+    attention: Literal["auto", "blocked", "sdpa", "segments", "flex", "varlen"] = "auto"
     activation_checkpointing: BlockInterval = Field(
         default="none",
         description="blocks whose activations are recomputed in the backward pass instead of stored; n: every n-th block, "

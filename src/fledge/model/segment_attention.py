@@ -1,0 +1,149 @@
+"""Attention on a CPU inside each document alone: no score is computed between two documents of a packed row.
+
+The queries of each segment (`segments.segment_starts`) are multiplied by the keys of their own document, and of its trunk. The
+lengths change with every batch, so the products are custom operators, which a compiler does not look into. Symbols: N = B · T
+positions, M keys with the copies of trunks, K heads of keys, G heads of queries that share one, d their size.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fledge.model.segments import BranchedSegments, SegmentStarts, segment_starts
+
+
+def _spans(starts: Tensor, key_starts: Tensor) -> Iterator[tuple[slice, slice]]:
+    """The queries and the keys of each segment that is not empty."""
+    own, seen = starts.tolist(), key_starts.tolist()
+    for first, stop, key, end in zip(own, own[1:], seen, seen[1:], strict=False):
+        if first < stop:
+            yield slice(first, stop), slice(key, end)
+
+
+def _by_head(x: Tensor, K: int) -> Tensor:
+    """x [B, H, T, d] as [K, N, G · d]: heads of queries that share keys side by side."""
+    B, H, T, d = x.shape
+    return x.transpose(1, 2).reshape(B * T, K, H // K * d).transpose(0, 1)
+
+
+def _scaled_scores(queries: Tensor, keys: Tensor) -> Tensor:
+    """Scores [K, n, G, m] in float32 of queries [K, n, G · d] and keys [K, m, d], −∞ for later keys: the last query is at the
+    last key."""
+    K, n, _ = queries.shape
+    m, d = keys.shape[1:]
+    scores = (queries.reshape(K, -1, d) @ keys.transpose(1, 2)).view(K, n, -1, m).float().mul_(d**-0.5)
+    later = torch.ones(n, n, dtype=torch.bool, device=keys.device).triu_(1)
+    scores[..., m - n :].masked_fill_(later[:, None], float("-inf"))
+    return scores
+
+
+@torch.library.custom_op("fledge::segment_attention", mutates_args=())
+def segment_attention(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, key_starts: Tensor, keys: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Attention of q [B, H, T, d] to k and v [B, K, T, d] inside segments, as [B, H, T, d], and the log Σ exp of the scores
+    [K, N, G]. `starts`, `key_starts` and `keys`: as in `segments.BranchedSegments`."""
+    (B, H, T, d), K = q.shape, k.shape[1]
+    queries, copied, values = _by_head(q, K), _by_head(k, K)[:, keys], _by_head(v, K)[:, keys]
+    out, norms = q.new_empty(B * T, K, H // K, d), q.new_empty(K, B * T, H // K, dtype=torch.float32)
+    for own, seen in _spans(starts, key_starts):
+        scores = _scaled_scores(queries[:, own], copied[:, seen])
+        norm = scores.logsumexp(-1, keepdim=True)
+        weights = scores.sub_(norm).exp_().to(v.dtype)
+        mixed = weights.flatten(1, 2) @ values[:, seen]
+        out[own] = mixed.view(K, -1, H // K, d).transpose(0, 1)
+        norms[:, own] = norm[..., 0]
+    return out.view(B, T, H, d).transpose(1, 2), norms
+
+
+@segment_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, key_starts: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    (B, H, T, d), K = q.shape, k.shape[1]
+    return q.new_empty(B, T, H, d).transpose(1, 2), q.new_empty(K, B * T, H // K, dtype=torch.float32)
+
+
+@torch.library.custom_op("fledge::segment_attention_backward", mutates_args=())
+def segment_attention_backward(
+    upstream: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    norms: Tensor,
+    starts: Tensor,
+    key_starts: Tensor,
+    keys: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients by q, k and v; the scores are computed again (Dao 2023, algorithm 2)."""
+    (B, H, T, d), K = q.shape, k.shape[1]
+    group = H // K
+    queries, copied, values = _by_head(q, K), _by_head(k, K)[:, keys], _by_head(v, K)[:, keys]
+    grad_out = _by_head(upstream, K)
+    row_sums = (grad_out.float() * _by_head(out, K).float()).view(K, -1, group, d).sum(-1, keepdim=True)
+    grad_q, grad_k, grad_v = q.new_empty(B * T, K, group, d), torch.empty_like(copied), torch.empty_like(values)
+    for own, seen in _spans(starts, key_starts):
+        weights = _scaled_scores(queries[:, own], copied[:, seen]).sub_(norms[:, own, :, None]).exp_()
+        rows, gradients = queries[:, own].reshape(K, -1, d), grad_out[:, own].reshape(K, -1, d)
+        grad_weights = (gradients @ values[:, seen].transpose(1, 2)).view(weights.shape).float()
+        grad_v[:, seen] = weights.to(v.dtype).flatten(1, 2).transpose(1, 2) @ gradients
+        scores = grad_weights.sub_(row_sums[:, own]).mul_(weights).mul_(d**-0.5).to(q.dtype).flatten(1, 2)
+        grad_q[own] = (scores @ copied[:, seen]).view(K, -1, group, d).transpose(0, 1)
+        grad_k[:, seen] = scores.transpose(1, 2) @ rows
+    return grad_q.view(B, T, H, d).transpose(1, 2), *(_summed(x, keys, k.shape) for x in (grad_k, grad_v))
+
+
+def _summed(gradients: Tensor, keys: Tensor, shape: torch.Size) -> Tensor:
+    """The gradients [K, M, d] of copies, summed for each of the N positions that `keys` [M] says they are of: [B, K, T, d]."""
+    B, K, T, d = shape
+    if len(keys) != B * T:  # else each position is there once
+        total = torch.zeros(K, B * T, d, dtype=torch.float32, device=keys.device)
+        gradients = total.index_add_(1, keys, gradients.float()).to(gradients.dtype)
+    return gradients.transpose(0, 1).contiguous().view(B, T, K, d).transpose(1, 2)
+
+
+@segment_attention_backward.register_fake
+def _(upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    grad_q, grad_k, grad_v = (torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format) for x in (q, k, v))
+    return grad_q.transpose(1, 2), grad_k.transpose(1, 2), grad_v.transpose(1, 2)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, *segments = inputs
+    ctx.save_for_backward(q, k, v, *output, *segments)
+
+
+def _backward(ctx: Any, upstream: Tensor, of_norms: Tensor) -> tuple[Tensor | None, ...]:
+    return *segment_attention_backward(upstream, *ctx.saved_tensors), None, None, None
+
+
+segment_attention.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def segments_metadata(
+    documents: Tensor | None, B: int, T: int, device: torch.device, starts: SegmentStarts | None = None
+) -> BranchedSegments:
+    """The segments of B rows of T positions: `starts` if they are known. Their numbers are marked as dynamic, so that compiled
+    code serves every batch."""
+    from torch._dynamo.decorators import mark_dynamic
+
+    if documents is None:
+        starts = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=device)
+    elif starts is None:
+        starts = segment_starts(documents)
+    if isinstance(starts, Tensor):
+        starts = (starts, starts.clone(), torch.arange(B * T, device=device))
+    for each in starts:
+        mark_dynamic(each, 0)
+    return BranchedSegments(*starts)
+
+
+def segments(q: Tensor, k: Tensor, v: Tensor, metadata: BranchedSegments | Tensor | None) -> Tensor:
+    """q [B, H, T, d], k and v [B, K, T, d] -> [B, H, T, d]. `metadata`: of `segments_metadata`, or documents [B, T]."""
+    if not isinstance(metadata, BranchedSegments):
+        metadata = segments_metadata(metadata, q.shape[0], q.shape[2], q.device)
+    return segment_attention(q, k, v, *metadata)[0]
+
+
+ON_CPU: dict[str, Callable[..., Tensor]] = {"segments": segments}
