@@ -39,7 +39,11 @@ def test_a_card_between_two_entries_has_the_path_of_the_lower_one() -> None:
     assert (
         gpu_path((8, 7)) is GPU_PATHS[8, 6] and gpu_path((10, 3)) is GPU_PATHS[10, 0] and gpu_path((12, 1)) is GPU_PATHS[12, 0]
     )
-    assert gpu_precision((6, 1))[0] == "fp32" and attention_candidates("cpu", torch.float32, True) == ["blocked", "sdpa"]
+    assert gpu_precision((6, 1))[0] == "fp32" and attention_candidates("cpu", torch.float32, True) == [
+        "blocked",
+        "sdpa",
+        "segments",
+    ]
 
 
 @pytest.mark.parametrize(

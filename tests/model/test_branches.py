@@ -90,6 +90,17 @@ def test_each_backend_equals_the_reference_forward_and_backward(backend: str, ma
             torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5)
 
 
+def test_segments_have_the_same_bits_each_time() -> None:
+    documents = numbers([[(130, (40, 150)), (3, ())], [(200, (1, 90))]])
+    inputs, threads = tensors(documents), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        first, second = (with_gradients(ON_CPU["segments"](*inputs, documents), documents, inputs) for _ in range(2))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(left, right) for left, right in zip(first, second, strict=True))
+
+
 def test_varlen_copies_the_keys_of_a_trunk_before_those_of_its_later_branches() -> None:
     assert varlen_on_cpu
     for rows in (TREES, [[(3, ()), (4, ())], [(2, (1, 1)), (5, ())]], [[(3, ())], [(4, ())]]):

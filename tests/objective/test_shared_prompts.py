@@ -96,7 +96,7 @@ def test_random_pairs_have_equal_gradients(data: st.DataObject) -> None:
     assert_equal(make_decoder(1), objective, pack_pairs(pairs), bound=3e-6, checks_metrics=False)
 
 
-@pytest.mark.parametrize("attention", ["blocked", "sdpa", "reference"])
+@pytest.mark.parametrize("attention", ["blocked", "sdpa", "segments", "reference"])
 @pytest.mark.parametrize("changes", [{}, {"qk_norm": True}, {"tie_word_embeddings": True}])
 def test_every_attention_and_kind_of_decoder_can(attention: str, changes: dict[str, Any]) -> None:
     model = make_decoder(1, **changes)
@@ -106,6 +106,7 @@ def test_every_attention_and_kind_of_decoder_can(attention: str, changes: dict[s
 
 def test_blocks_that_are_computed_again_give_the_same() -> None:
     model = make_decoder(1).train()
+    model.set_attention_backend("segments")
     model.activation_checkpoint_every = 1
     assert_equal(model, dpo(make_decoder(0)), pack_pairs(PAIRS))
 

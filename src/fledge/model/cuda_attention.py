@@ -38,8 +38,8 @@ class FlexMetadata(NamedTuple):
 class VarlenMetadata(NamedTuple):
     """The metadata of `varlen`, for segments that are documents or padding. `starts` [segments + 1] int32: flat position b·T +
     t of each segment's begin, with empty segments at the end. `longest`: upper limit of a segment's length. `shares_keys`:
-    whether the kernel lets several heads of queries share keys. `key_starts`, `keys`: as in `segments.BranchedSegments`; None: the
-    keys of a segment are at its queries."""
+    whether the kernel lets several heads of queries share keys. `key_starts`, `keys`: as in `segments.BranchedSegments`; None:
+    the keys of a segment are at its queries."""
 
     starts: Tensor
     longest: int

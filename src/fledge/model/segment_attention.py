@@ -91,7 +91,8 @@ def segment_attention_backward(
         scores = grad_weights.sub_(row_sums[:, own]).mul_(weights).mul_(d**-0.5).to(q.dtype).flatten(1, 2)
         grad_q[own] = (scores @ copied[:, seen]).view(K, -1, group, d).transpose(0, 1)
         grad_k[:, seen] = scores.transpose(1, 2) @ rows
-    return grad_q.view(B, T, H, d).transpose(1, 2), *(_summed(x, keys, k.shape) for x in (grad_k, grad_v))
+    of_keys, of_values = (_summed(x, keys, k.shape) for x in (grad_k, grad_v))
+    return grad_q.view(B, T, H, d).transpose(1, 2), of_keys, of_values
 
 
 def _summed(gradients: Tensor, keys: Tensor, shape: torch.Size) -> Tensor:
