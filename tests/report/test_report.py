@@ -155,6 +155,27 @@ def test_the_share_of_the_trained_parameters_is_shown_where_an_adapter_is_traine
         assert expected in page.text.replace("\u00a0", " "), expected
 
 
+def test_the_verdict_of_a_stage_has_its_decision_the_model_that_goes_on_and_its_reasons(run_directory: Path) -> None:
+    assert "verdict" not in read(run_directory)[1].ids
+    reasons = [
+        {"check": "worse", "decision": "roll back", "message": f"loss 1 -> 3 {HOSTILE}", "hint": "lower the learning rate"},
+        {"check": "few", "decision": None, "message": "12 items are too few", "hint": ""},
+    ]
+    verdict = {"decision": "roll back", "goes_on": "start", "reasons": reasons, "thresholds": {}}
+    dump(run_directory / "sft" / "result.json", {"verdicts": [], "verdict": verdict})
+    _, page = read(run_directory)
+    for expected in (
+        "roll back回退",
+        "the model before the stage goes on",
+        f"loss 1 -> 3 {HOSTILE}",
+        "→ lower the learning rate",
+        "cannot decide",
+    ):
+        assert expected in page.text, expected
+    dump(run_directory / "sft" / "result.json", {"verdict": {"decision": "of a later version", "reasons": "?"}})
+    assert "of a later version" in read(run_directory)[1].text
+
+
 def test_the_distribution_of_losses_and_the_worst_rows_are_shown(run_directory: Path) -> None:
     _, page = read(run_directory)
     drawn = json.loads(page.scripts[1])

@@ -1,5 +1,6 @@
 """The page's own words in English and Chinese. Text from data, models and recipes is never translated."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
@@ -67,7 +68,31 @@ def example_text(label: str) -> Text:
     return EXAMPLES.get(label, UNITS["examples"])
 
 
+DECISIONS = {
+    "release": Text("release", "可以发布"),
+    "keep training": Text("keep training", "继续训练"),
+    "roll back": Text("roll back", "回退"),
+}
+GOES_ON = {
+    "trained": Text("the trained model goes on", "沿用训练后的模型"),
+    "best": Text("the best checkpoint goes on", "沿用最好的检查点"),
+    "start": Text("the model before the stage goes on", "沿用本阶段之前的模型"),
+}
+
+
+def word_of(table: Mapping[str, Text], value: object) -> Text:
+    """The text of a table for a value; the value itself where the table does not have it."""
+    return table.get(str(value), same("" if value is None else str(value)))
+
+
 WORDS = {
+    "verdict": Text("Verdict", "结论"),
+    "verdict_note": Text(
+        "What each figure speaks for, those that decided first. Thresholds are in the recipe, below evaluation.verdict.",
+        "各项数据支持的结论，起决定作用的在前。阈值见配方中的 evaluation.verdict。理由以英文记录。",
+    ),
+    "speaks_for": Text("Speaks for", "支持"),
+    "undecided": Text("cannot decide", "无法判断"),
     "report": Text("Training report", "训练报告"),
     "not_recorded": Text("not recorded", "未记录"),
     "took": Text("in all", "总用时"),

@@ -7,8 +7,8 @@ from fledge.report import formatting
 from fledge.report.charts import stage_charts
 from fledge.report.facts import facts
 from fledge.report.html_page import HERE, render_page
-from fledge.report.i18n import WORDS, example_text
-from fledge.report.read_run import number, read_run, text
+from fledge.report.i18n import DECISIONS, GOES_ON, WORDS, example_text, word_of
+from fledge.report.read_run import mappings, number, read_run, text
 from fledge.report.records import Problem, Run
 from fledge.report.samples import sample_tables
 from fledge.report.sets import cut, stage_sets
@@ -27,6 +27,9 @@ FILTERS = {
     "text": text,
     "example_text": example_text,
     "cut": cut,
+    "mappings": mappings,
+    "decision": lambda value: word_of(DECISIONS, value),
+    "goes_on": lambda value: word_of(GOES_ON, value),
 }
 
 

@@ -194,6 +194,7 @@ def read_stage(reader: Reader, name: str) -> Stage:
         world=read_world(world) if world else None,
         verdicts=tuple(mappings(result.get("verdicts"))),
         trained=(trained, parameters) if trained and parameters else None,
+        decision=mapping(result.get("verdict")),
         worst=read_worst(reader.json_lines(f"{name}/eval/errors.jsonl")),
     )
 
