@@ -286,3 +286,6 @@ def test_a_file_without_items_and_a_prompt_without_room_are_errors_that_say_wher
     with pytest.raises(FledgeError, match="leaves no room") as caught:
         one.check(asked.tokenizer, POSITIONS)
     assert caught.value.where == f"{file}:2"
+    with pytest.raises(FledgeError, match="leaves no room"):
+        one.evaluate_model(asked)
+    assert asked.engine.num_unfinished == 0

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from fledge.errors import FledgeError
-from fledge.generation import Engine, FinishReason, SamplingParams, TokenOutput
+from fledge.generation import Engine, FinishReason, SamplingParams, TokenOutput, check_prompt
 from fledge.generation.scoring import ContinuationScore, score_continuations
 from fledge.model.protocol import LanguageModel
 from fledge.tokenizer import Tokenizer
@@ -151,6 +151,8 @@ def _until(
     """Answers that end before a stop text. The text of the newest tokens is searched after each token."""
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
     names = where or [f"prompt {number + 1}" for number in range(len(prompts))]
+    for prompt, name in zip(prompts, names, strict=True):
+        check_prompt(prompt, engine.max_positions, name)  # before any of them is queued
     numbers = {engine.add(prompts[number], params, where=names[number]): number for number in order}
     tokens: dict[int, list[int]] = {number: [] for number in order}
     results: dict[int, GeneratedText] = {}
