@@ -24,7 +24,7 @@ from fledge.training.rollout import DrawnAnswer, RewardTable
 
 @dataclass(frozen=True)
 class Question:
-    """The tokens up to a row's last answer, the user's last text in them, and that answer's text."""
+    """The tokens up to a row's last answer, the user's last text in them (empty where no metric reads it), and that answer."""
 
     prompt: list[int]
     text: str
@@ -60,9 +60,9 @@ class GeneratedAnswers:
         examples = validation.examples
         numbers = np.unique(np.linspace(0, examples.count - 1, min(config.rows, examples.count)).round().astype(np.int64))
         found = [last_question(examples, int(number), tokenizer.stop_ids) for number in numbers]
-        last_turn = LastTurn.of(tokenizer)
+        last_turn = LastTurn.of(tokenizer) if config.metrics else None
         questions = tuple(
-            Question(prompt, last_turn.text(prompt), tokenizer.decode(answer, skip_special=True))
+            Question(prompt, last_turn.text(prompt) if last_turn else "", tokenizer.decode(answer, skip_special=True))
             for prompt, answer in (one for one in found if one is not None)
         )
         if not questions:
