@@ -30,7 +30,9 @@ def make_recipe(world: Path, name: str, output: str, seed: int, budget: Budget) 
     stages["dpo"]["data"]["max_seq_len"] = PAIR_SEQ_LEN
     stages["dpo"]["batch"]["gradient_accumulation_steps"] = MAX_SEQ_LEN // PAIR_SEQ_LEN
     for stage in (stages["sft"], stages["dpo"]):
-        stage["prompt_tests"] = {"prompts": str(world / "prompts.yaml"), "max_new_tokens": 48, **stage["evaluation"]}
+        prompts = str(world / "prompts.yaml")
+        stage["prompt_tests"] = {"prompts": prompts, "max_new_tokens": 48, **stage["evaluation"]}
+        stage["evaluation"]["sets"] = {"world": {"kind": "prompts", "path": prompts, "max_new_tokens": 48}}
     return recipe_from_dict(
         {
             "name": name,

@@ -20,6 +20,7 @@ from fledge.evaluate.metrics import (
     measure_set,
     needs_gain,
 )
+from fledge.evaluate.prompt_sets import PREFIX, builtin_path
 from fledge.evaluate.prompt_tests import Case, load_cases
 from fledge.evaluate.records import ItemResult, MetricValue, item_ids
 from fledge.evaluate.sets.base import EvaluationSet, Measured, rate
@@ -134,7 +135,9 @@ class PromptSet(GeneratedSet):
     own_rate = "passed"
 
     def __init__(self, name: str, config: EvaluationSetConfig, key: str) -> None:
-        self.cases: list[Case] = spread(load_cases(Path(str(config.path))), config.max_samples)
+        path = str(config.path)
+        file = builtin_path(path, f"{key}.path") if path.startswith(PREFIX) else Path(path)
+        self.cases: list[Case] = spread(load_cases(file), config.max_samples)
         super().__init__(name, config, item_ids([case.model_dump(mode="json") for case in self.cases]), key=key)
 
     @property

@@ -9,6 +9,7 @@ from fledge.data.parsing.columns import RowError
 from fledge.data.parsing.rows import parse_conversation, parse_document, parse_row
 from fledge.data.reading.records import files_of, read, spans_of
 from fledge.errors import FledgeError
+from fledge.evaluate.prompt_sets import PREFIX
 from fledge.evaluate.sets.base import EvaluationSet
 from fledge.evaluate.sets.generated import AnswersSet, GenerationSet, PromptSet
 from fledge.evaluate.sets.likelihood import MinimalPairs, MultipleChoice, TextSet
@@ -74,7 +75,7 @@ SIGNS: tuple[tuple[SetKind, Test], ...] = (  # the first that holds for a row te
 
 def guess_kind(path: str, key: str) -> SetKind:
     """The kind of set in a file, by its name and its first rows. Raises FledgeError if no kind fits."""
-    if Path(path).suffix.lower() in YAML:
+    if Path(path).suffix.lower() in YAML or path.startswith(PREFIX):
         return "prompts"
     source = Source(path=path)
     rows = (record for span in spans_of(files_of(source, key), source, SHARD_BYTES) for record in read(span, source))
