@@ -389,9 +389,13 @@ def test_answers_to_a_file_go_on_where_they_were_stopped(
     assert stopped.read_bytes() == whole.read_bytes()
     with pytest.raises(FledgeError, match="other prompts"):
         generate_file(str(folder), str(prompts), stopped, PARAMS, system="Be kind.", resume=True)
+    with pytest.raises(FledgeError, match="another way: temperature"):
+        generate_file(str(folder), str(prompts), stopped, SamplingParams(seed=3, max_new_tokens=6), resume=True)
     stopped.write_text("no answers\n")
     with pytest.raises(FledgeError, match="no file of answers"):
         generate_file(str(folder), str(prompts), stopped, PARAMS, resume=True)
+    with pytest.raises(FledgeError, match="no file of answers"):
+        generate_file(str(folder), str(prompts), stopped.parent, PARAMS, resume=True)
 
 
 def test_answers_are_not_written_among_their_prompts(folder: Path, prompts: Path) -> None:

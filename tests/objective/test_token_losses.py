@@ -79,6 +79,14 @@ def test_ranks_that_add_up_their_sums_have_those_of_one_process() -> None:
     assert whole.summary(sums)["loss_percentiles"] == whole.summary(whole.numbers())["loss_percentiles"]
 
 
+def test_a_loss_that_is_no_number_is_the_worst_and_not_the_best() -> None:
+    data, model = dataset(), make_decoder()
+    losses = TokenLosses(data, model.device)
+    batch = next(iter(row_batches(data, 2, 2)))
+    losses.add(batch, torch.full((len(batch.target_index),), math.nan), None)
+    assert all(row["loss"] > 50 for row in losses.summary(losses.numbers())["loss_percentiles"])
+
+
 @given(st.lists(st.floats(0, 50), min_size=1, max_size=200))
 def test_percentiles_from_bins_are_near_those_of_the_losses_themselves(losses: list[float]) -> None:
     width = math.log1p(100 * 60) / BINS

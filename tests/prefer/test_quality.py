@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,7 @@ def test_a_filled_sheet_is_read_as_spreadsheets_save_it(tmp_path: Path, encoding
     found = read_quality(str(tmp_path / "anna.csv"))
     assert found.rater == "anna" and found.unrated == 0 and set(found.scores.values()) == {(5, 4, 3, 2)}
     assert set(found.scores) == {item.id for item in items_of(read_answers(answers), 0, "")}
+    assert all(re.fullmatch("r[0-9a-f]{12}", name) for name in found.scores)  # no spreadsheet takes it for a number
 
 
 @pytest.mark.parametrize(
@@ -109,6 +111,9 @@ def test_a_wrong_score_is_told_with_its_line(tmp_path: Path, line: str, expected
     (tmp_path / "s.csv").write_text(",".join(COLUMNS) + "\n" + line + "\n", encoding="utf-8")
     with pytest.raises(FledgeError, match=expected):
         read_quality(str(tmp_path / "s.csv"))
+    (tmp_path / "open.csv").write_text(",".join(COLUMNS) + '\nabc,"' + "p" * 200_000, encoding="utf-8")
+    with pytest.raises(FledgeError, match=r"open.csv:2: damaged CSV: .*field"):
+        read_quality(str(tmp_path / "open.csv"))
     (tmp_path / "other.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     with pytest.raises(FledgeError, match="it has no column item, relevance, accuracy, fluency, completeness"):
         read_quality(str(tmp_path / "other.csv"))

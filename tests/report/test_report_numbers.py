@@ -1,6 +1,7 @@
 """Numbers and curves of the report: number formats, units, smoothing and downsampling."""
 
 import json
+import math
 
 import pytest
 
@@ -9,6 +10,7 @@ from fledge.report.charts import stage_charts
 from fledge.report.facts import facts
 from fledge.report.figures import noisy
 from fledge.report.i18n import example_text
+from fledge.report.loss_charts import _percentiles, _positions
 from fledge.report.read_run import read_run
 from fledge.report.series import bucket_means, downsample, smooth
 from fledge.report.summary_table import stage_rows
@@ -99,3 +101,9 @@ def test_stages_without_a_summary_are_listed_in_the_order_of_the_recipe(run_dire
     assert [stage.name for stage in read_run(run_directory).stages] == ["dpo", "sft", "pretrain"]
     (run_directory / "recipe.yaml").write_text("{")
     assert [stage.name for stage in read_run(run_directory).stages] == ["dpo", "pretrain", "sft"]
+
+
+def test_losses_that_are_no_numbers_leave_the_page_whole() -> None:
+    losses = {"loss_percentiles": [{"percent": 50, "loss": math.nan}, {"percent": 95, "loss": 2.0}]}
+    losses["loss_by_position"] = [{"from": 0, "loss": math.inf}, {"from": 16, "loss": 1.5}]
+    assert (_percentiles(losses), _positions(losses)) == ([(95, 2.0)], [(16, 1.5)])

@@ -16,8 +16,11 @@ from fledge.generation.json_schema import JsonSchema
 from fledge.generation.request import check_prompt
 from fledge.recipe import Source
 
+Made = dict[str, Any]  # the model and the settings of an answer
 ROWS = 64  # whose answers are written together: what is lost at most when the command is stopped
 NEEDED = "a row is a conversation, a question, a pair of answers or a text"
+
+SETTINGS = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed")
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,11 @@ class PromptRow:
     where: str
     prompt: Prompt
 
-    def line(self, answer: str, finish_reason: str) -> dict[str, Any]:
-        """The row with an answer, as JSON values."""
+    def line(self, answer: str, finish_reason: str, made: Made) -> dict[str, Any]:
+        """The row with an answer and how it was made, as JSON values."""
         columns = prompt_columns(self.prompt.turns, self.prompt.tools)
         columns["messages"].append({"role": "assistant", "content": answer})
-        return {**columns, "finish_reason": finish_reason}
+        return {**columns, "finish_reason": finish_reason, "made": made}
 
 
 def generate_file(
@@ -65,11 +68,17 @@ def generate_file(
     loaded = load(model_path, () if adapter is None else (adapter,), together=ROWS)
     if schema is not None:
         params = replace(params, json_schema=JsonSchema(schema, loaded.tokenizer))
+    made = {
+        "model": model_path,
+        "adapter": adapter,
+        **{name: getattr(params, name) for name in SETTINGS},
+        "json_schema": schema,
+    }
     asked = _that_fit(rows, loaded)
-    done = _written(out, [row for row, _ in asked], resume)
+    done = _written(out, [row for row, _ in asked], made, resume)
     if done:
         tell(f"{out} has {done:,} answers already")
-    _write(out, asked, done, loaded, params)
+    _write(out, asked, done, loaded, params, made)
 
 
 def _that_fit(rows: Sequence[PromptRow], loaded: SwitchableEngine) -> list[tuple[PromptRow, list[int]]]:
@@ -91,31 +100,39 @@ def _that_fit(rows: Sequence[PromptRow], loaded: SwitchableEngine) -> list[tuple
     return kept
 
 
-def _written(out: Path, rows: Sequence[PromptRow], resume: bool) -> int:
-    """How many answers a file has, which must be to the first of these rows; a line that was being written is removed."""
+def _written(out: Path, rows: Sequence[PromptRow], made: Made, resume: bool) -> int:
+    """How many answers a file has, which must be to the first of these rows and made in this way; a line that was being written
+    is removed."""
     if not out.exists():
         return 0
     if not resume:
-        raise FledgeError(
-            "this file is there already", where=str(out), hint="name another one, or add --resume to go on with it"
-        )
-    content = out.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    lines = whole.splitlines()
+        hint = "name another one, or add --resume to go on with it"
+        raise FledgeError("this file is there already", where=str(out), hint=hint)
     try:
-        prompts = [json.loads(line)["messages"][:-1] for line in lines]
-    except (ValueError, KeyError, TypeError) as error:
+        content = out.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        found = [json.loads(line) for line in whole.split(b"\n")[:-1]]
+        prompts, ways = [one["messages"][:-1] for one in found], [one["made"] for one in found]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise FledgeError(f"this is no file of answers: {first_line(error)}", where=str(out), hint="name another one") from None
-    expected = [row.line("", "")["messages"][:-1] for row in rows[: len(prompts)]]
-    if prompts != json.loads(json.dumps(expected)):
+    expected = [row.line("", "", made) for row in rows[: len(found)]]
+    if prompts != json.loads(json.dumps([one["messages"][:-1] for one in expected])):
         raise FledgeError("its answers are to other prompts", where=str(out), hint="name another file")
+    if other := next((one for one in ways if one != json.loads(json.dumps(made))), None):
+        changed = ", ".join(name for name in made if other.get(name) != made[name])
+        raise FledgeError(f"its answers were made in another way: {changed}", where=str(out), hint="name another file")
     if len(whole) < len(content):
         out.write_bytes(whole)
-    return len(lines)
+    return len(found)
 
 
 def _write(
-    out: Path, asked: Sequence[tuple[PromptRow, list[int]]], done: int, loaded: SwitchableEngine, params: SamplingParams
+    out: Path,
+    asked: Sequence[tuple[PromptRow, list[int]]],
+    done: int,
+    loaded: SwitchableEngine,
+    params: SamplingParams,
+    made: Made,
 ) -> None:
     cut = 0
     try:
@@ -125,7 +142,7 @@ def _write(
                 completions = loaded.engine.generate(
                     [tokens for _, tokens in part], params, sample_indices=range(start, start + len(part))
                 )
-                lines = [_line(row, completion, loaded) for (row, _), completion in zip(part, completions, strict=True)]
+                lines = [_line(row, completion, loaded, made) for (row, _), completion in zip(part, completions, strict=True)]
                 output.write("".join(lines))
                 output.flush()
                 cut += sum(completion.finish_reason == "length" for completion in completions)
@@ -136,6 +153,6 @@ def _write(
         tell(f"{cut:,} answers were cut at {params.max_new_tokens:,} tokens or the last position; finish_reason says which")
 
 
-def _line(row: PromptRow, completion: Completion, loaded: SwitchableEngine) -> str:
+def _line(row: PromptRow, completion: Completion, loaded: SwitchableEngine, made: Made) -> str:
     answer = loaded.tokenizer.decode(completion.tokens, skip_special=True)
-    return json.dumps(row.line(answer.strip(), completion.finish_reason), ensure_ascii=False) + "\n"
+    return json.dumps(row.line(answer.strip(), completion.finish_reason, made), ensure_ascii=False) + "\n"

@@ -34,7 +34,8 @@ class TokenLosses:
         """Add the targets of a batch: `logps` [n] are their log-probabilities, in the order of `batch.target_index`."""
         index = batch.target_index
         losses, weights = -logps.double(), batch.loss_weights.flatten()[index].double()
-        bins = (torch.log1p(SCALE * losses.clamp(0, LARGEST)) * (BINS / math.log1p(SCALE * LARGEST))).long()
+        binned = losses.nan_to_num(nan=LARGEST, posinf=LARGEST).clamp(0, LARGEST)  # no number is the worst loss, not the best
+        bins = (torch.log1p(SCALE * binned) * (BINS / math.log1p(SCALE * LARGEST))).long()
         self._bins += torch.bincount(bins.clamp(0, BINS - 1), minlength=BINS)
         sums = torch.stack((losses * weights, weights))
         groups = torch.bucketize(batch.position_ids.flatten()[index], self._edges, right=True)

@@ -5,7 +5,7 @@ A rater never sees which model an answer is from; equal answers of several model
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class QualityFile:
 def items_of(answers: AnswerSet, seed: int, rater: str) -> list[Item]:
     """All answers in the order in which a rater gets them, a function of the seed and of the rater's name."""
     items = [
-        Item(answer_id(f"{asked.id}/{answer.id}")[:12], asked, answer)
+        Item("r" + answer_id(f"{asked.id}/{answer.id}")[:12], asked, answer)  # digits alone a spreadsheet would make a number
         for asked in answers.prompts.values()
         for answer in asked.answers
     ]
@@ -125,11 +125,22 @@ def _are_scores(value: Any) -> bool:
     return known and all(type(one) is int and LOWEST <= one <= HIGHEST for one in value)
 
 
+def _csv_rows(text: str, delimiter: str, file: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV text with the number of their last line. Raises FledgeError where it is damaged."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        hint = "look for a quotation mark that is never closed, and save it again as CSV"
+        raise FledgeError(f"damaged CSV: {error}", where=f"{file}:{reader.line_num}", hint=hint) from None
+
+
 def _read_sheet(file: Path) -> QualityFile:
     text = _decoded(file)
     delimiter = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets of some languages save with semicolons
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    header = [name.strip().casefold() for name in next(reader, [])]
+    rows = list(_csv_rows(text, delimiter, file))
+    header = [name.strip().casefold() for name in rows[0][1]] if rows else []
     if missing := [name for name in (ITEM, *DIMENSIONS) if name not in header]:
         raise FledgeError(
             f"a sheet of `fledge rate sheet` is needed here: it has no column {', '.join(missing)}", where=f"{file}:1"
@@ -137,11 +148,11 @@ def _read_sheet(file: Path) -> QualityFile:
     places = [header.index(name) for name in (ITEM, *DIMENSIONS)]
     scores: dict[str, Scores] = {}
     unrated = 0
-    for row in reader:
+    for line, row in rows[1:]:
         if not any(cell.strip() for cell in row):
             continue
         cells = [row[place].strip() if place < len(row) else "" for place in places]
-        where = f"{file}:{reader.line_num}"
+        where = f"{file}:{line}"
         if not any(cells[1:]):
             unrated += 1
             continue

@@ -1,5 +1,6 @@
 """How the losses of tokens are distributed, before and after a stage: by size, and by position in the text."""
 
+import math
 from collections.abc import Callable, Mapping
 
 from fledge.report.figures import Chart, Series, if_recorded
@@ -57,7 +58,7 @@ def _moments(stage: Stage, points_of: Callable[[Mapping[str, object]], Points], 
 
 def _percentiles(losses: Mapping[str, object]) -> Points:
     rows = [(number(row.get("percent")), number(row.get("loss"))) for row in mappings(losses.get("loss_percentiles"))]
-    return [(percent, loss) for percent, loss in rows if percent is not None and loss is not None]
+    return [(percent, loss) for percent, loss in rows if percent is not None and loss is not None and math.isfinite(loss)]
 
 
 def _histogram(losses: Mapping[str, object]) -> Points:
@@ -71,4 +72,4 @@ def _histogram(losses: Mapping[str, object]) -> Points:
 def _positions(losses: Mapping[str, object]) -> Points:
     """The mean loss at the beginning of each group of positions."""
     rows = [(number(row.get("from")), number(row.get("loss"))) for row in mappings(losses.get("loss_by_position"))]
-    return [(start, loss) for start, loss in rows if start is not None and loss is not None]
+    return [(start, loss) for start, loss in rows if start is not None and loss is not None and math.isfinite(loss)]

@@ -24,7 +24,7 @@ class Wandb:
 
         settings = wandb.Settings(
             console="off", silent=True, disable_code=True, disable_git=True, x_disable_stats=True, x_disable_meta=True,
-            login_timeout=10, init_timeout=60, reinit="create_new",
+            login_timeout=10, init_timeout=60, finish_timeout=120, reinit="create_new",
         )  # fmt: skip
         self._run = wandb.init(
             project=project,
@@ -48,7 +48,7 @@ class Wandb:
         self._run.log({GLOBAL_STEP: step, **values})
 
     def close(self) -> None:
-        """Write what is waiting, and end the run."""
+        """Write what is waiting, and end the run. Online, what is not sent within two minutes stays for `wandb sync`."""
         self._run.finish()
 
 
