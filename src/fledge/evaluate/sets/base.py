@@ -1,5 +1,6 @@
 """What all kinds of evaluation sets have in common: a loaded set, and how the values of its items become its metrics."""
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from fledge.recipe.sections.evaluation_sets import EvaluationSetConfig
 from fledge.tokenizer import Tokenizer
 
 Summary = Callable[[Sequence[ItemResult]], dict[str, MetricValue]]
+ITEMS_AT_ONCE, CHARACTERS_AT_ONCE = 256, 2_000_000  # whose tokens and scores are in memory
 SHOWN_CHARACTERS = 500  # of a long text, in the results of its item
 
 
@@ -100,21 +102,29 @@ def shortened(text: str) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
-def slices(sequence: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """The sequence in parts of at most `size`."""
-    for start in range(0, len(sequence), size):
-        yield sequence[start : start + size]
+def slices(sequence: Sequence[Any], characters: Callable[[Any], int]) -> Iterator[Sequence[Any]]:
+    """The sequence in parts of at most 256 items and 2 million characters, but at least one item."""
+    start, total = 0, 0
+    for place, item in enumerate(sequence):
+        size = characters(item)
+        if place > start and (place - start == ITEMS_AT_ONCE or total + size > CHARACTERS_AT_ONCE):
+            yield sequence[start:place]
+            start, total = place, 0
+        total += size
+    if start < len(sequence):
+        yield sequence[start:]
 
 
 # -- from items to metrics -------------------------------------------------------------------------------------------------
 
 
 def rate(items: Sequence[ItemResult], name: str) -> MetricValue:
-    """The mean of a metric that is 0 or 1 in each item that has it, with Wilson's interval; higher is better."""
+    """The mean of a metric that is 0 or 1 in each item that has it, with Wilson's interval; higher is better. Not a number,
+    without an interval, where no item has it."""
     values = [item.values[name] for item in items if name in item.values]
     return MetricValue(
-        value=sum(values) / max(1, len(values)),
-        interval=wilson_interval(sum(values), len(values)),
+        value=sum(values) / len(values) if values else math.nan,
+        interval=wilson_interval(sum(values), len(values)) if values else None,
         count=len(values),
         higher_is_better=True,
     )
@@ -127,13 +137,14 @@ def ratio(
     transform: Callable[[float], float] = lambda value: value,
     higher_is_better: bool = False,
 ) -> MetricValue:
-    """Σ total ÷ Σ count over the items, such as a loss for each token, made to another unit by a rising `transform`. The
-    interval takes items as independent and their sums as large (linearised variance of a ratio, Cochran 1977, section 2.11)."""
+    """Σ total ÷ Σ count over the items, of totals that cannot be below 0 such as a loss for each token, made to another unit by
+    a rising `transform`. The interval takes items as independent and their sums as large (linearised variance of a ratio,
+    Cochran 1977, section 2.11), and ends at 0."""
     totals, counts = [total(item.values) for item in items], [count(item.values) for item in items]
     value, interval = ratio_and_interval(totals, counts)
     return MetricValue(
         value=transform(value),
-        interval=None if interval is None else (transform(interval[0]), transform(interval[1])),
+        interval=None if interval is None else (transform(max(interval[0], 0.0)), transform(interval[1])),
         count=len(items),
         higher_is_better=higher_is_better,
     )

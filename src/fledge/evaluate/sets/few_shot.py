@@ -1,18 +1,27 @@
 """Solved rows before a question, and the prompt that they make with it."""
 
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fledge.errors import FledgeError
 from fledge.evaluate.records import content_hash
-from fledge.evaluate.sets.rows import read_items
+from fledge.evaluate.sets.rows import each_item
 from fledge.recipe import Source
 from fledge.recipe.sections.evaluation_sets import EvaluationSetConfig
 from fledge.tokenizer import Message, Tokenizer
 
 BETWEEN = "\n\n"  # two rows of a prompt
-BEFORE_ANSWER = " "
+
+
+def glue(prompt: str) -> str:
+    """What stands between a prompt and its answer: a blank, but nothing after white space and after a character of a script
+    that writes no blanks: a wide one (Unicode's East Asian Width), Korean aside."""
+    if not prompt or prompt[-1].isspace():
+        return ""
+    is_wide = unicodedata.east_asian_width(prompt[-1]) in ("F", "W")
+    return "" if is_wide and "HANGUL" not in unicodedata.name(prompt[-1], "") else " "
 
 
 class Solved(NamedTuple):
@@ -22,53 +31,80 @@ class Solved(NamedTuple):
     answer: str
 
 
+class FirstRows:
+    """The first solved rows of a file whose prompts differ, one more than stand before a question, which may be among them."""
+
+    def __init__(self, few_shot: int) -> None:
+        self._most = few_shot + 1 if few_shot else 0
+        self._rows: dict[str, Solved] = {}
+
+    def add(self, row: Solved) -> None:
+        """Keep a row, if it is among the first ones."""
+        if len(self._rows) < self._most:
+            self._rows.setdefault(_plain(row.prompt), row)
+
+    @property
+    def rows(self) -> tuple[Solved, ...]:
+        """The rows that were kept."""
+        return tuple(self._rows.values())
+
+
 @dataclass(frozen=True)
 class FewShot:
-    """The first `count` of `rows`; where `from_set`, they are the rows of the set, and a question is not among its own."""
+    """The first `count` of `rows` whose prompt is not the question's own."""
 
     count: int
-    rows: Sequence[Solved]
-    from_set: bool
+    rows: tuple[Solved, ...]
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, config: EvaluationSetConfig, key: str, own: Sequence[Solved], parse: Callable[[Any], Solved]) -> "FewShot":
-        """The solved rows of a set with the rows `own`; `parse` reads those of `few_shot_path`. Raises FledgeError if there are
-        too few."""
+    def of(
+        cls, config: EvaluationSetConfig, key: str, own: FirstRows, parse: Callable[[Any], Solved], asked: Iterable[str]
+    ) -> "FewShot":
+        """The solved rows of a set whose file has the rows `own` and whose questions are the prompts `asked`; `parse` reads
+        those of `few_shot_path`. Raises FledgeError if there are too few."""
         if not config.few_shot:
-            return cls(0, (), False)
-        if config.few_shot_path is None:
-            rows, notes, needed = own, [], config.few_shot + 1
-        else:
-            source = Source(path=config.few_shot_path)
-            rows, notes = read_items(source, f"{key}.few_shot_path", lambda file, where, row: parse(row), "a solved row")
-            needed = config.few_shot
-        if len(rows) < needed:
-            what = f"{needed:,} rows are needed, and there are {len(rows):,}"
+            return cls(0, ())
+        rows, notes = own, []
+        if config.few_shot_path is not None:
+            rows, source = FirstRows(config.few_shot), Source(path=config.few_shot_path)
+            _, notes = each_item(
+                source,
+                f"{key}.few_shot_path",
+                lambda file, where, row: parse(row),
+                "a solved row",
+                lambda _, row: rows.add(row),
+            )
+        prompts = {_plain(row.prompt) for row in rows.rows}
+        needed = config.few_shot + any(_plain(prompt) in prompts for prompt in asked)  # a question is not solved before it
+        if len(prompts) < needed:
+            what = f"{needed:,} rows are needed, and there are {len(prompts):,} with different prompts"
             raise FledgeError(what, where=f"{key}.few_shot", hint="set a smaller few_shot, or name more rows in few_shot_path")
-        kept = rows[:needed]
-        told = tuple(f"left out of few_shot_path: {one}" for one in notes)
-        return cls(config.few_shot, kept, config.few_shot_path is None, told)
+        return cls(config.few_shot, rows.rows, tuple(f"left out of few_shot_path: {one}" for one in notes))
 
     def joined(self, fingerprint: str) -> str:
         """The fingerprint of a set together with these rows."""
         return content_hash(fingerprint, self.rows) if self.count else fingerprint
 
-    def before(self, number: int) -> list[Solved]:
-        """The solved rows before item `number` of the set."""
-        rows = [row for place, row in enumerate(self.rows) if not (self.from_set and place == number)]
-        return rows[: self.count]
+    def before(self, prompt: str) -> list[Solved]:
+        """The solved rows before a question with this prompt; never this prompt itself, whose answer it would tell."""
+        return [row for row in self.rows if _plain(row.prompt) != _plain(prompt)][: self.count]
 
-    def context(self, number: int, prompt: str) -> str:
-        """The solved rows and the prompt of item `number`, as one text."""
-        solved = [f"{row.prompt}{BEFORE_ANSWER}{row.answer}" for row in self.before(number)]
+    def context(self, prompt: str) -> str:
+        """The solved rows and a prompt, as one text."""
+        solved = [f"{row.prompt}{glue(row.prompt)}{row.answer}" for row in self.before(prompt)]
         return BETWEEN.join((*solved, prompt))
 
-    def chat_prompt(self, tokenizer: Tokenizer, number: int, prompt: str) -> list[int]:
-        """The tokens of the solved rows and the prompt as turns of the chat template."""
+    def chat_prompt(self, tokenizer: Tokenizer, prompt: str) -> list[int]:
+        """The tokens of the solved rows and a prompt as turns of the chat template."""
         turns = [
             message
-            for row in self.before(number)
+            for row in self.before(prompt)
             for message in (Message("user", row.prompt), Message("assistant", row.answer))
         ]
         return tokenizer.encode_prompt([*turns, Message("user", prompt)])
+
+
+def _plain(prompt: str) -> str:
+    """A prompt as it is compared with others: its white space does not count."""
+    return " ".join(prompt.split())

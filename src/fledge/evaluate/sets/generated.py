@@ -24,7 +24,7 @@ from fledge.evaluate.prompt_sets import PREFIX, builtin_path
 from fledge.evaluate.prompt_tests import Case, load_cases
 from fledge.evaluate.records import ItemResult, MetricValue, item_ids
 from fledge.evaluate.sets.base import EvaluationSet, Measured, rate
-from fledge.evaluate.sets.few_shot import FewShot, Solved
+from fledge.evaluate.sets.few_shot import FewShot, FirstRows, Solved
 from fledge.evaluate.sets.model import EvaluatedModel, GeneratedText, Progress
 from fledge.evaluate.sets.questions import ScoredQuestion, read_questions
 from fledge.evaluate.sets.rows import filled, group_of, read_items, spread, text_of
@@ -94,8 +94,8 @@ class AnswersSet(GeneratedSet):
 
     def __init__(self, name: str, config: EvaluationSetConfig, key: str) -> None:
         source = Source.model_validate({"path": config.path, "columns": config.columns})
-        questions, notes = read_questions(source, key)
-        self.questions: list[ScoredQuestion] = spread(questions, config.max_samples)
+        self.questions: list[ScoredQuestion]
+        self.questions, notes = read_questions(source, key, config.max_samples)
         contents = [
             [[[one.role, one.content] for one in question.conversation.messages], question.conversation.tools]
             for question in self.questions
@@ -187,7 +187,7 @@ class GenerationSet(GeneratedSet):
     def __init__(self, name: str, config: EvaluationSetConfig, key: str) -> None:
         roles = {"answer": "answer", "group": "group", **config.columns}
         self._pattern = None if config.extract is None else re.compile(config.extract)
-        self.stop = () if config.chat else config.stop
+        self.stop = config.stop_texts
 
         def parse(file: str, where: str, row: Any) -> _Task:
             answer = text_of(row, roles["answer"])
@@ -197,11 +197,13 @@ class GenerationSet(GeneratedSet):
             return _Task(where, filled(config.template, row), answer, expected, group_of(row, roles["group"]))
 
         needed = f"a row has the column {roles['answer']}, in which extract finds the answer, and those that template names"
-        items, notes = read_items(Source(path=config.path), key, parse, needed)
-        self.items = spread(items, config.max_samples)
+        first = FirstRows(config.few_shot)
+        self.items, notes = read_items(
+            Source(path=config.path), key, parse, needed, most=config.max_samples, seen=lambda one: first.add(_solved(one))
+        )
         ids = item_ids([[one.prompt, one.expected] for one in self.items])
-        solved = [Solved(one.prompt, one.answer) for one in self.items]
-        self._few_shot = FewShot.of(config, key, solved, lambda row: Solved(*_prompt_and_answer(parse("", "", row))))
+        asked = (one.prompt for one in self.items)
+        self._few_shot = FewShot.of(config, key, first, lambda row: _solved(parse("", "", row)), asked)
         told = [*(f"left out: {one}" for one in notes), *self._few_shot.notes]
         super().__init__(name, config, ids, told, key=key)
         self.fingerprint = self._few_shot.joined(self.fingerprint)
@@ -214,8 +216,8 @@ class GenerationSet(GeneratedSet):
     def prompts(self, tokenizer: Tokenizer) -> list[list[int]]:
         """The solved rows and the question, behind the tokens that the tokenizer puts before a text."""
         if self.config.chat:
-            return [self._few_shot.chat_prompt(tokenizer, number, one.prompt) for number, one in enumerate(self.items)]
-        contexts = (self._few_shot.context(number, one.prompt) for number, one in enumerate(self.items))
+            return [self._few_shot.chat_prompt(tokenizer, one.prompt) for one in self.items]
+        contexts = (self._few_shot.context(one.prompt) for one in self.items)
         return [[*tokenizer.document_start, *tokenizer.encode(context)] for context in contexts]
 
     def result(self, number: int, answer: GeneratedText) -> ItemResult:
@@ -243,8 +245,8 @@ class GenerationSet(GeneratedSet):
         return None if match is None else (match[1] if self._pattern.groups else match[0])
 
 
-def _prompt_and_answer(task: _Task) -> tuple[str, str]:
-    return task.prompt, task.answer
+def _solved(task: _Task) -> Solved:
+    return Solved(task.prompt, task.answer)
 
 
 def plain_answer(text: str) -> str:

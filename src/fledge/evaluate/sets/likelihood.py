@@ -13,15 +13,19 @@ from fledge.data.parsing.items import Document
 from fledge.data.parsing.rows import parse_document, parse_row
 from fledge.evaluate.records import ItemResult, MetricValue, item_ids
 from fledge.evaluate.sets.base import EvaluationSet, Measured, rate, ratio, shortened, slices
-from fledge.evaluate.sets.few_shot import FewShot, Solved
+from fledge.evaluate.sets.few_shot import FewShot, FirstRows, Solved, glue
 from fledge.evaluate.sets.model import Continuation, EvaluatedModel, Progress
-from fledge.evaluate.sets.rows import filled, group_of, read_items, spread, text_of
+from fledge.evaluate.sets.rows import filled, group_of, read_items, text_of
 from fledge.objective.base import bits_per_unit
 from fledge.recipe import Source
 from fledge.recipe.sections.evaluation_sets import EvaluationSetConfig
 
-ITEMS_AT_ONCE = 256  # whose tokens and scores are in memory
 MAX_NATS = 700.0  # a perplexity is at most exp of this
+
+
+def _without_number(count: int) -> list[str]:
+    """A sentence on items whose probabilities are not numbers."""
+    return [f"{count:,} items have no value: the model gives probabilities that are not numbers"] if count else []
 
 
 # -- text ------------------------------------------------------------------------------------------------------------------
@@ -44,8 +48,7 @@ class TextSet(EvaluationSet):
             assert isinstance(item, Document)
             return _Text(item.text, file)
 
-        items, notes = read_items(source, key, parse, "a row has a column text")
-        self.items = spread(items, config.max_samples)
+        self.items, notes = read_items(source, key, parse, "a row has a column text", most=config.max_samples)
         self._names = _short_names([one.file for one in self.items])
         super().__init__(name, config, item_ids([one.text for one in self.items]), [f"left out: {one}" for one in notes])
 
@@ -53,7 +56,7 @@ class TextSet(EvaluationSet):
         """Score each document in windows of the model's positions."""
         results: list[ItemResult] = []
         cut = 0
-        for part in slices(list(zip(self.ids, self.items, strict=True)), ITEMS_AT_ONCE):
+        for part in slices(list(zip(self.ids, self.items, strict=True)), lambda one: len(one[1].text)):
             windows = [model.windows(model.tokenizer.encode(item.text)) for _, item in part]
             scores = iter(model.score([one for parts in windows for one in parts]))
             for (item_id, item), parts in zip(part, windows, strict=True):
@@ -65,6 +68,7 @@ class TextSet(EvaluationSet):
         if cut:
             most = model.model.max_positions
             notes.append(f"{cut:,} texts are longer than {most:,} tokens: each token is scored once, in windows of that length")
+        notes += _without_number(sum(math.isnan(one.values["loss"]) for one in results))
         return Measured(items=results, notes=notes)
 
     def _result(self, item_id: str, item: _Text, nll: float, tokens: int) -> ItemResult:
@@ -117,30 +121,36 @@ class MinimalPairs(EvaluationSet):
             return _Pair(text_of(row, roles["good"]), text_of(row, roles["bad"]), group_of(row, roles["group"]))
 
         needed = f"a row has the columns {roles['good']} and {roles['bad']}"
-        items, notes = read_items(Source(path=config.path), key, parse, needed)
-        self.items = spread(items, config.max_samples)
+        self.items, notes = read_items(Source(path=config.path), key, parse, needed, most=config.max_samples)
         ids = item_ids([[one.good, one.bad] for one in self.items])
         super().__init__(name, config, ids, [f"left out: {one}" for one in notes])
 
     def measure(self, model: EvaluatedModel, progress: Progress) -> Measured:
         """Compare the log-probabilities of the two sentences of each pair."""
         results: list[ItemResult] = []
-        for part in slices(list(zip(self.ids, self.items, strict=True)), ITEMS_AT_ONCE):
+        cut = broken = 0
+        for part in slices(list(zip(self.ids, self.items, strict=True)), lambda one: len(one[1].good) + len(one[1].bad)):
             sentences = [model.continuation("", text) for _, item in part for text in (item.good, item.bad)]
+            cut += sum(good.end_was_cut or bad.end_was_cut for good, bad in zip(sentences[::2], sentences[1::2], strict=True))
             sums = [math.fsum(one.logprobs) for one in model.score(sentences)]
             for (item_id, item), good, bad in zip(part, sums[::2], sums[1::2], strict=True):
+                given = None if math.isnan(good + bad) else item.good if good > bad else item.bad
+                broken += given is None
                 results.append(
                     ItemResult(
                         id=item_id,
                         group=item.group,
                         prompt="",
                         expected=item.good,
-                        given=item.good if good > bad else item.bad,
-                        values={"accuracy": float(good > bad)},
+                        given=given,
+                        values={} if given is None else {"accuracy": float(good > bad)},
                     )
                 )
             progress(len(part))
-        return Measured(items=results, notes=[model.describe_start()])
+        notes = [model.describe_start(), *_without_number(broken)]
+        if cut:
+            notes.append(f"{cut:,} pairs have a sentence that is longer than the model's positions: its end was left out")
+        return Measured(items=results, notes=notes)
 
     def summarize(self, items: Sequence[ItemResult]) -> dict[str, MetricValue]:
         """`accuracy`: the share of pairs whose right sentence is likelier; equally likely ones count as wrong."""
@@ -157,6 +167,11 @@ class _Question:
     label: int
     group: str
 
+    @property
+    def characters(self) -> int:
+        """Of the texts that are scored, without solved rows."""
+        return sum(len(self.prompt) + len(choice) for choice in self.choices)
+
 
 class MultipleChoice(EvaluationSet):
     """Questions with choices of which one is right: whether it is the likeliest after the question."""
@@ -169,35 +184,40 @@ class MultipleChoice(EvaluationSet):
             return _Question(filled(config.template, row), choices, label, group_of(row, roles["group"]))
 
         needed = f"a row has the columns {roles['choices']} and {roles['label']}, and those that template names"
-        items, notes = read_items(Source(path=config.path), key, parse, needed)
-        self.items = spread(items, config.max_samples)
+        first = FirstRows(config.few_shot)
+        self.items, notes = read_items(
+            Source(path=config.path), key, parse, needed, most=config.max_samples, seen=lambda one: first.add(_solved(one))
+        )
         ids = item_ids([[one.prompt, one.choices, one.label] for one in self.items])
-        solved = [Solved(one.prompt, one.choices[one.label]) for one in self.items]
-        self._few_shot = FewShot.of(config, key, solved, lambda row: _solved(parse("", "", row)))
+        asked = (one.prompt for one in self.items)
+        self._few_shot = FewShot.of(config, key, first, lambda row: _solved(parse("", "", row)), asked)
         super().__init__(name, config, [*ids], [*(f"left out: {one}" for one in notes), *self._few_shot.notes])
         self.fingerprint = self._few_shot.joined(self.fingerprint)
 
     def measure(self, model: EvaluatedModel, progress: Progress) -> Measured:
         """Compare the log-probabilities of the choices of each question."""
         results: list[ItemResult] = []
-        cut = 0
-        for part in slices(list(enumerate(zip(self.ids, self.items, strict=True))), ITEMS_AT_ONCE):
-            asked = [self._continuations(model, number, item) for number, (_, item) in part]
+        cut = end_cut = 0
+        for part in slices(list(zip(self.ids, self.items, strict=True)), lambda one: one[1].characters):
+            asked = [self._continuations(model, item) for _, item in part]
             scores = iter(model.score([one for parts in asked for one in parts]))
-            for (_, (item_id, item)), parts in zip(part, asked, strict=True):
+            for (item_id, item), parts in zip(part, asked, strict=True):
                 sums = [math.fsum(next(scores).logprobs) for _ in parts]
                 results.append(_chosen(item_id, item, sums))
                 cut += any(one.was_cut for one in parts)
+                end_cut += any(one.end_was_cut for one in parts)
             progress(len(part))
         notes = [f"{cut:,} questions are longer than the model's positions: their beginning was left out"] if cut else []
-        return Measured(items=results, notes=notes)
+        if end_cut:
+            notes.append(f"{end_cut:,} questions have a choice that is longer than the model's positions: its end was left out")
+        return Measured(items=results, notes=[*notes, *_without_number(sum(not one.values for one in results))])
 
-    def _continuations(self, model: EvaluatedModel, number: int, item: _Question) -> list[Continuation]:
-        context = self._few_shot.context(number, item.prompt)
+    def _continuations(self, model: EvaluatedModel, item: _Question) -> list[Continuation]:
         if self.config.chat:
-            prompt = self._few_shot.chat_prompt(model.tokenizer, number, item.prompt)
+            prompt = self._few_shot.chat_prompt(model.tokenizer, item.prompt)
             return [model.continuation("", choice, prompt) for choice in item.choices]
-        return [model.continuation(context, f" {choice}") for choice in item.choices]
+        context = self._few_shot.context(item.prompt)
+        return [model.continuation(context, f"{glue(context)}{choice}") for choice in item.choices]
 
     def summarize(self, items: Sequence[ItemResult]) -> dict[str, MetricValue]:
         """`accuracy` by the log-probability of each choice, `accuracy_norm` by it ÷ the choice's characters."""
@@ -209,6 +229,8 @@ def _solved(item: _Question) -> Solved:
 
 
 def _chosen(item_id: str, item: _Question, sums: Sequence[float]) -> ItemResult:
+    if any(map(math.isnan, sums)):
+        return ItemResult(id=item_id, group=item.group, prompt=item.prompt, expected=item.choices[item.label])
     likeliest = int(np.argmax(sums))
     by_length = int(np.argmax([value / len(choice) for value, choice in zip(sums, item.choices, strict=True)]))
     return ItemResult(

@@ -24,12 +24,13 @@ class GeneratedText(NamedTuple):
 
 
 class Continuation(NamedTuple):
-    """The tokens of a text whose tokens from number `start` on are scored, and whether tokens at its beginning were left out
-    because the model has no positions for them."""
+    """The tokens of a text whose tokens from number `start` on are scored, and whether tokens were left out because the model
+    has no positions for them: at its beginning, before those that are scored, or at its end, of those."""
 
     tokens: list[int]
     start: int
     was_cut: bool = False
+    end_was_cut: bool = False
 
 
 @dataclass(eq=False)
@@ -70,8 +71,8 @@ class EvaluatedModel:
 
     def continuation(self, context: str, text: str, chat_prompt: Sequence[int] | None = None) -> Continuation:
         """A text after a context. White space at the end of the context belongs to the text, because tokens begin with it; the
-        boundary is where the tokens of the context alone end. An empty context is `first_tokens`. `chat_prompt`: the tokens
-        of the context, where a chat template has written it."""
+        boundary is where the tokens of the context alone end, and no token lies across it. An empty context is `first_tokens`.
+        `chat_prompt`: the tokens of the context, where a chat template has written it."""
         tokenizer = self.tokenizer
         if chat_prompt is not None:
             return self._fitting([*chat_prompt, *tokenizer.encode(text)], len(chat_prompt))
@@ -80,8 +81,10 @@ class EvaluatedModel:
         space = context[len(context.rstrip()) :]
         context = context.rstrip()
         start = list(tokenizer.document_start)
-        whole = tokenizer.encode(context + space + text)
-        return self._fitting([*start, *whole], len(start) + len(tokenizer.encode(context)))
+        before, whole = tokenizer.encode(context), tokenizer.encode(context + space + text)
+        if whole[: len(before)] != before:  # a token of the whole lies across the boundary
+            whole = [*before, *tokenizer.encode(space + text)]
+        return self._fitting([*start, *whole], len(start) + len(before))
 
     def windows(self, tokens: Sequence[int]) -> list[Continuation]:
         """The tokens of a long text in windows that the model can read, each token scored once: the first window follows the
@@ -115,7 +118,8 @@ class EvaluatedModel:
         begin = list(self.tokenizer.document_start) or tokens[:1]
         begin = begin if tokens[: len(begin)] == begin else []
         cut = min(len(tokens) - most, start - len(begin))
-        return Continuation([*begin, *tokens[len(begin) + cut :]][:most], start - cut, was_cut=True)
+        rest = [*begin, *tokens[len(begin) + cut :]]
+        return Continuation(rest[:most], start - cut, was_cut=cut > 0, end_was_cut=len(rest) > most)
 
     # -- answers -----------------------------------------------------------------------------------------------------------
 

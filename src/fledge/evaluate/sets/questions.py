@@ -48,14 +48,14 @@ class ScoredQuestion(NamedTuple):
         )
 
 
-def read_questions(source: Source, key: str) -> tuple[list[ScoredQuestion], list[str]]:
-    """The questions of a file or folder of conversations, and a sentence for each reason why rows are none. Raises FledgeError
-    if there is none."""
+def read_questions(source: Source, key: str, most: int | None = None) -> tuple[list[ScoredQuestion], list[str]]:
+    """The questions of a file or folder of conversations, at most `most` of them spread evenly, and a sentence for each
+    reason why rows are none. Raises FledgeError if there is none."""
 
     def parse(file: str, where: str, row: Any) -> ScoredQuestion:
         return _question(where, row, source)
 
-    return read_items(source, key, parse, "a row is a conversation that ends with the reference answer")
+    return read_items(source, key, parse, "a row is a conversation that ends with the reference answer", most=most)
 
 
 def _question(where: str, value: Any, source: Source) -> ScoredQuestion:

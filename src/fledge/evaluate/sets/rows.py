@@ -10,18 +10,51 @@ from fledge.data.parsing.columns import RowError
 from fledge.data.reading.records import files_of, read, row_location, spans_of
 from fledge.errors import FledgeError
 from fledge.recipe import Source
+from fledge.recipe.sections.evaluation_sets import FIELD
 
 Item = TypeVar("Item")
-FIELD = re.compile(r"\{(\w+)\}")
+Parse = Callable[[str, str, Any], Item]
+Take = Callable[[int, Item], None]
 
 
-def read_items(source: Source, key: str, parse: Callable[[str, str, Any], Item], needed: str) -> tuple[list[Item], list[str]]:
-    """What `parse(file, location, row)` makes of the rows of a source, in their order; and a sentence for each reason why rows
-    are none, with their number and the first of them.
+def read_items(
+    source: Source,
+    key: str,
+    parse: Parse[Item],
+    needed: str,
+    *,
+    most: int | None = None,
+    seen: Callable[[Item], None] = lambda item: None,
+) -> tuple[list[Item], list[str]]:
+    """What `parse(file, location, row)` makes of the rows of a source, in their order, at most `most` of them (None: all),
+    spread evenly; and a sentence for each reason why rows are none, with their number and the first of them. `seen` receives
+    all items. Of more than `most` items only the chosen ones are in memory: then the files are read twice.
 
     `parse` raises RowError for a row that is none. `needed`: what a row must be, for the error. Raises FledgeError, with `key`
     or the path, for a path that leads to no file of rows, and for files without a usable row."""
     items: list[Item] = []
+
+    def take(number: int, item: Item) -> None:
+        seen(item)
+        if most is None or number < most:
+            items.append(item)
+
+    count, problems = each_item(source, key, parse, needed, take)
+    if most is None or count <= most:
+        return items, problems
+    items.clear()
+    wanted = set(places(count, most))
+    again, _ = each_item(source, key, parse, needed, lambda number, item: items.append(item) if number in wanted else None)
+    if again != count:
+        what = f"the files were changed while they were read: {count:,} rows could be used, and then {again:,}"
+        raise FledgeError(what, where=str(source.path), hint="try again when nothing writes them")
+    return items, problems
+
+
+def each_item(source: Source, key: str, parse: Parse[Item], needed: str, take: Take[Item]) -> tuple[int, list[str]]:
+    """Give each item of a source with its number, from 0, to `take`. Returns the number of items, and the sentences of
+    `read_items`; parameters and errors as there."""
+    count = 0
     dropped: Counter[str] = Counter()
     first: dict[str, str] = {}
     for span in spans_of(files_of(source, key), source, SHARD_BYTES):
@@ -30,22 +63,28 @@ def read_items(source: Source, key: str, parse: Callable[[str, str, Any], Item],
             try:
                 if record.broken:
                     raise RowError(record.broken, record.detail)
-                items.append(parse(span.file, where, record.value))
+                item = parse(span.file, where, record.value)
             except RowError as error:
                 dropped[error.reason] += 1
                 first.setdefault(error.reason, f"{where}: {error.detail}" if error.detail else where)
-    problems = [f"{count:,} × {reason}, first at {first[reason]}" for reason, count in dropped.most_common()]
-    if not items:
+                continue
+            take(count, item)
+            count += 1
+    problems = [f"{number:,} × {reason}, first at {first[reason]}" for reason, number in dropped.most_common()]
+    if not count:
         what = f"no row can be used: {'; '.join(problems) or 'there are no rows'}"
         raise FledgeError(what, where=str(source.path), hint=f"{needed}, see docs/evaluation.md")
-    return items, problems
+    return count, problems
+
+
+def places(count: int, most: int) -> list[int]:
+    """The numbers of at most `most` of `count` items, from 0, spread evenly over all of them."""
+    return list(range(count)) if count <= most else [(2 * number + 1) * count // (2 * most) for number in range(most)]
 
 
 def spread(items: Sequence[Item], most: int | None) -> list[Item]:
     """At most `most` items (None: all), spread evenly over all of them."""
-    if most is None or len(items) <= most:
-        return list(items)
-    return [items[(2 * number + 1) * len(items) // (2 * most)] for number in range(most)]
+    return list(items) if most is None else [items[place] for place in places(len(items), most)]
 
 
 def text_of(row: Any, column: str) -> str:
@@ -70,8 +109,23 @@ def group_of(row: Any, column: str) -> str:
 
 
 def filled(template: str, row: Any) -> str:
-    """The template with the values of the row's columns. Raises RowError for a column that the row does not have."""
-    return FIELD.sub(lambda match: text_of(row, match[1]), template)
+    """The template with the values of the row's columns: {NAME} stands for the column NAME; what names no column and could be
+    no plain name, such as {1, 2}, stays as it is. Raises RowError for a plain name that is no column of the row, and for a row
+    none of whose columns the template names."""
+    used = 0
+
+    def value(match: re.Match[str]) -> str:
+        nonlocal used
+        name = match[1]
+        if (isinstance(row, dict) and name in row) or name.isidentifier():
+            used += 1
+            return text_of(row, name)
+        return match[0]
+
+    text = FIELD.sub(value, template)
+    if not used:
+        raise RowError("template names no column of the row", _described(row))
+    return text
 
 
 def _described(row: Any) -> str:

@@ -1,5 +1,6 @@
 """Evaluation sets of a recipe: what a model is asked before, during and after a stage."""
 
+import re
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
@@ -9,6 +10,8 @@ from fledge.recipe.sections.base import ConfigModel, PathText, Pattern, Positive
 SetKind = Literal["answers", "prompts", "text", "minimal_pairs", "multiple_choice", "generation", "lm_eval"]
 SET_KINDS: tuple[SetKind, ...] = get_args(SetKind)
 IN_TURNS: tuple[SetKind, ...] = ("answers", "prompts")  # asked through the chat template
+FIELD = re.compile(r"\{([^{}\n]+)\}")  # of a template
+DEFAULT_STOP = ("\n\n", "Question:")
 OF_ALL_KINDS = ("kind", "path", "every_steps", "max_samples")
 KEYS: dict[SetKind, tuple[str, ...]] = {  # the further keys that a kind reads
     "answers": ("columns", "max_new_tokens", "metrics"),
@@ -53,7 +56,10 @@ class EvaluationSetConfig(ConfigModel):
         default=None, description="rows to solve before the question, the first ones of it; null: other rows of the set"
     )
     chat: bool = Field(default=False, description="the prompt is a user's turn of the chat template")
-    stop: list[str] = Field(default=["\n\n", "Question:"], description="texts that end an answer; they do not belong to it")
+    stop: list[str] | None = Field(
+        default=None,
+        description="texts that end an answer and do not belong to it; null: an empty line and 'Question:', with chat none",
+    )
     extract: Pattern | None = Field(
         default=None,
         description="the answer is the first match of this regular expression, or its first group; null: all of the text",
@@ -64,6 +70,13 @@ class EvaluationSetConfig(ConfigModel):
     def uses_chat_template(self) -> bool:
         """Whether its items are asked as turns of a conversation."""
         return self.kind in IN_TURNS or self.chat
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """The texts that end an answer: `stop`, or where it is not set those of a prompt that is no turn of a conversation."""
+        if self.stop is not None:
+            return tuple(self.stop)
+        return () if self.chat else DEFAULT_STOP
 
     @model_validator(mode="after")
     def _check_keys(self) -> "EvaluationSetConfig":
@@ -82,6 +95,8 @@ class EvaluationSetConfig(ConfigModel):
         roles = ROLES.get(self.kind)
         if roles and (unknown := sorted(set(self.columns) - set(roles))):
             raise ValueError(f"columns: a set of kind {self.kind} has the roles {', '.join(roles)}, not '{unknown[0]}'")
-        if any(not text for text in self.stop):
+        if "template" in KEYS[self.kind] and not FIELD.search(self.template):
+            raise ValueError("template: it names no column, so every row would be asked the same; write {NAME} for a column")
+        if any(not text for text in self.stop or ()):
             raise ValueError("stop: an empty text would end every answer at once")
         return self
