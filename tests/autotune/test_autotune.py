@@ -29,6 +29,7 @@ from fledge.errors import FledgeError
 from fledge.model.cuda_attention import METADATA, BatchLayout
 from fledge.model.decoder import Decoder
 from fledge.objective import CausalLMObjective
+from fledge.quickstart import speed
 from fledge.recipe.schema import RuntimeConfig
 from fledge.run.cache import BenchmarkCache
 from fledge.run.code_cache import code_cache_folder
@@ -294,6 +295,28 @@ def test_second_run_reuses_the_measurements_and_chooses_alike() -> None:
     assert first.measurements["measured"] == "in this run" and "before" in str(second.measurements["measured"])
     again = _decide(autotune="refresh")
     assert again.measurements["measured"] == "in this run"
+
+
+def test_long_documents_do_not_decide_for_short_ones_of_the_same_shapes() -> None:
+    """`segments` costs Σ n² over the documents, so that its figures are of one length of document, by powers of two."""
+    config, chosen = RuntimeConfig(threads=1), list[ComputeConfig]()
+    for lengths, measured in (([48] * 3, "in this run"), ([4] * 60, "partly before"), ([5] * 60, "before")):
+        batch = pack(random_sequences([n + 1 for n in lengths]), 48).batch(0, 3)
+        decision = autotune(config, make_decoder(), batch, _language, micro_steps=1)
+        assert str(decision.measurements["measured"]).startswith(measured), lengths
+        chosen.append(decision)
+    names = [name for name in chosen[0].measurements if name.startswith("attention_segments")]
+    assert names and all(chosen[0].measurements[name] != chosen[1].measurements[name] for name in names)
+    assert all(chosen[1].measurements[name] == chosen[2].measurements[name] for name in names)
+
+
+def test_the_speed_of_the_quickstart_is_measured_on_documents_of_its_length() -> None:
+    workload = ProbeWorkload(make_decoder(), speed._random_batch(), _language, "cpu")
+    cache = BenchmarkCache(measurements_key(workload, RuntimeConfig()))
+    assert AutotuneSearch(RuntimeConfig(), workload, cache, 1, lambda text: None)._context == "documents of about 64"
+    starts = workload.batch.position_ids == 0
+    changes = workload.batch.documents.diff(dim=1) != 0
+    assert starts[:, 0].all() and torch.equal(starts[:, 1:], changes)
 
 
 def test_measurements_of_a_busy_machine_serve_until_it_is_less_busy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
 """The choices of autotune in order; each is measured with the choices made before."""
 
+import math
 import os
 import time
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 
@@ -194,7 +196,8 @@ class AutotuneSearch:
 
     def _is_compiling_faster(self, compiled: ComputeConfig, uncompiled: ComputeConfig) -> bool:
         """Compile and compare; a cached comparison is not repeated, only the faster compiled code is compiled."""
-        key = f"{_describe(uncompiled)} against {_describe(compiled)}, whole micro-batch, {self.workload.objective_name}"
+        sides = f"{_describe(uncompiled)} against {_describe(compiled)}"
+        key = f"{sides}, whole micro-batch, {self._context}, {self.workload.objective_name}"
 
         def measure() -> dict[str, float]:
             self.log("compiling the model's block to see whether it is faster …")
@@ -273,6 +276,14 @@ class AutotuneSearch:
 
     # -- attention --------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def _context(self) -> str:
+        """The length of document that a token of the micro-batch is in on average, Σ n² / Σ n over the documents, as a power
+        of two, for the names of figures of attention: it costs Σ n² where scores are computed inside documents alone."""
+        rows = self.workload.batch.documents.cpu()
+        lengths = torch.cat([row.unique_consecutive(return_counts=True)[1] for row in rows]).double()
+        return f"documents of about {2 ** round(math.log2(float(lengths.square().sum() / lengths.sum())))}"
+
     def _candidates(self, dtype: torch.dtype, compiling: bool) -> list[str]:
         """Attention backends that the device can train with and the model has."""
         names = attention_candidates(self.workload.device, dtype, compiling, capability(self.workload.device))
@@ -288,7 +299,7 @@ class AutotuneSearch:
             return config.attention
         names = self._candidates(dtype, compiling)
         mode = "compiled" if compiling else "plain"
-        key = f"attention {' '.join(names)} in {precision}, {mode}, {self.threads} threads"
+        key = f"attention {' '.join(names)} in {precision}, {mode}, {self._context}, {self.threads} threads"
         if compiling:
             self.log("compiling attention to see which is fastest …")
         results = self.cache.get_or_measure(key, lambda: time_attention(self.truncated, dtype, names, compiling, self.log))
