@@ -299,7 +299,7 @@ class Preparation:
 
         cost, stage = self.model_cost(name, tokenizer), self.recipe.stages[name]
         data = data or self.stage_data(name, tokenizer)
-        data, notes = share_prompts(self.recipe, name, data, self._model_directory(name))
+        data, notes = share_prompts(self.recipe, name, data, self._model_directory(name), self.run and self.run.stage(name))
         stage_rewards(self.recipe, name, tokenizer, self.run, loads=False)  # raises for rewards that cannot be computed
         if isinstance(stage, PolicySettings):
             check_positions(self._reward_model_costs(name, tokenizer), stage, name, data, tokenizer)

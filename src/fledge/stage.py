@@ -364,7 +364,7 @@ class StageRunner:
 
     def _write_data_report(self) -> None:
         """Write data_report.json. Raises FledgeError if a stage that has begun would go on with other data."""
-        file, report = self.directory.root / "data_report.json", self.prepared.data.as_dict()
+        file, report = self.directory.data_report, self.prepared.data.as_dict()
         has_begun = self.directory.has_begun() and file.exists()
         if has_begun and split_fingerprints(read_json(file, StageData)) != split_fingerprints(report):
             raise FledgeError(

@@ -13,7 +13,7 @@ import pytest
 
 from fledge.errors import FledgeError
 from fledge.pipeline import Pipeline
-from fledge.recipe import recipe_from_dict
+from fledge.recipe import recipe_from_dict, to_yaml
 from fledge.run import Console
 from fledge.run.stopping import Interrupted
 from fledge.training.train_step import TrainStep
@@ -75,6 +75,25 @@ def test_every_part_of_the_engine_resumes_bit_for_bit(
     expected = final_results(Pipeline(recipes[0], QUIET).run(), ("pretrain",))
     run_until_killed(recipes[1], 5, monkeypatch)
     assert final_results(Pipeline(recipes[1], QUIET).run(resume=True), ("pretrain",)) == expected
+
+
+def test_a_stage_on_pairs_begun_before_they_shared_prompts_goes_on_with_the_rows_it_began_with(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe of such a run has no `share_prompts`, which is `auto` now."""
+    recipes = []
+    for folder, changes in (("whole", {"share_prompts": False}), ("killed", {"share_prompts": False}), ("killed", {})):
+        tree = tiny_run.tree(world, tmp_path / folder)
+        recipes.append(recipe_from_dict(tree | {"stages": {"dpo": {**tree["stages"]["dpo"], **changes}}}))
+    whole, killed, today = recipes
+    expected = final_results(Pipeline(whole, QUIET).run(), ("dpo",))
+    run_until_killed(killed, 5, monkeypatch)
+    (tmp_path / "killed" / "tiny" / "recipe.yaml").write_text(to_yaml(today), encoding="utf-8")
+    run = Pipeline(today, QUIET).run(resume=True)
+    assert final_results(run, ("dpo",)) == expected
+    new = Pipeline(today.model_copy(update={"name": "new"}), QUIET).run()
+    rows = [json.loads((folder / "dpo" / "data_report.json").read_text())["train"]["packed_rows"] for folder in (run, new)]
+    assert rows[1] < rows[0], "a new run shares prompts"
 
 
 def test_a_run_stopped_by_sigterm_saves_and_resumes_bit_for_bit(

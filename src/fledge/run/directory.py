@@ -83,6 +83,11 @@ class StageDirectory:
         return self.prompt_tests / "cases.yaml"
 
     @property
+    def data_report(self) -> Path:
+        """The counts and the fingerprints of the data that the stage trains on."""
+        return self.root / "data_report.json"
+
+    @property
     def plan(self) -> Path:
         """The plan of the stage, as it was begun."""
         return self.root / "plan.json"
@@ -104,7 +109,7 @@ class StageDirectory:
 
     def forget_preparation(self) -> None:
         """Remove what was chosen and measured for a stage that has not begun, so that it is chosen and measured again."""
-        for file in (self.plan, self.root / "compute.json", self.root / "data_report.json", self.evaluations / "before.json"):
+        for file in (self.plan, self.root / "compute.json", self.data_report, self.evaluations / "before.json"):
             file.unlink(missing_ok=True)
         shutil.rmtree(self.set_results("before"), ignore_errors=True)
 
