@@ -1,6 +1,7 @@
 """`fledge eval`: sets of the command line, results in files and as JSON, differences of models, errors."""
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,44 @@ def test_sets_of_a_yaml_file_have_all_settings(tmp_path: Path) -> None:
         (tmp_path.name, "text"),
         ("piqa", "lm_eval"),
     ]
+
+
+def test_names_of_sets_differ_whatever_the_files_are_called(tmp_path: Path) -> None:
+    files = [tmp_path / "x" / "a.jsonl", tmp_path / "y" / "a.jsonl", tmp_path / "a-2.jsonl"]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        write(file, PAIRS)
+    assert [one.name for one in named_sets([*map(str, files), str(files[0])])] == ["a", "a-3", "a-2", "a-4"]
+
+
+def test_a_model_is_gone_when_the_next_one_is_loaded(
+    models: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fledge.eval
+
+    load, living = fledge.eval.load_model_and_tokenizer, []
+
+    def watched(*arguments: Any) -> Any:
+        assert all(model() is None for model in living)
+        found = load(*arguments)
+        living.append(weakref.ref(found[0]))
+        return found
+
+    monkeypatch.setattr(fledge.eval, "load_model_and_tokenizer", watched)
+    sums = write(tmp_path / "a.jsonl", [{"question": "A cat?", "answer": "x"}])
+    assert main(["eval", *models, "--set", f"generation={sums}"]) == 0
+    assert len(living) == 2
+
+
+def test_items_are_checked_with_every_model_before_one_is_asked(
+    models: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = str(write_model(tmp_path / "small", positions=20))
+    texts = write(tmp_path / "texts.jsonl", [{"text": "A dog."}])
+    sums = write(tmp_path / "sums.jsonl", [{"question": "A cat is an animal. " * 4, "answer": "x"}])
+    words = ["eval", models[0], small, "--set", texts, "--set", f"generation={sums}", "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert "leaves no room" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from fledge.evaluate.comparison import SetComparison, compare_sets, describe
 from fledge.evaluate.records import MetricValue, SetResult, write_set_result
 from fledge.evaluate.sets import EvaluatedModel, EvaluationSet, guess_kind, load_set
 from fledge.evaluate.sets.in_stage import evaluate_with_progress, metric_text
-from fledge.generation.loading import load_model_and_tokenizer
+from fledge.generation.loading import load_model_and_tokenizer, tokenizer_directory
+from fledge.model.adapter_files import is_adapter
+from fledge.model.loading import base_directory
 from fledge.model.locate import locate_model
 from fledge.recipe.sections.base import check_name
 from fledge.recipe.sections.evaluation_sets import SET_KINDS, EvaluationSetConfig
 from fledge.recipe.yaml_source import compose_yaml, read_yaml_text
 from fledge.run import Console, nan_to_none
 from fledge.run.terminal import Terminal
+from fledge.tokenizer import load_tokenizer
 
 PIPED_WIDTH = 150
 WHAT = "file of evaluation sets or prompts"
@@ -63,19 +67,41 @@ def evaluate_models(
     loaded = [_loaded(one, max_samples, console) for one in named_sets(sets)]
     folders = [locate_model(model, console.log) for model in models]  # all of them before the first one is asked
     results: Results = {one.name: {} for one in loaded}
+    for folder in folders[1:]:
+        _check_cheaply(folder, loaded)
     for model, folder, name in zip(models, folders, folder_names(models), strict=True):
-        asked = EvaluatedModel(*load_model_and_tokenizer(folder, console.log))
-        for one in loaded:
-            one.check(asked.tokenizer, asked.model.max_positions)
-        for one in loaded:
-            results[one.name][model] = evaluate_with_progress(one, asked, console)
-            if out is not None:
-                write_set_result(out / name, results[one.name][model])
+        for result in _asked(folder, loaded, None if out is None else out / name, console):
+            results[result.name][model] = result
     compared = {name: _compared(of_models, models[0]) for name, of_models in results.items()}
     if as_json:
         print(escaped_json(json.dumps(_as_json(results, compared), ensure_ascii=False, indent=1)))
     else:
         _print(results, compared, out)
+
+
+def _check_cheaply(folder: Path, sets: Sequence[EvaluationSet]) -> None:
+    """Check the items of sets with the tokenizer and the configuration of a model whose weights are loaded later."""
+    tokenizer = load_tokenizer(tokenizer_directory(folder), needs_template=False)
+    base = base_directory(folder) if is_adapter(folder) else folder
+    try:
+        positions = json.loads((base / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):  # loading the model says what is wrong
+        positions = None
+    for one in sets:
+        one.check(tokenizer, positions if isinstance(positions, int) else sys.maxsize)
+
+
+def _asked(folder: Path, sets: Sequence[EvaluationSet], out: Path | None, console: Console) -> list[SetResult]:
+    """The results of a model, each written when it is there. The model is gone when the next one is loaded."""
+    asked = EvaluatedModel(*load_model_and_tokenizer(folder, console.log))
+    for one in sets:
+        one.check(asked.tokenizer, asked.model.max_positions)
+    results = []
+    for one in sets:
+        results.append(evaluate_with_progress(one, asked, console))
+        if out is not None:
+            write_set_result(out, results[-1])
+    return results
 
 
 def _loaded(named: NamedSet, max_samples: int | None, console: Console) -> EvaluationSet:
@@ -100,13 +126,13 @@ def named_sets(texts: Sequence[str]) -> list[NamedSet]:
 
     Raises FledgeError for a file that is missing or has other contents."""
     found = [one for text in texts for one in _sets_of(text)]
-    counts: dict[str, int] = {}
-    named = []
+    taken, named = {one.name for one in found}, dict[str, NamedSet]()
     for one in found:
-        counts[one.name] = counts.get(one.name, 0) + 1
-        number = counts[one.name]
-        named.append(one if number == 1 else NamedSet(f"{one.name}-{number}", one.config, one.where))
-    return named
+        free = (f"{one.name}-{number}" for number in count(2) if f"{one.name}-{number}" not in taken)
+        name = one.name if one.name not in named else next(free)
+        taken.add(name)
+        named[name] = NamedSet(name, one.config, one.where)
+    return list(named.values())
 
 
 def _sets_of(text: str) -> list[NamedSet]:

@@ -68,6 +68,13 @@ def test_values_that_are_no_numbers_are_counted_and_left_out():
     assert found.metrics["f1"].count == 1
 
 
+def test_values_that_are_no_metric_are_not_compared():
+    first, second = (result({"a": {"loss": one, "tokens": 5.0}, "b": {"loss": one, "tokens": 9.0}}) for one in (1.0, 2.0))
+    for one in (first, second):
+        del one.metrics["tokens"]
+    assert list(compare_sets(first, second).metrics) == ["loss"]
+
+
 def test_results_without_a_common_item_are_compared_in_nothing():
     found = compare_sets(result({"a": {"f1": 0.5}}), result({"b": {"f1": 0.5}}))
     assert found.metrics == {}

@@ -124,6 +124,12 @@ def test_a_set_that_changes_while_a_stage_trains_is_told(
     small_runs.train(tmp_path, stage, Console(live=False))
     told = capsys.readouterr().err
     assert "evaluation set base has changed" in told and "set rules has changed" not in told
+    (run / "result.json").unlink()
+    (run / "eval" / "before" / "rules.json").write_text("{ damaged")
+    small_runs.train(tmp_path, stage, Console(live=False))
+    told = capsys.readouterr().err
+    assert "a result from before is not read" in told and "rules.json" in told and "evaluation set base has changed" in told
+    assert (run / "result.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -68,15 +68,17 @@ class SetComparison:
 
 
 def compare_sets(first: SetResult, second: SetResult, metrics: Collection[str] | None = None) -> SetComparison:
-    """Compare two results item by item, joined by the ids of their items, in these metrics (None: all that both have). Items of
-    one result alone are counted and left out.
+    """Compare two results item by item, joined by the ids of their items, in these metrics (None: all that both have). Values
+    of items that are no metric of a result, such as their tokens, are not compared. Items of one result alone are counted and
+    left out.
 
     The mean over items may differ from the metric of the set, which some metrics compute from all items together (BLEU,
     perplexity); a test of pairs needs a value of each item.
     """
     before, after = ({item.id: item.values for item in result.items} for result in (first, second))
     common = [one for one in before if one in after]
-    names = dict.fromkeys(name for one in common for name in before[one] if name in after[one])
+    known = {*first.metrics, *second.metrics}  # an item has sizes too, such as tokens and bytes
+    names = dict.fromkeys(name for one in common for name in before[one] if name in after[one] and name in known)
     compared: dict[str, MetricComparison] = {}
     unusable: dict[str, int] = {}
     for name in (name for name in names if metrics is None or name in metrics):

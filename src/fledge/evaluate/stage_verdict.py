@@ -98,7 +98,7 @@ def stage_verdict(finished: FinishedStage, model: LanguageModel | None, found: S
         before=before,
         after=after,
         validation_rows=finished.validation_rows,
-        sets_before=read_sets(finished.directory.set_results(BEFORE)),
+        sets_before=_readable_sets(finished.directory.set_results(BEFORE), finished.evaluation.console.log),
         sets_after=read_sets(finished.directory.set_results(AFTER)),
         targets=_targets(finished, model),
     )
@@ -114,6 +114,19 @@ def read_sets(folder: Path) -> dict[str, SetResult]:
     """The results of sets in a folder, by name; none if there is no such folder."""
     results = [read_set_result(file) for file in set_result_files(folder)]
     return {result.name: result for result in results}
+
+
+def _readable_sets(folder: Path, log: Callable[[str], None]) -> dict[str, SetResult]:
+    """As `read_sets`, without the results that are damaged: what a stage has learned is worth more than a comparison."""
+    results: dict[str, SetResult] = {}
+    for file in set_result_files(folder):
+        try:
+            result = read_set_result(file)
+        except FledgeError as error:
+            log(f"warning: nothing is compared with a result from before: {error.what} ({error.where})")
+        else:
+            results[result.name] = result
+    return results
 
 
 def _targets(finished: FinishedStage, model: LanguageModel | None) -> TargetFacts | None:

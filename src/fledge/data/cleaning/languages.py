@@ -60,6 +60,9 @@ nie jest się na że jak w z je se že v ve bir bu için ile yang ini itu dengan
 và của là không có được cho các một những
 """
 ENGLISH, OTHER_LATIN = frozenset(_ENGLISH.split()), frozenset(_OTHER_LATIN.split())
+_KEYWORDS = frozenset(
+    {"and", "as", "for", "from", "if", "in", "into", "is", "not", "or", "this", "while", "with"}
+)  # of programs
 _NOT_RUSSIAN = re.compile("[іїєґўђѓљњћќџѕјқңғүұөһәӣӯҳҷ]", re.IGNORECASE)
 _NOT_ARABIC = re.compile("[پچژگکیٹڈڑےںھۆێە]")
 _CODE_LINE = re.compile(
@@ -94,6 +97,16 @@ def _is_code(sample: str) -> bool:
     lines = [line.strip() for line in sample.split("\n") if line and not line.isspace()]
     code_lines = sum(1 for line in lines if line[-1] in ";{}" or _CODE_LINE.match(line))
     return len(lines) >= 2 and 2 * code_lines >= len(lines)
+
+
+def is_short_code(text: str) -> bool:
+    """Whether each non-blank line of a short text is a line of a program, one line too, without words of English prose outside
+    its quotes."""
+    lines = [line.strip() for line in text[:SAMPLE_CHARACTERS].split("\n") if line.strip()]
+    words = re.findall(r"[a-z']+", re.sub(r"\"[^\"\n]*\"|'[^'\n]*'", "", text[:SAMPLE_CHARACTERS].lower()))
+    if not lines or (ENGLISH - _KEYWORDS).intersection(words):
+        return False
+    return all(re.search(r"[(){}\[\]=;<>]", line) and (line[-1] in ";{}" or _CODE_LINE.match(line)) for line in lines)
 
 
 def _latin_language(sample: str) -> str:

@@ -66,7 +66,12 @@ class StageSets:
         """Say which sets are others than before the stage, so that results before and after cannot be compared."""
         for one in self.sets:
             file = self.directory.set_results(BEFORE) / f"{one.name}.json"
-            if file.exists() and read_set_result(file, with_items=False).fingerprint != one.fingerprint:
+            try:
+                is_changed = file.exists() and read_set_result(file, with_items=False).fingerprint != one.fingerprint
+            except FledgeError as error:  # what was learned is worth more than a comparison
+                self.console.log(f"warning: a result from before is not read: {error.what} ({error.where})", style="yellow")
+                continue
+            if is_changed:
                 self.console.log(
                     f"note: evaluation set {one.name} has changed since the stage began: its results cannot be compared"
                 )

@@ -7,6 +7,7 @@ from typing import Any
 from lm_eval.api.model import TemplateLM
 
 from fledge.errors import FledgeError
+from fledge.evaluate.sets.base import slices
 from fledge.evaluate.sets.model import Continuation, EvaluatedModel, Progress
 
 MAX_NEW_TOKENS = 256  # of an answer, where a task names no number; lm-eval's own
@@ -60,10 +61,11 @@ class LmEvalModel(TemplateLM):
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each text as a whole, in windows of the model's positions."""
         counter, sums = self._counter(len(requests)), []
-        for request in requests:
-            windows = self.asked.windows(self.tok_encode(request.args[0], add_special_tokens=False))
-            sums.append(math.fsum(value for one in self.asked.score(windows) for value in one.logprobs))
-            counter(1)
+        for part in slices([request.args[0] for request in requests], len):
+            windows = [self.asked.windows(self.tok_encode(text, add_special_tokens=False)) for text in part]
+            scores = iter(self.asked.score([one for parts in windows for one in parts]))
+            sums += [math.fsum(value for _ in parts for value in next(scores).logprobs) for parts in windows]
+            counter(len(part))
         return sums
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
