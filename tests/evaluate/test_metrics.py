@@ -165,6 +165,8 @@ def test_reciting_who_the_model_is(prompt: str, given: str, recites: bool) -> No
         ("37+48等于多少？", "85", None, False),
         ("写一段Python代码", "def f(): pass", None, False),
         ("写一行Python代码打印问候", "print('This is the end of it')", None, False),
+        ("写一段Python代码", "for i in range(3): print(i)", None, False),
+        ("写一条查询语句", "SELECT name FROM users WHERE age > 18;", None, False),
         ("写一段Python代码", "This is the code (in Python).", None, True),
         ("怎么退货？", "Return it to the shop (now);", None, True),
         ("OpenAI是什么？", "OpenAI", None, False),

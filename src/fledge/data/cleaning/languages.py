@@ -60,9 +60,29 @@ nie jest się na że jak w z je se že v ve bir bu için ile yang ini itu dengan
 và của là không có được cho các một những
 """
 ENGLISH, OTHER_LATIN = frozenset(_ENGLISH.split()), frozenset(_OTHER_LATIN.split())
-_KEYWORDS = frozenset(
-    {"and", "as", "for", "from", "if", "in", "into", "is", "not", "or", "this", "while", "with"}
-)  # of programs
+_KEYWORDS = frozenset(  # of programs, and English function words too
+    {
+        "and",
+        "as",
+        "by",
+        "do",
+        "for",
+        "from",
+        "if",
+        "in",
+        "into",
+        "is",
+        "not",
+        "on",
+        "or",
+        "then",
+        "this",
+        "where",
+        "while",
+        "with",
+    }
+)
+_BLOCK_IN_A_LINE = re.compile(r"(?:if|for|while|with)\b.*[:)] ?\S.*[(=]")
 _NOT_RUSSIAN = re.compile("[іїєґўђѓљњћќџѕјқңғүұөһәӣӯҳҷ]", re.IGNORECASE)
 _NOT_ARABIC = re.compile("[پچژگکیٹڈڑےںھۆێە]")
 _CODE_LINE = re.compile(
@@ -103,10 +123,14 @@ def is_short_code(text: str) -> bool:
     """Whether each non-blank line of a short text is a line of a program, one line too, without words of English prose outside
     its quotes."""
     lines = [line.strip() for line in text[:SAMPLE_CHARACTERS].split("\n") if line.strip()]
-    words = re.findall(r"[a-z']+", re.sub(r"\"[^\"\n]*\"|'[^'\n]*'", "", text[:SAMPLE_CHARACTERS].lower()))
+    words = re.findall(r"[a-z']{2,}", re.sub(r"\"[^\"\n]*\"|'[^'\n]*'", "", text[:SAMPLE_CHARACTERS].lower()))
     if not lines or (ENGLISH - _KEYWORDS).intersection(words):
         return False
-    return all(re.search(r"[(){}\[\]=;<>]", line) and (line[-1] in ";{}" or _CODE_LINE.match(line)) for line in lines)
+
+    def is_code(line: str) -> bool:
+        return line[-1] in ";{}" or bool(_CODE_LINE.match(line) or _BLOCK_IN_A_LINE.match(line))
+
+    return all(re.search(r"[(){}\[\]=;<>]", line) and is_code(line) for line in lines)
 
 
 def _latin_language(sample: str) -> str:
