@@ -11,6 +11,7 @@ from torch._dynamo.utils import counters
 
 from fledge.autotune.compile import reset_compiler
 from fledge.document_numbers import BRANCH, trunk
+from fledge.model import segment_attention
 from fledge.model.attention import BACKENDS, causal_document_mask, reference_attention
 from fledge.model.cuda_attention import (
     FLEX_BLOCK,
@@ -20,7 +21,7 @@ from fledge.model.cuda_attention import (
     varlen_metadata,
 )
 from fledge.model.decoder import Decoder
-from fledge.model.segment_attention import ON_CPU
+from fledge.model.segment_attention import ON_CPU, QUERIES
 from fledge.model.segments import BranchedSegments, segment_starts
 from tests.support import varlen_on_cpu
 from tests.support.decoders import assert_same_gradients, gradients, make_decoder, random_tokens
@@ -88,6 +89,35 @@ def test_each_backend_equals_the_reference_forward_and_backward(backend: str, ma
         expected = with_gradients(reference_attention(*inputs, documents), documents, inputs)
         for left, right in zip(got, expected, strict=True):
             torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_segments_longer_than_a_block_of_queries_equal_the_reference(dtype: torch.dtype) -> None:
+    """Documents, trunks and branches of one, two and three blocks, and padding."""
+    documents = numbers([[(2 * QUERIES + 60, ()), (QUERIES, (1, QUERIES + 1))], [(QUERIES + 3, (QUERIES, 7)), (5, ())]])
+    inputs = tensors(documents)
+    expected = with_gradients(reference_attention(*inputs, documents), documents, inputs)
+    cast = tuple(x.detach().to(dtype).requires_grad_() for x in inputs)
+    got = with_gradients(ON_CPU["segments"](*cast, documents).float(), documents, cast)
+    for left, right in zip(got, expected, strict=True):
+        error = (left.float() - right).norm() / right.norm()
+        assert error < (1e-6 if dtype is torch.float32 else 1e-2)
+
+
+def test_the_scores_of_a_long_document_are_never_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, scaled_scores = list[int](), segment_attention._scaled_scores
+
+    def seen(queries: Tensor, keys: Tensor) -> Tensor:
+        scores = scaled_scores(queries, keys)
+        sizes.append(scores.numel())
+        return scores
+
+    monkeypatch.setattr(segment_attention, "_scaled_scores", seen)
+    documents = numbers([[(4 * QUERIES, ())]])
+    inputs = tensors(documents)
+    with_gradients(ON_CPU["segments"](*inputs, documents), documents, inputs)
+    assert max(sizes) == 4 * QUERIES * 4 * QUERIES, "four heads, the queries of a block, all keys"
+    assert len(sizes) == 2 * (4 + 1), "blocks of the document and its padding, forward and backward"
 
 
 def test_segments_have_the_same_bits_each_time() -> None:

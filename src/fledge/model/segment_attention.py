@@ -1,7 +1,8 @@
 """Attention on a CPU inside each document alone: no score is computed between two documents of a packed row.
 
-The queries of each segment (`segments.segment_starts`) are multiplied by the keys of their own document, and of its trunk. The
-lengths change with every batch, so the products are custom operators, which a compiler does not look into. Symbols: N = B · T
+The queries of each segment (`segments.segment_starts`) are multiplied by the keys of their own document, and of its trunk, a
+block of queries at a time, so that the scores in memory grow with the length of a document and not with its square. The lengths
+change with every batch, so the products are custom operators, which a compiler does not look into. Symbols: N = B · T
 positions, M keys with the copies of trunks, K heads of keys, G heads of queries that share one, d their size.
 """
 
@@ -13,13 +14,21 @@ from torch import Tensor
 
 from fledge.model.segments import BranchedSegments, SegmentStarts, segment_starts
 
+QUERIES = 128  # of a block
 
-def _spans(starts: Tensor, key_starts: Tensor) -> Iterator[tuple[slice, slice]]:
-    """The queries and the keys of each segment that is not empty."""
+
+def _spans(starts: Tensor, key_starts: Tensor) -> Iterator[tuple[slice, slice, bool]]:
+    """Blocks of the queries of each segment from its end on, the keys up to the last query of the block, and whether these are
+    all keys of the segment: so it is for its first block alone."""
     own, seen = starts.tolist(), key_starts.tolist()
     for first, stop, key, end in zip(own, own[1:], seen, seen[1:], strict=False):
-        if first < stop:
-            yield slice(first, stop), slice(key, end)
+        for until in range(stop, first, -QUERIES):
+            yield slice(max(first, until - QUERIES), until), slice(key, end - (stop - until)), until == stop
+
+
+def _put(sums: Tensor, values: Tensor, is_first: bool) -> None:
+    """Write values, or add them to those of blocks before."""
+    sums.copy_(values) if is_first else sums.add_(values)
 
 
 def _by_head(x: Tensor, K: int) -> Tensor:
@@ -48,7 +57,7 @@ def segment_attention(
     (B, H, T, d), K = q.shape, k.shape[1]
     queries, copied, values = _by_head(q, K), _by_head(k, K)[:, keys], _by_head(v, K)[:, keys]
     out, norms = q.new_empty(B * T, K, H // K, d), q.new_empty(K, B * T, H // K, dtype=torch.float32)
-    for own, seen in _spans(starts, key_starts):
+    for own, seen, _ in _spans(starts, key_starts):
         scores = _scaled_scores(queries[:, own], copied[:, seen])
         norm = scores.logsumexp(-1, keepdim=True)
         weights = scores.sub_(norm).exp_().to(v.dtype)
@@ -82,17 +91,19 @@ def segment_attention_backward(
     queries, copied, values = _by_head(q, K), _by_head(k, K)[:, keys], _by_head(v, K)[:, keys]
     grad_out = _by_head(upstream, K)
     row_sums = (grad_out.float() * _by_head(out, K).float()).view(K, -1, group, d).sum(-1, keepdim=True)
-    grad_q, grad_k, grad_v = q.new_empty(B * T, K, group, d), torch.empty_like(copied), torch.empty_like(values)
-    for own, seen in _spans(starts, key_starts):
+    grad_q = q.new_empty(B * T, K, group, d)
+    sums = torch.float32 if int(starts.diff().max()) > QUERIES else k.dtype  # over the blocks that see a key
+    grad_k, grad_v = (torch.empty_like(x, dtype=sums) for x in (copied, values))
+    for own, seen, is_first in _spans(starts, key_starts):
         weights = _scaled_scores(queries[:, own], copied[:, seen]).sub_(norms[:, own, :, None]).exp_()
         rows, gradients = queries[:, own].reshape(K, -1, d), grad_out[:, own].reshape(K, -1, d)
         grad_weights = (gradients @ values[:, seen].transpose(1, 2)).view(weights.shape).float()
-        grad_v[:, seen] = weights.to(v.dtype).flatten(1, 2).transpose(1, 2) @ gradients
+        _put(grad_v[:, seen], weights.to(v.dtype).flatten(1, 2).transpose(1, 2) @ gradients, is_first)
         scores = grad_weights.sub_(row_sums[:, own]).mul_(weights).mul_(d**-0.5).to(q.dtype).flatten(1, 2)
         grad_q[own] = (scores @ copied[:, seen]).view(K, -1, group, d).transpose(0, 1)
-        grad_k[:, seen] = scores.transpose(1, 2) @ rows
+        _put(grad_k[:, seen], scores.transpose(1, 2) @ rows, is_first)
     of_keys, of_values = (_summed(x, keys, k.shape) for x in (grad_k, grad_v))
-    return grad_q.view(B, T, H, d).transpose(1, 2), of_keys, of_values
+    return grad_q.view(B, T, H, d).transpose(1, 2), of_keys.to(k.dtype), of_values.to(v.dtype)
 
 
 def _summed(gradients: Tensor, keys: Tensor, shape: torch.Size) -> Tensor:
@@ -100,7 +111,7 @@ def _summed(gradients: Tensor, keys: Tensor, shape: torch.Size) -> Tensor:
     B, K, T, d = shape
     if len(keys) != B * T:  # else each position is there once
         total = torch.zeros(K, B * T, d, dtype=torch.float32, device=keys.device)
-        gradients = total.index_add_(1, keys, gradients.float()).to(gradients.dtype)
+        gradients = total.index_add_(1, keys, gradients.float())
     return gradients.transpose(0, 1).contiguous().view(B, T, K, d).transpose(1, 2)
 
 
