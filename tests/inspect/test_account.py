@@ -8,10 +8,16 @@ from typing import Any
 import pytest
 
 from fledge.data.build.directory import BuildDirectory
+from fledge.data.build.load import split_fingerprints
 from fledge.data.reading.records import row_location
 from fledge.inspect.account import Filter, totals
+from fledge.inspect.builds import open_build
 from fledge.inspect.row_lookup import parse_row_location, row_events_of
+from fledge.pipeline import Pipeline
+from fledge.recipe import recipe_from_dict
+from fledge.run import Console
 from tests.inspect.conftest import Fledge, write
+from tests.support import tiny_run
 from tests.support.sources import jsonl
 
 
@@ -177,3 +183,20 @@ def test_an_empty_filter_matches_every_row_event(built: Path) -> None:
     events = row_events_of(build, build.plan.shards[0])
     assert events and all(Filter().matches(event) for event in events)
     assert [event["row"] for event in events] == sorted(event["row"] for event in events)
+
+
+def test_the_packed_rows_of_a_pair_in_a_run_are_those_that_it_trains_on(fledge: Fledge, tmp_path: Path) -> None:
+    """The same rows with prompts that are shared and not: the traces of pairs have the rows of their run."""
+    rows = dict[bool, set[int]]()
+    for shares in (True, False):
+        tree = tiny_run.tree(tmp_path / "world", tmp_path / str(shares))
+        pairs = {**tree["stages"]["dpo"], "share_prompts": shares, "duration": "1 steps"}
+        run = Pipeline(recipe_from_dict(tree | {"stages": {"dpo": pairs}}), Console(quiet=True)).run()
+        report = json.loads((run / "dpo" / "data_report.json").read_text())
+        assert split_fingerprints(open_build("dpo", run / "dpo" / "data").data.as_dict()) == split_fingerprints(report)
+        rows[shares] = set()
+        for line in (5, 15, 25, 35, 45, 55):
+            output = fledge("account", run, "--json", "--row", f"preference.jsonl:{line}")[1]
+            rows[shares] |= {row for packing in json.loads(output)["rows"][0]["packed"] for row in packing["rows"]}
+        assert max(rows[shares]) < report["train"]["packed_rows"]
+    assert rows[True] != rows[False]

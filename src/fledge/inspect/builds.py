@@ -11,6 +11,7 @@ from fledge.data.build.directory import PLAN_FILE, BuildDirectory
 from fledge.data.build.plan import BuildPlan
 from fledge.errors import FledgeError
 from fledge.inspect.target import Overrides, recipe_of, stages_of, tokenizer_folder, without_drop_limit
+from fledge.plan.prompt_sharing import has_form
 from fledge.prepare import Preparation
 from fledge.recipe import Recipe, load_recipe
 from fledge.run import Log, check_layout
@@ -45,14 +46,17 @@ class OpenBuild:
 
 
 def open_build(name: str, folder: Path) -> OpenBuild:
-    """The complete build in a folder. Raises FledgeError when the build is not complete."""
+    """The complete build in a folder, packed as the stage trains on it where it is the data of a run. Raises FledgeError when
+    the build is not complete."""
     plan = BuildPlan.read(folder / PLAN_FILE)
     if not is_complete(folder):
         raise FledgeError(
             "this build is not complete", where=str(folder), hint="run the same command again: it continues the build"
         )
     tokenizer = load_tokenizer(folder / "tokenizer", needs_template=False)
-    return OpenBuild(name, load_built_dataset(folder, plan, tokenizer, plan.seed), tokenizer)
+    data = load_built_dataset(folder, plan, tokenizer, plan.seed)
+    shares = plan.format.sequences_per_example > 1 and has_form(data.sharing_prompts(), folder.parent / "data_report.json")
+    return OpenBuild(name, data.sharing_prompts() if shares else data, tokenizer)
 
 
 @contextmanager
