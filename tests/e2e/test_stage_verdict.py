@@ -91,6 +91,31 @@ def test_the_next_stage_starts_from_the_model_that_was_put_back(start, rolled_ba
     assert record["weights"] == json.loads((rolled_back / "sft" / "start.json").read_text(encoding="utf-8"))["weights"]
 
 
+def test_a_stage_that_began_with_new_weights_never_goes_back_to_them(start, tmp_path, capsys):
+    tree = ruined(start, tmp_path)
+    del tree["stages"]["sft"]["init_from"]
+    tree["stages"]["sft"]["optimizer"]["learning_rate"] = 10.0
+    run = Pipeline(
+        recipe_from_dict({**tree, "tokenizer": {"vocab_size": 400}, "model": small_runs.MODEL}), Console(live=False)
+    ).run()
+    found = result(run)
+    assert (found["verdict"]["decision"], found["verdict"]["goes_on"]) == ("roll back", "trained")
+    assert found["model"] == "checkpoints/step-00000006/model"
+    assert "there is no model to go back to: the trained one goes on" in capsys.readouterr().err
+
+
+def test_a_reward_model_is_not_replaced_by_the_language_model_before_it(start, tmp_path, capsys):
+    tree = ruined(start, tmp_path, kind="reward")
+    stage = tree["stages"]["sft"]
+    stage["data"] |= {"train": str(start.resolve() / "pairs.jsonl"), "validation": str(start.resolve() / "swapped.jsonl")}
+    rows = [json.loads(line) for line in (start / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+    small_runs.write_jsonl(start.resolve() / "swapped.jsonl", swapped)
+    found = result(Pipeline(recipe_from_dict(tree), Console(live=False)).run())
+    assert (found["verdict"]["decision"], found["verdict"]["goes_on"]) == ("roll back", "trained")
+    assert "is no reward model, so it is not put back: the trained one goes on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "more", [{"evaluation": {"every_steps": 6, "verdict": {"roll_back": False}}}, {"select_checkpoint": "last"}]
 )

@@ -1,5 +1,6 @@
 """The verdict on a stage: which figures speak for which decision."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ from fledge.evaluate.intervals import wilson_interval
 from fledge.evaluate.records import ItemResult, MetricValue, SetResult
 from fledge.evaluate.training_targets import TargetFacts, answer_header, training_targets
 from fledge.evaluate.verdict import EXIT_CODES, decide, thresholds
-from fledge.evaluate.verdict_rules import StageEvidence, reasons
+from fledge.evaluate.verdict_rules import MENDED, StageEvidence, reasons
 from fledge.findings import Finding
 from fledge.recipe.sections.verdict import VerdictConfig
 from fledge.tokenizer import Message, Tokenizer
+from tests.support.small_model import model as decoder
 
 LEARNED: dict[str, Any] = {"before": {"loss": 5.0, "bits_per_byte": 2.0}, "after": {"loss": 0.8, "bits_per_byte": 0.3}}
 HEALTHY_ROWS = TargetFacts(
@@ -21,9 +23,9 @@ HEALTHY_ROWS = TargetFacts(
 )
 
 
-def judged(config: VerdictConfig | None = None, **evidence: Any) -> tuple[str, dict[str, str | None]]:
-    """The decision on an sft stage, and what each check speaks for."""
-    stage = StageEvidence(kind="sft", config=config or VerdictConfig(), **{"validation_rows": 200, **LEARNED, **evidence})
+def judged(config: VerdictConfig | None = None, kind: str = "sft", **evidence: Any) -> tuple[str, dict[str, str | None]]:
+    """The decision on a stage, and what each check speaks for."""
+    stage = StageEvidence(kind=kind, config=config or VerdictConfig(), **{"validation_rows": 200, **LEARNED, **evidence})
     decision, ordered = decide(reasons(stage))
     return decision, {reason.check: reason.decision for reason in ordered}
 
@@ -79,9 +81,43 @@ def test_findings_on_the_stage_speak_for_a_decision(check, evidence, expected):
 
 def test_a_loss_of_few_rows_decides_nothing():
     finding = Finding(check="worse_than_start", severity="error", message="m")
-    decision, checks = judged(findings=[finding], validation_rows=8)
+    decision, checks = judged(findings=[finding], validation_rows=8, deciding_rows=8)
     assert decision == "keep training"
     assert checks == {"nothing_measured": "keep training", "worse_than_start": None}
+
+
+def test_the_rows_that_the_metric_is_of_decide_and_not_those_of_the_loss():
+    worse = Finding(check="worse_than_start", severity="error", message="m")
+    assert judged(findings=[worse], validation_rows=8, deciding_rows=200)[0] == "roll back"
+    assert judged(findings=[worse], validation_rows=200, deciding_rows=8)[0] == "keep training"
+
+
+def test_nothing_learned_is_muted_only_where_few_validation_rows_say_it():
+    def checks(split: str) -> dict[str, str | None]:
+        finding = Finding(check="nothing_learned", severity="warning", message="m", evidence={"split": split})
+        return judged(findings=[finding], validation_rows=8, deciding_rows=8)[1]
+
+    assert checks("validation")["nothing_learned"] is None
+    assert checks("training")["nothing_learned"] == checks("reward")["nothing_learned"] == "keep training"
+
+
+def test_a_stage_with_another_metric_has_learned_by_that_one_in_its_direction():
+    def checks(before: float, after: float, metric: str = "reward") -> dict[str, str | None]:
+        values = {"before": {"loss": 5.0, metric: before}, "after": {"loss": 0.5, metric: after}}
+        return judged(kind="grpo", metric=metric, **values)[1]
+
+    assert checks(0.2, 0.6) == {"learned": "release"}
+    assert checks(0.6, 0.2) == checks(0.2, 0.22) == {"nothing_measured": "keep training", "not_better": None}
+    assert checks(0.6, 0.2, "off_topic") == {"learned": "release"}
+
+
+def test_bits_per_byte_are_shown_where_the_loss_is_that_of_next_tokens():
+    def message(kind: str) -> str:
+        (reason,) = reasons(StageEvidence(kind=kind, config=VerdictConfig(), **LEARNED))
+        return reason.message
+
+    assert message("sft") == "the stage has learned: bits per byte 2.000 → 0.300"
+    assert message("preference") == "the stage has learned: validation loss 5.000 → 0.800"
 
 
 FAULTS = {
@@ -94,9 +130,11 @@ FAULTS = {
 @pytest.mark.parametrize("check", FAULTS)
 def test_rows_that_teach_the_wrong_thing_roll_back(check):
     facts = TargetFacts(**{**vars(HEALTHY_ROWS), **FAULTS[check]})
-    decision, checks = judged(targets=facts)
+    decision, checks = judged(targets=facts, after={})
     assert decision == "roll back"
     assert checks[check] == "roll back"
+    expected = "keep training" if check == "misfits" else "roll back"
+    assert judged(targets=facts)[1] == {check: expected, "learned": "release"}
 
 
 def test_rows_that_mostly_say_who_the_assistant_is_are_to_be_mended():
@@ -120,6 +158,30 @@ def test_a_rate_that_was_better_before_the_stage_rolls_back():
     decision, checks = judged(sets_before={"set": before}, sets_after={"set": after})
     assert decision == "roll back"
     assert checks["off_topic"] == "roll back"
+
+
+@pytest.mark.parametrize("check", MENDED)
+def test_a_rate_that_a_stage_may_well_raise_is_trained_on(check):
+    before, after = rates(check, 0, 40, higher=False), rates(check, 40, 40, higher=False)
+    decision, checks = judged(sets_before={"set": before}, sets_after={"set": after})
+    assert (decision, checks[check]) == ("keep training", "keep training")
+
+
+def test_many_rates_that_grow_worse_by_chance_do_not_roll_back():
+    def sets(count: int, right: int) -> dict[str, SetResult]:
+        return {str(number): rates("off_topic", right, 40, higher=False) for number in range(count)}
+
+    def decision(count: int) -> str | None:
+        return judged(sets_before=sets(count, 20), sets_after=sets(count, 29))[1]["off_topic"]
+
+    assert (decision(1), decision(20)) == ("roll back", "keep training")
+
+
+def test_answers_of_a_pretrained_model_are_judged_where_the_recipe_sets_a_threshold():
+    after = {"set": rates("ended", 0, 40)}
+    assert judged(kind="pretrain", sets_after=after) == ("release", {"learned": "release"})
+    assert judged(VerdictConfig(min_ended=0.5), kind="pretrain", sets_after=after)[0] == "keep training"
+    assert "min_ended" not in thresholds(VerdictConfig(), "pretrain")
 
 
 def test_a_task_that_cannot_decide_outweighs_nothing():
@@ -204,3 +266,54 @@ def test_unmasked_prompts_and_untrained_ends_are_counted(chatml):
 
 def test_the_header_of_answers_is_what_stands_behind_every_question(chatml):
     assert chatml.decode(answer_header(chatml)).endswith("assistant\n")
+
+
+def test_answers_that_are_labelled_undesirable_are_not_looked_at(chatml):
+    rows = examples(chatml, rows=12)
+    facts = training_targets(replace(rows, labels=np.arange(12) < 4), chatml, None)
+    assert facts is not None and facts.rows == 4
+    assert training_targets(replace(rows, labels=np.zeros(12, bool)), chatml, None) is None
+
+
+def test_answers_directly_behind_a_tool_result_are_no_prompts(chatml):
+    end = next(iter(chatml.stop_ids))
+
+    def with_result_and_answer(tokens, weights):
+        return np.concatenate((tokens, chatml.encode(" 12 degrees"), chatml.encode("It is mild."), [end])), weights
+
+    rows = examples(chatml, rows=12)
+    tokens, weights, offsets = [], [], [0]
+    for number in range(rows.count):
+        more, own = with_result_and_answer(*rows.sequence(number))
+        answer = len(chatml.encode("It is mild.")) + 1
+        tokens.append(more)
+        weights.append(np.concatenate((own, np.zeros(len(more) - len(own) - answer), np.ones(answer))))
+        offsets.append(offsets[-1] + len(more))
+    headless = replace(
+        rows, tokens=np.concatenate(tokens), weights=np.concatenate(weights).astype(np.float32), offsets=np.array(offsets)
+    )
+    facts = training_targets(headless, chatml, None)
+    assert facts is not None and facts.prompt_targets == 0
+
+
+def test_labels_that_repeat_are_not_compared_with_other_prompts(chatml):
+    model = decoder(chatml.vocab_size)
+
+    def compared(answers: list[str]) -> int:
+        pairs = [
+            chatml.encode_conversation([Message("user", f"Question {number}?"), Message("assistant", answer)])
+            for number, answer in enumerate(answers)
+        ]
+        offsets = np.cumsum([0, *(len(tokens) for tokens, _ in pairs)])
+        rows = Examples(
+            tokens=np.concatenate([tokens for tokens, _ in pairs]),
+            weights=np.concatenate([weights for _, weights in pairs]).astype(np.float32),
+            offsets=offsets,
+            sequences_per_example=1,
+        )
+        facts = training_targets(rows, chatml, model)
+        assert facts is not None
+        return facts.compared
+
+    assert compared(["yes", "no", "perhaps"] * 4) == 0
+    assert compared([f"answer {number}" for number in range(12)]) == 12

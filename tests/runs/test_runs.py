@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fledge.cli import main
 from fledge.errors import FledgeError
@@ -162,6 +163,25 @@ class TestVerdict:
         with pytest.raises(FledgeError, match="at the end of a stage"):
             run_verdict(find_subject("a/sft@10"))
 
+    def test_a_run_with_a_stage_to_come_is_not_released(self, runs, capsys):
+        file = Path("runs/a/recipe.yaml")
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree["stages"]["dpo"] = {**tree["stages"]["sft"], "kind": "preference"}
+        file.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+        found = as_json(capsys, "runs", "verdict", "a", code=10)
+        assert (found["decision"], found["unfinished"]) == ("keep training", ["dpo"])
+        assert "keep training; not finished: dpo" in printed(capsys, "runs", "verdict", "a", code=10)
+        assert main(["runs", "verdict", "a/sft"]) == 0
+
+    def test_the_stage_that_was_trained_last_is_judged(self, runs):
+        shutil.copytree("runs/a/sft", "runs/a/after")
+        file = Path("runs/a/after/result.json")
+        result = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps({**result, "order": 1}), encoding="utf-8")
+        shutil.copytree("runs/a/after", "runs/a/zero")
+        (Path("runs/a/zero/result.json")).write_text(json.dumps({**result, "order": 0}), encoding="utf-8")
+        assert run_verdict(find_subject("a")).stage == "after"
+
     def test_a_run_of_an_earlier_version_is_told(self, runs):
         file = Path("runs/a/sft/result.json")
         result = json.loads(file.read_text(encoding="utf-8"))
@@ -176,3 +196,17 @@ def test_text_of_runs_cannot_control_the_terminal(runs, capsys):
     file.write_text(file.read_text(encoding="utf-8").replace("the stage has learned", "\\u001b[2Jx"), encoding="utf-8")
     for argv in (("runs", "show", "a"), ("runs", "verdict", "a"), ("runs", "show", "a", "--json")):
         assert "\x1b[2J" not in printed(capsys, *argv)
+
+
+def test_a_copy_of_a_checkpoint_is_no_step(runs):
+    shutil.copytree("runs/a/sft/checkpoints/step-00000020", "runs/a/sft/checkpoints/step-00000020-backup")
+    shutil.copytree("runs/a/sft/eval/step-00000010", "runs/a/sft/eval/step-00000010-backup")
+    assert [one["step"] for one in show(find_subject("a"))["stages"]["sft"]["checkpoints"]] == [10, 20]
+
+
+def test_a_number_that_does_not_exist_is_null_in_json(runs, capsys):
+    file = Path("runs/a/sft/eval/after.json")
+    file.write_text('{"loss": NaN, "samples": []}', encoding="utf-8")
+    text = printed(capsys, "runs", "show", "a", "--json")
+    assert "NaN" not in text
+    assert json.loads(text)["stages"]["sft"]["after"]["loss"] is None

@@ -27,6 +27,12 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def step_number(name: str) -> int | None:
+    """The step of a file or directory that `step_name` named; None for other names, such as that of a copy."""
+    digits = name.removeprefix("step-")
+    return int(digits) if digits != name and digits.isascii() and digits.isdigit() else None
+
+
 def _unreadable(path: Path, error: OSError) -> FledgeError:
     return FledgeError(f"this checkpoint cannot be read: {error.strerror}", where=str(path), hint=READABLE_HINT)
 

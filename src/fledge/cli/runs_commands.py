@@ -65,7 +65,9 @@ def _verdict(options: argparse.Namespace) -> int:
 
 
 def _print_json(value: Any) -> None:
-    print(escaped_json(json.dumps(value, ensure_ascii=False, indent=1)))
+    from fledge.evaluate.records import json_value
+
+    print(escaped_json(json.dumps(json_value(value), ensure_ascii=False, indent=1)))
 
 
 ACTIONS = {"list": _list, "show": _show, "compare": _compare, "verdict": _verdict}

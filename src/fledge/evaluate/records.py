@@ -127,12 +127,12 @@ def item_ids(contents: Sequence[Any]) -> list[str]:
 
 def write_set_result(folder: Path, result: SetResult) -> Path:
     """Write the two files of a result, and return that of the summary. Raises FledgeError when the disk refuses them."""
-    lines = "".join(f"{json.dumps(_plain(asdict(item)), ensure_ascii=False)}\n" for item in result.items)
+    lines = "".join(f"{json.dumps(json_value(asdict(item)), ensure_ascii=False)}\n" for item in result.items)
     write_text(items_file(folder, result.name), lines)
     summary = asdict(replace(result, items=()))
     summary["items"] = {"count": len(result.items), "xxh3": _text_hash(lines)}
     file = folder / f"{result.name}.json"
-    write_json(file, _plain(summary))  # last: it says what the file of items holds
+    write_json(file, json_value(summary))  # last: it says what the file of items holds
     return file
 
 
@@ -181,10 +181,10 @@ def _text_hash(text: str) -> str:
     return xxhash.xxh3_64(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _plain(value: Any) -> Any:
-    """The value with null in place of numbers that JSON has not."""
+def json_value(value: Any) -> Any:
+    """A value for JSON: with null in place of numbers that JSON has not."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: json_value(one) for key, one in value.items()}
+    return [json_value(one) for one in value] if isinstance(value, list | tuple) else value

@@ -20,7 +20,7 @@ from fledge.evaluate.verdict_rules import StageEvidence, reasons
 from fledge.findings import Finding
 from fledge.model.adapters import adapter_weights
 from fledge.model.protocol import LanguageModel
-from fledge.plan.evaluation import validation_rows
+from fledge.plan.evaluation import deciding_rows, validation_rows
 from fledge.recipe.schema import Stage
 from fledge.run import StageDirectory
 from fledge.run.alerts import Alerts
@@ -64,6 +64,28 @@ class FinishedStage:
         return None if held_out is None else validation_rows(held_out.data, held_out.max_packed_rows)
 
     @property
+    def deciding_rows(self) -> int | None:
+        """The number of validation rows that the metric of the stage is of; None without validation data."""
+        held_out = self.evaluation.validation
+        return None if held_out is None else deciding_rows(self.stage, held_out.data)
+
+    @property
+    def metric(self) -> str:
+        """The metric that says whether the stage has learned: of a stage that draws its answers, their reward and not the
+        likelihood of the rows' answers."""
+        name = self.stage.metric_for_best_model
+        return "reward" if name == "loss" and self.stage.answers_per_example > 1 else name
+
+    @property
+    def no_way_back(self) -> str | None:
+        """Why the model before the stage cannot go on; None where it can."""
+        if self.start.source is None:
+            return "the stage began with new weights, so there is no model to go back to"
+        if self.stage.trains_reward_model:
+            return "the model before the stage is no reward model, so it is not put back"
+        return None
+
+    @property
     def may_roll_back(self) -> bool:
         """Whether the last good model is put back."""
         wanted = self.stage.evaluation.verdict.roll_back
@@ -98,6 +120,8 @@ def stage_verdict(finished: FinishedStage, model: LanguageModel | None, found: S
         before=before,
         after=after,
         validation_rows=finished.validation_rows,
+        deciding_rows=finished.deciding_rows,
+        metric=finished.metric,
         sets_before=_readable_sets(finished.directory.set_results(BEFORE), finished.evaluation.console.log),
         sets_after=read_sets(finished.directory.set_results(AFTER)),
         targets=_targets(finished, model),
@@ -151,8 +175,11 @@ def _what_goes_on(finished: FinishedStage, verdict: Verdict, log: Callable[[str]
     if verdict.decision != "roll back" or not finished.may_roll_back:
         return finished.chosen, verdict
     if all(reason.check == "worse_than_best" for reason in verdict.deciding):
-        best = _checkpoint(finished, finished.state.best_step)
+        best = _checkpoint(finished, finished.state.best_step) if finished.state.best_step else None
         return (best, replace(verdict, goes_on="best")) if best else (finished.chosen, verdict)
+    if finished.no_way_back is not None:
+        log(f"warning: {finished.no_way_back}: the trained one goes on")
+        return finished.chosen, verdict
     start = _checkpoint(finished, 0) or _put_back(finished, log)
     return (start, replace(verdict, goes_on="start")) if start else (finished.chosen, verdict)
 
@@ -167,10 +194,7 @@ def _checkpoint(finished: FinishedStage, step: int | None) -> Path | None:
 
 
 def _put_back(finished: FinishedStage, log: Callable[[str], None]) -> Path | None:
-    """Write the model before the stage into its directory; None where the stage began with new weights, or where the model is
-    not there any more."""
-    if finished.start.source is None:
-        return None
+    """Write the model before the stage into its directory; None where the model is not there any more, or cannot be written."""
     folder = finished.directory.root / ROLLED_BACK
     tmp_folder = folder.with_name(".writing-model")
     try:
@@ -185,4 +209,6 @@ def _put_back(finished: FinishedStage, log: Callable[[str], None]) -> Path | Non
         what = error.what if isinstance(error, FledgeError) else f"it cannot be written: {error.strerror}"
         log(f"warning: the model before the stage is not put back, the trained one goes on: {what}")
         return None
+    finally:
+        shutil.rmtree(tmp_folder, ignore_errors=True)
     return ROLLED_BACK

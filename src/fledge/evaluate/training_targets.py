@@ -47,12 +47,15 @@ class _Span:
 
 
 def training_targets(examples: Examples, tokenizer: Tokenizer, model: LanguageModel | None) -> TargetFacts | None:
-    """Look at training rows, spread evenly. None where the chat template does not show where answers begin. With a model,
-    also whether answers fit their prompts."""
+    """Look at training rows, spread evenly, and not at those whose answers are labelled undesirable. None where the chat
+    template does not show where answers begin. With a model, also whether answers fit their prompts."""
     header = answer_header(tokenizer)
     if not header or not examples.count:
         return None
-    rows = [examples.sequence(number * examples.sequences_per_example) for number in _evenly(examples.count, ROWS)]
+    wanted = np.arange(examples.count) if examples.labels is None else np.flatnonzero(examples.labels)
+    if not len(wanted):
+        return None
+    rows = [examples.sequence(int(wanted[n]) * examples.sequences_per_example) for n in _evenly(len(wanted), ROWS)]
     found = [(tokens, weights, list(_spans(tokens, header, tokenizer.stop_ids))) for tokens, weights in rows]
     found = [row for row in found if row[2]]
     if not found:
@@ -68,6 +71,7 @@ def training_targets(examples: Examples, tokenizer: Tokenizer, model: LanguageMo
                 answers, ends = answers + 1, ends + int(trained[span.stop - 1])
                 identities += recites_identity(tokenizer.decode(tokens[span.start : span.stop - 1].tolist()))
             inside[span.stop : span.stop + 1] |= span.ended  # the line break that some templates train behind the end
+        inside |= _headless(trained & ~inside, tokens, [span.start for span in spans], tokenizer.stop_ids)
         targets, outside = targets + int(trained.sum()), outside + int((trained & ~inside).sum())
     margins = np.zeros(0) if model is None else _margins(found, model)
     return TargetFacts(
@@ -113,16 +117,30 @@ def _spans(tokens: np.ndarray, header: Sequence[int], stop_ids: frozenset[int]) 
         position = max(stop - 1, start)  # the token that ends an answer may begin the next header
 
 
+def _headless(outside: np.ndarray, tokens: np.ndarray, starts: Sequence[int], stop_ids: frozenset[int]) -> np.ndarray:
+    """Which trained tokens outside the answers found by their headers, bool [N], are answers without a header, such as some
+    templates write directly behind a tool result: runs that end in an end of text, with a line break behind it or not. A run
+    that reaches up to another answer is its prompt."""
+    found = np.zeros(len(tokens), bool)
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], outside.astype(np.int8), [0]))))
+    for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        ends = any(int(token) in stop_ids for token in tokens[max(start, stop - 2) : stop])
+        found[start:stop] = ends and stop not in starts
+    return found
+
+
 def _margins(found: Sequence[tuple[np.ndarray, np.ndarray, list[_Span]]], model: LanguageModel) -> np.ndarray:
     """How much likelier the last answers of rows are after their own prompts than after the best of three other rows' prompts,
     in nats a token, float [n]. Rows that equal one of these in prompt or answer, and what would not fit the model's positions,
-    are passed over."""
+    are passed over. None are compared where most answers are repeats, such as the labels of a classification."""
     pairs = [
         (tokens[: spans[-1].start].tolist(), tokens[spans[-1].start : spans[-1].stop].tolist())
         for tokens, _, spans in found
         if spans[-1].ended
     ]
     chosen = [pairs[number] for number in _evenly(len(pairs), SCORED_ROWS)] if pairs else []
+    if 2 * len({tuple(answer) for _, answer in chosen}) < len(chosen):
+        return np.zeros(0)
     sequences: list[list[int]] = []
     lengths: list[int] = []
     for number, (prompt, answer) in enumerate(chosen):

@@ -68,7 +68,7 @@ class Verdict:
 NOTHING_MEASURED = Reason(
     check="nothing_measured",
     decision="keep training",
-    message="nothing was measured that could say whether the model is good enough",
+    message="nothing was measured that says that the model is good enough",
     hint="give the stage validation data (data.validation) or sets (evaluation.sets)",
 )
 

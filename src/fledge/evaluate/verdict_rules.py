@@ -1,7 +1,7 @@
 """The rules that turn the figures of a finished stage into reasons of its verdict."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fledge.evaluate.comparison import MetricComparison, compare_sets
@@ -11,8 +11,9 @@ from fledge.evaluate.statistics import LEVEL
 from fledge.evaluate.training_targets import TargetFacts
 from fledge.evaluate.verdict import Decision, Reason
 from fledge.findings import Finding
-from fledge.plan.evaluation import MIN_VALIDATION_ROWS
-from fledge.recipe.sections.verdict import VerdictConfig
+from fledge.metric_names import METRIC_NAMES
+from fledge.plan.evaluation import METRICS, MIN_VALIDATION_ROWS
+from fledge.recipe.sections.verdict import NEXT_TOKEN_KINDS, VerdictConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,8 @@ class StageEvidence:
     """What is known about a finished stage of some `kind`.
 
     `findings`: of `monitor.verdicts`. `before`, `after`: metrics on validation data, of the start and of what goes on; empty
-    without such data. `validation_rows`: their number. `sets_before`, `sets_after`: results by the name of the set. `targets`:
+    without such data. `validation_rows`: their number, `deciding_rows`: of those that `metric` is of, which says whether the
+    stage has learned. `sets_before`, `sets_after`: results by the name of the set. `targets`:
     of the training rows; None where they were not looked at.
     """
 
@@ -30,6 +32,8 @@ class StageEvidence:
     before: Mapping[str, Any] = field(default_factory=dict)
     after: Mapping[str, Any] = field(default_factory=dict)
     validation_rows: int | None = None
+    deciding_rows: int | None = None
+    metric: str = "loss"
     sets_before: Mapping[str, SetResult] = field(default_factory=dict)
     sets_after: Mapping[str, SetResult] = field(default_factory=dict)
     targets: TargetFacts | None = None
@@ -49,42 +53,62 @@ FINDINGS: dict[str, Decision | None] = {
     "few_validation_rows": None,
 }
 """What a finding on a stage speaks for. `worse_than_best` speaks for a roll back unless the best checkpoint goes on anyway."""
-BY_LOSS = ("worse_than_start", "worse_than_best", "nothing_learned")  # what too few validation rows cannot decide
+BY_METRIC = ("worse_than_start", "worse_than_best")  # what too few rows of the metric cannot decide
 
 
 def findings(stage: StageEvidence) -> Iterator[Reason]:
     """What the findings on the stage speak for. Those on validation data decide nothing where there are too few rows."""
-    few = stage.validation_rows is not None and stage.validation_rows < MIN_VALIDATION_ROWS
     for one in stage.findings:
         decision = FINDINGS.get(one.check)
         if one.check == "worse_than_best" and not one.evidence.get("best_goes_on"):
             decision = "roll back"
-        if few and one.check in BY_LOSS:
+        of_validation = one.check == "nothing_learned" and one.evidence.get("split") == "validation"
+        rows = stage.validation_rows if of_validation else stage.deciding_rows if one.check in BY_METRIC else None
+        if _too_few(rows):
             decision = None
         yield Reason(check=one.check, decision=decision, message=one.message, hint=one.hint, evidence=one.evidence)
 
 
 def learned(stage: StageEvidence) -> Iterator[Reason]:
-    """The validation data became likelier, which speaks for the stage, or are less likely than the recipe asks for."""
-    before, after = _number(stage.before, "loss"), _number(stage.after, "loss")
-    few = stage.validation_rows is not None and stage.validation_rows < MIN_VALIDATION_ROWS
-    if after is None or few:
-        return
-    most = stage.threshold("max_loss")
-    name = "bits_per_byte" if _number(stage.after, "bits_per_byte") is not None else "loss"
-    label = {"bits_per_byte": "bits per byte", "loss": "validation loss"}[name]
-    change = f"{label} {_shown(stage.before, name)} → {_shown(stage.after, name)}"
-    evidence = {"metric": name, "before": _number(stage.before, name), "after": _number(stage.after, name), "loss": after}
-    if most is not None and after > most:
+    """The metric of the stage became better, which speaks for it, or validation data are less likely than the recipe asks."""
+    loss, most = _number(stage.after, "loss"), stage.threshold("max_loss")
+    if loss is not None and most is not None and loss > most and not _too_few(stage.validation_rows):
+        change, evidence = _change(stage, _shown_loss(stage))
         yield Reason(
             check="loss_above_threshold",
             decision="keep training",
-            message=f"the validation loss is {after:.3f} nats per token, above {most:g} ({change})",
+            message=f"the validation loss is {loss:.3f} nats per token, above {most:g} ({change})",
             hint="train longer, on more data, or with a larger model; or set evaluation.verdict.max_loss",
-            evidence={**evidence, "threshold": most, "key": "max_loss"},
+            evidence={**evidence, "loss": loss, "threshold": most, "key": "max_loss"},
         )
-    elif before is not None and after < before:
+        return
+    metric, before, after = METRICS[stage.metric], _number(stage.before, stage.metric), _number(stage.after, stage.metric)
+    if before is None or after is None or _too_few(stage.deciding_rows):
+        return
+    change, evidence = _change(stage, _shown_loss(stage) if stage.metric == "loss" else stage.metric)
+    if metric.better(after, before, metric.min_change):
         yield Reason(check="learned", decision="release", message=f"the stage has learned: {change}", evidence=evidence)
+    elif stage.metric != "loss":  # of a loss, the findings tell it
+        message = f"{change}: not better by more than {metric.min_change:g}, which may be chance"
+        yield Reason(check="not_better", decision=None, message=message, evidence=evidence)
+
+
+def _shown_loss(stage: StageEvidence) -> str:
+    """What a loss of next tokens is shown as: bits per byte, which do not depend on the tokenizer, where both are known."""
+    name = "bits_per_byte"
+    is_known = all(_number(metrics, name) is not None for metrics in (stage.before, stage.after))
+    return name if stage.kind in NEXT_TOKEN_KINDS and is_known else "loss"
+
+
+def _change(stage: StageEvidence, name: str) -> tuple[str, dict[str, Any]]:
+    """A metric before and after the stage, as text and as evidence."""
+    text = f"{METRIC_NAMES[name].label} {_shown(stage.before, name)} → {_shown(stage.after, name)}"
+    return text, {"metric": name, "before": _number(stage.before, name), "after": _number(stage.after, name)}
+
+
+def _too_few(rows: int | None) -> bool:
+    """Whether there are rows to measure a metric on, but too few to decide."""
+    return rows is not None and rows < MIN_VALIDATION_ROWS
 
 
 BOUNDS: dict[str, tuple[str, bool, str, str]] = {
@@ -113,11 +137,18 @@ BOUNDS: dict[str, tuple[str, bool, str, str]] = {
     "wrong_language": ("max_wrong_language", False, "of the answers are in another language", "look at the training rows"),
 }
 """Rates of answers: the key of their threshold, whether it is a least value, what they are, and what to do."""
+MENDED = ("refusal", "identity_template", "prompt_copy", "wrong_language")
+"""Rates that never roll back by themselves: a stage may well teach to refuse, to say who it is, to quote, or a language."""
 
 
 def answers(stage: StageEvidence) -> Iterator[Reason]:
     """Rates of the answers to a set, against their thresholds. A rate decides where its interval lies beyond the threshold:
-    roll back if it was better before the stage, else keep training."""
+    roll back if it was better before the stage, by more than the chance of one in so many rates, else keep training."""
+    tests = sum(
+        metric in result.metrics and stage.threshold(key) is not None and metric not in MENDED and _is_same(stage, name)
+        for name, result in stage.sets_after.items()
+        for metric, (key, *_) in BOUNDS.items()
+    )
     for name, result in stage.sets_after.items():
         for metric, (key, at_least, what, hint) in BOUNDS.items():
             value, bound = result.metrics.get(metric), stage.threshold(key)
@@ -128,9 +159,9 @@ def answers(stage: StageEvidence) -> Iterator[Reason]:
             if not is_beyond:
                 continue
             compared = _compared(stage, name, metric)
-            grew_worse = compared is not None and compared.better is False
+            grew_worse = compared is not None and compared.better is False and compared.p_value <= LEVEL / max(tests, 1)
             decides = high < bound if at_least else low > bound
-            decision: Decision = "roll back" if grew_worse else "keep training"
+            decision: Decision = "roll back" if grew_worse and metric not in MENDED else "keep training"
             limit = f"{'at least' if at_least else 'at most'} {bound:.0%}"
             before = "" if compared is None else f"; before the stage {compared.first:.1%}"
             message = f"{name}: {value.value:.1%} [{low:.1%}, {high:.1%}] {what}; {limit} should{before}"
@@ -270,16 +301,31 @@ RULES: tuple[Callable[[StageEvidence], Iterator[Reason]], ...] = (
 
 
 def reasons(stage: StageEvidence) -> list[Reason]:
-    """All reasons that the figures of a stage give."""
-    return [reason for rule in RULES for reason in rule(stage)]
+    """All reasons that the figures of a stage give. Misfits alone do not roll back a stage that has learned."""
+    found = [reason for rule in RULES for reason in rule(stage)]
+    if any(reason.check in IMPROVED and reason.decision == "release" for reason in found):
+        found = [_at_most_mended(reason) if reason.check == "misfits" else reason for reason in found]
+    return found
+
+
+IMPROVED = ("learned", "better_answers")  # checks that say that the stage made the model better
+
+
+def _at_most_mended(reason: Reason) -> Reason:
+    return replace(reason, decision="keep training") if reason.decision == "roll back" else reason
+
+
+def _is_same(stage: StageEvidence, name: str) -> bool:
+    """Whether a set was asked the same before and after the stage."""
+    before = stage.sets_before.get(name)
+    return before is not None and before.fingerprint == stage.sets_after[name].fingerprint
 
 
 def _compared(stage: StageEvidence, name: str, metric: str) -> MetricComparison | None:
     """A metric of a set before and after the stage; None unless both were asked the same."""
-    before, after = stage.sets_before.get(name), stage.sets_after[name]
-    if before is None or before.fingerprint != after.fingerprint:
+    if not _is_same(stage, name):
         return None
-    return compare_sets(before, after, metrics=(metric,)).metrics.get(metric)
+    return compare_sets(stage.sets_before[name], stage.sets_after[name], metrics=(metric,)).metrics.get(metric)
 
 
 def _evidence(name: str, metric: str, value: MetricValue) -> dict[str, Any]:

@@ -154,11 +154,11 @@ def worse_than_start(outcome: StageOutcome) -> Finding | None:
     if not outcome.is_worse(now, start, NOISE if start_goes_on else WORSE):
         return None
     change = f"{outcome.metric.format.format(start)} before, {outcome.metric.format.format(now)} after"
-    goes_on = "the model it started from goes on" if start_goes_on else "it goes on all the same"
+    goes_on = "; the model it started from goes on" if start_goes_on else ""  # else the verdict says what goes on
     return _verdict(
         "worse_than_start",
         "warning" if start_goes_on else "error",
-        f"the stage made the model worse: {outcome.metric.label} {change}; {goes_on}",
+        f"the stage made the model worse: {outcome.metric.label} {change}{goes_on}",
         "lower optimizer.learning_rate; if the validation rows are not what is to be learned, "
         f"select_checkpoint: {'last goes on with what was trained' if start_goes_on else 'best keeps the start'}",
         metric=outcome.metric_name,
@@ -179,9 +179,7 @@ def worse_than_best(outcome: StageOutcome) -> Finding | None:
     overfits = before is not None and after is not None and after < before * (1 - NOISE)
     passed_on = outcome.selected_step == best_step
     why = f" while the training loss fell from {before:.4f} to {after:.4f}: it overfits" if overfits else ""
-    goes_on = (
-        "the best checkpoint goes on" if passed_on else "the last checkpoint goes on, select_checkpoint: best takes that one"
-    )
+    goes_on = "the best checkpoint goes on" if passed_on else "select_checkpoint: best goes on with that one"
     return _verdict(
         "worse_than_best",
         "warning",

@@ -76,26 +76,24 @@ def _worse_than_start(evidence: Evidence) -> Text:
     metric, value = _metric(evidence)
     change = f"{value(evidence, 'start')} → {value(evidence, 'last')}"
     start_goes_on = bool(evidence.get("start_goes_on"))
-    en = "the model it started from goes on" if start_goes_on else "it goes on all the same"
-    zh = "沿用开始时的模型" if start_goes_on else "仍沿用训练后的模型"
-    return Text(
-        f"The stage made the model worse: {metric.en} {change}; {en}.", f"本阶段使模型变差：{metric.zh} {change}；{zh}。"
-    )
+    en = "; the model it started from goes on" if start_goes_on else ""
+    zh = "；沿用开始时的模型" if start_goes_on else ""
+    return Text(f"The stage made the model worse: {metric.en} {change}{en}.", f"本阶段使模型变差：{metric.zh} {change}{zh}。")
 
 
 def _worse_than_best(evidence: Evidence) -> Text:
     metric, value = _metric(evidence)
     step, best, last = formatting.whole(_known(evidence, "best_step")), value(evidence, "best"), value(evidence, "last")
     best_goes_on = bool(evidence.get("best_goes_on"))
-    en = "the best checkpoint goes on" if best_goes_on else "the last checkpoint goes on"
-    zh = "沿用最好的检查点" if best_goes_on else "沿用最后的检查点"
+    en = "; the best checkpoint goes on" if best_goes_on else ""
+    zh = "；沿用最好的检查点" if best_goes_on else ""
     why = same("")
     if number(evidence.get("train_before")) is not None:
         change = f"{_loss(evidence, 'train_before')} → {_loss(evidence, 'train_after')}"
         why = Text(f" while the training loss fell ({change}): it overfits", f"，而训练损失仍在下降（{change}）：过拟合")
     return Text(
-        f"Worse than its best since step {step}: {metric.en} {best} then, {last} at the end{why.en}; {en}.",
-        f"自第 {step} 步起比最好时更差：当时{metric.zh} {best}，结束时 {last}{why.zh}；{zh}。",
+        f"Worse than its best since step {step}: {metric.en} {best} then, {last} at the end{why.en}{en}.",
+        f"自第 {step} 步起比最好时更差：当时{metric.zh} {best}，结束时 {last}{why.zh}{zh}。",
     )
 
 

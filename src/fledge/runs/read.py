@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fledge.checkpoint.find import step_name
+from fledge.checkpoint.find import step_name, step_number
 from fledge.errors import FledgeError
 from fledge.evaluate.records import AFTER, SetResult, read_set_result, set_result_files
 from fledge.recipe import load_recipe
@@ -98,8 +98,8 @@ def steps_of(directory: StageDirectory) -> list[int]:
     from fledge.run.events import read_events
 
     steps = {event["step"] for event in read_events(directory.events) if event["kind"] == "eval"}
-    steps |= {int(path.name.removeprefix("step-")) for path in directory.evaluations.glob("step-*")}
-    return sorted(steps)
+    found = (step_number(path.name) for path in directory.evaluations.glob("step-*"))
+    return sorted(steps | {step for step in found if step is not None})
 
 
 def metrics_at(directory: StageDirectory, step: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fledge.checkpoint.find import step_number
 from fledge.evaluate.records import BEFORE, SetResult
 from fledge.run import StageDirectory
 from fledge.runs.listing import planned_steps
@@ -49,7 +50,7 @@ def _plan(directory: StageDirectory) -> dict[str, Any]:
 
 def _checkpoints(directory: StageDirectory, result: dict[str, Any]) -> list[dict[str, Any]]:
     """Each step with an evaluation or a checkpoint: its metrics, whether it is saved, the best one, the one that goes on."""
-    saved = {int(path.name.removeprefix("step-")) for path in directory.checkpoint_paths()}
+    saved = {step for path in directory.checkpoint_paths() if (step := step_number(path.name)) is not None}
     chosen = f"step-{result['best_step']:08d}" if result.get("best_step") is not None else None
     return [
         {

@@ -1,4 +1,4 @@
-"""The verdict on a whole run: that on its last finished stage, whose model is the result of the run."""
+"""The verdict on a whole run: that on its last finished stage, whose model is the result of the run once all are finished."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,14 +7,16 @@ from typing import Any
 
 from fledge.errors import FledgeError
 from fledge.evaluate.verdict import EXIT_CODES, Decision
+from fledge.report.read_run import recipe_stages
 from fledge.run import RunDirectory
 from fledge.runs.read import Subject
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunVerdict:
-    """The verdict on a run. `stage`: the stage whose verdict it is. `model`: what goes on. `stages`: the decision on each
-    finished stage. `unfinished`: stages of the recipe that are not finished."""
+    """The verdict on a run. `stage`: the last finished stage, whose `verdict` it is. `model`: what goes on. `stages`: the
+    decision on each finished stage. `unfinished`: stages of the recipe that are not finished or not begun: with one, nothing is
+    released."""
 
     decision: Decision
     stage: str
@@ -45,19 +47,23 @@ def run_verdict(subject: Subject) -> RunVerdict:
     if subject.run is None or subject.step is not None:
         raise FledgeError("a verdict is made at the end of a stage", where=subject.name, hint="name a run or a stage")
     run = RunDirectory(subject.run)
-    results = {name: run.stage(name).result() for name in subject.stages}
+    planned = recipe_stages(subject.run) if subject.stage is None else []
+    results = {name: run.stage(name).result() for name in dict.fromkeys([*planned, *subject.stages])}
     judged = [(name, result) for name, result in results.items() if result is not None and result.get("verdict")]
     if not judged:
         what = "no stage is finished" if not any(results.values()) else "its stages were finished before there were verdicts"
         raise FledgeError(f"there is no verdict yet: {what}", where=subject.name, hint="let a stage reach its end")
+    judged.sort(key=lambda one: one[1]["order"])
     name, result = judged[-1]
+    decision: Decision = result["verdict"]["decision"]
+    unfinished = tuple(one for one, each in results.items() if each is None)
     return RunVerdict(
-        decision=result["verdict"]["decision"],
+        decision="keep training" if unfinished and decision == "release" else decision,
         stage=name,
         model=run.stage(name).root / result["model"],
         verdict=result["verdict"],
         stages={one: each["verdict"]["decision"] for one, each in judged},
-        unfinished=tuple(one for one, each in results.items() if each is None),
+        unfinished=unfinished,
     )
 
 
@@ -66,7 +72,7 @@ def verdict_lines(found: RunVerdict) -> list[str]:
     first, *rest = reason_lines(found.verdict)
     lines = [f"{found.stage}: {first} ({found.model})", *rest]
     if found.unfinished:
-        lines.append(f"  not finished: {', '.join(found.unfinished)}")
+        lines.insert(0, f"verdict on the run: {found.decision}; not finished: {', '.join(found.unfinished)}")
     return lines
 
 

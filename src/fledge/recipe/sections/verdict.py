@@ -53,7 +53,17 @@ class VerdictConfig(ConfigModel):
     )
 
     def thresholds(self, kind: str) -> dict[str, float | None]:
-        """The thresholds of a stage of a kind by their keys; None decides nothing."""
+        """The thresholds of a stage of a kind by their keys; None decides nothing. Those of answers decide nothing in stages
+        that do not teach to answer, unless they are other values than the defaults."""
+        found = self._all(kind)
+        if kind not in WITHOUT_ANSWERS:
+            return found
+        return {
+            key: None if key in OF_ANSWERS and value == type(self).model_fields[key].default else value
+            for key, value in found.items()
+        }
+
+    def _all(self, kind: str) -> dict[str, float | None]:
         return {
             "max_loss": LOSS_TARGETS.get(kind) if self.max_loss == "auto" else self.max_loss,
             "min_bleu": self.min_bleu,
@@ -85,3 +95,23 @@ ORIGINS = {
 
 LOSS_TARGETS = {"pretrain": 2.5, "sft": 1.5}
 """`max_loss: auto` by kind of stage, in nats per token."""
+NEXT_TOKEN_KINDS = frozenset({"pretrain", "sft"})
+"""Kinds of stages whose loss is that of next tokens, so that bits per byte say the same."""
+
+WITHOUT_ANSWERS = frozenset({"pretrain"})
+"""Kinds of stages that do not teach to answer."""
+
+OF_ANSWERS = frozenset(
+    {
+        "min_bleu",
+        "min_pass_rate",
+        "min_ended",
+        "max_repetition",
+        "max_prompt_copy",
+        "max_refusal",
+        "max_off_topic",
+        "max_identity_template",
+        "max_wrong_language",
+    }
+)
+"""Thresholds of answers."""
