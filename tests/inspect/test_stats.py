@@ -133,3 +133,8 @@ def test_commands_that_only_read_data_do_not_import_torch(recipe: Path) -> None:
     )
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert process.stdout.endswith("False\n")
+
+
+def test_the_steps_of_pairs_are_said_to_count_each_prompt_with_each_answer(fledge: Fledge, recipe: Path) -> None:
+    assert "a prompt counts here with each answer" in fledge("stats", recipe, "--stage", "dpo")[1]
+    assert "a prompt counts" not in fledge("stats", recipe, "--stage", "sft")[1]

@@ -7,6 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from fledge.data import FORMATS
 from fledge.data.analysis.lengths import PERCENTILES, Lengths
 from fledge.data.analysis.statistics import ContextFit, Opening, SourceStatistics, StageStatistics, TrainingStatistics
 from fledge.escaping import escaped_line
@@ -68,6 +69,8 @@ def _epoch(statistics: StageStatistics) -> Iterator[Text]:
     yield Text(
         f"{epoch.steps:,} optimizer steps an epoch; effective batch {epoch.batch_rows:,} rows ≈ {epoch.batch_tokens:,} tokens"
     )
+    if FORMATS[statistics.kind].sequences_per_example > 1:
+        yield Text("a prompt counts here with each answer; with share_prompts, training has fewer tokens and steps")
 
 
 def _label(source: SourceStatistics) -> Text:
