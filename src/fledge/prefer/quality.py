@@ -53,14 +53,18 @@ class QualityFile:
     unrated: int
 
 
-def items_of(answers: AnswerSet, seed: int, rater: str) -> list[Item]:
-    """All answers in the order in which a rater gets them, a function of the seed and of the rater's name."""
-    items = [
-        Item("r" + answer_id(f"{asked.id}/{answer.id}")[:12], asked, answer)  # digits alone a spreadsheet would make a number
+def all_items(answers: AnswerSet) -> list[Item]:
+    """All answers in the order of their files. Their ids begin with a letter: digits alone a spreadsheet makes a number."""
+    return [
+        Item("r" + answer_id(f"{asked.id}/{answer.id}")[:12], asked, answer)
         for asked in answers.prompts.values()
         for answer in asked.answers
     ]
-    return sorted(items, key=lambda item: fraction_of(seed, rater, item.id))
+
+
+def items_of(answers: AnswerSet, seed: int, rater: str) -> list[Item]:
+    """All answers in the order in which a rater gets them, a function of the seed and of the rater's name."""
+    return sorted(all_items(answers), key=lambda item: fraction_of(seed, rater, item.id))
 
 
 def write_sheet(paths: Sequence[str], out: Path, seed: int, rater: str) -> list[str]:

@@ -17,7 +17,7 @@ from fledge.evaluate.intervals import Interval, resampled_sums
 from fledge.evaluate.statistics import paired_test
 from fledge.prefer.agreement import FEW_PAIRS, FEW_PROMPTS, PIPED_WIDTH
 from fledge.prefer.answers import read_answers
-from fledge.prefer.quality import DIMENSIONS, HIGHEST, LOWEST, Item, QualityFile, items_of, read_quality
+from fledge.prefer.quality import DIMENSIONS, HIGHEST, LOWEST, Item, QualityFile, all_items, read_quality
 from fledge.run.terminal import Terminal
 
 LEVELS = HIGHEST - LOWEST + 1
@@ -116,9 +116,11 @@ def means_and_differences(files: Sequence[QualityFile], items: dict[str, Item]) 
         for item, given in file.scores.items():
             for model in dict.fromkeys(draw.model for draw in items[item].answer.draws):
                 scores[model][items[item].asked.id].append(given)
+    models = dict.fromkeys(draw.model for item in items.values() for draw in item.answer.draws)  # in the order of the answers
     averaged = {
-        model: {prompt: np.mean(np.array(given, float), axis=0) for prompt, given in prompts.items()}
-        for model, prompts in scores.items()
+        model: {prompt: np.mean(np.array(given, float), axis=0) for prompt, given in scores[model].items()}
+        for model in models
+        if model in scores
     }
     means = [
         Mean(
@@ -168,7 +170,7 @@ def report(ratings: Sequence[str], answers: Sequence[str], as_json: bool = False
     """Print means by model, differences of models, and agreement of raters. Raises FledgeError for ratings of answers that are
     in none of the files, and for two files of one rater."""
     files = [read_quality(path) for path in ratings]
-    items = {item.id: item for item in items_of(read_answers(answers), 0, "")}
+    items = {item.id: item for item in all_items(read_answers(answers))}
     for number, file in enumerate(files):
         if file.rater in [earlier.rater for earlier in files[:number]]:
             raise FledgeError(f"two files have the same rater, '{file.rater}'", where=str(file.path), hint="rename one")

@@ -55,16 +55,7 @@ class VerdictConfig(ConfigModel):
     def thresholds(self, kind: str) -> dict[str, float | None]:
         """The thresholds of a stage of a kind by their keys; None decides nothing. Those of answers decide nothing in stages
         that do not teach to answer, unless they are other values than the defaults."""
-        found = self._all(kind)
-        if kind not in WITHOUT_ANSWERS:
-            return found
-        return {
-            key: None if key in OF_ANSWERS and value == type(self).model_fields[key].default else value
-            for key, value in found.items()
-        }
-
-    def _all(self, kind: str) -> dict[str, float | None]:
-        return {
+        found = {
             "max_loss": LOSS_TARGETS.get(kind) if self.max_loss == "auto" else self.max_loss,
             "min_bleu": self.min_bleu,
             "min_pass_rate": self.min_pass_rate,
@@ -82,6 +73,11 @@ class VerdictConfig(ConfigModel):
             "max_drop": self.max_drop,
             "max_forgetting": self.max_forgetting,
         }
+        return found if kind not in WITHOUT_ANSWERS else {key: self._set(key, value) for key, value in found.items()}
+
+    def _set(self, key: str, value: float | None) -> float | None:
+        """The value of a key, None for a threshold of answers that is left at its default."""
+        return None if key in OF_ANSWERS and value == type(self).model_fields[key].default else value
 
 
 ORIGINS = {
