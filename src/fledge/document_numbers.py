@@ -13,3 +13,9 @@ BRANCH = 2**32  # more than the documents of any row
 def trunk(documents: Any) -> Any:
     """The number of each document's trunk, of one number or of a tensor; of a document that is no branch, its own number."""
     return documents & (BRANCH - 1)
+
+
+def sees(own: Any, seen: Any) -> Any:
+    """Whether a position of the document `own` attends to earlier ones of the document `seen`: it is the same one, or its
+    trunk. Of two numbers or of tensors."""
+    return (own == seen) | (trunk(own) == seen)

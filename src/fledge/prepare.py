@@ -2,7 +2,7 @@
 
 import datetime
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -305,8 +305,7 @@ class Preparation:
             check_positions(self._reward_model_costs(name, tokenizer), stage, name, data, tokenizer)
         self._recorded_plan(name)  # a damaged file is no mistake of the recipe
         try:
-            plan, horizon, resolved = self._plan(name, tokenizer, data, stage)
-            plan = plan if self._recorded_plan(name) else replace(plan, notes=[*notes, *plan.notes])
+            plan, horizon, resolved = self._plan(name, tokenizer, data, stage, notes)
             check_settings_have_effect(resolved, horizon.steps, cost.config, self.recipe.runtime, data.validation)
             check_labels(data.train, horizon)
         except FledgeError as error:
@@ -316,9 +315,10 @@ class Preparation:
         return PreparedStage(name=name, stage=resolved, data=data, plan=plan, horizon=horizon, warnings=warnings)
 
     def _plan(
-        self, name: str, tokenizer: Tokenizer, data: StageDataset, stage: Stage
+        self, name: str, tokenizer: Tokenizer, data: StageDataset, stage: Stage, chosen: Sequence[str] = ()
     ) -> tuple[StagePlan, TrainingHorizon, Stage]:
-        """The plan of a stage, its horizon, and the stage with numbers in place of `auto`."""
+        """The plan of a stage, its horizon, and the stage with numbers in place of `auto`. `chosen`: sentences about earlier
+        choices."""
         cost, recorded = self.model_cost(name, tokenizer), self._recorded_plan(name)
         if recorded is not None:
             stage = with_recorded_settings(self._with_capped_batch(stage, data, recorded), recorded)
@@ -326,7 +326,7 @@ class Preparation:
             return replace(plan, notes=recorded["notes"]), horizon, stage
         judges = sum(4 * one.parameters().total for one in self._reward_model_costs(name, tokenizer).values())
         batch, notes = self._batch(stage, cost, data, judges)
-        notes = [*self._growth_note(name, tokenizer), *notes]
+        notes = [*chosen, *self._growth_note(name, tokenizer), *notes]
         return plan_stage(stage.model_copy(update={"batch": batch}), data.train, cost, notes, data.validation)
 
     def _warnings(self, name: str, tokenizer: Tokenizer, data: StageDataset, stage: Stage, plan: StagePlan) -> list[Finding]:

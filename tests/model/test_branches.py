@@ -107,8 +107,8 @@ def test_segments_longer_than_a_block_of_queries_equal_the_reference(dtype: torc
 def test_the_scores_of_a_long_document_are_never_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, scaled_scores = list[int](), segment_attention._scaled_scores
 
-    def seen(queries: Tensor, keys: Tensor) -> Tensor:
-        scores = scaled_scores(queries, keys)
+    def seen(*given: Tensor) -> Tensor:
+        scores = scaled_scores(*given)
         sizes.append(scores.numel())
         return scores
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fledge.document_numbers import trunk
+from fledge.document_numbers import sees
 
 QUERY_BLOCK = 128  # rows of queries scored at a time: half the causal square is never computed
 MOST_BLOCKS = 8  # of a row: longer rows have longer blocks, or compiling them would take minutes
@@ -29,8 +29,7 @@ def causal_document_mask(documents: Tensor | None, start: int, stop: int, device
     causal = queries[:, None] >= keys[None, :]
     if documents is None:
         return causal
-    own, seen = documents[:, start:stop, None], documents[:, None, :stop]
-    return (causal & ((own == seen) | (trunk(own) == seen)))[:, None]
+    return (causal & sees(documents[:, start:stop, None], documents[:, None, :stop]))[:, None]
 
 
 def additive_mask(documents: Tensor, dtype: torch.dtype, multiple: int = 1) -> Tensor:

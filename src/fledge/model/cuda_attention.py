@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from fledge.document_numbers import trunk
+from fledge.document_numbers import sees, trunk
 from fledge.model.attention import BACKENDS, Attention, blocked_metadata, sdpa, sdpa_mask
 from fledge.model.segment_attention import ON_CPU, segments_metadata
-from fledge.model.segments import SegmentStarts, segment_starts
+from fledge.model.segments import SegmentStarts, of_any_number, segments_of_rows
 
 FLEX_BLOCK = 128  # queries by keys that are computed or left out together
 HALF = (torch.bfloat16, torch.float16)
@@ -61,8 +61,7 @@ def _visible_blocks(documents: Tensor | None, B: int, T: int, device: torch.devi
     low, high = trunks.amin(-1), trunks.amax(-1)
     overlap = (low[:, :, None] <= high[:, None, :]) & (low[:, None, :] <= high[:, :, None])
     number, single = filled[:, :, 0], filled.amin(-1) == filled.amax(-1)
-    own, seen = number[:, :, None], number[:, None, :]
-    same = single[:, :, None] & single[:, None, :] & ((own == seen) | (trunk(own) == seen))
+    same = single[:, :, None] & single[:, None, :] & sees(number[:, :, None], number[:, None, :])
     return causal & overlap, causal.tril(-1) & same
 
 
@@ -81,10 +80,7 @@ def flex_metadata(
 
     def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         causal = query >= key
-        if documents is None:
-            return causal
-        own, seen = documents[b, query], documents[b, key]
-        return causal & ((own == seen) | (trunk(own) == seen))
+        return causal if documents is None else causal & sees(documents[b, query], documents[b, key])
 
     needed, full = _visible_blocks(documents, B, T, device)
     mask = BlockMask.from_kv_blocks(
@@ -108,17 +104,8 @@ def flex(q: Tensor, k: Tensor, v: Tensor, metadata: FlexMetadata) -> Tensor:
 def varlen_metadata(
     documents: Tensor | None, B: int, T: int, device: torch.device, starts: SegmentStarts | None = None
 ) -> VarlenMetadata:
-    """The begins of the segments of B rows of T positions: `starts` if they are known. Their number is marked as dynamic, so
-    that compiled code serves every number of documents."""
-    from torch._dynamo.decorators import mark_dynamic
-
-    if documents is None:
-        starts = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=device)
-    elif starts is None:
-        starts = segment_starts(documents)
-    own, *of_keys = (starts,) if isinstance(starts, Tensor) else starts
-    for each in (own, *of_keys):
-        mark_dynamic(each, 0)
+    """The begins of the segments of B rows of T positions: `starts` if they are known."""
+    own, *of_keys = of_any_number(segments_of_rows(documents, B, T, device, starts))
     return VarlenMetadata(own, T, varlen_shares_keys(), *of_keys)
 
 

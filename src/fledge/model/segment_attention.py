@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fledge.model.segments import BranchedSegments, SegmentStarts, segment_starts
+from fledge.model.segments import BranchedSegments, SegmentStarts, of_any_number, segments_of_rows
 
 QUERIES = 128  # of a block
 
@@ -37,14 +37,23 @@ def _by_head(x: Tensor, K: int) -> Tensor:
     return x.transpose(1, 2).reshape(B * T, K, H // K * d).transpose(0, 1)
 
 
-def _scaled_scores(queries: Tensor, keys: Tensor) -> Tensor:
-    """Scores [K, n, G, m] in float32 of queries [K, n, G · d] and keys [K, m, d], −∞ for later keys: the last query is at the
-    last key."""
+def _copied(x: Tensor, keys: Tensor) -> Tensor:
+    """x [K, N, d] at the positions `keys` [M]; x itself where each position is there once, in order."""
+    return x if len(keys) == x.shape[1] else x[:, keys]
+
+
+def _later_keys(device: torch.device) -> Tensor:
+    """Of the queries and the keys at the same places of a block [QUERIES, QUERIES], whether the key is a later one."""
+    return torch.ones(QUERIES, QUERIES, dtype=torch.bool, device=device).triu_(1)
+
+
+def _scaled_scores(queries: Tensor, keys: Tensor, later: Tensor) -> Tensor:
+    """Scores [K, n, G, m] in float32 of queries [K, n, G · d] and keys [K, m, d], −∞ for `_later_keys`: the last query is at
+    the last key."""
     K, n, _ = queries.shape
     m, d = keys.shape[1:]
     scores = (queries.reshape(K, -1, d) @ keys.transpose(1, 2)).view(K, n, -1, m).float().mul_(d**-0.5)
-    later = torch.ones(n, n, dtype=torch.bool, device=keys.device).triu_(1)
-    scores[..., m - n :].masked_fill_(later[:, None], float("-inf"))
+    scores[..., m - n :].masked_fill_(later[:n, None, :n], float("-inf"))
     return scores
 
 
@@ -55,10 +64,11 @@ def segment_attention(
     """Attention of q [B, H, T, d] to k and v [B, K, T, d] inside segments, as [B, H, T, d], and the log Σ exp of the scores
     [K, N, G]. `starts`, `key_starts` and `keys`: as in `segments.BranchedSegments`."""
     (B, H, T, d), K = q.shape, k.shape[1]
-    queries, copied, values = _by_head(q, K), _by_head(k, K)[:, keys], _by_head(v, K)[:, keys]
+    queries, copied, values = _by_head(q, K), _copied(_by_head(k, K), keys), _copied(_by_head(v, K), keys)
     out, norms = q.new_empty(B * T, K, H // K, d), q.new_empty(K, B * T, H // K, dtype=torch.float32)
+    later = _later_keys(q.device)
     for own, seen, _ in _spans(starts, key_starts):
-        scores = _scaled_scores(queries[:, own], copied[:, seen])
+        scores = _scaled_scores(queries[:, own], copied[:, seen], later)
         norm = scores.logsumexp(-1, keepdim=True)
         weights = scores.sub_(norm).exp_().to(v.dtype)
         mixed = weights.flatten(1, 2) @ values[:, seen]
@@ -88,14 +98,15 @@ def segment_attention_backward(
     """The gradients by q, k and v; the scores are computed again (Dao 2023, algorithm 2)."""
     (B, H, T, d), K = q.shape, k.shape[1]
     group = H // K
-    queries, copied, values = _by_head(q, K), _by_head(k, K)[:, keys], _by_head(v, K)[:, keys]
+    queries, copied, values = _by_head(q, K), _copied(_by_head(k, K), keys), _copied(_by_head(v, K), keys)
     grad_out = _by_head(upstream, K)
     row_sums = (grad_out.float() * _by_head(out, K).float()).view(K, -1, group, d).sum(-1, keepdim=True)
     grad_q = q.new_empty(B * T, K, group, d)
     sums = torch.float32 if int(starts.diff().max()) > QUERIES else k.dtype  # over the blocks that see a key
     grad_k, grad_v = (torch.empty_like(x, dtype=sums) for x in (copied, values))
+    later = _later_keys(q.device)
     for own, seen, is_first in _spans(starts, key_starts):
-        weights = _scaled_scores(queries[:, own], copied[:, seen]).sub_(norms[:, own, :, None]).exp_()
+        weights = _scaled_scores(queries[:, own], copied[:, seen], later).sub_(norms[:, own, :, None]).exp_()
         rows, gradients = queries[:, own].reshape(K, -1, d), grad_out[:, own].reshape(K, -1, d)
         grad_weights = (gradients @ values[:, seen].transpose(1, 2)).view(weights.shape).float()
         _put(grad_v[:, seen], weights.to(v.dtype).flatten(1, 2).transpose(1, 2) @ gradients, is_first)
@@ -136,19 +147,11 @@ segment_attention.register_autograd(_backward, setup_context=_save_for_backward)
 def segments_metadata(
     documents: Tensor | None, B: int, T: int, device: torch.device, starts: SegmentStarts | None = None
 ) -> BranchedSegments:
-    """The segments of B rows of T positions: `starts` if they are known. Their numbers are marked as dynamic, so that compiled
-    code serves every batch."""
-    from torch._dynamo.decorators import mark_dynamic
-
-    if documents is None:
-        starts = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=device)
-    elif starts is None:
-        starts = segment_starts(documents)
-    if isinstance(starts, Tensor):
-        starts = (starts, starts.clone(), torch.arange(B * T, device=device))
-    for each in starts:
-        mark_dynamic(each, 0)
-    return BranchedSegments(*starts)
+    """The segments of B rows of T positions: `starts` if they are known."""
+    found = segments_of_rows(documents, B, T, device, starts)
+    if isinstance(found, Tensor):
+        found = (found, found.clone(), torch.arange(B * T, device=device))
+    return BranchedSegments(*of_any_number(found))
 
 
 def segments(q: Tensor, k: Tensor, v: Tensor, metadata: BranchedSegments | Tensor | None) -> Tensor:

@@ -60,6 +60,25 @@ def segment_starts(documents: Tensor) -> SegmentStarts:
     return BranchedSegments(padded, _padded(first, room + 1, total), keys)
 
 
+def segments_of_rows(
+    documents: Tensor | None, B: int, T: int, device: torch.device, starts: SegmentStarts | None = None
+) -> SegmentStarts:
+    """The segments of B rows of T positions: `starts` if they are known; where `documents` is None each row is one."""
+    if documents is None:
+        return torch.arange(0, B * T + 1, T, dtype=torch.int32, device=device)
+    return segment_starts(documents) if starts is None else starts
+
+
+def of_any_number(starts: SegmentStarts) -> tuple[Tensor, ...]:
+    """The tensors of segments, their lengths marked as dynamic, so that compiled code serves every number of documents."""
+    from torch._dynamo.decorators import mark_dynamic
+
+    tensors = (starts,) if isinstance(starts, Tensor) else starts
+    for each in tensors:
+        mark_dynamic(each, 0)
+    return tensors
+
+
 def _padded(values: Tensor, length: int, value: int) -> Tensor:
     """Values [n] as int32 [length], with `value` behind them."""
     values = values.to(torch.int32)
