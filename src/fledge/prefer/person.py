@@ -1,28 +1,20 @@
 """A person as the rater, in the terminal: two answers at a time, without a word about where they come from."""
 
-import signal
-import unicodedata
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from rich.rule import Rule
-from rich.text import Text
-
 from fledge.prefer.answers import AnswerSet
 from fledge.prefer.comparisons import LAG, Comparison, plan_comparisons
+from fledge.prefer.dialogue import Dialogue, show
 from fledge.prefer.journal import JournalWriter, Line
-from fledge.prefer.prompts import shown_turns
 from fledge.prefer.ratings import Verdict, replayed
 from fledge.run import Console
-from fledge.run.stopping import Interrupted
 from fledge.run.terminal import Terminal
 
 PER_PROMPT = 1  # comparisons of a prompt, unless the user says otherwise
 REPEAT = 0.1  # share of comparisons that come a second time
 KEYS: dict[str, Verdict] = {"1": "first", "2": "second", "t": "tie", "b": "both_bad", "s": "skip"}
-UNDO, QUIT, HELP = ("u", "undo", "/undo"), ("q", "quit", "exit", "/quit", "/exit"), ("?", "h", "help", "/help")
 ASK = "1 or 2 is better · t tie · b both bad · s skip · u undo · q quit › "
 WORDS = """1, 2  this answer is better
 t     tie: both are equally good
@@ -59,44 +51,24 @@ class Person:
     def rate(self, answers: AnswerSet, writer: JournalWriter, console: Console) -> list[str]:
         """Ask until all comparisons are rated or the person quits; each rating is on the disk before the next question. Returns
         a summary in lines. Raises Interrupted for Ctrl-C."""
-        with suppress(ImportError):
-            import readline  # noqa: F401 - `input` edits the line once it is loaded
         planned = self._plan(answers)
-        terminal, done = Terminal(), len(replayed(writer.lines))
-        if done:
-            console.log(f"{done:,} ratings are there already; it goes on behind them")
-        try:
-            while done < len(planned):
-                done += self._rate_one(terminal, planned, done, writer)
-        except EOFError:
-            print()
-        except KeyboardInterrupt:
-            raise Interrupted(signal.SIGINT, f"{self._kept(done)}; the same command goes on") from None
+        dialogue = Dialogue(
+            total=len(planned),
+            show=lambda terminal, number: _show(terminal, planned[number], f"{number + 1:,} of {len(planned):,}"),
+            line=lambda number, word: _line(planned[number], KEYS[word]) if word in KEYS else None,
+            question=ASK,
+            words=WORDS,
+            kept=_kept,
+            ask=self.ask,
+        )
+        done = dialogue.hold(writer, console)
         rest = len(planned) - done
         ending = f"{rest:,} comparisons are left; the same command goes on" if rest else "all comparisons are rated"
-        return [f"{self._kept(done)}; {ending}", *summary(replayed(writer.lines))]
+        return [f"{_kept(done)}; {ending}", *summary(replayed(writer.lines))]
 
-    def _kept(self, done: int) -> str:
-        return "1 rating is kept" if done == 1 else f"{done:,} ratings are kept"
 
-    def _rate_one(self, terminal: Terminal, planned: Sequence[Comparison], done: int, writer: JournalWriter) -> int:
-        """Show a comparison and write what the person says; returns by how many ratings the file has grown: 1, or -1 for an
-        undo. Raises EOFError when the person quits."""
-        _show(terminal, planned[done], f"{done + 1:,} of {len(planned):,}")
-        while True:
-            word = unicodedata.normalize("NFKC", self.ask(ASK)).strip().casefold()
-            if word in KEYS:
-                writer.append([_line(planned[done], KEYS[word])])
-                return 1
-            if word in QUIT:
-                raise EOFError
-            if word in UNDO and done:
-                writer.append([{"undo": 1}])
-                return -1
-            if word in HELP:
-                terminal.print(WORDS)
-            elif word:
-                terminal.print("there is nothing to undo" if word in UNDO else f"'{word[:20]}' is no answer; ? explains them")
+def _kept(done: int) -> str:
+    return "1 rating is kept" if done == 1 else f"{done:,} ratings are kept"
 
 
 def _line(comparison: Comparison, verdict: Verdict) -> Line:
@@ -110,15 +82,7 @@ def _line(comparison: Comparison, verdict: Verdict) -> Line:
 
 
 def _show(terminal: Terminal, comparison: Comparison, title: str) -> None:
-    """Show the prompt and both answers; of an answer only its text, and that it was cut, which can be seen anyway."""
-    terminal.print()
-    terminal.print(Rule(Text(title), align="left", style="bold"))
-    for who, text in shown_turns(comparison.asked.prompt):
-        terminal.print(Text.assemble((f"{who}: ", "bold"), text))
-    for number, answer in enumerate((comparison.first, comparison.second), 1):
-        terminal.print(Rule(Text(str(number)), align="left", style="cyan"))
-        terminal.print(Text(answer.text or "(empty)"))
-    terminal.print(Rule(style="dim"))
+    show(terminal, title, comparison.asked.prompt, {"1": comparison.first.text, "2": comparison.second.text})
 
 
 def summary(lines: Sequence[Line]) -> list[str]:

@@ -1,24 +1,15 @@
 """`fledge rate ask`: a person rates answers in the terminal, one at a time, without a word about where they come from."""
 
 import os
-import signal
-import unicodedata
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
-
-from rich.rule import Rule
-from rich.text import Text
 
 from fledge.errors import FledgeError
 from fledge.prefer.answers import read_answers
-from fledge.prefer.journal import JournalWriter
-from fledge.prefer.person import HELP, QUIT, UNDO
-from fledge.prefer.prompts import shown_turns
+from fledge.prefer.dialogue import Dialogue, show
+from fledge.prefer.journal import JournalWriter, Line
 from fledge.prefer.quality import DIMENSIONS, HIGHEST, ITEM, LOWEST, QUALITY, Item, items_of
-from fledge.prefer.ratings import replayed
 from fledge.run import Console
-from fledge.run.stopping import Interrupted
 from fledge.run.terminal import Terminal
 
 ASK = f"{' '.join(DIMENSIONS)}, {LOWEST}-{HIGHEST} each · s skip · u undo · ? help · q quit › "
@@ -41,8 +32,6 @@ def rate(
     items = items_of(answers, seed, rater)
     if not items:
         raise FledgeError("there is no answer to rate", where=", ".join(paths))
-    with suppress(ImportError):
-        import readline  # noqa: F401 - `input` edits the line once it is loaded
     folder = os.path.realpath(out.parent)
     header = {
         "about": {"answers": [os.path.relpath(path, folder) for path in answers.hashes]},
@@ -50,51 +39,32 @@ def rate(
         "seed": seed,
         "answers": list(answers.hashes.values()),
     }
+    dialogue = Dialogue(
+        total=len(items),
+        show=lambda terminal, number: _show(terminal, items[number], f"{number + 1:,} of {len(items):,}"),
+        line=lambda number, word: _line(items[number], word),
+        question=ASK,
+        words=WORDS,
+        kept=lambda done: f"{done:,} ratings are kept",
+        ask=ask,
+    )
     with JournalWriter.open(out, QUALITY, header, console.log) as writer:
-        terminal, done = Terminal(), len(replayed(writer.lines))
-        if done:
-            console.log(f"{done:,} ratings are there already; it goes on behind them")
-        try:
-            while done < len(items):
-                done += _rate_one(terminal, items, done, writer, ask)
-        except EOFError:
-            print()
-        except KeyboardInterrupt:
-            raise Interrupted(signal.SIGINT, f"{done:,} ratings are kept; the same command goes on") from None
+        done = dialogue.hold(writer, console)
     rest = len(items) - done
     return [
         f"{out}: {done:,} ratings; " + (f"{rest:,} answers are left: the same command goes on" if rest else "all are rated")
     ]
 
 
-def _rate_one(terminal: Terminal, items: Sequence[Item], done: int, writer: JournalWriter, ask: Callable[[str], str]) -> int:
-    """Show an answer and write what the person says; returns by how many ratings the file has grown: 1, or -1 for an undo.
-    Raises EOFError when the person quits."""
-    item = items[done]
-    terminal.print()
-    terminal.print(Rule(Text(f"{done + 1:,} of {len(items):,}"), align="left", style="bold"))
-    for who, text in shown_turns(item.asked.prompt):
-        terminal.print(Text.assemble((f"{who}: ", "bold"), text))
-    terminal.print(Rule(style="cyan"))
-    terminal.print(Text(item.answer.text or "(empty)"))
-    terminal.print(Rule(style="dim"))
-    while True:
-        word = unicodedata.normalize("NFKC", ask(ASK)).strip().casefold()
-        if (scores := _scores(word)) is not None:
-            writer.append([{ITEM: item.id, "scores": scores}])
-            return 1
-        if word == "s":
-            writer.append([{ITEM: item.id, "skip": True}])
-            return 1
-        if word in QUIT:
-            raise EOFError
-        if word in UNDO and done:
-            writer.append([{"undo": 1}])
-            return -1
-        if word in HELP:
-            terminal.print(WORDS)
-        elif word:
-            terminal.print("there is nothing to undo" if word in UNDO else f"'{word[:20]}' is no answer; ? explains them")
+def _show(terminal: Terminal, item: Item, title: str) -> None:
+    show(terminal, title, item.asked.prompt, {"": item.answer.text})
+
+
+def _line(item: Item, word: str) -> Line | None:
+    if word == "s":
+        return {ITEM: item.id, "skip": True}
+    scores = _scores(word)
+    return None if scores is None else {ITEM: item.id, "scores": scores}
 
 
 def _scores(word: str) -> list[int] | None:
