@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fledge.errors import missing_extra
-from fledge.evaluate.intervals import Interval, resampled_sums
+from fledge.evaluate.intervals import Interval, percentiles, resampled_sums
 
 CHINESE = re.compile("[\u3400-\u9fff\U00020000-\U000323af]")
 CHRF_ORDER = 6  # characters of the longest runs
@@ -79,8 +79,8 @@ def corpus_chrf(given: Sequence[str], expected: Sequence[str], interval: bool = 
 
 def _percentiles(scores: np.ndarray) -> Interval | None:
     """The 95 % interval of resampled scores (Koehn 2004); None where all are equal, and tell nothing."""
-    low, high = np.quantile(scores, (0.025, 0.975))
-    return (float(low), float(high)) if low < high else None
+    low, high = percentiles(scores)
+    return (low, high) if low < high else None
 
 
 def _character_counts(given: str, expected: str) -> list[int]:

@@ -32,16 +32,21 @@ def bootstrap_interval(counts: np.ndarray, score: Callable[[np.ndarray], np.ndar
     if rows == 0:
         return 0.0, 1.0
     scores = score(resampled_sums(counts))
-    low, high = np.quantile(scores, (0.025, 0.975))
     if np.ptp(scores) == 0:
         return wilson_interval(float(scores[0]) * rows, rows)
-    return float(low), float(high)
+    return percentiles(scores)
 
 
 def resampled_sums(counts: np.ndarray) -> np.ndarray:
     """The sums [1000, k] of 1,000 resamplings of rows with `counts` [rows, k] (Efron 1979). Equal counts give equal sums."""
     rows = len(counts)
     return np.random.default_rng(0).multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES) @ counts
+
+
+def percentiles(draws: np.ndarray) -> Interval:
+    """The 95 % interval of a score that the resamplings gave these values [n] of."""
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def paired_difference(before: np.ndarray, after: np.ndarray) -> tuple[float, Interval]:

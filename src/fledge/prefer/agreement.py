@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fledge.errors import FledgeError
 from fledge.escaping import escaped_json
-from fledge.evaluate.intervals import Interval, resampled_sums, wilson_interval
+from fledge.evaluate.intervals import Interval, percentiles, resampled_sums, wilson_interval
 from fledge.prefer.ratings import Rating, RatingsFile, read_ratings
 from fledge.run.terminal import Terminal
 
@@ -116,10 +116,7 @@ def _intervals(counts: np.ndarray) -> tuple[Interval, Interval | None]:
         return (low, high), ((low - expected) / (1 - expected), (high - expected) / (1 - expected)) if expected < 1 else None
     values = kappa(draws)
     values = values[~np.isnan(values)]
-    low, high = np.quantile(raw, (0.025, 0.975))
-    if not len(values):
-        return (float(low), float(high)), None
-    return (float(low), float(high)), tuple(map(float, np.quantile(values, (0.025, 0.975))))  # type: ignore[return-value]
+    return percentiles(raw), percentiles(values) if len(values) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +211,7 @@ WORDS = {
 
 
 def _raters_table(files: Sequence[RatingsFile]) -> Table:
-    table = _table("rater", "kind", "pairs", "verdicts", "agrees with itself")
+    table = plain_table("rater", "kind", "pairs", "verdicts", "agrees with itself")
     for file in files:
         counts, own = file.counts(), self_agreement(file)
         verdicts = ", ".join(f"{counts[name]:,} {word}" for name, word in WORDS.items() if counts[name])
@@ -225,7 +222,7 @@ def _raters_table(files: Sequence[RatingsFile]) -> Table:
 
 
 def _agreement_table(found: Sequence[Agreement]) -> Table:
-    table = _table("raters", "pairs of both", "prompts", "equal verdicts", "Cohen's κ")
+    table = plain_table("raters", "pairs of both", "prompts", "equal verdicts", "Cohen's κ")
     for one in found:
         table.add_row(Text(f"{one.one} – {one.other}"), f"{one.pairs:,}", f"{one.prompts:,}", _raw_cell(one), _kappa_cell(one))
     return table
@@ -245,7 +242,8 @@ def _kappa_cell(one: Agreement) -> Text:
     return Text(f"{one.kappa:.2f}" + ("" if one.kappa_interval is None else " [{:.2f}, {:.2f}]".format(*one.kappa_interval)))
 
 
-def _table(*titles: str) -> Table:
+def plain_table(*titles: str) -> Table:
+    """An empty table with these columns."""
     table = Table(header_style="bold", box=None, pad_edge=False)
     for title in titles:
         table.add_column(Text(title), overflow="fold")

@@ -8,14 +8,13 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 
 import numpy as np
-from rich.table import Table
 from rich.text import Text
 
 from fledge.errors import FledgeError
 from fledge.escaping import escaped_json
-from fledge.evaluate.intervals import Interval, resampled_sums
+from fledge.evaluate.intervals import Interval, percentiles, resampled_sums
 from fledge.evaluate.statistics import paired_test
-from fledge.prefer.agreement import FEW_PAIRS, FEW_PROMPTS, PIPED_WIDTH
+from fledge.prefer.agreement import FEW_PAIRS, FEW_PROMPTS, PIPED_WIDTH, plain_table
 from fledge.prefer.answers import read_answers
 from fledge.prefer.quality import DIMENSIONS, HIGHEST, LOWEST, Item, QualityFile, all_items, read_quality
 from fledge.run.terminal import Terminal
@@ -104,8 +103,7 @@ def _kappa_interval(tables: np.ndarray) -> Interval | None:
     draws = draws[~np.isnan(draws)]
     if not len(draws) or np.ptp(draws) == 0:  # complete agreement: resamplings tell nothing
         return None
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return float(low), float(high)
+    return percentiles(draws)
 
 
 def means_and_differences(files: Sequence[QualityFile], items: dict[str, Item]) -> tuple[list[Mean], list[ModelDifference]]:
@@ -162,8 +160,7 @@ def _mean_interval(values: np.ndarray) -> Interval:
     """The 95 % interval of a mean over prompts [n], by resampling; the whole scale for a single prompt."""
     if len(values) < 2:
         return float(LOWEST), float(HIGHEST)
-    low, high = np.quantile(resampled_sums(values[:, None])[:, 0] / len(values), (0.025, 0.975))
-    return float(low), float(high)
+    return percentiles(resampled_sums(values[:, None])[:, 0] / len(values))
 
 
 def report(ratings: Sequence[str], answers: Sequence[str], as_json: bool = False) -> None:
@@ -198,19 +195,19 @@ def _print(
     agreement: Sequence[QualityAgreement],
 ) -> None:
     terminal = Terminal(width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    raters = _table("rater", "answers rated", "not rated")
+    raters = plain_table("rater", "answers rated", "not rated")
     for file in files:
         raters.add_row(Text(file.rater), f"{len(file.scores):,}", f"{file.unrated:,}")
-    models = _table("model", "ratings", *DIMENSIONS)
+    models = plain_table("model", "ratings", *DIMENSIONS)
     for model in dict.fromkeys(one.model for one in means):
         own = [one for one in means if one.model == model]
         models.add_row(Text(model), f"{own[0].ratings:,}", *(_with_interval(one.mean, one.interval) for one in own))
-    changes = _table("difference", "prompts", *DIMENSIONS)
+    changes = plain_table("difference", "prompts", *DIMENSIONS)
     for pair in dict.fromkeys((one.first, one.second) for one in differences):
         own = [one for one in differences if (one.first, one.second) == pair]
         cells = (f"{_with_interval(one.difference, one.interval, '+')}, p = {one.p_value:.2g}" for one in own)
         changes.add_row(Text(f"{pair[0]} → {pair[1]}"), f"{own[0].prompts:,}", *cells)
-    agreed = _table("raters", "answers of both", "dimension", "equal scores", "weighted κ")
+    agreed = plain_table("raters", "answers of both", "dimension", "equal scores", "weighted κ")
     for one in agreement:
         few = f"too few: {FEW_PAIRS} answers to {FEW_PROMPTS} prompts are needed for an interval"
         kappa = "not defined" if one.kappa is None else f"{one.kappa:.2f}"
@@ -227,10 +224,3 @@ def _print(
 
 def _with_interval(value: float, interval: Interval, sign: str = "") -> str:
     return f"{value:{sign}.2f} [{interval[0]:{sign}.2f}, {interval[1]:{sign}.2f}]"
-
-
-def _table(*titles: str) -> Table:
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    for title in titles:
-        table.add_column(Text(title), overflow="fold")
-    return table

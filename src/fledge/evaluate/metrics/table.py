@@ -9,7 +9,7 @@ import numpy as np
 from fledge.errors import FledgeError
 from fledge.evaluate.answers import RIGHT, AnsweredRow, Mark, answer_f1, field_f1, is_object, mark
 from fledge.evaluate.bleu import BleuScore, corpus_bleu, corpus_chrf, sentence_score
-from fledge.evaluate.intervals import bootstrap_interval, resampled_sums, wilson_interval
+from fledge.evaluate.intervals import bootstrap_interval, percentiles, resampled_sums, wilson_interval
 from fledge.evaluate.metrics.answer import Answer
 from fledge.evaluate.metrics.identity import is_identity_template
 from fledge.evaluate.metrics.language import is_wrong_language
@@ -109,8 +109,8 @@ def _mean(name: str, answers: Sequence[Answer], values: Sequence[float], signatu
         low, high = bootstrap_interval(counts / [most, 1.0], lambda sums: sums[..., 0] / sums[..., 1])
         return _value(name, float(np.mean(values)), len(values), (low * most, high * most), signature)
     sums = resampled_sums(counts)
-    low, high = np.quantile(sums[:, 0] / sums[:, 1], (0.025, 0.975))
-    return _value(name, float(np.mean(values)), len(values), (float(low), float(high)) if low < high else None, signature)
+    low, high = percentiles(sums[:, 0] / sums[:, 1])
+    return _value(name, float(np.mean(values)), len(values), (low, high) if low < high else None, signature)
 
 
 def _rouge(kind: str) -> OfSet:
