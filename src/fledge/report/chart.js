@@ -92,8 +92,8 @@
       this.visible().forEach((one) => one.x.forEach((at, index) => {
         const value = one.y[index];
         if (at < range[0] || at > range[1] || (this.log && value <= 0)) { return; }
-        low = Math.min(low, one.low ? Math.min(value, one.low[index]) : value);
-        high = Math.max(high, one.high ? Math.max(value, one.high[index]) : value);
+        low = Math.min(low, value);
+        high = Math.max(high, value);
       }));
       if (low > high) { return this.log ? [0.1, 1] : [0, 1]; }
       if (this.log) { return low === high ? [low / 2, high * 2] : [low / Math.pow(high / low, 0.04), high * Math.pow(high / low, 0.04)]; }
@@ -141,11 +141,6 @@
 
     line(plot, one) {
       const { x, y } = this.frame, smoothed = one.noisy && share() > 0 && one.y.length >= 5;
-      if (one.low) {
-        one.x.forEach((at, index) => element("line", {
-          x1: x.to(at), x2: x.to(at), y1: y.to(one.low[index]), y2: y.to(one.high[index]), class: "interval " + one.role
-        }, plot));
-      }
       element("path", { d: path(one.x, one.y, x, y), class: "line " + one.role + (smoothed ? " faint" : "") }, plot);
       if (smoothed) {
         const [xs, ys] = one.means || [one.x, one.y];
@@ -306,13 +301,9 @@
         if (!this.log || one.y[index] > 0) {
           element("circle", { cx: x.to(one.x[index]), cy: y.to(one.y[index]), r: 3.5, class: "dot " + one.role }, this.overlay);
         }
-        this.row(exact(one.y[index]) + this.interval(one, index), one.role, say(one.name) + steps);
+        this.row(exact(one.y[index]), one.role, say(one.name) + steps);
       });
       this.tip.style.left = (pixel < (left + right) / 2 ? pixel + 12 : pixel - 12 - this.tip.offsetWidth) + "px";
-    }
-
-    interval(one, index) {
-      return one.low ? " [" + exact(one.low[index]) + ", " + exact(one.high[index]) + "]" : "";
     }
 
     row(value, role, name) {

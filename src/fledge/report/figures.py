@@ -14,14 +14,13 @@ NAMELESS = Text("", "")
 @dataclass(frozen=True, kw_only=True)
 class Series:
     """One curve. `role` names its colour in the style sheet: main, eval, good, bad, or c0 to c7. A `noisy` curve is shown raw
-    and smoothed; `markers` show each point. `interval`: a (low, high) pair for each point."""
+    and smoothed; `markers` show each point."""
 
     points: Points
     role: str = "main"
     name: Text = NAMELESS
     noisy: bool = False
     markers: bool = False
-    interval: tuple[tuple[float, float], ...] = ()
 
     def specification(self) -> dict[str, Any]:
         """The curve as JSON values: downsampled so that spikes stay, and with means of the stretches for smoothing."""
@@ -35,16 +34,13 @@ class Series:
         if self.noisy and len(shown) < len(self.points):
             means = bucket_means(self.points)
             values["means"] = [[six_figures(at) for at, _ in means], [six_figures(value) for _, value in means]]
-        if self.interval and len(shown) == len(self.points):
-            values["low"] = [six_figures(low) for low, _ in self.interval]
-            values["high"] = [six_figures(high) for _, high in self.interval]
         return {**values, **{name: True for name in ("noisy", "markers") if getattr(self, name)}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
     """A figure of curves over steps, or over `x_title`. Empty `series` mean that nothing was recorded for it; `log` and
-    `from_zero` describe the y axis, `x_log` the x axis."""
+    `from_zero` describe the y axis."""
 
     name: str
     title: Text
@@ -54,7 +50,6 @@ class Chart:
     from_zero: bool = False
     wide: bool = False
     x_title: Text = STEP
-    x_log: bool = False
 
     @property
     def offers_log(self) -> bool:
@@ -69,7 +64,6 @@ class Chart:
             "title": self.title._asdict(),
             "unit": self.unit._asdict(),
             "x_title": self.x_title._asdict(),
-            "x_log": self.x_log,
             "log": self.log,
             "from_zero": self.from_zero,
             "series": [one.specification() for one in self.series],

@@ -25,7 +25,6 @@ UNITS = {
     "epochs": Text("epochs", "轮"),
     "rows": Text("rows", "行"),
     "examples": Text("examples", "样本"),
-    "questions": Text("questions", "题"),
     "nats/token": Text("nats/token", "奈特/词元"),
     "nats/pair": Text("nats/pair", "奈特/对"),
     "per token": Text("per token", "每词元"),
@@ -193,7 +192,6 @@ WORDS = {
     "truncated": Text("of the used rows truncated", "行（已使用）被截断"),
     "tokens": Text("tokens", "词元"),
     "supervised": Text("supervised tokens", "受监督词元"),
-    "examples": Text("examples", "样本"),
     "padding": Text("padding", "填充占比"),
     "train": Text("train", "训练"),
     "validation": Text("validation", "验证"),
@@ -218,6 +216,5 @@ WORDS = {
         "The curves need JavaScript. `fledge report RUN --plots DIR` writes them as files.",
         "曲线需要 JavaScript 才能显示。`fledge report RUN --plots DIR` 可将其写成文件。",
     ),
-    "contents": Text("Contents", "目录"),
     "language": Text("Language", "语言"),
 }

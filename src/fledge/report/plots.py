@@ -133,9 +133,6 @@ def _draw(axes: "Axes", series: Series, language: str) -> None:
         steps, values = zip(*smooth(list(series.points)), strict=True)
     marker = "o" if series.markers or len(values) < 2 else None
     axes.plot(steps, values, color=colour, linestyle=line, marker=marker, markersize=2.5, label=name)
-    if series.interval:
-        low, high = zip(*series.interval, strict=True)
-        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _label(axes: "Axes", chart: Chart, language: str) -> None:
@@ -143,8 +140,6 @@ def _label(axes: "Axes", chart: Chart, language: str) -> None:
         axes.set_yscale("log")
     elif chart.from_zero:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) if any(v < 0 for s in chart.series for _, v in s.points) else 0.0)
-    if chart.x_log:
-        axes.set_xscale("log")
     axes.set_title(plain(_in(chart.title, language)))
     axes.set_xlabel(plain(_in(chart.x_title, language)))
     axes.set_ylabel(plain(_in(chart.unit, language)))
