@@ -115,10 +115,11 @@ def _written(out: Path, rows: Sequence[PromptRow], made: Made, resume: bool) -> 
         prompts, ways = [one["messages"][:-1] for one in found], [one["made"] for one in found]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FledgeError(f"this is no file of answers: {first_line(error)}", where=str(out), hint="name another one") from None
-    expected = [row.line("", "", made) for row in rows[: len(found)]]
-    if prompts != json.loads(json.dumps([one["messages"][:-1] for one in expected])):
+    expected = json.loads(json.dumps([row.line("", "", made)["messages"][:-1] for row in rows[: len(found)]]))
+    if prompts != expected:
         raise FledgeError("its answers are to other prompts", where=str(out), hint="name another file")
-    if other := next((one for one in ways if one != json.loads(json.dumps(made))), None):
+    way = json.loads(json.dumps(made))
+    if other := next((one for one in ways if one != way), None):
         changed = ", ".join(name for name in made if other.get(name) != made[name])
         raise FledgeError(f"its answers were made in another way: {changed}", where=str(out), hint="name another file")
     if len(whole) < len(content):

@@ -55,8 +55,10 @@ def open_build(name: str, folder: Path) -> OpenBuild:
         )
     tokenizer = load_tokenizer(folder / "tokenizer", needs_template=False)
     data = load_built_dataset(folder, plan, tokenizer, plan.seed)
-    shares = plan.format.sequences_per_example > 1 and has_form(data.sharing_prompts(), folder.parent / "data_report.json")
-    return OpenBuild(name, data.sharing_prompts() if shares else data, tokenizer)
+    if plan.format.sequences_per_example > 1:
+        sharing = data.sharing_prompts()
+        data = sharing if has_form(sharing, folder.parent / "data_report.json") else data
+    return OpenBuild(name, data, tokenizer)
 
 
 @contextmanager
