@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from fledge.data.parsing.left_out import Counts
 from fledge.errors import FledgeError
 from fledge.generation import RewardModel, load_reward_model
 from fledge.prefer.answers import Answer, PromptAnswers
-from fledge.prefer.prompts import Counts
 from fledge.prefer.sampling import model_weights
 from fledge.prefer.scored import ScoreRater, Scores
 from fledge.run import Log

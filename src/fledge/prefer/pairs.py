@@ -8,11 +8,12 @@ from functools import partial
 from typing import Any
 
 from fledge.data.parsing.items import PreferencePair
+from fledge.data.parsing.left_out import Counts
 from fledge.data.parsing.prompts import Prompt, prompt_columns
 from fledge.data.parsing.rows import Parsed, parse_preference_pair, read_row
 from fledge.errors import FledgeError
 from fledge.prefer.answers import Answer, AnswerSet, PromptAnswers, answer_id, fraction_of, prompt_id, question_id
-from fledge.prefer.prompts import Counts, Told, parsed_row, rows_of
+from fledge.prefer.prompts import Told, parsed_row, rows_of
 from fledge.prefer.ratings import Pair, Rating, RatingsFile
 from fledge.recipe import Source
 from fledge.run import Log

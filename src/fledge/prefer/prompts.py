@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fledge.data.build.plan import SHARD_BYTES
-from fledge.data.parsing.columns import RowError
+from fledge.data.parsing.left_out import Counts
 from fledge.data.parsing.prompts import ParsedPrompt, Prompt, parse_prompt
 from fledge.data.parsing.rows import Parsed
 from fledge.data.reading.records import Record, file_notices, files_of, ignored_files, read, row_location, spans_of
@@ -29,23 +29,6 @@ class FoundPrompt:
     id: str
     prompt: Prompt
     where: str
-
-
-@dataclass
-class Counts:
-    """How often each thing happened, with the place and detail of the first time."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)
-
-    def add(self, reason: str, where: str, detail: str = "") -> None:
-        """Count one."""
-        self.counts[reason] += 1
-        self.first.setdefault(reason, f"{where}: {detail}" if detail else where)
-
-    def lines(self) -> list[str]:
-        """A line for each reason, the most frequent first."""
-        return [f"{count:,} × {reason}, first at {self.first[reason]}" for reason, count in self.counts.most_common()]
 
 
 @dataclass
@@ -87,14 +70,9 @@ def rows_of(source: Source, path: str, log: Log) -> Iterator[tuple[Record, str]]
 
 def parsed_row(record: Record, where: str, parse: Callable[[Any], Row], left_out: Counts, told: Told) -> Row | None:
     """What a row is parsed to; None for a row that is left out. Both are counted: the reason, or what is unusual in it."""
-    try:
-        if record.broken:
-            raise RowError(record.broken, record.detail)
-        parsed = parse(record.value)
-    except RowError as error:
-        left_out.add(error.reason, where, error.detail)
-        return None
-    told.add(parsed, where)
+    parsed = left_out.parsed(record, where, parse)
+    if parsed is not None:
+        told.add(parsed, where)
     return parsed
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import xxhash
 
+from fledge.data.parsing.left_out import Counts
 from fledge.data.reading.records import is_among
 from fledge.errors import FledgeError
 from fledge.generation import SamplingParams, SwitchableEngine, find_adapters, load_engine
@@ -16,7 +17,7 @@ from fledge.model.locate import locate_model
 from fledge.model.weight_files import weights_hash
 from fledge.prefer.answers import ANSWERS, Draw, PromptAnswers, answer_of, as_line, merged
 from fledge.prefer.journal import JournalWriter, Line
-from fledge.prefer.prompts import Counts, FoundPrompt, read_prompts
+from fledge.prefer.prompts import FoundPrompt, read_prompts
 from fledge.run import Console, Log
 from fledge.run.file_hash import hash_files
 from fledge.tokenizer.message import TemplateError

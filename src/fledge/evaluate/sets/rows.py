@@ -1,12 +1,13 @@
 """The rows of a file as items of an evaluation set; rows that are none are counted and told."""
 
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from fledge.data.build.plan import SHARD_BYTES
 from fledge.data.parsing.columns import RowError
+from fledge.data.parsing.left_out import Counts
 from fledge.data.reading.records import files_of, read, row_location, spans_of
 from fledge.errors import FledgeError
 from fledge.recipe import Source
@@ -54,23 +55,15 @@ def read_items(
 def each_item(source: Source, key: str, parse: Parse[Item], needed: str, take: Take[Item]) -> tuple[int, list[str]]:
     """Give each item of a source with its number, from 0, to `take`. Returns the number of items, and the sentences of
     `read_items`; parameters and errors as there."""
-    count = 0
-    dropped: Counter[str] = Counter()
-    first: dict[str, str] = {}
+    count, left_out = 0, Counts()
     for span in spans_of(files_of(source, key), source, SHARD_BYTES):
         for record in read(span, source):
             where = row_location(span.file, record.number)
-            try:
-                if record.broken:
-                    raise RowError(record.broken, record.detail)
-                item = parse(span.file, where, record.value)
-            except RowError as error:
-                dropped[error.reason] += 1
-                first.setdefault(error.reason, f"{where}: {error.detail}" if error.detail else where)
-                continue
-            take(count, item)
-            count += 1
-    problems = [f"{number:,} × {reason}, first at {first[reason]}" for reason, number in dropped.most_common()]
+            item = left_out.parsed(record, where, partial(parse, span.file, where))
+            if item is not None:
+                take(count, item)
+                count += 1
+    problems = left_out.lines()
     if not count:
         what = f"no row can be used: {'; '.join(problems) or 'there are no rows'}"
         raise FledgeError(what, where=str(source.path), hint=f"{needed}, see docs/evaluation.md")
