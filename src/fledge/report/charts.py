@@ -1,12 +1,12 @@
 """The figures of one stage."""
 
-from fledge.report.figures import Chart, Series, curve, if_recorded, noisy, percent, recorded
+from fledge.report.figures import Chart, Series, curve, if_recorded, noisy, percent, recorded, training, validation
 from fledge.report.i18n import UNITS, Text, unit_text
 from fledge.report.loss_charts import loss_charts
 from fledge.report.method_charts import policy_charts, preference_charts
 from fledge.report.read_run import mapping
 from fledge.report.records import Stage
-from fledge.report.series import Points, points
+from fledge.report.series import points
 from fledge.report.stage_values import with_first_evaluation
 
 PHASES = {
@@ -136,13 +136,8 @@ def expert_load_chart(stage: Stage) -> Chart:
 
 def loss_series(stage: Stage) -> tuple[Series, ...]:
     """The training loss, and the validation loss where it is the same measure."""
-    train = noisy(points(stage.events.steps, "train/loss"), "main", Text("train", "训练"))
+    train = training(points(stage.events.steps, "train/loss"))
     return train if points(stage.events.steps, "train/reward") else train + validation(with_first_evaluation(stage, "loss"))
-
-
-def validation(found: Points) -> tuple[Series, ...]:
-    """The curve of a validation metric."""
-    return curve(found, "eval", Text("validation", "验证"), markers=True)
 
 
 def accuracy_chart(stage: Stage) -> Chart:

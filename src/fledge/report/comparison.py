@@ -6,24 +6,22 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
-import yaml
-
 from fledge.errors import FledgeError
 from fledge.evaluate.comparison import MetricComparison, compare_sets
 from fledge.evaluate.records import AFTER, SetResult
+from fledge.recipe.diff import leaves
 from fledge.report import formatting
 from fledge.report.charts import stage_charts
 from fledge.report.facts import facts
 from fledge.report.figures import Chart, Series
-from fledge.report.html_page import HERE, render_page
+from fledge.report.html_page import HERE, render_page, write_page
 from fledge.report.i18n import WORDS, Text
 from fledge.report.page import FILTERS
-from fledge.report.read_run import mapping, read_run, text
+from fledge.report.read_run import read_run, parsed_recipe, text
 from fledge.report.records import Problem, Run, Sample
 from fledge.report.samples import by_prompt
 from fledge.report.sets import metric_name, read_sets
 from fledge.report.summary_table import Row, stage_rows
-from fledge.run.text_files import write_text
 
 MAX_RUNS = 8  # colours of the style sheet
 ONE_RUN_ONLY = ("phases",)  # figures with so many curves that several runs in one cannot be read
@@ -85,7 +83,7 @@ def write_comparison(run_directories: Sequence[Path], target: Path) -> Path:
         raise FledgeError("this is a folder", where=str(target), hint="name a file: --out comparison.html")
     html = render([read_run(path) for path in paths], paths)
     try:
-        write_text(target, html.encode("utf-8", errors="replace").decode("utf-8"))
+        write_page(target, html)
     except OSError as error:
         raise FledgeError(f"cannot write: {error.strerror}", where=str(target)) from None
     return target
@@ -103,8 +101,8 @@ def render(runs: Sequence[Run], paths: Sequence[Path]) -> str:
         "w": WORDS,
         "names": names,
         "stages": stages,
-        "recipe": _differing(names, [mapping(_parsed(run.recipe)) for run in runs]),
-        "machine": _differing(names, [dict(facts(run.environment)) for run in runs]),
+        "recipe": _differing([parsed_recipe(run.recipe) for run in runs]),
+        "machine": _differing([dict(facts(run.environment)) for run in runs]),
         "problems": problems,
         "seconds": [run.seconds for run in runs],
     }
@@ -189,22 +187,13 @@ def _of_run(series: Series, number: int, label: str, several: int) -> Series:
     return replace(series, role=f"c{number}", name=name)
 
 
-def _parsed(recipe: str | None) -> object:
-    try:
-        return yaml.safe_load(recipe or "")
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return None
-
-
-def _differing(names: Sequence[str], values: Sequence[dict[str, object]]) -> list[tuple[str, tuple[str, ...]]]:
+def _differing(values: Sequence[dict[str, object]]) -> list[tuple[str, tuple[str, ...]]]:
     """The keys whose values are not equal in all runs, with the value of each."""
-    flat = [dict(_leaves(one)) for one in values]
+    flat = [dict(leaves(one)) for one in values]
     keys = dict.fromkeys(key for one in flat for key in one)
-    rows = [(key, tuple(text(one[key]) if key in one else "–" for one in flat)) for key in keys]
+    rows = [(key, tuple(_shown(one[key]) if key in one else "–" for one in flat)) for key in keys]
     return [(key, shown) for key, shown in rows if len(set(shown)) > 1 and key not in ("name", "output")]
 
 
-def _leaves(value: object, path: str = "") -> list[tuple[str, object]]:
-    if isinstance(value, dict) and value:
-        return [pair for key, inner in value.items() for pair in _leaves(inner, f"{path}.{key}" if path else str(key))]
-    return [(path, "null" if value is None else value)]
+def _shown(value: object) -> str:
+    return "null" if value is None else text(value)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fledge.report.i18n import Text
+from fledge.report.i18n import WORDS, Text
 from fledge.report.series import Points, bucket_means, downsample, points
 
 STEP = Text("step", "步")
@@ -84,6 +84,16 @@ def curve(found: Points, role: str = "main", name: Text = NAMELESS, *, markers: 
 def noisy(found: Points, role: str = "main", name: Text = NAMELESS) -> tuple[Series, ...]:
     """A tuple of one curve that the page also smooths; empty without points."""
     return (Series(points=found, role=role, name=name, noisy=True),) if found else ()
+
+
+def training(found: Points) -> tuple[Series, ...]:
+    """The curve of a figure of training."""
+    return noisy(found, "main", WORDS["train"])
+
+
+def validation(found: Points) -> tuple[Series, ...]:
+    """The curve of a validation metric."""
+    return curve(found, "eval", WORDS["validation"], markers=True)
 
 
 def recorded(rows: Iterable[Mapping[str, object]], key: str) -> tuple[Series, ...]:

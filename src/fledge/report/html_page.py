@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fledge.run.text_files import write_text
+
 HERE = Path(__file__).parent
 LANGUAGE_SCRIPT = """
 (function () {
@@ -83,3 +85,8 @@ def render_page(
         chart_json=Markup(script_json(figures)),
         **{name: Markup(script) for name, script in scripts.items()},
     )
+
+
+def write_page(target: Path, html: str) -> None:
+    """Write a page into a file, with a question mark for what UTF-8 cannot say."""
+    write_text(target, html.encode("utf-8", errors="replace").decode("utf-8"))

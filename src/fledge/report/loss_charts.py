@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from fledge.report.figures import Chart, Series, if_recorded
-from fledge.report.i18n import UNITS, Text
+from fledge.report.i18n import UNITS, WORDS, Text
 from fledge.report.read_run import mapping, mappings, number
 from fledge.report.records import Stage
 from fledge.report.series import Points
@@ -47,8 +47,8 @@ def _moments(stage: Stage, points_of: Callable[[Mapping[str, object]], Points], 
     """The curves before and after the stage."""
     found = []
     for evaluation, role, name in (
-        (stage.before, "c7", Text("before", "之前")),
-        (stage.after, "main", Text("after", "之后")),
+        (stage.before, "c7", WORDS["before"]),
+        (stage.after, "main", WORDS["after"]),
     ):
         points = points_of(evaluation.losses) if evaluation is not None else []
         if points:

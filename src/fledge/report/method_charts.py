@@ -1,12 +1,10 @@
 """The figures of stages that learn from preferences and from rewards."""
 
-from fledge.report.figures import Chart, Series, curve, if_recorded, noisy, percent
+from fledge.report.figures import Chart, Series, if_recorded, noisy, percent, training, validation
 from fledge.report.i18n import UNITS, Text
 from fledge.report.records import Stage
 from fledge.report.series import points
 from fledge.report.stage_values import with_first_evaluation
-
-TRAIN, VALIDATION = Text("train", "训练"), Text("validation", "验证")
 
 
 def policy_charts(stage: Stage) -> list[Chart]:
@@ -19,7 +17,7 @@ def policy_charts(stage: Stage) -> list[Chart]:
         percent(points(steps, "train/frac_reward_zero_std")), "main", Text("groups with equal rewards", "奖励全同的组")
     )
     cut = noisy(percent(points(steps, "train/completions/clipped_ratio")), "bad", Text("cut answers", "被截断的回答"))
-    exact = curve(percent(with_first_evaluation(stage, "exact_match")), "eval", VALIDATION, markers=True)
+    exact = validation(percent(with_first_evaluation(stage, "exact_match")))
     return if_recorded(
         Chart(name="reward", title=Text("Reward", "奖励"), unit=UNITS[""], series=_train_and_validation(stage, "reward")),
         Chart(name="exact", title=Text("Exact answers", "完全正确的回答"), unit=UNITS["%"], series=exact, from_zero=True),
@@ -86,13 +84,13 @@ def preference_charts(stage: Stage) -> list[Chart]:
 
 
 def _train(stage: Stage, key: str) -> tuple[Series, ...]:
-    return noisy(points(stage.events.steps, key), "main", TRAIN)
+    return training(points(stage.events.steps, key))
 
 
 def _train_and_validation(stage: Stage, name: str, scale: float = 1) -> tuple[Series, ...]:
     train = [(step, value * scale) for step, value in points(stage.events.steps, f"train/{name}")]
-    validation = [(step, value * scale) for step, value in with_first_evaluation(stage, name)]
-    return noisy(train, "main", TRAIN) + curve(validation, "eval", VALIDATION, markers=True)
+    evaluated = [(step, value * scale) for step, value in with_first_evaluation(stage, name)]
+    return training(train) + validation(evaluated)
 
 
 def _both(stage: Stage, group: str) -> tuple[Series, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from fledge.report import formatting
 from fledge.report.charts import stage_charts
 from fledge.report.facts import facts
-from fledge.report.html_page import HERE, render_page
+from fledge.report.html_page import HERE, render_page, write_page
 from fledge.report.i18n import DECISIONS, GOES_ON, WORDS, example_text, word_of
 from fledge.report.read_run import mappings, number, read_run, text
 from fledge.report.records import Problem, Run
@@ -14,7 +14,6 @@ from fledge.report.samples import sample_tables
 from fledge.report.sets import cut, stage_sets
 from fledge.report.summary_sentences import summary_sentences, verdict_sentences
 from fledge.report.summary_table import stage_rows
-from fledge.run.text_files import write_text
 
 MAX_ERRORS = 60
 FILTERS = {
@@ -41,7 +40,7 @@ def write_report(run_directory: Path) -> Path:
     root = Path(run_directory)
     html = render(root)
     target = root / "report.html"
-    write_text(target, html.encode("utf-8", errors="replace").decode("utf-8"))
+    write_page(target, html)
     return target
 
 

@@ -161,11 +161,15 @@ def stage_names(root: Path, listed: object) -> list[str]:
 
 def recipe_stages(root: Path) -> list[str]:
     """The names of the stages of the run's recipe, in order. Empty when the recipe cannot be read."""
+    return list(mapping(parsed_recipe(Reader(root).read_text("recipe.yaml")).get("stages")))
+
+
+def parsed_recipe(recipe: str | None) -> dict[str, object]:
+    """The values of the text of a recipe. Empty when it cannot be read."""
     try:
-        recipe = yaml.safe_load(Reader(root).read_text("recipe.yaml") or "")
+        return mapping(yaml.safe_load(recipe or ""))
     except (yaml.YAMLError, ValueError, RecursionError):
-        return []
-    return list(mapping(mapping(recipe).get("stages")))
+        return {}
 
 
 def is_plain_name(name: str) -> bool:
