@@ -17,7 +17,7 @@ from fledge.report.figures import Chart, Series
 from fledge.report.html_page import HERE, render_page, write_page
 from fledge.report.i18n import WORDS, Text
 from fledge.report.page import FILTERS
-from fledge.report.read_run import read_run, parsed_recipe, text
+from fledge.report.read_run import parsed_recipe, read_run, text
 from fledge.report.records import Problem, Run, Sample
 from fledge.report.samples import by_prompt
 from fledge.report.sets import metric_name, read_sets
