@@ -28,10 +28,9 @@ from fledge.recipe.sections.base import check_name
 from fledge.recipe.sections.evaluation_sets import SET_KINDS, EvaluationSetConfig
 from fledge.recipe.yaml_source import compose_yaml, read_yaml_text
 from fledge.run import Console, nan_to_none
-from fledge.run.terminal import Terminal
+from fledge.run.terminal import output_terminal
 from fledge.tokenizer import load_tokenizer
 
-PIPED_WIDTH = 150
 WHAT = "file of evaluation sets or prompts"
 MAX_BYTES = 2**24  # of it
 COMPARED = 4  # metrics of a set whose difference is said in a sentence
@@ -222,7 +221,7 @@ def _as_json(results: Results, compared: Mapping[str, Mapping[str, SetComparison
 
 
 def _print(results: Results, compared: Mapping[str, Mapping[str, SetComparison]], out: Path | None) -> None:
-    terminal = Terminal(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    terminal = output_terminal()
     for name, of_models in results.items():
         first = next(iter(of_models.values()))
         terminal.print(Text(f"\n{name}: {len(first.items):,} items of kind {first.kind}", style="bold"), soft_wrap=True)

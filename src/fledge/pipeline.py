@@ -13,6 +13,7 @@ from fledge.data.build.directory import drop_items, remove_build
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError, missing_extra
 from fledge.evaluate.bleu import import_sacrebleu
+from fledge.evaluate.metrics import needs_sacrebleu
 from fledge.evaluate.prompt_tests import check_cases, load_cases
 from fledge.evaluate.samples import check_samples
 from fledge.evaluate.sets.base import EvaluationSet
@@ -284,7 +285,7 @@ def check_extras(recipe: Recipe) -> None:
     check_sinks(recipe.logging)
     for name, stage in recipe.stages.items():
         answers = stage.evaluation.generated_answers
-        if answers is not None and {"bleu", "chrf"} & set(answers.scores):
+        if answers is not None and needs_sacrebleu(answers.scores):
             key = "bleu" if answers.bleu is not None else "metrics"
             import_sacrebleu(f"stages.{name}.evaluation.generated_answers.{key}")
         if stage.quantization is not None and find_spec("bitsandbytes") is None:

@@ -1,7 +1,6 @@
 """`fledge score`: models answer the questions of a file, and their answers are compared with the file's own."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -19,14 +18,13 @@ from fledge.evaluate.best_of import BestOf
 from fledge.evaluate.bleu import corpus_bleu, import_sacrebleu
 from fledge.evaluate.intervals import paired_difference, wilson_interval
 from fledge.evaluate.metrics import (
-    METRICS,
     Answer,
     check_metrics,
-    empty_prompt,
-    gains,
     measure_answers,
     measure_set,
     needs_gain,
+    needs_sacrebleu,
+    with_gains,
 )
 from fledge.evaluate.sets.questions import ScoredQuestion, read_questions
 from fledge.generation import SamplingParams, SwitchableEngine, find_adapters, load_engine
@@ -36,10 +34,8 @@ from fledge.model.adapter_switch import NO_ADAPTER
 from fledge.model.locate import locate_model
 from fledge.recipe import Source
 from fledge.run import Log, write_text
-from fledge.run.terminal import Terminal
+from fledge.run.terminal import Terminal, output_terminal
 from fledge.tokenizer import Tokenizer
-
-PIPED_WIDTH = 150
 
 
 def score(
@@ -97,7 +93,7 @@ def score(
 def _check(models: Sequence[str], bleu: bool, metrics: Sequence[str]) -> None:
     """Raise FledgeError for a model that is named twice, a name that is no metric, and a library that is not installed."""
     check_metrics(metrics, "--metrics")
-    if bleu or any(METRICS[name].needs_sacrebleu for name in metrics):
+    if bleu or needs_sacrebleu(metrics):
         import_sacrebleu("--bleu" if bleu else "--metrics")
     if len(set(models)) != len(models):
         raise FledgeError("a model is named twice", where=", ".join(models))
@@ -184,15 +180,13 @@ def measured_metrics(
 ) -> dict[str, Any]:
     """The values of metrics of a model's answers, with their 95 % intervals, the number of answers that they are of, and how
     they are computed, as JSON values."""
-    measured: Sequence[float | None] = [None] * len(rows)
+    given = [
+        Answer(prompt=row.question, given=row.given, expected=row.expected, finish_reason=row.finish_reason) for row in rows
+    ]
     if needs_gain(metrics):
         tokenizer = loaded.tokenizer
         prompts, answers = [one.prompt(tokenizer) for one in questions], [tokenizer.encode(row.given) for row in rows]
-        measured = gains(loaded.engine.model, prompts, answers, empty_prompt(tokenizer))
-    given = [
-        Answer(prompt=row.question, given=row.given, expected=row.expected, finish_reason=row.finish_reason, gain=gain)
-        for row, gain in zip(rows, measured, strict=True)
-    ]
+        given = with_gains(given, loaded.engine.model, tokenizer, prompts, answers)
     found = measure_set(metrics, given, measure_answers(metrics, given))
     return {name: asdict(value) for name, value in found.items()}
 
@@ -216,7 +210,7 @@ def _error_lines(model: str, rows: Sequence[AnsweredRow], marks: Sequence[Mark])
 
 
 def _print(results: dict[str, dict[str, Any]], errors: str | None, wrong: int) -> None:
-    terminal = Terminal(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    terminal = output_terminal()
     for model, result in results.items():
         terminal.print(Text(f"\n{model}", style="bold"), soft_wrap=True)
         terminal.print(_table(result))

@@ -22,6 +22,7 @@ from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.evaluate.generated import GeneratedAnswers
 from fledge.evaluate.prompt_tests import Case
+from fledge.evaluate.records import SetResult
 from fledge.evaluate.reward_models import check_reward_models
 from fledge.evaluate.rewards import stage_rewards
 from fledge.evaluate.sets.base import EvaluationSet
@@ -106,13 +107,20 @@ class StageRunner:
         directory: StageDirectory,
     ) -> None:
         self.shared, self.prepared, self.order, self.seed = shared, prepared, order, seed
-        self.init_directory, self.directory = init_directory, directory
+        self.directory = directory
         self.recipe, self.console, self.ranks, self.tokenizer = shared.recipe, shared.console, shared.ranks, shared.tokenizer
         self.models = StageModels(
             recipe=shared.recipe,
             stage=prepared.stage,
             tokenizer=shared.tokenizer,
             start=init_directory,
+            log=shared.console.log,
+        )
+        self.start = StartWeights(
+            directory=directory,
+            source=init_directory,
+            load_initial=self.models.initial,
+            load=self.models.saved,
             log=shared.console.log,
         )
         self.rewards: RewardTable | None = None  # made when the stage begins, from models that earlier stages have written
@@ -124,8 +132,7 @@ class StageRunner:
         self.console.title(name)
         changed = {change.key: [change.before, change.after] for change in self.shared.recipe_changes if change.concerns(name)}
         self._report_data_and_plan(changed)
-        start = self._start_weights()
-        model, fingerprint, has_begun = self._begin(start)
+        model, fingerprint, has_begun = self._begin()
         model.activation_checkpoint_every = self.recipe.runtime.activation_checkpoint_every
         reset_compiler()
         with self.shared.timed("autotune"), self.ranks.main_process_first():
@@ -136,7 +143,7 @@ class StageRunner:
         reference = ReferenceProvider(
             stage=stage,
             model=model,
-            start=start,
+            start=self.start,
             fingerprint=fingerprint,
             resumed=has_begun,
             compute=compute,
@@ -161,25 +168,26 @@ class StageRunner:
         elif chosen != self._checkpoint(state.step, averaged=False):
             load_saved_weights(model, self.directory.root / chosen)
         rows = state.micro_batch_size or stage.batch.micro_batch_rows
-        evaluation.evaluate(self.directory.evaluations / "after.json", model, rows)
+        results = evaluation.evaluate(self.directory.evaluations / "after.json", model, rows)
         if self.shared.after_stage is not None and self.ranks.is_main_process:
             with force_eager(), allow_nondeterministic():
                 self.shared.after_stage(name, model, self.tokenizer, self.directory)
-        concluded = self._conclude(model, evaluation, state, step, start)
+        concluded = self._conclude(model, evaluation, results, state, step)
         return self._write_result(state, concluded, model, wall_seconds=time.monotonic() - started)
 
     def _conclude(
-        self, model: LanguageModel, evaluation: StageEvaluation, state: TrainState, step: int, start: StartWeights
+        self, model: LanguageModel, evaluation: StageEvaluation, results: list[SetResult], state: TrainState, step: int
     ) -> dict[str, Any]:
         """The entries of result.json that say what the figures mean: the model that goes on, the findings and the verdict."""
         finished = FinishedStage(
             evaluation=evaluation,
+            results=results,
             train=self.prepared.data.train,
             chosen=self._checkpoint(step, self.prepared.stage.ema.decay is not None),
             step=step,
             state=state,
             is_explicit_last=self.recipe.stages[self.prepared.name].select_checkpoint == "last",
-            start=start,
+            start=self.start,
         )
         is_main = self.ranks.is_main_process
         return self.ranks.broadcast_object(conclude(finished, model, self.shared.alerts) if is_main else None)
@@ -240,21 +248,11 @@ class StageRunner:
         self.ranks.barrier()
         return state
 
-    def _start_weights(self) -> StartWeights:
-        """The weights that the stage starts from, or has started from."""
-        return StartWeights(
-            directory=self.directory,
-            source=self.init_directory,
-            load_initial=self.models.initial,
-            load=self.models.saved,
-            log=self.console.log,
-        )
-
-    def _begin(self, start: StartWeights) -> tuple[LanguageModel, str, bool]:
+    def _begin(self) -> tuple[LanguageModel, str, bool]:
         """The model that the stage begins or goes on with, the fingerprint of the weights that it began with, and whether it
         has begun before."""
         has_begun = bool(self.ranks.broadcast_object(len(self.directory.checkpoint_paths())))
-        model, fingerprint = start.resume() if has_begun else start.begin(write=self.ranks.is_main_process)
+        model, fingerprint = self.start.resume() if has_begun else self.start.begin(write=self.ranks.is_main_process)
         with self.ranks.main_process_first():
             run, device = RunDirectory(self.directory.root.parent), chosen_device(self.recipe.runtime)
             self.rewards = stage_rewards(self.recipe, self.prepared.name, self.tokenizer, run, device=device)

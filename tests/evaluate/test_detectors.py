@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from fledge.evaluate.metrics import Answer, gains, measure_answers
+from fledge.evaluate.metrics import Answer, measure_answers
+from fledge.evaluate.metrics.likelihood import gains
 from fledge.evaluate.metrics.off_topic import is_off_topic
 from fledge.evaluate.metrics.refusal import answer_kind
 from fledge.model.loading import load_model

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
-from torch import Tensor
 
-Weights = dict[str, Tensor]
+if TYPE_CHECKING:  # `fledge runs` reads names of checkpoints, and no weights
+    from torch import Tensor
+
+Weights = dict[str, "Tensor"]
 
 
 @dataclass(kw_only=True)
@@ -79,6 +81,6 @@ class Snapshot:
         return sum(tensor.nbytes for weights in (*self.models.values(), self.tensors) for tensor in weights.values())
 
 
-def to_cpu_copy(tensors: Mapping[str, Tensor]) -> Weights:
+def to_cpu_copy(tensors: Mapping[str, "Tensor"]) -> Weights:
     """Copies of the tensors in main memory that share no storage with the originals."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}

@@ -65,9 +65,9 @@ def _verdict(options: argparse.Namespace) -> int:
 
 
 def _print_json(value: Any) -> None:
-    from fledge.evaluate.records import json_value
+    from fledge.run.events import nan_to_none
 
-    print(escaped_json(json.dumps(json_value(value), ensure_ascii=False, indent=1)))
+    print(escaped_json(json.dumps(nan_to_none(value), ensure_ascii=False, indent=1)))
 
 
 ACTIONS = {"list": _list, "show": _show, "compare": _compare, "verdict": _verdict}

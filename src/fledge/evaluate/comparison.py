@@ -1,7 +1,7 @@
 """The results of two models on one set, compared item by item: what differs, and what the set is too small to show."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -142,11 +142,11 @@ def _reach(test: PairedTest, relevant: float) -> tuple[float | None, int | None]
     return detectable_mean_difference(test.count, test.spread), items_for_means(relevant, test.spread)
 
 
-def describe(comparison: MetricComparison, names: Mapping[str, str] | None = None) -> str:
+def describe(comparison: MetricComparison) -> str:
     """A sentence about the difference of one metric."""
-    label = (names or {}).get(comparison.metric, comparison.metric)
     low, high = comparison.interval
-    change = f"{label} {comparison.first:.4g} → {comparison.second:.4g}, {comparison.difference:+.4g} [{low:+.4g}, {high:+.4g}]"
+    means = f"{comparison.metric} {comparison.first:.4g} → {comparison.second:.4g}"
+    change = f"{means}, {comparison.difference:+.4g} [{low:+.4g}, {high:+.4g}]"
     if comparison.found in ("higher", "lower"):
         return f"{change}: {comparison.found} (p = {comparison.p_value:.2g}, {comparison.count:,} items)"
     if comparison.found == "no difference":

@@ -3,16 +3,15 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from fledge.data import PackedDataset
 from fledge.data.encoding.questions import split_last_answer
 from fledge.data.storage import Examples
 from fledge.errors import FledgeError
 from fledge.evaluate.answers import JSON_SCORES, AnsweredRow, is_object, mark, summary_scores
 from fledge.evaluate.bleu import BleuScore, bleu_tokenization, corpus_bleu, corpus_chrf
+from fledge.evaluate.evenly import evenly
 from fledge.evaluate.last_turn import LastTurn
-from fledge.evaluate.metrics import Answer, empty_prompt, gains, measure_answers, measure_set, needs_gain
+from fledge.evaluate.metrics import Answer, measure_answers, measure_set, needs_gain, with_gains
 from fledge.evaluate.metrics.overlap import rouge_signature
 from fledge.generation import Completion, Engine, SamplingParams
 from fledge.metric_names import ALWAYS
@@ -58,8 +57,8 @@ class GeneratedAnswers:
 
         Raises FledgeError if no row has a whole answer, or if `metric` is a score that their answers do not have."""
         examples = validation.examples
-        numbers = np.unique(np.linspace(0, examples.count - 1, min(config.rows, examples.count)).round().astype(np.int64))
-        found = [last_question(examples, int(number), tokenizer.stop_ids) for number in numbers]
+        numbers = evenly(examples.count, config.rows)
+        found = [last_question(examples, number, tokenizer.stop_ids) for number in numbers]
         last_turn = LastTurn.of(tokenizer) if config.metrics else None
         questions = tuple(
             Question(prompt, last_turn.text(prompt) if last_turn else "", tokenizer.decode(answer, skip_special=True))
@@ -128,14 +127,13 @@ class GeneratedAnswers:
         """The values of `metrics`."""
         if not self.metrics:
             return {}
-        measured: Sequence[float | None] = [None] * len(rows)
+        given = [
+            Answer(prompt=one.text, given=row.given, expected=one.answer, finish_reason=row.finish_reason)
+            for one, row in zip(self.questions, rows, strict=True)
+        ]
         if needs_gain(self.metrics):
             prompts, answers = [one.prompt for one in self.questions], [one.tokens for one in completions]
-            measured = gains(model, prompts, answers, empty_prompt(self.tokenizer))
-        given = [
-            Answer(prompt=one.text, given=row.given, expected=one.answer, finish_reason=row.finish_reason, gain=gain)
-            for one, row, gain in zip(self.questions, rows, measured, strict=True)
-        ]
+            given = with_gains(given, model, self.tokenizer, prompts, answers)
         return {name: one.value for name, one in measure_set(self.metrics, given, measure_answers(self.metrics, given)).items()}
 
     def _rewards(self, completions: Sequence[Completion]) -> dict[str, float]:

@@ -7,17 +7,18 @@ exist (not a number, infinite) is null in them and NaN in memory.
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import xxhash
-from pydantic import BeforeValidator, NonNegativeInt
+from pydantic import BeforeValidator, NonNegativeInt, TypeAdapter
 from typing_extensions import TypedDict
 
 from fledge.errors import FledgeError
+from fledge.run.events import nan_to_none
 from fledge.run.text_files import read_json, read_json_lines, write_json, write_text
 
 BEFORE, AFTER = "before", "after"  # folders of a stage's results, beside step-XXXXXXXX
@@ -127,12 +128,12 @@ def item_ids(contents: Sequence[Any]) -> list[str]:
 
 def write_set_result(folder: Path, result: SetResult) -> Path:
     """Write the two files of a result, and return that of the summary. Raises FledgeError when the disk refuses them."""
-    lines = "".join(f"{json.dumps(json_value(asdict(item)), ensure_ascii=False)}\n" for item in result.items)
+    lines = "".join(f"{json.dumps(nan_to_none(asdict(item)), ensure_ascii=False)}\n" for item in result.items)
     write_text(items_file(folder, result.name), lines)
     summary = asdict(replace(result, items=()))
     summary["items"] = {"count": len(result.items), "xxh3": _text_hash(lines)}
     file = folder / f"{result.name}.json"
-    write_json(file, json_value(summary))  # last: it says what the file of items holds
+    write_json(file, nan_to_none(summary))  # last: it says what the file of items holds
     return file
 
 
@@ -146,6 +147,22 @@ def read_set_result(file: Path, with_items: bool = True) -> SetResult:
     plain = {key: summary[key] for key in ("name", "kind", "fingerprint")}
     seconds = _nan_for_null(summary["seconds"])
     return SetResult(**plain, metrics=metrics, groups=groups, items=items, seconds=seconds, notes=tuple(summary["notes"]))
+
+
+def read_set_results(folder: Path, unreadable: Callable[[Path, FledgeError], None] | None = None) -> dict[str, SetResult]:
+    """The results in a folder, by name; none if there is no such folder. One that cannot be read goes with its error to
+    `unreadable`, and without that is an error."""
+    results: dict[str, SetResult] = {}
+    for file in set_result_files(folder):
+        try:
+            result = read_set_result(file)
+        except FledgeError as error:
+            if unreadable is None:
+                raise
+            unreadable(file, error)
+        else:
+            results[result.name] = result
+    return results
 
 
 def set_result_files(folder: Path) -> list[Path]:
@@ -172,19 +189,8 @@ def _metrics(values: Mapping[str, Any]) -> dict[str, MetricValue]:
 
 @cache
 def _metric_reader() -> Any:
-    from pydantic import TypeAdapter
-
     return TypeAdapter(MetricValue)
 
 
 def _text_hash(text: str) -> str:
     return xxhash.xxh3_64(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def json_value(value: Any) -> Any:
-    """A value for JSON: with null in place of numbers that JSON has not."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: json_value(one) for key, one in value.items()}
-    return [json_value(one) for one in value] if isinstance(value, list | tuple) else value

@@ -13,7 +13,7 @@ from fledge.errors import FledgeError
 from fledge.evaluate.error_cases import WorstRow, loss_cases, rule_cases, worst_rows, write_error_cases
 from fledge.evaluate.generated import GeneratedAnswers
 from fledge.evaluate.prompt_tests import Case, run_cases, write_failing
-from fledge.evaluate.records import AFTER, read_set_result, set_result_files
+from fledge.evaluate.records import AFTER, SetResult
 from fledge.evaluate.samples import sample
 from fledge.evaluate.sets.in_stage import StageSets
 from fledge.generation import SamplingParams
@@ -48,25 +48,26 @@ class StageEvaluation:
     ranks: DistributedContext
     locate: Callable[[int], str] = str
 
-    def evaluate(self, file: Path, model: LanguageModel, micro_batch_rows: int) -> None:
+    def evaluate(self, file: Path, model: LanguageModel, micro_batch_rows: int) -> list[SetResult]:
         """Write the metrics on validation data and the answers to the fixed prompts to `file`, and the results of evaluation
-        sets to the folder of its name."""
+        sets, which are returned, to the folder of its name."""
         metrics: dict[str, Any] = {}
         if self.validation is not None:
             metrics = validate(model, self.validation, micro_batch_rows, ranks=self.ranks, with_distribution=True)
         rows = self._worst_rows(model, micro_batch_rows) if file.stem == AFTER else []
         if not self.ranks.is_main_process:
-            return
+            return []
         with force_eager(), allow_nondeterministic():
             if self.answers is not None:
                 metrics |= {**self.answers.score(model), **self.answers.signatures()}
             samples = sample(model, self.tokenizer, self.samples, self.stage.kind)
-            self.sets.evaluate(model, file.stem)
+            results = self.sets.evaluate(model, file.stem)
         if metrics:
             self.console.log(f"{file.stem} {self.directory.root.name}: validation {metrics_line(metrics)}")
         write_json(file, {**metrics, "samples": [one.as_dict() for one in samples]})
         if file.stem == AFTER:
-            self._write_error_cases(rows)
+            self._write_error_cases(rows, results)
+        return results
 
     def _worst_rows(self, model: LanguageModel, micro_batch_rows: int) -> list[WorstRow]:
         """The validation rows with the highest losses; none for a stage that draws its answers itself. Collective."""
@@ -74,12 +75,11 @@ class StageEvaluation:
             return []
         return worst_rows(model, self.validation, micro_batch_rows, self.ranks)
 
-    def _write_error_cases(self, rows: Sequence[WorstRow]) -> None:
+    def _write_error_cases(self, rows: Sequence[WorstRow], results: Sequence[SetResult]) -> None:
         """Write `eval/errors.jsonl`. It is for people to read: where it cannot be written, a warning says so."""
         cases = [] if self.validation is None else loss_cases(rows, self.validation, self.tokenizer, self.locate)
+        cases += rule_cases(results)
         try:
-            files = set_result_files(self.directory.set_results(AFTER))
-            cases += rule_cases(read_set_result(one) for one in files)
             if cases:
                 write_error_cases(self.directory.evaluations / "errors.jsonl", cases)
         except (FledgeError, OSError) as error:

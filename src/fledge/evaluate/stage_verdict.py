@@ -1,7 +1,7 @@
 """The verdict on a finished stage, from the files of its directory, its rows and its model; and the roll back that follows."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from fledge.checkpoint.find import step_name, verify
 from fledge.checkpoint.state import TrainState
 from fledge.data import FORMATS, PackedDataset
 from fledge.errors import FledgeError
-from fledge.evaluate.records import AFTER, BEFORE, SetResult, read_set_result, set_result_files
+from fledge.evaluate.records import AFTER, BEFORE, SetResult, read_set_results
 from fledge.evaluate.stage_evaluation import StageEvaluation
 from fledge.evaluate.training_targets import TargetFacts, training_targets
 from fledge.evaluate.verdict import Verdict, decide, describe_verdict, thresholds
@@ -24,8 +24,6 @@ from fledge.plan.evaluation import deciding_rows, validation_rows
 from fledge.recipe.schema import Stage
 from fledge.run import StageDirectory
 from fledge.run.alerts import Alerts
-from fledge.run.file_shapes import Evaluation
-from fledge.run.text_files import read_json
 from fledge.training.model_writer import model_writer
 from fledge.training.outcome import judge
 from fledge.training.start_weights import StartWeights
@@ -35,11 +33,12 @@ SEVERITIES = {"release": "info", "keep training": "warning", "roll back": "error
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedStage:
-    """A stage after its last evaluation. `train`: its training data. `chosen`: the directory of the model that was evaluated,
-    inside the stage, of step `step`; `state`: of the last step. `is_explicit_last`: whether the recipe says
-    `select_checkpoint: last`. `start`: the weights that it began with."""
+    """A stage after its last evaluation, with the `results` of its sets. `train`: its training data. `chosen`: the directory of
+    the model that was evaluated, inside the stage, of step `step`; `state`: of the last step. `is_explicit_last`: whether the
+    recipe says `select_checkpoint: last`. `start`: the weights that it began with."""
 
     evaluation: StageEvaluation
+    results: Sequence[SetResult]
     train: PackedDataset
     chosen: Path
     step: int
@@ -111,46 +110,26 @@ def conclude(finished: FinishedStage, model: LanguageModel, alerts: Alerts) -> d
 
 def stage_verdict(finished: FinishedStage, model: LanguageModel | None, found: Sequence[Finding]) -> Verdict:
     """The verdict on a stage whose evaluations are written. Without a model, training answers are not scored."""
-    stage, folder = finished.stage, finished.directory.evaluations
-    before, after = (_metrics(folder / name) for name in ("before.json", "after.json"))
+    stage, directory, log = finished.stage, finished.directory, finished.evaluation.console.log
+
+    def unreadable(file: Path, error: FledgeError) -> None:  # what a stage has learned is worth more than a comparison
+        log(f"warning: nothing is compared with a result from before: {error.what} ({error.where})")
+
     evidence = StageEvidence(
         kind=stage.kind,
         config=stage.evaluation.verdict,
         findings=found,
-        before=before,
-        after=after,
+        before=directory.metrics(BEFORE),
+        after=directory.metrics(AFTER),
         validation_rows=finished.validation_rows,
         deciding_rows=finished.deciding_rows,
         metric=finished.metric,
-        sets_before=_readable_sets(finished.directory.set_results(BEFORE), finished.evaluation.console.log),
-        sets_after=read_sets(finished.directory.set_results(AFTER)),
+        sets_before=read_set_results(directory.set_results(BEFORE), unreadable),
+        sets_after={result.name: result for result in finished.results},
         targets=_targets(finished, model),
     )
     decision, ordered = decide(reasons(evidence))
     return Verdict(decision=decision, reasons=ordered, thresholds=thresholds(stage.evaluation.verdict, stage.kind))
-
-
-def _metrics(file: Path) -> Mapping[str, Any]:
-    return {name: value for name, value in read_json(file, Evaluation).items() if name != "samples"} if file.exists() else {}
-
-
-def read_sets(folder: Path) -> dict[str, SetResult]:
-    """The results of sets in a folder, by name; none if there is no such folder."""
-    results = [read_set_result(file) for file in set_result_files(folder)]
-    return {result.name: result for result in results}
-
-
-def _readable_sets(folder: Path, log: Callable[[str], None]) -> dict[str, SetResult]:
-    """As `read_sets`, without the results that are damaged: what a stage has learned is worth more than a comparison."""
-    results: dict[str, SetResult] = {}
-    for file in set_result_files(folder):
-        try:
-            result = read_set_result(file)
-        except FledgeError as error:
-            log(f"warning: nothing is compared with a result from before: {error.what} ({error.where})")
-        else:
-            results[result.name] = result
-    return results
 
 
 def _targets(finished: FinishedStage, model: LanguageModel | None) -> TargetFacts | None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from fledge.evaluate.intervals import Interval, resampled_sums, wilson_interval
+from fledge.evaluate.intervals import Interval, percentiles, resampled_sums, wilson_interval
 
 LEVEL = 0.05  # of all tests; intervals hold 1 − LEVEL
 EXACT_FLIPS = 14  # differences whose 2**n signs are all tried
@@ -144,9 +144,7 @@ def bootstrap_difference_interval(differences: np.ndarray) -> Interval:
     if np.ptp(values) == 0:
         value = float(values[0])
         return (min(0.0, value), max(0.0, value)) if n < 2 else _around(value, abs(value) * wilson_interval(0, n)[1])
-    means = resampled_sums(values[:, None])[:, 0] / n
-    low, high = np.quantile(means, (LEVEL / 2, 1 - LEVEL / 2))
-    return float(low), float(high)
+    return percentiles(resampled_sums(values[:, None])[:, 0] / n)
 
 
 def _around(value: float, half_width: float) -> Interval:

@@ -8,6 +8,7 @@ from itertools import takewhile
 import numpy as np
 
 from fledge.data.storage import Examples
+from fledge.evaluate.evenly import evenly
 from fledge.evaluate.metrics.identity import recites_identity
 from fledge.generation.scoring import score_tokens
 from fledge.model.protocol import LanguageModel
@@ -55,7 +56,7 @@ def training_targets(examples: Examples, tokenizer: Tokenizer, model: LanguageMo
     wanted = np.arange(examples.count) if examples.labels is None else np.flatnonzero(examples.labels)
     if not len(wanted):
         return None
-    rows = [examples.sequence(int(wanted[n]) * examples.sequences_per_example) for n in _evenly(len(wanted), ROWS)]
+    rows = [examples.sequence(int(wanted[n]) * examples.sequences_per_example) for n in evenly(len(wanted), ROWS)]
     found = [(tokens, weights, list(_spans(tokens, header, tokenizer.stop_ids))) for tokens, weights in rows]
     found = [row for row in found if row[2]]
     if not found:
@@ -97,10 +98,6 @@ def answer_header(tokenizer: Tokenizer) -> list[int]:
     return [token for token, _ in equal][::-1]
 
 
-def _evenly(count: int, most: int) -> list[int]:
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)).tolist()
-
-
 def _spans(tokens: np.ndarray, header: Sequence[int], stop_ids: frozenset[int]) -> Iterator[_Span]:
     """The answers of a row: behind each header, up to and with the next token that ends a text."""
     size, position = len(header), 0
@@ -138,7 +135,7 @@ def _margins(found: Sequence[tuple[np.ndarray, np.ndarray, list[_Span]]], model:
         for tokens, _, spans in found
         if spans[-1].ended
     ]
-    chosen = [pairs[number] for number in _evenly(len(pairs), SCORED_ROWS)] if pairs else []
+    chosen = [pairs[number] for number in evenly(len(pairs), SCORED_ROWS)] if pairs else []
     if 2 * len({tuple(answer) for _, answer in chosen}) < len(chosen):
         return np.zeros(0)
     sequences: list[list[int]] = []

@@ -9,7 +9,12 @@ from fledge.recipe.sections.verdict import ORIGINS, VerdictConfig
 Decision = Literal["release", "keep training", "roll back"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)  # the worse, the later
 EXIT_CODES: dict[Decision, int] = {"release": 0, "keep training": 10, "roll back": 11}
-GOES_ON = Literal["trained", "best", "start"]
+GoesOn = Literal["trained", "best", "start"]
+GOES_ON: dict[GoesOn, str] = {
+    "trained": "the trained model goes on",
+    "best": "its best checkpoint goes on",
+    "start": "the model before the stage goes on",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +52,7 @@ class Verdict:
 
     decision: Decision
     reasons: tuple[Reason, ...]
-    goes_on: GOES_ON = "trained"
+    goes_on: GoesOn = "trained"
     thresholds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
@@ -102,8 +107,8 @@ def thresholds(config: VerdictConfig, kind: str) -> dict[str, dict[str, Any]]:
 
 def describe_verdict(verdict: Verdict) -> list[str]:
     """The verdict as lines for a person: the decision, why, and what to do."""
-    goes_on = {"trained": "", "best": "; its best checkpoint goes on", "start": "; the model before the stage goes on"}
-    lines = [f"verdict: {verdict.decision}{goes_on[verdict.goes_on]}"]
+    goes_on = "" if verdict.goes_on == "trained" else f"; {GOES_ON[verdict.goes_on]}"
+    lines = [f"verdict: {verdict.decision}{goes_on}"]
     for reason in verdict.deciding:
         lines.append(f"  {reason.message}")
         used = verdict.thresholds.get(reason.evidence.get("key", ""))

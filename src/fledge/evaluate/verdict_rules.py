@@ -111,32 +111,35 @@ def _too_few(rows: int | None) -> bool:
     return rows is not None and rows < MIN_VALIDATION_ROWS
 
 
-BOUNDS: dict[str, tuple[str, bool, str, str]] = {
-    "ended": ("min_ended", True, "of the answers end by themselves", "look whether the end token is trained: fledge data show"),
-    "passed": ("min_pass_rate", True, "of the answers keep all rules", "look at the failing ones in the error cases"),
-    "repetition": (
-        "max_repetition",
-        False,
-        "of the n-grams in answers are repetitions",
-        "train longer, on more varied answers",
-    ),
-    "prompt_copy": ("max_prompt_copy", False, "of the answers is copied from their prompts", "train longer, mask the prompts"),
-    "refusal": ("max_refusal", False, "of the answers refuse", "lower the share of refusals in the training rows"),
+def _is_least(key: str) -> bool:
+    """Whether a threshold is the least value that is good enough; else it is the largest."""
+    return key.startswith("min_")
+
+
+def _is_beyond(key: str, bound: float, low: float, high: float) -> bool:
+    """Whether an interval lies on the bad side of its threshold as a whole."""
+    return high < bound if _is_least(key) else low > bound
+
+
+BOUNDS: dict[str, tuple[str, str, str]] = {
+    "ended": ("min_ended", "of the answers end by themselves", "look whether the end token is trained: fledge data show"),
+    "passed": ("min_pass_rate", "of the answers keep all rules", "look at the failing ones in the error cases"),
+    "repetition": ("max_repetition", "of the n-grams in answers are repetitions", "train longer, on more varied answers"),
+    "prompt_copy": ("max_prompt_copy", "of the answers is copied from their prompts", "train longer, mask the prompts"),
+    "refusal": ("max_refusal", "of the answers refuse", "lower the share of refusals in the training rows"),
     "off_topic": (
         "max_off_topic",
-        False,
         "of the answers have nothing to do with their prompts",
         "look whether the training answers belong to their prompts: fledge data show",
     ),
     "identity_template": (
         "max_identity_template",
-        False,
         "of the answers say who the assistant is, to prompts that do not ask",
         "lower the share of identity rows: token_fraction, ratio or max_rows of their source",
     ),
-    "wrong_language": ("max_wrong_language", False, "of the answers are in another language", "look at the training rows"),
+    "wrong_language": ("max_wrong_language", "of the answers are in another language", "look at the training rows"),
 }
-"""Rates of answers: the key of their threshold, whether it is a least value, what they are, and what to do."""
+"""Rates of answers: the key of their threshold, what they are, and what to do."""
 MENDED = ("refusal", "identity_template", "prompt_copy", "wrong_language")
 """Rates that never roll back by themselves: a stage may well teach to refuse, to say who it is, to quote, or a language."""
 
@@ -150,19 +153,18 @@ def answers(stage: StageEvidence) -> Iterator[Reason]:
         for metric, (key, *_) in BOUNDS.items()
     )
     for name, result in stage.sets_after.items():
-        for metric, (key, at_least, what, hint) in BOUNDS.items():
+        for metric, (key, what, hint) in BOUNDS.items():
             value, bound = result.metrics.get(metric), stage.threshold(key)
             if value is None or bound is None or not value.count:
                 continue
             low, high = value.interval or (value.value, value.value)
-            is_beyond = value.value < bound if at_least else value.value > bound
-            if not is_beyond:
+            if not _is_beyond(key, bound, value.value, value.value):
                 continue
             compared = _compared(stage, name, metric)
             grew_worse = compared is not None and compared.better is False and compared.p_value <= LEVEL / max(tests, 1)
-            decides = high < bound if at_least else low > bound
+            decides = _is_beyond(key, bound, low, high)
             decision: Decision = "roll back" if grew_worse and metric not in MENDED else "keep training"
-            limit = f"{'at least' if at_least else 'at most'} {bound:.0%}"
+            limit = f"{'at least' if _is_least(key) else 'at most'} {bound:.0%}"
             before = "" if compared is None else f"; before the stage {compared.first:.1%}"
             message = f"{name}: {value.value:.1%} [{low:.1%}, {high:.1%}] {what}; {limit} should{before}"
             yield Reason(
@@ -277,7 +279,7 @@ def targets(stage: StageEvidence) -> Iterator[Reason]:
         if bound is None or not of:
             continue
         low, high = wilson_interval(count, of)
-        if high < bound if key.startswith("min_") else low > bound:
+        if _is_beyond(key, bound, low, high):
             yield Reason(
                 check=check,
                 decision=decision,

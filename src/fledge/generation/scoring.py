@@ -25,23 +25,15 @@ def score_tokens(
     tokens, what generation reported for them. An encoder–decoder predicts no token of a source: NaN stands there. Raises
     FledgeError for a sequence that is longer than the model's positions, and, for an encoder–decoder, for a text alone.
     """
-    max_positions = model.max_positions
     for number, sequence in enumerate(sequences, 1):
-        if len(sequence) > max_positions + 1:  # the last token is predicted, but not read
-            raise _too_long(len(sequence), max_positions, number)
+        _check_length(model, sequence, number)
         if model.decoder_start is not None and model.decoder_start not in sequence:
             raise FledgeError(
                 "an encoder–decoder gives probabilities to the answer to a source, and this is a text alone",
                 where=f"sequence {number}",
                 hint="score tokens of Tokenizer.encode_conversation: source, start token and answer",
             )
-    scores: list[list[float]] = [[] for _ in sequences]
-    read = {index: len(sequence) - 1 for index, sequence in enumerate(sequences) if len(sequence) > 1}
-    with eval_mode(model):
-        for batch in longest_first(read, batch_tokens):
-            found = _score_batch(model, [sequences[index] for index in batch], [1] * len(batch))
-            for index, score in zip(batch, found, strict=True):
-                scores[index] = score.logprobs
+    scores = [one.logprobs for one in score_continuations(model, sequences, [1] * len(sequences), batch_tokens)]
     if model.decoder_start is not None:
         for sequence, values in zip(sequences, scores, strict=True):
             unpredicted = list(sequence).index(model.decoder_start)
@@ -69,8 +61,7 @@ def score_continuations(
 
     Raises FledgeError for a sequence that is longer than the model's positions."""
     for number, sequence in enumerate(sequences, 1):
-        if len(sequence) > model.max_positions + 1:
-            raise _too_long(len(sequence), model.max_positions, number)
+        _check_length(model, sequence, number)
     scores = [ContinuationScore([], []) for _ in sequences]
     read = {index: len(sequence) - 1 for index, sequence in enumerate(sequences) if starts[index] < len(sequence)}
     with eval_mode(model):
@@ -103,6 +94,11 @@ def next_token_logps(
             logps = model.logits(last).log_softmax(-1)[:, list(candidates)]
             result[torch.tensor(batch)] = logps.float().cpu()
     return result
+
+
+def _check_length(model: LanguageModel, sequence: Sequence[int], number: int) -> None:
+    if len(sequence) > model.max_positions + 1:  # the last token is predicted, but not read
+        raise _too_long(len(sequence), model.max_positions, number)
 
 
 def _too_long(length: int, max_positions: int, number: int) -> FledgeError:

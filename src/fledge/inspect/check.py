@@ -1,6 +1,5 @@
 """`fledge data check`: whether training on the data of a recipe would be meaningful."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from fledge.plan.warnings import PLAN, PlanError
 from fledge.prepare import Preparation
 from fledge.recipe import Recipe
 from fledge.run import Log
-from fledge.run.terminal import Terminal
+from fledge.run.terminal import output_terminal
 from fledge.tokenizer import Tokenizer
 
 BUILD, MODEL = "build", "model"  # conditions of all other checks
@@ -133,7 +132,7 @@ PASSED: Mapping[str, str] = {
 
 
 def _print(results: Mapping[str, StageFindings]) -> None:
-    terminal = Terminal(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    terminal = output_terminal(PIPED_WIDTH)
     for name, checks in results.items():
         terminal.print(Text(name, style="bold"))
         for check, items in checks.items():

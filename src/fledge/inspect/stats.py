@@ -1,6 +1,5 @@
 """`fledge data stats`: statistics of the data of a recipe, or of files of rows."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from fledge.inspect.target import Overrides, recipe_of, stages_of, tokenizer_fol
 from fledge.prepare import Preparation
 from fledge.recipe import Recipe
 from fledge.run import Log, write_text
-from fledge.run.terminal import Terminal
+from fledge.run.terminal import output_terminal
 from fledge.tokenizer import Tokenizer
 
 VERSION = 1  # of the JSON
@@ -66,7 +65,7 @@ def stats(
     if as_json:
         print(escaped_json(orjson.dumps(as_json_value(inspections, tokenizer), option=orjson.OPT_INDENT_2).decode()))
         return
-    terminal = Terminal(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    terminal = output_terminal(PIPED_WIDTH)
     for inspection in inspections:
         for renderable in tables(inspection.statistics, inspection.findings):
             terminal.print(renderable, soft_wrap=isinstance(renderable, Text))

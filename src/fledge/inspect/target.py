@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from fledge.data.build.plan import SHARD_BYTES
 from fledge.data.formats import FORMATS, kind_for
 from fledge.data.parsing.columns import RowError
 from fledge.data.parsing.detection import detect_item_type
-from fledge.data.reading.records import files_of, read, row_location, spans_of
+from fledge.data.reading.records import files_of, records_of, row_location
 from fledge.errors import FledgeError
 from fledge.recipe import Recipe, Source, load_recipe
 from fledge.run import RunDirectory
@@ -52,11 +51,9 @@ def kind_of(target: str) -> str:
     """The kind of stage that the first rows of a file or folder are meant for. Raises FledgeError when no row has a known
     format."""
     source = Source(path=target)
-    spans = spans_of(files_of(source, target), source, SHARD_BYTES)
-    records = ((span.file, record) for span in spans for record in read(span, source))
     kinds: Counter[str] = Counter()
     problems: list[str] = []
-    for file, record in islice(records, DETECTION_ROWS):
+    for file, record in islice(records_of(files_of(source, target), source), DETECTION_ROWS):
         try:
             if record.broken:
                 raise RowError(record.broken, record.detail)

@@ -1,7 +1,6 @@
 """`fledge prefer agreement`: how far raters agree with one another, beyond chance, and with themselves."""
 
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,9 @@ from fledge.errors import FledgeError
 from fledge.escaping import escaped_json
 from fledge.evaluate.intervals import Interval, percentiles, resampled_sums, wilson_interval
 from fledge.prefer.ratings import Rating, RatingsFile, read_ratings
-from fledge.run.terminal import Terminal
+from fledge.run.terminal import output_terminal
 
 FEW_PAIRS, FEW_PROMPTS = 20, 10  # below, no interval says anything
-PIPED_WIDTH = 150
 SAME, PAIRS, TIES_ONE, TIES_OTHER = range(4)
 """Columns of the counts that κ is a function of: pairs with equal verdicts, all pairs, ties of either rater."""
 
@@ -164,7 +162,7 @@ def agreement(paths: Sequence[str], as_json: bool = False) -> None:
     if as_json:
         print(escaped_json(json.dumps(_as_json_value(files), ensure_ascii=False, indent=1, allow_nan=False)))
         return
-    terminal = Terminal(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    terminal = output_terminal()
     terminal.print(_raters_table(files))
     if len(files) > 1:
         terminal.print()

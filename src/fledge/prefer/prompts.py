@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from fledge.data.build.plan import SHARD_BYTES
 from fledge.data.parsing.left_out import Counts
 from fledge.data.parsing.prompts import ParsedPrompt, Prompt, parse_prompt
 from fledge.data.parsing.rows import Parsed
-from fledge.data.reading.records import Record, file_notices, files_of, ignored_files, read, row_location, spans_of
+from fledge.data.reading.records import Record, file_notices, files_of, ignored_files, records_of, row_location
 from fledge.errors import FledgeError
 from fledge.prefer.answers import prompt_id
 from fledge.recipe import Source
@@ -63,9 +62,8 @@ def rows_of(source: Source, path: str, log: Log) -> Iterator[tuple[Record, str]]
     for file in files:
         for notice in file_notices(file, source):
             log(f"{file}: {notice}")
-    for span in spans_of(files, source, SHARD_BYTES):
-        for record in read(span, source):
-            yield record, row_location(span.file, record.number)
+    for file, record in records_of(files, source):
+        yield record, row_location(file, record.number)
 
 
 def parsed_row(record: Record, where: str, parse: Callable[[Any], Row], left_out: Counts, told: Told) -> Row | None:

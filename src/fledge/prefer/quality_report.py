@@ -1,7 +1,6 @@
 """`fledge rate report`: what raters say of each model, how two models differ, and how far raters agree."""
 
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,10 +13,10 @@ from fledge.errors import FledgeError
 from fledge.escaping import escaped_json
 from fledge.evaluate.intervals import Interval, percentiles, resampled_sums
 from fledge.evaluate.statistics import paired_test
-from fledge.prefer.agreement import FEW_PAIRS, FEW_PROMPTS, PIPED_WIDTH, plain_table
+from fledge.prefer.agreement import FEW_PAIRS, FEW_PROMPTS, plain_table
 from fledge.prefer.answers import read_answers
 from fledge.prefer.quality import DIMENSIONS, HIGHEST, LOWEST, Item, QualityFile, all_items, read_quality
-from fledge.run.terminal import Terminal
+from fledge.run.terminal import output_terminal
 
 LEVELS = HIGHEST - LOWEST + 1
 
@@ -194,7 +193,7 @@ def _print(
     differences: Sequence[ModelDifference],
     agreement: Sequence[QualityAgreement],
 ) -> None:
-    terminal = Terminal(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    terminal = output_terminal()
     raters = plain_table("rater", "answers rated", "not rated")
     for file in files:
         raters.add_row(Text(file.rater), f"{len(file.scores):,}", f"{file.unrated:,}")

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fledge.errors import FledgeError
-from fledge.evaluate.records import AFTER, BEFORE, ItemResult, MetricValue, SetResult, read_set_result, set_result_files
+from fledge.evaluate.records import AFTER, BEFORE, ItemResult, MetricValue, SetResult, read_set_results
 from fledge.metric_names import METRIC_NAMES, OF_100, SHARE, MetricName
 from fledge.report import formatting
 from fledge.report.i18n import Text
@@ -46,13 +45,7 @@ def metric_name(name: str) -> MetricName:
 
 def read_sets(folder: Path, problems: list[Problem]) -> dict[str, SetResult]:
     """The results in a folder by name. One that cannot be read is added to the problems."""
-    found: dict[str, SetResult] = {}
-    for file in set_result_files(folder):
-        try:
-            found[file.stem] = read_set_result(file)
-        except FledgeError:
-            problems.append(Problem("/".join(file.parts[-4:]), None))
-    return found
+    return read_set_results(folder, lambda file, error: problems.append(Problem("/".join(file.parts[-4:]), None)))
 
 
 def stage_sets(folder: Path, problems: list[Problem]) -> list[StageSet]:

@@ -113,6 +113,14 @@ class StageDirectory:
             file.unlink(missing_ok=True)
         shutil.rmtree(self.set_results("before"), ignore_errors=True)
 
+    def metrics(self, moment: str) -> dict[str, Any]:
+        """The metrics on validation data that are one number, `before` or `after` the stage; empty where they are not there."""
+        from fledge.run.file_shapes import Evaluation  # here: it loads pydantic, which `fledge --help` does not need
+
+        file = self.evaluations / f"{moment}.json"
+        found = read_json(file, Evaluation) if file.exists() else {}
+        return {name: value for name, value in found.items() if isinstance(value, int | float)}
+
     def result(self) -> dict[str, Any] | None:
         """The stage's result, or None while the stage is not finished."""
         return _read_result(self.result_file) if self.result_file.exists() else None

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,8 @@ from rich.segment import Segment
 from rich.text import Text
 
 from fledge.escaping import escaped
+
+PIPED_WIDTH = 150  # columns where the output is no terminal
 
 
 class Terminal(RichConsole):
@@ -34,3 +37,8 @@ class Terminal(RichConsole):
         """The segments of a renderable; those of text are escaped."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(escaped(segment.text), segment.style)
+
+
+def output_terminal(piped_width: int = PIPED_WIDTH) -> Terminal:
+    """The terminal on standard output; `piped_width` columns wide where that is none."""
+    return Terminal(width=None if sys.stdout.isatty() else piped_width)

@@ -8,8 +8,7 @@ from fledge.errors import FledgeError
 from fledge.evaluate.comparison import SetComparison, compare_sets
 from fledge.evaluate.records import BEFORE, SetResult
 from fledge.recipe.diff import changed_leaves
-from fledge.runs.listing import planned_steps
-from fledge.runs.read import Subject, evaluation, find_subject, metrics, recipe_values, sets
+from fledge.runs.read import Subject, find_subject, metrics, plan_values, planned_steps, recipe_values, sets
 
 PLACE_KEYS = ("name", "output")  # of a recipe: where a run is, not what it does
 FORGETTING = "bits_per_byte"  # the metric of texts before and after a stage
@@ -134,8 +133,8 @@ def _stage_rows(subject: Subject) -> Iterator[StageRow]:
         yield StageRow(
             subject=subject.name,
             stage=stage if subject.step is None else f"{stage}@step-{subject.step}",
-            steps=planned_steps(directory.plan) if subject.step is None else subject.step,
-            before=evaluation(directory, BEFORE),
+            steps=planned_steps(plan_values(directory)) if subject.step is None else subject.step,
+            before=directory.metrics(BEFORE),
             now=metrics(subject, stage),
         )
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from fledge.errors import FledgeError
+from fledge.evaluate.records import AFTER
 from fledge.run import RunDirectory
 from fledge.run.events import read_events
-from fledge.runs.read import evaluation, stages_of
+from fledge.runs.read import plan_values, planned_steps, stages_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,24 +52,13 @@ def _read(path: Path) -> ListedRun:
         for event in read_events(directory.events):
             steps = max(steps, event["step"])
             last = event.get("eval/loss", last)
-        stages[name] = steps, planned_steps(directory.plan)
-        loss = last if result is None else evaluation(directory, "after").get("loss", last)
+        stages[name] = steps, planned_steps(plan_values(directory))
+        loss = last if result is None else directory.metrics(AFTER).get("loss", last)
         if result is not None and result.get("verdict"):
             verdict = result["verdict"]["decision"]
     unfinished = [name for name in names if results[name] is None]
     state = "finished" if run.summary.exists() and not unfinished else f"at {unfinished[0]}" if unfinished else "between stages"
     return ListedRun(name=path.name, path=str(path), stages=stages, state=state, bytes=_size(path), loss=loss, verdict=verdict)
-
-
-def planned_steps(file: Path) -> int | None:
-    """The steps of a stage by its plan; None where it cannot be read."""
-    import json
-
-    try:
-        steps = json.loads(file.read_text(encoding="utf-8"))["steps"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return steps if isinstance(steps, int) else None
 
 
 def _size(path: Path) -> int:

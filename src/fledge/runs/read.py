@@ -1,18 +1,19 @@
 """Runs, stages and checkpoints as a person names them, and what their directories say."""
 
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fledge.checkpoint.find import step_name, step_number
 from fledge.errors import FledgeError
-from fledge.evaluate.records import AFTER, SetResult, read_set_result, set_result_files
+from fledge.evaluate.records import AFTER, SetResult, read_set_results, set_result_files
 from fledge.recipe import load_recipe
 from fledge.report.read_run import check_is_run, is_stage_directory, stage_names
 from fledge.run import RunDirectory, StageDirectory, check_layout
-from fledge.run.file_shapes import Evaluation
-from fledge.run.text_files import read_json
+from fledge.run.events import read_events
 
 RUNS = "runs"  # where runs are, unless a recipe says otherwise
 STEP = re.compile(r"(.+)@(?:step-)?(\d+)")
@@ -55,7 +56,7 @@ def find_subject(name: str) -> Subject:
     if found.run is None:
         raise FledgeError("a step belongs to a stage", where=name, hint="write RUN/STAGE@step-N")
     stage = found.stage or found.stages[-1]
-    known = steps_of(found.directory(stage))
+    known = metrics_by_step(found.directory(stage))
     if step not in known:
         hint = f"there are {', '.join(f'step-{one}' for one in known)}" if known else "the stage has not been evaluated yet"
         raise FledgeError(f"nothing was evaluated at step {step:,} of {stage}", where=name, hint=hint)
@@ -86,34 +87,37 @@ def stages_of(run: Path) -> list[str]:
     return [name for name in stage_names(run, None) if (run / name).is_dir()]
 
 
-def evaluation(directory: StageDirectory, moment: str) -> dict[str, Any]:
-    """The metrics on validation data before or after a stage; empty where they are not there."""
-    file = directory.evaluations / f"{moment}.json"
-    found = read_json(file, Evaluation) if file.exists() else {}
-    return {name: value for name, value in found.items() if isinstance(value, int | float)}
+def metrics_by_step(directory: StageDirectory) -> dict[int, dict[str, Any]]:
+    """The metrics on validation data at each step at which a stage was evaluated, or at which sets were asked, in the order of
+    the steps; empty where there was no evaluation of the step."""
+    found = {
+        event["step"]: {name.removeprefix("eval/"): value for name, value in event.items() if name.startswith("eval/")}
+        for event in read_events(directory.events)
+        if event["kind"] == "eval"
+    }
+    asked = (step_number(path.name) for path in directory.evaluations.glob("step-*"))
+    return {step: found.get(step, {}) for step in sorted({*found, *(step for step in asked if step is not None)})}
 
 
-def steps_of(directory: StageDirectory) -> list[int]:
-    """The steps at which a stage was evaluated, or at which sets were asked."""
-    from fledge.run.events import read_events
+def plan_values(directory: StageDirectory) -> dict[str, Any]:
+    """The plan of a stage as it was begun; empty where it cannot be read."""
+    try:
+        plan = json.loads(directory.plan.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return plan if isinstance(plan, dict) else {}
 
-    steps = {event["step"] for event in read_events(directory.events) if event["kind"] == "eval"}
-    found = (step_number(path.name) for path in directory.evaluations.glob("step-*"))
-    return sorted(steps | {step for step in found if step is not None})
 
-
-def metrics_at(directory: StageDirectory, step: int) -> dict[str, Any]:
-    """The metrics on validation data at a step; empty where there was no evaluation."""
-    from fledge.run.events import read_events
-
-    found = [event for event in read_events(directory.events) if event["kind"] == "eval" and event["step"] == step]
-    return {name.removeprefix("eval/"): value for name, value in found[-1].items() if name.startswith("eval/")} if found else {}
+def planned_steps(plan: Mapping[str, Any]) -> int | None:
+    """The steps of a stage by its plan; None where it does not say."""
+    steps = plan.get("steps")
+    return steps if isinstance(steps, int) else None
 
 
 def metrics(subject: Subject, stage: str) -> dict[str, Any]:
     """The metrics on validation data of a subject, after a stage or at its step."""
     directory = subject.directory(stage)
-    return evaluation(directory, AFTER) if subject.step is None else metrics_at(directory, subject.step)
+    return directory.metrics(AFTER) if subject.step is None else metrics_by_step(directory).get(subject.step, {})
 
 
 def sets(subject: Subject, stage: str | None, moment: str | None = None) -> dict[str, SetResult]:
@@ -123,8 +127,7 @@ def sets(subject: Subject, stage: str | None, moment: str | None = None) -> dict
     else:
         at = moment or (AFTER if subject.step is None else step_name(subject.step))
         folder = subject.directory(stage).set_results(at)
-    results = [read_set_result(file) for file in set_result_files(folder)]
-    return {result.name: result for result in results}
+    return read_set_results(folder)
 
 
 def recipe_values(run: Path) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """`fledge runs show`: what a run, a stage or a step has trained and reached."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from fledge.checkpoint.find import step_number
+from fledge.checkpoint.find import step_name, step_number
 from fledge.evaluate.records import BEFORE, SetResult
 from fledge.run import StageDirectory
-from fledge.runs.listing import planned_steps
-from fledge.runs.read import Subject, evaluation, metrics, metrics_at, sets, steps_of
+from fledge.runs.read import Subject, metrics, metrics_by_step, plan_values, planned_steps, sets
 
 
 def show(subject: Subject) -> dict[str, Any]:
@@ -18,49 +18,40 @@ def show(subject: Subject) -> dict[str, Any]:
 
 def _stage(subject: Subject, name: str) -> dict[str, Any]:
     directory = subject.directory(name)
-    result = directory.result() or {}
+    result, plan, evaluated = directory.result() or {}, plan_values(directory), metrics_by_step(directory)
     return {
-        "kind": _plan(directory).get("kind"),
+        "kind": plan.get("kind"),
         "finished": bool(result),
-        "steps": result.get("step", max(steps_of(directory), default=0)) if subject.step is None else subject.step,
-        "planned_steps": planned_steps(directory.plan),
-        "tokens": _plan(directory).get("tokens"),
-        "parameters": _plan(directory).get("parameters"),
+        "steps": result.get("step", max(evaluated, default=0)) if subject.step is None else subject.step,
+        "planned_steps": planned_steps(plan),
+        "tokens": plan.get("tokens"),
+        "parameters": plan.get("parameters"),
         "trained_parameters": result.get("trained_parameters"),
         "seconds": result.get("wall_seconds"),
         "stop": result.get("stop"),
         "model": result.get("model"),
-        "before": evaluation(directory, BEFORE),
+        "before": directory.metrics(BEFORE),
         "after": metrics(subject, name),
-        "checkpoints": _checkpoints(directory, result),
+        "checkpoints": _checkpoints(directory, result, evaluated),
         "sets": _sets(sets(subject, name, BEFORE), sets(subject, name)),
         "verdict": result.get("verdict") if subject.step is None else None,
     }
 
 
-def _plan(directory: StageDirectory) -> dict[str, Any]:
-    import json
-
-    try:
-        plan = json.loads(directory.plan.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return plan if isinstance(plan, dict) else {}
-
-
-def _checkpoints(directory: StageDirectory, result: dict[str, Any]) -> list[dict[str, Any]]:
+def _checkpoints(
+    directory: StageDirectory, result: dict[str, Any], evaluated: Mapping[int, dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Each step with an evaluation or a checkpoint: its metrics, whether it is saved, the best one, the one that goes on."""
     saved = {step for path in directory.checkpoint_paths() if (step := step_number(path.name)) is not None}
-    chosen = f"step-{result['best_step']:08d}" if result.get("best_step") is not None else None
     return [
         {
             "step": step,
             "saved": step in saved,
-            "best": chosen == f"step-{step:08d}",
-            "goes_on": f"/step-{step:08d}/" in f"/{result.get('model', '')}/",
-            "metrics": metrics_at(directory, step),
+            "best": result.get("best_step") == step,
+            "goes_on": f"/{step_name(step)}/" in f"/{result.get('model', '')}/",
+            "metrics": evaluated.get(step, {}),
         }
-        for step in sorted({*steps_of(directory), *saved})
+        for step in sorted({*evaluated, *saved})
     ]
 
 

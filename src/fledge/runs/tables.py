@@ -1,6 +1,5 @@
 """The tables that `fledge runs` prints."""
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,19 +8,13 @@ from rich.text import Text
 
 from fledge.evaluate.comparison import MetricComparison, SetComparison
 from fledge.report import formatting
-from fledge.run.terminal import Terminal
+from fledge.run.terminal import Terminal, output_terminal
 from fledge.runs.compare import FORGETTING, Comparison
 from fledge.runs.listing import ListedRun
 
-PIPED_WIDTH = 150
 SHOWN_METRICS = (
     "loss", "perplexity", "bits_per_byte", "token_accuracy", "reward", "rewards/accuracies", "exact_match", "f1", "bleu",
 )  # fmt: skip
-
-
-def terminal() -> Terminal:
-    """The terminal on standard output, wide where it is piped."""
-    return Terminal(width=None if sys.stdout.isatty() else PIPED_WIDTH)
 
 
 def _table(columns: Iterable[str], title: str = "") -> Table:
@@ -39,12 +32,12 @@ def print_list(runs: Sequence[ListedRun]) -> None:
         loss = "" if run.loss is None else formatting.loss(run.loss)
         cells = (run.path, stages, run.state, formatting.size(run.bytes), loss, run.verdict or "")
         table.add_row(*map(Text, cells))
-    terminal().print(table)
+    output_terminal().print(table)
 
 
 def print_shown(shown: Mapping[str, Any], verdicts: Mapping[str, Sequence[str]]) -> None:
     """Print what `show` found. `verdicts`: the lines of each stage's verdict."""
-    out = terminal()
+    out = output_terminal()
     for name, stage in shown["stages"].items():
         out.print(Text(f"\n{name}", style="bold"), soft_wrap=True)
         out.print(Text(_stage_line(stage)), soft_wrap=True)
@@ -97,7 +90,7 @@ def _print_sets(out: Terminal, found: Mapping[str, Any]) -> None:
 
 def print_comparison(found: Comparison) -> None:
     """Print a comparison: recipe, stages, sets with tests, forgetting, and what could not be compared."""
-    out, names = terminal(), [subject.name for subject in found.subjects]
+    out, names = output_terminal(), [subject.name for subject in found.subjects]
     _print_recipe(out, found, names)
     if found.stages:
         shown = [name for name in SHOWN_METRICS if any(name in row.now for row in found.stages)]

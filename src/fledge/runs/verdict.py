@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fledge.errors import FledgeError
-from fledge.evaluate.verdict import EXIT_CODES, Decision
+from fledge.evaluate.verdict import EXIT_CODES, GOES_ON, Decision
 from fledge.report.read_run import recipe_stages
 from fledge.run import RunDirectory
 from fledge.runs.read import Subject
@@ -88,10 +88,3 @@ def reason_lines(verdict: Mapping[str, Any]) -> list[str]:
         if chosen:
             lines.append(f"  thresholds {title}: " + ", ".join(f"{key} {one['value']:g}" for key, one in chosen.items()))
     return lines
-
-
-GOES_ON = {
-    "trained": "the trained model goes on",
-    "best": "its best checkpoint goes on",
-    "start": "the model before the stage goes on",
-}

@@ -20,7 +20,7 @@ from fledge.objective.token_losses import TokenLosses
 from fledge.training.batch_loader import on_device
 from fledge.training.train_step import StopRequested
 
-CONSOLE_METRICS = {  # in this order, where the objective has them
+_SHORT = {
     "loss": "loss {:.4f}",
     "perplexity": "perplexity {:.4g}",
     "token_accuracy": "token accuracy {:.1%}",
@@ -31,7 +31,9 @@ CONSOLE_METRICS = {  # in this order, where the objective has them
     "valid_json": "valid JSON {:.1%}",
     "f1": "F1 {:.1%}",
     "bleu": "BLEU-4 {:.2f}",
-    **{name: f"{METRIC_NAMES[name].label} {METRIC_NAMES[name].format}" for name in ANSWER_METRICS[4:]},
+}
+CONSOLE_METRICS = _SHORT | {  # in this order, where the objective has them
+    name: f"{METRIC_NAMES[name].label} {METRIC_NAMES[name].format}" for name in ANSWER_METRICS if name not in _SHORT
 }
 
 

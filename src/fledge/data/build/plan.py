@@ -14,11 +14,10 @@ import orjson
 from fledge.data.cleaning.languages import LANGUAGES
 from fledge.data.formats import FORMATS, DataStage, ExampleFormat
 from fledge.data.parsing.registry import resolve
-from fledge.data.reading.records import FileRange, files_of, ignored_files, spans_of
+from fledge.data.reading.records import SHARD_BYTES, FileRange, files_of, ignored_files, spans_of
 from fledge.errors import FledgeError
 from fledge.recipe.schema import BatchConfig, DataConfig, Source
 
-SHARD_BYTES = 16 * 2**20
 VERSION = 1
 Split = Literal["train", "validation", "evaluation"]
 

@@ -25,6 +25,7 @@ from fledge.run.input_files import check_input_file, looks_like_hub_name, lookup
 
 __all__ = ["FileRange", "Record", "file_notices", "files_of", "ignored_files", "read", "row_location", "spans_of"]
 
+SHARD_BYTES = 16 * 2**20  # of a file that are read at a time
 EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 NUMBERED_BY_LINE = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
 SPLITTABLE_ENCODINGS = (
@@ -252,6 +253,13 @@ def _line_spans(file: Path, size: int, target_bytes: int) -> Iterator[FileRange]
             stop = min(handle.tell(), size)
             yield FileRange(str(file), start, stop, first)
             start = stop
+
+
+def records_of(files: Sequence[Path], source: Source) -> Iterator[tuple[str, Record]]:
+    """The rows of files in order, each with its file. Errors as `read` raises them."""
+    for span in spans_of(files, source, SHARD_BYTES):
+        for record in read(span, source):
+            yield span.file, record
 
 
 def read(span: FileRange, source: Source) -> Iterator[Record]:

@@ -21,8 +21,8 @@ class Answer:
     gain: float | None = None
 
     @classmethod
-    def of(cls, item: ItemResult, gain: float | None = None) -> "Answer":
+    def of(cls, item: ItemResult) -> "Answer":
         """The answer of an item. Raises ValueError for an item of a set that generates nothing."""
         if item.given is None:
             raise ValueError(f"item {item.id} has no answer")
-        return cls(prompt=item.prompt, given=item.given, expected=item.expected, finish_reason=item.finish_reason, gain=gain)
+        return cls(prompt=item.prompt, given=item.given, expected=item.expected, finish_reason=item.finish_reason)

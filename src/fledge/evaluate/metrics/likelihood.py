@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
+from fledge.evaluate.metrics.answer import Answer
 from fledge.generation import score_tokens
 from fledge.model.protocol import LanguageModel
 from fledge.tokenizer import Message, Tokenizer
@@ -11,6 +13,18 @@ from fledge.tokenizer import Message, Tokenizer
 def empty_prompt(tokenizer: Tokenizer) -> list[int]:
     """The tokens of a conversation in which the user says nothing: an answer behind them has no question to fit."""
     return tokenizer.encode_prompt([Message("user", "")])
+
+
+def with_gains(
+    answers: Sequence[Answer],
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    tokens: Sequence[Sequence[int]],
+) -> list[Answer]:
+    """The answers with their gains under the model that gave them; `prompts` and `tokens` as in `gains`."""
+    found = gains(model, prompts, tokens, empty_prompt(tokenizer))
+    return [replace(answer, gain=gain) for answer, gain in zip(answers, found, strict=True)]
 
 
 def gains(

@@ -191,6 +191,11 @@ def needs_gain(names: Collection[str]) -> bool:
     return any(METRICS[name].needs_gain for name in names)
 
 
+def needs_sacrebleu(names: Collection[str]) -> bool:
+    """Whether that library computes one of these metrics."""
+    return any(METRICS[name].needs_sacrebleu for name in names)
+
+
 def measure_answers(names: Collection[str], answers: Sequence[Answer]) -> list[dict[str, float]]:
     """For each answer the values of the metrics that apply to it; 0.0 or 1.0 where it is yes or no."""
     result: list[dict[str, float]] = []

@@ -15,7 +15,6 @@ from fledge.model.protocol import LanguageModel
 from fledge.recipe.sections.evaluation_sets import EvaluationSetConfig
 from fledge.tokenizer import Tokenizer
 
-Summary = Callable[[Sequence[ItemResult]], dict[str, MetricValue]]
 ITEMS_AT_ONCE, CHARACTERS_AT_ONCE = 256, 2_000_000  # whose tokens and scores are in memory
 SHOWN_CHARACTERS = 500  # of a long text, in the results of its item
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from fledge.errors import FledgeError
 from fledge.evaluate.records import content_hash
-from fledge.evaluate.sets.rows import each_item
+from fledge.evaluate.sets.rows import Item, Parse, each_item, read_items
 from fledge.recipe import Source
 from fledge.recipe.sections.evaluation_sets import EvaluationSetConfig
 from fledge.tokenizer import Message, Tokenizer
@@ -103,6 +103,19 @@ class FewShot:
             for message in (Message("user", row.prompt), Message("assistant", row.answer))
         ]
         return tokenizer.encode_prompt([*turns, Message("user", prompt)])
+
+
+def read_asked(
+    config: EvaluationSetConfig, key: str, parse: Parse[Item], needed: str, solved: Callable[[Item], Solved]
+) -> tuple[list[Item], list[str], FewShot]:
+    """The items of a set as `read_items` makes them, sentences on the rows that are none, and the solved rows before a
+    question. `solved` makes one of an item."""
+    first = FirstRows(config.few_shot)
+    source = Source(path=config.path)
+    items, left_out = read_items(source, key, parse, needed, most=config.max_samples, seen=lambda item: first.add(solved(item)))
+    asked = (solved(item).prompt for item in items)
+    few_shot = FewShot.of(config, key, first, lambda row: solved(parse("", "", row)), asked)
+    return items, [*(f"left out: {one}" for one in left_out), *few_shot.notes], few_shot
 
 
 def _plain(prompt: str) -> str:

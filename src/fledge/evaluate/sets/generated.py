@@ -11,23 +11,22 @@ from fledge.data.parsing.columns import RowError
 from fledge.evaluate.answers import RIGHT, mark
 from fledge.evaluate.bleu import import_sacrebleu
 from fledge.evaluate.metrics import (
-    METRICS,
     Answer,
     check_metrics,
-    empty_prompt,
-    gains,
     measure_answers,
     measure_set,
     needs_gain,
+    needs_sacrebleu,
+    with_gains,
 )
 from fledge.evaluate.prompt_sets import PREFIX, builtin_path
 from fledge.evaluate.prompt_tests import Case, load_cases
 from fledge.evaluate.records import ItemResult, MetricValue, item_ids
 from fledge.evaluate.sets.base import EvaluationSet, Measured, rate
-from fledge.evaluate.sets.few_shot import FewShot, FirstRows, Solved
+from fledge.evaluate.sets.few_shot import Solved, read_asked
 from fledge.evaluate.sets.model import EvaluatedModel, GeneratedText, Progress
 from fledge.evaluate.sets.questions import ScoredQuestion, read_questions
-from fledge.evaluate.sets.rows import filled, group_of, read_items, spread, text_of
+from fledge.evaluate.sets.rows import filled, group_of, spread, text_of
 from fledge.recipe import Source
 from fledge.recipe.sections.evaluation_sets import EvaluationSetConfig
 from fledge.tokenizer import Tokenizer
@@ -58,7 +57,7 @@ class GeneratedSet(EvaluationSet):
     ) -> None:
         super().__init__(name, config, ids, notes)
         check_metrics(config.metrics, f"{key}.metrics")
-        if any(METRICS[metric].needs_sacrebleu for metric in config.metrics):
+        if needs_sacrebleu(config.metrics):
             import_sacrebleu(f"{key}.metrics")
         self.metrics = [one for one in dict.fromkeys((*config.metrics, *type(self).metrics)) if one != self.own_rate]
 
@@ -71,10 +70,9 @@ class GeneratedSet(EvaluationSet):
         prompts = self.prompts(model.tokenizer)
         answers = model.generate(prompts, self.config.max_new_tokens, stop=self.stop, where=self.places, progress=progress)
         items = [self.result(number, answer) for number, answer in enumerate(answers)]
-        found: Sequence[float | None] = [None] * len(items)
+        measured = [Answer.of(item) for item in items]
         if needs_gain(self.metrics):
-            found = gains(model.model, prompts, [one.tokens for one in answers], empty_prompt(model.tokenizer))
-        measured = [Answer.of(item, gain) for item, gain in zip(items, found, strict=True)]
+            measured = with_gains(measured, model.model, model.tokenizer, prompts, [one.tokens for one in answers])
         values = measure_answers(self.metrics, measured)
         return Measured(items=[replace(item, values={**item.values, **more}) for item, more in zip(items, values, strict=True)])
 
@@ -197,15 +195,8 @@ class GenerationSet(GeneratedSet):
             return _Task(where, filled(config.template, row), answer, expected, group_of(row, roles["group"]))
 
         needed = f"a row has the column {roles['answer']}, in which extract finds the answer, and those that template names"
-        first = FirstRows(config.few_shot)
-        self.items, notes = read_items(
-            Source(path=config.path), key, parse, needed, most=config.max_samples, seen=lambda one: first.add(_solved(one))
-        )
-        ids = item_ids([[one.prompt, one.expected] for one in self.items])
-        asked = (one.prompt for one in self.items)
-        self._few_shot = FewShot.of(config, key, first, lambda row: _solved(parse("", "", row)), asked)
-        told = [*(f"left out: {one}" for one in notes), *self._few_shot.notes]
-        super().__init__(name, config, ids, told, key=key)
+        self.items, notes, self._few_shot = read_asked(config, key, parse, needed, _solved)
+        super().__init__(name, config, item_ids([[one.prompt, one.expected] for one in self.items]), notes, key=key)
         self.fingerprint = self._few_shot.joined(self.fingerprint)
 
     @property

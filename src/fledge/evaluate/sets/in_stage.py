@@ -39,15 +39,18 @@ class StageSets:
     directory: StageDirectory
     console: Console
 
-    def evaluate(self, model: LanguageModel, moment: str) -> None:
-        """Ask all sets before or after the stage, and write the results to `eval/<moment>/`, with progress on the console."""
-        asked = EvaluatedModel(model, self.tokenizer)
+    def evaluate(self, model: LanguageModel, moment: str) -> list[SetResult]:
+        """The results of all sets before or after the stage, in the order of their files, which are written to
+        `eval/<moment>/`; with progress on the console."""
+        asked, results = EvaluatedModel(model, self.tokenizer), list[SetResult]()
         for one in self.sets:
             result = evaluate_with_progress(one, asked, self.console)
+            results.append(result)
             write_set_result(self.directory.set_results(moment), result)
             self.console.log(f"{moment} {self.directory.root.name}: {set_line(result)}")
             for note in result.notes if moment == BEFORE else ():
                 self.console.log(f"  {note}")
+        return sorted(results, key=lambda result: f"{result.name}.json")
 
     def evaluate_at(self, model: LanguageModel, step: int, names: Sequence[str]) -> dict[str, float]:
         """Ask some sets while the stage trains, and write the results to `eval/step-…/`. Returns `<set>/<metric>` → value."""

@@ -1,13 +1,13 @@
 """The kinds of evaluation sets: how each is loaded, and which kind a file looks like."""
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fledge.data.build.plan import SHARD_BYTES
 from fledge.data.parsing.columns import RowError
 from fledge.data.parsing.rows import parse_conversation, parse_document, parse_row
-from fledge.data.reading.records import files_of, read, spans_of
+from fledge.data.reading.records import files_of, records_of
 from fledge.errors import FledgeError
 from fledge.evaluate.prompt_sets import PREFIX
 from fledge.evaluate.sets.base import EvaluationSet
@@ -78,8 +78,7 @@ def guess_kind(path: str, key: str) -> SetKind:
     if Path(path).suffix.lower() in YAML or path.startswith(PREFIX):
         return "prompts"
     source = Source(path=path)
-    rows = (record for span in spans_of(files_of(source, key), source, SHARD_BYTES) for record in read(span, source))
-    for _, record in zip(range(LOOKED_AT), rows, strict=False):
+    for _, record in islice(records_of(files_of(source, key), source), LOOKED_AT):
         if record.broken:
             continue
         for kind, holds in SIGNS:

@@ -13,7 +13,7 @@ from fledge.data.parsing.items import Document
 from fledge.data.parsing.rows import parse_document, parse_row
 from fledge.evaluate.records import ItemResult, MetricValue, item_ids
 from fledge.evaluate.sets.base import EvaluationSet, Measured, rate, ratio, shortened, slices
-from fledge.evaluate.sets.few_shot import FewShot, FirstRows, Solved, glue
+from fledge.evaluate.sets.few_shot import Solved, glue, read_asked
 from fledge.evaluate.sets.model import Continuation, EvaluatedModel, Progress
 from fledge.evaluate.sets.rows import filled, group_of, read_items, text_of
 from fledge.objective.base import bits_per_unit
@@ -184,14 +184,8 @@ class MultipleChoice(EvaluationSet):
             return _Question(filled(config.template, row), choices, label, group_of(row, roles["group"]))
 
         needed = f"a row has the columns {roles['choices']} and {roles['label']}, and those that template names"
-        first = FirstRows(config.few_shot)
-        self.items, notes = read_items(
-            Source(path=config.path), key, parse, needed, most=config.max_samples, seen=lambda one: first.add(_solved(one))
-        )
-        ids = item_ids([[one.prompt, one.choices, one.label] for one in self.items])
-        asked = (one.prompt for one in self.items)
-        self._few_shot = FewShot.of(config, key, first, lambda row: _solved(parse("", "", row)), asked)
-        super().__init__(name, config, [*ids], [*(f"left out: {one}" for one in notes), *self._few_shot.notes])
+        self.items, notes, self._few_shot = read_asked(config, key, parse, needed, _solved)
+        super().__init__(name, config, item_ids([[one.prompt, one.choices, one.label] for one in self.items]), notes)
         self.fingerprint = self._few_shot.joined(self.fingerprint)
 
     def measure(self, model: EvaluatedModel, progress: Progress) -> Measured:

@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from fledge.data.build.plan import SHARD_BYTES
 from fledge.data.parsing.columns import RowError
 from fledge.data.parsing.left_out import Counts
-from fledge.data.reading.records import files_of, read, row_location, spans_of
+from fledge.data.reading.records import files_of, records_of, row_location
 from fledge.errors import FledgeError
 from fledge.recipe import Source
 from fledge.recipe.sections.evaluation_sets import FIELD
@@ -56,13 +55,12 @@ def each_item(source: Source, key: str, parse: Parse[Item], needed: str, take: T
     """Give each item of a source with its number, from 0, to `take`. Returns the number of items, and the sentences of
     `read_items`; parameters and errors as there."""
     count, left_out = 0, Counts()
-    for span in spans_of(files_of(source, key), source, SHARD_BYTES):
-        for record in read(span, source):
-            where = row_location(span.file, record.number)
-            item = left_out.parsed(record, where, partial(parse, span.file, where))
-            if item is not None:
-                take(count, item)
-                count += 1
+    for file, record in records_of(files_of(source, key), source):
+        where = row_location(file, record.number)
+        item = left_out.parsed(record, where, partial(parse, file, where))
+        if item is not None:
+            take(count, item)
+            count += 1
     problems = left_out.lines()
     if not count:
         what = f"no row can be used: {'; '.join(problems) or 'there are no rows'}"
