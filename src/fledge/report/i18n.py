@@ -88,7 +88,7 @@ WORDS = {
     "verdict": Text("Verdict", "结论"),
     "verdict_note": Text(
         "What each figure speaks for, those that decided first. Thresholds are in the recipe, below evaluation.verdict.",
-        "各项数据支持的结论，起决定作用的在前。阈值见配方中的 evaluation.verdict。理由以英文记录。",
+        "各项数据支持的结论，起决定作用的在前。阈值见配方中的 evaluation.verdict。",
     ),
     "speaks_for": Text("Speaks for", "支持"),
     "undecided": Text("cannot decide", "无法判断"),

@@ -9,6 +9,7 @@ from fledge.report.facts import facts
 from fledge.report.html_page import HERE, render_page, write_page
 from fledge.report.i18n import DECISIONS, GOES_ON, WORDS, example_text, word_of
 from fledge.report.read_run import mappings, number, read_run, text
+from fledge.report.reasons import read_reason
 from fledge.report.records import Problem, Run
 from fledge.report.samples import sample_tables
 from fledge.report.sets import cut, stage_sets
@@ -28,6 +29,7 @@ FILTERS = {
     "cut": cut,
     "mappings": mappings,
     "decision": lambda value: word_of(DECISIONS, value),
+    "reason": read_reason,
     "goes_on": lambda value: word_of(GOES_ON, value),
 }
 
